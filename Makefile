@@ -1,0 +1,71 @@
+# make demo     see it work on the files in sample_data/
+# make test     everything that must pass: style, types, layers, documents, tests
+# make lint     the same without the tests
+# make docs     write the generated parts of README.md and formats/*.md again
+# make samples  build sample_data/ again
+# make bench    measure (each figure is a ratio to a well-known tool, in one run)
+# make fuzz     mutate the sample files for longer than the tests do (FUZZ_SECONDS=600)
+# make clean    remove what the other targets made, the virtual environment included
+#
+# PYTHON=python3.12 make test   choose the interpreter (3.10 or newer) that .venv is made from
+
+PYTHON ?= python3
+VENV   ?= .venv
+JOBS   ?= 2
+FUZZ_SECONDS ?= 600
+BIN    := $(VENV)/bin
+PAGES  := README.md ARCHITECTURE.md $(wildcard formats/*.md)
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test lint docs samples bench fuzz clean
+.DEFAULT_GOAL := help
+.PHONY: help
+help:
+	@sed -n '/^# make/s/^# //p' Makefile
+
+demo: $(VENV)/.demo
+	@$(BIN)/python tools/demo.py
+
+test: lint
+	$(BIN)/python -m pytest -n $(JOBS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/cog --check --check-fail-msg='Run: make docs' --verbosity=1 -I . $(PAGES)
+
+docs: $(VENV)/.dev
+	$(BIN)/python tools/picture.py
+	$(BIN)/cog -r --verbosity=1 -I . $(PAGES)
+
+samples: $(VENV)/.dev
+	$(BIN)/python tools/make_sample_data.py
+
+bench: $(VENV)/.dev
+	$(BIN)/python tools/bench/formats.py
+
+fuzz: $(VENV)/.dev
+	$(BIN)/python tools/fuzz.py --seconds $(FUZZ_SECONDS)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps depend on pyproject.toml, so that nothing is installed twice and new dependencies are.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "atlas_kit needs Python 3.10 or newer. Try: PYTHON=python3.12 make $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+	  || { rm -rf $(VENV); echo "No virtual environment. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	@echo "Installing atlas_kit into $(VENV) (about a minute, once)"
+	@$(PIP) install -e '.[encryption]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	@echo "Installing atlas_kit and the tools that check it into $(VENV) (about a minute, once)"
+	@$(PIP) install -e '.[dev]'
+	@touch $@ $(VENV)/.demo

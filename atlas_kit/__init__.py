@@ -1,0 +1,36 @@
+"""atlas_kit: see, check, rescue, convert, shrink and compare the memory of a local language model.
+
+Importing this package costs nothing: every public name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from atlas_kit._version import __version__
+
+if TYPE_CHECKING:
+    from atlas_kit.errors import AtlasError, ErrorCode
+    from atlas_kit.formats.atlas import DataType, Entry, MemoryFile
+    from atlas_kit.formats.gguf import GGUFFile
+
+_HOME = {
+    "AtlasError": "atlas_kit.errors",
+    "DataType": "atlas_kit.formats.atlas",
+    "Entry": "atlas_kit.formats.atlas",
+    "ErrorCode": "atlas_kit.errors",
+    "GGUFFile": "atlas_kit.formats.gguf",
+    "MemoryFile": "atlas_kit.formats.atlas",
+}
+
+__all__ = ["AtlasError", "DataType", "Entry", "ErrorCode", "GGUFFile", "MemoryFile", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home the first time that it is asked for (PEP 562)."""
+    try:
+        home = _HOME[name]
+    except KeyError:
+        raise AttributeError(f"module 'atlas_kit' has no attribute {name!r}") from None
+    return getattr(importlib.import_module(home), name)

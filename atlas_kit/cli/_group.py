@@ -1,0 +1,95 @@
+"""The command group: a table of names, so that help and completion import no command's module."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any, NamedTuple, NoReturn
+
+import click
+
+from atlas_kit._version import __version__
+from atlas_kit.cli._options import CONTEXT, HelpfulCommand
+
+
+class Row(NamedTuple):
+    """One command: the module that holds its ``command``, and its line in the overview."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "inspect": Row("inspect_cmd", "Show what a file is and what it holds."),
+    "validate": Row("validate_cmd", "Check files and explain everything that is wrong."),
+    "convert": Row("convert_cmd", "Convert between .atlas, JSON, safetensors, npz and GGUF."),
+    "repair": Row("repair_cmd", "Rescue what is intact in a damaged file."),
+    "compress": Row("compress_cmd", "Make a file smaller."),
+    "diff": Row("diff_cmd", "Compare two files by what they mean."),
+    "merge": Row("merge_cmd", "Join several memory files into one."),
+    "ls": Row("ls_cmd", "List entries, or metadata and tensors."),
+    "get": Row("get_cmd", "Print or save one value."),
+    "set": Row("set_cmd", "Store one value."),
+    "rm": Row("rm_cmd", "Remove entries or metadata keys."),
+    "hash": Row("hash_cmd", "Print hashes of a file, its content and each part."),
+    "recover": Row("recover_cmd", "List backups and restore one."),
+    "completion": Row("completion_cmd", "Print the shell completion script."),
+}
+
+
+class LazyGroup(HelpfulCommand, click.Group):
+    """A group that imports a command when it is called and knows its summary without that."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the table, which is the order of everyday use."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return one command."""
+        row = COMMANDS.get(cmd_name)
+        if row is None:
+            return None
+        command = importlib.import_module(f"atlas_kit.cli.{row.module}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def main(self, args: Any = None, *_: Any, **__: Any) -> NoReturn:
+        """Run the whole program, error messages and exit code included (click's test runner calls this)."""
+        from atlas_kit.cli.main import run
+
+        sys.exit(run(sys.argv[1:] if args is None else list(args)))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands from the table."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, row.summary) for name, row in COMMANDS.items()])
+
+
+HELP = """\
+See, check, rescue, convert, shrink and compare the memory of a language model.
+
+Works on .atlas memory files (versions 1, 2 and 3) and on GGUF model files; safetensors, npz and JSON
+come in and go out through `convert`. Commands read by default: only set, rm and recover change a file
+in place, and they replace it whole or not at all. `-` stands for standard input or output.
+
+Examples:
+  atlas-tool inspect llama-7b_memory.atlas
+  atlas-tool validate models/ --json
+  atlas-tool diff before.atlas after.atlas
+
+Exit codes:
+  0  fine
+  1  findings or differences
+  2  misuse, or a file that cannot be read
+
+Environment:
+  ATLAS_PASSPHRASE   passphrase of encrypted files
+  ATLAS_KIT_DEBUG    set to 1 to see where an error came from
+  NO_COLOR           set to turn colours off
+"""
+
+
+@click.command(cls=LazyGroup, help=HELP, context_settings=CONTEXT)
+@click.version_option(__version__, "-V", "--version", prog_name="atlas-tool", message="%(prog)s %(version)s")
+def group() -> None:
+    """Do nothing but hold the commands."""

@@ -1,0 +1,112 @@
+"""Options that several commands share, each said once, and how ``-`` becomes standard input."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from atlas_kit.operations._inputs import Given, Keys
+
+
+class HelpfulCommand(click.Command):
+    """A command whose help keeps the lines of blocks that start with a word and a colon (``Examples:``)."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        blocks = inspect.cleandoc(options.pop("help", None) or "").split("\n\n")
+        text = "\n\n".join(f"\b\n{b}" if b.split("\n")[0].endswith(":") else b for b in blocks)
+        options["help"] = text
+        super().__init__(*args, **options)
+
+
+#: How wide help may be, and both names of its option.
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def command_(name: str, text: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """Return the decorator that makes a function the command ``name`` with the help ``text``."""
+    return click.command(name, cls=HelpfulCommand, help=text, context_settings=CONTEXT)
+
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+#: A path that may be ``-``. Existence is left to the library, whose errors say more.
+FILE = click.Path(allow_dash=True)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+force_option = click.option("-f", "--force", is_flag=True, help="Overwrite OUTPUT when it exists.")
+backup_option = click.option("--backup", is_flag=True, help="Keep the previous file as NAME.bak.")
+
+
+def output_option(help_text: str, *, required: bool = False) -> Callable[[F], F]:
+    """Return the option ``-o/--output``."""
+    return click.option("-o", "--output", type=FILE, required=required, metavar="OUTPUT", help=help_text)
+
+
+def codec_options(function: F) -> F:
+    """Add ``--codec``, ``--level`` and ``--no-shuffle``."""
+    function = click.option(
+        "--no-shuffle", is_flag=True, help="Do not group the bytes of numbers before coding them."
+    )(function)
+    function = click.option("--level", type=int, help="How hard to try; the range depends on the codec.")(
+        function
+    )
+    return click.option(
+        "--codec", type=click.Choice(["lz4", "zlib", "zstd", "none"]), help="How to code payloads."
+    )(function)
+
+
+def keys_options(function: F) -> F:
+    """Add ``--passphrase-file`` and ``--key-file``; the command receives them as ``keys``."""
+
+    @click.option(
+        "--passphrase-file",
+        type=FILE,
+        metavar="F",
+        help="Read the passphrase of an encrypted file from the first line of F.",
+    )
+    @click.option(
+        "--key-file", type=FILE, metavar="F", help="Read the raw 32-byte key of an encrypted file from F."
+    )
+    @wraps(function)
+    def wrapper(*args: Any, passphrase_file: str | None, key_file: str | None, **kwargs: Any) -> Any:
+        return function(*args, keys=read_keys(passphrase_file, key_file), **kwargs)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def read_keys(passphrase_file: str | None, key_file: str | None) -> Keys:
+    """Collect what opens encrypted files: options, then ``ATLAS_PASSPHRASE``, then a question.
+
+    The question is asked only when a file turns out to need it, and only on a terminal.
+    """
+    from atlas_kit.operations._inputs import Keys, key_from_file, passphrase_from_file
+
+    if passphrase_file and key_file:
+        raise click.UsageError("give --passphrase-file or --key-file, not both")
+    if key_file:
+        return Keys(key=key_from_file(key_file))
+    if passphrase_file:
+        return Keys(passphrase=passphrase_from_file(passphrase_file))
+    value = os.environ.get("ATLAS_PASSPHRASE")
+    if value:
+        return Keys(passphrase=os.fsencode(value))
+    return Keys(ask=_ask if sys.stdin.isatty() and sys.stderr.isatty() else None)
+
+
+def _ask(question: str, confirm: bool) -> bytes:
+    """Ask for a passphrase on the terminal, without showing it."""
+    answer = click.prompt(question, hide_input=True, confirmation_prompt=confirm, err=True)
+    return str(answer).encode("utf-8", "surrogateescape")
+
+
+def given(path: str) -> Given:
+    """Return the path, or for ``-`` everything on standard input."""
+    return sys.stdin.buffer.read() if path == "-" else path

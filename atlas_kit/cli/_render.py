@@ -1,0 +1,285 @@
+r"""The one place that writes to the terminal: results become JSON, plain text, or rich text on a terminal.
+
+A command hands over *blocks* (facts, tables, lines); what they hold comes from files that may be hostile,
+so every string is escaped here: no control character and no markup of a file reaches the terminal.
+rich is imported only when the output is a terminal. Knows nothing about files.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import unicodedata
+from collections.abc import Sized
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from atlas_kit.errors import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+#: Above this many rows a table is written plainly even on a terminal: rich takes seconds for it.
+RICH_ROWS = 500
+#: How many plain rows are measured together, so that a long table starts to appear at once.
+PLAIN_ROWS = 1000
+
+STYLES = {"good": "green", "bad": "bold red", "warn": "yellow", "dim": "dim", "head": "bold", "add": "green"}
+STYLES |= {"remove": "red", "place": "cyan"}
+
+
+class Facts(NamedTuple):
+    """Names with their values, one a line."""
+
+    rows: Sequence[tuple[str, object]]
+
+
+class Table(NamedTuple):
+    """Columns with headings; a heading that starts with ``>`` is aligned to the right."""
+
+    columns: Sequence[str]
+    rows: Iterable[Sequence[object]]
+    heading: bool = True
+
+
+class Lines(NamedTuple):
+    """Lines of text, each plain or with a style of ``STYLES``."""
+
+    lines: Iterable[str | Styled]
+
+
+class Styled(NamedTuple):
+    """Text with a style of ``STYLES``."""
+
+    text: str
+    style: str
+
+
+Block = Facts | Table | Lines | str
+
+
+class Result(Protocol):
+    """What operations return."""
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0 for fine, 1 for findings or differences, 2 for unreadable input."""
+
+    def to_json(self) -> Any:
+        """Return the result as JSON-ready data."""
+
+
+def emit(result: Result, render: Callable[[Any], Iterable[Block]], as_json: bool) -> int:
+    """Write a result as JSON or as text, and return its exit code."""
+    if as_json:
+        from atlas_kit.operations._json import dumps
+
+        sys.stdout.write(dumps(result.to_json(), indent=2) + "\n")
+    else:
+        show(render(result))
+    return result.exit_code
+
+
+def note(text: str) -> None:
+    """Say something beside the result, on standard error."""
+    sys.stderr.write(f"{printable(text)}\n")
+
+
+def show(blocks: Iterable[Block]) -> None:
+    """Write blocks to standard output, with an empty line between facts and tables."""
+    console = _rich_console()
+    first = True
+    for block in blocks:
+        if not first and isinstance(block, (Facts, Table)):
+            sys.stdout.write("\n")
+        first = False
+        if console is not None and not (isinstance(block, Table) and _is_long(block)):
+            _show_rich(console, block)
+        else:
+            _show_plain(block)
+
+
+def _is_long(table: Table) -> bool:
+    rows = table.rows
+    return not isinstance(rows, Sized) or len(rows) > RICH_ROWS
+
+
+def _split(cell: object) -> tuple[str, str]:
+    """Return the printable text of a cell, and its style."""
+    if isinstance(cell, Styled):
+        return printable(cell.text), cell.style
+    return ("" if cell is None else printable(str(cell))), ""
+
+
+# --- plain ---------------------------------------------------------------------------------------------
+
+
+def _show_plain(block: Block) -> None:
+    write = sys.stdout.write
+    if isinstance(block, str):
+        write(f"{printable(block)}\n")
+    elif isinstance(block, Facts):
+        width = max((len(name) for name, _ in block.rows), default=0)
+        for name, value in block.rows:
+            write(f"{name:<{width}}  {_split(value)[0]}".rstrip() + "\n")
+    elif isinstance(block, Lines):
+        for line in block.lines:
+            write(f"{_split(line)[0]}\n")
+    else:
+        _plain_table(block)
+
+
+def _plain_table(table: Table) -> None:
+    right = [name.startswith(">") for name in table.columns]
+    head = [[name.lstrip(">") for name in table.columns]] if table.heading else []
+    batch: list[list[str]] = []
+    widths = [0] * len(right)
+    for row in table.rows:
+        batch.append([_split(cell)[0] for cell in row])
+        if len(batch) == PLAIN_ROWS:
+            widths = _write_rows(head + batch, widths, right)
+            head, batch = [], []
+    if batch:
+        _write_rows(head + batch, widths, right)
+
+
+def _write_rows(rows: list[list[str]], widths: list[int], right: list[bool]) -> list[int]:
+    """Write rows in columns at least as wide as before, and return how wide they became."""
+    columns = zip(*rows, strict=True)
+    widths = [max(old, *map(_width, column)) for old, column in zip(widths, columns, strict=True)]
+    for row in rows:
+        cells = []
+        for text, width, to_right in zip(row, widths, right, strict=True):
+            gap = " " * (width - _width(text))
+            cells.append(gap + text if to_right else text + gap)
+        sys.stdout.write("  ".join(cells).rstrip() + "\n")
+    return widths
+
+
+def _width(text: str) -> int:
+    """Return how many terminal columns ``text`` takes."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
+    )
+
+
+# --- rich ----------------------------------------------------------------------------------------------
+
+
+def _rich_console() -> Any:
+    """Return a rich console when standard output is a capable terminal, else ``None``."""
+    if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+        return None
+    from rich.console import Console
+
+    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+
+
+def _show_rich(console: Any, block: Block) -> None:
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    def text(cell: object) -> Text:
+        plain, style = _split(cell)
+        return Text(plain, style=STYLES.get(style, ""), overflow="fold")
+
+    if isinstance(block, str):
+        console.print(text(block), soft_wrap=True)
+        return
+    if isinstance(block, Lines):
+        for line in block.lines:
+            console.print(text(line), soft_wrap=True)
+        return
+    grid = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    if isinstance(block, Facts):
+        grid.add_column(style="bold", no_wrap=True)
+        grid.add_column(overflow="fold")
+        for name, value in block.rows:
+            grid.add_row(name, text(value))
+    else:
+        grid.show_header = block.heading
+        for name in block.columns:
+            grid.add_column(
+                name.lstrip(">"), justify="right" if name.startswith(">") else "left", overflow="fold"
+            )
+        for row in block.rows:
+            grid.add_row(*map(text, row))
+    console.print(grid)
+
+
+# --- progress ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None] | None]:
+    """Yield a callback ``(what, done, total)`` that draws a bar on standard error, or ``None``.
+
+    There is no bar when standard error is not a terminal, and none for work of under half a second.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    started = time.monotonic()
+    shown = 0.0
+
+    def update(what: str, done: int, total: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - started < 0.5 or now - shown < 0.1:
+            return
+        shown = now
+        share = min(1.0, done / total) if total > 0 else 0.0
+        bar = ("#" * int(share * 24)).ljust(24, ".")
+        sys.stderr.write(f"\r\x1b[K{share:4.0%} [{bar}] {printable(what)[:40]}")
+        sys.stderr.flush()
+
+    try:
+        yield update
+    finally:
+        if shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+# --- words for numbers ---------------------------------------------------------------------------------
+
+
+def size(count: int | None) -> str:
+    """Return a number of bytes as people read it: ``1.5 MiB``."""
+    if count is None:
+        return "?"
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(value) < 1024 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def exact_size(count: int) -> str:
+    """Return a number of bytes both ways: ``1.5 MiB (1,572,864 bytes)``."""
+    return f"{count} bytes" if count < 1024 else f"{size(count)} ({count:,} bytes)"
+
+
+def moment(seconds: int | None) -> str:
+    """Return Unix seconds as a UTC time, or the number itself where no calendar reaches."""
+    if seconds is None:
+        return ""
+    if seconds == 0:
+        return "not set"
+    if not 0 < seconds < 253_402_300_800:  # the year 10000
+        return f"{seconds} (not a time)"
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+
+
+def shape(dims: Sequence[int] | None) -> str:
+    """Return a shape as ``2 x 3``."""
+    return "" if dims is None else " x ".join(map(str, dims)) or "scalar"
+
+
+def plural(count: int, one: str, many: str | None = None) -> str:
+    """Return ``1 entry`` or ``2 entries``."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"

@@ -1,0 +1,150 @@
+"""The entry point of ``atlas-tool``: finds the command, and turns every failure into one line and a code.
+
+Commands are imported when they are called, never for ``--help`` or ``--version``. This is the only place
+that ends the process; it knows nothing of any file format.
+
+Exit codes: 0 fine, 1 findings or differences, 2 misuse or unreadable input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from atlas_kit._version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PROG = "atlas-tool"
+FINE, FINDINGS, MISUSE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run ``atlas-tool`` with ``argv`` (the process's own by default) and exit."""
+    sys.exit(run(sys.argv[1:] if argv is None else list(argv)))
+
+
+def run(args: list[str]) -> int:
+    """Run one command line and return its exit code; nothing gets past it."""
+    if args in (["--version"], ["-V"]):  # answered before click, which costs twice the interpreter's start
+        print(f"{PROG} {__version__}")  # noqa: T201
+        return FINE
+    _be_printable()
+    try:
+        code = _invoke(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
+    except SystemExit as error:  # a library that gave up on its own
+        return error.code if isinstance(error.code, int) else MISUSE
+    except BrokenPipeError:
+        return _quiet_stdout(BROKEN_PIPE)
+    except BaseException as error:
+        if os.environ.get("ATLAS_KIT_DEBUG"):
+            import traceback
+
+            traceback.print_exc()
+        return _failed(error)
+    return code
+
+
+def __getattr__(name: str) -> Any:
+    """Return ``cli``, the click group, on demand: importing this module must not import click."""
+    if name == "cli":
+        from atlas_kit.cli._group import group
+
+        return group
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _invoke(args: list[str]) -> int:
+    from atlas_kit.cli._group import group
+
+    completion = os.environ.get("_ATLAS_TOOL_COMPLETE")
+    if completion:
+        from click.shell_completion import shell_complete
+
+        return shell_complete(group, {}, PROG, "_ATLAS_TOOL_COMPLETE", completion)
+    with group.make_context(PROG, args) as context:
+        result = group.invoke(context)
+    return result if isinstance(result, int) else FINE
+
+
+def _be_printable() -> None:
+    """Make a terminal that lacks a character show an escape instead of ending the program."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def _failed(error: BaseException) -> int:
+    """Say in one line what went wrong, and return the code for it."""
+    from atlas_kit.errors import AtlasError
+
+    if isinstance(error, AtlasError):
+        return _fail(str(error), MISUSE)
+    import click
+
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message())
+        return MISUSE
+    if isinstance(error, click.Abort):
+        return _fail("interrupted", INTERRUPTED)
+    if isinstance(error, click.UsageError):
+        where = error.ctx.command_path if error.ctx else PROG
+        return _fail(f"{_sentence(error.format_message())} (See: {where} --help)", MISUSE)
+    if isinstance(error, click.ClickException):
+        return _fail(_sentence(error.format_message()), MISUSE)
+    return _fail(_explain(error), MISUSE)
+
+
+def _explain(error: BaseException) -> str:
+    """Put an error that is not ours into a sentence."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for this"
+    if isinstance(error, RecursionError):
+        return "the data is nested too deeply"
+    if isinstance(error, OSError):
+        why = error.strerror or str(error) or type(error).__name__
+        name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+        return f"{name}{why[:1].lower()}{why[1:]}"
+    if isinstance(error, UnicodeError):
+        return f"the text is not {getattr(error, 'encoding', 'UTF-8')}: {error}"
+    reason = str(error).splitlines()
+    return (
+        f"internal error: {type(error).__name__}: {reason[0] if reason else ''}"
+        " (please report it; ATLAS_KIT_DEBUG=1 shows where)"
+    )
+
+
+def _sentence(message: str) -> str:
+    message = " ".join(message.split())
+    return f"{message[:1].lower()}{message[1:].rstrip('.')}" if message[1:2].islower() else message
+
+
+def _fail(message: str, code: int) -> int:
+    from atlas_kit.errors import printable
+
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _quiet_stdout(code)
+    try:
+        print(f"{PROG}: {printable(message)}", file=sys.stderr)  # noqa: T201
+        sys.stderr.flush()
+    except OSError:
+        pass
+    return code
+
+
+def _quiet_stdout(code: int) -> int:
+    """Send what is still buffered nowhere: the interpreter would complain about it at exit."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code

@@ -1,0 +1,1 @@
+"""Compression codecs and filters of stored payloads: one file each, one lookup table (``table``)."""

@@ -1,0 +1,1 @@
+"""The file formats, one subpackage each: ``tables`` (numbers), ``layout`` (bytes), ``file`` (behaviour)."""

@@ -1,0 +1,38 @@
+"""What a checker reports: the same shape for every format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from atlas_kit.errors import printable
+
+Severity = Literal["error", "warning", "note"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One observation about a file.
+
+    ``code`` is a stable kebab-case word for programs, ``message`` says in plain words what was found,
+    ``hint`` what to do, ``offset`` is the byte offset in the file (``None`` where no byte is to blame)
+    and ``key`` the entry, metadata key or tensor concerned.
+    """
+
+    code: str
+    severity: Severity
+    message: str
+    hint: str = ""
+    offset: int | None = None
+    key: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the finding as JSON-ready data."""
+        return {
+            "code": self.code,
+            "severity": self.severity,
+            "offset": self.offset,
+            "key": None if self.key is None else printable(self.key),
+            "message": printable(self.message),
+            "hint": printable(self.hint),
+        }

@@ -1,0 +1,668 @@
+"""``MemoryFile``: the memory file as a mapping from key to entry, of any version.
+
+What is on disk is read when it is asked for; changes are held in memory until ``save`` (a whole new file) or
+``commit`` (changes appended to a version 2 or 3 file). Safe to use from several threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+from atlas_kit.errors import (
+    AtlasError,
+    ConflictError,
+    InvalidParamError,
+    KeyNotFoundError,
+    KeyRequiredError,
+    MagicMismatchError,
+    TruncatedError,
+    VersionMismatchError,
+)
+from atlas_kit.formats import _files
+from atlas_kit.formats._files import Source, StrPath
+from atlas_kit.formats.atlas import tables as t
+from atlas_kit.formats.atlas import v1
+from atlas_kit.formats.atlas.entry import Entry, make_entry
+from atlas_kit.formats.atlas.store import Info, Store, encode_key
+
+if TYPE_CHECKING:
+    from atlas_kit.formats._findings import Finding
+    from atlas_kit.formats.atlas.crypto import Cipher, Secret
+
+_MISSING: Any = object()
+
+
+def open_store(
+    source: Source, *, passphrase: str | bytes | None = None, key: bytes | None = None, verify: bool = False
+) -> Store:
+    """Open a file of any version for reading.
+
+    Raises
+    ------
+    MagicMismatchError, VersionMismatchError, TruncatedError
+        It is not a `.atlas` file, a newer one, or only the beginning of one.
+    """
+    top = source.read_upto(0, 8)
+    if top[:4] != t.MAGIC:
+        what = "it is empty" if not top else "it does not start with ATLS"
+        raise MagicMismatchError(f"this is not a .atlas file: {what}", path=source.path, offset=0)
+    if len(top) < 8:
+        raise TruncatedError("the file ends inside its header", path=source.path, offset=len(top))
+    version = int.from_bytes(top[4:], "little")
+    if version == 1:
+        return v1.StoreV1(source, verify=verify)
+    if version in (2, 3):
+        from atlas_kit.formats.atlas import v2
+
+        store = v2.StoreV2(source, _secret(passphrase, key))
+        if verify:
+            for entry in store.entries():
+                entry.verify()
+        return store
+    raise VersionMismatchError(
+        f"the file says version {version}, and this library reads 1 to 3", path=source.path, offset=4,
+        hint="If the file is damaged, try: atlas-tool repair",
+    )  # fmt: skip
+
+
+class MemoryFile(MutableMapping[str, Entry]):
+    """A memory file: a mapping from key to ``Entry``, in insertion order.
+
+    Parameters
+    ----------
+    version
+        1, 2 or 3; what ``save`` writes unless told otherwise.
+    model_hash
+        32 bytes (or their 64 hexadecimal digits) that say which model the memory belongs to.
+    created
+        Unix seconds; now by default.
+    codec, level, shuffle
+        How version 2 and 3 store payloads that do not say otherwise: ``none``, ``lz4``, ``zlib`` or ``zstd``.
+    passphrase, key
+        The secret of a version 3 file: text, or the 32 bytes of a key file.
+
+    Examples
+    --------
+    >>> memory = MemoryFile()
+    >>> memory["greeting"] = "hello"
+    >>> memory["greeting"].text
+    'hello'
+    """
+
+    def __init__(
+        self,
+        *,
+        version: int = 2,
+        model_hash: bytes | str = b"",
+        created: int | None = None,
+        codec: str = "none",
+        level: int | None = None,
+        shuffle: bool = True,
+        passphrase: str | bytes | None = None,
+        key: bytes | None = None,
+    ) -> None:
+        if version not in (1, 2, 3):
+            raise VersionMismatchError(f"there is no version {version}", hint="Use 1, 2 or 3.")
+        now = _now() if created is None else created
+        self._lock = threading.RLock()
+        self._info = Info(version, f"v{version}", now, now, _hash_bytes(model_hash))
+        self._store: Store | None = None
+        self._replaced: dict[str, Entry] = {}  # keys of the store that have a new entry in their old place
+        self._removed: set[str] = set()  # keys of the store that are gone (or are now in _added)
+        self._added: dict[str, Entry] = {}  # new keys, in order
+        self._dirty = False
+        self._codec, self._level, self._shuffle = codec, level, shuffle
+        self._secret = _secret(passphrase, key)
+        self.path: str | None = None
+
+    # --- opening --------------------------------------------------------------------------------------
+
+    @classmethod
+    def open(
+        cls,
+        path: StrPath | bytes,
+        *,
+        passphrase: str | bytes | None = None,
+        key: bytes | None = None,
+        verify: bool = False,
+    ) -> MemoryFile:
+        """Open a file (or the bytes of one) of any version.
+
+        Payloads are read and checked when they are asked for; ``verify`` checks every one of them now.
+
+        Raises
+        ------
+        AtlasError
+            One of its subclasses, by what is wrong; ``atlas_kit.errors`` lists them.
+        """
+        source = Source(data=path) if isinstance(path, bytes) else Source(path)
+        try:
+            store = open_store(source, passphrase=passphrase, key=key, verify=verify)
+        except BaseException as error:
+            source.close()
+            if isinstance(error, AtlasError) and error.path is None:
+                error.path = source.path
+            raise
+        memory = cls(version=store.info.version, passphrase=passphrase, key=key)
+        memory._adopt(store)
+        return memory
+
+    @classmethod
+    def load(cls, path: StrPath | bytes, **secret: Any) -> MemoryFile:
+        """Open a file and check every payload (``open(verify=True)``)."""
+        return cls.open(path, verify=True, **secret)
+
+    @classmethod
+    @contextlib.contextmanager
+    def edit(
+        cls,
+        path: StrPath,
+        *,
+        create: bool = False,
+        timeout: float = 10.0,
+        backup: bool = False,
+        **secret: Any,
+    ) -> Iterator[MemoryFile]:
+        """Lock a file, open it, and commit what the block changes: no other writer comes in between.
+
+        Nothing is written when the block raises, or changes nothing. ``create`` starts a version 2 file
+        where there is none.
+        """
+        with _files.lock(path, timeout=timeout):
+            if create and not os.path.exists(path):
+                memory = cls(version=3 if any(secret.values()) else 2, **secret)
+                memory.path = os.fspath(path)
+                memory._dirty = True
+            else:
+                memory = cls.open(path, **secret)
+            with memory:
+                yield memory
+                memory._write(memory.path, None, append=not backup, backup=backup, locked=True)
+
+    def _adopt(self, store: Store) -> None:
+        self._store = store
+        self._info = store.info
+        self._replaced, self._removed, self._added = {}, set(), {}
+        self._dirty = False
+        self.path = store.source.path
+
+    def close(self) -> None:
+        """Release the file. Changes that were not saved are dropped; entries that are held stay readable."""
+        with self._lock:
+            self._store = None
+
+    def __enter__(self) -> MemoryFile:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # --- about the file -------------------------------------------------------------------------------
+
+    @property
+    def version(self) -> int:
+        """1, 2 or 3."""
+        return self._info.version
+
+    @property
+    def dialect(self) -> str:
+        """``v1``, ``v1-96``, ``v1-crc32``, ``v1-96-crc32``, ``v2`` or ``v3``."""
+        return self._info.dialect
+
+    @property
+    def created(self) -> int:
+        """When the memory was made, Unix seconds."""
+        return self._info.created
+
+    @property
+    def modified(self) -> int:
+        """When it was last changed, Unix seconds."""
+        return self._info.modified
+
+    @property
+    def model_hash(self) -> bytes:
+        """32 bytes that say which model the memory belongs to; zero when unset."""
+        return self._info.model_hash
+
+    @model_hash.setter
+    def model_hash(self, value: bytes | str) -> None:
+        self._info.model_hash = _hash_bytes(value)
+        self._dirty = True
+
+    @property
+    def generation(self) -> int:
+        """Number of commits that the file has seen (0 in version 1)."""
+        return self._info.generation
+
+    @property
+    def warnings(self) -> list[Finding]:
+        """What opening noticed: a dialect, bytes after the end."""
+        return list(self._info.warnings)
+
+    @property
+    def modified_in_memory(self) -> bool:
+        """Whether there are changes that were not saved."""
+        return self._dirty
+
+    @property
+    def store(self) -> Store | None:
+        """The file as it is on disk, for tools that look under the mapping."""
+        return self._store
+
+    @property
+    def file_size(self) -> int:
+        """Bytes of the file on disk (0 before the first save)."""
+        return self._store.source.size if self._store else 0
+
+    @property
+    def total_size(self) -> int:
+        """Sum over the entries of 32 + key + 1 + payload, as version 1 counts it."""
+        return sum(33 + len(encode_key(entry.key)) + entry.size for entry in self.values())
+
+    @property
+    def garbage(self) -> int:
+        """Bytes on disk that no entry uses, which ``compact`` would release (0 in version 1)."""
+        from atlas_kit.formats.atlas import v2
+
+        if isinstance(self._store, v2.StoreV2):
+            return max(0, self._store.source.size - self._store.live_size)
+        return 0
+
+    def __repr__(self) -> str:
+        where = self.path or "(not saved)"
+        return f"<MemoryFile {where} version {self.version}, {len(self)} entries>"
+
+    # --- the mapping ----------------------------------------------------------------------------------
+
+    def _find(self, key: str) -> Entry | None:
+        entry = self._added.get(key) or self._replaced.get(key)
+        if entry is None and self._store is not None and key not in self._removed:
+            entry = self._store.find(key)
+        return entry
+
+    def __getitem__(self, key: str) -> Entry:
+        with self._lock:
+            entry = self._find(key)
+        if entry is None:
+            raise KeyNotFoundError("there is no entry of this key", path=self.path, key=key)
+        return entry
+
+    def __contains__(self, key: object) -> bool:
+        if not isinstance(key, str):
+            return False
+        with self._lock:
+            return self._find(key) is not None
+
+    def __len__(self) -> int:
+        with self._lock:
+            return (len(self._store) if self._store else 0) - len(self._removed) + len(self._added)
+
+    def __iter__(self) -> Iterator[str]:
+        with self._lock:
+            keys = list(self._store.keys()) if self._store else []
+            if self._removed:
+                keys = [key for key in keys if key not in self._removed]
+            return iter(keys + list(self._added))
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield every entry in order (faster than asking for each key)."""
+        with self._lock:
+            store, removed, replaced = self._store, set(self._removed), dict(self._replaced)
+            added = list(self._added.values())
+        if store:
+            for entry in store.entries():
+                if entry.key not in removed:
+                    yield replaced.get(entry.key, entry)
+        yield from added
+
+    def values(self) -> Any:
+        """Iterate over the entries in order."""
+        return self.entries()
+
+    def items(self) -> Any:
+        """Iterate over (key, entry) in order."""
+        return ((entry.key, entry) for entry in self.entries())
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.set(key, value)
+
+    def set(
+        self,
+        key: str,
+        value: Any,
+        *,
+        type: int | None = None,  # the format's word
+        flags: int = 0,
+        timestamp: int | None = None,
+        codec: str | None = None,
+        level: int | None = None,
+        shuffle: bool | None = None,
+        dtype: str | None = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> Entry:
+        """Set a key; an existing one keeps its place in the order.
+
+        Parameters
+        ----------
+        value
+            ``str`` (type text), ``bytes`` (generic), ``dict`` or ``list`` (JSON, metadata), an array (a
+            tensor, type context; kept by reference until saved), or an ``Entry``.
+        type, flags, timestamp
+            Unix seconds, now by default; an ``Entry`` keeps its own.
+        codec, level, shuffle
+            How to store this payload, where that differs from the file's default.
+        dtype, shape
+            Make raw bytes a tensor, or an array of ``uint16`` ``bfloat16``.
+
+        Raises
+        ------
+        InvalidParamError, KeyTooLongError, DataTooLargeError
+            The file's version does not allow the key or the payload.
+        """
+        _require_u(type or 0, 32, "type")
+        _require_u(flags, 32, "flags")
+        _require_u(timestamp or 0, 64, "timestamp")
+        options = {"codec": codec, "level": level, "shuffle": shuffle}
+        wanted = {name: option for name, option in options.items() if option is not None}
+        if codec is not None:
+            from atlas_kit.codecs.table import by_name
+
+            by_name(codec)
+        now = _now() if timestamp is None else timestamp
+        entry = make_entry(
+            key, value, type=type, flags=flags, timestamp=now, dtype=dtype, shape=shape, wanted=wanted or None
+        )
+        if timestamp is not None:
+            entry = entry.replace(timestamp=timestamp)
+        if self.version == 1:
+            v1.require_key(key)
+            v1.require_size(key, entry.size, old=entry.offset is not None)
+        else:
+            from atlas_kit.formats.atlas import v2_writer
+
+            v2_writer.require_key(key)
+        with self._lock:
+            if key in self._added:
+                self._added[key] = entry
+            elif key in self._replaced or (
+                self._store is not None and key not in self._removed and self._store.find(key) is not None
+            ):
+                self._replaced[key] = entry
+            else:
+                self._added[key] = entry
+            self._dirty = True
+        return entry
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the entry of a key, or ``default``."""
+        with self._lock:
+            entry = self._find(key)
+        return default if entry is None else entry
+
+    def has(self, key: str) -> bool:
+        """Tell whether there is an entry of that key."""
+        return key in self
+
+    def remove(self, key: str) -> bool:
+        """Remove a key; tell whether it was there."""
+        with self._lock:
+            if key in self._added:
+                del self._added[key]
+            elif self._find(key) is not None:
+                self._replaced.pop(key, None)
+                self._removed.add(key)
+            else:
+                return False
+            self._dirty = True
+            return True
+
+    def __delitem__(self, key: str) -> None:
+        if not self.remove(key):
+            raise KeyNotFoundError("there is no entry of this key", path=self.path, key=key)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give an entry another key; it moves to the end of the order.
+
+        Raises
+        ------
+        InvalidParamError
+            The new key is taken.
+        """
+        with self._lock:
+            entry = self[old]
+            if new in self:
+                raise InvalidParamError("there is already an entry of this key", path=self.path, key=new)
+            self.set(new, entry)
+            self.remove(old)
+
+    @property
+    def count(self) -> int:
+        """Number of entries."""
+        return len(self)
+
+    # --- saving ---------------------------------------------------------------------------------------
+
+    def save(
+        self,
+        path: StrPath | None = None,
+        *,
+        version: int | None = None,
+        backup: bool = False,
+        force: bool = False,
+        codec: str | None = None,
+        level: int | None = None,
+        shuffle: bool | None = None,
+        durable: bool = True,
+    ) -> None:
+        """Write the whole memory to a file, atomically and durably.
+
+        Parameters
+        ----------
+        path
+            Where; the file that it came from by default.
+        version
+            1, 2 or 3; unchanged by default.
+        backup
+            Keep the previous file as ``NAME.bak``.
+        force
+            Save although another process changed the file in the meantime.
+        codec, level, shuffle
+            Store every payload anew in this way (otherwise stored payloads are copied as they are).
+        durable
+            Off: do not wait until the bytes are on the disk.
+
+        Raises
+        ------
+        ConflictError
+            Another process changed the file since it was opened.
+        """
+        recode = any(option is not None for option in (codec, level, shuffle))
+        options = (codec or self._codec, level if level is not None else self._level,
+                   self._shuffle if shuffle is None else shuffle, recode)  # fmt: skip
+        self._write(path, version, append=False, backup=backup, force=force, options=options, durable=durable)
+
+    def commit(self, *, force: bool = False) -> None:
+        """Append the changes to a version 2 or 3 file and rewrite nothing else. Version 1 is saved whole."""
+        self._write(None, None, append=True, force=force)
+
+    def compact(self) -> None:
+        """Rewrite the file without what updates and removals left behind."""
+        self._write(None, None, append=False)
+
+    def _write(
+        self,
+        path: StrPath | None,
+        version: int | None,
+        *,
+        append: bool,
+        backup: bool = False,
+        force: bool = False,
+        locked: bool = False,
+        durable: bool = True,
+        options: tuple[str, int | None, bool, bool] | None = None,
+    ) -> None:
+        with self._lock:
+            target = self.path if path is None else os.fspath(path)
+            if target is None:
+                raise InvalidParamError("the memory has no file yet", hint="Give a path: save(path).")
+            version = self.version if version is None else version
+            if version not in (1, 2, 3):
+                raise VersionMismatchError(f"there is no version {version}", hint="Use 1, 2 or 3.")
+            if version == 3 and self._secret is None:
+                raise KeyRequiredError("version 3 needs a passphrase or a key", path=target)
+            same = self._store is not None and self.path is not None and path is None
+            if append and same and not self._dirty:
+                return
+            with contextlib.nullcontext() if locked else _files.lock(target):
+                if same and not force and self._store is not None and self._store.source.changed():
+                    raise ConflictError(
+                        "another process changed the file since it was opened", path=target,
+                        hint="Open it again and repeat the change, or save to another name.",
+                    )  # fmt: skip
+                if append and same and version == self.version and version > 1:
+                    self._append(target)
+                else:
+                    self._replace(target, version, backup, durable, options)
+
+    def _replace(
+        self,
+        target: str,
+        version: int,
+        backup: bool,
+        durable: bool,
+        options: tuple[str, int | None, bool, bool] | None,
+    ) -> None:
+        from atlas_kit.formats.atlas import v2_writer
+
+        info = self._stamped(version)
+        cipher = self._cipher_for(version)
+        with _files.atomic_write(target, backup=backup, locked=True, durable=durable) as file:
+            if version == 1:
+                v1.write(file, info, self.entries(), len(self))
+            else:
+                how = (
+                    v2_writer.Options(*options)
+                    if options
+                    else v2_writer.Options(self._codec, self._level, self._shuffle)
+                )
+                v2_writer.write(file, info, self.entries(), len(self), how, cipher)
+        self._reopen(target, cipher)
+
+    def _append(self, target: str) -> None:
+        from atlas_kit.formats.atlas import v2, v2_writer
+
+        store = self._store
+        assert isinstance(store, v2.StoreV2)
+        info = self._stamped(self.version)
+        try:
+            with open(os.path.realpath(target), "r+b") as file:
+                raw = file.read(store.header.header_size)
+                if v2.parse_header(raw, path=target) != store.header:
+                    raise ConflictError("another process changed the file since it was opened", path=target)
+                v2_writer.commit(
+                    store,
+                    file,
+                    [*self._replaced.values(), *self._added.values()],
+                    sorted(self._removed),
+                    modified=info.modified,
+                    model_hash=info.model_hash,
+                    options=v2_writer.Options(self._codec, self._level, self._shuffle),
+                )
+        except OSError as error:
+            raise _files.access_error(error, target, "write") from error
+        self._reopen(target, store.cipher)
+
+    def _stamped(self, version: int) -> Info:
+        modified = _now() if self._dirty and self._store is not None else self._info.modified
+        return Info(
+            version, f"v{version}", self._info.created, modified, self._info.model_hash, self._info.reserved,
+            file_flags=self._info.file_flags,
+        )  # fmt: skip
+
+    def _cipher_for(self, version: int) -> Cipher | None:
+        if version != 3:
+            return None
+        from atlas_kit.formats.atlas.crypto import Cipher
+
+        assert self._secret is not None
+        held = self._store.cipher if self._store else None
+        # the nonces are random, so that one salt can serve all saves of a file: scrypt is slow on purpose
+        return held if held is not None and held.secret == self._secret else Cipher.fresh(self._secret)
+
+    def _reopen(self, target: str, cipher: Cipher | None) -> None:
+        from atlas_kit.formats.atlas import v2
+
+        source = Source(target)
+        self._adopt(v2.StoreV2(source, cipher=cipher) if cipher else open_store(source))
+
+    # --- without opening ------------------------------------------------------------------------------
+
+    @staticmethod
+    def exists(path: StrPath) -> bool:
+        """Tell whether there is a file of that name that starts like a `.atlas` file."""
+        try:
+            with Source(path) as source:
+                return source.read_upto(0, 4) == t.MAGIC
+        except AtlasError:
+            return False
+
+    @staticmethod
+    def validate(
+        path: StrPath, *, passphrase: str | bytes | None = None, key: bytes | None = None
+    ) -> list[Finding]:
+        """Check a file thoroughly and return every finding (none: it is fine)."""
+        from atlas_kit.formats.atlas.check import check_atlas
+
+        return check_atlas(path, passphrase=passphrase, key=key)
+
+    @staticmethod
+    def auto_filename(model_path: StrPath) -> str:
+        """Return the memory file's name for a model: ``a/llama-7b.gguf`` -> ``llama-7b_memory.atlas``."""
+        name = os.fspath(model_path).replace("\\", "/").rsplit("/", 1)[-1]
+        return name.split(".gguf", 1)[0] + "_memory.atlas"
+
+    @staticmethod
+    def hash_model(path: StrPath) -> bytes:
+        """Return the 32 bytes for ``model_hash``: SHA-256 of the whole model file."""
+        import hashlib
+
+        digest = hashlib.sha256()
+        with Source(path) as source:
+            for piece in source.chunks(0, source.size):
+                digest.update(piece)
+        return digest.digest()
+
+
+def _secret(passphrase: str | bytes | None, key: bytes | None) -> Secret | None:
+    if passphrase is None and key is None:
+        return None
+    from atlas_kit.formats.atlas.crypto import Secret
+
+    return Secret.of(passphrase, key)
+
+
+def _now() -> int:
+    """Return Unix seconds; ``SOURCE_DATE_EPOCH`` makes builds of sample files reproducible."""
+    fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
+    return int(fixed) if fixed.isdigit() else int(time.time())
+
+
+def _hash_bytes(value: bytes | str) -> bytes:
+    if isinstance(value, str):
+        try:
+            value = bytes.fromhex(value)
+        except ValueError:
+            raise InvalidParamError("a model hash as text must be 64 hexadecimal digits") from None
+    if len(value) > 32:
+        raise InvalidParamError(f"a model hash has 32 bytes, and this one has {len(value)}")
+    return value.ljust(32, b"\0")
+
+
+def _require_u(value: int, bits: int, name: str) -> None:
+    if not 0 <= value < 1 << bits:
+        raise InvalidParamError(f"{name} must be from 0 to 2^{bits} - 1, and is {value}")

@@ -1,0 +1,81 @@
+"""GGUF, the model files of llama.cpp: read lazily, edit, write, hash, convert to and from ATLAS-native.
+
+``tables`` holds the numbers, ``layout`` the bytes, ``file`` the behaviour; the specification with our
+additions is ``formats/gguf.md``. Names are loaded when first used, so that importing costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from atlas_kit.formats.gguf.digest import ModelDigest, hash_tensors
+    from atlas_kit.formats.gguf.edit import Delete, EditResult, Rename, Set, edit_metadata
+    from atlas_kit.formats.gguf.file import GGUFFile
+    from atlas_kit.formats.gguf.native import NativeResult, to_native, to_stock
+    from atlas_kit.formats.gguf.scan import HeaderScan, hex_fields, scan_header
+    from atlas_kit.formats.gguf.strings import LazyStrings
+    from atlas_kit.formats.gguf.tables import GGMLType, ValueType
+    from atlas_kit.formats.gguf.tensors import TensorInfo
+    from atlas_kit.formats.gguf.values import ArrayValue, MetadataField
+    from atlas_kit.formats.gguf.write import TensorSource, write_gguf
+
+_HOME = {
+    "ArrayValue": "values",
+    "Delete": "edit",
+    "EditResult": "edit",
+    "GGMLType": "tables",
+    "GGUFFile": "file",
+    "HeaderScan": "scan",
+    "LazyStrings": "strings",
+    "MetadataField": "values",
+    "ModelDigest": "digest",
+    "NativeResult": "native",
+    "Rename": "edit",
+    "Set": "edit",
+    "TensorInfo": "tensors",
+    "TensorSource": "write",
+    "ValueType": "tables",
+    "edit_metadata": "edit",
+    "hash_tensors": "digest",
+    "hex_fields": "scan",
+    "scan_header": "scan",
+    "to_native": "native",
+    "to_stock": "native",
+    "write_gguf": "write",
+}
+
+__all__ = [
+    "ArrayValue",
+    "Delete",
+    "EditResult",
+    "GGMLType",
+    "GGUFFile",
+    "HeaderScan",
+    "LazyStrings",
+    "MetadataField",
+    "ModelDigest",
+    "NativeResult",
+    "Rename",
+    "Set",
+    "TensorInfo",
+    "TensorSource",
+    "ValueType",
+    "edit_metadata",
+    "hash_tensors",
+    "hex_fields",
+    "scan_header",
+    "to_native",
+    "to_stock",
+    "write_gguf",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module the first time that it is asked for (PEP 562)."""
+    try:
+        home = _HOME[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)

@@ -1,0 +1,307 @@
+"""``GGUFFile``: a model file opened for reading, whole or in shards; nothing is read that is not asked for.
+
+Opening reads the header only. Tensors come as read-only views of the mapped file (plain types), as raw
+blocks (quantised types), dequantised, or as chunks of bytes. Writing is in ``edit`` and ``write``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from atlas_kit.errors import (
+    AtlasError,
+    FileCorruptError,
+    InvalidParamError,
+    KeyNotFoundError,
+    TruncatedError,
+    VersionMismatchError,
+)
+from atlas_kit.formats._files import CHUNK, Source, StrPath
+from atlas_kit.formats.gguf import tables
+from atlas_kit.formats.gguf.journal import check_journal
+from atlas_kit.formats.gguf.scan import HeaderScan, scan_header
+from atlas_kit.formats.gguf.tables import GGMLType
+from atlas_kit.formats.gguf.tensors import TensorInfo
+from atlas_kit.formats.gguf.values import MetadataField
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
+
+class GGUFFile:
+    """One GGUF model, opened for reading (use ``GGUFFile.open``).
+
+    Attributes
+    ----------
+    path
+        The file that was opened.
+    shards
+        The files that make up the model, in order, each a ``GGUFFile`` of its own; ``(self,)`` for an
+        unsplit model. Everything else below speaks of the whole model: metadata and header of the first
+        shard, tensors of all.
+    size
+        Bytes of all shards together.
+    version, byte_order, alignment, header_size, data_start
+        ``byte_order`` is ``"<"`` or ``">"``; ``header_size`` ends behind the last tensor info,
+        ``data_start`` is where tensor data starts.
+    fields, tensor_infos
+        Every pair and tensor info in the file's order, duplicates included.
+    metadata, tensors
+        The same by key and by name; of duplicates the first.
+    error
+        Why the header could be read only in part (``open(..., tolerant=True)``), else ``None``.
+    """
+
+    def __init__(self, source: Source, scan: HeaderScan) -> None:
+        self._source = source
+        self.scan = scan
+        self.path = scan.path
+        self.size = scan.size
+        self.version = scan.version or 0
+        self.byte_order = scan.byte_order
+        self.alignment = scan.alignment
+        self.header_size = scan.end
+        self.data_start = scan.data_start if scan.data_start is not None else scan.end
+        self.error: AtlasError | None = scan.error or scan.alignment_error
+        self.fields: list[MetadataField] = scan.fields
+        self.tensor_infos: list[TensorInfo] = scan.tensors
+        self.metadata: Mapping[str, MetadataField] = _first_of((f.key, f) for f in scan.fields)
+        self.tensors: Mapping[str, TensorInfo] = _first_of((t.name, t) for t in scan.tensors)
+        self.shards: tuple[GGUFFile, ...] = (self,)
+        self._owners: dict[str, GGUFFile] = {}
+
+    # --- opening and closing ---------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, path: StrPath, *, shards: bool = True, tolerant: bool = False) -> GGUFFile:
+        """Open a GGUF file; of a split model any shard, which opens all of them.
+
+        Parameters
+        ----------
+        shards
+            ``False`` opens this one file only, whatever it says about others.
+        tolerant
+            Show what is whole of a damaged header instead of raising; ``error`` says what is wrong.
+
+        Raises
+        ------
+        NoSuchFileError, FileAccessError
+            The file, or a shard of the model, cannot be opened.
+        MagicMismatchError, VersionMismatchError, TruncatedError, FileCorruptError
+            It is not a GGUF file, or its header is damaged (``offset`` says where), or the shards do not
+            belong together.
+        """
+        check_journal(path)
+        source = Source(path)
+        try:
+            file = cls(source, scan_header(source))
+            if file.error is not None and not tolerant:
+                raise file.error
+            if shards and file.error is None:
+                from atlas_kit.formats.gguf.shards import join, shard_count
+
+                if shard_count(file) > 1:
+                    return join(file)
+        except BaseException:
+            source.close()
+            raise
+        return file
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, tolerant: bool = False) -> GGUFFile:
+        """Open a GGUF file that is in memory."""
+        source = Source(data=data)
+        file = cls(source, scan_header(source))
+        if file.error is not None and not tolerant:
+            raise file.error
+        return file
+
+    def _adopt(self, shards: tuple[GGUFFile, ...]) -> None:
+        """Become the model that ``shards`` (opened one by one) make up."""
+        self.shards = shards
+        self.size = sum(shard.size for shard in shards)
+        self.tensor_infos = [info for shard in shards for info in shard.tensor_infos]
+        self.tensors = _first_of((info.name, info) for info in self.tensor_infos)
+        for shard in shards:
+            for name in shard.tensors:
+                self._owners.setdefault(name, shard)
+
+    def close(self) -> None:
+        """Release the files; metadata stays readable, views in use keep their map alive."""
+        self._source.close()
+        for shard in self.shards:
+            if shard is not self:
+                shard.close()
+
+    def __enter__(self) -> GGUFFile:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<GGUFFile {self.path!r}: {len(self.fields)} values, {len(self.tensor_infos)} tensors>"
+
+    # --- about the model ---------------------------------------------------------------------------------
+
+    @property
+    def architecture(self) -> str | None:
+        """The model family (``general.architecture``), or ``None``."""
+        value = self.get("general.architecture")
+        return value if isinstance(value, str) else None
+
+    @property
+    def is_vocabulary_only(self) -> bool:
+        """Whether the file holds a tokenizer and no tensors."""
+        return not self.tensor_infos and "tokenizer.ggml.model" in self.metadata
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the model is made of several shards."""
+        return len(self.shards) > 1
+
+    @property
+    def source(self) -> Source:
+        """The opened file (of the first shard)."""
+        return self._source
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the value of a metadata key, or ``default``."""
+        found = self.metadata.get(key)
+        return default if found is None else found.value
+
+    def tensor(self, name: str) -> TensorInfo:
+        """Return a tensor's info.
+
+        Raises
+        ------
+        KeyNotFoundError
+        """
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise KeyNotFoundError("there is no tensor of that name", path=self.path, key=name) from None
+
+    # --- tensor data -------------------------------------------------------------------------------------
+
+    def array(self, name: str | TensorInfo) -> Array:
+        """Return a tensor as a read-only view of the file, without copying.
+
+        Shape is ``info.shape``; bfloat16 comes as ``uint16``. A quantised tensor comes as its raw blocks:
+        ``uint8``, the last dimension counting bytes (32 rows of 4096 Q8_0 weights: ``(32, 4352)``).
+
+        Raises
+        ------
+        KeyNotFoundError
+            There is no such tensor.
+        TruncatedError
+            The file ends before the tensor's data.
+        FileCorruptError
+            The type is unknown, or the rows are not whole blocks.
+        """
+        import numpy as np
+
+        info, shard = self._place(name)
+        row, nbytes = self._check(info, shard)
+        data = shard._source.view(info.file_offset, nbytes)
+        if row.dtype is not None:
+            return np.frombuffer(data, np.dtype(self.byte_order + row.dtype)).reshape(info.shape)
+        return np.frombuffer(data, np.uint8).reshape((*info.shape[:-1], info.row_bytes or 0))
+
+    def iter_raw(self, name: str | TensorInfo, chunk: int = CHUNK) -> Iterator[bytes]:
+        """Yield a tensor's bytes in pieces of at most ``chunk`` bytes."""
+        info, shard = self._place(name)
+        _, nbytes = self._check(info, shard)
+        return shard._source.chunks(info.file_offset, nbytes, chunk)
+
+    def dequantize(self, name: str | TensorInfo, rows: slice | None = None) -> Array:
+        """Return a tensor, or some of its rows, as float32.
+
+        Parameters
+        ----------
+        rows
+            Which rows of the tensor seen as a matrix of ``info.rows`` rows of ``dims[0]`` weights; then
+            the result has that shape. Memory stays in proportion to the rows asked for.
+
+        Raises
+        ------
+        InvalidParamError
+            The type cannot be dequantised.
+        """
+        from atlas_kit.formats.gguf.dequantize import dequantize_rows
+
+        info, shard = self._place(name)
+        row, _ = self._check(info, shard)
+        start, stop, step = (slice(None) if rows is None else rows).indices(info.rows)
+        if step != 1:
+            raise InvalidParamError("rows must be a range without steps", key=info.name)
+        width = info.row_bytes or 0
+        count = max(stop - start, 0)
+        data = shard._source.read(info.file_offset + start * width, count * width)
+        values = dequantize_rows(data, count, info, row, self.byte_order)
+        return values.reshape(info.shape) if rows is None else values
+
+    def iter_dequantized(self, name: str | TensorInfo, elements: int = 1 << 20) -> Iterator[Array]:
+        """Yield a tensor as float32 in blocks of whole rows of about ``elements`` weights."""
+        info, _ = self._place(name)
+        step = max(1, elements // max(1, info.dims[0] if info.dims else 1))
+        for start in range(0, info.rows, step):
+            yield self.dequantize(info, slice(start, start + step))
+
+    def _place(self, name: str | TensorInfo) -> tuple[TensorInfo, GGUFFile]:
+        """Return a tensor's info and the shard that holds its data."""
+        if isinstance(name, TensorInfo):
+            return name, next((s for s in self.shards if s.path == name.path), self)
+        return self.tensor(name), self._owners.get(name, self)
+
+    def _check(self, info: TensorInfo, shard: GGUFFile) -> tuple[tables.GGMLTypeRow, int]:
+        row, nbytes = info.row, info.nbytes
+        if row is None:
+            raise FileCorruptError(
+                f"tensor {info.type_name} cannot be read: its size is not known",
+                path=shard.path,
+                key=info.name,
+                offset=info.info_offset,
+                hint="Its metadata and the other tensors can; a newer atlas_kit may know the type.",
+            )
+        if nbytes is None:
+            raise FileCorruptError(
+                f"rows of {info.dims[0]} weights are not whole blocks of {row.block} ({row.type.name})",
+                path=shard.path,
+                key=info.name,
+                offset=info.info_offset,
+            )
+        if info.file_offset + nbytes > shard.size:
+            raise TruncatedError(
+                f"the tensor's data should end at byte {info.file_offset + nbytes}, the file ends at "
+                f"{shard.size}",
+                path=shard.path,
+                key=info.name,
+                offset=info.file_offset,
+            )
+        return row, nbytes
+
+    # --- writing back --------------------------------------------------------------------------------------
+
+    def require_writable(self) -> None:
+        """Raise unless this version may be written (version 1 is read-only)."""
+        if self.version not in tables.WRITABLE_VERSIONS:
+            raise VersionMismatchError(
+                f"GGUF version {self.version} can be read and not written",
+                path=self.path,
+                hint="Convert the model again with a current llama.cpp.",
+            )
+
+
+def _first_of(pairs: Any) -> dict[str, Any]:
+    """Make a dict in which the first of duplicate keys wins (the raw lists keep the others)."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        found.setdefault(key, value)
+    return found
+
+
+__all__ = ["GGMLType", "GGUFFile", "TensorInfo"]

@@ -1,0 +1,164 @@
+"""The journal of an edit in place: what lets a header that was half overwritten be put back.
+
+Overwriting bytes of a file is not atomic. So the old bytes go to ``.NAME.journal`` beside the file first,
+and reach the disk before the first new byte is written; the journal is removed when the new bytes have
+reached the disk. Who finds a journal compares the file with both states: if it is wholly old or wholly new,
+the journal is stale; if it is neither, the edit was interrupted, and ``recover_journal`` puts the old bytes
+back. Reading never writes: opening such a file is a clear error that names the way out.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import xxhash
+
+from atlas_kit.errors import FileAccessError, FileCorruptError
+from atlas_kit.formats._files import StrPath, access_error, lock, sync_folder
+
+_MAGIC = b"ATLASJN1"
+_HEAD = 8 + 8 + 16 + 16 + 16  # magic, size of the region, XXH3-128 of old, of new, of this head and old
+
+State = Literal["old", "new", "torn", "unusable"]
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The old bytes of a file's start, and the hash of what they are being replaced with."""
+
+    old: bytes
+    new_hash: bytes
+
+    def encoded(self) -> bytes:
+        """Return the journal's bytes."""
+        head = _MAGIC + len(self.old).to_bytes(8, "little")
+        head += xxhash.xxh3_128_digest(self.old) + self.new_hash
+        return head + xxhash.xxh3_128_digest(head + self.old) + self.old
+
+    @classmethod
+    def decode(cls, data: bytes) -> Journal | None:
+        """Return the journal in ``data``, or ``None`` when it was not written to the end."""
+        if len(data) < _HEAD or data[:8] != _MAGIC:
+            return None
+        old = data[_HEAD:]
+        if len(old) != int.from_bytes(data[8:16], "little"):
+            return None
+        if xxhash.xxh3_128_digest(data[: _HEAD - 16] + old) != data[_HEAD - 16 : _HEAD]:
+            return None
+        return cls(old, data[32:48])
+
+    def state_of(self, path: StrPath) -> State:
+        """Tell which state the start of the file is in."""
+        try:
+            with open(path, "rb") as file:
+                now = file.read(len(self.old))
+        except OSError as error:
+            raise access_error(error, path) from error
+        if now == self.old:
+            return "old"
+        return "new" if xxhash.xxh3_128_digest(now) == self.new_hash else "torn"
+
+
+def journal_path(path: StrPath) -> Path:
+    """Return where the journal of ``path`` would be: ``.NAME.journal`` beside the real file."""
+    real = Path(os.path.realpath(path))
+    return real.with_name(f".{real.name}.journal")
+
+
+def _load(path: StrPath) -> tuple[Journal | None, bool]:
+    """Return (journal, whether a journal file exists)."""
+    try:
+        data = journal_path(path).read_bytes()
+    except FileNotFoundError:
+        return None, False
+    except OSError as error:
+        raise access_error(error, journal_path(path)) from error
+    return Journal.decode(data), True
+
+
+def check_journal(path: StrPath) -> None:
+    """Raise when the header of ``path`` was only half overwritten.
+
+    A journal that is itself incomplete was cut off before the file was touched, so the file is whole.
+
+    Raises
+    ------
+    FileCorruptError
+        An edit in place was interrupted (or is under way in another process).
+    """
+    if not os.path.exists(journal_path(path)):
+        return
+    journal, _ = _load(path)
+    if journal is not None and journal.state_of(path) == "torn":
+        raise FileCorruptError(
+            "an edit of this file was interrupted, or is under way",
+            path=path,
+            hint="Its old header is safe in the journal beside it: atlas-tool recover puts it back.",
+        )
+
+
+def recover_journal(path: StrPath, *, locked: bool = False) -> bool:
+    """Finish what an interrupted edit left: put the old header back if needed, and drop the journal.
+
+    Returns
+    -------
+    bool
+        Whether old bytes had to be put back.
+    """
+    if not locked:
+        with lock(path):
+            return recover_journal(path, locked=True)
+    journal, exists = _load(path)
+    if not exists:
+        return False
+    torn = journal is not None and journal.state_of(path) == "torn"
+    if torn and journal is not None:
+        overwrite_start(path, journal.old)
+    _drop(path)
+    return torn
+
+
+def replace_start(path: StrPath, old: bytes, new: bytes) -> None:
+    """Overwrite the first bytes of a file, ``old`` by ``new`` of the same length, through a journal.
+
+    The caller holds the file's lock.
+
+    Raises
+    ------
+    FileAccessError
+        It cannot be written; the file then still holds the old bytes, or the journal can put them back.
+    """
+    if len(old) != len(new):
+        raise FileAccessError("a header can only be replaced by one of the same size", path=path)
+    place = journal_path(path)
+    journal = Journal(old, xxhash.xxh3_128_digest(new))
+    try:
+        with open(place, "wb") as file:
+            file.write(journal.encoded())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        place.unlink(missing_ok=True)
+        raise access_error(error, place, "write") from error
+    sync_folder(place.parent)
+    overwrite_start(path, new)
+    _drop(path)
+
+
+def overwrite_start(path: StrPath, data: bytes) -> None:
+    """Write ``data`` over the start of an existing file and wait until it is on the disk."""
+    try:
+        with open(path, "r+b") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise access_error(error, path, "write") from error
+
+
+def _drop(path: StrPath) -> None:
+    journal_path(path).unlink(missing_ok=True)
+    sync_folder(journal_path(path).parent)

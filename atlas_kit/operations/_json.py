@@ -1,0 +1,114 @@
+r"""JSON as this project writes it: strictly valid, safe on a terminal, and lossless for odd keys and numbers.
+
+* NaN and the infinities become the strings ``"NaN"``, ``"Infinity"``, ``"-Infinity"``.
+* Characters that do not print (control characters, direction overrides) are written as ``\uXXXX``.
+* Keys and paths need not be UTF-8. Their field then holds a readable form with ``\xNN`` escapes, and a second
+  field ``<name>_hex`` beside it holds the exact bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from atlas_kit.errors import FileCorruptError, printable
+
+
+def dumps(value: Any, *, indent: int | None = None) -> str:
+    """Return ``value`` as strict JSON on which no character can act on a terminal."""
+    text = json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=indent)
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c == "\n" or c.isprintable() else _escape(c) for c in text)
+
+
+def _escape(char: str) -> str:
+    code = ord(char)
+    if code < 0x10000:
+        return f"\\u{code:04x}"
+    code -= 0x10000
+    return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
+
+
+def plain(value: Any) -> Any:
+    """Return ``value`` with everything that JSON lacks put into strings or lists."""
+    if value is None or isinstance(value, (bool, int)):
+        return int(value) if type(value) not in (bool, int, type(None)) else value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else _not_finite(value)
+    if isinstance(value, str):
+        return value if is_utf8(value) else printable(value)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value).hex()
+    if isinstance(value, dict):
+        return {plain(str(key)): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # NumPy scalars and arrays
+        return plain(value.tolist())
+    return str(value)
+
+
+def _not_finite(value: float) -> str:
+    return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
+
+
+def is_utf8(text: str) -> bool:
+    """Tell whether ``text`` holds no bytes that were smuggled through ``surrogateescape``."""
+    if text.isascii():
+        return True
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def named(name: str, text: str) -> dict[str, str]:
+    """Return ``{name: text}``, and the exact bytes as ``<name>_hex`` when they are not UTF-8."""
+    if is_utf8(text):
+        return {name: text}
+    return {name: printable(text), f"{name}_hex": to_bytes(text).hex()}
+
+
+def name_from(item: dict[str, Any], name: str) -> str:
+    """Undo ``named``; the hexadecimal form wins."""
+    exact = item.get(f"{name}_hex")
+    if exact is None:
+        text = item.get(name)
+        if not isinstance(text, str):
+            raise FileCorruptError(f'the JSON item has no text in "{name}"')
+        return text
+    try:
+        return bytes.fromhex(exact).decode("utf-8", "surrogateescape")
+    except (ValueError, TypeError) as error:
+        raise FileCorruptError(f'"{name}_hex" is not hexadecimal') from error
+
+
+def to_bytes(text: str) -> bytes:
+    """Return the bytes that a key was read from (lone surrogates of other origin included)."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+
+
+def loads(text: str | bytes, *, what: str = "JSON", path: str | None = None) -> Any:
+    """Parse strict JSON; every defect is a ``FileCorruptError`` in one sentence."""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise FileCorruptError(f"the {what} is not UTF-8 text", path=path, offset=error.start) from error
+    except json.JSONDecodeError as error:
+        raise FileCorruptError(
+            f"the {what} is not valid (line {error.lineno}, column {error.colno}): {error.msg}", path=path
+        ) from error
+    except RecursionError as error:
+        raise FileCorruptError(f"the {what} is nested too deeply", path=path) from error
+    except ValueError as error:  # our own refusal, and numbers of thousands of digits
+        raise FileCorruptError(f"the {what} is not valid: {error}", path=path) from error
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")

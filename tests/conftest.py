@@ -1,0 +1,114 @@
+"""Fixtures for every test: sample files, files that other programs wrote, two ways to run atlas-tool."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import HealthCheck, settings
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SAMPLES = REPOSITORY / "sample_data"
+#: Files from the C library and from llama.cpp, kept beside the repository because of their size and licences.
+SHARED_FIXTURES = REPOSITORY.parent / "shared" / "fixtures"
+
+# Deadlines measure the machine, not the code, so no profile has one.
+_SLOW = [HealthCheck.too_slow]
+settings.register_profile("local", deadline=None, suppress_health_check=_SLOW)
+settings.register_profile("ci", deadline=None, derandomize=True, suppress_health_check=_SLOW)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Return the root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_fixtures() -> Path:
+    """Return the folder with ``atlas-v1/`` and ``gguf/``: files that other programs wrote."""
+    if not SHARED_FIXTURES.is_dir():
+        pytest.skip("needs files of the C library and of llama.cpp in ../shared/fixtures, which are not here")
+    return SHARED_FIXTURES
+
+
+@pytest.fixture(scope="session")
+def sample_data() -> Path:
+    """Return ``sample_data/`` itself, for reading only."""
+    return SAMPLES
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> Path:
+    """Return a fresh copy of ``sample_data/`` that a test may change."""
+    return Path(shutil.copytree(SAMPLES, tmp_path / "sample_data"))
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What one command did."""
+
+    exit_code: int
+    output: bytes
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run_cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
+    """Run ``atlas-tool`` in this process: ``run_cli("inspect", path).stdout``."""
+    from atlas_kit.cli.main import run
+
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.delenv("ATLAS_PASSPHRASE", raising=False)
+
+    def run_here(*arguments: object, stdin: bytes | str | None = None) -> Ran:
+        with CliRunner().isolation(input=stdin) as streams:
+            code = run([str(argument) for argument in arguments])
+            sys.stdout.flush()
+            out, err = streams[0].getvalue(), streams[1].getvalue()
+        return Ran(code, out, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"))
+
+    return run_here
+
+
+def tool_environment(**changes: str) -> dict[str, str]:
+    """Return an environment for child processes: this checkout importable, no colour, 80 columns, UTF-8."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("ATLAS_", "PYTEST_", "COV_"))}
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), env.get("PYTHONPATH")]))
+    fixed = {"PYTHONPATH": path, "NO_COLOR": "1", "COLUMNS": "80", "PYTHONUTF8": "1", "TERM": "dumb"}
+    return {**env, **fixed, **changes}
+
+
+@pytest.fixture(scope="session")
+def run_tool() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run ``atlas-tool`` as its own process: ``run_tool("validate", path, cwd=folder).returncode``."""
+
+    def run(
+        *arguments: object,
+        cwd: Path | str = REPOSITORY,
+        stdin: str | None = None,
+        env: dict[str, str] | None = None,
+        timeout: float = 120,
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "atlas_kit", *map(str, arguments)],
+            cwd=cwd,
+            env=tool_environment(**(env or {})),
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run

@@ -1,0 +1,95 @@
+"""Write the parts of README.md that must be true: real help texts and real output; called by cog.
+
+Commands run in a scratch copy of ``sample_data/``, in UTC, without colour, at a fixed width, so that the
+same text comes out on every machine.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+WIDTH = 96
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Return the environment in which documented commands run: nothing of this machine or user shows."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("ATLAS_", "CLICOLOR", "FORCE_COLOR"))}
+    path = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
+    fixed = {"COLUMNS": str(WIDTH), "LC_ALL": "C.UTF-8", "NO_COLOR": "1", "PYTHONPATH": path, "TZ": "UTC"}
+    return {**env, **fixed, "PYTHONUTF8": "1", "TERM": "dumb", **changes}
+
+
+def split(command: str) -> tuple[dict[str, str], list[str]]:
+    """Split a shell line into its variables and words; ``atlas-tool`` becomes this interpreter's module."""
+    words = shlex.split(command, comments=True)
+    variables = {}
+    while words and "=" in words[0] and words[0].split("=")[0].isidentifier():
+        name, value = words.pop(0).split("=", 1)
+        variables[name] = value
+    if words and words[0] == "atlas-tool":
+        words[:1] = [sys.executable, "-m", "atlas_kit"]
+    return variables, words
+
+
+def run(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run one documented line and return what it printed (both streams as one) and its exit code."""
+    variables, words = split(command)
+    return subprocess.run(
+        words,
+        cwd=cwd,
+        env=environment(**variables),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        check=False,
+    )
+
+
+def console(*commands: str, lines: int | None = None) -> None:
+    """Print a block with commands and what they really print, at most ``lines`` lines of each."""
+    import cog
+
+    cog.outl("```console")
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(ROOT / "sample_data", Path(folder) / "sample_data")
+        for command in commands:
+            cog.outl(f"$ {command}")
+            output = run(command, Path(folder)).stdout.rstrip("\n").splitlines()
+            shown = output if lines is None or len(output) <= lines else [*output[:lines], "..."]
+            for line in shown:
+                cog.outl(line.rstrip())
+    cog.outl("```")
+
+
+def help_text(name: str | None = None) -> str:
+    """Return the help of one command, or of the whole tool."""
+    import click
+
+    from atlas_kit.cli._group import group
+
+    context = click.Context(group, info_name="atlas-tool", terminal_width=WIDTH)
+    if name is None:
+        return group.get_help(context)
+    command = group.get_command(context, name)
+    assert command is not None
+    return command.get_help(click.Context(command, info_name=name, parent=context, terminal_width=WIDTH))
+
+
+def command_reference() -> None:
+    """Print every command's help, folded away under its summary."""
+    import cog
+
+    from atlas_kit.cli._group import COMMANDS
+
+    cog.outl(f"```text\n{help_text()}\n```\n")
+    for name, row in COMMANDS.items():
+        summary = f"<code>atlas-tool {name}</code>: {row.summary}"
+        cog.outl(f"<details><summary>{summary}</summary>\n\n```text\n{help_text(name)}\n```\n\n</details>\n")
