@@ -83,8 +83,7 @@ class LlamaOracle:
         if answer:
             ok = json.loads(answer)
             return Verdict(ok, "" if ok else _reason(log), log, wanted=wanted)
-        code = self._child.wait()
-        self._child = None
+        code = self._bury()
         return Verdict(False, _reason(log) or f"died with status {code}", log, True, wanted)
 
     def _start(self) -> None:
@@ -113,12 +112,17 @@ class LlamaOracle:
 
     def close(self) -> None:
         """End the child."""
-        child, self._child = self._child, None
-        if child is not None:
-            with contextlib.suppress(OSError):
-                child.communicate()
-            child.wait()
+        self._bury()
         self._log.close()
+
+    def _bury(self) -> int | None:
+        """Let go of the child; return its exit status."""
+        child, self._child = self._child, None
+        if child is None:
+            return None
+        with contextlib.suppress(OSError, ValueError):
+            child.communicate()  # closes its input, which ends it, and the pipes
+        return child.wait()
 
     def __enter__(self) -> LlamaOracle:
         return self

@@ -18,7 +18,7 @@ import shutil
 import struct
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from unittest import mock
 
@@ -67,11 +67,11 @@ TYPE_NOTES = [
 ]
 
 
-def chat_notes(days: int) -> list[w.Note]:
+def chat_notes(days: int, turns: int = 4) -> list[w.Note]:
     """Return one conversation a day, and settings."""
     notes = [
         w.Note(key.encode(), text.encode(), 2, NOW + number * DAY)
-        for number, (key, text) in enumerate(sample_chat.history(days))
+        for number, (key, text) in enumerate(sample_chat.history(days, turns))
     ]
     return [*notes, w.Note(b"user_prefs", b'{"theme": "dark", "language": "en"}', 4, NOW)]
 
@@ -92,16 +92,16 @@ def memory_files() -> Iterator[Sample]:
     )
     yield Sample(
         "atlas/chat.atlas",
-        w.atlas_v1(chat_notes(60), created=NOW, modified=NOW + 60 * DAY),
-        "version 1: sixty days of (made-up) conversations, for `compress`",
-        "61 entries",
+        w.atlas_v1(chat_notes(24, turns=12), created=NOW, modified=NOW + 24 * DAY),
+        "version 1: 24 days of (made-up) conversations, for `compress`",
+        "25 entries",
     )
     yield Sample(
         "atlas/assistant.atlas",
         assistant_v2(),
         "version 2: text, a conversation, JSON and tensors, some of them compressed",
         "7 entries, 4 of them tensors; `state/keys` and `state/values` open as views",
-        made_with=["lz4", "zlib", "zstandard"],
+        made_with=["lz4", "zlib", "zstd"],
     )
     yield Sample(
         "atlas/secret.atlas",
@@ -180,8 +180,23 @@ def repeatable() -> Iterator[None]:
 
 # --- model files -----------------------------------------------------------------------------------------
 
-WIDTH, HIDDEN, HEADS = 32, 64, 2
 PIECES = ("\u2581", "e", "t", "a", "o", "\u2581t", "he", "\u2581the", "in", "er", "an", "\u2581a", "on", "re")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a model is, and how its matrices are encoded (ggml type and encoder)."""
+
+    width: int
+    hidden: int
+    heads: int
+    vocabulary: int
+    wide: tuple[int, Callable[..., bytes]]
+    attention: tuple[int, Callable[..., bytes]]
+
+
+TINY = Size(32, 64, 2, 259 + len(PIECES), wide=(8, w.q8_0), attention=(1, w.f16))
+MICRO = Size(8, 8, 1, 16, wide=(1, w.f16), attention=(1, w.f16))
 
 
 def vocabulary() -> list[tuple[str, str, object]]:
@@ -200,44 +215,46 @@ def vocabulary() -> list[tuple[str, str, object]]:
     ]
 
 
-def architecture(name: str) -> list[tuple[str, str, object]]:
+def architecture(name: str, size: Size = TINY) -> list[tuple[str, str, object]]:
     """Return the metadata that llama.cpp asks of a model."""
     return [
         ("general.architecture", "str", "llama"),
         ("general.name", "str", name),
         ("general.license", "str", "MIT"),
         ("llama.context_length", "u32", 64),
-        ("llama.embedding_length", "u32", WIDTH),
+        ("llama.embedding_length", "u32", size.width),
         ("llama.block_count", "u32", 1),
-        ("llama.feed_forward_length", "u32", HIDDEN),
-        ("llama.attention.head_count", "u32", HEADS),
-        ("llama.attention.head_count_kv", "u32", HEADS),
+        ("llama.feed_forward_length", "u32", size.hidden),
+        ("llama.attention.head_count", "u32", size.heads),
+        ("llama.attention.head_count_kv", "u32", size.heads),
         ("llama.attention.layer_norm_rms_epsilon", "f32", 1e-5),
-        ("llama.rope.dimension_count", "u32", WIDTH // HEADS),
+        ("llama.rope.dimension_count", "u32", size.width // size.heads),
     ]
 
 
-def weights() -> list[w.Tensor]:
-    """Return random weights of the right shapes in three encodings."""
+def weights(size: Size = TINY, order: str = "<") -> list[w.Tensor]:
+    """Return random weights of the right shapes."""
 
     def matrix(name: str, columns: int, rows: int, kind: int, encode: Callable[..., bytes]) -> w.Tensor:
         values = w.numbers(name, columns * rows, 0.2)
-        return w.Tensor(f"{name}.weight", (columns, rows), kind, encode(values))
+        data = encode(values) if encode is w.q8_0 else encode(values, order)
+        return w.Tensor(f"{name}.weight", (columns, rows), kind, data)
 
     def ones(name: str) -> w.Tensor:
-        return w.Tensor(f"{name}.weight", (WIDTH,), 0, w.f32([1.0] * WIDTH))
+        return w.Tensor(f"{name}.weight", (size.width,), 0, w.f32([1.0] * size.width, order))
 
-    attention = [matrix(f"blk.0.attn_{part}", WIDTH, WIDTH, 1, w.f16) for part in ("q", "k", "v", "output")]
+    parts = ("q", "k", "v", "output")
+    attention = [matrix(f"blk.0.attn_{part}", size.width, size.width, *size.attention) for part in parts]
     return [
-        matrix("token_embd", WIDTH, 259 + len(PIECES), 8, w.q8_0),
+        matrix("token_embd", size.width, size.vocabulary, *size.wide),
         ones("blk.0.attn_norm"),
         *attention,
         ones("blk.0.ffn_norm"),
-        matrix("blk.0.ffn_gate", WIDTH, HIDDEN, 8, w.q8_0),
-        matrix("blk.0.ffn_up", WIDTH, HIDDEN, 8, w.q8_0),
-        matrix("blk.0.ffn_down", HIDDEN, WIDTH, 8, w.q8_0),
+        matrix("blk.0.ffn_gate", size.width, size.hidden, *size.wide),
+        matrix("blk.0.ffn_up", size.width, size.hidden, *size.wide),
+        matrix("blk.0.ffn_down", size.hidden, size.width, *size.wide),
         ones("output_norm"),
-        matrix("output", WIDTH, 259 + len(PIECES), 0, w.f32),
+        matrix("output", size.width, size.vocabulary, 0, w.f32),
     ]
 
 
@@ -261,23 +278,15 @@ def split_in_two() -> Iterator[Sample]:
 
 
 def micro(order: str = "<") -> w.Gguf:
-    """Return a file of three small tensors, the one that the damaged ones are made from."""
-    head = [
-        ("general.architecture", "str", "micro"),
-        ("general.name", "str", "three small tensors"),
-        ("micro.layers", "[u32]", [0, 1, 2]),
-        ("micro.words", "[str]", ["one", "two", "three"]),
-        ("micro.scale", "f64", 0.125),
+    """Return the smallest model that llama.cpp loads; the damaged ones are made from it."""
+    more = [
+        ("llama.vocab_size", "u32", MICRO.vocabulary),
+        ("tokenizer.ggml.model", "str", "none"),
+        ("sample.layers", "[u32]", [0, 1, 2]),
+        ("sample.words", "[str]", ["one", "two", "three"]),
+        ("sample.scale", "f64", 0.125),
     ]
-    return w.Gguf(
-        head,
-        [
-            w.Tensor("first", (8, 4), 0, w.f32(w.numbers("first", 32, 1.0), order)),
-            w.Tensor("second", (10,), 1, w.f16(w.numbers("second", 10, 1.0), order)),
-            w.Tensor("third", (4, 3, 2), 0, w.f32(w.numbers("third", 24, 1.0), order)),
-        ],
-        order=order,
-    )
+    return w.Gguf(architecture("micro", MICRO) + more, weights(MICRO, order), order=order)
 
 
 def model_files() -> Iterator[Sample]:
@@ -298,8 +307,8 @@ def model_files() -> Iterator[Sample]:
     yield Sample(
         "gguf/micro.gguf",
         micro().build(),
-        "three tensors and five metadata values: small enough to read with `inspect --hex`",
-        "3 tensors; readable, and not a model that llama.cpp knows",
+        "the smallest model that llama.cpp loads, to be read byte by byte with `inspect --hex`",
+        "12 tensors, 16 metadata values",
     )
     yield Sample(
         "gguf/big-endian.gguf",
@@ -323,7 +332,7 @@ def broken_memories() -> Iterator[Sample]:
         "broken/truncated.atlas",
         good[: len(good) * 2 // 3],
         "a download that stopped after two thirds",
-        "4 whole entries and the start of a fifth",
+        "3 whole entries and most of a fourth",
     )
     yield Sample(
         "broken/bit-flip.atlas",
@@ -374,7 +383,7 @@ def broken_v2() -> Iterator[Sample]:
     """Yield damaged version 2 and 3 files."""
     good = assistant_v2()
     index = int.from_bytes(good[128:136], "little")  # header field index_offset
-    libraries = ["lz4", "zlib", "zstandard"]
+    libraries = ["lz4", "zlib", "zstd"]
     yield Sample(
         "broken/index-lost.atlas",
         good[:index],
@@ -401,31 +410,34 @@ def broken_v2() -> Iterator[Sample]:
 def broken_models() -> Iterator[Sample]:
     """Yield GGUF files with one fault each."""
     good = micro()
+    count = len(good.tensors)
     yield Sample(
         "broken/wrong-tensor-count.gguf",
-        good.build(n_tensors=5),
-        "the header promises five tensors",
-        "3 tensors",
+        good.build(n_tensors=count + 2),
+        "the header promises two tensors too many",
+        f"{count} tensors, all intact",
     )
     yield Sample(
         "broken/wrong-metadata-count.gguf",
-        good.build(n_kv=4),
-        "the header promises four metadata values",
-        "5 metadata values, 3 tensors",
+        good.build(n_kv=len(good.kv) - 1),
+        "the header promises one metadata value too few",
+        f"{len(good.kv)} metadata values, {count} tensors, all intact",
     )
     overlap = micro()
-    overlap.offsets = [0, 64, 96]
+    overlap.offsets = [
+        offset - 32 if number == 2 else offset for number, offset in enumerate(good.right_offsets())
+    ]
     yield Sample(
         "broken/overlap.gguf",
         overlap.build(),
-        "the second tensor starts inside the first",
-        "3 tensors, two of them share bytes",
+        "the third tensor lies over the second",
+        f"{count} tensors, two of them share bytes",
     )
     yield Sample(
         "broken/truncated.gguf",
         good.build()[:-80],
         "the last tensor is cut off",
-        "2 whole tensors and a part of the third",
+        f"{count - 1} whole tensors and a part of the last",
     )
     double = micro()
     double.kv.insert(2, ("general.name", "str", "another name"))
@@ -433,7 +445,7 @@ def broken_models() -> Iterator[Sample]:
         "broken/duplicate-key.gguf",
         double.build(),
         "`general.name` twice",
-        "6 metadata values, one of them twice",
+        f"{len(double.kv)} metadata values, one of them twice",
     )
     header = b"GGUF" + struct.pack("<IQQ", 3, 0, 1)
     yield Sample(
@@ -455,15 +467,15 @@ def broken_models() -> Iterator[Sample]:
         "broken/alignment.gguf",
         odd.build(),
         "an alignment that is not a power of two",
-        "3 tensors, once the alignment is ignored",
+        f"{count} tensors, once the alignment is ignored",
     )
     strange = micro()
-    strange.tensors[1] = w.Tensor("second", (10,), 999, strange.tensors[1].data)
+    strange.tensors[2] = replace(strange.tensors[2], ggml_type=999)
     yield Sample(
         "broken/unknown-type.gguf",
         strange.build(),
         "a tensor of type 999",
-        "2 tensors, and one whose type is not known",
+        f"{count - 1} tensors, and one whose type is not known",
     )
 
 
@@ -481,6 +493,33 @@ def text_files() -> Iterator[Sample]:
     yield Sample("text/chat.txt", text.encode(), "six made-up conversations as plain text", "6 conversations")
     prefs = '{"theme": "light", "language": "de"}\n'
     yield Sample("text/prefs.json", prefs.encode(), "preferences as JSON", "2 settings")
+    yield Sample(
+        "text/passphrase.txt",
+        f"{PASSPHRASE}\n".encode(),
+        "the passphrase of the encrypted samples",
+        "one line",
+    )
+
+
+#: Files in ``expected/`` and the command, run in ``sample_data/``, whose output they hold.
+EXPECTED = {
+    "inspect-atlas.txt": "atlas-tool inspect atlas/llama-7b_memory.atlas --entries",
+    "inspect-atlas-2.txt": "atlas-tool inspect atlas/assistant.atlas --entries",
+    "inspect-gguf.txt": "atlas-tool inspect gguf/tiny.gguf --keys --tensors",
+    "hex-atlas.txt": "atlas-tool inspect atlas/llama-7b_memory.atlas --hex",
+    "hex-gguf.txt": "atlas-tool inspect gguf/micro.gguf --hex",
+    "map-gguf.txt": "atlas-tool inspect gguf/micro.gguf --map",
+    "validate-broken.txt": "atlas-tool validate broken --passphrase-file text/passphrase.txt",
+    "convert-json.txt": "atlas-tool convert atlas/all-types.atlas - --to json",
+    "hash-gguf.txt": "atlas-tool hash gguf/tiny.gguf",
+}
+
+
+def output_of(command: str) -> str:
+    """Return what a command prints in ``sample_data/``."""
+    from tools.reference import run
+
+    return run(command, ROOT / "sample_data").stdout
 
 
 def samples() -> list[Sample]:
@@ -499,9 +538,24 @@ def manifest(files: list[Sample]) -> str:
         lines += ["", "[[file]]", f"path = {json.dumps(sample.path)}", f"what = {json.dumps(sample.what)}"]
         lines += [f"find = {json.dumps(sample.find)}"]
         lines += [f"codes = {json.dumps(sample.codes)}"] if not sample.path.startswith("text/") else []
-        lines += [f"made_with = {json.dumps(sample.made_with)}"] if sample.made_with else []
+        lines += [f"made_with = {json.dumps(versions(sample.made_with))}"] if sample.made_with else []
         lines += [f"size = {len(sample.data)}", f'sha256 = "{hashlib.sha256(sample.data).hexdigest()}"']
     return "\n".join(lines) + "\n"
+
+
+def versions(libraries: list[str]) -> list[str]:
+    """Return ``lz4 1.10.0`` and so on: what compressed the bytes."""
+    import zlib
+
+    import lz4
+    import zstandard
+
+    known = {
+        "lz4": lz4.library_version_string(),
+        "zlib": zlib.ZLIB_RUNTIME_VERSION,
+        "zstd": ".".join(map(str, zstandard.ZSTD_VERSION)),
+    }
+    return [f"{name} {known[name]}" for name in libraries]
 
 
 def main(folder: Path) -> None:
@@ -514,6 +568,10 @@ def main(folder: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(sample.data)
     (folder / "MANIFEST.toml").write_text(manifest(files), encoding="utf-8")
+    if folder.resolve() == ROOT / "sample_data":
+        (folder / "expected").mkdir(exist_ok=True)
+        for name, command in EXPECTED.items():
+            (folder / "expected" / name).write_text(output_of(command), encoding="utf-8")
     print(f"{len(files)} files, {sum(len(s.data) for s in files):,} bytes in {os.path.relpath(folder)}")
 
 

@@ -6,11 +6,17 @@ import random
 from collections.abc import Iterator
 
 TOPICS = {
-    "bread": ("my bread is flat", "how long to let the dough rise", "the oven", "flour", "a cold kitchen"),
-    "bicycle": ("the chain keeps slipping", "which oil to use", "the gears", "a spare link", "rainy rides"),
-    "garden": ("tomatoes with yellow leaves", "when to water", "the soil", "compost", "a dry summer"),
+    "bread": (
+        "bread that stays flat",
+        "how long to let the dough rise",
+        "the oven",
+        "another flour",
+        "a cold kitchen",
+    ),
+    "bicycle": ("a chain that slips", "which oil to use", "the gears", "a spare link", "rainy rides"),
+    "garden": ("yellow tomato leaves", "when to water", "the soil", "compost", "a dry summer"),
     "python": ("a loop that is too slow", "how to read a large file", "the list", "a generator", "old code"),
-    "travel": ("a week in Lisbon", "which train to take", "the hotel", "a tram ticket", "bad weather"),
+    "travel": ("a week in Lisbon", "which train to take", "the hotel", "a later train", "bad weather"),
     "guitar": ("strings that buzz", "how often to practise", "the neck", "a capo", "small hands"),
 }
 ASK = (
@@ -49,9 +55,9 @@ def conversation(topic: str, seed: str, turns: int = 5) -> str:
     return "\n".join([*lines, f"User: {pick(rng, CLOSE)}"]) + "\n"
 
 
-def history(days: int) -> Iterator[tuple[str, str]]:
+def history(days: int, turns: int = 4) -> Iterator[tuple[str, str]]:
     """Yield ``(key, text)`` for one conversation a day."""
     topics = tuple(TOPICS)
     for day in range(days):
         topic = topics[day % len(topics)]
-        yield f"chat/{day + 1:03d}-{topic}", conversation(topic, str(day), turns=4 + day % 4)
+        yield f"chat/{day + 1:03d}-{topic}", conversation(topic, str(day), turns=turns + day % 4)

@@ -72,3 +72,73 @@ def emit_rows(format_name: str, table: str) -> None:
     import cog
 
     cog.outl(f"\n**{table.replace('_', ' ').capitalize()}**\n\n{rows_table(format_name, table)}\n")
+
+
+# --- GGUF: records of varying size, and tables whose rows need words of their own --------------------------
+
+
+def gguf_record_table(part: str) -> str:
+    """Return the field table of a part of a GGUF header (a field of ``layout.Layout`` that is a ``Struct``).
+
+    Sizes vary, so there are no offsets. Types are those of versions 2 and 3, and of 1 where it differs.
+    """
+    from atlas_kit.formats._construct import type_name
+    from atlas_kit.formats.gguf.layout import layout
+
+    rows = []
+    for new, old in zip(getattr(layout(3), part).subcons, getattr(layout(1), part).subcons, strict=True):
+        if not new.docs:  # places that the reader notes down take no bytes
+            continue
+        names = [_gguf_type(con, type_name) for con in (new, old)]
+        kind = names[0] if names[0] == names[1] else f"{names[0]} ({names[1]} in version 1)"
+        rows.append((f"`{new.name}`", kind, new.docs))
+    return markdown_table(["field", "type", "meaning"], rows)
+
+
+def _gguf_type(con: Any, type_name: Any) -> str:
+    import construct as cs
+
+    while isinstance(con, cs.Renamed):
+        con = con.subcon
+    if isinstance(con, cs.Array):
+        return f"{type_name(con.subcon)} each"
+    return "as the type says" if isinstance(con, cs.Switch) else str(type_name(con))
+
+
+def gguf_value_types() -> str:
+    """Return the table of metadata value types."""
+    from atlas_kit.formats.gguf import tables
+
+    rows = [
+        (int(r.type), f"`{r.type.name}`", r.short, "varies" if r.size is None else r.size, r.meaning, r.since)
+        for r in tables.VALUE_TYPES
+    ]
+    return markdown_table(["number", "name", "short", "bytes", "meaning", "since version"], rows)
+
+
+def gguf_tensor_types() -> str:
+    """Return the table of tensor types."""
+    from atlas_kit.formats.gguf import tables
+
+    rows = [
+        (int(r.type), f"`{r.type.name}`", r.block, r.size, f"{r.bits_per_weight:.4g}", r.meaning)
+        for r in tables.GGML_TYPES
+    ]
+    return markdown_table(
+        ["number", "name", "weights a block", "bytes a block", "bits a weight", "meaning"], rows
+    )
+
+
+def gguf_keys(table: str) -> str:
+    """Return the table of known keys: ``KNOWN_KEYS`` or ``ATLAS_KEYS``."""
+    from atlas_kit.formats.gguf import tables
+
+    rows = [(f"`{row.key}`", row.type, row.meaning) for row in getattr(tables, table)]
+    return markdown_table(["key", "type", "meaning"], rows)
+
+
+def emit_gguf(name: str, *arguments: str) -> None:
+    """Print what ``gguf_<name>`` returns into the page that cog is working on."""
+    import cog
+
+    cog.outl(globals()[f"gguf_{name}"](*arguments))

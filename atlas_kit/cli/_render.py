@@ -81,6 +81,22 @@ def emit(result: Result, render: Callable[[Any], Iterable[Block]], as_json: bool
     return result.exit_code
 
 
+def emit_all(results: Sequence[Result], render: Callable[[Any], Iterable[Block]], as_json: bool) -> int:
+    """Write results, as JSON in one list, and return the largest exit code."""
+    if as_json:
+        from atlas_kit.operations._json import dumps
+
+        sys.stdout.write(dumps([result.to_json() for result in results], indent=2) + "\n")
+    else:
+        show(block for result in results for block in render(result))
+    return max((result.exit_code for result in results), default=0)
+
+
+def emit_beside(result: Result, render: Callable[[Any], Iterable[Block]], as_json: bool, output: str) -> int:
+    """Write a result whose main product went to ``output``; on standard output nothing may follow that."""
+    return result.exit_code if output == "-" else emit(result, render, as_json)
+
+
 def note(text: str) -> None:
     """Say something beside the result, on standard error."""
     sys.stderr.write(f"{printable(text)}\n")

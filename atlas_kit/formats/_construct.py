@@ -108,7 +108,9 @@ def _field_of(error: Exception) -> str:
     where = getattr(error, "path", None)
     if not where:
         return ""
-    name = ".".join(part.strip() for part in str(where).split("->")[1:])
+    parts = [part.strip() for part in str(where).split("->")[1:]]
+    # ``"name" / con * "note"`` wraps twice, so every such name appears twice
+    name = ".".join(part for part, before in zip(parts, [None, *parts], strict=False) if part != before)
     return f" in field {name}" if name else ""
 
 

@@ -10,17 +10,18 @@ import contextlib
 import errno
 import mmap
 import os
+import re
 import stat
 import sys
-import tempfile
+import threading
 import time
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from atlas_kit.errors import AtlasError, FileAccessError, LockedError, NoSuchFileError, TruncatedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 StrPath = str | os.PathLike[str]
 
@@ -181,6 +182,12 @@ class Source:
             return True
         return (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns) != self.identity
 
+    def refresh(self) -> None:
+        """Take the file's present state as the one it was opened with, after a change of our own."""
+        info = os.fstat(self._fd)
+        self.size = min(self.size, info.st_size)
+        self.identity = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
+
     def close(self) -> None:
         """Release the file; views that are still in use keep their map alive."""
         fd, self._fd = self._fd, -1
@@ -223,6 +230,8 @@ def lock(path: StrPath, *, timeout: float = 10.0) -> Iterator[None]:
     LockedError
         Another process (or thread) still holds it after ``timeout`` seconds.
     """
+    from pathlib import Path
+
     target = Path(os.path.realpath(path))
     name = target.parent / f".{target.name}.lock"
     deadline = time.monotonic() + timeout
@@ -293,6 +302,9 @@ def atomic_write(
     durable
         Off skips both fsyncs (for scratch files whose loss in a power cut does not matter).
     """
+    import tempfile  # here, because importing it would take a third of the time of reading a small file
+    from pathlib import Path
+
     target = Path(os.path.realpath(path))
     with contextlib.nullcontext() if locked else lock(target):
         try:
@@ -309,7 +321,7 @@ def atomic_write(
         except OSError as error:
             raise access_error(error, path, "write") from error
         try:
-            with open(fd, "w+b", buffering=CHUNK) as file:
+            with open(fd, "w+b", buffering=1 << 16) as file:  # larger pieces go straight through
                 yield file
                 file.flush()
                 with contextlib.suppress(OSError, AttributeError):
@@ -318,7 +330,7 @@ def atomic_write(
                     os.fsync(file.fileno())
             if backup and target.exists():
                 _keep_backup(target)
-            os.replace(temporary, target)
+            _replace(temporary, target)
         except BaseException as error:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
@@ -329,6 +341,19 @@ def atomic_write(
             sync_folder(target.parent)
 
 
+def _replace(temporary: str, target: Path) -> None:
+    """Rename over the target; releasing a large old file's blocks is left to a thread (0.1 s for 512 MiB)."""
+    old = -1
+    with contextlib.suppress(OSError):
+        if os.path.getsize(target) > 1 << 26:
+            old = os.open(target, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    try:
+        os.replace(temporary, target)
+    finally:
+        if old >= 0:
+            threading.Thread(target=os.close, args=(old,)).start()
+
+
 def write_atomically(path: StrPath, data: bytes | memoryview, **options: Any) -> None:
     """``atomic_write`` for bytes that are already at hand."""
     with atomic_write(path, **options) as file:
@@ -337,6 +362,8 @@ def write_atomically(path: StrPath, data: bytes | memoryview, **options: Any) ->
 
 def backup_name(path: StrPath) -> Path:
     """Return the name under which the previous version of ``path`` is kept: ``NAME.bak``."""
+    from pathlib import Path
+
     path = Path(path)
     return path.with_name(path.name + ".bak")
 
@@ -358,10 +385,11 @@ def _keep_backup(target: Path) -> None:
 
 def _remove_stale(target: Path) -> None:
     """Remove what killed writers of ``target`` left (safe: every writer holds the lock)."""
-    prefix = f".{target.name}."
+    # exactly our own names: ".a.b.12345678.tmp" may be in use by the writer of "a.b" under its own lock
+    ours = re.compile(rf"\.{re.escape(target.name)}\.([a-z0-9_]{{8}}|\d+\.bak)\.tmp")
     with contextlib.suppress(OSError), os.scandir(target.parent) as entries:
         for entry in entries:
-            if entry.name.startswith(prefix) and entry.name.endswith(".tmp"):
+            if ours.fullmatch(entry.name):
                 with contextlib.suppress(OSError):
                     os.unlink(entry.path)
 

@@ -164,8 +164,10 @@ class _Reading:
             return
         if isinstance(error, MemoryError):
             return
-        wrong = (ValueError, EOFError, OSError, NotImplementedError, RuntimeError, RecursionError)
-        if isinstance(error, (zipfile.BadZipFile, zlib.error, SyntaxError, TypeError, OverflowError, *wrong)):
+        from tokenize import TokenError  # NumPy lets it out for a header of unbalanced brackets
+
+        wrong = (ValueError, EOFError, OSError, NotImplementedError, RuntimeError, SyntaxError, TypeError)
+        if isinstance(error, (zipfile.BadZipFile, zlib.error, TokenError, OverflowError, *wrong)):
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise FileCorruptError(
                 f"the array cannot be read: {reason}", path=self._path, key=self._name

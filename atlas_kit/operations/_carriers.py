@@ -22,6 +22,7 @@ from atlas_kit.operations._document import (
     make_entry,
     make_memory,
     read_document,
+    recorded_version,
 )
 from atlas_kit.operations._json import dumps, is_utf8, loads, name_from
 
@@ -41,8 +42,8 @@ FOREIGN = "__safetensors__"
 _BY_SAFETENSORS = {row.safetensors: row for row in tables.DTYPES if row.safetensors}
 
 
-def read_carrier(given: Given, kind: str) -> MemoryFile:
-    """Open a JSON document, safetensors or npz file as a memory file."""
+def read_carrier(given: Given, kind: str) -> tuple[MemoryFile, int | None]:
+    """Open a JSON document, safetensors or npz file as a memory file, with the version that it names."""
     if kind == "safetensors":
         return _read_safetensors(given)
     if kind == "npz":
@@ -151,14 +152,16 @@ def _fits(memory: MemoryFile, key: str, value: Any) -> bool:
     return tensor_size(dtype, shape) == memory[key].size
 
 
-def _read_safetensors(given: Given) -> MemoryFile:
+def _read_safetensors(given: Given) -> tuple[MemoryFile, int | None]:
     from atlas_kit.formats.safetensors import SafetensorsFile
 
     with SafetensorsFile.open(given) as file:
         side = file.metadata.get(SIDE_TEXT)
         if side is not None:
-            return _from_side(_parse_side(side, given), _SafetensorsArrays(file), _time_of(given))
-        return _from_foreign_safetensors(file, _time_of(given))
+            record = _parse_side(side, given)
+            arrays = _SafetensorsArrays(file)
+            return _from_side(record, arrays, _time_of(given)), recorded_version(record)
+        return _from_foreign_safetensors(file, _time_of(given)), None
 
 
 def _from_foreign_safetensors(file: SafetensorsFile, now: int) -> MemoryFile:
@@ -240,7 +243,7 @@ def write_as_npz(memory: MemoryFile, file: IO[bytes]) -> None:
     write_npz(file, arrays)
 
 
-def _read_npz(given: Given) -> MemoryFile:
+def _read_npz(given: Given) -> tuple[MemoryFile, int | None]:
     from atlas_kit.formats.npz import NpzFile
 
     file = NpzFile.open(given)
@@ -249,17 +252,20 @@ def _read_npz(given: Given) -> MemoryFile:
         arrays = _NpzArrays(file)
         if SIDE_ARRAY in file.members:
             side = _parse_side(b"".join(file.chunks(SIDE_ARRAY)), given)
-            memory = _from_side(side, arrays, now)
-        else:
-            memory = make_memory({"created": now, "modified": now})
-            for name in file.members:
-                entry = arrays.entry(name, now)
-                if entry.key in memory:
-                    raise FileCorruptError("two arrays would get this key", path=file.path, key=entry.key)
-                memory[entry.key] = entry
+            return _from_side(side, arrays, now), recorded_version(side)
+        return _from_foreign_npz(file, arrays, now), None
     except BaseException:
         file.close()
         raise
+
+
+def _from_foreign_npz(file: NpzFile, arrays: _NpzArrays, now: int) -> MemoryFile:
+    memory = make_memory({"created": now, "modified": now})
+    for name in file.members:
+        entry = arrays.entry(name, now)
+        if entry.key in memory:
+            raise FileCorruptError("two arrays would get this key", path=file.path, key=entry.key)
+        memory[entry.key] = entry
     return memory
 
 

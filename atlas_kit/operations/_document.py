@@ -63,7 +63,7 @@ def file_facts(memory: MemoryFile) -> dict[str, Any]:
         "modified": memory.modified,
         "model_hash": bytes(memory.model_hash).hex(),
     }
-    info = memory.info
+    info = memory._info
     if any(info.reserved):
         facts["reserved"] = info.reserved.hex()
     if info.file_flags:
@@ -121,7 +121,7 @@ def make_memory(facts: dict[str, Any]) -> MemoryFile:
         raise FileCorruptError('"version" is not 1, 2 or 3')
     # A version 3 document becomes a file in memory that is encrypted when it is saved, not before.
     memory = MemoryFile(version=min(version, 2))
-    info = memory.info
+    info = memory._info
     info.created = _whole(facts, "created", tables.U64)
     info.modified = _whole(facts, "modified", tables.U64)
     info.model_hash = _hash(facts, "model_hash")
@@ -342,9 +342,9 @@ def _values_of(entry: Entry, data: bytes) -> Any:
             return None
         values = _shortest(array)
         again = _bytes_of_values(values, str(entry.dtype), entry.shape or ())[0]
-        return values if again == data else None
     except (ValueError, AtlasError, OverflowError):
         return None
+    return values if again == data else None
 
 
 def _shortest(array: Any) -> Any:
@@ -362,8 +362,13 @@ def _shortest(array: Any) -> Any:
 # --- JSON -> memory file -------------------------------------------------------------------------------
 
 
-def read_document(data: bytes, path: str | None = None) -> MemoryFile:
-    """Make a memory file from a document.
+def recorded_version(facts: dict[str, Any]) -> int | None:
+    """Return the ``.atlas`` version that a document or side record names."""
+    return _whole(facts, "version", 3) if "version" in facts else None
+
+
+def read_document(data: bytes, path: str | None = None) -> tuple[MemoryFile, int | None]:
+    """Make a memory file from a document; return it and the version that the document names.
 
     Raises
     ------
@@ -385,7 +390,7 @@ def read_document(data: bytes, path: str | None = None) -> MemoryFile:
     except AtlasError as error:
         error.path = error.path or path
         raise
-    return memory
+    return memory, recorded_version(document)
 
 
 def add_entry(memory: MemoryFile, item: Any, number: int, make: Callable[[dict[str, Any]], Entry]) -> None:

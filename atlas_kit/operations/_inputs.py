@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import (
@@ -34,13 +33,18 @@ STDIN = "-"
 _MAX_KEY_FILE = 4096
 
 
-@dataclass
 class Keys:
     """What opens encrypted files. ``ask(question, confirm)`` is called only when a file needs it."""
 
-    passphrase: bytes | None = field(default=None, repr=False)
-    key: bytes | None = field(default=None, repr=False)
-    ask: Callable[[str, bool], bytes] | None = None
+    def __init__(
+        self,
+        passphrase: bytes | None = None,
+        key: bytes | None = None,
+        ask: Callable[[str, bool], bytes] | None = None,
+    ) -> None:
+        self.passphrase = passphrase
+        self.key = key
+        self.ask = ask
 
     def __bool__(self) -> bool:
         return self.passphrase is not None or self.key is not None
@@ -114,13 +118,18 @@ def size_of(given: Given) -> int:
         raise access_error(error, given) from error
 
 
-@dataclass
 class Opened:
-    """An input that was recognised and opened."""
+    """An input that was recognised and opened.
 
-    name: str
-    kind: str  # "atlas" "gguf" "safetensors" "npz" "json"
-    file: Any
+    ``kind`` is atlas, gguf, safetensors, npz or json; ``recorded`` the ``.atlas`` version that a file of the
+    last three kinds says it came from.
+    """
+
+    def __init__(self, name: str, kind: str, file: Any, recorded: int | None = None) -> None:
+        self.name = name
+        self.kind = kind
+        self.file = file
+        self.recorded = recorded
 
     @property
     def memory(self) -> MemoryFile:
@@ -172,11 +181,12 @@ def open_given(given: Given, keys: Keys | None = None) -> Opened:
     if kind == "gguf":
         from atlas_kit.formats.gguf import GGUFFile
 
-        return Opened(name, kind, GGUFFile.open(given))
+        model = GGUFFile.from_bytes(given) if isinstance(given, bytes) else GGUFFile.open(given)
+        return Opened(name, kind, model)
     if kind in ("json", "safetensors", "npz"):
         from atlas_kit.operations._carriers import read_carrier
 
-        return Opened(name, kind, read_carrier(given, kind))
+        return Opened(name, kind, *read_carrier(given, kind))
     raise unknown_format(given)
 
 

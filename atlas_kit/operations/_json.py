@@ -8,7 +8,6 @@ r"""JSON as this project writes it: strictly valid, safe on a terminal, and loss
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -17,6 +16,8 @@ from atlas_kit.errors import FileCorruptError, printable
 
 def dumps(value: Any, *, indent: int | None = None) -> str:
     """Return ``value`` as strict JSON on which no character can act on a terminal."""
+    import json  # here: most small commands print no JSON
+
     text = json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=indent)
     if text.isascii() and text.isprintable():
         return text
@@ -33,8 +34,10 @@ def _escape(char: str) -> str:
 
 def plain(value: Any) -> Any:
     """Return ``value`` with everything that JSON lacks put into strings or lists."""
-    if value is None or isinstance(value, (bool, int)):
-        return int(value) if type(value) not in (bool, int, type(None)) else value
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int(value)  # members of an enum become their number
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else _not_finite(value)
     if isinstance(value, str):
@@ -96,6 +99,8 @@ def to_bytes(text: str) -> bytes:
 
 def loads(text: str | bytes, *, what: str = "JSON", path: str | None = None) -> Any:
     """Parse strict JSON; every defect is a ``FileCorruptError`` in one sentence."""
+    import json
+
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING, Any
 
+from fnv_hash_fast import fnv1a_32
+from xxhash import xxh3_64, xxh3_64_intdigest
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
 def fnv1a(data: bytes) -> int:
     """Return FNV-1a/32, which the C library calls ``atlas_crc32``."""
-    from fnv_hash_fast import fnv1a_32
-
     return int(fnv1a_32(data))
 
 
@@ -23,16 +24,15 @@ def crc32(data: bytes) -> int:
 
 def xxh3(data: Any, seed: int = 0) -> int:
     """Return XXH3-64 of a buffer."""
-    from xxhash import xxh3_64_intdigest
-
-    return int(xxh3_64_intdigest(data, seed))
+    return xxh3_64_intdigest(data, seed)
 
 
 def xxh3_of_chunks(chunks: Iterable[bytes]) -> int:
     """Return XXH3-64 of a stream."""
-    from xxhash import xxh3_64
-
     digest = xxh3_64()
     for chunk in chunks:
         digest.update(chunk)
-    return int(digest.intdigest())
+    return digest.intdigest()
+
+
+__all__ = ["crc32", "fnv1a", "xxh3", "xxh3_64", "xxh3_of_chunks"]

@@ -99,9 +99,7 @@ class FilePayload:
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the stored bytes in pieces of bounded size; check at the end."""
-        from xxhash import xxh3_64
-
-        digest = xxh3_64()
+        digest = checksums.xxh3_64()
         for piece in self._source.chunks(self.offset, self.size):
             digest.update(piece)
             yield piece
@@ -293,7 +291,8 @@ class Entry:
                     f"{self.stored_size} stored bytes claim to unpack to {self.size}",
                     hint="Read it in pieces with Entry.chunks().",
                 )
-            return b"".join(self._decoded(iter([self.payload.read()])))
+            # in pieces: decoders copy what they have not used yet, which makes one large piece quadratic
+            return b"".join(self._decoded(MemoryPayload(self.payload.read()).chunks()))
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the decoded payload in pieces of about a MiB; damage raises, at the end at the latest."""
@@ -341,7 +340,12 @@ class Entry:
                 raise FileCorruptError(f"the payload has {len(raw)} bytes, not the {self.size} it claims")
             if row.block > 1:
                 shape = (*shape[:-1], shape[-1] // row.block * row.size)
-            array = np.frombuffer(raw, np.dtype(row.numpy)).reshape(shape)
+            try:
+                array = np.frombuffer(raw, np.dtype(row.numpy)).reshape(shape)
+            except ValueError as error:  # more dimensions, or larger ones beside a 0, than NumPy allows
+                raise FileCorruptError(
+                    f"NumPy has no arrays of {len(shape)} dimensions like these: {error}"
+                ) from error
             array.flags.writeable = False
             return array
 
@@ -400,7 +404,7 @@ def make_entry(
     value: Any,
     *,
     type: int | None = None,  # the format's word
-    flags: int = 0,
+    flags: int | None = None,
     timestamp: int = 0,
     dtype: str | None = None,
     shape: tuple[int, ...] | None = None,
@@ -416,12 +420,17 @@ def make_entry(
         changes: dict[str, Any] = {"key": key}
         if type is not None:
             changes["type"] = type
+        if flags is not None:
+            changes["flags"] = flags
         if wanted:
             changes["wanted"] = wanted
         return value.replace(**changes)
     default, data, row = DataType.GENERIC, b"", None
     if isinstance(value, str):
-        default, data = DataType.TEXT, value.encode("utf-8", "surrogateescape")
+        try:
+            default, data = DataType.TEXT, value.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as error:
+            raise InvalidParamError(f"the text cannot be stored as UTF-8: {error.reason}", key=key) from None
     elif isinstance(value, (dict, list)):
         default, data = (
             DataType.METADATA,
@@ -448,7 +457,7 @@ def make_entry(
         key,
         MemoryPayload(data),
         type=int(default if type is None else type),
-        flags=flags,
+        flags=flags or 0,
         timestamp=timestamp,
         dtype_id=row.id if row else 0,
         shape=shape if row else None,

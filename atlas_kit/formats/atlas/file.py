@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 import threading
 import time
 from collections.abc import Iterator, MutableMapping
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_kit.errors import (
     AtlasError,
     ConflictError,
+    FileCorruptError,
     InvalidParamError,
     KeyNotFoundError,
     KeyRequiredError,
@@ -28,10 +30,11 @@ from atlas_kit.formats._files import Source, StrPath
 from atlas_kit.formats.atlas import tables as t
 from atlas_kit.formats.atlas import v1
 from atlas_kit.formats.atlas.entry import Entry, make_entry
-from atlas_kit.formats.atlas.store import Info, Store, encode_key
+from atlas_kit.formats.atlas.store import Info, Store, canonical_key, encode_key
 
 if TYPE_CHECKING:
     from atlas_kit.formats._findings import Finding
+    from atlas_kit.formats.atlas import v2
     from atlas_kit.formats.atlas.crypto import Cipher, Secret
 
 _MISSING: Any = object()
@@ -116,6 +119,7 @@ class MemoryFile(MutableMapping[str, Entry]):
         self._removed: set[str] = set()  # keys of the store that are gone (or are now in _added)
         self._added: dict[str, Entry] = {}  # new keys, in order
         self._dirty = False
+        self._closed = False
         self._codec, self._level, self._shuffle = codec, level, shuffle
         self._secret = _secret(passphrase, key)
         self.path: str | None = None
@@ -182,7 +186,8 @@ class MemoryFile(MutableMapping[str, Entry]):
                 memory = cls.open(path, **secret)
             with memory:
                 yield memory
-                memory._write(memory.path, None, append=not backup, backup=backup, locked=True)
+                if memory._dirty:
+                    memory._write(None, None, append=not backup, backup=backup, locked=True)
 
     def _adopt(self, store: Store) -> None:
         self._store = store
@@ -194,7 +199,12 @@ class MemoryFile(MutableMapping[str, Entry]):
     def close(self) -> None:
         """Release the file. Changes that were not saved are dropped; entries that are held stay readable."""
         with self._lock:
-            self._store = None
+            self._store, self._closed = None, True
+            self._replaced, self._removed, self._added, self._dirty = {}, set(), {}, False
+
+    def _require_open(self) -> None:
+        if self._closed:  # an empty mapping instead would be saved over the file
+            raise InvalidParamError("the memory file is closed", path=self.path, hint="Open it again.")
 
     def __enter__(self) -> MemoryFile:
         return self
@@ -280,6 +290,11 @@ class MemoryFile(MutableMapping[str, Entry]):
     # --- the mapping ----------------------------------------------------------------------------------
 
     def _find(self, key: str) -> Entry | None:
+        self._require_open()
+        try:
+            key = canonical_key(key)
+        except InvalidParamError:
+            return None
         entry = self._added.get(key) or self._replaced.get(key)
         if entry is None and self._store is not None and key not in self._removed:
             entry = self._store.find(key)
@@ -300,10 +315,12 @@ class MemoryFile(MutableMapping[str, Entry]):
 
     def __len__(self) -> int:
         with self._lock:
+            self._require_open()
             return (len(self._store) if self._store else 0) - len(self._removed) + len(self._added)
 
     def __iter__(self) -> Iterator[str]:
         with self._lock:
+            self._require_open()
             keys = list(self._store.keys()) if self._store else []
             if self._removed:
                 keys = [key for key in keys if key not in self._removed]
@@ -312,6 +329,7 @@ class MemoryFile(MutableMapping[str, Entry]):
     def entries(self) -> Iterator[Entry]:
         """Yield every entry in order (faster than asking for each key)."""
         with self._lock:
+            self._require_open()
             store, removed, replaced = self._store, set(self._removed), dict(self._replaced)
             added = list(self._added.values())
         if store:
@@ -337,7 +355,7 @@ class MemoryFile(MutableMapping[str, Entry]):
         value: Any,
         *,
         type: int | None = None,  # the format's word
-        flags: int = 0,
+        flags: int | None = None,
         timestamp: int | None = None,
         codec: str | None = None,
         level: int | None = None,
@@ -365,7 +383,7 @@ class MemoryFile(MutableMapping[str, Entry]):
             The file's version does not allow the key or the payload.
         """
         _require_u(type or 0, 32, "type")
-        _require_u(flags, 32, "flags")
+        _require_u(flags or 0, 32, "flags")
         _require_u(timestamp or 0, 64, "timestamp")
         options = {"codec": codec, "level": level, "shuffle": shuffle}
         wanted = {name: option for name, option in options.items() if option is not None}
@@ -373,6 +391,7 @@ class MemoryFile(MutableMapping[str, Entry]):
             from atlas_kit.codecs.table import by_name
 
             by_name(codec)
+        key = canonical_key(key)
         now = _now() if timestamp is None else timestamp
         entry = make_entry(
             key, value, type=type, flags=flags, timestamp=now, dtype=dtype, shape=shape, wanted=wanted or None
@@ -387,6 +406,7 @@ class MemoryFile(MutableMapping[str, Entry]):
 
             v2_writer.require_key(key)
         with self._lock:
+            self._require_open()
             if key in self._added:
                 self._added[key] = entry
             elif key in self._replaced or (
@@ -411,19 +431,27 @@ class MemoryFile(MutableMapping[str, Entry]):
     def remove(self, key: str) -> bool:
         """Remove a key; tell whether it was there."""
         with self._lock:
+            if self._find(key) is None:
+                return False
+            key = canonical_key(key)
             if key in self._added:
                 del self._added[key]
-            elif self._find(key) is not None:
+            else:
                 self._replaced.pop(key, None)
                 self._removed.add(key)
-            else:
-                return False
             self._dirty = True
             return True
 
     def __delitem__(self, key: str) -> None:
         if not self.remove(key):
             raise KeyNotFoundError("there is no entry of this key", path=self.path, key=key)
+
+    def clear(self) -> None:
+        """Remove every entry."""
+        with self._lock:
+            self._require_open()
+            self._removed = set(self._store.keys()) if self._store else set()
+            self._replaced, self._added, self._dirty = {}, {}, True
 
     def rename(self, old: str, new: str) -> None:
         """Give an entry another key; it moves to the end of the order.
@@ -507,6 +535,7 @@ class MemoryFile(MutableMapping[str, Entry]):
         options: tuple[str, int | None, bool, bool] | None = None,
     ) -> None:
         with self._lock:
+            self._require_open()
             target = self.path if path is None else os.fspath(path)
             if target is None:
                 raise InvalidParamError("the memory has no file yet", hint="Give a path: save(path).")
@@ -515,16 +544,19 @@ class MemoryFile(MutableMapping[str, Entry]):
                 raise VersionMismatchError(f"there is no version {version}", hint="Use 1, 2 or 3.")
             if version == 3 and self._secret is None:
                 raise KeyRequiredError("version 3 needs a passphrase or a key", path=target)
-            same = self._store is not None and self.path is not None and path is None
+            same = self._store is not None and self.path is not None
+            if same and path is not None and self.path is not None:
+                same = os.path.realpath(path) == os.path.realpath(self.path)
             if append and same and not self._dirty:
                 return
             with contextlib.nullcontext() if locked else _files.lock(target):
-                if same and not force and self._store is not None and self._store.source.changed():
+                changed = same and self._store is not None and self._store.source.changed()
+                if changed and not force:
                     raise ConflictError(
                         "another process changed the file since it was opened", path=target,
                         hint="Open it again and repeat the change, or save to another name.",
                     )  # fmt: skip
-                if append and same and version == self.version and version > 1:
+                if append and same and not changed and version == self.version and version > 1:
                     self._append(target)
                 else:
                     self._replace(target, version, backup, durable, options)
@@ -573,8 +605,16 @@ class MemoryFile(MutableMapping[str, Entry]):
                     model_hash=info.model_hash,
                     options=v2_writer.Options(self._codec, self._level, self._shuffle),
                 )
-        except OSError as error:
-            raise _files.access_error(error, target, "write") from error
+        except BaseException as error:
+            _undo_append(target, store)
+            if isinstance(error, (struct.error, OverflowError)):
+                raise FileCorruptError(
+                    "the numbers in the file's header leave no room for an update", path=target,
+                    hint="Rescue what is intact with: atlas-tool repair",
+                ) from error  # fmt: skip
+            if isinstance(error, OSError):
+                raise _files.access_error(error, target, "write") from error
+            raise
         self._reopen(target, store.cipher)
 
     def _stamped(self, version: int) -> Info:
@@ -636,6 +676,16 @@ class MemoryFile(MutableMapping[str, Entry]):
             for piece in source.chunks(0, source.size):
                 digest.update(piece)
         return digest.digest()
+
+
+def _undo_append(target: str, store: v2.StoreV2) -> None:
+    """Cut off what a failed commit wrote (a full disk), so that it can be repeated; under the lock."""
+    from atlas_kit.formats.atlas.v2 import parse_header
+
+    with contextlib.suppress(OSError, AtlasError), open(os.path.realpath(target), "r+b") as file:
+        if parse_header(file.read(store.header.header_size)) == store.header:  # not committed after all
+            file.truncate(store.header.committed_size)
+            store.source.refresh()
 
 
 def _secret(passphrase: str | bytes | None, key: bytes | None) -> Secret | None:

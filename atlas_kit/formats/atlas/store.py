@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from atlas_kit.errors import InvalidParamError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -59,7 +61,15 @@ class Store(Protocol):
 
 def encode_key(key: str) -> bytes:
     """Return a key's bytes (surrogate escapes become the bytes that they stand for)."""
-    return key.encode("utf-8", "surrogateescape")
+    try:
+        return key.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise InvalidParamError("the key holds half a surrogate pair, which has no bytes", key=key) from None
+
+
+def canonical_key(key: str) -> str:
+    """Return the one spelling of a key: escaped bytes that are UTF-8 together become their character."""
+    return key if key.isascii() else decode_key(encode_key(key))
 
 
 def decode_key(raw: bytes) -> str:

@@ -87,7 +87,7 @@ DTYPES = (
     DType(13, "float64",    8, "<f8", "F64"),
     DType(14, "complex64",  8, "<c8", "C64"),
     DType(15, "complex128", 16, "<c16", ""),
-    DType(32, "q8_0",       34, "u1", "", "blocks of 32: a float16 scale, 32 int8; viewed as bytes", block=32),
+    DType(32, "q8_0",       34, "u1", "", "blocks of 32: a float16 scale, 32 int8; viewed as u1", block=32),
 )
 # fmt: on
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import namedtuple
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from atlas_kit.errors import (
@@ -190,6 +191,11 @@ class StoreV2:
             raise TruncatedError(
                 f"the file ends at byte {source.size}, and its header says {header.committed_size}",
                 path=source.path, offset=source.size, hint=_REPAIR,
+            )  # fmt: skip
+        if header.entry_total * _HEAD > header.committed_size:
+            raise FileCorruptError(
+                f"the header counts {header.entry_total} entries, for which the file is too small",
+                path=source.path, offset=144, hint=_REPAIR,
             )  # fmt: skip
         self.blocks = self._read_blocks()
         self._checked = all(block.records is not None for block in self.blocks)
@@ -380,7 +386,21 @@ class StoreV2:
             data = self.records_of(block, 0, block.num_records)
             for fields in layout.RECORD.iter_unpack(data):
                 newest.setdefault(fields[3], fields)
-        return [Record(*newest[ordinal]) for ordinal in sorted(newest) if newest[ordinal][1]]
+        rows = [Record(*newest[ordinal]) for ordinal in sorted(newest) if newest[ordinal][1]]
+        if len(rows) != self.header.entry_total:
+            raise FileCorruptError(
+                f"the header counts {self.header.entry_total} entries, and the index {len(rows)}",
+                path=self.source.path, offset=144, hint=_REPAIR,
+            )  # fmt: skip
+        end = self.header.header_size
+        for row in sorted(rows, key=itemgetter(1)):
+            if row.offset < end:  # or reading every entry could take the square of the file's size
+                raise FileCorruptError(
+                    "the index names records that overlap", path=self.source.path, offset=row.offset,
+                    hint=_REPAIR,
+                )  # fmt: skip
+            end = row.offset + row.size
+        return rows
 
     # --- reading records ------------------------------------------------------------------------------
 
@@ -505,7 +525,11 @@ def open_sealed(source: Source, offset: int, outer: EntryHead, cipher: Cipher) -
     start = offset + f.payload_offset
     if not f.attributes & t.ENCRYPTED or f.stored_size < layout.SEAL.size + 2 * t.TAG_SIZE:
         raise AuthenticationError("an entry of an encrypted file is not sealed", path=path, offset=offset)
-    head_size, _, head_nonce, data_nonce = layout.SEAL.unpack(source.read(start, layout.SEAL.size))[4:]
+    prefix = layout.SEAL.unpack(source.read(start, layout.SEAL.size))
+    head_size, salt, head_nonce, data_nonce = prefix[4:]
+    k = cipher.params
+    if (*prefix[:4], salt) != (k.kdf, k.log2_n, k.r, k.p, k.salt):  # a rescuer will rely on these
+        raise AuthenticationError("the sealed entry names another key", path=path, offset=start)
     sealed = f.stored_size - layout.SEAL.size - head_size
     if sealed < t.TAG_SIZE or head_size < t.TAG_SIZE:
         raise FileCorruptError("the sealed record's lengths contradict each other", path=path, offset=offset)

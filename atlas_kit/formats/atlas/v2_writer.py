@@ -33,8 +33,11 @@ class Options(NamedTuple):
     recode: bool = False
 
 
-#: Up to this size a payload is encoded in memory, and stored as it is when that is smaller.
+#: Up to this size a payload is encoded in memory.
 IN_MEMORY = 1 << 26
+
+#: From this size on a payload is written first and its head afterwards.
+LARGE = 1 << 22
 
 
 class Writer:
@@ -58,35 +61,39 @@ class Writer:
         if self._cipher:
             self._write_sealed(entry, raw_key, ordinal, encoded, attributes)
             return
-        head = self._head(entry, raw_key, ordinal, encoded, attributes)
         start = self.position
-        if isinstance(encoded.stored, bytes):
-            checksum = checksums.xxh3(encoded.stored)
-            raw, head_checksum = _finish_head(head, len(encoded.stored), checksum)
+        head = self._head(entry, raw_key, ordinal, encoded, attributes)
+        if isinstance(encoded.stored, (bytes, memoryview)) and len(encoded.stored) < LARGE:
+            raw, head_checksum = _finish_head(head, len(encoded.stored), checksums.xxh3(encoded.stored))
             size = len(raw) + len(encoded.stored)
             self._file.write(b"".join((raw, encoded.stored, bytes(-size % 8))))
         else:
-            raw, head_checksum, size = self._stream(head, encoded.stored)
+            stored, checksum = self._write_payload(head, encoded.stored)
+            if encoded.shrinks_not(stored, entry.size):
+                self._file.seek(start)
+                self._file.truncate()
+                encoded = _Encoded(0, 0, 0, entry.chunks())
+                head = self._head(entry, raw_key, ordinal, encoded, attributes)
+                stored, checksum = self._write_payload(head, encoded.stored)
+            raw, head_checksum = _finish_head(head, stored, checksum)
+            size = len(raw) + stored
+            self._file.write(bytes(-size % 8))
+            self._file.seek(start)
+            self._file.write(raw)
+            self._file.seek(start + size + -size % 8)
         self._row(raw_key, ordinal, start, size + -size % 8, head_checksum)
 
-    def _stream(self, head: _Head, chunks: Iterable[Any]) -> tuple[bytes, int, int]:
-        """Write a payload of unknown stored size, then go back and write its head."""
-        from xxhash import xxh3_64
-
-        start, write, digest = self.position, self._file.write, xxh3_64()
-        write(bytes(head.payload_offset))
-        stored = 0
-        for chunk in chunks:
+    def _write_payload(self, head: _Head, stored: Any) -> tuple[int, int]:
+        """Write a large payload behind the place of its head; return its size and checksum."""
+        self._file.write(bytes(head.payload_offset))
+        if isinstance(stored, (bytes, memoryview)):
+            stored = MemoryPayload(stored).chunks()  # small enough to be hashed and copied from the cache
+        size, digest = 0, checksums.xxh3_64()
+        for chunk in stored:
             digest.update(chunk)
-            write(chunk)
-            stored += len(chunk)
-        raw, head_checksum = _finish_head(head, stored, int(digest.intdigest()))
-        size = len(raw) + stored
-        write(bytes(-size % 8))
-        self._file.seek(start)
-        write(raw)
-        self._file.seek(start + size + -size % 8)
-        return raw, head_checksum, size
+            self._file.write(chunk)
+            size += len(chunk)
+        return size, digest.intdigest()
 
     def _write_sealed(
         self, entry: Entry, raw_key: bytes, ordinal: int, encoded: _Encoded, attributes: int
@@ -94,6 +101,9 @@ class Writer:
         cipher = self._cipher
         assert cipher is not None
         stored = encoded.whole
+        if encoded.shrinks_not(len(stored), entry.size):
+            stored = b"".join(entry.chunks())
+            encoded = _Encoded(0, 0, 0, stored)
         inner_head = self._head(entry, raw_key, ordinal, encoded, attributes, align=False)
         inner, _ = _finish_head(inner_head, len(stored), checksums.xxh3(stored))
         head_size = len(inner) + t.TAG_SIZE
@@ -225,12 +235,18 @@ class _Encoded(NamedTuple):
     codec_id: int
     filter_id: int
     item_size: int
-    stored: bytes | Iterable[bytes]
+    stored: bytes | memoryview | Iterable[bytes]
+
+    def shrinks_not(self, stored: int, size: int) -> bool:
+        """Tell whether the codec did not pay, so that the payload is better stored as it is."""
+        return self.codec_id != 0 and self.codec_id in codecs.BY_ID and stored >= size > 0
 
     @property
     def whole(self) -> bytes:
         """The stored bytes at once."""
-        return self.stored if isinstance(self.stored, bytes) else b"".join(self.stored)
+        if isinstance(self.stored, (bytes, memoryview)):
+            return bytes(self.stored)
+        return b"".join(self.stored)
 
 
 def _encode(entry: Entry, options: Options) -> _Encoded:
@@ -249,11 +265,10 @@ def _encode(entry: Entry, options: Options) -> _Encoded:
     shuffle = wanted.get("shuffle", options.shuffle)
     row = t.DTYPE_BY_ID.get(entry.dtype_id)
     item = row.size if shuffle and row is not None and row.block == 1 and row.size > 1 and codec.id else 0
-    if entry.size > IN_MEMORY or (codec.id == 0 and isinstance(entry.payload, MemoryPayload)):
-        chunks = entry.chunks()
-        if codec.id == 0 and entry.size <= 4096:
-            return _Encoded(0, 0, 0, b"".join(chunks))
-        encoded = codecs.encode_stream(chunks, codec, level=level, shuffle_size=item)
+    if codec.id == 0 and isinstance(entry.payload, MemoryPayload) and not entry.codec_id:
+        return _Encoded(0, 0, 0, entry.payload.view())
+    if entry.size > IN_MEMORY:
+        encoded = codecs.encode_stream(entry.chunks(), codec, level=level, shuffle_size=item)
         return _Encoded(codec.id, 1 if item else 0, item, encoded)
     data = entry.data
     if codec.id:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from atlas_kit.formats.gguf.digest import ModelDigest, hash_tensors
     from atlas_kit.formats.gguf.edit import Delete, EditResult, Rename, Set, edit_metadata
     from atlas_kit.formats.gguf.file import GGUFFile
+    from atlas_kit.formats.gguf.journal import recover_journal
     from atlas_kit.formats.gguf.native import NativeResult, to_native, to_stock
     from atlas_kit.formats.gguf.scan import HeaderScan, hex_fields, scan_header
     from atlas_kit.formats.gguf.strings import LazyStrings
@@ -40,6 +41,7 @@ _HOME = {
     "edit_metadata": "edit",
     "hash_tensors": "digest",
     "hex_fields": "scan",
+    "recover_journal": "journal",
     "scan_header": "scan",
     "to_native": "native",
     "to_stock": "native",
@@ -65,6 +67,7 @@ __all__ = [
     "edit_metadata",
     "hash_tensors",
     "hex_fields",
+    "recover_journal",
     "scan_header",
     "to_native",
     "to_stock",

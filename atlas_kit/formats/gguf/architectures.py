@@ -37,26 +37,50 @@ NOT_LOADABLE = {
     "gptj": "its name is reserved and no code loads it",
 }
 
+#: More layers than this, or none, and llama.cpp aborts.
+MAX_LAYERS = 512
+
 #: Keys without which no model loads, in the order in which llama.cpp asks for them.
 COMMON_KEYS = ("context_length", "embedding_length", "block_count")
 
-#: Keys (after the architecture) that leave the list of tensors as the table says. Another key may add
-#: tensors or take some away, so that findings about tensors are then only a guess.
-_HARMLESS = (
-    "name vocab_size context_length embedding_length block_count feed_forward_length expert_count "
-    "expert_used_count expert_feed_forward_length expert_weights_scale expert_weights_norm "
-    "expert_gating_func attention.head_count attention.head_count_kv attention.key_length "
-    "attention.value_length attention.layer_norm_epsilon attention.layer_norm_rms_epsilon "
-    "attention.causal attention.sliding_window attention.sliding_window_pattern attention.scale "
-    "attention.clamp_kqv attention.max_alibi_bias attention.temperature_scale rope.dimension_count "
-    "rope.freq_base rope.freq_base_swa rope.freq_scale rope.scale_linear rope.dimension_sections "
-    "rope.scaling.type rope.scaling.factor rope.scaling.attn_factor "
-    "rope.scaling.original_context_length rope.scaling.finetuned rope.scaling.yarn_log_multiplier "
-    "rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow pooling_type logit_scale residual_scale "
-    "embedding_scale attn_logit_softcapping final_logit_softcapping router_logit_softcapping "
-    "use_parallel_residual tensor_data_layout"
+#: Keys (after the architecture) that may add tensors or take some away: where one of them is, the table is
+#: only a guess. A key that is neither here nor in the table means nothing to llama.cpp.
+_ALTERING = (
+    "activation.situ_beta activation.situ_linear_beta adapters.count adapters.lora_rank "
+    "adapters.router_gain adapters.token_ids_activate adapters.token_ids_substitute "
+    "attention.compress_ratios attention.compress_rope_freq_base attention.decay_lora_rank "
+    "attention.gate_lora_rank attention.group_norm_epsilon attention.group_norm_groups "
+    "attention.iclr_lora_rank attention.indexer.block_size attention.indexer.head_count "
+    "attention.indexer.key_length attention.indexer.kpool attention.indexer.kpool_select_tail "
+    "attention.indexer.local_blocks attention.indexer.top_k attention.indexer.types "
+    "attention.key_length_mla attention.key_length_mla_swa attention.key_length_swa attention.kv_lora_rank "
+    "attention.kv_lora_rank_swa attention.output_group_count attention.output_lora_rank "
+    "attention.output_scale attention.q_lora_rank attention.recurrent_layers "
+    "attention.relative_buckets_count attention.rope_pattern attention.shared_kv_layers "
+    "attention.temperature_length attention.value_expert_count attention.value_expert_used_count "
+    "attention.value_length_mla attention.value_length_mla_swa attention.value_length_swa "
+    "attention.value_residual_mix_lora_rank attention.value_scale attn_res.block_size block_size "
+    "classifier.activation classifier.output_labels classifier.pooling_type conv_group_size "
+    "conv_kernel_size convnext.block_count convnext.embedding_length decision.block_count "
+    "decision.head_count decision.routing_block_count decoder_block_count decoder_start_token_id "
+    "deepstack_mapping dense_2_feat_in dense_2_feat_out dense_3_feat_in dense_3_feat_out "
+    "embedding_length_out embedding_length_per_layer_input expert_chunk_feed_forward_length "
+    "expert_group_count expert_group_scale expert_group_used_count expert_latent_length expert_shared_count "
+    "expert_shared_feed_forward_length experts_per_group features_length full_attention_interval "
+    "hash_layer_count hidden_activation hrm.h_cycles hrm.l_cycles hrm.layers_per_stack hrm.prefix_lm "
+    "hyper_connection.count hyper_connection.epsilon hyper_connection.low_rank hyper_connection.magnitude "
+    "hyper_connection.sinkhorn_iterations interleave_moe_layer_step kda.gate_lower_bound kda.head_dim "
+    "kda.safe_gate leading_dense_block_count moe_every_n_layers moe_latent_size n_deepstack_layers "
+    "nextn_predict_layers norm_before_fc norm_before_residual num_loops ple.conv_kernel ple.eos_token_id "
+    "ple.head_offsets ple.head_vocab_sizes ple.heads_per_ngram ple.image_token_id ple.layer_multipliers "
+    "ple.layers ple.ngram_size posnet.block_count posnet.embedding_length rescale_every_n_layers "
+    "rope.dimension_count_swa rope.scaling.alpha rope.scaling.yarn_attn_factor rope.scaling.yarn_ext_factor "
+    "selector_rank selector_top_k shortconv.l_cache skip_loop_final_norm ssm.conv_kernel ssm.dt_b_c_rms "
+    "ssm.group_count ssm.inner_size ssm.state_size ssm.time_step_rank swiglu_clamp_exp swiglu_clamp_shexp "
+    "swin_norm target_hidden_size target_layers time_decay_extra_dim time_mix_extra_dim token_shift_count "
+    "wkv.head_size"
 )
-HARMLESS_KEYS = frozenset(_HARMLESS.split())
+ALTERING_KEYS = frozenset(_ALTERING.split())
 
 #: Families that insist on rotating the whole head.
 FULL_ROTATION = frozenset({"llama", "deci", "falcon", "llama-embed"})
@@ -512,16 +536,16 @@ def sizes(values: Mapping[str, Any], layer: int, tokens: int | None) -> dict[str
     out: dict[str, int | None] = {
         "E": number("embedding_length"),
         "V": tokens,
-        "F": number("feed_forward_length"),
+        "F": number("feed_forward_length", 0),
         "C": number("context_length"),
         "X": number("expert_count"),
         "M": number("expert_feed_forward_length"),
         "T": number("token_type_count"),
-        "H": number("attention.head_count"),
+        "H": number("attention.head_count", 0),
     }
     heads, width = out["H"], out["E"]
     out["G"] = number("attention.head_count_kv", heads)
-    out["e"] = width // heads if heads and width is not None else None
+    out["e"] = 0 if heads == 0 else width // heads if heads and width is not None else None
     out["k"] = number("attention.key_length", out["e"])
     out["v"] = number("attention.value_length", out["e"])
     rotated = number("rope.dimension_count", out["k"])

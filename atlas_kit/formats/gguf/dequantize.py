@@ -25,7 +25,7 @@ def dequantize_rows(
     """
     import numpy as np
 
-    width = info.dims[0] if info.dims else 1
+    width = info.row_length
     if row.type == GGMLType.BF16:
         high = np.frombuffer(data, np.dtype(byte_order + "u2")).astype(np.uint32)
         return (high << 16).view(np.float32).reshape(rows, width)
@@ -51,9 +51,7 @@ def dequantize_rows(
 def _swapped(blocks: Any, info: TensorInfo, row: GGMLTypeRow) -> Any:
     """Return blocks with their multi-byte numbers in the other byte order."""
     if row.swap is None:
-        raise InvalidParamError(
-            f"{row.type.name} of a big-endian file cannot be dequantised", key=info.name
-        )
+        raise InvalidParamError(f"{row.type.name} of a big-endian file cannot be dequantised", key=info.name)
     blocks = blocks.copy()
     for offset, size in row.swap:
         blocks[:, offset : offset + size] = blocks[:, offset : offset + size][:, ::-1].copy()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import (
     AtlasError,
+    ConflictError,
     FileCorruptError,
     InvalidParamError,
     KeyNotFoundError,
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     Array = np.ndarray[Any, Any]
+
+#: No bytes back up the other dimensions of an empty tensor: this one is believed, larger ones are not.
+_LARGEST_EMPTY = 1 << 24
 
 
 class GGUFFile:
@@ -93,12 +97,16 @@ class GGUFFile:
         MagicMismatchError, VersionMismatchError, TruncatedError, FileCorruptError
             It is not a GGUF file, or its header is damaged (``offset`` says where), or the shards do not
             belong together.
+        ConflictError
+            The header makes no sense because another process is just changing it.
         """
         check_journal(path)
         source = Source(path)
         try:
             file = cls(source, scan_header(source))
             if file.error is not None and not tolerant:
+                if source.changed():
+                    raise ConflictError("the file was changed while it was being read", path=path)
                 raise file.error
             if shards and file.error is None:
                 from atlas_kit.formats.gguf.shards import join, shard_count
@@ -247,7 +255,9 @@ class GGUFFile:
     def iter_dequantized(self, name: str | TensorInfo, elements: int = 1 << 20) -> Iterator[Array]:
         """Yield a tensor as float32 in blocks of whole rows of about ``elements`` weights."""
         info, _ = self._place(name)
-        step = max(1, elements // max(1, info.dims[0] if info.dims else 1))
+        step = max(1, elements // max(1, info.row_length))
+        if info.elements == 0:
+            return
         for start in range(0, info.rows, step):
             yield self.dequantize(info, slice(start, start + step))
 
@@ -269,7 +279,14 @@ class GGUFFile:
             )
         if nbytes is None:
             raise FileCorruptError(
-                f"rows of {info.dims[0]} weights are not whole blocks of {row.block} ({row.type.name})",
+                f"rows of {info.row_length} weights are not whole blocks of {row.block} ({row.type.name})",
+                path=shard.path,
+                key=info.name,
+                offset=info.info_offset,
+            )
+        if nbytes == 0 and max(info.dims) > _LARGEST_EMPTY:
+            raise FileCorruptError(
+                f"an empty tensor with a dimension of {max(info.dims)} cannot be",
                 path=shard.path,
                 key=info.name,
                 offset=info.info_offset,

@@ -14,13 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import xxhash
-
 from atlas_kit.errors import FileAccessError, FileCorruptError
 from atlas_kit.formats._files import StrPath, access_error, lock, sync_folder
 
 _MAGIC = b"ATLASJN1"
 _HEAD = 8 + 8 + 16 + 16 + 16  # magic, size of the region, XXH3-128 of old, of new, of this head and old
+
+
+def _hash(data: bytes) -> bytes:
+    import xxhash  # here, because every opening of a file imports this module
+
+    digest: bytes = xxhash.xxh3_128_digest(data)
+    return digest
+
 
 State = Literal["old", "new", "torn", "unusable"]
 
@@ -35,8 +41,8 @@ class Journal:
     def encoded(self) -> bytes:
         """Return the journal's bytes."""
         head = _MAGIC + len(self.old).to_bytes(8, "little")
-        head += xxhash.xxh3_128_digest(self.old) + self.new_hash
-        return head + xxhash.xxh3_128_digest(head + self.old) + self.old
+        head += _hash(self.old) + self.new_hash
+        return head + _hash(head + self.old) + self.old
 
     @classmethod
     def decode(cls, data: bytes) -> Journal | None:
@@ -46,7 +52,7 @@ class Journal:
         old = data[_HEAD:]
         if len(old) != int.from_bytes(data[8:16], "little"):
             return None
-        if xxhash.xxh3_128_digest(data[: _HEAD - 16] + old) != data[_HEAD - 16 : _HEAD]:
+        if _hash(data[: _HEAD - 16] + old) != data[_HEAD - 16 : _HEAD]:
             return None
         return cls(old, data[32:48])
 
@@ -59,7 +65,7 @@ class Journal:
             raise access_error(error, path) from error
         if now == self.old:
             return "old"
-        return "new" if xxhash.xxh3_128_digest(now) == self.new_hash else "torn"
+        return "new" if _hash(now) == self.new_hash else "torn"
 
 
 def journal_path(path: StrPath) -> Path:
@@ -134,7 +140,7 @@ def replace_start(path: StrPath, old: bytes, new: bytes) -> None:
     if len(old) != len(new):
         raise FileAccessError("a header can only be replaced by one of the same size", path=path)
     place = journal_path(path)
-    journal = Journal(old, xxhash.xxh3_128_digest(new))
+    journal = Journal(old, _hash(new))
     try:
         with open(place, "wb") as file:
             file.write(journal.encoded())

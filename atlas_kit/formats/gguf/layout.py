@@ -45,7 +45,7 @@ class Known(cs.Adapter):
         self.members = {int(member): member for member in members}
 
     def _decode(self, obj: int, context: Any, path: str) -> int:
-        return self.members.get(obj, obj)
+        return int(obj) if obj not in self.members else self.members[obj]
 
     def _encode(self, obj: int, context: Any, path: str) -> int:
         return int(obj)
@@ -97,7 +97,9 @@ class Text(cs.Construct):
         (size,) = self.prefix.unpack_from(stream.buf, start)
         if size > tables.MAX_STRING or size > stream.end - body:
             left = stream.end - body
-            raise TruncatedError(f"a string of {size} bytes is promised, and {left} bytes are left", offset=start)
+            raise TruncatedError(
+                f"a string of {size} bytes is promised, and {left} bytes are left", offset=start
+            )
         stop = body + size
         stream.ensure(stop)
         stream.pos = stop
@@ -246,9 +248,7 @@ class ArrayItems(_Items):
     def _skip_arrays(self, stream: Any, count: int, depth: int) -> array[int]:
         """Walk over ``count`` arrays; return where each starts, and the end."""
         if depth > tables.MAX_DEPTH:
-            raise FileCorruptError(
-                f"arrays are nested more than {tables.MAX_DEPTH} deep", offset=stream.pos
-            )
+            raise FileCorruptError(f"arrays are nested more than {tables.MAX_DEPTH} deep", offset=stream.pos)
         offsets = array("q")
         for _ in range(count):
             offsets.append(stream.pos)
@@ -354,9 +354,7 @@ class Records(cs.Array):
         """Raise unless ``count`` records can be in the rest of the file."""
         left = max(stream.end - stream.pos, 0)
         if count > left // self.smallest:
-            raise TruncatedError(
-                f"{count} {what} are promised, and {left} bytes are left", offset=stream.pos
-            )
+            raise TruncatedError(f"{count} {what} are promised, and {left} bytes are left", offset=stream.pos)
 
     def each(self, stream: Any, count: int) -> Iterator[Any]:
         """Yield record after record; what was read before an error is not lost."""
@@ -423,11 +421,12 @@ def layout(version: int = 3, byte_order: str = "<") -> Layout:
     items: dict[int, Any] = {
         t: NumberItems(con, tables.value_type_name(t)) for t, con in scalars.items()
     }
+    items |= {ValueType.STRING: StringItems(text), ValueType.ARRAY: inner}
     array_value = inner.array = Record(
         "type"  / value_type * "value type of the elements",
         "len"   / size       * "number of elements",
-        "array" / cs.Switch(cs.this.type, items | {ValueType.STRING: StringItems(text), ValueType.ARRAY: inner},
-                            default=UnknownType("type")) * "the elements, one after the other, without padding",
+        "array" / cs.Switch(cs.this.type, items, default=UnknownType("type"))
+                                     * "the elements, one after the other, without padding",
     )
     key_value = Record(
         "key"          / text       * "name of the value: lower case words separated by dots",

@@ -6,8 +6,8 @@ positioned reads; the tensor data behind it is never touched. What was read befo
 
 from __future__ import annotations
 
+import enum
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from atlas_kit.formats._construct import BufferStream, Span, parse, trace
 from atlas_kit.formats._files import Source, StrPath
 from atlas_kit.formats.gguf import tables
 from atlas_kit.formats.gguf.layout import Layout, layout
+from atlas_kit.formats.gguf.strings import LazyStrings
 from atlas_kit.formats.gguf.tables import ValueType
 from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.formats.gguf.values import ArrayValue, LazyArrays, LazyNumbers, MetadataField
@@ -128,7 +129,9 @@ class HeaderScan:
 
     def header_bytes(self, start: int = 0, stop: int | None = None) -> bytes:
         """Return bytes of the header that was read (its first ``end`` bytes)."""
-        return b"" if self.stream is None else bytes(self.stream.buf[start : self.end if stop is None else stop])
+        return (
+            b"" if self.stream is None else bytes(self.stream.buf[start : self.end if stop is None else stop])
+        )
 
 
 def detect(head: bytes, path: StrPath | None = None) -> tuple[int, str]:
@@ -213,7 +216,7 @@ def _scan_fields(scan: HeaderScan, stream: HeaderStream) -> None:
     early = _early_check(lambda: schema.check(stream, count, "metadata pairs"))
     fit = (stream.end - stream.pos) // schema.smallest
     for item in schema.each(stream, min(count, fit)):
-        scan.fields.append(_field_of(item, scan.end, stream.pos))
+        scan.fields.append(field_of(item, scan.end, stream.pos))
         scan.end = stream.pos
     if early is not None:
         raise early
@@ -250,7 +253,8 @@ def _early_check(check: Any) -> AtlasError | None:
     return None
 
 
-def _field_of(item: Any, start: int, stop: int) -> MetadataField:
+def field_of(item: Any, start: int, stop: int) -> MetadataField:
+    """Make a field of a pair that the schema has read between two offsets."""
     value, element = item["value"], None
     if item["value_type"] == ValueType.ARRAY:
         value, element = value["array"], value["type"]
@@ -293,7 +297,7 @@ def _place_tensors(scan: HeaderScan) -> None:
     ]
 
 
-# --- explaining bytes ----------------------------------------------------------------------------------------
+# --- explaining bytes ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -356,38 +360,34 @@ def _our_error(problem: Exception | None, stream: HeaderStream, path: str | None
     if isinstance(problem, AtlasError):
         problem.path = problem.path or path
         return problem
-    return FileCorruptError(
-        f"the header cannot be read any further: {str(problem).splitlines()[-1] if str(problem) else problem!r}",
-        path=path,
-        offset=stream.pos,
-    )
+    detail = str(problem).splitlines()[-1] if str(problem) else repr(problem)
+    return FileCorruptError(f"the header cannot be read any further: {detail}", path=path, offset=stream.pos)
 
 
 def show(value: Any, width: int = 60) -> str:
     """Return a value in one short line: arrays by their length and first elements, text quoted and cut."""
-    if isinstance(value, bool) or not isinstance(value, (str, bytes, Iterator)):
-        if isinstance(value, LazyNumbers) or hasattr(value, "head"):
-            first = ", ".join(show(item, 16) for item in value.head(4))
-            more = ", ..." if len(value) > 4 else ""
-            return f"{len(value)}: [{first}{more}]"
-        if isinstance(value, ArrayValue):
-            return show(value.items, width)
-        if isinstance(value, float):
-            return format(value, ".7g")
-        if hasattr(value, "name") and isinstance(value, int):
-            return f"{int(value)} ({value.name})"
-        return str(value)
-    text = repr(value)
-    return text if len(text) <= width else f"{text[: width - 4]}...{text[0]}"
+    if isinstance(value, ArrayValue):
+        return show(value.items, width)
+    if isinstance(value, (LazyNumbers, LazyStrings, LazyArrays)):
+        first = ", ".join(show(item, 16) for item in value.head(4))
+        return f"{len(value)}: [{first}{', ...' if len(value) > 4 else ''}]"
+    if isinstance(value, enum.Enum):
+        return f"{value.value} ({value.name})"
+    if isinstance(value, float):
+        return format(value, ".7g")
+    if isinstance(value, (str, bytes)):
+        text = repr(value)
+        return text if len(text) <= width else f"{text[: width - 4]}...{text[-1]}"
+    return str(value)
 
 
 __all__ = [
     "HeaderScan",
     "HeaderStream",
     "HexRow",
-    "LazyArrays",
     "align",
     "detect",
+    "field_of",
     "hex_fields",
     "scan_header",
     "show",

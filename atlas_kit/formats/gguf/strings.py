@@ -9,6 +9,7 @@ plain steps with every check take over. So the result is exact, whatever the byt
 
 from __future__ import annotations
 
+import itertools
 import sys
 from array import array
 from collections.abc import Iterator, Sequence
@@ -56,10 +57,12 @@ def walk_strings(stream: BufferStream, count: int, prefix: Struct) -> Sequence[i
             offset=stream.pos,
         )
     vector = count >= SHORT and ("numpy" in sys.modules or count > WORTH_NUMPY)
-    offsets = _walk_vector(stream, count, prefix) if vector else _walk_plain(stream, count, prefix)
+    walk = _walk_vector if vector else _walk_plain
+    offsets: Any = walk(stream, count, prefix)
     stream.pos = int(offsets[count])
     stream.ensure(stream.pos)
-    return offsets
+    found: Sequence[int] = offsets
+    return found
 
 
 def _too_long(offset: int, length: int, left: int) -> TruncatedError:
@@ -228,7 +231,7 @@ class LazyStrings(Sequence[str]):
             places = [int(at) for at in self._offsets[first : first + step + 1]]
             block = bytes(self._stream.buf[places[0] : places[-1]])
             base = places[0]
-            for start, stop in zip(places, places[1:], strict=False):
+            for start, stop in itertools.pairwise(places):
                 yield block[start + width - base : stop - base]
 
     def tolist(self) -> list[str]:

@@ -65,7 +65,7 @@ VALUE_TYPES: tuple[ValueTypeRow, ...] = (
     ValueTypeRow(ValueType.UINT32,  "u32",  4,    "unsigned integer"),
     ValueTypeRow(ValueType.INT32,   "i32",  4,    "signed integer"),
     ValueTypeRow(ValueType.FLOAT32, "f32",  4,    "IEEE 754 single precision"),
-    ValueTypeRow(ValueType.BOOL,    "bool", 1,    "0 is false, 1 is true, anything else is against the rules"),
+    ValueTypeRow(ValueType.BOOL,    "bool", 1,    "0 is false, 1 is true, nothing else is allowed"),
     ValueTypeRow(ValueType.STRING,  "str",  None, "length, then that many bytes of UTF-8 without a NUL"),
     ValueTypeRow(ValueType.ARRAY,   "arr",  None, "element type, length, then the elements without padding"),
     ValueTypeRow(ValueType.UINT64,  "u64",  8,    "unsigned integer", 2),
@@ -88,7 +88,7 @@ def value_type_name(number: int, element: int | None = None) -> str:
 
 
 def value_type_of_name(name: str) -> tuple[ValueType, ValueType | None] | None:
-    """Return (type, element type) of ``u32``, ``uint32``, ``str``, ``arr[f32]``, ``f32[]``; ``None`` if unknown."""
+    """Return (type, element type) of ``u32``, ``uint32``, ``str``, ``arr[f32]``, ``f32[]``; or ``None``."""
     text = name.strip().lower()
     nested = re.fullmatch(r"arr(?:ay)?\[(\w+)\]|(\w+)\[\]", text)
     if nested:
@@ -170,7 +170,7 @@ GGML_TYPES: tuple[GGMLTypeRow, ...] = (
     GGMLTypeRow(GGMLType.Q8_1,     32,  40, "8 bits with scale and sum; only inside computations"),
     GGMLTypeRow(GGMLType.Q2_K,    256,  84, "2 bits in blocks of 16 with 4-bit scales and minima"),
     GGMLTypeRow(GGMLType.Q3_K,    256, 110, "3 bits in blocks of 16 with 6-bit scales"),
-    GGMLTypeRow(GGMLType.Q4_K,    256, 144, "4 bits in blocks of 32, 6-bit scales and minima", swap=((0, 2), (2, 2))),
+    GGMLTypeRow(GGMLType.Q4_K,    256, 144, "4 bits in blocks of 32, 6-bit scales", swap=((0, 2), (2, 2))),
     GGMLTypeRow(GGMLType.Q5_K,    256, 176, "5 bits in blocks of 32 with 6-bit scales and minima"),
     GGMLTypeRow(GGMLType.Q6_K,    256, 210, "6 bits in blocks of 16 with 8-bit scales", swap=((208, 2),)),
     GGMLTypeRow(GGMLType.Q8_K,    256, 292, "8 bits per 256 weights; only inside computations"),
@@ -317,9 +317,9 @@ class KeyRow:
 
 # fmt: off
 KNOWN_KEYS: tuple[KeyRow, ...] = (
-    KeyRow("general.architecture", "str", "which model family the tensors belong to; llama.cpp needs it to load"),
+    KeyRow("general.architecture", "str", "the model family; llama.cpp does not load without it"),
     KeyRow("general.type", "str", "what the file is: model, adapter, mmproj, imatrix"),
-    KeyRow("general.quantization_version", "u32", "version of the quantised formats; needed when a tensor is quantised"),
+    KeyRow("general.quantization_version", "u32", "version of the quantised formats, if any tensor has one"),
     KeyRow("general.alignment", "u32", "every tensor starts at a multiple of this many bytes (32 if absent)"),
     KeyRow("general.file_type", "u32", "how most tensors are stored"),
     KeyRow("general.name", "str", "the model's name"),
@@ -363,10 +363,10 @@ KNOWN_KEYS: tuple[KeyRow, ...] = (
     KeyRow("split.no", "u16", "number of this shard, counted from 0"),
     KeyRow("split.count", "u16", "number of shards that make up the model"),
     KeyRow("split.tensors.count", "i32", "number of tensors in all shards together"),
-    KeyRow("tokenizer.ggml.model", "str", "kind of tokenizer: llama (SPM), gpt2 (BPE), bert (WPM), t5, rwkv, none"),
+    KeyRow("tokenizer.ggml.model", "str", "kind: llama (SPM), gpt2 (BPE), bert (WPM), t5, rwkv, none"),
     KeyRow("tokenizer.ggml.pre", "str", "how text is cut up before byte-pair encoding"),
     KeyRow("tokenizer.ggml.tokens", "arr[str]", "the vocabulary: token number -> text"),
-    KeyRow("tokenizer.ggml.token_type", "arr[i32]", "what each token is: 1 normal, 2 unknown, 3 control, 6 byte"),
+    KeyRow("tokenizer.ggml.token_type", "arr[i32]", "each token: 1 normal, 2 unknown, 3 control, 6 byte"),
     KeyRow("tokenizer.ggml.token_type_count", "u32", "how many token types a BERT-style model has"),
     KeyRow("tokenizer.ggml.scores", "arr[f32]", "score of each token"),
     KeyRow("tokenizer.ggml.merges", "arr[str]", "pairs that byte-pair encoding joins, best first"),
@@ -409,13 +409,13 @@ KNOWN_KEYS: tuple[KeyRow, ...] = (
     KeyRow("{arch}.final_logit_softcapping", "f32", "bound on the logits"),
     KeyRow("{arch}.attn_logit_softcapping", "f32", "bound on the attention scores"),
     KeyRow("{arch}.attention.head_count", "u32", "attention heads (an array when layers differ)"),
-    KeyRow("{arch}.attention.head_count_kv", "u32", "heads of keys and values; fewer means grouped-query attention"),
+    KeyRow("{arch}.attention.head_count_kv", "u32", "heads of keys and values (fewer: grouped queries)"),
     KeyRow("{arch}.attention.key_length", "u32", "numbers per key of one head"),
     KeyRow("{arch}.attention.value_length", "u32", "numbers per value of one head"),
     KeyRow("{arch}.attention.max_alibi_bias", "f32", "strength of ALiBi positions"),
     KeyRow("{arch}.attention.clamp_kqv", "f32", "bound on queries, keys and values"),
-    KeyRow("{arch}.attention.layer_norm_epsilon", "f32", "small number that keeps the layer norm from dividing by zero"),
-    KeyRow("{arch}.attention.layer_norm_rms_epsilon", "f32", "small number that keeps the RMS norm from dividing by zero"),
+    KeyRow("{arch}.attention.layer_norm_epsilon", "f32", "keeps the layer norm from dividing by zero"),
+    KeyRow("{arch}.attention.layer_norm_rms_epsilon", "f32", "keeps the RMS norm from dividing by zero"),
     KeyRow("{arch}.attention.causal", "bool", "a token sees only what came before"),
     KeyRow("{arch}.attention.sliding_window", "u32", "tokens that a windowed layer sees"),
     KeyRow("{arch}.attention.sliding_window_pattern", "arr[bool]", "which layers are windowed"),
@@ -434,7 +434,7 @@ KNOWN_KEYS: tuple[KeyRow, ...] = (
     KeyRow("{arch}.wkv.head_size", "u32", "head size of RWKV"),
 )
 
-#: The keys that make a GGUF "ATLAS-native". ``atlas.source.*`` and ``atlas.pad`` are ours: see formats/gguf.md.
+#: The keys that make a GGUF "ATLAS-native"; formats/gguf.md says more about ``source.*`` and ``pad``.
 ATLAS_KEYS: tuple[KeyRow, ...] = (
     KeyRow("atlas.version", "u32", "version of the ATLAS keys (required)"),
     KeyRow("atlas.enabled", "bool", "use the memory with this model (required)"),
@@ -447,7 +447,7 @@ ATLAS_KEYS: tuple[KeyRow, ...] = (
     KeyRow("atlas.storage_version", "u32", "version of the stored memory's format"),
     KeyRow("atlas.source.size", "u64", "size in bytes of the file that this one was converted from"),
     KeyRow("atlas.source.hash", "str", "XXH3-128 of that file's bytes before its tensor data"),
-    KeyRow("atlas.source.padding", "str", "its padding before the tensor data as hex, where it was not zeros"),
+    KeyRow("atlas.source.padding", "str", "its padding before the data as hex, where not zeros"),
     KeyRow("atlas.source.added", "arr[str]", "the keys that the conversion added; removed on the way back"),
     KeyRow("atlas.pad", "str", "reserved space, so that metadata can grow without rewriting the file"),
 )

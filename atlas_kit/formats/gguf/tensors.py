@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from atlas_kit.formats.gguf import tables
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """A tensor's info, with what follows from it.
 
@@ -61,6 +61,11 @@ class TensorInfo:
     def nbytes(self) -> int | None:
         """Bytes of data; ``None`` for an unknown type or rows that are not whole blocks."""
         return tables.tensor_nbytes(self.dims, self.type)
+
+    @property
+    def row_length(self) -> int:
+        """Weights in one row: the fastest running dimension (1 for a tensor without dimensions)."""
+        return self.dims[0] if self.dims else 1
 
     @property
     def row_bytes(self) -> int | None:

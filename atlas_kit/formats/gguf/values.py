@@ -37,12 +37,12 @@ class OddNaN(float):
 class LazyNumbers(Sequence[Any]):
     """An array of numbers in the header's bytes; ``numpy()`` views it, indexing needs no NumPy."""
 
-    __slots__ = ("_stream", "code", "count", "element", "offset")
+    __slots__ = ("_count", "_stream", "code", "element", "offset")
 
     def __init__(self, stream: BufferStream, offset: int, count: int, element: Any) -> None:
         self._stream = stream
         self.offset = offset
-        self.count = count
+        self._count = count
         self.element = element
         self.code = self.code_of(element)
 
@@ -57,7 +57,8 @@ class LazyNumbers(Sequence[Any]):
         """Return a read-only view, shape ``(count,)``; booleans that are neither 0 nor 1 stay ``uint8``."""
         import numpy as np
 
-        values = np.frombuffer(self._stream.buf, scalar_dtype(self.element), self.count, self.offset)
+        dtype = scalar_dtype(self.element)
+        values: np.ndarray[Any, Any] = np.frombuffer(self._stream.buf, dtype, self._count, self.offset)
         values.flags.writeable = False
         if self.is_bool and not (values > 1).any():
             return values.view(np.bool_)
@@ -69,7 +70,7 @@ class LazyNumbers(Sequence[Any]):
         return getattr(self.element, "type_label", None) == "bool"
 
     def __len__(self) -> int:
-        return self.count
+        return self._count
 
     @overload
     def __getitem__(self, index: int) -> Any: ...
@@ -77,9 +78,9 @@ class LazyNumbers(Sequence[Any]):
     def __getitem__(self, index: slice) -> list[Any]: ...
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
-            places = range(*index.indices(self.count))
+            places = range(*index.indices(self._count))
             return self._some(places.start, len(places)) if places.step == 1 else [self[i] for i in places]
-        return self._some(range(self.count)[index], 1)[0]
+        return self._some(range(self._count)[index], 1)[0]
 
     def _some(self, first: int, count: int) -> list[Any]:
         size = struct.calcsize(self.code)
@@ -90,7 +91,7 @@ class LazyNumbers(Sequence[Any]):
 
     def tolist(self) -> list[Any]:
         """Return all elements as Python numbers."""
-        return self._some(0, self.count)
+        return self._some(0, self._count)
 
     def head(self, count: int) -> list[Any]:
         """Return the first ``count`` elements as Python numbers, without NumPy."""
@@ -98,12 +99,12 @@ class LazyNumbers(Sequence[Any]):
 
     def encoded(self) -> bytes:
         """Return the elements' bytes as they are in the file."""
-        stop = self.offset + self.count * struct.calcsize(self.code)
+        stop = self.offset + self._count * struct.calcsize(self.code)
         return bytes(self._stream.buf[self.offset : stop])
 
     def __repr__(self) -> str:
         shown = ", ".join(map(repr, self.head(6)))
-        return f"<{self.count} numbers: {shown}{', ...' if self.count > 6 else ''}>"
+        return f"<{self._count} numbers: {shown}{', ...' if self._count > 6 else ''}>"
 
 
 class ArrayValue:
@@ -196,7 +197,7 @@ class MetadataField:
     def __init__(
         self,
         key: str,
-        type: int,  # noqa: A002
+        type: int,
         value: Any,
         element_type: int | None = None,
         *,
@@ -262,14 +263,14 @@ class MetadataField:
         cls,
         key: str,
         value: Any,
-        type: int | None = None,  # noqa: A002
+        type: int | None = None,
         element_type: int | None = None,
     ) -> MetadataField:
         """Make a field to be written; types that are not given are inferred (see ``infer_type``)."""
         if isinstance(value, MetadataField):
             value = value.items
         if type is None:
-            type, inferred = infer_type(value)  # noqa: A001
+            type, inferred = infer_type(value)
             element_type = inferred if element_type is None else element_type
         elif type == ValueType.ARRAY and element_type is None:
             element_type = infer_type(value)[1]

@@ -1,0 +1,96 @@
+"""``atlas-tool compress``."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from atlas_kit.cli import _render
+from atlas_kit.cli._options import (
+    FILE,
+    command_,
+    force_option,
+    given,
+    json_option,
+    keys_options,
+    output_option,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@command_(
+    "compress",
+    """\
+Make a file smaller, without loss unless asked.
+
+Each entry of a memory file is coded on its own, and stays as it is where coding does not make it smaller.
+The bytes of numbers are grouped first (shuffled), which suits codecs. --quantize stores float tensors with
+fewer bits and reports the error for each; it also works on the weight matrices of a GGUF model, which has no
+codecs.
+
+Examples:
+  atlas-tool compress llama-7b_memory.atlas -o small.atlas
+  atlas-tool compress llama-7b_memory.atlas -o fast.atlas --codec lz4
+  atlas-tool compress model.gguf -o model-q8_0.gguf --quantize q8_0
+""",
+)
+@click.argument("file", type=FILE)
+@output_option("Where the smaller file goes; - is standard output.", required=True)
+@click.option(
+    "--codec",
+    type=click.Choice(["lz4", "zlib", "zstd", "none"]),
+    help="How to code payloads; zstd by default.",
+)
+@click.option("--level", type=int, help="How hard to try; the range depends on the codec.")
+@click.option("--no-shuffle", is_flag=True, help="Do not group the bytes of numbers before coding them.")
+@click.option(
+    "--quantize", type=click.Choice(["f16", "bf16", "q8_0"]), help="Store float tensors with fewer bits."
+)
+@force_option
+@json_option
+@keys_options
+def command(file: str, output: str, as_json: bool, keys: Any, **options: Any) -> int:
+    """Run the command."""
+    from atlas_kit.operations.compress import CompressOptions, compress_file
+
+    how = CompressOptions(
+        codec=options["codec"],
+        level=options["level"],
+        shuffle=not options["no_shuffle"],
+        quantize=options["quantize"],
+        force=options["force"],
+    )
+    target: Any = sys.stdout.buffer if output == "-" else output
+    with _render.progress() as progress:
+        result = compress_file(given(file), target, how, keys, progress)
+    return _render.emit_beside(result, _text, as_json, output)
+
+
+def _text(result: Any) -> Iterator[_render.Block]:
+    quantised = any(row.error for row in result.entries)
+    rows = [_row(row, quantised) for row in result.entries]
+    errors = [">max error", ">relative L2"] if quantised else []
+    if rows:
+        yield _render.Table([">before", ">after", ">ratio", "stored as", *errors, "entry"], rows)
+    yield ""
+    ratio = "" if result.ratio is None else f", {result.ratio:.1%}"
+    yield f"{result.source}: {_render.exact_size(result.size_before)}"
+    yield f"{result.output}: {_render.exact_size(result.size_after)}{ratio}"
+    for row in result.entries:
+        if row.note:
+            yield f"{row.key}: {row.note}"
+
+
+def _row(row: Any, quantised: bool) -> list[object]:
+    stored = row.codec
+    if row.dtype_after:
+        stored = row.dtype_after if row.codec == "none" else f"{row.dtype_after}, {row.codec}"
+    ratio = "" if row.ratio is None else f"{row.ratio:.1%}"
+    error = ["", ""]
+    if row.error is not None:
+        error = [format(row.error.max_abs, ".3g"), format(row.error.relative_l2, ".3g")]
+    return [row.size, row.stored_after, ratio, stored, *(error if quantised else []), row.key]

@@ -1,0 +1,85 @@
+"""``atlas-tool convert``."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from atlas_kit.cli import _render
+from atlas_kit.cli._options import (
+    FILE,
+    codec_options,
+    command_,
+    force_option,
+    given,
+    json_option,
+    keys_options,
+    read_keys,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_TARGETS = ["atlas-v1", "atlas-v2", "atlas-v3", "json", "safetensors", "npz", "gguf", "atlas-gguf"]
+
+
+@command_(
+    "convert",
+    """\
+Convert a file into another format, or another version of its own.
+
+The target is known from the suffix of DST or from --to. A bare .atlas means version 2, except that JSON,
+safetensors and npz files made by atlas-tool go back to the version they came from. JSON is readable and
+lossless: edit it and convert it back; unedited it gives the same bytes. Version 3 is encrypted and needs a
+passphrase or a key file. A GGUF model becomes ATLAS-native with --to atlas-gguf, which stock llama.cpp still
+loads, and gets its original bytes back with --to gguf.
+
+An existing DST is overwritten only with --force, and SRC never.
+
+Examples:
+  atlas-tool convert llama-7b_memory.atlas memory.json
+  atlas-tool convert memory.json llama-7b_memory_edited.atlas
+  atlas-tool convert notes.atlas secret.atlas --to atlas-v3 --passphrase-file pass.txt
+  atlas-tool convert model.gguf native.gguf --to atlas-gguf
+""",
+)
+@click.argument("src", type=FILE)
+@click.argument("dst", type=FILE)
+@click.option(
+    "--to", type=click.Choice(_TARGETS), help="Target format, where the suffix of DST does not say it."
+)
+@force_option
+@codec_options
+@click.option(
+    "--new-passphrase-file", type=FILE, metavar="F", help="Encrypt DST with another passphrase than SRC."
+)
+@click.option("--new-key-file", type=FILE, metavar="F", help="Encrypt DST with another key than SRC.")
+@json_option
+@keys_options
+def command(src: str, dst: str, as_json: bool, keys: Any, **options: Any) -> int:
+    """Run the command."""
+    from atlas_kit.operations.convert import ConvertOptions, convert_file
+
+    new = options["new_passphrase_file"], options["new_key_file"]
+    how = ConvertOptions(
+        to=options["to"],
+        force=options["force"],
+        codec=options["codec"],
+        level=options["level"],
+        shuffle=False if options["no_shuffle"] else None,
+        new_keys=read_keys(*new) if any(new) else None,
+    )
+    output: Any = sys.stdout.buffer if dst == "-" else dst
+    with _render.progress() as progress:
+        result = convert_file(given(src), output, how, keys, progress)
+    return _render.emit_beside(result, _text, as_json, dst)
+
+
+def _text(result: Any) -> Iterator[_render.Block]:
+    entries = "" if result.entries is None else f", {_render.plural(result.entries, 'entry', 'entries')}"
+    yield f"{result.source} ({result.source_format}, {_render.size(result.source_size)}){entries}"
+    yield f"-> {result.target} ({result.target_format}, {_render.size(result.target_size)})"
+    for note in result.notes:
+        yield _render.Lines([_render.Styled(f"note: {note}", "warn")])

@@ -1,0 +1,105 @@
+"""``atlas-tool diff``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from atlas_kit.cli import _render
+from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_MARKS = {"added": ("+", "add"), "removed": ("-", "remove"), "changed": ("~", "warn"),
+          "renamed": (">", "place"), "moved": ("^", "place")}  # fmt: skip
+
+
+@command_(
+    "diff",
+    """\
+Compare two files by what they mean.
+
+Memory files are compared entry by entry, whatever their version, codecs and layout: text as a text diff, JSON
+by path, tensors by largest and relative error and cosine. GGUF models are compared by metadata and tensors.
+Times and the order of entries count only with --strict. JSON, safetensors and npz files can take part.
+
+The exit code is 0 when there is no difference, and 1 when there is one.
+
+Examples:
+  atlas-tool diff before.atlas after.atlas
+  atlas-tool diff model-f16.gguf model-q8_0.gguf --tolerance 0.01
+  atlas-tool diff llama-7b_memory.atlas memory.json
+""",
+)
+@click.argument("first", type=FILE)
+@click.argument("second", type=FILE)
+@click.option(
+    "--tolerance", type=click.FloatRange(0), default=0.0, show_default=True,
+    help="Take numbers for equal that differ by no more than this.",
+)  # fmt: skip
+@click.option("--strict", is_flag=True, help="Compare times and the order of entries, too.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing; the exit code tells.")
+@json_option
+@keys_options
+def command(
+    first: str, second: str, tolerance: float, strict: bool, quiet: bool, as_json: bool, keys: Any
+) -> int:
+    """Run the command."""
+    from atlas_kit.operations.diff import DiffOptions, diff_files
+
+    if first == "-" and second == "-":
+        raise click.UsageError("standard input can be only one of the two files")
+    with _render.progress() as progress:
+        result = diff_files(given(first), given(second), DiffOptions(tolerance, strict), keys, progress)
+    return result.exit_code if quiet else _render.emit(result, _text, as_json)
+
+
+def _text(result: Any) -> Iterator[_render.Block]:
+    if not result.changes:
+        yield f"no difference in {_render.plural(result.same, 'item')}"
+        return
+    yield _render.Lines(line for change in result.changes for line in _lines(change))
+    counts: dict[str, int] = {}
+    for change in result.changes:
+        counts[change.what] = counts.get(change.what, 0) + 1
+    summary = ", ".join(f"{count:,} {what}" for what, count in counts.items())
+    yield f"{summary}, {result.same:,} the same"
+
+
+def _lines(change: Any) -> Iterator[str | _render.Styled]:
+    mark, style = _MARKS[change.what]
+    part = "" if change.part == "entry" else f"{change.part} "
+    to = "" if change.new_name is None else f" -> {change.new_name}"
+    yield _render.Styled(f"{mark} {part}{change.name}{to}", style)
+    for name, before, after in change.details:
+        if before is None or after is None:
+            yield f"    {name} {_value(after if before is None else before)}"
+        else:
+            yield f"    {name}: {_value(before)} -> {_value(after)}"
+    if change.numbers is not None:
+        n = change.numbers
+        cosine = "undefined" if n.cosine is None else format(n.cosine, ".9g")
+        yield (
+            f"    {n.differing:,} of {n.count:,} numbers differ: max {n.max_abs:.6g}, "
+            f"relative L2 {n.relative_l2:.6g}, cosine {cosine}"
+        )
+    for path, what, before, after in change.paths:
+        mark, style = _MARKS[what]
+        shown = (
+            f"{_value(before)} -> {_value(after)}"
+            if what == "changed"
+            else _value(before if after is None else after)
+        )
+        yield _render.Styled(f"    {mark} {path}: {shown}", style)
+    for line in change.lines:
+        style = {"+": "add", "-": "remove", "@": "place"}.get(line[:1], "")
+        yield _render.Styled(f"    {line.expandtabs()}", style)
+
+
+def _value(value: Any) -> str:
+    from atlas_kit.operations._json import dumps
+
+    text = value if isinstance(value, str) else dumps(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."

@@ -1,0 +1,82 @@
+"""``atlas-tool get``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from atlas_kit.cli import _render
+from atlas_kit.cli._options import (
+    FILE,
+    command_,
+    force_option,
+    given,
+    json_option,
+    keys_options,
+    output_option,
+)
+
+
+@command_(
+    "get",
+    """\
+Print one value, or save it to a file.
+
+The exact bytes of an entry's payload go to standard output, checked against their checksum. A metadata value
+of a GGUF model is printed as text, an array one element a line; a tensor gives its bytes. Binary data is not
+written to a terminal. --json describes the value as well, and shows what is not text as base64.
+
+Examples:
+  atlas-tool get llama-7b_memory.atlas chat_history
+  atlas-tool get notes.atlas embedding --npy -o embedding.npy
+  atlas-tool get model.gguf tokenizer.ggml.tokens
+""",
+)
+@click.argument("file", type=FILE)
+@click.argument("key")
+@output_option("Save the value to OUTPUT instead of printing it.")
+@force_option
+@click.option("--npy", is_flag=True, help="Give a tensor as a .npy file.")
+@json_option
+@keys_options
+def command(file: str, key: str, output: str | None, force: bool, npy: bool, as_json: bool, keys: Any) -> int:
+    """Run the command."""
+    from atlas_kit.operations.get import get_value, npy_bytes
+
+    if as_json and (npy or output):
+        raise click.UsageError("--json goes with neither --npy nor --output")
+    with get_value(given(file), key, keys) as value:
+        if as_json:
+            return _render.emit(value, lambda _: (), True)
+        if npy:
+            _write(iter([npy_bytes(value)]), output, force, [file])
+        elif output or not sys.stdout.isatty():
+            _write(value.chunks(), output, force, [file])
+        else:
+            _to_terminal(value)
+    return value.exit_code
+
+
+def _write(chunks: Any, output: str | None, force: bool, inputs: list[Any]) -> None:
+    from atlas_kit.operations._inputs import check_output
+    from atlas_kit.operations._outputs import output_file
+
+    if output is None or output == "-":
+        sys.stdout.flush()
+        for chunk in chunks:
+            sys.stdout.buffer.write(chunk)
+        sys.stdout.buffer.flush()
+        return
+    check_output(output, inputs, force)
+    with output_file(output) as file:
+        for chunk in chunks:
+            file.write(chunk)
+
+
+def _to_terminal(value: Any) -> None:
+    if not value.is_text:
+        raise click.UsageError("the value is binary; save it with -o FILE, or look at it with --json")
+    text = b"".join(value.chunks()).decode("utf-8", "surrogateescape")
+    _render.show([_render.Lines(line.expandtabs() for line in text.split("\n"))])

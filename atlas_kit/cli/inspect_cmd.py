@@ -1,0 +1,229 @@
+"""``atlas-tool inspect``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from atlas_kit.cli import _render
+from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@command_(
+    "inspect",
+    """\
+Show what a file is and what it holds.
+
+Without options: an overview of a memory file, a GGUF model, a safetensors, npz or JSON file. The options show
+parts of it instead, several of them one after the other. --hex lists every field of the file with its bytes,
+value and meaning, and --map draws the file to scale; both work on damaged files as well.
+
+Examples:
+  atlas-tool inspect llama-7b_memory.atlas
+  atlas-tool inspect model.gguf --tensors --stats
+  atlas-tool inspect llama-7b_memory.atlas --hex --map
+""",
+)
+@click.argument("file", type=FILE)
+@click.option("--entries", is_flag=True, help="List every entry, or all metadata and tensors.")
+@click.option("--entry", metavar="KEY", help="Show one entry, metadata key or tensor.")
+@click.option("--keys", "show_keys", is_flag=True, help="List the keys; of a model with their values.")
+@click.option("--tensors", is_flag=True, help="List the tensors.")
+@click.option("--stats", is_flag=True, help="Min, max, mean, deviation, zeros and NaN of every tensor.")
+@click.option("--hex", "show_hex", is_flag=True, help="Every field: offset, bytes, name, value, meaning.")
+@click.option("--map", "show_map", is_flag=True, help="Draw the byte ranges of the file to scale.")
+@click.option(
+    "--limit", type=click.IntRange(1), default=200, show_default=True, help="How many fields --hex shows."
+)
+@json_option
+@keys_options
+def command(file: str, as_json: bool, keys: Any, **options: Any) -> int:
+    """Run the command."""
+    from atlas_kit.operations.inspect import Wanted, inspect_file
+
+    wanted = Wanted(
+        entries=options["entries"],
+        keys=options["show_keys"],
+        tensors=options["tensors"],
+        stats=options["stats"],
+        hex=options["show_hex"],
+        map=options["show_map"],
+        entry=options["entry"],
+        limit=options["limit"],
+    )
+    if not options["stats"]:  # everything else is quick, and a bar would only flicker
+        return _render.emit(inspect_file(given(file), wanted, keys), _text, as_json)
+    with _render.progress() as progress:
+        result = inspect_file(given(file), wanted, keys, progress)
+    return _render.emit(result, _text, as_json)
+
+
+def _text(result: Any) -> Iterator[_render.Block]:
+    if result.overview is not None:
+        yield from _overview(result)
+    elif result.entries is not None:
+        yield from _entries(result)
+    if result.keys is not None:
+        yield _render.Lines(result.keys)
+    if result.metadata is not None or result.tensors is not None:
+        from atlas_kit.cli.ls_cmd import model_tables
+
+        yield from model_tables(_Part(result))
+    if result.stats is not None:
+        yield _stats(result.stats)
+    if result.entry is not None:
+        yield from _entry(result.entry)
+    if result.fields is not None:
+        from atlas_kit.cli._bytes import hex_blocks
+
+        yield from hex_blocks(result)
+    if result.regions is not None:
+        from atlas_kit.cli._bytes import map_blocks
+
+        yield from map_blocks(result.regions, result.size)
+    for problem in result.problems:
+        yield _render.Lines([_render.Styled(f"damaged: {problem}", "bad")])
+
+
+class _Part:
+    """What the tables of `ls` need, with nothing where it was not asked for."""
+
+    def __init__(self, result: Any) -> None:
+        self.metadata = result.metadata or []
+        self.tensors = result.tensors or []
+
+
+def _entries(result: Any) -> Iterator[_render.Block]:
+    from atlas_kit.cli.ls_cmd import entry_table
+
+    yield entry_table(result.entries) if result.entries else "no entries"
+
+
+def _overview(result: Any) -> Iterator[_render.Block]:
+    if result.kind == "gguf":
+        yield _render.Facts([row for row in _model_facts(result) if row[1] not in (None, "")])
+        return
+    facts = result.overview
+    yield _render.Facts([row for row in _memory_facts(result, facts) if row[1] not in (None, "")])
+    for finding in facts.get("warnings", ()):
+        yield _render.Lines([_render.Styled(f"warning: {finding['message']}", "warn")])
+    if result.entries:
+        from atlas_kit.cli.ls_cmd import entry_table
+
+        yield entry_table(result.entries)
+        if facts["count"] > len(result.entries):
+            yield f"... and {facts['count'] - len(result.entries):,} more (--entries)"
+
+
+def _memory_facts(result: Any, facts: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    count, counted = facts["count"], facts["counted"]
+    of = "" if counted == count else f" (of the first {counted:,})"
+    yield "file", result.path
+    if result.kind == "atlas":
+        dialect = "" if facts["dialect"] == f"v{facts['version']}" else f", dialect {facts['dialect']}"
+        sealed = ", encrypted" if facts["version"] == 3 else ""
+        yield "format", f".atlas memory file, version {facts['version']}{dialect}{sealed}"
+    else:
+        version = facts["recorded_version"]
+        yield "format", result.kind + (f", of an .atlas file of version {version}" if version else "")
+    yield "size", _render.exact_size(result.size)
+    yield "entries", f"{count:,}"
+    if count:
+        yield "payload", _render.exact_size(facts["payload_size"]) + of
+        if facts["stored_size"] != facts["payload_size"]:
+            share = facts["stored_size"] / facts["payload_size"] if facts["payload_size"] else 0
+            yield "stored", f"{_render.exact_size(facts['stored_size'])}, {share:.1%} of the payload{of}"
+        yield "types", ", ".join(f"{n:,} {name}" for name, n in facts["types"].items()) + of
+        if set(facts["codecs"]) != {"none"}:
+            yield "codecs", ", ".join(f"{n:,} {name}" for name, n in facts["codecs"].items()) + of
+        if facts["tensor_count"]:
+            yield "tensors", f"{facts['tensor_count']:,}{of}"
+    yield "created", _render.moment(facts["created"])
+    yield "modified", _render.moment(facts["modified"])
+    yield "model hash", facts["model_hash"] or "not set"
+    if facts.get("garbage"):
+        yield "unused", f"{_render.exact_size(facts['garbage'])} of earlier updates"
+
+
+def _model_facts(result: Any) -> Iterator[tuple[str, object]]:
+    facts = result.overview
+    yield "file", result.path
+    yield "format", f"GGUF model, version {facts['version']}, {facts['byte_order']}"
+    yield "size", _render.exact_size(result.size)
+    yield "architecture", facts["architecture"] or "not set"
+    for label in ("name", "type", "license", "file_type"):
+        yield label.replace("_", " "), facts[label]
+    if facts["vocabulary_only"]:
+        yield "tensors", "none: the file holds a vocabulary only"
+    else:
+        yield "parameters", f"{facts['parameters']:,}"
+        yield "tensors", f"{facts['tensor_count']:,}, {_render.exact_size(facts['tensor_bytes'])}"
+        types = [f"{row['count']:,} {name}" for name, row in facts["tensor_types"].items()]
+        yield "tensor types", ", ".join(types)
+    for label in ("context_length", "embedding_length", "block_count", "head_count", "expert_count"):
+        value = facts[label]
+        yield label.replace("_", " "), f"{value:,}" if isinstance(value, int) else value
+    if facts["tokenizer"]:
+        pre = f", {facts['pre_tokenizer']}" if facts["pre_tokenizer"] else ""
+        yield "tokenizer", f"{facts['tokenizer']}{pre}, {facts['vocabulary_size'] or 0:,} tokens"
+    yield "chat template", "yes" if facts["chat_template"] else "no"
+    yield "metadata", f"{_render.plural(facts['metadata_count'], 'key')}, alignment {facts['alignment']}"
+    if facts["shards"]:
+        yield "shards", f"{len(facts['shards'])}: {', '.join(facts['shards'])}"
+    for key, value in facts["atlas"].items():
+        yield key, str(value).lower() if isinstance(value, bool) else value
+
+
+def _stats(rows: list[Any]) -> _render.Table:
+    def number(value: float | None) -> str:
+        return "" if value is None else format(value, ".6g")
+
+    def cells(name: str, stats: Any) -> list[object]:
+        if isinstance(stats, str):
+            return ["", "", "", "", "", "", "", _render.Styled(f"{name}: {stats}", "bad")]
+        bad = _render.Styled(str(stats.nan + stats.inf), "bad") if stats.nan + stats.inf else 0
+        return [f"{stats.count:,}", number(stats.min), number(stats.max), number(stats.mean),
+                number(stats.std), stats.zeros, bad, name]  # fmt: skip
+
+    columns = [">count", ">min", ">max", ">mean", ">std", ">zeros", ">NaN/Inf", "tensor"]
+    return _render.Table(columns, [cells(*row) for row in rows])
+
+
+def _entry(one: Any) -> Iterator[_render.Block]:
+    skipped = ("value", "first", "value_hex")
+    rows = [
+        (name.replace("_", " "), _shown(name, value))
+        for name, value in one.info.items()
+        if name not in skipped
+    ]
+    yield _render.Facts([row for row in rows if row[1] is not None])
+    if one.stats is not None:
+        yield _stats([("", one.stats)])
+    if one.problem:
+        yield _render.Lines([_render.Styled(f"damaged: {one.problem}", "bad")])
+    if one.preview:
+        yield ""
+        yield _preview(one)
+    if one.truncated:
+        yield "... (the rest is not shown; `atlas-tool get` gives all of it)"
+
+
+def _preview(one: Any) -> _render.Block:
+    if one.is_text:
+        text = one.preview.decode("utf-8", "surrogateescape")
+        return _render.Lines([line.expandtabs() for line in text.split("\n")])
+    from atlas_kit.cli._bytes import dump_lines
+
+    return _render.Lines(dump_lines(one.preview))
+
+
+def _shown(name: str, value: Any) -> object:
+    if name == "timestamp":
+        return _render.moment(value)
+    if name == "shape" and value is not None:
+        return _render.shape(value)
+    return value

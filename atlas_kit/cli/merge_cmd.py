@@ -1,0 +1,78 @@
+"""``atlas-tool merge``."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from atlas_kit.cli import _render
+from atlas_kit.cli._options import (
+    FILE,
+    command_,
+    force_option,
+    given,
+    json_option,
+    keys_options,
+    output_option,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@command_(
+    "merge",
+    """\
+Join several memory files into one.
+
+Entries keep their order and times. Where files have different entries under one key, --prefer says which
+one is taken: that of the first file, of the last, or the one with the newest timestamp; each such key is
+reported.
+OUTPUT has the highest version of the inputs unless --to says otherwise.
+
+Examples:
+  atlas-tool merge monday.atlas tuesday.atlas -o week.atlas
+  atlas-tool merge *.atlas -o all.atlas --prefer newest
+""",
+)
+@click.argument("files", nargs=-1, required=True, type=FILE, metavar="A B...")
+@output_option("Where the joined file goes; - is standard output.", required=True)
+@click.option(
+    "--prefer", type=click.Choice(["first", "last", "newest"]), default="last", show_default=True,
+    help="Whose entry is taken.",
+)  # fmt: skip
+@click.option("--to", type=click.Choice(["atlas-v1", "atlas-v2", "atlas-v3"]), help="Version of OUTPUT.")
+@force_option
+@json_option
+@keys_options
+def command(
+    files: tuple[str, ...], output: str, prefer: str, to: str | None, force: bool, as_json: bool, keys: Any
+) -> int:
+    """Run the command."""
+    from atlas_kit.operations.merge import merge_files
+
+    if len(files) < 2:
+        raise click.UsageError("give at least two files to merge")
+    if files.count("-") > 1:
+        raise click.UsageError("standard input can be only one of the files")
+    target: Any = sys.stdout.buffer if output == "-" else output
+    version = int(to[-1]) if to else None
+    result = merge_files(
+        [given(file) for file in files], target, prefer=prefer, version=version, force=force, keys=keys
+    )
+    return _render.emit_beside(result, _text, as_json, output)
+
+
+def _text(result: Any) -> Iterator[_render.Block]:
+    for path, count in result.taken:
+        yield f"{path}: {_render.plural(count, 'entry', 'entries')} taken"
+    for conflict in result.conflicts:
+        yield _render.Lines(
+            [_render.Styled(f"conflict: {conflict.key}, taken from {conflict.taken}", "warn")]
+        )
+    for note in result.notes:
+        yield _render.Lines([_render.Styled(f"note: {note}", "warn")])
+    entries = _render.plural(result.entries, "entry", "entries")
+    yield f"-> {result.output} ({entries}, {_render.size(result.size)})"

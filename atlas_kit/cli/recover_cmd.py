@@ -1,0 +1,68 @@
+"""``atlas-tool recover``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from atlas_kit.cli import _render
+from atlas_kit.cli._options import command_, force_option, json_option, keys_options, output_option
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@command_(
+    "recover",
+    """\
+List the backups of a memory file, and restore one.
+
+Backups are NAME.atlas.bak, kept by --backup, and NAME_<timestamp>.atlas.bak. Each is checked. --restore
+puts one back: `latest` (the newest that is intact), its number in the list, or its name. The file that was
+there is kept as NAME_<timestamp>.atlas.bak, so nothing is lost. FILE itself need not exist any more.
+
+The exit code is 1 when there is no backup.
+
+Examples:
+  atlas-tool recover llama-7b_memory.atlas
+  atlas-tool recover llama-7b_memory.atlas --restore latest
+  atlas-tool recover llama-7b_memory.atlas --restore 2 -o old.atlas
+""",
+)
+@click.argument("file", type=click.Path())
+@click.option("--restore", metavar="WHICH", help="Restore this backup: latest, a number, or a name.")
+@output_option("Restore to OUTPUT instead of FILE.")
+@force_option
+@json_option
+@keys_options
+def command(file: str, restore: str | None, output: str | None, force: bool, as_json: bool, keys: Any) -> int:
+    """Run the command."""
+    from atlas_kit.operations.recover import list_backups, restore_backup
+
+    if restore is None:
+        if output is not None:
+            raise click.UsageError("--output goes with --restore")
+        return _render.emit(list_backups(file, keys), _list, as_json)
+    result = restore_backup(file, restore, output, force=force, keys=keys)
+    return _render.emit(result, _restored, as_json)
+
+
+def _list(result: Any) -> Iterator[_render.Block]:
+    if not result.backups:
+        yield f"no backup of {result.path}"
+        return
+    rows = []
+    for number, backup in enumerate(result.backups, 1):
+        state = (
+            _render.Styled("ok", "good") if backup.ok else _render.Styled(f"damaged: {backup.problem}", "bad")
+        )
+        entries = "" if backup.entries is None else backup.entries
+        rows.append((number, _render.moment(backup.time), backup.size, entries, state, backup.path))
+    yield _render.Table([">", "time", ">size", ">entries", "state", "path"], rows)
+
+
+def _restored(result: Any) -> Iterator[_render.Block]:
+    yield f"restored {result.path} from {result.backup}"
+    if result.kept:
+        yield f"the file that was there is now {result.kept}"

@@ -1,0 +1,116 @@
+"""``atlas-tool repair``."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from atlas_kit.cli import _render
+from atlas_kit.cli._options import (
+    FILE,
+    command_,
+    force_option,
+    given,
+    json_option,
+    keys_options,
+    output_option,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: How many intact entries are listed by name.
+LISTED = 40
+_STATES = {"intact": "good", "damaged": "warn", "missing": "bad", "dropped": "bad"}
+
+
+@command_(
+    "repair",
+    """\
+Rescue what is intact in a damaged file, into a new file.
+
+From a memory file of any version that is cut off, has flipped bits, wrong counts, no header or no index,
+every entry whose bytes are undamaged is saved; remains that nobody understands go to `lost+found/` entries.
+In a GGUF model, counts, offsets, padding, alignment and duplicate keys are mended, and a missing tail is
+reported tensor by tensor. FILE itself is never touched. --dry-run says what would be done.
+
+The exit code is 1 when something was damaged, whether or not it could be saved from elsewhere.
+
+Examples:
+  atlas-tool repair broken.atlas --dry-run
+  atlas-tool repair broken.atlas -o rescued.atlas
+  atlas-tool repair broken.gguf -o mended.gguf
+""",
+)
+@click.argument("file", type=FILE)
+@output_option("Where the rescued file goes; - is standard output.")
+@click.option("-n", "--dry-run", is_flag=True, help="Write nothing, and say what would be done.")
+@click.option(
+    "--to", type=click.Choice(["atlas-v1", "atlas-v2", "atlas-v3"]), help="Version of the rescued file."
+)
+@click.option("--drop-damaged", is_flag=True, help="Leave damaged tensors of a model out, instead of zeros.")
+@force_option
+@json_option
+@keys_options
+def command(
+    file: str, output: str | None, dry_run: bool, to: str | None, drop_damaged: bool, force: bool,
+    as_json: bool, keys: Any,
+) -> int:  # fmt: skip
+    """Run the command."""
+    from atlas_kit.operations.repair import RepairOptions, repair_file
+
+    how = RepairOptions(dry_run, force, int(to[-1]) if to else None, drop_damaged)
+    target: Any = sys.stdout.buffer if output == "-" else output
+    with _render.progress() as progress:
+        result = repair_file(given(file), target, how, keys, progress)
+    return _render.emit_beside(result, _text, as_json, "" if dry_run else output or "")
+
+
+def _text(result: Any) -> Iterator[_render.Block]:
+    yield from _rescue(result.rescue) if result.rescue is not None else _mend(result.mend)
+    verb = "would save" if result.dry_run else "saved"
+    what = ("entry", "entries") if result.kind == "atlas" else ("part", "parts")
+    damaged = f", {_render.plural(result.lost, 'piece was', 'pieces were')} damaged" if result.lost else ""
+    yield f"{verb} {_render.plural(result.saved, *what)}{damaged}"
+    if result.output is not None and not result.dry_run:
+        yield f"-> {result.output}"
+
+
+def _rescue(rescue: Any) -> Iterator[_render.Block]:
+    if rescue.intact:
+        yield "there is nothing to repair"
+    lines: list[str | _render.Styled] = []
+    mended = [entry for entry in rescue.saved if entry.how != "intact"]
+    lines += [_render.Styled(f"mended {entry.key}: {entry.how}", "warn") for entry in mended[:LISTED]]
+    if len(mended) > LISTED:
+        lines.append(f"... and {len(mended) - LISTED:,} more")
+    for piece in rescue.lost:
+        whose = f" {piece.key}" if piece.key is not None else ""
+        kept = f"; its bytes are kept as {piece.kept_as}" if piece.kept_as else ""
+        text = f"damaged{whose}, {_render.size(piece.size)} at byte {piece.offset:,}: {piece.why}{kept}"
+        lines.append(_render.Styled(text, "bad"))
+    lines += [f"not committed: {key}" for key in rescue.uncommitted]
+    lines += [f"note: {note}" for note in rescue.notes]
+    yield _render.Lines(lines)
+
+
+def _mend(mend: Any) -> Iterator[_render.Block]:
+    if not mend.changed:
+        yield "there is nothing to repair"
+    lines: list[str | _render.Styled] = []
+    for action in mend.actions:
+        place = "" if action.offset is None else f" at byte {action.offset:,}"
+        about = "" if action.key is None else f' "{action.key}":'
+        lines.append(f"[{action.code}]{place}{about} {action.message}")
+    for fate in mend.tensors:
+        if fate.state != "intact":
+            text = f"{fate.state} {fate.name}: {fate.missing:,} of {fate.nbytes:,} bytes are missing"
+            lines.append(_render.Styled(text, _STATES[fate.state]))
+    lines += [
+        f"still: {finding.severity} {finding.message}" for finding in mend.after if finding.severity != "note"
+    ]
+    if mend.lost_file:
+        lines.append(f"what could not be kept is in {mend.lost_file}")
+    yield _render.Lines(lines)

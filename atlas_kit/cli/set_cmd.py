@@ -1,0 +1,88 @@
+"""``atlas-tool set``."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from atlas_kit.cli import _render
+from atlas_kit.cli._options import FILE, backup_option, command_, json_option, keys_options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@command_(
+    "set",
+    """\
+Store one value, in place.
+
+VALUE is taken as text; `-` reads it from standard input, --from from a file, byte for byte. An existing key
+keeps its place, type and flags. A memory file that does not exist yet is made. In a GGUF model the metadata
+key keeps its type unless --type says otherwise; arrays are written as JSON. The file is replaced whole or not
+at all, or the change is appended and takes effect with its last write.
+
+Examples:
+  atlas-tool set notes.atlas greeting "hello there"
+  date | atlas-tool set notes.atlas today -
+  atlas-tool set model.gguf general.name "My model" --backup
+""",
+)
+@click.argument("file", type=click.Path())
+@click.argument("key")
+@click.argument("value", required=False)
+@click.option("--from", "source", type=FILE, metavar="SOURCE", help="Read the value from a file.")
+@click.option("--npy", is_flag=True, help="The value is a .npy array; store it as a tensor.")
+@click.option(
+    "--type", "kind", metavar="TYPE", help="Entry type (text, context, 7) or GGUF type (u32, arr[str])."
+)
+@click.option("--flags", type=click.IntRange(0, 2**32 - 1), help="The application's flags.")
+@click.option("--timestamp", type=click.IntRange(0, 2**64 - 1), help="Unix seconds instead of now.")
+@click.option("--codec", type=click.Choice(["lz4", "zlib", "zstd", "none"]), help="How to code this payload.")
+@click.option("--level", type=int, help="How hard the codec tries.")
+@click.option(
+    "--to",
+    type=click.Choice(["atlas-v1", "atlas-v2", "atlas-v3"]),
+    help="Version of a new file; v2 by default.",
+)
+@backup_option
+@json_option
+@keys_options
+def command(file: str, key: str, value: str | None, source: str | None, as_json: bool, **options: Any) -> int:
+    """Run the command."""
+    from atlas_kit.operations.set import SetOptions, set_value
+
+    if (value is None) == (source is None):
+        raise click.UsageError("give the value as VALUE or with --from")
+    how = SetOptions(
+        type=options["kind"],
+        flags=options["flags"],
+        timestamp=options["timestamp"],
+        codec=options["codec"],
+        level=options["level"],
+        is_array=options["npy"],
+        version=int(options["to"][-1]) if options["to"] else None,
+        backup=options["backup"],
+    )
+    result = set_value(file, key, _read(value, source), how, options["keys"])
+    return _render.emit(result, _text, as_json)
+
+
+def _read(value: str | None, source: str | None) -> bytes:
+    if value == "-" or source == "-":
+        return sys.stdin.buffer.read()
+    if source is not None:
+        from atlas_kit.formats._files import Source
+
+        with Source(source) as opened:
+            return opened.read(0, opened.size)
+    return (value or "").encode("utf-8", "surrogateescape")
+
+
+def _text(result: Any) -> Iterator[_render.Block]:
+    if result.created_file:
+        yield f"created {result.path}"
+    what = result.type if result.size is None else f"{result.type}, {_render.exact_size(result.size)}"
+    yield f"{'replaced' if result.replaced else 'added'} {result.key} ({what})"

@@ -1,0 +1,78 @@
+"""``atlas-tool validate``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from atlas_kit.cli import _render
+from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_STYLES = {"error": "bad", "warning": "warn", "note": "dim"}
+
+
+@command_(
+    "validate",
+    """\
+Check files, and explain everything that is wrong with them.
+
+Every finding has a severity, the byte where it is, plain words, and what to do about it. An error means that
+the file cannot be used as it is; for a GGUF model, that stock llama.cpp does not load it. Warnings and notes
+leave a file usable. Directories are searched for .atlas, .gguf, .safetensors and .npz files; patterns may be
+given in quotes. Nothing is written.
+
+The exit code is 0 when no file has an error, 1 when one has, 2 when one cannot be read. --json prints a list
+with path, ok and findings for each file.
+
+Examples:
+  atlas-tool validate llama-7b_memory.atlas
+  atlas-tool validate models/ 'backups/*.atlas'
+  atlas-tool validate model.gguf --json
+""",
+)
+@click.argument("files", nargs=-1, required=True, type=FILE, metavar="FILE...")
+@click.option("--strict", is_flag=True, help="Exit with 1 for warnings, too.")
+@click.option("-q", "--quiet", is_flag=True, help="Show only files with errors or warnings.")
+@json_option
+@keys_options
+def command(files: tuple[str, ...], strict: bool, quiet: bool, as_json: bool, keys: Any) -> int:
+    """Run the command."""
+    from atlas_kit.operations.validate import expand, validate_file
+
+    reports = []
+    names = list(expand(files))
+    with _render.progress() as progress:
+        for number, name in enumerate(names):
+            if progress:
+                progress(name, number, len(names))
+            reports.append(validate_file(given(name), keys, strict=strict))
+    code = _render.emit_all(reports, _quiet_text if quiet else _text, as_json)
+    if not as_json and len(reports) > 1:
+        bad = sum(not report.ok for report in reports)
+        _render.show([f"{_render.plural(len(reports), 'file')}, {bad} with errors"])
+    return code
+
+
+def _quiet_text(report: Any) -> Iterator[_render.Block]:
+    if any(finding.severity != "note" for finding in report.findings):
+        yield from _text(report)
+
+
+def _text(report: Any) -> Iterator[_render.Block]:
+    lines: list[str | _render.Styled] = []
+    verdict = _render.Styled(f"{report.path}: ok", "good")
+    if not report.ok:
+        verdict = _render.Styled(f"{report.path}: not ok", "bad")
+    lines.append(verdict)
+    for finding in report.findings:
+        place = "" if finding.offset is None else f" at byte {finding.offset:,}"
+        about = "" if finding.key is None else f' "{finding.key}":'
+        text = f"  {finding.severity}{place} [{finding.code}]{about} {finding.message}"
+        lines.append(_render.Styled(text, _STYLES[finding.severity]))
+        if finding.hint:
+            lines.append(_render.Styled(f"      {finding.hint}", "dim"))
+    yield _render.Lines(lines)

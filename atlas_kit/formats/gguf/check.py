@@ -1,0 +1,494 @@
+"""Everything that is wrong, odd or worth knowing about a GGUF file, in one pass over its header.
+
+The verdict (no finding of severity ``error``) is meant to be stock llama.cpp's: would it load the file? Where
+llama.cpp stops at the first problem, all are listed. Rules about the bytes are here; ``check_model`` knows
+what llama.cpp asks of a model's keys, vocabulary and tensors. Nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from atlas_kit.errors import AtlasError, MagicMismatchError, TruncatedError, VersionMismatchError, printable
+from atlas_kit.formats._files import Source, StrPath
+from atlas_kit.formats._findings import Finding, Severity
+from atlas_kit.formats.gguf import tables
+from atlas_kit.formats.gguf.salvage import Salvage, salvage
+from atlas_kit.formats.gguf.scan import HeaderScan, align, scan_header
+from atlas_kit.formats.gguf.tables import ValueType
+from atlas_kit.formats.gguf.tensors import TensorInfo
+
+if TYPE_CHECKING:
+    from atlas_kit.formats.gguf.values import MetadataField
+
+#: Findings of one code that are listed one by one; then one line says how many more there are.
+MAX_PER_CODE = 200
+#: What the CPU backend of llama.cpp wants of the address of mapped weights.
+MAPPED_ALIGNMENT = 32
+_INT64_MAX = (1 << 63) - 1
+#: Tensor types of a llama.cpp of October 2026; it refuses numbers beyond.
+GGML_TYPE_COUNT = 43
+_MEND = "atlas-tool repair writes a mended copy."
+
+
+class Report:
+    """Findings as they are made, with a bound on how many of a kind."""
+
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []
+        self.counts: Counter[str] = Counter()
+
+    def add(
+        self,
+        code: str,
+        severity: Severity,
+        message: str,
+        hint: str = "",
+        *,
+        offset: int | None = None,
+        key: str | None = None,
+    ) -> None:
+        """Record one finding."""
+        self.counts[code] += 1
+        if self.counts[code] <= MAX_PER_CODE:
+            self.findings.append(Finding(code, severity, message, hint, offset, key))
+
+    def error(
+        self, code: str, message: str, hint: str = "", *, offset: int | None = None, key: str | None = None
+    ) -> None:
+        """Record something for which llama.cpp refuses the file."""
+        self.add(code, "error", message, hint, offset=offset, key=key)
+
+    def warning(
+        self, code: str, message: str, hint: str = "", *, offset: int | None = None, key: str | None = None
+    ) -> None:
+        """Record something that is wrong and that llama.cpp puts up with."""
+        self.add(code, "warning", message, hint, offset=offset, key=key)
+
+    def note(
+        self, code: str, message: str, hint: str = "", *, offset: int | None = None, key: str | None = None
+    ) -> None:
+        """Record something worth knowing."""
+        self.add(code, "note", message, hint, offset=offset, key=key)
+
+    def done(self) -> list[Finding]:
+        """Return the findings, with a line for each kind that had too many."""
+        severity = {f.code: f.severity for f in self.findings}
+        for code, count in self.counts.items():
+            if count > MAX_PER_CODE:
+                more = count - MAX_PER_CODE
+                self.findings.append(Finding(code, severity[code], f"and {more} more of the same kind"))
+        return self.findings
+
+
+def is_ok(findings: Sequence[Finding]) -> bool:
+    """Tell whether stock llama.cpp should load the file: nothing of severity ``error`` was found."""
+    return not any(finding.severity == "error" for finding in findings)
+
+
+def check_gguf(path: StrPath | Source, *, deep: bool = False, shards: bool = True) -> list[Finding]:
+    """List everything that is wrong, odd or worth knowing about a GGUF file.
+
+    Parameters
+    ----------
+    deep
+        Also read all tensor data, looking for numbers that are not finite.
+    shards
+        Of the first shard of a split model, also look at the others.
+
+    Returns
+    -------
+    list of Finding
+        In the order of the file: header, metadata, tensors, then the model as a whole.
+
+    Raises
+    ------
+    AtlasError
+        The file cannot be opened or read at all.
+    """
+    if not isinstance(path, Source):
+        from atlas_kit.formats.gguf.journal import check_journal
+
+        with Source(path) as source:
+            report = Report()
+            try:
+                check_journal(path)
+            except AtlasError as error:
+                report.error("edit-interrupted", error.message, error.hint or "", offset=0)
+            return _check(source, report, deep=deep, shards=shards).done()
+    return _check(path, Report(), deep=deep, shards=shards).done()
+
+
+def _check(source: Source, report: Report, *, deep: bool, shards: bool) -> Report:
+    scan = scan_header(source)
+    records = _records(scan, source, report)
+    if records is None:
+        return report
+    _check_pairs(report, records.fields)
+    alignment = _check_alignment(report, records.fields)
+    _check_infos(report, records.tensors)
+    if not records.whole:
+        return report  # what is missing may be in the part that cannot be read
+    data_start = align(records.end, alignment)
+    _check_placement(report, records.tensors, alignment, data_start, source.size, records.end)
+    if deep:
+        from atlas_kit.formats.gguf.check_data import check_values
+
+        check_values(report, source, records.tensors, data_start, scan.byte_order)
+    from atlas_kit.formats.gguf.check_model import check_model
+
+    check_model(report, source.path if shards else None, records.fields, records.tensors)
+    return report
+
+
+def read_records(source: Source) -> tuple[list[MetadataField], list[TensorInfo], int] | None:
+    """Return (pairs, tensor infos, end of the header) of a sound header, ``None`` of any other."""
+    scan = scan_header(source)
+    sound = scan.complete and not _suspicious(scan, source)
+    return (scan.fields, scan.tensors, scan.end) if sound else None
+
+
+# --- header ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Records:
+    """The records to check; ``whole`` unless more of them are behind something that cannot be read."""
+
+    fields: list[MetadataField]
+    tensors: list[TensorInfo]
+    end: int
+    whole: bool = True
+
+
+def _records(scan: HeaderScan, source: Source, report: Report) -> _Records | None:
+    """Return the header's own records, or all that can be found when it contradicts itself."""
+    if not _check_start(scan, report):
+        return None
+    own = _Records(scan.fields, scan.tensors, scan.end)
+    if scan.complete and not _suspicious(scan, source):
+        return own
+    found = salvage(source)
+    if _is_broken(scan, found, source):
+        _explain_stop(scan, found, report)
+        return _Records(found.fields, found.tensors, found.end, whole=False)
+    wrong_count = _check_counts(scan, found, report)
+    if scan.error is not None and not wrong_count:
+        _explain_stop(scan, found, report)
+    if scan.complete and not scan.tensors and not found.tensors:
+        return own  # llama.cpp reads what is counted and no more
+    return _Records(
+        found.fields, found.tensors, found.end, whole=bool(found.tensors or not found.tensor_count)
+    )
+
+
+def _is_broken(scan: HeaderScan, found: Salvage, source: Source) -> bool:
+    """Tell whether the last record that there is cannot be read, so that no count is to blame."""
+    if scan.error is None or found.end != scan.end or found.lost or found.healed:
+        return False
+    return any(source.read_upto(scan.end, 8))
+
+
+def _check_start(scan: HeaderScan, report: Report) -> bool:
+    """Check magic, version and byte order; return whether there is anything to look at behind them."""
+    error = scan.error
+    if scan.stage == "prefix" and error is not None:
+        if isinstance(error, MagicMismatchError):
+            code = "file-empty" if scan.size == 0 else "not-gguf"
+            report.error(code, error.message, "Is it the right file, and complete?", offset=0)
+        elif isinstance(error, VersionMismatchError):
+            report.error("version-unknown", error.message, _MEND, offset=4)
+        else:
+            hint = "Copy or download it again."
+            report.error(
+                "header-truncated", "the file ends inside its first 24 bytes", hint, offset=scan.size
+            )
+        return False
+    if scan.version == 1:
+        hint = f"Convert the model again, or mend it: {_MEND}"
+        report.error("version-1", "GGUF version 1 is no longer read by llama.cpp", hint, offset=4)
+    if scan.byte_order == ">":
+        report.error(
+            "big-endian",
+            "the file was written for big-endian machines: llama.cpp on this one refuses it",
+            "llama.cpp's gguf_convert_endian.py turns it round.",
+            offset=4,
+        )
+    return True
+
+
+def _suspicious(scan: HeaderScan, source: Source) -> bool:
+    """Tell whether a header that could be read may still be one whose counts are wrong."""
+    behind = 0
+    for info in scan.tensors:
+        if not info.name and info.offset != behind:
+            return True  # padding that was read as a tensor
+        behind = align(info.offset + (info.nbytes or 0), scan.alignment)
+    head = source.read_upto(scan.end, 256)
+    if scan.version == 1 or scan.byte_order == ">" or len(head) < 16:
+        return False
+    size = int.from_bytes(head[:8], "little")
+    return (
+        0 < size <= len(head) - 8
+        and head[8 : 8 + size].isascii()
+        and head[8 : 8 + size].decode().isprintable()
+    )
+
+
+def _check_counts(scan: HeaderScan, found: Salvage, report: Report) -> bool:
+    """Compare the counts with what is there; return whether one of them explains why reading stopped."""
+    wrong = False
+    counts = (
+        ("metadata-count-wrong", "metadata pairs", 16, found.field_count, len(found.fields)),
+        ("tensor-count-wrong", "tensors", 8, found.tensor_count, len(found.tensors)),
+    )
+    for code, what, offset, promised, there in counts:
+        offset = offset if scan.version != 1 else {16: 12, 8: 8}[offset]
+        if promised is None or promised == there or found.lost:
+            continue
+        harmless = scan.complete and not found.tensors and promised < there
+        report.add(
+            code,
+            "warning" if harmless else "error",
+            f"the header promises {promised} {what}, and the file holds {there}",
+            f"Is the file complete? {_MEND}" if promised > there else _MEND,
+            offset=offset,
+        )
+        wrong = True
+    return wrong
+
+
+def _explain_stop(scan: HeaderScan, found: Salvage, report: Report) -> None:
+    error = scan.error
+    assert error is not None
+    where = error.offset if error.offset is not None else scan.end
+    what = "metadata" if scan.stage == "metadata" else "tensor list"
+    if found.lost or found.healed:
+        for name in found.healed:
+            report.error(
+                "record-length-wrong",
+                f"a length in the {what} is wrong: {error.message}",
+                _MEND,
+                offset=where,
+                key=name,
+            )
+        for gap in found.lost:
+            message = f"{gap.stop - gap.start} bytes of the {what} make no sense: {error.message}"
+            report.error("record-damaged", message, f"The rest can be read. {_MEND}", offset=gap.start)
+        return
+    if isinstance(error, TruncatedError):
+        message = f"the {what} is cut off, or a length in it is wrong: {error.message}"
+        report.error(
+            "header-truncated", message, f"Copy or download it again. {_MEND}", offset=where, key=error.key
+        )
+        return
+    report.error(
+        "header-invalid", f"the {what} cannot be read: {error.message}", _MEND, offset=where, key=error.key
+    )
+
+
+# --- metadata --------------------------------------------------------------------------------------------
+
+
+def _check_pairs(report: Report, fields: list[MetadataField]) -> None:
+    seen: dict[str, MetadataField] = {}
+    for item in fields:
+        if not item.key:
+            report.error("key-empty", "a metadata pair has an empty key", _MEND, offset=item.offset)
+        elif item.key in seen:
+            same = item.items == seen[item.key].items if not item.is_array else False
+            message = (
+                f"this key is there twice{', with the same value' if same else ''}: llama.cpp refuses that"
+            )
+            report.error("key-duplicate", message, _MEND, offset=item.offset, key=item.key)
+        seen.setdefault(item.key, item)
+        if "\0" in item.key or not item.key.isprintable():
+            message = "the key holds bytes that are not printable text"
+            report.warning("key-unprintable", message, offset=item.offset, key=item.key)
+        if item.is_array and item.element_type == ValueType.ARRAY:
+            report.error(
+                "array-nested",
+                "an array of arrays: the format allows it and llama.cpp refuses the file",
+                f"Store the arrays one by one, or as JSON text. {_MEND}",
+                offset=item.value_offset,
+                key=item.key,
+            )
+        _check_value(report, item)
+
+
+def _check_value(report: Report, item: MetadataField) -> None:
+    if item.type == ValueType.BOOL and item.items not in (0, 1):
+        message = f"a boolean must be 0 or 1 and is {int(item.items)}"
+        report.warning("bool-invalid", message, offset=item.value_offset, key=item.key)
+    elif item.type == ValueType.STRING and not _is_text(item.items):
+        message = "the text is not valid UTF-8"
+        report.warning("text-not-utf8", message, offset=item.value_offset, key=item.key)
+    elif item.is_array and item.element_type == ValueType.BOOL and item.items.encoded().strip(b"\0\1"):
+        message = "an array of booleans holds other numbers than 0 and 1"
+        report.warning("bool-invalid", message, offset=item.value_offset, key=item.key)
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_alignment(report: Report, fields: list[MetadataField]) -> int:
+    """Check ``general.alignment``; return the alignment to go on with."""
+    item = next((item for item in fields if item.key == "general.alignment"), None)
+    if item is None:
+        return tables.DEFAULT_ALIGNMENT
+    value, where = item.items, item.value_offset
+    if item.type != ValueType.UINT32:
+        message = f"the alignment must be a u32 and is {item.type_name}"
+        report.error("alignment-invalid", message, _MEND, offset=where, key=item.key)
+        return tables.DEFAULT_ALIGNMENT
+    if value == 0 or value & (value - 1):
+        message = f"the alignment must be a power of two and is {value}"
+        report.error("alignment-invalid", message, _MEND, offset=where, key=item.key)
+        return tables.DEFAULT_ALIGNMENT
+    if value > tables.MAX_ALIGNMENT:
+        message = f"an alignment of {value} bytes wastes space: up to so much before each tensor"
+        report.warning("alignment-large", message, _MEND, offset=where, key=item.key)
+    return int(value)
+
+
+# --- tensors ---------------------------------------------------------------------------------------------
+
+
+def _check_infos(report: Report, tensors: list[TensorInfo]) -> None:
+    seen: set[str] = set()
+    for info in tensors:
+        name, _, rest = info.name.partition("\0")
+        if len(info.name.encode("utf-8", "surrogateescape")) > tables.MAX_TENSOR_NAME:
+            message = f"the name has more than {tables.MAX_TENSOR_NAME} bytes"
+            report.error("tensor-name-long", message, "Rename it.", offset=info.info_offset, key=info.name)
+        if rest or not name:
+            message = "the name is empty or holds a NUL"
+            report.warning("tensor-name-odd", message, offset=info.info_offset, key=info.name)
+        if name in seen:
+            message = "two tensors have this name: llama.cpp refuses that"
+            report.error("tensor-duplicate", message, _MEND, offset=info.info_offset, key=info.name)
+        seen.add(name)
+        _check_shape(report, info)
+
+
+def _check_shape(report: Report, info: TensorInfo) -> None:
+    where, row = info.info_offset, info.row
+    if any(dim > _INT64_MAX for dim in info.dims) or info.elements >= _INT64_MAX:
+        shape = " x ".join(map(str, info.dims))
+        report.error(
+            "tensor-too-large", f"{shape} numbers are more than can be counted", offset=where, key=info.name
+        )
+    elif info.elements == 0:
+        report.warning("tensor-empty", "the tensor has no elements", offset=where, key=info.name)
+    if row is None:
+        _check_unknown_type(report, info)
+    elif (info.dims[0] if info.dims else 1) % row.block:
+        report.error(
+            "tensor-row-not-blocks",
+            f"rows of {info.dims[0] if info.dims else 1} numbers are not whole blocks of {row.block}, "
+            f"as {row.type.name} needs",
+            "The shape or the type is wrong: convert the model again.",
+            offset=where,
+            key=info.name,
+        )
+
+
+def _check_unknown_type(report: Report, info: TensorInfo) -> None:
+    where = info.info_offset
+    if info.type in tables.REMOVED_GGML_TYPES:
+        message = f"type {info.type} ({tables.REMOVED_GGML_TYPES[info.type]}) was removed from llama.cpp"
+        hint = "Quantise the original model again."
+        report.error("tensor-type-removed", message, hint, offset=where, key=info.name)
+    elif 0 <= info.type < GGML_TYPE_COUNT:
+        message = f"tensor type {info.type} is newer than this program: its size cannot be checked"
+        report.note("tensor-type-new", message, "Update atlas_kit.", offset=where, key=info.name)
+    else:
+        message = f"tensor type {info.type} is not known (llama.cpp knows 0 to {GGML_TYPE_COUNT - 1})"
+        hint = "The file is damaged, or made for a newer or another program."
+        report.error("tensor-type-unknown", message, hint, offset=where, key=info.name)
+
+
+def _check_placement(
+    report: Report, tensors: list[TensorInfo], alignment: int, data_start: int, size: int, end: int
+) -> None:
+    """Check that the tensors lie one after the other, each padded, and inside the file."""
+    if not tensors:
+        if size > end:
+            _trailing(report, end, size)
+        return
+    _check_mapping(report, alignment, data_start)
+    if data_start > size:
+        message = f"tensor data should start at byte {data_start}, and the file ends at {size}"
+        report.error("tensor-data-missing", message, "Copy or download it again.", offset=size)
+    expected: int | None = 0
+    for info in tensors:
+        nbytes, start = info.nbytes, info.offset
+        if expected is not None and start != expected:
+            _misplaced(report, info, expected, alignment)
+            if data_start + start > size:  # nonsense: go on as if it had been right
+                start = expected
+        if nbytes is None:
+            expected = None  # of unknown size: where the next one starts cannot be told
+            continue
+        expected = align(start + nbytes, alignment)
+        missing = data_start + info.offset + nbytes - size
+        if missing > 0 and data_start <= size:
+            report.error(
+                "tensor-data-missing",
+                f"{min(missing, nbytes)} of the tensor's {nbytes} bytes are behind the end of the file",
+                f"Copy or download it again. {_MEND}",
+                offset=data_start + info.offset,
+                key=info.name,
+            )
+    if expected is not None and size > data_start + expected:
+        _trailing(report, data_start + expected, size)
+
+
+def _check_mapping(report: Report, alignment: int, data_start: int) -> None:
+    if alignment >= MAPPED_ALIGNMENT:
+        return
+    if data_start % MAPPED_ALIGNMENT:
+        report.error(
+            "alignment-unmappable",
+            f"tensor data starts at byte {data_start}, no multiple of {MAPPED_ALIGNMENT} (the alignment is "
+            f"{alignment}): llama.cpp aborts when it maps the file",
+            f"It loads with --no-mmap. {_MEND}",
+            offset=data_start,
+            key="general.alignment",
+        )
+    else:
+        message = f"an alignment of {alignment} is below {MAPPED_ALIGNMENT}: some backends of llama.cpp abort"
+        report.warning("alignment-small", message, _MEND, key="general.alignment")
+
+
+def _misplaced(report: Report, info: TensorInfo, expected: int, alignment: int) -> None:
+    if info.offset % alignment:
+        code, what = "tensor-offset-unaligned", f"is no multiple of {alignment}"
+    elif info.offset > expected:
+        code, what = "tensor-gap", f"leaves {info.offset - expected} bytes unused"
+    else:
+        code, what = "tensor-overlap", "is not behind the tensor before it"
+    report.error(
+        code,
+        f"its offset {info.offset} {what}: llama.cpp wants {expected}",
+        _MEND,
+        offset=info.info_offset + info.info_size - 8,
+        key=info.name,
+    )
+
+
+def _trailing(report: Report, end: int, size: int) -> None:
+    message = f"{size - end} bytes follow behind what the header describes"
+    hint = "llama.cpp ignores them; tools that rewrite the file drop them."
+    report.note("trailing-bytes", message, hint, offset=end)
+
+
+__all__ = ["Report", "check_gguf", "is_ok", "printable", "read_records"]

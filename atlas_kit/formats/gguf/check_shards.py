@@ -1,0 +1,85 @@
+"""The shards of a split model: all there, sound, in their order, and together what the first one promises."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from atlas_kit.errors import AtlasError
+from atlas_kit.formats._files import Source
+from atlas_kit.formats.gguf.shards import shard_name
+from atlas_kit.formats.gguf.tensors import TensorInfo
+
+if TYPE_CHECKING:
+    from atlas_kit.formats.gguf.check import Report
+    from atlas_kit.formats.gguf.values import MetadataField
+
+Fields = Mapping[str, "MetadataField"]
+
+
+def check_shards(
+    report: Report, path: str, known: Fields, tensors: list[TensorInfo], count: int
+) -> list[TensorInfo] | None:
+    """Look at the other shards of a split model; return the tensors of all, ``None`` if some are missing."""
+    first = Path(path)
+    match = re.fullmatch(r"(?s)(.*)-(\d{5})-of-(\d{5})\.gguf", first.name)
+    if match is None or match[2] != "00001" or int(match[3]) != count:
+        wanted = shard_name("NAME", 1, count)
+        message = f"the first shard of {count} must have a name such as {wanted}: llama.cpp refuses another"
+        report.error("shard-name-wrong", message, "Rename it.", key="split.count")
+        return None
+    total, seen = list(tensors), {info.name for info in tensors}
+    whole = True
+    for number in range(2, count + 1):
+        found = _other_shard(report, first.with_name(shard_name(match[1], number, count)), number)
+        if found is None:
+            whole = False
+            continue
+        for info in found:
+            if info.name in seen:
+                message = f"shard {number} holds a tensor that an earlier one holds, too"
+                report.error("tensor-duplicate", message, key=info.name)
+            seen.add(info.name)
+        total += found
+    if not whole:
+        return None
+    promised = known.get("split.tensors.count")
+    if promised is None:
+        report.error(
+            "key-missing", "the shards do not say how many tensors they hold", key="split.tensors.count"
+        )
+    elif promised.items != len(seen):
+        message = f"the shards hold {len(seen)} tensors together, and {promised.items} are promised"
+        report.error("split-count-wrong", message, offset=promised.value_offset, key=promised.key)
+    return total
+
+
+def _other_shard(report: Report, path: Path, number: int) -> list[TensorInfo] | None:
+    """Return the tensors of another shard, ``None`` when it is missing or broken."""
+    from atlas_kit.formats.gguf.check import check_gguf, is_ok, read_records
+
+    if not path.exists():
+        report.error("shard-missing", f"shard {number} is missing: {path.name}", "Put all into one folder.")
+        return None
+    with contextlib.suppress(AtlasError), Source(path) as source:
+        findings = check_gguf(source, shards=False)
+        records = read_records(source)
+        if is_ok(findings) and records is not None:
+            fields, tensors, _ = records
+            said = next((item.items for item in fields if item.key == "split.no"), None)
+            if said == number - 1:
+                return tensors
+            message = (
+                f"{path.name} should be shard {number} and says that it is number {said} (counted from 0)"
+            )
+            report.error("shard-wrong", message, "Do the files belong to one model?", key="split.no")
+            return None
+        worst = next((f for f in findings if f.severity == "error"), None)
+        message = f"shard {number} ({path.name}) is broken{': ' + worst.message if worst else ''}"
+        report.error("shard-broken", message, f"Validate {path.name} for all of it.")
+        return None
+    report.error("shard-missing", f"shard {number} cannot be read: {path.name}")
+    return None

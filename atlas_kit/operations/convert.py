@@ -1,0 +1,231 @@
+"""Convert a file into another format, or another version of its own, and say what could not come along."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from atlas_kit.errors import InvalidParamError
+from atlas_kit.operations._inputs import (
+    Given,
+    Keys,
+    Opened,
+    Progress,
+    check_output,
+    kind_of,
+    name_of,
+    open_given,
+    size_of,
+)
+from atlas_kit.operations._json import named
+from atlas_kit.operations._outputs import Output, is_path, output_file, save_memory, scratch_path
+
+if TYPE_CHECKING:
+    from atlas_kit.formats.atlas import MemoryFile
+
+TARGETS = ("atlas-v1", "atlas-v2", "atlas-v3", "json", "safetensors", "npz", "gguf", "atlas-gguf")
+
+#: What a file name's ending says; ``.atlas`` is decided by what the source says of itself.
+SUFFIXES = {".json": "json", ".safetensors": "safetensors", ".npz": "npz", ".gguf": "gguf"}
+
+
+@dataclass
+class Converted:
+    """What was converted into what; ``notes`` say in plain words what the target cannot hold."""
+
+    source: str
+    source_format: str
+    target: str
+    target_format: str
+    source_size: int
+    target_size: int
+    entries: int | None
+    notes: list[str] = field(default_factory=list)
+
+    exit_code = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON-ready data."""
+        return {
+            **named("source", self.source),
+            "source_format": self.source_format,
+            **named("target", self.target),
+            "target_format": self.target_format,
+            "source_size": self.source_size,
+            "target_size": self.target_size,
+            "entries": self.entries,
+            "notes": self.notes,
+        }
+
+
+def target_of(output: Output, wanted: str | None) -> str | None:
+    """Return the target format: as asked for, or by the output's suffix (``atlas`` for ``.atlas``).
+
+    Raises
+    ------
+    InvalidParamError
+        Neither says it.
+    """
+    if wanted is not None:
+        if wanted not in TARGETS:
+            raise InvalidParamError(f'there is no format "{wanted}"', hint=f"Use {', '.join(TARGETS)}.")
+        return wanted
+    if isinstance(output, (str, os.PathLike)):
+        name = os.fsdecode(output).lower()
+        if name.endswith((".atlas", ".atlas.bak")):
+            return "atlas"
+        if name.endswith((".atlas.gguf", ".atlas-gguf")):
+            return "atlas-gguf"
+        found = SUFFIXES.get(os.path.splitext(name)[1])
+        if found:
+            return found
+    raise InvalidParamError(
+        "the output's name does not say its format",
+        path=os.fsdecode(output) if isinstance(output, (str, os.PathLike)) else "-",
+        hint=f"Give --to with one of {', '.join(TARGETS)}.",
+    )
+
+
+@dataclass
+class ConvertOptions:
+    """Choices that are not part of the target's name. ``new_keys`` re-encrypts with another secret."""
+
+    to: str | None = None
+    force: bool = False
+    codec: str | None = None
+    level: int | None = None
+    shuffle: bool | None = None
+    new_keys: Keys | None = None
+
+
+def convert_file(
+    given: Given, output: Output, options: ConvertOptions | None = None, keys: Keys | None = None,
+    progress: Progress | None = None,
+) -> Converted:  # fmt: skip
+    """Convert ``given`` and write the result to ``output``, whole or not at all.
+
+    Raises
+    ------
+    InvalidParamError
+        The source cannot become that format, or the output is the input.
+    FileAccessError
+        The output exists and ``force`` is off.
+    """
+    options, keys = options or ConvertOptions(), keys or Keys()
+    target = target_of(output, options.to)
+    if isinstance(output, (str, os.PathLike)):
+        check_output(output, [given], options.force)
+    kind = kind_of(given)
+    if kind == "gguf":
+        return _convert_model(given, output, target, options)
+    if target in ("gguf", "atlas-gguf"):
+        raise InvalidParamError(
+            "only a GGUF model can be converted to GGUF", path=name_of(given),
+            hint="Memory files convert to .atlas, JSON, safetensors and npz.",
+        )  # fmt: skip
+    with open_given(given, keys) as opened:
+        if target == "atlas":
+            target = f"atlas-v{opened.recorded or 2}"
+        if not str(target).startswith("atlas") and (options.codec or options.level is not None):
+            raise InvalidParamError("--codec and --level are for .atlas files", path=name_of(given))
+        result = Converted(
+            opened.name, _format_name(opened), _name(output), str(target), size_of(given), 0,
+            len(opened.memory),
+        )  # fmt: skip
+        result.notes = _notes(opened.memory, str(target))  # before saving, which reopens the memory
+        result.target_size = _write(opened.memory, output, str(target), options, keys, progress)
+    return result
+
+
+def _name(output: Output) -> str:
+    return os.fsdecode(output) if isinstance(output, (str, os.PathLike)) else "-"
+
+
+def _format_name(opened: Opened) -> str:
+    return f"atlas-v{opened.memory.version}" if opened.kind == "atlas" else opened.kind
+
+
+def _write(
+    memory: MemoryFile, output: Output, target: str, options: ConvertOptions, keys: Keys,
+    progress: Progress | None,
+) -> int:  # fmt: skip
+    if target.startswith("atlas-v"):
+        version = int(target[-1])
+        if version == 1 and options.codec not in (None, "none"):
+            raise InvalidParamError("version 1 has no codecs", hint="Use --to atlas-v2.")
+        if version == 3:
+            memory = encrypted(memory, options.new_keys or keys)
+        coding = {"codec": options.codec, "level": options.level, "shuffle": options.shuffle}
+        return save_memory(memory, output, version=version, **coding)
+    from atlas_kit.operations import _carriers, _document
+
+    with output_file(output) as file:
+        if target == "json":
+            _document.write_document(memory, file, progress)
+        elif target == "safetensors":
+            _carriers.write_as_safetensors(memory, file)
+        else:
+            _carriers.write_as_npz(memory, file)
+        return file.tell()
+
+
+def encrypted(memory: MemoryFile, keys: Keys) -> MemoryFile:
+    """Return a memory file of version 3 with the same header and entries."""
+    from atlas_kit.formats.atlas import MemoryFile
+
+    return copy_into(memory, MemoryFile(version=3, **keys.for_writing()))
+
+
+def copy_into(memory: MemoryFile, made: MemoryFile) -> MemoryFile:
+    """Give a new memory file the header and the entries of another; payloads are not read for it."""
+    ours, theirs = made._info, memory._info
+    ours.created, ours.modified = theirs.created, theirs.modified
+    ours.model_hash, ours.reserved = theirs.model_hash, theirs.reserved
+    ours.file_flags = theirs.file_flags
+    for entry in memory.entries():
+        made.set(entry.key, entry)
+    return made
+
+
+def _notes(memory: MemoryFile, target: str) -> list[str]:
+    """Say what the target has no field for."""
+    if target != "atlas-v1":
+        return []
+    tensors = sum(1 for entry in memory.entries() if entry.dtype_id)
+    notes = []
+    if tensors:
+        notes.append(
+            f"version 1 has no tensors: {tensors} of them became .npy files, which version 1 holds as bytes"
+        )
+    if memory._info.file_flags:
+        notes.append("version 1 has no file flags, which were dropped")
+    return notes
+
+
+def _convert_model(given: Given, output: Output, target: str | None, options: ConvertOptions) -> Converted:
+    from atlas_kit.formats.gguf import GGUFFile, to_native, to_stock
+
+    if target not in ("gguf", "atlas-gguf"):
+        raise InvalidParamError(
+            "a GGUF model converts to atlas-gguf, and back to gguf", path=name_of(given),
+            hint="Give --to atlas-gguf or --to gguf.",
+        )  # fmt: skip
+    if isinstance(given, bytes):
+        raise InvalidParamError("a model is converted from a file, not from standard input")
+    with GGUFFile.open(given, shards=False) as model:
+        native = "atlas.version" in model.metadata
+    if options.to is None and target == "gguf" and not native:
+        raise InvalidParamError(
+            "the model is a stock GGUF file already", path=name_of(given),
+            hint="Give --to atlas-gguf to make it ATLAS-native.",
+        )  # fmt: skip
+    with scratch_path(output, ".gguf") as path:
+        convert = to_native if target == "atlas-gguf" else to_stock
+        convert(given, path)
+        size = os.stat(path).st_size
+    source_format = "atlas-gguf" if native else "gguf"
+    return Converted(name_of(given), source_format, _name(output), target, size_of(given), size, None)
+
+
+__all__ = ["TARGETS", "ConvertOptions", "Converted", "convert_file", "is_path", "target_of"]

@@ -1,0 +1,129 @@
+"""Fetch one value: an entry's payload, a metadata value, a tensor."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from atlas_kit.errors import InvalidParamError, KeyNotFoundError
+from atlas_kit.operations._inputs import Given, Keys, Opened, open_given
+
+if TYPE_CHECKING:
+    from atlas_kit.formats.gguf import GGUFFile
+
+#: ``chunks`` is looked at this far to see whether a value is text.
+PEEK = 1 << 12
+
+
+@dataclass
+class Value:
+    """One value. ``chunks()`` yields its bytes, checked; ``info`` is what is known about it."""
+
+    key: str
+    chunks: Callable[[], Iterable[bytes]]
+    size: int | None
+    is_text: bool
+    info: Callable[[], dict[str, Any]]
+    array: Callable[[], Any] | None = field(default=None)
+
+    exit_code = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the value with what is known about it, the payload in its most readable form."""
+        return self.info()
+
+
+@contextmanager
+def get_value(given: Given, key: str, keys: Keys | None = None) -> Iterator[Value]:
+    """Open a file and find one value in it; the value can be read inside the ``with`` block.
+
+    Raises
+    ------
+    KeyNotFoundError
+        There is no such key; the hint names similar ones.
+    """
+    with open_given(given, keys) as opened:
+        yield _of_model(opened.gguf, key) if opened.kind == "gguf" else _of_memory(opened, key)
+
+
+def _of_memory(opened: Opened, key: str) -> Value:
+    from atlas_kit.operations._document import entry_to_json
+    from atlas_kit.operations._rows import EntryRow
+
+    memory = opened.memory
+    entry = memory.get(key)
+    if entry is None:
+        raise not_found(key, memory, opened.name)
+
+    def info() -> dict[str, Any]:
+        return {**entry_to_json(entry), **EntryRow.of(entry).to_json()}
+
+    is_text = entry.dtype_id == 0 and _looks_like_text(next(iter(entry.chunks()), b""))
+    array = (lambda: entry.array(verify=True)) if entry.dtype_id else None
+    return Value(entry.key, entry.chunks, entry.size, is_text, info, array)
+
+
+def _looks_like_text(start: bytes) -> bool:
+    start = bytes(start[:PEEK])
+    if b"\0" in start:
+        return False
+    try:
+        start.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start > 0 and len(start) == PEEK and error.start >= PEEK - 3
+    return True
+
+
+def _of_model(model: GGUFFile, key: str) -> Value:
+    from atlas_kit.operations._gguf_values import field_to_json, plain_value, tensor_to_json
+    from atlas_kit.operations._json import dumps, to_bytes
+
+    row = model.metadata.get(key)
+    if row is not None:
+
+        def text() -> Iterator[bytes]:
+            if isinstance(row.items, str):
+                yield to_bytes(row.items)
+            elif not row.is_array:
+                yield dumps(row.items).encode()
+            else:
+                for item in plain_value(row.items):
+                    line = to_bytes(item) if isinstance(item, str) else dumps(item).encode()
+                    yield line + b"\n"
+
+        return Value(key, text, None, True, lambda: field_to_json(row, head=None))
+    info = model.tensors.get(key)
+    if info is None:
+        raise not_found(key, [*model.metadata, *model.tensors], model.path)
+
+    def described() -> dict[str, Any]:
+        data = b"".join(model.iter_raw(info))
+        return {**tensor_to_json(info), "base64": base64.b64encode(data).decode()}
+
+    return Value(key, lambda: model.iter_raw(info), info.nbytes, False, described, lambda: model.array(info))
+
+
+def not_found(key: str, known: Iterable[str], path: str | None) -> KeyNotFoundError:
+    """Return the error for a key that is not there, with similar ones as the hint."""
+    import difflib
+    import itertools
+
+    close = difflib.get_close_matches(key, list(itertools.islice(known, 2000)), 3)
+    hint = f"Similar: {', '.join(close)}" if close else "List what there is with: atlas-tool ls"
+    return KeyNotFoundError("there is no entry of this key", path=path, key=key, hint=hint)
+
+
+def npy_bytes(value: Value) -> bytes:
+    """Return a tensor as a ``.npy`` file."""
+    if value.array is None:
+        raise InvalidParamError("the value is not a tensor", key=value.key)
+    import io
+
+    import numpy as np
+
+    out = io.BytesIO()
+    np.save(out, value.array(), allow_pickle=False)
+    return out.getvalue()

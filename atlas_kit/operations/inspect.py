@@ -1,0 +1,258 @@
+"""Look into a file: an overview, and on request its entries, keys, tensors, statistics, fields and byte map.
+
+Fields (``hex``) and byte map come straight from the bytes, so that they work on damaged files too. Nothing
+here imports NumPy unless numbers are asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from atlas_kit.errors import InvalidParamError
+from atlas_kit.operations._inputs import Given, Keys, Opened, Progress, kind_of, name_of, open_given, size_of
+from atlas_kit.operations._json import named
+
+if TYPE_CHECKING:
+    from atlas_kit.formats.gguf import MetadataField, TensorInfo
+    from atlas_kit.operations._inspect_parts import HexLine, OneEntry
+    from atlas_kit.operations._map import Region
+    from atlas_kit.operations._numbers import TensorStats
+    from atlas_kit.operations._rows import EntryRow
+
+#: The overview counts types and codecs of this many entries at most, and lists this many.
+COUNTED = 100_000
+LISTED = 20
+
+
+class Wanted(NamedTuple):
+    """Which parts to look at; with none, the overview."""
+
+    entries: bool = False
+    keys: bool = False
+    tensors: bool = False
+    stats: bool = False
+    hex: bool = False
+    map: bool = False
+    entry: str | None = None
+    limit: int = 200
+
+    @property
+    def overview(self) -> bool:
+        """Whether nothing in particular is wanted."""
+        return not (self.bytes_only or self.parts)
+
+    @property
+    def parts(self) -> bool:
+        """Whether something is wanted for which the file must be opened."""
+        return self.entries or self.keys or self.tensors or self.stats or self.entry is not None
+
+    @property
+    def bytes_only(self) -> bool:
+        """Whether something is wanted that is read from the bytes."""
+        return self.hex or self.map
+
+
+class Inspection:
+    """What was found; parts that were not asked for are ``None``."""
+
+    def __init__(self, path: str, kind: str, size: int) -> None:
+        self.path = path
+        self.kind = kind
+        self.size = size
+        self.overview: dict[str, Any] | None = None
+        self.problems: list[str] = []
+        self.entries: list[EntryRow] | None = None
+        self.metadata: list[MetadataField] | None = None
+        self.tensors: list[TensorInfo] | None = None
+        self.keys: list[str] | None = None
+        self.stats: list[tuple[str, TensorStats | str]] | None = None
+        self.entry: OneEntry | None = None
+        self.fields: list[HexLine] | None = None
+        self.fields_error: str | None = None
+        self.regions: list[Region] | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """Return 1 when the file is damaged and could be shown only in part."""
+        return int(bool(self.problems or self.fields_error))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return every part that was asked for."""
+        from atlas_kit.operations._gguf_values import field_to_json, tensor_to_json
+
+        out: dict[str, Any] = {**named("path", self.path), "format": self.kind, "size": self.size}
+        out.update(self.overview or {})
+        out["problems"] = self.problems
+        if self.entries is not None:
+            out["entries"] = [row.to_json() for row in self.entries]
+        if self.keys is not None:
+            out["keys"] = [named("key", key) for key in self.keys]
+        if self.metadata is not None:
+            out["metadata"] = [field_to_json(row) for row in self.metadata]
+        if self.tensors is not None:
+            out["tensors"] = [tensor_to_json(info) for info in self.tensors]
+        if self.stats is not None:
+            out["stats"] = [
+                {**named("name", name), **({"problem": s} if isinstance(s, str) else s.to_json())}
+                for name, s in self.stats
+            ]
+        if self.entry is not None:
+            out["entry"] = self.entry.to_json()
+        if self.fields is not None:
+            out["fields"] = [line.to_json() for line in self.fields]
+            out["fields_error"] = self.fields_error
+        if self.regions is not None:
+            out["regions"] = [region.to_json() for region in self.regions]
+        return out
+
+
+def inspect_file(
+    given: Given, wanted: Wanted | None = None, keys: Keys | None = None, progress: Progress | None = None
+) -> Inspection:
+    """Look into a file of any known format.
+
+    Raises
+    ------
+    AtlasError
+        The file cannot be read, or is too damaged to be opened; ``Wanted(hex=True)`` and ``map`` show such
+        files as far as they go.
+    """
+    wanted = wanted or Wanted()
+    kind = kind_of(given)
+    result = Inspection(name_of(given), kind or "unknown", size_of(given))
+    if wanted.bytes_only:
+        _from_bytes(given, kind, wanted, result)
+    if not wanted.parts and not wanted.overview:
+        return result
+    if kind == "gguf":
+        _inspect_model(given, wanted, result, progress)
+        return result
+    with open_given(given, keys) as opened:
+        _inspect_memory(opened, wanted, result, progress)
+    return result
+
+
+# --- memory files --------------------------------------------------------------------------------------
+
+
+def _inspect_memory(opened: Opened, wanted: Wanted, result: Inspection, progress: Progress | None) -> None:
+    from atlas_kit.operations._rows import EntryRow
+
+    memory = opened.memory
+    if wanted.overview:
+        _memory_overview(opened, result)
+    if wanted.entries:
+        result.entries = [EntryRow.of(entry) for entry in memory.entries()]
+    if wanted.keys:
+        result.keys = list(memory)
+    if wanted.tensors:
+        result.entries = [EntryRow.of(entry) for entry in memory.entries() if entry.dtype_id]
+    if wanted.stats:
+        from atlas_kit.operations._inspect_parts import memory_stats
+
+        result.stats = memory_stats(memory, progress)
+    if wanted.entry is not None:
+        from atlas_kit.operations._inspect_parts import one_entry
+
+        result.entry = one_entry(memory, wanted.entry, opened.name)
+
+
+def _memory_overview(opened: Opened, result: Inspection) -> None:
+    from atlas_kit.operations._rows import EntryRow
+
+    memory = opened.memory
+    count = len(memory)
+    types: Counter[str] = Counter()
+    codecs: Counter[str] = Counter()
+    listed, payload, stored, tensors = [], 0, 0, 0
+    for number, entry in enumerate(memory.entries()):
+        if number >= COUNTED:
+            break
+        row = EntryRow.of(entry)
+        types[row.type_name] += 1
+        codecs[row.codec] += 1
+        payload += row.size
+        stored += row.stored_size
+        tensors += row.dtype is not None
+        if number < LISTED:
+            listed.append(row)
+    result.entries = listed
+    facts: dict[str, Any] = {"version": memory.version, "dialect": memory.dialect}
+    if opened.kind != "atlas":
+        facts = {"recorded_version": opened.recorded}
+    facts.update(
+        count=count,
+        counted=min(count, COUNTED),
+        payload_size=payload,
+        stored_size=stored,
+        types=dict(types),
+        codecs=dict(codecs),
+        tensor_count=tensors,
+        created=memory.created,
+        modified=memory.modified,
+        model_hash=memory.model_hash.hex() if any(memory.model_hash) else None,
+    )
+    if opened.kind == "atlas":
+        facts.update(garbage=memory.garbage, generation=memory.generation)
+        facts["warnings"] = [finding.to_json() for finding in memory.warnings]
+    result.overview = facts
+
+
+# --- models --------------------------------------------------------------------------------------------
+
+
+def _inspect_model(given: Given, wanted: Wanted, result: Inspection, progress: Progress | None) -> None:
+    from atlas_kit.formats.gguf import GGUFFile
+
+    if isinstance(given, bytes):
+        opened = GGUFFile.from_bytes(given, tolerant=True)
+    else:
+        opened = GGUFFile.open(given, shards=False, tolerant=True)
+        if "split.count" in opened.metadata:
+            opened.close()
+            opened = GGUFFile.open(given, tolerant=True)
+    with opened as model:
+        result.size = model.size
+        if model.error is not None:
+            model.error.path = None
+            result.problems.append(str(model.error))
+        if wanted.overview:
+            from atlas_kit.operations._model import model_overview
+
+            result.overview = model_overview(model)
+        if wanted.keys or wanted.entries:
+            result.metadata = model.fields
+        if wanted.tensors or wanted.entries:
+            result.tensors = model.tensor_infos
+        if wanted.stats:
+            from atlas_kit.operations._inspect_parts import model_stats
+
+            result.stats = model_stats(model, progress)
+        if wanted.entry is not None:
+            from atlas_kit.operations._inspect_parts import one_of_model
+
+            result.entry = one_of_model(model, wanted.entry)
+
+
+# --- bytes ---------------------------------------------------------------------------------------------
+
+
+def _from_bytes(given: Given, kind: str | None, wanted: Wanted, result: Inspection) -> None:
+    if isinstance(given, bytes):
+        raise InvalidParamError("--hex and --map need a file, not standard input")
+    if kind is None and os.fsdecode(given).lower().endswith(".atlas"):
+        kind = "atlas"  # its first bytes are damaged, which is what one wants to see
+    if kind not in ("atlas", "gguf", "safetensors"):
+        raise InvalidParamError(
+            f"there is no view of the bytes of {kind or 'unknown'} files", path=name_of(given)
+        )
+    if wanted.hex:
+        from atlas_kit.operations._inspect_parts import hex_lines
+
+        result.fields, result.fields_error = hex_lines(given, kind, wanted.limit)
+    if wanted.map:
+        from atlas_kit.operations._map import regions_of
+
+        result.regions = regions_of(given, kind)

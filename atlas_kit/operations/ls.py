@@ -1,0 +1,66 @@
+"""List what a file holds: entries of a memory file, or metadata and tensors of a model."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from atlas_kit.operations._inputs import Given, Keys, open_given
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from atlas_kit.formats.gguf import MetadataField, TensorInfo
+    from atlas_kit.operations._rows import EntryRow
+
+
+@dataclass
+class Listing:
+    """Entries, or metadata fields and tensors, in the file's order."""
+
+    path: str
+    kind: str
+    entries: list[EntryRow] = field(default_factory=list)
+    metadata: list[MetadataField] = field(default_factory=list)
+    tensors: list[TensorInfo] = field(default_factory=list)
+
+    exit_code = 0
+
+    def names(self) -> Iterable[str]:
+        """Yield every key and name."""
+        yield from (row.key for row in self.entries)
+        yield from (row.key for row in self.metadata)
+        yield from (info.name for info in self.tensors)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return one object per entry, key or tensor."""
+        if self.kind != "gguf":
+            return [row.to_json() for row in self.entries]
+        from atlas_kit.operations._gguf_values import field_to_json, tensor_to_json
+
+        return [
+            *({"kind": "metadata", **field_to_json(row)} for row in self.metadata),
+            *({"kind": "tensor", **tensor_to_json(info)} for info in self.tensors),
+        ]
+
+
+def list_file(given: Given, patterns: Sequence[str] = (), keys: Keys | None = None) -> Listing:
+    """List a file; with patterns (``*``, ``?``, ``[...]``) only what one of them matches."""
+    with open_given(given, keys) as opened:
+        listing = Listing(opened.name, opened.kind)
+        if opened.kind == "gguf":
+            listing.metadata = [row for row in opened.gguf.fields if matches(row.key, patterns)]
+            listing.tensors = [info for info in opened.gguf.tensor_infos if matches(info.name, patterns)]
+        else:
+            from atlas_kit.operations._rows import EntryRow
+
+            listing.entries = [
+                EntryRow.of(entry) for entry in opened.memory.entries() if matches(entry.key, patterns)
+            ]
+    return listing
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Tell whether a name matches one of the patterns, or there are none."""
+    return not patterns or any(name == p or fnmatch.fnmatchcase(name, p) for p in patterns)

@@ -1,0 +1,157 @@
+"""Join memory files into one. Where several have a key, one rule says whose entry is taken."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from atlas_kit.errors import InvalidParamError
+from atlas_kit.operations._inputs import Given, Keys, Opened, check_output, name_of, open_given
+from atlas_kit.operations._json import named
+from atlas_kit.operations._outputs import Output, save_memory
+
+if TYPE_CHECKING:
+    from atlas_kit.formats.atlas import Entry
+
+RULES = ("first", "last", "newest")
+
+
+@dataclass
+class Conflict:
+    """A key that several inputs have with different content, and the input whose entry was taken."""
+
+    key: str
+    inputs: list[str]
+    taken: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the conflict as JSON-ready data."""
+        return {**named("key", self.key), "inputs": self.inputs, "taken": self.taken}
+
+
+@dataclass
+class Merged:
+    """How many entries came from where, and the conflicts that the rule decided."""
+
+    output: str
+    entries: int
+    size: int
+    taken: list[tuple[str, int]]
+    conflicts: list[Conflict] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    exit_code = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON-ready data."""
+        return {
+            **named("output", self.output),
+            "entries": self.entries,
+            "size": self.size,
+            "inputs": [{**named("path", path), "entries": count} for path, count in self.taken],
+            "conflicts": [conflict.to_json() for conflict in self.conflicts],
+            "notes": self.notes,
+        }
+
+
+def merge_files(
+    inputs: Sequence[Given], output: Output, *, prefer: str = "last", version: int | None = None,
+    force: bool = False, keys: Keys | None = None,
+) -> Merged:  # fmt: skip
+    """Merge memory files: keys in the order in which they first appear.
+
+    Parameters
+    ----------
+    prefer
+        ``first`` or ``last`` input, or the entry with the ``newest`` timestamp (of equal ones the last).
+    version
+        Of the output; the highest of the inputs' by default.
+    """
+    if prefer not in RULES:
+        raise InvalidParamError(f'there is no rule "{prefer}"', hint=f"Use {', '.join(RULES)}.")
+    if isinstance(output, (str, os.PathLike)):
+        check_output(output, list(inputs), force)
+    keys = keys or Keys()
+    opened: list[Opened] = []
+    try:
+        for given in inputs:
+            opened.append(open_given(given, keys))
+        return _merge(opened, output, prefer, version, keys)
+    finally:
+        for one in opened:
+            one.close()
+
+
+def _merge(opened: list[Opened], output: Output, prefer: str, version: int | None, keys: Keys) -> Merged:
+    from atlas_kit.formats.atlas import MemoryFile
+
+    version = version or max(one.recorded or one.memory.version for one in opened)
+    made = MemoryFile(version=version, **(keys.for_writing() if version == 3 else {}))
+    conflicts: dict[str, Conflict] = {}
+    owner: dict[str, int] = {}
+    for number, one in enumerate(opened):
+        for entry in one.memory.entries():
+            held = made.get(entry.key)
+            if held is None:
+                made.set(entry.key, entry)
+                owner[entry.key] = number
+                continue
+            wins = prefer == "last" or (prefer == "newest" and entry.timestamp >= held.timestamp)
+            _record(conflicts, opened, owner, number, held, entry, wins)
+            if wins:
+                made.set(entry.key, entry)
+                owner[entry.key] = number
+    notes = _header(made, opened, prefer)
+    name = os.fsdecode(output) if isinstance(output, (str, os.PathLike)) else "-"
+    counts = [sum(1 for value in owner.values() if value == n) for n in range(len(opened))]
+    taken = [(one.name, count) for one, count in zip(opened, counts, strict=True)]
+    total = len(made)
+    return Merged(name, total, save_memory(made, output), taken, list(conflicts.values()), notes)
+
+
+def _record(
+    conflicts: dict[str, Conflict], opened: list[Opened], owner: dict[str, int], number: int,
+    held: Entry, entry: Entry, wins: bool,
+) -> None:  # fmt: skip
+    """Note a key that two inputs have, unless both have the same under it."""
+    conflict = conflicts.get(entry.key)
+    if conflict is None:
+        if same_payload(held, entry) and held.type == entry.type and held.flags == entry.flags:
+            return
+        first = opened[owner[entry.key]].name
+        conflict = conflicts[entry.key] = Conflict(entry.key, [first], first)
+    conflict.inputs.append(opened[number].name)
+    if wins:
+        conflict.taken = opened[number].name
+
+
+def same_payload(first: Entry, second: Entry) -> bool:
+    """Tell whether two entries hold the same bytes as the same kind of tensor, in bounded memory."""
+    from atlas_kit.operations.hash import digest_of
+
+    kind = (first.size, first.dtype, first.shape)
+    if kind != (second.size, second.dtype, second.shape):
+        return False
+    if first.size <= 1 << 22:
+        return first.data == second.data
+    return digest_of(first.chunks(), "xxh3-128") == digest_of(second.chunks(), "xxh3-128")
+
+
+def _header(made: Any, opened: list[Opened], prefer: str) -> list[str]:
+    """Choose the header's fields, and say where the inputs contradict each other."""
+    infos = [one.memory._info for one in opened]
+    chosen = infos[0] if prefer == "first" else infos[-1]
+    if prefer == "newest":
+        chosen = max(infos, key=lambda info: info.modified)
+    made._info.created = min(info.created for info in infos)
+    made._info.modified = max(info.modified for info in infos)
+    hashes = {info.model_hash for info in infos if any(info.model_hash)}
+    made._info.model_hash = chosen.model_hash if any(chosen.model_hash) else next(iter(hashes), bytes(32))
+    if len(hashes) > 1:
+        return ["the inputs belong to different models: their model hashes differ"]
+    return []
+
+
+__all__ = ["RULES", "Conflict", "Merged", "merge_files", "name_of"]

@@ -1,0 +1,151 @@
+"""Rescue what is intact in a damaged file, into a new file. The damaged file is never touched."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from atlas_kit.errors import InvalidParamError, KeyRequiredError
+from atlas_kit.operations._inputs import Given, Keys, check_output, kind_of, name_of, size_of
+from atlas_kit.operations._json import named
+from atlas_kit.operations._outputs import Output, is_path, scratch_path
+
+if TYPE_CHECKING:
+    from atlas_kit.formats.atlas.rescue import RescueResult
+    from atlas_kit.formats.gguf.mend import MendResult
+    from atlas_kit.operations._inputs import Progress
+
+
+@dataclass
+class Repaired:
+    """What was done: ``rescue`` of a memory file, or ``mend`` of a GGUF model."""
+
+    path: str
+    output: str | None
+    dry_run: bool
+    rescue: RescueResult | None = None
+    mend: MendResult | None = None
+
+    @property
+    def kind(self) -> str:
+        """Return atlas or gguf."""
+        return "gguf" if self.mend is not None else "atlas"
+
+    @property
+    def saved(self) -> int:
+        """Entries, or metadata keys and tensors, that are whole in the new file."""
+        if self.rescue is not None:
+            return len(self.rescue.saved)
+        return self.mend.saved if self.mend else 0
+
+    @property
+    def lost(self) -> int:
+        """Pieces of the old file that are damaged, some of which may have been saved from elsewhere."""
+        if self.rescue is not None:
+            return len(self.rescue.lost)
+        return self.mend.lost if self.mend else 0
+
+    @property
+    def exit_code(self) -> int:
+        """Return 1 when something was damaged, 0 when all is there."""
+        return int(self.lost > 0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON-ready data."""
+        result = self.rescue or self.mend
+        details = result.to_json() if result is not None else {}
+        output = named("output", self.output) if self.output is not None else {"output": None}
+        summary = {"dry_run": self.dry_run, "saved_count": self.saved, "lost_count": self.lost}
+        return {**details, **named("path", self.path), **output, "format": self.kind, **summary}
+
+
+@dataclass
+class RepairOptions:
+    """``version``: of a rescued memory file. ``drop_damaged``: leave damaged tensors out of a model."""
+
+    dry_run: bool = False
+    force: bool = False
+    version: int | None = None
+    drop_damaged: bool = False
+
+
+def repair_file(
+    given: Given, output: Output | None, options: RepairOptions | None = None, keys: Keys | None = None,
+    progress: Progress | None = None,
+) -> Repaired:  # fmt: skip
+    """Repair a file into ``output``, which may be ``None`` for a dry run.
+
+    Raises
+    ------
+    InvalidParamError
+        There is no output, it is the input, or the file is of a kind that cannot be repaired.
+    MagicMismatchError
+        Nothing of a file of a known kind is left.
+    """
+    options, keys = options or RepairOptions(), keys or Keys()
+    if output is None and not options.dry_run:
+        raise InvalidParamError("the repaired file needs a name", hint="Give -o OUTPUT, or --dry-run.")
+    if isinstance(output, (str, os.PathLike)):
+        check_output(output, [given], options.force or options.dry_run)
+    kind = kind_of(given)
+    if kind is None and not isinstance(given, bytes) and os.fsdecode(given).lower().endswith(".gguf"):
+        kind = "gguf"  # its first bytes are damaged
+    if kind == "gguf" and not options.dry_run and output is not None and not is_path(output):
+        raise InvalidParamError("a repaired model goes to a file: what was lost is written beside it")
+    if kind in ("safetensors", "npz", "json"):
+        raise InvalidParamError(
+            f"{kind} files cannot be repaired", path=name_of(given), hint="Only .atlas and GGUF files can."
+        )
+    if size_of(given) == 0:
+        raise InvalidParamError("the file is empty: there is nothing to rescue", path=name_of(given))
+    name = None if output is None else os.fsdecode(output) if isinstance(output, (str, os.PathLike)) else "-"
+    result = Repaired(name_of(given), name, options.dry_run)
+    if options.dry_run or output is None:
+        _repair(given, None, kind, options, keys, result, progress)
+        return result
+    with scratch_path(output, f".{kind or 'atlas'}") as path:
+        _repair(given, path, kind, options, keys, result, progress, durable=is_path(output))
+    return result
+
+
+def _repair(
+    given: Given, path: Any, kind: str | None, options: RepairOptions, keys: Keys, result: Repaired,
+    progress: Progress | None, *, durable: bool = True,
+) -> None:  # fmt: skip
+    if kind == "gguf":
+        result.mend = _mend(given, path, options, progress)
+        return
+    from atlas_kit.formats._files import Source
+    from atlas_kit.formats.atlas.rescue import rescue_atlas
+
+    def rescue() -> RescueResult:
+        source: Any = Source(data=given) if isinstance(given, bytes) else given
+        return rescue_atlas(
+            source, path, dry_run=options.dry_run, version=options.version, durable=durable, **keys.options()
+        )
+
+    try:
+        result.rescue = rescue()
+    except KeyRequiredError:
+        if not keys.ask_for(name_of(given)):
+            raise
+        result.rescue = rescue()
+
+
+def _mend(given: Given, path: Any, options: RepairOptions, progress: Progress | None) -> MendResult:
+    from atlas_kit.formats.gguf.mend import mend_gguf
+
+    if isinstance(given, bytes):
+        raise InvalidParamError("a model is repaired from a file, not from standard input")
+    if options.version is not None:
+        raise InvalidParamError("--to is for memory files", path=name_of(given))
+    total, done = size_of(given), 0
+
+    def told(more: int) -> None:
+        nonlocal done
+        done += more
+        if progress:
+            progress("mending", done, total)
+
+    return mend_gguf(given, path, dry_run=options.dry_run, drop_damaged=options.drop_damaged, progress=told)

@@ -1,0 +1,101 @@
+"""Remove entries of a memory file or metadata keys of a model, all of them or none."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from atlas_kit.errors import InvalidParamError
+from atlas_kit.formats._files import StrPath
+from atlas_kit.operations._inputs import Keys, kind_of, unknown_format
+from atlas_kit.operations._json import named
+from atlas_kit.operations.get import not_found
+from atlas_kit.operations.ls import matches
+from atlas_kit.operations.set import edit_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+@dataclass
+class Removed:
+    """The keys that were (or, in a dry run, would be) removed."""
+
+    path: str
+    keys: list[str]
+    dry_run: bool
+
+    exit_code = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON-ready data."""
+        removed = [named("key", key) for key in self.keys]
+        return {**named("path", self.path), "removed": removed, "dry_run": self.dry_run}
+
+
+def remove_keys(
+    path: StrPath, wanted: Sequence[str], *, glob: bool = False, ignore_missing: bool = False,
+    dry_run: bool = False, backup: bool = False, keys: Keys | None = None,
+) -> Removed:  # fmt: skip
+    """Remove keys from a file.
+
+    Parameters
+    ----------
+    glob
+        ``wanted`` are patterns.
+    ignore_missing
+        Do not mind keys that are not there.
+
+    Raises
+    ------
+    KeyNotFoundError
+        A key is not there; then nothing was removed.
+    """
+    kind = kind_of(path)
+    keys = keys or Keys()
+    if kind == "gguf":
+        return _from_model(path, wanted, glob, ignore_missing, dry_run, backup)
+    if kind is None:
+        raise unknown_format(path)
+    if kind != "atlas":
+        raise InvalidParamError(
+            f"keys can be removed from .atlas and GGUF files, and this is {kind}", path=path
+        )
+    if dry_run:
+        from atlas_kit.operations._inputs import open_memory
+
+        with open_memory(path, keys) as memory:
+            return Removed(os.fsdecode(path), _choose(memory, wanted, glob, ignore_missing, path), True)
+    with edit_memory(path, keys, backup=backup) as memory:
+        chosen = _choose(memory, wanted, glob, ignore_missing, path)
+        for key in chosen:
+            memory.remove(key)
+    return Removed(os.fsdecode(path), chosen, False)
+
+
+def _choose(
+    known: Iterable[str], wanted: Sequence[str], glob: bool, ignore_missing: bool, path: StrPath
+) -> list[str]:
+    names = dict.fromkeys(known)
+    if glob:
+        chosen = [name for name in names if matches(name, wanted)]
+        missing = [p for p in wanted if not any(matches(name, [p]) for name in names)]
+    else:
+        chosen = [name for name in dict.fromkeys(wanted) if name in names]
+        missing = [name for name in wanted if name not in names]
+    if missing and not ignore_missing:
+        raise not_found(missing[0], names, os.fsdecode(path))
+    return chosen
+
+
+def _from_model(
+    path: StrPath, wanted: Sequence[str], glob: bool, ignore_missing: bool, dry_run: bool, backup: bool
+) -> Removed:
+    from atlas_kit.formats.gguf import Delete, GGUFFile, edit_metadata
+
+    with GGUFFile.open(path, shards=False) as model:
+        chosen = _choose(model.metadata, wanted, glob, ignore_missing, path)
+    if chosen and not dry_run:
+        edit_metadata(path, [Delete(key) for key in chosen], backup=backup)
+    return Removed(os.fsdecode(path), chosen, dry_run)

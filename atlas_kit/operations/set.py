@@ -1,0 +1,206 @@
+"""Store one value in a memory file or in a model's metadata, in place and whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from atlas_kit.errors import InvalidParamError
+from atlas_kit.formats._files import StrPath
+from atlas_kit.operations._inputs import Keys, kind_of, unknown_format
+from atlas_kit.operations._json import named
+
+if TYPE_CHECKING:
+    from atlas_kit.operations._inputs import Progress
+
+
+@dataclass
+class Stored:
+    """What was stored."""
+
+    path: str
+    key: str
+    created_file: bool
+    replaced: bool
+    size: int | None
+    type: str
+    in_place: bool = True
+
+    exit_code = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON-ready data."""
+        return {**named("path", self.path), **named("key", self.key), "created_file": self.created_file,
+                "replaced": self.replaced, "size": self.size, "type": self.type}  # fmt: skip
+
+
+@dataclass
+class SetOptions:
+    """How to store a value. ``None`` keeps what the key had, or takes what suits the value."""
+
+    type: str | None = None
+    flags: int | None = None
+    timestamp: int | None = None
+    codec: str | None = None
+    level: int | None = None
+    is_array: bool = False
+    version: int | None = None
+    backup: bool = False
+
+
+def set_value(
+    path: StrPath, key: str, value: bytes, options: SetOptions, keys: Keys | None = None,
+    progress: Progress | None = None,
+) -> Stored:  # fmt: skip
+    """Store ``value`` under ``key``; a file that does not exist yet becomes a new memory file.
+
+    Raises
+    ------
+    InvalidParamError
+        The type is not one that the file knows, or the value is not of that type.
+    """
+    if not os.path.lexists(path):
+        return _set_in_memory(path, key, value, options, keys or Keys(), new=True)
+    kind = kind_of(path)
+    if kind == "gguf":
+        return _set_in_model(path, key, value, options, progress)
+    if kind != "atlas":
+        if kind is None:
+            raise unknown_format(path)
+        raise InvalidParamError(
+            f"values can be set in .atlas and GGUF files, and this is {kind}", path=path,
+            hint="Convert it to .atlas first.",
+        )  # fmt: skip
+    return _set_in_memory(path, key, value, options, keys or Keys(), new=False)
+
+
+def _set_in_memory(
+    path: StrPath, key: str, value: bytes, options: SetOptions, keys: Keys, *, new: bool
+) -> Stored:
+    from atlas_kit.formats.atlas.tables import data_type_name
+
+    with edit_memory(path, keys, create=new, version=options.version, backup=options.backup) as memory:
+        old = memory.get(key)
+        given: Any = _read_npy(value) if options.is_array else value
+        memory.set(
+            key,
+            given,
+            type=_type_number(options.type, old, given),
+            flags=(old.flags if old else 0) if options.flags is None else options.flags,
+            timestamp=options.timestamp,
+            codec=options.codec,
+            level=options.level,
+        )
+        entry = memory[key]
+    name = data_type_name(entry.type)
+    return Stored(os.fsdecode(path), key, new, old is not None, entry.size, name)
+
+
+def edit_memory(
+    path: StrPath, keys: Keys, *, create: bool = False, version: int | None = None, backup: bool = False
+) -> Any:
+    """Return the context manager that locks, opens, and commits a memory file."""
+    from atlas_kit.errors import KeyRequiredError
+    from atlas_kit.formats.atlas import MemoryFile
+
+    if create:
+        return _new_memory(path, keys, version or 2)
+    try:
+        MemoryFile.open(path, **keys.options()).close()
+    except KeyRequiredError:
+        if not keys.ask_for(os.fsdecode(path)):
+            raise
+    return MemoryFile.edit(path, backup=backup, **keys.options())
+
+
+class _NewMemory:
+    """Makes a memory file that is saved when the block ends well."""
+
+    def __init__(self, path: StrPath, memory: Any) -> None:
+        self._path = path
+        self._memory = memory
+
+    def __enter__(self) -> Any:
+        return self._memory
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if error is None:
+            self._memory.save(self._path)
+
+
+def _new_memory(path: StrPath, keys: Keys, version: int) -> _NewMemory:
+    from atlas_kit.formats.atlas import MemoryFile
+
+    secret = keys.for_writing() if version == 3 else {}
+    return _NewMemory(path, MemoryFile(version=version, **secret))
+
+
+def _type_number(name: str | None, old: Any, value: Any) -> int | None:
+    from atlas_kit.formats.atlas.tables import DATA_TYPE_BY_NAME
+
+    if name is not None:
+        if name in DATA_TYPE_BY_NAME:
+            return DATA_TYPE_BY_NAME[name]
+        if name.isdecimal() and int(name) < 1 << 32:
+            return int(name)
+        raise InvalidParamError(
+            f'there is no entry type "{name}"', hint=f"Use a number, or {', '.join(DATA_TYPE_BY_NAME)}."
+        )
+    if old is not None:
+        return int(old.type)
+    if isinstance(value, bytes):
+        try:
+            value.decode("utf-8")
+        except UnicodeDecodeError:
+            return 0
+        return 0 if b"\0" in value else 1
+    return None
+
+
+def _read_npy(data: bytes) -> Any:
+    import io
+
+    import numpy as np
+
+    try:
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError, SyntaxError) as error:
+        raise InvalidParamError(f"the value is not a .npy array: {str(error).splitlines()[0]}") from error
+
+
+def _set_in_model(
+    path: StrPath, key: str, value: bytes, options: SetOptions, progress: Progress | None
+) -> Stored:
+    from atlas_kit.formats.gguf import GGUFFile, MetadataField, Set, ValueType, edit_metadata
+    from atlas_kit.formats.gguf.tables import describe_key, value_type_name, value_type_of_name
+    from atlas_kit.operations._gguf_values import parse_value
+
+    if options.is_array or options.codec or options.timestamp is not None or options.flags is not None:
+        raise InvalidParamError("GGUF metadata have no flags, timestamp, codec or .npy arrays", path=path)
+    with GGUFFile.open(path, shards=False) as model:
+        old = model.metadata.get(key)
+        named_type = value_type_of_name(options.type) if options.type else None
+        if options.type and named_type is None:
+            raise InvalidParamError(
+                f'there is no GGUF type "{options.type}"', hint="Use u32, i32, f32, bool, str, arr[str] ..."
+            )
+        kind: int = ValueType.STRING
+        element: int | None = None
+        if named_type is not None:
+            kind, element = named_type
+        elif old is not None:
+            kind, element = old.type, old.element_type
+        else:
+            kind, element = _usual_type(describe_key(key), value_type_of_name) or (kind, element)
+    text = value.decode("utf-8", "surrogateescape")
+    parsed = parse_value(text, kind, element, key)
+    MetadataField.make(key, parsed, kind, element)  # say what is wrong before the file is locked
+    del progress
+    edit_metadata(path, [Set(key, parsed, kind, element)], backup=options.backup)
+    return Stored(os.fsdecode(path), key, False, old is not None, None, value_type_name(kind, element))
+
+
+def _usual_type(row: Any, by_name: Any) -> Any:
+    """Return the type that the specification gives a known key."""
+    return by_name(row.type) if row is not None and isinstance(getattr(row, "type", None), str) else None

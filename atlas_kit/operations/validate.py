@@ -1,0 +1,176 @@
+"""Check files of any known format and collect every finding."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from atlas_kit.errors import (
+    AtlasError,
+    FileAccessError,
+    InvalidParamError,
+    KeyRequiredError,
+    NoSuchFileError,
+    WrongKeyError,
+)
+from atlas_kit.formats._findings import Finding
+from atlas_kit.operations._inputs import Given, Keys, kind_of, name_of, size_of
+from atlas_kit.operations._json import named
+
+if TYPE_CHECKING:
+    from atlas_kit.operations._inputs import Progress
+
+#: What is looked for in a directory.
+SUFFIXES = (".atlas", ".gguf", ".safetensors", ".npz")
+
+
+@dataclass
+class FileReport:
+    """The findings about one file; ``ok`` means that there is no error among them."""
+
+    path: str
+    format: str | None = None
+    findings: list[Finding] = field(default_factory=list)
+    readable: bool = True
+    strict: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Whether the file can be used as it is."""
+        return not any(finding.severity == "error" for finding in self.findings)
+
+    @property
+    def exit_code(self) -> int:
+        """Return 2 for a file that could not be read, 1 for errors (``strict``: warnings too), else 0."""
+        if not self.readable:
+            return 2
+        worst = ("error", "warning") if self.strict else ("error",)
+        return int(any(finding.severity in worst for finding in self.findings))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return path, verdict and findings."""
+        findings = [finding.to_json() for finding in self.findings]
+        return {**named("path", self.path), "ok": self.ok, "findings": findings}
+
+
+def expand(names: Sequence[str]) -> Iterator[str]:
+    """Yield the files that names stand for: themselves, what a pattern matches, what a directory holds.
+
+    Raises
+    ------
+    NoSuchFileError
+        A pattern matches nothing, or a directory holds no file of a known kind.
+    """
+    for name in names:
+        if os.path.isdir(name):
+            found = sorted(_walk(name))
+            if not found:
+                raise NoSuchFileError(
+                    f"the directory holds no file that ends in {', '.join(SUFFIXES)}", path=name
+                )
+            yield from found
+        elif not os.path.lexists(name) and glob.has_magic(name):
+            matched = sorted(glob.glob(name, recursive=True))
+            if not matched:
+                raise NoSuchFileError("the pattern matches no file", path=name)
+            yield from expand(matched)
+        else:
+            yield name
+
+
+def _walk(folder: str) -> Iterator[str]:
+    def refuse(error: OSError) -> None:
+        from atlas_kit.formats._files import access_error
+
+        raise access_error(error, error.filename or folder) from error
+
+    for place, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                yield os.path.join(place, name)
+
+
+def validate_file(
+    given: Given, keys: Keys | None = None, *, strict: bool = False, progress: Progress | None = None
+) -> FileReport:
+    """Check one file; what cannot be read at all is a finding too."""
+    del progress
+    report = FileReport(name_of(given), strict=strict)
+    try:
+        report.format = kind_of(given)
+        report.findings = _check(given, report.format, keys or Keys())
+    except AtlasError as error:
+        report.readable = not isinstance(error, (FileAccessError, NoSuchFileError, InvalidParamError))
+        report.findings = [_as_finding(error)]
+    return report
+
+
+def _check(given: Given, kind: str | None, keys: Keys) -> list[Finding]:
+    if kind == "gguf":
+        from atlas_kit.formats.gguf.check import check_gguf
+
+        return check_gguf(_checkable(given))
+    if kind == "safetensors":
+        from atlas_kit.formats.safetensors import check_safetensors
+
+        return check_safetensors(given)
+    if kind == "npz":
+        from atlas_kit.formats.npz import check_npz
+
+        return check_npz(given)
+    if kind == "json":
+        from atlas_kit.operations._carriers import read_carrier
+
+        read_carrier(given, kind)
+        return []
+    if kind == "atlas" or _is_named_atlas(given):
+        return _check_atlas(given, keys)
+    if size_of(given) == 0:
+        return [Finding("empty-file", "error", "the file is empty", "Restore it from a backup.", 0)]
+    return [
+        Finding(
+            "unknown-format",
+            "error",
+            "this is not a file that atlas-tool knows",
+            "It reads .atlas, GGUF, safetensors, npz and its own JSON.",
+            0,
+        )
+    ]
+
+
+def _is_named_atlas(given: Given) -> bool:
+    return not isinstance(given, bytes) and os.fsdecode(given).lower().endswith((".atlas", ".atlas.bak"))
+
+
+def _checkable(given: Given) -> Any:
+    from atlas_kit.formats._files import Source
+
+    return Source(data=given) if isinstance(given, bytes) else given
+
+
+def _check_atlas(given: Given, keys: Keys) -> list[Finding]:
+    from atlas_kit.formats.atlas.check import check_atlas
+
+    if not keys and keys.ask is not None and _is_encrypted(given):
+        keys.ask_for(name_of(given))
+    return check_atlas(_checkable(given), **keys.options())
+
+
+def _is_encrypted(given: Given) -> bool:
+    from atlas_kit.formats._files import Source
+
+    with Source(data=given) if isinstance(given, bytes) else Source(given) as source:
+        return source.read_upto(0, 8) == b"ATLS\x03\0\0\0"
+
+
+def _as_finding(error: AtlasError) -> Finding:
+    code = "cannot-read"
+    if isinstance(error, NoSuchFileError):
+        code = "no-such-file"
+    elif isinstance(error, (KeyRequiredError, WrongKeyError)):
+        code = "wrong-key" if isinstance(error, WrongKeyError) else "key-required"
+    return Finding(code, "error", error.message, error.hint or "", error.offset, error.key)

@@ -1,0 +1,415 @@
+"""``inspect``, ``validate``, ``repair`` and ``recover``."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from test_main_cmd import tool
+
+from atlas_kit.formats.atlas import MemoryFile
+
+
+def flip(path, offset, bit=1):
+    data = bytearray(path.read_bytes())
+    data[offset] ^= bit
+    path.write_bytes(data)
+
+
+# --- inspect -------------------------------------------------------------------------------------------
+
+
+def test_overview_of_a_memory_file(files, run_cli, quiet):
+    result = run_cli("inspect", files.v1)
+    assert result.exit_code == 0
+    assert quiet(result.stdout)
+    facts = dict(line.split("  ", 1) for line in result.stdout.splitlines()[:9])
+    assert facts["format"].strip() == ".atlas memory file, version 1"
+    assert facts["entries"].strip() == "5"
+    assert "ab" * 32 in result.stdout
+    assert "2 text" in result.stdout
+    assert "2023-11-14 22:13:20 UTC" in result.stdout
+
+
+def test_overview_of_a_coded_file(files, run_cli, parse_json):
+    text = run_cli("inspect", files.coded).stdout
+    assert "of the payload" in text
+    assert "1 zstd" in text
+    facts = parse_json(run_cli("inspect", files.coded, "--json").stdout)
+    assert facts["codecs"] == {"none": 13, "lz4": 2, "zlib": 1, "zstd": 1}
+    assert facts["tensor_count"] == 11
+
+
+def test_overview_lists_the_first_entries_only(tmp_path, run_cli):
+    path = tmp_path / "many.atlas"
+    with MemoryFile() as memory:
+        for number in range(50):
+            memory[f"k{number}"] = "x"
+        memory.save(path)
+    assert "... and 30 more (--entries)" in run_cli("inspect", path).stdout
+    assert "k49" in run_cli("inspect", path, "--entries").stdout
+
+
+def test_overview_of_a_model(files, run_cli, parse_json):
+    result = run_cli("inspect", files.gguf)
+    for words in ("GGUF model, version 3, little-endian", "llama", "tiny", "320", "2 F32"):
+        assert words in result.stdout
+    facts = parse_json(run_cli("inspect", files.gguf, "--json").stdout)
+    assert facts["parameters"] == 320
+    assert facts["tensor_types"] == {"F32": {"count": 2, "bytes": 1280}}
+    assert facts["context_length"] == 128
+
+
+@pytest.mark.parametrize("target", ["json", "safetensors", "npz"])
+def test_overview_of_other_formats(files, run_cli, target):
+    path = files.folder / f"a.{target}"
+    run_cli("convert", files.v1, path)
+    result = run_cli("inspect", path)
+    assert result.exit_code == 0
+    assert f"{target}, of an .atlas file of version 1" in result.stdout
+    assert "greeting" in result.stdout
+
+
+def test_keys_entries_tensors(files, run_cli, quiet):
+    assert run_cli("inspect", files.v2, "--keys").stdout.splitlines()[0] == "greeting"
+    tensors = run_cli("inspect", files.v2, "--tensors").stdout
+    assert "weights" in tensors
+    assert "greeting" not in tensors
+    model = run_cli("inspect", files.gguf, "--keys")
+    assert "tokenizer.ggml.tokens" in model.stdout
+    assert '4 x ["<s>", "a", "\u00e9", "\\x1b[31m"]' in model.stdout
+    assert quiet(model.stdout)
+    assert "token_embd.weight" in run_cli("inspect", files.gguf, "--tensors").stdout
+
+
+def test_stats(files, run_cli, parse_json):
+    stats = {
+        row["name"]: row
+        for row in parse_json(run_cli("inspect", files.v2, "--stats", "--json").stdout)["stats"]
+    }
+    with MemoryFile.open(files.v2) as memory:
+        weights = memory["weights"].array().astype(np.float64)
+    for name, expected in (
+        ("min", weights.min()),
+        ("max", weights.max()),
+        ("mean", weights.mean()),
+        ("std", weights.std()),
+    ):
+        assert stats["weights"][name] == pytest.approx(expected, rel=1e-9)
+    assert (stats["nan"]["nan"], stats["nan"]["inf"], stats["nan"]["max"]) == (1, 1, 1.5)
+    assert stats["none"]["count"] == 0
+    assert stats["none"]["mean"] is None
+    assert stats["scalar"]["std"] == 0
+    model = parse_json(run_cli("inspect", files.gguf, "--stats", "--json").stdout)["stats"]
+    assert model[1]["mean"] == 1
+    assert run_cli("inspect", files.gguf, "--stats").exit_code == 0
+
+
+@pytest.mark.parametrize("key", ["greeting", "blob", "weights", "nan", "prefs", "bad\udcff\x1b[31m[bold]"])
+def test_one_entry(files, run_cli, key, quiet, parse_json):
+    result = run_cli("inspect", files.v2, "--entry", key)
+    assert result.exit_code == 0
+    assert quiet(result.stdout)
+    assert (
+        parse_json(run_cli("inspect", files.v2, "--entry", key, "--json").stdout)["entry"]["problem"] is None
+    )
+
+
+def test_one_damaged_entry(files, run_cli):
+    flip(files.v1, files.v1.read_bytes().index(b"hello\nworld"))
+    assert "damaged: " in run_cli("inspect", files.v1, "--entry", "greeting").stdout
+
+
+@pytest.mark.parametrize("key", ["general.name", "tokenizer.ggml.tokens", "token_embd.weight"])
+def test_one_part_of_a_model(files, run_cli, key, quiet):
+    result = run_cli("inspect", files.gguf, "--entry", key)
+    assert result.exit_code == 0
+    assert quiet(result.stdout)
+
+
+@pytest.mark.parametrize("which", ["v1", "v2", "gguf"])
+def test_hex_names_every_byte_of_the_header(files, run_cli, parse_json, which, quiet):
+    path = getattr(files, which)
+    fields = parse_json(run_cli("inspect", path, "--hex", "--json").stdout)["fields"]
+    assert fields[0]["offset"] == 0
+    assert fields[0]["name"].endswith("magic")
+    data = path.read_bytes()
+    for row in fields:
+        assert bytes.fromhex(row["bytes"]) == data[row["offset"] : row["offset"] + min(row["size"], 16)]
+    assert any(row["meaning"] for row in fields)
+    assert quiet(run_cli("inspect", path, "--hex").stdout)
+    assert len(run_cli("inspect", path, "--hex", "--limit", "3").stdout.splitlines()) == 4
+
+
+@pytest.mark.parametrize("which", ["v1", "v2", "coded", "gguf"])
+def test_map_covers_the_file(files, run_cli, parse_json, which):
+    path = getattr(files, which)
+    regions = parse_json(run_cli("inspect", path, "--map", "--json").stdout)["regions"]
+    position = 0
+    for region in regions:
+        assert region["offset"] == position
+        position += region["size"]
+    assert position == path.stat().st_size
+    text = run_cli("inspect", path, "--map").stdout
+    assert "one cell is " in text
+    assert "100.0%" not in text
+
+
+def test_bytes_of_damaged_files_can_be_seen(files, run_cli):
+    files.gguf.write_bytes(files.gguf.read_bytes()[:300])
+    files.v1.write_bytes(files.v1.read_bytes()[:200])
+    for path in (files.gguf, files.v1):
+        for option in ("--hex", "--map"):
+            result = run_cli("inspect", path, option)
+            assert result.exit_code in (0, 1)
+            assert result.stdout
+    assert "here it ends" in run_cli("inspect", files.gguf, "--hex").stdout
+    partly = run_cli("inspect", files.gguf)
+    assert partly.exit_code == 1
+    assert "damaged: " in partly.stdout
+
+
+def test_inspect_standard_input(files):
+    for path in (files.v2, files.gguf):
+        assert tool("inspect", "-", stdin=path.read_bytes()).returncode == 0
+    assert tool("inspect", "-", "--hex", stdin=files.v1.read_bytes()).returncode == 2
+
+
+def test_inspect_real_models(shared_fixtures, run_cli, quiet):
+    for path in sorted((shared_fixtures / "gguf").glob("*.gguf")):
+        for options in ([], ["--keys"], ["--hex"], ["--map"]):
+            result = run_cli("inspect", path, *options)
+            assert result.exit_code == 0
+            assert quiet(result.stdout)
+
+
+# --- validate ------------------------------------------------------------------------------------------
+
+
+def test_validate_good_files(files, run_cli, parse_json):
+    result = run_cli("validate", files.v1, files.v2, files.coded, "--json")
+    assert result.exit_code == 0, result.stdout
+    reports = parse_json(result.stdout)
+    assert [report["path"] for report in reports] == [str(files.v1), str(files.v2), str(files.coded)]
+    assert all(report["ok"] is True for report in reports)
+    severities = {finding["severity"] for report in reports for finding in report["findings"]}
+    assert severities == {"note"}  # of the type 99 and the key that is not UTF-8
+    assert "3 files, 0 with errors" in run_cli("validate", files.v1, files.v2, files.coded).stdout
+
+
+def test_validate_json_shape(files, run_cli, parse_json):
+    flip(files.v1, files.v1.read_bytes().index(b"hello\nworld"))
+    flip(files.v1, files.v1.read_bytes().index(b"theme"))
+    result = run_cli("validate", files.v1, "--json")
+    assert result.exit_code == 1
+    (report,) = parse_json(result.stdout)
+    assert list(report) == ["path", "ok", "findings"]
+    assert report["ok"] is False
+    assert len(report["findings"]) >= 2  # all of them, not the first
+    for finding in report["findings"]:
+        assert {"code", "severity", "offset", "message", "hint"} <= set(finding)
+        assert finding["severity"] in ("error", "warning", "note")
+        assert finding["message"]
+    assert {finding["key"] for finding in report["findings"]} >= {"greeting", "prefs"}
+
+
+def test_validate_text(files, run_cli, quiet):
+    flip(files.v1, files.v1.read_bytes().index(b"x\x1b]0;title"))
+    result = run_cli("validate", files.v1, files.v2)
+    assert f"{files.v1}: not ok" in result.stdout
+    assert f"{files.v2}: ok" in result.stdout
+    assert quiet(result.stdout)
+    assert str(files.v2) not in run_cli("validate", "-q", files.v1, files.v2).stdout
+
+
+def test_validate_folders_and_patterns(files, run_cli, parse_json):
+    inner = files.folder / "in" / "ner"
+    inner.mkdir(parents=True)
+    (inner / "x.atlas").write_bytes(files.v1.read_bytes())
+    (inner / "notes.txt").write_text("not looked at")
+    paths = [r["path"] for r in parse_json(run_cli("validate", files.folder / "in", "--json").stdout)]
+    assert paths == [str(inner / "x.atlas")]
+    paths = [
+        r["path"] for r in parse_json(run_cli("validate", f"{files.folder}/**/*.atlas", "--json").stdout)
+    ]
+    assert str(inner / "x.atlas") in paths
+    assert str(files.v1) in paths
+    for nothing in (f"{files.folder}/*.nope", str(files.folder / "in" / "ner" / "..")):
+        (inner / "x.atlas").unlink(missing_ok=True)
+        assert run_cli("validate", nothing).exit_code == 2
+
+
+def test_validate_what_cannot_be_read(files, run_cli, parse_json):
+    result = run_cli("validate", files.v1, files.folder / "missing.atlas", "--json")
+    assert result.exit_code == 2
+    reports = parse_json(result.stdout)
+    assert reports[0]["ok"] is True
+    assert reports[1]["ok"] is False
+    assert reports[1]["findings"][0]["code"] == "no-such-file"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"ATLS", b"GGUF", b"GGUF\3\0\0\0" + b"\xff" * 16, bytes(500)]
+)
+@pytest.mark.parametrize("suffix", ["atlas", "gguf", "dat"])
+def test_validate_rubbish(tmp_path, run_cli, content, suffix):
+    path = tmp_path / f"x.{suffix}"
+    path.write_bytes(content)
+    result = run_cli("validate", path)
+    assert result.exit_code == 1, result.stdout + result.stderr
+    assert "not ok" in result.stdout
+    assert "internal" not in result.stderr
+
+
+@pytest.mark.parametrize("target", ["json", "safetensors", "npz"])
+def test_validate_other_formats(files, run_cli, target):
+    path = files.folder / f"a.{target}"
+    run_cli("convert", files.v1, path)
+    assert run_cli("validate", path).exit_code == 0
+    path.write_bytes(path.read_bytes()[:-40])
+    assert run_cli("validate", path).exit_code == 1
+
+
+def test_validate_vocabularies_are_fine(shared_fixtures, run_cli, parse_json):
+    reports = parse_json(run_cli("validate", shared_fixtures / "gguf", "--json").stdout)
+    assert len(reports) == 5
+    for report in reports:
+        assert report["ok"]
+        assert any(finding["severity"] == "note" for finding in report["findings"])
+
+
+def test_validate_standard_input(files):
+    assert tool("validate", "-", stdin=files.v2.read_bytes()).returncode == 0
+    assert tool("validate", "-", stdin=files.v2.read_bytes()[:-9]).returncode == 1
+
+
+def test_strict_minds_warnings(files, run_cli):
+    files.v1.write_bytes(files.v1.read_bytes() + b"trailing")
+    assert run_cli("validate", files.v1).exit_code == 0
+    assert run_cli("validate", "--strict", files.v1).exit_code == 1
+
+
+# --- repair --------------------------------------------------------------------------------------------
+
+
+def test_repair_a_cut_file(files, run_cli, parse_json):
+    whole = files.v1.read_bytes()
+    files.v1.write_bytes(whole[:-20])
+    before = files.v1.read_bytes()
+    out = files.folder / "out.atlas"
+    dry = run_cli("repair", files.v1, "--dry-run", "--json")
+    assert dry.exit_code == 1
+    assert not out.exists()
+    result = run_cli("repair", files.v1, "-o", out, "--json")
+    assert result.exit_code == 1
+    assert parse_json(dry.stdout)["saved_count"] == parse_json(result.stdout)["saved_count"] == 4
+    with MemoryFile.open(out) as memory:
+        assert memory["blob"].data == bytes(range(256))
+    assert files.v1.read_bytes() == before
+
+
+@pytest.mark.parametrize("which", ["v1", "v2"])
+def test_repair_a_wrong_count(files, run_cli, which):
+    path = getattr(files, which)
+    flip(path, 12)
+    out = files.folder / "out.atlas"
+    assert run_cli("repair", path, "-o", out).exit_code == 1  # the header was damaged
+    assert run_cli("repair", out, "-n").exit_code == 0
+    assert run_cli("validate", out).exit_code == 0
+    with MemoryFile.open(out) as memory:
+        assert memory["blob"].data == bytes(range(256))
+
+
+def test_repair_refusals(files, run_cli):
+    before = files.v1.read_bytes()
+    for arguments in ([files.v1], [files.v1, "-o", files.v1], [files.v1, "-o", files.v1, "--force"],
+                      [files.v1, "-o", files.v2]):  # fmt: skip
+        assert run_cli("repair", *arguments).exit_code == 2
+    assert files.v1.read_bytes() == before
+
+
+def test_repair_to_standard_output(files):
+    done = tool("repair", "-", "-o", "-", stdin=files.v2.read_bytes()[:-30])
+    assert tool("get", "-", "greeting", stdin=done.stdout).stdout == b"hello\nworld\n"
+
+
+def test_repair_a_model(files, run_cli):
+    files.gguf.write_bytes(files.gguf.read_bytes()[:-300])
+    out = files.folder / "out.gguf"
+    result = run_cli("repair", files.gguf, "-o", out)
+    assert result.exit_code == 1
+    assert "output_norm.weight" in result.stdout
+    assert run_cli("ls", out).exit_code == 0
+    assert run_cli("repair", files.gguf, "--dry-run").exit_code == 1
+
+
+def test_repair_an_encrypted_file(files):
+    secret = {"ATLAS_PASSPHRASE": "p"}
+    path, out = files.folder / "s.atlas", files.folder / "o.atlas"
+    tool("convert", files.v1, path, "--to", "atlas-v3", **secret)
+    path.write_bytes(path.read_bytes()[:-30])
+    assert tool("repair", path, "-o", out).returncode == 2
+    assert tool("repair", path, "-o", out, **secret).returncode in (0, 1)
+    assert tool("get", out, "greeting", **secret).stdout == b"hello\nworld\n"
+
+
+# --- recover -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def history(files, run_cli):
+    """Return a file with a previous version, an older dated one, and a damaged one."""
+    old = files.v1.read_bytes()
+    run_cli("set", files.v1, "greeting", "second", "--backup")
+    (files.folder / "one_1500000000.atlas.bak").write_bytes(old)
+    (files.folder / "one_20200101T000000.atlas.bak").write_bytes(old[:-5])
+    (files.folder / "someone_1.atlas.bak").write_bytes(old)
+    os.utime(files.folder / "one.atlas.bak", (1_750_000_000, 1_750_000_000))
+    return old
+
+
+def test_recover_lists(files, history, run_cli, parse_json):
+    result = run_cli("recover", files.v1, "--json")
+    assert result.exit_code == 0
+    names = [os.path.basename(b["path"]) for b in parse_json(result.stdout)["backups"]]
+    assert names == ["one.atlas.bak", "one_20200101T000000.atlas.bak", "one_1500000000.atlas.bak"]
+    assert [b["ok"] for b in parse_json(result.stdout)["backups"]] == [True, False, True]
+    assert "2020-01-01 00:00:00 UTC" in run_cli("recover", files.v1).stdout
+
+
+@pytest.mark.parametrize("which", ["latest", "1", "3", "one_1500000000.atlas.bak"])
+def test_recover_restores_and_keeps_what_was_there(files, history, run_cli, parse_json, which):
+    now = files.v1.read_bytes()
+    result = run_cli("recover", files.v1, "--restore", which, "--json")
+    assert result.exit_code == 0
+    assert files.v1.read_bytes() == history
+    with open(parse_json(result.stdout)["kept"], "rb") as kept:
+        assert kept.read() == now
+    assert (files.folder / "one.atlas.bak").read_bytes() == history
+
+
+def test_recover_refuses_damaged_backups(files, history, run_cli):
+    now = files.v1.read_bytes()
+    assert run_cli("recover", files.v1, "--restore", "2").exit_code == 2
+    assert files.v1.read_bytes() == now
+    assert run_cli("recover", files.v1, "--restore", "2", "--force").exit_code == 0
+    assert run_cli("recover", files.v1, "--restore", "99").exit_code == 2
+
+
+def test_recover_to_another_name(files, history, run_cli):
+    now = files.v1.read_bytes()
+    out = files.folder / "old.atlas"
+    assert run_cli("recover", files.v1, "--restore", "latest", "-o", out).exit_code == 0
+    assert out.read_bytes() == history
+    assert files.v1.read_bytes() == now
+    assert run_cli("recover", files.v1, "--restore", "latest", "-o", out).exit_code == 2
+    assert run_cli("recover", files.v1, "-o", out).exit_code == 2
+
+
+def test_recover_a_file_that_is_gone(files, history, run_cli):
+    files.v1.unlink()
+    assert run_cli("recover", files.v1, "--restore", "latest").exit_code == 0
+    assert files.v1.read_bytes() == history
+    assert run_cli("recover", files.folder / "nothing.atlas").exit_code == 1
+    assert run_cli("recover", files.folder / "no" / "folder.atlas").exit_code == 2

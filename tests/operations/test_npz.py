@@ -1,0 +1,150 @@
+"""Our npz against NumPy's, and against archives that lie."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from atlas_kit.errors import AtlasError, DataTooLargeError, FileCorruptError, InvalidParamError
+from atlas_kit.formats.npz import NewArray, NpzFile, check_npz, write_npz
+
+DTYPES = ["?", "u1", "<i2", "<i4", "<i8", "<f2", "<f4", "<f8", "<c8", ">f4", "<U3", "<M8[s]", "S5"]
+NAMES = st.text("abcXYZ-_ .\u00e9", min_size=1, max_size=8).filter(lambda s: s != "file")
+ARRAYS = st.dictionaries(
+    NAMES,
+    st.sampled_from(DTYPES).flatmap(
+        lambda d: hnp.arrays(d, hnp.array_shapes(min_dims=0, min_side=0, max_side=4))
+    ),
+    max_size=4,
+)
+
+
+@given(ARRAYS, st.booleans())
+def test_we_read_what_numpy_writes(arrays, compressed):
+    out = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(out, **arrays)
+    assert check_npz(out.getvalue()) == []
+    with NpzFile.open(out.getvalue()) as file:
+        assert set(file.members) == set(arrays)
+        for name, array in arrays.items():
+            again = file.array(name)
+            assert again.dtype == array.dtype
+            assert again.shape == array.shape
+            assert again.tobytes() == array.tobytes()
+            assert np.load(io.BytesIO(file.raw(name)), allow_pickle=False).tobytes() == array.tobytes()
+
+
+def test_fortran_order():
+    array = np.asfortranarray(np.arange(12).reshape(3, 4))
+    out = io.BytesIO()
+    np.savez(out, a=array)
+    with NpzFile.open(out.getvalue()) as file:
+        assert file.members["a"].fortran_order
+        assert np.array_equal(file.array("a"), array)
+
+
+@given(ARRAYS)
+def test_numpy_reads_what_we_write(arrays):
+    out = io.BytesIO()
+    write_npz(out, [NewArray(n, a.dtype.str, a.shape, lambda a=a: [a.tobytes()]) for n, a in arrays.items()])
+    loaded = np.load(io.BytesIO(out.getvalue()), allow_pickle=False)
+    assert set(loaded.files) == set(arrays)
+    for name, array in arrays.items():
+        assert loaded[name].dtype == array.dtype
+        assert loaded[name].tobytes() == array.tobytes()
+
+
+def test_the_same_arrays_give_the_same_bytes():
+    def make():
+        out = io.BytesIO()
+        write_npz(out, [NewArray("a", "<f4", (2,), lambda: [bytes(8)])])
+        return out.getvalue()
+
+    assert make() == make()
+
+
+def archive(**members):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as made:
+        for name, data in members.items():
+            made.writestr(f"{name}.npy", data)
+    return out.getvalue()
+
+
+def npy(header: str, data: bytes = b"", version: bytes = b"\1\0") -> bytes:
+    raw = header.encode().ljust(118)
+    return b"\x93NUMPY" + version + len(raw).to_bytes(2, "little") + raw + data
+
+
+OBJECTS = io.BytesIO()
+np.save(OBJECTS, np.array([{}], dtype=object), allow_pickle=True)
+LIES = {
+    "empty": b"",
+    "no archive": b"PK\3\4" + bytes(50),
+    "objects": archive(a=OBJECTS.getvalue()),
+    "not npy": archive(a=b"hello"),
+    "no bytes": archive(a=b""),
+    "version 9": archive(
+        a=npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1,)}", bytes(4), b"\x09\0")
+    ),
+    "huge shape": archive(a=npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1152921504606846976,)}")),
+    "overflow": archive(a=npy("{'descr': '<f4', 'fortran_order': False, 'shape': (4294967296, 4294967296)}")),
+    "negative": archive(a=npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,)}")),
+    "short": archive(a=npy("{'descr': '<f4', 'fortran_order': False, 'shape': (3,)}", bytes(8))),
+    "long": archive(a=npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1,)}", bytes(8))),
+    "code": archive(a=npy("{'descr': __import__('os').getcwd(), 'fortran_order': False, 'shape': ()}")),
+    "deep": archive(a=npy("(" * 60)),
+    "no header": archive(a=npy("")),
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_lies_are_errors(name):
+    with pytest.raises(FileCorruptError):
+        NpzFile.open(LIES[name])
+    assert [finding.severity for finding in check_npz(LIES[name])] == ["error"]
+
+
+def test_bombs_and_twins():
+    data = bytearray(archive(a=npy("{'descr': '|u1', 'fortran_order': False, 'shape': (1,)}", b"x")))
+    place = data.index(b"PK\1\2") + 24
+    data[place : place + 4] = (2**31).to_bytes(4, "little")
+    with pytest.raises((DataTooLargeError, FileCorruptError)):
+        NpzFile.open(bytes(data))
+    one = npy("{'descr': '|u1', 'fortran_order': False, 'shape': (1,)}", b"x")
+    twins = archive(a=one, b=one).replace(b"b.npy", b"a.npy")
+    with pytest.raises(FileCorruptError, match="twice"):
+        NpzFile.open(twins)
+
+
+def test_a_flipped_bit_is_found():
+    out = io.BytesIO()
+    np.savez(out, a=np.arange(1000))
+    data = bytearray(out.getvalue())
+    data[2000] ^= 1
+    (finding,) = check_npz(bytes(data))
+    assert "CRC-32" in finding.message
+    assert check_npz(bytes(data), deep=False) == []
+
+
+@given(st.integers(0, 10**6), st.integers(0, 255))
+def test_mutants_never_escape(place, value):
+    data = bytearray(LIES["long"])
+    data[place % len(data)] = value
+    try:
+        with NpzFile.open(bytes(data)) as file:
+            for name in file.members:
+                file.array(name)
+    except AtlasError:
+        pass
+
+
+def test_writer_counts():
+    with pytest.raises(InvalidParamError):
+        write_npz(io.BytesIO(), [NewArray("a", "<f4", (2,), lambda: [b"abc"])])
