@@ -24,7 +24,7 @@ from atlas_kit.formats.atlas import MemoryFile
 
 KEY = bytes(range(32))
 VERSIONS = [1, 2, 3]
-KILLS = 36  # for each version and way of writing: 216 in all, and 40 of GGUF
+KILLS = 36  # for each version and way of writing: 324 in all, and 40 of GGUF
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and signals")
 
 pytestmark = [POSIX]
@@ -208,6 +208,9 @@ def test_a_full_disk(tmp_path: Path, version: int, how: str, room: int) -> None:
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["f.atlas"]
     assert state_of(path) == 0
+    if how == "edit":  # the other one's attempt left its time on the file
+        memory = MemoryFile.open(path, key=KEY)
+        memory["large"] = b"x"
     memory.commit()  # there is room again
     assert len(MemoryFile.load(path, key=KEY)) == 41
 
@@ -381,7 +384,7 @@ def test_readers_beside_a_writer_see_whole_states(tmp_path: Path, version: int, 
     filled(version, 0).save(path)
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    reader = context.Process(target=_reading, args=(path, 3.0, results))
+    reader = context.Process(target=_reading, args=(path, 1.5, results))
     reader.start()
     pid = os.fork()
     if pid == 0:
@@ -431,8 +434,8 @@ def test_spoiled_while_reading(tmp_path: Path, version: int, how: str, after: in
             use()
         except AtlasError as error:
             assert error.path in (None, str(path))
-    memory["k0"] = "new"
     with pytest.raises(AtlasError):
+        memory["k0"] = "new"
         memory.commit()
 
 
@@ -485,26 +488,28 @@ def test_gguf_spoiled_while_reading(tiny: Path, how: str) -> None:
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_kill_while_editing_gguf(tiny: Path, tmp_path: Path) -> None:
     """Metadata edits, in place and rewriting, killed at any moment: the model is whole, old or new."""
-    from atlas_kit.formats.gguf import GGUFFile, Set, ValueType, edit_metadata, hash_tensors
+    from atlas_kit.formats.gguf import GGUFFile, Set, edit_metadata, hash_tensors, recover_journal
 
-    want = hash_tensors(GGUFFile.open(tiny)).by_name()
+    def digests() -> dict[str, str]:
+        with GGUFFile.open(tiny) as file:
+            return {name: str(digest) for name, digest in hash_tensors(file).by_name().items()}
+
+    want = digests()
+    first = GGUFFile.open(tiny).get("general.name")
     names = ["a", "a somewhat longer name " * 3]
 
     def work() -> None:
         number = 0
         while True:
             number += 1
-            edit_metadata(tiny, tiny, [Set("general.name", names[number % 2], ValueType.STRING)])
+            edit_metadata(tiny, [Set("general.name", names[number % 2])])
 
     rng = random.Random(1)
     seen = set()
     for _ in range(40):
         kill_in_the_middle(work, rng)
-        from atlas_kit.formats.gguf import recover_journal
-
         recover_journal(tiny)
-        file = GGUFFile.open(tiny)
-        seen.add(file.metadata["general.name"].value)
-        assert hash_tensors(file).by_name() == want
+        seen.add(GGUFFile.open(tiny).get("general.name"))
+        assert digests() == want
     assert set(names) & seen
-    assert seen <= {*names, *seen - set(names)}
+    assert seen <= {first, *names}

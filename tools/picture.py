@@ -22,9 +22,12 @@ sys.path[:0] = [str(ROOT)]
 
 from tools.reference import environment, split  # noqa: E402
 
-COMMAND = "atlas-tool inspect sample_data/gguf/micro.gguf --map"
+COMMANDS = (
+    "atlas-tool inspect sample_data/atlas/assistant.atlas",
+    "atlas-tool validate sample_data/broken/truncated.atlas sample_data/gguf/tiny.gguf",
+)
 TARGET = ROOT / "sample_data" / "expected" / "inspect.svg"
-COLUMNS, ROWS = 96, 60
+COLUMNS, ROWS = 104, 60
 
 
 def on_a_terminal(command: str) -> str:
@@ -45,20 +48,21 @@ def on_a_terminal(command: str) -> str:
             break
         pieces.append(piece)
     os.close(master)
-    if child.wait() != 0:
+    if child.wait() not in (0, 1):
         raise SystemExit(f"{command} failed:\n{b''.join(pieces).decode()}")
     return b"".join(pieces).decode().replace("\r\n", "\n")
 
 
-def draw(output: str, title: str) -> str:
-    """Return output with colours as an SVG of a terminal window that loads nothing from elsewhere."""
+def draw(outputs: list[tuple[str, str]]) -> str:
+    """Return commands and their coloured output as an SVG of a terminal that loads nothing from elsewhere."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console(
         record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, legacy_windows=False
     )
-    console.print(Text.from_ansi(f"$ {title}\n{output.rstrip()}"), soft_wrap=True)
+    session = "\n\n".join(f"$ {command}\n{output.rstrip()}" for command, output in outputs)
+    console.print(Text.from_ansi(session), soft_wrap=True)
     svg = console.export_svg(title="atlas-tool", unique_id="atlas")
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.S)
     return "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
@@ -67,7 +71,7 @@ def draw(output: str, title: str) -> str:
 def main() -> None:
     """Draw the picture."""
     TARGET.parent.mkdir(exist_ok=True)
-    TARGET.write_text(draw(on_a_terminal(COMMAND), COMMAND), encoding="utf-8")
+    TARGET.write_text(draw([(command, on_a_terminal(command)) for command in COMMANDS]), encoding="utf-8")
 
 
 if __name__ == "__main__":

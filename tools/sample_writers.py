@@ -101,7 +101,7 @@ class Gguf:
             dims = struct.pack(f"{self.order}I{len(tensor.dims)}Q", len(tensor.dims), *tensor.dims)
             out += self.string(tensor.name) + dims
             out += struct.pack(f"{self.order}iQ", tensor.ggml_type, offset)
-        return out + bytes(-len(out) % self.alignment)
+        return out + bytes(-len(out) % self.alignment if self.tensors else 0)
 
     def build(self, **wrong: int) -> bytes:
         """Return the whole file."""

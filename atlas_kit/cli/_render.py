@@ -10,15 +10,28 @@ from __future__ import annotations
 import os
 import sys
 import time
-import unicodedata
 from collections.abc import Sized
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import Protocol, TypeAlias
+
+    Block: TypeAlias = "Facts | Table | Lines | str"
+
+    class Result(Protocol):
+        """What operations return."""
+
+        @property
+        def exit_code(self) -> int:
+            """Return 0 for fine, 1 for findings or differences, 2 for unreadable input."""
+
+        def to_json(self) -> Any:
+            """Return the result as JSON-ready data."""
+
 
 #: Above this many rows a table is written plainly even on a terminal: rich takes seconds for it.
 RICH_ROWS = 500
@@ -29,45 +42,40 @@ STYLES = {"good": "green", "bad": "bold red", "warn": "yellow", "dim": "dim", "h
 STYLES |= {"remove": "red", "place": "cyan"}
 
 
-class Facts(NamedTuple):
+# Plain classes: four dataclasses here would cost every command a few per cent of its time.
+
+
+class Facts:
     """Names with their values, one a line."""
 
-    rows: Sequence[tuple[str, object]]
+    def __init__(self, rows: Sequence[tuple[str, object]]) -> None:
+        self.rows = rows
 
 
-class Table(NamedTuple):
+class Table:
     """Columns with headings; a heading that starts with ``>`` is aligned to the right."""
 
-    columns: Sequence[str]
-    rows: Iterable[Sequence[object]]
-    heading: bool = True
+    def __init__(
+        self, columns: Sequence[str], rows: Iterable[Sequence[object]], heading: bool = True
+    ) -> None:
+        self.columns = columns
+        self.rows = rows
+        self.heading = heading
 
 
-class Lines(NamedTuple):
+class Lines:
     """Lines of text, each plain or with a style of ``STYLES``."""
 
-    lines: Iterable[str | Styled]
+    def __init__(self, lines: Iterable[str | Styled]) -> None:
+        self.lines = lines
 
 
-class Styled(NamedTuple):
+class Styled:
     """Text with a style of ``STYLES``."""
 
-    text: str
-    style: str
-
-
-Block = Facts | Table | Lines | str
-
-
-class Result(Protocol):
-    """What operations return."""
-
-    @property
-    def exit_code(self) -> int:
-        """Return 0 for fine, 1 for findings or differences, 2 for unreadable input."""
-
-    def to_json(self) -> Any:
-        """Return the result as JSON-ready data."""
+    def __init__(self, text: str, style: str) -> None:
+        self.text = text
+        self.style = style
 
 
 def emit(result: Result, render: Callable[[Any], Iterable[Block]], as_json: bool) -> int:
@@ -177,6 +185,8 @@ def _width(text: str) -> int:
     """Return how many terminal columns ``text`` takes."""
     if text.isascii():
         return len(text)
+    import unicodedata
+
     return sum(
         0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
     )

@@ -108,6 +108,9 @@ def _overview(result: Any) -> Iterator[_render.Block]:
         yield _render.Facts([row for row in _model_facts(result) if row[1] not in (None, "")])
         return
     facts = result.overview
+    if facts.get("sealed"):
+        yield _render.Facts(list(_sealed_facts(result, facts)))
+        return
     yield _render.Facts([row for row in _memory_facts(result, facts) if row[1] not in (None, "")])
     for finding in facts.get("warnings", ()):
         yield _render.Lines([_render.Styled(f"warning: {finding['message']}", "warn")])
@@ -117,6 +120,17 @@ def _overview(result: Any) -> Iterator[_render.Block]:
         yield entry_table(result.entries)
         if facts["count"] > len(result.entries):
             yield f"... and {facts['count'] - len(result.entries):,} more (--entries)"
+
+
+def _sealed_facts(result: Any, facts: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    yield "file", result.path
+    yield "format", ".atlas memory file, version 3, encrypted"
+    yield "opened by", f"{facts['opened_by']} (--passphrase-file, --key-file or ATLAS_PASSPHRASE)"
+    yield "size", _render.exact_size(result.size)
+    yield "entries", f"{facts['count']:,}"
+    yield "created", _render.moment(facts["created"])
+    yield "modified", _render.moment(facts["modified"])
+    yield "model hash", facts["model_hash"] or "not set"
 
 
 def _memory_facts(result: Any, facts: dict[str, Any]) -> Iterator[tuple[str, object]]:

@@ -108,9 +108,10 @@ def _mend(mend: Any) -> Iterator[_render.Block]:
         if fate.state != "intact":
             text = f"{fate.state} {fate.name}: {fate.missing:,} of {fate.nbytes:,} bytes are missing"
             lines.append(_render.Styled(text, _STATES[fate.state]))
-    lines += [
-        f"still: {finding.severity} {finding.message}" for finding in mend.after if finding.severity != "note"
-    ]
+    for finding in mend.after:
+        if finding.severity != "note":
+            about = "" if finding.key is None else f' "{finding.key}":'
+            lines.append(f"still: {finding.severity}{about} {finding.message}")
     if mend.lost_file:
         lines.append(f"what could not be kept is in {mend.lost_file}")
     yield _render.Lines(lines)

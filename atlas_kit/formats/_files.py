@@ -183,9 +183,11 @@ class Source:
         return (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns) != self.identity
 
     def refresh(self) -> None:
-        """Take the file's present state as the one it was opened with, after a change of our own."""
+        """Take the file's present size and time as the ones that it was opened with."""
+        if self._data is not None:
+            return
         info = os.fstat(self._fd)
-        self.size = min(self.size, info.st_size)
+        self.size = info.st_size
         self.identity = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
 
     def close(self) -> None:

@@ -162,8 +162,7 @@ def kind_of(given: Given) -> str | None:
     """Return the format's name, by content and then by suffix, or ``None``."""
     from atlas_kit.formats.detect import detect
 
-    kind: str | None = detect(given)
-    return kind
+    return detect(given)
 
 
 def open_given(given: Given, keys: Keys | None = None) -> Opened:

@@ -19,9 +19,12 @@ def dumps(value: Any, *, indent: int | None = None) -> str:
     import json  # here: most small commands print no JSON
 
     text = json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=indent)
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(c if c == "\n" or c.isprintable() else _escape(c) for c in text)
+    lines = text.split("\n")  # line by line, so that the usual line costs one call
+    return "\n".join([line if line.isprintable() else _escaped(line) for line in lines])
+
+
+def _escaped(line: str) -> str:
+    return "".join([char if char.isprintable() else _escape(char) for char in line])
 
 
 def _escape(char: str) -> str:

@@ -17,7 +17,7 @@ from atlas_kit.operations._inputs import Given, Keys, Progress, check_output, na
 from atlas_kit.operations._json import named
 from atlas_kit.operations._numbers import Difference, difference, entry_numbers
 from atlas_kit.operations._outputs import Output, save_memory
-from atlas_kit.operations.convert import copy_into
+from atlas_kit.operations.convert import copy_header
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import Entry, MemoryFile
@@ -146,7 +146,7 @@ def _plan(
     memory: MemoryFile, out: MemoryFile, options: CompressOptions, progress: Progress | None
 ) -> list[tuple[EntryRatio, _Quantised | None]]:
     """Put every entry into ``out`` with how it is to be stored."""
-    copy_into(memory, out)
+    copy_header(memory, out)
     rows = []
     count = len(memory)
     for number, entry in enumerate(memory.entries()):
@@ -157,6 +157,8 @@ def _plan(
             codec = options.codec_name if _worth_it(plain, options) else "none"
             wanted = {"codec": codec, "level": options.level, "shuffle": options.shuffle}
             out.set(entry.key, plain.replace(wanted=wanted))
+        else:
+            out.set(entry.key, entry)
         rows.append((row, quantised))
         if progress:
             progress("compressing", number + 1, count)

@@ -179,13 +179,18 @@ def encrypted(memory: MemoryFile, keys: Keys) -> MemoryFile:
 
 def copy_into(memory: MemoryFile, made: MemoryFile) -> MemoryFile:
     """Give a new memory file the header and the entries of another; payloads are not read for it."""
+    copy_header(memory, made)
+    for entry in memory.entries():
+        made.set(entry.key, entry)
+    return made
+
+
+def copy_header(memory: MemoryFile, made: MemoryFile) -> None:
+    """Give a new memory file the times, model hash and flags of another."""
     ours, theirs = made._info, memory._info
     ours.created, ours.modified = theirs.created, theirs.modified
     ours.model_hash, ours.reserved = theirs.model_hash, theirs.reserved
     ours.file_flags = theirs.file_flags
-    for entry in memory.entries():
-        made.set(entry.key, entry)
-    return made
 
 
 def _notes(memory: MemoryFile, target: str) -> list[str]:

@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from atlas_kit.errors import InvalidParamError
+from atlas_kit.errors import InvalidParamError, KeyRequiredError
 from atlas_kit.operations._inputs import Given, Keys, Opened, Progress, kind_of, name_of, open_given, size_of
 from atlas_kit.operations._json import named
 
@@ -129,7 +129,14 @@ def inspect_file(
     if kind == "gguf":
         _inspect_model(given, wanted, result, progress)
         return result
-    with open_given(given, keys) as opened:
+    try:
+        opened = open_given(given, keys)
+    except KeyRequiredError:
+        if not wanted.overview:
+            raise
+        result.overview = _sealed_overview(given)
+        return result
+    with opened:
         _inspect_memory(opened, wanted, result, progress)
     return result
 
@@ -157,6 +164,25 @@ def _inspect_memory(opened: Opened, wanted: Wanted, result: Inspection, progress
         from atlas_kit.operations._inspect_parts import one_entry
 
         result.entry = one_entry(memory, wanted.entry, opened.name)
+
+
+def _sealed_overview(given: Given) -> dict[str, Any]:
+    """Return what an encrypted file says without its key; none of it is authenticated."""
+    from atlas_kit.formats._files import Source
+    from atlas_kit.formats.atlas import layout
+
+    with Source(data=given) if isinstance(given, bytes) else Source(given) as source:
+        values = layout.HEADER_V3.unpack(source.read(0, layout.HEADER_V3.size))
+    header = dict(zip(layout.names_of(layout.HeaderV3), values, strict=True))
+    return {
+        "version": 3,
+        "sealed": True,
+        "count": header["entry_total"],
+        "created": header["created_time"],
+        "modified": header["modified_time"],
+        "model_hash": header["model_hash"].hex() if any(header["model_hash"]) else None,
+        "opened_by": "a passphrase" if header["kdf"] else "a key file",
+    }
 
 
 def _memory_overview(opened: Opened, result: Inspection) -> None:

@@ -176,6 +176,19 @@ def test_inspect_standard_input(files):
     assert tool("inspect", "-", "--hex", stdin=files.v1.read_bytes()).returncode == 2
 
 
+def test_inspect_an_encrypted_file_without_its_key(files):
+    secret = {"ATLAS_PASSPHRASE": "p"}
+    path = files.folder / "s.atlas"
+    tool("convert", files.v1, path, "--to", "atlas-v3", **secret)
+    done = tool("inspect", path)
+    assert done.returncode == 0, done.stderr
+    assert b"version 3, encrypted" in done.stdout
+    assert b"passphrase" in done.stdout
+    assert b"greeting" not in done.stdout
+    assert tool("inspect", path, "--entries").returncode == 2
+    assert b"greeting" in tool("inspect", path, **secret).stdout
+
+
 def test_inspect_real_models(shared_fixtures, run_cli, quiet):
     for path in sorted((shared_fixtures / "gguf").glob("*.gguf")):
         for options in ([], ["--keys"], ["--hex"], ["--map"]):

@@ -182,6 +182,10 @@ CASES: dict[str, tuple[File, str]] = {
     # vocabulary
     "no tokenizer": (TINY.without("tokenizer.ggml.model"), "tokenizer-missing"),
     "tokenizer unknown": (TINY.with_kv(KV("tokenizer.ggml.model", STR, "xyz")), "tokenizer-unknown"),
+    "tokenizer without bytes": (
+        BPE.with_kv(KV("tokenizer.ggml.model", STR, "plamo2")),
+        "tokenizer-incomplete",
+    ),
     "no tokens": (TINY.without("tokenizer.ggml.tokens"), "tokenizer-incomplete"),
     "tokens arr[u32]": (
         TINY.with_kv(KV("tokenizer.ggml.tokens", ARR, arr(U32, [1] * 288))),

@@ -91,10 +91,12 @@ def assert_equal_reading(path: Path) -> None:
 
 def test_type_tables_equal_the_gguf_packages() -> None:
     ours = {int(row.type): (row.block, row.size) for row in GGML_TYPES}
-    assert ours == {int(kind): sizes for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
-    assert {row.type.name: int(row.type) for row in GGML_TYPES} == {
-        kind.name: int(kind) for kind in GGMLQuantizationType
-    }
+    theirs = {int(kind): sizes for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
+    # ggml's block_q8_1 has 36 bytes since its scale and sum became f16; the gguf package still says 40
+    theirs[int(GGMLQuantizationType.Q8_1)] = (32, 36)
+    assert ours.items() >= theirs.items()
+    names = {row.type.name: int(row.type) for row in GGML_TYPES}
+    assert names.items() >= {kind.name: int(kind) for kind in GGMLQuantizationType}.items()
     assert {kind.name: int(kind) for kind in ValueType} == {t.name: int(t) for t in gguf.GGUFValueType}
     assert {n for n in tables.FILE_TYPES if "removed" not in tables.FILE_TYPES[n]} >= {
         int(kind) for kind in gguf.LlamaFileType

@@ -171,21 +171,14 @@ class Walker:
         header = self._header_at(at)
         if header is not None:  # several files, one after the other
             return header
-        claimed = piece.end if piece is not None else None
-        if piece is not None and piece.end <= self._size and self._begins(piece.end):
-            piece.how, piece.whole = "the payload's checksum does not fit", True
+        if piece is not None and self._extent_is_known(piece):
             return piece
-        if piece is not None and self._expected is not None:
-            end = piece.end + self._size - self._expected  # as much as the file as a whole is too long
-            if piece.payload_offset < end <= self._size and end != piece.end and self._begins(end):
-                piece.how, piece.size, piece.whole = _moved(end - piece.end), end - at, True
-                return piece
         if self._read(at, 4) == t.MAGIC:
             for size in (_HEADER, _SHORT):
                 following = self._parse(at + size)
                 if following is not None and self._fits(following):
                     return Piece("bad-header", at, size, raw=self._read(at, size))
-        found = self._resync(at + 1, claimed)
+        found = self._resync(at + 1, piece.end if piece is not None else None)
         solved = self._solve(at, found)
         if solved is not None:
             return solved
@@ -198,6 +191,22 @@ class Walker:
             piece.size = found - at
             piece.how = f"{missing} of {piece.fields[1]} payload bytes are missing"
         return piece if piece.payload_offset <= piece.end else Piece("gap", at, found - at)
+
+    def _extent_is_known(self, piece: Piece) -> bool:
+        """Tell whether it is certain where an entry with a damaged payload ends; put its size right."""
+        moved = 0 if self._expected is None else self._size - self._expected
+        end = piece.end + moved
+        if moved and piece.payload_offset < end <= self._size and (end == self._size or self._proven(end)):
+            piece.size += moved  # bytes were cut out of this payload, or put in, and nowhere else
+            piece.how = (
+                f"{-moved} bytes of it are missing" if moved < 0 else f"{moved} foreign bytes are in it"
+            )
+        elif piece.end > self._size or not (self._proven(piece.end) if moved else self._begins(piece.end)):
+            return False
+        else:
+            piece.how = "the payload's checksum does not fit"
+        piece.whole = True
+        return True
 
     def _parse(self, at: int) -> Piece | None:
         """Return the entry that has its shape here, whether its payload fits (or is there) or not."""
@@ -338,7 +347,13 @@ class Walker:
                 return self._size if inside else header
             if not inside and self._find_entry(end) >= self._find_header(end):
                 return header
-            at = end
+            at = end if self._expected == self._size else self._chain(nested.end, end)
+
+    def _chain(self, at: int, stop: int) -> int:
+        """Follow entries that prove themselves, at most to ``stop``."""
+        while at < stop and (piece := self._parse(at)) is not None and self._proven(at):
+            at = piece.end
+        return at
 
     def _find_header(self, at: int) -> int:
         """Return the offset of the first intact header from here on, else the file's end."""
@@ -413,10 +428,6 @@ class Walker:
             )  # only where reads are neighbours
             self._base, self._window, place = at, self._source.read_upto(at, max(size, ahead)), 0
         return self._window[place : place + size]
-
-
-def _moved(by: int) -> str:
-    return f"{-by} bytes of it are missing" if by < 0 else f"{by} foreign bytes are in it"
 
 
 def _shapes(raw: bytes, base: int, file_size: int) -> list[int]:

@@ -188,6 +188,8 @@ class StoreV2:
             self._unlock(raw, secret)
         header = self.header
         if header.committed_size > source.size:
+            source.refresh()  # a commit may have come between opening the file and reading its header
+        if header.committed_size > source.size:
             raise TruncatedError(
                 f"the file ends at byte {source.size}, and its header says {header.committed_size}",
                 path=source.path, offset=source.size, hint=_REPAIR,

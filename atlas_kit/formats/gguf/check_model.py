@@ -60,7 +60,9 @@ _VOCABULARY_TYPES: dict[str, ValueType] = {
 #: Keys that hold a u32 or an array of one number a layer.
 _PER_LAYER = ("feed_forward_length", "attention.head_count", "attention.head_count_kv")
 
-_TOKENIZERS = ("llama", "bert", "gpt2", "t5", "rwkv", "plamo2", "gemma4", "hybriddna", "whitespace")
+_TOKENIZERS = ("llama", "bert", "gpt2", "t5", "rwkv", "plamo2", "plamo3", "gemma4", "hybriddna", "whitespace")
+#: Tokenizers that need a token for each byte.
+_ALL_BYTES = ("plamo2", "plamo3")
 _NO_VOCABULARY = ("none", "no_vocab")
 _BPE = ("gpt2", "gemma4", "hybriddna", "whitespace")
 _PRE_NAMES = (
@@ -72,7 +74,8 @@ _PRE_NAMES = (
     "viking jais tekken smollm codeshell bloom gpt3-finnish exaone exaone4 exaone-moe chameleon "
     "minerva-7b megrez gpt-4o llama4 kanana2 talkie granite-embed-multi-97m tiny_aya cohere2moe superbpe "
     "trillion granite-docling bailingmoe bailingmoe2 llada-moe seed-coder hunyuan hunyuan-dense hy_v4 "
-    "joyai-llm kimi-k2 ufakzeka grok-2 afmoe laguna minimax-m2 solar-open mellum2"
+    "joyai-llm kimi-k2 ufakzeka grok-2 afmoe laguna minimax-m2 solar-open mellum2 "
+    "glm5 k2-horizon mmbert"
 )
 _PRE_TOKENIZERS = frozenset(_PRE_NAMES.split())
 _BYTE_TOKEN = re.compile(rb"<0x[0-9A-Fa-f]{2}>")
@@ -271,6 +274,12 @@ def _check_vocabulary(report: Report, known: Fields, architecture: str | None) -
     for key, kinds in (("scores", (_F32, ValueType.INT32)), ("token_type", (ValueType.INT32,))):
         _check_beside(report, _array(report, known, key, kinds), count)
     _check_tokens(report, tokens, known)
+    if name in _ALL_BYTES:
+        there = set(tokens.items.iter_raw())
+        lacking = [byte for byte in range(256) if b"<0x%02X>" % byte not in there]
+        if lacking:
+            message = f"{len(lacking)} of the 256 byte tokens are missing, such as <0x{lacking[0]:02X}>"
+            report.error("tokenizer-incomplete", message, offset=tokens.value_offset, key=tokens.key)
     _check_special(report, known, count)
     return count
 

@@ -135,6 +135,7 @@ class GGMLType(enum.IntEnum):
     MXFP4 = 39
     NVFP4 = 40
     Q1_0 = 41
+    Q2_0 = 42
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,8 @@ GGML_TYPES: tuple[GGMLTypeRow, ...] = (
     GGMLTypeRow(GGMLType.Q5_0,     32,  22, "5 bits and one f16 scale per 32 weights"),
     GGMLTypeRow(GGMLType.Q5_1,     32,  24, "5 bits, f16 scale and minimum per 32 weights"),
     GGMLTypeRow(GGMLType.Q8_0,     32,  34, "8 bits and one f16 scale per 32 weights", swap=((0, 2),)),
-    GGMLTypeRow(GGMLType.Q8_1,     32,  40, "8 bits with scale and sum; only inside computations"),
+    # 36 bytes in ggml (two f16); gguf-py still says 40, from when they were two f32
+    GGMLTypeRow(GGMLType.Q8_1,     32,  36, "8 bits with scale and sum; only inside computations"),
     GGMLTypeRow(GGMLType.Q2_K,    256,  84, "2 bits in blocks of 16 with 4-bit scales and minima"),
     GGMLTypeRow(GGMLType.Q3_K,    256, 110, "3 bits in blocks of 16 with 6-bit scales"),
     GGMLTypeRow(GGMLType.Q4_K,    256, 144, "4 bits in blocks of 32, 6-bit scales", swap=((0, 2), (2, 2))),
@@ -194,6 +196,7 @@ GGML_TYPES: tuple[GGMLTypeRow, ...] = (
     GGMLTypeRow(GGMLType.MXFP4,    32,  17, "4-bit floats, one shared exponent per 32 weights", swap=()),
     GGMLTypeRow(GGMLType.NVFP4,    64,  36, "4-bit floats, one 8-bit float scale per 16 weights", swap=()),
     GGMLTypeRow(GGMLType.Q1_0,    128,  18, "1 bit (a sign) and one f16 scale per 128 weights"),
+    GGMLTypeRow(GGMLType.Q2_0,     64,  18, "2 bits and one f16 scale per 64 weights"),
 )
 # fmt: on
 
