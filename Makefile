@@ -2,7 +2,7 @@
 # make test     everything that must pass: style, types, layers, documents, tests
 # make lint     the same without the tests
 # make docs     write the generated parts of README.md and formats/*.md again
-# make samples  build sample_data/ again
+# make samples  build sample_data/ and formats/vectors/ again
 # make bench    measure (each figure is a ratio to a well-known tool, in one run)
 # make fuzz     mutate the sample files for longer than the tests do (FUZZ_SECONDS=600)
 # make clean    remove what the other targets made, the virtual environment included
@@ -42,9 +42,11 @@ docs: $(VENV)/.dev
 
 samples: $(VENV)/.dev
 	$(BIN)/python tools/make_sample_data.py
+	$(BIN)/python tools/make_vectors.py
 
 bench: $(VENV)/.dev
 	$(BIN)/python tools/bench/formats.py
+	$(BIN)/python tools/bench/repair_score.py
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python tools/fuzz.py --seconds $(FUZZ_SECONDS)

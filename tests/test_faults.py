@@ -220,7 +220,9 @@ def test_a_full_disk(tmp_path: Path, version: int, how: str, room: int) -> None:
 def test_a_disk_that_is_really_full(tmp_path: Path, version: int) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True, check=False
+    ).returncode:
         pytest.skip("no file system can be mounted here")
     try:
         path = disk / "f.atlas"

@@ -80,6 +80,8 @@ def test_failures_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(fuzz, "SECONDS", -1.0)
     outcomes.append(watch.run(ours, b"data", {}, "n", ".atlas"))
     assert outcomes == [False, True, False, False]
-    assert ["KeyError" in watch.failures[0], "large" in watch.failures[1], "slow" in watch.failures[2]] == [True] * 3
+    assert ["KeyError" in watch.failures[0], "large" in watch.failures[1], "slow" in watch.failures[2]] == [
+        True
+    ] * 3
     fuzz.keep(tmp_path / "kept", "n-1", "atlas", b"data", "why")
     assert (tmp_path / "kept" / "n-1.atlas").read_bytes() == b"data"

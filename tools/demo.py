@@ -26,9 +26,10 @@ TOUR = [
     (
         "Look into a memory file, and into a model",
         [
-            (f"atlas-tool inspect {ATLAS}/llama-7b_memory.atlas --entries", 0),
+            (f"atlas-tool inspect {ATLAS}/llama-7b_memory.atlas", 0),
             (f"atlas-tool inspect {ATLAS}/llama-7b_memory.atlas --entry chat_history", 0),
-            (f"atlas-tool inspect {GGUF}/tiny.gguf --tensors", 0),
+            (f"atlas-tool inspect {GGUF}/tiny.gguf", 0),
+            (f"atlas-tool inspect {GGUF}/tiny.gguf --tensors --stats", 0),
         ],
     ),
     (

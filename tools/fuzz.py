@@ -145,7 +145,9 @@ def _number(rng: random.Random, data: bytearray, other: bytes) -> None:
         at = rng.randrange(max(1, limit - size)) & ~rng.choice((0, 3, 7))
         near = int.from_bytes(data[at : at + size], "little") + rng.choice((-8, -1, 1, 8))
         value = rng.choice((rng.choice(NUMBERS), near, len(data) + rng.randrange(-9, 9)))
-        data[at : at + size] = (value % (1 << 8 * size)).to_bytes(size, rng.choice(("little", "little", "big")))
+        data[at : at + size] = (value % (1 << 8 * size)).to_bytes(
+            size, rng.choice(("little", "little", "big"))
+        )
 
 
 def _cut(rng: random.Random, data: bytearray, other: bytes) -> None:
@@ -183,7 +185,20 @@ def _swap(rng: random.Random, data: bytearray, other: bytes) -> None:
         data[one : one + size], data[two : two + size] = data[two : two + size], data[one : one + size]
 
 
-MUTATIONS = (_flip, _flip, _head_flip, _overwrite, _number, _number, _number, _cut, _delete, _insert, _splice, _swap)
+MUTATIONS = (
+    _flip,
+    _flip,
+    _head_flip,
+    _overwrite,
+    _number,
+    _number,
+    _number,
+    _cut,
+    _delete,
+    _insert,
+    _splice,
+    _swap,
+)
 
 
 def mutate(rng: random.Random, seed: Seed, other: Seed) -> bytes:
@@ -550,7 +565,9 @@ def again(path: Path) -> int:
             for step in STEPS[kind]:
                 start = time.process_time()
                 well = watch.run(step, data, secret, path.name, path.suffix)
-                print(f"{step.__name__:14} {'fine' if well else 'FAILED'} {time.process_time() - start:.2f} s")
+                print(
+                    f"{step.__name__:14} {'fine' if well else 'FAILED'} {time.process_time() - start:.2f} s"
+                )
                 status |= not well
         for failure in watch.failures:
             print(failure)

@@ -534,7 +534,7 @@ CODES: dict[str, list[str]] = {
     "gguf/tiny-split-00002-of-00002.gguf": ["shard-not-first"],
     "gguf/vocabulary-only.gguf": ["vocabulary-only"],
     "broken/alignment.gguf": ["alignment-invalid"],
-    "broken/bad-magic.atlas": ["bad-magic", "header-checksum"],
+    "broken/bad-magic.atlas": ["bad-magic"],
     "broken/bit-flip.atlas": ["payload-checksum"],
     "broken/dialect-96.atlas": ["dialect-v1-96"],
     "broken/dialect-crc32.atlas": ["dialect-v1-crc32"],

@@ -72,6 +72,9 @@ Works on .atlas memory files (versions 1, 2 and 3) and on GGUF model files; safe
 come in and go out through `convert`. Commands read by default: only set, rm and recover change a file
 in place, and they replace it whole or not at all. `-` stands for standard input or output.
 
+--json prints strict JSON: NaN and infinities are strings, and a key or path that is not UTF-8 is shown with
+\\xNN escapes, its exact bytes in hexadecimal beside it (`key_hex`, `path_hex`).
+
 Examples:
   atlas-tool inspect llama-7b_memory.atlas
   atlas-tool validate models/ --json

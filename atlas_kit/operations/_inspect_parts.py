@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.errors import AtlasError
+from atlas_kit.errors import AtlasError, printable
 from atlas_kit.operations._json import plain
 
 if TYPE_CHECKING:
@@ -194,10 +194,16 @@ def _with_bytes(given: Any, spans: Any) -> list[HexLine]:
 
 
 def _value_text(value: Any) -> str:
+    """Return a value in one short line; bytes only where they are text (the column of bytes shows them)."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         raw = bytes(value[:48])
-        text = raw.decode("utf-8", "surrogateescape") if any(raw) else ""
-        return f'"{text}"' + ("..." if len(value) > 48 else "") if text.isprintable() and text else ""
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            return ""
+        if not text or any(ord(char) < 32 and char not in "\t\r\n" for char in text):
+            return ""
+        return f'"{printable(text)}"' + ("..." if len(value) > 48 else "")
     if isinstance(value, int) and value >= 0x1_0000_0000_0000:
         return f"{value:#x}"
     return str(value)

@@ -11,6 +11,8 @@ from test_main_cmd import tool
 from atlas_kit.formats.atlas import MemoryFile
 from atlas_kit.formats.gguf import GGUFFile
 
+pytest_plugins = ["cli_fixtures"]
+
 
 def changed(files, **changes):
     """Return a copy of the version 2 file with changes (``None`` removes)."""

@@ -11,6 +11,8 @@ from test_main_cmd import tool
 
 from atlas_kit.formats.atlas import MemoryFile
 
+pytest_plugins = ["cli_fixtures"]
+
 SECRET = {"ATLAS_PASSPHRASE": "pass"}
 
 

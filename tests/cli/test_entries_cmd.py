@@ -12,6 +12,8 @@ from test_main_cmd import tool
 from atlas_kit.formats.atlas import MemoryFile
 from atlas_kit.formats.gguf import GGUFFile
 
+pytest_plugins = ["cli_fixtures"]
+
 ODD = "bad\udcff\x1b[31m[bold]"
 
 

@@ -10,6 +10,8 @@ from test_main_cmd import tool
 
 from atlas_kit.formats.atlas import MemoryFile
 
+pytest_plugins = ["cli_fixtures"]
+
 
 def flip(path, offset, bit=1):
     data = bytearray(path.read_bytes())

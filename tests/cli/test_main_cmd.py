@@ -12,6 +12,8 @@ from atlas_kit import __version__
 from atlas_kit.cli import main as cli_main
 from atlas_kit.cli._group import COMMANDS
 
+pytest_plugins = ["cli_fixtures"]
+
 
 def tool(*args, stdin=b"", cwd=None, **env):
     """Run atlas-tool as a process, with bytes in and out."""

@@ -11,6 +11,8 @@ import pytest
 from atlas_kit.cli import _render
 from atlas_kit.operations._json import dumps, named
 
+pytest_plugins = ["cli_fixtures"]
+
 HOSTILE = "a\x1b[31m\x07\u202e[bold]x[/bold]\udcff\tz"
 
 

@@ -135,7 +135,7 @@ def ranges_of(memory: MemoryFile) -> dict[str, tuple[int, int]]:
 
 # --- injuries ----------------------------------------------------------------------------------------------
 
-#: What an injury returns: the bytes, and the ranges of the old file that were touched (an empty range is a cut).
+#: What an injury returns: the bytes, and the ranges of the old file that were touched (empty: a cut).
 Injured = tuple[bytes, list[tuple[int, int]]]
 
 

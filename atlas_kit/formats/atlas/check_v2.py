@@ -65,7 +65,8 @@ class CheckV2:
         scan_v2.own_files(self._pieces)
         self._check_header()
         if self._header is None:
-            self._lost_header()
+            if self._source.size >= layout.HEADER_V2.size:
+                self._lost_header()
             return
         if self._header.version == 3:
             self._unlock(self._header)

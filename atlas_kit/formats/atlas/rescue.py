@@ -117,12 +117,18 @@ def _plan(source: Source, secret: Secret | None, version: int | None) -> Plan:
         old = list(scan_v1.Walker(source).walk())
     covered_old = sum(piece.size for piece in old if piece.kind == "entry" or piece.whole)
     top = source.read_upto(0, 8)
-    if not said and not covered and not covered_old and not (top[:4] == t.MAGIC and top[4:5] in b"\1\2\3"):
+    if (
+        not said
+        and not covered
+        and not covered_old
+        and not (top[:4] == t.MAGIC and top[4:5] in (b"\1", b"\2", b"\3"))
+    ):
         raise MagicMismatchError(
             "nothing of a .atlas file was found", path=source.path, hint="Is it another kind of file?"
         )
     old_start = said is None and not _starts_like_v2(new) and scan_v1.Walker(source).starts()
-    if said == 1 or old_start or covered_old > covered or (not covered and not said and top[4:5] not in b"\2\3"):
+    old_guess = not covered and not said and top[4:5] not in (b"\2", b"\3")
+    if said == 1 or old_start or covered_old > covered or old_guess:
         return plan_v1(source, old, max_key_of(version or 1))
     return plan_v2(source, new, secret, max_key_of(version or 2))
 

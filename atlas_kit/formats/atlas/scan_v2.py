@@ -190,7 +190,7 @@ class Walker:
     # --- extents and searching ------------------------------------------------------------------------
 
     def _followed(self, piece: Piece) -> bool:
-        """Tell whether something of ours follows a record, so that its extent is certain without its payload."""
+        """Tell whether something of ours follows a record, so that its extent is certain."""
         if piece.end >= self._size:
             return False
         following = self.at(piece.end)
