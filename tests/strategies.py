@@ -1,4 +1,4 @@
-"""Hypothesis strategies for what goes into a memory file, shared by the tests of the format and the fuzzer."""
+"""Hypothesis strategies for what goes into a memory file, shared by the tests of format and codecs."""
 
 from __future__ import annotations
 

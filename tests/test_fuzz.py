@@ -1,7 +1,8 @@
 """20,000 mutants of the sample files: only our errors come out, in a second and a few times the file's size.
 
-In shards, so that ``pytest -n 2`` spreads them, and in processes of their own, so that a mutant that takes all
-memory or never ends is a failing test. ``make fuzz`` runs more; failing mutants are kept in ``fuzz-failures/``.
+In shards, so that ``pytest -n 2`` spreads them, and in processes of their own, so that a mutant that takes
+all memory or never ends is a failing test. ``make fuzz`` runs more; failing mutants are kept in
+``fuzz-failures/``.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def test_the_builder_gives_the_same_bytes(path, built):
     if made_with != maker.versions(built[path].made_with):
         # another version of a compressor may pack the same content differently
         pytest.skip(f"built with {', '.join(made_with)}: the content is compared instead")
-    assert built[path].data == (SAMPLES / path).read_bytes()
+    assert built[path].data == (SAMPLES / path).read_bytes(), "run `make samples` and look at the difference"
 
 
 def test_the_builder_gives_the_same_content(built):

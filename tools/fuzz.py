@@ -73,7 +73,7 @@ class Seed:
 
 
 def corpus() -> list[Seed]:
-    """Return all files to start from: samples, files of other programs where there are any, and built ones."""
+    """Return all files to start from: built ones, samples, files of other programs where there are any."""
     seeds = list(built())
     for folder in (ROOT / "sample_data", ROOT.parent / "shared" / "fixtures"):
         for path in sorted([*folder.rglob("*.atlas"), *folder.rglob("*.gguf")]):
@@ -341,7 +341,7 @@ def gguf_read(data: bytes, path: Path, secret: dict[str, Any]) -> None:
     for item in file.fields:
         repr(item.key), _tolerate(lambda item=item: item.items)  # type: ignore[misc]
     for info in file.tensor_infos:
-        info.shape, info.type_name, info.nbytes, info.elements
+        repr((info.shape, info.type_name, info.nbytes, info.elements))
         ways: tuple[Callable[[], Any], ...] = (
             lambda i=info: file.array(i), lambda i=info: sum(map(len, file.iter_raw(i))),
             lambda i=info: file.dequantize(i), lambda i=info: sum(a.size for a in file.iter_dequantized(i)),

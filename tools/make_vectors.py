@@ -1,7 +1,8 @@
 """Build ``formats/vectors/atlas.json``: small `.atlas` files in hexadecimal with what they mean.
 
-Version 1 comes from ``sample_writers``, which shares no code with the library. Compressed payloads differ with
-the version of the compression libraries, so vectors that hold some keep their bytes while these mean the same.
+Version 1 comes from ``sample_writers``, which shares no code with the library. Compressed payloads differ
+with the version of the compression libraries, so vectors that hold some keep their bytes while these mean
+the same.
 
     python tools/make_vectors.py            # write the file again
     python tools/make_vectors.py --check    # exit 1 when that would change it
@@ -29,11 +30,11 @@ PASSPHRASE = "correct horse battery staple"
 KEY = bytes(range(32))
 
 ABOUT = [
-    "Each vector is a whole small file as hex, and what a reader must find in it, or the error it must report.",
-    'Keys and payloads are text where they are UTF-8, else {"bytes": hex}. Payloads are decoded and decrypted ones.',
+    "Each vector is a whole small file as hex, and what a reader must find in it, or the error to report.",
+    'Keys and payloads are text where they are UTF-8, else {"bytes": hex}. Payloads are decoded, decrypted.',
     "Integers beyond 2^53 are written as decimal strings. shape: the slowest running dimension first.",
     "built: a writer that is given these values in this order writes exactly these bytes (times included).",
-    'secret: {"passphrase": text} or {"key": hex}. error: the code of the C library\'s enum; offset: where it is found.',
+    'secret: {"passphrase": text} or {"key": hex}. error: the C library\'s enum; offset: where.',
     "read: what must be done for the error to show: open the file, or verify every payload.",
 ]
 
@@ -195,8 +196,8 @@ def version_2() -> list[dict[str, Any]]:
         valid("v2-tensors", "tensors, 64-byte aligned; 0-d and empty ones too", saved(tensors), built=True),
         *(valid(f"v2-{codec}", f"payloads compressed with {codec}, numbers shuffled", saved(packed(codec)))
           for codec in ("lz4", "zlib", "zstd")),
-        valid("v2-updated", "an update: two index blocks, one entry changed, one removed, one added", updated),
-        valid("v2-unfinished", "an update that never finished follows", updated + b"\x89ATLE\r\n\x1a" + bytes(24)),
+        valid("v2-updated", "two index blocks: one entry changed, one removed, one added", updated),
+        valid("v2-unfinished", "an update that never finished follows", updated + b"\x89ATLE\r\n\x1a"),
     ]  # fmt: skip
 
 
@@ -255,7 +256,7 @@ def bad_files() -> list[dict[str, Any]]:
                 "CHECKSUM_MISMATCH", first.payload_offset, "verify"),
         invalid("v3-no-secret", "no key was given", v3, "FILE_ACCESS", None),
         invalid("v3-wrong-key", "a wrong key was given", v3, "FILE_ACCESS", None, key=bytes(32)),
-        invalid("v3-wrong-kind", "a passphrase where a key is needed", v3, "FILE_ACCESS", None, passphrase="x"),
+        invalid("v3-wrong-kind", "a passphrase, not a key", v3, "FILE_ACCESS", None, passphrase="x"),
         invalid("v3-cut", "the file is cut off", v3[:-8], "FILE_CORRUPT", len(v3) - 8, key=KEY),
         invalid("v3-swapped", "two entries changed places", v3[:one] + v3[two : two + two - one] + v3[one:two]
                 + v3[two + two - one :], "CHECKSUM_MISMATCH", one, "verify", key=KEY),

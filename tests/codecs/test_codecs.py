@@ -46,7 +46,7 @@ def test_levels(codec: table.Codec) -> None:
 @pytest.mark.parametrize("codec", COMPRESSING, ids=lambda c: c.name)
 @given(data=payloads(min_size=1), where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_a_flipped_bit(codec: table.Codec, data: bytes, where: float, bit: int) -> None:
-    """A codec need not notice (the record's checksum does), but only our errors and the right size come out."""
+    """A codec need not notice (the checksum does); only our errors and the right size come out."""
     stored = bytearray(codec.encode(data))
     stored[int(where * len(stored))] ^= 1 << bit
     with contextlib.suppress(AtlasError):

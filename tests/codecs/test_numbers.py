@@ -1,4 +1,4 @@
-"""bfloat16 and q8_0 against their definitions, and q8_0 against ggml's own quantiser (the ``gguf`` package)."""
+"""bfloat16 and q8_0 against their definitions, and q8_0 against the ``gguf`` package."""
 
 from __future__ import annotations
 

@@ -439,9 +439,14 @@ def test_edit_holds_the_lock(path: Path) -> None:
 
 def test_edit_that_fails_changes_nothing(path: Path) -> None:
     before = path.read_bytes()
-    with pytest.raises(ZeroDivisionError), MemoryFile.edit(path, key=KEY) as memory:
-        memory["mine"] = "x"
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with MemoryFile.edit(path, key=KEY) as memory:
+            memory["mine"] = "x"
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == [path.name]
 

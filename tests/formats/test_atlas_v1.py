@@ -326,7 +326,7 @@ def test_a_damaged_payload_is_not_written_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bit", range(8))
 def test_every_flipped_bit_is_noticed_or_harmless(bit: int) -> None:
-    """Version 1 has no checksum over entry headers: keys, types and times can change unseen, payloads cannot."""
+    """No checksum covers entry headers: keys, types and times can change unseen, payloads cannot."""
     raw = file(*TWO)
     payloads = [e.data for e in MemoryFile.load(raw).values()]
     for place in range(len(raw)):

@@ -102,9 +102,12 @@ def test_payloads_that_are_streamed(
     monkeypatch.setattr(v2_writer, "LARGE", 20_000)
     rng = np.random.default_rng(1)
     what = {
-        "zeros": np.zeros(30_000, np.float32), "noise": rng.bytes(100_000), "small": b"x", "middle": bytes(15_000),
+        "zeros": np.zeros(30_000, np.float32),
+        "noise": rng.bytes(100_000),
+        "small": b"x",
+        "middle": bytes(15_000),
         "tensor": rng.normal(size=(100, 100)),
-    }  # fmt: skip
+    }
     made(tmp_path / "f", what, codec=codec, version=version, key=KEY if version == 3 else None)
     memory = MemoryFile.load(tmp_path / "f", key=KEY if version == 3 else None)
     want = snapshot(memory)
@@ -192,8 +195,10 @@ def test_arrays_that_have_no_dtype(array: np.ndarray[Any, Any]) -> None:
 def test_shape_and_bytes_must_agree() -> None:
     memory = MemoryFile()
     for options in (
-        {"dtype": "float32", "shape": (3,)}, {"dtype": "q8_0", "shape": (33,)}, {"dtype": "f128", "shape": (1,)},
-    ):  # fmt: skip
+        {"dtype": "float32", "shape": (3,)},
+        {"dtype": "q8_0", "shape": (33,)},
+        {"dtype": "f128", "shape": (1,)},
+    ):
         with pytest.raises(InvalidParamError):
             memory.set("a", bytes(16), **options)  # type: ignore[arg-type]
     assert len(memory) == 0
@@ -243,7 +248,7 @@ def test_tensors_open_as_views(tmp_path: Path) -> None:
         assert e.payload_offset % 64 == 0
         assert one.ctypes.data % 64 == 0
         assert not one.flags.writeable
-        with pytest.raises(ValueError, match="WRITEABLE|writeable"):
+        with pytest.raises(ValueError, match=r"WRITEABLE|writeable"):
             one.flags.writeable = True
         assert (one == array).all()
 
@@ -545,10 +550,15 @@ def test_unknown_things_survive(tmp_path: Path) -> None:
     """Types, flags, attribute bits, codecs, filters, dtypes and reserved fields of a newer version."""
     memory = MemoryFile()
     strange = {
-        "codec": {"codec_id": 9, "size": 1000}, "filter": {"filter_id": 7, "item_size": 5}, "type": {"type": 2**32 - 1},
-        "flags": {"flags": 2**32 - 1}, "dtype": {"dtype_id": 200, "shape": (3, 5)}, "attributes": {"attributes": 0xFFF0},
-        "reserved": {"reserved": 2**32 - 1}, "time": {"timestamp": 2**64 - 1},
-    }  # fmt: skip
+        "codec": {"codec_id": 9, "size": 1000},
+        "filter": {"filter_id": 7, "item_size": 5},
+        "type": {"type": 2**32 - 1},
+        "flags": {"flags": 2**32 - 1},
+        "dtype": {"dtype_id": 200, "shape": (3, 5)},
+        "attributes": {"attributes": 0xFFF0},
+        "reserved": {"reserved": 2**32 - 1},
+        "time": {"timestamp": 2**64 - 1},
+    }
     for key, odd in strange.items():
         # offset: as if it came from a file, so that it is stored as it is
         memory._added[key] = Entry(key, MemoryPayload(b"stored bytes"), **{"offset": 0, **odd})  # type: ignore[arg-type]
@@ -573,7 +583,7 @@ def test_unknown_things_survive(tmp_path: Path) -> None:
     assert memory["dtype"].dtype == "unknown-200"
     for key in ("codec", "filter"):
         with pytest.raises(VersionMismatchError):
-            memory[key].data
+            list(memory[key].chunks())
     with pytest.raises(VersionMismatchError):
         memory["dtype"].array()
 
@@ -640,12 +650,21 @@ def rebuilt(raw: bytes, **changes: Any) -> bytes:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"entry_total": 4}, {"entry_total": 2**64 - 1}, {"entry_total": 2}, {"index_offset": 0}, {"index_offset": 8},
-        {"index_offset": 161}, {"index_offset": 2**63}, {"index_offset": 2**64 - 8}, {"committed_size": 2**64 - 1},
-        {"committed_size": 0}, {"committed_size": 500}, {"file_id": 1},
+        {"entry_total": 4},
+        {"entry_total": 2**64 - 1},
+        {"entry_total": 2},
+        {"index_offset": 0},
+        {"index_offset": 8},
+        {"index_offset": 161},
+        {"index_offset": 2**63},
+        {"index_offset": 2**64 - 8},
+        {"committed_size": 2**64 - 1},
+        {"committed_size": 0},
+        {"committed_size": 500},
+        {"file_id": 1},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_hostile_headers(small: bytes, changes: dict[str, int]) -> None:
     with pytest.raises(FileCorruptError) as caught:
         MemoryFile.load(rebuilt(small, **changes))
@@ -688,14 +707,23 @@ def _set(column: int, value: int) -> Callable[[list[list[int]]], None]:
 @pytest.mark.parametrize(
     ("change", "fields"),
     [
-        (_set(1, 2**64 - 1), {}), (_set(1, 8), {}), (_set(1, 168), {}), (_set(2, 0), {}), (_set(2, 2**64 - 1), {}),
-        (_set(3, 77), {}), (_set(4, 1), {}), (lambda rows: rows.clear(), {}),
-        (lambda rows: rows.append([*rows[0][:3], 9, rows[0][4]]), {}), (lambda rows: None, {"count": 2**63}),
-        (lambda rows: None, {"size": 2**64 - 1}), (lambda rows: None, {"prev_offset": 2**64 - 8}),
-        (lambda rows: None, {"prev_offset": 160}), (lambda rows: None, {"file_id": 3}),
+        (_set(1, 2**64 - 1), {}),
+        (_set(1, 8), {}),
+        (_set(1, 168), {}),
+        (_set(2, 0), {}),
+        (_set(2, 2**64 - 1), {}),
+        (_set(3, 77), {}),
+        (_set(4, 1), {}),
+        (lambda rows: rows.clear(), {}),
+        (lambda rows: rows.append([*rows[0][:3], 9, rows[0][4]]), {}),
+        (lambda rows: None, {"count": 2**63}),
+        (lambda rows: None, {"size": 2**64 - 1}),
+        (lambda rows: None, {"prev_offset": 2**64 - 8}),
+        (lambda rows: None, {"prev_offset": 160}),
+        (lambda rows: None, {"file_id": 3}),
         (lambda rows: rows[0].__setitem__(slice(1, 3), rows[1][1:3]), {}),
     ],
-)  # fmt: skip
+)
 def test_hostile_indexes(
     tmp_path: Path, small: bytes, change: Callable[[list[list[int]]], None], fields: dict[str, int]
 ) -> None:
@@ -726,26 +754,44 @@ def forged(path: Path, **changes: Any) -> MemoryFile:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"size": 7}, {"size": 2**63}, {"size": 10**9, "codec_id": 1}, {"size": 10**12, "codec_id": 2},
-        {"size": 10**15, "codec_id": 3}, {"size": 8, "codec_id": 3}, {"size": 0, "codec_id": 2},
-        {"dtype_id": 12, "shape": (3,)}, {"dtype_id": 12, "shape": (2**63, 2**63)}, {"dtype_id": 12, "shape": (1,) * 255},
-        {"dtype_id": 2, "shape": (1,) * 70 + (8,)}, {"dtype_id": 12, "shape": (2, 2**62, 0), "stored": b""},
-        {"dtype_id": 12, "shape": (0, 2**63), "stored": b""}, {"dtype_id": 32, "shape": ()}, {"dtype_id": 32, "shape": (7,)},
+        {"size": 7},
+        {"size": 2**63},
+        {"size": 10**9, "codec_id": 1},
+        {"size": 10**12, "codec_id": 2},
+        {"size": 10**15, "codec_id": 3},
+        {"size": 8, "codec_id": 3},
+        {"size": 0, "codec_id": 2},
+        {"dtype_id": 12, "shape": (3,)},
+        {"dtype_id": 12, "shape": (2**63, 2**63)},
+        {"dtype_id": 12, "shape": (1,) * 255},
+        {"dtype_id": 2, "shape": (1,) * 70 + (8,)},
+        {"dtype_id": 12, "shape": (2, 2**62, 0), "stored": b""},
+        {"dtype_id": 12, "shape": (0, 2**63), "stored": b""},
+        {"dtype_id": 32, "shape": ()},
+        {"dtype_id": 32, "shape": (7,)},
         {"filter_id": 1, "item_size": 255, "size": 9},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_hostile_entries(tmp_path: Path, changes: dict[str, Any]) -> None:
     memory = forged(tmp_path / "f", **changes)
     e = memory["key"]
-    errors = 0
-    for read in (lambda: e.data, lambda: list(e.chunks()), e.verify, e.array, e.numbers):
-        try:
-            read()
-        except (FileCorruptError, AtlasError) as error:
-            assert error.key in (None, "key")
-            errors += 1
-    assert errors
+    ways: tuple[Callable[[], Any], ...] = (
+        lambda: e.data,
+        lambda: list(e.chunks()),
+        e.verify,
+        e.array,
+        e.numbers,
+    )
+    assert not all(fine(way) for way in ways)
+
+
+def fine(way: Callable[[], Any]) -> bool:
+    try:
+        way()
+    except AtlasError as error:
+        return error.key not in (None, "key")
+    return True
 
 
 def test_records_inside_records(tmp_path: Path) -> None:

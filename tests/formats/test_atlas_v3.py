@@ -226,11 +226,22 @@ def sealed_again(raw: bytes, **changes: Any) -> bytes:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"created_time": 0}, {"modified_time": 1}, {"entry_total": 2}, {"total_size": 0}, {"model_hash": b"x" * 32},
-     {"reserved": b"x" * 32}, {"generation": 9}, {"file_flags": 1}, {"file_id": 5}, {"index_offset": 256},
-     {"committed_size": 600}, {"entry_count": 77}],
+    [
+        {"created_time": 0},
+        {"modified_time": 1},
+        {"entry_total": 2},
+        {"total_size": 0},
+        {"model_hash": b"x" * 32},
+        {"reserved": b"x" * 32},
+        {"generation": 9},
+        {"file_flags": 1},
+        {"file_id": 5},
+        {"index_offset": 256},
+        {"committed_size": 600},
+        {"entry_count": 77},
+    ],
     ids=lambda c: next(iter(c)),
-)  # fmt: skip
+)
 def test_every_header_field_is_authenticated(raw: bytes, changes: dict[str, Any]) -> None:
     assert load(sealed_again(raw)) == load(raw)
     with pytest.raises(AuthenticationError, match="header was altered"):
@@ -328,7 +339,7 @@ def test_an_older_index(tmp_path: Path) -> None:
 
 def test_a_plain_entry_smuggled_in(tmp_path: Path, raw: bytes) -> None:
     """A record without the attribute "encrypted", checksums right, in the place of a sealed one."""
-    at, size = records(raw)[0]
+    at, _ = records(raw)[0]
     head = bytearray(raw[at : at + 128])
     head[88:92] = bytes(4)
     payload_offset = struct.unpack_from("<I", head, 84)[0]

@@ -1,4 +1,4 @@
-"""The published vectors (hex <-> values) of formats/vectors/atlas.json: read, written again, built, refused."""
+"""The published vectors of formats/vectors/atlas.json: read, written again, built, refused."""
 
 from __future__ import annotations
 

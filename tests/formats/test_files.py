@@ -143,9 +143,14 @@ def test_a_new_file(tmp_path: Path) -> None:
 def test_an_error_leaves_everything_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"old")
-    with pytest.raises(ZeroDivisionError), _files.atomic_write(path, backup=True) as file:
-        file.write(b"new")
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with _files.atomic_write(path, backup=True) as file:
+            file.write(b"new")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["f"]
 

@@ -229,6 +229,35 @@ def test_missing_tail_is_reported_tensor_by_tensor(oracle: LlamaOracle | None, t
     assert oracle is None or oracle.load(out).ok
 
 
+@pytest.mark.parametrize("missing", [1, 4, 8, 16, 27, 32, 100, 128, 252])
+def test_cut_last_tensor_keeps_its_shape(missing: int, tmp_path: Path) -> None:
+    """What is left of it may well fill another shape, or that of a tensor beside it: it is still a cut."""
+    others = (Tensor("a", (32,)), Tensor("b", (39,)), Tensor("c", (32,), 1))
+    file = File(kv=TINY.kv, tensors=(*others, Tensor("z", (64,), data=b"\x11" * 256)))
+    path, out = tmp_path / "in.gguf", tmp_path / "out.gguf"
+    path.write_bytes(file.bytes()[:-missing])
+    result = mend_gguf(path, out)
+    assert [(t.name, t.state, t.missing) for t in result.tensors if t.state != "intact"] == [
+        ("z", "damaged", missing)
+    ]
+    assert result.lost == 1
+    with GGUFFile.open(out) as mended:
+        z = next(info for info in mended.tensors.values() if info.name == "z")
+        assert z.dims == (64,)
+    assert out.read_bytes() == file.bytes()[:-missing] + bytes(missing)
+
+
+@pytest.mark.parametrize("tail", [128, 64])
+def test_bytes_behind_the_last_tensor_do_not_change_its_shape(tail: int, tmp_path: Path) -> None:
+    """llama.cpp does not mind bytes at the end, so they are no reason to doubt a shape."""
+    tensors = (Tensor("a", (64,)), Tensor("b", (32,)), Tensor("c", (32,)), Tensor("z", (32,)))
+    data = File(kv=TINY.kv, tensors=tensors, tail=b"\x55" * tail).bytes()
+    path, out = tmp_path / "in.gguf", tmp_path / "out.gguf"
+    path.write_bytes(data)
+    assert not mend_gguf(path, out).actions
+    assert out.read_bytes() == data
+
+
 def test_damaged_tensors_can_be_left_out(tmp_path: Path) -> None:
     result, tensors, _ = mended(WHOLE[:-20_000], tmp_path, drop_damaged=True)
     intact = [fate.name for fate in result.tensors if fate.state == "intact"]

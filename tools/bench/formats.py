@@ -2,11 +2,11 @@
 
     python tools/bench/formats.py                 # everything (make bench), some three minutes
     python tools/bench/formats.py --quick         # smaller files, fewer rounds: to see that it works
-    python tools/bench/formats.py --only v2-save --only v1-load
+    python tools/bench/formats.py --only v2-tensors --only v1-load
     python tools/bench/formats.py --json
 
-Ours and the peer take turns, so that a busy machine disturbs both. A ratio is the median of ours by the median
-of the peer's, of times in seconds unless the row says otherwise. Exit 1 when a limit is missed.
+Ours and the peer take turns, so that a busy machine disturbs both. A ratio is the median of ours by the
+median of the peer's. Exit 1 when a limit is missed.
 """
 
 from __future__ import annotations
@@ -136,13 +136,15 @@ def version_2(folder: Path, quick: bool) -> Iterator[Row]:
         os.sync()
 
     rounds = 3 if quick else 5
-    times = alternate(lambda: save(True), lambda: save_file(arrays, peer), rounds, before=fresh)
-    yield Row("v2-save", f"v2: save {size} MiB with checksums, fsync included", *times, "s",
-              "safetensors save_file (no fsync)", 1.0)  # fmt: skip
-    times = alternate(lambda: save(False), lambda: save_file(arrays, peer), rounds, before=fresh)
-    yield Row("v2-save", "the same without fsync", *times, "s", "safetensors save_file", 1.0)
+    what = f"v2: save {size} MiB with checksums"
     times = alternate(lambda: save(True), save_peer_synced, rounds, before=fresh)
-    yield Row("v2-save", "the same, both with fsync", *times, "s", "safetensors save_file + fsync", 1.0)
+    yield Row("v2-save", f"{what}, both with fsync", *times, "s", "safetensors save_file + fsync", 1.0)
+    times = alternate(lambda: save(False), lambda: save_file(arrays, peer), rounds, before=fresh)
+    yield Row("v2-save", "the same, both without fsync", *times, "s", "safetensors save_file", 1.0)
+    times = alternate(lambda: save(True), lambda: save_file(arrays, peer), rounds, before=os.sync)
+    yield Row(
+        "v2-save", "over the file before, only ours with fsync", *times, "s", "safetensors save_file", 1.0
+    )
 
     save(True)
     save_peer_synced()
@@ -279,13 +281,18 @@ def start_up(folder: Path, quick: bool) -> Iterator[Row]:
 # --- how small -------------------------------------------------------------------------------------------
 
 ASK = (
-    "Can you explain {name} to me?", "I still do not understand {name}. What does it do?", "How would I use {name}?",
-    "Thanks! And what about {name}, is that related?", "My colleague mentioned {name} yesterday. Should I know it?",
-)  # fmt: skip
+    "Can you explain {name} to me?",
+    "I still do not understand {name}. What does it do?",
+    "How would I use {name}?",
+    "Thanks! And what about {name}, is that related?",
+    "My colleague mentioned {name} yesterday. Should I know it?",
+)
 ANSWER = (
-    "Sure. {text}", "Good question! {text}\n\nDoes that help?", "{text}\n\nLet me know if you want an example.",
+    "Sure. {text}",
+    "Good question! {text}\n\nDoes that help?",
+    "{text}\n\nLet me know if you want an example.",
     "In short: {text}",
-)  # fmt: skip
+)
 
 
 def chat(size: int) -> str:
@@ -319,8 +326,8 @@ def compression(folder: Path, quick: bool) -> Iterator[Row]:
         memory.set(f"chat/{at}", text[at : at + step], type=2)
     memory.save(folder / "chat.atlas")
     stored = sum(entry.stored_size for entry in MemoryFile.open(folder / "chat.atlas").values())
-    yield Row("lz4", f"chat-like text in entries of {step // 1000} kB, lz4", stored, len(text.encode()), "bytes",
-              "as it is", 0.5)  # fmt: skip
+    yield Row("lz4", f"chat-like text in entries of {step // 1000} kB, lz4", stored, len(text.encode()),
+              "bytes", "as it is", 0.5)  # fmt: skip
 
 
 GROUPS: dict[str, Callable[[Path, bool], Iterator[Row]]] = {

@@ -582,7 +582,7 @@ class MemoryFile(MutableMapping[str, Entry]):
                     if options
                     else v2_writer.Options(self._codec, self._level, self._shuffle)
                 )
-                v2_writer.write(file, info, self.entries(), len(self), how, cipher)
+                v2_writer.write(file, info, self.entries(), len(self), how, cipher, durable=durable)
         self._reopen(target, cipher)
 
     def _append(self, target: str) -> None:

@@ -126,11 +126,27 @@ def _plan(source: Source, secret: Secret | None, version: int | None) -> Plan:
         raise MagicMismatchError(
             "nothing of a .atlas file was found", path=source.path, hint="Is it another kind of file?"
         )
-    old_start = said is None and not _starts_like_v2(new) and scan_v1.Walker(source).starts()
-    old_guess = not covered and not said and top[4:5] not in (b"\2", b"\3")
-    if said == 1 or old_start or covered_old > covered or old_guess:
+    if said is None:
+        said = _likely_version(source, new, covered, covered_old)
+    if said == 1:
         return plan_v1(source, old, max_key_of(version or 1))
     return plan_v2(source, new, secret, max_key_of(version or 2))
+
+
+def _likely_version(source: Source, new: list[scan_v2.Piece], covered: int, covered_old: int) -> int:
+    """Weigh what a damaged header says, what is where the first entry would be, and what covers more bytes.
+
+    One version may lie inside a payload of the other, so none of these is enough.
+    """
+    top = source.read_upto(0, 8)
+    said = int.from_bytes(top[4:8], "little") if top[:4] == t.MAGIC else 0
+    if _starts_like_v2(new):
+        return 2
+    if scan_v1.Walker(source).starts() or (said == 1 and covered_old):
+        return 1
+    if said in (2, 3) and (covered or not covered_old):
+        return 2
+    return 1 if covered_old > covered or not covered else 2
 
 
 def _intact_version(source: Source) -> int | None:

@@ -37,6 +37,11 @@ def plan_v1(source: Source, pieces: list[Piece], max_key: int) -> Plan:
         else:
             plan.run += piece.kind == "damaged"
             _take(plan, piece)
+    top = pieces[0] if pieces and pieces[0].kind == "header" else None
+    if top is not None and headers == 1 and not plan.lost:
+        promised = layout.HEADER_V1_SHORT.unpack_from(top.raw)[3]
+        if promised != len(entries):
+            plan.notes.append(f"the header counts {promised} entries, and {len(entries)} are there")
     if headers > 1:
         plan.notes.append(f"{headers} files are joined here; their entries are rescued into one")
     return plan

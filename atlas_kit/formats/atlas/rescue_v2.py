@@ -107,6 +107,10 @@ def _take_file(
             plan.notes.append(
                 "the header was restored from the index" if state.header else "header and index are lost"
             )
+        elif state.header is not None and source.size < state.header.committed_size:
+            plan.notes.append(f"the file ends at byte {source.size}, before its header says that it ends")
+        elif not state.complete:
+            plan.notes.append("the index was damaged, and is made anew")
     plan.segment += 1
     plan.notes += [f"an index block could not be used: {error.message}" for error in state.problems]
     gaps = _gaps(pieces) if first else []

@@ -108,7 +108,7 @@ class Walker:
                 if not self._payload_fits(piece):
                     limit, begin = max(limit, piece.end), piece.payload_offset
                 piece.size = min(self._own_mark(begin, piece.end, piece.file_id), self._size) - at
-            if piece.kind == "header" and piece.file_id in self._ids:
+            if piece.kind == "header" and at and (piece.file_id in self._ids or self.at(piece.end) is None):
                 piece.kind = "copy"  # what is left of an index block
             if piece.kind != "gap":
                 self._ids.add(piece.file_id)
@@ -429,9 +429,12 @@ def _choose(state: State, records: list[Piece], row: v2.Record | None) -> None:
     elif row is not None and row.offset:
         live = next((piece for piece in records if piece.head_checksum == row.head_checksum), None)
         if live is None:
-            state.missing.append(row)
-            state.older += [piece for piece in records[:1] if not piece.attributes & t.REMOVED]
-            state.superseded += records[1:]
+            hit = [piece for piece in records if piece.how == "checksum"][:1]
+            rest = [piece for piece in records if piece not in hit]
+            state.unproven += hit
+            state.missing += [] if hit else [row]
+            state.older += [piece for piece in rest[:1] if not piece.attributes & t.REMOVED]
+            state.superseded += rest[1:]
             return
     elif row is not None or state.complete:
         gone = True

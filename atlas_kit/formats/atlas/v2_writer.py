@@ -6,10 +6,12 @@ See "Updating" and "Version 3" of ``formats/atlas.md``. Reading is in ``v2``.
 from __future__ import annotations
 
 import os
+import threading
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from atlas_kit.codecs import table as codecs
 from atlas_kit.errors import InvalidParamError, KeyTooLongError
+from atlas_kit.formats._files import start_writeback
 from atlas_kit.formats.atlas import checksums, layout
 from atlas_kit.formats.atlas import tables as t
 from atlas_kit.formats.atlas.entry import Entry, MemoryPayload
@@ -44,9 +46,17 @@ class Writer:
     """Writes records and index blocks to a file, and remembers the rows for the index."""
 
     def __init__(
-        self, file: IO[bytes], position: int, file_id: int, generation: int, cipher: Cipher | None
+        self,
+        file: IO[bytes],
+        position: int,
+        file_id: int,
+        generation: int,
+        cipher: Cipher | None,
+        *,
+        durable: bool = True,
     ) -> None:
         self._file = file
+        self._durable = durable
         self.position = position
         self._file_id = file_id
         self._generation = generation
@@ -86,14 +96,30 @@ class Writer:
     def _write_payload(self, head: _Head, stored: Any) -> tuple[int, int]:
         """Write a large payload behind the place of its head; return its size and checksum."""
         self._file.write(bytes(head.payload_offset))
+        start = self.position + head.payload_offset
         if isinstance(stored, (bytes, memoryview)):
-            stored = MemoryPayload(stored).chunks()  # small enough to be hashed and copied from the cache
-        size, digest = 0, checksums.xxh3_64()
-        for chunk in stored:
-            digest.update(chunk)
-            self._file.write(chunk)
-            size += len(chunk)
-        return size, digest.intdigest()
+            size, checksum = len(stored), self._write_and_hash(stored)
+        else:
+            size, digest = 0, checksums.xxh3_64()
+            for chunk in stored:
+                digest.update(chunk)
+                self._file.write(chunk)
+                size += len(chunk)
+            checksum = digest.intdigest()
+        if self._durable:
+            start_writeback(self._file, start, size)
+        return size, checksum
+
+    def _write_and_hash(self, data: bytes | memoryview) -> int:
+        """Write bytes while another thread hashes them: neither needs the interpreter."""
+        checksum: list[int] = []
+        thread = threading.Thread(target=lambda: checksum.append(checksums.xxh3(data)))
+        thread.start()
+        try:
+            self._file.write(data)
+        finally:
+            thread.join()
+        return checksum[0]
 
     def _write_sealed(
         self, entry: Entry, raw_key: bytes, ordinal: int, encoded: _Encoded, attributes: int
@@ -289,7 +315,14 @@ def require_key(key: str) -> bytes:
 
 
 def write(
-    file: IO[bytes], info: Info, entries: Iterable[Entry], count: int, options: Options, cipher: Cipher | None
+    file: IO[bytes],
+    info: Info,
+    entries: Iterable[Entry],
+    count: int,
+    options: Options,
+    cipher: Cipher | None,
+    *,
+    durable: bool = True,
 ) -> None:
     """Write a whole file of version 2 (or, with a cipher, 3)."""
     version = 3 if cipher else 2
@@ -297,7 +330,7 @@ def write(
     file_id = checksums.xxh3(seed + info.model_hash)
     size = layout.HEADER_STRUCTS[version].size
     file.write(bytes(size))
-    writer = Writer(file, size, file_id, 1, cipher)
+    writer = Writer(file, size, file_id, 1, cipher, durable=durable)
     total = ordinal = 0
     for entry in entries:
         writer.write_entry(entry, ordinal, options)

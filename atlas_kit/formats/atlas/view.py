@@ -210,7 +210,9 @@ def _rows_v1(source: Source) -> Iterator[Span]:
     for piece in scan_v1.Walker(source).walk():
         if piece.kind == "header":
             schema = layout.HeaderV1Short if "96" in piece.dialect else layout.HeaderV1
-            yield from _spans(schema, piece.raw[: piece.size], piece.offset, "header", _always(header_checksum=True))
+            yield from _spans(
+                schema, piece.raw[: piece.size], piece.offset, "header", _always(header_checksum=True)
+            )
         elif piece.kind in ("entry", "keyless", "damaged") and piece.payload_offset <= piece.end:
             name = f"entries[{number}]"
             number += 1
@@ -366,7 +368,7 @@ def _spans(
 
 def _placed(span: Span, offset: int, name: str, meaning: Callable[[str, Any], str]) -> Span:
     """Move a span to its place in the file, and say what its value means."""
-    parts = [part for part in span.name.split(".") if part]
+    parts = [part for part in span.name.split(".") if part not in ("", "None")]  # array elements have no name
     field = parts[-1]
     if parts[0] == "header":
         parts = parts[1:]

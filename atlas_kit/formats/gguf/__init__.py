@@ -10,10 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from atlas_kit.formats.gguf.check import check_gguf
     from atlas_kit.formats.gguf.digest import ModelDigest, hash_tensors
     from atlas_kit.formats.gguf.edit import Delete, EditResult, Rename, Set, edit_metadata
     from atlas_kit.formats.gguf.file import GGUFFile
     from atlas_kit.formats.gguf.journal import recover_journal
+    from atlas_kit.formats.gguf.mend import MendResult, mend_gguf
     from atlas_kit.formats.gguf.native import NativeResult, to_native, to_stock
     from atlas_kit.formats.gguf.scan import HeaderScan, hex_fields, scan_header
     from atlas_kit.formats.gguf.strings import LazyStrings
@@ -30,6 +32,7 @@ _HOME = {
     "GGUFFile": "file",
     "HeaderScan": "scan",
     "LazyStrings": "strings",
+    "MendResult": "mend",
     "MetadataField": "values",
     "ModelDigest": "digest",
     "NativeResult": "native",
@@ -38,9 +41,11 @@ _HOME = {
     "TensorInfo": "tensors",
     "TensorSource": "write",
     "ValueType": "tables",
+    "check_gguf": "check",
     "edit_metadata": "edit",
     "hash_tensors": "digest",
     "hex_fields": "scan",
+    "mend_gguf": "mend",
     "recover_journal": "journal",
     "scan_header": "scan",
     "to_native": "native",
@@ -56,6 +61,7 @@ __all__ = [
     "GGUFFile",
     "HeaderScan",
     "LazyStrings",
+    "MendResult",
     "MetadataField",
     "ModelDigest",
     "NativeResult",
@@ -64,9 +70,11 @@ __all__ = [
     "TensorInfo",
     "TensorSource",
     "ValueType",
+    "check_gguf",
     "edit_metadata",
     "hash_tensors",
     "hex_fields",
+    "mend_gguf",
     "recover_journal",
     "scan_header",
     "to_native",

@@ -57,7 +57,9 @@ def correct_infos(
 
     Between two sound neighbours there is exactly one place for a tensor, and often only one shape or type
     that fills it. A place that is merely too large may have held another tensor, too, unless all that were
-    counted are there (``complete``). Returns (index, corrected info, what was wrong).
+    counted are there (``complete``). Behind the last tensor there is no neighbour, only the end of the file,
+    and a file that was cut off or appended to is likelier than a damaged shape: there only a tensor of the
+    same kind in another layer counts. Returns (index, corrected info, what was wrong).
     """
     out = []
     data_end = size - align(end, alignment)
@@ -77,7 +79,10 @@ def correct_infos(
             continue
         room = high - low
         too_large = info.nbytes is None or info.nbytes > room
-        better = known.fill(info, room, certain=too_large) if room > 0 and (too_large or complete) else None
+        better = None
+        if room > 0 and (too_large or complete):
+            cut = last and info.nbytes is not None
+            better = known.like_sibling(info, room) if cut else known.fill(info, room, certain=too_large)
         if better is not None:
             names = (("shape", info.dims, better[0]), ("type", info.type, better[1]))
             wrong = [what for what, old, new in names if old != new]
@@ -111,13 +116,18 @@ class _Known:
         nbytes = tables.tensor_nbytes(dims, kind)
         return nbytes is not None and (nbytes == room or align(nbytes, self.alignment) == room)
 
-    def fill(self, info: TensorInfo, room: int, *, certain: bool) -> tuple[tuple[int, ...], int] | None:
-        """Return the (shape, type) nearest to a tensor's own that takes up exactly ``room`` bytes."""
-        if self.full(info.dims, info.type, room):
-            return info.dims, info.type
-        for other in self.siblings[_without_layer(info.name)]:
+    def like_sibling(self, info: TensorInfo, room: int) -> tuple[tuple[int, ...], int] | None:
+        """Return the (shape, type) of the tensor itself or of its kind in another layer that fits ``room``."""
+        for other in (info, *self.siblings[_without_layer(info.name)]):
             if self.full(other.dims, other.type, room):
                 return other.dims, other.type
+        return None
+
+    def fill(self, info: TensorInfo, room: int, *, certain: bool) -> tuple[tuple[int, ...], int] | None:
+        """Return the (shape, type) nearest to a tensor's own that takes up exactly ``room`` bytes."""
+        alike = self.like_sibling(info, room)
+        if alike is not None:
+            return alike
         for kind in self.types:
             if self.full(info.dims, kind, room):
                 return info.dims, kind
@@ -153,11 +163,23 @@ def place(
         first = align(end, reading.alignment)
         for data_start in dict.fromkeys((first, align(end, declared or first or 1), align(end, 32), end)):
             score, placed = _judge(reading, sizes, data_start, end, source)
+            if declared and not _may_start(placed, align(end, declared), source):
+                continue
             score = (*score, reading.kind == "declared", reading.alignment == declared, data_start == first)
             if best is None or score > best[0]:
                 best = score, placed
     assert best is not None
     return best[1]
+
+
+def _may_start(placed: Placement, first: int, source: Source) -> bool:
+    """Tell whether the data may start before ``first``, where the header says that it does.
+
+    A file that lost a few bytes at its end also looks whole when all data is moved up by as many. So the
+    padding must be missing beyond doubt: the file ends where it then should, and what is there is no padding.
+    """
+    gap = source.read_upto(placed.data_start, max(first - placed.data_start, 0))
+    return placed.data_start >= first or (placed.exact and any(gap))
 
 
 def _readings(tensors: list[TensorInfo], sizes: list[int], declared: int | None) -> Iterator[_Reading]:
