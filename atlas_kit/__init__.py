@@ -34,3 +34,8 @@ def __getattr__(name: str) -> Any:
     except KeyError:
         raise AttributeError(f"module 'atlas_kit' has no attribute {name!r}") from None
     return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return __all__

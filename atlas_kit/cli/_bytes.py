@@ -23,7 +23,8 @@ def hex_blocks(result: Any) -> Iterator[_render.Block]:
     rows = []
     for line in result.fields:
         data = line.data.hex(" ") + (" ..." if line.size > len(line.data) else "")
-        rows.append((f"{line.offset:#010x}", line.size, data, line.name, line.type, line.value, line.meaning))
+        meaning = _render.name(line.meaning)
+        rows.append((f"{line.offset:#010x}", line.size, data, line.name, line.type, line.value, meaning))
     yield _render.Table([">offset", ">size", "bytes", "field", "type", "value", "meaning"], rows)
     if result.fields_error:
         yield _render.Lines([_render.Styled(f"here it ends: {result.fields_error}", "bad")])
@@ -54,7 +55,7 @@ def map_blocks(regions: list[Any], size: int) -> Iterator[_render.Block]:
     yield _render.Lines(lines)
     yield _legend(regions, size, letters)
     shown = [r for r in regions if r.kind != "padding"]
-    rows = [(f"{r.offset:,}", f"{r.size:,}", r.kind, r.name) for r in shown[:LISTED]]
+    rows = [(f"{r.offset:,}", f"{r.size:,}", r.kind, _render.name(r.name)) for r in shown[:LISTED]]
     yield _render.Table([">offset", ">size", "kind", "name"], rows)
     if len(shown) > LISTED:
         yield f"... and {len(shown) - LISTED:,} more (--json lists all)"

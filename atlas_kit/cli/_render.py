@@ -301,6 +301,12 @@ def moment(seconds: int | None) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
 
 
+def name(text: str, width: int = 120) -> str:
+    """Return a key or a name for a table; of a very long one, its start and its end."""
+    text = printable(text)
+    return text if len(text) <= width else f"{text[: width - 23]}...{text[-20:]}"
+
+
 def shape(dims: Sequence[int] | None) -> str:
     """Return a shape as ``2 x 3``."""
     return "" if dims is None else " x ".join(map(str, dims)) or "scalar"

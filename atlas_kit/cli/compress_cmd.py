@@ -82,7 +82,7 @@ def _text(result: Any) -> Iterator[_render.Block]:
     yield f"{result.output}: {_render.exact_size(result.size_after)}{ratio}"
     for row in result.entries:
         if row.note:
-            yield f"{row.key}: {row.note}"
+            yield f"{_render.name(row.key)}: {row.note}"
 
 
 def _row(row: Any, quantised: bool) -> list[object]:
@@ -93,4 +93,4 @@ def _row(row: Any, quantised: bool) -> list[object]:
     error = ["", ""]
     if row.error is not None:
         error = [format(row.error.max_abs, ".3g"), format(row.error.relative_l2, ".3g")]
-    return [row.size, row.stored_after, ratio, stored, *(error if quantised else []), row.key]
+    return [row.size, row.stored_after, ratio, stored, *(error if quantised else []), _render.name(row.key)]

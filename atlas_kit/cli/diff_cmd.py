@@ -71,8 +71,8 @@ def _text(result: Any) -> Iterator[_render.Block]:
 def _lines(change: Any) -> Iterator[str | _render.Styled]:
     mark, style = _MARKS[change.what]
     part = "" if change.part == "entry" else f"{change.part} "
-    to = "" if change.new_name is None else f" -> {change.new_name}"
-    yield _render.Styled(f"{mark} {part}{change.name}{to}", style)
+    to = "" if change.new_name is None else f" -> {_render.name(change.new_name)}"
+    yield _render.Styled(f"{mark} {part}{_render.name(change.name)}{to}", style)
     for name, before, after in change.details:
         if before is None or after is None:
             yield f"    {name} {_value(after if before is None else before)}"

@@ -198,10 +198,10 @@ def _stats(rows: list[Any]) -> _render.Table:
 
     def cells(name: str, stats: Any) -> list[object]:
         if isinstance(stats, str):
-            return ["", "", "", "", "", "", "", _render.Styled(f"{name}: {stats}", "bad")]
+            return ["", "", "", "", "", "", "", _render.Styled(f"{_render.name(name)}: {stats}", "bad")]
         bad = _render.Styled(str(stats.nan + stats.inf), "bad") if stats.nan + stats.inf else 0
         return [f"{stats.count:,}", number(stats.min), number(stats.max), number(stats.mean),
-                number(stats.std), stats.zeros, bad, name]  # fmt: skip
+                number(stats.std), stats.zeros, bad, _render.name(name)]  # fmt: skip
 
     columns = [">count", ">min", ">max", ">mean", ">std", ">zeros", ">NaN/Inf", "tensor"]
     return _render.Table(columns, [cells(*row) for row in rows])

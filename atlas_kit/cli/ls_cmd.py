@@ -71,7 +71,7 @@ def entry_table(entries: list[Any]) -> _render.Table:
         out += [_render.moment(row.timestamp)]
         if tensors:
             out += [f"{row.dtype} {_render.shape(row.shape)}" if row.dtype else ""]
-        return [*out, row.key]
+        return [*out, _render.name(row.key)]
 
     columns = ["type", ">size", *([">stored", "codec"] if coded else []), "time",
                *(["tensor"] if tensors else []), "key"]  # fmt: skip
@@ -83,11 +83,11 @@ def model_tables(listing: Any) -> Iterator[_render.Block]:
     from atlas_kit.operations._gguf_values import show_value
 
     if listing.metadata:
-        rows = [(row.type_name, row.key, show_value(row)) for row in listing.metadata]
+        rows = [(row.type_name, _render.name(row.key), show_value(row)) for row in listing.metadata]
         yield _render.Table(["type", "key", "value"], rows)
     if listing.tensors:
         infos = [
-            (info.type_name, _render.shape(info.shape), info.nbytes, info.file_offset, info.name)
+            (info.type_name, _render.shape(info.shape), info.nbytes, info.file_offset, _render.name(info.name))
             for info in listing.tensors
         ]
         yield _render.Table(["type", "shape", ">bytes", ">offset", "tensor"], infos)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PROG = "atlas-tool"
+#: Longer error messages lose their middle.
+LONGEST = 2000
 FINE, FINDINGS, MISUSE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 
 
@@ -144,8 +146,11 @@ def _fail(message: str, code: int) -> int:
         sys.stdout.flush()
     except OSError:
         _quiet_stdout(code)
+    message = printable(message)
+    if len(message) > LONGEST:  # a key may have megabytes
+        message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
     try:
-        print(f"{PROG}: {printable(message)}", file=sys.stderr)  # noqa: T201
+        print(f"{PROG}: {message}", file=sys.stderr)  # noqa: T201
         sys.stderr.flush()
     except OSError:
         pass

@@ -16,22 +16,26 @@ if TYPE_CHECKING:
 @command_(
     "recover",
     """\
-List the backups of a memory file, and restore one.
+List the backups of a file, and restore one.
 
-Backups are NAME.atlas.bak, kept by --backup, and NAME_<timestamp>.atlas.bak. Each is checked. --restore
-puts one back: `latest` (the newest that is intact), its number in the list, or its name. The file that was
-there is kept as NAME_<timestamp>.atlas.bak, so nothing is lost. FILE itself need not exist any more.
+Backups are NAME.atlas.bak, kept by --backup, and NAME_<timestamp>.atlas.bak; those of a GGUF model end in
+.gguf.bak. Each is checked. --restore puts one back: `latest` (the newest that is intact), its number in the
+list, or its name. The file that was there is kept as NAME_<timestamp>.atlas.bak, so nothing is lost. FILE
+itself need not exist any more.
 
-The exit code is 1 when there is no backup.
+When an edit of a GGUF model in place was interrupted, the list says so, and --restore `journal` undoes it.
+
+The exit code is 1 when there is nothing to put back.
 
 Examples:
   atlas-tool recover llama-7b_memory.atlas
   atlas-tool recover llama-7b_memory.atlas --restore latest
   atlas-tool recover llama-7b_memory.atlas --restore 2 -o old.atlas
+  atlas-tool recover model.gguf --restore journal
 """,
 )
 @click.argument("file", type=click.Path())
-@click.option("--restore", metavar="WHICH", help="Restore this backup: latest, a number, or a name.")
+@click.option("--restore", metavar="WHICH", help="Restore this backup: latest, a number, a name, or journal.")
 @output_option("Restore to OUTPUT instead of FILE.")
 @force_option
 @json_option
@@ -49,8 +53,11 @@ def command(file: str, restore: str | None, output: str | None, force: bool, as_
 
 
 def _list(result: Any) -> Iterator[_render.Block]:
+    if result.interrupted:
+        yield f"an edit of {result.path} was interrupted: undo it with --restore journal"
     if not result.backups:
-        yield f"no backup of {result.path}"
+        if not result.interrupted:
+            yield f"no backup of {result.path}"
         return
     rows = []
     for number, backup in enumerate(result.backups, 1):

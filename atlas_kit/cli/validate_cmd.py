@@ -70,7 +70,7 @@ def _text(report: Any) -> Iterator[_render.Block]:
     lines.append(verdict)
     for finding in report.findings:
         place = "" if finding.offset is None else f" at byte {finding.offset:,}"
-        about = "" if finding.key is None else f' "{finding.key}":'
+        about = "" if finding.key is None else f' "{_render.name(finding.key)}":'
         text = f"  {finding.severity}{place} [{finding.code}]{about} {finding.message}"
         lines.append(_render.Styled(text, _STYLES[finding.severity]))
         if finding.hint:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -369,6 +371,23 @@ def test_repair_an_encrypted_file(files):
     assert tool("get", out, "greeting", **secret).stdout == b"hello\nworld\n"
 
 
+def test_long_keys_are_shortened_in_tables_only(files, run_cli, parse_json):
+    key = "k" * 5000 + "-end"
+    assert run_cli("set", files.v2, key, "v").exit_code == 0
+    assert run_cli("set", files.gguf, key, "v", "--type", "str").exit_code == 0
+    for path in (files.v2, files.gguf):
+        for options in ("--entries", "--hex", "--map"):
+            result = run_cli("inspect", path, options)
+            assert result.exit_code == 0
+            assert max(map(len, result.stdout.splitlines())) < 400
+        assert "-end" in run_cli("inspect", path, "--entries").stdout
+        assert key in run_cli("inspect", path, "--keys").stdout or path == files.gguf
+        assert key in run_cli("inspect", path, "--entries", "--json").stdout
+        missing = run_cli("get", path, f"no {key}")
+        assert missing.exit_code == 2
+        assert len(missing.stderr) < 2200
+
+
 # --- recover -------------------------------------------------------------------------------------------
 
 
@@ -428,3 +447,48 @@ def test_recover_a_file_that_is_gone(files, history, run_cli):
     assert files.v1.read_bytes() == history
     assert run_cli("recover", files.folder / "nothing.atlas").exit_code == 1
     assert run_cli("recover", files.folder / "no" / "folder.atlas").exit_code == 2
+
+
+@pytest.fixture
+def torn(files):
+    """Return a model whose header was half overwritten when its editor died, and its bytes before."""
+    from atlas_kit.formats.gguf.journal import Journal, journal_path
+
+    old = files.gguf.read_bytes()
+    head = old[:256]
+    new = head[:32] + b"half of a new header and the other half" + head[71:]
+    journal_path(files.gguf).write_bytes(Journal(head, new).encoded())
+    files.gguf.write_bytes(new[:52] + old[52:])
+    return old
+
+
+def test_recover_offers_the_journal_of_an_interrupted_edit(files, torn, run_cli, parse_json):
+    broken = files.gguf.read_bytes()
+    result = run_cli("inspect", files.gguf)
+    assert "--restore journal" in result.stdout + result.stderr
+    assert parse_json(run_cli("recover", files.gguf, "--json").stdout)["interrupted"] is True
+    listed = run_cli("recover", files.gguf)
+    assert listed.exit_code == 0
+    assert "--restore journal" in listed.stdout
+    assert files.gguf.read_bytes() == broken
+    assert run_cli("recover", files.gguf, "--restore", "journal", "-o", "x.gguf").exit_code == 2
+    assert run_cli("recover", files.gguf, "--restore", "journal").exit_code == 0
+    assert files.gguf.read_bytes() == torn
+    assert sorted(p.name for p in files.folder.iterdir() if p.name.startswith(".")) == []
+    again = run_cli("recover", files.gguf, "--restore", "journal")
+    assert again.exit_code == 2
+    assert "no edit of this file was interrupted" in again.stderr
+    assert run_cli("recover", files.gguf).exit_code == 1
+
+
+def test_recover_knows_backups_of_models(files, run_cli, parse_json):
+    before = files.gguf.read_bytes()
+    assert run_cli("set", files.gguf, "general.name", "x" * 5000, "--backup").exit_code == 0
+    listed = parse_json(run_cli("recover", files.gguf, "--json").stdout)["backups"]
+    assert [Path(backup["path"]).name for backup in listed] == ["model.gguf.bak"]
+    changed = files.gguf.read_bytes()
+    restored = parse_json(run_cli("recover", files.gguf, "--restore", "latest", "--json").stdout)
+    assert files.gguf.read_bytes() == before
+    assert Path(restored["kept"]).read_bytes() == changed
+    assert re.fullmatch(r"model_\d+\.gguf\.bak", Path(restored["kept"]).name)
+    assert len(parse_json(run_cli("recover", files.gguf, "--json").stdout)["backups"]) == 2

@@ -385,14 +385,32 @@ def test_the_next_edit_recovers_first(model: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_stale_or_broken_journal_does_no_harm(model: Path) -> None:
     original = model.read_bytes()
-    for junk in (b"", b"ATLASJN1", b"x" * 100, journal.Journal(original[:500], bytes(16)).encoded()[:-1]):
+    whole = journal.Journal(original[:500], bytes(500)).encoded()
+    for junk in (b"", b"ATLASJN1", b"x" * 100, whole[:-1], whole[:40] + b"?" + whole[41:]):
         journal_path(model).write_bytes(junk)
         GGUFFile.open(model).close()
         assert recover_journal(model) is False
         assert model.read_bytes() == original
-    journal_path(model).write_bytes(journal.Journal(original[:500], bytes(16)).encoded())
-    GGUFFile.open(model).close()
-    assert recover_journal(model) is False
+    for old, new in ((original[:500], bytes(500)), (bytes(500), original[:500])):
+        journal_path(model).write_bytes(journal.Journal(old, new).encoded())
+        GGUFFile.open(model).close()
+        assert recover_journal(model) is False
+        assert model.read_bytes() == original
+
+
+def test_a_journal_is_never_put_back_into_another_file(model: Path) -> None:
+    """The model was downloaded again, or another one took its name, before anybody looked at the journal."""
+    original = model.read_bytes()
+    for old in (b"GGUF" + bytes(496), bytes(len(original) + 1)):
+        journal_path(model).write_bytes(journal.Journal(old, old[::-1]).encoded())
+        GGUFFile.open(model).close()
+        edit_metadata(model, [Set("general.architecture", "llama")])
+        assert contents(model)["general.architecture"] == "llama"
+        journal_path(model).write_bytes(journal.Journal(old, old[::-1]).encoded())
+        before = model.read_bytes()
+        assert recover_journal(model) is False
+        assert model.read_bytes() == before
+        assert not journal_path(model).exists()
 
 
 KILLED = """

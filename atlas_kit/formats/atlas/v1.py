@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
     from atlas_kit.formats._files import Source
 
-#: How much of the file the walk holds at a time.
+#: How much of the file the walk reads ahead: much among small entries, little behind a large one.
 WINDOW = 1 << 22
+SMALL_WINDOW = 1 << 16
 
 #: (header size, checksum) of each dialect, the canonical one first.
 DIALECTS = {
@@ -171,7 +172,8 @@ def walk(
     at = start
     for index in range(count):
         if at + reach > base + len(window) and base + len(window) < file_size:
-            base, window = at, source.read_upto(at, WINDOW)
+            ahead = WINDOW if at <= base + len(window) else min(SMALL_WINDOW, WINDOW)
+            base, window = at, source.read_upto(at, ahead)
         place = at - base
         if place + head > len(window):
             raise _cut(source, at, index, count)

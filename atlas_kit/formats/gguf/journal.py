@@ -1,10 +1,11 @@
 """The journal of an edit in place: what lets a header that was half overwritten be put back.
 
-Overwriting bytes of a file is not atomic. So the old bytes go to ``.NAME.journal`` beside the file first,
-and reach the disk before the first new byte is written; the journal is removed when the new bytes have
-reached the disk. Who finds a journal compares the file with both states: if it is wholly old or wholly new,
-the journal is stale; if it is neither, the edit was interrupted, and ``recover_journal`` puts the old bytes
-back. Reading never writes: opening such a file is a clear error that names the way out.
+Overwriting bytes of a file is not atomic. So old and new bytes go to ``.NAME.journal`` beside the file first,
+and reach the disk before the file is touched; the journal is removed when the new bytes have reached the
+file. Who finds a journal compares the file with both states: if it is wholly old or wholly new, or holds
+bytes of neither (the file was replaced by another one since), the journal is stale; if it is a mixture, the
+edit was interrupted, and ``recover_journal`` puts the old bytes back. Reading never writes: opening such a
+file is a clear error that names the way out.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from atlas_kit.errors import FileAccessError, FileCorruptError
 from atlas_kit.formats._files import StrPath, access_error, lock, sync_folder
 
 _MAGIC = b"ATLASJN1"
-_HEAD = 8 + 8 + 16 + 16 + 16  # magic, size of the region, XXH3-128 of old, of new, of this head and old
+_HEAD = 8 + 8 + 16  # magic, size of the region, XXH3-128 of these and of what follows
+#: What is compared at once: no disk writes less.
+_SECTOR = 512
 
 
 def _hash(data: bytes) -> bytes:
@@ -28,36 +31,33 @@ def _hash(data: bytes) -> bytes:
     return digest
 
 
-State = Literal["old", "new", "torn", "unusable"]
+State = Literal["old", "new", "torn", "foreign"]
 
 
 @dataclass(frozen=True)
 class Journal:
-    """The old bytes of a file's start, and the hash of what they are being replaced with."""
+    """The old bytes of a file's start, and what they are being replaced with (as many bytes)."""
 
     old: bytes
-    new_hash: bytes
+    new: bytes
 
     def encoded(self) -> bytes:
         """Return the journal's bytes."""
         head = _MAGIC + len(self.old).to_bytes(8, "little")
-        head += _hash(self.old) + self.new_hash
-        return head + _hash(head + self.old) + self.old
+        return head + _hash(head + self.old + self.new) + self.old + self.new
 
     @classmethod
     def decode(cls, data: bytes) -> Journal | None:
         """Return the journal in ``data``, or ``None`` when it was not written to the end."""
-        if len(data) < _HEAD or data[:8] != _MAGIC:
+        size = int.from_bytes(data[8:16], "little")
+        if data[:8] != _MAGIC or len(data) != _HEAD + 2 * size:
             return None
-        old = data[_HEAD:]
-        if len(old) != int.from_bytes(data[8:16], "little"):
+        if _hash(data[:16] + data[_HEAD:]) != data[16:_HEAD]:
             return None
-        if _hash(data[: _HEAD - 16] + old) != data[_HEAD - 16 : _HEAD]:
-            return None
-        return cls(old, data[32:48])
+        return cls(data[_HEAD : _HEAD + size], data[_HEAD + size :])
 
     def state_of(self, path: StrPath) -> State:
-        """Tell which state the start of the file is in."""
+        """Tell which state the start of the file is in: ``foreign`` when it was never being edited."""
         try:
             with open(path, "rb") as file:
                 now = file.read(len(self.old))
@@ -65,7 +65,22 @@ class Journal:
             raise access_error(error, path) from error
         if now == self.old:
             return "old"
-        return "new" if _hash(now) == self.new_hash else "torn"
+        if now == self.new:
+            return "new"
+        return "torn" if self._is_mixture(now) else "foreign"
+
+    def _is_mixture(self, now: bytes) -> bool:
+        """Tell whether every byte is the old or the new one."""
+        if len(now) != len(self.old):
+            return False
+        for at in range(0, len(now), _SECTOR):
+            place = slice(at, at + _SECTOR)
+            sector, old, new = now[place], self.old[place], self.new[place]
+            if sector in (old, new):
+                continue
+            if any(byte not in pair for byte, *pair in zip(sector, old, new, strict=True)):
+                return False
+        return True
 
 
 def journal_path(path: StrPath) -> Path:
@@ -95,15 +110,21 @@ def check_journal(path: StrPath) -> None:
     FileCorruptError
         An edit in place was interrupted (or is under way in another process).
     """
-    if not os.path.exists(journal_path(path)):
-        return
-    journal, _ = _load(path)
-    if journal is not None and journal.state_of(path) == "torn":
+    if is_interrupted(path):
         raise FileCorruptError(
             "an edit of this file was interrupted, or is under way",
             path=path,
-            hint="Its old header is safe in the journal beside it: atlas-tool recover puts it back.",
+            hint="Its old header is safe in the journal beside it: put it back with"
+            " atlas-tool recover FILE --restore journal.",
         )
+
+
+def is_interrupted(path: StrPath) -> bool:
+    """Tell whether the header of ``path`` is only half overwritten, and its journal can put it back."""
+    if not os.path.exists(journal_path(path)):
+        return False
+    journal, _ = _load(path)
+    return journal is not None and journal.state_of(path) == "torn"
 
 
 def recover_journal(path: StrPath, *, locked: bool = False) -> bool:
@@ -140,7 +161,7 @@ def replace_start(path: StrPath, old: bytes, new: bytes) -> None:
     if len(old) != len(new):
         raise FileAccessError("a header can only be replaced by one of the same size", path=path)
     place = journal_path(path)
-    journal = Journal(old, _hash(new))
+    journal = Journal(old, new)
     try:
         with open(place, "wb") as file:
             file.write(journal.encoded())
