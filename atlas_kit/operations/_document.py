@@ -63,7 +63,7 @@ def file_facts(memory: MemoryFile) -> dict[str, Any]:
         "modified": memory.modified,
         "model_hash": bytes(memory.model_hash).hex(),
     }
-    info = memory._info
+    info = memory.info
     if any(info.reserved):
         facts["reserved"] = info.reserved.hex()
     if info.file_flags:
@@ -121,7 +121,7 @@ def make_memory(facts: dict[str, Any]) -> MemoryFile:
         raise FileCorruptError('"version" is not 1, 2 or 3')
     # A version 3 document becomes a file in memory that is encrypted when it is saved, not before.
     memory = MemoryFile(version=min(version, 2))
-    info = memory._info
+    info = memory.info
     info.created = _whole(facts, "created", tables.U64)
     info.modified = _whole(facts, "modified", tables.U64)
     info.model_hash = _hash(facts, "model_hash")

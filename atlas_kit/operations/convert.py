@@ -187,7 +187,7 @@ def copy_into(memory: MemoryFile, made: MemoryFile) -> MemoryFile:
 
 def copy_header(memory: MemoryFile, made: MemoryFile) -> None:
     """Give a new memory file the times, model hash and flags of another."""
-    ours, theirs = made._info, memory._info
+    ours, theirs = made.info, memory.info
     ours.created, ours.modified = theirs.created, theirs.modified
     ours.model_hash, ours.reserved = theirs.model_hash, theirs.reserved
     ours.file_flags = theirs.file_flags
@@ -203,7 +203,7 @@ def _notes(memory: MemoryFile, target: str) -> list[str]:
         notes.append(
             f"version 1 has no tensors: {tensors} of them became .npy files, which version 1 holds as bytes"
         )
-    if memory._info.file_flags:
+    if memory.info.file_flags:
         notes.append("version 1 has no file flags, which were dropped")
     return notes
 

@@ -141,14 +141,14 @@ def same_payload(first: Entry, second: Entry) -> bool:
 
 def _header(made: Any, opened: list[Opened], prefer: str) -> list[str]:
     """Choose the header's fields, and say where the inputs contradict each other."""
-    infos = [one.memory._info for one in opened]
+    infos = [one.memory.info for one in opened]
     chosen = infos[0] if prefer == "first" else infos[-1]
     if prefer == "newest":
         chosen = max(infos, key=lambda info: info.modified)
-    made._info.created = min(info.created for info in infos)
-    made._info.modified = max(info.modified for info in infos)
+    made.info.created = min(info.created for info in infos)
+    made.info.modified = max(info.modified for info in infos)
     hashes = {info.model_hash for info in infos if any(info.model_hash)}
-    made._info.model_hash = chosen.model_hash if any(chosen.model_hash) else next(iter(hashes), bytes(32))
+    made.info.model_hash = chosen.model_hash if any(chosen.model_hash) else next(iter(hashes), bytes(32))
     if len(hashes) > 1:
         return ["the inputs belong to different models: their model hashes differ"]
     return []

@@ -260,6 +260,11 @@ class MemoryFile(MutableMapping[str, Entry]):
         return self._dirty
 
     @property
+    def info(self) -> Info:
+        """What the header says, for tools that set what is otherwise kept (times, reserved bytes, flags)."""
+        return self._info
+
+    @property
     def store(self) -> Store | None:
         """The file as it is on disk, for tools that look under the mapping."""
         return self._store

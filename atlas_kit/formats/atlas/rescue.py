@@ -127,13 +127,15 @@ def _plan(source: Source, secret: Secret | None, version: int | None) -> Plan:
             "nothing of a .atlas file was found", path=source.path, hint="Is it another kind of file?"
         )
     if said is None:
-        said = _likely_version(source, new, covered, covered_old)
+        said = _likely_version(source, new, old, covered, covered_old)
     if said == 1:
         return plan_v1(source, old, max_key_of(version or 1))
     return plan_v2(source, new, secret, max_key_of(version or 2))
 
 
-def _likely_version(source: Source, new: list[scan_v2.Piece], covered: int, covered_old: int) -> int:
+def _likely_version(
+    source: Source, new: list[scan_v2.Piece], old: list[scan_v1.Piece], covered: int, covered_old: int
+) -> int:
     """Weigh what a damaged header says, what is where the first entry would be, and what covers more bytes.
 
     One version may lie inside a payload of the other, so none of these is enough.
@@ -146,6 +148,8 @@ def _likely_version(source: Source, new: list[scan_v2.Piece], covered: int, cove
         return 1
     if said in (2, 3) and (covered or not covered_old):
         return 2
+    if covered and covered_old and new[-1].kind == "gap" and old[-1].kind == "entry":
+        return 1  # the file's end belongs to the outer one
     return 1 if covered_old > covered or not covered else 2
 
 

@@ -343,10 +343,14 @@ class Walker:
             total = int.from_bytes(nested.raw[32:40], "little")
             end = nested.end + total
             inside = claimed is not None and (claimed > self._size or end <= claimed)
-            if self._expected is not None and self._size <= self._expected:
-                inside = True  # with another file behind it, this one would be longer than it should be
+            if self._expected is not None:
+                # joined, this file would be too long or short by one number of bytes; nested, by the other
+                inside = inside or abs(self._size - self._expected) <= abs(header - self._expected)
             if end > self._size:
-                return self._size if inside else header
+                if not inside:
+                    return header
+                at = self._chain(nested.end, self._size)
+                continue
             if not inside and self._find_entry(end) >= self._find_header(end):
                 return header
             at = end if self._expected == self._size else self._chain(nested.end, end)

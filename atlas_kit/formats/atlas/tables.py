@@ -123,6 +123,6 @@ SCRYPT_LOG2_N = 15
 SCRYPT_R = 8
 SCRYPT_P = 1
 #: Work memory that a file may ask scrypt to use: 128 * N * r * p bytes.
-SCRYPT_MAX_MEMORY = 1 << 30
+SCRYPT_MAX_MEMORY = 1 << 28  # about a second
 NONCE_SIZE = 12
 TAG_SIZE = 16
