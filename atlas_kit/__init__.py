@@ -13,6 +13,7 @@ from atlas_kit._version import __version__
 if TYPE_CHECKING:
     from atlas_kit.errors import AtlasError, ErrorCode
     from atlas_kit.formats.atlas import DataType, Entry, MemoryFile
+    from atlas_kit.formats.detect import detect, open_file
     from atlas_kit.formats.gguf import GGUFFile
 
 _HOME = {
@@ -22,9 +23,21 @@ _HOME = {
     "ErrorCode": "atlas_kit.errors",
     "GGUFFile": "atlas_kit.formats.gguf",
     "MemoryFile": "atlas_kit.formats.atlas",
+    "detect": "atlas_kit.formats.detect",
+    "open_file": "atlas_kit.formats.detect",
 }
 
-__all__ = ["AtlasError", "DataType", "Entry", "ErrorCode", "GGUFFile", "MemoryFile", "__version__"]
+__all__ = [
+    "AtlasError",
+    "DataType",
+    "Entry",
+    "ErrorCode",
+    "GGUFFile",
+    "MemoryFile",
+    "__version__",
+    "detect",
+    "open_file",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -80,7 +80,7 @@ class AtlasError(Exception):
 
     def __str__(self) -> str:
         text = self.message
-        if self.key is not None and repr(self.key)[1:-1] not in text:
+        if self.key is not None and not self._names_key():
             text = f'"{self.key}": {text}'
         if self.offset is not None:
             text = f"at byte {self.offset}: {text}"
@@ -89,6 +89,12 @@ class AtlasError(Exception):
         if self.hint:
             text = f"{text.rstrip('.')}. {self.hint}"
         return printable(text)
+
+    def _names_key(self) -> bool:
+        """Tell whether the message names the key already; short ones are found in any sentence."""
+        key = repr(self.key)[1:-1]
+        quoted = f'"{key}"' in self.message or f"'{key}'" in self.message
+        return quoted or (len(key) > 6 and key in self.message)
 
 
 class InvalidParamError(AtlasError, ValueError):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from atlas_kit.operations._inputs import Given, Keys
 
@@ -39,6 +39,17 @@ F = TypeVar("F", bound="Callable[..., Any]")
 
 #: A path that may be ``-``. Existence is left to the library, whose errors say more.
 FILE = click.Path(allow_dash=True)
+
+class _InPlace(click.Path):
+    """A file that the command changes, so that standard input cannot be meant."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "-":
+            self.fail("a file is changed in place, and standard input has no place (a file named - is ./-)")
+        return super().convert(value, param, ctx)
+
+
+IN_PLACE = _InPlace()
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 force_option = click.option("-f", "--force", is_flag=True, help="Overwrite OUTPUT when it exists.")
@@ -105,6 +116,12 @@ def _ask(question: str, confirm: bool) -> bytes:
     """Ask for a passphrase on the terminal, without showing it."""
     answer = click.prompt(question, hide_input=True, confirmation_prompt=confirm, err=True)
     return str(answer).encode("utf-8", "surrogateescape")
+
+
+def one_stdin(files: Sequence[str]) -> None:
+    """Refuse more than one ``-``: standard input can be read only once."""
+    if list(files).count("-") > 1:
+        raise click.UsageError("standard input can be only one of the files")
 
 
 def given(path: str) -> Given:

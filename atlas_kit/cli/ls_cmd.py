@@ -87,7 +87,13 @@ def model_tables(listing: Any) -> Iterator[_render.Block]:
         yield _render.Table(["type", "key", "value"], rows)
     if listing.tensors:
         infos = [
-            (info.type_name, _render.shape(info.shape), info.nbytes, info.file_offset, _render.name(info.name))
+            (
+                info.type_name,
+                _render.shape(info.shape),
+                info.nbytes,
+                info.file_offset,
+                _render.name(info.name),
+            )
             for info in listing.tensors
         ]
         yield _render.Table(["type", "shape", ">bytes", ">offset", "tensor"], infos)

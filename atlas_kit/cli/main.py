@@ -43,6 +43,7 @@ def run(args: list[str]) -> int:
     if args in (["--version"], ["-V"]):  # answered before click, which costs twice the interpreter's start
         print(f"{PROG} {__version__}")  # noqa: T201
         return FINE
+    _have_streams()
     _be_printable()
     try:
         code = _invoke(args)
@@ -82,6 +83,13 @@ def _invoke(args: list[str]) -> int:
     with group.make_context(PROG, args) as context:
         result = group.invoke(context)
     return result if isinstance(result, int) else FINE
+
+
+def _have_streams() -> None:
+    """Open what the caller closed (``>&-``) on nothing: no file of ours may get its number, and be written to."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123 (for the rest of the run)
 
 
 def _be_printable() -> None:

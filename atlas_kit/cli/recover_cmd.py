@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from atlas_kit.cli import _render
-from atlas_kit.cli._options import command_, force_option, json_option, keys_options, output_option
+from atlas_kit.cli._options import IN_PLACE, command_, force_option, json_option, keys_options, output_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,7 @@ Examples:
   atlas-tool recover model.gguf --restore journal
 """,
 )
-@click.argument("file", type=click.Path())
+@click.argument("file", type=IN_PLACE)
 @click.option("--restore", metavar="WHICH", help="Restore this backup: latest, a number, a name, or journal.")
 @output_option("Restore to OUTPUT instead of FILE.")
 @force_option

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from atlas_kit.cli import _render
-from atlas_kit.cli._options import backup_option, command_, json_option, keys_options
+from atlas_kit.cli._options import IN_PLACE, backup_option, command_, json_option, keys_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +27,7 @@ Examples:
   atlas-tool rm model.gguf tokenizer.chat_template --backup
 """,
 )
-@click.argument("file", type=click.Path())
+@click.argument("file", type=IN_PLACE)
 @click.argument("wanted", nargs=-1, required=True, metavar="KEY...")
 @click.option("--glob", is_flag=True, help="KEYs are patterns (*, ?, [abc]).")
 @click.option("--ignore-missing", is_flag=True, help="Do not mind keys that are not there.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from atlas_kit.cli import _render
-from atlas_kit.cli._options import FILE, backup_option, command_, json_option, keys_options
+from atlas_kit.cli._options import FILE, IN_PLACE, backup_option, command_, json_option, keys_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +30,7 @@ Examples:
   atlas-tool set model.gguf general.name "My model" --backup
 """,
 )
-@click.argument("file", type=click.Path())
+@click.argument("file", type=IN_PLACE)
 @click.argument("key")
 @click.argument("value", required=False)
 @click.option("--from", "source", type=FILE, metavar="SOURCE", help="Read the value from a file.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from atlas_kit.cli import _render
-from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options
+from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options, one_stdin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +41,7 @@ Examples:
 @keys_options
 def command(files: tuple[str, ...], strict: bool, quiet: bool, as_json: bool, keys: Any) -> int:
     """Run the command."""
+    one_stdin(files)
     from atlas_kit.operations.validate import expand, validate_file
 
     reports = []

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import re
 import stat
-import sys
 import threading
 import time
 from typing import IO, TYPE_CHECKING, Any
@@ -222,9 +222,7 @@ def start_writeback(file: IO[bytes], offset: int, size: int) -> None:
 
 
 def sync_folder(folder: StrPath) -> None:
-    """Make a rename in ``folder`` survive a power cut (no-op where folders cannot be opened)."""
-    if sys.platform == "win32":
-        return
+    """Make a rename in ``folder`` survive a power cut (where the file system can)."""
     with contextlib.suppress(OSError):
         fd = os.open(folder, os.O_RDONLY)
         try:
@@ -248,7 +246,7 @@ def lock(path: StrPath, *, timeout: float = 10.0) -> Iterator[None]:
     from pathlib import Path
 
     target = Path(os.path.realpath(path))
-    name = target.parent / f".{target.name}.lock"
+    name = target.with_name(f".{_stem(target)}.lock")
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -278,17 +276,20 @@ def lock(path: StrPath, *, timeout: float = 10.0) -> Iterator[None]:
 
 def _try_lock(fd: int) -> bool:
     try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
     return True
+
+
+def _stem(target: Path) -> str:
+    """Return what the names of files beside ``target`` start with; a long name leaves no room for more."""
+    raw = os.fsencode(target.name)
+    if len(raw) <= 200:
+        return target.name
+    import hashlib
+
+    return hashlib.sha256(raw).hexdigest()[:32]
 
 
 def _same_file(fd: int, name: Path) -> bool:
@@ -306,7 +307,7 @@ def atomic_write(
 
     Yields a binary file in the same folder; when the block ends well it is flushed, fsynced and renamed
     over ``path``, and the folder is fsynced. When it ends badly, ``path`` is untouched and the temporary
-    file is removed. A symbolic link keeps pointing at its (rewritten) target; permissions are kept.
+    file is removed. A symbolic link keeps pointing at its (rewritten) target; permissions and owner are kept.
 
     Parameters
     ----------
@@ -321,26 +322,32 @@ def atomic_write(
 
     target = Path(os.path.realpath(path))
     with contextlib.nullcontext() if locked else lock(target):
+        info: os.stat_result | None = None
         try:
-            mode = stat.S_IMODE(os.stat(target).st_mode)
-            if target.is_dir():
+            info = os.stat(target)
+            if stat.S_ISDIR(info.st_mode):
                 raise IsADirectoryError(errno.EISDIR, "it is a directory")
+            if not stat.S_ISREG(info.st_mode):  # renaming over /dev/null would replace the device itself
+                raise OSError(errno.EINVAL, "it is not a regular file")
         except FileNotFoundError:
-            mode = None  # what the umask says
+            pass  # a new file has the permissions that the umask says
         except OSError as error:
             raise access_error(error, path, "write") from error
         _remove_stale(target)
         try:
-            temporary = str(target.with_name(f".{target.name}.{os.urandom(4).hex()}.tmp"))
-            fd = os.open(temporary, _NEW_FILE, 0o666)
+            temporary = str(target.with_name(f".{_stem(target)}.{os.urandom(4).hex()}.tmp"))
+            fd = os.open(temporary, _NEW_FILE, 0o600 if info else 0o666)
         except OSError as error:
             raise access_error(error, path, "write") from error
         try:
             with open(fd, "w+b", buffering=1 << 16) as file:  # larger pieces go straight through
                 yield file
                 file.flush()
-                with contextlib.suppress(OSError, AttributeError):
-                    os.fchmod(file.fileno(), mode)
+                if info:
+                    with contextlib.suppress(OSError):
+                        os.fchown(file.fileno(), info.st_uid, info.st_gid)
+                    with contextlib.suppress(OSError):
+                        os.fchmod(file.fileno(), stat.S_IMODE(info.st_mode))
                 if durable:
                     os.fsync(file.fileno())
             if backup and target.exists():
@@ -386,7 +393,7 @@ def backup_name(path: StrPath) -> Path:
 def _keep_backup(target: Path) -> None:
     """Make ``NAME.bak`` the present file, without a moment in which neither exists."""
     backup = backup_name(target)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.bak.tmp")
+    temporary = target.with_name(f".{_stem(target)}.{os.getpid()}.bak.tmp")
     with contextlib.suppress(FileNotFoundError):
         temporary.unlink()
     try:
@@ -401,10 +408,9 @@ def _keep_backup(target: Path) -> None:
 def _remove_stale(target: Path) -> None:
     """Remove what killed writers of ``target`` left (safe: every writer holds the lock)."""
     # exactly our own names: ".a.b.12345678.tmp" may be in use by the writer of "a.b" under its own lock
-    ours = re.compile(rf"\.{re.escape(target.name)}\.([a-z0-9_]{{8}}|\d+\.bak)\.tmp")
+    ours = re.compile(rf"\.{re.escape(_stem(target))}\.([a-z0-9_]{{8}}|\d+\.bak)\.tmp")
     with contextlib.suppress(OSError), os.scandir(target.parent) as entries:
         for entry in entries:
             if ours.fullmatch(entry.name):
                 with contextlib.suppress(OSError):
                     os.unlink(entry.path)
-

@@ -168,17 +168,16 @@ class _Reading:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if (
-            error is None
-            or isinstance(error, (AtlasError, GeneratorExit))
-            or not isinstance(error, Exception)
-        ):
+        if isinstance(error, AtlasError):
+            error.path = error.path or self._path
             return
-        if isinstance(error, MemoryError):
+        if not isinstance(error, Exception) or isinstance(error, MemoryError):
             return
         from tokenize import TokenError  # NumPy lets it out for a header of unbalanced brackets
 
         if isinstance(error, (*_DAMAGE, TokenError, EOFError, OSError, SyntaxError, zlib.error)):
+            if "malformed node" in str(error):  # it would show an object's address
+                error = ValueError("its header is no literal")
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise FileCorruptError(
                 f"the array cannot be read: {reason}", path=self._path, key=self._name

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import (
+    AtlasError,
     FileAccessError,
     InvalidParamError,
     KeyRequiredError,
@@ -185,7 +186,11 @@ def open_given(given: Given, keys: Keys | None = None) -> Opened:
     if kind in ("json", "safetensors", "npz"):
         from atlas_kit.operations._carriers import read_carrier
 
-        return Opened(name, kind, *read_carrier(given, kind))
+        try:
+            return Opened(name, kind, *read_carrier(given, kind))
+        except AtlasError as error:  # what only a key or an array is wrong with does not know the file
+            error.path = error.path or (None if isinstance(given, bytes) else name)
+            raise
     raise unknown_format(given)
 
 

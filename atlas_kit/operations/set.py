@@ -105,35 +105,20 @@ def edit_memory(
     from atlas_kit.formats.atlas import MemoryFile
 
     if create:
-        return _new_memory(path, keys, version or 2)
+        secret = keys.for_writing() if version == 3 else {}
+        return MemoryFile.edit(path, create=True, version=version, backup=backup, **secret)
     try:
-        MemoryFile.open(path, **keys.options()).close()
+        with MemoryFile.open(path, **keys.options()) as memory:
+            if keys and memory.version < 3:  # was it swapped for another? do not write secrets into it
+                raise InvalidParamError(
+                    "a passphrase or key was given, and the file is not encrypted: nothing was written",
+                    path=path,
+                    hint="Leave out the key options and unset ATLAS_PASSPHRASE, or convert the file to atlas-v3.",
+                )
     except KeyRequiredError:
         if not keys.ask_for(os.fsdecode(path)):
             raise
     return MemoryFile.edit(path, backup=backup, **keys.options())
-
-
-class _NewMemory:
-    """Makes a memory file that is saved when the block ends well."""
-
-    def __init__(self, path: StrPath, memory: Any) -> None:
-        self._path = path
-        self._memory = memory
-
-    def __enter__(self) -> Any:
-        return self._memory
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if error is None:
-            self._memory.save(self._path)
-
-
-def _new_memory(path: StrPath, keys: Keys, version: int) -> _NewMemory:
-    from atlas_kit.formats.atlas import MemoryFile
-
-    secret = keys.for_writing() if version == 3 else {}
-    return _NewMemory(path, MemoryFile(version=version, **secret))
 
 
 def _type_number(name: str | None, old: Any, value: Any) -> int | None:

@@ -82,16 +82,14 @@ def expand(names: Sequence[str]) -> Iterator[str]:
 
 
 def _walk(folder: str) -> Iterator[str]:
-    def refuse(error: OSError) -> None:
-        from atlas_kit.formats._files import access_error
-
-        raise access_error(error, error.filename or folder) from error
-
-    for place, folders, files in os.walk(folder, onerror=refuse):
+    """Yield what is to be checked below a folder; a folder that cannot be read is itself a finding."""
+    denied: list[str] = []
+    for place, folders, files in os.walk(folder, onerror=lambda error: denied.append(error.filename)):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             if name.lower().endswith(SUFFIXES) and not name.startswith("."):
                 yield os.path.join(place, name)
+    yield from denied
 
 
 def validate_file(
@@ -104,7 +102,8 @@ def validate_file(
         report.format = kind_of(given)
         report.findings = _check(given, report.format, keys or Keys())
     except AtlasError as error:
-        report.readable = not isinstance(error, (FileAccessError, NoSuchFileError, InvalidParamError))
+        misuse = isinstance(error, InvalidParamError) and report.format != "json"  # or else wrong content
+        report.readable = not misuse and not isinstance(error, (FileAccessError, NoSuchFileError))
         report.findings = [_as_finding(error)]
     return report
 

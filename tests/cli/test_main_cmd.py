@@ -84,7 +84,8 @@ def test_group_help_lists_commands_and_exit_codes(run_cli):
     [[], ["nope"], ["inspect"], ["inspect", "--nope", "x"], ["inspect", "a", "b"], ["diff", "a"],
      ["get", "a"], ["set", "a", "b"], ["set", "a", "b", "c", "--from", "d"], ["rm", "a"],
      ["convert", "a"], ["merge", "a"],
-     ["compress", "a"], ["diff", "-", "-"], ["completion", "tcsh"], ["hash"], ["validate"]],
+     ["compress", "a"], ["diff", "-", "-"], ["completion", "tcsh"], ["hash"], ["validate"],
+     ["hash", "-", "-"], ["validate", "-", "-"], ["set", "-", "k", "v"], ["rm", "-", "k"], ["recover", "-"]],
 )  # fmt: skip
 def test_misuse_is_two(arguments, run_cli):
     result = run_cli(*arguments)
@@ -178,6 +179,20 @@ def test_closed_pipe_is_quiet(files):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(files, closed):
+    script = f"""{sys.executable} -m atlas_kit "$@" {closed}"""
+    for arguments, code in ((["inspect", files.v2], 0), (["inspect", "-"], 2 if "<" in closed else None),
+                            (["get", files.v2, "no such key"], 2), (["set", files.v2, "k", "v"], 0)):  # fmt: skip
+        done = subprocess.run(["bash", "-c", script, "-", *arguments], capture_output=True,
+                              stdin=subprocess.DEVNULL, check=False)  # fmt: skip
+        output = done.stdout + done.stderr
+        assert b"Traceback" not in output
+        assert b"internal error" not in output
+        assert code in (None, done.returncode)
+    assert tool("validate", files.v2).returncode == 0
+
+
 def test_full_disk_behind_stdout(files):
     with open("/dev/full", "wb") as full:
         done = subprocess.run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import stat
 import threading
 from pathlib import Path
 from typing import Any
@@ -193,9 +194,10 @@ def test_rename(path: Path) -> None:
 def test_a_closed_file_is_closed(path: Path) -> None:
     """An empty mapping instead would one day be saved over the file."""
     before = path.read_bytes()
-    with opened(path) as memory:
-        held = memory["a"]
+    memory = opened(path)
+    with pytest.warns(ResourceWarning, match="were dropped"), memory:
         memory["x"] = "not saved"
+        held = memory["a"]
     for use in (memory.save, memory.commit, memory.compact, lambda: len(memory), lambda: list(memory),
                 lambda: memory["a"], lambda: memory.set("a", "b"), lambda: memory.remove("a"),
                 lambda: list(memory.values()), lambda: memory.clear(), lambda: "a" in memory):  # fmt: skip
@@ -565,3 +567,63 @@ def test_not_saved_yet() -> None:
     assert (e.offset, e.payload_offset, e.checksum, e.size, e.stored_size) == (None, None, 0, 4, 4)
     assert isinstance(e, Entry)
     assert "not saved" in repr(memory)
+
+
+# --- what an outside review found -------------------------------------------------------------------------
+
+
+def test_saving_inside_edit(path: Path) -> None:
+    """The lock is held already: saving must not wait for itself."""
+    with MemoryFile.edit(path, key=KEY) as memory:
+        memory["x"] = "1"
+        memory.save()
+        memory["y"] = "2"
+    assert texts(path)["x"] == "1"
+    assert texts(path)["y"] == "2"
+
+
+def test_a_hard_linked_copy_is_a_snapshot(path: Path, tmp_path: Path) -> None:
+    """``cp -l`` makes one: a commit must not append to both."""
+    snapshot = tmp_path / "snapshot"
+    os.link(path, snapshot)
+    before = snapshot.read_bytes()
+    with MemoryFile.edit(path, key=KEY) as memory:
+        memory["x"] = "1"
+    assert snapshot.read_bytes() == before
+    assert texts(path)["x"] == "1"
+
+
+def test_setdefault_returns_the_entry(path: Path) -> None:
+    with opened(path) as memory:
+        assert memory.setdefault("a", "other").text == "1"
+        assert memory.setdefault("new", "other").text == "other"
+        memory.save()
+
+
+def test_devices_are_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    memory = MemoryFile()
+    memory["a"] = "1"
+    with pytest.raises(AtlasError, match="not a regular file"):
+        memory.save(pipe)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_the_longest_file_name(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 249 + ".atlas")
+    with MemoryFile.edit(path, create=True) as memory:
+        memory["a"] = "1"
+    assert texts(path) == {"a": "1"}
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_two_files_of_one_second_have_different_ids(tmp_path: Path) -> None:
+    """Or a file inside a payload would be taken for a part of the one around it."""
+    ids = set()
+    for key in ("a", "b"):
+        memory = MemoryFile(created=5)
+        memory.set(key, "1", timestamp=5)
+        memory.save(tmp_path / key)
+        ids.add(memory.store.header.file_id)  # type: ignore[union-attr]
+    assert len(ids) == 2

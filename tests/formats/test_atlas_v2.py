@@ -369,16 +369,18 @@ def test_chains_of_index_blocks(tmp_path: Path, version: int) -> None:
         model[f"new{n}"], model[f"k{n}"] = b"x", b"changed"
         del model[f"k{299 - n}"]
         longest = max(longest, len(memory.store.blocks))  # type: ignore[union-attr]
-        assert memory.generation == n + 2
+        # a sealed file is rewritten now and then, because each commit repeats its whole index
+        assert memory.generation == n + 2 or version == 3
     memory = MemoryFile.load(path, **secret)
     assert {e.key: e.data for e in memory.values()} == model
     assert all(key in memory for key in model)
     assert not any(f"k{n}" in memory for n in range(180, 300))
     assert longest == 1 if version == 3 else 2 <= longest <= 9
-    assert memory.garbage > 0
     size = memory.file_size
+    assert version == 2 or size < 5 * memory.store.live_size + (1 << 16)  # type: ignore[union-attr]
+    assert memory.garbage > 0 or version == 3
     memory.compact()
-    assert memory.file_size < size
+    assert memory.file_size < size or version == 3
     assert memory.garbage < 1000
     assert {e.key: e.data for e in MemoryFile.load(path, **secret).values()} == model
 

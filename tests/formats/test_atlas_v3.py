@@ -427,3 +427,55 @@ def test_decrypting_and_encrypting(tmp_path: Path) -> None:
     memory = MemoryFile.open(tmp_path / "2", passphrase=WORDS)
     memory.save(tmp_path / "4", version=3)
     assert load(tmp_path / "4", passphrase=WORDS) == load(tmp_path / "3", key=KEY)
+
+
+# --- what an outside review found -------------------------------------------------------------------------
+
+
+def test_an_unknown_cipher_is_refused(tmp_path: Path) -> None:
+    memory = MemoryFile(version=3, key=KEY)
+    memory["a"] = "1"
+    path = tmp_path / "f"
+    memory.save(path)
+    store = memory.store
+    raw = bytearray(path.read_bytes())
+    raw[156:160] = (2).to_bytes(4, "little")
+    raw[216:248] = store.cipher.header_tag(bytes(raw[:216]))  # type: ignore[union-attr]
+    raw[248:256] = checksums.xxh3(bytes(raw[:248])).to_bytes(8, "little")
+    with pytest.raises(VersionMismatchError, match="cipher 2"):
+        MemoryFile.open(bytes(raw), key=KEY)
+
+
+def test_the_outer_checksum_ties_the_payload_to_the_index(tmp_path: Path) -> None:
+    """It is all by which the index knows which state of an entry is the present one."""
+    memory = MemoryFile(version=3, key=KEY)
+    memory["a"] = "1"
+    path = tmp_path / "f"
+    memory.save(path)
+    raw = bytearray(path.read_bytes())
+    at = memory["a"].offset
+    assert at is not None
+    raw[at + 16] ^= 1
+    with pytest.raises(AtlasError):
+        MemoryFile.open(bytes(raw), key=KEY)["a"].data  # noqa: B018
+
+
+def test_a_passphrase_is_the_same_however_it_is_typed(tmp_path: Path) -> None:
+    memory = MemoryFile(version=3, passphrase="caf\u00e9")
+    memory["a"] = "1"
+    memory.save(tmp_path / "f")
+    for typed in ("cafe\u0301", "cafe\u0301".encode()):
+        assert MemoryFile.open(tmp_path / "f", passphrase=typed)["a"].text == "1"
+
+
+def test_commits_do_not_pile_up_old_indexes(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    memory = MemoryFile(version=3, key=KEY)
+    for n in range(500):
+        memory[f"key{n}"] = "x"
+    memory.save(path)
+    for n in range(100):
+        memory["key1"] = str(n)
+        memory.commit()
+    assert memory.file_size < 5 * memory.store.live_size + (1 << 17)  # type: ignore[union-attr]
+    assert MemoryFile.load(path, key=KEY)["key1"].text == "99"

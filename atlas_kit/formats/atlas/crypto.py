@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +46,18 @@ class Secret:
                 f"a key has 32 bytes, and this one has {len(key)}",
                 hint="Make one with: head -c 32 /dev/urandom > memory.key",
             )
-        if isinstance(passphrase, str):
-            passphrase = passphrase.encode("utf-8", "surrogateescape")
+        if passphrase is not None:
+            passphrase = _normalised(passphrase)
         if passphrase == b"":
             raise InvalidParamError("the passphrase is empty")
         return cls(passphrase, key)
+
+
+def _normalised(passphrase: str | bytes) -> bytes:
+    """Return the passphrase's bytes: the same for "é" typed as one character or as two."""
+    if isinstance(passphrase, bytes):
+        passphrase = passphrase.decode("utf-8", "surrogateescape")
+    return unicodedata.normalize("NFC", passphrase).encode("utf-8", "surrogateescape")
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,7 @@ class MemoryFile(MutableMapping[str, Entry]):
         self._added: dict[str, Entry] = {}  # new keys, in order
         self._dirty = False
         self._closed = False
+        self._locked = ""  # the file whose lock edit() holds for us
         self._codec, self._level, self._shuffle = codec, level, shuffle
         self._secret = _secret(passphrase, key)
         self.path: str | None = None
@@ -170,6 +171,7 @@ class MemoryFile(MutableMapping[str, Entry]):
         create: bool = False,
         timeout: float = 10.0,
         backup: bool = False,
+        version: int | None = None,
         **secret: Any,
     ) -> Iterator[MemoryFile]:
         """Lock a file, open it, and commit what the block changes: no other writer comes in between.
@@ -179,11 +181,12 @@ class MemoryFile(MutableMapping[str, Entry]):
         """
         with _files.lock(path, timeout=timeout):
             if create and not os.path.exists(path):
-                memory = cls(version=3 if any(secret.values()) else 2, **secret)
+                memory = cls(version=version or (3 if any(secret.values()) else 2), **secret)
                 memory.path = os.fspath(path)
                 memory._dirty = True
             else:
                 memory = cls.open(path, **secret)
+            memory._locked = os.path.realpath(path)
             with memory:
                 yield memory
                 if memory._dirty:
@@ -210,6 +213,14 @@ class MemoryFile(MutableMapping[str, Entry]):
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if self._dirty and exc[0] is None:
+            import warnings
+
+            warnings.warn(
+                "changes of a memory file were dropped: call save() or commit(), or use MemoryFile.edit()",
+                ResourceWarning,
+                stacklevel=2,
+            )
         self.close()
 
     # --- about the file -------------------------------------------------------------------------------
@@ -353,6 +364,12 @@ class MemoryFile(MutableMapping[str, Entry]):
 
     def __setitem__(self, key: str, value: Any) -> None:
         self.set(key, value)
+
+    def setdefault(self, key: str, default: Any = None) -> Entry:
+        """Return the entry of a key, after setting it to ``default`` if there is none."""
+        with self._lock:
+            entry = self._find(key)
+            return self.set(key, default) if entry is None else entry
 
     def set(
         self,
@@ -554,6 +571,7 @@ class MemoryFile(MutableMapping[str, Entry]):
                 same = os.path.realpath(path) == os.path.realpath(self.path)
             if append and same and not self._dirty:
                 return
+            locked = locked or self._locked == os.path.realpath(target)
             with contextlib.nullcontext() if locked else _files.lock(target):
                 changed = same and self._store is not None and self._store.source.changed()
                 if changed and not force:
@@ -561,10 +579,22 @@ class MemoryFile(MutableMapping[str, Entry]):
                         "another process changed the file since it was opened", path=target,
                         hint="Open it again and repeat the change, or save to another name.",
                     )  # fmt: skip
-                if append and same and not changed and version == self.version and version > 1:
+                if append and same and not changed and version == self.version and self._may_append(target):
                     self._append(target)
                 else:
                     self._replace(target, version, backup, durable, options)
+
+    def _may_append(self, target: str) -> bool:
+        """Tell whether a commit may append to the file as it is, rather than write a new one."""
+        from atlas_kit.formats.atlas import v2
+
+        store = self._store
+        if not isinstance(store, v2.StoreV2):
+            return False
+        if os.stat(target).st_nlink > 1:  # the file's other name is a snapshot, and must not change
+            return False
+        # a sealed index is written whole by each commit: do not let old ones pile up
+        return store.cipher is None or store.header.committed_size < 4 * store.live_size + (1 << 16)
 
     def _replace(
         self,

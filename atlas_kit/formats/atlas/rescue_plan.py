@@ -124,6 +124,7 @@ class Plan:
         self.notes: list[str] = []
         self._wanted: list[tuple[Entry, str, str]] = []
         self._kept = 0
+        self._next: dict[str, int] = {}
 
     def save(self, entry: Entry, how: str = "intact") -> None:
         """Take an entry whose payload is whole.
@@ -192,10 +193,11 @@ class Plan:
 
     def _free_key(self, name: str) -> str:
         raw = encode_key(LOST_AND_FOUND + name).replace(b"\0", b"?")
-        for number in range(1, 1 << 30):
+        for number in range(self._next.get(name, 1), 1 << 30):
             tail = b"" if number == 1 else b"~%d" % number
             key = decode_key(raw[: self.max_key - len(tail)] + tail)
             if key not in self.entries and key not in self.remains:
+                self._next[name] = number + 1
                 return key
         raise AssertionError("unreachable")
 

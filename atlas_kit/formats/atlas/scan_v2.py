@@ -348,12 +348,17 @@ def own_files(pieces: Iterable[Piece]) -> list[int]:
         return []
     main = pieces[0].file_id if pieces[0].kind == "header" else max(weight, key=lambda i: weight[i])
     own, end = [main], last[main]
+    header = pieces[0].header
+    # where an intact header says how long its file is, what begins before that end is inside a payload
+    stop = header.committed_size if header is not None and header.committed_size <= pieces[-1].end else 0
     for file_id in sorted(first, key=lambda i: first[i]):
-        if file_id != main and (file_id in joined or first[file_id] > end):
+        begins = pieces[first[file_id]].offset
+        if file_id != main and begins >= stop and (file_id in joined or first[file_id] > end):
             own.append(file_id)
             end = max(end, last[file_id])
+    ours = set(own)
     for piece in pieces:
-        piece.foreign = piece.kind != "gap" and piece.file_id not in own
+        piece.foreign = piece.kind != "gap" and piece.file_id not in ours
     return sorted(own, key=lambda i: first[i])
 
 

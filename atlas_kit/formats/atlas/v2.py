@@ -17,6 +17,7 @@ from atlas_kit.errors import (
     ChecksumMismatchError,
     FileCorruptError,
     TruncatedError,
+    VersionMismatchError,
 )
 from atlas_kit.formats._findings import Finding
 from atlas_kit.formats.atlas import checksums, layout
@@ -234,6 +235,12 @@ class StoreV2:
 
         from atlas_kit.formats.atlas.crypto import unlock
 
+        if self.header.crypto[4] != t.CIPHER_AES_256_GCM:
+            raise VersionMismatchError(
+                f"the cipher {self.header.crypto[4]} is not one that this version knows",
+                path=self.source.path,
+                offset=156,
+            )
         try:
             if self.cipher is None:
                 self.cipher = unlock(self.header.kdf, self.header.crypto[6], secret)
@@ -543,11 +550,23 @@ def open_sealed(source: Source, offset: int, outer: EntryHead, cipher: Cipher) -
         error.path, error.offset = path, offset
         raise
     binding = aad + sealed_head[-t.TAG_SIZE :]
+    front = checksums.xxh3_64(source.read(start, layout.SEAL.size) + sealed_head)
+
+    def unseal(data: bytes) -> bytes:
+        # the index vouches for this checksum only: nothing else ties the record to *this* state of the file
+        whole = front.copy()
+        whole.update(data)
+        if whole.intdigest() != f.data_checksum:
+            raise AuthenticationError(
+                "the record is not the one that the index names", path=path, offset=offset
+            )
+        return cipher.open(data_nonce, data, binding)
+
     payload = SealedPayload(
         source,
         start + layout.SEAL.size + head_size,
         sealed,
-        lambda data: cipher.open(data_nonce, data, binding),
+        unseal,
         inner.fields.data_checksum,
     )
     return _entry(inner, offset, None, payload)

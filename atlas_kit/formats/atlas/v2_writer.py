@@ -5,6 +5,7 @@ See "Updating" and "Version 3" of ``formats/atlas.md``. Reading is in ``v2``.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -326,8 +327,16 @@ def write(
 ) -> None:
     """Write a whole file of version 2 (or, with a cipher, 3)."""
     version = 3 if cipher else 2
-    seed = b"".join(n.to_bytes(8, "little") for n in (info.created, info.modified, count, info.total_size))
-    file_id = checksums.xxh3(seed + info.model_hash)
+    # of the entries, too: a file that holds a copy of another made in the same second must not share its id
+    entries = iter(entries)
+    first = list(itertools.islice(entries, 64))
+    entries = itertools.chain(first, entries)
+    seed = [n.to_bytes(8, "little") for n in (info.created, info.modified, count, info.total_size)]
+    seed += [
+        encode_key(e.key) + e.size.to_bytes(8, "little") + e.timestamp.to_bytes(8, "little") for e in first
+    ]
+    seed.append(os.urandom(8) if cipher else b"")
+    file_id = checksums.xxh3(b"".join(seed) + info.model_hash)
     size = layout.HEADER_STRUCTS[version].size
     file.write(bytes(size))
     writer = Writer(file, size, file_id, 1, cipher, durable=durable)
