@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import stat
 import sys
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -125,5 +126,21 @@ def one_stdin(files: Sequence[str]) -> None:
 
 
 def given(path: str) -> Given:
-    """Return the path, or for ``-`` everything on standard input."""
-    return sys.stdin.buffer.read() if path == "-" else path
+    """Return the path, or everything on standard input (``-``) or in a pipe, which can be read only once."""
+    if path == "-":
+        return sys.stdin.buffer.read()
+    return _read_once(path) or path
+
+
+def _read_once(path: str) -> bytes:
+    """Return what a pipe, a device or a file below ``/proc`` holds: their size says nothing, and may be 0."""
+    try:
+        info = os.stat(path)
+        if stat.S_ISDIR(info.st_mode) or (stat.S_ISREG(info.st_mode) and info.st_size):
+            return b""
+        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as stream:
+            if stat.S_ISFIFO(info.st_mode):  # without a writer it is empty; with one, wait for what comes
+                os.set_blocking(stream.fileno(), True)
+            return stream.read() or b""
+    except (OSError, ValueError):
+        return b""  # whoever opens the path says what is wrong with it

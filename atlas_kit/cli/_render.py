@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 #: Above this many rows a table is written plainly even on a terminal: rich takes seconds for it.
 RICH_ROWS = 500
+#: On a narrower terminal columns that wrap show one or two letters a line: long lines say more there.
+NARROWEST = 30
 #: How many plain rows are measured together, so that a long table starts to appear at once.
 PLAIN_ROWS = 1000
 
@@ -201,7 +203,8 @@ def _rich_console() -> Any:
         return None
     from rich.console import Console
 
-    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    return console if console.width >= NARROWEST else None
 
 
 def _show_rich(console: Any, block: Block) -> None:

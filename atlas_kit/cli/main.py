@@ -135,6 +135,8 @@ def _explain(error: BaseException) -> str:
         return f"{name}{why[:1].lower()}{why[1:]}"
     if isinstance(error, UnicodeError):
         return f"the text is not {getattr(error, 'encoding', 'UTF-8')}: {error}"
+    if isinstance(error, ImportError):
+        return f"a package that atlas-tool needs cannot be imported: {error}. Try: pip install atlas-kit"
     reason = str(error).splitlines()
     return (
         f"internal error: {type(error).__name__}: {reason[0] if reason else ''}"

@@ -154,7 +154,7 @@ def one_of_model(model: GGUFFile, key: str) -> OneEntry:
     return one
 
 
-def hex_lines(given: Any, kind: str, limit: int) -> tuple[list[HexLine], str | None]:
+def hex_lines(given: Any, kind: str, limit: int, secret: dict[str, Any]) -> tuple[list[HexLine], str | None]:
     rows: Any
     error: Exception | None
     if kind == "gguf":
@@ -168,7 +168,7 @@ def hex_lines(given: Any, kind: str, limit: int) -> tuple[list[HexLine], str | N
     if kind == "atlas":
         from atlas_kit.formats.atlas.view import hex_fields as atlas_fields
 
-        rows, error = atlas_fields(given, limit)
+        rows, error = atlas_fields(given, limit, **secret)
         return _with_bytes(given, rows), None if error is None else _reason(error)
     from atlas_kit.operations._map import safetensors_fields
 

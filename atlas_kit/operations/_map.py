@@ -25,12 +25,12 @@ class Region:
         return {"offset": self.offset, "size": self.size, "kind": self.kind, **named("name", self.name)}
 
 
-def regions_of(given: Any, kind: str) -> list[Region]:
+def regions_of(given: Any, kind: str, secret: dict[str, Any]) -> list[Region]:
     """Return the regions of a file in order, without gaps."""
     if kind == "atlas":
         from atlas_kit.formats.atlas.view import byte_map
 
-        found = [Region(r.offset, r.size, r.kind, r.name) for r in byte_map(given)]
+        found = [Region(r.offset, r.size, r.kind, r.name) for r in byte_map(given, **secret)]
     elif kind == "gguf":
         found = _gguf_regions(given)
     else:

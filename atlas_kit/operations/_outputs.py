@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,11 +24,24 @@ def is_path(output: Output) -> bool:
     return isinstance(output, (str, os.PathLike))
 
 
+def _is_stream(path: StrPath) -> bool:
+    """Tell whether a path is a pipe or a device (``/dev/stdout``), which is written to and not replaced."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+
+
 @contextmanager
 def scratch_path(output: Output, suffix: str = "") -> Iterator[StrPath]:
     """Yield a path to write to: the output itself, or a temporary file that is then copied to the stream."""
     if isinstance(output, (str, os.PathLike)):
-        yield output
+        if not _is_stream(output):
+            yield output
+            return
+        with open(output, "wb") as stream, scratch_path(stream, suffix) as path:
+            yield path
         return
     with tempfile.TemporaryDirectory(prefix="atlas-tool-") as folder:
         path = os.path.join(folder, f"output{suffix}")
@@ -41,7 +55,11 @@ def scratch_path(output: Output, suffix: str = "") -> Iterator[StrPath]:
 def output_file(output: Output) -> Iterator[IO[bytes]]:
     """Yield a seekable binary file whose bytes become the output when the block ends well."""
     if isinstance(output, (str, os.PathLike)):
-        with atomic_write(output) as file:
+        if not _is_stream(output):
+            with atomic_write(output) as file:
+                yield file
+            return
+        with open(output, "wb") as stream, output_file(stream) as file:
             yield file
         return
     with tempfile.TemporaryFile() as scratch:

@@ -123,7 +123,7 @@ def inspect_file(
     kind = kind_of(given)
     result = Inspection(name_of(given), kind or "unknown", size_of(given))
     if wanted.bytes_only:
-        _from_bytes(given, kind, wanted, result)
+        _from_bytes(given, kind, wanted, result, keys or Keys())
     if not wanted.parts and not wanted.overview:
         return result
     if kind == "gguf":
@@ -265,7 +265,7 @@ def _inspect_model(given: Given, wanted: Wanted, result: Inspection, progress: P
 # --- bytes ---------------------------------------------------------------------------------------------
 
 
-def _from_bytes(given: Given, kind: str | None, wanted: Wanted, result: Inspection) -> None:
+def _from_bytes(given: Given, kind: str | None, wanted: Wanted, result: Inspection, keys: Keys) -> None:
     if isinstance(given, bytes):
         raise InvalidParamError("--hex and --map need a file, not standard input")
     if kind is None and os.fsdecode(given).lower().endswith(".atlas"):
@@ -277,8 +277,8 @@ def _from_bytes(given: Given, kind: str | None, wanted: Wanted, result: Inspecti
     if wanted.hex:
         from atlas_kit.operations._inspect_parts import hex_lines
 
-        result.fields, result.fields_error = hex_lines(given, kind, wanted.limit)
+        result.fields, result.fields_error = hex_lines(given, kind, wanted.limit, keys.options())
     if wanted.map:
         from atlas_kit.operations._map import regions_of
 
-        result.regions = regions_of(given, kind)
+        result.regions = regions_of(given, kind, keys.options())

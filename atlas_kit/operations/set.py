@@ -113,7 +113,7 @@ def edit_memory(
                 raise InvalidParamError(
                     "a passphrase or key was given, and the file is not encrypted: nothing was written",
                     path=path,
-                    hint="Leave out the key options and unset ATLAS_PASSPHRASE, or convert the file to atlas-v3.",
+                    hint="Leave out the key and unset ATLAS_PASSPHRASE, or convert the file to atlas-v3.",
                 )
     except KeyRequiredError:
         if not keys.ask_for(os.fsdecode(path)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -87,9 +88,19 @@ def _walk(folder: str) -> Iterator[str]:
     for place, folders, files in os.walk(folder, onerror=lambda error: denied.append(error.filename)):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield os.path.join(place, name)
+            path = os.path.join(place, name)
+            if name.lower().endswith(SUFFIXES) and not name.startswith(".") and not _is_special(path):
+                yield path
     yield from denied
+
+
+def _is_special(path: str) -> bool:
+    """Tell whether a path is a pipe, a socket or a device, from which nothing may ever come."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def validate_file(

@@ -195,9 +195,10 @@ def test_a_closed_file_is_closed(path: Path) -> None:
     """An empty mapping instead would one day be saved over the file."""
     before = path.read_bytes()
     memory = opened(path)
-    with pytest.warns(ResourceWarning, match="were dropped"), memory:
-        memory["x"] = "not saved"
-        held = memory["a"]
+    held = memory["a"]
+    memory["x"] = "not saved"
+    with pytest.warns(ResourceWarning, match="were dropped"):
+        memory.__exit__(None, None, None)
     for use in (memory.save, memory.commit, memory.compact, lambda: len(memory), lambda: list(memory),
                 lambda: memory["a"], lambda: memory.set("a", "b"), lambda: memory.remove("a"),
                 lambda: list(memory.values()), lambda: memory.clear(), lambda: "a" in memory):  # fmt: skip

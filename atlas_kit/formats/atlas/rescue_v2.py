@@ -83,24 +83,30 @@ def plan_v2(source: Source, pieces: list[Piece], secret: Secret | None, max_key:
     plan = Plan(source, Info(2, "v2"), max_key=max_key)
     unlocker = Unlocker(source, secret)
     verifier = Verifier(source.size)
-    for number, file_id in enumerate(files):
-        _take_file(plan, pieces, file_id, unlocker, verifier, first=number == 0)
+    for number, mine in enumerate(files.values()):
+        _take_file(plan, pieces, mine, unlocker, verifier, first=number == 0)
     if len(files) > 1:
         plan.notes.append(f"{len(files)} files are joined here; their entries are rescued into one")
     return plan
 
 
 def _take_file(
-    plan: Plan, pieces: list[Piece], file_id: int, unlocker: Unlocker, verifier: Verifier, *, first: bool
+    plan: Plan,
+    pieces: list[Piece],
+    mine: list[Piece],
+    unlocker: Unlocker,
+    verifier: Verifier,
+    *,
+    first: bool,
 ) -> None:
     source = plan.source
-    state = scan_v2.state_of(source, pieces, file_id)
-    mine = [p for p in pieces if p.kind == "record" and not p.foreign and p.file_id == file_id]
-    sealed = state.header.version == 3 if state.header else any(p.attributes & t.ENCRYPTED for p in mine)
+    state = scan_v2.state_of(source, mine)
+    records = [piece for piece in mine if piece.kind == "record"]
+    sealed = state.header.version == 3 if state.header else any(p.attributes & t.ENCRYPTED for p in records)
     cipher = None
     if sealed:
-        cipher = unlocker.of_file(state, mine)
-        state = scan_v2.state_of(source, pieces, file_id, cipher)
+        cipher = unlocker.of_file(state, records)
+        state = scan_v2.state_of(source, mine, cipher)
     if first:
         plan.info, plan.cipher = _info_of(state, sealed), cipher
         if not state.header_intact:

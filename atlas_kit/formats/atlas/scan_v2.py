@@ -324,8 +324,8 @@ class State:
     problems: list[AtlasError] = field(default_factory=list)
 
 
-def own_files(pieces: Iterable[Piece]) -> list[int]:
-    """Return the ids of the files that these pieces are, in order, and mark all other pieces as foreign.
+def own_files(pieces: Iterable[Piece]) -> dict[int, list[Piece]]:
+    """Return the files that these pieces are, in order: id and pieces; mark all other pieces as foreign.
 
     Usually that is one. Joined files (``cat a b``) follow each other; what lies between the records of a file
     is a file inside a damaged payload, and is not ours.
@@ -345,7 +345,7 @@ def own_files(pieces: Iterable[Piece]) -> list[int]:
                 joined.add(piece.file_id)
         before = piece
     if not first:
-        return []
+        return {}
     main = pieces[0].file_id if pieces[0].kind == "header" else max(weight, key=lambda i: weight[i])
     own, end = [main], last[main]
     header = pieces[0].header
@@ -356,18 +356,18 @@ def own_files(pieces: Iterable[Piece]) -> list[int]:
         if file_id != main and begins >= stop and (file_id in joined or first[file_id] > end):
             own.append(file_id)
             end = max(end, last[file_id])
-    ours = set(own)
+    files: dict[int, list[Piece]] = {file_id: [] for file_id in sorted(own, key=lambda i: first[i])}
     for piece in pieces:
-        piece.foreign = piece.kind != "gap" and piece.file_id not in ours
-    return sorted(own, key=lambda i: first[i])
+        if piece.kind != "gap":
+            piece.foreign = piece.file_id not in files
+            if not piece.foreign:
+                files[piece.file_id].append(piece)
+    return files
 
 
-def state_of(source: Source, pieces: list[Piece], file_id: int, cipher: Cipher | None = None) -> State:
-    """Decide which records of a file are its present state, from whatever is left of header and index."""
-    state = State(file_id)
-    mine = [
-        piece for piece in pieces if piece.kind != "gap" and not piece.foreign and piece.file_id == file_id
-    ]
+def state_of(source: Source, mine: list[Piece], cipher: Cipher | None = None) -> State:
+    """Decide which of one file's records are its present state, from whatever is left of header and index."""
+    state = State(mine[0].file_id)
     blocks = [piece.block for piece in mine if piece.block is not None]
     for piece in mine:
         if piece.kind == "header":
@@ -404,10 +404,11 @@ def _read_rows(source: Source, state: State, blocks: list[BlockHead], cipher: Ci
         chain.append(block)
         state.complete = block.prev_offset == 0
         block = by_offset.get(block.prev_offset)
+    linked = {block.offset for block in chain}
     for block in chain if state.complete else blocks:
         state.next_ordinal = max(state.next_ordinal, block.next_ordinal)
         # behind a hole in the chain, a block speaks for its own commit only
-        as_of = chain[0].generation if block in chain else block.generation
+        as_of = chain[0].generation if block.offset in linked else block.generation
         try:
             rows = block_rows(source, block, cipher)
         except AtlasError as error:

@@ -97,8 +97,8 @@ def _map_v2(source: Source, cipher: Any) -> Iterator[Region]:
     live: set[int] = set()
     committed = source.size
     newest = {}
-    for file_id in files:
-        state = scan_v2.state_of(source, pieces, file_id, cipher)
+    for file_id, mine in files.items():
+        state = scan_v2.state_of(source, mine, cipher)
         live |= {piece.offset for piece in (*state.live, *state.unproven)}
         if state.header is not None:
             newest[file_id] = state.header.index_offset
