@@ -191,9 +191,16 @@ class Report:
             self.warning("modified-before-created", message, 24)
         if any(model_hash) and all(byte in _HEX for byte in model_hash):
             message = "the model hash is the first half of a hash written as text"
-            self.note("model-hash-text", message, 40, hint="The field holds 32 raw bytes.")
+            self.note(
+                "model-hash-text",
+                message,
+                layout.offset_of("model_hash"),
+                hint="The field holds 32 raw bytes.",
+            )
         if any(reserved):
-            self.note("reserved-not-zero", "the header's reserved bytes are not zero", 72)
+            self.note(
+                "reserved-not-zero", "the header's reserved bytes are not zero", layout.offset_of("reserved")
+            )
 
     def entry_facts(self, key: str, offset: int, data_type: int, timestamp: int) -> None:
         """Look at what a reader takes as it is: key, type, time."""

@@ -65,7 +65,7 @@ class CheckV1:
             report.error(
                 "too-many-entries",
                 f"the header counts {count} entries, and version 1 allows {t.V1_MAX_ENTRIES}",
-                12,
+                layout.offset_of("entry_count"),
             )
 
     def _broken_header(self, count: int) -> None:
@@ -78,17 +78,21 @@ class CheckV1:
                 hint=RECOVER,
             )
             return
-        stored = int.from_bytes(top[8:12], "little")
-        actual = checksums.fnv1a(top[12:])
+        stored = int.from_bytes(top[layout.AT["checksum"]], "little")
+        actual = checksums.fnv1a(top[layout.SUMMED])
         if actual != stored:
             self._report.error(
                 "header-checksum",
                 f"the checksum of the header is {actual:08x}, not {stored:08x}; {count} entries follow",
                 8,
             )
-        said = int.from_bytes(top[12:16], "little")
+        said = int.from_bytes(top[layout.AT["entry_count"]], "little")
         if top[:4] == t.MAGIC and said != count:
-            self._report.error("entry-count", f"the header counts {said} entries, and {count} were found", 12)
+            self._report.error(
+                "entry-count",
+                f"the header counts {said} entries, and {count} were found",
+                layout.offset_of("entry_count"),
+            )
 
     def _entry(self, piece: Piece, keys: dict[bytes, int]) -> None:
         report, at = self._report, piece.offset
@@ -169,11 +173,15 @@ class CheckV1:
     def _counts(self, count: int, total: int, promised: tuple[int, int]) -> None:
         if count != promised[0]:
             self._report.error(
-                "entry-count", f"the header counts {promised[0]} entries, and {count} were found", 12
+                "entry-count",
+                f"the header counts {promised[0]} entries, and {count} were found",
+                layout.offset_of("entry_count"),
             )
         if total != promised[1]:
             self._report.error(
-                "total-size", f"the header gives the entries {promised[1]} bytes, and they have {total}", 32
+                "total-size",
+                f"the header gives the entries {promised[1]} bytes, and they have {total}",
+                layout.offset_of("total_size"),
             )
 
     def _trailing(self, rest: list[Piece]) -> None:

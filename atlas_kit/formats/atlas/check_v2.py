@@ -105,7 +105,7 @@ class CheckV2:
         header = self._header
         if header is None or not self._intact:
             return
-        if checksums.fnv1a(raw[12 : layout.HEADER_V1.size]) != header.checksum:
+        if checksums.fnv1a(raw[layout.SUMMED]) != header.checksum:
             report.warning(
                 "header-fnv", "the checksum that version 1 readers know does not fit", 8, hint=SAVE
             )
@@ -113,7 +113,7 @@ class CheckV2:
             report.warning(
                 "entry-count",
                 f"entry_count is {header.entry_count}, and entry_total is {header.entry_total}",
-                12,
+                layout.offset_of("entry_count"),
                 hint=SAVE,
             )
         report.header_facts(header.created_time, header.modified_time, header.model_hash, header.reserved)
@@ -154,15 +154,15 @@ class CheckV2:
                 "wrong-key", error.message, hint=error.hint or "Only the outer checksums were checked."
             )
         except AtlasError as error:
-            report.error("key-derivation", error.message, 160)
+            report.error("key-derivation", error.message, layout.offset_of("salt"))
         if self._cipher is None or not self._intact:
             return
         raw = self._source.read(0, layout.HEADER_V3.size)
-        if not hmac.compare_digest(self._cipher.header_tag(raw[:216]), raw[216:248]):
+        if not hmac.compare_digest(self._cipher.header_tag(raw[layout.TAGGED]), raw[layout.AT["header_tag"]]):
             report.error(
                 "header-authentication",
                 "the header was altered: its authentication tag does not fit",
-                216,
+                layout.offset_of("header_tag"),
                 hint=DISTRUST,
             )
 
@@ -217,7 +217,11 @@ class CheckV2:
             report.error("index-foreign", "the index block here is not this file's", offset)
             return None
         if offset + layout.INDEX.size > limit or offset < header.header_size:
-            report.error("index-outside", f"the index should be at byte {offset}, outside of the file", 128)
+            report.error(
+                "index-outside",
+                f"the index should be at byte {offset}, outside of the file",
+                layout.offset_of("index_offset"),
+            )
         elif scan_v2.read_block(self._source, offset) is not None:
             report.error("index-checksum", "the index block's checksum does not fit its bytes", offset)
         else:
@@ -425,7 +429,9 @@ class CheckV2:
         named = sum(1 for row in rows.values() if row.offset)
         if named != header.entry_total:
             self._report.error(
-                "entry-count", f"the header counts {header.entry_total} entries, and the index {named}", 144
+                "entry-count",
+                f"the header counts {header.entry_total} entries, and the index {named}",
+                layout.offset_of("entry_total"),
             )
         entries = [item.entry for item in live if item.entry is not None]
         total = sum(33 + len(encode_key(entry.key)) + entry.size for entry in entries)
@@ -433,7 +439,7 @@ class CheckV2:
             self._report.warning(
                 "total-size",
                 f"the header gives the entries {header.total_size} bytes, and they have {total}",
-                32,
+                layout.offset_of("total_size"),
                 hint=SAVE,
             )
 

@@ -1,7 +1,8 @@
 """The bytes of `.atlas`, as construct schemas: the single source of every offset and width.
 
-Follows ``formats/atlas.md``. Hot loops take their ``struct.Struct`` and NumPy dtypes from these schemas
-(``struct_of``, ``dtype_of``); the notes become the specification's tables and the hex view's words.
+Follows ``formats/atlas.md``. Hot loops take their ``struct.Struct`` from these schemas (``struct_of``), and
+what patches or points at a header field asks ``AT``; the notes become the specification's tables and the hex
+view's words.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 import construct as cs
 
-from atlas_kit.formats._construct import struct_of
+from atlas_kit.formats._construct import field_rows, struct_of
 from atlas_kit.formats.atlas.tables import ENTRY_SYNC, INDEX_SYNC, MAGIC
 
 u8, u32, u64 = cs.Int8ul, cs.Int32ul, cs.Int64ul
@@ -160,8 +161,25 @@ INDEX = struct_of(IndexHeader)
 RECORD = struct_of(IndexRecord)
 SEAL = struct_of(SealPrefix)
 
+#: The place of every header field; the versions agree on the fields that they share.
+AT = {row.name: slice(row.offset, row.offset + row.size) for row in field_rows(HeaderV3)}
+#: What the FNV-1a checksum covers (all versions), and what version 3's tag does.
+SUMMED = slice(AT["entry_count"].start, HEADER_V1.size)
+TAGGED = slice(0, AT["header_tag"].start)
+
 HEADERS = {1: HeaderV1, 2: HeaderV2, 3: HeaderV3}
 HEADER_STRUCTS = {1: HEADER_V1, 2: HEADER_V2, 3: HEADER_V3}
+
+
+def offset_of(field: str) -> int:
+    """Return where a header field starts."""
+    return AT[field].start
+
+
+def patched(header: bytes, field: str, value: bytes) -> bytes:
+    """Return a header's bytes with another value of one field."""
+    place = AT[field]
+    return header[: place.start] + value + header[place.stop :]
 
 
 def names_of(schema: cs.Struct) -> tuple[str, ...]:

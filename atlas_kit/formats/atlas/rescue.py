@@ -155,7 +155,7 @@ def _likely_version(
 
 def _intact_version(source: Source) -> int | None:
     """Return the version that an intact header says."""
-    top = source.read_upto(0, 104)
+    top = source.read_upto(0, layout.HEADER_V1.size)
     if top[:8] == t.MAGIC + b"\1\0\0\0" and v1.dialect_of(top) is not None:
         return 1
     piece = scan_v2.Walker(source).at(0) if source.size else None

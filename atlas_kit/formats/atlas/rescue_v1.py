@@ -95,6 +95,6 @@ def _with_counts(raw: bytes, entries: list[Piece]) -> Info | None:
         fields = packer.unpack_from(raw)
         for count, sum_ in ((len(entries), fields[6]), (fields[3], total), (len(entries), total)):
             body = packer.pack(t.MAGIC, 1, 0, count & t.U32, *fields[4:6], sum_, *fields[7:])
-            if checksum(body[12:]) == fields[2]:
+            if checksum(body[layout.SUMMED.start :]) == fields[2]:
                 return _parse(body, dialect)
     return None

@@ -116,7 +116,7 @@ class Walker:
         if header is not None:
             self._anchored = True
             self._crc_first = "crc32" in header.dialect
-            self._expected = header.end + int.from_bytes(header.raw[32:40], "little")
+            self._expected = header.end + int.from_bytes(header.raw[layout.AT["total_size"]], "little")
             return [header]
         start = self._first_entry()
         self._anchored = start is not None
@@ -340,7 +340,7 @@ class Walker:
                 return min(entry, header)
             nested = self._header_at(header)
             assert nested is not None
-            total = int.from_bytes(nested.raw[32:40], "little")
+            total = int.from_bytes(nested.raw[layout.AT["total_size"]], "little")
             end = nested.end + total
             inside = claimed is not None and (claimed > self._size or end <= claimed)
             if self._expected is not None:

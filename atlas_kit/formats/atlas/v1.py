@@ -44,9 +44,9 @@ _REPAIR = "Rescue what is intact with: atlas-tool repair"
 
 def dialect_of(top: bytes) -> str | None:
     """Tell which dialect's header checksum fits the first 104 bytes (fewer at the end of the file)."""
-    stored = int.from_bytes(top[8:12], "little")
+    stored = int.from_bytes(top[layout.AT["checksum"]], "little")
     for name, (size, checksum) in DIALECTS.items():
-        if len(top) >= size and checksum(top[12:size]) == stored:
+        if len(top) >= size and checksum(top[layout.SUMMED.start : size]) == stored:
             return name
     return None
 
@@ -89,7 +89,7 @@ class StoreV1:
         if count > t.V1_MAX_ENTRIES:
             raise FileCorruptError(
                 f"the header counts {count} entries, and the format allows {t.V1_MAX_ENTRIES}",
-                path=source.path, offset=12, hint=_REPAIR,
+                path=source.path, offset=layout.offset_of("entry_count"), hint=_REPAIR,
             )  # fmt: skip
         total, end = 0, self._start
         for at, fields, raw, payload in walk(source, self._start, count, payloads=verify):
@@ -107,7 +107,7 @@ class StoreV1:
         if total != self.info.total_size:
             raise FileCorruptError(
                 f"the header gives the entries {self.info.total_size} bytes, and they have {total}",
-                path=source.path, offset=32, hint=_REPAIR,
+                path=source.path, offset=layout.offset_of("total_size"), hint=_REPAIR,
             )  # fmt: skip
         if end != source.size:
             self.info.warnings.append(
@@ -290,7 +290,8 @@ def write(file: IO[bytes], info: Info, entries: Iterable[Entry], count: int) -> 
         t.MAGIC, 1, 0, count, info.created, info.modified, total, info.model_hash, info.reserved
     )
     file.seek(0)
-    file.write(body[:8] + checksums.fnv1a(body[12:]).to_bytes(4, "little") + body[12:])
+    checksum = checksums.fnv1a(body[layout.SUMMED])
+    file.write(layout.patched(body, "checksum", checksum.to_bytes(4, "little")))
     file.seek(0, 2)
 
 

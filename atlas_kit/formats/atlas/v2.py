@@ -87,9 +87,10 @@ class Header(NamedTuple):
             k = cipher.params
             crypto = (k.kdf, k.log2_n, k.r, k.p, t.CIPHER_AES_256_GCM, k.salt, cipher.check, bytes(24))
             body = packer.pack(*top, *crypto, bytes(32), 0)
-        body = body[:8] + checksums.fnv1a(body[12:104]).to_bytes(4, "little") + body[12:]
+        fnv = checksums.fnv1a(body[layout.SUMMED])
+        body = layout.patched(body, "checksum", fnv.to_bytes(4, "little"))
         if cipher is not None:
-            body = body[:216] + cipher.header_tag(body[:216]) + body[248:]
+            body = layout.patched(body, "header_tag", cipher.header_tag(body[layout.TAGGED]))
         return body[:-8] + checksums.xxh3(body[:-8]).to_bytes(8, "little")
 
 
@@ -198,7 +199,7 @@ class StoreV2:
         if header.entry_total * _HEAD > header.committed_size:
             raise FileCorruptError(
                 f"the header counts {header.entry_total} entries, for which the file is too small",
-                path=source.path, offset=144, hint=_REPAIR,
+                path=source.path, offset=layout.offset_of("entry_total"), hint=_REPAIR,
             )  # fmt: skip
         self.blocks = self._read_blocks()
         self._checked = all(block.records is not None for block in self.blocks)
@@ -239,7 +240,7 @@ class StoreV2:
             raise VersionMismatchError(
                 f"the cipher {self.header.crypto[4]} is not one that this version knows",
                 path=self.source.path,
-                offset=156,
+                offset=layout.offset_of("cipher"),
             )
         try:
             if self.cipher is None:
@@ -247,11 +248,11 @@ class StoreV2:
         except AtlasError as error:
             error.path = self.source.path
             raise
-        if not hmac.compare_digest(self.cipher.header_tag(raw[:216]), raw[216:248]):
+        if not hmac.compare_digest(self.cipher.header_tag(raw[layout.TAGGED]), raw[layout.AT["header_tag"]]):
             raise AuthenticationError(
                 "the header was altered: its authentication tag does not fit",
                 path=self.source.path,
-                offset=216,
+                offset=layout.offset_of("header_tag"),
             )
 
     def _read_blocks(self) -> list[Block]:
@@ -268,7 +269,10 @@ class StoreV2:
             offset, limit = block.prev_offset, offset
         if not blocks:
             raise FileCorruptError(
-                "the header names no index", path=self.source.path, offset=128, hint=_REPAIR
+                "the header names no index",
+                path=self.source.path,
+                offset=layout.offset_of("index_offset"),
+                hint=_REPAIR,
             )
         return blocks
 
@@ -278,7 +282,10 @@ class StoreV2:
         head = layout.INDEX.size + self.header.header_size
         if offset % 8 or offset < self.header.header_size or offset + head > limit:
             raise FileCorruptError(
-                f"the index block at {offset} is outside the file", path=path, offset=128, hint=_REPAIR
+                f"the index block at {offset} is outside the file",
+                path=path,
+                offset=layout.offset_of("index_offset"),
+                hint=_REPAIR,
             )
         raw = source.read_upto(offset, min(SMALL_INDEX, limit - offset))
         fields = layout.INDEX.unpack_from(raw)
@@ -399,7 +406,7 @@ class StoreV2:
         if len(rows) != self.header.entry_total:
             raise FileCorruptError(
                 f"the header counts {self.header.entry_total} entries, and the index {len(rows)}",
-                path=self.source.path, offset=144, hint=_REPAIR,
+                path=self.source.path, offset=layout.offset_of("entry_total"), hint=_REPAIR,
             )  # fmt: skip
         end = self.header.header_size
         for row in sorted(rows, key=itemgetter(1)):

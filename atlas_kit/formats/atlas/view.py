@@ -234,7 +234,7 @@ def _rows_v2(source: Source, cipher: Any) -> Iterator[Span]:
         if piece.kind == "header" and piece.header is not None:
             raw = source.read(piece.offset, piece.size)
             schema = layout.HEADERS[piece.header.version]
-            fnv = checksums.fnv1a(raw[12 : layout.HEADER_V1.size]) == piece.header.checksum
+            fnv = checksums.fnv1a(raw[layout.SUMMED]) == piece.header.checksum
             yield from _spans(schema, raw, piece.offset, "header", _always(header_checksum=fnv))
         elif piece.kind == "record":
             yield from _record_rows(source, piece, f"entries[{number}]", cipher)

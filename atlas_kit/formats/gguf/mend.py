@@ -231,12 +231,13 @@ def _plan(source: Source, result: MendResult, *, drop_damaged: bool) -> _Plan:
     declared = _declared_alignment(plan.fields)
     tensors = _correct(result, _keep_tensors(result, found.tensors), found, declared)
     sizes = _sizes(tensors, found.source.size)
-    placed = place(tensors, sizes, found.end, found.source, declared)
+    damaged = _is_damaged(found)
+    placed = place(tensors, sizes, found.end, found.source, declared, shifted=damaged)
     if _is_cut(found, sum(sizes)):
         placed = replace(placed, data_start=align(found.end, placed.alignment), starts=(None,) * len(sizes))
         _lose_rest(plan, result, found)
-    if not placed.exact and len(found.tensors) < (found.tensor_count or 0) and found.tensors:
-        message = "tensors are missing from the list, so the place of all data is a guess: compare hashes"
+    if not placed.exact and damaged and found.tensors:
+        message = "records of the header are damaged, so the place of all data is a guess: compare hashes"
         result.actions.append(MendAction("placement-uncertain", message, found.end))
     _choose_alignment(plan, result, placed, declared, found.end)
     _tell_placement(result, placed, tensors, sizes, found.end)
@@ -280,6 +281,12 @@ def _find(source: Source, result: MendResult) -> Salvage:
     for name in found.healed:
         add(MendAction("length-corrected", "a wrong length inside this record was found out", key=name))
     return found
+
+
+def _is_damaged(found: Salvage) -> bool:
+    """Tell whether records of the header are lost or had wrong lengths, so that bytes may be lacking."""
+    counts = (found.field_count, found.tensor_count)
+    return bool(found.lost or found.healed or counts != (len(found.fields), len(found.tensors)))
 
 
 def _is_cut(found: Salvage, data: int) -> bool:

@@ -153,15 +153,34 @@ def _without_layer(name: str) -> str:
 
 
 def place(
-    tensors: list[TensorInfo], sizes: list[int], end: int, source: Source, declared: int | None
+    tensors: list[TensorInfo],
+    sizes: list[int],
+    end: int,
+    source: Source,
+    declared: int | None,
+    *,
+    shifted: bool = False,
 ) -> Placement:
-    """Find the tensors' data. ``declared`` is the header's alignment, ``None`` if that is unusable."""
+    """Find the tensors' data.
+
+    Parameters
+    ----------
+    end
+        Where the header ends.
+    declared
+        The header's alignment, ``None`` if that is unusable.
+    shifted
+        Bytes of the header may be lost or too many, so that the data need not be aligned any more.
+    """
     if not tensors:
         return Placement(end, declared or tables.DEFAULT_ALIGNMENT, (), "declared", end)
     best: tuple[tuple[int, ...], Placement] | None = None
     for reading in _readings(tensors, sizes, declared):
         first = align(end, reading.alignment)
-        for data_start in dict.fromkeys((first, align(end, declared or first or 1), align(end, 32), end)):
+        starts = [first, align(end, declared or first or 1), align(end, 32), end]
+        if shifted:
+            starts += _counted_from_the_end(reading, sizes, end, source)
+        for data_start in dict.fromkeys(starts):
             score, placed = _judge(reading, sizes, data_start, end, source)
             if declared and not _may_start(placed, align(end, declared), source):
                 continue
@@ -180,6 +199,17 @@ def _may_start(placed: Placement, first: int, source: Source) -> bool:
     """
     gap = source.read_upto(placed.data_start, max(first - placed.data_start, 0))
     return placed.data_start >= first or (placed.exact and any(gap))
+
+
+def _counted_from_the_end(
+    reading: _Reading, sizes: list[int], end: int, source: Source
+) -> Iterator[int]:
+    """Yield the starts with which the data ends where the file does, behind nothing but padding."""
+    last = max(o + s for o, s in zip(reading.offsets, sizes, strict=True))
+    for stop in (last, align(last, reading.alignment)):
+        start = source.size - stop
+        if end <= start < end + reading.alignment and not any(source.read(end, start - end)):
+            yield start
 
 
 def _readings(tensors: list[TensorInfo], sizes: list[int], declared: int | None) -> Iterator[_Reading]:
