@@ -41,6 +41,7 @@ F = TypeVar("F", bound="Callable[..., Any]")
 #: A path that may be ``-``. Existence is left to the library, whose errors say more.
 FILE = click.Path(allow_dash=True)
 
+
 class _InPlace(click.Path):
     """A file that the command changes, so that standard input cannot be meant."""
 

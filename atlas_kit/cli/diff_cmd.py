@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -36,7 +37,7 @@ Examples:
 @click.argument("first", type=FILE)
 @click.argument("second", type=FILE)
 @click.option(
-    "--tolerance", type=click.FloatRange(0), default=0.0, show_default=True,
+    "--tolerance", type=click.FloatRange(0, sys.float_info.max), default=0.0, show_default=True,
     help="Take numbers for equal that differ by no more than this.",
 )  # fmt: skip
 @click.option("--strict", is_flag=True, help="Compare times and the order of entries, too.")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PROG = "atlas-tool"
+VERSION = ["--version"], ["-V"]
 #: Longer error messages lose their middle.
 LONGEST = 2000
 FINE, FINDINGS, MISUSE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(args: list[str]) -> int:
     """Run one command line and return its exit code; nothing gets past it."""
-    if args in (["--version"], ["-V"]):  # answered before click, which costs twice the interpreter's start
+    if args in VERSION:  # answered before click, which costs twice the interpreter's start
         print(f"{PROG} {__version__}")  # noqa: T201
         return FINE
     _have_streams()
@@ -86,10 +87,10 @@ def _invoke(args: list[str]) -> int:
 
 
 def _have_streams() -> None:
-    """Open what the caller closed (``>&-``) on nothing: no file of ours may get its number, and be written to."""
+    """Open what the caller closed (``>&-``) on nothing, so that no file of ours gets its number."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123 (for the rest of the run)
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (for the rest of the run)
 
 
 def _be_printable() -> None:

@@ -31,7 +31,6 @@ Examples:
   atlas-tool recover llama-7b_memory.atlas
   atlas-tool recover llama-7b_memory.atlas --restore latest
   atlas-tool recover llama-7b_memory.atlas --restore 2 -o old.atlas
-  atlas-tool recover model.gguf --restore journal
 """,
 )
 @click.argument("file", type=IN_PLACE)

@@ -257,6 +257,23 @@ def test_validate_folders_and_patterns(files, run_cli, parse_json):
         assert run_cli("validate", nothing).exit_code == 2
 
 
+def test_validate_goes_on_where_a_folder_or_a_pipe_is_in_the_way(files, run_cli, parse_json, monkeypatch):
+    os.mkfifo(files.folder / "pipe.atlas")
+    walk = os.walk
+
+    def denied(folder, onerror):
+        yield from walk(folder, onerror=onerror)
+        onerror(PermissionError(13, "no", str(files.folder / "closed")))
+
+    monkeypatch.setattr(os, "walk", denied)
+    result = run_cli("validate", files.folder, "--json")
+    assert result.exit_code == 2
+    reports = {Path(report["path"]).name: report for report in parse_json(result.stdout)}
+    assert reports["one.atlas"]["ok"]
+    assert not reports["closed"]["ok"]
+    assert "pipe.atlas" not in reports
+
+
 def test_validate_what_cannot_be_read(files, run_cli, parse_json):
     result = run_cli("validate", files.v1, files.folder / "missing.atlas", "--json")
     assert result.exit_code == 2

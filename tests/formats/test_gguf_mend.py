@@ -258,6 +258,26 @@ def test_bytes_behind_the_last_tensor_do_not_change_its_shape(tail: int, tmp_pat
     assert out.read_bytes() == data
 
 
+@pytest.mark.parametrize("change", ["insert", "delete"])
+@pytest.mark.parametrize("count", [1, 3, 4])
+@pytest.mark.parametrize("where", [b"<0x7A>", b"tiny", b"blk.0.attn_k.weight"])
+def test_bytes_lost_or_added_in_the_header_move_the_data(
+    change: str, count: int, where: bytes, tmp_path: Path
+) -> None:
+    """Then the data is not aligned any more; it ends where the file does."""
+    path, out = tmp_path / "in.gguf", tmp_path / "out.gguf"
+    place = at(where) + 1
+    gone = count if change == "delete" else 0
+    path.write_bytes(WHOLE[:place] + b"?" * (count - gone) + WHOLE[place + gone :])
+    mend_gguf(path, out)
+    with GGUFFile.open(out) as mended:
+        found = {name: mended.array(name).tobytes() for name in mended.tensors}
+    assert len(found) >= COUNT - 1
+    whole = {name: data for name, data in DATA.items() if name in found}
+    assert len(whole) >= COUNT - 1
+    assert {name: found[name] for name in whole} == whole
+
+
 def test_damaged_tensors_can_be_left_out(tmp_path: Path) -> None:
     result, tensors, _ = mended(WHOLE[:-20_000], tmp_path, drop_damaged=True)
     intact = [fate.name for fate in result.tensors if fate.state == "intact"]

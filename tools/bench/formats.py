@@ -270,8 +270,8 @@ def start_up(folder: Path, quick: bool) -> Iterator[Row]:
     rounds = 5 if quick else 15
     times = alternate(run(ours, "--version"), run(sys.executable, "-c", "pass"), rounds)
     yield Row("start", "atlas-tool --version", *times, "s", "python -c pass", 5.0)
-    for name in ("gguf/micro.gguf", "atlas/llama-7b_memory.atlas"):
-        gguf, file = ROOT / "sample_data" / "gguf" / "micro.gguf", ROOT / "sample_data" / name
+    for name in ("gguf/tiny.gguf", "atlas/llama-7b_memory.atlas"):
+        gguf, file = ROOT / "sample_data" / "gguf" / "tiny.gguf", ROOT / "sample_data" / name
         if gguf.exists() and file.exists():
             times = alternate(run(ours, "inspect", file), run(dump, gguf), rounds)
             what = f"atlas-tool inspect, a small .{name.rsplit('.', 1)[1]}"

@@ -488,7 +488,7 @@ class CheckV2:
             report.note(
                 "garbage",
                 f"{dead} records ({dead_size} bytes) are left from updates and removals",
-                hint="`MemoryFile.compact()` (or converting the file) releases them.",
+                hint="Rewriting the file releases them: atlas-tool convert FILE OUT",
             )
 
     def _generation_at(self, offset: int) -> int:

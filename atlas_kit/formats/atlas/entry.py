@@ -62,11 +62,11 @@ class MemoryPayload:
         """Return the bytes."""
         return bytes(self._data)
 
-    def chunks(self) -> Iterator[bytes]:
-        """Yield the bytes in pieces, without copying."""
+    def chunks(self, step: int = codecs.STEP) -> Iterator[bytes]:
+        """Yield the bytes in pieces of ``step``, without copying."""
         view = memoryview(self._data)
-        for start in range(0, self.size, codecs.STEP):
-            yield view[start : start + codecs.STEP]  # type: ignore[misc]  # buffers do as well
+        for start in range(0, self.size, step):
+            yield view[start : start + step]  # type: ignore[misc]  # buffers do as well
 
     def view(self) -> memoryview:
         """Return the bytes."""

@@ -232,7 +232,8 @@ def _plan(source: Source, result: MendResult, *, drop_damaged: bool) -> _Plan:
     tensors = _correct(result, _keep_tensors(result, found.tensors), found, declared)
     sizes = _sizes(tensors, found.source.size)
     damaged = _is_damaged(found)
-    placed = place(tensors, sizes, found.end, found.source, declared, shifted=damaged)
+    misfits = tuple(info.offset for info in tensors) != running(sizes, declared or tables.DEFAULT_ALIGNMENT)
+    placed = place(tensors, sizes, found.end, found.source, declared, shifted=damaged or misfits)
     if _is_cut(found, sum(sizes)):
         placed = replace(placed, data_start=align(found.end, placed.alignment), starts=(None,) * len(sizes))
         _lose_rest(plan, result, found)

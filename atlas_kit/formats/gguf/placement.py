@@ -117,7 +117,7 @@ class _Known:
         return nbytes is not None and (nbytes == room or align(nbytes, self.alignment) == room)
 
     def like_sibling(self, info: TensorInfo, room: int) -> tuple[tuple[int, ...], int] | None:
-        """Return the (shape, type) of the tensor itself or of its kind in another layer that fits ``room``."""
+        """Return the (shape, type) that fits ``room``: its own, or that of its kind in another layer."""
         for other in (info, *self.siblings[_without_layer(info.name)]):
             if self.full(other.dims, other.type, room):
                 return other.dims, other.type
@@ -201,9 +201,7 @@ def _may_start(placed: Placement, first: int, source: Source) -> bool:
     return placed.data_start >= first or (placed.exact and any(gap))
 
 
-def _counted_from_the_end(
-    reading: _Reading, sizes: list[int], end: int, source: Source
-) -> Iterator[int]:
+def _counted_from_the_end(reading: _Reading, sizes: list[int], end: int, source: Source) -> Iterator[int]:
     """Yield the starts with which the data ends where the file does, behind nothing but padding."""
     last = max(o + s for o, s in zip(reading.offsets, sizes, strict=True))
     for stop in (last, align(last, reading.alignment)):
