@@ -194,11 +194,15 @@ def copy_header(memory: MemoryFile, made: MemoryFile) -> None:
 
 
 def _notes(memory: MemoryFile, target: str) -> list[str]:
-    """Say what the target has no field for."""
+    """Say what is not taken over: bytes outside of the format, and what the target has no field for."""
+    notes = [
+        f"{warning.message}; they were not taken over"
+        for warning in memory.warnings
+        if warning.code in ("trailing-bytes", "uncommitted-bytes")
+    ]
     if target != "atlas-v1":
-        return []
+        return notes
     tensors = sum(1 for entry in memory.entries() if entry.dtype_id)
-    notes = []
     if tensors:
         notes.append(
             f"version 1 has no tensors: {tensors} of them became .npy files, which version 1 holds as bytes"

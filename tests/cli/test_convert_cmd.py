@@ -224,3 +224,11 @@ def test_files_of_the_c_library(shared_fixtures, tmp_path, run_cli, name):
         assert back.read_bytes() == source.read_bytes()
     v2 = convert(run_cli, source, tmp_path / "v2.atlas")
     assert convert(run_cli, v2, tmp_path / "v1.atlas", "--to", "atlas-v1").read_bytes() == source.read_bytes()
+
+
+def test_bytes_behind_the_last_entry_are_not_dropped_silently(run_cli, samples, tmp_path):
+    path = samples / "atlas" / "llama-7b_memory.atlas"
+    path.write_bytes(path.read_bytes() + b"rest")
+    done = run_cli("convert", path, tmp_path / "out.json")
+    assert done.exit_code == 0
+    assert b"4 bytes follow the last entry; they were not taken over" in done.output
