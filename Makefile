@@ -45,8 +45,8 @@ samples: $(VENV)/.dev
 	$(BIN)/python tools/make_vectors.py
 
 bench: $(VENV)/.dev
-	$(BIN)/python tools/bench/formats.py
-	$(BIN)/python tools/bench/repair_score.py
+	@status=0; $(BIN)/python tools/bench/formats.py || status=1; \
+	$(BIN)/python tools/bench/repair_score.py || status=1; exit $$status
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python tools/fuzz.py --seconds $(FUZZ_SECONDS)
