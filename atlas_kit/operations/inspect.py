@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from atlas_kit.errors import InvalidParamError, KeyRequiredError
+from atlas_kit.errors import InvalidParamError, KeyRequiredError, MagicMismatchError
 from atlas_kit.operations._inputs import Given, Keys, Opened, Progress, kind_of, name_of, open_given, size_of
 from atlas_kit.operations._json import named
 
@@ -241,6 +241,8 @@ def _inspect_model(given: Given, wanted: Wanted, result: Inspection, progress: P
             opened = GGUFFile.open(given, tolerant=True)
     with opened as model:
         result.size = model.size
+        if isinstance(model.error, MagicMismatchError):  # only its name says that it is one
+            raise model.error
         if model.error is not None:
             model.error.path = None
             result.problems.append(str(model.error))

@@ -509,3 +509,11 @@ def test_recover_knows_backups_of_models(files, run_cli, parse_json):
     assert Path(restored["kept"]).read_bytes() == changed
     assert re.fullmatch(r"model_\d+\.gguf\.bak", Path(restored["kept"]).name)
     assert len(parse_json(run_cli("recover", files.gguf, "--json").stdout)["backups"]) == 2
+
+
+def test_a_text_with_the_name_of_a_model(run_cli, tmp_path):
+    path = tmp_path / "x.gguf"
+    path.write_text("plain text")
+    done = run_cli("inspect", path)
+    assert done.exit_code == 2
+    assert "not a GGUF file" in done.stderr
