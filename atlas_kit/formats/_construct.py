@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-Buffer = bytes | bytearray | memoryview
-
 
 class BufferStream:
     """A read-only, seekable stream over a buffer; ``buf`` lets bulk constructs look without copying."""

@@ -12,6 +12,7 @@ import bisect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from atlas_kit.formats._construct import dtype_of
 from atlas_kit.formats.atlas import checksums, layout, v1
 from atlas_kit.formats.atlas import tables as t
 
@@ -73,11 +74,6 @@ class Piece:
     def end(self) -> int:
         """Where the piece ends."""
         return self.offset + self.size
-
-    @property
-    def payload_size(self) -> int:
-        """Bytes of the payload that are there."""
-        return self.end - self.payload_offset
 
 
 class Walker:
@@ -441,12 +437,15 @@ def _shapes(raw: bytes, base: int, file_size: int) -> list[int]:
     import numpy as np
 
     a = np.frombuffer(raw, np.uint8)
+    fields: Any = dtype_of(layout.EntryV1).fields
+    size_at, checksum_at = fields["data_size"][1], fields["checksum"][1]
+    top = size_at + 3  # the highest byte of the payload's size: at most 1 GiB
     count = min(STEP, len(a) - _MIN + 1)
     if count <= 0:
         return []
     low, high = a[:count], a[1 : count + 1]
     mask = ((low != 0) & (high == 0)) | ((low == 0) & (high == 1))  # 1 to 256
-    mask &= (a[2 : count + 2] == 0) & (a[3 : count + 3] == 0) & (a[7 : count + 7] <= 0x40)
+    mask &= (a[2 : count + 2] == 0) & (a[3 : count + 3] == 0) & (a[top : count + top] <= 0x40)
     at = np.flatnonzero(mask)
     zeros = np.flatnonzero(a == 0)
     if not len(at) or not len(zeros):
@@ -456,12 +455,13 @@ def _shapes(raw: bytes, base: int, file_size: int) -> list[int]:
     nul = zeros[np.minimum(place, len(zeros) - 1)]
     keep = nul == at + _HEAD + length
     at, length = at[keep], length[keep]
-    size = _u32(a, at + 4)
+    size = _u32(a, at + size_at)
     keep = (size <= t.V1_MAX_DATA) & (base + at + _HEAD + 1 + length + size <= file_size)
     at, length, size = at[keep], length[keep], size[keep]
     small = np.flatnonzero(size <= SMALL)
     if len(small):
-        wrong = ~_small_fit(a, at[small] + _HEAD + 1 + length[small], size[small], _u32(a, at[small] + 24))
+        stored = _u32(a, at[small] + checksum_at)
+        wrong = ~_small_fit(a, at[small] + _HEAD + 1 + length[small], size[small], stored)
         keep = np.ones(len(at), bool)
         keep[small[wrong]] = False
         at = at[keep]

@@ -318,7 +318,6 @@ class State:
     live: list[Piece] = field(default_factory=list)  # in order
     older: list[Piece] = field(default_factory=list)  # what is left of an entry whose newest state is lost
     unproven: list[Piece] = field(default_factory=list)  # the head's checksum was hit, and nothing vouches
-    superseded: list[Piece] = field(default_factory=list)
     uncommitted: list[Piece] = field(default_factory=list)
     missing: list[v2.Record] = field(default_factory=list)  # rows of the index without their record
     problems: list[AtlasError] = field(default_factory=list)
@@ -440,7 +439,6 @@ def _choose(state: State, records: list[Piece], row: v2.Record | None) -> None:
             state.unproven += hit
             state.missing += [] if hit else [row]
             state.older += [piece for piece in rest[:1] if not piece.attributes & t.REMOVED]
-            state.superseded += rest[1:]
             return
     elif row is not None or state.complete:
         gone = True
@@ -450,7 +448,6 @@ def _choose(state: State, records: list[Piece], row: v2.Record | None) -> None:
     if live is not None and not removed:
         vouched = row is not None and row.head_checksum == live.head_checksum
         (state.live if live.how != "checksum" or vouched else state.unproven).append(live)
-    state.superseded += [piece for piece in records if piece is not live or removed]
 
 
 def open_record(source: Source, piece: Piece, cipher: Cipher | None) -> Entry:

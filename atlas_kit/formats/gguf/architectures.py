@@ -502,16 +502,6 @@ def needs_experts(architecture: str) -> bool:
     return plan_of(architecture, experts=True) is not None and plan_of(architecture, experts=False) is None
 
 
-@functools.cache
-def tensor_words() -> frozenset[str]:
-    """Return every tensor name of the table, without its block and suffix."""
-    words: set[str] = set()
-    for plan in _plans().values():
-        for part in (plan.model, plan.model_optional, plan.block, plan.block_optional):
-            words.update(name.rpartition(".")[0] for name in part)
-    return frozenset(words)
-
-
 #: Weights that may come with a scale of their own (``.scale``, ``.input_scale``).
 SCALED = frozenset(
     f"{word}{kind}"
