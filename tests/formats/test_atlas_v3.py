@@ -479,3 +479,19 @@ def test_commits_do_not_pile_up_old_indexes(tmp_path: Path) -> None:
         memory.commit()
     assert memory.file_size < 5 * memory.store.live_size + (1 << 17)  # type: ignore[union-attr]
     assert MemoryFile.load(path, key=KEY)["key1"].text == "99"
+
+
+def test_payloads_beyond_the_one_shot_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 2 GiB on the cipher works as a stream; both ways give and take the same bytes."""
+    cipher = crypto.Cipher.fresh(crypto.Secret(key=KEY))
+    nonce, data = bytes(12), b"payload" * 100
+    sealed = cipher.seal(nonce, data, b"aad")
+    monkeypatch.setattr(crypto, "ONE_SHOT", 16)
+    assert cipher.seal(nonce, data, b"aad") == sealed
+    assert cipher.open(nonce, sealed, b"aad") == data
+    with pytest.raises(AuthenticationError):
+        cipher.open(nonce, sealed[:-1] + bytes([sealed[-1] ^ 1]), b"aad")
+    memory = MemoryFile(version=3, key=KEY)
+    memory["a"] = "text" * 100
+    memory.save(tmp_path / "f")
+    assert MemoryFile.load(tmp_path / "f", key=KEY)["a"].text == "text" * 100
