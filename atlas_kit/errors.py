@@ -187,6 +187,10 @@ class MagicMismatchError(AtlasError):
     code = ErrorCode.MAGIC_MISMATCH
 
 
+class DivergedError(AtlasError, ArithmeticError):
+    """A step of the memory gave NaN, infinity or an exploding norm, and smaller steps did too."""
+
+
 class MissingExtraError(AtlasError, ImportError):
     """An optional dependency is needed and not installed."""
 

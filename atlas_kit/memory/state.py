@@ -1,0 +1,181 @@
+"""What a memory knows: arrays only, apart from the configuration that gives them their meaning.
+
+A state is never changed in place; ``Memory`` returns new ones. Leading axes (sessions, layers) are the same in all
+arrays. Counters live on the host, because they steer: which slot of the ring is next, whether a chunk is full.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from atlas_kit.errors import InvalidParamError
+from atlas_kit.memory.backend import Array, namespace, to_host
+
+#: name -> what it counts, per session. ``seen`` and ``filled`` are tokens, in the order in which they came.
+COUNTERS = {
+    "seen": "tokens observed",
+    "learned": "tokens learned (those that wait for their chunk to fill are seen and not learned)",
+    "filled": "tokens in the window since it was last emptied",
+    "averaged": "tokens in the mean that centring subtracts",
+    "steps": "steps of the optimiser",
+    "retried": "steps that diverged and were retried smaller",
+    "rejected": "steps that diverged at every size and were skipped",
+    "dropped": "tokens that were left out because a number of theirs was NaN or infinite",
+}
+
+GROUPS = ("parameters", "momentum", "window", "adaptation", "counters")
+OPTIMIZER_GROUPS = ("momentum", "adaptation")
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryState:
+    """The arrays of a memory, in five groups, each a flat mapping of names.
+
+    Attributes
+    ----------
+    parameters
+        M: one matrix per name, (*batch, rows, cols).
+    momentum
+        S, like the parameters; empty when theta is 0.
+    window
+        The ring buffer: ``key`` (*batch, capacity, d_key), the target's fields, and the rates of the last tokens.
+        Token number t lies in slot ``t % capacity``; the fields' capacities differ.
+    adaptation
+        ``log_eta`` (*batch) and ``previous.*`` (the parameters before the last step) when eta adapts, ``mean``
+        (*batch, d_key) when keys are centred.
+    counters
+        int64 on the host, (*batch); see ``COUNTERS``.
+    """
+
+    parameters: dict[str, Array]
+    momentum: dict[str, Array]
+    window: dict[str, Array]
+    adaptation: dict[str, Array]
+    counters: dict[str, np.ndarray[Any, Any]]
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """The leading axes, () for a single memory."""
+        return self.counters["seen"].shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(int(array.nbytes) for group in self.groups().values() for array in group.values())
+
+    def groups(self) -> dict[str, dict[str, Array]]:
+        """Return the five mappings by name."""
+        return {name: getattr(self, name) for name in GROUPS}
+
+    def map(self, function: Callable[[Array], Array]) -> MemoryState:
+        """Return a state with ``function`` applied to every array."""
+        return MemoryState(
+            **{group: {n: function(a) for n, a in arrays.items()} for group, arrays in self.groups().items()}
+        )
+
+    def __getitem__(self, index: Any) -> MemoryState:
+        """Select along the leading axes: ``state[3]``, ``state[2:5]``, ``state[[0, 7]]``."""
+        if not self.batch:
+            raise InvalidParamError("this state has no leading axes to select from", key="batch")
+        return self.map(lambda array: array[index])
+
+
+def stack(states: Sequence[MemoryState]) -> MemoryState:
+    """Stack states of one configuration along a new first axis: sessions that advance together."""
+    if not states:
+        raise InvalidParamError("there is nothing to stack", key="states")
+    out: dict[str, dict[str, Array]] = {}
+    for group, arrays in states[0].groups().items():
+        out[group] = {}
+        for name, first in arrays.items():
+            rows = [getattr(state, group).get(name) for state in states]
+            if any(row is None or row.shape != first.shape or row.dtype != first.dtype for row in rows):
+                raise InvalidParamError(f"the states differ in {group}.{name}", key=f"{group}.{name}")
+            out[group][name] = namespace(first).stack(rows)
+    return MemoryState(**out)
+
+
+def snapshot(
+    state: MemoryState, *, optimizer: bool = True, window: bool = True
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Return a flat mapping of host arrays, ``"group.name"`` to array, for ``Memory.restore``.
+
+    Parameters
+    ----------
+    optimizer
+        Without it, momentum and the adaptation of eta start anew after a restore. The mean of centred keys
+        always stays: the features mean nothing without it.
+    window
+        Without it, the window is empty after a restore, and tokens that wait for their chunk are forgotten.
+    """
+    out = {}
+    for group, arrays in state.groups().items():
+        for name, array in arrays.items():
+            if group == "window" and not window:
+                continue
+            if group in OPTIMIZER_GROUPS and not optimizer and name != "mean":
+                continue
+            out[f"{group}.{name}"] = np.array(to_host(array))
+    if not window:
+        out["counters.filled"] = np.zeros_like(out["counters.filled"])
+        out["counters.seen"] = out["counters.learned"].copy()
+    return out
+
+
+def restore(like: MemoryState, arrays: Mapping[str, Array]) -> MemoryState:
+    """Return the state that ``snapshot`` took, ``like`` being an empty state of the same configuration.
+
+    What the snapshot was told to leave out comes from ``like``. The arrays may have additional leading axes.
+
+    Raises
+    ------
+    InvalidParamError
+        For missing or unknown arrays, and for shapes that do not fit the configuration.
+    """
+    found: dict[str, dict[str, Array]] = {group: {} for group in GROUPS}
+    for full, array in arrays.items():
+        group, _, name = full.partition(".")
+        if group not in found or not name:
+            raise InvalidParamError(f"{full!r} is no array of a memory", key=full)
+        found[group][name] = array
+    if "seen" not in found["counters"]:
+        raise InvalidParamError("the snapshot has no counters", key="counters.seen")
+    batch = tuple(found["counters"]["seen"].shape)
+    optional = {*OPTIMIZER_GROUPS, "window"}
+    out: dict[str, dict[str, Array]] = {}
+    for group, expected in like.groups().items():
+        unknown = sorted(set(found[group]) - set(expected))
+        if unknown:
+            raise InvalidParamError(
+                f"the configuration has no {group}.{unknown[0]}",
+                key=f"{group}.{unknown[0]}",
+                hint="The snapshot belongs to another configuration.",
+            )
+        out[group] = {}
+        for name, model in expected.items():
+            full = f"{group}.{name}"
+            shape = batch + model.shape[len(like.batch) :]
+            value = found[group].get(name)
+            if value is None:
+                if group not in optional:
+                    raise InvalidParamError(f"the snapshot has no {full}", key=full)
+                if name.startswith("previous."):  # as if there had been no step yet
+                    model = out["parameters"][name.removeprefix("previous.")]
+                    out[group][name] = model.copy()
+                    continue
+                row = model[(0,) * len(like.batch)]
+                out[group][name] = namespace(model).broadcast_to(row, shape).copy()
+                continue
+            if tuple(value.shape) != shape:
+                raise InvalidParamError(
+                    f"{full} has the shape {tuple(value.shape)}, and the configuration asks for {shape}",
+                    key=full,
+                    hint="The snapshot belongs to another configuration.",
+                )
+            xp = np if group == "counters" else namespace(model)
+            out[group][name] = xp.array(to_host(value) if xp is np else value, dtype=model.dtype)
+    return MemoryState(**out)

@@ -1,0 +1,214 @@
+"""What can be said about a state: spectra, ranks, fill; how far two states are apart; their weighted merge."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from atlas_kit.errors import InvalidParamError
+from atlas_kit.memory.backend import Array, namespace, to_host
+from atlas_kit.memory.config import MemoryConfig
+from atlas_kit.memory.muon import STEPS
+from atlas_kit.memory.state import MemoryState
+
+Host = np.ndarray[Any, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixStatistics:
+    """One parameter matrix; all of shape (*batch) but ``spectrum``.
+
+    Attributes
+    ----------
+    norm
+        Frobenius norm.
+    spectrum
+        Singular values in descending order, (*batch, min(rows, cols)).
+    effective_rank
+        exp of the entropy of the singular values' shares (Roy and Vetterli 2007): 1 to min(rows, cols), 0 for zero.
+    utilisation
+        ``effective_rank / min(rows, cols)``.
+    """
+
+    norm: Host
+    spectrum: Host
+    effective_rank: Host
+    utilisation: Host
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """A state in numbers, per session.
+
+    Attributes
+    ----------
+    tokens_seen, tokens_learned, steps, steps_retried, steps_rejected, tokens_dropped
+        Counters of the state.
+    muon_iterations
+        Newton-Schulz iterations so far.
+    window_fill
+        Share of the window that holds tokens, 0 to 1.
+    memory_utilisation
+        Mean utilisation of the parameter matrices, 0 to 1.
+    eta_factor
+        What the adaptation multiplies eta by, 1 without it.
+    nbytes
+        Bytes of the state's arrays, all sessions together.
+    matrices
+        By parameter name.
+    """
+
+    tokens_seen: Host
+    tokens_learned: Host
+    steps: Host
+    steps_retried: Host
+    steps_rejected: Host
+    tokens_dropped: Host
+    muon_iterations: Host
+    window_fill: Host
+    memory_utilisation: Host
+    eta_factor: Host
+    nbytes: int
+    matrices: dict[str, MatrixStatistics]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        return {k: _plain(v) for k, v in dataclasses.asdict(self).items()}
+
+
+def statistics(config: MemoryConfig, state: MemoryState) -> Statistics:
+    """Measure a state. Costs a singular value decomposition of every parameter matrix."""
+    matrices = {name: matrix_statistics(array) for name, array in state.parameters.items()}
+    count = state.counters
+    capacity = state.window["key"].shape[len(state.batch)]
+    size = config.window_size or capacity
+    log_eta = state.adaptation.get("log_eta")
+    return Statistics(
+        tokens_seen=count["seen"],
+        tokens_learned=count["learned"],
+        steps=count["steps"],
+        steps_retried=count["retried"],
+        steps_rejected=count["rejected"],
+        tokens_dropped=count["dropped"],
+        muon_iterations=count["steps"] * (STEPS if config.use_muon else 0),
+        window_fill=np.minimum(count["filled"], size) / size,
+        memory_utilisation=np.mean([m.utilisation for m in matrices.values()], axis=0),
+        eta_factor=np.ones(state.batch) if log_eta is None else np.exp(to_host(log_eta)),
+        nbytes=state.nbytes,
+        matrices=matrices,
+    )
+
+
+def matrix_statistics(matrix: Array) -> MatrixStatistics:
+    """Measure matrices (*batch, rows, cols).
+
+    A rank-one matrix uses one of its two directions; the identity both:
+
+    >>> m = matrix_statistics(np.array([[[3.0, 0.0], [0.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]]))
+    >>> m.effective_rank.round(6).tolist(), m.utilisation.round(6).tolist()
+    ([1.0, 2.0], [0.5, 1.0])
+    """
+    xp = namespace(matrix)
+    spectrum = to_host(xp.linalg.svd(matrix, compute_uv=False)).astype(np.float64)
+    total = spectrum.sum(axis=-1, keepdims=True)
+    share = spectrum / np.where(total > 0, total, 1)
+    entropy = -(share * np.log(np.where(share > 0, share, 1))).sum(axis=-1)
+    rank = np.where(total[..., 0] > 0, np.exp(entropy), 0.0)
+    norm = np.sqrt((spectrum * spectrum).sum(axis=-1))
+    return MatrixStatistics(norm, spectrum, rank, rank / max(1, spectrum.shape[-1]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Distance:
+    """How far matrix b is from matrix a, per session: float64 arrays of shape (*batch).
+
+    Attributes
+    ----------
+    max_abs
+        Greatest absolute difference.
+    relative
+        ||b - a|| / ||a||, Frobenius; 0 when both are zero, infinite when only a is.
+    cosine
+        Of the two as vectors; 1 when both are zero, 0 when one is.
+    """
+
+    max_abs: Host
+    relative: Host
+    cosine: Host
+
+
+def distance(a: MemoryState, b: MemoryState) -> dict[str, Distance]:
+    """Compare the parameters of two states of one shape, by name."""
+    _alike(a, b)
+    lead = len(a.batch)
+    return {name: _distance(array, b.parameters[name], lead) for name, array in a.parameters.items()}
+
+
+def merge(states: Sequence[MemoryState], weights: Sequence[float] | None = None) -> MemoryState:
+    """Return the weighted mean of the states' parameters, with the rest of the heaviest.
+
+    A memory's parameters are sums of what tokens added, so a mean of two memories of a matrix module reads as the mean
+    of their reads; for deep modules it is a heuristic. Momentum is averaged likewise. The window cannot be
+    averaged: window, adaptation and counters come from the state with the greatest weight (the first of equals).
+
+    Parameters
+    ----------
+    weights
+        Not negative, one per state; normalised to sum to 1. By default all alike.
+
+    Raises
+    ------
+    InvalidParamError
+        For no states, states of different shapes, and weights that do not fit.
+    """
+    if not states:
+        raise InvalidParamError("there is nothing to merge", key="states")
+    shares = np.ones(len(states)) if weights is None else np.asarray(weights, dtype=np.float64)
+    total = shares.sum() if shares.shape == (len(states),) else np.nan
+    if not np.isfinite(total) or total <= 0 or (shares < 0).any():
+        raise InvalidParamError(
+            f"{len(states)} weights of at least 0, not all 0, were expected", key="weights"
+        )
+    shares = shares / total
+    for other in states[1:]:
+        _alike(states[0], other)
+    heaviest = states[int(np.argmax(shares))]
+    groups = {
+        group: {
+            name: sum(float(w) * getattr(state, group)[name] for w, state in zip(shares, states, strict=True))
+            for name in getattr(heaviest, group)
+        }
+        for group in ("parameters", "momentum")
+    }
+    return dataclasses.replace(heaviest, **groups)
+
+
+def _alike(a: MemoryState, b: MemoryState) -> None:
+    for group in ("parameters", "momentum"):
+        shapes = [{n: tuple(x.shape) for n, x in getattr(s, group).items()} for s in (a, b)]
+        if shapes[0] != shapes[1]:
+            raise InvalidParamError(
+                f"the states differ in their {group}: {shapes[0]} and {shapes[1]}", key=group
+            )
+
+
+def _distance(a: Array, b: Array, lead: int) -> Distance:
+    """Compare (*batch, rows, cols) over the last two axes."""
+    x, y = (to_host(array).astype(np.float64) for array in (a, b))
+    axes = tuple(range(lead, x.ndim))
+    norm_a, norm_b, norm_d = (np.sqrt((z * z).sum(axis=axes)) for z in (x, y, y - x))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.where(norm_d == 0, 0.0, norm_d / norm_a)
+        product = norm_a * norm_b
+        cosine = np.where(product > 0, (x * y).sum(axis=axes) / product, 1.0 * (norm_a == norm_b))
+    return Distance(np.abs(y - x).max(axis=axes, initial=0.0), relative, cosine)
+
+
+def _plain(value: Any) -> Any:
+    """Turn arrays into lists and scalars, at any depth."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return value.tolist() if isinstance(value, np.ndarray) else value
