@@ -190,20 +190,19 @@ def _inverse_norm(x: Array, coefficients: Sequence[float], constant: bool) -> Ar
     xp = namespace(x)
     squares = x * x
     powers = squares
-    power_sums: list[Array] = []
-    symmetric: list[Array] = []  # h_1, h_2, ...
-    total: Array = coefficients[0] ** 2 if constant else 0.0
-    for p, a in enumerate(coefficients[1:], start=1):
-        if p > 1:
-            powers = powers * squares
-        power_sums.append(powers.sum(axis=1))
-        h = power_sums[-1]
+    power_sums = [squares.sum(axis=1)]
+    symmetric: list[Array] = [1.0, power_sums[0]]
+    start = coefficients[0] ** 2 if constant else 0.0
+    total = symmetric[1] * coefficients[1] ** 2 + start
+    for p, a in enumerate(coefficients[2:], start=2):
+        powers = powers * squares
+        h = powers.sum(axis=1)
+        power_sums.append(h)
         for k in range(1, p):
-            h = h + power_sums[k - 1] * symmetric[p - k - 1]
-        symmetric.append(h / p if p > 1 else h)
-        if a:
-            total = total + symmetric[-1] * (a * a)
-    return 1.0 / xp.sqrt(_positive(total))
+            h = h + power_sums[k - 1] * symmetric[p - k]
+        symmetric.append(h * (1.0 / p))
+        total += h * (a * a / p)
+    return xp.sqrt(1.0 / (total if start else _positive(total)))
 
 
 def _monomials(
@@ -252,7 +251,7 @@ def _monomials(
     out = _empty((num_tokens // height, shape[-1], height), x.dtype)
     for i, matrix in enumerate(out):
         tokens = slice(i * height, (i + 1) * height)
-        _fill_feature_major(x[tokens].T, layout, None if factors is None else factors[tokens], matrix)
+        _fill_feature_major(x[tokens].T.copy(), layout, None if factors is None else factors[tokens], matrix)
     return out.swapaxes(1, 2).reshape(shape)
 
 
@@ -262,7 +261,8 @@ def _empty(shape: tuple[int, ...], dtype: Any) -> HostArray:
     size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + _CACHE_LINE, dtype=np.uint8)
     start = -raw.__array_interface__["data"][0] % _CACHE_LINE
-    return np.ndarray(shape, dtype, raw, start)
+    array: HostArray = np.ndarray(shape, dtype, raw, start)
+    return array
 
 
 def _scratch(shape: tuple[int, ...], dtype: Any) -> HostArray:
@@ -270,7 +270,8 @@ def _scratch(shape: tuple[int, ...], dtype: Any) -> HostArray:
     buffer = getattr(_thread, "buffer", None)
     if buffer is None:
         buffer = _thread.buffer = _empty((_SCRATCH_BYTES,), np.uint8)
-    return np.ndarray(shape, dtype, buffer)
+    array: HostArray = np.ndarray(shape, dtype, buffer)
+    return array
 
 
 def _fill_feature_major(
@@ -281,14 +282,17 @@ def _fill_feature_major(
     The monomials of degree p that begin with x_i are x_i times those of degree p-1 in x_i, ..., x_d, and these
     are the end of the block before. The coefficients' ratio travels with x_i, factors with degree 0 and 1.
     """
+    before = out[:0]
     for p, (start, stop, ratio, used, _) in enumerate(layout):
         block = out[start:stop]
         if not used:
             continue
+        if p < 2:
+            factor = ratio if factors is None else factors if ratio == 1.0 else factors * ratio
         if p == 0:
-            block[...] = ratio if factors is None else factors * ratio
+            block[...] = factor
         elif p == 1:
-            np.multiply(x, ratio if factors is None else factors * ratio, out=block)
+            np.multiply(x, factor, out=block)
         elif p == 2:
             _fill_products(x, before, ratio, block)
         else:
@@ -342,6 +346,7 @@ def _fill_row_major(xp: Any, x: Array, layout: Sequence[_Block], factors: Array 
     The recursion, layout and factors are those of `_fill_feature_major`.
     """
     device = getattr(getattr(x, "device", None), "id", -1)
+    before = out[:, :0]
     for p, (start, stop, ratio, used, _) in enumerate(layout):
         block = out[:, start:stop]
         if not used:
