@@ -301,7 +301,7 @@ class TestDivergence:
         )
         keys, values, queries = stream(3, 4, 4, dtype=np.float32)
         state, _ = memory.observe(memory.init(), keys, values)
-        after, y, report = memory.scan(state, keys[:1] * 1e25, values[:1] * 1e25, queries[:1])
+        after, y, _ = memory.scan(state, keys[:1] * 1e25, values[:1] * 1e25, queries[:1])
         for group in ("parameters", "momentum"):
             for name, array in getattr(state, group).items():
                 np.testing.assert_array_equal(getattr(after, group)[name], array)
@@ -441,7 +441,7 @@ class TestCrossEntropy:
         )  # fmt: skip
         memory = Memory(config)
         targets = {"token": token, "hidden": hidden, "lse": np.zeros(T)}
-        state, report = memory.observe(memory.init(), hidden, targets, readout=Readout(rows))
+        _, report = memory.observe(memory.init(), hidden, targets, readout=Readout(rows))
         logits = hidden @ rows.T
         alone = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(T), token]
         np.testing.assert_allclose(report.loss[:8], alone[:8], rtol=1e-4)
