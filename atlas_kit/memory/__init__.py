@@ -1,6 +1,6 @@
 """A memory that learns at test time: the ATLAS paper (arXiv 2505.23735) on NumPy and CuPy.
 
-Knows no files and no language model. Start with ``Memory(presets.atlas(d_k, d_v))``; ``observe`` learns, ``read`` reads.
+Knows no files and no language model. Start with ``Memory(presets.atlas(d_k, d_v))``: ``observe``, ``read``.
 """
 
 from __future__ import annotations

@@ -224,7 +224,8 @@ class MemoryConfig:
         for name in ("alpha", "theta", "eta"):
             if name in values:
                 values[name] = schedules.from_json(values[name], name)
-        return _build(cls, values, "config")
+        config: MemoryConfig = _build(cls, values, "config")
+        return config
 
 
 def _to_json(value: Any) -> Any:

@@ -1,8 +1,8 @@
-"""Feature maps phi: what the memory sees of a key before its first matrix (arXiv 2505.23735, section 3, eq. 5).
+"""Feature maps phi: what a memory sees of a key before its first matrix (arXiv 2505.23735, eq. 5).
 
-A map is a frozen specification without arrays; its random constants are drawn on the host from a seed and handed
-back to it. Row-vector convention: x (..., n, d_in) gives phi (..., n, d_phi), a memory reads y = phi @ W. Nothing
-here knows about memories, states or updates.
+A map is a frozen specification without arrays; its random constants are drawn on the host from a seed and
+handed back to it. Row-vector convention: x (..., n, d_in) gives phi (..., n, d_phi), a memory reads
+y = phi @ W. Nothing here knows about memories, states or updates.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ HostArray = np.ndarray[Any, Any]
 MAX_FEATURES = 2**24
 
 # Products of degree 2 are made in a scratch of at most this size, and without it where it would be larger.
-# Measured on one core with d = 64 in float32, in copies of the output: 3 against 9 at 64 tokens, where a call
-# per variable is all overhead, and 1.8 against 1.4 at 256. The scratch stays, one per thread, because giving it
-# back made the C library return its pages to the system at every call: 20 copies instead of 3.
+# Measured on one core with d = 64 in float32, in copies of the output, with and without: 3.7 and 12 at 64 tokens,
+# where a call per variable is all overhead, 1.9 and 2.1 at 192, 1.9 and 1.2 at 1,024. The scratch stays, one per
+# thread: giving memory of this size back made the C library return its pages to the system at every call, which
+# alone cost some 15 copies.
 _SCRATCH_BYTES = 3 << 19
 # Batch rows of at least this many tokens get a feature-major matrix each, fewer share one (see `_monomials`).
 _TOKENS_OWN_MATRIX = 16
@@ -67,7 +68,7 @@ def _length(x: Array) -> Array:
 
 
 def _positive(norm: Array) -> Array:
-    """Replace zeros by ones; a sum with a truth value keeps the dtype under every NumPy, ``where`` does not."""
+    """Replace zeros by ones; adding a truth value keeps the dtype under every NumPy, ``where`` does not."""
     return norm + (norm == 0)
 
 
@@ -123,7 +124,7 @@ def _count(d: int, degree: int, constant: bool) -> int:
 
 
 def _gather_plan(d: int, p: int) -> tuple[HostArray, HostArray]:
-    """Return, for each monomial of degree p in order, its first variable and the row of the rest in degree p-1.
+    """Return each degree-p monomial's first variable, and where the rest of it stands in degree p-1.
 
     >>> [index.tolist() for index in _gather_plan(3, 2)]
     [[0, 0, 0, 1, 1, 2], [0, 1, 2, 1, 2, 2]]
@@ -192,8 +193,8 @@ def _inverse_norm(x: Array, coefficients: Sequence[float], constant: bool) -> Ar
     powers = squares
     power_sums = [squares.sum(axis=1)]
     symmetric: list[Array] = [1.0, power_sums[0]]
-    start = coefficients[0] ** 2 if constant else 0.0
-    total = symmetric[1] * coefficients[1] ** 2 + start
+    start = coefficients[0] * coefficients[0] if constant else 0.0
+    total = symmetric[1] * (coefficients[1] * coefficients[1]) + start
     for p, a in enumerate(coefficients[2:], start=2):
         powers = powers * squares
         h = powers.sum(axis=1)
@@ -245,8 +246,8 @@ def _monomials(
         out = xp.empty((num_tokens, shape[-1]), dtype=x.dtype)
         _fill_row_major(xp, x, layout, factors, out)
         return out.reshape(shape)
-    # A matrix of its own for each batch row: in one shared matrix a row's features lie far apart, and measured
-    # batched products (50 x 64 tokens) took 10 to 30% longer.
+    # A matrix of its own for each batch row: in one shared matrix a row's features lie far apart, and batched
+    # products (50 x 64 tokens) took 10 to 30% longer.
     height = n if n >= _TOKENS_OWN_MATRIX else max(num_tokens, 1)
     out = _empty((num_tokens // height, shape[-1], height), x.dtype)
     for i, matrix in enumerate(out):
@@ -279,8 +280,8 @@ def _fill_feature_major(
 ) -> None:
     """Fill out (d_phi, N) with the monomials of x (d, N), each token's multiplied by its factor (N,).
 
-    The monomials of degree p that begin with x_i are x_i times those of degree p-1 in x_i, ..., x_d, and these
-    are the end of the block before. The coefficients' ratio travels with x_i, factors with degree 0 and 1.
+    The monomials of degree p that begin with x_i are x_i times those of degree p-1 in x_i, ..., x_d, and
+    these are the end of the block before. The coefficients' ratio travels with x_i, factors with degree 0 and 1.
     """
     before = out[:0]
     for p, (start, stop, ratio, used, _) in enumerate(layout):
@@ -392,7 +393,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Polynomial:
-    """phi_p(x) = [a_|b| x^b] for all |b| <= p: every monomial once, by degree, then lexicographically (eq. 5).
+    """phi_p(x) = [a_|b| x^b], |b| <= p: every monomial once, by degree, then lexicographically (eq. 5).
 
     A matrix memory behind it holds O(d^p) pairs (proposition 2). On NumPy phi is a transposed view of a
     feature-major array.
@@ -473,11 +474,11 @@ class Polynomial:
 
 @dataclass(frozen=True)
 class Exponential:
-    """phi*: features whose product is exp(x . y), the paper's map of infinite degree, in finitely many numbers.
+    """phi*: features whose product is exp(x . y), the paper's map of infinite degree, cut to finite size.
 
-    ``random``: positive random features (arXiv 2009.14794, lemma 1), phi = exp(w x - |x|^2 / 2) / sqrt(m),
-    w ~ N(0, I); phi(x) . phi(y) is exp(x . y) on average over w. ``taylor``: all monomials x^b / sqrt(b!) up to a
-    degree p, so that phi(x) . phi(y) = sum_{j <= p} (x . y)^j / j!. `kernel_error` states how far either is off.
+    ``random``: positive random features (arXiv 2009.14794, lemma 1), phi = exp(w x - |x|^2 / 2) / sqrt(m) with
+    w ~ N(0, I); phi(x) . phi(y) is exp(x . y) on average over w. ``taylor``: all monomials x^b / sqrt(b!) up
+    to a degree p, so that phi(x) . phi(y) = sum_{j <= p} (x . y)^j / j!. `kernel_error` states the error.
 
     >>> taylor = Exponential(method="taylor", degree=2)
     >>> x, y = taylor.apply(np.array([[1.0, 2.0], [0.5, 0.25]]), taylor.constants(2, seed=0))
@@ -522,7 +523,7 @@ class Exponential:
         return _count(d_in, self.degree, constant=True)
 
     def constants(self, d_in: int, seed: int) -> dict[str, HostArray]:
-        """Return ``directions`` (d_in, m), standard normal; or ``weights`` (d_phi,), 1/sqrt(b!), of no seed."""
+        """Return ``directions`` (d_in, m), standard normal; for ``taylor`` ``weights`` (d_phi,), 1/sqrt(b!)."""
         if self.method == "random":
             return {"directions": random_normal(seed, "features/exponential", (d_in, self.features))}
         self.d_out(d_in)  # refuses what would not fit before making it
@@ -580,7 +581,7 @@ def _taylor_weights(d: int, degree: int) -> HostArray:
     blocks = [np.ones(1), factorials]
     for p in range(2, degree + 1):
         lead, suffix = _gather_plan(d, p)
-        # how often a monomial's first variable occurs in it: once more than in the rest, if that begins with it
+        # how often a monomial's first variable occurs in it: once more than in the rest that begins with it
         repeats = np.where(lead_before[suffix] == lead, repeats[suffix] + 1, 1)
         factorials = factorials[suffix] * repeats
         lead_before = lead
@@ -592,8 +593,8 @@ def _taylor_weights(d: int, degree: int) -> HostArray:
 class RandomFourier:
     """Features whose product is a Gaussian of the distance, exp(-kappa |x - y|^2 / 2), on average.
 
-    phi = sqrt(2/m) cos(w x + b), w ~ N(0, kappa I), b uniform (Rahimi and Recht 2007, algorithm 1); the error of
-    a product falls as 1/sqrt(m).
+    phi = sqrt(2/m) cos(w x + b), w ~ N(0, kappa I), b uniform (Rahimi and Recht 2007, algorithm 1);
+    the error of a product falls as 1/sqrt(m).
 
     >>> half = {"directions": np.zeros((1, 2)), "phases": np.array([0.0, np.pi / 3])}
     >>> RandomFourier(features=2).apply(np.array([[7.0]]), half).round(3).tolist()  # cos 0 and cos 60 degrees
@@ -795,7 +796,7 @@ class Features:
         return k if self.projection is None else k @ constants["projection"]
 
     def prepare(self, p: Array, mean: Array | None = None) -> Array:
-        """Return projected keys p (..., n, d_key) less their mean (..., d_key), then divided by their length."""
+        """Return projected keys p (..., n, d_key) less their mean (..., d_key), then of length 1."""
         if self.centre and mean is not None:
             p = p - mean[..., None, :]
         return unit(p) if self.normalize_keys else p

@@ -267,7 +267,7 @@ class Memory:
         flat = _flat(state)
         waiting = flat.counters["seen"] - flat.counters["learned"]
         parts = []
-        for n in np.unique(waiting):
+        for n in np.unique(waiting) if len(waiting) else (0,):
             rows = np.flatnonzero(waiting == n)
             part = flat if len(rows) == len(waiting) else flat[rows]
             report = _no_report(self.xp, len(rows), self.dtype)

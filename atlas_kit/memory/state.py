@@ -60,7 +60,7 @@ class MemoryState:
     @property
     def batch(self) -> tuple[int, ...]:
         """The leading axes, () for a single memory."""
-        return self.counters["seen"].shape
+        return tuple(self.counters["seen"].shape)
 
     @property
     def nbytes(self) -> int:

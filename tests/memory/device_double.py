@@ -1,8 +1,9 @@
 """A stand-in for CuPy that runs on any machine: arrays that refuse to be mixed with NumPy's.
 
-It keeps CuPy's rules and none of its speed: a function of the library takes only the library's arrays and
-scalars (NumPy arrays only through ``array`` and ``asarray``), NumPy functions refuse the library's arrays, reductions give 0-d arrays,
-and only names exist that CuPy 14.2 has. So code that would fail on a GPU for using the wrong library fails here.
+It keeps CuPy's rules and none of its speed: a function of the library takes only the library's arrays and scalars
+(NumPy arrays only through ``array`` and ``asarray``), NumPy functions refuse the library's arrays, reductions give
+0-d arrays, and only names exist that CuPy 14.2 has. So code that would fail on a GPU for using the wrong library fails
+here.
 """
 
 from __future__ import annotations

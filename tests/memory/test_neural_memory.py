@@ -283,6 +283,50 @@ def assert_same_bits(a, b):
             assert np.asarray(array).tobytes() == np.asarray(others[name]).tobytes(), f"{group}.{name}"
 
 
+class TestShapes:
+    @settings(max_examples=80, deadline=None)
+    @given(
+        batch=st.lists(st.integers(0, 3), max_size=2).map(tuple),
+        T=st.integers(0, 9),
+        d_k=st.integers(1, 5),
+        d_v=st.integers(1, 5),
+        chunk=st.integers(1, 5),
+        c=st.integers(1, 7),
+        window=st.sampled_from([0, 1, 4, 30]),
+        step=st.sampled_from(["token", "chunk"]),
+        module=st.sampled_from([Matrix(), ResidualMLP(width=3), GatedMLP(width=2)]),
+        features=st.sampled_from([PLAIN, POLYNOMIAL, Features(map=Polynomial(3), projection=2)]),
+        muon=st.booleans(),
+        theta=st.sampled_from([0.0, 0.5]),
+        guard=st.booleans(),
+    )
+    def test_any_shape(
+        self, batch, T, d_k, d_v, chunk, c, window, step, module, features, muon, theta, guard
+    ):
+        config = MemoryConfig(
+            d_k, d_v, features, module, chunk_size=chunk, omega_window=c, window_size=window, step=step,
+            use_muon=muon, theta=theta, eta=0.01, guard=guard, eta_adaptation=0.1,
+        )  # fmt: skip
+        memory = Memory(config)
+        keys, values, queries = stream(T, d_k, d_v, batch=batch, dtype=np.float32)
+        state, y, report = memory.scan(memory.init(batch), keys, values, queries)
+        assert y.shape == (*batch, T, d_v)
+        assert report.loss.shape == report.surprise.shape == (*batch, T)
+        assert report.omega_loss.shape == state.batch == batch
+        rest, more = memory.observe(state, keys, values)
+        assert more.learned == (T // chunk * chunk if np.prod(batch) else 0)
+        assert (rest.counters["seen"] == 2 * T).all()
+        flushed, last = memory.flush(rest)
+        assert last.learned == (T % chunk if np.prod(batch) else 0)
+        assert memory.read(flushed, queries).shape == (*batch, T, d_v)
+        if window:
+            assert memory.lookup(flushed, queries).similarity.shape == (int(np.prod(batch)), T)
+        for group in flushed.groups().values():
+            for array in group.values():
+                assert array.dtype.kind == "i" or np.isfinite(array).all()
+        assert_same_bits(memory.restore(snapshot(flushed)), flushed)
+
+
 class TestDivergence:
     def test_a_step_that_is_too_large_is_retried_smaller(self):
         keys, values, _ = stream(1, 4, 3)
