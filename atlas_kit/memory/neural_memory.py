@@ -414,6 +414,8 @@ class Memory:
                     config, phi, target, readout, weights[:, -1], (weights[:, -1] * loss).sum(axis=-1)
                 )
             new, scale = self._step(flat, factors, rule, stepping, guard)
+            if config.eta_adaptation:
+                new = self._remember(new, scale)
             reads = None if queries is None else self._reads(flat, factors, rule, scale, queries, b)
         counters = {**new.counters, "learned": new.counters["learned"] + b}
         return dataclasses.replace(new, counters=counters), report, reads
@@ -457,6 +459,14 @@ class Memory:
         adaptation = {**flat.adaptation, **previous, "log_eta": log_eta.astype(self.dtype)}
         rule = dataclasses.replace(rule, e=rule.e * xp.exp(log_eta)[:, None, None])
         return dataclasses.replace(flat, adaptation=adaptation), rule
+
+    def _remember(self, flat: MemoryState, scale: Array) -> MemoryState:
+        """Start the next step from the size at which this one did not diverge."""
+        xp = self.xp
+        bound = float(np.log(self.config.eta_bound))
+        smaller = xp.log(xp.where(scale > 0, scale, _SMALLER**self.config.retries))
+        log_eta = xp.clip(flat.adaptation["log_eta"] + smaller, -bound, bound)
+        return dataclasses.replace(flat, adaptation={**flat.adaptation, "log_eta": log_eta})
 
     def _step(
         self,
@@ -528,7 +538,8 @@ class Memory:
             parameters[name] = step.parameter
             if step.momentum is not None:
                 momentum[name] = step.momentum
-            good &= backends.to_host(step.squares <= limit)  # false for NaN, too
+            squares = backends.to_host(step.squares).astype(np.float64)
+            good &= np.isfinite(squares) & (squares <= limit)
         return parameters, momentum, good
 
     def _reads(
