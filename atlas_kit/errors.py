@@ -187,6 +187,22 @@ class MagicMismatchError(AtlasError):
     code = ErrorCode.MAGIC_MISMATCH
 
 
+class WrongModelError(AtlasError):
+    """The memory belongs to another model.
+
+    ``found`` (None where the file names no model) and ``expected`` are model hashes, 64 hexadecimal digits;
+    the message has the first 16 of each.
+    """
+
+    def __init__(self, found: bytes, expected: bytes, *, path: str | None, hint: str) -> None:
+        self.found = found.hex() if any(found) else None
+        self.expected = expected.hex()
+        whose = f"belongs to the model {self.found[:16]}" if self.found else "does not say whose it is"
+        super().__init__(
+            f"the memory {whose}, and this is the model {self.expected[:16]}", path=path, hint=hint
+        )
+
+
 class DivergedError(AtlasError, ArithmeticError):
     """A step of the memory gave NaN, infinity or an exploding norm, and smaller steps did too."""
 

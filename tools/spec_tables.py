@@ -142,3 +142,91 @@ def emit_gguf(name: str, *arguments: str) -> None:
     import cog
 
     cog.outl(globals()[f"gguf_{name}"](*arguments))
+
+
+# --- a learned memory in a .atlas file: its description and its arrays --------------------------------------
+
+
+def memory_fields() -> str:
+    """Return the fields of the description."""
+    from atlas_kit.operations._snapshot_tables import DESCRIPTION_FIELDS
+
+    rows = [(f"`{row.name}`", row.type, row.note) for row in DESCRIPTION_FIELDS]
+    return markdown_table(["field", "type", "meaning"], rows)
+
+
+def memory_arrays() -> str:
+    """Return the arrays of a layer."""
+    from atlas_kit.operations._snapshot_tables import ARRAYS
+
+    types = {"compute": "as `dtype`", "stored": "as `window_dtype`"}
+    rows = [
+        (f"`{row.name}`", types.get(row.type, row.type), ", ".join(("*batch*", *row.shape)),
+         row.when or "always", "yes" if row.large else "", row.note)
+        for row in ARRAYS
+    ]  # fmt: skip
+    return markdown_table(["array", "type", "shape", "when", "large", "meaning"], rows)
+
+
+def memory_conditions() -> str:
+    """Return what the words in the column "when" ask of a configuration."""
+    from atlas_kit.operations._snapshot_tables import CONDITIONS
+
+    return markdown_table(["when", "the configuration says"], CONDITIONS.items())
+
+
+def memory_symbols() -> str:
+    """Return what the words in the column "shape" stand for."""
+    from atlas_kit.operations._snapshot_tables import SYMBOLS
+
+    return markdown_table(["shape", "is"], SYMBOLS.items())
+
+
+def memory_limits() -> str:
+    """Return what arrays can be rounded to."""
+    from atlas_kit.formats.atlas.tables import DTYPE_BY_NAME
+    from atlas_kit.operations.snapshot import LIMITS
+
+    rows = [
+        (f"`{name}`", f"{8 * DTYPE_BY_NAME[name].size / DTYPE_BY_NAME[name].block:g}", f"{limit:.1%}")
+        for name, limit in LIMITS.items()
+    ]
+    return markdown_table(["dtype", "bits a number", "largest relative error of an array"], rows)
+
+
+def memory_example() -> str:
+    """Save a small memory beside a chat, and return what atlas-tool says of the file."""
+    import json
+    import tempfile
+    from pathlib import Path
+    from unittest import mock
+
+    import numpy as np
+
+    from atlas_kit import MemoryFile
+    from atlas_kit.memory import Memory, presets
+    from atlas_kit.operations.snapshot import save_memory
+    from tools import reference
+    from tools.make_sample_data import NOW
+
+    memory = Memory(presets.delta_rule(4, 3, window_size=8))
+    state, _ = memory.observe(memory.init(), np.eye(4), np.ones((4, 3)))
+    lines = ["```console"]
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict("os.environ", SOURCE_DATE_EPOCH=str(NOW)):
+        path = Path(folder) / "llama-7b_memory.atlas"
+        with MemoryFile.edit(path, create=True) as file:
+            file.set("chat_history", "User: Hello\n", type=2)
+        save_memory(path, memory, state, metadata={"model": "llama-7b"})
+        command = "atlas-tool inspect llama-7b_memory.atlas"
+        output = reference.run(command, path.parent).stdout
+        lines += [f"$ {command}", *(line.rstrip() for line in output.splitlines()), "```", "", "```json"]
+        with MemoryFile.open(path) as file:
+            lines += [json.dumps(file["atlas_memory"].json(), indent=1), "```"]
+    return "\n".join(lines)
+
+
+def emit_memory(name: str) -> None:
+    """Print what ``memory_<name>`` returns into the page that cog is working on."""
+    import cog
+
+    cog.outl(globals()[f"memory_{name}"]())

@@ -156,6 +156,8 @@ def _memory_facts(result: Any, facts: dict[str, Any]) -> Iterator[tuple[str, obj
             yield "codecs", ", ".join(f"{n:,} {name}" for name, n in facts["codecs"].items()) + of
         if facts["tensor_count"]:
             yield "tensors", f"{facts['tensor_count']:,}{of}"
+    if facts.get("memory"):
+        yield "memory", facts["memory"]["summary"]
     yield "created", _render.moment(facts["created"])
     yield "modified", _render.moment(facts["modified"])
     yield "model hash", facts["model_hash"] or "not set"

@@ -20,6 +20,7 @@ from atlas_kit.memory.window import STORAGE
 
 STEPS = ("token", "chunk")
 DTYPES = ("float32", "float64")
+MOST_RETRIES = 16  # a step is a quarter as large each time; 4^16 is beyond float32's precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +115,13 @@ class MemoryConfig:
     def __post_init__(self) -> None:
         for name in ("d_k", "d_v", "omega_window", "chunk_size"):
             _at_least(self, name, 1)
-        for name in ("window_size", "warmup_tokens", "retries", "seed"):
+        for name in ("window_size", "warmup_tokens", "seed"):
             _at_least(self, name, 0)
+        if isinstance(self.retries, bool) or self.retries not in range(MOST_RETRIES + 1):
+            raise InvalidParamError(
+                f"retries is {self.retries!r}, and must be a whole number from 0 to {MOST_RETRIES}",
+                key="retries",
+            )
         _one_of(self, "step", STEPS)
         if self.window_dtype is not None:
             _one_of(self, "window_dtype", tuple(STORAGE))
@@ -125,7 +131,7 @@ class MemoryConfig:
         _number(self, "gamma", 0.0, 1.0)
         _number(self, "eta_adaptation", 0.0, 1.0)
         _number(self, "eta_bound", 1.0, 1e6)
-        _number(self, "max_norm", 0.0, float("inf"))
+        _number(self, "max_norm", 0.0, 1e30)
         if self.features.centre and self.warmup_tokens == 0:
             raise InvalidParamError(
                 "centring needs tokens to take the mean of", key="warmup_tokens", hint="Try warmup_tokens=64."

@@ -113,10 +113,13 @@ def _count(d: int, degree: int, constant: bool) -> int:
         When there are more than ``MAX_FEATURES``.
     """
     _check_whole(d, "d_in")
-    total = math.comb(d + degree, degree) - (not constant)
-    if total > MAX_FEATURES:
+    # C(2m, m) >= 2^m: beyond this the count is too large for sure, and may be too large to count
+    countable = min(d, degree) <= MAX_FEATURES.bit_length()
+    total = math.comb(d + degree, degree) - (not constant) if countable else None
+    if total is None or total > MAX_FEATURES:
+        many = "more" if total is None else f"{total:,}"
         raise InvalidParamError(
-            f"degree {degree} of {d} inputs makes {total:,} features, and the limit is {MAX_FEATURES:,}",
+            f"degree {degree} of {d} inputs makes {many} features, and the limit is {MAX_FEATURES:,}",
             key="degree",
             hint="Lower the degree, or put a projection in front.",
         )

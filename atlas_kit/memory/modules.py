@@ -19,6 +19,7 @@ from atlas_kit.memory.backend import Array, namespace, random_normal
 #: A (..., n, rows) and B (..., n, columns) of one parameter: token t's gradient is ``outer(A[t], B[t])``.
 Factors = tuple[Array, Array]
 
+MAX_DEPTH = 64
 #: Hidden units of a module whose ``width`` is 0: four per input as in a transformer's MLP, but at most this.
 MAX_DEFAULT_WIDTH = 1024
 
@@ -276,9 +277,13 @@ class ResidualMLP:
     residual: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.depth, int) or isinstance(self.depth, bool) or self.depth < 2:
+        if (
+            not isinstance(self.depth, int)
+            or isinstance(self.depth, bool)
+            or not 2 <= self.depth <= MAX_DEPTH
+        ):
             raise InvalidParamError(
-                f"depth is {self.depth!r}, not a whole number of 2 or more",
+                f"depth is {self.depth!r}, not a whole number from 2 to {MAX_DEPTH}",
                 key="depth",
                 hint="A memory with one matrix is the module called matrix.",
             )

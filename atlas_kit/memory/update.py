@@ -110,7 +110,9 @@ def final(M: Array, S: Array | None, factors: Factors, rule: Recurrence, muon: b
     if muon:
         S_t = _momenta(S, factors, rule)
         U = newton_schulz(S_t)
-        M_t = a[:, None, None] * M - (e[:, None, :] @ U.reshape(*U.shape[:2], M.shape[1] * M.shape[2])).reshape(M.shape)
+        M_t = a[:, None, None] * M - (
+            e[:, None, :] @ U.reshape(*U.shape[:2], M.shape[1] * M.shape[2])
+        ).reshape(M.shape)
         momentum = None if S is None else S_t[:, -1].copy()
         return Step(
             M_t, momentum, _worst(xp, _squares(M_t), None if momentum is None else _squares(momentum))

@@ -70,6 +70,19 @@ def memory_stats(memory: MemoryFile, progress: Progress | None) -> list[tuple[st
     return out
 
 
+def learned_memory(memory: MemoryFile) -> dict[str, Any] | None:
+    """Return what the file says of the memory that learned, if it holds one."""
+    from atlas_kit.operations.snapshot import find_description
+
+    try:
+        description = find_description(memory)
+    except AtlasError as error:
+        return {"summary": f"cannot be read: {error.message}"}
+    if description is None:
+        return None
+    return {name: value for name, value in description.to_json().items() if not name.startswith("path")}
+
+
 def one_entry(memory: MemoryFile, key: str, path: str) -> OneEntry:
     from atlas_kit.operations._rows import EntryRow
     from atlas_kit.operations.get import not_found

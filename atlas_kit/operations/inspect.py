@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 #: The overview counts types and codecs of this many entries at most, and lists this many.
 COUNTED = 100_000
 LISTED = 20
+#: The entry that describes a memory that learned; ``snapshot`` reads it, and is loaded for such files only.
+LEARNED = "atlas_memory"
 
 
 class Wanted(NamedTuple):
@@ -223,6 +225,10 @@ def _memory_overview(opened: Opened, result: Inspection) -> None:
     if opened.kind == "atlas":
         facts.update(garbage=memory.garbage, generation=memory.generation)
         facts["warnings"] = [finding.to_json() for finding in memory.warnings]
+    if LEARNED in memory:
+        from atlas_kit.operations._inspect_parts import learned_memory
+
+        facts["memory"] = learned_memory(memory)
     result.overview = facts
 
 

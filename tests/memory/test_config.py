@@ -104,6 +104,9 @@ def test_missing_settings_take_their_default():
         ({"guard": True, "objective": DotProduct()}, "guard"),
         ({"features": Features(centre=True)}, "warmup_tokens"),
         ({"max_norm": -1}, "max_norm"),
+        ({"max_norm": float("inf")}, "max_norm"),
+        ({"retries": 10**18}, "retries"),
+        ({"features": Features(Polynomial(10**9), projection=10**9)}, "degree"),
         ({"learning": 1}, "learning"),
     ],
 )

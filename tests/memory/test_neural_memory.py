@@ -385,9 +385,8 @@ class TestDivergence:
         assert state.counters["dropped"] == 1
         assert all(np.isfinite(array).all() for array in state.window.values())
 
-    @pytest.mark.parametrize("max_norm", [1e30, float("inf")])
-    def test_no_limit_is_still_no_infinity(self, max_norm):
-        memory = Memory(MemoryConfig(4, 3, PLAIN, eta=1.0, max_norm=max_norm))
+    def test_the_largest_limit_is_still_no_infinity(self):
+        memory = Memory(MemoryConfig(4, 3, PLAIN, eta=1.0, max_norm=1e30))
         keys, values, _ = stream(3, 4, 3, dtype=np.float32)
         state, _ = memory.observe(memory.init(), keys * 1e20, values * 1e20)
         assert state.counters["rejected"] == 3
@@ -431,7 +430,6 @@ class TestAdaptiveStep:
         keys = np.tile(np.eye(4)[:1], (100, 1))
         state, _ = memory.observe(memory.init(), keys, keys)
         assert np.exp(state.adaptation["log_eta"]) == pytest.approx(4.0)
-
 
     def test_a_step_that_had_to_be_smaller_is_remembered(self):
         keys, values, _ = stream(400, 8, 8, dtype=np.float32)

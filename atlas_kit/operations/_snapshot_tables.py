@@ -1,0 +1,203 @@
+"""What a saved memory consists of: the fields of its description, and its arrays with their types and shapes.
+
+One table of each, which saving, loading and the specification (``formats/atlas-memory.md``) share. Knows configurations
+and no files: ``layout`` says what arrays a configuration asks for without making any of them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from atlas_kit.memory import Identity, MemoryConfig, Polynomial
+from atlas_kit.memory.state import COUNTERS
+
+#: What the description says of itself, and the newest form of it that is read.
+FORMAT = "atlas-kit/memory-state"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class FieldRow:
+    """One field of the description: its name, its JSON type, what it says."""
+
+    name: str
+    type: str
+    note: str
+
+
+#: JSON type -> what Python's parser makes of it.
+JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "number": (int,),
+    "boolean": (bool,),
+    "list": (list,),
+    "object": (dict,),
+    "object or list": (dict, list),
+    "string or null": (str, type(None)),
+}
+
+# fmt: off
+DESCRIPTION_FIELDS = (
+    FieldRow("format", "string", f"`{FORMAT}`"),
+    FieldRow("version", "number", f"of this description, now {VERSION}"),
+    FieldRow("layers", "number", "how many memories there are, from 1"),
+    FieldRow("batch", "list", "leading axes of every array: `[]` for one session, `[50]` for 50 that advance together"),
+    FieldRow("config", "object or list", "the configuration; a list with one for each layer where they differ"),
+    FieldRow("tokens_learned", "list", "for each layer the sum of its counter `learned`; for listings only"),
+    FieldRow("optimizer", "boolean", "whether momentum and the adaptation of eta were saved"),
+    FieldRow("window", "boolean", "whether the window was saved"),
+    FieldRow("dtype", "string or null", "what large arrays were rounded to, `null` where nothing was"),
+    FieldRow("metadata", "object", "whatever the application keeps beside the memory"),
+)
+
+
+@dataclass(frozen=True)
+class ArrayRow:
+    """One array of a layer. ``*`` stands for the name of a parameter.
+
+    ``type`` is ``compute`` (the configuration's dtype), ``stored`` (that of its window) or a dtype's name; ``when`` is
+    what the configuration must have for the array to be there; ``large`` ones may be rounded.
+    """
+
+    name: str
+    type: str
+    shape: tuple[str, ...]
+    when: str
+    large: bool
+    note: str
+
+
+_MATRIX = ("rows", "columns")
+ARRAYS = (
+    ArrayRow("parameters.*",          "compute", _MATRIX,             "",           True,  "the memory itself, M"),
+    ArrayRow("momentum.*",            "compute", _MATRIX,             "momentum",   True,  "S, like M"),
+    ArrayRow("window.key",            "stored",  ("window", "d_key"), "",           True,  "projected keys"),
+    ArrayRow("window.value",          "stored",  ("window", "d_v"),   "values",     True,  "what a key stands for"),
+    ArrayRow("window.token",          "int32",   ("window",),         "tokens",     False, "the token that came next"),
+    ArrayRow("window.hidden",         "compute", ("recall", "d_v"),   "tokens",     True,  "the model's hidden state"),
+    ArrayRow("window.lse",            "compute", ("recall",),         "tokens",     False, "the model's log-sum-exp"),
+    ArrayRow("window.weight",         "compute", ("recall",),         "",           False, "weight of a token"),
+    ArrayRow("window.alpha",          "compute", ("recall",),         "",           False, "decay at a token"),
+    ArrayRow("window.theta",          "compute", ("recall",),         "",           False, "momentum rate at a token"),
+    ArrayRow("window.eta",            "compute", ("recall",),         "",           False, "step size at a token"),
+    ArrayRow("adaptation.log_eta",    "compute", (),                  "adaptation", False, "log of the factor on eta"),
+    ArrayRow("adaptation.previous.*", "compute", _MATRIX,             "adaptation", False, "M before its last step"),
+    ArrayRow("adaptation.mean",       "compute", ("d_key",),          "centre",     False, "what centring subtracts"),
+    *(ArrayRow(f"counters.{name}",    "int64",   (),                  "",           False, note)
+      for name, note in COUNTERS.items()),
+)
+# fmt: on
+_GROUPS = {row.name.partition(".")[0] for row in ARRAYS}
+
+#: What each condition of a row asks of a configuration.
+CONDITIONS = {
+    "momentum": "theta is a schedule or not 0",
+    "values": "the objective compares with values (`l2`, `dot-product`)",
+    "tokens": "the objective is `cross-entropy`",
+    "adaptation": "eta_adaptation is not 0",
+    "centre": "features.centre is true",
+}
+#: What each symbol in a shape stands for.
+SYMBOLS = {
+    "window": "the larger of window_size and recall",
+    "recall": "omega_window - 1 + chunk_size",
+    "d_key": "features.projection, or d_k without one",
+    "d_v": "d_v",
+    "rows, columns": "of each parameter, by module and features",
+}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """An array that a configuration asks for, without the leading axes; ``dtype`` is the file format's name."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    row: ArrayRow
+
+    def nbytes(self, batch: tuple[int, ...]) -> int:
+        """Return what the array takes in memory."""
+        return math.prod(batch + self.shape) * _ITEM[self.dtype]
+
+
+_ITEM = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int32": 4, "int64": 8}
+
+
+def layout(config: MemoryConfig) -> dict[str, Expected]:
+    """Return what arrays a state of ``config`` has: ``"group.name"`` -> type and shape. Nothing is allocated."""
+    parameters = config.module.shapes(config.d_phi, config.d_v)
+    fields = config.objective.fields(config.d_v)
+    has = {
+        "": True,
+        "momentum": config.has_momentum,
+        "values": "value" in fields,
+        "tokens": "token" in fields,
+        "adaptation": bool(config.eta_adaptation),
+        "centre": config.features.centre,
+    }
+    types = {"compute": config.dtype, "stored": config.stored_dtype}
+    sizes = {
+        "window": max(config.window_size, config.recall),
+        "recall": config.recall,
+        "d_key": config.d_key,
+        "d_v": config.d_v,
+    }
+    out = {}
+    for row in ARRAYS:
+        if not has[row.when]:
+            continue
+        dtype = types.get(row.type, row.type)
+        if row.shape == _MATRIX:
+            for name, shape in parameters.items():
+                out[row.name.replace("*", name)] = Expected(dtype, shape, row)
+        else:
+            out[row.name] = Expected(dtype, tuple(sizes[symbol] for symbol in row.shape), row)
+    return out
+
+
+def is_kept(name: str, *, optimizer: bool, window: bool, dtype: str | None) -> bool:
+    """Tell whether a file that was saved with these options holds the array ``name``.
+
+    The parameters before the last step make no sense beside rounded ones: their difference would be the rounding.
+    """
+    group, _, rest = name.partition(".")
+    if group == "window":
+        return window
+    if rest.startswith("previous."):
+        return optimizer and dtype is None
+    return optimizer or group not in ("momentum", "adaptation") or rest == "mean"
+
+
+def constants_nbytes(config: MemoryConfig) -> int:
+    """Return an upper bound of what the fixed random constants take, which no array of the file speaks for."""
+    count = config.d_k * config.d_key if config.features.projection is not None else 0
+    if not isinstance(config.features.map, (Identity, Polynomial)):
+        count += (config.d_key + 2) * config.d_phi
+    return 8 * count  # they are drawn in float64
+
+
+def array_key(layer: int, name: str) -> str:
+    """Return the entry's key: ``model_context_0.parameters.W``."""
+    return f"model_context_{layer}.{name}"
+
+
+def is_array_key(key: str) -> bool:
+    """Tell whether an entry of this key belongs to a saved memory, of whatever configuration."""
+    context, _, name = key.partition(".")
+    number = context.removeprefix("model_context_")
+    return number != context and number.isascii() and number.isdecimal() and name.partition(".")[0] in _GROUPS
+
+
+def summary(config: MemoryConfig) -> str:
+    """Return a configuration in a few words: ``matrix of 2,145 x 192, polynomial degree 2``."""
+    shapes = config.module.shapes(config.d_phi, config.d_v)
+    if len(shapes) == 1:
+        ((rows, columns),) = shapes.values()
+        what = f"{config.module.kind} of {rows:,} x {columns:,}"
+    else:
+        what = f"{config.module.kind} of {sum(map(math.prod, shapes.values())):,} numbers"
+    feature_map: Any = config.features.map
+    degree = f" degree {feature_map.degree}" if isinstance(feature_map, Polynomial) else ""
+    return f"{what}, {feature_map.kind}{degree}"
