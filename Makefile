@@ -4,6 +4,7 @@
 # make docs     write the generated parts of README.md and formats/*.md again
 # make samples  build sample_data/ and formats/vectors/ again
 # make bench    measure (each figure is a ratio to a well-known tool, in one run)
+# make experiments  reproduce the paper's claims: tables and figures in tools/experiments/ (minutes)
 # make fuzz     mutate the sample files for longer than the tests do (FUZZ_SECONDS=600)
 # make clean    remove what the other targets made, the virtual environment included
 #
@@ -17,7 +18,7 @@ BIN    := $(VENV)/bin
 PAGES  := README.md ARCHITECTURE.md $(wildcard formats/*.md)
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint docs samples bench fuzz clean
+.PHONY: demo test lint docs samples bench experiments fuzz clean
 .DEFAULT_GOAL := help
 .PHONY: help
 help:
@@ -46,7 +47,11 @@ samples: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	@status=0; $(BIN)/python tools/bench/formats.py || status=1; \
-	$(BIN)/python tools/bench/repair_score.py || status=1; exit $$status
+	$(BIN)/python tools/bench/repair_score.py || status=1; \
+	$(BIN)/python tools/bench/memory.py || status=1; exit $$status
+
+experiments: $(VENV)/.dev
+	$(BIN)/python -m tools.experiments
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python tools/fuzz.py --seconds $(FUZZ_SECONDS)

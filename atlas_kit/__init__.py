@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from atlas_kit.formats.atlas import DataType, Entry, MemoryFile
     from atlas_kit.formats.detect import detect, open_file
     from atlas_kit.formats.gguf import GGUFFile
+    from atlas_kit.memory import Memory, MemoryConfig
+    from atlas_kit.operations.snapshot import load_memory, save_memory
 
 _HOME = {
     "AtlasError": "atlas_kit.errors",
@@ -22,9 +24,13 @@ _HOME = {
     "Entry": "atlas_kit.formats.atlas",
     "ErrorCode": "atlas_kit.errors",
     "GGUFFile": "atlas_kit.formats.gguf",
+    "Memory": "atlas_kit.memory",
+    "MemoryConfig": "atlas_kit.memory",
     "MemoryFile": "atlas_kit.formats.atlas",
     "detect": "atlas_kit.formats.detect",
+    "load_memory": "atlas_kit.operations.snapshot",
     "open_file": "atlas_kit.formats.detect",
+    "save_memory": "atlas_kit.operations.snapshot",
 }
 
 __all__ = [
@@ -33,10 +39,14 @@ __all__ = [
     "Entry",
     "ErrorCode",
     "GGUFFile",
+    "Memory",
+    "MemoryConfig",
     "MemoryFile",
     "__version__",
     "detect",
+    "load_memory",
     "open_file",
+    "save_memory",
 ]
 
 

@@ -204,7 +204,7 @@ class WrongModelError(AtlasError):
 
 
 class DivergedError(AtlasError, ArithmeticError):
-    """A step of the memory gave NaN, infinity or an exploding norm, and smaller steps did too."""
+    """In strict mode: a step of the memory gave NaN, infinity or an exploding norm."""
 
 
 class MissingExtraError(AtlasError, ImportError):

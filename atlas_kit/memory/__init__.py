@@ -18,9 +18,10 @@ from atlas_kit.memory.features import (
 from atlas_kit.memory.gate import Gate, gate_features
 from atlas_kit.memory.modules import GatedMLP, Matrix, ResidualMLP
 from atlas_kit.memory.muon import newton_schulz
-from atlas_kit.memory.neural_memory import Memory, Report
+from atlas_kit.memory.neural_memory import Memory
 from atlas_kit.memory.objectives import L2, CrossEntropy, DotProduct, Readout
 from atlas_kit.memory.schedules import Schedule
+from atlas_kit.memory.sessions import Report
 from atlas_kit.memory.state import MemoryState, snapshot, stack
 from atlas_kit.memory.statistics import distance, merge, statistics
 from atlas_kit.memory.window import CacheRead

@@ -12,7 +12,9 @@ from typing import Any, ClassVar
 
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.memory import schedules
+from atlas_kit.memory._checks import is_number, is_whole
 from atlas_kit.memory.features import FEATURE_MAPS, Features
+from atlas_kit.memory.gate import Gate
 from atlas_kit.memory.modules import MODULES, Matrix, Module
 from atlas_kit.memory.objectives import L2, OBJECTIVES, DotProduct, Objective
 from atlas_kit.memory.schedules import Rate, Schedule
@@ -20,7 +22,14 @@ from atlas_kit.memory.window import STORAGE
 
 STEPS = ("token", "chunk")
 DTYPES = ("float32", "float64")
+MOST_ETA = 1e30  # float32 holds it
 MOST_RETRIES = 16  # a step is a quarter as large each time; 4^16 is beyond float32's precision
+#: What a setting that is a specification may be an instance of.
+SPECIFICATIONS: dict[str, tuple[type, ...]] = {
+    "features": (Features,),
+    "module": tuple(MODULES.values()),
+    "objective": tuple(OBJECTIVES.values()),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,17 +67,21 @@ class MemoryConfig:
         How many (key, target) pairs the exact cache keeps; 0 keeps only what the rule itself needs.
     window_dtype
         How the window stores keys and values: ``float16`` and ``bfloat16`` halve it. None: like ``dtype``.
+    gate
+        The learned blend of several predictions that the state carries along, for ``Memory.blend``; None: none.
     warmup_tokens
         The first tokens of a stream fill the window (and the mean that centring subtracts) without a step.
     eta_adaptation
         Rate of the online adaptation of eta (0: off): after each chunk, log eta moves by this much times the cosine
-        between what the last step changed and what tokens it had not seen asked for.
+        between what the last chunk's steps changed, decay apart, and what tokens they had not seen asked for. It
+        looks one chunk back; with much momentum it finds a smaller eta than the best.
     eta_bound
         Adaptation keeps eta within this factor of where it started.
     max_norm
         A step that would take a parameter matrix beyond this Frobenius norm has diverged.
     guard
-        Also evaluate the window again behind each step: a step that raises its loss by more than a tenth has diverged.
+        Also evaluate a chunk's windows again behind it: steps that raise their loss by more than a tenth have
+        diverged.
         Costs one more forward pass; what deep memories need.
     retries
         How often a diverged step is retried, each time a quarter as large, before it is skipped.
@@ -100,6 +113,7 @@ class MemoryConfig:
     step: str = "token"
     window_size: int = 0
     window_dtype: str | None = None
+    gate: Gate | None = None
     warmup_tokens: int = 0
     eta_adaptation: float = 0.0
     eta_bound: float = 16.0
@@ -113,11 +127,18 @@ class MemoryConfig:
     version: ClassVar[int] = 1  #: of the JSON form
 
     def __post_init__(self) -> None:
+        for name, kinds in SPECIFICATIONS.items():
+            if type(getattr(self, name)) not in kinds:
+                raise InvalidParamError(
+                    f"{name} is {getattr(self, name)!r}",
+                    key=name,
+                    hint=f"Give an object of one of: {', '.join(kind.__name__ for kind in kinds)}.",
+                )
         for name in ("d_k", "d_v", "omega_window", "chunk_size"):
             _at_least(self, name, 1)
         for name in ("window_size", "warmup_tokens", "seed"):
             _at_least(self, name, 0)
-        if isinstance(self.retries, bool) or self.retries not in range(MOST_RETRIES + 1):
+        if not is_whole(self.retries) or self.retries > MOST_RETRIES:
             raise InvalidParamError(
                 f"retries is {self.retries!r}, and must be a whole number from 0 to {MOST_RETRIES}",
                 key="retries",
@@ -141,10 +162,19 @@ class MemoryConfig:
                 raise InvalidParamError(
                     f"{name} is {getattr(self, name)!r}, and must be true or false", key=name
                 )
-        if self.guard and isinstance(self.objective, DotProduct):
+        for name in ("guard", "eta_adaptation"):
+            if getattr(self, name) and isinstance(self.objective, DotProduct):
+                raise InvalidParamError(
+                    f"the dot-product loss has no least value, which {name} needs", key=name
+                )
+        if self.step == "chunk" and self.omega_window < self.chunk_size:
             raise InvalidParamError(
-                "the dot-product loss has no lower end to be guarded against", key="guard"
+                f"a step per {self.chunk_size} tokens that looks at {self.omega_window} would leave tokens out",
+                key="omega_window",
+                hint=f"Try omega_window={self.chunk_size}.",
             )
+        if self.gate is not None and not isinstance(self.gate, Gate):
+            raise InvalidParamError(f"{self.gate!r} is no Gate", key="gate")
         self.features.d_phi(self.d_k)  # raises for a feature map that cannot be built
 
     @property
@@ -227,6 +257,8 @@ class MemoryConfig:
             values["module"] = _from_kind(values["module"], MODULES, "module")
         if "objective" in values:
             values["objective"] = _from_kind(values["objective"], OBJECTIVES, "objective")
+        if values.get("gate") is not None:
+            values["gate"] = _from_kind(values["gate"], {Gate.kind: Gate}, "gate")
         for name in ("alpha", "theta", "eta"):
             if name in values:
                 values[name] = schedules.from_json(values[name], name)
@@ -271,7 +303,7 @@ def _build(cls: type, values: dict[str, Any], key: str) -> Any:
 
 def _at_least(config: MemoryConfig, name: str, least: int) -> None:
     value = getattr(config, name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if not is_whole(value, least):
         raise InvalidParamError(
             f"{name} is {value!r}, and must be a whole number of at least {least}", key=name
         )
@@ -287,15 +319,19 @@ def _one_of(config: MemoryConfig, name: str, choices: tuple[str, ...]) -> None:
 
 def _number(config: MemoryConfig, name: str, least: float, most: float) -> None:
     value = getattr(config, name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+    if not is_number(value) or not least <= value <= most:
         raise InvalidParamError(f"{name} is {value!r}, and must be from {least:g} to {most:g}", key=name)
+
+
+def most_of(rate: str) -> float:
+    """Return the upper end of what alpha, theta or eta may be; the lower is 0."""
+    return MOST_ETA if rate == "eta" else 1.0
 
 
 def _rate(config: MemoryConfig, name: str) -> None:
     """Check a number, or both ends of a schedule: it never leaves them."""
     value = getattr(config, name)
-    most = float("inf") if name == "eta" else 1.0
+    most = most_of(name)
     for rate in (value.start, value.end) if isinstance(value, Schedule) else (value,):
-        whole = isinstance(rate, (int, float)) and not isinstance(rate, bool)
-        if not whole or not 0.0 <= rate <= most or rate == float("inf"):
+        if not is_number(rate) or not 0.0 <= rate <= most:
             raise InvalidParamError(f"{name} is {rate!r}, and must be from 0 to {most:g}", key=name)

@@ -17,7 +17,8 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.memory.backend import Array, namespace, random_normal
+from atlas_kit.memory._checks import is_number, is_whole
+from atlas_kit.memory.backend import Array, namespace, quiet, random_normal
 
 HostArray = np.ndarray[Any, Any]
 
@@ -32,6 +33,8 @@ MAX_FEATURES = 2**24
 _SCRATCH_BYTES = 3 << 19
 # Batch rows of at least this many tokens get a feature-major matrix each, fewer share one (see `_monomials`).
 _TOKENS_OWN_MATRIX = 16
+# Tokens that are projected by one product: it is the same product whatever comes with them (see `_product`).
+_BLOCK_TOKENS = 16
 _CACHE_LINE = 64
 
 _thread = threading.local()
@@ -55,6 +58,8 @@ class FeatureMap(Protocol):
 def unit(x: Array) -> Array:
     """Return x (..., d) divided by its L2 norm along the last axis; zero vectors stay zero.
 
+    Norms are taken in x's own type: a vector longer than float32 can square (1e19) becomes zero.
+
     >>> unit(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
     [[0.6, 0.8], [0.0, 0.0]]
     """
@@ -74,7 +79,7 @@ def _positive(norm: Array) -> Array:
 
 def _check_whole(value: object, key: str, least: int = 1) -> None:
     """Refuse anything but a whole number of at least ``least``; True is not a number here."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if not is_whole(value, least):
         raise InvalidParamError(f"{value!r} is not a whole number of at least {least}", key=key)
 
 
@@ -82,11 +87,6 @@ def _check_flag(value: object, key: str) -> None:
     """Refuse anything but True and False, so that a specification survives JSON unchanged."""
     if not isinstance(value, bool):
         raise InvalidParamError(f"{value!r} is neither true nor false", key=key)
-
-
-def _check_number(value: object) -> bool:
-    """Tell whether the value is a finite real number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_features(features: object) -> None:
@@ -256,7 +256,28 @@ def _monomials(
     for i, matrix in enumerate(out):
         tokens = slice(i * height, (i + 1) * height)
         _fill_feature_major(x[tokens].T.copy(), layout, None if factors is None else factors[tokens], matrix)
-    return out.swapaxes(1, 2).reshape(shape)
+    phi = out.swapaxes(1, 2).reshape(shape)
+    # Rows of one token each would lie as far apart in a matrix as there are rows, and BLAS rounds a vector with gaps
+    # in another way than one without.
+    return np.ascontiguousarray(phi) if n == 1 else phi
+
+
+def _product(x: Array, matrix: Array) -> Array:
+    """Return x @ matrix, (..., n, d) by (d, m), each token's bits the same whatever tokens come with it.
+
+    BLAS chooses its way to add by the shape: a token alone differs in the last bits from the same among others. In
+    blocks of one size, the last of them filled up with zeros, the shape is always the same.
+    """
+    xp = namespace(x)
+    num_tokens = math.prod(x.shape[:-1])
+    num_blocks = -(-num_tokens // _BLOCK_TOKENS)
+    rows = xp.ascontiguousarray(x).reshape(num_tokens, x.shape[-1])
+    if num_tokens % _BLOCK_TOKENS:
+        filled = xp.zeros((num_blocks * _BLOCK_TOKENS, x.shape[-1]), dtype=x.dtype)
+        filled[:num_tokens] = rows
+        rows = filled
+    product = rows.reshape(num_blocks, _BLOCK_TOKENS, x.shape[-1]) @ matrix
+    return product.reshape(-1, matrix.shape[-1])[:num_tokens].reshape(*x.shape[:-1], matrix.shape[-1])
 
 
 def _empty(shape: tuple[int, ...], dtype: Any) -> HostArray:
@@ -430,7 +451,7 @@ class Polynomial:
         _check_flag(self.constant, "constant")
         if self.coefficients is None:
             return
-        if not isinstance(self.coefficients, (tuple, list)) or not all(map(_check_number, self.coefficients)):
+        if not isinstance(self.coefficients, (tuple, list)) or not all(map(is_number, self.coefficients)):
             raise InvalidParamError(
                 f"{self.coefficients!r} is not a list of finite numbers", key="coefficients"
             )
@@ -622,7 +643,7 @@ class RandomFourier:
 
     def __post_init__(self) -> None:
         _check_features(self.features)
-        if not _check_number(self.kappa) or self.kappa <= 0:
+        if not is_number(self.kappa) or self.kappa <= 0:
             raise InvalidParamError(f"{self.kappa!r} is not a positive number", key="kappa")
 
     def d_out(self, d_in: int) -> int:
@@ -794,16 +815,24 @@ class Features:
         drawn = random_normal(seed, "features/projection", (d_k, self.projection))
         return {**found, "projection": drawn / math.sqrt(self.projection)}
 
+    @quiet
     def project(self, k: Array, constants: Mapping[str, Array]) -> Array:
-        """Return keys k (..., n, d_k) as p (..., n, d_key)."""
-        return k if self.projection is None else k @ constants["projection"]
+        """Return keys k (..., n, d_k) as p (..., n, d_key); a token's does not depend on the others, to the bit."""
+        return k if self.projection is None else _product(k, constants["projection"])
 
+    @quiet
     def prepare(self, p: Array, mean: Array | None = None) -> Array:
         """Return projected keys p (..., n, d_key) less their mean (..., d_key), then of length 1."""
         if self.centre and mean is not None:
             p = p - mean[..., None, :]
         return unit(p) if self.normalize_keys else p
 
+    @quiet
     def phi(self, p: Array, constants: Mapping[str, Array], mean: Array | None = None) -> Array:
-        """Return the features (..., n, d_phi) of projected keys p (..., n, d_key)."""
+        """Return the features (..., n, d_phi) of projected keys p (..., n, d_key).
+
+        The maps with random directions multiply by them in one product, so that a token's features may differ in
+        the last bits with the number of tokens n (not with the leading axes); and ``WinnerTakeAll`` may choose
+        another of two activations that are alike to these bits. Learning always sees whole chunks.
+        """
         return self.map.apply(self.prepare(p, mean), constants, self.normalize)

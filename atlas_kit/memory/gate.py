@@ -9,7 +9,6 @@ probabilities come from.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,7 +16,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.memory.backend import Array, namespace
+from atlas_kit.memory._checks import is_number, is_whole
+from atlas_kit.memory.backend import Array, namespace, quiet
 
 State = dict[str, Array]
 
@@ -60,9 +60,9 @@ class Gate:
     def __post_init__(self) -> None:
         _check_count("experts", self.experts, 2)
         _check_count("features", self.features, 1)
-        if not (_is_finite(self.rate) and self.rate >= 0):
+        if not (is_number(self.rate) and self.rate >= 0):
             raise InvalidParamError(f"{self.rate!r} is not a finite number of at least 0", key="rate")
-        if not (_is_finite(self.clip) and self.clip > 0):
+        if not (is_number(self.clip) and self.clip > 0):
             raise InvalidParamError(f"{self.clip!r} is not a finite number above 0", key="clip")
         if self.start is not None:
             object.__setattr__(self, "start", self._start_rows(self.start))
@@ -75,7 +75,7 @@ class Gate:
         fits = _is_sequence(rows) and len(rows) == self.experts - 1
         if not fits or not all(_is_sequence(row) and len(row) == self.features for row in rows):
             rows = ()
-        if not rows or not all(_is_finite(number) for row in rows for number in row):
+        if not rows or not all(is_number(number) for row in rows for number in row):
             wanted = f"{self.experts - 1} times {self.features} finite numbers"
             raise InvalidParamError(f"{start!r} is not {wanted}", key="start")
         return tuple(tuple(float(number) for number in row) for row in rows)
@@ -88,6 +88,7 @@ class Gate:
         w[:] = xp.asarray(start, dtype)
         return {"w": w}
 
+    @quiet
     def weights(self, state: Mapping[str, Array], f: Array) -> Array:
         """Return ``lambda (R, n, experts)``, which sums to 1, from features ``f (R, n, features)``.
 
@@ -99,6 +100,7 @@ class Gate:
         """
         return namespace(f).exp(self._log_weights(state, _bounded(f)))
 
+    @quiet
     def blend(self, state: Mapping[str, Array], f: Array, p: Array) -> Array:
         """Return the mixture ``(R, n, ...)`` of the experts' probabilities ``p (R, n, experts, ...)``.
 
@@ -107,6 +109,7 @@ class Gate:
         self._check_experts(p)
         return mix(self.weights(state, f), p)
 
+    @quiet
     def responsibilities(
         self, state: Mapping[str, Array], f: Array, p_target: Array, mask: Array | None = None
     ) -> Array:
@@ -124,6 +127,7 @@ class Gate:
         """
         return self._posterior(state, _bounded(f), p_target, mask)[1]
 
+    @quiet
     def update(
         self, state: Mapping[str, Array], f: Array, p_target: Array, mask: Array | None = None
     ) -> tuple[State, Array]:
@@ -239,7 +243,7 @@ def fixed_blend(blend_ratio: float) -> tuple[float, float]:
     InvalidParamError
         Unless ``blend_ratio`` is a number from 0 (model alone) to 1 (memory alone).
     """
-    if not (_is_finite(blend_ratio) and 0 <= blend_ratio <= 1):
+    if not (is_number(blend_ratio) and 0 <= blend_ratio <= 1):
         raise InvalidParamError(f"{blend_ratio!r} is not a number from 0 to 1", key="blend_ratio")
     return 1.0 - float(blend_ratio), float(blend_ratio)
 
@@ -264,14 +268,10 @@ def _bounded(f: Array) -> Array:
     return xp.clip(xp.where(xp.isfinite(f), f, 0), -LARGEST_FEATURE, LARGEST_FEATURE)
 
 
-def _is_finite(number: object) -> bool:
-    return isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
-
-
 def _is_sequence(value: object) -> bool:
     return isinstance(value, (tuple, list))
 
 
 def _check_count(key: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not is_whole(value, least):
         raise InvalidParamError(f"{value!r} is not a whole number of at least {least}", key=key)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from atlas_kit.errors import InvalidParamError
+from atlas_kit.memory._checks import is_whole
 from atlas_kit.memory.backend import Array, namespace, random_normal
 
 #: A (..., n, rows) and B (..., n, columns) of one parameter: token t's gradient is ``outer(A[t], B[t])``.
@@ -277,11 +278,7 @@ class ResidualMLP:
     residual: bool = True
 
     def __post_init__(self) -> None:
-        if (
-            not isinstance(self.depth, int)
-            or isinstance(self.depth, bool)
-            or not 2 <= self.depth <= MAX_DEPTH
-        ):
+        if not is_whole(self.depth, 2) or self.depth > MAX_DEPTH:
             raise InvalidParamError(
                 f"depth is {self.depth!r}, not a whole number from 2 to {MAX_DEPTH}",
                 key="depth",
@@ -296,7 +293,7 @@ class ResidualMLP:
         return {"W_in": (d_in, width), **hidden, "W_out": (width, d_out)}
 
     def init(self, d_in: int, d_out: int, seed: int) -> dict[str, Array]:
-        """Return start values, float64 on the host: N(0, 1/rows), and a zero output matrix."""
+        """Return start values, float64 on the host: ``W_in`` N(0, 1), ``W_hidden`` N(0, 1/rows), ``W_out`` zero."""
         return _start_values(self.shapes(d_in, d_out), seed, output="W_out")
 
     def forward(self, params: Mapping[str, Array], x: Array) -> tuple[Array, tuple[Any, ...]]:
@@ -380,7 +377,7 @@ class GatedMLP:
         return {"W_in": (d_in, width), "W_gate": (d_in, width), "W_out": (width, d_out)}
 
     def init(self, d_in: int, d_out: int, seed: int) -> dict[str, Array]:
-        """Return start values, float64 on the host: N(0, 1/rows), and a zero output matrix."""
+        """Return start values, float64 on the host: ``W_in`` and ``W_gate`` N(0, 1), ``W_out`` zero."""
         return _start_values(self.shapes(d_in, d_out), seed, output="W_out")
 
     def forward(self, params: Mapping[str, Array], x: Array) -> tuple[Array, tuple[Any, ...]]:
@@ -422,17 +419,23 @@ def _hidden_units(width: int, d_in: int) -> int:
 
 
 def _start_values(shapes: dict[str, tuple[int, ...]], seed: int, output: str) -> dict[str, Array]:
-    """Draw N(0, 1/rows): inputs of unit variance give hidden units of unit variance; the output is zero."""
+    """Draw values that give hidden units of variance 1 for inputs of length 1; the output matrix is zero.
+
+    Features and keys have the length 1, so what they meet (``W_in``, ``W_gate``) is N(0, 1); hidden layers have the
+    variance 1, so what is between them is N(0, 1/rows).
+    """
     values = {}
     for name, shape in shapes.items():
-        values[name] = random_normal(seed, name, shape) / math.sqrt(shape[0])
-        if name == output:
+        values[name] = random_normal(seed, name, shape)
+        if name.startswith("W_hidden"):
+            values[name] /= math.sqrt(shape[0])
+        elif name == output:
             values[name][...] = 0.0
     return values
 
 
 def _check_hidden(width: int, activation: str, residual: bool) -> None:
-    if not isinstance(width, int) or isinstance(width, bool) or width < 0:
+    if not is_whole(width):
         raise InvalidParamError(
             f"width is {width!r}, not a whole number of 0 or more",
             key="width",

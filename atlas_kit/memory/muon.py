@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.memory.backend import Array, namespace
+from atlas_kit.memory._checks import is_whole
+from atlas_kit.memory.backend import Array, namespace, quiet
 
 # For X = U diag(s) V^T, A = X X^T = U diag(s^2) U^T, so a step X <- a X + (b A + c A^2) X is
 #     X <- U diag(p(s)) V^T,    p(s) = a s + b s^3 + c s^5:
@@ -22,6 +23,7 @@ A, B, C = 3.4445, -4.7750, 2.0315
 STEPS = 5
 
 
+@quiet
 def newton_schulz(S: Array, steps: int = STEPS) -> Array:
     """Return U (..., rows, columns), about the nearest orthogonal matrix to S (..., rows, columns).
 
@@ -45,7 +47,7 @@ def newton_schulz(S: Array, steps: int = STEPS) -> Array:
     """
     if S.ndim < 2:
         raise InvalidParamError(f"shape {S.shape} is not a matrix or a batch of them", key="S")
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
+    if not is_whole(steps):
         raise InvalidParamError(f"steps is {steps!r}, not a whole number of 0 or more", key="steps")
     if 0 in S.shape:
         return S.copy()

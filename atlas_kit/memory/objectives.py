@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from atlas_kit.errors import InvalidParamError
+from atlas_kit.memory._checks import is_number
 from atlas_kit.memory.backend import Array, namespace
 
 #: For each name in a target mapping: the shape that one token has, and "float" or "int".
@@ -65,6 +66,14 @@ class Readout:
     centre: Array | None = None
 
     def __post_init__(self) -> None:
+        for name in ("rows", "ids", "centre"):
+            array = getattr(self, name)
+            if not hasattr(array, "dtype") and not (array is None and name != "rows"):
+                raise InvalidParamError(
+                    f"{name} of class {type(array).__name__} is not an array",
+                    key=name,
+                    hint="Try numpy.asarray.",
+                )
         if self.rows.ndim != 2 or self.rows.shape[0] == 0:
             raise InvalidParamError(f"rows of shape {self.rows.shape} are not (U, d_v), U >= 1", key="rows")
         if self.centre is not None:
@@ -221,7 +230,7 @@ class CrossEntropy:
             value = getattr(self, key)
             if value is None and key == "softcap":
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            if not is_number(value) or value <= 0:
                 raise InvalidParamError(f"{key} is {value!r}, not a positive number", key=key)
             # A NumPy scalar is a float too, but would turn float32 arrays into float64.
             object.__setattr__(self, key, float(value))

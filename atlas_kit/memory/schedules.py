@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from atlas_kit.errors import InvalidParamError
+from atlas_kit.memory._checks import is_number, is_whole
 from atlas_kit.memory.backend import Array, namespace
 
 KINDS = ("constant", "linear", "cosine", "exponential", "inverse-sqrt")
@@ -64,7 +65,7 @@ class Schedule:
             )
         for key in ("start", "end"):
             object.__setattr__(self, key, _number(getattr(self, key), key))
-        if not isinstance(self.tokens, int) or isinstance(self.tokens, bool) or self.tokens < 0:
+        if not is_whole(self.tokens) or not is_number(self.tokens):
             raise InvalidParamError(f"tokens is {self.tokens!r}, not a whole number", key="tokens")
         if self.kind != "constant" and self.tokens == 0:
             raise InvalidParamError(
@@ -136,6 +137,6 @@ def from_json(value: object, key: str = "rate") -> Rate:
 
 def _number(value: object, key: str) -> float:
     """Return a finite Python float; a NumPy scalar would turn float32 arrays into float64."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not is_number(value):
         raise InvalidParamError(f"{key} is {value!r}, not a finite number", key=key)
     return float(value)

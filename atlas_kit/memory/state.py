@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.memory.backend import Array, namespace, to_host
+from atlas_kit.memory.backend import Array, namespace, quiet, to_host
+from atlas_kit.memory.window import decode, encode
 
 #: name -> what it counts, per session. ``seen`` and ``filled`` are tokens, in the order in which they came.
 COUNTERS = {
@@ -22,18 +23,18 @@ COUNTERS = {
     "filled": "tokens in the window since it was last emptied",
     "averaged": "tokens in the mean that centring subtracts",
     "steps": "steps of the optimiser",
-    "retried": "steps that diverged and were retried smaller",
+    "retried": "times that a chunk diverged and was tried again, a quarter as large",
     "rejected": "steps that diverged at every size and were skipped",
     "dropped": "tokens that were left out because a number of theirs was NaN or infinite",
 }
 
-GROUPS = ("parameters", "momentum", "window", "adaptation", "counters")
+GROUPS = ("parameters", "momentum", "window", "adaptation", "gate", "counters")
 OPTIMIZER_GROUPS = ("momentum", "adaptation")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class MemoryState:
-    """The arrays of a memory, in five groups, each a flat mapping of names.
+    """The arrays of a memory, in six groups, each a flat mapping of names.
 
     Attributes
     ----------
@@ -45,8 +46,10 @@ class MemoryState:
         The ring buffer: ``key`` (*batch, capacity, d_key), the target's fields, and the rates of the last tokens.
         Token number t lies in slot ``t % capacity``; the fields' capacities differ.
     adaptation
-        ``log_eta`` (*batch) and ``previous.*`` (the parameters before the last step) when eta adapts, ``mean``
-        (*batch, d_key) when keys are centred.
+        ``log_eta`` (*batch) and ``previous.*`` (what decay alone would have made of the parameters in the last chunk)
+        when eta adapts, ``mean`` (*batch, d_key) when keys are centred.
+    gate
+        ``w`` (*batch, experts - 1, features) of the configuration's gate, if it has one.
     counters
         int64 on the host, (*batch); see ``COUNTERS``.
     """
@@ -55,7 +58,16 @@ class MemoryState:
     momentum: dict[str, Array]
     window: dict[str, Array]
     adaptation: dict[str, Array]
+    gate: dict[str, Array]
     counters: dict[str, np.ndarray[Any, Any]]
+
+    def __repr__(self) -> str:
+        """Say what there is, in one line: the arrays themselves may be megabytes."""
+        lead = len(self.batch)
+        sizes = (f"{n} {' x '.join(map(str, a.shape[lead:]))}" for n, a in self.parameters.items())
+        sessions = f" of {' x '.join(map(str, self.batch))} sessions" if lead else ""
+        most = int(self.counters["seen"].max(initial=0))
+        return f"<MemoryState{sessions}: {', '.join(sizes)}; {most:,} tokens seen; {self.nbytes:,} bytes>"
 
     @property
     def batch(self) -> tuple[int, ...]:
@@ -68,7 +80,7 @@ class MemoryState:
         return sum(int(array.nbytes) for group in self.groups().values() for array in group.values())
 
     def groups(self) -> dict[str, dict[str, Array]]:
-        """Return the five mappings by name."""
+        """Return the six mappings by name."""
         return {name: getattr(self, name) for name in GROUPS}
 
     def map(self, function: Callable[[Array], Array]) -> MemoryState:
@@ -86,8 +98,14 @@ class MemoryState:
 
 def stack(states: Sequence[MemoryState]) -> MemoryState:
     """Stack states of one configuration along a new first axis: sessions that advance together."""
+    states = list(states)
     if not states:
         raise InvalidParamError("there is nothing to stack", key="states")
+    for group, name in sorted(
+        {(g, n) for state in states for g, arrays in state.groups().items() for n in arrays}
+    ):
+        if name not in getattr(states[0], group):
+            raise InvalidParamError(f"the states differ in {group}.{name}", key=f"{group}.{name}")
     out: dict[str, dict[str, Array]] = {}
     for group, arrays in states[0].groups().items():
         out[group] = {}
@@ -126,22 +144,26 @@ def snapshot(
     return out
 
 
+@quiet  # what a narrower type cannot hold becomes infinite
 def restore(like: MemoryState, arrays: Mapping[str, Array]) -> MemoryState:
     """Return the state that ``snapshot`` took, ``like`` being an empty state of the same configuration.
 
-    What the snapshot was told to leave out comes from ``like``. The arrays may have additional leading axes.
+    What the snapshot was told to leave out comes from ``like``. The arrays may have additional leading axes, and
+    numbers may be of another width than the configuration's, in the window also bfloat16.
 
     Raises
     ------
     InvalidParamError
-        For missing or unknown arrays, and for shapes that do not fit the configuration.
+        For missing or unknown arrays, and for shapes and types that do not fit the configuration.
     """
     found: dict[str, dict[str, Array]] = {group: {} for group in GROUPS}
+    if not isinstance(arrays, Mapping):
+        raise InvalidParamError("a snapshot is a mapping of arrays", key="arrays")
     for full, array in arrays.items():
-        group, _, name = full.partition(".")
+        group, _, name = str(full).partition(".")
         if group not in found or not name:
-            raise InvalidParamError(f"{full!r} is no array of a memory", key=full)
-        found[group][name] = array
+            raise InvalidParamError(f"{full!r} is no array of a memory", key=str(full))
+        found[group][name] = array if hasattr(array, "dtype") else np.asarray(array)
     if "seen" not in found["counters"]:
         raise InvalidParamError("the snapshot has no counters", key="counters.seen")
     batch = tuple(found["counters"]["seen"].shape)
@@ -176,6 +198,19 @@ def restore(like: MemoryState, arrays: Mapping[str, Array]) -> MemoryState:
                     key=full,
                     hint="The snapshot belongs to another configuration.",
                 )
-            xp = np if group == "counters" else namespace(model)
-            out[group][name] = xp.array(to_host(value) if xp is np else value, dtype=model.dtype)
+            out[group][name] = _converted(value, model, full)
     return MemoryState(**out)
+
+
+def _converted(value: Array, like: Array, name: str) -> Array:
+    """Return a copy of ``value`` in the type and library of ``like``."""
+    xp = namespace(like)
+    kinds = value.dtype.kind, like.dtype.kind
+    # the only unsigned numbers that a state holds are bfloat16's bits
+    if kinds == ("u", "f") and value.dtype == np.uint16 and name.startswith("window."):
+        value = decode(value, "bfloat16", str(like.dtype))
+    elif kinds == ("f", "u"):
+        value = encode(value, "bfloat16")
+    elif kinds[0] != kinds[1] and kinds != ("u", "i"):
+        raise InvalidParamError(f"{name} holds {value.dtype}, and {like.dtype} was expected", key=name)
+    return xp.array(to_host(value) if xp is np else value, dtype=like.dtype)

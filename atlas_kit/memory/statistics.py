@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.memory.backend import Array, namespace, to_host
+from atlas_kit.memory.backend import Array, namespace, quiet, to_host
 from atlas_kit.memory.config import MemoryConfig
 from atlas_kit.memory.muon import STEPS
 from atlas_kit.memory.state import MemoryState
@@ -17,7 +17,7 @@ from atlas_kit.memory.state import MemoryState
 Host = np.ndarray[Any, Any]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class MatrixStatistics:
     """One parameter matrix; all of shape (*batch) but ``spectrum``.
 
@@ -39,7 +39,7 @@ class MatrixStatistics:
     utilisation: Host
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Statistics:
     """A state in numbers, per session.
 
@@ -79,6 +79,7 @@ class Statistics:
         return {k: _plain(v) for k, v in dataclasses.asdict(self).items()}
 
 
+@quiet
 def statistics(config: MemoryConfig, state: MemoryState) -> Statistics:
     """Measure a state. Costs a singular value decomposition of every parameter matrix."""
     matrices = {name: matrix_statistics(array) for name, array in state.parameters.items()}
@@ -102,6 +103,7 @@ def statistics(config: MemoryConfig, state: MemoryState) -> Statistics:
     )
 
 
+@quiet
 def matrix_statistics(matrix: Array) -> MatrixStatistics:
     """Measure matrices (*batch, rows, cols).
 
@@ -121,7 +123,7 @@ def matrix_statistics(matrix: Array) -> MatrixStatistics:
     return MatrixStatistics(norm, spectrum, rank, rank / max(1, spectrum.shape[-1]))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Distance:
     """How far matrix b is from matrix a, per session: float64 arrays of shape (*batch).
 
@@ -140,6 +142,7 @@ class Distance:
     cosine: Host
 
 
+@quiet
 def distance(a: MemoryState, b: MemoryState) -> dict[str, Distance]:
     """Compare the parameters of two states of one shape, by name."""
     _alike(a, b)
@@ -147,12 +150,15 @@ def distance(a: MemoryState, b: MemoryState) -> dict[str, Distance]:
     return {name: _distance(array, b.parameters[name], lead) for name, array in a.parameters.items()}
 
 
+@quiet
 def merge(states: Sequence[MemoryState], weights: Sequence[float] | None = None) -> MemoryState:
     """Return the weighted mean of the states' parameters, with the rest of the heaviest.
 
     A memory's parameters are sums of what tokens added, so a mean of two memories of a matrix module reads as the mean
     of their reads; for deep modules it is a heuristic. Momentum is averaged likewise. The window cannot be
-    averaged: window, adaptation and counters come from the state with the greatest weight (the first of equals).
+    averaged: window, adaptation, gate and counters come from the state with the greatest weight (the first of equals).
+    The states must come from one configuration, seed included, and centred memories have different means, so that
+    their features do not mean the same: merge those that share a warm-up.
 
     Parameters
     ----------
@@ -164,9 +170,13 @@ def merge(states: Sequence[MemoryState], weights: Sequence[float] | None = None)
     InvalidParamError
         For no states, states of different shapes, and weights that do not fit.
     """
+    states = list(states)
     if not states:
         raise InvalidParamError("there is nothing to merge", key="states")
-    shares = np.ones(len(states)) if weights is None else np.asarray(weights, dtype=np.float64)
+    try:
+        shares = np.ones(len(states)) if weights is None else np.asarray(weights, dtype=np.float64)
+    except (TypeError, ValueError):
+        shares = np.empty(0)
     total = shares.sum() if shares.shape == (len(states),) else np.nan
     if not np.isfinite(total) or total <= 0 or (shares < 0).any():
         raise InvalidParamError(
@@ -183,7 +193,11 @@ def merge(states: Sequence[MemoryState], weights: Sequence[float] | None = None)
         }
         for group in ("parameters", "momentum")
     }
-    return dataclasses.replace(heaviest, **groups)
+    # as a restore does: the difference of merged parameters to one state's earlier ones would say nothing
+    previous = {
+        f"previous.{n}": a for n, a in groups["parameters"].items() if "log_eta" in heaviest.adaptation
+    }
+    return dataclasses.replace(heaviest, **groups, adaptation={**heaviest.adaptation, **previous})
 
 
 def _alike(a: MemoryState, b: MemoryState) -> None:
@@ -200,10 +214,9 @@ def _distance(a: Array, b: Array, lead: int) -> Distance:
     x, y = (to_host(array).astype(np.float64) for array in (a, b))
     axes = tuple(range(lead, x.ndim))
     norm_a, norm_b, norm_d = (np.sqrt((z * z).sum(axis=axes)) for z in (x, y, y - x))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        relative = np.where(norm_d == 0, 0.0, norm_d / norm_a)
-        product = norm_a * norm_b
-        cosine = np.where(product > 0, (x * y).sum(axis=axes) / product, 1.0 * (norm_a == norm_b))
+    relative = np.where(norm_d == 0, 0.0, norm_d / norm_a)
+    product = norm_a * norm_b
+    cosine = np.where(product > 0, (x * y).sum(axis=axes) / product, 1.0 * (norm_a == norm_b))
     return Distance(np.abs(y - x).max(axis=axes, initial=0.0), relative, cosine)
 
 

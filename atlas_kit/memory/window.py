@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.memory.backend import Array, namespace
+from atlas_kit.memory.backend import Array, namespace, quiet
 
 #: How a field may be stored, and the array type that holds it: bfloat16 is the upper half of a float32.
 STORAGE = {"float64": "float64", "float32": "float32", "float16": "float16", "bfloat16": "uint16"}
@@ -148,6 +149,7 @@ def _check_fields(ring: Mapping[str, Array], fields: Mapping[str, Array]) -> Non
             )
 
 
+@quiet
 def encode(array: Array, dtype: str) -> Array:
     """Return the array as it is stored in a field of type ``dtype`` (a name in ``STORAGE``); the same shape.
 
@@ -168,18 +170,17 @@ def encode(array: Array, dtype: str) -> Array:
     ['0x3f80', '0x3f80', '0x3f82']
     """
     check_storage(dtype)
-    # an infinity that rounding makes is an answer here, not an accident
-    with np.errstate(over="ignore", invalid="ignore"):
-        if dtype != "bfloat16":
-            return array.astype(dtype, copy=False)
-        xp = namespace(array)
-        bits = array.astype(xp.float32, copy=False).view(xp.uint32)
-        rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
-        # rounding's carry would turn some NaN into an infinity, so a NaN keeps its upper half, made quiet
-        nan = (bits & 0x7FFFFFFF) > 0x7F800000
-        return xp.where(nan, (bits >> 16) | 0x40, rounded).astype(xp.uint16)
+    if dtype != "bfloat16":
+        return array.astype(dtype, copy=False)
+    xp = namespace(array)
+    bits = array.astype(xp.float32, copy=False).view(xp.uint32)
+    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+    # rounding's carry would turn some NaN into an infinity, so a NaN keeps its upper half, made quiet
+    nan = (bits & 0x7FFFFFFF) > 0x7F800000
+    return xp.where(nan, (bits >> 16) | 0x40, rounded).astype(xp.uint16)
 
 
+@quiet
 def decode(array: Array, dtype: str, compute_dtype: str = "float32") -> Array:
     """Return a field stored as ``dtype`` in ``compute_dtype``; no copy where that is its type already.
 
@@ -208,54 +209,65 @@ class CacheRead:
     Attributes
     ----------
     weights
-        ``(R, n, capacity)``: at least 0; they sum to 1, or to 0 where no slot is valid.
+        ``(..., n, capacity)``: at least 0; they sum to 1, or to 0 where no slot is valid.
     similarity
-        ``(R, n)``: the greatest cosine, -1 where no slot is valid.
+        ``(..., n)``: the greatest cosine, -1 where no slot is valid.
+    content
+        What the slots hold, if the caller said so: values ``(..., capacity, d_v)`` or tokens ``(..., capacity)``. Slots
+        that are not valid must hold finite numbers, as those of a ring that started as zeros do.
     """
 
     weights: Array
     similarity: Array
+    content: Array | None = None
 
-    def values(self, values: Array) -> Array:
-        """Return the weighted mean ``(R, n, d_v)`` of ``values (R, capacity, d_v)``.
+    @quiet
+    def values(self) -> Array:
+        """Return the weighted mean ``(..., n, d_v)`` of the slots' values."""
+        return self.weights @ self._content(self.weights.ndim, "values")
 
-        Slots that are not valid must hold finite numbers, as those of a ring that started as zeros do.
-        """
-        return self.weights @ values
+    def distribution(self, vocabulary: int) -> Array:
+        """Return the distribution ``(..., n, vocabulary)`` over the next token that the slots' tokens make.
 
-    def distribution(self, tokens: Array, vocabulary: int) -> Array:
-        """Return the distribution ``(R, n, vocabulary)`` over the next token that the slots' ``tokens`` make.
+        The weight of tokens outside ``0 .. vocabulary - 1`` is left out.
 
-        ``tokens``: ``(R, capacity)`` integers. The weight of those outside ``0 .. vocabulary - 1`` is left
-        out.
-
-        >>> read = CacheRead(np.array([[[0.5, 0.25, 0.25]]]), np.array([[1.0]]))
-        >>> read.distribution(np.array([[2, 0, 2]]), 4).tolist()
+        >>> read = CacheRead(np.array([[[0.5, 0.25, 0.25]]]), np.array([[1.0]]), np.array([[2, 0, 2]]))
+        >>> read.distribution(4).tolist()
         [[[0.25, 0.0, 0.75, 0.0]]]
         """
         xp = namespace(self.weights)
-        rows, n, _ = self.weights.shape
+        tokens = self._content(self.weights.ndim - 1, "tokens")
+        *lead, n, capacity = self.weights.shape
         if not self.weights.size or not vocabulary:
-            return xp.zeros((rows, n, vocabulary), self.weights.dtype)
+            return xp.zeros((*lead, n, vocabulary), self.weights.dtype)
+        rows = math.prod(lead)
+        tokens, all_weights = tokens.reshape(rows, capacity), self.weights.reshape(rows, n, capacity)
         known = (tokens >= 0) & (tokens < vocabulary)
         start = xp.arange(rows * n, dtype=xp.int64).reshape(rows, n, 1) * vocabulary
         index = start + xp.where(known, tokens, 0)[:, None, :]
-        weights = xp.where(known[:, None, :], self.weights, 0)
+        weights = xp.where(known[:, None, :], all_weights, 0)
         # bincount adds in float64, and is the one scatter-add that both libraries have fast
         sums = xp.bincount(index.ravel(), weights.ravel(), rows * n * vocabulary)
-        return sums.reshape(rows, n, vocabulary).astype(self.weights.dtype, copy=False)
+        return sums.reshape((*lead, n, vocabulary)).astype(self.weights.dtype, copy=False)
 
-    def probability(self, tokens: Array, of: Array) -> Array:
-        """Return the weight ``(R, n)`` on slots whose token equals ``of (R, n)``; builds no vocabulary.
+    def probability(self, of: Array) -> Array:
+        """Return the weight ``(..., n)`` on slots whose token equals ``of (..., n)``; builds no vocabulary.
 
-        >>> read = CacheRead(np.array([[[0.5, 0.25, 0.25]]]), np.array([[1.0]]))
-        >>> read.probability(np.array([[2, 0, 2]]), np.array([[2]])).tolist()
+        >>> read = CacheRead(np.array([[[0.5, 0.25, 0.25]]]), np.array([[1.0]]), np.array([[2, 0, 2]]))
+        >>> read.probability(np.array([[2]])).tolist()
         [[0.75]]
         """
         xp = namespace(self.weights)
-        return xp.where(tokens[:, None, :] == of[:, :, None], self.weights, 0).sum(axis=-1)
+        tokens = self._content(self.weights.ndim - 1, "tokens")
+        return xp.where(tokens[..., None, :] == of[..., :, None], self.weights, 0).sum(axis=-1)
+
+    def _content(self, axes: int, what: str) -> Array:
+        if self.content is None or self.content.ndim != axes:
+            raise InvalidParamError(f"the window that was read holds no {what}", key="content")
+        return self.content
 
 
+@quiet
 def lookup(
     query: Array, keys: Array, valid: Array, sharpness: float = 30.0, *, normalized: bool = False
 ) -> CacheRead:
@@ -294,29 +306,29 @@ def lookup(
     >>> read.weights.round(6).tolist(), read.similarity.tolist()
     ([[[0.75, 0.25, 0.0]]], [[1.0]])
     """
-    if not (0 < sharpness < math.inf):
+    if not isinstance(sharpness, Real) or not 0 < sharpness < math.inf:
         raise InvalidParamError(f"{sharpness} is not a finite number above 0", key="sharpness")
     xp = namespace(query, keys)
     rows, n, _ = query.shape
     if not keys.shape[1]:  # no library takes the maximum of nothing
         return CacheRead(xp.zeros((rows, n, 0), query.dtype), xp.full((rows, n), -1, query.dtype))
-    with np.errstate(over="ignore", invalid="ignore"):  # slots that are not valid may hold anything
-        if normalized:
-            cosine = query @ keys.swapaxes(-1, -2)
-        else:
-            scale, known = _inverse_length(query)
-            query = xp.where(known[..., None], query * scale[..., None], 0)
-            # the products are fewer than the numbers in the keys, so they are scaled in their place
-            scale, known = _inverse_length(keys)
-            valid = valid & known
-            cosine = query @ keys.swapaxes(-1, -2)
-            cosine *= scale[:, None, :]
-        cosine = xp.where(valid[:, None, :], cosine, -xp.inf)
+    # slots that are not valid may hold anything
+    if normalized:
+        cosine = query @ keys.swapaxes(-1, -2)
+    else:
+        scale, known = _inverse_length(query)
+        query = xp.where(known[..., None], query * scale[..., None], 0)
+        # the products are fewer than the numbers in the keys, so they are scaled in their place
+        scale, known = _inverse_length(keys)
+        valid = valid & known
+        cosine = query @ keys.swapaxes(-1, -2)
+        cosine *= scale[:, None, :]
+    cosine = xp.where(valid[:, None, :], cosine, -xp.inf)
     top = cosine.max(axis=-1)
     found = valid.any(axis=-1)[:, None]
     # -inf - 0 keeps the weight of a slot that is not valid at exp(-inf) = 0, also where all are so
     cosine -= xp.where(found, top, 0)[..., None]
-    cosine *= float(sharpness)
+    cosine *= min(float(sharpness), float(xp.finfo(cosine.dtype).max))
     weights = xp.exp(cosine, out=cosine)
     weights /= xp.where(found, weights.sum(axis=-1), 1)[..., None]
     return CacheRead(weights, xp.clip(top, -1, 1))  # -inf, where no slot is valid, becomes -1

@@ -74,6 +74,7 @@ ARRAYS = (
     ArrayRow("parameters.*",          "compute", _MATRIX,             "",           True,  "the memory itself, M"),
     ArrayRow("momentum.*",            "compute", _MATRIX,             "momentum",   True,  "S, like M"),
     ArrayRow("window.key",            "stored",  ("window", "d_key"), "",           True,  "projected keys"),
+    ArrayRow("window.valid",          "uint8",   ("window",),         "",           False, "0: left out as not finite"),
     ArrayRow("window.value",          "stored",  ("window", "d_v"),   "values",     True,  "what a key stands for"),
     ArrayRow("window.token",          "int32",   ("window",),         "tokens",     False, "the token that came next"),
     ArrayRow("window.hidden",         "compute", ("recall", "d_v"),   "tokens",     True,  "the model's hidden state"),
@@ -83,8 +84,9 @@ ARRAYS = (
     ArrayRow("window.theta",          "compute", ("recall",),         "",           False, "momentum rate at a token"),
     ArrayRow("window.eta",            "compute", ("recall",),         "",           False, "step size at a token"),
     ArrayRow("adaptation.log_eta",    "compute", (),                  "adaptation", False, "log of the factor on eta"),
-    ArrayRow("adaptation.previous.*", "compute", _MATRIX,             "adaptation", False, "M before its last step"),
+    ArrayRow("adaptation.previous.*", "compute", _MATRIX,             "adaptation", False, "M as decay alone left it"),
     ArrayRow("adaptation.mean",       "compute", ("d_key",),          "centre",     False, "what centring subtracts"),
+    ArrayRow("gate.w",                "compute", ("experts", "blend"), "gate",      False, "the learned blend"),
     *(ArrayRow(f"counters.{name}",    "int64",   (),                  "",           False, note)
       for name, note in COUNTERS.items()),
 )
@@ -98,6 +100,7 @@ CONDITIONS = {
     "tokens": "the objective is `cross-entropy`",
     "adaptation": "eta_adaptation is not 0",
     "centre": "features.centre is true",
+    "gate": "gate is not null",
 }
 #: What each symbol in a shape stands for.
 SYMBOLS = {
@@ -105,6 +108,8 @@ SYMBOLS = {
     "recall": "omega_window - 1 + chunk_size",
     "d_key": "features.projection, or d_k without one",
     "d_v": "d_v",
+    "experts": "gate.experts - 1",
+    "blend": "gate.features",
     "rows, columns": "of each parameter, by module and features",
 }
 
@@ -122,7 +127,7 @@ class Expected:
         return math.prod(batch + self.shape) * _ITEM[self.dtype]
 
 
-_ITEM = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int32": 4, "int64": 8}
+_ITEM = {"uint8": 1, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int32": 4, "int64": 8}
 
 
 def layout(config: MemoryConfig) -> dict[str, Expected]:
@@ -136,6 +141,7 @@ def layout(config: MemoryConfig) -> dict[str, Expected]:
         "tokens": "token" in fields,
         "adaptation": bool(config.eta_adaptation),
         "centre": config.features.centre,
+        "gate": config.gate is not None,
     }
     types = {"compute": config.dtype, "stored": config.stored_dtype}
     sizes = {
@@ -143,6 +149,8 @@ def layout(config: MemoryConfig) -> dict[str, Expected]:
         "recall": config.recall,
         "d_key": config.d_key,
         "d_v": config.d_v,
+        "experts": config.gate.experts - 1 if config.gate else 0,
+        "blend": config.gate.features if config.gate else 0,
     }
     out = {}
     for row in ARRAYS:

@@ -13,7 +13,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,7 @@ MAX_DESCRIPTION = 1 << 24
 MAX_BYTES = 1 << 30
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MemoryDescription:
     """What a file says of the memory in it; no array is read for it.
 
@@ -91,6 +91,10 @@ class MemoryDescription:
     sizes: dict[str, int]
 
     exit_code = 0
+
+    def __repr__(self) -> str:
+        """Say it in one line: there may be many configurations, and much of an application's own."""
+        return f"<MemoryDescription of {self.path or 'bytes'}: {self.summary}>"
 
     @property
     def layers(self) -> int:
@@ -240,7 +244,9 @@ def save_memory(
     WrongModelError
         The file belongs to another model than ``model_hash``.
     """
-    layers = (states,) if isinstance(states, MemoryState) else tuple(states)
+    layers = (states,) if isinstance(states, MemoryState) else _tuple_of(states, MemoryState, "states")
+    if version is not None and (isinstance(version, bool) or not isinstance(version, int) or version < 1):
+        raise InvalidParamError(f"there is no version {version!r}", key="version", hint="Use 1, 2 or 3.")
     configs = _configs_of(memory, len(layers))
     if dtype is not None and dtype not in LIMITS:
         raise InvalidParamError(
@@ -282,7 +288,7 @@ def save_memory(
         )
     keys = Keys(passphrase.encode() if isinstance(passphrase, str) else passphrase, key)
     new = not os.path.lexists(path)
-    wanted = version or (3 if keys else 2)
+    wanted = (3 if keys else 2) if version is None else version
     if new and keys and wanted != 3:
         raise InvalidParamError(f"version {wanted} cannot be encrypted", path=path, key="version")
     with edit_memory(path, keys, create=new, version=wanted if new else None) as file:
@@ -312,10 +318,21 @@ def _configs_of(
 ) -> tuple[MemoryConfig, ...]:
     if layers == 0:
         raise InvalidParamError("there is no state to save", key="states")
-    given = (memory,) * layers if isinstance(memory, (Memory, MemoryConfig)) else tuple(memory)
+    kinds = (Memory, MemoryConfig)
+    given = (memory,) * layers if isinstance(memory, kinds) else _tuple_of(memory, kinds, "memory")
     if len(given) != layers:
         raise InvalidParamError(f"there are {len(given)} configurations for {layers} states", key="memory")
     return tuple(one.config if isinstance(one, Memory) else one for one in given)
+
+
+def _tuple_of(values: Any, kinds: type | tuple[type, ...], key: str) -> tuple[Any, ...]:
+    """Return an iterable as a tuple; see that all in it are of these classes."""
+    found = tuple(values) if isinstance(values, Iterable) else (values,)
+    for value in found:
+        if not isinstance(value, kinds):
+            names = [kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,))]
+            raise InvalidParamError(f"{type(value).__name__} is no {' or '.join(names)}", key=key)
+    return found
 
 
 def _require_fit(
@@ -449,6 +466,8 @@ def _described(file: MemoryFile) -> MemoryDescription:
     if not isinstance(document, dict) or document.get("format") != tables.FORMAT:
         raise _damaged(file, DESCRIPTION, "this is not the description of a memory")
     newest = document.get("version")
+    if isinstance(newest, int) and newest < 1:
+        raise _damaged(file, DESCRIPTION, f"there is no version {newest} of a memory")
     if isinstance(newest, int) and newest > tables.VERSION:
         raise VersionMismatchError(
             f"the memory is of version {newest}, and this library reads {tables.VERSION}",
@@ -547,7 +566,7 @@ def load_memory(
     backend
         See ``Memory``.
     optimizer, window
-        False: start these anew, although the file may hold them.
+        False: start these anew, although the file may hold them: also where they are damaged.
     expect_model_hash
         32 bytes or 64 hexadecimal digits: refuse a memory of another model, or of none that it names.
     force
@@ -580,40 +599,52 @@ def load_memory(
                     file.model_hash, expected, path=file.path, hint="Use force to load it anyway."
                 )
         configs = description.configs
-        if layer is not None and not 0 <= layer < len(configs):
+        if layer is not None and (
+            isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < len(configs)
+        ):
             raise InvalidParamError(
                 f"the file holds layers 0 to {len(configs) - 1}", path=file.path, key="layer"
             )
         chosen = range(len(configs)) if layer is None else (layer,)
-        _require_arrays(file, description, max_bytes)
+
+        def wanted(name: str) -> bool:
+            return description.holds(name) and tables.is_kept(
+                name, optimizer=optimizer, window=window, dtype=None
+            )
+
+        _require_arrays(file, description, wanted, max_bytes)
         memories: dict[MemoryConfig, Memory] = {}
         states = []
         for number in chosen:
             config = configs[number]
             with _about(file, DESCRIPTION):
                 memory = memories[config] = memories.get(config) or Memory(config, backend)
-                state = _restored(file, description, memory, number)
+                state = _restored(file, description, wanted, memory, number)
                 if not (optimizer and window):
                     state = memory.restore(snapshot(state, optimizer=optimizer, window=window))
             states.append(state)
         return LoadedMemory(description, tuple(memories[configs[number]] for number in chosen), tuple(states))
 
 
-def _require_arrays(file: MemoryFile, description: MemoryDescription, max_bytes: int) -> None:
+def _require_arrays(
+    file: MemoryFile, description: MemoryDescription, wanted: Callable[[str], bool], max_bytes: int
+) -> None:
     """See that every array is there, none too many, all of the right shape, before anything is built."""
     known = {DESCRIPTION}
     beside = sum(map(tables.constants_nbytes, set(description.configs)))
     for layer, config in enumerate(description.configs):
         for name, expected in layout(config).items():
             entry_key = array_key(layer, name)
-            if not description.holds(name):
-                beside += expected.nbytes(description.batch)
-                continue
-            known.add(entry_key)
-            entry = file.get(entry_key)
-            if entry is None:
-                raise _damaged(file, entry_key, "this array of the memory is missing")
+            entry = file.get(entry_key) if description.holds(name) else None
             shape = description.batch + expected.shape
+            if entry is not None:
+                known.add(entry_key)
+            if not wanted(name):
+                if entry is None or entry.shape != shape:
+                    beside += expected.nbytes(description.batch)
+                continue
+            if entry is None:
+                raise _damaged(file, entry_key, "this array of the memory is missing", _do_without(name))
             if entry.shape is not None and entry.shape != shape:
                 raise _misshapen(file, entry_key, entry.shape, shape)
     for entry_key in file:
@@ -626,11 +657,26 @@ def _require_arrays(file: MemoryFile, description: MemoryDescription, max_bytes:
         )  # fmt: skip
 
 
-def _restored(file: MemoryFile, description: MemoryDescription, memory: Memory, layer: int) -> MemoryState:
+def _do_without(name: str) -> str | None:
+    """Say how to load a memory of which the array ``name`` is lost."""
+    if not tables.is_kept(name, optimizer=True, window=False, dtype=None):
+        return "Load the rest with window=False."
+    if not tables.is_kept(name, optimizer=False, window=True, dtype=None):
+        return "Load the rest with optimizer=False."
+    return None
+
+
+def _restored(
+    file: MemoryFile,
+    description: MemoryDescription,
+    wanted: Callable[[str], bool],
+    memory: Memory,
+    layer: int,
+) -> MemoryState:
     arrays = {
         name: _read(file, array_key(layer, name), expected, description.batch)
         for name, expected in layout(memory.config).items()
-        if description.holds(name)
+        if wanted(name)
     }
     try:
         return memory.restore(arrays)
@@ -697,8 +743,8 @@ def _npy(file: MemoryFile, entry: Entry) -> HostArray:
 # --- errors --------------------------------------------------------------------------------------------
 
 
-def _damaged(file: MemoryFile, key: str, message: str) -> FileCorruptError:
-    return FileCorruptError(message, path=file.path, key=key)
+def _damaged(file: MemoryFile, key: str, message: str, hint: str | None = None) -> FileCorruptError:
+    return FileCorruptError(message, path=file.path, key=key, hint=hint)
 
 
 def _misshapen(

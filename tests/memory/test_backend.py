@@ -36,7 +36,12 @@ CONFIGS = {
     "matrix": MemoryConfig(8, 6, PLAIN, eta=0.05, theta=0.5, chunk_size=4, omega_window=6, window_size=9),
     "matrix, half": MemoryConfig(8, 6, PLAIN, eta=0.05, window_size=9, window_dtype="bfloat16"),
     "polynomial": MemoryConfig(
-        8, 6, Features(Polynomial(3), projection=4, normalize=True), chunk_size=4, step="chunk"
+        8,
+        6,
+        Features(Polynomial(3), projection=4, normalize=True),
+        chunk_size=4,
+        omega_window=6,
+        step="chunk",
     ),
     "exponential": MemoryConfig(8, 6, Features(Exponential(features=32))),
     "taylor": MemoryConfig(8, 6, Features(Exponential("taylor", degree=3))),
@@ -120,7 +125,7 @@ def test_cross_entropy_and_gate_on_every_library(xp):
     token = rng.choice(ids, 9)
     lse = np.full(9, 5.0, np.float32)
     config = MemoryConfig(
-        6, 6, PLAIN, objective=CrossEntropy(softcap=20.0), chunk_size=3, step="chunk", eta=0.1
+        6, 6, PLAIN, objective=CrossEntropy(softcap=20.0), chunk_size=3, omega_window=3, step="chunk", eta=0.1
     )
     results = []
     for library_, name in ((np, None), (xp, "cupy")):

@@ -163,11 +163,14 @@ def test_start_values_are_fixed_by_the_seed(module):
         assert output or (array != other[name]).any()
 
 
-def test_start_values_keep_the_variance():
+def test_start_values_give_hidden_units_of_variance_one_for_inputs_of_length_one():
     params = GatedMLP(width=200).init(300, 5, seed=0)
     for name in ("W_in", "W_gate"):
-        assert params[name].var() * 300 == pytest.approx(1, rel=0.02)
+        assert params[name].var() == pytest.approx(1, rel=0.02)
     assert (params["W_in"] != params["W_gate"]).all()
+    deep = ResidualMLP(depth=3, width=300).init(100, 5, seed=0)
+    assert deep["W_in"].var() == pytest.approx(1, rel=0.02)
+    assert deep["W_hidden_1"].var() * 300 == pytest.approx(1, rel=0.02)
 
 
 def test_shapes_and_counts():

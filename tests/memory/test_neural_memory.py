@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from atlas_kit.errors import DivergedError, InvalidParamError
 from atlas_kit.memory import (
     CrossEntropy,
+    DotProduct,
     Features,
+    Gate,
     GatedMLP,
     Identity,
     Matrix,
@@ -303,6 +305,7 @@ class TestShapes:
     def test_any_shape(
         self, batch, T, d_k, d_v, chunk, c, window, step, module, features, muon, theta, guard
     ):
+        c = max(c, chunk) if step == "chunk" else c
         config = MemoryConfig(
             d_k, d_v, features, module, chunk_size=chunk, omega_window=c, window_size=window, step=step,
             use_muon=muon, theta=theta, eta=0.01, guard=guard, eta_adaptation=0.1,
@@ -320,7 +323,7 @@ class TestShapes:
         assert last.learned == (T % chunk if np.prod(batch) else 0)
         assert memory.read(flushed, queries).shape == (*batch, T, d_v)
         if window:
-            assert memory.lookup(flushed, queries).similarity.shape == (int(np.prod(batch)), T)
+            assert memory.lookup(flushed, queries).similarity.shape == (*batch, T)
         for group in flushed.groups().values():
             for array in group.values():
                 assert array.dtype.kind == "i" or np.isfinite(array).all()
@@ -346,18 +349,45 @@ class TestDivergence:
         keys, values, queries = stream(3, 4, 4, dtype=np.float32)
         state, _ = memory.observe(memory.init(), keys, values)
         after, y, _ = memory.scan(state, keys[:1] * 1e25, values[:1] * 1e25, queries[:1])
-        for group in ("parameters", "momentum"):
-            for name, array in getattr(state, group).items():
-                np.testing.assert_array_equal(getattr(after, group)[name], array)
+        for name, array in state.parameters.items():
+            np.testing.assert_array_equal(after.parameters[name], array)
+            assert not after.momentum[name].any()  # the gradient that diverged is in there
         np.testing.assert_array_equal(y, memory.read(state, queries[:1]))
         assert after.counters["rejected"] == 1
         assert after.counters["retried"] == 3
         assert after.counters["learned"] == 4
 
+    def test_one_outlier_does_not_freeze_a_memory_with_momentum(self):
+        rng = np.random.default_rng(0)
+        W = rng.standard_normal((8, 8))
+        keys = rng.standard_normal((1000, 8))
+        values = keys @ W
+        values[300] *= 1e6
+        config = MemoryConfig(8, 8, Features(map=Identity()), theta=0.9, eta=0.1)
+        memory = Memory(config)
+        keys /= np.linalg.norm(keys, axis=1, keepdims=True)
+        values[:300] = keys[:300] @ W
+        values[301:] = keys[301:] @ W
+        state, report = memory.observe(memory.init(), keys, values)
+        assert 1 <= state.counters["rejected"] < 10
+        assert report.loss[-100:].max() < 1e-6
+
+    def test_strict_mode_names_the_session_and_the_token(self):
+        memory = Memory(MemoryConfig(4, 3, PLAIN, eta=0.1, chunk_size=2, strict=True))
+        keys, values, _ = stream(4, 4, 3, batch=(2, 2), dtype=np.float32)
+        values[1, 0, 2] = 1e30
+        start = memory.init((2, 2))
+        for lengths in (None, np.array([[4, 2], [4, 4]]), np.array([[2, 4], [4, 0]])):
+            with pytest.raises(
+                DivergedError, match="the chunk of session 1, 0 that ends at token 3 diverged"
+            ):
+                memory.observe(start, keys, values, lengths=lengths)
+        assert not start.parameters["W"].any()
+
     def test_strict_mode_raises(self):
         memory = Memory(MemoryConfig(4, 3, PLAIN, eta=1e20, strict=True))
         keys, values, _ = stream(3, 4, 3)
-        with pytest.raises(DivergedError, match=r"the step at token 0 of row 0 diverged"):
+        with pytest.raises(DivergedError, match=r"the chunk that ends at token 0 diverged"):
             memory.observe(memory.init(), keys, values)
 
     def test_one_bad_session_does_not_touch_the_others(self):
@@ -424,6 +454,30 @@ class TestAdaptiveStep:
         assert state.adaptation["log_eta"] < 0
         assert loss < self.run(2.2, 0.0)[1]
 
+    @pytest.mark.parametrize("alpha", [0.99, 0.95])
+    def test_decay_is_not_taken_for_the_steps_fault(self, alpha):
+        losses = {}
+        for rate in (0.0, 0.1):
+            config = MemoryConfig(
+                16,
+                16,
+                PLAIN,
+                eta=0.1,
+                alpha=alpha,
+                eta_adaptation=rate,
+                chunk_size=4,
+                step="chunk",
+                omega_window=4,
+            )
+            memory = Memory(config)
+            rng = np.random.default_rng(0)
+            W, keys = rng.standard_normal((16, 16)), rng.standard_normal((1600, 16))
+            keys /= np.linalg.norm(keys, axis=1, keepdims=True)
+            state, report = memory.observe(memory.init(), keys, keys @ W)
+            losses[rate] = float(report.loss[-400:].mean())
+        assert state.adaptation["log_eta"] > 0  # decay asks for larger steps
+        assert losses[0.1] < 0.8 * losses[0.0]
+
     def test_it_stays_within_its_bound(self):
         config = MemoryConfig(4, 4, PLAIN, eta=1e-6, eta_adaptation=1.0, eta_bound=4.0)
         memory = Memory(config)
@@ -448,11 +502,56 @@ class TestWindow:
         keys, values, _ = stream(9, 16, 3, dtype=np.float32)
         state, _ = memory.observe(memory.init(), keys, values)
         read = memory.lookup(state, keys, sharpness=200.0)
-        recalled = read.values(state.window["value"][None])[0]
-        np.testing.assert_allclose(recalled[4:], values[4:], atol=1e-3)
-        np.testing.assert_allclose(read.similarity[0, 4:], 1.0, rtol=1e-5)
-        assert (read.similarity[0, :4] < 0.99).all()
-        assert ((read.weights[0] > 1e-6).sum(axis=0) > 0).sum() <= 5
+        np.testing.assert_allclose(read.values()[4:], values[4:], atol=1e-3)
+        np.testing.assert_allclose(read.similarity[4:], 1.0, rtol=1e-5)
+        assert (read.similarity[:4] < 0.99).all()
+        assert ((read.weights > 1e-6).sum(axis=0) > 0).sum() <= 5
+
+    def test_a_window_that_is_shorter_than_what_learning_keeps(self):
+        memory = Memory(MemoryConfig(16, 3, window_size=3, chunk_size=4, omega_window=6))
+        keys, values, _ = stream(12, 16, 3, dtype=np.float32)
+        state, _ = memory.observe(memory.init(), keys, values)
+        read = memory.lookup(state, keys)
+        assert (read.similarity[-3:] > 0.999).all()
+        assert (read.similarity[:-3] < 0.99).all()
+
+    def test_a_window_that_was_forgotten_is_empty(self):
+        memory = Memory(MemoryConfig(16, 3, window_size=8))
+        keys, values, _ = stream(5, 16, 3, dtype=np.float32)
+        state, _ = memory.observe(memory.init(), keys, values)
+        restored = memory.restore(snapshot(state, window=False))
+        assert (memory.lookup(restored, keys).similarity == -1).all()
+        restored, _ = memory.observe(restored, keys[:1], values[:1])
+        np.testing.assert_allclose(memory.lookup(restored, keys[:1]).values(), values[:1], rtol=1e-5)
+
+    @pytest.mark.parametrize("centre", [False, True])
+    def test_a_token_that_was_left_out_is_not_recalled(self, centre):
+        features = Features(map=Identity(), centre=centre)
+        memory = Memory(MemoryConfig(2, 1, features, window_size=4, warmup_tokens=4 if centre else 0))
+        keys, values = np.array([[-1.0, 0.1], [1.0, np.nan], [-1.0, -0.1]]), np.array([[5.0], [9.0], [5.0]])
+        state, report = memory.observe(memory.init(), keys, values)
+        read = memory.lookup(state, np.array([[1.0, 0.0], [0.0, 0.0]]))
+        np.testing.assert_allclose(read.values(), [[5.0], [5.0]])
+        assert np.isnan(report.loss[1])
+        assert np.isnan(report.surprise[1])
+        assert np.isfinite(report.loss[[0, 2]]).all()
+        if centre:
+            np.testing.assert_allclose(state.adaptation["mean"], [-1, 0], atol=1e-7)
+
+    def test_centring_reaches_features_and_window(self):
+        features = Features(map=Identity(), centre=True)
+        memory = Memory(
+            MemoryConfig(6, 2, features, warmup_tokens=8, window_size=32, eta=0.5, dtype="float64")
+        )
+        keys, values, queries = stream(24, 6, 2)
+        state, _ = memory.observe(memory.init(), keys + 50, values)
+        unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
+        mean = (keys + 50)[:8].mean(axis=0)
+        np.testing.assert_allclose(
+            memory.read(state, queries + 50), unit(queries + 50 - mean) @ state.parameters["W"]
+        )
+        cosines = unit(queries + 50 - mean) @ unit(keys + 50 - mean).T
+        np.testing.assert_allclose(memory.lookup(state, queries + 50).similarity, cosines.max(axis=1))
 
     def test_tokens_that_wait_are_in_the_window(self):
         memory = Memory(MemoryConfig(16, 3, window_size=8, chunk_size=8))
@@ -508,10 +607,108 @@ class TestCrossEntropy:
         np.testing.assert_allclose(report.loss[:8], alone[:8], rtol=1e-4)
         assert report.loss[-40:].mean() < 0.1 * alone.mean()
 
+    def test_candidates_and_ragged_sessions_through_the_stream(self):
+        rng = np.random.default_rng(1)
+        rows = rng.standard_normal((12, 5))
+        ids = np.sort(rng.choice(40, 12, replace=False))
+        readout = Readout(rows, ids=ids, centre=rows.mean(axis=0))
+        config = MemoryConfig(
+            5, 5, PLAIN, objective=CrossEntropy(), chunk_size=3, eta=0.1, omega_window=2, dtype="float64"
+        )
+        memory = Memory(config)
+        hidden, lengths = rng.standard_normal((2, 7, 5)), np.array([7, 4])
+        token, lse = rng.choice(ids, (2, 7)), rng.uniform(4, 6, (2, 7))
+        targets = {"token": token, "hidden": hidden, "lse": lse}
+        state, report = memory.observe(memory.init(2), hidden, targets, readout=readout, lengths=lengths)
+        state, last = memory.flush(state, readout=readout)
+        for row, T in enumerate(lengths):
+            W, losses = np.zeros((5, 5)), []
+            for start in range(0, T, 3):
+                chunk = range(start, min(start + 3, T))
+                M_0 = W.copy()
+
+                def error(i, M_0=M_0, row=row):
+                    z = rows @ (hidden[row, i] + hidden[row, i] @ M_0) - rows.mean(axis=0) @ (
+                        hidden[row, i] @ M_0
+                    )
+                    rest = np.exp(lse[row, i]) - np.exp(rows @ hidden[row, i]).sum()
+                    p = np.exp(z) / (np.exp(z).sum() + max(rest, 0))
+                    right = int(np.flatnonzero(ids == token[row, i])[0])
+                    centred = rows - rows.mean(axis=0)
+                    return -np.log(p[right]), p @ centred - centred[right]
+
+                losses += [error(i)[0] for i in chunk]
+                for t in chunk:
+                    for i in (t - 1, t):
+                        if i >= 0:
+                            W = W - 0.1 * np.outer(hidden[row, i], error(i)[1])
+            np.testing.assert_allclose(state.parameters["W"][row], W, rtol=1e-9, atol=1e-12)
+            found = np.concatenate([report.loss[row], last.loss[row]])
+            np.testing.assert_allclose(found[np.isfinite(found)], losses, rtol=1e-9)
+
+
+class TestReport:
+    def test_by_formula(self):
+        config = MemoryConfig(
+            4, 3, PLAIN, eta=0.05, gamma=0.8, chunk_size=4, omega_window=6, warmup_tokens=5, dtype="float64"
+        )
+        memory = Memory(config)
+        keys, values, _ = stream(12, 4, 3)
+        state, _ = memory.observe(memory.init(), keys[:8], values[:8])
+        W = state.parameters["W"]
+        _, report = memory.observe(state, keys[8:], values[8:])
+        error = keys @ W - values
+        loss = 0.5 * (error**2).sum(axis=1)
+        np.testing.assert_allclose(report.loss, loss[8:])
+        np.testing.assert_allclose(
+            report.surprise, np.linalg.norm(keys, axis=1)[8:] * np.linalg.norm(error, axis=1)[8:]
+        )
+        np.testing.assert_allclose(report.omega_loss, sum(0.8**age * loss[11 - age] for age in range(6)))
+        _, early = memory.observe(memory.init(), keys[:4], values[:4])
+        assert np.isnan(early.omega_loss)
+
+    def test_uneven_sessions(self):
+        memory = Memory(MemoryConfig(4, 3, PLAIN, eta=0.05, chunk_size=2, omega_window=3))
+        keys, values, _ = stream(6, 4, 3, batch=(3,), dtype=np.float32)
+        lengths = np.array([6, 1, 3])
+        state, report = memory.observe(memory.init(3), keys, values, lengths=lengths)
+        assert np.isnan(report.omega_loss).tolist() == [False, True, False]
+        flushed, last = memory.flush(state)
+        for row, T in enumerate(lengths):
+            alone, one = memory.observe(memory.init(), keys[row, :T], values[row, :T])
+            np.testing.assert_array_equal(report.omega_loss[row], one.omega_loss)
+            alone, one = memory.flush(alone)
+            assert_same_bits(flushed[row], alone)
+            np.testing.assert_array_equal(last.omega_loss[row], one.omega_loss)
+
+
+class TestGate:
+    def test_it_learns_whom_to_believe_and_is_saved(self):
+        memory = Memory(MemoryConfig(4, 3, gate=Gate(rate=0.5)))
+        state = memory.init((2, 2))
+        f = np.ones((2, 2, 8, 3), np.float32)
+        p = np.stack([np.full((2, 2, 8), 0.1), np.full((2, 2, 8), 0.9)], axis=-1).astype(np.float32)
+        before = memory.blend(state, f, p)
+        for _ in range(50):
+            state, loss = memory.learn_blend(state, f, p)
+        assert loss.shape == (2, 2, 8)
+        assert (memory.blend(state, f, p) > 0.85).all() > (before > 0.85).all()
+        assert_same_bits(
+            memory.restore(snapshot(state, optimizer=False, window=False)), memory.restore(snapshot(state))
+        )
+        masked, _ = memory.learn_blend(state, f, p, np.zeros((2, 2, 8), bool))
+        assert_same_bits(masked, state)
+
+    def test_a_gate_is_asked_for(self):
+        memory = Memory(MemoryConfig(4, 3))
+        with pytest.raises(InvalidParamError, match="no gate"):
+            memory.blend(memory.init(), np.ones((1, 3)), np.ones((1, 2)))
+
 
 class TestStates:
     def test_going_on_after_a_restore_is_bit_identical(self, config):
-        config = config.replace(dtype="float32", eta_adaptation=0.1, window_size=6)
+        adaptation = 0.0 if isinstance(config.objective, DotProduct) else 0.1
+        config = config.replace(dtype="float32", eta_adaptation=adaptation, window_size=6, gate=Gate())
         memory = Memory(config)
         keys, values, _ = stream(18, config.d_k, config.d_v, dtype=np.float32)
         state, _ = memory.observe(memory.init(), keys[:9], values[:9])
@@ -591,6 +788,8 @@ class TestStates:
         (lambda m, s: m.observe(s, np.zeros((2, 4)), np.zeros((2, 3)), weights=np.ones(3)), "weight"),
         (lambda m, s: m.observe(s, np.zeros((2, 4)), np.zeros((2, 3)), theta=np.ones(2)), "theta"),
         (lambda m, s: m.observe(s, np.zeros((2, 4)), np.zeros((2, 3)), eta=np.full(2, np.nan)), "eta"),
+        (lambda m, s: m.observe(s, np.zeros((2, 4)), np.zeros((2, 3)), eta=np.full(2, -1.0)), "eta"),
+        (lambda m, s: m.observe(s, np.zeros((2, 4)), np.zeros((2, 3)), alpha=np.full(2, 1.5)), "alpha"),
         (lambda m, s: m.observe(s, np.zeros((2, 4)), np.zeros((2, 3)), lengths=np.array(3)), "lengths"),
         (lambda m, s: m.scan(s, np.zeros((2, 4)), np.zeros((2, 3)), np.zeros((3, 4))), "queries"),
         (lambda m, s: m.read(s, np.zeros((2, 3))), "queries"),

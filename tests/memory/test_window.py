@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import math
 import struct
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -255,7 +256,9 @@ def test_lookup_against_a_loop(
     values = rng.standard_normal((rows, capacity, 2)).astype(dtype)
     tokens = rng.randint(-1, 5, (rows, capacity))
     of = rng.randint(0, 4, (rows, n))
-    mean, spread, hit = read.values(values), read.distribution(tokens, 4), read.probability(tokens, of)
+    mean = replace(read, content=values).values()
+    by_token = replace(read, content=tokens)
+    spread, hit = by_token.distribution(4), by_token.probability(of)
     assert mean.dtype == spread.dtype == hit.dtype == dtype
     expected = np.zeros((rows, n, 4))
     for r in range(rows):
@@ -278,9 +281,9 @@ def test_lookup_without_a_valid_slot() -> None:
         assert read.weights.tolist() == [[[0, 0, 0]], [[0, 1, 0]]]
         assert read.similarity[0, 0] == -1
     tokens = np.array([[7, 7, 7], [1, 2, 1]])
-    assert read.distribution(tokens, 3).tolist() == [[[0, 0, 0]], [[0, 0, 1]]]
-    assert read.probability(tokens, np.array([[7], [2]])).tolist() == [[0], [1]]
-    assert not read.distribution(tokens, 0).size
+    assert replace(read, content=tokens).distribution(3).tolist() == [[[0, 0, 0]], [[0, 0, 1]]]
+    assert replace(read, content=tokens).probability(np.array([[7], [2]])).tolist() == [[0], [1]]
+    assert not replace(read, content=tokens).distribution(0).size
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -332,6 +335,8 @@ def test_a_window_recalls_what_followed() -> None:
         piece = slice(start, start + 5)
         ring = append(ring, {"key": keys[:, piece], "token": tokens[:, piece]}, np.array([start]), copy=False)
     read: CacheRead = lookup(keys[:, 12:], ring["key"], np.ones((1, 8), bool))
-    assert read.distribution(ring["token"], 50).argmax(-1).tolist() == tokens[:, 12:].tolist()
+    assert (
+        replace(read, content=ring["token"]).distribution(50).argmax(-1).tolist() == tokens[:, 12:].tolist()
+    )
     np.testing.assert_allclose(read.similarity, 1, rtol=1e-6)
     assert (lookup(keys[:, :12], ring["key"], np.ones((1, 8), bool)).similarity < 0.95).all()

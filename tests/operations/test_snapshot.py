@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 import tracemalloc
 
 import numpy as np
@@ -48,7 +51,7 @@ CONFIGS = {
     ),
     "deep": presets.atlas(6, 4, chunk_size=2, omega_window=3),
     "gated": presets.atlas_pp(6, 4, omega_window=2),
-    "next-token": MemoryConfig(6, 4, objective=CE, window_size=9, omega_window=2, chunk_size=4, step="chunk"),
+    "next-token": MemoryConfig(6, 4, objective=CE, window_size=9, omega_window=5, chunk_size=4, step="chunk"),
     "bfloat16": MemoryConfig(6, 4, window_size=5, window_dtype="bfloat16", omega_window=3),
     "float16": MemoryConfig(6, 4, objective=CE, window_size=5, window_dtype="float16"),
     "adapting": MemoryConfig(
@@ -629,7 +632,7 @@ def test_description(path):
     description = save_memory(path, memory, state, metadata={"model": "tiny"}, dtype="bfloat16")
     assert description == describe_memory(path)
     assert description.summary == (
-        "1 layer of 2 x 3 sessions, matrix of 153 x 8, polynomial degree 2, 60 tokens learned"
+        "1 layer of 2 x 3 sessions, matrix of 152 x 8, polynomial degree 2, 60 tokens learned"
     )
     assert description.sizes["parameters"] == 6 * 153 * 8 * 2
     assert description.sizes["counters"] == 8 * 6 * 8
@@ -664,3 +667,85 @@ def test_diff_compares_memories(path, tmp_path, run_cli):
     assert "tokens_learned" in result.stdout
     assert "model_context_0.parameters.W" in result.stdout
     assert run_cli("diff", path, path).exit_code == 0
+
+
+# --- what an outside tester tried ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lost", "option"),
+    [
+        ("window.alpha", "window"),
+        ("momentum.W", "optimizer"),
+        ("counters.seen", None),
+        ("parameters.W", None),
+    ],
+)
+def test_what_a_repair_could_not_save_can_be_left_out(saved, lost, option):
+    before = load_memory(saved).state
+    with MemoryFile.edit(saved) as file:
+        file.remove(f"model_context_0.{lost}")
+    error = refused(saved)
+    assert error.key == f"model_context_0.{lost}"
+    if option is None:
+        assert error.hint is None
+        return
+    assert f"{option}=False" in str(error)
+    loaded = load_memory(saved, **{option: False})
+    expected = loaded.memory.restore(snapshot(before, **{option: False}))
+    assert bits(loaded.state) == bits(expected)
+
+
+@pytest.mark.parametrize(
+    ("call", "key"),
+    [
+        (lambda p, m, s: save_memory(p, m, None), "states"),
+        (lambda p, m, s: save_memory(p, s, m), "states"),
+        (lambda p, m, s: save_memory(p, None, s), "memory"),
+        (lambda p, m, s: save_memory(p, m.config.to_json(), s), "memory"),
+        (lambda p, m, s: save_memory(p, m, s, version=True), "version"),
+        (lambda p, m, s: save_memory(p, m, s, version="2"), "version"),
+        (lambda p, m, s: save_memory(p, m, s) and load_memory(p, layer="0"), "layer"),
+        (lambda p, m, s: save_memory(p, m, s) and load_memory(p, layer=True), "layer"),
+    ],
+)
+def test_arguments_of_the_wrong_kind(path, call, key):
+    with pytest.raises(InvalidParamError) as caught:
+        call(path, *learned())
+    assert caught.value.key == key
+
+
+def test_no_version_0(path, saved):
+    with pytest.raises(AtlasError, match="no version 0"):
+        save_memory(path.with_name("new.atlas"), *learned(), version=0)
+    redescribe(saved, "version", value=0)
+    assert "version 0" in refused(saved).message
+
+
+def test_repr_is_short(path):
+    memory, state = learned()
+    description = save_memory(path, [memory] * 24, [state] * 24, metadata={"chat": "x" * 10_000})
+    assert repr(description) == f"<MemoryDescription of {path}: {description.summary}>"
+    assert len(repr(load_memory(path))) < 500
+    assert "of bytes:" in repr(describe_memory(path.read_bytes()))
+
+
+def test_a_process_that_is_killed_while_it_saves(path):
+    """Whatever moment it dies at, the file is the old one or the new one, and the next save works."""
+    memory, first = learned()
+    second = feed(memory, first, 3)
+    save_memory(path, memory, first)
+    program = (
+        "import sys; from tests.operations.test_snapshot import *; memory, first = learned(); "
+        "second = feed(memory, first, 3); print(flush=True)\n"
+        "while True: save_memory(sys.argv[1], memory, second); save_memory(sys.argv[1], memory, first)"
+    )
+    for delay in (0.0, 0.003, 0.01):
+        with subprocess.Popen([sys.executable, "-c", program, path], stdout=subprocess.PIPE) as process:
+            process.stdout.readline()
+            time.sleep(delay)
+            process.kill()
+        assert bits(load_memory(path).state) in (bits(first), bits(second))
+    save_memory(path, memory, second)
+    assert bits(load_memory(path).state) == bits(second)
+    assert [name.name for name in path.parent.iterdir()] == [path.name]
