@@ -206,11 +206,11 @@ def _converted(value: Array, like: Array, name: str) -> Array:
     """Return a copy of ``value`` in the type and library of ``like``."""
     xp = namespace(like)
     kinds = value.dtype.kind, like.dtype.kind
-    # the only unsigned numbers that a state holds are bfloat16's bits
+    # the only numbers of 16 bits without a sign that a state holds are bfloat16's bits
     if kinds == ("u", "f") and value.dtype == np.uint16 and name.startswith("window."):
         value = decode(value, "bfloat16", str(like.dtype))
     elif kinds == ("f", "u"):
         value = encode(value, "bfloat16")
-    elif kinds[0] != kinds[1] and kinds != ("u", "i"):
+    elif kinds[0] != kinds[1] and (kinds[0] not in "iu" or kinds[1] not in "iu" or like.dtype == np.uint16):
         raise InvalidParamError(f"{name} holds {value.dtype}, and {like.dtype} was expected", key=name)
     return xp.array(to_host(value) if xp is np else value, dtype=like.dtype)

@@ -634,7 +634,7 @@ def test_description(path):
     assert description.summary == (
         "1 layer of 2 x 3 sessions, matrix of 152 x 8, polynomial degree 2, 60 tokens learned"
     )
-    assert description.sizes["parameters"] == 6 * 153 * 8 * 2
+    assert description.sizes["parameters"] == 6 * 152 * 8 * 2
     assert description.sizes["counters"] == 8 * 6 * 8
     facts = json.loads(json.dumps(description.to_json()))
     assert facts["batch"] == [2, 3]
