@@ -7,6 +7,7 @@ the input matrices of an MLP down to nothing within some thousand tokens, after 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -40,7 +41,11 @@ def delta_rule(d_k: int, d_v: int, **settings: Any) -> MemoryConfig:
 
 
 def titans(d_k: int, d_v: int, **settings: Any) -> MemoryConfig:
-    """Titans: a deep memory with momentum, learning from the last token (c = 1); the paper's decays, too."""
+    """Titans: a deep memory with momentum, learning from the last token (c = 1).
+
+    The Titans paper puts eta into the momentum (S = theta S - eta grad, M = M + S), which is the same while eta is
+    constant; its decay is trained, see above.
+    """
     return _deep(
         d_k, d_v, settings, lambda units: 0.3 / units, features=Features(map=Identity()), module=_DEEP,
         theta=0.6, guard=True,
@@ -56,7 +61,11 @@ def omega_net(d_k: int, d_v: int, **settings: Any) -> MemoryConfig:
 
 
 def atlas(d_k: int, d_v: int, **settings: Any) -> MemoryConfig:
-    """Atlas (equations 32 and 33): OmegaNet with momentum and Muon."""
+    """Atlas (equations 32 and 33): OmegaNet with momentum and Muon.
+
+    One step for every two tokens, since Newton-Schulz is most of the cost; ``chunk_size=1`` is the paper's, with a step
+    for each.
+    """
     return _deep(
         d_k, d_v, settings, lambda units: 1.0 / math.sqrt(units * d_k), features=_POLYNOMIAL, module=_DEEP,
         theta=0.5, omega_window=16, use_muon=True, guard=True, chunk_size=2, step="chunk",
@@ -79,7 +88,10 @@ PRESETS: dict[str, Callable[..., MemoryConfig]] = {
 
 
 def _config(d_k: int, d_v: int, settings: dict[str, Any], **defaults: Any) -> MemoryConfig:
-    return MemoryConfig(d_k, d_v, **defaults).replace(**settings)
+    unknown = settings.keys() - {field.name for field in dataclasses.fields(MemoryConfig)}
+    if unknown:  # with the words of ``replace``
+        MemoryConfig(d_k, d_v).replace(**{name: None for name in sorted(unknown)})
+    return MemoryConfig(d_k, d_v, **{**defaults, **settings})
 
 
 def _deep(

@@ -437,7 +437,10 @@ def test_a_snapshot_fits_other_widths(source, target, dtype):
     keys = np.arange(5 * D_K, dtype=np.float32).reshape(5, D_K)  # up to 119: exact in all of them
     state, _ = one.observe(one.init(), keys, keys[:, :D_V])
     found = other.restore(snapshot(state))
-    assert other._learner.decode(found.window["key"]).tolist() == one._learner.decode(state.window["key"]).tolist()
+    assert (
+        other._learner.decode(found.window["key"]).tolist()
+        == one._learner.decode(state.window["key"]).tolist()
+    )
     assert found.parameters["W"].dtype == dtype
     assert other.observe(found, keys, keys[:, :D_V])[1].learned == 6
 

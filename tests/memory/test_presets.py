@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from atlas_kit.memory import GatedMLP, Matrix, Memory, ResidualMLP, presets
+from atlas_kit.errors import InvalidParamError
+from atlas_kit.memory import Features, GatedMLP, Matrix, Memory, Polynomial, ResidualMLP, presets
 
 SESSIONS = 2
 #: The most that one pass over d/2 pairs may leave of the error; 1 is an empty memory's.
@@ -98,3 +99,27 @@ def test_the_step_fits_the_hidden_units_unless_it_is_given():
         presets.titans(8, 8, module=ResidualMLP(width=1)).eta
     )
     assert presets.titans(8, 8, eta=0.25).eta == 0.25
+
+
+def test_settings_count_before_they_are_checked():
+    config = presets.atlas(8192, 64, features=Features(map=Polynomial(2), projection=64))
+    assert config.d_phi == 2145
+    with pytest.raises(InvalidParamError, match="a memory has no setting 'learning_rate'"):
+        presets.delta_rule(4, 4, learning_rate=0.1)
+
+
+def test_presets_are_what_they_say():
+    """The table that a teacher would put on the board."""
+    made = {name: preset(4, 4) for name, preset in presets.PRESETS.items()}
+    assert {n: type(c.objective).__name__ for n, c in made.items() if c.omega_window == 1} == {
+        "linear_attention": "DotProduct", "delta_rule": "L2", "titans": "L2",
+    }  # fmt: skip
+    assert [n for n, c in made.items() if isinstance(c.features.map, Polynomial)] == [
+        "omega_net",
+        "atlas",
+        "atlas_pp",
+    ]
+    assert [n for n, c in made.items() if c.theta > 0] == ["titans", "atlas", "atlas_pp"]
+    assert [n for n, c in made.items() if c.use_muon] == ["atlas", "atlas_pp"]
+    assert [n for n, c in made.items() if isinstance(c.module, Matrix)] == ["linear_attention", "delta_rule"]
+    assert isinstance(made["atlas_pp"].module, GatedMLP)
