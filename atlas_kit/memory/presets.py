@@ -90,7 +90,7 @@ PRESETS: dict[str, Callable[..., MemoryConfig]] = {
 def _config(d_k: int, d_v: int, settings: dict[str, Any], **defaults: Any) -> MemoryConfig:
     unknown = settings.keys() - {field.name for field in dataclasses.fields(MemoryConfig)}
     if unknown:  # with the words of ``replace``
-        MemoryConfig(d_k, d_v).replace(**{name: None for name in sorted(unknown)})
+        MemoryConfig(d_k, d_v).replace(**dict.fromkeys(sorted(unknown)))
     return MemoryConfig(d_k, d_v, **{**defaults, **settings})
 
 
