@@ -250,7 +250,8 @@ def polynomial_map(bench: Bench) -> Iterator[Row]:
         x = bench.normal(n, D_KEY)
         phi = MAP.apply(x, {})
         ours, copy = bench.best(lambda x=x: MAP.apply(x, {}), lambda phi=phi: phi.copy(order="K"), seconds=3)
-        limit = 4.0 if bench.name == "numpy" else FREE
+        # a copy of 16 tokens takes 3 us, as long as two or three calls of NumPy
+        limit = 4.0 if bench.name == "numpy" and n >= SEEN else FREE
         yield Row("map", f"polynomial map of {n:,} x {D_KEY}", ours, copy, "s", "a copy of its output", limit)
 
 
