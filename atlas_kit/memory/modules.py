@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+import numpy as np
+
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.memory._checks import is_whole
 from atlas_kit.memory.backend import Array, namespace, random_normal
@@ -426,11 +428,9 @@ def _start_values(shapes: dict[str, tuple[int, ...]], seed: int, output: str) ->
     """
     values = {}
     for name, shape in shapes.items():
-        values[name] = random_normal(seed, name, shape)
+        values[name] = np.zeros(shape) if name == output else random_normal(seed, name, shape)
         if name.startswith("W_hidden"):
             values[name] /= math.sqrt(shape[0])
-        elif name == output:
-            values[name][...] = 0.0
     return values
 
 

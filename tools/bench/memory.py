@@ -270,7 +270,7 @@ def others(bench: Bench) -> Iterator[Row]:
 
     config = MemoryConfig(
         d, d, features=Features(), module=ResidualMLP(width=1024), chunk_size=CHUNK, omega_window=SEEN,
-        step="chunk", eta=0.01, guard=True,
+        step="chunk", eta=3e-4, guard=True,
     ).replace(features=presets.titans(d, d).features)  # fmt: skip
     memory = Memory(config, bench.name)
     keys, values = bench.normal(CHUNK, d), bench.normal(CHUNK, d)
