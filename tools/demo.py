@@ -40,6 +40,13 @@ TOUR = [
         ],
     ),
     (
+        "A memory that learned: what it is, and what the next 24 tokens changed (exit code 1 means: they differ)",
+        [
+            (f"atlas-tool inspect {ATLAS}/learned.atlas", 0),
+            (f"atlas-tool diff {ATLAS}/learned.atlas {ATLAS}/learned-more.atlas", 1),
+        ],
+    ),
+    (
         "Check: all findings, with the place and what to do (exit code 1 means: there are findings)",
         [
             (f"atlas-tool validate {ATLAS}/chat.atlas {GGUF}/tiny.gguf", 0),

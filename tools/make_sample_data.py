@@ -108,6 +108,13 @@ def memory_files() -> Iterator[Sample]:
         f"version 3: encrypted, the passphrase is `{PASSPHRASE}`",
         "2 entries with the passphrase; without it their number and sizes",
     )
+    for name, tokens in (("learned", 24), ("learned-more", 48)):
+        yield Sample(
+            f"atlas/{name}.atlas",
+            learned(tokens),
+            f"version 2: a memory that learned {tokens} tokens (see formats/atlas-memory.md), and a conversation",
+            "18 entries: the conversation, the memory's description and its 16 arrays",
+        )
 
 
 def assistant_v2() -> bytes:
@@ -143,6 +150,32 @@ def secret_v3() -> bytes:
         memory.set("diary", "Nobody else should read this.\n", timestamp=NOW)
         memory.set("settings", {"theme": "dark"}, timestamp=NOW)
         return saved(memory)
+
+
+def learned(tokens: int) -> bytes:
+    """Return a file with a memory of the Delta rule; after 24 tokens the values that its 8 keys stand for change.
+
+    Keys with a single 1 and a step of 1/2 keep every number a short binary fraction, so that all machines agree on it.
+    """
+    import tempfile
+
+    import numpy as np
+
+    from atlas_kit.formats.atlas import MemoryFile
+    from atlas_kit.memory import Memory, presets
+    from atlas_kit.operations.snapshot import save_memory
+
+    key = np.arange(48) * 3 % 8
+    context = np.arange(48) // 24
+    values = ((key[:, None] + 1) * (np.arange(6) + 2 * context[:, None]) % 7 - 3).astype(np.float32)
+    memory = Memory(presets.delta_rule(8, 6, window_size=16))
+    state, _ = memory.observe(memory.init(), np.eye(8, dtype=np.float32)[key[:tokens]], values[:tokens])
+    with repeatable(), tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "learned.atlas"
+        with MemoryFile.edit(path, create=True) as file:
+            file.set("chat/garden", sample_chat.conversation("garden", "sample", 4), type=2, timestamp=NOW)
+        save_memory(path, memory, state, metadata={"note": "made of whole numbers"})
+        return path.read_bytes()
 
 
 def saved(memory: object) -> bytes:
@@ -504,6 +537,8 @@ def text_files() -> Iterator[Sample]:
 EXPECTED = {
     "inspect-atlas.txt": "atlas-tool inspect atlas/llama-7b_memory.atlas --entries",
     "inspect-atlas-2.txt": "atlas-tool inspect atlas/assistant.atlas --entries",
+    "inspect-learned.txt": "atlas-tool inspect atlas/learned.atlas",
+    "diff-learned.txt": "atlas-tool diff atlas/learned.atlas atlas/learned-more.atlas",
     "inspect-gguf.txt": "atlas-tool inspect gguf/tiny.gguf --keys --tensors",
     "hex-atlas.txt": "atlas-tool inspect atlas/llama-7b_memory.atlas --hex",
     "hex-gguf.txt": "atlas-tool inspect gguf/micro.gguf --hex",

@@ -62,7 +62,7 @@ class MemoryConfig:
         sequential form.
     step
         ``"token"``: the optimiser steps at every token, as in the paper. ``"chunk"``: once per chunk, with
-        the rates of the chunk's last token; as good on text, and much cheaper.
+        the rates of the chunk's last token; much cheaper. ``omega_window`` must cover the chunk.
     window_size
         How many (key, target) pairs the exact cache keeps; 0 keeps only what the rule itself needs.
     window_dtype
