@@ -1,7 +1,7 @@
 """One chunk of tokens learned: features, errors, recurrence, step, and what to do when the step diverges.
 
 The state's leading axes are flattened to one, R; the chunk's tokens are the last of the window. Equations as in
-``update``; nothing here knows streams or sessions.
+``update``; nothing here knows how streams are cut or sessions joined.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from atlas_kit.memory import backend as backends
 from atlas_kit.memory import window as ring
 from atlas_kit.memory.backend import Array
 from atlas_kit.memory.config import MemoryConfig
-from atlas_kit.memory.modules import Matrix
+from atlas_kit.memory.modules import Factors, Matrix
 from atlas_kit.memory.sessions import Report
 from atlas_kit.memory.state import MemoryState
 from atlas_kit.memory.update import Recurrence, final, matrix_reads, trajectory, window_weights
@@ -167,17 +167,17 @@ class Learner:
         xp = self.xp
         bound = float(np.log(self.config.eta_bound))
         smaller = xp.log(xp.where(scale > 0, scale, _SMALLER ** max(1, self.config.retries)))
-        log_eta = xp.clip(flat.adaptation["log_eta"] + smaller, -bound, bound)
+        log_eta = xp.maximum(flat.adaptation["log_eta"] + smaller, -bound)
         adaptation = {**flat.adaptation, "log_eta": log_eta}
-        for name, array in flat.parameters.items():  # a skipped chunk changed nothing that could be judged
-            skipped = (scale == 0)[:, None, None]
+        skipped = (scale == 0)[:, None, None]  # such a chunk changed nothing that could be judged
+        for name, array in flat.parameters.items() if bool(skipped.any()) else ():
             adaptation[f"previous.{name}"] = xp.where(skipped, array, adaptation[f"previous.{name}"])
         return dataclasses.replace(flat, adaptation=adaptation)
 
     def _step(
         self,
         flat: MemoryState,
-        factors: dict[str, Any],
+        factors: dict[str, Factors],
         rule: Recurrence,
         stepping: np.ndarray[Any, Any],
         guard: _Guard | None,
@@ -234,7 +234,7 @@ class Learner:
     def _try(
         self,
         flat: MemoryState,
-        factors: dict[str, Any],
+        factors: dict[str, Factors],
         rule: Recurrence,
         scale: np.ndarray[Any, Any],
         reuse_within: float = 0.0,
@@ -258,7 +258,7 @@ class Learner:
     def _reads(
         self,
         flat: MemoryState,
-        factors: dict[str, Any],
+        factors: dict[str, Factors],
         rule: Recurrence,
         scale: Array,
         queries: Array,
@@ -305,7 +305,7 @@ class _Guard:
         return backends.to_host(after <= _WORSE * self.before + noise)
 
 
-def _surprise(xp: Any, factors: dict[str, Any], b: int) -> Array:
+def _surprise(xp: Any, factors: dict[str, Factors], b: int) -> Array:
     """Return the norm of each token's gradient: it is an outer product, so no gradient is built. (R, b)."""
     total = 0
     for A, B in factors.values():

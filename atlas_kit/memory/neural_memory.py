@@ -159,6 +159,10 @@ class Memory:
             or (count["filled"] < waiting).any()
         ):
             raise InvalidParamError("the counters contradict each other", key="counters")
+        for array in state.window.values():  # copies; slots that hold no token must not be learned
+            slots = array.shape[len(state.batch)]
+            age = (count["seen"][..., None] - 1 - np.arange(slots)) % slots
+            array[self.xp.asarray(age >= count["filled"][..., None])] = 0
         for group in ("parameters", "momentum", "window", "adaptation", "gate"):
             for name, array in getattr(state, group).items():
                 stored = group == "window" and name in ("key", "value")
@@ -347,10 +351,7 @@ class Memory:
                 with _told(state.batch, rows):
                     part, report, _ = self._learner.chunk(part, int(n), readout)
             parts.append((rows, part, report))
-        if len(parts) == 1:
-            new, report = parts[0][1:]
-        else:
-            new, report = join(self.xp, len(waiting), parts)
+        new, report = parts[0][1:] if len(parts) == 1 else join(self.xp, len(waiting), parts)
         return shaped(new, state.batch), shaped_report(report, state.batch)
 
     @backends.quiet
@@ -384,10 +385,8 @@ class Memory:
             raise InvalidParamError(
                 "tokens of an earlier call wait for their chunk", key="state", hint="Call flush first."
             )
-        reports, reads = (
-            [no_report(self.xp, len(q), self.dtype)],
-            [q[:, :0, :1] @ self._zeros(1, self.config.d_v)],
-        )
+        reports = [no_report(self.xp, len(q), self.dtype)]
+        reads = [self.xp.zeros((len(q), 0, self.config.d_v), self.dtype)]
         for start in range(0, T, self.config.chunk_size):
             stop = min(start + self.config.chunk_size, T)
             flat = self._append(flat, {name: array[:, start:stop] for name, array in tokens.items()})
@@ -407,10 +406,8 @@ class Memory:
 
     def _own(self, flat: MemoryState, parameters: bool = True) -> MemoryState:
         """Return a state whose window, and parameters and momentum where learning reuses them, may be written to."""
-        copied = [
-            "window",
-            *(["parameters", "momentum"] if parameters and self._learner.reuses(flat) else []),
-        ]
+        groups = ("window", "parameters", "momentum")
+        copied = groups if parameters and self._learner.reuses(flat) else groups[:1]
         return dataclasses.replace(
             flat, **{group: {n: a.copy() for n, a in getattr(flat, group).items()} for group in copied}
         )
@@ -497,9 +494,6 @@ class Memory:
     def _stored(self) -> Any:
         """Dtype of stored keys and values; bfloat16 is kept as its bits."""
         return np.dtype(ring.STORAGE[self.config.stored_dtype])
-
-    def _zeros(self, *shape: int) -> Array:
-        return self.xp.zeros(shape, self.dtype)
 
     def _rows(self, array: Array, batch: tuple[int, ...], key: str) -> Array:
         """Check (*batch, n, d_k) and flatten the leading axes."""

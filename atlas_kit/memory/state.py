@@ -1,7 +1,8 @@
 """What a memory knows: arrays only, apart from the configuration that gives them their meaning.
 
-A state is never changed in place; ``Memory`` returns new ones. Leading axes (sessions, layers) are the same in all
-arrays. Counters live on the host, because they steer: which slot of the ring is next, whether a chunk is full.
+A state is never changed in place, unless it is donated (``Memory.observe``); ``Memory`` returns new ones. Leading axes
+(sessions, layers) are the same in all arrays. Counters live on the host, because they steer: which slot of the ring is
+next, whether a chunk is full.
 """
 
 from __future__ import annotations

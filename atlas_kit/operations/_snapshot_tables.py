@@ -74,7 +74,7 @@ ARRAYS = (
     ArrayRow("parameters.*",          "compute", _MATRIX,             "",           True,  "the memory itself, M"),
     ArrayRow("momentum.*",            "compute", _MATRIX,             "momentum",   True,  "S, like M"),
     ArrayRow("window.key",            "stored",  ("window", "d_key"), "",           True,  "projected keys"),
-    ArrayRow("window.valid",          "uint8",   ("window",),         "",           False, "0: left out as not finite"),
+    ArrayRow("window.valid",          "uint8",   ("window",),         "",           False, "0: none, or left out"),
     ArrayRow("window.value",          "stored",  ("window", "d_v"),   "values",     True,  "what a key stands for"),
     ArrayRow("window.token",          "int32",   ("window",),         "tokens",     False, "the token that came next"),
     ArrayRow("window.hidden",         "compute", ("recall", "d_v"),   "tokens",     True,  "the model's hidden state"),
@@ -86,7 +86,7 @@ ARRAYS = (
     ArrayRow("adaptation.log_eta",    "compute", (),                  "adaptation", False, "log of the factor on eta"),
     ArrayRow("adaptation.previous.*", "compute", _MATRIX,             "adaptation", False, "M as decay alone left it"),
     ArrayRow("adaptation.mean",       "compute", ("d_key",),          "centre",     False, "what centring subtracts"),
-    ArrayRow("gate.w",                "compute", ("experts", "blend"), "gate",      False, "the learned blend"),
+    ArrayRow("gate.w",                "compute", ("experts - 1", "blend"), "gate",      False, "the learned blend"),
     *(ArrayRow(f"counters.{name}",    "int64",   (),                  "",           False, note)
       for name, note in COUNTERS.items()),
 )
@@ -108,7 +108,7 @@ SYMBOLS = {
     "recall": "omega_window - 1 + chunk_size",
     "d_key": "features.projection, or d_k without one",
     "d_v": "d_v",
-    "experts": "gate.experts - 1",
+    "experts - 1": "of gate.experts",
     "blend": "gate.features",
     "rows, columns": "of each parameter, by module and features",
 }
@@ -149,7 +149,7 @@ def layout(config: MemoryConfig) -> dict[str, Expected]:
         "recall": config.recall,
         "d_key": config.d_key,
         "d_v": config.d_v,
-        "experts": config.gate.experts - 1 if config.gate else 0,
+        "experts - 1": config.gate.experts - 1 if config.gate else 0,
         "blend": config.gate.features if config.gate else 0,
     }
     out = {}

@@ -24,7 +24,10 @@ from tools.experiments.common import Row
 CLAIM = "Muon (eq. 33) optimises the memory better than gradient descent on the same gradients"
 D, TOKENS, WINDOW, BIN = 32, 512, 16, 64
 MODULES = {"matrix": Matrix(), "MLP": ResidualMLP(width=64, residual=False)}
-ETAS = {"gradient descent": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3), "Muon": (0.003, 0.01, 0.03, 0.1, 0.3)}
+ETAS = {
+    "gradient descent": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
+    "Muon": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
+}
 SPREADS = (0.0, 0.5, 1.0, 1.5)
 SHOWN = 1.0  # the spread whose course over the tokens is kept
 LINES = {  # rule, momentum: colour, dash

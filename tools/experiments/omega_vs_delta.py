@@ -23,7 +23,7 @@ from tools.experiments.common import Row
 
 CLAIM = "fitting the last c tokens recalls a context better than fitting the last one (eq. 9)"
 D, CONTEXT, RECENT, NOISE = 32, 256, 16, 0.1
-ETAS = (0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.0)
+ETAS = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.0)
 COLOURS = (common.SKY, common.BLUE, common.VERMILLION, common.BLACK)
 
 
