@@ -216,10 +216,11 @@ class Memory:
                 "this memory keeps no window", key="window_size", hint="Try window_size=1024."
             )
         q = self._rows(queries, batch, "queries")
-        mean = flat.adaptation.get("mean")
-        features = config.features
-        query = features.prepare(features.project(q, self._learner.constants), mean)
-        keys = features.prepare(self._learner.decode(flat.window["key"]), mean)
+        query = config.features.project(q, self._learner.constants)
+        keys = self._learner.decode(flat.window["key"])
+        if "mean" in flat.adaptation:  # lengths make no difference to a cosine, the origin does
+            mean = flat.adaptation["mean"][:, None, :]
+            query, keys = query - mean, keys - mean
         slots = np.arange(self._capacity["key"])
         age = (flat.counters["seen"][:, None] - 1 - slots) % self._capacity["key"]
         recent = age < np.minimum(flat.counters["filled"], config.window_size)[:, None]
