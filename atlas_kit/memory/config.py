@@ -22,6 +22,7 @@ from atlas_kit.memory.window import STORAGE
 
 STEPS = ("token", "chunk")
 DTYPES = ("float32", "float64")
+RATES = ("alpha", "theta", "eta")
 MOST_ETA = 1e30  # float32 holds it
 MOST_RETRIES = 16  # a step is a quarter as large each time; 4^16 is beyond float32's precision
 #: What a setting that is a specification may be an instance of.
@@ -147,7 +148,7 @@ class MemoryConfig:
         if self.window_dtype is not None:
             _one_of(self, "window_dtype", tuple(STORAGE))
         _one_of(self, "dtype", DTYPES)
-        for name in ("alpha", "theta", "eta"):
+        for name in RATES:
             _rate(self, name)
         _number(self, "gamma", 0.0, 1.0)
         _number(self, "eta_adaptation", 0.0, 1.0)
@@ -218,7 +219,8 @@ class MemoryConfig:
         """Return the settings as JSON values; ``from_json`` reads them back."""
         out: dict[str, Any] = {"version": self.version}
         for field in dataclasses.fields(self):
-            out[field.name] = _to_json(getattr(self, field.name))
+            value = getattr(self, field.name)
+            out[field.name] = schedules.to_json(value) if field.name in RATES else _to_json(value)
         return out
 
     @classmethod
@@ -259,7 +261,7 @@ class MemoryConfig:
             values["objective"] = _from_kind(values["objective"], OBJECTIVES, "objective")
         if values.get("gate") is not None:
             values["gate"] = _from_kind(values["gate"], {Gate.kind: Gate}, "gate")
-        for name in ("alpha", "theta", "eta"):
+        for name in RATES:
             if name in values:
                 values[name] = schedules.from_json(values[name], name)
         config: MemoryConfig = _build(cls, values, "config")

@@ -15,13 +15,12 @@ import numpy as np
 from atlas_kit.memory import backend as backends
 from atlas_kit.memory import window as ring
 from atlas_kit.memory.backend import Array
-from atlas_kit.memory.config import MemoryConfig
+from atlas_kit.memory.config import RATES, MemoryConfig
 from atlas_kit.memory.modules import Factors, Matrix
 from atlas_kit.memory.sessions import Report
 from atlas_kit.memory.state import MemoryState
 from atlas_kit.memory.update import Recurrence, final, matrix_reads, trajectory, window_weights
 
-RATES = ("alpha", "theta", "eta")
 _LARGE = 1 << 20  # bytes of a parameter from which it is updated in place (see Learner.reuses)
 _SMALLER = 0.25  # a diverged step is retried at this fraction of its size
 _WORSE = 1.1  # guarded steps may raise the loss of their windows by this factor,

@@ -19,9 +19,9 @@ from atlas_kit.errors import DivergedError, InvalidParamError
 from atlas_kit.memory import backend as backends
 from atlas_kit.memory import window as ring
 from atlas_kit.memory.backend import Array
-from atlas_kit.memory.config import MemoryConfig, most_of
+from atlas_kit.memory.config import RATES, MemoryConfig, most_of
 from atlas_kit.memory.gate import Gate
-from atlas_kit.memory.learning import RATES, Diverged, Learner
+from atlas_kit.memory.learning import Diverged, Learner
 from atlas_kit.memory.objectives import Readout
 from atlas_kit.memory.schedules import rate_at
 from atlas_kit.memory.sessions import (
@@ -439,23 +439,20 @@ class Memory:
         """Write tokens into the window's own arrays; what is not finite is written as zeros of weight 0."""
         xp, config = self.xp, self.config
         seen, n = flat.counters["seen"], tokens["key"].shape[1]
-        finite = xp.ones(tokens["key"].shape[:2], dtype=bool)
+        fields, finite = dict(tokens), xp.ones(tokens["key"].shape[:2], dtype=bool)
         data = [name for name in tokens if name not in RATES and tokens[name].dtype.kind == "f"]
+        stored = [name for name in tokens if name in ("key", "value")]
+        for name in stored:
+            fields[name] = ring.encode(tokens[name], config.stored_dtype)
         for name in data:
             # what becomes infinite in a narrow window would be learned as such
-            narrow = name in ("key", "value") and config.stored_dtype != config.dtype
-            kept = (
-                self._learner.decode(ring.encode(tokens[name], config.stored_dtype))
-                if narrow
-                else tokens[name]
-            )
-            finite &= xp.isfinite(kept).all(axis=tuple(range(2, tokens[name].ndim)))
+            kept = self._learner.decode(fields[name]) if name in stored else fields[name]
+            finite &= xp.isfinite(kept).all(axis=tuple(range(2, kept.ndim)))
         bad = backends.to_host(~finite).sum(axis=1)
-        fields = dict(tokens)
         if bad.any():
-            for name in data:
+            for name in data:  # the bits of 0 are 0 in every type of the window
                 spread = finite.reshape(*finite.shape, *(1,) * (fields[name].ndim - 2))
-                fields[name] = xp.where(spread, fields[name], 0)
+                fields[name] = xp.where(spread, fields[name], xp.zeros((), fields[name].dtype))
         number = seen[:, None] + np.arange(n)
         fields["valid"] = finite.astype(np.uint8)
         if "weight" not in fields:
@@ -470,11 +467,8 @@ class Memory:
             for t in np.flatnonzero(counted.any(axis=0)):  # one by one: no split of the stream changes a bit
                 averaged = averaged + counted[:, t]
                 share = xp.asarray(counted[:, t] / np.maximum(averaged, 1), dtype=self.dtype)[:, None]
-                mean = mean + share * (fields["key"][:, t] - mean)
+                mean = mean + share * xp.where(counts[:, t, None], tokens["key"][:, t] - mean, 0)
             adaptation = {**adaptation, "mean": mean}
-        for name in ("key", "value"):
-            if name in fields:
-                fields[name] = ring.encode(fields[name], config.stored_dtype)
         counters = {
             **flat.counters,
             "seen": seen + n,

@@ -7,6 +7,7 @@ vocabulary or over candidates. An objective knows one token's loss and nothing o
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -104,8 +105,38 @@ class Readout:
         return index, self.ids[index] == token
 
 
+class _Comparison(abc.ABC):
+    """What objectives that compare the answer with a value have in common; they say what it comes to in ``_of``."""
+
+    kind: ClassVar[str]
+
+    def fields(self, d_v: int) -> Fields:
+        """Return what one token's target consists of: its value."""
+        return {"value": ((d_v,), "float")}
+
+    def evaluate(
+        self, y: Array, targets: Mapping[str, Array], readout: Readout | Evaluator | None = None
+    ) -> tuple[Array, Array]:
+        """Return the loss (..., n) and dl/dy (..., n, d_v) of the answers y (..., n, d_v).
+
+        Raises
+        ------
+        InvalidParamError
+            When ``value`` is missing or not shaped like y, or a readout is given.
+        """
+        if readout is not None:
+            raise InvalidParamError(
+                f"the objective {self.kind} compares with a value and has no use for a readout", key="readout"
+            )
+        return self._of(y, _target(targets, "value", y.shape).astype(y.dtype, copy=False))
+
+    @abc.abstractmethod
+    def _of(self, y: Array, value: Array) -> tuple[Array, Array]:
+        """Return loss and dl/dy for a value (..., n, d_v) in the type of y."""
+
+
 @dataclass(frozen=True)
-class L2:
+class L2(_Comparison):
     """``l = ||y - v||^2 / 2`` and ``dl/dy = y - v`` (equation 9 with the factor 1/2).
 
     Examples
@@ -118,29 +149,15 @@ class L2:
 
     kind: ClassVar[str] = "l2"
 
-    def fields(self, d_v: int) -> Fields:
-        """Return what one token's target consists of: its value."""
-        return {"value": ((d_v,), "float")}
-
-    def evaluate(
-        self, y: Array, targets: Mapping[str, Array], readout: Readout | Evaluator | None = None
-    ) -> tuple[Array, Array]:
-        """Return the loss (..., n) and dl/dy (..., n, d_v) of the answers y (..., n, d_v).
-
-        Raises
-        ------
-        InvalidParamError
-            When ``value`` is missing or not shaped like y, or a readout is given.
-        """
-        _refuse(readout, self.kind)
-        dy = y - _target(targets, "value", y.shape).astype(y.dtype, copy=False)
+    def _of(self, y: Array, value: Array) -> tuple[Array, Array]:
+        dy = y - value
         loss = namespace(y).einsum("...i,...i->...", dy, dy)
         loss *= 0.5
         return loss, dy
 
 
 @dataclass(frozen=True)
-class DotProduct:
+class DotProduct(_Comparison):
     """``l = -<y, v>`` and ``dl/dy = -v``: without an error term, so the rule is Hebbian (linear attention).
 
     Examples
@@ -153,22 +170,8 @@ class DotProduct:
 
     kind: ClassVar[str] = "dot-product"
 
-    def fields(self, d_v: int) -> Fields:
-        """Return what one token's target consists of: its value."""
-        return {"value": ((d_v,), "float")}
-
-    def evaluate(
-        self, y: Array, targets: Mapping[str, Array], readout: Readout | Evaluator | None = None
-    ) -> tuple[Array, Array]:
-        """Return the loss (..., n) and dl/dy (..., n, d_v) of the answers y (..., n, d_v).
-
-        Raises
-        ------
-        InvalidParamError
-            When ``value`` is missing or not shaped like y, or a readout is given.
-        """
-        _refuse(readout, self.kind)
-        dy = -_target(targets, "value", y.shape).astype(y.dtype, copy=False)
+    def _of(self, y: Array, value: Array) -> tuple[Array, Array]:
+        dy = -value
         return namespace(y).einsum("...i,...i->...", y, dy), dy
 
 
@@ -367,13 +370,6 @@ def _delegate(evaluator: Evaluator, y: Array, targets: Mapping[str, Array]) -> t
             key="readout",
         )
     return loss.astype(y.dtype, copy=False), dy.astype(y.dtype, copy=False)
-
-
-def _refuse(readout: object, kind: str) -> None:
-    if readout is not None:
-        raise InvalidParamError(
-            f"the objective {kind} compares with a value and has no use for a readout", key="readout"
-        )
 
 
 def _target(targets: Mapping[str, Array], key: str, shape: tuple[int, ...]) -> Any:
