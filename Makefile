@@ -24,7 +24,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
 
-demo: $(VENV)/.demo
+demo: $(VENV)/.llama
 	@$(BIN)/python tools/demo.py
 
 test: lint
@@ -72,7 +72,12 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	@$(PIP) install -e '.[encryption]'
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml | $(BIN)/python
+# llama.cpp is compiled here, once, in a way that plain pip would not; pyproject.toml may change without that.
+$(VENV)/.llama: pyproject.toml tools/build_llama.py | $(VENV)/.demo
+	@$(BIN)/python tools/build_llama.py
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/.llama
 	@echo "Installing atlas_kit and the tools that check it into $(VENV) (about a minute, once)"
 	@$(PIP) install -e '.[dev]'
 	@touch $@ $(VENV)/.demo

@@ -203,6 +203,10 @@ class WrongModelError(AtlasError):
         )
 
 
+class ModelError(AtlasError):
+    """The model cannot be loaded or run: llama.cpp refused it, or it is of a kind that does not generate text."""
+
+
 class DivergedError(AtlasError, ArithmeticError):
     """In strict mode: a step of the memory gave NaN, infinity or an exploding norm."""
 

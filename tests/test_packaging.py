@@ -13,12 +13,13 @@ import pytest
 from conftest import SAMPLES, tool_environment
 
 import atlas_kit
+from atlas_kit.cli._group import COMMANDS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 HEAVY = ["numpy", "construct", "rich", "gguf", "lz4", "zstandard", "xxhash", "cryptography", "safetensors"]
 #: Everything that only the extras install.
 EXTRAS = ["cryptography", "safetensors", "pytest", "_pytest", "xdist", "execnet", "hypothesis", "mypy"]
-EXTRAS += ["ruff", "importlinter", "grimp", "cogapp"]
+EXTRAS += ["ruff", "importlinter", "grimp", "cogapp", "llama_cpp", "jinja2", "diskcache", "xllamacpp"]
 
 PROBE = "import sys; {code}; print(*sorted(set(sys.modules) & set({names!r})))"
 
@@ -139,6 +140,39 @@ def test_what_needs_an_extra_says_which(samples):
     assert ran.returncode == 2
     assert "atlas-kit[encryption]" in ran.stderr
     assert len(ran.stderr.splitlines()) == 1
+
+
+#: What runs a model; the words after the command do not matter, because nothing is read before llama.cpp is there.
+RUNNING = {
+    "run": ("gguf/tiny.gguf", "-p", "Hello"),
+    "learn": ("gguf/tiny.gguf", "text/passphrase.txt", "--memory-file", "out.atlas"),
+    "perplexity": ("gguf/tiny.gguf", "text/passphrase.txt"),
+    "recall": ("gguf/tiny.gguf",),
+}
+
+
+@pytest.mark.parametrize("command", sorted(set(RUNNING) & set(COMMANDS)))
+def test_running_a_model_needs_the_extra_llama(command, samples):
+    ran = without_extras(command, *RUNNING[command], cwd=samples)
+    assert ran.returncode == 2
+    assert 'Try: pip install "atlas-kit[llama]"' in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+
+
+def test_opening_a_model_needs_the_extra_llama(samples):
+    program = BLOCKER.format(names=set(EXTRAS), arguments=[]).partition("from atlas_kit")[0]
+    program += "from atlas_kit.llama import open_engine; open_engine('gguf/tiny.gguf')"
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=samples, env=tool_environment(), capture_output=True, text=True
+    )
+    last = ran.stderr.splitlines()[-1]
+    assert "MissingExtraError" in last
+    assert "atlas-kit[llama]" in last
+
+
+def test_the_runtime_loads_llama_cpp_when_a_model_is_opened():
+    names = ["llama_cpp", "jinja2", "gguf"]
+    assert loaded_by("from atlas_kit.llama import AtlasSession, open_engine", names) == []
 
 
 # --- the wheel --------------------------------------------------------------------------------------------

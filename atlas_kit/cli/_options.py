@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from atlas_kit.operations._inputs import Given, Keys
+    from atlas_kit.operations.settings import AtlasSettings, SettingRow
 
 
 class HelpfulCommand(click.Command):
@@ -118,6 +119,126 @@ def _ask(question: str, confirm: bool) -> bytes:
     """Ask for a passphrase on the terminal, without showing it."""
     answer = click.prompt(question, hide_input=True, confirmation_prompt=confirm, err=True)
     return str(answer).encode("utf-8", "surrogateescape")
+
+
+# --- the settings of a memory --------------------------------------------------------------------------
+
+
+class ChosenSettings:
+    """What of a memory's settings somebody chose: single options, and a file for all others.
+
+    False where nothing was chosen. ``values`` are checked one by one; ``over`` checks that they fit together.
+    """
+
+    def __init__(self, values: Mapping[str, Any], config: str | None = None) -> None:
+        self.values = dict(values)
+        self.config = config
+
+    def __bool__(self) -> bool:
+        return bool(self.values) or self.config is not None
+
+    def over(self, base: AtlasSettings | None = None) -> AtlasSettings:
+        """Return all settings: options first, then the file (with defaults), and without a file ``base``.
+
+        Raises
+        ------
+        InvalidParamError
+            For a file that holds something else, and for settings that do not fit together.
+        """
+        from atlas_kit.operations.settings import AtlasSettings
+
+        if self.config is not None:
+            base = AtlasSettings.from_file("/dev/stdin" if self.config == "-" else self.config)
+        return (base or AtlasSettings()).replace(**self.values)
+
+
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType  # generic only in new versions of click
+
+
+class _Setting(_ParamType):
+    """The value of one setting; what it may be is said by its row."""
+
+    def __init__(self, row: SettingRow) -> None:
+        self.row = row
+        self.name = "text" if row.least is None else "integer" if isinstance(row.default, int) else "number"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """Return the choices, or what a number is called."""
+        number = "" if self.row.least is None else "N" if isinstance(self.row.default, int) else "X"
+        return "|".join(filter(None, (number, *self.row.choices)))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the value in the setting's type, or say what it may be."""
+        from atlas_kit.errors import InvalidParamError
+
+        if isinstance(value, str) and value not in self.row.choices:
+            value = _number(value)
+        try:
+            return self.row.check(value)
+        except InvalidParamError:
+            self.fail(f"{value!r} is not {_range(self.row)}", param, ctx)
+
+
+def _range(row: SettingRow) -> str:
+    """Return what a setting may be, in words: ``0 to 1 or adaptive``."""
+    numbers = "" if row.least is None else f"{_plain(row.least)} to {_plain(row.most)}"
+    return " or ".join(filter(None, (numbers, *row.choices)))
+
+
+def _plain(number: float | None) -> str:
+    whole = isinstance(number, float) and number.is_integer()
+    return str(int(number) if whole and number is not None else number)
+
+
+def _number(text: str) -> int | float | str:
+    """Return the number that a text is, or the text."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _setting_option(row: SettingRow) -> Callable[[F], F]:
+    """Return the option of one setting; None stands for what nobody chose."""
+    note = row.note.rstrip(".")
+    help_text = f"{note[:1].upper()}{note[1:]}."
+    if isinstance(row.default, bool):
+        names = f"{row.option}/--no-{row.option[2:]}"
+        shown = "on" if row.default else "off"
+        return click.option(names, row.name, default=None, help=f"{help_text}  [default: {shown}]")
+    allowed = f"; {_range(row)}" if row.least is not None else ""
+    return click.option(
+        row.option, row.name, type=_Setting(row), help=f"{help_text}  [default: {row.default}{allowed}]"
+    )
+
+
+def atlas_settings_options(function: F) -> F:
+    """Add an option for each setting of a memory, and ``--config``; the command receives them as ``chosen``.
+
+    ``chosen`` is a ``ChosenSettings``, so that a command can tell what was chosen from what is left to a
+    recommendation, a model or a memory file.
+    """
+    from atlas_kit.operations.settings import settings_table
+
+    rows = settings_table()
+
+    @wraps(function)
+    def wrapper(*args: Any, config: str | None, **kwargs: Any) -> Any:
+        values = {row.name: kwargs.pop(row.name) for row in rows}
+        values = {name: value for name, value in values.items() if value is not None}
+        return function(*args, chosen=ChosenSettings(values, config), **kwargs)
+
+    decorated: Any = click.option(
+        "--config", type=FILE, metavar="FILE", help="Take all settings that are not options from a JSON file."
+    )(wrapper)
+    for row in reversed(rows):
+        decorated = _setting_option(row)(decorated)
+    return decorated  # type: ignore[no-any-return]
 
 
 def one_stdin(files: Sequence[str]) -> None:

@@ -110,6 +110,7 @@ def emit_beside(result: Result, render: Callable[[Any], Iterable[Block]], as_jso
 def note(text: str) -> None:
     """Say something beside the result, on standard error."""
     sys.stderr.write(f"{printable(text)}\n")
+    sys.stderr.flush()
 
 
 def show(blocks: Iterable[Block]) -> None:

@@ -10,6 +10,7 @@ import click
 from atlas_kit.cli import _render
 from atlas_kit.cli._options import (
     FILE,
+    atlas_settings_options,
     codec_options,
     command_,
     force_option,
@@ -33,8 +34,12 @@ Convert a file into another format, or another version of its own.
 The target is known from the suffix of DST or from --to. A bare .atlas means version 2, except that JSON,
 safetensors and npz files made by atlas-tool go back to the version they came from. JSON is readable and
 lossless: edit it and convert it back; unedited it gives the same bytes. Version 3 is encrypted and needs a
-passphrase or a key file. A GGUF model becomes ATLAS-native with --to atlas-gguf, which stock llama.cpp still
-loads, and gets its original bytes back with --to gguf.
+passphrase or a key file.
+
+A GGUF model becomes ATLAS-native with --to atlas-gguf, --auto, --memory or any setting of a memory: it carries
+the settings, stock llama.cpp still loads it, and --to gguf gives its original bytes back. --memory also copies a
+learned memory beside it (DST with .atlas for .gguf) and binds it to the model: one of another model is refused,
+unless --force is given.
 
 An existing DST is overwritten only with --force, and SRC never.
 
@@ -43,6 +48,7 @@ Examples:
   atlas-tool convert memory.json llama-7b_memory_edited.atlas
   atlas-tool convert notes.atlas secret.atlas --to atlas-v3 --passphrase-file pass.txt
   atlas-tool convert model.gguf native.gguf --to atlas-gguf
+  atlas-tool convert model.gguf model-atlas.gguf --auto --window-size 2048
 """,
 )
 @click.argument("src", type=FILE)
@@ -56,12 +62,19 @@ Examples:
     "--new-passphrase-file", type=FILE, metavar="F", help="Encrypt DST with another passphrase than SRC."
 )
 @click.option("--new-key-file", type=FILE, metavar="F", help="Encrypt DST with another key than SRC.")
+@click.option("--auto", is_flag=True, help="Make a model ATLAS-native with the settings that suit it.")
+@click.option(
+    "--memory", type=FILE, metavar="F", help="Bind a learned memory (.atlas) to an ATLAS-native model."
+)
 @json_option
 @keys_options
-def command(src: str, dst: str, as_json: bool, keys: Any, **options: Any) -> int:
+@atlas_settings_options
+def command(src: str, dst: str, as_json: bool, keys: Any, chosen: Any, **options: Any) -> int:
     """Run the command."""
     from atlas_kit.operations.convert import ConvertOptions, convert_file
 
+    if options["auto"] and chosen.config is not None:
+        raise click.UsageError("--auto and --config both name every setting; give one of them")
     new = options["new_passphrase_file"], options["new_key_file"]
     how = ConvertOptions(
         to=options["to"],
@@ -70,6 +83,9 @@ def command(src: str, dst: str, as_json: bool, keys: Any, **options: Any) -> int
         level=options["level"],
         shuffle=False if options["no_shuffle"] else None,
         new_keys=read_keys(*new) if any(new) else None,
+        auto=options["auto"],
+        settings=chosen.over if chosen else None,
+        memory=options["memory"],
     )
     output: Any = sys.stdout.buffer if dst == "-" else dst
     with _render.progress() as progress:
@@ -81,5 +97,7 @@ def _text(result: Any) -> Iterator[_render.Block]:
     entries = "" if result.entries is None else f", {_render.plural(result.entries, 'entry', 'entries')}"
     yield f"{result.source} ({result.source_format}, {_render.size(result.source_size)}){entries}"
     yield f"-> {result.target} ({result.target_format}, {_render.size(result.target_size)})"
+    if result.memory is not None:
+        yield f"with the memory {result.memory}"
     for note in result.notes:
         yield _render.Lines([_render.Styled(f"note: {note}", "warn")])

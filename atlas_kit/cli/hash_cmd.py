@@ -21,11 +21,15 @@ _ALGORITHMS = ["sha256", "sha512", "blake2b", "sha1", "md5", "xxh3-64", "xxh3-12
 Print hashes of a file, of its content, and of each part.
 
 `file` covers the bytes, as sha256sum does. `content` is the same for files that hold the same, whatever their
-version, codecs and layout. Below come the payload of every entry, or the data of every tensor, decoded. The
-SHA-256 of a model's file is what a memory file's model hash refers to.
+version, codecs and layout. Below come the payload of every entry, or the data of every tensor, decoded.
+
+--identity says which model a GGUF file is: what a learned memory is bound to (its model hash). It follows from
+samples of the tensors, so that it takes no time on a model of any size, and stays the same when the file is
+renamed, split or given other metadata. With --full it covers every byte, and is another number.
 
 Examples:
   atlas-tool hash llama-7b_memory.atlas
+  atlas-tool hash model.gguf --identity
   atlas-tool hash model.gguf --algorithm xxh3-128 --json
   atlas-tool hash --file-only *.gguf
 """,
@@ -40,16 +44,30 @@ Examples:
     help="Which hash.",
 )
 @click.option("--file-only", is_flag=True, help="Only the hash of the bytes.")
+@click.option("--identity", is_flag=True, help="Only which model a GGUF file is.")
+@click.option("--full", is_flag=True, help="With --identity: from every byte instead of samples.")
 @json_option
 @keys_options
-def command(files: tuple[str, ...], algorithm: str, file_only: bool, as_json: bool, keys: Any) -> int:
+@click.pass_context
+def command(
+    context: click.Context, files: tuple[str, ...], algorithm: str, file_only: bool, identity: bool, full: bool,
+    as_json: bool, keys: Any,
+) -> int:  # fmt: skip
     """Run the command."""
     one_stdin(files)
-    from atlas_kit.operations.hash import hash_file
+    from atlas_kit.operations.hash import hash_file, identify_model
 
-    results = []
+    if full and not identity:
+        raise click.UsageError("--full goes with --identity")
+    chosen = context.get_parameter_source("algorithm") is not click.core.ParameterSource.DEFAULT
+    if identity and (file_only or chosen):
+        raise click.UsageError("--identity stands alone: it is always the same hash")
+    results: list[Any] = []
     with _render.progress() as progress:
         for file in files:
+            if identity:
+                results.append(identify_model(given(file), full=full, progress=progress))
+                continue
             results.append(
                 hash_file(given(file), algorithm, parts=not file_only, keys=keys, progress=progress)
             )
@@ -57,6 +75,10 @@ def command(files: tuple[str, ...], algorithm: str, file_only: bool, as_json: bo
 
 
 def _text(result: Any) -> Iterator[_render.Block]:
+    if not hasattr(result, "file"):
+        what = "full identity" if result.full else "identity"
+        yield f"{result.identity}  {what}  {result.path}"
+        return
     rows = [(result.file, "file", result.path)]
     if result.content is not None:
         rows.append((result.content, "content", ""))

@@ -20,6 +20,7 @@ from atlas_kit.memory.modules import GatedMLP, Matrix, ResidualMLP
 from atlas_kit.memory.muon import newton_schulz
 from atlas_kit.memory.neural_memory import Memory
 from atlas_kit.memory.objectives import L2, CrossEntropy, DotProduct, Readout
+from atlas_kit.memory.ranking import Ranking, match_lengths
 from atlas_kit.memory.schedules import Schedule
 from atlas_kit.memory.sessions import Report
 from atlas_kit.memory.state import MemoryState, snapshot, stack
@@ -42,6 +43,7 @@ __all__ = [
     "MemoryState",
     "Polynomial",
     "RandomFourier",
+    "Ranking",
     "Readout",
     "Report",
     "ResidualMLP",
@@ -49,6 +51,7 @@ __all__ = [
     "WinnerTakeAll",
     "distance",
     "gate_features",
+    "match_lengths",
     "merge",
     "newton_schulz",
     "presets",

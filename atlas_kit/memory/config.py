@@ -17,6 +17,7 @@ from atlas_kit.memory.features import FEATURE_MAPS, Features
 from atlas_kit.memory.gate import Gate
 from atlas_kit.memory.modules import MODULES, Matrix, Module
 from atlas_kit.memory.objectives import L2, OBJECTIVES, DotProduct, Objective
+from atlas_kit.memory.ranking import Ranking
 from atlas_kit.memory.schedules import Rate, Schedule
 from atlas_kit.memory.window import STORAGE
 
@@ -70,6 +71,8 @@ class MemoryConfig:
         How the window stores keys and values: ``float16`` and ``bfloat16`` halve it. None: like ``dtype``.
     gate
         The learned blend of several predictions that the state carries along, for ``Memory.blend``; None: none.
+    ranking
+        Learned weights by which the window's slots are ranked, which the state carries along; None: none.
     warmup_tokens
         The first tokens of a stream fill the window (and the mean that centring subtracts) without a step.
     eta_adaptation
@@ -115,6 +118,7 @@ class MemoryConfig:
     window_size: int = 0
     window_dtype: str | None = None
     gate: Gate | None = None
+    ranking: Ranking | None = None
     warmup_tokens: int = 0
     eta_adaptation: float = 0.0
     eta_bound: float = 16.0
@@ -176,6 +180,8 @@ class MemoryConfig:
             )
         if self.gate is not None and not isinstance(self.gate, Gate):
             raise InvalidParamError(f"{self.gate!r} is no Gate", key="gate")
+        if self.ranking is not None and not isinstance(self.ranking, Ranking):
+            raise InvalidParamError(f"{self.ranking!r} is no Ranking", key="ranking")
         self.features.d_phi(self.d_k)  # raises for a feature map that cannot be built
 
     @property
@@ -261,6 +267,8 @@ class MemoryConfig:
             values["objective"] = _from_kind(values["objective"], OBJECTIVES, "objective")
         if values.get("gate") is not None:
             values["gate"] = _from_kind(values["gate"], {Gate.kind: Gate}, "gate")
+        if values.get("ranking") is not None:
+            values["ranking"] = _from_kind(values["ranking"], {Ranking.kind: Ranking}, "ranking")
         for name in RATES:
             if name in values:
                 values[name] = schedules.from_json(values[name], name)

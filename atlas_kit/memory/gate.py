@@ -248,8 +248,12 @@ def fixed_blend(blend_ratio: float) -> tuple[float, float]:
     return 1.0 - float(blend_ratio), float(blend_ratio)
 
 
-def gate_features(similarity: Array, entropy: Array) -> Array:
+def gate_features(
+    similarity: Array, entropy: Array, length: Array | None = None, confidence: Array | None = None
+) -> Array:
     """Return ``[1, 10 (similarity - 0.8), entropy - 2]``, stacked on a new last axis.
+
+    With ``length`` and ``confidence`` (see ``Ranked``) also ``length - 1.5`` and ``2 confidence - 1``.
 
     ``similarity``: the greatest cosine of the token's key with the window's (``CacheRead.similarity``);
     ``entropy``: of the model's next-token distribution, in nats. Both ``(R, n)``, shifted and scaled to be
@@ -259,7 +263,10 @@ def gate_features(similarity: Array, entropy: Array) -> Array:
     [[[1.0, 1.0, -0.5]]]
     """
     xp = namespace(similarity, entropy)
-    return xp.stack((xp.ones_like(similarity), 10 * (similarity - 0.8), entropy - 2), axis=-1)
+    found = [xp.ones_like(similarity), 10 * (similarity - 0.8), entropy - 2]
+    if length is not None and confidence is not None:
+        found += [length - 1.5, 2 * confidence - 1]
+    return xp.stack(found, axis=-1)
 
 
 def _bounded(f: Array) -> Array:

@@ -137,6 +137,9 @@ class Memory:
         if config.gate is not None:
             w = config.gate.init(int(np.prod(batch)), xp, config.dtype)["w"]
             gate["w"] = w.reshape((*batch, *w.shape[1:]))
+        if config.ranking is not None:
+            start = xp.asarray(config.ranking.start, self.dtype)
+            gate["rank"] = xp.broadcast_to(start, (*batch, len(config.ranking.start))).copy()
         return MemoryState(parameters, momentum, window, adaptation, gate, counters)
 
     @backends.quiet
@@ -232,6 +235,39 @@ class Memory:
         arrays = (found.weights, found.similarity, content)
         return ring.CacheRead(*(array.reshape((*batch, *array.shape[1:])) for array in arrays))
 
+    @backends.quiet
+    def remembered(self, state: MemoryState) -> tuple[Array, Array]:
+        """Return what the window of one session holds, oldest first: unit keys (slots, d_key), tokens (slots,).
+
+        Slots that hold no usable token have a key of zeros.
+        """
+        if state.batch:
+            raise InvalidParamError(
+                "the window of one session is asked for", key="state", hint="Try state[0]."
+            )
+        flat, config = flattened(state), self.config
+        count = min(int(flat.counters["filled"][0]), config.window_size)
+        kept = ring.latest(flat.window, count, flat.counters["seen"], ("key", "token", "valid"))
+        keys = self._learner.decode(kept["key"])[0]
+        if "mean" in flat.adaptation:
+            keys = keys - flat.adaptation["mean"]
+        return self.unit(keys) * (kept["valid"][0] != 0)[:, None], kept["token"][0]
+
+    @backends.quiet
+    def directions(self, state: MemoryState, queries: Array) -> Array:
+        """Return queries (n, d_k) as what ``remembered`` keys are compared with: unit vectors (n, d_key)."""
+        flat = flattened(state)
+        query = self.config.features.project(self._rows(queries, (), "queries"), self._learner.constants)[0]
+        if "mean" in flat.adaptation:
+            query = query - flat.adaptation["mean"]
+        return self.unit(query)
+
+    @staticmethod
+    def unit(vectors: Array) -> Array:
+        """Return vectors (n, d) of length 1; those of no or no finite length become zeros."""
+        scale, known = ring.inverse_length(vectors)
+        return backends.namespace(vectors).where(known[:, None], vectors * scale[:, None], 0)
+
     # ---- blending
 
     @backends.quiet
@@ -259,7 +295,7 @@ class Memory:
         new, loss = gate.update(
             rows, *(array.reshape((-1, *array.shape[len(state.batch) :])) for array in given)
         )
-        w = {"w": new["w"].reshape(state.gate["w"].shape)}
+        w = {**state.gate, "w": new["w"].reshape(state.gate["w"].shape)}
         return dataclasses.replace(state, gate=w), loss.reshape((*state.batch, loss.shape[-1]))
 
     def _gate(self, state: MemoryState) -> tuple[Gate, dict[str, Array]]:

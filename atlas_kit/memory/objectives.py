@@ -55,6 +55,8 @@ class Readout:
     centre
         (d_v,): subtracted from the rows where they meet the memory's correction, usually their mean. Without
         it, the easiest thing to learn is to shift all candidates against the other tokens.
+    bias
+        (U,): what the model adds to the logits of these rows, or None.
 
     Raises
     ------
@@ -65,9 +67,10 @@ class Readout:
     rows: Array
     ids: Array | None = None
     centre: Array | None = None
+    bias: Array | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rows", "ids", "centre"):
+        for name in ("rows", "ids", "centre", "bias"):
             array = getattr(self, name)
             if not hasattr(array, "dtype") and not (array is None and name != "rows"):
                 raise InvalidParamError(
@@ -79,6 +82,8 @@ class Readout:
             raise InvalidParamError(f"rows of shape {self.rows.shape} are not (U, d_v), U >= 1", key="rows")
         if self.centre is not None:
             _check_shape("centre", self.centre, self.rows.shape[1:])
+        if self.bias is not None:
+            _check_shape("bias", self.bias, self.rows.shape[:1])
         if self.ids is not None:
             _check_shape("ids", self.ids, self.rows.shape[:1])
             _check_whole("ids", self.ids)
@@ -179,8 +184,8 @@ class DotProduct(_Comparison):
 class CrossEntropy:
     """Next-token cross-entropy of a model whose last hidden state h is corrected by the memory's m = y.
 
-    Candidate logits are ``z = scale (R (h + m) - mu . m)`` with the readout's rows R and centre mu, then
-    ``cap tanh(z / cap)`` if there is a softcap. All other tokens keep the logits that the model gave them:
+    Candidate logits are ``z = scale (R (h + m) - mu . m + b)`` with the readout's rows R, centre mu and bias b,
+    then ``cap tanh(z / cap)`` if there is a softcap. All other tokens keep the logits that the model gave them:
     with lse the model's own log-sum-exp over its whole vocabulary, their mass
     ``rest = exp(lse) - sum exp(z at m = 0)``, never below zero, stays in the normaliser
     ``Z = sum exp(z) + rest``. For target j,
@@ -279,13 +284,14 @@ class CrossEntropy:
         hidden = _target(targets, "hidden", y.shape).astype(y.dtype, copy=False)
         rows = readout.rows.astype(y.dtype, copy=False)
         centre = None if readout.centre is None else readout.centre.astype(y.dtype, copy=False)
+        bias = None if readout.bias is None else readout.bias.astype(y.dtype, copy=False)
         index, known = readout.find(token)
         log_rest = None
         if readout.ids is not None:
             lse = _target(targets, "lse", y.shape[:-1]).astype(y.dtype, copy=False)
-            log_rest = _log_rest(self._logits(rows, hidden, None), lse, known)
+            log_rest = _log_rest(self._logits(rows, hidden, None, bias), lse, known)
         shift = None if centre is None else y @ centre
-        z = self._logits(rows, hidden + y, shift)
+        z = self._logits(rows, hidden + y, shift, bias)
         slope = None if self.softcap is None else self._slope(z)
         loss, dz = _softmax_loss(z, index, known, log_rest)
         if slope is not None:
@@ -296,11 +302,13 @@ class CrossEntropy:
         dy *= self.scale
         return loss, dy
 
-    def _logits(self, rows: Array, state: Array, shift: Array | None) -> Array:
-        """Return (..., n, U): scale (R state - shift), capped."""
+    def _logits(self, rows: Array, state: Array, shift: Array | None, bias: Array | None) -> Array:
+        """Return (..., n, U): scale (R state - shift + bias), capped."""
         z = state @ rows.T
         if shift is not None:
             z -= shift[..., None]
+        if bias is not None:
+            z += bias
         z *= self.scale
         if self.softcap is not None:
             z /= self.softcap

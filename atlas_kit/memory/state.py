@@ -50,7 +50,8 @@ class MemoryState:
         ``log_eta`` (*batch) and ``previous.*`` (what decay alone would have made of the parameters in the last chunk)
         when eta adapts, ``mean`` (*batch, d_key) when keys are centred.
     gate
-        ``w`` (*batch, experts - 1, features) of the configuration's gate, if it has one.
+        ``w`` (*batch, experts - 1, features) of the configuration's gate and ``rank`` (*batch, 3) of its ranking,
+        if it has them.
     counters
         int64 on the host, (*batch); see ``COUNTERS``.
     """

@@ -316,10 +316,10 @@ def lookup(
     if normalized:
         cosine = query @ keys.swapaxes(-1, -2)
     else:
-        scale, known = _inverse_length(query)
+        scale, known = inverse_length(query)
         query = xp.where(known[..., None], query * scale[..., None], 0)
         # the products are fewer than the numbers in the keys, so they are scaled in their place
-        scale, known = _inverse_length(keys)
+        scale, known = inverse_length(keys)
         valid = valid & known
         cosine = query @ keys.swapaxes(-1, -2)
         cosine *= scale[:, None, :]
@@ -334,7 +334,7 @@ def lookup(
     return CacheRead(weights, xp.clip(top, -1, 1))  # -inf, where no slot is valid, becomes -1
 
 
-def _inverse_length(x: Array) -> tuple[Array, Array]:
+def inverse_length(x: Array) -> tuple[Array, Array]:
     """Return ``1 / |x|`` of vectors ``x (..., d)``, 0 for no length, and which lengths are finite."""
     xp = namespace(x)
     square = xp.einsum("...d,...d->...", x, x)

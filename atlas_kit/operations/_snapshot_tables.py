@@ -87,6 +87,7 @@ ARRAYS = (
     ArrayRow("adaptation.previous.*", "compute", _MATRIX,             "adaptation", False, "M as decay alone left it"),
     ArrayRow("adaptation.mean",       "compute", ("d_key",),          "centre",     False, "what centring subtracts"),
     ArrayRow("gate.w",                "compute", ("experts - 1", "blend"), "gate",      False, "the learned blend"),
+    ArrayRow("gate.rank",             "compute", ("ranking",),        "ranking",    False, "the learned ranking"),
     *(ArrayRow(f"counters.{name}",    "int64",   (),                  "",           False, note)
       for name, note in COUNTERS.items()),
 )
@@ -101,6 +102,7 @@ CONDITIONS = {
     "adaptation": "eta_adaptation is not 0",
     "centre": "features.centre is true",
     "gate": "gate is not null",
+    "ranking": "ranking is not null",
 }
 #: What each symbol in a shape stands for.
 SYMBOLS = {
@@ -110,6 +112,7 @@ SYMBOLS = {
     "d_v": "d_v",
     "experts - 1": "of gate.experts",
     "blend": "gate.features",
+    "ranking": "3: cosine, match, recency",
     "rows, columns": "of each parameter, by module and features",
 }
 
@@ -142,6 +145,7 @@ def layout(config: MemoryConfig) -> dict[str, Expected]:
         "adaptation": bool(config.eta_adaptation),
         "centre": config.features.centre,
         "gate": config.gate is not None,
+        "ranking": config.ranking is not None,
     }
     types = {"compute": config.dtype, "stored": config.stored_dtype}
     sizes = {
@@ -151,6 +155,7 @@ def layout(config: MemoryConfig) -> dict[str, Expected]:
         "d_v": config.d_v,
         "experts - 1": config.gate.experts - 1 if config.gate else 0,
         "blend": config.gate.features if config.gate else 0,
+        "ranking": len(config.ranking.start) if config.ranking else 0,
     }
     out = {}
     for row in ARRAYS:

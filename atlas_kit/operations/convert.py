@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,9 @@ from atlas_kit.operations._outputs import Output, is_path, output_file, save_mem
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import MemoryFile
+    from atlas_kit.operations._inputs import StrPath
+    from atlas_kit.operations.native_model import BoundMemory
+    from atlas_kit.operations.settings import AtlasSettings
 
 TARGETS = ("atlas-v1", "atlas-v2", "atlas-v3", "json", "safetensors", "npz", "gguf", "atlas-gguf")
 
@@ -32,7 +37,10 @@ SUFFIXES = {".json": "json", ".safetensors": "safetensors", ".npz": "npz", ".ggu
 
 @dataclass
 class Converted:
-    """What was converted into what; ``notes`` say in plain words what the target cannot hold."""
+    """What was converted into what; ``notes`` say in plain words what the target cannot hold.
+
+    ``memory`` is the learned memory beside an ATLAS-native model.
+    """
 
     source: str
     source_format: str
@@ -42,6 +50,7 @@ class Converted:
     target_size: int
     entries: int | None
     notes: list[str] = field(default_factory=list)
+    memory: str | None = None
 
     exit_code = 0
 
@@ -55,6 +64,7 @@ class Converted:
             "source_size": self.source_size,
             "target_size": self.target_size,
             "entries": self.entries,
+            **(named("memory", self.memory) if self.memory is not None else {}),
             "notes": self.notes,
         }
 
@@ -89,7 +99,11 @@ def target_of(output: Output, wanted: str | None) -> str | None:
 
 @dataclass
 class ConvertOptions:
-    """Choices that are not part of the target's name. ``new_keys`` re-encrypts with another secret."""
+    """Choices that are not part of the target's name. ``new_keys`` re-encrypts with another secret.
+
+    Any of the last three makes a model ATLAS-native. ``settings`` are given what is to be changed (what is
+    recommended with ``auto``, what ``memory`` was learned with, or the defaults) and return what is written.
+    """
 
     to: str | None = None
     force: bool = False
@@ -97,6 +111,14 @@ class ConvertOptions:
     level: int | None = None
     shuffle: bool | None = None
     new_keys: Keys | None = None
+    auto: bool = False
+    settings: Callable[[AtlasSettings], AtlasSettings] | None = None
+    memory: StrPath | None = None
+
+    @property
+    def native(self) -> bool:
+        """Whether these choices are about the memory of a model."""
+        return self.auto or self.settings is not None or self.memory is not None
 
 
 def convert_file(
@@ -112,13 +134,18 @@ def convert_file(
     FileAccessError
         The output exists and ``force`` is off.
     """
-    options, keys = options or ConvertOptions(), keys or Keys()
+    options, keys = options or ConvertOptions(), Keys() if keys is None else keys
     target = target_of(output, options.to)
     if isinstance(output, (str, os.PathLike)):
         check_output(output, [given], options.force)
     kind = kind_of(given)
     if kind == "gguf":
-        return _convert_model(given, output, target, options)
+        return _convert_model(given, output, target, options, keys)
+    if options.native:
+        raise InvalidParamError(
+            "only a GGUF model can be given a memory's settings", path=name_of(given),
+            hint="Leave out --auto, --memory and settings.",
+        )  # fmt: skip
     if target in ("gguf", "atlas-gguf"):
         raise InvalidParamError(
             "only a GGUF model can be converted to GGUF", path=name_of(given),
@@ -212,14 +239,23 @@ def _notes(memory: MemoryFile, target: str) -> list[str]:
     return notes
 
 
-def _convert_model(given: Given, output: Output, target: str | None, options: ConvertOptions) -> Converted:
+# --- models --------------------------------------------------------------------------------------------
+
+
+def _convert_model(
+    given: Given, output: Output, target: str | None, options: ConvertOptions, keys: Keys
+) -> Converted:
     from atlas_kit.formats.gguf import GGUFFile, to_native, to_stock
 
+    if options.native and target == "gguf" and options.to is None:
+        target = "atlas-gguf"
     if target not in ("gguf", "atlas-gguf"):
         raise InvalidParamError(
             "a GGUF model converts to atlas-gguf, and back to gguf", path=name_of(given),
             hint="Give --to atlas-gguf or --to gguf.",
         )  # fmt: skip
+    if options.native and target == "gguf":
+        raise InvalidParamError("a stock GGUF file has no settings of a memory", hint="Give --to atlas-gguf.")
     if isinstance(given, bytes):
         raise InvalidParamError("a model is converted from a file, not from standard input")
     with GGUFFile.open(given, shards=False) as model:
@@ -227,14 +263,56 @@ def _convert_model(given: Given, output: Output, target: str | None, options: Co
     if options.to is None and target == "gguf" and not native:
         raise InvalidParamError(
             "the model is a stock GGUF file already", path=name_of(given),
-            hint="Give --to atlas-gguf to make it ATLAS-native.",
+            hint="Give --to atlas-gguf, --auto or a setting such as --window-size to make it ATLAS-native.",
         )  # fmt: skip
-    with scratch_path(output, ".gguf") as path:
-        convert = to_native if target == "atlas-gguf" else to_stock
-        convert(given, path)
-        size = os.stat(path).st_size
     source_format = "atlas-gguf" if native else "gguf"
-    return Converted(name_of(given), source_format, _name(output), target, size_of(given), size, None)
+    result = Converted(name_of(given), source_format, _name(output), target, size_of(given), 0, None)
+    with (
+        _native_values(given, output, options, keys, result) as values,
+        scratch_path(output, ".gguf") as path,
+    ):
+        done = to_native(given, path, values=values) if target == "atlas-gguf" else to_stock(given, path)
+        result.target_size = done.size
+        result.notes += done.notes
+    if done.exact is False:
+        result.notes.append("the model's own metadata were edited since; the edits were kept")
+    return result
+
+
+@contextlib.contextmanager
+def _native_values(
+    model: StrPath, output: Output, options: ConvertOptions, keys: Keys, result: Converted
+) -> Iterator[dict[str, Any]]:
+    """Yield the ``atlas.memory.*`` values that were asked for; put the memory into its place."""
+    if not options.native:
+        yield {}
+        return
+    from atlas_kit.operations import native_model
+
+    bound = None
+    if options.memory is not None:
+        if not isinstance(output, (str, os.PathLike)):
+            raise InvalidParamError(
+                "the memory is put beside the model, and standard output has no place", hint="Name a file."
+            )
+        bound = native_model.check_memory(model, options.memory, keys=keys, force=options.force)
+        result.memory = native_model.sidecar_of(output)
+        result.notes += bound.notes
+    settings = _native_settings(model, options, bound)
+    with contextlib.ExitStack() as placed:
+        values = native_model.native_values(settings)
+        if bound is not None and isinstance(output, (str, os.PathLike)):
+            values |= placed.enter_context(native_model.placed_memory(bound, output, force=options.force))
+        yield values
+
+
+def _native_settings(model: StrPath, options: ConvertOptions, bound: BoundMemory | None) -> AtlasSettings:
+    from atlas_kit.operations.recommend import recommend
+    from atlas_kit.operations.settings import AtlasSettings
+
+    learned = bound.settings if bound else None
+    base = recommend(model).settings if options.auto else learned or AtlasSettings()
+    return options.settings(base) if options.settings else base
 
 
 __all__ = ["TARGETS", "ConvertOptions", "Converted", "convert_file", "is_path", "target_of"]

@@ -2,7 +2,8 @@
 
 ``file`` is the hash of the bytes (what ``sha256sum`` prints). ``content`` is the same for two files that hold
 the same, whatever their version, codecs and layout: it covers key, type, flags, timestamp, element type,
-shape and payload of every entry in order, or metadata and tensors of a model in the file's order.
+shape and payload of every entry in order, or metadata and tensors of a model in the file's order. The identity of
+a model is what a learned memory is bound to.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.operations._inputs import Given, Keys, Progress, name_of, open_given
+from atlas_kit.operations._inputs import Given, Keys, Progress, kind_of, name_of, open_given
 from atlas_kit.operations._json import named, to_bytes
 
 if TYPE_CHECKING:
@@ -41,6 +42,21 @@ class Hashes:
         parts = [{**named("name", name), "hash": value} for name, value in self.parts]
         return {**named("path", self.path), "algorithm": self.algorithm, "file": self.file,
                 "content": self.content, "parts": parts}  # fmt: skip
+
+
+@dataclass
+class Identity:
+    """Which model a file is; ``full`` covers every byte of its tensors instead of samples."""
+
+    path: str
+    identity: str
+    full: bool
+
+    exit_code = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the identity as JSON-ready data."""
+        return {**named("path", self.path), "identity": self.identity, "full": self.full}
 
 
 def new_digest(algorithm: str) -> Any:
@@ -74,6 +90,31 @@ def hash_file(
                     progress("hashing entries", number + 1, count)
         result.content = whole.hexdigest()
     return result
+
+
+def identify_model(given: Given, *, full: bool = False, progress: Progress | None = None) -> Identity:
+    """Return which model a GGUF file is: the same for every file with the same tensors.
+
+    Raises
+    ------
+    InvalidParamError
+        It is no GGUF file, or holds no tensors.
+    TruncatedError, FileCorruptError
+        A tensor cannot be read.
+    """
+    from atlas_kit.formats.gguf import model_identity
+
+    if kind_of(given) not in ("gguf", None):
+        raise InvalidParamError("only a GGUF model has an identity", path=name_of(given))
+    with open_given(given) as opened:
+        model = opened.gguf
+        total = sum(info.nbytes or 0 for info in model.tensor_infos)
+
+        def tell(done: int) -> None:
+            if progress and full:
+                progress("hashing tensors", done, total)
+
+        return Identity(name_of(given), model_identity(model, full=full, progress=tell), full)
 
 
 def _hash_bytes(given: Given, algorithm: str, progress: Progress | None) -> str:

@@ -196,6 +196,7 @@ def save_memory(
     backup: bool = False,
     force: bool = False,
     keep_other_entries: bool = True,
+    entries: Mapping[str, bytes | None] | None = None,
     passphrase: str | bytes | None = None,
     key: bytes | None = None,
 ) -> MemoryDescription:
@@ -230,6 +231,8 @@ def save_memory(
         Save although the file belongs to another model.
     keep_other_entries
         False: the memory is all that the file holds afterwards.
+    entries
+        Further entries of bytes to write in the same go; None removes one.
     passphrase, key
         The secret of a version 3 file.
 
@@ -254,7 +257,7 @@ def save_memory(
             key="dtype",
             hint=f"Choose one of: {', '.join(LIMITS)}.",
         )
-    entries: dict[str, tuple[HostArray, str]] = {}
+    stored: dict[str, tuple[HostArray, str]] = {}
     shapes = {}
     learned = []
     for layer, (config, state) in enumerate(zip(configs, layers, strict=True)):
@@ -268,7 +271,7 @@ def save_memory(
         _require_fit(expected, state, layers[0].batch, layer)
         learned.append(int(state.counters["learned"].sum()))
         for name, array in arrays.items():
-            entries[array_key(layer, name)] = _stored(array, expected[name], dtype)
+            stored[array_key(layer, name)] = _stored(array, expected[name], dtype)
             shapes[array_key(layer, name)] = array.shape
     description = {
         "format": tables.FORMAT,
@@ -302,13 +305,18 @@ def save_memory(
         if model_hash is not None:
             _claim(file, model_hash, force)
         for stale in list(file):
-            if not keep_other_entries or (is_array_key(stale) and stale not in entries):
+            if not keep_other_entries or (is_array_key(stale) and stale not in stored):
                 file.remove(stale)
         file.set(DESCRIPTION, description, type=DataType.METADATA)
-        for name, (array, kind) in entries.items():
+        for name, (array, kind) in stored.items():
             file.set(
                 name, array, type=DataType.CONTEXT, dtype=kind, shape=shapes[name], codec=codec, level=level
             )
+        for name, data in (entries or {}).items():
+            if data is not None:
+                file.set(name, data, type=DataType.CONTEXT, codec=codec, level=level)
+            elif name in file:
+                file.remove(name)
         file.save(backup=backup, force=force)  # whole: updates of everything would only pile up
         return _described(file)
 

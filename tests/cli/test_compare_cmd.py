@@ -339,3 +339,33 @@ def test_hash_algorithms(files, run_cli, algorithm):
     assert [line.split()[1] for line in lines] == ["file", "content", "part", "part"]
     assert lines[2].endswith("token_embd.weight")
     assert run_cli("hash", "--file-only", files.gguf, "-a", algorithm).stdout.count("\n") == 1
+
+
+def test_identity(files, run_cli, parse_json):
+    lines = run_cli("hash", "--identity", files.gguf, files.gguf).stdout.splitlines()
+    assert len(lines) == 2
+    value, what, name = lines[0].split("  ")
+    assert (len(value), what, name) == (64, "identity", str(files.gguf))
+    native = files.folder / "native.gguf"
+    assert run_cli("convert", files.gguf, native, "--window-size", "8").exit_code == 0
+    (row,) = parse_json(run_cli("hash", "--identity", native, "--json").stdout)
+    assert row == {"path": str(native), "identity": value, "full": False}
+    (row,) = parse_json(run_cli("hash", "--identity", "--full", native, "--json").stdout)
+    assert row["full"]
+    assert row["identity"] != value
+
+
+@pytest.mark.parametrize(
+    "options", [["--full"], ["--identity", "--file-only"], ["--identity", "-a", "sha256"]], ids=str
+)
+def test_identity_stands_alone(files, run_cli, options):
+    result = run_cli("hash", files.gguf, *options)
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+
+
+def test_only_models_have_an_identity(files, run_cli):
+    for path in (files.v1, files.folder / "none.gguf"):
+        result = run_cli("hash", "--identity", path)
+        assert result.exit_code == 2
+        assert result.stderr.count("\n") == 1

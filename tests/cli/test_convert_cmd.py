@@ -215,6 +215,59 @@ def test_model_to_native_and_back(files, run_cli):
         assert run_cli("convert", *arguments).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    "options",
+    [["--auto"], ["--window-size", "64"], ["--no-use-muon"], ["--auto", "--blend-ratio", "0.5"]],
+    ids=lambda options: options[-1],
+)
+def test_settings_make_a_model_native(run_cli, samples, tmp_path, options):
+    model = samples / "gguf" / "tiny.gguf"
+    native = convert(run_cli, model, tmp_path / "n.gguf", *options)
+    assert "atlas.memory.window_size" in run_cli("ls", native).stdout
+    assert convert(run_cli, native, tmp_path / "s.gguf").read_bytes() == model.read_bytes()
+
+
+def test_a_memory_goes_beside_a_native_model(run_cli, samples, tmp_path, parse_json):
+    from atlas_kit.memory import Memory
+    from atlas_kit.operations.settings import AtlasSettings
+    from atlas_kit.operations.snapshot import save_memory
+
+    model, memory = samples / "gguf" / "tiny.gguf", tmp_path / "session.atlas"
+    learner = Memory(AtlasSettings(window_size=16).memory_config(32))
+    identity = run_cli("hash", "--identity", model).stdout.split()[0]
+    save_memory(memory, learner, learner.init(), model_hash=identity)
+    result = run_cli("convert", model, tmp_path / "n.gguf", "--memory", memory, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert parse_json(result.stdout)["memory"] == str(tmp_path / "n.atlas")
+    assert (tmp_path / "n.atlas").read_bytes() == memory.read_bytes()
+
+
+def test_a_memory_of_nobody_is_refused(run_cli, samples, tmp_path):
+    model, memory = samples / "gguf" / "tiny.gguf", samples / "atlas" / "learned.atlas"
+    result = run_cli("convert", model, tmp_path / "n.gguf", "--memory", memory)
+    assert result.exit_code == 2
+    assert "does not say whose it is" in result.stderr
+    assert list(tmp_path.glob("n.*")) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--auto", "--config", "x.json"], "give one of them"),
+        (["--window-size", "0", "--learning-rate", "0"], "no memory"),
+        (["--config", "none.json"], "no such file"),
+        (["--to", "gguf", "--auto"], "no settings of a memory"),
+        (["--to", "json", "--auto"], "converts to atlas-gguf"),
+    ],
+)
+def test_settings_that_cannot_be(run_cli, samples, tmp_path, options, words):
+    result = run_cli("convert", samples / "gguf" / "tiny.gguf", tmp_path / "n.gguf", *options)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.glob("n.*")) == []
+
+
 @pytest.mark.parametrize("name", ["empty", "llama-7b_memory", "types_and_bytes", "thousand"])
 def test_files_of_the_c_library(shared_fixtures, tmp_path, run_cli, name):
     source = shared_fixtures / "atlas-v1" / f"{name}.atlas"

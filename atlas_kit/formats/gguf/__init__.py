@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from atlas_kit.formats.gguf.check import check_gguf
-    from atlas_kit.formats.gguf.digest import ModelDigest, hash_tensors
+    from atlas_kit.formats.gguf.digest import ModelDigest, hash_tensors, model_identity
     from atlas_kit.formats.gguf.edit import Delete, EditResult, Rename, Set, edit_metadata
     from atlas_kit.formats.gguf.file import GGUFFile
     from atlas_kit.formats.gguf.journal import recover_journal
@@ -46,6 +46,7 @@ _HOME = {
     "hash_tensors": "digest",
     "hex_fields": "scan",
     "mend_gguf": "mend",
+    "model_identity": "digest",
     "recover_journal": "journal",
     "scan_header": "scan",
     "to_native": "native",
@@ -75,6 +76,7 @@ __all__ = [
     "hash_tensors",
     "hex_fields",
     "mend_gguf",
+    "model_identity",
     "recover_journal",
     "scan_header",
     "to_native",

@@ -1,0 +1,41 @@
+"""Any GGUF model with an ATLAS memory beside it: ``AtlasSession`` and what it stands on.
+
+Nothing here imports llama.cpp until a model is loaded (the ``[llama]`` extra).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from atlas_kit.llama.engine import Engine as Engine
+    from atlas_kit.llama.engine import ModelInfo as ModelInfo
+    from atlas_kit.llama.engine import open_engine as open_engine
+    from atlas_kit.llama.fake import FakeEngine as FakeEngine
+    from atlas_kit.llama.pool import SessionPool as SessionPool
+    from atlas_kit.llama.sampling import Sampling as Sampling
+    from atlas_kit.llama.session import AtlasSession as AtlasSession
+    from atlas_kit.operations.settings import AtlasSettings as AtlasSettings
+
+_HOMES = {
+    "AtlasSession": "atlas_kit.llama.session",
+    "AtlasSettings": "atlas_kit.operations.settings",
+    "Engine": "atlas_kit.llama.engine",
+    "FakeEngine": "atlas_kit.llama.fake",
+    "ModelInfo": "atlas_kit.llama.engine",
+    "SessionPool": "atlas_kit.llama.pool",
+    "Sampling": "atlas_kit.llama.sampling",
+    "open_engine": "atlas_kit.llama.engine",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,538 @@
+"""A memory beside one sequence of a language model: what it reads from the model's output, and how it answers.
+
+Per token the model gives its final hidden state h and its logits z. The learned memory M corrects them,
+``z' = z + R (M(phi(h)) - mu)``, for the candidate rows R of the read-out matrix: the model's most likely tokens and
+those that came lately. The exact window adds what followed the states most like h, and a gate decides between the
+two. Knows nothing of llama.cpp, text or files.
+
+Tokens are taken in steps of ``chunk_size``: within a step, memory, window and gate stay as they were at its start, so
+that reading a text at once and token by token are the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from atlas_kit.errors import InvalidParamError, ModelError
+from atlas_kit.llama.rows import OutputRows
+from atlas_kit.memory import Memory, MemoryState, Readout, gate_features, match_lengths
+from atlas_kit.memory.backend import to_host
+from atlas_kit.memory.ranking import Ranked
+from atlas_kit.operations.settings import ADAPTIVE, GATE_FEATURES, AtlasSettings
+
+Array = np.ndarray[Any, Any]
+
+#: Tokens that came lately and are candidates therefore.
+RECENT = 1024
+#: The window never gets all of the weight: a token that it has not seen must stay possible.
+MOST_WEIGHT = 1 - 1e-6
+#: How far logits may be from the formula, as a share of their spread: llama.cpp rounds states as it rounds weights.
+MOST_ERROR = 0.3
+#: What waits for its step to fill, one array each.
+_PENDING = ("hidden", "lse", "token", "top", "features", "probabilities", "slope")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reading:
+    """What model, memory and window expect after each of ``n`` tokens.
+
+    Attributes
+    ----------
+    hidden, lse, top
+        (n, n_embd), (n,) in nats, (n, K): state, log-sum-exp of the logits, most likely tokens.
+    logits
+        (n, n_vocab) as the model gave them.
+    tokens, corrected
+        (U,) ascending, (n, U): the candidates, and their logits behind the memory.
+    log_z
+        (n,): log-sum-exp of all logits behind the memory.
+    window_tokens, window
+        (slots,), and how its slots rank for each token.
+    weights
+        (n, 3): how much model, memory and window count; they sum to 1.
+    features
+        (n, 5): what the gate looks at.
+    """
+
+    hidden: Array
+    lse: Array
+    top: Array
+    logits: Array
+    tokens: Array
+    corrected: Array
+    log_z: Array
+    window_tokens: Array
+    window: Ranked
+    weights: Array
+    features: Array
+
+    def __len__(self) -> int:
+        return len(self.lse)
+
+    def log_probabilities(self, row: int = 0) -> Array:
+        """Return the blended log-probability (n_vocab,) of every token after one of the tokens."""
+        model, memory, window = self.weights[row]
+        own: Array = self.logits[row].astype(np.float32)
+        # beside the candidates, model and memory differ by the normaliser only
+        rest = model * math.exp(-self.lse[row]) + memory * math.exp(-self.log_z[row])
+        logp: Array = own + np.float32(math.log(rest) if rest > 0 else -self.lse[row])
+        if memory > 0:
+            before = np.exp(own[self.tokens] - self.lse[row])
+            behind = np.exp(self.corrected[row] - self.log_z[row])
+            logp[self.tokens] = np.log(model * before + memory * behind + 1e-30)
+        if window > 0:
+            seen, place = np.unique(self.window_tokens, return_inverse=True)
+            mass = np.bincount(place.reshape(-1), self.window.weights[row], len(seen))
+            logp[seen] = np.logaddexp(logp[seen], np.log(window * mass + 1e-30))
+        return logp
+
+    def probabilities_of(self, token: Array) -> Array:
+        """Return (n, 3): what the model alone, the model with the memory, and the window gave to ``token`` (n,)."""
+        every = np.arange(len(token))
+        own = self.logits[every, token].astype(np.float64)
+        place, known = _find(self.tokens, token)
+        behind = np.where(known, self.corrected[every, place], own) if len(self.tokens) else own
+        cached = (self.window.weights * self.hits(token)).sum(axis=1)
+        return np.stack((np.exp(own - self.lse), np.exp(behind - self.log_z), cached), axis=-1)
+
+    def hits(self, token: Array) -> Array:
+        """Return (n, slots): which slots hold the token that came."""
+        return np.equal(self.window_tokens[None, :], token[:, None])
+
+    def blended(self, probabilities: Array) -> Array:
+        """Return the blended probability (n,) from what ``probabilities_of`` gave."""
+        mixed: Array = (self.weights * probabilities).sum(axis=1)
+        return mixed
+
+
+class TokenMemory:
+    """A memory that reads along with one sequence.
+
+    Parameters
+    ----------
+    rows
+        The model's read-out rows.
+    settings
+        What kind of memory.
+    backend
+        ``"numpy"`` or ``"cupy"``; None chooses as ``Memory`` does.
+
+    Raises
+    ------
+    InvalidParamError
+        When the settings do not fit the model.
+    """
+
+    def __init__(self, rows: OutputRows, settings: AtlasSettings, backend: str | None = "numpy") -> None:
+        self.rows, self.settings = rows, settings
+        self.memory = Memory(settings.memory_config(rows.n_embd, rows.scale, rows.softcap), backend)
+        self._checked = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.state: MemoryState = self.memory.init()
+        self.recent = np.empty(0, np.int32)
+        #: The last tokens that came without being learned: what follows is matched with them all the same.
+        self.watched = np.empty(0, np.int64)
+        self._pending: dict[str, list[Array]] = {name: [] for name in _PENDING}
+        self._waiting = 0
+        self._window: tuple[Array, Array] | None = None
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is a learned memory beside the window."""
+        return self.settings.learning_rate > 0
+
+    @property
+    def count(self) -> int:
+        """How many of the model's most likely tokens are candidates."""
+        if not self.learns:
+            return 0
+        return min(self.settings.candidates or self.rows.n_vocab, self.rows.n_vocab)
+
+    @property
+    def room(self) -> int:
+        """Tokens until the present step is full."""
+        return self.memory.config.chunk_size - self._waiting
+
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens taken in so far."""
+        return int(self.state.counters["seen"]) + self._waiting
+
+    # --- reading -------------------------------------------------------------------------------------------
+
+    def read(self, hidden: Array, logits: Array, current: Array) -> Reading:
+        """Return what is expected after each of ``n`` tokens that follow each other.
+
+        Parameters
+        ----------
+        hidden, logits
+            (n, n_embd), (n, n_vocab): the model's output at these tokens.
+        current
+            (n,): the tokens.
+
+        Raises
+        ------
+        ModelError
+            When the logits do not follow from the states, so that a correction would make no sense.
+        """
+        top, lse, entropy = summarize(logits, self.count)
+        tokens, corrected, log_z = self._corrected(hidden, logits, top, lse)
+        window_tokens, window = self._look_up(hidden, current)
+        features = gate_features(window.similarity, entropy, window.length, window.confidence)
+        if not self.settings.window_size:
+            features[:, [1, 3, 4]] = 0
+        weights = self._weights(features, len(window_tokens) > 0)
+        return Reading(
+            hidden, lse, top, logits, tokens, corrected, log_z, window_tokens, window, weights, features
+        )
+
+    def _corrected(self, hidden: Array, logits: Array, top: Array, lse: Array) -> tuple[Array, Array, Array]:
+        """Return the candidates, their logits behind the memory, and the log-sum-exp of all logits then."""
+        n = len(hidden)
+        if not self.learns:
+            return np.empty(0, np.int64), np.empty((n, 0), np.float32), lse
+        y = to_host(self.memory.read(self.state, self._on_device(hidden)))
+        lately = np.unique(self.recent)
+        tokens = self._candidates(top, lately)
+        own = logits[:, tokens] if len(tokens) < logits.shape[1] else logits
+        rows, rows_of = self.rows, self.rows(tokens)
+        self._require_formula(hidden, own, rows_of, tokens)
+        change = (y @ rows_of.T - (y @ rows.mean)[:, None]) * np.float32(rows.scale)
+        if rows.softcap is None:
+            corrected = own + change
+        else:
+            cap = np.float32(rows.softcap)
+            bounded = np.clip(own / cap, -1 + 1e-6, 1 - 1e-6)
+            corrected = cap * np.tanh(np.arctanh(bounded) + change / cap)
+        mine = self._mask(tokens, top, lately)
+        if mine is not None:
+            corrected = np.where(mine, corrected, own)
+        before = np.exp(own.astype(np.float64) - lse[:, None])
+        after = np.exp(corrected.astype(np.float64) - lse[:, None])
+        # the other tokens keep their logits, so their mass stays what it was
+        rest = np.maximum(1 - before.sum(axis=1), 0)
+        return tokens, corrected, lse + np.log(rest + after.sum(axis=1))
+
+    def _require_formula(self, hidden: Array, own: Array, rows: Array, tokens: Array) -> None:
+        """Check once that the model's logits are what ``OutputRows`` says, or a correction would be meaningless."""
+        if self._checked:
+            return
+        self._checked = True
+        error = self.rows.logits(hidden[:1], rows, tokens) - own[:1]
+        if float(np.square(error).mean()) > MOST_ERROR**2 * float(own[:1].var()):
+            raise ModelError(
+                "the model's logits do not follow from its last state and its output matrix as they do elsewhere",
+                hint="Use the window alone: learning_rate=0.",
+            )
+
+    def _candidates(self, top: Array, lately: Array) -> Array:
+        if self.count >= self.rows.n_vocab:
+            return np.arange(self.rows.n_vocab)
+        flags = np.zeros(self.rows.n_vocab, np.bool_)
+        flags[top.ravel()] = True
+        flags[lately] = True
+        return np.flatnonzero(flags)
+
+    def _mask(self, tokens: Array, top: Array, lately: Array) -> Array | None:
+        """Return (n, U): each token's own candidates among those of all ``n``; None: all are."""
+        if len(top) == 1 or self.count >= self.rows.n_vocab:
+            return None
+        mine = np.zeros((len(top), len(tokens)), np.bool_)
+        mine[:, np.searchsorted(tokens, lately)] = True
+        mine[np.arange(len(top))[:, None], np.searchsorted(tokens, top)] = True
+        return mine
+
+    def _look_up(self, hidden: Array, current: Array) -> tuple[Array, Ranked]:
+        """Return the window's tokens (slots,), oldest first, and how its slots rank for each query."""
+        n, ranking = len(hidden), self.memory.config.ranking
+        keys, tokens = self._remembered()
+        if ranking is None or not len(tokens):
+            nothing = np.zeros(n, np.float32)
+            empty = np.empty((n, 0), np.float32)
+            return tokens[:0], Ranked(empty, nothing - 1, nothing, nothing, np.empty((3, n, 0), np.float32))
+        cosine = to_host(self.memory.directions(self.state, self._on_device(hidden)) @ keys.T)
+        match = match_lengths(self._histories(current, ranking.longest), tokens, ranking.longest)
+        # the newest slot lies one token before the first that waits
+        age = (
+            np.arange(len(tokens), 0, -1, dtype=np.float32)
+            + np.arange(self._waiting, self._waiting + n)[:, None]
+        )
+        w = to_host(self.state.gate["rank"])
+        return tokens, ranking.read(w, cosine, match, age.astype(np.float32), tokens)
+
+    def _remembered(self) -> tuple[Array, Array]:
+        """Return the window's keys (slots, d_key) on the device and tokens (slots,): the same for a whole step."""
+        if self._window is None:
+            if not self.settings.window_size:
+                return np.empty((0, 0), np.float32), np.empty(0, np.int64)
+            keys, tokens = self.memory.remembered(self.state)
+            self._window = keys, np.asarray(to_host(tokens), np.int64)
+        return self._window
+
+    def _histories(self, current: Array, longest: int) -> Array:
+        """Return (n, longest): the tokens up to and with each of ``current``; -1 where there is none."""
+        waiting = np.concatenate((self.recent[-longest:], *self._pending["token"], self.watched))
+        if not len(waiting) or waiting[-1] != current[0]:  # a text begins
+            waiting = np.append(waiting, current[0])
+        line: Array = np.concatenate((np.full(longest, -1), waiting, current[1:])).astype(np.int64)
+        ends = np.arange(len(line) - len(current), len(line))
+        return np.asarray(line[ends[:, None] + np.arange(1 - longest, 1)])
+
+    def _weights(self, features: Array, has_window: bool) -> Array:
+        """Return how much model, memory and window count (n, 3)."""
+        weights, ratio = np.zeros((len(features), 3)), self.settings.blend_ratio
+        gate = self.memory.config.gate
+        assert gate is not None
+        if ratio == ADAPTIVE:
+            learned = gate.weights({"w": to_host(self.state.gate["w"])[None]}, features[None])
+            weights[:, self._experts] = learned[0]
+        else:
+            weights[:, 2] = float(ratio)
+            weights[:, 1 if self.learns else 0] = 1 - float(ratio)
+        if not has_window:
+            weights[:, 2] = 0
+        weights[:, 2] = np.minimum(weights[:, 2], MOST_WEIGHT * weights.sum(axis=1))
+        rest = weights[:, :2].sum(axis=1)
+        weights[rest <= 0, 0] = 1 - MOST_WEIGHT
+        weights /= weights.sum(axis=1, keepdims=True)
+        return weights
+
+    @property
+    def _experts(self) -> list[int]:
+        """Which of model, memory and window there are."""
+        return [0, *([1] if self.learns else []), *([2] if self.settings.window_size else [])]
+
+    # --- learning ------------------------------------------------------------------------------------------
+
+    def learn(self, reading: Reading, token: Array) -> Array:
+        """Take in which tokens came, (n,) for the ``n`` of a reading, at most ``room``; return ``probabilities_of``.
+
+        Raises
+        ------
+        InvalidParamError
+            For more tokens than the present step has room for.
+        """
+        if len(token) > self.room:
+            raise InvalidParamError(f"{len(token)} tokens do not fit into a step with room for {self.room}")
+        self.watched = self.watched[:0]
+        probabilities = reading.probabilities_of(token)
+        ranking = self.memory.config.ranking
+        slope = (
+            np.zeros((len(token), 3))
+            if ranking is None
+            else ranking.slope(reading.window, reading.hits(token))
+        )
+        values = (reading.hidden, reading.lse, token, reading.top, reading.features, probabilities, slope)
+        for name, value in zip(_PENDING, values, strict=True):
+            self._pending[name].append(np.array(value))
+        self._waiting += len(token)
+        if self._waiting == self.memory.config.chunk_size:
+            self._commit()
+        return probabilities
+
+    def watch(self, reading: Reading, token: Array) -> Array:
+        """Return what ``learn`` returns, and learn nothing."""
+        self.watched = np.concatenate((self.watched, token))[-RECENT:]
+        return reading.probabilities_of(token)
+
+    def _commit(self) -> None:
+        """Take a step: gate, learned memory, window."""
+        rows = {name: np.concatenate(parts) for name, parts in self._pending.items()}
+        self._pending = {name: [] for name in _PENDING}
+        self._waiting = 0
+        state, device = self._learn_blend(self.state, rows), self._on_device
+        self.recent = np.concatenate((self.recent, rows["token"].astype(np.int32)))[-RECENT:]
+        readout = self._readout(rows["top"]) if self.learns else self._no_readout
+        targets = {name: device(rows[name]) for name in ("token", "hidden", "lse")}
+        self.state, _ = self.memory.observe(state, targets["hidden"], targets, readout=readout, donate=True)
+        self._window = None
+
+    def _learn_blend(self, state: MemoryState, rows: Mapping[str, Array]) -> MemoryState:
+        """Move gate and ranking towards what was right."""
+        gate, ranking = self.memory.config.gate, self.memory.config.ranking
+        assert gate is not None
+        p = rows["probabilities"][None][..., self._experts]
+        features = rows["features"][None]
+        if ranking is not None and int(state.counters["filled"]):
+            right = gate.responsibilities({"w": to_host(state.gate["w"])[None]}, features, p)[0, :, -1]
+            w = ranking.update(to_host(state.gate["rank"]), rows["slope"], right)
+            state = dataclasses.replace(state, gate={**state.gate, "rank": self._on_device(w)})
+        if int(state.counters["seen"]) or not self.settings.window_size:
+            state, _ = self.memory.learn_blend(state, self._on_device(features[0]), self._on_device(p[0]))
+        return state
+
+    def _readout(self, top: Array) -> Readout:
+        tokens = self._candidates(top, np.unique(self.recent))
+        everything = len(tokens) == self.rows.n_vocab
+        bias = None if self.rows.bias is None else self._on_device(self.rows.bias[tokens])
+        return Readout(
+            self._on_device(self.rows(tokens)),
+            None if everything else self._on_device(tokens),
+            self._on_device(self.rows.mean),
+            bias,
+        )
+
+    class _NoReadout:
+        """For a memory that never learns: its objective is asked for a loss all the same."""
+
+        def evaluate(self, y: Array, targets: Mapping[str, Array]) -> tuple[Array, Array]:
+            return y[..., 0] * 0, y * 0
+
+    _no_readout = _NoReadout()
+
+    def _on_device(self, array: Array) -> Any:
+        return self.memory.xp.asarray(array)
+
+    # --- keeping -------------------------------------------------------------------------------------------
+
+    def waiting(self) -> dict[str, Array]:
+        """Return the tokens whose step is not full yet, and the recent ones: what goes with ``state``."""
+        found = {name: np.concatenate(parts) for name, parts in self._pending.items() if parts}
+        return {**found, "recent": self.recent}
+
+    def restore(self, state: MemoryState, waiting: Mapping[str, Array]) -> None:
+        """Go on from a state and what waited then.
+
+        Raises
+        ------
+        InvalidParamError
+            When the arrays do not fit this memory.
+        """
+        self.reset()
+        self.state = state
+        n_vocab, n_embd = self.rows.n_vocab, self.rows.n_embd
+        recent = np.asarray(waiting.get("recent", self.recent))
+        count = len(waiting.get("token", ()))
+        shapes = dict(
+            zip(_PENDING, ((n_embd,), (), (), (self.count,), (GATE_FEATURES,), (3,), (3,)), strict=True)
+        )
+        parts = {name: np.asarray(waiting[name]) for name in shapes} if count else {}
+        fits = recent.ndim == 1 and count < self.memory.config.chunk_size
+        fits = fits and all(parts[name].shape == (count, *shapes[name]) for name in parts)
+        ids = [recent, *(parts[name] for name in ("token", "top") if name in parts)]
+        fits = fits and all(
+            a.dtype.kind in "iu" and (not a.size or 0 <= a.min() <= a.max() < n_vocab) for a in ids
+        )
+        if not fits:
+            raise InvalidParamError("what waited to be learned does not fit this memory", key="waiting")
+        self.recent = recent.astype(np.int32)[-RECENT:]
+        for name, array in parts.items():
+            self._pending[name].append(array)
+        self._waiting = count
+
+    def retune(self, changes: Mapping[str, Any]) -> None:
+        """Change settings that leave the arrays as they are, such as ``blend_ratio`` and ``learning_rate``.
+
+        Raises
+        ------
+        InvalidParamError
+            When a setting decides what the arrays are.
+        """
+        settings = self.settings.replace(**changes)
+        config = settings.memory_config(self.rows.n_embd, self.rows.scale, self.rows.softcap)
+        fixed = (
+            "features",
+            "module",
+            "window_size",
+            "omega_window",
+            "chunk_size",
+            "window_dtype",
+            "gate",
+            "warmup_tokens",
+        )
+        for name in fixed:
+            if getattr(config, name) != getattr(self.memory.config, name):
+                raise InvalidParamError(
+                    f"{', '.join(changes)}: a memory that has learned keeps its sizes",
+                    key="settings",
+                    hint="Start a new memory, or leave the setting out.",
+                )
+        self.settings = settings
+        self.memory = Memory(config, self.memory.xp.__name__)
+
+    def stats(self) -> dict[str, Any]:
+        """Return counts and sizes as JSON-ready data."""
+        config, counters = self.memory.config, self.state.counters
+        gate, rank = self.state.gate.get("w"), self.state.gate.get("rank")
+        return {
+            "tokens_seen": self.tokens_seen,
+            "tokens_learned": int(counters["learned"]) if self.learns else 0,
+            "window": min(int(counters["filled"]), config.window_size),
+            "window_size": config.window_size,
+            "state_bytes": self.state_bytes,
+            "row_cache_bytes": self.rows.cached_bytes,
+            "gate": None if gate is None else to_host(gate).round(4).tolist(),
+            "ranking": None if rank is None else to_host(rank).round(4).tolist(),
+            "settings": self.settings.to_json(),
+        }
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of everything that is kept: parameters, optimiser, window, gate and what waits."""
+        state = self.state
+        groups = (state.parameters, state.momentum, state.window, state.adaptation, state.gate)
+        kept = sum(int(array.nbytes) for group in groups for array in group.values())
+        return kept + sum(array.nbytes for array in self.waiting().values())
+
+
+def summarize(logits: Array, count: int) -> tuple[Array, Array, Array]:
+    """Return the ``count`` most likely tokens (n, count), log-sum-exp (n,) and entropy (n,) in nats.
+
+    >>> top, lse, entropy = summarize(np.log(np.array([[1.0, 2.0, 1.0]], np.float32)), 1)
+    >>> top.tolist(), lse.round(4).tolist(), entropy.round(4).tolist()  # log 4; 1/2 log 2 + 1/2 log 4
+    ([[1]], [1.3863], [1.0397])
+    """
+    n = len(logits)
+    lse, entropy = np.empty(n), np.empty(n)
+    top = np.empty((n, count), np.int64)
+    for row in range(n):  # row by row: the temporaries then stay in the processor's cache
+        z = logits[row]
+        largest = float(z.max())
+        e = np.exp(z - np.float32(largest))
+        total = float(e.sum(dtype=np.float64))
+        lse[row] = largest + math.log(total)
+        mean = float(e @ z)
+        if not math.isfinite(mean):  # a model may rule tokens out: -inf times 0
+            mean = float(e @ np.where(e > 0, z, 0))
+        entropy[row] = lse[row] - mean / total
+        if count:
+            top[row] = most_likely(z, count)
+    return top, lse, entropy
+
+
+def most_likely(z: Array, count: int) -> Array:
+    """Return the places of the ``count`` largest of z (n_vocab,), in no order; ties as they come.
+
+    Where z is long, the ``count``-th largest of the maxima of blocks bounds what can be among them, so that two
+    passes find some hundred numbers to sort instead of all.
+
+    >>> sorted(most_likely(np.array([3.0, 1.0, 2.0, 5.0]), 2).tolist())
+    [0, 3]
+    """
+    n = len(z)
+    if count >= n:
+        return np.arange(n)
+    size = n // (4 * count)
+    if size >= 8:
+        blocks = n // size
+        maxima = z[: blocks * size].reshape(blocks, size).max(axis=1)
+        bound = np.partition(maxima, blocks - count)[blocks - count]
+        places = np.flatnonzero(z >= bound)
+        return places[np.argpartition(z[places], len(places) - count)[len(places) - count :]]
+    return np.argpartition(z, n - count)[n - count :]
+
+
+def _find(ascending: Array, wanted: Array) -> tuple[Array, Array]:
+    """Return the places of ``wanted`` in ``ascending``, and which of them are there."""
+    if not len(ascending):
+        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.bool_)
+    place = np.minimum(np.searchsorted(ascending, wanted), len(ascending) - 1)
+    return place, ascending[place] == wanted

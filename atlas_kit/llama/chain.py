@@ -1,0 +1,118 @@
+"""llama.cpp's samplers on logits that a memory may have changed.
+
+Default order as in llama.cpp: penalties, top_k, top_p, min_p, temperature, draw. ``top_p`` over a whole vocabulary
+sorts it, so ``top_k`` comes first. A grammar is asked about the chosen token first, and about the whole vocabulary
+only when it refuses: asking about all of 128k tokens costs more than the model.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import secrets
+from typing import Any
+
+import numpy as np
+
+from atlas_kit.errors import InvalidParamError
+from atlas_kit.llama.engine import ModelInfo
+from atlas_kit.llama.sampling import Floats, Sampling
+
+_TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+
+class LlamaSampler:
+    """A chain of llama.cpp's samplers; see ``Sampler``."""
+
+    def __init__(self, api: Any, context: Any, vocab: Any, info: ModelInfo, sampling: Sampling) -> None:
+        self._api, self._context = api, context
+        self._all = np.zeros(info.n_vocab, _TOKEN_DATA)
+        self._ids = np.arange(info.n_vocab, dtype=np.int32)
+        self._one = np.zeros(1, _TOKEN_DATA)
+        self._bias = {t: b for t, b in sampling.logit_bias.items() if 0 <= t < info.n_vocab}
+        self._grammar = self._make_grammar(vocab, sampling)
+        self._chain = self._make_chain(sampling)
+
+    def _make_chain(self, s: Sampling) -> Any:
+        api = self._api
+        chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
+        if s.repeat_penalty != 1.0 or s.frequency_penalty or s.presence_penalty:
+            parts = [
+                api.llama_sampler_init_penalties(
+                    s.repeat_last_n, s.repeat_penalty, s.frequency_penalty, s.presence_penalty
+                )
+            ]
+        else:
+            parts = []
+        if s.temperature <= 0:
+            parts.append(api.llama_sampler_init_greedy())
+        else:
+            if s.top_k:
+                parts.append(api.llama_sampler_init_top_k(s.top_k))
+            if s.top_p < 1:
+                parts.append(api.llama_sampler_init_top_p(s.top_p, 1))
+            if s.min_p > 0:
+                parts.append(api.llama_sampler_init_min_p(s.min_p, 1))
+            parts.append(api.llama_sampler_init_temp(s.temperature))
+            parts.append(api.llama_sampler_init_dist(secrets.randbits(32) if s.seed is None else s.seed))
+        for part in parts:
+            api.llama_sampler_chain_add(chain, part)
+        return chain
+
+    def _make_grammar(self, vocab: Any, s: Sampling) -> Any:
+        text, key = s.grammar, "grammar"
+        if (schema := s.schema_text) is not None:
+            key = "json_schema"
+            try:
+                from llama_cpp.llama_grammar import json_schema_to_gbnf
+
+                text = json_schema_to_gbnf(schema)
+            except Exception as error:  # the converter raises whatever it stumbles over
+                raise InvalidParamError(f"this schema cannot become a grammar: {error}", key=key) from error
+        if text is None:
+            return None
+        grammar = self._api.llama_sampler_init_grammar(vocab, text.encode(), b"root")
+        if not grammar:
+            raise InvalidParamError("llama.cpp does not understand this grammar", key=key)
+        return grammar
+
+    def sample(self, logits: Floats, index: int | None = None) -> int:
+        """Choose a token from logits (n_vocab,), and accept it."""
+        if index is not None and self._grammar is None and not self._bias:
+            return int(self._api.llama_sampler_sample(self._chain, self._context, index))
+        token = self._choose(logits, constrained=False)
+        if self._grammar is not None:
+            self._one[0] = (token, 1.0, 0.0)
+            self._apply(self._grammar, self._one)
+            if not np.isfinite(self._one["logit"][0]):
+                token = self._choose(logits, constrained=True)
+            self._api.llama_sampler_accept(self._grammar, token)
+        self._api.llama_sampler_accept(self._chain, token)
+        return token
+
+    def _choose(self, logits: Floats, *, constrained: bool) -> int:
+        self._all["id"], self._all["logit"] = self._ids, logits
+        for token, bias in self._bias.items():
+            self._all["logit"][token] += bias
+        if constrained:
+            self._apply(self._grammar, self._all)
+            if not np.isfinite(self._all["logit"]).any():
+                raise InvalidParamError("no token can follow what the grammar allows", key="grammar")
+        chosen = self._apply(self._chain, self._all)
+        return int(self._all["id"][chosen])
+
+    def _apply(self, sampler: Any, data: Any) -> int:
+        api = self._api
+        pointer = data.ctypes.data_as(ctypes.POINTER(api.llama_token_data))
+        array = api.llama_token_data_array(data=pointer, size=len(data), selected=-1, sorted=False)
+        api.llama_sampler_apply(sampler, ctypes.byref(array))
+        return int(array.selected)
+
+    def close(self) -> None:
+        """Free it."""
+        for name in ("_chain", "_grammar"):
+            if getattr(self, name, None):
+                self._api.llama_sampler_free(getattr(self, name))
+                setattr(self, name, None)
+
+    def __del__(self) -> None:
+        self.close()

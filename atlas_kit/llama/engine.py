@@ -1,0 +1,153 @@
+"""What the runtime needs of a language model, whoever runs it: decode tokens, give logits and hidden states.
+
+``LlamaEngine`` (binding.py) is llama.cpp; ``FakeEngine`` (fake.py) is a few lines of NumPy, so that whatever stands
+on this protocol can be tested without a model. An engine knows sequences and positions and nothing of memories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from atlas_kit.llama.rows import OutputRows
+    from atlas_kit.llama.sampling import Sampler, Sampling
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model is.
+
+    Attributes
+    ----------
+    path, name, architecture, description
+        The file; what it calls itself; its architecture; llama.cpp's own one-line description.
+    identity
+        64 hexadecimal digits that follow from its tensors: what a memory is bound to.
+    n_vocab, n_embd, n_layer
+        Tokens, width of the final hidden state, layers.
+    n_ctx_train
+        Tokens of context that it was trained with.
+    n_params, size
+        Parameters, and bytes of its tensors.
+    recurrent
+        It has a state instead of a cache of keys: its context has no end, and nothing of it can be taken back.
+    hybrid
+        Some of its layers have such a state, the others a cache.
+    chat_template
+        Jinja source, or None.
+    """
+
+    path: str
+    name: str
+    architecture: str
+    description: str
+    identity: str
+    n_vocab: int
+    n_embd: int
+    n_layer: int
+    n_ctx_train: int
+    n_params: int
+    size: int
+    recurrent: bool = False
+    hybrid: bool = False
+    chat_template: str | None = None
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Tokens of one sequence that are decoded together.
+
+    ``outputs`` counts the last tokens whose logits are wanted: 0 for none, ``len(tokens)`` for all.
+    """
+
+    sequence: int
+    tokens: Sequence[int]
+    position: int
+    outputs: int
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a feed gave, one row per wanted token, for example (16, 4096) and (16, 256).
+
+    The arrays are views that the next ``decode`` overwrites. ``index`` is the first row's place in the batch, which
+    samplers of the engine understand. ``hidden`` is the state after the final norm, and only there when asked for.
+    """
+
+    logits: Floats
+    hidden: Floats | None
+    index: int
+
+
+class Engine(Protocol):
+    """A language model that decodes several sequences side by side."""
+
+    info: ModelInfo
+    #: Context of one sequence, number of sequences, and tokens that one call of ``decode`` takes.
+    n_ctx: int
+    n_sequences: int
+    n_batch: int
+    #: Sentences that a user should see once, such as settings that were chosen for safety.
+    notes: list[str]
+    #: How often ``decode`` was called: outputs of an earlier call are gone.
+    decodes: int
+
+    @property
+    def can_shift(self) -> bool:
+        """Whether ``shift`` works with this model."""
+
+    @property
+    def begin(self) -> tuple[int, ...]:
+        """The tokens that a text starts with (none, or the begin token)."""
+
+    def tokenize(self, text: str, *, begin: bool = False, special: bool = False) -> list[int]:
+        """Return the tokens of a text; ``special``: names of control tokens in the text become those tokens."""
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """Return a token's bytes, which may be part of a character; control tokens are empty unless ``special``."""
+
+    def is_end(self, token: int) -> bool:
+        """Tell whether a token ends an answer."""
+
+    def decode(self, feeds: Sequence[Feed], *, hidden: bool = False) -> list[Outputs]:
+        """Decode at most ``n_batch`` tokens; one ``Outputs`` for each feed."""
+
+    def forget(self, sequence: int, start: int = 0, end: int = -1) -> bool:
+        """Remove positions [start, end) of a sequence (-1: to its end); False where the model cannot."""
+
+    def shift(self, sequence: int, start: int, count: int) -> None:
+        """Remove ``count`` positions from ``start`` on and move what comes behind them down by ``count``."""
+
+    def save_sequence(self, sequence: int) -> bytes:
+        """Return a sequence's whole context as bytes that ``load_sequence`` takes back."""
+
+    def load_sequence(self, sequence: int, data: bytes) -> bool:
+        """Put a saved context into a sequence; False where it does not fit this model."""
+
+    def sampler(self, sampling: Sampling) -> Sampler:
+        """Return a new sampler with the engine's vocabulary."""
+
+    def output_rows(self) -> OutputRows:
+        """Return the read-out matrix, from which logits are made."""
+
+    def close(self) -> None:
+        """Free the model; closing twice is fine."""
+
+
+def open_engine(path: str, **options: Any) -> Engine:
+    """Load a GGUF model with llama.cpp; see ``LlamaEngine`` for the options.
+
+    Raises
+    ------
+    MissingExtraError
+        When llama-cpp-python is not installed.
+    """
+    from atlas_kit.llama.binding import LlamaEngine
+
+    return LlamaEngine(path, **options)

@@ -1,0 +1,206 @@
+"""A session's memory in a ``.atlas`` file: what is written beside the memory, and how it is found again.
+
+The memory itself is ``operations/snapshot.py``'s. Beside it, in its metadata under ``runtime``: the settings, what
+waits for its step, and the context; the engine's own copy of the context is an entry of its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atlas_kit.errors import AtlasError, FileCorruptError, InvalidParamError
+from atlas_kit.operations.settings import AtlasSettings, settings_table
+from atlas_kit.operations.snapshot import load_memory, save_memory
+
+if TYPE_CHECKING:
+    from atlas_kit.llama.engine import Engine
+    from atlas_kit.llama.session import AtlasSession
+
+Array = np.ndarray[Any, Any]
+
+#: The entry that holds llama.cpp's own bytes of a context.
+CONTEXT_KEY = "runtime/context"
+VERSION = 1
+
+
+def choose(
+    engine: Engine, memory: Any, changes: Mapping[str, Any]
+) -> tuple[AtlasSettings | None, str | None]:
+    """Return the settings of the memory that is asked for (None: no memory), and the file to load it from."""
+    if memory is None or memory is False:
+        if changes:
+            raise InvalidParamError(
+                f"{', '.join(changes)} make no sense without a memory", key="memory", hint="Try memory=True."
+            )
+        return None, None
+    if isinstance(memory, AtlasSettings):
+        return memory.replace(**changes), None
+    if memory == "auto":
+        from atlas_kit.operations.recommend import recommend
+
+        return recommend(engine.info.path).settings.replace(**changes), None
+    if memory is True:
+        settings, sidecar = _of_native(engine)
+        return settings.replace(**changes), sidecar
+    if isinstance(memory, (str, os.PathLike)):
+        path = os.fspath(memory)
+        return settings_of(path).replace(**changes), path
+    raise InvalidParamError(
+        f"a memory cannot be {memory!r}", key="memory", hint='Give True, "auto", AtlasSettings or a path.'
+    )
+
+
+def _of_native(engine: Engine) -> tuple[AtlasSettings, str | None]:
+    """Return what an ATLAS-native model asks for; the defaults for any other."""
+    if not Path(engine.info.path).is_file():
+        return AtlasSettings(), None
+    from atlas_kit.formats.gguf import GGUFFile
+    from atlas_kit.operations.native_model import native_settings
+
+    with GGUFFile.open(engine.info.path) as file:
+        settings, sidecar = native_settings(file)
+    return settings or AtlasSettings(), sidecar
+
+
+def settings_of(path: str, **secret: Any) -> AtlasSettings:
+    """Return the settings of the memory in a file; ``secret`` is a passphrase or a key, where it is encrypted.
+
+    Raises
+    ------
+    AtlasError
+        When the file holds no memory, or one that was not made by a session.
+    """
+    from atlas_kit.operations.snapshot import describe_memory
+
+    description = describe_memory(path, **secret)
+    runtime = description.metadata.get("runtime")
+    if not isinstance(runtime, dict) or not isinstance(runtime.get("settings"), dict):
+        raise InvalidParamError(
+            "the memory in this file was not made beside a language model", path=path, key="runtime"
+        )
+    known = {row.name for row in settings_table()}
+    return AtlasSettings.from_json({k: v for k, v in runtime["settings"].items() if k in known})
+
+
+def save(session: AtlasSession, path: str | os.PathLike[str], *, context: bool, **options: Any) -> Any:
+    """Write a session's memory; see ``AtlasSession.save``."""
+    memory = session.memory
+    if memory is None:
+        raise InvalidParamError("this session has no memory to save", path=path, hint="Try memory=True.")
+    info = session.engine.info
+    runtime: dict[str, Any] = {
+        "version": VERSION,
+        "model": {"name": info.name, "architecture": info.architecture, "identity": info.identity},
+        "settings": memory.settings.to_json(),
+        "waiting": {name: _packed(array) for name, array in memory.waiting().items()},
+    }
+    entries: dict[str, bytes | None] = {CONTEXT_KEY: None}  # None: an older one is removed
+    if context and session.context_tokens:
+        runtime["context"] = list(session.context_tokens)
+        runtime["position"] = session.position
+        runtime["open"] = {name: _packed(array) for name, array in session.open_output().items()}
+        data = entries[CONTEXT_KEY] = session.engine.save_sequence(session.sequence)
+        # Loading lays the cache out anew, and sums of float16 depend on their order: so that going on and loading
+        # give the same tokens, this session goes on from what it saved, too.
+        session.engine.load_sequence(session.sequence, data)
+    metadata = {"runtime": runtime, **options.pop("metadata", {})}
+    return save_memory(
+        path,
+        memory.memory,
+        memory.state,
+        metadata=metadata,
+        model_hash=info.identity,
+        entries=entries,
+        **options,
+    )
+
+
+def load(
+    session: AtlasSession, path: str | os.PathLike[str], *, context: bool, force: bool, **options: Any
+) -> None:
+    """Read a session's memory; see ``AtlasSession.load``."""
+    from atlas_kit.llama.bridge import TokenMemory
+
+    path = os.fspath(path)
+    secret = _secret(options)
+    settings = settings_of(path, **secret)
+    loaded = load_memory(
+        path, expect_model_hash=session.engine.info.identity, force=force, backend=session.backend, **options
+    )
+    memory = TokenMemory(session.engine.output_rows(), settings, session.backend)
+    runtime = loaded.metadata["runtime"]
+    try:
+        _require_fit(memory, loaded.memory.config)
+        waiting = {name: _unpacked(value) for name, value in dict(runtime.get("waiting", {})).items()}
+        memory.restore(loaded.state, waiting)
+        tokens, output = _context_of(runtime) if context else ([], {})
+        position = int(runtime.get("position", len(tokens)))
+        session.adopt(memory, tokens, position, output, _engine_bytes(path, secret) if tokens else None)
+    except AtlasError as error:
+        error.path = error.path or path
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise FileCorruptError(
+            f"what belongs to the session is damaged: {error}", path=path, key="runtime",
+            hint="Load the memory without its context: context=False.",
+        ) from error  # fmt: skip
+
+
+def _require_fit(memory: Any, config: Any) -> None:
+    expected = memory.memory.config
+    for name in ("d_k", "d_v"):
+        if getattr(config, name) != getattr(expected, name):
+            raise InvalidParamError(
+                f"the memory corrects states of {getattr(config, name)} numbers, the model's have "
+                f"{getattr(expected, name)}",
+                key=name,
+                hint="This memory belongs to another model.",
+            )
+    if config != expected:
+        raise InvalidParamError("the memory is not of the kind that its settings say", key="runtime")
+
+
+def _context_of(runtime: Mapping[str, Any]) -> tuple[list[int], dict[str, Array]]:
+    tokens = [int(token) for token in runtime.get("context", ())]
+    return tokens, {name: _unpacked(value) for name, value in dict(runtime.get("open", {})).items()}
+
+
+def _secret(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in ("passphrase", "key") if options.get(name) is not None}
+
+
+def _engine_bytes(path: str, secret: Mapping[str, Any]) -> bytes | None:
+    from atlas_kit.formats.atlas import MemoryFile
+
+    with MemoryFile.open(path, **secret) as file:
+        return bytes(file.get(CONTEXT_KEY).data) if CONTEXT_KEY in file else None
+
+
+def _packed(array: Array) -> dict[str, Any]:
+    """Return an array as JSON values, bit by bit."""
+    array = np.ascontiguousarray(array)
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    data = base64.b64encode(little.tobytes()).decode("ascii")
+    return {"dtype": array.dtype.name, "shape": list(array.shape), "data": data}
+
+
+def _unpacked(value: Mapping[str, Any]) -> Array:
+    """Return the array that ``_packed`` took apart; ValueError for anything else."""
+    dtype = np.dtype(str(value["dtype"]))
+    if dtype.kind not in "iuf":
+        raise ValueError(f"an array of {dtype}")
+    try:
+        raw = base64.b64decode(value["data"], validate=True)
+    except binascii.Error as error:
+        raise ValueError("an array that is not base64") from error
+    array: Array = np.frombuffer(raw, dtype.newbyteorder("<")).astype(dtype)
+    if dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError("an array with NaN or infinity")
+    return array.reshape([int(n) for n in value["shape"]])

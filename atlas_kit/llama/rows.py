@@ -1,0 +1,162 @@
+"""Rows of a model's read-out matrix W_out, dequantised when they are needed and kept in a bounded cache.
+
+A whole float32 matrix of 128,256 x 2,048 is a gigabyte and multiplying with it costs as much as the model's own
+output layer; what a memory corrects in one step are some hundred tokens.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atlas_kit.errors import FileCorruptError, InvalidParamError
+
+if TYPE_CHECKING:
+    from atlas_kit.formats.gguf import GGUFFile
+
+Array = np.ndarray[Any, Any]
+
+#: What the cache may hold, in bytes: 8,192 rows of a 2,048-wide model.
+CACHE_BYTES = 64 << 20
+#: Rows that the mean row is estimated from.
+SAMPLE = 1024
+
+
+class OutputRows:
+    """Rows of W_out by token, for example (700, 2048) of a model with 128,256 tokens.
+
+    Parameters
+    ----------
+    matrix
+        Gives float32 rows (n, n_embd) for token numbers (n,), ascending and without repetition.
+    n_vocab, n_embd
+        Shape of the matrix.
+    bias
+        (n_vocab,) what the model adds to its logits, or None.
+    scale, softcap
+        What the model does to them then: ``scale * (W_out h + bias)``, then ``cap tanh(z / cap)``.
+    cache_bytes
+        Bound of the cache.
+    """
+
+    def __init__(
+        self, matrix: Any, n_vocab: int, n_embd: int, *, bias: Array | None = None, scale: float = 1.0,
+        softcap: float | None = None, cache_bytes: int = CACHE_BYTES,
+    ) -> None:  # fmt: skip
+        self._matrix = matrix
+        self.n_vocab, self.n_embd = n_vocab, n_embd
+        self.bias, self.scale, self.softcap = bias, scale, softcap
+        capacity = max(1, min(n_vocab, cache_bytes // (4 * n_embd)))
+        self._rows = np.empty((capacity, n_embd), np.float32)
+        self._slot_of = np.full(n_vocab, -1, np.int32)  # token -> slot
+        self._token_in = np.full(capacity, -1, np.int64)  # slot -> token
+        self._used = np.zeros(capacity, np.int64)  # slot -> when it was last asked for
+        self._clock = 0
+        self._mean: Array | None = None
+
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of the rows that the cache holds now."""
+        return int((self._token_in >= 0).sum()) * 4 * self.n_embd
+
+    def __call__(self, tokens: Array) -> Array:
+        """Return the rows (n, n_embd) of ``tokens`` (n,), ascending and without repetition."""
+        slots = self._slot_of[tokens]
+        missing = tokens[slots < 0]
+        if not len(missing):
+            self._clock += 1
+            self._used[slots] = self._clock
+            return self._rows[slots]
+        fresh = self._matrix(missing)
+        if len(tokens) > len(self._rows):  # more than the cache holds: nothing to gain from it
+            out = np.empty((len(tokens), self.n_embd), np.float32)
+            out[slots >= 0] = self._rows[slots[slots >= 0]]
+            out[slots < 0] = fresh
+            return out
+        self._clock += 1
+        self._used[slots[slots >= 0]] = self._clock
+        self._keep(missing, fresh)
+        return self._rows[self._slot_of[tokens]]
+
+    def _keep(self, tokens: Array, rows: Array) -> None:
+        """Put rows into the slots that were used longest ago."""
+        count = len(tokens)
+        oldest = (
+            np.argpartition(self._used, count - 1)[:count]
+            if count < len(self._used)
+            else np.arange(len(self._used))
+        )
+        evicted = self._token_in[oldest]
+        self._slot_of[evicted[evicted >= 0]] = -1
+        self._rows[oldest] = rows
+        self._slot_of[tokens] = oldest
+        self._token_in[oldest] = tokens
+        self._used[oldest] = self._clock
+
+    def whole(self) -> Array:
+        """Return the whole matrix (n_vocab, n_embd), which is not kept."""
+        matrix: Array = self._matrix(np.arange(self.n_vocab))
+        return matrix
+
+    def logits(self, hidden: Array, rows: Array, tokens: Array | None = None) -> Array:
+        """Return what the model makes of states (n, n_embd) for ``rows`` of ``tokens`` (all: None): (n, len(rows))."""
+        z = hidden @ rows.T
+        if self.bias is not None:
+            z += self.bias if tokens is None else self.bias[tokens]
+        z *= np.float32(self.scale)
+        if self.softcap is not None:
+            z = np.float32(self.softcap) * np.tanh(z / np.float32(self.softcap))
+        return np.asarray(z)
+
+    @property
+    def mean(self) -> Array:
+        """The mean row (n_embd,), estimated from ``SAMPLE`` rows spread over the vocabulary."""
+        if self._mean is None:
+            count = min(SAMPLE, self.n_vocab)
+            tokens = np.unique(np.linspace(0, self.n_vocab - 1, count).astype(np.int64))
+            self._mean = self._matrix(tokens).mean(axis=0)
+        return self._mean
+
+
+#: Architectures that divide their logits by ``logit_scale``; the others multiply.
+DIVIDING = ("granite", "minicpm")
+
+
+def logit_scale(architecture: str, value: float | None) -> float:
+    """Return the factor on the logits that an architecture makes of its ``logit_scale``.
+
+    >>> logit_scale("granite", 8.0), logit_scale("command-r", 0.0625), logit_scale("llama", None)
+    (0.125, 0.0625, 1.0)
+    """
+    if not value:
+        return 1.0
+    return 1 / value if architecture.startswith(DIVIDING) else value
+
+
+def rows_of_model(file: GGUFFile, **options: Any) -> OutputRows:
+    """Return the read-out rows of a GGUF model: ``output.weight``, or the embedding where the two are tied.
+
+    Raises
+    ------
+    InvalidParamError
+        The model has neither, or its type cannot be dequantised.
+    """
+    from atlas_kit.formats.gguf.dequantize import dequantize_rows
+
+    name = next((n for n in ("output.weight", "token_embd.weight") if n in file.tensors), None)
+    if name is None:
+        raise InvalidParamError("the model has no output matrix", path=file.path, key="output.weight")
+    info = file.tensor(name)
+    kind = info.row
+    if kind is None or len(info.dims) != 2:
+        raise FileCorruptError("this is no matrix that can be read", path=file.path, key=name)
+    blocks = file.array(name)  # a view: only the pages of rows that are asked for are ever read
+
+    def matrix(tokens: Array) -> Array:
+        picked = np.ascontiguousarray(blocks[tokens])
+        return dequantize_rows(picked.tobytes(), len(tokens), info, kind, file.byte_order)
+
+    matrix(np.zeros(1, np.int64))  # a type that cannot be dequantised shows now
+    bias = file.dequantize("output.bias").ravel() if "output.bias" in file.tensors else None
+    return OutputRows(matrix, info.rows, info.row_length, bias=bias, **options)

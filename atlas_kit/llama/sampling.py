@@ -1,0 +1,113 @@
+"""How the next token is chosen: settings that every engine understands, and what a sampler offers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from atlas_kit.errors import InvalidParamError
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+#: (name, least, most)
+_RANGES = (
+    ("temperature", 0.0, 100.0),
+    ("top_k", 0, 1 << 24),
+    ("top_p", 0.0, 1.0),
+    ("min_p", 0.0, 1.0),
+    ("repeat_penalty", 0.01, 100.0),
+    ("repeat_last_n", -1, 1 << 20),
+    ("frequency_penalty", -100.0, 100.0),
+    ("presence_penalty", -100.0, 100.0),
+)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Settings of a sampler, with llama.cpp's names and defaults.
+
+    Parameters
+    ----------
+    temperature
+        0 takes the most likely token each time.
+    top_k, top_p, min_p
+        Tokens that may be chosen: the k most likely (0: all); the most likely ones that together have probability
+        p; those at least min_p times as likely as the most likely.
+    repeat_penalty, repeat_last_n, frequency_penalty, presence_penalty
+        Penalties on tokens of the last ``repeat_last_n`` (-1: of the whole context).
+    seed
+        Of the random numbers; None draws one.
+    grammar
+        GBNF that the text must follow.
+    json_schema
+        A JSON schema (text or mapping) that the text must follow; ``{}`` allows any JSON.
+    logit_bias
+        Token -> what is added to its logit.
+
+    Raises
+    ------
+    InvalidParamError
+        For a setting out of range, or both a grammar and a schema.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seed: int | None = None
+    grammar: str | None = None
+    json_schema: str | Mapping[str, Any] | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, least, most in _RANGES:
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not least <= value <= most:
+                raise InvalidParamError(
+                    f"{name} is {value!r}", key=name, hint=f"Choose {least:g} to {most:g}."
+                )
+        if self.seed is not None and (not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 32):
+            raise InvalidParamError(f"seed is {self.seed!r}", key="seed", hint="Choose 0 to 4294967295.")
+        if self.grammar is not None and self.json_schema is not None:
+            raise InvalidParamError("a grammar and a JSON schema cannot both be followed", key="grammar")
+
+    @property
+    def schema_text(self) -> str | None:
+        """The JSON schema as text.
+
+        Raises
+        ------
+        InvalidParamError
+            When it is not JSON.
+        """
+        if self.json_schema is None:
+            return None
+        if isinstance(self.json_schema, str):
+            try:
+                json.loads(self.json_schema)
+            except ValueError as error:
+                raise InvalidParamError(f"the schema is not JSON: {error}", key="json_schema") from error
+            return self.json_schema
+        return json.dumps(dict(self.json_schema))
+
+
+class Sampler(Protocol):
+    """Chooses tokens one after the other, and remembers them for its penalties and grammar."""
+
+    def sample(self, logits: Floats, index: int | None = None) -> int:
+        """Choose a token from logits (n_vocab,), and accept it.
+
+        ``index`` is the place of the row in the engine's batch where ``logits`` are as the engine gave them; they
+        need not be copied then.
+        """
+
+    def close(self) -> None:
+        """Free it."""

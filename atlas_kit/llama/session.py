@@ -1,0 +1,760 @@
+"""One conversation, document or stream: a model's context of fixed size, and a memory of what has left it.
+
+``AtlasSession`` feeds text to an engine, lets the memory read along, and generates from the blended prediction. What
+it asks of the engine it states as steps (``Step``), which it carries out itself or leaves to a pool that batches
+several sessions (pool.py).
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import os
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from atlas_kit.errors import AtlasError, InvalidParamError, ModelError
+from atlas_kit.llama import keeping
+from atlas_kit.llama.bridge import Reading, TokenMemory
+from atlas_kit.llama.engine import Engine, Feed, Outputs, open_engine
+from atlas_kit.llama.sampling import Sampler, Sampling
+from atlas_kit.operations.settings import AtlasSettings
+
+Array = np.ndarray[Any, Any]
+T = TypeVar("T")
+
+ROLLOVERS = ("auto", "shift", "refeed")
+DEVICES = {"cpu": "numpy", "cuda": "cupy"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a session asks of the engine: a feed, and whether it needs hidden states."""
+
+    feed: Feed
+    hidden: bool
+
+
+#: Is given hidden states, logits, tokens and the tokens that followed.
+Listener = Callable[[Array, Array, Array, Array], None]
+#: A piece of work in steps: yields what to decode, is sent what came out.
+Work = Generator[Step, Outputs, T]
+
+
+@dataclass(frozen=True)
+class Token:
+    """A generated token.
+
+    ``text`` is what it completes: nothing while a character, or what may become a stop string, is unfinished.
+    ``logprob`` is in nats, of the blended distribution before any sampler; None without a memory.
+    """
+
+    id: int
+    text: str
+    logprob: float | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Fed:
+    """What reading a text gave: for each token but the first of a stream, its probabilities.
+
+    Attributes
+    ----------
+    tokens
+        Tokens read.
+    seconds
+        Time taken.
+    logprob
+        (n, 2) in nats: what the model alone, and model and memory together, gave to each token that came. Without a
+        memory, both are the model's. ``nan`` where nothing was asked (memory off, and no scores wanted).
+    """
+
+    tokens: int
+    seconds: float
+    logprob: Array
+
+    @property
+    def loss(self) -> float:
+        """Mean loss with the memory in nats per token."""
+        return -float(self.logprob[:, 1].mean()) if len(self.logprob) else float("nan")
+
+    @property
+    def model_loss(self) -> float:
+        """Mean loss of the model alone in nats per token."""
+        return -float(self.logprob[:, 0].mean()) if len(self.logprob) else float("nan")
+
+    @property
+    def perplexity(self) -> float:
+        """``exp(loss)``."""
+        return float(np.exp(self.loss))
+
+    @property
+    def model_perplexity(self) -> float:
+        """``exp(model_loss)``."""
+        return float(np.exp(self.model_loss))
+
+
+@dataclass
+class Stats:
+    """Counts of a session; see ``AtlasSession.stats``."""
+
+    tokens_read: int = 0
+    tokens_generated: int = 0
+    seconds_reading: float = 0.0
+    seconds_generating: float = 0.0
+    rollovers: int = 0
+    #: sums of the losses in nats, model alone and blended, and how many tokens they are of
+    losses: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    scored: int = 0
+
+
+@dataclass
+class _Open:
+    """The last token's output, until it is known which token follows."""
+
+    hidden: Array | None
+    logits: Array
+    place: tuple[int, int] | None  # in the engine's batch, and in which decode that was
+    token: int  # the token itself
+    reading: Reading | None = None
+
+
+class AtlasSession:
+    """A language model with a memory.
+
+    Parameters
+    ----------
+    model
+        The path of a GGUF file, or an engine that is open already (then it stays open).
+    memory
+        None or False: none. True: one with the settings that the model carries, if it is ATLAS-native, or the
+        defaults. ``"auto"``: what ``atlas-tool recommend`` says. ``AtlasSettings``: those. A path: the memory in that
+        ``.atlas`` file.
+    window, blend_ratio, settings
+        Single settings that differ: ``window`` is ``window_size``; any name of ``AtlasSettings``.
+    device
+        Where the memory computes: ``"cpu"``, or ``"cuda"`` with CuPy. llama.cpp's own place is ``n_gpu_layers``.
+    rollover
+        What happens when the context is full: ``"shift"`` drops its older half and moves the rest down, ``"refeed"``
+        reads the newer half again, ``"auto"`` shifts where the model can.
+    learn
+        False: the memory answers, and nothing changes it.
+    engine_options
+        For loading: ``n_ctx``, ``n_gpu_layers``, ``n_threads`` and the others of ``LlamaEngine``.
+
+    Raises
+    ------
+    AtlasError
+        The model or the memory cannot be loaded, or a setting is out of range.
+
+    Examples
+    --------
+    >>> from atlas_kit.llama import AtlasSession, FakeEngine, Sampling
+    >>> with AtlasSession(FakeEngine(), memory=True) as session:
+    ...     fed = session.feed("to be or not to be, " * 20)
+    ...     text = "".join(map(str, session.generate(max_tokens=12, sampling=Sampling(temperature=0))))
+    >>> text
+    'to be or not'
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | Engine,
+        memory: bool | str | os.PathLike[str] | AtlasSettings | None = True,
+        window: int | None = None,
+        blend_ratio: float | str | None = None,
+        *,
+        device: str = "cpu",
+        rollover: str = "auto",
+        learn: bool = True,
+        engine_options: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        if device not in DEVICES:
+            raise InvalidParamError(f"{device!r} is no device", key="device", hint="Choose cpu or cuda.")
+        if rollover not in ROLLOVERS:
+            raise InvalidParamError(
+                f"{rollover!r} is no way to go on", key="rollover", hint=f"Choose {', '.join(ROLLOVERS)}."
+            )
+        self.backend, self._rollover, self.learns = DEVICES[device], rollover, learn
+        self._owns = isinstance(model, (str, os.PathLike))
+        self.engine: Engine
+        self.engine = open_engine(os.fspath(model), **engine_options or {}) if self._owns else model  # type: ignore[arg-type,assignment]
+        self.memory: TokenMemory | None = None
+        self.sequence = -1
+        self._closed = False
+        try:
+            self.sequence = _claim(self.engine)
+            for name, value in (("window_size", window), ("blend_ratio", blend_ratio)):
+                if value is not None:
+                    settings[name] = value
+            self._start(memory, settings)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, memory: Any, changes: dict[str, Any]) -> None:
+        self._context: list[int] = []  # the tokens in the engine's context; of an endless one, the last
+        self._position = 0  # of the next token
+        self._open: _Open | None = None
+        self._listen: Listener | None = None
+        #: Tokens that are decoded at a time; a pool makes it smaller.
+        self.feed_limit = self.engine.n_batch
+        self._counts = Stats()
+        chosen, path = keeping.choose(self.engine, memory, changes)
+        if chosen is not None:
+            self.memory = TokenMemory(self.engine.output_rows(), chosen, self.backend)
+        if path is not None:
+            self.load(path, context=False)
+            if changes and self.memory is not None:
+                self.memory.retune(changes)
+
+    # --- reading -------------------------------------------------------------------------------------------
+
+    def feed(
+        self,
+        text: str | Sequence[int],
+        *,
+        special: bool = False,
+        score: bool = True,
+        progress: Callable[[Fed], None] | None = None,
+    ) -> Fed:
+        """Read a text (or tokens): it enters the context, and the memory learns it.
+
+        Parameters
+        ----------
+        special
+            Names of control tokens in the text (``<|end|>``) become those tokens.
+        score
+            Also report what the tokens' probabilities were when there is no memory, which then costs logits for
+            all of them.
+        progress
+            Called after each batch with what it gave.
+
+        Raises
+        ------
+        ModelError
+            When llama.cpp fails.
+        """
+        tokens = self.tokens_of(text, special)
+        started = time.perf_counter()
+        parts: list[Array] = []
+
+        def told(part: Array) -> None:
+            parts.append(part)
+            if progress is not None:
+                progress(Fed(len(part), time.perf_counter() - started, part))
+
+        self.run(self.reading(tokens, score=score, told=told))
+        fed = Fed(
+            len(tokens), time.perf_counter() - started, np.concatenate(parts) if parts else np.empty((0, 2))
+        )
+        self._counts.seconds_reading += fed.seconds
+        return fed
+
+    def perplexity(self, text: str | Sequence[int]) -> Fed:
+        """Read a text and return what it was to model and memory; the same as ``feed``, by the name for it."""
+        return self.feed(text)
+
+    def reading(
+        self,
+        tokens: Sequence[int],
+        *,
+        score: bool = True,
+        told: Callable[[Array], None] | None = None,
+        listen: Listener | None = None,
+    ) -> Work[None]:
+        """Read tokens in steps.
+
+        ``told`` gets the log-probabilities (n, 2) of those that could be scored. ``listen`` gets what a memory would:
+        hidden (n, n_embd), logits (n, n_vocab), the tokens (n,) and those that followed (n,).
+        """
+        at, self._listen = 0, listen
+        remembers = self.memory is not None or listen is not None
+        while at < len(tokens):
+            yield from self._make_room()
+            room = min(self.feed_limit, self.engine.n_batch)
+            if not self.engine.info.recurrent:
+                room = min(room, self.engine.n_ctx - self._position)
+            part = list(tokens[at : at + room])
+            at += len(part)
+            every = remembers or score
+            count = len(part) if every else (1 if at == len(tokens) else 0)
+            outputs = yield self._step(part, count)
+            self._counts.tokens_read += len(part)
+            logprob = self._take(part, outputs, every)
+            if told is not None and len(logprob):
+                told(logprob)
+
+    def _step(self, tokens: list[int], outputs: int) -> Step:
+        return Step(self._feed(tokens, outputs), self.memory is not None or self._listen is not None)
+
+    def _feed(self, tokens: list[int], outputs: int) -> Feed:
+        feed = Feed(self.sequence, tokens, self._position, outputs)
+        self._position += len(tokens)
+        self._context.extend(tokens)
+        del self._context[: -self.engine.n_ctx]
+        return feed
+
+    def _take(self, part: list[int], outputs: Outputs, every: bool) -> Array:
+        """Learn from the outputs of some tokens that followed each other, the last one's still open."""
+        if not every:
+            if len(outputs.logits):
+                self._open = self._opened(outputs, outputs.index + len(outputs.logits) - 1, part[-1])
+            return np.empty((0, 2))
+        found = []
+        if self._open is not None:
+            found.append(self._settle(part[0]))
+        hidden = outputs.hidden
+        following = np.asarray(part[1:], np.int64)
+        if self._listen is not None and hidden is not None:
+            self._listen(hidden[:-1], outputs.logits[:-1], np.asarray(part[:-1], np.int64), following)
+            found.append(np.empty((0, 2)))
+        elif self.memory is None:
+            found.append(scores(outputs.logits[:-1], following))
+        else:
+            assert hidden is not None
+            found.append(self._learn_rows(hidden, outputs.logits, np.asarray(part), following))
+        last = outputs.index + len(part) - 1
+        self._open = self._opened(outputs, last, part[-1])
+        logprob: Array = np.concatenate(found)
+        self._count(logprob)
+        return logprob
+
+    def _opened(self, outputs: Outputs, index: int, token: int) -> _Open:
+        """Keep the last row of some outputs: copies, because the engine's next decode overwrites them."""
+        hidden = None if outputs.hidden is None else outputs.hidden[-1:].copy()
+        return _Open(hidden, outputs.logits[-1:].copy(), (index, self.engine.decodes), token)
+
+    def _learn_rows(self, hidden: Array, logits: Array, tokens: Array, following: Array) -> Array:
+        """Read and learn rows whose next tokens are known, step by step."""
+        assert self.memory is not None
+        found, at = [np.empty((0, 2))], 0
+        while at < len(following):
+            end = min(len(following), at + self.memory.room)
+            reading = self.memory.read(hidden[at:end], logits[at:end], tokens[at:end])
+            found.append(self._learn(reading, following[at:end]))
+            at = end
+        return np.concatenate(found)
+
+    def _learn(self, reading: Reading, tokens: Array) -> Array:
+        """Return the log-probabilities (n, 2) of the tokens that came, and learn them if this session learns."""
+        assert self.memory is not None
+        learn = self.memory.learn if self.learns else self.memory.watch
+        p = learn(reading, tokens)
+        both: Array = np.stack((p[:, 0], reading.blended(p)), axis=-1)
+        return np.asarray(np.log(np.maximum(both, 1e-300)))
+
+    def _settle(self, token: int) -> Array:
+        """Close the open output: this token came. Returns its log-probabilities (1, 2)."""
+        was, self._open = self._open, None
+        assert was is not None
+        if self._listen is not None and was.hidden is not None:
+            self._listen(was.hidden, was.logits, np.asarray([was.token]), np.asarray([token]))
+            return np.empty((0, 2))
+        if self.memory is None:
+            return scores(was.logits.reshape(1, -1), np.asarray([token]))
+        return self._learn(self._reading_of(was), np.asarray([token]))
+
+    def _reading_of(self, was: _Open) -> Reading:
+        if was.reading is None:
+            assert self.memory is not None
+            assert was.hidden is not None
+            was.reading = self.memory.read(was.hidden, was.logits, np.asarray([was.token]))
+        return was.reading
+
+    def _count(self, logprob: Array) -> None:
+        for column in (0, 1):
+            self._counts.losses[column] -= float(logprob[:, column].sum())
+        self._counts.scored += len(logprob)
+
+    # --- context -------------------------------------------------------------------------------------------
+
+    def _make_room(self) -> Work[None]:
+        """Drop the older half of the context if it is full, but for the begin token."""
+        if self._position < self.engine.n_ctx or self.engine.info.recurrent:
+            return
+        keep = (
+            len(self.engine.begin)
+            if tuple(self._context[: len(self.engine.begin)]) == self.engine.begin
+            else 0
+        )
+        drop = max(1, (self.engine.n_ctx - keep) // 2)
+        self._counts.rollovers += 1
+        if self._rollover == "shift" or (self._rollover == "auto" and self.engine.can_shift):
+            self.engine.shift(self.sequence, keep, drop)
+            del self._context[keep : keep + drop]
+            self._position -= drop
+            return
+        kept = self._context[:keep] + self._context[keep + drop :]
+        self.engine.forget(self.sequence)
+        self._context, self._position = [], 0
+        for at in range(0, len(kept), self.engine.n_batch):
+            yield Step(self._feed(kept[at : at + self.engine.n_batch], 0), hidden=False)
+
+    def run(self, work: Work[T]) -> T:
+        """Carry out work alone: every step is a decode of its own."""
+        try:
+            step = next(work)
+            while True:
+                step = work.send(self.engine.decode([step.feed], hidden=step.hidden)[0])
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        except AtlasError:
+            self.forget_context()  # it may be half read; the memory is whole
+            raise
+
+    def forget_context(self) -> None:
+        """Empty the model's context; the memory stays."""
+        if self.sequence >= 0:
+            self.engine.forget(self.sequence)
+        self._context, self._position, self._open = [], 0, None
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Leave no trace of what is read and generated within: nothing is learned, and the context comes back.
+
+        Raises
+        ------
+        ModelError
+            The engine does not take its own context back.
+        """
+        state = self._context[:], self._position, self.memory, self.learns, self._counts
+        was, saved = self._open, self.engine.save_sequence(self.sequence)
+        watched = None if self.memory is None else self.memory.watched
+        self.learns, self._counts = False, Stats()
+        try:
+            yield
+        finally:
+            self._context, self._position, self.memory, self.learns, self._counts = state
+            self._open = was
+            if self.memory is not None and watched is not None:
+                self.memory.watched = watched
+            self.engine.forget(self.sequence)
+            if self._context and not self.engine.load_sequence(self.sequence, saved):
+                raise ModelError("the context cannot be restored", path=self.engine.info.path)
+
+    def reset(self) -> None:
+        """Empty the context and the memory."""
+        self.forget_context()
+        if self.memory is not None:
+            self.memory.reset()
+        self._counts = Stats()
+
+    # --- generating ----------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] | None = None,
+        *,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        sampling: Sampling | None = None,
+        special: bool = False,
+    ) -> Iterator[Token]:
+        """Read a prompt, then yield token after token.
+
+        Parameters
+        ----------
+        prompt
+            Read first; None goes on from what was read before.
+        max_tokens
+            None: until the model ends its answer.
+        stop
+            Strings before which the text ends; they are not yielded.
+        sampling
+            How tokens are chosen: temperature, seed, grammar and the others.
+        special
+            As for ``feed``.
+
+        Raises
+        ------
+        InvalidParamError
+            When there is nothing to go on from.
+        """
+        work = self.generating(prompt, max_tokens=max_tokens, stop=stop, sampling=sampling, special=special)
+        outputs: Outputs | None = None
+        with contextlib.closing(work):
+            while True:
+                try:
+                    step = next(work) if outputs is None else work.send(outputs)
+                except StopIteration:
+                    return
+                if isinstance(step, Token):
+                    outputs = None
+                    yield step
+                else:
+                    outputs = self.engine.decode([step.feed], hidden=step.hidden)[0]
+
+    def generating(
+        self,
+        prompt: str | Sequence[int] | None = None,
+        *,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        sampling: Sampling | None = None,
+        special: bool = False,
+    ) -> Generator[Step | Token, Any, None]:
+        """Do ``generate`` in steps: yields a step, and is sent its outputs, or a token."""
+        stops = [stop] if isinstance(stop, str) else list(stop)
+        if max_tokens is not None and max_tokens < 0:
+            raise InvalidParamError(f"max_tokens is {max_tokens}", key="max_tokens")
+        if prompt is not None and (tokens := self.tokens_of(prompt, special)):
+            yield from self.reading(tokens, score=False)
+        if self._open is None:
+            raise InvalidParamError("there is no text to go on from", key="prompt", hint="Give a prompt.")
+        sampler = self.engine.sampler(sampling or Sampling())
+        text = _Text(stops)
+        started, count = time.perf_counter(), 0
+        try:
+            while max_tokens is None or count < max_tokens:
+                token, logprob = self._choose(sampler)
+                if self.engine.is_end(token):
+                    break
+                count += 1
+                piece = text.add(self.engine.piece(token))
+                if text.stopped:
+                    yield Token(token, piece, logprob)
+                    break
+                yield from self._advance(token)
+                yield Token(token, piece, logprob)
+            if not text.stopped and (rest := text.rest()):
+                yield Token(-1, rest, None)
+        finally:
+            sampler.close()
+            self._counts.tokens_generated += count
+            self._counts.seconds_generating += time.perf_counter() - started
+
+    def _choose(self, sampler: Sampler) -> tuple[int, float | None]:
+        was = self._open
+        assert was is not None
+        if self.memory is None:
+            index, decode = was.place or (-1, -1)
+            return sampler.sample(was.logits[0], index if decode == self.engine.decodes else None), None
+        logp = self._reading_of(was).log_probabilities()
+        token = sampler.sample(logp, None)
+        return token, float(logp[token])
+
+    def _advance(self, token: int) -> Generator[Step, Outputs, None]:
+        """Append a generated token."""
+        if self.memory is not None:
+            self._count(self._settle(token))
+        yield from self._make_room()
+        outputs = yield self._step([token], 1)
+        self._open = self._opened(outputs, outputs.index, token)
+
+    # --- keeping -------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str], *, context: bool = True, **options: Any) -> Any:
+        """Write the memory into a ``.atlas`` file; other entries of the file stay, and it is replaced whole.
+
+        Parameters
+        ----------
+        context
+            Also keep what the model had in its context, so that a session that loads the file goes on with the very
+            same tokens. It takes the size of llama.cpp's cache.
+        options
+            Of ``atlas_kit.save_memory``: ``version``, ``codec``, ``dtype``, ``backup``, ``passphrase`` and others.
+
+        Raises
+        ------
+        InvalidParamError
+            When this session has no memory.
+        WrongModelError
+            When the file holds the memory of another model, unless ``force=True``.
+        """
+        return keeping.save(self, path, context=context, **options)
+
+    def load(
+        self, path: str | os.PathLike[str], *, context: bool = True, force: bool = False, **options: Any
+    ) -> None:
+        """Go on with the memory in a ``.atlas`` file, and, where it was kept, with the context.
+
+        Raises
+        ------
+        WrongModelError
+            When it is another model's, unless ``force``.
+        AtlasError
+            When the file is damaged or does not fit; the session is then as it was.
+        """
+        keeping.load(self, path, context=context, force=force, **options)
+
+    @property
+    def position(self) -> int:
+        """Where the next token will stand in the model's context."""
+        return self._position
+
+    @property
+    def context_tokens(self) -> tuple[int, ...]:
+        """The tokens in the model's context."""
+        return tuple(self._context)
+
+    def open_output(self) -> dict[str, Array]:
+        """Return the last token's output, from which the next is predicted: state and logits."""
+        was = self._open
+        if was is None:
+            return {}
+        found = {"logits": np.array(was.logits, np.float32).reshape(1, -1)}
+        return found if was.hidden is None else {**found, "hidden": np.array(was.hidden, np.float32)}
+
+    def adopt(
+        self,
+        memory: TokenMemory,
+        tokens: Sequence[int],
+        position: int,
+        output: dict[str, Array],
+        context: bytes | None,
+    ) -> None:
+        """Take over a memory and, if there are ``tokens``, the context that it was saved with.
+
+        The engine's own bytes bring the context back as it was. Where they do not fit (another version of llama.cpp,
+        another context size), the tokens are read again.
+        """
+        n_vocab, n_embd = self.engine.info.n_vocab, self.engine.info.n_embd
+        if any(not 0 <= token < n_vocab for token in tokens):
+            raise InvalidParamError("a token of the context lies outside the vocabulary", key="context")
+        shapes = {"logits": (1, n_vocab), "hidden": (1, n_embd)}
+        if output and {name: array.shape for name, array in output.items()} != shapes:
+            raise InvalidParamError("the last output does not fit this model", key="open")
+        self.forget_context()
+        self.memory = memory
+        if not tokens:
+            return
+        fits = len(tokens) <= self.engine.n_ctx and (position == len(tokens) or self.engine.info.recurrent)
+        exact = context is not None and bool(output) and fits
+        if exact and self.engine.load_sequence(self.sequence, context or b""):
+            self._context, self._position = list(tokens), position
+            self._open = _Open(output["hidden"], output["logits"], None, tokens[-1])
+            return
+        self.engine.forget(self.sequence)
+        self.run(self._again(list(tokens)[-self.engine.n_ctx :]))
+
+    def _again(self, tokens: list[int]) -> Work[None]:
+        """Read tokens that the memory knows already."""
+        for at in range(0, len(tokens), self.engine.n_batch):
+            part = tokens[at : at + self.engine.n_batch]
+            last = at + len(part) == len(tokens)
+            outputs = yield self._step(part, int(last))
+            if last and outputs.hidden is not None:
+                self._open = self._opened(outputs, outputs.index, part[-1])
+
+    # --- the rest ------------------------------------------------------------------------------------------
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """Counts and sizes as JSON-ready data; losses in nats per token."""
+        counts, memory = self._counts, self.memory
+        scored = max(1, counts.scored)
+        found: dict[str, Any] = {
+            "model": self.engine.info.name,
+            "tokens_read": counts.tokens_read,
+            "tokens_generated": counts.tokens_generated,
+            "read_per_second": _ratio(counts.tokens_read, counts.seconds_reading),
+            "generated_per_second": _ratio(counts.tokens_generated, counts.seconds_generating),
+            "context": len(self._context),
+            "n_ctx": self.engine.n_ctx,
+            "rollovers": counts.rollovers,
+            "loss_model": counts.losses[0] / scored if counts.scored else None,
+            "loss": counts.losses[1] / scored if counts.scored else None,
+            "memory": None,
+        }
+        if memory is not None:
+            found["memory"] = memory.stats()
+        return found
+
+    def tokens_of(self, text: str | Sequence[int], special: bool = False) -> list[int]:
+        """Return the tokens of a text, behind a begin token where the context is empty."""
+        if isinstance(text, str):
+            tokens = self.engine.tokenize(text, special=special)
+        else:
+            tokens = [int(token) for token in text]
+            if any(not 0 <= token < self.engine.info.n_vocab for token in tokens):
+                raise InvalidParamError("a token lies outside the vocabulary", key="tokens")
+        if not self._context and tokens and tuple(tokens[: len(self.engine.begin)]) != self.engine.begin:
+            tokens = [*self.engine.begin, *tokens]
+        return tokens
+
+    def close(self) -> None:
+        """Give the sequence back, and close the model if this session opened it; closing twice is fine."""
+        if self._closed:
+            return
+        self._closed = True
+        if self.sequence >= 0:
+            self.engine.forget(self.sequence)
+            _release(self.engine, self.sequence)
+        if self._owns:
+            self.engine.close()
+
+    def __enter__(self) -> AtlasSession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Text:
+    """Bytes to text: characters when they are whole, and nothing that may become a stop string."""
+
+    def __init__(self, stops: list[str]) -> None:
+        self._stops = [stop for stop in stops if stop]
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+        self.stopped = False
+
+    def add(self, piece: bytes) -> str:
+        self._held += self._decoder.decode(piece)
+        ends = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if ends:
+            self.stopped = True
+            return self._held[: min(ends)]
+        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        out, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return out
+
+    def rest(self) -> str:
+        return self._held + self._decoder.decode(b"", final=True)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of ``text`` that ``stop`` starts with."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def scores(logits: Array, tokens: Array) -> Array:
+    """Return the log-probabilities (n, 2) of tokens under logits (n, n_vocab), twice."""
+    found = np.empty((len(tokens), 2))
+    for row, token in enumerate(tokens):
+        z = logits[row]
+        top = z.max()
+        found[row] = float(z[token]) - float(top) - np.log(np.exp(z - top).sum(dtype=np.float64))
+    return found
+
+
+def _ratio(count: int, seconds: float) -> float | None:
+    return count / seconds if seconds > 0 else None
+
+
+def _claim(engine: Engine) -> int:
+    """Take a free sequence of an engine."""
+    taken: set[int] = engine.__dict__.setdefault("_claimed", set())
+    for sequence in range(engine.n_sequences):
+        if sequence not in taken:
+            taken.add(sequence)
+            return sequence
+    raise InvalidParamError(
+        f"all {engine.n_sequences} sequences of this model are in use",
+        key="n_sequences",
+        hint="Close a session, or open the model with more sequences.",
+    )
+
+
+def _release(engine: Engine, sequence: int) -> None:
+    engine.__dict__.setdefault("_claimed", set()).discard(sequence)
