@@ -49,7 +49,9 @@ def sample_data() -> Path:
 @pytest.fixture
 def samples(tmp_path: Path) -> Path:
     """Return a fresh copy of ``sample_data/`` that a test may change."""
-    return Path(shutil.copytree(SAMPLES, tmp_path / "sample_data"))
+    copy = shutil.copytree(SAMPLES, tmp_path / "sample_data", ignore=shutil.ignore_patterns("models"))
+    (copy / "models").symlink_to(SAMPLES / "models")  # megabytes that nothing changes
+    return Path(copy)
 
 
 @dataclass(frozen=True)

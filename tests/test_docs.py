@@ -108,6 +108,8 @@ def name(request):
 def playground(name, samples, tmp_path):
     """Return a folder with the files that the examples name, and an ``atlas-tool`` to put on the path."""
     folder = tmp_path / "playground"
+    folder.mkdir()
+    (folder / "sample_data").symlink_to(samples)
     for file, sample in STAND_INS.items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(samples / sample, folder / file)

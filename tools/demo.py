@@ -20,9 +20,30 @@ from tools.make_sample_data import PASSPHRASE  # noqa: E402
 from tools.reference import split  # noqa: E402
 
 ATLAS, GGUF, BROKEN, OUT = "sample_data/atlas", "sample_data/gguf", "sample_data/broken", "build/demo"
+MODEL, DOCUMENT = "sample_data/models/tiny-python.gguf", "sample_data/documents/statistics.py"
 
 #: Chapters of (title, [(command, expected exit code)]).
 TOUR = [
+    (
+        "A model with a memory: what is it worth on a text that the model has never read?",
+        [
+            (f"atlas-tool recommend {MODEL}", 0),
+            (f"atlas-tool perplexity {MODEL} {DOCUMENT} --memory none,window,knn,omega,atlas --atlas-auto --curve", 0),
+        ],
+    ),
+    (
+        "Read a document into a memory, and write on from it, without the memory and with it",
+        [
+            (f"atlas-tool learn {MODEL} {DOCUMENT} --atlas-auto --memory-file {OUT}/statistics.atlas", 0),
+            (f"atlas-tool inspect {OUT}/statistics.atlas", 0),
+            (f"atlas-tool run {MODEL} --no-chat -p 'def pstdev(data,' --temperature 0 --max-tokens 60", 0),
+            (
+                f"atlas-tool run {MODEL} --no-chat -p 'def pstdev(data,' --temperature 0 --max-tokens 60"
+                f" --memory-file {OUT}/statistics.atlas --read-only",
+                0,
+            ),
+        ],
+    ),
     (
         "Look into a memory file, and into a model",
         [

@@ -8,7 +8,7 @@ reads is the standard library of the interpreter that runs it, with its tests; w
 
 - ``sample_data/models/tiny-python.gguf``: Q8_0, with a chat template and where it comes from in its metadata,
 - ``sample_data/models/tiny-python.md``: the model card, from the same numbers,
-- ``sample_data/text/``: the held-out documents that the demo and the benchmarks read.
+- ``sample_data/documents/``: the held-out documents that the demo and the benchmarks read.
 
 The architecture is the plain one of llama.cpp (RMSNorm, interleaved RoPE, SwiGLU, grouped queries, tied embeddings).
 Matrices are trained with Muon, the rest with AdamW; the learning rate is a trapezium over the given time.
@@ -391,14 +391,14 @@ def write_all(
     folder: Path, model: Llama, tokenizer: Tokenizer, texts: list[str], result: dict[str, float]
 ) -> None:
     """Write the model, its card and the held-out documents."""
-    for name in ("models", "text"):
+    for name in ("models", "documents"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     documents = {f"{name}.py": read(STDLIB / f"{name}.py") for name in HELD_OUT["test"]} | {
         "english.txt": english()
     }
     losses = {name: held_out_loss(model, tokenizer, text) for name, text in documents.items()}
     for name, text in documents.items():
-        (folder / "text" / name).write_text(text, encoding="utf-8")
+        (folder / "documents" / name).write_text(text, encoding="utf-8")
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
     facts = {
         "description": "A small Llama trained on the standard library of Python, to try memories with.",

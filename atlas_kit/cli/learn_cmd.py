@@ -50,8 +50,8 @@ and at the end, whole or not at all, so that a killed process loses little; Ctrl
 Losses are in nats per token: of the model alone, and with the memory, before it had learned the token in question.
 
 Examples:
-  atlas-tool learn sample_data/models/tiny-python.gguf sample_data/text/argparse.py --memory-file python.atlas
-  atlas-tool learn sample_data/models/tiny-python.gguf sample_data/text/*.py --memory-file python.atlas --json
+  atlas-tool learn sample_data/models/tiny-python.gguf sample_data/models/*.md --memory-file card.atlas
+  cat sample_data/text/*.txt | atlas-tool learn sample_data/models/tiny-python.gguf - --memory-file chat.atlas --json
 """,
 )
 @click.argument("model", type=MODEL)

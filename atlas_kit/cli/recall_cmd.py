@@ -29,7 +29,7 @@ class _Distances(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         try:
             return tuple(int(part) for part in value.split(","))
         except ValueError:
-            self.fail(f"{value!r} is no list of whole numbers such as 256,1024,4096", param, ctx)
+            self.fail(f"{value!r} is no list of whole numbers such as 128,768,4096", param, ctx)
 
 
 @command_(
@@ -42,13 +42,13 @@ once more, and an answer counts when the exact number follows, greedily. The sam
 to the model alone and to model and memory; every fact is asked at every distance, and asking leaves no trace. A fact
 that has left the model's context can be known to the memory only, and one that has left the window
 (--window-size) to its learned part alone. The context is 512 tokens unless --n-ctx says otherwise. `nats` is what
-the whole answer cost, -log p: a guess costs ln 90 = 4.5.
+the whole answer cost, -log p: a guess costs ln 9000 = 9.1.
 
 The text is generated, of the kind that the model expects more (programs or sentences), or comes from --filler.
 
 Examples:
   atlas-tool recall sample_data/models/tiny-python.gguf --facts 5 --distances 64,600
-  atlas-tool recall sample_data/models/tiny-python.gguf --facts 3 --distances 600 --filler sample_data/text/argparse.py
+  atlas-tool recall sample_data/models/tiny-python.gguf --facts 3 --filler sample_data/documents/tarfile.py
 """,
 )
 @click.argument("model", type=MODEL)
@@ -56,7 +56,7 @@ Examples:
 @click.option(
     "--distances",
     type=_Distances(),
-    default="256,1024,4096",
+    default="128,768,4096",
     show_default=True,
     help="Tokens between a fact and its question.",
 )
@@ -123,7 +123,7 @@ def _text(result: Any) -> Iterator[_render.Block]:
     )
     yield ""
     yield (
-        f"chance: {result.chance_value:.1%} for any number, {result.chance_planted:.1%} for one that was planted"
+        f"chance: {result.chance_value:.2%} for any number, {result.chance_planted:.1%} for one that was planted"
     )
 
 

@@ -88,7 +88,7 @@ The memory is saved at the end, whole or not at all, also after Ctrl-C and error
 
 Examples:
   atlas-tool run sample_data/models/tiny-python.gguf -p "def main(" --no-chat --max-tokens 40 --seed 1
-  atlas-tool run sample_data/models/tiny-python.gguf -f sample_data/text/english.txt -m english.atlas --max-tokens 20
+  atlas-tool run sample_data/models/tiny-python.gguf -f sample_data/text/chat.txt -m chat.atlas --max-tokens 20
   echo /stats | atlas-tool run sample_data/models/tiny-python.gguf --atlas
 """,
 )
@@ -318,6 +318,7 @@ class _Talk:
                 self.stop.count = 0
                 return None
             except KeyboardInterrupt:
+                self.stop.count = 0
                 if _typed():
                     sys.stdout.write("\n")
                     continue

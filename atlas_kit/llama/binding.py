@@ -13,7 +13,7 @@ import numpy as np
 
 from atlas_kit.errors import AtlasError, InvalidParamError, MissingExtraError, ModelError
 from atlas_kit.formats.gguf import GGUFFile
-from atlas_kit.llama.engine import Feed, ModelInfo, Outputs
+from atlas_kit.llama.engine import Feed, ModelInfo, Outputs, check_feeds, encoded
 from atlas_kit.llama.rows import OutputRows, logit_scale, rows_of_model
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.operations.model_facts import model_facts
@@ -123,6 +123,7 @@ class LlamaEngine:
         self._file: GGUFFile | None = None
         self._rows: OutputRows | None = None
         self._matrix: Any = None
+        self._gives_both: bool | None = None
         self.decodes = 0
         path = os.fspath(path)
         with contextlib.ExitStack() as undo:
@@ -226,7 +227,8 @@ class LlamaEngine:
 
     def tokenize(self, text: str, *, begin: bool = False, special: bool = False) -> list[int]:
         """Return the tokens of a text; ``special``: names of control tokens in the text become those tokens."""
-        data = text.encode("utf-8", "surrogateescape")
+        self._require_open()
+        data = encoded(text)
         room = len(data) + 16
         while True:
             tokens = (self._lib.api.llama_token * room)()
@@ -239,6 +241,9 @@ class LlamaEngine:
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """Return a token's bytes, which may be part of a character; control tokens are empty unless ``special``."""
+        self._require_open()
+        if not 0 <= token < self.info.n_vocab:  # llama.cpp would end the process
+            raise InvalidParamError(f"there is no token {token}", key="token")
         room = 64
         while True:
             text = ctypes.create_string_buffer(room)
@@ -249,6 +254,7 @@ class LlamaEngine:
 
     def is_end(self, token: int) -> bool:
         """Tell whether a token ends an answer."""
+        self._require_open()
         return bool(self._lib.api.llama_vocab_is_eog(self._vocab, token))
 
     # --- decoding ------------------------------------------------------------------------------------------
@@ -261,15 +267,15 @@ class LlamaEngine:
         ModelError
             llama.cpp failed, or a sequence has no room left.
         """
+        self._require_open()
         api, at = self._lib.api, 0
-        total = sum(len(feed.tokens) for feed in feeds)
-        if not 0 < total <= self.n_batch:
-            raise InvalidParamError(f"{total} tokens are not 1 to {self.n_batch} (n_batch)", key="feeds")
+        total = check_feeds(feeds, self.n_batch, self.n_sequences)
         for feed in feeds:
             at = self._place(feed, at)
         self._batch.n_tokens = total
         if hidden:  # an engine with embeddings makes every token an output, so all are asked for
             self._fields["logits"][:total] = 1
+            self._clear_logits()
         self.decodes += 1
         api.llama_set_embeddings(self._context, hidden)
         status = api.llama_decode(self._context, self._batch)
@@ -303,8 +309,11 @@ class LlamaEngine:
         states = (
             np.ctypeslib.as_array(api.llama_get_embeddings(self._context), (rows, n_embd)) if hidden else None
         )
-        if states is not None and not logits[0].any():  # lfm2's graph gives either of them
-            logits = self._logits_of(states)
+        if states is not None:
+            if self._gives_both is None:
+                self._gives_both = bool(logits[0].any())
+            if not self._gives_both:  # lfm2's graph gives either of them
+                np.copyto(logits, self._logits_of(states))  # where its samplers look for them, too
         for feed in feeds:
             first = at + len(feed.tokens) - feed.outputs
             start = first if hidden else row
@@ -312,6 +321,11 @@ class LlamaEngine:
             found.append(Outputs(logits[start:stop], None if states is None else states[start:stop], first))
             at, row = at + len(feed.tokens), row + feed.outputs
         return found
+
+    def _clear_logits(self) -> None:
+        """Clear the last row, until it is known whether there are logits beside hidden states."""
+        if self._gives_both is None and (old := self._lib.api.llama_get_logits(self._context)):
+            np.ctypeslib.as_array(old, (1, self.info.n_vocab))[:] = 0
 
     def _logits_of(self, states: Any) -> Any:
         """Return the logits that belong to hidden states, where llama.cpp does not give both."""
@@ -333,21 +347,26 @@ class LlamaEngine:
         llama.cpp also says yes to recurrent and hybrid models, whose state keeps what was dropped, and to those with
         sliding windows, where it crashed (0.3.36, gemma2).
         """
+        self._require_open()
         stateful = self.info.recurrent or self.info.hybrid or self._lib.api.llama_model_n_swa(self._model) > 0
         return not stateful and bool(self._lib.api.llama_memory_can_shift(self._memory))
 
     def forget(self, sequence: int, start: int = 0, end: int = -1) -> bool:
         """Remove positions [start, end) of a sequence (-1: to its end); False where the model cannot."""
+        if not self._context:  # a session may end after its model
+            return False
         return bool(self._lib.api.llama_memory_seq_rm(self._memory, sequence, start, end))
 
     def shift(self, sequence: int, start: int, count: int) -> None:
         """Remove ``count`` positions from ``start`` on and move what comes behind them down by ``count``."""
+        self._require_open()
         api = self._lib.api
         api.llama_memory_seq_rm(self._memory, sequence, start, start + count)
         api.llama_memory_seq_add(self._memory, sequence, start + count, -1, -count)
 
     def save_sequence(self, sequence: int) -> bytes:
         """Return a sequence's whole context as bytes that ``load_sequence`` takes back."""
+        self._require_open()
         api = self._lib.api
         size = api.llama_state_seq_get_size(self._context, sequence)
         data = (ctypes.c_uint8 * size)()
@@ -355,6 +374,7 @@ class LlamaEngine:
 
     def load_sequence(self, sequence: int, data: bytes) -> bool:
         """Put a saved context into a sequence; False where it does not fit this model."""
+        self._require_open()
         self.forget(sequence)
         raw = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
         return bool(self._lib.api.llama_state_seq_set_data(self._context, raw, len(data), sequence))
@@ -365,6 +385,7 @@ class LlamaEngine:
         """Return a new sampler with the engine's vocabulary."""
         from atlas_kit.llama.chain import LlamaSampler
 
+        self._require_open()
         return LlamaSampler(self._lib.api, self._context, self._vocab, self.info, sampling)
 
     def output_rows(self) -> OutputRows:
@@ -376,6 +397,10 @@ class LlamaEngine:
                 self._file, scale=logit_scale(facts.architecture, facts.logit_scale), softcap=facts.softcap
             )
         return self._rows
+
+    def _require_open(self) -> None:
+        if not self._context:  # llama.cpp would end the process
+            raise ModelError("the model is closed", path=self.info.path)
 
     def close(self) -> None:
         """Free the model; closing twice is fine."""

@@ -12,6 +12,7 @@ that reading a text at once and token by token are the same.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +22,7 @@ import numpy as np
 from atlas_kit.errors import InvalidParamError, ModelError
 from atlas_kit.llama.rows import OutputRows
 from atlas_kit.memory import Memory, MemoryState, Readout, gate_features, match_lengths
-from atlas_kit.memory.backend import to_host
+from atlas_kit.memory.backend import namespace, to_host
 from atlas_kit.memory.ranking import Ranked
 from atlas_kit.operations.settings import ADAPTIVE, GATE_FEATURES, AtlasSettings
 
@@ -29,12 +30,66 @@ Array = np.ndarray[Any, Any]
 
 #: Tokens that came lately and are candidates therefore.
 RECENT = 1024
+#: Bytes of the array that is used again for the candidates' rows of each step.
+MOST_KEPT = 32 << 20
 #: The window never gets all of the weight: a token that it has not seen must stay possible.
 MOST_WEIGHT = 1 - 1e-6
 #: How far logits may be from the formula, as a share of their spread: llama.cpp rounds states as it rounds weights.
 MOST_ERROR = 0.3
+#: How far the step size moves per step at most, and in all, as logarithms.
+ETA_RATE, ETA_BOUND = 0.05, math.log(16)
+#: Three derivatives of the ranking, and that of the step size.
+SLOPES = 4
 #: What waits for its step to fill, one array each.
 _PENDING = ("hidden", "lse", "token", "top", "features", "probabilities", "slope")
+
+
+class Slots:
+    """What the window holds: unit keys (slots, d_key) on the device, tokens that followed (slots,), oldest first."""
+
+    def __init__(self, keys: Array, tokens: Array) -> None:
+        self.keys, self.tokens = keys, tokens
+
+    @functools.cached_property
+    def distinct(self) -> tuple[Array, Array]:
+        """The tokens that occur, ascending, and for each slot which of them it holds."""
+        seen, place = np.unique(self.tokens, return_inverse=True)
+        return seen, place.reshape(-1)
+
+
+_NO_SLOTS = Slots(np.empty((0, 0), np.float32), np.empty(0, np.int64))
+
+
+class _Window:
+    """The slots in a row, oldest first, kept up step by step.
+
+    The state's ring wraps around and holds float16; making unit vectors of 32,768 keys takes as long as looking 16
+    queries up. So they lie in arrays with room behind them, and move to new ones when it is used up.
+    """
+
+    def __init__(self, size: int, keys: Array, tokens: Array) -> None:
+        self._size = size
+        self.slots = Slots(keys, np.asarray(to_host(tokens), np.int64))
+        self._move()
+
+    def _move(self) -> None:
+        """Begin new arrays; the old ones may be looked at elsewhere."""
+        was, room = self.slots, self._size + max(256, self._size // 8)
+        self._end = len(was.tokens)
+        self._keys = namespace(was.keys).empty((room, was.keys.shape[1]), was.keys.dtype)
+        self._tokens = np.empty(room, np.int64)
+        self._keys[: self._end], self._tokens[: self._end] = was.keys, was.tokens
+
+    def append(self, keys: Array, tokens: Array) -> None:
+        """Take in the newest slots."""
+        count = len(tokens)
+        if self._end + count > len(self._tokens):
+            self._move()
+        new = slice(self._end, self._end + count)
+        self._keys[new], self._tokens[new] = keys, to_host(tokens)
+        self._end += count
+        held = slice(max(0, self._end - self._size), self._end)
+        self.slots = Slots(self._keys[held], self._tokens[held])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,12 +102,12 @@ class Reading:
         (n, n_embd), (n,) in nats, (n, K): state, log-sum-exp of the logits, most likely tokens.
     logits
         (n, n_vocab) as the model gave them.
-    tokens, corrected
-        (U,) ascending, (n, U): the candidates, and their logits behind the memory.
+    tokens, own, corrected
+        (U,) ascending, (n, U), (n, U): the candidates, their logits, and these behind the memory.
     log_z
         (n,): log-sum-exp of all logits behind the memory.
-    window_tokens, window
-        (slots,), and how its slots rank for each token.
+    slots, window
+        What the window holds, and how its slots rank for each token.
     weights
         (n, 3): how much model, memory and window count; they sum to 1.
     features
@@ -64,9 +119,10 @@ class Reading:
     top: Array
     logits: Array
     tokens: Array
+    own: Array
     corrected: Array
     log_z: Array
-    window_tokens: Array
+    slots: Slots
     window: Ranked
     weights: Array
     features: Array
@@ -79,16 +135,17 @@ class Reading:
         model, memory, window = self.weights[row]
         own: Array = self.logits[row].astype(np.float32)
         # beside the candidates, model and memory differ by the normaliser only
-        rest = model * math.exp(-self.lse[row]) + memory * math.exp(-self.log_z[row])
-        logp: Array = own + np.float32(math.log(rest) if rest > 0 else -self.lse[row])
+        with np.errstate(divide="ignore"):
+            model_log, memory_log = np.log((model, memory)) - (self.lse[row], self.log_z[row])
+        logp: Array = own + np.float32(np.logaddexp(model_log, memory_log))
         if memory > 0:
             before = np.exp(own[self.tokens] - self.lse[row])
             behind = np.exp(self.corrected[row] - self.log_z[row])
             logp[self.tokens] = np.log(model * before + memory * behind + 1e-30)
         if window > 0:
-            seen, place = np.unique(self.window_tokens, return_inverse=True)
-            mass = np.bincount(place.reshape(-1), self.window.weights[row], len(seen))
-            logp[seen] = np.logaddexp(logp[seen], np.log(window * mass + 1e-30))
+            seen, place = self.slots.distinct
+            mass = np.bincount(place, self.window.weights[row], len(seen))
+            logp[seen] = np.log(np.exp(logp[seen].astype(np.float64)) + window * mass + 1e-30)
         return logp
 
     def probabilities_of(self, token: Array) -> Array:
@@ -100,9 +157,22 @@ class Reading:
         cached = (self.window.weights * self.hits(token)).sum(axis=1)
         return np.stack((np.exp(own - self.lse), np.exp(behind - self.log_z), cached), axis=-1)
 
+    def gain(self, token: Array) -> Array:
+        """Return (n,): d log p(token) / d g, were the memory's correction g times as large, at g = 1, per nat.
+
+        ``change_token - sum_u p_u change_u`` over the candidates; out of sample, since reading comes before learning.
+        """
+        if not len(self.tokens):
+            return np.zeros(len(token))
+        with np.errstate(invalid="ignore"):
+            change = np.where(self.own > -np.inf, self.corrected - self.own, 0)  # -inf: a model rules it out
+        expected = (np.exp(self.corrected - self.log_z[:, None]) * change).sum(axis=1)
+        place, known = _find(self.tokens, token)
+        return np.asarray(np.where(known, change[np.arange(len(token)), place], 0) - expected)
+
     def hits(self, token: Array) -> Array:
         """Return (n, slots): which slots hold the token that came."""
-        return np.equal(self.window_tokens[None, :], token[:, None])
+        return np.equal(self.slots.tokens[None, :], token[:, None])
 
     def blended(self, probabilities: Array) -> Array:
         """Return the blended probability (n,) from what ``probabilities_of`` gave."""
@@ -142,7 +212,10 @@ class TokenMemory:
         self.watched = np.empty(0, np.int64)
         self._pending: dict[str, list[Array]] = {name: [] for name in _PENDING}
         self._waiting = 0
-        self._window: tuple[Array, Array] | None = None
+        self.log_eta = 0.0
+        self._window: _Window | None = None
+        self._distinct: Array | None = None
+        self._matrix = np.empty((0, self.rows.n_embd), np.float32)
 
     @property
     def learns(self) -> bool:
@@ -184,28 +257,31 @@ class TokenMemory:
             When the logits do not follow from the states, so that a correction would make no sense.
         """
         top, lse, entropy = summarize(logits, self.count)
-        tokens, corrected, log_z = self._corrected(hidden, logits, top, lse)
-        window_tokens, window = self._look_up(hidden, current)
+        tokens, own, corrected, log_z = self._corrected(hidden, logits, top, lse)
+        slots, window = self._look_up(hidden, current)
         features = gate_features(window.similarity, entropy, window.length, window.confidence)
         if not self.settings.window_size:
             features[:, [1, 3, 4]] = 0
-        weights = self._weights(features, len(window_tokens) > 0)
+        weights = self._weights(features, len(slots.tokens) > 0)
         return Reading(
-            hidden, lse, top, logits, tokens, corrected, log_z, window_tokens, window, weights, features
+            hidden, lse, top, logits, tokens, own, corrected, log_z, slots, window, weights, features
         )
 
-    def _corrected(self, hidden: Array, logits: Array, top: Array, lse: Array) -> tuple[Array, Array, Array]:
-        """Return the candidates, their logits behind the memory, and the log-sum-exp of all logits then."""
+    def _corrected(
+        self, hidden: Array, logits: Array, top: Array, lse: Array
+    ) -> tuple[Array, Array, Array, Array]:
+        """Return the candidates, their logits, these behind the memory, and the log-sum-exp of all logits then."""
         n = len(hidden)
         if not self.learns:
-            return np.empty(0, np.int64), np.empty((n, 0), np.float32), lse
+            none = np.empty((n, 0), np.float32)
+            return np.empty(0, np.int64), none, none, lse
         y = to_host(self.memory.read(self.state, self._on_device(hidden)))
-        lately = np.unique(self.recent)
+        lately = self._lately
         tokens = self._candidates(top, lately)
         own = logits[:, tokens] if len(tokens) < logits.shape[1] else logits
-        rows, rows_of = self.rows, self.rows(tokens)
-        self._require_formula(hidden, own, rows_of, tokens)
-        change = (y @ rows_of.T - (y @ rows.mean)[:, None]) * np.float32(rows.scale)
+        rows = self.rows
+        self._require_formula(hidden, own, tokens)
+        change = (rows.product(y, tokens) - (y @ rows.mean)[:, None]) * np.float32(rows.scale)
         if rows.softcap is None:
             corrected = own + change
         else:
@@ -219,14 +295,14 @@ class TokenMemory:
         after = np.exp(corrected.astype(np.float64) - lse[:, None])
         # the other tokens keep their logits, so their mass stays what it was
         rest = np.maximum(1 - before.sum(axis=1), 0)
-        return tokens, corrected, lse + np.log(rest + after.sum(axis=1))
+        return tokens, own, corrected, lse + np.log(rest + after.sum(axis=1))
 
-    def _require_formula(self, hidden: Array, own: Array, rows: Array, tokens: Array) -> None:
+    def _require_formula(self, hidden: Array, own: Array, tokens: Array) -> None:
         """Check once that the model's logits are what ``OutputRows`` says, or a correction would be meaningless."""
         if self._checked:
             return
         self._checked = True
-        error = self.rows.logits(hidden[:1], rows, tokens) - own[:1]
+        error = self.rows.logits(hidden[:1], self.rows(tokens), tokens) - own[:1]
         if float(np.square(error).mean()) > MOST_ERROR**2 * float(own[:1].var()):
             raise ModelError(
                 "the model's logits do not follow from its last state and its output matrix as they do elsewhere",
@@ -250,32 +326,39 @@ class TokenMemory:
         mine[np.arange(len(top))[:, None], np.searchsorted(tokens, top)] = True
         return mine
 
-    def _look_up(self, hidden: Array, current: Array) -> tuple[Array, Ranked]:
-        """Return the window's tokens (slots,), oldest first, and how its slots rank for each query."""
+    @property
+    def _lately(self) -> Array:
+        """The tokens that came lately, ascending: the same for a whole step."""
+        if self._distinct is None:
+            self._distinct = np.unique(self.recent)
+        return self._distinct
+
+    def _look_up(self, hidden: Array, current: Array) -> tuple[Slots, Ranked]:
+        """Return what the window holds, and how its slots rank for each query."""
         n, ranking = len(hidden), self.memory.config.ranking
-        keys, tokens = self._remembered()
+        slots = self._slots()
+        keys, tokens = slots.keys, slots.tokens
         if ranking is None or not len(tokens):
             nothing = np.zeros(n, np.float32)
             empty = np.empty((n, 0), np.float32)
-            return tokens[:0], Ranked(empty, nothing - 1, nothing, nothing, np.empty((3, n, 0), np.float32))
+            return _NO_SLOTS, Ranked(empty, nothing - 1, nothing, nothing, np.empty((3, n, 0), np.float32))
         cosine = to_host(self.memory.directions(self.state, self._on_device(hidden)) @ keys.T)
         match = match_lengths(self._histories(current, ranking.longest), tokens, ranking.longest)
         # the newest slot lies one token before the first that waits
         age = (
             np.arange(len(tokens), 0, -1, dtype=np.float32)
-            + np.arange(self._waiting, self._waiting + n)[:, None]
+            + (np.arange(n) + self._waiting + len(self.watched))[:, None]
         )
         w = to_host(self.state.gate["rank"])
-        return tokens, ranking.read(w, cosine, match, age.astype(np.float32), tokens)
+        return slots, ranking.read(w, cosine, match, age.astype(np.float32), tokens)
 
-    def _remembered(self) -> tuple[Array, Array]:
-        """Return the window's keys (slots, d_key) on the device and tokens (slots,): the same for a whole step."""
+    def _slots(self) -> Slots:
+        """Return what the window holds: the same for a whole step."""
+        if not self.settings.window_size:
+            return _NO_SLOTS
         if self._window is None:
-            if not self.settings.window_size:
-                return np.empty((0, 0), np.float32), np.empty(0, np.int64)
-            keys, tokens = self.memory.remembered(self.state)
-            self._window = keys, np.asarray(to_host(tokens), np.int64)
-        return self._window
+            self._window = _Window(self.settings.window_size, *self.memory.remembered(self.state))
+        return self._window.slots
 
     def _histories(self, current: Array, longest: int) -> Array:
         """Return (n, longest): the tokens up to and with each of ``current``; -1 where there is none."""
@@ -325,11 +408,9 @@ class TokenMemory:
         self.watched = self.watched[:0]
         probabilities = reading.probabilities_of(token)
         ranking = self.memory.config.ranking
-        slope = (
-            np.zeros((len(token), 3))
-            if ranking is None
-            else ranking.slope(reading.window, reading.hits(token))
-        )
+        slope = np.empty((len(token), SLOPES))
+        slope[:, :-1] = 0 if ranking is None else ranking.slope(reading.window, reading.hits(token))
+        slope[:, -1] = reading.gain(token)
         values = (reading.hidden, reading.lse, token, reading.top, reading.features, probabilities, slope)
         for name, value in zip(_PENDING, values, strict=True):
             self._pending[name].append(np.array(value))
@@ -350,10 +431,34 @@ class TokenMemory:
         self._waiting = 0
         state, device = self._learn_blend(self.state, rows), self._on_device
         self.recent = np.concatenate((self.recent, rows["token"].astype(np.int32)))[-RECENT:]
+        self._distinct = None
         readout = self._readout(rows["top"]) if self.learns else self._no_readout
         targets = {name: device(rows[name]) for name in ("token", "hidden", "lse")}
-        self.state, _ = self.memory.observe(state, targets["hidden"], targets, readout=readout, donate=True)
-        self._window = None
+        # a memory without a step corrects nothing, but for the rounding of a softcap
+        if self.learns and self.settings.blend_ratio == ADAPTIVE and int(state.counters["steps"]):
+            self._adapt(rows["slope"][:, -1])
+        eta = device(np.full(len(rows["token"]), self.learning_rate, np.float32))
+        self.state, _ = self.memory.observe(
+            state, targets["hidden"], targets, readout=readout, eta=eta, donate=True
+        )
+        if self._window is not None:
+            self._window.append(*self.memory.remembered(self.state, len(rows["token"])))
+
+    def _adapt(self, gain: Array) -> None:
+        """Move the step size: up while larger corrections would have been better, down while smaller ones.
+
+        ``gain`` (n,) says so of tokens that were predicted before they were learned (``Reading.gain``); their mean over
+        their root mean square lies in [-1, 1], whatever the model.
+        """
+        size = float(np.sqrt(np.square(gain).mean()))
+        if size > 0 and math.isfinite(size):
+            self.log_eta += ETA_RATE * float(gain.mean()) / size
+            self.log_eta = min(max(self.log_eta, -ETA_BOUND), ETA_BOUND)
+
+    @property
+    def learning_rate(self) -> float:
+        """The step size at present: the setting, times what was adapted."""
+        return self.settings.learning_rate * math.exp(self.log_eta)
 
     def _learn_blend(self, state: MemoryState, rows: Mapping[str, Array]) -> MemoryState:
         """Move gate and ranking towards what was right."""
@@ -363,18 +468,21 @@ class TokenMemory:
         features = rows["features"][None]
         if ranking is not None and int(state.counters["filled"]):
             right = gate.responsibilities({"w": to_host(state.gate["w"])[None]}, features, p)[0, :, -1]
-            w = ranking.update(to_host(state.gate["rank"]), rows["slope"], right)
+            w = ranking.update(to_host(state.gate["rank"]), rows["slope"][:, :-1], right)
             state = dataclasses.replace(state, gate={**state.gate, "rank": self._on_device(w)})
         if int(state.counters["seen"]) or not self.settings.window_size:
             state, _ = self.memory.learn_blend(state, self._on_device(features[0]), self._on_device(p[0]))
         return state
 
     def _readout(self, top: Array) -> Readout:
-        tokens = self._candidates(top, np.unique(self.recent))
+        tokens = self._candidates(top, self._lately)
         everything = len(tokens) == self.rows.n_vocab
         bias = None if self.rows.bias is None else self._on_device(self.rows.bias[tokens])
+        rows = self.rows(tokens, self._matrix)
+        if len(tokens) < self.rows.n_vocab and len(self._matrix) < len(tokens) <= MOST_KEPT // rows[0].nbytes:
+            self._matrix = rows
         return Readout(
-            self._on_device(self.rows(tokens)),
+            self._on_device(rows),
             None if everything else self._on_device(tokens),
             self._on_device(self.rows.mean),
             bias,
@@ -396,7 +504,7 @@ class TokenMemory:
     def waiting(self) -> dict[str, Array]:
         """Return the tokens whose step is not full yet, and the recent ones: what goes with ``state``."""
         found = {name: np.concatenate(parts) for name, parts in self._pending.items() if parts}
-        return {**found, "recent": self.recent}
+        return {**found, "recent": self.recent, "log_eta": np.asarray(self.log_eta)}
 
     def restore(self, state: MemoryState, waiting: Mapping[str, Array]) -> None:
         """Go on from a state and what waited then.
@@ -409,13 +517,17 @@ class TokenMemory:
         self.reset()
         self.state = state
         n_vocab, n_embd = self.rows.n_vocab, self.rows.n_embd
-        recent = np.asarray(waiting.get("recent", self.recent))
+        recent, log_eta = (
+            np.asarray(waiting.get("recent", self.recent)),
+            np.asarray(waiting.get("log_eta", 0.0)),
+        )
         count = len(waiting.get("token", ()))
         shapes = dict(
-            zip(_PENDING, ((n_embd,), (), (), (self.count,), (GATE_FEATURES,), (3,), (3,)), strict=True)
+            zip(_PENDING, ((n_embd,), (), (), (self.count,), (GATE_FEATURES,), (3,), (SLOPES,)), strict=True)
         )
         parts = {name: np.asarray(waiting[name]) for name in shapes} if count else {}
-        fits = recent.ndim == 1 and count < self.memory.config.chunk_size
+        fits = log_eta.shape == () and abs(float(log_eta)) <= ETA_BOUND
+        fits = fits and recent.ndim == 1 and count < self.memory.config.chunk_size
         fits = fits and all(parts[name].shape == (count, *shapes[name]) for name in parts)
         ids = [recent, *(parts[name] for name in ("token", "top") if name in parts)]
         fits = fits and all(
@@ -423,7 +535,7 @@ class TokenMemory:
         )
         if not fits:
             raise InvalidParamError("what waited to be learned does not fit this memory", key="waiting")
-        self.recent = recent.astype(np.int32)[-RECENT:]
+        self.recent, self.log_eta = recent.astype(np.int32)[-RECENT:], float(log_eta)
         for name, array in parts.items():
             self._pending[name].append(array)
         self._waiting = count
@@ -446,17 +558,23 @@ class TokenMemory:
             "chunk_size",
             "window_dtype",
             "gate",
+            "ranking",
             "warmup_tokens",
         )
         for name in fixed:
             if getattr(config, name) != getattr(self.memory.config, name):
                 raise InvalidParamError(
-                    f"{', '.join(changes)}: a memory that has learned keeps its sizes",
+                    f"{', '.join(changes)}: a memory that has learned keeps its sizes and its ranking",
                     key="settings",
                     hint="Start a new memory, or leave the setting out.",
                 )
         self.settings = settings
         self.memory = Memory(config, self.memory.xp.__name__)
+        # what waits has as many candidates as there were; more of them are repeated
+        self._pending["top"] = [
+            top[:, np.arange(self.count) % top.shape[1]] if self.learns else top
+            for top in self._pending["top"]
+        ]
 
     def stats(self) -> dict[str, Any]:
         """Return counts and sizes as JSON-ready data."""
@@ -467,6 +585,7 @@ class TokenMemory:
             "tokens_learned": int(counters["learned"]) if self.learns else 0,
             "window": min(int(counters["filled"]), config.window_size),
             "window_size": config.window_size,
+            "learning_rate": self.learning_rate,
             "state_bytes": self.state_bytes,
             "row_cache_bytes": self.rows.cached_bytes,
             "gate": None if gate is None else to_host(gate).round(4).tolist(),
@@ -499,7 +618,8 @@ def summarize(logits: Array, count: int) -> tuple[Array, Array, Array]:
         e = np.exp(z - np.float32(largest))
         total = float(e.sum(dtype=np.float64))
         lse[row] = largest + math.log(total)
-        mean = float(e @ z)
+        with np.errstate(invalid="ignore"):
+            mean = float(e @ z)
         if not math.isfinite(mean):  # a model may rule tokens out: -inf times 0
             mean = float(e @ np.where(e > 0, z, 0))
         entropy[row] = lse[row] - mean / total

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.llama.engine import ModelInfo
+from atlas_kit.llama.engine import ModelInfo, encoded
 from atlas_kit.llama.sampling import Floats, Sampling
 
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
@@ -28,21 +28,18 @@ class LlamaSampler:
         self._all = np.zeros(info.n_vocab, _TOKEN_DATA)
         self._ids = np.arange(info.n_vocab, dtype=np.int32)
         self._one = np.zeros(1, _TOKEN_DATA)
-        self._bias = {t: b for t, b in sampling.logit_bias.items() if 0 <= t < info.n_vocab}
+        self._bias = dict(sampling.logit_bias)
+        if unknown := [token for token in self._bias if not 0 <= token < info.n_vocab]:
+            raise InvalidParamError(f"there is no token {unknown[0]}", key="logit_bias")
         self._grammar = self._make_grammar(vocab, sampling)
         self._chain = self._make_chain(sampling)
 
     def _make_chain(self, s: Sampling) -> Any:
         api = self._api
         chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
+        parts = []
         if s.repeat_penalty != 1.0 or s.frequency_penalty or s.presence_penalty:
-            parts = [
-                api.llama_sampler_init_penalties(
-                    s.repeat_last_n, s.repeat_penalty, s.frequency_penalty, s.presence_penalty
-                )
-            ]
-        else:
-            parts = []
+            parts.append(self._penalties(s))
         if s.temperature <= 0:
             parts.append(api.llama_sampler_init_greedy())
         else:
@@ -58,6 +55,12 @@ class LlamaSampler:
             api.llama_sampler_chain_add(chain, part)
         return chain
 
+    def _penalties(self, s: Sampling) -> Any:
+        make = self._api.llama_sampler_init_penalties
+        last = s.repeat_last_n if s.repeat_last_n >= 0 else self._api.llama_n_ctx(self._context)
+        size = (len(self._all),) if len(make.argtypes) == 5 else ()  # llama-cpp-python 0.3.36 also wants n_vocab
+        return make(*size, last, s.repeat_penalty, s.frequency_penalty, s.presence_penalty)
+
     def _make_grammar(self, vocab: Any, s: Sampling) -> Any:
         text, key = s.grammar, "grammar"
         if (schema := s.schema_text) is not None:
@@ -70,7 +73,9 @@ class LlamaSampler:
                 raise InvalidParamError(f"this schema cannot become a grammar: {error}", key=key) from error
         if text is None:
             return None
-        grammar = self._api.llama_sampler_init_grammar(vocab, text.encode(), b"root")
+        text_bytes = encoded(text)
+        usable = text.strip() and b"\0" not in text_bytes  # llama.cpp takes none for one without rules
+        grammar = usable and self._api.llama_sampler_init_grammar(vocab, text_bytes, b"root")
         if not grammar:
             raise InvalidParamError("llama.cpp does not understand this grammar", key=key)
         return grammar

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from atlas_kit.errors import InvalidParamError
+
 if TYPE_CHECKING:
     from atlas_kit.llama.rows import OutputRows
     from atlas_kit.llama.sampling import Sampler, Sampling
@@ -138,6 +140,40 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model; closing twice is fine."""
+
+
+def check_feeds(feeds: Sequence[Feed], n_batch: int, n_sequences: int) -> int:
+    """Return how many tokens some feeds are.
+
+    Raises
+    ------
+    InvalidParamError
+        They are none or more than ``n_batch``, or one of them asks for what there is not.
+    """
+    total = sum(len(feed.tokens) for feed in feeds)
+    if not 0 < total <= n_batch:
+        raise InvalidParamError(f"{total} tokens are not 1 to {n_batch} (n_batch)", key="feeds")
+    for feed in feeds:
+        if not 0 <= feed.sequence < n_sequences or not 0 <= feed.outputs <= len(feed.tokens):
+            raise InvalidParamError(
+                f"there is no sequence {feed.sequence} with {feed.outputs} outputs of {len(feed.tokens)} tokens",
+                key="feeds",
+            )
+    return total
+
+
+def encoded(text: str) -> bytes:
+    """Return a text as UTF-8; what was no UTF-8 when Python read it becomes the bytes that it was.
+
+    Raises
+    ------
+    InvalidParamError
+        It holds half of a character (a lone surrogate).
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise InvalidParamError("the text holds half of a character", key="text") from error
 
 
 def open_engine(path: str, **options: Any) -> Engine:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from atlas_kit.errors import InvalidParamError, ModelError
-from atlas_kit.llama.engine import Feed, ModelInfo, Outputs
+from atlas_kit.llama.engine import Feed, ModelInfo, Outputs, check_feeds, encoded
 from atlas_kit.llama.rows import OutputRows
 from atlas_kit.llama.sampling import Floats, Sampling
 
@@ -45,6 +45,7 @@ class FakeEngine:
         self._shiftable = shiftable
         self._contexts: dict[int, list[int]] = {}
         self.decodes = 0
+        self._given: list[Floats] = []
         self.info = ModelInfo(
             path="fake", name="fake", architecture="fake", description="fake", identity="00" * 31 + "fa",
             n_vocab=END + 1, n_embd=n_embd, n_layer=1, n_ctx_train=n_ctx, n_params=0, size=0,
@@ -63,7 +64,7 @@ class FakeEngine:
 
     def tokenize(self, text: str, *, begin: bool = False, special: bool = False) -> list[int]:
         """Return the bytes of a text."""
-        return list(text.encode("utf-8", "surrogateescape"))
+        return list(encoded(text))
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """Return a token's byte."""
@@ -81,14 +82,17 @@ class FakeEngine:
 
     def decode(self, feeds: Sequence[Feed], *, hidden: bool = False) -> list[Outputs]:
         """Decode at most ``n_batch`` tokens; one ``Outputs`` for each feed."""
-        total = sum(len(feed.tokens) for feed in feeds)
-        if not 0 < total <= self.n_batch:
-            raise InvalidParamError(f"{total} tokens are not 1 to {self.n_batch} (n_batch)", key="feeds")
+        total = check_feeds(feeds, self.n_batch, self.n_sequences)
+        for old in self._given:
+            old.fill(np.nan)  # views end with the next decode
+        self._given = []
         self.decodes += 1
         found, at = [], 0
         for feed in feeds:
             context = self._contexts.setdefault(feed.sequence, [])
             if feed.position != len(context) or len(context) + len(feed.tokens) > self.n_ctx:
+                for failed in feeds:
+                    self.forget(failed.sequence)
                 raise ModelError(f"the model could not read {total} tokens: the context is full")
             states = []
             for token in feed.tokens:
@@ -96,6 +100,7 @@ class FakeEngine:
                 states.append(self._state(context))
             rows = np.stack(states)[len(states) - feed.outputs :]
             logits = (rows @ self._matrix.T).astype(np.float32)
+            self._given += [rows, logits]
             found.append(Outputs(logits, rows if hidden else None, at + len(states) - feed.outputs))
             at += len(states)
         return found
@@ -115,12 +120,16 @@ class FakeEngine:
 
     def save_sequence(self, sequence: int) -> bytes:
         """Return a sequence's tokens."""
-        return np.asarray(self._contexts.get(sequence, []), "<i4").tobytes()
+        tokens = np.asarray(self._contexts.get(sequence, []), "<i4")
+        return b"fake" + len(tokens).to_bytes(4, "little") + tokens.tobytes()
 
     def load_sequence(self, sequence: int, data: bytes) -> bool:
         """Put saved tokens into a sequence."""
-        self._contexts[sequence] = np.frombuffer(data, "<i4").tolist()
-        return len(self._contexts[sequence]) <= self.n_ctx
+        self.forget(sequence)
+        tokens = np.frombuffer(data[8 : len(data) // 4 * 4], "<i4").tolist()
+        fits = data[:4] == b"fake" and len(data) == 8 + 4 * int.from_bytes(data[4:8], "little")
+        self._contexts[sequence] = tokens if fits else []
+        return fits and len(tokens) <= self.n_ctx
 
     def sampler(self, sampling: Sampling) -> FakeSampler:
         """Return a sampler that knows temperature and seed."""

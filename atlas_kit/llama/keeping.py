@@ -142,7 +142,10 @@ def load(
         memory.restore(loaded.state, waiting)
         tokens, output = _context_of(runtime) if context else ([], {})
         position = int(runtime.get("position", len(tokens)))
-        session.adopt(memory, tokens, position, output, _engine_bytes(path, secret) if tokens else None)
+        # another model's cache is of no use, though it may have the same shape
+        own = dict(runtime.get("model", {})).get("identity") == session.engine.info.identity
+        output = output if own else {}
+        session.adopt(memory, tokens, position, output, _engine_bytes(path, secret) if output else None)
     except AtlasError as error:
         error.path = error.path or path
         raise
@@ -185,7 +188,7 @@ def _engine_bytes(path: str, secret: Mapping[str, Any]) -> bytes | None:
 
 def _packed(array: Array) -> dict[str, Any]:
     """Return an array as JSON values, bit by bit."""
-    array = np.ascontiguousarray(array)
+    array = np.asarray(array, order="C")  # `ascontiguousarray` would give a number an axis
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
     data = base64.b64encode(little.tobytes()).decode("ascii")
     return {"dtype": array.dtype.name, "shape": list(array.shape), "data": data}

@@ -23,11 +23,12 @@ from atlas_kit.llama.session import AtlasSession
 
 #: Filler before the first fact, from which the memory learns how much to trust itself, and between facts.
 WARM_UP, BETWEEN = 512, 24
-#: What a fact looks like: as far as ``{value}`` it is the question. The name stands right before the value, because
-#: the state of a small model says little of what is further back: "KEY = 4" looks the same for every key.
-TEMPLATES = {"code": "#define KEY_{name} {value}", "text": "Call {name} {value}."}
+#: Tokens that a fact may take, roughly.
+ROOM = 32
+#: What a fact looks like: as far as ``{value}`` it is the question.
+TEMPLATES = {"code": "KEY_{name} = {value}", "text": "The code of {name} is {value}."}
 #: Values are the numbers between these.
-LEAST, MOST = 10, 99
+LEAST, MOST = 1000, 9999
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Row:
     Attributes
     ----------
     reach
-        What of all kept still holds the fact: ``context``, ``window``, or ``learned memory``, which alone is left.
+        What of all kept surely holds the fact: ``context``, ``window``, or (``learned memory``) nothing but that.
     right_model, right
         Facts whose answer came exactly: from the model alone, with the memory.
     nats_model, nats
@@ -116,7 +117,7 @@ def recall(
     session: AtlasSession,
     *,
     facts: int = 20,
-    distances: Sequence[int] = (256, 1024, 4096),
+    distances: Sequence[int] = (128, 768, 4096),
     seed: int = 0,
     template: str | None = None,
     filler: str | None = None,
@@ -194,21 +195,23 @@ def check(facts: int, distances: Sequence[int], template: str | None) -> None:
 
 def _row(session: AtlasSession, distance: int) -> Row:
     assert session.memory is not None
-    window = session.memory.settings.window_size
-    # a context that rolls over keeps between half of itself and all
-    reach = "context" if distance < session.engine.n_ctx // 2 else "window"
-    if reach == "window" and distance >= window:
-        reach = "learned memory" if session.memory.learns else "nothing"
-    return Row(distance, reach)
+    settings = session.memory.settings
+    # a context that rolls over keeps between half of itself and all; a fact and its question take room, too
+    if distance < session.engine.n_ctx // 2 - ROOM:
+        return Row(distance, "context")
+    if distance < settings.window_size - ROOM:
+        return Row(distance, "window")
+    if settings.window_size and distance < settings.window_size + settings.chunk_size:
+        return Row(distance, "window's edge")  # what waits for its step has not pushed anything out yet
+    return Row(distance, "learned memory" if session.memory.learns else "nothing")
 
 
 # --- the text --------------------------------------------------------------------------------------------
 
 
 def _facts(engine: Engine, template: str, count: int, rng: random.Random) -> list[Fact]:
-    """Return facts with different names, and, as far as there are enough, different values."""
-    numbers = range(LEAST, MOST + 1)
-    values = rng.sample(numbers, count) if count <= len(numbers) else rng.choices(numbers, k=count)
+    """Return facts with different names and different values."""
+    values = rng.sample(range(LEAST, MOST + 1), count)
     names: dict[str, None] = {}
     while len(names) < count:
         names[_name(rng)] = None
@@ -306,7 +309,7 @@ def filler_text(style: str, length: int, seed: int) -> str:
     """Return at least ``length`` characters of generated text, the same for the same seed.
 
     >>> filler_text("text", 60, 1)
-    'X'
+    'Every machine found the empty letter and collected the round ladder. '
     """
     rng = random.Random(seed)
     parts: list[str] = []

@@ -19,6 +19,8 @@ Array = np.ndarray[Any, Any]
 
 #: What the cache may hold, in bytes: 8,192 rows of a 2,048-wide model.
 CACHE_BYTES = 64 << 20
+#: Rows that are multiplied at a time, in bytes: they stay in the processor's cache.
+BLOCK_BYTES = 1 << 20
 #: Rows that the mean row is estimated from.
 SAMPLE = 1024
 
@@ -53,6 +55,7 @@ class OutputRows:
         self._token_in = np.full(capacity, -1, np.int64)  # slot -> token
         self._used = np.zeros(capacity, np.int64)  # slot -> when it was last asked for
         self._clock = 0
+        self._block = np.empty((max(16, min(capacity, BLOCK_BYTES // (4 * n_embd))), n_embd), np.float32)
         self._mean: Array | None = None
 
     @property
@@ -60,33 +63,58 @@ class OutputRows:
         """Bytes of the rows that the cache holds now."""
         return int((self._token_in >= 0).sum()) * 4 * self.n_embd
 
-    def __call__(self, tokens: Array) -> Array:
-        """Return the rows (n, n_embd) of ``tokens`` (n,), ascending and without repetition."""
-        slots = self._slot_of[tokens]
-        missing = tokens[slots < 0]
-        if not len(missing):
-            self._clock += 1
-            self._used[slots] = self._clock
-            return self._rows[slots]
-        fresh = self._matrix(missing)
-        if len(tokens) > len(self._rows):  # more than the cache holds: nothing to gain from it
-            out = np.empty((len(tokens), self.n_embd), np.float32)
+    def __call__(self, tokens: Array, out: Array | None = None) -> Array:
+        """Return the rows (n, n_embd) of ``tokens`` (n,), ascending and without repetition.
+
+        ``out`` may take them, where it is large enough: new arrays of that size cost more than the rows. What is
+        returned must not be written to.
+        """
+        count = len(tokens)
+        out = np.empty((count, self.n_embd), np.float32) if out is None or len(out) < count else out[:count]
+        if count > len(self._rows):  # more than the cache holds: nothing to gain from it
+            slots = self._slot_of[tokens]
             out[slots >= 0] = self._rows[slots[slots >= 0]]
-            out[slots < 0] = fresh
+            out[slots < 0] = self._matrix(tokens[slots < 0])
             return out
+        slots = self._slots(tokens)
+        if count == self.n_vocab:
+            return self._rows
+        return np.take(self._rows, slots, axis=0, out=out, mode="clip")  # other modes copy once more
+
+    def product(self, vectors: Array, tokens: Array) -> Array:
+        """Return ``vectors`` (n, n_embd) times the rows of ``tokens`` (U,), (n, U), without building these rows."""
+        if len(tokens) > len(self._rows) or len(tokens) == self.n_vocab:
+            return np.asarray(vectors @ self(tokens).T)
+        slots = self._slots(tokens)
+        result = np.empty((len(vectors), len(tokens)), np.float32)
+        for start in range(0, len(tokens), len(self._block)):
+            part = slots[start : start + len(self._block)]
+            block = np.take(self._rows, part, axis=0, out=self._block[: len(part)], mode="clip")
+            result[:, start : start + len(part)] = vectors @ block.T
+        return result
+
+    def _slots(self, tokens: Array) -> Array:
+        """Return where in the cache the rows of ``tokens`` lie, after bringing in those that are missing."""
+        slots = self._slot_of[tokens]
         self._clock += 1
-        self._used[slots[slots >= 0]] = self._clock
-        self._keep(missing, fresh)
-        return self._rows[self._slot_of[tokens]]
+        here = slots >= 0
+        if here.all():
+            self._used[slots] = self._clock
+            return slots
+        self._used[slots[here]] = self._clock
+        missing = tokens[~here]
+        self._keep(missing, self._matrix(missing))
+        return np.asarray(self._slot_of[tokens])
 
     def _keep(self, tokens: Array, rows: Array) -> None:
-        """Put rows into the slots that were used longest ago."""
+        """Put rows into the slots that were used longest ago; where all have room, a row's slot is its token."""
         count = len(tokens)
-        oldest = (
-            np.argpartition(self._used, count - 1)[:count]
-            if count < len(self._used)
-            else np.arange(len(self._used))
-        )
+        if len(self._rows) == self.n_vocab:
+            oldest = tokens
+        elif count < len(self._used):
+            oldest = np.argpartition(self._used, count - 1)[:count]
+        else:
+            oldest = np.arange(len(self._used))
         evicted = self._token_in[oldest]
         self._slot_of[evicted[evicted >= 0]] = -1
         self._rows[oldest] = rows

@@ -69,15 +69,29 @@ class Sampling:
     def __post_init__(self) -> None:
         for name, least, most in _RANGES:
             value = getattr(self, name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            kinds = int if isinstance(least, int) else (int, float)
+            number = isinstance(value, kinds) and not isinstance(value, bool)
             if not number or not least <= value <= most:
                 raise InvalidParamError(
                     f"{name} is {value!r}", key=name, hint=f"Choose {least:g} to {most:g}."
                 )
-        if self.seed is not None and (not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 32):
+        if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < 1 << 32):
             raise InvalidParamError(f"seed is {self.seed!r}", key="seed", hint="Choose 0 to 4294967295.")
         if self.grammar is not None and self.json_schema is not None:
             raise InvalidParamError("a grammar and a JSON schema cannot both be followed", key="grammar")
+        if self.grammar is not None and not isinstance(self.grammar, str):
+            raise InvalidParamError(f"grammar is {self.grammar!r}", key="grammar", hint="Give GBNF as text.")
+        if self.json_schema is not None and not isinstance(self.json_schema, (str, Mapping)):
+            raise InvalidParamError(f"json_schema is {self.json_schema!r}", key="json_schema")
+        for token, bias in dict(self.logit_bias).items():
+            # -inf forbids a token
+            known = type(token) is int and isinstance(bias, (int, float)) and bias < float("inf")
+            if not known or isinstance(bias, bool):
+                raise InvalidParamError(
+                    f"{token!r}: {bias!r} is no logit bias",
+                    key="logit_bias",
+                    hint="Give token numbers and numbers.",
+                )
 
     @property
     def schema_text(self) -> str | None:
@@ -93,10 +107,13 @@ class Sampling:
         if isinstance(self.json_schema, str):
             try:
                 json.loads(self.json_schema)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InvalidParamError(f"the schema is not JSON: {error}", key="json_schema") from error
             return self.json_schema
-        return json.dumps(dict(self.json_schema))
+        try:
+            return json.dumps(dict(self.json_schema))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidParamError(f"the schema is not JSON: {error}", key="json_schema") from error
 
 
 class Sampler(Protocol):

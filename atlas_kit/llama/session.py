@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from atlas_kit.errors import AtlasError, InvalidParamError, ModelError
+from atlas_kit.errors import InvalidParamError, ModelError
 from atlas_kit.llama import keeping
 from atlas_kit.llama.bridge import Reading, TokenMemory
 from atlas_kit.llama.engine import Engine, Feed, Outputs, open_engine
@@ -289,14 +289,23 @@ class AtlasSession:
             count = len(part) if every else (1 if at == len(tokens) else 0)
             outputs = yield self._step(part, count)
             self._counts.tokens_read += len(part)
-            logprob = self._take(part, outputs, every)
+            try:
+                logprob = self._take(part, outputs, every)
+            except BaseException:  # read, but what comes next would be learned as following an older token
+                self.forget_context()
+                raise
             if told is not None and len(logprob):
                 told(logprob)
 
     def _step(self, tokens: list[int], outputs: int) -> Step:
         return Step(self._feed(tokens, outputs), self.memory is not None or self._listen is not None)
 
+    def _require_open(self) -> None:
+        if self._closed:  # its sequence may be another session's by now
+            raise ModelError("the session is closed", path=self.engine.info.path)
+
     def _feed(self, tokens: list[int], outputs: int) -> Feed:
+        self._require_open()
         feed = Feed(self.sequence, tokens, self._position, outputs)
         self._position += len(tokens)
         self._context.extend(tokens)
@@ -404,11 +413,15 @@ class AtlasSession:
         try:
             step = next(work)
             while True:
-                step = work.send(self.engine.decode([step.feed], hidden=step.hidden)[0])
+                step = work.send(self._decode(step))
         except StopIteration as done:
             result: T = done.value
             return result
-        except AtlasError:
+
+    def _decode(self, step: Step) -> Outputs:
+        try:
+            return self.engine.decode([step.feed], hidden=step.hidden)[0]
+        except BaseException:
             self.forget_context()  # it may be half read; the memory is whole
             raise
 
@@ -427,6 +440,7 @@ class AtlasSession:
         ModelError
             The engine does not take its own context back.
         """
+        self._require_open()
         state = self._context[:], self._position, self.memory, self.learns, self._counts
         was, saved = self._open, self.engine.save_sequence(self.sequence)
         watched = None if self.memory is None else self.memory.watched
@@ -492,7 +506,7 @@ class AtlasSession:
                     outputs = None
                     yield step
                 else:
-                    outputs = self.engine.decode([step.feed], hidden=step.hidden)[0]
+                    outputs = self._decode(step)
 
     def generating(
         self,
@@ -534,13 +548,16 @@ class AtlasSession:
             self._counts.seconds_generating += time.perf_counter() - started
 
     def _choose(self, sampler: Sampler) -> tuple[int, float | None]:
+        self._require_open()
         was = self._open
         assert was is not None
         if self.memory is None:
             index, decode = was.place or (-1, -1)
             return sampler.sample(was.logits[0], index if decode == self.engine.decodes else None), None
-        logp = self._reading_of(was).log_probabilities()
-        token = sampler.sample(logp, None)
+        reading = self._reading_of(was)
+        logp = reading.log_probabilities()
+        # on the scale of the model's own logits, which a repeat penalty multiplies
+        token = sampler.sample(logp + np.float32(reading.lse[0]), None)
         return token, float(logp[token])
 
     def _advance(self, token: int) -> Generator[Step, Outputs, None]:
@@ -571,6 +588,7 @@ class AtlasSession:
         WrongModelError
             When the file holds the memory of another model, unless ``force=True``.
         """
+        self._require_open()
         return keeping.save(self, path, context=context, **options)
 
     def load(
@@ -585,6 +603,7 @@ class AtlasSession:
         AtlasError
             When the file is damaged or does not fit; the session is then as it was.
         """
+        self._require_open()
         keeping.load(self, path, context=context, force=force, **options)
 
     @property
@@ -690,6 +709,7 @@ class AtlasSession:
         if self.sequence >= 0:
             self.engine.forget(self.sequence)
             _release(self.engine, self.sequence)
+            self.sequence = -1
         if self._owns:
             self.engine.close()
 

@@ -236,10 +236,10 @@ class Memory:
         return ring.CacheRead(*(array.reshape((*batch, *array.shape[1:])) for array in arrays))
 
     @backends.quiet
-    def remembered(self, state: MemoryState) -> tuple[Array, Array]:
+    def remembered(self, state: MemoryState, newest: int | None = None) -> tuple[Array, Array]:
         """Return what the window of one session holds, oldest first: unit keys (slots, d_key), tokens (slots,).
 
-        Slots that hold no usable token have a key of zeros.
+        Slots that hold no usable token have a key of zeros. ``newest``: only the last so many.
         """
         if state.batch:
             raise InvalidParamError(
@@ -247,6 +247,7 @@ class Memory:
             )
         flat, config = flattened(state), self.config
         count = min(int(flat.counters["filled"][0]), config.window_size)
+        count = count if newest is None else min(count, newest)
         kept = ring.latest(flat.window, count, flat.counters["seen"], ("key", "token", "valid"))
         keys = self._learner.decode(kept["key"])[0]
         if "mean" in flat.adaptation:

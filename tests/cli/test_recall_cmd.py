@@ -25,7 +25,14 @@ def recall(run_cli, fake, tmp_path):
 def test_the_table(recall):
     result = recall("--template", "Call {name} {value}.")
     assert result.exit_code == 0, result.stderr
-    for words in ("distance", "model alone", "with memory", "chance: 1.1%", "33.3%", "context of 512 tokens"):
+    for words in (
+        "distance",
+        "model alone",
+        "with memory",
+        "chance: 0.01%",
+        "33.3%",
+        "context of 512 tokens",
+    ):
         assert words in result.stdout
     assert "such as: Call" in result.stdout
     assert result.stderr == ""
@@ -49,8 +56,8 @@ def test_filler_from_a_file(recall, tmp_path):
 
 
 def test_a_shorter_context_can_be_asked_for(recall):
-    document = json.loads(recall("--n-ctx", "96", "--json").stdout)
-    assert document["n_ctx"] == 96
+    document = json.loads(recall("--n-ctx", "160", "--json").stdout)
+    assert document["n_ctx"] == 160
     assert [row["reach"] for row in document["results"]] == ["context", "window"]
 
 

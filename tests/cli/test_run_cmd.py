@@ -11,10 +11,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import tool_environment
 
 from atlas_kit import MemoryFile
 from atlas_kit.llama import AtlasSession, AtlasSettings, FakeEngine
+from tools import reference
 
 pytest_plugins = ["model_fixtures"]
 
@@ -108,7 +108,7 @@ def test_odd_prompts(run_model, prompt):
 def test_bytes_that_are_not_utf8(tiny_model, run_tool):
     ran = subprocess.run(
         [sys.executable, "-m", "atlas_kit", "run", str(tiny_model), "-p", b"caf\xe9", "--max-tokens", "2", "-q"],
-        env=tool_environment(), capture_output=True, check=False,
+        env=reference.environment(), capture_output=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
 
@@ -329,7 +329,7 @@ def test_a_reader_that_goes_away(tiny_model, tmp_path):
         f"{sys.executable} -m atlas_kit run {tiny_model} -p 'hello hello' --max-tokens 400 --seed 1 "
         f"-m {tmp_path / 'm.atlas'} --threads 1 | head -c 3; exit ${{PIPESTATUS[0]}}"
     )
-    ran = subprocess.run(["bash", "-c", line], env=tool_environment(), capture_output=True)
+    ran = subprocess.run(["bash", "-c", line], env=reference.environment(), capture_output=True)
     assert ran.returncode == 141, ran.stderr
     assert b"Traceback" not in ran.stderr
     assert (tmp_path / "m.atlas").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def test_the_window_recalls_and_the_model_alone_does_not(session):
     assert near.right == middle.right == 4
     assert far.right == 0
     assert near.nats < near.nats_model
-    assert result.chance_value == 1 / 90
+    assert result.chance_value == 1 / 9000
     assert result.chance_planted == 1 / 4
     document = result.to_json()
     assert document["results"][0]["accuracy"] == 1.0
@@ -82,13 +83,18 @@ def test_a_fact_is_asked_when_so_many_tokens_have_come(session, monkeypatch):
         assert text[fact.question :] == f"{fact.value}.\n"
 
 
-def test_values_repeat_only_where_there_are_too_many_facts():
-    import random
+@pytest.mark.parametrize(
+    ("distance", "reach"),
+    [(90, "context"), (110, "window"), (260, "window's edge"), (300, "learned memory")],
+)
+def test_what_holds_a_fact(distance, reach):
+    with AtlasSession(FakeEngine(n_ctx=256), AtlasSettings(window_size=256)) as session:
+        assert recalling._row(session, distance).reach == reach
 
-    some = recalling._facts(FakeEngine(), TEMPLATE, 90, random.Random(1))
-    assert len({fact.value for fact in some}) == len({fact.tokens for fact in some}) == 90
-    many = recalling._facts(FakeEngine(), TEMPLATE, 200, random.Random(1))
-    assert len({fact.tokens for fact in many}) == 200
+
+def test_facts_differ():
+    facts = recalling._facts(FakeEngine(), TEMPLATE, 1000, random.Random(1))
+    assert len({fact.value for fact in facts}) == len({fact.tokens for fact in facts}) == 1000
 
 
 @pytest.mark.parametrize("style", ["code", "text"])

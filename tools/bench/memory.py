@@ -344,17 +344,22 @@ def show(row: Row) -> str:
     return "{:56} {:>15} {:>15} {:>8} {:>7}  {:6}  {}".format(*cells, row.against)
 
 
-def machine(bench: Bench) -> dict[str, Any]:
+def machine_of(library: str, quick: bool) -> dict[str, Any]:
     """Say what was measured on what, and when."""
-    found: dict[str, Any] = {
-        "backend": bench.name,
+    return {
+        "backend": library,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "processor": processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "quick": bench.quick,
+        "quick": quick,
     }
+
+
+def machine(bench: Bench) -> dict[str, Any]:
+    """Say what was measured on what, and when, with the GPU if there is one."""
+    found = machine_of(bench.name, bench.quick)
     if bench.name == "cupy":
         device = bench.xp.cuda.Device()
         name = bench.xp.cuda.runtime.getDeviceProperties(device.id)["name"]

@@ -35,6 +35,10 @@ def dequantize_rows(
     blocks = np.frombuffer(data, np.uint8).reshape(-1, row.size)
     if byte_order == ">":
         blocks = _swapped(blocks, info, row)
+    quick = {GGMLType.Q6_K: _q6_k, GGMLType.Q8_0: _q8_0}.get(row.type)
+    if quick is not None:
+        with np.errstate(all="ignore"):  # damaged blocks hold NaN and infinity: they are shown, not warned of
+            return quick(blocks).reshape(rows, width)
     from gguf import GGMLQuantizationType, quants
 
     try:
@@ -46,6 +50,50 @@ def dequantize_rows(
             f"{row.type.name} cannot be dequantised", key=info.name, hint="Its raw blocks can be read."
         ) from error
     return np.ascontiguousarray(values, np.float32).reshape(rows, width)
+
+
+#: Blocks that are taken together: what they become (0.5 MB) stays in the processor's cache.
+_GROUP = 512
+
+
+def _q6_k(blocks: Any) -> Any:
+    """Return blocks (n, 210) of Q6_K as float32 (n, 256), to the bit what ``gguf.quants`` makes of them.
+
+    Three times as fast: most models keep their output matrix in this type, and a memory reads rows of it while text
+    is generated. A block has the lower four bits of its 256 values, the upper two, 16 scales, and a scale of these.
+    """
+    import numpy as np
+
+    values = np.empty((len(blocks), 256), np.float32)
+    for start in range(0, len(blocks), _GROUP):
+        part = blocks[start : start + _GROUP]
+        n = len(part)
+        low = np.ascontiguousarray(part[:, :128]).reshape(n, 2, 64)
+        high = np.ascontiguousarray(part[:, 128:192]).reshape(n, 2, 32)
+        q = np.empty((n, 2, 4, 32), np.uint8)
+        for quarter, shift in enumerate((4, 2, 0, -2)):
+            q[:, :, quarter] = high << shift if shift >= 0 else high >> -shift
+        q &= 0x30
+        halves = q.reshape(n, 2, 2, 64)
+        halves[:, :, 0] |= low & 0x0F
+        halves[:, :, 1] |= low >> 4
+        scales = part[:, 192:208].view(np.int8).astype(np.float32)
+        scales *= np.ascontiguousarray(part[:, 208:]).view("<f2").astype(np.float32)
+        found = (q.view(np.int8) - np.int8(32)).reshape(n, 16, 16)
+        np.multiply(found, scales[:, :, None], out=values[start : start + n].reshape(n, 16, 16))
+    return values
+
+
+def _q8_0(blocks: Any) -> Any:
+    """Return blocks (n, 34) of Q8_0, a scale and 32 whole numbers, as float32 (n, 32); to the bit as ``gguf.quants``."""
+    import numpy as np
+
+    values = np.empty((len(blocks), 32), np.float32)
+    for start in range(0, len(blocks), 8 * _GROUP):
+        part = blocks[start : start + 8 * _GROUP]
+        scale = np.ascontiguousarray(part[:, :2]).view("<f2").astype(np.float32)
+        np.multiply(part[:, 2:].view(np.int8), scale, out=values[start : start + len(part)])
+    return values
 
 
 def _swapped(blocks: Any, info: TensorInfo, row: GGMLTypeRow) -> Any:

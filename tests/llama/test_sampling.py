@@ -1,0 +1,235 @@
+"""How tokens are chosen: settings, reproducibility, penalties, grammars and schemas, with and without a memory."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from atlas_kit.errors import InvalidParamError
+from atlas_kit.llama import AtlasSession, FakeEngine, Sampling
+from atlas_kit.operations.settings import AtlasSettings
+
+PROMPT = "to be or not to be, that is the question: " * 3
+GREEDY = Sampling(temperature=0)
+DIGITS = 'root ::= [0-9]+ "." [0-9]+'
+
+
+@pytest.fixture
+def talk(real):
+    """Return a function that generates with the tiny Llama and returns the tokens."""
+
+    def talk(sampling, memory=None, count=12, prompt=PROMPT, **options):
+        with AtlasSession(real(n_sequences=1, n_ctx=256), memory) as session:
+            return list(session.generate(prompt, max_tokens=count, sampling=sampling, **options))
+
+    return talk
+
+
+def text_of(tokens):
+    return "".join(map(str, tokens))
+
+
+def ids(tokens):
+    return [token.id for token in tokens]
+
+
+# --- settings ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.1), ("temperature", float("nan")), ("temperature", "hot"), ("temperature", True),
+        ("top_k", -1), ("top_k", 2.5), ("top_p", 1.1), ("min_p", -1), ("repeat_penalty", 0),
+        ("repeat_last_n", -2), ("repeat_last_n", 1.0), ("frequency_penalty", 101), ("presence_penalty", None),
+        ("seed", -1), ("seed", 1 << 32), ("seed", "1"), ("seed", True), ("grammar", b"root"),
+        ("json_schema", 7), ("json_schema", [1]),
+        ("logit_bias", {"a": 1}), ("logit_bias", {1: "much"}), ("logit_bias", {1: float("nan")}),
+        ("logit_bias", {1: float("inf")}), ("logit_bias", {True: 1.0}),
+    ],
+)  # fmt: skip
+def test_settings_out_of_range(name, value):
+    with pytest.raises(InvalidParamError) as caught:
+        Sampling(**{name: value})
+    assert caught.value.key == name
+    assert "\n" not in str(caught.value)
+
+
+def test_either_a_grammar_or_a_schema():
+    with pytest.raises(InvalidParamError, match="cannot both"):
+        Sampling(grammar=DIGITS, json_schema={})
+
+
+def test_a_schema_as_text_or_mapping():
+    assert Sampling(json_schema='{"type": "null"}').schema_text == '{"type": "null"}'
+    assert json.loads(Sampling(json_schema={"type": "null"}).schema_text) == {"type": "null"}
+    assert Sampling().schema_text is None
+    for bad in ("{", {"type": {1, 2}}, "[" * 100_000):
+        with pytest.raises(InvalidParamError, match="not JSON"):
+            Sampling(json_schema=bad).schema_text  # noqa: B018
+
+
+# --- the fake engine's sampler ----------------------------------------------------------------------------
+
+
+def test_the_fake_sampler():
+    engine = FakeEngine()
+    logits = np.zeros(257, np.float32)
+    logits[7] = 2
+    assert engine.sampler(GREEDY).sample(logits) == 7
+    drawn = [[engine.sampler(Sampling(seed=s)).sample(logits) for _ in range(3)] for s in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    with pytest.raises(InvalidParamError, match="no grammar"):
+        engine.sampler(Sampling(grammar=DIGITS))
+
+
+# --- llama.cpp --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("memory", [None, True])
+def test_a_seed_makes_it_reproducible(memory, talk):
+    drawn = [ids(talk(Sampling(temperature=1.5, seed=seed), memory)) for seed in (7, 7, 8)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    free = [ids(talk(Sampling(temperature=1.5), memory)) for _ in range(2)]
+    assert free[0] != free[1]
+
+
+def test_greedy_is_the_most_likely_token(real):
+    engine = real()
+    sampler = engine.sampler(GREEDY)
+    random = np.random.default_rng(0)
+    for _ in range(5):
+        logits = random.standard_normal(512).astype(np.float32)
+        assert sampler.sample(logits) == logits.argmax()
+
+
+def test_the_row_in_the_batch_is_the_same_as_its_copy(real):
+    from atlas_kit.llama.engine import Feed
+
+    engine = real()
+    out = engine.decode([Feed(0, [1, 2, 3], 0, 1), Feed(1, [4, 5], 0, 2)])
+    for sampling in (GREEDY, Sampling(seed=3), Sampling(seed=3, temperature=3, top_k=0, top_p=1, min_p=0)):
+        for one in out:
+            for row in range(len(one.logits)):
+                there = engine.sampler(sampling).sample(one.logits[row], one.index + row)
+                assert there == engine.sampler(sampling).sample(one.logits[row])
+
+
+@pytest.mark.parametrize(
+    ("sampling", "allowed"),
+    [
+        (Sampling(temperature=5, top_k=3, top_p=1, min_p=0), {7, 8, 9}),
+        (Sampling(temperature=5, top_k=0, top_p=0.5, min_p=0), {7, 8}),
+        (Sampling(temperature=5, top_k=0, top_p=1, min_p=0.5), {7, 8}),
+        (Sampling(temperature=5, top_k=0, top_p=0, min_p=0), {7}),
+        (Sampling(temperature=5, top_k=3, top_p=1, min_p=0, logit_bias={8: float("-inf"), 20: 50.0}), {20, 7, 9}),
+    ],
+)
+def test_what_may_be_drawn(sampling, allowed, real):
+    logits = np.full(512, -20, np.float32)
+    logits[[7, 8, 9]] = 3.0, 2.9, 1.0
+    sampler = real().sampler(sampling)
+    drawn = {sampler.sample(logits) for _ in range(200)}
+    assert drawn <= allowed
+    assert len(drawn) == len(allowed) or 20 in drawn
+
+
+def test_a_bias_on_a_token_that_there_is_not(real):
+    with pytest.raises(InvalidParamError, match="there is no token 512"):
+        real().sampler(Sampling(logit_bias={512: 1.0}))
+
+
+def test_a_bias_decides(talk):
+    assert set(ids(talk(Sampling(temperature=0, logit_bias={70: 1000.0})))) == {70}
+    assert set(ids(talk(Sampling(temperature=0, logit_bias={70: 1000.0}), True))) == {70}
+
+
+@pytest.mark.parametrize("memory", [None, True])
+def test_penalties(memory, talk):
+    plain = ids(talk(Sampling(temperature=0), memory, count=30))
+    strong = ids(talk(Sampling(temperature=0, presence_penalty=50, repeat_last_n=-1), memory, count=30))
+    assert len(set(strong)) == len(strong) > 10
+    assert plain != strong
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=0, repeat_penalty=1.3, repeat_last_n=16),
+        Sampling(seed=5, frequency_penalty=0.5, presence_penalty=0.5),
+        Sampling(seed=6, temperature=2.0, top_k=10, min_p=0.1),
+    ],
+)
+def test_a_memory_without_weight_samples_as_if_there_was_none(sampling, talk):
+    # a repeat penalty multiplies logits, so it matters on which scale they are
+    silent = AtlasSettings(learning_rate=0, blend_ratio=0.0)
+    assert ids(talk(sampling, silent, count=40)) == ids(talk(sampling, None, count=40))
+
+
+# --- grammars ---------------------------------------------------------------------------------------------
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"ok": {"type": "boolean"}, "n": {"enum": [1, 22, 333]}},
+    "required": ["ok", "n"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("memory", [None, True])
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_text_follows_a_grammar(memory, temperature, talk):
+    sampling = Sampling(temperature=temperature, seed=1, grammar='root ::= ("yes" | "no") " " [a-c] [a-c]')
+    assert re.fullmatch("(yes|no) [a-c][a-c]", text_of(talk(sampling, memory, count=60)))
+
+
+@pytest.mark.parametrize("memory", [None, True])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_text_follows_a_schema(memory, seed, talk):
+    tokens = talk(Sampling(temperature=1.0, seed=seed, json_schema=SCHEMA), memory, count=200)
+    found = json.loads(text_of(tokens))
+    assert isinstance(found["ok"], bool)
+    assert found["n"] in (1, 22, 333)
+
+
+def test_any_json(talk):
+    schema = {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 4}
+    for seed in range(3):
+        assert 2 <= len(json.loads(text_of(talk(Sampling(seed=seed, json_schema=json.dumps(schema)), count=200)))) <= 4
+
+
+@pytest.mark.parametrize("grammar", ["", "root", "root ::= [", "root ::= nothing", "other ::= \"a\"", "\ud800",
+                                     'root ::= root "a"', "root ::= \x00"])  # fmt: skip
+def test_grammars_that_are_none(grammar, talk):
+    with pytest.raises(InvalidParamError) as caught:
+        talk(Sampling(grammar=grammar))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "schema", [{"type": "nonsense"}, {"$ref": "#/nowhere"}, {"pattern": "(", "type": "string"}, "7"]
+)
+def test_schemas_that_cannot_be_followed(schema, talk):
+    with pytest.raises(InvalidParamError) as caught:
+        talk(Sampling(json_schema=schema))
+    assert caught.value.key == "json_schema"
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("memory", [None, True])
+def test_a_grammar_that_no_token_can_follow(memory, real):
+    everything = {token: float("-inf") for token in range(512)}
+    with AtlasSession(real(n_sequences=1), memory) as session:
+        with pytest.raises(InvalidParamError, match="no token can follow"):
+            list(session.generate("abc", sampling=Sampling(grammar=DIGITS, logit_bias=everything)))
+        assert len(list(session.generate(max_tokens=3, sampling=GREEDY))) >= 3  # and it can go on
+
+
+def test_grammar_and_bias_together(talk):
+    token = 6 + ord("7")
+    sampling = Sampling(temperature=0, grammar=DIGITS, logit_bias={token: 100.0})
+    text = text_of(talk(sampling, count=5))
+    assert set(text) <= set("0123456789.")
