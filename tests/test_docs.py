@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SAMPLES
 
 from atlas_kit import MemoryFile
 from atlas_kit.cli._group import COMMANDS, group
+from tests.conftest import SAMPLES
 from tools import make_sample_data as maker
 from tools import reference
 from tools import sample_writers as writers

@@ -10,10 +10,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import SAMPLES, tool_environment
 
 import atlas_kit
 from atlas_kit.cli._group import COMMANDS
+from tests.conftest import SAMPLES, tool_environment
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 HEAVY = ["numpy", "construct", "rich", "gguf", "lz4", "zstandard", "xxhash", "cryptography", "safetensors"]

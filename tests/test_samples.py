@@ -6,9 +6,9 @@ import hashlib
 import json
 
 import pytest
-from conftest import SAMPLES
 
 from atlas_kit import GGUFFile, MemoryFile
+from tests.conftest import SAMPLES
 from tools import make_sample_data as maker
 
 

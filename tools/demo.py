@@ -28,7 +28,10 @@ TOUR = [
         "A model with a memory: what is it worth on a text that the model has never read?",
         [
             (f"atlas-tool recommend {MODEL}", 0),
-            (f"atlas-tool perplexity {MODEL} {DOCUMENT} --memory none,window,knn,omega,atlas --atlas-auto --curve", 0),
+            (
+                f"atlas-tool perplexity {MODEL} {DOCUMENT} --memory none,window,knn,omega,atlas --atlas-auto --curve",
+                0,
+            ),
         ],
     ),
     (

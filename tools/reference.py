@@ -93,3 +93,40 @@ def command_reference() -> None:
     for name, row in COMMANDS.items():
         summary = f"<code>atlas-tool {name}</code>: {row.summary}"
         cog.outl(f"<details><summary>{summary}</summary>\n\n```text\n{help_text(name)}\n```\n\n</details>\n")
+
+
+def quality_table() -> None:
+    """Print README's table of perplexities from what tools/bench/quality.py saved."""
+    import json
+
+    import cog
+
+    found = json.loads((ROOT / "tools" / "bench" / "results" / "quality.json").read_text(encoding="utf-8"))
+    names = {
+        "none": "the model alone",
+        "window": "exact window of {window_size:,}",
+        "omega": "learned memory",
+        "atlas": "**both: the ATLAS memory**",
+        "knn-fixed": "kNN-LM over the whole history, best fixed weight",
+        "knn": "kNN-LM over the whole history, same gate",
+    }
+    python, english = found["python"]["results"], found["english"]["results"]
+    cog.outl("| perplexity after token 4,096 | keeps | Python | English |")
+    cog.outl("|---|---|---|---|")
+    for kind, name in names.items():
+        size = python[kind]["state_bytes"]
+        kept = (
+            "" if not size else f"{size / 1e6:.1f} MB" + (", and growing" if kind.startswith("knn") else "")
+        )
+        a, b = (scores[kind]["perplexity_after"] for scores in (python, english))
+        cog.outl(f"| {name.format(**found['settings'])} | {kept} | {a:.2f} | {b:.2f} |")
+    count, more = found["python"]["tokens"], found["english"]["tokens"]
+    cog.outl("")
+    cog.outl(
+        f"The sample model with its own context of {found['python']['n_ctx']} tokens, on {count:,} tokens of Python "
+        f"and {more:,} of English that it never saw; it was trained on Python."
+    )
+    cog.outl(
+        f"`python tools/bench/quality.py` measures this; here on {found['machine']['date']} with "
+        f"{found['machine']['cpus']} CPUs."
+    )

@@ -23,6 +23,7 @@ import json
 import math
 import os
 import platform
+import sys
 import sysconfig
 import time
 from dataclasses import dataclass
@@ -36,14 +37,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]
+
+from tools.held_out import HELD_OUT  # noqa: E402
+
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
 
-#: Modules that are never trained on, nor any file whose path contains their name (so not their tests either).
-#: "tune" documents chose the default settings of the memory; "test" documents are what is reported.
-HELD_OUT = {
-    "tune": ("typing", "difflib", "zipfile", "configparser"),
-    "test": ("argparse", "tarfile", "statistics", "optparse"),
-}
 #: English instead of Python: what `help("topics")` prints. No part of this file is trained on.
 ENGLISH = STDLIB / "pydoc_data" / "topics.py"
 ENGLISH_BYTES = 80_000
@@ -283,7 +282,8 @@ def train(model: Llama, tokens: np.ndarray, args: argparse.Namespace, report) ->
         if step % 50 == 0:
             seconds = time.monotonic() - started
             report(
-                f"step {step:6d}  {seen / 1e6:7.1f} M tokens  {(seen - before) / seconds:7.0f} tokens/s  loss {np.mean(recent):.3f}"
+                f"step {step:6d}  {seen / 1e6:7.1f} M tokens  {(seen - before) / seconds:7.0f} tokens/s"
+                f"  loss {np.mean(recent):.3f}"
             )
         if step % 250 == 0:
             torch.save(
@@ -368,6 +368,9 @@ def main() -> None:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--checkpoint", type=Path, default=Path("tiny-python.pt"))
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint's weights")
+    parser.add_argument(
+        "--note", default="", help="a sentence for the model card, such as how it was interrupted"
+    )
     parser.add_argument("--export-only", action="store_true", help="write the files from the checkpoint")
     parser.add_argument("--out", type=Path, default=ROOT / "sample_data")
     args = parser.parse_args()
@@ -384,11 +387,16 @@ def main() -> None:
         train(model, tokens, args, lambda line: print(line, flush=True))
     was = torch.load(args.checkpoint, weights_only=True)
     model.load_state_dict(was["model"])
-    write_all(args.out, model.eval(), tokenizer, texts, was["result"])
+    write_all(args.out, model.eval(), tokenizer, texts, was["result"], args.note)
 
 
 def write_all(
-    folder: Path, model: Llama, tokenizer: Tokenizer, texts: list[str], result: dict[str, float]
+    folder: Path,
+    model: Llama,
+    tokenizer: Tokenizer,
+    texts: list[str],
+    result: dict[str, float],
+    note: str = "",
 ) -> None:
     """Write the model, its card and the held-out documents."""
     for name in ("models", "documents"):
@@ -409,14 +417,14 @@ def write_all(
     }
     path = folder / "models" / "tiny-python.gguf"
     write_gguf(path, model, tokenizer, facts)
-    card = model_card(model, path, texts, digest, result, losses, documents)
+    card = model_card(model, path, texts, digest, result, losses, documents, note and f" {note}")
     path.with_suffix(".md").write_text(card, encoding="utf-8")
     print(f"{path}: {path.stat().st_size:,} bytes")
 
 
 def model_card(
     model: Llama, path: Path, texts: list[str], digest: str, result: dict[str, float],
-    losses: dict[str, tuple[float, int]], documents: dict[str, str],
+    losses: dict[str, tuple[float, int]], documents: dict[str, str], note: str,
 ) -> str:  # fmt: skip
     """Return the model card: what it is, how it was made, how good it is on what it has never seen."""
     shape = model.shape
@@ -429,14 +437,15 @@ def model_card(
     return f"""# tiny-python
 
 A Llama of {count / 1e6:.1f} million parameters ({path.stat().st_size / 1e6:.1f} MB as Q8_0): {shape.layers} layers,
-width {shape.width}, {shape.heads} heads with {shape.heads_kv} for keys and values, feed-forward {shape.feed_forward}, context
-{shape.context}, byte-level BPE of {shape.vocabulary:,} tokens, tied embeddings. It continues Python code. It is small
-enough to ship and to run anywhere, and bad enough to need a memory; it knows nothing else.
+width {shape.width}, {shape.heads} heads with {shape.heads_kv} for keys and values, feed-forward
+{shape.feed_forward}, context {shape.context}, byte-level BPE of {shape.vocabulary:,} tokens, tied embeddings. It
+continues Python code. It is small enough to ship and to run anywhere, and bad enough to need a memory; it knows
+nothing else.
 
 **Made by** `python tools/train_sample_model.py --minutes {result["minutes"]:g}` (Muon and AdamW, bfloat16, PyTorch
 {torch.__version__.split("+")[0]}, {os.cpu_count()} CPU cores, other work beside it): {result["steps"]:,.0f} steps,
-{result["tokens"] / 1e6:.1f} million tokens, {result["epochs"]:.1f} epochs; training loss at the end {result["loss"]:.2f}
-nats per token.
+{result["tokens"] / 1e6:.1f} million tokens, {result["epochs"]:.1f} epochs; training loss at the end
+{result["loss"]:.2f} nats per token.{note}
 
 **Trained on** {len(texts):,} files of the standard library of Python {platform.python_version()} with its tests
 ({sum(map(len, texts)) / 1e6:.1f} million characters; sha256 of the texts, joined by NUL, `{digest}`), and on their

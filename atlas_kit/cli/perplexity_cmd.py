@@ -43,8 +43,8 @@ would have been best. `after` leaves out the tokens that the model's own context
 everything that a memory keeps; times are of the model and this memory.
 
 Examples:
-  atlas-tool perplexity sample_data/models/tiny-python.gguf sample_data/documents/statistics.py --tokens 3000 --after 1024
-  atlas-tool perplexity sample_data/models/tiny-python.gguf sample_data/documents/english.txt --tokens 1500 --after 9 --json
+  atlas-tool perplexity sample_data/models/tiny-python.gguf sample_data/documents/statistics.py --tokens 2000
+  atlas-tool perplexity sample_data/models/tiny-python.gguf sample_data/text/chat.txt --memory none,atlas --json
 """,
 )
 @click.argument("model", type=MODEL)

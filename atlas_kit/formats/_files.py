@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 from atlas_kit.errors import AtlasError, FileAccessError, LockedError, NoSuchFileError, TruncatedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 StrPath = str | os.PathLike[str]
@@ -169,6 +169,25 @@ class Source:
             except OSError as error:
                 raise access_error(error, self.path or "") from error
         return memoryview(self._map)[offset : offset + size]
+
+    def gather(self, offsets: Sequence[int], size: int) -> bytearray:
+        """Return the ``size`` bytes at each of ``offsets``, one after the other.
+
+        Unlike pages of a view, what is read so does not stay in the process's memory.
+
+        Raises
+        ------
+        TruncatedError
+            The file ends before that.
+        """
+        found = bytearray(len(offsets) * size)
+        room = memoryview(found)
+        read = getattr(os, "preadv", None) if self._data is None else None
+        for at, offset in zip(range(0, len(found), max(1, size)), offsets, strict=False):
+            piece = room[at : at + size]
+            if read is None or read(self._fd, (piece,), offset) != size:
+                piece[:] = self.read(offset, size)
+        return found
 
     def fileno(self) -> int | None:
         """Return the file descriptor for copying inside the kernel, or ``None`` for bytes in memory."""

@@ -58,7 +58,9 @@ class LlamaSampler:
     def _penalties(self, s: Sampling) -> Any:
         make = self._api.llama_sampler_init_penalties
         last = s.repeat_last_n if s.repeat_last_n >= 0 else self._api.llama_n_ctx(self._context)
-        size = (len(self._all),) if len(make.argtypes) == 5 else ()  # llama-cpp-python 0.3.36 also wants n_vocab
+        size = (
+            (len(self._all),) if len(make.argtypes) == 5 else ()
+        )  # llama-cpp-python 0.3.36 also wants n_vocab
         return make(*size, last, s.repeat_penalty, s.frequency_penalty, s.presence_penalty)
 
     def _make_grammar(self, vocab: Any, s: Sampling) -> Any:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atlas_kit.errors import AtlasError, FileCorruptError, InvalidParamError
+from atlas_kit.errors import AtlasError, FileCorruptError, InvalidParamError, VersionMismatchError
 from atlas_kit.operations.settings import AtlasSettings, settings_table
 from atlas_kit.operations.snapshot import load_memory, save_memory
 
@@ -85,8 +85,18 @@ def settings_of(path: str, **secret: Any) -> AtlasSettings:
         raise InvalidParamError(
             "the memory in this file was not made beside a language model", path=path, key="runtime"
         )
+    if runtime.get("version") != VERSION:
+        raise VersionMismatchError(
+            f"what belongs to the session is of version {runtime.get('version')!r}, not {VERSION}",
+            path=path,
+            key="runtime",
+        )
     known = {row.name for row in settings_table()}
-    return AtlasSettings.from_json({k: v for k, v in runtime["settings"].items() if k in known})
+    try:
+        return AtlasSettings.from_json({k: v for k, v in runtime["settings"].items() if k in known})
+    except AtlasError as error:
+        error.path = path
+        raise
 
 
 def save(session: AtlasSession, path: str | os.PathLike[str], *, context: bool, **options: Any) -> Any:
@@ -172,7 +182,8 @@ def _require_fit(memory: Any, config: Any) -> None:
 
 def _context_of(runtime: Mapping[str, Any]) -> tuple[list[int], dict[str, Array]]:
     tokens = [int(token) for token in runtime.get("context", ())]
-    return tokens, {name: _unpacked(value) for name, value in dict(runtime.get("open", {})).items()}
+    output = dict(runtime.get("open", {}))
+    return tokens, {name: _unpacked(value, least=-np.inf) for name, value in output.items()}
 
 
 def _secret(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,8 +205,11 @@ def _packed(array: Array) -> dict[str, Any]:
     return {"dtype": array.dtype.name, "shape": list(array.shape), "data": data}
 
 
-def _unpacked(value: Mapping[str, Any]) -> Array:
-    """Return the array that ``_packed`` took apart; ValueError for anything else."""
+def _unpacked(value: Mapping[str, Any], least: float | None = None) -> Array:
+    """Return the array that ``_packed`` took apart; ValueError for anything else.
+
+    ``least``: -inf where that is a number too, as for the logit of a token that the model rules out.
+    """
     dtype = np.dtype(str(value["dtype"]))
     if dtype.kind not in "iuf":
         raise ValueError(f"an array of {dtype}")
@@ -204,6 +218,6 @@ def _unpacked(value: Mapping[str, Any]) -> Array:
     except binascii.Error as error:
         raise ValueError("an array that is not base64") from error
     array: Array = np.frombuffer(raw, dtype.newbyteorder("<")).astype(dtype)
-    if dtype.kind == "f" and not np.isfinite(array).all():
+    if dtype.kind == "f" and not (np.isfinite(array) | (array == least)).all():
         raise ValueError("an array with NaN or infinity")
     return array.reshape([int(n) for n in value["shape"]])

@@ -111,7 +111,7 @@ class Comparison:
         }
 
 
-class _Rival:
+class Rival:
     """One memory that listens, and what it gave to each token: model, memory, window, blended."""
 
     def __init__(self, kind: str, memory: TokenMemory | None) -> None:
@@ -119,6 +119,7 @@ class _Rival:
         self.parts: list[Array] = []
 
     def listen(self, hidden: Array, logits: Array, tokens: Array, following: Array) -> None:
+        """Read what followed some tokens, step by step (see ``AtlasSession.reading``)."""
         started, at = time.perf_counter(), 0
         while at < len(following):
             if self.memory is None:
@@ -129,7 +130,10 @@ class _Rival:
             end = min(len(following), at + self.memory.room)
             reading = self.memory.read(hidden[at:end], logits[at:end], tokens[at:end])
             p = self.memory.learn(reading, following[at:end])
-            self.parts.append(np.column_stack((p, reading.blended(p))))
+            mixed = reading.blended(p)
+            if not reading.window.weights.shape[1]:  # an empty window has no say, whatever its weight
+                p[:, 2] = p[:, 0]
+            self.parts.append(np.column_stack((p, mixed)))
             at = end
         self.seconds += time.perf_counter() - started
 
@@ -194,6 +198,14 @@ def compare(
             )
     if after < 0:
         raise InvalidParamError(f"after is {after}", key="after", hint="Choose 0 or more.")
+    if limit is not None and limit < 1:
+        raise InvalidParamError(f"limit is {limit}", key="limit", hint="Choose 1 or more.")
+    if device not in DEVICES:
+        raise InvalidParamError(f"{device!r} is no device", key="device", hint="Choose cpu or cuda.")
+    if not texts or not kinds:
+        raise InvalidParamError(
+            "there is no text or no memory to compare", key="texts" if kinds else "memory"
+        )
     base = settings or AtlasSettings()
     documents = [(name, engine.tokenize(text)[:limit]) for name, text in texts]
     total = sum(len(tokens) for _, tokens in documents)
@@ -205,7 +217,7 @@ def compare(
         rivals = _rivals(engine, kinds, base, len(tokens), DEVICES[device])
         started = time.perf_counter()
 
-        def listen(*outputs: Array, rivals: list[_Rival] = rivals) -> None:
+        def listen(*outputs: Array, rivals: list[Rival] = rivals) -> None:
             nonlocal done
             for rival in rivals:
                 rival.listen(*outputs)
@@ -222,18 +234,18 @@ def compare(
 
 def _rivals(
     engine: Engine, kinds: Sequence[str], base: AtlasSettings, tokens: int, backend: str
-) -> list[_Rival]:
+) -> list[Rival]:
     found = []
     for kind in dict.fromkeys("knn" if kind == "knn-fixed" else kind for kind in kinds):
         settings = settings_of(kind, base, tokens, engine.info.n_embd)
         memory = None if settings is None else TokenMemory(engine.output_rows(), settings, backend)
-        found.append(_Rival(kind, memory))
+        found.append(Rival(kind, memory))
     return found
 
 
 def _judge(
     engine: Engine, documents: list[tuple[str, list[int]]], kinds: Sequence[str], base: AtlasSettings, after: int,
-    runs: list[dict[str, _Rival]], seconds: float,
+    runs: list[dict[str, Rival]], seconds: float,
 ) -> Comparison:  # fmt: skip
     begin = len(engine.begin)
     # position of the predicted token in its text

@@ -104,11 +104,25 @@ class SessionPool:
     def cancel(self, job: Job) -> None:
         """Stop work between two steps; the session may go on with something else."""
         if job in self._jobs:
+            if job.tokens and job.waiting is not None:
+                self._finish(job, job.waiting)
             job.work.close()
             job.done, job.waiting = True, None
             if not job.tokens:  # a text that was not read to its end
                 job.session.forget_context()
             self._jobs.remove(job)
+
+    def _finish(self, job: Job, step: Step) -> None:
+        """Decode what the session counts as read already, up to its next token."""
+        item: Any = step
+        try:
+            while isinstance(item, Step):
+                item = job.work.send(self.engine.decode([item.feed], hidden=item.hidden)[0])
+            job.tokens.append(item)
+        except StopIteration:
+            return
+        except AtlasError:
+            job.session.forget_context()
 
     def step(self) -> list[tuple[Job, list[Token]]]:
         """Decode once for as many sessions as fit; return what each of them generated."""

@@ -179,11 +179,11 @@ def rows_of_model(file: GGUFFile, **options: Any) -> OutputRows:
     kind = info.row
     if kind is None or len(info.dims) != 2:
         raise FileCorruptError("this is no matrix that can be read", path=file.path, key=name)
-    blocks = file.array(name)  # a view: only the pages of rows that are asked for are ever read
 
     def matrix(tokens: Array) -> Array:
-        picked = np.ascontiguousarray(blocks[tokens])
-        return dequantize_rows(picked.tobytes(), len(tokens), info, kind, file.byte_order)
+        if len(tokens) == info.rows:
+            return file.dequantize(info)
+        return dequantize_rows(file.gather(info, tokens.tolist()), len(tokens), info, kind, file.byte_order)
 
     matrix(np.zeros(1, np.int64))  # a type that cannot be dequantised shows now
     bias = file.dequantize("output.bias").ravel() if "output.bias" in file.tensors else None

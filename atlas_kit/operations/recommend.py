@@ -53,11 +53,11 @@ class Rule:
 
     # fmt: off
     memory_dim: tuple[tuple[float, int], ...] = ((128, 32), (_ANY, 64))                            #: by width
-    learning_rate: tuple[tuple[float, float], ...] = ((4e6, 1.0), (1e9, 0.3), (_ANY, 0.1))         #: by parameters
+    learning_rate: tuple[tuple[float, float], ...] = ((4e6, 1.0), (2e7, 0.5), (1e9, 0.3), (_ANY, 0.1))  #: by parameters
     candidates: tuple[tuple[float, int], ...] = ((1024, 0), (100_000, 256), (_ANY, 512))           #: by vocabulary
     window_least: int = 1 << 10        #: pairs
     window_most: int = 1 << 16
-    window_bytes: int = 5 << 18        #: what a window may take in any case (1.25 MiB),
+    window_bytes: int = 13 << 17       #: what a window may take in any case (1.6 MiB),
     window_share: float = 0.01         #: or this share of what the model reads per token
     context_used: int = 4096           #: longer contexts are not what people run
     time_share: float = 0.12           #: what the memory may add to the time of a token,
@@ -246,8 +246,10 @@ def _affordable(facts: ModelFacts, settings: AtlasSettings) -> tuple[AtlasSettin
 def _window(facts: ModelFacts, settings: AtlasSettings) -> int:
     allowed = max(RULE.window_bytes, int(RULE.window_share * facts.read_per_token))
     pairs = allowed // _pair_bytes(facts, settings)
-    power = 1 << max(0, pairs.bit_length() - 1)
-    return max(RULE.window_least, min(power, RULE.window_most))
+    power = 1 << max(1, pairs.bit_length() - 1)
+    return max(
+        RULE.window_least, min(power + power // 2 if pairs >= power + power // 2 else power, RULE.window_most)
+    )
 
 
 def _pair_bytes(facts: ModelFacts, settings: AtlasSettings) -> int:

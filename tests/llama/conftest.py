@@ -38,7 +38,9 @@ def real(random_model: Callable[..., Path]) -> Iterator[Callable[..., Any]]:
 
     opened = []
 
-    def open_engine(arch: str = "llama", type: str = "f16", *, path: Path | None = None, **options: Any) -> Any:
+    def open_engine(
+        arch: str = "llama", type: str = "f16", *, path: Path | None = None, **options: Any
+    ) -> Any:
         engine = LlamaEngine(path or random_model(arch, type), **{**SIZES, "n_threads": 1, **options})
         opened.append(engine)
         return engine

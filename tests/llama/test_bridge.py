@@ -39,9 +39,7 @@ class Model:
         self.embedding = random.standard_normal((V, E))
         self.matrix = (size * random.standard_normal((V, E))).astype(np.float32)
         bias = random.standard_normal(V).astype(np.float32) if biased else None
-        self.rows = OutputRows(
-            self.matrix.__getitem__, V, E, bias=bias, scale=scale, softcap=softcap
-        )
+        self.rows = OutputRows(self.matrix.__getitem__, V, E, bias=bias, scale=scale, softcap=softcap)
 
     def outputs(self, tokens):
         """Return hidden states and logits, float32."""
@@ -58,7 +56,7 @@ def text(count, seed=0):
     tokens = random.integers(0, V, 9).tolist()
     while len(tokens) < count:
         start = int(random.integers(0, len(tokens) - 4))
-        tokens += tokens[start : start + int(random.integers(2, 7))] + [int(random.integers(0, V))]
+        tokens += [*tokens[start : start + int(random.integers(2, 7))], int(random.integers(0, V))]
     return np.array(tokens[:count])
 
 
@@ -90,8 +88,7 @@ class Reference:
         self.pending: list[dict[str, Any]] = []
 
     def key(self, h):
-        p = h.astype("f8") if self.P is None else h.astype("f8") @ self.P.astype("f8")
-        return p
+        return h.astype("f8") if self.P is None else h.astype("f8") @ self.P.astype("f8")
 
     def phi(self, p):
         x = p / np.linalg.norm(p)
@@ -182,7 +179,11 @@ class Reference:
         return cosine, math.log2(1 + match), -math.log(row - one["row"])
 
     def learn(self, found, token):
-        key = self.key(found["h"].astype("f4")) if self.P is None else self.project(found["h"][None], self.constants)[0]
+        key = (
+            self.key(found["h"].astype("f4"))
+            if self.P is None
+            else self.project(found["h"][None], self.constants)[0]
+        )
         self.pending.append({**found, "token": int(token), "key": key.astype("f2").astype("f8")})
         if len(self.pending) == self.s.chunk_size:
             self.step()
@@ -266,7 +267,9 @@ def compare(model, settings, tokens, parts=(1,), tolerance=5e-3):
             )
             expected_gain = expected["gain"][token[0]]
             if model.rows.softcap is None and reading.tokens.size:
-                assert reading.gain(following)[row] == pytest.approx(expected_gain, abs=tolerance, rel=tolerance)
+                assert reading.gain(following)[row] == pytest.approx(
+                    expected_gain, abs=tolerance, rel=tolerance
+                )
             reference.learn(expected, token[0])
         given = memory.learn(reading, following)
         np.testing.assert_array_equal(given, reading.probabilities_of(following))
@@ -385,7 +388,9 @@ def test_logits_of_any_size(shift):
     hidden, logits = model.outputs(tokens)
     memory = TokenMemory(model.rows, SMALL.replace(learning_rate=0))
     for at in range(0, 28, 4):
-        reading = memory.read(hidden[at : at + 4], logits[at : at + 4] + np.float32(shift), tokens[at : at + 4])
+        reading = memory.read(
+            hidden[at : at + 4], logits[at : at + 4] + np.float32(shift), tokens[at : at + 4]
+        )
         total = np.exp(reading.log_probabilities(1).astype("f8")).sum()
         assert total == pytest.approx(1, abs=1e-3)
         assert np.isfinite(memory.learn(reading, tokens[at + 1 : at + 5])).all()
@@ -518,7 +523,8 @@ DAMAGES = {
     "another width": lambda w: {**w, "hidden": w["hidden"][:, :5]},
     "fewer rows": lambda w: {**w, "lse": w["lse"][:1]},
     "more than a step": lambda w: {
-        name: array if name in ("recent", "log_eta") else np.concatenate((array, array)) for name, array in w.items()
+        name: array if name in ("recent", "log_eta") else np.concatenate((array, array))
+        for name, array in w.items()
     },
     "tokens that are none": lambda w: {**w, "token": w["token"] + V},
     "negative tokens": lambda w: {**w, "recent": w["recent"] - V},
@@ -563,7 +569,8 @@ def test_what_may_change_later():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"window_size": 3}, {"memory_dim": 5}, {"chunk_size": 2}, {"learning_rate": 0}, {"ranking": False}]
+    "changes",
+    [{"window_size": 3}, {"memory_dim": 5}, {"chunk_size": 2}, {"learning_rate": 0}, {"ranking": False}],
 )
 def test_what_may_not(changes):
     memory = TokenMemory(Model().rows, SMALL)

@@ -71,7 +71,9 @@ def test_logits_are_scaled_then_capped():
     z = 0.5 * (hidden.astype("f8") @ MATRIX.T + bias)
     np.testing.assert_allclose(rows.logits(hidden, rows.whole()), 3 * np.tanh(z / 3), atol=1e-5)
     tokens = np.array([4, 7])
-    np.testing.assert_allclose(rows.logits(hidden, rows(tokens), tokens), 3 * np.tanh(z[:, tokens] / 3), atol=1e-5)
+    np.testing.assert_allclose(
+        rows.logits(hidden, rows(tokens), tokens), 3 * np.tanh(z[:, tokens] / 3), atol=1e-5
+    )
 
 
 def test_the_mean_row():

@@ -125,7 +125,10 @@ def test_the_row_in_the_batch_is_the_same_as_its_copy(real):
         (Sampling(temperature=5, top_k=0, top_p=0.5, min_p=0), {7, 8}),
         (Sampling(temperature=5, top_k=0, top_p=1, min_p=0.5), {7, 8}),
         (Sampling(temperature=5, top_k=0, top_p=0, min_p=0), {7}),
-        (Sampling(temperature=5, top_k=3, top_p=1, min_p=0, logit_bias={8: float("-inf"), 20: 50.0}), {20, 7, 9}),
+        (
+            Sampling(temperature=5, top_k=3, top_p=1, min_p=0, logit_bias={8: float("-inf"), 20: 50.0}),
+            {20, 7, 9},
+        ),
     ],
 )
 def test_what_may_be_drawn(sampling, allowed, real):
@@ -149,10 +152,13 @@ def test_a_bias_decides(talk):
 
 @pytest.mark.parametrize("memory", [None, True])
 def test_penalties(memory, talk):
-    plain = ids(talk(Sampling(temperature=0), memory, count=30))
-    strong = ids(talk(Sampling(temperature=0, presence_penalty=50, repeat_last_n=-1), memory, count=30))
-    assert len(set(strong)) == len(strong) > 10
-    assert plain != strong
+    eager = {"temperature": 0, "logit_bias": {70: 20.0}}
+    assert set(ids(talk(Sampling(**eager), memory))) == {70}
+    for penalty in ({"presence_penalty": 50}, {"frequency_penalty": 50}, {"repeat_penalty": 50}):
+        found = ids(talk(Sampling(**eager, **penalty, repeat_last_n=-1), memory, count=10))
+        assert found.count(70) == 1
+    again = ids(talk(Sampling(**eager, presence_penalty=50, repeat_last_n=2), memory, count=9))
+    assert again.count(70) == len(range(0, len(again), 3))
 
 
 @pytest.mark.parametrize(
@@ -198,7 +204,11 @@ def test_text_follows_a_schema(memory, seed, talk):
 def test_any_json(talk):
     schema = {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 4}
     for seed in range(3):
-        assert 2 <= len(json.loads(text_of(talk(Sampling(seed=seed, json_schema=json.dumps(schema)), count=200)))) <= 4
+        assert (
+            2
+            <= len(json.loads(text_of(talk(Sampling(seed=seed, json_schema=json.dumps(schema)), count=200))))
+            <= 4
+        )
 
 
 @pytest.mark.parametrize("grammar", ["", "root", "root ::= [", "root ::= nothing", "other ::= \"a\"", "\ud800",

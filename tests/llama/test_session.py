@@ -137,7 +137,11 @@ def test_any_split_reads_the_same(cuts):
     def read(parts):
         with AtlasSession(FakeEngine(), SMALL) as session:
             found = [session.feed(part).logprob for part in parts]
-            return np.concatenate(found), arrays(session), ids(session.generate(max_tokens=9, sampling=GREEDY))
+            return (
+                np.concatenate(found),
+                arrays(session),
+                ids(session.generate(max_tokens=9, sampling=GREEDY)),
+            )
 
     if not WHOLE:
         WHOLE["all"] = read([tokens])
@@ -198,7 +202,10 @@ def test_progress_tells_each_batch(open_engine):
 
 @pytest.mark.parametrize("tokens", [[-1], [100_000], [65, 1 << 40]])
 def test_tokens_outside_the_vocabulary(tokens, engine):
-    with AtlasSession(engine, True) as session, pytest.raises(InvalidParamError, match="outside the vocabulary"):
+    with (
+        AtlasSession(engine, True) as session,
+        pytest.raises(InvalidParamError, match="outside the vocabulary"),
+    ):
         session.feed(tokens)
 
 
@@ -272,17 +279,17 @@ def test_20000_tokens_do_not_grow(kind, request):
     if kind == "fake":
         engine = FakeEngine(n_ctx=64, n_batch=64)
     else:
-        path = request.getfixturevalue("random_model")(layers=1, vocabulary=262)
+        path = request.getfixturevalue("random_model")(layers=1, vocabulary=300)
         engine = request.getfixturevalue("real")(path=path, n_ctx=64, n_batch=64, n_sequences=1)
     with AtlasSession(engine, LONG) as session:
         random, sizes = np.random.default_rng(0), set()
-        session.feed(random.integers(6, 250, 4096 + 1 - len(engine.begin)).tolist())
-        for _ in range(4):
-            fed = session.feed(random.integers(6, 250, 4096).tolist())
+        session.feed(random.integers(6, 250, 2048 + 1 - len(engine.begin)).tolist())
+        for _ in range(9):
+            fed = session.feed(random.integers(6, 250, 2048).tolist())
             assert np.isfinite(fed.logprob).all()
             sizes.add(session.memory.state_bytes)
         assert len(sizes) == 1
-        assert session.memory.tokens_seen == 5 * 4096
+        assert session.memory.tokens_seen == 10 * 2048
         assert session.stats["rollovers"] > 500
         assert len(session.context_tokens) <= 64
 
@@ -508,9 +515,8 @@ def test_what_happens_aside_leaves_no_trace(memory, open_engine):
         with session.aside():
             session.feed("something else")
             list(session.generate(max_tokens=7))
-        with pytest.raises(ZeroDivisionError), session.aside():
-            session.feed("x")
-            1 / 0  # noqa: B018
+        with pytest.raises(InvalidParamError), session.aside():
+            session.feed([-1])
         assert seen_of(session) == before
         assert go(session) == expected
     with AtlasSession(open_engine(), memory) as session:
@@ -532,7 +538,9 @@ def test_a_failure_empties_the_context_and_keeps_the_memory(error, during, open_
         count = len(spy.calls) + 2
         spy.__dict__["fail"] = lambda feeds: len(spy.calls) >= count
         with pytest.raises(type(error)):
-            session.feed(TEXT[60:]) if during == "feed" else list(session.generate(max_tokens=9, sampling=GREEDY))
+            session.feed(TEXT[60:]) if during == "feed" else list(
+                session.generate(max_tokens=9, sampling=GREEDY)
+            )
         spy.__dict__["fail"] = None
         assert session.context_tokens == ()
         assert session.position == 0

@@ -306,3 +306,13 @@ def test_features_keep_their_type() -> None:
     assert f.dtype == np.float32
     assert f.shape == (2, 3, 3)
     np.testing.assert_allclose(f[..., 1:], 0, atol=1e-6)
+
+
+def test_features_of_a_ranked_window() -> None:
+    similarity, entropy = np.array([[0.9, -1.0]]), np.array([[1.0, 3.0]])
+    length, confidence = np.array([[2.0, 0.0]]), np.array([[0.75, 0.0]])
+    f = gate_features(similarity, entropy, length, confidence)
+    np.testing.assert_allclose(f, [[[1, 1, -1, 0.5, 0.5], [1, -18, 1, -1.5, -1]]])
+    np.testing.assert_array_equal(gate_features(similarity, entropy), f[..., :3])
+    narrow = [array.astype(np.float32) for array in (similarity, entropy, length, confidence)]
+    assert gate_features(*narrow).dtype == np.float32

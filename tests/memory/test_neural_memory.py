@@ -21,6 +21,7 @@ from atlas_kit.memory import (
     Memory,
     MemoryConfig,
     Polynomial,
+    Ranking,
     Readout,
     ResidualMLP,
     Schedule,
@@ -588,6 +589,69 @@ class TestWindow:
         assert state.counters["averaged"] == 10
 
 
+class TestRemembered:
+    def settings(self, **changes):
+        values = {"objective": CrossEntropy(), "window_size": 5, "dtype": "float64"}
+        return Memory(MemoryConfig(6, 6, **{**values, **changes}))
+
+    def fill(self, memory, count, seed=0, batch=()):
+        rng = np.random.default_rng(seed)
+        keys = rng.standard_normal((*batch, count, 6))
+        targets = {
+            "token": rng.integers(0, 6, (*batch, count)),
+            "hidden": keys,
+            "lse": np.zeros((*batch, count)),
+        }
+        state, _ = memory.observe(memory.init(batch), keys, targets, readout=Readout(np.eye(6)))
+        return state, keys, targets["token"]
+
+    @pytest.mark.parametrize("count", [0, 1, 4, 5, 6, 13])
+    def test_it_is_the_last_tokens_oldest_first(self, count):
+        memory = self.settings(features=Features(projection=3))
+        state, keys, token = self.fill(memory, count)
+        found, tokens = memory.remembered(state)
+        np.testing.assert_array_equal(tokens, token[-5:])
+        projected = memory.config.features.project(keys[-5:], memory._learner.constants)
+        expected = projected / np.linalg.norm(projected, axis=-1, keepdims=True)
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+        np.testing.assert_allclose(memory.directions(state, keys[-5:]), expected, atol=1e-12)
+
+    def test_products_of_both_are_the_cosines_of_a_lookup(self):
+        memory = self.settings(features=Features(projection=4))
+        state, _, _ = self.fill(memory, 11)
+        queries = np.random.default_rng(5).standard_normal((7, 6))
+        cosine = memory.directions(state, queries) @ memory.remembered(state)[0].T
+        np.testing.assert_allclose(cosine.max(axis=1), memory.lookup(state, queries).similarity, atol=1e-12)
+
+    def test_centring_counts(self):
+        memory = self.settings(features=Features(centre=True), warmup_tokens=4)
+        state, keys, _ = self.fill(memory, 9)
+        mean = state.adaptation["mean"]
+        expected = keys[-5:] - mean
+        expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
+        np.testing.assert_allclose(memory.remembered(state)[0], expected, atol=1e-12)
+        np.testing.assert_allclose(memory.directions(state, keys[-5:]), expected, atol=1e-12)
+
+    def test_keys_without_a_direction_are_zeros(self):
+        memory = self.settings()
+        state, keys, _ = self.fill(memory, 3)
+        keys = np.concatenate((keys, np.zeros((1, 6)), np.full((1, 6), np.nan)))
+        targets = {"token": np.arange(5), "hidden": keys, "lse": np.zeros(5)}
+        state, _ = memory.observe(memory.init(), keys, targets, readout=Readout(np.eye(6)))
+        found, tokens = memory.remembered(state)
+        assert not found[3:].any()
+        assert found[:3].any(axis=1).all()
+        assert len(tokens) == 5
+        assert not memory.directions(state, keys[3:]).any()
+
+    def test_one_session_is_asked_for(self):
+        memory = self.settings()
+        state, _, token = self.fill(memory, 7, batch=(2,))
+        with pytest.raises(InvalidParamError, match="one session"):
+            memory.remembered(state)
+        np.testing.assert_array_equal(memory.remembered(state[1])[1], token[1, -5:])
+
+
 class TestCrossEntropy:
     def test_it_lowers_the_loss_of_a_model(self):
         rng = np.random.default_rng(0)
@@ -698,6 +762,18 @@ class TestGate:
         )
         masked, _ = memory.learn_blend(state, f, p, np.zeros((2, 2, 8), bool))
         assert_same_bits(masked, state)
+
+    def test_a_learned_ranking_stays_beside_it(self):
+        memory = Memory(MemoryConfig(4, 3, gate=Gate(rate=0.5), ranking=Ranking((3.0, 2.0, 1.0))))
+        state = memory.init(2)
+        f, p = np.ones((2, 8, 3), np.float32), np.full((2, 8, 2), (0.1, 0.9), np.float32)
+        state.gate["rank"][1] = 7
+        learned, _ = memory.learn_blend(state, f, p)
+        assert learned.gate["rank"].tolist() == [[3, 2, 1], [7, 7, 7]]
+        assert (learned.gate["w"] != state.gate["w"]).any()
+        assert_same_bits(memory.restore(snapshot(learned)), learned)
+        keys, values, _ = stream(5, 4, 3, batch=(2,), dtype=np.float32)
+        assert memory.observe(learned, keys, values)[0].gate["rank"].tolist() == [[3, 2, 1], [7, 7, 7]]
 
     def test_a_gate_is_asked_for(self):
         memory = Memory(MemoryConfig(4, 3))

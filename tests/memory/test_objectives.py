@@ -147,6 +147,33 @@ def test_the_centre_changes_nothing_where_no_token_is_left_out():
     np.testing.assert_allclose(centred[1], plain[1], atol=1e-13)
 
 
+@pytest.mark.parametrize("objective", SETTINGS)
+@pytest.mark.parametrize("ids", [None, np.array([0, 2, 3])])
+def test_a_bias_is_added_before_scale_and_softcap(objective, ids):
+    # a bias is one more column of the rows, for a state that is always 1 and that no correction reaches
+    case, bias = make_case(objective), np.random.default_rng(5).standard_normal(VOCABULARY)
+    wide = np.column_stack((case.rows, bias))
+    hidden = np.concatenate((case.targets["hidden"], np.ones((TOKENS, 1))), axis=-1)
+    lse = np.log(np.exp(plain_logits(objective, hidden @ wide.T)).sum(axis=-1))
+    y = np.concatenate((case.y, np.zeros((TOKENS, 1))), axis=-1)
+    some = slice(None) if ids is None else ids
+    expected, slope = objective.evaluate(
+        y, {**case.targets, "hidden": hidden, "lse": lse}, Readout(wide[some], ids, np.append(case.centre, 0))
+    )
+    readout = Readout(case.rows[some], ids, case.centre, bias[some])
+    loss, dy = objective.evaluate(case.y, {**case.targets, "lse": lse}, readout)
+    np.testing.assert_allclose(loss, expected, atol=1e-12)
+    np.testing.assert_allclose(dy, slope[:, :-1], atol=1e-12)
+
+
+def test_a_bias_keeps_the_dtype():
+    case = make_case(CrossEntropy())
+    targets = {name: array if name == "token" else array.astype("f4") for name, array in case.targets.items()}
+    readout = Readout(case.rows.astype("f4"), None, None, np.ones(VOCABULARY, "f8"))
+    loss, dy = CrossEntropy().evaluate(case.y.astype("f4"), targets, readout)
+    assert loss.dtype == dy.dtype == np.float32
+
+
 def test_full_vocabulary_ignores_lse():
     case = make_case(CrossEntropy())
     without = {name: case.targets[name] for name in ("token", "hidden")}
@@ -333,6 +360,9 @@ ROWS = np.ones((3, D_V))
         (lambda y: CrossEntropy().evaluate(y, instead(), Readout(ROWS[:, 1:])), "rows"),
         (lambda y: Readout(ROWS[:0]), "rows"),
         (lambda y: Readout(ROWS[0]), "rows"),
+        (lambda y: Readout(ROWS, bias=np.ones(2)), "bias"),
+        (lambda y: Readout(ROWS, bias=np.ones((3, 1))), "bias"),
+        (lambda y: Readout(ROWS, bias=[1.0, 2.0, 3.0]), "bias"),
         (lambda y: Readout(ROWS, np.arange(2)), "ids"),
         (lambda y: Readout(ROWS, np.array([0, 2, 2])), "ids"),
         (lambda y: Readout(ROWS, np.array([0.0, 1.0, 2.0])), "ids"),

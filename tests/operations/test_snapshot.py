@@ -24,11 +24,13 @@ from atlas_kit.formats.atlas import MemoryFile
 from atlas_kit.memory import (
     CrossEntropy,
     Features,
+    Gate,
     Identity,
     Memory,
     MemoryConfig,
     Polynomial,
     RandomFourier,
+    Ranking,
     Readout,
     Schedule,
     presets,
@@ -54,6 +56,9 @@ CONFIGS = {
     "next-token": MemoryConfig(6, 4, objective=CE, window_size=9, omega_window=5, chunk_size=4, step="chunk"),
     "bfloat16": MemoryConfig(6, 4, window_size=5, window_dtype="bfloat16", omega_window=3),
     "float16": MemoryConfig(6, 4, objective=CE, window_size=5, window_dtype="float16"),
+    "beside a model": MemoryConfig(
+        6, 4, objective=CE, window_size=5, window_dtype="float16", gate=Gate(3, 5), ranking=Ranking((2.0, 1.0, 0.5))
+    ),
     "adapting": MemoryConfig(
         6, 4, features=Features(map=Identity(), centre=True), warmup_tokens=3, eta_adaptation=0.1, chunk_size=2
     ),
@@ -749,3 +754,36 @@ def test_a_process_that_is_killed_while_it_saves(path):
     save_memory(path, memory, second)
     assert bits(load_memory(path).state) == bits(second)
     assert [name.name for name in path.parent.iterdir()] == [path.name]
+
+
+# --- a ranking, and entries beside a memory ------------------------------------------------------------
+
+
+def test_a_learned_ranking_is_an_array_of_its_own(path):
+    memory, state = learned("beside a model")
+    state.gate["rank"][:] = (5.0, 0.25, 0.0)
+    save_memory(path, memory, state)
+    assert load_memory(path).state.gate["rank"].tolist() == [5, 0.25, 0]
+    with MemoryFile.open(path) as file:
+        assert "model_context_0.gate.rank" in file
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_entries_go_with_the_memory(path, version):
+    memory, state = learned()
+    secret = {"key": bytes(range(32))} if version == 3 else {}
+    save_memory(path, memory, state, version=version, entries={"a": b"one", "b": b"two", "c": None}, **secret)
+    assert contents(path, secret) == {"a": b"one", "b": b"two"}
+    save_memory(path, memory, state, entries={"a": None, "b": b"three"}, **secret)
+    assert contents(path, secret) == {"b": b"three"}
+    save_memory(path, memory, state, **secret)  # what is not named stays
+    assert contents(path, secret) == {"b": b"three"}
+    save_memory(path, memory, state, keep_other_entries=False, entries={"d": b"four"}, **secret)
+    assert contents(path, secret) == {"d": b"four"}
+    assert bits(load_memory(path, **secret).state) == bits(state)
+
+
+def contents(path, secret):
+    with MemoryFile.open(path, **secret) as file:
+        own = [name for name in file if not name.startswith(("atlas_memory", "model_context"))]
+        return {name: bytes(file.get(name).data) for name in own}

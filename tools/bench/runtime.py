@@ -15,7 +15,6 @@ when a limit is missed.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
 import math

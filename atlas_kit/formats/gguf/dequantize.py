@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def dequantize_rows(
-    data: bytes, rows: int, info: TensorInfo, row: GGMLTypeRow, byte_order: str
+    data: bytes | bytearray, rows: int, info: TensorInfo, row: GGMLTypeRow, byte_order: str
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Return ``rows`` rows of a tensor as float32, shape ``(rows, dims[0])``.
 
@@ -38,7 +38,7 @@ def dequantize_rows(
     quick = {GGMLType.Q6_K: _q6_k, GGMLType.Q8_0: _q8_0}.get(row.type)
     if quick is not None:
         with np.errstate(all="ignore"):  # damaged blocks hold NaN and infinity: they are shown, not warned of
-            return quick(blocks).reshape(rows, width)
+            return np.asarray(quick(blocks), np.float32).reshape(rows, width)
     from gguf import GGMLQuantizationType, quants
 
     try:
@@ -85,7 +85,7 @@ def _q6_k(blocks: Any) -> Any:
 
 
 def _q8_0(blocks: Any) -> Any:
-    """Return blocks (n, 34) of Q8_0, a scale and 32 whole numbers, as float32 (n, 32); to the bit as ``gguf.quants``."""
+    """Return blocks (n, 34) of Q8_0, a scale and 32 whole numbers, as float32 (n, 32), as ``gguf.quants`` does."""
     import numpy as np
 
     values = np.empty((len(blocks), 32), np.float32)

@@ -6,7 +6,7 @@ blocks (quantised types), dequantised, or as chunks of bytes. Writing is in ``ed
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import (
@@ -218,6 +218,16 @@ class GGUFFile:
         if row.dtype is not None:
             return np.frombuffer(data, np.dtype(self.byte_order + row.dtype)).reshape(info.shape)
         return np.frombuffer(data, np.uint8).reshape((*info.shape[:-1], info.row_bytes or 0))
+
+    def gather(self, name: str | TensorInfo, rows: Sequence[int]) -> bytearray:
+        """Return the stored bytes of some rows of a tensor, seen as a matrix of rows of ``dims[0]`` weights.
+
+        They are read, not mapped: touched pages of a view stay in the process's memory.
+        """
+        info, shard = self._place(name)
+        self._check(info, shard)
+        width = info.row_bytes or 0
+        return shard._source.gather([info.file_offset + row * width for row in rows], width)
 
     def iter_raw(self, name: str | TensorInfo, chunk: int = CHUNK) -> Iterator[bytes]:
         """Yield a tensor's bytes in pieces of at most ``chunk`` bytes."""

@@ -1,0 +1,241 @@
+"""What a memory is worth on text that the sample model has never read: perplexity against its rivals, in one pass each.
+
+    python tools/bench/quality.py [--save] [--quick]
+
+All memories read the same states and logits (``atlas_kit.llama.perplexity``), each document starts with an empty one,
+and what counts are the tokens from 4,096 on. ``knn`` is the whole history with full states and the same gate, and
+grows without bound; ``atlas`` keeps at most 4 MB, window included. Exits with 1 when a limit is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT)]
+
+from atlas_kit.llama import AtlasSession, Sampling  # noqa: E402
+from atlas_kit.llama.binding import LlamaEngine  # noqa: E402
+from atlas_kit.llama.perplexity import Comparison, compare  # noqa: E402
+from atlas_kit.operations.recommend import recommend  # noqa: E402
+from atlas_kit.operations.settings import AtlasSettings  # noqa: E402
+
+MODEL = ROOT / "sample_data" / "models" / "tiny-python.gguf"
+DOCUMENTS = ROOT / "sample_data" / "documents"
+CODE = ("argparse.py", "tarfile.py", "statistics.py", "optparse.py")
+ENGLISH = ("english.txt",)
+RESULTS = Path(__file__).resolve().parent / "results" / "quality.json"
+AFTER = 4096
+BUDGET = 4_000_000
+KINDS = ("none", "window", "knn-fixed", "knn", "omega", "atlas")
+
+missed: list[str] = []
+
+
+def row(what: str, value: str, limit: str = "", holds: bool = True) -> None:
+    """Print a row, and remember a limit that is missed."""
+    print(f"{what:76} {value:>22}   {limit}{'' if holds else '  MISSED'}", flush=True)
+    if not holds:
+        missed.append(what)
+
+
+def read(names: tuple[str, ...], folder: Path = DOCUMENTS) -> list[tuple[str, str]]:
+    """Return (name, text) of documents."""
+    return [(name, (folder / name).read_text(encoding="utf-8")) for name in names]
+
+
+def nats(result: Comparison, kind: str) -> float:
+    """Mean loss from ``AFTER`` on."""
+    value = result.results[kind].perplexity_after
+    assert value is not None
+    return math.log(value)
+
+
+def against_rivals(
+    engine: LlamaEngine, names: tuple[str, ...], settings: AtlasSettings, limit: int | None
+) -> dict[str, Any]:
+    """Compare the memory at its full size with all rivals."""
+    started = time.perf_counter()
+    found = compare(engine, read(names), KINDS, settings=settings, after=AFTER, limit=limit)
+    print(
+        f"\n{', '.join(names)}: {found.tokens:,} tokens, {found.scored_after:,} from {AFTER:,} on", flush=True
+    )
+    for kind, score in found.results.items():
+        weight = "" if score.weight is None else f" (weight {score.weight:g})"
+        print(
+            f"  {kind + weight:24} {score.perplexity:8.2f} {score.perplexity_after:8.2f}"
+            f"  {score.state_bytes / 1e6:7.2f} MB"
+            f"  {score.seconds:6.1f} s"
+        )
+    state = found.results["atlas"].state_bytes
+    none, atlas, knn = (nats(found, kind) for kind in ("none", "atlas", "knn"))
+    lower = 1 - math.exp(atlas - none)
+    english = names == ENGLISH
+    name = "English" if english else "Python"
+    bound = "" if english else "limit >= 40 %"
+    row(f"{name}: perplexity below the model's own", f"{lower:.1%}", bound, english or lower >= 0.40)
+    row(f"{name}: everything that the memory keeps", f"{state:,} bytes", f"limit {BUDGET:,}", state <= BUDGET)
+    fixed = nats(found, "knn-fixed")
+    row(
+        f"{name}: nats against kNN-LM, one weight",
+        f"{atlas - fixed:+.4f}",
+        "limit <= 0",
+        english or atlas <= fixed,
+    )
+    share = (none - atlas) / (none - knn)
+    row(
+        f"{name}: share of the gain of kNN-LM with the same gate",
+        f"{share:.1%}",
+        "limit >= 90 %",
+        english or share >= 0.9,
+    )
+    print(f"  ({time.perf_counter() - started:.0f} s)", flush=True)
+    return {**found.to_json(), "lower": lower, "share": share, "against_fixed": atlas - fixed}
+
+
+def of_the_learned_part(
+    engine: LlamaEngine, names: tuple[str, ...], settings: AtlasSettings, limit: int | None
+) -> dict[str, Any]:
+    """Say what the learned memory adds to a window of 1,024."""
+    found = compare(
+        engine, read(names), ("none", "window", "atlas"), settings=settings.replace(window_size=1024), after=AFTER,
+        limit=limit,
+    )  # fmt: skip
+    gain = nats(found, "window") - nats(found, "atlas")
+    kind = "English" if names == ENGLISH else "Python"
+    row(f"{kind}: what the learned memory adds to a window of 1,024, nats", f"{gain:.4f}", "limit >= 0.08",
+        names == ENGLISH or gain >= 0.08)  # fmt: skip
+    return {**found.to_json(), "gain": gain}
+
+
+def of_candidates(
+    engine: LlamaEngine, names: tuple[str, ...], settings: AtlasSettings, limit: int | None
+) -> dict[str, Any]:
+    """Compare the default number of candidates with the exact form, with the window and for the learned part alone."""
+    losses = {}
+    for count in (0, settings.candidates, 64):
+        found = compare(
+            engine,
+            read(names),
+            ("omega", "atlas"),
+            settings=settings.replace(candidates=count),
+            after=AFTER,
+            limit=limit,
+        )
+        losses[str(count)] = {kind: found.results[kind].perplexity for kind in ("omega", "atlas")}
+    exact, ours = losses["0"], losses[str(settings.candidates)]
+    for kind in ("atlas", "omega"):
+        worse = ours[kind] / exact[kind] - 1
+        what = f"{kind}: perplexity of {settings.candidates} candidates against all {engine.info.n_vocab:,} tokens"
+        row(what, f"{worse:+.2%}",
+            "limit <= 1 %", worse <= 0.01)  # fmt: skip
+    return losses
+
+
+def of_stopping(model: str, settings: AtlasSettings, limit: int | None) -> dict[str, Any]:
+    """Learn the first half, save, load in a new process, read the second half without learning."""
+    ((_, text),) = read(("statistics.py",))
+    with tempfile.TemporaryDirectory() as folder, LlamaEngine(model) as engine:
+        tokens = engine.tokenize(text)[:limit]
+        half = len(tokens) // 2
+        path = str(Path(folder) / "half.atlas")
+        with AtlasSession(engine, settings) as session:
+            session.feed(tokens[:half])
+            session.save(path)
+            here = [t.id for t in session.generate(max_tokens=32, sampling=Sampling(seed=1))]
+        with AtlasSession(engine, settings) as session:
+            session.feed(tokens[:half])
+            going_on = session.feed(tokens[half:]).perplexity
+        with AtlasSession(engine, settings) as session:
+            session.feed(tokens[:half])
+            session.learns = False
+            same_process = session.feed(tokens[half:]).perplexity
+        with AtlasSession(engine, None) as session:
+            alone = session.feed(tokens).logprob[half:, 1]
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(1) as pool:
+            there, read_only, learning = pool.apply(_elsewhere, (model, path, tokens[half:]))
+    none = math.exp(-alone.mean())
+    row("saved, loaded anew, read-only: against read-only without stopping", f"{read_only / same_process - 1:+.3%}",
+        "limit 2 %", abs(read_only / same_process - 1) <= 0.02)  # fmt: skip
+    row("saved, loaded anew, learning on: against never having stopped", f"{learning / going_on - 1:+.3%}",
+        "limit 2 %", abs(learning / going_on - 1) <= 0.02)  # fmt: skip
+    row(
+        "read-only against learning on (what not learning the second half costs)",
+        f"{read_only / going_on - 1:+.1%}",
+    )
+    row(
+        "save, load, generate: the same 32 tokens as going on",
+        str(here == there),
+        "limit True",
+        here == there,
+    )
+    return {
+        "none": none, "going_on": going_on, "read_only_same_process": same_process, "read_only_new_process": read_only,
+        "learning_new_process": learning, "same_tokens": here == there,
+    }  # fmt: skip
+
+
+def _elsewhere(model: str, path: str, rest: list[int]) -> tuple[list[int], float, float]:
+    """Do in a new process what comes after saving."""
+    with LlamaEngine(model) as engine:
+        with AtlasSession(engine, path) as session:
+            session.load(path)
+            tokens = [t.id for t in session.generate(max_tokens=32, sampling=Sampling(seed=1))]
+        found = []
+        for learn in (False, True):
+            with AtlasSession(engine, path, learn=learn) as session:
+                session.load(path)
+                found.append(session.feed(rest).perplexity)
+    return tokens, found[0], found[1]
+
+
+def main() -> int:
+    """Measure, print, and save if asked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default=str(MODEL))
+    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.relative_to(ROOT)}")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="6,000 tokens of one document each: minutes less, limits may be missed",
+    )
+    args = parser.parse_args()
+    settings = recommend(args.model).settings
+    limit, code = (6000, CODE[2:3]) if args.quick else (None, CODE)
+    print(f"settings: {settings.to_json()}")
+    found: dict[str, Any] = {"settings": settings.to_json()}
+    with LlamaEngine(args.model) as engine:
+        found["model"] = engine.info.name
+        found["python"] = against_rivals(engine, code, settings, limit)
+        found["english"] = against_rivals(engine, ENGLISH, settings, limit)
+        found["window_1024"] = of_the_learned_part(engine, code, settings, limit)
+        found["window_1024_english"] = of_the_learned_part(engine, ENGLISH, settings, limit)
+        found["candidates"] = of_candidates(
+            engine, code[:1] if args.quick else ("optparse.py",), settings, limit
+        )
+    found["stopping"] = of_stopping(args.model, settings, limit)
+    found["machine"] = {
+        "cpus": multiprocessing.cpu_count(),
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    if args.save:
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(f"\n{len(missed)} limits missed" if missed else "\nall limits hold")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
