@@ -37,7 +37,7 @@ MOST_WEIGHT = 1 - 1e-6
 #: How far logits may be from the formula, as a share of their spread: llama.cpp rounds states as it rounds weights.
 MOST_ERROR = 0.3
 #: How far the step size moves per step at most, and in all, as logarithms.
-ETA_RATE, ETA_BOUND = 0.05, math.log(16)
+ETA_RATE, ETA_BOUND = 0.02, math.log(16)
 #: Three derivatives of the ranking, and that of the step size.
 SLOPES = 4
 #: What waits for its step to fill, one array each.
@@ -429,14 +429,15 @@ class TokenMemory:
         rows = {name: np.concatenate(parts) for name, parts in self._pending.items()}
         self._pending = {name: [] for name in _PENDING}
         self._waiting = 0
-        state, device = self._learn_blend(self.state, rows), self._on_device
+        before, device = self.state, self._on_device
+        state = self._learn_blend(before, rows)
         self.recent = np.concatenate((self.recent, rows["token"].astype(np.int32)))[-RECENT:]
         self._distinct = None
         readout = self._readout(rows["top"]) if self.learns else self._no_readout
         targets = {name: device(rows[name]) for name in ("token", "hidden", "lse")}
         # a memory without a step corrects nothing, but for the rounding of a softcap
         if self.learns and self.settings.blend_ratio == ADAPTIVE and int(state.counters["steps"]):
-            self._adapt(rows["slope"][:, -1])
+            self._adapt(rows["slope"][:, -1] * self._posterior(before, rows)[:, 1])
         eta = device(np.full(len(rows["token"]), self.learning_rate, np.float32))
         self.state, _ = self.memory.observe(
             state, targets["hidden"], targets, readout=readout, eta=eta, donate=True
@@ -447,8 +448,9 @@ class TokenMemory:
     def _adapt(self, gain: Array) -> None:
         """Move the step size: up while larger corrections would have been better, down while smaller ones.
 
-        ``gain`` (n,) says so of tokens that were predicted before they were learned (``Reading.gain``); their mean over
-        their root mean square lies in [-1, 1], whatever the model.
+        ``gain`` (n,) is d log p / d g of the blended prediction: ``Reading.gain``, weighed by how likely it was the
+        memory that knew. It is of tokens that were predicted before they were learned; mean over root mean square
+        lies in [-1, 1], whatever the model.
         """
         size = float(np.sqrt(np.square(gain).mean()))
         if size > 0 and math.isfinite(size):
@@ -467,12 +469,23 @@ class TokenMemory:
         p = rows["probabilities"][None][..., self._experts]
         features = rows["features"][None]
         if ranking is not None and int(state.counters["filled"]):
-            right = gate.responsibilities({"w": to_host(state.gate["w"])[None]}, features, p)[0, :, -1]
+            right = self._posterior(state, rows)[:, 2]
             w = ranking.update(to_host(state.gate["rank"]), rows["slope"][:, :-1], right)
             state = dataclasses.replace(state, gate={**state.gate, "rank": self._on_device(w)})
         if int(state.counters["seen"]) or not self.settings.window_size:
             state, _ = self.memory.learn_blend(state, self._on_device(features[0]), self._on_device(p[0]))
         return state
+
+    def _posterior(self, state: MemoryState, rows: Mapping[str, Array]) -> Array:
+        """Return (n, 3): how likely it was model, memory or window that knew the token which came."""
+        gate = self.memory.config.gate
+        assert gate is not None
+        p = rows["probabilities"][None][..., self._experts]
+        found = np.zeros((p.shape[1], 3))
+        found[:, self._experts] = gate.responsibilities(
+            {"w": to_host(state.gate["w"])[None]}, rows["features"][None], p
+        )[0]
+        return found
 
     def _readout(self, top: Array) -> Readout:
         tokens = self._candidates(top, self._lately)

@@ -53,7 +53,7 @@ class Rule:
 
     # fmt: off
     memory_dim: tuple[tuple[float, int], ...] = ((128, 32), (_ANY, 64))                            #: by width
-    learning_rate: tuple[tuple[float, float], ...] = ((4e6, 1.0), (2e7, 0.5), (1e9, 0.3), (_ANY, 0.1))  #: by parameters
+    learning_rate: tuple[tuple[float, float], ...] = ((2e7, 1.0), (1e9, 0.3), (_ANY, 0.1))  #: by parameters
     candidates: tuple[tuple[float, int], ...] = ((1024, 0), (100_000, 256), (_ANY, 512))           #: by vocabulary
     window_least: int = 1 << 10        #: pairs
     window_most: int = 1 << 16

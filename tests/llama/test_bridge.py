@@ -211,7 +211,8 @@ class Reference:
         self.kept += new
         if self.learns:
             if self.s.blend_ratio == "adaptive":
-                gain = np.array([one["gain"][one["token"]] for one in new])
+                # weighed by how likely it was the memory that knew: the expert behind the model
+                gain = np.array([one["gain"][one["token"]] for one in new]) * posterior[:, 1]
                 size = math.sqrt((gain**2).mean())
                 if size > 0:
                     self.log_eta += ETA_RATE * gain.mean() / size

@@ -150,7 +150,7 @@ def test_the_rule_by_size(tmp_path: Path) -> None:
     assert of(tiny_llama()).settings.candidates == 0
     assert small.settings.memory_dim == large.settings.memory_dim == 64
     for result in (small, large):
-        assert result.settings.window_size in [1 << power for power in range(10, 17)]
+        assert result.settings.window_size in [n << power for power in range(9, 17) for n in (2, 3)]
 
 
 def test_a_small_model_keeps_less_than_four_megabytes(tmp_path: Path) -> None:

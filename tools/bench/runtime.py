@@ -98,9 +98,9 @@ class Bare:
 class Bench:
     """The model, its settings, and how long to measure."""
 
-    def __init__(self, model: str, quick: bool) -> None:
-        self.path, self.quick = model, quick
-        self.settings: AtlasSettings = recommend(model).settings
+    def __init__(self, model: str, quick: bool, changes: list[str] | None = None) -> None:
+        self.path, self.quick, self.changes = model, quick, changes or []
+        self.settings = settings_of(model, self.changes)
         self.rng = np.random.default_rng(1)
 
     @cached_property
@@ -146,6 +146,12 @@ class Bench:
                 if number:  # the first round warms up
                     times[i] = min(times[i], time.perf_counter() - start)
         return times
+
+
+def settings_of(model: str, changes: list[str]) -> AtlasSettings:
+    """Return what is recommended for a model, with changes such as ``candidates=64``."""
+    pairs = (change.split("=", 1) for change in changes)
+    return recommend(model).settings.replace(**{name: json.loads(value) for name, value in pairs})
 
 
 def fill(memory: TokenMemory | None, rng: np.random.Generator) -> None:
@@ -244,7 +250,7 @@ def off(bench: Bench) -> Iterator[Row]:
 # --- processes -------------------------------------------------------------------------------------------
 
 
-def child(kind: str, model: str, tokens: int) -> None:
+def child(kind: str, model: str, tokens: int, changes: list[str]) -> None:
     """Run in a process of its own: load, read, and say what it takes; ``kind``: bare, plain or memory."""
     text = np.random.default_rng(2).integers(300, 4000, max(1, tokens)).tolist()
     if kind == "bare":
@@ -252,7 +258,7 @@ def child(kind: str, model: str, tokens: int) -> None:
         bare.read(text)
         bare.generate(1)
     else:
-        memory = recommend(model).settings if kind == "memory" else None
+        memory = settings_of(model, changes) if kind == "memory" else None
         session = AtlasSession(model, memory, engine_options={"n_ctx": 4096})
         session.feed(text, score=False)
         next(session.generate(max_tokens=1, sampling=GREEDY))
@@ -263,6 +269,7 @@ def child(kind: str, model: str, tokens: int) -> None:
 def run_child(bench: Bench, kind: str, tokens: int) -> tuple[float, float]:
     """Return seconds and resident bytes of a process."""
     command = [sys.executable, __file__, "--child", kind, "--model", bench.path, "--tokens", str(tokens)]
+    command += [part for change in bench.changes for part in ("--set", change)]
     start = time.perf_counter()
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return time.perf_counter() - start, json.loads(done.stdout.splitlines()[-1])["resident"]
@@ -393,9 +400,7 @@ def parser() -> argparse.ArgumentParser:
 
 def measure(options: argparse.Namespace, model: str) -> int:
     """Run the groups that were asked for."""
-    bench = Bench(model, options.quick)
-    changes = dict(change.split("=", 1) for change in options.set)
-    bench.settings = bench.settings.replace(**{name: json.loads(text) for name, text in changes.items()})
+    bench = Bench(model, options.quick, options.set)
     about = machine_of("numpy", options.quick) | {
         "threads": THREADS, "settings": bench.settings.to_json(), "load": os.getloadavg()[0],
     }  # fmt: skip
@@ -424,7 +429,7 @@ def main() -> int:
     """Measure, or be one of the processes that are measured."""
     options = parser().parse_args()
     if options.child:
-        child(options.child, options.model, options.tokens)
+        child(options.child, options.model, options.tokens, options.set)
     if options.model:
         return measure(options, options.model)
     from tools.make_random_model import make_model
