@@ -23,25 +23,23 @@ Simple usage example:
 
 __version__ = "1.5.3"
 
-__all__ = [
-    "Option",
-    "make_option",
-    "SUPPRESS_HELP",
-    "SUPPRESS_USAGE",
-    "Values",
-    "OptionContainer",
-    "OptionGroup",
-    "OptionParser",
-    "HelpFormatter",
-    "IndentedHelpFormatter",
-    "TitledHelpFormatter",
-    "OptParseError",
-    "OptionError",
-    "OptionConflictError",
-    "OptionValueError",
-    "BadOptionError",
-    "check_choice",
-]
+__all__ = ['Option',
+           'make_option',
+           'SUPPRESS_HELP',
+           'SUPPRESS_USAGE',
+           'Values',
+           'OptionContainer',
+           'OptionGroup',
+           'OptionParser',
+           'HelpFormatter',
+           'IndentedHelpFormatter',
+           'TitledHelpFormatter',
+           'OptParseError',
+           'OptionError',
+           'OptionConflictError',
+           'OptionValueError',
+           'BadOptionError',
+           'check_choice']
 
 __copyright__ = """
 Copyright (c) 2001-2006 Gregory P. Ward.  All rights reserved.
@@ -78,7 +76,6 @@ SOFTWARE, EVEN IF ADVISED OF THE POSSIBILITY OF SUCH DAMAGE.
 import sys, os
 import textwrap
 
-
 def _repr(self):
     return "<%s at 0x%x: %s>" % (self.__class__.__name__, id(self), self)
 
@@ -92,7 +89,6 @@ def _repr(self):
 try:
     from gettext import gettext, ngettext
 except ImportError:
-
     def gettext(message):
         return message
 
@@ -101,11 +97,10 @@ except ImportError:
             return singular
         return plural
 
-
 _ = gettext
 
 
-class OptParseError(Exception):
+class OptParseError (Exception):
     def __init__(self, msg):
         self.msg = msg
 
@@ -113,7 +108,7 @@ class OptParseError(Exception):
         return self.msg
 
 
-class OptionError(OptParseError):
+class OptionError (OptParseError):
     """
     Raised if an Option instance is created with invalid or
     inconsistent arguments.
@@ -129,46 +124,42 @@ class OptionError(OptParseError):
         else:
             return self.msg
 
-
-class OptionConflictError(OptionError):
+class OptionConflictError (OptionError):
     """
     Raised if conflicting options are added to an OptionParser.
     """
 
-
-class OptionValueError(OptParseError):
+class OptionValueError (OptParseError):
     """
     Raised if an invalid option value is encountered on the command
     line.
     """
 
-
-class BadOptionError(OptParseError):
+class BadOptionError (OptParseError):
     """
     Raised if an invalid option is seen on the command line.
     """
-
     def __init__(self, opt_str):
         self.opt_str = opt_str
 
     def __str__(self):
         return _("no such option: %s") % self.opt_str
 
-
-class AmbiguousOptionError(BadOptionError):
+class AmbiguousOptionError (BadOptionError):
     """
     Raised if an ambiguous option is seen on the command line.
     """
-
     def __init__(self, opt_str, possibilities):
         BadOptionError.__init__(self, opt_str)
         self.possibilities = possibilities
 
     def __str__(self):
-        return _("ambiguous option: %s (%s?)") % (self.opt_str, ", ".join(self.possibilities))
+        return (_("ambiguous option: %s (%s?)")
+                % (self.opt_str, ", ".join(self.possibilities)))
 
 
 class HelpFormatter:
+
     """
     Abstract base class for formatting option help.  OptionParser
     instances should use one of the HelpFormatter subclasses for
@@ -212,22 +203,25 @@ class HelpFormatter:
 
     NO_DEFAULT_VALUE = "none"
 
-    def __init__(self, indent_increment, max_help_position, width, short_first):
+    def __init__(self,
+                 indent_increment,
+                 max_help_position,
+                 width,
+                 short_first):
         self.parser = None
         self.indent_increment = indent_increment
         if width is None:
             try:
-                width = int(os.environ["COLUMNS"])
+                width = int(os.environ['COLUMNS'])
             except (KeyError, ValueError):
                 width = 80
             width -= 2
         self.width = width
-        self.help_position = self.max_help_position = min(
-            max_help_position, max(width - 20, indent_increment * 2)
-        )
+        self.help_position = self.max_help_position = \
+                min(max_help_position, max(width - 20, indent_increment * 2))
         self.current_indent = 0
         self.level = 0
-        self.help_width = None  # computed later
+        self.help_width = None          # computed later
         self.short_first = short_first
         self.default_tag = "%default"
         self.option_strings = {}
@@ -239,12 +233,14 @@ class HelpFormatter:
 
     def set_short_opt_delimiter(self, delim):
         if delim not in ("", " "):
-            raise ValueError("invalid metavar delimiter for short options: %r" % delim)
+            raise ValueError(
+                "invalid metavar delimiter for short options: %r" % delim)
         self._short_opt_fmt = "%s" + delim + "%s"
 
     def set_long_opt_delimiter(self, delim):
         if delim not in ("=", " "):
-            raise ValueError("invalid metavar delimiter for long options: %r" % delim)
+            raise ValueError(
+                "invalid metavar delimiter for long options: %r" % delim)
         self._long_opt_fmt = "%s" + delim + "%s"
 
     def indent(self):
@@ -268,8 +264,11 @@ class HelpFormatter:
         help output at the current indentation level.
         """
         text_width = max(self.width - self.current_indent, 11)
-        indent = " " * self.current_indent
-        return textwrap.fill(text, text_width, initial_indent=indent, subsequent_indent=indent)
+        indent = " "*self.current_indent
+        return textwrap.fill(text,
+                             text_width,
+                             initial_indent=indent,
+                             subsequent_indent=indent)
 
     def format_description(self, description):
         if description:
@@ -282,6 +281,7 @@ class HelpFormatter:
             return "\n" + self._format_text(epilog) + "\n"
         else:
             return ""
+
 
     def expand_default(self, option):
         if self.parser is None or not self.default_tag:
@@ -314,7 +314,7 @@ class HelpFormatter:
         if len(opts) > opt_width:
             opts = "%*s%s\n" % (self.current_indent, "", opts)
             indent_first = self.help_position
-        else:  # start help on same line as opts
+        else:                       # start help on same line as opts
             opts = "%*s%-*s  " % (self.current_indent, "", opt_width, opts)
             indent_first = 0
         result.append(opts)
@@ -322,7 +322,8 @@ class HelpFormatter:
             help_text = self.expand_default(option)
             help_lines = textwrap.wrap(help_text, self.help_width)
             result.append("%*s%s\n" % (indent_first, "", help_lines[0]))
-            result.extend(["%*s%s\n" % (self.help_position, "", line) for line in help_lines[1:]])
+            result.extend(["%*s%s\n" % (self.help_position, "", line)
+                           for line in help_lines[1:]])
         elif opts[-1] != "\n":
             result.append("\n")
         return "".join(result)
@@ -349,8 +350,10 @@ class HelpFormatter:
         """Return a comma-separated list of option strings & metavariables."""
         if option.takes_value():
             metavar = option.metavar or option.dest.upper()
-            short_opts = [self._short_opt_fmt % (sopt, metavar) for sopt in option._short_opts]
-            long_opts = [self._long_opt_fmt % (lopt, metavar) for lopt in option._long_opts]
+            short_opts = [self._short_opt_fmt % (sopt, metavar)
+                          for sopt in option._short_opts]
+            long_opts = [self._long_opt_fmt % (lopt, metavar)
+                         for lopt in option._long_opts]
         else:
             short_opts = option._short_opts
             long_opts = option._long_opts
@@ -362,12 +365,17 @@ class HelpFormatter:
 
         return ", ".join(opts)
 
+class IndentedHelpFormatter (HelpFormatter):
+    """Format help with indented section bodies.
+    """
 
-class IndentedHelpFormatter(HelpFormatter):
-    """Format help with indented section bodies."""
-
-    def __init__(self, indent_increment=2, max_help_position=24, width=None, short_first=1):
-        HelpFormatter.__init__(self, indent_increment, max_help_position, width, short_first)
+    def __init__(self,
+                 indent_increment=2,
+                 max_help_position=24,
+                 width=None,
+                 short_first=1):
+        HelpFormatter.__init__(
+            self, indent_increment, max_help_position, width, short_first)
 
     def format_usage(self, usage):
         return _("Usage: %s\n") % usage
@@ -376,11 +384,17 @@ class IndentedHelpFormatter(HelpFormatter):
         return "%*s%s:\n" % (self.current_indent, "", heading)
 
 
-class TitledHelpFormatter(HelpFormatter):
-    """Format help with underlined section headers."""
+class TitledHelpFormatter (HelpFormatter):
+    """Format help with underlined section headers.
+    """
 
-    def __init__(self, indent_increment=0, max_help_position=24, width=None, short_first=0):
-        HelpFormatter.__init__(self, indent_increment, max_help_position, width, short_first)
+    def __init__(self,
+                 indent_increment=0,
+                 max_help_position=24,
+                 width=None,
+                 short_first=0):
+        HelpFormatter.__init__ (
+            self, indent_increment, max_help_position, width, short_first)
 
     def format_usage(self, usage):
         return "%s  %s\n" % (self.format_heading(_("Usage")), usage)
@@ -390,46 +404,42 @@ class TitledHelpFormatter(HelpFormatter):
 
 
 def _parse_num(val, type):
-    if val[:2].lower() == "0x":  # hexadecimal
+    if val[:2].lower() == "0x":         # hexadecimal
         radix = 16
-    elif val[:2].lower() == "0b":  # binary
+    elif val[:2].lower() == "0b":       # binary
         radix = 2
-        val = val[2:] or "0"  # have to remove "0b" prefix
-    elif val[:1] == "0":  # octal
+        val = val[2:] or "0"            # have to remove "0b" prefix
+    elif val[:1] == "0":                # octal
         radix = 8
-    else:  # decimal
+    else:                               # decimal
         radix = 10
 
     return type(val, radix)
 
-
 def _parse_int(val):
     return _parse_num(val, int)
 
-
-_builtin_cvt = {
-    "int": (_parse_int, _("integer")),
-    "long": (_parse_int, _("integer")),
-    "float": (float, _("floating-point")),
-    "complex": (complex, _("complex")),
-}
-
+_builtin_cvt = { "int" : (_parse_int, _("integer")),
+                 "long" : (_parse_int, _("integer")),
+                 "float" : (float, _("floating-point")),
+                 "complex" : (complex, _("complex")) }
 
 def check_builtin(option, opt, value):
     (cvt, what) = _builtin_cvt[option.type]
     try:
         return cvt(value)
     except ValueError:
-        raise OptionValueError(_("option %s: invalid %s value: %r") % (opt, what, value))
-
+        raise OptionValueError(
+            _("option %s: invalid %s value: %r") % (opt, what, value))
 
 def check_choice(option, opt, value):
     if value in option.choices:
         return value
     else:
         choices = ", ".join(map(repr, option.choices))
-        raise OptionValueError(_("option %s: invalid choice: %r (choose from %s)") % (opt, value, choices))
-
+        raise OptionValueError(
+            _("option %s: invalid choice: %r (choose from %s)")
+            % (opt, value, choices))
 
 # Not supplying a default is different from a default of None,
 # so we need an explicit "not supplied" value.
@@ -458,51 +468,57 @@ class Option:
 
     # The list of instance attributes that may be set through
     # keyword args to the constructor.
-    ATTRS = [
-        "action",
-        "type",
-        "dest",
-        "default",
-        "nargs",
-        "const",
-        "choices",
-        "callback",
-        "callback_args",
-        "callback_kwargs",
-        "help",
-        "metavar",
-    ]
+    ATTRS = ['action',
+             'type',
+             'dest',
+             'default',
+             'nargs',
+             'const',
+             'choices',
+             'callback',
+             'callback_args',
+             'callback_kwargs',
+             'help',
+             'metavar']
 
     # The set of actions allowed by option parsers.  Explicitly listed
     # here so the constructor can validate its arguments.
-    ACTIONS = (
-        "store",
-        "store_const",
-        "store_true",
-        "store_false",
-        "append",
-        "append_const",
-        "count",
-        "callback",
-        "help",
-        "version",
-    )
+    ACTIONS = ("store",
+               "store_const",
+               "store_true",
+               "store_false",
+               "append",
+               "append_const",
+               "count",
+               "callback",
+               "help",
+               "version")
 
     # The set of actions that involve storing a value somewhere;
     # also listed just for constructor argument validation.  (If
     # the action is one of these, there must be a destination.)
-    STORE_ACTIONS = ("store", "store_const", "store_true", "store_false", "append", "append_const", "count")
+    STORE_ACTIONS = ("store",
+                     "store_const",
+                     "store_true",
+                     "store_false",
+                     "append",
+                     "append_const",
+                     "count")
 
     # The set of actions for which it makes sense to supply a value
     # type, ie. which may consume an argument from the command line.
-    TYPED_ACTIONS = ("store", "append", "callback")
+    TYPED_ACTIONS = ("store",
+                     "append",
+                     "callback")
 
     # The set of actions which *require* a value type, ie. that
     # always consume an argument from the command line.
-    ALWAYS_TYPED_ACTIONS = ("store", "append")
+    ALWAYS_TYPED_ACTIONS = ("store",
+                            "append")
 
     # The set of actions which take a 'const' attribute.
-    CONST_ACTIONS = ("store_const", "append_const")
+    CONST_ACTIONS = ("store_const",
+                     "append_const")
 
     # The set of known types for option parsers.  Again, listed here for
     # constructor argument validation.
@@ -524,13 +540,13 @@ class Option:
     #
     # If no checker is defined for a type, arguments will be
     # unchecked and remain strings.
-    TYPE_CHECKER = {
-        "int": check_builtin,
-        "long": check_builtin,
-        "float": check_builtin,
-        "complex": check_builtin,
-        "choice": check_choice,
-    }
+    TYPE_CHECKER = { "int"    : check_builtin,
+                     "long"   : check_builtin,
+                     "float"  : check_builtin,
+                     "complex": check_builtin,
+                     "choice" : check_choice,
+                   }
+
 
     # CHECK_METHODS is a list of unbound method objects; they are called
     # by the constructor, in order, after all attributes are
@@ -541,6 +557,7 @@ class Option:
     # define their own CHECK_METHODS list that adds their check method
     # to those from this class.
     CHECK_METHODS = None
+
 
     # -- Constructor/initialization methods ----------------------------
 
@@ -576,20 +593,21 @@ class Option:
         for opt in opts:
             if len(opt) < 2:
                 raise OptionError(
-                    "invalid option string %r: must be at least two characters long" % opt, self
-                )
+                    "invalid option string %r: "
+                    "must be at least two characters long" % opt, self)
             elif len(opt) == 2:
                 if not (opt[0] == "-" and opt[1] != "-"):
                     raise OptionError(
-                        "invalid short option string %r: must be of the form -x, (x any non-dash char)" % opt,
-                        self,
-                    )
+                        "invalid short option string %r: "
+                        "must be of the form -x, (x any non-dash char)" % opt,
+                        self)
                 self._short_opts.append(opt)
             else:
                 if not (opt[0:2] == "--" and opt[2] != "-"):
                     raise OptionError(
-                        "invalid long option string %r: must start with --, followed by non-dash" % opt, self
-                    )
+                        "invalid long option string %r: "
+                        "must start with --, followed by non-dash" % opt,
+                        self)
                 self._long_opts.append(opt)
 
     def _set_attrs(self, attrs):
@@ -598,13 +616,16 @@ class Option:
                 setattr(self, attr, attrs[attr])
                 del attrs[attr]
             else:
-                if attr == "default":
+                if attr == 'default':
                     setattr(self, attr, NO_DEFAULT)
                 else:
                     setattr(self, attr, None)
         if attrs:
             attrs = sorted(attrs.keys())
-            raise OptionError("invalid keyword arguments: %s" % ", ".join(attrs), self)
+            raise OptionError(
+                "invalid keyword arguments: %s" % ", ".join(attrs),
+                self)
+
 
     # -- Constructor validation methods --------------------------------
 
@@ -635,74 +656,88 @@ class Option:
             if self.type not in self.TYPES:
                 raise OptionError("invalid option type: %r" % self.type, self)
             if self.action not in self.TYPED_ACTIONS:
-                raise OptionError("must not supply a type for action %r" % self.action, self)
+                raise OptionError(
+                    "must not supply a type for action %r" % self.action, self)
 
     def _check_choice(self):
         if self.type == "choice":
             if self.choices is None:
-                raise OptionError("must supply a list of choices for type 'choice'", self)
+                raise OptionError(
+                    "must supply a list of choices for type 'choice'", self)
             elif not isinstance(self.choices, (tuple, list)):
                 raise OptionError(
                     "choices must be a list of strings ('%s' supplied)"
-                    % str(type(self.choices)).split("'")[1],
-                    self,
-                )
+                    % str(type(self.choices)).split("'")[1], self)
         elif self.choices is not None:
-            raise OptionError("must not supply choices for type %r" % self.type, self)
+            raise OptionError(
+                "must not supply choices for type %r" % self.type, self)
 
     def _check_dest(self):
         # No destination given, and we need one for this action.  The
         # self.type check is for callbacks that take a value.
-        takes_value = self.action in self.STORE_ACTIONS or self.type is not None
+        takes_value = (self.action in self.STORE_ACTIONS or
+                       self.type is not None)
         if self.dest is None and takes_value:
+
             # Glean a destination from the first long option string,
             # or from the first short option string if no long options.
             if self._long_opts:
                 # eg. "--foo-bar" -> "foo_bar"
-                self.dest = self._long_opts[0][2:].replace("-", "_")
+                self.dest = self._long_opts[0][2:].replace('-', '_')
             else:
                 self.dest = self._short_opts[0][1]
 
     def _check_const(self):
         if self.action not in self.CONST_ACTIONS and self.const is not None:
-            raise OptionError("'const' must not be supplied for action %r" % self.action, self)
+            raise OptionError(
+                "'const' must not be supplied for action %r" % self.action,
+                self)
 
     def _check_nargs(self):
         if self.action in self.TYPED_ACTIONS:
             if self.nargs is None:
                 self.nargs = 1
         elif self.nargs is not None:
-            raise OptionError("'nargs' must not be supplied for action %r" % self.action, self)
+            raise OptionError(
+                "'nargs' must not be supplied for action %r" % self.action,
+                self)
 
     def _check_callback(self):
         if self.action == "callback":
             if not callable(self.callback):
-                raise OptionError("callback not callable: %r" % self.callback, self)
-            if self.callback_args is not None and not isinstance(self.callback_args, tuple):
                 raise OptionError(
-                    "callback_args, if supplied, must be a tuple: not %r" % self.callback_args, self
-                )
-            if self.callback_kwargs is not None and not isinstance(self.callback_kwargs, dict):
+                    "callback not callable: %r" % self.callback, self)
+            if (self.callback_args is not None and
+                not isinstance(self.callback_args, tuple)):
                 raise OptionError(
-                    "callback_kwargs, if supplied, must be a dict: not %r" % self.callback_kwargs, self
-                )
+                    "callback_args, if supplied, must be a tuple: not %r"
+                    % self.callback_args, self)
+            if (self.callback_kwargs is not None and
+                not isinstance(self.callback_kwargs, dict)):
+                raise OptionError(
+                    "callback_kwargs, if supplied, must be a dict: not %r"
+                    % self.callback_kwargs, self)
         else:
             if self.callback is not None:
-                raise OptionError("callback supplied (%r) for non-callback option" % self.callback, self)
+                raise OptionError(
+                    "callback supplied (%r) for non-callback option"
+                    % self.callback, self)
             if self.callback_args is not None:
-                raise OptionError("callback_args supplied for non-callback option", self)
+                raise OptionError(
+                    "callback_args supplied for non-callback option", self)
             if self.callback_kwargs is not None:
-                raise OptionError("callback_kwargs supplied for non-callback option", self)
+                raise OptionError(
+                    "callback_kwargs supplied for non-callback option", self)
 
-    CHECK_METHODS = [
-        _check_action,
-        _check_type,
-        _check_choice,
-        _check_dest,
-        _check_const,
-        _check_nargs,
-        _check_callback,
-    ]
+
+    CHECK_METHODS = [_check_action,
+                     _check_type,
+                     _check_choice,
+                     _check_dest,
+                     _check_const,
+                     _check_nargs,
+                     _check_callback]
+
 
     # -- Miscellaneous methods -----------------------------------------
 
@@ -719,6 +754,7 @@ class Option:
             return self._long_opts[0]
         else:
             return self._short_opts[0]
+
 
     # -- Processing methods --------------------------------------------
 
@@ -745,7 +781,8 @@ class Option:
         # And then take whatever action is expected of us.
         # This is a separate method to make life easier for
         # subclasses to add new actions.
-        return self.take_action(self.action, self.dest, opt, value, values, parser)
+        return self.take_action(
+            self.action, self.dest, opt, value, values, parser)
 
     def take_action(self, action, dest, opt, value, values, parser):
         if action == "store":
@@ -777,18 +814,17 @@ class Option:
 
         return 1
 
-
 # class Option
 
 
-SUPPRESS_HELP = "SUPPRESS" + "HELP"
-SUPPRESS_USAGE = "SUPPRESS" + "USAGE"
-
+SUPPRESS_HELP = "SUPPRESS"+"HELP"
+SUPPRESS_USAGE = "SUPPRESS"+"USAGE"
 
 class Values:
+
     def __init__(self, defaults=None):
         if defaults:
-            for attr, val in defaults.items():
+            for (attr, val) in defaults.items():
                 setattr(self, attr, val)
 
     def __str__(self):
@@ -850,6 +886,7 @@ class Values:
 
 
 class OptionContainer:
+
     """
     Abstract base class.
 
@@ -895,9 +932,10 @@ class OptionContainer:
         # For use by OptionParser constructor -- create the main
         # option mappings used by this OptionParser and all
         # OptionGroups that it owns.
-        self._short_opt = {}  # single letter -> Option instance
-        self._long_opt = {}  # long option -> Option instance
-        self.defaults = {}  # maps option dest -> default value
+        self._short_opt = {}            # single letter -> Option instance
+        self._long_opt = {}             # long option -> Option instance
+        self.defaults = {}              # maps option dest -> default value
+
 
     def _share_option_mappings(self, parser):
         # For use by OptionGroup constructor -- use shared option
@@ -917,11 +955,13 @@ class OptionContainer:
     def get_description(self):
         return self.description
 
+
     def destroy(self):
         """see OptionParser.destroy()."""
         del self._short_opt
         del self._long_opt
         del self.defaults
+
 
     # -- Option-adding methods -----------------------------------------
 
@@ -938,10 +978,11 @@ class OptionContainer:
             handler = self.conflict_handler
             if handler == "error":
                 raise OptionConflictError(
-                    "conflicting option string(s): %s" % ", ".join([co[0] for co in conflict_opts]), option
-                )
+                    "conflicting option string(s): %s"
+                    % ", ".join([co[0] for co in conflict_opts]),
+                    option)
             elif handler == "resolve":
-                for opt, c_option in conflict_opts:
+                for (opt, c_option) in conflict_opts:
                     if opt.startswith("--"):
                         c_option._long_opts.remove(opt)
                         del self._long_opt[opt]
@@ -953,7 +994,7 @@ class OptionContainer:
 
     def add_option(self, *args, **kwargs):
         """add_option(Option)
-        add_option(opt_str, ..., kwarg=val, ...)
+           add_option(opt_str, ..., kwarg=val, ...)
         """
         if isinstance(args[0], str):
             option = self.option_class(*args, **kwargs)
@@ -973,7 +1014,7 @@ class OptionContainer:
         for opt in option._long_opts:
             self._long_opt[opt] = option
 
-        if option.dest is not None:  # option has a dest, we need a default
+        if option.dest is not None:     # option has a dest, we need a default
             if option.default is not NO_DEFAULT:
                 self.defaults[option.dest] = option.default
             elif option.dest not in self.defaults:
@@ -988,10 +1029,12 @@ class OptionContainer:
     # -- Option query/removal methods ----------------------------------
 
     def get_option(self, opt_str):
-        return self._short_opt.get(opt_str) or self._long_opt.get(opt_str)
+        return (self._short_opt.get(opt_str) or
+                self._long_opt.get(opt_str))
 
     def has_option(self, opt_str):
-        return opt_str in self._short_opt or opt_str in self._long_opt
+        return (opt_str in self._short_opt or
+                opt_str in self._long_opt)
 
     def remove_option(self, opt_str):
         option = self._short_opt.get(opt_str)
@@ -1005,6 +1048,7 @@ class OptionContainer:
         for opt in option._long_opts:
             del self._long_opt[opt]
         option.container.option_list.remove(option)
+
 
     # -- Help-formatting methods ---------------------------------------
 
@@ -1029,10 +1073,12 @@ class OptionContainer:
         return "\n".join(result)
 
 
-class OptionGroup(OptionContainer):
+class OptionGroup (OptionContainer):
+
     def __init__(self, parser, title, description=None):
         self.parser = parser
-        OptionContainer.__init__(self, parser.option_class, parser.conflict_handler, description)
+        OptionContainer.__init__(
+            self, parser.option_class, parser.conflict_handler, description)
         self.title = title
 
     def _create_option_list(self):
@@ -1057,7 +1103,8 @@ class OptionGroup(OptionContainer):
         return result
 
 
-class OptionParser(OptionContainer):
+class OptionParser (OptionContainer):
+
     """
     Class attributes:
       standard_option_list : [Option]
@@ -1128,20 +1175,19 @@ class OptionParser(OptionContainer):
 
     standard_option_list = []
 
-    def __init__(
-        self,
-        usage=None,
-        option_list=None,
-        option_class=Option,
-        version=None,
-        conflict_handler="error",
-        description=None,
-        formatter=None,
-        add_help_option=True,
-        prog=None,
-        epilog=None,
-    ):
-        OptionContainer.__init__(self, option_class, conflict_handler, description)
+    def __init__(self,
+                 usage=None,
+                 option_list=None,
+                 option_class=Option,
+                 version=None,
+                 conflict_handler="error",
+                 description=None,
+                 formatter=None,
+                 add_help_option=True,
+                 prog=None,
+                 epilog=None):
+        OptionContainer.__init__(
+            self, option_class, conflict_handler, description)
         self.set_usage(usage)
         self.prog = prog
         self.version = version
@@ -1157,9 +1203,11 @@ class OptionParser(OptionContainer):
         # standard_option_list class attribute, the 'option_list'
         # argument, and (if applicable) the _add_version_option() and
         # _add_help_option() methods.
-        self._populate_option_list(option_list, add_help=add_help_option)
+        self._populate_option_list(option_list,
+                                   add_help=add_help_option)
 
         self._init_parsing_state()
+
 
     def destroy(self):
         """
@@ -1175,6 +1223,7 @@ class OptionParser(OptionContainer):
         del self.option_groups
         del self.formatter
 
+
     # -- Private methods -----------------------------------------------
     # (used by our or OptionContainer's constructor)
 
@@ -1184,10 +1233,14 @@ class OptionParser(OptionContainer):
         self._create_option_mappings()
 
     def _add_help_option(self):
-        self.add_option("-h", "--help", action="help", help=_("show this help message and exit"))
+        self.add_option("-h", "--help",
+                        action="help",
+                        help=_("show this help message and exit"))
 
     def _add_version_option(self):
-        self.add_option("--version", action="version", help=_("show program's version number and exit"))
+        self.add_option("--version",
+                        action="version",
+                        help=_("show program's version number and exit"))
 
     def _populate_option_list(self, option_list, add_help=True):
         if self.standard_option_list:
@@ -1204,6 +1257,7 @@ class OptionParser(OptionContainer):
         self.rargs = None
         self.largs = None
         self.values = None
+
 
     # -- Simple modifier methods ---------------------------------------
 
@@ -1263,6 +1317,7 @@ class OptionParser(OptionContainer):
 
         return Values(defaults)
 
+
     # -- OptionGroup methods -------------------------------------------
 
     def add_option_group(self, *args, **kwargs):
@@ -1282,10 +1337,12 @@ class OptionParser(OptionContainer):
         return group
 
     def get_option_group(self, opt_str):
-        option = self._short_opt.get(opt_str) or self._long_opt.get(opt_str)
+        option = (self._short_opt.get(opt_str) or
+                  self._long_opt.get(opt_str))
         if option and option.container is not self:
             return option.container
         return None
+
 
     # -- Option-parsing methods ----------------------------------------
 
@@ -1293,7 +1350,7 @@ class OptionParser(OptionContainer):
         if args is None:
             return sys.argv[1:]
         else:
-            return args[:]  # don't modify caller's list
+            return args[:]              # don't modify caller's list
 
     def parse_args(self, args=None, values=None):
         """
@@ -1376,7 +1433,7 @@ class OptionParser(OptionContainer):
                 largs.append(arg)
                 del rargs[0]
             else:
-                return  # stop now, leave this arg in rargs
+                return                  # stop now, leave this arg in rargs
 
         # Say this is the original argument list:
         # [arg0, arg1, ..., arg(i-1), arg(i), arg(i+1), ..., arg(N-1)]
@@ -1425,14 +1482,10 @@ class OptionParser(OptionContainer):
         if option.takes_value():
             nargs = option.nargs
             if len(rargs) < nargs:
-                self.error(
-                    ngettext(
-                        "%(option)s option requires %(number)d argument",
-                        "%(option)s option requires %(number)d arguments",
-                        nargs,
-                    )
-                    % {"option": opt, "number": nargs}
-                )
+                self.error(ngettext(
+                    "%(option)s option requires %(number)d argument",
+                    "%(option)s option requires %(number)d arguments",
+                    nargs) % {"option": opt, "number": nargs})
             elif nargs == 1:
                 value = rargs.pop(0)
             else:
@@ -1454,7 +1507,7 @@ class OptionParser(OptionContainer):
         for ch in arg[1:]:
             opt = "-" + ch
             option = self._short_opt.get(opt)
-            i += 1  # we have consumed a character
+            i += 1                      # we have consumed a character
 
             if not option:
                 raise BadOptionError(opt)
@@ -1467,27 +1520,24 @@ class OptionParser(OptionContainer):
 
                 nargs = option.nargs
                 if len(rargs) < nargs:
-                    self.error(
-                        ngettext(
-                            "%(option)s option requires %(number)d argument",
-                            "%(option)s option requires %(number)d arguments",
-                            nargs,
-                        )
-                        % {"option": opt, "number": nargs}
-                    )
+                    self.error(ngettext(
+                        "%(option)s option requires %(number)d argument",
+                        "%(option)s option requires %(number)d arguments",
+                        nargs) % {"option": opt, "number": nargs})
                 elif nargs == 1:
                     value = rargs.pop(0)
                 else:
                     value = tuple(rargs[0:nargs])
                     del rargs[0:nargs]
 
-            else:  # option doesn't take a value
+            else:                       # option doesn't take a value
                 value = None
 
             option.process(opt, value, values, self)
 
             if stop:
                 break
+
 
     # -- Feedback methods ----------------------------------------------
 
@@ -1520,7 +1570,8 @@ class OptionParser(OptionContainer):
 
     def get_usage(self):
         if self.usage:
-            return self.formatter.format_usage(self.expand_prog_name(self.usage))
+            return self.formatter.format_usage(
+                self.expand_prog_name(self.usage))
         else:
             return ""
 
@@ -1595,7 +1646,6 @@ class OptionParser(OptionContainer):
             file = sys.stdout
         file.write(self.format_help())
 
-
 # class OptionParser
 
 
@@ -1611,7 +1661,8 @@ def _match_abbrev(s, wordmap):
         return s
     else:
         # Isolate all words with s as a prefix.
-        possibilities = [word for word in wordmap.keys() if word.startswith(s)]
+        possibilities = [word for word in wordmap.keys()
+                         if word.startswith(s)]
         # No exact match, so there had better be just one possibility.
         if len(possibilities) == 1:
             return possibilities[0]
