@@ -48,7 +48,9 @@ samples: $(VENV)/.dev
 bench: $(VENV)/.dev
 	@status=0; $(BIN)/python tools/bench/formats.py || status=1; \
 	$(BIN)/python tools/bench/repair_score.py || status=1; \
-	$(BIN)/python tools/bench/memory.py || status=1; exit $$status
+	$(BIN)/python tools/bench/memory.py || status=1; \
+	$(BIN)/python tools/bench/runtime.py || status=1; \
+	$(BIN)/python tools/bench/quality.py || status=1; exit $$status
 
 experiments: $(VENV)/.dev
 	$(BIN)/python -m tools.experiments

@@ -139,7 +139,7 @@ def command(model: str, prompt: str | None, prompt_file: str | None, quiet: bool
             else:
                 talk.once(prompt)
         if not quiet and prompt is not None:
-            _render.note(statistics(session))
+            _render.note("\n" + statistics(session))  # the text may not have ended its line
         stop.raise_if_asked()
     return 0
 
