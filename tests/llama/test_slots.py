@@ -20,7 +20,7 @@ def test_the_slots_are_those_of_the_state(size):
     with FakeEngine() as engine:
         rows = engine.output_rows()
         memory = TokenMemory(rows, AtlasSettings(window_size=size, memory_dim=4, chunk_size=16))
-        last = None
+        last = kept = None
         for _ in range(60):  # 960 tokens: the buffers, of 256 slots more than the window, move several times
             hidden = rng.standard_normal((16, rows.n_embd)).astype(np.float32)
             tokens = rng.integers(0, rows.n_vocab, 17)
