@@ -54,9 +54,10 @@ class Rule:
     # fmt: off
     memory_dim: tuple[tuple[float, int], ...] = ((128, 32), (_ANY, 64))                            #: by width
     learning_rate: tuple[tuple[float, float], ...] = ((2e7, 1.0), (1e9, 0.3), (_ANY, 0.1))  #: by parameters
-    candidates: tuple[tuple[float, int], ...] = ((1024, 0), (100_000, 256), (_ANY, 512))           #: by vocabulary
+    candidates: tuple[tuple[float, int], ...] = ((1024, 0), (100_000, 256), (_ANY, 64))            #: by vocabulary
+    chunk_size: tuple[tuple[float, int], ...] = ((5e8, 16), (_ANY, 32))                            #: by parameters
     window_least: int = 1 << 10        #: pairs
-    window_most: int = 1 << 16
+    window_most: int = 1 << 14
     window_bytes: int = 13 << 17       #: what a window may take in any case (1.6 MiB),
     window_share: float = 0.01         #: or this share of what the model reads per token
     context_used: int = 4096           #: longer contexts are not what people run
@@ -193,6 +194,7 @@ def _settings(facts: ModelFacts) -> tuple[AtlasSettings, dict[str, str]]:
     settings = AtlasSettings(
         memory_dim=_pick(RULE.memory_dim, facts.width),
         learning_rate=_pick(RULE.learning_rate, facts.parameters),
+        chunk_size=_pick(RULE.chunk_size, facts.parameters),
     )
     if facts.vocabulary is not None:
         settings = settings.replace(candidates=_pick(RULE.candidates, facts.vocabulary))
@@ -226,7 +228,7 @@ def _candidates_reason(facts: ModelFacts, settings: AtlasSettings) -> str:
         return "the default: the file does not say how many tokens there are"
     if not settings.candidates:
         return f"the vocabulary has only {facts.vocabulary:,} tokens"
-    return f"the most likely of {facts.vocabulary:,} tokens; those of the window are added"
+    return f"the most likely of {facts.vocabulary:,} tokens, each a row of the output matrix; recent tokens are added"
 
 
 def _affordable(facts: ModelFacts, settings: AtlasSettings) -> tuple[AtlasSettings, set[str]]:
