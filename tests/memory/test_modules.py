@@ -271,10 +271,14 @@ def test_shapes_and_dtype_of_any_size(activation, lead, n, d_in, d_out, depth, g
     lead = tuple(lead)
     params = random_params(module, d_in, d_out, lead, dtype="float32")
     x, dy = np.ones((*lead, n, d_in), "float32"), np.ones((*lead, n, d_out), "float32")
-    y, factors = run(module, params, x, dy)
-    assert (y.shape, y.dtype) == (dy.shape, np.float32)
     steps = () if s is None else (s,)
-    total = gradient(factors, np.ones((*lead, *steps, n), "float32"))
+    # some BLAS kernels raise the flag for lanes that belong to no number (seen once in thousands of runs)
+    with np.errstate(invalid="ignore"):
+        y, factors = run(module, params, x, dy)
+        total = gradient(factors, np.ones((*lead, *steps, n), "float32"))
+    assert np.isfinite(y).all()
+    assert all(np.isfinite(array).all() for array in total.values())
+    assert (y.shape, y.dtype) == (dy.shape, np.float32)
     for name, shape in module.shapes(d_in, d_out).items():
         a, b = factors[name]
         assert (a.shape, b.shape) == ((*lead, n, shape[0]), (*lead, n, shape[1]))
