@@ -94,7 +94,7 @@ class AtlasError(Exception):
         """Tell whether the message names the key already; short ones are found in any sentence."""
         key = repr(self.key)[1:-1]
         quoted = f'"{key}"' in self.message or f"'{key}'" in self.message
-        return quoted or (len(key) > 6 and key in self.message)
+        return quoted or self.message.startswith(f"{key} ") or (len(key) > 6 and key in self.message)
 
 
 class InvalidParamError(AtlasError, ValueError):

@@ -10,7 +10,7 @@ import pytest
 from atlas_kit.llama import AtlasSession, FakeEngine
 from atlas_kit.llama.bridge import TokenMemory
 from atlas_kit.operations.settings import AtlasSettings, settings_table
-from tools.bench import runtime, settings_sweep
+from tools.bench import memory, runtime, settings_sweep
 from tools.bench.formats import Row
 
 TEXT = "to be or not to be, that is the question: " * 8
@@ -37,7 +37,7 @@ def test_rows_become_json():
         Row("decode", "a token", 2.0, 1.0, "s", "peer", 0.85, True),
         Row("x", "y", 1, 1, "s", "p", runtime.FREE),
     ]
-    first, second = json.loads(json.dumps(runtime.table_of(rows)))
+    first, second = json.loads(json.dumps(memory.table_of(rows)))
     assert (first["ratio"], first["ok"], first["limit"]) == (0.5, False, 0.85)
     assert (second["ok"], second["limit"]) == (True, None)
 

@@ -179,18 +179,7 @@ class _Setting(_ParamType):
         try:
             return self.row.check(value)
         except InvalidParamError:
-            self.fail(f"{value!r} is not {_range(self.row)}", param, ctx)
-
-
-def _range(row: SettingRow) -> str:
-    """Return what a setting may be, in words: ``0 to 1 or adaptive``."""
-    numbers = "" if row.least is None else f"{_plain(row.least)} to {_plain(row.most)}"
-    return " or ".join(filter(None, (numbers, *row.choices)))
-
-
-def _plain(number: float | None) -> str:
-    whole = isinstance(number, float) and number.is_integer()
-    return str(int(number) if whole and number is not None else number)
+            self.fail(f"{value!r} is not {self.row.range}", param, ctx)
 
 
 def _number(text: str) -> int | float | str:
@@ -211,7 +200,7 @@ def _setting_option(row: SettingRow) -> Callable[[F], F]:
         names = f"{row.option}/--no-{row.option[2:]}"
         shown = "on" if row.default else "off"
         return click.option(names, row.name, default=None, help=f"{help_text}  [default: {shown}]")
-    allowed = f"; {_range(row)}" if row.least is not None else ""
+    allowed = f"; {row.range}" if row.least is not None else ""
     return click.option(
         row.option, row.name, type=_Setting(row), help=f"{help_text}  [default: {row.default}{allowed}]"
     )
@@ -261,6 +250,8 @@ def _read_once(path: str) -> bytes:
         if stat.S_ISDIR(info.st_mode) or (stat.S_ISREG(info.st_mode) and info.st_size):
             return b""
         with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as stream:
+            if (stat.S_ISCHR(info.st_mode) and not stream.isatty()) or stat.S_ISBLK(info.st_mode):
+                return b""  # it may never end
             if stat.S_ISFIFO(info.st_mode):  # without a writer it is empty; with one, wait for what comes
                 os.set_blocking(stream.fileno(), True)
             return stream.read() or b""

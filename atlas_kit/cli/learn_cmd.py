@@ -19,6 +19,7 @@ from atlas_kit.cli._model_options import (
     memory_file_help,
     model_options,
     open_model,
+    save_memory,
 )
 from atlas_kit.cli._options import (
     FILE,
@@ -84,10 +85,10 @@ def command(
 ) -> int:
     """Run the command."""
     from atlas_kit.llama.learn import Document, learn
-    from atlas_kit.llama.start import check_place, open_session
+    from atlas_kit.llama.start import Place, open_session
 
     one_stdin(files)
-    check_place(memory_file, model)
+    place = Place(memory_file, model, keys)
     documents = [Document(name) for name in files]
     for document in documents:
         document.check()
@@ -111,7 +112,7 @@ def command(
 
         def save() -> None:
             nonlocal first
-            session.save(memory_file, context=False, backup=first, force=options["force"], **keys.options())
+            save_memory(place, session, context=False, backup=first, force=options["force"])
             first = False  # what this command wrote itself is not worth a backup
 
         with _progress(len(documents), quiet) as progress:
@@ -184,9 +185,8 @@ def _lines() -> Callable[[Any], None]:
             _render.note(_trouble(now.trouble))
         if now.ended or time.monotonic() - last >= LINE_EVERY:
             last = time.monotonic()
-            share = (
-                "" if now.ended or not now.document.size else f" {now.document.done / now.document.size:.0%}"
-            )
+            size = now.document.size
+            share = f" {min(1, now.document.done / size):.0%}" if size and not now.ended else ""
             _render.note(f"{now.document.name}{share}: {_said(now.read)}")
 
     return told

@@ -17,6 +17,7 @@ from atlas_kit.cli._model_options import (
     memory_file_help,
     model_options,
     open_model,
+    save_memory,
 )
 from atlas_kit.cli._options import FILE, atlas_settings_options, backup_option, command_, keys_options
 from atlas_kit.errors import AtlasError, InvalidParamError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from atlas_kit.llama.chat import ChatTemplate
     from atlas_kit.llama.sampling import Sampling
     from atlas_kit.llama.session import AtlasSession
+    from atlas_kit.llama.start import Place
 
 HELP = """\
 /help                      this list
@@ -42,7 +44,7 @@ def _sampling_options(function: Any) -> Any:
     """Add the options that say how tokens are chosen."""
     options = (
         click.option(
-            "--max-tokens", type=int, default=512, show_default=True, metavar="N",
+            "--max-tokens", type=click.IntRange(-1), default=512, show_default=True, metavar="N",
             help="Length of an answer; -1: until the model ends it.",
         ),
         click.option("--temperature", type=float, metavar="X", help="0 takes the likeliest.  [default: 0.8]"),
@@ -116,11 +118,12 @@ Examples:
 @keys_options
 def command(model: str, prompt: str | None, prompt_file: str | None, quiet: bool, **options: Any) -> int:
     """Run the command."""
-    from atlas_kit.llama.start import check_place
+    from atlas_kit.llama.start import Place
 
     _check(prompt, prompt_file, options)
-    if options["memory_file"] is not None and not options["read_only"]:
-        check_place(options["memory_file"], model)
+    file, place = options["memory_file"], None
+    if file is not None and not options["read_only"]:
+        place = Place(file, model, options["keys"])
     sampling = _sampling(options)
     if prompt_file is not None:
         from atlas_kit.llama.learn import Document
@@ -132,14 +135,16 @@ def command(model: str, prompt: str | None, prompt_file: str | None, quiet: bool
         engine = stack.enter_context(open_model(model, options["engine_options"], quiet=quiet))
         session = stack.enter_context(_open(engine, options))
         stop = stack.enter_context(Stopping())
-        talk = _Talk(session, stop, sampling, options, quiet)
+        talk = _Talk(session, stop, sampling, options, quiet, place)
         with talk.kept():
             if prompt is None:
                 talk.interactive()
             else:
                 talk.once(prompt)
         if not quiet and prompt is not None:
-            _render.note("\n" + statistics(session))  # the text may not have ended its line
+            if not sys.stdout.isatty():  # the answer has not ended its line, and both may go to one place
+                sys.stderr.write("\n")
+            _render.note(statistics(session))
         stop.raise_if_asked()
     return 0
 
@@ -198,9 +203,10 @@ class _Talk:
     """A session with somebody: reads, answers, obeys, and keeps the memory."""
 
     def __init__(
-        self, session: AtlasSession, stop: Stopping, sampling: Sampling, options: dict[str, Any], quiet: bool
-    ) -> None:
-        self.session, self.stop, self.quiet = session, stop, quiet
+        self, session: AtlasSession, stop: Stopping, sampling: Sampling, options: dict[str, Any], quiet: bool,
+        place: Place | None,
+    ) -> None:  # fmt: skip
+        self.session, self.stop, self.quiet, self._place = session, stop, quiet, place
         self._sampling, self._options = sampling, options
         self._template = self._chat()
         self._changed = False
@@ -344,11 +350,15 @@ class _Talk:
         _render.show([_render.Facts(list(facts(self.session)))])
 
     def _save(self, argument: str) -> None:
-        file = argument or self._options["memory_file"]
-        if file is None:
-            raise InvalidParamError("there is no --memory-file", hint="Say where: /save FILE")
-        self._write(file)
-        _render.show([f"saved {file}"])
+        from atlas_kit.llama.start import Place
+
+        place = self._place
+        if argument and argument != self._options["memory_file"]:
+            place = Place(argument, self.session.engine.info.path, self._options["keys"])
+        if place is None:
+            raise InvalidParamError("there is no --memory-file to write to", hint="Say where: /save FILE")
+        self._write(place)
+        _render.show([f"saved {place.file}"])
 
     def _load(self, argument: str) -> None:
         from atlas_kit.llama.start import load
@@ -376,22 +386,17 @@ class _Talk:
 
     # --- keeping the memory --------------------------------------------------------------------------------
 
-    def _write(self, file: str) -> None:
+    def _write(self, place: Place) -> None:
         options = self._options
-        self.session.save(
-            file,
-            context=options["go_on"],
-            backup=options["backup"],
-            force=options["force"],
-            **options["keys"].options(),
+        save_memory(
+            place, self.session, context=options["go_on"], backup=options["backup"], force=options["force"]
         )
-        self._changed = self._changed and file != options["memory_file"]
+        self._changed = self._changed and place is not self._place
 
     def _keep(self) -> None:
         """Save what changed, if it is to be kept."""
-        file, options = self._options["memory_file"], self._options
-        if file is not None and self._changed and not options["read_only"]:
-            self._write(file)
+        if self._place is not None and self._changed:
+            self._write(self._place)
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
@@ -399,8 +404,8 @@ class _Talk:
         try:
             yield
         except Abandoned:
-            if self._changed and self._options["memory_file"] is not None:
-                _render.note(f"the memory was not saved: {self._options['memory_file']} is as it was")
+            if self._changed and self._place is not None:
+                _render.note(f"the memory was not saved: {self._place.file} is as it was")
             raise
         except (AtlasError, OSError, KeyboardInterrupt):  # all of them come between two steps
             try:

@@ -84,6 +84,7 @@ class Source:
             if stat.S_ISDIR(info.st_mode):
                 raise IsADirectoryError(errno.EISDIR, "it is a directory")
             if not stat.S_ISREG(info.st_mode):
+                _require_end(self._fd, info.st_mode)
                 with open(self._fd, "rb", closefd=False) as pipe:
                     os.set_blocking(self._fd, True)
                     self._data = pipe.read()
@@ -227,6 +228,12 @@ class Source:
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
             self.close()
+
+
+def _require_end(fd: int, mode: int) -> None:
+    """Refuse a device that has something to read: it may never end. Pipes and terminals do."""
+    if stat.S_ISBLK(mode) or (stat.S_ISCHR(mode) and not os.isatty(fd) and os.read(fd, 1)):
+        raise OSError(errno.ENOTSUP, "it is a device")
 
 
 def start_writeback(file: IO[bytes], offset: int, size: int) -> None:

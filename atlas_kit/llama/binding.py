@@ -6,6 +6,7 @@ import collections
 import contextlib
 import ctypes
 import os
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -125,13 +126,14 @@ class LlamaEngine:
         self._matrix: Any = None
         self._gives_both: bool | None = None
         self.decodes = 0
+        self.lock, self.taken = threading.RLock(), set[int]()
         self._limit: Any = None
         path = os.fspath(path)
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
             self._file = file = GGUFFile.open(path)
             self._facts = model_facts(file)
-            _require_data(file)
+            file.require_data()  # llama.cpp would say so less clearly, or crash
             self._lib = library()
             self.notes: list[str] = []
             safe = _safe_buffers(self._lib.has_amx, extra_buffers)
@@ -145,6 +147,7 @@ class LlamaEngine:
 
     def _load(self, path: str, n_gpu_layers: int, extra_buffers: bool) -> None:
         api = self._lib.api
+        _require_range("n_gpu_layers", n_gpu_layers, -1, 10_000)
         params = api.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers if n_gpu_layers >= 0 else 10_000
         params.use_extra_bufts = extra_buffers
@@ -227,7 +230,7 @@ class LlamaEngine:
         token = api.llama_vocab_bos(self._vocab)
         return (token,) if token >= 0 and api.llama_vocab_get_add_bos(self._vocab) else ()
 
-    def tokenize(self, text: str, *, begin: bool = False, special: bool = False) -> list[int]:
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Return the tokens of a text; ``special``: names of control tokens in the text become those tokens."""
         self._require_open()
         data = encoded(text)
@@ -236,7 +239,7 @@ class LlamaEngine:
             tokens = (self._lib.api.llama_token * room)()
             count = self._lib.api.llama_tokenize(self._vocab, data, len(data), tokens, room, False, special)
             if count >= 0:
-                return [*(self.begin if begin else ()), *tokens[:count]]
+                return list(tokens[:count])
             if -count <= room:
                 raise InvalidParamError("the text is too long to be tokenised at once", key="text")
             room = -count
@@ -269,6 +272,10 @@ class LlamaEngine:
         ModelError
             llama.cpp failed, or a sequence has no room left.
         """
+        with self.lock:  # two threads in one context would end the process
+            return self._decode(feeds, hidden)
+
+    def _decode(self, feeds: Sequence[Feed], hidden: bool) -> list[Outputs]:
         self._require_open()
         api, at = self._lib.api, 0
         total = check_feeds(feeds, self.n_batch, self.n_sequences)
@@ -355,31 +362,35 @@ class LlamaEngine:
 
     def forget(self, sequence: int, start: int = 0, end: int = -1) -> bool:
         """Remove positions [start, end) of a sequence (-1: to its end); False where the model cannot."""
-        if not self._context:  # a session may end after its model
-            return False
-        return bool(self._lib.api.llama_memory_seq_rm(self._memory, sequence, start, end))
+        with self.lock:
+            if not self._context:  # a session may end after its model
+                return False
+            return bool(self._lib.api.llama_memory_seq_rm(self._memory, sequence, start, end))
 
     def shift(self, sequence: int, start: int, count: int) -> None:
         """Remove ``count`` positions from ``start`` on and move what comes behind them down by ``count``."""
-        self._require_open()
         api = self._lib.api
-        api.llama_memory_seq_rm(self._memory, sequence, start, start + count)
-        api.llama_memory_seq_add(self._memory, sequence, start + count, -1, -count)
+        with self.lock:
+            self._require_open()
+            api.llama_memory_seq_rm(self._memory, sequence, start, start + count)
+            api.llama_memory_seq_add(self._memory, sequence, start + count, -1, -count)
 
     def save_sequence(self, sequence: int) -> bytes:
         """Return a sequence's whole context as bytes that ``load_sequence`` takes back."""
-        self._require_open()
         api = self._lib.api
-        size = api.llama_state_seq_get_size(self._context, sequence)
-        data = (ctypes.c_uint8 * size)()
-        return bytes(data[: api.llama_state_seq_get_data(self._context, data, size, sequence)])
+        with self.lock:
+            self._require_open()
+            size = api.llama_state_seq_get_size(self._context, sequence)
+            data = (ctypes.c_uint8 * size)()
+            return bytes(data[: api.llama_state_seq_get_data(self._context, data, size, sequence)])
 
     def load_sequence(self, sequence: int, data: bytes) -> bool:
         """Put a saved context into a sequence; False where it does not fit this model."""
-        self._require_open()
-        self.forget(sequence)
         raw = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
-        return bool(self._lib.api.llama_state_seq_set_data(self._context, raw, len(data), sequence))
+        with self.lock:
+            self._require_open()
+            self.forget(sequence)
+            return bool(self._lib.api.llama_state_seq_set_data(self._context, raw, len(data), sequence))
 
     # --- parts ---------------------------------------------------------------------------------------------
 
@@ -393,6 +404,7 @@ class LlamaEngine:
     def output_rows(self) -> OutputRows:
         """Return the read-out matrix, from which logits are made."""
         if self._rows is None:
+            self._require_open()
             assert self._file is not None
             facts = self._facts
             self._rows = rows_of_model(
@@ -406,6 +418,10 @@ class LlamaEngine:
 
     def close(self) -> None:
         """Free the model; closing twice is fine."""
+        with self.lock:
+            self._close()
+
+    def _close(self) -> None:
         if self._context:
             self._lib.api.llama_batch_free(self._batch)
             self._lib.api.llama_free(self._context)
@@ -454,12 +470,6 @@ def _batch_views(batch: Any, size: int) -> dict[str, Any]:
 def _require_range(name: str, value: int, least: int, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise InvalidParamError(f"{name} is {value!r}", key=name, hint=f"Choose {least} to {most}.")
-
-
-def _require_data(file: GGUFFile) -> None:
-    """Raise where the file ends before its tensors do: llama.cpp would say so less clearly, or crash."""
-    for info in file.tensor_infos:
-        file.iter_raw(info)  # checks where the data would end; reads nothing
 
 
 def _encoder_only(path: str, what: str) -> AtlasError:

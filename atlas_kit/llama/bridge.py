@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,11 @@ ETA_RATE, ETA_BOUND = 0.02, math.log(16)
 SLOPES = 4
 #: What waits for its step to fill, one array each.
 _PENDING = ("hidden", "lse", "token", "top", "features", "probabilities", "slope")
+#: Parts of a configuration that decide what the arrays are, or what they mean.
+_FIXED = (
+    "features", "module", "window_size", "omega_window", "chunk_size", "window_dtype", "gate", "ranking",
+    "warmup_tokens",
+)  # fmt: skip
 
 
 class Slots:
@@ -58,6 +63,13 @@ class Slots:
 
 
 _NO_SLOTS = Slots(np.empty((0, 0), np.float32), np.empty(0, np.int64))
+
+
+class _NoReadout:
+    """For a memory that never learns: its objective is asked for a loss all the same."""
+
+    def evaluate(self, y: Array, targets: Mapping[str, Array]) -> tuple[Array, Array]:
+        return y[..., 0] * 0, y * 0
 
 
 class _Window:
@@ -261,7 +273,7 @@ class TokenMemory:
         slots, window = self._look_up(hidden, current)
         features = gate_features(window.similarity, entropy, window.length, window.confidence)
         if not self.settings.window_size:
-            features[:, [1, 3, 4]] = 0
+            features[:, [1, 3, 4]] = 0  # all but the constant and the entropy look at the window
         weights = self._weights(features, len(slots.tokens) > 0)
         return Reading(
             hidden, lse, top, logits, tokens, own, corrected, log_z, slots, window, weights, features
@@ -362,12 +374,17 @@ class TokenMemory:
 
     def _histories(self, current: Array, longest: int) -> Array:
         """Return (n, longest): the tokens up to and with each of ``current``; -1 where there is none."""
-        waiting = np.concatenate((self.recent[-longest:], *self._pending["token"], self.watched))
-        if not len(waiting) or waiting[-1] != current[0]:  # a text begins
-            waiting = np.append(waiting, current[0])
-        line: Array = np.concatenate((np.full(longest, -1), waiting, current[1:])).astype(np.int64)
-        ends = np.arange(len(line) - len(current), len(line))
-        return np.asarray(line[ends[:, None] + np.arange(1 - longest, 1)])
+        came: Array = np.concatenate(
+            (np.full(longest, -1), self.recent[-longest:], *self._pending["token"], self.watched)
+        ).astype(np.int64)
+        line = np.concatenate((came, current[1:]))
+        ends = np.arange(len(came) - 1, len(line))
+        histories = line[ends[:, None] + np.arange(1 - longest, 1)]
+        # The first token of a text followed nothing, so no slot holds it, and only its own history does; were it in
+        # those behind it, they would depend on how the text comes in parts.
+        if came[-1] != current[0]:
+            histories[0] = np.append(came[len(came) - longest + 1 :], current[0])
+        return np.asarray(histories)
 
     def _weights(self, features: Array, has_window: bool) -> Array:
         """Return how much model, memory and window count (n, 3)."""
@@ -412,8 +429,9 @@ class TokenMemory:
         slope[:, :-1] = 0 if ranking is None else ranking.slope(reading.window, reading.hits(token))
         slope[:, -1] = reading.gain(token)
         values = (reading.hidden, reading.lse, token, reading.top, reading.features, probabilities, slope)
-        for name, value in zip(_PENDING, values, strict=True):
-            self._pending[name].append(np.array(value))
+        copies = [np.array(value) for value in values]  # all of them, or none waits
+        for name, value in zip(_PENDING, copies, strict=True):
+            self._pending[name].append(value)
         self._waiting += len(token)
         if self._waiting == self.memory.config.chunk_size:
             self._commit()
@@ -424,6 +442,29 @@ class TokenMemory:
         self.watched = np.concatenate((self.watched, token))[-RECENT:]
         return reading.probabilities_of(token)
 
+    def follow(
+        self, hidden: Array, logits: Array, current: Array, following: Array, *, learn: bool = True
+    ) -> Iterator[tuple[Reading, Array, Array]]:
+        """Read and learn (or watch) step by step.
+
+        Parameters
+        ----------
+        hidden, logits, current
+            As for ``read``; rows from ``n`` on are left out.
+        following
+            (n,): the token that came after each.
+
+        Yields
+        ------
+        What was expected, which tokens came, and ``probabilities_of`` them: of each step.
+        """
+        at = 0
+        while at < len(following):
+            step = slice(at, min(at + self.room, len(following)))
+            reading, came = self.read(hidden[step], logits[step], current[step]), following[step]
+            yield reading, came, (self.learn if learn else self.watch)(reading, came)
+            at = step.stop
+
     def _commit(self) -> None:
         """Take a step: gate, learned memory, window."""
         rows = {name: np.concatenate(parts) for name, parts in self._pending.items()}
@@ -433,7 +474,7 @@ class TokenMemory:
         state = self._learn_blend(before, rows)
         self.recent = np.concatenate((self.recent, rows["token"].astype(np.int32)))[-RECENT:]
         self._distinct = None
-        readout = self._readout(rows["top"]) if self.learns else self._no_readout
+        readout = self._readout(rows["top"]) if self.learns else _NoReadout()
         targets = {name: device(rows[name]) for name in ("token", "hidden", "lse")}
         # a memory without a step corrects nothing, but for the rounding of a softcap
         if self.learns and self.settings.blend_ratio == ADAPTIVE and int(state.counters["steps"]):
@@ -501,14 +542,6 @@ class TokenMemory:
             bias,
         )
 
-    class _NoReadout:
-        """For a memory that never learns: its objective is asked for a loss all the same."""
-
-        def evaluate(self, y: Array, targets: Mapping[str, Array]) -> tuple[Array, Array]:
-            return y[..., 0] * 0, y * 0
-
-    _no_readout = _NoReadout()
-
     def _on_device(self, array: Array) -> Any:
         return self.memory.xp.asarray(array)
 
@@ -529,29 +562,36 @@ class TokenMemory:
         """
         self.reset()
         self.state = state
-        n_vocab, n_embd = self.rows.n_vocab, self.rows.n_embd
         recent, log_eta = (
-            np.asarray(waiting.get("recent", self.recent)),
-            np.asarray(waiting.get("log_eta", 0.0)),
+            np.asarray(waiting.get(name, getattr(self, name))) for name in ("recent", "log_eta")
         )
         count = len(waiting.get("token", ()))
-        shapes = dict(
-            zip(_PENDING, ((n_embd,), (), (), (self.count,), (GATE_FEATURES,), (3,), (SLOPES,)), strict=True)
-        )
-        parts = {name: np.asarray(waiting[name]) for name in shapes} if count else {}
-        fits = log_eta.shape == () and abs(float(log_eta)) <= ETA_BOUND
-        fits = fits and recent.ndim == 1 and count < self.memory.config.chunk_size
-        fits = fits and all(parts[name].shape == (count, *shapes[name]) for name in parts)
-        ids = [recent, *(parts[name] for name in ("token", "top") if name in parts)]
-        fits = fits and all(
-            a.dtype.kind in "iu" and (not a.size or 0 <= a.min() <= a.max() < n_vocab) for a in ids
-        )
-        if not fits:
+        parts = {name: np.asarray(waiting[name]) for name in _PENDING} if count else {}
+        if not self._fits(recent, log_eta, parts, count):
             raise InvalidParamError("what waited to be learned does not fit this memory", key="waiting")
         self.recent, self.log_eta = recent.astype(np.int32)[-RECENT:], float(log_eta)
         for name, array in parts.items():
             self._pending[name].append(array)
         self._waiting = count
+
+    def _fits(self, recent: Array, log_eta: Array, parts: Mapping[str, Array], count: int) -> bool:
+        """Tell whether arrays from a file are what ``waiting`` could have returned."""
+        tails = ((self.rows.n_embd,), (), (), (self.count,), (GATE_FEATURES,), (3,), (SLOPES,))
+        shapes = {name: (count, *tail) for name, tail in zip(_PENDING, tails, strict=True)}
+
+        def are_tokens(ids: Array) -> bool:
+            return ids.dtype.kind in "iu" and (
+                not ids.size or 0 <= ids.min() <= ids.max() < self.rows.n_vocab
+            )
+
+        return (
+            log_eta.shape == ()
+            and abs(float(log_eta)) <= ETA_BOUND
+            and recent.ndim == 1
+            and count < self.memory.config.chunk_size
+            and all(array.shape == shapes[name] for name, array in parts.items())
+            and all(are_tokens(ids) for ids in (recent, *(parts[n] for n in ("token", "top") if n in parts)))
+        )
 
     def retune(self, changes: Mapping[str, Any]) -> None:
         """Change settings that leave the arrays as they are, such as ``blend_ratio`` and ``learning_rate``.
@@ -562,22 +602,14 @@ class TokenMemory:
             When a setting decides what the arrays are.
         """
         settings = self.settings.replace(**changes)
+        changed = [name for name in changes if getattr(settings, name) != getattr(self.settings, name)]
+        if not changed:
+            return
         config = settings.memory_config(self.rows.n_embd, self.rows.scale, self.rows.softcap)
-        fixed = (
-            "features",
-            "module",
-            "window_size",
-            "omega_window",
-            "chunk_size",
-            "window_dtype",
-            "gate",
-            "ranking",
-            "warmup_tokens",
-        )
-        for name in fixed:
+        for name in _FIXED:
             if getattr(config, name) != getattr(self.memory.config, name):
                 raise InvalidParamError(
-                    f"{', '.join(changes)}: a memory that has learned keeps its sizes and its ranking",
+                    f"{', '.join(changed)}: a memory that has learned keeps its sizes and its ranking",
                     key="settings",
                     hint="Start a new memory, or leave the setting out.",
                 )

@@ -8,8 +8,13 @@ only when it refuses: asking about all of 128k tokens costs more than the model.
 from __future__ import annotations
 
 import ctypes
+import os
+import re
 import secrets
-from typing import Any
+import tempfile
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +22,11 @@ from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.engine import ModelInfo, encoded
 from atlas_kit.llama.sampling import Floats, Sampling
 
+#: What a grammar may have; at 20,000 nested parentheses, or as many rules in a chain, llama.cpp's stack is used up.
+MOST_NESTED, MOST_RULES = 1000, 10_000
+_QUOTED = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*')
+_stderr = threading.Lock()
+T = TypeVar("T")
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
@@ -76,10 +86,14 @@ class LlamaSampler:
         if text is None:
             return None
         text_bytes = encoded(text)
+        _require_shallow(text, key)
         usable = text.strip() and b"\0" not in text_bytes  # llama.cpp takes none for one without rules
-        grammar = usable and self._api.llama_sampler_init_grammar(vocab, text_bytes, b"root")
+        make = self._api.llama_sampler_init_grammar
+        grammar, said = _overheard(lambda: usable and make(vocab, text_bytes, b"root"))
         if not grammar:
-            raise InvalidParamError("llama.cpp does not understand this grammar", key=key)
+            found = re.search(r"error parsing grammar: *(.*\S)", said)
+            reason = f": {found[1]}" if found else ""
+            raise InvalidParamError(f"llama.cpp does not understand this grammar{reason}", key=key)
         return grammar
 
     def sample(self, logits: Floats, index: int | None = None) -> int:
@@ -123,3 +137,31 @@ class LlamaSampler:
 
     def __del__(self) -> None:
         self.close()
+
+
+def _require_shallow(grammar: str, key: str) -> None:
+    """Refuse a grammar so deep that llama.cpp's recursive parser would run out of stack, and end the process."""
+    depth = deepest = 0
+    for mark in re.findall(r"[()]", _QUOTED.sub("", grammar)):
+        depth += 1 if mark == "(" else -1
+        deepest = max(deepest, depth)
+    if deepest > MOST_NESTED or grammar.count("::=") > MOST_RULES:
+        raise InvalidParamError(
+            f"a grammar may have {MOST_RULES:,} rules and parentheses {MOST_NESTED:,} deep", key=key
+        )
+
+
+def _overheard(call: Callable[[], T]) -> tuple[T, str]:
+    """Return what a call returns, and what it wrote to standard error, where llama.cpp says what it refuses."""
+    with _stderr, tempfile.TemporaryFile() as file:
+        try:
+            before = os.dup(2)
+        except OSError:  # closed
+            return call(), ""
+        try:
+            os.dup2(file.fileno(), 2)
+            found = call()
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+        return found, os.pread(file.fileno(), 4096, 0).decode("utf-8", "replace")

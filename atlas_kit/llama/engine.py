@@ -6,6 +6,7 @@ on this protocol can be tested without a model. An engine knows sequences and po
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -99,6 +100,10 @@ class Engine(Protocol):
     notes: list[str]
     #: How often ``decode`` was called: outputs of an earlier call are gone.
     decodes: int
+    #: Held (by one thread, as often as it likes) from a decode until its outputs are used up.
+    lock: threading.RLock
+    #: Sequences that sessions have taken.
+    taken: set[int]
 
     @property
     def can_shift(self) -> bool:
@@ -108,7 +113,7 @@ class Engine(Protocol):
     def begin(self) -> tuple[int, ...]:
         """The tokens that a text starts with (none, or the begin token)."""
 
-    def tokenize(self, text: str, *, begin: bool = False, special: bool = False) -> list[int]:
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Return the tokens of a text; ``special``: names of control tokens in the text become those tokens."""
 
     def piece(self, token: int, *, special: bool = False) -> bytes:

@@ -6,6 +6,7 @@ those before it, so that equal contexts have equal states: enough for a memory t
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,6 +46,7 @@ class FakeEngine:
         self._shiftable = shiftable
         self._contexts: dict[int, list[int]] = {}
         self.decodes = 0
+        self.lock, self.taken = threading.RLock(), set[int]()
         self._given: list[Floats] = []
         self.info = ModelInfo(
             path="fake", name="fake", architecture="fake", description="fake", identity="00" * 31 + "fa",
@@ -62,7 +64,7 @@ class FakeEngine:
         """No begin token."""
         return ()
 
-    def tokenize(self, text: str, *, begin: bool = False, special: bool = False) -> list[int]:
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Return the bytes of a text."""
         return list(encoded(text))
 

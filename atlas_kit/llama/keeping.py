@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atlas_kit.errors import AtlasError, FileCorruptError, InvalidParamError, VersionMismatchError
+from atlas_kit.errors import (
+    AtlasError,
+    FileCorruptError,
+    InvalidParamError,
+    NoSuchFileError,
+    VersionMismatchError,
+)
 from atlas_kit.operations.settings import AtlasSettings, settings_table
 from atlas_kit.operations.snapshot import load_memory, save_memory
 
 if TYPE_CHECKING:
+    from atlas_kit.llama.bridge import TokenMemory
     from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.session import AtlasSession
 
@@ -47,8 +55,13 @@ def choose(
 
         return recommend(engine.info.path).settings.replace(**changes), None
     if memory is True:
-        settings, sidecar = _of_native(engine)
-        return settings.replace(**changes), sidecar
+        settings, sidecar = of_native(engine)
+        if sidecar is not None and not os.path.lexists(sidecar):
+            raise NoSuchFileError(
+                "the learned memory that the model asks for is not there", path=sidecar,
+                hint="Put it beside the model, or name another memory or none.",
+            )  # fmt: skip
+        return (settings or AtlasSettings()).replace(**changes), sidecar
     if isinstance(memory, (str, os.PathLike)):
         path = os.fspath(memory)
         return settings_of(path).replace(**changes), path
@@ -57,16 +70,15 @@ def choose(
     )
 
 
-def _of_native(engine: Engine) -> tuple[AtlasSettings, str | None]:
-    """Return what an ATLAS-native model asks for; the defaults for any other."""
+def of_native(engine: Engine) -> tuple[AtlasSettings | None, str | None]:
+    """Return what an ATLAS-native model asks for: settings, and the file of a learned memory; None for any other."""
     if not Path(engine.info.path).is_file():
-        return AtlasSettings(), None
+        return None, None
     from atlas_kit.formats.gguf import GGUFFile
     from atlas_kit.operations.native_model import native_settings
 
     with GGUFFile.open(engine.info.path) as file:
-        settings, sidecar = native_settings(file)
-    return settings or AtlasSettings(), sidecar
+        return native_settings(file)
 
 
 def settings_of(path: str, **secret: Any) -> AtlasSettings:
@@ -136,26 +148,58 @@ def load(
     session: AtlasSession, path: str | os.PathLike[str], *, context: bool, force: bool, **options: Any
 ) -> None:
     """Read a session's memory; see ``AtlasSession.load``."""
-    from atlas_kit.llama.bridge import TokenMemory
-
     path = os.fspath(path)
-    secret = _secret(options)
-    settings = settings_of(path, **secret)
-    loaded = load_memory(
-        path, expect_model_hash=session.engine.info.identity, force=force, backend=session.backend, **options
-    )
-    memory = TokenMemory(session.engine.output_rows(), settings, session.backend)
-    runtime = loaded.metadata["runtime"]
-    try:
-        _require_fit(memory, loaded.memory.config)
-        waiting = {name: _unpacked(value) for name, value in dict(runtime.get("waiting", {})).items()}
-        memory.restore(loaded.state, waiting)
+    memory, runtime = token_memory(session.engine, path, backend=session.backend, force=force, **options)
+    with _about_session(path):
         tokens, output = _context_of(runtime) if context else ([], {})
         position = int(runtime.get("position", len(tokens)))
         # another model's cache is of no use, though it may have the same shape
         own = dict(runtime.get("model", {})).get("identity") == session.engine.info.identity
         output = output if own else {}
-        session.adopt(memory, tokens, position, output, _engine_bytes(path, secret) if output else None)
+        saved = _engine_bytes(path, _secret(options)) if output else None
+        session.adopt(memory, tokens, position, output, saved)
+
+
+def token_memory(
+    engine: Engine,
+    path: str | os.PathLike[str],
+    *,
+    backend: str = "numpy",
+    force: bool = False,
+    **options: Any,
+) -> tuple[TokenMemory, dict[str, Any]]:
+    """Return the memory in a file, beside a model, and what else its session kept.
+
+    ``options`` are those of ``load_memory``.
+
+    Raises
+    ------
+    WrongModelError
+        When it is another model's, unless ``force``.
+    AtlasError
+        When the file is damaged or does not fit.
+    """
+    from atlas_kit.llama.bridge import TokenMemory
+
+    path = os.fspath(path)
+    settings = settings_of(path, **_secret(options))
+    loaded = load_memory(
+        path, expect_model_hash=engine.info.identity, force=force, backend=backend, **options
+    )
+    memory = TokenMemory(engine.output_rows(), settings, backend)
+    runtime = loaded.metadata["runtime"]
+    with _about_session(path):
+        _require_fit(memory, loaded.memory.config)
+        waiting = {name: _unpacked(value) for name, value in dict(runtime.get("waiting", {})).items()}
+        memory.restore(loaded.state, waiting)
+    return memory, runtime
+
+
+@contextlib.contextmanager
+def _about_session(path: str) -> Iterator[None]:
+    """Turn what goes wrong with a session's own data into a sentence about the file."""
+    try:
+        yield
     except AtlasError as error:
         error.path = error.path or path
         raise

@@ -34,7 +34,7 @@ class Document:
     size
         In bytes; None where nobody knows.
     done
-        Bytes read so far.
+        Bytes learned so far, roughly.
     """
 
     def __init__(self, name: str) -> None:
@@ -51,7 +51,7 @@ class Document:
         """
         if self.size is not None or self.name != STDIN:
             with self._open() as stream:
-                self._require_text(stream.read(1 << 16) if self.size is not None else b"")
+                self._require_text(self._read(stream, 1 << 16) if self.size is not None else b"")
 
     def pieces(self) -> Iterator[str]:
         """Yield the text in pieces that end where a line ends, if lines are not longer than that.
@@ -64,11 +64,10 @@ class Document:
         decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
         held = ""
         with self._open() as stream:
-            while data := self._read(stream):
+            while data := self._read(stream, PIECE):
                 self._require_text(data)
                 held += decoder.decode(data)
                 end = held.rfind("\n") + 1 or len(held)
-                self.done += len(data)
                 yield held[:end]
                 held = held[end:]
         if held := held + decoder.decode(b"", final=True):
@@ -94,11 +93,11 @@ class Document:
         with stream:
             yield stream
 
-    def _read(self, stream: BinaryIO) -> bytes:
+    def _read(self, stream: BinaryIO, size: int) -> bytes:
         from atlas_kit.formats._files import access_error
 
         try:
-            return stream.read(PIECE)
+            return stream.read(size)
         except OSError as error:
             raise access_error(error, self.name) from error
 
@@ -249,13 +248,16 @@ def _read(
     total = result.total
     for text in document.pieces():
         tokens = session.engine.tokenize(text)
+        before, size = document.done, len(text.encode("utf-8", "replace"))
         for at in range(0, len(tokens), session.engine.n_batch):
             if stop():
                 result.interrupted = True
                 return
             started = time.perf_counter()
-            fed = session.feed(tokens[at : at + session.engine.n_batch])
+            part = tokens[at : at + session.engine.n_batch]
+            fed = session.feed(part)
             seconds = time.perf_counter() - started
+            document.done = before + size * (at + len(part)) // len(tokens)
             for count in (read, total):
                 count.add(fed.tokens, seconds, fed.logprob)
             trouble = None

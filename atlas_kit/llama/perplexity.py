@@ -18,7 +18,7 @@ import numpy as np
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.bridge import TokenMemory
 from atlas_kit.llama.engine import Engine
-from atlas_kit.llama.session import DEVICES, AtlasSession
+from atlas_kit.llama.session import DEVICES, AtlasSession, scores
 from atlas_kit.operations.settings import AtlasSettings
 
 Array = np.ndarray[Any, Any]
@@ -120,21 +120,15 @@ class Rival:
 
     def listen(self, hidden: Array, logits: Array, tokens: Array, following: Array) -> None:
         """Read what followed some tokens, step by step (see ``AtlasSession.reading``)."""
-        started, at = time.perf_counter(), 0
-        while at < len(following):
-            if self.memory is None:
-                from atlas_kit.llama.session import scores
-
-                self.parts.append(np.exp(scores(logits, following))[:, [0, 0, 0, 1]])
-                break
-            end = min(len(following), at + self.memory.room)
-            reading = self.memory.read(hidden[at:end], logits[at:end], tokens[at:end])
-            p = self.memory.learn(reading, following[at:end])
-            mixed = reading.blended(p)
-            if not reading.window.weights.shape[1]:  # an empty window has no say, whatever its weight
-                p[:, 2] = p[:, 0]
-            self.parts.append(np.column_stack((p, mixed)))
-            at = end
+        started = time.perf_counter()
+        if self.memory is None:
+            self.parts.append(np.exp(scores(logits, following))[:, [0, 0, 0, 1]])
+        else:
+            for reading, _, p in self.memory.follow(hidden, logits, tokens, following):
+                mixed = reading.blended(p)
+                if not reading.window.weights.shape[1]:  # an empty window has no say, whatever its weight
+                    p[:, 2] = p[:, 0]
+                self.parts.append(np.column_stack((p, mixed)))
         self.seconds += time.perf_counter() - started
 
     @property

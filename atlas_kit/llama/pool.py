@@ -1,7 +1,7 @@
 """Several sessions on one model: their next steps are decoded together (continuous batching).
 
 Work may join and end at any time. Each session has a sequence, a context and a memory of its own; what they share is
-the model and the time that one decode takes. A pool belongs to the thread that calls ``step``.
+the model and the time that one decode takes. A pool belongs to one thread.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from atlas_kit.errors import AtlasError, InvalidParamError
 from atlas_kit.llama.engine import Engine, Outputs
-from atlas_kit.llama.session import AtlasSession, Step, Token
+from atlas_kit.llama.session import AtlasSession, Step, Token, interrupts_put_off
 
 
 @dataclass(eq=False)
@@ -113,11 +113,12 @@ class SessionPool:
             self._jobs.remove(job)
 
     def _finish(self, job: Job, step: Step) -> None:
-        """Decode what the session counts as read already, up to its next token."""
+        """Decode the token that the memory has learned already, up to where it is yielded."""
         item: Any = step
         try:
-            while isinstance(item, Step):
-                item = job.work.send(self.engine.decode([item.feed], hidden=item.hidden)[0])
+            with self.engine.lock:
+                while isinstance(item, Step):
+                    item = job.work.send(self.engine.decode([item.feed], hidden=item.hidden)[0])
             job.tokens.append(item)
         except StopIteration:
             return
@@ -126,6 +127,10 @@ class SessionPool:
 
     def step(self) -> list[tuple[Job, list[Token]]]:
         """Decode once for as many sessions as fit; return what each of them generated."""
+        with self.engine.lock, interrupts_put_off():
+            return self._step()
+
+    def _step(self) -> list[tuple[Job, list[Token]]]:
         events = [(job, job.advance(None)) for job in self._jobs if job.waiting is None and not job.done]
         batch = self._batch()
         if batch:

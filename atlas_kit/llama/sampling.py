@@ -73,7 +73,7 @@ class Sampling:
             number = isinstance(value, kinds) and not isinstance(value, bool)
             if not number or not least <= value <= most:
                 raise InvalidParamError(
-                    f"{name} is {value!r}", key=name, hint=f"Choose {least:g} to {most:g}."
+                    f"{name} is {value!r}", key=name, hint=f"Choose {least:.10g} to {most:.10g}."
                 )
         if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < 1 << 32):
             raise InvalidParamError(f"seed is {self.seed!r}", key="seed", hint="Choose 0 to 4294967295.")

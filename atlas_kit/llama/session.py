@@ -10,6 +10,8 @@ from __future__ import annotations
 import codecs
 import contextlib
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +43,8 @@ class Step:
 
 #: Is given hidden states, logits, tokens and the tokens that followed.
 Listener = Callable[[Array, Array, Array, Array], None]
+#: Is given what was expected, the tokens that came (n,), and what each gave to them: ``probabilities_of`` (n, 3).
+Observer = Callable[[Reading, Array, Array], None]
 #: A piece of work in steps: yields what to decode, is sent what came out.
 Work = Generator[Step, Outputs, T]
 
@@ -129,6 +133,8 @@ class _Open:
 class AtlasSession:
     """A language model with a memory.
 
+    Sessions that share an engine may be used in different threads, which take turns; one session belongs to one thread.
+
     Parameters
     ----------
     model
@@ -185,8 +191,7 @@ class AtlasSession:
             )
         self.backend, self._rollover, self.learns = DEVICES[device], rollover, learn
         self._owns = isinstance(model, (str, os.PathLike))
-        self.engine: Engine
-        self.engine = open_engine(os.fspath(model), **engine_options or {}) if self._owns else model  # type: ignore[arg-type,assignment]
+        self.engine = _engine_of(model, engine_options or {})
         self.memory: TokenMemory | None = None
         self.sequence = -1
         self._closed = False
@@ -205,16 +210,20 @@ class AtlasSession:
         self._position = 0  # of the next token
         self._open: _Open | None = None
         self._listen: Listener | None = None
+        #: Looks at each step of the memory before the next one, on the thread that reads.
+        self.observer: Observer | None = None
         #: Tokens that are decoded at a time; a pool makes it smaller.
         self.feed_limit = self.engine.n_batch
         self._counts = Stats()
         chosen, path = keeping.choose(self.engine, memory, changes)
-        if chosen is not None:
+        if chosen is None:
+            return
+        if path is None:
             self.memory = TokenMemory(self.engine.output_rows(), chosen, self.backend)
-        if path is not None:
-            self.load(path, context=False)
-            if changes and self.memory is not None:
-                self.memory.retune(changes)
+            return
+        self.load(path, context=False)
+        assert self.memory is not None
+        self.memory.retune(chosen.to_json())
 
     # --- reading -------------------------------------------------------------------------------------------
 
@@ -278,39 +287,43 @@ class AtlasSession:
         """
         at, self._listen = 0, listen
         remembers = self.memory is not None or listen is not None
-        while at < len(tokens):
-            yield from self._make_room()
-            room = min(self.feed_limit, self.engine.n_batch)
-            if not self.engine.info.recurrent:
-                room = min(room, self.engine.n_ctx - self._position)
-            part = list(tokens[at : at + room])
-            at += len(part)
-            every = remembers or score
-            count = len(part) if every else (1 if at == len(tokens) else 0)
-            outputs = yield self._step(part, count)
-            self._counts.tokens_read += len(part)
-            try:
-                logprob = self._take(part, outputs, every)
-            except BaseException:  # read, but what comes next would be learned as following an older token
-                self.forget_context()
-                raise
-            if told is not None and len(logprob):
-                told(logprob)
+        try:
+            while at < len(tokens):
+                yield from self._make_room()
+                room = min(self.feed_limit, self.engine.n_batch)
+                if not self.engine.info.recurrent:
+                    room = min(room, self.engine.n_ctx - self._position)
+                part = list(tokens[at : at + room])
+                at += len(part)
+                every = remembers or score
+                count = len(part) if every else (1 if at == len(tokens) else 0)
+                outputs = yield from self._decoded(part, count)
+                self._counts.tokens_read += len(part)
+                try:
+                    logprob = self._take(part, outputs, every)
+                except BaseException:
+                    # read, but what comes next would be learned as following an older token
+                    self.forget_context()
+                    raise
+                if told is not None and len(logprob):
+                    told(logprob)
+        finally:
+            self._listen = None
 
-    def _step(self, tokens: list[int], outputs: int) -> Step:
-        return Step(self._feed(tokens, outputs), self.memory is not None or self._listen is not None)
+    def _decoded(self, tokens: list[int], outputs: int, *, hidden: bool | None = None) -> Work[Outputs]:
+        """Append tokens to the context; ``hidden``: with their states, where None asks whether anybody needs them."""
+        self._require_open()
+        if hidden is None:
+            hidden = self.memory is not None or self._listen is not None
+        found = yield Step(Feed(self.sequence, tokens, self._position, outputs), hidden)
+        self._position += len(tokens)
+        self._context.extend(tokens)
+        del self._context[: -self.engine.n_ctx]
+        return found
 
     def _require_open(self) -> None:
         if self._closed:  # its sequence may be another session's by now
             raise ModelError("the session is closed", path=self.engine.info.path)
-
-    def _feed(self, tokens: list[int], outputs: int) -> Feed:
-        self._require_open()
-        feed = Feed(self.sequence, tokens, self._position, outputs)
-        self._position += len(tokens)
-        self._context.extend(tokens)
-        del self._context[: -self.engine.n_ctx]
-        return feed
 
     def _take(self, part: list[int], outputs: Outputs, every: bool) -> Array:
         """Learn from the outputs of some tokens that followed each other, the last one's still open."""
@@ -343,21 +356,15 @@ class AtlasSession:
         return _Open(hidden, outputs.logits[-1:].copy(), (index, self.engine.decodes), token)
 
     def _learn_rows(self, hidden: Array, logits: Array, tokens: Array, following: Array) -> Array:
-        """Read and learn rows whose next tokens are known, step by step."""
+        """Read and learn rows whose next tokens are known; return their log-probabilities (n, 2)."""
         assert self.memory is not None
-        found, at = [np.empty((0, 2))], 0
-        while at < len(following):
-            end = min(len(following), at + self.memory.room)
-            reading = self.memory.read(hidden[at:end], logits[at:end], tokens[at:end])
-            found.append(self._learn(reading, following[at:end]))
-            at = end
-        return np.concatenate(found)
+        steps = self.memory.follow(hidden, logits, tokens, following, learn=self.learns)
+        return np.concatenate([np.empty((0, 2)), *(self._learned(*step) for step in steps)])
 
-    def _learn(self, reading: Reading, tokens: Array) -> Array:
-        """Return the log-probabilities (n, 2) of the tokens that came, and learn them if this session learns."""
-        assert self.memory is not None
-        learn = self.memory.learn if self.learns else self.memory.watch
-        p = learn(reading, tokens)
+    def _learned(self, reading: Reading, tokens: Array, p: Array) -> Array:
+        """Return the log-probabilities (n, 2) of tokens that came, and tell who looks on."""
+        if self.observer is not None:
+            self.observer(reading, tokens, p)
         both: Array = np.stack((p[:, 0], reading.blended(p)), axis=-1)
         return np.asarray(np.log(np.maximum(both, 1e-300)))
 
@@ -370,7 +377,9 @@ class AtlasSession:
             return np.empty((0, 2))
         if self.memory is None:
             return scores(was.logits.reshape(1, -1), np.asarray([token]))
-        return self._learn(self._reading_of(was), np.asarray([token]))
+        reading, came = self._reading_of(was), np.asarray([token])
+        learn = self.memory.learn if self.learns else self.memory.watch
+        return self._learned(reading, came, learn(reading, came))
 
     def _reading_of(self, was: _Open) -> Reading:
         if was.reading is None:
@@ -406,17 +415,25 @@ class AtlasSession:
         self.engine.forget(self.sequence)
         self._context, self._position = [], 0
         for at in range(0, len(kept), self.engine.n_batch):
-            yield Step(self._feed(kept[at : at + self.engine.n_batch], 0), hidden=False)
+            yield from self._decoded(kept[at : at + self.engine.n_batch], 0, hidden=False)
 
     def run(self, work: Work[T]) -> T:
         """Carry out work alone: every step is a decode of its own."""
+        step: Step | None = None
         try:
-            step = next(work)
             while True:
-                step = work.send(self._decode(step))
+                step = self._next(work, step)
         except StopIteration as done:
             result: T = done.value
             return result
+
+    def _next(self, work: Generator[Any, Any, Any], item: Step | Token | None) -> Any:
+        """Do what some work asked for, and return what it asks for next.
+
+        Threads take turns: outputs are views, which the engine's next decode overwrites.
+        """
+        with self.engine.lock, interrupts_put_off():
+            return work.send(self._decode(item) if isinstance(item, Step) else None)
 
     def _decode(self, step: Step) -> Outputs:
         try:
@@ -444,12 +461,13 @@ class AtlasSession:
         state = self._context[:], self._position, self.memory, self.learns, self._counts
         was, saved = self._open, self.engine.save_sequence(self.sequence)
         watched = None if self.memory is None else self.memory.watched
+        observer, self.observer = self.observer, None
         self.learns, self._counts = False, Stats()
         try:
             yield
         finally:
             self._context, self._position, self.memory, self.learns, self._counts = state
-            self._open = was
+            self._open, self.observer = was, observer
             if self.memory is not None and watched is not None:
                 self.memory.watched = watched
             self.engine.forget(self.sequence)
@@ -495,18 +513,12 @@ class AtlasSession:
             When there is nothing to go on from.
         """
         work = self.generating(prompt, max_tokens=max_tokens, stop=stop, sampling=sampling, special=special)
-        outputs: Outputs | None = None
-        with contextlib.closing(work):
+        item: Step | Token | None = None
+        with contextlib.closing(work), contextlib.suppress(StopIteration):
             while True:
-                try:
-                    step = next(work) if outputs is None else work.send(outputs)
-                except StopIteration:
-                    return
-                if isinstance(step, Token):
-                    outputs = None
-                    yield step
-                else:
-                    outputs = self._decode(step)
+                item = self._next(work, item)
+                if isinstance(item, Token):
+                    yield item
 
     def generating(
         self,
@@ -565,7 +577,7 @@ class AtlasSession:
         if self.memory is not None:
             self._count(self._settle(token))
         yield from self._make_room()
-        outputs = yield self._step([token], 1)
+        outputs = yield from self._decoded([token], 1)
         self._open = self._opened(outputs, outputs.index, token)
 
     # --- keeping -------------------------------------------------------------------------------------------
@@ -661,7 +673,7 @@ class AtlasSession:
         for at in range(0, len(tokens), self.engine.n_batch):
             part = tokens[at : at + self.engine.n_batch]
             last = at + len(part) == len(tokens)
-            outputs = yield self._step(part, int(last))
+            outputs = yield from self._decoded(part, int(last))
             if last and outputs.hidden is not None:
                 self._open = self._opened(outputs, outputs.index, part[-1])
 
@@ -708,7 +720,7 @@ class AtlasSession:
         self._closed = True
         if self.sequence >= 0:
             self.engine.forget(self.sequence)
-            _release(self.engine, self.sequence)
+            self.engine.taken.discard(self.sequence)
             self.sequence = -1
         if self._owns:
             self.engine.close()
@@ -762,19 +774,42 @@ def _ratio(count: int, seconds: float) -> float | None:
     return count / seconds if seconds > 0 else None
 
 
+@contextlib.contextmanager
+def interrupts_put_off() -> Iterator[None]:
+    """Let Ctrl-C wait until the block ends: a memory that has taken in half a step would be good for nothing."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    asked: list[tuple[int, Any]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: asked.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        for number, frame in asked:
+            handler(number, frame)
+
+
+def _engine_of(model: Any, options: dict[str, Any]) -> Engine:
+    """Return an engine for a model's path, or the engine that it is."""
+    if isinstance(model, (str, os.PathLike)):
+        return open_engine(os.fspath(model), **options)
+    if not hasattr(model, "decode") or not hasattr(model, "info"):
+        raise InvalidParamError(f"a model cannot be {model!r}", key="model", hint="Give a path or an engine.")
+    engine: Engine = model
+    return engine
+
+
 def _claim(engine: Engine) -> int:
     """Take a free sequence of an engine."""
-    taken: set[int] = engine.__dict__.setdefault("_claimed", set())
-    for sequence in range(engine.n_sequences):
-        if sequence not in taken:
-            taken.add(sequence)
-            return sequence
+    with engine.lock:
+        for sequence in range(engine.n_sequences):
+            if sequence not in engine.taken:
+                engine.taken.add(sequence)
+                return sequence
     raise InvalidParamError(
         f"all {engine.n_sequences} sequences of this model are in use",
         key="n_sequences",
         hint="Close a session, or open the model with more sequences.",
     )
-
-
-def _release(engine: Engine, sequence: int) -> None:
-    engine.__dict__.setdefault("_claimed", set()).discard(sequence)

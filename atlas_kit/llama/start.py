@@ -6,9 +6,10 @@ what it is told.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from atlas_kit.errors import (
@@ -22,6 +23,7 @@ from atlas_kit.errors import (
     NoSuchFileError,
     WrongModelError,
 )
+from atlas_kit.formats._files import access_error, lock
 from atlas_kit.llama import keeping
 from atlas_kit.llama.engine import Engine
 from atlas_kit.llama.session import AtlasSession
@@ -71,7 +73,7 @@ def open_session(
     changes = dict(changes or {})
     keys = keys or Keys()
     if memory is None:
-        memory = bool(file or changes or config) or is_native(engine)
+        memory = bool(file or changes or config) or keeping.of_native(engine)[0] is not None
     if not memory:
         return AtlasSession(engine, None, device=device, learn=learn)
     if file is not None and _holds_memory(engine, file, keys, force):
@@ -79,7 +81,7 @@ def open_session(
         try:
             load(session, file, context=context, force=force, keys=keys)
             assert session.memory is not None
-            session.memory.retune(_different(session.memory.settings, config, changes))
+            session.memory.retune({**(config.to_json() if config is not None else {}), **changes})
         except BaseException:
             session.close()
             raise
@@ -90,43 +92,69 @@ def open_session(
     return AtlasSession(engine, kind, device=device, learn=learn, **changes)
 
 
-def _different(
-    settings: AtlasSettings, config: AtlasSettings | None, changes: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return which settings somebody wants otherwise than a loaded memory has them."""
-    wanted = {**(config.to_json() if config is not None else {}), **changes}
-    have = settings.to_json()
-    return {name: value for name, value in wanted.items() if value != have[name]}
+class Place:
+    """The file that a session's memory is kept in; make it before the memory is loaded from there.
 
-
-def is_native(engine: Engine) -> bool:
-    """Tell whether the model file itself asks for a memory."""
-    if not Path(engine.info.path).is_file():
-        return False
-    from atlas_kit.formats.gguf import GGUFFile
-    from atlas_kit.operations.native_model import native_settings
-
-    with GGUFFile.open(engine.info.path) as file:
-        return native_settings(file)[0] is not None
-
-
-def check_place(file: str, model: str) -> None:
-    """Raise where a memory could not be saved, before anything is read for it.
+    Parameters
+    ----------
+    file, model
+        The paths of the memory, and of the model beside which it is.
+    keys
+        What encrypts it.
 
     Raises
     ------
-    FileAccessError, InvalidParamError
-        There is no such folder, it cannot be written to, or the name is a folder's or the model's own.
+    AtlasError
+        A memory could not be saved there: no such folder, no permission, no file's name, or the model's own.
     """
+
+    def __init__(self, file: str, model: str, keys: Keys | None = None) -> None:
+        self.file, self._keys = file, keys or Keys()
+        _check_place(file, model)
+        self._stamp = _stamp(file)
+
+    def save(self, session: AtlasSession, *, backup: bool = False, **options: Any) -> bool:
+        """Save a session's memory; ``options`` are those of ``AtlasSession.save``.
+
+        Returns True when somebody else has written the file since it was read or saved here: then theirs is kept as
+        ``NAME.bak``, as with ``backup``.
+        """
+        theirs = _stamp(self.file) not in (None, self._stamp)
+        session.save(self.file, backup=backup or theirs, **options, **self._keys.options())
+        self._stamp = _stamp(self.file)
+        return theirs
+
+
+def _stamp(file: str) -> tuple[int, ...] | None:
+    """Return what changes whenever a file is replaced or written to; None where there is none."""
+    try:
+        info = os.stat(file)
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
+
+
+def _check_place(file: str, model: str) -> None:
     folder = os.path.dirname(file) or "."
+    if not file or "\0" in file:
+        raise InvalidParamError(f"{file!r} is no name of a file", key="memory_file")
     if os.path.isdir(file):
         raise FileAccessError("this is a folder", path=file, hint="Name a file for the memory.")
     if same_file(file, model):
         raise InvalidParamError("the memory cannot be kept in the model's own file", path=file)
     if not os.path.isdir(folder):
         raise NoSuchFileError("there is no such folder", path=folder, hint="Make it first.")
-    if not os.access(folder, os.W_OK) or (os.path.exists(file) and not os.access(file, os.W_OK)):
-        raise FileAccessError("the memory could not be saved here: permission denied", path=file)
+    if os.path.exists(file) and not os.path.isfile(file):
+        raise FileAccessError("this is no regular file", path=file, hint="Name a file for the memory.")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(file)  # an impossible name shows now
+        if os.path.exists(file) and not os.access(file, os.W_OK):
+            raise PermissionError(errno.EACCES, "")
+    except OSError as error:
+        raise access_error(error, file, "write") from error
+    with lock(file):  # the folder can be written to
+        pass
 
 
 def _holds_memory(engine: Engine, file: str, keys: Keys, force: bool) -> bool:

@@ -147,7 +147,7 @@ def distance(a: MemoryState, b: MemoryState) -> dict[str, Distance]:
     """Compare the parameters of two states of one shape, by name."""
     _alike(a, b)
     lead = len(a.batch)
-    return {name: _distance(array, b.parameters[name], lead) for name, array in a.parameters.items()}
+    return {name: matrix_distance(array, b.parameters[name], lead) for name, array in a.parameters.items()}
 
 
 @quiet
@@ -209,8 +209,14 @@ def _alike(a: MemoryState, b: MemoryState) -> None:
             )
 
 
-def _distance(a: Array, b: Array, lead: int) -> Distance:
-    """Compare (*batch, rows, cols) over the last two axes."""
+@quiet
+def matrix_distance(a: Array, b: Array, lead: int = 0) -> Distance:
+    """Compare two arrays (*batch, ...) of one shape over all axes but the first ``lead``.
+
+    >>> d = matrix_distance(np.array([[3.0, 0.0]]), np.array([[0.0, 4.0]]))
+    >>> float(d.max_abs), float(d.relative), float(d.cosine)  # 4; 5 / 3; orthogonal
+    (4.0, 1.6666666666666667, 0.0)
+    """
     x, y = (to_host(array).astype(np.float64) for array in (a, b))
     axes = tuple(range(lead, x.ndim))
     norm_a, norm_b, norm_d = (np.sqrt((z * z).sum(axis=axes)) for z in (x, y, y - x))

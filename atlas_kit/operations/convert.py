@@ -260,6 +260,8 @@ def _convert_model(
         raise InvalidParamError("a model is converted from a file, not from standard input")
     with GGUFFile.open(given, shards=False) as model:
         native = "atlas.version" in model.metadata
+        if options.native:
+            model.require_data()
     if options.to is None and target == "gguf" and not native:
         raise InvalidParamError(
             "the model is a stock GGUF file already", path=name_of(given),

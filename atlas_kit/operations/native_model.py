@@ -18,6 +18,7 @@ from atlas_kit.errors import (
     FileCorruptError,
     InvalidParamError,
     VersionMismatchError,
+    WrongModelError,
 )
 from atlas_kit.operations._inputs import Keys, StrPath
 from atlas_kit.operations.settings import ADAPTIVE, AtlasSettings, SettingRow, settings_table
@@ -114,20 +115,6 @@ def _wrong(file: GGUFFile, key: str, message: str, hint: str | None = None) -> F
     )
 
 
-def sidecar_note(file: GGUFFile, path: StrPath) -> str | None:
-    """Return a sentence where a model's learned memory is not the file that was bound to it, else None.
-
-    Raises
-    ------
-    NoSuchFileError, FileAccessError
-        It cannot be read.
-    """
-    wanted = file.get(HASH_KEY)
-    if not isinstance(wanted, str) or _sha256(path) == wanted.lower():
-        return None
-    return f"{os.path.basename(path)} has changed since it was bound to the model"
-
-
 def _sha256(path: StrPath) -> str:
     from atlas_kit.formats._files import Source
     from atlas_kit.operations.hash import digest_of
@@ -180,7 +167,11 @@ def check_memory(
     with GGUFFile.open(model) as file:
         identity, width = model_identity(file), model_facts(file).width
     open_memory(memory, keys).close()  # asks for the passphrase, where there is one
-    loaded = load_memory(memory, expect_model_hash=identity, force=force, **keys.options())
+    try:
+        loaded = load_memory(memory, expect_model_hash=identity, force=force, **keys.options())
+    except WrongModelError as error:
+        error.hint = "Use --force to put it beside this model all the same."
+        raise
     for config in loaded.description.configs:
         if (config.d_k, config.d_v) != (width, width):
             raise InvalidParamError(
@@ -194,8 +185,9 @@ def check_memory(
 
 
 def _saved_settings(metadata: dict[str, Any]) -> AtlasSettings | None:
-    """Return the settings that a session keeps beside its memory (``metadata.settings``), if they are readable."""
-    found = metadata.get("settings")
+    """Return the settings that a session keeps beside its memory (``runtime.settings``), if they are readable."""
+    runtime = metadata.get("runtime")
+    found = runtime.get("settings") if isinstance(runtime, dict) else None
     if not isinstance(found, dict):
         return None
     known = {row.name for row in settings_table()}

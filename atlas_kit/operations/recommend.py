@@ -4,14 +4,17 @@ Only metadata and tensor infos are read, so that it takes no time on a model of 
 says of itself (numbers in ``RULE``):
 
 - ``memory_dim``: 64, narrower for very narrow models. d_phi grows with its square, the learned memory with d_phi.
-- ``window_size``: the largest power of two whose keys take ``window_bytes``, or a small share of what the model
-  reads per token anyway. It should hold several contexts: what is still in the context needs no second memory.
-- ``learning_rate``: smaller for larger models, because better models need smaller steps (eta 1 -> 0.3 from 2 to 9
-  million parameters; beyond that it is a guess).
-- ``candidates``: all tokens of a small vocabulary, more of a very large one.
+- ``window_size``: a power of two, or one and a half of it, whose keys take ``window_bytes``, or a small share of what
+  the model reads per token anyway. It should hold several contexts: what is still in the context needs no second
+  memory.
+- ``learning_rate``: 1 for small models, as swept; it adapts while reading, so that 0.3 ends almost alike. Smaller for
+  larger models is a guess: without adapting, the better of two small models needed smaller steps.
+- ``candidates``: all tokens of a small vocabulary, fewer of a very large one, whose rows cost more than they gain.
 - ``chunk_size``, then ``memory_dim``: cheaper in steps (``cheaper``) until the estimate is within ``time_share`` of
   the model's own time, or within ``time_free``, which nobody notices.
 - everything else: the default of ``AtlasSettings``.
+
+What other values cost the sample model stands in ``SWEPT``, from ``tools/bench/settings_sweep.py``.
 
 Architectures come in families (``model_facts.FAMILIES``). Attention models: the rule as it stands. Recurrent and
 hybrid ones (Mamba, RWKV, Jamba ...): the same, but llama.cpp cannot shift their context. Families that cap or scale
@@ -27,6 +30,7 @@ import shlex
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from atlas_kit.errors import TruncatedError
 from atlas_kit.operations._inputs import Given, name_of
 from atlas_kit.operations._json import named
 from atlas_kit.operations.model_facts import (
@@ -73,6 +77,21 @@ class Rule:
 
 
 RULE = Rule()
+
+#: Nats per token that other values cost the sample model, on text for choosing settings, from token 4,096 on.
+SWEPT: dict[str, dict[str, float]] = {
+    "window_size": {"1024": 0.065, "4096": 0.021},
+    "learning_rate": {"0": 0.016, "0.3": 0.001, "2.0": 0.001},
+    "polynomial_degree": {"1": 0.006},
+    "use_muon": {"True": 0.013},
+    "memory_dim": {"32": 0.014, "96": -0.005},
+    "features": {"sparse": 0.006, "fourier": 0.004},
+    "omega_window": {"32": 0.002, "128": 0.001},
+    "chunk_size": {"8": -0.001, "32": 0.008},
+    "sharpness": {"10.0": 0.0, "20.0": 0.0},
+    "ranking": {"False": 0.072},
+    "candidates": {"0": 0.0, "64": -0.001},
+}
 
 
 # --- what it recommends ----------------------------------------------------------------------------------
@@ -199,7 +218,8 @@ def _settings(facts: ModelFacts) -> tuple[AtlasSettings, dict[str, str]]:
     if facts.vocabulary is not None:
         settings = settings.replace(candidates=_pick(RULE.candidates, facts.vocabulary))
     reasons["learning_rate"] = (
-        f"a model of {short(facts.parameters)} parameters; the better a model, the smaller the steps that help it"
+        f"for a model of {short(facts.parameters)} parameters, a guess beyond {short(int(RULE.learning_rate[0][0]))}; "
+        "it adapts while reading"
     )
     reasons["candidates"] = _candidates_reason(facts, settings)
     settings, changed = _affordable(facts, settings)
@@ -213,14 +233,20 @@ def _settings(facts: ModelFacts) -> tuple[AtlasSettings, dict[str, str]]:
         f"{math.comb(config.d_key + 3, 3) / config.d_phi:,.0f} times the space"
     )
     reasons["use_muon"] = (
-        f"Newton-Schulz steps would cost {_flop(_muon_flops(config, settings))} more per token, and gained nothing"
+        f"Newton-Schulz steps would cost {_flop(_muon_flops(config, settings))} more per token"
     )
     reasons["chunk_size"] = "tokens per step: fewer cost more, and learn sooner"
     for name in changed:
         reasons[name] += f"; other values would slow this model down by more than {RULE.time_share:.0%}"
     settings = settings.replace(window_size=_window(facts, settings))
     reasons["window_size"] = _window_reason(facts, settings)
-    return settings, reasons
+    return settings, {name: reason + _swept(name) for name, reason in reasons.items()}
+
+
+def _swept(name: str) -> str:
+    """Say what other values of a setting cost the sample model."""
+    costs = ", ".join(f"{value.lower()} {nats:+.3f}" for value, nats in SWEPT.get(name, {}).items())
+    return f" [{costs}]" if costs else ""
 
 
 def _candidates_reason(facts: ModelFacts, settings: AtlasSettings) -> str:
@@ -350,8 +376,13 @@ def _notes(facts: ModelFacts, file: GGUFFile) -> list[str]:
             f"{facts.experts_used or '?'} of {facts.experts} experts work on a token: other processors than the "
             "estimate's may wait for memory longer"
         )
+    try:
+        file.require_data()
+    except TruncatedError as error:
+        notes.append(f"the file is cut off, so it cannot be run as it is: {error.message}")
     if "atlas.version" in file.metadata:
         notes.append("the file is ATLAS-native: it carries settings of its own, which --atlas uses")
+    notes.append("in brackets: what other values cost the sample model, in nats per token")
     notes.append(
         "metadata do not say how good a model is, on what it was trained, nor how large its numbers are: compare "
         "learning rates with atlas-tool perplexity"
@@ -388,6 +419,7 @@ def _flop(count: float) -> str:
 
 __all__ = [
     "RULE",
+    "SWEPT",
     "Costs",
     "ModelFacts",
     "Recommendation",

@@ -47,8 +47,8 @@ class SettingRow:
         """What is allowed, in words."""
         if isinstance(self.default, bool):
             return "true or false"
-        numbers = "" if self.least is None else f"{self.least:g} to {self.most:g}"
-        return " or ".join(filter(None, (numbers, ", ".join(self.choices))))
+        numbers = "" if self.least is None else f"{self.least:.10g} to {self.most:.10g}"
+        return " or ".join(filter(None, (numbers, *self.choices)))
 
     def check(self, value: Any) -> Any:
         """Return the value in this setting's own type.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 
 import pytest
@@ -81,6 +82,45 @@ def test_the_context_is_not_kept(learn, files):
     with AtlasSession(FakeEngine(), True) as session:
         session.load(files / "m.atlas")
         assert session.context_tokens == ()
+
+
+def test_a_document_that_cannot_be_read_to_its_start(learn, files):
+    result = learn("/proc/self/mem")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("atlas-tool: /proc/self/mem: cannot read")
+
+
+def test_progress_is_of_what_was_learned(learn, files, monkeypatch):
+    monkeypatch.setattr("atlas_kit.cli.learn_cmd.LINE_EVERY", 0.0)
+    said = learn(files / "a.txt").stderr.splitlines()
+    shares = [int(line.split("%")[0].split()[-1]) for line in said[:-1]]
+    assert shares == sorted(shares)
+    assert shares[0] < 50 < 100 == shares[-1]
+
+
+def test_a_learned_memory_makes_a_model_native(tiny_model, run_cli, files):
+    """With the settings that it was learned with."""
+    memory, native = files / "m.atlas", files / "n.gguf"
+    ran = run_cli("learn", tiny_model, files / "a.txt", "-m", memory, "--window-size", "48", "--threads", "1")
+    assert ran.exit_code == 0, ran.stderr
+    assert run_cli("convert", tiny_model, native, "--memory", memory).exit_code == 0
+    assert run_cli("get", native, "atlas.memory.window_size").stdout.strip() == "48"
+    ran = run_cli("run", native, "-p", "to be", "--max-tokens", "1", "--threads", "1")
+    assert ran.exit_code == 0, ran.stderr
+    assert re.search(r"memory \d{3,} tokens seen, .* learned", ran.stderr)
+    for option, code, words in (
+        ("--blend-ratio=0.5", 0, "tokens seen"),
+        ("--window-size=64", 2, "keeps its sizes"),
+    ):
+        other = files / "o.gguf"
+        made = run_cli("convert", tiny_model, other, "--memory", memory, option, "--force")
+        assert made.exit_code == 0, made.stderr
+        ran = run_cli("run", other, "-p", "to be", "--max-tokens", "1", "--threads", "1")
+        assert (ran.exit_code, words in ran.stderr) == (code, True), ran.stderr
+    (files / "n.atlas").unlink()
+    ran = run_cli("run", native, "-p", "to be", "--threads", "1")
+    assert ran.exit_code == 2
+    assert "the learned memory that the model asks for is not there" in ran.stderr
 
 
 def test_standard_input(learn, files):

@@ -63,7 +63,10 @@ def test_the_answer_and_nothing_else_goes_to_standard_output(run_model):
     assert "read 400 tokens" in result.stderr
     assert "generated 12 tokens" in result.stderr
     assert "with the memory" in result.stderr
-    assert result.stderr.count("\n") == 1
+    empty, line, end = result.stderr.split("\n")  # the answer has not ended its line
+    assert (empty, end) == ("", "")
+    assert line.isprintable()
+    assert "\\x" not in line
 
 
 def test_quiet(run_model):
@@ -245,9 +248,15 @@ def test_a_damaged_memory_names_the_backup_that_would_load(run_model, tmp_path):
 
 
 def test_a_memory_that_could_not_be_saved_is_refused_at_once(run_model, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
     for place, words in (
         (tmp_path, "folder"),
         (tmp_path / "no" / "m.atlas", "no such folder"),
+        (tmp_path / "model.gguf" / "m.atlas", "no such folder"),
+        ("", "no name of a file"),
+        ("/dev/full", "no regular file"),
+        (tmp_path / "pipe", "no regular file"),
+        (tmp_path / ("m" * 300), "too long"),
     ):
         result = run_model("-p", TEXT, "-m", place)
         assert (result.exit_code, result.stdout) == (2, "")
@@ -269,6 +278,29 @@ def test_a_full_disk_loses_nothing(run_model, tmp_path, monkeypatch):
     assert "Traceback" not in result.stderr
     assert file.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".tmp") == []
+
+
+@pytest.mark.parametrize("command", ["run", "learn"])
+def test_what_somebody_else_saved_meanwhile_is_kept(run_cli, run_model, fake, tmp_path, command):
+    file, other, text = tmp_path / "m.atlas", tmp_path / "other.atlas", tmp_path / "t.txt"
+    text.write_text(TEXT)
+    run_model("-p", TEXT * 2, "-m", other)
+
+    class Meanwhile(FakeEngine):
+        def decode(self, feeds, *, hidden=False):
+            if other.exists():
+                os.replace(other, file)
+            return super().decode(feeds, hidden=hidden)
+
+    fake["engine"] = Meanwhile()
+    options = ("-p", TEXT, "--max-tokens", "12") if command == "run" else (text,)
+    result = run_cli(command, tmp_path / "model.gguf", *options, "-m", file)
+    assert result.exit_code == 0, result.stderr
+    assert f"their memory is kept as {file}.bak" in result.stderr
+    assert seen(tmp_path / "m.atlas.bak") == 800 + 12 - 1
+    assert seen(file) < 800
+    again = run_cli(command, tmp_path / "model.gguf", *options, "-m", file)
+    assert "somebody else" not in again.stderr
 
 
 # --- stopping -------------------------------------------------------------------------------------------------
@@ -370,6 +402,7 @@ def test_slash_commands(run_model, tmp_path):
         ("/", "there is no /;"),
         ("/save", "no --memory-file"),
         ("/save /no/such/folder/m.atlas", "folder"),
+        ("/save /dev/null", "no regular file"),
         ("/load", "which file?"),
         ("/load nothing.atlas", "no such file"),
         ("/reset everything", "empties context or memory"),
@@ -426,7 +459,7 @@ def chatting(fake):
     read = []
     tokenize = engine.tokenize
 
-    def listening(text, *, special=False, begin=False):
+    def listening(text, *, special=False):
         if not special:
             read.append(text)
         return tokenize(text)
@@ -473,6 +506,8 @@ def test_a_system_prompt_needs_a_chat(run_model):
         (["-p", "a", "--json-schema", "{no json"], "not JSON"),
         (["-p", "a", "--temperature", "-1"], "temperature"),
         (["-p", "a", "--top-p", "2"], "top_p"),
+        (["-p", "a", "--top-k", "-1"], "Choose 0 to 16777216."),
+        (["-p", "a", "--max-tokens", "-2"], "--max-tokens"),
         (["-p", "a", "--seed", "-1"], "seed"),
         (["-p", "a", "--config", "/no/such/config"], "no such file"),
         (["-f", "/no/such/prompt"], "no such file"),

@@ -93,6 +93,7 @@ def test_a_file_that_shrinks(tmp_path: Path) -> None:
         (lambda p: p / "file" / "x", FileAccessError, "not a directory"),
         (lambda p: p / ("n" * 300), FileAccessError, "too long"),
         (lambda p: f"{p}/a\0b", FileAccessError, "valid path"),
+        (lambda p: "/dev/zero", FileAccessError, "it is a device"),  # it has no end
     ],
 )
 def test_what_cannot_be_opened(tmp_path: Path, make, kind: type[AtlasError], words: str) -> None:  # type: ignore[no-untyped-def]

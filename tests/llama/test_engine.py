@@ -175,7 +175,6 @@ def test_text_survives(text, engine):
     tokens = engine.tokenize(text)
     assert all(0 <= token < engine.info.n_vocab for token in tokens)
     assert b"".join(engine.piece(token) for token in tokens) == text.encode()
-    assert engine.tokenize(text, begin=True) == [*engine.begin, *tokens]
 
 
 def test_text_that_was_no_utf8(engine):

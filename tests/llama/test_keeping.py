@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from memory_arrays import arrays, assert_same
 
 from atlas_kit import MemoryFile
 from atlas_kit.errors import (
@@ -38,19 +39,6 @@ def go_on(session, count=10):
     """Generate greedily; return the tokens and their log-probabilities."""
     found = [token for token in session.generate(max_tokens=count, sampling=GREEDY) if token.id >= 0]
     return [token.id for token in found], [token.logprob for token in found]
-
-
-def arrays(session):
-    state = session.memory.state
-    groups = ("parameters", "momentum", "window", "adaptation", "gate", "counters")
-    found = {f"{g}.{n}": np.array(a) for g in groups for n, a in getattr(state, g).items()}
-    return {**found, **{n: np.array(a) for n, a in session.memory.waiting().items()}}
-
-
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    for name, array in one.items():
-        np.testing.assert_array_equal(array, other[name], err_msg=name)
 
 
 @pytest.fixture

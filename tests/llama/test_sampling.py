@@ -213,10 +213,34 @@ def test_any_json(talk):
 
 @pytest.mark.parametrize("grammar", ["", "root", "root ::= [", "root ::= nothing", "other ::= \"a\"", "\ud800",
                                      'root ::= root "a"', "root ::= \x00"])  # fmt: skip
-def test_grammars_that_are_none(grammar, talk):
+def test_grammars_that_are_none(grammar, talk, capfd):
     with pytest.raises(InvalidParamError) as caught:
         talk(Sampling(grammar=grammar))
     assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""  # llama.cpp's own words go into the sentence
+
+
+def test_what_is_wrong_with_a_grammar_is_said(talk):
+    with pytest.raises(InvalidParamError, match="Undefined rule identifier 'nothing'"):
+        talk(Sampling(grammar="root ::= nothing"))
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        f"root ::= {'(' * 20_000}'a'{')' * 20_000}",
+        "root ::= r0\n" + "".join(f"r{i} ::= r{i + 1}\n" for i in range(20_000)) + 'r20000 ::= "a"\n',
+    ],
+    ids=["parentheses", "rules"],
+)
+def test_a_grammar_that_would_end_the_process_is_refused(grammar, talk):
+    with pytest.raises(InvalidParamError, match=r"10,000 rules and parentheses 1,000 deep"):
+        talk(Sampling(grammar=grammar))
+
+
+def test_parentheses_in_text_do_not_nest(talk):
+    tokens = talk(Sampling(grammar=f'# {"(" * 2000}\nroot ::= "{"(" * 2000}" [{"(" * 2000}]'), count=3)
+    assert set(text_of(tokens)) == {"("}
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory_arrays import arrays, assert_same
 
 from atlas_kit.errors import AtlasError, InvalidParamError, ModelError
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling
@@ -26,20 +31,6 @@ def ids(tokens):
 
 def text_of(tokens):
     return "".join(map(str, tokens))
-
-
-def arrays(session):
-    """Copies of all arrays of a session's memory."""
-    state = session.memory.state
-    groups = ("parameters", "momentum", "window", "adaptation", "gate", "counters")
-    found = {f"{g}.{n}": np.array(a) for g in groups for n, a in getattr(state, g).items()}
-    return {**found, **{n: np.array(a) for n, a in session.memory.waiting().items()}}
-
-
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    for name, array in one.items():
-        np.testing.assert_array_equal(array, other[name], err_msg=name)
 
 
 class Spy:
@@ -457,6 +448,40 @@ def test_a_session_that_cannot_start_gives_its_sequence_back(open_engine):
     AtlasSession(engine, None).close()
 
 
+@pytest.mark.parametrize("model", [None, 5, b"model.gguf"])
+def test_what_is_no_model(model):
+    with pytest.raises(InvalidParamError, match="a model cannot be"):
+        AtlasSession(model)
+
+
+def test_no_session_starts_on_a_closed_model(real):
+    engine = real()
+    engine.close()
+    with pytest.raises(ModelError, match="the model is closed"):
+        AtlasSession(engine)
+
+
+def test_threads_take_turns(open_engine):
+    """Each of two sessions, in threads of their own, gives what it gives alone."""
+
+    def work(session, results):
+        for _ in range(8):
+            session.feed(TEXT)
+            results += [t.id for t in session.generate(max_tokens=3, sampling=Sampling(temperature=0))]
+
+    alone, together = [], [[], []]
+    with AtlasSession(open_engine()) as session:
+        work(session, alone)
+    engine = open_engine()
+    with AtlasSession(engine) as a, AtlasSession(engine) as b:
+        threads = [threading.Thread(target=work, args=each) for each in zip((a, b), together, strict=True)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert together == [alone, alone]
+
+
 def test_a_session_outlives_no_model_of_its_own(random_model):
     pytest.importorskip("llama_cpp")
     session = AtlasSession(random_model(), None, engine_options={"n_ctx": 64, "n_threads": 1})
@@ -492,6 +517,31 @@ def test_any_split_reads_the_same_without_learning():
             found.append(np.concatenate([session.feed(part).logprob for part in parts]))
     np.testing.assert_allclose(found[1], found[0], atol=1e-4)
     np.testing.assert_allclose(found[2], found[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_any_split_of_a_text_that_begins_anew_reads_the_same(learns):
+    found = []
+    text = TEXT[69:129]
+    for parts in ([text], list(text), [text[0], text[1:]], [text[:4], text[4:]]):
+        with AtlasSession(FakeEngine(n_ctx=512), SMALL) as session:
+            session.feed(TEXT[:117])  # a step is open
+            session.forget_context()
+            session.learns = learns
+            found.append(np.concatenate([session.feed(part).logprob for part in parts]))
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], atol=1e-4)
+
+
+def test_a_listener_is_let_go():
+    with AtlasSession(FakeEngine(), SMALL) as session:
+        heard = []
+        session.run(session.reading([*TEXT.encode()][:20], listen=lambda *rows: heard.append(rows)))
+        count = len(heard)
+        session.feed(TEXT[20:40])
+        assert count >= 1
+        assert len(heard) == count
+        assert session.stats["memory"]["tokens_seen"] > 0
 
 
 def seen_of(session):
@@ -548,6 +598,31 @@ def test_a_failure_empties_the_context_and_keeps_the_memory(error, during, open_
         fed = session.feed("and on it goes")
         assert np.isfinite(fed.logprob).all()
         assert len(fed.logprob) == fed.tokens - 1  # no token follows one that is gone
+
+
+def test_an_interrupt_waits_for_the_end_of_a_step():
+    """Ctrl-C in the middle of learning: afterwards it is as if the text had been read in two parts."""
+    tokens = list(TEXT.encode())
+    with AtlasSession(FakeEngine(), SMALL) as whole, AtlasSession(FakeEngine(), SMALL) as stopped:
+        whole.feed(tokens)
+        memory, calls = stopped.memory.memory, []
+        observe = memory.observe
+
+        def observing(*arguments, **options):
+            calls.append(1)
+            if len(calls) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            return observe(*arguments, **options)
+
+        memory.observe = observing
+        with pytest.raises(KeyboardInterrupt):
+            stopped.feed(tokens)
+        read = stopped.stats["tokens_read"]
+        assert 0 < read < len(tokens)
+        stopped.feed(tokens[read:])
+        assert_same(arrays(stopped), arrays(whole))
+        assert stopped.context_tokens == whole.context_tokens
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_options_that_are_none(open_engine):

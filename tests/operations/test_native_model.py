@@ -36,6 +36,7 @@ from atlas_kit.errors import (
     InvalidParamError,
     KeyNotFoundError,
     NoSuchFileError,
+    TruncatedError,
     VersionMismatchError,
     WrongModelError,
 )
@@ -44,7 +45,7 @@ from atlas_kit.memory import Memory
 from atlas_kit.operations import native_model
 from atlas_kit.operations._inputs import Keys
 from atlas_kit.operations.convert import ConvertOptions, convert_file
-from atlas_kit.operations.native_model import native_settings, native_values, sidecar_note
+from atlas_kit.operations.native_model import native_settings, native_values
 from atlas_kit.operations.recommend import recommend
 from atlas_kit.operations.settings import AtlasSettings, settings_table
 from atlas_kit.operations.snapshot import save_memory
@@ -288,7 +289,6 @@ def test_a_memory_is_copied_and_bound(tmp_path: Path, stock: Path, learned: Any)
         assert file.get("atlas.memory.file") == "model-atlas.atlas"
         assert file.get("atlas.memory.hash") == hashlib.sha256(source.read_bytes()).hexdigest()
         assert file.get("atlas.memory.model") == model_identity(file)
-        assert sidecar_note(file, placed) is None
     convert_file(out, tmp_path / "back.gguf")
     assert (tmp_path / "back.gguf").read_bytes() == stock.read_bytes()
     assert placed.exists()
@@ -304,28 +304,29 @@ def test_native_files_may_be_moved_together(tmp_path: Path, stock: Path, learned
         assert native_settings(file)[1] == str(folder / "n.atlas")
 
 
-def test_a_memory_that_went_on_learning_is_noted(tmp_path: Path, stock: Path, learned: Any) -> None:
-    out = tmp_path / "n.gguf"
-    make_native(stock, out, memory=learned())
-    placed = tmp_path / "n.atlas"
-    with MemoryFile.edit(placed) as memory:
-        memory.set("more", "text")
-    with GGUFFile.open(out) as file:
-        assert "has changed since" in (sidecar_note(file, placed) or "")
-        with pytest.raises(NoSuchFileError):
-            sidecar_note(file, tmp_path / "gone.atlas")
+def kept(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what a session keeps beside its memory."""
+    return {"runtime": {"settings": settings}}
 
 
 def test_the_settings_of_the_memory_are_taken_over(tmp_path: Path, stock: Path, learned: Any) -> None:
     saved = AtlasSettings(window_size=16, memory_dim=8)
-    source = learned(metadata={"settings": {**saved.to_json(), "of_a_later_version": 1}})
+    source = learned(metadata=kept({**saved.to_json(), "of_a_later_version": 1}))
     make_native(stock, tmp_path / "n.gguf", memory=source, settings=lambda base: base.replace(sharpness=2.0))
     with GGUFFile.open(tmp_path / "n.gguf") as file:
         assert native_settings(file)[0] == saved.replace(sharpness=2.0)
-    odd = learned("odd.atlas", metadata={"settings": {"window_size": -1}})
+    odd = learned("odd.atlas", metadata=kept({"window_size": -1}))
     make_native(stock, tmp_path / "o.gguf", memory=odd)
     with GGUFFile.open(tmp_path / "o.gguf") as file:
         assert native_settings(file)[0] == AtlasSettings()
+
+
+def test_a_model_that_is_cut_off_is_not_made_native(tmp_path: Path, stock: Path) -> None:
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(stock.read_bytes()[:-1])
+    with pytest.raises(TruncatedError, match="should end at byte"):
+        make_native(cut, tmp_path / "n.gguf", auto=True)
+    assert not (tmp_path / "n.gguf").exists()
 
 
 @pytest.mark.parametrize("whose", ["ab" * 32, None])
@@ -338,6 +339,7 @@ def test_a_memory_of_another_model_is_refused(
     with GGUFFile.open(stock) as file:
         assert caught.value.expected == model_identity(file)
     assert caught.value.found == whose
+    assert "--force" in str(caught.value)
     assert not out.exists()
     assert not out.with_suffix(".atlas").exists()
     result = make_native(stock, out, memory=learned("again.atlas", whose=whose), force=True)

@@ -34,7 +34,7 @@ from atlas_kit.formats.gguf import GGUFFile
 from atlas_kit.formats.gguf.architectures import ARCHITECTURES
 from atlas_kit.memory import Memory
 from atlas_kit.operations.model_facts import FAMILIES, model_facts, require_decoder
-from atlas_kit.operations.recommend import RULE, Recommendation, costs_of, recommend
+from atlas_kit.operations.recommend import RULE, SWEPT, Recommendation, costs_of, recommend
 from atlas_kit.operations.settings import AtlasSettings, settings_table
 
 
@@ -131,6 +131,25 @@ def test_no_tensor_data_is_read(tmp_path: Path) -> None:
 
 
 # --- the rule ------------------------------------------------------------------------------------------------
+
+
+def test_what_other_values_cost_is_what_the_sweep_found() -> None:
+    results = Path(__file__).resolve().parents[2] / "tools" / "bench" / "results" / "settings-sweep.json"
+    rows = json.loads(results.read_text(encoding="utf-8"))["rows"]
+    found = {row["name"]: row["against"] for row in rows}
+    found["use_muon True"] = min(nats for name, nats in found.items() if name.startswith("use_muon"))
+    for name, costs in SWEPT.items():
+        for value, nats in costs.items():
+            assert nats == round(found[f"{name} {value}"], 3) + 0.0, (name, value)
+    # nothing that takes no more room is clearly better than what is recommended
+    most = rows[0]["state_bytes"] * 1.1
+    assert min(row["against"] for row in rows if row["state_bytes"] <= most) > -0.005
+
+
+def test_a_model_that_is_cut_off_is_noted() -> None:
+    whole = tiny_llama().bytes()
+    assert not any("cut off" in note for note in recommend(whole).notes)
+    assert any("cut off" in note for note in recommend(whole[:-1]).notes)
 
 
 def test_every_setting_has_a_reason(tmp_path: Path) -> None:

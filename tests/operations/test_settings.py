@@ -71,6 +71,13 @@ def test_every_setting_explains_itself(name):
         assert "\n" not in str(caught.value)
 
 
+def test_ranges_are_plain_numbers():
+    assert ROWS["window_size"].range == "0 to 16777216"
+    assert ROWS["blend_ratio"].range == "0 to 1 or adaptive"
+    assert ROWS["sharpness"].range == "0.01 to 1000"
+    assert ROWS["use_muon"].range == "true or false"
+
+
 def test_numbers_take_the_settings_own_type():
     settings = AtlasSettings(window_size=512.0, learning_rate=1, blend_ratio=0)
     assert type(settings.window_size) is int

@@ -378,6 +378,44 @@ def processor() -> str:
     )
 
 
+def measured(
+    groups: Mapping[str, Callable[[Any], Iterator[Row]]], bench: Any, options: argparse.Namespace
+) -> list[Row]:
+    """Run the groups that were asked for; without ``--json``, print each row as it comes."""
+    rows: list[Row] = []
+    if not options.json:
+        print("{:56} {:>15} {:>15} {:>8} {:>7}".format("what", "ours", "peer", "ratio", "limit"))
+    for name, group in groups.items():
+        if options.only and name not in options.only:
+            continue
+        for row in group(bench):
+            rows.append(row)
+            if not options.json:
+                print(show(row), flush=True)
+        gc.collect()
+    return rows
+
+
+def table_of(rows: list[Row]) -> list[dict[str, Any]]:
+    """Return rows as JSON-ready data."""
+    return [
+        asdict(row)
+        | {"ratio": row.ratio, "ok": row.ok, "limit": None if row.limit in (FREE, 0) else row.limit}
+        for row in rows
+    ]
+
+
+def keep(rows: list[Row], about: dict[str, Any], options: argparse.Namespace, name: str) -> int:
+    """Print the rows as JSON and save them under a name, where that was asked for; return the exit code."""
+    text = json.dumps(about | {"rows": table_of(rows)}, indent=1)
+    if options.json:
+        print(text)
+    if options.save is not None:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{options.save or name}.json").write_text(text + "\n", encoding="utf-8")
+    return int(not all(row.ok for row in rows))
+
+
 def main() -> int:
     """Run the groups that were asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -392,32 +430,11 @@ def main() -> int:
     options = parser.parse_args()
     bench = Bench(options.backend, options.quick)
     about = machine(bench)
-    rows: list[Row] = []
     if not options.json:
         print(f"{about.get('device', about['processor'])}, {about['cores']} CPUs, Python {about['python']}, "
               f"NumPy {about['numpy']}, load {os.getloadavg()[0]:.1f}\n")  # fmt: skip
-        print("{:56} {:>15} {:>15} {:>8} {:>7}".format("what", "ours", "peer", "ratio", "limit"))
-    for name, group in GROUPS.items():
-        if options.only and name not in options.only:
-            continue
-        for row in group(bench):
-            rows.append(row)
-            if not options.json:
-                print(show(row), flush=True)
-        gc.collect()
-    table = [
-        asdict(row)
-        | {"ratio": row.ratio, "ok": row.ok, "limit": None if row.limit in (FREE, 0) else row.limit}
-        for row in rows
-    ]
-    text = json.dumps(about | {"rows": table}, indent=1)
-    if options.json:
-        print(text)
-    if options.save is not None:
-        name = options.save or "memory-" + about.get("device", "cpu").lower().replace(" ", "-")
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    return int(not all(row.ok for row in rows))
+    name = "memory-" + about.get("device", "cpu").lower().replace(" ", "-")
+    return keep(measured(GROUPS, bench, options), about, options, name)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ from atlas_kit.llama.rows import OutputRows  # noqa: E402
 from atlas_kit.operations.recommend import recommend  # noqa: E402
 from atlas_kit.operations.settings import AtlasSettings  # noqa: E402
 from tools.bench.formats import Row  # noqa: E402
-from tools.bench.memory import FREE, RESULTS, machine_of, resident, show  # noqa: E402
+from tools.bench.memory import FREE, keep, machine_of, measured, resident  # noqa: E402
 
 PROMPT, CONTEXT, BATCH = 768, 1024, 512
 LEAST_DECODE, LEAST_LEARN, MOST_RESIDENT, MOST_START = 0.85, 0.60, 1.30, 1.20
@@ -311,12 +310,9 @@ def length(bench: Bench) -> Iterator[Row]:
     logits, tokens = hidden @ matrix.T, rng.integers(0, n_vocab, call + 1)
     times, processes, sizes = [], [], []
     for _ in range(total // call):
-        began, at = time.perf_counter(), 0
-        while at < call:
-            end = min(call, at + memory.room)
-            reading = memory.read(hidden[at:end], logits[at:end], tokens[at:end])
-            memory.learn(reading, tokens[at + 1 : end + 1])
-            at = end
+        began = time.perf_counter()
+        for _ in memory.follow(hidden, logits, tokens, tokens[1:]):
+            pass
         times.append((time.perf_counter() - began) / call)
         processes.append(resident())
         sizes.append(memory.state_bytes)
@@ -367,15 +363,6 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {
 }
 
 
-def table_of(rows: list[Row]) -> list[dict[str, Any]]:
-    """Return rows as JSON-ready data."""
-    return [
-        asdict(row)
-        | {"ratio": row.ratio, "ok": row.ok, "limit": None if row.limit in (FREE, 0) else row.limit}
-        for row in rows
-    ]
-
-
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     found = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -389,9 +376,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--save",
         nargs="?",
-        const="runtime-cpu",
+        const="",
         metavar="NAME",
-        help="also write tools/bench/results/NAME.json",
+        help="also write tools/bench/results/NAME.json (runtime-cpu)",
     )
     found.add_argument("--child", choices=("bare", "plain", "memory"), help=argparse.SUPPRESS)
     found.add_argument("--tokens", type=int, default=1, help=argparse.SUPPRESS)
@@ -404,25 +391,9 @@ def measure(options: argparse.Namespace, model: str) -> int:
     about = machine_of("numpy", options.quick) | {
         "threads": THREADS, "settings": bench.settings.to_json(), "load": os.getloadavg()[0],
     }  # fmt: skip
-    rows: list[Row] = []
     if not options.json:
         print(f"{about['processor']}, {THREADS} threads, load {about['load']:.1f}; {bench.settings}\n")
-        print("{:56} {:>15} {:>15} {:>8} {:>7}".format("what", "ours", "peer", "ratio", "limit"))
-    for name, group in GROUPS.items():
-        if options.only and name not in options.only:
-            continue
-        for row in group(bench):
-            rows.append(row)
-            if not options.json:
-                print(show(row), flush=True)
-        gc.collect()
-    text = json.dumps(about | {"rows": table_of(rows)}, indent=1)
-    if options.json:
-        print(text)
-    if options.save is not None:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{options.save}.json").write_text(text + "\n", encoding="utf-8")
-    return int(not all(row.ok for row in rows))
+    return keep(measured(GROUPS, bench, options), about, options, "runtime-cpu")
 
 
 def main() -> int:

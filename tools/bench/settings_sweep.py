@@ -77,13 +77,10 @@ class Listener:
 
     def listen(self, hidden: Any, logits: Any, tokens: Any, following: Any) -> None:
         """Predict, count, learn."""
-        began, at, memory = time.perf_counter(), 0, self.memory
-        while memory is not None and at < len(following):
-            end = min(len(following), at + memory.room)
-            reading = memory.read(hidden[at:end], logits[at:end], tokens[at:end])
-            p = reading.blended(memory.learn(reading, following[at:end]))
-            self.nats.append(-np.log(np.maximum(p, 1e-300)))
-            at = end
+        began = time.perf_counter()
+        if self.memory is not None:
+            for reading, _, p in self.memory.follow(hidden, logits, tokens, following):
+                self.nats.append(-np.log(np.maximum(reading.blended(p), 1e-300)))
         self.seconds += time.perf_counter() - began
 
 

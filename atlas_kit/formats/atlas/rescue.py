@@ -20,8 +20,9 @@ from atlas_kit.formats.atlas.rescue_v2 import plan_v2
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas.crypto import Secret
+    from atlas_kit.formats.atlas.entry import Entry
 
-__all__ = ["LostPiece", "RescueResult", "SavedEntry", "rescue_atlas"]
+__all__ = ["LostPiece", "RescueResult", "SavedEntry", "intact_entries", "rescue_atlas"]
 
 
 def rescue_atlas(
@@ -73,6 +74,20 @@ def rescue_atlas(
     finally:
         if source is not path:
             source.close()
+
+
+def intact_entries(
+    source: Source, *, passphrase: str | bytes | None = None, key: bytes | None = None
+) -> list[Entry]:
+    """Return the entries that ``rescue_atlas`` would save, readable where they are in the damaged file.
+
+    Raises
+    ------
+    MagicMismatchError, KeyRequiredError, WrongKeyError
+        As ``rescue_atlas`` does.
+    """
+    plan = _plan(source, _secret(passphrase, key), None)
+    return [entry for entry, _ in plan.entries.values()]
 
 
 def _rescue(

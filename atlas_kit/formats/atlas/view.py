@@ -205,6 +205,33 @@ def hex_fields(
             source.close()
 
 
+def record_fields(
+    source: Source, offset: int, name: str, *, version: int, cipher: Any = None, first: int = 0
+) -> list[Span]:
+    """List the fields of the header, entry or index block that starts at ``offset`` of an intact file.
+
+    Nothing of the payload is read, so nothing is said of its checksum. Of an index block, the records from
+    number ``first`` on are listed.
+    """
+    if offset == 0:
+        schema = layout.HEADERS[version]
+        raw = source.read_upto(0, layout.HEADER_STRUCTS[version].size)
+        if version == 1 and (v1.dialect_of(raw) or "").startswith("v1-96"):
+            schema, raw = layout.HeaderV1Short, raw[: layout.HEADER_V1_SHORT.size]
+        return list(_spans(schema, raw, 0, name, _always()))
+    if version == 1:
+        length, size = layout.ENTRY_V1.unpack(source.read(offset, layout.ENTRY_V1.size))[:2]
+        raw = source.read(offset, layout.ENTRY_V1.size + length + 1)
+        stop = min(offset + len(raw) + size, source.size)
+        head = _spans(_HEAD_V1, raw, offset, name, _always())
+        return [*head, _payload(source, offset + len(raw), stop, f"{name}.data", "")]
+    block = scan_v2.read_block(source, offset)
+    if block is not None:
+        return list(_index_rows(source, block, name, cipher, first))
+    piece = scan_v2.Walker(source).at(offset)
+    return [] if piece is None else list(_record_rows(source, piece, name, cipher, hashed=-1))
+
+
 def _rows_v1(source: Source) -> Iterator[Span]:
     number = 0
     for piece in scan_v1.Walker(source).walk():
@@ -249,13 +276,15 @@ def _rows_v2(source: Source, cipher: Any) -> Iterator[Span]:
             yield _damaged(source, piece.offset, piece.size, "")
 
 
-def _record_rows(source: Source, piece: scan_v2.Piece, name: str, cipher: Any) -> Iterator[Span]:
+def _record_rows(
+    source: Source, piece: scan_v2.Piece, name: str, cipher: Any, hashed: int = HASHED
+) -> Iterator[Span]:
     raw = source.read(piece.offset, piece.payload_offset - piece.offset)
     stop = min(piece.payload_offset + piece.stored_size, piece.end)
     fits: bool | None = None
     if stop - piece.payload_offset < piece.stored_size:
         fits = False
-    elif piece.stored_size <= HASHED:
+    elif piece.stored_size <= hashed:
         fits = _payload_fits(source, piece)
     checks = _always(head_checksum=not piece.how, data_checksum=fits)
     mended = t.ENTRY_SYNC + raw[8:] if piece.how == "mark" else raw  # the schema insists on the mark
@@ -312,7 +341,9 @@ def _inner_head(
     return inner
 
 
-def _index_rows(source: Source, block: scan_v2.BlockHead, name: str, cipher: Any) -> Iterator[Span]:
+def _index_rows(
+    source: Source, block: scan_v2.BlockHead, name: str, cipher: Any, first: int = 0
+) -> Iterator[Span]:
     raw = source.read(block.offset, layout.INDEX.size)
     yield from _spans(layout.IndexHeader, raw, block.offset, name, _always(head_checksum=True))
     assert block.header is not None
@@ -326,16 +357,14 @@ def _index_rows(source: Source, block: scan_v2.BlockHead, name: str, cipher: Any
             block.first, stop - block.first, f"{name}.records", b"", "bytes", "nonce, records, tag: encrypted"
         )
         return
-    shown = min(block.num_records, INDEX_ROWS)
-    for number in range(shown):
+    last = min(block.num_records, first + INDEX_ROWS)
+    for number in range(first, last):
         at = block.first + number * layout.RECORD.size
         row = source.read(at, layout.RECORD.size)
         yield from _spans(layout.IndexRecord, row, at, f"{name}.records[{number}]", _always())
-    at = block.first + shown * layout.RECORD.size
+    at = block.first + last * layout.RECORD.size
     if at < stop:
-        yield Span(
-            at, stop - at, f"{name}.records", b"", "bytes", f"{block.num_records - shown} more records"
-        )
+        yield Span(at, stop - at, f"{name}.records", b"", "bytes", f"{block.num_records - last} more records")
 
 
 def _payload(source: Source, start: int, stop: int, name: str, why: str) -> Span:

@@ -235,6 +235,15 @@ class GGUFFile:
         _, nbytes = self._check(info, shard)
         return shard._source.chunks(info.file_offset, nbytes, chunk)
 
+    def require_data(self) -> None:
+        """Raise ``TruncatedError`` where the file ends before its tensors do; no tensor is read for it.
+
+        Tensors of unknown types have no size that could be missing.
+        """
+        for info in self.tensor_infos:
+            if info.nbytes is not None:
+                self._check(*self._place(info))
+
     def dequantize(self, name: str | TensorInfo, rows: slice | None = None) -> Array:
         """Return a tensor, or some of its rows, as float32.
 

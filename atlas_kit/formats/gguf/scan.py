@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import construct as cs
@@ -330,6 +330,25 @@ def hex_fields(path: StrPath, limit: int | None = 200) -> tuple[list[HexRow], At
         return rows, _our_error(problem, stream, source.path)
 
 
+def record_fields(scan: HeaderScan, number: int | None, *, tensor: bool = False) -> list[HexRow]:
+    """List the fields of one pair or one tensor info by its number, or of what stands before them (``None``)."""
+    stream = scan.stream
+    if stream is None or scan.version is None:
+        return []
+    if number is None:
+        schema, start, name = scan.layout.prefix, 0, ""
+    elif tensor:
+        schema, start, name = (
+            scan.layout.tensor_info,
+            scan.tensors[number].info_offset,
+            f"tensor_infos[{number}].",
+        )
+    else:
+        schema, start, name = scan.layout.key_value, scan.fields[number].offset, f"metadata_kv[{number}]."
+    spans = [replace(span, name=name + span.name) for span in trace(schema, stream.buf, start)[0]]
+    return [_hex_row(span, stream, spans, index) for index, span in enumerate(spans)]
+
+
 def _hex_row(span: Span, stream: HeaderStream, spans: list[Span], index: int) -> HexRow:
     data = bytes(stream.buf[span.offset : span.offset + min(span.size, 16)])
     meaning = span.note
@@ -389,6 +408,7 @@ __all__ = [
     "detect",
     "field_of",
     "hex_fields",
+    "record_fields",
     "scan_header",
     "show",
 ]
