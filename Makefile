@@ -1,13 +1,16 @@
 # make demo     see it work on the files in sample_data/
+# make lab      open the notebooks in JupyterLab; a double-click shows what is in a .atlas or .gguf file
 # make test     everything that must pass: style, types, layers, documents, tests
 # make lint     the same without the tests
 # make docs     write the generated parts of README.md and formats/*.md again
 # make samples  build sample_data/ and formats/vectors/ again
 # make bench    measure (each figure is a ratio to a well-known tool, in one run)
+# make pictures take the screenshots in README.md again (needs Chromium)
 # make experiments  reproduce the paper's claims: tables and figures in tools/experiments/ (minutes)
 # make fuzz     mutate the sample files for longer than the tests do (FUZZ_SECONDS=600)
 # make clean    remove what the other targets made, the virtual environment included
 #
+# LAB=--no-browser make lab     give jupyter lab more options
 # PYTHON=python3.12 make test   choose the interpreter (3.10 or newer) that .venv is made from
 
 PYTHON ?= python3
@@ -18,7 +21,7 @@ BIN    := $(VENV)/bin
 PAGES  := README.md ARCHITECTURE.md $(wildcard formats/*.md)
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint docs samples bench experiments fuzz clean
+.PHONY: demo lab test lint docs samples bench pictures experiments fuzz clean
 .DEFAULT_GOAL := help
 .PHONY: help
 help:
@@ -26,6 +29,9 @@ help:
 
 demo: $(VENV)/.llama
 	@$(BIN)/python tools/demo.py
+
+lab: $(VENV)/.lab
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
 
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS)
@@ -51,6 +57,9 @@ bench: $(VENV)/.dev
 	$(BIN)/python tools/bench/memory.py || status=1; \
 	$(BIN)/python tools/bench/runtime.py || status=1; \
 	$(BIN)/python tools/bench/quality.py || status=1; exit $$status
+
+pictures: $(VENV)/.dev
+	$(BIN)/python tools/screenshots.py
 
 experiments: $(VENV)/.dev
 	$(BIN)/python -m tools.experiments
@@ -79,7 +88,15 @@ $(VENV)/.llama: pyproject.toml tools/build_llama.py | $(VENV)/.demo
 	@$(BIN)/python tools/build_llama.py
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml | $(VENV)/.llama
+# Jupyter finds extensions below sys.prefix, where pip puts copies of these files.
+EXTENSION := $(shell find atlas_kit/jupyter/labextension atlas_kit/jupyter/server-config.json -type f)
+
+$(VENV)/.lab: pyproject.toml $(EXTENSION) | $(VENV)/.llama
+	@echo "Installing atlas_kit and JupyterLab into $(VENV) (about a minute, once)"
+	@$(PIP) install -e '.[encryption,notebook]'
+	@touch $@ $(VENV)/.demo
+
+$(VENV)/.dev: pyproject.toml $(EXTENSION) | $(VENV)/.llama
 	@echo "Installing atlas_kit and the tools that check it into $(VENV) (about a minute, once)"
 	@$(PIP) install -e '.[dev]'
-	@touch $@ $(VENV)/.demo
+	@touch $@ $(VENV)/.demo $(VENV)/.lab

@@ -14,6 +14,8 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ["browser_fixtures"]
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 SAMPLES = REPOSITORY / "sample_data"
 #: Files from the C library and from llama.cpp, kept beside the repository because of their size and licences.

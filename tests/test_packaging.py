@@ -20,6 +20,8 @@ HEAVY = ["numpy", "construct", "rich", "gguf", "lz4", "zstandard", "xxhash", "cr
 #: Everything that only the extras install.
 EXTRAS = ["cryptography", "safetensors", "pytest", "_pytest", "xdist", "execnet", "hypothesis", "mypy"]
 EXTRAS += ["ruff", "importlinter", "grimp", "cogapp", "llama_cpp", "jinja2", "diskcache", "xllamacpp"]
+EXTRAS += ["ipywidgets", "anywidget", "traitlets", "IPython", "jupyterlab", "jupyter_server", "tornado"]
+EXTRAS += ["matplotlib", "PIL", "plotly", "playwright", "jupytext", "nbclient", "nbconvert", "threadpoolctl"]
 
 PROBE = "import sys; {code}; print(*sorted(set(sys.modules) & set({names!r})))"
 
@@ -192,10 +194,17 @@ def test_the_wheel_holds_only_atlas_kit(tmp_path):
         names = archive.namelist()
         (metadata,) = (n for n in names if n.endswith(".dist-info/METADATA"))
         fields = email.message_from_bytes(archive.read(metadata))
-    assert {name.split("/")[0] for name in names} == {"atlas_kit", metadata.split("/")[0]}
+    for_jupyter = f"{metadata.split('.dist-info')[0]}.data/data"
+    allowed = (
+        "atlas_kit/",
+        metadata.split("/")[0],
+        f"{for_jupyter}/share/jupyter",
+        f"{for_jupyter}/etc/jupyter",
+    )
+    assert [name for name in names if not name.startswith(allowed)] == []
     assert "atlas_kit/py.typed" in names
-    here = {p.relative_to(REPOSITORY).as_posix() for p in (REPOSITORY / "atlas_kit").rglob("*.py")}
-    assert here <= set(names)
+    files = (p for suffix in ("py", "js", "css") for p in (REPOSITORY / "atlas_kit").rglob(f"*.{suffix}"))
+    assert {p.relative_to(REPOSITORY).as_posix() for p in files} <= set(names)
     core = {r.split(">")[0] for r in fields.get_all("Requires-Dist") if "extra ==" not in r}
     assert core == {
         *("click", "rich", "numpy", "construct", "lz4", "zstandard", "xxhash", "fnv-hash-fast", "gguf"),

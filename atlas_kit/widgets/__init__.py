@@ -1,1 +1,44 @@
-"""Widgets."""
+"""Widgets for notebooks: matrices, files and memories that can be looked at, in JupyterLab, Notebook 7 and VS Code.
+
+The names below are loaded when they are used, so that importing this package needs nothing of the ``notebook`` extra.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from atlas_kit.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from atlas_kit.widgets.compare import MemoryCompare
+    from atlas_kit.widgets.explorer import FileExplorer
+    from atlas_kit.widgets.lab import MemoryLab
+    from atlas_kit.widgets.matrix import MatrixView
+    from atlas_kit.widgets.playground import CapacityPlayground
+
+__all__ = ["CapacityPlayground", "FileExplorer", "MatrixView", "MemoryCompare", "MemoryLab"]
+
+_HOMES = {
+    "CapacityPlayground": "playground",
+    "FileExplorer": "explorer",
+    "MatrixView": "matrix",
+    "MemoryCompare": "compare",
+    "MemoryLab": "lab",
+}
+_EXTRA = ("ipywidgets", "anywidget", "traitlets", "matplotlib")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in _EXTRA:
+            raise
+        raise MissingExtraError(name, "notebook") from error
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

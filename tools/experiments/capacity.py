@@ -24,13 +24,11 @@ from atlas_kit.memory import (
     GatedMLP,
     Identity,
     Matrix,
-    Memory,
     MemoryConfig,
     Polynomial,
     ResidualMLP,
-    Schedule,
+    capacity,
 )
-from atlas_kit.memory.modules import parameter_count
 from tools.experiments import common
 from tools.experiments.common import Row
 
@@ -82,11 +80,7 @@ def run(seeds: Sequence[int] = (0, 1, 2), quick: bool = False) -> list[Row]:
 
 def free_numbers(model: str, d: int) -> float:
     """Return the parameters per component of a value: exact recall of more pairs would need more equations."""
-    features, module = MODELS[model]
-    # On keys of length 1 the squares sum to 1, like the constant: one feature of degree 2 says nothing new.
-    # (Reweighted, the constant is 0 instead.)
-    spare = 1 if isinstance(features.map, Polynomial) else 0
-    return parameter_count(module, features.d_phi(d), d) / d - spare
+    return capacity.free_numbers(_config(model, d))
 
 
 def _until_it_fails(
@@ -120,49 +114,28 @@ def _until_it_fails(
     return rows
 
 
+def _config(model: str, d: int, **settings: Any) -> MemoryConfig:
+    features, module = MODELS[model]
+    return MemoryConfig(d, d, features, module, **settings)
+
+
 def _least_squares(model: str, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Return the best reads that any matrix could give."""
-    features = MODELS[model][0]
-    phi = features.phi(keys.astype(np.float64), features.constants(keys.shape[-1], 0))
-    return np.stack([p @ np.linalg.lstsq(p, v, rcond=None)[0] for p, v in zip(phi, values, strict=True)])
+    return capacity.least_squares(_config(model, keys.shape[-1]), keys, values)
 
 
-def _converged(model: str, keys: np.ndarray, values: np.ndarray, passes: int = 300) -> np.ndarray:
-    """Return the reads after many full-batch steps: one chunk that is also the Omega rule's window."""
-    features, module = MODELS[model]
-    R, n, d = keys.shape
-    config = MemoryConfig(
-        d, d, features, module, omega_window=n, chunk_size=n, step="chunk", theta=0.9, max_norm=1e9
-    )
-    rates: dict[str, Any] = {}
-    if isinstance(module, Matrix):
-        # The step and momentum that are optimal for a quadratic with eigenvalues between mu and L.
-        phi = features.phi(keys.astype(np.float64), features.constants(d, 0))
-        spectrum = np.linalg.svd(phi, compute_uv=False) ** 2
-        L = np.sqrt(spectrum[:, 0])
-        mu = np.maximum(np.sqrt(spectrum[:, min(n, round(free_numbers(model, d))) - 1]), 1e-2 * L)
-        eta, theta = 4 / (L + mu) ** 2, ((L - mu) / (L + mu)) ** 2
-        rates = {name: np.tile(r[:, None], (1, n)) for name, r in (("eta", eta), ("theta", theta))}
-    else:
-        config = config.replace(use_muon=True, eta=Schedule("cosine", 0.2, 2e-4, n * passes))
-    memory = Memory(config)
-    state = memory.init(R)
-    for _ in range(passes):
-        state, _ = memory.observe(state, keys, values, **rates)
-    return memory.read(state, keys)
+def _converged(model: str, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return the reads after many full-batch steps: Muon for an MLP."""
+    config = _config(model, keys.shape[-1], use_muon=not isinstance(MODELS[model][1], Matrix))
+    return capacity.last(capacity.converge(config, keys, values)).reads()
 
 
 def _one_pass(model: str, keys: np.ndarray, values: np.ndarray, eta: float) -> np.ndarray:
     """Return the reads after one pass: gradient descent for a matrix, Muon for an MLP; a step per token."""
-    features, module = MODELS[model]
-    d = keys.shape[-1]
-    config = MemoryConfig(d, d, features, module, eta=eta, omega_window=16)
-    if not isinstance(module, Matrix):
+    config = _config(model, keys.shape[-1], eta=eta, omega_window=16)
+    if not isinstance(config.module, Matrix):
         config = config.replace(use_muon=True, guard=True)
-    memory = Memory(config)
-    state, _ = memory.observe(memory.init(len(keys)), keys, values)
-    state, _ = memory.flush(state)
-    return memory.read(state, keys)
+    return capacity.last(capacity.stream(config, keys, values)).reads()
 
 
 _TRAININGS = {"least squares": _least_squares, "converged": _converged, "one pass": _one_pass}
@@ -182,7 +155,7 @@ def capacities(rows: Sequence[Row]) -> list[Row]:
         ):
             out.append(
                 {"model": model, "d_k": d, "training": training, "measure": measure, "eta": eta, "seed": seed,
-                 "pairs": common.last_within(pairs, y, level)}
+                 "pairs": capacity.last_within(pairs, y, level)}
             )  # fmt: skip
     return out
 

@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from atlas_kit.memory.capacity import accuracy as accuracy
+from atlas_kit.memory.capacity import relative_error as relative_error
+
 Row = dict[str, Any]
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -45,32 +48,6 @@ def rotations(seeds: Sequence[int], stream: int, d: int) -> np.ndarray:
 
 
 # ---- measures
-
-
-def relative_error(y: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return ||y - v|| / ||v|| over all but the first axis: 0 is perfect, 1 what an empty matrix memory has."""
-    axes = tuple(range(1, y.ndim))
-    return np.sqrt(((y - values) ** 2).sum(axis=axes) / (values**2).sum(axis=axes))
-
-
-def accuracy(y: np.ndarray, answers: np.ndarray, choices: np.ndarray) -> np.ndarray:
-    """Return the share of reads (R, n, d) nearest to the right one of ``choices`` (R, m, d); answers: (R, n)."""
-    distance = (choices**2).sum(axis=-1)[:, None, :] - 2 * y @ choices.swapaxes(-1, -2)
-    return (distance.argmin(axis=-1) == answers).mean(axis=-1)
-
-
-def last_within(x: Sequence[float], y: Sequence[float], level: float) -> float:
-    """Return the largest x at which y is within ``level``, over log x; NaN when always or never.
-
-    >>> round(last_within([10, 20, 40], [0.0, 0.0, 1.0], 0.5), 3)
-    28.284
-    """
-    inside = [i for i, value in enumerate(y) if value <= level]
-    if not inside or inside[-1] == len(y) - 1:
-        return float("nan")
-    i = inside[-1]
-    share = (level - y[i]) / (y[i + 1] - y[i])
-    return float(x[i] * (x[i + 1] / x[i]) ** share)
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:

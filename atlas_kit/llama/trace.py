@@ -1,0 +1,200 @@
+"""What a session went through, token by token: losses with and without the memory, who knew, what was expected.
+
+A ``Trace`` is a session's observer. It only appends, so that other threads may look at what is there already; a token
+takes some 130 bytes. Knows no widgets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atlas_kit.llama.bridge import Reading, most_likely
+
+if TYPE_CHECKING:
+    from atlas_kit.llama.session import AtlasSession
+
+Array = np.ndarray[Any, Any]
+
+#: Most likely tokens that are kept of each prediction.
+TOP = 6
+#: Predictions, in this order along the axis of length 2, and experts along that of length 3.
+WHO, EXPERTS = ("model", "blended"), ("model", "memory", "window")
+_FIRST_ROOM = 1024
+
+
+class Trace:
+    """What was expected of each token of a stream before it came.
+
+    Attributes
+    ----------
+    tokens
+        (n,): the tokens; the first of a stream has no prediction, and NaN in what follows.
+    loss
+        (n, 2) in nats: of the model alone, and of the blended prediction.
+    parts
+        (n, 3): the probability that model, memory and window gave to the token.
+    weights
+        (n, 3): how much each of them counted.
+    top, top_p
+        (n, 2, 6): the most likely tokens of the model alone and of the blend, likeliest first, and their
+        probabilities; -1 and 0 where there is none.
+
+    Examples
+    --------
+    >>> from atlas_kit.llama import AtlasSession, FakeEngine
+    >>> with AtlasSession(FakeEngine()) as session:
+    ...     session.observer = trace = Trace()
+    ...     _ = session.feed("to be or not to be, " * 20)
+    >>> gap = trace.loss[-20:].mean(axis=0)
+    >>> len(trace), bool(gap[1] < gap[0])
+    (399, True)
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._columns: dict[str, Array] = {
+            name: np.empty((_FIRST_ROOM, *shape), dtype) for name, (shape, dtype) in _COLUMNS.items()
+        }
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getattr__(self, name: str) -> Array:
+        if name not in _COLUMNS:
+            raise AttributeError(name)
+        count = self._count  # first: what is counted is there, also in newer columns
+        return self._columns[name][:count]
+
+    def begin(self, token: int) -> None:
+        """Take in a token that nothing came before."""
+        nothing: dict[str, Array] = {name: np.full((1, *shape), np.nan if dtype is np.float32 else -1, dtype)
+                   for name, (shape, dtype) in _COLUMNS.items()}  # fmt: skip
+        self._append({**nothing, "tokens": np.asarray([token])})
+
+    def __call__(self, reading: Reading, tokens: Array, probabilities: Array) -> None:
+        """Take in what was expected of some tokens that came; see ``session.Observer``."""
+        blended = reading.blended(probabilities)
+        own = np.stack((probabilities[:, 0], blended), axis=-1)
+        top, top_p = _expected(reading)
+        self._append(
+            {
+                "tokens": tokens,
+                "loss": -np.log(np.maximum(own, 1e-300)),
+                "parts": probabilities,
+                "weights": reading.weights,
+                "top": top,
+                "top_p": top_p,
+            }
+        )
+
+    def _append(self, rows: dict[str, Array]) -> None:
+        count = len(rows["tokens"])
+        end = self._count + count
+        if end > len(self._columns["tokens"]):
+            self._columns = {name: _grown(array, end) for name, array in self._columns.items()}
+        for name, values in rows.items():
+            self._columns[name][self._count : end] = values
+        self._count = end
+
+
+_COLUMNS: dict[str, tuple[tuple[int, ...], type]] = {
+    "tokens": ((), np.int32),
+    "loss": ((2,), np.float32),
+    "parts": ((3,), np.float32),
+    "weights": ((3,), np.float32),
+    "top": ((2, TOP), np.int32),
+    "top_p": ((2, TOP), np.float32),
+}
+
+
+def _grown(array: Array, least: int) -> Array:
+    """Return a copy with room behind it; the old one may be looked at elsewhere."""
+    room = np.empty((max(least, 2 * len(array)), *array.shape[1:]), array.dtype)
+    room[: len(array)] = array
+    return room
+
+
+def _expected(reading: Reading) -> tuple[Array, Array]:
+    """Return the likeliest tokens (n, 2, TOP) of model and blend, and their probabilities.
+
+    The same as ``Reading.log_probabilities`` gives row by row over the whole vocabulary, for a tenth of the time: what
+    is neither a candidate nor in the window is less likely than the model's own first 6, which are.
+    """
+    lse = reading.lse.astype(np.float32)[:, None]
+    some = reading.top
+    if some.shape[1] < TOP:  # the memory corrects fewer candidates, or there is none
+        some = np.stack([most_likely(z, TOP) for z in reading.logits])
+    own = np.exp(np.take_along_axis(reading.logits, some, axis=1) - lse)
+    names, blend = _blended(reading, lse, some)
+    model, both = _best(some, own), _best(np.broadcast_to(names, blend.shape), blend)
+    return np.stack((model[0], both[0]), axis=1), np.stack((model[1], both[1]), axis=1)
+
+
+def _blended(reading: Reading, lse: Array, some: Array) -> tuple[Array, Array]:
+    """Return tokens (T,), in no order, and their blended probabilities (n, T): candidates, window, ``some``."""
+    model, memory, window = reading.weights.astype(np.float32).T[:, :, None]
+    seen, place = reading.slots.distinct
+    names, own, behind = reading.tokens, reading.own, reading.corrected
+    if some is not reading.top:
+        names = np.union1d(names, some)
+        own = reading.logits[:, names]
+        behind = own.copy()
+        behind[:, np.searchsorted(names, reading.tokens)] = reading.corrected
+    columns = np.minimum(np.searchsorted(names, seen), len(names) - 1)
+    new = names[columns] != seen  # in the window and no candidates: rare, unless it is long
+    if new.any():
+        columns[new] = len(names) + np.arange(new.sum())
+        names, others = np.concatenate((names, seen[new])), reading.logits[:, seen[new]]
+        own, behind = np.hstack((own, others)), np.hstack((behind, others))
+    p: Array = model * np.exp(own - lse)
+    p += memory * np.exp(behind - reading.log_z.astype(np.float32)[:, None])
+    if len(seen):
+        mass = [np.bincount(place, row, len(seen)) for row in reading.window.weights]
+        p[:, columns] += window * np.asarray(mass, np.float32)
+    return names, p
+
+
+def _best(tokens: Array, p: Array) -> tuple[Array, Array]:
+    """Return the TOP likeliest of ``tokens`` (n, T) with probabilities p (n, T), likeliest first."""
+    n, count = len(p), min(TOP, p.shape[1])
+    place = np.argpartition(p, p.shape[1] - count, axis=1)[:, p.shape[1] - count :]
+    place = np.take_along_axis(place, np.argsort(-np.take_along_axis(p, place, 1), axis=1), 1)
+    best, best_p = np.full((n, TOP), -1, np.int32), np.zeros((n, TOP), np.float32)
+    best[:, :count] = np.take_along_axis(tokens, place, 1)
+    best_p[:, :count] = np.take_along_axis(p, place, 1)
+    return best, best_p
+
+
+def follow(
+    session: AtlasSession, tokens: Sequence[int], trace: Trace, after: Callable[[], None] | None = None
+) -> None:
+    """Read tokens and trace all of them, also the one that nothing came before.
+
+    ``after`` is called after each step of the memory, on this thread.
+
+    Raises
+    ------
+    AtlasError
+        When the session cannot read on; the trace then ends where it stopped.
+    """
+    if not tokens:
+        return
+    unscored = [] if session.open_output() else [tokens[0]]
+
+    def observe(reading: Reading, came: Array, probabilities: Array) -> None:
+        while unscored:
+            trace.begin(unscored.pop())
+        trace(reading, came, probabilities)
+        if after is not None:
+            after()
+
+    before, session.observer = session.observer, observe
+    try:
+        session.run(session.reading(tokens))
+        while unscored:  # it was the only one
+            trace.begin(unscored.pop())
+    finally:
+        session.observer = before

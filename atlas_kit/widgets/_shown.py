@@ -1,0 +1,87 @@
+"""What every widget shows where no kernel and no JavaScript is: text, HTML and a PNG.
+
+A saved notebook on a web page, an exported HTML file and a terminal get these instead of the live view.
+This module knows no widget library; it finds the live view's own bundle further along the bases.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DPI = 110
+
+
+class Shown:
+    """The static side of a widget: first in the bases of every public one.
+
+    A subclass gives `text` and `figure`; the rest follows from them.
+    """
+
+    def text(self) -> str:
+        """Return a few plain lines: for terminals, tests and screen readers."""
+        raise NotImplementedError
+
+    def figure(self) -> Figure:
+        """Return the picture as a matplotlib figure of its own, for papers; pyplot does not know it."""
+        raise NotImplementedError
+
+    def png(self) -> bytes:
+        """Return the picture as a PNG file of 256 colours: a fifth of the size, where matrices look like noise."""
+        from PIL import Image  # matplotlib draws with it, too
+
+        drawn, file = io.BytesIO(), io.BytesIO()
+        self.figure().savefig(drawn, format="png", dpi=DPI, bbox_inches="tight")
+        picture = Image.open(drawn).convert("RGB")
+        picture.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(file, "png")
+        return file.getvalue()
+
+    def html(self) -> str:
+        """Return the picture and the text as a piece of HTML that loads nothing and runs nothing."""
+        return page(self.png(), self.text())
+
+    def __repr__(self) -> str:
+        return self.text()
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        """Return the live view with the static ones beside it: data and metadata, as IPython asks for them."""
+        view = getattr(super(), "_repr_mimebundle_", lambda **_: None)
+        live = view(**options) if is_watched() else None
+        data, metadata = live if isinstance(live, tuple) else (live or {}, {})
+        picture = base64.b64encode(self.png()).decode("ascii")
+        static = {"text/plain": self.text(), "text/html": self.html(), "image/png": picture}
+        return {**data, **static}, metadata
+
+
+def is_watched() -> bool:
+    """Tell whether somebody may be looking at the front end that runs this cell.
+
+    A program that only executes a notebook, such as ``nbconvert --execute``, allows no input. The view would be saved
+    with a state that an exported page prefers to the picture, and cannot draw without a network. Voila serves what it
+    executes.
+    """
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    kernel: Any = getattr(shell, "kernel", None)
+    if not hasattr(kernel, "get_parent") or os.environ.get("SERVER_SOFTWARE", "").startswith("voila"):
+        return True
+    request = kernel.get_parent() or {}
+    return bool(request.get("content", {}).get("allow_stdin", True))
+
+
+def page(png: bytes, text: str, beside: str = "") -> str:
+    """Write a picture with its text below as HTML; ``beside`` is HTML that stands at the picture's right."""
+    first = html.escape(text.partition("\n")[0], quote=True)
+    source = base64.b64encode(png).decode("ascii")
+    return (
+        '<figure style="margin:0">'
+        '<div style="display:flex;align-items:stretch;gap:6px">'
+        f'<img src="data:image/png;base64,{source}" alt="{first}" style="max-width:100%">{beside}</div>'
+        f'<figcaption><pre style="margin:.4em 0 0">{html.escape(text)}</pre></figcaption></figure>'
+    )

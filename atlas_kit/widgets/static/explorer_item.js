@@ -1,0 +1,379 @@
+// One entry, metadata value or tensor: facts, a view per kind (text, chat, JSON, values, matrix, histogram), saving.
+
+import { count, el, fill, tabs } from "./explorer_dom.js";
+import { grid } from "./explorer_grid.js";
+import { storedMatrix } from "./explorer_matrix.js";
+
+const LABELS = {
+  text: "Text",
+  chat: "Chat",
+  json: "JSON",
+  values: "Values",
+  matrix: "Matrix",
+  histogram: "Histogram",
+};
+const ROLES = new Set(["user", "human", "assistant", "bot", "ai", "system", "tool"]);
+
+/**
+ * @param {{ask: Function, request: Function, table: string, row: number, item: object,
+ *          bytes: (offset: number, size: number) => void}} options `bytes` shows the item's bytes
+ */
+export function itemPane({ ask, request, table, row, item, bytes }) {
+  const where = { table, row };
+  let ends = [];
+  const status = el("span", { class: "ax-dim", role: "status" });
+  const facts = el(
+    "dl",
+    { class: "ax-facts" },
+    ...item.facts.map(([label, value]) =>
+      el("div", {}, el("dt", { text: label }), el("dd", {}, el("bdi", { text: value }))),
+    ),
+  );
+  const actions = el(
+    "div",
+    { class: "ax-actions" },
+    el("button", {
+      type: "button",
+      class: "ax-small",
+      text: "Show bytes",
+      onclick: () => bytes(item.start, item.size),
+    }),
+    ...item.exports.map((form) =>
+      el("button", { type: "button", class: "ax-small", text: `Save .${form}`, onclick: () => save(form) }),
+    ),
+    status,
+  );
+  const problem = el("p", { class: "ax-alert", role: "alert", text: item.problem, hidden: !item.problem });
+  const root = el(
+    "article",
+    { class: "ax-item", "aria-label": item.name },
+    el("h3", {}, el("bdi", { text: item.name })),
+    problem,
+    actions,
+    facts,
+  );
+
+  if (item.views.length) {
+    const views = tabs(
+      "Views",
+      item.views.map((id) => ({ id, label: LABELS[id] })),
+      (id, panel) => {
+        end();
+        fill(panel);
+        SHOW[id](panel);
+      },
+    );
+    root.append(views.list, views.panel);
+    queueMicrotask(() => views.choose(item.views[0]));
+  }
+  function end() {
+    ends.forEach((work) => work());
+    ends = [];
+  }
+
+  /** Ask for one thing about the item; an error becomes a sentence where the answer would have been. */
+  async function get(panel, message) {
+    const reply = await ask(message.op === "rows" ? message : { ...where, ...message });
+    if (!reply.error) return reply;
+    panel.append(
+      el("p", { class: "ax-alert", role: "alert", text: `${reply.error}${reply.hint ? `. ${reply.hint}` : ""}` }),
+    );
+    return null;
+  }
+  async function save(form) {
+    status.textContent = "Reading …";
+    const { reply, buffers } = await request({ op: "export", ...where, form });
+    status.textContent = reply.error ? `${reply.error}. ${reply.hint ?? ""}` : `Saved ${reply.filename}`;
+    if (reply.error) return;
+    const address = URL.createObjectURL(new Blob([buffers[0]], { type: "application/octet-stream" }));
+    el("a", { href: address, download: reply.filename }).click();
+    setTimeout(() => URL.revokeObjectURL(address), 10000);
+  }
+
+  // --- the views -------------------------------------------------------------------------------------------------
+
+  const SHOW = {
+    text(panel) {
+      const body = el("pre", { class: "ax-pre", tabindex: "0", "aria-label": "Text", dir: "auto" });
+      panel.append(body);
+      more(
+        panel,
+        body,
+        (start) => ({ op: "text", start }),
+        0,
+        (reply) => {
+          body.append(reply.text);
+          return reply.next;
+        },
+      );
+    },
+    chat(panel) {
+      const body = el("ol", { class: "ax-chat", tabindex: "0", "aria-label": "Conversation" });
+      panel.append(body);
+      more(
+        panel,
+        body,
+        (start) => ({ op: "chat", start }),
+        0,
+        (reply) => {
+          for (const { role, text } of reply.messages) {
+            body.append(
+              el(
+                "li",
+                { class: `ax-message ${ROLES.has(role) ? `ax-${role}` : ""}` },
+                el("b", { text: role }),
+                el("p", { dir: "auto", text }),
+              ),
+            );
+          }
+          const next = reply.start + reply.messages.length;
+          return next < reply.count ? next : null;
+        },
+      );
+    },
+    json(panel) {
+      const tree = el("ul", { role: "tree", class: "ax-tree", "aria-label": "JSON" });
+      panel.append(tree);
+      branch(panel, tree, [], 1).then(() => {
+        const first = tree.querySelector("[role=treeitem]");
+        if (first) first.tabIndex = 0;
+      });
+      tree.addEventListener("keydown", treeKeys);
+    },
+    async values(panel) {
+      const reply = await get(panel, { op: "rows", table: item.values, count: 0 });
+      if (!reply) return;
+      const detail = el("p", { class: "ax-note", "aria-live": "polite", dir: "auto" });
+      const list = grid({
+        ask,
+        table: item.values,
+        info: { title: "Values", count: reply.total, columns: reply.columns, numbered: true },
+        open: (row, cells) => {
+          detail.textContent = `${row}: ${cells.join(", ")}`;
+        },
+      });
+      ends.push(list.destroy);
+      panel.append(list.root, detail);
+    },
+    async matrix(panel) {
+      const reply = await get(panel, { op: "matrix" });
+      if (!reply) return;
+      const view = await storedMatrix({
+        request: (message) => request({ ...where, ...message }),
+        ...reply,
+        name: item.name,
+      });
+      if (view.error) {
+        panel.append(el("p", { class: "ax-alert", role: "alert", text: view.error }));
+        return;
+      }
+      ends.push(view.destroy);
+      panel.append(view.root);
+    },
+    async histogram(panel) {
+      const reply = await get(panel, { op: "histogram" });
+      if (reply) panel.append(histogram(reply, item.name));
+    },
+  };
+
+  /** Load the first page into `body`, and offer the next one as long as there is one. */
+  async function more(panel, body, message, start, add) {
+    const reply = await get(panel, message(start));
+    if (!reply) return;
+    const next = add(reply);
+    if (next === null || next === undefined) {
+      if (reply.shown < reply.size)
+        panel.append(
+          el("p", {
+            class: "ax-dim",
+            text: `The first ${count(reply.shown)} of ${count(reply.size)} bytes; save it to see the rest.`,
+          }),
+        );
+      return;
+    }
+    const button = el("button", {
+      type: "button",
+      class: "ax-small",
+      text: "Show more",
+      onclick: () => {
+        button.remove();
+        more(panel, body, message, next, add);
+      },
+    });
+    panel.append(button);
+  }
+
+  async function branch(panel, list, path, level, start = 0) {
+    const reply = await get(panel, { op: "json", path, start });
+    if (!reply) return;
+    reply.children.forEach((child, i) => list.append(leaf(panel, child, [...path, start + i], level)));
+    const next = start + reply.children.length;
+    if (next < reply.count) {
+      const button = el("button", {
+        type: "button",
+        class: "ax-small",
+        text: `${count(reply.count - next)} more`,
+        onclick: () => {
+          item_.remove();
+          branch(panel, list, path, level, next);
+        },
+      });
+      const item_ = el("li", { role: "none" }, button);
+      list.append(item_);
+    }
+  }
+  function leaf(panel, child, path, level) {
+    const nested = child.count !== null;
+    const value = nested
+      ? el("span", {
+          class: "ax-dim",
+          text: child.type === "object" ? `{${count(child.count)}}` : `[${count(child.count)}]`,
+        })
+      : el("bdi", {
+          class: `ax-json-${child.type}`,
+          text: child.type === "string" ? `"${child.value}"` : child.value,
+        });
+    const line = el(
+      "span",
+      { class: "ax-leaf" },
+      el("span", { class: "ax-twist", "aria-hidden": "true", text: nested && child.count ? "▸" : "" }),
+      el("bdi", { class: "ax-key", text: child.key }),
+      ": ",
+      value,
+    );
+    const node = el(
+      "li",
+      {
+        role: "treeitem",
+        "aria-level": String(level),
+        tabindex: "-1",
+        "aria-expanded": nested && child.count ? "false" : null,
+      },
+      line,
+    );
+    node.toggle = async (open) => {
+      if (!node.hasAttribute("aria-expanded") || open === (node.getAttribute("aria-expanded") === "true")) return;
+      node.setAttribute("aria-expanded", String(open));
+      line.firstChild.textContent = open ? "▾" : "▸";
+      if (!open) {
+        node.querySelector("ul").remove();
+        return;
+      }
+      const group = el("ul", { role: "group" });
+      node.append(group);
+      await branch(panel, group, path, level + 1);
+    };
+    line.addEventListener("click", () => {
+      roam(node);
+      node.toggle(node.getAttribute("aria-expanded") !== "true");
+    });
+    return node;
+  }
+  return { root, destroy: end };
+}
+
+function roam(node) {
+  const tree = node.closest("[role=tree]");
+  tree.querySelectorAll("[tabindex='0']").forEach((other) => {
+    other.tabIndex = -1;
+  });
+  node.tabIndex = 0;
+  node.focus();
+}
+
+function treeKeys(event) {
+  const node = event.target.closest("[role=treeitem]");
+  if (!node || event.target !== node) return;
+  const all = [...event.currentTarget.querySelectorAll("[role=treeitem]")],
+    at = all.indexOf(node);
+  const open = node.getAttribute("aria-expanded");
+  const parent = node.parentElement.closest("[role=treeitem]");
+  if (event.key === "ArrowDown" && all[at + 1]) roam(all[at + 1]);
+  else if (event.key === "ArrowUp" && all[at - 1]) roam(all[at - 1]);
+  else if (event.key === "Home") roam(all[0]);
+  else if (event.key === "End") roam(all[all.length - 1]);
+  else if (event.key === "ArrowRight" && open === "false") node.toggle(true);
+  else if (event.key === "ArrowRight" && open === "true" && all[at + 1]) roam(all[at + 1]);
+  else if (event.key === "ArrowLeft" && open === "true") node.toggle(false);
+  else if (event.key === "ArrowLeft" && parent) roam(parent);
+  else if (event.key === "Enter" || event.key === " ") node.toggle(open !== "true");
+  else return;
+  event.preventDefault();
+  event.stopPropagation();
+}
+
+// --- histogram -------------------------------------------------------------------------------------------------------
+
+const number = (value) =>
+  value === undefined || value === null
+    ? "–"
+    : Number(value)
+        .toPrecision(5)
+        .replace(/\.?0+($|e)/, "$1");
+
+function histogram(found, name) {
+  const rows = [
+    ["Smallest", number(found.min)],
+    ["Largest", number(found.max)],
+    ["Mean", number(found.mean)],
+    ["Spread (std)", number(found.std)],
+    ["Zeros", count(found.zeros)],
+    ["NaN", count(found.nan)],
+    ["Infinite", count(found.inf)],
+    [
+      "Looked at",
+      `${count(found.looked_at)}${found.share < 1 ? ` (${(100 * found.share).toPrecision(2)} %, evenly spread)` : ""}`,
+    ],
+  ];
+  const facts = el(
+    "dl",
+    { class: "ax-facts" },
+    ...rows.map(([label, value]) => el("div", {}, el("dt", { text: label }), el("dd", { text: value }))),
+  );
+  if (!found.counts.length) return el("div", {}, el("p", { text: "There are no finite numbers." }), facts);
+  return el("div", { class: "ax-histogram" }, bars(found, name), facts);
+}
+
+function bars({ counts, edges, min, max }, name) {
+  const ns = "http://www.w3.org/2000/svg";
+  const make = (tag, attributes) => {
+    const node = document.createElementNS(ns, tag);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    return node;
+  };
+  const svg = make("svg", {
+    viewBox: "0 0 640 200",
+    role: "img",
+    "aria-label": `Histogram of ${name}: ${number(min)} to ${number(max)}`,
+    class: "ax-svg",
+  });
+  const most = Math.max(...counts),
+    wide = 620 / counts.length;
+  counts.forEach((n, i) => {
+    const high = n ? Math.max(1.5, (n / most) * 165) : 0;
+    const bar = make("rect", {
+      x: 10 + i * wide,
+      y: 172 - high,
+      width: Math.max(1, wide - 1),
+      height: high,
+      class: "ax-barrow",
+    });
+    const from = edges[0] + ((edges[1] - edges[0]) * i) / counts.length;
+    const hint = make("title", {});
+    hint.textContent = `${count(n)} from ${number(from)}`;
+    bar.append(hint);
+    svg.append(bar);
+  });
+  svg.append(make("line", { x1: 10, x2: 630, y1: 172.5, y2: 172.5, class: "ax-axis" }));
+  const zero = edges[0] < 0 && edges[1] > 0 ? 10 + (620 * -edges[0]) / (edges[1] - edges[0]) : null;
+  for (const [x, text, anchor] of [
+    [10, number(edges[0]), "start"],
+    [630, number(edges[1]), "end"],
+    ...(zero && zero > 70 && zero < 570 ? [[zero, "0", "middle"]] : []),
+  ]) {
+    const tick = make("text", { x, y: 190, "text-anchor": anchor, class: "ax-tick" });
+    tick.textContent = text;
+    svg.append(tick);
+  }
+  return svg;
+}

@@ -1,0 +1,143 @@
+// A stored matrix in MatrixView's canvas: what a kernel would send it comes from the explorer's tiles instead.
+
+import { el } from "./explorer_dom.js";
+import matrix from "./matrix.js";
+import { floats } from "./matrix.js";
+
+const TILE = 512;
+// The colour tables of colour.py, by their anchors; a test sees that they are the same.
+const SHADES = 249;
+const LIGHT = "053061 2166ac 4393c3 92c5de d1e5f0 f7f7f7 fddbc7 f4a582 d6604d b2182b 67001f";
+const DARK = "d6ecfa 92c5de 4393c3 2166ac 17395c 15171a 5c1d1a b2302b d6604d f4a582 fde5d8";
+const NAN = "b4f000 000000",
+  INFINITE = "e000e0",
+  BLANK = "ffffff";
+
+/**
+ * @param {{request: (message: object) => Promise<{reply: any, buffers: DataView[]}>, shape: [number, number],
+ *          dims: number[], dtype: string, name: string}} options
+ */
+export async function storedMatrix({ request, shape, dtype, name }) {
+  const note = el("p", { class: "ax-dim", role: "status" });
+  const host = el("div");
+  const state = {
+    title: name,
+    row_name: "row",
+    column_name: "column",
+    transform: "linear",
+    colours: "diverging",
+    height: 400,
+    error: "",
+    viewport: [],
+    cursor: [0, 0],
+    palette: palettes(),
+    limit: 1,
+  };
+  const listeners = new Map();
+  const tell = (event, ...rest) => [...(listeners.get(event) ?? [])].forEach((listener) => listener(...rest));
+  const set = (key, value) => {
+    state[key] = value;
+    tell(`change:${key}`);
+  };
+  let number = 0;
+
+  async function load([top, left, bottom, right]) {
+    const { reply, buffers } = await request({
+      op: "tile",
+      y0: top,
+      y1: bottom,
+      x0: left,
+      x1: right,
+      rows: TILE,
+      cols: TILE,
+    });
+    if (reply.error) {
+      set("error", reply.error);
+      return reply;
+    }
+    const exact = reply.block[0] * reply.block[1] === 1,
+      values = Array.from(floats(buffers[0]));
+    state.tile = buffers[0];
+    if (!number) state.limit = reply.largest || 1;
+    number += 1;
+    note.textContent =
+      reply.share < 1
+        ? `${(100 * reply.share).toPrecision(2)} % of these numbers were looked at, evenly spread; zoom in to see all.`
+        : "";
+    set("frame", {
+      number,
+      version: 1,
+      shape,
+      dtype,
+      box: [top, left, bottom, right],
+      size: [reply.rows, reply.cols],
+      block: reply.block,
+      unit: 1,
+      nan: exact ? values.filter(Number.isNaN).length : 0,
+      infinite: exact ? values.filter((v) => Math.abs(v) === Infinity).length : 0,
+    });
+    return reply;
+  }
+  async function value({ row, column }) {
+    const { reply, buffers } = await request({
+      op: "tile",
+      y0: row,
+      y1: row + 1,
+      x0: column,
+      x1: column + 1,
+      rows: 1,
+      cols: 1,
+    });
+    if (!reply.error)
+      tell(
+        "msg:custom",
+        { kind: "value", version: 1, row, column, text: String(Number(floats(buffers[0])[0].toPrecision(7))) },
+        [],
+      );
+  }
+  const model = {
+    get: (key) => state[key],
+    set,
+    save_changes() {},
+    send(message) {
+      if (message.kind === "tile") load(message.box);
+      else if (message.kind === "value") value(message);
+    },
+    on(event, listener) {
+      listeners.set(event, [...(listeners.get(event) ?? []), listener]);
+    },
+    off(event, listener) {
+      listeners.set(
+        event,
+        (listeners.get(event) ?? []).filter((other) => other !== listener),
+      );
+    },
+  };
+  const first = await load([0, 0, ...shape]);
+  if (first.error) return { error: first.error };
+  const end = matrix.render({ model, el: host });
+  return { root: el("div", { class: "ax-matrix" }, host, note), destroy: end };
+}
+
+const anchors = (text) => text.split(" ").map((six) => [0, 2, 4].map((at) => parseInt(six.slice(at, at + 2), 16)));
+
+/** The table for light pages, then the one for dark pages: 256 colours of 3 bytes each. */
+export function palettes() {
+  return new DataView(Uint8Array.from([LIGHT, DARK].flatMap((text) => table(anchors(text))).flat()).buffer);
+}
+
+function table(points) {
+  const shades = Array.from({ length: SHADES }, (_, i) => {
+    const at = (i * (points.length - 1)) / (SHADES - 1),
+      low = Math.min(points.length - 2, Math.floor(at));
+    return [0, 1, 2].map((c) => rint(points[low][c] + (at - low) * (points[low + 1][c] - points[low][c])));
+  });
+  const [infinite] = anchors(INFINITE);
+  return [...shades, ...anchors(NAN), shades[SHADES - 1], infinite, shades[0], infinite, ...anchors(BLANK)];
+}
+
+/** Round halves to even, as NumPy does. */
+function rint(value) {
+  const low = Math.floor(value);
+  return value - low === 0.5 ? low + (low % 2) : Math.round(value);
+}

@@ -1,0 +1,336 @@
+// The curves of a run on canvases: running loss with the gap shaded, weights of the experts, singular values.
+// Every canvas has a cursor that the mouse and the arrow keys move; what it says stands in text beside it.
+
+export function element(tag, className, text) {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  if (text !== undefined) node.textContent = text;
+  return node;
+}
+
+export const thousands = (n) => Math.round(n).toLocaleString("en");
+
+/** Values between two limits at which lines of a grid are drawn, about `count` of them. */
+export function ticks(low, high, count) {
+  const rough = (high - low) / count;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * ([1, 2, 5, 10].find((factor) => factor * power >= rough) ?? 10);
+  const found = [];
+  for (let k = Math.ceil(low / step - 1e-9); k * step <= high + 1e-9 * step; k += 1) found.push(k * step);
+  return found;
+}
+
+/** A canvas as wide as its place, sharp on every screen, with a cursor along x. */
+class Curves {
+  constructor(name, height) {
+    this.canvas = element("canvas");
+    this.canvas.style.height = `${height}px`;
+    this.canvas.tabIndex = 0;
+    this.canvas.setAttribute("role", "img");
+    this.canvas.setAttribute("aria-label", name);
+    this.name = name;
+    this.height = height;
+    this.width = 0;
+    this.margin = { left: 44, right: 44, top: 8, bottom: 24 };
+    /** Index under the cursor, or null. */
+    this.cursor = null;
+    this.onCursor = () => {};
+    this.canvas.addEventListener("pointermove", (event) => this._move(this._indexAt(event.offsetX)));
+    this.canvas.addEventListener("pointerleave", () => this._move(null));
+    this.canvas.addEventListener("keydown", (event) => this._key(event));
+    this.sizes = new ResizeObserver(() => this.draw());
+    this.sizes.observe(this.canvas);
+  }
+
+  close() {
+    this.sizes.disconnect();
+  }
+
+  /** How many places the cursor has. */
+  get length() {
+    return 0;
+  }
+
+  _indexAt(x) {
+    const { left, right } = this.margin;
+    const share = (x - left) / Math.max(1, this.width - left - right);
+    return this.length && share >= 0 && share <= 1 ? Math.min(this.length - 1, Math.round(share * this.last)) : null;
+  }
+
+  /** The index at the right edge. */
+  get last() {
+    return Math.max(1, this.length - 1);
+  }
+
+  _key(event) {
+    const far = Math.max(1, Math.round(this.length / 20));
+    const by = { ArrowLeft: -1, ArrowRight: 1, PageUp: -far, PageDown: far }[event.key];
+    if (event.key === "Home") this._move(0, true);
+    else if (event.key === "End") this._move(this.length - 1, true);
+    else if (event.key === "Escape") this._move(null);
+    else if (by) this._move((this.cursor ?? this.length - 1) + by, true);
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  }
+
+  _move(index, byKey = false) {
+    this.cursor = index === null || !this.length ? null : Math.max(0, Math.min(this.length - 1, index));
+    this.onCursor(this.cursor, byKey);
+    this.draw();
+  }
+
+  /** Colour of a CSS variable, as the theme has it now. */
+  colour(name) {
+    return this._style.getPropertyValue(name).trim();
+  }
+
+  draw() {
+    const width = Math.round(this.canvas.clientWidth);
+    if (!width) return;
+    const scale = window.devicePixelRatio || 1;
+    if (this.canvas.width !== Math.round(width * scale) || this.canvas.height !== Math.round(this.height * scale)) {
+      this.canvas.width = Math.round(width * scale);
+      this.canvas.height = Math.round(this.height * scale);
+    }
+    this.width = width;
+    this._style = getComputedStyle(this.canvas);
+    const pen = this.canvas.getContext("2d");
+    pen.setTransform(scale, 0, 0, scale, 0, 0);
+    pen.clearRect(0, 0, width, this.height);
+    pen.font = `11px ${this._style.fontFamily}`;
+    this.paint(pen);
+  }
+
+  get box() {
+    const { left, right, top, bottom } = this.margin;
+    return { left, top, right: this.width - right, bottom: this.height - bottom };
+  }
+
+  x(index) {
+    const { left, right } = this.box;
+    return left + (right - left) * (index / this.last);
+  }
+
+  /** Lines and numbers of a scale at the left or right side. */
+  scale(pen, marks, side) {
+    const box = this.box;
+    pen.textBaseline = "middle";
+    pen.textAlign = side === "left" ? "right" : "left";
+    for (const { y, text } of marks) {
+      if (side === "left") {
+        pen.strokeStyle = this.colour("--grid");
+        pen.lineWidth = 1;
+        pen.beginPath();
+        pen.moveTo(box.left, Math.round(y) + 0.5);
+        pen.lineTo(box.right, Math.round(y) + 0.5);
+        pen.stroke();
+      }
+      pen.fillStyle = this.colour("--faint");
+      pen.fillText(text, side === "left" ? box.left - 6 : box.right + 6, y);
+    }
+  }
+
+  /** Numbers below, of tokens or ranks. */
+  below(pen, unit) {
+    const box = this.box;
+    pen.fillStyle = this.colour("--faint");
+    pen.textBaseline = "top";
+    for (const mark of ticks(0, this.last, Math.max(2, (box.right - box.left) / 130))) {
+      pen.textAlign = mark === 0 ? "left" : "center";
+      const text = mark === 0 ? `0 ${unit}` : thousands(mark);
+      if (this.x(mark) < box.right - 10) pen.fillText(text, this.x(mark), box.bottom + 7);
+    }
+  }
+
+  crosshair(pen) {
+    if (this.cursor === null) return;
+    const { top, bottom } = this.box;
+    const x = Math.round(this.x(this.cursor)) + 0.5;
+    pen.strokeStyle = this.colour("--strong");
+    pen.lineWidth = 1;
+    pen.setLineDash([2, 3]);
+    pen.beginPath();
+    pen.moveTo(x, top);
+    pen.lineTo(x, bottom);
+    pen.stroke();
+    pen.setLineDash([]);
+  }
+}
+
+/** Running loss of the model alone and with the memory, and the gap between them. */
+export class LossCurve extends Curves {
+  constructor(run, height) {
+    super("Running loss of the model alone and with the memory. Arrow keys move a cursor.", height);
+    this.run = run;
+  }
+
+  get length() {
+    return this.run.count;
+  }
+
+  get last() {
+    return Math.max(255, this.run.count - 1);
+  }
+
+  /** One index per pixel, the newest among them. */
+  _columns() {
+    const { left, right } = this.box;
+    const found = [];
+    const first = Number.isNaN(this.run.running(0)[0]) ? 1 : 0;
+    const step = Math.max(1, this.last / (right - left));
+    for (let at = first; at < this.length; at += step) found.push(Math.floor(at));
+    if (this.length > first && found.at(-1) !== this.length - 1) found.push(this.length - 1);
+    return found;
+  }
+
+  /** Limits of the losses behind the first few, which are wild. */
+  _limits(columns) {
+    const calm = columns.filter((at) => at >= Math.min(48, this.length / 4));
+    let [low, high] = [Infinity, -Infinity];
+    for (const at of calm) {
+      const [model, memory] = this.run.running(at);
+      low = Math.min(low, model, memory);
+      high = Math.max(high, model, memory);
+    }
+    if (!(low <= high)) return [0, 4];
+    const room = Math.max(0.15, 0.08 * (high - low));
+    return [Math.max(0, low - room), high + room];
+  }
+
+  paint(pen) {
+    const box = this.box;
+    const columns = this.length ? this._columns() : [];
+    const [low, high] = this._limits(columns);
+    const y = (loss) => Math.max(box.top, Math.min(box.bottom, box.bottom - ((loss - low) / (high - low)) * (box.bottom - box.top)));
+    const nats = ticks(low, high, 5);
+    this.scale(pen, nats.map((value) => ({ y: y(value), text: value.toFixed(nats[1] - nats[0] < 0.1 ? 2 : 1) })), "left");
+    this.scale(pen, nats.map((value) => ({ y: y(value), text: Math.exp(value).toPrecision(3) })), "right");
+    this.below(pen, "tokens");
+    this._gap(pen, columns, y);
+    this._line(pen, columns, y, 0);
+    this._line(pen, columns, y, 1);
+    this.crosshair(pen);
+    if (this.cursor !== null) this._dots(pen, y);
+  }
+
+  /** One area per stretch in which the memory is better, or worse, all the time. */
+  _gap(pen, columns, y) {
+    let start = 0;
+    const better = (place) => this.run.running(columns[place])[1] <= this.run.running(columns[place])[0];
+    while (start < columns.length - 1) {
+      let end = start + 1;
+      while (end < columns.length - 1 && better(end) === better(start)) end += 1;
+      pen.fillStyle = this.colour(better(start) ? "--gain-fill" : "--loss-fill");
+      pen.beginPath();
+      for (let place = start; place <= end; place += 1) pen.lineTo(this.x(columns[place]), y(this.run.running(columns[place])[0]));
+      for (let place = end; place >= start; place -= 1) pen.lineTo(this.x(columns[place]), y(this.run.running(columns[place])[1]));
+      pen.fill();
+      start = end;
+    }
+  }
+
+  _line(pen, columns, y, who) {
+    pen.strokeStyle = this.colour(who ? "--memory" : "--model");
+    pen.lineWidth = who ? 2.5 : 2;
+    pen.lineJoin = "round";
+    pen.setLineDash(who ? [] : [6, 3]);
+    pen.beginPath();
+    for (const at of columns) pen.lineTo(this.x(at), y(this.run.running(at)[who]));
+    pen.stroke();
+    pen.setLineDash([]);
+  }
+
+  _dots(pen, y) {
+    for (const who of [0, 1]) {
+      pen.fillStyle = this.colour(who ? "--memory" : "--model");
+      pen.beginPath();
+      pen.arc(this.x(this.cursor), y(this.run.running(this.cursor)[who]), 4, 0, 2 * Math.PI);
+      pen.fill();
+    }
+  }
+}
+
+/** How much model, memory and window count, as layers that sum to 1. */
+export class WeightCurve extends Curves {
+  constructor(run, height) {
+    super("Weights of model, memory and window over time. Arrow keys move a cursor.", height);
+    this.run = run;
+    this.margin = { ...this.margin, right: 8 };
+  }
+
+  get length() {
+    return this.run.count;
+  }
+
+  get last() {
+    return Math.max(255, this.run.count - 1);
+  }
+
+  paint(pen) {
+    const box = this.box;
+    const tall = box.bottom - box.top;
+    const perPixel = this.last / (box.right - box.left);
+    const wide = Math.max(2, Math.ceil(1 / perPixel)); // whole pixels: areas that overlap would show
+    for (let x = box.left; x < box.right; x += wide) {
+      const end = Math.ceil((x + wide - box.left) * perPixel);
+      const start = Math.floor((x - box.left) * perPixel);
+      if (start >= this.length) break;
+      // over some tokens around, or single ones flicker
+      const weights = this.run.weightsOver(Math.max(0, start - 32), Math.min(this.length, Math.max(end, start + 1)));
+      if (!weights) continue;
+      let y = box.bottom;
+      for (const [k, name] of ["--model-area", "--memory-area", "--window-area"].entries()) {
+        const top = k === 2 ? box.top : Math.round(y - weights[k] * tall);
+        pen.fillStyle = this.colour(name);
+        pen.fillRect(x, top, Math.min(wide, box.right - x), y - top);
+        y = top;
+      }
+    }
+    this.scale(pen, [0, 0.5, 1].map((share) => ({ y: box.bottom - share * tall, text: `${100 * share} %` })), "left");
+    this.below(pen, "tokens");
+    this.crosshair(pen);
+  }
+}
+
+/** Singular values of the learned matrix, largest first, on a logarithmic scale; those before in grey. */
+export class SpectrumCurve extends Curves {
+  constructor(height) {
+    super("Singular values of the learned matrix, largest first. Arrow keys move a cursor.", height);
+    this.values = [];
+    this.before = [];
+    this.margin = { ...this.margin, right: 8 };
+  }
+
+  get length() {
+    return this.values.length;
+  }
+
+  take(values) {
+    if (values.length === this.values.length) this.before = this.values;
+    this.values = values;
+  }
+
+  paint(pen) {
+    const box = this.box;
+    const positive = [...this.values, ...this.before].filter((value) => value > 0);
+    if (!positive.length) {
+      this.below(pen, "rank");
+      return;
+    }
+    const high = Math.log10(Math.max(...positive)) + 0.1;
+    const low = Math.max(Math.log10(Math.min(...positive)) - 0.1, high - 5);
+    const y = (value) => (value > 0 ? box.bottom - ((Math.log10(value) - low) / (high - low)) * (box.bottom - box.top) : box.bottom);
+    const marks = ticks(low, high, 4).map((power) => ({ y: y(10 ** power), text: (10 ** power).toPrecision(2).replace(/\.0+$/, "") }));
+    this.scale(pen, marks.map(({ y: at, text }) => ({ y: at, text: String(Number(text)) })), "left");
+    this.below(pen, "rank");
+    for (const [values, name, wide] of [[this.before, "--grid-strong", 1.5], [this.values, "--memory", 2]]) {
+      pen.strokeStyle = this.colour(name);
+      pen.lineWidth = wide;
+      pen.beginPath();
+      values.forEach((value, rank) => pen.lineTo(this.x(rank), Math.min(box.bottom, y(value))));
+      pen.stroke();
+    }
+    this.crosshair(pen);
+  }
+}

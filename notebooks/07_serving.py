@@ -1,0 +1,214 @@
+# %% [markdown]
+# # 7. How do you watch a memory at work?
+#
+# Several people talk to one model, and each has a memory of their own that learns from every word. Somebody
+# has to keep an eye on this: is it learning? Does it help? Who is waiting for whom? Here you look over the
+# shoulder of three readers while they read.
+#
+# *Half a minute on one core.*
+
+# %%
+import json
+import os
+import urllib.request
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import display
+
+from atlas_kit.llama import AtlasSession, Sampling, SessionPool, open_engine
+from atlas_kit.operations.recommend import recommend
+
+model = "../sample_data/models/tiny-python.gguf"
+settings = recommend(model).settings
+engine = open_engine(model, n_sequences=3, n_threads=1)  # one model, room for three
+
+READERS = {"Ada": "argparse.py", "Ben": "statistics.py", "Cleo": "english.txt"}
+COLOURS = {"Ada": "#0072b2", "Ben": "#d55e00", "Cleo": "#009e73"}
+MARKS = {"Ada": "o-", "Ben": "s--", "Cleo": "D-."}
+texts = {name: Path("../sample_data/documents", file).read_text() for name, file in READERS.items()}
+
+# %% [markdown]
+# ## The smallest example
+#
+# A session knows how it is doing. `stats` can be asked for at any time and costs nothing:
+
+# %%
+with AtlasSession(engine, memory=settings) as session:
+    session.feed(texts["Ada"][:3000])
+    stats = session.stats
+
+for name in ("tokens_read", "context", "n_ctx", "rollovers"):
+    print(f"{name:<16}{stats[name]:>10,}")
+for name in ("loss_model", "loss"):
+    print(f"{name:<16}{stats[name]:>10.3f}")
+print("\nof its memory:")
+for name in ("tokens_learned", "window", "window_size", "state_bytes"):
+    print(f"{name:<16}{stats['memory'][name]:>10,}")
+
+# %% [markdown]
+# `loss_model` and `loss` are the mean surprise in nats per token, of the model alone and with its memory. The
+# difference is what the memory is worth.
+#
+# ## A live picture: three readers
+#
+# A `SessionPool` decodes the next piece of everybody at the same time. We let three sessions read, look at
+# them whenever each has read 250 tokens more, and redraw. Watch it move.
+
+
+# %%
+def draw(looks):
+    """Draw the loss of each model alone and with its memory, and how full the windows are."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), width_ratios=(2.4, 1), layout="constrained")
+    for name, stats in looks.items():
+        read = [look["tokens_read"] for look in stats]
+        left.plot(read, [look["loss_model"] for look in stats], ":", color=COLOURS[name])
+        left.plot(read, [look["loss"] for look in stats], MARKS[name], color=COLOURS[name], label=name)
+        right.barh(name, stats[-1]["memory"]["window"] if stats else 0, color=COLOURS[name])
+    left.set(xlabel="tokens read", ylabel="mean loss, nats per token", xlim=(0, 2600))
+    left.set_title("dotted: the model alone; with marks: and its memory", fontsize=10)
+    left.legend(frameon=False, ncols=3, loc="upper right")
+    right.set(xlabel="tokens in the window", xlim=(0, 2600))
+    right.invert_yaxis()
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    plt.close(figure)  # or it would be shown once more below the cell
+    return figure
+
+
+sessions = {name: AtlasSession(engine, memory=settings) for name in READERS}
+pool = SessionPool(engine)
+for name, session in sessions.items():
+    pool.feed(session, engine.tokenize(texts[name])[:2500])
+
+looks = {name: [] for name in READERS}
+shown = display(draw(looks), display_id=True)
+while len(pool):
+    pool.step()  # one decode for all
+    fresh = {name: session.stats for name, session in sessions.items()}
+    last = {name: stats[-1]["tokens_read"] if stats else 0 for name, stats in looks.items()}
+    if all(fresh[name]["tokens_read"] - last[name] >= 250 for name in READERS):
+        for name in READERS:
+            looks[name].append(fresh[name])
+        shown.update(draw(looks))
+
+# %% [markdown]
+# Every curve with marks runs below its dotted one, whatever is read. Nobody's reading disturbs another's: each has
+# a context and a memory of their own, and only the model is shared.
+#
+# ## The equation: what happened lately?
+#
+# Means over everything are slow to change. Ask twice, after $n_1$ and after $n_2$ tokens, and the mean of
+# what was read in between is
+#
+# $$\bar\ell_{1 \to 2} = \frac{n_2\, \bar\ell_2 - n_1\, \bar\ell_1}{n_2 - n_1}$$
+
+
+# %%
+def since(before, after):
+    """Return the mean loss of (model, model with memory) between two looks at a session's stats."""
+    n1, n2 = (stats["memory"]["tokens_seen"] for stats in (before, after))
+    return [(n2 * after[key] - n1 * before[key]) / (n2 - n1) for key in ("loss_model", "loss")]
+
+
+figure, axes = plt.subplots(figsize=(7, 2.8), layout="constrained")
+for name, stats in looks.items():
+    saved = [np.subtract(*since(before, after)) for before, after in pairwise(stats)]
+    read = [look["tokens_read"] for look in stats[1:]]
+    axes.plot(read, saved, MARKS[name], color=COLOURS[name], label=name)
+axes.axhline(0, color="#999999", linewidth=0.8)
+axes.set(xlabel="tokens read", ylabel="nats saved, lately")
+axes.legend(frameon=False)
+axes.spines[["top", "right"]].set_visible(False)
+plt.show()
+
+# %% [markdown]
+# Now the ups and downs can be seen: pages that repeat what was there before, and pages where everything is
+# new.
+#
+# ## Who waits for whom?
+#
+# Now Ada pastes a long text, while Ben and Cleo are being answered. Each column below is one decode of the
+# model.
+
+# %%
+jobs = {"Ada": pool.feed(sessions["Ada"], engine.tokenize(texts["Ada"])[2500:5500])}
+for name in ("Ben", "Cleo"):
+    jobs[name] = pool.generate(sessions[name], max_tokens=12, sampling=Sampling(temperature=0))
+
+decodes = []
+while len(pool):
+    before = {name: session.stats["tokens_read"] for name, session in sessions.items()}
+    spoke = [job for job, tokens in pool.step() if tokens]
+    decodes.append({
+        "reads": [name for name in jobs if sessions[name].stats["tokens_read"] > before[name]],
+        "speaks": [name for name, job in jobs.items() if job in spoke],
+    })  # fmt: skip
+
+figure, axes = plt.subplots(figsize=(10, 1.9), layout="constrained")
+for kind, mark in (("reads", "s"), ("speaks", "o")):
+    points = [(step, name) for step, decode in enumerate(decodes) for name in decode[kind]]
+    colours = [COLOURS[name] for _, name in points]
+    axes.scatter(*zip(*points, strict=True), marker=mark, s=90, color=colours, label=kind)
+axes.set(xlabel="decode", ylim=(2.5, -0.5))
+axes.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
+axes.spines[:].set_visible(False)
+plt.show()
+
+# %% [markdown]
+# Ben and Cleo get a token with every decode, however long Ada's text is: it is cut into pieces, and nobody
+# waits for longer than one of them takes. (This is called *continuous batching*.)
+#
+# ## A running server
+#
+# **This part needs a server, and this version of `atlas_kit` does not bring one yet.** If you have one that
+# speaks the OpenAI API, name it in the environment as `ATLAS_SERVER_URL`, such as `http://127.0.0.1:8080`,
+# and start this notebook again.
+
+
+# %%
+def ask(url):
+    """Return what models a server offers, or a sentence that says why nothing is shown."""
+    if not url:
+        return "No server was asked: ATLAS_SERVER_URL is not set."
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/v1/models", timeout=3) as answer:
+            return "models: " + ", ".join(row["id"] for row in json.load(answer)["data"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"The server at {url} gave no list of models: {error}"
+
+
+print(ask(os.environ.get("ATLAS_SERVER_URL")))
+
+# %% [markdown]
+# ## Exercise
+#
+# Ben reads his document a second time. How much less does it surprise him? The model alone cannot know that
+# it has been there before. Use `since`.
+
+# %% tags=["solution"]
+before = sessions["Ben"].stats
+sessions["Ben"].feed(engine.tokenize(texts["Ben"])[:2500])
+again = since(before, sessions["Ben"].stats)
+first = since(looks["Ben"][0], looks["Ben"][-1])
+for label, losses in (("first", first), ("second", again)):
+    alone, remembering = np.exp(losses)
+    print(f"{label:<7} reading: perplexity {alone:5.2f} alone, {remembering:5.2f} with the memory")
+
+# %%
+for session in sessions.values():
+    session.close()
+engine.close()
+
+# %% [markdown]
+# ## What to read in the code
+#
+# | file | holds |
+# |---|---|
+# | `atlas_kit/llama/pool.py` | the pool: a page |
+# | `atlas_kit/llama/session.py` | a session's work in steps, so that others can batch them, and `stats` |
+# | `atlas_kit/memory/statistics.py` | what can be measured in a memory |
+#
+# Next, a detective story: [Who broke the memory?](08_broken_memory.ipynb)

@@ -1,0 +1,71 @@
+"""``MemoryLab`` in a real JupyterLab: press Start, see the memory lower the loss, press Stop, use the kernel."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.jupyter.labdriver import Lab, kernel_json, open_notebook, run_all
+
+pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+
+OPEN = """
+from pathlib import Path
+from atlas_kit.widgets import MemoryLab
+lab = MemoryLab("sample_data/models/tiny-python.gguf", Path("sample_data/documents/statistics.py"))
+lab
+"""
+
+
+def press(page: Page, name: str) -> None:
+    page.locator(".atlas-memory-lab button", has_text=name).first.click()
+
+
+def test_start_learn_stop(lab_server: Lab, notebook, page: Page):
+    open_notebook(page, lab_server, notebook(OPEN, "answer = 6 * 7"))
+    assert run_all(page) == []
+    state = page.locator(".atlas-lab .state")
+    expect(state).to_have_text("idle")
+    press(page, "Start")
+    page.wait_for_function(
+        "Number(document.querySelector('.atlas-lab').dataset.shown) > 700", timeout=120_000
+    )
+    without, with_memory = (float(page.locator(f".tile.{who} b").inner_text()) for who in ("model", "memory"))
+    assert with_memory < without - 0.1
+
+    # the kernel answers while the memory learns
+    assert kernel_json(page, "[answer, lab.state]") == [42, "running"]
+    press(page, "Stop")
+    expect(state).to_have_text("idle")
+    read = kernel_json(page, "len(lab.history.tokens)")
+    assert kernel_json(page, "[len(lab.history.tokens), lab.runner.alive, lab.error]") == [read, False, ""]
+    text = page.locator(".atlas-lab .tokens").evaluate("(node) => node.textContent")
+    assert kernel_json(page, "''.join(lab.words.texts(0, len(lab.trace)))") == text
+
+    # while a cell runs, a picture of the run grows
+    shown = page.locator(".atlas-lab").get_attribute("data-shown")
+    kernel_json(page, "lab.state", code="lab.run(200)")
+    page.wait_for_function(
+        "(before) => document.querySelector('.atlas-lab').dataset.shown !== before", arg=shown
+    )
+
+    # what goes wrong is a sentence
+    kernel_json(page, "1", code="lab.controls.path.value = 'missing.atlas'; lab.controls.load.click()")
+    expect(page.locator(".atlas-lab [role=alert]")).to_contain_text("missing.atlas")
+
+
+def test_a_page_that_is_loaded_again_shows_the_run(lab_server: Lab, notebook, page: Page):
+    path = notebook(OPEN.replace("\nlab\n", "\nlab.run(100)\nlab\n"))
+    open_notebook(page, lab_server, path)
+    assert run_all(page) == []
+    page.wait_for_function("document.querySelector('.atlas-lab')?.dataset.shown === '100'")
+    page.evaluate(
+        """async () => {
+            const { commands, shell } = window.jupyterapp;
+            await commands.execute("notebook:create-output-view");
+            shell.activateById(shell.currentWidget.id);
+        }"""
+    )
+    page.wait_for_function(
+        "[...document.querySelectorAll('.atlas-lab')].filter((lab) => lab.dataset.shown === '100').length === 2"
+    )

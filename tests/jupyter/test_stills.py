@@ -1,0 +1,141 @@
+"""A saved notebook without its kernel, and one exported to HTML, show the picture of every widget."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.jupyter.conftest import Unpacked
+from tests.jupyter.labdriver import (
+    Lab,
+    kernel_json,
+    notebook_json,
+    open_lab,
+    open_notebook,
+    private_environment,
+    run_all,
+    wait_for_kernel,
+)
+
+LIVE = ".jp-OutputArea-output .widget-slider"
+STILL = ".jp-OutputArea-output img[src^='data:image/png']"
+VIEW = "application/vnd.jupyter.widget-view+json"
+#: A widget of the smallest kind: Jupyter's slider, with a picture of our way.
+SHOW = """
+import ipywidgets, matplotlib.figure
+from atlas_kit.widgets._shown import Shown
+
+class Slider(Shown, ipywidgets.IntSlider):
+    def text(self):
+        return f"a slider at {self.value}"
+
+    def figure(self):
+        figure = matplotlib.figure.Figure(figsize=(1, 1))
+        figure.add_subplot().plot([0, self.value])
+        return figure
+
+slider = Slider(3)
+slider
+"""
+
+
+def save(page: Page) -> None:
+    page.evaluate("window.jupyterapp.commands.execute('docmanager:save').then(() => null)")
+
+
+def saved_output(lab: Lab, name: str) -> dict[str, Any]:
+    cells = nbformat.read(lab.root / name, as_version=4).cells
+    return dict(cells[0].outputs[0].data)
+
+
+@pytest.fixture(scope="module")
+def saved(lab_server: Lab) -> Callable[[Page], str]:
+    """Run a notebook in the Lab and save it, once; the path is for ``open_lab``."""
+    name = "saved.ipynb"
+
+    def save_once(page: Page) -> str:
+        if not (lab_server.root / name).exists():
+            (lab_server.root / name).write_text(notebook_json(SHOW), encoding="utf-8")
+            open_notebook(page, lab_server, name)
+            assert run_all(page) == []
+            expect(page.locator(LIVE)).to_be_visible()
+            save(page)
+            assert VIEW in saved_output(lab_server, name)
+        return name
+
+    return save_once
+
+
+def test_a_reload_finds_the_living_view_again(page: Page, lab_server: Lab, saved: Callable[[Page], str]):
+    open_lab(page, lab_server, saved(page))
+    wait_for_kernel(page)
+    expect(page.locator(LIVE)).to_be_visible()
+    expect(page.locator(STILL)).to_have_count(0)
+    kernel_json(page, "slider.value", "slider.value = 7")
+    expect(page.locator(LIVE)).to_contain_text("7")
+
+
+def test_a_new_kernel_shows_the_picture(page: Page, lab_server: Lab, saved: Callable[[Page], str]):
+    name = saved(page)
+    open_lab(page, lab_server)
+    page.evaluate("window.jupyterapp.serviceManager.sessions.shutdownAll().then(() => null)")
+    open_notebook(page, lab_server, name)
+    expect(page.locator(STILL)).to_be_visible()
+    expect(page.get_by_role("img", name="a slider at 3")).to_be_visible()
+    expect(page.locator(".jp-OutputArea-output")).not_to_contain_text("Error displaying widget")
+
+
+def test_no_kernel_at_all_shows_the_picture(page: Page, lab_server: Lab, saved: Callable[[Page], str]):
+    name = saved(page)
+    notebook = nbformat.read(lab_server.root / name, as_version=4)
+    notebook.metadata = {"kernelspec": {"display_name": "Gone", "name": "gone"}}
+    nbformat.write(notebook, lab_server.root / "orphan.ipynb")
+    open_lab(page, lab_server, "orphan.ipynb")
+    page.locator(".jp-Dialog").get_by_role("button", name="No Kernel").click()
+    expect(page.locator(STILL)).to_be_visible()
+    expect(page.locator(".jp-OutputArea-output")).not_to_contain_text("Loading widget")
+
+
+# --- exported ---------------------------------------------------------------------------------------------
+
+
+def exported(notebook: nbformat.NotebookNode) -> str:
+    from nbconvert import HTMLExporter
+
+    page, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook)
+    return str(page)
+
+
+def assert_shows_picture(browser: Browser, html: str) -> None:
+    """Look at a page as a reader without a network does: scripts would come from elsewhere."""
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.set_content(html)
+    expect(page.get_by_role("img", name="a slider at 3")).to_be_visible()
+    context.close()
+    assert f'<script type="{VIEW}">' not in html  # it would draw over the picture, or over nothing
+
+
+def test_a_saved_notebook_is_exported_with_its_picture(
+    page: Page, lab_server: Lab, browser: Browser, saved: Callable[[Page], str]
+):
+    notebook = nbformat.read(lab_server.root / saved(page), as_version=4)
+    assert_shows_picture(browser, exported(notebook))
+
+
+def test_a_notebook_run_by_a_program_is_exported_with_its_picture(
+    wheel: Unpacked, browser: Browser, tmp_path: Path
+):
+    (tmp_path / "show.ipynb").write_text(notebook_json(SHOW), encoding="utf-8")
+    command = [sys.executable, "-m", "jupyter", "nbconvert", "--execute", "--to", "html", "show.ipynb"]
+    environment = private_environment(tmp_path / "home", wheel.environment)
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert_shows_picture(browser, (tmp_path / "show.html").read_text(encoding="utf-8"))

@@ -1,0 +1,102 @@
+"""Double-click in a real JupyterLab: the explorer at once, and nothing read or copied but what it shows."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, Request, expect
+
+from tests.jupyter.labdriver import Lab, cell_errors, double_click, open_lab, open_path, wait_for_kernel
+
+VIEWER = ".atlas-kit-Viewer"
+#: Larger than what any code that reads it all would survive in a test.
+HUGE = 6 * 1024**3
+
+
+@pytest.fixture(scope="module")
+def huge_model(lab_server: Lab, sample_data: Path) -> Path:
+    """Return a sparse GGUF file of 6 GiB in the Lab's folder."""
+    path = lab_server.root / "huge.gguf"
+    path.write_bytes((sample_data / "gguf" / "tiny.gguf").read_bytes())
+    os.truncate(path, HUGE)
+    return path
+
+
+def watch_contents(page: Page, name: str) -> list[Request]:
+    """Return a list that fills with the page's requests to the contents service about a file."""
+    seen: list[Request] = []
+    page.on("request", lambda r: seen.append(r) if name in r.url and "/api/contents" in r.url else None)
+    return seen
+
+
+def test_a_model_of_6_gib_is_neither_fetched_nor_copied(lab_page: Page, lab_server: Lab, huge_model: Path):
+    requests = watch_contents(lab_page, huge_model.name)
+    lab_page.get_by_role("button", name="Refresh the file browser.").click()
+    double_click(lab_page, huge_model.name)
+    expect(lab_page.locator(VIEWER)).to_contain_text("6.0 GiB")
+    lab_page.wait_for_load_state("networkidle")
+    reads = [r.url for r in requests if r.method == "GET" and "/checkpoints" not in r.url]
+    assert reads
+    assert all("content=0" in url for url in reads)
+    assert [r.url for r in requests if r.method != "GET"] == []  # a checkpoint is a copy of the file
+    assert list(lab_server.root.glob(".ipynb_checkpoints/huge*")) == []
+
+
+def test_open_in_notebook_makes_a_notebook_beside_the_file_and_runs_it(page: Page, lab_server: Lab):
+    folder = lab_server.root / 'it\'s a "folder" é'
+    folder.mkdir()
+    name = 'learned "twice" 記憶.atlas'
+    shutil.copy(lab_server.root / "sample_data" / "atlas" / "learned.atlas", folder / name)
+    open_lab(page, lab_server, f"{folder.name}/{name}")
+    page.locator(".jp-Toolbar").get_by_role("button", name="Open in notebook").click()
+    wait_for_kernel(page)
+    page.wait_for_function(
+        "() => window.jupyterapp.shell.currentWidget.content.model.cells.get(0).executionCount === 1"
+    )
+    assert cell_errors(page) == []
+    expect(page.locator(".jp-OutputArea-output .ax")).to_contain_text("learned")
+    assert len(list(folder.glob("*.ipynb"))) == 1
+
+
+def test_the_view_follows_the_file(lab_page: Page, lab_server: Lab):
+    path = lab_server.root / "followed.atlas"
+    shutil.copy(lab_server.root / "sample_data" / "atlas" / "chat.atlas", path)
+    open_path(lab_page, path.name)
+    expect(lab_page.locator(VIEWER)).to_contain_text(f"{path.stat().st_size:,}")
+    shutil.copy(lab_server.root / "sample_data" / "atlas" / "learned.atlas", path)
+    expect(lab_page.locator(VIEWER)).to_contain_text(f"{path.stat().st_size:,}")
+
+
+def test_files_have_icons_of_their_own(lab_page: Page, huge_model: Path):
+    open_path(lab_page, huge_model.name)
+    icon = "[data-icon='atlas-kit:gguf']"
+    expect(lab_page.locator(f".lm-TabBar-tab.lm-mod-current {icon}").first).to_be_visible()
+    expect(lab_page.locator(f".jp-DirListing-item {icon}").first).to_be_visible()
+
+
+def test_a_damaged_file_is_explained(lab_page: Page):
+    open_path(lab_page, "sample_data/broken/truncated.atlas")
+    expect(lab_page.locator(VIEWER).get_by_role("alert")).to_contain_text("cut off")
+
+
+def test_a_view_is_there_again_after_a_reload(page: Page, lab_server: Lab):
+    path = "sample_data/gguf/micro.gguf"
+    open_lab(page, lab_server, path, workspace="reloaded")
+    expect(page.locator(VIEWER)).to_contain_text("micro")
+    saved = page.evaluate(
+        """async (name) => {
+            for (let tries = 0; tries < 100; tries++) {
+                const { data } = await window.jupyterapp.serviceManager.workspaces.fetch("reloaded");
+                if (data[name] && JSON.stringify(data["layout-restorer:data"] ?? {}).includes(name)) return true;
+                await new Promise((resolve) => setTimeout(resolve, 100));
+            }
+            return false;
+        }""",
+        f"atlas-kit-viewer:{path}",
+    )
+    assert saved
+    open_lab(page, lab_server, workspace="reloaded")
+    expect(page.locator(VIEWER)).to_contain_text("micro")

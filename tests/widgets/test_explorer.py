@@ -1,0 +1,112 @@
+"""The explorer without a browser: its messages, its static forms, and what Python has from it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from conftest import receive, wired
+
+from atlas_kit.errors import KeyNotFoundError
+from atlas_kit.operations._explore_regions import KINDS
+from atlas_kit.widgets import FileExplorer, MatrixView, _explorer_static
+from atlas_kit.widgets._modules import STATIC
+
+SAMPLES = Path(__file__).resolve().parents[2] / "sample_data"
+TINY = SAMPLES / "gguf/tiny.gguf"
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_question_is_one_message_and_its_answer_is_one():
+    explorer = FileExplorer(TINY)
+    wire = wired(explorer)
+    wire.take()
+    receive(explorer, {"method": "custom", "content": {"op": "hex", "offset": 0, "size": 8, "id": "7"}})
+    (answer,) = wire.take()
+    assert answer["content"]["id"] == "7"
+    assert answer["content"]["reply"]["fields"][0]["name"] == "magic"
+    assert answer["buffers"] == [b"GGUF\x03\0\0\0"]
+
+
+def test_nothing_of_the_file_is_in_the_state_that_a_notebook_saves():
+    explorer = FileExplorer(SAMPLES / "atlas/secret.atlas", "a passphrase that is wrong")
+    state = {key: value for key, value in explorer.get_state().items() if not key.startswith("_")}
+    assert "passphrase" not in repr(state)
+    assert set(state) <= {"layout", "selection", "tabbable", "tooltip"}
+
+
+def test_static_forms():
+    explorer = FileExplorer(TINY)
+    assert explorer.text().splitlines()[0] == "tiny.gguf: GGUF model"
+    assert "Parameters: 27,808" in explorer.text()
+    assert repr(explorer) == explorer.text()
+    assert explorer.png().startswith(PNG)
+    assert explorer.figure().axes[0].get_xlim() == (0, TINY.stat().st_size)
+    page = explorer.html()
+    ElementTree.fromstring(page)  # well-formed
+    assert "token_embd.weight, 9,282 bytes at 7,456" in page
+    assert not re.search(r"<script|https?:|on\w+=", page)
+
+
+@pytest.mark.parametrize(
+    "name", ["broken/no-header.atlas", "atlas/secret.atlas", "broken/huge-string.gguf", "none"]
+)
+def test_static_forms_of_what_is_wrong(name: str):
+    explorer = FileExplorer(SAMPLES / name)
+    problem = explorer.explorer.problem
+    assert problem is not None
+    assert problem.message in explorer.text()
+    ElementTree.fromstring(explorer.html())
+    assert explorer.png().startswith(PNG)
+
+
+def test_odd_names_are_safe_in_html(tmp_path: Path):
+    path = tmp_path / '<b>"\u202e$x_1$&.bin'
+    path.write_bytes(b"?")
+    explorer = FileExplorer(path)
+    ElementTree.fromstring(explorer.html())
+    assert "\u202e" not in explorer.html() + explorer.text()
+    assert explorer.png().startswith(PNG)
+
+
+def test_python_has_what_was_chosen_in_the_browser():
+    explorer = FileExplorer(TINY)
+    assert explorer.selected is None
+    assert explorer.selection_bytes == b""
+    explorer.selection = {"name": "general.name", "start": 69, "size": 36, "table": "metadata", "row": 1}
+    assert explorer.selected == "general.name"
+    assert b"general.name" in explorer.selection_bytes
+    assert explorer.path == TINY
+
+
+def test_matrices_for_the_matrix_view(tmp_path: Path):
+    explorer = FileExplorer(TINY)
+    view = MatrixView(explorer.matrix("token_embd.weight"))
+    assert view.shape == (273, 32)
+    assert explorer.export("output.weight", tmp_path / "o.npy") == (tmp_path / "o.npy").stat().st_size
+    assert view.value(3, 4) == explorer.matrix("token_embd.weight").tile(3, 4, 4, 5, 1, 1)[0, 0]
+    with pytest.raises(KeyNotFoundError):
+        explorer.matrix("none")
+
+
+def test_closing_releases_the_file():
+    explorer = FileExplorer(TINY)
+    source = explorer.explorer.contents.source
+    explorer.close()
+    assert source.fileno() is None
+
+
+def test_every_kind_has_a_colour_in_both_homes():
+    style = (STATIC / "explorer.css").read_text()
+    for kind in KINDS:
+        colour = _explorer_static.COLOURS[kind]
+        assert f"--ax-{kind.replace(' ', '-')}: {colour};" in style
+
+
+def test_the_notebook_gets_one_module_and_one_style_sheet():
+    assert not re.search(r"^import ", FileExplorer._esm, re.MULTILINE)
+    assert FileExplorer._esm.count("Make an element.") == 1
+    assert "@import" not in FileExplorer._css
+    assert ".atlas-matrix-bar" in FileExplorer._css

@@ -1,0 +1,574 @@
+"""The explorer in Chromium, asking the real explorer: what is seen, clicked and typed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from conftest import Stage
+from playwright.sync_api import Page, expect
+
+from atlas_kit.formats.atlas import MemoryFile
+from atlas_kit.operations.explore import Explorer
+from atlas_kit.widgets import FileExplorer, colour
+from atlas_kit.widgets._modules import STATIC
+
+SAMPLES = Path(__file__).resolve().parents[2] / "sample_data"
+TINY = SAMPLES / "gguf/tiny.gguf"
+MEMORY = SAMPLES / "atlas/assistant.atlas"
+PASSPHRASE = (SAMPLES / "text/passphrase.txt").read_text().strip()
+
+
+def show(stage: Stage, path: Path, *, dark: bool = False) -> Page:
+    """Mount the explorer of a file."""
+    stage.show(FileExplorer(path), dark=dark)
+    expect(stage.page.get_by_role("tab", name="Summary")).to_have_attribute("aria-selected", "true")
+    stage.settle()
+    return stage.page
+
+
+def open_tab(stage: Stage, name: str) -> None:
+    """Choose one of the main tabs."""
+    stage.page.get_by_role("tab", name=name).first.click()
+    stage.settle()
+
+
+def rows_of(page: Page, table: str) -> Any:
+    """Return the rows of a table that exist."""
+    return page.get_by_role("grid", name=table, exact=True).locator(".ax-rows > [role=row]")
+
+
+def choose(stage: Stage, table: str, name: str) -> None:
+    """Click a row."""
+    row = stage.page.get_by_role("grid", name=table, exact=True).get_by_role("row").filter(
+        has=stage.page.get_by_role("gridcell", name=name, exact=True)
+    )  # fmt: skip
+    row.click()
+    expect(stage.page.get_by_role("article", name=name)).to_be_visible()
+    stage.settle()
+
+
+# --- the shell --------------------------------------------------------------------------------------------------
+
+
+def test_the_summary_says_what_the_file_is(stage: Stage):
+    page = show(stage, TINY)
+    panel = page.get_by_role("tabpanel").first
+    for fact in ("GGUF version 3, little-endian", "llama", "27,808", "MIT"):
+        expect(panel.get_by_text(fact, exact=True).first).to_be_visible()
+    expect(page.get_by_role("heading", name="tiny.gguf")).to_be_visible()
+    assert page.get_by_role("tab").all_inner_texts() == [
+        "Summary",
+        "Tensors 12",
+        "Metadata 18",
+        "Bytes",
+        "Findings",
+    ]
+
+
+def test_tabs_are_one_stop_and_arrow_keys_go_between_them(stage: Stage):
+    page = show(stage, TINY)
+    tabs = page.get_by_role("tablist", name="What to look at").get_by_role("tab")
+    tabs.first.focus()
+    assert [tab.get_attribute("tabindex") for tab in tabs.all()] == ["0", "-1", "-1", "-1", "-1"]
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("tab", name="Tensors")).to_be_focused()
+    expect(page.get_by_role("grid", name="Tensors")).to_be_visible()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    expect(page.get_by_role("tab", name="Findings")).to_be_focused()
+    page.keyboard.press("Home")
+    expect(page.get_by_role("tab", name="Summary")).to_be_focused()
+
+
+def test_problems_are_one_sentence_in_an_alert(stage: Stage):
+    page = show(stage, SAMPLES / "broken/no-header.atlas")
+    expect(page.get_by_role("alert").first).to_contain_text(
+        "This is not a .atlas file: it does not start with ATLS."
+    )
+    expect(page.get_by_role("tab", name="Intact entries 7")).to_be_visible()
+
+
+@pytest.mark.parametrize("name", ["none.gguf", "gguf"])
+def test_what_is_no_file_is_an_alert_and_not_a_crash(stage: Stage, name: str):
+    page = show(stage, SAMPLES / name)
+    expect(page.get_by_role("alert").first).to_contain_text(
+        "." if name == "gguf" else "There is no such file."
+    )
+    expect(page.get_by_role("tab")).to_have_count(2)
+
+
+def test_a_sealed_file_refuses_a_wrong_passphrase_and_opens_with_the_right_one(stage: Stage):
+    page = show(stage, SAMPLES / "atlas/secret.atlas")
+    box = page.get_by_label("Passphrase")
+    box.fill("guess")
+    page.get_by_role("button", name="Unlock").click()
+    expect(page.locator(".ax-unlock [role=alert]")).to_contain_text("passphrase")
+    box.fill(PASSPHRASE)
+    box.press("Enter")
+    expect(page.get_by_role("tab", name="Entries")).to_be_visible()
+    expect(page.get_by_role("alert").filter(visible=True)).to_have_count(0)
+
+
+def test_a_file_that_changed_is_told_and_opened_again(stage: Stage, samples: Path):
+    path = samples / "atlas/assistant.atlas"
+    page = show(stage, path)
+    with MemoryFile.edit(path) as memory:
+        memory["added"] = "later"
+    open_tab(stage, "Entries")
+    page.get_by_role("button", name="Reload").click()
+    expect(page.get_by_role("tab", name="Entries 8")).to_be_visible()
+    expect(page.get_by_role("button", name="Reload")).to_have_count(0)
+
+
+def test_a_kernel_that_does_not_answer_is_a_sentence(page: Page):
+    native(page, {"fails": True})
+    expect(page.get_by_role("alert")).to_contain_text("There is no answer: the server is gone.")
+
+
+# --- tables and items -------------------------------------------------------------------------------------------
+
+
+def test_tables_are_sorted_and_filtered(stage: Stage):
+    page = show(stage, TINY)
+    open_tab(stage, "Tensors")
+    grid = page.get_by_role("grid", name="Tensors")
+    expect(grid).to_have_attribute("aria-rowcount", "13")
+    page.get_by_role("button", name="Bytes").first.click()
+    stage.settle()
+    expect(grid.get_by_role("columnheader", name="Bytes")).to_have_attribute("aria-sort", "ascending")
+    page.get_by_role("button", name="Bytes").first.click()
+    stage.settle()
+    expect(rows_of(page, "Tensors").first).to_contain_text("output.weight")
+    page.get_by_role("searchbox").fill("blk q8")
+    expect(page.get_by_text("3 of 12")).to_be_visible()
+    expect(rows_of(page, "Tensors")).to_have_count(3)
+    page.get_by_role("searchbox").fill("nothing like it")
+    expect(page.get_by_text("Nothing matches the filter.")).to_be_visible()
+
+
+def test_a_table_is_one_stop_with_an_active_row(stage: Stage):
+    page = show(stage, TINY)
+    open_tab(stage, "Metadata")
+    grid = page.get_by_role("grid", name="Metadata")
+    grid.focus()
+    for key in ("ArrowDown", "ArrowDown", "End", "ArrowUp", "Home", "PageDown", "ArrowUp"):
+        page.keyboard.press(key)
+    stage.settle()
+    active = page.locator(f"#{grid.get_attribute('aria-activedescendant')}")
+    number = int(active.get_attribute("aria-rowindex") or 0) - 2
+    assert 10 < number < 17
+    page.keyboard.press("Enter")
+    with_name = stage.widget.explorer.contents.model.fields[number].key
+    expect(page.get_by_role("article", name=with_name)).to_be_visible()
+    assert stage.widget.selected == with_name
+    assert with_name.encode() in stage.widget.selection_bytes
+
+
+def test_300000_tokens_scroll_without_300000_rows(stage: Stage, tmp_path: Path):
+    from gguf_builder import ARR, STR, Array, File
+    from gguf_builder import KV as Pair
+
+    path = tmp_path / "vocabulary.gguf"
+    tokens = tuple(f"token{number}" for number in range(300_000))
+    path.write_bytes(File((Pair("tokenizer.ggml.tokens", ARR, Array(STR, tokens)),)).bytes())
+    page = show(stage, path)
+    open_tab(stage, "Metadata")
+    choose(stage, "Metadata", "tokenizer.ggml.tokens")
+    grid = page.get_by_role("grid", name="Values")
+    expect(grid).to_have_attribute("aria-rowcount", "300001")
+    grid.focus()
+    page.keyboard.press("End")
+    stage.settle()
+    expect(rows_of(page, "Values").last).to_contain_text("token299999")
+    grid.evaluate("(node) => { node.scrollTop = node.scrollHeight / 2 }")
+    stage.settle()
+    middle = rows_of(page, "Values").first.locator("[role=gridcell]").first
+    assert 149_900 < int(middle.inner_text().replace(",", "")) < 150_100
+    assert rows_of(page, "Values").count() < 40
+    assert sum(message["op"] == "rows" for message in page.evaluate("window.sent")) < 12
+
+
+def test_each_kind_has_its_view(stage: Stage):
+    page = show(stage, MEMORY)
+    open_tab(stage, "Entries")
+    choose(stage, "Entries", "chat/garden")
+    expect(page.get_by_role("tab", name="Chat")).to_have_attribute("aria-selected", "true")
+    expect(page.locator(".ax-message.ax-user").first).to_contain_text("Is the soil the reason")
+    choose(stage, "Entries", "notes/today")
+    expect(page.locator("pre")).not_to_be_empty()
+    choose(stage, "Entries", "state/keys")
+    expect(page.get_by_role("img", name="state/keys")).to_be_visible()
+    page.get_by_role("tab", name="Histogram").click()
+    expect(page.get_by_role("img", name="Histogram of state/keys")).to_be_visible()
+
+
+def test_json_is_a_tree_for_the_keyboard(stage: Stage):
+    page = show(stage, MEMORY)
+    open_tab(stage, "Entries")
+    choose(stage, "Entries", "settings")
+    tree = page.get_by_role("tree", name="JSON")
+    expect(tree.get_by_role("treeitem")).to_have_count(3)
+    tree.get_by_role("treeitem").first.focus()
+    for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
+        page.keyboard.press(key)
+    expect(tree.get_by_role("treeitem")).to_have_count(6)
+    stage.settle()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.innerText").strip() == "0: 0"
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    expect(tree.get_by_role("treeitem")).to_have_count(3)
+
+
+def test_a_matrix_is_drawn_from_tiles_and_says_exact_values(stage: Stage):
+    page = show(stage, TINY)
+    open_tab(stage, "Tensors")
+    choose(stage, "Tensors", "token_embd.weight")
+    canvas = page.get_by_role("img", name="token_embd.weight")
+    canvas.focus()
+    for key in ("ArrowRight", "ArrowDown", "ArrowDown"):
+        page.keyboard.press(key)
+    stage.settle()
+    wanted = float(stage.widget.matrix("token_embd.weight").tile(2, 3, 1, 2, 1, 1)[0, 0])
+    expect(page.locator(".atlas-matrix-status")).to_contain_text("row 2, column 1:")
+    shown = page.locator(".atlas-matrix-status").inner_text().partition(": ")[2]
+    assert float(shown) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_matrix_has_the_colours_of_the_matrix_view(page: Page):
+    native(page, {})
+    found = page.evaluate(
+        "async () => [...new Uint8Array((await import('./explorer_matrix.js')).palettes().buffer)]"
+    )
+    tables = [colour.palette("diverging", dark) for dark in (False, True)]
+    assert np.array_equal(np.array(found, np.uint8), np.concatenate(tables).ravel())
+
+
+def test_values_are_saved_through_the_browser(stage: Stage, tmp_path: Path):
+    page = show(stage, MEMORY)
+    open_tab(stage, "Entries")
+    choose(stage, "Entries", "state/values")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save .npy").click()
+    download.value.save_as(tmp_path / "v.npy")
+    assert download.value.suggested_filename == "state_values.npy"
+    with MemoryFile.open(MEMORY) as memory:
+        assert np.array_equal(np.load(tmp_path / "v.npy"), memory["state/values"].numbers())
+
+
+# --- bytes and the map --------------------------------------------------------------------------------------------
+
+
+def highlighted(page: Page) -> list[int]:
+    """Return the offsets of the bytes that belong to the chosen field."""
+    found: list[int] = page.locator(".ax-byte.ax-in").evaluate_all(
+        "(all) => all.map((one) => Number(one.dataset.o))"
+    )
+    return found
+
+
+def test_a_byte_shows_its_field_and_a_field_its_bytes(stage: Stage):
+    page = show(stage, TINY)
+    open_tab(stage, "Bytes")
+    fields = page.get_by_role("listbox", name="Fields in view")
+    page.locator(".ax-byte[data-o='9']").click()
+    expect(fields.locator("[aria-selected=true]")).to_contain_text("tensor_count")
+    assert page.locator(".ax-byte.ax-in").evaluate_all(
+        "(all) => all.map((one) => Number(one.dataset.o))"
+    ) == [*range(8, 16)]
+    fields.get_by_role("option").filter(has_text="metadata_kv_count").click()
+    assert page.locator(".ax-byte.ax-in").evaluate_all(
+        "(all) => all.map((one) => Number(one.dataset.o))"
+    ) == [*range(16, 24)]
+    expect(page.locator(".ax-note")).to_contain_text("Number of key-value pairs.")
+    fields.focus()
+    page.keyboard.press("ArrowUp")
+    expect(fields.locator("[aria-selected=true]")).to_contain_text("tensor_count")
+
+
+def test_bytes_by_keyboard_and_by_offset(stage: Stage):
+    page = show(stage, TINY)
+    open_tab(stage, "Bytes")
+    grid = page.get_by_role("grid", name="Bytes")
+    grid.focus()
+    for key in ("ArrowRight", "ArrowDown", "End"):
+        page.keyboard.press(key)
+    stage.settle()
+    assert page.locator(".ax-byte.ax-at").get_attribute("data-o") == "31"
+    page.keyboard.press("Control+End")
+    stage.settle()
+    size = TINY.stat().st_size
+    assert page.locator(".ax-byte.ax-at").get_attribute("data-o") == str(size - 1)
+    box = page.get_by_label("Go to offset")
+    box.fill("0x4a00")
+    box.press("Enter")
+    stage.settle()
+    expect(page.locator(".ax-note")).to_contain_text(
+        "blk.0.attn_k.weight[0, 0]: float16, 2 bytes from 18,944."
+    )
+    for wrong in ("-1", "1.5", str(size), "x"):
+        box.fill(wrong)
+        box.press("Enter")
+        expect(page.get_by_text(f"There is no byte {wrong} in this file.")).to_be_visible()
+
+
+def test_offsets_of_40_gb_are_as_near_as_the_first(stage: Stage, tmp_path: Path):
+    from gguf_builder import File, Tensor
+
+    path = tmp_path / "huge.gguf"
+    path.write_bytes(File((), (Tensor("w", (10_000_000_000,), 0, b""),)).bytes())
+    try:
+        os.truncate(path, 40_000_000_064)
+    except OSError as error:
+        pytest.skip(f"no sparse files here: {error}")
+    page = show(stage, path)
+    open_tab(stage, "Bytes")
+    box = page.get_by_label("Go to offset")
+    box.fill("39999999999")
+    box.press("Enter")
+    stage.settle()
+    expect(page.locator(".ax-note")).to_contain_text("w[999999998")
+    page.get_by_role("grid", name="Bytes").press("Control+End")
+    stage.settle()
+    assert page.locator(".ax-byte.ax-at").get_attribute("data-o") == str(path.stat().st_size - 1)
+    asked = [message for message in page.evaluate("window.sent") if message["op"] == "hex"]
+    assert max(message["size"] for message in asked) <= 16 * 32
+
+
+def test_the_map_is_a_slider_over_the_regions(stage: Stage):
+    page = show(stage, TINY)
+    slider = page.get_by_role("slider", name="Byte map")
+    slider.focus()
+    stage.settle()
+    expect(slider).to_have_attribute("aria-valuetext", "header magic, version, counts, 24 bytes at byte 0")
+    page.keyboard.press("ArrowRight")
+    stage.settle()
+    expect(slider).to_have_attribute("aria-valuenow", "24")
+    expect(page.locator(".ax-map .ax-readout")).to_contain_text("metadata “general.architecture”")
+    page.keyboard.press("End")
+    stage.settle()
+    expect(page.locator(".ax-map .ax-readout")).to_contain_text("tensor “output.weight”")
+    page.keyboard.press("Enter")
+    stage.settle()
+    expect(page.get_by_role("tab", name="Bytes")).to_have_attribute("aria-selected", "true")
+    assert page.locator(".ax-byte.ax-at").get_attribute("data-o") == "31872"
+
+
+def test_pointing_at_the_map_says_what_is_there_and_a_click_shows_the_bytes(stage: Stage):
+    page = show(stage, TINY)
+    box = page.locator(".ax-detail").bounding_box()
+    assert box is not None
+    at = box["x"] + box["width"] * 0.75, box["y"] + 30
+    page.mouse.move(*at)
+    stage.settle()
+    expect(page.locator(".ax-map .ax-readout")).to_contain_text("output.weight[")
+    page.mouse.click(*at)
+    stage.settle()
+    assert page.locator(".ax-byte.ax-at").get_attribute("data-o") == "31872"
+
+
+def pixels(page: Page, x: int, y: int, width: int, height: int) -> set[tuple[int, ...]]:
+    """Return the colours of a part of the map; negative sizes reach to its end."""
+    found = page.evaluate(
+        """([x, y, width, height]) => {
+            const canvas = document.querySelector(".ax-detail"), out = [];
+            const right = width < 0 ? canvas.width : x + width, bottom = height < 0 ? canvas.height : y + height;
+            const { data } = canvas.getContext("2d").getImageData(x, y, right - x, bottom - y);
+            for (let i = 0; i < data.length; i += 4) out.push([...data.slice(i, i + 3)]);
+            return out;
+        }""",
+        [x, y, width, height],
+    )
+    return {tuple(pixel) for pixel in found}
+
+
+def test_tiny_regions_stay_visible_in_a_large_file(stage: Stage, tmp_path: Path):
+    from gguf_builder import KV as Pair
+    from gguf_builder import U32, File, Tensor
+
+    path = tmp_path / "sparse.gguf"
+    path.write_bytes(File((Pair("a.b", U32, 1),), (Tensor("w", (1_500_000_000,), 0, b""),)).bytes())
+    os.truncate(path, 6_000_000_000)
+    page = show(stage, path)
+    assert (0x00, 0x72, 0xB2) in pixels(page, 0, 40, -1, 1)  # the tensor
+    assert {(0xCC, 0x79, 0xA7), (0xE6, 0x9F, 0x00), (0xF0, 0xE4, 0x42)} <= pixels(page, 0, 0, 1, -1)
+
+
+def test_zooming_shows_what_is_small(stage: Stage):
+    page = show(stage, TINY)
+    slider = page.get_by_role("slider", name="Byte map")
+    slider.focus()
+    stage.settle()
+    for _ in range(6):
+        page.keyboard.press("+")
+    page.wait_for_timeout(100)
+    stage.settle()
+    asked = [message for message in page.evaluate("window.sent") if message["op"] == "map"]
+    assert asked[-1]["stop"] - asked[-1]["start"] < 1100
+    page.get_by_role("button", name="Show the whole file").click()
+    page.wait_for_timeout(100)
+    stage.settle()
+    assert page.evaluate("window.sent").pop()["stop"] == TINY.stat().st_size
+
+
+# --- findings -----------------------------------------------------------------------------------------------------
+
+
+def test_checking_is_asked_for_and_its_findings_lead_to_their_place(stage: Stage):
+    page = show(stage, SAMPLES / "broken/truncated.gguf")
+    assert not any(message["op"] == "validate" for message in page.evaluate("window.sent"))
+    page.get_by_role("button", name="Check the file").first.click()
+    expect(page.get_by_text("The file is damaged.")).to_be_visible()
+    page.get_by_role("button", name="Byte 2,656").click()
+    stage.settle()
+    assert page.locator(".ax-byte.ax-at").get_attribute("data-o") == "2656"
+    assert (0xB3, 0x26, 0x1E) in pixels(page, 0, 2, -1, 1)  # the mark of an error
+    open_tab(stage, "Findings")
+    page.get_by_role("button", name="Show it").click()
+    expect(page.get_by_role("article", name="output.weight")).to_be_visible()
+
+
+def test_a_sound_file_is_said_to_be_sound(stage: Stage):
+    page = show(stage, MEMORY)
+    page.get_by_role("button", name="Check the file").first.click()
+    expect(page.get_by_text("Nothing is wrong with this file.")).to_be_visible()
+
+
+# --- odd text, other pages ----------------------------------------------------------------------------------------
+
+
+def test_odd_text_is_text(stage: Stage, tmp_path: Path):
+    path = tmp_path / "odd.atlas"
+    odd = "<img src=x onerror=window.hit=1>\u202e"
+    memory = MemoryFile()
+    memory.set(odd, odd, type=2)
+    memory.set("doc", {odd: odd}, timestamp=2**63)
+    memory.set("שלום", "مرحبا <script>window.hit=1</script>")
+    memory.save(path, durable=False)
+    page = show(stage, path)
+    open_tab(stage, "Entries")
+    shown = odd.replace("\u202e", "\\u202e")
+    for name in (shown, "doc", "שלום"):
+        choose(stage, "Entries", name)
+        open_tab(stage, "Bytes")
+        open_tab(stage, "Entries")
+    assert page.evaluate("window.hit") is None
+    assert "\u202e" not in page.locator(".ax").inner_text()
+    assert page.locator(".ax img, .ax script").count() == 0
+
+
+def test_a_theme_change_is_followed(stage: Stage):
+    page = show(stage, TINY)
+    assert page.locator(".ax").evaluate("(node) => node.style.colorScheme") == "light"
+    page.evaluate("document.body.style.setProperty('--jp-ui-font-color1', '#eee')")
+    stage.settle()
+    assert page.locator(".ax").evaluate("(node) => node.style.colorScheme") == "dark"
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_axe_finds_nothing(stage: Stage, dark: bool):
+    def check() -> None:
+        found = Axe().run(page, context=".ax").response["violations"]
+        assert [(v["id"], v["nodes"][0]["html"]) for v in found] == []
+
+    page = show(stage, TINY, dark=dark)
+    check()
+    open_tab(stage, "Metadata")
+    choose(stage, "Metadata", "tokenizer.ggml.tokens")
+    check()
+    open_tab(stage, "Tensors")
+    choose(stage, "Tensors", "output.weight")
+    check()
+    page.get_by_role("tab", name="Histogram").click()
+    check()
+    open_tab(stage, "Bytes")
+    check()
+    page.get_by_role("button", name="Check the file").first.click()
+    expect(
+        page.get_by_text("The file can be used as it is.").or_(page.get_by_text("Nothing is wrong"))
+    ).to_be_visible()
+    check()
+
+
+PAGE = """<!doctype html><html><body><div id="x"></div><script type="module">
+const { mount } = await import("./explorer.js");
+const request = async (message) => {
+  if (window.fails) throw new Error("the server is gone");
+  const [reply, buffers] = await window.answer(message);
+  return { reply, buffers: buffers.map((b) => new DataView(Uint8Array.from(atob(b), (c) => c.charCodeAt(0)).buffer)) };
+};
+window.fails = %s.fails;
+window.cleanup = mount(document.getElementById("x"), { request, openNotebook: () => { window.opened = true; } });
+</script></body></html>"""
+
+
+def native(page: Page, options: dict[str, Any]) -> None:
+    """Mount the modules as a server serves them, one by one, with a `request` of the page's own."""
+    explorer = Explorer(TINY)
+
+    def answer(message: dict[str, Any]) -> Any:
+        reply, buffers = explorer.answer(message)
+        return [reply, [base64.b64encode(part).decode() for part in buffers]]
+
+    def serve(route: Any) -> None:
+        name = route.request.url.rsplit("/", 1)[1]
+        if name == "index.html":
+            route.fulfill(body=PAGE % json.dumps(options), content_type="text/html")
+        else:
+            kind = "text/css" if name.endswith(".css") else "text/javascript"
+            route.fulfill(body=(STATIC / name).read_text(), content_type=kind)
+
+    page.expose_function("answer", answer)
+    page.route("http://127.0.0.1:18999/**", serve)
+    page.goto("http://127.0.0.1:18999/index.html")
+    page.wait_for_function("typeof window.cleanup === 'function'")
+
+
+def test_the_modules_as_a_server_serves_them(page: Page):
+    native(page, {})
+    page.get_by_role("button", name="Open in notebook").click()
+    assert page.evaluate("window.opened")
+    page.get_by_role("tab", name="Tensors").click()
+    expect(page.get_by_role("row").filter(has_text="token_embd.weight")).to_be_visible()
+    page.evaluate("window.cleanup()")
+    assert page.locator("#x").inner_html() == ""
+
+
+def test_removing_the_view_removes_its_listeners(stage: Stage):
+    page = show(stage, TINY)
+    page.evaluate("window.endings.forEach((end) => end())")
+    assert page.evaluate("window.listening()") == 0
+    assert page.locator(".ax").count() == 0
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_has_contrast(stage: Stage, dark: bool):
+    page = show(stage, TINY, dark=dark)
+    colours = page.evaluate(
+        """() => {
+            const context = document.createElement("canvas").getContext("2d");
+            const rgb = (colour) => {
+                context.fillStyle = colour;
+                context.fillRect(0, 0, 1, 1);
+                return [...context.getImageData(0, 0, 1, 1).data.slice(0, 3)];
+            };
+            const [root, dim] = [".ax", ".ax-dim"].map((name) => getComputedStyle(document.querySelector(name)));
+            return [root.backgroundColor, root.color, dim.color].map(rgb);
+        }"""
+    )
+
+    def luminance(rgb: list[int]) -> float:
+        parts = [c / 3294.6 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb]
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+    back, *inks = map(luminance, colours)
+    for ink in inks:
+        light, deep = max(back, ink), min(back, ink)
+        assert (light + 0.05) / (deep + 0.05) >= 4.5

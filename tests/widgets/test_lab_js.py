@@ -1,0 +1,215 @@
+"""``static/lab.js`` in a real Chromium with the real view behind it: numbers, curves, coloured text, keys, cleanup."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from playwright.sync_api import expect
+
+from atlas_kit.llama import FakeEngine
+from atlas_kit.widgets import MemoryLab
+from tests.widgets.conftest import Stage, receive
+
+TEXT = "to be or not to be, that is the question. " * 12
+
+
+@pytest.fixture
+def lab():
+    lab = MemoryLab(FakeEngine(), TEXT, snapshot_every=1000)
+    yield lab
+    lab.close()
+
+
+@pytest.fixture
+def read(stage: Stage, lab):
+    """The view of a lab that has read its text."""
+    lab.run()
+    assert lab.matrices.wait(30)
+    stage.show(lab.view)
+    return stage
+
+
+def inner(stage, selector):
+    return stage.page.locator(selector).inner_text()
+
+
+def tokens(stage):
+    return stage.page.locator(".tokens [data-at]")
+
+
+def test_the_numbers_are_those_of_the_history(read, lab):
+    model, memory = lab.history.mean
+    assert inner(read, ".tile.model b") == f"{model:.3f}"
+    assert inner(read, ".tile.memory b") == f"{memory:.3f}"
+    assert inner(read, ".tile.gap b") == f"{model - memory:.3f}"
+    assert f"perplexity {np.exp(memory):.3g}" in inner(read, ".tile.memory small")
+    assert inner(read, ".tile.read b") == str(len(TEXT))
+    assert inner(read, ".state") == "done"
+
+
+def test_the_running_mean_is_that_of_the_figure(read, lab):
+    from atlas_kit.widgets._lab_static import running_mean
+
+    mean = running_mean(np.stack((lab.history.loss_model, lab.history.loss), 1))[-1]
+    shown = [inner(read, f".loss li:nth-child({k}) b") for k in (1, 2, 3)]
+    assert shown == [f"{mean[0]:.2f}", f"{mean[1]:.2f}", f"{mean[0] - mean[1]:.2f}"]
+    read.page.get_by_role("button", name="64", exact=True).click()
+    assert inner(read, ".loss li:nth-child(2) b") != shown[1]
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_gap_is_on_the_canvas(stage, lab, dark):
+    stage.show(lab.view, dark=dark)
+    blank = ink(stage)
+    lab.run()
+    receive(lab.view, {"method": "custom", "content": {"kind": "hello"}})
+    stage.deliver()
+    assert ink(stage) > 20 * max(blank, 200)
+
+
+def ink(stage):
+    """Return how many pixels of the loss curve are bluish."""
+    return stage.page.evaluate(
+        """() => {
+            const c = document.querySelector(".loss canvas");
+            const d = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
+            let count = 0;
+            for (let i = 0; i < d.length; i += 4) if (d[i + 3] > 20 && d[i + 2] > d[i] + 20) count += 1;
+            return count;
+        }"""
+    )
+
+
+def test_the_text_is_there_once_and_coloured_by_loss(read, lab):
+    assert read.page.locator(".tokens").evaluate("(node) => node.textContent") == TEXT
+    loss = lab.history.loss
+    for at in (1, int(np.nanargmax(loss)), len(TEXT) - 1):
+        level = min(10, int(np.floor(loss[at] / 8 * 10 + 0.5)))
+        name = read.page.locator(f"[data-at='{at}']").get_attribute("class")
+        assert f"l{level}" in name.split()
+        assert ("marked" in name) == (loss[at] >= 6)
+
+
+def test_saved_by_memory_tells_gain_from_loss_without_colour(read, lab):
+    read.page.get_by_role("button", name="saved by memory").click()
+    saved = lab.history.loss_model - lab.history.loss
+    gained, lost = int(np.nanargmax(saved)), int(np.nanargmin(saved))
+    assert read.page.locator(f"[data-at='{gained}']").get_attribute("class").startswith("saved l10 marked")
+    assert read.page.locator(f"[data-at='{lost}']").get_attribute("class").startswith("cost")
+    expect(read.page.get_by_role("button", name="saved by memory")).to_have_attribute("aria-pressed", "true")
+
+
+def test_one_token_has_its_story(read, lab):
+    at = 300
+    read.page.locator(f"[data-at='{at}']").click()
+    story = inner(read, ".story")
+    assert f"{lab.history.loss[at]:.2f} nats" in story
+    assert f"{lab.history.loss_model[at]:.2f} nats" in story
+    hit = read.page.locator(".lists > div:nth-child(2) li.hit")
+    assert hit.locator("code").inner_text() == (TEXT[at] if TEXT[at] != " " else "␣")
+    assert "✓" in hit.inner_text()
+    assert read.page.locator(".story .knew").count() >= 1
+    read.page.locator(f"[data-at='{at}']").click()  # lets go
+    read.page.mouse.move(0, 0)
+    assert f"#{len(TEXT) - 1}" in inner(read, ".story")
+
+
+def test_keys_walk_through_the_text_and_say_what_is_there(read):
+    read.page.locator(".tokens").focus()
+    read.page.keyboard.press("ArrowLeft")
+    last = len(TEXT) - 1
+    expect(read.page.locator(".looked")).to_have_attribute("data-at", str(last))
+    read.page.keyboard.press("PageUp")
+    expect(read.page.locator(".looked")).to_have_attribute("data-at", str(last - 100))
+    heard = read.page.locator(".heard").text_content()
+    assert "nats without the memory" in heard
+    assert read.page.locator(".looked").count() == 1
+    read.page.keyboard.press("Escape")
+    assert read.page.locator(".looked").count() == 0
+
+
+def test_keys_move_the_cursors_of_the_curves(read):
+    for name, says in (("Running loss", "gap"), ("Weights", "window"), ("Singular values", "σ1 =")):
+        read.page.get_by_role("img", name=name).focus()
+        read.page.keyboard.press("Home")
+        read.page.keyboard.press("ArrowRight")
+        read.page.keyboard.press("ArrowLeft")
+        assert says in read.page.locator(".heard").text_content()
+
+
+def test_characters_of_several_tokens_are_one_span(stage: Stage):
+    lab = MemoryLab(FakeEngine(), "caf\N{LATIN SMALL LETTER E WITH ACUTE} \N{EURO SIGN}5 " * 3)
+    lab.run()
+    stage.show(lab.view)
+    assert stage.page.locator(".tokens").evaluate("(node) => node.textContent") == lab.text_to_read
+    assert tokens(stage).count() == len(lab.text_to_read)
+    stage.page.locator("[data-at='4']").click()  # the second byte of é
+    assert inner(stage, ".story .came") == "\\xa9"
+    lab.close()
+
+
+def test_markup_in_the_text_stays_text(stage: Stage):
+    lab = MemoryLab(FakeEngine(), "<img src=x onerror=alert(1)><b>")
+    lab.run()
+    stage.show(lab.view)
+    assert stage.page.locator(".tokens img, .tokens b").count() == 0
+    assert stage.page.locator(".tokens").evaluate("(node) => node.textContent") == lab.text_to_read
+    lab.close()
+
+
+def test_frames_add_and_a_reset_clears(stage: Stage, lab):
+    stage.show(lab.view)
+    assert "Press Start" in inner(stage, ".story")
+    for count in (16, 32):
+        lab.step()
+        stage.deliver()
+        assert tokens(stage).count() == count
+    lab.reset()
+    stage.deliver()
+    assert tokens(stage).count() == 0
+    assert inner(stage, ".tile.gap b") == "–"
+
+
+def test_a_view_that_opens_later_has_everything_and_disturbs_no_other(stage: Stage, lab):
+    lab.run()
+    stage.show(lab.view, views=2)
+    for number in (0, 1):
+        pane = stage.page.locator(".tokens").nth(number)
+        assert pane.evaluate("(node) => node.textContent") == TEXT
+
+
+def test_only_the_newest_tokens_are_in_the_page(stage: Stage, lab):
+    lab.text_to_read = "abcdefgh" * 1000
+    lab.run()
+    stage.show(lab.view)
+    while stage.deliver():
+        pass
+    assert 5000 < tokens(stage).count() <= 6000
+    assert stage.page.locator(".tokens").evaluate("(node) => node.textContent").endswith("abcdefgh")
+    assert stage.page.locator(".atlas-lab").get_attribute("data-shown") == "8000"
+
+
+def test_a_page_that_is_not_heard_gets_no_second_frame(stage: Stage, lab, monkeypatch):
+    monkeypatch.setattr("atlas_kit.widgets._frames.PATIENCE", 1e9)
+    stage.show(lab.view)
+    stage.silent = True
+    lab.step()
+    stage.deliver()
+    lab.step()
+    stage.deliver()
+    assert tokens(stage).count() == 16
+    stage.wake()
+    assert tokens(stage).count() == 32
+
+
+def test_an_error_is_an_alert(read, lab):
+    lab.controls.path.value = "nowhere/missing.atlas"
+    lab.controls.load.click()
+    read.deliver()
+    expect(read.page.get_by_role("alert")).to_contain_text("missing.atlas")
+
+
+def test_nothing_is_left_behind(read):
+    read.page.evaluate("window.endings.forEach((end) => end())")
+    assert read.page.evaluate("window.listening()") == 0
+    assert read.page.locator(".atlas-lab").count() == 0
