@@ -60,6 +60,7 @@ class Explorer:
     def __init__(self, path: StrPath, passphrase: str | bytes | None = None) -> None:
         self.path = os.fspath(path)
         self._lock = threading.RLock()
+        self._closed = False
         self._check: _Check | None = None
         self._item: tuple[tuple[str, int], Item] | None = None
         self.problem: AtlasError | None = None
@@ -68,16 +69,23 @@ class Explorer:
 
     def _open(self, passphrase: str | bytes | None) -> None:
         try:
-            contents = open_contents(self.path, passphrase)
+            self._take(open_contents(self.path, passphrase))
         except AtlasError as error:
             self.problem = error
-            return
+
+    def _take(self, contents: Contents) -> None:
+        """Look at these contents from now on."""
         self.contents.close()
         self.contents, self.problem, self._item = contents, contents.problem, None
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise FileAccessError("the explorer was closed", path=self.path)
 
     def close(self) -> None:
         """Release the file."""
         with self._lock:
+            self._closed = True
             self.contents.close()
 
     def __enter__(self) -> Explorer:
@@ -94,20 +102,24 @@ class Explorer:
         What goes wrong is an answer too: ``{"error": sentence, "hint": ..., "offset": ...}``. Safe to call from
         several threads.
         """
-        act: Callable[..., Any] | None = getattr(self, f"_op_{message.get('op')}", None)
-        if act is None:
-            return {"error": f"the explorer knows no operation {message.get('op')!r}"}, []
         try:
             with self._lock:
-                found = act(**{name: value for name, value in message.items() if name not in ("op", "id")})
+                found = self._act(**message)
         except AtlasError as error:
             return _error(error), []
-        except (TypeError, ValueError, LookupError, ArithmeticError, MemoryError, OSError) as error:
+        except Exception as error:  # a message may hold anything: it must not reach the kernel's log
             return {"error": f"this cannot be shown: {printable(str(error)) or type(error).__name__}"}, []
         reply, buffers = found if isinstance(found, tuple) else (found, [])
         if self.contents.source.changed():
             reply["changed"] = True
         return plain(reply), buffers
+
+    def _act(self, op: object = None, id: object = None, **given: Any) -> Any:
+        """Do one operation; ``id`` is for whoever sent the message."""
+        act: Callable[..., Any] | None = getattr(self, f"_op_{op}", None)
+        if act is None:
+            raise InvalidParamError(f"the explorer knows no operation {op!r}")
+        return act(**given)
 
     def _op_summary(self) -> dict[str, Any]:
         """Say what the file is, what it holds, and what is wrong with it."""
@@ -315,13 +327,13 @@ class Explorer:
 
     def _op_unlock(self, passphrase: str) -> dict[str, Any]:
         """Open an encrypted file with its passphrase."""
-        contents = open_contents(self.path, passphrase)
-        self.contents.close()
-        self.contents, self.problem, self._item = contents, contents.problem, None
+        self._require_open()
+        self._take(open_contents(self.path, passphrase))
         return self._op_summary()
 
     def _op_reload(self) -> dict[str, Any]:
         """Open the file as it is now."""
+        self._require_open()
         self._check = None
         self._open(getattr(self.contents, "passphrase", None))
         return self._op_summary()

@@ -170,7 +170,7 @@ def figure(compare: MemoryCompare) -> Figure:
         axis = made.add_subplot(grid[0, column])
         axes.append(axis)
         axis.set_title(names[which], fontsize=10)
-        if matrix is None:
+        if matrix is None or not matrix.size:
             axis.set_axis_off()
             axis.text(0.5, 0.5, "cannot be shown", ha="center", va="center", transform=axis.transAxes)
             continue

@@ -19,6 +19,7 @@ from atlas_kit.memory import Memory, MemoryConfig, MemoryState
 from atlas_kit.operations._inputs import Keys
 from atlas_kit.operations.compare import Side, difference, peak, side_of_file, side_of_state
 from atlas_kit.operations.snapshot import LoadedMemory
+from atlas_kit.widgets.pooling import as_matrix
 
 Array = np.ndarray[Any, Any]
 
@@ -62,12 +63,19 @@ def side_of(given: Any, label: str | None = None, keys: Keys | None = None) -> S
     if hasattr(given, "memory_state") and hasattr(given, "arrays"):
         return _of_snapshot(given, label)
     if isinstance(given, Mapping):
-        matrices = {str(name): np.atleast_2d(np.array(array)) for name, array in given.items()}
-        return Side(label or "matrices", matrices)
+        return Side(label or "matrices", {str(name): _matrix(str(name), one) for name, one in given.items()})
     raise InvalidParamError(
         f"{type(given).__name__} is no memory that can be compared",
         hint="Give .atlas files, sessions, states, or snapshots of a run.",
     )
+
+
+def _matrix(name: str, given: Any) -> Array:
+    try:
+        return np.array(as_matrix(given))
+    except InvalidParamError as error:
+        error.key = name
+        raise
 
 
 def _name(loaded: LoadedMemory) -> str:

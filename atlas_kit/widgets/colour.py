@@ -65,7 +65,8 @@ def palette(colours: str = "diverging", dark: bool = False) -> np.ndarray[Any, A
 
 def scaled(values: Any, limit: float, transform: str) -> np.ndarray[Any, Any]:
     """Map values to [-1, 1], ``limit`` to 1 and zero to zero; NaN stays."""
-    ratio = np.asarray(values, np.float64) / limit
+    with np.errstate(over="ignore"):  # far beyond a tiny limit is the strongest colour, too
+        ratio = np.asarray(values, np.float64) / limit
     if transform == "symlog":
         ratio = np.sign(ratio) * np.log1p(np.abs(ratio) * _KNEE) / math.log1p(_KNEE)
     return np.clip(ratio, -1, 1)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 import numpy as np
 
-from atlas_kit.errors import AtlasError
+from atlas_kit.errors import AtlasError, InvalidParamError
 from atlas_kit.llama.behaviour import Behaviour
 from atlas_kit.memory.statistics import MatrixStatistics
 from atlas_kit.operations import compare as numbers
@@ -174,10 +174,20 @@ class MemoryCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
         return self._menu.value or ""
 
     def show(self, first: int, second: int) -> None:
-        """Compare two moments of a run by their numbers; negative ones count from the end."""
+        """Compare two moments of a run by their numbers; negative ones count from the end.
+
+        Raises
+        ------
+        InvalidParamError
+            There is no such moment.
+        """
         moments = range(len(self._moments))
+        try:
+            at = moments[first], moments[second]
+        except IndexError:
+            raise InvalidParamError(f"the run has {len(moments)} moments, not {first} and {second}") from None
         with self._showing:
-            self._at = moments[first], moments[second]
+            self._at = at
             self._held = True
             self.against.value, self.slider.value = self._at
             self._held = False

@@ -78,9 +78,10 @@ class FileExplorer(Shown, anywidget.AnyWidget):
         super().__init__()
         self.on_msg(self._answer)
 
-    def _answer(self, _: Any, message: dict[str, Any], __: Any) -> None:
+    def _answer(self, _: Any, message: Any, __: Any) -> None:
         reply, buffers = self.explorer.answer(message)
-        self.send({"id": message.get("id"), "reply": reply}, buffers)
+        number = message.get("id") if isinstance(message, dict) else None
+        self.send({"id": number, "reply": reply}, buffers)
 
     # --- for Python -------------------------------------------------------------------------------------------
 

@@ -338,9 +338,11 @@ class MatrixView(Shown, anywidget.AnyWidget):
 
     def _inside(self, box: list[int]) -> Box:
         """Return the part of a box that is in the matrix."""
-        rows, columns = self.shape
-        top, left = max(0, min(box[0], rows)), max(0, min(box[1], columns))
-        return top, left, max(top, min(box[2], rows)), max(left, min(box[3], columns))
+        top, left = (max(0, int(first)) for first in box[:2])
+        bottom, right = (min(int(end), length) for end, length in zip(box[2:], self.shape, strict=True))
+        if top >= bottom or left >= right:
+            raise InvalidParamError(f"{box} is no part of a matrix of {self.shape[0]} x {self.shape[1]}")
+        return top, left, bottom, right
 
     # --- without a browser -----------------------------------------------------------------------------------
 

@@ -70,9 +70,11 @@ def as_matrix(matrix: Any) -> Array:
     """
     if hasattr(matrix, "__cuda_array_interface__") and hasattr(matrix, "get"):  # CuPy's
         matrix = matrix.get()
+    if hasattr(matrix, "detach"):  # PyTorch's weights
+        matrix = matrix.detach().cpu()
     try:
         array = np.atleast_1d(np.asarray(matrix))
-    except ValueError as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidParamError(f"this is no matrix: {error}") from error
     if array.ndim == 1:
         array = array[None]
