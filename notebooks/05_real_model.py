@@ -60,7 +60,7 @@ def painted(tokens, gain):
         colour = f"rgba(0,114,178,{strength:.2f})" if nats > 0 else f"rgba(213,94,0,{strength:.2f})"
         piece = html.escape(engine.piece(token).decode(errors="replace"))
         spans.append(f'<span style="background:{colour}" title="{nats:+.2f} nats">{piece}</span>')
-    return '<pre style="line-height:1.5">' + "".join(spans) + "</pre>"
+    return '<pre style="font-family:monospace;line-height:1.5">' + "".join(spans) + "</pre>"
 
 
 HTML(painted(tokens[-420:], gain[-420:]))

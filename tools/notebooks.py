@@ -235,7 +235,8 @@ def cleaned(notebook: NotebookNode) -> NotebookNode:
         for output in cell.get("outputs", []):
             data: dict[str, Any] = output.get("data", {})
             data.pop(WIDGET_VIEW, None)
-            if data.get("image/png", "-").strip() in data.get("text/html", ""):
+            picture = data.get("image/png", "").strip()
+            if picture and picture in data.get("text/html", ""):
                 del data["image/png"]  # readers prefer HTML, and it would be in the file twice
     return notebook
 

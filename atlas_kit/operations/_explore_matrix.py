@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from atlas_kit.operations.pooling import block, furthest, pool_blocks
+
 Array = np.ndarray[Any, Any]
 Read = Callable[[int, int], "bytes | bytearray | memoryview"]
 
@@ -90,18 +92,18 @@ class StoredMatrix:
         if not height or not width:
             return Tile(np.empty((height, width), np.float32), (1, 1), 1.0)
         wide = width > BUDGET  # rows of millions: few of them, and of each pixel's columns a run
-        tall = _block(height, min(rows, 8 if wide else max(1, BUDGET // width), LARGEST_TILE))
-        long = _block(width, min(cols, LARGEST_TILE))
+        tall = block(height, min(rows, 8 if wide else max(1, BUDGET // width), LARGEST_TILE))
+        long = block(width, min(cols, LARGEST_TILE))
         down = range(y0, y1, tall)
         if wide:
             numbers, looked = self._runs(down, x0, x1, long)
             return Tile(numbers, (tall, long), looked / (height * width))
         kept = min(tall, max(1, BUDGET // width // len(down)))
         if kept == tall:
-            return Tile(pool(self.slab(range(y0, y1), x0, x1), tall, long), (tall, long), 1.0)
+            return Tile(pool_blocks(self.slab(range(y0, y1), x0, x1), tall, long), (tall, long), 1.0)
         chosen = [row + n * tall // kept for row in down for n in range(kept)]
         chosen = [row for row in chosen if row < y1]
-        return Tile(pool(self.slab(chosen, x0, x1), kept, long), (tall, long), len(chosen) / height)
+        return Tile(pool_blocks(self.slab(chosen, x0, x1), kept, long), (tall, long), len(chosen) / height)
 
     def _runs(self, down: range, x0: int, x1: int, long: int) -> tuple[Array, int]:
         along = range(x0, x1, long)
@@ -110,7 +112,7 @@ class StoredMatrix:
         for y, row in enumerate(down):
             for x, start in enumerate(along):
                 part = self.slab(range(row, row + 1), start, min(x1, start + run))
-                found[y, x] = pool(part, 1, part.shape[1])[0, 0]
+                found[y, x] = furthest(part)
         return found, run * found.size
 
     def histogram(self) -> dict[str, Any]:
@@ -146,21 +148,6 @@ class StoredMatrix:
 def _within(start: int, stop: int, size: int) -> tuple[int, int]:
     start = max(0, min(int(start), size))
     return start, max(start, min(int(stop), size))
-
-
-def _block(length: int, most: int) -> int:
-    """Return how many neighbours become one so that at most ``most`` are left."""
-    return max(1, -(-length // max(1, most)))
-
-
-def pool(numbers: Array, tall: int, long: int) -> Array:
-    """Reduce (m, n) by blocks of (tall, long), the last ones cut off, to the number furthest from zero; NaN wins."""
-    if tall == long == 1:
-        return np.ascontiguousarray(numbers, np.float32)
-    down, along = np.arange(0, numbers.shape[0], tall), np.arange(0, numbers.shape[1], long)
-    high = np.maximum.reduceat(np.maximum.reduceat(numbers, down, axis=0), along, axis=1)
-    low = np.minimum.reduceat(np.minimum.reduceat(numbers, down, axis=0), along, axis=1)
-    return np.ascontiguousarray(np.where(high >= -low, high, low), np.float32)
 
 
 def as_matrix(dims: tuple[int, ...]) -> tuple[int, int]:

@@ -80,13 +80,13 @@ class Explorer:
 
     def _require_open(self) -> None:
         if self._closed:
-            raise FileAccessError("the explorer was closed", path=self.path)
+            raise _closed_error(self.path)
 
     def close(self) -> None:
-        """Release the file."""
+        """Release the file; questions that still come are answered with a sentence."""
         with self._lock:
             self._closed = True
-            self.contents.close()
+            self._take(Contents(Source(data=b""), _closed_error(self.path)))
 
     def __enter__(self) -> Explorer:
         return self
@@ -424,6 +424,10 @@ def pack(reply: dict[str, Any], buffers: Sequence[bytes]) -> bytes:
     """Return an answer as bytes: u32 little-endian length of the JSON, JSON (``buffers``: their lengths), buffers."""
     head = json.dumps({**reply, "buffers": [len(part) for part in buffers]}, allow_nan=False).encode()
     return b"".join([len(head).to_bytes(4, "little"), head, *buffers])
+
+
+def _closed_error(path: str) -> AtlasError:
+    return FileAccessError("the explorer was closed", path=path, hint="Open the file again.")
 
 
 def _error(error: AtlasError) -> dict[str, Any]:

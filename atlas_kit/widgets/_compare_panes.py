@@ -8,13 +8,15 @@ import anywidget
 import traitlets
 
 _STATIC = Path(__file__).parent / "static"
+# as text: with a path, anywidget watches the file and keeps every view alive for good
+_STYLE = (_STATIC / "compare.css").read_text("utf-8")
 
 
 class Table(anywidget.AnyWidget):
     """Rows that can be sorted, and one of them chosen; see ``static/compare_table.js`` for columns."""
 
-    _esm = _STATIC / "compare_table.js"
-    _css = _STATIC / "compare.css"
+    _esm = (_STATIC / "compare_table.js").read_text("utf-8")
+    _css = _STYLE
 
     caption = traitlets.Unicode().tag(sync=True)
     columns = traitlets.List(traitlets.Dict()).tag(sync=True)
@@ -27,8 +29,8 @@ class Table(anywidget.AnyWidget):
 class Spectra(anywidget.AnyWidget):
     """Singular values of A, B and B - A; ``busy`` says what is being computed."""
 
-    _esm = _STATIC / "compare_spectra.js"
-    _css = _STATIC / "compare.css"
+    _esm = (_STATIC / "compare_spectra.js").read_text("utf-8")
+    _css = _STYLE
 
     series = traitlets.List(traitlets.Dict()).tag(sync=True)
     busy = traitlets.Unicode().tag(sync=True)
@@ -37,8 +39,8 @@ class Spectra(anywidget.AnyWidget):
 class ProbeText(anywidget.AnyWidget):
     """A text, coloured by how differently two memories saw each token coming."""
 
-    _esm = _STATIC / "compare_text.js"
-    _css = _STATIC / "compare.css"
+    _esm = (_STATIC / "compare_text.js").read_text("utf-8")
+    _css = _STYLE
 
     labels = traitlets.List(traitlets.Unicode(), ["A", "B"]).tag(sync=True)
     pieces = traitlets.List(traitlets.Unicode()).tag(sync=True)

@@ -12,9 +12,10 @@ from atlas_kit.operations import compare as numbers
 from atlas_kit.operations._json import dumps
 from atlas_kit.operations.compare import Side, WindowDifference
 from atlas_kit.operations.diff import Change, Comparison
+from atlas_kit.operations.pooling import pool
 from atlas_kit.widgets import colour
+from atlas_kit.widgets._shown import CODE
 from atlas_kit.widgets._shown import page as picture_page
-from atlas_kit.widgets.pooling import pool
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -248,5 +249,5 @@ def _probe(compare: MemoryCompare) -> str:
     return (
         '<figure style="margin:8px 0"><figcaption>The probe text: '
         f"blue and dotted where {a} held the token for likelier, orange and solid where {b} did.</figcaption>"
-        f'<pre style="white-space:pre-wrap;line-height:1.8">{"".join(spans)}</pre></figure>'
+        f'<pre style="white-space:pre-wrap;line-height:1.8;{CODE}">{"".join(spans)}</pre></figure>'
     )

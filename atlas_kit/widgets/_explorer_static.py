@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import html as markup
+import re
 from typing import TYPE_CHECKING, Any
+
+from atlas_kit.operations._explore_regions import KINDS
+from atlas_kit.widgets._modules import STATIC
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from atlas_kit.operations.explore import Explorer
 
-#: Okabe and Ito's colours, as ``static/explorer.css`` has them.
-COLOURS = {
-    "header": "#cc79a7", "metadata": "#e69f00", "tensor info": "#f0e442", "tensor": "#0072b2", "entry": "#56b4e9",
-    "payload": "#0072b2", "index": "#009e73", "padding": "#b9bec6", "garbage": "#b9bec6", "unused": "#d5d8dd",
-    "trailing": "#d5d8dd", "uncommitted": "#e8a87c", "damaged": "#d55e00",
-}  # fmt: skip
+_STYLE = dict(
+    re.findall(r"--ax-([a-z-]+): (#[0-9a-f]{6});", (STATIC / "explorer.css").read_text(encoding="utf-8"))
+)
+#: The colour of each kind of region: Okabe and Ito's.
+COLOURS = {kind: _STYLE[kind.replace(" ", "-")] for kind in KINDS}
 HATCHED = ("damaged", "garbage", "uncommitted", "trailing", "unused")
 _WIDTH, _HEIGHT, _LEAST = 1000, 40, 2.5
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from atlas_kit.llama.trace import EXPERTS
 from atlas_kit.memory.statistics import matrix_statistics
+from atlas_kit.operations.pooling import pool
 from atlas_kit.widgets import colour
-from atlas_kit.widgets.pooling import pool
+from atlas_kit.widgets._shown import CODE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -169,5 +170,5 @@ def coloured(lab: MemoryLab) -> str:
     note = "The text; the stronger the colour, the more surprising a token was with the memory (0 to 8 nats)."
     return (
         f'<p style="margin:.6em 0 .2em">{note}</p><pre style="white-space:pre-wrap;overflow-wrap:anywhere;'
-        f'max-height:24em;overflow-y:auto;border:1px solid #8888;padding:6px">{"".join(parts)}</pre>'
+        f'{CODE};max-height:24em;overflow-y:auto;border:1px solid #8888;padding:6px">{"".join(parts)}</pre>'
     )

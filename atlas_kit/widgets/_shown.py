@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 110
+#: Code keeps its columns: a page's own style for ``pre`` need not.
+CODE = "font-family:var(--jp-code-font-family,monospace)"
 
 
 class Shown:
@@ -83,5 +85,5 @@ def page(png: bytes, text: str, beside: str = "") -> str:
         '<figure style="margin:0">'
         '<div style="display:flex;align-items:stretch;gap:6px">'
         f'<img src="data:image/png;base64,{source}" alt="{first}" style="max-width:100%">{beside}</div>'
-        f'<figcaption><pre style="margin:.4em 0 0">{html.escape(text)}</pre></figcaption></figure>'
+        f'<figcaption><pre style="margin:.4em 0 0;{CODE}">{html.escape(text)}</pre></figcaption></figure>'
     )

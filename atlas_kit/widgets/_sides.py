@@ -19,7 +19,7 @@ from atlas_kit.memory import Memory, MemoryConfig, MemoryState
 from atlas_kit.operations._inputs import Keys
 from atlas_kit.operations.compare import Side, difference, peak, side_of_file, side_of_state
 from atlas_kit.operations.snapshot import LoadedMemory
-from atlas_kit.widgets.pooling import as_matrix
+from atlas_kit.widgets.sources import as_matrix
 
 Array = np.ndarray[Any, Any]
 

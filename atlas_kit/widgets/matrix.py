@@ -19,11 +19,12 @@ import numpy as np
 import traitlets
 
 from atlas_kit.errors import InvalidParamError
+from atlas_kit.operations.pooling import block
 from atlas_kit.widgets import colour
 from atlas_kit.widgets._frames import FrameGate
 from atlas_kit.widgets._link import Link
 from atlas_kit.widgets._shown import Shown, page
-from atlas_kit.widgets.pooling import Array, Measured, TileSource, as_source, block, measure
+from atlas_kit.widgets.sources import Array, Measured, TileSource, as_source, measure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -348,6 +349,10 @@ class MatrixView(Shown, anywidget.AnyWidget):
 
     def text(self) -> str:
         """Return shape, scale and what is odd, in words."""
+        with self._lock:  # a smaller matrix may be on its way, and the cursor not inside it yet
+            return self._in_words()
+
+    def _in_words(self) -> str:
         measured = self._measure()
         rows, columns = self.shape
         dtype = getattr(self._source, "dtype", "")
@@ -358,7 +363,7 @@ class MatrixView(Shown, anywidget.AnyWidget):
         if measured.nan or measured.infinite:
             least = "" if measured.counted else "at least "
             lines.append(f"{least}{measured.nan:,} NaN, {measured.infinite:,} infinite")
-        row, column = self.cursor
+        row, column = min(self.cursor[0], rows - 1), min(self.cursor[1], columns - 1)
         lines.append(f"{self.row_name} {row}, {self.column_name} {column}: {self.value(row, column)}")
         return "\n".join(lines)
 

@@ -38,6 +38,11 @@ def test_unscaling_undoes_scaling(ratio, limit, transform):
     assert colour.scaled(value, limit, transform) == pytest.approx(ratio, abs=1e-9)
 
 
+@pytest.mark.parametrize("transform", colour.TRANSFORMS)
+def test_what_is_far_beyond_a_tiny_limit_has_the_strongest_colour(transform):
+    assert colour.scaled([1e300, -1.0, 0.0], 5e-324, transform).tolist() == [1, -1, 0]
+
+
 def test_symlog_shows_what_linear_hides():
     values = np.array([[0.0, 0.002]])
     assert len(set(colour.indices(values, 1, "linear")[0])) == 1

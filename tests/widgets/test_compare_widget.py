@@ -159,6 +159,27 @@ def test_what_cannot_be_compared_is_said_and_the_rest_is_shown(pair, tmp_path):
     assert "state/keys" in chat.text()
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("abc", "elements of type"),
+        ([[1], [1, 2]], "no matrix"),
+        (np.ones((2, 2), complex), "complex128"),
+        (np.ones((2, 2, 2)), "two axes"),
+    ],
+)
+def test_what_is_no_matrix_is_said_with_its_name(given, words):
+    compare = done(MemoryCompare({"w": given}, {"w": np.eye(2)}))
+    assert words in compare._notes.value
+    assert "&quot;w&quot;" in compare._notes.value
+    assert compare.views[2].layout.display == "none"
+
+
+def test_an_empty_matrix_is_shown_as_nothing():
+    compare = done(MemoryCompare({"w": np.ones((0, 3))}, {"w": np.ones((0, 3))}))
+    assert "cannot be shown" in [text.get_text() for text in compare.figure().axes[0].texts]
+
+
 def test_labels_are_text_and_never_markup(pair):
     a, b = pair
     compare = done(MemoryCompare(a, b, labels=["<img src=x onerror=alert(1)>", "b"]))
@@ -276,6 +297,9 @@ def test_moments_of_a_run(run):
     compare.show(0, -1)
     assert compare.b.label == moments[last].label
     assert compare.slider.value == last
+    with pytest.raises(InvalidParamError, match="moments"):
+        compare.show(0, last + 1)
+    assert compare.b.label == moments[last].label
 
 
 def test_a_lab_is_a_run(run):

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 from conftest import receive, wired
 
 from atlas_kit.errors import KeyNotFoundError
-from atlas_kit.operations._explore_regions import KINDS
-from atlas_kit.widgets import FileExplorer, MatrixView, _explorer_static
-from atlas_kit.widgets._modules import STATIC
+from atlas_kit.widgets import FileExplorer, MatrixView
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_data"
 TINY = SAMPLES / "gguf/tiny.gguf"
@@ -28,6 +27,16 @@ def test_a_question_is_one_message_and_its_answer_is_one():
     assert answer["content"]["id"] == "7"
     assert answer["content"]["reply"]["fields"][0]["name"] == "magic"
     assert answer["buffers"] == [b"GGUF\x03\0\0\0"]
+
+
+@pytest.mark.parametrize("content", [None, 7, "op", [], {"op": {}}, {"op": "hex", "offset": "x", "id": []}])
+def test_any_message_has_an_answer(content: Any):
+    explorer = FileExplorer(TINY)
+    wire = wired(explorer)
+    wire.take()
+    receive(explorer, {"method": "custom", "content": content})
+    (answer,) = wire.take()
+    assert answer["content"]["reply"]["error"]
 
 
 def test_nothing_of_the_file_is_in_the_state_that_a_notebook_saves():
@@ -47,6 +56,7 @@ def test_static_forms():
     page = explorer.html()
     ElementTree.fromstring(page)  # well-formed
     assert "token_embd.weight, 9,282 bytes at 7,456" in page
+    assert 'fill="#0072b2"><title>tensor: ' in page  # the live map's blue
     assert not re.search(r"<script|https?:|on\w+=", page)
 
 
@@ -98,11 +108,16 @@ def test_closing_releases_the_file():
     assert source.fileno() is None
 
 
-def test_every_kind_has_a_colour_in_both_homes():
-    style = (STATIC / "explorer.css").read_text()
-    for kind in KINDS:
-        colour = _explorer_static.COLOURS[kind]
-        assert f"--ax-{kind.replace(' ', '-')}: {colour};" in style
+@pytest.mark.parametrize(
+    "name", ["atlas/assistant.atlas", "gguf/tiny.gguf", "broken/no-header.atlas", "none"]
+)
+def test_a_closed_explorer_says_so(name: str):
+    explorer = FileExplorer(SAMPLES / name)
+    explorer.close()
+    explorer.close()
+    assert "the explorer was closed" in repr(explorer)
+    ElementTree.fromstring(explorer.html())
+    assert explorer.png().startswith(PNG)
 
 
 def test_the_notebook_gets_one_module_and_one_style_sheet():

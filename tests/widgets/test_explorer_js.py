@@ -242,6 +242,38 @@ def test_a_matrix_is_drawn_from_tiles_and_says_exact_values(stage: Stage):
     assert float(shown) == pytest.approx(wanted, rel=1e-5)
 
 
+def test_names_and_texts_are_never_markup(stage: Stage, tmp_path: Path):
+    evil = "</script><img src=x onerror='window.evil=1'>"
+    path = tmp_path / "<img src=x onerror=evil=1>.atlas"
+    memory = MemoryFile()
+    memory.set(f"text{evil}", f"User: {evil}")
+    memory.set(f"json{evil}", {evil: [evil, {"messages": evil}]})
+    memory.set(f"chat{evil}", [{"role": evil, "content": evil}])
+    memory.set(f"numbers{evil}", np.eye(3, dtype=np.float32))
+    memory.save(path)
+    page = show(stage, path)
+    requests = []
+    page.on("request", lambda request: requests.append(request.url))
+    for key in ("text", "json", "chat", "numbers"):
+        open_tab(stage, "Entries")
+        choose(stage, "Entries", f"{key}{evil}")
+        for view in page.get_by_role("article").get_by_role("tab").all():
+            view.click()
+            stage.settle()
+    page.get_by_role("button", name="Check the file").click()
+    open_tab(stage, "Bytes")
+    stage.settle()
+    assert page.locator(".ax img, .ax script").count() == 0
+    page.evaluate(
+        "html => { const d = document.body.appendChild(document.createElement('div')); d.innerHTML = html; }",
+        stage.widget.html(),
+    )
+    stage.settle()
+    assert page.locator("img[src=x]").count() == 0
+    assert page.evaluate("window.evil") is None
+    assert requests == []
+
+
 def test_the_matrix_has_the_colours_of_the_matrix_view(page: Page):
     native(page, {})
     found = page.evaluate(

@@ -15,7 +15,7 @@ from matplotlib.image import imread
 from atlas_kit.errors import FileAccessError, InvalidParamError
 from atlas_kit.widgets import MatrixView, _frames, colour
 from tests.widgets.conftest import receive, wired
-from tests.widgets.test_pooling import Sampled
+from tests.widgets.test_sources import Sampled
 
 
 def shown(view, number):
@@ -90,6 +90,21 @@ def test_a_box_outside_the_matrix_is_cut_to_it():
     assert wire.take()[0]["state"]["frame"]["box"] == [0, 2, 5, 3]
 
 
+@pytest.mark.parametrize(
+    "box",
+    [None, 7, "x", [], [1], [0] * 4, [3, 3, 2, 9], [9] * 4, [2**70] * 4, ["a"] * 4, [0, 0, float("inf"), 3]],
+)
+def test_a_box_that_is_none_is_a_sentence_and_changes_nothing(box):
+    view = MatrixView(np.ones((5, 5)))
+    wire = wired(view)
+    ask(view, kind="tile", box=box)
+    assert view.error
+    shown(view, 1)
+    wire.take()
+    view.update(np.ones((5, 5)))
+    assert wire.take()[0]["state"]["frame"]["box"] == [0, 0, 5, 5]
+
+
 # --- back-pressure -------------------------------------------------------------------------------------------
 
 
@@ -138,6 +153,16 @@ def test_a_page_that_is_loaded_again_gets_the_newest(clock):
     state = view.get_state()
     assert np.frombuffer(state["tile"], "<f4") == 2
     assert state["frame"]["version"] == 3
+
+
+def test_it_can_be_read_while_a_smaller_matrix_comes():
+    view = MatrixView(np.arange(9.0).reshape(3, 3))
+    view.cursor = (2, 2)
+    seen = []
+    view.observe(lambda _: seen.append(view.text()), "viewport")
+    view.viewport = [0, 0, 2, 2]
+    view.update([[7.0, 8.0]])  # sets the part in view before the cursor
+    assert seen[-1].endswith("row 0, column 1: 8.0")
 
 
 def test_updates_from_many_threads_never_mix_two_matrices():

@@ -1,22 +1,19 @@
-"""A matrix of any size in a few hundred rows and columns, with its outliers: signed abs-max pooling.
+"""Whatever is like a matrix as a source of tiles, and what one look at all of it finds.
 
-Each number of a tile stands for a block of the matrix: it is the one farthest from zero, with its sign; NaN beats
-infinity, and infinity all others. So one odd number among millions is seen. Nothing here knows about widgets.
+Tiles are pooled as ``operations/pooling.py`` says. Nothing here knows about widgets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import numpy as np
 
 from atlas_kit.errors import InvalidParamError
+from atlas_kit.operations.pooling import BAND, block, pool
 
 Array = np.ndarray[Any, Any]
-#: Bytes of a matrix that are pooled at once: both passes over them find them in the processor's cache.
-BAND = 1 << 20
 
 
 class TileSource(Protocol):
@@ -91,59 +88,6 @@ def as_matrix(matrix: Any) -> Array:
     return array
 
 
-def block(length: int, most: int) -> int:
-    """Return how many neighbours become one so that at most ``most`` are left."""
-    return max(1, -(-length // max(1, most)))
-
-
-def pool(matrix: Array, rows: int, cols: int) -> Array:
-    """Reduce (m, n) numbers to at most (rows, cols), by blocks of equal size; the last ones may be cut off.
-
-    Parameters
-    ----------
-    matrix
-        (m, n), real.
-    rows, cols
-        Most rows and columns of the result.
-
-    Returns
-    -------
-    ndarray
-        (ceil(m / h), ceil(n / w)) for blocks of (h, w): float64 if the type has more than 32 bits, else float32.
-    """
-    wide = matrix.dtype.itemsize > 4 or matrix.dtype in (np.int32, np.uint32)
-    dtype = np.float64 if wide else np.float32
-    height, width = block(matrix.shape[0], rows), block(matrix.shape[1], cols)
-    if height == width == 1:
-        return np.ascontiguousarray(matrix, dtype)
-    out = np.empty((-(-matrix.shape[0] // height), -(-matrix.shape[1] // width)), dtype)
-    step = max(1, BAND // max(1, height * matrix.shape[1] * matrix.itemsize))
-    for top in range(0, len(out), step):
-        band = matrix[top * height : (top + step) * height]
-        if matrix.dtype.kind != "f" or matrix.itemsize < 4:  # half precision and integers: no fast paths
-            band = band.astype(dtype)
-        high = _reduce(np.maximum, band, height, width)
-        low = _reduce(np.minimum, band, height, width)
-        # No comparison holds for NaN: then it is `low`, which is NaN as well.
-        out[top : top + step] = np.where(high >= -low, high, low)
-    return out
-
-
-def _reduce(extreme: Callable[..., Any], band: Array, height: int, width: int) -> Array:
-    """Take the extreme of each block: over rows, then over columns."""
-    reduced: Array = _along(extreme, _along(extreme, band, height).T, width).T
-    return reduced
-
-
-def _along(extreme: Callable[..., Any], band: Array, size: int) -> Array:
-    """Take the extreme of each ``size`` rows; whole slices at a time, since NumPy is slow on short axes."""
-    out: Array = band[::size].copy()
-    for offset in range(1, size):
-        part = band[offset::size]
-        extreme(out[: len(part)], part, out=out[: len(part)])
-    return out
-
-
 @dataclass(frozen=True)
 class Measured:
     """What one look at a whole matrix finds."""
@@ -183,3 +127,16 @@ def _count(numbers: Array) -> tuple[float, int, int]:
         infinite += int(np.isinf(band).sum())
         largest = max(largest, float(np.abs(band).max(initial=0.0, where=np.isfinite(band))))
     return largest, nan, infinite
+
+
+__all__ = [
+    "Array",
+    "ArraySource",
+    "Measured",
+    "TileSource",
+    "as_matrix",
+    "as_source",
+    "block",
+    "measure",
+    "pool",
+]

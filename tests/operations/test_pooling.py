@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from atlas_kit.errors import InvalidParamError
-from atlas_kit.widgets import pooling
-from atlas_kit.widgets.pooling import ArraySource, as_matrix, as_source, block, measure, pool
+from atlas_kit.operations import pooling
+from atlas_kit.operations.pooling import block, furthest, pool, pool_blocks
 
 DTYPES = st.sampled_from(
     [np.float16, np.float32, np.float64, np.int8, np.int32, np.int64, np.uint8, np.bool_]
@@ -49,6 +48,12 @@ def test_pooling_is_what_the_loop_gives(matrix, rows, cols, band):
 
 
 @given(matrices())
+def test_one_block_of_all_is_the_number_furthest_from_zero(matrix):
+    numbers = matrix.astype(np.float64)
+    np.testing.assert_array_equal(pool_blocks(numbers, *numbers.shape), furthest(numbers))
+
+
+@given(matrices())
 def test_small_enough_matrices_stay_as_they_are(matrix):
     np.testing.assert_array_equal(pool(matrix, 40, 40), matrix)
 
@@ -80,7 +85,6 @@ def test_no_shape_gives_more_than_was_asked_for(shape):
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
 def test_nothing_pools_to_nothing(shape):
     assert pool(np.ones(shape), 3, 3).size == 0
-    assert measure(ArraySource(np.ones(shape)), 3).largest == 0
 
 
 def test_orders_in_memory_and_views_make_no_difference():
@@ -88,69 +92,3 @@ def test_orders_in_memory_and_views_make_no_difference():
     expected = pool(matrix, 16, 16)
     np.testing.assert_array_equal(pool(np.asfortranarray(matrix), 16, 16), expected)
     np.testing.assert_array_equal(pool(np.repeat(matrix, 2, 0)[::2], 16, 16), expected)
-
-
-@given(matrices(), st.integers(1, 9))
-def test_measuring_counts_what_is_there(matrix, most):
-    found = measure(ArraySource(matrix), most)
-    assert found.nan == np.isnan(matrix).sum()
-    assert found.infinite == np.isinf(matrix).sum()
-    finite = np.abs(matrix[np.isfinite(matrix)].astype(float))
-    assert found.largest == (finite.max() if finite.size else 0)
-
-
-def test_a_mapped_file_is_not_copied(tmp_path):
-    np.save(tmp_path / "matrix.npy", np.arange(6000.0).reshape(3, 2000))
-    mapped = np.load(tmp_path / "matrix.npy", mmap_mode="r")
-    source = as_source(mapped)
-    assert np.shares_memory(source.array, mapped)
-    assert source.tile(1, 2, 500, 503, 512, 512).tolist() == [[2500, 2501, 2502]]
-    assert source.value(2, 1999) == 5999
-
-
-def test_a_row_a_list_and_a_source_are_matrices():
-    assert as_matrix([1, 2, 3]).shape == (1, 3)
-    assert as_matrix(3.5).shape == (1, 1)
-
-    class Ones:
-        shape = (10, 10)
-
-        def tile(self, y0, y1, x0, x1, rows, cols):
-            return np.ones((min(rows, y1 - y0), min(cols, x1 - x0)), np.float32)
-
-    ones = Ones()
-    assert as_source(ones) is ones
-    assert measure(ones, 4).largest == 1
-
-
-@pytest.mark.parametrize(
-    ("matrix", "words"),
-    [
-        (np.ones((2, 2, 2)), "two axes"),
-        (np.ones((2, 2), complex), "complex128"),
-        (np.array([["a"]]), "<U1"),
-        (np.array([[None]]), "object"),
-        ([[1], [1, 2]], "no matrix"),
-    ],
-)
-def test_what_is_no_matrix_is_refused_in_a_sentence(matrix, words):
-    with pytest.raises(InvalidParamError, match=words):
-        as_matrix(matrix)
-
-
-class Sampled:
-    """A source that gives fewer rows than it is asked for."""
-
-    shape = (1000, 10)
-    dtype = "Q4_0"
-
-    def tile(self, y0, y1, x0, x1, rows, cols):
-        numbers = np.arange(10_000, dtype=np.float32).reshape(1000, 10)
-        numbers[500] = np.nan
-        return pool(numbers[y0:y1, x0:x1], min(rows, 100), cols)
-
-
-def test_of_a_source_only_the_overview_is_counted():
-    found = measure(Sampled(), 512)
-    assert (found.nan, found.infinite, found.counted) == (10, 0, False)
-    assert found.largest == 9999
