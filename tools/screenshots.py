@@ -47,7 +47,7 @@ from atlas_kit.operations.recommend import recommend
 
 model = "sample_data/models/tiny-python.gguf"
 engine = open_engine(model, n_threads=1)
-settings = recommend(model).settings.replace(window_size=0)
+settings = recommend(model).settings
 documents = {name: Path(f"sample_data/documents/{name}.py").read_text() for name in ("argparse", "statistics")}
 texts = {name: engine.tokenize(text) for name, text in documents.items()}
 for name, tokens in texts.items():
