@@ -21,7 +21,7 @@ from tornado import web
 
 from atlas_kit.jupyter.lending import OpenExplorers
 from atlas_kit.jupyter.places import find_file
-from atlas_kit.operations.explore import pack
+from atlas_kit.operations.explore import pack, preload
 
 T = TypeVar("T")
 
@@ -134,7 +134,9 @@ class StaticHandler(JupyterHandler):
 
 def handlers(base_url: str) -> list[tuple[Any, ...]]:
     """Return the rows for tornado, below the server's ``base_url``."""
-    shared = {"explorers": OpenExplorers(), "pool": ThreadPoolExecutor(THREADS, "atlas-explore")}
+    pool = ThreadPoolExecutor(THREADS, "atlas-explore")
+    pool.submit(preload)
+    shared = {"explorers": OpenExplorers(), "pool": pool}
     return [
         (url_path_join(base_url, r"/atlas-kit/explore/(.+)"), ExploreHandler, shared),
         (url_path_join(base_url, r"/atlas-kit/static/([a-z_]+\.[a-z]+)"), StaticHandler),

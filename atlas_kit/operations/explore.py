@@ -6,6 +6,7 @@ Opening reads the header or the index only, and every answer is bounded, whateve
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import stat
@@ -420,6 +421,12 @@ def open_contents(path: StrPath, passphrase: str | bytes | None = None) -> Conte
     return Contents(source, InvalidParamError(what, hint="Its bytes are shown." if source.size else None))
 
 
+def preload() -> None:
+    """Import what opening a file will need, so that the first one need not wait for it."""
+    for name in ("_explore_gguf", "_explore_atlas"):
+        importlib.import_module(f"atlas_kit.operations.{name}")
+
+
 def pack(reply: dict[str, Any], buffers: Sequence[bytes]) -> bytes:
     """Return an answer as bytes: u32 little-endian length of the JSON, JSON (``buffers``: their lengths), buffers."""
     head = json.dumps({**reply, "buffers": [len(part) for part in buffers]}, allow_nan=False).encode()
@@ -442,4 +449,4 @@ def _file_name(name: str) -> str:
     return kept.strip("._")[:80] or "value"
 
 
-__all__ = ["DOWNLOAD", "Explorer", "pack"]
+__all__ = ["DOWNLOAD", "Explorer", "pack", "preload"]

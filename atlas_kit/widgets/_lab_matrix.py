@@ -24,7 +24,7 @@ Array = np.ndarray[Any, Any]
 #: Tokens between two spectra at least, and how many times longer than one took the next has to wait.
 EVERY, REST = 2048, 20
 #: Seconds between two pictures: a matrix is a hundred times as large as what else a frame brings.
-PICTURE_SECONDS = 1.0
+PICTURE_SECONDS = 2.0
 #: The window's keys, beside the learned matrices.
 KEYS = "window keys"
 

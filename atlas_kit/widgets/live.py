@@ -19,7 +19,7 @@ STATES = ("idle", "running", "paused", "done", "failed")
 STOP_SECONDS = 0.5
 #: Seconds between two frames, and the share of the time that they may take. Whatever a frame shows, JupyterLab spends
 #: some 60 ms on its acknowledgement, because the kernel is busy and idle again.
-FRAME_SECONDS, FRAME_SHARE = 0.25, 0.1
+FRAME_SECONDS, FRAME_SHARE = 0.35, 0.1
 
 
 class Turns:

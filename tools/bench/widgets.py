@@ -14,7 +14,6 @@ a busy machine adds is never negative; medians are noted beside. Exit 1 when a l
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import statistics
 import sys
@@ -29,6 +28,7 @@ from playwright.sync_api import Page, sync_playwright  # noqa: E402
 
 from tests.browser_fixtures import CHROMIUM_ARGUMENTS, find_chromium  # noqa: E402
 from tests.jupyter.labdriver import notebook_json, open_notebook, run_all, running_lab  # noqa: E402
+from tools.bench import _widgets_lab, _widgets_open  # noqa: E402
 from tools.bench.formats import Row  # noqa: E402
 from tools.bench.memory import keep, machine_of, measured  # noqa: E402
 
@@ -170,11 +170,7 @@ def in_the_lab(quick: bool) -> Iterator[Row]:
 
 
 Group = Callable[[bool], Iterator[Row]]
-GROUPS: dict[str, Group] = {"matrix": in_the_lab}
-if importlib.util.find_spec("tools.bench._widgets_lab") is not None:
-    from tools.bench import _widgets_lab  # the figures of MemoryLab
-
-    GROUPS |= _widgets_lab.GROUPS
+GROUPS: dict[str, Group] = {"matrix": in_the_lab, **_widgets_open.GROUPS, **_widgets_lab.GROUPS}
 
 
 def parser() -> argparse.ArgumentParser:

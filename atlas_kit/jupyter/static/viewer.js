@@ -205,6 +205,8 @@ export async function viewerPlugin(shared, home) {
     optional: [ILayoutRestorer],
     activate(app, restorer) {
       addStyle();
+      // The first double-click should not wait for scripts; should they fail to load now, it tries again.
+      app.restored.then(() => import(`${home}/explorer.js`)).catch(() => {});
       const { docRegistry } = app;
       for (const { name, displayName, extension, mimeType } of FILE_TYPES) {
         const icon = new LabIcon({ name: `atlas-kit:${name}`, svgstr: iconSvg(ICONS[name]) });
