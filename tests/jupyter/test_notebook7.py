@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.jupyter.conftest import Unpacked
-from tests.jupyter.labdriver import Lab, cell_errors, notebook_json, running_lab, wait_for_kernel
+from tests.jupyter.labdriver import Lab, notebook_json, run_all, running_lab, wait_for_kernel
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,5 @@ def test_a_notebook_shows_the_explorer(page: Page, notebook7: Lab):
     page.goto(notebook7.at("notebooks/show.ipynb"))
     page.wait_for_function("window.jupyterapp && window.jupyterapp.shell")
     wait_for_kernel(page)
-    page.keyboard.press("Shift+Enter")
+    assert run_all(page) == []
     expect(page.locator(".jp-OutputArea-output .ax")).to_contain_text("learned.atlas")
-    assert cell_errors(page) == []
