@@ -56,7 +56,8 @@ bench: $(VENV)/.dev
 	$(BIN)/python tools/bench/repair_score.py || status=1; \
 	$(BIN)/python tools/bench/memory.py || status=1; \
 	$(BIN)/python tools/bench/runtime.py || status=1; \
-	$(BIN)/python tools/bench/quality.py || status=1; exit $$status
+	$(BIN)/python tools/bench/quality.py || status=1; \
+	$(BIN)/python tools/bench/widgets.py || status=1; exit $$status
 
 pictures: $(VENV)/.dev
 	$(BIN)/python tools/screenshots.py
