@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from atlas_kit.formats.detect import detect, open_file
     from atlas_kit.formats.gguf import GGUFFile
     from atlas_kit.memory import Memory, MemoryConfig
-    from atlas_kit.operations.snapshot import load_memory, save_memory
+    from atlas_kit.persistence.snapshot import load_memory, save_memory
 
 _HOME = {
     "AtlasError": "atlas_kit.errors",
@@ -28,9 +28,9 @@ _HOME = {
     "MemoryConfig": "atlas_kit.memory",
     "MemoryFile": "atlas_kit.formats.atlas",
     "detect": "atlas_kit.formats.detect",
-    "load_memory": "atlas_kit.operations.snapshot",
+    "load_memory": "atlas_kit.persistence.snapshot",
     "open_file": "atlas_kit.formats.detect",
-    "save_memory": "atlas_kit.operations.snapshot",
+    "save_memory": "atlas_kit.persistence.snapshot",
 }
 
 __all__ = [

@@ -203,6 +203,6 @@ model.close()
 # | `formats/gguf.md` | the specification, with every known key and tensor type |
 # | `atlas_kit/formats/gguf/layout.py` | the bytes: header, metadata, tensor infos |
 # | `atlas_kit/formats/gguf/native.py` | how keys are added so that they can be taken away without a trace |
-# | `atlas_kit/operations/recommend.py` | which settings suit which model, and why |
+# | `atlas_kit/settings/recommend.py` | which settings suit which model, and why |
 #
 # Next: [How does a memory learn at test time?](03_learning_at_test_time.ipynb)

@@ -20,8 +20,8 @@ import numpy as np
 from IPython.display import HTML
 
 from atlas_kit.llama import AtlasSession, open_engine
-from atlas_kit.llama.perplexity import NOTES, compare
-from atlas_kit.operations.recommend import recommend
+from atlas_kit.operations.perplexity import NOTES, compare
+from atlas_kit.settings.recommend import recommend
 
 model = "../sample_data/models/tiny-python.gguf"
 text = Path("../sample_data/documents/argparse.py").read_text()
@@ -179,8 +179,8 @@ for window in (512, 64, 0):
 #
 # | file | holds |
 # |---|---|
-# | `atlas_kit/llama/bridge.py` | `TokenMemory`: from states and logits to the blended prediction, and back |
-# | `atlas_kit/llama/perplexity.py` | the comparison above, with the rivals |
+# | `atlas_kit/llama/token_memory.py` | `TokenMemory`: from states and logits to the blended prediction, and back |
+# | `atlas_kit/operations/perplexity.py` | the comparison above, with the rivals |
 # | `atlas_kit/llama/session.py` | `AtlasSession`: what happens when the context is full |
 # | `tools/bench/quality.py` | the numbers in README: longer texts, other settings |
 #

@@ -19,7 +19,7 @@ from atlas_kit import load_memory
 from atlas_kit.llama import AtlasSession, open_engine
 from atlas_kit.memory import distance, merge, statistics
 from atlas_kit.operations.merge import merge_files
-from atlas_kit.operations.recommend import recommend
+from atlas_kit.settings.recommend import recommend
 
 model = "../sample_data/models/tiny-python.gguf"
 engine = open_engine(model, n_threads=1)
@@ -199,7 +199,7 @@ plt.show()
 # |---|---|
 # | `atlas_kit/memory/statistics.py` | distance, spectra, effective rank, merge: a page |
 # | `atlas_kit/memory/update.py` | equations 32 to 34: where forgetting happens |
-# | `atlas_kit/llama/behaviour.py` | one text, two memories: where do their predictions differ most? |
+# | `atlas_kit/operations/behaviour.py` | one text, two memories: where do their predictions differ most? |
 # | `atlas_kit/operations/merge.py` | the other merge, of files |
 #
 # Next: [Serving and watching](07_serving.ipynb)

@@ -19,7 +19,7 @@ import numpy as np
 from IPython.display import display
 
 from atlas_kit.llama import AtlasSession, Sampling, SessionPool, open_engine
-from atlas_kit.operations.recommend import recommend
+from atlas_kit.settings.recommend import recommend
 
 model = "../sample_data/models/tiny-python.gguf"
 settings = recommend(model).settings

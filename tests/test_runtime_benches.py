@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from atlas_kit.llama import AtlasSession, FakeEngine
-from atlas_kit.llama.bridge import TokenMemory
-from atlas_kit.operations.settings import AtlasSettings, settings_table
+from atlas_kit.llama.token_memory import TokenMemory
+from atlas_kit.settings.atlas_settings import AtlasSettings, settings_table
 from tools.bench import memory, runtime, settings_sweep
 from tools.bench.formats import Row
 

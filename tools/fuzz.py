@@ -36,8 +36,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
 from atlas_kit.errors import AtlasError  # noqa: E402
-from atlas_kit.formats._files import Source  # noqa: E402
 from atlas_kit.formats.atlas import MemoryFile, checksums, layout, tables, v2  # noqa: E402
+from atlas_kit.storage.files import Source  # noqa: E402
 
 KEY = bytes(range(32))
 PASSPHRASE = "correct horse battery staple"

@@ -163,7 +163,7 @@ def learned(tokens: int) -> bytes:
 
     from atlas_kit.formats.atlas import MemoryFile
     from atlas_kit.memory import Memory, presets
-    from atlas_kit.operations.snapshot import save_memory
+    from atlas_kit.persistence.snapshot import save_memory
 
     key = np.arange(48) * 3 % 8
     context = np.arange(48) // 24

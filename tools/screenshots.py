@@ -43,7 +43,7 @@ MemoryLab("sample_data/models/tiny-python.gguf", Path("sample_data/documents/arg
 LEARN_TWO = """\
 from pathlib import Path
 from atlas_kit.llama import AtlasSession, open_engine
-from atlas_kit.operations.recommend import recommend
+from atlas_kit.settings.recommend import recommend
 
 model = "sample_data/models/tiny-python.gguf"
 engine = open_engine(model, n_threads=1)

@@ -27,7 +27,7 @@ def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> s
 
 def layout_table(format_name: str, layout: str) -> str:
     """Return the field table of one fixed layout of ``atlas_kit.formats.<format>.layout``."""
-    from atlas_kit.formats._construct import field_rows
+    from atlas_kit.formats.schema import field_rows
 
     schema = getattr(importlib.import_module(f"atlas_kit.formats.{format_name}.layout"), layout)
     rows = [(f.offset, f"`{f.name}`", f.type, f.note) for f in field_rows(schema)]
@@ -82,8 +82,8 @@ def gguf_record_table(part: str) -> str:
 
     Sizes vary, so there are no offsets. Types are those of versions 2 and 3, and of 1 where it differs.
     """
-    from atlas_kit.formats._construct import type_name
     from atlas_kit.formats.gguf.layout import layout
+    from atlas_kit.formats.schema import type_name
 
     rows = []
     for new, old in zip(getattr(layout(3), part).subcons, getattr(layout(1), part).subcons, strict=True):
@@ -149,7 +149,7 @@ def emit_gguf(name: str, *arguments: str) -> None:
 
 def memory_fields() -> str:
     """Return the fields of the description."""
-    from atlas_kit.operations._snapshot_tables import DESCRIPTION_FIELDS
+    from atlas_kit.memory.arrays import DESCRIPTION_FIELDS
 
     rows = [(f"`{row.name}`", row.type, row.note) for row in DESCRIPTION_FIELDS]
     return markdown_table(["field", "type", "meaning"], rows)
@@ -157,7 +157,7 @@ def memory_fields() -> str:
 
 def memory_arrays() -> str:
     """Return the arrays of a layer."""
-    from atlas_kit.operations._snapshot_tables import ARRAYS
+    from atlas_kit.memory.arrays import ARRAYS
 
     types = {"compute": "as `dtype`", "stored": "as `window_dtype`"}
     rows = [
@@ -170,14 +170,14 @@ def memory_arrays() -> str:
 
 def memory_conditions() -> str:
     """Return what the words in the column "when" ask of a configuration."""
-    from atlas_kit.operations._snapshot_tables import CONDITIONS
+    from atlas_kit.memory.arrays import CONDITIONS
 
     return markdown_table(["when", "the configuration says"], CONDITIONS.items())
 
 
 def memory_symbols() -> str:
     """Return what the words in the column "shape" stand for."""
-    from atlas_kit.operations._snapshot_tables import SYMBOLS
+    from atlas_kit.memory.arrays import SYMBOLS
 
     return markdown_table(["shape", "is"], SYMBOLS.items())
 
@@ -185,7 +185,7 @@ def memory_symbols() -> str:
 def memory_limits() -> str:
     """Return what arrays can be rounded to."""
     from atlas_kit.formats.atlas.tables import DTYPE_BY_NAME
-    from atlas_kit.operations.snapshot import LIMITS
+    from atlas_kit.persistence.snapshot import LIMITS
 
     rows = [
         (f"`{name}`", f"{8 * DTYPE_BY_NAME[name].size / DTYPE_BY_NAME[name].block:g}", f"{limit:.1%}")
@@ -205,7 +205,7 @@ def memory_example() -> str:
 
     from atlas_kit import MemoryFile
     from atlas_kit.memory import Memory, presets
-    from atlas_kit.operations.snapshot import save_memory
+    from atlas_kit.persistence.snapshot import save_memory
     from tools import reference
     from tools.make_sample_data import NOW
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from atlas_kit.llama.engine import Engine
+    from atlas_kit.llama.open_session import Place
     from atlas_kit.llama.session import AtlasSession
-    from atlas_kit.llama.start import Place
 
 F = TypeVar("F", bound="Callable[..., Any]")
 

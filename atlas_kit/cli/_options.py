@@ -14,8 +14,8 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from atlas_kit.operations._inputs import Given, Keys
-    from atlas_kit.operations.settings import AtlasSettings, SettingRow
+    from atlas_kit.operations.inputs import Given, Keys
+    from atlas_kit.settings.atlas_settings import AtlasSettings, SettingRow
 
 
 class HelpfulCommand(click.Command):
@@ -101,7 +101,7 @@ def read_keys(passphrase_file: str | None, key_file: str | None) -> Keys:
 
     The question is asked only when a file turns out to need it, and only on a terminal.
     """
-    from atlas_kit.operations._inputs import Keys, key_from_file, passphrase_from_file
+    from atlas_kit.operations.inputs import Keys, key_from_file, passphrase_from_file
 
     if passphrase_file and key_file:
         raise click.UsageError("give --passphrase-file or --key-file, not both")
@@ -145,7 +145,7 @@ class ChosenSettings:
         InvalidParamError
             For a file that holds something else, and for settings that do not fit together.
         """
-        from atlas_kit.operations.settings import AtlasSettings
+        from atlas_kit.settings.atlas_settings import AtlasSettings
 
         if self.config is not None:
             base = AtlasSettings.from_file("/dev/stdin" if self.config == "-" else self.config)
@@ -212,7 +212,7 @@ def atlas_settings_options(function: F) -> F:
     ``chosen`` is a ``ChosenSettings``, so that a command can tell what was chosen from what is left to a
     recommendation, a model or a memory file.
     """
-    from atlas_kit.operations.settings import settings_table
+    from atlas_kit.settings.atlas_settings import settings_table
 
     rows = settings_table()
 

@@ -83,7 +83,7 @@ class Styled:
 def emit(result: Result, render: Callable[[Any], Iterable[Block]], as_json: bool) -> int:
     """Write a result as JSON or as text, and return its exit code."""
     if as_json:
-        from atlas_kit.operations._json import dumps
+        from atlas_kit.codecs.json_text import dumps
 
         sys.stdout.write(dumps(result.to_json(), indent=2) + "\n")
     else:
@@ -94,7 +94,7 @@ def emit(result: Result, render: Callable[[Any], Iterable[Block]], as_json: bool
 def emit_all(results: Sequence[Result], render: Callable[[Any], Iterable[Block]], as_json: bool) -> int:
     """Write results, as JSON in one list, and return the largest exit code."""
     if as_json:
-        from atlas_kit.operations._json import dumps
+        from atlas_kit.codecs.json_text import dumps
 
         sys.stdout.write(dumps([result.to_json() for result in results], indent=2) + "\n")
     else:

@@ -100,7 +100,7 @@ def _lines(change: Any) -> Iterator[str | _render.Styled]:
 
 
 def _value(value: Any) -> str:
-    from atlas_kit.operations._json import dumps
+    from atlas_kit.codecs.json_text import dumps
 
     text = value if isinstance(value, str) else dumps(value)
     return text if len(text) <= 200 else f"{text[:197]}..."

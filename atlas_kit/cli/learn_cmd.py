@@ -84,8 +84,8 @@ def command(
     **options: Any,
 ) -> int:
     """Run the command."""
-    from atlas_kit.llama.learn import Document, learn
-    from atlas_kit.llama.start import Place, open_session
+    from atlas_kit.llama.open_session import Place, open_session
+    from atlas_kit.operations.learn import Document, learn
 
     one_stdin(files)
     place = Place(memory_file, model, keys)

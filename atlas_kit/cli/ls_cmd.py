@@ -37,7 +37,7 @@ Examples:
 @keys_options
 def command(file: str, patterns: tuple[str, ...], long: bool, null: bool, as_json: bool, keys: Any) -> int:
     """Run the command."""
-    from atlas_kit.operations._json import to_bytes
+    from atlas_kit.codecs.json_text import to_bytes
     from atlas_kit.operations.ls import list_file
 
     listing = list_file(given(file), patterns, keys)
@@ -80,7 +80,7 @@ def entry_table(entries: list[Any]) -> _render.Table:
 
 def model_tables(listing: Any) -> Iterator[_render.Block]:
     """Yield the tables of metadata and of tensors that `ls -l` and `inspect` show."""
-    from atlas_kit.operations._gguf_values import show_value
+    from atlas_kit.operations.gguf_values import show_value
 
     if listing.metadata:
         rows = [(row.type_name, _render.name(row.key), show_value(row)) for row in listing.metadata]

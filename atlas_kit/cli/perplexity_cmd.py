@@ -22,7 +22,7 @@ class _Kinds(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     name = "KIND,KIND,..."
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from atlas_kit.llama.perplexity import KINDS
+        from atlas_kit.operations.perplexity import KINDS
 
         kinds = tuple(value.split(",")) if isinstance(value, str) else value
         for kind in kinds:
@@ -67,9 +67,9 @@ Examples:
 @json_option
 def command(model: str, texts: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> int:
     """Run the command."""
-    from atlas_kit.llama import keeping
-    from atlas_kit.llama.learn import Document
-    from atlas_kit.llama.perplexity import compare
+    from atlas_kit.llama import session_file
+    from atlas_kit.operations.learn import Document
+    from atlas_kit.operations.perplexity import compare
 
     documents = [(name, Document(name).text()) for name in texts]
     how = dict(options["engine_options"])
@@ -77,7 +77,7 @@ def command(model: str, texts: tuple[str, ...], as_json: bool, quiet: bool, **op
         how["n_ctx"] = options["ctx"]
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(open_model(model, how, quiet=quiet))
-        base, _ = keeping.choose(engine, "auto" if options["atlas_auto"] else True, {})
+        base, _ = session_file.choose(engine, "auto" if options["atlas_auto"] else True, {})
         settings = options["chosen"].over(base)
         with _render.progress() as progress:
             result = compare(
@@ -89,7 +89,7 @@ def command(model: str, texts: tuple[str, ...], as_json: bool, quiet: bool, **op
 
 
 def _text(result: Any, curve: bool) -> Iterator[_render.Block]:
-    from atlas_kit.llama.perplexity import NOTES
+    from atlas_kit.operations.perplexity import NOTES
 
     yield _render.Facts(
         [

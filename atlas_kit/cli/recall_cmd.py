@@ -72,9 +72,9 @@ Examples:
 @json_option
 def command(model: str, filler: str | None, as_json: bool, quiet: bool, **options: Any) -> int:
     """Run the command."""
-    from atlas_kit.llama.learn import Document
-    from atlas_kit.llama.recall import check, recall
-    from atlas_kit.llama.start import open_session
+    from atlas_kit.llama.open_session import open_session
+    from atlas_kit.operations.learn import Document
+    from atlas_kit.operations.recall import check, recall
 
     check(options["facts"], options["distances"], options["template"])
     text = None if filler is None else Document(filler).text()

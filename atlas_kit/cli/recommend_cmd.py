@@ -33,7 +33,7 @@ Examples:
 @json_option
 def command(model: str, as_json: bool) -> int:
     """Run the command."""
-    from atlas_kit.operations.recommend import recommend
+    from atlas_kit.settings.recommend import recommend
 
     return _render.emit(recommend(given(model)), _text, as_json)
 
@@ -51,7 +51,7 @@ def _text(result: Any) -> Iterator[_render.Block]:
 
 
 def _facts(model: Any) -> Iterator[tuple[str, object]]:
-    from atlas_kit.operations.recommend import short
+    from atlas_kit.settings.recommend import short
 
     yield "model", model.path if model.name is None else f"{model.path} ({model.name})"
     yield "architecture", f"{model.architecture}, family: {model.family}"

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from atlas_kit.llama.chat import ChatTemplate
+    from atlas_kit.llama.open_session import Place
     from atlas_kit.llama.sampling import Sampling
     from atlas_kit.llama.session import AtlasSession
-    from atlas_kit.llama.start import Place
 
 HELP = """\
 /help                      this list
@@ -118,7 +118,7 @@ Examples:
 @keys_options
 def command(model: str, prompt: str | None, prompt_file: str | None, quiet: bool, **options: Any) -> int:
     """Run the command."""
-    from atlas_kit.llama.start import Place
+    from atlas_kit.llama.open_session import Place
 
     _check(prompt, prompt_file, options)
     file, place = options["memory_file"], None
@@ -126,7 +126,7 @@ def command(model: str, prompt: str | None, prompt_file: str | None, quiet: bool
         place = Place(file, model, options["keys"])
     sampling = _sampling(options)
     if prompt_file is not None:
-        from atlas_kit.llama.learn import Document
+        from atlas_kit.operations.learn import Document
 
         prompt = Document(prompt_file).text()
     if prompt is not None and not prompt and not options["go_on"]:
@@ -166,8 +166,8 @@ def _check(prompt: str | None, prompt_file: str | None, options: dict[str, Any])
 
 
 def _sampling(options: dict[str, Any]) -> Sampling:
-    from atlas_kit.llama.learn import Document
     from atlas_kit.llama.sampling import Sampling
+    from atlas_kit.operations.learn import Document
 
     names = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
     values = {name: options[name] for name in names if options[name] is not None}
@@ -182,7 +182,7 @@ def _sampling(options: dict[str, Any]) -> Sampling:
 
 
 def _open(engine: Any, options: dict[str, Any]) -> AtlasSession:
-    from atlas_kit.llama.start import open_session
+    from atlas_kit.llama.open_session import open_session
 
     chosen = options["chosen"]
     return open_session(
@@ -350,7 +350,7 @@ class _Talk:
         _render.show([_render.Facts(list(facts(self.session)))])
 
     def _save(self, argument: str) -> None:
-        from atlas_kit.llama.start import Place
+        from atlas_kit.llama.open_session import Place
 
         place = self._place
         if argument and argument != self._options["memory_file"]:
@@ -361,7 +361,7 @@ class _Talk:
         _render.show([f"saved {place.file}"])
 
     def _load(self, argument: str) -> None:
-        from atlas_kit.llama.start import load
+        from atlas_kit.llama.open_session import load
 
         if not argument:
             raise InvalidParamError("which file?", hint="/load FILE")

@@ -74,7 +74,7 @@ def _read(value: str | None, source: str | None) -> bytes:
     if value == "-" or source == "-":
         return sys.stdin.buffer.read()
     if source is not None:
-        from atlas_kit.formats._files import Source
+        from atlas_kit.storage.files import Source
 
         with Source(source) as opened:
             return opened.read(0, opened.size)

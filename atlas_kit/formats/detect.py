@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any, Literal
 
 from atlas_kit.errors import MagicMismatchError
-from atlas_kit.formats._files import Source, StrPath
+from atlas_kit.storage.files import Source, StrPath
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import MemoryFile

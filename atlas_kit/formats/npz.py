@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from atlas_kit.errors import AtlasError, DataTooLargeError, FileCorruptError, InvalidParamError
-from atlas_kit.formats._files import CHUNK, access_error
-from atlas_kit.formats._findings import Finding
+from atlas_kit.formats.findings import Finding
+from atlas_kit.storage.files import CHUNK, access_error
 
 if TYPE_CHECKING:
     import os

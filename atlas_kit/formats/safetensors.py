@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
 from atlas_kit.errors import AtlasError, FileCorruptError, InvalidParamError, KeyNotFoundError, TruncatedError
-from atlas_kit.formats._files import Source
-from atlas_kit.formats._findings import Finding
+from atlas_kit.formats.findings import Finding
+from atlas_kit.storage.files import Source
 
 if TYPE_CHECKING:
     import os

@@ -19,9 +19,9 @@ from jupyter_server.base.handlers import APIHandler, JupyterHandler
 from jupyter_server.utils import ensure_async, url_path_join
 from tornado import web
 
+from atlas_kit.explorer.explorer import pack, preload
 from atlas_kit.jupyter.lending import OpenExplorers
 from atlas_kit.jupyter.places import find_file
-from atlas_kit.operations.explore import pack, preload
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from atlas_kit.operations.explore import Explorer
+from atlas_kit.explorer.explorer import Explorer
 
 #: Who asks for which path; then device, inode, modification time in ns, size in bytes: equal for the same content.
 Identity = tuple[tuple[str, Path], tuple[int, int, int, int]]

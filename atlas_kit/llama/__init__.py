@@ -9,31 +9,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from atlas_kit.llama.behaviour import Behaviour as Behaviour
-    from atlas_kit.llama.behaviour import compare_behaviour as compare_behaviour
     from atlas_kit.llama.engine import Engine as Engine
     from atlas_kit.llama.engine import ModelInfo as ModelInfo
     from atlas_kit.llama.engine import open_engine as open_engine
-    from atlas_kit.llama.fake import FakeEngine as FakeEngine
+    from atlas_kit.llama.fake_engine import FakeEngine as FakeEngine
     from atlas_kit.llama.pool import SessionPool as SessionPool
     from atlas_kit.llama.sampling import Sampling as Sampling
     from atlas_kit.llama.session import AtlasSession as AtlasSession
     from atlas_kit.llama.snapshots import Snapshots as Snapshots
     from atlas_kit.llama.trace import Trace as Trace
-    from atlas_kit.operations.settings import AtlasSettings as AtlasSettings
+    from atlas_kit.settings.atlas_settings import AtlasSettings as AtlasSettings
 
 _HOMES = {
     "AtlasSession": "atlas_kit.llama.session",
-    "AtlasSettings": "atlas_kit.operations.settings",
-    "Behaviour": "atlas_kit.llama.behaviour",
+    "AtlasSettings": "atlas_kit.settings.atlas_settings",
     "Engine": "atlas_kit.llama.engine",
-    "FakeEngine": "atlas_kit.llama.fake",
+    "FakeEngine": "atlas_kit.llama.fake_engine",
     "ModelInfo": "atlas_kit.llama.engine",
     "SessionPool": "atlas_kit.llama.pool",
     "Sampling": "atlas_kit.llama.sampling",
     "Snapshots": "atlas_kit.llama.snapshots",
     "Trace": "atlas_kit.llama.trace",
-    "compare_behaviour": "atlas_kit.llama.behaviour",
     "open_engine": "atlas_kit.llama.engine",
 }
 __all__ = sorted(_HOMES)

@@ -16,7 +16,7 @@ import numpy as np
 from atlas_kit.errors import InvalidParamError
 
 if TYPE_CHECKING:
-    from atlas_kit.llama.rows import OutputRows
+    from atlas_kit.llama.output_matrix import OutputRows
     from atlas_kit.llama.sampling import Sampler, Sampling
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -189,6 +189,6 @@ def open_engine(path: str, **options: Any) -> Engine:
     MissingExtraError
         When llama-cpp-python is not installed.
     """
-    from atlas_kit.llama.binding import LlamaEngine
+    from atlas_kit.llama.llama_engine import LlamaEngine
 
     return LlamaEngine(path, **options)

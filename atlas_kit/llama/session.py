@@ -20,11 +20,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from atlas_kit.errors import InvalidParamError, ModelError
-from atlas_kit.llama import keeping
-from atlas_kit.llama.bridge import Reading, TokenMemory
+from atlas_kit.llama import session_file
 from atlas_kit.llama.engine import Engine, Feed, Outputs, open_engine
 from atlas_kit.llama.sampling import Sampler, Sampling
-from atlas_kit.operations.settings import AtlasSettings
+from atlas_kit.llama.token_memory import Reading, TokenMemory
+from atlas_kit.settings.atlas_settings import AtlasSettings
 
 Array = np.ndarray[Any, Any]
 T = TypeVar("T")
@@ -215,7 +215,7 @@ class AtlasSession:
         #: Tokens that are decoded at a time; a pool makes it smaller.
         self.feed_limit = self.engine.n_batch
         self._counts = Stats()
-        chosen, path = keeping.choose(self.engine, memory, changes)
+        chosen, path = session_file.choose(self.engine, memory, changes)
         if chosen is None:
             return
         if path is None:
@@ -601,7 +601,7 @@ class AtlasSession:
             When the file holds the memory of another model, unless ``force=True``.
         """
         self._require_open()
-        return keeping.save(self, path, context=context, **options)
+        return session_file.save(self, path, context=context, **options)
 
     def load(
         self, path: str | os.PathLike[str], *, context: bool = True, force: bool = False, **options: Any
@@ -616,7 +616,7 @@ class AtlasSession:
             When the file is damaged or does not fit; the session is then as it was.
         """
         self._require_open()
-        keeping.load(self, path, context=context, force=force, **options)
+        session_file.load(self, path, context=context, force=force, **options)
 
     @property
     def position(self) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.memory import MemoryConfig, MemoryState
 from atlas_kit.memory.backend import to_host
-from atlas_kit.operations.settings import AtlasSettings
+from atlas_kit.settings.atlas_settings import AtlasSettings
 
 if TYPE_CHECKING:
     from atlas_kit.llama.session import AtlasSession

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atlas_kit.llama.bridge import Reading, most_likely
+from atlas_kit.llama.token_memory import Reading, most_likely
 
 if TYPE_CHECKING:
     from atlas_kit.llama.session import AtlasSession

@@ -2,7 +2,7 @@
 
 A ``Side`` is what there is to compare about one memory, wherever it came from; what two sides do not share is said in
 a sentence, and the rest is compared all the same. Entries of files are ``diff.py``'s; behaviour needs a model and is
-``llama/behaviour.py``'s.
+``operations/behaviour.py``'s.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from atlas_kit.codecs.json_text import plain
 from atlas_kit.memory import MemoryConfig, MemoryState
+from atlas_kit.memory.arrays import summary
 from atlas_kit.memory.backend import to_host
 from atlas_kit.memory.statistics import MatrixStatistics, matrix_distance, matrix_statistics
 from atlas_kit.memory.window import latest
-from atlas_kit.operations._inputs import Keys, StrPath, name_of, open_given
-from atlas_kit.operations._json import plain
-from atlas_kit.operations._snapshot_tables import summary
 from atlas_kit.operations.diff import json_changes
+from atlas_kit.operations.inputs import Keys, StrPath, name_of, open_given
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import Entry, MemoryFile
@@ -151,7 +151,7 @@ def side_of_file(path: StrPath, *, label: str | None = None, keys: Keys | None =
                 label, {}, path=name, kind="GGUF model", notes=(f"{label} is a model, not a memory.",)
             )
         if opened.kind == "atlas":
-            from atlas_kit.operations.snapshot import find_description
+            from atlas_kit.persistence.snapshot import find_description
 
             if find_description(opened.memory) is not None:
                 return _side_of_memory(path, label, keys)
@@ -159,7 +159,7 @@ def side_of_file(path: StrPath, *, label: str | None = None, keys: Keys | None =
 
 
 def _side_of_memory(path: StrPath, label: str, keys: Keys) -> Side:
-    from atlas_kit.operations.snapshot import load_memory
+    from atlas_kit.persistence.snapshot import load_memory
 
     loaded = load_memory(path, backend="numpy", **keys.options())
     description = loaded.description
@@ -211,7 +211,7 @@ def _side_of_entries(file: MemoryFile, label: str, path: str) -> Side:
 
 def _tensor(entry: Entry) -> dict[str, Array]:
     """Return a tensor entry as matrices, (1, n) for a vector; nothing for numbers without an order."""
-    from atlas_kit.operations._numbers import entry_numbers
+    from atlas_kit.operations.tensor_numbers import entry_numbers
 
     shape = entry.shape or ()
     numbers = np.concatenate([np.asarray(piece) for piece in entry_numbers(entry)] or [np.empty(0)])

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.formats.atlas import tables
-from atlas_kit.operations._inputs import Given, Keys, Progress, check_output, name_of, open_given, size_of
-from atlas_kit.operations._json import named
-from atlas_kit.operations._numbers import Difference, difference, entry_numbers
-from atlas_kit.operations._outputs import Output, save_memory
 from atlas_kit.operations.convert import copy_header
+from atlas_kit.operations.inputs import Given, Keys, Progress, check_output, name_of, open_given, size_of
+from atlas_kit.operations.outputs import Output, save_memory
+from atlas_kit.operations.tensor_numbers import Difference, difference, entry_numbers
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import Entry, MemoryFile
@@ -122,7 +122,7 @@ def compress_file(
         check_output(output, [given], options.force)
     with open_given(given, keys) as opened:
         if opened.kind == "gguf":
-            from atlas_kit.operations._quantize_model import quantize_model
+            from atlas_kit.operations.quantize_model import quantize_model
 
             return quantize_model(opened, given, output, options, progress)
         memory = opened.memory

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.operations._inputs import (
+from atlas_kit.operations.inputs import (
     Given,
     Keys,
     Opened,
@@ -20,14 +21,13 @@ from atlas_kit.operations._inputs import (
     open_given,
     size_of,
 )
-from atlas_kit.operations._json import named
-from atlas_kit.operations._outputs import Output, is_path, output_file, save_memory, scratch_path
+from atlas_kit.operations.outputs import Output, is_path, output_file, save_memory, scratch_path
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import MemoryFile
-    from atlas_kit.operations._inputs import StrPath
+    from atlas_kit.operations.inputs import StrPath
     from atlas_kit.operations.native_model import BoundMemory
-    from atlas_kit.operations.settings import AtlasSettings
+    from atlas_kit.settings.atlas_settings import AtlasSettings
 
 TARGETS = ("atlas-v1", "atlas-v2", "atlas-v3", "json", "safetensors", "npz", "gguf", "atlas-gguf")
 
@@ -185,15 +185,15 @@ def _write(
             memory = encrypted(memory, options.new_keys or keys)
         coding = {"codec": options.codec, "level": options.level, "shuffle": options.shuffle}
         return save_memory(memory, output, version=version, **coding)
-    from atlas_kit.operations import _carriers, _document
+    from atlas_kit.operations import interchange, json_document
 
     with output_file(output) as file:
         if target == "json":
-            _document.write_document(memory, file, progress)
+            json_document.write_document(memory, file, progress)
         elif target == "safetensors":
-            _carriers.write_as_safetensors(memory, file)
+            interchange.write_as_safetensors(memory, file)
         else:
-            _carriers.write_as_npz(memory, file)
+            interchange.write_as_npz(memory, file)
         return file.tell()
 
 
@@ -309,8 +309,8 @@ def _native_values(
 
 
 def _native_settings(model: StrPath, options: ConvertOptions, bound: BoundMemory | None) -> AtlasSettings:
-    from atlas_kit.operations.recommend import recommend
-    from atlas_kit.operations.settings import AtlasSettings
+    from atlas_kit.settings.atlas_settings import AtlasSettings
+    from atlas_kit.settings.recommend import recommend
 
     learned = bound.settings if bound else None
     base = recommend(model).settings if options.auto else learned or AtlasSettings()

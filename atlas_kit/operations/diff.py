@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from atlas_kit.codecs.json_text import is_utf8, loads, named, plain
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.operations._inputs import Given, Keys, Opened, Progress, open_given
-from atlas_kit.operations._json import is_utf8, loads, named, plain
-from atlas_kit.operations._numbers import Difference, difference, entry_numbers
+from atlas_kit.operations.inputs import Given, Keys, Opened, Progress, open_given
+from atlas_kit.operations.tensor_numbers import Difference, difference, entry_numbers
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import Entry, MemoryFile
@@ -347,7 +347,7 @@ def _first_difference(a: Entry, b: Entry) -> tuple[str | None, str | None]:
     """Return the first bytes that differ, with their place, of both."""
     from itertools import zip_longest
 
-    from atlas_kit.operations._numbers import whole_items
+    from atlas_kit.operations.tensor_numbers import whole_items
 
     place = 0
     for one, two in zip_longest(whole_items(a.chunks(), 1), whole_items(b.chunks(), 1), fillvalue=b""):
@@ -411,7 +411,7 @@ def _pairs(model: GGUFFile, options: DiffOptions) -> dict[str, MetadataField]:
 
 
 def _field_text(row: MetadataField) -> str:
-    from atlas_kit.operations._gguf_values import show_value
+    from atlas_kit.operations.gguf_values import show_value
 
     return show_value(row)
 
@@ -443,7 +443,7 @@ def _equal_values(a: Any, b: Any, tolerance: float) -> bool:
 
 def _diff_arrays(a: MetadataField, b: MetadataField, change: Change, options: DiffOptions) -> None:
     """Compare two arrays: first their bytes, and only where those differ element by element."""
-    from atlas_kit.operations._gguf_values import plain_value
+    from atlas_kit.operations.gguf_values import plain_value
 
     encoded = getattr(a.items, "encoded", None), getattr(b.items, "encoded", None)
     if a.count == b.count and all(encoded) and encoded[0]() == encoded[1]():  # type: ignore[misc]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import InvalidParamError, KeyNotFoundError
-from atlas_kit.operations._inputs import Given, Keys, Opened, open_given
+from atlas_kit.operations.inputs import Given, Keys, Opened, open_given
 
 if TYPE_CHECKING:
     from atlas_kit.formats.gguf import GGUFFile
@@ -50,8 +50,8 @@ def get_value(given: Given, key: str, keys: Keys | None = None) -> Iterator[Valu
 
 
 def _of_memory(opened: Opened, key: str) -> Value:
-    from atlas_kit.operations._document import entry_to_json
-    from atlas_kit.operations._rows import EntryRow
+    from atlas_kit.operations.entry_rows import EntryRow
+    from atlas_kit.operations.json_document import entry_to_json
 
     memory = opened.memory
     entry = memory.get(key)
@@ -78,8 +78,8 @@ def _looks_like_text(start: bytes) -> bool:
 
 
 def _of_model(model: GGUFFile, key: str) -> Value:
-    from atlas_kit.operations._gguf_values import field_to_json, plain_value, tensor_to_json
-    from atlas_kit.operations._json import dumps, to_bytes
+    from atlas_kit.codecs.json_text import dumps, to_bytes
+    from atlas_kit.operations.gguf_values import field_to_json, plain_value, tensor_to_json
 
     row = model.metadata.get(key)
     if row is not None:

@@ -12,9 +12,9 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from atlas_kit.codecs.json_text import named, to_bytes
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.operations._inputs import Given, Keys, Progress, kind_of, name_of, open_given
-from atlas_kit.operations._json import named, to_bytes
+from atlas_kit.operations.inputs import Given, Keys, Progress, kind_of, name_of, open_given
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -118,7 +118,7 @@ def identify_model(given: Given, *, full: bool = False, progress: Progress | Non
 
 
 def _hash_bytes(given: Given, algorithm: str, progress: Progress | None) -> str:
-    from atlas_kit.formats._files import Source
+    from atlas_kit.storage.files import Source
 
     digest = new_digest(algorithm)
     with Source(data=given) if isinstance(given, bytes) else Source(given) as source:
@@ -154,8 +154,8 @@ def _hash_entry(entry: Entry, algorithm: str, whole: Any, result: Hashes) -> Non
 def _hash_model(
     model: GGUFFile, algorithm: str, whole: Any, result: Hashes, progress: Progress | None
 ) -> None:
-    from atlas_kit.operations._gguf_values import plain_value
-    from atlas_kit.operations._json import dumps
+    from atlas_kit.codecs.json_text import dumps
+    from atlas_kit.operations.gguf_values import plain_value
 
     for row in model.fields:
         value = row.items

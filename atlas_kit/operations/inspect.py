@@ -10,16 +10,16 @@ import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError, KeyRequiredError, MagicMismatchError
-from atlas_kit.operations._inputs import Given, Keys, Opened, Progress, kind_of, name_of, open_given, size_of
-from atlas_kit.operations._json import named
+from atlas_kit.operations.inputs import Given, Keys, Opened, Progress, kind_of, name_of, open_given, size_of
 
 if TYPE_CHECKING:
     from atlas_kit.formats.gguf import MetadataField, TensorInfo
-    from atlas_kit.operations._inspect_parts import HexLine, OneEntry
-    from atlas_kit.operations._map import Region
-    from atlas_kit.operations._numbers import TensorStats
-    from atlas_kit.operations._rows import EntryRow
+    from atlas_kit.operations.byte_map import Region
+    from atlas_kit.operations.entry_rows import EntryRow
+    from atlas_kit.operations.inspect_parts import HexLine, OneEntry
+    from atlas_kit.operations.tensor_numbers import TensorStats
 
 #: The overview counts types and codecs of this many entries at most, and lists this many.
 COUNTED = 100_000
@@ -82,7 +82,7 @@ class Inspection:
 
     def to_json(self) -> dict[str, Any]:
         """Return every part that was asked for."""
-        from atlas_kit.operations._gguf_values import field_to_json, tensor_to_json
+        from atlas_kit.operations.gguf_values import field_to_json, tensor_to_json
 
         out: dict[str, Any] = {**named("path", self.path), "format": self.kind, "size": self.size}
         out.update(self.overview or {})
@@ -147,7 +147,7 @@ def inspect_file(
 
 
 def _inspect_memory(opened: Opened, wanted: Wanted, result: Inspection, progress: Progress | None) -> None:
-    from atlas_kit.operations._rows import EntryRow
+    from atlas_kit.operations.entry_rows import EntryRow
 
     memory = opened.memory
     if wanted.overview:
@@ -159,19 +159,19 @@ def _inspect_memory(opened: Opened, wanted: Wanted, result: Inspection, progress
     if wanted.tensors:
         result.entries = [EntryRow.of(entry) for entry in memory.entries() if entry.dtype_id]
     if wanted.stats:
-        from atlas_kit.operations._inspect_parts import memory_stats
+        from atlas_kit.operations.inspect_parts import memory_stats
 
         result.stats = memory_stats(memory, progress)
     if wanted.entry is not None:
-        from atlas_kit.operations._inspect_parts import one_entry
+        from atlas_kit.operations.inspect_parts import one_entry
 
         result.entry = one_entry(memory, wanted.entry, opened.name)
 
 
 def _sealed_overview(given: Given) -> dict[str, Any]:
     """Return what an encrypted file says without its key; none of it is authenticated."""
-    from atlas_kit.formats._files import Source
     from atlas_kit.formats.atlas import layout
+    from atlas_kit.storage.files import Source
 
     with Source(data=given) if isinstance(given, bytes) else Source(given) as source:
         values = layout.HEADER_V3.unpack(source.read(0, layout.HEADER_V3.size))
@@ -188,7 +188,7 @@ def _sealed_overview(given: Given) -> dict[str, Any]:
 
 
 def _memory_overview(opened: Opened, result: Inspection) -> None:
-    from atlas_kit.operations._rows import EntryRow
+    from atlas_kit.operations.entry_rows import EntryRow
 
     memory = opened.memory
     count = len(memory)
@@ -226,7 +226,7 @@ def _memory_overview(opened: Opened, result: Inspection) -> None:
         facts.update(garbage=memory.garbage, generation=memory.generation)
         facts["warnings"] = [finding.to_json() for finding in memory.warnings]
     if LEARNED in memory:
-        from atlas_kit.operations._inspect_parts import learned_memory
+        from atlas_kit.operations.inspect_parts import learned_memory
 
         facts["memory"] = learned_memory(memory)
     result.overview = facts
@@ -253,7 +253,7 @@ def _inspect_model(given: Given, wanted: Wanted, result: Inspection, progress: P
             model.error.path = None
             result.problems.append(str(model.error))
         if wanted.overview:
-            from atlas_kit.operations._model import model_overview
+            from atlas_kit.operations.model_overview import model_overview
 
             result.overview = model_overview(model)
         if wanted.keys or wanted.entries:
@@ -261,11 +261,11 @@ def _inspect_model(given: Given, wanted: Wanted, result: Inspection, progress: P
         if wanted.tensors or wanted.entries:
             result.tensors = model.tensor_infos
         if wanted.stats:
-            from atlas_kit.operations._inspect_parts import model_stats
+            from atlas_kit.operations.inspect_parts import model_stats
 
             result.stats = model_stats(model, progress)
         if wanted.entry is not None:
-            from atlas_kit.operations._inspect_parts import one_of_model
+            from atlas_kit.operations.inspect_parts import one_of_model
 
             result.entry = one_of_model(model, wanted.entry)
 
@@ -283,10 +283,10 @@ def _from_bytes(given: Given, kind: str | None, wanted: Wanted, result: Inspecti
             f"there is no view of the bytes of {kind or 'unknown'} files", path=name_of(given)
         )
     if wanted.hex:
-        from atlas_kit.operations._inspect_parts import hex_lines
+        from atlas_kit.operations.inspect_parts import hex_lines
 
         result.fields, result.fields_error = hex_lines(given, kind, wanted.limit, keys.options())
     if wanted.map:
-        from atlas_kit.operations._map import regions_of
+        from atlas_kit.operations.byte_map import regions_of
 
         result.regions = regions_of(given, kind, keys.options())

@@ -6,13 +6,13 @@ import fnmatch
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.operations._inputs import Given, Keys, open_given
+from atlas_kit.operations.inputs import Given, Keys, open_given
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from atlas_kit.formats.gguf import MetadataField, TensorInfo
-    from atlas_kit.operations._rows import EntryRow
+    from atlas_kit.operations.entry_rows import EntryRow
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Listing:
         """Return one object per entry, key or tensor."""
         if self.kind != "gguf":
             return [row.to_json() for row in self.entries]
-        from atlas_kit.operations._gguf_values import field_to_json, tensor_to_json
+        from atlas_kit.operations.gguf_values import field_to_json, tensor_to_json
 
         return [
             *({"kind": "metadata", **field_to_json(row)} for row in self.metadata),
@@ -53,7 +53,7 @@ def list_file(given: Given, patterns: Sequence[str] = (), keys: Keys | None = No
             listing.metadata = [row for row in opened.gguf.fields if matches(row.key, patterns)]
             listing.tensors = [info for info in opened.gguf.tensor_infos if matches(info.name, patterns)]
         else:
-            from atlas_kit.operations._rows import EntryRow
+            from atlas_kit.operations.entry_rows import EntryRow
 
             listing.entries = [
                 EntryRow.of(entry) for entry in opened.memory.entries() if matches(entry.key, patterns)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.operations._inputs import Given, Keys, Opened, check_output, name_of, open_given
-from atlas_kit.operations._json import named
-from atlas_kit.operations._outputs import Output, save_memory
+from atlas_kit.operations.inputs import Given, Keys, Opened, check_output, name_of, open_given
+from atlas_kit.operations.outputs import Output, save_memory
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import Entry

@@ -20,8 +20,8 @@ from atlas_kit.errors import (
     VersionMismatchError,
     WrongModelError,
 )
-from atlas_kit.operations._inputs import Keys, StrPath
-from atlas_kit.operations.settings import ADAPTIVE, AtlasSettings, SettingRow, settings_table
+from atlas_kit.operations.inputs import Keys, StrPath
+from atlas_kit.settings.atlas_settings import ADAPTIVE, AtlasSettings, SettingRow, settings_table
 
 if TYPE_CHECKING:
     from atlas_kit.formats.gguf import GGUFFile
@@ -116,8 +116,8 @@ def _wrong(file: GGUFFile, key: str, message: str, hint: str | None = None) -> F
 
 
 def _sha256(path: StrPath) -> str:
-    from atlas_kit.formats._files import Source
     from atlas_kit.operations.hash import digest_of
+    from atlas_kit.storage.files import Source
 
     with Source(path) as source:
         return digest_of(source.chunks(0, source.size)).hex()
@@ -159,9 +159,9 @@ def check_memory(
         It is of another width than the model.
     """
     from atlas_kit.formats.gguf import GGUFFile, model_identity
-    from atlas_kit.operations._inputs import open_memory
-    from atlas_kit.operations.model_facts import model_facts
-    from atlas_kit.operations.snapshot import load_memory
+    from atlas_kit.operations.inputs import open_memory
+    from atlas_kit.persistence.snapshot import load_memory
+    from atlas_kit.settings.model_facts import model_facts
 
     keys = Keys() if keys is None else keys  # false while its passphrase is not asked for yet
     with GGUFFile.open(model) as file:
@@ -212,7 +212,7 @@ def placed_memory(bound: BoundMemory, output: StrPath, *, force: bool = False) -
     FileAccessError
         Another file is in its place, and ``force`` is off.
     """
-    from atlas_kit.formats._files import CHUNK, Source, atomic_write
+    from atlas_kit.storage.files import CHUNK, Source, atomic_write
 
     target = sidecar_of(output)
     digest = _sha256(bound.path)

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import AtlasError, FileCorruptError, InvalidParamError, KeyNotFoundError, TruncatedError
-from atlas_kit.formats._files import Source, StrPath, access_error, atomic_write, lock
 from atlas_kit.formats.detect import detect
-from atlas_kit.operations._inputs import Keys, check_output, same_file
-from atlas_kit.operations._json import named
+from atlas_kit.operations.inputs import Keys, check_output, same_file
+from atlas_kit.storage.files import Source, StrPath, access_error, atomic_write, lock
 
 #: What ``restore_backup`` calls the journal of an interrupted edit.
 JOURNAL = "journal"

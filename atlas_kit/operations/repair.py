@@ -6,15 +6,15 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError, KeyRequiredError
-from atlas_kit.operations._inputs import Given, Keys, check_output, kind_of, name_of, size_of
-from atlas_kit.operations._json import named
-from atlas_kit.operations._outputs import Output, is_path, scratch_path
+from atlas_kit.operations.inputs import Given, Keys, check_output, kind_of, name_of, size_of
+from atlas_kit.operations.outputs import Output, is_path, scratch_path
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas.rescue import RescueResult
     from atlas_kit.formats.gguf.mend import MendResult
-    from atlas_kit.operations._inputs import Progress
+    from atlas_kit.operations.inputs import Progress
 
 
 @dataclass
@@ -116,8 +116,8 @@ def _repair(
     if kind == "gguf":
         result.mend = _mend(given, path, options, progress)
         return
-    from atlas_kit.formats._files import Source
     from atlas_kit.formats.atlas.rescue import rescue_atlas
+    from atlas_kit.storage.files import Source
 
     def rescue() -> RescueResult:
         source: Any = Source(data=given) if isinstance(given, bytes) else given

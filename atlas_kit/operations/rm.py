@@ -6,13 +6,13 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.formats._files import StrPath
-from atlas_kit.operations._inputs import Keys, kind_of, unknown_format
-from atlas_kit.operations._json import named
 from atlas_kit.operations.get import not_found
+from atlas_kit.operations.inputs import Keys, kind_of, unknown_format
 from atlas_kit.operations.ls import matches
 from atlas_kit.operations.set import edit_memory
+from atlas_kit.storage.files import StrPath
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -63,7 +63,7 @@ def remove_keys(
             f"keys can be removed from .atlas and GGUF files, and this is {kind}", path=path
         )
     if dry_run:
-        from atlas_kit.operations._inputs import open_memory
+        from atlas_kit.operations.inputs import open_memory
 
         with open_memory(path, keys) as memory:
             return Removed(os.fsdecode(path), _choose(memory, wanted, glob, ignore_missing, path), True)

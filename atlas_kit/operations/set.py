@@ -6,13 +6,13 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.formats._files import StrPath
-from atlas_kit.operations._inputs import Keys, kind_of, unknown_format
-from atlas_kit.operations._json import named
+from atlas_kit.operations.inputs import Keys, kind_of, unknown_format
+from atlas_kit.storage.files import StrPath
 
 if TYPE_CHECKING:
-    from atlas_kit.operations._inputs import Progress
+    from atlas_kit.operations.inputs import Progress
 
 
 @dataclass
@@ -159,7 +159,7 @@ def _set_in_model(
 ) -> Stored:
     from atlas_kit.formats.gguf import GGUFFile, MetadataField, Set, ValueType, edit_metadata
     from atlas_kit.formats.gguf.tables import describe_key, value_type_name, value_type_of_name
-    from atlas_kit.operations._gguf_values import parse_value
+    from atlas_kit.operations.gguf_values import parse_value
 
     if options.is_array or options.codec or options.timestamp is not None or options.flags is not None:
         raise InvalidParamError("GGUF metadata have no flags, timestamp, codec or .npy arrays", path=path)

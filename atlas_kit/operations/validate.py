@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import (
     AtlasError,
     FileAccessError,
@@ -17,12 +18,11 @@ from atlas_kit.errors import (
     NoSuchFileError,
     WrongKeyError,
 )
-from atlas_kit.formats._findings import Finding
-from atlas_kit.operations._inputs import Given, Keys, kind_of, name_of, size_of
-from atlas_kit.operations._json import named
+from atlas_kit.formats.findings import Finding
+from atlas_kit.operations.inputs import Given, Keys, kind_of, name_of, size_of
 
 if TYPE_CHECKING:
-    from atlas_kit.operations._inputs import Progress
+    from atlas_kit.operations.inputs import Progress
 
 #: What is looked for in a directory.
 SUFFIXES = (".atlas", ".gguf", ".safetensors", ".npz")
@@ -133,7 +133,7 @@ def _check(given: Given, kind: str | None, keys: Keys) -> list[Finding]:
 
         return check_npz(given)
     if kind == "json":
-        from atlas_kit.operations._carriers import read_carrier
+        from atlas_kit.operations.interchange import read_carrier
 
         read_carrier(given, kind)
         return []
@@ -157,7 +157,7 @@ def _is_named_atlas(given: Given) -> bool:
 
 
 def _checkable(given: Given) -> Any:
-    from atlas_kit.formats._files import Source
+    from atlas_kit.storage.files import Source
 
     return Source(data=given) if isinstance(given, bytes) else given
 
@@ -171,7 +171,7 @@ def _check_atlas(given: Given, keys: Keys) -> list[Finding]:
 
 
 def _is_encrypted(given: Given) -> bool:
-    from atlas_kit.formats._files import Source
+    from atlas_kit.storage.files import Source
 
     with Source(data=given) if isinstance(given, bytes) else Source(given) as source:
         return source.read_upto(0, 8) == b"ATLS\x03\0\0\0"

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from atlas_kit.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from atlas_kit.widgets.compare import MemoryCompare
-    from atlas_kit.widgets.explorer import FileExplorer
-    from atlas_kit.widgets.lab import MemoryLab
+    from atlas_kit.widgets.compare.memory_compare import MemoryCompare
+    from atlas_kit.widgets.explorer.file_explorer import FileExplorer
+    from atlas_kit.widgets.lab.memory_lab import MemoryLab
     from atlas_kit.widgets.matrix import MatrixView
     from atlas_kit.widgets.playground import CapacityPlayground
 

@@ -19,11 +19,11 @@ import numpy as np
 import traitlets
 
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.operations.pooling import block
+from atlas_kit.explorer.pooling import block
 from atlas_kit.widgets import colour
-from atlas_kit.widgets._frames import FrameGate
-from atlas_kit.widgets._link import Link
-from atlas_kit.widgets._shown import Shown, page
+from atlas_kit.widgets.base import Shown, page
+from atlas_kit.widgets.frame_gate import FrameGate
+from atlas_kit.widgets.link import Link
 from atlas_kit.widgets.sources import Array, Measured, TileSource, as_source, measure
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ import numpy as np
 from atlas_kit.errors import AtlasError, InvalidParamError
 from atlas_kit.memory.capacity import LEVELS, Recall, Stored, held, similarity
 from atlas_kit.memory.trials import KINDS, TRAININGS, TRIALS, Trial
-from atlas_kit.widgets import _chart
-from atlas_kit.widgets._shown import Shown
+from atlas_kit.widgets import chart
+from atlas_kit.widgets.base import Shown
 from atlas_kit.widgets.live import Runner, sentence
 from atlas_kit.widgets.matrix import MatrixView
 
@@ -365,7 +365,7 @@ class CapacityPlayground(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self._show_pictures()
 
     def _show_pictures(self) -> None:
-        self._lines.value = _chart.svg(self.chart())
+        self._lines.value = chart.svg(self.chart())
         stored = self.stored
         if stored is not None:
             self.view.update(self._heat(stored))
@@ -377,12 +377,12 @@ class CapacityPlayground(Shown, ipywidgets.VBox):  # type: ignore[misc]
         lead = (0,) * (reads.ndim - 2)
         return similarity(reads[lead], values[lead])
 
-    def chart(self) -> _chart.Chart:
+    def chart(self) -> chart.Chart:
         """Return the curves as a chart."""
         measure, name = self._measure.value, self._measure.label
         level = LEVELS["accuracy"]
         lines = [
-            _chart.Line(
+            chart.Line(
                 f"{curve.trial.label}{_holds(curve)}",
                 [point.pairs for point in curve.points],
                 [getattr(point, measure) for point in curve.points],
@@ -392,7 +392,7 @@ class CapacityPlayground(Shown, ipywidgets.VBox):  # type: ignore[misc]
             if curve.points
         ]
         limits = _limits(self.curves[-1].trial) if self.curves else []
-        return _chart.Chart(self._sentence(), "pairs stored", name, lines, level, limits)
+        return chart.Chart(self._sentence(), "pairs stored", name, lines, level, limits)
 
     # --- static ---------------------------------------------------------------------------------------------
 
@@ -418,7 +418,7 @@ class CapacityPlayground(Shown, ipywidgets.VBox):  # type: ignore[misc]
             figsize=(10.5, 4.4 + 0.16 * len(self.curves)), layout="constrained", facecolor="white"
         )
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-        _chart.draw(left, self.chart())
+        chart.draw(left, self.chart())
         if self.stored is None:
             right.set_axis_off()
             return figure

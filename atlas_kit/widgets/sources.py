@@ -1,6 +1,6 @@
 """Whatever is like a matrix as a source of tiles, and what one look at all of it finds.
 
-Tiles are pooled as ``operations/pooling.py`` says. Nothing here knows about widgets.
+Tiles are pooled as ``explorer/pooling.py`` says. Nothing here knows about widgets.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.operations.pooling import BAND, block, pool
+from atlas_kit.explorer.pooling import BAND, block, pool
 
 Array = np.ndarray[Any, Any]
 

@@ -229,8 +229,8 @@ def test_settings_make_a_model_native(run_cli, samples, tmp_path, options):
 
 def test_a_memory_goes_beside_a_native_model(run_cli, samples, tmp_path, parse_json):
     from atlas_kit.memory import Memory
-    from atlas_kit.operations.settings import AtlasSettings
-    from atlas_kit.operations.snapshot import save_memory
+    from atlas_kit.persistence.snapshot import save_memory
+    from atlas_kit.settings.atlas_settings import AtlasSettings
 
     model, memory = samples / "gguf" / "tiny.gguf", tmp_path / "session.atlas"
     learner = Memory(AtlasSettings(window_size=16).memory_config(32))

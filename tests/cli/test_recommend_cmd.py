@@ -9,7 +9,7 @@ import pytest
 
 from atlas_kit.cli._options import ChosenSettings, atlas_settings_options, command_
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.operations.settings import AtlasSettings, settings_table
+from atlas_kit.settings.atlas_settings import AtlasSettings, settings_table
 
 
 def test_recommend_shows_every_setting_and_the_command(run_cli, samples):

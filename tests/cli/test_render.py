@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from atlas_kit.cli import _render
-from atlas_kit.operations._json import dumps, named
+from atlas_kit.codecs.json_text import dumps, named
 
 pytest_plugins = ["cli_fixtures"]
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from atlas_kit.errors import AtlasError
-from atlas_kit.formats._files import Source
 from atlas_kit.formats.atlas import MemoryFile, check_v2, checksums, layout, v2_writer
 from atlas_kit.formats.atlas import tables as t
 from atlas_kit.formats.atlas.check import check_atlas
 from atlas_kit.formats.atlas.entry import Entry, MemoryPayload
 from atlas_kit.formats.atlas.store import Info
+from atlas_kit.storage.files import Source
 from tools import sample_writers as w
 
 NOW = 1_700_000_000

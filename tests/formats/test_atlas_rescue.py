@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas_kit.errors import InvalidParamError, KeyRequiredError, MagicMismatchError, WrongKeyError
-from atlas_kit.formats._files import Source
 from atlas_kit.formats.atlas import MemoryFile
 from atlas_kit.formats.atlas.check import check_atlas
 from atlas_kit.formats.atlas.rescue import RescueResult, rescue_atlas
+from atlas_kit.storage.files import Source
 from tools import sample_writers as w
 from tools.bench import repair_score as score
 

@@ -27,9 +27,9 @@ from atlas_kit.errors import (
     TruncatedError,
     VersionMismatchError,
 )
-from atlas_kit.formats._files import Source
 from atlas_kit.formats.atlas import Entry, MemoryFile, checksums, layout, tables, v2, v2_writer
 from atlas_kit.formats.atlas.entry import MemoryPayload
+from atlas_kit.storage.files import Source
 
 KEY = bytes(range(32))
 

@@ -40,10 +40,10 @@ from gguf_builder import (
 from llama_oracle import LlamaOracle, OracleUnavailableError
 
 from atlas_kit.errors import NoSuchFileError
-from atlas_kit.formats._files import Source
-from atlas_kit.formats._findings import Finding
+from atlas_kit.formats.findings import Finding
 from atlas_kit.formats.gguf import architectures
 from atlas_kit.formats.gguf.check import MAX_PER_CODE, check_gguf, is_ok
+from atlas_kit.storage.files import Source
 
 TINY = tiny_llama()
 BPE = tiny_llama(tokenizer="gpt2")

@@ -39,7 +39,6 @@ from atlas_kit.errors import (
     KeyNotFoundError,
     VersionMismatchError,
 )
-from atlas_kit.formats._files import Source, lock
 from atlas_kit.formats.gguf import (
     Delete,
     GGUFFile,
@@ -56,6 +55,7 @@ from atlas_kit.formats.gguf import (
 )
 from atlas_kit.formats.gguf.journal import journal_path, recover_journal
 from atlas_kit.formats.gguf.tables import PAD_KEY
+from atlas_kit.storage.files import Source, lock
 
 
 def save(path: Path, file: File | bytes) -> Path:

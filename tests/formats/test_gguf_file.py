@@ -41,10 +41,10 @@ from atlas_kit.errors import (
     NoSuchFileError,
     TruncatedError,
 )
-from atlas_kit.formats._files import Source
 from atlas_kit.formats.gguf import GGUFFile, TensorInfo, hash_tensors, hex_fields, scan_header, tables
 from atlas_kit.formats.gguf.tables import GGML_TYPES, GGMLType, ValueType
 from atlas_kit.formats.gguf.values import LazyStrings
+from atlas_kit.storage.files import Source
 
 
 def save(path: Path, file: File | bytes) -> Path:

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atlas_kit.errors import AtlasError, InvalidParamError
-from atlas_kit.formats._construct import BufferStream, parse, trace
 from atlas_kit.formats.gguf import GGUFFile, MetadataField, tables
 from atlas_kit.formats.gguf.layout import Record, layout
 from atlas_kit.formats.gguf.tables import GGMLType, ValueType
 from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.formats.gguf.values import ArrayValue, infer_type
 from atlas_kit.formats.gguf.write import build, build_header
+from atlas_kit.formats.schema import BufferStream, parse, trace
 
 RANGES = {
     ValueType.UINT8: (0, 2**8 - 1),

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atlas_kit.errors import TruncatedError
-from atlas_kit.formats._construct import BufferStream
-from atlas_kit.formats._files import Source
 from atlas_kit.formats.gguf import strings
 from atlas_kit.formats.gguf.scan import HeaderStream
 from atlas_kit.formats.gguf.strings import LazyStrings, _walk_plain, _walk_vector, walk_strings
+from atlas_kit.formats.schema import BufferStream
+from atlas_kit.storage.files import Source
 
 PREFIXES = [struct.Struct(code) for code in ("<Q", ">Q", "<I", ">I")]
 

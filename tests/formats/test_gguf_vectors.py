@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from atlas_kit.errors import FileCorruptError, MagicMismatchError, TruncatedError, VersionMismatchError
-from atlas_kit.formats._construct import parse
 from atlas_kit.formats.gguf import GGUFFile, tables
 from atlas_kit.formats.gguf.layout import layout
 from atlas_kit.formats.gguf.values import ArrayValue
 from atlas_kit.formats.gguf.write import build, build_header
+from atlas_kit.formats.schema import parse
 
 FILE = Path(__file__).resolve().parents[2] / "formats" / "vectors" / "gguf.json"
 VECTORS = json.loads(FILE.read_text(encoding="utf-8"))["vectors"]

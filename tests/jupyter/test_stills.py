@@ -30,7 +30,7 @@ VIEW = "application/vnd.jupyter.widget-view+json"
 #: A widget of the smallest kind: Jupyter's slider, with a picture of our way.
 SHOW = """
 import ipywidgets, matplotlib.figure
-from atlas_kit.widgets._shown import Shown
+from atlas_kit.widgets.base import Shown
 
 class Slider(Shown, ipywidgets.IntSlider):
     def text(self):

@@ -8,7 +8,7 @@ import pytest
 from atlas_kit.errors import ModelError
 from atlas_kit.llama import AtlasSession, Sampling
 from atlas_kit.llama.engine import Feed
-from atlas_kit.operations.settings import AtlasSettings
+from atlas_kit.settings.atlas_settings import AtlasSettings
 
 maker = pytest.importorskip("tools.make_random_model")
 DECODERS = sorted(set(maker.FAMILIES) - {"bert"})

@@ -17,7 +17,7 @@ from atlas_kit.errors import (
     NoSuchFileError,
 )
 from atlas_kit.llama import FakeEngine
-from atlas_kit.llama import binding as llama_binding
+from atlas_kit.llama import llama_engine as llama_binding
 from atlas_kit.llama.engine import Feed
 
 TOKENS = [72, 101, 108, 108, 111, 44, 32, 119, 111, 114, 108, 100, 33, 10, 72, 101]

@@ -6,7 +6,7 @@ import pytest
 
 from atlas_kit.errors import InvalidParamError, ModelError
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling, SessionPool
-from atlas_kit.operations.settings import AtlasSettings
+from atlas_kit.settings.atlas_settings import AtlasSettings
 
 GREEDY = Sampling(temperature=0)
 SMALL = AtlasSettings(window_size=64, memory_dim=8, omega_window=8, chunk_size=8, candidates=16)

@@ -10,7 +10,7 @@ import pytest
 
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling
-from atlas_kit.operations.settings import AtlasSettings
+from atlas_kit.settings.atlas_settings import AtlasSettings
 
 PROMPT = "to be or not to be, that is the question: " * 3
 GREEDY = Sampling(temperature=0)

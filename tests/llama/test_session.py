@@ -16,7 +16,7 @@ from atlas_kit.errors import AtlasError, InvalidParamError, ModelError
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling
 from atlas_kit.llama.engine import Feed
 from atlas_kit.llama.session import _Text
-from atlas_kit.operations.settings import AtlasSettings
+from atlas_kit.settings.atlas_settings import AtlasSettings
 
 GREEDY = Sampling(temperature=0)
 TEXT = "to be or not to be, that is the question: whether 'tis nobler in the mind to suffer. " * 3

@@ -8,9 +8,9 @@ import pytest
 from atlas_kit import GGUFFile
 from atlas_kit.errors import TruncatedError
 from atlas_kit.llama import FakeEngine
-from atlas_kit.llama.bridge import TokenMemory
-from atlas_kit.llama.rows import OutputRows
-from atlas_kit.operations.settings import AtlasSettings
+from atlas_kit.llama.output_matrix import OutputRows
+from atlas_kit.llama.token_memory import TokenMemory
+from atlas_kit.settings.atlas_settings import AtlasSettings
 from tools.make_random_model import make_model
 
 

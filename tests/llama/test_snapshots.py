@@ -8,8 +8,8 @@ import pytest
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama import AtlasSession, FakeEngine
 from atlas_kit.llama import snapshots as module
-from atlas_kit.llama.behaviour import memory_beside
 from atlas_kit.llama.snapshots import Snapshots, take_snapshot
+from atlas_kit.operations.behaviour import memory_beside
 
 
 @pytest.fixture

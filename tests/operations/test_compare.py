@@ -13,9 +13,9 @@ from atlas_kit.codecs.numbers import to_bfloat16
 from atlas_kit.errors import NoSuchFileError
 from atlas_kit.memory import Features, Identity, Memory, MemoryConfig, ResidualMLP, stack
 from atlas_kit.operations import compare
-from atlas_kit.operations._inputs import Keys
 from atlas_kit.operations.compare import Side, Window, side_of_file, side_of_state
-from atlas_kit.operations.snapshot import save_memory
+from atlas_kit.operations.inputs import Keys
+from atlas_kit.persistence.snapshot import save_memory
 from tests.conftest import SAMPLES
 
 CONFIG = MemoryConfig(

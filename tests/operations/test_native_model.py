@@ -43,12 +43,12 @@ from atlas_kit.errors import (
 from atlas_kit.formats.gguf import GGUFFile, Set, edit_metadata, model_identity, tables
 from atlas_kit.memory import Memory
 from atlas_kit.operations import native_model
-from atlas_kit.operations._inputs import Keys
 from atlas_kit.operations.convert import ConvertOptions, convert_file
+from atlas_kit.operations.inputs import Keys
 from atlas_kit.operations.native_model import native_settings, native_values
-from atlas_kit.operations.recommend import recommend
-from atlas_kit.operations.settings import AtlasSettings, settings_table
-from atlas_kit.operations.snapshot import save_memory
+from atlas_kit.persistence.snapshot import save_memory
+from atlas_kit.settings.atlas_settings import AtlasSettings, settings_table
+from atlas_kit.settings.recommend import recommend
 
 TINY = tiny_llama(layers=1)
 #: Every setting away from its default, so that nothing passes by luck.
@@ -444,7 +444,7 @@ def test_stock_llama_cpp_loads_it(tmp_path: Path, stock: Path, learned: Any) -> 
 
 
 def test_a_loaded_memory_is_the_one_that_was_bound(tmp_path: Path, stock: Path, learned: Any) -> None:
-    from atlas_kit.operations.snapshot import load_memory
+    from atlas_kit.persistence.snapshot import load_memory
 
     make_native(stock, tmp_path / "n.gguf", memory=learned())
     with GGUFFile.open(tmp_path / "n.gguf") as file:

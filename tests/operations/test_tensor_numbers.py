@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atlas_kit.operations import _numbers
-from atlas_kit.operations._numbers import difference, stats_of, whole_items
+from atlas_kit.operations import tensor_numbers
 from atlas_kit.operations.diff import _longest_rising, json_changes
+from atlas_kit.operations.tensor_numbers import difference, stats_of, whole_items
 
 FLOATS = st.floats(-1e6, 1e6, width=32)
 
@@ -48,11 +48,11 @@ def test_statistics_of_what_is_not_finite():
 def test_differences(pairs, places, piece):
     a = np.array([x for x, _ in pairs], np.float32)
     b = np.array([y for _, y in pairs], np.float32)
-    old, _numbers.PIECE = _numbers.PIECE, piece
+    old, tensor_numbers.PIECE = tensor_numbers.PIECE, piece
     try:
         found = difference(cut(a, places), cut(b, places[:1]))
     finally:
-        _numbers.PIECE = old
+        tensor_numbers.PIECE = old
     wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
     gap = np.abs(wide_a - wide_b)
     assert found.count == a.size

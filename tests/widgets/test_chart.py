@@ -12,7 +12,7 @@ pytest.importorskip("matplotlib")
 
 from matplotlib.figure import Figure
 
-from atlas_kit.widgets._chart import HEIGHT, WIDTH, Chart, Line, draw, style, svg, ticks
+from atlas_kit.widgets.chart import HEIGHT, WIDTH, Chart, Line, draw, style, svg, ticks
 
 NAMESPACE = {"s": "http://www.w3.org/2000/svg"}
 

@@ -7,8 +7,8 @@ import pytest
 
 from atlas_kit.llama import AtlasSession, AtlasSettings, FakeEngine
 from atlas_kit.widgets import MemoryCompare
-from atlas_kit.widgets._compare_panes import Spectra, Table
-from atlas_kit.widgets.compare import _MATRIX_COLUMNS
+from atlas_kit.widgets.compare.memory_compare import _MATRIX_COLUMNS
+from atlas_kit.widgets.compare.panes import Spectra, Table
 from tests.widgets.conftest import receive
 
 SMALL = AtlasSettings(window_size=64, memory_dim=16, omega_window=8, chunk_size=4)

@@ -14,9 +14,10 @@ from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama import AtlasSession, AtlasSettings, FakeEngine
 from atlas_kit.llama.snapshots import Snapshots
 from atlas_kit.memory import Memory, MemoryConfig
-from atlas_kit.operations.snapshot import load_memory
-from atlas_kit.widgets import MemoryCompare, _compare_behaviour
-from atlas_kit.widgets._newest import Newest
+from atlas_kit.persistence.snapshot import load_memory
+from atlas_kit.widgets import MemoryCompare
+from atlas_kit.widgets.compare.memory_compare import behaviour_pane
+from atlas_kit.widgets.newest import Newest
 from tests.conftest import SAMPLES
 
 SMALL = AtlasSettings(window_size=64, memory_dim=16, omega_window=8, chunk_size=4)
@@ -51,7 +52,7 @@ def done(compare):
 
 
 def test_examples():
-    assert not doctest.testmod(_compare_behaviour).failed
+    assert not doctest.testmod(behaviour_pane).failed
 
 
 # --- two memories -------------------------------------------------------------------------------------------
@@ -317,8 +318,8 @@ def test_a_lab_is_a_run(run):
 
 
 def test_playing_goes_through_the_moments_and_can_be_paused(run, monkeypatch):
-    monkeypatch.setattr("atlas_kit.widgets.compare.PACE", 0.01)
-    monkeypatch.setattr("atlas_kit.widgets._frames.PATIENCE", 0.0)  # no page acknowledges here
+    monkeypatch.setattr("atlas_kit.widgets.compare.memory_compare.PACE", 0.01)
+    monkeypatch.setattr("atlas_kit.widgets.frame_gate.PATIENCE", 0.0)  # no page acknowledges here
     _, moments = run
     compare = done(MemoryCompare(moments))
     seen = []

@@ -14,10 +14,10 @@ from axe_playwright_python.sync_playwright import Axe
 from conftest import Stage
 from playwright.sync_api import Page, expect
 
+from atlas_kit.explorer.explorer import Explorer
 from atlas_kit.formats.atlas import MemoryFile
-from atlas_kit.operations.explore import Explorer
 from atlas_kit.widgets import FileExplorer, colour
-from atlas_kit.widgets._modules import STATIC
+from atlas_kit.widgets.static_modules import STATIC
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_data"
 TINY = SAMPLES / "gguf/tiny.gguf"

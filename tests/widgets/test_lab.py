@@ -14,7 +14,7 @@ import pytest
 from atlas_kit.errors import AtlasError, InvalidParamError, ModelError
 from atlas_kit.llama import AtlasSession, AtlasSettings, FakeEngine
 from atlas_kit.widgets import MemoryCompare, MemoryLab
-from atlas_kit.widgets.lab import LIVE
+from atlas_kit.widgets.lab.memory_lab import LIVE
 from tests.conftest import SAMPLES
 from tests.widgets.conftest import receive, wired
 
@@ -404,7 +404,7 @@ def frames(wire):
 
 
 def test_frames_wait_for_the_page_and_bring_everything_in_order(lab, monkeypatch):
-    monkeypatch.setattr("atlas_kit.widgets._frames.PATIENCE", 1e9)
+    monkeypatch.setattr("atlas_kit.widgets.frame_gate.PATIENCE", 1e9)
     wire = wired(lab.view)
     receive(lab.view, {"method": "custom", "content": {"kind": "hello"}})
     (first,) = frames(wire)
@@ -419,7 +419,7 @@ def test_frames_wait_for_the_page_and_bring_everything_in_order(lab, monkeypatch
 
 
 def test_a_page_that_was_loaded_again_gets_everything_in_pieces(lab, monkeypatch):
-    monkeypatch.setattr("atlas_kit.widgets._lab_view.MOST_TOKENS", 200)
+    monkeypatch.setattr("atlas_kit.widgets.lab.view.MOST_TOKENS", 200)
     lab.run()
     wire = wired(lab.view)
     receive(lab.view, {"method": "custom", "content": {"kind": "hello"}})

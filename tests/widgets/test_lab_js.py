@@ -48,7 +48,7 @@ def test_the_numbers_are_those_of_the_history(read, lab):
 
 
 def test_the_running_mean_is_that_of_the_figure(read, lab):
-    from atlas_kit.widgets._lab_static import running_mean
+    from atlas_kit.widgets.lab.static_view import running_mean
 
     mean = running_mean(np.stack((lab.history.loss_model, lab.history.loss), 1))[-1]
     shown = [inner(read, f".loss li:nth-child({k}) b") for k in (1, 2, 3)]
@@ -190,7 +190,7 @@ def test_only_the_newest_tokens_are_in_the_page(stage: Stage, lab):
 
 
 def test_a_page_that_is_not_heard_gets_no_second_frame(stage: Stage, lab, monkeypatch):
-    monkeypatch.setattr("atlas_kit.widgets._frames.PATIENCE", 1e9)
+    monkeypatch.setattr("atlas_kit.widgets.frame_gate.PATIENCE", 1e9)
     stage.show(lab.view)
     stage.silent = True
     lab.step()

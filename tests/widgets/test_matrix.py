@@ -13,7 +13,7 @@ import pytest
 from matplotlib.image import imread
 
 from atlas_kit.errors import FileAccessError, InvalidParamError
-from atlas_kit.widgets import MatrixView, _frames, colour
+from atlas_kit.widgets import MatrixView, colour, frame_gate
 from tests.widgets.conftest import receive, wired
 from tests.widgets.test_sources import Sampled
 
@@ -36,7 +36,7 @@ def tile_of(message):
 def clock(monkeypatch):
     """Stop the time that frames are waited for."""
     now = [100.0]
-    monkeypatch.setattr(_frames.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(frame_gate.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -129,7 +129,7 @@ def test_a_browser_that_went_away_is_waited_for_two_seconds(clock):
     wire = wired(view)
     view.update([[1]])
     view.update([[2]])
-    clock[0] += _frames.PATIENCE + 0.1
+    clock[0] += frame_gate.PATIENCE + 0.1
     view.update([[3]])
     assert [float(tile_of(message)[0, 0]) for message in wire.take()] == [1, 3]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from atlas_kit.widgets._newest import Newest
+from atlas_kit.widgets.newest import Newest
 
 
 class Work:

@@ -2,8 +2,8 @@
 
     python tools/bench/quality.py [--save] [--quick]
 
-All memories read the same states and logits (``atlas_kit.llama.perplexity``), each document starts with an empty one,
-and what counts are the tokens from 4,096 on. ``knn`` is the whole history with full states and the same gate, and
+All memories read the same states and logits (``atlas_kit.operations.perplexity``), each document starts with an empty
+one, and what counts are the tokens from 4,096 on. ``knn`` is the whole history with full states and the same gate, and
 grows without bound; ``atlas`` keeps at most 4 MB, window included. Exits with 1 when a limit is missed.
 """
 
@@ -24,10 +24,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT)]
 
 from atlas_kit.llama import AtlasSession, Sampling  # noqa: E402
-from atlas_kit.llama.binding import LlamaEngine  # noqa: E402
-from atlas_kit.llama.perplexity import Comparison, compare  # noqa: E402
-from atlas_kit.operations.recommend import recommend  # noqa: E402
-from atlas_kit.operations.settings import AtlasSettings  # noqa: E402
+from atlas_kit.llama.llama_engine import LlamaEngine  # noqa: E402
+from atlas_kit.operations.perplexity import Comparison, compare  # noqa: E402
+from atlas_kit.settings.atlas_settings import AtlasSettings  # noqa: E402
+from atlas_kit.settings.recommend import recommend  # noqa: E402
 
 MODEL = ROOT / "sample_data" / "models" / "tiny-python.gguf"
 DOCUMENTS = ROOT / "sample_data" / "documents"

@@ -26,11 +26,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT)]
 
-from atlas_kit.formats._files import Source  # noqa: E402
 from atlas_kit.formats.atlas import MemoryFile, layout, v1  # noqa: E402
 from atlas_kit.formats.atlas.check import check_atlas  # noqa: E402
 from atlas_kit.formats.atlas.rescue import RescueResult, rescue_atlas  # noqa: E402
 from atlas_kit.formats.atlas.rescue_plan import LOST_AND_FOUND  # noqa: E402
+from atlas_kit.storage.files import Source  # noqa: E402
 
 KEY = bytes(range(32))  # version 3 with a raw key: scrypt is slow on purpose
 WORDS = (

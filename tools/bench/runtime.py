@@ -37,12 +37,12 @@ for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # read when NumPy is 
 import numpy as np  # noqa: E402
 
 from atlas_kit.llama import AtlasSession, Sampling, open_engine  # noqa: E402
-from atlas_kit.llama.binding import LlamaEngine, library  # noqa: E402
-from atlas_kit.llama.bridge import TokenMemory  # noqa: E402
 from atlas_kit.llama.engine import Feed  # noqa: E402
-from atlas_kit.llama.rows import OutputRows  # noqa: E402
-from atlas_kit.operations.recommend import recommend  # noqa: E402
-from atlas_kit.operations.settings import AtlasSettings  # noqa: E402
+from atlas_kit.llama.llama_engine import LlamaEngine, library  # noqa: E402
+from atlas_kit.llama.output_matrix import OutputRows  # noqa: E402
+from atlas_kit.llama.token_memory import TokenMemory  # noqa: E402
+from atlas_kit.settings.atlas_settings import AtlasSettings  # noqa: E402
+from atlas_kit.settings.recommend import recommend  # noqa: E402
 from tools.bench.formats import Row  # noqa: E402
 from tools.bench.memory import FREE, keep, machine_of, measured, resident  # noqa: E402
 

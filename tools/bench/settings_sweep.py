@@ -2,7 +2,7 @@
 
     python tools/bench/settings_sweep.py [--save] [--tokens 7000] [--only window_size] [--model FILE.gguf]
 
-It backs the rule of ``atlas_kit.operations.recommend``. The documents are the "tune" ones of ``tools/held_out.py``, on
+It backs the rule of ``atlas_kit.settings.recommend``. The documents are the "tune" ones of ``tools/held_out.py``, on
 which nothing is ever reported. The model reads each once, and all memories listen; what counts is the loss from token
 4,096 on. One process per document, as many at a time as there are processors, each with one thread.
 """
@@ -30,9 +30,9 @@ import numpy as np  # noqa: E402
 
 from atlas_kit.errors import AtlasError  # noqa: E402
 from atlas_kit.llama import AtlasSession, open_engine  # noqa: E402
-from atlas_kit.llama.bridge import TokenMemory  # noqa: E402
-from atlas_kit.operations.recommend import recommend  # noqa: E402
-from atlas_kit.operations.settings import AtlasSettings  # noqa: E402
+from atlas_kit.llama.token_memory import TokenMemory  # noqa: E402
+from atlas_kit.settings.atlas_settings import AtlasSettings  # noqa: E402
+from atlas_kit.settings.recommend import recommend  # noqa: E402
 from tools.bench.memory import RESULTS, machine_of  # noqa: E402
 from tools.held_out import HELD_OUT  # noqa: E402
 

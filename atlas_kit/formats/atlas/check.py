@@ -11,10 +11,10 @@ import time
 from typing import TYPE_CHECKING
 
 from atlas_kit.errors import AtlasError
-from atlas_kit.formats._files import Source, StrPath
-from atlas_kit.formats._findings import Finding, Severity
 from atlas_kit.formats.atlas import layout
 from atlas_kit.formats.atlas import tables as t
+from atlas_kit.formats.findings import Finding, Severity
+from atlas_kit.storage.files import Source, StrPath
 
 if TYPE_CHECKING:
     pass

@@ -26,11 +26,11 @@ from atlas_kit.formats.atlas.verify import Verifier
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from atlas_kit.formats._files import Source
     from atlas_kit.formats.atlas.check import Report
     from atlas_kit.formats.atlas.crypto import Cipher, Secret
     from atlas_kit.formats.atlas.entry import Entry
     from atlas_kit.formats.atlas.scan_v2 import BlockHead, Piece
+    from atlas_kit.storage.files import Source
 
 #: From this many stored bytes on, payloads are verified by two threads (hashing and reading release the GIL).
 PARALLEL = 1 << 24

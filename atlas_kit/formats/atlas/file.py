@@ -25,17 +25,17 @@ from atlas_kit.errors import (
     TruncatedError,
     VersionMismatchError,
 )
-from atlas_kit.formats import _files
-from atlas_kit.formats._files import Source, StrPath
 from atlas_kit.formats.atlas import tables as t
 from atlas_kit.formats.atlas import v1
 from atlas_kit.formats.atlas.entry import Entry, make_entry
 from atlas_kit.formats.atlas.store import Info, Store, canonical_key, encode_key
+from atlas_kit.storage import files
+from atlas_kit.storage.files import Source, StrPath
 
 if TYPE_CHECKING:
-    from atlas_kit.formats._findings import Finding
     from atlas_kit.formats.atlas import v2
     from atlas_kit.formats.atlas.crypto import Cipher, Secret
+    from atlas_kit.formats.findings import Finding
 
 _MISSING: Any = object()
 
@@ -179,7 +179,7 @@ class MemoryFile(MutableMapping[str, Entry]):
         Nothing is written when the block raises, or changes nothing. ``create`` starts a version 2 file
         where there is none.
         """
-        with _files.lock(path, timeout=timeout):
+        with files.lock(path, timeout=timeout):
             if create and not os.path.exists(path):
                 memory = cls(version=version or (3 if any(secret.values()) else 2), **secret)
                 memory.path = os.fspath(path)
@@ -572,7 +572,7 @@ class MemoryFile(MutableMapping[str, Entry]):
             if append and same and not self._dirty:
                 return
             locked = locked or self._locked == os.path.realpath(target)
-            with contextlib.nullcontext() if locked else _files.lock(target):
+            with contextlib.nullcontext() if locked else files.lock(target):
                 changed = same and self._store is not None and self._store.source.changed()
                 if changed and not force:
                     raise ConflictError(
@@ -608,7 +608,7 @@ class MemoryFile(MutableMapping[str, Entry]):
 
         info = self._stamped(version)
         cipher = self._cipher_for(version)
-        with _files.atomic_write(target, backup=backup, locked=True, durable=durable) as file:
+        with files.atomic_write(target, backup=backup, locked=True, durable=durable) as file:
             if version == 1:
                 v1.write(file, info, self.entries(), len(self))
             else:
@@ -648,7 +648,7 @@ class MemoryFile(MutableMapping[str, Entry]):
                     hint="Rescue what is intact with: atlas-tool repair",
                 ) from error  # fmt: skip
             if isinstance(error, OSError):
-                raise _files.access_error(error, target, "write") from error
+                raise files.access_error(error, target, "write") from error
             raise
         self._reopen(target, store.cipher)
 

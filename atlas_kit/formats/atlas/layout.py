@@ -11,8 +11,8 @@ from typing import Any
 
 import construct as cs
 
-from atlas_kit.formats._construct import field_rows, struct_of
 from atlas_kit.formats.atlas.tables import ENTRY_SYNC, INDEX_SYNC, MAGIC
+from atlas_kit.formats.schema import field_rows, struct_of
 
 u8, u32, u64 = cs.Int8ul, cs.Int32ul, cs.Int64ul
 

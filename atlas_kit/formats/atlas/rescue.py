@@ -10,13 +10,13 @@ import os
 from typing import IO, TYPE_CHECKING
 
 from atlas_kit.errors import InvalidParamError, KeyRequiredError, MagicMismatchError, VersionMismatchError
-from atlas_kit.formats import _files
-from atlas_kit.formats._files import Source, StrPath
 from atlas_kit.formats.atlas import layout, scan_v1, scan_v2, v1
 from atlas_kit.formats.atlas import tables as t
 from atlas_kit.formats.atlas.rescue_plan import LostPiece, Plan, RescueResult, SavedEntry, max_key_of
 from atlas_kit.formats.atlas.rescue_v1 import plan_v1
 from atlas_kit.formats.atlas.rescue_v2 import plan_v2
+from atlas_kit.storage import files
+from atlas_kit.storage.files import Source, StrPath
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas.crypto import Secret
@@ -115,7 +115,7 @@ def _rescue(
         plan.notes,
     )  # fmt: skip
     if not dry_run and out is not None:
-        with _files.atomic_write(out, durable=durable) as file:
+        with files.atomic_write(out, durable=durable) as file:
             _write(file, plan, target, secret)
     return result
 

@@ -13,10 +13,10 @@ from atlas_kit.formats.atlas.store import Info, decode_key
 from atlas_kit.formats.atlas.verify import Verifier
 
 if TYPE_CHECKING:
-    from atlas_kit.formats._files import Source
     from atlas_kit.formats.atlas.crypto import Cipher, KdfParams, Secret
     from atlas_kit.formats.atlas.entry import Entry
     from atlas_kit.formats.atlas.scan_v2 import Piece, State
+    from atlas_kit.storage.files import Source
 
 #: Different key derivations that are tried: each may take a second.
 MAX_TRIES = 3

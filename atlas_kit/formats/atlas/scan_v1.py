@@ -12,14 +12,14 @@ import bisect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.formats._construct import dtype_of
 from atlas_kit.formats.atlas import checksums, layout, v1
 from atlas_kit.formats.atlas import tables as t
+from atlas_kit.formats.schema import dtype_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from atlas_kit.formats._files import Source
+    from atlas_kit.storage.files import Source
 
 _HEAD = layout.ENTRY_V1.size
 _REACH = _HEAD + t.V1_MAX_KEY + 1

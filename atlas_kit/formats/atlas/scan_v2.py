@@ -19,9 +19,9 @@ from atlas_kit.formats.atlas import tables as t
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from atlas_kit.formats._files import Source
     from atlas_kit.formats.atlas.crypto import Cipher
     from atlas_kit.formats.atlas.entry import Entry
+    from atlas_kit.storage.files import Source
 
 _HEAD = layout.ENTRY.size
 _REC = layout.RECORD.size

@@ -10,10 +10,10 @@ from atlas_kit.errors import InvalidParamError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from atlas_kit.formats._files import Source
-    from atlas_kit.formats._findings import Finding
     from atlas_kit.formats.atlas.crypto import Cipher
     from atlas_kit.formats.atlas.entry import Entry
+    from atlas_kit.formats.findings import Finding
+    from atlas_kit.storage.files import Source
 
 
 @dataclass

@@ -16,16 +16,16 @@ from atlas_kit.errors import (
     KeyTooLongError,
     TruncatedError,
 )
-from atlas_kit.formats._findings import Finding
 from atlas_kit.formats.atlas import checksums, layout
 from atlas_kit.formats.atlas import tables as t
 from atlas_kit.formats.atlas.entry import Entry, FnvPayload
 from atlas_kit.formats.atlas.store import Info, decode_key, encode_key
+from atlas_kit.formats.findings import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from atlas_kit.formats._files import Source
+    from atlas_kit.storage.files import Source
 
 #: How much of the file the walk reads ahead: much among small entries, little behind a large one.
 WINDOW = 1 << 22

@@ -19,17 +19,17 @@ from atlas_kit.errors import (
     TruncatedError,
     VersionMismatchError,
 )
-from atlas_kit.formats._findings import Finding
 from atlas_kit.formats.atlas import checksums, layout
 from atlas_kit.formats.atlas import tables as t
 from atlas_kit.formats.atlas.entry import Entry, FilePayload, MemoryPayload
 from atlas_kit.formats.atlas.store import Info, decode_key, encode_key
+from atlas_kit.formats.findings import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from atlas_kit.formats._files import Source
     from atlas_kit.formats.atlas.crypto import Cipher, KdfParams, Secret
+    from atlas_kit.storage.files import Source
 
 _REPAIR = "Rescue what is intact with: atlas-tool repair"
 

@@ -11,12 +11,12 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from atlas_kit.codecs import table as codecs
 from atlas_kit.errors import InvalidParamError, KeyTooLongError
-from atlas_kit.formats._files import start_writeback
 from atlas_kit.formats.atlas import checksums, layout
 from atlas_kit.formats.atlas import tables as t
 from atlas_kit.formats.atlas.entry import Entry, MemoryPayload
 from atlas_kit.formats.atlas.store import Info, encode_key
 from atlas_kit.formats.atlas.v2 import Header, StoreV2
+from atlas_kit.storage.files import start_writeback
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -14,11 +14,11 @@ import construct as cs
 
 from atlas_kit.codecs import table as codecs
 from atlas_kit.errors import AtlasError, FileCorruptError
-from atlas_kit.formats._construct import Span, trace
-from atlas_kit.formats._files import Source, StrPath
 from atlas_kit.formats.atlas import checksums, layout, scan_v1, scan_v2, v1, v2
 from atlas_kit.formats.atlas import tables as t
 from atlas_kit.formats.atlas.store import decode_key
+from atlas_kit.formats.schema import Span, trace
+from atlas_kit.storage.files import Source, StrPath
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

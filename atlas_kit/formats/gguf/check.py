@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from atlas_kit.errors import AtlasError, MagicMismatchError, TruncatedError, VersionMismatchError, printable
-from atlas_kit.formats._files import Source, StrPath
-from atlas_kit.formats._findings import Finding, Severity
+from atlas_kit.formats.findings import Finding, Severity
 from atlas_kit.formats.gguf import tables
 from atlas_kit.formats.gguf.salvage import Salvage, salvage
 from atlas_kit.formats.gguf.scan import HeaderScan, align, scan_header
 from atlas_kit.formats.gguf.tables import ValueType
 from atlas_kit.formats.gguf.tensors import TensorInfo
+from atlas_kit.storage.files import Source, StrPath
 
 if TYPE_CHECKING:
     from atlas_kit.formats.gguf.values import MetadataField

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atlas_kit.errors import AtlasError
-from atlas_kit.formats._files import Source
 from atlas_kit.formats.gguf.shards import shard_name
 from atlas_kit.formats.gguf.tensors import TensorInfo
+from atlas_kit.storage.files import Source
 
 if TYPE_CHECKING:
     from atlas_kit.formats.gguf.check import Report

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from atlas_kit.errors import AtlasError, DataTooLargeError, InvalidParamError, KeyNotFoundError
-from atlas_kit.formats._files import StrPath, lock
 from atlas_kit.formats.gguf import tables
 from atlas_kit.formats.gguf.file import GGUFFile
 from atlas_kit.formats.gguf.journal import recover_journal, replace_start
@@ -22,6 +21,7 @@ from atlas_kit.formats.gguf.scan import align
 from atlas_kit.formats.gguf.tables import PAD_KEY, ValueType
 from atlas_kit.formats.gguf.values import MetadataField
 from atlas_kit.formats.gguf.write import Progress, rebuilt_header, write_with_header
+from atlas_kit.storage.files import StrPath, lock
 
 _MAX_KEY = 65_535
 

@@ -18,13 +18,13 @@ from atlas_kit.errors import (
     TruncatedError,
     VersionMismatchError,
 )
-from atlas_kit.formats._files import CHUNK, Source, StrPath
 from atlas_kit.formats.gguf import tables
 from atlas_kit.formats.gguf.journal import check_journal
 from atlas_kit.formats.gguf.scan import HeaderScan, scan_header
 from atlas_kit.formats.gguf.tables import GGMLType
 from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.formats.gguf.values import MetadataField
+from atlas_kit.storage.files import CHUNK, Source, StrPath
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from atlas_kit.errors import FileAccessError, FileCorruptError
-from atlas_kit.formats._files import StrPath, access_error, lock, sync_folder
+from atlas_kit.storage.files import StrPath, access_error, lock, sync_folder
 
 if TYPE_CHECKING:
     from pathlib import Path

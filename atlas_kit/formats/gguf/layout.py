@@ -18,11 +18,11 @@ from typing import Any
 import construct as cs
 
 from atlas_kit.errors import FileCorruptError, InvalidParamError, TruncatedError
-from atlas_kit.formats._construct import BufferStream, struct_of
 from atlas_kit.formats.gguf import tables
 from atlas_kit.formats.gguf.strings import LazyStrings, walk_strings
 from atlas_kit.formats.gguf.tables import GGMLType, ValueType
 from atlas_kit.formats.gguf.values import LazyArrays, LazyNumbers, OddNaN
+from atlas_kit.formats.schema import BufferStream, struct_of
 
 
 def _need(stream: BufferStream, size: int, what: str) -> int:

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from atlas_kit.errors import FileCorruptError, InvalidParamError, printable
-from atlas_kit.formats._files import Source, StrPath, atomic_write, write_atomically
-from atlas_kit.formats._findings import Finding
+from atlas_kit.formats.findings import Finding
 from atlas_kit.formats.gguf import check_model, tables
 from atlas_kit.formats.gguf.check import MAPPED_ALIGNMENT, check_gguf, read_records
 from atlas_kit.formats.gguf.layout import layout
@@ -27,6 +26,7 @@ from atlas_kit.formats.gguf.scan import align, scan_header
 from atlas_kit.formats.gguf.tables import ValueType
 from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.formats.gguf.values import MetadataField
+from atlas_kit.storage.files import Source, StrPath, atomic_write, write_atomically
 
 #: Of one lost record so many bytes are kept in the lost-and-found file.
 _MAX_LOST = 1 << 20

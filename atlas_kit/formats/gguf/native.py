@@ -16,7 +16,6 @@ from typing import Any
 import xxhash
 
 from atlas_kit.errors import FileCorruptError, InvalidParamError
-from atlas_kit.formats._files import StrPath
 from atlas_kit.formats.gguf import tables
 from atlas_kit.formats.gguf.edit import padding_for
 from atlas_kit.formats.gguf.file import GGUFFile
@@ -24,6 +23,7 @@ from atlas_kit.formats.gguf.scan import align
 from atlas_kit.formats.gguf.tables import PAD_KEY, ValueType
 from atlas_kit.formats.gguf.values import MetadataField
 from atlas_kit.formats.gguf.write import Progress, rebuilt_header, write_with_header
+from atlas_kit.storage.files import StrPath
 
 PREFIX = "atlas."
 ATLAS_VERSION = 1

@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from atlas_kit.formats._files import Source
 from atlas_kit.formats.gguf import tables
 from atlas_kit.formats.gguf.scan import align
 from atlas_kit.formats.gguf.tensors import TensorInfo
+from atlas_kit.storage.files import Source
 
 
 @dataclass(frozen=True)

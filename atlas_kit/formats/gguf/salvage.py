@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from atlas_kit.errors import AtlasError
-from atlas_kit.formats._files import CHUNK, Source
 from atlas_kit.formats.gguf import tables
 from atlas_kit.formats.gguf.layout import Layout, layout
 from atlas_kit.formats.gguf.scan import HeaderStream, align, field_of
 from atlas_kit.formats.gguf.tables import ValueType
 from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.formats.gguf.values import MetadataField
+from atlas_kit.storage.files import CHUNK, Source
 
 #: How far behind damage the next pair is searched: a broken pair may hold a whole vocabulary.
 _FAR = 64 << 20

@@ -20,14 +20,14 @@ from atlas_kit.errors import (
     TruncatedError,
     VersionMismatchError,
 )
-from atlas_kit.formats._construct import BufferStream, Span, parse, trace
-from atlas_kit.formats._files import Source, StrPath
 from atlas_kit.formats.gguf import tables
 from atlas_kit.formats.gguf.layout import Layout, layout
 from atlas_kit.formats.gguf.strings import LazyStrings
 from atlas_kit.formats.gguf.tables import ValueType
 from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.formats.gguf.values import ArrayValue, LazyArrays, LazyNumbers, MetadataField
+from atlas_kit.formats.schema import BufferStream, Span, parse, trace
+from atlas_kit.storage.files import Source, StrPath
 
 FIRST_READ = 1 << 16
 LARGEST_READ = 1 << 20

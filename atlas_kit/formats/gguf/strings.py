@@ -21,7 +21,7 @@ from atlas_kit.errors import TruncatedError
 if TYPE_CHECKING:
     import numpy as np
 
-    from atlas_kit.formats._construct import BufferStream
+    from atlas_kit.formats.schema import BufferStream
 
 #: Bytes looked at in one round of vector operations: the temporaries stay in the second-level cache.
 WINDOW = 1 << 18

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, overload
 import construct as cs
 
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.formats._construct import scalar_dtype
 from atlas_kit.formats.gguf.strings import LazyStrings
 from atlas_kit.formats.gguf.tables import ValueType, value_type_name
+from atlas_kit.formats.schema import scalar_dtype
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from atlas_kit.formats._construct import BufferStream
+    from atlas_kit.formats.schema import BufferStream
 
 
 class OddNaN(float):

@@ -18,13 +18,13 @@ from atlas_kit.errors import (
     TruncatedError,
     VersionMismatchError,
 )
-from atlas_kit.formats._files import CHUNK, Source, StrPath, atomic_write
 from atlas_kit.formats.gguf import tables
 from atlas_kit.formats.gguf.layout import Layout, layout
 from atlas_kit.formats.gguf.scan import align
 from atlas_kit.formats.gguf.tables import GGMLType, ValueType
 from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.formats.gguf.values import MetadataField
+from atlas_kit.storage.files import CHUNK, Source, StrPath, atomic_write
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,7 +1,7 @@
 // The file explorer: a summary, the byte map, tables, bytes and findings of one file.
 //
 // Where the answers come from is the caller's: `request` asks a kernel (the notebook's widget) or a server (a double-
-// click in JupyterLab). Plain ES modules without a build; the notebook joins them (widgets/_modules.py).
+// click in JupyterLab). Plain ES modules without a build; the notebook joins them (widgets/static_modules.py).
 
 import { byteMap } from "./explorer_map.js";
 import { bytes, count, el, fill, followTheme, sentence, tabs } from "./explorer_dom.js";

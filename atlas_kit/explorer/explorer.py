@@ -1,0 +1,452 @@
+"""What the file explorer shows, as JSON-ready data and buffers: one message in, one answer out. Knows no Jupyter.
+
+Opening reads the header or the index only, and every answer is bounded, whatever the size of the file. A message is
+``{"op": NAME, ...}``; the operations are the methods of ``Explorer`` named ``_op_NAME``, which say what they take.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import stat
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atlas_kit.codecs.json_text import plain
+from atlas_kit.errors import (
+    AtlasError,
+    FileAccessError,
+    InvalidParamError,
+    KeyRequiredError,
+    NoSuchFileError,
+    printable,
+)
+from atlas_kit.explorer.contents import Contents, exact_size
+from atlas_kit.explorer.items import Item
+from atlas_kit.formats.detect import detect
+from atlas_kit.storage.files import Source, access_error, atomic_write
+
+if TYPE_CHECKING:
+    from atlas_kit.explorer.matrix import StoredMatrix
+    from atlas_kit.operations.inputs import StrPath
+    from atlas_kit.operations.validate import FileReport
+
+#: Bytes of one page of the hex view, and of a file that goes through the browser.
+PAGE = 1 << 12
+DOWNLOAD = 1 << 25
+#: Regions that are named in one picture of the map: the widest.
+LABELS = 48
+Answer = tuple[dict[str, Any], list[bytes]]
+
+
+class Explorer:
+    """A file of any kind, opened to be looked at.
+
+    Never raises for what is in the file: ``problem`` and ``summary`` say what is wrong with it in one sentence.
+
+    Attributes
+    ----------
+    path
+        The file.
+    contents
+        What is known of it.
+    problem
+        Why it can be shown only in part, or not at all; else None.
+    """
+
+    def __init__(self, path: StrPath, passphrase: str | bytes | None = None) -> None:
+        self.path = os.fspath(path)
+        self._lock = threading.RLock()
+        self._closed = False
+        self._check: _Check | None = None
+        self._item: tuple[tuple[str, int], Item] | None = None
+        self.problem: AtlasError | None = None
+        self.contents: Contents = Contents(Source(data=b""))
+        self._open(passphrase)
+
+    def _open(self, passphrase: str | bytes | None) -> None:
+        try:
+            self._take(open_contents(self.path, passphrase))
+        except AtlasError as error:
+            self.problem = error
+
+    def _take(self, contents: Contents) -> None:
+        """Look at these contents from now on."""
+        self.contents.close()
+        self.contents, self.problem, self._item = contents, contents.problem, None
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise _closed_error(self.path)
+
+    def close(self) -> None:
+        """Release the file; questions that still come are answered with a sentence."""
+        with self._lock:
+            self._closed = True
+            self._take(Contents(Source(data=b""), _closed_error(self.path)))
+
+    def __enter__(self) -> Explorer:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # --- answering ------------------------------------------------------------------------------------------
+
+    def answer(self, message: dict[str, Any]) -> Answer:
+        """Return the answer to a message, and the buffers that belong to it.
+
+        What goes wrong is an answer too: ``{"error": sentence, "hint": ..., "offset": ...}``. Safe to call from
+        several threads.
+        """
+        try:
+            with self._lock:
+                found = self._act(**message)
+        except AtlasError as error:
+            return _error(error), []
+        except Exception as error:  # a message may hold anything: it must not reach the kernel's log
+            return {"error": f"this cannot be shown: {printable(str(error)) or type(error).__name__}"}, []
+        reply, buffers = found if isinstance(found, tuple) else (found, [])
+        if self.contents.source.changed():
+            reply["changed"] = True
+        return plain(reply), buffers
+
+    def _act(self, op: object = None, id: object = None, **given: Any) -> Any:
+        """Do one operation; ``id`` is for whoever sent the message."""
+        act: Callable[..., Any] | None = getattr(self, f"_op_{op}", None)
+        if act is None:
+            raise InvalidParamError(f"the explorer knows no operation {op!r}")
+        return act(**given)
+
+    def _op_summary(self) -> dict[str, Any]:
+        """Say what the file is, what it holds, and what is wrong with it."""
+        contents = self.contents
+        size = contents.source.size
+        facts = [("Size", exact_size(size)), *contents.facts()]
+        return {
+            "name": printable(os.path.basename(self.path)), "path": printable(self.path), "kind": contents.kind,
+            "title": contents.title, "size": size, "locked": contents.locked,
+            "problem": None if self.problem is None else _error(self.problem),
+            "facts": [[label, printable(value)] for label, value in facts],
+            "tables": {name: table.to_json() for name, table in contents.tables.items()},
+        }  # fmt: skip
+
+    def _op_map(self, start: int = 0, stop: int | None = None, bins: int = 800) -> dict[str, Any]:
+        """Return the regions between two offsets for a picture of ``bins`` pixels; the widest have names."""
+        regions = self.contents.regions
+        stop = regions.size if stop is None else min(stop, regions.size)
+        items = regions.window(max(0, start), stop, max(1, min(bins, 4000)))
+        for item in sorted(items, key=lambda i: -int(i["size"]))[:LABELS]:
+            if item["count"] == 1:
+                item["name"] = self._name_at(item["offset"])
+        totals = [{"kind": k, "count": n, "size": size} for k, n, size in regions.totals()]
+        return {"start": start, "stop": stop, "size": regions.size, "items": items, "totals": totals}
+
+    def _name_at(self, offset: int) -> str:
+        regions = self.contents.regions
+        return printable(self.contents.name_of(regions[regions.at(offset)]))
+
+    def _op_at(self, offset: int) -> dict[str, Any]:
+        """Return the region and the field that hold a byte, and the row of a table that they belong to."""
+        contents = self.contents
+        if not 0 <= offset < contents.regions.size:
+            raise InvalidParamError(f"the file has no byte {offset}", path=self.path)
+        region = contents.regions[contents.regions.at(offset)]
+        fields = [line for line in contents.fields(offset, offset + 1) if line.offset <= offset]
+        field = min(fields, key=lambda line: line.size, default=None)
+        place = contents.place_of(region)
+        return {
+            "region": {"offset": region.offset, "size": region.size, "kind": region.kind,
+                       "name": printable(contents.name_of(region))},
+            "field": None if field is None else field.to_json(),
+            "place": None if place is None else {"table": place[0], "row": place[1]},
+        }  # fmt: skip
+
+    def _op_step(self, offset: int, by: int) -> dict[str, Any]:
+        """Return ``at`` for the region that comes ``by`` regions after the one at ``offset``."""
+        regions = self.contents.regions
+        if not len(regions):
+            raise InvalidParamError("the file is empty", path=self.path)
+        number = regions.at(max(0, min(offset, regions.size - 1)))
+        return self._op_at(regions[max(0, min(number + by, len(regions) - 1))].offset)
+
+    def _op_hex(self, offset: int, size: int = 512) -> Answer:
+        """Return a page of bytes, and the fields that hold them."""
+        source = self.contents.source
+        offset = max(0, min(offset, source.size))
+        data = source.read_upto(offset, min(size, PAGE))
+        lines = self.contents.fields(offset, offset + len(data)) if data else []
+        reply = {"offset": offset, "size": len(data), "file_size": source.size}
+        return {**reply, "fields": [line.to_json() for line in lines]}, [data]
+
+    def _op_rows(
+        self,
+        table: str,
+        start: int = 0,
+        count: int = 100,
+        sort: str = "",
+        descending: bool = False,
+        filter: str = "",
+        locate: int | None = None,
+    ) -> dict[str, Any]:
+        """Return rows of a table as it is sorted and filtered; ``locate`` says where one row then stands."""
+        rows = self.contents.table(table)
+        order = (sort, descending, filter)
+        reply = rows.window(start, count, *order)
+        if locate is not None:
+            reply["position"] = rows.position(locate, *order)
+        return {**reply, "columns": rows.to_json()["columns"], "title": rows.title}
+
+    def _op_find(self, name: str) -> dict[str, Any]:
+        """Return where a key or tensor is."""
+        place = self.contents.find(name)
+        return {"place": None if place is None else {"table": place[0], "row": place[1]}}
+
+    # --- one item -------------------------------------------------------------------------------------------
+
+    def item(self, table: str, row: int) -> Item:
+        """Return one row of a table to be looked at.
+
+        Raises
+        ------
+        AtlasError
+            There is no such row, or it is damaged.
+        """
+        with self._lock:
+            if self._item is None or self._item[0] != (table, row):
+                self._item = ((table, row), self.contents.item(table, row))
+            return self._item[1]
+
+    def find(self, name: str) -> Item:
+        """Return an entry, metadata value or tensor by its name.
+
+        Raises
+        ------
+        KeyNotFoundError
+            There is none.
+        """
+        from atlas_kit.errors import KeyNotFoundError
+
+        with self._lock:
+            place = self.contents.find(name)
+            if place is None:
+                raise KeyNotFoundError("there is nothing of that name in the file", path=self.path, key=name)
+            return self.item(*place)
+
+    def matrix(self, name: str) -> StoredMatrix:
+        """Return a tensor as a tile source: ``MatrixView(explorer.matrix("token_embd.weight"))``.
+
+        Raises
+        ------
+        KeyNotFoundError, InvalidParamError
+            There is nothing of that name, or it is not a tensor.
+        """
+        found = self.find(name)
+        if found.matrix is None:
+            raise InvalidParamError(found.problem or "this is not a tensor", path=self.path, key=name)
+        return found.matrix()
+
+    def _op_item(self, table: str, row: int) -> dict[str, Any]:
+        """Return what is known about a row, and the ways to see it."""
+        return self.item(table, row).to_json()
+
+    def _op_text(self, table: str, row: int, start: int = 0) -> dict[str, Any]:
+        """Return a page of an item's text."""
+        return self.item(table, row).text(start)
+
+    def _op_json(self, table: str, row: int, path: Sequence[int] = (), start: int = 0) -> dict[str, Any]:
+        """Return the children of a node of an item's JSON."""
+        return self.item(table, row).node(list(path), start)
+
+    def _op_chat(self, table: str, row: int, start: int = 0) -> dict[str, Any]:
+        """Return a page of an item's messages."""
+        return self.item(table, row).chat(start)
+
+    def _op_matrix(self, table: str, row: int) -> dict[str, Any]:
+        """Return shape and type of an item's numbers."""
+        matrix = self._matrix(table, row)
+        return {"shape": list(matrix.shape), "dims": list(matrix.dims), "dtype": matrix.dtype}
+
+    def _op_tile(
+        self, table: str, row: int, y0: int, y1: int, x0: int, x1: int, rows: int, cols: int
+    ) -> Answer:
+        """Return a part of an item's numbers, pooled to at most (rows, cols), as float32."""
+        numbers, block, share = self._matrix(table, row).sampled_tile(y0, y1, x0, x1, rows, cols)
+        finite = abs(numbers[np.isfinite(numbers)])
+        reply = {"rows": numbers.shape[0], "cols": numbers.shape[1], "block": block, "share": share,
+                 "largest": float(finite.max(initial=0.0))}  # fmt: skip
+        return reply, [numbers.astype("<f4").tobytes()]
+
+    def _op_histogram(self, table: str, row: int) -> dict[str, Any]:
+        """Return how an item's numbers are spread."""
+        return self._matrix(table, row).histogram()
+
+    def _matrix(self, table: str, row: int) -> StoredMatrix:
+        found = self.item(table, row)
+        if found.matrix is None:
+            raise InvalidParamError(found.problem or "this is not a tensor", path=self.path, key=found.name)
+        return found.matrix()
+
+    def _op_export(self, table: str, row: int, form: str) -> Answer:
+        """Return an item as a file of one form."""
+        found = self.item(table, row)
+        if form not in found.exports:
+            raise InvalidParamError(f"this cannot be saved as {form}", path=self.path, key=found.name)
+        data = found.export(form, DOWNLOAD)
+        return {"filename": f"{_file_name(found.name)}.{form}", "size": len(data)}, [data]
+
+    def export(self, name: str, path: StrPath, form: str | None = None) -> int:
+        """Save an entry, metadata value or tensor of any size as a file; return its bytes.
+
+        Parameters
+        ----------
+        form
+            ``json``, ``txt``, ``npy`` or ``bin``; by default what the suffix of ``path`` says, else the best.
+
+        Raises
+        ------
+        AtlasError
+            There is nothing of that name, it is damaged, or the file cannot be written.
+        """
+        found = self.find(name)
+        suffix = os.path.splitext(os.fspath(path))[1][1:].lower()
+        form = form or (suffix if suffix in found.exports else next(iter(found.exports), ""))
+        if form not in found.exports:
+            raise InvalidParamError(found.problem or f"this cannot be saved as {form}", key=name)
+        written = 0
+        with atomic_write(path) as file:
+            for piece in found.exports[form]():
+                file.write(piece)
+                written += len(piece)
+        return written
+
+    # --- the file as a whole --------------------------------------------------------------------------------
+
+    def _op_unlock(self, passphrase: str) -> dict[str, Any]:
+        """Open an encrypted file with its passphrase."""
+        self._require_open()
+        self._take(open_contents(self.path, passphrase))
+        return self._op_summary()
+
+    def _op_reload(self) -> dict[str, Any]:
+        """Open the file as it is now."""
+        self._require_open()
+        self._check = None
+        self._open(getattr(self.contents, "passphrase", None))
+        return self._op_summary()
+
+    def _op_validate(self, start: bool = True) -> dict[str, Any]:
+        """Begin to check the file, in the background; the findings come with a later call."""
+        if self._check is None and start:
+            self._check = _Check(self.path, getattr(self.contents, "passphrase", None))
+        if self._check is None:
+            return {"state": "idle"}
+        return self._check.to_json(self.contents)
+
+
+class _Check:
+    """One run of ``validate`` in a thread of its own."""
+
+    def __init__(self, path: str, passphrase: str | bytes | None) -> None:
+        self._path = path
+        self._secret = passphrase.encode() if isinstance(passphrase, str) else passphrase
+        self._report: FileReport | None = None
+        self._failed = ""
+        self._thread = threading.Thread(target=self._run, name="atlas-validate", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        from atlas_kit.operations.inputs import Keys
+        from atlas_kit.operations.validate import validate_file
+
+        try:
+            self._report = validate_file(self._path, Keys(self._secret))
+        except Exception as error:  # whatever it is: it must reach the reader, not the kernel's log
+            self._failed = f"checking stopped: {printable(str(error)) or type(error).__name__}"
+
+    def to_json(self, contents: Contents) -> dict[str, Any]:
+        """Return the state, and the findings with their places."""
+        if self._failed:
+            return {"state": "failed", "error": self._failed}
+        report = self._report
+        if report is None:
+            return {"state": "running"}
+        rows = []
+        for finding in report.findings:
+            row = finding.to_json()
+            place = contents.find(finding.key) if finding.key is not None else None
+            row["place"] = None if place is None else {"table": place[0], "row": place[1]}
+            if row["offset"] is None and place is not None:
+                row["offset"] = contents.item(*place).start
+            rows.append(row)
+        return {"state": "done", "ok": report.ok, "findings": rows}
+
+
+def open_contents(path: StrPath, passphrase: str | bytes | None = None) -> Contents:
+    """Open a file of any kind; of one that is damaged, what is intact.
+
+    Raises
+    ------
+    NoSuchFileError, FileAccessError
+        It cannot be read, or is no regular file.
+    WrongKeyError
+        The passphrase is not the file's.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError as error:
+        raise NoSuchFileError("there is no such file", path=path) from error
+    except OSError as error:
+        raise access_error(error, path) from error
+    except ValueError as error:  # a NUL in the path
+        raise FileAccessError("the name is not a valid path", path=path) from error
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+        raise FileAccessError(f"it is {what}", path=path)
+    kind = detect(path)
+    if kind == "gguf":
+        from atlas_kit.explorer.gguf import GGUFContents
+
+        return GGUFContents(path)
+    if kind == "atlas":
+        from atlas_kit.explorer.atlas import AtlasContents
+
+        return AtlasContents(path, passphrase)
+    source = Source(path)
+    what = "the file is empty" if not source.size else "this is neither a .atlas nor a GGUF file"
+    return Contents(source, InvalidParamError(what, hint="Its bytes are shown." if source.size else None))
+
+
+def preload() -> None:
+    """Import what opening a file will need, so that the first one need not wait for it."""
+    for name in ("_explore_gguf", "_explore_atlas"):
+        importlib.import_module(f"atlas_kit.operations.{name}")
+
+
+def pack(reply: dict[str, Any], buffers: Sequence[bytes]) -> bytes:
+    """Return an answer as bytes: u32 little-endian length of the JSON, JSON (``buffers``: their lengths), buffers."""
+    head = json.dumps({**reply, "buffers": [len(part) for part in buffers]}, allow_nan=False).encode()
+    return b"".join([len(head).to_bytes(4, "little"), head, *buffers])
+
+
+def _closed_error(path: str) -> AtlasError:
+    return FileAccessError("the explorer was closed", path=path, hint="Open the file again.")
+
+
+def _error(error: AtlasError) -> dict[str, Any]:
+    key = f'"{error.key}": ' if error.key else ""
+    hint = "" if isinstance(error, KeyRequiredError) else error.hint or ""  # it speaks of the command line
+    return {"error": printable(key + error.message), "hint": printable(hint), "offset": error.offset}
+
+
+def _file_name(name: str) -> str:
+    """Return a name that any file system takes."""
+    kept = "".join(char if char.isalnum() or char in "-_." else "_" for char in printable(name))
+    return kept.strip("._")[:80] or "value"
+
+
+__all__ = ["DOWNLOAD", "Explorer", "pack", "preload"]

@@ -1,0 +1,171 @@
+"""A language model of a few lines, deterministic and instant, that keeps the engine's contract: for tests and teaching.
+
+Every byte is a token, and token 256 ends a text. The state of a token is a random direction per token, mixed with
+those before it, so that equal contexts have equal states: enough for a memory to recognise what it has seen.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+
+from atlas_kit.errors import InvalidParamError, ModelError
+from atlas_kit.llama.engine import Feed, ModelInfo, Outputs, check_feeds, encoded
+from atlas_kit.llama.output_matrix import OutputRows
+from atlas_kit.llama.sampling import Floats, Sampling
+
+END = 256
+
+
+class FakeEngine:
+    """An engine without llama.cpp.
+
+    Parameters
+    ----------
+    n_ctx, n_sequences, n_batch
+        As of every engine.
+    n_embd
+        Width of the hidden state.
+    shiftable
+        Whether contexts can be shifted.
+    seed
+        Of the random weights.
+    """
+
+    def __init__(
+        self, n_ctx: int = 64, n_sequences: int = 4, n_batch: int = 32, n_embd: int = 32,
+        shiftable: bool = True, seed: int = 0,
+    ) -> None:  # fmt: skip
+        random = np.random.default_rng(seed)
+        self._embedding = random.standard_normal((END + 1, n_embd)).astype(np.float32)
+        self._matrix = (random.standard_normal((END + 1, n_embd)) / np.sqrt(n_embd)).astype(np.float32)
+        self.n_ctx, self.n_sequences, self.n_batch = n_ctx, n_sequences, n_batch
+        self.notes: list[str] = []
+        self._shiftable = shiftable
+        self._contexts: dict[int, list[int]] = {}
+        self.decodes = 0
+        self.lock, self.taken = threading.RLock(), set[int]()
+        self._given: list[Floats] = []
+        self.info = ModelInfo(
+            path="fake", name="fake", architecture="fake", description="fake", identity="00" * 31 + "fa",
+            n_vocab=END + 1, n_embd=n_embd, n_layer=1, n_ctx_train=n_ctx, n_params=0, size=0,
+            hybrid=not shiftable,
+        )  # fmt: skip
+
+    @property
+    def can_shift(self) -> bool:
+        """Whether ``shift`` works."""
+        return self._shiftable
+
+    @property
+    def begin(self) -> tuple[int, ...]:
+        """No begin token."""
+        return ()
+
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        """Return the bytes of a text."""
+        return list(encoded(text))
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """Return a token's byte."""
+        return bytes([token]) if token < END else b"<end>" * special
+
+    def is_end(self, token: int) -> bool:
+        """Tell whether a token is the end token."""
+        return token == END
+
+    def _state(self, tokens: Sequence[int]) -> Floats:
+        """State after the last of some tokens: the last four, each half as strong as the next."""
+        last = self._embedding[list(tokens[-4:])][::-1]
+        state: Floats = (last * 0.5 ** np.arange(len(last), dtype=np.float32)[:, None]).sum(axis=0)
+        return state
+
+    def decode(self, feeds: Sequence[Feed], *, hidden: bool = False) -> list[Outputs]:
+        """Decode at most ``n_batch`` tokens; one ``Outputs`` for each feed."""
+        total = check_feeds(feeds, self.n_batch, self.n_sequences)
+        for old in self._given:
+            old.fill(np.nan)  # views end with the next decode
+        self._given = []
+        self.decodes += 1
+        found, at = [], 0
+        for feed in feeds:
+            context = self._contexts.setdefault(feed.sequence, [])
+            if feed.position != len(context) or len(context) + len(feed.tokens) > self.n_ctx:
+                for failed in feeds:
+                    self.forget(failed.sequence)
+                raise ModelError(f"the model could not read {total} tokens: the context is full")
+            states = []
+            for token in feed.tokens:
+                context.append(int(token))
+                states.append(self._state(context))
+            rows = np.stack(states)[len(states) - feed.outputs :]
+            logits = (rows @ self._matrix.T).astype(np.float32)
+            self._given += [rows, logits]
+            found.append(Outputs(logits, rows if hidden else None, at + len(states) - feed.outputs))
+            at += len(states)
+        return found
+
+    def forget(self, sequence: int, start: int = 0, end: int = -1) -> bool:
+        """Remove positions [start, end) of a sequence."""
+        context = self._contexts.setdefault(sequence, [])
+        end = len(context) if end < 0 else end
+        if not self._shiftable and start > 0:
+            return False
+        del context[start:end]
+        return True
+
+    def shift(self, sequence: int, start: int, count: int) -> None:
+        """Remove ``count`` positions from ``start`` on and move what comes behind them down."""
+        del self._contexts[sequence][start : start + count]
+
+    def save_sequence(self, sequence: int) -> bytes:
+        """Return a sequence's tokens."""
+        tokens = np.asarray(self._contexts.get(sequence, []), "<i4")
+        return b"fake" + len(tokens).to_bytes(4, "little") + tokens.tobytes()
+
+    def load_sequence(self, sequence: int, data: bytes) -> bool:
+        """Put saved tokens into a sequence."""
+        self.forget(sequence)
+        tokens = np.frombuffer(data[8 : len(data) // 4 * 4], "<i4").tolist()
+        fits = data[:4] == b"fake" and len(data) == 8 + 4 * int.from_bytes(data[4:8], "little")
+        self._contexts[sequence] = tokens if fits else []
+        return fits and len(tokens) <= self.n_ctx
+
+    def sampler(self, sampling: Sampling) -> FakeSampler:
+        """Return a sampler that knows temperature and seed."""
+        return FakeSampler(sampling)
+
+    def output_rows(self) -> OutputRows:
+        """Return the read-out matrix."""
+        return OutputRows(lambda tokens: self._matrix[tokens], *self._matrix.shape)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def __enter__(self) -> FakeEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class FakeSampler:
+    """Chooses by temperature and seed; grammars are refused."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        if sampling.grammar is not None or sampling.json_schema is not None:
+            raise InvalidParamError("the fake engine follows no grammar", key="grammar")
+        self._temperature = sampling.temperature
+        self._random = np.random.default_rng(sampling.seed)
+
+    def sample(self, logits: Floats, index: int | None = None) -> int:
+        """Choose a token from logits (n_vocab,)."""
+        if self._temperature <= 0:
+            return int(logits.argmax())
+        noise = self._random.gumbel(size=len(logits))
+        return int((logits / self._temperature + noise).argmax())
+
+    def close(self) -> None:
+        """Nothing to free."""

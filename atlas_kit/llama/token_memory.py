@@ -1,0 +1,703 @@
+"""A memory beside one sequence of a language model: what it reads from the model's output, and how it answers.
+
+Per token the model gives its final hidden state h and its logits z. The learned memory M corrects them,
+``z' = z + R (M(phi(h)) - mu)``, for the candidate rows R of the read-out matrix: the model's most likely tokens and
+those that came lately. The exact window adds what followed the states most like h, and a gate decides between the
+two. Knows nothing of llama.cpp, text or files.
+
+Tokens are taken in steps of ``chunk_size``: within a step, memory, window and gate stay as they were at its start, so
+that reading a text at once and token by token are the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from atlas_kit.errors import InvalidParamError, ModelError
+from atlas_kit.llama.output_matrix import OutputRows
+from atlas_kit.memory import Memory, MemoryState, Readout, gate_features, match_lengths
+from atlas_kit.memory.backend import namespace, to_host
+from atlas_kit.memory.ranking import Ranked
+from atlas_kit.settings.atlas_settings import ADAPTIVE, GATE_FEATURES, AtlasSettings
+
+Array = np.ndarray[Any, Any]
+
+#: Tokens that came lately and are candidates therefore.
+RECENT = 1024
+#: Bytes of the array that is used again for the candidates' rows of each step.
+MOST_KEPT = 32 << 20
+#: The window never gets all of the weight: a token that it has not seen must stay possible.
+MOST_WEIGHT = 1 - 1e-6
+#: How far logits may be from the formula, as a share of their spread: llama.cpp rounds states as it rounds weights.
+MOST_ERROR = 0.3
+#: How far the step size moves per step at most, and in all, as logarithms.
+ETA_RATE, ETA_BOUND = 0.02, math.log(16)
+#: Three derivatives of the ranking, and that of the step size.
+SLOPES = 4
+#: What waits for its step to fill, one array each.
+_PENDING = ("hidden", "lse", "token", "top", "features", "probabilities", "slope")
+#: Parts of a configuration that decide what the arrays are, or what they mean.
+_FIXED = (
+    "features", "module", "window_size", "omega_window", "chunk_size", "window_dtype", "gate", "ranking",
+    "warmup_tokens",
+)  # fmt: skip
+
+
+class Slots:
+    """What the window holds: unit keys (slots, d_key) on the device, tokens that followed (slots,), oldest first."""
+
+    def __init__(self, keys: Array, tokens: Array) -> None:
+        self.keys, self.tokens = keys, tokens
+
+    @functools.cached_property
+    def distinct(self) -> tuple[Array, Array]:
+        """The tokens that occur, ascending, and for each slot which of them it holds."""
+        seen, place = np.unique(self.tokens, return_inverse=True)
+        return seen, place.reshape(-1)
+
+
+_NO_SLOTS = Slots(np.empty((0, 0), np.float32), np.empty(0, np.int64))
+
+
+class _NoReadout:
+    """For a memory that never learns: its objective is asked for a loss all the same."""
+
+    def evaluate(self, y: Array, targets: Mapping[str, Array]) -> tuple[Array, Array]:
+        return y[..., 0] * 0, y * 0
+
+
+class _Window:
+    """The slots in a row, oldest first, kept up step by step.
+
+    The state's ring wraps around and holds float16; making unit vectors of 32,768 keys takes as long as looking 16
+    queries up. So they lie in arrays with room behind them, and move to new ones when it is used up.
+    """
+
+    def __init__(self, size: int, keys: Array, tokens: Array) -> None:
+        self._size = size
+        self.slots = Slots(keys, np.asarray(to_host(tokens), np.int64))
+        self._move()
+
+    def _move(self) -> None:
+        """Begin new arrays; the old ones may be looked at elsewhere."""
+        was, room = self.slots, self._size + max(256, self._size // 8)
+        self._end = len(was.tokens)
+        self._keys = namespace(was.keys).empty((room, was.keys.shape[1]), was.keys.dtype)
+        self._tokens = np.empty(room, np.int64)
+        self._keys[: self._end], self._tokens[: self._end] = was.keys, was.tokens
+
+    def append(self, keys: Array, tokens: Array) -> None:
+        """Take in the newest slots."""
+        count = len(tokens)
+        if self._end + count > len(self._tokens):
+            self._move()
+        new = slice(self._end, self._end + count)
+        self._keys[new], self._tokens[new] = keys, to_host(tokens)
+        self._end += count
+        held = slice(max(0, self._end - self._size), self._end)
+        self.slots = Slots(self._keys[held], self._tokens[held])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reading:
+    """What model, memory and window expect after each of ``n`` tokens.
+
+    Attributes
+    ----------
+    hidden, lse, top
+        (n, n_embd), (n,) in nats, (n, K): state, log-sum-exp of the logits, most likely tokens.
+    logits
+        (n, n_vocab) as the model gave them.
+    tokens, own, corrected
+        (U,) ascending, (n, U), (n, U): the candidates, their logits, and these behind the memory.
+    log_z
+        (n,): log-sum-exp of all logits behind the memory.
+    slots, window
+        What the window holds, and how its slots rank for each token.
+    weights
+        (n, 3): how much model, memory and window count; they sum to 1.
+    features
+        (n, 5): what the gate looks at.
+    """
+
+    hidden: Array
+    lse: Array
+    top: Array
+    logits: Array
+    tokens: Array
+    own: Array
+    corrected: Array
+    log_z: Array
+    slots: Slots
+    window: Ranked
+    weights: Array
+    features: Array
+
+    def __len__(self) -> int:
+        return len(self.lse)
+
+    def log_probabilities(self, row: int = 0) -> Array:
+        """Return the blended log-probability (n_vocab,) of every token after one of the tokens."""
+        model, memory, window = self.weights[row]
+        own: Array = self.logits[row].astype(np.float32)
+        # beside the candidates, model and memory differ by the normaliser only
+        with np.errstate(divide="ignore"):
+            model_log, memory_log = np.log((model, memory)) - (self.lse[row], self.log_z[row])
+        logp: Array = own + np.float32(np.logaddexp(model_log, memory_log))
+        if memory > 0:
+            before = np.exp(own[self.tokens] - self.lse[row])
+            behind = np.exp(self.corrected[row] - self.log_z[row])
+            logp[self.tokens] = np.log(model * before + memory * behind + 1e-30)
+        if window > 0:
+            seen, place = self.slots.distinct
+            mass = np.bincount(place, self.window.weights[row], len(seen))
+            logp[seen] = np.log(np.exp(logp[seen].astype(np.float64)) + window * mass + 1e-30)
+        return logp
+
+    def probabilities_of(self, token: Array) -> Array:
+        """Return (n, 3): what the model alone, the model with the memory, and the window gave to ``token`` (n,)."""
+        every = np.arange(len(token))
+        own = self.logits[every, token].astype(np.float64)
+        place, known = _find(self.tokens, token)
+        behind = np.where(known, self.corrected[every, place], own) if len(self.tokens) else own
+        cached = (self.window.weights * self.hits(token)).sum(axis=1)
+        return np.stack((np.exp(own - self.lse), np.exp(behind - self.log_z), cached), axis=-1)
+
+    def gain(self, token: Array) -> Array:
+        """Return (n,): d log p(token) / d g, were the memory's correction g times as large, at g = 1, per nat.
+
+        ``change_token - sum_u p_u change_u`` over the candidates; out of sample, since reading comes before learning.
+        """
+        if not len(self.tokens):
+            return np.zeros(len(token))
+        with np.errstate(invalid="ignore"):
+            change = np.where(self.own > -np.inf, self.corrected - self.own, 0)  # -inf: a model rules it out
+        expected = (np.exp(self.corrected - self.log_z[:, None]) * change).sum(axis=1)
+        place, known = _find(self.tokens, token)
+        return np.asarray(np.where(known, change[np.arange(len(token)), place], 0) - expected)
+
+    def hits(self, token: Array) -> Array:
+        """Return (n, slots): which slots hold the token that came."""
+        return np.equal(self.slots.tokens[None, :], token[:, None])
+
+    def blended(self, probabilities: Array) -> Array:
+        """Return the blended probability (n,) from what ``probabilities_of`` gave."""
+        mixed: Array = (self.weights * probabilities).sum(axis=1)
+        return mixed
+
+
+class TokenMemory:
+    """A memory that reads along with one sequence.
+
+    Parameters
+    ----------
+    rows
+        The model's read-out rows.
+    settings
+        What kind of memory.
+    backend
+        ``"numpy"`` or ``"cupy"``; None chooses as ``Memory`` does.
+
+    Raises
+    ------
+    InvalidParamError
+        When the settings do not fit the model.
+    """
+
+    def __init__(self, rows: OutputRows, settings: AtlasSettings, backend: str | None = "numpy") -> None:
+        self.rows, self.settings = rows, settings
+        self.memory = Memory(settings.memory_config(rows.n_embd, rows.scale, rows.softcap), backend)
+        self._checked = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.state: MemoryState = self.memory.init()
+        self.recent = np.empty(0, np.int32)
+        #: The last tokens that came without being learned: what follows is matched with them all the same.
+        self.watched = np.empty(0, np.int64)
+        self._pending: dict[str, list[Array]] = {name: [] for name in _PENDING}
+        self._waiting = 0
+        self.log_eta = 0.0
+        self._window: _Window | None = None
+        self._distinct: Array | None = None
+        self._matrix = np.empty((0, self.rows.n_embd), np.float32)
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is a learned memory beside the window."""
+        return self.settings.learning_rate > 0
+
+    @property
+    def count(self) -> int:
+        """How many of the model's most likely tokens are candidates."""
+        if not self.learns:
+            return 0
+        return min(self.settings.candidates or self.rows.n_vocab, self.rows.n_vocab)
+
+    @property
+    def room(self) -> int:
+        """Tokens until the present step is full."""
+        return self.memory.config.chunk_size - self._waiting
+
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens taken in so far."""
+        return int(self.state.counters["seen"]) + self._waiting
+
+    # --- reading -------------------------------------------------------------------------------------------
+
+    def read(self, hidden: Array, logits: Array, current: Array) -> Reading:
+        """Return what is expected after each of ``n`` tokens that follow each other.
+
+        Parameters
+        ----------
+        hidden, logits
+            (n, n_embd), (n, n_vocab): the model's output at these tokens.
+        current
+            (n,): the tokens.
+
+        Raises
+        ------
+        ModelError
+            When the logits do not follow from the states, so that a correction would make no sense.
+        """
+        top, lse, entropy = summarize(logits, self.count)
+        tokens, own, corrected, log_z = self._corrected(hidden, logits, top, lse)
+        slots, window = self._look_up(hidden, current)
+        features = gate_features(window.similarity, entropy, window.length, window.confidence)
+        if not self.settings.window_size:
+            features[:, [1, 3, 4]] = 0  # all but the constant and the entropy look at the window
+        weights = self._weights(features, len(slots.tokens) > 0)
+        return Reading(
+            hidden, lse, top, logits, tokens, own, corrected, log_z, slots, window, weights, features
+        )
+
+    def _corrected(
+        self, hidden: Array, logits: Array, top: Array, lse: Array
+    ) -> tuple[Array, Array, Array, Array]:
+        """Return the candidates, their logits, these behind the memory, and the log-sum-exp of all logits then."""
+        n = len(hidden)
+        if not self.learns:
+            none = np.empty((n, 0), np.float32)
+            return np.empty(0, np.int64), none, none, lse
+        y = to_host(self.memory.read(self.state, self._on_device(hidden)))
+        lately = self._lately
+        tokens = self._candidates(top, lately)
+        own = logits[:, tokens] if len(tokens) < logits.shape[1] else logits
+        rows = self.rows
+        self._require_formula(hidden, own, tokens)
+        change = (rows.product(y, tokens) - (y @ rows.mean)[:, None]) * np.float32(rows.scale)
+        if rows.softcap is None:
+            corrected = own + change
+        else:
+            cap = np.float32(rows.softcap)
+            bounded = np.clip(own / cap, -1 + 1e-6, 1 - 1e-6)
+            corrected = cap * np.tanh(np.arctanh(bounded) + change / cap)
+        mine = self._mask(tokens, top, lately)
+        if mine is not None:
+            corrected = np.where(mine, corrected, own)
+        before = np.exp(own.astype(np.float64) - lse[:, None])
+        after = np.exp(corrected.astype(np.float64) - lse[:, None])
+        # the other tokens keep their logits, so their mass stays what it was
+        rest = np.maximum(1 - before.sum(axis=1), 0)
+        return tokens, own, corrected, lse + np.log(rest + after.sum(axis=1))
+
+    def _require_formula(self, hidden: Array, own: Array, tokens: Array) -> None:
+        """Check once that the model's logits are what ``OutputRows`` says, or a correction would be meaningless."""
+        if self._checked:
+            return
+        self._checked = True
+        error = self.rows.logits(hidden[:1], self.rows(tokens), tokens) - own[:1]
+        if float(np.square(error).mean()) > MOST_ERROR**2 * float(own[:1].var()):
+            raise ModelError(
+                "the model's logits do not follow from its last state and its output matrix as they do elsewhere",
+                hint="Use the window alone: learning_rate=0.",
+            )
+
+    def _candidates(self, top: Array, lately: Array) -> Array:
+        if self.count >= self.rows.n_vocab:
+            return np.arange(self.rows.n_vocab)
+        flags = np.zeros(self.rows.n_vocab, np.bool_)
+        flags[top.ravel()] = True
+        flags[lately] = True
+        return np.flatnonzero(flags)
+
+    def _mask(self, tokens: Array, top: Array, lately: Array) -> Array | None:
+        """Return (n, U): each token's own candidates among those of all ``n``; None: all are."""
+        if len(top) == 1 or self.count >= self.rows.n_vocab:
+            return None
+        mine = np.zeros((len(top), len(tokens)), np.bool_)
+        mine[:, np.searchsorted(tokens, lately)] = True
+        mine[np.arange(len(top))[:, None], np.searchsorted(tokens, top)] = True
+        return mine
+
+    @property
+    def _lately(self) -> Array:
+        """The tokens that came lately, ascending: the same for a whole step."""
+        if self._distinct is None:
+            self._distinct = np.unique(self.recent)
+        return self._distinct
+
+    def _look_up(self, hidden: Array, current: Array) -> tuple[Slots, Ranked]:
+        """Return what the window holds, and how its slots rank for each query."""
+        n, ranking = len(hidden), self.memory.config.ranking
+        slots = self._slots()
+        keys, tokens = slots.keys, slots.tokens
+        if ranking is None or not len(tokens):
+            nothing = np.zeros(n, np.float32)
+            empty = np.empty((n, 0), np.float32)
+            return _NO_SLOTS, Ranked(empty, nothing - 1, nothing, nothing, np.empty((3, n, 0), np.float32))
+        cosine = to_host(self.memory.directions(self.state, self._on_device(hidden)) @ keys.T)
+        match = match_lengths(self._histories(current, ranking.longest), tokens, ranking.longest)
+        # the newest slot lies one token before the first that waits
+        age = (
+            np.arange(len(tokens), 0, -1, dtype=np.float32)
+            + (np.arange(n) + self._waiting + len(self.watched))[:, None]
+        )
+        w = to_host(self.state.gate["rank"])
+        return slots, ranking.read(w, cosine, match, age.astype(np.float32), tokens)
+
+    def _slots(self) -> Slots:
+        """Return what the window holds: the same for a whole step."""
+        if not self.settings.window_size:
+            return _NO_SLOTS
+        if self._window is None:
+            self._window = _Window(self.settings.window_size, *self.memory.remembered(self.state))
+        return self._window.slots
+
+    def _histories(self, current: Array, longest: int) -> Array:
+        """Return (n, longest): the tokens up to and with each of ``current``; -1 where there is none."""
+        came: Array = np.concatenate(
+            (np.full(longest, -1), self.recent[-longest:], *self._pending["token"], self.watched)
+        ).astype(np.int64)
+        line = np.concatenate((came, current[1:]))
+        ends = np.arange(len(came) - 1, len(line))
+        histories = line[ends[:, None] + np.arange(1 - longest, 1)]
+        # The first token of a text followed nothing, so no slot holds it, and only its own history does; were it in
+        # those behind it, they would depend on how the text comes in parts.
+        if came[-1] != current[0]:
+            histories[0] = np.append(came[len(came) - longest + 1 :], current[0])
+        return np.asarray(histories)
+
+    def _weights(self, features: Array, has_window: bool) -> Array:
+        """Return how much model, memory and window count (n, 3)."""
+        weights, ratio = np.zeros((len(features), 3)), self.settings.blend_ratio
+        gate = self.memory.config.gate
+        assert gate is not None
+        if ratio == ADAPTIVE:
+            learned = gate.weights({"w": to_host(self.state.gate["w"])[None]}, features[None])
+            weights[:, self._experts] = learned[0]
+        else:
+            weights[:, 2] = float(ratio)
+            weights[:, 1 if self.learns else 0] = 1 - float(ratio)
+        if not has_window:
+            weights[:, 2] = 0
+        weights[:, 2] = np.minimum(weights[:, 2], MOST_WEIGHT * weights.sum(axis=1))
+        rest = weights[:, :2].sum(axis=1)
+        weights[rest <= 0, 0] = 1 - MOST_WEIGHT
+        weights /= weights.sum(axis=1, keepdims=True)
+        return weights
+
+    @property
+    def _experts(self) -> list[int]:
+        """Which of model, memory and window there are."""
+        return [0, *([1] if self.learns else []), *([2] if self.settings.window_size else [])]
+
+    # --- learning ------------------------------------------------------------------------------------------
+
+    def learn(self, reading: Reading, token: Array) -> Array:
+        """Take in which tokens came, (n,) for the ``n`` of a reading, at most ``room``; return ``probabilities_of``.
+
+        Raises
+        ------
+        InvalidParamError
+            For more tokens than the present step has room for.
+        """
+        if len(token) > self.room:
+            raise InvalidParamError(f"{len(token)} tokens do not fit into a step with room for {self.room}")
+        self.watched = self.watched[:0]
+        probabilities = reading.probabilities_of(token)
+        ranking = self.memory.config.ranking
+        slope = np.empty((len(token), SLOPES))
+        slope[:, :-1] = 0 if ranking is None else ranking.slope(reading.window, reading.hits(token))
+        slope[:, -1] = reading.gain(token)
+        values = (reading.hidden, reading.lse, token, reading.top, reading.features, probabilities, slope)
+        copies = [np.array(value) for value in values]  # all of them, or none waits
+        for name, value in zip(_PENDING, copies, strict=True):
+            self._pending[name].append(value)
+        self._waiting += len(token)
+        if self._waiting == self.memory.config.chunk_size:
+            self._commit()
+        return probabilities
+
+    def watch(self, reading: Reading, token: Array) -> Array:
+        """Return what ``learn`` returns, and learn nothing."""
+        self.watched = np.concatenate((self.watched, token))[-RECENT:]
+        return reading.probabilities_of(token)
+
+    def follow(
+        self, hidden: Array, logits: Array, current: Array, following: Array, *, learn: bool = True
+    ) -> Iterator[tuple[Reading, Array, Array]]:
+        """Read and learn (or watch) step by step.
+
+        Parameters
+        ----------
+        hidden, logits, current
+            As for ``read``; rows from ``n`` on are left out.
+        following
+            (n,): the token that came after each.
+
+        Yields
+        ------
+        What was expected, which tokens came, and ``probabilities_of`` them: of each step.
+        """
+        at = 0
+        while at < len(following):
+            step = slice(at, min(at + self.room, len(following)))
+            reading, came = self.read(hidden[step], logits[step], current[step]), following[step]
+            yield reading, came, (self.learn if learn else self.watch)(reading, came)
+            at = step.stop
+
+    def _commit(self) -> None:
+        """Take a step: gate, learned memory, window."""
+        rows = {name: np.concatenate(parts) for name, parts in self._pending.items()}
+        self._pending = {name: [] for name in _PENDING}
+        self._waiting = 0
+        before, device = self.state, self._on_device
+        state = self._learn_blend(before, rows)
+        self.recent = np.concatenate((self.recent, rows["token"].astype(np.int32)))[-RECENT:]
+        self._distinct = None
+        readout = self._readout(rows["top"]) if self.learns else _NoReadout()
+        targets = {name: device(rows[name]) for name in ("token", "hidden", "lse")}
+        # a memory without a step corrects nothing, but for the rounding of a softcap
+        if self.learns and self.settings.blend_ratio == ADAPTIVE and int(state.counters["steps"]):
+            self._adapt(rows["slope"][:, -1] * self._posterior(before, rows)[:, 1])
+        eta = device(np.full(len(rows["token"]), self.learning_rate, np.float32))
+        self.state, _ = self.memory.observe(
+            state, targets["hidden"], targets, readout=readout, eta=eta, donate=True
+        )
+        if self._window is not None:
+            self._window.append(*self.memory.remembered(self.state, len(rows["token"])))
+
+    def _adapt(self, gain: Array) -> None:
+        """Move the step size: up while larger corrections would have been better, down while smaller ones.
+
+        ``gain`` (n,) is d log p / d g of the blended prediction: ``Reading.gain``, weighed by how likely it was the
+        memory that knew. It is of tokens that were predicted before they were learned; mean over root mean square
+        lies in [-1, 1], whatever the model.
+        """
+        size = float(np.sqrt(np.square(gain).mean()))
+        if size > 0 and math.isfinite(size):
+            self.log_eta += ETA_RATE * float(gain.mean()) / size
+            self.log_eta = min(max(self.log_eta, -ETA_BOUND), ETA_BOUND)
+
+    @property
+    def learning_rate(self) -> float:
+        """The step size at present: the setting, times what was adapted."""
+        return self.settings.learning_rate * math.exp(self.log_eta)
+
+    def _learn_blend(self, state: MemoryState, rows: Mapping[str, Array]) -> MemoryState:
+        """Move gate and ranking towards what was right."""
+        gate, ranking = self.memory.config.gate, self.memory.config.ranking
+        assert gate is not None
+        p = rows["probabilities"][None][..., self._experts]
+        features = rows["features"][None]
+        if ranking is not None and int(state.counters["filled"]):
+            right = self._posterior(state, rows)[:, 2]
+            w = ranking.update(to_host(state.gate["rank"]), rows["slope"][:, :-1], right)
+            state = dataclasses.replace(state, gate={**state.gate, "rank": self._on_device(w)})
+        if int(state.counters["seen"]) or not self.settings.window_size:
+            state, _ = self.memory.learn_blend(state, self._on_device(features[0]), self._on_device(p[0]))
+        return state
+
+    def _posterior(self, state: MemoryState, rows: Mapping[str, Array]) -> Array:
+        """Return (n, 3): how likely it was model, memory or window that knew the token which came."""
+        gate = self.memory.config.gate
+        assert gate is not None
+        p = rows["probabilities"][None][..., self._experts]
+        found = np.zeros((p.shape[1], 3))
+        found[:, self._experts] = gate.responsibilities(
+            {"w": to_host(state.gate["w"])[None]}, rows["features"][None], p
+        )[0]
+        return found
+
+    def _readout(self, top: Array) -> Readout:
+        tokens = self._candidates(top, self._lately)
+        everything = len(tokens) == self.rows.n_vocab
+        bias = None if self.rows.bias is None else self._on_device(self.rows.bias[tokens])
+        rows = self.rows(tokens, self._matrix)
+        if len(tokens) < self.rows.n_vocab and len(self._matrix) < len(tokens) <= MOST_KEPT // rows[0].nbytes:
+            self._matrix = rows
+        return Readout(
+            self._on_device(rows),
+            None if everything else self._on_device(tokens),
+            self._on_device(self.rows.mean),
+            bias,
+        )
+
+    def _on_device(self, array: Array) -> Any:
+        return self.memory.xp.asarray(array)
+
+    # --- keeping -------------------------------------------------------------------------------------------
+
+    def waiting(self) -> dict[str, Array]:
+        """Return the tokens whose step is not full yet, and the recent ones: what goes with ``state``."""
+        found = {name: np.concatenate(parts) for name, parts in self._pending.items() if parts}
+        return {**found, "recent": self.recent, "log_eta": np.asarray(self.log_eta)}
+
+    def restore(self, state: MemoryState, waiting: Mapping[str, Array]) -> None:
+        """Go on from a state and what waited then.
+
+        Raises
+        ------
+        InvalidParamError
+            When the arrays do not fit this memory.
+        """
+        self.reset()
+        self.state = state
+        recent, log_eta = (
+            np.asarray(waiting.get(name, getattr(self, name))) for name in ("recent", "log_eta")
+        )
+        count = len(waiting.get("token", ()))
+        parts = {name: np.asarray(waiting[name]) for name in _PENDING} if count else {}
+        if not self._fits(recent, log_eta, parts, count):
+            raise InvalidParamError("what waited to be learned does not fit this memory", key="waiting")
+        self.recent, self.log_eta = recent.astype(np.int32)[-RECENT:], float(log_eta)
+        for name, array in parts.items():
+            self._pending[name].append(array)
+        self._waiting = count
+
+    def _fits(self, recent: Array, log_eta: Array, parts: Mapping[str, Array], count: int) -> bool:
+        """Tell whether arrays from a file are what ``waiting`` could have returned."""
+        tails = ((self.rows.n_embd,), (), (), (self.count,), (GATE_FEATURES,), (3,), (SLOPES,))
+        shapes = {name: (count, *tail) for name, tail in zip(_PENDING, tails, strict=True)}
+
+        def are_tokens(ids: Array) -> bool:
+            return ids.dtype.kind in "iu" and (
+                not ids.size or 0 <= ids.min() <= ids.max() < self.rows.n_vocab
+            )
+
+        return (
+            log_eta.shape == ()
+            and abs(float(log_eta)) <= ETA_BOUND
+            and recent.ndim == 1
+            and count < self.memory.config.chunk_size
+            and all(array.shape == shapes[name] for name, array in parts.items())
+            and all(are_tokens(ids) for ids in (recent, *(parts[n] for n in ("token", "top") if n in parts)))
+        )
+
+    def retune(self, changes: Mapping[str, Any]) -> None:
+        """Change settings that leave the arrays as they are, such as ``blend_ratio`` and ``learning_rate``.
+
+        Raises
+        ------
+        InvalidParamError
+            When a setting decides what the arrays are.
+        """
+        settings = self.settings.replace(**changes)
+        changed = [name for name in changes if getattr(settings, name) != getattr(self.settings, name)]
+        if not changed:
+            return
+        config = settings.memory_config(self.rows.n_embd, self.rows.scale, self.rows.softcap)
+        for name in _FIXED:
+            if getattr(config, name) != getattr(self.memory.config, name):
+                raise InvalidParamError(
+                    f"{', '.join(changed)}: a memory that has learned keeps its sizes and its ranking",
+                    key="settings",
+                    hint="Start a new memory, or leave the setting out.",
+                )
+        self.settings = settings
+        self.memory = Memory(config, self.memory.xp.__name__)
+        # what waits has as many candidates as there were; more of them are repeated
+        self._pending["top"] = [
+            top[:, np.arange(self.count) % top.shape[1]] if self.learns else top
+            for top in self._pending["top"]
+        ]
+
+    def stats(self) -> dict[str, Any]:
+        """Return counts and sizes as JSON-ready data."""
+        config, counters = self.memory.config, self.state.counters
+        gate, rank = self.state.gate.get("w"), self.state.gate.get("rank")
+        return {
+            "tokens_seen": self.tokens_seen,
+            "tokens_learned": int(counters["learned"]) if self.learns else 0,
+            "window": min(int(counters["filled"]), config.window_size),
+            "window_size": config.window_size,
+            "learning_rate": self.learning_rate,
+            "state_bytes": self.state_bytes,
+            "row_cache_bytes": self.rows.cached_bytes,
+            "gate": None if gate is None else to_host(gate).round(4).tolist(),
+            "ranking": None if rank is None else to_host(rank).round(4).tolist(),
+            "settings": self.settings.to_json(),
+        }
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of everything that is kept: parameters, optimiser, window, gate and what waits."""
+        state = self.state
+        groups = (state.parameters, state.momentum, state.window, state.adaptation, state.gate)
+        kept = sum(int(array.nbytes) for group in groups for array in group.values())
+        return kept + sum(array.nbytes for array in self.waiting().values())
+
+
+def summarize(logits: Array, count: int) -> tuple[Array, Array, Array]:
+    """Return the ``count`` most likely tokens (n, count), log-sum-exp (n,) and entropy (n,) in nats.
+
+    >>> top, lse, entropy = summarize(np.log(np.array([[1.0, 2.0, 1.0]], np.float32)), 1)
+    >>> top.tolist(), lse.round(4).tolist(), entropy.round(4).tolist()  # log 4; 1/2 log 2 + 1/2 log 4
+    ([[1]], [1.3863], [1.0397])
+    """
+    n = len(logits)
+    lse, entropy = np.empty(n), np.empty(n)
+    top = np.empty((n, count), np.int64)
+    for row in range(n):  # row by row: the temporaries then stay in the processor's cache
+        z = logits[row]
+        largest = float(z.max())
+        e = np.exp(z - np.float32(largest))
+        total = float(e.sum(dtype=np.float64))
+        lse[row] = largest + math.log(total)
+        with np.errstate(invalid="ignore"):
+            mean = float(e @ z)
+        if not math.isfinite(mean):  # a model may rule tokens out: -inf times 0
+            mean = float(e @ np.where(e > 0, z, 0))
+        entropy[row] = lse[row] - mean / total
+        if count:
+            top[row] = most_likely(z, count)
+    return top, lse, entropy
+
+
+def most_likely(z: Array, count: int) -> Array:
+    """Return the places of the ``count`` largest of z (n_vocab,), in no order; ties as they come.
+
+    Where z is long, the ``count``-th largest of the maxima of blocks bounds what can be among them, so that two
+    passes find some hundred numbers to sort instead of all.
+
+    >>> sorted(most_likely(np.array([3.0, 1.0, 2.0, 5.0]), 2).tolist())
+    [0, 3]
+    """
+    n = len(z)
+    if count >= n:
+        return np.arange(n)
+    size = n // (4 * count)
+    if size >= 8:
+        blocks = n // size
+        maxima = z[: blocks * size].reshape(blocks, size).max(axis=1)
+        bound = np.partition(maxima, blocks - count)[blocks - count]
+        places = np.flatnonzero(z >= bound)
+        return places[np.argpartition(z[places], len(places) - count)[len(places) - count :]]
+    return np.argpartition(z, n - count)[n - count :]
+
+
+def _find(ascending: Array, wanted: Array) -> tuple[Array, Array]:
+    """Return the places of ``wanted`` in ``ascending``, and which of them are there."""
+    if not len(ascending):
+        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.bool_)
+    place = np.minimum(np.searchsorted(ascending, wanted), len(ascending) - 1)
+    return place, ascending[place] == wanted

@@ -1,0 +1,112 @@
+"""The byte ranges of a file, and the fields of a safetensors header: where everything is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from atlas_kit.codecs.json_text import named
+
+if TYPE_CHECKING:
+    from atlas_kit.operations.inspect_parts import HexLine
+
+
+@dataclass(frozen=True)
+class Region:
+    """A range of bytes of one kind."""
+
+    offset: int
+    size: int
+    kind: str
+    name: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the region as JSON-ready data."""
+        return {"offset": self.offset, "size": self.size, "kind": self.kind, **named("name", self.name)}
+
+
+def regions_of(given: Any, kind: str, secret: dict[str, Any]) -> list[Region]:
+    """Return the regions of a file in order, without gaps."""
+    if kind == "atlas":
+        from atlas_kit.formats.atlas.view import byte_map
+
+        found = [Region(r.offset, r.size, r.kind, r.name) for r in byte_map(given, **secret)]
+    elif kind == "gguf":
+        found = _gguf_regions(given)
+    else:
+        found = _safetensors_regions(given)
+    from atlas_kit.storage.files import Source
+
+    with Source(given) as source:
+        return _filled(found, source.size)
+
+
+def _filled(found: list[Region], size: int) -> list[Region]:
+    """Sort regions, cut them to the file, and name what is between and behind them."""
+    out: list[Region] = []
+    position = 0
+    for region in sorted(found, key=lambda r: (r.offset, r.size)):
+        start, stop = max(region.offset, position), min(region.offset + region.size, size)
+        if stop <= start:
+            continue
+        if start > position:
+            out.append(Region(position, start - position, "padding", ""))
+        out.append(Region(start, stop - start, region.kind, region.name))
+        position = stop
+    if position < size:
+        out.append(Region(position, size - position, "unused", "behind the last part"))
+    return out
+
+
+def _gguf_regions(given: Any) -> list[Region]:
+    from atlas_kit.formats.gguf import GGUFFile
+
+    with GGUFFile.open(given, shards=False, tolerant=True) as model:
+        regions = []
+        first = min((row.offset for row in model.fields), default=model.header_size)
+        regions.append(Region(0, min(first, 24), "header", "magic, version, counts"))
+        regions += [Region(row.offset, row.size, "metadata", row.key) for row in model.fields]
+        for info in model.tensor_infos:
+            regions.append(Region(info.info_offset, info.info_size, "tensor info", info.name))
+            if info.nbytes:
+                regions.append(Region(info.file_offset, info.nbytes, "tensor", info.name))
+        return regions
+
+
+def _safetensors_regions(given: Any) -> list[Region]:
+    from atlas_kit.formats.safetensors import SafetensorsFile
+
+    with SafetensorsFile.open(given) as file:
+        regions = [
+            Region(0, 8, "header", "length of the header"),
+            Region(8, file.data_start - 8, "metadata", "the header, as JSON"),
+        ]
+        return regions + [Region(t.offset, t.size, "tensor", t.name) for t in file.tensors.values()]
+
+
+def safetensors_fields(given: Any) -> list[HexLine]:
+    """Return the few fields of a safetensors file."""
+    from atlas_kit.formats.safetensors import SafetensorsFile
+    from atlas_kit.operations.inspect_parts import HexLine
+
+    with SafetensorsFile.open(given) as file:
+        read = file.source.read_upto
+        length = file.data_start - 8
+        lines = [
+            HexLine(0, 8, read(0, 8), "header_length", "u64", str(length), "bytes of the JSON header"),
+            HexLine(8, length, read(8, 16), "header", "JSON", "", "names, types, shapes and places"),
+        ]
+        for info in file.tensors.values():
+            value = f"{info.dtype} {list(info.shape)}"
+            lines.append(
+                HexLine(
+                    info.offset,
+                    info.size,
+                    read(info.offset, min(16, info.size)),
+                    info.name,
+                    "tensor",
+                    value,
+                    "",
+                )
+            )
+        return lines

@@ -1,0 +1,276 @@
+"""Read documents into a session's memory, saving it on the way. Knows no terminal."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from atlas_kit.codecs.json_text import named
+from atlas_kit.errors import AtlasError, InvalidParamError
+from atlas_kit.llama.session import AtlasSession
+from atlas_kit.operations.inputs import STDIN
+
+Array = np.ndarray[Any, Any]
+
+#: Bytes that are read, and turned into tokens, at a time.
+PIECE = 1 << 20
+
+
+class Document:
+    """A text file (``-``: standard input): UTF-8, with replacement characters where it is not.
+
+    Attributes
+    ----------
+    name
+        Its path.
+    size
+        In bytes; None where nobody knows.
+    done
+        Bytes learned so far, roughly.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.done = name, 0
+        self.size = None if name == STDIN or not os.path.isfile(name) else os.path.getsize(name)
+
+    def check(self) -> None:
+        """Raise what ``pieces`` would raise at once; standard input is left alone.
+
+        Raises
+        ------
+        AtlasError
+            It cannot be read, or holds no text.
+        """
+        if self.size is not None or self.name != STDIN:
+            with self._open() as stream:
+                self._require_text(self._read(stream, 1 << 16) if self.size is not None else b"")
+
+    def pieces(self) -> Iterator[str]:
+        """Yield the text in pieces that end where a line ends, if lines are not longer than that.
+
+        Raises
+        ------
+        AtlasError
+            As ``check``.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
+        held = ""
+        with self._open() as stream:
+            while data := self._read(stream, PIECE):
+                self._require_text(data)
+                held += decoder.decode(data)
+                end = held.rfind("\n") + 1 or len(held)
+                yield held[:end]
+                held = held[end:]
+        if held := held + decoder.decode(b"", final=True):
+            yield held
+
+    def text(self) -> str:
+        """Return the whole text."""
+        return "".join(self.pieces())
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[BinaryIO]:
+        from atlas_kit.storage.files import access_error
+
+        if self.name == STDIN:
+            yield sys.stdin.buffer
+            return
+        try:
+            stream = open(self.name, "rb")  # noqa: SIM115 (closed below)
+        except (OSError, ValueError) as error:
+            if isinstance(error, ValueError):
+                raise InvalidParamError("this is not a valid path", path=self.name) from error
+            raise access_error(error, self.name) from error
+        with stream:
+            yield stream
+
+    def _read(self, stream: BinaryIO, size: int) -> bytes:
+        from atlas_kit.storage.files import access_error
+
+        try:
+            return stream.read(size)
+        except OSError as error:
+            raise access_error(error, self.name) from error
+
+    def _require_text(self, data: bytes) -> None:
+        if b"\0" in data:
+            raise InvalidParamError(
+                "this is no text: it has NUL bytes", path=self.name, hint="Give UTF-8 text files."
+            )
+
+
+@dataclass
+class Read:
+    """What was read, of one document or of all.
+
+    ``losses`` are sums in nats over ``scored`` tokens: of the model alone, and with the memory.
+    """
+
+    name: str
+    tokens: int = 0
+    seconds: float = 0.0
+    scored: int = 0
+    losses: list[float] = field(default_factory=lambda: [0.0, 0.0])
+
+    def add(self, tokens: int, seconds: float, logprob: Array) -> None:
+        """Count what ``AtlasSession.feed`` gave."""
+        self.tokens += tokens
+        self.seconds += seconds
+        self.scored += len(logprob)
+        for column in (0, 1):
+            self.losses[column] -= float(logprob[:, column].sum())
+
+    @property
+    def model_loss(self) -> float | None:
+        """Mean loss of the model alone in nats per token; None before there is one."""
+        return self.losses[0] / self.scored if self.scored else None
+
+    @property
+    def loss(self) -> float | None:
+        """Mean loss with the memory in nats per token."""
+        return self.losses[1] / self.scored if self.scored else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Speed, reading and learning together."""
+        return self.tokens / self.seconds if self.seconds > 0 else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON-ready data."""
+        numbers = {
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 3),
+            "tokens_per_second": self.tokens_per_second,
+            "loss_model": self.model_loss,
+            "loss": self.loss,
+        }
+        return {**named("path", self.name), **numbers}
+
+
+@dataclass
+class Learned:
+    """What ``learn`` did: the documents, all of them together, how often it was saved, and whether it was stopped."""
+
+    documents: list[Read]
+    total: Read
+    memory: dict[str, Any]
+    saves: int = 0
+    interrupted: bool = False
+
+    exit_code = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON-ready data; the total's path is the memory's file."""
+        total = self.total.to_json()
+        file = {name.replace("path", "memory_file"): total.pop(name) for name in [*total] if "path" in name}
+        documents = [document.to_json() for document in self.documents]
+        rest = {"saves": self.saves, "interrupted": self.interrupted, "memory": self.memory}
+        return {**file, **total, "documents": documents, **rest}
+
+
+@dataclass(frozen=True)
+class Told:
+    """What ``progress`` is told: the document, what was read of it and in all, a save's failure, and its end."""
+
+    document: Document
+    read: Read
+    total: Read
+    trouble: AtlasError | None = None
+    ended: bool = False
+
+
+def learn(
+    session: AtlasSession,
+    documents: Iterable[Document],
+    *,
+    save: Callable[[], None],
+    name: str = "",
+    save_every: int = 10_000,
+    progress: Callable[[Told], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Learned:
+    """Read documents one after the other; the memory stays, the model's context is emptied between them.
+
+    Parameters
+    ----------
+    save
+        Saves the memory. Called every ``save_every`` tokens, where a failure is told and reading goes on, and at the
+        end, also when something else fails.
+    name
+        Of the memory's file, for the result.
+    stop
+        Asked between batches; True ends the reading.
+
+    Raises
+    ------
+    AtlasError
+        A document cannot be read, llama.cpp fails, or the last save fails.
+    """
+    if save_every < 1:
+        raise InvalidParamError(f"save_every is {save_every}", key="save_every", hint="Choose at least 1.")
+    assert session.memory is not None
+    result = Learned([], Read(name), {})
+    try:
+        for document in documents:
+            result.interrupted = result.interrupted or stop()
+            if result.interrupted:
+                break
+            read = Read(document.name)
+            result.documents.append(read)
+            session.forget_context()
+            _read(session, document, read, result, save, save_every, progress, stop)
+            if progress is not None:
+                progress(Told(document, read, result.total, ended=True))
+    except (AtlasError, OSError):
+        if result.total.tokens:
+            save()
+        raise
+    if result.total.tokens:
+        save()
+        result.saves += 1
+    result.memory = session.memory.stats()
+    return result
+
+
+def _read(
+    session: AtlasSession, document: Document, read: Read, result: Learned, save: Callable[[], None],
+    save_every: int, progress: Callable[[Told], None] | None, stop: Callable[[], bool],
+) -> None:  # fmt: skip
+    total = result.total
+    for text in document.pieces():
+        tokens = session.engine.tokenize(text)
+        before, size = document.done, len(text.encode("utf-8", "replace"))
+        for at in range(0, len(tokens), session.engine.n_batch):
+            if stop():
+                result.interrupted = True
+                return
+            started = time.perf_counter()
+            part = tokens[at : at + session.engine.n_batch]
+            fed = session.feed(part)
+            seconds = time.perf_counter() - started
+            document.done = before + size * (at + len(part)) // len(tokens)
+            for count in (read, total):
+                count.add(fed.tokens, seconds, fed.logprob)
+            trouble = None
+            if total.tokens // save_every > (total.tokens - fed.tokens) // save_every:
+                trouble = _saved(save, result)
+            if progress is not None:
+                progress(Told(document, read, total, trouble))
+
+
+def _saved(save: Callable[[], None], result: Learned) -> AtlasError | None:
+    try:
+        save()
+    except AtlasError as error:
+        return error
+    result.saves += 1
+    return None

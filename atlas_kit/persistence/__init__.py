@@ -1,0 +1,1 @@
+"""Saved memories: how they lie in ``.atlas`` files, where those are, and their backups."""

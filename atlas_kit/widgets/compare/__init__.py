@@ -1,0 +1,1 @@
+"""``MemoryCompare``: two memories side by side."""

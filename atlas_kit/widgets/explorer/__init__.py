@@ -1,0 +1,1 @@
+"""``FileExplorer``: what is in a file."""

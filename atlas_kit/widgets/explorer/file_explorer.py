@@ -1,0 +1,133 @@
+"""The file explorer in a notebook: what ``operations.explore`` answers, shown by ``static/explorer.js``.
+
+Nothing of the file is in the widget's state: the browser asks for what it shows, in messages of its own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anywidget
+import traitlets
+
+from atlas_kit.errors import AtlasError
+from atlas_kit.explorer.explorer import Explorer
+from atlas_kit.widgets.base import Shown
+from atlas_kit.widgets.explorer import static_view
+from atlas_kit.widgets.static_modules import joined, joined_style
+
+if TYPE_CHECKING:
+    import os
+
+    from matplotlib.figure import Figure
+
+    from atlas_kit.explorer.matrix import StoredMatrix
+
+_RENDER = """
+export default {
+  render({ model, el }) {
+    let last = 0;
+    const waiting = new Map();
+    const take = (message, buffers) => {
+      const resolve = waiting.get(message.id);
+      if (!resolve) return;
+      waiting.delete(message.id);
+      resolve({ reply: message.reply, buffers });
+    };
+    model.on("msg:custom", take);
+    const request = (message) => new Promise((resolve) => {
+      const id = `${++last}-${Math.random()}`;
+      waiting.set(id, resolve);
+      model.send({ ...message, id });
+    });
+    const onSelect = (selection) => { model.set("selection", selection); model.save_changes(); };
+    const cleanup = mount(el, { request, onSelect });
+    return () => { model.off("msg:custom", take); cleanup(); };
+  },
+};
+"""
+
+
+class FileExplorer(Shown, anywidget.AnyWidget):
+    """A memory file or a model, to be looked at: summary, byte map, bytes, tables, values, findings.
+
+    Opening reads the header or the index only, whatever the size. A file that is damaged, encrypted or not there is
+    shown as far as it goes, with one sentence that says what is wrong.
+
+    Parameters
+    ----------
+    path
+        A ``.atlas`` or ``.gguf`` file; of any other, the bytes are shown.
+    passphrase
+        Opens an encrypted memory; without it, the explorer asks.
+
+    Examples
+    --------
+    >>> FileExplorer("model.gguf")  # doctest: +SKIP
+    """
+
+    _esm = joined("explorer.js") + _RENDER
+    _css = joined_style("explorer.css")
+
+    #: What was chosen last in the browser: name, start, size, table, row.
+    selection = traitlets.Dict().tag(sync=True)
+
+    def __init__(self, path: str | os.PathLike[str], passphrase: str | None = None) -> None:
+        self.explorer = Explorer(path, passphrase)
+        super().__init__()
+        self.on_msg(self._answer)
+
+    def _answer(self, _: Any, message: Any, __: Any) -> None:
+        reply, buffers = self.explorer.answer(message)
+        number = message.get("id") if isinstance(message, dict) else None
+        self.send({"id": number, "reply": reply}, buffers)
+
+    # --- for Python -------------------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return Path(self.explorer.path)
+
+    @property
+    def selected(self) -> str | None:
+        """Name of the entry, metadata value or tensor that was chosen last, or None."""
+        name: str | None = self.selection.get("name")
+        return name
+
+    @property
+    def selection_bytes(self) -> bytes:
+        """The bytes of what was chosen last, as they are in the file; its first 16 MiB."""
+        start, size = self.selection.get("start", 0), self.selection.get("size", 0)
+        return self.explorer.contents.source.read_upto(start, min(size, 1 << 24))
+
+    def matrix(self, name: str) -> StoredMatrix:
+        """Return a tensor as a tile source for `MatrixView`."""
+        return self.explorer.matrix(name)
+
+    def export(self, name: str, path: str | os.PathLike[str], form: str | None = None) -> int:
+        """Save an entry, metadata value or tensor of any size as a file; see `Explorer.export`."""
+        return self.explorer.export(name, path, form)
+
+    def close(self) -> None:
+        """Release the file and the view."""
+        self.explorer.close()
+        super().close()
+
+    # --- without JavaScript -----------------------------------------------------------------------------------
+
+    def text(self) -> str:
+        """Return the summary in a few lines."""
+        return static_view.text(self.explorer)
+
+    def html(self) -> str:
+        """Return the summary as a page with the byte map as a picture."""
+        return static_view.html(self.explorer)
+
+    def figure(self) -> Figure:
+        """Return the byte map as a figure."""
+        return static_view.figure(self.explorer)
+
+
+__all__ = ["AtlasError", "FileExplorer"]

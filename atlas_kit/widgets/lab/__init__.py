@@ -1,0 +1,1 @@
+"""``MemoryLab``: watch a memory learn."""

@@ -1,0 +1,528 @@
+"""``MemoryLab``: a memory that learns while a model reads, live, with everything that one would like to see of it.
+
+Learning runs in one background thread (``live.Runner``); what it shows is collected by ``llama/trace.py`` and sent by
+``_lab_view.py``. Here are the controls, and what they do to the session.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets
+import numpy as np
+
+from atlas_kit.errors import InvalidParamError
+from atlas_kit.llama.session import AtlasSession
+from atlas_kit.llama.snapshots import Snapshots
+from atlas_kit.llama.token_memory import TokenMemory
+from atlas_kit.llama.trace import Trace, follow
+from atlas_kit.memory import MemoryState
+from atlas_kit.settings.atlas_settings import AtlasSettings
+from atlas_kit.widgets.base import Shown, page
+from atlas_kit.widgets.lab import static_view as static
+from atlas_kit.widgets.lab.controls import Controls
+from atlas_kit.widgets.lab.matrix_pane import MatrixPane
+from atlas_kit.widgets.lab.view import LabView, Words
+from atlas_kit.widgets.live import Runner, Turns, sentence
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from atlas_kit.llama.engine import Engine
+
+Array = np.ndarray[Any, Any]
+
+#: Settings that act at once, because they leave the arrays as they are.
+LIVE = ("learning_rate", "blend_ratio", "use_muon")
+#: Seconds that a step of the run may take, because Stop waits for it; and its tokens at most. Fewer than 64 at a time
+#: cost llama.cpp twice the time, more than 256 save nothing.
+STEP_SECONDS, MOST_TOKENS = 0.45, 256
+
+#: The lab that reads with an engine, by the engine's id: it is alive as long as its lab.
+_LABS: weakref.WeakValueDictionary[int, MemoryLab] = weakref.WeakValueDictionary()
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """What a run has given so far, one row per token.
+
+    Attributes
+    ----------
+    tokens
+        (n,) as they came.
+    loss_model, loss
+        (n,) in nats, without and with the memory; NaN where nothing came before.
+    """
+
+    tokens: Array
+    loss_model: Array
+    loss: Array
+
+    @property
+    def scored(self) -> int:
+        """How many tokens have a loss."""
+        return int(np.isfinite(self.loss).sum())
+
+    @property
+    def mean(self) -> tuple[float, float]:
+        """Mean losses in nats per token, without and with the memory."""
+        return float(np.nanmean(self.loss_model)), float(np.nanmean(self.loss))
+
+
+class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
+    """A live memory beside a model.
+
+    Parameters
+    ----------
+    model
+        An ``AtlasSession`` with a memory; or a path of a GGUF file or an engine, for which one is opened.
+    text
+        What it reads: a string, or the path of a file as a ``Path``.
+    documents
+        Texts to choose from: paths, or a mapping of names to strings or paths.
+    height
+        Of the matrix, in CSS pixels.
+    snapshot_every
+        Tokens from one snapshot to the next; the distance doubles whenever there are too many.
+    options
+        For ``AtlasSession``, where one is opened: ``window``, ``blend_ratio``, any name of ``AtlasSettings``.
+
+    Raises
+    ------
+    InvalidParamError
+        The session has no memory.
+    AtlasError
+        The model or a document cannot be read.
+
+    Examples
+    --------
+    >>> from atlas_kit.llama import FakeEngine
+    >>> lab = MemoryLab(FakeEngine(), "to be or not to be, " * 20)
+    >>> lab.run()
+    >>> without, with_memory = lab.history.mean
+    >>> lab.state, len(lab.history.tokens), with_memory < without
+    ('done', 400, True)
+    >>> lab.close()
+    """
+
+    def __init__(
+        self,
+        model: AtlasSession | Engine | str | os.PathLike[str],
+        text: str | os.PathLike[str] = "",
+        *,
+        documents: Sequence[str | os.PathLike[str]] | Mapping[str, Any] = (),
+        height: int = 220,
+        snapshot_every: int = 256,
+        **options: Any,
+    ) -> None:
+        content = text if isinstance(text, str) else _content(text)
+        self._owns = not isinstance(model, AtlasSession)
+        self.session = model if isinstance(model, AtlasSession) else _opened(model, options)
+        if self.session.memory is None:
+            if self._owns:
+                self.session.close()
+            raise InvalidParamError(
+                "this session has no memory", key="memory", hint="Open it with memory=True."
+            )
+        displaced = _displace(self.session)
+        self._wanted: AtlasSettings = self.session.memory.settings
+        self._snapshots = Snapshots(snapshot_every)
+        self._text, self._at = "", 0
+        self._tokens: list[int] = []
+        self._portion, self._goal = MOST_TOKENS // 4, 0
+        self._rates: deque[tuple[float, int]] = deque(maxlen=16)
+        self._build(documents, height)
+        self._begin()
+        super().__init__([self.controls, self.view, self.matrices])
+        self.add_class("atlas-memory-lab")
+        self.text_to_read = content
+        _LABS[id(self.session.engine)] = self
+        if displaced:
+            self._tell("An earlier MemoryLab on this model was stopped: two cannot read at the same time.")
+
+    def _build(self, documents: Any, height: int) -> None:
+        self.view = LabView(self.facts)
+        # the runner must not keep the lab alive
+        lab = weakref.proxy(self)
+        self.runner = Runner(
+            lambda: lab._read(), lambda: lab._frame(), lambda: lab._changed(), lambda: lab.view.ready
+        )
+        self.controls = Controls(_documents(documents), self._wanted, self._on)
+        self.matrices = MatrixPane(
+            self._state, self.view.measured, lambda error: self._tell(error=error), height
+        )
+
+    # --- for Python ------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """What the run does: idle, running, paused, done or failed."""
+        return self.runner.state
+
+    @property
+    def error(self) -> str:
+        """What went wrong last, as a sentence, or nothing."""
+        return str(self.view.error)
+
+    @property
+    def lock(self) -> Turns:
+        """Hold it (``with lab.lock:``) to use the session while a run goes on: it waits between two steps."""
+        return self.runner.lock
+
+    @property
+    def settings(self) -> AtlasSettings:
+        """The settings in force."""
+        assert self.session.memory is not None
+        return self.session.memory.settings
+
+    @property
+    def history(self) -> History:
+        """What came, and its losses."""
+        count, loss = len(self.trace), self.trace.loss
+        return History(self.trace.tokens[:count].copy(), loss[:count, 0].copy(), loss[:count, 1].copy())
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """The memory at several moments of the run, oldest first, the present last unless it runs."""
+        return self._snapshots
+
+    @property
+    def text_to_read(self) -> str:
+        """The text; a new one, or a ``Path``, is read from its beginning at the next start."""
+        return self._text
+
+    @text_to_read.setter
+    def text_to_read(self, text: str | os.PathLike[str]) -> None:
+        new = text if isinstance(text, str) else _content(text)
+        self.stop()
+        self._text, self._tokens, self._at = new, [], 0
+        self.controls.show_text(new)
+        self.view.show()
+
+    def start(self) -> None:
+        """Read in the background: on from where it stands, or again from the beginning when it was done."""
+        self._prepare()
+        self.runner.start()
+
+    def pause(self) -> None:
+        """Stop after the step in progress; ``start`` goes on."""
+        self.runner.pause()
+
+    def stop(self) -> None:
+        """Stop, and go back to the beginning of the text; the memory keeps what it has learned."""
+        self.runner.stop()
+        self._at, self._tokens = 0, []
+
+    def step(self, count: int = 1) -> None:
+        """Read as many tokens as the memory learns at a time, ``count`` times, and wait for it."""
+        self._step(count)
+        self.runner.wait()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until nothing runs; False if it still does after ``timeout`` seconds."""
+        return self.runner.wait(timeout)
+
+    def run(self, tokens: int | None = None) -> None:
+        """Read the text to its end, or so many tokens of it, and return then; no page is needed.
+
+        Raises
+        ------
+        AtlasError
+            What the session raises.
+        """
+        self._prepare(tokens)
+        self.runner.run(self._enough)
+
+    def reset(self) -> None:
+        """Stop and forget everything: memory, context, history. Settings that changed since then act now."""
+        self.stop()
+        with self.lock:
+            session = self.session
+            session.memory = TokenMemory(session.engine.output_rows(), self._wanted, session.backend)
+            session.reset()
+            self._begin()
+        self._tell()
+
+    def set(self, **changes: Any) -> None:
+        """Change settings: step size, blend and Muon at once, those that decide what the arrays are at the next reset.
+
+        Raises
+        ------
+        InvalidParamError
+            For a setting that does not exist or is out of range; then nothing changes.
+        """
+        wanted = self._wanted.replace(**changes)
+        with self.lock:
+            assert self.session.memory is not None
+            self.session.memory.retune(self._at_once(changes))
+            self._wanted = wanted
+        self.controls.show_settings(wanted)
+        self._tell()
+
+    def _at_once(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        found = {name: value for name, value in changes.items() if name in LIVE}
+        if "learning_rate" in found and bool(found["learning_rate"]) != bool(self.settings.learning_rate):
+            del found["learning_rate"]  # with or without a learned memory: other arrays
+        return found
+
+    def save(self, path: str | os.PathLike[str], **options: Any) -> None:
+        """Write the memory into a ``.atlas`` file, between two steps; options as for ``AtlasSession.save``."""
+        with self.lock:
+            self.session.save(path, **options)
+        self._tell(f"Saved to {os.fspath(path)}.")
+
+    def load(self, path: str | os.PathLike[str], **options: Any) -> None:
+        """Stop, and go on with the memory in a ``.atlas`` file; options as for ``AtlasSession.load``."""
+        self.stop()
+        with self.lock:
+            self.session.load(path, **options)
+            self._wanted = self.settings
+            self._begin()
+        self.controls.show_settings(self._wanted)
+        self._tell(f"Loaded {os.fspath(path)}.")
+
+    def close(self) -> None:
+        """End the thread, close every view, and the session if it was opened here."""
+        if not hasattr(self, "matrices"):  # ipywidgets also closes what could not be made
+            return
+        self._leave()
+        if self._owns:
+            with self.lock:  # a step may still be in progress
+                self.session.close()
+        for widget in (*self.controls.parts(), *self.matrices.parts(), self.view):
+            widget.close()
+        super().close()
+
+    def _leave(self) -> None:
+        self.runner.close()
+        self.matrices.stop()
+        if _LABS.get(id(self.session.engine)) is self:
+            del _LABS[id(self.session.engine)]
+
+    # --- the run ---------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Begin a history."""
+        self.trace = Trace()
+        self.words = Words(self.session.engine, self.trace)
+        self._snapshots.clear()
+        self._snapshots.offer(self.session)
+        self.view.take(self.session.engine, self.trace)
+        self.matrices.begin()
+
+    def _prepare(self, tokens: int | None = None) -> None:
+        """Have tokens to read, from the beginning if there are no more; ``tokens``: how many of them."""
+        if not self.runner.alive and self._at >= len(self._tokens):
+            with self.lock:
+                self._tokens, self._at = self.session.tokens_of(self._text), 0
+            if not self._tokens:
+                raise InvalidParamError(
+                    "there is no text to read", key="text", hint="Type one, or choose a document."
+                )
+        self._goal = len(self._tokens) if tokens is None else min(len(self._tokens), self._at + tokens)
+
+    def _enough(self) -> bool:
+        return len(self._tokens) > self._at >= self._goal
+
+    def _step(self, count: int = 1) -> None:
+        self._prepare(count * self.settings.chunk_size)
+        self.runner.start(self._enough)
+
+    def _read(self) -> bool:
+        """Read a portion: one step of the runner."""
+        whole = self._whole()
+        count = min(whole, self._goal - self._at)
+        part, before = self._tokens[self._at : self._at + count], len(self.trace)
+        started = time.thread_time()
+        try:
+            follow(self.session, part, self.trace, self.runner.frame)
+        finally:
+            self._at += len(self.trace) - before
+        self._rates.append((time.monotonic(), len(self.trace)))
+        if count == whole:  # by the time of the processor: a busy machine must not make batches small
+            rate = count / max(time.thread_time() - started, 1e-6)
+            self._portion = _portion(rate, self.session.engine.n_batch)
+        self._snapshots.offer(self.session)
+        return self._at < len(self._tokens)
+
+    def _whole(self) -> int:
+        """Return how many tokens to read now: about a portion, but no small rest of a step or of the context.
+
+        The memory learns a step in one piece, and llama.cpp takes twice as long for 60 tokens as for 128.
+        """
+        memory, engine, at = self.session.memory, self.session.engine, self.session.position
+        assert memory is not None
+        whole = self._portion + memory.room % memory.settings.chunk_size + (at == 0)
+        room = 0 if engine.info.recurrent else engine.n_ctx - at
+        return room if 0 < room < 1.5 * whole else whole
+
+    def _frame(self) -> None:
+        self.view.show()
+        self.matrices.frame(len(self.trace))
+
+    def _changed(self) -> None:
+        """Say what the run does now; when it rests, show all of it."""
+        state, error = self.runner.state, self.runner.error
+        self.view.state = state
+        self.controls.show_state(state)
+        if state == "running":
+            self._rates.clear()
+            self._tell()
+            return
+        self._snapshots.keep(self.session)
+        self._tell(_SAID.get(state, ""), error=error)
+        self.view.show()
+        self.matrices.show()
+        self.matrices.measure(len(self.trace))
+
+    def facts(self) -> dict[str, Any]:
+        """Return the numbers of the moment as JSON-ready data."""
+        memory = self.session.memory
+        assert memory is not None
+        size = memory.settings.window_size
+        return {
+            "at": self._at,
+            "total": len(self._tokens),
+            "seen": memory.tokens_seen,
+            "window": min(int(memory.state.counters["filled"]), size),
+            "window_size": size,
+            "learning_rate": memory.learning_rate,
+            "learning_rate_set": memory.settings.learning_rate,
+            "speed": self._speed(),
+        }
+
+    def _state(self) -> MemoryState:
+        assert self.session.memory is not None
+        return self.session.memory.state
+
+    def _speed(self) -> float:
+        """Return tokens per second lately."""
+        rates = list(self._rates)
+        if len(rates) < 2:
+            return 0.0
+        (start, first), (end, last) = rates[0], rates[-1]
+        return (last - first) / max(end - start, 1e-6)
+
+    def _tell(self, said: str = "", *, error: str = "") -> None:
+        """Say something in the status line; what waits for the next reset is always said."""
+        waiting = [
+            name
+            for name in self._wanted.to_json()
+            if getattr(self._wanted, name) != getattr(self.settings, name)
+        ]
+        names = ", ".join(
+            f"{_NAMES.get(name, name)} {_plain(getattr(self._wanted, name))}" for name in waiting
+        )
+        later = f"From the next Reset on: {names}." if waiting else ""
+        self.view.status = " ".join(filter(None, (said, later)))
+        self.view.error = error
+
+    # --- the controls ----------------------------------------------------------------------------------------
+
+    def _on(self, what: str, value: Any = None) -> None:
+        """Do what a control asks for; what goes wrong stands in the status line."""
+        orders: dict[str, Callable[[], None]] = {
+            "start": self.start,
+            "pause": self.pause,
+            "step": self._step,
+            "stop": self.stop,
+            "reset": self.reset,
+            "settings": lambda: self.set(**value),
+            "text": lambda: setattr(self, "text_to_read", value),
+            "save": lambda: self.save(_named(value)),
+            "load": lambda: self.load(_named(value)),
+        }
+        try:
+            orders[what]()
+        except Exception as error:  # a control never ends in a traceback
+            self._tell(error=sentence(error))
+
+    # --- without a page --------------------------------------------------------------------------------------
+
+    def text(self) -> str:
+        """Return how things stand, in a few lines."""
+        return static.text(self)
+
+    def figure(self) -> Figure:
+        """Return loss curves, weights, matrix and spectrum as a matplotlib figure of its own."""
+        with self.lock:
+            return static.figure(self)
+
+    def html(self) -> str:
+        """Return the figure, the numbers, and the newest text coloured by surprise."""
+        return page(self.png(), self.text()) + static.coloured(self)
+
+
+_SAID = {
+    "paused": "Paused; Start goes on.",
+    "done": "Read to the end; Start reads the text once more, with what the memory knows now.",
+}
+_NAMES = {
+    "window_size": "window",
+    "polynomial_degree": "degree",
+    "use_muon": "Muon",
+    "learning_rate": "learning rate",
+}
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _portion(rate: float, n_batch: int) -> int:
+    """Return how many tokens to read at a time at ``rate`` tokens per second: a power of two.
+
+    >>> [_portion(rate, 512) for rate in (1, 5, 40, 200, 9000)]
+    [1, 2, 16, 64, 256]
+    """
+    return min(1 << int(math.log2(max(1.0, rate * STEP_SECONDS))), MOST_TOKENS, n_batch)
+
+
+def _opened(model: Any, options: dict[str, Any]) -> AtlasSession:
+    """Open a session; llama.cpp leaves one processor to the page, or both wait for each other."""
+    if isinstance(model, (str, os.PathLike)):
+        free = max(1, len(os.sched_getaffinity(0)) - 1) if hasattr(os, "sched_getaffinity") else None
+        engine = {"n_threads": free, **(options.pop("engine_options", None) or {})}
+        return AtlasSession(model, **{"memory": True, **options}, engine_options=engine)
+    return AtlasSession(model, **{"memory": True, **options})
+
+
+def _displace(session: AtlasSession) -> bool:
+    """Stop the lab that reads with this session's engine; True if there was one."""
+    other = _LABS.get(id(session.engine))
+    if other is None:
+        return False
+    other._leave()
+    with other.lock:
+        pass  # its step is over
+    other.controls.disable()
+    other._tell("Another MemoryLab reads with this model now; run this cell again to take it back.")
+    return True
+
+
+def _documents(given: Any) -> dict[str, Any]:
+    """Return texts to choose from by name."""
+    return dict(given) if isinstance(given, Mapping) else {Path(one).name: Path(one) for one in given}
+
+
+def _content(path: str | os.PathLike[str]) -> str:
+    from atlas_kit.storage.files import Source
+
+    with Source(path) as source:
+        return source.read(0, source.size).decode("utf-8", "surrogateescape")
+
+
+def _named(path: str) -> str:
+    if not path.strip():
+        raise InvalidParamError("there is no file name", key="path", hint="Type one, such as memory.atlas.")
+    return path.strip()

@@ -1,0 +1,174 @@
+"""``MemoryLab`` where nothing runs: as lines of text, as a figure for a paper, as HTML with the text coloured."""
+
+from __future__ import annotations
+
+import html
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atlas_kit.explorer.pooling import pool
+from atlas_kit.llama.trace import EXPERTS
+from atlas_kit.memory.statistics import matrix_statistics
+from atlas_kit.widgets import colour
+from atlas_kit.widgets.base import CODE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from atlas_kit.widgets.lab.memory_lab import History, MemoryLab
+
+Array = np.ndarray[Any, Any]
+
+#: Okabe and Ito's colours, as ``static/lab.css`` has them: model, memory, window; surprise.
+COLOURS, SURPRISE = ("#6b6b6b", "#0072b2", "#e69f00"), (213, 94, 0)
+#: Nats at which a token's colour is strongest, as in ``static/lab_text.js``.
+FULL = 8.0
+#: Tokens of the running mean, and of the text that a page shows.
+SPAN, MOST_TOKENS = 256, 3000
+
+
+def running_mean(values: Array, span: int = SPAN) -> Array:
+    """Return the exponentially weighed mean (n, k) of values (n, k) over about ``span`` rows; NaN rows count nothing.
+
+    >>> running_mean(np.array([[1.0], [3.0]]), 2).round(4).tolist()  # (1/2 * 1 + 3) / (1/2 + 1)
+    [[1.0], [2.3333]]
+    """
+    keep, found = 1 - 1 / span, np.full(values.shape, np.nan)
+    total, weight = np.zeros(values.shape[1]), 0.0
+    for row, value in enumerate(values.astype(np.float64)):
+        if not np.isnan(value).any():
+            total, weight = keep * total + value, keep * weight + 1
+        if weight:
+            found[row] = total / weight
+    return found
+
+
+def text(lab: MemoryLab) -> str:
+    """Return how things stand, in four lines."""
+    history, facts = lab.history, lab.facts()
+    lines = [f"MemoryLab: {lab.session.engine.info.name}, {lab.state}"]
+    read = f"{len(history.tokens):,} tokens read"
+    if facts["total"]:
+        read += f", {facts['at']:,} of {facts['total']:,} of this text"
+    lines.append(read)
+    if history.scored:
+        model, memory = history.mean
+        lines.append(
+            f"loss {model:.3f} nats without memory, {memory:.3f} with it: {model - memory:+.3f} saved per token "
+            f"(perplexity {np.exp(model):.1f} -> {np.exp(memory):.1f})"
+        )
+    lines.append(
+        f"window {facts['window']:,} of {facts['window_size']:,}; learning rate {facts['learning_rate']:.3g}; "
+        f"{len(lab.snapshots)} snapshots"
+    )
+    if lab.error:
+        lines.append(f"error: {lab.error}")
+    return "\n".join(lines)
+
+
+def figure(lab: MemoryLab) -> Figure:
+    """Return loss curves, weights, the matrix and its spectrum in one figure."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 6.2), layout="constrained")
+    grid = figure.add_gridspec(2, 3, height_ratios=(1.15, 1))
+    history = lab.history
+    _losses(figure.add_subplot(grid[0, :], label="loss"), history)
+    _weights(figure.add_subplot(grid[1, 0], label="weights"), lab.trace.weights)
+    name, matrix = lab.matrices.in_view()
+    _matrix(figure, figure.add_subplot(grid[1, 1], label="matrix"), name, matrix)
+    _spectrum(figure.add_subplot(grid[1, 2], label="spectrum"), name, matrix)
+    return figure
+
+
+def _losses(axes: Axes, history: History) -> None:
+    axes.set(xlabel="tokens read", ylabel="loss (nats, running mean)")
+    axes.spines[["top", "right"]].set_visible(False)
+    if not history.scored:
+        axes.text(0.5, 0.5, "nothing has been read yet", ha="center", va="center", transform=axes.transAxes)
+        return
+    both = running_mean(np.stack((history.loss_model, history.loss), axis=1))
+    at = np.arange(len(both))
+    model, memory = history.mean
+    for column, (name, mean, style) in enumerate(
+        (("model alone", model, "--"), ("with memory", memory, "-"))
+    ):
+        label = f"{name}: {mean:.3f} nats, perplexity {np.exp(mean):.1f}"
+        axes.plot(at, both[:, column], style, color=COLOURS[column], lw=1.6, label=label)
+    better = both[:, 1] <= both[:, 0]
+    axes.fill_between(at, both[:, 0], both[:, 1], where=better, color=COLOURS[1], alpha=0.18, lw=0)
+    axes.fill_between(at, both[:, 0], both[:, 1], where=~better, color=COLOURS[2], alpha=0.3, lw=0)
+    calm = both[min(48, len(both) // 4) :]
+    low, high = np.nanmin(calm), np.nanmax(calm)
+    axes.set_ylim(max(0.0, low - 0.1), high + 0.1)
+    axes.margins(x=0)
+    axes.set_title(f"The memory saves {model - memory:.3f} nats per token", loc="left", fontweight="bold")
+    axes.legend(fontsize=9, framealpha=0.85, loc="best")
+
+
+def _weights(axes: Axes, weights: Array) -> None:
+    axes.set(title="Who counts", xlabel="tokens read", ylim=(0, 1))
+    if len(weights) < 2:
+        return
+    mean = running_mean(weights, 64)
+    axes.stackplot(
+        np.arange(len(mean)), np.nan_to_num(mean).T, labels=EXPERTS, colors=COLOURS, alpha=0.75, lw=0
+    )
+    axes.margins(x=0)
+    axes.legend(fontsize=8, loc="lower left")
+
+
+def _matrix(figure: Figure, axes: Axes, name: str, matrix: Array) -> None:
+    axes.set(title=f"{name}, {matrix.shape[0]:,} x {matrix.shape[1]:,}")
+    shown = pool(matrix, 256, 512)
+    limit = float(np.abs(shown[np.isfinite(shown)]).max(initial=0)) or 1.0
+    extent = (-0.5, matrix.shape[1] - 0.5, matrix.shape[0] - 0.5, -0.5)
+    picture = axes.imshow(
+        shown,
+        cmap=colour.colormap(),
+        vmin=-limit,
+        vmax=limit,
+        extent=extent,
+        aspect="auto",
+        interpolation="nearest",
+    )
+    figure.colorbar(picture, ax=axes, fraction=0.05)
+
+
+def _spectrum(axes: Axes, name: str, matrix: Array) -> None:
+    found = matrix_statistics(matrix.astype(np.float32))
+    axes.set(title="Singular values", xlabel="rank")
+    axes.spines[["top", "right"]].set_visible(False)
+    positive = found.spectrum[found.spectrum > 0]
+    if len(positive):
+        axes.semilogy(np.arange(1, len(positive) + 1), positive, color=COLOURS[1])
+        note = f"effective rank {float(found.effective_rank):.1f}"
+        axes.text(0.96, 0.95, note, ha="right", va="top", transform=axes.transAxes)
+
+
+def coloured(lab: MemoryLab) -> str:
+    """Return the newest text as HTML, each token coloured by its loss with the memory; a title says both losses."""
+    history, trace = lab.history, lab.trace
+    end = len(trace)
+    start = max(0, end - MOST_TOKENS)
+    parts = []
+    for at, piece in enumerate(lab.words.texts(start, end), start):
+        model, memory = float(history.loss_model[at]), float(history.loss[at])
+        if np.isnan(memory):
+            parts.append(html.escape(piece))
+            continue
+        alpha = 0.66 * min(1.0, memory / FULL)
+        colours = ",".join(map(str, SURPRISE))
+        parts.append(
+            f'<span style="background:rgba({colours},{alpha:.2f})" '
+            f'title="{model:.2f} nats without memory, {memory:.2f} with it">{html.escape(piece)}</span>'
+        )
+    if not parts:
+        return ""
+    note = "The text; the stronger the colour, the more surprising a token was with the memory (0 to 8 nats)."
+    return (
+        f'<p style="margin:.6em 0 .2em">{note}</p><pre style="white-space:pre-wrap;overflow-wrap:anywhere;'
+        f'{CODE};max-height:24em;overflow-y:auto;border:1px solid #8888;padding:6px">{"".join(parts)}</pre>'
+    )

@@ -1,0 +1,148 @@
+"""The live view of ``MemoryLab``: what a trace holds, sent to the browser piece by piece as it draws.
+
+Frames are acknowledged (``_frames.py``); a page that was loaded again says hello and gets everything from the start.
+Knows a trace, and an engine only to name tokens; drawing is in ``static/lab.js``.
+"""
+
+from __future__ import annotations
+
+import codecs
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import anywidget
+import numpy as np
+import traitlets
+
+from atlas_kit.llama.trace import Trace
+from atlas_kit.widgets.frame_gate import PATIENCE, FrameGate
+from atlas_kit.widgets.static_modules import STATIC, joined
+
+if TYPE_CHECKING:
+    from atlas_kit.llama.engine import Engine
+
+#: Tokens that one frame brings at most, some 130 bytes each.
+MOST_TOKENS = 4096
+#: After a frame the page rests this many times as long as it took to draw it: learning may need the same processor.
+REST = 2.0
+
+
+class Words:
+    """The text of a stream's tokens: a character of several tokens stands with its last."""
+
+    def __init__(self, engine: Engine, trace: Trace) -> None:
+        self._engine, self._trace = engine, trace
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._texts: list[str] = []
+
+    def texts(self, start: int, end: int) -> list[str]:
+        """Return the texts of the tokens [start, end); joined, they are the text."""
+        for token in self._trace.tokens[len(self._texts) : end]:
+            self._texts.append(self._decoder.decode(self._engine.piece(int(token), special=True)))
+        return self._texts[start:end]
+
+    def name(self, token: int) -> str:
+        r"""Return a token by itself; bytes of a part of a character are written as ``\xe2``."""
+        return self._engine.piece(token, special=True).decode("utf-8", "backslashreplace")
+
+
+class LabView(anywidget.AnyWidget):
+    """Numbers, curves, text and the story of a token.
+
+    Parameters
+    ----------
+    facts
+        Is asked for the numbers of the moment with each frame.
+    """
+
+    _esm = joined("lab.js")
+    _css = STATIC / "lab.css"
+
+    state = traitlets.Unicode("idle").tag(sync=True)
+    status = traitlets.Unicode().tag(sync=True)
+    error = traitlets.Unicode().tag(sync=True)
+    #: ``name``, ``tokens`` seen, ``values`` and effective ``rank``; empty before the first.
+    spectrum = traitlets.Dict().tag(sync=True)
+
+    def __init__(self, facts: Callable[[], dict[str, Any]]) -> None:
+        self._facts = facts
+        self._lock = threading.RLock()
+        self._gate = FrameGate()
+        self._sent_at = self._next = 0.0
+        super().__init__()
+        self.on_msg(self._answer)
+
+    def take(self, engine: Engine, trace: Trace) -> None:
+        """Show another run from its start."""
+        with self._lock:
+            self.trace, self.words = trace, Words(engine, trace)
+            self._sent, self._named = 0, set[int]()
+            self.spectrum = {}
+        self.show()
+
+    def measured(self, spectrum: dict[str, Any]) -> None:
+        """Show a spectrum: ``name``, ``tokens``, ``values`` and effective ``rank``."""
+        self.spectrum = spectrum
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is time for a frame: the last one is on the screen, and the page has rested."""
+        return self._gate.ready and time.monotonic() >= self._next
+
+    def show(self) -> None:
+        """Show what is new, when the last frame is on the screen."""
+        number = self._gate.ask()
+        if number is not None:
+            self._post(number)
+
+    def _post(self, number: int) -> None:
+        with self._lock:
+            start, end = self._sent, min(len(self.trace), self._sent + MOST_TOKENS)
+            rows, tokens = packed(self.trace, start, end)
+            names = [(int(token), self.words.name(int(token))) for token in self._unnamed(tokens)]
+            content = {
+                "kind": "frame",
+                "number": number,
+                "from": start,
+                "texts": self.words.texts(start, end),
+                "names": names,
+                "facts": self._facts(),
+            }
+            self._sent_at = time.monotonic()
+            self.send(content, [rows.tobytes(), tokens.tobytes()])
+            self._sent = end
+            if end < len(self.trace):
+                self._gate.ask()  # not now: with the acknowledgement
+
+    def _unnamed(self, tokens: np.ndarray[Any, Any]) -> list[int]:
+        """Return the tokens that the browser has no name of yet, and count them as named."""
+        fresh = [token for token in np.unique(tokens).tolist() if token >= 0 and token not in self._named]
+        self._named.update(fresh)
+        return fresh
+
+    def _answer(self, _: Any, message: dict[str, Any], __: Any) -> None:
+        number: int | None = None
+        if message.get("kind") == "hello":
+            with self._lock:
+                self._sent, self._named = 0, set()
+                number = self._gate.force()
+        elif message.get("kind") == "shown":
+            now = time.monotonic()
+            self._next = now + REST * min(now - self._sent_at, PATIENCE)
+            number = self._gate.acknowledge(int(message.get("number", 0)))
+        if number is not None:
+            self._post(number)
+
+
+def packed(trace: Trace, start: int, end: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return the tokens [start, end) as ``static/lab_run.js`` reads them: (n, 20) float32 and (n, 13) int32."""
+
+    def flat(name: str) -> np.ndarray[Any, Any]:
+        rows = getattr(trace, name)[start:end]
+        width = int(np.prod(rows.shape[1:]))  # of no rows at all, numpy cannot tell it
+        return np.asarray(rows.reshape(len(rows), width))
+
+    numbers = [flat(name) for name in ("loss", "parts", "weights", "top_p")]
+    return np.concatenate(numbers, axis=1), np.concatenate([flat("top"), flat("tokens")], axis=1)

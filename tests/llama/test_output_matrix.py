@@ -1,0 +1,134 @@
+"""Rows of the read-out matrix: the cache gives what the matrix gives, and never more than it may."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atlas_kit import GGUFFile
+from atlas_kit.errors import FileCorruptError, InvalidParamError
+from atlas_kit.llama.output_matrix import OutputRows, logit_scale, rows_of_model
+
+MATRIX = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32)
+
+
+class Counted:
+    """A matrix that knows how many of its rows were asked for."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def __call__(self, tokens):
+        self.asked += len(tokens)
+        assert (np.diff(tokens) > 0).all()
+        return MATRIX[tokens]
+
+
+def test_rows_are_asked_for_once():
+    matrix = Counted()
+    rows = OutputRows(matrix, 50, 8)
+    np.testing.assert_array_equal(rows(np.array([1, 5, 9])), MATRIX[[1, 5, 9]])
+    np.testing.assert_array_equal(rows(np.array([1, 2, 9])), MATRIX[[1, 2, 9]])
+    assert matrix.asked == 4
+    assert rows.cached_bytes == 4 * 4 * 8
+
+
+def test_no_rows():
+    rows = OutputRows(MATRIX.__getitem__, 50, 8)
+    assert rows(np.empty(0, np.int64)).shape == (0, 8)
+
+
+@given(
+    st.integers(1, 60),
+    st.lists(st.sets(st.integers(0, 49), max_size=50), max_size=12),
+)
+def test_a_cache_of_any_size_gives_the_matrix(capacity, asked):
+    rows = OutputRows(MATRIX.__getitem__, 50, 8, cache_bytes=capacity * 32)
+    for some in asked:
+        tokens = np.array(sorted(some), np.int64)
+        np.testing.assert_array_equal(rows(tokens), MATRIX[tokens])
+        assert rows.cached_bytes <= min(50, capacity) * 32
+
+
+def test_what_was_used_long_ago_goes_first():
+    matrix = Counted()
+    rows = OutputRows(matrix, 50, 8, cache_bytes=3 * 32)
+    for token in (1, 2, 3, 1, 4):  # 4 takes the place of 2
+        rows(np.array([token]))
+    before = matrix.asked
+    rows(np.array([1, 3, 4]))
+    assert matrix.asked == before
+    rows(np.array([2]))
+    assert matrix.asked == before + 1
+
+
+def test_logits_are_scaled_then_capped():
+    bias = np.arange(50, dtype=np.float32) / 10
+    rows = OutputRows(MATRIX.__getitem__, 50, 8, bias=bias, scale=0.5, softcap=3.0)
+    hidden = MATRIX[:2] * 2
+    z = 0.5 * (hidden.astype("f8") @ MATRIX.T + bias)
+    np.testing.assert_allclose(rows.logits(hidden, rows.whole()), 3 * np.tanh(z / 3), atol=1e-5)
+    tokens = np.array([4, 7])
+    np.testing.assert_allclose(
+        rows.logits(hidden, rows(tokens), tokens), 3 * np.tanh(z[:, tokens] / 3), atol=1e-5
+    )
+
+
+def test_the_mean_row():
+    np.testing.assert_allclose(OutputRows(MATRIX.__getitem__, 50, 8).mean, MATRIX.mean(axis=0), atol=1e-6)
+    large = np.random.default_rng(1).standard_normal((5000, 4)).astype(np.float32) + 1
+    assert abs(OutputRows(large.__getitem__, 5000, 4).mean - 1).max() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("architecture", "value", "expected"),
+    [
+        ("granite", 4.0, 0.25), ("granitemoe", 4.0, 0.25), ("granitehybrid", 2.0, 0.5), ("minicpm", 2.0, 0.5),
+        ("command-r", 0.25, 0.25), ("cohere2", 0.5, 0.5), ("llama", None, 1.0), ("llama", 0.0, 1.0),
+    ],
+)  # fmt: skip
+def test_scales_of_architectures(architecture, value, expected):
+    assert logit_scale(architecture, value) == expected
+
+
+@pytest.mark.parametrize("type", ["f32", "f16", "q8_0", "q4_0"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_rows_of_a_model(type, tied, random_model):
+    with GGUFFile.open(random_model("llama", type, tied=tied)) as file:
+        rows = rows_of_model(file)
+        name = "token_embd.weight" if tied else "output.weight"
+        expected = file.dequantize(name)
+        assert (rows.n_vocab, rows.n_embd) == expected.shape
+        np.testing.assert_array_equal(rows.whole(), expected)
+        np.testing.assert_array_equal(rows(np.array([0, 3, 511])), expected[[0, 3, 511]])
+        del rows
+
+
+def test_a_model_with_a_bias(random_model):
+    with GGUFFile.open(random_model("phi2")) as file:
+        rows = rows_of_model(file)
+        assert rows.bias.shape == (512,)
+        del rows
+
+
+def test_a_model_without_a_read_out(random_model, tmp_path):
+    path = tmp_path / "x.gguf"
+    data = random_model("llama", tied=True).read_bytes()
+    path.write_bytes(data.replace(b"token_embd.weight", b"token_embx.weight"))
+    with GGUFFile.open(path) as file, pytest.raises(InvalidParamError, match="no output matrix"):
+        rows_of_model(file)
+
+
+def test_a_read_out_that_is_no_matrix(tmp_path):
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_tensor("output.weight", np.zeros(8, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with GGUFFile.open(tmp_path / "x.gguf") as file, pytest.raises(FileCorruptError, match="no matrix"):
+        rows_of_model(file)
