@@ -149,7 +149,7 @@ def emit_gguf(name: str, *arguments: str) -> None:
 
 def memory_fields() -> str:
     """Return the fields of the description."""
-    from atlas_kit.memory.arrays import DESCRIPTION_FIELDS
+    from atlas_kit.persistence.tables import DESCRIPTION_FIELDS
 
     rows = [(f"`{row.name}`", row.type, row.note) for row in DESCRIPTION_FIELDS]
     return markdown_table(["field", "type", "meaning"], rows)

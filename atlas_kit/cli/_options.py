@@ -14,8 +14,9 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from atlas_kit.operations.inputs import Given, Keys
     from atlas_kit.settings.atlas_settings import AtlasSettings, SettingRow
+    from atlas_kit.storage.given import Given
+    from atlas_kit.storage.keys import Keys
 
 
 class HelpfulCommand(click.Command):
@@ -101,7 +102,7 @@ def read_keys(passphrase_file: str | None, key_file: str | None) -> Keys:
 
     The question is asked only when a file turns out to need it, and only on a terminal.
     """
-    from atlas_kit.operations.inputs import Keys, key_from_file, passphrase_from_file
+    from atlas_kit.storage.keys import Keys, key_from_file, passphrase_from_file
 
     if passphrase_file and key_file:
         raise click.UsageError("give --passphrase-file or --key-file, not both")

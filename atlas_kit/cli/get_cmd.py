@@ -60,8 +60,8 @@ def command(file: str, key: str, output: str | None, force: bool, npy: bool, as_
 
 
 def _write(chunks: Any, output: str | None, force: bool, inputs: list[Any]) -> None:
-    from atlas_kit.operations.inputs import check_output
     from atlas_kit.operations.outputs import output_file
+    from atlas_kit.storage.given import check_output
 
     if output is None or output == "-":
         sys.stdout.flush()

@@ -41,7 +41,8 @@ Examples:
 @keys_options
 def command(file: str, restore: str | None, output: str | None, force: bool, as_json: bool, keys: Any) -> int:
     """Run the command."""
-    from atlas_kit.operations.recover import list_backups, restore_backup
+    from atlas_kit.operations.recover import restore_backup
+    from atlas_kit.persistence.backups import list_backups
 
     if restore is None:
         if output is not None:

@@ -29,7 +29,7 @@ from atlas_kit.storage.files import Source
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import Entry
     from atlas_kit.formats.atlas.v1 import StoreV1
-    from atlas_kit.operations.inputs import StrPath
+    from atlas_kit.storage.given import StrPath
 
 Array = np.ndarray[Any, Any]
 

@@ -32,8 +32,8 @@ from atlas_kit.storage.files import Source, access_error, atomic_write
 
 if TYPE_CHECKING:
     from atlas_kit.explorer.matrix import StoredMatrix
-    from atlas_kit.operations.inputs import StrPath
     from atlas_kit.operations.validate import FileReport
+    from atlas_kit.storage.given import StrPath
 
 #: Bytes of one page of the hex view, and of a file that goes through the browser.
 PAGE = 1 << 12
@@ -360,8 +360,8 @@ class _Check:
         self._thread.start()
 
     def _run(self) -> None:
-        from atlas_kit.operations.inputs import Keys
         from atlas_kit.operations.validate import validate_file
+        from atlas_kit.storage.keys import Keys
 
         try:
             self._report = validate_file(self._path, Keys(self._secret))

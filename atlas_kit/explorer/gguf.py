@@ -28,7 +28,7 @@ from atlas_kit.operations.gguf_values import plain_value, show_value
 from atlas_kit.operations.model_overview import model_overview
 
 if TYPE_CHECKING:
-    from atlas_kit.operations.inputs import StrPath
+    from atlas_kit.storage.given import StrPath
 
 Array = np.ndarray[Any, Any]
 

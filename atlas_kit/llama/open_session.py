@@ -26,9 +26,10 @@ from atlas_kit.errors import (
 from atlas_kit.llama import session_file
 from atlas_kit.llama.engine import Engine
 from atlas_kit.llama.session import AtlasSession
-from atlas_kit.operations.inputs import Keys, same_file
 from atlas_kit.settings.atlas_settings import AtlasSettings
 from atlas_kit.storage.files import access_error, lock
+from atlas_kit.storage.given import same_file
+from atlas_kit.storage.keys import Keys
 
 
 def open_session(
@@ -161,12 +162,12 @@ def _holds_memory(engine: Engine, file: str, keys: Keys, force: bool) -> bool:
     """Tell whether a file has a memory; see that a new one could be put into a file that has none."""
     if not os.path.lexists(file):
         return False
-    from atlas_kit.operations.inputs import open_memory
-    from atlas_kit.operations.inspect import LEARNED
+    from atlas_kit.formats.opening import open_memory
+    from atlas_kit.persistence.entry_keys import DESCRIPTION
 
     try:
         with open_memory(file, keys) as opened:
-            if LEARNED in opened:
+            if DESCRIPTION in opened:
                 return True
             expected = bytes.fromhex(engine.info.identity)
             if any(opened.model_hash) and opened.model_hash != expected and not force:
@@ -202,7 +203,7 @@ def load(session: AtlasSession, file: str, *, context: bool, force: bool = False
 
 def _with_backup(error: AtlasError, file: str, keys: Keys) -> AtlasError:
     """Return the error, its hint naming the newest backup that holds a memory which could be loaded."""
-    from atlas_kit.operations.recover import list_backups
+    from atlas_kit.persistence.backups import list_backups
 
     try:
         backups = list_backups(file, keys).backups

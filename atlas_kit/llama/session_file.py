@@ -75,7 +75,7 @@ def of_native(engine: Engine) -> tuple[AtlasSettings | None, str | None]:
     if not Path(engine.info.path).is_file():
         return None, None
     from atlas_kit.formats.gguf import GGUFFile
-    from atlas_kit.operations.native_model import native_settings
+    from atlas_kit.settings.native import native_settings
 
     with GGUFFile.open(engine.info.path) as file:
         return native_settings(file)

@@ -13,44 +13,7 @@ from typing import Any
 from atlas_kit.memory import Identity, MemoryConfig, Polynomial
 from atlas_kit.memory.state import COUNTERS
 
-#: What the description says of itself, and the newest form of it that is read.
-FORMAT = "atlas-kit/memory-state"
-VERSION = 1
-
-
-@dataclass(frozen=True)
-class FieldRow:
-    """One field of the description: its name, its JSON type, what it says."""
-
-    name: str
-    type: str
-    note: str
-
-
-#: JSON type -> what Python's parser makes of it.
-JSON_TYPES: dict[str, tuple[type, ...]] = {
-    "string": (str,),
-    "number": (int,),
-    "boolean": (bool,),
-    "list": (list,),
-    "object": (dict,),
-    "object or list": (dict, list),
-    "string or null": (str, type(None)),
-}
-
 # fmt: off
-DESCRIPTION_FIELDS = (
-    FieldRow("format", "string", f"`{FORMAT}`"),
-    FieldRow("version", "number", f"of this description, now {VERSION}"),
-    FieldRow("layers", "number", "how many memories there are, from 1"),
-    FieldRow("batch", "list", "leading axes of every array: `[]` for one session, `[50]` for 50 that advance together"),
-    FieldRow("config", "object or list", "the configuration; a list with one for each layer where they differ"),
-    FieldRow("tokens_learned", "list", "for each layer the sum of its counter `learned`; for listings only"),
-    FieldRow("optimizer", "boolean", "whether momentum and the adaptation of eta were saved"),
-    FieldRow("window", "boolean", "whether the window was saved"),
-    FieldRow("dtype", "string or null", "what large arrays were rounded to, `null` where nothing was"),
-    FieldRow("metadata", "object", "whatever the application keeps beside the memory"),
-)
 
 
 @dataclass(frozen=True)
@@ -92,7 +55,6 @@ ARRAYS = (
       for name, note in COUNTERS.items()),
 )
 # fmt: on
-_GROUPS = {row.name.partition(".")[0] for row in ARRAYS}
 
 #: What each condition of a row asks of a configuration.
 CONDITIONS = {
@@ -170,37 +132,12 @@ def layout(config: MemoryConfig) -> dict[str, Expected]:
     return out
 
 
-def is_kept(name: str, *, optimizer: bool, window: bool, dtype: str | None) -> bool:
-    """Tell whether a file that was saved with these options holds the array ``name``.
-
-    The parameters before the last step make no sense beside rounded ones: their difference would be the rounding.
-    """
-    group, _, rest = name.partition(".")
-    if group == "window":
-        return window
-    if rest.startswith("previous."):
-        return optimizer and dtype is None
-    return optimizer or group not in ("momentum", "adaptation") or rest == "mean"
-
-
 def constants_nbytes(config: MemoryConfig) -> int:
     """Return an upper bound of what the fixed random constants take, which no array of the file speaks for."""
     count = config.d_k * config.d_key if config.features.projection is not None else 0
     if not isinstance(config.features.map, (Identity, Polynomial)):
         count += (config.d_key + 2) * config.d_phi
     return 8 * count  # they are drawn in float64
-
-
-def array_key(layer: int, name: str) -> str:
-    """Return the entry's key: ``model_context_0.parameters.W``."""
-    return f"model_context_{layer}.{name}"
-
-
-def is_array_key(key: str) -> bool:
-    """Tell whether an entry of this key belongs to a saved memory, of whatever configuration."""
-    context, _, name = key.partition(".")
-    number = context.removeprefix("model_context_")
-    return number != context and number.isascii() and number.isdecimal() and name.partition(".")[0] in _GROUPS
 
 
 def summary(config: MemoryConfig) -> str:

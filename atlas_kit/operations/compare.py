@@ -22,7 +22,9 @@ from atlas_kit.memory.backend import to_host
 from atlas_kit.memory.statistics import MatrixStatistics, matrix_distance, matrix_statistics
 from atlas_kit.memory.window import latest
 from atlas_kit.operations.diff import json_changes
-from atlas_kit.operations.inputs import Keys, StrPath, name_of, open_given
+from atlas_kit.operations.inputs import open_given
+from atlas_kit.storage.given import StrPath, name_of
+from atlas_kit.storage.keys import Keys
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import Entry, MemoryFile

@@ -15,9 +15,11 @@ from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.formats.atlas import tables
 from atlas_kit.operations.convert import copy_header
-from atlas_kit.operations.inputs import Given, Keys, Progress, check_output, name_of, open_given, size_of
+from atlas_kit.operations.inputs import open_given
 from atlas_kit.operations.outputs import Output, save_memory
 from atlas_kit.operations.tensor_numbers import Difference, difference, entry_numbers
+from atlas_kit.storage.given import Given, Progress, check_output, name_of, size_of
+from atlas_kit.storage.keys import Keys
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import Entry, MemoryFile

@@ -10,24 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.operations.inputs import (
-    Given,
-    Keys,
-    Opened,
-    Progress,
-    check_output,
-    kind_of,
-    name_of,
-    open_given,
-    size_of,
-)
+from atlas_kit.formats.detect import detect
+from atlas_kit.operations.inputs import Opened, open_given
 from atlas_kit.operations.outputs import Output, is_path, output_file, save_memory, scratch_path
+from atlas_kit.storage.given import Given, Progress, check_output, name_of, size_of
+from atlas_kit.storage.keys import Keys
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import MemoryFile
-    from atlas_kit.operations.inputs import StrPath
     from atlas_kit.operations.native_model import BoundMemory
     from atlas_kit.settings.atlas_settings import AtlasSettings
+    from atlas_kit.storage.given import StrPath
 
 TARGETS = ("atlas-v1", "atlas-v2", "atlas-v3", "json", "safetensors", "npz", "gguf", "atlas-gguf")
 
@@ -138,7 +131,7 @@ def convert_file(
     target = target_of(output, options.to)
     if isinstance(output, (str, os.PathLike)):
         check_output(output, [given], options.force)
-    kind = kind_of(given)
+    kind = detect(given)
     if kind == "gguf":
         return _convert_model(given, output, target, options, keys)
     if options.native:
@@ -290,6 +283,7 @@ def _native_values(
         yield {}
         return
     from atlas_kit.operations import native_model
+    from atlas_kit.settings import native
 
     bound = None
     if options.memory is not None:
@@ -302,7 +296,7 @@ def _native_values(
         result.notes += bound.notes
     settings = _native_settings(model, options, bound)
     with contextlib.ExitStack() as placed:
-        values = native_model.native_values(settings)
+        values = native.native_values(settings)
         if bound is not None and isinstance(output, (str, os.PathLike)):
             values |= placed.enter_context(native_model.placed_memory(bound, output, force=options.force))
         yield values

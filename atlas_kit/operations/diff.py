@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import is_utf8, loads, named, plain
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.operations.inputs import Given, Keys, Opened, Progress, open_given
+from atlas_kit.operations.inputs import Opened, open_given
 from atlas_kit.operations.tensor_numbers import Difference, difference, entry_numbers
+from atlas_kit.storage.given import Given, Progress
+from atlas_kit.storage.keys import Keys
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import Entry, MemoryFile

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import InvalidParamError, KeyNotFoundError
-from atlas_kit.operations.inputs import Given, Keys, Opened, open_given
+from atlas_kit.operations.inputs import Opened, open_given
+from atlas_kit.storage.given import Given
+from atlas_kit.storage.keys import Keys
 
 if TYPE_CHECKING:
     from atlas_kit.formats.gguf import GGUFFile

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import named, to_bytes
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.operations.inputs import Given, Keys, Progress, kind_of, name_of, open_given
+from atlas_kit.formats.detect import detect
+from atlas_kit.operations.inputs import open_given
+from atlas_kit.storage.given import Given, Progress, name_of
+from atlas_kit.storage.keys import Keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -104,7 +107,7 @@ def identify_model(given: Given, *, full: bool = False, progress: Progress | Non
     """
     from atlas_kit.formats.gguf import model_identity
 
-    if kind_of(given) not in ("gguf", None):
+    if detect(given) not in ("gguf", None):
         raise InvalidParamError("only a GGUF model has an identity", path=name_of(given))
     with open_given(given) as opened:
         model = opened.gguf

@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError, KeyRequiredError, MagicMismatchError
-from atlas_kit.operations.inputs import Given, Keys, Opened, Progress, kind_of, name_of, open_given, size_of
+from atlas_kit.formats.detect import detect
+from atlas_kit.operations.inputs import Opened, open_given
+from atlas_kit.persistence.entry_keys import DESCRIPTION
+from atlas_kit.storage.given import Given, Progress, name_of, size_of
+from atlas_kit.storage.keys import Keys
 
 if TYPE_CHECKING:
     from atlas_kit.formats.gguf import MetadataField, TensorInfo
@@ -24,8 +28,6 @@ if TYPE_CHECKING:
 #: The overview counts types and codecs of this many entries at most, and lists this many.
 COUNTED = 100_000
 LISTED = 20
-#: The entry that describes a memory that learned; ``snapshot`` reads it, and is loaded for such files only.
-LEARNED = "atlas_memory"
 
 
 class Wanted(NamedTuple):
@@ -122,7 +124,7 @@ def inspect_file(
         files as far as they go.
     """
     wanted = wanted or Wanted()
-    kind = kind_of(given)
+    kind = detect(given)
     result = Inspection(name_of(given), kind or "unknown", size_of(given))
     if wanted.bytes_only:
         _from_bytes(given, kind, wanted, result, keys or Keys())
@@ -225,7 +227,7 @@ def _memory_overview(opened: Opened, result: Inspection) -> None:
     if opened.kind == "atlas":
         facts.update(garbage=memory.garbage, generation=memory.generation)
         facts["warnings"] = [finding.to_json() for finding in memory.warnings]
-    if LEARNED in memory:
+    if DESCRIPTION in memory:
         from atlas_kit.operations.inspect_parts import learned_memory
 
         facts["memory"] = learned_memory(memory)

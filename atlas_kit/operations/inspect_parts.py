@@ -11,8 +11,8 @@ from atlas_kit.errors import AtlasError, printable
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import Entry, MemoryFile
     from atlas_kit.formats.gguf import GGUFFile, TensorInfo
-    from atlas_kit.operations.inputs import Progress
     from atlas_kit.operations.tensor_numbers import TensorStats
+    from atlas_kit.storage.given import Progress
 
 #: Bytes of a payload that the view of one entry shows.
 PREVIEW = 2048

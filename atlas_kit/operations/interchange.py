@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from atlas_kit.formats.atlas import MemoryFile
     from atlas_kit.formats.npz import Member, NpzFile
     from atlas_kit.formats.safetensors import SafetensorsFile
-    from atlas_kit.operations.inputs import Given
+    from atlas_kit.storage.given import Given
 
 SIDE_TEXT = "atlas_kit"
 SIDE_ARRAY = "__atlas_kit__"

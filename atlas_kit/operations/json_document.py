@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from atlas_kit.formats.atlas import MemoryFile
-    from atlas_kit.operations.inputs import Progress
+    from atlas_kit.storage.given import Progress
 
 FORMAT = "atlas-kit/memory"
 

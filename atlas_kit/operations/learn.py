@@ -16,7 +16,7 @@ import numpy as np
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import AtlasError, InvalidParamError
 from atlas_kit.llama.session import AtlasSession
-from atlas_kit.operations.inputs import STDIN
+from atlas_kit.storage.given import STDIN
 
 Array = np.ndarray[Any, Any]
 

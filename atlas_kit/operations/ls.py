@@ -6,7 +6,9 @@ import fnmatch
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.operations.inputs import Given, Keys, open_given
+from atlas_kit.operations.inputs import open_given
+from atlas_kit.storage.given import Given
+from atlas_kit.storage.keys import Keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.operations.inputs import Given, Keys, Opened, check_output, name_of, open_given
+from atlas_kit.operations.inputs import Opened, open_given
 from atlas_kit.operations.outputs import Output, save_memory
+from atlas_kit.storage.given import Given, check_output, name_of
+from atlas_kit.storage.keys import Keys
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import Entry

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.operations.compress import Compressed, CompressOptions, EntryRatio
-from atlas_kit.operations.inputs import size_of
 from atlas_kit.operations.outputs import Output, scratch_path
 from atlas_kit.operations.tensor_numbers import difference
+from atlas_kit.storage.given import size_of
 
 if TYPE_CHECKING:
     from atlas_kit.formats.gguf import GGUFFile, MetadataField, TensorInfo, TensorSource
-    from atlas_kit.operations.inputs import Given, Opened, Progress
+    from atlas_kit.operations.inputs import Opened
+    from atlas_kit.storage.given import Given, Progress
 
 _FLOATS = ("F32", "F16", "BF16", "F64")
 #: What ``general.file_type`` says of a model stored mostly in a type.

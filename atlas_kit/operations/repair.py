@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError, KeyRequiredError
-from atlas_kit.operations.inputs import Given, Keys, check_output, kind_of, name_of, size_of
+from atlas_kit.formats.detect import detect
 from atlas_kit.operations.outputs import Output, is_path, scratch_path
+from atlas_kit.storage.given import Given, check_output, name_of, size_of
+from atlas_kit.storage.keys import Keys
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas.rescue import RescueResult
     from atlas_kit.formats.gguf.mend import MendResult
-    from atlas_kit.operations.inputs import Progress
+    from atlas_kit.storage.given import Progress
 
 
 @dataclass
@@ -88,7 +90,7 @@ def repair_file(
         raise InvalidParamError("the repaired file needs a name", hint="Give -o OUTPUT, or --dry-run.")
     if isinstance(output, (str, os.PathLike)):
         check_output(output, [given], options.force or options.dry_run)
-    kind = kind_of(given)
+    kind = detect(given)
     if kind is None and not isinstance(given, bytes) and os.fsdecode(given).lower().endswith(".gguf"):
         kind = "gguf"  # its first bytes are damaged
     if kind == "gguf" and not options.dry_run and output is not None and not is_path(output):

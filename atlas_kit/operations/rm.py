@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError
+from atlas_kit.formats.detect import detect
+from atlas_kit.formats.opening import edit_memory
 from atlas_kit.operations.get import not_found
-from atlas_kit.operations.inputs import Keys, kind_of, unknown_format
+from atlas_kit.operations.inputs import unknown_format
 from atlas_kit.operations.ls import matches
-from atlas_kit.operations.set import edit_memory
 from atlas_kit.storage.files import StrPath
+from atlas_kit.storage.keys import Keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -52,7 +54,7 @@ def remove_keys(
     KeyNotFoundError
         A key is not there; then nothing was removed.
     """
-    kind = kind_of(path)
+    kind = detect(path)
     keys = keys or Keys()
     if kind == "gguf":
         return _from_model(path, wanted, glob, ignore_missing, dry_run, backup)
@@ -63,7 +65,7 @@ def remove_keys(
             f"keys can be removed from .atlas and GGUF files, and this is {kind}", path=path
         )
     if dry_run:
-        from atlas_kit.operations.inputs import open_memory
+        from atlas_kit.formats.opening import open_memory
 
         with open_memory(path, keys) as memory:
             return Removed(os.fsdecode(path), _choose(memory, wanted, glob, ignore_missing, path), True)

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.operations.inputs import Keys, kind_of, unknown_format
+from atlas_kit.formats.detect import detect
+from atlas_kit.formats.opening import edit_memory
+from atlas_kit.operations.inputs import unknown_format
 from atlas_kit.storage.files import StrPath
+from atlas_kit.storage.keys import Keys
 
 if TYPE_CHECKING:
-    from atlas_kit.operations.inputs import Progress
+    from atlas_kit.storage.given import Progress
 
 
 @dataclass
@@ -62,7 +65,7 @@ def set_value(
     """
     if not os.path.lexists(path):
         return _set_in_memory(path, key, value, options, keys or Keys(), new=True)
-    kind = kind_of(path)
+    kind = detect(path)
     if kind == "gguf":
         return _set_in_model(path, key, value, options, progress)
     if kind != "atlas":
@@ -95,30 +98,6 @@ def _set_in_memory(
         entry = memory[key]
     name = data_type_name(entry.type)
     return Stored(os.fsdecode(path), key, new, old is not None, entry.size, name)
-
-
-def edit_memory(
-    path: StrPath, keys: Keys, *, create: bool = False, version: int | None = None, backup: bool = False
-) -> Any:
-    """Return the context manager that locks, opens, and commits a memory file."""
-    from atlas_kit.errors import KeyRequiredError
-    from atlas_kit.formats.atlas import MemoryFile
-
-    if create:
-        secret = keys.for_writing() if version == 3 else {}
-        return MemoryFile.edit(path, create=True, version=version, backup=backup, **secret)
-    try:
-        with MemoryFile.open(path, **keys.options()) as memory:
-            if keys and memory.version < 3:  # was it swapped for another? do not write secrets into it
-                raise InvalidParamError(
-                    "a passphrase or key was given, and the file is not encrypted: nothing was written",
-                    path=path,
-                    hint="Leave out the key and unset ATLAS_PASSPHRASE, or convert the file to atlas-v3.",
-                )
-    except KeyRequiredError:
-        if not keys.ask_for(os.fsdecode(path)):
-            raise
-    return MemoryFile.edit(path, backup=backup, **keys.options())
 
 
 def _type_number(name: str | None, old: Any, value: Any) -> int | None:

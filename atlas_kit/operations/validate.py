@@ -18,11 +18,13 @@ from atlas_kit.errors import (
     NoSuchFileError,
     WrongKeyError,
 )
+from atlas_kit.formats.detect import detect
 from atlas_kit.formats.findings import Finding
-from atlas_kit.operations.inputs import Given, Keys, kind_of, name_of, size_of
+from atlas_kit.storage.given import Given, name_of, size_of
+from atlas_kit.storage.keys import Keys
 
 if TYPE_CHECKING:
-    from atlas_kit.operations.inputs import Progress
+    from atlas_kit.storage.given import Progress
 
 #: What is looked for in a directory.
 SUFFIXES = (".atlas", ".gguf", ".safetensors", ".npz")
@@ -110,7 +112,7 @@ def validate_file(
     del progress
     report = FileReport(name_of(given), strict=strict)
     try:
-        report.format = kind_of(given)
+        report.format = detect(given)
         report.findings = _check(given, report.format, keys or Keys())
     except AtlasError as error:
         misuse = isinstance(error, InvalidParamError) and report.format != "json"  # or else wrong content

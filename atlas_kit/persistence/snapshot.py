@@ -33,13 +33,15 @@ from atlas_kit.errors import (
 )
 from atlas_kit.formats.atlas import MemoryFile
 from atlas_kit.formats.atlas.tables import DTYPE_BY_NAME, DataType
-from atlas_kit.memory import Memory, MemoryConfig, MemoryState, snapshot
-from atlas_kit.memory import arrays as tables
-from atlas_kit.memory.arrays import array_key, is_array_key, layout
+from atlas_kit.formats.opening import edit_memory
+from atlas_kit.memory import Memory, MemoryConfig, MemoryState, arrays, snapshot
+from atlas_kit.memory.arrays import layout
 from atlas_kit.memory.backend import choose
-from atlas_kit.operations.inputs import Given, Keys, StrPath
-from atlas_kit.operations.inspect import LEARNED as DESCRIPTION
-from atlas_kit.operations.set import edit_memory
+from atlas_kit.persistence import tables
+from atlas_kit.persistence.entry_keys import DESCRIPTION
+from atlas_kit.persistence.tables import array_key, is_array_key
+from atlas_kit.storage.given import Given, StrPath
+from atlas_kit.storage.keys import Keys
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import Entry
@@ -111,7 +113,7 @@ class MemoryDescription:
         parts = [f"{self.layers:,} layer{'s' * (self.layers != 1)}"]
         if self.batch:
             parts[0] += f" of {' x '.join(map(str, self.batch))} sessions"
-        kinds = {tables.summary(config) for config in self.configs}
+        kinds = {arrays.summary(config) for config in self.configs}
         parts.append(kinds.pop() if len(kinds) == 1 else "of different sizes")
         learned = max(self.tokens_learned)
         parts.append(f"{learned:,} token{'s' * (learned != 1)} learned")
@@ -344,7 +346,7 @@ def _tuple_of(values: Any, kinds: type | tuple[type, ...], key: str) -> tuple[An
 
 
 def _require_fit(
-    expected: Mapping[str, tables.Expected], state: MemoryState, batch: tuple[int, ...], layer: int
+    expected: Mapping[str, arrays.Expected], state: MemoryState, batch: tuple[int, ...], layer: int
 ) -> None:
     """See that a state has the arrays that its configuration asks for, so that what is saved can be loaded."""
     found = {f"{group}.{name}": a for group, arrays in state.groups().items() for name, a in arrays.items()}
@@ -365,7 +367,7 @@ def _numpy_name(dtype: str) -> str:
     return "uint16" if dtype == "bfloat16" else dtype
 
 
-def _stored(array: HostArray, expected: tables.Expected, wanted: str | None) -> tuple[HostArray, str]:
+def _stored(array: HostArray, expected: arrays.Expected, wanted: str | None) -> tuple[HostArray, str]:
     """Return what to store for an array and as which dtype: the array itself, or its numbers rounded."""
     if wanted is None or not expected.row.large:
         return array, expected.dtype
@@ -639,7 +641,7 @@ def _require_arrays(
 ) -> None:
     """See that every array is there, none too many, all of the right shape, before anything is built."""
     known = {DESCRIPTION}
-    beside = sum(map(tables.constants_nbytes, set(description.configs)))
+    beside = sum(map(arrays.constants_nbytes, set(description.configs)))
     for layer, config in enumerate(description.configs):
         for name, expected in layout(config).items():
             entry_key = array_key(layer, name)
@@ -692,7 +694,7 @@ def _restored(
         raise _damaged(file, array_key(layer, error.key or ""), error.message) from error
 
 
-def _read(file: MemoryFile, key: str, expected: tables.Expected, batch: tuple[int, ...]) -> HostArray:
+def _read(file: MemoryFile, key: str, expected: arrays.Expected, batch: tuple[int, ...]) -> HostArray:
     """Read one array: any float type for numbers, the exact type for integers."""
     entry = file[key]
     if entry.dtype is None:

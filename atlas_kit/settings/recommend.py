@@ -32,7 +32,6 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import TruncatedError
-from atlas_kit.operations.inputs import Given, name_of
 from atlas_kit.settings.atlas_settings import AtlasSettings, settings_table
 from atlas_kit.settings.model_facts import (
     FAMILIES,
@@ -43,6 +42,7 @@ from atlas_kit.settings.model_facts import (
     require_decoder,
     whole_number,
 )
+from atlas_kit.storage.given import Given, name_of
 
 if TYPE_CHECKING:
     from atlas_kit.formats.gguf import GGUFFile

@@ -21,10 +21,10 @@ __all__ = ["CapacityPlayground", "FileExplorer", "MatrixView", "MemoryCompare", 
 
 _HOMES = {
     "CapacityPlayground": "playground",
-    "FileExplorer": "explorer",
+    "FileExplorer": "explorer.file_explorer",
     "MatrixView": "matrix",
-    "MemoryCompare": "compare",
-    "MemoryLab": "lab",
+    "MemoryCompare": "compare.memory_compare",
+    "MemoryLab": "lab.memory_lab",
 }
 _EXTRA = ("ipywidgets", "anywidget", "traitlets", "matplotlib")
 

@@ -14,8 +14,8 @@ from atlas_kit.errors import NoSuchFileError
 from atlas_kit.memory import Features, Identity, Memory, MemoryConfig, ResidualMLP, stack
 from atlas_kit.operations import compare
 from atlas_kit.operations.compare import Side, Window, side_of_file, side_of_state
-from atlas_kit.operations.inputs import Keys
 from atlas_kit.persistence.snapshot import save_memory
+from atlas_kit.storage.keys import Keys
 from tests.conftest import SAMPLES
 
 CONFIG = MemoryConfig(

@@ -44,11 +44,11 @@ from atlas_kit.formats.gguf import GGUFFile, Set, edit_metadata, model_identity,
 from atlas_kit.memory import Memory
 from atlas_kit.operations import native_model
 from atlas_kit.operations.convert import ConvertOptions, convert_file
-from atlas_kit.operations.inputs import Keys
-from atlas_kit.operations.native_model import native_settings, native_values
 from atlas_kit.persistence.snapshot import save_memory
 from atlas_kit.settings.atlas_settings import AtlasSettings, settings_table
+from atlas_kit.settings.native import native_settings, native_values
 from atlas_kit.settings.recommend import recommend
+from atlas_kit.storage.keys import Keys
 
 TINY = tiny_llama(layers=1)
 #: Every setting away from its default, so that nothing passes by luck.

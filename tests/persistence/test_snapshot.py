@@ -36,7 +36,8 @@ from atlas_kit.memory import (
     presets,
     snapshot,
 )
-from atlas_kit.memory import arrays as tables
+from atlas_kit.memory import arrays as memory_arrays
+from atlas_kit.persistence import tables
 from atlas_kit.persistence.snapshot import (
     LIMITS,
     WrongModelError,
@@ -136,7 +137,7 @@ def test_every_bit_comes_back_and_learning_goes_on(path, name, batch, version):
 def test_the_table_of_arrays_is_what_states_are_made_of(name):
     state = Memory(CONFIGS[name]).init()
     arrays = {f"{group}.{n}": a for group, found in state.groups().items() for n, a in found.items()}
-    expected = tables.layout(CONFIGS[name])
+    expected = memory_arrays.layout(CONFIGS[name])
     assert arrays.keys() == expected.keys()
     for full, array in arrays.items():
         dtype = expected[full].dtype
@@ -144,7 +145,7 @@ def test_the_table_of_arrays_is_what_states_are_made_of(name):
         assert array.dtype.name == ("uint16" if dtype == "bfloat16" else dtype)
         assert array.nbytes == expected[full].nbytes(())
         assert len(tables.array_key(10**9, full)) < 256
-    assert set(tables.CONDITIONS) == {row.when for row in tables.ARRAYS if row.when}
+    assert set(memory_arrays.CONDITIONS) == {row.when for row in memory_arrays.ARRAYS if row.when}
 
 
 @pytest.mark.parametrize("codec", ["lz4", "zlib", "zstd"])

@@ -31,7 +31,8 @@ def dequantize_rows(
         return (high << 16).view(np.float32).reshape(rows, width)
     if row.dtype is not None:
         plain = np.frombuffer(data, np.dtype(byte_order + row.dtype))
-        return plain.astype(np.float32).reshape(rows, width)
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinity
+            return plain.astype(np.float32).reshape(rows, width)
     blocks = np.frombuffer(data, np.uint8).reshape(-1, row.size)
     if byte_order == ">":
         blocks = _swapped(blocks, info, row)

@@ -23,7 +23,7 @@ from atlas_kit.operations import compare as numbers
 from atlas_kit.operations.behaviour import Behaviour
 from atlas_kit.operations.compare import Side
 from atlas_kit.operations.diff import Comparison, diff_files
-from atlas_kit.operations.inputs import Keys
+from atlas_kit.storage.keys import Keys
 from atlas_kit.widgets.base import Shown
 from atlas_kit.widgets.compare import static_view as static
 from atlas_kit.widgets.compare.behaviour_pane import BehaviourPane

@@ -17,8 +17,8 @@ from atlas_kit.llama.snapshots import take_snapshot
 from atlas_kit.llama.token_memory import TokenMemory
 from atlas_kit.memory import Memory, MemoryConfig, MemoryState
 from atlas_kit.operations.compare import Side, difference, peak, side_of_file, side_of_state
-from atlas_kit.operations.inputs import Keys
 from atlas_kit.persistence.snapshot import LoadedMemory
+from atlas_kit.storage.keys import Keys
 from atlas_kit.widgets.sources import as_matrix
 
 Array = np.ndarray[Any, Any]

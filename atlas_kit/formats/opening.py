@@ -1,0 +1,47 @@
+"""Open and edit ``.atlas`` files with keys that may have to be asked for."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from atlas_kit.errors import InvalidParamError, KeyRequiredError
+from atlas_kit.formats.atlas import MemoryFile
+from atlas_kit.storage.given import Given, StrPath, name_of
+from atlas_kit.storage.keys import Keys
+
+
+def open_memory(given: Given, keys: Keys) -> MemoryFile:
+    """Open an ``.atlas`` file, asking for its passphrase if it needs one."""
+    from atlas_kit.formats.atlas import MemoryFile
+
+    try:
+        return MemoryFile.open(given, **keys.options())
+    except KeyRequiredError:
+        if not keys.ask_for(name_of(given)):
+            raise
+        return MemoryFile.open(given, **keys.options())
+
+
+def edit_memory(
+    path: StrPath, keys: Keys, *, create: bool = False, version: int | None = None, backup: bool = False
+) -> Any:
+    """Return the context manager that locks, opens, and commits a memory file."""
+    from atlas_kit.errors import KeyRequiredError
+    from atlas_kit.formats.atlas import MemoryFile
+
+    if create:
+        secret = keys.for_writing() if version == 3 else {}
+        return MemoryFile.edit(path, create=True, version=version, backup=backup, **secret)
+    try:
+        with MemoryFile.open(path, **keys.options()) as memory:
+            if keys and memory.version < 3:  # was it swapped for another? do not write secrets into it
+                raise InvalidParamError(
+                    "a passphrase or key was given, and the file is not encrypted: nothing was written",
+                    path=path,
+                    hint="Leave out the key and unset ATLAS_PASSPHRASE, or convert the file to atlas-v3.",
+                )
+    except KeyRequiredError:
+        if not keys.ask_for(os.fsdecode(path)):
+            raise
+    return MemoryFile.edit(path, backup=backup, **keys.options())

@@ -1,0 +1,6 @@
+"""The keys under which a saved memory lies in a ``.atlas`` file. Imports nothing: any file is asked for them."""
+
+from __future__ import annotations
+
+#: The entry that describes a memory that learned; ``snapshot`` reads it, and is loaded for such files only.
+DESCRIPTION = "atlas_memory"

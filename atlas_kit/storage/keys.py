@@ -1,0 +1,79 @@
+"""What opens encrypted files: a passphrase or a key, given, read from a file, or asked for when a file needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from atlas_kit.errors import InvalidParamError, KeyRequiredError
+from atlas_kit.storage.files import Source
+from atlas_kit.storage.given import STDIN, StrPath
+
+_MAX_KEY_FILE = 4096
+
+
+class Keys:
+    """What opens encrypted files. ``ask(question, confirm)`` is called only when a file needs it."""
+
+    def __init__(
+        self,
+        passphrase: bytes | None = None,
+        key: bytes | None = None,
+        ask: Callable[[str, bool], bytes] | None = None,
+    ) -> None:
+        self.passphrase = passphrase
+        self.key = key
+        self.ask = ask
+
+    def __bool__(self) -> bool:
+        return self.passphrase is not None or self.key is not None
+
+    def options(self) -> dict[str, Any]:
+        """Return the keyword arguments that the library's functions take."""
+        return {"passphrase": self.passphrase, "key": self.key} if self else {}
+
+    def for_writing(self) -> dict[str, Any]:
+        """Return the same for a new encrypted file, asking for a passphrase (twice) if there is none."""
+        if not self:
+            if self.ask is None:
+                raise KeyRequiredError(
+                    "an encrypted file needs a passphrase or a key",
+                    hint="Give --passphrase-file or --key-file, or set ATLAS_PASSPHRASE.",
+                )
+            self.passphrase = self.ask("New passphrase", True)
+        return self.options()
+
+    def ask_for(self, name: str) -> bool:
+        """Ask for the passphrase of ``name``; tell whether there is one now."""
+        if self or self.ask is None:
+            return False
+        self.passphrase = self.ask(f"Passphrase for {name}", False)
+        return True
+
+
+def passphrase_from_file(path: StrPath) -> bytes:
+    """Return the first line of a file, without its end."""
+    line = _read_small(path, "passphrase").split(b"\n", 1)[0].rstrip(b"\r")
+    if not line:
+        raise InvalidParamError("the passphrase file is empty", path=path)
+    return line
+
+
+def key_from_file(path: StrPath) -> bytes:
+    """Return the 32 bytes of a key file."""
+    data = _read_small(path, "key")
+    if len(data) != 32:
+        raise InvalidParamError(
+            f"a key file holds exactly 32 bytes, and this one has {len(data)}",
+            path=path,
+            hint="Make one with: head -c 32 /dev/urandom > FILE",
+        )
+    return data
+
+
+def _read_small(path: StrPath, what: str) -> bytes:
+
+    with Source("/dev/stdin" if path == STDIN else path) as source:
+        if source.size > _MAX_KEY_FILE:
+            raise InvalidParamError(f"the file is too long for a {what}", path=path)
+        return source.read(0, source.size)
