@@ -742,7 +742,7 @@ def test_a_process_that_is_killed_while_it_saves(path):
     second = feed(memory, first, 3)
     save_memory(path, memory, first)
     program = (
-        "import sys; from tests.operations.test_snapshot import *; memory, first = learned(); "
+        "import sys; from tests.persistence.test_snapshot import *; memory, first = learned(); "
         "second = feed(memory, first, 3); print(flush=True)\n"
         "while True: save_memory(sys.argv[1], memory, second); save_memory(sys.argv[1], memory, first)"
     )

@@ -16,7 +16,7 @@ from atlas_kit.llama.snapshots import Snapshots
 from atlas_kit.memory import Memory, MemoryConfig
 from atlas_kit.persistence.snapshot import load_memory
 from atlas_kit.widgets import MemoryCompare
-from atlas_kit.widgets.compare.memory_compare import behaviour_pane
+from atlas_kit.widgets.compare import behaviour_pane
 from atlas_kit.widgets.newest import Newest
 from tests.conftest import SAMPLES
 

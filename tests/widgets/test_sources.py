@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.operations.test_pooling import matrices
 
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.explorer.pooling import pool
 from atlas_kit.widgets.sources import ArraySource, as_matrix, as_source, measure
+from tests.explorer.test_pooling import matrices
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
