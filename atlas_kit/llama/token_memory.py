@@ -6,7 +6,8 @@ those that came lately. The exact window adds what followed the states most like
 two. Knows nothing of llama.cpp, text or files.
 
 Tokens are taken in steps of ``chunk_size``: within a step, memory, window and gate stay as they were at its start, so
-that reading a text at once and token by token are the same.
+that reading a text at once and token by token are the same but for rounding: BLAS and llama.cpp add in an order that
+depends on how many tokens come together.
 """
 
 from __future__ import annotations
@@ -660,14 +661,15 @@ def summarize(logits: Array, count: int) -> tuple[Array, Array, Array]:
     for row in range(n):  # row by row: the temporaries then stay in the processor's cache
         z = logits[row]
         largest = float(z.max())
-        e = np.exp(z - np.float32(largest))
+        below = z - np.float32(largest)
+        e = np.exp(below)
         total = float(e.sum(dtype=np.float64))
         lse[row] = largest + math.log(total)
         with np.errstate(invalid="ignore"):
-            mean = float(e @ z)
+            mean = float(e @ below)  # never positive, so that nothing cancels however large the logits are
         if not math.isfinite(mean):  # a model may rule tokens out: -inf times 0
-            mean = float(e @ np.where(e > 0, z, 0))
-        entropy[row] = lse[row] - mean / total
+            mean = float(e @ np.where(e > 0, below, 0))
+        entropy[row] = math.log(total) - mean / total
         if count:
             top[row] = most_likely(z, count)
     return top, lse, entropy

@@ -81,7 +81,7 @@ def accuracy(reads: HostArray, answers: HostArray, choices: HostArray) -> HostAr
 def similarity(reads: HostArray, values: HostArray) -> HostArray:
     """Return the cosines (..., n, m) of reads (..., n, d_v) and values (..., m, d_v); 0 for a read of 0."""
     cosines: HostArray = unit(reads) @ unit(values).swapaxes(-1, -2)
-    return cosines
+    return np.clip(cosines, -1, 1)
 
 
 def last_within(x: Sequence[float], y: Sequence[float], level: float) -> float:

@@ -33,7 +33,7 @@ MAX_FEATURES = 2**24
 _SCRATCH_BYTES = 3 << 19
 # Batch rows of at least this many tokens get a feature-major matrix each, fewer share one (see `_monomials`).
 _TOKENS_OWN_MATRIX = 16
-# Tokens that are projected by one product: it is the same product whatever comes with them (see `_product`).
+# Tokens that are projected by one product on a GPU (see `_product`).
 _BLOCK_TOKENS = 16
 _CACHE_LINE = 64
 
@@ -265,10 +265,15 @@ def _monomials(
 def _product(x: Array, matrix: Array) -> Array:
     """Return x @ matrix, (..., n, d) by (d, m), each token's bits the same whatever tokens come with it.
 
-    BLAS chooses its way to add by the shape: a token alone differs in the last bits from the same among others. In
-    blocks of one size, the last of them filled up with zeros, the shape is always the same.
+    BLAS chooses its way to add by the shape of a product, and within one also by where a row stands: OpenBLAS for
+    Haswell and Zen takes rows 12 and 4 or 6, 6 and 4 at a time, and adds in another order in each. So every token on
+    the host is a product of its own, vector by matrix. Measured with one thread, d = 2,048 and m = 64: one token takes
+    5 us instead of 47 in a block of 16, and 16 tokens 66 instead of 46, of the 6,000 that learning them takes.
     """
     xp = namespace(x)
+    if xp is np:
+        tokens = np.ascontiguousarray(x)[..., None, :]
+        return (tokens @ matrix)[..., 0, :]
     num_tokens = math.prod(x.shape[:-1])
     num_blocks = -(-num_tokens // _BLOCK_TOKENS)
     rows = xp.ascontiguousarray(x).reshape(num_tokens, x.shape[-1])
@@ -832,7 +837,8 @@ class Features:
         """Return the features (..., n, d_phi) of projected keys p (..., n, d_key).
 
         The maps with random directions multiply by them in one product, so that a token's features may differ in
-        the last bits with the number of tokens n (not with the leading axes); and ``WinnerTakeAll`` may choose
-        another of two activations that are alike to these bits. Learning always sees whole chunks.
+        the last bits with the number of tokens n and its place among them (not with the leading axes); and
+        ``WinnerTakeAll`` may choose another of two activations that are alike to these bits. Learning always sees
+        whole chunks.
         """
         return self.map.apply(self.prepare(p, mean), constants, self.normalize)

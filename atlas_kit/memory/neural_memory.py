@@ -2,8 +2,10 @@
 
 ``Memory`` joins a configuration with its fixed random constants and an array library. It holds no state: every method
 takes a ``MemoryState`` and returns a new one. Tokens are observed as a stream; a token waits in the window
-until its chunk is full, so that any split of the stream gives the same state, bit by bit (BLAS may add in another
-order on another machine, or with another number of threads).
+until its chunk is full, so that a state depends on its session's tokens alone, bit by bit: not on the split of the
+stream, nor on the sessions beside it, nor on whether it was saved in between. What is read depends on the state and on
+all queries of the call, but not on other sessions: among another number of queries, one may differ in its last bits.
+(All this on one machine with one number of threads: BLAS may add in another order on another.)
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ from atlas_kit.memory.state import MemoryState
 
 Host = np.ndarray[Any, Any]
 
+_SQUARED = 400  # sums of squares of numbers from 2^-400 to 2^400 have all their digits in float64
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MatrixStatistics:
@@ -115,12 +117,14 @@ def matrix_statistics(matrix: Array) -> MatrixStatistics:
     """
     xp = namespace(matrix)
     spectrum = to_host(xp.linalg.svd(matrix, compute_uv=False)).astype(np.float64)
-    total = spectrum.sum(axis=-1, keepdims=True)
-    share = spectrum / np.where(total > 0, total, 1)
+    scaled, exponent = _scaled(spectrum, (-1,))
+    total = scaled.sum(axis=-1, keepdims=True)
+    share = scaled / np.where(total > 0, total, 1)
     entropy = -(share * np.log(np.where(share > 0, share, 1))).sum(axis=-1)
-    rank = np.where(total[..., 0] > 0, np.exp(entropy), 0.0)
-    norm = np.sqrt((spectrum * spectrum).sum(axis=-1))
-    return MatrixStatistics(norm, spectrum, rank, rank / max(1, spectrum.shape[-1]))
+    most = spectrum.shape[-1]
+    rank = np.where(total[..., 0] > 0, np.clip(np.exp(entropy), 1, most), 0.0)
+    norm = np.ldexp(np.sqrt((scaled * scaled).sum(axis=-1)), exponent[..., 0])
+    return MatrixStatistics(norm, spectrum, rank, rank / max(1, most))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -219,11 +223,25 @@ def matrix_distance(a: Array, b: Array, lead: int = 0) -> Distance:
     """
     x, y = (to_host(array).astype(np.float64) for array in (a, b))
     axes = tuple(range(lead, x.ndim))
-    norm_a, norm_b, norm_d = (np.sqrt((z * z).sum(axis=axes)) for z in (x, y, y - x))
-    relative = np.where(norm_d == 0, 0.0, norm_d / norm_a)
+    greatest = np.abs(y - x).max(axis=axes, initial=0.0)
+    (a, of_a), (b, _), (d, of_d) = (_scaled(z, axes) for z in (x, y, y - x))
+    norm_a, norm_b, norm_d = (np.sqrt((z * z).sum(axis=axes)) for z in (a, b, d))
+    more = (of_d - of_a).reshape(norm_a.shape)
+    relative = np.where(norm_d == 0, 0.0, np.ldexp(norm_d / norm_a, more))
     product = norm_a * norm_b
-    cosine = np.where(product > 0, (x * y).sum(axis=axes) / product, 1.0 * (norm_a == norm_b))
-    return Distance(np.abs(y - x).max(axis=axes, initial=0.0), relative, cosine)
+    cosine = (a * b).sum(axis=axes) / product
+    cosine = np.where(product > 0, np.clip(cosine, -1, 1), 1.0 * (norm_a == norm_b))
+    return Distance(greatest, relative, cosine)
+
+
+def _scaled(x: Host, axes: tuple[int, ...]) -> tuple[Host, np.ndarray[Any, Any]]:
+    """Return x / 2^e and e, with axes of length 1: 0 where the squares of x fit into float64, as they nearly always do.
+
+    Divided by a power of two, numbers keep their digits.
+    """
+    exponent = np.frexp(np.abs(x).max(axis=axes, keepdims=True, initial=0.0))[1]
+    exponent = np.where(np.abs(exponent) < _SQUARED, 0, exponent)
+    return (np.ldexp(x, -exponent) if exponent.any() else x), exponent
 
 
 def _plain(value: Any) -> Any:

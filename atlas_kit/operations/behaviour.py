@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ WHO = ("model", "a", "b")
 STEP = 16
 #: Most likely tokens that are kept of each prediction.
 TOP = 6
+_LOG_2 = math.log(2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -324,6 +326,7 @@ def kullback_leibler(p: Array, q: Array) -> float:
     >>> round(kullback_leibler(np.array([0.5, 0.5]), np.array([0.25, 0.75])), 6)  # 0.5 log 2 + 0.5 log(2/3)
     0.143841
     """
+    p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
     here = p > 0
     with np.errstate(divide="ignore"):
         ratio = np.log(p[here]) - np.log(q[here])
@@ -336,8 +339,17 @@ def jensen_shannon(p: Array, q: Array) -> float:
     >>> round(jensen_shannon(np.array([1.0, 0.0]), np.array([0.0, 1.0])), 6)  # log 2
     0.693147
     """
-    middle = (p + q) / 2
-    return (kullback_leibler(p, middle) + kullback_leibler(q, middle)) / 2
+    # m itself is not formed: half of the smallest number is 0, and log(p / m) is log 2 - log(1 + q / p) without it
+    p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
+    larger, smaller = np.maximum(p, q), np.minimum(p, q)
+    here = larger > 0
+    larger = larger[here]
+    share = smaller[here] / larger  # 0 to 1
+    log_share = np.log(np.where(share > 0, share, 1))  # of 0 times log 0 the limit is 0
+    # x log(x / m) + y log(y / m) of x = larger and y = share x, by x: at least 0 in each place
+    both = (1 + share) * (_LOG_2 - np.log1p(share)) + share * log_share
+    both = np.where(share < 1, np.maximum(both, 0), 0)
+    return min(float(larger @ both) / 2, _LOG_2)
 
 
 def pieces_of(engine: Engine, tokens: Sequence[int]) -> list[str]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Elements in one piece when two tensors are compared.
 PIECE = 1 << 18
+#: Sums of squares of numbers from 2^-400 to 2^400 have all their digits; and the exponent of the smallest number.
+_SQUARED, _LEAST = 400, -1074
 
 
 def entry_numbers(entry: Entry) -> Iterator[np.ndarray[Any, Any]]:
@@ -125,6 +127,7 @@ def difference(first: Iterable[np.ndarray[Any, Any]], second: Iterable[np.ndarra
 
     peak, differing, count = 0.0, 0, 0
     dot = norm_a = norm_b = error = 0.0
+    of_a = of_b = of_gap = _LEAST  # the powers of two that the numbers in these sums were divided by
     for a, b in zip(_pieces(first), _pieces(second), strict=True):
         with np.errstate(over="ignore", invalid="ignore"):
             same = (a == b) | (np.isnan(a) & np.isnan(b))
@@ -135,12 +138,19 @@ def difference(first: Iterable[np.ndarray[Any, Any]], second: Iterable[np.ndarra
             peak = max(peak, float(gap.max(initial=0.0)))
             both = np.isfinite(a) & np.isfinite(b)
             x, y = (a, b) if both.all() else (a[both], b[both])
-            dot += float(np.dot(x, y))
-            norm_a += float(np.dot(x, x))
-            norm_b += float(np.dot(y, y))
-            error += float(np.dot(gap, gap))
+            x, down_a, of_a = _scaled(x, of_a)
+            y, down_b, of_b = _scaled(y, of_b)
+            gap, down, of_gap = _scaled(gap, of_gap)
+            dot = math.ldexp(dot, down_a + down_b) + float(np.dot(x, y))
+            norm_a = math.ldexp(norm_a, 2 * down_a) + float(np.dot(x, x))
+            norm_b = math.ldexp(norm_b, 2 * down_b) + float(np.dot(y, y))
+            error = math.ldexp(error, 2 * down) + float(np.dot(gap, gap))
     relative = 0.0 if error == 0 else math.inf if norm_a == 0 else math.sqrt(error / norm_a)
+    if 0 < relative < math.inf:
+        relative = _times_power(relative, of_gap - of_a)
     cosine = dot / math.sqrt(norm_a) / math.sqrt(norm_b) if norm_a > 0 and norm_b > 0 else None
+    if cosine is not None:
+        cosine = min(max(cosine, -1.0), 1.0)
     return Difference(peak, relative, cosine, differing, count)
 
 
@@ -161,3 +171,24 @@ def _pieces(arrays: Iterable[np.ndarray[Any, Any]]) -> Iterator[np.ndarray[Any, 
             held, size = [joined[whole:]], size - whole
     if size:
         yield np.concatenate(held)
+
+
+def _scaled(x: np.ndarray[Any, Any], power: int) -> tuple[np.ndarray[Any, Any], int, int]:
+    """Return x divided by a power of two, so that no square is 0 or infinite, and by how much to lower sums so far.
+
+    ``power`` belongs to the sums so far; the third result to these and x. It is 0 where the squares fit anyway.
+    """
+    import numpy as np
+
+    peak = max(float(x.max(initial=0.0)), -float(x.min(initial=0.0)))
+    own = math.frexp(peak)[1] if 0 < peak < math.inf else _LEAST
+    new = max(power, 0 if abs(own) < _SQUARED else own)
+    return (np.ldexp(x, -new) if new else x), power - new, new
+
+
+def _times_power(x: float, power: int) -> float:
+    """Return x 2^power, infinite where that is too large."""
+    try:
+        return math.ldexp(x, power)
+    except OverflowError:
+        return math.inf

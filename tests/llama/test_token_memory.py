@@ -605,3 +605,16 @@ def test_summaries():
         np.testing.assert_allclose(entropy, -np.nansum(p * np.log(p), axis=1), atol=1e-5)
     assert top.shape == (3, 7)
     assert summarize(z, 0)[0].shape == (3, 0)
+
+
+@pytest.mark.parametrize("size", [1e-40, 1.0, 1e4, 1e30])
+def test_an_entropy_is_that_of_a_distribution(size):
+    z = np.random.default_rng(0).standard_normal((20, 100)).astype(np.float32) * np.float32(size)
+    z[1], z[2] = -size, 0
+    z[2, 3:] = -np.inf
+    _, _, entropy = summarize(z, 0)
+    assert (entropy >= 0).all()
+    np.testing.assert_allclose(entropy[1:3], np.log([100, 3]), rtol=1e-6)
+    wide = z.astype(np.float64) - z.max(axis=1, keepdims=True)
+    p = np.exp(wide) / np.exp(wide).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(entropy, -(p * np.log(np.where(p > 0, p, 1))).sum(axis=1), atol=2e-5)

@@ -94,17 +94,18 @@ def differing(a, b):
 class Stream:
     """Random tokens for a configuration; cut along the sessions and the tokens."""
 
-    def __init__(self, config, batch=(2, 3), seed=0):
+    def __init__(self, config, batch=(2, 3), seed=0, tokens=T):
         rng = np.random.default_rng(seed)
-        self.keys, values = (rng.standard_normal((*batch, T, d)) for d in (D_K, D_V))
+        d_k, d_v = config.d_k, config.d_v
+        self.keys, values = (rng.standard_normal((*batch, tokens, d)) for d in (d_k, d_v))
         self.fields = {"value": values}
         self.readout = None
         if isinstance(config.objective, CrossEntropy):
-            token = rng.integers(0, VOCABULARY, (*batch, T))
+            token = rng.integers(0, VOCABULARY, (*batch, tokens))
             self.fields = {"token": token, "hidden": values, "lse": np.full(token.shape, 9.0)}
-            self.readout = Readout(rng.standard_normal((VOCABULARY, D_V)).astype(np.float32))
+            self.readout = Readout(rng.standard_normal((VOCABULARY, d_v)).astype(np.float32))
 
-    def feed(self, memory, state, start=0, stop=T, where=(), **options):
+    def feed(self, memory, state, start=0, stop=None, where=(), **options):
         lead = (..., slice(start, stop), slice(None))
         targets = {
             n: a[where][lead if n in ("value", "hidden") else lead[:2]] for n, a in self.fields.items()

@@ -22,7 +22,7 @@ from atlas_kit.memory import (
     stack,
     statistics,
 )
-from atlas_kit.memory.statistics import matrix_statistics
+from atlas_kit.memory.statistics import matrix_distance, matrix_statistics
 
 PLAIN = Features(map=Identity(), normalize_keys=False)
 CONFIG = MemoryConfig(6, 4, PLAIN, eta=0.05, theta=0.5, window_size=8, chunk_size=2, dtype="float64")
@@ -158,3 +158,38 @@ def test_states_that_cannot_be_compared():
             distance(a, other)
         with pytest.raises(InvalidParamError, match="differ in their parameters"):
             merge([a, other])
+
+
+# every size that float64 has, and squares that it has not
+SIZES = (5e-324, 1e-310, 1e-200, 1e-160, 1e-30, 1.0, 1e30, 1e160, 1e300)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_ranks_keep_their_bounds(size):
+    many = np.random.default_rng(0).standard_normal((4, 6, 5))
+    many[0], many[1], many[2, 1:] = 0, 1, 0
+    many[3] = np.eye(6, 5)
+    m = matrix_statistics(np.round(many * 8) * size)
+    assert m.effective_rank[0] == m.norm[0] == 0
+    assert ((m.effective_rank[1:] >= 1) & (m.effective_rank[1:] <= 5)).all()
+    assert (m.utilisation <= 1).all()
+    assert m.effective_rank[3] == pytest.approx(5)
+    assert m.norm[3] == pytest.approx(np.sqrt(5) * 8 * size, rel=0.2)  # the smallest number has no digits
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_distances_keep_their_bounds(size):
+    rng = np.random.default_rng(0)
+    a = np.round(rng.standard_normal((50, 4, 3)) * 8)
+    a[0] = 0
+    same, opposite = matrix_distance(a * size, a * size, 1), matrix_distance(a * size, -a * size, 1)
+    np.testing.assert_allclose(same.cosine, 1)
+    np.testing.assert_allclose(opposite.cosine[1:], -1)
+    assert (np.abs([same.cosine, opposite.cosine]) <= 1).all()
+    np.testing.assert_array_equal(same.relative, 0)
+    np.testing.assert_allclose(opposite.relative[1:], 2)
+    beside = matrix_distance(a * size, a, 1)
+    np.testing.assert_allclose(beside.cosine, 1)
+    nothing = matrix_distance(0 * a, a * size, 1)
+    assert set(nothing.cosine[1:]) == {0}
+    assert set(nothing.relative[1:]) == {np.inf}

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -237,10 +237,20 @@ def test_a_memory_does_not_differ_from_itself_and_the_order_of_two_only_turns_si
     np.testing.assert_array_equal(there.kl_ab, back.kl_ba)
 
 
-distributions = arrays.arrays(np.float64, 8, elements=st.floats(0, 1)).filter(lambda p: p.sum() > 0.1)
+SMALLEST = 5e-324
+#: Numbers of every size, so that some sums are tiny and some shares are no normal numbers.
+numbers = st.floats(0, 1) | st.sampled_from((0.0, SMALLEST, 1e-310, 2.3e-308, 1e-160, 1e-16, 0.5, 1.0))
+distributions = arrays.arrays(np.float64, 8, elements=numbers).filter(lambda p: p.sum() > 0)
+CERTAIN = np.eye(8)[0]
 
 
+@settings(derandomize=True, max_examples=300)
 @given(distributions, distributions)
+@example(CERTAIN, CERTAIN + SMALLEST * np.eye(8)[1])
+@example(CERTAIN, np.full(8, SMALLEST))
+@example(CERTAIN + SMALLEST, np.eye(8)[1])
+@example(np.eye(8)[1], CERTAIN)
+@example(np.full(8, 0.125), np.full(8, 0.125) + 1e-17)
 def test_divergences_keep_their_bounds(p, q):
     p, q = p / p.sum(), q / q.sum()
     assert jensen_shannon(p, p) == kullback_leibler(p, p) == 0

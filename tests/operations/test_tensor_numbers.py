@@ -113,3 +113,22 @@ def test_json_tolerance_and_depth():
         deep_a, deep_b = [deep_a], [deep_b]
     (change,) = json_changes(deep_a, deep_b)
     assert change[2:] == (1, 2)
+
+
+SIZES = (5e-324, 1e-310, 1e-200, 1e-160, 1.0, 1e160, 1e300)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("other", SIZES)
+def test_a_cosine_keeps_its_bounds_at_any_size(monkeypatch, size, other):
+    monkeypatch.setattr(_numbers, "PIECE", 4)
+    a = np.array([1, 2, -3, 4, 5, 6, -7, 8.0, 9])
+    for sizes in (np.full(9, size), np.repeat((size, other), (5, 4)), np.repeat((other, size), (5, 4))):
+        x = a * sizes
+        same, opposite = difference([x], [x]), difference([x], [-x])
+        assert same.cosine == pytest.approx(1)
+        assert opposite.cosine == pytest.approx(-1)
+        assert max(abs(same.cosine), abs(opposite.cosine)) <= 1
+        assert (same.relative_l2, opposite.relative_l2) == (0, pytest.approx(2))
+    assert difference([a * size], [0 * a]).cosine is None
+    assert difference([a * size], [0 * a]).relative_l2 == pytest.approx(1)
