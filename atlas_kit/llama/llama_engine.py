@@ -18,6 +18,7 @@ from atlas_kit.llama.blas_threads import one_blas_thread
 from atlas_kit.llama.engine import Feed, ModelInfo, Outputs, check_feeds, encoded
 from atlas_kit.llama.output_matrix import OutputRows, logit_scale, rows_of_model
 from atlas_kit.llama.sampling import Sampler, Sampling
+from atlas_kit.llama.waiting import brief_waiting
 from atlas_kit.settings.model_facts import model_facts
 
 #: Bytes of logits that one decode may return: 64 tokens of a 128k vocabulary.
@@ -34,7 +35,8 @@ class _Library:
 
     def __init__(self) -> None:
         try:
-            import llama_cpp
+            with brief_waiting() as late:
+                import llama_cpp
         except ImportError as error:
             raise MissingExtraError("running a model", "llama") from error
         self.api = llama_cpp
@@ -45,6 +47,7 @@ class _Library:
         llama_cpp.llama_backend_init()
         info = llama_cpp.llama_print_system_info().decode("ascii", "replace")
         self.has_amx = "AMX_INT8 = 1" in info
+        self.notes = [late] if late and "OPENMP = 1" in info else []
 
     def _logged(self, level: int, text: bytes, _: Any) -> None:
         self._level = self._level if level == _CONT else level
@@ -136,7 +139,7 @@ class LlamaEngine:
             self._facts = model_facts(file)
             file.require_data()  # llama.cpp would say so less clearly, or crash
             self._lib = library()
-            self.notes: list[str] = []
+            self.notes: list[str] = [*self._lib.notes]
             safe = _safe_buffers(self._lib.has_amx, extra_buffers)
             if self._lib.has_amx and not safe and extra_buffers is None:
                 self.notes.append(_AMX_NOTE)
