@@ -1,9 +1,11 @@
 """One BLAS thread while a model is loaded, for the whole process, and what was there before once the last is closed.
 
 BLAS threads wait for each other spinning and giving the processor away by turns. Beside llama.cpp's threads, or any
-busy process, the one that is needed then waits for a turn: a step of the memory on two busy processors takes twice as
-long with two threads as with one (``tools/bench/runtime.py``). The number of threads belongs to
-the process, so several models hold one limit together. Knows nothing about models.
+busy process, the one that is needed then waits for a turn: with two BLAS threads on two processors a session learns at
+0.4 to 0.8 of its speed with one (``tools/bench/runtime.py``, group ``neighbours``). The number of threads belongs to
+the process, so several models hold one limit together. A memory without a model keeps the threads that BLAS has: on a
+quiet machine large products gain from them, and on a shared one ``OPENBLAS_NUM_THREADS=1`` is better. Knows nothing
+about models.
 """
 
 from __future__ import annotations

@@ -14,11 +14,11 @@ import numpy as np
 
 from atlas_kit.errors import AtlasError, InvalidParamError, MissingExtraError, ModelError
 from atlas_kit.formats.gguf import GGUFFile
+from atlas_kit.llama import waiting
 from atlas_kit.llama.blas_threads import one_blas_thread
 from atlas_kit.llama.engine import Feed, ModelInfo, Outputs, check_feeds, encoded
 from atlas_kit.llama.output_matrix import OutputRows, logit_scale, rows_of_model
 from atlas_kit.llama.sampling import Sampler, Sampling
-from atlas_kit.llama.waiting import brief_waiting
 from atlas_kit.settings.model_facts import model_facts
 
 #: Bytes of logits that one decode may return: 64 tokens of a 128k vocabulary.
@@ -35,7 +35,7 @@ class _Library:
 
     def __init__(self) -> None:
         try:
-            with brief_waiting() as late:
+            with waiting.brief_waiting() as late:
                 import llama_cpp
         except ImportError as error:
             raise MissingExtraError("running a model", "llama") from error
@@ -47,7 +47,7 @@ class _Library:
         llama_cpp.llama_backend_init()
         info = llama_cpp.llama_print_system_info().decode("ascii", "replace")
         self.has_amx = "AMX_INT8 = 1" in info
-        self.notes = [late] if late and "OPENMP = 1" in info else []
+        self.notes = waiting.notes(late, info)
 
     def _logged(self, level: int, text: bytes, _: Any) -> None:
         self._level = self._level if level == _CONT else level

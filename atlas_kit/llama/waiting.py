@@ -7,6 +7,9 @@ no processor, because those that wait have it, and generating comes to a tenth o
 tenth of its speed on a quiet machine. Spinning about as long as sleeping and waking would take keeps the speed on a
 quiet machine and half of it on a busy one (``tools/bench/runtime.py``, group ``neighbours``).
 
+Builds without OpenMP have barriers at which threads spin without end, whatever the thread pool's ``poll`` is, and come
+to a tenth of their speed; nothing helps them from outside, so the user is told.
+
 libgomp reads its environment once, when it is loaded. So the setting is made around that moment and taken back: child
 processes do not inherit it. Knows nothing about models.
 """
@@ -22,12 +25,17 @@ from collections.abc import Iterator
 #: What a user may have set himself; then nothing is changed.
 VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 #: Looks at a barrier before a thread sleeps: 0.1 to 0.5 ms. libgomp's own number is 300,000.
-#: From 1,000 to 40,000 the measured speeds hardly differ, quiet or busy; below, waking costs a small model a third.
+#: From 1,000 to 20,000 the measured speeds hardly differ, quiet or busy; below, waking costs a small model a third.
 SPINS = 10_000
 LIBRARY = "libgomp.so.1"
 LATE = (
     "another package had loaded OpenMP before llama.cpp, so its threads wait spinning, which is slow beside busy "
     f"processes; start Python with GOMP_SPINCOUNT={SPINS} in the environment to avoid it"
+)
+
+WITHOUT = (
+    "this llama.cpp was built without OpenMP, so its threads wait spinning, which is slow beside busy processes; "
+    "a build with OpenMP, as GGML_OPENMP=ON gives it, avoids it"
 )
 
 
@@ -64,3 +72,18 @@ def brief_waiting() -> Iterator[str | None]:
             yield None
         finally:
             os.environ.pop("GOMP_SPINCOUNT", None)
+
+
+def notes(late: str | None, system_info: str) -> list[str]:
+    """Return what a user should know about the loaded library's threads.
+
+    Parameters
+    ----------
+    late
+        What ``brief_waiting`` gave.
+    system_info
+        What llama.cpp says of its own build.
+    """
+    if "OPENMP = 1" in system_info:
+        return [late] if late else []
+    return [WITHOUT] if sys.platform.startswith("linux") else []

@@ -108,6 +108,19 @@ def test_nothing_stays_in_the_environment_when_loading_fails(monkeypatch):
     assert "GOMP_SPINCOUNT" not in os.environ
 
 
+@pytest.mark.parametrize(
+    ("late", "build", "said"),
+    [
+        (None, "CPU : SSE3 = 1 | OPENMP = 1 | REPACK = 1 | ", []),
+        (waiting.LATE, "CPU : SSE3 = 1 | OPENMP = 1 | REPACK = 1 | ", [waiting.LATE]),
+        (None, "CPU : SSE3 = 1 | REPACK = 1 | ", [waiting.WITHOUT]),
+        (waiting.LATE, "CPU : SSE3 = 1 | REPACK = 1 | ", [waiting.WITHOUT]),
+    ],
+)
+def test_what_is_said_of_a_build(late, build, said):
+    assert waiting.notes(late, build) == said
+
+
 @needs_llama
 def test_a_model_is_loaded_so(random_model):
     assert child(ENGINE.format(path=str(random_model()))) == ("None", str(waiting.SPINS))
