@@ -7,13 +7,15 @@ import contextlib
 import ctypes
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from atlas_kit.errors import AtlasError, InvalidParamError, MissingExtraError, ModelError
 from atlas_kit.formats.gguf import GGUFFile
+from atlas_kit.llama import waiting
+from atlas_kit.llama.blas_threads import one_blas_thread
 from atlas_kit.llama.engine import Feed, ModelInfo, Outputs, check_feeds, encoded
 from atlas_kit.llama.output_matrix import OutputRows, logit_scale, rows_of_model
 from atlas_kit.llama.sampling import Sampler, Sampling
@@ -33,7 +35,8 @@ class _Library:
 
     def __init__(self) -> None:
         try:
-            import llama_cpp
+            with waiting.brief_waiting() as late:
+                import llama_cpp
         except ImportError as error:
             raise MissingExtraError("running a model", "llama") from error
         self.api = llama_cpp
@@ -44,6 +47,7 @@ class _Library:
         llama_cpp.llama_backend_init()
         info = llama_cpp.llama_print_system_info().decode("ascii", "replace")
         self.has_amx = "AMX_INT8 = 1" in info
+        self.notes = waiting.notes(late, info)
 
     def _logged(self, level: int, text: bytes, _: Any) -> None:
         self._level = self._level if level == _CONT else level
@@ -127,7 +131,7 @@ class LlamaEngine:
         self._gives_both: bool | None = None
         self.decodes = 0
         self.lock, self.taken = threading.RLock(), set[int]()
-        self._limit: Any = None
+        self._free_blas: Callable[[], None] | None = None
         path = os.fspath(path)
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
@@ -135,14 +139,14 @@ class LlamaEngine:
             self._facts = model_facts(file)
             file.require_data()  # llama.cpp would say so less clearly, or crash
             self._lib = library()
-            self.notes: list[str] = []
+            self.notes: list[str] = [*self._lib.notes]
             safe = _safe_buffers(self._lib.has_amx, extra_buffers)
             if self._lib.has_amx and not safe and extra_buffers is None:
                 self.notes.append(_AMX_NOTE)
             self._load(path, n_gpu_layers, safe)
             self._make_context(path, n_ctx, n_sequences, n_threads, n_batch)
             self.info = self._info(path)
-            self._limit = _one_blas_thread()
+            self._free_blas = one_blas_thread()
             undo.pop_all()
 
     def _load(self, path: str, n_gpu_layers: int, extra_buffers: bool) -> None:
@@ -427,9 +431,9 @@ class LlamaEngine:
             self._lib.api.llama_free(self._context)
         if self._model:
             self._lib.api.llama_model_free(self._model)
-        if self._limit is not None:
-            self._limit.restore_original_limits()
-            self._limit = None
+        if self._free_blas is not None:
+            self._free_blas()
+            self._free_blas = None
         if self._file is not None:
             self._rows = self._matrix = None
             self._file.close()
@@ -444,19 +448,6 @@ class LlamaEngine:
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
             self.close()
-
-
-def _one_blas_thread() -> Any:
-    """Give NumPy's products one thread while a model is loaded: what undoes it, or None without threadpoolctl.
-
-    llama.cpp's threads wait spinning, and BLAS threads beside them wait for each other: with two of each on two
-    processors, tokens with a memory came at 0.55 of the speed of those without, with one BLAS thread at 0.92.
-    """
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:
-        return None
-    return threadpool_limits(limits=1, user_api="blas")
 
 
 def _batch_views(batch: Any, size: int) -> dict[str, Any]:

@@ -8,8 +8,9 @@
 The model has a billion random weights: llama.cpp's speed does not depend on what they are, and for the memory they are
 the worst case (every token has other candidates). The settings are what ``atlas-tool recommend`` says of it. The peer
 is llama.cpp's C API called from a bare loop. What is compared takes turns, and a time is the best of its rounds: what
-a busy machine adds is never negative. llama.cpp and BLAS both get all processors that this process may use. Exit 1
-when a limit is missed.
+a busy machine adds is never negative. The group ``neighbours`` keeps every processor busy with processes of its own
+for two minutes, and takes medians. llama.cpp and BLAS both get all processors that this process may use. Exit 1 when a
+limit is missed.
 """
 
 from __future__ import annotations
@@ -41,14 +42,19 @@ from atlas_kit.llama.engine import Feed  # noqa: E402
 from atlas_kit.llama.llama_engine import LlamaEngine, library  # noqa: E402
 from atlas_kit.llama.output_matrix import OutputRows  # noqa: E402
 from atlas_kit.llama.token_memory import TokenMemory  # noqa: E402
+from atlas_kit.llama.waiting import VARIABLES  # noqa: E402
 from atlas_kit.settings.atlas_settings import AtlasSettings  # noqa: E402
 from atlas_kit.settings.recommend import recommend  # noqa: E402
+from tools.bench._neighbours import answer, in_company  # noqa: E402
 from tools.bench.formats import Row  # noqa: E402
-from tools.bench.memory import FREE, keep, machine_of, measured, resident  # noqa: E402
+from tools.bench.memory import FREE, keep, learner, machine_of, measured, resident  # noqa: E402
+from tools.bench.memory import Bench as MemoryBench  # noqa: E402
 
 PROMPT, CONTEXT, BATCH = 768, 1024, 512
 LEAST_DECODE, LEAST_LEARN, MOST_RESIDENT, MOST_START = 0.85, 0.60, 1.30, 1.20
+LEAST_QUIET, LEAST_BUSY = 0.97, 0.35  # of the speed of threads that spin; of the speed without neighbours
 GREEDY = Sampling(temperature=0)
+SAMPLE = ROOT / "sample_data" / "models" / "tiny-python.gguf"
 
 
 class Bare:
@@ -294,6 +300,77 @@ def start(bench: Bench) -> Iterator[Row]:
                   MOST_START)  # fmt: skip
 
 
+# --- busy neighbours -------------------------------------------------------------------------------------
+
+
+def work(kind: str, model: str, changes: list[str]) -> None:
+    """Be a process that works on command: generate tokens, learn tokens, or let a memory learn chunks."""
+    call: Callable[[], int]
+    if kind == "generate":
+        bare, count = Bare(model, n_ctx=512), 4
+
+        def generate() -> int:
+            nonlocal count
+            if count % 256 == 4:  # from the same prompt again, so that a token costs the same throughout
+                bare.forget()
+                bare.read(list(range(5, 37)))
+            bare.generate(4)
+            count += 4
+            return 4
+
+        call = generate
+    elif kind == "learn":
+        session = AtlasSession(model, settings_of(model, changes), engine_options={"n_ctx": 512})
+        rng = np.random.default_rng(5)
+
+        def learn_some() -> int:
+            tokens = rng.integers(300, session.engine.info.n_vocab, 32).tolist()
+            session.feed(tokens)
+            return len(tokens)
+
+        call = learn_some
+    else:
+        step = learner(MemoryBench("numpy", quick=True), 1)
+
+        def one_step() -> int:
+            step()
+            return 1
+
+        call = one_step
+    answer(call)
+
+
+def neighbours(bench: Bench) -> Iterator[Row]:
+    """With a busy process on every processor: threads as they wait here, and as OpenMP lets them spin by itself."""
+    brief: dict[str, str | None] = dict.fromkeys(VARIABLES)
+    spinning = {**brief, "GOMP_SPINCOUNT": "300000"}
+    rounds = 2 if bench.quick else 9
+    for kind, model, what, seconds in (
+        ("generate", str(SAMPLE), "a generated token, sample model", 0.5),
+        ("generate", bench.path, "a generated token", 1.5),
+        ("learn", str(SAMPLE), "a learned token, sample model", 0.5),
+    ):
+        arguments = ["--work", kind, "--model", model]
+        ours, theirs = in_company(
+            Path(__file__), arguments, [brief, spinning], seconds=seconds, rounds=rounds
+        )
+        yield Row(
+            "neighbours", f"{what}, alone", ours[0], theirs[0], "s", "threads that spin", LEAST_QUIET, True
+        )
+        yield Row("neighbours", f"{what}, busy neighbours", ours[1], ours[0], "s", "alone", LEAST_BUSY, True)
+        yield Row(
+            "neighbours", f"{what}, busy neighbours, spinning", theirs[1], theirs[0], "s", "alone", 0, True
+        )
+    one, all_ = (
+        {"OPENBLAS_NUM_THREADS": str(count), "OMP_NUM_THREADS": str(count)} for count in (1, THREADS)
+    )
+    single, several = in_company(Path(__file__), ["--work", "step"], [one, all_], seconds=0.5, rounds=rounds)
+    what, peer = "a step of the memory, one BLAS thread", f"{THREADS} BLAS threads"
+    yield Row("neighbours", f"{what}, alone", single[0], several[0], "s", peer, 0, True)
+    yield Row("neighbours", f"{what}, busy neighbours", single[1], single[0], "s", "alone", LEAST_BUSY, True)
+    yield Row("neighbours", f"a step, {peer}, busy neighbours", several[1], several[0], "s", "alone", 0, True)
+
+
 # --- long streams, files ---------------------------------------------------------------------------------
 
 
@@ -360,6 +437,7 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "decode": decode,
     "learn": learn,
     "files": files,
+    "neighbours": neighbours,
 }
 
 
@@ -381,6 +459,7 @@ def parser() -> argparse.ArgumentParser:
         help="also write tools/bench/results/NAME.json (runtime-cpu)",
     )
     found.add_argument("--child", choices=("bare", "plain", "memory"), help=argparse.SUPPRESS)
+    found.add_argument("--work", choices=("generate", "learn", "step"), help=argparse.SUPPRESS)
     found.add_argument("--tokens", type=int, default=1, help=argparse.SUPPRESS)
     return found
 
@@ -399,6 +478,9 @@ def measure(options: argparse.Namespace, model: str) -> int:
 def main() -> int:
     """Measure, or be one of the processes that are measured."""
     options = parser().parse_args()
+    if options.work:
+        work(options.work, options.model, options.set)
+        return 0
     if options.child:
         child(options.child, options.model, options.tokens, options.set)
     if options.model:
