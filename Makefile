@@ -1,7 +1,7 @@
 # make demo     see it work on the files in sample_data/
 # make lab      open the notebooks in JupyterLab; a double-click shows what is in a .atlas or .gguf file
 # make test     everything that must pass: style, types, layers, documents, tests
-# make quick    the tests that need no browser, no model and no ten seconds: a minute and a half on two cores, no compiler
+# make quick    the tests that need no browser, no model and few seconds each; no compiler needed
 # make lint     what `make test` checks before its tests: style, types, layers, documents
 # make docs     write the generated parts of README.md and formats/*.md again
 # make samples  build sample_data/ and formats/vectors/ again
@@ -45,7 +45,7 @@ test: $(VENV)/.dev lint
 	$(BIN)/python -m pytest -n $(JOBS)
 
 quick: $(VENV)/.check
-	$(BIN)/python -m pytest -n $(JOBS) -m "not browser and not model and not slow"
+	$(BIN)/python -m pytest -n $(JOBS) -m "not browser and not model and not slow" --hypothesis-profile=quick
 
 lint: $(VENV)/.check
 	$(BIN)/ruff check .

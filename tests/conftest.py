@@ -27,11 +27,12 @@ SHARED_FIXTURES = REPOSITORY.parent / "shared" / "fixtures"
 _COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("same", derandomize=True, **_COMMON)
 settings.register_profile("explore", derandomize=False, max_examples=1_000, print_blob=True, **_COMMON)
+settings.register_profile("quick", derandomize=True, max_examples=20, **_COMMON)
 settings.load_profile("same")
 
 #: Fixtures by which a test is known to start Chromium or llama.cpp; a test that does so by itself is marked by hand.
 _BROWSER_FIXTURES = {"browser", "lab_server"}
-_MODEL_FIXTURES = {"real", "random_model", "tiny_model", "oracle"}
+_MODEL_FIXTURES = {"real", "random_model", "tiny_model", "oracle", "decode"}
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -54,6 +54,7 @@ def run(folder: Path, *arguments: str, files: dict[str, str] = SMALL) -> list[st
     return ran.stdout.splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [["-p", "no:xdist"], ["-n", "2"]], ids=["alone", "xdist"])
 def test_the_last_lines_say_what_was_not_tested(tmp_path, workers):
     *lines, last = run(tmp_path, *workers, "-rs", "-k", "not left_out")
@@ -68,6 +69,7 @@ def test_the_last_lines_say_what_was_not_tested(tmp_path, workers):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [["-p", "no:xdist"], ["-n", "2"]], ids=["alone", "xdist"])
 def test_the_time_of_each_layer_is_said(tmp_path, workers):
     lines = run(tmp_path, *workers)
