@@ -41,7 +41,10 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     parameters = getattr(getattr(item, "callspec", None), "params", {})
     if fixtures & _BROWSER_FIXTURES:
         item.add_marker("browser")
-    if fixtures & _MODEL_FIXTURES or parameters.get("open_engine") == "llama":
+    engine = parameters.get(
+        "open_engine", parameters.get("kind") if item.path.parent.name == "llama" else None
+    )
+    if fixtures & _MODEL_FIXTURES or engine in {"llama", "lfm2"}:
         item.add_marker("model")
 
 
