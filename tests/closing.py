@@ -80,9 +80,12 @@ def not_tested(
     list of str
         One line each, the largest number first; empty when nothing was left out.
     """
+    counted = Counter(
+        map(in_words, skipped)
+    ).items()  # equal numbers in one order, whichever worker was first
     lines = [
         f"{_count(number, 'test')} {tests} ({missing})".replace("  ", " ")
-        for (tests, missing), number in Counter(map(in_words, skipped)).most_common()
+        for (tests, missing), number in sorted(counted, key=lambda item: (-item[1], not item[0][0], item[0]))
     ]
     lines += [f"all tests of {path} ({in_words(reason)[1]})" for path, reason in sorted(modules.items())]
     if deselected:
