@@ -1,13 +1,13 @@
 """A real Chromium for tests of JavaScript, cut off from the network: ``browser``, ``page``. Knows no Jupyter.
 
 Every page of a test records what it asked other hosts for and which errors its scripts raised, and the test
-fails if there was any. Chromium is found in $CHROMIUM, on the PATH, or where Playwright installs it.
+fails if there was any. ``tools/prepare.sh`` finds Chromium: in $CHROMIUM, on the PATH, or where Playwright installs it.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,10 @@ import pytest
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page, Playwright
 
+#: What knows where a Chromium may lie.
+PREPARE = str(Path(__file__).resolve().parent.parent / "tools" / "prepare.sh")
+#: What a test says that is skipped; ``closing.py`` counts them.
+NO_BROWSER = "no Chromium"
 #: Nothing but this machine can be reached, and pictures do not depend on its fonts' hinting or its display.
 CHROMIUM_ARGUMENTS = [
     "--no-sandbox",
@@ -37,12 +41,11 @@ LOCAL_SCHEMES = {"about", "blob", "data", "chrome-error"}
 
 
 def find_chromium(playwright: Playwright) -> str | None:
-    """Return the path of a Chromium, or None if there is none on this machine."""
-    if given := os.environ.get("CHROMIUM"):
-        return given
-    installed = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
-    bundled = playwright.chromium.executable_path
-    return next((path for path in installed if path), bundled if Path(bundled).exists() else None)
+    """Return the path of a Chromium, or None if there is none on this machine (or CHROMIUM is ``none``)."""
+    found = subprocess.run([PREPARE, "--chromium"], stdout=subprocess.PIPE, text=True, check=False).stdout
+    bundled = playwright.chromium.executable_path  # where Playwright keeps it outside Linux
+    wanted = not os.environ.get("CHROMIUM")
+    return found.strip() or (bundled if wanted and Path(bundled).exists() else None)
 
 
 def is_local(url: str) -> bool:
@@ -93,8 +96,9 @@ def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         path = find_chromium(playwright)
         if path is None:
-            give_up = pytest.fail if os.environ.get("CI") else pytest.skip
-            give_up("needs Chromium: apt-get install chromium, or python -m playwright install chromium")
+            unwanted = os.environ.get("CHROMIUM") == "none"
+            give_up = pytest.fail if os.environ.get("CI") and not unwanted else pytest.skip
+            give_up(NO_BROWSER)
         running = playwright.chromium.launch(executable_path=path, args=CHROMIUM_ARGUMENTS)
         yield running
         running.close()

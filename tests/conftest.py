@@ -9,23 +9,43 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["browser_fixtures", "engine_fixtures"]
+pytest_plugins = ["browser_fixtures", "closing", "engine_fixtures"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SAMPLES = REPOSITORY / "sample_data"
 #: Files from the C library and from llama.cpp, kept beside the repository because of their size and licences.
 SHARED_FIXTURES = REPOSITORY.parent / "shared" / "fixtures"
 
+# The same cases on every machine, so that a red test is red for everyone; `make fuzz` looks for new ones.
 # Deadlines measure the machine, not the code, so no profile has one.
-_SLOW = [HealthCheck.too_slow]
-settings.register_profile("local", deadline=None, suppress_health_check=_SLOW)
-settings.register_profile("ci", deadline=None, derandomize=True, suppress_health_check=_SLOW)
-settings.load_profile("ci" if os.environ.get("CI") else "local")
+_COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("same", derandomize=True, **_COMMON)
+settings.register_profile("explore", derandomize=False, max_examples=1_000, print_blob=True, **_COMMON)
+settings.register_profile("quick", derandomize=True, max_examples=20, **_COMMON)
+settings.load_profile("same")
+
+#: Fixtures by which a test is known to start Chromium or llama.cpp; a test that does so by itself is marked by hand.
+_BROWSER_FIXTURES = {"browser", "lab_server"}
+_MODEL_FIXTURES = {"real", "random_model", "tiny_model", "oracle", "decode"}
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark what needs a browser or a model, so that `make quick` can leave it out."""
+    fixtures = set(getattr(item, "fixturenames", ()))
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    if fixtures & _BROWSER_FIXTURES:
+        item.add_marker("browser")
+    engine = parameters.get(
+        "open_engine", parameters.get("kind") if item.path.parent.name == "llama" else None
+    )
+    if fixtures & _MODEL_FIXTURES or engine in {"llama", "lfm2"}:
+        item.add_marker("model")
 
 
 @pytest.fixture(scope="session")

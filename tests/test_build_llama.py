@@ -109,6 +109,7 @@ def test_the_included_file_is_there(builder):
     assert os.path.isfile(included)
 
 
+@pytest.mark.model
 def test_the_installed_llama_cpp_runs():
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     assert build_llama.runs()

@@ -98,7 +98,17 @@ def make_model(kind: str) -> bytes:
     return writers.Gguf(kv, [*others, writers.Tensor(last.name, last.dims, code, data)]).build()
 
 
-@pytest.fixture(params=[None, *COMMANDS], ids=str)
+#: Commands whose examples run a model.
+WITH_MODEL = {"run", "learn", "perplexity", "recall"}
+
+
+@pytest.fixture(
+    params=[
+        None,
+        *(pytest.param(c, marks=pytest.mark.model) if c in WITH_MODEL else c for c in COMMANDS),
+    ],
+    ids=str,
+)
 def name(request):
     """Return each command's name; ``None`` for the tool itself."""
     return request.param
@@ -169,6 +179,7 @@ def code_blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
 
 
+@pytest.mark.model
 def test_readme_python_runs(samples, monkeypatch):
     monkeypatch.chdir(samples.parent)
     blocks = code_blocks(README, "python")

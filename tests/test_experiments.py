@@ -40,6 +40,7 @@ def quick():
     return run
 
 
+@pytest.mark.slow
 class TestQuickRuns:
     def test_capacity_is_the_width_its_square_and_more(self, quick):
         capacity = experiment("capacity")
@@ -107,6 +108,7 @@ class TestQuickRuns:
         assert [row["accuracy"] for row in alone] == [row["accuracy"] for row in together]
 
 
+@pytest.mark.slow
 def test_the_runner_writes_what_it_says(tmp_path, capsys):
     assert runner.main(["forgetting", "--quick", "--out", str(tmp_path)]) == 0
     assert re.match(r"forgetting: \d+ rows in \d+ s", capsys.readouterr().out)

@@ -62,6 +62,7 @@ def is_picture(output):
     )
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("source", SOURCES, ids=NAMES)
 class TestEveryNotebook:
     def test_it_runs_without_a_network_and_shows_a_picture_without_a_kernel(self, source, tmp_path):

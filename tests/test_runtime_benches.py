@@ -23,6 +23,7 @@ def test_every_group_can_be_chosen():
         runtime.parser().parse_args(["--only", "nothing"])
 
 
+@pytest.mark.slow
 def test_turns_are_taken_and_the_first_round_does_not_count():
     bench = runtime.Bench.__new__(runtime.Bench)
     bench.quick, calls = False, []

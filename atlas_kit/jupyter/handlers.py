@@ -1,6 +1,6 @@
 """The two addresses of the server's extension: ``atlas-kit/explore/<path>?q=<json>`` and ``atlas-kit/static/<name>``.
 
-Both need the user's token or cookie and only read. Questions go to ``operations.explore`` in worker threads,
+Both need the user's token or cookie and only read. Questions go to ``explorer`` in worker threads,
 so that a slow disk never holds up the server. A question with a passphrase comes as the body of a POST, because
 addresses end up in logs.
 """

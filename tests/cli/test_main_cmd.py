@@ -278,7 +278,8 @@ def test_errors_name_the_key_even_a_short_one(run_cli, tmp_path):
 
 
 def test_errors_in_other_formats_name_the_file(run_cli, tmp_path):
-    np = pytest.importorskip("numpy")
+    import numpy as np
+
     pickled = tmp_path / "p.npz"
     np.savez(pickled, x=np.array([{}], dtype=object))
     empty_key = tmp_path / "e.safetensors"

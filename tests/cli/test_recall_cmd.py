@@ -22,6 +22,7 @@ def recall(run_cli, fake, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_the_table(recall):
     result = recall("--template", "Call {name} {value}.")
     assert result.exit_code == 0, result.stderr
@@ -38,6 +39,7 @@ def test_the_table(recall):
     assert result.stderr == ""
 
 
+@pytest.mark.slow
 def test_json(recall):
     document = json.loads(recall("--json", "--window-size", "100", "--seed", "5").stdout)
     assert document["seed"] == 5
@@ -48,6 +50,7 @@ def test_json(recall):
     assert document["chance_planted"] == 1 / 3
 
 
+@pytest.mark.slow
 def test_filler_from_a_file(recall, tmp_path):
     filler = tmp_path / "filler.txt"
     filler.write_text("Some words that bury a fact.\n" * 100)
@@ -55,6 +58,7 @@ def test_filler_from_a_file(recall, tmp_path):
     assert document["filler"] == "given"
 
 
+@pytest.mark.slow
 def test_a_shorter_context_can_be_asked_for(recall):
     document = json.loads(recall("--n-ctx", "160", "--json").stdout)
     assert document["n_ctx"] == 160

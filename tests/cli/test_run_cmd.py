@@ -582,6 +582,7 @@ def test_models_that_are_none(tiny_model, run_cli, tmp_path, samples):
         assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.model
 def test_an_encoder(run_cli, tmp_path):
     pytest.importorskip("llama_cpp")
     from tools.make_random_model import make_model

@@ -85,6 +85,7 @@ def test_a_bomb_is_stopped_early(codec: table.Codec) -> None:
     assert peak < 8 * table.STEP + 2 * len(stored)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", COMPRESSING, ids=lambda c: c.name)
 def test_max_ratio_is_no_exaggeration(codec: table.Codec) -> None:
     for size in (1, 1000, 1 << 20, 1 << 27):

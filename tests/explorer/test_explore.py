@@ -683,6 +683,7 @@ def stored(numbers: np.ndarray[Any, Any]) -> tuple[StoredMatrix, list[int]]:
     return StoredMatrix(shape, shape, "F32", 1, 4, read, lambda part: np.frombuffer(part, "<f4")), reads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape", [(1, 5_000_000), (3, 3_000_000), (5_000_000, 1), (3000, 2000), (2, 2), (0, 5)]
 )

@@ -320,6 +320,7 @@ def test_a_missing_key_is_missing_for_sure(tmp_path: Path) -> None:
         list(damaged)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "hash_",
     [
@@ -620,6 +621,7 @@ def small(tmp_path: Path) -> bytes:
     return (tmp_path / "small.atlas").read_bytes()
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_noticed(small: bytes) -> None:
     """Wherever a bit flips: one of our errors, or what it hit is not part of any live entry."""
     want = snapshot(MemoryFile.load(small))

@@ -354,6 +354,7 @@ def test_every_cut_is_noticed(raw: bytes) -> None:
             load(raw[:size])
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
     raw = write(tmp_path / "f", key=KEY)
     want = load(raw)

@@ -124,6 +124,7 @@ def test_known_keys_are_spelled_as_in_the_gguf_package() -> None:
     assert {row.key for row in tables.KNOWN_KEYS} - theirs <= extra
 
 
+@pytest.mark.slow
 def test_real_vocabularies_read_like_the_gguf_package(shared_fixtures: Path) -> None:
     paths = sorted((shared_fixtures / "gguf").glob("*.gguf"))
     assert paths

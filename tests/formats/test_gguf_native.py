@@ -217,6 +217,7 @@ def test_there_and_back_for_any_shape(tmp_path: Path, text, alignment, padding, 
     assert (tmp_path / "b.gguf").read_bytes() == bytes(data)
 
 
+@pytest.mark.model
 def test_stock_llama_cpp_still_loads_it(tmp_path: Path) -> None:
     try:
         with LlamaOracle() as oracle:

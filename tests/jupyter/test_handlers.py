@@ -194,6 +194,7 @@ def prefixed(wheel: Unpacked, tmp_path_factory: pytest.TempPathFactory, sample_d
         yield lab
 
 
+@pytest.mark.slow
 def test_a_hub_has_the_extension_below_its_prefix(prefixed: Lab):
     assert explore(prefixed, "tiny.gguf", q=SUMMARY)[0] == 200
 

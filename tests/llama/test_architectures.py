@@ -9,8 +9,8 @@ from atlas_kit.errors import ModelError
 from atlas_kit.llama import AtlasSession, Sampling
 from atlas_kit.llama.engine import Feed
 from atlas_kit.settings.atlas_settings import AtlasSettings
+from tools import make_random_model as maker
 
-maker = pytest.importorskip("tools.make_random_model")
 DECODERS = sorted(set(maker.FAMILIES) - {"bert"})
 GREEDY = Sampling(temperature=0)
 SMALL = AtlasSettings(window_size=64, memory_dim=16, omega_window=16, chunk_size=8, candidates=32)

@@ -174,6 +174,7 @@ def test_without_jinja2(monkeypatch):
         ChatTemplate(ChatEngine())
 
 
+@pytest.mark.model
 def test_a_real_tokenizer(tmp_path):
     pytest.importorskip("llama_cpp")
     from atlas_kit.llama import open_engine

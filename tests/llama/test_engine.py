@@ -467,6 +467,7 @@ def test_what_llama_cpp_says_is_kept_and_not_printed(real, random_model, tmp_pat
     assert (out, err) == ("", "")
 
 
+@pytest.mark.model
 def test_the_log_callback_keeps_whole_lines():
     pytest.importorskip("llama_cpp")
     library = llama_binding.library()

@@ -461,6 +461,7 @@ def test_no_session_starts_on_a_closed_model(real):
         AtlasSession(engine)
 
 
+@pytest.mark.slow
 def test_threads_take_turns(open_engine):
     """Each of two sessions, in threads of their own, gives what it gives alone."""
 

@@ -43,6 +43,7 @@ def error(memory, state, keys, values):
     return np.sqrt((missed**2).sum(axis=(1, 2)) / (values**2).sum(axis=(1, 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("d_k", "d_v"), [(8, 8), (32, 32), (8, 24), (24, 8)])
 @pytest.mark.parametrize("name", presets.PRESETS)
 def test_one_pass_brings_most_pairs_back(name, d_k, d_v):

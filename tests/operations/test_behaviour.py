@@ -219,6 +219,7 @@ def test_the_greatest_differences_come_first(pair):
     assert document["perplexity"] == found.perplexity
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(st.text("abc \n☃é", min_size=2, max_size=40))
 def test_a_memory_does_not_differ_from_itself_and_the_order_of_two_only_turns_signs(text):

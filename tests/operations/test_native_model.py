@@ -433,6 +433,7 @@ def test_a_split_model_is_bound_as_a_whole(tmp_path: Path, stock: Path, learned:
         assert native_settings(model) == (AtlasSettings(), str(out.with_suffix(".atlas")))
 
 
+@pytest.mark.model
 def test_stock_llama_cpp_loads_it(tmp_path: Path, stock: Path, learned: Any) -> None:
     out = tmp_path / "n.gguf"
     make_native(stock, out, memory=learned(), settings=all_settings(ODD))

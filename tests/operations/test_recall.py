@@ -24,6 +24,7 @@ def session():
         yield session
 
 
+@pytest.mark.slow
 def test_the_window_recalls_and_the_model_alone_does_not(session):
     result = recall(session, facts=4, distances=[64, 900, 4000], template=TEMPLATE)
     near, middle, far = result.rows

@@ -233,7 +233,8 @@ def test_bytes_are_those_of_a_real_memory(changes: dict[str, Any]) -> None:
 
 
 def test_the_cache_of_rows_is_that_of_the_runtime() -> None:
-    rows = pytest.importorskip("atlas_kit.llama.output_matrix")
+    from atlas_kit.llama import output_matrix as rows
+
     assert RULE.row_cache == rows.CACHE_BYTES
 
 

@@ -169,6 +169,7 @@ def test_there_must_be_a_text_and_a_memory(make):
         MemoryLab(session)
 
 
+@pytest.mark.slow
 def test_a_cell_can_use_the_session_between_two_steps(make):
     lab = make(text=TEXT * 10)
     lab.start()
@@ -443,6 +444,7 @@ def test_characters_of_several_tokens_stand_with_the_last(make):
 # --- without a page ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_shows_itself_before_and_after_reading(lab):
     assert "nothing has been read" not in lab.text()
     for _ in range(2):
@@ -505,6 +507,7 @@ def test_the_interpreter_ends_while_a_lab_runs():
 # --- a real model --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.model
 def test_the_sample_model_learns_a_document():
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     model = SAMPLES / "models" / "tiny-python.gguf"

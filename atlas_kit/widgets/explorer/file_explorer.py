@@ -1,4 +1,4 @@
-"""The file explorer in a notebook: what ``operations.explore`` answers, shown by ``static/explorer.js``.
+"""The file explorer in a notebook: what ``explorer`` answers, shown by ``static/explorer.js``.
 
 Nothing of the file is in the widget's state: the browser asks for what it shows, in messages of its own.
 """
