@@ -121,7 +121,7 @@ SIZES = (5e-324, 1e-310, 1e-200, 1e-160, 1.0, 1e160, 1e300)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("other", SIZES)
 def test_a_cosine_keeps_its_bounds_at_any_size(monkeypatch, size, other):
-    monkeypatch.setattr(_numbers, "PIECE", 4)
+    monkeypatch.setattr(tensor_numbers, "PIECE", 4)
     a = np.array([1, 2, -3, 4, 5, 6, -7, 8.0, 9])
     for sizes in (np.full(9, size), np.repeat((size, other), (5, 4)), np.repeat((other, size), (5, 4))):
         x = a * sizes
