@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from atlas_kit.errors import AtlasError
+from atlas_kit.errors import AtlasError, Remedy
 from atlas_kit.formats.atlas import layout
 from atlas_kit.formats.atlas import tables as t
 from atlas_kit.formats.findings import Finding, Severity
@@ -19,11 +19,11 @@ from atlas_kit.storage.files import Source, StrPath
 if TYPE_CHECKING:
     pass
 
-REPAIR = "Rescue what is intact with: atlas-tool repair FILE -o OUT"
-RECOVER = "Restore an earlier version with: atlas-tool recover FILE"
+REPAIR = Remedy("repair")
+RECOVER = Remedy("recover")
 SAVE = "Saving the file anew puts it right."
 DISTRUST = "Do not trust this file; restore it from a backup."
-CONVERT = "Write it anew with: atlas-tool convert"
+REWRITE = Remedy("rewrite")
 
 #: A time this far ahead of now is a wrong clock or a wrong unit (milliseconds).
 FUTURE = 366 * 86_400
@@ -66,7 +66,7 @@ def check_atlas(
 def _check(source: Source, passphrase: str | bytes | None, key: bytes | None, deep: bool) -> list[Finding]:
     top = source.read_upto(0, layout.HEADER_V1.size)
     if not top:
-        return [Finding("empty-file", "error", "the file is empty", RECOVER)]
+        return [Finding("empty-file", "error", "the file is empty", remedy=RECOVER)]
     report = Report()
     version = int.from_bytes(top[4:8], "little")
     if top[:4] != t.MAGIC:
@@ -76,7 +76,8 @@ def _check(source: Source, passphrase: str | bytes | None, key: bytes | None, de
             "bad-version",
             f"the file says version {version}, and there are 1 to 3",
             4,
-            hint=f"A newer atlas_kit may read it. If the file is damaged: {REPAIR}",
+            hint="A newer atlas_kit may read it.",
+            remedy=Remedy("repair-if-damaged"),
         )
     if version in (2, 3) or (version != 1 and _looks_like_v2(source)):
         from atlas_kit.formats.atlas.check_v2 import CheckV2
@@ -86,7 +87,7 @@ def _check(source: Source, passphrase: str | bytes | None, key: bytes | None, de
             secret = Secret.of(passphrase, key)
         except AtlasError as error:
             secret = None
-            report.error("wrong-key", error.message, hint=error.hint or "")
+            report.error("wrong-key", error.message, hint=error.hint or "", remedy=error.remedy)
         CheckV2(source, secret, report, deep=deep).run()
     else:
         from atlas_kit.formats.atlas.check_v1 import CheckV1
@@ -110,7 +111,7 @@ class Report:
     def __init__(self) -> None:
         self._findings: list[Finding] = []
         self._tallies: dict[str, list[int]] = {}
-        self._first: dict[str, tuple[Severity, str, str, int | None, str | None]] = {}
+        self._first: dict[str, tuple[Severity, str, str, int | None, str | None, Remedy | None]] = {}
         self._now = int(time.time())
 
     def error(
@@ -120,30 +121,45 @@ class Report:
         offset: int | None = None,
         key: str | None = None,
         *,
-        hint: str = REPAIR,
+        hint: str = "",
+        remedy: Remedy | None = REPAIR,
     ) -> None:
         """Add an error."""
-        self._findings.append(Finding(code, "error", message, hint, offset, key))
+        self._findings.append(Finding(code, "error", message, hint, offset, key, remedy))
 
     def warning(
-        self, code: str, message: str, offset: int | None = None, key: str | None = None, *, hint: str = ""
+        self,
+        code: str,
+        message: str,
+        offset: int | None = None,
+        key: str | None = None,
+        *,
+        hint: str = "",
+        remedy: Remedy | None = None,
     ) -> None:
         """Add a warning."""
-        self._findings.append(Finding(code, "warning", message, hint, offset, key))
+        self._findings.append(Finding(code, "warning", message, hint, offset, key, remedy))
 
     def note(
-        self, code: str, message: str, offset: int | None = None, key: str | None = None, *, hint: str = ""
+        self,
+        code: str,
+        message: str,
+        offset: int | None = None,
+        key: str | None = None,
+        *,
+        hint: str = "",
+        remedy: Remedy | None = None,
     ) -> None:
         """Add a note."""
-        self._findings.append(Finding(code, "note", message, hint, offset, key))
+        self._findings.append(Finding(code, "note", message, hint, offset, key, remedy))
 
     def append(self, finding: Finding) -> None:
         """Add a finding that was made elsewhere."""
         self._findings.append(finding)
 
-    def raised(self, code: str, error: AtlasError, hint: str = REPAIR) -> None:
+    def raised(self, code: str, error: AtlasError, hint: str = "", *, remedy: Remedy | None = REPAIR) -> None:
         """Add an error that was raised below."""
-        self.error(code, error.message, error.offset, error.key, hint=hint)
+        self.error(code, error.message, error.offset, error.key, hint=hint, remedy=remedy)
 
     def tally(
         self,
@@ -154,23 +170,30 @@ class Report:
         key: str | None = None,
         *,
         hint: str = "",
+        remedy: Remedy | None = None,
     ) -> None:
         """Count something that many entries may have in common; ``message`` follows "N entries"."""
         tally = f"{code} {message}"
         self._tallies.setdefault(tally, [0])[0] += 1
-        self._first.setdefault(tally, (severity, message, hint, offset, key))
+        self._first.setdefault(tally, (severity, message, hint, offset, key, remedy))
 
     def findings(self) -> list[Finding]:
         """Return everything that was found."""
         counted = []
         for tally, (number,) in self._tallies.items():
-            severity, message, hint, offset, key = self._first[tally]
+            severity, message, hint, offset, key, remedy = self._first[tally]
             who = "1 entry" if number == 1 else f"{number} entries"
             if number > 1:
                 hint = f"The first one is at byte {offset}. {hint}".strip()
             counted.append(
                 Finding(
-                    tally.split()[0], severity, f"{who} {message}", hint, offset, key if number == 1 else None
+                    tally.split()[0],
+                    severity,
+                    f"{who} {message}",
+                    hint,
+                    offset,
+                    key if number == 1 else None,
+                    remedy,
                 )
             )
         return self._findings + counted
