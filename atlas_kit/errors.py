@@ -51,10 +51,10 @@ def printable(text: str) -> str:
 #: Placeholders are the remedy's arguments. The command line has words of its own for each (``cli._remedies``).
 REMEDIES: dict[str, str] = {
     # damaged files
-    "repair": "Repairing the file writes what is intact to a new one.",
-    "repair-if-damaged": "If the file is damaged, repairing it writes what is intact to a new one.",
-    "rescue-entries": "Repairing the file rescues the entries in them.",
-    "mend": "Repairing the file writes a mended copy.",
+    "repair": "A repair writes what is intact to a new file.",
+    "repair-if-damaged": "If the file is damaged, a repair writes what is intact to a new file.",
+    "rescue-entries": "A repair rescues the entries in them.",
+    "mend": "A repair writes a mended copy.",
     "recover": "Restore an earlier version from a backup.",
     "recover-number": "{backup} would load: restore it.",
     "recover-journal": "Put it back by restoring the file from its journal.",
