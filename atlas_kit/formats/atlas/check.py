@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 REPAIR = Remedy("repair")
 RECOVER = Remedy("recover")
-SAVE = "Saving the file anew puts it right."
+SAVE = "Saving the file again fixes this."
 DISTRUST = "Do not trust this file; restore it from a backup."
 REWRITE = Remedy("rewrite")
 
@@ -74,7 +74,7 @@ def _check(source: Source, passphrase: str | bytes | None, key: bytes | None, de
     elif version not in (1, 2, 3):
         report.error(
             "bad-version",
-            f"the file says version {version}, and there are 1 to 3",
+            f"the file says version {version}, and only versions 1 to 3 exist",
             4,
             hint="A newer atlas_kit may read it.",
             remedy=Remedy("repair-if-damaged"),
