@@ -178,7 +178,7 @@ def encoded(text: str) -> bytes:
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
-        raise InvalidParamError("the text holds half of a character", key="text") from error
+        raise InvalidParamError("the text holds half a character", key="text") from error
 
 
 def open_engine(path: str, **options: Any) -> Engine:

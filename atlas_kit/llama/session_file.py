@@ -99,7 +99,7 @@ def settings_of(path: str, **secret: Any) -> AtlasSettings:
         )
     if runtime.get("version") != VERSION:
         raise VersionMismatchError(
-            f"what belongs to the session is of version {runtime.get('version')!r}, not {VERSION}",
+            f"the saved session is of version {runtime.get('version')!r}, not {VERSION}",
             path=path,
             key="runtime",
         )
@@ -205,7 +205,7 @@ def _about_session(path: str) -> Iterator[None]:
         raise
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise FileCorruptError(
-            f"what belongs to the session is damaged: {error}", path=path, key="runtime",
+            f"the saved session is damaged: {error}", path=path, key="runtime",
             hint="Load the memory without its context: context=False.",
         ) from error  # fmt: skip
 
@@ -221,7 +221,7 @@ def _require_fit(memory: Any, config: Any) -> None:
                 hint="This memory belongs to another model.",
             )
     if config != expected:
-        raise InvalidParamError("the memory is not of the kind that its settings say", key="runtime")
+        raise InvalidParamError("the memory is not of the kind that its settings describe", key="runtime")
 
 
 def _context_of(runtime: Mapping[str, Any]) -> tuple[list[int], dict[str, Array]]:
