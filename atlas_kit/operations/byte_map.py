@@ -54,7 +54,7 @@ def _filled(found: list[Region], size: int) -> list[Region]:
         out.append(Region(start, stop - start, region.kind, region.name))
         position = stop
     if position < size:
-        out.append(Region(position, size - position, "unused", "behind the last part"))
+        out.append(Region(position, size - position, "unused", "after the last part"))
     return out
 
 

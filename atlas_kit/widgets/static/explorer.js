@@ -35,7 +35,7 @@ export function mount(node, { request, openNotebook, onSelect }) {
       if (found.reply.changed && !gone) changed();
       return found;
     } catch (error) {
-      return { reply: { error: `There is no answer: ${error.message || error}` }, buffers: [] };
+      return { reply: { error: `The server did not answer: ${error.message || error}` }, buffers: [] };
     }
   }
   const ask = async (message) => (await full(message)).reply;
