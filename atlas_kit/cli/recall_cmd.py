@@ -29,7 +29,7 @@ class _Distances(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         try:
             return tuple(int(part) for part in value.split(","))
         except ValueError:
-            self.fail(f"{value!r} is no list of whole numbers such as 128,768,4096", param, ctx)
+            self.fail(f"{value!r} is not a list of whole numbers such as 128,768,4096", param, ctx)
 
 
 @command_(

@@ -130,7 +130,7 @@ def command(model: str, prompt: str | None, prompt_file: str | None, quiet: bool
 
         prompt = Document(prompt_file).text()
     if prompt is not None and not prompt and not options["go_on"]:
-        raise InvalidParamError("the prompt is empty", path=prompt_file, key="prompt", hint="Say something.")
+        raise InvalidParamError("the prompt is empty", path=prompt_file, key="prompt", hint="Give some text.")
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(open_model(model, options["engine_options"], quiet=quiet))
         session = stack.enter_context(_open(engine, options))
@@ -356,7 +356,7 @@ class _Talk:
         if argument and argument != self._options["memory_file"]:
             place = Place(argument, self.session.engine.info.path, self._options["keys"])
         if place is None:
-            raise InvalidParamError("there is no --memory-file to write to", hint="Say where: /save FILE")
+            raise InvalidParamError("there is no memory file to write to", hint="Say where: /save FILE")
         self._write(place)
         _render.show([f"saved {place.file}"])
 
