@@ -346,7 +346,8 @@ class LlamaEngine:
         if self._matrix is None:
             self._matrix = rows.whole()
             self.notes.append(
-                "llama.cpp does not give logits together with hidden states for this architecture, so they are computed here: "
+                "llama.cpp does not give logits together with hidden states for this architecture, so they are "
+                "computed here: "
                 f"{self._matrix.nbytes / 1e6:.0f} MB, and slower"
             )
         return rows.logits(states, self._matrix)

@@ -355,7 +355,8 @@ def not_comparable(a: Side, b: Side) -> list[str]:
     found = [*a.notes, *(note for note in b.notes if note not in a.notes)]
     if a.model and b.model and a.model != b.model:
         found.append(
-            f"They belong to different models ({a.model[:12]} and {b.model[:12]}): the same position does not mean the same thing."
+            f"They belong to different models ({a.model[:12]} and {b.model[:12]}): the same position does not "
+            "mean the same thing."
         )
     for side in (a, b):
         if not side.matrices and not side.notes:

@@ -103,7 +103,8 @@ class Controls(ipywidgets.VBox):  # type: ignore[misc]
             tooltip="tokens of the exact window; takes effect at the next Reset", **_wide(),
         )  # fmt: skip
         self.degree = ipywidgets.IntSlider(
-            description="degree ↺", min=1, max=3, tooltip="of the polynomial feature map; takes effect at the next Reset",
+            description="degree ↺", min=1, max=3,
+            tooltip="of the polynomial feature map; takes effect at the next Reset",
             continuous_update=False, **_wide(200),
         )  # fmt: skip
         self.blend = ipywidgets.FloatSlider(
