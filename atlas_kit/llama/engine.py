@@ -161,8 +161,8 @@ def check_feeds(feeds: Sequence[Feed], n_batch: int, n_sequences: int) -> int:
     for feed in feeds:
         if not 0 <= feed.sequence < n_sequences or not 0 <= feed.outputs <= len(feed.tokens):
             raise InvalidParamError(
-                f"sequence {feed.sequence} of {n_sequences}, with {feed.outputs} outputs for {len(feed.tokens)} tokens, "
-                "is impossible",
+                f"sequence {feed.sequence} of {n_sequences} cannot give {feed.outputs} outputs for "
+                f"{len(feed.tokens)} tokens",
                 key="feeds",
             )
     return total

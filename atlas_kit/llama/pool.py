@@ -93,7 +93,7 @@ class SessionPool:
             raise InvalidParamError("the session belongs to another model", key="session")
         if any(job.session is session for job in self._jobs):
             raise InvalidParamError(
-                "the session is busy already", key="session", hint="Wait until it is done."
+                "the session has work already", key="session", hint="Wait until it is done."
             )
         # half a batch each, so that somebody's long text does not keep others waiting for more than one decode
         session.feed_limit = max(1, self.engine.n_batch // 2)
