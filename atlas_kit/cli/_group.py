@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import click
 
-from atlas_kit._version import __version__
+from atlas_kit import __version__
 from atlas_kit.cli._options import CONTEXT, HelpfulCommand
 
 

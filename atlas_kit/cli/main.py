@@ -14,7 +14,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit._version import __version__
+from atlas_kit import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

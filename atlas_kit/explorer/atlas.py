@@ -23,7 +23,7 @@ from atlas_kit.formats.atlas import MemoryFile, layout, rescue, v2, view
 from atlas_kit.formats.atlas import tables as t
 from atlas_kit.formats.schema import Span
 from atlas_kit.operations.entry_rows import EntryRow
-from atlas_kit.operations.inspect_parts import _value_text, learned_memory
+from atlas_kit.operations.inspect_parts import learned_memory, value_text
 from atlas_kit.storage.files import Source
 
 if TYPE_CHECKING:
@@ -355,5 +355,5 @@ def _tensor_text(row: EntryRow) -> str:
 def _line(source: Source, span: Span) -> HexLine:
     data = source.read_upto(span.offset, min(span.size, 16))
     return HexLine(
-        span.offset, span.size, data, span.name, span.type, _value_text(span.value), span.note or ""
+        span.offset, span.size, data, span.name, span.type, value_text(span.value), span.note or ""
     )

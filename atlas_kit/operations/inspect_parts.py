@@ -206,12 +206,12 @@ def _with_bytes(given: Any, spans: Any) -> list[HexLine]:
     with Source(given) as source:
         for span in spans:
             data = source.read_upto(span.offset, min(span.size, 16))
-            value = _value_text(span.value)
+            value = value_text(span.value)
             lines.append(HexLine(span.offset, span.size, data, span.name, span.type, value, span.note or ""))
     return lines
 
 
-def _value_text(value: Any) -> str:
+def value_text(value: Any) -> str:
     """Return a value in one short line; bytes only where they are text (the column of bytes shows them)."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         raw = bytes(value[:48])
