@@ -121,22 +121,6 @@ def private_across_folders(imports: Iterable[Import], packages: frozenset[str]) 
     ]
 
 
-#: Those that are still to go.
-CIRCLES_LEFT: list[list[str]] = [
-    ["atlas_kit.cli._group", "atlas_kit.cli.main"],
-    ["atlas_kit.formats.gguf.file", "atlas_kit.formats.gguf.shards"],
-    ["atlas_kit.llama.engine", "atlas_kit.llama.llama_engine", "atlas_kit.llama.llama_sampler"],
-    ["atlas_kit.llama.session", "atlas_kit.llama.session_file"],
-    ["atlas_kit.operations.byte_map", "atlas_kit.operations.inspect_parts"],
-    ["atlas_kit.operations.compress", "atlas_kit.operations.quantize_model"],
-    [
-        "atlas_kit.widgets.compare.behaviour_pane",
-        "atlas_kit.widgets.compare.memory_compare",
-        "atlas_kit.widgets.compare.static_view",
-    ],
-    ["atlas_kit.widgets.lab.memory_lab", "atlas_kit.widgets.lab.static_view"],
-    ["atlas_kit.widgets.link", "atlas_kit.widgets.matrix"],
-]
 IMPORTS = all_imports(MODULES)
 PACKAGES = frozenset(module_of(path) for path in MODULES if path.name == "__init__.py")
 
@@ -171,7 +155,7 @@ def test_what_is_private_across_folders():
 
 
 def test_imports_run_in_no_circle():
-    assert circles(IMPORTS) == CIRCLES_LEFT
+    assert circles(IMPORTS) == []
 
 
 def test_nothing_private_is_imported_from_another_folder():

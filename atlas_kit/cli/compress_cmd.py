@@ -55,7 +55,8 @@ Examples:
 @keys_options
 def command(file: str, output: str, as_json: bool, keys: Any, **options: Any) -> int:
     """Run the command."""
-    from atlas_kit.operations.compress import CompressOptions, compress_file
+    from atlas_kit.operations.compress import compress_file
+    from atlas_kit.operations.compressed import CompressOptions
 
     how = CompressOptions(
         codec=options["codec"],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from atlas_kit.errors import AtlasError, InvalidParamError, printable
 from atlas_kit.explorer.items import Item
 from atlas_kit.explorer.regions import Region, Regions
-from atlas_kit.operations.inspect_parts import HexLine
+from atlas_kit.operations.hex_line import HexLine
 
 if TYPE_CHECKING:
     from atlas_kit.explorer.table import Table

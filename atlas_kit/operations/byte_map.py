@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from atlas_kit.codecs.json_text import named
-
-if TYPE_CHECKING:
-    from atlas_kit.operations.inspect_parts import HexLine
+from atlas_kit.operations.hex_line import HexLine
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,6 @@ def _safetensors_regions(given: Any) -> list[Region]:
 def safetensors_fields(given: Any) -> list[HexLine]:
     """Return the few fields of a safetensors file."""
     from atlas_kit.formats.safetensors import SafetensorsFile
-    from atlas_kit.operations.inspect_parts import HexLine
 
     with SafetensorsFile.open(given) as file:
         read = file.source.read_upto

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from atlas_kit.formats.gguf import MetadataField, TensorInfo
     from atlas_kit.operations.byte_map import Region
     from atlas_kit.operations.entry_rows import EntryRow
-    from atlas_kit.operations.inspect_parts import HexLine, OneEntry
+    from atlas_kit.operations.hex_line import HexLine
+    from atlas_kit.operations.inspect_parts import OneEntry
     from atlas_kit.operations.tensor_numbers import TensorStats
 
 #: The overview counts types and codecs of this many entries at most, and lists this many.

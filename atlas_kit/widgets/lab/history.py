@@ -1,0 +1,37 @@
+"""What a run of the lab has given so far, token by token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """What a run has given so far, one row per token.
+
+    Attributes
+    ----------
+    tokens
+        (n,) as they came.
+    loss_model, loss
+        (n,) in nats, without and with the memory; NaN where nothing came before.
+    """
+
+    tokens: Array
+    loss_model: Array
+    loss: Array
+
+    @property
+    def scored(self) -> int:
+        """How many tokens have a loss."""
+        return int(np.isfinite(self.loss).sum())
+
+    @property
+    def mean(self) -> tuple[float, float]:
+        """Mean losses in nats per token, without and with the memory."""
+        return float(np.nanmean(self.loss_model)), float(np.nanmean(self.loss))
