@@ -37,7 +37,7 @@ class Column:
         return {"name": self.name, "label": self.label, "kind": self.kind}
 
 
-class Table:
+class FileTable:
     """Rows that are numbered in the file's order.
 
     Parameters
