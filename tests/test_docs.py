@@ -178,7 +178,7 @@ def test_every_command_is_on_the_page_of_commands(name):
     assert f"\n## atlas-tool {name}\n" in COMMAND_PAGE.read_text(encoding="utf-8")
 
 
-# --- README and the pages of the site -----------------------------------------------------------------------------------------------
+# --- README and the pages of the site ------------------------------------------------------------------------
 
 
 def code_blocks(path: Path, language: str) -> list[str]:
@@ -353,9 +353,9 @@ class TestLinksInTheSite:
         ("home", "link", "becomes"),
         [
             ("docs/index.md", "[a](../formats/README.md)", "[a](formats/index.md)"),
-            ("docs/how-to/x.md", "[a](../../formats/gguf.md#b)", "[a](../formats/gguf.md#b)"),
+            ("docs/how-to/rescue-a-file.md", "[a](../../formats/gguf.md#b)", "[a](../formats/gguf.md#b)"),
             (
-                "docs/how-to/x.md",
+                "docs/how-to/rescue-a-file.md",
                 "![a](../../sample_data/expected/explorer.png)",
                 "![a](../pictures/explorer.png)",
             ),

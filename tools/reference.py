@@ -124,8 +124,8 @@ def bench_table(name: str) -> None:
         cog.outl(f"| {row['what']} | {ours} | {peer}{against} | {row['ratio']:.2f} |")
     cog.outl("")
     cog.outl(
-        f"Measured on {found['date']} with `python tools/bench/{name.removesuffix('-cpu')}.py` on {found['cores']} cores "
-        f"of an {found['processor']}, Python {found['python']}, NumPy {found['numpy']}."
+        f"Measured on {found['date']} with `python tools/bench/{name.removesuffix('-cpu')}.py` "
+        f"on {found['cores']} cores of an {found['processor']}, Python {found['python']}, NumPy {found['numpy']}."
     )
 
 
