@@ -162,6 +162,12 @@ def test_nothing_private_is_imported_from_another_folder():
     assert private_across_folders(IMPORTS, PACKAGES) == []
 
 
+def test_the_array_type_is_defined_once():
+    alias = re.compile(r"^ *\w+(: TypeAlias)? = np\.ndarray\[Any, Any\]$", re.MULTILINE)
+    homes = [name_of(path) for path in MODULES if alias.search(path.read_text(encoding="utf-8"))]
+    assert homes == ["atlas_kit/codecs/numbers.py"]
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_every_module_says_what_it_is(path):
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{path.name} has no docstring"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +11,9 @@ from atlas_kit.cli._options import FILE, command_, given, json_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from atlas_kit.settings.model_facts import ModelFacts
+    from atlas_kit.settings.recommend import Recommendation
 
 
 @command_(
@@ -38,7 +41,7 @@ def command(model: str, as_json: bool) -> int:
     return _render.emit(recommend(given(model)), _text, as_json)
 
 
-def _text(result: Any) -> Iterator[_render.Block]:
+def _text(result: Recommendation) -> Iterator[_render.Block]:
     yield _render.Facts([row for row in _facts(result.model) if row[1] not in (None, "")])
     rows = []
     for name, value in result.settings.to_json().items():
@@ -50,7 +53,7 @@ def _text(result: Any) -> Iterator[_render.Block]:
     yield _render.Lines([_render.Styled(result.command, "good"), f"or: {result.automatic}"])
 
 
-def _facts(model: Any) -> Iterator[tuple[str, object]]:
+def _facts(model: ModelFacts) -> Iterator[tuple[str, object]]:
     from atlas_kit.settings.recommend import short
 
     yield "model", model.path if model.name is None else f"{model.path} ({model.name})"
@@ -68,14 +71,14 @@ def _facts(model: Any) -> Iterator[tuple[str, object]]:
     yield "logits", ", ".join(f"{word} {number:g}" for word, number in scaling if number is not None)
 
 
-def _heads(model: Any) -> str | None:
+def _heads(model: ModelFacts) -> str | None:
     if model.heads is None:
         return None
     same = model.heads_kv is None or model.heads_kv == model.heads
     return f"{model.heads}" if same else f"{model.heads}, {model.heads_kv} of keys and values"
 
 
-def _costs(result: Any) -> Iterator[_render.Block]:
+def _costs(result: Recommendation) -> Iterator[_render.Block]:
     costs = result.costs
     rows = [(_render.size(size), what) for what, size in costs.memory]
     rows.append(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import AtlasError, KeyRequiredError, WrongKeyError
 from atlas_kit.explorer.contents import Contents, HexLine, cell, date, elements, exact_size
 from atlas_kit.explorer.entry import first_bytes, is_plain, matrix_of, npy
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from atlas_kit.formats.atlas.v1 import StoreV1
     from atlas_kit.storage.given import StrPath
 
-Array = np.ndarray[Any, Any]
 
 #: A damaged file of up to this many bytes is walked when it is opened; a larger one shows its bytes.
 WALKED = 1 << 25

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlas_kit.codecs.json_text import dumps, to_bytes
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import AtlasError, InvalidParamError, TruncatedError, printable
 from atlas_kit.explorer.contents import Contents, HexLine, cell, elements, exact_size
 from atlas_kit.explorer.items import Item
@@ -30,7 +31,6 @@ from atlas_kit.operations.model_overview import model_overview
 if TYPE_CHECKING:
     from atlas_kit.storage.given import StrPath
 
-Array = np.ndarray[Any, Any]
 
 _PREFIX_END = 24
 _METADATA = (

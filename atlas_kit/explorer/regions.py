@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from atlas_kit.codecs.numbers import Array
 
 #: Kinds of regions, as ``inspect --map`` names them; the place in this row is what travels.
 KINDS = (

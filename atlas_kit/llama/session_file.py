@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import (
     AtlasError,
     FileCorruptError,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.token_memory import TokenMemory
 
-Array = np.ndarray[Any, Any]
 
 #: The entry that holds llama.cpp's own bytes of a context.
 CONTEXT_KEY = "runtime/context"

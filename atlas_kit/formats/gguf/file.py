@@ -30,9 +30,8 @@ from atlas_kit.formats.gguf.values import MetadataField
 from atlas_kit.storage.files import CHUNK, Source, StrPath
 
 if TYPE_CHECKING:
-    import numpy as np
+    from atlas_kit.codecs.numbers import Array
 
-    Array = np.ndarray[Any, Any]
 
 #: No bytes back up the other dimensions of an empty tensor: this one is believed, larger ones are not.
 _LARGEST_EMPTY = 1 << 24

@@ -17,6 +17,7 @@ import ipywidgets
 import numpy as np
 
 from atlas_kit.codecs.json_text import dumps
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import AtlasError, InvalidParamError
 from atlas_kit.memory.statistics import MatrixStatistics
 from atlas_kit.operations import compare as numbers
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.session import AtlasSession
 
-Array = np.ndarray[Any, Any]
 #: A matrix: its name, its moment, and, for a difference, the moment from which the first is taken away.
 Key = tuple[str, int, int | None]
 

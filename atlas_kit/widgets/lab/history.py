@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from atlas_kit.codecs.numbers import Array
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
-import numpy as np
 
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.session import AtlasSession
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 
     from atlas_kit.llama.engine import Engine
 
-Array = np.ndarray[Any, Any]
 
 #: Settings that act at once, because they leave the arrays as they are.
 LIVE = ("learning_rate", "blend_ratio", "use_muon")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.explorer.pooling import pool
 from atlas_kit.llama.trace import EXPERTS
 from atlas_kit.memory.statistics import matrix_statistics
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from atlas_kit.widgets.lab.matrix_pane import MatrixPane
     from atlas_kit.widgets.lab.view import Words
 
-Array = np.ndarray[Any, Any]
 
 #: Okabe and Ito's colours, as ``static/lab.css`` has them: model, memory, window; surprise.
 COLOURS, SURPRISE = ("#6b6b6b", "#0072b2", "#e69f00"), (213, 94, 0)
