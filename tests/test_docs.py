@@ -341,6 +341,16 @@ def test_equations_are_drawn(site):
     assert not [name for name, text in pages.items() if "arithmatex" in text]
 
 
+def test_what_the_converter_of_equations_does_not_know_is_drawn():
+    latex = r"\[\min_{\mathcal M} \lVert \mathcal{L}_t \rVert \tag{9}\]"
+    drawn = site_hooks.with_mathml(f'<p>a</p><div class="arithmatex">{latex}</div>')
+    assert drawn.startswith('<p>a</p><math xmlns="http://www.w3.org/1998/Math/MathML" display="block">')
+    assert "<munder><mo>min</mo><mrow><mi>ℳ</mi></mrow></munder>" in drawn
+    assert drawn.count('<mo stretchy="false">') == 2
+    assert "<mi>ℒ</mi>" in drawn
+    assert "(9)" in drawn
+
+
 @pytest.mark.slow
 def test_nothing_of_the_workshop_is_left_on_a_page(site):
     assert not [

@@ -43,6 +43,9 @@ FOLDERS = (
 _FENCE = re.compile(r"^( *)(```+|~~~+).*?^\1\2`*\s*?$", re.M | re.S)
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^)\s]+)\)")
 _COG = re.compile(r"^<!-- \[\[\[.*?-->\n", re.M | re.S)
+#: Script letters of the equations; the rest of the alphabet is there for the next one.
+_SCRIPT = {chr(65 + i): chr(0x1D49C + i) for i in range(26)} | dict(zip("BEFHILMR", "ℬℰℱℋℐℒℳℛ", strict=True))
+_BAR = re.compile(r"<mo[^>]*>(&#x0*2016;|‖|&#x0*2225;|∥)</mo>")
 _MATH = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.S)
 
 
@@ -101,7 +104,7 @@ def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
     pictures: dict[str, bytes] = {}
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "markdown":
-            pieces.append(cell.source)
+            pieces.append(cell.source.replace("$$\n$$", "$$\n\n$$"))  # an equation is a paragraph of its own
             continue
         parts = [f"```python\n{cell.source}\n```"]
         for output in cell.get("outputs", []):
@@ -132,8 +135,13 @@ def with_mathml(content: str) -> str:
     def equation(found: re.Match[str]) -> str:
         latex = html.unescape(found[2]).strip()[2:-2]
         latex = re.sub(r"\\tag\{(.*?)\}", r"\\qquad \\text{(\1)}", latex)
-        kind = "inline" if found[1] == "span" else "block"
-        return convert(latex, display=kind)
+        # what the converter does not know: limits below a word, script letters, bars that do not grow
+        latex = latex.replace(r"\min_", r"\min\limits_")
+        latex = re.sub(
+            r"\\mathcal\s*(?:\{([A-Z])\}|([A-Z]))", lambda found: _SCRIPT[found[1] or found[2]], latex
+        )
+        drawn = convert(latex, display="inline" if found[1] == "span" else "block")
+        return _BAR.sub(r'<mo stretchy="false">\1</mo>', drawn)
 
     return _MATH.sub(equation, content)
 
