@@ -12,9 +12,9 @@ import contextlib
 import gc
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from atlas_kit._version import __version__
+from atlas_kit import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,15 +62,6 @@ def run(args: list[str]) -> int:
             traceback.print_exc()
         return _failed(error)
     return code
-
-
-def __getattr__(name: str) -> Any:
-    """Return ``cli``, the click group, on demand: importing this module must not import click."""
-    if name == "cli":
-        from atlas_kit.cli._group import group
-
-        return group
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _invoke(args: list[str]) -> int:

@@ -13,6 +13,7 @@ from atlas_kit.cli._options import FILE, command_, given, json_option
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from atlas_kit.settings.model_facts import ModelFacts
     from atlas_kit.settings.recommend import Recommendation
 
 
@@ -88,7 +89,7 @@ def _text(given: _WithCommands) -> Iterator[_render.Block]:
     yield _render.Lines([_render.Styled(run_command(result), "good"), f"or: {automatic_command(result)}"])
 
 
-def _facts(model: Any) -> Iterator[tuple[str, object]]:
+def _facts(model: ModelFacts) -> Iterator[tuple[str, object]]:
     from atlas_kit.settings.recommend import short
 
     yield "model", model.path if model.name is None else f"{model.path} ({model.name})"
@@ -106,14 +107,14 @@ def _facts(model: Any) -> Iterator[tuple[str, object]]:
     yield "logits", ", ".join(f"{word} {number:g}" for word, number in scaling if number is not None)
 
 
-def _heads(model: Any) -> str | None:
+def _heads(model: ModelFacts) -> str | None:
     if model.heads is None:
         return None
     same = model.heads_kv is None or model.heads_kv == model.heads
     return f"{model.heads}" if same else f"{model.heads}, {model.heads_kv} of keys and values"
 
 
-def _costs(result: Any) -> Iterator[_render.Block]:
+def _costs(result: Recommendation) -> Iterator[_render.Block]:
     costs = result.costs
     rows = [(_render.size(size), what) for what, size in costs.memory]
     rows.append(

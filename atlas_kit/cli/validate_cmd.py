@@ -12,6 +12,8 @@ from atlas_kit.cli._options import FILE, command_, given, json_option, keys_opti
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from atlas_kit.operations.validate import FileReport
+
 _STYLES = {"error": "bad", "warning": "warn", "note": "dim"}
 
 
@@ -58,12 +60,12 @@ def command(files: tuple[str, ...], strict: bool, quiet: bool, as_json: bool, ke
     return code
 
 
-def _quiet_text(report: Any) -> Iterator[_render.Block]:
+def _quiet_text(report: FileReport) -> Iterator[_render.Block]:
     if any(finding.severity != "note" for finding in report.findings):
         yield from _text(report)
 
 
-def _text(report: Any) -> Iterator[_render.Block]:
+def _text(report: FileReport) -> Iterator[_render.Block]:
     lines: list[str | _render.Styled] = []
     verdict = _render.Styled(f"{report.path}: ok", "good")
     if not report.ok:

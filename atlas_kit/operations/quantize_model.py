@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import InvalidParamError, Remedy
-from atlas_kit.operations.compress import Compressed, CompressOptions, EntryRatio
+from atlas_kit.operations.compressed import Compressed, CompressOptions, EntryRatio
 from atlas_kit.operations.outputs import Output, scratch_path
 from atlas_kit.operations.tensor_numbers import difference
 from atlas_kit.storage.given import size_of

@@ -21,6 +21,7 @@ import numpy as np
 
 from atlas_kit.codecs import numbers
 from atlas_kit.codecs.json_text import loads, named
+from atlas_kit.codecs.numbers import Array as HostArray
 from atlas_kit.errors import (
     AtlasError,
     DataTooLargeError,
@@ -47,7 +48,6 @@ from atlas_kit.storage.keys import Keys
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import Entry
 
-HostArray = np.ndarray[Any, Any]
 
 #: What large arrays can be rounded to, and how large the relative error |a - b| / |a| may be. The limits are what the
 #: formats reach where their range suffices; numbers outside it (float16 ends at 65,504) get the next format.

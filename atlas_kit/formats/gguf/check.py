@@ -7,20 +7,13 @@ what llama.cpp asks of a model's keys, vocabulary and tensors. Nothing is writte
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from atlas_kit.errors import (
-    AtlasError,
-    MagicMismatchError,
-    Remedy,
-    TruncatedError,
-    VersionMismatchError,
-    printable,
-)
-from atlas_kit.formats.findings import Finding, Severity
+from atlas_kit.errors import AtlasError, MagicMismatchError, Remedy, TruncatedError, VersionMismatchError
+from atlas_kit.formats.findings import Finding, Report
 from atlas_kit.formats.gguf import tables
 from atlas_kit.formats.gguf.salvage import Salvage, salvage
 from atlas_kit.formats.gguf.scan import HeaderScan, align, scan_header
@@ -29,6 +22,7 @@ from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.storage.files import Source, StrPath
 
 if TYPE_CHECKING:
+    from atlas_kit.formats.gguf.check_shards import Records
     from atlas_kit.formats.gguf.values import MetadataField
 
 #: Findings of one code that are listed one by one; then one line says how many more there are.
@@ -39,78 +33,6 @@ _INT64_MAX = (1 << 63) - 1
 #: Tensor types of a llama.cpp of October 2026; it refuses numbers beyond.
 GGML_TYPE_COUNT = 43
 _MEND = Remedy("mend")
-
-
-class Report:
-    """Findings as they are made, with a bound on how many of a kind."""
-
-    def __init__(self) -> None:
-        self.findings: list[Finding] = []
-        self.counts: Counter[str] = Counter()
-
-    def add(
-        self,
-        code: str,
-        severity: Severity,
-        message: str,
-        hint: str = "",
-        *,
-        offset: int | None = None,
-        key: str | None = None,
-        remedy: Remedy | None = None,
-    ) -> None:
-        """Record one finding."""
-        self.counts[code] += 1
-        if self.counts[code] <= MAX_PER_CODE:
-            self.findings.append(Finding(code, severity, message, hint, offset, key, remedy))
-
-    def error(
-        self,
-        code: str,
-        message: str,
-        hint: str = "",
-        *,
-        offset: int | None = None,
-        key: str | None = None,
-        remedy: Remedy | None = None,
-    ) -> None:
-        """Record something for which llama.cpp refuses the file."""
-        self.add(code, "error", message, hint, offset=offset, key=key, remedy=remedy)
-
-    def warning(
-        self,
-        code: str,
-        message: str,
-        hint: str = "",
-        *,
-        offset: int | None = None,
-        key: str | None = None,
-        remedy: Remedy | None = None,
-    ) -> None:
-        """Record something that is wrong and that llama.cpp puts up with."""
-        self.add(code, "warning", message, hint, offset=offset, key=key, remedy=remedy)
-
-    def note(
-        self,
-        code: str,
-        message: str,
-        hint: str = "",
-        *,
-        offset: int | None = None,
-        key: str | None = None,
-        remedy: Remedy | None = None,
-    ) -> None:
-        """Record something worth knowing."""
-        self.add(code, "note", message, hint, offset=offset, key=key, remedy=remedy)
-
-    def done(self) -> list[Finding]:
-        """Return the findings, with a line for each kind that had too many."""
-        severity = {f.code: f.severity for f in self.findings}
-        for code, count in self.counts.items():
-            if count > MAX_PER_CODE:
-                more = count - MAX_PER_CODE
-                self.findings.append(Finding(code, severity[code], f"and {more} more of the same kind"))
-        return self.findings
 
 
 def is_ok(findings: Sequence[Finding]) -> bool:
@@ -142,15 +64,15 @@ def check_gguf(path: StrPath | Source, *, deep: bool = False, shards: bool = Tru
         from atlas_kit.formats.gguf.journal import check_journal
 
         with Source(path) as source:
-            report = Report()
+            report = Report(most=MAX_PER_CODE)
             try:
                 check_journal(path)
             except AtlasError as error:
                 report.error(
                     "edit-interrupted", error.message, error.hint or "", offset=0, remedy=error.remedy
                 )
-            return _check(source, report, deep=deep, shards=shards).done()
-    return _check(path, Report(), deep=deep, shards=shards).done()
+            return _check(source, report, deep=deep, shards=shards).findings()
+    return _check(path, Report(most=MAX_PER_CODE), deep=deep, shards=shards).findings()
 
 
 def _check(source: Source, report: Report, *, deep: bool, shards: bool) -> Report:
@@ -170,12 +92,23 @@ def _check(source: Source, report: Report, *, deep: bool, shards: bool) -> Repor
 
         check_values(report, source, records.tensors, data_start, scan.byte_order)
     from atlas_kit.formats.gguf.check_model import check_model
+    from atlas_kit.formats.gguf.check_shards import check_shards
 
-    check_model(report, source.path if shards else None, records.fields, records.tensors)
+    join = (
+        partial(check_shards, report, source.path, _sound_records)
+        if shards and source.path is not None
+        else None
+    )
+    check_model(report, records.fields, records.tensors, join)
     return report
 
 
-def read_records(source: Source) -> tuple[list[MetadataField], list[TensorInfo], int] | None:
+def _sound_records(source: Source) -> tuple[list[Finding], Records | None]:
+    """Return what is wrong with one shard by itself, and its records if the header is sound."""
+    return check_gguf(source, shards=False), read_records(source)
+
+
+def read_records(source: Source) -> Records | None:
     """Return (pairs, tensor infos, end of the header) of a sound header, ``None`` of any other."""
     scan = scan_header(source)
     sound = scan.complete and not _suspicious(scan, source)
@@ -536,4 +469,4 @@ def _trailing(report: Report, end: int, size: int) -> None:
     report.note("trailing-bytes", message, hint, offset=end)
 
 
-__all__ = ["Report", "check_gguf", "is_ok", "printable", "read_records"]
+__all__ = ["check_gguf", "is_ok", "read_records"]

@@ -1,28 +1,29 @@
 """What llama.cpp asks of a model beyond sound bytes: its keys and their types, and its vocabulary.
 
 Follows ``llama_model_loader``, ``llama_model_base::load_hparams`` and ``llama_vocab::impl::load``; tensors
-are looked at in ``check_tensors``, other shards in ``check_shards``.
+are looked at in ``check_tensors``, other shards by the caller (``check_shards``).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from atlas_kit.errors import Remedy
 from atlas_kit.formats.gguf import architectures
 from atlas_kit.formats.gguf.architectures import MAX_LAYERS
-from atlas_kit.formats.gguf.check_shards import check_shards
 from atlas_kit.formats.gguf.check_tensors import check_tensors
 from atlas_kit.formats.gguf.tables import ValueType, value_type_name
 from atlas_kit.formats.gguf.tensors import TensorInfo
 
 if TYPE_CHECKING:
-    from atlas_kit.formats.gguf.check import Report
+    from atlas_kit.formats.findings import Report
     from atlas_kit.formats.gguf.values import MetadataField
 
 Fields = Mapping[str, "MetadataField"]
+#: Takes pairs and tensors of the first shard and the number of all; returns the tensors of all, ``None`` if some miss.
+Join = Callable[[Fields, list[TensorInfo], int], "list[TensorInfo] | None"]
 
 _U32, _F32, _STR, _BOOL, _U16 = (
     ValueType.UINT32,
@@ -87,9 +88,9 @@ _BYTE_TOKEN = re.compile(rb"<0x[0-9A-Fa-f]{2}>")
 
 
 def check_model(
-    report: Report, path: str | None, fields: list[MetadataField], tensors: list[TensorInfo]
+    report: Report, fields: list[MetadataField], tensors: list[TensorInfo], join: Join | None
 ) -> None:
-    """Check what the records of one file say as a model; ``path`` leads to further shards."""
+    """Check what the records of one file say as a model; ``join`` finds and checks its other shards, if asked to."""
     known: dict[str, MetadataField] = {}
     for item in fields:
         known.setdefault(item.key, item)
@@ -102,7 +103,7 @@ def check_model(
     _check_types(report, known, architecture, vocabulary_only=not tensors)
     tokens = _check_vocabulary(report, known, architecture)
     if count != 1:
-        found = check_shards(report, path, known, tensors, count) if path is not None and count else None
+        found = join(known, tensors, count) if join is not None and count else None
         if found is None:
             return
         tensors = found
