@@ -67,7 +67,7 @@ Examples:
 )
 @click.option("--filler", type=FILE, metavar="FILE", help="Bury the facts under this text.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of names, numbers and generated text.")
-@click.option("--atlas-auto", is_flag=True, help="Take the memory that `recommend` says.")
+@click.option("--atlas-auto", is_flag=True, help="Use the memory that `recommend` suggests.")
 @atlas_settings_options
 @model_options
 @click.option("-q", "--quiet", is_flag=True, help="No notes.")
