@@ -53,7 +53,7 @@ class Report:
     Parameters
     ----------
     remedy
-        What an error advises that has neither a hint nor a remedy of its own.
+        What helps against an error that does not say otherwise.
     most
         Findings of one code that are listed one by one; then one line says how many more there are.
     """
@@ -90,16 +90,15 @@ class Report:
         self,
         code: str,
         message: str,
-        hint: str | None = None,
+        hint: str = "",
         *,
         offset: int | None = None,
         key: str | None = None,
-        remedy: Remedy | None = None,
+        remedy: Remedy | Literal["usual"] | None = "usual",
     ) -> None:
         """Add something that is broken or lost."""
-        if hint is None and remedy is None:
-            remedy = self._remedy
-        self.add(code, "error", message, hint or "", offset=offset, key=key, remedy=remedy)
+        helps = self._remedy if remedy == "usual" else remedy
+        self.add(code, "error", message, hint, offset=offset, key=key, remedy=helps)
 
     def warning(
         self,
@@ -127,9 +126,16 @@ class Report:
         """Add something worth knowing."""
         self.add(code, "note", message, hint, offset=offset, key=key, remedy=remedy)
 
-    def raised(self, code: str, error: AtlasError, hint: str | None = None) -> None:
+    def raised(
+        self,
+        code: str,
+        error: AtlasError,
+        hint: str = "",
+        *,
+        remedy: Remedy | Literal["usual"] | None = "usual",
+    ) -> None:
         """Add an error that was raised below."""
-        self.error(code, error.message, hint, offset=error.offset, key=error.key)
+        self.error(code, error.message, hint, offset=error.offset, key=error.key, remedy=remedy)
 
     def tally(
         self,

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 REPAIR = Remedy("repair")
 RECOVER = Remedy("recover")
+REWRITE = Remedy("rewrite")
 SAVE = "Saving the file again fixes this."
 DISTRUST = "Do not trust this file; restore it from a backup."
-REWRITE = Remedy("rewrite")
 
 #: A time this far ahead of now is a wrong clock or a wrong unit (milliseconds).
 FUTURE = 366 * 86_400

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from atlas_kit.errors import Remedy
 from atlas_kit.formats.atlas import checksums, layout, v1
 from atlas_kit.formats.atlas import tables as t
-from atlas_kit.formats.atlas.check_facts import RECOVER, REPAIR, REWRITE, entry_facts, header_facts
+from atlas_kit.formats.atlas.check_facts import RECOVER, REWRITE, entry_facts, header_facts
 from atlas_kit.formats.atlas.scan_v1 import Walker
 from atlas_kit.formats.atlas.store import decode_key
 
@@ -153,7 +153,6 @@ class CheckV1:
                 "another memory file starts here",
                 offset=piece.offset,
                 hint="Merge the files that they were, if you still have them.",
-                remedy=REPAIR,
             )
 
     def _gap(self, piece: Piece) -> None:

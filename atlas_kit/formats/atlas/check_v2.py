@@ -170,6 +170,7 @@ class CheckV2:
                 "the header was altered: its authentication tag does not match",
                 offset=layout.offset_of("header_tag"),
                 hint=DISTRUST,
+                remedy=None,
             )
 
     # --- index ----------------------------------------------------------------------------------------
@@ -197,7 +198,7 @@ class CheckV2:
                 records = scan_v2.block_rows(self._source, block, self._cipher)
             except AtlasError as error:
                 error.offset = offset
-                report.raised("index-authentication", error, DISTRUST)
+                report.raised("index-authentication", error, DISTRUST, remedy=None)
                 return None
             self._check_order(block, records)
             for row in records:

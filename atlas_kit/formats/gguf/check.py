@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from atlas_kit.errors import AtlasError, MagicMismatchError, Remedy, TruncatedError, VersionMismatchError
+from atlas_kit.errors import (
+    AtlasError,
+    MagicMismatchError,
+    Remedy,
+    TruncatedError,
+    VersionMismatchError,
+)
 from atlas_kit.formats.findings import Finding, Report
 from atlas_kit.formats.gguf import tables
 from atlas_kit.formats.gguf.salvage import Salvage, salvage
