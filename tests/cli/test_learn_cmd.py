@@ -192,7 +192,7 @@ def test_a_full_disk_is_said_and_the_memory_before_stays(learn, files, monkeypat
     monkeypatch.setattr(os, "fsync", full)
     result = learn(files / "b.txt", "--save-every", "100")
     assert result.exit_code == 2
-    assert "could not save, reading goes on" in result.stderr
+    assert "could not save; reading continues" in result.stderr
     assert "the disk is full" in result.stderr.splitlines()[-1]
     assert (files / "m.atlas").read_bytes() == before
 

@@ -69,7 +69,7 @@ def test_a_shorter_context_can_be_asked_for(recall):
     ("arguments", "words"),
     [
         (["--facts", "0"], "facts"),
-        (["--distances", "1,x"], "no list of whole numbers"),
+        (["--distances", "1,x"], "not a list of whole numbers"),
         (["--distances", "0"], "distance"),
         (["--template", "{name}"], "{value}"),
         (["--filler", "no.txt"], "no such file"),

@@ -253,9 +253,9 @@ def test_a_memory_that_could_not_be_saved_is_refused_at_once(run_model, tmp_path
         (tmp_path, "folder"),
         (tmp_path / "no" / "m.atlas", "no such folder"),
         (tmp_path / "model.gguf" / "m.atlas", "no such folder"),
-        ("", "no name of a file"),
-        ("/dev/full", "no regular file"),
-        (tmp_path / "pipe", "no regular file"),
+        ("", "not a file name"),
+        ("/dev/full", "not a regular file"),
+        (tmp_path / "pipe", "not a regular file"),
         (tmp_path / ("m" * 300), "too long"),
     ):
         result = run_model("-p", TEXT, "-m", place)
@@ -402,7 +402,7 @@ def test_slash_commands(run_model, tmp_path):
         ("/", "there is no /;"),
         ("/save", "no --memory-file"),
         ("/save /no/such/folder/m.atlas", "folder"),
-        ("/save /dev/null", "no regular file"),
+        ("/save /dev/null", "not a regular file"),
         ("/load", "which file?"),
         ("/load nothing.atlas", "no such file"),
         ("/reset everything", "empties context or memory"),

@@ -629,7 +629,7 @@ def test_an_interrupt_waits_for_the_end_of_a_step():
 def test_options_that_are_none(open_engine):
     engine = open_engine()
     for options, words in (
-        ({"device": "tpu"}, "no device"), ({"rollover": "stop"}, "no way to go on"),
+        ({"device": "tpu"}, "not a device"), ({"rollover": "stop"}, "not a rollover mode"),
         ({"memory": 7}, "cannot be 7"), ({"memory": None, "window": 5}, "make no sense without a memory"),
         ({"nonsense": 1}, "no setting 'nonsense'"), ({"blend_ratio": 2.0}, "blend_ratio is 2.0"),
         ({"window": -1}, "window_size is -1"), ({"window": 0, "learning_rate": 0}, "no memory"),

@@ -838,7 +838,7 @@ class TestStates:
             (lambda s: s.pop("parameters.W"), "the snapshot has no parameters.W"),
             (lambda s: s.pop("counters.seen"), "no counters"),
             (lambda s: s.update({"parameters.V": s["parameters.W"]}), "has no parameters.V"),
-            (lambda s: s.update({"nonsense": s["parameters.W"]}), "no array of a memory"),
+            (lambda s: s.update({"nonsense": s["parameters.W"]}), "not an array of a memory"),
             (lambda s: s.update({"parameters.W": s["parameters.W"][:1]}), "has the shape"),
             (lambda s: s.update({"parameters.W": s["parameters.W"] * np.nan}), "NaN"),
             (lambda s: s.update({"counters.learned": np.array(99)}), "contradict"),

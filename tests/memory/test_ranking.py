@@ -216,7 +216,7 @@ def test_hostile_json(value):
 
 
 def test_a_configuration_takes_nothing_else():
-    with pytest.raises(InvalidParamError, match="no Ranking"):
+    with pytest.raises(InvalidParamError, match="not a Ranking"):
         config(ranking=(1, 2, 3))
 
 

@@ -212,7 +212,7 @@ def test_the_greatest_differences_come_first(pair):
     assert rows == sorted(range(len(found)), key=lambda row: -found.js[row])[:5]
     by_gain = found.largest(3, by="gain")
     assert abs(found.gain[by_gain[0]]) == np.abs(found.gain).max()
-    with pytest.raises(InvalidParamError, match="no difference"):
+    with pytest.raises(InvalidParamError, match="not a measure"):
         found.largest(by="size")
     document = json.loads(json.dumps(found.to_json()))
     assert document["largest"][0] == rows[0]

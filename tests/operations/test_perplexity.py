@@ -145,7 +145,7 @@ def test_a_limit_and_progress(open_engine):
         ([("a", TEXT)], {"limit": -3}, "limit is -3"),
         ([], {}, "no text or"),
         ([("a", TEXT)], {"kinds": []}, "no memory to compare"),
-        ([("a", TEXT)], {"device": "tpu"}, "no device"),
+        ([("a", TEXT)], {"device": "tpu"}, "not a device"),
     ],
 )
 def test_what_cannot_be_compared(texts, options, words):

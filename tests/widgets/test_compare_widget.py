@@ -164,7 +164,7 @@ def test_what_cannot_be_compared_is_said_and_the_rest_is_shown(pair, tmp_path):
     ("given", "words"),
     [
         ("abc", "elements of type"),
-        ([[1], [1, 2]], "no matrix"),
+        ([[1], [1, 2]], "not a matrix"),
         (np.ones((2, 2), complex), "complex128"),
         (np.ones((2, 2, 2)), "two axes"),
     ],

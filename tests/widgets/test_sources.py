@@ -82,7 +82,7 @@ def test_weights_that_are_being_learned_are_detached():
         (np.ones((2, 2), complex), "complex128"),
         (np.array([["a"]]), "<U1"),
         (np.array([[None]]), "object"),
-        ([[1], [1, 2]], "no matrix"),
+        ([[1], [1, 2]], "not a matrix"),
         (Weight(np.ones((2, 2)), "bfloat16"), "bfloat16"),
     ],
 )
