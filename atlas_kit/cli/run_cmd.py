@@ -356,7 +356,7 @@ class _Talk:
         if argument and argument != self._options["memory_file"]:
             place = Place(argument, self.session.engine.info.path, self._options["keys"])
         if place is None:
-            raise InvalidParamError("there is no memory file to write to", hint="Say where: /save FILE")
+            raise InvalidParamError("there is no --memory-file to write to", hint="Say where: /save FILE")
         self._write(place)
         _render.show([f"saved {place.file}"])
 
