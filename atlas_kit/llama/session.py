@@ -20,10 +20,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from atlas_kit.errors import InvalidParamError, ModelError
-from atlas_kit.llama import session_file
+from atlas_kit.llama import session_file, session_states
 from atlas_kit.llama.engine import Engine, Feed, Outputs, open_engine
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.token_memory import Reading, TokenMemory
+from atlas_kit.persistence.session_state import SessionState
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
 Array = np.ndarray[Any, Any]
@@ -581,6 +582,48 @@ class AtlasSession:
         self._open = self._opened(outputs, outputs.index, token)
 
     # --- keeping -------------------------------------------------------------------------------------------
+
+    def state(self, *, context: bool = True) -> SessionState:
+        """Return what this session knows now, as a value that stays as it is while the session goes on.
+
+        The memory's arrays are not copied: the next step copies those that it would write into.
+
+        Parameters
+        ----------
+        context
+            Also what the model has in its context, with llama.cpp's own copy of it.
+
+        Raises
+        ------
+        InvalidParamError
+            When this session has no memory.
+        """
+        self._require_open()
+        return session_states.state_of(self, context=context)
+
+    def restore(self, state: SessionState, *, context: bool = True, force: bool = False) -> None:
+        """Go on from a state, this session's or another's of the same model.
+
+        Raises
+        ------
+        WrongModelError
+            When it is another model's, unless ``force``.
+        InvalidParamError
+            When it does not fit; the session is then as it was.
+        """
+        self._require_open()
+        if not force:
+            state.require_model(self.engine.info.identity)
+        memory = session_states.token_memory(self.engine, state, self.backend)
+        # another model's cache is of no use, though it may have the same shape
+        own = state.identity == self.engine.info.identity
+        self.adopt(
+            memory,
+            state.tokens if context else (),
+            state.position,
+            dict(state.output) if own else {},
+            state.context if own else None,
+        )
 
     def save(self, path: str | os.PathLike[str], *, context: bool = True, **options: Any) -> Any:
         """Write the memory into a ``.atlas`` file; other entries of the file stay, and it is replaced whole.
