@@ -20,10 +20,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from atlas_kit.errors import InvalidParamError, ModelError
-from atlas_kit.llama import session_file, session_states
+from atlas_kit.llama import memory_choice, session_states
 from atlas_kit.llama.engine import Engine, Feed, Outputs, open_engine
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.token_memory import Reading, TokenMemory
+from atlas_kit.persistence.session_file import about_session, read_session_state, write_session_state
 from atlas_kit.persistence.session_state import SessionState
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
@@ -216,15 +217,13 @@ class AtlasSession:
         #: Tokens that are decoded at a time; a pool makes it smaller.
         self.feed_limit = self.engine.n_batch
         self._counts = Stats()
-        chosen, path = session_file.choose(self.engine, memory, changes)
-        if chosen is None:
-            return
-        if path is None:
+        chosen, path = memory_choice.choose(self.engine, memory, changes)
+        if path is not None:
+            self.load(path, context=False)
+            assert self.memory is not None
+            self.memory.retune(changes if chosen is None else chosen.to_json())
+        elif chosen is not None:
             self.memory = TokenMemory(self.engine.output_rows(), chosen, self.backend)
-            return
-        self.load(path, context=False)
-        assert self.memory is not None
-        self.memory.retune(chosen.to_json())
 
     # --- reading -------------------------------------------------------------------------------------------
 
@@ -643,8 +642,10 @@ class AtlasSession:
         WrongModelError
             When the file holds the memory of another model, unless ``force=True``.
         """
-        self._require_open()
-        return session_file.save(self, path, context=context, **options)
+        if self.memory is None:
+            self._require_open()
+            raise InvalidParamError("this session has no memory to save", path=path, hint="Try memory=True.")
+        return write_session_state(path, self.state(context=context), **options)
 
     def load(
         self, path: str | os.PathLike[str], *, context: bool = True, force: bool = False, **options: Any
@@ -659,7 +660,12 @@ class AtlasSession:
             When the file is damaged or does not fit; the session is then as it was.
         """
         self._require_open()
-        session_file.load(self, path, context=context, force=force, **options)
+        state = read_session_state(
+            path, context=context, expect_model=self.engine.info.identity, force=force, backend=self.backend,
+            **options,
+        )  # fmt: skip
+        with about_session(os.fspath(path)):
+            self.restore(state, force=True)  # as far as it is forced, it was above
 
     @property
     def position(self) -> int:

@@ -1,7 +1,7 @@
 """What a session knows at one moment, as a plain value: its memory, what waits for a step, and its context.
 
-A session gives one and takes one (``AtlasSession.state`` and ``restore``); ``session_file`` writes and reads them. Knows
-no model, no settings by name and no file.
+A session gives one and takes one (``AtlasSession.state`` and ``restore``); ``session_file`` writes and reads them.
+Knows no model, no settings by name and no file.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class SessionState:
     position
         Where the next token stands in it.
     output
-        ``logits`` (1, vocabulary) and ``hidden`` (1, width) of the last token, from which the next is predicted; or none.
+        ``logits`` (1, vocabulary) and ``hidden`` (1, width) of the last token, from which the next is predicted.
     context
-        The engine's own bytes of the context, where it was kept.
+        The engine's own bytes of the context.
     """
 
     config: MemoryConfig
