@@ -25,6 +25,7 @@ from atlas_kit.formats.atlas import tables as t
 from atlas_kit.formats.schema import Span
 from atlas_kit.operations.entry_rows import EntryRow
 from atlas_kit.operations.inspect_parts import learned_memory, value_text
+from atlas_kit.persistence.entry_keys import DESCRIPTION
 from atlas_kit.storage.files import Source
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class AtlasContents(Contents):
             )
             rows.append(("Commits", f"{memory.generation:,}"))
             rows.append(("Beside entries", f"{exact_size(unused)}: index, padding, what updates left"))
-        learned = learned_memory(memory) if len(self._places) < 1000 and "atlas_memory" in memory else None
+        learned = learned_memory(memory) if len(self._places) < 1000 and DESCRIPTION in memory else None
         if learned:
             rows.append(("Memory", str(learned.get("summary", ""))))
         rows += [("Note", finding.message) for finding in memory.warnings]

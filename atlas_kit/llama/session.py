@@ -21,11 +21,13 @@ import numpy as np
 
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError, ModelError
-from atlas_kit.llama import session_file
+from atlas_kit.llama import memory_choice, session_states
 from atlas_kit.llama.engine import Engine, Feed, Outputs
 from atlas_kit.llama.open_engine import open_engine
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.token_memory import Reading, TokenMemory
+from atlas_kit.persistence.session_file import about_session, read_session_state, write_session_state
+from atlas_kit.persistence.session_state import SessionState
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
 T = TypeVar("T")
@@ -216,15 +218,13 @@ class AtlasSession:
         #: Tokens that are decoded at a time; a pool makes it smaller.
         self.feed_limit = self.engine.n_batch
         self._counts = Stats()
-        chosen, path = session_file.choose(self.engine, memory, changes)
-        if chosen is None:
-            return
-        if path is None:
+        chosen, path = memory_choice.choose(self.engine, memory, changes)
+        if path is not None:
+            self.load(path, context=False)
+            assert self.memory is not None
+            self.memory.retune(changes if chosen is None else chosen.to_json())
+        elif chosen is not None:
             self.memory = TokenMemory(self.engine.output_rows(), chosen, self.backend)
-            return
-        self.load(path, context=False)
-        assert self.memory is not None
-        self.memory.retune(chosen.to_json())
 
     # --- reading -------------------------------------------------------------------------------------------
 
@@ -583,6 +583,48 @@ class AtlasSession:
 
     # --- keeping -------------------------------------------------------------------------------------------
 
+    def state(self, *, context: bool = True) -> SessionState:
+        """Return what this session knows now, as a value that stays as it is while the session goes on.
+
+        The memory's arrays are not copied: the next step copies those that it would write into.
+
+        Parameters
+        ----------
+        context
+            Also what the model has in its context, with llama.cpp's own copy of it.
+
+        Raises
+        ------
+        InvalidParamError
+            When this session has no memory.
+        """
+        self._require_open()
+        return session_states.state_of(self, context=context)
+
+    def restore(self, state: SessionState, *, context: bool = True, force: bool = False) -> None:
+        """Go on from a state, this session's or another's of the same model.
+
+        Raises
+        ------
+        WrongModelError
+            When it is another model's, unless ``force``.
+        InvalidParamError
+            When it does not fit; the session is then as it was.
+        """
+        self._require_open()
+        if not force:
+            state.require_model(self.engine.info.identity)
+        memory = session_states.token_memory(self.engine, state, self.backend)
+        # another model's cache is of no use, though it may have the same shape
+        own = state.identity == self.engine.info.identity
+        self.adopt(
+            memory,
+            state.tokens if context else (),
+            state.position,
+            dict(state.output) if own else {},
+            state.context if own else None,
+        )
+
     def save(self, path: str | os.PathLike[str], *, context: bool = True, **options: Any) -> Any:
         """Write the memory into a ``.atlas`` file; other entries of the file stay, and it is replaced whole.
 
@@ -601,8 +643,10 @@ class AtlasSession:
         WrongModelError
             When the file holds the memory of another model, unless ``force=True``.
         """
-        self._require_open()
-        return session_file.save(self, path, context=context, **options)
+        if self.memory is None:
+            self._require_open()
+            raise InvalidParamError("this session has no memory to save", path=path, hint="Try memory=True.")
+        return write_session_state(path, self.state(context=context), **options)
 
     def load(
         self, path: str | os.PathLike[str], *, context: bool = True, force: bool = False, **options: Any
@@ -617,7 +661,12 @@ class AtlasSession:
             When the file is damaged or does not fit; the session is then as it was.
         """
         self._require_open()
-        session_file.load(self, path, context=context, force=force, **options)
+        state = read_session_state(
+            path, context=context, expect_model=self.engine.info.identity, force=force, backend=self.backend,
+            **options,
+        )  # fmt: skip
+        with about_session(os.fspath(path)):
+            self.restore(state, force=True)  # as far as it is forced, it was above
 
     @property
     def position(self) -> int:

@@ -19,13 +19,13 @@ from atlas_kit.errors import (
     Remedy,
     WrongModelError,
 )
-from atlas_kit.settings.atlas_settings import AtlasSettings, settings_table
+from atlas_kit.settings.atlas_settings import AtlasSettings
 from atlas_kit.settings.native import FILE_KEY, HASH_KEY, MODEL_KEY
 from atlas_kit.storage.given import StrPath
 from atlas_kit.storage.keys import Keys
 
 if TYPE_CHECKING:
-    pass
+    from atlas_kit.persistence.snapshot import MemoryDescription
 
 
 # --- reading -------------------------------------------------------------------------------------------
@@ -89,18 +89,17 @@ def check_memory(
     notes = []
     if loaded.description.model_hash != identity:
         notes.append("the memory does not belong to this model: loading it will have to be forced as well")
-    return BoundMemory(os.fspath(memory), identity, _saved_settings(loaded.metadata), tuple(notes))
+    return BoundMemory(os.fspath(memory), identity, _saved_settings(loaded.description), tuple(notes))
 
 
-def _saved_settings(metadata: dict[str, Any]) -> AtlasSettings | None:
-    """Return the settings that a session keeps beside its memory (``runtime.settings``), if they are readable."""
-    runtime = metadata.get("runtime")
-    found = runtime.get("settings") if isinstance(runtime, dict) else None
-    if not isinstance(found, dict):
-        return None
-    known = {row.name for row in settings_table()}
-    with contextlib.suppress(AtlasError):
-        return AtlasSettings.from_json({name: value for name, value in found.items() if name in known})
+def _saved_settings(description: MemoryDescription) -> AtlasSettings | None:
+    """Return the settings that a session keeps beside its memory, if they are readable."""
+    from atlas_kit.persistence.session_file import settings_in
+
+    found = settings_in(description)
+    if found is not None:
+        with contextlib.suppress(AtlasError):
+            return AtlasSettings.from_saved(found)
     return None
 
 

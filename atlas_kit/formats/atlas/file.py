@@ -210,6 +210,35 @@ class MemoryFile(MutableMapping[str, Entry]):
         if self._closed:  # an empty mapping instead would be saved over the file
             raise InvalidParamError("the memory file is closed", path=self.path, hint="Open it again.")
 
+    def require_unchanged(self) -> None:
+        """See that what was read since opening is all of one file.
+
+        A file that was renamed into this one's place does not matter, nor does a commit that was appended to it.
+
+        Raises
+        ------
+        ConflictError
+            Something else was written over the file in place.
+        """
+        store = self._store
+        handle = None if store is None else store.source.fileno()
+        if store is None or handle is None:
+            return
+        info = os.fstat(handle)
+        if (info.st_size, info.st_mtime_ns) == store.source.identity[2:]:
+            return
+        if self.version > 1:
+            from atlas_kit.formats.atlas.v2 import StoreV2, parse_header
+
+            assert isinstance(store, StoreV2)
+            with contextlib.suppress(AtlasError):
+                now = parse_header(os.pread(handle, store.header.header_size, 0))
+                if now.file_id == store.header.file_id and now.generation >= store.header.generation:
+                    return
+        raise ConflictError(
+            "the file was overwritten while it was being read", path=self.path, hint="Open it again."
+        )
+
     def __enter__(self) -> MemoryFile:
         return self
 
