@@ -5,8 +5,9 @@ Nothing here imports llama.cpp until a model is loaded (the ``[llama]`` extra).
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from atlas_kit.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine as Engine
@@ -34,12 +35,4 @@ _HOMES = {
 }
 __all__ = sorted(_HOMES)
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
