@@ -3,7 +3,7 @@
 # make test     everything that must pass: style, types, layers, documents, tests
 # make quick    the tests that need no browser, no model and few seconds each; no compiler needed
 # make lint     what `make test` checks before its tests: style, types, layers, documents
-# make docs     write the generated parts of README.md and formats/*.md again
+# make docs     write the generated parts of the pages again, and build the site into build/site
 # make samples  build sample_data/ and formats/vectors/ again
 # make bench    measure (each figure is a ratio to a well-known tool, in one run)
 # make pictures take the screenshots in README.md again (needs Chromium)
@@ -21,7 +21,8 @@ VENV   ?= .venv
 JOBS   ?= 2
 FUZZ_SECONDS ?= 600
 BIN    := $(VENV)/bin
-PAGES  := README.md ARCHITECTURE.md $(wildcard formats/*.md)
+PAGES  := README.md ARCHITECTURE.md $(wildcard formats/*.md docs/*.md docs/*/*.md)
+SITE   := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: demo lab test quick lint docs samples bench pictures experiments fuzz dist clean
@@ -53,10 +54,12 @@ lint: $(VENV)/.check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/cog --check --check-fail-msg='Run: make docs' --verbosity=1 -I . $(PAGES)
+	$(SITE)
 
 docs: $(VENV)/.check
 	$(BIN)/python tools/picture.py
 	$(BIN)/cog -r --verbosity=1 -I . $(PAGES)
+	$(SITE)
 
 samples: $(VENV)/.check
 	$(BIN)/python tools/make_sample_data.py

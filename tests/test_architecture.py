@@ -185,6 +185,27 @@ def test_only_the_command_line_prints(path):
     assert not printing or path.is_relative_to(PACKAGE / "cli")
 
 
+#: The program's name, or an option; not a custom property of CSS (``var(--jp-...)``).
+COMMAND_WORDS = re.compile(r"atlas-tool|(?<!var\()(?<!\w)--(?!ax-)[a-z][a-z-]+")
+
+
+@pytest.mark.parametrize("path", [m for m in MODULES if not m.is_relative_to(PACKAGE / "cli")], ids=name_of)
+def test_only_the_command_line_names_commands(path):
+    """What the library says holds in a notebook and in a server too; docstrings, which nobody sees, are free."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    holders = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docs = {id(n.body[0].value) for n in ast.walk(tree) if isinstance(n, holders) and ast.get_docstring(n)}
+    texts = [n for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    hits = [f"{n.lineno}: {n.value}" for n in texts if id(n) not in docs and COMMAND_WORDS.search(n.value)]
+    assert hits == []
+
+
+def test_the_words_of_commands_are_found():
+    for text in ("Use --force.", "(--key-file)", "try: atlas-tool repair", "--to"):
+        assert COMMAND_WORDS.search(text)
+    assert not COMMAND_WORDS.search("var(--jp-code-font-family)")
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_has_a_page_and_vectors_and_samples(name):
     page = REPOSITORY / "formats" / f"{name}.md"

@@ -97,7 +97,9 @@ def _failed(error: BaseException) -> int:
     from atlas_kit.errors import AtlasError
 
     if isinstance(error, AtlasError):
-        return _fail(str(error), MISUSE)
+        from atlas_kit.cli import _remedies
+
+        return _fail(_remedies.sentence(error), MISUSE)
     import click
 
     if isinstance(error, click.exceptions.Exit):

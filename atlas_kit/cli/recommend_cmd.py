@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import shlex
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -38,10 +39,45 @@ def command(model: str, as_json: bool) -> int:
     """Run the command."""
     from atlas_kit.settings.recommend import recommend
 
-    return _render.emit(recommend(given(model)), _text, as_json)
+    return _render.emit(_WithCommands(recommend(given(model))), _text, as_json)
 
 
-def _text(result: Recommendation) -> Iterator[_render.Block]:
+def run_command(result: Recommendation) -> str:
+    """Return the command line that runs the model with the settings that are recommended."""
+    from atlas_kit.settings.atlas_settings import settings_table
+
+    words = []
+    for row in settings_table():
+        value = getattr(result.settings, row.name)
+        if value == row.default:
+            continue
+        if isinstance(value, bool):
+            words.append(row.option if value else f"--no-{row.option[2:]}")
+        else:
+            words += [row.option, str(value)]
+    return shlex.join(["atlas-tool", "run", result.model.path, "--atlas", *words])
+
+
+def automatic_command(result: Recommendation) -> str:
+    """Return the command line that finds these settings by itself."""
+    return shlex.join(["atlas-tool", "run", result.model.path, "--atlas-auto"])
+
+
+class _WithCommands:
+    """A recommendation that says with which command lines to follow it."""
+
+    exit_code = 0
+
+    def __init__(self, result: Recommendation) -> None:
+        self.result = result
+
+    def to_json(self) -> dict[str, Any]:
+        commands = {"command": run_command(self.result), "automatic": automatic_command(self.result)}
+        return {**self.result.to_json(), **commands}
+
+
+def _text(given: _WithCommands) -> Iterator[_render.Block]:
+    result = given.result
     yield _render.Facts([row for row in _facts(result.model) if row[1] not in (None, "")])
     rows = []
     for name, value in result.settings.to_json().items():
@@ -50,7 +86,7 @@ def _text(result: Recommendation) -> Iterator[_render.Block]:
     yield _render.Table(["setting", "value", "reason"], rows)
     yield from _costs(result)
     yield _render.Lines(["", *(f"note: {note}" for note in result.notes), ""])
-    yield _render.Lines([_render.Styled(result.command, "good"), f"or: {result.automatic}"])
+    yield _render.Lines([_render.Styled(run_command(result), "good"), f"or: {automatic_command(result)}"])
 
 
 def _facts(model: ModelFacts) -> Iterator[tuple[str, object]]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from atlas_kit.cli import _render
+from atlas_kit.cli import _remedies, _render
 from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options, one_stdin
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def _text(report: FileReport) -> Iterator[_render.Block]:
         about = "" if finding.key is None else f' "{_render.name(finding.key)}":'
         text = f"  {finding.severity}{place} [{finding.code}]{about} {finding.message}"
         lines.append(_render.Styled(text, _STYLES[finding.severity]))
-        if finding.hint:
-            lines.append(_render.Styled(f"      {finding.hint}", "dim"))
+        advice = _remedies.advice(finding, report.path)
+        if advice:
+            lines.append(_render.Styled(f"      {advice}", "dim"))
     yield _render.Lines(lines)

@@ -14,7 +14,7 @@ import numpy as np
 
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.codecs.quantities import exact_size
-from atlas_kit.errors import AtlasError, KeyRequiredError, WrongKeyError
+from atlas_kit.errors import AtlasError, KeyRequiredError, Remedy, WrongKeyError
 from atlas_kit.explorer.contents import Contents, HexLine, cell, date, elements
 from atlas_kit.explorer.entry import first_bytes, is_plain, matrix_of, npy
 from atlas_kit.explorer.index import ROW, columns_of, live_rows
@@ -105,7 +105,7 @@ class AtlasContents(Contents):
         self._sizes = np.array([(at or start) + size - start for start, at, size in places], np.int64)
         self._list("Intact entries")
         if self.problem is not None and self._rescued:
-            self.problem.hint = "What is intact is shown; atlas-tool repair writes it to a new file."
+            self.problem.hint, self.problem.remedy = "What is intact is shown.", Remedy("repair")
 
     def _list(self, title: str) -> None:
         count = len(self._places)

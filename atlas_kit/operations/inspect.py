@@ -278,7 +278,7 @@ def _inspect_model(given: Given, wanted: Wanted, result: Inspection, progress: P
 
 def _from_bytes(given: Given, kind: str | None, wanted: Wanted, result: Inspection, keys: Keys) -> None:
     if isinstance(given, bytes):
-        raise InvalidParamError("--hex and --map need a file, not standard input")
+        raise InvalidParamError("only the bytes of a file can be viewed, not those of standard input")
     if kind is None and os.fsdecode(given).lower().endswith(".atlas"):
         kind = "atlas"  # its first bytes are damaged, which is what one wants to see
     if kind not in ("atlas", "gguf", "safetensors"):

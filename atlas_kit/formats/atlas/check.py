@@ -7,7 +7,7 @@ shared with rescuing (``scan_v1``, ``scan_v2``); version 1 is checked in ``check
 
 from __future__ import annotations
 
-from atlas_kit.errors import AtlasError
+from atlas_kit.errors import AtlasError, Remedy
 from atlas_kit.formats.atlas import layout
 from atlas_kit.formats.atlas import tables as t
 from atlas_kit.formats.atlas.check_facts import RECOVER, REPAIR
@@ -50,8 +50,8 @@ def check_atlas(
 def _check(source: Source, passphrase: str | bytes | None, key: bytes | None, deep: bool) -> list[Finding]:
     top = source.read_upto(0, layout.HEADER_V1.size)
     if not top:
-        return [Finding("empty-file", "error", "the file is empty", RECOVER)]
-    report = Report(hint=REPAIR)
+        return [Finding("empty-file", "error", "the file is empty", remedy=RECOVER)]
+    report = Report(remedy=REPAIR)
     version = int.from_bytes(top[4:8], "little")
     if top[:4] != t.MAGIC:
         report.error("bad-magic", "the file does not start with ATLS", offset=0)
@@ -60,7 +60,8 @@ def _check(source: Source, passphrase: str | bytes | None, key: bytes | None, de
             "bad-version",
             f"the file says version {version}, and there are 1 to 3",
             offset=4,
-            hint=f"A newer atlas_kit may read it. If the file is damaged: {REPAIR}",
+            hint="A newer atlas_kit may read it.",
+            remedy=Remedy("repair-if-damaged"),
         )
     if version in (2, 3) or (version != 1 and _looks_like_v2(source)):
         from atlas_kit.formats.atlas.check_v2 import CheckV2
@@ -70,7 +71,7 @@ def _check(source: Source, passphrase: str | bytes | None, key: bytes | None, de
             secret = Secret.of(passphrase, key)
         except AtlasError as error:
             secret = None
-            report.error("wrong-key", error.message, hint=error.hint or "")
+            report.error("wrong-key", error.message, hint=error.hint or "", remedy=error.remedy)
         CheckV2(source, secret, report, deep=deep).run()
     else:
         from atlas_kit.formats.atlas.check_v1 import CheckV1

@@ -8,17 +8,18 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from atlas_kit.errors import Remedy
 from atlas_kit.formats.atlas import layout
 from atlas_kit.formats.atlas import tables as t
 
 if TYPE_CHECKING:
     from atlas_kit.formats.findings import Report
 
-REPAIR = "Rescue what is intact with: atlas-tool repair FILE -o OUT"
-RECOVER = "Restore an earlier version with: atlas-tool recover FILE"
+REPAIR = Remedy("repair")
+RECOVER = Remedy("recover")
+REWRITE = Remedy("rewrite")
 SAVE = "Saving the file anew puts it right."
 DISTRUST = "Do not trust this file; restore it from a backup."
-CONVERT = "Write it anew with: atlas-tool convert"
 
 #: A time this far ahead of now is a wrong clock or a wrong unit (milliseconds).
 FUTURE = 366 * 86_400

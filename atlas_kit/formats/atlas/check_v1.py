@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from atlas_kit.errors import Remedy
 from atlas_kit.formats.atlas import checksums, layout, v1
 from atlas_kit.formats.atlas import tables as t
-from atlas_kit.formats.atlas.check_facts import CONVERT, RECOVER, REPAIR, entry_facts, header_facts
+from atlas_kit.formats.atlas.check_facts import RECOVER, REWRITE, entry_facts, header_facts
 from atlas_kit.formats.atlas.scan_v1 import Walker
 from atlas_kit.formats.atlas.store import decode_key
 
@@ -75,7 +76,7 @@ class CheckV1:
                 "truncated",
                 f"the header has 104 bytes, and the file ends at byte {len(top)}",
                 offset=len(top),
-                hint=RECOVER,
+                remedy=RECOVER,
             )
             return
         stored = int.from_bytes(top[layout.AT["checksum"]], "little")
@@ -126,7 +127,7 @@ class CheckV1:
                 "without a payload, which the C library does not write",
                 offset=at,
                 key=key,
-                hint=CONVERT,
+                remedy=REWRITE,
             )
         if flags:
             report.tally(
@@ -151,7 +152,7 @@ class CheckV1:
                 "joined-files",
                 "another memory file starts here",
                 offset=piece.offset,
-                hint=f"Join them with merge, or: {REPAIR}",
+                hint="Merge the files that they were, if you still have them.",
             )
 
     def _gap(self, piece: Piece) -> None:
@@ -200,5 +201,6 @@ class CheckV1:
             "trailing-bytes",
             message,
             offset=rest[0].offset,
-            hint="They are ignored when the file is read; `atlas-tool repair` rescues entries from them.",
+            hint="They are ignored when the file is read.",
+            remedy=Remedy("rescue-entries"),
         )

@@ -19,7 +19,7 @@ from atlas_kit.errors import (
 )
 from atlas_kit.formats.atlas import checksums, layout, scan_v2, v2
 from atlas_kit.formats.atlas import tables as t
-from atlas_kit.formats.atlas.check_facts import DISTRUST, RECOVER, SAVE, entry_facts, header_facts
+from atlas_kit.formats.atlas.check_facts import DISTRUST, RECOVER, REWRITE, SAVE, entry_facts, header_facts
 from atlas_kit.formats.atlas.store import encode_key
 from atlas_kit.formats.atlas.verify import Verifier
 
@@ -90,7 +90,7 @@ class CheckV2:
                 "truncated",
                 f"the header has {size} bytes, and the file ends at byte {len(raw)}",
                 offset=len(raw),
-                hint=RECOVER,
+                remedy=RECOVER,
             )
             return
         try:
@@ -148,12 +148,16 @@ class CheckV2:
                 "contents-not-checked",
                 f"{error.message}: only the outer checksums were checked",
                 hint=error.hint or "",
+                remedy=error.remedy,
             )
         except MissingExtraError as error:
-            report.note("contents-not-checked", error.message, hint=error.hint or "")
+            report.note("contents-not-checked", error.message, hint=error.hint or "", remedy=error.remedy)
         except WrongKeyError as error:
             report.error(
-                "wrong-key", error.message, hint=error.hint or "Only the outer checksums were checked."
+                "wrong-key",
+                error.message,
+                hint=error.hint or ("" if error.remedy else "Only the outer checksums were checked."),
+                remedy=error.remedy,
             )
         except AtlasError as error:
             report.error("key-derivation", error.message, offset=layout.offset_of("salt"))
@@ -166,6 +170,7 @@ class CheckV2:
                 "the header was altered: its authentication tag does not fit",
                 offset=layout.offset_of("header_tag"),
                 hint=DISTRUST,
+                remedy=None,
             )
 
     # --- index ----------------------------------------------------------------------------------------
@@ -193,7 +198,7 @@ class CheckV2:
                 records = scan_v2.block_rows(self._source, block, self._cipher)
             except AtlasError as error:
                 error.offset = offset
-                report.raised("index-authentication", error, DISTRUST)
+                report.raised("index-authentication", error, DISTRUST, remedy=None)
                 return None
             self._check_order(block, records)
             for row in records:
@@ -507,7 +512,8 @@ class CheckV2:
             report.note(
                 "garbage",
                 f"{dead} records ({dead_size} bytes) are left from updates and removals",
-                hint="Rewriting the file releases them: atlas-tool convert FILE OUT",
+                hint="Rewriting the file releases them.",
+                remedy=REWRITE,
             )
 
     def _generation_at(self, offset: int) -> int:

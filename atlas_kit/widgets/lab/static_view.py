@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from atlas_kit.widgets.lab.view import Words
 
 
-#: Okabe and Ito's colours, as ``static/lab.css`` has them: model, memory, window; surprise.
+#: Okabe and Ito's colours, as ``static/lab/lab.css`` has them: model, memory, window; surprise.
 COLOURS, SURPRISE = ("#6b6b6b", "#0072b2", "#e69f00"), (213, 94, 0)
-#: Nats at which a token's colour is strongest, as in ``static/lab_text.js``.
+#: Nats at which a token's colour is strongest, as in ``static/lab/text.js``.
 FULL = 8.0
 #: Tokens of the running mean, and of the text that a page shows.
 SPAN, MOST_TOKENS = 256, 3000
