@@ -21,7 +21,7 @@ def test_names_come_from_their_homes():
 
 def test_another_name_is_an_attribute_error():
     getattr_, _ = lazy_names("atlas_kit", {})
-    with pytest.raises(AttributeError, match="^module 'atlas_kit' has no attribute 'nix'$"):
+    with pytest.raises(AttributeError, match=r"^module 'atlas_kit' has no attribute 'nix'$"):
         getattr_("nix")
 
 
