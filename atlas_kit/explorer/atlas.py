@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from atlas_kit.codecs.numbers import Array
+from atlas_kit.codecs.quantities import exact_size
 from atlas_kit.errors import AtlasError, KeyRequiredError, Remedy, WrongKeyError
-from atlas_kit.explorer.contents import Contents, HexLine, cell, date, elements, exact_size
+from atlas_kit.explorer.contents import Contents, HexLine, cell, date, elements
 from atlas_kit.explorer.entry import first_bytes, is_plain, matrix_of, npy
 from atlas_kit.explorer.index import ROW, columns_of, live_rows
 from atlas_kit.explorer.items import Item

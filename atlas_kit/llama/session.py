@@ -23,7 +23,7 @@ from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError, ModelError
 from atlas_kit.llama import memory_choice, session_states
 from atlas_kit.llama.engine import Engine, Feed, Outputs
-from atlas_kit.llama.open_engine import open_engine
+from atlas_kit.llama.loading import open_engine
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.token_memory import Reading, TokenMemory
 from atlas_kit.persistence.session_file import about_session, read_session_state, write_session_state
@@ -123,7 +123,7 @@ class Stats:
 
 
 @dataclass
-class _Open:
+class _LastOutput:
     """The last token's output, until it is known which token follows."""
 
     hidden: Array | None
@@ -211,7 +211,7 @@ class AtlasSession:
     def _start(self, memory: Any, changes: dict[str, Any]) -> None:
         self._context: list[int] = []  # the tokens in the engine's context; of an endless one, the last
         self._position = 0  # of the next token
-        self._open: _Open | None = None
+        self._last_output: _LastOutput | None = None
         self._listen: Listener | None = None
         #: Looks at each step of the memory before the next one, on the thread that reads.
         self.observer: Observer | None = None
@@ -330,10 +330,12 @@ class AtlasSession:
         """Learn from the outputs of some tokens that followed each other, the last one's still open."""
         if not every:
             if len(outputs.logits):
-                self._open = self._opened(outputs, outputs.index + len(outputs.logits) - 1, part[-1])
+                self._last_output = self._output_at(
+                    outputs, outputs.index + len(outputs.logits) - 1, part[-1]
+                )
             return np.empty((0, 2))
         found = []
-        if self._open is not None:
+        if self._last_output is not None:
             found.append(self._settle(part[0]))
         hidden = outputs.hidden
         following = np.asarray(part[1:], np.int64)
@@ -346,15 +348,15 @@ class AtlasSession:
             assert hidden is not None
             found.append(self._learn_rows(hidden, outputs.logits, np.asarray(part), following))
         last = outputs.index + len(part) - 1
-        self._open = self._opened(outputs, last, part[-1])
+        self._last_output = self._output_at(outputs, last, part[-1])
         logprob: Array = np.concatenate(found)
         self._count(logprob)
         return logprob
 
-    def _opened(self, outputs: Outputs, index: int, token: int) -> _Open:
+    def _output_at(self, outputs: Outputs, index: int, token: int) -> _LastOutput:
         """Keep the last row of some outputs: copies, because the engine's next decode overwrites them."""
         hidden = None if outputs.hidden is None else outputs.hidden[-1:].copy()
-        return _Open(hidden, outputs.logits[-1:].copy(), (index, self.engine.decodes), token)
+        return _LastOutput(hidden, outputs.logits[-1:].copy(), (index, self.engine.decodes), token)
 
     def _learn_rows(self, hidden: Array, logits: Array, tokens: Array, following: Array) -> Array:
         """Read and learn rows whose next tokens are known; return their log-probabilities (n, 2)."""
@@ -371,7 +373,7 @@ class AtlasSession:
 
     def _settle(self, token: int) -> Array:
         """Close the open output: this token came. Returns its log-probabilities (1, 2)."""
-        was, self._open = self._open, None
+        was, self._last_output = self._last_output, None
         assert was is not None
         if self._listen is not None and was.hidden is not None:
             self._listen(was.hidden, was.logits, np.asarray([was.token]), np.asarray([token]))
@@ -382,7 +384,7 @@ class AtlasSession:
         learn = self.memory.learn if self.learns else self.memory.watch
         return self._learned(reading, came, learn(reading, came))
 
-    def _reading_of(self, was: _Open) -> Reading:
+    def _reading_of(self, was: _LastOutput) -> Reading:
         if was.reading is None:
             assert self.memory is not None
             assert was.hidden is not None
@@ -447,7 +449,7 @@ class AtlasSession:
         """Empty the model's context; the memory stays."""
         if self.sequence >= 0:
             self.engine.forget(self.sequence)
-        self._context, self._position, self._open = [], 0, None
+        self._context, self._position, self._last_output = [], 0, None
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -460,7 +462,7 @@ class AtlasSession:
         """
         self._require_open()
         state = self._context[:], self._position, self.memory, self.learns, self._counts
-        was, saved = self._open, self.engine.save_sequence(self.sequence)
+        was, saved = self._last_output, self.engine.save_sequence(self.sequence)
         watched = None if self.memory is None else self.memory.watched
         observer, self.observer = self.observer, None
         self.learns, self._counts = False, Stats()
@@ -468,7 +470,7 @@ class AtlasSession:
             yield
         finally:
             self._context, self._position, self.memory, self.learns, self._counts = state
-            self._open, self.observer = was, observer
+            self._last_output, self.observer = was, observer
             if self.memory is not None and watched is not None:
                 self.memory.watched = watched
             self.engine.forget(self.sequence)
@@ -536,7 +538,7 @@ class AtlasSession:
             raise InvalidParamError(f"max_tokens is {max_tokens}", key="max_tokens")
         if prompt is not None and (tokens := self.tokens_of(prompt, special)):
             yield from self.reading(tokens, score=False)
-        if self._open is None:
+        if self._last_output is None:
             raise InvalidParamError("there is no text to go on from", key="prompt", hint="Give a prompt.")
         sampler = self.engine.sampler(sampling or Sampling())
         text = _Text(stops)
@@ -562,7 +564,7 @@ class AtlasSession:
 
     def _choose(self, sampler: Sampler) -> tuple[int, float | None]:
         self._require_open()
-        was = self._open
+        was = self._last_output
         assert was is not None
         if self.memory is None:
             index, decode = was.place or (-1, -1)
@@ -579,7 +581,7 @@ class AtlasSession:
             self._count(self._settle(token))
         yield from self._make_room()
         outputs = yield from self._decoded([token], 1)
-        self._open = self._opened(outputs, outputs.index, token)
+        self._last_output = self._output_at(outputs, outputs.index, token)
 
     # --- keeping -------------------------------------------------------------------------------------------
 
@@ -680,7 +682,7 @@ class AtlasSession:
 
     def open_output(self) -> dict[str, Array]:
         """Return the last token's output, from which the next is predicted: state and logits."""
-        was = self._open
+        was = self._last_output
         if was is None:
             return {}
         found = {"logits": np.array(was.logits, np.float32).reshape(1, -1)}
@@ -713,7 +715,7 @@ class AtlasSession:
         exact = context is not None and bool(output) and fits
         if exact and self.engine.load_sequence(self.sequence, context or b""):
             self._context, self._position = list(tokens), position
-            self._open = _Open(output["hidden"], output["logits"], None, tokens[-1])
+            self._last_output = _LastOutput(output["hidden"], output["logits"], None, tokens[-1])
             return
         self.engine.forget(self.sequence)
         self.run(self._again(list(tokens)[-self.engine.n_ctx :]))
@@ -725,7 +727,7 @@ class AtlasSession:
             last = at + len(part) == len(tokens)
             outputs = yield from self._decoded(part, int(last))
             if last and outputs.hidden is not None:
-                self._open = self._opened(outputs, outputs.index, part[-1])
+                self._last_output = self._output_at(outputs, outputs.index, part[-1])
 
     # --- the rest ------------------------------------------------------------------------------------------
 

@@ -31,14 +31,6 @@ if TYPE_CHECKING:
 # --- reading -------------------------------------------------------------------------------------------
 
 
-def _sha256(path: StrPath) -> str:
-    from atlas_kit.operations.hash import digest_of
-    from atlas_kit.storage.files import Source
-
-    with Source(path) as source:
-        return digest_of(source.chunks(0, source.size)).hex()
-
-
 # --- writing -------------------------------------------------------------------------------------------
 
 
@@ -119,12 +111,12 @@ def placed_memory(bound: BoundMemory, output: StrPath, *, force: bool = False) -
     FileAccessError
         Another file is in its place, and ``force`` is off.
     """
-    from atlas_kit.storage.files import CHUNK, Source, atomic_write
+    from atlas_kit.storage.files import CHUNK, Source, atomic_write, sha256_of
 
     target = sidecar_of(output)
-    digest = _sha256(bound.path)
+    digest = sha256_of(bound.path).hex()
     made = False
-    if not os.path.lexists(target) or _sha256(target) != digest:
+    if not os.path.lexists(target) or sha256_of(target).hex() != digest:
         if os.path.lexists(target) and not force:
             raise FileAccessError(
                 "another file is where the memory should go", path=target,

@@ -283,7 +283,6 @@ def test_type_names() -> None:
     assert tables.value_type_name(99) == "type 99"
     assert tables.ggml_type_name(4) == "Q4_2 (removed)"
     assert tables.ggml_type_name(999) == "type 999"
-    assert tables.ggml_type_of_name("q8_0") == GGMLType.Q8_0
 
 
 def test_known_keys() -> None:

@@ -167,7 +167,7 @@ def test_what_was_generated_is_learned_from_the_states_it_had(open_engine):
 
     def look(session):  # reads the open row before the engine goes on
         list(session.generate(max_tokens=0))
-        session._reading_of(session._open)
+        session._reading_of(session._last_output)
 
     np.testing.assert_array_equal(run(lambda session: None), run(look))
 

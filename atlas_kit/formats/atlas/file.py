@@ -31,7 +31,7 @@ from atlas_kit.formats.atlas import v1
 from atlas_kit.formats.atlas.entry import Entry, make_entry
 from atlas_kit.formats.atlas.store import Info, Store, canonical_key, encode_key
 from atlas_kit.storage import files
-from atlas_kit.storage.files import Source, StrPath
+from atlas_kit.storage.files import Source, StrPath, sha256_of
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import v2
@@ -734,13 +734,7 @@ class MemoryFile(MutableMapping[str, Entry]):
     @staticmethod
     def hash_model(path: StrPath) -> bytes:
         """Return the 32 bytes for ``model_hash``: SHA-256 of the whole model file."""
-        import hashlib
-
-        digest = hashlib.sha256()
-        with Source(path) as source:
-            for piece in source.chunks(0, source.size):
-                digest.update(piece)
-        return digest.digest()
+        return sha256_of(path)
 
 
 def _undo_append(target: str, store: v2.StoreV2) -> None:
