@@ -27,6 +27,7 @@ NEEDS: tuple[tuple[str, str, str], ...] = (
     ("llama", "of llama.cpp", "llama-cpp-python is not installed"),
     ("cryptography", "of encrypted files", "cryptography is not installed"),
     ("matplotlib", "of figures", "matplotlib is not installed"),
+    ("deno", "of the types of the scripts", "deno is not installed"),
     ("jinja2", "of chat templates", "jinja2 is not installed"),
     ("gguf", "against the package gguf", "gguf is not installed"),
     ("ipywidgets|ipykernel|jupytext|nbclient", "of widgets and notebooks", "Jupyter's packages are not all installed"),
