@@ -139,5 +139,5 @@ def handlers(base_url: str) -> list[tuple[Any, ...]]:
     shared = {"explorers": OpenExplorers(), "pool": pool}
     return [
         (url_path_join(base_url, r"/atlas-kit/explore/(.+)"), ExploreHandler, shared),
-        (url_path_join(base_url, r"/atlas-kit/static/([a-z_]+\.[a-z]+)"), StaticHandler),
+        (url_path_join(base_url, r"/atlas-kit/static/((?:[a-z]+/)?[a-z]+\.[a-z]+)"), StaticHandler),
     ]

@@ -2,7 +2,7 @@
 
 Zero is the middle of a diverging table whatever the data are, and NaN and infinity have marks of their own. The
 tables are safe for colour-blind readers: ColorBrewer's RdBu, and cividis. The canvas gets the tables from here and
-counts indices by the same rule (``static/matrix.js``), so that a saved picture and the live one agree.
+counts indices by the same rule (``static/matrix/matrix.js``), so that a saved picture and the live one agree.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The browser gets tiles of at most 512 x 512 pooled numbers, one message each, and asks for others where somebody zooms
 in; exact values it asks for one at a time. Frames are acknowledged, so that a fast learner does not flood the browser
-(``_frames.py``). Drawing and keys are in ``static/matrix.js``, linked views in ``_link.py``.
+(``_frames.py``). Drawing and keys are in ``static/matrix/matrix.js``, linked views in ``_link.py``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from atlas_kit.widgets.sources import Array, Measured, TileSource, as_source, me
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_STATIC = Path(__file__).parent / "static"
+_STATIC = Path(__file__).parent / "static" / "matrix"
 #: Rows and columns of the largest tile: a megabyte per message.
 TILE = 512
 #: Rows of the saved picture; width to height is in between, and a number gets at most so many pixels.
@@ -40,7 +40,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Frame:
-    """What a tile shows: the browser's side of it is described in ``static/matrix.js``."""
+    """What a tile shows: the browser's side of it is described in ``static/matrix/matrix.js``."""
 
     number: int  # counts what was sent; the browser acknowledges it
     version: int  # counts the matrices

@@ -68,7 +68,9 @@ def test_a_file_below_the_root_is_explored(lab_server: Lab):
     assert "default-src 'none'" in headers["content-security-policy"]
 
 
-@pytest.mark.parametrize("target", [f"atlas-kit/explore/{MODEL}?q={{}}", "atlas-kit/static/explorer.js"])
+@pytest.mark.parametrize(
+    "target", [f"atlas-kit/explore/{MODEL}?q={{}}", "atlas-kit/static/explorer/explorer.js"]
+)
 @pytest.mark.parametrize("token", [None, "0" * 32])
 def test_strangers_get_nothing(lab_server: Lab, target: str, token: str | None):
     status, headers, body = fetch(lab_server, target, token=token)
@@ -158,13 +160,31 @@ def test_bad_questions_are_refused_in_a_sentence(lab_server: Lab, question: str)
 
 
 @pytest.mark.parametrize(
-    "name", ["conftest.py", "..%2fhandlers.py", "../handlers.py", "viewer.js%00", "none.js"]
+    "name",
+    [
+        "conftest.py",
+        "..%2fhandlers.py",
+        "../handlers.py",
+        "explorer/../viewer.js",
+        "explorer%2f..%2fviewer.js",
+        "viewer.js%00",
+        "none.js",
+        "explorer/none.js",
+        "explorer",
+    ],
 )
 def test_only_scripts_and_styles_are_static(lab_server: Lab, name: str):
     assert fetch(lab_server, f"atlas-kit/static/{name}", token=lab_server.token)[0] == 404
 
 
-@pytest.mark.parametrize(("name", "kind"), [("explorer.js", "text/javascript"), ("explorer.css", "text/css")])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("explorer/explorer.js", "text/javascript"),
+        ("explorer/explorer.css", "text/css"),
+        ("viewer.js", "text/javascript"),
+    ],
+)
 def test_scripts_and_styles_come_with_their_type(lab_server: Lab, name: str, kind: str):
     status, headers, body = fetch(lab_server, f"atlas-kit/static/{name}", token=lab_server.token)
     assert status == 200

@@ -20,11 +20,15 @@ def test_the_wheel_has_both_extensions(wheel: Unpacked):
     assert [point["module"] for point in jupyter._jupyter_server_extension_points()] == [enabled]
 
 
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
 def test_the_wheel_has_every_script_and_style(wheel: Unpacked):
     for folder in ("jupyter/static", "widgets/static"):
         here = Path(atlas_kit.__file__).parent / folder
         shipped = wheel.packages / "atlas_kit" / folder
-        assert sorted(p.name for p in shipped.iterdir()) == sorted(p.name for p in here.iterdir())
+        assert files_in(shipped) == files_in(here)
 
 
 def test_jupyter_labextension_develop_finds_the_extension():

@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -277,7 +278,7 @@ def test_names_and_texts_are_never_markup(stage: Stage, tmp_path: Path):
 def test_the_matrix_has_the_colours_of_the_matrix_view(page: Page):
     native(page, {})
     found = page.evaluate(
-        "async () => [...new Uint8Array((await import('./explorer_matrix.js')).palettes().buffer)]"
+        "async () => [...new Uint8Array((await import('./explorer/matrix.js')).palettes().buffer)]"
     )
     tables = [colour.palette("diverging", dark) for dark in (False, True)]
     assert np.array_equal(np.array(found, np.uint8), np.concatenate(tables).ravel())
@@ -530,7 +531,7 @@ def test_axe_finds_nothing(stage: Stage, dark: bool):
 
 
 PAGE = """<!doctype html><html><body><div id="x"></div><script type="module">
-const { mount } = await import("./explorer.js");
+const { mount } = await import("./explorer/explorer.js");
 const request = async (message) => {
   if (window.fails) throw new Error("the server is gone");
   const [reply, buffers] = await window.answer(message);
@@ -550,7 +551,7 @@ def native(page: Page, options: dict[str, Any]) -> None:
         return [reply, [base64.b64encode(part).decode() for part in buffers]]
 
     def serve(route: Any) -> None:
-        name = route.request.url.rsplit("/", 1)[1]
+        name = urlsplit(route.request.url).path.lstrip("/")
         if name == "index.html":
             route.fulfill(body=PAGE % json.dumps(options), content_type="text/html")
         else:

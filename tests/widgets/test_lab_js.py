@@ -1,4 +1,4 @@
-"""``static/lab.js`` in a real Chromium with the real view behind it: numbers, curves, coloured text, keys, cleanup."""
+"""``static/lab/lab.js`` in a real Chromium with the real view behind it: numbers, curves, text, keys, cleanup."""
 
 from __future__ import annotations
 

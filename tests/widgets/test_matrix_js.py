@@ -1,4 +1,4 @@
-"""``static/matrix.js`` in a real Chromium with the real Python view behind it: pixels, keys, tiles, cleanup."""
+"""``static/matrix/matrix.js`` in a real Chromium with the real Python view behind it: pixels, keys, tiles, cleanup."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ function pythonKernel(specs) {
  * Make the plugin.
  *
  * @param {(name: string) => Promise<any>} shared  gives a package of the Lab
- * @param {string} home  where this module and explorer.js are
+ * @param {string} home  where this module and explorer/explorer.js are
  */
 export async function viewerPlugin(shared, home) {
   const lab = (name) => shared(`@jupyterlab/${name}`);
@@ -104,7 +104,7 @@ export async function viewerPlugin(shared, home) {
 
     async _show() {
       this._seen = stamp(this._context.contentsModel);
-      const { mount } = await import(`${home}/explorer.js`);
+      const { mount } = await import(`${home}/explorer/explorer.js`);
       if (this.isDisposed) return;
       this._mount = mount;
       this._remount();
@@ -192,7 +192,7 @@ export async function viewerPlugin(shared, home) {
   function addStyle() {
     const link = document.createElement("link");
     link.rel = "stylesheet";
-    link.href = `${home}/explorer.css`;
+    link.href = `${home}/explorer/explorer.css`;
     document.head.append(link, Object.assign(document.createElement("style"), {
       textContent: ".atlas-kit-Viewer { overflow: auto; background: var(--jp-layout-color1, white); }",
     }));
@@ -206,7 +206,7 @@ export async function viewerPlugin(shared, home) {
     activate(app, restorer) {
       addStyle();
       // The first double-click should not wait for scripts; should they fail to load now, it tries again.
-      app.restored.then(() => import(`${home}/explorer.js`)).catch(() => {});
+      app.restored.then(() => import(`${home}/explorer/explorer.js`)).catch(() => {});
       const { docRegistry } = app;
       for (const { name, displayName, extension, mimeType } of FILE_TYPES) {
         const icon = new LabIcon({ name: `atlas-kit:${name}`, svgstr: iconSvg(ICONS[name]) });

@@ -7,15 +7,15 @@ from pathlib import Path
 import anywidget
 import traitlets
 
-_STATIC = Path(__file__).parent.parent / "static"
+_STATIC = Path(__file__).parent.parent / "static" / "compare"
 # as text: with a path, anywidget watches the file and keeps every view alive for good
 _STYLE = (_STATIC / "compare.css").read_text("utf-8")
 
 
-class Table(anywidget.AnyWidget):
-    """Rows that can be sorted, and one of them chosen; see ``static/compare_table.js`` for columns."""
+class CompareTable(anywidget.AnyWidget):
+    """Rows that can be sorted, and one of them chosen; see ``static/compare/table.js`` for columns."""
 
-    _esm = (_STATIC / "compare_table.js").read_text("utf-8")
+    _esm = (_STATIC / "table.js").read_text("utf-8")
     _css = _STYLE
 
     caption = traitlets.Unicode().tag(sync=True)
@@ -29,7 +29,7 @@ class Table(anywidget.AnyWidget):
 class Spectra(anywidget.AnyWidget):
     """Singular values of A, B and B - A; ``busy`` says what is being computed."""
 
-    _esm = (_STATIC / "compare_spectra.js").read_text("utf-8")
+    _esm = (_STATIC / "spectra.js").read_text("utf-8")
     _css = _STYLE
 
     series = traitlets.List(traitlets.Dict()).tag(sync=True)
@@ -39,7 +39,7 @@ class Spectra(anywidget.AnyWidget):
 class ProbeText(anywidget.AnyWidget):
     """A text, coloured by how differently two memories saw each token coming."""
 
-    _esm = (_STATIC / "compare_text.js").read_text("utf-8")
+    _esm = (_STATIC / "text.js").read_text("utf-8")
     _css = _STYLE
 
     labels = traitlets.List(traitlets.Unicode(), ["A", "B"]).tag(sync=True)

@@ -1,4 +1,4 @@
-"""The file explorer in a notebook: what ``explorer`` answers, shown by ``static/explorer.js``.
+"""The file explorer in a notebook: what ``explorer`` answers, shown by ``static/explorer/explorer.js``.
 
 Nothing of the file is in the widget's state: the browser asks for what it shows, in messages of its own.
 """
@@ -67,8 +67,8 @@ class FileExplorer(Shown, anywidget.AnyWidget):
     >>> FileExplorer("model.gguf")  # doctest: +SKIP
     """
 
-    _esm = joined("explorer.js") + _RENDER
-    _css = joined_style("explorer.css")
+    _esm = joined("explorer/explorer.js") + _RENDER
+    _css = joined_style("explorer/explorer.css")
 
     #: What was chosen last in the browser: name, start, size, table, row.
     selection = traitlets.Dict().tag(sync=True)

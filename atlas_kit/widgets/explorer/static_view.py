@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from atlas_kit.explorer.explorer import Explorer
 
 _STYLE = dict(
-    re.findall(r"--ax-([a-z-]+): (#[0-9a-f]{6});", (STATIC / "explorer.css").read_text(encoding="utf-8"))
+    re.findall(
+        r"--ax-([a-z-]+): (#[0-9a-f]{6});", (STATIC / "explorer" / "explorer.css").read_text(encoding="utf-8")
+    )
 )
 #: The colour of each kind of region: Okabe and Ito's.
 COLOURS = {kind: _STYLE[kind.replace(" ", "-")] for kind in KINDS}

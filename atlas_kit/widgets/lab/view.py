@@ -1,7 +1,7 @@
 """The live view of ``MemoryLab``: what a trace holds, sent to the browser piece by piece as it draws.
 
 Frames are acknowledged (``_frames.py``); a page that was loaded again says hello and gets everything from the start.
-Knows a trace, and an engine only to name tokens; drawing is in ``static/lab.js``.
+Knows a trace, and an engine only to name tokens; drawing is in ``static/lab/lab.js``.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class LabView(anywidget.AnyWidget):
         Is asked for the numbers of the moment with each frame.
     """
 
-    _esm = joined("lab.js")
-    _css = STATIC / "lab.css"
+    _esm = joined("lab/lab.js")
+    _css = STATIC / "lab" / "lab.css"
 
     state = traitlets.Unicode("idle").tag(sync=True)
     status = traitlets.Unicode().tag(sync=True)
@@ -137,7 +137,7 @@ class LabView(anywidget.AnyWidget):
 
 
 def packed(trace: Trace, start: int, end: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return the tokens [start, end) as ``static/lab_run.js`` reads them: (n, 20) float32 and (n, 13) int32."""
+    """Return the tokens [start, end) as ``static/lab/run.js`` reads them: (n, 20) float32 and (n, 13) int32."""
 
     def flat(name: str) -> np.ndarray[Any, Any]:
         rows = getattr(trace, name)[start:end]

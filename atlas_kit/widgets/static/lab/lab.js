@@ -1,9 +1,9 @@
 // MemoryLab's live view: a learning memory as numbers, curves, a coloured text, and the story of one token.
 // The kernel sends frames and waits for each to be drawn; a view that opens asks for everything again.
 
-import { element, thousands, LossCurve, SpectrumCurve, WeightCurve } from "./lab_curves.js";
-import { Run } from "./lab_run.js";
-import { EXPERTS, LEVELS, share, Story, TextPane } from "./lab_text.js";
+import { element, thousands, LossCurve, SpectrumCurve, WeightCurve } from "./curves.js";
+import { Run } from "./run.js";
+import { EXPERTS, LEVELS, share, Story, TextPane } from "./text.js";
 
 const SPANS = [64, 256, 1024];
 /** Milliseconds that the newest token's story stays. */

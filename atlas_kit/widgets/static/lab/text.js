@@ -1,7 +1,7 @@
 // The text of a run, each token coloured by how surprising it was or by what the memory saved, and one token's story:
 // what was expected before it came, and who knew. Strong marks are underlined, too: nothing is told by colour alone.
 
-import { element, thousands } from "./lab_curves.js";
+import { element, thousands } from "./curves.js";
 
 /** Tokens that are in the page at most: the newest. */
 const MOST = 6000;

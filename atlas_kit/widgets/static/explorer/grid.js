@@ -2,7 +2,7 @@
 //
 // One tab stop: arrow keys, Page and Home/End move the row that is active (aria-activedescendant), Enter opens it.
 
-import { cell, count, el, fill, onResize, settled, uniqueId } from "./explorer_dom.js";
+import { cell, count, el, fill, onResize, settled, uniqueId } from "./dom.js";
 
 const ROW = 26; // CSS pixels
 const CHUNK = 120; // rows that one request brings

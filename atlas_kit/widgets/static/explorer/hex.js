@@ -1,7 +1,7 @@
 // The bytes of the file, a page at a time, beside the fields that they belong to: a byte shows its field, a field its
 // bytes. Only the bytes in view are asked for, so that offsets of 40 GB are as near as the first.
 
-import { count, el, fill, hex, newest, onResize, sentence, uniqueId } from "./explorer_dom.js";
+import { count, el, fill, hex, newest, onResize, sentence, uniqueId } from "./dom.js";
 
 const ROW = 20; // CSS pixels
 const WIDE = 16,

@@ -3,7 +3,7 @@
 // The lower strip is a slider over the file's regions: arrow keys step from one to the next, Enter shows the bytes.
 // Nothing is told by colour alone: wide regions are named, damaged and unused ones hatched; the line below says all.
 
-import { bytes, count, el, hex, newest, onResize, paintable, settled } from "./explorer_dom.js";
+import { bytes, count, el, hex, newest, onResize, paintable, settled } from "./dom.js";
 
 const HATCHED = new Set(["damaged", "garbage", "uncommitted", "trailing", "unused"]);
 const LEAST = 2.5; // CSS pixels that the smallest region gets

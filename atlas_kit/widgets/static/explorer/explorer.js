@@ -3,11 +3,11 @@
 // Where the answers come from is the caller's: `request` asks a kernel (the notebook's widget) or a server (a double-
 // click in JupyterLab). Plain ES modules without a build; the notebook joins them (widgets/static_modules.py).
 
-import { byteMap } from "./explorer_map.js";
-import { bytes, count, el, fill, followTheme, sentence, tabs } from "./explorer_dom.js";
-import { grid } from "./explorer_grid.js";
-import { hexPane } from "./explorer_hex.js";
-import { itemPane } from "./explorer_item.js";
+import { byteMap } from "./map.js";
+import { bytes, count, el, fill, followTheme, sentence, tabs } from "./dom.js";
+import { grid } from "./grid.js";
+import { hexPane } from "./hex.js";
+import { itemPane } from "./item.js";
 
 const SEVERITY = { error: "✖ error", warning: "▲ warning", note: "● note" };
 

@@ -1,8 +1,8 @@
 // A stored matrix in MatrixView's canvas: what a kernel would send it comes from the explorer's tiles instead.
 
-import { el } from "./explorer_dom.js";
-import matrix from "./matrix.js";
-import { floats } from "./matrix.js";
+import { el } from "./dom.js";
+import matrix from "../matrix/matrix.js";
+import { floats } from "../matrix/matrix.js";
 
 const TILE = 512;
 // The colour tables of colour.py, by their anchors; a test sees that they are the same.

@@ -1,8 +1,8 @@
 // One entry, metadata value or tensor: facts, a view per kind (text, chat, JSON, values, matrix, histogram), saving.
 
-import { count, el, fill, tabs } from "./explorer_dom.js";
-import { grid } from "./explorer_grid.js";
-import { storedMatrix } from "./explorer_matrix.js";
+import { count, el, fill, tabs } from "./dom.js";
+import { grid } from "./grid.js";
+import { storedMatrix } from "./matrix.js";
 
 const LABELS = {
   text: "Text",
