@@ -266,6 +266,22 @@ def test_links_lead_somewhere(path):
     assert missing == []
 
 
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_files_that_a_page_names_are_there(page):
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w/.]+\.(?:py|js|md|sh|toml|yml))`", text))
+    assert len(named) > 5
+    folders = [
+        REPOSITORY / name
+        for name in ("atlas_kit", "formats", "tests", "tools", "notebooks", "docs", ".github")
+    ]
+    there = [f"/{name_of(path)}" for folder in folders for path in folder.rglob("*.*")]
+    there += [f"/{name_of(path)}" for path in REPOSITORY.glob("*.*")]
+    placeholder = {name for name in named if "NAME" in name or "NN" in name}
+    missing = [n for n in named - placeholder if not any(path.endswith(f"/{n}") for path in there)]
+    assert missing == []
+
+
 def test_exit_codes_are_documented_once_and_true(run_tool, samples):
     assert "Exit codes" in COMMAND_PAGE.read_text(encoding="utf-8")
     assert run_tool("validate", "atlas/chat.atlas", cwd=samples).returncode == 0
