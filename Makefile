@@ -6,7 +6,7 @@
 # make docs     write the generated parts of the pages again, and build the site into build/site
 # make samples  build sample_data/ and formats/vectors/ again
 # make bench    measure (each figure is a ratio to a well-known tool, in one run)
-# make pictures take the screenshots in README.md again (needs Chromium)
+# make pictures take the screenshots in docs/ again (needs Chromium)
 # make experiments  reproduce the paper's claims: tables and figures in tools/experiments/ (minutes)
 # make fuzz     mutate the sample files for longer than the tests do (FUZZ_SECONDS=600), and try new cases of the property tests
 # make dist     build the wheel and the source archive into dist/, check them, install and run them
