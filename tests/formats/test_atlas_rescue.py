@@ -96,8 +96,8 @@ def test_version_1(name: str, tmp_path: Path) -> None:
     assert {piece.key for piece in result.lost if piece.key} <= {f"note/{i}" for i in gone}
 
 
-def test_an_intact_file_comes_out_as_it_is(tmp_path: Path, shared_fixtures: Path) -> None:
-    for path in (shared_fixtures / "atlas-v1").glob("*.atlas"):
+def test_an_intact_file_comes_out_as_it_is(tmp_path: Path, c_library_files: Path) -> None:
+    for path in c_library_files.glob("*.atlas"):
         assert rescue_atlas(path, tmp_path / path.name).intact
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
