@@ -313,6 +313,7 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert rescue_atlas(path, None, dry_run=True).saved == result.saved
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(st.integers(0, 2**32), st.sampled_from([1, 2, 3]), st.sampled_from(list(score.INJURIES)))
 def test_intact_entries_come_back(

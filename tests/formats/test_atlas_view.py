@@ -135,6 +135,7 @@ def test_views_cover_every_file(c_library_files: Path) -> None:
         require_tiles(path.read_bytes())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [1, 2, 3])
 def test_views_cover_damaged_files(version: int) -> None:
     secret: dict[str, Any] = {"key": KEY} if version == 3 else {}
