@@ -165,6 +165,7 @@ def test_hostile_headers_end_in_our_errors(name: str) -> None:
         trace(tolerant.scan.layout.header, data, limit=500)
 
 
+@pytest.mark.slow
 def test_many_tiny_records_are_read_quickly_enough_to_count() -> None:
     """80,000 pairs in a MiB: planned records keep this far below a second, and all of them are found."""
     count = 80_000

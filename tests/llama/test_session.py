@@ -265,6 +265,7 @@ def test_a_recurrent_model_has_no_end(real):
         assert max(feed.position for feeds, _ in spy.calls for feed in feeds) == session.position - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fake", "llama"])
 def test_20000_tokens_do_not_grow(kind, request):
     if kind == "fake":
