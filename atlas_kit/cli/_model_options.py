@@ -23,7 +23,7 @@ F = TypeVar("F", bound="Callable[..., Any]")
 
 MODEL = click.Path()
 force_option = click.option("--force", is_flag=True, help="Take the memory of another model, too.")
-memory_file_help = "Keep the memory in F: go on with the one that is there, or start it."
+memory_file_help = "Keep the memory in F: continue with the one that is there, or start one."
 
 
 def model_options(function: F) -> F:
@@ -75,7 +75,7 @@ def save_memory(place: Place, session: AtlasSession, **options: Any) -> None:
     """Save a session's memory, and say so if somebody else's was in its place."""
     if place.save(session, **options):
         _render.note(
-            f"{place.file} was written by somebody else meanwhile; their memory is kept as {place.file}.bak"
+            f"{place.file} was written by somebody else in the meantime; their memory is kept as {place.file}.bak"
         )
 
 

@@ -119,7 +119,7 @@ class AtlasContents(Contents):
         """Return what the file is, as (name, value) rows."""
         memory = self.memory
         if memory is None:
-            sealed = [("Encrypted", "yes: its passphrase shows more")] if self.locked else []
+            sealed = [("Encrypted", "yes: give its passphrase to see more")] if self.locked else []
             intact = [("Intact entries", f"{len(self._rescued):,}")] if self.tables else []
             return sealed + intact
         rows = [
@@ -134,7 +134,9 @@ class AtlasContents(Contents):
                 0, self.source.size - int(self._sizes.sum()) - layout.HEADER_STRUCTS[memory.version].size
             )
             rows.append(("Commits", f"{memory.generation:,}"))
-            rows.append(("Beside entries", f"{exact_size(unused)}: index, padding, what updates left"))
+            rows.append(
+                ("Beside entries", f"{exact_size(unused)}: index, padding, and what updates left behind")
+            )
         learned = learned_memory(memory) if len(self._places) < 1000 and DESCRIPTION in memory else None
         if learned:
             rows.append(("Memory", str(learned.get("summary", ""))))
@@ -233,7 +235,7 @@ class AtlasContents(Contents):
             for step in range(first, first + (stop - start) // ROW.itemsize + 2, view.INDEX_ROWS):
                 lines += self._lines(region.offset, "index", step)
             return list({(line.offset, line.size): line for line in lines}.values())
-        what = {"garbage": "what updates left, or padding", "uncommitted": "an update that did not finish"}
+        what = {"garbage": "left by updates, or padding", "uncommitted": "an update that did not finish"}
         return [HexLine(region.offset, region.size, b"", region.kind, "bytes", "", what.get(region.kind, ""))]
 
     def _record_lines(self, offset: int, name: str, first: int) -> list[HexLine]:

@@ -119,7 +119,7 @@ class Explorer:
         """Do one operation; ``id`` is for whoever sent the message."""
         act: Callable[..., Any] | None = getattr(self, f"_op_{op}", None)
         if act is None:
-            raise InvalidParamError(f"the explorer knows no operation {op!r}")
+            raise InvalidParamError(f"the explorer does not know the operation {op!r}")
         return act(**given)
 
     def _op_summary(self) -> dict[str, Any]:
@@ -234,7 +234,9 @@ class Explorer:
         with self._lock:
             place = self.contents.find(name)
             if place is None:
-                raise KeyNotFoundError("there is nothing of that name in the file", path=self.path, key=name)
+                raise KeyNotFoundError(
+                    "there is nothing with that name in the file", path=self.path, key=name
+                )
             return self.item(*place)
 
     def matrix(self, name: str) -> StoredMatrix:

@@ -165,7 +165,7 @@ class GGUFContents(Contents):
             return self._weights(self.model.tensor_infos[region.record], start, stop)
         what = {
             "padding": "zeros up to the next tensor",
-            "unused": "behind the last part",
+            "unused": "after the last part",
             "damaged": "cannot be read",
         }
         return [HexLine(region.offset, region.size, b"", region.kind, "bytes", "", what.get(region.kind, ""))]

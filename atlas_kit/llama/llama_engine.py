@@ -187,7 +187,7 @@ class LlamaEngine:
         self._context = api.llama_init_from_model(self._model, params)
         if not self._context:
             raise ModelError(
-                f"llama.cpp gives no context of {wanted} tokens: {self._lib.last_error()}",
+                f"llama.cpp cannot make a context of {wanted} tokens: {self._lib.last_error()}",
                 path=path,
                 key="n_ctx",
             )
@@ -346,7 +346,8 @@ class LlamaEngine:
         if self._matrix is None:
             self._matrix = rows.whole()
             self.notes.append(
-                "llama.cpp gives no logits beside hidden states for this architecture, so they are computed here: "
+                "llama.cpp does not give logits together with hidden states for this architecture, so they are "
+                "computed here: "
                 f"{self._matrix.nbytes / 1e6:.0f} MB, and slower"
             )
         return rows.logits(states, self._matrix)

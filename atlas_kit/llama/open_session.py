@@ -95,7 +95,7 @@ def open_session(
                 raise
             return session
     if file is not None and not learn:
-        raise NoSuchFileError("there is no memory to read from yet", path=file, hint="Let it learn first.")
+        raise NoSuchFileError("there is no memory to read from yet", path=file, hint="Learn something first.")
     kind: Any = memory if config is None else config
     return AtlasSession(engine, kind, device=device, learn=learn, **changes)
 
@@ -145,7 +145,7 @@ def _stamp(file: str) -> tuple[int, ...] | None:
 def _check_place(file: str, model: str) -> None:
     folder = os.path.dirname(file) or "."
     if not file or "\0" in file:
-        raise InvalidParamError(f"{file!r} is no name of a file", key="memory_file")
+        raise InvalidParamError(f"{file!r} is not a file name", key="memory_file")
     if os.path.isdir(file):
         raise FileAccessError("this is a folder", path=file, hint="Name a file for the memory.")
     if same_file(file, model):
@@ -153,7 +153,7 @@ def _check_place(file: str, model: str) -> None:
     if not os.path.isdir(folder):
         raise NoSuchFileError("there is no such folder", path=folder, hint="Make it first.")
     if os.path.exists(file) and not os.path.isfile(file):
-        raise FileAccessError("this is no regular file", path=file, hint="Name a file for the memory.")
+        raise FileAccessError("this is not a regular file", path=file, hint="Name a file for the memory.")
     try:
         with contextlib.suppress(FileNotFoundError):
             os.lstat(file)  # an impossible name shows now

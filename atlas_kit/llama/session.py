@@ -187,10 +187,10 @@ class AtlasSession:
         **settings: Any,
     ) -> None:
         if device not in DEVICES:
-            raise InvalidParamError(f"{device!r} is no device", key="device", hint="Choose cpu or cuda.")
+            raise InvalidParamError(f"{device!r} is not a device", key="device", hint="Choose cpu or cuda.")
         if rollover not in ROLLOVERS:
             raise InvalidParamError(
-                f"{rollover!r} is no way to go on", key="rollover", hint=f"Choose {', '.join(ROLLOVERS)}."
+                f"{rollover!r} is not a rollover mode", key="rollover", hint=f"Choose {', '.join(ROLLOVERS)}."
             )
         self.backend, self._rollover, self.learns = DEVICES[device], rollover, learn
         self._owns = isinstance(model, (str, os.PathLike))
@@ -539,7 +539,7 @@ class AtlasSession:
         if prompt is not None and (tokens := self.tokens_of(prompt, special)):
             yield from self.reading(tokens, score=False)
         if self._last_output is None:
-            raise InvalidParamError("there is no text to go on from", key="prompt", hint="Give a prompt.")
+            raise InvalidParamError("there is no text to continue", key="prompt", hint="Give a prompt.")
         sampler = self.engine.sampler(sampling or Sampling())
         text = _Text(stops)
         started, count = time.perf_counter(), 0

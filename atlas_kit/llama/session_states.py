@@ -77,4 +77,4 @@ def _require_fit(memory: TokenMemory, state: SessionState) -> None:
                 hint="This memory belongs to another model.",
             )
     if config != expected:
-        raise InvalidParamError("the memory is not of the kind that its settings say", key="runtime")
+        raise InvalidParamError("the memory is not of the kind that its settings describe", key="runtime")

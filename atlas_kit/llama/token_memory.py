@@ -575,7 +575,9 @@ class TokenMemory:
         count = len(waiting.get("token", ()))
         parts = {name: np.asarray(waiting[name]) for name in _PENDING} if count else {}
         if not self._fits(recent, log_eta, parts, count):
-            raise InvalidParamError("what waited to be learned does not fit this memory", key="waiting")
+            raise InvalidParamError(
+                "the tokens that waited to be learned do not fit this memory", key="waiting"
+            )
         self.recent, self.log_eta = recent.astype(np.int32)[-RECENT:], float(log_eta)
         for name, array in parts.items():
             self._pending[name].append(array)

@@ -90,7 +90,9 @@ class Behaviour:
         ``by``: ``"js"``, the whole predictions, or ``"gain"``, the token that came (in either direction).
         """
         if by not in ("js", "gain"):
-            raise InvalidParamError(f"{by!r} is no difference", key="by", hint="Choose js or gain.")
+            raise InvalidParamError(
+                f"{by!r} is not a measure of difference", key="by", hint="Choose js or gain."
+            )
         size = np.abs(getattr(self, by))
         order = np.argsort(-size, kind="stable")[:count]
         return [int(row) for row in order if size[row] > 0]
@@ -209,7 +211,7 @@ def memory_beside(engine: Engine, given: Any, *, force: bool = False, **secret: 
         settings, state, waiting = given.settings, given.memory_state(), getattr(given, "waiting", {})
     else:
         raise InvalidParamError(
-            f"{type(given).__name__} does not say how it stands beside a model",
+            f"{type(given).__name__} does not say which model it belongs to",
             key="memory",
             hint="Give a .atlas file, a session, or a snapshot of one.",
         )

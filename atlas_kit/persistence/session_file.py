@@ -170,7 +170,7 @@ def _runtime_of(description: MemoryDescription) -> dict[str, Any]:
     runtime: dict[str, Any] = description.metadata["runtime"]
     if runtime.get("version") != RUNTIME_VERSION:
         raise VersionMismatchError(
-            f"what belongs to the session is of version {runtime.get('version')!r}, not {RUNTIME_VERSION}",
+            f"the saved session is of version {runtime.get('version')!r}, not {RUNTIME_VERSION}",
             path=description.path,
             key="runtime",
         )
@@ -202,7 +202,7 @@ def about_session(path: str | os.PathLike[str] | None) -> Iterator[None]:
         raise
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise FileCorruptError(
-            f"what belongs to the session is damaged: {error}", path=path, key="runtime",
+            f"the saved session is damaged: {error}", path=path, key="runtime",
             hint="Load the memory without its context: context=False.",
         ) from error  # fmt: skip
 

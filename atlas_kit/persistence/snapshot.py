@@ -252,7 +252,9 @@ def save_memory(
     """
     layers = (states,) if isinstance(states, MemoryState) else _tuple_of(states, MemoryState, "states")
     if version is not None and (isinstance(version, bool) or not isinstance(version, int) or version < 1):
-        raise InvalidParamError(f"there is no version {version!r}", key="version", hint="Use 1, 2 or 3.")
+        raise InvalidParamError(
+            f"{version!r} is not a version of the format", key="version", hint="Use 1, 2 or 3."
+        )
     configs = _configs_of(memory, len(layers))
     if dtype is not None and dtype not in LIMITS:
         raise InvalidParamError(
@@ -342,7 +344,7 @@ def _tuple_of(values: Any, kinds: type | tuple[type, ...], key: str) -> tuple[An
     for value in found:
         if not isinstance(value, kinds):
             names = [kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,))]
-            raise InvalidParamError(f"{type(value).__name__} is no {' or '.join(names)}", key=key)
+            raise InvalidParamError(f"{type(value).__name__} is not a {' or '.join(names)}", key=key)
     return found
 
 
@@ -490,7 +492,7 @@ def _described(file: MemoryFile) -> MemoryDescription:
         raise _damaged(file, DESCRIPTION, "this is not the description of a memory")
     newest = document.get("version")
     if isinstance(newest, int) and newest < 1:
-        raise _damaged(file, DESCRIPTION, f"there is no version {newest} of a memory")
+        raise _damaged(file, DESCRIPTION, f"{newest} is not a version of a memory")
     if isinstance(newest, int) and newest > tables.VERSION:
         raise VersionMismatchError(
             f"the memory is of version {newest}, and this library reads {tables.VERSION}",
@@ -509,7 +511,7 @@ def _described(file: MemoryFile) -> MemoryDescription:
             file, DESCRIPTION, f"there are {len(learned)} numbers of tokens for {len(configs)} layers"
         )
     if document["dtype"] is not None and document["dtype"] not in LIMITS:
-        raise _damaged(file, DESCRIPTION, f"{document['dtype']!r} is nothing that arrays are rounded to")
+        raise _damaged(file, DESCRIPTION, f"{document['dtype']!r} is not a type that arrays are rounded to")
     return MemoryDescription(
         file.path,
         configs,
@@ -675,7 +677,7 @@ def _require_arrays(
             raise _damaged(file, entry_key, "the memory's configuration has no such array")
     if beside > max_bytes:
         raise DataTooLargeError(
-            f"the memory would take {beside:,} bytes beside what the file holds of it", path=file.path,
+            f"the memory would take {beside:,} bytes on top of what the file holds of it", path=file.path,
             key=DESCRIPTION, hint="If that is meant, allow it with max_bytes.",
         )  # fmt: skip
 

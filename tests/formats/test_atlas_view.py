@@ -101,7 +101,7 @@ def test_fields_of_damage() -> None:
     assert error is not None
     assert error.offset == 142
     found = {span.name: span for span in spans}
-    assert found["entries[0].checksum"].note.endswith(": it does NOT fit")
+    assert found["entries[0].checksum"].note.endswith(": it does NOT match")
     assert "damaged entries[0].data" in found
 
 

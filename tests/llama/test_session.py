@@ -177,7 +177,7 @@ def test_nothing_to_read(open_engine):
         fed = session.feed("")
         assert (fed.tokens, len(fed.logprob)) == (0, 0)
         assert np.isnan(fed.loss)
-        with pytest.raises(InvalidParamError, match="no text to go on from"):
+        with pytest.raises(InvalidParamError, match="no text to continue"):
             list(session.generate(""))
         one = session.feed([65])
         assert len(one.logprob) == len(session.engine.begin)

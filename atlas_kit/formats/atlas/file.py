@@ -111,7 +111,7 @@ class MemoryFile(MutableMapping[str, Entry]):
         key: bytes | None = None,
     ) -> None:
         if version not in (1, 2, 3):
-            raise VersionMismatchError(f"there is no version {version}", hint="Use 1, 2 or 3.")
+            raise VersionMismatchError(f"{version} is not a version of the format", hint="Use 1, 2 or 3.")
         now = _now() if created is None else created
         self._lock = threading.RLock()
         self._info = Info(version, f"v{version}", now, now, _hash_bytes(model_hash))
@@ -350,7 +350,7 @@ class MemoryFile(MutableMapping[str, Entry]):
         with self._lock:
             entry = self._find(key)
         if entry is None:
-            raise KeyNotFoundError("there is no entry of this key", path=self.path, key=key)
+            raise KeyNotFoundError("there is no entry with this key", path=self.path, key=key)
         return entry
 
     def __contains__(self, key: object) -> bool:
@@ -496,7 +496,7 @@ class MemoryFile(MutableMapping[str, Entry]):
 
     def __delitem__(self, key: str) -> None:
         if not self.remove(key):
-            raise KeyNotFoundError("there is no entry of this key", path=self.path, key=key)
+            raise KeyNotFoundError("there is no entry with this key", path=self.path, key=key)
 
     def clear(self) -> None:
         """Remove every entry."""
@@ -516,7 +516,7 @@ class MemoryFile(MutableMapping[str, Entry]):
         with self._lock:
             entry = self[old]
             if new in self:
-                raise InvalidParamError("there is already an entry of this key", path=self.path, key=new)
+                raise InvalidParamError("there is already an entry with this key", path=self.path, key=new)
             self.set(new, entry)
             self.remove(old)
 
@@ -593,7 +593,7 @@ class MemoryFile(MutableMapping[str, Entry]):
                 raise InvalidParamError("the memory has no file yet", hint="Give a path: save(path).")
             version = self.version if version is None else version
             if version not in (1, 2, 3):
-                raise VersionMismatchError(f"there is no version {version}", hint="Use 1, 2 or 3.")
+                raise VersionMismatchError(f"{version} is not a version of the format", hint="Use 1, 2 or 3.")
             if version == 3 and self._secret is None:
                 raise KeyRequiredError("version 3 needs a passphrase or a key", path=target)
             same = self._store is not None and self.path is not None

@@ -289,7 +289,7 @@ def _record_rows(
     checks = _always(head_checksum=not piece.how, data_checksum=fits)
     mended = t.ENTRY_SYNC + raw[8:] if piece.how == "mark" else raw  # the schema insists on the mark
     yield from _spans(_HEAD_V2, mended, piece.offset, name, checks)
-    why = "" if fits is not False else "its checksum does not fit"
+    why = "" if fits is not False else "its checksum does not match"
     if piece.attributes & t.ENCRYPTED and not why:
         yield from _sealed_rows(source, piece, name, cipher)
     else:
@@ -417,7 +417,7 @@ def _always(**checks: bool | None) -> Callable[[str, Any], str]:
         elif field == "header_checksum":
             fit = True  # else it would not have been taken for a header
         if fit is not None:
-            return "it fits" if fit else "it does NOT fit"
+            return "it fits" if fit else "it does NOT match"
         return _meaning(field, value)
 
     return meaning

@@ -48,7 +48,7 @@ export function mount(node, { request, openNotebook, onSelect }) {
       if (found.reply.changed && !gone) changed();
       return found;
     } catch (error) {
-      return { reply: { error: `There is no answer: ${(error instanceof Error && error.message) || error}` }, buffers: [] };
+      return { reply: { error: `The server did not answer: ${(error instanceof Error && error.message) || error}` }, buffers: [] };
     }
   }
   /** @type {import("./dom.js").Ask} */
