@@ -37,7 +37,9 @@ class Job:
         What the work returned.
     """
 
-    def __init__(self, session: AtlasSession, work: AnyWork, release: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, session: AtlasSession, work: AnyWork, release: Callable[[], None] | None = None
+    ) -> None:
         self.session, self.work = session, work
         self.tokens: list[Token] = []
         self.done = False
@@ -108,8 +110,6 @@ class Job:
 
     def advance(self, outputs: Outputs | Exception | None) -> list[Token]:
         """Go on until the engine is needed again; return the tokens that came."""
-        if self.done:
-            return []
         found: list[Token] = []
         ended: tuple[str, Any, Exception | None] | None = None
         self.started, self.waiting = True, None
@@ -124,14 +124,18 @@ class Job:
             ended = ("done", stopped.value, None)
         except Exception as error:  # one session's failure is no other's
             ended = ("error", None, error)
-        with self._changed:
-            self.tokens += found
-            self._changed.notify_all()
+        self._add(found)
         if ended is not None:
             self._end(*ended)
         elif found:
             self._tell()
         return found
+
+    def _add(self, tokens: list[Token]) -> None:
+        with self._changed:
+            if not self.done:  # nobody waits for it any more
+                self.tokens += tokens
+                self._changed.notify_all()
 
     def _end(self, reason: str, value: Any, error: Exception | None) -> None:
         if self.afterwards is not None and error is None and reason == "done":
@@ -162,18 +166,15 @@ class Job:
                 with self._changed:
                     self._listeners.remove(listener)
 
-    def cancel(self) -> None:
+    def cancel(self, error: Exception | None = None) -> None:
         """End between two steps: what was generated is kept, a text that was not read to its end is forgotten."""
-        if self.done:
-            return
         step, self.waiting = self.waiting, None
         self.work.close()
         if step is not None and step.token is not None:  # learned already; the context is given it later
-            with self._changed:
-                self.tokens.append(step.token)
+            self._add([step.token])
         elif step is not None:
             self.session.forget_context()
-        self.finish("cancelled", self.tokens)
+        self.finish("cancelled", self.tokens, error)
 
 
 class Batches:
@@ -193,10 +194,10 @@ class Batches:
         self._queues.setdefault(job.session, deque()).append(job)
         self.jobs.append(job)
 
-    def cancel(self, job: Job) -> None:
-        """End work between two steps; the session may go on with something else."""
+    def cancel(self, job: Job, error: Exception | None = None) -> None:
+        """End work between two steps, with an error where there is one; the session may go on with something else."""
         if job in self.jobs:
-            job.cancel()
+            job.cancel(error)
             self._sweep()
 
     def step(self) -> list[tuple[Job, list[Token]]]:
@@ -208,7 +209,10 @@ class Batches:
                 if isinstance(output, Exception):
                     job.session.forget_context()
             chosen = set(map(id, batch))
-            self.jobs = [*(job for job in self.jobs if id(job) not in chosen), *batch]  # who waited comes first
+            self.jobs = [
+                *(job for job in self.jobs if id(job) not in chosen),
+                *batch,
+            ]  # who waited comes first
             self._sweep()
         return events
 

@@ -582,9 +582,7 @@ class AtlasSession:
             if prompt is not None and (tokens := self.tokens_of(prompt, special)):
                 yield from self.reading(tokens, score=False)
             if self._open is None:
-                raise InvalidParamError(
-                    "there is no text to go on from", key="prompt", hint="Give a prompt."
-                )
+                raise InvalidParamError("there is no text to go on from", key="prompt", hint="Give a prompt.")
             started = time.perf_counter()
             while max_tokens is None or count < max_tokens:
                 token, logprob = self._choose(sampler)
