@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from atlas_kit.llama.loading import open_engine as open_engine
     from atlas_kit.llama.pool import SessionPool as SessionPool
     from atlas_kit.llama.sampling import Sampling as Sampling
+    from atlas_kit.llama.scheduler import Scheduler as Scheduler
     from atlas_kit.llama.session import AtlasSession as AtlasSession
     from atlas_kit.llama.snapshots import Snapshots as Snapshots
     from atlas_kit.llama.trace import Trace as Trace
@@ -29,6 +30,7 @@ _HOMES = {
     "ModelInfo": "atlas_kit.llama.engine",
     "SessionPool": "atlas_kit.llama.pool",
     "Sampling": "atlas_kit.llama.sampling",
+    "Scheduler": "atlas_kit.llama.scheduler",
     "Snapshots": "atlas_kit.llama.snapshots",
     "Trace": "atlas_kit.llama.trace",
     "open_engine": "atlas_kit.llama.loading",

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from atlas_kit.errors import AtlasError, InvalidParamError, MissingExtraError, ModelError
+from atlas_kit.errors import AtlasError, ClosedError, InvalidParamError, MissingExtraError, ModelError
 from atlas_kit.formats.gguf import GGUFFile
 from atlas_kit.llama import waiting
 from atlas_kit.llama.blas_threads import one_blas_thread
@@ -419,7 +419,7 @@ class LlamaEngine:
 
     def _require_open(self) -> None:
         if not self._context:  # llama.cpp would end the process
-            raise ModelError("the model is closed", path=self.info.path)
+            raise ClosedError("the model is closed", path=self.info.path)
 
     def close(self) -> None:
         """Free the model; closing twice is fine."""

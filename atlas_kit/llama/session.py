@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from atlas_kit.codecs.numbers import Array
-from atlas_kit.errors import InvalidParamError, ModelError
+from atlas_kit.errors import ClosedError, InvalidParamError, ModelError
 from atlas_kit.llama import memory_choice, session_states
 from atlas_kit.llama.engine import Engine, Feed, Outputs
 from atlas_kit.llama.loading import open_engine
@@ -32,24 +32,9 @@ from atlas_kit.settings.atlas_settings import AtlasSettings
 
 T = TypeVar("T")
 
+_claiming = threading.Lock()
 ROLLOVERS = ("auto", "shift", "refeed")
 DEVICES = {"cpu": "numpy", "cuda": "cupy"}
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a session asks of the engine: a feed, and whether it needs hidden states."""
-
-    feed: Feed
-    hidden: bool
-
-
-#: Is given hidden states, logits, tokens and the tokens that followed.
-Listener = Callable[[Array, Array, Array, Array], None]
-#: Is given what was expected, the tokens that came (n,), and what each gave to them: ``probabilities_of`` (n, 3).
-Observer = Callable[[Reading, Array, Array], None]
-#: A piece of work in steps: yields what to decode, is sent what came out.
-Work = Generator[Step, Outputs, T]
 
 
 @dataclass(frozen=True)
@@ -66,6 +51,34 @@ class Token:
 
     def __str__(self) -> str:
         return self.text
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a session asks of the engine: a feed, and whether it needs hidden states.
+
+    ``token`` is what has been generated and learned already and waits for this step alone.
+    """
+
+    feed: Feed
+    hidden: bool
+    token: Token | None = None
+
+
+#: Is given hidden states, logits, tokens and the tokens that followed.
+Listener = Callable[[Array, Array, Array, Array], None]
+#: Is given what was expected, the tokens that came (n,), and what each gave to them: ``probabilities_of`` (n, 3).
+Observer = Callable[[Reading, Array, Array], None]
+#: A piece of work in steps: yields what to decode, is sent what came out.
+Work = Generator[Step, Outputs, T]
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Why generating ended: ``reason`` is ``"stop"`` or ``"length"``; ``stop`` the stop string that was found."""
+
+    reason: str
+    stop: str | None = None
 
 
 @dataclass(frozen=True)
@@ -212,6 +225,8 @@ class AtlasSession:
         self._context: list[int] = []  # the tokens in the engine's context; of an endless one, the last
         self._position = 0  # of the next token
         self._last_output: _LastOutput | None = None
+        self._owed: list[int] = []  # tokens that the memory knows and the context lacks
+        self._said: Token | None = None  # generated, and waiting for its decode
         self._listen: Listener | None = None
         #: Looks at each step of the memory before the next one, on the thread that reads.
         self.observer: Observer | None = None
@@ -286,6 +301,7 @@ class AtlasSession:
         ``told`` gets the log-probabilities (n, 2) of those that could be scored. ``listen`` gets what a memory would:
         hidden (n, n_embd), logits (n, n_vocab), the tokens (n,) and those that followed (n,).
         """
+        yield from self.catching_up()
         at, self._listen = 0, listen
         remembers = self.memory is not None or listen is not None
         try:
@@ -316,7 +332,7 @@ class AtlasSession:
         self._require_open()
         if hidden is None:
             hidden = self.memory is not None or self._listen is not None
-        found = yield Step(Feed(self.sequence, tokens, self._position, outputs), hidden)
+        found = yield Step(Feed(self.sequence, tokens, self._position, outputs), hidden, self._said)
         self._position += len(tokens)
         self._context.extend(tokens)
         del self._context[: -self.engine.n_ctx]
@@ -324,7 +340,7 @@ class AtlasSession:
 
     def _require_open(self) -> None:
         if self._closed:  # its sequence may be another session's by now
-            raise ModelError("the session is closed", path=self.engine.info.path)
+            raise ClosedError("the session is closed", path=self.engine.info.path)
 
     def _take(self, part: list[int], outputs: Outputs, every: bool) -> Array:
         """Learn from the outputs of some tokens that followed each other, the last one's still open."""
@@ -417,8 +433,25 @@ class AtlasSession:
         kept = self._context[:keep] + self._context[keep + drop :]
         self.engine.forget(self.sequence)
         self._context, self._position = [], 0
+        self._owed[:0] = kept
         for at in range(0, len(kept), self.engine.n_batch):
-            yield from self._decoded(kept[at : at + self.engine.n_batch], 0, hidden=False)
+            part = kept[at : at + self.engine.n_batch]
+            yield from self._decoded(part, 0, hidden=False)
+            del self._owed[: len(part)]
+
+    def catching_up(self) -> Work[None]:
+        """Read, in steps, what the memory has learned and the context lacks since work was cancelled."""
+        while self._owed:
+            yield from self._make_room()
+            room = self.engine.n_batch
+            if not self.engine.info.recurrent:
+                room = min(room, self.engine.n_ctx - self._position)
+            part = self._owed[:room]
+            last = len(part) == len(self._owed)
+            outputs = yield from self._decoded(part, int(last))
+            del self._owed[: len(part)]
+            if last:
+                self._last_output = self._output_at(outputs, outputs.index, part[-1])
 
     def run(self, work: Work[T]) -> T:
         """Carry out work alone: every step is a decode of its own."""
@@ -450,6 +483,7 @@ class AtlasSession:
         if self.sequence >= 0:
             self.engine.forget(self.sequence)
         self._context, self._position, self._last_output = [], 0, None
+        self._owed = []
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -461,6 +495,7 @@ class AtlasSession:
             The engine does not take its own context back.
         """
         self._require_open()
+        self.run(self.catching_up())
         state = self._context[:], self._position, self.memory, self.learns, self._counts
         was, saved = self._last_output, self.engine.save_sequence(self.sequence)
         watched = None if self.memory is None else self.memory.watched
@@ -531,36 +566,47 @@ class AtlasSession:
         stop: str | Sequence[str] = (),
         sampling: Sampling | None = None,
         special: bool = False,
-    ) -> Generator[Step | Token, Any, None]:
-        """Do ``generate`` in steps: yields a step, and is sent its outputs, or a token."""
+        sampler: Sampler | None = None,
+    ) -> Generator[Step | Token, Any, Finish]:
+        """Do ``generate`` in steps: yields a step, and is sent its outputs, or a token; returns why it ended.
+
+        ``sampler`` takes the place of ``sampling``, and is closed at the end.
+        """
         stops = [stop] if isinstance(stop, str) else list(stop)
         if max_tokens is not None and max_tokens < 0:
             raise InvalidParamError(f"max_tokens is {max_tokens}", key="max_tokens")
-        if prompt is not None and (tokens := self.tokens_of(prompt, special)):
-            yield from self.reading(tokens, score=False)
-        if self._last_output is None:
-            raise InvalidParamError("there is no text to continue", key="prompt", hint="Give a prompt.")
-        sampler = self.engine.sampler(sampling or Sampling())
+        # first, so that a grammar that cannot be followed costs no reading
+        sampler = self.engine.sampler(sampling or Sampling()) if sampler is None else sampler
         text = _Text(stops)
-        started, count = time.perf_counter(), 0
+        count, reason = 0, "length"
+        started = time.perf_counter()
         try:
+            yield from self.catching_up()
+            if prompt is not None and (tokens := self.tokens_of(prompt, special)):
+                yield from self.reading(tokens, score=False)
+            if self._last_output is None:
+                raise InvalidParamError("there is no text to continue", key="prompt", hint="Give a prompt.")
+            started = time.perf_counter()
             while max_tokens is None or count < max_tokens:
                 token, logprob = self._choose(sampler)
                 if self.engine.is_end(token):
+                    reason = "stop"
                     break
                 count += 1
-                piece = text.add(self.engine.piece(token))
+                said = Token(token, text.add(self.engine.piece(token)), logprob)
                 if text.stopped:
-                    yield Token(token, piece, logprob)
+                    yield said
+                    reason = "stop"
                     break
-                yield from self._advance(token)
-                yield Token(token, piece, logprob)
+                yield from self._advance(said)
+                yield said
             if not text.stopped and (rest := text.rest()):
                 yield Token(-1, rest, None)
+            return Finish(reason, text.found)
         finally:
             sampler.close()
             self._counts.tokens_generated += count
-            self._counts.seconds_generating += time.perf_counter() - started
+            self._counts.seconds_generating += time.perf_counter() - started if count else 0.0
 
     def _choose(self, sampler: Sampler) -> tuple[int, float | None]:
         self._require_open()
@@ -575,13 +621,15 @@ class AtlasSession:
         token = sampler.sample(logp + np.float32(reading.lse[0]), None)
         return token, float(logp[token])
 
-    def _advance(self, token: int) -> Generator[Step, Outputs, None]:
-        """Append a generated token."""
+    def _advance(self, said: Token) -> Generator[Step, Outputs, None]:
+        """Append a generated token; where this is cut short, the context still owes it."""
         if self.memory is not None:
-            self._count(self._settle(token))
-        yield from self._make_room()
-        outputs = yield from self._decoded([token], 1)
-        self._last_output = self._output_at(outputs, outputs.index, token)
+            self._count(self._settle(said.id))
+        self._last_output, self._owed, self._said = None, [said.id], said
+        try:
+            yield from self.catching_up()
+        finally:
+            self._said = None
 
     # --- keeping -------------------------------------------------------------------------------------------
 
@@ -601,6 +649,7 @@ class AtlasSession:
             When this session has no memory.
         """
         self._require_open()
+        self.run(self.catching_up())
         return session_states.state_of(self, context=context)
 
     def restore(self, state: SessionState, *, context: bool = True, force: bool = False) -> None:
@@ -792,13 +841,15 @@ class _Text:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
         self.stopped = False
+        self.found: str | None = None
 
     def add(self, piece: bytes) -> str:
         self._held += self._decoder.decode(piece)
-        ends = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        ends = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if ends:
             self.stopped = True
-            return self._held[: min(ends)]
+            at, self.found = min(ends)
+            return self._held[:at]
         keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
         out, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return out
@@ -855,7 +906,7 @@ def _engine_of(model: Any, options: dict[str, Any]) -> Engine:
 
 def _claim(engine: Engine) -> int:
     """Take a free sequence of an engine."""
-    with engine.lock:
+    with _claiming:  # not the engine's own lock, which is held while it decodes
         for sequence in range(engine.n_sequences):
             if sequence not in engine.taken:
                 engine.taken.add(sequence)

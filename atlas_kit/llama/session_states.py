@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.persistence.session_state import SessionState
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
 if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine
-    from atlas_kit.llama.session import AtlasSession
     from atlas_kit.llama.token_memory import TokenMemory
 
 
-def state_of(session: AtlasSession, *, context: bool = True) -> SessionState:
+class OpenSession(Protocol):
+    """What a state is made of: ``AtlasSession``, which knows more."""
+
+    engine: Engine
+    memory: TokenMemory | None
+    sequence: int
+
+    @property
+    def position(self) -> int:
+        """Where the next token will stand in the model's context."""
+
+    @property
+    def context_tokens(self) -> tuple[int, ...]:
+        """The tokens in the model's context."""
+
+    def open_output(self) -> dict[str, Array]:
+        """Return the last token's output, from which the next is predicted."""
+
+
+def state_of(session: OpenSession, *, context: bool = True) -> SessionState:
     """Return what a session knows; see ``AtlasSession.state``."""
     memory, info = session.memory, session.engine.info
     if memory is None:

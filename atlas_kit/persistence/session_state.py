@@ -14,11 +14,8 @@ from typing import TYPE_CHECKING, Any
 from atlas_kit.errors import WrongModelError
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from atlas_kit.codecs.numbers import Array
     from atlas_kit.memory import MemoryConfig, MemoryState
-
-    HostArray = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -48,13 +45,13 @@ class SessionState:
     config: MemoryConfig
     memory: MemoryState
     settings: Mapping[str, Any]
-    waiting: Mapping[str, HostArray]
+    waiting: Mapping[str, Array]
     identity: str
     model: str = ""
     architecture: str = ""
     tokens: tuple[int, ...] = ()
     position: int = 0
-    output: Mapping[str, HostArray] = field(default_factory=dict)
+    output: Mapping[str, Array] = field(default_factory=dict)
     context: bytes | None = None
 
     def __repr__(self) -> str:
