@@ -3,7 +3,7 @@
 # make test     everything that must pass: style, types, layers, documents, tests
 # make quick    the tests that need no browser, no model and few seconds each; no compiler needed
 # make lint     what `make test` checks before its tests: style, types, layers, documents
-# make docs     write the generated parts of README.md and formats/*.md again
+# make docs     write the generated parts of the pages again, and build the site into build/site
 # make samples  build sample_data/ and formats/vectors/ again
 # make bench    measure (each figure is a ratio to a well-known tool, in one run)
 # make pictures take the screenshots in README.md again (needs Chromium)
@@ -21,7 +21,8 @@ VENV   ?= .venv
 JOBS   ?= 2
 FUZZ_SECONDS ?= 600
 BIN    := $(VENV)/bin
-PAGES  := README.md ARCHITECTURE.md $(wildcard formats/*.md)
+PAGES  := README.md ARCHITECTURE.md $(wildcard formats/*.md docs/*.md docs/*/*.md)
+SITE   := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 # Deno brings TypeScript, and comes from PyPI; it asks nobody and writes nothing outside .venv.
 SCRIPTS := DENO_NO_UPDATE_CHECK=1 DENO_DIR=$(abspath $(VENV))/.deno \
   $(BIN)/deno check --quiet --no-remote --no-lock --config jsconfig.json
@@ -58,10 +59,12 @@ lint: $(VENV)/.check
 	@if [ -x $(BIN)/deno ]; then echo '$(BIN)/deno check'; $(SCRIPTS); \
 	else echo "The types of the scripts were not checked: there is no deno for this machine"; fi
 	$(BIN)/cog --check --check-fail-msg='Run: make docs' --verbosity=1 -I . $(PAGES)
+	$(SITE)
 
 docs: $(VENV)/.check
 	$(BIN)/python tools/picture.py
 	$(BIN)/cog -r --verbosity=1 -I . $(PAGES)
+	$(SITE)
 
 samples: $(VENV)/.check
 	$(BIN)/python tools/make_sample_data.py

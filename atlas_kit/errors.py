@@ -47,6 +47,90 @@ def printable(text: str) -> str:
     return "".join(out)
 
 
+#: What can be done about errors and findings: its name, and a sentence that holds wherever the library is used.
+#: Placeholders are the remedy's arguments. The command line has words of its own for each (``cli._remedies``).
+REMEDIES: dict[str, str] = {
+    # damaged files
+    "repair": "A repair writes what is intact to a new file.",
+    "repair-if-damaged": "If the file is damaged, a repair writes what is intact to a new file.",
+    "rescue-entries": "A repair rescues the entries in them.",
+    "mend": "A repair writes a mended copy.",
+    "recover": "Restore an earlier version from a backup.",
+    "recover-number": "{backup} would load: restore it.",
+    "recover-journal": "Put it back by restoring the file from its journal.",
+    "list-backups": "List the backups of the file.",
+    "restore-damaged": "Repair the backup, or force it to be restored as it is.",
+    # files to be written anew
+    "rewrite": "Convert the file to write it anew.",
+    "canonical": "Converting the file to atlas-v1 writes the canonical form.",
+    "change-version": "Convert the file to the other version.",
+    "choose-format": "Choose one of these formats: {formats}.",
+    "make-native": "Choose the format atlas-gguf, or settings, to make it ATLAS-native.",
+    "leave-settings-out": "Leave out the memory and its settings.",
+    "quantise": "Quantise it to f16, bf16 or q8_0.",
+    "name-output": "Name the file to write.",
+    "overwrite": "Allow it to be overwritten, or choose another name.",
+    "overwrite-sidecar": "Move it away, or allow it to be overwritten.",
+    # what a file holds
+    "list-entries": "List what the file holds.",
+    "inspect": "Inspect the file to see what it holds.",
+    "example-document": "Convert a memory file to JSON to see what one looks like.",
+    "set-value": "Set it, for example to {value}.",
+    "set-type": "Set it again, as a value of type {type}.",
+    "set-missing": "Convert the model again, or set the key.",
+    "change-value": "Change the value, or convert the model again.",
+    # secrets
+    "give-secret": "Give a passphrase or a key.",
+    "give-passphrase": "Give the passphrase.",
+    "give-key": "Give the key.",
+    "leave-secret-out": "Leave out the passphrase or key, or convert the file to atlas-v3.",
+    "make-key": "Make a key of 32 random bytes.",
+    # memories and models that do not belong together
+    "force-load": "Force it to be loaded all the same.",
+    "force-into-file": "Force this memory to be put into the file.",
+    "force-beside-model": "Force it to be put beside this model all the same.",
+    # running a model
+    "no-chat": "Leave the template out.",
+}
+
+
+class Remedy:
+    """What can be done about an error or a finding, as data: a name of ``REMEDIES`` and its arguments.
+
+    Who shows it words it: the command line names a command, a page makes a button of it.
+    """
+
+    __slots__ = ("arguments", "name")
+
+    def __init__(self, name: str, **arguments: str) -> None:
+        self.name = name
+        self.arguments = arguments
+        self.sentence  # noqa: B018 (an unknown name or a missing argument fails here, not when it is shown)
+
+    @property
+    def sentence(self) -> str:
+        """The remedy in plain words, without a command."""
+        return REMEDIES[self.name].format(**self.arguments)
+
+    def to_json(self) -> dict[str, str]:
+        """Return the name, and each argument under its own."""
+        return {"name": self.name, **self.arguments}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Remedy) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash((self.name, *sorted(self.arguments.items())))
+
+    def __repr__(self) -> str:
+        return f"Remedy({', '.join([repr(self.name), *(f'{k}={v!r}' for k, v in self.arguments.items())])})"
+
+
+def advice(hint: str | None, remedy: Remedy | None) -> str:
+    """Return a hint and a remedy as one text in plain words; empty where there is neither."""
+    return " ".join(filter(None, (hint, remedy.sentence if remedy else "")))
+
+
 class AtlasError(Exception):
     """Base of every error that atlas_kit raises on purpose.
 
@@ -57,7 +141,9 @@ class AtlasError(Exception):
     path, offset, key
         Where: the file, the byte offset in it, the entry, metadata key or tensor.
     hint
-        What to try next.
+        What to try next, or to know, in a sentence that holds wherever the library is used.
+    remedy
+        What to do next, where it is one of the things that the library can do.
     """
 
     code: ClassVar[ErrorCode] = ErrorCode.INVALID_PARAM
@@ -70,6 +156,7 @@ class AtlasError(Exception):
         offset: int | None = None,
         key: str | None = None,
         hint: str | None = None,
+        remedy: Remedy | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -77,8 +164,18 @@ class AtlasError(Exception):
         self.offset = offset
         self.key = key
         self.hint = hint
+        self.remedy = remedy
+
+    @property
+    def advice(self) -> str:
+        """The hint and the remedy in plain words; empty where there is neither."""
+        return advice(self.hint, self.remedy)
 
     def __str__(self) -> str:
+        return self.sentence(self.advice)
+
+    def sentence(self, advice: str) -> str:
+        """Return place and message as one line, followed by ``advice``."""
         text = self.message
         if self.key is not None and not self._names_key():
             text = f'"{self.key}": {text}'
@@ -86,8 +183,8 @@ class AtlasError(Exception):
             text = f"at byte {self.offset}: {text}"
         if self.path is not None:
             text = f"{self.path}: {text}"
-        if self.hint:
-            text = f"{text.rstrip('.')}. {self.hint}"
+        if advice:
+            text = f"{text.rstrip('.')}. {advice}"
         return printable(text)
 
     def _names_key(self) -> bool:
@@ -194,12 +291,23 @@ class WrongModelError(AtlasError):
     the message has the first 16 of each.
     """
 
-    def __init__(self, found: bytes, expected: bytes, *, path: str | None, hint: str) -> None:
+    def __init__(
+        self,
+        found: bytes,
+        expected: bytes,
+        *,
+        path: str | None,
+        hint: str | None = None,
+        remedy: Remedy | None = None,
+    ) -> None:
         self.found = found.hex() if any(found) else None
         self.expected = expected.hex()
         whose = f"belongs to the model {self.found[:16]}" if self.found else "does not say whose it is"
         super().__init__(
-            f"the memory {whose}, and this is the model {self.expected[:16]}", path=path, hint=hint
+            f"the memory {whose}, and this is the model {self.expected[:16]}",
+            path=path,
+            hint=hint,
+            remedy=remedy,
         )
 
 

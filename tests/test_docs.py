@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import posixpath
 import re
 import shutil
 import struct
@@ -16,13 +18,17 @@ from atlas_kit import MemoryFile
 from atlas_kit.cli._group import COMMANDS, group
 from tests.conftest import SAMPLES
 from tools import make_sample_data as maker
-from tools import reference
+from tools import reference, site_hooks
 from tools import sample_writers as writers
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = REPOSITORY / "README.md"
-PAGES = [README, REPOSITORY / "ARCHITECTURE.md", *sorted((REPOSITORY / "formats").glob("*.md"))]
-MARKDOWN = sorted({*PAGES, *REPOSITORY.glob("C*.md"), *REPOSITORY.glob("*/README.md")})
+COMMAND_PAGE = REPOSITORY / "docs" / "commands.md"
+GUIDE = sorted((REPOSITORY / "docs").rglob("*.md"))
+PAGES = [README, REPOSITORY / "ARCHITECTURE.md", *sorted((REPOSITORY / "formats").glob("*.md")), *GUIDE]
+MARKDOWN = sorted(
+    {*PAGES, *REPOSITORY.glob("C*.md"), *REPOSITORY.glob("*/README.md"), *REPOSITORY.glob("tools/*/*.md")}
+)
 
 
 def name_of(path: Path) -> str:
@@ -168,55 +174,100 @@ def test_every_option_is_explained(name):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_is_in_the_readme(name):
-    assert f"<code>atlas-tool {name}</code>" in README.read_text(encoding="utf-8")
+def test_every_command_is_on_the_page_of_commands(name):
+    assert f"\n## atlas-tool {name}\n" in COMMAND_PAGE.read_text(encoding="utf-8")
 
 
-# --- README -----------------------------------------------------------------------------------------------
+# --- README and the pages of the site ------------------------------------------------------------------------
 
 
 def code_blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
 
 
+WITH_PYTHON = [path for path in (README, *GUIDE) if code_blocks(path, "python")]
+WITH_SHELL = [path for path in (README, *GUIDE) if code_blocks(path, "sh")]
+
+
 @pytest.mark.model
-def test_readme_python_runs(samples, monkeypatch):
+@pytest.mark.parametrize("path", WITH_PYTHON, ids=name_of)
+def test_python_on_a_page_runs(path, samples, monkeypatch):
     monkeypatch.chdir(samples.parent)
-    blocks = code_blocks(README, "python")
-    assert blocks
-    names: dict[str, object] = {"__name__": "readme"}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
+    names: dict[str, object] = {"__name__": path.stem}
+    for block in code_blocks(path, "python"):
+        exec(compile(block, path.name, "exec"), names)
 
 
-def test_readme_tree_is_real():
-    (tree,) = (block for block in code_blocks(README, "text") if block.startswith("atlas_kit/"))
+def test_python_is_found_on_the_pages():
+    assert {README.name, "use-it-from-python.md", "compare-two-memories.md"} <= {p.name for p in WITH_PYTHON}
+
+
+def shell_lines(path: Path) -> list[str]:
+    """Return the lines of the blocks ``sh``, without remarks: what a reader is to type."""
+    blocks = code_blocks(path, "sh")
+    return [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines() if line]
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("path", WITH_SHELL, ids=name_of)
+def test_shell_lines_on_a_page_run(path, samples):
+    """Lines for atlas-tool run one after the other; those that install something are for other tests."""
+    folder = samples.parent
+    shutil.copy(samples / "models" / "tiny-python.gguf", folder / "MODEL.gguf")
+    (folder / "handbook.txt").write_text((samples / "text" / "chat.txt").read_text(encoding="utf-8") * 4)
+    for line in shell_lines(path):
+        first = line.split()[0]
+        assert first in {"atlas-tool", "cp", "make", "pip", "sudo"}, line
+        if first in {"atlas-tool", "cp"}:
+            ran = reference.run(line, folder)
+            assert ran.returncode == 0, f"$ {line}\n{ran.stdout}"
+
+
+def test_readme_is_short():
+    assert README.stat().st_size < 12_000
+
+
+@pytest.mark.parametrize("path", [README, REPOSITORY / "ARCHITECTURE.md"], ids=name_of)
+def test_the_tree_is_real(path):
+    (tree,) = (block for block in code_blocks(path, "text") if block.startswith("atlas_kit/"))
     folders: list[str] = []
     for line in tree.splitlines():
         name = line.split()[0]
         depth = (len(line) - len(line.lstrip())) // 2
         folders[depth:] = [name]
-        path = REPOSITORY.joinpath(*folders)
-        assert path.exists(), f"{path} is in README's file tree"
-        assert path.is_dir() == name.endswith("/")
+        named = REPOSITORY.joinpath(*folders)
+        assert named.exists(), f"{named} is in the file tree of {path.name}"
+        assert named.is_dir() == name.endswith("/")
 
 
 def test_readme_names_every_top_level_folder():
     text = README.read_text(encoding="utf-8")
-    for folder in ("atlas_kit", "notebooks", "tools", "formats", "tests", "sample_data"):
+    for folder in ("atlas_kit", "docs", "notebooks", "tools", "formats", "tests", "sample_data"):
         assert re.search(rf"^{folder}/", text, re.M), folder
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the anchors of a page's headings, as code hosts and the site name them."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("path", MARKDOWN, ids=name_of)
 def test_links_lead_somewhere(path):
     text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
-    targets = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text) + re.findall(r'src="([^":]+)"', text)
-    missing = [target for target in targets if not (path.parent / target).exists()]
+    targets = re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)\)", text) + re.findall(r'src="([^":]+)"', text)
+    missing = []
+    for target in targets:
+        file, _, anchor = target.partition("#")
+        page = path.parent / file if file else path
+        if not page.exists() or (anchor and anchor not in anchors(page)):
+            missing.append(target)
     assert missing == []
 
 
 def test_exit_codes_are_documented_once_and_true(run_tool, samples):
-    assert "Exit codes" in README.read_text(encoding="utf-8")
+    assert "Exit codes" in COMMAND_PAGE.read_text(encoding="utf-8")
     assert run_tool("validate", "atlas/chat.atlas", cwd=samples).returncode == 0
     assert run_tool("validate", "broken/bit-flip.atlas", cwd=samples).returncode == 1
     assert run_tool("validate", "no-such-file.atlas", cwd=samples).returncode == 2
@@ -225,3 +276,108 @@ def test_exit_codes_are_documented_once_and_true(run_tool, samples):
 
 def test_picture_is_small():
     assert 2_000 < (SAMPLES / "expected" / "inspect.svg").stat().st_size < 120_000
+
+
+# --- the site -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Return the folder of the built site; what mkdocs warns of is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    env = reference.environment(NO_MKDOCS_2_WARNING="1")
+    ran = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return folder
+
+
+def built_pages(site: Path) -> dict[str, str]:
+    return {
+        path.relative_to(site).as_posix(): path.read_text(encoding="utf-8") for path in site.rglob("*.html")
+    }
+
+
+@pytest.mark.slow
+def test_the_site_has_every_page(site):
+    expected = {
+        name.replace(".md", ".html") for name in site_hooks.site_paths().values() if name.endswith(".md")
+    }
+    assert set(built_pages(site)) == expected | {"404.html"}
+    assert len(expected) > 25
+
+
+@pytest.mark.slow
+def test_the_site_loads_nothing_from_elsewhere(site):
+    for name, text in built_pages(site).items():
+        loaded = re.findall(r"<(?:script|img|link|iframe|source)\b[^>]*?(?:src|href)=\"?([^\"\s>]+)", text)
+        assert loaded, name
+        assert [address for address in loaded if re.match(r"(https?:)?//", address)] == [], name
+    for path in site.rglob("*.css"):
+        assert not re.search(r"(url\(|@import )[\"']?(https?:)?//", path.read_text(encoding="utf-8")), path
+
+
+@pytest.mark.slow
+def test_links_within_the_site_lead_somewhere(site):
+    pages = built_pages(site)
+    ids = {name: set(re.findall(r'\bid="?([^"\s>]+)', text)) for name, text in pages.items()}
+    for name, text in pages.items():
+        if name == "404.html":
+            continue
+        for address in re.findall(r'<a\b[^>]*?href="([^"]*)"', text):
+            file, _, anchor = html.unescape(address).partition("#")
+            if re.match(r"[a-z]+:", file):
+                continue
+            goal = posixpath.normpath(posixpath.join(posixpath.dirname(name), file)) if file else name
+            assert (site / goal).exists(), f"{address} in {name}"
+            assert not anchor or anchor in ids.get(goal, {anchor}), f"{address} in {name}"
+
+
+@pytest.mark.slow
+def test_equations_are_drawn(site):
+    pages = built_pages(site)
+    assert "<math" in pages["how-it-works.html"]
+    assert "<math" in pages["notebooks/03_learning_at_test_time.html"]
+    assert not [name for name, text in pages.items() if "arithmatex" in text]
+
+
+def test_what_the_converter_of_equations_does_not_know_is_drawn():
+    latex = r"\[\min_{\mathcal M} \lVert \mathcal{L}_t \rVert \tag{9}\]"
+    drawn = site_hooks.with_mathml(f'<p>a</p><div class="arithmatex">{latex}</div>')
+    assert drawn.startswith('<p>a</p><math xmlns="http://www.w3.org/1998/Math/MathML" display="block">')
+    assert "<munder><mo>min</mo><mrow><mi>ℳ</mi></mrow></munder>" in drawn
+    assert drawn.count('<mo stretchy="false">') == 2
+    assert "<mi>ℒ</mi>" in drawn
+    assert "(9)" in drawn
+
+
+@pytest.mark.slow
+def test_nothing_of_the_workshop_is_left_on_a_page(site):
+    assert not [
+        name for name, text in built_pages(site).items() if "[[[" in re.sub(r"<(pre|code).*?</\1>", "", text)
+    ]
+
+
+class TestLinksInTheSite:
+    @pytest.mark.parametrize(
+        ("home", "link", "becomes"),
+        [
+            ("docs/index.md", "[a](../formats/README.md)", "[a](formats/index.md)"),
+            ("docs/how-to/rescue-a-file.md", "[a](../../formats/gguf.md#b)", "[a](../formats/gguf.md#b)"),
+            (
+                "docs/how-to/rescue-a-file.md",
+                "![a](../../sample_data/expected/explorer.png)",
+                "![a](../pictures/explorer.png)",
+            ),
+            ("notebooks/README.md", "[01](01_memory_file.ipynb)", "[01](01_memory_file.md)"),
+            ("CONTRIBUTING.md", "[a](ARCHITECTURE.md#b)", "[a](architecture.md#b)"),
+            ("ARCHITECTURE.md", "[a](formats)", "[a](formats/index.md)"),
+            ("formats/README.md", "[a `b`](../atlas_kit/errors.py)", "a `b`"),
+            ("formats/gguf.md", "[a](#b) [c](https://d.org)", "[a](#b) [c](https://d.org)"),
+            ("formats/gguf.md", "[a](no-such-file.md)", "[a](no-such-file.md)"),
+            ("formats/gguf.md", "```\n[a](../README.md)\n```", "```\n[a](../README.md)\n```"),
+            ("docs/index.md", "<!-- [[[cog\nx()\n]]] -->\ny\n<!-- [[[end]]] -->\n", "y\n"),
+        ],
+    )
+    def test_they_lead_to_its_pages(self, home, link, becomes):
+        assert site_hooks.in_site(link, home) == becomes

@@ -1,4 +1,4 @@
-"""Write the parts of README.md that must be true: real help texts and real output; called by cog.
+"""Write the parts of README.md and docs/ that must be true: help texts, output, measured figures; called by cog.
 
 Commands run in a scratch copy of ``sample_data/``, in UTC, without colour, at a fixed width, so that the
 same text comes out on every machine.
@@ -84,19 +84,53 @@ def help_text(name: str | None = None) -> str:
 
 
 def command_reference() -> None:
-    """Print every command's help, folded away under its summary."""
+    """Print every command's help, each below a heading of its own."""
     import cog
 
     from atlas_kit.cli._group import COMMANDS
 
     cog.outl(f"```text\n{help_text()}\n```\n")
     for name, row in COMMANDS.items():
-        summary = f"<code>atlas-tool {name}</code>: {row.summary}"
-        cog.outl(f"<details><summary>{summary}</summary>\n\n```text\n{help_text(name)}\n```\n\n</details>\n")
+        cog.outl(f"## atlas-tool {name}\n\n{row.summary}\n\n```text\n{help_text(name)}\n```\n")
+
+
+def _quantity(value: float, unit: str) -> str:
+    """Return a measured value to three digits, in a unit in which it is easily read."""
+    steps = {
+        "s": (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9)),
+        "bytes": (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1.0)),
+    }.get(unit, ((unit, 1.0),))
+    name, size = next((step for step in steps if abs(value) >= step[1]), steps[-1])
+    number = value / size
+    digits = max(0, 2 - len(str(int(abs(number)))) + 1) if number != int(number) else 0
+    return f"{number:,.{digits}f} {name}".rstrip()
+
+
+def bench_table(name: str) -> None:
+    """Print what one program of tools/bench saved in its folder results, and where and when it was measured."""
+    import json
+
+    import cog
+
+    path = ROOT / "tools" / "bench" / "results" / f"{name}.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    cog.outl("| what | here | to compare with | ratio |")
+    cog.outl("|---|---|---|---|")
+    for row in found["rows"]:
+        if not row["unit"]:
+            continue  # a check, not a measurement
+        ours, peer = (_quantity(row[side], row["unit"]) for side in ("ours", "peer"))
+        against = "" if row["against"] == peer else f", {row['against']}"
+        cog.outl(f"| {row['what']} | {ours} | {peer}{against} | {row['ratio']:.2f} |")
+    cog.outl("")
+    cog.outl(
+        f"Measured on {found['date']} with `python tools/bench/{name.removesuffix('-cpu')}.py` "
+        f"on {found['cores']} cores of an {found['processor']}, Python {found['python']}, NumPy {found['numpy']}."
+    )
 
 
 def quality_table() -> None:
-    """Print README's table of perplexities from what tools/bench/quality.py saved."""
+    """Print the table of perplexities from what tools/bench/quality.py saved."""
     import json
 
     import cog

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from atlas_kit.cli import _render
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from atlas_kit.operations.byte_map import MapRegion
+    from atlas_kit.operations.hex_line import HexLine
 
 #: The map's width and its largest height, in cells.
 COLUMNS, ROWS = 64, 16
@@ -18,16 +21,16 @@ LETTERS = {"padding": ".", "unused": "?", "garbage": "?", "header": "H", "metada
            "tensor": "T"}  # fmt: skip
 
 
-def hex_blocks(result: Any) -> Iterator[_render.Block]:
-    """Yield the fields of a file as a table."""
+def hex_blocks(fields: list[HexLine], error: str | None) -> Iterator[_render.Block]:
+    """Yield the fields of a file as a table, and what stopped the walk, if anything did."""
     rows = []
-    for line in result.fields:
+    for line in fields:
         data = line.data.hex(" ") + (" ..." if line.size > len(line.data) else "")
         meaning = _render.name(line.meaning)
         rows.append((f"{line.offset:#010x}", line.size, data, line.name, line.type, line.value, meaning))
     yield _render.Table([">offset", ">size", "bytes", "field", "type", "value", "meaning"], rows)
-    if result.fields_error:
-        yield _render.Lines([_render.Styled(f"here it ends: {result.fields_error}", "bad")])
+    if error:
+        yield _render.Lines([_render.Styled(f"here it ends: {error}", "bad")])
 
 
 def dump_lines(data: bytes, start: int = 0) -> list[str]:
@@ -40,7 +43,7 @@ def dump_lines(data: bytes, start: int = 0) -> list[str]:
     return lines
 
 
-def map_blocks(regions: list[Any], size: int) -> Iterator[_render.Block]:
+def map_blocks(regions: list[MapRegion], size: int) -> Iterator[_render.Block]:
     """Yield the picture of a file, what its letters mean, and its regions."""
     if not regions:
         yield "the file is empty"
@@ -61,7 +64,7 @@ def map_blocks(regions: list[Any], size: int) -> Iterator[_render.Block]:
         yield f"... and {len(shown) - LISTED:,} more (--json lists all)"
 
 
-def _letters(regions: list[Any]) -> dict[str, str]:
+def _letters(regions: list[MapRegion]) -> dict[str, str]:
     letters: dict[str, str] = {}
     for kind in dict.fromkeys(region.kind for region in regions):
         usual = LETTERS.get(kind)
@@ -71,7 +74,7 @@ def _letters(regions: list[Any]) -> dict[str, str]:
     return letters
 
 
-def _picture(regions: list[Any], size: int, cells: int, letters: dict[str, str]) -> str:
+def _picture(regions: list[MapRegion], size: int, cells: int, letters: dict[str, str]) -> str:
     """Return one letter per cell: the kind that has the most bytes in it."""
     best = [(0.0, " ")] * cells
     totals: list[dict[str, float]] = [{} for _ in range(cells)]
@@ -89,7 +92,7 @@ def _picture(regions: list[Any], size: int, cells: int, letters: dict[str, str])
     return "".join(letter for _, letter in best)
 
 
-def _legend(regions: list[Any], size: int, letters: dict[str, str]) -> _render.Table:
+def _legend(regions: list[MapRegion], size: int, letters: dict[str, str]) -> _render.Table:
     total: dict[str, int] = {}
     count: dict[str, int] = {}
     for region in regions:

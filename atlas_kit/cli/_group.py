@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import sys
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple
 
 import click
 
-from atlas_kit._version import __version__
+from atlas_kit import __version__
 from atlas_kit.cli._options import CONTEXT, HelpfulCommand
 
 
@@ -57,12 +56,6 @@ class LazyGroup(HelpfulCommand, click.Group):
         command = importlib.import_module(f"atlas_kit.cli.{row.module}").command
         assert isinstance(command, click.Command)
         return command
-
-    def main(self, args: Any = None, *_: Any, **__: Any) -> NoReturn:
-        """Run the whole program, error messages and exit code included (click's test runner calls this)."""
-        from atlas_kit.cli.main import run
-
-        sys.exit(run(sys.argv[1:] if args is None else list(args)))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands from the table."""

@@ -59,7 +59,7 @@ def model_options(function: F) -> F:
 @contextlib.contextmanager
 def open_model(path: str, options: dict[str, Any], *, quiet: bool = False) -> Iterator[Engine]:
     """Load a model and say what it wants said; closed afterwards."""
-    from atlas_kit.llama.engine import open_engine
+    from atlas_kit.llama.open_engine import open_engine
 
     engine = open_engine(path, **options)
     try:

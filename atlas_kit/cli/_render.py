@@ -18,7 +18,7 @@ from atlas_kit.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from typing import Protocol, TypeAlias
+    from typing import Protocol, TypeAlias, TypeVar
 
     Block: TypeAlias = "Facts | Table | Lines | str"
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
         def to_json(self) -> Any:
             """Return the result as JSON-ready data."""
+
+    R = TypeVar("R", bound=Result)
 
 
 #: Above this many rows a table is written plainly even on a terminal: rich takes seconds for it.
@@ -80,7 +82,7 @@ class Styled:
         self.style = style
 
 
-def emit(result: Result, render: Callable[[Any], Iterable[Block]], as_json: bool) -> int:
+def emit(result: R, render: Callable[[R], Iterable[Block]], as_json: bool) -> int:
     """Write a result as JSON or as text, and return its exit code."""
     if as_json:
         from atlas_kit.codecs.json_text import dumps
@@ -91,7 +93,7 @@ def emit(result: Result, render: Callable[[Any], Iterable[Block]], as_json: bool
     return result.exit_code
 
 
-def emit_all(results: Sequence[Result], render: Callable[[Any], Iterable[Block]], as_json: bool) -> int:
+def emit_all(results: Sequence[R], render: Callable[[R], Iterable[Block]], as_json: bool) -> int:
     """Write results, as JSON in one list, and return the largest exit code."""
     if as_json:
         from atlas_kit.codecs.json_text import dumps
@@ -102,7 +104,7 @@ def emit_all(results: Sequence[Result], render: Callable[[Any], Iterable[Block]]
     return max((result.exit_code for result in results), default=0)
 
 
-def emit_beside(result: Result, render: Callable[[Any], Iterable[Block]], as_json: bool, output: str) -> int:
+def emit_beside(result: R, render: Callable[[R], Iterable[Block]], as_json: bool, output: str) -> int:
     """Write a result whose main product went to ``output``; on standard output nothing may follow that."""
     return result.exit_code if output == "-" else emit(result, render, as_json)
 

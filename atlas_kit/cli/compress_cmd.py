@@ -21,6 +21,8 @@ from atlas_kit.cli._options import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from atlas_kit.operations.compressed import Compressed, EntryRatio
+
 
 @command_(
     "compress",
@@ -55,7 +57,8 @@ Examples:
 @keys_options
 def command(file: str, output: str, as_json: bool, keys: Any, **options: Any) -> int:
     """Run the command."""
-    from atlas_kit.operations.compress import CompressOptions, compress_file
+    from atlas_kit.operations.compress import compress_file
+    from atlas_kit.operations.compressed import CompressOptions
 
     how = CompressOptions(
         codec=options["codec"],
@@ -70,7 +73,7 @@ def command(file: str, output: str, as_json: bool, keys: Any, **options: Any) ->
     return _render.emit_beside(result, _text, as_json, output)
 
 
-def _text(result: Any) -> Iterator[_render.Block]:
+def _text(result: Compressed) -> Iterator[_render.Block]:
     quantised = any(row.error for row in result.entries)
     rows = [_row(row, quantised) for row in result.entries]
     errors = [">max error", ">relative L2"] if quantised else []
@@ -85,7 +88,7 @@ def _text(result: Any) -> Iterator[_render.Block]:
             yield f"{_render.name(row.key)}: {row.note}"
 
 
-def _row(row: Any, quantised: bool) -> list[object]:
+def _row(row: EntryRatio, quantised: bool) -> list[object]:
     stored = row.codec
     if row.dtype_after:
         stored = row.dtype_after if row.codec == "none" else f"{row.dtype_after}, {row.codec}"

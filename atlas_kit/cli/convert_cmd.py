@@ -23,6 +23,8 @@ from atlas_kit.cli._options import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from atlas_kit.operations.convert import Converted
+
 _TARGETS = ["atlas-v1", "atlas-v2", "atlas-v3", "json", "safetensors", "npz", "gguf", "atlas-gguf"]
 
 
@@ -93,7 +95,7 @@ def command(src: str, dst: str, as_json: bool, keys: Any, chosen: Any, **options
     return _render.emit_beside(result, _text, as_json, dst)
 
 
-def _text(result: Any) -> Iterator[_render.Block]:
+def _text(result: Converted) -> Iterator[_render.Block]:
     entries = "" if result.entries is None else f", {_render.plural(result.entries, 'entry', 'entries')}"
     yield f"{result.source} ({result.source_format}, {_render.size(result.source_size)}){entries}"
     yield f"-> {result.target} ({result.target_format}, {_render.size(result.target_size)})"

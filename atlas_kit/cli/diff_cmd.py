@@ -13,6 +13,8 @@ from atlas_kit.cli._options import FILE, command_, given, json_option, keys_opti
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from atlas_kit.operations.diff import Change, Comparison
+
 _MARKS = {"added": ("+", "add"), "removed": ("-", "remove"), "changed": ("~", "warn"),
           "renamed": (">", "place"), "moved": ("^", "place")}  # fmt: skip
 
@@ -57,7 +59,7 @@ def command(
     return result.exit_code if quiet else _render.emit(result, _text, as_json)
 
 
-def _text(result: Any) -> Iterator[_render.Block]:
+def _text(result: Comparison) -> Iterator[_render.Block]:
     if not result.changes:
         yield f"no difference in {_render.plural(result.same, 'item')}"
         return
@@ -69,7 +71,7 @@ def _text(result: Any) -> Iterator[_render.Block]:
     yield f"{summary}, {result.same:,} the same"
 
 
-def _lines(change: Any) -> Iterator[str | _render.Styled]:
+def _lines(change: Change) -> Iterator[str | _render.Styled]:
     mark, style = _MARKS[change.what]
     part = "" if change.part == "entry" else f"{change.part} "
     to = "" if change.new_name is None else f" -> {_render.name(change.new_name)}"

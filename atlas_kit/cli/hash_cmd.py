@@ -12,6 +12,8 @@ from atlas_kit.cli._options import FILE, command_, given, json_option, keys_opti
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from atlas_kit.operations.hash import Hashes, Identity
+
 _ALGORITHMS = ["sha256", "sha512", "blake2b", "sha1", "md5", "xxh3-64", "xxh3-128"]
 
 
@@ -62,7 +64,7 @@ def command(
     chosen = context.get_parameter_source("algorithm") is not click.core.ParameterSource.DEFAULT
     if identity and (file_only or chosen):
         raise click.UsageError("--identity stands alone: it is always the same hash")
-    results: list[Any] = []
+    results: list[Hashes | Identity] = []
     with _render.progress() as progress:
         for file in files:
             if identity:
@@ -74,8 +76,10 @@ def command(
     return _render.emit_all(results, _text, as_json)
 
 
-def _text(result: Any) -> Iterator[_render.Block]:
-    if not hasattr(result, "file"):
+def _text(result: Hashes | Identity) -> Iterator[_render.Block]:
+    from atlas_kit.operations.hash import Identity
+
+    if isinstance(result, Identity):
         what = "full identity" if result.full else "identity"
         yield f"{result.identity}  {what}  {result.path}"
         return

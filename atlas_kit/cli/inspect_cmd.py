@@ -12,6 +12,10 @@ from atlas_kit.cli._options import FILE, command_, given, json_option, keys_opti
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from atlas_kit.operations.inspect import Inspection
+    from atlas_kit.operations.inspect_parts import OneEntry
+    from atlas_kit.operations.tensor_numbers import TensorStats
+
 
 @command_(
     "inspect",
@@ -62,9 +66,9 @@ def command(file: str, as_json: bool, keys: Any, **options: Any) -> int:
     return _render.emit(result, _text, as_json)
 
 
-def _text(result: Any) -> Iterator[_render.Block]:
+def _text(result: Inspection) -> Iterator[_render.Block]:
     if result.overview is not None:
-        yield from _overview(result)
+        yield from _overview(result, result.overview)
     elif result.entries is not None:
         yield from _entries(result)
     if result.keys is not None:
@@ -72,7 +76,7 @@ def _text(result: Any) -> Iterator[_render.Block]:
     if result.metadata is not None or result.tensors is not None:
         from atlas_kit.cli.ls_cmd import model_tables
 
-        yield from model_tables(_Part(result))
+        yield from model_tables(result.metadata or [], result.tensors or [])
     if result.stats is not None:
         yield _stats(result.stats)
     if result.entry is not None:
@@ -80,7 +84,7 @@ def _text(result: Any) -> Iterator[_render.Block]:
     if result.fields is not None:
         from atlas_kit.cli._bytes import hex_blocks
 
-        yield from hex_blocks(result)
+        yield from hex_blocks(result.fields, result.fields_error)
     if result.regions is not None:
         from atlas_kit.cli._bytes import map_blocks
 
@@ -89,25 +93,16 @@ def _text(result: Any) -> Iterator[_render.Block]:
         yield _render.Lines([_render.Styled(f"damaged: {problem}", "bad")])
 
 
-class _Part:
-    """What the tables of `ls` need, with nothing where it was not asked for."""
-
-    def __init__(self, result: Any) -> None:
-        self.metadata = result.metadata or []
-        self.tensors = result.tensors or []
-
-
-def _entries(result: Any) -> Iterator[_render.Block]:
+def _entries(result: Inspection) -> Iterator[_render.Block]:
     from atlas_kit.cli.ls_cmd import entry_table
 
     yield entry_table(result.entries) if result.entries else "no entries"
 
 
-def _overview(result: Any) -> Iterator[_render.Block]:
+def _overview(result: Inspection, facts: dict[str, Any]) -> Iterator[_render.Block]:
     if result.kind == "gguf":
-        yield _render.Facts([row for row in _model_facts(result) if row[1] not in (None, "")])
+        yield _render.Facts([row for row in _model_facts(result, facts) if row[1] not in (None, "")])
         return
-    facts = result.overview
     if facts.get("sealed"):
         yield _render.Facts(list(_sealed_facts(result, facts)))
         return
@@ -122,7 +117,7 @@ def _overview(result: Any) -> Iterator[_render.Block]:
             yield f"... and {facts['count'] - len(result.entries):,} more (--entries)"
 
 
-def _sealed_facts(result: Any, facts: dict[str, Any]) -> Iterator[tuple[str, object]]:
+def _sealed_facts(result: Inspection, facts: dict[str, Any]) -> Iterator[tuple[str, object]]:
     yield "file", result.path
     yield "format", ".atlas memory file, version 3, encrypted"
     yield "opened by", f"{facts['opened_by']} (--passphrase-file, --key-file or ATLAS_PASSPHRASE)"
@@ -133,7 +128,7 @@ def _sealed_facts(result: Any, facts: dict[str, Any]) -> Iterator[tuple[str, obj
     yield "model hash", facts["model_hash"] or "not set"
 
 
-def _memory_facts(result: Any, facts: dict[str, Any]) -> Iterator[tuple[str, object]]:
+def _memory_facts(result: Inspection, facts: dict[str, Any]) -> Iterator[tuple[str, object]]:
     count, counted = facts["count"], facts["counted"]
     of = "" if counted == count else f" (of the first {counted:,})"
     yield "file", result.path
@@ -165,8 +160,7 @@ def _memory_facts(result: Any, facts: dict[str, Any]) -> Iterator[tuple[str, obj
         yield "unused", f"{_render.exact_size(facts['garbage'])} of earlier updates"
 
 
-def _model_facts(result: Any) -> Iterator[tuple[str, object]]:
-    facts = result.overview
+def _model_facts(result: Inspection, facts: dict[str, Any]) -> Iterator[tuple[str, object]]:
     yield "file", result.path
     yield "format", f"GGUF model, version {facts['version']}, {facts['byte_order']}"
     yield "size", _render.exact_size(result.size)
@@ -194,11 +188,11 @@ def _model_facts(result: Any) -> Iterator[tuple[str, object]]:
         yield key, str(value).lower() if isinstance(value, bool) else value
 
 
-def _stats(rows: list[Any]) -> _render.Table:
+def _stats(rows: list[tuple[str, TensorStats | str]]) -> _render.Table:
     def number(value: float | None) -> str:
         return "" if value is None else format(value, ".6g")
 
-    def cells(name: str, stats: Any) -> list[object]:
+    def cells(name: str, stats: TensorStats | str) -> list[object]:
         if isinstance(stats, str):
             return ["", "", "", "", "", "", "", _render.Styled(f"{_render.name(name)}: {stats}", "bad")]
         bad = _render.Styled(str(stats.nan + stats.inf), "bad") if stats.nan + stats.inf else 0
@@ -209,7 +203,7 @@ def _stats(rows: list[Any]) -> _render.Table:
     return _render.Table(columns, [cells(*row) for row in rows])
 
 
-def _entry(one: Any) -> Iterator[_render.Block]:
+def _entry(one: OneEntry) -> Iterator[_render.Block]:
     skipped = ("value", "first", "value_hex")
     rows = [
         (name.replace("_", " "), _shown(name, value))
@@ -228,7 +222,7 @@ def _entry(one: Any) -> Iterator[_render.Block]:
         yield "... (the rest is not shown; `atlas-tool get` gives all of it)"
 
 
-def _preview(one: Any) -> _render.Block:
+def _preview(one: OneEntry) -> _render.Block:
     if one.is_text:
         text = one.preview.decode("utf-8", "surrogateescape")
         return _render.Lines([line.expandtabs() for line in text.split("\n")])

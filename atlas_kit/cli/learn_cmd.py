@@ -34,6 +34,8 @@ from atlas_kit.cli._options import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from atlas_kit.operations.learn import Learned, Read, Told
+
 #: Seconds between two lines of progress where no bar can be drawn.
 LINE_EVERY = 10.0
 
@@ -130,7 +132,7 @@ def command(
         return code
 
 
-def _text(result: Any) -> Iterator[_render.Block]:
+def _text(result: Learned) -> Iterator[_render.Block]:
     rows = [_row(read, read.name) for read in result.documents]
     if len(rows) > 1:
         rows.append(_row(result.total, "in all"))
@@ -141,7 +143,7 @@ def _text(result: Any) -> Iterator[_render.Block]:
     yield f"{result.total.name}: {known}, saved {_render.plural(result.saves, 'time')}"
 
 
-def _row(read: Any, name: str) -> list[object]:
+def _row(read: Read, name: str) -> list[object]:
     speed = "" if read.tokens_per_second is None else f"{read.tokens_per_second:,.0f}"
     return [f"{read.tokens:,}", speed, loss(read.model_loss), loss(read.loss), _render.name(name)]
 
@@ -155,7 +157,7 @@ def loss(value: float | None) -> str:
 
 
 @contextlib.contextmanager
-def _progress(count: int, silent: bool) -> Iterator[Callable[[Any], None] | None]:
+def _progress(count: int, silent: bool) -> Iterator[Callable[[Told], None] | None]:
     """Yield what is told of the reading: a bar on a terminal, else a line now and then; both on standard error."""
     if silent:
         yield None
@@ -166,20 +168,20 @@ def _progress(count: int, silent: bool) -> Iterator[Callable[[Any], None] | None
         yield _lines()
 
 
-def _said(read: Any) -> str:
+def _said(read: Read) -> str:
     speed = read.tokens_per_second or 0
     losses = f"loss {loss(read.model_loss)} alone, {loss(read.loss)} with the memory" if read.scored else ""
     return ", ".join(filter(None, (f"{read.tokens:,} tokens", f"{speed:,.0f} tokens/s", losses)))
 
 
-def _trouble(error: Any) -> str:
+def _trouble(error: object) -> str:
     return f"could not save, reading goes on: {error}"
 
 
-def _lines() -> Callable[[Any], None]:
+def _lines() -> Callable[[Told], None]:
     last = time.monotonic()
 
-    def told(now: Any) -> None:
+    def told(now: Told) -> None:
         nonlocal last
         if now.trouble is not None:
             _render.note(_trouble(now.trouble))
@@ -193,7 +195,7 @@ def _lines() -> Callable[[Any], None]:
 
 
 @contextlib.contextmanager
-def _bar() -> Iterator[Callable[[Any], None]]:
+def _bar() -> Iterator[Callable[[Told], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
@@ -208,7 +210,7 @@ def _bar() -> Iterator[Callable[[Any], None]]:
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None, said="")
 
-        def told(now: Any) -> None:
+        def told(now: Told) -> None:
             if now.trouble is not None:
                 bar.console.print(printable(_trouble(now.trouble)))
             bar.update(

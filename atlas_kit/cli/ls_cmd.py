@@ -11,7 +11,11 @@ from atlas_kit.cli import _render
 from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    from atlas_kit.formats.gguf import MetadataField, TensorInfo
+    from atlas_kit.operations.entry_rows import EntryRow
+    from atlas_kit.operations.ls import Listing
 
 
 @command_(
@@ -48,23 +52,23 @@ def command(file: str, patterns: tuple[str, ...], long: bool, null: bool, as_jso
     return _render.emit(listing, _long if long else _short, as_json)
 
 
-def _short(listing: Any) -> Iterator[_render.Block]:
+def _short(listing: Listing) -> Iterator[_render.Block]:
     yield _render.Lines(listing.names())
 
 
-def _long(listing: Any) -> Iterator[_render.Block]:
+def _long(listing: Listing) -> Iterator[_render.Block]:
     if listing.kind == "gguf":
-        yield from model_tables(listing)
+        yield from model_tables(listing.metadata, listing.tensors)
     else:
         yield entry_table(listing.entries)
 
 
-def entry_table(entries: list[Any]) -> _render.Table:
+def entry_table(entries: list[EntryRow]) -> _render.Table:
     """Return the table of entries that `ls -l` and `inspect --entries` show."""
     tensors = any(row.dtype for row in entries)
     coded = any(row.codec != "none" for row in entries)
 
-    def cells(row: Any) -> list[object]:
+    def cells(row: EntryRow) -> list[object]:
         out = [row.type_name, row.size]
         if coded:
             out += [row.stored_size, row.codec if row.filter == "none" else f"{row.codec}+{row.filter}"]
@@ -78,14 +82,14 @@ def entry_table(entries: list[Any]) -> _render.Table:
     return _render.Table(columns, list(map(cells, entries)))
 
 
-def model_tables(listing: Any) -> Iterator[_render.Block]:
+def model_tables(metadata: Sequence[MetadataField], tensors: Sequence[TensorInfo]) -> Iterator[_render.Block]:
     """Yield the tables of metadata and of tensors that `ls -l` and `inspect` show."""
     from atlas_kit.operations.gguf_values import show_value
 
-    if listing.metadata:
-        rows = [(row.type_name, _render.name(row.key), show_value(row)) for row in listing.metadata]
+    if metadata:
+        rows = [(row.type_name, _render.name(row.key), show_value(row)) for row in metadata]
         yield _render.Table(["type", "key", "value"], rows)
-    if listing.tensors:
+    if tensors:
         infos = [
             (
                 info.type_name,
@@ -94,6 +98,6 @@ def model_tables(listing: Any) -> Iterator[_render.Block]:
                 info.file_offset,
                 _render.name(info.name),
             )
-            for info in listing.tensors
+            for info in tensors
         ]
         yield _render.Table(["type", "shape", ">bytes", ">offset", "tensor"], infos)

@@ -12,9 +12,9 @@ import contextlib
 import gc
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from atlas_kit._version import __version__
+from atlas_kit import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,15 +64,6 @@ def run(args: list[str]) -> int:
     return code
 
 
-def __getattr__(name: str) -> Any:
-    """Return ``cli``, the click group, on demand: importing this module must not import click."""
-    if name == "cli":
-        from atlas_kit.cli._group import group
-
-        return group
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
 def _invoke(args: list[str]) -> int:
     from atlas_kit.cli._group import group
 
@@ -106,7 +97,9 @@ def _failed(error: BaseException) -> int:
     from atlas_kit.errors import AtlasError
 
     if isinstance(error, AtlasError):
-        return _fail(str(error), MISUSE)
+        from atlas_kit.cli import _remedies
+
+        return _fail(_remedies.sentence(error), MISUSE)
     import click
 
     if isinstance(error, click.exceptions.Exit):

@@ -21,6 +21,8 @@ from atlas_kit.cli._options import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from atlas_kit.operations.merge import Merged
+
 
 @command_(
     "merge",
@@ -65,7 +67,7 @@ def command(
     return _render.emit_beside(result, _text, as_json, output)
 
 
-def _text(result: Any) -> Iterator[_render.Block]:
+def _text(result: Merged) -> Iterator[_render.Block]:
     for path, count in result.taken:
         yield f"{path}: {_render.plural(count, 'entry', 'entries')} taken"
     for conflict in result.conflicts:

@@ -15,6 +15,8 @@ from atlas_kit.cli._options import FILE, atlas_settings_options, command_, json_
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from atlas_kit.operations.perplexity import Comparison
+
 DEFAULT = "none,window,omega,atlas"
 
 
@@ -88,7 +90,7 @@ def command(model: str, texts: tuple[str, ...], as_json: bool, quiet: bool, **op
     return _render.emit(result, lambda found: _text(found, options["curve"]), as_json)
 
 
-def _text(result: Any, curve: bool) -> Iterator[_render.Block]:
+def _text(result: Comparison, curve: bool) -> Iterator[_render.Block]:
     from atlas_kit.operations.perplexity import NOTES
 
     yield _render.Facts(
@@ -97,14 +99,15 @@ def _text(result: Any, curve: bool) -> Iterator[_render.Block]:
             ("text", f"{result.tokens:,} tokens, {result.scored_after:,} from token {result.after:,} on"),
         ]
     )
-    none = result.results.get("none")
+    alone = result.results.get("none")
+    alone_after = None if alone is None else alone.perplexity_after
     rows = []
     for score in result.results.values():
         note = NOTES[score.kind] + (f" {score.weight:g}" if score.weight is not None else "")
         after = "" if score.perplexity_after is None else f"{score.perplexity_after:.2f}"
         lower: str | _render.Styled = ""
-        if none is not None and score is not none and score.perplexity_after is not None:
-            share = 1 - score.perplexity_after / none.perplexity_after
+        if score is not alone and alone_after is not None and score.perplexity_after is not None:
+            share = 1 - score.perplexity_after / alone_after
             lower = _render.Styled(f"{-share:+.0%}", "good" if share > 0 else "bad")
         size = _render.size(score.state_bytes) if score.state_bytes else ""
         rows.append(

@@ -15,6 +15,8 @@ from atlas_kit.cli._options import FILE, atlas_settings_options, command_, json_
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from atlas_kit.operations.recall import Recall, Row
+
 
 #: A short context, unless another is asked for: less text buries a fact.
 CONTEXT = 512
@@ -104,7 +106,7 @@ def command(model: str, filler: str | None, as_json: bool, quiet: bool, **option
         raise KeyboardInterrupt
 
 
-def _text(result: Any) -> Iterator[_render.Block]:
+def _text(result: Recall) -> Iterator[_render.Block]:
     settings = result.memory["settings"]
     yield _render.Facts(
         [
@@ -127,7 +129,7 @@ def _text(result: Any) -> Iterator[_render.Block]:
     )
 
 
-def _row(row: Any) -> list[object]:
+def _row(row: Row) -> list[object]:
     if not row.facts:
         return [f"{row.distance:,}", row.reach, "", "", "", ""]
     share = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +12,9 @@ from atlas_kit.cli._options import FILE, command_, given, json_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from atlas_kit.settings.model_facts import ModelFacts
+    from atlas_kit.settings.recommend import Recommendation
 
 
 @command_(
@@ -35,10 +39,45 @@ def command(model: str, as_json: bool) -> int:
     """Run the command."""
     from atlas_kit.settings.recommend import recommend
 
-    return _render.emit(recommend(given(model)), _text, as_json)
+    return _render.emit(_WithCommands(recommend(given(model))), _text, as_json)
 
 
-def _text(result: Any) -> Iterator[_render.Block]:
+def run_command(result: Recommendation) -> str:
+    """Return the command line that runs the model with the settings that are recommended."""
+    from atlas_kit.settings.atlas_settings import settings_table
+
+    words = []
+    for row in settings_table():
+        value = getattr(result.settings, row.name)
+        if value == row.default:
+            continue
+        if isinstance(value, bool):
+            words.append(row.option if value else f"--no-{row.option[2:]}")
+        else:
+            words += [row.option, str(value)]
+    return shlex.join(["atlas-tool", "run", result.model.path, "--atlas", *words])
+
+
+def automatic_command(result: Recommendation) -> str:
+    """Return the command line that finds these settings by itself."""
+    return shlex.join(["atlas-tool", "run", result.model.path, "--atlas-auto"])
+
+
+class _WithCommands:
+    """A recommendation that says with which command lines to follow it."""
+
+    exit_code = 0
+
+    def __init__(self, result: Recommendation) -> None:
+        self.result = result
+
+    def to_json(self) -> dict[str, Any]:
+        commands = {"command": run_command(self.result), "automatic": automatic_command(self.result)}
+        return {**self.result.to_json(), **commands}
+
+
+def _text(given: _WithCommands) -> Iterator[_render.Block]:
+    result = given.result
     yield _render.Facts([row for row in _facts(result.model) if row[1] not in (None, "")])
     rows = []
     for name, value in result.settings.to_json().items():
@@ -47,10 +86,10 @@ def _text(result: Any) -> Iterator[_render.Block]:
     yield _render.Table(["setting", "value", "reason"], rows)
     yield from _costs(result)
     yield _render.Lines(["", *(f"note: {note}" for note in result.notes), ""])
-    yield _render.Lines([_render.Styled(result.command, "good"), f"or: {result.automatic}"])
+    yield _render.Lines([_render.Styled(run_command(result), "good"), f"or: {automatic_command(result)}"])
 
 
-def _facts(model: Any) -> Iterator[tuple[str, object]]:
+def _facts(model: ModelFacts) -> Iterator[tuple[str, object]]:
     from atlas_kit.settings.recommend import short
 
     yield "model", model.path if model.name is None else f"{model.path} ({model.name})"
@@ -68,14 +107,14 @@ def _facts(model: Any) -> Iterator[tuple[str, object]]:
     yield "logits", ", ".join(f"{word} {number:g}" for word, number in scaling if number is not None)
 
 
-def _heads(model: Any) -> str | None:
+def _heads(model: ModelFacts) -> str | None:
     if model.heads is None:
         return None
     same = model.heads_kv is None or model.heads_kv == model.heads
     return f"{model.heads}" if same else f"{model.heads}, {model.heads_kv} of keys and values"
 
 
-def _costs(result: Any) -> Iterator[_render.Block]:
+def _costs(result: Recommendation) -> Iterator[_render.Block]:
     costs = result.costs
     rows = [(_render.size(size), what) for what, size in costs.memory]
     rows.append(

@@ -12,6 +12,9 @@ from atlas_kit.cli._options import IN_PLACE, command_, force_option, json_option
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from atlas_kit.operations.recover import Restored
+    from atlas_kit.persistence.backups import Backups
+
 
 @command_(
     "recover",
@@ -52,7 +55,7 @@ def command(file: str, restore: str | None, output: str | None, force: bool, as_
     return _render.emit(result, _restored, as_json)
 
 
-def _list(result: Any) -> Iterator[_render.Block]:
+def _list(result: Backups) -> Iterator[_render.Block]:
     if result.interrupted:
         yield f"an edit of {result.path} was interrupted: undo it with --restore journal"
     if not result.backups:
@@ -69,7 +72,7 @@ def _list(result: Any) -> Iterator[_render.Block]:
     yield _render.Table([">", "time", ">size", ">entries", "state", "path"], rows)
 
 
-def _restored(result: Any) -> Iterator[_render.Block]:
+def _restored(result: Restored) -> Iterator[_render.Block]:
     yield f"restored {result.path} from {result.backup}"
     if result.kept:
         yield f"the file that was there is now {result.kept}"

@@ -21,6 +21,10 @@ from atlas_kit.cli._options import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from atlas_kit.formats.atlas.rescue_plan import RescueResult
+    from atlas_kit.formats.gguf.mend import MendResult
+    from atlas_kit.operations.repair import Repaired
+
 #: How many intact entries are listed by name.
 LISTED = 40
 _STATES = {"intact": "good", "damaged": "warn", "missing": "bad", "dropped": "bad"}
@@ -68,8 +72,11 @@ def command(
     return _render.emit_beside(result, _text, as_json, "" if dry_run else output or "")
 
 
-def _text(result: Any) -> Iterator[_render.Block]:
-    yield from _rescue(result.rescue) if result.rescue is not None else _mend(result.mend)
+def _text(result: Repaired) -> Iterator[_render.Block]:
+    if result.rescue is not None:
+        yield from _rescue(result.rescue)
+    if result.mend is not None:
+        yield from _mend(result.mend)
     verb = "would save" if result.dry_run else "saved"
     what = ("entry", "entries") if result.kind == "atlas" else ("part", "parts")
     damaged = f", {_render.plural(result.lost, 'piece was', 'pieces were')} damaged" if result.lost else ""
@@ -78,7 +85,7 @@ def _text(result: Any) -> Iterator[_render.Block]:
         yield f"-> {result.output}"
 
 
-def _rescue(rescue: Any) -> Iterator[_render.Block]:
+def _rescue(rescue: RescueResult) -> Iterator[_render.Block]:
     if rescue.intact:
         yield "there is nothing to repair"
     lines: list[str | _render.Styled] = []
@@ -96,7 +103,7 @@ def _rescue(rescue: Any) -> Iterator[_render.Block]:
     yield _render.Lines(lines)
 
 
-def _mend(mend: Any) -> Iterator[_render.Block]:
+def _mend(mend: MendResult) -> Iterator[_render.Block]:
     if not mend.changed:
         yield "there is nothing to repair"
     lines: list[str | _render.Styled] = []

@@ -12,6 +12,8 @@ from atlas_kit.cli._options import IN_PLACE, backup_option, command_, json_optio
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from atlas_kit.operations.rm import Removed
+
 
 @command_(
     "rm",
@@ -42,7 +44,7 @@ def command(file: str, wanted: tuple[str, ...], as_json: bool, **options: Any) -
     return _render.emit(remove_keys(file, wanted, **options), _text, as_json)
 
 
-def _text(result: Any) -> Iterator[_render.Block]:
+def _text(result: Removed) -> Iterator[_render.Block]:
     verb = "would remove" if result.dry_run else "removed"
     yield _render.Lines(f"{verb} {key}" for key in result.keys)
     if not result.keys:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from atlas_kit.cli import _render
+from atlas_kit.cli import _remedies, _render
 from atlas_kit.cli._model_options import (
     MODEL,
     Abandoned,
@@ -291,7 +291,7 @@ class _Talk:
                 started = self._template is None and bool(self.session.context_tokens)
                 self._answer(f"\n{line}" if started else line)
             except AtlasError as error:
-                _render.note(f"error: {error}")
+                _render.note(f"error: {_remedies.sentence(error)}")
             sys.stdout.write("\n")
             sys.stdout.flush()
             if self.stop.count > 1:
@@ -340,7 +340,7 @@ class _Talk:
                 return True
             return command(self, argument.strip()) is not False
         except AtlasError as error:
-            _render.note(f"error: {error}")
+            _render.note(f"error: {_remedies.sentence(error)}")
             return True
 
     def _help(self, _: str) -> None:
@@ -411,7 +411,7 @@ class _Talk:
             try:
                 self._keep()
             except AtlasError as error:
-                _render.note(f"the memory was not saved: {error}")
+                _render.note(f"the memory was not saved: {_remedies.sentence(error)}")
             raise
         self._keep()
 

@@ -13,6 +13,8 @@ from atlas_kit.cli._options import FILE, IN_PLACE, backup_option, command_, json
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from atlas_kit.operations.set import Stored
+
 
 @command_(
     "set",
@@ -81,7 +83,7 @@ def _read(value: str | None, source: str | None) -> bytes:
     return (value or "").encode("utf-8", "surrogateescape")
 
 
-def _text(result: Any) -> Iterator[_render.Block]:
+def _text(result: Stored) -> Iterator[_render.Block]:
     if result.created_file:
         yield f"created {result.path}"
     what = result.type if result.size is None else f"{result.type}, {_render.exact_size(result.size)}"

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from atlas_kit.cli import _render
+from atlas_kit.cli import _remedies, _render
 from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options, one_stdin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from atlas_kit.operations.validate import FileReport
 
 _STYLES = {"error": "bad", "warning": "warn", "note": "dim"}
 
@@ -58,12 +60,12 @@ def command(files: tuple[str, ...], strict: bool, quiet: bool, as_json: bool, ke
     return code
 
 
-def _quiet_text(report: Any) -> Iterator[_render.Block]:
+def _quiet_text(report: FileReport) -> Iterator[_render.Block]:
     if any(finding.severity != "note" for finding in report.findings):
         yield from _text(report)
 
 
-def _text(report: Any) -> Iterator[_render.Block]:
+def _text(report: FileReport) -> Iterator[_render.Block]:
     lines: list[str | _render.Styled] = []
     verdict = _render.Styled(f"{report.path}: ok", "good")
     if not report.ok:
@@ -74,6 +76,7 @@ def _text(report: Any) -> Iterator[_render.Block]:
         about = "" if finding.key is None else f' "{_render.name(finding.key)}":'
         text = f"  {finding.severity}{place} [{finding.code}]{about} {finding.message}"
         lines.append(_render.Styled(text, _STYLES[finding.severity]))
-        if finding.hint:
-            lines.append(_render.Styled(f"      {finding.hint}", "dim"))
+        advice = _remedies.advice(finding, report.path)
+        if advice:
+            lines.append(_render.Styled(f"      {advice}", "dim"))
     yield _render.Lines(lines)

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+#: A NumPy array of any shape and type, defined here for the whole package. The memory calls it ``HostArray``: there,
+#: ``backend.Array`` may be on a device.
 Array = np.ndarray[Any, Any]
 
 Q8_0_BLOCK = 32

@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from atlas_kit.errors import AtlasError, KeyRequiredError, WrongKeyError
+from atlas_kit.codecs.numbers import Array
+from atlas_kit.errors import AtlasError, KeyRequiredError, Remedy, WrongKeyError
 from atlas_kit.explorer.contents import Contents, HexLine, cell, date, elements, exact_size
 from atlas_kit.explorer.entry import first_bytes, is_plain, matrix_of, npy
 from atlas_kit.explorer.index import ROW, columns_of, live_rows
 from atlas_kit.explorer.items import Item
-from atlas_kit.explorer.regions import KINDS, Region, Regions
-from atlas_kit.explorer.table import Column, Table
+from atlas_kit.explorer.regions import KINDS, RecordRegion, Regions
+from atlas_kit.explorer.table import Column, FileTable
 from atlas_kit.formats.atlas import MemoryFile, layout, rescue, v2, view
 from atlas_kit.formats.atlas import tables as t
 from atlas_kit.formats.schema import Span
 from atlas_kit.operations.entry_rows import EntryRow
-from atlas_kit.operations.inspect_parts import _value_text, learned_memory
+from atlas_kit.operations.inspect_parts import learned_memory, value_text
 from atlas_kit.storage.files import Source
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from atlas_kit.formats.atlas.v1 import StoreV1
     from atlas_kit.storage.given import StrPath
 
-Array = np.ndarray[Any, Any]
 
 #: A damaged file of up to this many bytes is walked when it is opened; a larger one shows its bytes.
 WALKED = 1 << 25
@@ -54,7 +54,7 @@ class AtlasContents(Contents):
         self.passphrase = passphrase
         self._secret: dict[str, Any] = {} if passphrase is None else {"passphrase": passphrase}
         self._spans: list[HexLine] = []  # of a damaged file
-        self._found: list[view.Region] = []
+        self._found: list[view.AtlasRegion] = []
         self._rescued: list[Entry] = []
         self._index: Array | None = None
         try:
@@ -104,11 +104,11 @@ class AtlasContents(Contents):
         self._sizes = np.array([(at or start) + size - start for start, at, size in places], np.int64)
         self._list("Intact entries")
         if self.problem is not None and self._rescued:
-            self.problem.hint = "What is intact is shown; atlas-tool repair writes it to a new file."
+            self.problem.hint, self.problem.remedy = "What is intact is shown.", Remedy("repair")
 
     def _list(self, title: str) -> None:
         count = len(self._places)
-        table = Table(title, _COLUMNS, count, self._row, self._column, ("key", "type", "tensor"))
+        table = FileTable(title, _COLUMNS, count, self._row, self._column, ("key", "type", "tensor"))
         self.tables = {"entries": table}
 
     # --- what it is -----------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ class AtlasContents(Contents):
 
     def _make_regions(self) -> Regions:
         if self.memory is None:
-            found = [Region(r.offset, r.size, r.kind, n) for n, r in enumerate(self._found)]
+            found = [RecordRegion(r.offset, r.size, r.kind, n) for n, r in enumerate(self._found)]
             return Regions(found, self.source.size)
         count = len(self._places)
         fixed, tail = self._fixed_regions()
@@ -151,17 +151,20 @@ class AtlasContents(Contents):
         rows = np.array([(r.offset, r.size, KINDS.index(r.kind), -1) for r in fixed], np.int64)
         return Regions.of_rows(np.concatenate([own, rows]), self.source.size, "garbage", tail)
 
-    def _fixed_regions(self) -> tuple[list[Region], str]:
+    def _fixed_regions(self) -> tuple[list[RecordRegion], str]:
         """Return header, index blocks and what is behind the committed part; and the kind of what is behind all."""
         store = self.memory.store if self.memory else None
         if not isinstance(store, v2.StoreV2):
             end = self._end_v1()  # corrects the size of the last entry
             start = int(self._places[0]) if len(self._places) else layout.HEADER_V1.size
-            return [Region(0, start, "header"), Region(end, self.source.size - end, "trailing")], "trailing"
+            return [
+                RecordRegion(0, start, "header"),
+                RecordRegion(end, self.source.size - end, "trailing"),
+            ], "trailing"
         committed = store.header.committed_size
-        found = [Region(0, store.header.header_size, "header")]
-        found += [Region(block.offset, block.size, "index") for block in store.blocks]
-        return [*found, Region(committed, self.source.size - committed, "uncommitted")], "uncommitted"
+        found = [RecordRegion(0, store.header.header_size, "header")]
+        found += [RecordRegion(block.offset, block.size, "index") for block in store.blocks]
+        return [*found, RecordRegion(committed, self.source.size - committed, "uncommitted")], "uncommitted"
 
     def _end_v1(self) -> int:
         if not len(self._places):
@@ -171,7 +174,7 @@ class AtlasContents(Contents):
         self._sizes[-1] = end - self._places[-1]
         return end
 
-    def name_of(self, region: Region) -> str:
+    def name_of(self, region: RecordRegion) -> str:
         """Return what a region belongs to, by name; empty for what has none."""
         if region.record < 0:
             return ""
@@ -182,7 +185,7 @@ class AtlasContents(Contents):
         except AtlasError:
             return f"entry {region.record}"
 
-    def place_of(self, region: Region) -> tuple[str, int] | None:
+    def place_of(self, region: RecordRegion) -> tuple[str, int] | None:
         """Return the table and the row that a region shows, where there is one."""
         if self.memory is not None:
             return None if region.record < 0 else ("entries", region.record)
@@ -214,7 +217,7 @@ class AtlasContents(Contents):
                 lines += self._lines_of(self.regions[number], start, stop)
         return [line for line in lines if line.offset < stop and line.offset + line.size > start]
 
-    def _lines_of(self, region: Region, start: int, stop: int) -> list[HexLine]:
+    def _lines_of(self, region: RecordRegion, start: int, stop: int) -> list[HexLine]:
         if region.kind == "entry":
             lines = self._lines(region.offset, f"entries[{region.record}]", 0)
             return [*lines, *self._weights(region.record, start, stop)]
@@ -355,5 +358,5 @@ def _tensor_text(row: EntryRow) -> str:
 def _line(source: Source, span: Span) -> HexLine:
     data = source.read_upto(span.offset, min(span.size, 16))
     return HexLine(
-        span.offset, span.size, data, span.name, span.type, _value_text(span.value), span.note or ""
+        span.offset, span.size, data, span.name, span.type, value_text(span.value), span.note or ""
     )

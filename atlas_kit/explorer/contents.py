@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from atlas_kit.errors import AtlasError, InvalidParamError, printable
 from atlas_kit.explorer.items import Item
-from atlas_kit.explorer.regions import Region, Regions
-from atlas_kit.operations.inspect_parts import HexLine
+from atlas_kit.explorer.regions import RecordRegion, Regions
+from atlas_kit.operations.hex_line import HexLine
 
 if TYPE_CHECKING:
-    from atlas_kit.explorer.table import Table
+    from atlas_kit.explorer.table import FileTable
     from atlas_kit.storage.files import Source
 
 
@@ -40,7 +40,7 @@ class Contents:
     def __init__(self, source: Source, problem: AtlasError | None = None) -> None:
         self.source = source
         self.problem = problem
-        self.tables: dict[str, Table] = {}
+        self.tables: dict[str, FileTable] = {}
         self._regions: Regions | None = None
 
     @property
@@ -51,17 +51,17 @@ class Contents:
         return self._regions
 
     def _make_regions(self) -> Regions:
-        return Regions([Region(0, self.source.size, "unused")], self.source.size)
+        return Regions([RecordRegion(0, self.source.size, "unused")], self.source.size)
 
     def facts(self) -> list[tuple[str, str]]:
         """Return what one wants to know first, as (label, value)."""
         return []
 
-    def name_of(self, region: Region) -> str:
+    def name_of(self, region: RecordRegion) -> str:
         """Return what a region is called: a key, a tensor."""
         return ""
 
-    def place_of(self, region: Region) -> tuple[str, int] | None:
+    def place_of(self, region: RecordRegion) -> tuple[str, int] | None:
         """Return the table and row that a region belongs to."""
         return None
 
@@ -83,7 +83,7 @@ class Contents:
         """
         raise InvalidParamError("the file has no such table", path=self.source.path)
 
-    def table(self, name: str) -> Table:
+    def table(self, name: str) -> FileTable:
         """Return a table by its name.
 
         Raises

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import AtlasError, DataTooLargeError
 from atlas_kit.explorer.contents import exact_size
 from atlas_kit.explorer.matrix import StoredMatrix, as_matrix
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from atlas_kit.formats.atlas import Entry
     from atlas_kit.storage.files import Source
 
-Array = np.ndarray[Any, Any]
 
 #: A packed or sealed tensor of up to this many bytes is unpacked to be shown.
 UNPACKED = 1 << 28

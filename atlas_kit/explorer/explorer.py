@@ -21,7 +21,6 @@ from atlas_kit.errors import (
     AtlasError,
     FileAccessError,
     InvalidParamError,
-    KeyRequiredError,
     NoSuchFileError,
     printable,
 )
@@ -100,8 +99,8 @@ class Explorer:
     def answer(self, message: dict[str, Any]) -> Answer:
         """Return the answer to a message, and the buffers that belong to it.
 
-        What goes wrong is an answer too: ``{"error": sentence, "hint": ..., "offset": ...}``. Safe to call from
-        several threads.
+        What goes wrong is an answer too: ``{"error": sentence, "hint": ..., "remedy": ..., "offset": ...}``.
+        Safe to call from several threads.
         """
         try:
             with self._lock:
@@ -439,8 +438,12 @@ def _closed_error(path: str) -> AtlasError:
 
 def _error(error: AtlasError) -> dict[str, Any]:
     key = f'"{error.key}": ' if error.key else ""
-    hint = "" if isinstance(error, KeyRequiredError) else error.hint or ""  # it speaks of the command line
-    return {"error": printable(key + error.message), "hint": printable(hint), "offset": error.offset}
+    return {
+        "error": printable(key + error.message),
+        "hint": printable(error.advice),
+        "remedy": None if error.remedy is None else error.remedy.to_json(),
+        "offset": error.offset,
+    }
 
 
 def _file_name(name: str) -> str:

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlas_kit.codecs.json_text import dumps, to_bytes
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import AtlasError, InvalidParamError, TruncatedError, printable
 from atlas_kit.explorer.contents import Contents, HexLine, cell, elements, exact_size
 from atlas_kit.explorer.items import Item
 from atlas_kit.explorer.matrix import StoredMatrix, as_matrix
-from atlas_kit.explorer.regions import Region, Regions
-from atlas_kit.explorer.table import Column, Table
+from atlas_kit.explorer.regions import RecordRegion, Regions
+from atlas_kit.explorer.table import Column, FileTable
 from atlas_kit.formats.gguf import GGUFFile, LazyStrings, MetadataField, TensorInfo
 from atlas_kit.formats.gguf.scan import record_fields
 from atlas_kit.formats.gguf.tables import describe_key, describe_value
@@ -30,7 +31,6 @@ from atlas_kit.operations.model_overview import model_overview
 if TYPE_CHECKING:
     from atlas_kit.storage.given import StrPath
 
-Array = np.ndarray[Any, Any]
 
 _PREFIX_END = 24
 _METADATA = (
@@ -68,11 +68,11 @@ class GGUFContents(Contents):
         self._lines = functools.lru_cache(maxsize=256)(self._record_lines)
         fields, infos = self.model.fields, self.model.tensor_infos
         tables = {
-            "tensors": Table(
+            "tensors": FileTable(
                 "Tensors", _TENSORS, len(infos), lambda n: _tensor_row(infos[n]),
                 lambda name: _column(_TENSORS, name, map(_tensor_row, infos)), ("name", "type", "shape"),
             ),
-            "metadata": Table(
+            "metadata": FileTable(
                 "Metadata", _METADATA, len(fields), lambda n: _field_row(fields[n]),
                 lambda name: _column(_METADATA, name, map(_field_row, fields)), ("key", "type", "value"),
             ),
@@ -109,16 +109,16 @@ class GGUFContents(Contents):
 
     def _make_regions(self) -> Regions:
         model = self.model
-        found = [Region(0, min([_PREFIX_END, *self._offsets[:1], *self._info_offsets[:1]]), "header")]
-        found += [Region(f.offset, f.size, "metadata", n) for n, f in enumerate(model.fields)]
+        found = [RecordRegion(0, min([_PREFIX_END, *self._offsets[:1], *self._info_offsets[:1]]), "header")]
+        found += [RecordRegion(f.offset, f.size, "metadata", n) for n, f in enumerate(model.fields)]
         for number, info in enumerate(model.tensor_infos):
-            found.append(Region(info.info_offset, info.info_size, "tensor info", number))
+            found.append(RecordRegion(info.info_offset, info.info_size, "tensor info", number))
             if info.nbytes and model.scan.complete:
-                found.append(Region(info.file_offset, info.nbytes, "tensor", number))
+                found.append(RecordRegion(info.file_offset, info.nbytes, "tensor", number))
         tail = "unused" if model.scan.complete else "damaged"
         return Regions(found, self.source.size, tail=tail)
 
-    def name_of(self, region: Region) -> str:
+    def name_of(self, region: RecordRegion) -> str:
         """Return what a region belongs to, by name; empty for what has none."""
         if region.record < 0:
             return {"header": "magic, version, counts"}.get(region.kind, "")
@@ -126,7 +126,7 @@ class GGUFContents(Contents):
             return self.model.fields[region.record].key
         return self.model.tensor_infos[region.record].name
 
-    def place_of(self, region: Region) -> tuple[str, int] | None:
+    def place_of(self, region: RecordRegion) -> tuple[str, int] | None:
         """Return the table and the row that a region shows, where there is one."""
         if region.record < 0:
             return None
@@ -151,7 +151,7 @@ class GGUFContents(Contents):
             lines += self._lines_of(self.regions[number], start, stop)
         return [line for line in lines if line.offset < stop and line.offset + line.size > start]
 
-    def _lines_of(self, region: Region, start: int, stop: int) -> list[HexLine]:
+    def _lines_of(self, region: RecordRegion, start: int, stop: int) -> list[HexLine]:
         if region.kind == "header":
             return self._lines(None, False)
         if region.record >= 0 and region.kind == "metadata":
@@ -202,13 +202,13 @@ class GGUFContents(Contents):
 
     # --- one of them ----------------------------------------------------------------------------------------
 
-    def table(self, name: str) -> Table:
+    def table(self, name: str) -> FileTable:
         """Return the table of a name."""
         if name.startswith("values:") and name not in self.tables:
             self.tables[name] = self._values(int(name.partition(":")[2]))
         return super().table(name)
 
-    def _values(self, number: int) -> Table:
+    def _values(self, number: int) -> FileTable:
         field = _at(self.model.fields, number)
         columns, parts = [Column("value", "Value")], [field.items]
         if field.key == _TOKENS:
@@ -227,7 +227,7 @@ class GGUFContents(Contents):
             place = [column.name for column in columns].index(name)
             return [_cell(columns[place], value) for value in plain_value(parts[place])]
 
-        return Table(printable(field.key), columns, field.count, row, cells, ("value",))
+        return FileTable(printable(field.key), columns, field.count, row, cells, ("value",))
 
     def item(self, table: str, row: int) -> Item:
         """Return everything about one row of a table."""

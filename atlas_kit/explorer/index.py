@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.explorer.contents import cell
 from atlas_kit.formats.atlas import layout
 from atlas_kit.formats.atlas import tables as t
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from atlas_kit.formats.atlas.v2 import StoreV2
     from atlas_kit.storage.files import Source
 
-Array = np.ndarray[Any, Any]
 
 #: One row of an index block.
 ROW = np.dtype([(name, "<u8") for name in layout.names_of(layout.IndexRecord)])

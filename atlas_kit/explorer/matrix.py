@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.explorer.pooling import block, furthest, pool_blocks
 
-Array = np.ndarray[Any, Any]
 Read = Callable[[int, int], "bytes | bytearray | memoryview"]
 
 #: Weights that one tile may cost: some 50 ms of dequantising.

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from atlas_kit.codecs.numbers import Array
+
 #: Bytes of a matrix that are pooled at once: both passes over them find them in the processor's cache.
 BAND = 1 << 20
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from atlas_kit.codecs.numbers import Array
 
 #: Kinds of regions, as ``inspect --map`` names them; the place in this row is what travels.
 KINDS = (
@@ -22,7 +22,7 @@ SINGLE = 1500
 _LARGEST = (1 << 63) - 1
 
 
-class Region(NamedTuple):
+class RecordRegion(NamedTuple):
     """Bytes of one kind; ``record`` is what its maker calls it by, -1 for what lies between records."""
 
     offset: int
@@ -47,7 +47,7 @@ class Regions:
     """
 
     def __init__(
-        self, found: Iterable[Region], size: int, gap: str = "padding", tail: str = "unused"
+        self, found: Iterable[RecordRegion], size: int, gap: str = "padding", tail: str = "unused"
     ) -> None:
         rows = [
             (min(r.offset, _LARGEST), min(r.size, _LARGEST - min(r.offset, _LARGEST)), KINDS.index(r.kind), r.record)
@@ -92,9 +92,9 @@ class Regions:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def __getitem__(self, index: int) -> Region:
+    def __getitem__(self, index: int) -> RecordRegion:
         start, end = int(self.starts[index]), int(self.ends[index])
-        return Region(start, end - start, KINDS[self.kinds[index]], int(self.records[index]))
+        return RecordRegion(start, end - start, KINDS[self.kinds[index]], int(self.records[index]))
 
     def at(self, offset: int) -> int:
         """Return the number of the region that holds a byte of the file."""

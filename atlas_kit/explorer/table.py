@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError
-
-Array = np.ndarray[Any, Any]
 
 #: Rows that one answer holds at most.
 MOST_ROWS = 500
@@ -37,7 +36,7 @@ class Column:
         return {"name": self.name, "label": self.label, "kind": self.kind}
 
 
-class Table:
+class FileTable:
     """Rows that are numbered in the file's order.
 
     Parameters

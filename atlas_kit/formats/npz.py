@@ -268,4 +268,6 @@ def check_npz(given: str | os.PathLike[str] | bytes, *, deep: bool = True) -> li
 
 
 def _finding(error: AtlasError) -> Finding:
-    return Finding("npz-damaged", "error", error.message, error.hint or "", error.offset, error.key)
+    return Finding(
+        "npz-damaged", "error", error.message, error.hint or "", error.offset, error.key, error.remedy
+    )

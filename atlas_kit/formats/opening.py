@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from atlas_kit.errors import InvalidParamError, KeyRequiredError
+from atlas_kit.errors import InvalidParamError, KeyRequiredError, Remedy
 from atlas_kit.formats.atlas import MemoryFile
 from atlas_kit.storage.given import Given, StrPath, name_of
 from atlas_kit.storage.keys import Keys
@@ -39,7 +39,7 @@ def edit_memory(
                 raise InvalidParamError(
                     "a passphrase or key was given, and the file is not encrypted: nothing was written",
                     path=path,
-                    hint="Leave out the key and unset ATLAS_PASSPHRASE, or convert the file to atlas-v3.",
+                    remedy=Remedy("leave-secret-out"),
                 )
     except KeyRequiredError:
         if not keys.ask_for(os.fsdecode(path)):

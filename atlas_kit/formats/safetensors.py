@@ -271,7 +271,7 @@ def check_safetensors(given: str | os.PathLike[str] | bytes) -> list[Finding]:
     except FileCorruptError as error:
         code = "truncated" if isinstance(error, TruncatedError) else "safetensors-header"
         hint = "Download or copy the file again." if isinstance(error, TruncatedError) else error.hint or ""
-        return [Finding(code, "error", error.message, hint, error.offset, error.key)]
+        return [Finding(code, "error", error.message, hint, error.offset, error.key, error.remedy)]
 
 
 def _is_misaligned(info: TensorInfo) -> bool:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine as Engine
     from atlas_kit.llama.engine import ModelInfo as ModelInfo
-    from atlas_kit.llama.engine import open_engine as open_engine
     from atlas_kit.llama.fake_engine import FakeEngine as FakeEngine
+    from atlas_kit.llama.open_engine import open_engine as open_engine
     from atlas_kit.llama.pool import SessionPool as SessionPool
     from atlas_kit.llama.sampling import Sampling as Sampling
     from atlas_kit.llama.session import AtlasSession as AtlasSession
@@ -30,7 +30,7 @@ _HOMES = {
     "Sampling": "atlas_kit.llama.sampling",
     "Snapshots": "atlas_kit.llama.snapshots",
     "Trace": "atlas_kit.llama.trace",
-    "open_engine": "atlas_kit.llama.engine",
+    "open_engine": "atlas_kit.llama.open_engine",
 }
 __all__ = sorted(_HOMES)
 

@@ -1,9 +1,9 @@
 """One BLAS thread while a model is loaded, for the whole process, and what was there before once the last is closed.
 
 BLAS threads wait for each other spinning and giving the processor away by turns. Beside llama.cpp's threads, or any
-busy process, the one that is needed then waits for a turn: with two BLAS threads on two processors a session learns at
-0.4 to 0.8 of its speed with one (``tools/bench/runtime.py``, group ``neighbours``). The number of threads belongs to
-the process, so several models hold one limit together. A memory without a model keeps the threads that BLAS has: on a
+busy process, the one that is needed then waits for a turn: with two BLAS threads on two processors a session learnt at
+0.4 to 0.8 of its speed with one (measured once, on two cores of an AMD EPYC). The number of threads belongs to the
+process, so several models hold one limit together. A memory without a model keeps the threads that BLAS has: on a
 quiet machine large products gain from them, and on a shared one ``OPENBLAS_NUM_THREADS=1`` is better. Knows nothing
 about models.
 """
@@ -28,9 +28,8 @@ class SharedLimit:
         self._impose = impose
         self._take_back: Callable[[], object] | None = None
         self._holders = 0
-        self._lock = (
-            threading.RLock()
-        )  # a collected engine lets go in whatever thread is running, this one too
+        # reentrant: a collected engine lets go in whatever thread is running, this one too
+        self._lock = threading.RLock()
 
     def hold(self) -> Callable[[], None]:
         """Hold the limit; return what lets it go (again and again does nothing more)."""

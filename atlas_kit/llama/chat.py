@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from atlas_kit.errors import InvalidParamError, MissingExtraError, ModelError
+from atlas_kit.errors import InvalidParamError, MissingExtraError, ModelError, Remedy
 from atlas_kit.llama.engine import Engine
 
 #: What stands for the content of message ``i``: templates trim, test and join it, and leave letters alone.
@@ -22,7 +22,7 @@ _PLACE = "AtlasContent{}End"
 _PLACES = re.compile(r"AtlasContent(\d+)End")
 _REMAINS = re.compile(r"atlascon", re.IGNORECASE)
 _ROLE = re.compile(r"\w{1,32}", re.ASCII)
-_HINT = "Leave the template out: --no-chat."
+_REMEDY = Remedy("no-chat")
 
 Message = Mapping[str, str]
 
@@ -102,7 +102,7 @@ class ChatTemplate:
             raise ModelError(
                 "the chat template takes messages apart, which is not supported",
                 path=self._engine.info.path,
-                hint=_HINT,
+                remedy=_REMEDY,
             )
         return text, self._trimmed(roles, contents, text, answer)
 
@@ -169,7 +169,7 @@ def _spliced(text: str, contents: Sequence[str]) -> str:
 
 def _failed(error: BaseException, path: str) -> ModelError:
     reason = " ".join(str(error).split()) or type(error).__name__
-    return ModelError(f"the model's chat template failed: {reason}", path=path, hint=_HINT)
+    return ModelError(f"the model's chat template failed: {reason}", path=path, remedy=_REMEDY)
 
 
 def _compile(source: str, path: str) -> Any:

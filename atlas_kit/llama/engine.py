@@ -179,16 +179,3 @@ def encoded(text: str) -> bytes:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
         raise InvalidParamError("the text holds half of a character", key="text") from error
-
-
-def open_engine(path: str, **options: Any) -> Engine:
-    """Load a GGUF model with llama.cpp; see ``LlamaEngine`` for the options.
-
-    Raises
-    ------
-    MissingExtraError
-        When llama-cpp-python is not installed.
-    """
-    from atlas_kit.llama.llama_engine import LlamaEngine
-
-    return LlamaEngine(path, **options)

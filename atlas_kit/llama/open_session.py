@@ -21,6 +21,7 @@ from atlas_kit.errors import (
     KeyRequiredError,
     MagicMismatchError,
     NoSuchFileError,
+    Remedy,
     WrongModelError,
 )
 from atlas_kit.llama import session_file
@@ -172,7 +173,7 @@ def _holds_memory(engine: Engine, file: str, keys: Keys, force: bool) -> bool:
             expected = bytes.fromhex(engine.info.identity)
             if any(opened.model_hash) and opened.model_hash != expected and not force:
                 raise WrongModelError(
-                    opened.model_hash, expected, path=opened.path, hint="Use --force to put this memory in."
+                    opened.model_hash, expected, path=opened.path, remedy=Remedy("force-into-file")
                 )
             return False
     except (FileCorruptError, MagicMismatchError) as error:
@@ -195,7 +196,7 @@ def load(session: AtlasSession, file: str, *, context: bool, force: bool = False
                 raise
             session.load(file, context=context, force=force, **keys.options())
     except WrongModelError as error:
-        error.hint = "Use --force to try it all the same."
+        error.hint, error.remedy = None, Remedy("force-load")
         raise
     except (FileCorruptError, MagicMismatchError, KeyNotFoundError) as error:
         raise _with_backup(error, file, keys) from error
@@ -216,7 +217,8 @@ def _with_backup(error: AtlasError, file: str, keys: Keys) -> AtlasError:
             session_file.settings_of(backup.path, **keys.options())
         except AtlasError:
             continue
-        error.hint = f"{backup.path} would load: atlas-tool recover {file} --restore {number}"
+        error.hint = None
+        error.remedy = Remedy("recover-number", backup=backup.path, file=file, number=str(number))
         return error
     if backups:
         error.hint = f"{error.hint or ''} None of its backups would load.".strip()

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import FileCorruptError, InvalidParamError
 
 if TYPE_CHECKING:
     from atlas_kit.formats.gguf import GGUFFile
 
-Array = np.ndarray[Any, Any]
 
 #: What the cache may hold, in bytes: 8,192 rows of a 2,048-wide model.
 CACHE_BYTES = 64 << 20

@@ -19,14 +19,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError, ModelError
 from atlas_kit.llama import session_file
-from atlas_kit.llama.engine import Engine, Feed, Outputs, open_engine
+from atlas_kit.llama.engine import Engine, Feed, Outputs
+from atlas_kit.llama.open_engine import open_engine
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.token_memory import Reading, TokenMemory
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
-Array = np.ndarray[Any, Any]
 T = TypeVar("T")
 
 ROLLOVERS = ("auto", "shift", "refeed")

@@ -10,12 +10,13 @@ import base64
 import binascii
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import (
     AtlasError,
     FileCorruptError,
@@ -28,14 +29,42 @@ from atlas_kit.settings.atlas_settings import AtlasSettings, settings_table
 
 if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine
-    from atlas_kit.llama.session import AtlasSession
     from atlas_kit.llama.token_memory import TokenMemory
 
-Array = np.ndarray[Any, Any]
 
 #: The entry that holds llama.cpp's own bytes of a context.
 CONTEXT_KEY = "runtime/context"
 VERSION = 1
+
+
+class OpenSession(Protocol):
+    """What is saved of a session, and what takes it back: ``AtlasSession``, which knows more."""
+
+    engine: Engine
+    memory: TokenMemory | None
+    sequence: int
+    backend: str
+
+    @property
+    def position(self) -> int:
+        """Where the next token will stand in the model's context."""
+
+    @property
+    def context_tokens(self) -> tuple[int, ...]:
+        """The tokens in the model's context."""
+
+    def open_output(self) -> dict[str, Array]:
+        """Return the last token's output, from which the next is predicted."""
+
+    def adopt(
+        self,
+        memory: TokenMemory,
+        tokens: Sequence[int],
+        position: int,
+        output: dict[str, Array],
+        context: bytes | None,
+    ) -> None:
+        """Take over a memory and, if there are ``tokens``, the context that it was saved with."""
 
 
 def choose(
@@ -111,7 +140,7 @@ def settings_of(path: str, **secret: Any) -> AtlasSettings:
         raise
 
 
-def save(session: AtlasSession, path: str | os.PathLike[str], *, context: bool, **options: Any) -> Any:
+def save(session: OpenSession, path: str | os.PathLike[str], *, context: bool, **options: Any) -> Any:
     """Write a session's memory; see ``AtlasSession.save``."""
     memory = session.memory
     if memory is None:
@@ -145,7 +174,7 @@ def save(session: AtlasSession, path: str | os.PathLike[str], *, context: bool, 
 
 
 def load(
-    session: AtlasSession, path: str | os.PathLike[str], *, context: bool, force: bool, **options: Any
+    session: OpenSession, path: str | os.PathLike[str], *, context: bool, force: bool, **options: Any
 ) -> None:
     """Read a session's memory; see ``AtlasSession.load``."""
     path = os.fspath(path)

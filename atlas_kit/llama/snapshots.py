@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.memory import MemoryConfig, MemoryState
 from atlas_kit.memory.backend import to_host
@@ -19,7 +20,6 @@ from atlas_kit.settings.atlas_settings import AtlasSettings
 if TYPE_CHECKING:
     from atlas_kit.llama.session import AtlasSession
 
-Array = np.ndarray[Any, Any]
 
 #: Bytes that the snapshots of one run may take.
 MOST_BYTES = 256 << 20

@@ -20,14 +20,13 @@ from typing import Any
 
 import numpy as np
 
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError, ModelError
 from atlas_kit.llama.output_matrix import OutputRows
 from atlas_kit.memory import Memory, MemoryState, Readout, gate_features, match_lengths
 from atlas_kit.memory.backend import namespace, to_host
 from atlas_kit.memory.ranking import Ranked
 from atlas_kit.settings.atlas_settings import ADAPTIVE, GATE_FEATURES, AtlasSettings
-
-Array = np.ndarray[Any, Any]
 
 #: Tokens that came lately and are candidates therefore.
 RECENT = 1024

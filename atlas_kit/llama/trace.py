@@ -7,16 +7,16 @@ takes some 130 bytes. Knows no widgets.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.llama.token_memory import Reading, most_likely
 
 if TYPE_CHECKING:
     from atlas_kit.llama.session import AtlasSession
 
-Array = np.ndarray[Any, Any]
 
 #: Most likely tokens that are kept of each prediction.
 TOP = 6

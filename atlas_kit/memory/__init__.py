@@ -22,7 +22,7 @@ from atlas_kit.memory.neural_memory import Memory
 from atlas_kit.memory.objectives import L2, CrossEntropy, DotProduct, Readout
 from atlas_kit.memory.ranking import Ranking, match_lengths
 from atlas_kit.memory.schedules import Schedule
-from atlas_kit.memory.sessions import Report
+from atlas_kit.memory.sessions import LearningReport
 from atlas_kit.memory.state import MemoryState, snapshot, stack
 from atlas_kit.memory.statistics import distance, merge, statistics
 from atlas_kit.memory.window import CacheRead
@@ -37,6 +37,7 @@ __all__ = [
     "Gate",
     "GatedMLP",
     "Identity",
+    "LearningReport",
     "Matrix",
     "Memory",
     "MemoryConfig",
@@ -45,7 +46,6 @@ __all__ = [
     "RandomFourier",
     "Ranking",
     "Readout",
-    "Report",
     "ResidualMLP",
     "Schedule",
     "WinnerTakeAll",

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from atlas_kit.codecs.numbers import Array as HostArray
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.memory._checks import is_whole
 from atlas_kit.memory.config import MemoryConfig
@@ -25,8 +26,6 @@ from atlas_kit.memory.modules import Matrix, parameter_count
 from atlas_kit.memory.neural_memory import Memory
 from atlas_kit.memory.schedules import Schedule
 from atlas_kit.memory.state import MemoryState
-
-HostArray = np.ndarray[Any, Any]
 
 PASSES = 300  # of ``converge``
 #: A pair counts as held while nine of ten are told apart, or while reads are off by less than a third of a value.

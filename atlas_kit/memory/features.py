@@ -16,11 +16,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
+from atlas_kit.codecs.numbers import Array as HostArray
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.memory._checks import is_number, is_whole
 from atlas_kit.memory.backend import Array, namespace, quiet, random_normal
-
-HostArray = np.ndarray[Any, Any]
 
 #: Above this, one token's features alone take 64 MiB in float32: a typing error, not a plan.
 MAX_FEATURES = 2**24

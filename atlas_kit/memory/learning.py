@@ -17,7 +17,7 @@ from atlas_kit.memory import window as ring
 from atlas_kit.memory.backend import Array
 from atlas_kit.memory.config import RATES, MemoryConfig
 from atlas_kit.memory.modules import Factors, Matrix
-from atlas_kit.memory.sessions import Report
+from atlas_kit.memory.sessions import LearningReport
 from atlas_kit.memory.state import MemoryState
 from atlas_kit.memory.update import Recurrence, final, matrix_reads, trajectory, window_weights
 
@@ -74,7 +74,7 @@ class Learner:
         readout: Any,
         queries: Array | None = None,
         reuse: bool = False,
-    ) -> tuple[MemoryState, Report, Array | None]:
+    ) -> tuple[MemoryState, LearningReport, Array | None]:
         """Learn the last b tokens of the window as one chunk; read ``queries`` (R, b, d_k) after each.
 
         ``reuse``: the parameters and the momentum of ``flat`` may be written to.
@@ -111,7 +111,7 @@ class Learner:
         if not bool(valid.all()):
             loss, surprise = (xp.where(valid, x, xp.nan).astype(self.dtype) for x in (loss, surprise))
         counters = {**new.counters, "learned": new.counters["learned"] + b}
-        return dataclasses.replace(new, counters=counters), Report(loss, surprise, omega_loss), reads
+        return dataclasses.replace(new, counters=counters), LearningReport(loss, surprise, omega_loss), reads
 
     def _rule(
         self, flat: MemoryState, tokens: dict[str, Array], b: int, n: int

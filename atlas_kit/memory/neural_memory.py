@@ -27,7 +27,7 @@ from atlas_kit.memory.learning import Diverged, Learner
 from atlas_kit.memory.objectives import Readout
 from atlas_kit.memory.schedules import rate_at
 from atlas_kit.memory.sessions import (
-    Report,
+    LearningReport,
     alike,
     chain,
     flattened,
@@ -322,7 +322,7 @@ class Memory:
         eta: Array | None = None,
         lengths: Array | None = None,
         donate: bool = False,
-    ) -> tuple[MemoryState, Report]:
+    ) -> tuple[MemoryState, LearningReport]:
         """Take in T tokens, and learn from every chunk that they complete.
 
         Parameters
@@ -378,7 +378,7 @@ class Memory:
         return shaped(new, state.batch), shaped_report(report, state.batch)
 
     @backends.quiet
-    def flush(self, state: MemoryState, *, readout: Any = None) -> tuple[MemoryState, Report]:
+    def flush(self, state: MemoryState, *, readout: Any = None) -> tuple[MemoryState, LearningReport]:
         """Learn the tokens that still wait for their chunk to fill, as one shorter chunk."""
         flat = flattened(state)
         waiting = flat.counters["seen"] - flat.counters["learned"]
@@ -407,7 +407,7 @@ class Memory:
         alpha: Array | None = None,
         theta: Array | None = None,
         eta: Array | None = None,
-    ) -> tuple[MemoryState, Array, Report]:
+    ) -> tuple[MemoryState, Array, LearningReport]:
         """Learn a sequence and read after every token: y_t = M_t(phi(q_t)), the paper's layer.
 
         queries: (*batch, T, d_k); y: (*batch, T, d_v). All sessions have T tokens; a last chunk that is not full is
@@ -454,7 +454,7 @@ class Memory:
 
     def _observe(
         self, flat: MemoryState, tokens: dict[str, Array], length: int, readout: Any
-    ) -> tuple[MemoryState, Report]:
+    ) -> tuple[MemoryState, LearningReport]:
         """Observe for rows that share length and phase; the arrays of ``flat`` are ours (see ``_own``)."""
         if isinstance(readout, Readout) and readout.ids is None and length:
             # an unknown token that is found only when its chunk is full would stay in the window

@@ -17,7 +17,7 @@ from atlas_kit.memory.state import MemoryState
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Report:
+class LearningReport:
     """What happened to the tokens that one call learned.
 
     Attributes
@@ -62,10 +62,10 @@ def shaped(state: MemoryState, batch: tuple[int, ...]) -> MemoryState:
     return state if len(batch) == 1 else state.map(lambda array: array.reshape((*batch, *array.shape[1:])))
 
 
-def shaped_report(report: Report, batch: tuple[int, ...]) -> Report:
+def shaped_report(report: LearningReport, batch: tuple[int, ...]) -> LearningReport:
     """Give a report's leading axis the shape ``batch``."""
     L = report.loss.shape[-1]
-    return Report(
+    return LearningReport(
         report.loss.reshape((*batch, L)),
         report.surprise.reshape((*batch, L)),
         report.omega_loss.reshape(batch),
@@ -89,23 +89,23 @@ def alike(numbers: np.ndarray[Any, Any]) -> bool:
     return bool((numbers == numbers[:1]).all())
 
 
-def no_report(xp: Any, rows: int, dtype: Any) -> Report:
+def no_report(xp: Any, rows: int, dtype: Any) -> LearningReport:
     """Return what is said of a call in which ``rows`` sessions learned nothing."""
     empty = xp.zeros((rows, 0), dtype)
-    return Report(empty, empty, xp.full((rows,), xp.nan, dtype))
+    return LearningReport(empty, empty, xp.full((rows,), xp.nan, dtype))
 
 
-def chain(xp: Any, reports: list[Report]) -> Report:
+def chain(xp: Any, reports: list[LearningReport]) -> LearningReport:
     """Join the reports of chunks that follow each other."""
     if len(reports) == 1:
         return reports[0]
     loss, surprise = (xp.concatenate([getattr(r, n) for r in reports], axis=1) for n in ("loss", "surprise"))
-    return Report(loss, surprise, reports[-1].omega_loss)
+    return LearningReport(loss, surprise, reports[-1].omega_loss)
 
 
 def join(
-    xp: Any, rows: int, parts: list[tuple[np.ndarray[Any, Any], MemoryState, Report]]
-) -> tuple[MemoryState, Report]:
+    xp: Any, rows: int, parts: list[tuple[np.ndarray[Any, Any], MemoryState, LearningReport]]
+) -> tuple[MemoryState, LearningReport]:
     """Put rows that advanced apart together again; shorter reports are padded with NaN."""
     like = parts[0][1]
     out: dict[str, dict[str, Array]] = {}
@@ -124,4 +124,4 @@ def join(
         loss[where, : report.learned] = report.loss
         surprise[where, : report.learned] = report.surprise
         omega[where] = report.omega_loss
-    return MemoryState(**out), Report(loss, surprise, omega)
+    return MemoryState(**out), LearningReport(loss, surprise, omega)

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from atlas_kit.codecs.numbers import Array as HostArray
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.memory.backend import Array, namespace, quiet, to_host
 from atlas_kit.memory.config import MemoryConfig
 from atlas_kit.memory.muon import STEPS
 from atlas_kit.memory.state import MemoryState
-
-Host = np.ndarray[Any, Any]
 
 _SQUARED = 400  # sums of squares of numbers from 2^-400 to 2^400 have all their digits in float64
 
@@ -35,10 +34,10 @@ class MatrixStatistics:
         ``effective_rank / min(rows, cols)``.
     """
 
-    norm: Host
-    spectrum: Host
-    effective_rank: Host
-    utilisation: Host
+    norm: HostArray
+    spectrum: HostArray
+    effective_rank: HostArray
+    utilisation: HostArray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,16 +62,16 @@ class Statistics:
         By parameter name.
     """
 
-    tokens_seen: Host
-    tokens_learned: Host
-    steps: Host
-    steps_retried: Host
-    steps_rejected: Host
-    tokens_dropped: Host
-    muon_iterations: Host
-    window_fill: Host
-    memory_utilisation: Host
-    eta_factor: Host
+    tokens_seen: HostArray
+    tokens_learned: HostArray
+    steps: HostArray
+    steps_retried: HostArray
+    steps_rejected: HostArray
+    tokens_dropped: HostArray
+    muon_iterations: HostArray
+    window_fill: HostArray
+    memory_utilisation: HostArray
+    eta_factor: HostArray
     nbytes: int
     matrices: dict[str, MatrixStatistics]
 
@@ -141,9 +140,9 @@ class Distance:
         Of the two as vectors; 1 when both are zero, 0 when one is.
     """
 
-    max_abs: Host
-    relative: Host
-    cosine: Host
+    max_abs: HostArray
+    relative: HostArray
+    cosine: HostArray
 
 
 @quiet
@@ -234,7 +233,7 @@ def matrix_distance(a: Array, b: Array, lead: int = 0) -> Distance:
     return Distance(greatest, relative, cosine)
 
 
-def _scaled(x: Host, axes: tuple[int, ...]) -> tuple[Host, np.ndarray[Any, Any]]:
+def _scaled(x: HostArray, axes: tuple[int, ...]) -> tuple[HostArray, np.ndarray[Any, Any]]:
     """Return x / 2^e and e, with axes of length 1: 0 where the squares of x fit into float64, as they nearly always do.
 
     Divided by a power of two, numbers keep their digits.

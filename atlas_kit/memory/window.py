@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from atlas_kit.codecs.numbers import Array as HostArray
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.memory.backend import Array, namespace, quiet
 
@@ -24,7 +25,7 @@ STORAGE = {"float64": "float64", "float32": "float32", "float16": "float16", "bf
 
 Ring = dict[str, Array]
 #: (R,) int64 on the host: a token number per row
-Positions = np.ndarray[Any, Any]
+Positions = HostArray
 
 
 def append(

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama import session_file
 from atlas_kit.llama.engine import Engine
@@ -23,7 +24,6 @@ from atlas_kit.llama.session import AtlasSession, scores
 from atlas_kit.llama.token_memory import Reading, TokenMemory, most_likely, summarize
 from atlas_kit.memory import MemoryState
 
-Array = np.ndarray[Any, Any]
 Progress = Callable[[int, int], None]
 
 #: Whose predictions are compared, in this order along the axes of length 3.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlas_kit.codecs.json_text import plain
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.memory import MemoryConfig, MemoryState
 from atlas_kit.memory.arrays import summary
 from atlas_kit.memory.backend import to_host
@@ -29,7 +30,6 @@ from atlas_kit.storage.keys import Keys
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import Entry, MemoryFile
 
-Array = np.ndarray[Any, Any]
 
 #: Numbers in the tensor entries of one file that are taken for matrices, where it holds no learned memory.
 MOST_NUMBERS = 1 << 26

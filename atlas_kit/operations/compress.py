@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.formats.atlas import tables
+from atlas_kit.operations.compressed import Compressed, CompressOptions, EntryRatio
 from atlas_kit.operations.convert import copy_header
 from atlas_kit.operations.inputs import open_given
 from atlas_kit.operations.outputs import Output, save_memory
-from atlas_kit.operations.tensor_numbers import Difference, difference, entry_numbers
+from atlas_kit.operations.tensor_numbers import difference, entry_numbers
 from atlas_kit.storage.given import Given, Progress, check_output, name_of, size_of
 from atlas_kit.storage.keys import Keys
 
@@ -30,86 +29,6 @@ _FLOATS = ("float64", "float32", "float16", "bfloat16")
 SAMPLE = 1 << 23
 _LARGE = 1 << 26
 _F16_MAX = 65504.0
-
-
-@dataclass
-class EntryRatio:
-    """One entry: payload bytes, stored bytes before and after, and the error of quantising."""
-
-    key: str
-    size: int
-    stored_before: int
-    stored_after: int
-    codec: str
-    dtype_before: str | None = None
-    dtype_after: str | None = None
-    error: Difference | None = None
-    note: str = ""
-
-    @property
-    def ratio(self) -> float | None:
-        """Stored bytes now, over payload bytes before."""
-        return self.stored_after / self.size if self.size else None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the row as JSON-ready data."""
-        return {
-            **named("key", self.key),
-            "size": self.size,
-            "stored_before": self.stored_before,
-            "stored_after": self.stored_after,
-            "ratio": self.ratio,
-            "codec": self.codec,
-            "dtype_before": self.dtype_before,
-            "dtype_after": self.dtype_after,
-            "error": self.error.to_json() if self.error else None,
-            "note": self.note,
-        }
-
-
-@dataclass
-class Compressed:
-    """Sizes of the files, and one row per entry."""
-
-    source: str
-    output: str
-    size_before: int
-    size_after: int
-    entries: list[EntryRatio] = field(default_factory=list)
-
-    exit_code = 0
-
-    @property
-    def ratio(self) -> float | None:
-        """Size after over size before."""
-        return self.size_after / self.size_before if self.size_before else None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as JSON-ready data."""
-        return {
-            **named("source", self.source),
-            **named("output", self.output),
-            "size_before": self.size_before,
-            "size_after": self.size_after,
-            "ratio": self.ratio,
-            "entries": [row.to_json() for row in self.entries],
-        }
-
-
-@dataclass
-class CompressOptions:
-    """How to compress: zstd unless ``codec`` says otherwise; ``quantize`` is f16, bf16, q8_0 or ``None``."""
-
-    codec: str | None = None
-    level: int | None = None
-    shuffle: bool = True
-    quantize: str | None = None
-    force: bool = False
-
-    @property
-    def codec_name(self) -> str:
-        """The codec to use."""
-        return self.codec or "zstd"
 
 
 def compress_file(

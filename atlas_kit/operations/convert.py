@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import named
-from atlas_kit.errors import InvalidParamError
+from atlas_kit.errors import InvalidParamError, Remedy
 from atlas_kit.formats.detect import detect
 from atlas_kit.operations.inputs import Opened, open_given
 from atlas_kit.operations.outputs import Output, is_path, output_file, save_memory, scratch_path
@@ -86,7 +86,7 @@ def target_of(output: Output, wanted: str | None) -> str | None:
     raise InvalidParamError(
         "the output's name does not say its format",
         path=os.fsdecode(output) if isinstance(output, (str, os.PathLike)) else "-",
-        hint=f"Give --to with one of {', '.join(TARGETS)}.",
+        remedy=Remedy("choose-format", formats=", ".join(TARGETS)),
     )
 
 
@@ -137,7 +137,7 @@ def convert_file(
     if options.native:
         raise InvalidParamError(
             "only a GGUF model can be given a memory's settings", path=name_of(given),
-            hint="Leave out --auto, --memory and settings.",
+            remedy=Remedy("leave-settings-out"),
         )  # fmt: skip
     if target in ("gguf", "atlas-gguf"):
         raise InvalidParamError(
@@ -148,7 +148,7 @@ def convert_file(
         if target == "atlas":
             target = f"atlas-v{opened.recorded or 2}"
         if not str(target).startswith("atlas") and (options.codec or options.level is not None):
-            raise InvalidParamError("--codec and --level are for .atlas files", path=name_of(given))
+            raise InvalidParamError("only .atlas files have a codec and a level", path=name_of(given))
         result = Converted(
             opened.name, _format_name(opened), _name(output), str(target), size_of(given), 0,
             len(opened.memory),
@@ -173,7 +173,9 @@ def _write(
     if target.startswith("atlas-v"):
         version = int(target[-1])
         if version == 1 and options.codec not in (None, "none"):
-            raise InvalidParamError("version 1 has no codecs", hint="Use --to atlas-v2.")
+            raise InvalidParamError(
+                "version 1 has no codecs", remedy=Remedy("choose-format", formats="atlas-v2")
+            )
         if version == 3:
             memory = encrypted(memory, options.new_keys or keys)
         coding = {"codec": options.codec, "level": options.level, "shuffle": options.shuffle}
@@ -245,10 +247,13 @@ def _convert_model(
     if target not in ("gguf", "atlas-gguf"):
         raise InvalidParamError(
             "a GGUF model converts to atlas-gguf, and back to gguf", path=name_of(given),
-            hint="Give --to atlas-gguf or --to gguf.",
+            remedy=Remedy("choose-format", formats="atlas-gguf, gguf"),
         )  # fmt: skip
     if options.native and target == "gguf":
-        raise InvalidParamError("a stock GGUF file has no settings of a memory", hint="Give --to atlas-gguf.")
+        raise InvalidParamError(
+            "a stock GGUF file has no settings of a memory",
+            remedy=Remedy("choose-format", formats="atlas-gguf"),
+        )
     if isinstance(given, bytes):
         raise InvalidParamError("a model is converted from a file, not from standard input")
     with GGUFFile.open(given, shards=False) as model:
@@ -258,7 +263,7 @@ def _convert_model(
     if options.to is None and target == "gguf" and not native:
         raise InvalidParamError(
             "the model is a stock GGUF file already", path=name_of(given),
-            hint="Give --to atlas-gguf, --auto or a setting such as --window-size to make it ATLAS-native.",
+            remedy=Remedy("make-native"),
         )  # fmt: skip
     source_format = "atlas-gguf" if native else "gguf"
     result = Converted(name_of(given), source_format, _name(output), target, size_of(given), 0, None)

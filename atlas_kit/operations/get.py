@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.errors import InvalidParamError, KeyNotFoundError
+from atlas_kit.errors import InvalidParamError, KeyNotFoundError, Remedy
 from atlas_kit.operations.inputs import Opened, open_given
 from atlas_kit.storage.given import Given
 from atlas_kit.storage.keys import Keys
@@ -114,8 +114,9 @@ def not_found(key: str, known: Iterable[str], path: str | None) -> KeyNotFoundEr
     import itertools
 
     close = difflib.get_close_matches(key, list(itertools.islice(known, 2000)), 3)
-    hint = f"Similar: {', '.join(close)}" if close else "List what there is with: atlas-tool ls"
-    return KeyNotFoundError("there is no entry of this key", path=path, key=key, hint=hint)
+    hint = f"Similar: {', '.join(close)}" if close else None
+    remedy = None if close else Remedy("list-entries")
+    return KeyNotFoundError("there is no entry of this key", path=path, key=key, hint=hint, remedy=remedy)
 
 
 def npy_bytes(value: Value) -> bytes:

@@ -12,6 +12,7 @@ from atlas_kit.errors import (
     AtlasError,
     InvalidParamError,
     MagicMismatchError,
+    Remedy,
 )
 from atlas_kit.formats.detect import detect
 from atlas_kit.formats.opening import open_memory
@@ -96,8 +97,8 @@ def unknown_format(given: Given) -> MagicMismatchError:
     if size_of(given) == 0:
         return MagicMismatchError("the file is empty", path=name_of(given))
     return MagicMismatchError(
-        "this is not a file that atlas-tool knows",
+        "this is not a file of a known format",
         path=name_of(given),
-        hint="It reads .atlas, GGUF, safetensors, npz and its own JSON; if this was a damaged .atlas file,"
-        " try: atlas-tool repair",
+        hint="Known are .atlas, GGUF, safetensors, npz and the JSON that .atlas files are converted to.",
+        remedy=Remedy("repair-if-damaged"),
     )

@@ -20,9 +20,10 @@ from atlas_kit.storage.keys import Keys
 
 if TYPE_CHECKING:
     from atlas_kit.formats.gguf import MetadataField, TensorInfo
-    from atlas_kit.operations.byte_map import Region
+    from atlas_kit.operations.byte_map import MapRegion
     from atlas_kit.operations.entry_rows import EntryRow
-    from atlas_kit.operations.inspect_parts import HexLine, OneEntry
+    from atlas_kit.operations.hex_line import HexLine
+    from atlas_kit.operations.inspect_parts import OneEntry
     from atlas_kit.operations.tensor_numbers import TensorStats
 
 #: The overview counts types and codecs of this many entries at most, and lists this many.
@@ -75,7 +76,7 @@ class Inspection:
         self.entry: OneEntry | None = None
         self.fields: list[HexLine] | None = None
         self.fields_error: str | None = None
-        self.regions: list[Region] | None = None
+        self.regions: list[MapRegion] | None = None
 
     @property
     def exit_code(self) -> int:
@@ -277,7 +278,7 @@ def _inspect_model(given: Given, wanted: Wanted, result: Inspection, progress: P
 
 def _from_bytes(given: Given, kind: str | None, wanted: Wanted, result: Inspection, keys: Keys) -> None:
     if isinstance(given, bytes):
-        raise InvalidParamError("--hex and --map need a file, not standard input")
+        raise InvalidParamError("only the bytes of a file can be viewed, not those of standard input")
     if kind is None and os.fsdecode(given).lower().endswith(".atlas"):
         kind = "atlas"  # its first bytes are damaged, which is what one wants to see
     if kind not in ("atlas", "gguf", "safetensors"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.codecs.json_text import plain
 from atlas_kit.errors import AtlasError, printable
+from atlas_kit.operations.hex_line import HexLine
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import Entry, MemoryFile
@@ -16,24 +16,6 @@ if TYPE_CHECKING:
 
 #: Bytes of a payload that the view of one entry shows.
 PREVIEW = 2048
-
-
-@dataclass(frozen=True)
-class HexLine:
-    """One field of the file: ``data`` are its first bytes, ``meaning`` is what the specification says."""
-
-    offset: int
-    size: int
-    data: bytes
-    name: str
-    type: str
-    value: str
-    meaning: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the field as JSON-ready data."""
-        return {"offset": self.offset, "size": self.size, "bytes": self.data.hex(), "name": self.name,
-                "type": self.type, "value": plain(self.value), "meaning": self.meaning}  # fmt: skip
 
 
 @dataclass
@@ -206,12 +188,12 @@ def _with_bytes(given: Any, spans: Any) -> list[HexLine]:
     with Source(given) as source:
         for span in spans:
             data = source.read_upto(span.offset, min(span.size, 16))
-            value = _value_text(span.value)
+            value = value_text(span.value)
             lines.append(HexLine(span.offset, span.size, data, span.name, span.type, value, span.note or ""))
     return lines
 
 
-def _value_text(value: Any) -> str:
+def value_text(value: Any) -> str:
     """Return a value in one short line; bytes only where they are text (the column of bytes shows them)."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         raw = bytes(value[:48])

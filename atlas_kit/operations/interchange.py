@@ -68,11 +68,11 @@ def _side_record(memory: MemoryFile, names: dict[str, str]) -> str:
 
 def _parse_side(text: str | bytes, given: Given) -> dict[str, Any]:
     path = None if isinstance(given, bytes) else os.fspath(given)
-    side = loads(text, what="side record of atlas-tool", path=path)
+    side = loads(text, what="side record of atlas_kit", path=path)
     if not isinstance(side, dict) or not isinstance(side.get("entries"), list):
-        raise FileCorruptError("the side record of atlas-tool is damaged", path=path)
+        raise FileCorruptError("the side record of atlas_kit is damaged", path=path)
     if not all(isinstance(item, dict) and isinstance(item.get("name"), str) for item in side["entries"]):
-        raise FileCorruptError("the side record of atlas-tool is damaged", path=path)
+        raise FileCorruptError("the side record of atlas_kit is damaged", path=path)
     return side
 
 

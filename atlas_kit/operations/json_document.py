@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from atlas_kit.codecs import table as codecs
 from atlas_kit.codecs.json_text import dumps, loads, name_from, named
-from atlas_kit.errors import AtlasError, FileCorruptError, VersionMismatchError
+from atlas_kit.errors import AtlasError, FileCorruptError, Remedy, VersionMismatchError
 from atlas_kit.formats.atlas import tables
 from atlas_kit.formats.atlas.entry import Entry, MemoryPayload
 
@@ -379,7 +379,7 @@ def read_document(data: bytes, path: str | None = None) -> tuple[MemoryFile, int
     if not isinstance(document, dict) or not isinstance(document.get("entries"), list):
         raise FileCorruptError(
             'this is not the JSON of a memory file: there is no list "entries"', path=path,
-            hint="See what one looks like with: atlas-tool convert FILE.atlas FILE.json",
+            remedy=Remedy("example-document"),
         )  # fmt: skip
     if document.get("format", FORMAT) != FORMAT:
         raise FileCorruptError(f'"format" is not "{FORMAT}"', path=path)

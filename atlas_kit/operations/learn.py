@@ -11,14 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from atlas_kit.codecs.json_text import named
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import AtlasError, InvalidParamError
 from atlas_kit.llama.session import AtlasSession
 from atlas_kit.storage.given import STDIN
-
-Array = np.ndarray[Any, Any]
 
 #: Bytes that are read, and turned into tokens, at a time.
 PIECE = 1 << 20

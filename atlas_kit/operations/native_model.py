@@ -16,6 +16,7 @@ from atlas_kit.errors import (
     AtlasError,
     FileAccessError,
     InvalidParamError,
+    Remedy,
     WrongModelError,
 )
 from atlas_kit.settings.atlas_settings import AtlasSettings, settings_table
@@ -77,7 +78,7 @@ def check_memory(
     try:
         loaded = load_memory(memory, expect_model_hash=identity, force=force, **keys.options())
     except WrongModelError as error:
-        error.hint = "Use --force to put it beside this model all the same."
+        error.hint, error.remedy = None, Remedy("force-beside-model")
         raise
     for config in loaded.description.configs:
         if (config.d_k, config.d_v) != (width, width):
@@ -87,7 +88,7 @@ def check_memory(
             )
     notes = []
     if loaded.description.model_hash != identity:
-        notes.append("the memory does not belong to this model: loading it will need --force as well")
+        notes.append("the memory does not belong to this model: loading it will have to be forced as well")
     return BoundMemory(os.fspath(memory), identity, _saved_settings(loaded.metadata), tuple(notes))
 
 
@@ -128,7 +129,7 @@ def placed_memory(bound: BoundMemory, output: StrPath, *, force: bool = False) -
         if os.path.lexists(target) and not force:
             raise FileAccessError(
                 "another file is where the memory should go", path=target,
-                hint="Move it away, or overwrite it with --force.",
+                remedy=Remedy("overwrite-sidecar"),
             )  # fmt: skip
         made = not os.path.lexists(target)
         with Source(bound.path) as source, atomic_write(target) as out:

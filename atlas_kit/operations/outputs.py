@@ -43,7 +43,7 @@ def scratch_path(output: Output, suffix: str = "") -> Iterator[StrPath]:
         with open(output, "wb") as stream, scratch_path(stream, suffix) as path:
             yield path
         return
-    with tempfile.TemporaryDirectory(prefix="atlas-tool-") as folder:
+    with tempfile.TemporaryDirectory(prefix="atlas-kit-") as folder:
         path = os.path.join(folder, f"output{suffix}")
         yield path
         with open(path, "rb") as file:

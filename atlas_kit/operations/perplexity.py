@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.engine import Engine
 from atlas_kit.llama.session import DEVICES, AtlasSession, scores
 from atlas_kit.llama.token_memory import TokenMemory
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
-Array = np.ndarray[Any, Any]
 Progress = Callable[[int, int], None]
 
 KINDS = ("none", "window", "knn-fixed", "knn", "omega", "atlas")

@@ -10,8 +10,8 @@ import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.errors import InvalidParamError
-from atlas_kit.operations.compress import Compressed, CompressOptions, EntryRatio
+from atlas_kit.errors import InvalidParamError, Remedy
+from atlas_kit.operations.compressed import Compressed, CompressOptions, EntryRatio
 from atlas_kit.operations.outputs import Output, scratch_path
 from atlas_kit.operations.tensor_numbers import difference
 from atlas_kit.storage.given import size_of
@@ -66,13 +66,11 @@ def quantize_model(
 
 def _require_possible(model: GGUFFile, name: str, options: CompressOptions) -> None:
     if options.codec is not None or options.level is not None:
-        raise InvalidParamError(
-            "GGUF has no codecs", path=name, hint="Use --quantize to make a model smaller."
-        )
+        raise InvalidParamError("GGUF has no codecs", path=name, remedy=Remedy("quantise"))
     if options.quantize is None:
         raise InvalidParamError(
             "a GGUF model cannot be made smaller without loss", path=name,
-            hint="Use --quantize f16, bf16 or q8_0.",
+            remedy=Remedy("quantise"),
         )  # fmt: skip
     if model.is_split or model.byte_order != "<":
         what = "split" if model.is_split else "big-endian"

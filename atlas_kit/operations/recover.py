@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas_kit.codecs.json_text import named
-from atlas_kit.errors import FileCorruptError, InvalidParamError, KeyNotFoundError
+from atlas_kit.errors import FileCorruptError, InvalidParamError, KeyNotFoundError, Remedy
 from atlas_kit.persistence.backups import Backup, Backups, is_interrupted_edit, keep_aside, list_backups
 from atlas_kit.storage.files import Source, StrPath, atomic_write, lock
 from atlas_kit.storage.given import check_output, same_file
@@ -67,7 +67,7 @@ def restore_backup(
     if not chosen.ok and not force:
         raise FileCorruptError(
             f"the backup is damaged: {chosen.problem}", path=chosen.path,
-            hint="Rescue it with atlas-tool repair, or use --force to restore it as it is.",
+            remedy=Remedy("restore-damaged"),
         )  # fmt: skip
     target = os.fsdecode(path if output is None else output)
     if output is not None:
@@ -106,6 +106,4 @@ def _choose(listed: Backups, which: str) -> Backup:
     for backup in listed.backups:
         if which in (backup.path, os.path.basename(backup.path)) or same_file(which, backup.path):
             return backup
-    raise KeyNotFoundError(
-        f"there is no backup {which}", path=listed.path, hint="List them with: atlas-tool recover FILE"
-    )
+    raise KeyNotFoundError(f"there is no backup {which}", path=listed.path, remedy=Remedy("list-backups"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import named
-from atlas_kit.errors import InvalidParamError, KeyRequiredError
+from atlas_kit.errors import InvalidParamError, KeyRequiredError, Remedy
 from atlas_kit.formats.detect import detect
 from atlas_kit.operations.outputs import Output, is_path, scratch_path
 from atlas_kit.storage.given import Given, check_output, name_of, size_of
@@ -87,7 +87,7 @@ def repair_file(
     """
     options, keys = options or RepairOptions(), keys or Keys()
     if output is None and not options.dry_run:
-        raise InvalidParamError("the repaired file needs a name", hint="Give -o OUTPUT, or --dry-run.")
+        raise InvalidParamError("the repaired file needs a name", remedy=Remedy("name-output"))
     if isinstance(output, (str, os.PathLike)):
         check_output(output, [given], options.force or options.dry_run)
     kind = detect(given)
@@ -141,7 +141,7 @@ def _mend(given: Given, path: Any, options: RepairOptions, progress: Progress | 
     if isinstance(given, bytes):
         raise InvalidParamError("a model is repaired from a file, not from standard input")
     if options.version is not None:
-        raise InvalidParamError("--to is for memory files", path=name_of(given))
+        raise InvalidParamError("only for memory files can a version be chosen", path=name_of(given))
     total, done = size_of(given), 0
 
     def told(more: int) -> None:

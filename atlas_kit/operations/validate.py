@@ -147,8 +147,8 @@ def _check(given: Given, kind: str | None, keys: Keys) -> list[Finding]:
         Finding(
             "unknown-format",
             "error",
-            "this is not a file that atlas-tool knows",
-            "It reads .atlas, GGUF, safetensors, npz and its own JSON.",
+            "this is not a file of a known format",
+            "Known are .atlas, GGUF, safetensors, npz and the JSON that .atlas files are converted to.",
             0,
         )
     ]
@@ -185,4 +185,4 @@ def _as_finding(error: AtlasError) -> Finding:
         code = "no-such-file"
     elif isinstance(error, (KeyRequiredError, WrongKeyError)):
         code = "wrong-key" if isinstance(error, WrongKeyError) else "key-required"
-    return Finding(code, "error", error.message, error.hint or "", error.offset, error.key)
+    return Finding(code, "error", error.message, error.hint or "", error.offset, error.key, error.remedy)

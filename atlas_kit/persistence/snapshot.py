@@ -21,6 +21,7 @@ import numpy as np
 
 from atlas_kit.codecs import numbers
 from atlas_kit.codecs.json_text import loads, named
+from atlas_kit.codecs.numbers import Array as HostArray
 from atlas_kit.errors import (
     AtlasError,
     DataTooLargeError,
@@ -28,6 +29,7 @@ from atlas_kit.errors import (
     InvalidParamError,
     KeyNotFoundError,
     OutOfMemoryError,
+    Remedy,
     VersionMismatchError,
     WrongModelError,
 )
@@ -46,7 +48,6 @@ from atlas_kit.storage.keys import Keys
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import Entry
 
-HostArray = np.ndarray[Any, Any]
 
 #: What large arrays can be rounded to, and how large the relative error |a - b| / |a| may be. The limits are what the
 #: formats reach where their range suffices; numbers outside it (float16 ends at 65,504) get the next format.
@@ -300,7 +301,7 @@ def save_memory(
         if version not in (None, file.version):
             raise InvalidParamError(
                 f"the file is of version {file.version}, not {version}", path=path, key="version",
-                hint="Convert it with: atlas-tool convert",
+                remedy=Remedy("change-version"),
             )  # fmt: skip
         if codec is not None and file.version == 1:
             raise InvalidParamError("version 1 stores payloads as they are", path=path, key="codec")
@@ -467,7 +468,7 @@ def _described(file: MemoryFile) -> MemoryDescription:
     if entry is None:
         raise KeyNotFoundError(
             "the file holds no learned memory", path=file.path, key=DESCRIPTION,
-            hint="See what it holds with: atlas-tool inspect",
+            remedy=Remedy("inspect"),
         )  # fmt: skip
     if entry.size > MAX_DESCRIPTION:
         raise _damaged(file, DESCRIPTION, f"the description has {entry.size:,} bytes, which is too many")
@@ -771,7 +772,9 @@ def _about(file: MemoryFile, key: str) -> Iterator[None]:
     try:
         yield
     except InvalidParamError as error:
-        raise FileCorruptError(error.message, path=file.path, key=key, hint=error.hint) from error
+        raise FileCorruptError(
+            error.message, path=file.path, key=key, hint=error.hint, remedy=error.remedy
+        ) from error
     except AtlasError as error:
         error.path = error.path or file.path
         error.key = error.key or key

@@ -9,7 +9,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.errors import FileCorruptError, InvalidParamError, VersionMismatchError
+from atlas_kit.errors import FileCorruptError, InvalidParamError, Remedy, VersionMismatchError
 from atlas_kit.settings.atlas_settings import ADAPTIVE, AtlasSettings, SettingRow, settings_table
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _is_plain(name: str) -> bool:
 
 def _wrong(file: GGUFFile, key: str, message: str, hint: str | None = None) -> FileCorruptError:
     return FileCorruptError(
-        message, path=file.path, key=key, hint=hint or "Change it with: atlas-tool set, or convert again."
+        message, path=file.path, key=key, hint=hint, remedy=None if hint else Remedy("change-value", key=key)
     )
 
 

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shlex
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +120,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Settings for a model, each with its reason; ``command`` uses them."""
+    """Settings for a model, each with its reason."""
 
     model: ModelFacts
     settings: AtlasSettings
@@ -131,32 +130,8 @@ class Recommendation:
 
     exit_code = 0
 
-    @property
-    def command(self) -> str:
-        """The command line that runs the model with these settings."""
-        return shlex.join(["atlas-tool", "run", self.model.path, "--atlas", *self.options])
-
-    @property
-    def automatic(self) -> str:
-        """The command line that finds these settings by itself."""
-        return shlex.join(["atlas-tool", "run", self.model.path, "--atlas-auto"])
-
-    @property
-    def options(self) -> list[str]:
-        """The settings that are not defaults, as options."""
-        words = []
-        for row in settings_table():
-            value = getattr(self.settings, row.name)
-            if value == row.default:
-                continue
-            if isinstance(value, bool):
-                words.append(row.option if value else f"--no-{row.option[2:]}")
-            else:
-                words += [row.option, str(value)]
-        return words
-
     def to_json(self) -> dict[str, Any]:
-        """Return the recommendation as JSON-ready data; ``settings`` is what ``--config`` takes."""
+        """Return the recommendation as JSON-ready data; ``settings`` is what a configuration file holds."""
         costs = self.costs
         return {
             **named("path", self.model.path),
@@ -177,8 +152,6 @@ class Recommendation:
                 "extra_time": costs.extra_time,
             },
             "notes": self.notes,
-            "command": self.command,
-            "automatic": self.automatic,
         }
 
 
@@ -381,11 +354,13 @@ def _notes(facts: ModelFacts, file: GGUFFile) -> list[str]:
     except TruncatedError as error:
         notes.append(f"the file is cut off, so it cannot be run as it is: {error.message}")
     if "atlas.version" in file.metadata:
-        notes.append("the file is ATLAS-native: it carries settings of its own, which --atlas uses")
+        notes.append(
+            "the file is ATLAS-native: it carries settings of its own, which are used unless others are chosen"
+        )
     notes.append("in brackets: what other values cost the sample model, in nats per token")
     notes.append(
         "metadata do not say how good a model is, on what it was trained, nor how large its numbers are: compare "
-        "learning rates with atlas-tool perplexity"
+        "learning rates by the perplexity that they give"
     )
     return notes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from atlas_kit.errors import FileAccessError, InvalidParamError
+from atlas_kit.errors import FileAccessError, InvalidParamError, Remedy
 
 StrPath = str | os.PathLike[str]
 #: A path, or the content itself (what came through standard input).
@@ -52,9 +52,7 @@ def check_output(output: StrPath, inputs: list[Given], force: bool) -> None:
             )
     try:
         if os.path.lexists(output) and not force and not _is_device(output):
-            raise FileAccessError(
-                "the file exists already", path=output, hint="Use --force to overwrite it, or another name."
-            )
+            raise FileAccessError("the file exists already", path=output, remedy=Remedy("overwrite"))
     except ValueError as error:
         raise FileAccessError("the name is not a valid path", path=output) from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from atlas_kit.errors import InvalidParamError, KeyRequiredError
+from atlas_kit.errors import InvalidParamError, KeyRequiredError, Remedy
 from atlas_kit.storage.files import Source
 from atlas_kit.storage.given import STDIN, StrPath
 
@@ -38,7 +38,7 @@ class Keys:
             if self.ask is None:
                 raise KeyRequiredError(
                     "an encrypted file needs a passphrase or a key",
-                    hint="Give --passphrase-file or --key-file, or set ATLAS_PASSPHRASE.",
+                    remedy=Remedy("give-secret"),
                 )
             self.passphrase = self.ask("New passphrase", True)
         return self.options()
@@ -66,7 +66,7 @@ def key_from_file(path: StrPath) -> bytes:
         raise InvalidParamError(
             f"a key file holds exactly 32 bytes, and this one has {len(data)}",
             path=path,
-            hint="Make one with: head -c 32 /dev/urandom > FILE",
+            remedy=Remedy("make-key"),
         )
     return data
 

@@ -6,20 +6,43 @@ that is being dragged jump.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from atlas_kit.widgets.matrix import MatrixView
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 _TOGETHER = ("viewport", "cursor", "transform")
+
+
+class LinkedView(Protocol):
+    """What a view must have to be linked: ``MatrixView``."""
+
+    comm: Any
+    _link: Link | None
+
+    @property
+    def own_limit(self) -> float:
+        """The limit of its colours, were it alone."""
+
+    def unlink(self) -> None:
+        """Leave the link that it belongs to, if any."""
+
+    def send_state(self, key: str) -> None:
+        """Send one trait to the page."""
+
+    def set_trait(self, name: str, value: Any) -> None:
+        """Set one trait."""
+
+    def observe(self, handler: Callable[[Any], None], names: Sequence[str]) -> None:
+        """Call ``handler`` whenever one of the traits changes."""
+
+    def unobserve(self, handler: Callable[[Any], None], names: Sequence[str]) -> None:
+        """Call it no more."""
 
 
 class Link:
     """Some views; each belongs to one link at most."""
 
-    def __init__(self, views: Iterable[MatrixView]) -> None:
-        self._views: tuple[MatrixView, ...] = ()
+    def __init__(self, views: Iterable[LinkedView]) -> None:
+        self._views: tuple[LinkedView, ...] = ()
         for view in views:
             view.unlink()
             self._views += (view,)
@@ -33,7 +56,7 @@ class Link:
         """The largest of the limits that the views would have alone."""
         return max(view.own_limit for view in self._views)
 
-    def rescale(self, sent: MatrixView | None = None) -> None:
+    def rescale(self, sent: LinkedView | None = None) -> None:
         """Tell every view the common limit if it changed, except the one that has just sent it."""
         limit = self.limit
         if limit == self._limit:
@@ -43,7 +66,7 @@ class Link:
             if view is not sent and view.comm is not None:
                 view.send_state("limit")
 
-    def leave(self, view: MatrixView) -> None:
+    def leave(self, view: LinkedView) -> None:
         """Let one view go; the others stay linked."""
         view.unobserve(self._follow, _TOGETHER)
         view._link = None

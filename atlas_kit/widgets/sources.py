@@ -10,10 +10,9 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.explorer.pooling import BAND, block, pool
-
-Array = np.ndarray[Any, Any]
 
 
 class TileSource(Protocol):

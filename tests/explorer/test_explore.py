@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from atlas_kit.errors import AtlasError, KeyNotFoundError, printable
 from atlas_kit.explorer.explorer import Explorer, pack
 from atlas_kit.explorer.matrix import BUDGET, StoredMatrix
-from atlas_kit.explorer.regions import Region, Regions
-from atlas_kit.explorer.table import Column, Table
+from atlas_kit.explorer.regions import RecordRegion, Regions
+from atlas_kit.explorer.table import Column, FileTable
 from atlas_kit.formats.atlas import MemoryFile
 from atlas_kit.formats.gguf import GGUFFile
 from atlas_kit.storage.files import Source
@@ -620,7 +620,7 @@ RANGES = st.lists(
 
 @given(RANGES, st.integers(0, 10_000))
 def test_regions_cover_every_byte_once(ranges: list[tuple[int, int, str]], size: int) -> None:
-    regions = Regions([Region(*row, n) for n, row in enumerate(ranges)], size)
+    regions = Regions([RecordRegion(*row, n) for n, row in enumerate(ranges)], size)
     at = 0
     for number in range(len(regions)):
         region = regions[number]
@@ -635,7 +635,8 @@ def test_regions_cover_every_byte_once(ranges: list[tuple[int, int, str]], size:
 @given(st.integers(2, 400), st.integers(1, 50), st.integers(0, 3000))
 def test_a_window_of_many_regions_is_few_items_with_the_same_bytes(count: int, bins: int, start: int) -> None:
     rows = [
-        Region(n * 10, 10 if n % 7 else 3, "tensor" if n % 2 else "tensor info", n) for n in range(count * 10)
+        RecordRegion(n * 10, 10 if n % 7 else 3, "tensor" if n % 2 else "tensor info", n)
+        for n in range(count * 10)
     ]
     regions = Regions(rows, count * 100)
     stop = min(start + 40_000, regions.size)
@@ -652,7 +653,9 @@ def test_a_window_of_many_regions_is_few_items_with_the_same_bytes(count: int, b
 
 @given(st.lists(strategies.keys(), max_size=30), st.text(max_size=4), st.booleans())
 def test_a_table_sorts_and_filters_as_python_does(names: list[str], words: str, descending: bool) -> None:
-    table = Table("T", [Column("name", "Name")], len(names), lambda n: [names[n]], lambda _: names, ["name"])
+    table = FileTable(
+        "T", [Column("name", "Name")], len(names), lambda n: [names[n]], lambda _: names, ["name"]
+    )
     plain = table.window(0, 500, "", False, words)
     wanted = [
         n for n, name in enumerate(names) if all(w in name.casefold() for w in words.casefold().split())
@@ -666,7 +669,9 @@ def test_a_table_sorts_and_filters_as_python_does(names: list[str], words: str, 
 
 def test_numbers_in_names_are_sorted_as_numbers() -> None:
     names = ["blk.10.a", "blk.2.a", "blk.2", "Alpha", "٣", "9" * 5000]
-    table = Table("T", [Column("name", "Name")], len(names), lambda n: [names[n]], lambda _: names, ["name"])
+    table = FileTable(
+        "T", [Column("name", "Name")], len(names), lambda n: [names[n]], lambda _: names, ["name"]
+    )
     assert [row[1] for row in table.window(0, 9, "name")["rows"]][-3:] == ["blk.2", "blk.2.a", "blk.10.a"]
 
 

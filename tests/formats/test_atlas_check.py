@@ -177,7 +177,7 @@ def test_every_finding_of_a_file_with_several_faults() -> None:
     ]
     assert [f.key for f in findings] == [None, "first", "second", None]
     assert all(f.message and f.severity in ("error", "warning", "note") for f in findings)
-    assert all(f.hint for f in findings if f.severity != "note")
+    assert all(f.advice for f in findings if f.severity != "note")
 
 
 def test_version_2(tmp_path: Path) -> None:

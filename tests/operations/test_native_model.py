@@ -36,6 +36,7 @@ from atlas_kit.errors import (
     InvalidParamError,
     KeyNotFoundError,
     NoSuchFileError,
+    Remedy,
     TruncatedError,
     VersionMismatchError,
     WrongModelError,
@@ -339,11 +340,11 @@ def test_a_memory_of_another_model_is_refused(
     with GGUFFile.open(stock) as file:
         assert caught.value.expected == model_identity(file)
     assert caught.value.found == whose
-    assert "--force" in str(caught.value)
+    assert caught.value.remedy == Remedy("force-beside-model")
     assert not out.exists()
     assert not out.with_suffix(".atlas").exists()
     result = make_native(stock, out, memory=learned("again.atlas", whose=whose), force=True)
-    assert "--force" in result.notes[0]
+    assert "forced" in result.notes[0]
     assert out.with_suffix(".atlas").exists()
 
 

@@ -29,6 +29,7 @@ from gguf_builder import (
     vocab_only,
 )
 
+from atlas_kit.cli.recommend_cmd import automatic_command, run_command
 from atlas_kit.errors import AtlasError, MagicMismatchError, ModelError
 from atlas_kit.formats.gguf import GGUFFile
 from atlas_kit.formats.gguf.architectures import ARCHITECTURES
@@ -190,13 +191,13 @@ def test_a_wide_shallow_model_gets_a_cheaper_memory(tmp_path: Path) -> None:
 
 def test_settings_go_into_the_command(tmp_path: Path) -> None:
     result = recommend(header_of(tmp_path / "a model.gguf", **ONE_BILLION))
-    words = shlex.split(result.command)
+    words = shlex.split(run_command(result))
     assert words[:4] == ["atlas-tool", "run", str(tmp_path / "a model.gguf"), "--atlas"]
     chosen = dict(zip(words[4::2], words[5::2], strict=True))
     names = {row.option: row.name for row in settings_table()}
     changed = {names[option]: json.loads(value) for option, value in chosen.items()}
     assert AtlasSettings().replace(**changed) == result.settings
-    assert shlex.split(result.automatic)[-1] == "--atlas-auto"
+    assert shlex.split(automatic_command(result))[-1] == "--atlas-auto"
 
 
 # --- costs ---------------------------------------------------------------------------------------------------

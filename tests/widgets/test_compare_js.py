@@ -8,7 +8,7 @@ import pytest
 from atlas_kit.llama import AtlasSession, AtlasSettings, FakeEngine
 from atlas_kit.widgets import MemoryCompare
 from atlas_kit.widgets.compare.memory_compare import _MATRIX_COLUMNS
-from atlas_kit.widgets.compare.panes import Spectra, Table
+from atlas_kit.widgets.compare.panes import CompareTable, Spectra
 from tests.widgets.conftest import receive
 
 SMALL = AtlasSettings(window_size=64, memory_dim=16, omega_window=8, chunk_size=4)
@@ -25,7 +25,9 @@ def table(stage):
         {"id": name, "name": name, "shape": "2 x 2", "max_a": value, "relative": apart}
         for name, value, apart in (("W10", 3.0, 0.5), ("W9", 1e-7, "Infinity"), ("<b>", 123456.789, None))
     ]
-    widget = Table(columns=_MATRIX_COLUMNS, rows=rows, chooses=True, selected="W9", caption="3 matrices")
+    widget = CompareTable(
+        columns=_MATRIX_COLUMNS, rows=rows, chooses=True, selected="W9", caption="3 matrices"
+    )
     return stage.show(widget)
 
 
@@ -49,7 +51,7 @@ def test_a_table_sorts_numbers_by_size_and_names_as_people_do(table):
 
 def test_an_empty_number_is_shown_as_nothing(stage):
     rows = [{"id": "W", "name": "W", "max_a": "", "relative": 1.0}]
-    stage.show(Table(columns=_MATRIX_COLUMNS, rows=rows, caption="1 matrix"))
+    stage.show(CompareTable(columns=_MATRIX_COLUMNS, rows=rows, caption="1 matrix"))
     assert column(stage, 3) == [""]
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from atlas_kit.errors import Remedy
 from atlas_kit.formats.atlas import checksums, layout, v1
 from atlas_kit.formats.atlas import tables as t
-from atlas_kit.formats.atlas.check import CONVERT, RECOVER, REPAIR
+from atlas_kit.formats.atlas.check_facts import RECOVER, REWRITE, entry_facts, header_facts
 from atlas_kit.formats.atlas.scan_v1 import Walker
 from atlas_kit.formats.atlas.store import decode_key
 
 if TYPE_CHECKING:
-    from atlas_kit.formats.atlas.check import Report
     from atlas_kit.formats.atlas.scan_v1 import Piece
+    from atlas_kit.formats.findings import Report
     from atlas_kit.storage.files import Source
 
 
@@ -60,12 +61,12 @@ class CheckV1:
             report.append(v1.dialect_warning(piece.dialect))
         packer = layout.HEADER_V1_SHORT if "96" in piece.dialect else layout.HEADER_V1
         _, _, _, count, created, modified, _, model_hash, reserved = packer.unpack_from(raw)
-        report.header_facts(created, modified, model_hash, reserved)
+        header_facts(report, created, modified, model_hash, reserved)
         if count > t.V1_MAX_ENTRIES:
             report.error(
                 "too-many-entries",
                 f"the header counts {count} entries, and version 1 allows {t.V1_MAX_ENTRIES}",
-                layout.offset_of("entry_count"),
+                offset=layout.offset_of("entry_count"),
             )
 
     def _broken_header(self, count: int) -> None:
@@ -74,8 +75,8 @@ class CheckV1:
             self._report.error(
                 "truncated",
                 f"the header has 104 bytes, and the file ends at byte {len(top)}",
-                len(top),
-                hint=RECOVER,
+                offset=len(top),
+                remedy=RECOVER,
             )
             return
         stored = int.from_bytes(top[layout.AT["checksum"]], "little")
@@ -84,14 +85,14 @@ class CheckV1:
             self._report.error(
                 "header-checksum",
                 f"the checksum of the header is {actual:08x}, not {stored:08x}; {count} entries follow",
-                8,
+                offset=8,
             )
         said = int.from_bytes(top[layout.AT["entry_count"]], "little")
         if top[:4] == t.MAGIC and said != count:
             self._report.error(
                 "entry-count",
                 f"the header counts {said} entries, and {count} were found",
-                layout.offset_of("entry_count"),
+                offset=layout.offset_of("entry_count"),
             )
 
     def _entry(self, piece: Piece, keys: dict[bytes, int]) -> None:
@@ -99,7 +100,7 @@ class CheckV1:
         _, size, data_type, flags, timestamp, _, reserved = piece.fields
         key = decode_key(piece.key)
         if piece.kind == "keyless":
-            report.error("bad-key", "the key contains a NUL", at)
+            report.error("bad-key", "the key contains a NUL", offset=at)
             return
         if piece.how and piece.kind == "entry":
             what = {
@@ -108,33 +109,37 @@ class CheckV1:
                 "the NUL after the key": "key-terminator",
             }
             code = what.get(piece.how, "bad-length")
-            report.error(code, f"{piece.how} is wrong; repair can put it right", at, key)
+            report.error(code, f"{piece.how} is wrong; repair can put it right", offset=at, key=key)
         elif piece.kind == "damaged":
             cut = piece.end - piece.payload_offset < size
             code = "entry-truncated" if cut else "payload-checksum"
-            report.error(code, piece.how, max(at, min(piece.payload_offset, piece.end)), key)
+            report.error(code, piece.how, offset=max(at, min(piece.payload_offset, piece.end)), key=key)
         if piece.key in keys:
-            report.error("duplicate-key", f"the entry at byte {keys[piece.key]} has the same key", at, key)
+            report.error(
+                "duplicate-key", f"the entry at byte {keys[piece.key]} has the same key", offset=at, key=key
+            )
         keys.setdefault(piece.key, at)
-        report.entry_facts(key, at, data_type, timestamp)
+        entry_facts(report, key, at, data_type, timestamp)
         if size == 0:
             report.tally(
                 "empty-payload",
                 "warning",
                 "without a payload, which the C library does not write",
-                at,
-                key,
-                hint=CONVERT,
+                offset=at,
+                key=key,
+                remedy=REWRITE,
             )
         if flags:
-            report.tally("flags-not-zero", "note", "with flags, which version 1 does not define", at, key)
+            report.tally(
+                "flags-not-zero", "note", "with flags, which version 1 does not define", offset=at, key=key
+            )
         if reserved:
             report.tally(
                 "entry-reserved-not-zero",
                 "note",
                 "with reserved bytes that are not zero",
-                at,
-                key,
+                offset=at,
+                key=key,
                 hint="The C library may leave old bytes there.",
             )
 
@@ -146,8 +151,8 @@ class CheckV1:
             self._report.error(
                 "joined-files",
                 "another memory file starts here",
-                piece.offset,
-                hint=f"Join them with merge, or: {REPAIR}",
+                offset=piece.offset,
+                hint="Merge the files that they were, if you still have them.",
             )
 
     def _gap(self, piece: Piece) -> None:
@@ -168,20 +173,20 @@ class CheckV1:
                 "entry-truncated",
                 f"the file ends inside an entry's header, after {len(raw)} bytes",
             )
-        self._report.error(code, message, piece.offset)
+        self._report.error(code, message, offset=piece.offset)
 
     def _counts(self, count: int, total: int, promised: tuple[int, int]) -> None:
         if count != promised[0]:
             self._report.error(
                 "entry-count",
                 f"the header counts {promised[0]} entries, and {count} were found",
-                layout.offset_of("entry_count"),
+                offset=layout.offset_of("entry_count"),
             )
         if total != promised[1]:
             self._report.error(
                 "total-size",
                 f"the header gives the entries {promised[1]} bytes, and they have {total}",
-                layout.offset_of("total_size"),
+                offset=layout.offset_of("total_size"),
             )
 
     def _trailing(self, rest: list[Piece]) -> None:
@@ -195,6 +200,7 @@ class CheckV1:
         self._report.warning(
             "trailing-bytes",
             message,
-            rest[0].offset,
-            hint="They are ignored when the file is read; `atlas-tool repair` rescues entries from them.",
+            offset=rest[0].offset,
+            hint="They are ignored when the file is read.",
+            remedy=Remedy("rescue-entries"),
         )

@@ -19,17 +19,17 @@ from atlas_kit.errors import (
 )
 from atlas_kit.formats.atlas import checksums, layout, scan_v2, v2
 from atlas_kit.formats.atlas import tables as t
-from atlas_kit.formats.atlas.check import DISTRUST, RECOVER, SAVE
+from atlas_kit.formats.atlas.check_facts import DISTRUST, RECOVER, REWRITE, SAVE, entry_facts, header_facts
 from atlas_kit.formats.atlas.store import encode_key
 from atlas_kit.formats.atlas.verify import Verifier
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from atlas_kit.formats.atlas.check import Report
     from atlas_kit.formats.atlas.crypto import Cipher, Secret
     from atlas_kit.formats.atlas.entry import Entry
     from atlas_kit.formats.atlas.scan_v2 import BlockHead, Piece
+    from atlas_kit.formats.findings import Report
     from atlas_kit.storage.files import Source
 
 #: From this many stored bytes on, payloads are verified by two threads (hashing and reading release the GIL).
@@ -89,15 +89,15 @@ class CheckV2:
             report.error(
                 "truncated",
                 f"the header has {size} bytes, and the file ends at byte {len(raw)}",
-                len(raw),
-                hint=RECOVER,
+                offset=len(raw),
+                remedy=RECOVER,
             )
             return
         try:
             self._header, self._intact = v2.parse_header(raw), raw[:4] == t.MAGIC
         except AtlasError as error:
             if raw[:4] == t.MAGIC and version in (2, 3):
-                report.error("header-checksum", error.message, layout.HEADER_STRUCTS[version].size - 8)
+                report.error("header-checksum", error.message, offset=layout.HEADER_STRUCTS[version].size - 8)
             copies = [
                 piece.header for piece in self._pieces if piece.header is not None and not piece.foreign
             ]
@@ -107,32 +107,34 @@ class CheckV2:
             return
         if checksums.fnv1a(raw[layout.SUMMED]) != header.checksum:
             report.warning(
-                "header-fnv", "the checksum that version 1 readers know does not fit", 8, hint=SAVE
+                "header-fnv", "the checksum that version 1 readers know does not fit", offset=8, hint=SAVE
             )
         if header.entry_count != min(header.entry_total, t.U32):
             report.warning(
                 "entry-count",
                 f"entry_count is {header.entry_count}, and entry_total is {header.entry_total}",
-                layout.offset_of("entry_count"),
+                offset=layout.offset_of("entry_count"),
                 hint=SAVE,
             )
-        report.header_facts(header.created_time, header.modified_time, header.model_hash, header.reserved)
+        header_facts(report, header.created_time, header.modified_time, header.model_hash, header.reserved)
         if header.file_flags:
             report.note(
-                "unknown-file-flags", f"the file has flags that are not known: {header.file_flags:#x}", 108
+                "unknown-file-flags",
+                f"the file has flags that are not known: {header.file_flags:#x}",
+                offset=108,
             )
         if header.committed_size > source.size:
             report.error(
                 "truncated",
                 f"the file ends at byte {source.size}, and its header says {header.committed_size}",
-                source.size,
+                offset=source.size,
             )
 
     def _lost_header(self) -> None:
         """Header and index are gone: report what records there are."""
         records = [piece for piece in self._pieces if piece.kind == "record" and not piece.foreign]
         self._report.error(
-            "header-lost", f"neither the header nor an index is intact; {len(records)} records are", 0
+            "header-lost", f"neither the header nor an index is intact; {len(records)} records are", offset=0
         )
 
     def _unlock(self, header: v2.Header) -> None:
@@ -146,15 +148,19 @@ class CheckV2:
                 "contents-not-checked",
                 f"{error.message}: only the outer checksums were checked",
                 hint=error.hint or "",
+                remedy=error.remedy,
             )
         except MissingExtraError as error:
-            report.note("contents-not-checked", error.message, hint=error.hint or "")
+            report.note("contents-not-checked", error.message, hint=error.hint or "", remedy=error.remedy)
         except WrongKeyError as error:
             report.error(
-                "wrong-key", error.message, hint=error.hint or "Only the outer checksums were checked."
+                "wrong-key",
+                error.message,
+                hint=error.hint or ("" if error.remedy else "Only the outer checksums were checked."),
+                remedy=error.remedy,
             )
         except AtlasError as error:
-            report.error("key-derivation", error.message, layout.offset_of("salt"))
+            report.error("key-derivation", error.message, offset=layout.offset_of("salt"))
         if self._cipher is None or not self._intact:
             return
         raw = self._source.read(0, layout.HEADER_V3.size)
@@ -162,8 +168,9 @@ class CheckV2:
             report.error(
                 "header-authentication",
                 "the header was altered: its authentication tag does not fit",
-                layout.offset_of("header_tag"),
+                offset=layout.offset_of("header_tag"),
                 hint=DISTRUST,
+                remedy=None,
             )
 
     # --- index ----------------------------------------------------------------------------------------
@@ -181,7 +188,7 @@ class CheckV2:
                 report.warning(
                     "index-header-copy",
                     "the index's copy of the header differs from the header",
-                    block.first,
+                    offset=block.first,
                     hint=SAVE,
                 )
             sealed = header.version == 3 and self._cipher is None
@@ -191,7 +198,7 @@ class CheckV2:
                 records = scan_v2.block_rows(self._source, block, self._cipher)
             except AtlasError as error:
                 error.offset = offset
-                report.raised("index-authentication", error, DISTRUST)
+                report.raised("index-authentication", error, DISTRUST, remedy=None)
                 return None
             self._check_order(block, records)
             for row in records:
@@ -199,7 +206,7 @@ class CheckV2:
             if block.prev_offset == 0:
                 return rows
             if block.prev_offset >= offset:
-                report.error("index-chain", "an index block points forward", offset)
+                report.error("index-chain", "an index block points forward", offset=offset)
                 return None
             offset, limit, newest = block.prev_offset, offset, False
 
@@ -214,33 +221,35 @@ class CheckV2:
         ):
             if piece.file_id == header.file_id and piece.generation <= header.generation and offset % 8 == 0:
                 return piece.block
-            report.error("index-foreign", "the index block here is not this file's", offset)
+            report.error("index-foreign", "the index block here is not this file's", offset=offset)
             return None
         if offset + layout.INDEX.size > limit or offset < header.header_size:
             report.error(
                 "index-outside",
                 f"the index should be at byte {offset}, outside of the file",
-                layout.offset_of("index_offset"),
+                offset=layout.offset_of("index_offset"),
             )
         elif scan_v2.read_block(self._source, offset) is not None:
-            report.error("index-checksum", "the index block's checksum does not fit its bytes", offset)
+            report.error("index-checksum", "the index block's checksum does not fit its bytes", offset=offset)
         else:
-            report.error("index-lost", "there is no intact index block here", offset)
+            report.error("index-lost", "there is no intact index block here", offset=offset)
         return None
 
     def _check_order(self, block: BlockHead, records: list[v2.Record]) -> None:
         report = self._report
         order = [(row.key_hash, row.ordinal) for row in records]
         if any(a > b for a, b in itertools.pairwise(order)):
-            report.error("index-unsorted", "the index is not sorted: keys cannot be found", block.first)
+            report.error(
+                "index-unsorted", "the index is not sorted: keys cannot be found", offset=block.first
+            )
         ordinals = {row.ordinal for row in records}
         if len(ordinals) != len(records):
-            report.error("index-duplicate", "the index names an ordinal twice", block.first)
+            report.error("index-duplicate", "the index names an ordinal twice", offset=block.first)
         if ordinals and max(ordinals) >= block.next_ordinal:
             report.warning(
                 "next-ordinal",
                 "the index would give an ordinal that is in use to the next new entry",
-                block.offset,
+                offset=block.offset,
                 hint=SAVE,
             )
 
@@ -266,8 +275,8 @@ class CheckV2:
                     self._report.error(
                         "duplicate-key",
                         f"the entry at byte {keys[entry.key]} has the same key",
-                        row.offset,
-                        entry.key,
+                        offset=row.offset,
+                        key=entry.key,
                     )
                 keys.setdefault(entry.key, row.offset)
         return live
@@ -283,18 +292,20 @@ class CheckV2:
             report.error(
                 "index-outside",
                 f"the index names a record at byte {row.offset}, outside of the file",
-                row.offset,
+                offset=row.offset,
             )
             return None
         piece = self._at.get(row.offset)
         if row.offset + layout.ENTRY.size > self._source.size:
-            report.error("entry-truncated", "the file ends before this entry", row.offset)
+            report.error("entry-truncated", "the file ends before this entry", offset=row.offset)
         elif piece is None or piece.kind != "record":
-            report.error("entry-head", "no intact record is where the index names one", row.offset)
+            report.error("entry-head", "no intact record is where the index names one", offset=row.offset)
         elif piece.how:
-            report.error("entry-head", f"the record's {piece.how} was hit", row.offset)
+            report.error("entry-head", f"the record's {piece.how} was hit", offset=row.offset)
         elif piece.payload_offset + piece.stored_size > self._source.size:
-            report.error("entry-truncated", "the file ends inside this entry's payload", self._source.size)
+            report.error(
+                "entry-truncated", "the file ends inside this entry's payload", offset=self._source.size
+            )
         elif (piece.head_checksum, piece.ordinal, piece.file_id) != (
             row.head_checksum,
             row.ordinal,
@@ -303,10 +314,12 @@ class CheckV2:
             report.error(
                 "entry-swapped",
                 "the record here is not the one that the index names: entries were swapped or replaced",
-                row.offset,
+                offset=row.offset,
             )
         elif -(-(piece.payload_offset + piece.stored_size - row.offset) // 8) * 8 != row.size:
-            report.error("entry-size", "the index gives the record another size than it has", row.offset)
+            report.error(
+                "entry-size", "the index gives the record another size than it has", offset=row.offset
+            )
         else:
             return piece
         return None
@@ -327,21 +340,26 @@ class CheckV2:
         report, at = self._report, row.offset
         raw = encode_key(entry.key)
         if not raw or 0 in raw:
-            report.error("bad-key", "the key is empty or contains a NUL", at)
+            report.error("bad-key", "the key is empty or contains a NUL", offset=at)
         if checksums.xxh3(raw, header.file_id) != row.key_hash:
             report.error(
-                "index-key-hash", "the index has another hash for this key: it cannot be found", at, entry.key
+                "index-key-hash",
+                "the index has another hash for this key: it cannot be found",
+                offset=at,
+                key=entry.key,
             )
         if entry.attributes & t.REMOVED:
-            report.error("entry-removed", "the index names a record that removes its key", at, entry.key)
+            report.error(
+                "entry-removed", "the index names a record that removes its key", offset=at, key=entry.key
+            )
         unknown = entry.attributes & ~_KNOWN_ATTRIBUTES
         if unknown:
             report.tally(
                 "unknown-attributes",
                 "note",
                 f"with attributes that are not known ({unknown:#x})",
-                at,
-                entry.key,
+                offset=at,
+                key=entry.key,
             )
         for code, known, value in (
             ("unknown-codec", codecs.BY_ID, entry.codec_id),
@@ -353,11 +371,11 @@ class CheckV2:
                     code,
                     "warning",
                     f"with {code[8:]} {value}, which is not known",
-                    at,
-                    entry.key,
+                    offset=at,
+                    key=entry.key,
                     hint="A newer atlas_kit may read it.",
                 )
-        report.entry_facts(entry.key, at, entry.type, entry.timestamp)
+        entry_facts(report, entry.key, at, entry.type, entry.timestamp)
         if self._cipher is None:
             self._check_place(piece, entry)
 
@@ -370,8 +388,8 @@ class CheckV2:
                 "tensor-misaligned",
                 "warning",
                 "whose tensor does not start at a multiple of 64",
-                piece.payload_offset,
-                entry.key,
+                offset=piece.payload_offset,
+                key=entry.key,
                 hint="It opens as a view that is not aligned; save the file anew.",
             )
         used = layout.ENTRY.size + 8 * len(entry.shape or ()) + len(encode_key(entry.key))
@@ -379,7 +397,13 @@ class CheckV2:
         stop = piece.payload_offset + piece.stored_size
         tail = self._source.read_upto(stop, max(0, piece.end - stop))
         if any(head) or any(tail):
-            report.tally("padding-not-zero", "note", "with padding that is not zero", piece.offset, entry.key)
+            report.tally(
+                "padding-not-zero",
+                "note",
+                "with padding that is not zero",
+                offset=piece.offset,
+                key=entry.key,
+            )
 
     def _check_payloads(self, live: list[Live]) -> None:
         """Verify every payload, with two threads where there is much to read."""
@@ -413,14 +437,14 @@ class CheckV2:
                 code = "payload-checksum"
             elif "tensor" in error.message:
                 code = "tensor-size"
-            self._report.error(code, error.message, item.piece.payload_offset, key)
+            self._report.error(code, error.message, offset=item.piece.payload_offset, key=key)
         for entry in verifier.skipped:
             self._report.tally(
                 "not-unpacked",
                 "note",
                 "that unpack to so much that only their checksums were verified",
-                entry.offset,
-                entry.key,
+                offset=entry.offset,
+                key=entry.key,
             )
 
     # --- totals and the rest --------------------------------------------------------------------------
@@ -431,7 +455,7 @@ class CheckV2:
             self._report.error(
                 "entry-count",
                 f"the header counts {header.entry_total} entries, and the index {named}",
-                layout.offset_of("entry_total"),
+                offset=layout.offset_of("entry_total"),
             )
         entries = [item.entry for item in live if item.entry is not None]
         total = sum(33 + len(encode_key(entry.key)) + entry.size for entry in entries)
@@ -439,7 +463,7 @@ class CheckV2:
             self._report.warning(
                 "total-size",
                 f"the header gives the entries {header.total_size} bytes, and they have {total}",
-                layout.offset_of("total_size"),
+                offset=layout.offset_of("total_size"),
                 hint=SAVE,
             )
 
@@ -452,7 +476,7 @@ class CheckV2:
             report.warning(
                 "uncommitted-bytes",
                 f"{self._source.size - header.committed_size} bytes follow the committed part",
-                header.committed_size,
+                offset=header.committed_size,
                 hint="An update did not finish, and is ignored; the next save removes the bytes.",
             )
         named = {row.offset for row in rows.values()}
@@ -468,7 +492,7 @@ class CheckV2:
                 report.warning(
                     "foreign-record",
                     "a record of another file lies here, outside of any payload",
-                    piece.offset,
+                    offset=piece.offset,
                     hint="It is ignored when the file is read.",
                 )
             elif piece.kind == "gap":
@@ -480,7 +504,7 @@ class CheckV2:
                     report.warning(
                         "record-not-indexed",
                         "a newer record of an entry is not in the index",
-                        piece.offset,
+                        offset=piece.offset,
                         hint="It is ignored when the file is read.",
                     )
                 dead, dead_size = dead + 1, dead_size + piece.size
@@ -488,7 +512,8 @@ class CheckV2:
             report.note(
                 "garbage",
                 f"{dead} records ({dead_size} bytes) are left from updates and removals",
-                hint="Rewriting the file releases them: atlas-tool convert FILE OUT",
+                hint="Rewriting the file releases them.",
+                remedy=REWRITE,
             )
 
     def _generation_at(self, offset: int) -> int:
@@ -517,6 +542,6 @@ class CheckV2:
             return
         message = f"{piece.size} bytes belong to no intact record or index block"
         if indexed:  # all that is alive was found
-            self._report.note("unknown-bytes", message, piece.offset)
+            self._report.note("unknown-bytes", message, offset=piece.offset)
         else:
-            self._report.error("unknown-bytes", message, piece.offset)
+            self._report.error("unknown-bytes", message, offset=piece.offset)

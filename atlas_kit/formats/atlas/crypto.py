@@ -18,6 +18,7 @@ from atlas_kit.errors import (
     InvalidParamError,
     KeyRequiredError,
     MissingExtraError,
+    Remedy,
     VersionMismatchError,
     WrongKeyError,
 )
@@ -44,7 +45,7 @@ class Secret:
         if key is not None and len(key) != 32:
             raise InvalidParamError(
                 f"a key has 32 bytes, and this one has {len(key)}",
-                hint="Make one with: head -c 32 /dev/urandom > memory.key",
+                remedy=Remedy("make-key"),
             )
         if passphrase is not None:
             passphrase = _normalised(passphrase)
@@ -163,11 +164,11 @@ def unlock(params: KdfParams, check: bytes | None, secret: Secret | None) -> Cip
         raise VersionMismatchError(f"the key derivation {params.kdf} is not one that this version knows")
     needs = "a key file" if params.kdf == t.KDF_RAW else "a passphrase"
     if secret is None:
-        raise KeyRequiredError(f"the file is encrypted with {needs}", hint=_HOW[params.kdf])
+        raise KeyRequiredError(f"the file is encrypted with {needs}", remedy=_HOW[params.kdf])
     if (secret.key is None) == (params.kdf == t.KDF_RAW):
         given = "a key file" if secret.key is not None else "a passphrase"
         raise WrongKeyError(
-            f"the file is encrypted with {needs}, and {given} was given", hint=_HOW[params.kdf]
+            f"the file is encrypted with {needs}, and {given} was given", remedy=_HOW[params.kdf]
         )
     cipher = Cipher(secret, params)
     if check is not None and not hmac.compare_digest(cipher.check, check):
@@ -177,8 +178,8 @@ def unlock(params: KdfParams, check: bytes | None, secret: Secret | None) -> Cip
 
 
 _HOW = {
-    t.KDF_RAW: "Give the key file (--key-file).",
-    t.KDF_SCRYPT: "Give the passphrase (--passphrase-file, or ATLAS_PASSPHRASE in the environment).",
+    t.KDF_RAW: Remedy("give-key"),
+    t.KDF_SCRYPT: Remedy("give-passphrase"),
 }
 
 

@@ -16,6 +16,7 @@ from atlas_kit.errors import (
     DataTooLargeError,
     FileCorruptError,
     InvalidParamError,
+    Remedy,
     VersionMismatchError,
 )
 from atlas_kit.formats.atlas import checksums, tables
@@ -88,7 +89,7 @@ class FilePayload:
                 f"the payload's checksum is {actual:016x}, and the file says {self.checksum:016x}",
                 path=self._source.path,
                 offset=self.offset,
-                hint="Rescue the rest with: atlas-tool repair",
+                remedy=Remedy("repair"),
             )
 
     def read(self) -> bytes:
@@ -122,7 +123,7 @@ class FnvPayload(FilePayload):
                 f"the payload's checksum is {actual:08x}, and the file says {self.checksum:08x}",
                 path=self._source.path,
                 offset=self.offset,
-                hint="Rescue the rest with: atlas-tool repair",
+                remedy=Remedy("repair"),
             )
         return data
 

@@ -22,6 +22,7 @@ from atlas_kit.errors import (
     KeyNotFoundError,
     KeyRequiredError,
     MagicMismatchError,
+    Remedy,
     TruncatedError,
     VersionMismatchError,
 )
@@ -69,7 +70,7 @@ def open_store(
         return store
     raise VersionMismatchError(
         f"the file says version {version}, and this library reads 1 to 3", path=source.path, offset=4,
-        hint="If the file is damaged, try: atlas-tool repair",
+        remedy=Remedy("repair-if-damaged"),
     )  # fmt: skip
 
 
@@ -645,7 +646,7 @@ class MemoryFile(MutableMapping[str, Entry]):
             if isinstance(error, (struct.error, OverflowError)):
                 raise FileCorruptError(
                     "the numbers in the file's header leave no room for an update", path=target,
-                    hint="Rescue what is intact with: atlas-tool repair",
+                    remedy=Remedy("repair"),
                 ) from error  # fmt: skip
             if isinstance(error, OSError):
                 raise files.access_error(error, target, "write") from error

@@ -14,6 +14,7 @@ from atlas_kit.errors import (
     FileCorruptError,
     InvalidParamError,
     KeyTooLongError,
+    Remedy,
     TruncatedError,
 )
 from atlas_kit.formats.atlas import checksums, layout
@@ -39,7 +40,7 @@ DIALECTS = {
     "v1-96-crc32": (layout.HEADER_V1_SHORT.size, checksums.crc32),
 }
 
-_REPAIR = "Rescue what is intact with: atlas-tool repair"
+_REPAIR = Remedy("repair")
 
 
 def dialect_of(top: bytes) -> str | None:
@@ -68,7 +69,7 @@ class StoreV1:
         dialect = dialect_of(top)
         if dialect is None:
             raise ChecksumMismatchError(
-                "the header's checksum does not fit its bytes", path=source.path, offset=8, hint=_REPAIR
+                "the header's checksum does not fit its bytes", path=source.path, offset=8, remedy=_REPAIR
             )
         self._start = DIALECTS[dialect][0]
         if self._start == layout.HEADER_V1.size:
@@ -89,14 +90,14 @@ class StoreV1:
         if count > t.V1_MAX_ENTRIES:
             raise FileCorruptError(
                 f"the header counts {count} entries, and the format allows {t.V1_MAX_ENTRIES}",
-                path=source.path, offset=layout.offset_of("entry_count"), hint=_REPAIR,
+                path=source.path, offset=layout.offset_of("entry_count"), remedy=_REPAIR,
             )  # fmt: skip
         total, end = 0, self._start
         for at, fields, raw, payload in walk(source, self._start, count, payloads=verify):
             key = decode_key(raw)
             if key in offsets:
                 raise FileCorruptError(
-                    "two entries have this key", path=source.path, offset=at, key=key, hint=_REPAIR
+                    "two entries have this key", path=source.path, offset=at, key=key, remedy=_REPAIR
                 )
             offsets[key] = at
             size = fields[1]
@@ -107,13 +108,13 @@ class StoreV1:
         if total != self.info.total_size:
             raise FileCorruptError(
                 f"the header gives the entries {self.info.total_size} bytes, and they have {total}",
-                path=source.path, offset=layout.offset_of("total_size"), hint=_REPAIR,
+                path=source.path, offset=layout.offset_of("total_size"), remedy=_REPAIR,
             )  # fmt: skip
         if end != source.size:
             self.info.warnings.append(
                 Finding(
                     "trailing-bytes", "warning", f"{source.size - end} bytes follow the last entry",
-                    "They are ignored; `atlas-tool repair` looks for entries in them.", end,
+                    "They are ignored when the file is read.", end, remedy=Remedy("rescue-entries"),
                 )
             )  # fmt: skip
 
@@ -189,7 +190,7 @@ def walk(
         key = window[place:stop]
         if window[stop] or 0 in key:
             raise FileCorruptError(
-                "the key does not end where its length says", path=source.path, offset=at, hint=_REPAIR
+                "the key does not end where its length says", path=source.path, offset=at, remedy=_REPAIR
             )
         payload = None
         if payloads:
@@ -202,7 +203,7 @@ def walk(
 def _cut(source: Source, at: int, index: int, count: int) -> TruncatedError:
     return TruncatedError(
         f"entry {index + 1} of {count} is cut off: the file ends at byte {source.size}",
-        path=source.path, offset=at, hint=_REPAIR,
+        path=source.path, offset=at, remedy=_REPAIR,
     )  # fmt: skip
 
 
@@ -211,7 +212,7 @@ def _bad_length(source: Source, at: int, length: int, size: int) -> FileCorruptE
         what = f"an entry claims {size} bytes of payload, and the format allows {t.V1_MAX_DATA}"
     else:
         what = f"an entry claims a key of {length} bytes, and the format allows 1 to {t.V1_MAX_KEY}"
-    return FileCorruptError(what, path=source.path, offset=at, hint=_REPAIR)
+    return FileCorruptError(what, path=source.path, offset=at, remedy=_REPAIR)
 
 
 def dialect_warning(dialect: str) -> Finding:
@@ -223,7 +224,7 @@ def dialect_warning(dialect: str) -> Finding:
         parts.append("its checksums are CRC-32 instead of FNV-1a")
     return Finding(
         f"dialect-{dialect}", "warning", f"the file is in the dialect {dialect}: {' and '.join(parts)}",
-        "The C library may not read it; `atlas-tool convert --to atlas-v1` writes the canonical form.", 8,
+        "The C library may not read it.", 8, remedy=Remedy("canonical"),
     )  # fmt: skip
 
 

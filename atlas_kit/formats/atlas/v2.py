@@ -16,6 +16,7 @@ from atlas_kit.errors import (
     AuthenticationError,
     ChecksumMismatchError,
     FileCorruptError,
+    Remedy,
     TruncatedError,
     VersionMismatchError,
 )
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from atlas_kit.formats.atlas.crypto import Cipher, KdfParams, Secret
     from atlas_kit.storage.files import Source
 
-_REPAIR = "Rescue what is intact with: atlas-tool repair"
+_REPAIR = Remedy("repair")
 
 #: An index of up to this many bytes is read whole and checked on opening; a larger one when a key is missing.
 SMALL_INDEX = 1 << 16
@@ -109,12 +110,12 @@ def parse_header(raw: bytes, *, path: str | None = None, offset: int = 0) -> Hea
             f"the header has {packer.size} bytes, and {len(raw)} are there",
             path=path,
             offset=offset,
-            hint=_REPAIR,
+            remedy=_REPAIR,
         )
     fields = packer.unpack_from(raw)
     if raw[:4] != t.MAGIC or checksums.xxh3(raw[: packer.size - 8]) != fields[-1] or fields[9] != packer.size:
         raise ChecksumMismatchError(
-            "the header's checksum does not fit its bytes", path=path, offset=offset, hint=_REPAIR
+            "the header's checksum does not fit its bytes", path=path, offset=offset, remedy=_REPAIR
         )
     return Header._make((*fields[:16], fields[16:-1]))
 
@@ -194,12 +195,12 @@ class StoreV2:
         if header.committed_size > source.size:
             raise TruncatedError(
                 f"the file ends at byte {source.size}, and its header says {header.committed_size}",
-                path=source.path, offset=source.size, hint=_REPAIR,
+                path=source.path, offset=source.size, remedy=_REPAIR,
             )  # fmt: skip
         if header.entry_total * _HEAD > header.committed_size:
             raise FileCorruptError(
                 f"the header counts {header.entry_total} entries, for which the file is too small",
-                path=source.path, offset=layout.offset_of("entry_total"), hint=_REPAIR,
+                path=source.path, offset=layout.offset_of("entry_total"), remedy=_REPAIR,
             )  # fmt: skip
         self.blocks = self._read_blocks()
         self._checked = all(block.records is not None for block in self.blocks)
@@ -264,7 +265,7 @@ class StoreV2:
             blocks.append(block)
             if block.prev_offset >= offset:  # always older, so always before: no loops
                 raise FileCorruptError(
-                    "an index block points forward", path=self.source.path, offset=offset, hint=_REPAIR
+                    "an index block points forward", path=self.source.path, offset=offset, remedy=_REPAIR
                 )
             offset, limit = block.prev_offset, offset
         if not blocks:
@@ -272,7 +273,7 @@ class StoreV2:
                 "the header names no index",
                 path=self.source.path,
                 offset=layout.offset_of("index_offset"),
-                hint=_REPAIR,
+                remedy=_REPAIR,
             )
         return blocks
 
@@ -285,16 +286,16 @@ class StoreV2:
                 f"the index block at {offset} is outside the file",
                 path=path,
                 offset=layout.offset_of("index_offset"),
-                hint=_REPAIR,
+                remedy=_REPAIR,
             )
         raw = source.read_upto(offset, min(SMALL_INDEX, limit - offset))
         fields = layout.INDEX.unpack_from(raw)
         sync, checksum, size, file_id, generation, prev_offset, count, next_ordinal = fields
         sealed = t.NONCE_SIZE + t.TAG_SIZE if self.cipher else 0
         if sync != t.INDEX_SYNC or file_id != self.header.file_id or size != head + sealed + _REC * count:
-            raise FileCorruptError("there is no index block here", path=path, offset=offset, hint=_REPAIR)
+            raise FileCorruptError("there is no index block here", path=path, offset=offset, remedy=_REPAIR)
         if offset + size > limit:
-            raise TruncatedError("the index block is cut off", path=path, offset=offset, hint=_REPAIR)
+            raise TruncatedError("the index block is cut off", path=path, offset=offset, remedy=_REPAIR)
         records = None
         if size <= len(raw) or self.cipher:
             raw = raw[:size] if size <= len(raw) else source.read(offset, size)
@@ -303,7 +304,7 @@ class StoreV2:
                     "the index block's checksum does not fit its bytes",
                     path=path,
                     offset=offset,
-                    hint=_REPAIR,
+                    remedy=_REPAIR,
                 )
             records = raw[head:]
             if self.cipher:
@@ -389,7 +390,7 @@ class StoreV2:
                 if checksums.xxh3_of_chunks(data) != block.checksum:
                     raise ChecksumMismatchError(
                         "the index block's checksum does not fit its bytes",
-                        path=self.source.path, offset=block.offset, hint=_REPAIR,
+                        path=self.source.path, offset=block.offset, remedy=_REPAIR,
                     )  # fmt: skip
         self._checked = True
 
@@ -406,14 +407,14 @@ class StoreV2:
         if len(rows) != self.header.entry_total:
             raise FileCorruptError(
                 f"the header counts {self.header.entry_total} entries, and the index {len(rows)}",
-                path=self.source.path, offset=layout.offset_of("entry_total"), hint=_REPAIR,
+                path=self.source.path, offset=layout.offset_of("entry_total"), remedy=_REPAIR,
             )  # fmt: skip
         end = self.header.header_size
         for row in sorted(rows, key=itemgetter(1)):
             if row.offset < end:  # or reading every entry could take the square of the file's size
                 raise FileCorruptError(
                     "the index names records that overlap", path=self.source.path, offset=row.offset,
-                    hint=_REPAIR,
+                    remedy=_REPAIR,
                 )  # fmt: skip
             end = row.offset + row.size
         return rows
@@ -425,7 +426,7 @@ class StoreV2:
         source = self.source
         if row.size < _HEAD or row.offset + row.size > self.header.committed_size:
             raise FileCorruptError(
-                f"the index points outside the file, to {row.offset}", path=source.path, hint=_REPAIR
+                f"the index points outside the file, to {row.offset}", path=source.path, remedy=_REPAIR
             )
         raw = (window or source).read(row.offset, min(row.size, FIRST_READ))
         head = parse_head(raw, row.offset, source, size=row.size)
@@ -438,7 +439,7 @@ class StoreV2:
             kind = AuthenticationError if self.cipher else ChecksumMismatchError
             raise kind(
                 "this record is not the one that the index names: entries were swapped or replaced",
-                path=source.path, offset=row.offset, hint=_REPAIR,
+                path=source.path, offset=row.offset, remedy=_REPAIR,
             )  # fmt: skip
         if self.cipher:
             return open_sealed(source, row.offset, head, self.cipher)
@@ -495,7 +496,7 @@ def parse_head(raw: bytes, offset: int, source: Source | None, size: int | None 
     """
     path = source.path if source else None
     if len(raw) < _HEAD or raw[:8] != t.ENTRY_SYNC:
-        raise FileCorruptError("there is no entry record here", path=path, offset=offset, hint=_REPAIR)
+        raise FileCorruptError("there is no entry record here", path=path, offset=offset, remedy=_REPAIR)
     fields = Fields._make(layout.ENTRY.unpack_from(raw))
     rank, key_length, payload_offset = fields.rank, fields.key_length, fields.payload_offset
     need = _HEAD + 8 * rank + key_length + 1
@@ -507,7 +508,7 @@ def parse_head(raw: bytes, offset: int, source: Source | None, size: int | None 
         or (size is not None and end != size)
     ):
         raise FileCorruptError(
-            "the record's lengths contradict each other", path=path, offset=offset, hint=_REPAIR
+            "the record's lengths contradict each other", path=path, offset=offset, remedy=_REPAIR
         )
     if payload_offset > len(raw):
         if source is None:
@@ -515,7 +516,10 @@ def parse_head(raw: bytes, offset: int, source: Source | None, size: int | None 
         raw = source.read(offset, payload_offset)
     if checksums.xxh3(raw[16:payload_offset]) != fields.head_checksum:
         raise ChecksumMismatchError(
-            "the checksum of the record's head does not fit its bytes", path=path, offset=offset, hint=_REPAIR
+            "the checksum of the record's head does not fit its bytes",
+            path=path,
+            offset=offset,
+            remedy=_REPAIR,
         )
     place = _HEAD + 8 * rank
     shape = tuple(int.from_bytes(raw[i : i + 8], "little") for i in range(_HEAD, place, 8))

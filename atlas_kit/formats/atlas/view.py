@@ -37,7 +37,7 @@ _HEAD_V2 = cs.Struct(*layout.FullEntry.subcons[:-2])
 
 
 @dataclass(frozen=True)
-class Region:
+class AtlasRegion:
     """A range of bytes of one kind.
 
     ``kind`` is one of ``header``, ``entry`` (its head and key), ``payload``, ``index``, ``padding``,
@@ -56,7 +56,7 @@ class Region:
 
 def byte_map(
     path: StrPath | Source | bytes, *, passphrase: str | bytes | None = None, key: bytes | None = None
-) -> list[Region]:
+) -> list[AtlasRegion]:
     """Return the regions of a file in order; they cover every byte exactly once.
 
     With its secret, the entries of a version 3 file have their names.
@@ -70,28 +70,28 @@ def byte_map(
             source.close()
 
 
-def _map_v1(source: Source) -> Iterator[Region]:
+def _map_v1(source: Source) -> Iterator[AtlasRegion]:
     left: int | None = None  # entries that the header still promises
     for piece in scan_v1.Walker(source).walk():
         name = decode_key(piece.key)
         if left == 0:
-            yield Region(piece.offset, piece.size, "trailing", name)
+            yield AtlasRegion(piece.offset, piece.size, "trailing", name)
         elif piece.kind == "header":
             left = layout.HEADER_V1_SHORT.unpack_from(piece.raw)[3] if piece.offset == 0 else left
-            yield Region(piece.offset, piece.size, "header", "")
+            yield AtlasRegion(piece.offset, piece.size, "header", "")
         elif piece.kind in ("entry", "keyless", "damaged"):
             left = None if left is None else left - 1
             start = min(piece.payload_offset, piece.end)
             kind = "damaged" if piece.kind == "damaged" else "payload"
-            yield Region(piece.offset, start - piece.offset, "entry", name)
-            yield Region(start, piece.end - start, kind, name)
+            yield AtlasRegion(piece.offset, start - piece.offset, "entry", name)
+            yield AtlasRegion(start, piece.end - start, kind, name)
         else:
-            yield Region(
+            yield AtlasRegion(
                 piece.offset, piece.size, "damaged", "the header" if piece.kind == "bad-header" else ""
             )
 
 
-def _map_v2(source: Source, cipher: Any) -> Iterator[Region]:
+def _map_v2(source: Source, cipher: Any) -> Iterator[AtlasRegion]:
     pieces = list(scan_v2.Walker(source).walk())
     files = scan_v2.own_files(pieces)
     live: set[int] = set()
@@ -107,20 +107,20 @@ def _map_v2(source: Source, cipher: Any) -> Iterator[Region]:
     chain = _chain(pieces, newest)
     for piece in pieces:
         if piece.offset >= committed:
-            yield Region(piece.offset, piece.size, "uncommitted", _name(source, piece, cipher))
+            yield AtlasRegion(piece.offset, piece.size, "uncommitted", _name(source, piece, cipher))
         elif piece.kind == "gap" or piece.foreign:
-            yield Region(piece.offset, piece.size, "damaged", "")
+            yield AtlasRegion(piece.offset, piece.size, "damaged", "")
         elif piece.kind == "record":
             yield from _record(source, piece, cipher, alive=piece.offset in live)
         elif piece.kind == "index" and piece.block is not None:
             size = min(piece.block.size, piece.size)
             kind = "index" if piece.offset in chain else "garbage"
             name = f"{piece.block.num_records} records of commit {piece.generation}"
-            yield Region(piece.offset, size, kind, name if kind == "index" else f"old index: {name}")
-            yield Region(piece.offset + size, piece.size - size, "padding", "")
+            yield AtlasRegion(piece.offset, size, kind, name if kind == "index" else f"old index: {name}")
+            yield AtlasRegion(piece.offset + size, piece.size - size, "padding", "")
         else:
             kind = "header" if piece.kind == "header" else "damaged"
-            yield Region(piece.offset, piece.size, kind, "" if kind == "header" else "an index block")
+            yield AtlasRegion(piece.offset, piece.size, kind, "" if kind == "header" else "an index block")
 
 
 def _chain(pieces: list[scan_v2.Piece], newest: dict[int, int]) -> set[int]:
@@ -135,18 +135,18 @@ def _chain(pieces: list[scan_v2.Piece], newest: dict[int, int]) -> set[int]:
     return chain
 
 
-def _record(source: Source, piece: scan_v2.Piece, cipher: Any, *, alive: bool) -> Iterator[Region]:
+def _record(source: Source, piece: scan_v2.Piece, cipher: Any, *, alive: bool) -> Iterator[AtlasRegion]:
     name = _name(source, piece, cipher)
     if not alive:
-        yield Region(piece.offset, piece.size, "garbage", name)
+        yield AtlasRegion(piece.offset, piece.size, "garbage", name)
         return
     start = min(piece.payload_offset, piece.end)
     stop = min(start + piece.stored_size, piece.end)
     whole = stop - start == piece.stored_size
-    yield Region(piece.offset, start - piece.offset, "entry", name)
+    yield AtlasRegion(piece.offset, start - piece.offset, "entry", name)
     fits = whole and (piece.stored_size > HASHED or _payload_fits(source, piece))
-    yield Region(start, stop - start, "payload" if fits else "damaged", name)
-    yield Region(stop, piece.end - stop, "padding", "")
+    yield AtlasRegion(start, stop - start, "payload" if fits else "damaged", name)
+    yield AtlasRegion(stop, piece.end - stop, "padding", "")
 
 
 def _payload_fits(source: Source, piece: scan_v2.Piece) -> bool:

@@ -33,7 +33,7 @@ ARCHITECTURES = frozenset(_NAMES.split())
 
 #: Names that are known and still no model: what llama.cpp says instead.
 NOT_LOADABLE = {
-    "clip": "it is a projector, given beside a model with --mmproj",
+    "clip": "it is a projector, given to llama.cpp beside a model",
     "gptj": "its name is reserved and no code loads it",
 }
 

@@ -7,13 +7,19 @@ what llama.cpp asks of a model's keys, vocabulary and tensors. Nothing is writte
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from atlas_kit.errors import AtlasError, MagicMismatchError, TruncatedError, VersionMismatchError, printable
-from atlas_kit.formats.findings import Finding, Severity
+from atlas_kit.errors import (
+    AtlasError,
+    MagicMismatchError,
+    Remedy,
+    TruncatedError,
+    VersionMismatchError,
+)
+from atlas_kit.formats.findings import Finding, Report
 from atlas_kit.formats.gguf import tables
 from atlas_kit.formats.gguf.salvage import Salvage, salvage
 from atlas_kit.formats.gguf.scan import HeaderScan, align, scan_header
@@ -22,6 +28,7 @@ from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.storage.files import Source, StrPath
 
 if TYPE_CHECKING:
+    from atlas_kit.formats.gguf.check_shards import Records
     from atlas_kit.formats.gguf.values import MetadataField
 
 #: Findings of one code that are listed one by one; then one line says how many more there are.
@@ -31,57 +38,7 @@ MAPPED_ALIGNMENT = 32
 _INT64_MAX = (1 << 63) - 1
 #: Tensor types of a llama.cpp of October 2026; it refuses numbers beyond.
 GGML_TYPE_COUNT = 43
-_MEND = "atlas-tool repair writes a mended copy."
-
-
-class Report:
-    """Findings as they are made, with a bound on how many of a kind."""
-
-    def __init__(self) -> None:
-        self.findings: list[Finding] = []
-        self.counts: Counter[str] = Counter()
-
-    def add(
-        self,
-        code: str,
-        severity: Severity,
-        message: str,
-        hint: str = "",
-        *,
-        offset: int | None = None,
-        key: str | None = None,
-    ) -> None:
-        """Record one finding."""
-        self.counts[code] += 1
-        if self.counts[code] <= MAX_PER_CODE:
-            self.findings.append(Finding(code, severity, message, hint, offset, key))
-
-    def error(
-        self, code: str, message: str, hint: str = "", *, offset: int | None = None, key: str | None = None
-    ) -> None:
-        """Record something for which llama.cpp refuses the file."""
-        self.add(code, "error", message, hint, offset=offset, key=key)
-
-    def warning(
-        self, code: str, message: str, hint: str = "", *, offset: int | None = None, key: str | None = None
-    ) -> None:
-        """Record something that is wrong and that llama.cpp puts up with."""
-        self.add(code, "warning", message, hint, offset=offset, key=key)
-
-    def note(
-        self, code: str, message: str, hint: str = "", *, offset: int | None = None, key: str | None = None
-    ) -> None:
-        """Record something worth knowing."""
-        self.add(code, "note", message, hint, offset=offset, key=key)
-
-    def done(self) -> list[Finding]:
-        """Return the findings, with a line for each kind that had too many."""
-        severity = {f.code: f.severity for f in self.findings}
-        for code, count in self.counts.items():
-            if count > MAX_PER_CODE:
-                more = count - MAX_PER_CODE
-                self.findings.append(Finding(code, severity[code], f"and {more} more of the same kind"))
-        return self.findings
+_MEND = Remedy("mend")
 
 
 def is_ok(findings: Sequence[Finding]) -> bool:
@@ -113,13 +70,15 @@ def check_gguf(path: StrPath | Source, *, deep: bool = False, shards: bool = Tru
         from atlas_kit.formats.gguf.journal import check_journal
 
         with Source(path) as source:
-            report = Report()
+            report = Report(most=MAX_PER_CODE)
             try:
                 check_journal(path)
             except AtlasError as error:
-                report.error("edit-interrupted", error.message, error.hint or "", offset=0)
-            return _check(source, report, deep=deep, shards=shards).done()
-    return _check(path, Report(), deep=deep, shards=shards).done()
+                report.error(
+                    "edit-interrupted", error.message, error.hint or "", offset=0, remedy=error.remedy
+                )
+            return _check(source, report, deep=deep, shards=shards).findings()
+    return _check(path, Report(most=MAX_PER_CODE), deep=deep, shards=shards).findings()
 
 
 def _check(source: Source, report: Report, *, deep: bool, shards: bool) -> Report:
@@ -139,12 +98,23 @@ def _check(source: Source, report: Report, *, deep: bool, shards: bool) -> Repor
 
         check_values(report, source, records.tensors, data_start, scan.byte_order)
     from atlas_kit.formats.gguf.check_model import check_model
+    from atlas_kit.formats.gguf.check_shards import check_shards
 
-    check_model(report, source.path if shards else None, records.fields, records.tensors)
+    join = (
+        partial(check_shards, report, source.path, _sound_records)
+        if shards and source.path is not None
+        else None
+    )
+    check_model(report, records.fields, records.tensors, join)
     return report
 
 
-def read_records(source: Source) -> tuple[list[MetadataField], list[TensorInfo], int] | None:
+def _sound_records(source: Source) -> tuple[list[Finding], Records | None]:
+    """Return what is wrong with one shard by itself, and its records if the header is sound."""
+    return check_gguf(source, shards=False), read_records(source)
+
+
+def read_records(source: Source) -> Records | None:
     """Return (pairs, tensor infos, end of the header) of a sound header, ``None`` of any other."""
     scan = scan_header(source)
     sound = scan.complete and not _suspicious(scan, source)
@@ -200,7 +170,7 @@ def _check_start(scan: HeaderScan, report: Report) -> bool:
             code = "file-empty" if scan.size == 0 else "not-gguf"
             report.error(code, error.message, "Is it the right file, and complete?", offset=0)
         elif isinstance(error, VersionMismatchError):
-            report.error("version-unknown", error.message, _MEND, offset=4)
+            report.error("version-unknown", error.message, remedy=_MEND, offset=4)
         else:
             hint = "Copy or download it again."
             report.error(
@@ -208,8 +178,9 @@ def _check_start(scan: HeaderScan, report: Report) -> bool:
             )
         return False
     if scan.version == 1:
-        hint = f"Convert the model again, or mend it: {_MEND}"
-        report.error("version-1", "GGUF version 1 is no longer read by llama.cpp", hint, offset=4)
+        hint = "Convert the model again if you can."
+        message = "GGUF version 1 is no longer read by llama.cpp"
+        report.error("version-1", message, hint, offset=4, remedy=_MEND)
     if scan.byte_order == ">":
         report.error(
             "big-endian",
@@ -254,8 +225,9 @@ def _check_counts(scan: HeaderScan, found: Salvage, report: Report) -> bool:
             code,
             "warning" if harmless else "error",
             f"the header promises {promised} {what}, and the file holds {there}",
-            f"Is the file complete? {_MEND}" if promised > there else _MEND,
+            "Is the file complete?" if promised > there else "",
             offset=offset,
+            remedy=_MEND,
         )
         wrong = True
     return wrong
@@ -271,22 +243,31 @@ def _explain_stop(scan: HeaderScan, found: Salvage, report: Report) -> None:
             report.error(
                 "record-length-wrong",
                 f"a length in the {what} is wrong: {error.message}",
-                _MEND,
+                remedy=_MEND,
                 offset=where,
                 key=name,
             )
         for gap in found.lost:
             message = f"{gap.stop - gap.start} bytes of the {what} make no sense: {error.message}"
-            report.error("record-damaged", message, f"The rest can be read. {_MEND}", offset=gap.start)
+            report.error("record-damaged", message, "The rest can be read.", remedy=_MEND, offset=gap.start)
         return
     if isinstance(error, TruncatedError):
         message = f"the {what} is cut off, or a length in it is wrong: {error.message}"
         report.error(
-            "header-truncated", message, f"Copy or download it again. {_MEND}", offset=where, key=error.key
+            "header-truncated",
+            message,
+            "Copy or download it again.",
+            remedy=_MEND,
+            offset=where,
+            key=error.key,
         )
         return
     report.error(
-        "header-invalid", f"the {what} cannot be read: {error.message}", _MEND, offset=where, key=error.key
+        "header-invalid",
+        f"the {what} cannot be read: {error.message}",
+        remedy=_MEND,
+        offset=where,
+        key=error.key,
     )
 
 
@@ -297,13 +278,13 @@ def _check_pairs(report: Report, fields: list[MetadataField]) -> None:
     seen: dict[str, MetadataField] = {}
     for item in fields:
         if not item.key:
-            report.error("key-empty", "a metadata pair has an empty key", _MEND, offset=item.offset)
+            report.error("key-empty", "a metadata pair has an empty key", remedy=_MEND, offset=item.offset)
         elif item.key in seen:
             same = item.items == seen[item.key].items if not item.is_array else False
             message = (
                 f"this key is there twice{', with the same value' if same else ''}: llama.cpp refuses that"
             )
-            report.error("key-duplicate", message, _MEND, offset=item.offset, key=item.key)
+            report.error("key-duplicate", message, remedy=_MEND, offset=item.offset, key=item.key)
         seen.setdefault(item.key, item)
         if "\0" in item.key or not item.key.isprintable():
             message = "the key holds bytes that are not printable text"
@@ -312,7 +293,8 @@ def _check_pairs(report: Report, fields: list[MetadataField]) -> None:
             report.error(
                 "array-nested",
                 "an array of arrays: the format allows it and llama.cpp refuses the file",
-                f"Store the arrays one by one, or as JSON text. {_MEND}",
+                "Store the arrays one by one, or as JSON text.",
+                remedy=_MEND,
                 offset=item.value_offset,
                 key=item.key,
             )
@@ -347,15 +329,15 @@ def _check_alignment(report: Report, fields: list[MetadataField]) -> int:
     value, where = item.items, item.value_offset
     if item.type != ValueType.UINT32:
         message = f"the alignment must be a u32 and is {item.type_name}"
-        report.error("alignment-invalid", message, _MEND, offset=where, key=item.key)
+        report.error("alignment-invalid", message, remedy=_MEND, offset=where, key=item.key)
         return tables.DEFAULT_ALIGNMENT
     if value == 0 or value & (value - 1):
         message = f"the alignment must be a power of two and is {value}"
-        report.error("alignment-invalid", message, _MEND, offset=where, key=item.key)
+        report.error("alignment-invalid", message, remedy=_MEND, offset=where, key=item.key)
         return tables.DEFAULT_ALIGNMENT
     if value > tables.MAX_ALIGNMENT:
         message = f"an alignment of {value} bytes wastes space: up to so much before each tensor"
-        report.warning("alignment-large", message, _MEND, offset=where, key=item.key)
+        report.warning("alignment-large", message, remedy=_MEND, offset=where, key=item.key)
     return int(value)
 
 
@@ -374,7 +356,7 @@ def _check_infos(report: Report, tensors: list[TensorInfo]) -> None:
             report.warning("tensor-name-odd", message, offset=info.info_offset, key=info.name)
         if name in seen:
             message = "two tensors have this name: llama.cpp refuses that"
-            report.error("tensor-duplicate", message, _MEND, offset=info.info_offset, key=info.name)
+            report.error("tensor-duplicate", message, remedy=_MEND, offset=info.info_offset, key=info.name)
         seen.add(name)
         _check_shape(report, info)
 
@@ -444,7 +426,8 @@ def _check_placement(
             report.error(
                 "tensor-data-missing",
                 f"{min(missing, nbytes)} of the tensor's {nbytes} bytes are behind the end of the file",
-                f"Copy or download it again. {_MEND}",
+                "Copy or download it again.",
+                remedy=_MEND,
                 offset=data_start + info.offset,
                 key=info.name,
             )
@@ -460,13 +443,14 @@ def _check_mapping(report: Report, alignment: int, data_start: int) -> None:
             "alignment-unmappable",
             f"tensor data starts at byte {data_start}, no multiple of {MAPPED_ALIGNMENT} (the alignment is "
             f"{alignment}): llama.cpp aborts when it maps the file",
-            f"It loads with --no-mmap. {_MEND}",
+            "It loads where mapping is turned off.",
+            remedy=_MEND,
             offset=data_start,
             key="general.alignment",
         )
     else:
         message = f"an alignment of {alignment} is below {MAPPED_ALIGNMENT}: some backends of llama.cpp abort"
-        report.warning("alignment-small", message, _MEND, key="general.alignment")
+        report.warning("alignment-small", message, remedy=_MEND, key="general.alignment")
 
 
 def _misplaced(report: Report, info: TensorInfo, expected: int, alignment: int) -> None:
@@ -479,7 +463,7 @@ def _misplaced(report: Report, info: TensorInfo, expected: int, alignment: int) 
     report.error(
         code,
         f"its offset {info.offset} {what}: llama.cpp wants {expected}",
-        _MEND,
+        remedy=_MEND,
         offset=info.info_offset + info.info_size - 8,
         key=info.name,
     )
@@ -491,4 +475,4 @@ def _trailing(report: Report, end: int, size: int) -> None:
     report.note("trailing-bytes", message, hint, offset=end)
 
 
-__all__ = ["Report", "check_gguf", "is_ok", "printable", "read_records"]
+__all__ = ["check_gguf", "is_ok", "read_records"]

@@ -10,7 +10,7 @@ from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.storage.files import CHUNK, Source
 
 if TYPE_CHECKING:
-    from atlas_kit.formats.gguf.check import Report
+    from atlas_kit.formats.findings import Report
 
 _PLAIN = {GGMLType.F16, GGMLType.F32, GGMLType.F64}
 

@@ -1,27 +1,29 @@
 """What llama.cpp asks of a model beyond sound bytes: its keys and their types, and its vocabulary.
 
 Follows ``llama_model_loader``, ``llama_model_base::load_hparams`` and ``llama_vocab::impl::load``; tensors
-are looked at in ``check_tensors``, other shards in ``check_shards``.
+are looked at in ``check_tensors``, other shards by the caller (``check_shards``).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from atlas_kit.errors import Remedy
 from atlas_kit.formats.gguf import architectures
 from atlas_kit.formats.gguf.architectures import MAX_LAYERS
-from atlas_kit.formats.gguf.check_shards import check_shards
 from atlas_kit.formats.gguf.check_tensors import check_tensors
 from atlas_kit.formats.gguf.tables import ValueType, value_type_name
 from atlas_kit.formats.gguf.tensors import TensorInfo
 
 if TYPE_CHECKING:
-    from atlas_kit.formats.gguf.check import Report
+    from atlas_kit.formats.findings import Report
     from atlas_kit.formats.gguf.values import MetadataField
 
 Fields = Mapping[str, "MetadataField"]
+#: Takes pairs and tensors of the first shard and the number of all; returns the tensors of all, ``None`` if some miss.
+Join = Callable[[Fields, list[TensorInfo], int], "list[TensorInfo] | None"]
 
 _U32, _F32, _STR, _BOOL, _U16 = (
     ValueType.UINT32,
@@ -31,7 +33,11 @@ _U32, _F32, _STR, _BOOL, _U16 = (
     ValueType.UINT16,
 )
 #: ``general.type`` of files that are no models of their own.
-_COMPANIONS = {"adapter": "--lora", "mmproj": "--mmproj", "imatrix": "llama-quantize --imatrix"}
+_COMPANIONS = {
+    "adapter": "a LoRA adapter: llama.cpp loads it beside its model",
+    "mmproj": "a projector: llama.cpp loads it beside its model",
+    "imatrix": "an importance matrix: llama-quantize reads it",
+}
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 
 # fmt: off
@@ -82,9 +88,9 @@ _BYTE_TOKEN = re.compile(rb"<0x[0-9A-Fa-f]{2}>")
 
 
 def check_model(
-    report: Report, path: str | None, fields: list[MetadataField], tensors: list[TensorInfo]
+    report: Report, fields: list[MetadataField], tensors: list[TensorInfo], join: Join | None
 ) -> None:
-    """Check what the records of one file say as a model; ``path`` leads to further shards."""
+    """Check what the records of one file say as a model; ``join`` finds and checks its other shards, if asked to."""
     known: dict[str, MetadataField] = {}
     for item in fields:
         known.setdefault(item.key, item)
@@ -97,7 +103,7 @@ def check_model(
     _check_types(report, known, architecture, vocabulary_only=not tensors)
     tokens = _check_vocabulary(report, known, architecture)
     if count != 1:
-        found = check_shards(report, path, known, tensors, count) if path is not None and count else None
+        found = join(known, tensors, count) if join is not None and count else None
         if found is None:
             return
         tensors = found
@@ -137,7 +143,7 @@ def _is_companion(report: Report, known: Fields) -> bool:
     value = kind.items if kind is not None and kind.type == _STR else ""
     if value not in _COMPANIONS:
         return False
-    message = f"this is no model of its own but a companion ({value}): give it with {_COMPANIONS[value]}"
+    message = f"this is not a model but {_COMPANIONS[value]}"
     report.note("not-a-model", message, key="general.type", offset=kind.value_offset if kind else None)
     return True
 
@@ -145,9 +151,9 @@ def _is_companion(report: Report, known: Fields) -> bool:
 def _check_architecture(report: Report, known: Fields) -> str | None:
     item = known.get("general.architecture")
     if item is None:
-        hint = "Set it, for example: atlas-tool set FILE general.architecture llama"
+        remedy = Remedy("set-value", key="general.architecture", value="llama")
         message = "the file does not say which model family it is: llama.cpp cannot load it"
-        report.error("architecture-missing", message, hint, key="general.architecture")
+        report.error("architecture-missing", message, key="general.architecture", remedy=remedy)
         return None
     if not _has_type(report, item, _STR):
         return None
@@ -172,8 +178,8 @@ def _has_type(report: Report, item: MetadataField | None, wanted: ValueType) -> 
     if item is None or item.type == wanted:
         return True
     message = f"the value is a {item.type_name}, and llama.cpp accepts only a {value_type_name(wanted)}"
-    hint = f"Set it again: atlas-tool set FILE {item.key} VALUE --type {value_type_name(wanted)}"
-    report.error("key-type-wrong", message, hint, offset=item.value_offset, key=item.key)
+    remedy = Remedy("set-type", key=item.key, type=value_type_name(wanted))
+    report.error("key-type-wrong", message, offset=item.value_offset, key=item.key, remedy=remedy)
     return False
 
 
@@ -200,8 +206,8 @@ def _check_types(report: Report, known: Fields, architecture: str | None, *, voc
     for name in (*architectures.COMMON_KEYS, *(plan.keys if plan else ())):
         if f"{architecture}.{name}" not in known:
             message = "llama.cpp needs this key and it is missing"
-            hint = "Convert the model again, or set it: atlas-tool set FILE KEY VALUE"
-            report.error("key-missing", message, hint, key=f"{architecture}.{name}")
+            missing = f"{architecture}.{name}"
+            report.error("key-missing", message, key=missing, remedy=Remedy("set-missing", key=missing))
 
 
 def _check_layers(report: Report, known: Fields, architecture: str) -> None:

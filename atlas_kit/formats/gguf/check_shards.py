@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,16 +14,22 @@ from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.storage.files import Source
 
 if TYPE_CHECKING:
-    from atlas_kit.formats.gguf.check import Report
+    from atlas_kit.formats.findings import Finding, Report
     from atlas_kit.formats.gguf.values import MetadataField
 
 Fields = Mapping[str, "MetadataField"]
+#: Pairs, tensor infos and the end of a sound header.
+Records = tuple[list["MetadataField"], list[TensorInfo], int]
+Check = Callable[[Source], "tuple[list[Finding], Records | None]"]
 
 
 def check_shards(
-    report: Report, path: str, known: Fields, tensors: list[TensorInfo], count: int
+    report: Report, path: str, check: Check, known: Fields, tensors: list[TensorInfo], count: int
 ) -> list[TensorInfo] | None:
-    """Look at the other shards of a split model; return the tensors of all, ``None`` if some are missing."""
+    """Look at the other shards of a split model; return the tensors of all, ``None`` if some are missing.
+
+    ``check`` returns what is wrong with one shard by itself, and its records if its header is sound.
+    """
     first = Path(path)
     match = re.fullmatch(r"(?s)(.*)-(\d{5})-of-(\d{5})\.gguf", first.name)
     if match is None or match[2] != "00001" or int(match[3]) != count:
@@ -34,7 +40,7 @@ def check_shards(
     total, seen = list(tensors), {info.name for info in tensors}
     whole = True
     for number in range(2, count + 1):
-        found = _other_shard(report, first.with_name(shard_name(match[1], number, count)), number)
+        found = _other_shard(report, check, first.with_name(shard_name(match[1], number, count)), number)
         if found is None:
             whole = False
             continue
@@ -57,17 +63,15 @@ def check_shards(
     return total
 
 
-def _other_shard(report: Report, path: Path, number: int) -> list[TensorInfo] | None:
+def _other_shard(report: Report, check: Check, path: Path, number: int) -> list[TensorInfo] | None:
     """Return the tensors of another shard, ``None`` when it is missing or broken."""
-    from atlas_kit.formats.gguf.check import check_gguf, is_ok, read_records
-
     if not path.exists():
         report.error("shard-missing", f"shard {number} is missing: {path.name}", "Put all into one folder.")
         return None
     with contextlib.suppress(AtlasError), Source(path) as source:
-        findings = check_gguf(source, shards=False)
-        records = read_records(source)
-        if is_ok(findings) and records is not None:
+        findings, records = check(source)
+        worst = next((f for f in findings if f.severity == "error"), None)
+        if worst is None and records is not None:
             fields, tensors, _ = records
             said = next((item.items for item in fields if item.key == "split.no"), None)
             if said == number - 1:
@@ -77,7 +81,6 @@ def _other_shard(report: Report, path: Path, number: int) -> list[TensorInfo] | 
             )
             report.error("shard-wrong", message, "Do the files belong to one model?", key="split.no")
             return None
-        worst = next((f for f in findings if f.severity == "error"), None)
         message = f"shard {number} ({path.name}) is broken{': ' + worst.message if worst else ''}"
         report.error("shard-broken", message, f"Validate {path.name} for all of it.")
         return None

@@ -15,7 +15,7 @@ from atlas_kit.formats.gguf.architectures import MAX_LAYERS, Plan
 from atlas_kit.formats.gguf.tensors import TensorInfo
 
 if TYPE_CHECKING:
-    from atlas_kit.formats.gguf.check import Report
+    from atlas_kit.formats.findings import Report
     from atlas_kit.formats.gguf.values import MetadataField
 
 Fields = Mapping[str, "MetadataField"]

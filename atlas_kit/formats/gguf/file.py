@@ -6,6 +6,7 @@ blocks (quantised types), dequantised, or as chunks of bytes. Writing is in ``ed
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,21 +16,22 @@ from atlas_kit.errors import (
     FileCorruptError,
     InvalidParamError,
     KeyNotFoundError,
+    NoSuchFileError,
     TruncatedError,
     VersionMismatchError,
 )
 from atlas_kit.formats.gguf import tables
 from atlas_kit.formats.gguf.journal import check_journal
 from atlas_kit.formats.gguf.scan import HeaderScan, scan_header
+from atlas_kit.formats.gguf.shards import shard_count, shard_paths
 from atlas_kit.formats.gguf.tables import GGMLType
 from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.formats.gguf.values import MetadataField
 from atlas_kit.storage.files import CHUNK, Source, StrPath
 
 if TYPE_CHECKING:
-    import numpy as np
+    from atlas_kit.codecs.numbers import Array
 
-    Array = np.ndarray[Any, Any]
 
 #: No bytes back up the other dimensions of an empty tensor: this one is believed, larger ones are not.
 _LARGEST_EMPTY = 1 << 24
@@ -108,11 +110,8 @@ class GGUFFile:
                 if source.changed():
                     raise ConflictError("the file was changed while it was being read", path=path)
                 raise file.error
-            if shards and file.error is None:
-                from atlas_kit.formats.gguf.shards import join, shard_count
-
-                if shard_count(file) > 1:
-                    return join(file)
+            if shards and file.error is None and shard_count(file.metadata) > 1:
+                return _join(file)
         except BaseException:
             source.close()
             raise
@@ -341,3 +340,81 @@ def _first_of(pairs: Any) -> dict[str, Any]:
 
 
 __all__ = ["GGMLType", "GGUFFile", "TensorInfo"]
+
+
+# --- split models ---------------------------------------------------------------------------------------
+
+
+def _join(file: GGUFFile) -> GGUFFile:
+    """Open all shards of the model that ``file`` (already open) is one of, as one model.
+
+    Raises
+    ------
+    NoSuchFileError
+        A shard is missing.
+    FileCorruptError
+        A shard belongs to another model, or the tensors do not add up.
+    """
+    paths = shard_paths(file.path or "", shard_count(file.metadata))
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        names = ", ".join(path.name for path in missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise NoSuchFileError(
+            f"{len(missing)} of {len(paths)} shards of this model are missing: {names}",
+            path=file.path,
+            hint="Put all shards into one folder, or look at this one alone (shards=False).",
+        )
+    opened: list[GGUFFile] = []
+    model: GGUFFile | None = None
+    try:
+        for number, path in enumerate(paths):
+            shard = GGUFFile.open(path, shards=False)
+            opened.append(shard)
+            _check_shard(shard, number, len(paths), file)
+        model = GGUFFile(opened[0].source, opened[0].scan)
+        model.path = file.path
+        model._adopt(tuple(opened))
+        _check_total(model)
+    except BaseException:
+        for shard in opened:
+            shard.close()
+        raise
+    file.source.close()
+    return model
+
+
+def _check_shard(shard: GGUFFile, number: int, count: int, asked: GGUFFile) -> None:
+    for key, wanted in (("split.no", number), ("split.count", count)):
+        found = shard.metadata.get(key)
+        if found is None or found.items != wanted:
+            got = "is missing" if found is None else f"is {found.items}"
+            raise FileCorruptError(
+                f"this file should be shard {number + 1} of {count}: {key} {got} instead of {wanted}",
+                path=shard.path,
+                offset=None if found is None else found.value_offset,
+            )
+    if shard.byte_order != asked.byte_order:
+        raise FileCorruptError("the shards have different byte orders", path=shard.path)
+
+
+def _check_total(model: GGUFFile) -> None:
+    promised = {
+        os.fspath(shard.path or ""): shard.metadata["split.tensors.count"].items
+        for shard in model.shards
+        if "split.tensors.count" in shard.metadata
+    }
+    total = sum(len(shard.tensor_infos) for shard in model.shards)
+    for path, count in promised.items():
+        if count != total:
+            raise FileCorruptError(
+                f"the shards hold {total} tensors together, split.tensors.count says {count}",
+                path=path,
+                key="split.tensors.count",
+                hint="A shard may belong to another model.",
+            )
+    if len(model.tensors) != total:
+        seen: set[str] = set()
+        for info in model.tensor_infos:
+            if info.name in seen:
+                raise FileCorruptError("two shards hold this tensor", path=info.path, key=info.name)
+            seen.add(info.name)

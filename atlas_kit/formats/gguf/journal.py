@@ -14,7 +14,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from atlas_kit.errors import FileAccessError, FileCorruptError
+from atlas_kit.errors import FileAccessError, FileCorruptError, Remedy
 from atlas_kit.storage.files import StrPath, access_error, lock, sync_folder
 
 if TYPE_CHECKING:
@@ -124,8 +124,8 @@ def check_journal(path: StrPath) -> None:
         raise FileCorruptError(
             "an edit of this file was interrupted, or is under way",
             path=path,
-            hint="Its old header is safe in the journal beside it: put it back with"
-            " atlas-tool recover FILE --restore journal.",
+            hint="Its old header is safe in the journal beside it.",
+            remedy=Remedy("recover-journal"),
         )
 
 

@@ -17,6 +17,7 @@ import ipywidgets
 import numpy as np
 
 from atlas_kit.codecs.json_text import dumps
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import AtlasError, InvalidParamError
 from atlas_kit.memory.statistics import MatrixStatistics
 from atlas_kit.operations import compare as numbers
@@ -27,7 +28,7 @@ from atlas_kit.storage.keys import Keys
 from atlas_kit.widgets.base import Shown
 from atlas_kit.widgets.compare import static_view as static
 from atlas_kit.widgets.compare.behaviour_pane import BehaviourPane
-from atlas_kit.widgets.compare.panes import Spectra, Table
+from atlas_kit.widgets.compare.panes import CompareTable, Spectra
 from atlas_kit.widgets.compare.sides import Moments
 from atlas_kit.widgets.live import Runner
 from atlas_kit.widgets.matrix import MatrixView
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.session import AtlasSession
 
-Array = np.ndarray[Any, Any]
 #: A matrix: its name, its moment, and, for a difference, the moment from which the first is taken away.
 Key = tuple[str, int, int | None]
 
@@ -263,10 +263,10 @@ class MemoryCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
         empty = np.zeros((1, 1), np.float32)
         self.views = [MatrixView(empty, height=height) for _ in range(3)]
         self._linked = False
-        self.table = Table(columns=_MATRIX_COLUMNS, chooses=True)
+        self.table = CompareTable(columns=_MATRIX_COLUMNS, chooses=True)
         self.spectra = Spectra()
         self.window, self.settings, self.entries = (
-            Table(columns=columns) for columns in (_TOKEN_COLUMNS, _CHANGE_COLUMNS, _CHANGE_COLUMNS)
+            CompareTable(columns=columns) for columns in (_TOKEN_COLUMNS, _CHANGE_COLUMNS, _CHANGE_COLUMNS)
         )
         self.play = ipywidgets.Button(description="Play", icon="play", layout=ipywidgets.Layout(width="96px"))
         self._runner = Runner(self._advance, on_state=self._show_state)

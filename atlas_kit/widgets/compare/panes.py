@@ -12,7 +12,7 @@ _STATIC = Path(__file__).parent.parent / "static" / "compare"
 _STYLE = (_STATIC / "compare.css").read_text("utf-8")
 
 
-class Table(anywidget.AnyWidget):
+class CompareTable(anywidget.AnyWidget):
     """Rows that can be sorted, and one of them chosen; see ``static/compare/table.js`` for columns."""
 
     _esm = (_STATIC / "table.js").read_text("utf-8")

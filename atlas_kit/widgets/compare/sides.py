@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import AtlasError, InvalidParamError
 from atlas_kit.llama.session import AtlasSession
 from atlas_kit.llama.snapshots import take_snapshot
@@ -20,8 +21,6 @@ from atlas_kit.operations.compare import Side, difference, peak, side_of_file, s
 from atlas_kit.persistence.snapshot import LoadedMemory
 from atlas_kit.storage.keys import Keys
 from atlas_kit.widgets.sources import as_matrix
-
-Array = np.ndarray[Any, Any]
 
 
 def side_of(given: Any, label: str | None = None, keys: Keys | None = None) -> Side:

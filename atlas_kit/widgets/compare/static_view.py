@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -20,7 +20,9 @@ from atlas_kit.widgets.base import page as picture_page
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from atlas_kit.widgets.compare.memory_compare import MemoryCompare
+    from atlas_kit.memory.statistics import MatrixStatistics
+    from atlas_kit.operations.behaviour import Behaviour
+    from atlas_kit.widgets.matrix import MatrixView
 
 #: A, B and their difference: Okabe and Ito's blue and vermilion, and grey; with dashes, so that print shows them, too.
 LINES = {"a": ("#0072b2", "-"), "b": ("#d55e00", "--"), "b-a": ("#555555", ":")}
@@ -28,6 +30,40 @@ LINES = {"a": ("#0072b2", "-"), "b": ("#d55e00", "--"), "b-a": ("#555555", ":")}
 PICTURE = 512
 #: Tokens of the probe that the page shows.
 MOST_TOKENS = 4000
+
+
+class ShownBehaviour(Protocol):
+    """What two memories made of a text: ``BehaviourPane``, which can do more."""
+
+    result: Behaviour | None
+
+
+class ShownComparison(Protocol):
+    """What is shown of a comparison: ``MemoryCompare``, which can do more."""
+
+    a: Side
+    b: Side
+    views: list[MatrixView]
+
+    @property
+    def behaviour(self) -> ShownBehaviour:
+        """What the two made of a text."""
+
+    @property
+    def matrix(self) -> str:
+        """The name of the matrix in view; "" where there is none."""
+
+    def rows(self) -> list[numbers.MatrixRow]:
+        """Return how every matrix differs."""
+
+    def spectrum(self, which: str) -> MatrixStatistics | None:
+        """Return the singular values of the matrix in view; ``which``: ``"a"``, ``"b"``, ``"b-a"``."""
+
+    def text(self) -> str:
+        """Return the comparison in plain lines."""
+
+    def png(self) -> bytes:
+        """Return the picture as a PNG file."""
 
 
 def titles(a: str, b: str) -> dict[str, str]:
@@ -104,7 +140,7 @@ def _brief(value: Any) -> str:
 # --- text -----------------------------------------------------------------------------------------------
 
 
-def text(compare: MemoryCompare) -> str:
+def text(compare: ShownComparison) -> str:
     """Return the comparison in plain lines."""
     a, b = compare.a, compare.b
     names = titles(a.label, b.label)
@@ -148,7 +184,7 @@ def _row_line(row: numbers.MatrixRow) -> str:
 # --- figure ---------------------------------------------------------------------------------------------
 
 
-def figure(compare: MemoryCompare) -> Figure:
+def figure(compare: ShownComparison) -> Figure:
     """Return A, B and B - A in one colour scale, and their singular values."""
     from matplotlib.figure import Figure
 
@@ -192,7 +228,7 @@ def figure(compare: MemoryCompare) -> Figure:
     return made
 
 
-def _spectra(axis: Any, compare: MemoryCompare, names: dict[str, str]) -> None:
+def _spectra(axis: Any, compare: ShownComparison, names: dict[str, str]) -> None:
     for which, (line_colour, dash) in LINES.items():
         found = compare.spectrum(which)
         if found is None or not found.spectrum.size or not found.spectrum[0]:
@@ -209,7 +245,7 @@ def _spectra(axis: Any, compare: MemoryCompare, names: dict[str, str]) -> None:
         axis.legend(fontsize=8, frameon=False)
 
 
-def _gain(axis: Any, compare: MemoryCompare) -> None:
+def _gain(axis: Any, compare: ShownComparison) -> None:
     found = compare.behaviour.result
     assert found is not None
     at, gain = np.arange(1, len(found) + 1), found.gain
@@ -227,12 +263,12 @@ def _gain(axis: Any, compare: MemoryCompare) -> None:
 # --- page -----------------------------------------------------------------------------------------------
 
 
-def page(compare: MemoryCompare) -> str:
+def page(compare: ShownComparison) -> str:
     """Return picture, text and the coloured probe as HTML that loads and runs nothing."""
     return picture_page(compare.png(), compare.text()) + _probe(compare)
 
 
-def _probe(compare: MemoryCompare) -> str:
+def _probe(compare: ShownComparison) -> str:
     found = compare.behaviour.result
     if found is None:
         return ""

@@ -12,14 +12,13 @@ from typing import Any
 import ipywidgets
 import numpy as np
 
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.memory import MemoryState
 from atlas_kit.memory.backend import to_host
 from atlas_kit.memory.statistics import matrix_statistics
 from atlas_kit.widgets.live import sentence
 from atlas_kit.widgets.matrix import MatrixView
 from atlas_kit.widgets.newest import Newest
-
-Array = np.ndarray[Any, Any]
 
 #: Tokens between two spectra at least, and how many times longer than one took the next has to wait.
 EVERY, REST = 2048, 20

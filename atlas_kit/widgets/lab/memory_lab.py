@@ -12,12 +12,10 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
-import numpy as np
 
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.session import AtlasSession
@@ -29,6 +27,7 @@ from atlas_kit.settings.atlas_settings import AtlasSettings
 from atlas_kit.widgets.base import Shown, page
 from atlas_kit.widgets.lab import static_view as static
 from atlas_kit.widgets.lab.controls import Controls
+from atlas_kit.widgets.lab.history import History
 from atlas_kit.widgets.lab.matrix_pane import MatrixPane
 from atlas_kit.widgets.lab.view import LabView, Words
 from atlas_kit.widgets.live import Runner, Turns, sentence
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 
     from atlas_kit.llama.engine import Engine
 
-Array = np.ndarray[Any, Any]
 
 #: Settings that act at once, because they leave the arrays as they are.
 LIVE = ("learning_rate", "blend_ratio", "use_muon")
@@ -48,33 +46,6 @@ STEP_SECONDS, MOST_TOKENS = 0.45, 256
 
 #: The lab that reads with an engine, by the engine's id: it is alive as long as its lab.
 _LABS: weakref.WeakValueDictionary[int, MemoryLab] = weakref.WeakValueDictionary()
-
-
-@dataclass(frozen=True, eq=False)
-class History:
-    """What a run has given so far, one row per token.
-
-    Attributes
-    ----------
-    tokens
-        (n,) as they came.
-    loss_model, loss
-        (n,) in nats, without and with the memory; NaN where nothing came before.
-    """
-
-    tokens: Array
-    loss_model: Array
-    loss: Array
-
-    @property
-    def scored(self) -> int:
-        """How many tokens have a loss."""
-        return int(np.isfinite(self.loss).sum())
-
-    @property
-    def mean(self) -> tuple[float, float]:
-        """Mean losses in nats per token, without and with the memory."""
-        return float(np.nanmean(self.loss_model)), float(np.nanmean(self.loss))
 
 
 class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import html
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.explorer.pooling import pool
 from atlas_kit.llama.trace import EXPERTS
 from atlas_kit.memory.statistics import matrix_statistics
@@ -17,9 +18,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from atlas_kit.widgets.lab.memory_lab import History, MemoryLab
+    from atlas_kit.llama.session import AtlasSession
+    from atlas_kit.llama.snapshots import Snapshots
+    from atlas_kit.llama.trace import Trace
+    from atlas_kit.widgets.lab.history import History
+    from atlas_kit.widgets.lab.matrix_pane import MatrixPane
+    from atlas_kit.widgets.lab.view import Words
 
-Array = np.ndarray[Any, Any]
 
 #: Okabe and Ito's colours, as ``static/lab/lab.css`` has them: model, memory, window; surprise.
 COLOURS, SURPRISE = ("#6b6b6b", "#0072b2", "#e69f00"), (213, 94, 0)
@@ -27,6 +32,34 @@ COLOURS, SURPRISE = ("#6b6b6b", "#0072b2", "#e69f00"), (213, 94, 0)
 FULL = 8.0
 #: Tokens of the running mean, and of the text that a page shows.
 SPAN, MOST_TOKENS = 256, 3000
+
+
+class ShownLab(Protocol):
+    """What is shown of a lab: ``MemoryLab``, which can do more."""
+
+    session: AtlasSession
+    trace: Trace
+    words: Words
+    matrices: MatrixPane
+
+    @property
+    def history(self) -> History:
+        """What came, and its losses."""
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """The memory at several moments of the run."""
+
+    @property
+    def state(self) -> str:
+        """What the run does."""
+
+    @property
+    def error(self) -> str:
+        """What went wrong last, as a sentence, or nothing."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return the numbers of the moment."""
 
 
 def running_mean(values: Array, span: int = SPAN) -> Array:
@@ -45,7 +78,7 @@ def running_mean(values: Array, span: int = SPAN) -> Array:
     return found
 
 
-def text(lab: MemoryLab) -> str:
+def text(lab: ShownLab) -> str:
     """Return how things stand, in four lines."""
     history, facts = lab.history, lab.facts()
     lines = [f"MemoryLab: {lab.session.engine.info.name}, {lab.state}"]
@@ -68,7 +101,7 @@ def text(lab: MemoryLab) -> str:
     return "\n".join(lines)
 
 
-def figure(lab: MemoryLab) -> Figure:
+def figure(lab: ShownLab) -> Figure:
     """Return loss curves, weights, the matrix and its spectrum in one figure."""
     from matplotlib.figure import Figure
 
@@ -148,7 +181,7 @@ def _spectrum(axes: Axes, name: str, matrix: Array) -> None:
         axes.text(0.96, 0.95, note, ha="right", va="top", transform=axes.transAxes)
 
 
-def coloured(lab: MemoryLab) -> str:
+def coloured(lab: ShownLab) -> str:
     """Return the newest text as HTML, each token coloured by its loss with the memory; a title says both losses."""
     history, trace = lab.history, lab.trace
     end = len(trace)

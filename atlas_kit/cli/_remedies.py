@@ -1,0 +1,78 @@
+"""What the command line says of an error's or a finding's remedy: which command to type.
+
+The library says what can be done as data (``errors.Remedy``); here are the words, with the file's name where
+it is known. Knows nothing of how they are shown.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from atlas_kit.errors import AtlasError, Remedy
+    from atlas_kit.formats.findings import Finding
+
+#: One sentence for each of ``errors.REMEDIES``. ``{FILE}`` is the file's name, the rest the remedy's arguments;
+#: all of them are quoted for a shell.
+WORDS: dict[str, str] = {
+    # damaged files
+    "repair": "Rescue what is intact with: atlas-tool repair {FILE} -o OUT",
+    "repair-if-damaged": "If the file is damaged, try: atlas-tool repair {FILE} -o OUT",
+    "rescue-entries": "Rescue entries from them with: atlas-tool repair {FILE} -o OUT",
+    "mend": "Write a mended copy with: atlas-tool repair {FILE} -o OUT",
+    "recover": "Restore an earlier version with: atlas-tool recover {FILE}",
+    "recover-number": "{backup} would load: atlas-tool recover {file} --restore {number}",
+    "recover-journal": "Put it back with: atlas-tool recover {FILE} --restore journal",
+    "list-backups": "List them with: atlas-tool recover {FILE}",
+    "restore-damaged": "Rescue it with: atlas-tool repair {FILE} -o OUT, or use --force to restore it as it is.",
+    # files to be written anew
+    "rewrite": "Write it anew with: atlas-tool convert {FILE} OUT",
+    "canonical": "Write the canonical form with: atlas-tool convert {FILE} OUT --to atlas-v1",
+    "change-version": "Convert it with: atlas-tool convert {FILE} OUT",
+    "choose-format": "Use --to with one of: {formats}.",
+    "make-native": "Give --to atlas-gguf, --auto or a setting such as --window-size to make it ATLAS-native.",
+    "leave-settings-out": "Leave out --auto, --memory and settings.",
+    "quantise": "Use --quantize f16, bf16 or q8_0.",
+    "name-output": "Give -o OUTPUT, or --dry-run.",
+    "overwrite": "Use --force to overwrite it, or another name.",
+    "overwrite-sidecar": "Move it away, or overwrite it with --force.",
+    # what a file holds
+    "list-entries": "List what there is with: atlas-tool ls {FILE}",
+    "inspect": "See what it holds with: atlas-tool inspect {FILE}",
+    "example-document": "See what one looks like with: atlas-tool convert FILE.atlas FILE.json",
+    "set-value": "Set it, for example: atlas-tool set {FILE} {key} {value}",
+    "set-type": "Set it again: atlas-tool set {FILE} {key} VALUE --type {type}",
+    "set-missing": "Convert the model again, or set it: atlas-tool set {FILE} {key} VALUE",
+    "change-value": "Change it with: atlas-tool set {FILE} {key} VALUE, or convert again.",
+    # secrets
+    "give-secret": "Give --passphrase-file or --key-file, or set ATLAS_PASSPHRASE.",
+    "give-passphrase": "Give the passphrase (--passphrase-file, or ATLAS_PASSPHRASE in the environment).",
+    "give-key": "Give the key file (--key-file).",
+    "leave-secret-out": "Leave out the key and unset ATLAS_PASSPHRASE, or convert the file to atlas-v3.",
+    "make-key": "Make one with: head -c 32 /dev/urandom > KEY",
+    # memories and models that do not belong together
+    "force-load": "Use --force to load it all the same.",
+    "force-into-file": "Use --force to put this memory in.",
+    "force-beside-model": "Use --force to put it beside this model all the same.",
+    # running a model
+    "no-chat": "Leave the template out: --no-chat.",
+}
+
+
+def worded(remedy: Remedy, path: str | None) -> str:
+    """Return the sentence for a remedy; a file without a name is ``FILE``."""
+    known = {"FILE": shlex.quote(path) if path and path != "-" else "FILE"}
+    plain = ("formats", "backup")
+    known |= {k: v if k in plain else shlex.quote(v) for k, v in remedy.arguments.items()}
+    return WORDS[remedy.name].format(**known)
+
+
+def advice(what: AtlasError | Finding, path: str | None) -> str:
+    """Return what to do about an error or a finding: its hint, then the command; empty where there is neither."""
+    return " ".join(filter(None, (what.hint, worded(what.remedy, path) if what.remedy else "")))
+
+
+def sentence(error: AtlasError) -> str:
+    """Return an error as one line: the place, what was found, and what to do."""
+    return error.sentence(advice(error, error.path))
