@@ -69,6 +69,7 @@ docs: $(VENV)/.check
 samples: $(VENV)/.check
 	$(BIN)/python tools/make_sample_data.py
 	$(BIN)/python tools/make_vectors.py
+	$(BIN)/python tools/make_session_vectors.py
 
 bench: $(VENV)/.dev
 	@status=0; $(BIN)/python tools/bench/formats.py || status=1; \

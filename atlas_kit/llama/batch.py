@@ -231,10 +231,8 @@ class Batches:
             if (step := job.waiting) is None:
                 continue
             size = len(step.feed.tokens)
-            if not step.hidden and step.feed.outputs == size:
-                kind = None  # it may go with either
-            else:
-                kind = step.hidden
+            # a step that wants all logits and no states may go with either kind
+            kind = None if not step.hidden and step.feed.outputs == size else step.hidden
             if total + size > self.engine.n_batch or (kind is not None and kinds - {kind}):
                 continue
             if kind is not None:

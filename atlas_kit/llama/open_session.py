@@ -7,16 +7,13 @@ what it is told.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from atlas_kit.errors import (
     AtlasError,
-    FileAccessError,
     FileCorruptError,
-    InvalidParamError,
     KeyNotFoundError,
     MagicMismatchError,
     NoSuchFileError,
@@ -30,8 +27,6 @@ from atlas_kit.persistence.entry_keys import DESCRIPTION
 from atlas_kit.persistence.session_file import about_session, read_session_state
 from atlas_kit.persistence.session_state import SessionState
 from atlas_kit.settings.atlas_settings import AtlasSettings
-from atlas_kit.storage.files import access_error, lock
-from atlas_kit.storage.given import same_file
 from atlas_kit.storage.keys import Keys
 
 
@@ -100,71 +95,6 @@ def open_session(
     return AtlasSession(engine, kind, device=device, learn=learn, **changes)
 
 
-class Place:
-    """The file that a session's memory is kept in; make it before the memory is loaded from there.
-
-    Parameters
-    ----------
-    file, model
-        The paths of the memory, and of the model beside which it is.
-    keys
-        What encrypts it.
-
-    Raises
-    ------
-    AtlasError
-        A memory could not be saved there: no such folder, no permission, no file's name, or the model's own.
-    """
-
-    def __init__(self, file: str, model: str, keys: Keys | None = None) -> None:
-        self.file, self._keys = file, Keys() if keys is None else keys
-        _check_place(file, model)
-        self._stamp = _stamp(file)
-
-    def save(self, session: AtlasSession, *, backup: bool = False, **options: Any) -> bool:
-        """Save a session's memory; ``options`` are those of ``AtlasSession.save``.
-
-        Returns True when somebody else has written the file since it was read or saved here: then theirs is kept as
-        ``NAME.bak``, as with ``backup``.
-        """
-        theirs = _stamp(self.file) not in (None, self._stamp)
-        session.save(self.file, backup=backup or theirs, **options, **self._keys.options())
-        self._stamp = _stamp(self.file)
-        return theirs
-
-
-def _stamp(file: str) -> tuple[int, ...] | None:
-    """Return what changes whenever a file is replaced or written to; None where there is none."""
-    try:
-        info = os.stat(file)
-    except OSError:
-        return None
-    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
-
-
-def _check_place(file: str, model: str) -> None:
-    folder = os.path.dirname(file) or "."
-    if not file or "\0" in file:
-        raise InvalidParamError(f"{file!r} is not a file name", key="memory_file")
-    if os.path.isdir(file):
-        raise FileAccessError("this is a folder", path=file, hint="Name a file for the memory.")
-    if same_file(file, model):
-        raise InvalidParamError("the memory cannot be kept in the model's own file", path=file)
-    if not os.path.isdir(folder):
-        raise NoSuchFileError("there is no such folder", path=folder, hint="Make it first.")
-    if os.path.exists(file) and not os.path.isfile(file):
-        raise FileAccessError("this is not a regular file", path=file, hint="Name a file for the memory.")
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.lstat(file)  # an impossible name shows now
-        if os.path.exists(file) and not os.access(file, os.W_OK):
-            raise PermissionError(errno.EACCES, "")
-    except OSError as error:
-        raise access_error(error, file, "write") from error
-    with lock(file):  # the folder can be written to
-        pass
-
-
 def load(session: AtlasSession, file: str, *, context: bool, force: bool = False, keys: Keys) -> None:
     """Do ``session.load``, asking for a passphrase if need be, and naming a backup if the file is damaged.
 
@@ -222,22 +152,19 @@ def _naming_a_backup(file: str, keys: Keys) -> Iterator[None]:
 
 def _with_backup(error: AtlasError, file: str, keys: Keys) -> AtlasError:
     """Return the error, its hint naming the newest backup that holds a memory which could be loaded."""
-    from atlas_kit.persistence.backups import list_backups
+    from atlas_kit.persistence.backups import list_backups, newest_good
+
+    def accept(path: str) -> None:
+        memory_choice.settings_of(path, **keys.options())
 
     try:
-        backups = list_backups(file, keys).backups
+        found = newest_good(file, keys, accept=accept)
+        if found is not None:
+            number, backup = found
+            error.hint = None
+            error.remedy = Remedy("recover-number", backup=backup.path, file=file, number=str(number))
+        elif list_backups(file, keys).backups:
+            error.hint = f"{error.hint or ''} None of its backups would load.".strip()
     except AtlasError:
-        return error
-    for number, backup in enumerate(backups, 1):
-        if not backup.ok:
-            continue
-        try:
-            memory_choice.settings_of(backup.path, **keys.options())
-        except AtlasError:
-            continue
-        error.hint = None
-        error.remedy = Remedy("recover-number", backup=backup.path, file=file, number=str(number))
-        return error
-    if backups:
-        error.hint = f"{error.hint or ''} None of its backups would load.".strip()
+        pass
     return error

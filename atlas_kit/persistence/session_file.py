@@ -28,7 +28,7 @@ from atlas_kit.persistence.snapshot import (
     opened_memory,
     save_memory,
 )
-from atlas_kit.persistence.tables import RUNTIME_VERSION
+from atlas_kit.persistence.tables import RUNTIME_VERSION, WAITING
 from atlas_kit.storage.given import Given, StrPath
 
 
@@ -119,7 +119,7 @@ def read_session_state(
         with about_session(file.path):
             identity = description.model_hash or ""
             kept = _context_of(file, runtime, identity) if context else {}
-            waiting = {name: unpacked(value) for name, value in dict(runtime.get("waiting", {})).items()}
+            waiting = _waiting_of(runtime)
             model = dict(runtime.get("model", {}))
             name, architecture = str(model.get("name", "")), str(model.get("architecture", ""))
             settings = runtime["settings"]
@@ -175,6 +175,21 @@ def _runtime_of(description: MemoryDescription) -> dict[str, Any]:
             key="runtime",
         )
     return runtime
+
+
+def _waiting_of(runtime: Mapping[str, Any]) -> dict[str, Array]:
+    found = {name: unpacked(value) for name, value in dict(runtime.get("waiting", {})).items()}
+    rows = [row for row in WAITING if row.shape[:1] == ("n",)]
+    there = [row for row in rows if row.name in found]
+    if there and len(there) < len(rows):
+        raise ValueError(f"{min(r.name for r in rows if r.name not in found)} is missing where others wait")
+    for row in WAITING:
+        array = found.get(row.name)
+        if array is not None and array.ndim != len(row.shape):
+            raise ValueError(f"{row.name} has {array.ndim} axes and not {len(row.shape)}")
+    if len({len(found[row.name]) for row in there}) > 1:
+        raise ValueError("the arrays that wait are of different lengths")
+    return found
 
 
 def _context_of(file: MemoryFile, runtime: Mapping[str, Any], identity: str) -> dict[str, Any]:

@@ -233,7 +233,8 @@ class MemoryFile(MutableMapping[str, Entry]):
             assert isinstance(store, StoreV2)
             with contextlib.suppress(AtlasError):
                 now = parse_header(os.pread(handle, store.header.header_size, 0))
-                if now.file_id == store.header.file_id and now.generation >= store.header.generation:
+                # the number alone is not enough: files of the same sizes, written in the same second, share it
+                if now.file_id == store.header.file_id and now.generation > store.header.generation:
                     return
         raise ConflictError(
             "the file was overwritten while it was being read", path=self.path, hint="Open it again."
