@@ -231,10 +231,7 @@ class Batches:
             if (step := job.waiting) is None:
                 continue
             size = len(step.feed.tokens)
-            if not step.hidden and step.feed.outputs == size:
-                kind = None  # it may go with either
-            else:
-                kind = step.hidden
+            kind = None if not step.hidden and step.feed.outputs == size else step.hidden  # None: with either
             if total + size > self.engine.n_batch or (kind is not None and kinds - {kind}):
                 continue
             if kind is not None:

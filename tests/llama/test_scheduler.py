@@ -83,10 +83,6 @@ def test_many_threads_submit_and_cancel_at_random(seed):
                 sampling = Sampling(seed=chance.randrange(99), temperature=chance.choice([0.0, 1.0]))
                 count = chance.randrange(1, 40)
                 job = scheduler.generate(sessions[at], prompt, max_tokens=count, sampling=sampling)
-                with pytest.raises(BusyError):
-                    scheduler.feed(sessions[at], "x")
-                    assert job.wait(0)  # unless it was done by then
-                    raise BusyError("done")
                 if chance.random() < 0.5:
                     after = chance.randrange(0, 12)
                     reached = told(job, lambda job, after=after: job.done or len(job.tokens) >= after)
@@ -289,9 +285,8 @@ def test_saving_and_restoring(tmp_path):
         scheduler.restore(b, path).result(LONG_WAIT)
         jobs = [scheduler.generate(one, max_tokens=9, sampling=GREEDY) for one in (a, b)]
         assert ids(jobs[0].result(LONG_WAIT)) == ids(jobs[1].result(LONG_WAIT))
-        with pytest.raises(InvalidParamError, match="no memory"):
-            with AtlasSession(engine, None) as plain:
-                scheduler.save(plain, path).result(LONG_WAIT)
+        with pytest.raises(InvalidParamError, match="no memory"), AtlasSession(engine, None) as plain:
+            scheduler.save(plain, path).result(LONG_WAIT)
 
 
 def test_what_is_taken_here_is_written_elsewhere():
