@@ -231,8 +231,7 @@ class Batches:
             if (step := job.waiting) is None:
                 continue
             size = len(step.feed.tokens)
-            # a step that wants all logits and no states may go with either kind
-            kind = None if not step.hidden and step.feed.outputs == size else step.hidden
+            kind = None if not step.hidden and step.feed.outputs == size else step.hidden  # None: with either
             if total + size > self.engine.n_batch or (kind is not None and kinds - {kind}):
                 continue
             if kind is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import threading
 
@@ -84,9 +83,6 @@ def test_many_threads_submit_and_cancel_at_random(seed):
                 sampling = Sampling(seed=chance.randrange(99), temperature=chance.choice([0.0, 1.0]))
                 count = chance.randrange(1, 40)
                 job = scheduler.generate(sessions[at], prompt, max_tokens=count, sampling=sampling)
-                with contextlib.suppress(BusyError):
-                    scheduler.feed(sessions[at], "x")
-                    assert job.wait(0)  # it was done by then
                 if chance.random() < 0.5:
                     after = chance.randrange(0, 12)
                     reached = told(job, lambda job, after=after: job.done or len(job.tokens) >= after)
