@@ -23,6 +23,9 @@ FUZZ_SECONDS ?= 600
 BIN    := $(VENV)/bin
 PAGES  := README.md ARCHITECTURE.md $(wildcard formats/*.md docs/*.md docs/*/*.md)
 SITE   := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+# Deno brings TypeScript, and comes from PyPI; it asks nobody and writes nothing outside .venv.
+SCRIPTS := DENO_NO_UPDATE_CHECK=1 DENO_DIR=$(abspath $(VENV))/.deno \
+  $(BIN)/deno check --quiet --no-remote --no-lock --config jsconfig.json
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: demo lab test quick lint docs samples bench pictures experiments fuzz dist clean
@@ -53,6 +56,8 @@ lint: $(VENV)/.check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	@if [ -x $(BIN)/deno ]; then echo '$(BIN)/deno check'; $(SCRIPTS); \
+	else echo "The types of the scripts were not checked: there is no deno for this machine"; fi
 	$(BIN)/cog --check --check-fail-msg='Run: make docs' --verbosity=1 -I . $(PAGES)
 	$(SITE)
 

@@ -23,7 +23,7 @@ F = TypeVar("F", bound="Callable[..., Any]")
 
 MODEL = click.Path()
 force_option = click.option("--force", is_flag=True, help="Take the memory of another model, too.")
-memory_file_help = "Keep the memory in F: go on with the one that is there, or start it."
+memory_file_help = "Keep the memory in F: continue with the one that is there, or start one."
 
 
 def model_options(function: F) -> F:
@@ -59,7 +59,7 @@ def model_options(function: F) -> F:
 @contextlib.contextmanager
 def open_model(path: str, options: dict[str, Any], *, quiet: bool = False) -> Iterator[Engine]:
     """Load a model and say what it wants said; closed afterwards."""
-    from atlas_kit.llama.open_engine import open_engine
+    from atlas_kit.llama.loading import open_engine
 
     engine = open_engine(path, **options)
     try:
@@ -75,7 +75,7 @@ def save_memory(place: Place, session: AtlasSession, **options: Any) -> None:
     """Save a session's memory, and say so if somebody else's was in its place."""
     if place.save(session, **options):
         _render.note(
-            f"{place.file} was written by somebody else meanwhile; their memory is kept as {place.file}.bak"
+            f"{place.file} was written by somebody else in the meantime; their memory is kept as {place.file}.bak"
         )
 
 

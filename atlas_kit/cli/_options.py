@@ -49,7 +49,7 @@ class _InPlace(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "-":
-            self.fail("a file is changed in place, and standard input has no place (a file named - is ./-)")
+            self.fail("a file is changed in place, and standard input is not a file (a file named - is ./-)")
         return super().convert(value, param, ctx)
 
 

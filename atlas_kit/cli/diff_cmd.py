@@ -40,10 +40,10 @@ Examples:
 @click.argument("second", type=FILE)
 @click.option(
     "--tolerance", type=click.FloatRange(0, sys.float_info.max), default=0.0, show_default=True,
-    help="Take numbers for equal that differ by no more than this.",
+    help="Treat numbers as equal if they differ by no more than this.",
 )  # fmt: skip
 @click.option("--strict", is_flag=True, help="Compare times and the order of entries, too.")
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing; the exit code tells.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing; only set the exit code.")
 @json_option
 @keys_options
 def command(
@@ -102,7 +102,6 @@ def _lines(change: Change) -> Iterator[str | _render.Styled]:
 
 
 def _value(value: Any) -> str:
-    from atlas_kit.codecs.json_text import dumps
+    from atlas_kit.codecs.json_text import brief
 
-    text = value if isinstance(value, str) else dumps(value)
-    return text if len(text) <= 200 else f"{text[:197]}..."
+    return brief(value, 200)

@@ -46,7 +46,7 @@ def command(file: str, key: str, output: str | None, force: bool, npy: bool, as_
     from atlas_kit.operations.get import get_value, npy_bytes
 
     if as_json and (npy or output):
-        raise click.UsageError("--json goes with neither --npy nor --output")
+        raise click.UsageError("--json cannot be combined with --npy or --output")
     with get_value(given(file), key, keys) as value:
         if as_json:
             return _render.emit(value, lambda _: (), True)

@@ -60,7 +60,7 @@ def command(
     from atlas_kit.operations.hash import hash_file, identify_model
 
     if full and not identity:
-        raise click.UsageError("--full goes with --identity")
+        raise click.UsageError("--full needs --identity")
     chosen = context.get_parameter_source("algorithm") is not click.core.ParameterSource.DEFAULT
     if identity and (file_only or chosen):
         raise click.UsageError("--identity stands alone: it is always the same hash")

@@ -60,7 +60,7 @@ Examples:
 @click.argument("model", type=MODEL)
 @click.argument("files", type=FILE, nargs=-1, required=True, metavar="FILE...")
 @click.option("-m", "--memory-file", type=click.Path(), required=True, metavar="F", help=memory_file_help)
-@click.option("--atlas-auto", is_flag=True, help="Start a new memory as `recommend` says.")
+@click.option("--atlas-auto", is_flag=True, help="Start a new memory as `recommend` suggests.")
 @click.option(
     "--save-every",
     type=click.IntRange(1),
@@ -175,7 +175,7 @@ def _said(read: Read) -> str:
 
 
 def _trouble(error: object) -> str:
-    return f"could not save, reading goes on: {error}"
+    return f"could not save; reading continues: {error}"
 
 
 def _lines() -> Callable[[Told], None]:

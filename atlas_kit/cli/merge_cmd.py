@@ -43,7 +43,7 @@ Examples:
 @output_option("Where the joined file goes; - is standard output.", required=True)
 @click.option(
     "--prefer", type=click.Choice(["first", "last", "newest"]), default="last", show_default=True,
-    help="Whose entry is taken.",
+    help="Which file's entry to take.",
 )  # fmt: skip
 @click.option("--to", type=click.Choice(["atlas-v1", "atlas-v2", "atlas-v3"]), help="Version of OUTPUT.")
 @force_option

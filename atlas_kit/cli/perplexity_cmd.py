@@ -29,7 +29,7 @@ class _Kinds(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         kinds = tuple(value.split(",")) if isinstance(value, str) else value
         for kind in kinds:
             if kind not in KINDS:
-                self.fail(f"{kind!r} is none of {', '.join(KINDS)}", param, ctx)
+                self.fail(f"{kind!r} is not one of {', '.join(KINDS)}", param, ctx)
         return kinds
 
 
@@ -56,12 +56,12 @@ Examples:
 )
 @click.option("--ctx", "ctx", type=int, metavar="N", help="Tokens of context: the same as --n-ctx.")
 @click.option(
-    "--after", type=int, default=4096, show_default=True, metavar="N", help="Score also from there on."
+    "--after", type=int, default=4096, show_default=True, metavar="N", help="Also score from there on."
 )
 @click.option(
     "--tokens", "limit", type=click.IntRange(2), metavar="N", help="Read at most so many of each text."
 )
-@click.option("--atlas-auto", is_flag=True, help="Take the memory that `recommend` says.")
+@click.option("--atlas-auto", is_flag=True, help="Use the memory that `recommend` suggests.")
 @click.option("--curve", is_flag=True, help="Show perplexity over the position in the text.")
 @atlas_settings_options
 @model_options
@@ -69,7 +69,7 @@ Examples:
 @json_option
 def command(model: str, texts: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> int:
     """Run the command."""
-    from atlas_kit.llama import session_file
+    from atlas_kit.llama import memory_choice
     from atlas_kit.operations.learn import Document
     from atlas_kit.operations.perplexity import compare
 
@@ -79,7 +79,7 @@ def command(model: str, texts: tuple[str, ...], as_json: bool, quiet: bool, **op
         how["n_ctx"] = options["ctx"]
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(open_model(model, how, quiet=quiet))
-        base, _ = session_file.choose(engine, "auto" if options["atlas_auto"] else True, {})
+        base, _ = memory_choice.choose(engine, "auto" if options["atlas_auto"] else True, {})
         settings = options["chosen"].over(base)
         with _render.progress() as progress:
             result = compare(

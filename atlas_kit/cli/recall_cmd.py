@@ -31,7 +31,7 @@ class _Distances(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         try:
             return tuple(int(part) for part in value.split(","))
         except ValueError:
-            self.fail(f"{value!r} is no list of whole numbers such as 128,768,4096", param, ctx)
+            self.fail(f"{value!r} is not a list of whole numbers such as 128,768,4096", param, ctx)
 
 
 @command_(
@@ -67,7 +67,7 @@ Examples:
 )
 @click.option("--filler", type=FILE, metavar="FILE", help="Bury the facts under this text.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of names, numbers and generated text.")
-@click.option("--atlas-auto", is_flag=True, help="Take the memory that `recommend` says.")
+@click.option("--atlas-auto", is_flag=True, help="Use the memory that `recommend` suggests.")
 @atlas_settings_options
 @model_options
 @click.option("-q", "--quiet", is_flag=True, help="No notes.")

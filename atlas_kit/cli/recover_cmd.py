@@ -49,7 +49,7 @@ def command(file: str, restore: str | None, output: str | None, force: bool, as_
 
     if restore is None:
         if output is not None:
-            raise click.UsageError("--output goes with --restore")
+            raise click.UsageError("--output needs --restore")
         return _render.emit(list_backups(file, keys), _list, as_json)
     result = restore_backup(file, restore, output, force=force, keys=keys)
     return _render.emit(result, _restored, as_json)

@@ -32,7 +32,7 @@ Examples:
 @click.argument("file", type=IN_PLACE)
 @click.argument("wanted", nargs=-1, required=True, metavar="KEY...")
 @click.option("--glob", is_flag=True, help="KEYs are patterns (*, ?, [abc]).")
-@click.option("--ignore-missing", is_flag=True, help="Do not mind keys that are not there.")
+@click.option("--ignore-missing", is_flag=True, help="Ignore keys that are not there.")
 @click.option("-n", "--dry-run", is_flag=True, help="Change nothing.")
 @backup_option
 @json_option

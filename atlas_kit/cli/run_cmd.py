@@ -34,7 +34,7 @@ HELP = """\
 /help                      this list
 /stats                     what was read, and what the memory has
 /save [FILE]               save the memory (without FILE: where --memory-file says)
-/load FILE                 go on with the memory in FILE
+/load FILE                 continue with the memory in FILE
 /reset [context|memory]    empty one of them; both if none is named
 /quit                      leave (or the end of the file, or Ctrl-C on an empty line)
 A line that ends with \\ goes on; a space before / makes it text. Ctrl-C stops an answer."""
@@ -98,14 +98,14 @@ Examples:
 @click.option("-p", "--prompt", metavar="TEXT", help="Answer this.")
 @click.option("-f", "--file", "prompt_file", type=FILE, metavar="FILE", help="Answer the text in FILE.")
 @click.option("--atlas/--no-atlas", default=None, help="Put a memory beside the model, or none.")
-@click.option("--atlas-auto", is_flag=True, help="Put the memory beside it that `recommend` says.")
+@click.option("--atlas-auto", is_flag=True, help="Put the memory beside it that `recommend` suggests.")
 @click.option("-m", "--memory-file", type=click.Path(), metavar="F", help=memory_file_help)
 @click.option("--read-only", is_flag=True, help="The memory answers; nothing changes it.")
 @click.option(
     "--continue",
     "go_on",
     is_flag=True,
-    help="Go on where the context was when F was saved, and save it again.",
+    help="Continue the context that was saved in F, and save it again.",
 )
 @click.option("--system", metavar="TEXT", help="What the chat starts with.")
 @click.option("--no-chat", is_flag=True, help="Continue plain text, even if the model has a chat template.")
@@ -130,7 +130,7 @@ def command(model: str, prompt: str | None, prompt_file: str | None, quiet: bool
 
         prompt = Document(prompt_file).text()
     if prompt is not None and not prompt and not options["go_on"]:
-        raise InvalidParamError("the prompt is empty", path=prompt_file, key="prompt", hint="Say something.")
+        raise InvalidParamError("the prompt is empty", path=prompt_file, key="prompt", hint="Give some text.")
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(open_model(model, options["engine_options"], quiet=quiet))
         session = stack.enter_context(_open(engine, options))
@@ -156,11 +156,11 @@ def _check(prompt: str | None, prompt_file: str | None, options: dict[str, Any])
     if prompt is not None and prompt_file is not None:
         raise click.UsageError("give --prompt or --file, not both")
     if off and wanted:
-        raise click.UsageError("--no-atlas goes with no memory, and no settings of one")
+        raise click.UsageError("--no-atlas cannot be combined with a memory or its settings")
     if options["no_chat"] and options["system"]:
-        raise click.UsageError("--system goes with a chat, not with --no-chat")
+        raise click.UsageError("--system cannot be combined with --no-chat")
     if options["go_on"] and not options["memory_file"]:
-        raise click.UsageError("--continue goes with --memory-file")
+        raise click.UsageError("--continue needs --memory-file")
     if options["grammar_file"] and options["json_schema"]:
         raise click.UsageError("give --grammar-file or --json-schema, not both")
 
@@ -356,7 +356,7 @@ class _Talk:
         if argument and argument != self._options["memory_file"]:
             place = Place(argument, self.session.engine.info.path, self._options["keys"])
         if place is None:
-            raise InvalidParamError("there is no --memory-file to write to", hint="Say where: /save FILE")
+            raise InvalidParamError("there is no memory file to write to", hint="Say where: /save FILE")
         self._write(place)
         _render.show([f"saved {place.file}"])
 

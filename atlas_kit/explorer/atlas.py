@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from atlas_kit.codecs.numbers import Array
+from atlas_kit.codecs.quantities import exact_size
 from atlas_kit.errors import AtlasError, KeyRequiredError, Remedy, WrongKeyError
-from atlas_kit.explorer.contents import Contents, HexLine, cell, date, elements, exact_size
+from atlas_kit.explorer.contents import Contents, HexLine, cell, date, elements
 from atlas_kit.explorer.entry import first_bytes, is_plain, matrix_of, npy
 from atlas_kit.explorer.index import ROW, columns_of, live_rows
 from atlas_kit.explorer.items import Item
@@ -25,6 +26,7 @@ from atlas_kit.formats.atlas import tables as t
 from atlas_kit.formats.schema import Span
 from atlas_kit.operations.entry_rows import EntryRow
 from atlas_kit.operations.inspect_parts import learned_memory, value_text
+from atlas_kit.persistence.entry_keys import DESCRIPTION
 from atlas_kit.storage.files import Source
 
 if TYPE_CHECKING:
@@ -117,7 +119,7 @@ class AtlasContents(Contents):
         """Return what the file is, as (name, value) rows."""
         memory = self.memory
         if memory is None:
-            sealed = [("Encrypted", "yes: its passphrase shows more")] if self.locked else []
+            sealed = [("Encrypted", "yes: give its passphrase to see more")] if self.locked else []
             intact = [("Intact entries", f"{len(self._rescued):,}")] if self.tables else []
             return sealed + intact
         rows = [
@@ -132,8 +134,10 @@ class AtlasContents(Contents):
                 0, self.source.size - int(self._sizes.sum()) - layout.HEADER_STRUCTS[memory.version].size
             )
             rows.append(("Commits", f"{memory.generation:,}"))
-            rows.append(("Beside entries", f"{exact_size(unused)}: index, padding, what updates left"))
-        learned = learned_memory(memory) if len(self._places) < 1000 and "atlas_memory" in memory else None
+            rows.append(
+                ("Beside entries", f"{exact_size(unused)}: index, padding, and what updates left behind")
+            )
+        learned = learned_memory(memory) if len(self._places) < 1000 and DESCRIPTION in memory else None
         if learned:
             rows.append(("Memory", str(learned.get("summary", ""))))
         rows += [("Note", finding.message) for finding in memory.warnings]
@@ -231,7 +235,7 @@ class AtlasContents(Contents):
             for step in range(first, first + (stop - start) // ROW.itemsize + 2, view.INDEX_ROWS):
                 lines += self._lines(region.offset, "index", step)
             return list({(line.offset, line.size): line for line in lines}.values())
-        what = {"garbage": "what updates left, or padding", "uncommitted": "an update that did not finish"}
+        what = {"garbage": "left by updates, or padding", "uncommitted": "an update that did not finish"}
         return [HexLine(region.offset, region.size, b"", region.kind, "bytes", "", what.get(region.kind, ""))]
 
     def _record_lines(self, offset: int, name: str, first: int) -> list[HexLine]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlas_kit.codecs.json_text import plain
+from atlas_kit.codecs.quantities import exact_size
 from atlas_kit.errors import (
     AtlasError,
     FileAccessError,
@@ -24,7 +25,7 @@ from atlas_kit.errors import (
     NoSuchFileError,
     printable,
 )
-from atlas_kit.explorer.contents import Contents, exact_size
+from atlas_kit.explorer.contents import Contents
 from atlas_kit.explorer.items import Item
 from atlas_kit.formats.detect import detect
 from atlas_kit.storage.files import Source, access_error, atomic_write
@@ -118,7 +119,7 @@ class Explorer:
         """Do one operation; ``id`` is for whoever sent the message."""
         act: Callable[..., Any] | None = getattr(self, f"_op_{op}", None)
         if act is None:
-            raise InvalidParamError(f"the explorer knows no operation {op!r}")
+            raise InvalidParamError(f"the explorer does not know the operation {op!r}")
         return act(**given)
 
     def _op_summary(self) -> dict[str, Any]:
@@ -233,7 +234,9 @@ class Explorer:
         with self._lock:
             place = self.contents.find(name)
             if place is None:
-                raise KeyNotFoundError("there is nothing of that name in the file", path=self.path, key=name)
+                raise KeyNotFoundError(
+                    "there is nothing with that name in the file", path=self.path, key=name
+                )
             return self.item(*place)
 
     def matrix(self, name: str) -> StoredMatrix:

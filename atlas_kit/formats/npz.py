@@ -177,7 +177,7 @@ class _Reading:
 
         if isinstance(error, (*_DAMAGE, TokenError, EOFError, OSError, SyntaxError, zlib.error)):
             if "malformed node" in str(error):  # it would show an object's address
-                error = ValueError("its header is no literal")
+                error = ValueError("its header cannot be read")
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise FileCorruptError(
                 f"the array cannot be read: {reason}", path=self._path, key=self._name

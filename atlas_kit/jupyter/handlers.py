@@ -67,7 +67,7 @@ class ExploreHandler(APIHandler):
     async def _reply(self, path: str, question: dict[str, Any]) -> None:
         root = getattr(self.contents_manager, "root_dir", None)
         if not root:
-            raise web.HTTPError(501, "This server keeps its files elsewhere than on a disk")
+            raise web.HTTPError(501, "This server does not keep its files on a disk")
         file = await self._in_thread(find_file, root, path)
         if file is None or await self._is_hidden(path, file.relative_to(Path(root).resolve())):
             raise web.HTTPError(

@@ -161,7 +161,8 @@ def check_feeds(feeds: Sequence[Feed], n_batch: int, n_sequences: int) -> int:
     for feed in feeds:
         if not 0 <= feed.sequence < n_sequences or not 0 <= feed.outputs <= len(feed.tokens):
             raise InvalidParamError(
-                f"there is no sequence {feed.sequence} with {feed.outputs} outputs of {len(feed.tokens)} tokens",
+                f"sequence {feed.sequence} of {n_sequences} cannot give {feed.outputs} outputs for "
+                f"{len(feed.tokens)} tokens",
                 key="feeds",
             )
     return total
@@ -178,4 +179,4 @@ def encoded(text: str) -> bytes:
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
-        raise InvalidParamError("the text holds half of a character", key="text") from error
+        raise InvalidParamError("the text holds half a character", key="text") from error

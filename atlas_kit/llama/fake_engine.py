@@ -156,7 +156,7 @@ class FakeSampler:
 
     def __init__(self, sampling: Sampling) -> None:
         if sampling.grammar is not None or sampling.json_schema is not None:
-            raise InvalidParamError("the fake engine follows no grammar", key="grammar")
+            raise InvalidParamError("the fake engine cannot follow a grammar", key="grammar")
         self._temperature = sampling.temperature
         self._random = np.random.default_rng(sampling.seed)
 

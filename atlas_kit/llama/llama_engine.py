@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from atlas_kit.errors import AtlasError, InvalidParamError, MissingExtraError, ModelError
+from atlas_kit.errors import AtlasError, ClosedError, InvalidParamError, MissingExtraError, ModelError
 from atlas_kit.formats.gguf import GGUFFile
 from atlas_kit.llama import waiting
 from atlas_kit.llama.blas_threads import one_blas_thread
@@ -187,7 +187,7 @@ class LlamaEngine:
         self._context = api.llama_init_from_model(self._model, params)
         if not self._context:
             raise ModelError(
-                f"llama.cpp gives no context of {wanted} tokens: {self._lib.last_error()}",
+                f"llama.cpp cannot make a context of {wanted} tokens: {self._lib.last_error()}",
                 path=path,
                 key="n_ctx",
             )
@@ -346,7 +346,8 @@ class LlamaEngine:
         if self._matrix is None:
             self._matrix = rows.whole()
             self.notes.append(
-                "llama.cpp gives no logits beside hidden states for this architecture, so they are computed here: "
+                "llama.cpp does not give logits together with hidden states for this architecture, so they are "
+                "computed here: "
                 f"{self._matrix.nbytes / 1e6:.0f} MB, and slower"
             )
         return rows.logits(states, self._matrix)
@@ -418,7 +419,7 @@ class LlamaEngine:
 
     def _require_open(self) -> None:
         if not self._context:  # llama.cpp would end the process
-            raise ModelError("the model is closed", path=self.info.path)
+            raise ClosedError("the model is closed", path=self.info.path)
 
     def close(self) -> None:
         """Free the model; closing twice is fine."""

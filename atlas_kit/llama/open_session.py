@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from atlas_kit.errors import (
@@ -18,15 +18,17 @@ from atlas_kit.errors import (
     FileCorruptError,
     InvalidParamError,
     KeyNotFoundError,
-    KeyRequiredError,
     MagicMismatchError,
     NoSuchFileError,
     Remedy,
     WrongModelError,
 )
-from atlas_kit.llama import session_file
+from atlas_kit.llama import memory_choice
 from atlas_kit.llama.engine import Engine
-from atlas_kit.llama.session import AtlasSession
+from atlas_kit.llama.session import DEVICES, AtlasSession
+from atlas_kit.persistence.entry_keys import DESCRIPTION
+from atlas_kit.persistence.session_file import about_session, read_session_state
+from atlas_kit.persistence.session_state import SessionState
 from atlas_kit.settings.atlas_settings import AtlasSettings
 from atlas_kit.storage.files import access_error, lock
 from atlas_kit.storage.given import same_file
@@ -73,23 +75,27 @@ def open_session(
         Settings do not fit, or ``learn`` is off and there is nothing to read from.
     """
     changes = dict(changes or {})
-    keys = keys or Keys()
+    keys = Keys() if keys is None else keys  # false while its passphrase is not asked for yet
     if memory is None:
-        memory = bool(file or changes or config) or session_file.of_native(engine)[0] is not None
+        memory = bool(file or changes or config) or memory_choice.of_native(engine)[0] is not None
     if not memory:
         return AtlasSession(engine, None, device=device, learn=learn)
-    if file is not None and _holds_memory(engine, file, keys, force):
-        session = AtlasSession(engine, None, device=device, learn=learn)
-        try:
-            load(session, file, context=context, force=force, keys=keys)
-            assert session.memory is not None
-            session.memory.retune({**(config.to_json() if config is not None else {}), **changes})
-        except BaseException:
-            session.close()
-            raise
-        return session
+    if file is not None and os.path.lexists(file):
+        how: dict[str, Any] = {"context": context, "force": force, "keys": keys}
+        with _naming_a_backup(file, keys):
+            state = _read(engine, file, DEVICES.get(device, "numpy"), required=False, **how)
+        if state is not None:
+            session = AtlasSession(engine, None, device=device, learn=learn)
+            try:
+                _restore(session, state, file, keys)
+                assert session.memory is not None
+                session.memory.retune({**(config.to_json() if config is not None else {}), **changes})
+            except BaseException:
+                session.close()
+                raise
+            return session
     if file is not None and not learn:
-        raise NoSuchFileError("there is no memory to read from yet", path=file, hint="Let it learn first.")
+        raise NoSuchFileError("there is no memory to read from yet", path=file, hint="Learn something first.")
     kind: Any = memory if config is None else config
     return AtlasSession(engine, kind, device=device, learn=learn, **changes)
 
@@ -111,7 +117,7 @@ class Place:
     """
 
     def __init__(self, file: str, model: str, keys: Keys | None = None) -> None:
-        self.file, self._keys = file, keys or Keys()
+        self.file, self._keys = file, Keys() if keys is None else keys
         _check_place(file, model)
         self._stamp = _stamp(file)
 
@@ -139,7 +145,7 @@ def _stamp(file: str) -> tuple[int, ...] | None:
 def _check_place(file: str, model: str) -> None:
     folder = os.path.dirname(file) or "."
     if not file or "\0" in file:
-        raise InvalidParamError(f"{file!r} is no name of a file", key="memory_file")
+        raise InvalidParamError(f"{file!r} is not a file name", key="memory_file")
     if os.path.isdir(file):
         raise FileAccessError("this is a folder", path=file, hint="Name a file for the memory.")
     if same_file(file, model):
@@ -147,7 +153,7 @@ def _check_place(file: str, model: str) -> None:
     if not os.path.isdir(folder):
         raise NoSuchFileError("there is no such folder", path=folder, hint="Make it first.")
     if os.path.exists(file) and not os.path.isfile(file):
-        raise FileAccessError("this is no regular file", path=file, hint="Name a file for the memory.")
+        raise FileAccessError("this is not a regular file", path=file, hint="Name a file for the memory.")
     try:
         with contextlib.suppress(FileNotFoundError):
             os.lstat(file)  # an impossible name shows now
@@ -159,27 +165,6 @@ def _check_place(file: str, model: str) -> None:
         pass
 
 
-def _holds_memory(engine: Engine, file: str, keys: Keys, force: bool) -> bool:
-    """Tell whether a file has a memory; see that a new one could be put into a file that has none."""
-    if not os.path.lexists(file):
-        return False
-    from atlas_kit.formats.opening import open_memory
-    from atlas_kit.persistence.entry_keys import DESCRIPTION
-
-    try:
-        with open_memory(file, keys) as opened:
-            if DESCRIPTION in opened:
-                return True
-            expected = bytes.fromhex(engine.info.identity)
-            if any(opened.model_hash) and opened.model_hash != expected and not force:
-                raise WrongModelError(
-                    opened.model_hash, expected, path=opened.path, remedy=Remedy("force-into-file")
-                )
-            return False
-    except (FileCorruptError, MagicMismatchError) as error:
-        raise _with_backup(error, file, keys) from error
-
-
 def load(session: AtlasSession, file: str, *, context: bool, force: bool = False, keys: Keys) -> None:
     """Do ``session.load``, asking for a passphrase if need be, and naming a backup if the file is damaged.
 
@@ -188,16 +173,49 @@ def load(session: AtlasSession, file: str, *, context: bool, force: bool = False
     AtlasError
         As ``AtlasSession.load``.
     """
-    try:
+    with _naming_a_backup(file, keys):
+        state = _read(session.engine, file, session.backend, context=context, force=force, keys=keys)
+    assert state is not None
+    _restore(session, state, file, keys)
+
+
+def _read(
+    engine: Engine, file: str, backend: str, *, context: bool, force: bool, keys: Keys, required: bool = True
+) -> SessionState | None:
+    """Return the state in a file, which is opened once.
+
+    None, unless one is required: it holds other entries only, and a new memory could be put into it.
+    """
+    from atlas_kit.formats.opening import open_memory
+
+    identity = engine.info.identity
+    with open_memory(file, keys) as opened:
+        if not required and DESCRIPTION not in opened:
+            expected = bytes.fromhex(identity)
+            if any(opened.model_hash) and opened.model_hash != expected and not force:
+                raise WrongModelError(
+                    opened.model_hash, expected, path=opened.path, remedy=Remedy("force-into-file")
+                )
+            return None
         try:
-            session.load(file, context=context, force=force, **keys.options())
-        except KeyRequiredError:
-            if not keys.ask_for(file):
-                raise
-            session.load(file, context=context, force=force, **keys.options())
-    except WrongModelError as error:
-        error.hint, error.remedy = None, Remedy("force-load")
-        raise
+            return read_session_state(
+                opened, context=context, expect_model=identity, force=force, backend=backend
+            )
+        except WrongModelError as error:
+            error.hint, error.remedy = None, Remedy("force-load")
+            raise
+
+
+def _restore(session: AtlasSession, state: SessionState, file: str, keys: Keys) -> None:
+    with _naming_a_backup(file, keys), about_session(file):
+        session.restore(state, force=True)  # as far as it is forced, it was read
+
+
+@contextlib.contextmanager
+def _naming_a_backup(file: str, keys: Keys) -> Iterator[None]:
+    """Let an error about a damaged file name a backup that would load."""
+    try:
+        yield
     except (FileCorruptError, MagicMismatchError, KeyNotFoundError) as error:
         raise _with_backup(error, file, keys) from error
 
@@ -214,7 +232,7 @@ def _with_backup(error: AtlasError, file: str, keys: Keys) -> AtlasError:
         if not backup.ok:
             continue
         try:
-            session_file.settings_of(backup.path, **keys.options())
+            memory_choice.settings_of(backup.path, **keys.options())
         except AtlasError:
             continue
         error.hint = None

@@ -178,7 +178,7 @@ def rows_of_model(file: GGUFFile, **options: Any) -> OutputRows:
     info = file.tensor(name)
     kind = info.row
     if kind is None or len(info.dims) != 2:
-        raise FileCorruptError("this is no matrix that can be read", path=file.path, key=name)
+        raise FileCorruptError("this matrix cannot be read", path=file.path, key=name)
 
     def matrix(tokens: Array) -> Array:
         if len(tokens) == info.rows:

@@ -88,9 +88,9 @@ class Sampling:
             known = type(token) is int and isinstance(bias, (int, float)) and bias < float("inf")
             if not known or isinstance(bias, bool):
                 raise InvalidParamError(
-                    f"{token!r}: {bias!r} is no logit bias",
+                    f"{token!r}: {bias!r} is not a logit bias",
                     key="logit_bias",
-                    hint="Give token numbers and numbers.",
+                    hint="Give a mapping from token numbers to numbers.",
                 )
 
     @property

@@ -179,9 +179,9 @@ class MemoryConfig:
                 hint=f"Try omega_window={self.chunk_size}.",
             )
         if self.gate is not None and not isinstance(self.gate, Gate):
-            raise InvalidParamError(f"{self.gate!r} is no Gate", key="gate")
+            raise InvalidParamError(f"{self.gate!r} is not a Gate", key="gate")
         if self.ranking is not None and not isinstance(self.ranking, Ranking):
-            raise InvalidParamError(f"{self.ranking!r} is no Ranking", key="ranking")
+            raise InvalidParamError(f"{self.ranking!r} is not a Ranking", key="ranking")
         self.features.d_phi(self.d_k)  # raises for a feature map that cannot be built
 
     @property
@@ -291,7 +291,7 @@ def _from_kind(document: Any, table: Mapping[str, type], key: str) -> Any:
     kind = values.pop("kind", None)
     if not isinstance(kind, str) or kind not in table:
         raise InvalidParamError(
-            f"{kind!r} is no kind of {key}", key=key, hint=f"Choose one of: {', '.join(table)}."
+            f"{kind!r} is not a kind of {key}", key=key, hint=f"Choose one of: {', '.join(table)}."
         )
     return _build(table[kind], values, key)
 

@@ -77,7 +77,7 @@ class Memory:
     def __init__(self, config: MemoryConfig, backend: str | None = None) -> None:
         if not isinstance(config, MemoryConfig):
             raise InvalidParamError(
-                f"{type(config).__name__} is no MemoryConfig",
+                f"{type(config).__name__} is not a MemoryConfig",
                 key="config",
                 hint="Try presets.atlas(d_k, d_v).",
             )
@@ -110,7 +110,7 @@ class Memory:
         axes = axes if axes.size else axes.astype(np.int64)
         if axes.ndim != 1 or axes.dtype.kind not in "iu" or (axes < 0).any():
             raise InvalidParamError(
-                f"{batch!r} are no leading axes",
+                f"{batch!r} are not leading axes",
                 key="batch",
                 hint="Give whole numbers such as 50 or (50, 4).",
             )
@@ -181,7 +181,9 @@ class Memory:
         A soft reset keeps optimiser, window and counters.
         """
         if kind not in ("soft", "hard"):
-            raise InvalidParamError(f"{kind!r} is no kind of reset", key="kind", hint="Choose soft or hard.")
+            raise InvalidParamError(
+                f"{kind!r} is not a kind of reset", key="kind", hint="Choose soft or hard."
+            )
         empty = self.init(state.batch)
         if kind == "hard":
             return empty
@@ -245,7 +247,9 @@ class Memory:
         """
         if state.batch:
             raise InvalidParamError(
-                "the window of one session is asked for", key="state", hint="Try state[0]."
+                "this is the window of several sessions, and one was asked for",
+                key="state",
+                hint="Try state[0].",
             )
         flat, config = flattened(state), self.config
         count = min(int(flat.counters["filled"][0]), config.window_size)

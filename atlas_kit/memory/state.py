@@ -164,7 +164,7 @@ def restore(like: MemoryState, arrays: Mapping[str, Array]) -> MemoryState:
     for full, array in arrays.items():
         group, _, name = str(full).partition(".")
         if group not in found or not name:
-            raise InvalidParamError(f"{full!r} is no array of a memory", key=str(full))
+            raise InvalidParamError(f"{full!r} is not an array of a memory", key=str(full))
         found[group][name] = array if hasattr(array, "dtype") else np.asarray(array)
     if "seen" not in found["counters"]:
         raise InvalidParamError("the snapshot has no counters", key="counters.seen")

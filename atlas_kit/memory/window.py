@@ -106,7 +106,7 @@ def latest(
         capacity = buffer.shape[1]
         if not 0 <= n <= capacity:
             raise InvalidParamError(
-                f'the last {n} tokens of "{name}" are asked for; it keeps {capacity}', key="n"
+                f'the last {n} tokens of "{name}" were asked for; it keeps {capacity}', key="n"
             )
         xp = namespace(buffer)
         if not n or not len(position):
@@ -264,7 +264,7 @@ class CacheRead:
 
     def _content(self, axes: int, what: str) -> Array:
         if self.content is None or self.content.ndim != axes:
-            raise InvalidParamError(f"the window that was read holds no {what}", key="content")
+            raise InvalidParamError(f"the window that was read has no {what}", key="content")
         return self.content
 
 

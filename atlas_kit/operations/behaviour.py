@@ -18,11 +18,12 @@ import numpy as np
 
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.llama import session_file
 from atlas_kit.llama.engine import Engine
 from atlas_kit.llama.session import AtlasSession, scores
+from atlas_kit.llama.session_states import token_memory
 from atlas_kit.llama.token_memory import Reading, TokenMemory, most_likely, summarize
 from atlas_kit.memory import MemoryState
+from atlas_kit.persistence.session_file import about_session, read_session_state
 
 Progress = Callable[[int, int], None]
 
@@ -89,7 +90,9 @@ class Behaviour:
         ``by``: ``"js"``, the whole predictions, or ``"gain"``, the token that came (in either direction).
         """
         if by not in ("js", "gain"):
-            raise InvalidParamError(f"{by!r} is no difference", key="by", hint="Choose js or gain.")
+            raise InvalidParamError(
+                f"{by!r} is not a measure of difference", key="by", hint="Choose js or gain."
+            )
         size = np.abs(getattr(self, by))
         order = np.argsort(-size, kind="stable")[:count]
         return [int(row) for row in order if size[row] > 0]
@@ -193,7 +196,11 @@ def memory_beside(engine: Engine, given: Any, *, force: bool = False, **secret: 
     if given is None:
         return None
     if isinstance(given, (str, os.PathLike)):
-        return session_file.token_memory(engine, given, force=force, **secret)[0]
+        kept = read_session_state(
+            given, context=False, expect_model=engine.info.identity, force=force, backend="numpy", **secret
+        )
+        with about_session(given):
+            return token_memory(engine, kept)
     if isinstance(given, AtlasSession):
         given = given.memory
         if given is None:
@@ -204,7 +211,7 @@ def memory_beside(engine: Engine, given: Any, *, force: bool = False, **secret: 
         settings, state, waiting = given.settings, given.memory_state(), getattr(given, "waiting", {})
     else:
         raise InvalidParamError(
-            f"{type(given).__name__} does not say how it stands beside a model",
+            f"{type(given).__name__} does not say which model it belongs to",
             key="memory",
             hint="Give a .atlas file, a session, or a snapshot of one.",
         )

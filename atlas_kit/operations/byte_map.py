@@ -52,7 +52,7 @@ def _filled(found: list[MapRegion], size: int) -> list[MapRegion]:
         out.append(MapRegion(start, stop - start, region.kind, region.name))
         position = stop
     if position < size:
-        out.append(MapRegion(position, size - position, "unused", "behind the last part"))
+        out.append(MapRegion(position, size - position, "unused", "after the last part"))
     return out
 
 

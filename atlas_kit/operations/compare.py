@@ -355,7 +355,8 @@ def not_comparable(a: Side, b: Side) -> list[str]:
     found = [*a.notes, *(note for note in b.notes if note not in a.notes)]
     if a.model and b.model and a.model != b.model:
         found.append(
-            f"They belong to different models ({a.model[:12]} and {b.model[:12]}): equal places do not mean the same."
+            f"They belong to different models ({a.model[:12]} and {b.model[:12]}): the same position does not "
+            "mean the same thing."
         )
     for side in (a, b):
         if not side.matrices and not side.notes:
@@ -380,7 +381,7 @@ def _other_meaning(a: MemoryConfig, b: MemoryConfig) -> list[str]:
     parts = [n for n in ("features", "module", "objective", "seed") if getattr(a, n) != getattr(b, n)]
     if not parts:
         return []
-    return [f"They differ in {' and '.join(parts)}: the same numbers would not mean the same."]
+    return [f"They differ in {' and '.join(parts)}: equal numbers would not mean the same thing."]
 
 
 def _shape(matrix: Array) -> str:

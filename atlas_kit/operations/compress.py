@@ -38,7 +38,7 @@ def compress_file(
     """Write a smaller copy of a memory file, of version 2 (or 3, when the source is encrypted)."""
     options = options or CompressOptions()
     if options.quantize is not None and options.quantize not in QUANTIZE:
-        raise InvalidParamError(f'there is no way "{options.quantize}" to quantise')
+        raise InvalidParamError(f'"{options.quantize}" is not a way to quantise')
     if isinstance(output, (str, os.PathLike)):
         check_output(output, [given], options.force)
     with open_given(given, keys) as opened:

@@ -230,7 +230,7 @@ def _notes(memory: MemoryFile, target: str) -> list[str]:
             f"version 1 has no tensors: {tensors} of them became .npy files, which version 1 holds as bytes"
         )
     if memory.info.file_flags:
-        notes.append("version 1 has no file flags, which were dropped")
+        notes.append("version 1 has no file flags, so they were dropped")
     return notes
 
 
@@ -294,7 +294,8 @@ def _native_values(
     if options.memory is not None:
         if not isinstance(output, (str, os.PathLike)):
             raise InvalidParamError(
-                "the memory is put beside the model, and standard output has no place", hint="Name a file."
+                "the memory is put beside the model, which is impossible on standard output",
+                hint="Name a file.",
             )
         bound = native_model.check_memory(model, options.memory, keys=keys, force=options.force)
         result.memory = native_model.sidecar_of(output)

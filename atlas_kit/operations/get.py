@@ -116,7 +116,7 @@ def not_found(key: str, known: Iterable[str], path: str | None) -> KeyNotFoundEr
     close = difflib.get_close_matches(key, list(itertools.islice(known, 2000)), 3)
     hint = f"Similar: {', '.join(close)}" if close else None
     remedy = None if close else Remedy("list-entries")
-    return KeyNotFoundError("there is no entry of this key", path=path, key=key, hint=hint, remedy=remedy)
+    return KeyNotFoundError("there is no entry with this key", path=path, key=key, hint=hint, remedy=remedy)
 
 
 def npy_bytes(value: Value) -> bytes:

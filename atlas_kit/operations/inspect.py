@@ -283,7 +283,7 @@ def _from_bytes(given: Given, kind: str | None, wanted: Wanted, result: Inspecti
         kind = "atlas"  # its first bytes are damaged, which is what one wants to see
     if kind not in ("atlas", "gguf", "safetensors"):
         raise InvalidParamError(
-            f"there is no view of the bytes of {kind or 'unknown'} files", path=name_of(given)
+            f"the bytes of {kind or 'unknown'} files cannot be shown", path=name_of(given)
         )
     if wanted.hex:
         from atlas_kit.operations.inspect_parts import hex_lines

@@ -101,7 +101,7 @@ class Document:
     def _require_text(self, data: bytes) -> None:
         if b"\0" in data:
             raise InvalidParamError(
-                "this is no text: it has NUL bytes", path=self.name, hint="Give UTF-8 text files."
+                "this is not a text file: it has NUL bytes", path=self.name, hint="Give UTF-8 text files."
             )
 
 

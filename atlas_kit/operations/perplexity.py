@@ -195,7 +195,7 @@ def compare(
     if limit is not None and limit < 1:
         raise InvalidParamError(f"limit is {limit}", key="limit", hint="Choose 1 or more.")
     if device not in DEVICES:
-        raise InvalidParamError(f"{device!r} is no device", key="device", hint="Choose cpu or cuda.")
+        raise InvalidParamError(f"{device!r} is not a device", key="device", hint="Choose cpu or cuda.")
     if not texts or not kinds:
         raise InvalidParamError(
             "there is no text or no memory to compare", key="texts" if kinds else "memory"

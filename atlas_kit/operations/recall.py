@@ -188,7 +188,7 @@ def check(facts: int, distances: Sequence[int], template: str | None) -> None:
     name, value = template.find("{name}"), template.find("{value}")
     if template.count("{name}") != 1 or template.count("{value}") != 1 or name > value:
         raise InvalidParamError(
-            "a template has {name} once, and {value} once behind it", key="template",
+            "a template has {name} once, and {value} once after it", key="template",
             hint='Such as: "The code of {name} is {value}."',
         )  # fmt: skip
 

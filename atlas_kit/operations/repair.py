@@ -141,7 +141,7 @@ def _mend(given: Given, path: Any, options: RepairOptions, progress: Progress | 
     if isinstance(given, bytes):
         raise InvalidParamError("a model is repaired from a file, not from standard input")
     if options.version is not None:
-        raise InvalidParamError("only for memory files can a version be chosen", path=name_of(given))
+        raise InvalidParamError("a version can be chosen only for a memory file", path=name_of(given))
     total, done = size_of(given), 0
 
     def told(more: int) -> None:

@@ -252,7 +252,9 @@ def save_memory(
     """
     layers = (states,) if isinstance(states, MemoryState) else _tuple_of(states, MemoryState, "states")
     if version is not None and (isinstance(version, bool) or not isinstance(version, int) or version < 1):
-        raise InvalidParamError(f"there is no version {version!r}", key="version", hint="Use 1, 2 or 3.")
+        raise InvalidParamError(
+            f"{version!r} is not a version of the format", key="version", hint="Use 1, 2 or 3."
+        )
     configs = _configs_of(memory, len(layers))
     if dtype is not None and dtype not in LIMITS:
         raise InvalidParamError(
@@ -342,7 +344,7 @@ def _tuple_of(values: Any, kinds: type | tuple[type, ...], key: str) -> tuple[An
     for value in found:
         if not isinstance(value, kinds):
             names = [kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,))]
-            raise InvalidParamError(f"{type(value).__name__} is no {' or '.join(names)}", key=key)
+            raise InvalidParamError(f"{type(value).__name__} is not a {' or '.join(names)}", key=key)
     return found
 
 
@@ -426,10 +428,22 @@ def _claim(file: MemoryFile, model_hash: bytes | str, force: bool) -> None:
 # --- what a file says ----------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def opened_memory(
+    given: Given | MemoryFile, *, passphrase: str | bytes | None = None, key: bytes | None = None
+) -> Iterator[MemoryFile]:
+    """Open a file for as long as the block lasts; one that is open already stays open."""
+    if isinstance(given, MemoryFile):
+        yield given
+        return
+    with MemoryFile.open(given, passphrase=passphrase, key=key) as file:
+        yield file
+
+
 def describe_memory(
-    given: Given, *, passphrase: str | bytes | None = None, key: bytes | None = None
+    given: Given | MemoryFile, *, passphrase: str | bytes | None = None, key: bytes | None = None
 ) -> MemoryDescription:
-    """Return what a file says of the memory in it, without reading an array.
+    """Return what a file (by path, its bytes, or opened) says of the memory in it, without reading an array.
 
     Raises
     ------
@@ -438,7 +452,7 @@ def describe_memory(
     FileCorruptError, VersionMismatchError
         Its description is damaged, or of a newer form.
     """
-    with MemoryFile.open(given, passphrase=passphrase, key=key) as file:
+    with opened_memory(given, passphrase=passphrase, key=key) as file:
         return _described(file)
 
 
@@ -478,7 +492,7 @@ def _described(file: MemoryFile) -> MemoryDescription:
         raise _damaged(file, DESCRIPTION, "this is not the description of a memory")
     newest = document.get("version")
     if isinstance(newest, int) and newest < 1:
-        raise _damaged(file, DESCRIPTION, f"there is no version {newest} of a memory")
+        raise _damaged(file, DESCRIPTION, f"{newest} is not a version of a memory")
     if isinstance(newest, int) and newest > tables.VERSION:
         raise VersionMismatchError(
             f"the memory is of version {newest}, and this library reads {tables.VERSION}",
@@ -497,7 +511,7 @@ def _described(file: MemoryFile) -> MemoryDescription:
             file, DESCRIPTION, f"there are {len(learned)} numbers of tokens for {len(configs)} layers"
         )
     if document["dtype"] is not None and document["dtype"] not in LIMITS:
-        raise _damaged(file, DESCRIPTION, f"{document['dtype']!r} is nothing that arrays are rounded to")
+        raise _damaged(file, DESCRIPTION, f"{document['dtype']!r} is not a type that arrays are rounded to")
     return MemoryDescription(
         file.path,
         configs,
@@ -551,7 +565,7 @@ def _sizes(file: MemoryFile, configs: Sequence[MemoryConfig]) -> dict[str, int]:
 
 
 def load_memory(
-    given: Given,
+    given: Given | MemoryFile,
     *,
     layer: int | None = None,
     backend: str | None = None,
@@ -571,7 +585,7 @@ def load_memory(
     Parameters
     ----------
     given
-        The ``.atlas`` file by path, or its bytes.
+        The ``.atlas`` file by path, its bytes, or an opened one, which stays open.
     layer
         Load only this layer.
     backend
@@ -601,7 +615,7 @@ def load_memory(
         The memory was saved in a newer form.
     """
     choose(backend)
-    with MemoryFile.open(given, passphrase=passphrase, key=key) as file:
+    with opened_memory(given, passphrase=passphrase, key=key) as file:
         description = _described(file)
         if expect_model_hash is not None and not force:
             expected = MemoryFile(model_hash=expect_model_hash).model_hash
@@ -663,7 +677,7 @@ def _require_arrays(
             raise _damaged(file, entry_key, "the memory's configuration has no such array")
     if beside > max_bytes:
         raise DataTooLargeError(
-            f"the memory would take {beside:,} bytes beside what the file holds of it", path=file.path,
+            f"the memory would take {beside:,} bytes on top of what the file holds of it", path=file.path,
             key=DESCRIPTION, hint="If that is meant, allow it with max_bytes.",
         )  # fmt: skip
 

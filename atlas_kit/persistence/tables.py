@@ -13,6 +13,8 @@ from atlas_kit.memory.arrays import ARRAYS
 #: What the description says of itself, and the newest form of it that is read.
 FORMAT = "atlas-kit/memory-state"
 VERSION = 1
+#: Of what a session keeps beside its memory (``RUNTIME_FIELDS``).
+RUNTIME_VERSION = 1
 
 
 @dataclass(frozen=True)

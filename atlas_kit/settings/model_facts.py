@@ -100,7 +100,7 @@ UNKNOWN = Family(
 _COMPANIONS = {
     "adapter": "this is an adapter, which changes another model",
     "mmproj": "this is a projector, which belongs to another model",
-    "imatrix": "this is an importance matrix and no model",
+    "imatrix": "this is an importance matrix, not a model",
 }
 
 

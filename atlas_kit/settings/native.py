@@ -71,7 +71,7 @@ def _value(file: GGUFFile, row: SettingRow, value: Any) -> Any:
         with contextlib.suppress(ValueError):
             value = float(value)
     if not isinstance(value, (bool, int, float, str)) or (isinstance(value, str) and len(value) > _LONGEST):
-        raise _wrong(file, PREFIX + row.name, "this is no value of a setting", f"Choose {row.range}.")
+        raise _wrong(file, PREFIX + row.name, "this value is not allowed", f"Choose {row.range}.")
     try:
         return row.check(value)
     except InvalidParamError as error:

@@ -181,7 +181,7 @@ def _pick(table: tuple[tuple[float, Any], ...], number: float) -> Any:
 def _settings(facts: ModelFacts) -> tuple[AtlasSettings, dict[str, str]]:
     reasons = dict.fromkeys(
         (row.name for row in settings_table()),
-        "the default: nothing in a model's metadata speaks for another value",
+        "the default: nothing in a model's metadata suggests another value",
     )
     settings = AtlasSettings(
         memory_dim=_pick(RULE.memory_dim, facts.width),
@@ -347,7 +347,7 @@ def _notes(facts: ModelFacts, file: GGUFFile) -> list[str]:
     if facts.experts:
         notes.append(
             f"{facts.experts_used or '?'} of {facts.experts} experts work on a token: other processors than the "
-            "estimate's may wait for memory longer"
+            "estimate's may wait longer for memory"
         )
     try:
         file.require_data()
@@ -359,7 +359,7 @@ def _notes(facts: ModelFacts, file: GGUFFile) -> list[str]:
         )
     notes.append("in brackets: what other values cost the sample model, in nats per token")
     notes.append(
-        "metadata do not say how good a model is, on what it was trained, nor how large its numbers are: compare "
+        "metadata do not say how good a model is, what it was trained on, or how large its numbers are: compare "
         "learning rates by the perplexity that they give"
     )
     return notes

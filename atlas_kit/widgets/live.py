@@ -241,5 +241,5 @@ def _loop(reference: weakref.ref[Runner]) -> None:
 
 def sentence(error: BaseException) -> str:
     """Return what went wrong as a sentence for a status line."""
-    text = str(error) or "no more is known"
+    text = str(error) or "no details are known"
     return text if isinstance(error, (AtlasError, OSError)) else f"{type(error).__name__}: {text}"

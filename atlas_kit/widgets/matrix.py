@@ -261,7 +261,9 @@ class MatrixView(Shown, anywidget.AnyWidget):
     def _check_viewport(self, proposal: Any) -> list[float]:
         value: list[float] = proposal["value"]
         if value and not (len(value) == 4 and value[0] < value[2] and value[1] < value[3]):
-            raise InvalidParamError(f"{value} is no part of a matrix", hint="Give top, left, bottom, right.")
+            raise InvalidParamError(
+                f"{value} is not a part of a matrix", hint="Give top, left, bottom, right."
+            )
         return value
 
     # --- frames ----------------------------------------------------------------------------------------------
@@ -342,7 +344,7 @@ class MatrixView(Shown, anywidget.AnyWidget):
         top, left = (max(0, int(first)) for first in box[:2])
         bottom, right = (min(int(end), length) for end, length in zip(box[2:], self.shape, strict=True))
         if top >= bottom or left >= right:
-            raise InvalidParamError(f"{box} is no part of a matrix of {self.shape[0]} x {self.shape[1]}")
+            raise InvalidParamError(f"{box} is not a part of a matrix of {self.shape[0]} x {self.shape[1]}")
         return top, left, bottom, right
 
     # --- without a browser -----------------------------------------------------------------------------------

@@ -218,8 +218,8 @@ class CapacityPlayground(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self._buttons = {
             name: ipywidgets.Button(description=name, icon=icon, tooltip=tip, layout=ipywidgets.Layout(width="80px"))
             for name, icon, tip in (
-                ("Start", "play", "Store pairs in the background"), ("Pause", "pause", "Pause; Start goes on"),
-                ("Step", "step-forward", "Go on to the next measurement"), ("Stop", "stop", "End this run"),
+                ("Start", "play", "Store pairs in the background"), ("Pause", "pause", "Pause; Start continues"),
+                ("Step", "step-forward", "Continue to the next measurement"), ("Stop", "stop", "End this run"),
                 ("Clear", "trash", "Forget all curves"),
             )
         }  # fmt: skip

@@ -71,7 +71,7 @@ def as_matrix(matrix: Any) -> Array:
     try:
         array = np.atleast_1d(np.asarray(matrix))
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidParamError(f"this is no matrix: {error}") from error
+        raise InvalidParamError(f"this is not a matrix: {error}") from error
     if array.ndim == 1:
         array = array[None]
     if array.ndim != 2:
@@ -81,7 +81,7 @@ def as_matrix(matrix: Any) -> Array:
         )
     if array.dtype.kind not in "biuf":
         raise InvalidParamError(
-            f"elements of type {array.dtype} have no place on a colour scale",
+            f"elements of type {array.dtype} cannot be shown on a colour scale",
             hint="Convert them to real numbers, for example with astype(np.float32).",
         )
     return array

@@ -280,6 +280,7 @@ def test_a_full_disk_loses_nothing(run_model, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".tmp") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["run", "learn"])
 def test_what_somebody_else_saved_meanwhile_is_kept(run_cli, run_model, fake, tmp_path, command):
     file, other, text = tmp_path / "m.atlas", tmp_path / "other.atlas", tmp_path / "t.txt"

@@ -167,7 +167,7 @@ def test_what_was_generated_is_learned_from_the_states_it_had(open_engine):
 
     def look(session):  # reads the open row before the engine goes on
         list(session.generate(max_tokens=0))
-        session._reading_of(session._open)
+        session._reading_of(session._last_output)
 
     np.testing.assert_array_equal(run(lambda session: None), run(look))
 
@@ -177,7 +177,7 @@ def test_nothing_to_read(open_engine):
         fed = session.feed("")
         assert (fed.tokens, len(fed.logprob)) == (0, 0)
         assert np.isnan(fed.loss)
-        with pytest.raises(InvalidParamError, match="no text to go on from"):
+        with pytest.raises(InvalidParamError, match="no text to continue"):
             list(session.generate(""))
         one = session.feed([65])
         assert len(one.logprob) == len(session.engine.begin)
@@ -265,6 +265,7 @@ def test_a_recurrent_model_has_no_end(real):
         assert max(feed.position for feeds, _ in spy.calls for feed in feeds) == session.position - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fake", "llama"])
 def test_20000_tokens_do_not_grow(kind, request):
     if kind == "fake":

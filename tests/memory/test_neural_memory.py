@@ -817,7 +817,7 @@ class TestStates:
         np.testing.assert_array_equal(soft.momentum["W"], state.momentum["W"])
         np.testing.assert_array_equal(soft.window["key"], state.window["key"])
         assert_same_bits(hard, memory.init())
-        with pytest.raises(InvalidParamError, match="no kind of reset"):
+        with pytest.raises(InvalidParamError, match="not a kind of reset"):
             memory.reset(state, "medium")
 
     def test_stack_and_select(self):
@@ -827,7 +827,7 @@ class TestStates:
         both = stack(states)
         assert both.batch == (2,)
         assert_same_bits(both[1], states[1])
-        with pytest.raises(InvalidParamError, match="no leading axes"):
+        with pytest.raises(InvalidParamError, match="not leading axes"):
             states[0][0]
         with pytest.raises(InvalidParamError, match="differ"):
             stack([states[0], Memory(CONFIGS["delta"]).init()])

@@ -183,7 +183,7 @@ def test_memories_that_do_not_fit(pair, tmp_path):
         compare_behaviour(other, tmp_path / "a.atlas", None, PROBE)
     with pytest.raises(InvalidParamError, match="belongs to another model"):
         compare_behaviour(other, a, None, PROBE)
-    with pytest.raises(InvalidParamError, match="does not say how it stands"):
+    with pytest.raises(InvalidParamError, match="does not say which model"):
         memory_beside(engine, a.memory.state)
     for text in ("", []):
         with pytest.raises(InvalidParamError, match="too short"):

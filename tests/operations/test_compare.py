@@ -211,7 +211,7 @@ def test_other_kinds_and_models_are_said():
     (sentence,) = compare.not_comparable(x, y)
     assert sentence.startswith("They belong to different models (aaaaaaaaaaaa and bbbbbbbbbbbb)")
     seeds = compare.not_comparable(side(), side(CONFIG.replace(seed=3), label="b"))
-    assert seeds == ["They differ in seed: the same numbers would not mean the same."]
+    assert seeds == ["They differ in seed: equal numbers would not mean the same thing."]
 
 
 def test_settings_are_compared_by_path():

@@ -130,7 +130,7 @@ def test_a_file_that_changed_is_told_and_opened_again(stage: Stage, samples: Pat
 
 def test_a_kernel_that_does_not_answer_is_a_sentence(page: Page):
     native(page, {"fails": True})
-    expect(page.get_by_role("alert")).to_contain_text("There is no answer: the server is gone.")
+    expect(page.get_by_role("alert")).to_contain_text("The server did not answer: the server is gone.")
 
 
 # --- tables and items -------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def _check(source: Source, passphrase: str | bytes | None, key: bytes | None, de
     elif version not in (1, 2, 3):
         report.error(
             "bad-version",
-            f"the file says version {version}, and there are 1 to 3",
+            f"the file says version {version}, and only versions 1 to 3 exist",
             offset=4,
             hint="A newer atlas_kit may read it.",
             remedy=Remedy("repair-if-damaged"),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 REPAIR = Remedy("repair")
 RECOVER = Remedy("recover")
 REWRITE = Remedy("rewrite")
-SAVE = "Saving the file anew puts it right."
+SAVE = "Saving the file again fixes this."
 DISTRUST = "Do not trust this file; restore it from a backup."
 
 #: A time this far ahead of now is a wrong clock or a wrong unit (milliseconds).

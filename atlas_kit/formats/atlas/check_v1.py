@@ -109,7 +109,7 @@ class CheckV1:
                 "the NUL after the key": "key-terminator",
             }
             code = what.get(piece.how, "bad-length")
-            report.error(code, f"{piece.how} is wrong; repair can put it right", offset=at, key=key)
+            report.error(code, f"{piece.how} is wrong; a repair can fix it", offset=at, key=key)
         elif piece.kind == "damaged":
             cut = piece.end - piece.payload_offset < size
             code = "entry-truncated" if cut else "payload-checksum"
@@ -158,7 +158,7 @@ class CheckV1:
     def _gap(self, piece: Piece) -> None:
         """Say what is wrong with the entry that should start here."""
         raw = self._source.read_upto(piece.offset, layout.ENTRY_V1.size)
-        code, message = "lost-bytes", f"{piece.size} bytes belong to no entry that could be found"
+        code, message = "lost-bytes", f"{piece.size} bytes do not belong to any entry that could be found"
         if len(raw) == layout.ENTRY_V1.size:
             length, size = layout.ENTRY_V1.unpack(raw)[:2]
             if not 0 < length <= t.V1_MAX_KEY:

@@ -107,7 +107,7 @@ class CheckV2:
             return
         if checksums.fnv1a(raw[layout.SUMMED]) != header.checksum:
             report.warning(
-                "header-fnv", "the checksum that version 1 readers know does not fit", offset=8, hint=SAVE
+                "header-fnv", "the checksum that version 1 readers know does not match", offset=8, hint=SAVE
             )
         if header.entry_count != min(header.entry_total, t.U32):
             report.warning(
@@ -167,7 +167,7 @@ class CheckV2:
         if not hmac.compare_digest(self._cipher.header_tag(raw[layout.TAGGED]), raw[layout.AT["header_tag"]]):
             report.error(
                 "header-authentication",
-                "the header was altered: its authentication tag does not fit",
+                "the header was altered: its authentication tag does not match",
                 offset=layout.offset_of("header_tag"),
                 hint=DISTRUST,
                 remedy=None,
@@ -230,7 +230,9 @@ class CheckV2:
                 offset=layout.offset_of("index_offset"),
             )
         elif scan_v2.read_block(self._source, offset) is not None:
-            report.error("index-checksum", "the index block's checksum does not fit its bytes", offset=offset)
+            report.error(
+                "index-checksum", "the index block's checksum does not match its bytes", offset=offset
+            )
         else:
             report.error("index-lost", "there is no intact index block here", offset=offset)
         return None
@@ -248,7 +250,7 @@ class CheckV2:
         if ordinals and max(ordinals) >= block.next_ordinal:
             report.warning(
                 "next-ordinal",
-                "the index would give an ordinal that is in use to the next new entry",
+                "the index would give the next new entry an ordinal that is already in use",
                 offset=block.offset,
                 hint=SAVE,
             )
@@ -299,7 +301,9 @@ class CheckV2:
         if row.offset + layout.ENTRY.size > self._source.size:
             report.error("entry-truncated", "the file ends before this entry", offset=row.offset)
         elif piece is None or piece.kind != "record":
-            report.error("entry-head", "no intact record is where the index names one", offset=row.offset)
+            report.error(
+                "entry-head", "there is no intact record where the index names one", offset=row.offset
+            )
         elif piece.how:
             report.error("entry-head", f"the record's {piece.how} was hit", offset=row.offset)
         elif piece.payload_offset + piece.stored_size > self._source.size:
@@ -540,7 +544,7 @@ class CheckV2:
         inside = bisect.bisect_left(used, piece.end) > bisect.bisect_left(used, piece.offset)
         if piece.offset == 0 or piece.offset == header.index_offset or inside:
             return
-        message = f"{piece.size} bytes belong to no intact record or index block"
+        message = f"{piece.size} bytes do not belong to any intact record or index block"
         if indexed:  # all that is alive was found
             self._report.note("unknown-bytes", message, offset=piece.offset)
         else:

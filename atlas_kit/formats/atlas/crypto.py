@@ -161,7 +161,7 @@ def unlock(params: KdfParams, check: bytes | None, secret: Secret | None) -> Cip
         The passphrase or key is not this file's (or the header's key parameters are damaged).
     """
     if params.kdf not in (t.KDF_RAW, t.KDF_SCRYPT):
-        raise VersionMismatchError(f"the key derivation {params.kdf} is not one that this version knows")
+        raise VersionMismatchError(f"this version does not know the key derivation {params.kdf}")
     needs = "a key file" if params.kdf == t.KDF_RAW else "a passphrase"
     if secret is None:
         raise KeyRequiredError(f"the file is encrypted with {needs}", remedy=_HOW[params.kdf])

@@ -63,7 +63,7 @@ def rescue_atlas(
     """
     secret = _secret(passphrase, key)
     if version not in (None, 1, 2, 3):
-        raise VersionMismatchError(f"there is no version {version}", hint="Use 1, 2 or 3.")
+        raise VersionMismatchError(f"{version} is not a version of the format", hint="Use 1, 2 or 3.")
     if out is None and not dry_run:
         raise InvalidParamError("no name for the rescued file was given")
     source = path if isinstance(path, Source) else Source(path)

@@ -33,7 +33,9 @@ def plan_v1(source: Source, pieces: list[Piece], max_key: int) -> Plan:
             plan.keep_gap(piece.offset, piece.size, "the header is damaged", keep=False)
         elif piece.kind == "gap":
             plan.run += 1
-            plan.keep_gap(piece.offset, piece.size, "these bytes belong to no entry that could be found")
+            plan.keep_gap(
+                piece.offset, piece.size, "these bytes do not belong to any entry that could be found"
+            )
         else:
             plan.run += piece.kind == "damaged"
             _take(plan, piece)
@@ -75,7 +77,7 @@ def _info_of(pieces: list[Piece], entries: list[Piece]) -> tuple[Info, list[str]
     info = _parse(top.raw.ljust(layout.HEADER_V1.size, b"\0"), "v1")
     info.reserved = bytes(32)
     if info.created in PLAUSIBLE and info.modified in PLAUSIBLE:
-        return info, ["the header's checksum does not fit; its times and model hash are kept as they are"]
+        return info, ["the header's checksum does not match; its times and model hash are kept as they are"]
     return Info(1, "v1", created, modified), ["the header is damaged; its times are those of the entries"]
 
 

@@ -126,8 +126,8 @@ def _take_file(
     for piece in state.older:
         _keep_whole(plan, piece, cipher, f"an older state, of commit {piece.generation}", verifier)
     for piece in state.unproven:
-        _keep_whole(plan, piece, cipher, "its head's checksum does not fit", verifier)
-        plan.lost.append(_piece_lost(plan, piece, cipher, "the checksum of the record's head does not fit"))
+        _keep_whole(plan, piece, cipher, "its head's checksum does not match", verifier)
+        plan.lost.append(_piece_lost(plan, piece, cipher, "the checksum of the record's head does not match"))
     for piece in state.uncommitted:
         entry_ = _opened(plan, piece, cipher)
         if entry_ is not None and not entry_.attributes & t.REMOVED:

@@ -181,7 +181,7 @@ class Walker:
         if piece is None:
             return Piece("gap", at, found - at)
         if piece.end <= found:
-            piece.how = "the payload's checksum does not fit"
+            piece.how = "the payload's checksum does not match"
         else:
             missing = piece.end - found
             piece.size = found - at
@@ -200,7 +200,7 @@ class Walker:
         elif piece.end > self._size or not (self._proven(piece.end) if moved else self._begins(piece.end)):
             return False
         else:
-            piece.how = "the payload's checksum does not fit"
+            piece.how = "the payload's checksum does not match"
         piece.whole = True
         return True
 

@@ -69,7 +69,7 @@ class StoreV1:
         dialect = dialect_of(top)
         if dialect is None:
             raise ChecksumMismatchError(
-                "the header's checksum does not fit its bytes", path=source.path, offset=8, remedy=_REPAIR
+                "the header's checksum does not match its bytes", path=source.path, offset=8, remedy=_REPAIR
             )
         self._start = DIALECTS[dialect][0]
         if self._start == layout.HEADER_V1.size:

@@ -115,7 +115,7 @@ def parse_header(raw: bytes, *, path: str | None = None, offset: int = 0) -> Hea
     fields = packer.unpack_from(raw)
     if raw[:4] != t.MAGIC or checksums.xxh3(raw[: packer.size - 8]) != fields[-1] or fields[9] != packer.size:
         raise ChecksumMismatchError(
-            "the header's checksum does not fit its bytes", path=path, offset=offset, remedy=_REPAIR
+            "the header's checksum does not match its bytes", path=path, offset=offset, remedy=_REPAIR
         )
     return Header._make((*fields[:16], fields[16:-1]))
 
@@ -251,7 +251,7 @@ class StoreV2:
             raise
         if not hmac.compare_digest(self.cipher.header_tag(raw[layout.TAGGED]), raw[layout.AT["header_tag"]]):
             raise AuthenticationError(
-                "the header was altered: its authentication tag does not fit",
+                "the header was altered: its authentication tag does not match",
                 path=self.source.path,
                 offset=layout.offset_of("header_tag"),
             )
@@ -301,7 +301,7 @@ class StoreV2:
             raw = raw[:size] if size <= len(raw) else source.read(offset, size)
             if checksums.xxh3(memoryview(raw)[16:]) != checksum:
                 raise ChecksumMismatchError(
-                    "the index block's checksum does not fit its bytes",
+                    "the index block's checksum does not match its bytes",
                     path=path,
                     offset=offset,
                     remedy=_REPAIR,
@@ -389,7 +389,7 @@ class StoreV2:
                 data = self.source.chunks(block.offset + 16, block.size - 16)
                 if checksums.xxh3_of_chunks(data) != block.checksum:
                     raise ChecksumMismatchError(
-                        "the index block's checksum does not fit its bytes",
+                        "the index block's checksum does not match its bytes",
                         path=self.source.path, offset=block.offset, remedy=_REPAIR,
                     )  # fmt: skip
         self._checked = True
@@ -516,7 +516,7 @@ def parse_head(raw: bytes, offset: int, source: Source | None, size: int | None 
         raw = source.read(offset, payload_offset)
     if checksums.xxh3(raw[16:payload_offset]) != fields.head_checksum:
         raise ChecksumMismatchError(
-            "the checksum of the record's head does not fit its bytes",
+            "the checksum of the record's head does not match its bytes",
             path=path,
             offset=offset,
             remedy=_REPAIR,

@@ -6,13 +6,13 @@ what is left of it. Prints nothing.
 
 from __future__ import annotations
 
-import datetime
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import construct as cs
 
 from atlas_kit.codecs import table as codecs
+from atlas_kit.codecs.quantities import utc
 from atlas_kit.errors import AtlasError, FileCorruptError
 from atlas_kit.formats.atlas import checksums, layout, scan_v1, scan_v2, v1, v2
 from atlas_kit.formats.atlas import tables as t
@@ -289,7 +289,7 @@ def _record_rows(
     checks = _always(head_checksum=not piece.how, data_checksum=fits)
     mended = t.ENTRY_SYNC + raw[8:] if piece.how == "mark" else raw  # the schema insists on the mark
     yield from _spans(_HEAD_V2, mended, piece.offset, name, checks)
-    why = "" if fits is not False else "its checksum does not fit"
+    why = "" if fits is not False else "its checksum does not match"
     if piece.attributes & t.ENCRYPTED and not why:
         yield from _sealed_rows(source, piece, name, cipher)
     else:
@@ -417,7 +417,7 @@ def _always(**checks: bool | None) -> Callable[[str, Any], str]:
         elif field == "header_checksum":
             fit = True  # else it would not have been taken for a header
         if fit is not None:
-            return "it fits" if fit else "it does NOT fit"
+            return "it fits" if fit else "it does NOT match"
         return _meaning(field, value)
 
     return meaning
@@ -447,12 +447,7 @@ _NAMES: dict[str, dict[int, str]] = {
 
 
 def _date(seconds: int) -> str:
-    if seconds == 0:
-        return "unset"
-    try:
-        return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    except (OverflowError, ValueError, OSError):
-        return "far in the future"
+    return utc(seconds, "%Y-%m-%dT%H:%M:%SZ") or ("far in the future" if seconds else "unset")
 
 
 # --- opening -----------------------------------------------------------------------------------------------

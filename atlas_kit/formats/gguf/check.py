@@ -185,7 +185,7 @@ def _check_start(scan: HeaderScan, report: Report) -> bool:
         report.error(
             "big-endian",
             "the file was written for big-endian machines: llama.cpp on this one refuses it",
-            "llama.cpp's gguf_convert_endian.py turns it round.",
+            "llama.cpp's gguf_convert_endian.py converts it.",
             offset=4,
         )
     return True
@@ -309,7 +309,7 @@ def _check_value(report: Report, item: MetadataField) -> None:
         message = "the text is not valid UTF-8"
         report.warning("text-not-utf8", message, offset=item.value_offset, key=item.key)
     elif item.is_array and item.element_type == ValueType.BOOL and item.items.encoded().strip(b"\0\1"):
-        message = "an array of booleans holds other numbers than 0 and 1"
+        message = "an array of booleans holds numbers other than 0 and 1"
         report.warning("bool-invalid", message, offset=item.value_offset, key=item.key)
 
 
@@ -425,7 +425,7 @@ def _check_placement(
         if missing > 0 and data_start <= size:
             report.error(
                 "tensor-data-missing",
-                f"{min(missing, nbytes)} of the tensor's {nbytes} bytes are behind the end of the file",
+                f"{min(missing, nbytes)} of the tensor's {nbytes} bytes are past the end of the file",
                 "Copy or download it again.",
                 remedy=_MEND,
                 offset=data_start + info.offset,
@@ -441,7 +441,7 @@ def _check_mapping(report: Report, alignment: int, data_start: int) -> None:
     if data_start % MAPPED_ALIGNMENT:
         report.error(
             "alignment-unmappable",
-            f"tensor data starts at byte {data_start}, no multiple of {MAPPED_ALIGNMENT} (the alignment is "
+            f"tensor data starts at byte {data_start}, which is not a multiple of {MAPPED_ALIGNMENT} (the alignment is "
             f"{alignment}): llama.cpp aborts when it maps the file",
             "It loads where mapping is turned off.",
             remedy=_MEND,
@@ -455,11 +455,11 @@ def _check_mapping(report: Report, alignment: int, data_start: int) -> None:
 
 def _misplaced(report: Report, info: TensorInfo, expected: int, alignment: int) -> None:
     if info.offset % alignment:
-        code, what = "tensor-offset-unaligned", f"is no multiple of {alignment}"
+        code, what = "tensor-offset-unaligned", f"is not a multiple of {alignment}"
     elif info.offset > expected:
         code, what = "tensor-gap", f"leaves {info.offset - expected} bytes unused"
     else:
-        code, what = "tensor-overlap", "is not behind the tensor before it"
+        code, what = "tensor-overlap", "does not follow the tensor before it"
     report.error(
         code,
         f"its offset {info.offset} {what}: llama.cpp wants {expected}",
@@ -470,7 +470,7 @@ def _misplaced(report: Report, info: TensorInfo, expected: int, alignment: int) 
 
 
 def _trailing(report: Report, end: int, size: int) -> None:
-    message = f"{size - end} bytes follow behind what the header describes"
+    message = f"{size - end} bytes follow what the header describes"
     hint = "llama.cpp ignores them; tools that rewrite the file drop them."
     report.note("trailing-bytes", message, hint, offset=end)
 

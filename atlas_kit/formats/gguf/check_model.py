@@ -215,7 +215,9 @@ def _check_layers(report: Report, known: Fields, architecture: str) -> None:
     blocks = known.get(f"{architecture}.block_count")
     layers = _number(blocks)
     if blocks is not None and layers is not None and not 0 < layers <= MAX_LAYERS:
-        message = f"a model of {layers} layers is not possible for llama.cpp (1 to {MAX_LAYERS}): it aborts"
+        message = (
+            f"a model of {layers} layers is outside what llama.cpp allows (1 to {MAX_LAYERS}): it aborts"
+        )
         report.error("key-value-wrong", message, offset=blocks.value_offset, key=blocks.key)
     for name in _PER_LAYER:
         _check_per_layer(report, known.get(f"{architecture}.{name}"), layers)
@@ -226,7 +228,7 @@ def _check_layers(report: Report, known: Fields, architecture: str) -> None:
         message = f"{used} of {experts} experts are used: llama.cpp aborts"
         report.error("key-value-wrong", message, key=f"{architecture}.expert_used_count")
     if not experts and architectures.needs_experts(architecture):
-        report.error("key-missing", "this family is one of experts", key=f"{architecture}.expert_count")
+        report.error("key-missing", "this family is a mixture of experts", key=f"{architecture}.expert_count")
     scaling = known.get(f"{architecture}.rope.scaling.type")
     if scaling is not None and scaling.type == _STR and scaling.items not in _ROPE_SCALINGS:
         message = f"scaling {scaling.items!r} is not known ({', '.join(_ROPE_SCALINGS)}): llama.cpp aborts"
@@ -351,7 +353,7 @@ def _check_tokens(report: Report, item: MetadataField, known: Fields) -> None:
             message = f"token {index} should stand for one byte, as in <0x0A>, and is {text!r}"
             report.warning("token-byte-invalid", message, offset=item.items.offset_of(index), key=item.key)
         elif not 0 <= kind <= 6:
-            message = f"token {index} is of type {kind}, which means nothing (0 to 6 do)"
+            message = f"token {index} is of type {kind}, which does not exist (there are 0 to 6)"
             report.warning("token-type-invalid", message, offset=types.value_offset, key=types.key)
 
 

@@ -190,7 +190,7 @@ class GGUFFile:
         try:
             return self.tensors[name]
         except KeyError:
-            raise KeyNotFoundError("there is no tensor of that name", path=self.path, key=name) from None
+            raise KeyNotFoundError("there is no tensor with that name", path=self.path, key=name) from None
 
     # --- tensor data -------------------------------------------------------------------------------------
 

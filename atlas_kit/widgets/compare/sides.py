@@ -64,7 +64,7 @@ def side_of(given: Any, label: str | None = None, keys: Keys | None = None) -> S
     if isinstance(given, Mapping):
         return Side(label or "matrices", {str(name): _matrix(str(name), one) for name, one in given.items()})
     raise InvalidParamError(
-        f"{type(given).__name__} is no memory that can be compared",
+        f"{type(given).__name__} is not a memory that can be compared",
         hint="Give .atlas files, sessions, states, or snapshots of a run.",
     )
 

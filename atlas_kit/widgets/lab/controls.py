@@ -23,10 +23,10 @@ _ENABLED = {
 }
 _BUTTONS = {
     "start": ("Start", "play", "Read on, and learn"),
-    "pause": ("Pause", "pause", "Stop here; Start goes on"),
+    "pause": ("Pause", "pause", "Stop here; Start continues"),
     "step": ("Step", "step-forward", "One step of the memory"),
-    "stop": ("Stop", "stop", "Stop, and go back to the beginning of the text; the memory stays"),
-    "reset": ("Reset", "undo", "Forget everything; new settings act"),
+    "stop": ("Stop", "stop", "Stop, and go back to the beginning of the text; the memory is kept"),
+    "reset": ("Reset", "undo", "Forget everything; new settings take effect"),
 }
 _WINDOWS = (0, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 #: Characters that a text field shows; longer texts are read all the same.
@@ -95,19 +95,20 @@ class Controls(ipywidgets.VBox):  # type: ignore[misc]
 
     def _make_settings(self) -> None:
         self.learning_rate = ipywidgets.FloatLogSlider(
-            description="learning rate", min=-3, max=1, step=0.05, readout_format=".3f", tooltip="acts at once",
+            description="learning rate", min=-3, max=1, step=0.05, readout_format=".3f", tooltip="takes effect at once",
             continuous_update=False, **_wide(),
         )  # fmt: skip
         self.window = ipywidgets.SelectionSlider(
             description="window ↺", options=[(f"{size:,}", size) for size in _WINDOWS], continuous_update=False,
-            tooltip="tokens of the exact window; acts at the next Reset", **_wide(),
+            tooltip="tokens of the exact window; takes effect at the next Reset", **_wide(),
         )  # fmt: skip
         self.degree = ipywidgets.IntSlider(
-            description="degree ↺", min=1, max=3, tooltip="of the polynomial feature map; acts at the next Reset",
+            description="degree ↺", min=1, max=3,
+            tooltip="of the polynomial feature map; takes effect at the next Reset",
             continuous_update=False, **_wide(200),
         )  # fmt: skip
         self.blend = ipywidgets.FloatSlider(
-            description="share", min=0, max=1, step=0.05, tooltip="how much the window counts; acts at once",
+            description="share", min=0, max=1, step=0.05, tooltip="how much the window counts; takes effect at once",
             continuous_update=False, **_wide(),
         )  # fmt: skip
         self.adaptive = ipywidgets.Checkbox(
@@ -118,7 +119,7 @@ class Controls(ipywidgets.VBox):  # type: ignore[misc]
         )
         self.muon = ipywidgets.Checkbox(
             description="Muon", indent=False, layout=ipywidgets.Layout(width="80px"),
-            tooltip="orthogonalise the steps; acts at once",
+            tooltip="orthogonalise the steps; takes effect at once",
         )  # fmt: skip
         for control, name in (
             (self.learning_rate, "learning_rate"),
@@ -210,7 +211,7 @@ class Controls(ipywidgets.VBox):  # type: ignore[misc]
             description="Save", icon="download", tooltip="Write the memory to the file"
         )
         self.load = ipywidgets.Button(
-            description="Load", icon="upload", tooltip="Go on with the memory in the file"
+            description="Load", icon="upload", tooltip="Continue with the memory in the file"
         )
         self.save.on_click(lambda _: self._on("save", self.path.value))
         self.load.on_click(lambda _: self._on("load", self.path.value))

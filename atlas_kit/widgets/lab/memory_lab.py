@@ -433,7 +433,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
 
 
 _SAID = {
-    "paused": "Paused; Start goes on.",
+    "paused": "Paused; Start continues.",
     "done": "Read to the end; Start reads the text once more, with what the memory knows now.",
 }
 _NAMES = {
