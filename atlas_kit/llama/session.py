@@ -7,7 +7,6 @@ several sessions (pool.py).
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import os
 import signal
@@ -25,6 +24,7 @@ from atlas_kit.llama import memory_choice, session_states
 from atlas_kit.llama.engine import Engine, Feed, Outputs
 from atlas_kit.llama.loading import open_engine
 from atlas_kit.llama.sampling import Sampler, Sampling
+from atlas_kit.llama.text_stream import TextStream
 from atlas_kit.llama.token_memory import Reading, TokenMemory
 from atlas_kit.persistence.session_file import about_session, read_session_state, write_session_state
 from atlas_kit.persistence.session_state import SessionState
@@ -577,7 +577,7 @@ class AtlasSession:
             raise InvalidParamError(f"max_tokens is {max_tokens}", key="max_tokens")
         # first, so that a grammar that cannot be followed costs no reading
         sampler = self.engine.sampler(sampling or Sampling()) if sampler is None else sampler
-        text = _Text(stops)
+        text = TextStream(stops)
         count, reason = 0, "length"
         started = time.perf_counter()
         try:
@@ -831,36 +831,6 @@ class AtlasSession:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class _Text:
-    """Bytes to text: characters when they are whole, and nothing that may become a stop string."""
-
-    def __init__(self, stops: list[str]) -> None:
-        self._stops = [stop for stop in stops if stop]
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""
-        self.stopped = False
-        self.found: str | None = None
-
-    def add(self, piece: bytes) -> str:
-        self._held += self._decoder.decode(piece)
-        ends = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if ends:
-            self.stopped = True
-            at, self.found = min(ends)
-            return self._held[:at]
-        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
-        out, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        return out
-
-    def rest(self) -> str:
-        return self._held + self._decoder.decode(b"", final=True)
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that ``stop`` starts with."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def scores(logits: Array, tokens: Array) -> Array:

@@ -15,7 +15,7 @@ from memory_arrays import arrays, assert_same
 from atlas_kit.errors import AtlasError, InvalidParamError, ModelError
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling
 from atlas_kit.llama.engine import Feed
-from atlas_kit.llama.session import _Text
+from atlas_kit.llama.text_stream import TextStream
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
 GREEDY = Sampling(temperature=0)
@@ -346,7 +346,7 @@ def test_stop_strings_across_any_borders(text, stops, data):
         count = data.draw(st.integers(1, 4))
         pieces.append(raw[:count])
         raw = raw[count:]
-    found, reader = "", _Text(stops)
+    found, reader = "", TextStream(stops)
     for piece in pieces:
         found += reader.add(piece)
         if reader.stopped:
