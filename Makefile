@@ -6,7 +6,7 @@
 # make docs     write the generated parts of the pages again, and build the site into build/site
 # make samples  build sample_data/ and formats/vectors/ again
 # make bench    measure (each figure is a ratio to a well-known tool, in one run)
-# make pictures take the screenshots in README.md again (needs Chromium)
+# make pictures take the screenshots in docs/ again (needs Chromium)
 # make experiments  reproduce the paper's claims: tables and figures in tools/experiments/ (minutes)
 # make fuzz     mutate the sample files for longer than the tests do (FUZZ_SECONDS=600), and try new cases of the property tests
 # make dist     build the wheel and the source archive into dist/, check them, install and run them
@@ -23,6 +23,9 @@ FUZZ_SECONDS ?= 600
 BIN    := $(VENV)/bin
 PAGES  := README.md ARCHITECTURE.md $(wildcard formats/*.md docs/*.md docs/*/*.md)
 SITE   := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+# Deno brings TypeScript, and comes from PyPI; it asks nobody and writes nothing outside .venv.
+SCRIPTS := DENO_NO_UPDATE_CHECK=1 DENO_DIR=$(abspath $(VENV))/.deno \
+  $(BIN)/deno check --quiet --no-remote --no-lock --config jsconfig.json
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: demo lab test quick lint docs samples bench pictures experiments fuzz dist clean
@@ -53,6 +56,8 @@ lint: $(VENV)/.check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	@if [ -x $(BIN)/deno ]; then echo '$(BIN)/deno check'; $(SCRIPTS); \
+	else echo "The types of the scripts were not checked: there is no deno for this machine"; fi
 	$(BIN)/cog --check --check-fail-msg='Run: make docs' --verbosity=1 -I . $(PAGES)
 	$(SITE)
 
@@ -64,6 +69,7 @@ docs: $(VENV)/.check
 samples: $(VENV)/.check
 	$(BIN)/python tools/make_sample_data.py
 	$(BIN)/python tools/make_vectors.py
+	$(BIN)/python tools/make_session_vectors.py
 
 bench: $(VENV)/.dev
 	@status=0; $(BIN)/python tools/bench/formats.py || status=1; \

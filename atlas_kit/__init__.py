@@ -5,10 +5,10 @@ Importing this package costs nothing: every public name is loaded when it is fir
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from atlas_kit._version import __version__
+from atlas_kit.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from atlas_kit.errors import AtlasError, ErrorCode
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from atlas_kit.memory import Memory, MemoryConfig
     from atlas_kit.persistence.snapshot import load_memory, save_memory
 
-_HOME = {
+_HOMES = {
     "AtlasError": "atlas_kit.errors",
     "DataType": "atlas_kit.formats.atlas",
     "Entry": "atlas_kit.formats.atlas",
@@ -49,16 +49,4 @@ __all__ = [
     "save_memory",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its home the first time that it is asked for (PEP 562)."""
-    try:
-        home = _HOME[name]
-    except KeyError:
-        raise AttributeError(f"module 'atlas_kit' has no attribute {name!r}") from None
-    return getattr(importlib.import_module(home), name)
-
-
-def __dir__() -> list[str]:
-    """List the public names, loaded or not."""
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, _HOMES, "__version__")

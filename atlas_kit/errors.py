@@ -27,6 +27,9 @@ class ErrorCode(enum.IntEnum):
     CHECKSUM_MISMATCH = 9
     VERSION_MISMATCH = 10
     MAGIC_MISMATCH = 11
+    # Not the C library's, which has no models.
+    BUSY = 64
+    CLOSED = 65
 
 
 def printable(text: str) -> str:
@@ -315,6 +318,18 @@ class ModelError(AtlasError):
     """The model cannot be loaded or run: llama.cpp refused it, or it is of a kind that does not generate text."""
 
 
+class BusyError(AtlasError):
+    """What was asked for is in use, or has as much to do as it takes: the same call may succeed later (code 64)."""
+
+    code = ErrorCode.BUSY
+
+
+class ClosedError(ModelError):
+    """The session, the model or the scheduler was closed (code 65)."""
+
+    code = ErrorCode.CLOSED
+
+
 class DivergedError(AtlasError, ArithmeticError):
     """In strict mode: a step of the memory gave NaN, infinity or an exploding norm."""
 
@@ -342,4 +357,6 @@ BY_CODE: dict[ErrorCode, type[AtlasError]] = {
     ErrorCode.CHECKSUM_MISMATCH: ChecksumMismatchError,
     ErrorCode.VERSION_MISMATCH: VersionMismatchError,
     ErrorCode.MAGIC_MISMATCH: MagicMismatchError,
+    ErrorCode.BUSY: BusyError,
+    ErrorCode.CLOSED: ClosedError,
 }

@@ -16,7 +16,7 @@ import pytest
 #: What tests need: what stands in a reason, what the tests are of, and what is missing here.
 NEEDS: tuple[tuple[str, str, str], ...] = (
     ("Chromium", "of the browser", "no Chromium"),
-    ("shared/fixtures", "with files of the C library and of llama.cpp", "../shared/fixtures is not here"),
+    ("shared/fixtures", "with vocabularies of llama.cpp", "../shared/fixtures is not here"),
     ("shared/models", "with the trained model in eight bits", "../shared/models is not here"),
     ("CuPy", "of the GPU", "no CuPy with a CUDA device"),
     ("xllamacpp", "against stock llama.cpp", "xllamacpp is not installed"),
@@ -27,6 +27,7 @@ NEEDS: tuple[tuple[str, str, str], ...] = (
     ("llama", "of llama.cpp", "llama-cpp-python is not installed"),
     ("cryptography", "of encrypted files", "cryptography is not installed"),
     ("matplotlib", "of figures", "matplotlib is not installed"),
+    ("deno", "of the types of the scripts", "deno is not installed"),
     ("jinja2", "of chat templates", "jinja2 is not installed"),
     ("gguf", "against the package gguf", "gguf is not installed"),
     ("ipywidgets|ipykernel|jupytext|nbclient", "of widgets and notebooks", "Jupyter's packages are not all installed"),

@@ -19,7 +19,7 @@ pytest_plugins = ["browser_fixtures", "closing", "engine_fixtures"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SAMPLES = REPOSITORY / "sample_data"
-#: Files from the C library and from llama.cpp, kept beside the repository because of their size and licences.
+#: Files from llama.cpp, kept beside the repository because of their size.
 SHARED_FIXTURES = REPOSITORY.parent / "shared" / "fixtures"
 
 # The same cases on every machine, so that a red test is red for everyone; `make fuzz` looks for new ones.
@@ -55,11 +55,23 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared_fixtures() -> Path:
-    """Return the folder with ``atlas-v1/`` and ``gguf/``: files that other programs wrote."""
-    if not SHARED_FIXTURES.is_dir():
-        pytest.skip("needs files of the C library and of llama.cpp in ../shared/fixtures, which are not here")
-    return SHARED_FIXTURES
+def vocabularies() -> list[Path]:
+    """Return the GGUF files with llama.cpp's vocabularies."""
+    found = sorted((SHARED_FIXTURES / "gguf").glob("*.gguf"))
+    if not found:
+        pytest.skip("needs files of llama.cpp in ../shared/fixtures, which are not here")
+    return found
+
+
+@pytest.fixture(scope="session")
+def c_library_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the files that the C library wrote, for reading only."""
+    from tools.make_vectors import c_library_files
+
+    folder = tmp_path_factory.mktemp("c-library")
+    for name, data in c_library_files().items():
+        (folder / name).write_bytes(data)
+    return folder
 
 
 @pytest.fixture(scope="session")

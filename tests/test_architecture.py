@@ -168,6 +168,28 @@ def test_the_array_type_is_defined_once():
     assert homes == ["atlas_kit/codecs/numbers.py"]
 
 
+def renderers(path: Path) -> Iterator[ast.FunctionDef]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if (
+            isinstance(node, ast.FunctionDef)
+            and node.returns
+            and ast.unparse(node.returns).endswith("Block]")
+        ):
+            yield node
+
+
+def test_every_renderer_says_what_it_shows():
+    found = [(path, function) for path in PACKAGE.glob("cli/*.py") for function in renderers(path)]
+    assert len(found) > 20
+    vague = [
+        f"{path.name}: {function.name}"
+        for path, function in found
+        if function.args.args
+        and ast.unparse(function.args.args[0].annotation or ast.Constant("Any")) == "Any"
+    ]
+    assert vague == []
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_every_module_says_what_it_is(path):
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{path.name} has no docstring"

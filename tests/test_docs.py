@@ -214,7 +214,10 @@ def test_shell_lines_on_a_page_run(path, samples):
     """Lines for atlas-tool run one after the other; those that install something are for other tests."""
     folder = samples.parent
     shutil.copy(samples / "models" / "tiny-python.gguf", folder / "MODEL.gguf")
-    (folder / "handbook.txt").write_text((samples / "text" / "chat.txt").read_text(encoding="utf-8") * 4)
+    shutil.copy(samples / "text" / "chat.txt", folder / "handbook.txt")
+    for document in [folder / "handbook.txt", *(samples / "documents").glob("*.py")]:
+        enough = document.read_text(encoding="utf-8")[:4_000]
+        document.write_text(enough, encoding="utf-8")
     for line in shell_lines(path):
         first = line.split()[0]
         assert first in {"atlas-tool", "cp", "make", "pip", "sudo"}, line
@@ -263,6 +266,22 @@ def test_links_lead_somewhere(path):
         page = path.parent / file if file else path
         if not page.exists() or (anchor and anchor not in anchors(page)):
             missing.append(target)
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_files_that_a_page_names_are_there(page):
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w/.]+\.(?:py|js|md|sh|toml|yml))`", text))
+    assert len(named) > 5
+    folders = [
+        REPOSITORY / name
+        for name in ("atlas_kit", "formats", "tests", "tools", "notebooks", "docs", ".github")
+    ]
+    there = [f"/{name_of(path)}" for folder in folders for path in folder.rglob("*.*")]
+    there += [f"/{name_of(path)}" for path in REPOSITORY.glob("*.*")]
+    placeholder = {name for name in named if "NAME" in name or "NN" in name}
+    missing = [n for n in named - placeholder if not any(path.endswith(f"/{n}") for path in there)]
     assert missing == []
 
 

@@ -91,11 +91,13 @@ def test_kill_while_saving(tmp_path: Path, version: int, how: str) -> None:
     filled(version, 0).save(path)
     rng = random.Random(version)
     seen = set()
-    for _ in range(KILLS):
+    for kills in range(1, 20 * KILLS + 1):  # more on a busy machine, where few children come as far as saving
         kill_in_the_middle(lambda: save_for_ever(path, version, how), rng)
         seen.add(state_of(path))
         if how == "backup" and (tmp_path / "f.atlas.bak").exists():
             state_of(tmp_path / "f.atlas.bak")
+        if kills >= KILLS and len(seen) > 1:
+            break
     assert len(seen) > 1, "nothing was ever saved"
     with MemoryFile.edit(path, key=KEY, timeout=5) as memory:
         memory["k0"] = memory["k0"].text
@@ -371,10 +373,10 @@ def test_two_processes_saving_at_once(tmp_path: Path, version: int) -> None:
 
 
 def _reading(path: Path, seconds: float, results: Any) -> None:
-    """Open and read all while others write (a child's part)."""
+    """Open and read all while others write, for some seconds and at least four times (a child's part)."""
     end, seen = time.monotonic() + seconds, 0
     try:
-        while time.monotonic() < end:
+        while seen <= 3 or time.monotonic() < end:
             state_of(path)
             seen += 1
         results.put(seen)
@@ -401,7 +403,6 @@ def test_readers_beside_a_writer_see_whole_states(tmp_path: Path, version: int, 
     os.waitpid(pid, 0)
     reader.join()
     assert isinstance(seen, int), seen
-    assert seen > 3
 
 
 # --- a file that changes while it is read ----------------------------------------------------------------

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
-import nbformat
 import pytest
 
-pytest.importorskip("ipykernel")
-pytest.importorskip("jupytext")
-pytest.importorskip("nbclient")
+# Looked for, not imported: these take seconds, and collecting the tests should not wait for them.
+if not all(find_spec(name) for name in ("ipykernel", "jupytext", "nbclient")):
+    pytest.skip("needs ipykernel, jupytext and nbclient", allow_module_level=True)
 
 from tests.conftest import REPOSITORY
 from tools import notebooks
@@ -124,6 +124,8 @@ def folder(tmp_path, monkeypatch):
 
 class TestMakingThem:
     def test_the_same_source_gives_the_same_bytes(self, folder):
+        import nbformat
+
         assert notebooks.main([]) == 0
         first = (folder / "01_tiny.ipynb").read_bytes()
         (folder / "01_tiny.ipynb").unlink()
@@ -165,6 +167,8 @@ class TestMakingThem:
         assert (folder / "01_tiny.ipynb").stat().st_mtime_ns == before
 
     def test_a_picture_is_kept_once(self):
+        import nbformat
+
         def shown(html):
             data = {"text/html": html, "image/png": "iVBORw0KGgo=\n", "text/plain": "a picture"}
             return nbformat.v4.new_output("display_data", data)
@@ -198,6 +202,8 @@ class TestRunning:
             notebooks.execute(notebooks.read(folder / "01_tiny.py"))
 
     def test_what_it_writes_to_the_samples_is_a_copy(self, tmp_path):
+        import nbformat
+
         sample = REPOSITORY / "sample_data" / "MANIFEST.toml"
         before = sample.read_bytes()
         node = nbformat.v4.new_notebook()

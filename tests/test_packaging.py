@@ -19,7 +19,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 HEAVY = ["numpy", "construct", "rich", "gguf", "lz4", "zstandard", "xxhash", "cryptography", "safetensors"]
 #: Everything that only the extras install.
 EXTRAS = ["cryptography", "safetensors", "pytest", "_pytest", "xdist", "execnet", "hypothesis", "mypy"]
-EXTRAS += ["ruff", "importlinter", "grimp", "cogapp", "llama_cpp", "jinja2", "diskcache", "xllamacpp"]
+EXTRAS += ["ruff", "deno", "importlinter", "grimp", "cogapp", "mkdocs", "material", "latex2mathml"]
+EXTRAS += ["llama_cpp", "jinja2", "diskcache", "xllamacpp"]
 EXTRAS += ["ipywidgets", "anywidget", "traitlets", "IPython", "jupyterlab", "jupyter_server", "tornado"]
 EXTRAS += ["matplotlib", "PIL", "plotly", "playwright", "jupytext", "nbclient", "nbconvert", "threadpoolctl"]
 

@@ -73,9 +73,9 @@ def test_the_builder_gives_the_same_content(built):
         assert [getattr(mine, name) for name in facts] == [getattr(other, name) for name in facts]
 
 
-def test_the_example_is_the_c_librarys_own(shared_fixtures):
+def test_the_example_is_the_c_librarys_own(c_library_files):
     name = "llama-7b_memory.atlas"
-    assert (SAMPLES / "atlas" / name).read_bytes() == (shared_fixtures / "atlas-v1" / name).read_bytes()
+    assert (SAMPLES / "atlas" / name).read_bytes() == (c_library_files / name).read_bytes()
 
 
 def test_both_byte_orders_hold_the_same_values():

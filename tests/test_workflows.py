@@ -76,7 +76,7 @@ def test_a_release_is_built_and_checked():
 
 def test_the_hooks_are_what_lint_runs():
     hooks = [hook for repo in read(HOOKS)["repos"] for hook in repo["hooks"]]
-    assert [hook["id"] for hook in hooks] == ["ruff", "ruff-format", "mypy", "layers", "documents"]
+    assert [hook["id"] for hook in hooks] == ["ruff", "ruff-format", "mypy", "layers", "scripts", "documents"]
     lint = MAKEFILE.partition("\nlint:")[2].partition("\n\n")[0]
     for hook in hooks:
         program, *rest = shlex.split(hook["entry"])

@@ -38,6 +38,7 @@ sys.path[:0] = [str(ROOT)]
 from atlas_kit.errors import AtlasError  # noqa: E402
 from atlas_kit.formats.atlas import MemoryFile, checksums, layout, tables, v2  # noqa: E402
 from atlas_kit.storage.files import Source  # noqa: E402
+from tools.make_vectors import c_library_files  # noqa: E402
 
 KEY = bytes(range(32))
 PASSPHRASE = "correct horse battery staple"
@@ -73,9 +74,9 @@ class Seed:
 
 
 def corpus() -> list[Seed]:
-    """Return all files to start from: built ones, samples, files of other programs where there are any."""
-    seeds = list(built())
-    for folder in (ROOT / "sample_data", ROOT.parent / "shared" / "fixtures"):
+    """Return all files to start from: built ones, the C library's, samples, vocabularies where there are any."""
+    seeds = [*built(), *(Seed(name, data) for name, data in c_library_files().items())]
+    for folder in (ROOT / "sample_data", ROOT.parent / "shared" / "fixtures" / "gguf"):
         for path in sorted([*folder.rglob("*.atlas"), *folder.rglob("*.gguf")]):
             if path.stat().st_size <= LARGEST:
                 secret = {"passphrase": PASSPHRASE} if "secret" in path.name else {}

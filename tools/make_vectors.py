@@ -1,11 +1,12 @@
-"""Build ``formats/vectors/atlas.json``: small `.atlas` files in hexadecimal with what they mean.
+"""Build ``formats/vectors/atlas.json`` and ``atlas-c.json``: `.atlas` files in hexadecimal with what they mean.
 
 Version 1 comes from ``sample_writers``, which shares no code with the library. Compressed payloads differ
 with the version of the compression libraries, so vectors that hold some keep their bytes while these mean
-the same.
+the same. The files in ``atlas-c.json`` were written by the C library: their bytes are given and always kept,
+only their meaning is written again.
 
-    python tools/make_vectors.py            # write the file again
-    python tools/make_vectors.py --check    # exit 1 when that would change it
+    python tools/make_vectors.py            # write the files again
+    python tools/make_vectors.py --check    # exit 1 when that would change one
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ sys.path[:0] = [str(ROOT)]
 from tools import sample_writers as w  # noqa: E402
 from tools.make_sample_data import repeatable  # noqa: E402
 
-FILE = ROOT / "formats" / "vectors" / "atlas.json"
+FOLDER = ROOT / "formats" / "vectors"
+FILE = FOLDER / "atlas.json"
+C_FILE = FOLDER / "atlas-c.json"
 NOW = 1_700_000_000
 PASSPHRASE = "correct horse battery staple"
 KEY = bytes(range(32))
@@ -36,6 +39,10 @@ ABOUT = [
     "built: a writer that is given these values in this order writes exactly these bytes (times included).",
     'secret: {"passphrase": text} or {"key": hex}. error: the C library\'s enum; offset: where.',
     "read: what must be done for the error to show: open the file, or verify every payload.",
+]
+C_ABOUT = [
+    "Files of version 1 that the C library wrote, as hex, and what a reader must find in them.",
+    "The conventions are those of atlas.json. The bytes are given and never built again.",
 ]
 
 
@@ -289,13 +296,40 @@ def vectors() -> str:
     )
 
 
+def c_rows() -> list[dict[str, Any]]:
+    """Return the published vectors of the C library's files as they stand."""
+    rows: list[dict[str, Any]] = json.loads(C_FILE.read_text(encoding="utf-8"))["vectors"]
+    return rows
+
+
+def c_library_files() -> dict[str, bytes]:
+    """Return the files that the C library wrote, by name (also for tests and ``fuzz.py``)."""
+    return {f"{row['name']}.atlas": bytes.fromhex(row["hex"]) for row in c_rows()}
+
+
+def c_vectors() -> str:
+    """Return the text of ``atlas-c.json``: the given bytes, their meaning anew, one entry a line."""
+    rows = [
+        valid(row["name"], row["what"], bytes.fromhex(row["hex"]), built=row["built"]) for row in c_rows()
+    ]
+    parts = []
+    for row in rows:
+        entries = row.pop("entries")
+        head = json.dumps(row, indent=1, ensure_ascii=False).removesuffix("\n}").replace("\n", "\n  ")
+        lines = ",\n".join(f"    {json.dumps(entry, ensure_ascii=False)}" for entry in entries)
+        parts.append(f'  {head},\n   "entries": [' + (f"\n{lines}\n   ]" if lines else "]") + "\n  }")
+    about = json.dumps(C_ABOUT, indent=1, ensure_ascii=False).replace("\n", "\n ")
+    return f'{{\n "format": "atlas",\n "about": {about},\n "vectors": [\n' + ",\n".join(parts) + "\n ]\n}\n"
+
+
 def main() -> int:
-    """Write the file, or see that it is what would be written."""
-    text = vectors()
+    """Write the files, or see that they are what would be written."""
+    texts = {FILE: vectors(), C_FILE: c_vectors()}
     if "--check" in sys.argv:
-        return int(not FILE.exists() or FILE.read_text(encoding="utf-8") != text)
-    FILE.write_text(text, encoding="utf-8")
-    print(f"{FILE.relative_to(ROOT)}: {len(json.loads(text)['vectors'])} vectors")
+        return int(any(not f.exists() or f.read_text(encoding="utf-8") != text for f, text in texts.items()))
+    for file, text in texts.items():
+        file.write_text(text, encoding="utf-8")
+        print(f"{file.relative_to(ROOT)}: {len(json.loads(text)['vectors'])} vectors")
     return 0
 
 

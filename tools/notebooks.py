@@ -16,8 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import nbformat
-
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
@@ -100,6 +98,7 @@ def shown(source: Path) -> bool:
 def read(source: Path) -> NotebookNode:
     """Return the notebook of a source, without outputs; solutions are folded."""
     import jupytext
+    import nbformat
 
     notebook = jupytext.reads(source.read_text(encoding="utf-8"), fmt="py:percent")
     notebook.metadata = nbformat.from_dict(METADATA)
@@ -115,11 +114,15 @@ def read(source: Path) -> NotebookNode:
 
 def written(notebook: NotebookNode) -> str:
     """Return the bytes of a notebook's file as text."""
+    import nbformat
+
     return nbformat.writes(notebook, version=4, indent=1, sort_keys=True).rstrip("\n") + "\n"
 
 
 def drift(chosen: Sequence[Path]) -> list[str]:
     """Return a sentence for every committed notebook that is not what its source gives."""
+    import nbformat
+
     problems = []
     for source in chosen:
         target = source.with_suffix(".ipynb")
@@ -149,6 +152,8 @@ def strangers() -> list[str]:
 
 def without_outputs(notebook: NotebookNode) -> NotebookNode:
     """Return a copy as ``read`` gives it."""
+    import nbformat
+
     copy = nbformat.from_dict(notebook)
     for cell in copy.cells:
         if cell.cell_type == "code":
@@ -174,6 +179,8 @@ def execute(notebook: NotebookNode, folder: Path | None = None) -> NotebookNode:
     nbclient.exceptions.CellExecutionError
         When a cell fails; the message has the cell and the traceback.
     """
+    import nbformat
+
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="atlas-notebook-") as name:
             return execute(notebook, Path(name))
@@ -230,6 +237,8 @@ def cleaned(notebook: NotebookNode) -> NotebookNode:
 
     Widgets leave their pictures: a saved state would hide them, and a view without a kernel is an error message.
     """
+    import nbformat
+
     notebook.metadata = nbformat.from_dict(METADATA)
     for cell in notebook.cells:
         for output in cell.get("outputs", []):

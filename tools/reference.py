@@ -6,6 +6,7 @@ same text comes out on every machine.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 96
@@ -108,8 +110,6 @@ def _quantity(value: float, unit: str) -> str:
 
 def bench_table(name: str) -> None:
     """Print what one program of tools/bench saved in its folder results, and where and when it was measured."""
-    import json
-
     import cog
 
     path = ROOT / "tools" / "bench" / "results" / f"{name}.json"
@@ -129,13 +129,31 @@ def bench_table(name: str) -> None:
     )
 
 
-def quality_table() -> None:
-    """Print the table of perplexities from what tools/bench/quality.py saved."""
-    import json
+def _quality() -> dict[str, Any]:
+    path = ROOT / "tools" / "bench" / "results" / "quality.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
+
+def quality_sentence() -> None:
+    """Print what the memory is worth to the sample model, in one sentence."""
     import cog
 
-    found = json.loads((ROOT / "tools" / "bench" / "results" / "quality.json").read_text(encoding="utf-8"))
+    found = _quality()
+    python, machine = found["python"], found["machine"]
+    alone, with_memory = (python["results"][kind]["perplexity_after"] for kind in ("none", "atlas"))
+    cog.outl(
+        f"On {python['tokens']:,} tokens of Python that the sample model (context of {python['n_ctx']} tokens) "
+        f"had never seen, its perplexity after token 4,096\nis {alone:.2f} alone and {with_memory:.2f} with the memory "
+        f"([measured](docs/performance.md#what-the-memory-is-worth) on {machine['date']} with {machine['cpus']} CPUs)."
+    )
+
+
+def quality_table() -> None:
+    """Print the table of perplexities from what tools/bench/quality.py saved."""
+    import cog
+
+    found = _quality()
     names = {
         "none": "the model alone",
         "window": "exact window of {window_size:,}",

@@ -1,4 +1,4 @@
-"""Take the screenshots in README.md: JupyterLab in a browser, after a double-click and with widgets in a notebook.
+"""Take the screenshots in docs/: JupyterLab in a browser, after a double-click and with widgets in a notebook.
 
 ``python tools/screenshots.py [NAMES]`` writes ``sample_data/expected/NAME.png``. Needs Chromium, and llama.cpp for the
 pictures with a model. Fonts and the clock of the machine are in the pictures, so they are looked at and not compared.

@@ -155,6 +155,22 @@ def memory_fields() -> str:
     return markdown_table(["field", "type", "meaning"], rows)
 
 
+def memory_runtime() -> str:
+    """Return what a session keeps beside its memory."""
+    from atlas_kit.persistence.tables import RUNTIME_FIELDS
+
+    rows = [(f"`{row.name}`", row.type, "" if row.optional else "always", row.note) for row in RUNTIME_FIELDS]
+    return markdown_table(["field", "type", "there", "meaning"], rows)
+
+
+def memory_kept(table: str) -> str:
+    """Return the arrays in ``WAITING`` or ``OPEN``."""
+    from atlas_kit.persistence import tables
+
+    rows = [(f"`{row.name}`", row.type, tables.shape_of(row), row.note) for row in getattr(tables, table)]
+    return markdown_table(["array", "type", "shape", "meaning"], rows)
+
+
 def memory_arrays() -> str:
     """Return the arrays of a layer."""
     from atlas_kit.memory.arrays import ARRAYS
@@ -225,8 +241,8 @@ def memory_example() -> str:
     return "\n".join(lines)
 
 
-def emit_memory(name: str) -> None:
+def emit_memory(name: str, *arguments: str) -> None:
     """Print what ``memory_<name>`` returns into the page that cog is working on."""
     import cog
 
-    cog.outl(globals()[f"memory_{name}"]())
+    cog.outl(globals()[f"memory_{name}"](*arguments))

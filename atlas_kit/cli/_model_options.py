@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from atlas_kit.llama.engine import Engine
-    from atlas_kit.llama.open_session import Place
     from atlas_kit.llama.session import AtlasSession
+    from atlas_kit.persistence.place import Place
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -59,7 +59,7 @@ def model_options(function: F) -> F:
 @contextlib.contextmanager
 def open_model(path: str, options: dict[str, Any], *, quiet: bool = False) -> Iterator[Engine]:
     """Load a model and say what it wants said; closed afterwards."""
-    from atlas_kit.llama.open_engine import open_engine
+    from atlas_kit.llama.loading import open_engine
 
     engine = open_engine(path, **options)
     try:
@@ -71,9 +71,9 @@ def open_model(path: str, options: dict[str, Any], *, quiet: bool = False) -> It
         engine.close()
 
 
-def save_memory(place: Place, session: AtlasSession, **options: Any) -> None:
+def save_session(place: Place, session: AtlasSession, *, context: bool, **options: Any) -> None:
     """Save a session's memory, and say so if somebody else's was in its place."""
-    if place.save(session, **options):
+    if place.save(session.state(context=context), **options):
         _render.note(
             f"{place.file} was written by somebody else in the meantime; their memory is kept as {place.file}.bak"
         )

@@ -14,6 +14,9 @@ from collections.abc import Sized
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from atlas_kit.codecs.quantities import exact_size as exact_size
+from atlas_kit.codecs.quantities import size as size
+from atlas_kit.codecs.quantities import utc
 from atlas_kit.errors import printable
 
 if TYPE_CHECKING:
@@ -279,32 +282,13 @@ def progress() -> Iterator[Callable[[str, int, int], None] | None]:
 # --- words for numbers ---------------------------------------------------------------------------------
 
 
-def size(count: int | None) -> str:
-    """Return a number of bytes as people read it: ``1.5 MiB``."""
-    if count is None:
-        return "?"
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(value) < 1024 or unit == "TiB":
-            break
-        value /= 1024
-    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
-
-
-def exact_size(count: int) -> str:
-    """Return a number of bytes both ways: ``1.5 MiB (1,572,864 bytes)``."""
-    return f"{count} bytes" if count < 1024 else f"{size(count)} ({count:,} bytes)"
-
-
 def moment(seconds: int | None) -> str:
     """Return Unix seconds as a UTC time, or the number itself where no calendar reaches."""
     if seconds is None:
         return ""
     if seconds == 0:
         return "not set"
-    if not 0 < seconds < 253_402_300_800:  # the year 10000
-        return f"{seconds} (not a time)"
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+    return utc(seconds) or f"{seconds} (not a time)"
 
 
 def name(text: str, width: int = 120) -> str:

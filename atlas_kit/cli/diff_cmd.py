@@ -102,7 +102,6 @@ def _lines(change: Change) -> Iterator[str | _render.Styled]:
 
 
 def _value(value: Any) -> str:
-    from atlas_kit.codecs.json_text import dumps
+    from atlas_kit.codecs.json_text import brief
 
-    text = value if isinstance(value, str) else dumps(value)
-    return text if len(text) <= 200 else f"{text[:197]}..."
+    return brief(value, 200)

@@ -19,7 +19,7 @@ from atlas_kit.cli._model_options import (
     memory_file_help,
     model_options,
     open_model,
-    save_memory,
+    save_session,
 )
 from atlas_kit.cli._options import (
     FILE,
@@ -86,8 +86,9 @@ def command(
     **options: Any,
 ) -> int:
     """Run the command."""
-    from atlas_kit.llama.open_session import Place, open_session
+    from atlas_kit.llama.open_session import open_session
     from atlas_kit.operations.learn import Document, learn
+    from atlas_kit.persistence.place import Place
 
     one_stdin(files)
     place = Place(memory_file, model, keys)
@@ -114,7 +115,7 @@ def command(
 
         def save() -> None:
             nonlocal first
-            save_memory(place, session, context=False, backup=first, force=options["force"])
+            save_session(place, session, context=False, backup=first, force=options["force"])
             first = False  # what this command wrote itself is not worth a backup
 
         with _progress(len(documents), quiet) as progress:

@@ -69,7 +69,7 @@ Examples:
 @json_option
 def command(model: str, texts: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> int:
     """Run the command."""
-    from atlas_kit.llama import session_file
+    from atlas_kit.llama import memory_choice
     from atlas_kit.operations.learn import Document
     from atlas_kit.operations.perplexity import compare
 
@@ -79,7 +79,7 @@ def command(model: str, texts: tuple[str, ...], as_json: bool, quiet: bool, **op
         how["n_ctx"] = options["ctx"]
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(open_model(model, how, quiet=quiet))
-        base, _ = session_file.choose(engine, "auto" if options["atlas_auto"] else True, {})
+        base, _ = memory_choice.choose(engine, "auto" if options["atlas_auto"] else True, {})
         settings = options["chosen"].over(base)
         with _render.progress() as progress:
             result = compare(

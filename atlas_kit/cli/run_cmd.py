@@ -17,7 +17,7 @@ from atlas_kit.cli._model_options import (
     memory_file_help,
     model_options,
     open_model,
-    save_memory,
+    save_session,
 )
 from atlas_kit.cli._options import FILE, atlas_settings_options, backup_option, command_, keys_options
 from atlas_kit.errors import AtlasError, InvalidParamError
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from atlas_kit.llama.chat import ChatTemplate
-    from atlas_kit.llama.open_session import Place
     from atlas_kit.llama.sampling import Sampling
     from atlas_kit.llama.session import AtlasSession
+    from atlas_kit.persistence.place import Place
 
 HELP = """\
 /help                      this list
@@ -118,7 +118,7 @@ Examples:
 @keys_options
 def command(model: str, prompt: str | None, prompt_file: str | None, quiet: bool, **options: Any) -> int:
     """Run the command."""
-    from atlas_kit.llama.open_session import Place
+    from atlas_kit.persistence.place import Place
 
     _check(prompt, prompt_file, options)
     file, place = options["memory_file"], None
@@ -350,7 +350,7 @@ class _Talk:
         _render.show([_render.Facts(list(facts(self.session)))])
 
     def _save(self, argument: str) -> None:
-        from atlas_kit.llama.open_session import Place
+        from atlas_kit.persistence.place import Place
 
         place = self._place
         if argument and argument != self._options["memory_file"]:
@@ -388,7 +388,7 @@ class _Talk:
 
     def _write(self, place: Place) -> None:
         options = self._options
-        save_memory(
+        save_session(
             place, self.session, context=options["go_on"], backup=options["backup"], force=options["force"]
         )
         self._changed = self._changed and place is not self._place

@@ -100,6 +100,12 @@ def to_bytes(text: str) -> bytes:
         return text.encode("utf-8", "surrogatepass")
 
 
+def brief(value: Any, most: int = 120) -> str:
+    """Return a text, or a value as JSON, in ``most`` characters."""
+    text = value if isinstance(value, str) else dumps(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def loads(text: str | bytes, *, what: str = "JSON", path: str | None = None) -> Any:
     """Parse strict JSON; every defect is a ``FileCorruptError`` in one sentence."""
     import json

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from atlas_kit.codecs.numbers import Array
+from atlas_kit.codecs.quantities import exact_size
 from atlas_kit.errors import AtlasError, KeyRequiredError, Remedy, WrongKeyError
-from atlas_kit.explorer.contents import Contents, HexLine, cell, date, elements, exact_size
+from atlas_kit.explorer.contents import Contents, HexLine, cell, date, elements
 from atlas_kit.explorer.entry import first_bytes, is_plain, matrix_of, npy
 from atlas_kit.explorer.index import ROW, columns_of, live_rows
 from atlas_kit.explorer.items import Item
@@ -25,6 +26,7 @@ from atlas_kit.formats.atlas import tables as t
 from atlas_kit.formats.schema import Span
 from atlas_kit.operations.entry_rows import EntryRow
 from atlas_kit.operations.inspect_parts import learned_memory, value_text
+from atlas_kit.persistence.entry_keys import DESCRIPTION
 from atlas_kit.storage.files import Source
 
 if TYPE_CHECKING:
@@ -135,7 +137,7 @@ class AtlasContents(Contents):
             rows.append(
                 ("Beside entries", f"{exact_size(unused)}: index, padding, and what updates left behind")
             )
-        learned = learned_memory(memory) if len(self._places) < 1000 and "atlas_memory" in memory else None
+        learned = learned_memory(memory) if len(self._places) < 1000 and DESCRIPTION in memory else None
         if learned:
             rows.append(("Memory", str(learned.get("summary", ""))))
         rows += [("Note", finding.message) for finding in memory.warnings]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from atlas_kit.codecs.quantities import utc
 from atlas_kit.errors import AtlasError, InvalidParamError, printable
 from atlas_kit.explorer.items import Item
 from atlas_kit.explorer.regions import RecordRegion, Regions
@@ -101,16 +102,6 @@ class Contents:
         self.source.close()
 
 
-def exact_size(count: int) -> str:
-    """Return a number of bytes as ``65.2 KiB (66,816 bytes)``."""
-    size, unit = float(count), "bytes"
-    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
-        if size < 1024 or unit == "TiB":
-            break
-        size /= 1024
-    return f"{count:,} bytes" if unit == "bytes" else f"{size:.1f} {unit} ({count:,} bytes)"
-
-
 def cell(text: str) -> str:
     """Return text as one cell of a table: safe to show, and not longer than anybody reads."""
     shown = text if text.isprintable() else printable(text[:CELL])
@@ -119,15 +110,7 @@ def cell(text: str) -> str:
 
 def date(seconds: int) -> str:
     """Return Unix seconds as a date in UTC; 0 is unset."""
-    import datetime
-
-    if not seconds:
-        return "unset"
-    try:
-        moment = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
-    except (OverflowError, ValueError, OSError):
-        return f"{seconds} seconds, far in the future"
-    return moment.strftime("%Y-%m-%d %H:%M:%S UTC")
+    return utc(seconds) or (f"{seconds} seconds, far in the future" if seconds else "unset")
 
 
 def elements(
@@ -166,4 +149,4 @@ def _unravelled(number: int, dims: tuple[int, ...]) -> list[int]:
     return found
 
 
-__all__ = ["Contents", "HexLine", "cell", "date", "elements", "exact_size"]
+__all__ = ["Contents", "HexLine", "cell", "date", "elements"]

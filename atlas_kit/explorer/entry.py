@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlas_kit.codecs.numbers import Array
+from atlas_kit.codecs.quantities import exact_size
 from atlas_kit.errors import AtlasError, DataTooLargeError
-from atlas_kit.explorer.contents import exact_size
 from atlas_kit.explorer.matrix import StoredMatrix, as_matrix
 from atlas_kit.formats.atlas import tables as t
 

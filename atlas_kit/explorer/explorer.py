@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlas_kit.codecs.json_text import plain
+from atlas_kit.codecs.quantities import exact_size
 from atlas_kit.errors import (
     AtlasError,
     FileAccessError,
@@ -24,7 +25,7 @@ from atlas_kit.errors import (
     NoSuchFileError,
     printable,
 )
-from atlas_kit.explorer.contents import Contents, exact_size
+from atlas_kit.explorer.contents import Contents
 from atlas_kit.explorer.items import Item
 from atlas_kit.formats.detect import detect
 from atlas_kit.storage.files import Source, access_error, atomic_write

@@ -16,8 +16,9 @@ import numpy as np
 
 from atlas_kit.codecs.json_text import dumps, to_bytes
 from atlas_kit.codecs.numbers import Array
+from atlas_kit.codecs.quantities import exact_size
 from atlas_kit.errors import AtlasError, InvalidParamError, TruncatedError, printable
-from atlas_kit.explorer.contents import Contents, HexLine, cell, elements, exact_size
+from atlas_kit.explorer.contents import Contents, HexLine, cell, elements
 from atlas_kit.explorer.items import Item
 from atlas_kit.explorer.matrix import StoredMatrix, as_matrix
 from atlas_kit.explorer.regions import RecordRegion, Regions

@@ -7,13 +7,13 @@ on this protocol can be tested without a model. An engine knows sequences and po
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from atlas_kit.errors import InvalidParamError
+from atlas_kit.errors import InvalidParamError, ModelError
 
 if TYPE_CHECKING:
     from atlas_kit.llama.output_matrix import OutputRows
@@ -88,6 +88,14 @@ class Outputs:
     index: int
 
 
+class DecodeError(ModelError):
+    """A decode failed: its sequences are as they were before, but for those in ``emptied``."""
+
+    def __init__(self, message: str, *, path: str, emptied: Collection[int]) -> None:
+        super().__init__(message, path=path)
+        self.emptied = frozenset(emptied)
+
+
 class Engine(Protocol):
     """A language model that decodes several sequences side by side."""
 
@@ -123,7 +131,10 @@ class Engine(Protocol):
         """Tell whether a token ends an answer."""
 
     def decode(self, feeds: Sequence[Feed], *, hidden: bool = False) -> list[Outputs]:
-        """Decode at most ``n_batch`` tokens; one ``Outputs`` for each feed."""
+        """Decode at most ``n_batch`` tokens; one ``Outputs`` for each feed, in their order.
+
+        A ``DecodeError`` leaves a single feed's sequence empty, and those of several as they were, where it can.
+        """
 
     def forget(self, sequence: int, start: int = 0, end: int = -1) -> bool:
         """Remove positions [start, end) of a sequence (-1: to its end); False where the model cannot."""

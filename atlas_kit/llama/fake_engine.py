@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from atlas_kit.errors import InvalidParamError, ModelError
-from atlas_kit.llama.engine import Feed, ModelInfo, Outputs, check_feeds, encoded
+from atlas_kit.errors import InvalidParamError
+from atlas_kit.llama.engine import DecodeError, Feed, ModelInfo, Outputs, check_feeds, encoded
 from atlas_kit.llama.output_matrix import OutputRows
 from atlas_kit.llama.sampling import Floats, Sampling
 
@@ -89,13 +89,20 @@ class FakeEngine:
             old.fill(np.nan)  # views end with the next decode
         self._given = []
         self.decodes += 1
+        for feed in feeds:
+            length = len(self._contexts.get(feed.sequence, []))
+            if feed.position != length or length + len(feed.tokens) > self.n_ctx:
+                emptied = [feed.sequence] if len(feeds) == 1 else []
+                for sequence in emptied:
+                    self.forget(sequence)
+                raise DecodeError(
+                    f"the model could not read {total} tokens: the context is full",
+                    path=self.info.path,
+                    emptied=emptied,
+                )
         found, at = [], 0
         for feed in feeds:
             context = self._contexts.setdefault(feed.sequence, [])
-            if feed.position != len(context) or len(context) + len(feed.tokens) > self.n_ctx:
-                for failed in feeds:
-                    self.forget(failed.sequence)
-                raise ModelError(f"the model could not read {total} tokens: the context is full")
             states = []
             for token in feed.tokens:
                 context.append(int(token))
@@ -158,7 +165,7 @@ class FakeSampler:
         if sampling.grammar is not None or sampling.json_schema is not None:
             raise InvalidParamError("the fake engine cannot follow a grammar", key="grammar")
         self._temperature = sampling.temperature
-        self._random = np.random.default_rng(sampling.seed)
+        self._random = np.random.default_rng(sampling.short_seed)
 
     def sample(self, logits: Floats, index: int | None = None) -> int:
         """Choose a token from logits (n_vocab,)."""

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from atlas_kit.errors import AtlasError, InvalidParamError, MissingExtraError, ModelError
+from atlas_kit.errors import AtlasError, ClosedError, InvalidParamError, MissingExtraError, ModelError
 from atlas_kit.formats.gguf import GGUFFile
 from atlas_kit.llama import waiting
 from atlas_kit.llama.blas_threads import one_blas_thread
-from atlas_kit.llama.engine import Feed, ModelInfo, Outputs, check_feeds, encoded
+from atlas_kit.llama.engine import DecodeError, Feed, ModelInfo, Outputs, check_feeds, encoded
 from atlas_kit.llama.output_matrix import OutputRows, logit_scale, rows_of_model
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.settings.model_facts import model_facts
@@ -283,6 +283,9 @@ class LlamaEngine:
         self._require_open()
         api, at = self._lib.api, 0
         total = check_feeds(feeds, self.n_batch, self.n_sequences)
+        # llama.cpp takes ascending, consecutive sequences in one go, and splits others into smaller batches
+        order = sorted(range(len(feeds)), key=lambda i: feeds[i].sequence)
+        feeds = [feeds[i] for i in order]
         for feed in feeds:
             at = self._place(feed, at)
         self._batch.n_tokens = total
@@ -293,11 +296,27 @@ class LlamaEngine:
         api.llama_set_embeddings(self._context, hidden)
         status = api.llama_decode(self._context, self._batch)
         if status:
-            for feed in feeds:  # whole: a recurrent state cannot be taken back by some tokens
-                self.forget(feed.sequence)
             reason = "the context is full" if status == 1 else f"llama_decode returned {status}"
-            raise ModelError(f"the model could not read {total} tokens: {reason}", path=self.info.path)
-        return self._outputs(feeds, total, hidden)
+            raise DecodeError(
+                f"the model could not read {total} tokens: {reason}",
+                path=self.info.path,
+                emptied=self._taken_back(feeds, status),
+            )
+        found = self._outputs(feeds, total, hidden)
+        return [found[place] for place in np.argsort(order)]
+
+    def _taken_back(self, feeds: Sequence[Feed], status: int) -> set[int]:
+        """Undo what a failed decode has read; return the sequences that had to be emptied for it.
+
+        llama.cpp itself takes back a batch without room (1) and one that is invalid (-1), and leaves parts of others.
+        """
+        emptied = set()
+        for feed in feeds:
+            whole = len(feeds) == 1 or (status not in (1, -1) and (self.info.recurrent or self.info.hybrid))
+            if whole or not self.forget(feed.sequence, feed.position):
+                self.forget(feed.sequence)
+                emptied.add(feed.sequence)
+        return emptied
 
     def _place(self, feed: Feed, at: int) -> int:
         count, fields = len(feed.tokens), self._fields
@@ -386,8 +405,9 @@ class LlamaEngine:
         with self.lock:
             self._require_open()
             size = api.llama_state_seq_get_size(self._context, sequence)
-            data = (ctypes.c_uint8 * size)()
-            return bytes(data[: api.llama_state_seq_get_data(self._context, data, size, sequence)])
+            data = np.empty(size, np.uint8)
+            place = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+            return data[: api.llama_state_seq_get_data(self._context, place, size, sequence)].tobytes()
 
     def load_sequence(self, sequence: int, data: bytes) -> bool:
         """Put a saved context into a sequence; False where it does not fit this model."""
@@ -419,7 +439,7 @@ class LlamaEngine:
 
     def _require_open(self) -> None:
         if not self._context:  # llama.cpp would end the process
-            raise ModelError("the model is closed", path=self.info.path)
+            raise ClosedError("the model is closed", path=self.info.path)
 
     def close(self) -> None:
         """Free the model; closing twice is fine."""

@@ -7,11 +7,11 @@ only when it refuses: asking about all of 128k tokens costs more than the model.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
 import secrets
-import tempfile
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from atlas_kit.llama.sampling import Floats, Sampling
 #: What a grammar may have; at 20,000 nested parentheses, or as many rules in a chain, llama.cpp's stack is used up.
 MOST_NESTED, MOST_RULES = 1000, 10_000
 _QUOTED = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*')
+_SAYS = b"parse: error parsing grammar:"
 _stderr = threading.Lock()
 T = TypeVar("T")
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
@@ -60,7 +61,8 @@ class LlamaSampler:
             if s.min_p > 0:
                 parts.append(api.llama_sampler_init_min_p(s.min_p, 1))
             parts.append(api.llama_sampler_init_temp(s.temperature))
-            parts.append(api.llama_sampler_init_dist(secrets.randbits(32) if s.seed is None else s.seed))
+            seed = s.short_seed
+            parts.append(api.llama_sampler_init_dist(secrets.randbits(32) if seed is None else seed))
         for part in parts:
             api.llama_sampler_chain_add(chain, part)
         return chain
@@ -89,7 +91,7 @@ class LlamaSampler:
         _require_shallow(text, key)
         usable = text.strip() and b"\0" not in text_bytes  # llama.cpp takes none for one without rules
         make = self._api.llama_sampler_init_grammar
-        grammar, said = _overheard(lambda: usable and make(vocab, text_bytes, b"root"))
+        grammar, said = _overheard(lambda: usable and make(vocab, text_bytes, b"root"), text_bytes)
         if not grammar:
             found = re.search(r"error parsing grammar: *(.*\S)", said)
             reason = f": {found[1]}" if found else ""
@@ -151,17 +153,71 @@ def _require_shallow(grammar: str, key: str) -> None:
         )
 
 
-def _overheard(call: Callable[[], T]) -> tuple[T, str]:
-    """Return what a call returns, and what it wrote to standard error, where llama.cpp says what it refuses."""
-    with _stderr, tempfile.TemporaryFile() as file:
+def _overheard(call: Callable[[], T], source: bytes) -> tuple[T, str]:
+    """Return what a call returns, and what llama.cpp's parser said of the grammar ``source``, on standard error.
+
+    It prints past its own log, so file descriptor 2 is a pipe meanwhile, and what others write into it is passed on:
+    other threads, and processes that they start just now, which keep the pipe for as long as they live.
+    """
+    with _stderr:
         try:
             before = os.dup(2)
         except OSError:  # closed
             return call(), ""
+        out, into = os.pipe()
+        ear = _Ear(out, before, source)
         try:
-            os.dup2(file.fileno(), 2)
+            os.dup2(into, 2)
             found = call()
         finally:
             os.dup2(before, 2)
-            os.close(before)
-        return found, os.pread(file.fileno(), 4096, 0).decode("utf-8", "replace")
+            ear.stop(into)
+        return found, ear.said.decode("utf-8", "replace")
+
+
+class _Ear(threading.Thread):
+    """Reads a pipe to its end, keeps what the parser said, and writes everything else where it belongs."""
+
+    def __init__(self, out: int, before: int, source: bytes) -> None:
+        super().__init__(name="atlas-stderr", daemon=True)
+        self.said = b""
+        self._out, self._before, self._source = out, before, source
+        self._end = secrets.token_bytes(16)
+        self._heard = threading.Event()
+        self.start()
+
+    def stop(self, into: int) -> None:
+        """Close the pipe's other end, and wait until all that came so far is where it belongs."""
+        with open(into, "wb", buffering=0) as pipe:
+            pipe.write(self._end)
+        self._heard.wait()
+
+    def run(self) -> None:
+        data = b""
+        while self._end not in data and (more := os.read(self._out, 1 << 16)):
+            data += more
+        own, _, rest = data.partition(self._end)
+        self.said, others = _taken_apart(own, self._source)
+        self._pass_on(others + rest)
+        self._heard.set()
+        while more := os.read(self._out, 1 << 16):
+            self._pass_on(more)
+        os.close(self._out)
+        os.close(self._before)
+
+    def _pass_on(self, data: bytes) -> None:
+        with contextlib.suppress(OSError):  # whoever reads standard error is gone
+            while data:
+                data = data[os.write(self._before, data) :]
+
+
+def _taken_apart(data: bytes, source: bytes) -> tuple[bytes, bytes]:
+    """Return what llama.cpp's parser wrote (its sentence, then the grammar), and what others did."""
+    start = data.find(_SAYS)
+    if start < 0:
+        return b"", data
+    end = data.find(b"\n", start) + 1 or len(data)
+    said, rest = data[start:end], data[end:]
+    known = {b"", *source.split(b"\n")}  # the sentence may quote the grammar's end
+    others = [line for line in rest.splitlines(keepends=True) if line.rstrip(b"\n") not in known]
+    return said, data[:start] + b"".join(others)

@@ -7,29 +7,26 @@ what it is told.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from atlas_kit.errors import (
     AtlasError,
-    FileAccessError,
     FileCorruptError,
-    InvalidParamError,
     KeyNotFoundError,
-    KeyRequiredError,
     MagicMismatchError,
     NoSuchFileError,
     Remedy,
     WrongModelError,
 )
-from atlas_kit.llama import session_file
+from atlas_kit.llama import memory_choice
 from atlas_kit.llama.engine import Engine
-from atlas_kit.llama.session import AtlasSession
+from atlas_kit.llama.session import DEVICES, AtlasSession
+from atlas_kit.persistence.entry_keys import DESCRIPTION
+from atlas_kit.persistence.session_file import about_session, read_session_state
+from atlas_kit.persistence.session_state import SessionState
 from atlas_kit.settings.atlas_settings import AtlasSettings
-from atlas_kit.storage.files import access_error, lock
-from atlas_kit.storage.given import same_file
 from atlas_kit.storage.keys import Keys
 
 
@@ -73,111 +70,29 @@ def open_session(
         Settings do not fit, or ``learn`` is off and there is nothing to read from.
     """
     changes = dict(changes or {})
-    keys = keys or Keys()
+    keys = Keys() if keys is None else keys  # false while its passphrase is not asked for yet
     if memory is None:
-        memory = bool(file or changes or config) or session_file.of_native(engine)[0] is not None
+        memory = bool(file or changes or config) or memory_choice.of_native(engine)[0] is not None
     if not memory:
         return AtlasSession(engine, None, device=device, learn=learn)
-    if file is not None and _holds_memory(engine, file, keys, force):
-        session = AtlasSession(engine, None, device=device, learn=learn)
-        try:
-            load(session, file, context=context, force=force, keys=keys)
-            assert session.memory is not None
-            session.memory.retune({**(config.to_json() if config is not None else {}), **changes})
-        except BaseException:
-            session.close()
-            raise
-        return session
+    if file is not None and os.path.lexists(file):
+        how: dict[str, Any] = {"context": context, "force": force, "keys": keys}
+        with _naming_a_backup(file, keys):
+            state = _read(engine, file, DEVICES.get(device, "numpy"), required=False, **how)
+        if state is not None:
+            session = AtlasSession(engine, None, device=device, learn=learn)
+            try:
+                _restore(session, state, file, keys)
+                assert session.memory is not None
+                session.memory.retune({**(config.to_json() if config is not None else {}), **changes})
+            except BaseException:
+                session.close()
+                raise
+            return session
     if file is not None and not learn:
         raise NoSuchFileError("there is no memory to read from yet", path=file, hint="Learn something first.")
     kind: Any = memory if config is None else config
     return AtlasSession(engine, kind, device=device, learn=learn, **changes)
-
-
-class Place:
-    """The file that a session's memory is kept in; make it before the memory is loaded from there.
-
-    Parameters
-    ----------
-    file, model
-        The paths of the memory, and of the model beside which it is.
-    keys
-        What encrypts it.
-
-    Raises
-    ------
-    AtlasError
-        A memory could not be saved there: no such folder, no permission, no file's name, or the model's own.
-    """
-
-    def __init__(self, file: str, model: str, keys: Keys | None = None) -> None:
-        self.file, self._keys = file, keys or Keys()
-        _check_place(file, model)
-        self._stamp = _stamp(file)
-
-    def save(self, session: AtlasSession, *, backup: bool = False, **options: Any) -> bool:
-        """Save a session's memory; ``options`` are those of ``AtlasSession.save``.
-
-        Returns True when somebody else has written the file since it was read or saved here: then theirs is kept as
-        ``NAME.bak``, as with ``backup``.
-        """
-        theirs = _stamp(self.file) not in (None, self._stamp)
-        session.save(self.file, backup=backup or theirs, **options, **self._keys.options())
-        self._stamp = _stamp(self.file)
-        return theirs
-
-
-def _stamp(file: str) -> tuple[int, ...] | None:
-    """Return what changes whenever a file is replaced or written to; None where there is none."""
-    try:
-        info = os.stat(file)
-    except OSError:
-        return None
-    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
-
-
-def _check_place(file: str, model: str) -> None:
-    folder = os.path.dirname(file) or "."
-    if not file or "\0" in file:
-        raise InvalidParamError(f"{file!r} is not a file name", key="memory_file")
-    if os.path.isdir(file):
-        raise FileAccessError("this is a folder", path=file, hint="Name a file for the memory.")
-    if same_file(file, model):
-        raise InvalidParamError("the memory cannot be kept in the model's own file", path=file)
-    if not os.path.isdir(folder):
-        raise NoSuchFileError("there is no such folder", path=folder, hint="Make it first.")
-    if os.path.exists(file) and not os.path.isfile(file):
-        raise FileAccessError("this is not a regular file", path=file, hint="Name a file for the memory.")
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.lstat(file)  # an impossible name shows now
-        if os.path.exists(file) and not os.access(file, os.W_OK):
-            raise PermissionError(errno.EACCES, "")
-    except OSError as error:
-        raise access_error(error, file, "write") from error
-    with lock(file):  # the folder can be written to
-        pass
-
-
-def _holds_memory(engine: Engine, file: str, keys: Keys, force: bool) -> bool:
-    """Tell whether a file has a memory; see that a new one could be put into a file that has none."""
-    if not os.path.lexists(file):
-        return False
-    from atlas_kit.formats.opening import open_memory
-    from atlas_kit.persistence.entry_keys import DESCRIPTION
-
-    try:
-        with open_memory(file, keys) as opened:
-            if DESCRIPTION in opened:
-                return True
-            expected = bytes.fromhex(engine.info.identity)
-            if any(opened.model_hash) and opened.model_hash != expected and not force:
-                raise WrongModelError(
-                    opened.model_hash, expected, path=opened.path, remedy=Remedy("force-into-file")
-                )
-            return False
-    except (FileCorruptError, MagicMismatchError) as error:
-        raise _with_backup(error, file, keys) from error
 
 
 def load(session: AtlasSession, file: str, *, context: bool, force: bool = False, keys: Keys) -> None:
@@ -188,38 +103,68 @@ def load(session: AtlasSession, file: str, *, context: bool, force: bool = False
     AtlasError
         As ``AtlasSession.load``.
     """
-    try:
+    with _naming_a_backup(file, keys):
+        state = _read(session.engine, file, session.backend, context=context, force=force, keys=keys)
+    assert state is not None
+    _restore(session, state, file, keys)
+
+
+def _read(
+    engine: Engine, file: str, backend: str, *, context: bool, force: bool, keys: Keys, required: bool = True
+) -> SessionState | None:
+    """Return the state in a file, which is opened once.
+
+    None, unless one is required: it holds other entries only, and a new memory could be put into it.
+    """
+    from atlas_kit.formats.opening import open_memory
+
+    identity = engine.info.identity
+    with open_memory(file, keys) as opened:
+        if not required and DESCRIPTION not in opened:
+            expected = bytes.fromhex(identity)
+            if any(opened.model_hash) and opened.model_hash != expected and not force:
+                raise WrongModelError(
+                    opened.model_hash, expected, path=opened.path, remedy=Remedy("force-into-file")
+                )
+            return None
         try:
-            session.load(file, context=context, force=force, **keys.options())
-        except KeyRequiredError:
-            if not keys.ask_for(file):
-                raise
-            session.load(file, context=context, force=force, **keys.options())
-    except WrongModelError as error:
-        error.hint, error.remedy = None, Remedy("force-load")
-        raise
+            return read_session_state(
+                opened, context=context, expect_model=identity, force=force, backend=backend
+            )
+        except WrongModelError as error:
+            error.hint, error.remedy = None, Remedy("force-load")
+            raise
+
+
+def _restore(session: AtlasSession, state: SessionState, file: str, keys: Keys) -> None:
+    with _naming_a_backup(file, keys), about_session(file):
+        session.restore(state, force=True)  # as far as it is forced, it was read
+
+
+@contextlib.contextmanager
+def _naming_a_backup(file: str, keys: Keys) -> Iterator[None]:
+    """Let an error about a damaged file name a backup that would load."""
+    try:
+        yield
     except (FileCorruptError, MagicMismatchError, KeyNotFoundError) as error:
         raise _with_backup(error, file, keys) from error
 
 
 def _with_backup(error: AtlasError, file: str, keys: Keys) -> AtlasError:
     """Return the error, its hint naming the newest backup that holds a memory which could be loaded."""
-    from atlas_kit.persistence.backups import list_backups
+    from atlas_kit.persistence.backups import list_backups, newest_good
+
+    def accept(path: str) -> None:
+        memory_choice.settings_of(path, **keys.options())
 
     try:
-        backups = list_backups(file, keys).backups
+        found = newest_good(file, keys, accept=accept)
+        if found is not None:
+            number, backup = found
+            error.hint = None
+            error.remedy = Remedy("recover-number", backup=backup.path, file=file, number=str(number))
+        elif list_backups(file, keys).backups:
+            error.hint = f"{error.hint or ''} None of its backups would load.".strip()
     except AtlasError:
-        return error
-    for number, backup in enumerate(backups, 1):
-        if not backup.ok:
-            continue
-        try:
-            session_file.settings_of(backup.path, **keys.options())
-        except AtlasError:
-            continue
-        error.hint = None
-        error.remedy = Remedy("recover-number", backup=backup.path, file=file, number=str(number))
-        return error
-    if backups:
-        error.hint = f"{error.hint or ''} None of its backups would load.".strip()
+        pass
     return error

@@ -55,6 +55,8 @@ class OutputRows:
         self._token_in = np.full(capacity, -1, np.int64)  # slot -> token
         self._used = np.zeros(capacity, np.int64)  # slot -> when it was last asked for
         self._clock = 0
+        self._oldest = np.empty(0, np.int64)  # slots in the order in which they will be needed, oldest first
+        self._sorted = 0  # when that order was made
         self._block = np.empty((max(16, min(capacity, BLOCK_BYTES // (4 * n_embd))), n_embd), np.float32)
         self._mean: Array | None = None
 
@@ -109,18 +111,24 @@ class OutputRows:
     def _keep(self, tokens: Array, rows: Array) -> None:
         """Put rows into the slots that were used longest ago; where all have room, a row's slot is its token."""
         count = len(tokens)
-        if len(self._rows) == self.n_vocab:
-            oldest = tokens
-        elif count < len(self._used):
-            oldest = np.argpartition(self._used, count - 1)[:count]
-        else:
-            oldest = np.arange(len(self._used))
+        oldest = tokens if len(self._rows) == self.n_vocab else self._longest_unused(count)
         evicted = self._token_in[oldest]
         self._slot_of[evicted[evicted >= 0]] = -1
         self._rows[oldest] = rows
         self._slot_of[tokens] = oldest
         self._token_in[oldest] = tokens
         self._used[oldest] = self._clock
+
+    def _longest_unused(self, count: int) -> Array:
+        """Return the ``count`` slots that were used longest ago; they are sorted once for many misses."""
+        queue = self._oldest[self._used[self._oldest] <= self._sorted]  # the others were used since
+        if len(queue) < count:
+            enough = min(len(self._used), max(count, len(self._used) // 4))
+            queue = np.argpartition(self._used, enough - 1)[:enough]
+            queue = queue[np.argsort(self._used[queue], kind="stable")]
+            self._sorted = self._clock - 1  # what this call uses is not for it to drop
+        self._oldest = queue[count:]
+        return queue[:count]
 
     def whole(self) -> Array:
         """Return the whole matrix (n_vocab, n_embd), which is not kept."""

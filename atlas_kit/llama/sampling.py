@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,6 +13,8 @@ import numpy as np
 from atlas_kit.errors import InvalidParamError
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
+#: llama.cpp's word for "draw one".
+_RANDOM_SEED = 0xFFFFFFFF
 #: (name, least, most)
 _RANGES = (
     ("temperature", 0.0, 100.0),
@@ -39,7 +42,7 @@ class Sampling:
     repeat_penalty, repeat_last_n, frequency_penalty, presence_penalty
         Penalties on tokens of the last ``repeat_last_n`` (-1: of the whole context).
     seed
-        Of the random numbers; None draws one.
+        Of the random numbers, any signed 64-bit integer; None draws one.
     grammar
         GBNF that the text must follow.
     json_schema
@@ -75,8 +78,8 @@ class Sampling:
                 raise InvalidParamError(
                     f"{name} is {value!r}", key=name, hint=f"Choose {least:.10g} to {most:.10g}."
                 )
-        if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < 1 << 32):
-            raise InvalidParamError(f"seed is {self.seed!r}", key="seed", hint="Choose 0 to 4294967295.")
+        if self.seed is not None and (type(self.seed) is not int or not -(1 << 63) <= self.seed < 1 << 63):
+            raise InvalidParamError(f"seed is {self.seed!r}", key="seed", hint="Choose a 64-bit integer.")
         if self.grammar is not None and self.json_schema is not None:
             raise InvalidParamError("a grammar and a JSON schema cannot both be followed", key="grammar")
         if self.grammar is not None and not isinstance(self.grammar, str):
@@ -92,6 +95,13 @@ class Sampling:
                     key="logit_bias",
                     hint="Give a mapping from token numbers to numbers.",
                 )
+
+    @property
+    def short_seed(self) -> int | None:
+        """The seed as llama.cpp takes it: itself from 0 to 4294967294, and for every other one always the same."""
+        if self.seed is None or 0 <= self.seed < _RANDOM_SEED:
+            return self.seed
+        return zlib.crc32(self.seed.to_bytes(8, "little", signed=True)) % _RANDOM_SEED
 
     @property
     def schema_text(self) -> str | None:

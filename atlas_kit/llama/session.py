@@ -7,7 +7,6 @@ several sessions (pool.py).
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import os
 import signal
@@ -20,34 +19,22 @@ from typing import Any, TypeVar
 import numpy as np
 
 from atlas_kit.codecs.numbers import Array
-from atlas_kit.errors import InvalidParamError, ModelError
-from atlas_kit.llama import session_file
+from atlas_kit.errors import ClosedError, InvalidParamError, ModelError
+from atlas_kit.llama import memory_choice, session_states
 from atlas_kit.llama.engine import Engine, Feed, Outputs
-from atlas_kit.llama.open_engine import open_engine
+from atlas_kit.llama.loading import open_engine
 from atlas_kit.llama.sampling import Sampler, Sampling
+from atlas_kit.llama.text_stream import TextStream
 from atlas_kit.llama.token_memory import Reading, TokenMemory
+from atlas_kit.persistence.session_file import about_session, read_session_state, write_session_state
+from atlas_kit.persistence.session_state import SessionState
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
 T = TypeVar("T")
 
+_claiming = threading.Lock()
 ROLLOVERS = ("auto", "shift", "refeed")
 DEVICES = {"cpu": "numpy", "cuda": "cupy"}
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a session asks of the engine: a feed, and whether it needs hidden states."""
-
-    feed: Feed
-    hidden: bool
-
-
-#: Is given hidden states, logits, tokens and the tokens that followed.
-Listener = Callable[[Array, Array, Array, Array], None]
-#: Is given what was expected, the tokens that came (n,), and what each gave to them: ``probabilities_of`` (n, 3).
-Observer = Callable[[Reading, Array, Array], None]
-#: A piece of work in steps: yields what to decode, is sent what came out.
-Work = Generator[Step, Outputs, T]
 
 
 @dataclass(frozen=True)
@@ -64,6 +51,34 @@ class Token:
 
     def __str__(self) -> str:
         return self.text
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a session asks of the engine: a feed, and whether it needs hidden states.
+
+    ``token`` is what has been generated and learned already and waits for this step alone.
+    """
+
+    feed: Feed
+    hidden: bool
+    token: Token | None = None
+
+
+#: Is given hidden states, logits, tokens and the tokens that followed.
+Listener = Callable[[Array, Array, Array, Array], None]
+#: Is given what was expected, the tokens that came (n,), and what each gave to them: ``probabilities_of`` (n, 3).
+Observer = Callable[[Reading, Array, Array], None]
+#: A piece of work in steps: yields what to decode, is sent what came out.
+Work = Generator[Step, Outputs, T]
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Why generating ended: ``reason`` is ``"stop"`` or ``"length"``; ``stop`` the stop string that was found."""
+
+    reason: str
+    stop: str | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +136,7 @@ class Stats:
 
 
 @dataclass
-class _Open:
+class _LastOutput:
     """The last token's output, until it is known which token follows."""
 
     hidden: Array | None
@@ -209,22 +224,22 @@ class AtlasSession:
     def _start(self, memory: Any, changes: dict[str, Any]) -> None:
         self._context: list[int] = []  # the tokens in the engine's context; of an endless one, the last
         self._position = 0  # of the next token
-        self._open: _Open | None = None
+        self._last_output: _LastOutput | None = None
+        self._owed: list[int] = []  # tokens that the memory knows and the context lacks
+        self._said: Token | None = None  # generated, and waiting for its decode
         self._listen: Listener | None = None
         #: Looks at each step of the memory before the next one, on the thread that reads.
         self.observer: Observer | None = None
         #: Tokens that are decoded at a time; a pool makes it smaller.
         self.feed_limit = self.engine.n_batch
         self._counts = Stats()
-        chosen, path = session_file.choose(self.engine, memory, changes)
-        if chosen is None:
-            return
-        if path is None:
+        chosen, path = memory_choice.choose(self.engine, memory, changes)
+        if path is not None:
+            self.load(path, context=False)
+            assert self.memory is not None
+            self.memory.retune(changes if chosen is None else chosen.to_json())
+        elif chosen is not None:
             self.memory = TokenMemory(self.engine.output_rows(), chosen, self.backend)
-            return
-        self.load(path, context=False)
-        assert self.memory is not None
-        self.memory.retune(chosen.to_json())
 
     # --- reading -------------------------------------------------------------------------------------------
 
@@ -286,6 +301,7 @@ class AtlasSession:
         ``told`` gets the log-probabilities (n, 2) of those that could be scored. ``listen`` gets what a memory would:
         hidden (n, n_embd), logits (n, n_vocab), the tokens (n,) and those that followed (n,).
         """
+        yield from self.catching_up()
         at, self._listen = 0, listen
         remembers = self.memory is not None or listen is not None
         try:
@@ -316,7 +332,7 @@ class AtlasSession:
         self._require_open()
         if hidden is None:
             hidden = self.memory is not None or self._listen is not None
-        found = yield Step(Feed(self.sequence, tokens, self._position, outputs), hidden)
+        found = yield Step(Feed(self.sequence, tokens, self._position, outputs), hidden, self._said)
         self._position += len(tokens)
         self._context.extend(tokens)
         del self._context[: -self.engine.n_ctx]
@@ -324,16 +340,18 @@ class AtlasSession:
 
     def _require_open(self) -> None:
         if self._closed:  # its sequence may be another session's by now
-            raise ModelError("the session is closed", path=self.engine.info.path)
+            raise ClosedError("the session is closed", path=self.engine.info.path)
 
     def _take(self, part: list[int], outputs: Outputs, every: bool) -> Array:
         """Learn from the outputs of some tokens that followed each other, the last one's still open."""
         if not every:
             if len(outputs.logits):
-                self._open = self._opened(outputs, outputs.index + len(outputs.logits) - 1, part[-1])
+                self._last_output = self._output_at(
+                    outputs, outputs.index + len(outputs.logits) - 1, part[-1]
+                )
             return np.empty((0, 2))
         found = []
-        if self._open is not None:
+        if self._last_output is not None:
             found.append(self._settle(part[0]))
         hidden = outputs.hidden
         following = np.asarray(part[1:], np.int64)
@@ -346,15 +364,15 @@ class AtlasSession:
             assert hidden is not None
             found.append(self._learn_rows(hidden, outputs.logits, np.asarray(part), following))
         last = outputs.index + len(part) - 1
-        self._open = self._opened(outputs, last, part[-1])
+        self._last_output = self._output_at(outputs, last, part[-1])
         logprob: Array = np.concatenate(found)
         self._count(logprob)
         return logprob
 
-    def _opened(self, outputs: Outputs, index: int, token: int) -> _Open:
+    def _output_at(self, outputs: Outputs, index: int, token: int) -> _LastOutput:
         """Keep the last row of some outputs: copies, because the engine's next decode overwrites them."""
         hidden = None if outputs.hidden is None else outputs.hidden[-1:].copy()
-        return _Open(hidden, outputs.logits[-1:].copy(), (index, self.engine.decodes), token)
+        return _LastOutput(hidden, outputs.logits[-1:].copy(), (index, self.engine.decodes), token)
 
     def _learn_rows(self, hidden: Array, logits: Array, tokens: Array, following: Array) -> Array:
         """Read and learn rows whose next tokens are known; return their log-probabilities (n, 2)."""
@@ -371,7 +389,7 @@ class AtlasSession:
 
     def _settle(self, token: int) -> Array:
         """Close the open output: this token came. Returns its log-probabilities (1, 2)."""
-        was, self._open = self._open, None
+        was, self._last_output = self._last_output, None
         assert was is not None
         if self._listen is not None and was.hidden is not None:
             self._listen(was.hidden, was.logits, np.asarray([was.token]), np.asarray([token]))
@@ -382,7 +400,7 @@ class AtlasSession:
         learn = self.memory.learn if self.learns else self.memory.watch
         return self._learned(reading, came, learn(reading, came))
 
-    def _reading_of(self, was: _Open) -> Reading:
+    def _reading_of(self, was: _LastOutput) -> Reading:
         if was.reading is None:
             assert self.memory is not None
             assert was.hidden is not None
@@ -415,8 +433,25 @@ class AtlasSession:
         kept = self._context[:keep] + self._context[keep + drop :]
         self.engine.forget(self.sequence)
         self._context, self._position = [], 0
+        self._owed[:0] = kept
         for at in range(0, len(kept), self.engine.n_batch):
-            yield from self._decoded(kept[at : at + self.engine.n_batch], 0, hidden=False)
+            part = kept[at : at + self.engine.n_batch]
+            yield from self._decoded(part, 0, hidden=False)
+            del self._owed[: len(part)]
+
+    def catching_up(self) -> Work[None]:
+        """Read, in steps, what the memory has learned and the context lacks since work was cancelled."""
+        while self._owed:
+            yield from self._make_room()
+            room = self.engine.n_batch
+            if not self.engine.info.recurrent:
+                room = min(room, self.engine.n_ctx - self._position)
+            part = self._owed[:room]
+            last = len(part) == len(self._owed)
+            outputs = yield from self._decoded(part, int(last))
+            del self._owed[: len(part)]
+            if last:
+                self._last_output = self._output_at(outputs, outputs.index, part[-1])
 
     def run(self, work: Work[T]) -> T:
         """Carry out work alone: every step is a decode of its own."""
@@ -447,7 +482,8 @@ class AtlasSession:
         """Empty the model's context; the memory stays."""
         if self.sequence >= 0:
             self.engine.forget(self.sequence)
-        self._context, self._position, self._open = [], 0, None
+        self._context, self._position, self._last_output = [], 0, None
+        self._owed = []
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -459,8 +495,9 @@ class AtlasSession:
             The engine does not take its own context back.
         """
         self._require_open()
+        self.run(self.catching_up())
         state = self._context[:], self._position, self.memory, self.learns, self._counts
-        was, saved = self._open, self.engine.save_sequence(self.sequence)
+        was, saved = self._last_output, self.engine.save_sequence(self.sequence)
         watched = None if self.memory is None else self.memory.watched
         observer, self.observer = self.observer, None
         self.learns, self._counts = False, Stats()
@@ -468,7 +505,7 @@ class AtlasSession:
             yield
         finally:
             self._context, self._position, self.memory, self.learns, self._counts = state
-            self._open, self.observer = was, observer
+            self._last_output, self.observer = was, observer
             if self.memory is not None and watched is not None:
                 self.memory.watched = watched
             self.engine.forget(self.sequence)
@@ -529,40 +566,51 @@ class AtlasSession:
         stop: str | Sequence[str] = (),
         sampling: Sampling | None = None,
         special: bool = False,
-    ) -> Generator[Step | Token, Any, None]:
-        """Do ``generate`` in steps: yields a step, and is sent its outputs, or a token."""
+        sampler: Sampler | None = None,
+    ) -> Generator[Step | Token, Any, Finish]:
+        """Do ``generate`` in steps: yields a step, and is sent its outputs, or a token; returns why it ended.
+
+        ``sampler`` takes the place of ``sampling``, and is closed at the end.
+        """
         stops = [stop] if isinstance(stop, str) else list(stop)
         if max_tokens is not None and max_tokens < 0:
             raise InvalidParamError(f"max_tokens is {max_tokens}", key="max_tokens")
-        if prompt is not None and (tokens := self.tokens_of(prompt, special)):
-            yield from self.reading(tokens, score=False)
-        if self._open is None:
-            raise InvalidParamError("there is no text to continue", key="prompt", hint="Give a prompt.")
-        sampler = self.engine.sampler(sampling or Sampling())
-        text = _Text(stops)
-        started, count = time.perf_counter(), 0
+        # first, so that a grammar that cannot be followed costs no reading
+        sampler = self.engine.sampler(sampling or Sampling()) if sampler is None else sampler
+        text = TextStream(stops)
+        count, reason = 0, "length"
+        started = time.perf_counter()
         try:
+            yield from self.catching_up()
+            if prompt is not None and (tokens := self.tokens_of(prompt, special)):
+                yield from self.reading(tokens, score=False)
+            if self._last_output is None:
+                raise InvalidParamError("there is no text to continue", key="prompt", hint="Give a prompt.")
+            started = time.perf_counter()
             while max_tokens is None or count < max_tokens:
                 token, logprob = self._choose(sampler)
                 if self.engine.is_end(token):
+                    reason = "stop"
                     break
                 count += 1
-                piece = text.add(self.engine.piece(token))
+                said = Token(token, text.add(self.engine.piece(token)), logprob)
                 if text.stopped:
-                    yield Token(token, piece, logprob)
+                    yield said
+                    reason = "stop"
                     break
-                yield from self._advance(token)
-                yield Token(token, piece, logprob)
+                yield from self._advance(said)
+                yield said
             if not text.stopped and (rest := text.rest()):
                 yield Token(-1, rest, None)
+            return Finish(reason, text.found)
         finally:
             sampler.close()
             self._counts.tokens_generated += count
-            self._counts.seconds_generating += time.perf_counter() - started
+            self._counts.seconds_generating += time.perf_counter() - started if count else 0.0
 
     def _choose(self, sampler: Sampler) -> tuple[int, float | None]:
         self._require_open()
-        was = self._open
+        was = self._last_output
         assert was is not None
         if self.memory is None:
             index, decode = was.place or (-1, -1)
@@ -573,15 +621,60 @@ class AtlasSession:
         token = sampler.sample(logp + np.float32(reading.lse[0]), None)
         return token, float(logp[token])
 
-    def _advance(self, token: int) -> Generator[Step, Outputs, None]:
-        """Append a generated token."""
+    def _advance(self, said: Token) -> Generator[Step, Outputs, None]:
+        """Append a generated token; where this is cut short, the context still owes it."""
         if self.memory is not None:
-            self._count(self._settle(token))
-        yield from self._make_room()
-        outputs = yield from self._decoded([token], 1)
-        self._open = self._opened(outputs, outputs.index, token)
+            self._count(self._settle(said.id))
+        self._last_output, self._owed, self._said = None, [said.id], said
+        try:
+            yield from self.catching_up()
+        finally:
+            self._said = None
 
     # --- keeping -------------------------------------------------------------------------------------------
+
+    def state(self, *, context: bool = True) -> SessionState:
+        """Return what this session knows now, as a value that stays as it is while the session goes on.
+
+        The memory's arrays are not copied: the next step copies those that it would write into.
+
+        Parameters
+        ----------
+        context
+            Also what the model has in its context, with llama.cpp's own copy of it.
+
+        Raises
+        ------
+        InvalidParamError
+            When this session has no memory.
+        """
+        self._require_open()
+        self.run(self.catching_up())
+        return session_states.state_of(self, context=context)
+
+    def restore(self, state: SessionState, *, context: bool = True, force: bool = False) -> None:
+        """Go on from a state, this session's or another's of the same model.
+
+        Raises
+        ------
+        WrongModelError
+            When it is another model's, unless ``force``.
+        InvalidParamError
+            When it does not fit; the session is then as it was.
+        """
+        self._require_open()
+        if not force:
+            state.require_model(self.engine.info.identity)
+        memory = session_states.token_memory(self.engine, state, self.backend)
+        # another model's cache is of no use, though it may have the same shape
+        own = state.identity == self.engine.info.identity
+        self.adopt(
+            memory,
+            state.tokens if context else (),
+            state.position,
+            dict(state.output) if own else {},
+            state.context if own else None,
+        )
 
     def save(self, path: str | os.PathLike[str], *, context: bool = True, **options: Any) -> Any:
         """Write the memory into a ``.atlas`` file; other entries of the file stay, and it is replaced whole.
@@ -601,8 +694,10 @@ class AtlasSession:
         WrongModelError
             When the file holds the memory of another model, unless ``force=True``.
         """
-        self._require_open()
-        return session_file.save(self, path, context=context, **options)
+        if self.memory is None:
+            self._require_open()
+            raise InvalidParamError("this session has no memory to save", path=path, hint="Try memory=True.")
+        return write_session_state(path, self.state(context=context), **options)
 
     def load(
         self, path: str | os.PathLike[str], *, context: bool = True, force: bool = False, **options: Any
@@ -617,7 +712,12 @@ class AtlasSession:
             When the file is damaged or does not fit; the session is then as it was.
         """
         self._require_open()
-        session_file.load(self, path, context=context, force=force, **options)
+        state = read_session_state(
+            path, context=context, expect_model=self.engine.info.identity, force=force, backend=self.backend,
+            **options,
+        )  # fmt: skip
+        with about_session(os.fspath(path)):
+            self.restore(state, force=True)  # as far as it is forced, it was above
 
     @property
     def position(self) -> int:
@@ -631,7 +731,7 @@ class AtlasSession:
 
     def open_output(self) -> dict[str, Array]:
         """Return the last token's output, from which the next is predicted: state and logits."""
-        was = self._open
+        was = self._last_output
         if was is None:
             return {}
         found = {"logits": np.array(was.logits, np.float32).reshape(1, -1)}
@@ -664,7 +764,7 @@ class AtlasSession:
         exact = context is not None and bool(output) and fits
         if exact and self.engine.load_sequence(self.sequence, context or b""):
             self._context, self._position = list(tokens), position
-            self._open = _Open(output["hidden"], output["logits"], None, tokens[-1])
+            self._last_output = _LastOutput(output["hidden"], output["logits"], None, tokens[-1])
             return
         self.engine.forget(self.sequence)
         self.run(self._again(list(tokens)[-self.engine.n_ctx :]))
@@ -676,7 +776,7 @@ class AtlasSession:
             last = at + len(part) == len(tokens)
             outputs = yield from self._decoded(part, int(last))
             if last and outputs.hidden is not None:
-                self._open = self._opened(outputs, outputs.index, part[-1])
+                self._last_output = self._output_at(outputs, outputs.index, part[-1])
 
     # --- the rest ------------------------------------------------------------------------------------------
 
@@ -733,34 +833,6 @@ class AtlasSession:
         self.close()
 
 
-class _Text:
-    """Bytes to text: characters when they are whole, and nothing that may become a stop string."""
-
-    def __init__(self, stops: list[str]) -> None:
-        self._stops = [stop for stop in stops if stop]
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""
-        self.stopped = False
-
-    def add(self, piece: bytes) -> str:
-        self._held += self._decoder.decode(piece)
-        ends = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if ends:
-            self.stopped = True
-            return self._held[: min(ends)]
-        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
-        out, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        return out
-
-    def rest(self) -> str:
-        return self._held + self._decoder.decode(b"", final=True)
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that ``stop`` starts with."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
-
-
 def scores(logits: Array, tokens: Array) -> Array:
     """Return the log-probabilities (n, 2) of tokens under logits (n, n_vocab), twice."""
     found = np.empty((len(tokens), 2))
@@ -804,7 +876,7 @@ def _engine_of(model: Any, options: dict[str, Any]) -> Engine:
 
 def _claim(engine: Engine) -> int:
     """Take a free sequence of an engine."""
-    with engine.lock:
+    with _claiming:  # not the engine's own lock, which is held while it decodes
         for sequence in range(engine.n_sequences):
             if sequence not in engine.taken:
                 engine.taken.add(sequence)

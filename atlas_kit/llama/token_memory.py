@@ -219,6 +219,7 @@ class TokenMemory:
     def reset(self) -> None:
         """Forget everything."""
         self.state: MemoryState = self.memory.init()
+        self._pinned = False
         self.recent = np.empty(0, np.int32)
         #: The last tokens that came without being learned: what follows is matched with them all the same.
         self.watched = np.empty(0, np.int64)
@@ -481,8 +482,9 @@ class TokenMemory:
             self._adapt(rows["slope"][:, -1] * self._posterior(before, rows)[:, 1])
         eta = device(np.full(len(rows["token"]), self.learning_rate, np.float32))
         self.state, _ = self.memory.observe(
-            state, targets["hidden"], targets, readout=readout, eta=eta, donate=True
+            state, targets["hidden"], targets, readout=readout, eta=eta, donate=not self._pinned
         )
+        self._pinned = False  # the new arrays are this memory's alone
         if self._window is not None:
             self._window.append(*self.memory.remembered(self.state, len(rows["token"])))
 
@@ -547,13 +549,18 @@ class TokenMemory:
 
     # --- keeping -------------------------------------------------------------------------------------------
 
+    def pin(self) -> MemoryState:
+        """Return the present state, whose arrays stay as they are: the next step copies what it would write into."""
+        self._pinned = True
+        return self.state
+
     def waiting(self) -> dict[str, Array]:
         """Return the tokens whose step is not full yet, and the recent ones: what goes with ``state``."""
         found = {name: np.concatenate(parts) for name, parts in self._pending.items() if parts}
         return {**found, "recent": self.recent, "log_eta": np.asarray(self.log_eta)}
 
     def restore(self, state: MemoryState, waiting: Mapping[str, Array]) -> None:
-        """Go on from a state and what waited then.
+        """Go on from a state and what waited then; the arrays given stay as they are.
 
         Raises
         ------
@@ -561,7 +568,7 @@ class TokenMemory:
             When the arrays do not fit this memory.
         """
         self.reset()
-        self.state = state
+        self.state, self._pinned = state, True
         recent, log_eta = (
             np.asarray(waiting.get(name, getattr(self, name))) for name in ("recent", "log_eta")
         )

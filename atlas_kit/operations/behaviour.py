@@ -18,11 +18,12 @@ import numpy as np
 
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.llama import session_file
 from atlas_kit.llama.engine import Engine
 from atlas_kit.llama.session import AtlasSession, scores
+from atlas_kit.llama.session_states import token_memory
 from atlas_kit.llama.token_memory import Reading, TokenMemory, most_likely, summarize
 from atlas_kit.memory import MemoryState
+from atlas_kit.persistence.session_file import about_session, read_session_state
 
 Progress = Callable[[int, int], None]
 
@@ -195,7 +196,11 @@ def memory_beside(engine: Engine, given: Any, *, force: bool = False, **secret: 
     if given is None:
         return None
     if isinstance(given, (str, os.PathLike)):
-        return session_file.token_memory(engine, given, force=force, **secret)[0]
+        kept = read_session_state(
+            given, context=False, expect_model=engine.info.identity, force=force, backend="numpy", **secret
+        )
+        with about_session(given):
+            return token_memory(engine, kept)
     if isinstance(given, AtlasSession):
         given = given.memory
         if given is None:

@@ -15,7 +15,7 @@ from atlas_kit.formats.atlas import tables
 from atlas_kit.operations.compressed import Compressed, CompressOptions, EntryRatio
 from atlas_kit.operations.convert import copy_header
 from atlas_kit.operations.inputs import open_given
-from atlas_kit.operations.outputs import Output, save_memory
+from atlas_kit.operations.outputs import Output, write_memory_file
 from atlas_kit.operations.tensor_numbers import difference, entry_numbers
 from atlas_kit.storage.given import Given, Progress, check_output, name_of, size_of
 from atlas_kit.storage.keys import Keys
@@ -50,7 +50,7 @@ def compress_file(
         out = _new_like(memory, keys or Keys())
         rows = _plan(memory, out, options, progress)
         name = os.fsdecode(output) if isinstance(output, (str, os.PathLike)) else "-"
-        result = Compressed(opened.name, name, size_of(given), save_memory(out, output))
+        result = Compressed(opened.name, name, size_of(given), write_memory_file(out, output))
         result.entries = _finish(rows, out)
     return result
 

@@ -12,7 +12,7 @@ from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError, Remedy
 from atlas_kit.formats.detect import detect
 from atlas_kit.operations.inputs import Opened, open_given
-from atlas_kit.operations.outputs import Output, is_path, output_file, save_memory, scratch_path
+from atlas_kit.operations.outputs import Output, is_path, output_file, scratch_path, write_memory_file
 from atlas_kit.storage.given import Given, Progress, check_output, name_of, size_of
 from atlas_kit.storage.keys import Keys
 
@@ -179,7 +179,7 @@ def _write(
         if version == 3:
             memory = encrypted(memory, options.new_keys or keys)
         coding = {"codec": options.codec, "level": options.level, "shuffle": options.shuffle}
-        return save_memory(memory, output, version=version, **coding)
+        return write_memory_file(memory, output, version=version, **coding)
     from atlas_kit.operations import interchange, json_document
 
     with output_file(output) as file:

@@ -15,6 +15,7 @@ from atlas_kit.codecs.json_text import named
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import AtlasError, InvalidParamError
 from atlas_kit.llama.session import AtlasSession
+from atlas_kit.persistence.auto_save import AutoSave
 from atlas_kit.storage.given import STDIN
 
 #: Bytes that are read, and turned into tokens, at a time.
@@ -201,7 +202,7 @@ def learn(
     ----------
     save
         Saves the memory. Called every ``save_every`` tokens, where a failure is told and reading goes on, and at the
-        end, also when something else fails.
+        end if there is more to save, also when something else fails.
     name
         Of the memory's file, for the result.
     stop
@@ -215,7 +216,7 @@ def learn(
     if save_every < 1:
         raise InvalidParamError(f"save_every is {save_every}", key="save_every", hint="Choose at least 1.")
     assert session.memory is not None
-    result = Learned([], Read(name), {})
+    result, policy = Learned([], Read(name), {}), AutoSave(tokens=save_every)
     try:
         for document in documents:
             result.interrupted = result.interrupted or stop()
@@ -224,14 +225,14 @@ def learn(
             read = Read(document.name)
             result.documents.append(read)
             session.forget_context()
-            _read(session, document, read, result, save, save_every, progress, stop)
+            _read(session, document, read, result, save, policy, progress, stop)
             if progress is not None:
                 progress(Told(document, read, result.total, ended=True))
     except (AtlasError, OSError):
-        if result.total.tokens:
+        if result.total.tokens:  # more may have been learned than was counted
             save()
         raise
-    if result.total.tokens:
+    if policy.changed(result.total.tokens):
         save()
         result.saves += 1
     result.memory = session.memory.stats()
@@ -240,7 +241,7 @@ def learn(
 
 def _read(
     session: AtlasSession, document: Document, read: Read, result: Learned, save: Callable[[], None],
-    save_every: int, progress: Callable[[Told], None] | None, stop: Callable[[], bool],
+    policy: AutoSave, progress: Callable[[Told], None] | None, stop: Callable[[], bool],
 ) -> None:  # fmt: skip
     total = result.total
     for text in document.pieces():
@@ -258,8 +259,10 @@ def _read(
             for count in (read, total):
                 count.add(fed.tokens, seconds, fed.logprob)
             trouble = None
-            if total.tokens // save_every > (total.tokens - fed.tokens) // save_every:
+            if policy.due(total.tokens):
                 trouble = _saved(save, result)
+                if trouble is None:
+                    policy.saved(total.tokens)
             if progress is not None:
                 progress(Told(document, read, total, trouble))
 

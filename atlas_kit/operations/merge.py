@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.operations.inputs import Opened, open_given
-from atlas_kit.operations.outputs import Output, save_memory
+from atlas_kit.operations.outputs import Output, write_memory_file
 from atlas_kit.storage.given import Given, check_output, name_of
 from atlas_kit.storage.keys import Keys
 
@@ -110,7 +110,7 @@ def _merge(opened: list[Opened], output: Output, prefer: str, version: int | Non
     counts = [sum(1 for value in owner.values() if value == n) for n in range(len(opened))]
     taken = [(one.name, count) for one, count in zip(opened, counts, strict=True)]
     total = len(made)
-    return Merged(name, total, save_memory(made, output), taken, list(conflicts.values()), notes)
+    return Merged(name, total, write_memory_file(made, output), taken, list(conflicts.values()), notes)
 
 
 def _record(

@@ -19,24 +19,16 @@ from atlas_kit.errors import (
     Remedy,
     WrongModelError,
 )
-from atlas_kit.settings.atlas_settings import AtlasSettings, settings_table
+from atlas_kit.settings.atlas_settings import AtlasSettings
 from atlas_kit.settings.native import FILE_KEY, HASH_KEY, MODEL_KEY
 from atlas_kit.storage.given import StrPath
 from atlas_kit.storage.keys import Keys
 
 if TYPE_CHECKING:
-    pass
+    from atlas_kit.persistence.snapshot import MemoryDescription
 
 
 # --- reading -------------------------------------------------------------------------------------------
-
-
-def _sha256(path: StrPath) -> str:
-    from atlas_kit.operations.hash import digest_of
-    from atlas_kit.storage.files import Source
-
-    with Source(path) as source:
-        return digest_of(source.chunks(0, source.size)).hex()
 
 
 # --- writing -------------------------------------------------------------------------------------------
@@ -89,18 +81,17 @@ def check_memory(
     notes = []
     if loaded.description.model_hash != identity:
         notes.append("the memory does not belong to this model: loading it will have to be forced as well")
-    return BoundMemory(os.fspath(memory), identity, _saved_settings(loaded.metadata), tuple(notes))
+    return BoundMemory(os.fspath(memory), identity, _saved_settings(loaded.description), tuple(notes))
 
 
-def _saved_settings(metadata: dict[str, Any]) -> AtlasSettings | None:
-    """Return the settings that a session keeps beside its memory (``runtime.settings``), if they are readable."""
-    runtime = metadata.get("runtime")
-    found = runtime.get("settings") if isinstance(runtime, dict) else None
-    if not isinstance(found, dict):
-        return None
-    known = {row.name for row in settings_table()}
-    with contextlib.suppress(AtlasError):
-        return AtlasSettings.from_json({name: value for name, value in found.items() if name in known})
+def _saved_settings(description: MemoryDescription) -> AtlasSettings | None:
+    """Return the settings that a session keeps beside its memory, if they are readable."""
+    from atlas_kit.persistence.session_file import settings_in
+
+    found = settings_in(description)
+    if found is not None:
+        with contextlib.suppress(AtlasError):
+            return AtlasSettings.from_saved(found)
     return None
 
 
@@ -120,12 +111,12 @@ def placed_memory(bound: BoundMemory, output: StrPath, *, force: bool = False) -
     FileAccessError
         Another file is in its place, and ``force`` is off.
     """
-    from atlas_kit.storage.files import CHUNK, Source, atomic_write
+    from atlas_kit.storage.files import CHUNK, Source, atomic_write, sha256_of
 
     target = sidecar_of(output)
-    digest = _sha256(bound.path)
+    digest = sha256_of(bound.path).hex()
     made = False
-    if not os.path.lexists(target) or _sha256(target) != digest:
+    if not os.path.lexists(target) or sha256_of(target).hex() != digest:
         if os.path.lexists(target) and not force:
             raise FileAccessError(
                 "another file is where the memory should go", path=target,

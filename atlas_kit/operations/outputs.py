@@ -69,7 +69,7 @@ def output_file(output: Output) -> Iterator[IO[bytes]]:
     output.flush()
 
 
-def save_memory(memory: MemoryFile, output: Output, **options: Any) -> int:
+def write_memory_file(memory: MemoryFile, output: Output, **options: Any) -> int:
     """Save a memory file to a path or a stream; return its size in bytes."""
     with scratch_path(output, ".atlas") as path:
         memory.save(path, durable=is_path(output), **options)

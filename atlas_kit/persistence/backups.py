@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,29 @@ def list_backups(path: StrPath, keys: Keys | None = None) -> Backups:
             result.backups.append(_describe(target.parent / name, stamp, keys or Keys()))
     result.backups.sort(key=lambda backup: (-backup.time, backup.path))
     return result
+
+
+def newest_good(
+    path: StrPath, keys: Keys | None = None, *, accept: Callable[[str], object] | None = None
+) -> tuple[int, Backup] | None:
+    """Return the newest backup that is whole, with its number in ``list_backups`` from 1; None where none is.
+
+    ``accept`` is called with a backup's path, and raises ``AtlasError`` for one that does not do.
+
+    Raises
+    ------
+    FileAccessError
+        The folder cannot be read.
+    """
+    for number, backup in enumerate(list_backups(path, keys).backups, 1):
+        if backup.ok:
+            try:
+                if accept is not None:
+                    accept(backup.path)
+            except AtlasError:
+                continue
+            return number, backup
+    return None
 
 
 def _stem_and_suffix(target: Path) -> tuple[str, str]:

@@ -4,3 +4,5 @@ from __future__ import annotations
 
 #: The entry that describes a memory that learned; ``snapshot`` reads it, and is loaded for such files only.
 DESCRIPTION = "atlas_memory"
+#: The entry that holds the engine's own bytes of a session's context; ``session_file`` reads it.
+CONTEXT = "runtime/context"

@@ -428,10 +428,22 @@ def _claim(file: MemoryFile, model_hash: bytes | str, force: bool) -> None:
 # --- what a file says ----------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def opened_memory(
+    given: Given | MemoryFile, *, passphrase: str | bytes | None = None, key: bytes | None = None
+) -> Iterator[MemoryFile]:
+    """Open a file for as long as the block lasts; one that is open already stays open."""
+    if isinstance(given, MemoryFile):
+        yield given
+        return
+    with MemoryFile.open(given, passphrase=passphrase, key=key) as file:
+        yield file
+
+
 def describe_memory(
-    given: Given, *, passphrase: str | bytes | None = None, key: bytes | None = None
+    given: Given | MemoryFile, *, passphrase: str | bytes | None = None, key: bytes | None = None
 ) -> MemoryDescription:
-    """Return what a file says of the memory in it, without reading an array.
+    """Return what a file (by path, its bytes, or opened) says of the memory in it, without reading an array.
 
     Raises
     ------
@@ -440,7 +452,7 @@ def describe_memory(
     FileCorruptError, VersionMismatchError
         Its description is damaged, or of a newer form.
     """
-    with MemoryFile.open(given, passphrase=passphrase, key=key) as file:
+    with opened_memory(given, passphrase=passphrase, key=key) as file:
         return _described(file)
 
 
@@ -553,7 +565,7 @@ def _sizes(file: MemoryFile, configs: Sequence[MemoryConfig]) -> dict[str, int]:
 
 
 def load_memory(
-    given: Given,
+    given: Given | MemoryFile,
     *,
     layer: int | None = None,
     backend: str | None = None,
@@ -573,7 +585,7 @@ def load_memory(
     Parameters
     ----------
     given
-        The ``.atlas`` file by path, or its bytes.
+        The ``.atlas`` file by path, its bytes, or an opened one, which stays open.
     layer
         Load only this layer.
     backend
@@ -603,7 +615,7 @@ def load_memory(
         The memory was saved in a newer form.
     """
     choose(backend)
-    with MemoryFile.open(given, passphrase=passphrase, key=key) as file:
+    with opened_memory(given, passphrase=passphrase, key=key) as file:
         description = _described(file)
         if expect_model_hash is not None and not force:
             expected = MemoryFile(model_hash=expect_model_hash).model_hash

@@ -7,21 +7,25 @@ Saving, loading and the specification (``formats/atlas-memory.md``) share them. 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from atlas_kit.memory.arrays import ARRAYS
 
 #: What the description says of itself, and the newest form of it that is read.
 FORMAT = "atlas-kit/memory-state"
 VERSION = 1
+#: Of what a session keeps beside its memory (``RUNTIME_FIELDS``).
+RUNTIME_VERSION = 1
 
 
 @dataclass(frozen=True)
 class FieldRow:
-    """One field of the description: its name, its JSON type, what it says."""
+    """One field of a JSON object: its name, its JSON type, what it says, whether it may be missing."""
 
     name: str
     type: str
     note: str
+    optional: bool = False
 
 
 #: JSON type -> what Python's parser makes of it.
@@ -52,6 +56,54 @@ DESCRIPTION_FIELDS = (
     FieldRow("dtype", "string or null", "what large arrays were rounded to, `null` where nothing was"),
     FieldRow("metadata", "object", "whatever the application keeps beside the memory"),
 )
+#: What a session keeps beside its memory: ``runtime`` in the metadata of the description.
+RUNTIME_FIELDS = (
+    FieldRow("version", "number", f"of these fields, now {RUNTIME_VERSION}"),
+    FieldRow("model", "object", "`name`, `architecture` and `identity` of the model, all strings"),
+    FieldRow(
+        "settings",
+        "object",
+        "the settings under their usual names: `window_size`, `learning_rate`, `polynomial_degree`, `use_muon`, "
+        "`memory_dim`, `warmup_tokens`, `blend_ratio` and the finer ones",
+    ),
+    FieldRow(
+        "waiting", "object", "arrays: tokens whose step of `chunk_size` was not full, and what came lately"
+    ),
+    FieldRow("context", "list", "the tokens in the model's context, as numbers", optional=True),
+    FieldRow("position", "number", "where the next token stands in it", optional=True),
+    FieldRow(
+        "open", "object", "arrays: the last token's output, from which the next is predicted", optional=True
+    ),
+)
+
+
+@dataclass(frozen=True)
+class KeptRow:
+    """One array that a session keeps as JSON: its name, NumPy's type, shape in words, what it is."""
+
+    name: str
+    type: str
+    shape: tuple[str, ...]
+    note: str
+
+
+#: The arrays in ``waiting``. Those with ``n`` rows are all there, or none; the others have a default: nothing, zero.
+WAITING = (
+    KeptRow("hidden", "float32", ("n", "width"), "the model's last hidden state at a token"),
+    KeptRow("lse", "float64", ("n",), "log-sum-exp of its logits"),
+    KeptRow("token", "int64", ("n",), "the token that came next"),
+    KeptRow("top", "int64", ("n", "candidates"), "the model's most likely tokens"),
+    KeptRow("features", "float64", ("n", "5"), "what the gate looks at"),
+    KeptRow("probabilities", "float64", ("n", "3"), "of the token that came: model, with memory, window"),
+    KeptRow("slope", "float64", ("n", "4"), "three derivatives of the ranking, and that of the step size"),
+    KeptRow("recent", "int32", ("at most 1024",), "tokens that came lately, oldest first"),
+    KeptRow("log_eta", "float64", (), "log of the factor by which the step size has moved"),
+)
+#: The arrays in ``open``.
+OPEN = (
+    KeptRow("logits", "float32", ("1", "vocabulary"), "the model's, -inf for a token that it rules out"),
+    KeptRow("hidden", "float32", ("1", "width"), "its last hidden state"),
+)
 _GROUPS = {row.name.partition(".")[0] for row in ARRAYS}
 
 
@@ -78,3 +130,52 @@ def is_array_key(key: str) -> bool:
     context, _, name = key.partition(".")
     number = context.removeprefix("model_context_")
     return number != context and number.isascii() and number.isdecimal() and name.partition(".")[0] in _GROUPS
+
+
+def runtime_schema() -> dict[str, Any]:
+    """Return the JSON schema (draft 2020-12) of ``runtime``."""
+
+    def of_field(row: FieldRow) -> dict[str, Any]:
+        return {"type": _SCHEMA_TYPES[row.type], "description": row.note}
+
+    def of_arrays(rows: tuple[KeptRow, ...]) -> dict[str, Any]:
+        return {
+            row.name: {"$ref": "#/$defs/array", "description": f"{row.type}, {shape_of(row)}: {row.note}"}
+            for row in rows
+        }
+
+    properties = {row.name: of_field(row) for row in RUNTIME_FIELDS}
+    properties["version"]["const"] = RUNTIME_VERSION
+    names = ("name", "architecture", "identity")
+    properties["model"] |= {"properties": {name: {"type": "string"} for name in names}, "required": [*names]}
+    properties["waiting"]["properties"] = of_arrays(WAITING)
+    properties["waiting"]["dependentRequired"] = {"token": [r.name for r in WAITING if r.shape[:1] == ("n",)]}
+    properties["context"]["items"] = {"type": "integer", "minimum": 0}
+    properties["open"] |= {"properties": of_arrays(OPEN), "required": [row.name for row in OPEN]}
+    array = {
+        "type": "object",
+        "description": "an array: NumPy's name of its type, and its little-endian bytes in C order, in base64",
+        "properties": {
+            "dtype": {"type": "string", "pattern": "^(float|int|uint)(8|16|32|64)$"},
+            "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+            "data": {"type": "string", "contentEncoding": "base64"},
+        },
+        "required": ["dtype", "shape", "data"],
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "runtime: what a session keeps beside its memory in a .atlas file",
+        "type": "object",
+        "properties": properties,
+        "required": [row.name for row in RUNTIME_FIELDS if not row.optional],
+        "dependentRequired": {"context": ["position", "open"]},
+        "$defs": {"array": array},
+    }
+
+
+_SCHEMA_TYPES = {"number": "integer", "object": "object", "list": "array"}
+
+
+def shape_of(row: KeptRow) -> str:
+    """Return a shape in words: ``(n, width)``, or ``scalar``."""
+    return f"({', '.join(row.shape)})" if row.shape else "scalar"

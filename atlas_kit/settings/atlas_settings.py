@@ -148,6 +148,18 @@ class AtlasSettings:
         return cls().replace(**dict(document))
 
     @classmethod
+    def from_saved(cls, document: Mapping[str, Any]) -> AtlasSettings:
+        """Read the settings that were kept beside a memory; a name that is not known (any more) is passed over.
+
+        Raises
+        ------
+        InvalidParamError
+            For a value out of range.
+        """
+        known = {row.name for row in settings_table()}
+        return cls.from_json({name: value for name, value in document.items() if name in known})
+
+    @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> AtlasSettings:
         """Read settings from a JSON file, such as ``{"window_size": 2048}``.
 

@@ -440,3 +440,14 @@ def _remove_stale(target: Path) -> None:
             if ours.fullmatch(entry.name):
                 with contextlib.suppress(OSError):
                     os.unlink(entry.path)
+
+
+def sha256_of(path: StrPath) -> bytes:
+    """Return the SHA-256 (32 bytes) of a whole file."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    with Source(path) as source:
+        for piece in source.chunks(0, source.size):
+            digest.update(piece)
+    return digest.digest()

@@ -5,10 +5,10 @@ The names below are loaded when they are used, so that importing this package ne
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import MissingExtraError
+from atlas_kit.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from atlas_kit.widgets.compare.memory_compare import MemoryCompare
@@ -20,25 +20,21 @@ if TYPE_CHECKING:
 __all__ = ["CapacityPlayground", "FileExplorer", "MatrixView", "MemoryCompare", "MemoryLab"]
 
 _HOMES = {
-    "CapacityPlayground": "playground",
-    "FileExplorer": "explorer.file_explorer",
-    "MatrixView": "matrix",
-    "MemoryCompare": "compare.memory_compare",
-    "MemoryLab": "lab.memory_lab",
+    "CapacityPlayground": ".playground",
+    "FileExplorer": ".explorer.file_explorer",
+    "MatrixView": ".matrix",
+    "MemoryCompare": ".compare.memory_compare",
+    "MemoryLab": ".lab.memory_lab",
 }
 _EXTRA = ("ipywidgets", "anywidget", "traitlets", "matplotlib")
 
+_imported, __dir__ = lazy_names(__name__, _HOMES)
+
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return _imported(name)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _EXTRA:
             raise
         raise MissingExtraError(name, "notebook") from error
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

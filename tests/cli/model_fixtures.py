@@ -20,7 +20,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
         assert isinstance(engine, FakeEngine)
         return engine
 
-    monkeypatch.setattr("atlas_kit.llama.open_engine.open_engine", open_fake)
+    monkeypatch.setattr("atlas_kit.llama.loading.open_engine", open_fake)
     return options
 
 

@@ -269,8 +269,8 @@ def test_settings_that_cannot_be(run_cli, samples, tmp_path, options, words):
 
 
 @pytest.mark.parametrize("name", ["empty", "llama-7b_memory", "types_and_bytes", "thousand"])
-def test_files_of_the_c_library(shared_fixtures, tmp_path, run_cli, name):
-    source = shared_fixtures / "atlas-v1" / f"{name}.atlas"
+def test_files_of_the_c_library(c_library_files, tmp_path, run_cli, name):
+    source = c_library_files / f"{name}.atlas"
     for through in ("json", "safetensors", "npz"):
         middle = convert(run_cli, source, tmp_path / f"m.{through}")
         back = convert(run_cli, middle, tmp_path / f"{through}.atlas")

@@ -25,8 +25,9 @@ def files(tmp_path):
 
 
 @pytest.fixture
-def learn(run_cli, fake, files):
-    """Run the command on the fake model; the memory is ``m.atlas``."""
+def learn(run_cli, fake, files, monkeypatch):
+    """Run the command on the fake model; the memory is ``m.atlas``. However slow the machine, no line is due early."""
+    monkeypatch.setattr("atlas_kit.cli.learn_cmd.LINE_EVERY", float("inf"))
 
     def run(*arguments, stdin=None):
         return run_cli("learn", files / "model.gguf", *arguments, "-m", files / "m.atlas", stdin=stdin)

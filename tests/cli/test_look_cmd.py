@@ -193,8 +193,8 @@ def test_inspect_an_encrypted_file_without_its_key(files):
     assert b"greeting" in tool("inspect", path, **secret).stdout
 
 
-def test_inspect_real_models(shared_fixtures, run_cli, quiet):
-    for path in sorted((shared_fixtures / "gguf").glob("*.gguf")):
+def test_inspect_real_models(vocabularies, run_cli, quiet):
+    for path in vocabularies:
         for options in ([], ["--keys"], ["--hex"], ["--map"]):
             result = run_cli("inspect", path, *options)
             assert result.exit_code == 0
@@ -305,8 +305,8 @@ def test_validate_other_formats(files, run_cli, target):
     assert run_cli("validate", path).exit_code == 1
 
 
-def test_validate_vocabularies_are_fine(shared_fixtures, run_cli, parse_json):
-    reports = parse_json(run_cli("validate", shared_fixtures / "gguf", "--json").stdout)
+def test_validate_vocabularies_are_fine(vocabularies, run_cli, parse_json):
+    reports = parse_json(run_cli("validate", *vocabularies, "--json").stdout)
     assert len(reports) == 5
     for report in reports:
         assert report["ok"]

@@ -210,6 +210,22 @@ def test_an_encrypted_memory(run_model, tmp_path):
     assert "passphrase" in locked.stderr
 
 
+@pytest.mark.parametrize("go_on", [False, True])
+def test_an_encrypted_memory_is_derived_once(go_on, run_model, tmp_path, monkeypatch):
+    pytest.importorskip("cryptography")
+    from atlas_kit.formats.atlas import crypto
+
+    file, secret, derived = tmp_path / "m.atlas", tmp_path / "pass.txt", []
+    secret.write_text("open sesame\n")
+    more = ["--continue"] if go_on else []
+    run_model("-p", TEXT, "-m", file, "--passphrase-file", secret, *more)
+    master = crypto._master
+    monkeypatch.setattr(crypto, "_master", lambda *given: derived.append(1) or master(*given))
+    result = run_model("-p", "to be", "-m", file, "--passphrase-file", secret, "--read-only", *more)
+    assert result.exit_code == 0, result.stderr
+    assert len(derived) == 1
+
+
 def test_another_models_memory_is_refused_with_both_names(run_model, fake, tmp_path):
     file = tmp_path / "m.atlas"
     run_model("-p", TEXT, "-m", file)
@@ -280,6 +296,7 @@ def test_a_full_disk_loses_nothing(run_model, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".tmp") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["run", "learn"])
 def test_what_somebody_else_saved_meanwhile_is_kept(run_cli, run_model, fake, tmp_path, command):
     file, other, text = tmp_path / "m.atlas", tmp_path / "other.atlas", tmp_path / "t.txt"

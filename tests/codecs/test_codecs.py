@@ -32,6 +32,7 @@ def test_round_trip(codec: table.Codec, data: bytes, into: int, out: int, shuffl
     assert codec.plausible(len(stored), len(data))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", COMPRESSING, ids=lambda c: c.name)
 def test_levels(codec: table.Codec) -> None:
     data = b"the same words over and over, " * 500

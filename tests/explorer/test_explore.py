@@ -127,10 +127,16 @@ def test_everything_of_every_sample_can_be_asked_for(path: Path, explore: Any) -
     walk(explore(path))
 
 
-def test_everything_of_files_of_other_programs(shared_fixtures: Path, explore: Any) -> None:
-    for path in sorted(shared_fixtures.rglob("*.*")):
-        if path.suffix in (".atlas", ".gguf"):
-            walk(explore(path))
+def test_everything_of_the_c_librarys_files(c_library_files: Path, explore: Any) -> None:
+    paths = sorted(c_library_files.glob("*.atlas"))
+    assert paths
+    for path in paths:
+        walk(explore(path))
+
+
+def test_everything_of_llama_cpps_vocabularies(vocabularies: list[Path], explore: Any) -> None:
+    for path in vocabularies:
+        walk(explore(path))
 
 
 @pytest.mark.parametrize("name", sorted(HOSTILE))

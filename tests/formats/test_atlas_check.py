@@ -323,8 +323,8 @@ def test_small_files_that_claim_much(tmp_path: Path) -> None:
     assert findings in ({}, {"not-unpacked": "note"})
 
 
-def test_files_of_the_c_library(shared_fixtures: Path) -> None:
-    for path in sorted((shared_fixtures / "atlas-v1").glob("*.atlas")):
+def test_files_of_the_c_library(c_library_files: Path) -> None:
+    for path in sorted(c_library_files.glob("*.atlas")):
         assert all(finding.severity == "note" for finding in check_atlas(path)), path
 
 

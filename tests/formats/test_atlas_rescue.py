@@ -96,8 +96,8 @@ def test_version_1(name: str, tmp_path: Path) -> None:
     assert {piece.key for piece in result.lost if piece.key} <= {f"note/{i}" for i in gone}
 
 
-def test_an_intact_file_comes_out_as_it_is(tmp_path: Path, shared_fixtures: Path) -> None:
-    for path in (shared_fixtures / "atlas-v1").glob("*.atlas"):
+def test_an_intact_file_comes_out_as_it_is(tmp_path: Path, c_library_files: Path) -> None:
+    for path in c_library_files.glob("*.atlas"):
         assert rescue_atlas(path, tmp_path / path.name).intact
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
@@ -313,6 +313,7 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert rescue_atlas(path, None, dry_run=True).saved == result.saved
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(st.integers(0, 2**32), st.sampled_from([1, 2, 3]), st.sampled_from(list(score.INJURIES)))
 def test_intact_entries_come_back(

@@ -66,10 +66,10 @@ def saved(memory: MemoryFile, path: Path, **options: object) -> bytes:
 
 @pytest.mark.parametrize("name", FIXTURES)
 def test_the_c_librarys_files_come_back_byte_for_byte(
-    shared_fixtures: Path, tmp_path: Path, name: str
+    c_library_files: Path, tmp_path: Path, name: str
 ) -> None:
-    original = (shared_fixtures / "atlas-v1" / f"{name}.atlas").read_bytes()
-    for source in (original, shared_fixtures / "atlas-v1" / f"{name}.atlas"):
+    original = (c_library_files / f"{name}.atlas").read_bytes()
+    for source in (original, c_library_files / f"{name}.atlas"):
         memory = MemoryFile.load(source)
         assert (memory.version, memory.dialect, memory.warnings) == (1, "v1", [])
         assert saved(memory, tmp_path / "again.atlas") == original
@@ -78,9 +78,9 @@ def test_the_c_librarys_files_come_back_byte_for_byte(
 @pytest.mark.parametrize("name", FIXTURES)
 @pytest.mark.parametrize("version", [2, 3])
 def test_through_other_versions_and_back(
-    shared_fixtures: Path, tmp_path: Path, name: str, version: int
+    c_library_files: Path, tmp_path: Path, name: str, version: int
 ) -> None:
-    original = (shared_fixtures / "atlas-v1" / f"{name}.atlas").read_bytes()
+    original = (c_library_files / f"{name}.atlas").read_bytes()
     there, back = tmp_path / "there.atlas", tmp_path / "back.atlas"
     memory = MemoryFile.open(original, key=bytes(32))
     memory.save(there, version=version, codec="zstd")
@@ -90,15 +90,15 @@ def test_through_other_versions_and_back(
     assert saved(other, back, version=1) == original
 
 
-def test_the_seeds_example(shared_fixtures: Path) -> None:
-    memory = MemoryFile.load(shared_fixtures / "atlas-v1" / "llama-7b_memory.atlas")
+def test_the_seeds_example(c_library_files: Path) -> None:
+    memory = MemoryFile.load(c_library_files / "llama-7b_memory.atlas")
     assert memory.count >= 2
     chat = next(e for e in memory.values() if e.type == DataType.CONVERSATION)
     assert chat.text.startswith("User:")
 
 
-def test_odd_entries_of_the_c_library(shared_fixtures: Path) -> None:
-    memory = MemoryFile.load(shared_fixtures / "atlas-v1" / "types_and_bytes.atlas")
+def test_odd_entries_of_the_c_library(c_library_files: Path) -> None:
+    memory = MemoryFile.load(c_library_files / "types_and_bytes.atlas")
     entries = list(memory.values())
     assert 99 in {e.type for e in entries}
     assert bytes(range(256)) in {e.data for e in entries}
@@ -107,8 +107,8 @@ def test_odd_entries_of_the_c_library(shared_fixtures: Path) -> None:
     assert any("\udc80" <= char <= "\udcff" for e in entries for char in e.key)
 
 
-def test_order_and_updates_of_the_c_library(shared_fixtures: Path) -> None:
-    memory = MemoryFile.load(shared_fixtures / "atlas-v1" / "thousand.atlas")
+def test_order_and_updates_of_the_c_library(c_library_files: Path) -> None:
+    memory = MemoryFile.load(c_library_files / "thousand.atlas")
     assert memory.count == len(list(memory)) == 1000 - 334
     numbers = [int("".join(c for c in key if c.isdigit())) for key in memory]
     assert numbers == sorted(numbers)

@@ -83,7 +83,10 @@ def test_round_trip(
 
 
 @pytest.mark.parametrize("codec", strategies.CODECS)
-@pytest.mark.parametrize("size", [0, 1, 4095, 4097, (1 << 20) - 1, (1 << 20) + 1, (1 << 22) + 3])
+@pytest.mark.parametrize(
+    "size",
+    [0, 1, 4095, 4097, (1 << 20) - 1, (1 << 20) + 1, pytest.param((1 << 22) + 3, marks=pytest.mark.slow)],
+)
 def test_sizes_around_the_pieces(tmp_path: Path, codec: str, size: int) -> None:
     noise = np.random.default_rng(size).integers(0, 4, size, dtype=np.uint8).tobytes()
     made(tmp_path / "f", {"bytes": noise, "numbers": np.frombuffer(noise[: size & ~3], "<f4")}, codec=codec)
@@ -217,6 +220,7 @@ def test_v2_limits(tmp_path: Path) -> None:
     assert again["k" * 65_535].data == b""
 
 
+@pytest.mark.slow
 def test_more_entries_than_version_1_allows(tmp_path: Path) -> None:
     made(tmp_path / "f", {f"k{n}": b"" for n in range(66_000)})
     memory = MemoryFile.open(tmp_path / "f")
@@ -290,7 +294,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return seen
 
 
-@pytest.mark.parametrize("number", [1, 64, 10_000, 100_000])
+@pytest.mark.parametrize("number", [1, 64, 10_000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_opening_and_one_key_cost_the_same(tmp_path: Path, reads: list[tuple[int, int]], number: int) -> None:
     made(tmp_path / "f", {f"key{n}": b"x" * 100 for n in range(number)})
     worst = 0

@@ -1,4 +1,4 @@
-"""The published vectors of formats/vectors/atlas.json: read, written again, built, refused."""
+"""The published vectors of formats/vectors/atlas*.json: read, written again, built, refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from atlas_kit.formats.atlas import MemoryFile
 from tools.make_vectors import meaning
 
 ROOT = Path(__file__).resolve().parents[2]
-VECTORS = json.loads((ROOT / "formats" / "vectors" / "atlas.json").read_text(encoding="utf-8"))["vectors"]
+VECTORS = [
+    vector
+    for name in ("atlas.json", "atlas-c.json")
+    for vector in json.loads((ROOT / "formats" / "vectors" / name).read_text(encoding="utf-8"))["vectors"]
+]
 VALID = [pytest.param(v, id=v["name"]) for v in VECTORS if v["valid"]]
 INVALID = [pytest.param(v, id=v["name"]) for v in VECTORS if not v["valid"]]
 BUILT = [pytest.param(v, id=v["name"]) for v in VECTORS if v.get("built")]

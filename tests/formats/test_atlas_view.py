@@ -130,11 +130,12 @@ def test_fields_inside_a_seal(tmp_path: Path) -> None:
     assert opened["entries[0].seal.kdf"].note.endswith(": raw key")
 
 
-def test_views_cover_every_file(shared_fixtures: Path) -> None:
-    for path in (shared_fixtures / "atlas-v1").glob("*.atlas"):
+def test_views_cover_every_file(c_library_files: Path) -> None:
+    for path in c_library_files.glob("*.atlas"):
         require_tiles(path.read_bytes())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [1, 2, 3])
 def test_views_cover_damaged_files(version: int) -> None:
     secret: dict[str, Any] = {"key": KEY} if version == 3 else {}

@@ -630,14 +630,14 @@ def test_other_shards_are_fine_by_themselves(tmp_path: Path) -> None:
 # --- real files ---------------------------------------------------------------------------------------------
 
 
-def test_real_vocabularies_are_fine(shared_fixtures: Path, oracle: LlamaOracle) -> None:
-    for path in sorted((shared_fixtures / "gguf").glob("*.gguf")):
+def test_real_vocabularies_are_fine(vocabularies: list[Path], oracle: LlamaOracle) -> None:
+    for path in vocabularies:
         assert [f.code for f in check_gguf(path)] == ["vocabulary-only"], path.name
         assert oracle.load(path).ok
 
 
-def test_real_model_and_its_damage(shared_fixtures: Path, oracle: LlamaOracle, tmp_path: Path) -> None:
-    model = shared_fixtures.parent / "models" / "tiny-python-q8_0.gguf"
+def test_real_model_and_its_damage(repository: Path, oracle: LlamaOracle, tmp_path: Path) -> None:
+    model = repository.parent / "shared" / "models" / "tiny-python-q8_0.gguf"
     if not model.exists():
         pytest.skip("needs the trained model in ../shared/models, which is not here")
     assert check_gguf(model, deep=True) == []

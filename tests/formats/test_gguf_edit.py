@@ -207,6 +207,7 @@ def test_shrinking_leaves_room_that_growing_takes(model: Path) -> None:
         assert PAD_KEY not in file.metadata
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alignment", [8, 16, 32, 64, 4096])
 def test_every_length_fits_or_is_rewritten(tmp_path: Path, alignment: int) -> None:
     data = np.arange(8, dtype="<f4").tobytes()
@@ -255,6 +256,7 @@ def test_backup_and_permissions(model: Path) -> None:
     assert stat.S_IMODE(model.stat().st_mode) == 0o640
 
 
+@pytest.mark.slow
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     changes=st.lists(

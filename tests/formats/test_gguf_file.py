@@ -125,10 +125,8 @@ def test_known_keys_are_spelled_as_in_the_gguf_package() -> None:
 
 
 @pytest.mark.slow
-def test_real_vocabularies_read_like_the_gguf_package(shared_fixtures: Path) -> None:
-    paths = sorted((shared_fixtures / "gguf").glob("*.gguf"))
-    assert paths
-    for path in paths:
+def test_real_vocabularies_read_like_the_gguf_package(vocabularies: list[Path]) -> None:
+    for path in vocabularies:
         assert_equal_reading(path)
         with GGUFFile.open(path) as file:
             assert file.is_vocabulary_only

@@ -403,6 +403,7 @@ def test_hostile_files_only_raise_our_errors(tmp_path: Path) -> None:
         assert out.stat().st_size < 40 * len(make()) + (2 << 20), name
 
 
+@pytest.mark.slow
 def test_mutants_are_mended_or_explained(tmp_path: Path) -> None:
     """Damage anywhere in the header costs at most what it hit."""
     dice = random.Random(7)

@@ -6,9 +6,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import nbformat
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
@@ -24,6 +23,10 @@ from tests.jupyter.labdriver import (
     wait_for_kernel,
 )
 
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+# nbformat takes seconds to import: only the tests that run wait for it, not collecting.
 LIVE = ".jp-OutputArea-output .widget-slider"
 STILL = ".jp-OutputArea-output img[src^='data:image/png']"
 VIEW = "application/vnd.jupyter.widget-view+json"
@@ -51,6 +54,8 @@ def save(page: Page) -> None:
 
 
 def saved_output(lab: Lab, name: str) -> dict[str, Any]:
+    import nbformat
+
     cells = nbformat.read(lab.root / name, as_version=4).cells
     return dict(cells[0].outputs[0].data)
 
@@ -93,6 +98,8 @@ def test_a_new_kernel_shows_the_picture(page: Page, lab_server: Lab, saved: Call
 
 
 def test_no_kernel_at_all_shows_the_picture(page: Page, lab_server: Lab, saved: Callable[[Page], str]):
+    import nbformat
+
     name = saved(page)
     notebook = nbformat.read(lab_server.root / name, as_version=4)
     notebook.metadata = {"kernelspec": {"display_name": "Gone", "name": "gone"}}
@@ -106,7 +113,7 @@ def test_no_kernel_at_all_shows_the_picture(page: Page, lab_server: Lab, saved: 
 # --- exported ---------------------------------------------------------------------------------------------
 
 
-def exported(notebook: nbformat.NotebookNode) -> str:
+def exported(notebook: NotebookNode) -> str:
     from nbconvert import HTMLExporter
 
     page, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook)
@@ -126,6 +133,8 @@ def assert_shows_picture(browser: Browser, html: str) -> None:
 def test_a_saved_notebook_is_exported_with_its_picture(
     page: Page, lab_server: Lab, browser: Browser, saved: Callable[[Page], str]
 ):
+    import nbformat
+
     notebook = nbformat.read(lab_server.root / saved(page), as_version=4)
     assert_shows_picture(browser, exported(notebook))
 

@@ -18,7 +18,7 @@ from atlas_kit.errors import (
 )
 from atlas_kit.llama import FakeEngine
 from atlas_kit.llama import llama_engine as llama_binding
-from atlas_kit.llama.engine import Feed
+from atlas_kit.llama.engine import DecodeError, Feed
 
 TOKENS = [72, 101, 108, 108, 111, 44, 32, 119, 111, 114, 108, 100, 33, 10, 72, 101]
 
@@ -68,6 +68,58 @@ def test_sequences_do_not_see_each_other(engine):
     out = engine.decode([Feed(1, TOKENS[:4], 16, 0), Feed(0, TOKENS[10:], 10, 6)], hidden=True)
     assert [len(one.hidden) for one in out] == [0, 6]
     np.testing.assert_allclose(out[1].logits, alone[10:], atol=1e-3)
+
+
+def test_the_order_of_feeds_does_not_matter(engine):
+    ordered = [
+        one.logits.copy() for one in engine.decode([Feed(0, TOKENS[:9], 0, 2), Feed(1, TOKENS[3:], 0, 3)])
+    ]
+    for sequence in (0, 1):
+        engine.forget(sequence)
+    swapped = engine.decode([Feed(1, TOKENS[3:], 0, 3), Feed(0, TOKENS[:9], 0, 2)])
+    np.testing.assert_array_equal(swapped[1].logits, ordered[0])
+    np.testing.assert_array_equal(swapped[0].logits, ordered[1])
+    if not isinstance(engine, FakeEngine):  # and samplers find the rows
+        from atlas_kit.llama import Sampling
+
+        for one in swapped:
+            assert (
+                engine.sampler(Sampling(temperature=0)).sample(one.logits[0], one.index)
+                == one.logits[0].argmax()
+            )
+
+
+def test_batches_reach_llama_cpp_sorted(real, monkeypatch):
+    engine, seen = real(n_sequences=4), []
+    decode = engine._lib.api.llama_decode
+
+    def look(context, batch):
+        seen.append([batch.seq_id[i][0] for i in range(batch.n_tokens)])
+        return decode(context, batch)
+
+    monkeypatch.setattr(engine._lib.api, "llama_decode", look)
+    engine.decode([Feed(2, [1, 2], 0, 1), Feed(0, [3], 0, 1), Feed(3, [4], 0, 1), Feed(1, [5, 6], 0, 1)])
+    assert seen == [[0, 1, 1, 2, 2, 3]]
+
+
+@pytest.mark.parametrize("arch", ["llama", "mamba"])
+@pytest.mark.parametrize("status", [1, -1, -3])
+def test_a_failed_batch_is_taken_back(arch, status, real, monkeypatch):
+    try:
+        engine = real(arch, n_sequences=2)
+    except KeyError:
+        pytest.skip(f"no recipe for {arch}")
+    expected, _ = read(engine, TOKENS, outputs=1)
+    engine.forget(0)
+    read(engine, TOKENS[:8], outputs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._lib.api, "llama_decode", lambda *_: status)
+        with pytest.raises(DecodeError) as caught:
+            engine.decode([Feed(1, [1, 2], 0, 1), Feed(0, TOKENS[8:], 8, 1)])
+    whole = engine.info.recurrent and status == -3
+    assert caught.value.emptied == ({0, 1} if whole else frozenset())
+    again, _ = read(engine, TOKENS if whole else TOKENS[8:], position=0 if whole else 8, outputs=1)
+    np.testing.assert_allclose(again, expected, atol=5e-3)
 
 
 def test_decodes_are_counted(engine):

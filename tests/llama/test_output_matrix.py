@@ -132,3 +132,31 @@ def test_a_read_out_that_is_no_matrix(tmp_path):
     writer.close()
     with GGUFFile.open(tmp_path / "x.gguf") as file, pytest.raises(FileCorruptError, match="cannot be read"):
         rows_of_model(file)
+
+
+@given(st.integers(2, 20), st.lists(st.sets(st.integers(0, 49), min_size=1, max_size=6), max_size=60))
+def test_what_goes_is_always_what_was_used_longest_ago(capacity, asked):
+    """The order is sorted once for many misses, and still exact."""
+    matrix, used = Counted(), {}
+    rows = OutputRows(matrix, 50, 8, cache_bytes=capacity * 32)
+    for clock, some in enumerate(asked):
+        tokens = np.array(sorted(some), np.int64)[:capacity]
+        before, missing = matrix.asked, [token for token in tokens if token not in used]
+        rows(tokens)
+        assert matrix.asked - before == len(missing)
+        used.update(dict.fromkeys(tokens.tolist(), clock))
+        kept = set(rows._token_in[rows._token_in >= 0].tolist())
+        assert kept <= used.keys()
+        gone = used.keys() - kept
+        assert not gone or max(used[token] for token in gone) <= min(used[token] for token in kept)
+        used = {token: used[token] for token in kept}
+
+
+def test_many_misses_sort_once(monkeypatch):
+    sorts = []
+    rows = OutputRows(MATRIX.__getitem__, 50, 8, cache_bytes=40 * 32)
+    plain = np.argpartition
+    monkeypatch.setattr(np, "argpartition", lambda *a: sorts.append(1) or plain(*a))
+    for token in range(50):
+        rows(np.array([token]))
+    assert len(sorts) <= 6

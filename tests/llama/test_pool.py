@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from atlas_kit.errors import InvalidParamError, ModelError
+from atlas_kit.errors import BusyError, InvalidParamError, ModelError
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling, SessionPool
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
@@ -51,7 +51,7 @@ def test_work_joins_ends_and_is_cancelled():
         while len(first.tokens) < 5:
             pool.step()
         second = pool.feed(b, PROMPTS[1])
-        with pytest.raises(InvalidParamError, match="has work already"):
+        with pytest.raises(BusyError, match="has work already"):
             pool.generate(b, "x")
         while not second.done:
             pool.step()

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pytest
 
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling
+from atlas_kit.llama.llama_sampler import _overheard, _taken_apart
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
 PROMPT = "to be or not to be, that is the question: " * 3
@@ -45,7 +50,7 @@ def ids(tokens):
         ("temperature", -0.1), ("temperature", float("nan")), ("temperature", "hot"), ("temperature", True),
         ("top_k", -1), ("top_k", 2.5), ("top_p", 1.1), ("min_p", -1), ("repeat_penalty", 0),
         ("repeat_last_n", -2), ("repeat_last_n", 1.0), ("frequency_penalty", 101), ("presence_penalty", None),
-        ("seed", -1), ("seed", 1 << 32), ("seed", "1"), ("seed", True), ("grammar", b"root"),
+        ("seed", -(1 << 63) - 1), ("seed", 1 << 63), ("seed", "1"), ("seed", True), ("grammar", b"root"),
         ("json_schema", 7), ("json_schema", [1]),
         ("logit_bias", {"a": 1}), ("logit_bias", {1: "much"}), ("logit_bias", {1: float("nan")}),
         ("logit_bias", {1: float("inf")}), ("logit_bias", {True: 1.0}),
@@ -87,6 +92,27 @@ def test_the_fake_sampler():
 
 
 # --- llama.cpp --------------------------------------------------------------------------------------------
+
+
+def test_any_64_bit_seed_is_one_of_llama_cpps():
+    assert [Sampling(seed=seed).short_seed for seed in (None, 0, 7, 0xFFFFFFFE)] == [None, 0, 7, 0xFFFFFFFE]
+    others = [-1, -(1 << 63), (1 << 63) - 1, 0xFFFFFFFF, 1 << 32]  # 0xFFFFFFFF is llama.cpp's "draw one"
+    short = [Sampling(seed=seed).short_seed for seed in others]
+    assert short == [
+        558161692,
+        2291817545,
+        3439090748,
+        0,
+        3718166540,
+    ]  # for good: a seed that was written down keeps its text
+    assert all(0 <= seed < 0xFFFFFFFF for seed in short)
+
+
+@pytest.mark.parametrize("seed", [-1, -(1 << 63), (1 << 63) - 1, 0xFFFFFFFF])
+def test_odd_seeds_are_reproducible(seed, real):
+    engine, logits = real(), np.zeros(512, np.float32)
+    drawn = [[engine.sampler(Sampling(seed=seed, top_k=0)).sample(logits) for _ in range(8)] for _ in "ab"]
+    assert drawn[0] == drawn[1]
 
 
 @pytest.mark.parametrize("memory", [None, True])
@@ -236,6 +262,55 @@ def test_what_is_wrong_with_a_grammar_is_said(talk):
 def test_a_grammar_that_would_end_the_process_is_refused(grammar, talk):
     with pytest.raises(InvalidParamError, match=r"10,000 rules and parentheses 1,000 deep"):
         talk(Sampling(grammar=grammar))
+
+
+def test_other_threads_lines_are_passed_on(real, capfd):
+    engine, stop = real(), threading.Event()
+    written = []
+
+    def write():
+        while not stop.is_set():
+            written.append(f"line {len(written)}\n")
+            os.write(2, written[-1].encode())
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        for _ in range(30):
+            with pytest.raises(InvalidParamError, match="unexpected end of input"):
+                engine.sampler(Sampling(grammar="root ::= ["))
+            engine.sampler(Sampling(grammar=DIGITS)).close()
+    finally:
+        stop.set()
+        thread.join()
+    assert sorted(capfd.readouterr().err.splitlines(keepends=True)) == sorted(written)
+
+
+def test_a_process_started_meanwhile_keeps_its_standard_error(capfd):
+    code = "import sys; sys.stdin.read(); print('late', file=sys.stderr)"
+
+    def start():
+        os.write(2, b"early\n")
+        return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+
+    child, said = _overheard(start, b"")
+    assert said == ""
+    assert capfd.readouterr().err == "early\n"
+    child.communicate(b"")
+    for thread in threading.enumerate():
+        if thread.name == "atlas-stderr":
+            thread.join(60)
+    assert capfd.readouterr().err == "late\n"
+
+
+@pytest.mark.parametrize("between", [b"", b"x\n"])
+def test_what_the_parser_said_is_told_from_the_rest(between):
+    says = b"parse: error parsing grammar: expecting ')' at \n"
+    source = b"root ::= (\n"
+    data = b"before\n" + says + between + b"\n" + source + b"\n" + b"after\n"
+    said, rest = _taken_apart(data, source)
+    assert said.startswith(says)
+    assert rest == b"before\n" + between + b"after\n"
 
 
 def test_parentheses_in_text_do_not_nest(talk):

@@ -15,7 +15,7 @@ from memory_arrays import arrays, assert_same
 from atlas_kit.errors import AtlasError, InvalidParamError, ModelError
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling
 from atlas_kit.llama.engine import Feed
-from atlas_kit.llama.session import _Text
+from atlas_kit.llama.text_stream import TextStream
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
 GREEDY = Sampling(temperature=0)
@@ -167,7 +167,7 @@ def test_what_was_generated_is_learned_from_the_states_it_had(open_engine):
 
     def look(session):  # reads the open row before the engine goes on
         list(session.generate(max_tokens=0))
-        session._reading_of(session._open)
+        session._reading_of(session._last_output)
 
     np.testing.assert_array_equal(run(lambda session: None), run(look))
 
@@ -265,6 +265,7 @@ def test_a_recurrent_model_has_no_end(real):
         assert max(feed.position for feeds, _ in spy.calls for feed in feeds) == session.position - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fake", "llama"])
 def test_20000_tokens_do_not_grow(kind, request):
     if kind == "fake":
@@ -345,7 +346,7 @@ def test_stop_strings_across_any_borders(text, stops, data):
         count = data.draw(st.integers(1, 4))
         pieces.append(raw[:count])
         raw = raw[count:]
-    found, reader = "", _Text(stops)
+    found, reader = "", TextStream(stops)
     for piece in pieces:
         found += reader.add(piece)
         if reader.stopped:

@@ -74,6 +74,7 @@ def test_titans_stays_bounded_at_a_larger_step(d, times):
         assert (error(memory, state, keys, values) <= 1.5).all()
 
 
+@pytest.mark.slow
 def test_a_long_stream_wears_nothing_out():
     """Decay would take the input matrices to zero, which nothing learns again."""
     keys, values = pairs(1500, 8, 8)

@@ -49,6 +49,12 @@ def test_a_table_sorts_numbers_by_size_and_names_as_people_do(table):
     assert column(table, 1) == ["<b>", "W9", "W10"]
 
 
+def test_an_empty_number_is_shown_as_nothing(stage):
+    rows = [{"id": "W", "name": "W", "max_a": "", "relative": 1.0}]
+    stage.show(CompareTable(columns=_MATRIX_COLUMNS, rows=rows, caption="1 matrix"))
+    assert column(stage, 3) == [""]
+
+
 def test_a_row_is_chosen_and_stays_chosen(table):
     page = table.page
     assert page.locator("tr[aria-current=true]").inner_text().startswith("W9")

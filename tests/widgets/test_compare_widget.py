@@ -356,6 +356,7 @@ def test_a_spectrum_is_that_of_its_moment_however_fast_they_pass(run):
 # --- what stays ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_text_picture_and_page_stand_alone(files, engine):
     compare = done(MemoryCompare(*files, model=engine, probe=PROBE + "<script>"))
     data, _ = compare._repr_mimebundle_()

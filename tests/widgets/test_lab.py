@@ -183,6 +183,7 @@ def test_a_cell_can_use_the_session_between_two_steps(make):
 # --- settings ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "live"),
     [
@@ -337,6 +338,7 @@ def test_a_file_that_cannot_be_loaded_leaves_the_lab_as_it_was(lab, tmp_path):
     assert lab.state == "paused"
 
 
+@pytest.mark.slow
 def test_snapshots_can_be_compared_over_time(make):
     lab = make(snapshot_every=64)
     lab.run()
@@ -457,6 +459,7 @@ def test_it_shows_itself_before_and_after_reading(lab):
     assert [axes.get_label() for axes in lab.figure().axes][:4] == ["loss", "weights", "matrix", "<colorbar>"]
 
 
+@pytest.mark.slow
 def test_the_page_has_the_text_coloured_and_escaped(make):
     lab = make(text="<script>alert(1)</script> & so on " * 4)
     lab.run()
@@ -466,6 +469,7 @@ def test_the_page_has_the_text_coloured_and_escaped(make):
     assert page.count("<span style") == len(lab.text_to_read) - 1
 
 
+@pytest.mark.slow
 def test_the_window_alone_has_no_learned_matrix_to_speak_of(make):
     lab = make(learning_rate=0)
     lab.run()
@@ -479,6 +483,7 @@ def test_no_window(make):
     assert (lab.state, lab.facts()["window"]) == ("done", 0)
 
 
+@pytest.mark.slow
 def test_spectra_are_those_of_the_matrix(lab):
     lab.run()
     assert lab.matrices.wait(LONG)
@@ -493,6 +498,7 @@ def test_spectra_are_those_of_the_matrix(lab):
     assert lab.view.spectrum["name"] == "window keys"
 
 
+@pytest.mark.slow
 def test_the_interpreter_ends_while_a_lab_runs():
     code = (
         "from atlas_kit.llama import FakeEngine; from atlas_kit.widgets import MemoryLab\n"

@@ -31,7 +31,7 @@ from atlas_kit.formats.atlas import v1
 from atlas_kit.formats.atlas.entry import Entry, make_entry
 from atlas_kit.formats.atlas.store import Info, Store, canonical_key, encode_key
 from atlas_kit.storage import files
-from atlas_kit.storage.files import Source, StrPath
+from atlas_kit.storage.files import Source, StrPath, sha256_of
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import v2
@@ -209,6 +209,36 @@ class MemoryFile(MutableMapping[str, Entry]):
     def _require_open(self) -> None:
         if self._closed:  # an empty mapping instead would be saved over the file
             raise InvalidParamError("the memory file is closed", path=self.path, hint="Open it again.")
+
+    def require_unchanged(self) -> None:
+        """See that what was read since opening is all of one file.
+
+        A file that was renamed into this one's place does not matter, nor does a commit that was appended to it.
+
+        Raises
+        ------
+        ConflictError
+            Something else was written over the file in place.
+        """
+        store = self._store
+        handle = None if store is None else store.source.fileno()
+        if store is None or handle is None:
+            return
+        info = os.fstat(handle)
+        if (info.st_size, info.st_mtime_ns) == store.source.identity[2:]:
+            return
+        if self.version > 1:
+            from atlas_kit.formats.atlas.v2 import StoreV2, parse_header
+
+            assert isinstance(store, StoreV2)
+            with contextlib.suppress(AtlasError):
+                now = parse_header(os.pread(handle, store.header.header_size, 0))
+                # the number alone is not enough: files of the same sizes, written in the same second, share it
+                if now.file_id == store.header.file_id and now.generation > store.header.generation:
+                    return
+        raise ConflictError(
+            "the file was overwritten while it was being read", path=self.path, hint="Open it again."
+        )
 
     def __enter__(self) -> MemoryFile:
         return self
@@ -705,13 +735,7 @@ class MemoryFile(MutableMapping[str, Entry]):
     @staticmethod
     def hash_model(path: StrPath) -> bytes:
         """Return the 32 bytes for ``model_hash``: SHA-256 of the whole model file."""
-        import hashlib
-
-        digest = hashlib.sha256()
-        with Source(path) as source:
-            for piece in source.chunks(0, source.size):
-                digest.update(piece)
-        return digest.digest()
+        return sha256_of(path)
 
 
 def _undo_append(target: str, store: v2.StoreV2) -> None:

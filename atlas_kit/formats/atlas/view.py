@@ -6,13 +6,13 @@ what is left of it. Prints nothing.
 
 from __future__ import annotations
 
-import datetime
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import construct as cs
 
 from atlas_kit.codecs import table as codecs
+from atlas_kit.codecs.quantities import utc
 from atlas_kit.errors import AtlasError, FileCorruptError
 from atlas_kit.formats.atlas import checksums, layout, scan_v1, scan_v2, v1, v2
 from atlas_kit.formats.atlas import tables as t
@@ -447,12 +447,7 @@ _NAMES: dict[str, dict[int, str]] = {
 
 
 def _date(seconds: int) -> str:
-    if seconds == 0:
-        return "unset"
-    try:
-        return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    except (OverflowError, ValueError, OSError):
-        return "far in the future"
+    return utc(seconds, "%Y-%m-%dT%H:%M:%SZ") or ("far in the future" if seconds else "unset")
 
 
 # --- opening -----------------------------------------------------------------------------------------------

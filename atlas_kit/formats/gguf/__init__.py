@@ -6,8 +6,9 @@ additions is ``formats/gguf.md``. Names are loaded when first used, so that impo
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from atlas_kit.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from atlas_kit.formats.gguf.check import check_gguf
@@ -24,34 +25,34 @@ if TYPE_CHECKING:
     from atlas_kit.formats.gguf.values import ArrayValue, MetadataField
     from atlas_kit.formats.gguf.write import TensorSource, write_gguf
 
-_HOME = {
-    "ArrayValue": "values",
-    "Delete": "edit",
-    "EditResult": "edit",
-    "GGMLType": "tables",
-    "GGUFFile": "file",
-    "HeaderScan": "scan",
-    "LazyStrings": "strings",
-    "MendResult": "mend",
-    "MetadataField": "values",
-    "ModelDigest": "digest",
-    "NativeResult": "native",
-    "Rename": "edit",
-    "Set": "edit",
-    "TensorInfo": "tensors",
-    "TensorSource": "write",
-    "ValueType": "tables",
-    "check_gguf": "check",
-    "edit_metadata": "edit",
-    "hash_tensors": "digest",
-    "hex_fields": "scan",
-    "mend_gguf": "mend",
-    "model_identity": "digest",
-    "recover_journal": "journal",
-    "scan_header": "scan",
-    "to_native": "native",
-    "to_stock": "native",
-    "write_gguf": "write",
+_HOMES = {
+    "ArrayValue": ".values",
+    "Delete": ".edit",
+    "EditResult": ".edit",
+    "GGMLType": ".tables",
+    "GGUFFile": ".file",
+    "HeaderScan": ".scan",
+    "LazyStrings": ".strings",
+    "MendResult": ".mend",
+    "MetadataField": ".values",
+    "ModelDigest": ".digest",
+    "NativeResult": ".native",
+    "Rename": ".edit",
+    "Set": ".edit",
+    "TensorInfo": ".tensors",
+    "TensorSource": ".write",
+    "ValueType": ".tables",
+    "check_gguf": ".check",
+    "edit_metadata": ".edit",
+    "hash_tensors": ".digest",
+    "hex_fields": ".scan",
+    "mend_gguf": ".mend",
+    "model_identity": ".digest",
+    "recover_journal": ".journal",
+    "scan_header": ".scan",
+    "to_native": ".native",
+    "to_stock": ".native",
+    "write_gguf": ".write",
 }
 
 __all__ = [
@@ -84,11 +85,4 @@ __all__ = [
     "write_gguf",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its module the first time that it is asked for (PEP 562)."""
-    try:
-        home = _HOME[name]
-    except KeyError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -134,7 +134,7 @@ class HeaderScan:
         )
 
 
-def detect(head: bytes, path: StrPath | None = None) -> tuple[int, str]:
+def version_and_order(head: bytes, path: StrPath | None = None) -> tuple[int, str]:
     """Return (version, byte order) of the first 8 bytes of a file.
 
     The magic is the same in both byte orders; a version whose low half is zero was written the other way.
@@ -204,7 +204,7 @@ def align(offset: int, alignment: int) -> int:
 
 def _scan_prefix(scan: HeaderScan, stream: HeaderStream) -> None:
     head = bytes(stream.buf[: stream.ensure(8)])
-    scan.version, scan.byte_order = detect(head)
+    scan.version, scan.byte_order = version_and_order(head)
     prefix = parse(scan.layout.prefix, stream, path=scan.path, what="header")
     scan.tensor_count, scan.field_count = prefix["tensor_count"], prefix["metadata_kv_count"]
     scan.end, scan.stage = stream.pos, "metadata"
@@ -322,7 +322,7 @@ def hex_fields(path: StrPath, limit: int | None = 200) -> tuple[list[HexRow], At
     with Source(path) as source:
         stream = HeaderStream(source)
         try:
-            version, order = detect(bytes(stream.buf[: stream.ensure(8)]), path)
+            version, order = version_and_order(bytes(stream.buf[: stream.ensure(8)]), path)
         except AtlasError as error:
             return [], error
         spans, problem = trace(layout(version, order).header, stream, limit=limit)
@@ -405,10 +405,10 @@ __all__ = [
     "HeaderStream",
     "HexRow",
     "align",
-    "detect",
     "field_of",
     "hex_fields",
     "record_fields",
     "scan_header",
     "show",
+    "version_and_order",
 ]

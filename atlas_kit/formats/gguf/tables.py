@@ -225,11 +225,6 @@ def ggml_type_name(number: int) -> str:
     return f"type {number}"
 
 
-def ggml_type_of_name(name: str) -> GGMLType | None:
-    """Return the tensor type of a name such as ``q8_0``, or ``None``."""
-    return GGMLType.__members__.get(name.strip().upper())
-
-
 def tensor_nbytes(dims: tuple[int, ...], number: int) -> int | None:
     """Return the bytes that a tensor of ``dims`` (first dimension fastest) takes.
 

@@ -85,12 +85,6 @@ class TensorInfo:
         """Where its data starts in its file."""
         return self.data_start + self.offset
 
-    @property
-    def is_quantised(self) -> bool:
-        """Whether the weights are stored in blocks (or in a way that is not known)."""
-        row = self.row
-        return row is None or row.dtype is None
-
     def to_schema(self) -> dict[str, object]:
         """Return the info as the schema builds it."""
         return {

@@ -1,6 +1,9 @@
 // What JupyterLab does with .atlas and .gguf files: file types with icons, and a viewer that shows the explorer.
 // Knows nothing of what is in such a file: explorer.js asks, and the server's extension answers.
 
+/** @typedef {any} FromLab  JupyterLab's own: its packages come when the page runs, and without their types */
+/** @typedef {(name: string) => Promise<FromLab>} Shared  gives a package of the Lab */
+
 /** How often a view that is seen asks whether its file has changed; more and more rarely while there is no answer. */
 const LOOK_EVERY_MS = 2000;
 const LOOK_AT_LEAST_EVERY_MS = 60000;
@@ -10,37 +13,51 @@ const FILE_TYPES = [
   { name: "gguf", displayName: "GGUF model", extension: ".gguf", mimeType: "application/x-gguf" },
 ];
 
-/** Sheets of 16 by 16: a memory is a grid of weights, a model a stack of layers. */
+/**
+ * Sheets of 16 by 16: a memory is a grid of weights, a model a stack of layers.
+ * @type {Record<string, string>}
+ */
 const ICONS = {
   atlas: "M2 2h5v5H2zM9 2h5v5H9zM2 9h5v5H2zM9 11.5h5v1H9zM11 9h1v5h-1z",
   gguf: "M8 1l7 3.5L8 8 1 4.5zM1 8l1.8-.9L8 9.7l5.2-2.6L15 8l-7 3.5zM1 11.5l1.8-.9L8 13.2l5.2-2.6 1.8.9L8 15z",
 };
 
+/** @param {string} path */
 const iconSvg = (path) =>
   `<svg xmlns="http://www.w3.org/2000/svg" width="16" viewBox="0 0 16 16">
      <path class="jp-icon3 jp-icon-selectable" fill="#616161" d="${path}"/>
    </svg>`;
 
-/** Split what the server packs: the length of the JSON as u32, the JSON, the buffers that it names. */
+/**
+ * Split what the server packs: the length of the JSON as u32, the JSON, the buffers that it names.
+ * @param {ArrayBuffer} bytes
+ */
 export function unpack(bytes) {
   const length = new DataView(bytes).getUint32(0, true);
   const reply = JSON.parse(new TextDecoder().decode(new Uint8Array(bytes, 4, length)));
   let offset = 4 + length;
-  const buffers = (reply.buffers ?? []).map((size) => {
+  const buffers = (reply.buffers ?? []).map((/** @type {number} */ size) => {
     offset += size;
     return new DataView(bytes, offset - size, size);
   });
   return { reply, buffers };
 }
 
-/** A notebook of one cell that shows the file, which lies beside it. JSON strings are Python strings, too. */
+/**
+ * A notebook of one cell that shows the file, which lies beside it. JSON strings are Python strings, too.
+ * @param {string} name
+ * @param {object} kernel
+ */
 function notebookOf(name, kernel) {
   const source = `from atlas_kit.widgets import FileExplorer\n\nFileExplorer(${JSON.stringify(name)})`;
   const cell = { cell_type: "code", id: "explorer", metadata: {}, execution_count: null, outputs: [], source };
   return { cells: [cell], metadata: { kernelspec: kernel }, nbformat: 4, nbformat_minor: 5 };
 }
 
-/** The kernel for a new notebook: the server's default if that is Python, or else the first that is. */
+/**
+ * The kernel for a new notebook: the server's default if that is Python, or else the first that is.
+ * @param {FromLab} specs
+ */
 function pythonKernel(specs) {
   const all = specs?.kernelspecs ?? {};
   const names = [specs?.default, ...Object.keys(all)];
@@ -51,11 +68,11 @@ function pythonKernel(specs) {
 /**
  * Make the plugin.
  *
- * @param {(name: string) => Promise<any>} shared  gives a package of the Lab
+ * @param {Shared} shared
  * @param {string} home  where this module and explorer/explorer.js are
  */
 export async function viewerPlugin(shared, home) {
-  const lab = (name) => shared(`@jupyterlab/${name}`);
+  const lab = (/** @type {string} */ name) => shared(`@jupyterlab/${name}`);
   const { ILayoutRestorer } = await lab("application");
   const { WidgetTracker } = await lab("apputils");
   const { PathExt, URLExt } = await lab("coreutils");
@@ -78,6 +95,7 @@ export async function viewerPlugin(shared, home) {
 
     // A document that can be saved gets a checkpoint when it is opened: the server would copy the model.
     // Lab never saves a collaborative model itself; readOnly on the widget factory does not stop it.
+    /** @param {FromLab} options */
     createNew(options) {
       return super.createNew({ ...options, collaborationEnabled: true });
     }
@@ -85,12 +103,20 @@ export async function viewerPlugin(shared, home) {
 
   /** The explorer of one file, followed as the file changes. */
   class Viewer extends Widget {
+    /**
+     * @param {FromLab} app
+     * @param {FromLab} context
+     */
     constructor(app, context) {
       super();
       this.addClass("atlas-kit-Viewer");
       this._app = app;
       this._context = context;
       this._name = UUID.uuid4();
+      /** @type {typeof import("../../widgets/static/explorer/explorer.js").mount | null} */
+      this._mount = null;
+      this._seen = "";
+      this._timer = 0;
       this._cleanup = () => {};
       context.ready.then(() => this._show());
     }
@@ -114,9 +140,10 @@ export async function viewerPlugin(shared, home) {
     _remount() {
       this._cleanup();
       this.node.replaceChildren();
-      this._cleanup = this._mount(this.node, { request: (message) => this._request(message) }) ?? (() => {});
+      if (this._mount) this._cleanup = this._mount(this.node, { request: (message) => this._request(message) });
     }
 
+    /** @param {Record<string, unknown>} message */
     async _request(message) {
       const settings = this._app.serviceManager.serverSettings;
       const question = JSON.stringify(message);
@@ -130,6 +157,7 @@ export async function viewerPlugin(shared, home) {
       return unpack(await response.arrayBuffer());
     }
 
+    /** @param {number} wait */
     _lookIn(wait) {
       this._timer = setTimeout(async () => {
         const answered = await this._look();
@@ -154,9 +182,17 @@ export async function viewerPlugin(shared, home) {
     }
   }
 
+  /**
+   * @param {FromLab} model
+   * @returns {string}
+   */
   const stamp = (model) => `${model?.last_modified} ${model?.size}`;
 
-  /** Make a notebook beside the file, open it, and run its one cell. */
+  /**
+   * Make a notebook beside the file, open it, and run its one cell.
+   * @param {FromLab} app
+   * @param {FromLab} context
+   */
   async function openNotebook(app, context) {
     const { contents, kernelspecs } = app.serviceManager;
     await kernelspecs.ready;
@@ -171,11 +207,16 @@ export async function viewerPlugin(shared, home) {
   }
 
   class ViewerFactory extends ABCWidgetFactory {
+    /**
+     * @param {FromLab} app
+     * @param {FromLab} options
+     */
     constructor(app, options) {
       super(options);
       this._app = app;
     }
 
+    /** @param {FromLab} context */
     createNewWidget(context) {
       const view = new DocumentWidget({ content: new Viewer(this._app, context), context });
       const button = new ToolbarButton({
@@ -203,6 +244,10 @@ export async function viewerPlugin(shared, home) {
     description: "Opens .atlas and .gguf files in the explorer.",
     autoStart: true,
     optional: [ILayoutRestorer],
+    /**
+     * @param {FromLab} app
+     * @param {FromLab} restorer
+     */
     activate(app, restorer) {
       addStyle();
       // The first double-click should not wait for scripts; should they fail to load now, it tries again.
@@ -224,11 +269,11 @@ export async function viewerPlugin(shared, home) {
       });
       docRegistry.addWidgetFactory(factory);
       const tracker = new WidgetTracker({ namespace: "atlas-kit-viewer" });
-      factory.widgetCreated.connect((_, view) => tracker.add(view));
+      factory.widgetCreated.connect((/** @type {FromLab} */ _, /** @type {FromLab} */ view) => tracker.add(view));
       restorer?.restore(tracker, {
         command: "docmanager:open",
-        args: (view) => ({ path: view.context.path, factory: "ATLAS explorer" }),
-        name: (view) => view.context.path,
+        args: (/** @type {FromLab} */ view) => ({ path: view.context.path, factory: "ATLAS explorer" }),
+        name: (/** @type {FromLab} */ view) => view.context.path,
       });
     },
   };

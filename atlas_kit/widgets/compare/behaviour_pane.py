@@ -18,7 +18,7 @@ import numpy as np
 
 from atlas_kit.errors import AtlasError
 from atlas_kit.llama.engine import Engine
-from atlas_kit.llama.open_engine import open_engine
+from atlas_kit.llama.loading import open_engine
 from atlas_kit.llama.session import AtlasSession
 from atlas_kit.operations.behaviour import WHO, Behaviour, compare_behaviour, pieces_of
 from atlas_kit.widgets.compare.panes import ProbeText

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 import numpy as np
 
-from atlas_kit.codecs.json_text import dumps
+from atlas_kit.codecs.json_text import brief
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import AtlasError, InvalidParamError
 from atlas_kit.memory.statistics import MatrixStatistics
@@ -82,7 +82,6 @@ _TOKEN_COLUMNS = [
     {"key": "b", "label": "times in B", "kind": "count"},
     {"key": "difference", "label": "B − A", "kind": "count"},
 ]
-_MARKS = {"added": "+", "removed": "−", "changed": "~", "renamed": ">", "moved": "^"}
 
 
 class MemoryCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
@@ -477,10 +476,10 @@ class MemoryCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
                 {
                     "id": path,
                     "what": what,
-                    "mark": _MARKS[what],
+                    "mark": static.MARKS[what],
                     "name": path,
-                    "before": _brief(x),
-                    "after": _brief(y),
+                    "before": "" if x is None else brief(x),
+                    "after": "" if y is None else brief(y),
                 }
                 for path, what, x, y in rows[:MOST_ROWS]
             ]
@@ -578,11 +577,3 @@ def _probe_of(given: Any) -> str:
     """Return the end of the text that a lab read last, or nothing."""
     text = getattr(given, "text_to_read", "")
     return text[-PROBE:] if isinstance(text, str) else ""
-
-
-def _brief(value: Any) -> str:
-    """Return a setting in few characters; "" for none."""
-    if value is None:
-        return ""
-    text = value if isinstance(value, str) else dumps(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."

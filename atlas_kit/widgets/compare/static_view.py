@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from atlas_kit.codecs.json_text import dumps
+from atlas_kit.codecs.json_text import brief
 from atlas_kit.explorer.pooling import pool
 from atlas_kit.operations import compare as numbers
 from atlas_kit.operations.compare import Side, WindowDifference
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: A, B and their difference: Okabe and Ito's blue and vermilion, and grey; with dashes, so that print shows them, too.
 LINES = {"a": ("#0072b2", "-"), "b": ("#d55e00", "--"), "b-a": ("#555555", ":")}
+#: What a row of a table starts with.
+MARKS = {"added": "+", "removed": "−", "changed": "~", "renamed": ">", "moved": "^"}
 #: Rows and columns of a picture.
 PICTURE = 512
 #: Tokens of the probe that the page shows.
@@ -99,13 +101,12 @@ def window_sentence(found: WindowDifference) -> str:
 
 def entry_rows(found: Comparison, most: int) -> list[dict[str, Any]]:
     """Return the changes between two files as rows of a table."""
-    marks = {"added": "+", "removed": "−", "changed": "~", "renamed": ">", "moved": "^"}
     rows = []
     for number, change in enumerate(found.changes[:most]):
         before, after = _sides_of(change)
         name = change.name if change.part == "entry" else f"{change.part} {change.name}"
         rows.append({
-            "id": str(number), "what": change.what, "mark": marks[change.what], "name": name,
+            "id": str(number), "what": change.what, "mark": MARKS[change.what], "name": name,
             "before": before, "after": after,
         })  # fmt: skip
     return rows
@@ -115,26 +116,21 @@ def _sides_of(change: Change) -> tuple[str, str]:
     """Return in a few lines what a change was before, and what it is after."""
     before, after = [], []
     for name, x, y in change.details:
-        before += [] if x is None else [f"{name}: {_brief(x)}"]
-        after += [] if y is None else [f"{name}: {_brief(y)}"]
+        before += [] if x is None else [f"{name}: {brief(x)}"]
+        after += [] if y is None else [f"{name}: {brief(y)}"]
     if change.numbers is not None:
         n = change.numbers
         after.append(f"{n.differing:,} of {n.count:,} numbers differ, relative L2 {n.relative_l2:.4g}")
     for path, _, x, y in change.paths:
         if path.startswith("$.metadata.runtime.waiting"):  # what waits for its step, in base64
             continue
-        before += [] if x is None else [f"{path}: {_brief(x)}"]
-        after += [] if y is None else [f"{path}: {_brief(y)}"]
+        before += [] if x is None else [f"{path}: {brief(x)}"]
+        after += [] if y is None else [f"{path}: {brief(y)}"]
     before += [line[1:] for line in change.lines if line.startswith("-")]
     after += [line[1:] for line in change.lines if line.startswith("+")]
     if change.new_name is not None:
         after.append(change.new_name)
     return "\n".join(before), "\n".join(after)
-
-
-def _brief(value: Any) -> str:
-    text = value if isinstance(value, str) else dumps(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 # --- text -----------------------------------------------------------------------------------------------

@@ -1,6 +1,9 @@
 // Singular values of several matrices over their rank, on a logarithmic axis. Lines differ in colour, dash and label.
 
+/** @typedef {import("../explorer/dom.js").Steps} Steps */
 /** @typedef {{key: string, name: string, values: number[], rank: number|null}} Series */
+/** @typedef {import("../matrix/matrix.js").Model} Model */
+/** @typedef {ReturnType<typeof scale>} Axes */
 
 const SVG = "http://www.w3.org/2000/svg";
 const MARGIN = { left: 52, right: 12, top: 10, bottom: 34 };
@@ -8,14 +11,25 @@ const HEIGHT = 260;
 /** Below this share of the largest value a float32 matrix says nothing. */
 const FLOOR = 1e-7;
 
+/**
+ * @template {keyof SVGElementTagNameMap} K
+ * @param {K} name
+ * @param {Record<string, string | number>} attributes
+ * @param {string} [text]
+ * @returns {SVGElementTagNameMap[K]}
+ */
 function node(name, attributes, text) {
   const made = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, String(value));
   if (text !== undefined) made.textContent = text;
   return made;
 }
 
-/** The values that a logarithmic axis names: decades, or 1-2-5 where there are few of them. */
+/**
+ * The values that a logarithmic axis names: decades, or 1-2-5 where there are few of them.
+ * @param {number} bottom
+ * @param {number} top
+ */
 export function ticks(bottom, top) {
   const steps = top - bottom < 2.2 ? [1, 2, 5] : [1];
   const skip = Math.max(1, Math.ceil((top - bottom) / 6));
@@ -30,7 +44,12 @@ export function ticks(bottom, top) {
   return found;
 }
 
-/** The scale of a chart: x over numbers 1..n, y over logarithms. */
+/**
+ * The scale of a chart: x over numbers 1..n, y over logarithms.
+ * @param {Series[]} series
+ * @param {number} width
+ * @param {number} height
+ */
 export function scale(series, width, height) {
   const values = series.flatMap((one) => one.values).filter((v) => v > 0);
   const most = Math.max(...values, Number.MIN_VALUE);
@@ -41,17 +60,19 @@ export function scale(series, width, height) {
   const inner = { w: width - MARGIN.left - MARGIN.right, h: height - MARGIN.top - MARGIN.bottom };
   return {
     top, bottom, count,
-    x: (rank) => MARGIN.left + (count < 2 ? 0.5 : (rank - 1) / (count - 1)) * inner.w,
-    y: (value) => {
+    x: (/** @type {number} */ rank) => MARGIN.left + (count < 2 ? 0.5 : (rank - 1) / (count - 1)) * inner.w,
+    y: (/** @type {number} */ value) => {
       const at = value > 0 ? Math.max(bottom, Math.log10(value)) : bottom;
       return MARGIN.top + (1 - (at - bottom) / (top - bottom)) * inner.h;
     },
-    rank: (x) => Math.min(count, Math.max(1, Math.round(1 + ((x - MARGIN.left) / inner.w) * (count - 1)))),
+    rank: (/** @type {number} */ x) => Math.min(count, Math.max(1, Math.round(1 + ((x - MARGIN.left) / inner.w) * (count - 1)))),
   };
 }
 
+/** @param {number | undefined} value */
 const shown = (value) => (value === undefined ? "none" : value === 0 ? "0" : value.toPrecision(3));
 
+/** @param {{model: Model, el: Element}} given */
 function render({ model, el }) {
   const root = document.createElement("figure");
   root.className = "atlas-compare atlas-spectra";
@@ -62,10 +83,10 @@ function render({ model, el }) {
   root.append(legend, picture, status);
   el.append(root);
   let rank = 1;
-  let axes = null;
-
   const series = () => /** @type {Series[]} */ (model.get("series"));
+  let axes = scale(series(), 520, HEIGHT); // until it is drawn
 
+  /** @param {number} width */
   function grid(width) {
     const found = [];
     for (const value of ticks(axes.bottom, axes.top)) {
@@ -84,12 +105,14 @@ function render({ model, el }) {
     return found;
   }
 
+  /** @param {Series} one */
   function line(one) {
     const points = one.values.map((value, at) => `${axes.x(at + 1).toFixed(1)},${axes.y(value).toFixed(1)}`);
     return node("polyline", { class: `line ${one.key}`, points: points.join(" "), fill: "none" });
   }
 
   function marker() {
+    /** @type {SVGElement[]} */
     const found = [node("line", { class: "cursor", x1: axes.x(rank), x2: axes.x(rank), y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom })];
     for (const one of series()) {
       if (one.values[rank - 1] === undefined) continue;
@@ -132,6 +155,7 @@ function render({ model, el }) {
     say();
   }
 
+  /** @param {number} to */
   function move(to) {
     rank = Math.min(axes.count, Math.max(1, to));
     picture.querySelectorAll(".cursor, circle").forEach((old) => old.remove());
@@ -141,8 +165,8 @@ function render({ model, el }) {
 
   picture.addEventListener("keydown", (event) => {
     const wide = Math.max(1, Math.round(axes.count / 10));
-    const to = { ArrowLeft: rank - 1, ArrowRight: rank + 1, PageUp: rank - wide, PageDown: rank + wide,
-      Home: 1, End: axes.count }[event.key];
+    const to = /** @type {Steps} */ ({ ArrowLeft: rank - 1, ArrowRight: rank + 1, PageUp: rank - wide,
+      PageDown: rank + wide, Home: 1, End: axes.count })[event.key];
     if (to === undefined) return;
     event.preventDefault();
     event.stopPropagation(); // or the notebook would take the key

@@ -1,35 +1,57 @@
 // A sortable table: columns and rows come as data, a row can be chosen. Knows nothing of memories.
 
 /** @typedef {{key: string, label: string, kind: "text"|"number"|"count"|"mark", note?: string}} Column */
+/** @typedef {Record<string, any>} Row  a cell for each column's key, `id`, and `what` for the style */
+/** @typedef {import("../matrix/matrix.js").Model} Model */
 
 const DIGITS = 4;
 
-/** Numbers arrive as numbers, or as "NaN", "Infinity", "-Infinity". */
+/**
+ * Numbers arrive as numbers, or as "NaN", "Infinity", "-Infinity".
+ * @param {unknown} value
+ */
 export function number(value) {
   return value === null || value === undefined || value === "" ? null : Number(value);
 }
 
-/** @param {Column} column */
+/**
+ * @param {Column} column
+ * @param {unknown} value
+ */
 export function shown(value, column) {
   if (value === null || value === undefined) return "";
   if (column.kind === "count") return Number(value).toLocaleString("en");
   if (column.kind !== "number") return String(value);
   const n = number(value);
+  if (n === null) return "";
   if (Number.isNaN(n)) return "NaN";
   if (!Number.isFinite(n)) return n > 0 ? "∞" : "-∞";
   const size = Math.abs(n);
   return size !== 0 && (size < 1e-3 || size >= 1e6) ? n.toExponential(DIGITS - 1) : String(Number(n.toPrecision(DIGITS)));
 }
 
-/** Order two cells: numbers by size, the rest by text; what is missing comes last either way. */
+/**
+ * Order two cells: numbers by size, the rest by text; what is missing comes last either way.
+ * @param {unknown} a
+ * @param {unknown} b
+ * @param {Column} column
+ * @param {boolean} down
+ */
 export function order(a, b, column, down) {
   const numeric = column.kind === "number" || column.kind === "count";
   const [x, y] = numeric ? [number(a), number(b)] : [a ?? null, b ?? null];
-  if (x === null || y === null) return (x === null) - (y === null);
-  const found = numeric ? x - y : String(x).localeCompare(String(y), "en", { numeric: true });
+  if (x === null || y === null) return Number(x === null) - Number(y === null);
+  const found = numeric ? Number(x) - Number(y) : String(x).localeCompare(String(y), "en", { numeric: true });
   return down ? -found : found;
 }
 
+/**
+ * @template {keyof HTMLElementTagNameMap} K
+ * @param {K} tag
+ * @param {string} text
+ * @param {string} [className]
+ * @returns {HTMLElementTagNameMap[K]}
+ */
 function cell(tag, text, className) {
   const node = document.createElement(tag);
   node.textContent = text;
@@ -37,31 +59,37 @@ function cell(tag, text, className) {
   return node;
 }
 
+/** @param {{model: Model, el: Element}} given */
 function render({ model, el }) {
   const root = document.createElement("div");
   root.className = "atlas-compare atlas-table";
   el.append(root);
-  let sorted = null; // {key, down}
+  /** @type {{key: string, down: boolean} | null} */
+  let sorted = null;
+  /** @param {string} selector */
+  const focus = (selector) => /** @type {HTMLElement | null} */ (root.querySelector(selector))?.focus();
 
+  /** @param {Column} column */
   function sortBy(column) {
     const numeric = column.kind !== "text" && column.kind !== "mark";
     sorted = sorted?.key === column.key ? { key: column.key, down: !sorted.down } : { key: column.key, down: numeric };
     draw();
-    root.querySelector(`button[data-key="${CSS.escape(column.key)}"]`)?.focus();
+    focus(`button[data-key="${CSS.escape(column.key)}"]`);
   }
 
+  /** @param {Column[]} columns */
   function head(columns) {
     const row = document.createElement("tr");
     for (const column of columns) {
       const th = cell("th", "", column.kind);
       th.scope = "col";
-      const here = sorted?.key === column.key;
-      th.setAttribute("aria-sort", here ? (sorted.down ? "descending" : "ascending") : "none");
+      const here = sorted?.key === column.key ? sorted : null;
+      th.setAttribute("aria-sort", here ? (here.down ? "descending" : "ascending") : "none");
       const button = cell("button", column.label);
       button.type = "button";
       button.dataset.key = column.key;
       if (column.note) button.title = column.note;
-      const arrow = cell("span", here ? (sorted.down ? " ▼" : " ▲") : "");
+      const arrow = cell("span", here ? (here.down ? " ▼" : " ▲") : "");
       arrow.setAttribute("aria-hidden", "true");
       button.append(arrow);
       button.addEventListener("click", () => sortBy(column));
@@ -73,13 +101,19 @@ function render({ model, el }) {
     return thead;
   }
 
+  /** @param {Row} row */
   function choose(row) {
     model.set("selected", row.id);
     model.save_changes();
     draw();
-    root.querySelector('tr[aria-current="true"] button')?.focus();
+    focus('tr[aria-current="true"] button');
   }
 
+  /**
+   * @param {Row} row
+   * @param {Column[]} columns
+   * @param {boolean} chooses
+   */
   function line(row, columns, chooses) {
     const tr = document.createElement("tr");
     tr.dataset.what = row.what ?? "";
@@ -99,10 +133,11 @@ function render({ model, el }) {
   }
 
   function draw() {
-    const columns = model.get("columns");
-    const rows = [...model.get("rows")];
+    const columns = /** @type {Column[]} */ (model.get("columns"));
+    const rows = /** @type {Row[]} */ ([...model.get("rows")]);
     const column = columns.find((one) => one.key === sorted?.key);
-    if (column) rows.sort((a, b) => order(a[column.key], b[column.key], column, sorted.down));
+    const down = sorted?.down ?? false;
+    if (column) rows.sort((a, b) => order(a[column.key], b[column.key], column, down));
     const table = document.createElement("table");
     const caption = cell("caption", model.get("caption"));
     const tbody = document.createElement("tbody");
@@ -114,7 +149,7 @@ function render({ model, el }) {
     frame.setAttribute("role", "region");
     frame.setAttribute("aria-label", model.get("caption"));
     frame.append(table);
-    const scrolled = root.firstChild?.scrollTop ?? 0;
+    const scrolled = root.firstElementChild?.scrollTop ?? 0;
     root.replaceChildren(frame);
     frame.scrollTop = scrolled;
   }

@@ -1,8 +1,24 @@
 // A text under two memories: every token coloured by how differently they saw it coming, the greatest differences
 // first, and for one token what model, A and B expected. What is blue and what is orange is also dotted and solid.
 
+/** @typedef {import("../explorer/dom.js").Steps} Steps */
+
+/**
+ * @typedef {import("../matrix/matrix.js").Model} Model
+ * @typedef {{piece: string, p: number[], came: boolean}} Expected  what model, A and B gave to a token
+ * @typedef {{name: string, sides: [weight: number, p: number][]}} Known  one source, in A and in B
+ * @typedef {[name: string, className: string]} Head
+ */
+
 const TOKENS_PER_PAGE = 12;
 
+/**
+ * @template {keyof HTMLElementTagNameMap} K
+ * @param {K} tag
+ * @param {string} [className]
+ * @param {string} [text]
+ * @returns {HTMLElementTagNameMap[K]}
+ */
 function make(tag, className, text) {
   const node = document.createElement(tag);
   if (className) node.className = className;
@@ -10,11 +26,15 @@ function make(tag, className, text) {
   return node;
 }
 
-/** Make white space visible where a token is named by itself. */
+/**
+ * Make white space visible where a token is named by itself.
+ * @param {string} piece
+ */
 export function named(piece) {
   return piece.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replace(/^ +| +$/g, (spaces) => "␣".repeat(spaces.length)) || "∅";
 }
 
+/** @param {number} p */
 export function percent(p) {
   if (p >= 0.0995) return `${Math.round(100 * p)} %`;
   return p >= 0.00095 ? `${(100 * p).toFixed(1)} %` : "< 0.1 %";
@@ -23,12 +43,15 @@ export function percent(p) {
 /**
  * How strongly a token is marked, 0 to 1, and on whose side ("a", "b" or "js").
  * @param {"js"|"gain"} measure
+ * @param {number} value
+ * @param {number} most
  */
 export function mark(measure, value, most) {
   const strength = most > 0 ? Math.min(1, Math.abs(value) / most) : 0;
   return { strength, side: measure === "js" ? "js" : value > 0 ? "b" : "a" };
 }
 
+/** @param {{model: Model, el: Element}} given */
 function render({ model, el }) {
   const root = make("div", "atlas-compare atlas-behaviour");
   const scores = make("div", "scores");
@@ -61,11 +84,16 @@ function render({ model, el }) {
   /** @type {HTMLElement[]} one per token; the first has no prediction */
   let spans = [];
 
-  const labels = () => model.get("labels");
-  const values = () => model.get(model.get("measure"));
+  const labels = () => /** @type {[string, string]} */ (model.get("labels"));
+  const pieces = () => /** @type {string[]} */ (model.get("pieces"));
+  const measure = () => /** @type {"js"|"gain"} */ (model.get("measure"));
+  const values = () => /** @type {number[]} */ (model.get(measure()));
+  /** Probabilities that model, A and B gave to a token; the first has none. */
+  const given = (/** @type {number} */ at) => /** @type {number[]} */ (model.get("logprob")[at - 1]).map(Math.exp);
 
   function drawScores() {
-    const found = model.get("perplexity");
+    const found = /** @type {Record<string, number>} */ (model.get("perplexity"));
+    /** @type {Record<string, string>} */
     const names = { model: "model alone", a: labels()[0], b: labels()[1] };
     const best = Math.min(...Object.values(found));
     scores.replaceChildren(make("span", "note", "Perplexity of this text"),
@@ -77,9 +105,10 @@ function render({ model, el }) {
       }));
   }
 
+  /** @param {number} most */
   function drawLegend(most) {
-    const gain = model.get("measure") === "gain";
-    const sample = (side, name) => {
+    const gain = measure() === "gain";
+    const sample = (/** @type {string} */ side, /** @type {string} */ name) => {
       const item = make("span", `token ${side}`, name);
       item.style.setProperty("--strength", "1");
       return item;
@@ -91,10 +120,9 @@ function render({ model, el }) {
   }
 
   function drawText() {
-    const pieces = model.get("pieces");
     const found = values();
     const most = found.reduce((so_far, value) => Math.max(so_far, Math.abs(value)), 0);
-    spans = pieces.map((piece, at) => {
+    spans = pieces().map((piece, at) => {
       const span = make("span", "token");
       span.textContent = piece.replaceAll("\n", "⏎\n");
       span.id = `${prefix}-${at}`;
@@ -102,7 +130,7 @@ function render({ model, el }) {
       span.setAttribute("aria-selected", "false");
       span.setAttribute("aria-label", describe(at));
       if (at > 0) {
-        const { strength, side } = mark(model.get("measure"), found[at - 1], most);
+        const { strength, side } = mark(measure(), found[at - 1], most);
         span.classList.add(side);
         span.style.setProperty("--strength", strength.toFixed(3));
         if (strength < 0.04) span.classList.add("faint");
@@ -114,30 +142,35 @@ function render({ model, el }) {
     drawSelected(false);
   }
 
+  /** @param {number} at */
   function describe(at) {
-    const name = named(model.get("pieces")[at]);
+    const name = named(pieces()[at]);
     if (at === 0) return `${name}, the first token`;
-    const [, a, b] = model.get("logprob")[at - 1].map(Math.exp);
+    const [, a, b] = given(at);
     return `${name}: ${labels()[0]} ${percent(a)}, ${labels()[1]} ${percent(b)}`;
   }
 
-  /** What stands before a token, on one line. */
+  /**
+   * What stands before a token, on one line.
+   * @param {number} at
+   * @param {number} count
+   */
   function before(at, count) {
-    return model.get("pieces").slice(Math.max(0, at - count), at).join("").replaceAll("\n", "⏎");
+    return pieces().slice(Math.max(0, at - count), at).join("").replaceAll("\n", "⏎");
   }
 
   function drawList() {
-    const measure = model.get("measure");
-    list.replaceChildren(...model.get("largest")[measure].map((row) => {
+    const largest = /** @type {number[]} */ (model.get("largest")[measure()]);
+    list.replaceChildren(...largest.map((row) => {
       const item = make("li");
       const button = make("button");
       button.type = "button";
-      const [, a, b] = model.get("logprob")[row].map(Math.exp);
+      const [, a, b] = given(row + 1);
       const piece = make("code", "");
-      piece.append(make("span", "note", before(row + 1, 2)), make("b", "", named(model.get("pieces")[row + 1])));
+      piece.append(make("span", "note", before(row + 1, 2)), make("b", "", named(pieces()[row + 1])));
       button.append(piece,
         make("span", "a", percent(a)), make("span", "b", percent(b)),
-        make("span", "note", `${Math.abs(model.get(measure)[row]).toFixed(2)} nats`));
+        make("span", "note", `${Math.abs(values()[row]).toFixed(2)} nats`));
       button.addEventListener("click", () => choose(row + 1));
       item.append(button);
       return item;
@@ -145,6 +178,7 @@ function render({ model, el }) {
     if (!list.children.length) list.append(make("li", "note", "None: they expect the same everywhere."));
   }
 
+  /** @param {boolean} scroll */
   function drawSelected(scroll) {
     const at = model.get("selected");
     text.querySelector('[aria-selected="true"]')?.setAttribute("aria-selected", "false");
@@ -159,6 +193,7 @@ function render({ model, el }) {
     }
   }
 
+  /** @param {number} p */
   function bars(p) {
     const td = make("td");
     const meter = make("span", "meter");
@@ -167,12 +202,18 @@ function render({ model, el }) {
     return td;
   }
 
+  /** @param {[weight: number, p: number]} side */
   function share([weight, p]) {
     const td = bars(weight * p);
     td.prepend(make("span", "note", `${percent(weight)} × ${percent(p)} = `));
     return td;
   }
 
+  /**
+   * @param {Node | string} name
+   * @param {HTMLElement[]} cells
+   * @param {string} [className]
+   */
   function row(name, cells, className) {
     const tr = make("tr", className);
     const th = make("th");
@@ -182,6 +223,11 @@ function render({ model, el }) {
     return tr;
   }
 
+  /**
+   * @param {string} caption
+   * @param {Head[]} heads
+   * @param {HTMLElement[]} rows
+   */
   function table(caption, heads, rows) {
     const node = make("table");
     node.append(make("caption", "", caption));
@@ -205,24 +251,26 @@ function render({ model, el }) {
       detail.replaceChildren(make("p", "note", "Choose a token to see what each expected there."));
       return;
     }
+    /** @type {Head[]} */
     const who = [["model alone", "model"], [labels()[0], "a"], [labels()[1], "b"]];
     const title = make("h4");
     title.append("After ", make("code", "", before(model.get("selected"), 8)), " came ",
       make("code", "came", named(found.token)));
-    const expected = table("What was expected", [["token", ""], ...who], found.expected.map((one) => {
+    const expected = table("What was expected", [["token", ""], ...who], found.expected.map((/** @type {Expected} */ one) => {
       const name = make("code", "", named(one.piece));
       const cells = one.p.map(bars);
       const line = row(name, cells, one.came ? "came" : "");
-      if (one.came) line.firstChild.append(make("span", "note", " came"));
+      if (one.came) line.firstElementChild?.append(make("span", "note", " came"));
       return line;
     }));
     const known = table("Who knew it: weight in the blend × what it gave to the token that came",
-      [["source", ""], ...who.slice(1)], found.known.map((one) => row(one.name, one.sides.map(share))));
+      [["source", ""], ...who.slice(1)], found.known.map((/** @type {Known} */ one) => row(one.name, one.sides.map(share))));
     const both = make("div", "tables");
     both.append(expected, known);
     detail.replaceChildren(title, both);
   }
 
+  /** @param {number} at */
   function choose(at) {
     model.set("selected", at);
     model.save_changes();
@@ -230,13 +278,14 @@ function render({ model, el }) {
   }
 
   text.addEventListener("click", (event) => {
-    const at = spans.indexOf(event.target.closest(".token"));
+    const token = /** @type {Element} */ (event.target).closest(".token");
+    const at = spans.findIndex((span) => span === token);
     if (at > 0) choose(at);
   });
   text.addEventListener("keydown", (event) => {
     const at = model.get("selected");
-    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, ArrowDown: at + TOKENS_PER_PAGE, ArrowUp: at - TOKENS_PER_PAGE,
-      Home: 1, End: spans.length - 1 }[event.key];
+    const to = /** @type {Steps} */ ({ ArrowRight: at + 1, ArrowLeft: at - 1, ArrowDown: at + TOKENS_PER_PAGE,
+      ArrowUp: at - TOKENS_PER_PAGE, Home: 1, End: spans.length - 1 })[event.key];
     if (to === undefined || spans.length < 2) return;
     event.preventDefault();
     event.stopPropagation(); // or the notebook would take the key
@@ -259,6 +308,7 @@ function render({ model, el }) {
     drawDetail();
   }
 
+  /** @type {Record<string, () => void>} */
   const handlers = { "change:shown": draw, "change:detail": drawDetail, "change:selected": () => drawSelected(true) };
   for (const [name, handler] of Object.entries(handlers)) model.on(name, handler);
   draw();

@@ -1,11 +1,22 @@
 // Small things that every part of the explorer uses: elements, numbers as text, the keys of lists and tabs.
 
 /**
+ * @typedef {Record<string, any>} Reply  JSON that the explorer answers; `error` and `hint` where it cannot
+ * @typedef {(message: Record<string, unknown>) => Promise<Reply>} Ask
+ * @typedef {(message: Record<string, unknown>) => Promise<{reply: Reply, buffers: DataView<ArrayBuffer>[]}>} Request
+ * @typedef {(offset: number, size: number) => void} ShowBytes
+ * @typedef {Record<string, number | undefined>} Steps  where keys lead, by their names
+ * @typedef {Node | string | null | undefined} Child
+ */
+
+/**
  * Make an element. `attributes` are set as they are, except `text`, `class` (a name, or names of which some may be
  * false) and `on...` handlers.
- * @param {string} tag
+ * @template {keyof HTMLElementTagNameMap} K
+ * @param {K} tag
  * @param {Object<string, any>} [attributes]
- * @param {...(Node|string|null)} children
+ * @param {...Child} children
+ * @returns {HTMLElementTagNameMap[K]}
  */
 export function el(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
@@ -16,18 +27,35 @@ export function el(tag, attributes = {}, ...children) {
     else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else node.setAttribute(name, value === true ? "" : String(value));
   }
-  node.append(...children.filter((child) => child !== null && child !== undefined));
+  node.append(...present(children));
   return node;
 }
 
+/**
+ * Return the children that are there.
+ * @param {Child[]} children
+ */
+const present = (children) => children.filter((child) => child !== null && child !== undefined);
+
 let lastId = 0;
-/** Return an id that no other element of the page has. */
+/**
+ * Return an id that no other element of the page has.
+ * @param {string} what
+ */
 export const uniqueId = (what) => `atlas-x-${what}-${++lastId}`;
 
+/** @param {number | string} number */
 export const count = (number) => Number(number).toLocaleString("en");
+/**
+ * @param {number} offset
+ * @param {number} digits
+ */
 export const hex = (offset, digits = 8) => "0x" + offset.toString(16).padStart(digits, "0");
 
-/** Return a number of bytes as people say it: 65.2 KiB. */
+/**
+ * Return a number of bytes as people say it: 65.2 KiB.
+ * @param {number | null | undefined} size
+ */
 export function bytes(size) {
   if (size === null || size === undefined) return "";
   const units = ["bytes", "KiB", "MiB", "GiB", "TiB"];
@@ -39,7 +67,11 @@ export function bytes(size) {
   return unit ? `${size.toFixed(1)} ${units[unit]}` : `${size} ${size === 1 ? "byte" : "bytes"}`;
 }
 
-/** Return one cell of a table as text. */
+/**
+ * Return one cell of a table as text.
+ * @param {any} value  a number, a string or nothing
+ * @param {string} kind
+ */
 export function cell(value, kind) {
   if (value === null || value === undefined) return "";
   if (kind === "bytes") return bytes(value);
@@ -50,26 +82,40 @@ export function cell(value, kind) {
   return String(value);
 }
 
+/** @param {number} seconds */
 function time(seconds) {
   if (!seconds) return "unset";
   const moment = new Date(seconds * 1000);
   return Number.isNaN(moment.getTime()) ? "far in the future" : moment.toISOString().slice(0, 19).replace("T", " ");
 }
 
-/** Return a message as a sentence: a capital first, a stop at its end. */
+/**
+ * Return a message as a sentence: a capital first, a stop at its end.
+ * @param {string} text
+ */
 export const sentence = (text) => text[0].toUpperCase() + text.slice(1) + (/[.!?…]$/.test(text) ? "" : ".");
 
-/** Return the element with what is in it replaced. */
+/**
+ * Return the element with what is in it replaced.
+ * @template {Element} E
+ * @param {E} node
+ * @param {...Child} children
+ */
 export function fill(node, ...children) {
-  node.replaceChildren(...children.filter((child) => child !== null && child !== undefined));
+  node.replaceChildren(...present(children));
   return node;
 }
 
-/** Run `work` with the newest argument only, never twice at a time, so that what is asked for never piles up. */
+/**
+ * Run `work` with the newest argument only, never twice at a time, so that what is asked for never piles up.
+ * @template {unknown[]} A
+ * @param {(...args: A) => Promise<void>} work
+ */
 export function newest(work) {
-  let busy = false,
-    waiting = null;
-  return async function run(...args) {
+  let busy = false;
+  /** @type {A | null} */
+  let waiting = null;
+  return async function run(/** @type {A} */ ...args) {
     waiting = args;
     if (busy) return;
     busy = true;
@@ -85,10 +131,15 @@ export function newest(work) {
   };
 }
 
-/** Call `work` once `ms` milliseconds after the last call. */
+/**
+ * Call `work` once `ms` milliseconds after the last call.
+ * @template {unknown[]} A
+ * @param {(...args: A) => void} work
+ * @param {number} ms
+ */
 export function settled(work, ms) {
   let timer = 0;
-  return (...args) => {
+  return (/** @type {A} */ ...args) => {
     clearTimeout(timer);
     timer = setTimeout(() => work(...args), ms);
   };
@@ -103,6 +154,7 @@ export function settled(work, ms) {
 export function tabs(label, tabs, show) {
   const list = el("div", { role: "tablist", "aria-label": label, class: "ax-tabs" });
   const panel = el("div", { role: "tabpanel", class: "ax-panel", id: uniqueId("panel"), tabindex: "-1" });
+  /** @type {Map<string, HTMLButtonElement>} */
   const buttons = new Map();
   for (const tab of tabs) {
     const badge = el("span", { class: "ax-badge", text: tab.badge ?? "", hidden: !tab.badge });
@@ -123,24 +175,31 @@ export function tabs(label, tabs, show) {
     buttons.set(tab.id, button);
     list.append(button);
   }
+  /** @type {string | null} */
   let chosen = null;
+  /**
+   * @param {string} id
+   * @param {boolean} focus
+   */
   function choose(id, focus = false) {
-    if (!buttons.has(id)) return;
+    const wanted = buttons.get(id);
+    if (!wanted) return;
     for (const [other, button] of buttons) {
       button.setAttribute("aria-selected", String(other === id));
       button.tabIndex = other === id ? 0 : -1;
     }
-    panel.setAttribute("aria-labelledby", buttons.get(id).id);
-    if (focus) buttons.get(id).focus();
+    panel.setAttribute("aria-labelledby", wanted.id);
+    if (focus) wanted.focus();
     if (chosen !== id) {
       chosen = id;
       show(id, panel);
     }
   }
+  /** @param {KeyboardEvent} event */
   function move(event) {
     const ids = [...buttons.keys()],
-      at = ids.indexOf(chosen);
-    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: ids.length - 1 }[event.key];
+      at = ids.indexOf(chosen ?? "");
+    const to = /** @type {Steps} */ ({ ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: ids.length - 1 })[event.key];
     if (to === undefined) return;
     event.preventDefault();
     event.stopPropagation();
@@ -153,15 +212,24 @@ export function tabs(label, tabs, show) {
     get chosen() {
       return chosen;
     },
+    /**
+     * @param {string} id
+     * @param {string} text
+     */
     badge(id, text) {
-      const badge = buttons.get(id).querySelector(".ax-badge");
+      const badge = /** @type {HTMLElement | null | undefined} */ (buttons.get(id)?.querySelector(".ax-badge"));
+      if (!badge) return;
       badge.textContent = text;
       badge.hidden = !text;
     },
   };
 }
 
-/** Watch an element's width; returns what ends it. */
+/**
+ * Watch an element's width; returns what ends it.
+ * @param {Element} node
+ * @param {() => void} work
+ */
 export function onResize(node, work) {
   const observer = new ResizeObserver(() => requestAnimationFrame(work));
   observer.observe(node);
@@ -171,6 +239,8 @@ export function onResize(node, work) {
 /**
  * Keep an element's `color-scheme` that of its page: dark where the text is light. Hosts say so in their own ways, by
  * variables and attributes. Returns what ends it.
+ * @param {HTMLElement} node
+ * @param {() => void} changed
  */
 export function followTheme(node, changed) {
   const follow = () => {
@@ -190,7 +260,10 @@ export function followTheme(node, changed) {
   };
 }
 
-/** Return a canvas' 2d context, its bitmap as fine as the screen; sizes are in CSS pixels. */
+/**
+ * Return a canvas' 2d context, its bitmap as fine as the screen; sizes are in CSS pixels.
+ * @param {HTMLCanvasElement} canvas
+ */
 export function paintable(canvas) {
   const ratio = window.devicePixelRatio || 1;
   const width = Math.max(1, canvas.clientWidth),
@@ -199,7 +272,7 @@ export function paintable(canvas) {
     canvas.width = Math.round(width * ratio);
     canvas.height = Math.round(height * ratio);
   }
-  const context = canvas.getContext("2d");
+  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
   context.clearRect(0, 0, width, height);
   return { context, width, height };

@@ -9,13 +9,22 @@ import { grid } from "./grid.js";
 import { hexPane } from "./hex.js";
 import { itemPane } from "./item.js";
 
+/** @typedef {import("./dom.js").Reply} Reply */
+
+/** @type {Record<string, string>} */
 const SEVERITY = { error: "✖ error", warning: "▲ warning", note: "● note" };
+
+/**
+ * @typedef {{request: import("./dom.js").Request, openNotebook?: () => void,
+ *            onSelect?: (selection: Record<string, unknown>) => void}} Sources  `onSelect` hears what is chosen: name,
+ *            start, size, table and row
+ * @typedef {{destroy: () => void}} Part
+ */
 
 /**
  * Show a file in an element.
  * @param {HTMLElement} node
- * @param {{request: (message: object) => Promise<{reply: any, buffers: DataView[]}>, openNotebook?: () => void,
- *          onSelect?: (selection: {name: string, start: number, size: number}) => void}} options
+ * @param {Sources} options
  * @returns {() => void} removes it
  */
 export function mount(node, { request, openNotebook, onSelect }) {
@@ -24,20 +33,25 @@ export function mount(node, { request, openNotebook, onSelect }) {
   const page = el("div", { class: "ax-page" });
   root.append(notice, page);
   node.append(root);
-  let parts = [],
-    gone = false;
+  /** @type {ReturnType<typeof fileShell>[]} */
+  let parts = [];
+  let gone = false;
   const unfollow = followTheme(root, () => parts.forEach((part) => part.redraw()));
 
-  /** Ask, and see that a file that changed meanwhile is noticed; what cannot be asked becomes an error. */
+  /**
+   * Ask, and see that a file that changed meanwhile is noticed; what cannot be asked becomes an error.
+   * @param {Record<string, unknown>} message
+   */
   async function full(message) {
     try {
       const found = await request(message);
       if (found.reply.changed && !gone) changed();
       return found;
     } catch (error) {
-      return { reply: { error: `The server did not answer: ${error.message || error}` }, buffers: [] };
+      return { reply: { error: `The server did not answer: ${(error instanceof Error && error.message) || error}` }, buffers: [] };
     }
   }
+  /** @type {import("./dom.js").Ask} */
   const ask = async (message) => (await full(message)).reply;
 
   function changed() {
@@ -62,6 +76,7 @@ export function mount(node, { request, openNotebook, onSelect }) {
     parts = [];
   }
 
+  /** @param {Reply} summary */
   function show(summary) {
     clear();
     if (gone) return;
@@ -83,18 +98,29 @@ export function mount(node, { request, openNotebook, onSelect }) {
   };
 }
 
+/** @param {Reply} failed */
 function alert_({ error, hint }) {
   return el("p", { class: "ax-alert", role: "alert", text: `${sentence(error)}${hint ? ` ${sentence(hint)}` : ""}` });
 }
 
+/**
+ * @param {Omit<Sources, "request"> & {ask: import("./dom.js").Ask, full: import("./dom.js").Request, summary: Reply,
+ *         reopen: (summary: Reply) => void}} given
+ */
 function fileShell({ ask, full, summary, openNotebook, onSelect, reopen }) {
   const { size } = summary;
+  /** @type {Part[]} */
   const parts = [];
+  /**
+   * @template {Part} P
+   * @param {P} part
+   */
   const keep = (part) => {
     parts.push(part);
     return part;
   };
   const state = el("span", { class: "ax-dim", role: "status" });
+  const findingsBody = el("div", { class: "ax-findings" });
   const check = el("button", { type: "button", text: "Check the file", onclick: validate });
   const head = el(
     "header",
@@ -123,14 +149,22 @@ function fileShell({ ask, full, summary, openNotebook, onSelect, reopen }) {
     ...(size ? [{ id: "bytes", label: "Bytes" }] : []),
     { id: "findings", label: "Findings" },
   ];
-  const panels = new Map();
-  let findings = null,
-    timer = 0;
-  let wanted = null; // bytes of what was chosen last, for when they are looked at
+  /** @type {Map<string, HTMLElement>} */
+  const roots = new Map();
+  /** @type {Map<string, ReturnType<typeof tablePanel>>} */
+  const tables = new Map();
+  /** @type {ReturnType<typeof hexPane> | null} */
+  let hexBytes = null;
+  /** @type {Reply | null} */
+  let findings = null;
+  let timer = 0;
+  /** @type {{offset: number, size: number} | null} bytes of what was chosen last, for when they are looked at */
+  let wanted = null;
   const main = tabs("What to look at", list, (id, panel) => {
-    if (!panels.has(id)) panels.set(id, makePanel(id));
-    fill(panel, panels.get(id).root);
-    if (id === "bytes" && wanted) panels.get(id).show(wanted.offset, wanted.size);
+    const made = roots.get(id) ?? makePanel(id);
+    roots.set(id, made);
+    fill(panel, made);
+    if (id === "bytes" && wanted) hexBytes?.show(wanted.offset, wanted.size);
     if (id === "bytes") wanted = null;
   });
   const root = el(
@@ -143,24 +177,38 @@ function fileShell({ ask, full, summary, openNotebook, onSelect, reopen }) {
     main.list,
     main.panel,
   );
+  drawFindings();
   queueMicrotask(() => main.choose("summary"));
 
+  /** @param {string} id */
   function makePanel(id) {
-    if (id === "summary") return { root: summaryPanel() };
-    if (id === "bytes")
-      return keep(hexPane({ request: full, size, seen: (offset, long) => map.select(offset, long) }));
-    if (id === "findings") return { root: findingsPanel() };
-    return tablePanel(id);
+    if (id === "summary") return summaryPanel();
+    if (id === "bytes") {
+      hexBytes = keep(hexPane({ request: full, size, seen: (offset, long) => map.select(offset, long) }));
+      return hexBytes.root;
+    }
+    if (id === "findings") return findingsBody;
+    const table = tablePanel(id);
+    tables.set(id, table);
+    return table.root;
   }
+  /**
+   * @param {number} offset
+   * @param {number} long
+   */
   function toBytes(offset, long = 1) {
     wanted = null;
     main.choose("bytes");
-    panels.get("bytes").show(offset, long);
+    hexBytes?.show(offset, long);
     map.select(offset, Math.max(1, long));
   }
+  /**
+   * @param {string} table
+   * @param {number} row
+   */
   async function toRow(table, row) {
     main.choose(table);
-    await panels.get(table).pick(row);
+    await tables.get(table)?.pick(row);
   }
 
   // --- the panels --------------------------------------------------------------------------------------------------
@@ -169,13 +217,14 @@ function fileShell({ ask, full, summary, openNotebook, onSelect, reopen }) {
     const facts = el(
       "dl",
       { class: "ax-facts ax-wide" },
-      ...summary.facts.map(([label, value]) =>
+      ...summary.facts.map((/** @type {[string, string]} */ [label, value]) =>
         el("div", {}, el("dt", { text: label }), el("dd", {}, el("bdi", { text: value }))),
       ),
     );
     return el("div", { class: "ax-summary" }, facts);
   }
 
+  /** @param {string} id */
   function tablePanel(id) {
     const info = summary.tables[id];
     const side = el(
@@ -183,8 +232,9 @@ function fileShell({ ask, full, summary, openNotebook, onSelect, reopen }) {
       { class: "ax-detail-pane" },
       el("p", { class: "ax-hint", text: info.count ? "Choose a row to look at it." : "" }),
     );
+    /** @type {ReturnType<typeof itemPane> | null} */
     let shown = null;
-    const open = async (row) => {
+    const open = async (/** @type {number} */ row) => {
       const item = await ask({ op: "item", table: id, row });
       if (shown) shown.destroy();
       if (item.error) {
@@ -206,48 +256,43 @@ function fileShell({ ask, full, summary, openNotebook, onSelect, reopen }) {
     });
     return {
       root: el("div", { class: "ax-split" }, rows.root, side),
-      pick: async (row) => {
+      pick: async (/** @type {number} */ row) => {
         await rows.show(row);
         await open(row);
       },
     };
   }
 
-  function findingsPanel() {
-    const body = el("div", { class: "ax-findings" });
-    const draw = () => {
-      if (!findings) {
-        fill(
-          body,
-          el("p", { text: "The file has not been checked. Checking reads all of it, in the background." }),
-          el("button", { type: "button", text: "Check the file", onclick: validate, disabled: !size }),
-        );
-        return;
-      }
-      if (findings.state === "running") {
-        fill(body, el("p", { text: "Checking …" }));
-        return;
-      }
-      if (findings.error) {
-        fill(body, alert_(findings));
-        return;
-      }
-      const verdict =
-        findings.findings.length === 0
-          ? "Nothing is wrong with this file."
-          : findings.ok
-            ? "The file can be used as it is."
-            : "The file is damaged.";
+  function drawFindings() {
+    if (!findings) {
       fill(
-        body,
-        el("p", { class: findings.ok ? "ax-good" : "ax-bad", text: `${findings.ok ? "✔" : "✖"} ${verdict}` }),
-        el("ul", {}, ...findings.findings.map(finding)),
+        findingsBody,
+        el("p", { text: "The file has not been checked. Checking reads all of it, in the background." }),
+        el("button", { type: "button", text: "Check the file", onclick: validate, disabled: !size }),
       );
-    };
-    draw();
-    body.redraw = draw;
-    return body;
+      return;
+    }
+    if (findings.state === "running") {
+      fill(findingsBody, el("p", { text: "Checking …" }));
+      return;
+    }
+    if (findings.error) {
+      fill(findingsBody, alert_(findings));
+      return;
+    }
+    const verdict =
+      findings.findings.length === 0
+        ? "Nothing is wrong with this file."
+        : findings.ok
+          ? "The file can be used as it is."
+          : "The file is damaged.";
+    fill(
+      findingsBody,
+      el("p", { class: findings.ok ? "ax-good" : "ax-bad", text: `${findings.ok ? "✔" : "✖"} ${verdict}` }),
+      el("ul", {}, ...findings.findings.map(finding)),
+    );
   }
+  /** @param {Reply} found */
   function finding(found) {
     const where =
       found.offset === null
@@ -288,9 +333,10 @@ function fileShell({ ask, full, summary, openNotebook, onSelect, reopen }) {
   async function validate() {
     clearTimeout(timer);
     findings = await ask({ op: "validate" });
-    if (panels.has("findings")) panels.get("findings").root.redraw();
+    drawFindings();
     const verdict = findings.ok ? "✔ sound" : "✖ damaged";
-    state.textContent = { running: "Checking …", done: verdict }[findings.state] ?? "";
+    const said = /** @type {Record<string, string>} */ ({ running: "Checking …", done: verdict });
+    state.textContent = said[findings.state] ?? "";
     check.disabled = findings.state === "running";
     if (findings.state === "running") {
       timer = setTimeout(validate, 250);
@@ -308,14 +354,14 @@ function fileShell({ ask, full, summary, openNotebook, onSelect, reopen }) {
       type: "password",
       autocomplete: "off",
       "aria-label": "Passphrase",
-      onkeydown: (event) => event.stopPropagation(),
+      onkeydown: (/** @type {KeyboardEvent} */ event) => event.stopPropagation(),
     });
     const said = el("span", { role: "alert" });
     return el(
       "form",
       {
         class: "ax-unlock",
-        onsubmit: async (event) => {
+        onsubmit: async (/** @type {SubmitEvent} */ event) => {
           event.preventDefault();
           said.textContent = " …";
           const reply = await ask({ op: "unlock", passphrase: word.value });

@@ -4,9 +4,12 @@
 
 import { cell, count, el, fill, onResize, settled, uniqueId } from "./dom.js";
 
+/** @typedef {import("./dom.js").Steps} Steps */
+
 const ROW = 26; // CSS pixels
 const CHUNK = 120; // rows that one request brings
 const TALLEST = 6e6; // CSS pixels: browsers draw no taller elements; longer tables are scrolled proportionally
+/** @type {Record<string, string>} */
 const WIDTHS = {
   number: "minmax(5.5em, 0.6fr)",
   bytes: "minmax(5.5em, 0.5fr)",
@@ -16,8 +19,13 @@ const WIDTHS = {
 };
 
 /**
- * @param {{ask: (message: object) => Promise<any>, table: string,
- *          info: {title: string, count: number, columns: object[], numbered?: boolean},
+ * @typedef {{name: string, label: string, kind: string}} Column
+ * @typedef {any[]} Row  its number, then its cells
+ */
+
+/**
+ * @param {{ask: import("./dom.js").Ask, table: string,
+ *          info: {title: string, count: number, columns: Column[], numbered?: boolean},
  *          open: (row: number, cells: any[]) => void}} options
  */
 export function grid({ ask, table, info, open }) {
@@ -26,11 +34,14 @@ export function grid({ ask, table, info, open }) {
   const order = { sort: "", descending: false, filter: "" };
   const name = uniqueId("grid");
   let matched = info.count,
-    chunks = new Map(),
     active = 0,
-    chosen = null,
-    pending = new Set(),
     version = 0;
+  /** @type {Map<number, Row[]>} */
+  let chunks = new Map();
+  /** @type {Set<number>} */
+  let pending = new Set();
+  /** @type {number | null} */
+  let chosen = null;
 
   const widths = columns.map((c, i) =>
     c.name === ""
@@ -54,7 +65,7 @@ export function grid({ ask, table, info, open }) {
       order.filter = filter.value;
       refresh();
     }, 120),
-    onkeydown: (event) => {
+    onkeydown: (/** @type {KeyboardEvent} */ event) => {
       event.stopPropagation();
       if (event.key === "ArrowDown" || event.key === "Enter") {
         event.preventDefault();
@@ -109,6 +120,7 @@ export function grid({ ask, table, info, open }) {
     const room = tall() - high();
     return room <= 0 ? 0 : (body.scrollTop / room) * Math.max(0, matched - high() / ROW);
   }
+  /** @param {number} row */
   function scrollTo(row) {
     const room = tall() - high(),
       rest = Math.max(1e-9, matched - high() / ROW);
@@ -118,6 +130,7 @@ export function grid({ ask, table, info, open }) {
     if (to !== at) body.scrollTop = (to / rest) * room;
   }
 
+  /** @param {number} number */
   async function fetchChunk(number) {
     if (chunks.has(number) || pending.has(number)) return;
     pending.add(number);
@@ -130,7 +143,8 @@ export function grid({ ask, table, info, open }) {
       return;
     }
     chunks.set(number, reply.rows);
-    if (chunks.size > 40) chunks.delete(chunks.keys().next().value);
+    const oldest = chunks.keys().next();
+    if (chunks.size > 40 && !oldest.done) chunks.delete(oldest.value);
     if (matched !== reply.matched) resize(reply.matched);
     say();
     draw();
@@ -138,6 +152,7 @@ export function grid({ ask, table, info, open }) {
   function say() {
     status.textContent = order.filter ? `${count(matched)} of ${count(info.count)}` : `${count(info.count)}`;
   }
+  /** @param {number} total */
   function resize(total) {
     matched = total;
     spacer.style.height = `${tall()}px`;
@@ -152,6 +167,7 @@ export function grid({ ask, table, info, open }) {
     active = 0;
     fetchChunk(0);
   }
+  /** @param {string} column */
   function sortBy(column) {
     if (order.sort !== column) Object.assign(order, { sort: column, descending: false });
     else if (!order.descending) order.descending = true;
@@ -164,6 +180,10 @@ export function grid({ ask, table, info, open }) {
     );
     refresh();
   }
+  /**
+   * @param {number} number
+   * @returns {Row | undefined}
+   */
   function rowAt(number) {
     const chunk = chunks.get(Math.floor(number / CHUNK));
     return chunk ? chunk[number % CHUNK] : undefined;
@@ -186,6 +206,7 @@ export function grid({ ask, table, info, open }) {
     if (shown) body.setAttribute("aria-activedescendant", shown.id);
     else body.removeAttribute("aria-activedescendant");
   }
+  /** @param {number} number */
   function line(number) {
     const data = rowAt(number);
     const cells = columns.map((column, i) =>
@@ -195,7 +216,7 @@ export function grid({ ask, table, info, open }) {
         el("bdi", { text: data ? cell(data[i + skip], column.kind) : "…" }),
       ),
     );
-    const isChosen = Boolean(data) && data[0] === chosen;
+    const isChosen = data !== undefined && data[0] === chosen;
     const marks = [number === active && "ax-active", isChosen && "ax-chosen", number % 2 && "ax-odd"];
     return el(
       "div",
@@ -222,21 +243,22 @@ export function grid({ ask, table, info, open }) {
     draw();
     open(data[0], data.slice(1));
   }
+  /** @param {number} to */
   function move(to) {
     active = Math.max(0, Math.min(to, matched - 1));
     scrollTo(active);
     draw();
   }
   body.addEventListener("keydown", (event) => {
-    if (event.target.closest(".ax-sort") || event.ctrlKey || event.metaKey || event.altKey) return;
-    const to = {
+    if (/** @type {Element} */ (event.target).closest(".ax-sort") || event.ctrlKey || event.metaKey || event.altKey) return;
+    const to = /** @type {Steps} */ ({
       ArrowDown: active + 1,
       ArrowUp: active - 1,
       PageDown: active + view(),
       PageUp: active - view(),
       Home: 0,
       End: matched - 1,
-    }[event.key];
+    })[event.key];
     if (to !== undefined) move(to);
     else if (event.key === "Enter" || event.key === " ") choose();
     else return;
@@ -250,7 +272,10 @@ export function grid({ ask, table, info, open }) {
   return {
     root,
     refresh,
-    /** Make a row the active and chosen one, wherever it stands now. */
+    /**
+     * Make a row the active and chosen one, wherever it stands now.
+     * @param {number} row
+     */
     async show(row) {
       const reply = await ask({ op: "rows", table, start: 0, count: 0, locate: row, ...order });
       if (reply.position === null || reply.position === undefined) return;

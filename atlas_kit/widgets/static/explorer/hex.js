@@ -3,13 +3,20 @@
 
 import { count, el, fill, hex, newest, onResize, sentence, uniqueId } from "./dom.js";
 
+/** @typedef {import("./dom.js").Steps} Steps */
+
 const ROW = 20; // CSS pixels
 const WIDE = 16,
   NARROW = 8;
 
 /**
- * @param {{request: (message: object) => Promise<{reply: any, buffers: DataView[]}>, size: number,
- *          seen: (offset: number, size: number) => void}} options `seen` hears which bytes are chosen
+ * @typedef {{name: string, type: string, size: number, offset: number, value: string, meaning: string}} Field
+ * @typedef {Field & {tint: number}} TintedField
+ */
+
+/**
+ * @param {{request: import("./dom.js").Request, size: number, seen: import("./dom.js").ShowBytes}} options `seen` hears
+ *        which bytes are chosen
  */
 export function hexPane({ request, size, seen }) {
   const digits = Math.max(8, size.toString(16).length);
@@ -19,7 +26,7 @@ export function hexPane({ request, size, seen }) {
     "aria-label": "Go to offset",
     placeholder: "0x… or a number",
     spellcheck: "false",
-    onkeydown: (event) => {
+    onkeydown: (/** @type {KeyboardEvent} */ event) => {
       event.stopPropagation();
       if (event.key === "Enter") {
         go(goto_.value);
@@ -37,7 +44,7 @@ export function hexPane({ request, size, seen }) {
     step: "any",
     "aria-label": "Scroll through the file",
     oninput: () => scrollTo(Math.floor((Number(bar.value) / 1000) * lastTop())),
-    onkeydown: (event) => event.stopPropagation(),
+    onkeydown: (/** @type {KeyboardEvent} */ event) => event.stopPropagation(),
   });
   const fields = el("div", { class: "ax-fields", role: "listbox", tabindex: "0", "aria-label": "Fields in view" });
   const values = el("dl", { class: "ax-values", "aria-label": "The bytes at the cursor as numbers" });
@@ -56,9 +63,11 @@ export function hexPane({ request, size, seen }) {
 
   let top = 0,
     cursor = 0,
-    across = WIDE,
-    page = { offset: 0, data: new Uint8Array(), fields: [] },
-    chosen = null;
+    across = WIDE;
+  /** @type {{offset: number, data: Uint8Array, fields: Field[]}} */
+  let page = { offset: 0, data: new Uint8Array(), fields: [] };
+  /** @type {Field | null} */
+  let chosen = null;
 
   const lines = () => Math.max(4, Math.floor((rows.clientHeight || 24 * ROW) / ROW));
   const lastTop = () => Math.max(0, Math.ceil(size / across) - lines());
@@ -82,6 +91,7 @@ export function hexPane({ request, size, seen }) {
     draw();
   });
 
+  /** @param {number} offset */
   function fieldAt(offset) {
     return (
       page.fields
@@ -89,11 +99,16 @@ export function hexPane({ request, size, seen }) {
         .sort((a, b) => a.size - b.size)[0] ?? null
     );
   }
+  /** @param {number} line */
   function scrollTo(line) {
     top = Math.max(0, Math.min(line, lastTop()));
     bar.value = lastTop() ? String((1000 * top) / lastTop()) : "0";
     load();
   }
+  /**
+   * @param {number} offset
+   * @param {{field?: Field | null, quiet?: boolean}} how
+   */
   function place(offset, { field = null, quiet = false } = {}) {
     cursor = Math.max(0, Math.min(offset, size - 1));
     chosen = field ?? fieldAt(cursor);
@@ -102,6 +117,7 @@ export function hexPane({ request, size, seen }) {
     else draw();
     if (!quiet) seen(chosen ? chosen.offset : cursor, chosen ? chosen.size : 1);
   }
+  /** @param {string} text */
   function go(text) {
     const offset = Number(text.trim().replaceAll(",", "").replaceAll("_", ""));
     if (!text.trim() || !Number.isInteger(offset) || offset < 0 || offset >= size) {
@@ -116,7 +132,8 @@ export function hexPane({ request, size, seen }) {
 
   function draw() {
     const ranges = page.fields.map((f, i) => ({ ...f, tint: i % 4 }));
-    const found = (offset) => {
+    const found = (/** @type {number} */ offset) => {
+      /** @type {TintedField | null} */
       let best = null;
       for (const f of ranges)
         if (offset >= f.offset && offset < f.offset + f.size && (!best || f.size <= best.size)) best = f;
@@ -124,6 +141,7 @@ export function hexPane({ request, size, seen }) {
     };
     rows.setAttribute("aria-rowcount", String(Math.ceil(size / across)));
     rows.setAttribute("aria-colcount", String(across));
+    /** @type {HTMLElement[]} */
     const list = [];
     for (let at = 0; at < page.data.length; at += across)
       list.push(row(page.offset + at, page.data.subarray(at, at + across), found));
@@ -137,9 +155,16 @@ export function hexPane({ request, size, seen }) {
     drawFields();
     drawValues();
   }
+  /**
+   * @param {number} start
+   * @param {Uint8Array} data
+   * @param {(offset: number) => TintedField | null} found
+   */
   function row(start, data, found) {
-    const cells = [],
-      text = [];
+    /** @type {HTMLElement[]} */
+    const cells = [];
+    /** @type {HTMLElement[]} */
+    const text = [];
     for (let i = 0; i < data.length; i += 1) {
       const offset = start + i,
         field = found(offset),
@@ -201,18 +226,23 @@ export function hexPane({ request, size, seen }) {
       );
     });
     fill(fields, ...list);
-    const here = fields.querySelector(".ax-chosen");
+    const here = /** @type {HTMLElement | null} */ (fields.querySelector(".ax-chosen"));
     if (here) {
       fields.setAttribute("aria-activedescendant", here.id);
       keepInView(fields, here);
     } else fields.removeAttribute("aria-activedescendant");
     note.textContent = chosen ? describe(chosen) : "No field is known here.";
   }
+  /** @param {Field} field */
   function describe({ name: field, type, size: long, offset, value, meaning }) {
     const kind = /bytes?$/.test(type) ? "" : `${type}, `;
     const place = `${field}: ${kind}${count(long)} ${long === 1 ? "byte" : "bytes"} from ${count(offset)}.`;
     return [place, value && `${value}.`, meaning && sentence(meaning)].filter(Boolean).join(" ");
   }
+  /**
+   * @param {HTMLElement} box
+   * @param {HTMLElement} node
+   */
   function keepInView(box, node) {
     if (node.offsetTop < box.scrollTop) box.scrollTop = node.offsetTop;
     else if (node.offsetTop + node.offsetHeight > box.scrollTop + box.clientHeight)
@@ -222,6 +252,7 @@ export function hexPane({ request, size, seen }) {
     const at = cursor - page.offset;
     const raw = at >= 0 ? page.data.slice(at, at + 8) : new Uint8Array();
     const view = new DataView(raw.buffer);
+    /** @type {[string, number, (view: DataView) => number | bigint][]} */
     const rows = [
       ["u8", 1, (v) => v.getUint8(0)],
       ["i8", 1, (v) => v.getInt8(0)],
@@ -253,7 +284,7 @@ export function hexPane({ request, size, seen }) {
 
   rows.addEventListener("keydown", (event) => {
     const whole = event.ctrlKey || event.metaKey;
-    const to = {
+    const to = /** @type {Steps} */ ({
       ArrowRight: cursor + 1,
       ArrowLeft: cursor - 1,
       ArrowDown: cursor + across,
@@ -262,7 +293,7 @@ export function hexPane({ request, size, seen }) {
       PageUp: cursor - across * lines(),
       Home: whole ? 0 : cursor - (cursor % across),
       End: whole ? size - 1 : cursor - (cursor % across) + across - 1,
-    }[event.key];
+    })[event.key];
     if (to === undefined || event.altKey || (to < 0 && cursor < across && event.key !== "PageUp")) return;
     event.preventDefault();
     event.stopPropagation();
@@ -270,7 +301,7 @@ export function hexPane({ request, size, seen }) {
     place(to);
   });
   rows.addEventListener("click", (event) => {
-    const hit = event.target.closest("[data-o]");
+    const hit = /** @type {HTMLElement | null} */ (/** @type {Element} */ (event.target).closest("[data-o]"));
     if (hit) {
       place(Number(hit.dataset.o));
       rows.focus({ preventScroll: true });
@@ -291,7 +322,7 @@ export function hexPane({ request, size, seen }) {
     const at = page.fields.findIndex(
       (f) => chosen && f.offset === chosen.offset && f.size === chosen.size && f.name === chosen.name,
     );
-    const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: page.fields.length - 1 }[event.key];
+    const to = /** @type {Steps} */ ({ ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: page.fields.length - 1 })[event.key];
     if (to === undefined) return;
     event.preventDefault();
     event.stopPropagation();
@@ -311,7 +342,11 @@ export function hexPane({ request, size, seen }) {
   });
   return {
     root,
-    /** Show and choose the bytes of a range. */
+    /**
+     * Show and choose the bytes of a range.
+     * @param {number} offset
+     * @param {number} long
+     */
     show(offset, long = 1) {
       chosen = null;
       cursor = Math.max(0, Math.min(offset, size - 1));
@@ -324,7 +359,10 @@ export function hexPane({ request, size, seen }) {
   };
 }
 
-/** Return the number that 16 bits of a float16 mean. */
+/**
+ * Return the number that 16 bits of a float16 mean.
+ * @param {number} bits
+ */
 function half(bits) {
   const sign = bits & 0x8000 ? -1 : 1,
     exponent = (bits >> 10) & 31,

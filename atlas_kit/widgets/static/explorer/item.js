@@ -4,6 +4,10 @@ import { count, el, fill, tabs } from "./dom.js";
 import { grid } from "./grid.js";
 import { storedMatrix } from "./matrix.js";
 
+/** @typedef {import("./dom.js").Reply} Reply */
+/** @typedef {HTMLLIElement & {toggle: (open: boolean) => Promise<void>}} TreeItem */
+
+/** @type {Record<string, string>} */
 const LABELS = {
   text: "Text",
   chat: "Chat",
@@ -15,17 +19,18 @@ const LABELS = {
 const ROLES = new Set(["user", "human", "assistant", "bot", "ai", "system", "tool"]);
 
 /**
- * @param {{ask: Function, request: Function, table: string, row: number, item: object,
- *          bytes: (offset: number, size: number) => void}} options `bytes` shows the item's bytes
+ * @param {{ask: import("./dom.js").Ask, request: import("./dom.js").Request, table: string, row: number, item: Reply,
+ *          bytes: import("./dom.js").ShowBytes}} options `bytes` shows the item's bytes
  */
 export function itemPane({ ask, request, table, row, item, bytes }) {
   const where = { table, row };
+  /** @type {(() => void)[]} */
   let ends = [];
   const status = el("span", { class: "ax-dim", role: "status" });
   const facts = el(
     "dl",
     { class: "ax-facts" },
-    ...item.facts.map(([label, value]) =>
+    ...item.facts.map((/** @type {[string, string]} */ [label, value]) =>
       el("div", {}, el("dt", { text: label }), el("dd", {}, el("bdi", { text: value }))),
     ),
   );
@@ -38,7 +43,7 @@ export function itemPane({ ask, request, table, row, item, bytes }) {
       text: "Show bytes",
       onclick: () => bytes(item.start, item.size),
     }),
-    ...item.exports.map((form) =>
+    ...item.exports.map((/** @type {string} */ form) =>
       el("button", { type: "button", class: "ax-small", text: `Save .${form}`, onclick: () => save(form) }),
     ),
     status,
@@ -56,7 +61,7 @@ export function itemPane({ ask, request, table, row, item, bytes }) {
   if (item.views.length) {
     const views = tabs(
       "Views",
-      item.views.map((id) => ({ id, label: LABELS[id] })),
+      item.views.map((/** @type {string} */ id) => ({ id, label: LABELS[id] })),
       (id, panel) => {
         end();
         fill(panel);
@@ -71,7 +76,12 @@ export function itemPane({ ask, request, table, row, item, bytes }) {
     ends = [];
   }
 
-  /** Ask for one thing about the item; an error becomes a sentence where the answer would have been. */
+  /**
+   * Ask for one thing about the item; an error becomes a sentence where the answer would have been.
+   * @param {HTMLElement} panel
+   * @param {Record<string, unknown>} message
+   * @returns {Promise<Reply | null>}
+   */
   async function get(panel, message) {
     const reply = await ask(message.op === "rows" ? message : { ...where, ...message });
     if (!reply.error) return reply;
@@ -80,6 +90,7 @@ export function itemPane({ ask, request, table, row, item, bytes }) {
     );
     return null;
   }
+  /** @param {string} form */
   async function save(form) {
     status.textContent = "Reading …";
     const { reply, buffers } = await request({ op: "export", ...where, form });
@@ -92,6 +103,7 @@ export function itemPane({ ask, request, table, row, item, bytes }) {
 
   // --- the views -------------------------------------------------------------------------------------------------
 
+  /** @type {Record<string, (panel: HTMLElement) => void>} */
   const SHOW = {
     text(panel) {
       const body = el("pre", { class: "ax-pre", tabindex: "0", "aria-label": "Text", dir: "auto" });
@@ -135,7 +147,7 @@ export function itemPane({ ask, request, table, row, item, bytes }) {
       const tree = el("ul", { role: "tree", class: "ax-tree", "aria-label": "JSON" });
       panel.append(tree);
       branch(panel, tree, [], 1).then(() => {
-        const first = tree.querySelector("[role=treeitem]");
+        const first = /** @type {HTMLElement | null} */ (tree.querySelector("[role=treeitem]"));
         if (first) first.tabIndex = 0;
       });
       tree.addEventListener("keydown", treeKeys);
@@ -160,10 +172,11 @@ export function itemPane({ ask, request, table, row, item, bytes }) {
       if (!reply) return;
       const view = await storedMatrix({
         request: (message) => request({ ...where, ...message }),
-        ...reply,
+        shape: reply.shape,
+        dtype: reply.dtype,
         name: item.name,
       });
-      if (view.error) {
+      if ("error" in view) {
         panel.append(el("p", { class: "ax-alert", role: "alert", text: view.error }));
         return;
       }
@@ -176,7 +189,14 @@ export function itemPane({ ask, request, table, row, item, bytes }) {
     },
   };
 
-  /** Load the first page into `body`, and offer the next one as long as there is one. */
+  /**
+   * Load the first page into `body`, and offer the next one as long as there is one.
+   * @param {HTMLElement} panel
+   * @param {HTMLElement} body
+   * @param {(start: number) => Record<string, unknown>} message
+   * @param {number} start
+   * @param {(reply: Reply) => number | null | undefined} add  shows the reply, and says where the next page starts
+   */
   async function more(panel, body, message, start, add) {
     const reply = await get(panel, message(start));
     if (!reply) return;
@@ -203,10 +223,19 @@ export function itemPane({ ask, request, table, row, item, bytes }) {
     panel.append(button);
   }
 
+  /**
+   * @param {HTMLElement} panel
+   * @param {HTMLElement} list
+   * @param {number[]} path
+   * @param {number} level
+   * @param {number} start
+   */
   async function branch(panel, list, path, level, start = 0) {
     const reply = await get(panel, { op: "json", path, start });
     if (!reply) return;
-    reply.children.forEach((child, i) => list.append(leaf(panel, child, [...path, start + i], level)));
+    for (const [i, child] of /** @type {Reply[]} */ (reply.children).entries()) {
+      list.append(leaf(panel, child, [...path, start + i], level));
+    }
     const next = start + reply.children.length;
     if (next < reply.count) {
       const button = el("button", {
@@ -222,6 +251,12 @@ export function itemPane({ ask, request, table, row, item, bytes }) {
       list.append(item_);
     }
   }
+  /**
+   * @param {HTMLElement} panel
+   * @param {Reply} child
+   * @param {number[]} path
+   * @param {number} level
+   */
   function leaf(panel, child, path, level) {
     const nested = child.count !== null;
     const value = nested
@@ -233,15 +268,16 @@ export function itemPane({ ask, request, table, row, item, bytes }) {
           class: `ax-json-${child.type}`,
           text: child.type === "string" ? `"${child.value}"` : child.value,
         });
+    const twist = el("span", { class: "ax-twist", "aria-hidden": "true", text: nested && child.count ? "▸" : "" });
     const line = el(
       "span",
       { class: "ax-leaf" },
-      el("span", { class: "ax-twist", "aria-hidden": "true", text: nested && child.count ? "▸" : "" }),
+      twist,
       el("bdi", { class: "ax-key", text: child.key }),
       ": ",
       value,
     );
-    const node = el(
+    const item_ = el(
       "li",
       {
         role: "treeitem",
@@ -251,18 +287,20 @@ export function itemPane({ ask, request, table, row, item, bytes }) {
       },
       line,
     );
-    node.toggle = async (open) => {
+    const toggle = async (/** @type {boolean} */ open) => {
       if (!node.hasAttribute("aria-expanded") || open === (node.getAttribute("aria-expanded") === "true")) return;
       node.setAttribute("aria-expanded", String(open));
-      line.firstChild.textContent = open ? "▾" : "▸";
+      twist.textContent = open ? "▾" : "▸";
       if (!open) {
-        node.querySelector("ul").remove();
+        node.querySelector("ul")?.remove();
         return;
       }
       const group = el("ul", { role: "group" });
       node.append(group);
       await branch(panel, group, path, level + 1);
     };
+    /** @type {TreeItem} */
+    const node = Object.assign(item_, { toggle });
     line.addEventListener("click", () => {
       roam(node);
       node.toggle(node.getAttribute("aria-expanded") !== "true");
@@ -272,22 +310,29 @@ export function itemPane({ ask, request, table, row, item, bytes }) {
   return { root, destroy: end };
 }
 
+/** @param {HTMLElement} node */
 function roam(node) {
   const tree = node.closest("[role=tree]");
-  tree.querySelectorAll("[tabindex='0']").forEach((other) => {
+  const roaming = /** @type {NodeListOf<HTMLElement> | undefined} */ (tree?.querySelectorAll("[tabindex='0']"));
+  roaming?.forEach((other) => {
     other.tabIndex = -1;
   });
   node.tabIndex = 0;
   node.focus();
 }
 
+/** @param {Element | null} node */
+const treeItem = (node) => /** @type {TreeItem | null} */ (node?.closest("[role=treeitem]") ?? null);
+
+/** @param {KeyboardEvent} event */
 function treeKeys(event) {
-  const node = event.target.closest("[role=treeitem]");
+  const node = treeItem(/** @type {Element} */ (event.target));
   if (!node || event.target !== node) return;
-  const all = [...event.currentTarget.querySelectorAll("[role=treeitem]")],
+  const tree = /** @type {Element} */ (event.currentTarget);
+  const all = /** @type {TreeItem[]} */ ([...tree.querySelectorAll("[role=treeitem]")]),
     at = all.indexOf(node);
   const open = node.getAttribute("aria-expanded");
-  const parent = node.parentElement.closest("[role=treeitem]");
+  const parent = treeItem(node.parentElement);
   if (event.key === "ArrowDown" && all[at + 1]) roam(all[at + 1]);
   else if (event.key === "ArrowUp" && all[at - 1]) roam(all[at - 1]);
   else if (event.key === "Home") roam(all[0]);
@@ -304,6 +349,7 @@ function treeKeys(event) {
 
 // --- histogram -------------------------------------------------------------------------------------------------------
 
+/** @param {number | string | null | undefined} value */
 const number = (value) =>
   value === undefined || value === null
     ? "–"
@@ -311,6 +357,10 @@ const number = (value) =>
         .toPrecision(5)
         .replace(/\.?0+($|e)/, "$1");
 
+/**
+ * @param {Reply} found
+ * @param {string} name
+ */
 function histogram(found, name) {
   const rows = [
     ["Smallest", number(found.min)],
@@ -334,11 +384,19 @@ function histogram(found, name) {
   return el("div", { class: "ax-histogram" }, bars(found, name), facts);
 }
 
+/**
+ * @param {Reply} found
+ * @param {string} name
+ */
 function bars({ counts, edges, min, max }, name) {
   const ns = "http://www.w3.org/2000/svg";
+  /**
+   * @param {string} tag
+   * @param {Record<string, string | number>} attributes
+   */
   const make = (tag, attributes) => {
     const node = document.createElementNS(ns, tag);
-    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, String(value));
     return node;
   };
   const svg = make("svg", {
@@ -349,7 +407,7 @@ function bars({ counts, edges, min, max }, name) {
   });
   const most = Math.max(...counts),
     wide = 620 / counts.length;
-  counts.forEach((n, i) => {
+  counts.forEach((/** @type {number} */ n, /** @type {number} */ i) => {
     const high = n ? Math.max(1.5, (n / most) * 165) : 0;
     const bar = make("rect", {
       x: 10 + i * wide,
@@ -366,11 +424,13 @@ function bars({ counts, edges, min, max }, name) {
   });
   svg.append(make("line", { x1: 10, x2: 630, y1: 172.5, y2: 172.5, class: "ax-axis" }));
   const zero = edges[0] < 0 && edges[1] > 0 ? 10 + (620 * -edges[0]) / (edges[1] - edges[0]) : null;
-  for (const [x, text, anchor] of [
+  /** @type {[x: number, text: string, anchor: string][]} */
+  const ticks = [
     [10, number(edges[0]), "start"],
     [630, number(edges[1]), "end"],
-    ...(zero && zero > 70 && zero < 570 ? [[zero, "0", "middle"]] : []),
-  ]) {
+  ];
+  if (zero && zero > 70 && zero < 570) ticks.push([zero, "0", "middle"]);
+  for (const [x, text, anchor] of ticks) {
     const tick = make("text", { x, y: 190, "text-anchor": anchor, class: "ax-tick" });
     tick.textContent = text;
     svg.append(tick);

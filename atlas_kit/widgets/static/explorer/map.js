@@ -5,13 +5,23 @@
 
 import { bytes, count, el, hex, newest, onResize, paintable, settled } from "./dom.js";
 
+/**
+ * @typedef {import("./dom.js").Reply} Reply
+ * @typedef {(name: string) => string} Colour  of the style sheet, as canvases take it
+ * @typedef {Record<string, number>} Kinds  how many bytes are of which kind
+ * @typedef {{offset: number, size: number, count: number, kind: string, name: string, kinds?: Kinds}} Item
+ * @typedef {{count: number, kinds: Kinds}} Pile  of items that share a pixel
+ * @typedef {{items: Item[], totals: {kind: string, count: number, size: number}[]}} Strip
+ * @typedef {{offset: number, severity: string}} Finding
+ * @typedef {{offset: number, size: number}} Range
+ */
+
 const HATCHED = new Set(["damaged", "garbage", "uncommitted", "trailing", "unused"]);
 const LEAST = 2.5; // CSS pixels that the smallest region gets
 const MARGIN = 9; // room for the marks of findings
 
 /**
- * @param {{ask: (message: object) => Promise<any>, size: number,
- *          pick: (offset: number, size: number, how: {bytes: boolean}) => void}} options
+ * @param {{ask: import("./dom.js").Ask, size: number, pick: import("./dom.js").ShowBytes}} options
  */
 export function byteMap({ ask, size, pick }) {
   const overview = el("canvas", { class: "ax-overview", "aria-hidden": "true" });
@@ -27,7 +37,7 @@ export function byteMap({ ask, size, pick }) {
   });
   const line = el("p", { class: "ax-readout", text: " " });
   const legend = el("ul", { class: "ax-legend", "aria-label": "What the file is made of" });
-  const zoomBy = (label, text, work) =>
+  const zoomBy = (/** @type {string} */ label, /** @type {string} */ text, /** @type {() => void} */ work) =>
     el("button", { type: "button", class: "ax-small", "aria-label": label, title: label, text, onclick: work });
   const buttons = el(
     "div",
@@ -47,12 +57,16 @@ export function byteMap({ ask, size, pick }) {
   );
 
   let start = 0,
-    stop = size,
-    whole = null,
-    part = null;
-  let cursor = { offset: 0, size: 0, text: "" },
-    selected = null,
-    marks = [];
+    stop = size;
+  /** @type {Strip | null} */
+  let whole = null;
+  /** @type {Strip | null} */
+  let part = null;
+  let cursor = { offset: 0, size: 0, text: "" };
+  /** @type {Range | null} */
+  let selected = null;
+  /** @type {Finding[]} */
+  let marks = [];
 
   const load = newest(async () => {
     const bins = Math.max(200, Math.round(detail.clientWidth));
@@ -61,15 +75,19 @@ export function byteMap({ ask, size, pick }) {
       line.textContent = fresh.error;
       return;
     }
-    part = fresh;
+    part = /** @type {Strip} */ (fresh);
     if (!whole) {
-      whole = fresh;
-      showLegend();
+      whole = part;
+      showLegend(whole);
     }
     draw();
   });
   const loadSoon = settled(load, 60);
 
+  /**
+   * @param {number} from
+   * @param {number} to
+   */
   function look(from, to) {
     const least = Math.min(size, 64);
     let span = Math.min(size, Math.max(least, to - from));
@@ -78,6 +96,10 @@ export function byteMap({ ask, size, pick }) {
     draw();
     loadSoon();
   }
+  /**
+   * @param {number} factor
+   * @param {number} centre
+   */
   function zoom(
     factor,
     centre = cursor.offset >= start && cursor.offset < stop ? cursor.offset : (start + stop) / 2,
@@ -91,13 +113,15 @@ export function byteMap({ ask, size, pick }) {
 
   /** Return a function that gives a colour of the style sheet as canvases take it. */
   function colours() {
+    /** @type {Map<string, string>} */
     const known = new Map();
-    return (name) => {
-      if (!known.has(name)) {
-        probe.style.color = `var(--ax-${name.replaceAll(" ", "-")})`;
-        known.set(name, getComputedStyle(probe).color);
-      }
-      return known.get(name);
+    return (/** @type {string} */ name) => {
+      const before = known.get(name);
+      if (before !== undefined) return before;
+      probe.style.color = `var(--ax-${name.replaceAll(" ", "-")})`;
+      const { color } = getComputedStyle(probe);
+      known.set(name, color);
+      return color;
     };
   }
   function draw() {
@@ -106,14 +130,23 @@ export function byteMap({ ask, size, pick }) {
     strip(overview, whole, 0, size, colour, false);
     strip(detail, part, start, stop, colour, true);
   }
+  /**
+   * @param {HTMLCanvasElement} canvas
+   * @param {Strip | null} data
+   * @param {number} from
+   * @param {number} to
+   * @param {Colour} colour
+   * @param {boolean} named
+   */
   function strip(canvas, data, from, to, colour, named) {
     const { context, width, height } = paintable(canvas);
     const scale = width / Math.max(1, to - from),
-      x = (offset) => (offset - from) * scale;
+      x = (/** @type {number} */ offset) => (offset - from) * scale;
     const top = named ? MARGIN : 0,
       tall = height - top;
     const items = data ? data.items : [];
     const inView = items.filter((item) => item.offset + item.size >= from && item.offset <= to);
+    /** @type {Map<number, Kinds>} */
     const columns = new Map(); // what is narrower than LEAST stays visible: it is stacked, beside what is large
     for (const item of inView) {
       const left = x(item.offset);
@@ -129,16 +162,33 @@ export function byteMap({ ask, size, pick }) {
     if (!named && (start > 0 || stop < size)) frame(context, x, height, colour);
     if (named) drawMarks(context, x, colour);
   }
+  /**
+   * @param {Map<number, Kinds>} columns
+   * @param {number} column
+   * @param {Item} item
+   */
   function pile(columns, column, item) {
-    if (!columns.has(column)) columns.set(column, {});
-    const kinds = columns.get(column);
+    const kinds = columns.get(column) ?? {};
+    columns.set(column, kinds);
     for (const [kind, part] of Object.entries(item.kinds ?? { [item.kind]: item.size })) {
       kinds[kind] = (kinds[kind] ?? 0) + part;
     }
   }
+  /**
+   * @param {CanvasRenderingContext2D} context
+   * @param {Item | Pile} item
+   * @param {number} left
+   * @param {number} wide
+   * @param {number} top
+   * @param {number} tall
+   * @param {number} width
+   * @param {Colour} colour
+   * @param {boolean} named
+   */
   function box(context, item, left, wide, top, tall, width, colour, named) {
     left = Math.min(left, width - LEAST);
-    const kinds = item.kinds ? Object.entries(item.kinds) : [[item.kind, item.size]];
+    /** @type {[string, number][]} */
+    const kinds = "kind" in item && !item.kinds ? [[item.kind, item.size]] : Object.entries(item.kinds ?? {});
     const total = kinds.reduce((sum, [, part]) => sum + part, 0) || 1;
     const gap = named && wide > 4 ? 1 : 0;
     const least = Math.min(4, tall / kinds.length),
@@ -152,9 +202,17 @@ export function byteMap({ ask, size, pick }) {
       if (HATCHED.has(kind)) hatch(context, left, y, wide - gap, high, colour("hatch"));
       y += high;
     }
-    if (named && item.count === 1 && wide > 34)
+    if (named && "kind" in item && item.count === 1 && wide > 34)
       label(context, item, Math.max(0, left), Math.min(wide + Math.min(0, left), width - left), top, tall, colour);
   }
+  /**
+   * @param {CanvasRenderingContext2D} context
+   * @param {number} left
+   * @param {number} top
+   * @param {number} wide
+   * @param {number} high
+   * @param {string} ink
+   */
   function hatch(context, left, top, wide, high, ink) {
     context.save();
     context.beginPath();
@@ -170,6 +228,15 @@ export function byteMap({ ask, size, pick }) {
     context.stroke();
     context.restore();
   }
+  /**
+   * @param {CanvasRenderingContext2D} context
+   * @param {Item} item
+   * @param {number} left
+   * @param {number} wide
+   * @param {number} top
+   * @param {number} tall
+   * @param {Colour} colour
+   */
   function label(context, item, left, wide, top, tall, colour) {
     context.save();
     context.beginPath();
@@ -187,16 +254,32 @@ export function byteMap({ ask, size, pick }) {
     }
     context.restore();
   }
+  /**
+   * @param {CanvasRenderingContext2D} context
+   * @param {string} text
+   * @param {number} room
+   */
   function shortened(context, text, room) {
     if (context.measureText(text).width <= room) return text;
     const each = context.measureText(text).width / text.length;
     return `${text.slice(0, Math.max(1, Math.floor(room / each) - 1))}…`;
   }
+  /**
+   * @param {CanvasRenderingContext2D} context
+   * @param {(offset: number) => number} x
+   * @param {number} width
+   * @param {number} top
+   * @param {number} tall
+   * @param {Colour} colour
+   * @param {boolean} named
+   */
   function outline(context, x, width, top, tall, colour, named) {
-    for (const [range, thick, ink] of [
+    /** @type {[Range | null, number, string][]} */
+    const ranges = [
       [cursor.size ? cursor : null, 1, "cursor"],
       [selected, 2.5, "selected"],
-    ]) {
+    ];
+    for (const [range, thick, ink] of ranges) {
       if (!range || (!named && range !== selected)) continue;
       const left = Math.max(-3, x(range.offset)),
         right = Math.min(width + 3, Math.max(x(range.offset + range.size), left + LEAST));
@@ -207,6 +290,12 @@ export function byteMap({ ask, size, pick }) {
       context.strokeRect(left + thick / 2 - out, top + thick / 2, right - left - thick + 2 * out, tall - thick);
     }
   }
+  /**
+   * @param {CanvasRenderingContext2D} context
+   * @param {(offset: number) => number} x
+   * @param {number} height
+   * @param {Colour} colour
+   */
   function frame(context, x, height, colour) {
     context.fillStyle = colour("veil");
     context.fillRect(0, 0, x(start), height);
@@ -215,6 +304,11 @@ export function byteMap({ ask, size, pick }) {
     context.lineWidth = 1.5;
     context.strokeRect(x(start) + 0.75, 0.75, Math.max(3, x(stop) - x(start)) - 1.5, height - 1.5);
   }
+  /**
+   * @param {CanvasRenderingContext2D} context
+   * @param {(offset: number) => number} x
+   * @param {Colour} colour
+   */
   function drawMarks(context, x, colour) {
     for (const mark of marks) {
       const at = Math.max(4, Math.min(context.canvas.clientWidth - 4, x(mark.offset)));
@@ -227,9 +321,10 @@ export function byteMap({ ask, size, pick }) {
       context.fill();
     }
   }
-  function showLegend() {
+  /** @param {Strip} strip */
+  function showLegend({ totals }) {
     legend.replaceChildren(
-      ...whole.totals.map((row) =>
+      ...totals.map((row) =>
         el(
           "li",
           {},
@@ -244,6 +339,7 @@ export function byteMap({ ask, size, pick }) {
       ),
     );
   }
+  /** @param {number} part */
   function share(part) {
     const percent = (100 * part) / Math.max(1, size);
     return percent && percent < 0.1 ? "< 0.1 %" : `${percent.toFixed(1)} %`;
@@ -251,19 +347,23 @@ export function byteMap({ ask, size, pick }) {
 
   // --- looking and choosing -----------------------------------------------------------------------------------
 
-  const offsetOf = (event) => {
-    const box = event.currentTarget.getBoundingClientRect();
+  const offsetOf = (/** @type {MouseEvent} */ event) => {
+    const box = /** @type {Element} */ (event.currentTarget).getBoundingClientRect();
     const share = Math.max(0, Math.min(1, (event.clientX - box.left) / box.width));
     const [from, to] = event.currentTarget === overview ? [0, size] : [start, stop];
     return Math.min(size - 1, Math.floor(from + share * (to - from)));
   };
-  /** The item that is seen at a pixel, which may be wider than its bytes. */
+  /**
+   * The item that is seen at a pixel, which may be wider than its bytes.
+   * @param {number} offset
+   */
   function seen(offset) {
     if (!part) return offset;
     const reach = (LEAST * (stop - start)) / detail.clientWidth;
     const tiny = part.items.find((i) => i.size < reach && offset >= i.offset && offset <= i.offset + reach);
     return tiny ? Math.min(tiny.offset, size - 1) : offset;
   }
+  /** @param {Reply} found */
   function tell(found) {
     const { region, field } = found;
     const parts = [
@@ -283,11 +383,11 @@ export function byteMap({ ask, size, pick }) {
     );
     draw();
   }
-  const hover = newest(async (offset) => {
+  const hover = newest(async (/** @type {number} */ offset) => {
     const found = await ask({ op: "at", offset });
     if (!found.error) tell(found);
   });
-  const step = newest(async (by) => {
+  const step = newest(async (/** @type {number} */ by) => {
     const found = await ask({ op: "step", offset: cursor.offset, by });
     if (found.error) {
       line.textContent = found.error;
@@ -299,6 +399,7 @@ export function byteMap({ ask, size, pick }) {
       look(offset - (stop - start) / 2, offset + (stop - start) / 2);
   });
 
+  /** @type {Record<string, () => void>} */
   const KEYS = {
     ArrowRight: () => step(1),
     ArrowDown: () => step(1),
@@ -312,8 +413,8 @@ export function byteMap({ ask, size, pick }) {
     "=": () => zoom(0.5),
     "-": () => zoom(2),
     0: () => look(0, size),
-    Enter: () => pick(cursor.offset, cursor.size, { bytes: true }),
-    " ": () => pick(cursor.offset, cursor.size, { bytes: true }),
+    Enter: () => pick(cursor.offset, cursor.size),
+    " ": () => pick(cursor.offset, cursor.size),
   };
   detail.addEventListener("keydown", (event) => {
     const work = event.ctrlKey || event.metaKey || event.altKey ? null : KEYS[event.key];
@@ -325,6 +426,7 @@ export function byteMap({ ask, size, pick }) {
   detail.addEventListener("focus", () => {
     if (!cursor.size && size) step(0);
   });
+  /** @type {{x: number, start: number, stop: number, moved: boolean} | null} */
   let drag = null;
   detail.addEventListener("pointerdown", (event) => {
     drag = { x: event.clientX, start, stop, moved: false };
@@ -351,11 +453,11 @@ export function byteMap({ ask, size, pick }) {
   detail.addEventListener("dblclick", () => {
     if (selected) look(selected.offset - selected.size * 0.1, selected.offset + selected.size * 1.1);
   });
-  const choose = newest(async (offset) => {
+  const choose = newest(async (/** @type {number} */ offset) => {
     const found = await ask({ op: "at", offset });
     if (found.error) return;
     tell(found);
-    pick(found.region.offset, found.region.size, { bytes: true });
+    pick(found.region.offset, found.region.size);
   });
   detail.addEventListener(
     "wheel",
@@ -366,7 +468,7 @@ export function byteMap({ ask, size, pick }) {
     },
     { passive: false },
   );
-  const scrub = (event) => {
+  const scrub = (/** @type {PointerEvent} */ event) => {
     if (event.buttons && size) {
       const half = (stop - start) / 2,
         at = offsetOf(event);
@@ -389,15 +491,22 @@ export function byteMap({ ask, size, pick }) {
     root,
     look,
     redraw: draw,
-    /** Show which bytes are looked at elsewhere. */
+    /**
+     * Show which bytes are looked at elsewhere.
+     * @param {number} offset
+     * @param {number} long
+     */
     select(offset, long) {
       selected = { offset, size: long };
       if (offset + long <= start || offset >= stop) look(offset - (stop - start) / 2, offset + (stop - start) / 2);
       draw();
     },
-    /** Show where findings are. */
+    /**
+     * Show where findings are.
+     * @param {(Omit<Finding, "offset"> & {offset: number | null})[]} findings
+     */
     mark(findings) {
-      marks = findings.filter((f) => f.offset !== null);
+      marks = findings.flatMap(({ offset, severity }) => (offset === null ? [] : [{ offset, severity }]));
       draw();
     },
     destroy() {

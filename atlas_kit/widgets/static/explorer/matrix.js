@@ -4,6 +4,8 @@ import { el } from "./dom.js";
 import matrix from "../matrix/matrix.js";
 import { floats } from "../matrix/matrix.js";
 
+/** @typedef {(...args: any[]) => void} Listener */
+
 const TILE = 512;
 // The colour tables of colour.py, by their anchors; a test sees that they are the same.
 const SHADES = 249;
@@ -14,12 +16,13 @@ const NAN = "b4f000 000000",
   BLANK = "ffffff";
 
 /**
- * @param {{request: (message: object) => Promise<{reply: any, buffers: DataView[]}>, shape: [number, number],
- *          dims: number[], dtype: string, name: string}} options
+ * @param {{request: import("./dom.js").Request, shape: [number, number],
+ *          dtype: string, name: string}} options
  */
 export async function storedMatrix({ request, shape, dtype, name }) {
   const note = el("p", { class: "ax-dim", role: "status" });
   const host = el("div");
+  /** @type {Record<string, unknown>} */
   const state = {
     title: name,
     row_name: "row",
@@ -33,14 +36,24 @@ export async function storedMatrix({ request, shape, dtype, name }) {
     palette: palettes(),
     limit: 1,
   };
+  /** @type {Map<string, Listener[]>} */
   const listeners = new Map();
+  /**
+   * @param {string} event
+   * @param {...unknown} rest
+   */
   const tell = (event, ...rest) => [...(listeners.get(event) ?? [])].forEach((listener) => listener(...rest));
+  /**
+   * @param {string} key
+   * @param {unknown} value
+   */
   const set = (key, value) => {
     state[key] = value;
     tell(`change:${key}`);
   };
   let number = 0;
 
+  /** @param {number[]} box */
   async function load([top, left, bottom, right]) {
     const { reply, buffers } = await request({
       op: "tile",
@@ -64,7 +77,8 @@ export async function storedMatrix({ request, shape, dtype, name }) {
       reply.share < 1
         ? `${(100 * reply.share).toPrecision(2)} % of these numbers were looked at, evenly spread; zoom in to see all.`
         : "";
-    set("frame", {
+    /** @type {import("../matrix/matrix.js").Frame} */
+    const frame = {
       number,
       version: 1,
       shape,
@@ -75,9 +89,12 @@ export async function storedMatrix({ request, shape, dtype, name }) {
       unit: 1,
       nan: exact ? values.filter(Number.isNaN).length : 0,
       infinite: exact ? values.filter((v) => Math.abs(v) === Infinity).length : 0,
-    });
+      counted: false, // in this tile only
+    };
+    set("frame", frame);
     return reply;
   }
+  /** @param {Record<string, any>} message  whose row and column say which */
   async function value({ row, column }) {
     const { reply, buffers } = await request({
       op: "tile",
@@ -95,6 +112,7 @@ export async function storedMatrix({ request, shape, dtype, name }) {
         [],
       );
   }
+  /** @type {import("../matrix/matrix.js").Model} */
   const model = {
     get: (key) => state[key],
     set,
@@ -119,6 +137,7 @@ export async function storedMatrix({ request, shape, dtype, name }) {
   return { root: el("div", { class: "ax-matrix" }, host, note), destroy: end };
 }
 
+/** @param {string} text */
 const anchors = (text) => text.split(" ").map((six) => [0, 2, 4].map((at) => parseInt(six.slice(at, at + 2), 16)));
 
 /** The table for light pages, then the one for dark pages: 256 colours of 3 bytes each. */
@@ -126,6 +145,7 @@ export function palettes() {
   return new DataView(Uint8Array.from([LIGHT, DARK].flatMap((text) => table(anchors(text))).flat()).buffer);
 }
 
+/** @param {number[][]} points */
 function table(points) {
   const shades = Array.from({ length: SHADES }, (_, i) => {
     const at = (i * (points.length - 1)) / (SHADES - 1),
@@ -136,7 +156,10 @@ function table(points) {
   return [...shades, ...anchors(NAN), shades[SHADES - 1], infinite, shades[0], infinite, ...anchors(BLANK)];
 }
 
-/** Round halves to even, as NumPy does. */
+/**
+ * Round halves to even, as NumPy does.
+ * @param {number} value
+ */
 function rint(value) {
   const low = Math.floor(value);
   return value - low === 0.5 ? low + (low % 2) : Math.round(value);

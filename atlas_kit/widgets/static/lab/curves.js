@@ -1,6 +1,17 @@
 // The curves of a run on canvases: running loss with the gap shaded, weights of the experts, singular values.
 // Every canvas has a cursor that the mouse and the arrow keys move; what it says stands in text beside it.
 
+/** @typedef {import("../explorer/dom.js").Steps} Steps */
+/** @typedef {import("./run.js").Run} Run */
+/** @typedef {(value: number) => number} Scale  a value's place in CSS pixels */
+
+/**
+ * @template {keyof HTMLElementTagNameMap} K
+ * @param {K} tag
+ * @param {string} [className]
+ * @param {string} [text]
+ * @returns {HTMLElementTagNameMap[K]}
+ */
 export function element(tag, className, text) {
   const node = document.createElement(tag);
   if (className) node.className = className;
@@ -8,9 +19,15 @@ export function element(tag, className, text) {
   return node;
 }
 
+/** @param {number} n */
 export const thousands = (n) => Math.round(n).toLocaleString("en");
 
-/** Values between two limits at which lines of a grid are drawn, about `count` of them. */
+/**
+ * Values between two limits at which lines of a grid are drawn, about `count` of them.
+ * @param {number} low
+ * @param {number} high
+ * @param {number} count
+ */
 export function ticks(low, high, count) {
   const rough = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -22,6 +39,10 @@ export function ticks(low, high, count) {
 
 /** A canvas as wide as its place, sharp on every screen, with a cursor along x. */
 class Curves {
+  /**
+   * @param {string} name
+   * @param {number} height
+   */
   constructor(name, height) {
     this.canvas = element("canvas");
     this.canvas.style.height = `${height}px`;
@@ -32,9 +53,11 @@ class Curves {
     this.height = height;
     this.width = 0;
     this.margin = { left: 44, right: 44, top: 8, bottom: 24 };
-    /** Index under the cursor, or null. */
+    /** @type {number | null} index under the cursor */
     this.cursor = null;
+    /** @type {(at: number | null, byKey: boolean) => void} */
     this.onCursor = () => {};
+    this._style = getComputedStyle(this.canvas);
     this.canvas.addEventListener("pointermove", (event) => this._move(this._indexAt(event.offsetX)));
     this.canvas.addEventListener("pointerleave", () => this._move(null));
     this.canvas.addEventListener("keydown", (event) => this._key(event));
@@ -51,6 +74,7 @@ class Curves {
     return 0;
   }
 
+  /** @param {number} x */
   _indexAt(x) {
     const { left, right } = this.margin;
     const share = (x - left) / Math.max(1, this.width - left - right);
@@ -62,9 +86,10 @@ class Curves {
     return Math.max(1, this.length - 1);
   }
 
+  /** @param {KeyboardEvent} event */
   _key(event) {
     const far = Math.max(1, Math.round(this.length / 20));
-    const by = { ArrowLeft: -1, ArrowRight: 1, PageUp: -far, PageDown: far }[event.key];
+    const by = /** @type {Steps} */ ({ ArrowLeft: -1, ArrowRight: 1, PageUp: -far, PageDown: far })[event.key];
     if (event.key === "Home") this._move(0, true);
     else if (event.key === "End") this._move(this.length - 1, true);
     else if (event.key === "Escape") this._move(null);
@@ -74,13 +99,20 @@ class Curves {
     event.stopPropagation();
   }
 
+  /**
+   * @param {number | null} index
+   * @param {boolean} byKey
+   */
   _move(index, byKey = false) {
     this.cursor = index === null || !this.length ? null : Math.max(0, Math.min(this.length - 1, index));
     this.onCursor(this.cursor, byKey);
     this.draw();
   }
 
-  /** Colour of a CSS variable, as the theme has it now. */
+  /**
+   * Colour of a CSS variable, as the theme has it now.
+   * @param {string} name
+   */
   colour(name) {
     return this._style.getPropertyValue(name).trim();
   }
@@ -95,24 +127,36 @@ class Curves {
     }
     this.width = width;
     this._style = getComputedStyle(this.canvas);
-    const pen = this.canvas.getContext("2d");
+    const pen = /** @type {CanvasRenderingContext2D} */ (this.canvas.getContext("2d"));
     pen.setTransform(scale, 0, 0, scale, 0, 0);
     pen.clearRect(0, 0, width, this.height);
     pen.font = `11px ${this._style.fontFamily}`;
     this.paint(pen);
   }
 
+  /**
+   * Draw it; each kind of curve does so in its own way.
+   * @param {CanvasRenderingContext2D} _pen
+   */
+  paint(_pen) {}
+
   get box() {
     const { left, right, top, bottom } = this.margin;
     return { left, top, right: this.width - right, bottom: this.height - bottom };
   }
 
+  /** @param {number} index */
   x(index) {
     const { left, right } = this.box;
     return left + (right - left) * (index / this.last);
   }
 
-  /** Lines and numbers of a scale at the left or right side. */
+  /**
+   * Lines and numbers of a scale at the left or right side.
+   * @param {CanvasRenderingContext2D} pen
+   * @param {{y: number, text: string}[]} marks
+   * @param {"left" | "right"} side
+   */
   scale(pen, marks, side) {
     const box = this.box;
     pen.textBaseline = "middle";
@@ -131,7 +175,11 @@ class Curves {
     }
   }
 
-  /** Numbers below, of tokens or ranks. */
+  /**
+   * Numbers below, of tokens or ranks.
+   * @param {CanvasRenderingContext2D} pen
+   * @param {string} unit
+   */
   below(pen, unit) {
     const box = this.box;
     pen.fillStyle = this.colour("--faint");
@@ -143,6 +191,7 @@ class Curves {
     }
   }
 
+  /** @param {CanvasRenderingContext2D} pen */
   crosshair(pen) {
     if (this.cursor === null) return;
     const { top, bottom } = this.box;
@@ -160,15 +209,21 @@ class Curves {
 
 /** Running loss of the model alone and with the memory, and the gap between them. */
 export class LossCurve extends Curves {
+  /**
+   * @param {Run} run
+   * @param {number} height
+   */
   constructor(run, height) {
     super("Running loss of the model alone and with the memory. Arrow keys move a cursor.", height);
     this.run = run;
   }
 
+  /** @override */
   get length() {
     return this.run.count;
   }
 
+  /** @override */
   get last() {
     return Math.max(255, this.run.count - 1);
   }
@@ -176,6 +231,7 @@ export class LossCurve extends Curves {
   /** One index per pixel, the newest among them. */
   _columns() {
     const { left, right } = this.box;
+    /** @type {number[]} */
     const found = [];
     const first = Number.isNaN(this.run.running(0)[0]) ? 1 : 0;
     const step = Math.max(1, this.last / (right - left));
@@ -184,7 +240,10 @@ export class LossCurve extends Curves {
     return found;
   }
 
-  /** Limits of the losses behind the first few, which are wild. */
+  /**
+   * Limits of the losses behind the first few, which are wild.
+   * @param {number[]} columns
+   */
   _limits(columns) {
     const calm = columns.filter((at) => at >= Math.min(48, this.length / 4));
     let [low, high] = [Infinity, -Infinity];
@@ -198,10 +257,15 @@ export class LossCurve extends Curves {
     return [Math.max(0, low - room), high + room];
   }
 
+  /**
+   * @override
+   * @param {CanvasRenderingContext2D} pen
+   */
   paint(pen) {
     const box = this.box;
     const columns = this.length ? this._columns() : [];
     const [low, high] = this._limits(columns);
+    /** @type {Scale} */
     const y = (loss) => Math.max(box.top, Math.min(box.bottom, box.bottom - ((loss - low) / (high - low)) * (box.bottom - box.top)));
     const nats = ticks(low, high, 5);
     this.scale(pen, nats.map((value) => ({ y: y(value), text: value.toFixed(nats[1] - nats[0] < 0.1 ? 2 : 1) })), "left");
@@ -211,13 +275,18 @@ export class LossCurve extends Curves {
     this._line(pen, columns, y, 0);
     this._line(pen, columns, y, 1);
     this.crosshair(pen);
-    if (this.cursor !== null) this._dots(pen, y);
+    if (this.cursor !== null) this._dots(pen, y, this.cursor);
   }
 
-  /** One area per stretch in which the memory is better, or worse, all the time. */
+  /**
+   * One area per stretch in which the memory is better, or worse, all the time.
+   * @param {CanvasRenderingContext2D} pen
+   * @param {number[]} columns
+   * @param {Scale} y
+   */
   _gap(pen, columns, y) {
     let start = 0;
-    const better = (place) => this.run.running(columns[place])[1] <= this.run.running(columns[place])[0];
+    const better = (/** @type {number} */ place) => this.run.running(columns[place])[1] <= this.run.running(columns[place])[0];
     while (start < columns.length - 1) {
       let end = start + 1;
       while (end < columns.length - 1 && better(end) === better(start)) end += 1;
@@ -230,6 +299,12 @@ export class LossCurve extends Curves {
     }
   }
 
+  /**
+   * @param {CanvasRenderingContext2D} pen
+   * @param {number[]} columns
+   * @param {Scale} y
+   * @param {number} who
+   */
   _line(pen, columns, y, who) {
     pen.strokeStyle = this.colour(who ? "--memory" : "--model");
     pen.lineWidth = who ? 2.5 : 2;
@@ -241,11 +316,16 @@ export class LossCurve extends Curves {
     pen.setLineDash([]);
   }
 
-  _dots(pen, y) {
+  /**
+   * @param {CanvasRenderingContext2D} pen
+   * @param {Scale} y
+   * @param {number} at
+   */
+  _dots(pen, y, at) {
     for (const who of [0, 1]) {
       pen.fillStyle = this.colour(who ? "--memory" : "--model");
       pen.beginPath();
-      pen.arc(this.x(this.cursor), y(this.run.running(this.cursor)[who]), 4, 0, 2 * Math.PI);
+      pen.arc(this.x(at), y(this.run.running(at)[who]), 4, 0, 2 * Math.PI);
       pen.fill();
     }
   }
@@ -253,20 +333,30 @@ export class LossCurve extends Curves {
 
 /** How much model, memory and window count, as layers that sum to 1. */
 export class WeightCurve extends Curves {
+  /**
+   * @param {Run} run
+   * @param {number} height
+   */
   constructor(run, height) {
     super("Weights of model, memory and window over time. Arrow keys move a cursor.", height);
     this.run = run;
     this.margin = { ...this.margin, right: 8 };
   }
 
+  /** @override */
   get length() {
     return this.run.count;
   }
 
+  /** @override */
   get last() {
     return Math.max(255, this.run.count - 1);
   }
 
+  /**
+   * @override
+   * @param {CanvasRenderingContext2D} pen
+   */
   paint(pen) {
     const box = this.box;
     const tall = box.bottom - box.top;
@@ -295,22 +385,31 @@ export class WeightCurve extends Curves {
 
 /** Singular values of the learned matrix, largest first, on a logarithmic scale; those before in grey. */
 export class SpectrumCurve extends Curves {
+  /** @param {number} height */
   constructor(height) {
     super("Singular values of the learned matrix, largest first. Arrow keys move a cursor.", height);
+    /** @type {number[]} */
     this.values = [];
+    /** @type {number[]} */
     this.before = [];
     this.margin = { ...this.margin, right: 8 };
   }
 
+  /** @override */
   get length() {
     return this.values.length;
   }
 
+  /** @param {number[]} values */
   take(values) {
     if (values.length === this.values.length) this.before = this.values;
     this.values = values;
   }
 
+  /**
+   * @override
+   * @param {CanvasRenderingContext2D} pen
+   */
   paint(pen) {
     const box = this.box;
     const positive = [...this.values, ...this.before].filter((value) => value > 0);
@@ -320,11 +419,14 @@ export class SpectrumCurve extends Curves {
     }
     const high = Math.log10(Math.max(...positive)) + 0.1;
     const low = Math.max(Math.log10(Math.min(...positive)) - 0.1, high - 5);
+    /** @type {Scale} */
     const y = (value) => (value > 0 ? box.bottom - ((Math.log10(value) - low) / (high - low)) * (box.bottom - box.top) : box.bottom);
     const marks = ticks(low, high, 4).map((power) => ({ y: y(10 ** power), text: (10 ** power).toPrecision(2).replace(/\.0+$/, "") }));
     this.scale(pen, marks.map(({ y: at, text }) => ({ y: at, text: String(Number(text)) })), "left");
     this.below(pen, "rank");
-    for (const [values, name, wide] of [[this.before, "--grid-strong", 1.5], [this.values, "--memory", 2]]) {
+    /** @type {[number[], string, number][]} */
+    const lines = [[this.before, "--grid-strong", 1.5], [this.values, "--memory", 2]];
+    for (const [values, name, wide] of lines) {
       pen.strokeStyle = this.colour(name);
       pen.lineWidth = wide;
       pen.beginPath();

@@ -5,10 +5,24 @@ import { element, thousands, LossCurve, SpectrumCurve, WeightCurve } from "./cur
 import { Run } from "./run.js";
 import { EXPERTS, LEVELS, share, Story, TextPane } from "./text.js";
 
+/**
+ * @typedef {import("../matrix/matrix.js").Model} Model
+ * @typedef {import("./text.js").Mode} Mode
+ * @typedef {{total: number, at: number, window: number, window_size: number, learning_rate: number,
+ *            learning_rate_set: number, speed: number}} Facts  of the memory and of the text that it reads
+ * @typedef {{kind: string, number: number, facts: Facts, from: number, texts: string[],
+ *            names: [number, string][]}} Frame
+ */
+
 const SPANS = [64, 256, 1024];
 /** Milliseconds that the newest token's story stays. */
 const STORY = 400;
 
+/**
+ * @param {string} className
+ * @param {string} title
+ * @param {...HTMLElement} rest
+ */
 function titled(className, title, ...rest) {
   const part = element("section", className);
   const head = element("div", "title");
@@ -17,7 +31,14 @@ function titled(className, title, ...rest) {
   return part;
 }
 
-/** A choice of one among several, as buttons. */
+/**
+ * A choice of one among several, as buttons.
+ * @template {unknown} V
+ * @param {string} name
+ * @param {[V, string][]} options
+ * @param {V} chosen
+ * @param {(value: V) => void} onChoose
+ */
 function choice(name, options, chosen, onChoose) {
   const group = element("div", "choice");
   group.setAttribute("role", "group");
@@ -39,6 +60,7 @@ function choice(name, options, chosen, onChoose) {
 class Headline {
   constructor() {
     this.root = element("dl", "headline");
+    /** @type {Record<string, {main: HTMLElement, small: HTMLElement, meter: HTMLElement, fill: HTMLElement}>} */
     this.places = {};
     for (const [key, label] of [
       ["model", "model alone"],
@@ -51,22 +73,34 @@ class Headline {
     ]) {
       const tile = element("div", `tile ${key}`);
       const value = element("dd");
-      this.places[key] = { main: element("b", "", "–"), small: element("small"), meter: element("span", "meter") };
-      value.append(this.places[key].main, this.places[key].small, this.places[key].meter);
-      this.places[key].meter.append(element("i"));
+      const [main, small] = [element("b", "", "–"), element("small")];
+      const [meter, fill] = [element("span", "meter"), element("i")];
+      this.places[key] = { main, small, meter, fill };
+      value.append(main, small, meter);
+      meter.append(fill);
       tile.append(element("dt", "", label), value);
       this.root.append(tile);
     }
   }
 
+  /**
+   * @param {string} key
+   * @param {string} main
+   * @param {string} small
+   * @param {number | null} fill
+   */
   put(key, main, small = "", fill = null) {
     const place = this.places[key];
     place.main.textContent = main;
     place.small.textContent = small;
     place.meter.hidden = fill === null;
-    if (fill !== null) place.meter.firstElementChild.style.width = `${100 * Math.min(1, fill)}%`;
+    if (fill !== null) place.fill.style.width = `${100 * Math.min(1, fill)}%`;
   }
 
+  /**
+   * @param {Run} run
+   * @param {Facts | null} facts
+   */
   show(run, facts) {
     const mean = run.mean;
     if (mean) {
@@ -76,7 +110,7 @@ class Headline {
       this.put("memory", memory.toFixed(3), `nats · perplexity ${Math.exp(memory).toPrecision(3)}`);
       const less = 100 * (1 - Math.exp(-gap));
       this.put("gap", gap.toFixed(3), `nats · perplexity ${less >= 0 ? "−" : "+"}${Math.abs(less).toFixed(0)} %`);
-      this.places.gap.main.parentElement.parentElement.classList.toggle("worse", gap < 0);
+      this.places.gap.main.closest(".tile")?.classList.toggle("worse", gap < 0);
     } else for (const key of ["model", "memory", "gap"]) this.put(key, "–");
     if (!facts) return;
     this.put("read", thousands(run.count), facts.total ? `of this text ${share(facts.at / facts.total)}` : "", facts.total ? facts.at / facts.total : 0);
@@ -86,8 +120,10 @@ class Headline {
   }
 }
 
+/** @param {[key: string, label: string][]} entries */
 function legend(entries) {
   const list = element("ul", "legend");
+  /** @type {Record<string, HTMLElement>} */
   const values = {};
   for (const [key, label] of entries) {
     const item = element("li");
@@ -99,28 +135,46 @@ function legend(entries) {
 }
 
 class View {
+  /**
+   * @param {Model} model
+   * @param {Element} el
+   */
   constructor(model, el) {
     this.model = model;
     this.run = new Run();
+    /** @type {Facts | null} */
     this.facts = null;
+    this.number = 0; // of the newest frame
+    this.drawing = 0;
+    this.nextStory = 0;
     this.root = element("div", "atlas-lab");
+    this.state = element("span", "state");
+    this.said = element("span", "said");
+    this.error = element("span", "error");
     this.headline = new Headline();
+    this.loss = new LossCurve(this.run, 250);
+    this.lossLegend = legend([["model", "model alone"], ["memory", "with memory"], ["gap", "gap"]]);
+    this.story = new Story(this.run);
+    this.text = new TextPane(this.run, (at, byKey) => {
+      this.story.show(at ?? this.run.count - 1);
+      if (byKey) this.live.textContent = at === null ? "Follows the newest token." : this.story.sentence(at);
+    });
+    this.ramp = element("div", "ramp");
+    this.weights = new WeightCurve(this.run, 130);
+    this.weightLegend = legend(EXPERTS.map((who) => [`${who}-area`, who]));
+    this.spectrum = new SpectrumCurve(130);
+    this.rank = element("span", "faint");
     this.live = element("p", "heard"); // only what keys ask for: frames are not read out
     this.live.setAttribute("aria-live", "polite");
     this.root.append(this._status(), this.headline.root, this._losses(), this._text(), this._below(), this.live);
     el.append(this.root);
-    this.drawing = 0;
-    this.nextStory = 0;
     this.story.show(null);
     this._tell();
   }
 
   _status() {
     const bar = element("div", "status");
-    this.state = element("span", "state");
-    this.said = element("span", "said");
     this.said.setAttribute("role", "status");
-    this.error = element("span", "error");
     this.error.setAttribute("role", "alert");
     bar.append(this.state, this.said, this.error);
     return bar;
@@ -136,9 +190,8 @@ class View {
   }
 
   _losses() {
-    this.loss = new LossCurve(this.run, 250);
-    this.lossLegend = legend([["model", "model alone"], ["memory", "with memory"], ["gap", "gap"]]);
-    const spans = choice("Tokens of the running mean", SPANS.map((n) => [n, String(n)]), this.run.span, (span) => {
+    const options = SPANS.map((n) => /** @type {[number, string]} */ ([n, String(n)]));
+    const spans = choice("Tokens of the running mean", options, this.run.span, (span) => {
       this.run.smooth(span);
       this.loss.draw();
       this._readLoss();
@@ -158,6 +211,7 @@ class View {
     return part;
   }
 
+  /** @param {number} at */
   lossSentence(at) {
     const [model, memory] = this.run.running(at);
     return `model ${model.toFixed(2)}, with memory ${memory.toFixed(2)}, gap ${(model - memory).toFixed(2)} nats`;
@@ -166,23 +220,19 @@ class View {
   _readLoss() {
     const at = this.loss.cursor ?? this.run.count - 1;
     const [model, memory] = at >= 0 ? this.run.running(at) : [NaN, NaN];
-    const say = (value) => (Number.isNaN(value) ? "" : value.toFixed(2));
+    const say = (/** @type {number} */ value) => (Number.isNaN(value) ? "" : value.toFixed(2));
     this.lossLegend.values.model.textContent = say(model);
     this.lossLegend.values.memory.textContent = say(memory);
     this.lossLegend.values.gap.textContent = say(model - memory);
   }
 
   _text() {
-    this.story = new Story(this.run);
-    this.text = new TextPane(this.run, (at, byKey) => {
-      this.story.show(at ?? this.run.count - 1);
-      if (byKey) this.live.textContent = at === null ? "Follows the newest token." : this.story.sentence(at);
-    });
-    const modes = choice("Colour the text by", [["surprise", "surprise"], ["saved", "saved by memory"]], "surprise", (mode) => {
+    /** @type {[Mode, string][]} */
+    const options = [["surprise", "surprise"], ["saved", "saved by memory"]];
+    const modes = choice("Colour the text by", options, options[0][0], (mode) => {
       this.text.colour(mode);
       this._scale(mode);
     });
-    this.ramp = element("div", "ramp");
     this._scale("surprise");
     const row = element("div", "columns");
     const read = titled("text", "What it reads", modes, this.ramp);
@@ -193,10 +243,14 @@ class View {
     return row;
   }
 
-  /** The legend of the text's colours. */
+  /**
+   * The legend of the text's colours.
+   * @param {Mode} mode
+   */
   _scale(mode) {
+    /** @type {HTMLElement[]} */
     const steps = [];
-    const step = (side, level) => steps.push(element("i", `${side} l${level}`));
+    const step = (/** @type {string} */ side, /** @type {number} */ level) => steps.push(element("i", `${side} l${level}`));
     if (mode === "saved") for (let level = LEVELS; level > 0; level -= 3) step("cost", level);
     for (let level = mode === "saved" ? 1 : 0; level <= LEVELS; level += 3) step(mode, level);
     const [left, right] = mode === "saved" ? ["costs 3", "saves 3 nats"] : ["0", "8 nats"];
@@ -204,16 +258,12 @@ class View {
   }
 
   _below() {
-    this.weights = new WeightCurve(this.run, 130);
-    this.weightLegend = legend(EXPERTS.map((who) => [`${who}-area`, who]));
     this.weights.onCursor = (at, byKey) => {
       this._readWeights();
       if (byKey && at !== null) {
         this.live.textContent = EXPERTS.map((who) => `${who} ${this.weightLegend.values[`${who}-area`].textContent}`).join(", ");
       }
     };
-    this.spectrum = new SpectrumCurve(130);
-    this.rank = element("span", "faint");
     this.spectrum.onCursor = (at, byKey) => {
       this._readSpectrum();
       if (byKey && at !== null) this.live.textContent = this.rank.textContent;
@@ -249,6 +299,10 @@ class View {
     this.spectrum.draw();
   }
 
+  /**
+   * @param {Frame} message
+   * @param {DataView[]} buffers
+   */
   receive(message, buffers) {
     if (message.kind !== "frame") return;
     if (this.run.take(message, buffers)) this.facts = message.facts;
@@ -268,7 +322,7 @@ class View {
     this._readWeights();
     this.loss.draw();
     this.weights.draw();
-    this.root.dataset.shown = this.run.count;
+    this.root.dataset.shown = String(this.run.count);
     this.model.send({ kind: "shown", number: this.number });
   }
 
@@ -279,9 +333,10 @@ class View {
   }
 }
 
+/** @param {{model: Model, el: Element}} given */
 function render({ model, el }) {
   const view = new View(model, el);
-  const receive = (message, buffers) => view.receive(message, buffers);
+  const receive = (/** @type {Frame} */ message, /** @type {DataView[]} */ buffers) => view.receive(message, buffers);
   const tell = () => view._tell();
   const measured = () => view._measured();
   model.on("msg:custom", receive);

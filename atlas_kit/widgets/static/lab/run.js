@@ -3,17 +3,32 @@
 const PER_TOKEN = 20; // numbers: 2 losses, 3 probabilities, 3 weights, 2 times 6 probabilities of likely tokens
 const LIKELY = 6;
 
+/**
+ * @typedef {Float32Array | Float64Array | Int32Array} Numbers
+ * @typedef {{parts: Numbers, weights: Numbers}} Experts  of model, memory and window
+ */
+
 /** Numbers that only grow in number. */
 class Column {
+  /**
+   * @param {new (length: number) => Numbers} Type
+   * @param {number} width
+   */
   constructor(Type, width) {
+    this.Type = Type;
     this.width = width;
+    /** @type {Numbers} */
     this.values = new Type(1024 * width);
   }
 
+  /**
+   * @param {number} at
+   * @param {Numbers} values
+   */
   put(at, values) {
     const end = at * this.width + values.length;
     if (end > this.values.length) {
-      const larger = new this.values.constructor(Math.max(end, 2 * this.values.length));
+      const larger = new this.Type(Math.max(end, 2 * this.values.length));
       larger.set(this.values);
       this.values = larger;
     }
@@ -21,7 +36,12 @@ class Column {
   }
 }
 
-/** Copies what a message brought: its buffers need not lie on a multiple of four bytes. */
+/**
+ * Copies what a message brought: its buffers need not lie on a multiple of four bytes.
+ * @template {Numbers} N
+ * @param {new (buffer: ArrayBuffer) => N} Type
+ * @param {DataView} view
+ */
 function numbers(Type, view) {
   const bytes = new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
   return new Type(bytes.slice().buffer);
@@ -30,13 +50,11 @@ function numbers(Type, view) {
 /** A run: what came, and what was expected of it. */
 export class Run {
   constructor() {
-    this.clear();
     this.span = 256;
-  }
-
-  clear() {
     this.count = 0;
+    /** @type {string[]} */
     this.texts = [];
+    /** @type {Map<number, string>} */
     this.names = new Map();
     this.rows = new Column(Float32Array, PER_TOKEN);
     this.tokens = new Column(Int32Array, 2 * LIKELY + 1); // the likely ones, and the one that came
@@ -47,7 +65,16 @@ export class Run {
     this._weights = [0, 0, 0, 0];
   }
 
-  /** @param {{from: number, texts: string[], names: [number, string][]}} message */
+  /** Begin anew, with the same span. */
+  clear() {
+    const { span } = this;
+    Object.assign(this, new Run(), { span });
+  }
+
+  /**
+   * @param {{from: number, texts: string[], names: [number, string][]}} message
+   * @param {DataView[]} buffers
+   */
   take(message, buffers) {
     if (message.from === 0) this.clear();
     if (message.from !== this.count) return false; // of another view's replay
@@ -64,6 +91,7 @@ export class Run {
     return true;
   }
 
+  /** @param {number} start */
   _add(start) {
     const fresh = new Float64Array(4 * (this.count - start));
     for (let at = start; at < this.count; at += 1) {
@@ -81,45 +109,64 @@ export class Run {
     this.weights.put(start, fresh);
   }
 
-  /** Mean weights of model, memory and window over the tokens [start, end), or null where nothing was expected. */
+  /**
+   * Mean weights of model, memory and window over the tokens [start, end), or null where nothing was expected.
+   * @param {number} start
+   * @param {number} end
+   */
   weightsOver(start, end) {
     const { values } = this.weights;
-    const sum = (k) => values[4 * (end - 1) + k] - (start > 0 ? values[4 * (start - 1) + k] : 0);
+    const sum = (/** @type {number} */ k) => values[4 * (end - 1) + k] - (start > 0 ? values[4 * (start - 1) + k] : 0);
     const count = end > start ? sum(3) : 0;
     return count ? [0, 1, 2].map((k) => sum(k) / count) : null;
   }
 
-  /** Losses in nats: of the model alone, and with the memory; NaN where nothing was expected. */
+  /**
+   * Losses in nats: of the model alone, and with the memory; NaN where nothing was expected.
+   * @param {number} at
+   */
   loss(at) {
     const row = at * PER_TOKEN;
     return this.rows.values.subarray(row, row + 2);
   }
 
-  /** What model, memory and window gave to the token, and how much each counted. */
+  /**
+   * What model, memory and window gave to the token, and how much each counted.
+   * @param {number} at
+   * @returns {Experts}
+   */
   experts(at) {
     const row = at * PER_TOKEN + 2;
     return { parts: this.rows.values.subarray(row, row + 3), weights: this.rows.values.subarray(row + 3, row + 6) };
   }
 
-  /** The likeliest tokens of the model alone (0) or of the blend (1). */
+  /**
+   * The likeliest tokens of the model alone (0) or of the blend (1).
+   * @param {number} at
+   * @param {number} who
+   */
   expected(at, who) {
     const found = [];
     for (let rank = 0; rank < LIKELY; rank += 1) {
       const token = this.tokens.values[at * (2 * LIKELY + 1) + who * LIKELY + rank];
       if (token < 0) break;
       const p = this.rows.values[at * PER_TOKEN + 8 + who * LIKELY + rank];
-      found.push({ p, name: this.names.get(token), came: token === this.token(at) });
+      found.push({ p, name: this.names.get(token) ?? "", came: token === this.token(at) });
     }
     return found;
   }
 
+  /** @param {number} at */
   token(at) {
     return this.tokens.values[at * (2 * LIKELY + 1) + 2 * LIKELY];
   }
 
-  /** A token by itself, which may be part of a character. */
+  /**
+   * A token by itself, which may be part of a character.
+   * @param {number} at
+   */
   name(at) {
-    return this.names.get(this.token(at));
+    return this.names.get(this.token(at)) ?? "";
   }
 
   /** Means of everything so far. */
@@ -127,17 +174,22 @@ export class Run {
     return this.sums[2] ? [this.sums[0] / this.sums[2], this.sums[1] / this.sums[2]] : null;
   }
 
-  /** Running mean after a token: exponentially weighed over about `span` tokens, without a bias at the start. */
+  /**
+   * Running mean after a token: exponentially weighed over about `span` tokens, without a bias at the start.
+   * @param {number} at
+   */
   running(at) {
     return this.means.values.subarray(2 * at, 2 * at + 2);
   }
 
+  /** @param {number} span */
   smooth(span) {
     this.span = span;
     this._mean = [0, 0, 0];
     this._extend(0);
   }
 
+  /** @param {number} start */
   _extend(start) {
     const keep = 1 - 1 / this.span;
     const fresh = new Float32Array(2 * (this.count - start));

@@ -3,6 +3,10 @@
 
 import { element, thousands } from "./curves.js";
 
+/** @typedef {import("../explorer/dom.js").Steps} Steps */
+/** @typedef {import("./run.js").Run} Run */
+/** @typedef {"surprise" | "saved"} Mode  of colouring */
+
 /** Tokens that are in the page at most: the newest. */
 const MOST = 6000;
 /** Tokens of a block at least: the browser lays out the last block anew with each frame, and no other. It ends with a
@@ -15,14 +19,19 @@ const FULL = { surprise: 8, saved: 3 };
 const MARKED = { surprise: 6, saved: 1 };
 
 export const EXPERTS = ["model", "memory", "window"];
+/** @type {Record<string, string>} */
 const ASKED = { model: "the model", memory: "the memory", window: "the window" };
 
-/** Make white space visible where a token is named by itself. */
+/**
+ * Make white space visible where a token is named by itself.
+ * @param {string} piece
+ */
 export function shown(piece) {
   const text = piece.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replaceAll("\r", "␍");
   return text.replace(/^ +| +$/g, (spaces) => "␣".repeat(spaces.length)) || "∅";
 }
 
+/** @param {number} p */
 export function share(p) {
   if (!(p > 0)) return "0 %";
   if (p >= 0.0995) return `${Math.round(100 * p)} %`;
@@ -31,7 +40,9 @@ export function share(p) {
 
 /**
  * Class names of a token with two losses in nats: how strongly it is coloured, and whether it is underlined.
- * @param {"surprise"|"saved"} mode
+ * @param {Mode} mode
+ * @param {number} model
+ * @param {number} memory
  */
 export function marks(mode, model, memory) {
   if (Number.isNaN(model)) return "none";
@@ -41,7 +52,10 @@ export function marks(mode, model, memory) {
   return `${side} l${level}${Math.abs(value) >= MARKED[mode] ? " marked" : ""}`;
 }
 
-/** Who made a token likely: the greatest share of the blended probability. */
+/**
+ * Who made a token likely: the greatest share of the blended probability.
+ * @param {import("./run.js").Experts} experts
+ */
 export function helper({ parts, weights }) {
   let best = 0;
   for (let k = 1; k < 3; k += 1) if (weights[k] * parts[k] > weights[best] * parts[best]) best = k;
@@ -50,16 +64,26 @@ export function helper({ parts, weights }) {
 
 /** The text as spans, one per token (per character where several tokens make one). */
 export class TextPane {
-  /** @param {(at: number | null, byKey: boolean) => void} onToken is told which token is looked at */
+  /**
+   * @param {(at: number | null, byKey: boolean) => void} onToken is told which token is looked at
+   * @param {Run} run
+   */
   constructor(run, onToken) {
     this.run = run;
+    /** @type {Mode} */
     this.mode = "surprise";
     this.onToken = onToken;
     this.root = element("div", "tokens");
     this.root.tabIndex = 0;
     this.root.setAttribute("role", "group");
     this.root.setAttribute("aria-label", "The text, token by token. Arrow keys look at tokens, Escape follows the newest.");
-    this.clear();
+    this.done = 0; // tokens that are in the page or were
+    /** @type {Map<number, HTMLElement[]>} by the number of a character's last token; two where a block ends in it */
+    this.spans = new Map();
+    /** @type {number | null} */
+    this.looked = null;
+    this.kept = false;
+    this.follows = true;
     this.root.addEventListener("pointerover", (event) => this._over(event));
     this.root.addEventListener("pointerleave", () => !this.kept && this.look(null));
     this.root.addEventListener("click", (event) => this._over(event, true));
@@ -69,10 +93,8 @@ export class TextPane {
 
   clear() {
     this.root.replaceChildren();
-    this.done = 0; // tokens that are in the page or were
-    this.first = 0; // the first that still is
-    /** @type {Map<number, HTMLElement[]>} by the number of a character's last token; two where a block ends in it */
-    this.spans = new Map();
+    this.done = 0;
+    this.spans.clear();
     this.looked = null;
     this.kept = false;
     this.follows = true;
@@ -100,19 +122,27 @@ export class TextPane {
     if (this.follows && !this.kept) this.root.scrollTop = this.root.scrollHeight;
   }
 
-  /** Cut a token's text where a full block may end: behind a line's end. */
+  /**
+   * Cut a token's text where a full block may end: behind a line's end.
+   * @param {string} text
+   */
   _cut(text) {
     const end = (this.root.lastElementChild?.childElementCount ?? 0) >= BLOCK ? text.lastIndexOf("\n") + 1 : 0;
     return end && end < text.length ? [text.slice(0, end), text.slice(end)] : [text];
   }
 
+  /**
+   * @param {string} text
+   * @param {number} at
+   */
   _span(text, at) {
     const span = element("span", "", text);
-    span.dataset.at = at;
+    span.dataset.at = String(at);
     this._paint(span, at);
     let block = this.root.lastElementChild;
     const count = block?.childElementCount ?? LONGEST;
-    if (count >= LONGEST || (count >= BLOCK && block.lastElementChild.textContent.endsWith("\n"))) {
+    const ended = block?.lastElementChild?.textContent?.endsWith("\n") ?? false;
+    if (!block || count >= LONGEST || (count >= BLOCK && ended)) {
       block = element("div");
       this.root.append(block);
     }
@@ -123,12 +153,19 @@ export class TextPane {
   /** Take the oldest tokens out of the page. */
   _trim() {
     while (this.spans.size > MOST && this.root.childElementCount > 1) {
-      for (const span of this.root.firstElementChild.children) this.spans.delete(Number(span.dataset.at));
-      this.root.firstElementChild.remove();
+      const block = this.root.firstElementChild;
+      if (!block) return;
+      const spans = /** @type {Iterable<HTMLElement>} */ (block.children);
+      for (const span of spans) this.spans.delete(Number(span.dataset.at));
+      block.remove();
     }
   }
 
-  /** The loss of a span: the sum over its tokens. */
+  /**
+   * The loss of a span: the sum over its tokens.
+   * @param {number} at
+   * @returns {[model: number, memory: number]}
+   */
   _loss(at) {
     let [model, memory] = this.run.loss(at);
     for (let before = at - 1; before >= 0 && this.run.texts[before] === ""; before -= 1) {
@@ -140,26 +177,38 @@ export class TextPane {
     return [model, memory];
   }
 
+  /**
+   * @param {HTMLElement} span
+   * @param {number} at
+   */
   _paint(span, at) {
     const looked = span.classList.contains("looked");
     span.className = marks(this.mode, ...this._loss(at));
     if (looked) span.classList.add("looked");
   }
 
+  /** @param {Mode} mode */
   colour(mode) {
     this.mode = mode;
     for (const [at, spans] of this.spans) for (const span of spans) this._paint(span, at);
   }
 
+  /**
+   * @param {Event} event
+   * @param {boolean} keep
+   */
   _over(event, keep = false) {
-    const at = event.target.dataset?.at;
+    const { at } = /** @type {HTMLElement} */ (event.target).dataset;
     if (at === undefined || (this.kept && !keep)) return;
     this.kept = keep && !(this.kept && this.looked === Number(at)); // a second click lets go
     this.look(Number(at));
   }
 
+  /** @param {KeyboardEvent} event */
   _key(event) {
-    const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -10, ArrowDown: 10, PageUp: -100, PageDown: 100 }[event.key];
+    const by = /** @type {Steps} */ ({
+      ArrowLeft: -1, ArrowRight: 1, ArrowUp: -10, ArrowDown: 10, PageUp: -100, PageDown: 100,
+    })[event.key];
     if (event.key === "Escape") {
       this.kept = false;
       this.follows = true;
@@ -172,7 +221,11 @@ export class TextPane {
     event.stopPropagation();
   }
 
-  /** Look at a token or at the nearest one in a direction that is in the page. */
+  /**
+   * Look at a token or at the nearest one in a direction that is in the page.
+   * @param {number} at
+   * @param {number} direction
+   */
   go(at, direction = 1) {
     let near = Math.max(0, Math.min(this.run.count - 1, at));
     while (near >= 0 && near < this.run.count && !this.spans.has(near)) near += direction;
@@ -185,14 +238,28 @@ export class TextPane {
     this.look(near, true);
   }
 
+  /** @param {number | null} at */
+  _spansAt(at) {
+    return at === null ? [] : (this.spans.get(at) ?? []);
+  }
+
+  /**
+   * @param {number | null} at
+   * @param {boolean} byKey
+   */
   look(at, byKey = false) {
-    for (const span of this.spans.get(this.looked) ?? []) span.classList.remove("looked");
+    for (const span of this._spansAt(this.looked)) span.classList.remove("looked");
     this.looked = at;
-    for (const span of this.spans.get(at) ?? []) span.classList.add("looked");
+    for (const span of this._spansAt(at)) span.classList.add("looked");
     this.onToken(at, byKey);
   }
 }
 
+/**
+ * @param {string} className
+ * @param {number} length
+ * @param {string} text
+ */
 function bar(className, length, text) {
   const track = element("span", "track");
   const fill = element("span", `fill ${className}`);
@@ -205,12 +272,16 @@ function bar(className, length, text) {
 
 /** One token's story. */
 export class Story {
+  /** @param {Run} run */
   constructor(run) {
     this.run = run;
     this.root = element("div", "story");
   }
 
-  /** One sentence, for the ear. */
+  /**
+   * One sentence, for the ear.
+   * @param {number} at
+   */
   sentence(at) {
     const [model, memory] = this.run.loss(at);
     const name = shown(this.run.name(at));
@@ -220,6 +291,7 @@ export class Story {
     return `${name}: ${model.toFixed(2)} nats without the memory, ${memory.toFixed(2)} with it, ${change}; most likely by ${ASKED[helper(this.run.experts(at))]}.`;
   }
 
+  /** @param {number | null} at */
   show(at) {
     if (at === null || at < 0 || at >= this.run.count) {
       this.root.replaceChildren(element("p", "faint", "Nothing has been read yet. Press Start."));
@@ -232,6 +304,7 @@ export class Story {
     this.root.replaceChildren(...parts);
   }
 
+  /** @param {number} at */
   _heading(at) {
     const line = element("div", "context");
     const before = this.run.texts.slice(Math.max(0, at - 14), at).join("").replaceAll("\n", "⏎").slice(-48);
@@ -239,6 +312,10 @@ export class Story {
     return line;
   }
 
+  /**
+   * @param {number} model
+   * @param {number} memory
+   */
   _losses(model, memory) {
     const most = Math.max(model, memory, 4);
     const grid = element("div", "grid two");
@@ -247,6 +324,7 @@ export class Story {
     return grid;
   }
 
+  /** @param {number} at */
   _experts(at) {
     const { parts, weights } = this.run.experts(at);
     const knew = helper(this.run.experts(at));
@@ -259,6 +337,7 @@ export class Story {
     return grid;
   }
 
+  /** @param {number} at */
   _lists(at) {
     const lists = element("div", "lists");
     ["model expected", "with memory"].forEach((title, who) => {

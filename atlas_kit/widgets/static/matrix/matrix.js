@@ -17,12 +17,22 @@ const EXACT = new Set(["float32", "int8", "uint8", "int16", "uint16"]);  // a fl
  * @typedef {{number: number, version: number, shape: number[], dtype: string, box: number[], size: number[],
  *            block: number[], unit: number, nan: number, infinite: number, counted: boolean}} Frame
  * @typedef {Frame & {data: Float32Array}} Tile
+ * @typedef {[row: number, column: number]} Cell
+ * @typedef {[text: string, share: number]} Mark  beside an axis: its text, and where it stands as a share of the length
  * @typedef {number[]} Part  top, left, bottom, right in rows and columns
+ * @typedef {{table: Uint32Array, limit: number, symlog: boolean, sequential: boolean}} Scale
+ * @typedef {{get: (name: string) => any, set: (name: string, value: unknown) => void, save_changes: () => void,
+ *            send: (message: Record<string, any>) => void, on: (event: string, listener: Listener) => void,
+ *            off: (event: string, listener: Listener) => void}} Model  what anywidget gives: the traits of the Python side
+ * @typedef {(...args: any[]) => void} Listener
  */
 
 // --- numbers ---------------------------------------------------------------------------------------------------
 
-/** Read little-endian floats from a DataView, which may start anywhere. */
+/**
+ * Read little-endian floats from a DataView, which may start anywhere.
+ * @param {DataView} view
+ */
 export function floats(view) {
   const { buffer, byteOffset, byteLength } = view;
   return byteOffset % 4 === 0
@@ -30,7 +40,10 @@ export function floats(view) {
     : new Float32Array(buffer.slice(byteOffset, byteOffset + byteLength));
 }
 
-/** Write a float32 with as few digits as name it, as Python does: 0.1, not 0.10000000149. */
+/**
+ * Write a float32 with as few digits as name it, as Python does: 0.1, not 0.10000000149.
+ * @param {number} value
+ */
 export function shortest(value) {
   if (!Number.isFinite(value)) return value > 0 ? "inf" : value < 0 ? "-inf" : "nan";
   for (let digits = 6; digits < 9; digits++) {
@@ -40,32 +53,57 @@ export function shortest(value) {
   return String(value);
 }
 
+/** @param {number} value */
 const brief = (value) => String(Number(value.toPrecision(3)));
+/** @param {number} count */
 const grouped = (count) => count.toLocaleString("en");
+/**
+ * @param {number} value
+ * @param {number} low
+ * @param {number} high
+ */
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
-/** Whole numbers in [from, to) at most `most` of them, a round distance apart. */
+/**
+ * Whole numbers in [from, to) at most `most` of them, a round distance apart.
+ * @param {number} from
+ * @param {number} to
+ * @param {number} most
+ */
 export function roundSteps(from, to, most) {
   const rough = Math.max(1, (to - from) / Math.max(1, most)), power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((digit) => digit * power).find((candidate) => candidate >= rough);
+  const step = [1, 2, 5, 10].map((digit) => digit * power).find((candidate) => candidate >= rough) ?? 10 * power;
   const found = [];
   for (let at = Math.ceil(from / step) * step; at < to; at += step) found.push(at + 0);   // + 0: no minus before a zero
   return found;
 }
 
-/** Map a value by the limit to [-1, 1]. */
+/**
+ * Map a value by the limit to [-1, 1].
+ * @param {number} ratio
+ * @param {boolean} symlog
+ */
 function scaled(ratio, symlog) {
   if (symlog) ratio = Math.sign(ratio) * Math.log1p(Math.abs(ratio) * KNEE) / Math.log1p(KNEE);
   return clamp(ratio, -1, 1);
 }
 
-/** The index of a number's shade in the table. */
+/**
+ * The index of a number's shade in the table.
+ * @param {number} ratio
+ * @param {boolean} symlog
+ * @param {boolean} sequential
+ */
 function shadeOf(ratio, symlog, sequential) {
   const share = sequential ? Math.max(0, scaled(ratio, symlog)) : (scaled(ratio, symlog) + 1) / 2;
   return Math.floor(share * (SHADES - 1) + 0.5);
 }
 
-/** The marks beside the colour bar as shares of the limit. */
+/**
+ * The marks beside the colour bar as shares of the limit.
+ * @param {boolean} symlog
+ * @param {boolean} sequential
+ */
 function marks(symlog, sequential) {
   const above = symlog ? [0.01, 0.1, 1] : [0.5, 1];
   return [...(sequential ? [] : above.map((share) => -share).reverse()), 0, ...above];
@@ -76,6 +114,13 @@ function marks(symlog, sequential) {
 /**
  * Which of a tile's lines each pixel of an axis shows: pixel i shows lines from[i] up to to[i]; -1 outside the tile.
  * Where lines are more than pixels, each belongs to one pixel, so that none is lost.
+ * @param {number} pixels
+ * @param {number} start
+ * @param {number} end
+ * @param {number} boxStart
+ * @param {number} boxEnd
+ * @param {number} block
+ * @param {number} size
  */
 function lines(pixels, start, end, boxStart, boxEnd, block, size) {
   const from = new Int32Array(pixels).fill(-1), to = new Int32Array(pixels), step = (end - start) / pixels;
@@ -94,6 +139,10 @@ function lines(pixels, start, end, boxStart, boxEnd, block, size) {
 /**
  * Reduce lines of a tile to the numbers farthest from zero, column by column; NaN beats all others.
  * Fills `line` with as many numbers as the tile has columns.
+ * @param {Float32Array} line
+ * @param {Float32Array} data
+ * @param {number} top
+ * @param {number} bottom
  */
 function mergeRows(line, data, top, bottom) {
   const width = line.length;
@@ -106,7 +155,12 @@ function mergeRows(line, data, top, bottom) {
   }
 }
 
-/** The number farthest from zero among some of a line; NaN if there is one. */
+/**
+ * The number farthest from zero among some of a line; NaN if there is one.
+ * @param {Float32Array} line
+ * @param {number} left
+ * @param {number} right
+ */
 function farthest(line, left, right) {
   let best = line[left];
   for (let x = left + 1; x < right && best === best; x++) {
@@ -121,7 +175,9 @@ function farthest(line, left, right) {
  * @param {Uint32Array} pixels
  * @param {Tile} tile
  * @param {Part} part
- * @param {{table: Uint32Array, limit: number, symlog: boolean, sequential: boolean}} scale
+ * @param {Scale} scale
+ * @param {number} width
+ * @param {number} height
  */
 function paint(pixels, width, height, tile, part, scale) {
   const { data, box, block, size } = tile, { table, symlog, sequential } = scale;
@@ -147,7 +203,11 @@ function paint(pixels, width, height, tile, part, scale) {
   }
 }
 
-/** A colour table as pixels. */
+/**
+ * A colour table as pixels.
+ * @param {DataView} palette
+ * @param {boolean} dark
+ */
 function tableOf(palette, dark) {
   const table = new Uint32Array(256), start = dark ? 768 : 0;
   for (let i = 0; i < 256; i++) {
@@ -157,7 +217,10 @@ function tableOf(palette, dark) {
   return table;
 }
 
-/** Whether text is light here, and so the page dark. */
+/**
+ * Whether text is light here, and so the page dark.
+ * @param {Element} element
+ */
 function isDark(element) {
   const [r, g, b] = (getComputedStyle(element).color.match(/[\d.]+/g) || [0, 0, 0]).map(Number);
   return 0.3 * r + 0.6 * g + 0.1 * b > 140;
@@ -167,7 +230,13 @@ function isDark(element) {
 
 /** The tiles that came so far; those of an older matrix go, but for one to show until there is something newer. */
 class Tiles {
-  constructor() { this.all = []; this.version = 0; this.backdrop = null; }
+  constructor() {
+    /** @type {Tile[]} */
+    this.all = [];
+    this.version = 0;
+    /** @type {Tile | null} */
+    this.backdrop = null;
+  }
 
   /** @param {Tile} tile */
   add(tile) {
@@ -179,15 +248,22 @@ class Tiles {
     }
   }
 
-  /** What to paint for a part of the matrix, the coarsest first. */
+  /**
+   * What to paint for a part of the matrix, the coarsest first.
+   * @param {Part} part
+   */
   for(part) {
-    const coarsest = (a, b) => b.block[0] * b.block[1] - a.block[0] * a.block[1];
+    const coarsest = (/** @type {Tile} */ a, /** @type {Tile} */ b) => b.block[0] * b.block[1] - a.block[0] * a.block[1];
     const sorted = [...this.all].sort(coarsest);
     const whole = sorted.filter((tile) => covers(tile.box, part));
-    return whole.length ? whole.slice(-1) : [this.backdrop, ...sorted].filter(Boolean);
+    return whole.length ? whole.slice(-1) : [...(this.backdrop ? [this.backdrop] : []), ...sorted];
   }
 
-  /** The number at a place and how many rows and columns it stands for, from the finest tile that has it. */
+  /**
+   * The number at a place and how many rows and columns it stands for, from the finest tile that has it.
+   * @param {number} row
+   * @param {number} column
+   */
   at(row, column) {
     const tile = this.for([row, column, row + 1, column + 1]).at(-1);
     if (!tile || tile.version !== this.version || !covers(tile.box, [row, column, row + 1, column + 1])) return null;
@@ -197,11 +273,19 @@ class Tiles {
   }
 }
 
+/**
+ * @param {number[]} box
+ * @param {Part} part
+ */
 const covers = (box, part) => box[0] <= part[0] && box[1] <= part[1] && box[2] >= part[2] && box[3] >= part[3];
 
 /**
  * The box to ask for so that a part can be shown as finely as the screen allows; null if a tile at hand will do.
  * It is half as large again as the part, so that not every step of a drag asks.
+ * @param {Part} part
+ * @param {number[]} shape
+ * @param {number[]} screen
+ * @param {Tiles} tiles
  */
 function wanted(part, shape, screen, tiles) {
   const box = [0, 1].map((axis) => {
@@ -209,17 +293,28 @@ function wanted(part, shape, screen, tiles) {
     const start = Math.max(0, Math.floor(part[axis] - margin));
     return [start, Math.min(shape[axis], Math.ceil(part[axis + 2] + margin))];
   });
-  const enough = (tile, axis) => {
+  const enough = (/** @type {Tile} */ tile, /** @type {number} */ axis) => {
     const span = part[axis + 2] - part[axis], block = tile.block[axis];
     return block <= span / screen[axis] || block <= Math.ceil((box[axis][1] - box[axis][0]) / TILE);
   };
-  const good = (tile) => covers(tile.box, part) && enough(tile, 0) && enough(tile, 1);
+  const good = (/** @type {Tile} */ tile) => covers(tile.box, part) && enough(tile, 0) && enough(tile, 1);
   return tiles.all.some(good) ? null : [box[0][0], box[1][0], box[0][1], box[1][1]];
 }
 
 // --- the widget ------------------------------------------------------------------------------------------------
 
-/** Make an element with a class and a parent. */
+/** @param {HTMLCanvasElement} canvas */
+const contextOf = (canvas) => /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+
+/**
+ * Make an element with a class and a parent.
+ * @template {keyof HTMLElementTagNameMap} K
+ * @param {Element} parent
+ * @param {K} tag
+ * @param {string} name
+ * @param {Record<string, string>} [attributes]
+ * @returns {HTMLElementTagNameMap[K]}
+ */
 function make(parent, tag, name, attributes = {}) {
   const element = parent.appendChild(document.createElement(tag));
   if (name) element.className = `atlas-matrix-${name}`;
@@ -227,11 +322,19 @@ function make(parent, tag, name, attributes = {}) {
   return element;
 }
 
-/** Set children to one span for each [text, share of the length], unless they are the same already. */
+/** @type {WeakMap<Element, string>} what was placed in an element last */
+const placed = new WeakMap();
+
+/**
+ * Set children to one span for each [text, share of the length], unless they are the same already.
+ * @param {HTMLElement} parent
+ * @param {"top" | "left"} property
+ * @param {Mark[]} entries
+ */
 function place(parent, property, entries) {
   const now = JSON.stringify(entries);
-  if (parent.placed === now) return;
-  parent.placed = now;
+  if (placed.get(parent) === now) return;
+  placed.set(parent, now);
   parent.replaceChildren(...entries.map(([text, share]) => {
     const span = document.createElement("span");
     span.textContent = text;
@@ -241,28 +344,33 @@ function place(parent, property, entries) {
 }
 
 class View {
+  /**
+   * @param {Model} model
+   * @param {Element} el
+   */
   constructor(model, el) {
     this.model = model;
     this.tiles = new Tiles();
-    this.values = new Map();              // exact values by "row,column", of the newest version
-    this.asking = new Map();              // what the kernel has been asked, by kind, and when
+    /** @type {Map<string, string>} exact values by "row,column", of the newest version */
+    this.values = new Map();
+    /** @type {Map<string, number>} what the kernel has been asked, by kind, and when */
+    this.asking = new Map();
+    /** @type {Cell | null} */
     this.hover = null;
+    /** @type {{x: number, y: number, part: Part, far: boolean} | null} */
     this.drag = null;
+    this.moved = false;                   // whether the cursor was, in this view
     this.due = 0;
     this.number = -1;                     // of the frame that is to be acknowledged
     this.size = [1, 1];                   // height and width in CSS pixels
-    this.build(el);
-    this.listen();
-    this.take();
-  }
-
-  build(el) {
+    /** @type {Frame} */
+    this.frame = this.model.get("frame");
     const root = this.root = make(el, "figure", "");
     root.className = "atlas-matrix";
     const head = make(root, "div", "head");
     this.title = make(head, "span", "title");
     const tools = make(head, "div", "tools", { role: "group", "aria-label": "View" });
-    const button = (text, name, action) => {
+    const button = (/** @type {string} */ text, /** @type {string} */ name, /** @type {() => void} */ action) => {
       const made = make(tools, "button", "", { type: "button", "aria-label": name, title: name });
       made.textContent = text;
       made.addEventListener("click", action);
@@ -288,11 +396,22 @@ class View {
     this.facts = make(caption, "div", "facts");
     this.error = make(caption, "div", "error", { role: "alert" });
     this.spoken = make(caption, "div", "spoken", { "aria-live": "polite" });
-    this.context = this.canvas.getContext("2d");
+    this.context = contextOf(this.canvas);
+    this.ending = new AbortController();
+    this.sizes = new ResizeObserver(() => { this.measure(); this.later(); });
+    this.theme = new MutationObserver(() => this.later());  // JupyterLab and VS Code mark the theme on the body
+    this.listen();
+    this.take();
   }
 
   listen() {
-    const { model, canvas } = this, ending = this.ending = new AbortController();
+    const { model, canvas, ending } = this;
+    /**
+     * @param {EventTarget} target
+     * @param {string} name
+     * @param {(event: any) => void} action  takes the kind of event that the name says
+     * @param {AddEventListenerOptions} [options]
+     */
     const on = (target, name, action, options) =>
       target.addEventListener(name, action, { signal: ending.signal, ...options });
     on(canvas, "keydown", (event) => this.key(event));
@@ -306,6 +425,7 @@ class View {
     on(canvas, "pointercancel", () => this.drop());
     on(canvas, "pointerleave", () => { this.hover = null; this.say(); });
     on(canvas, "dblclick", (event) => this.zoom(0.25, this.point(event)));
+    /** @type {Record<string, Listener>} */
     const changes = { "change:frame": () => this.take(), "msg:custom": (message) => this.hear(message) };
     const redraw = () => this.later();
     for (const name of ["limit", "palette", "title", "row_name", "column_name", "transform", "colours", "height",
@@ -314,9 +434,7 @@ class View {
     ending.signal.addEventListener("abort", () => {
       for (const [name, action] of Object.entries(changes)) model.off(name, action);
     });
-    this.sizes = new ResizeObserver(() => { this.measure(); redraw(); });
     this.sizes.observe(this.picture);
-    this.theme = new MutationObserver(redraw);      // JupyterLab and VS Code mark the theme on the body
     this.theme.observe(document.body, { attributes: true });
     on(matchMedia("(prefers-color-scheme: dark)"), "change", redraw);
   }
@@ -343,6 +461,7 @@ class View {
     this.later();
   }
 
+  /** @param {Record<string, any>} message */
   hear(message) {
     if (message.kind !== "value") return;
     this.asking.delete("value");
@@ -350,7 +469,11 @@ class View {
     this.say();
   }
 
-  /** Ask the kernel, but one thing of a kind at a time: what is still of interest is asked for again. */
+  /**
+   * Ask the kernel, but one thing of a kind at a time: what is still of interest is asked for again.
+   * @param {string} kind
+   * @param {Record<string, unknown>} content
+   */
   ask(kind, content) {
     const now = performance.now();
     if (now - (this.asking.get(kind) ?? -Infinity) < 3000) return;
@@ -393,12 +516,16 @@ class View {
     }
     if (this.number >= 0) {
       model.send({ kind: "shown", number: this.number });
-      this.canvas.dataset.number = this.number;
+      this.canvas.dataset.number = String(this.number);
       this.number = -1;
     }
   }
 
-  /** Give the picture the matrix' shape within bounds; a narrow page may shrink it. */
+  /**
+   * Give the picture the matrix' shape within bounds; a narrow page may shrink it.
+   * @param {number} rows
+   * @param {number} columns
+   */
   resize(rows, columns) {
     const most = this.model.get("height"), ratio = Math.max(1, columns) / Math.max(1, rows);
     const width = Math.round(Math.min(most * clamp(ratio, NARROWEST, WIDEST), Math.max(1, columns) * LARGEST_CELL));
@@ -419,7 +546,11 @@ class View {
 
   measure() { this.size = [this.picture.clientHeight, this.picture.clientWidth]; }
 
-  /** Write the numbers into the cells, once they are large enough. */
+  /**
+   * Write the numbers into the cells, once they are large enough.
+   * @param {Part} part
+   * @param {Scale} scale
+   */
   writeNumbers(part, scale) {
     const dense = window.devicePixelRatio || 1, { context, canvas } = this;
     const cell = [canvas.height / (part[2] - part[0]), canvas.width / (part[3] - part[1])];
@@ -437,6 +568,13 @@ class View {
     }
   }
 
+  /**
+   * @param {number} value
+   * @param {number} x
+   * @param {number} y
+   * @param {Scale} scale
+   * @param {number} dense
+   */
   writeNumber(value, x, y, { table, limit, symlog, sequential }, dense) {
     const { context } = this, finite = Number.isFinite(value);
     const text = finite ? brief(value) : shortest(value);
@@ -450,7 +588,13 @@ class View {
     context.fillText(text, x, y);
   }
 
+  /** @param {Part} part */
   drawAxes(part) {
+    /**
+     * @param {0 | 1} axis
+     * @param {number} room
+     * @returns {Mark[]}
+     */
     const marksOf = (axis, room) => {
       const [start, end] = [part[axis], part[axis + 2]];
       return roundSteps(Math.ceil(start - 0.5), end - 0.5 + 1e-9, room)
@@ -466,15 +610,16 @@ class View {
     this.picture.classList.toggle("zoomed", this.model.get("viewport").length === 4);
   }
 
+  /** @param {Scale} scale */
   drawBar({ table, limit, symlog, sequential }) {
-    this.log.setAttribute("aria-pressed", symlog);
+    this.log.setAttribute("aria-pressed", String(symlog));
     if (this.bar.height !== SHADES) [this.bar.width, this.bar.height] = [1, SHADES];
     const image = new ImageData(1, SHADES);
     new Uint32Array(image.data.buffer).set(table.slice(0, SHADES).reverse());
-    this.bar.getContext("2d").putImageData(image, 0, 0);
+    contextOf(this.bar).putImageData(image, 0, 0);
     const entries = marks(symlog, sequential).map((share) => {
       const at = scaled(share, symlog);
-      return [brief(share * limit), 1 - (sequential ? at : (at + 1) / 2)];
+      return /** @type {Mark} */ ([brief(share * limit), 1 - (sequential ? at : (at + 1) / 2)]);
     });
     place(this.numbers, "top", entries);
     this.numbers.style.width = `${Math.max(...entries.map(([text]) => text.length)) * 6 + 4}px`;
@@ -482,7 +627,11 @@ class View {
 
   // --- words ---
 
-  /** The exact value of one number in words, or what is known while the kernel is asked. */
+  /**
+   * The exact value of one number in words, or what is known while the kernel is asked.
+   * @param {number} row
+   * @param {number} column
+   */
   read(row, column) {
     const key = `${row},${column}`, near = this.tiles.at(row, column);
     const single = near && near.block[0] * near.block[1] === 1;
@@ -495,7 +644,8 @@ class View {
   }
 
   say() {
-    const { model, frame } = this, [rows, columns] = frame.shape, cursor = model.get("cursor");
+    const { model, frame } = this, [rows, columns] = frame.shape;
+    const cursor = /** @type {Cell} */ (model.get("cursor"));
     const empty = rows * columns === 0;
     const here = empty ? "" : this.read(...cursor);
     this.status.textContent = empty ? "This matrix is empty." : this.hover ? this.read(...this.hover) : here;
@@ -507,7 +657,8 @@ class View {
         `${model.get("column_name")} ${Math.floor(part[1])}–${Math.ceil(part[3]) - 1}`);
     }
     this.facts.textContent = words.join(" · ");
-    const odd = [[frame.nan, "NaN"], [frame.infinite, "infinite"]].filter(([count]) => count)
+    const kinds = /** @type {[number, string][]} */ ([[frame.nan, "NaN"], [frame.infinite, "infinite"]]);
+    const odd = kinds.filter(([count]) => count)
       .map(([count, what]) => `${frame.counted ? "" : "at least "}${grouped(count)} ${what}`);
     for (const text of odd) {
       const label = document.createElement("span");
@@ -521,6 +672,11 @@ class View {
     this.drawCursor(cursor, part, empty);
   }
 
+  /**
+   * @param {number[]} cursor
+   * @param {Part} part
+   * @param {boolean} empty
+   */
   drawCursor([row, column], part, empty) {
     const { style } = this.mark, [height, width] = this.size;
     const cell = [height / (part[2] - part[0]), width / (part[3] - part[1])];
@@ -535,17 +691,30 @@ class View {
 
   // --- people ---
 
-  /** Where in the matrix an event happened. */
+  /**
+   * Where in the matrix an event happened.
+   * @param {MouseEvent} event
+   */
   point(event) {
     const bounds = this.canvas.getBoundingClientRect(), part = this.part();
     const share = [(event.clientY - bounds.top) / bounds.height, (event.clientX - bounds.left) / bounds.width];
     return [0, 1].map((axis) => part[axis] + share[axis] * (part[axis + 2] - part[axis]));
   }
 
+  /**
+   * The row and column at an event.
+   * @param {MouseEvent} event
+   * @returns {Cell}
+   */
   cellAt(event) {
-    return this.point(event).map((at, axis) => clamp(Math.floor(at), 0, this.frame.shape[axis] - 1));
+    const [row, column] = this.point(event).map((at, axis) => clamp(Math.floor(at), 0, this.frame.shape[axis] - 1));
+    return [row, column];
   }
 
+  /**
+   * @param {string} name
+   * @param {unknown} value
+   */
   set(name, value) {
     this.model.set(name, value);
     this.model.save_changes();
@@ -554,7 +723,10 @@ class View {
 
   toggle() { this.set("transform", this.model.get("transform") === "symlog" ? "linear" : "symlog"); }
 
-  /** Show a part of the matrix, moved to lie within it; all of it if it is as large. */
+  /**
+   * Show a part of the matrix, moved to lie within it; all of it if it is as large.
+   * @param {Part} part  empty for all
+   */
   show(part) {
     const { shape } = this.frame;
     if (part.length === 4) {
@@ -566,7 +738,11 @@ class View {
     this.set("viewport", part);
   }
 
-  /** Zoom by a factor around a point; in very long matrices first along the longer side, until cells are square. */
+  /**
+   * Zoom by a factor around a point; in very long matrices first along the longer side, until cells are square.
+   * @param {number} factor
+   * @param {number[]} [around]
+   */
   zoom(factor, around) {
     const part = this.part(), { shape } = this.frame;
     const spans = [part[2] - part[0], part[3] - part[1]];
@@ -580,6 +756,10 @@ class View {
     this.show([...start, start[0] + next[0], start[1] + next[1]]);
   }
 
+  /**
+   * @param {number} down
+   * @param {number} right
+   */
   pan(down, right) {
     const part = this.part(), rows = down * (part[2] - part[0]), columns = right * (part[3] - part[1]);
     if (this.model.get("viewport").length === 4) {
@@ -587,7 +767,11 @@ class View {
     }
   }
 
-  /** Move the cursor, and what is in view if the cursor left it. */
+  /**
+   * Move the cursor, and what is in view if the cursor left it.
+   * @param {number} row
+   * @param {number} column
+   */
   goTo(row, column) {
     const { shape } = this.frame, cursor = [clamp(row, 0, shape[0] - 1), clamp(column, 0, shape[1] - 1)];
     this.moved = true;
@@ -601,11 +785,14 @@ class View {
     if (String(next) !== String(part)) this.show(next);
   }
 
+  /** @param {KeyboardEvent} event */
   key(event) {
     if (event.altKey || event.metaKey || 0 === this.frame.shape[0] * this.frame.shape[1]) return;
     const [row, column] = this.model.get("cursor"), [rows, columns] = this.frame.shape, part = this.part();
     const page = Math.max(1, Math.floor(part[2] - part[0]) - 1), end = event.ctrlKey;
+    /** @type {Record<string, [down: number, right: number]>} */
     const arrows = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+    /** @type {Record<string, () => void>} */
     const keys = {
       "+": () => this.zoom(0.5, [row + 0.5, column + 0.5].map((at, axis) => clamp(at, part[axis], part[axis + 2]))),
       "-": () => this.zoom(2), 0: () => this.show([]), l: () => this.toggle(),
@@ -623,7 +810,10 @@ class View {
     action();
   }
 
-  /** The wheel zooms once the picture has the focus, or with Ctrl; else the page scrolls. */
+  /**
+   * The wheel zooms once the picture has the focus, or with Ctrl; else the page scrolls.
+   * @param {WheelEvent} event
+   */
   wheel(event) {
     const focused = this.root.contains(document.activeElement) || event.ctrlKey;
     if (!focused || (event.deltaY > 0 && this.model.get("viewport").length !== 4)) return;
@@ -631,12 +821,14 @@ class View {
     this.zoom(clamp(1.002 ** event.deltaY, 0.5, 2), this.point(event));
   }
 
+  /** @param {PointerEvent} event */
   press(event) {
     if (event.button !== 0) return;
     this.drag = { x: event.clientX, y: event.clientY, part: this.part(), far: false };
     this.canvas.setPointerCapture(event.pointerId);
   }
 
+  /** @param {PointerEvent} event */
   move(event) {
     const { drag } = this;
     if (0 === this.frame.shape[0] * this.frame.shape[1]) return;
@@ -652,6 +844,7 @@ class View {
     this.show([drag.part[0] - rows, drag.part[1] - columns, drag.part[2] - rows, drag.part[3] - columns]);
   }
 
+  /** @param {PointerEvent} event */
   release(event) {
     if (this.drag && !this.drag.far && this.frame.shape[0] * this.frame.shape[1]) this.goTo(...this.cellAt(event));
     this.drop();
@@ -663,6 +856,7 @@ class View {
   }
 }
 
+/** @param {{model: Model, el: Element}} given */
 function render({ model, el }) {
   const view = new View(model, el);
   return () => view.end();

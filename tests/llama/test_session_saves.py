@@ -25,7 +25,10 @@ from atlas_kit.errors import (
     WrongModelError,
 )
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling
-from atlas_kit.llama.session_file import CONTEXT_KEY, _packed, _unpacked, settings_of
+from atlas_kit.llama.memory_choice import settings_of
+from atlas_kit.persistence.entry_keys import CONTEXT as CONTEXT_KEY
+from atlas_kit.persistence.session_file import packed as _packed
+from atlas_kit.persistence.session_file import unpacked as _unpacked
 from atlas_kit.persistence.snapshot import load_memory, save_memory
 from atlas_kit.settings.atlas_settings import AtlasSettings
 

@@ -1,0 +1,284 @@
+"""Continuous batching: the work of several sessions on one engine, whose next steps are decoded together.
+
+This is the core that a pool (pool.py, in the caller's thread) and a scheduler (scheduler.py, in a thread of its own)
+drive. It belongs to one thread and knows no locks but the engine's.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
+
+from atlas_kit.errors import AtlasError, InvalidParamError
+from atlas_kit.llama.engine import Outputs
+from atlas_kit.llama.session import AtlasSession, Finish, Step, Token, interrupts_put_off
+
+#: A piece of work in steps, as ``AtlasSession.generating`` gives it.
+AnyWork = Generator[Any, Any, Any]
+
+
+class Job:
+    """Work of one session: the tokens so far, and whether it is done, or why it failed. Any thread may look at it.
+
+    Attributes
+    ----------
+    tokens
+        What was generated so far.
+    done, error
+        Whether it has ended, and what it failed with.
+    finish_reason
+        None while it goes on, then ``"stop"`` (the model ended its answer, or a stop string came), ``"length"``,
+        ``"done"`` (what generates nothing), ``"cancelled"`` or ``"error"``.
+    stop
+        The stop string that ended it.
+    value
+        What the work returned.
+    """
+
+    def __init__(
+        self, session: AtlasSession, work: AnyWork, release: Callable[[], None] | None = None
+    ) -> None:
+        self.session, self.work = session, work
+        self.tokens: list[Token] = []
+        self.done = False
+        self.error: Exception | None = None
+        self.finish_reason: str | None = None
+        self.stop: str | None = None
+        self.value: Any = None
+        self.waiting: Step | None = None
+        self.started = False
+        #: Goes on with ``value`` elsewhere; the job is done when that is.
+        self.afterwards: Callable[[Job], None] | None = None
+        self._release = release
+        self._changed = threading.Condition()
+        self._listeners: list[Callable[[Job], None]] = []
+
+    @property
+    def text(self) -> str:
+        """The generated text so far."""
+        return "".join(token.text for token in list(self.tokens))
+
+    def listen(self, listener: Callable[[Job], None]) -> None:
+        """Call ``listener(job)`` when there are new tokens and when it is done, on the thread that does the work.
+
+        Where it is done already, it is called now.
+        """
+        with self._changed:
+            self._listeners.append(listener)
+            done = self.done
+        if done:
+            listener(self)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the work has ended; False when that takes more than ``timeout`` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.done, timeout)
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for the end, and return what the work returned; for generating, that is its ``tokens``.
+
+        Raises
+        ------
+        TimeoutError
+            It takes longer than ``timeout`` seconds.
+        AtlasError
+            What the work failed with.
+        """
+        if not self.wait(timeout):
+            raise TimeoutError(f"the work has not ended after {timeout:g} seconds")
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+    def __iter__(self) -> Iterator[Token]:
+        """Yield each token as it comes; raise what the work failed with."""
+        at = 0
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda at=at: self.done or len(self.tokens) > at)  # type: ignore[misc]
+                fresh, done = self.tokens[at:], self.done
+            yield from fresh
+            at += len(fresh)
+            if done and at == len(self.tokens):
+                break
+        if self.error is not None:
+            raise self.error
+
+    # --- what only the thread that does the work calls -------------------------------------------------------
+
+    def advance(self, outputs: Outputs | Exception | None) -> list[Token]:
+        """Go on until the engine is needed again; return the tokens that came."""
+        found: list[Token] = []
+        ended: tuple[str, Any, Exception | None] | None = None
+        self.started, self.waiting = True, None
+        try:
+            failed = isinstance(outputs, Exception)
+            item = self.work.throw(outputs) if failed else self.work.send(outputs)  # type: ignore[arg-type]
+            while isinstance(item, Token):
+                found.append(item)
+                item = next(self.work)
+            self.waiting = item
+        except StopIteration as stopped:
+            ended = ("done", stopped.value, None)
+        except Exception as error:  # one session's failure is no other's
+            ended = ("error", None, error)
+        self._add(found)
+        if ended is not None:
+            self._end(*ended)
+        elif found:
+            self._tell()
+        return found
+
+    def _add(self, tokens: list[Token]) -> None:
+        with self._changed:
+            if not self.done:  # nobody waits for it any more
+                self.tokens += tokens
+                self._changed.notify_all()
+
+    def _end(self, reason: str, value: Any, error: Exception | None) -> None:
+        if self.afterwards is not None and error is None and reason == "done":
+            self.value, going, self.afterwards = value, self.afterwards, None
+            going(self)
+        else:
+            self.finish(reason, value, error)
+
+    def finish(self, reason: str, value: Any = None, error: Exception | None = None) -> None:
+        """Be done; the first call counts."""
+        with self._changed:
+            if self.done:
+                return
+            self.finish_reason, self.value, self.error = reason, value, error
+            if isinstance(value, Finish):
+                self.finish_reason, self.stop, self.value = value.reason, value.stop, self.tokens
+            self.done = True
+            self._changed.notify_all()
+        if self._release is not None:
+            self._release()
+        self._tell()
+
+    def _tell(self) -> None:
+        for listener in list(self._listeners):
+            try:
+                listener(self)
+            except Exception:  # whoever listens must not end others' work
+                with self._changed:
+                    self._listeners.remove(listener)
+
+    def cancel(self, error: Exception | None = None) -> None:
+        """End between two steps: what was generated is kept, a text that was not read to its end is forgotten."""
+        step, self.waiting = self.waiting, None
+        self.work.close()
+        if step is not None and step.token is not None:  # learned already; the context is given it later
+            self._add([step.token])
+        elif step is not None:
+            self.session.forget_context()
+        self.finish("cancelled", self.tokens, error)
+
+
+class Batches:
+    """The sessions' work on one engine, and which of it is decoded next."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+        self.jobs: list[Job] = []
+        self._queues: dict[AtlasSession, deque[Job]] = {}
+
+    def add(self, job: Job) -> None:
+        """Add work; of one session, it is done in the order in which it was added."""
+        if job.session.engine is not self.engine:
+            raise InvalidParamError("the session belongs to another model", key="session")
+        # half a batch each, so that somebody's long text does not keep others waiting for more than one decode
+        job.session.feed_limit = max(1, self.engine.n_batch // 2)
+        self._queues.setdefault(job.session, deque()).append(job)
+        self.jobs.append(job)
+
+    def cancel(self, job: Job, error: Exception | None = None) -> None:
+        """End work between two steps, with an error where there is one; the session may go on with something else."""
+        if job in self.jobs:
+            job.cancel(error)
+            self._sweep()
+
+    def step(self) -> list[tuple[Job, list[Token]]]:
+        """Decode once for as many sessions as fit; return what each of them generated."""
+        with self.engine.lock, interrupts_put_off():
+            events = [(job, job.advance(None)) for job in list(self.jobs) if self._next_in_line(job)]
+            for job, output in self._decoded(batch := self._batch()):
+                events.append((job, job.advance(output)))
+                if isinstance(output, Exception):
+                    job.session.forget_context()
+            chosen = set(map(id, batch))
+            self.jobs = [
+                *(job for job in self.jobs if id(job) not in chosen),
+                *batch,
+            ]  # who waited comes first
+            self._sweep()
+        return events
+
+    def _next_in_line(self, job: Job) -> bool:
+        return not job.started and self._queues[job.session][0] is job
+
+    def _batch(self) -> list[Job]:
+        """Choose whose steps are decoded next: in turn, as long as they fit.
+
+        Hidden states make every token of a batch an output, so what needs none and is not all outputs already waits
+        for a batch of its own.
+        """
+        chosen: list[Job] = []
+        total, kinds = 0, set[bool]()
+        for job in self.jobs:
+            if (step := job.waiting) is None:
+                continue
+            size = len(step.feed.tokens)
+            kind = None if not step.hidden and step.feed.outputs == size else step.hidden  # None: with either
+            if total + size > self.engine.n_batch or (kind is not None and kinds - {kind}):
+                continue
+            if kind is not None:
+                kinds.add(kind)
+            chosen.append(job)
+            total += size
+        return chosen
+
+    def _decoded(self, batch: list[Job]) -> Iterator[tuple[Job, Outputs | Exception]]:
+        """Yield what each step gave, to be used up before the next; where a decode fails, each is tried alone."""
+        if not batch:
+            return
+        pairs = [(job, job.waiting) for job in batch if job.waiting is not None]
+        try:
+            found = self._decode([step for _, step in pairs])
+        except AtlasError as error:
+            if len(pairs) == 1:
+                yield batch[0], error
+                return
+            lost = getattr(error, "emptied", ())
+            for job, step in pairs:
+                if step.feed.sequence in lost:
+                    yield job, error
+                    continue
+                try:
+                    one: Outputs | Exception = self._decode([step])[0]
+                except AtlasError as own:
+                    one = own
+                yield job, one
+            return
+        yield from zip(batch, found, strict=True)
+
+    def _decode(self, steps: Sequence[Step]) -> list[Outputs]:
+        found: list[Outputs] = self.engine.decode(
+            [step.feed for step in steps], hidden=any(step.hidden for step in steps)
+        )
+        return found
+
+    def _sweep(self) -> None:
+        """Let go of what has ended."""
+        over = [job for job in self.jobs if job.done or (job.started and job.waiting is None)]
+        if not over:
+            return
+        gone = set(map(id, over))
+        self.jobs = [job for job in self.jobs if id(job) not in gone]
+        for job in over:
+            queue = self._queues[job.session]
+            queue.remove(job)
+            if not queue:
+                del self._queues[job.session]

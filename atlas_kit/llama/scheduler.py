@@ -1,0 +1,289 @@
+"""One thread owns an engine; everybody else sends it messages.
+
+``submit``, ``cancel``, ``save``, ``restore`` and ``call`` may be used from any thread and never wait for a decode:
+they put a message into a queue, and the thread reads its queue between two decodes. What comes back is a ``Job``
+(batch.py), whose tokens can be iterated, waited for or listened to from any thread.
+
+The thread decodes, then lets each session of the batch do its own work (read, sample, learn), which needs the decode's
+outputs. While a scheduler is open, its sessions and its engine are used through it alone; what else is to happen to a
+session is a ``call``. It knows nothing of files: what ``save`` and ``restore`` do is the session's business.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from atlas_kit.errors import BusyError, ClosedError, InvalidParamError
+from atlas_kit.llama.batch import AnyWork, Batches, Job
+from atlas_kit.llama.engine import Engine
+from atlas_kit.llama.sampling import Sampler, Sampling
+from atlas_kit.llama.session import AtlasSession
+
+
+class Scheduler:
+    """Carries out the work of many sessions, asked for by many threads, on one engine.
+
+    Parameters
+    ----------
+    engine
+        The model; it stays open when the scheduler is closed.
+    max_jobs
+        Work that may be under way at once; more is a ``BusyError``. None: any number.
+
+    Examples
+    --------
+    >>> from atlas_kit.llama import AtlasSession, FakeEngine, Sampling, Scheduler
+    >>> engine = FakeEngine(n_sequences=2)
+    >>> with Scheduler(engine) as scheduler, AtlasSession(engine) as session:
+    ...     job = scheduler.generate(session, "abc" * 20, max_tokens=3, sampling=Sampling(temperature=0))
+    ...     text = "".join(token.text for token in job)
+    >>> text, job.finish_reason
+    ('abc', 'length')
+    """
+
+    def __init__(self, engine: Engine, *, max_jobs: int | None = None) -> None:
+        self.engine, self._max_jobs = engine, max_jobs
+        self._batches = Batches(engine)
+        self._messages: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # of the three below; never held while anything else is waited for
+        self._live: dict[int, Job] = {}
+        self._generating: dict[AtlasSession, Job] = {}
+        self._closed = False
+        self._writer: ThreadPoolExecutor | None = None
+        self._thread = threading.Thread(target=self._loop, name="atlas-engine", daemon=True)
+        self._thread.start()
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._live)
+
+    # --- messages --------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        session: AtlasSession,
+        prompt: str | Sequence[int] | None = None,
+        *,
+        sampling: Sampling | None = None,
+        **options: Any,
+    ) -> Job:
+        """Let a session generate; options as of ``AtlasSession.generate``.
+
+        A grammar is built here, in the caller's thread: it holds nobody up, and one that is wrong is no job.
+
+        Raises
+        ------
+        BusyError, ClosedError, InvalidParamError
+            The session has work already, or there is too much of it; the scheduler is closed; a setting is wrong.
+        """
+        self._require_open()
+        sampler = self.engine.sampler(sampling or Sampling())
+        try:
+            return self._submit(
+                session, session.generating(prompt, sampler=sampler, **options), sampler=sampler
+            )
+        except BaseException:
+            sampler.close()
+            raise
+
+    def feed(self, session: AtlasSession, text: str | Sequence[int], *, special: bool = False) -> Job:
+        """Let a session read a text.
+
+        Raises
+        ------
+        BusyError, ClosedError
+            As of ``generate``.
+        """
+
+        def reading() -> AnyWork:
+            yield from session.catching_up()
+            yield from session.reading(session.tokens_of(text, special), score=False)
+
+        return self._submit(session, reading())
+
+    def submit(self, session: AtlasSession, work: AnyWork) -> Job:
+        """Add work in steps, such as ``session.reading(...)``.
+
+        Raises
+        ------
+        BusyError, ClosedError, InvalidParamError
+            As of ``generate``; or the session belongs to another engine.
+        """
+        return self._submit(session, work)
+
+    def call(
+        self,
+        session: AtlasSession,
+        function: Callable[[], Any],
+        *,
+        then: Callable[[Any], Any] | None = None,
+    ) -> Job:
+        """Call a function on the engine's thread as soon as the session has no other work.
+
+        ``then`` is called with its value on another thread, beside decoding, and its own value is the job's: take
+        something here, write it there.
+
+        Raises
+        ------
+        BusyError, ClosedError, InvalidParamError
+            There is too much work; the scheduler is closed; the session belongs to another engine.
+        """
+
+        def work() -> AnyWork:
+            yield from session.catching_up()
+            return function()
+
+        return self._submit(session, work(), alone=False, then=then)
+
+    def save(self, session: AtlasSession, path: str | os.PathLike[str], **options: Any) -> Job:
+        """Save a session's memory, after the work that it has now; options as of ``AtlasSession.save``."""
+        return self.call(session, lambda: session.save(path, **options))
+
+    def restore(self, session: AtlasSession, path: str | os.PathLike[str], **options: Any) -> Job:
+        """Let a session go on with a saved memory, after the work that it has now; as ``AtlasSession.load``."""
+        return self.call(session, lambda: session.load(path, **options))
+
+    def cancel(self, job: Job) -> None:
+        """End work between two steps; ``job.wait()`` waits until that has happened. Cancelling twice is fine."""
+        self._messages.put(lambda: self._cancel(job))
+
+    def _submit(
+        self,
+        session: AtlasSession,
+        work: AnyWork,
+        *,
+        alone: bool = True,
+        then: Callable[[Any], Any] | None = None,
+        sampler: Sampler | None = None,
+    ) -> Job:
+        if session.engine is not self.engine:
+            raise InvalidParamError("the session belongs to another model", key="session")
+
+        def release() -> None:
+            with self._lock:
+                self._live.pop(id(job), None)
+                if self._generating.get(session) is job:
+                    del self._generating[session]
+            if sampler is not None:  # work that never began closes none
+                sampler.close()
+
+        job = Job(session, work, release)
+        if then is not None:
+            job.afterwards = lambda job: self._write(job, then)
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the scheduler is closed")
+            if alone and session in self._generating:
+                raise BusyError("the session has work already", key="session", hint="Wait until it is done.")
+            if self._max_jobs is not None and len(self._live) >= self._max_jobs:
+                raise BusyError(f"there is work for {self._max_jobs} already", key="max_jobs")
+            self._live[id(job)] = job
+            if alone:
+                self._generating[session] = job
+            self._messages.put(lambda: self._add(job))
+        return job
+
+    def _require_open(self) -> None:
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the scheduler is closed")
+
+    # --- the engine's thread ---------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        try:
+            self._work()
+        finally:
+            with self._lock:
+                self._closed = True
+            self._listen(wait=False)
+            for job in list(self._batches.jobs):
+                self._batches.cancel(job, ClosedError("the scheduler was closed"))
+
+    def _work(self) -> None:
+        while not self._closed:
+            self._listen(wait=not self._batches.jobs)
+            if self._closed:
+                break
+            try:
+                self._batches.step()
+            except Exception as error:  # not a session's own: nothing of it may be half done
+                for job in list(self._batches.jobs):
+                    job.session.forget_context()
+                    job.work.close()
+                    job.finish("error", None, error)
+                self._batches = Batches(self.engine)
+
+    def _listen(self, *, wait: bool) -> None:
+        """Do what the messages say that have come; ``wait`` for one where there is none."""
+        try:
+            self._messages.get(block=wait)()
+            while True:
+                self._messages.get_nowait()()
+        except queue.Empty:
+            return
+
+    def _add(self, job: Job) -> None:
+        if not job.done:
+            self._batches.add(job)
+
+    def _cancel(self, job: Job) -> None:
+        self._batches.cancel(job)
+
+    def _write(self, job: Job, then: Callable[[Any], Any]) -> None:
+        """Go on with what a call gave on the writer's thread."""
+
+        def write() -> None:
+            try:
+                value = then(job.value)
+            except Exception as error:
+                job.finish("error", None, error)
+            else:
+                job.finish("done", value)
+
+        if self._writer is None:
+            self._writer = ThreadPoolExecutor(1, "atlas-writer")
+        self._writer.submit(write)
+
+    # --- the end ---------------------------------------------------------------------------------------------
+
+    def _alive(self) -> list[Job]:
+        with self._lock:
+            return list(self._live.values())
+
+    def close(self, timeout: float = 10.0) -> bool:
+        """End all work with a ``ClosedError``, and the thread; closing twice is fine.
+
+        Sessions are as after ``cancel``; what is being written is written to its end.
+
+        Returns
+        -------
+        bool
+            False where a decode, or what is being written, takes longer than ``timeout`` seconds: the thread ends when
+            that is over, and nobody waits for its jobs any more.
+        """
+        with self._lock:
+            self._closed = True
+        self._messages.put(lambda: None)
+        if threading.current_thread() is self._thread:
+            return False
+        self._thread.join(timeout)
+        if ended := not self._thread.is_alive():
+            for job in self._alive():  # all that is left is being written
+                ended = job.wait(timeout) and ended
+        for job in self._alive():
+            job.finish("error", None, ClosedError("the scheduler was closed"))
+        if self._writer is not None:
+            self._writer.shutdown(wait=False)
+        return ended
+
+    def __enter__(self) -> Scheduler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

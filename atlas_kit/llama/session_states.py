@@ -1,0 +1,99 @@
+"""From a session to a plain ``SessionState``, and from one to the memory beside a model. Knows no file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from atlas_kit.codecs.numbers import Array
+from atlas_kit.errors import InvalidParamError
+from atlas_kit.persistence.session_state import SessionState
+from atlas_kit.settings.atlas_settings import AtlasSettings
+
+if TYPE_CHECKING:
+    from atlas_kit.llama.engine import Engine
+    from atlas_kit.llama.token_memory import TokenMemory
+
+
+class OpenSession(Protocol):
+    """What a state is made of: ``AtlasSession``, which knows more."""
+
+    engine: Engine
+    memory: TokenMemory | None
+    sequence: int
+
+    @property
+    def position(self) -> int:
+        """Where the next token will stand in the model's context."""
+
+    @property
+    def context_tokens(self) -> tuple[int, ...]:
+        """The tokens in the model's context."""
+
+    def open_output(self) -> dict[str, Array]:
+        """Return the last token's output, from which the next is predicted."""
+
+
+def state_of(session: OpenSession, *, context: bool = True) -> SessionState:
+    """Return what a session knows; see ``AtlasSession.state``."""
+    memory, info = session.memory, session.engine.info
+    if memory is None:
+        raise InvalidParamError("this session has no memory to save", key="memory", hint="Try memory=True.")
+    kept: dict[str, Any] = {}
+    if context and session.context_tokens:
+        with session.engine.lock:
+            data = session.engine.save_sequence(session.sequence)
+            # Loading lays the cache out anew, and sums of float16 depend on their order: so that going on and loading
+            # give the same tokens, this session goes on from what it saved, too.
+            session.engine.load_sequence(session.sequence, data)
+        kept = {
+            "tokens": session.context_tokens,
+            "position": session.position,
+            "output": session.open_output(),
+            "context": data,
+        }
+    return SessionState(
+        memory.memory.config,
+        memory.pin(),
+        memory.settings.to_json(),
+        memory.waiting(),
+        info.identity,
+        info.name,
+        info.architecture,
+        **kept,
+    )
+
+
+def token_memory(engine: Engine, state: SessionState, backend: str | None = "numpy") -> TokenMemory:
+    """Return the memory of a state beside a model.
+
+    Raises
+    ------
+    InvalidParamError
+        When it is not of the kind that its settings and the model ask for.
+    """
+    from atlas_kit.llama.token_memory import TokenMemory
+    from atlas_kit.memory.backend import namespace
+
+    memory = TokenMemory(engine.output_rows(), AtlasSettings.from_saved(state.settings), backend)
+    _require_fit(memory, state)
+    arrays = state.memory
+    if any(namespace(array) is not memory.memory.xp for array in arrays.parameters.values()):
+        from atlas_kit.memory import snapshot
+
+        arrays = memory.memory.restore(snapshot(arrays))  # onto another device
+    memory.restore(arrays, state.waiting)
+    return memory
+
+
+def _require_fit(memory: TokenMemory, state: SessionState) -> None:
+    config, expected = state.config, memory.memory.config
+    for name in ("d_k", "d_v"):
+        if getattr(config, name) != getattr(expected, name):
+            raise InvalidParamError(
+                f"the memory corrects states of {getattr(config, name)} numbers, the model's have "
+                f"{getattr(expected, name)}",
+                key=name,
+                hint="This memory belongs to another model.",
+            )
+    if config != expected:
+        raise InvalidParamError("the memory is not of the kind that its settings describe", key="runtime")

@@ -1,0 +1,97 @@
+"""The file that a memory is kept in: its name beside a model, whether it can be written, and whose it is by now.
+
+Knows files and states, no session and no engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from typing import TYPE_CHECKING, Any
+
+from atlas_kit.errors import FileAccessError, InvalidParamError, NoSuchFileError
+from atlas_kit.storage.files import access_error, lock
+from atlas_kit.storage.given import StrPath, same_file
+from atlas_kit.storage.keys import Keys
+
+if TYPE_CHECKING:
+    from atlas_kit.persistence.session_state import SessionState
+
+
+def automatic_path(model: StrPath, folder: StrPath | None = None) -> str:
+    """Return where the memory of a model is kept if nobody says: ``a/llama-7b.gguf`` -> ``a/llama-7b_memory.atlas``.
+
+    ``folder``: there instead of beside the model.
+    """
+    from atlas_kit.formats.atlas import MemoryFile
+
+    where = os.path.dirname(os.fspath(model)) if folder is None else os.fspath(folder)
+    return os.path.join(where, MemoryFile.auto_filename(model))
+
+
+class Place:
+    """The file that a session's memory is kept in; make it before the memory is loaded from there.
+
+    Parameters
+    ----------
+    file, model
+        The paths of the memory, and of the model beside which it is.
+    keys
+        What encrypts it.
+
+    Raises
+    ------
+    AtlasError
+        A memory could not be saved there: no such folder, no permission, no file's name, or the model's own.
+    """
+
+    def __init__(self, file: str, model: str, keys: Keys | None = None) -> None:
+        self.file, self._keys = file, Keys() if keys is None else keys
+        _check_place(file, model)
+        self._stamp = _stamp(file)
+
+    def save(self, state: SessionState, *, backup: bool = False, **options: Any) -> bool:
+        """Save a session's state; ``options`` are those of ``write_session_state``.
+
+        Returns True when somebody else has written the file since it was read or saved here: then theirs is kept as
+        ``NAME.bak``, as with ``backup``.
+        """
+        from atlas_kit.persistence.session_file import write_session_state
+
+        theirs = _stamp(self.file) not in (None, self._stamp)
+        write_session_state(self.file, state, backup=backup or theirs, **options, **self._keys.options())
+        self._stamp = _stamp(self.file)
+        return theirs
+
+
+def _stamp(file: str) -> tuple[int, ...] | None:
+    """Return what changes whenever a file is replaced or written to; None where there is none."""
+    try:
+        info = os.stat(file)
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
+
+
+def _check_place(file: str, model: str) -> None:
+    folder = os.path.dirname(file) or "."
+    if not file or "\0" in file:
+        raise InvalidParamError(f"{file!r} is not a file name", key="memory_file")
+    if os.path.isdir(file):
+        raise FileAccessError("this is a folder", path=file, hint="Name a file for the memory.")
+    if same_file(file, model):
+        raise InvalidParamError("the memory cannot be kept in the model's own file", path=file)
+    if not os.path.isdir(folder):
+        raise NoSuchFileError("there is no such folder", path=folder, hint="Make it first.")
+    if os.path.exists(file) and not os.path.isfile(file):
+        raise FileAccessError("this is not a regular file", path=file, hint="Name a file for the memory.")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(file)  # an impossible name shows now
+        if os.path.exists(file) and not os.access(file, os.W_OK):
+            raise PermissionError(errno.EACCES, "")
+    except OSError as error:
+        raise access_error(error, file, "write") from error
+    with lock(file):  # the folder can be written to
+        pass

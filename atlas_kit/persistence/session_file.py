@@ -1,0 +1,248 @@
+"""How a session's state lies in a ``.atlas`` file: written and read whole, from one opened file.
+
+The memory itself is ``snapshot``'s. Beside it, in its metadata under ``runtime``: the settings, what waits for its
+step, and the context (``tables.RUNTIME_FIELDS``); the engine's own copy of the context is an entry of its own. Needs
+neither session nor engine. Follows ``formats/atlas-session.md``.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from atlas_kit.codecs.numbers import Array
+from atlas_kit.errors import AtlasError, FileCorruptError, InvalidParamError, VersionMismatchError
+from atlas_kit.formats.atlas import MemoryFile
+from atlas_kit.persistence.entry_keys import CONTEXT
+from atlas_kit.persistence.session_state import SessionState
+from atlas_kit.persistence.snapshot import (
+    MemoryDescription,
+    describe_memory,
+    load_memory,
+    opened_memory,
+    save_memory,
+)
+from atlas_kit.persistence.tables import RUNTIME_VERSION, WAITING
+from atlas_kit.storage.given import Given, StrPath
+
+
+def write_session_state(
+    path: StrPath, state: SessionState, *, metadata: Mapping[str, Any] | None = None, **options: Any
+) -> MemoryDescription:
+    """Write a state into a ``.atlas`` file; other entries of the file stay, and it is replaced whole.
+
+    It may be written by another thread than the session's, which goes on meanwhile.
+
+    Parameters
+    ----------
+    path
+        The file.
+    metadata
+        Whatever JSON can say that should stay beside it.
+    options
+        Those of ``save_memory``: ``version``, ``codec``, ``dtype``, ``backup``, ``passphrase`` and others.
+
+    Raises
+    ------
+    WrongModelError
+        When the file holds the memory of another model, unless ``force=True``.
+    """
+    return save_memory(
+        path,
+        state.config,
+        state.memory,
+        metadata={"runtime": _runtime(state), **(metadata or {})},
+        model_hash=state.identity or None,
+        entries={CONTEXT: state.context if state.tokens else None},  # None: an older one is removed
+        **options,
+    )
+
+
+def _runtime(state: SessionState) -> dict[str, Any]:
+    runtime: dict[str, Any] = {
+        "version": RUNTIME_VERSION,
+        "model": {"name": state.model, "architecture": state.architecture, "identity": state.identity},
+        "settings": dict(state.settings),
+        "waiting": {name: packed(array) for name, array in state.waiting.items()},
+    }
+    if state.tokens:
+        runtime["context"] = list(state.tokens)
+        runtime["position"] = state.position
+        runtime["open"] = {name: packed(array) for name, array in state.output.items()}
+    return runtime
+
+
+def read_session_state(
+    given: Given | MemoryFile,
+    *,
+    context: bool = True,
+    expect_model: str | None = None,
+    force: bool = False,
+    passphrase: str | bytes | None = None,
+    key: bytes | None = None,
+    **options: Any,
+) -> SessionState:
+    """Read a state; all of it comes from one opened file, whatever takes its place meanwhile.
+
+    Parameters
+    ----------
+    given
+        The file by path, its bytes, or an opened one, which stays open.
+    context
+        False: without the context, also where that is damaged.
+    expect_model
+        The identity of the model beside which it is to go on: refuse another one's, unless ``force``.
+    passphrase, key
+        The secret of a version 3 file.
+    options
+        Those of ``load_memory``: ``backend``, ``optimizer``, ``window``, ``max_bytes``.
+
+    Raises
+    ------
+    WrongModelError
+        When it is another model's.
+    ConflictError
+        When the file was overwritten in place while it was read.
+    AtlasError
+        When the file is damaged, or holds no memory that a session made.
+    """
+    with opened_memory(given, passphrase=passphrase, key=key) as file:
+        description = describe_memory(file)
+        runtime = _runtime_of(description)
+        loaded = load_memory(file, expect_model_hash=expect_model, force=force, **options)
+        with about_session(file.path):
+            identity = description.model_hash or ""
+            kept = _context_of(file, runtime, identity) if context else {}
+            waiting = _waiting_of(runtime)
+            model = dict(runtime.get("model", {}))
+            name, architecture = str(model.get("name", "")), str(model.get("architecture", ""))
+            settings = runtime["settings"]
+        file.require_unchanged()
+        return SessionState(
+            loaded.memory.config,
+            loaded.state,
+            settings,
+            waiting,
+            identity,
+            name,
+            architecture,
+            **kept,
+        )
+
+
+def saved_settings(
+    given: Given | MemoryFile, *, passphrase: str | bytes | None = None, key: bytes | None = None
+) -> Mapping[str, Any]:
+    """Return the settings that a session kept beside its memory; no array is read for it.
+
+    Raises
+    ------
+    AtlasError
+        When the file holds no memory, or one that was not made by a session.
+    """
+    settings: Mapping[str, Any] = _runtime_of(describe_memory(given, passphrase=passphrase, key=key))[
+        "settings"
+    ]
+    return settings
+
+
+def settings_in(description: MemoryDescription) -> Mapping[str, Any] | None:
+    """Return the settings that a memory's description holds, of whatever version; None where there are none."""
+    runtime = description.metadata.get("runtime")
+    settings = runtime.get("settings") if isinstance(runtime, dict) else None
+    return settings if isinstance(settings, dict) else None
+
+
+def _runtime_of(description: MemoryDescription) -> dict[str, Any]:
+    """Return what a session kept beside its memory; its settings are there."""
+    if settings_in(description) is None:
+        raise InvalidParamError(
+            "the memory in this file was not made beside a language model",
+            path=description.path,
+            key="runtime",
+        )
+    runtime: dict[str, Any] = description.metadata["runtime"]
+    if runtime.get("version") != RUNTIME_VERSION:
+        raise VersionMismatchError(
+            f"the saved session is of version {runtime.get('version')!r}, not {RUNTIME_VERSION}",
+            path=description.path,
+            key="runtime",
+        )
+    return runtime
+
+
+def _waiting_of(runtime: Mapping[str, Any]) -> dict[str, Array]:
+    found = {name: unpacked(value) for name, value in dict(runtime.get("waiting", {})).items()}
+    rows = [row for row in WAITING if row.shape[:1] == ("n",)]
+    there = [row for row in rows if row.name in found]
+    if there and len(there) < len(rows):
+        raise ValueError(f"{min(r.name for r in rows if r.name not in found)} is missing where others wait")
+    for row in WAITING:
+        array = found.get(row.name)
+        if array is not None and array.ndim != len(row.shape):
+            raise ValueError(f"{row.name} has {array.ndim} axes and not {len(row.shape)}")
+    if len({len(found[row.name]) for row in there}) > 1:
+        raise ValueError("the arrays that wait are of different lengths")
+    return found
+
+
+def _context_of(file: MemoryFile, runtime: Mapping[str, Any], identity: str) -> dict[str, Any]:
+    tokens = tuple(int(token) for token in runtime.get("context", ()))
+    position = int(runtime.get("position", len(tokens)))
+    output = {name: unpacked(value, least=-np.inf) for name, value in dict(runtime.get("open", {})).items()}
+    # what the model computed is of no use to a file that has become another model's
+    own = dict(runtime.get("model", {})).get("identity") == identity
+    entry = file.get(CONTEXT) if own and output else None
+    return {
+        "tokens": tokens,
+        "position": position,
+        "output": output if own else {},
+        "context": None if entry is None else bytes(entry.data),
+    }
+
+
+@contextlib.contextmanager
+def about_session(path: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Turn what goes wrong with a session's own data into a sentence about the file."""
+    try:
+        yield
+    except AtlasError as error:
+        error.path = error.path or (None if path is None else os.fspath(path))
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        raise FileCorruptError(
+            f"the saved session is damaged: {error}", path=path, key="runtime",
+            hint="Load the memory without its context: context=False.",
+        ) from error  # fmt: skip
+
+
+def packed(array: Array) -> dict[str, Any]:
+    """Return an array as JSON values, bit by bit."""
+    array = np.asarray(array, order="C")  # `ascontiguousarray` would give a number an axis
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    data = base64.b64encode(little.tobytes()).decode("ascii")
+    return {"dtype": array.dtype.name, "shape": list(array.shape), "data": data}
+
+
+def unpacked(value: Mapping[str, Any], least: float | None = None) -> Array:
+    """Return the array that ``packed`` took apart; ValueError for anything else.
+
+    ``least``: -inf where that is a number too, as for the logit of a token that the model rules out.
+    """
+    dtype = np.dtype(str(value["dtype"]))
+    if dtype.kind not in "iuf":
+        raise ValueError(f"an array of {dtype}")
+    try:
+        raw = base64.b64decode(value["data"], validate=True)
+    except binascii.Error as error:
+        raise ValueError("an array that is not base64") from error
+    array: Array = np.frombuffer(raw, dtype.newbyteorder("<")).astype(dtype)
+    if dtype.kind == "f" and not (np.isfinite(array) | (array == least)).all():
+        raise ValueError("an array with NaN or infinity")
+    return array.reshape([int(n) for n in value["shape"]])

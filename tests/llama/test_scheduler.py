@@ -1,0 +1,355 @@
+"""One thread owns the engine: what many threads ask of it comes out as if each session had been alone."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+import numpy as np
+import pytest
+from memory_arrays import arrays, assert_same
+
+from atlas_kit.errors import BusyError, ClosedError, ErrorCode, InvalidParamError, ModelError
+from atlas_kit.llama import AtlasSession, FakeEngine, Sampling, Scheduler
+from atlas_kit.settings.atlas_settings import AtlasSettings
+
+GREEDY = Sampling(temperature=0)
+SMALL = AtlasSettings(window_size=64, memory_dim=8, omega_window=8, chunk_size=8, candidates=16)
+TEXT = "to be or not to be, that is the question: whether 'tis nobler in the mind to suffer "
+LONG_WAIT = 120
+
+
+def ids(tokens):
+    return [token.id for token in tokens if token.id >= 0]
+
+
+class Gate(FakeEngine):
+    """Decodes when it is told to."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.open, self.entered = threading.Event(), threading.Event()
+
+    def decode(self, feeds, *, hidden=False):
+        self.entered.set()
+        assert self.open.wait(LONG_WAIT)
+        return super().decode(feeds, hidden=hidden)
+
+
+def told(job, what):
+    """Return an event that is set as soon as ``what(job)`` holds, looked at after each step of the job."""
+    event = threading.Event()
+    job.listen(lambda job: what(job) and event.set())
+    return event
+
+
+@pytest.mark.parametrize("memory", [None, SMALL], ids=["plain", "memory"])
+@pytest.mark.parametrize("kind", ["fake", "llama"])
+def test_sessions_give_what_they_would_alone(kind, memory, request):
+    options = {"n_ctx": 64, "n_batch": 32, "n_sequences": 4}
+    engine = FakeEngine(**options) if kind == "fake" else request.getfixturevalue("real")(kind, **options)
+    prompts, alone, kept = [TEXT[at : at + 20 + 9 * at] for at in range(4)], [], []
+    for prompt in prompts:
+        with AtlasSession(engine, memory) as session:
+            session.feed_limit = 16  # as beside others
+            alone.append(ids(session.generate(prompt, max_tokens=30, sampling=GREEDY)))
+            kept.append(None if memory is None else arrays(session))
+    sessions = [AtlasSession(engine, memory) for _ in prompts]
+    with Scheduler(engine) as scheduler:
+        jobs = [
+            scheduler.generate(session, prompt, max_tokens=30, sampling=GREEDY)
+            for session, prompt in zip(sessions, prompts, strict=True)
+        ]
+        assert [ids(job) for job in jobs] == alone
+        assert [ids(job.result(LONG_WAIT)) for job in jobs] == alone
+    if kind == "fake" and memory is not None:  # to the bit
+        for session, expected in zip(sessions, kept, strict=True):
+            assert_same(arrays(session), expected)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_many_threads_submit_and_cancel_at_random(seed):
+    engine = FakeEngine(n_ctx=48, n_batch=32, n_sequences=6)
+    sessions = [AtlasSession(engine, SMALL if at % 2 else None) for at in range(6)]
+    done = {at: [] for at in range(6)}  # (prompt, tokens, cancelled)
+    failures = []
+
+    def client(at, scheduler):
+        chance = random.Random(seed * 100 + at)
+        try:
+            for _ in range(6):
+                start, length = chance.randrange(40), chance.randrange(1, 60)
+                prompt = TEXT[start : start + length]
+                sampling = Sampling(seed=chance.randrange(99), temperature=chance.choice([0.0, 1.0]))
+                count = chance.randrange(1, 40)
+                job = scheduler.generate(sessions[at], prompt, max_tokens=count, sampling=sampling)
+                if chance.random() < 0.5:
+                    after = chance.randrange(0, 12)
+                    reached = told(job, lambda job, after=after: job.done or len(job.tokens) >= after)
+                    if after:
+                        assert reached.wait(LONG_WAIT)
+                    scheduler.cancel(job)
+                assert job.wait(LONG_WAIT)
+                done[at].append((prompt, sampling, ids(job.tokens), job.finish_reason))
+        except BaseException as error:
+            failures.append(error)
+
+    with Scheduler(engine) as scheduler:
+        threads = [threading.Thread(target=client, args=(at, scheduler)) for at in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LONG_WAIT)
+        assert not failures
+        assert len(scheduler) == 0
+    for at, session in enumerate(sessions):
+        with AtlasSession(FakeEngine(n_ctx=48, n_batch=32), SMALL if at % 2 else None) as alone:
+            alone.feed_limit = 16
+            for prompt, sampling, tokens, reason in done[at]:
+                if reason == "cancelled" and not tokens:
+                    break  # how much of the prompt was read is not told
+                again = list(alone.generate(prompt, max_tokens=len(tokens), sampling=sampling))
+                assert ids(again) == tokens
+            else:
+                assert alone.context_tokens == session.context_tokens + tuple(session._owed)
+                if alone.memory is not None:
+                    assert_same(arrays(session), arrays(alone))
+
+
+def test_nobody_waits_for_a_decode_to_submit_or_cancel():
+    engine = Gate(n_ctx=256)
+    with AtlasSession(engine, SMALL) as a, AtlasSession(engine, None) as b, Scheduler(engine) as scheduler:
+        first = scheduler.generate(a, TEXT, max_tokens=5, sampling=GREEDY)
+        assert engine.entered.wait(LONG_WAIT)
+        second = scheduler.generate(b, TEXT, max_tokens=5, sampling=GREEDY)  # while the engine is in a decode
+        scheduler.cancel(second)
+        with AtlasSession(engine, None):
+            pass
+        assert not first.wait(0)
+        engine.open.set()
+        assert len(ids(first.result(LONG_WAIT))) == 5
+        assert second.wait(LONG_WAIT)
+        assert second.finish_reason == "cancelled"
+
+
+def test_cancelled_in_the_prompt():
+    engine = Gate(n_ctx=256)
+    with AtlasSession(engine, SMALL) as session, Scheduler(engine) as scheduler:
+        job = scheduler.generate(session, TEXT, max_tokens=5, sampling=GREEDY)
+        assert engine.entered.wait(LONG_WAIT)
+        scheduler.cancel(job)
+        engine.open.set()
+        assert job.wait(LONG_WAIT)
+        assert (job.finish_reason, job.tokens, session.context_tokens) == ("cancelled", [], ())
+        seen = session.memory.tokens_seen
+        again = scheduler.generate(session, "whole again", max_tokens=4, sampling=GREEDY)
+        assert len(ids(again.result(LONG_WAIT))) == 4
+        assert session.memory.tokens_seen == seen + len("whole again") - 1 + 4
+
+
+@pytest.mark.parametrize("shiftable", [True, False])
+@pytest.mark.parametrize("count", [3, 17, 30])
+def test_cancelled_while_generating(count, shiftable):
+    """Also in the middle of a roll-over; the memory is as if it had stopped there by itself."""
+    engine = FakeEngine(n_ctx=48, n_batch=32, shiftable=shiftable)
+    with AtlasSession(engine, SMALL) as session, Scheduler(engine) as scheduler:
+        decodes, job = [], scheduler.generate(session, TEXT[:40], sampling=GREEDY)
+
+        def stop(job):
+            if len(job.tokens) == count:
+                decodes.append(engine.decodes)
+                scheduler.cancel(job)
+
+        job.listen(stop)
+        assert job.wait(LONG_WAIT)
+        if decodes:
+            assert (
+                engine.decodes <= decodes[0] + 3
+            )  # the one in progress, and no more for the sake of the end
+        tokens = ids(job.tokens)
+        more = ids(scheduler.generate(session, " and so on", max_tokens=8, sampling=GREEDY).result(LONG_WAIT))
+        kept = arrays(session)
+        context = session.context_tokens
+    with AtlasSession(FakeEngine(n_ctx=48, n_batch=32, shiftable=shiftable), SMALL) as session:
+        session.feed_limit = 16
+        assert ids(session.generate(TEXT[:40], max_tokens=len(tokens), sampling=GREEDY)) == tokens
+        assert ids(session.generate(" and so on", max_tokens=8, sampling=GREEDY)) == more
+        assert session.context_tokens == context
+        assert_same(arrays(session), kept)
+
+
+def test_busy():
+    engine = Gate(n_ctx=256)
+    with AtlasSession(engine) as a, AtlasSession(engine) as b, Scheduler(engine, max_jobs=2) as scheduler:
+        first = scheduler.feed(a, TEXT)
+        with pytest.raises(BusyError, match="has work already") as caught:
+            scheduler.generate(a, TEXT)
+        assert caught.value.code == ErrorCode.BUSY
+        assert not isinstance(caught.value, InvalidParamError)
+        second = scheduler.feed(b, TEXT)
+        with pytest.raises(BusyError, match="work for 2"):
+            scheduler.call(b, lambda: None)
+        engine.open.set()
+        first.result(LONG_WAIT)
+        second.result(LONG_WAIT)
+        assert scheduler.call(b, lambda: 7).result(LONG_WAIT) == 7
+
+
+def test_closed():
+    engine = Gate(n_ctx=256)
+    session = AtlasSession(engine, SMALL)
+    scheduler = Scheduler(engine)
+    job = scheduler.generate(session, TEXT)
+    saving = scheduler.call(session, lambda: 1)
+    assert engine.entered.wait(LONG_WAIT)
+    assert not scheduler.close(timeout=0.01)  # a decode that takes its time holds up nobody
+    for one in (job, saving):
+        with pytest.raises(ClosedError, match="scheduler was closed"):
+            one.result(LONG_WAIT)
+    with pytest.raises(ClosedError) as caught:
+        scheduler.generate(session, TEXT)
+    assert caught.value.code == ErrorCode.CLOSED
+    with pytest.raises(ClosedError):
+        scheduler.call(session, lambda: 1)
+    engine.open.set()
+    assert scheduler.close()
+    assert scheduler.close()
+    assert len(ids(session.generate("abc", max_tokens=3, sampling=GREEDY))) == 3
+    session.close()
+
+
+def test_one_failure_is_no_others():
+    engine = FakeEngine(n_ctx=256)
+
+    def broken():
+        yield from ()
+        raise RuntimeError("own fault")
+
+    with AtlasSession(engine) as a, AtlasSession(engine) as b, Scheduler(engine) as scheduler:
+        right = scheduler.generate(b, TEXT, max_tokens=20, sampling=GREEDY)
+        wrong = scheduler.submit(a, broken())
+        with pytest.raises(RuntimeError, match="own fault"):
+            wrong.result(LONG_WAIT)
+        with pytest.raises(InvalidParamError, match="max_tokens"):
+            list(scheduler.generate(a, "abc", max_tokens=-1))
+        with pytest.raises(InvalidParamError, match="no grammar"):  # at once
+            scheduler.generate(a, "abc", sampling=Sampling(grammar="root ::= [a]"))
+        assert len(ids(right.result(LONG_WAIT))) == 20
+        assert len(ids(scheduler.generate(a, "abc", max_tokens=3, sampling=GREEDY).result(LONG_WAIT))) == 3
+
+
+def test_a_decode_that_fails_empties_only_whose_feed_failed():
+    engine = FakeEngine(n_ctx=64, n_batch=64, n_sequences=3)
+    plain = engine.decode
+
+    def decode(feeds, *, hidden=False):
+        if any(66 in feed.tokens for feed in feeds):
+            raise ModelError("no room")
+        return plain(feeds, hidden=hidden)
+
+    engine.decode = decode
+    sessions = [AtlasSession(engine, None) for _ in range(3)]
+    with Scheduler(engine) as scheduler:
+        jobs = [
+            scheduler.generate(session, text, max_tokens=5, sampling=GREEDY)
+            for session, text in zip(sessions, ("aaa", "aBa", "ccc"), strict=True)
+        ]
+        for job in jobs:
+            job.wait(LONG_WAIT)
+    assert [job.error is None for job in jobs] == [True, False, True]
+    assert sessions[1].context_tokens == ()
+    assert [len(session.context_tokens + tuple(session._owed)) for session in sessions] == [8, 0, 8]
+
+
+def test_why_it_ended():
+    engine = FakeEngine(n_ctx=256)
+    with AtlasSession(engine) as session, Scheduler(engine) as scheduler:
+        length = scheduler.generate(session, "abc" * 20, max_tokens=3, sampling=GREEDY)
+        length.result(LONG_WAIT)
+        stop = scheduler.generate(session, stop=["zz", "ca"], max_tokens=50, sampling=GREEDY)
+        stop.result(LONG_WAIT)
+        read = scheduler.feed(session, "abc")
+        read.result(LONG_WAIT)
+    assert (length.finish_reason, length.stop, length.text) == ("length", None, "abc")
+    assert (stop.finish_reason, stop.stop) == ("stop", "ca")
+    assert (read.finish_reason, read.tokens) == ("done", [])
+
+
+def test_saving_and_restoring(tmp_path):
+    engine, path = FakeEngine(n_ctx=256), tmp_path / "m.atlas"
+    with AtlasSession(engine, SMALL) as a, AtlasSession(engine, SMALL) as b, Scheduler(engine) as scheduler:
+        first = scheduler.generate(a, TEXT, max_tokens=20, sampling=GREEDY)
+        saved = scheduler.save(a, path)  # after it
+        saved.result(LONG_WAIT)
+        assert first.done
+        scheduler.restore(b, path).result(LONG_WAIT)
+        jobs = [scheduler.generate(one, max_tokens=9, sampling=GREEDY) for one in (a, b)]
+        assert ids(jobs[0].result(LONG_WAIT)) == ids(jobs[1].result(LONG_WAIT))
+        with pytest.raises(InvalidParamError, match="no memory"), AtlasSession(engine, None) as plain:
+            scheduler.save(plain, path).result(LONG_WAIT)
+
+
+def test_what_is_taken_here_is_written_elsewhere():
+    engine, seen = FakeEngine(n_ctx=256), []
+    with AtlasSession(engine, SMALL) as session, Scheduler(engine) as scheduler:
+        go = threading.Event()
+
+        def write(value):
+            seen.append(threading.current_thread().name)
+            assert go.wait(LONG_WAIT)
+            return value * 2
+
+        def take():
+            seen.append(threading.current_thread().name)
+            return 21
+
+        writing = scheduler.call(session, take, then=write)
+        scheduler.generate(session, TEXT, max_tokens=3, sampling=GREEDY).result(LONG_WAIT)  # meanwhile
+        assert not writing.done
+        go.set()
+        assert writing.result(LONG_WAIT) == 42
+        failing = scheduler.call(session, take, then=lambda value: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            failing.result(LONG_WAIT)
+    assert seen[0] == "atlas-engine"
+    assert seen[1].startswith("atlas-writer")
+
+
+def test_a_result_that_takes_too_long():
+    engine = Gate()
+    with AtlasSession(engine, None) as session, Scheduler(engine) as scheduler:
+        job = scheduler.feed(session, "abc")
+        with pytest.raises(TimeoutError, match=r"0\.01 seconds"):
+            job.result(0.01)
+        engine.open.set()
+        job.result(LONG_WAIT)
+
+
+def test_a_listener_that_fails_is_left_out():
+    engine, heard = FakeEngine(n_ctx=256), []
+    with AtlasSession(engine, None) as session, Scheduler(engine) as scheduler:
+        job = scheduler.generate(session, TEXT, max_tokens=5, sampling=GREEDY)
+        job.listen(lambda job: 1 / 0) if not job.done else None
+        assert len(ids(job.result(LONG_WAIT))) == 5
+        job.listen(lambda job: heard.append(job.done))
+    assert heard == [True]
+
+
+def test_a_neighbours_prompt_makes_no_outputs():
+    """Hidden states make every token of a batch an output: what needs none is decoded apart."""
+    engine, calls = FakeEngine(n_ctx=256, n_batch=64, n_sequences=3), []
+    plain = engine.decode
+
+    def decode(feeds, *, hidden=False):
+        calls.append((hidden, [(len(feed.tokens), feed.outputs) for feed in feeds]))
+        return plain(feeds, hidden=hidden)
+
+    engine.decode = decode
+    with AtlasSession(engine, SMALL) as a, AtlasSession(engine, None) as b, Scheduler(engine) as scheduler:
+        jobs = [scheduler.generate(s, TEXT, max_tokens=9, sampling=GREEDY) for s in (a, b)]
+        for job in jobs:
+            job.result(LONG_WAIT)
+    assert any(hidden for hidden, _ in calls)
+    for hidden, feeds in calls:
+        assert not hidden or all(size == outputs for size, outputs in feeds)
+    assert np.sum([outputs for hidden, feeds in calls if not hidden for _, outputs in feeds]) <= 20

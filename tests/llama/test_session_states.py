@@ -1,0 +1,162 @@
+"""States of a session: what is held does not change, what is not held is donated, and going back is exact."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+
+import numpy as np
+import pytest
+from memory_arrays import arrays, assert_same
+
+from atlas_kit.errors import InvalidParamError, ModelError, WrongModelError
+from atlas_kit.llama import AtlasSession, FakeEngine, Sampling
+from atlas_kit.memory import learning
+from atlas_kit.settings.atlas_settings import AtlasSettings
+
+GREEDY = Sampling(temperature=0)
+TEXT = "to be or not to be, that is the question: whether 'tis nobler in the mind to suffer. "
+SMALL = AtlasSettings(window_size=64, memory_dim=8, omega_window=16, chunk_size=8, candidates=16)
+
+
+def go_on(session, count=10):
+    found = [token for token in session.generate(max_tokens=count, sampling=GREEDY) if token.id >= 0]
+    return [token.id for token in found], [token.logprob for token in found]
+
+
+def held(state):
+    """Return every array of a state, by name."""
+    groups = state.memory.groups().items()
+    found = {f"{group}.{name}": array for group, named in groups for name, array in named.items()}
+    return {**found, **state.waiting, **state.output}
+
+
+@pytest.fixture(params=["plain", "in place"])
+def session(request, monkeypatch):
+    """Return a session; ``in place``: its parameters are written to, as large ones are."""
+    if request.param == "in place":
+        monkeypatch.setattr(learning, "_LARGE", 0)
+    with AtlasSession(FakeEngine(), SMALL) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("read", [0, 1, 45, 64])
+def test_a_state_does_not_change_while_the_session_goes_on(session, read):
+    session.feed(TEXT[:read])
+    state = session.state()
+    before = {name: np.array(array) for name, array in held(state).items()}
+    session.feed(TEXT * 4)
+    assert len(TEXT * 4) >= 4 * SMALL.window_size
+    for name, array in held(state).items():
+        np.testing.assert_array_equal(array, before[name], err_msg=name)
+
+
+def test_nothing_is_copied_for_a_state(session):
+    session.feed(TEXT)
+    state = session.state(context=False)
+    assert state.memory is session.memory.state
+    assert (state.tokens, state.output, state.context) == ((), {}, None)
+
+
+def test_a_step_donates_what_nobody_holds(session, monkeypatch):
+    donated, observe = [], session.memory.memory.observe
+
+    def observing(*args, donate, **options):
+        donated.append(donate)
+        return observe(*args, donate=donate, **options)
+
+    monkeypatch.setattr(session.memory.memory, "observe", observing)
+    session.feed(TEXT[:40])
+    session.state()
+    session.state()
+    session.feed(TEXT[:40])
+    # the first token has none before it, and a step has 8: four steps, then one that copies, then donation again
+    assert donated == [True] * 4 + [False] + [True] * 4
+
+
+@pytest.mark.parametrize("hold", [False, True])
+def test_arrays_are_used_again_unless_they_are_held(session, hold):
+    session.feed(TEXT)
+    before = session.state().memory if hold else session.memory.state
+    session.feed(TEXT[:8])
+    assert np.shares_memory(before.window["key"], session.memory.state.window["key"]) is not hold
+
+
+@pytest.mark.parametrize("read", [1, 9, 45])
+def test_going_back_is_exact(session, read):
+    session.feed(TEXT[:read])
+    state, before = session.state(), arrays(session)
+    expected = go_on(session)
+    for _ in range(2):  # also the second time: what was restored is not written to
+        session.feed(TEXT)
+        session.restore(state)
+        assert_same(arrays(session), before)
+        assert go_on(session) == expected
+    with AtlasSession(FakeEngine(), None) as other:
+        other.restore(state)
+        assert go_on(other) == expected
+
+
+def test_two_sessions_go_their_own_ways_from_one_state(session):
+    session.feed(TEXT)
+    state = session.state()
+    with AtlasSession(FakeEngine(), None) as one, AtlasSession(FakeEngine(), None) as other:
+        one.restore(state)
+        other.restore(state)
+        one.feed("something else entirely, again and again. " * 3)
+        expected = go_on(session)
+        assert go_on(other) == expected
+
+
+def test_the_context_may_stay_behind(session):
+    session.feed(TEXT)
+    state = session.state()
+    with AtlasSession(FakeEngine(), None) as other:
+        other.restore(state, context=False)
+        assert other.context_tokens == ()
+        assert_same(arrays(other), arrays(session))
+
+
+def test_a_state_of_another_model(session):
+    session.feed(TEXT)
+    state = session.state()
+    engine = FakeEngine(seed=5)
+    engine.info = dataclasses.replace(engine.info, identity="ab" * 32)
+    with AtlasSession(engine, None) as other:
+        with pytest.raises(WrongModelError):
+            other.restore(state)
+        assert other.memory is None
+        other.restore(state, force=True)
+        assert other.context_tokens == session.context_tokens
+    with AtlasSession(FakeEngine(n_embd=8), SMALL) as other:
+        before = arrays(other)
+        with pytest.raises(InvalidParamError, match="the model's have 8"):
+            other.restore(state, force=True)
+        assert_same(arrays(other), before)
+
+
+def test_no_memory_and_no_session(session):
+    state = session.state()
+    assert "no context" in repr(state)
+    with AtlasSession(FakeEngine(), None) as other, pytest.raises(InvalidParamError, match="no memory"):
+        other.state()
+    for ask in (other.state, lambda: other.restore(state)):
+        with pytest.raises(ModelError, match="closed"):
+            ask()
+
+
+def test_a_state_is_read_in_another_thread_while_the_session_goes_on(session):
+    session.feed(TEXT[:45])
+    state, seen, stop = session.state(), set(), threading.Event()
+
+    def look():
+        while not stop.is_set():
+            seen.add(tuple(array.tobytes() for array in held(state).values()))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    for _ in range(3):
+        session.feed(TEXT)
+    stop.set()
+    thread.join()
+    assert len(seen) == 1

@@ -1,0 +1,82 @@
+"""Where a memory is kept, who wrote it last, and which backup would do."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from atlas_kit.errors import FileAccessError, InvalidParamError, NoSuchFileError
+from atlas_kit.llama import AtlasSession, FakeEngine
+from atlas_kit.persistence.backups import newest_good
+from atlas_kit.persistence.place import Place, automatic_path
+from atlas_kit.persistence.session_file import read_session_state, saved_settings, write_session_state
+from atlas_kit.settings.atlas_settings import AtlasSettings
+
+SMALL = AtlasSettings(window_size=16, memory_dim=8, omega_window=16, chunk_size=8, candidates=16)
+
+
+@pytest.fixture(scope="module")
+def states():
+    with AtlasSession(FakeEngine(), SMALL) as session:
+        found = []
+        for text in ("to be or not to be", "that is the question"):
+            session.feed(text)
+            found.append(session.state(context=False))
+    return found
+
+
+def tokens_in(path):
+    return int(read_session_state(path).memory.counters["seen"])
+
+
+def test_the_automatic_name(tmp_path):
+    assert automatic_path("models/llama-7b.gguf") == os.path.join("models", "llama-7b_memory.atlas")
+    assert automatic_path("llama-7b.gguf") == "llama-7b_memory.atlas"
+    assert automatic_path("a/m.gguf", tmp_path) == str(tmp_path / "m_memory.atlas")
+
+
+def test_what_somebody_else_wrote_is_kept(states, tmp_path):
+    path = str(tmp_path / "m.atlas")
+    place = Place(path, "model.gguf")
+    assert not place.save(states[0])
+    assert not place.save(states[1])
+    assert not os.path.exists(path + ".bak")
+    write_session_state(path, states[0], metadata={"by": "somebody else"})
+    assert place.save(states[1])
+    assert tokens_in(path + ".bak") == tokens_in_state(states[0])
+    assert tokens_in(path) == tokens_in_state(states[1])
+
+
+def tokens_in_state(state):
+    return int(state.memory.counters["seen"])
+
+
+def test_places_that_are_none(tmp_path):
+    model = tmp_path / "m.gguf"
+    model.write_bytes(b"GGUF")
+    for file, error in (
+        ("", InvalidParamError), ("a\0b", InvalidParamError), (str(tmp_path), FileAccessError),
+        (str(model), InvalidParamError), (str(tmp_path / "no" / "m.atlas"), NoSuchFileError),
+    ):  # fmt: skip
+        with pytest.raises(error):
+            Place(file, str(model))
+
+
+def test_the_newest_backup_that_would_do(states, tmp_path):
+    path = tmp_path / "m.atlas"
+    assert newest_good(path) is None
+    for stamp, content in ((1700000000, None), (1700000100, b"damaged"), (1700000200, "other")):
+        backup = tmp_path / f"m_{stamp}.atlas.bak"
+        if content is None:
+            write_session_state(backup, states[0])
+        elif isinstance(content, bytes):
+            backup.write_bytes(content)
+        else:
+            from atlas_kit import MemoryFile
+
+            MemoryFile().save(backup)
+    number, found = newest_good(path)
+    assert (number, os.path.basename(found.path)) == (1, "m_1700000200.atlas.bak")
+    number, found = newest_good(path, accept=saved_settings)
+    assert (number, os.path.basename(found.path)) == (3, "m_1700000000.atlas.bak")
