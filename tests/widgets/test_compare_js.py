@@ -51,7 +51,7 @@ def test_a_table_sorts_numbers_by_size_and_names_as_people_do(table):
 
 def test_an_empty_number_is_shown_as_nothing(stage):
     rows = [{"id": "W", "name": "W", "max_a": "", "relative": 1.0}]
-    stage.show(Table(columns=_MATRIX_COLUMNS, rows=rows, caption="1 matrix"))
+    stage.show(CompareTable(columns=_MATRIX_COLUMNS, rows=rows, caption="1 matrix"))
     assert column(stage, 3) == [""]
 
 
