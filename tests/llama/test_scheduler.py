@@ -331,6 +331,28 @@ def test_a_session_is_opened_between_two_decodes():
         scheduler.ask(list)
 
 
+def test_work_that_fails_when_it_is_cancelled():
+    engine = Gate(n_ctx=256)
+
+    def work(session):
+        try:
+            yield from session.reading(list(TEXT.encode()))
+        finally:
+            raise RuntimeError("at the end")
+
+    with AtlasSession(engine, SMALL) as session, Scheduler(engine) as scheduler:
+        job = scheduler.submit(session, work(session))
+        assert engine.entered.wait(LONG_WAIT)
+        scheduler.cancel(job)
+        engine.open.set()
+        with pytest.raises(RuntimeError, match="at the end"):
+            job.result(LONG_WAIT)
+        assert session.context_tokens == ()
+        assert (
+            len(ids(scheduler.generate(session, "abc", max_tokens=2, sampling=GREEDY).result(LONG_WAIT))) == 2
+        )
+
+
 def test_the_right_session_of_the_right_engine():
     with (
         AtlasSession(FakeEngine()) as session,
