@@ -169,7 +169,10 @@ class Job:
     def cancel(self, error: Exception | None = None) -> None:
         """End between two steps: what was generated is kept, a text that was not read to its end is forgotten."""
         step, self.waiting = self.waiting, None
-        self.work.close()
+        try:
+            self.work.close()
+        except Exception as own:  # what it wanted to say at its end
+            error = error or own
         if step is not None and step.token is not None:  # learned already; the context is given it later
             self._add([step.token])
         elif step is not None:

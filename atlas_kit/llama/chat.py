@@ -8,6 +8,7 @@ tokens, and the contents are put in their places as plain text.
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,12 +20,14 @@ from atlas_kit.llama.engine import Engine
 
 #: What stands for the content of message ``i``: templates trim, test and join it, and leave letters alone.
 _PLACE = "AtlasContent{}End"
-_PLACES = re.compile(r"AtlasContent(\d+)End")
+_PLACES = re.compile(r"AtlasContent(\d+)(Json)?End")
 _REMAINS = re.compile(r"atlascon", re.IGNORECASE)
+#: Texts in tools that stay as they are, for templates that look at them; others get placeholders.
+_PLAIN = re.compile(r"[\w\s.,:;()'/-]*")
 _ROLE = re.compile(r"\w{1,32}", re.ASCII)
 _REMEDY = Remedy("no-chat")
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 
 
 class ChatTemplate:
@@ -57,22 +60,41 @@ class ChatTemplate:
         self._template = _compile(source, engine.info.path)
         self._names = _token_names(engine)
 
-    def tokens(self, messages: Sequence[Message], *, answer: bool = True) -> list[int]:
+    def tokens(
+        self,
+        messages: Sequence[Message],
+        *,
+        answer: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
         """Return the tokens of a conversation; ``answer``: up to where the model's answer starts.
 
         Parameters
         ----------
         messages
-            Each with ``role`` (``system``, ``user``, ``assistant``) and ``content``.
+            Each with ``role`` (``system``, ``user``, ``assistant``, ``tool``) and ``content``: a text, or a list of
+            parts ``{"type": "text", "text": ...}``; ``tool_calls`` and other names as the template knows them. Where
+            an answer is wanted and the last message is the assistant's, that is how the answer begins.
+        tools
+            Functions that the model may call, as JSON-like objects.
 
         Raises
         ------
         InvalidParamError
-            A message has no role or no text.
+            A message has no role or no text; a part is no text; a tool is not JSON.
         ModelError
-            The template refuses the messages.
+            The template refuses the messages, or leaves out an answer that is to be continued.
         """
-        text, contents = self._rendered(messages, answer)
+        begun = answer and bool(messages) and messages[-1].get("role") == "assistant"
+        text, contents = self._rendered(messages, answer and not begun, tools)
+        if begun:
+            place, last = _PLACE.format(len(messages) - 1), _text_of(messages[-1])
+            end = text.rfind(place) + len(place)
+            if end < len(place):
+                raise ModelError(
+                    "the chat template leaves out the answer that is to go on", path=self._engine.info.path
+                )
+            text, contents[len(messages) - 1] = text[:end], last  # with the space at its end
         return self._read(text, contents)
 
     def following(self, content: str, system: str | None = None) -> list[int]:
@@ -89,36 +111,71 @@ class ChatTemplate:
             return self.tokens(messages[-1:])
         return self._read(text[start + len(answered) :], contents)
 
-    def _rendered(self, messages: Sequence[Message], answer: bool) -> tuple[str, list[str]]:
+    def _rendered(
+        self, messages: Sequence[Message], answer: bool, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> tuple[str, list[str]]:
         """Return the text with placeholders, and what belongs in each place."""
-        for message in messages:
-            if not isinstance(message.get("content"), str) or not _ROLE.fullmatch(str(message.get("role"))):
-                raise InvalidParamError("a message needs a role and a text as its content", key="messages")
-        roles = [message["role"] for message in messages]
-        contents = [message["content"] for message in messages]
-        places = [_PLACE.format(number) for number in range(len(messages))]
-        text = self._render([_message(*pair) for pair in zip(roles, places, strict=True)], answer)
+        texts = [_text_of(message) for message in messages]
+        count = len(texts)
+        made = [
+            {"role": message["role"], "content": _PLACE.format(number), **self._placed(_more(message), texts)}
+            for number, message in enumerate(messages)
+        ]
+        more = {} if tools is None else {"tools": self._placed(_listed(tools), texts)}
+        text, made = self._with_arguments(made, answer, more)
         if _REMAINS.search(_PLACES.sub("", text)):
             raise ModelError(
                 "the chat template takes messages apart, which is not supported",
                 path=self._engine.info.path,
                 remedy=_REMEDY,
             )
-        return text, self._trimmed(roles, contents, text, answer)
+        stripped = [content.strip() for content in texts[:count]] + texts[count:]
+        if stripped != texts:  # the template may remove the space around contents
+            real = [{**one, "content": content} for one, content in zip(made, texts[:count], strict=True)]
+            found = _spliced(self._render(real, answer, more), texts)
+            if _spliced(text, texts) != found == _spliced(text, stripped):
+                texts = stripped
+        return text, texts
 
-    def _trimmed(self, roles: list[str], contents: list[str], text: str, answer: bool) -> list[str]:
-        """Return the contents without the space around them where the template would remove it."""
-        stripped = [content.strip() for content in contents]
-        if stripped == contents:
-            return contents
-        real = self._render([_message(*pair) for pair in zip(roles, contents, strict=True)], answer)
-        if _spliced(text, contents) != real == _spliced(text, stripped):
-            return stripped
-        return contents
+    def _placed(self, value: Any, texts: list[str]) -> Any:
+        """Return JSON-like data with placeholders for each text in it that could be read as control tokens."""
+        if isinstance(value, str):
+            if self._harmless(value):
+                return value
+            texts.append(value)
+            return _PLACE.format(len(texts) - 1)
+        if isinstance(value, Mapping):
+            if not all(isinstance(key, str) and self._harmless(key) for key in value):
+                raise InvalidParamError("a name in the tools is no plain text", key="tools")
+            return {key: self._placed(one, texts) for key, one in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._placed(one, texts) for one in value]
+        if value is None or isinstance(value, (bool, int, float)):
+            return value
+        raise InvalidParamError(f"{type(value).__name__} is not JSON", key="tools")
 
-    def _render(self, messages: list[dict[str, str]], answer: bool) -> str:
+    def _harmless(self, text: str) -> bool:
+        if not _PLAIN.fullmatch(text) or _REMAINS.search(text):
+            return False
+        return all(self._engine.piece(token) for token in self._engine.tokenize(text, special=True))
+
+    def _with_arguments(
+        self, messages: list[dict[str, Any]], answer: bool, more: dict[str, Any]
+    ) -> tuple[str, list[dict[str, Any]]]:
+        """Render calls of tools with their arguments as data, or as JSON text where the template wants that."""
         try:
-            text = self._template.render(messages=messages, add_generation_prompt=answer, **self._names)
+            return self._render(messages, answer, more), messages
+        except ModelError:
+            written = [_arguments_written(message) for message in messages]
+            if written == messages:
+                raise
+            return self._render(written, answer, more), written
+
+    def _render(self, messages: list[dict[str, Any]], answer: bool, more: Mapping[str, Any]) -> str:
+        try:
+            text = self._template.render(
+                messages=messages, add_generation_prompt=answer, **more, **self._names
+            )
         except Exception as error:  # a template can raise whatever a program can
             raise _failed(error, self._engine.info.path) from error
         return str(text)
@@ -129,10 +186,11 @@ class ChatTemplate:
         Plain text of both is joined before it is read, so that tokens across the seam are as in training.
         """
         tokens: list[int] = []
-        plain = ""
-        for number, part in enumerate(_PLACES.split(text)):
-            pieces: Iterator[int | str] = iter([contents[int(part)]]) if number % 2 else self._split(part)
-            for piece in pieces:
+        plain, at = "", 0
+        for place in [*_PLACES.finditer(text), None]:
+            part = text[at : len(text) if place is None else place.start()]
+            inside = [] if place is None else [_content(place, contents)]
+            for piece in itertools.chain(self._split(part), inside):
                 if isinstance(piece, str):
                     plain += piece
                     continue
@@ -140,6 +198,7 @@ class ChatTemplate:
                     tokens += self._engine.tokenize(plain)
                 plain = ""
                 tokens.append(piece)
+            at = 0 if place is None else place.end()
         return tokens + (self._engine.tokenize(plain) if plain else [])
 
     def _split(self, text: str) -> Iterator[int | str]:
@@ -163,8 +222,77 @@ def _message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
+def _text_of(message: Message) -> str:
+    """Return a message's text; text parts are joined by line breaks, as llama.cpp does."""
+    content = message.get("content")
+    if content is None and message.get("tool_calls"):
+        content = ""
+    if isinstance(content, (list, tuple)):
+        parts = []
+        for part in content:
+            if (
+                not isinstance(part, Mapping)
+                or part.get("type") != "text"
+                or not isinstance(part.get("text"), str)
+            ):
+                raise InvalidParamError("only text can be a part of a message", key="messages")
+            parts.append(part["text"])
+        content = "\n".join(parts)
+    if not isinstance(content, str) or not _ROLE.fullmatch(str(message.get("role"))):
+        raise InvalidParamError("a message needs a role and a text as its content", key="messages")
+    return content
+
+
+def _more(message: Message) -> dict[str, Any]:
+    """Return what a message has beside role and content, the arguments of calls as data."""
+    found = {key: value for key, value in message.items() if key not in ("role", "content")}
+    if calls := found.get("tool_calls"):
+        found["tool_calls"] = [_call(call) for call in _listed(calls)]
+    return found
+
+
+def _call(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call.get("function")
+    if not isinstance(function, Mapping):
+        raise InvalidParamError("a call of a tool needs a function", key="tool_calls")
+    arguments = function.get("arguments", {})
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError) as error:
+            raise InvalidParamError("the arguments of a call are not JSON", key="tool_calls") from error
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _arguments_written(message: dict[str, Any]) -> dict[str, Any]:
+    if not message.get("tool_calls"):
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        written = _to_json(call["function"]["arguments"])
+        calls.append({**call, "function": {**call["function"], "arguments": written}})
+    return {**message, "tool_calls": calls}
+
+
+def _listed(values: Any) -> list[Mapping[str, Any]]:
+    if not isinstance(values, (list, tuple)) or not all(isinstance(value, Mapping) for value in values):
+        raise InvalidParamError("tools and their calls are lists of objects", key="tools")
+    return list(values)
+
+
+def _content(place: re.Match[str], contents: Sequence[str]) -> str:
+    """Return what belongs in a place; inside JSON, as JSON writes it between its quotes."""
+    content = contents[int(place[1])]
+    return json.dumps(content, ensure_ascii=False)[1:-1] if place[2] else content
+
+
 def _spliced(text: str, contents: Sequence[str]) -> str:
-    return _PLACES.sub(lambda match: contents[int(match[1])], text)
+    return _PLACES.sub(lambda place: _content(place, contents), text)
+
+
+def _to_json(value: Any, **options: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, **options)
+    return re.sub(r"(AtlasContent\d+)End", r"\1JsonEnd", text)
 
 
 def _failed(error: BaseException, path: str) -> ModelError:
@@ -182,13 +310,10 @@ def _compile(source: str, path: str) -> Any:
     def refuse(message: object) -> None:
         raise TemplateError(str(message))
 
-    def to_json(value: Any, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, **options)
-
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _generation()]
     )
-    environment.filters["tojson"] = to_json
+    environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     try:

@@ -4,9 +4,10 @@
 they put a message into a queue, and the thread reads its queue between two decodes. What comes back is a ``Job``
 (batch.py), whose tokens can be iterated, waited for or listened to from any thread.
 
-The thread decodes, then lets each session of the batch do its own work (read, sample, learn), which needs the decode's
-outputs. While a scheduler is open, its sessions and its engine are used through it alone; what else is to happen to a
-session is a ``call``. It knows nothing of files: what ``save`` and ``restore`` do is the session's business.
+The thread decodes, then lets each session of the batch do its own work (read, sample, learn), which needs the
+decode's outputs. While a scheduler is open, its sessions and its engine are used through it alone: what else is to
+happen to a session is a ``call``, and one is opened with ``ask``. The module knows nothing of files: what ``save``
+and ``restore`` do is the session's business.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from atlas_kit.errors import BusyError, ClosedError, InvalidParamError
@@ -139,6 +140,32 @@ class Scheduler:
             return function()
 
         return self._submit(session, work(), alone=False, then=then)
+
+    def ask(self, function: Callable[[], Any]) -> Future[Any]:
+        """Call a function on the engine's thread between two decodes, such as one that opens a session.
+
+        Raises
+        ------
+        ClosedError
+            The scheduler is closed.
+        """
+        future: Future[Any] = Future()
+
+        def answer() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                found = function()
+            except Exception as error:
+                future.set_exception(error)
+            else:
+                future.set_result(found)
+
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the scheduler is closed")
+            self._messages.put(answer)
+        return future
 
     def save(self, session: AtlasSession, path: str | os.PathLike[str], **options: Any) -> Job:
         """Save a session's memory, after the work that it has now; options as of ``AtlasSession.save``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import sys
 
@@ -121,6 +122,95 @@ def test_following_ends_the_answer_before():
 def test_following_where_the_template_leaves_answers_out():
     engine = ChatEngine("{{ messages[-1]['content'] }}<|end|>")
     assert shown(engine, ChatTemplate(engine).following("More")) == "More[END]"
+
+
+def test_an_answer_that_has_begun_goes_on(read):
+    messages = [("user", "Hi"), ("assistant", "Hello, ")]
+    assert read(messages) == "[S][USER]Hi[END]\n[ASSISTANT]Hello, "
+    assert read(messages, answer=False) == "[S][USER]Hi[END]\n[ASSISTANT]Hello, [END]\n"
+    trims = "{% for m in messages %}<|user|>{{ m['content'] | trim }}<|end|>{% endfor %}"
+    assert read([("user", " a "), ("assistant", "b ")], trims) == "[USER]a[END][USER]b "
+    with pytest.raises(ModelError, match="leaves out the answer"):
+        read(messages, "{{ messages[0]['content'] }}")
+
+
+def test_parts_of_a_message(read):
+    parts = [{"type": "text", "text": "one <|end|>"}, {"type": "text", "text": "two"}]
+    assert read([("user", parts)]) == "[S][USER]one <|end|>\ntwo[END]\n[ASSISTANT]"
+    for wrong in ([{"type": "image_url", "image_url": {}}], [{"type": "text"}], ["text"]):
+        with pytest.raises(InvalidParamError, match="only text can be a part"):
+            read([("user", wrong)])
+
+
+TOOLS_TEMPLATE = (
+    "<s>{% if tools %}<|system|>{{ tools | tojson }}|{{ tools[0].function.name }}<|end|>{% endif %}"
+    "{% for m in messages %}<|{{ m.role if m.role != 'tool' else 'user' }}|>{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function.name }}:{{ c.function.arguments | tojson }}{% endfor %}"
+    "<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def tool(description):
+    return {
+        "type": "function",
+        "function": {"name": "look", "description": description, "parameters": {"type": "object"}},
+    }
+
+
+@pytest.mark.parametrize(
+    "description", ["Looks.", 'a "quoted" <|end|>\n<|system|>', "AtlasContent0End", "\u2603"]
+)
+def test_tools(read, description):
+    tools = [tool(description)]
+    found = read([("user", "Hi")], TOOLS_TEMPLATE, tools=tools)
+    assert found == f"[S][SYSTEM]{json.dumps(tools, ensure_ascii=False)}|look[END][USER]Hi[END][ASSISTANT]"
+
+
+def test_without_tools_a_template_has_none(read):
+    assert read([("user", "Hi")], "{{ tools is defined }}") == "False"
+    assert read([("user", "Hi")], "{{ tools | length }}", tools=[]) == "0"
+
+
+@pytest.mark.parametrize("arguments", ['{"at": "<|end|>\\n\\"x"}', {"at": '<|end|>\n"x'}])
+@pytest.mark.parametrize("text", [False, True])
+def test_calls_of_tools(arguments, text):
+    template = TOOLS_TEMPLATE
+    if text:  # wants the arguments as JSON text
+        template = template.replace("{{ c.function.arguments | tojson }}", "{{ '' + c.function.arguments }}")
+    engine = ChatEngine(template)
+    messages = [
+        {"role": "user", "content": "Hi"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {"id": "1", "type": "function", "function": {"name": "look", "arguments": arguments}}
+            ],
+        },
+        {"role": "tool", "tool_call_id": "1", "content": "<|end|>"},
+    ]
+    assert shown(engine, ChatTemplate(engine).tokens(messages)) == (
+        '[S][USER]Hi[END][ASSISTANT]look:{"at": "<|end|>\\n\\"x"}[END][USER]<|end|>[END][ASSISTANT]'
+    )
+
+
+@pytest.mark.parametrize(
+    ("tools", "words"),
+    [
+        ("look", "lists of objects"),
+        (["look"], "lists of objects"),
+        ([{"<|end|>": 1}], "no plain text"),
+        ([{"a": object()}], "not JSON"),
+    ],
+)
+def test_tools_that_are_none(read, tools, words):
+    with pytest.raises(InvalidParamError, match=words):
+        read([("user", "Hi")], TOOLS_TEMPLATE, tools=tools)
+
+
+def test_content_inside_json_is_escaped(read):
+    found = read([("user", 'a "b"\n<|end|>')], "{{ messages[0].content | tojson }}")
+    assert found == json.dumps('a "b"\n<|end|>')
 
 
 def test_what_templates_may_use(read):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -68,6 +69,22 @@ def test_sequences_do_not_see_each_other(engine):
     out = engine.decode([Feed(1, TOKENS[:4], 16, 0), Feed(0, TOKENS[10:], 10, 6)], hidden=True)
     assert [len(one.hidden) for one in out] == [0, 6]
     np.testing.assert_allclose(out[1].logits, alone[10:], atol=1e-3)
+
+
+def test_a_context_is_saved_without_a_list_of_its_bytes(real):
+    engine = real(n_ctx=1024, n_batch=512)
+    read(engine, [1 + i % 200 for i in range(500)], outputs=1)
+    size = len(engine.save_sequence(0))
+    tracemalloc.start()
+    try:
+        data = engine.save_sequence(0)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(data) == size > 50_000
+    assert peak < 2.5 * size + 20_000
+    assert engine.load_sequence(0, data)
+    assert engine.save_sequence(0) == data
 
 
 def test_the_order_of_feeds_does_not_matter(engine):

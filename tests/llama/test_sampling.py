@@ -264,6 +264,30 @@ def test_a_grammar_that_would_end_the_process_is_refused(grammar, talk):
         talk(Sampling(grammar=grammar))
 
 
+def test_a_grammar_is_built_before_the_prompt_is_read(real):
+    engine = real(n_sequences=1)
+    with AtlasSession(engine, True) as session:
+        before = engine.decodes
+        with pytest.raises(InvalidParamError, match="Undefined rule"):
+            list(session.generate("abc", sampling=Sampling(grammar="root ::= nothing")))
+        assert engine.decodes == before
+        assert session.context_tokens == ()
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "pattern": f"^{'(' * 20_000}a{')' * 20_000}$"},
+        '{"items": ' * 20_000 + "{}" + "}" * 20_000,
+    ],
+    ids=["pattern", "items"],
+)
+def test_a_schema_that_would_end_the_process_is_refused(schema, talk):
+    with pytest.raises(InvalidParamError) as caught:
+        talk(Sampling(json_schema=schema))
+    assert len(str(caught.value)) < 300
+
+
 def test_other_threads_lines_are_passed_on(real, capfd):
     engine, stop = real(), threading.Event()
     written = []

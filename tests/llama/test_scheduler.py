@@ -315,6 +315,73 @@ def test_what_is_taken_here_is_written_elsewhere():
     assert seen[1].startswith("atlas-writer")
 
 
+def test_a_session_is_opened_between_two_decodes():
+    engine = FakeEngine(n_ctx=256)
+    with AtlasSession(engine, SMALL) as a, Scheduler(engine) as scheduler:
+        job = scheduler.generate(a, TEXT, max_tokens=50, sampling=GREEDY)
+        b = scheduler.ask(lambda: AtlasSession(engine, None)).result(LONG_WAIT)
+        with pytest.raises(InvalidParamError, match="no device"):
+            scheduler.ask(lambda: AtlasSession(engine, device="abacus")).result(LONG_WAIT)
+        assert len(ids(scheduler.generate(b, TEXT, max_tokens=5, sampling=GREEDY).result(LONG_WAIT))) == 5
+        scheduler.call(b, b.close).result(LONG_WAIT)
+        with pytest.raises(ClosedError, match="session is closed"):
+            scheduler.feed(b, "abc").result(LONG_WAIT)
+        assert len(ids(job.result(LONG_WAIT))) == 50
+    with pytest.raises(ClosedError):
+        scheduler.ask(list)
+
+
+def test_work_that_fails_when_it_is_cancelled():
+    engine = Gate(n_ctx=256)
+
+    def work(session):
+        try:
+            yield from session.reading(list(TEXT.encode()))
+        finally:
+            raise RuntimeError("at the end")
+
+    with AtlasSession(engine, SMALL) as session, Scheduler(engine) as scheduler:
+        job = scheduler.submit(session, work(session))
+        assert engine.entered.wait(LONG_WAIT)
+        scheduler.cancel(job)
+        engine.open.set()
+        with pytest.raises(RuntimeError, match="at the end"):
+            job.result(LONG_WAIT)
+        assert session.context_tokens == ()
+        assert (
+            len(ids(scheduler.generate(session, "abc", max_tokens=2, sampling=GREEDY).result(LONG_WAIT))) == 2
+        )
+
+
+def test_the_right_session_of_the_right_engine():
+    with (
+        AtlasSession(FakeEngine()) as session,
+        Scheduler(FakeEngine()) as scheduler,
+        pytest.raises(InvalidParamError, match="another model"),
+    ):
+        scheduler.feed(session, "abc")
+
+
+def test_an_engine_that_breaks_ends_its_work_and_nothing_else():
+    engine = FakeEngine(n_ctx=256)
+    plain, broken = engine.decode, threading.Event()
+
+    def decode(feeds, *, hidden=False):
+        if broken.is_set():
+            raise OSError("not an error of ours")
+        return plain(feeds, hidden=hidden)
+
+    engine.decode = decode
+    with AtlasSession(engine, SMALL) as session, Scheduler(engine) as scheduler:
+        broken.set()
+        with pytest.raises(OSError, match="not an error of ours"):
+            scheduler.feed(session, TEXT).result(LONG_WAIT)
+        broken.clear()
+        assert (
+            len(ids(scheduler.generate(session, TEXT, max_tokens=5, sampling=GREEDY).result(LONG_WAIT))) == 5
+        )
+
+
 def test_a_result_that_takes_too_long():
     engine = Gate()
     with AtlasSession(engine, None) as session, Scheduler(engine) as scheduler:
