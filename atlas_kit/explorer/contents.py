@@ -11,7 +11,7 @@ from atlas_kit.operations.inspect_parts import HexLine
 
 if TYPE_CHECKING:
     from atlas_kit.explorer.table import Table
-    from atlas_kit.storage.files import Source
+    from atlas_kit.storage.source import Source
 
 
 #: Characters that a cell of a table has at most.

@@ -19,7 +19,7 @@ from atlas_kit.formats.schema import field_rows
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas.v2 import StoreV2
-    from atlas_kit.storage.files import Source
+    from atlas_kit.storage.source import Source
 
 Array = np.ndarray[Any, Any]
 

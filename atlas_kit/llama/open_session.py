@@ -27,9 +27,10 @@ from atlas_kit.llama import session_file
 from atlas_kit.llama.engine import Engine
 from atlas_kit.llama.session import AtlasSession
 from atlas_kit.settings.atlas_settings import AtlasSettings
-from atlas_kit.storage.files import access_error, lock
+from atlas_kit.storage.atomic import lock
 from atlas_kit.storage.given import same_file
 from atlas_kit.storage.keys import Keys
+from atlas_kit.storage.source import access_error
 
 
 def open_session(

@@ -20,7 +20,7 @@ from atlas_kit.errors import (
 )
 from atlas_kit.settings.atlas_settings import AtlasSettings, settings_table
 from atlas_kit.settings.native import FILE_KEY, HASH_KEY, MODEL_KEY
-from atlas_kit.storage.given import StrPath
+from atlas_kit.storage.given import Given, StrPath
 from atlas_kit.storage.keys import Keys
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 def _sha256(path: StrPath) -> str:
     from atlas_kit.operations.hash import digest_of
-    from atlas_kit.storage.files import Source
+    from atlas_kit.storage.given import open_source
 
-    with Source(path) as source:
+    with open_source(path) as source:
         return digest_of(source.chunks(0, source.size)).hex()
 
 
@@ -52,7 +52,7 @@ class BoundMemory:
 
 
 def check_memory(
-    model: StrPath, memory: StrPath, *, keys: Keys | None = None, force: bool = False
+    model: Given, memory: StrPath, *, keys: Keys | None = None, force: bool = False
 ) -> BoundMemory:
     """See that a learned memory is whole and belongs to a model.
 
@@ -119,7 +119,9 @@ def placed_memory(bound: BoundMemory, output: StrPath, *, force: bool = False) -
     FileAccessError
         Another file is in its place, and ``force`` is off.
     """
-    from atlas_kit.storage.files import CHUNK, Source, atomic_write
+    from atlas_kit.storage.atomic import atomic_write
+    from atlas_kit.storage.given import open_source
+    from atlas_kit.storage.source import CHUNK
 
     target = sidecar_of(output)
     digest = _sha256(bound.path)
@@ -131,7 +133,7 @@ def placed_memory(bound: BoundMemory, output: StrPath, *, force: bool = False) -
                 hint="Move it away, or overwrite it with --force.",
             )  # fmt: skip
         made = not os.path.lexists(target)
-        with Source(bound.path) as source, atomic_write(target) as out:
+        with open_source(bound.path) as source, atomic_write(target) as out:
             for piece in source.chunks(0, source.size, CHUNK):
                 out.write(piece)
     try:

@@ -25,7 +25,7 @@ from atlas_kit.explorer.regions import Region, Regions
 from atlas_kit.explorer.table import Column, Table
 from atlas_kit.formats.atlas import MemoryFile
 from atlas_kit.formats.gguf import GGUFFile
-from atlas_kit.storage.files import Source
+from atlas_kit.storage.source import Source
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_data"
 PASSPHRASE = (SAMPLES / "text/passphrase.txt").read_text().strip()

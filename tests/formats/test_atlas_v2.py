@@ -29,7 +29,7 @@ from atlas_kit.errors import (
 )
 from atlas_kit.formats.atlas import Entry, MemoryFile, checksums, layout, tables, v2, v2_writer
 from atlas_kit.formats.atlas.entry import MemoryPayload
-from atlas_kit.storage.files import Source
+from atlas_kit.storage.source import Source
 
 KEY = bytes(range(32))
 

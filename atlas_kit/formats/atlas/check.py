@@ -14,7 +14,8 @@ from atlas_kit.errors import AtlasError
 from atlas_kit.formats.atlas import layout
 from atlas_kit.formats.atlas import tables as t
 from atlas_kit.formats.findings import Finding, Severity
-from atlas_kit.storage.files import Source, StrPath
+from atlas_kit.storage.given import Given, use_source
+from atlas_kit.storage.source import Source
 
 if TYPE_CHECKING:
     pass
@@ -32,7 +33,7 @@ _HEX = frozenset(b"0123456789abcdefABCDEF")
 
 
 def check_atlas(
-    path: StrPath | Source,
+    path: Given,
     *,
     passphrase: str | bytes | None = None,
     key: bytes | None = None,
@@ -43,7 +44,7 @@ def check_atlas(
     Parameters
     ----------
     path
-        The file, or a ``Source`` over it.
+        The file, its content, or an opened source of it.
     passphrase, key
         The secret of a version 3 file; without it only what is not encrypted is checked.
     deep
@@ -54,12 +55,8 @@ def check_atlas(
     NoSuchFileError, FileAccessError
         The file cannot be read at all. Everything else is a finding.
     """
-    source = path if isinstance(path, Source) else Source(path)
-    try:
+    with use_source(path) as source:
         findings = _check(source, passphrase, key, deep)
-    finally:
-        if source is not path:
-            source.close()
     return sorted(findings, key=lambda finding: -1 if finding.offset is None else finding.offset)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from atlas_kit.errors import AtlasError
 from atlas_kit.formats.gguf.shards import shard_name
 from atlas_kit.formats.gguf.tensors import TensorInfo
-from atlas_kit.storage.files import Source
+from atlas_kit.storage.given import open_source
 
 if TYPE_CHECKING:
     from atlas_kit.formats.gguf.check import Report
@@ -64,7 +64,7 @@ def _other_shard(report: Report, path: Path, number: int) -> list[TensorInfo] | 
     if not path.exists():
         report.error("shard-missing", f"shard {number} is missing: {path.name}", "Put all into one folder.")
         return None
-    with contextlib.suppress(AtlasError), Source(path) as source:
+    with contextlib.suppress(AtlasError), open_source(path) as source:
         findings = check_gguf(source, shards=False)
         records = read_records(source)
         if is_ok(findings) and records is not None:

@@ -84,10 +84,11 @@ def join(file: GGUFFile) -> GGUFFile:
     model: GGUFFile | None = None
     try:
         for number, path in enumerate(paths):
-            shard = GGUFFile.open(path, shards=False)
+            is_asked = path == Path(file.path or "")
+            shard = file if is_asked else GGUFFile.open(path, shards=False)
             opened.append(shard)
             _check_shard(shard, number, len(paths), file)
-        model = GGUFFile(opened[0].source, opened[0].scan)
+        model = GGUFFile(opened[0].source, opened[0].scan, owns_source=False)
         model.path = file.path
         model._adopt(tuple(opened))
         _check_total(model)
@@ -95,7 +96,8 @@ def join(file: GGUFFile) -> GGUFFile:
         for shard in opened:
             shard.close()
         raise
-    file.source.close()
+    if file not in opened:  # its name counts further than there are shards
+        file.close()
     return model
 
 
