@@ -27,7 +27,7 @@ from atlas_kit.formats.gguf.tables import ValueType
 from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.formats.gguf.values import ArrayValue, LazyArrays, LazyNumbers, MetadataField
 from atlas_kit.formats.schema import BufferStream, Span, parse, trace
-from atlas_kit.storage.given import Given, use_source
+from atlas_kit.storage.given import Given, takes_source, use_source
 from atlas_kit.storage.source import Source, StrPath
 
 FIRST_READ = 1 << 16
@@ -166,7 +166,8 @@ def detect(head: bytes, path: StrPath | None = None) -> tuple[int, str]:
     return version, order
 
 
-def scan_header(source: Given, *, path: StrPath | None = None) -> HeaderScan:
+@takes_source
+def scan_header(source: Source, *, path: StrPath | None = None) -> HeaderScan:
     """Read a header as far as possible. Never raises for what is in the file: see ``HeaderScan.error``.
 
     Raises
@@ -174,9 +175,6 @@ def scan_header(source: Given, *, path: StrPath | None = None) -> HeaderScan:
     AtlasError
         The file cannot be opened or read at all.
     """
-    if not isinstance(source, Source):
-        with use_source(source) as opened:
-            return scan_header(opened, path=path)
     scan = HeaderScan(source.path if path is None else str(path), source.size)
     stream = HeaderStream(source)
     scan.stream = stream
