@@ -37,7 +37,7 @@ sys.path[:0] = [str(ROOT)]
 
 from atlas_kit.errors import AtlasError  # noqa: E402
 from atlas_kit.formats.atlas import MemoryFile, checksums, layout, tables, v2  # noqa: E402
-from atlas_kit.storage.files import Source  # noqa: E402
+from atlas_kit.storage.given import open_source  # noqa: E402
 from tools.make_vectors import c_library_files  # noqa: E402
 
 KEY = bytes(range(32))
@@ -321,7 +321,7 @@ def atlas_check(data: bytes, path: Path, secret: dict[str, Any]) -> None:
 
     for finding in check_atlas(path, **secret):
         finding.to_json()
-    check_atlas(Source(data=data), deep=False)
+    check_atlas(open_source(data), deep=False)
 
 
 def atlas_rescue(data: bytes, path: Path, secret: dict[str, Any]) -> None:

@@ -239,9 +239,8 @@ def one_stdin(files: Sequence[str]) -> None:
 
 def given(path: str) -> Given:
     """Return the path, or everything on standard input (``-``) or in a pipe, which can be read only once."""
-    if path == "-":
-        return sys.stdin.buffer.read()
-    return _read_once(path) or path
+    data = sys.stdin.buffer.read() if path == "-" else _read_once(path)
+    return data if data or path == "-" else path
 
 
 def _read_once(path: str) -> bytes:

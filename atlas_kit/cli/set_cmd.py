@@ -76,9 +76,9 @@ def _read(value: str | None, source: str | None) -> bytes:
     if value == "-" or source == "-":
         return sys.stdin.buffer.read()
     if source is not None:
-        from atlas_kit.storage.files import Source
+        from atlas_kit.storage.given import open_source
 
-        with Source(source) as opened:
+        with open_source(source) as opened:
             return opened.read(0, opened.size)
     return (value or "").encode("utf-8", "surrogateescape")
 

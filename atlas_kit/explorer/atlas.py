@@ -27,7 +27,8 @@ from atlas_kit.formats.schema import Span
 from atlas_kit.operations.entry_rows import EntryRow
 from atlas_kit.operations.inspect_parts import learned_memory, value_text
 from atlas_kit.persistence.entry_keys import DESCRIPTION
-from atlas_kit.storage.files import Source
+from atlas_kit.storage.given import open_source
+from atlas_kit.storage.source import Source
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import Entry
@@ -50,7 +51,7 @@ class AtlasContents(Contents):
     title = "ATLAS memory"
 
     def __init__(self, path: StrPath, passphrase: str | bytes | None = None) -> None:
-        source = Source(path)
+        source = open_source(path)
         super().__init__(source)
         self.memory: MemoryFile | None = None
         self.passphrase = passphrase

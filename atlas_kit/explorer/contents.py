@@ -12,7 +12,7 @@ from atlas_kit.operations.hex_line import HexLine
 
 if TYPE_CHECKING:
     from atlas_kit.explorer.table import FileTable
-    from atlas_kit.storage.files import Source
+    from atlas_kit.storage.source import Source
 
 
 #: Characters that a cell of a table has at most.

@@ -17,7 +17,7 @@ from atlas_kit.formats.atlas import tables as t
 if TYPE_CHECKING:
     from atlas_kit.explorer.items import Item
     from atlas_kit.formats.atlas import Entry
-    from atlas_kit.storage.files import Source
+    from atlas_kit.storage.source import Source
 
 
 #: A packed or sealed tensor of up to this many bytes is unpacked to be shown.

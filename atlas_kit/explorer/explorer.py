@@ -28,7 +28,9 @@ from atlas_kit.errors import (
 from atlas_kit.explorer.contents import Contents
 from atlas_kit.explorer.items import Item
 from atlas_kit.formats.detect import detect
-from atlas_kit.storage.files import Source, access_error, atomic_write
+from atlas_kit.storage.atomic import atomic_write
+from atlas_kit.storage.given import open_source
+from atlas_kit.storage.source import access_error
 
 if TYPE_CHECKING:
     from atlas_kit.explorer.matrix import StoredMatrix
@@ -65,7 +67,7 @@ class Explorer:
         self._check: _Check | None = None
         self._item: tuple[tuple[str, int], Item] | None = None
         self.problem: AtlasError | None = None
-        self.contents: Contents = Contents(Source(data=b""))
+        self.contents: Contents = Contents(open_source(b""))
         self._open(passphrase)
 
     def _open(self, passphrase: str | bytes | None) -> None:
@@ -87,7 +89,7 @@ class Explorer:
         """Release the file; questions that still come are answered with a sentence."""
         with self._lock:
             self._closed = True
-            self._take(Contents(Source(data=b""), _closed_error(self.path)))
+            self._take(Contents(open_source(b""), _closed_error(self.path)))
 
     def __enter__(self) -> Explorer:
         return self
@@ -418,7 +420,7 @@ def open_contents(path: StrPath, passphrase: str | bytes | None = None) -> Conte
         from atlas_kit.explorer.atlas import AtlasContents
 
         return AtlasContents(path, passphrase)
-    source = Source(path)
+    source = open_source(path)
     what = "the file is empty" if not source.size else "this is neither a .atlas nor a GGUF file"
     return Contents(source, InvalidParamError(what, hint="Its bytes are shown." if source.size else None))
 

@@ -20,7 +20,7 @@ from atlas_kit.formats.schema import field_rows
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas.v2 import StoreV2
-    from atlas_kit.storage.files import Source
+    from atlas_kit.storage.source import Source
 
 
 #: One row of an index block.

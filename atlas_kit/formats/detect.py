@@ -6,7 +6,8 @@ import os
 from typing import TYPE_CHECKING, Any, Literal
 
 from atlas_kit.errors import MagicMismatchError
-from atlas_kit.storage.files import Source, StrPath
+from atlas_kit.storage.given import Given, use_source
+from atlas_kit.storage.source import StrPath
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import MemoryFile
@@ -24,7 +25,7 @@ SUFFIXES: dict[str, Format] = {
 }
 
 
-def detect(given: StrPath | bytes | Source) -> Format | None:
+def detect(given: Given) -> Format | None:
     """Return the format of a file (or of the bytes of one), ``None`` when nothing tells.
 
     Raises
@@ -32,15 +33,8 @@ def detect(given: StrPath | bytes | Source) -> Format | None:
     NoSuchFileError, FileAccessError
         The file cannot be read.
     """
-    if isinstance(given, bytes):
-        return by_content(given[:64], len(given))
-    source = given if isinstance(given, Source) else Source(given)
-    try:
-        found = by_content(source.read_upto(0, 64), source.size)
-    finally:
-        if source is not given:
-            source.close()
-    return found or by_name(source.path)
+    with use_source(given) as source:
+        return by_content(source.read_upto(0, 64), source.size) or by_name(source.path)
 
 
 def by_content(head: bytes, size: int) -> Format | None:

@@ -6,7 +6,6 @@ Follows NumPy's ``numpy.lib.format``. An array whose dtype this project has no n
 
 from __future__ import annotations
 
-import io
 import struct
 import zipfile
 import zlib
@@ -15,10 +14,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 from atlas_kit.errors import AtlasError, DataTooLargeError, FileCorruptError, InvalidParamError
 from atlas_kit.formats.findings import Finding
-from atlas_kit.storage.files import CHUNK, access_error
+from atlas_kit.storage.given import Given, open_source
+from atlas_kit.storage.source import CHUNK, Source, access_error
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterable, Iterator
 
     import numpy as np
@@ -56,34 +55,29 @@ class Member:
 class NpzFile:
     """An opened archive; ``members`` are in the order of its directory."""
 
-    def __init__(self, archive: zipfile.ZipFile, path: str | None) -> None:
+    def __init__(self, archive: zipfile.ZipFile, source: Source, *, owns_source: bool = True) -> None:
         self._archive = archive
-        self.path = path
+        self._source = source
+        self._owns_source = owns_source
+        self.path = source.path
         self.members: dict[str, Member] = {}
 
     @classmethod
-    def open(cls, given: str | os.PathLike[str] | bytes) -> NpzFile:
-        """Read the directory and every array's header.
+    def open(cls, given: Given) -> NpzFile:
+        """Read the directory and every array's header; a source that is open already stays so.
 
         Raises
         ------
         FileCorruptError
             The archive or an array's header is damaged, or holds Python objects (which need pickle).
         """
-        import os
-
-        path = None if isinstance(given, bytes) else os.fspath(given)
+        source = open_source(given)
         try:
-            archive = zipfile.ZipFile(io.BytesIO(given) if isinstance(given, bytes) else given)
-        except OSError as error:
-            raise access_error(error, path or "-") from error
-        except (*_DAMAGE, EOFError) as error:
-            raise FileCorruptError(f"the archive is damaged: {error}", path=path) from error
-        file = cls(archive, path)
-        try:
+            file = cls(_open_archive(source), source, owns_source=source is not given)
             file._read_members()
         except BaseException:
-            archive.close()
+            if source is not given:
+                source.close()
             raise
         return file
 
@@ -149,12 +143,25 @@ class NpzFile:
     def close(self) -> None:
         """Release the file."""
         self._archive.close()
+        if self._owns_source:
+            self._source.close()
 
     def __enter__(self) -> NpzFile:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _open_archive(source: Source) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(source.stream())
+    except AtlasError:
+        raise
+    except OSError as error:
+        raise access_error(error, source.name) from error
+    except (*_DAMAGE, EOFError) as error:
+        raise FileCorruptError(f"the archive is damaged: {error}", path=source.path) from error
 
 
 class _Reading:
@@ -250,7 +257,7 @@ def write_npz(file: IO[bytes], arrays: Iterable[NewArray]) -> None:
 # --- checking ------------------------------------------------------------------------------------------
 
 
-def check_npz(given: str | os.PathLike[str] | bytes, *, deep: bool = True) -> list[Finding]:
+def check_npz(given: Given, *, deep: bool = True) -> list[Finding]:
     """Return what is wrong with an archive: structure, array headers, and (``deep``) every CRC-32."""
     try:
         file = NpzFile.open(given)

@@ -7,20 +7,30 @@ from typing import Any
 
 from atlas_kit.errors import InvalidParamError, KeyRequiredError, Remedy
 from atlas_kit.formats.atlas import MemoryFile
-from atlas_kit.storage.given import Given, StrPath, name_of
+from atlas_kit.storage.given import Given, StrPath, open_source
 from atlas_kit.storage.keys import Keys
+from atlas_kit.storage.source import Source
 
 
 def open_memory(given: Given, keys: Keys) -> MemoryFile:
     """Open an ``.atlas`` file, asking for its passphrase if it needs one."""
-    from atlas_kit.formats.atlas import MemoryFile
-
+    source = open_source(given)
     try:
-        return MemoryFile.open(given, **keys.options())
+        memory = _open(source, keys)
+    except BaseException:
+        if source is not given:
+            source.close()
+        raise
+    return memory
+
+
+def _open(source: Source, keys: Keys) -> MemoryFile:
+    try:
+        return MemoryFile.open(source, **keys.options())
     except KeyRequiredError:
-        if not keys.ask_for(name_of(given)):
+        if not keys.ask_for(source.name):
             raise
-        return MemoryFile.open(given, **keys.options())
+        return MemoryFile.open(source, **keys.options())
 
 
 def edit_memory(

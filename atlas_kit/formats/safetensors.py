@@ -13,10 +13,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 from atlas_kit.errors import AtlasError, FileCorruptError, InvalidParamError, KeyNotFoundError, TruncatedError
 from atlas_kit.formats.findings import Finding
-from atlas_kit.storage.files import Source
+from atlas_kit.storage.given import Given, open_source
+from atlas_kit.storage.source import Source
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterable, Iterator
 
 #: The header's own length, the first field of the file.
@@ -57,23 +57,27 @@ class SafetensorsFile:
     tensors: dict[str, TensorInfo] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     data_start: int = 0
+    owns_source: bool = True
 
     @classmethod
-    def open(cls, given: str | os.PathLike[str] | bytes) -> SafetensorsFile:
-        """Read and check the header of a file, by path or by content.
+    def open(cls, given: Given) -> SafetensorsFile:
+        """Read and check the header of a file, by path, by content, or of a source that is open already and stays so.
 
         Raises
         ------
         FileCorruptError
             The header contradicts itself or the file's size. ``TruncatedError`` when data are missing.
         """
-        source = Source(data=given) if isinstance(given, bytes) else Source(given)
+        source = open_source(given)
         try:
-            return _read(source)
+            file = _read(source)
         except AtlasError as error:
             error.path = error.path or source.path
-            source.close()
+            if source is not given:
+                source.close()
             raise
+        file.owns_source = source is not given
+        return file
 
     def view(self, name: str) -> memoryview:
         """Return the bytes of a tensor without copying them."""
@@ -93,7 +97,8 @@ class SafetensorsFile:
 
     def close(self) -> None:
         """Release the file; views that are in use stay valid."""
-        self.source.close()
+        if self.owns_source:
+            self.source.close()
 
     def __enter__(self) -> SafetensorsFile:
         return self
@@ -263,7 +268,7 @@ def write_safetensors(
 # --- checking ------------------------------------------------------------------------------------------
 
 
-def check_safetensors(given: str | os.PathLike[str] | bytes) -> list[Finding]:
+def check_safetensors(given: Given) -> list[Finding]:
     """Return what is wrong with a file; the format has no checksums, so only its structure can be."""
     try:
         with SafetensorsFile.open(given) as file:

@@ -7,6 +7,7 @@ from typing import Any
 
 from atlas_kit.codecs.json_text import named
 from atlas_kit.operations.hex_line import HexLine
+from atlas_kit.storage.source import Source
 
 
 @dataclass(frozen=True)
@@ -23,20 +24,17 @@ class MapRegion:
         return {"offset": self.offset, "size": self.size, "kind": self.kind, **named("name", self.name)}
 
 
-def regions_of(given: Any, kind: str, secret: dict[str, Any]) -> list[MapRegion]:
+def regions_of(source: Source, kind: str, secret: dict[str, Any]) -> list[MapRegion]:
     """Return the regions of a file in order, without gaps."""
     if kind == "atlas":
         from atlas_kit.formats.atlas.view import byte_map
 
-        found = [MapRegion(r.offset, r.size, r.kind, r.name) for r in byte_map(given, **secret)]
+        found = [MapRegion(r.offset, r.size, r.kind, r.name) for r in byte_map(source, **secret)]
     elif kind == "gguf":
-        found = _gguf_regions(given)
+        found = _gguf_regions(source)
     else:
-        found = _safetensors_regions(given)
-    from atlas_kit.storage.files import Source
-
-    with Source(given) as source:
-        return _filled(found, source.size)
+        found = _safetensors_regions(source)
+    return _filled(found, source.size)
 
 
 def _filled(found: list[MapRegion], size: int) -> list[MapRegion]:
@@ -56,10 +54,10 @@ def _filled(found: list[MapRegion], size: int) -> list[MapRegion]:
     return out
 
 
-def _gguf_regions(given: Any) -> list[MapRegion]:
+def _gguf_regions(source: Source) -> list[MapRegion]:
     from atlas_kit.formats.gguf import GGUFFile
 
-    with GGUFFile.open(given, shards=False, tolerant=True) as model:
+    with GGUFFile.open(source, shards=False, tolerant=True) as model:
         regions = []
         first = min((row.offset for row in model.fields), default=model.header_size)
         regions.append(MapRegion(0, min(first, 24), "header", "magic, version, counts"))
@@ -71,10 +69,10 @@ def _gguf_regions(given: Any) -> list[MapRegion]:
         return regions
 
 
-def _safetensors_regions(given: Any) -> list[MapRegion]:
+def _safetensors_regions(source: Source) -> list[MapRegion]:
     from atlas_kit.formats.safetensors import SafetensorsFile
 
-    with SafetensorsFile.open(given) as file:
+    with SafetensorsFile.open(source) as file:
         regions = [
             MapRegion(0, 8, "header", "length of the header"),
             MapRegion(8, file.data_start - 8, "metadata", "the header, as JSON"),
@@ -82,11 +80,11 @@ def _safetensors_regions(given: Any) -> list[MapRegion]:
         return regions + [MapRegion(t.offset, t.size, "tensor", t.name) for t in file.tensors.values()]
 
 
-def safetensors_fields(given: Any) -> list[HexLine]:
+def safetensors_fields(source: Source) -> list[HexLine]:
     """Return the few fields of a safetensors file."""
     from atlas_kit.formats.safetensors import SafetensorsFile
 
-    with SafetensorsFile.open(given) as file:
+    with SafetensorsFile.open(source) as file:
         read = file.source.read_upto
         length = file.data_start - 8
         lines = [

@@ -17,7 +17,7 @@ from atlas_kit.operations.convert import copy_header
 from atlas_kit.operations.inputs import open_given
 from atlas_kit.operations.outputs import Output, write_memory_file
 from atlas_kit.operations.tensor_numbers import difference, entry_numbers
-from atlas_kit.storage.given import Given, Progress, check_output, name_of, size_of
+from atlas_kit.storage.given import Given, Progress, check_output
 from atlas_kit.storage.keys import Keys
 
 if TYPE_CHECKING:
@@ -45,12 +45,12 @@ def compress_file(
         if opened.kind == "gguf":
             from atlas_kit.operations.quantize_model import quantize_model
 
-            return quantize_model(opened, given, output, options, progress)
+            return quantize_model(opened, output, options, progress)
         memory = opened.memory
         out = _new_like(memory, keys or Keys())
         rows = _plan(memory, out, options, progress)
         name = os.fsdecode(output) if isinstance(output, (str, os.PathLike)) else "-"
-        result = Compressed(opened.name, name, size_of(given), write_memory_file(out, output))
+        result = Compressed(opened.name, name, opened.source.size, write_memory_file(out, output))
         result.entries = _finish(rows, out)
     return result
 
@@ -208,4 +208,4 @@ def _blocks(pieces: Any, block: int) -> Iterator[Any]:
             yield joined[:whole]
 
 
-__all__ = ["CompressOptions", "Compressed", "EntryRatio", "compress_file", "name_of"]
+__all__ = ["CompressOptions", "Compressed", "EntryRatio", "compress_file"]

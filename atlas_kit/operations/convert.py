@@ -13,8 +13,9 @@ from atlas_kit.errors import InvalidParamError, Remedy
 from atlas_kit.formats.detect import detect
 from atlas_kit.operations.inputs import Opened, open_given
 from atlas_kit.operations.outputs import Output, is_path, output_file, scratch_path, write_memory_file
-from atlas_kit.storage.given import Given, Progress, check_output, name_of, size_of
+from atlas_kit.storage.given import Given, Progress, check_output, use_source
 from atlas_kit.storage.keys import Keys
+from atlas_kit.storage.source import Source
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import MemoryFile
@@ -131,26 +132,34 @@ def convert_file(
     target = target_of(output, options.to)
     if isinstance(output, (str, os.PathLike)):
         check_output(output, [given], options.force)
-    kind = detect(given)
+    with use_source(given) as source:
+        return _convert(source, output, target, options, keys, progress)
+
+
+def _convert(
+    source: Source, output: Output, target: str | None, options: ConvertOptions, keys: Keys,
+    progress: Progress | None,
+) -> Converted:  # fmt: skip
+    kind = detect(source)
     if kind == "gguf":
-        return _convert_model(given, output, target, options, keys)
+        return _convert_model(source, output, target, options, keys)
     if options.native:
         raise InvalidParamError(
-            "only a GGUF model can be given a memory's settings", path=name_of(given),
+            "only a GGUF model can be given a memory's settings", path=source.name,
             remedy=Remedy("leave-settings-out"),
         )  # fmt: skip
     if target in ("gguf", "atlas-gguf"):
         raise InvalidParamError(
-            "only a GGUF model can be converted to GGUF", path=name_of(given),
+            "only a GGUF model can be converted to GGUF", path=source.name,
             hint="Memory files convert to .atlas, JSON, safetensors and npz.",
         )  # fmt: skip
-    with open_given(given, keys) as opened:
+    with open_given(source, keys) as opened:
         if target == "atlas":
             target = f"atlas-v{opened.recorded or 2}"
         if not str(target).startswith("atlas") and (options.codec or options.level is not None):
-            raise InvalidParamError("only .atlas files have a codec and a level", path=name_of(given))
+            raise InvalidParamError("only .atlas files have a codec and a level", path=source.name)
         result = Converted(
-            opened.name, _format_name(opened), _name(output), str(target), size_of(given), 0,
+            opened.name, _format_name(opened), _name(output), str(target), source.size, 0,
             len(opened.memory),
         )  # fmt: skip
         result.notes = _notes(opened.memory, str(target))  # before saving, which reopens the memory
@@ -238,7 +247,7 @@ def _notes(memory: MemoryFile, target: str) -> list[str]:
 
 
 def _convert_model(
-    given: Given, output: Output, target: str | None, options: ConvertOptions, keys: Keys
+    source: Source, output: Output, target: str | None, options: ConvertOptions, keys: Keys
 ) -> Converted:
     from atlas_kit.formats.gguf import GGUFFile, to_native, to_stock
 
@@ -246,7 +255,7 @@ def _convert_model(
         target = "atlas-gguf"
     if target not in ("gguf", "atlas-gguf"):
         raise InvalidParamError(
-            "a GGUF model converts to atlas-gguf, and back to gguf", path=name_of(given),
+            "a GGUF model converts to atlas-gguf, and back to gguf", path=source.name,
             remedy=Remedy("choose-format", formats="atlas-gguf, gguf"),
         )  # fmt: skip
     if options.native and target == "gguf":
@@ -254,24 +263,24 @@ def _convert_model(
             "a stock GGUF file has no settings of a memory",
             remedy=Remedy("choose-format", formats="atlas-gguf"),
         )
-    if isinstance(given, bytes):
+    if source.path is None:
         raise InvalidParamError("a model is converted from a file, not from standard input")
-    with GGUFFile.open(given, shards=False) as model:
+    with GGUFFile.open(source, shards=False) as model:
         native = "atlas.version" in model.metadata
         if options.native:
             model.require_data()
     if options.to is None and target == "gguf" and not native:
         raise InvalidParamError(
-            "the model is a stock GGUF file already", path=name_of(given),
+            "the model is a stock GGUF file already", path=source.name,
             remedy=Remedy("make-native"),
         )  # fmt: skip
     source_format = "atlas-gguf" if native else "gguf"
-    result = Converted(name_of(given), source_format, _name(output), target, size_of(given), 0, None)
+    result = Converted(source.name, source_format, _name(output), target, source.size, 0, None)
     with (
-        _native_values(given, output, options, keys, result) as values,
+        _native_values(source, output, options, keys, result) as values,
         scratch_path(output, ".gguf") as path,
     ):
-        done = to_native(given, path, values=values) if target == "atlas-gguf" else to_stock(given, path)
+        done = to_native(source, path, values=values) if target == "atlas-gguf" else to_stock(source, path)
         result.target_size = done.size
         result.notes += done.notes
     if done.exact is False:
@@ -281,7 +290,7 @@ def _convert_model(
 
 @contextlib.contextmanager
 def _native_values(
-    model: StrPath, output: Output, options: ConvertOptions, keys: Keys, result: Converted
+    model: Source, output: Output, options: ConvertOptions, keys: Keys, result: Converted
 ) -> Iterator[dict[str, Any]]:
     """Yield the ``atlas.memory.*`` values that were asked for; put the memory into its place."""
     if not options.native:
@@ -308,7 +317,7 @@ def _native_values(
         yield values
 
 
-def _native_settings(model: StrPath, options: ConvertOptions, bound: BoundMemory | None) -> AtlasSettings:
+def _native_settings(model: Source, options: ConvertOptions, bound: BoundMemory | None) -> AtlasSettings:
     from atlas_kit.settings.atlas_settings import AtlasSettings
     from atlas_kit.settings.recommend import recommend
 

@@ -16,8 +16,9 @@ from atlas_kit.codecs.json_text import named, to_bytes
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.formats.detect import detect
 from atlas_kit.operations.inputs import open_given
-from atlas_kit.storage.given import Given, Progress, name_of
+from atlas_kit.storage.given import Progress, takes_source
 from atlas_kit.storage.keys import Keys
+from atlas_kit.storage.source import Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -73,15 +74,16 @@ def new_digest(algorithm: str) -> Any:
     return hashlib.new(algorithm, usedforsecurity=False)
 
 
+@takes_source
 def hash_file(
-    given: Given, algorithm: str = "sha256", *, parts: bool = True, keys: Keys | None = None,
+    source: Source, algorithm: str = "sha256", *, parts: bool = True, keys: Keys | None = None,
     progress: Progress | None = None,
 ) -> Hashes:  # fmt: skip
     """Hash a file; with ``parts`` also its content and every entry or tensor (their payloads, decoded)."""
-    result = Hashes(name_of(given), algorithm, _hash_bytes(given, algorithm, progress))
+    result = Hashes(source.name, algorithm, _hash_bytes(source, algorithm, progress))
     if not parts:
         return result
-    with open_given(given, keys) as opened:
+    with open_given(source, keys) as opened:
         whole = new_digest(algorithm)
         if opened.kind == "gguf":
             _hash_model(opened.gguf, algorithm, whole, result, progress)
@@ -95,7 +97,8 @@ def hash_file(
     return result
 
 
-def identify_model(given: Given, *, full: bool = False, progress: Progress | None = None) -> Identity:
+@takes_source
+def identify_model(source: Source, *, full: bool = False, progress: Progress | None = None) -> Identity:
     """Return which model a GGUF file is: the same for every file with the same tensors.
 
     Raises
@@ -107,9 +110,9 @@ def identify_model(given: Given, *, full: bool = False, progress: Progress | Non
     """
     from atlas_kit.formats.gguf import model_identity
 
-    if detect(given) not in ("gguf", None):
-        raise InvalidParamError("only a GGUF model has an identity", path=name_of(given))
-    with open_given(given) as opened:
+    if detect(source) not in ("gguf", None):
+        raise InvalidParamError("only a GGUF model has an identity", path=source.name)
+    with open_given(source) as opened:
         model = opened.gguf
         total = sum(info.nbytes or 0 for info in model.tensor_infos)
 
@@ -117,20 +120,16 @@ def identify_model(given: Given, *, full: bool = False, progress: Progress | Non
             if progress and full:
                 progress("hashing tensors", done, total)
 
-        return Identity(name_of(given), model_identity(model, full=full, progress=tell), full)
+        return Identity(source.name, model_identity(model, full=full, progress=tell), full)
 
 
-def _hash_bytes(given: Given, algorithm: str, progress: Progress | None) -> str:
-    from atlas_kit.storage.files import Source
-
-    digest = new_digest(algorithm)
-    with Source(data=given) if isinstance(given, bytes) else Source(given) as source:
-        done = 0
-        for chunk in source.chunks(0, source.size):
-            digest.update(chunk)
-            done += len(chunk)
-            if progress:
-                progress("hashing", done, source.size)
+def _hash_bytes(source: Source, algorithm: str, progress: Progress | None) -> str:
+    digest, done = new_digest(algorithm), 0
+    for chunk in source.chunks(0, source.size):
+        digest.update(chunk)
+        done += len(chunk)
+        if progress:
+            progress("hashing", done, source.size)
     return str(digest.hexdigest())
 
 

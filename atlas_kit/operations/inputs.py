@@ -1,4 +1,4 @@
-"""What every operation is given: a file by path or by content, and the keys that open encrypted ones.
+"""What every operation is given: a file by path, by content or opened already, and the keys that open encrypted ones.
 
 ``open_given`` hides the difference between formats where a command does not care: JSON documents,
 safetensors and npz files come back as memory files, like ``.atlas`` files do.
@@ -16,8 +16,9 @@ from atlas_kit.errors import (
 )
 from atlas_kit.formats.detect import detect
 from atlas_kit.formats.opening import open_memory
-from atlas_kit.storage.given import Given, name_of, size_of
+from atlas_kit.storage.given import Given, open_source, takes_source
 from atlas_kit.storage.keys import Keys
+from atlas_kit.storage.source import Source
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import MemoryFile
@@ -31,11 +32,13 @@ class Opened:
     last three kinds says it came from.
     """
 
-    def __init__(self, name: str, kind: str, file: Any, recorded: int | None = None) -> None:
-        self.name = name
+    def __init__(self, source: Source, kind: str, file: Any, recorded: int | None = None) -> None:
+        self.source = source
+        self.name = source.name
         self.kind = kind
         self.file = file
         self.recorded = recorded
+        self.owns_source = True
 
     @property
     def memory(self) -> MemoryFile:
@@ -54,8 +57,10 @@ class Opened:
         return model
 
     def close(self) -> None:
-        """Release the file."""
+        """Release the file; a source that was open before stays so."""
         self.file.close()
+        if self.owns_source:
+            self.source.close()
 
     def __enter__(self) -> Opened:
         return self
@@ -72,33 +77,44 @@ def open_given(given: Given, keys: Keys | None = None) -> Opened:
     MagicMismatchError
         It is none of them.
     """
-    keys = keys or Keys()
-    kind, name = detect(given), name_of(given)
+    source = open_source(given)
+    try:
+        opened = _open(source, keys or Keys())
+    except BaseException:
+        if source is not given:
+            source.close()
+        raise
+    opened.owns_source = source is not given
+    return opened
+
+
+def _open(source: Source, keys: Keys) -> Opened:
+    kind = detect(source)
     if kind == "atlas":
-        return Opened(name, kind, open_memory(given, keys))
+        return Opened(source, kind, open_memory(source, keys))
     if kind == "gguf":
         from atlas_kit.formats.gguf import GGUFFile
 
-        model = GGUFFile.from_bytes(given) if isinstance(given, bytes) else GGUFFile.open(given)
-        return Opened(name, kind, model)
+        return Opened(source, kind, GGUFFile.open(source))
     if kind in ("json", "safetensors", "npz"):
         from atlas_kit.operations.interchange import read_carrier
 
         try:
-            return Opened(name, kind, *read_carrier(given, kind))
+            return Opened(source, kind, *read_carrier(source, kind))
         except AtlasError as error:  # what only a key or an array is wrong with does not know the file
-            error.path = error.path or (None if isinstance(given, bytes) else name)
+            error.path = error.path or source.path
             raise
-    raise unknown_format(given)
+    raise unknown_format(source)
 
 
-def unknown_format(given: Given) -> MagicMismatchError:
+@takes_source
+def unknown_format(source: Source) -> MagicMismatchError:
     """Return the error for a file that no reader recognises."""
-    if size_of(given) == 0:
-        return MagicMismatchError("the file is empty", path=name_of(given))
+    if source.size == 0:
+        return MagicMismatchError("the file is empty", path=source.name)
     return MagicMismatchError(
         "this is not a file of a known format",
-        path=name_of(given),
+        path=source.name,
         hint="Known are .atlas, GGUF, safetensors, npz and the JSON that .atlas files are converted to.",
         remedy=Remedy("repair-if-damaged"),
     )

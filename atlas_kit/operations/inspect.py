@@ -6,7 +6,6 @@ here imports NumPy unless numbers are asked for.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,8 +14,9 @@ from atlas_kit.errors import InvalidParamError, KeyRequiredError, MagicMismatchE
 from atlas_kit.formats.detect import detect
 from atlas_kit.operations.inputs import Opened, open_given
 from atlas_kit.persistence.entry_keys import DESCRIPTION
-from atlas_kit.storage.given import Given, Progress, name_of, size_of
+from atlas_kit.storage.given import Progress, takes_source
 from atlas_kit.storage.keys import Keys
+from atlas_kit.storage.source import Source
 
 if TYPE_CHECKING:
     from atlas_kit.formats.gguf import MetadataField, TensorInfo
@@ -113,8 +113,9 @@ class Inspection:
         return out
 
 
+@takes_source
 def inspect_file(
-    given: Given, wanted: Wanted | None = None, keys: Keys | None = None, progress: Progress | None = None
+    source: Source, wanted: Wanted | None = None, keys: Keys | None = None, progress: Progress | None = None
 ) -> Inspection:
     """Look into a file of any known format.
 
@@ -125,21 +126,21 @@ def inspect_file(
         files as far as they go.
     """
     wanted = wanted or Wanted()
-    kind = detect(given)
-    result = Inspection(name_of(given), kind or "unknown", size_of(given))
+    kind = detect(source)
+    result = Inspection(source.name, kind or "unknown", source.size)
     if wanted.bytes_only:
-        _from_bytes(given, kind, wanted, result, keys or Keys())
+        _from_bytes(source, kind, wanted, result, keys or Keys())
     if not wanted.parts and not wanted.overview:
         return result
     if kind == "gguf":
-        _inspect_model(given, wanted, result, progress)
+        _inspect_model(source, wanted, result, progress)
         return result
     try:
-        opened = open_given(given, keys)
+        opened = open_given(source, keys)
     except KeyRequiredError:
         if not wanted.overview:
             raise
-        result.overview = _sealed_overview(given)
+        result.overview = _sealed_overview(source)
         return result
     with opened:
         _inspect_memory(opened, wanted, result, progress)
@@ -171,13 +172,11 @@ def _inspect_memory(opened: Opened, wanted: Wanted, result: Inspection, progress
         result.entry = one_entry(memory, wanted.entry, opened.name)
 
 
-def _sealed_overview(given: Given) -> dict[str, Any]:
+def _sealed_overview(source: Source) -> dict[str, Any]:
     """Return what an encrypted file says without its key; none of it is authenticated."""
     from atlas_kit.formats.atlas import layout
-    from atlas_kit.storage.files import Source
 
-    with Source(data=given) if isinstance(given, bytes) else Source(given) as source:
-        values = layout.HEADER_V3.unpack(source.read(0, layout.HEADER_V3.size))
+    values = layout.HEADER_V3.unpack(source.read(0, layout.HEADER_V3.size))
     header = dict(zip(layout.names_of(layout.HeaderV3), values, strict=True))
     return {
         "version": 3,
@@ -238,17 +237,10 @@ def _memory_overview(opened: Opened, result: Inspection) -> None:
 # --- models --------------------------------------------------------------------------------------------
 
 
-def _inspect_model(given: Given, wanted: Wanted, result: Inspection, progress: Progress | None) -> None:
+def _inspect_model(source: Source, wanted: Wanted, result: Inspection, progress: Progress | None) -> None:
     from atlas_kit.formats.gguf import GGUFFile
 
-    if isinstance(given, bytes):
-        opened = GGUFFile.from_bytes(given, tolerant=True)
-    else:
-        opened = GGUFFile.open(given, shards=False, tolerant=True)
-        if "split.count" in opened.metadata:
-            opened.close()
-            opened = GGUFFile.open(given, tolerant=True)
-    with opened as model:
+    with GGUFFile.open(source, tolerant=True) as model:
         result.size = model.size
         if isinstance(model.error, MagicMismatchError):  # only its name says that it is one
             raise model.error
@@ -276,20 +268,18 @@ def _inspect_model(given: Given, wanted: Wanted, result: Inspection, progress: P
 # --- bytes ---------------------------------------------------------------------------------------------
 
 
-def _from_bytes(given: Given, kind: str | None, wanted: Wanted, result: Inspection, keys: Keys) -> None:
-    if isinstance(given, bytes):
+def _from_bytes(source: Source, kind: str | None, wanted: Wanted, result: Inspection, keys: Keys) -> None:
+    if source.path is None:
         raise InvalidParamError("only the bytes of a file can be viewed, not those of standard input")
-    if kind is None and os.fsdecode(given).lower().endswith(".atlas"):
+    if kind is None and source.name.lower().endswith(".atlas"):
         kind = "atlas"  # its first bytes are damaged, which is what one wants to see
     if kind not in ("atlas", "gguf", "safetensors"):
-        raise InvalidParamError(
-            f"the bytes of {kind or 'unknown'} files cannot be shown", path=name_of(given)
-        )
+        raise InvalidParamError(f"the bytes of {kind or 'unknown'} files cannot be shown", path=source.name)
     if wanted.hex:
         from atlas_kit.operations.inspect_parts import hex_lines
 
-        result.fields, result.fields_error = hex_lines(given, kind, wanted.limit, keys.options())
+        result.fields, result.fields_error = hex_lines(source, kind, wanted.limit, keys.options())
     if wanted.map:
         from atlas_kit.operations.byte_map import regions_of
 
-        result.regions = regions_of(given, kind, keys.options())
+        result.regions = regions_of(source, kind, keys.options())

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from atlas_kit.formats.gguf import GGUFFile, TensorInfo
     from atlas_kit.operations.tensor_numbers import TensorStats
     from atlas_kit.storage.given import Progress
+    from atlas_kit.storage.source import Source
 
 #: Bytes of a payload that the view of one entry shows.
 PREVIEW = 2048
@@ -153,14 +154,16 @@ def one_of_model(model: GGUFFile, key: str) -> OneEntry:
     return one
 
 
-def hex_lines(given: Any, kind: str, limit: int, secret: dict[str, Any]) -> tuple[list[HexLine], str | None]:
+def hex_lines(
+    source: Source, kind: str, limit: int, secret: dict[str, Any]
+) -> tuple[list[HexLine], str | None]:
     """Return the bytes field by field, and what stopped the walk, if anything did."""
     rows: Any
     error: Exception | None
     if kind == "gguf":
         from atlas_kit.formats.gguf import hex_fields
 
-        rows, error = hex_fields(given, limit)
+        rows, error = hex_fields(source, limit)
         lines = [
             HexLine(r.offset, r.size, r.data, r.name, r.type, str(r.value), r.meaning or "") for r in rows
         ]
@@ -168,11 +171,11 @@ def hex_lines(given: Any, kind: str, limit: int, secret: dict[str, Any]) -> tupl
     if kind == "atlas":
         from atlas_kit.formats.atlas.view import hex_fields as atlas_fields
 
-        rows, error = atlas_fields(given, limit, **secret)
-        return _with_bytes(given, rows), None if error is None else _reason(error)
+        rows, error = atlas_fields(source, limit, **secret)
+        return _with_bytes(source, rows), None if error is None else _reason(error)
     from atlas_kit.operations.byte_map import safetensors_fields
 
-    return safetensors_fields(given), None
+    return safetensors_fields(source), None
 
 
 def _reason(error: Exception) -> str:
@@ -181,15 +184,12 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _with_bytes(given: Any, spans: Any) -> list[HexLine]:
-    from atlas_kit.storage.files import Source
-
+def _with_bytes(source: Source, spans: Any) -> list[HexLine]:
     lines = []
-    with Source(given) as source:
-        for span in spans:
-            data = source.read_upto(span.offset, min(span.size, 16))
-            value = value_text(span.value)
-            lines.append(HexLine(span.offset, span.size, data, span.name, span.type, value, span.note or ""))
+    for span in spans:
+        data = source.read_upto(span.offset, min(span.size, 16))
+        value = value_text(span.value)
+        lines.append(HexLine(span.offset, span.size, data, span.name, span.type, value, span.note or ""))
     return lines
 
 

@@ -9,7 +9,6 @@ kept in the entry ``__safetensors__`` or as the array's ``.npy`` bytes.
 
 from __future__ import annotations
 
-import os
 import re
 from typing import IO, TYPE_CHECKING, Any
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from atlas_kit.formats.atlas import MemoryFile
     from atlas_kit.formats.npz import Member, NpzFile
     from atlas_kit.formats.safetensors import SafetensorsFile
-    from atlas_kit.storage.given import Given
+    from atlas_kit.storage.source import Source
 
 SIDE_TEXT = "atlas_kit"
 SIDE_ARRAY = "__atlas_kit__"
@@ -42,23 +41,13 @@ FOREIGN = "__safetensors__"
 _BY_SAFETENSORS = {row.safetensors: row for row in tables.DTYPES if row.safetensors}
 
 
-def read_carrier(given: Given, kind: str) -> tuple[MemoryFile, int | None]:
+def read_carrier(source: Source, kind: str) -> tuple[MemoryFile, int | None]:
     """Open a JSON document, safetensors or npz file as a memory file, with the version that it names."""
     if kind == "safetensors":
-        return _read_safetensors(given)
+        return _read_safetensors(source)
     if kind == "npz":
-        return _read_npz(given)
-    if isinstance(given, bytes):
-        return read_document(given)
-    from atlas_kit.storage.files import Source
-
-    with Source(given) as source:
-        return read_document(source.read(0, source.size), os.fspath(given))
-
-
-def _time_of(given: Given) -> int:
-    """Return the time to give to data that carry none: the file's own, so that converting is repeatable."""
-    return 0 if isinstance(given, bytes) else max(0, int(os.stat(given).st_mtime))
+        return _read_npz(source)
+    return read_document(source.read(0, source.size), source.path)
 
 
 def _side_record(memory: MemoryFile, names: dict[str, str]) -> str:
@@ -66,8 +55,7 @@ def _side_record(memory: MemoryFile, names: dict[str, str]) -> str:
     return dumps({**file_facts(memory), "entries": entries})
 
 
-def _parse_side(text: str | bytes, given: Given) -> dict[str, Any]:
-    path = None if isinstance(given, bytes) else os.fspath(given)
+def _parse_side(text: str | bytes, path: str | None) -> dict[str, Any]:
     side = loads(text, what="side record of atlas_kit", path=path)
     if not isinstance(side, dict) or not isinstance(side.get("entries"), list):
         raise FileCorruptError("the side record of atlas_kit is damaged", path=path)
@@ -152,16 +140,16 @@ def _fits(memory: MemoryFile, key: str, value: Any) -> bool:
     return tensor_size(dtype, shape) == memory[key].size
 
 
-def _read_safetensors(given: Given) -> tuple[MemoryFile, int | None]:
+def _read_safetensors(source: Source) -> tuple[MemoryFile, int | None]:
     from atlas_kit.formats.safetensors import SafetensorsFile
 
-    with SafetensorsFile.open(given) as file:
+    with SafetensorsFile.open(source) as file:
         side = file.metadata.get(SIDE_TEXT)
         if side is not None:
-            record = _parse_side(side, given)
+            record = _parse_side(side, source.path)
             arrays = _SafetensorsArrays(file)
-            return _from_side(record, arrays, _time_of(given)), recorded_version(record)
-        return _from_foreign_safetensors(file, _time_of(given)), None
+            return _from_side(record, arrays, source.modified), recorded_version(record)
+        return _from_foreign_safetensors(file, source.modified), None
 
 
 def _from_foreign_safetensors(file: SafetensorsFile, now: int) -> MemoryFile:
@@ -243,15 +231,15 @@ def write_as_npz(memory: MemoryFile, file: IO[bytes]) -> None:
     write_npz(file, arrays)
 
 
-def _read_npz(given: Given) -> tuple[MemoryFile, int | None]:
+def _read_npz(source: Source) -> tuple[MemoryFile, int | None]:
     from atlas_kit.formats.npz import NpzFile
 
-    file = NpzFile.open(given)
+    file = NpzFile.open(source)
     try:
-        now = _time_of(given)
+        now = source.modified
         arrays = _NpzArrays(file)
         if SIDE_ARRAY in file.members:
-            side = _parse_side(b"".join(file.chunks(SIDE_ARRAY)), given)
+            side = _parse_side(b"".join(file.chunks(SIDE_ARRAY)), source.path)
             return _from_side(side, arrays, now), recorded_version(side)
         return _from_foreign_npz(file, arrays, now), None
     except BaseException:

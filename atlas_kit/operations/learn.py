@@ -77,7 +77,7 @@ class Document:
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[BinaryIO]:
-        from atlas_kit.storage.files import access_error
+        from atlas_kit.storage.source import access_error
 
         if self.name == STDIN:
             yield sys.stdin.buffer
@@ -92,7 +92,7 @@ class Document:
             yield stream
 
     def _read(self, stream: BinaryIO, size: int) -> bytes:
-        from atlas_kit.storage.files import access_error
+        from atlas_kit.storage.source import access_error
 
         try:
             return stream.read(size)

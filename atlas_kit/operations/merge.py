@@ -11,7 +11,7 @@ from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.operations.inputs import Opened, open_given
 from atlas_kit.operations.outputs import Output, write_memory_file
-from atlas_kit.storage.given import Given, check_output, name_of
+from atlas_kit.storage.given import Given, check_output
 from atlas_kit.storage.keys import Keys
 
 if TYPE_CHECKING:
@@ -156,4 +156,4 @@ def _header(made: Any, opened: list[Opened], prefer: str) -> list[str]:
     return []
 
 
-__all__ = ["RULES", "Conflict", "Merged", "merge_files", "name_of"]
+__all__ = ["RULES", "Conflict", "Merged", "merge_files"]

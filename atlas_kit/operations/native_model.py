@@ -21,7 +21,7 @@ from atlas_kit.errors import (
 )
 from atlas_kit.settings.atlas_settings import AtlasSettings
 from atlas_kit.settings.native import FILE_KEY, HASH_KEY, MODEL_KEY
-from atlas_kit.storage.given import StrPath
+from atlas_kit.storage.given import Given, StrPath
 from atlas_kit.storage.keys import Keys
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class BoundMemory:
 
 
 def check_memory(
-    model: StrPath, memory: StrPath, *, keys: Keys | None = None, force: bool = False
+    model: Given, memory: StrPath, *, keys: Keys | None = None, force: bool = False
 ) -> BoundMemory:
     """See that a learned memory is whole and belongs to a model.
 
@@ -111,7 +111,9 @@ def placed_memory(bound: BoundMemory, output: StrPath, *, force: bool = False) -
     FileAccessError
         Another file is in its place, and ``force`` is off.
     """
-    from atlas_kit.storage.files import CHUNK, Source, atomic_write, sha256_of
+    from atlas_kit.storage.atomic import atomic_write
+    from atlas_kit.storage.given import open_source, sha256_of
+    from atlas_kit.storage.source import CHUNK
 
     target = sidecar_of(output)
     digest = sha256_of(bound.path).hex()
@@ -123,7 +125,7 @@ def placed_memory(bound: BoundMemory, output: StrPath, *, force: bool = False) -
                 remedy=Remedy("overwrite-sidecar"),
             )  # fmt: skip
         made = not os.path.lexists(target)
-        with Source(bound.path) as source, atomic_write(target) as out:
+        with open_source(bound.path) as source, atomic_write(target) as out:
             for piece in source.chunks(0, source.size, CHUNK):
                 out.write(piece)
     try:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
-from atlas_kit.storage.files import CHUNK, StrPath, atomic_write
+from atlas_kit.storage.atomic import atomic_write
+from atlas_kit.storage.source import CHUNK, StrPath
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import MemoryFile

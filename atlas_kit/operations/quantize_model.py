@@ -14,12 +14,11 @@ from atlas_kit.errors import InvalidParamError, Remedy
 from atlas_kit.operations.compressed import Compressed, CompressOptions, EntryRatio
 from atlas_kit.operations.outputs import Output, scratch_path
 from atlas_kit.operations.tensor_numbers import difference
-from atlas_kit.storage.given import size_of
 
 if TYPE_CHECKING:
     from atlas_kit.formats.gguf import GGUFFile, MetadataField, TensorInfo, TensorSource
     from atlas_kit.operations.inputs import Opened
-    from atlas_kit.storage.given import Given, Progress
+    from atlas_kit.storage.given import Progress
 
 _FLOATS = ("F32", "F16", "BF16", "F64")
 #: What ``general.file_type`` says of a model stored mostly in a type.
@@ -28,7 +27,7 @@ _F16_MAX = 65504.0
 
 
 def quantize_model(
-    opened: Opened, given: Given, output: Output, options: CompressOptions, progress: Progress | None
+    opened: Opened, output: Output, options: CompressOptions, progress: Progress | None
 ) -> Compressed:
     """Write a model whose weight matrices take fewer bits.
 
@@ -61,7 +60,7 @@ def quantize_model(
             for row in rows:
                 _measure(model, made, row)
     name = os.fsdecode(output) if isinstance(output, (str, os.PathLike)) else "-"
-    return Compressed(opened.name, name, size_of(given), size, rows)
+    return Compressed(opened.name, name, opened.source.size, size, rows)
 
 
 def _require_possible(model: GGUFFile, name: str, options: CompressOptions) -> None:

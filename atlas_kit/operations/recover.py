@@ -15,9 +15,10 @@ from typing import Any
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import FileCorruptError, InvalidParamError, KeyNotFoundError, Remedy
 from atlas_kit.persistence.backups import Backup, Backups, is_interrupted_edit, keep_aside, list_backups
-from atlas_kit.storage.files import Source, StrPath, atomic_write, lock
-from atlas_kit.storage.given import check_output, same_file
+from atlas_kit.storage.atomic import atomic_write, lock
+from atlas_kit.storage.given import check_output, open_source, same_file
 from atlas_kit.storage.keys import Keys
+from atlas_kit.storage.source import StrPath
 
 #: What ``restore_backup`` calls the journal of an interrupted edit.
 JOURNAL = "journal"
@@ -74,7 +75,7 @@ def restore_backup(
         check_output(output, [chosen.path], force)
     elif same_file(path, chosen.path):
         raise InvalidParamError("the backup is the file itself", path=target)
-    with lock(target), Source(chosen.path) as source:
+    with lock(target), open_source(chosen.path) as source:
         kept = keep_aside(Path(target)) if output is None and os.path.lexists(target) else None
         with atomic_write(target, locked=True) as file:
             for chunk in source.chunks(0, source.size):

@@ -10,8 +10,9 @@ from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError, KeyRequiredError, Remedy
 from atlas_kit.formats.detect import detect
 from atlas_kit.operations.outputs import Output, is_path, scratch_path
-from atlas_kit.storage.given import Given, check_output, name_of, size_of
+from atlas_kit.storage.given import Given, check_output, use_source
 from atlas_kit.storage.keys import Keys
+from atlas_kit.storage.source import Source
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas.rescue import RescueResult
@@ -90,39 +91,44 @@ def repair_file(
         raise InvalidParamError("the repaired file needs a name", remedy=Remedy("name-output"))
     if isinstance(output, (str, os.PathLike)):
         check_output(output, [given], options.force or options.dry_run)
-    kind = detect(given)
-    if kind is None and not isinstance(given, bytes) and os.fsdecode(given).lower().endswith(".gguf"):
+    with use_source(given) as source:
+        return _repaired(source, output, options, keys, progress)
+
+
+def _repaired(
+    source: Source, output: Output | None, options: RepairOptions, keys: Keys, progress: Progress | None
+) -> Repaired:
+    kind = detect(source)
+    if kind is None and source.name.lower().endswith(".gguf"):
         kind = "gguf"  # its first bytes are damaged
     if kind == "gguf" and not options.dry_run and output is not None and not is_path(output):
         raise InvalidParamError("a repaired model goes to a file: what was lost is written beside it")
     if kind in ("safetensors", "npz", "json"):
         raise InvalidParamError(
-            f"{kind} files cannot be repaired", path=name_of(given), hint="Only .atlas and GGUF files can."
+            f"{kind} files cannot be repaired", path=source.name, hint="Only .atlas and GGUF files can."
         )
-    if size_of(given) == 0:
-        raise InvalidParamError("the file is empty: there is nothing to rescue", path=name_of(given))
+    if source.size == 0:
+        raise InvalidParamError("the file is empty: there is nothing to rescue", path=source.name)
     name = None if output is None else os.fsdecode(output) if isinstance(output, (str, os.PathLike)) else "-"
-    result = Repaired(name_of(given), name, options.dry_run)
+    result = Repaired(source.name, name, options.dry_run)
     if options.dry_run or output is None:
-        _repair(given, None, kind, options, keys, result, progress)
+        _repair(source, None, kind, options, keys, result, progress)
         return result
     with scratch_path(output, f".{kind or 'atlas'}") as path:
-        _repair(given, path, kind, options, keys, result, progress, durable=is_path(output))
+        _repair(source, path, kind, options, keys, result, progress, durable=is_path(output))
     return result
 
 
 def _repair(
-    given: Given, path: Any, kind: str | None, options: RepairOptions, keys: Keys, result: Repaired,
+    source: Source, path: Any, kind: str | None, options: RepairOptions, keys: Keys, result: Repaired,
     progress: Progress | None, *, durable: bool = True,
 ) -> None:  # fmt: skip
     if kind == "gguf":
-        result.mend = _mend(given, path, options, progress)
+        result.mend = _mend(source, path, options, progress)
         return
     from atlas_kit.formats.atlas.rescue import rescue_atlas
-    from atlas_kit.storage.files import Source
 
     def rescue() -> RescueResult:
-        source: Any = Source(data=given) if isinstance(given, bytes) else given
         return rescue_atlas(
             source, path, dry_run=options.dry_run, version=options.version, durable=durable, **keys.options()
         )
@@ -130,19 +136,19 @@ def _repair(
     try:
         result.rescue = rescue()
     except KeyRequiredError:
-        if not keys.ask_for(name_of(given)):
+        if not keys.ask_for(source.name):
             raise
         result.rescue = rescue()
 
 
-def _mend(given: Given, path: Any, options: RepairOptions, progress: Progress | None) -> MendResult:
+def _mend(source: Source, path: Any, options: RepairOptions, progress: Progress | None) -> MendResult:
     from atlas_kit.formats.gguf.mend import mend_gguf
 
-    if isinstance(given, bytes):
+    if source.path is None:
         raise InvalidParamError("a model is repaired from a file, not from standard input")
     if options.version is not None:
-        raise InvalidParamError("a version can be chosen only for a memory file", path=name_of(given))
-    total, done = size_of(given), 0
+        raise InvalidParamError("a version can be chosen only for a memory file", path=source.name)
+    total, done = source.size, 0
 
     def told(more: int) -> None:
         nonlocal done
@@ -150,4 +156,4 @@ def _mend(given: Given, path: Any, options: RepairOptions, progress: Progress | 
         if progress:
             progress("mending", done, total)
 
-    return mend_gguf(given, path, dry_run=options.dry_run, drop_damaged=options.drop_damaged, progress=told)
+    return mend_gguf(source, path, dry_run=options.dry_run, drop_damaged=options.drop_damaged, progress=told)

@@ -13,8 +13,8 @@ from atlas_kit.formats.opening import edit_memory
 from atlas_kit.operations.get import not_found
 from atlas_kit.operations.inputs import unknown_format
 from atlas_kit.operations.ls import matches
-from atlas_kit.storage.files import StrPath
 from atlas_kit.storage.keys import Keys
+from atlas_kit.storage.source import StrPath
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -11,8 +11,8 @@ from atlas_kit.errors import InvalidParamError
 from atlas_kit.formats.detect import detect
 from atlas_kit.formats.opening import edit_memory
 from atlas_kit.operations.inputs import unknown_format
-from atlas_kit.storage.files import StrPath
 from atlas_kit.storage.keys import Keys
+from atlas_kit.storage.source import StrPath
 
 if TYPE_CHECKING:
     from atlas_kit.storage.given import Progress

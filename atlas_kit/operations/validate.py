@@ -20,8 +20,9 @@ from atlas_kit.errors import (
 )
 from atlas_kit.formats.detect import detect
 from atlas_kit.formats.findings import Finding
-from atlas_kit.storage.given import Given, name_of, size_of
+from atlas_kit.storage.given import Given, name_of, use_source
 from atlas_kit.storage.keys import Keys
+from atlas_kit.storage.source import Source
 
 if TYPE_CHECKING:
     from atlas_kit.storage.given import Progress
@@ -112,8 +113,9 @@ def validate_file(
     del progress
     report = FileReport(name_of(given), strict=strict)
     try:
-        report.format = detect(given)
-        report.findings = _check(given, report.format, keys or Keys())
+        with use_source(given) as source:
+            report.format = detect(source)
+            report.findings = _check(source, report.format, keys or Keys())
     except AtlasError as error:
         misuse = isinstance(error, InvalidParamError) and report.format != "json"  # or else wrong content
         report.readable = not misuse and not isinstance(error, (FileAccessError, NoSuchFileError))
@@ -121,27 +123,27 @@ def validate_file(
     return report
 
 
-def _check(given: Given, kind: str | None, keys: Keys) -> list[Finding]:
+def _check(source: Source, kind: str | None, keys: Keys) -> list[Finding]:
     if kind == "gguf":
         from atlas_kit.formats.gguf.check import check_gguf
 
-        return check_gguf(_checkable(given))
+        return check_gguf(source)
     if kind == "safetensors":
         from atlas_kit.formats.safetensors import check_safetensors
 
-        return check_safetensors(given)
+        return check_safetensors(source)
     if kind == "npz":
         from atlas_kit.formats.npz import check_npz
 
-        return check_npz(given)
+        return check_npz(source)
     if kind == "json":
         from atlas_kit.operations.interchange import read_carrier
 
-        read_carrier(given, kind)
+        read_carrier(source, kind)
         return []
-    if kind == "atlas" or _is_named_atlas(given):
-        return _check_atlas(given, keys)
-    if size_of(given) == 0:
+    if kind == "atlas" or _is_named_atlas(source):
+        return _check_atlas(source, keys)
+    if source.size == 0:
         return [Finding("empty-file", "error", "the file is empty", "Restore it from a backup.", 0)]
     return [
         Finding(
@@ -154,29 +156,20 @@ def _check(given: Given, kind: str | None, keys: Keys) -> list[Finding]:
     ]
 
 
-def _is_named_atlas(given: Given) -> bool:
-    return not isinstance(given, bytes) and os.fsdecode(given).lower().endswith((".atlas", ".atlas.bak"))
+def _is_named_atlas(source: Source) -> bool:
+    return source.name.lower().endswith((".atlas", ".atlas.bak"))
 
 
-def _checkable(given: Given) -> Any:
-    from atlas_kit.storage.files import Source
-
-    return Source(data=given) if isinstance(given, bytes) else given
-
-
-def _check_atlas(given: Given, keys: Keys) -> list[Finding]:
+def _check_atlas(source: Source, keys: Keys) -> list[Finding]:
     from atlas_kit.formats.atlas.check import check_atlas
 
-    if not keys and keys.ask is not None and _is_encrypted(given):
-        keys.ask_for(name_of(given))
-    return check_atlas(_checkable(given), **keys.options())
+    if not keys and keys.ask is not None and _is_encrypted(source):
+        keys.ask_for(source.name)
+    return check_atlas(source, **keys.options())
 
 
-def _is_encrypted(given: Given) -> bool:
-    from atlas_kit.storage.files import Source
-
-    with Source(data=given) if isinstance(given, bytes) else Source(given) as source:
-        return source.read_upto(0, 8) == b"ATLS\x03\0\0\0"
+def _is_encrypted(source: Source) -> bool:
+    return source.read_upto(0, 8) == b"ATLS\x03\0\0\0"
 
 
 def _as_finding(error: AtlasError) -> Finding:

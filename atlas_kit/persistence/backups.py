@@ -17,9 +17,9 @@ from typing import Any
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import AtlasError, TruncatedError
 from atlas_kit.formats.detect import detect
-from atlas_kit.storage.files import access_error
 from atlas_kit.storage.given import StrPath
 from atlas_kit.storage.keys import Keys
+from atlas_kit.storage.source import access_error
 
 
 @dataclass

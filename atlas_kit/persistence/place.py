@@ -11,9 +11,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import FileAccessError, InvalidParamError, NoSuchFileError
-from atlas_kit.storage.files import access_error, lock
+from atlas_kit.storage.atomic import lock
 from atlas_kit.storage.given import StrPath, same_file
 from atlas_kit.storage.keys import Keys
+from atlas_kit.storage.source import access_error
 
 if TYPE_CHECKING:
     from atlas_kit.persistence.session_state import SessionState

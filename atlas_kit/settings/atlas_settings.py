@@ -168,10 +168,10 @@ class AtlasSettings:
         InvalidParamError
             When it is not a JSON object of settings.
         """
-        from atlas_kit.storage.files import Source
+        from atlas_kit.storage.given import open_source
 
         try:
-            with Source(path) as source:
+            with open_source(path) as source:
                 document = json.loads(source.read(0, min(source.size, 1 << 20)))
         except (ValueError, RecursionError) as error:
             raise InvalidParamError(f"this is not JSON: {error}", path=path) from error

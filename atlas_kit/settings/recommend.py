@@ -41,7 +41,8 @@ from atlas_kit.settings.model_facts import (
     require_decoder,
     whole_number,
 )
-from atlas_kit.storage.given import Given, name_of
+from atlas_kit.storage.given import takes_source
+from atlas_kit.storage.source import Source
 
 if TYPE_CHECKING:
     from atlas_kit.formats.gguf import GGUFFile
@@ -155,7 +156,8 @@ class Recommendation:
         }
 
 
-def recommend(given: Given) -> Recommendation:
+@takes_source
+def recommend(source: Source) -> Recommendation:
     """Return the settings of a memory that suit a model, and what they cost.
 
     Raises
@@ -167,8 +169,8 @@ def recommend(given: Given) -> Recommendation:
     """
     from atlas_kit.formats.gguf import GGUFFile
 
-    with GGUFFile.from_bytes(given) if isinstance(given, bytes) else GGUFFile.open(given) as file:
-        facts = dataclasses.replace(model_facts(file), path=name_of(given))
+    with GGUFFile.open(source) as file:
+        facts = dataclasses.replace(model_facts(file), path=source.name)
         notes = _notes(facts, file)
     settings, reasons = _settings(facts)
     return Recommendation(facts, settings, reasons, costs_of(facts, settings), notes)

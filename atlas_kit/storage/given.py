@@ -1,44 +1,92 @@
-"""What somebody gives to be read or written: a path, or the content itself."""
+"""What somebody gives to be read: a path, the content itself, or a source that is open already.
+
+The one place where that is told apart. An operation says ``@takes_source`` (or ``use_source``, for more than one)
+and sees an opened ``Source``; what it hands the source on to shares it.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 from atlas_kit.errors import FileAccessError, InvalidParamError, Remedy
+from atlas_kit.storage.source import STDIN, BytesSource, Source, StrPath, open_path
 
-StrPath = str | os.PathLike[str]
-#: A path, or the content itself (what came through standard input).
-Given = str | os.PathLike[str] | bytes
+__all__ = ["STDIN", "Given", "Progress", "StrPath", "check_output", "open_source", "same_file", "sha256_of",
+           "takes_source", "use_source"]  # fmt: skip
+
+#: A path, the content itself, or an opened source of it.
+Given = StrPath | bytes | Source
 #: Called with what is being done, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
-#: What standard input is called in messages and results.
-STDIN = "-"
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def open_source(given: Given) -> Source:
+    """Return an opened source; one that is open already comes back itself, and is its opener's to close.
+
+    Raises
+    ------
+    NoSuchFileError, FileAccessError
+        There is no such file, or it cannot be read.
+    """
+    if isinstance(given, Source):
+        return given
+    return BytesSource(given) if isinstance(given, bytes) else open_path(given)
+
+
+@contextmanager
+def use_source(given: Given) -> Iterator[Source]:
+    """Yield an opened source, and close it afterwards if it was opened here."""
+    source = open_source(given)
+    try:
+        yield source
+    finally:
+        if source is not given:
+            source.close()
+
+
+def takes_source(operation: Callable[Concatenate[Source, _P], _R]) -> Callable[Concatenate[Given, _P], _R]:
+    """Let an operation on an opened source be called with a path or with bytes, too."""
+
+    @wraps(operation)
+    def wrapper(given: Given, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with use_source(given) as source:
+            return operation(source, *args, **kwargs)
+
+    return wrapper
 
 
 def name_of(given: Given) -> str:
     """Return what to call an input in messages: its path, or ``-``."""
-    return STDIN if isinstance(given, bytes) else os.fsdecode(given)
+    return (
+        given.name if isinstance(given, Source) else STDIN if isinstance(given, bytes) else os.fsdecode(given)
+    )
 
 
-def size_of(given: Given) -> int:
-    """Return how many bytes an input has."""
-    if isinstance(given, bytes):
-        return len(given)
-    try:
-        return os.stat(given).st_size
-    except OSError as error:
-        from atlas_kit.storage.files import access_error
+def sha256_of(given: Given) -> bytes:
+    """Return the SHA-256 of a whole file."""
+    import hashlib
 
-        raise access_error(error, given) from error
+    digest = hashlib.sha256()
+    with use_source(given) as source:
+        for piece in source.chunks(0, source.size):
+            digest.update(piece)
+    return digest.digest()
 
 
 def same_file(first: Given, second: Given) -> bool:
     """Tell whether two paths are one file, through links too."""
-    if isinstance(first, bytes) or isinstance(second, bytes):
+    a, b = (given.path if isinstance(given, Source) else given for given in (first, second))
+    if a is None or b is None or isinstance(a, bytes) or isinstance(b, bytes):
         return False
     try:
-        return os.path.samefile(first, second)
+        return os.path.samefile(a, b)
     except (OSError, ValueError):
         return False
 

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from atlas_kit.errors import InvalidParamError, KeyRequiredError, Remedy
-from atlas_kit.storage.files import Source
-from atlas_kit.storage.given import STDIN, StrPath
+from atlas_kit.storage.given import STDIN, StrPath, open_source
 
 _MAX_KEY_FILE = 4096
 
@@ -73,7 +72,7 @@ def key_from_file(path: StrPath) -> bytes:
 
 def _read_small(path: StrPath, what: str) -> bytes:
 
-    with Source("/dev/stdin" if path == STDIN else path) as source:
+    with open_source("/dev/stdin" if path == STDIN else path) as source:
         if source.size > _MAX_KEY_FILE:
             raise InvalidParamError(f"the file is too long for a {what}", path=path)
         return source.read(0, source.size)

@@ -25,7 +25,7 @@ from atlas_kit.explorer.regions import RecordRegion, Regions
 from atlas_kit.explorer.table import Column, FileTable
 from atlas_kit.formats.atlas import MemoryFile
 from atlas_kit.formats.gguf import GGUFFile
-from atlas_kit.storage.files import Source
+from atlas_kit.storage.source import LocalSource
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_data"
 PASSPHRASE = (SAMPLES / "text/passphrase.txt").read_text().strip()
@@ -237,7 +237,7 @@ class Counted:
             return data
 
         monkeypatch.setattr(os, "pread", counting)
-        monkeypatch.setattr(Source, "view", None)  # nothing may be mapped
+        monkeypatch.setattr(LocalSource, "view", None)  # nothing may be mapped
 
     def since(self) -> int:
         """Return the bytes that were read since the last call."""

@@ -16,7 +16,7 @@ from atlas_kit.formats.atlas import tables as t
 from atlas_kit.formats.atlas.check import check_atlas
 from atlas_kit.formats.atlas.entry import Entry, MemoryPayload
 from atlas_kit.formats.atlas.store import Info
-from atlas_kit.storage.files import Source
+from atlas_kit.storage.given import open_source
 from tools import sample_writers as w
 
 NOW = 1_700_000_000
@@ -100,7 +100,7 @@ def sealed_record(data: bytes, number: int, *, raw: tuple[int, bytes] | None = N
 
 
 def codes(data: bytes, **options: Any) -> dict[str, str]:
-    with Source(data=data) as source:
+    with open_source(data) as source:
         return {finding.code: finding.severity for finding in check_atlas(source, **options)}
 
 
@@ -167,7 +167,7 @@ def test_version_1(name: str) -> None:
 
 def test_every_finding_of_a_file_with_several_faults() -> None:
     data = patch(patch(v1_file(), 150, b"?"), SECOND + 4, b"\xff\xff") + b"tail"
-    with Source(data=sealed_v1(data, 80, b"x")) as source:
+    with open_source(sealed_v1(data, 80, b"x")) as source:
         findings = check_atlas(source)
     assert [(f.code, f.offset) for f in findings] == [
         ("reserved-not-zero", 72),
@@ -348,7 +348,7 @@ def test_agrees_with_opening(version: int, tmp_path: Path) -> None:
             data[rng.randrange(len(data))] = rng.randrange(256)
         if rng.random() < 0.2:
             del data[rng.randrange(len(data)) :]
-        with Source(data=bytes(data)) as source:
+        with open_source(bytes(data)) as source:
             errors = [f.code for f in check_atlas(source, **options) if f.severity == "error"]
         assert bool(errors) == _fails_to_open(bytes(data), options), errors
 

@@ -24,7 +24,7 @@ from atlas_kit.errors import (
     VersionMismatchError,
 )
 from atlas_kit.formats.atlas import DataType, Entry, MemoryFile
-from atlas_kit.storage import files
+from atlas_kit.storage import atomic
 
 KEY = bytes(range(32))
 VERSIONS = [1, 2, 3]
@@ -325,13 +325,13 @@ def test_bak(path: Path) -> None:
     memory = opened(path)
     memory["a"] = "second"
     memory.save(backup=True)
-    assert files.backup_name(path).read_bytes() == first
+    assert atomic.backup_name(path).read_bytes() == first
     memory["a"] = "third"
     memory.save()
-    assert files.backup_name(path).read_bytes() == first
+    assert atomic.backup_name(path).read_bytes() == first
     with MemoryFile.edit(path, backup=True, key=KEY) as memory:
         memory["a"] = "fourth"
-    assert texts(files.backup_name(path))["a"] == "third"
+    assert texts(atomic.backup_name(path))["a"] == "third"
 
 
 def test_saving_elsewhere(tmp_path: Path, path: Path, version: int) -> None:

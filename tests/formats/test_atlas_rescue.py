@@ -17,7 +17,7 @@ from atlas_kit.errors import InvalidParamError, KeyRequiredError, MagicMismatchE
 from atlas_kit.formats.atlas import MemoryFile
 from atlas_kit.formats.atlas.check import check_atlas
 from atlas_kit.formats.atlas.rescue import RescueResult, rescue_atlas
-from atlas_kit.storage.files import Source
+from atlas_kit.storage.given import open_source
 from tools import sample_writers as w
 from tools.bench import repair_score as score
 
@@ -32,7 +32,7 @@ for _note in NOTES:
 
 def rescued(data: bytes, out: Path, **options: Any) -> tuple[RescueResult, dict[str, bytes]]:
     """Rescue, check the output, and return its entries without the remains."""
-    with Source(data=data) as source:
+    with open_source(data) as source:
         result = rescue_atlas(source, out, durable=False, **options)
     secret = {name: options[name] for name in ("key", "passphrase") if name in options}
     assert not [finding for finding in check_atlas(out, **secret) if finding.severity == "error"]
@@ -271,7 +271,7 @@ def test_version_3_needs_its_key(tmp_path: Path) -> None:
     v2_file(path, key=KEY)
     data = path.read_bytes()
     for broken in (data, data[256:], data[256:2000]):
-        with Source(data=broken) as source:
+        with open_source(broken) as source:
             with pytest.raises(KeyRequiredError):
                 rescue_atlas(source, out)
             with pytest.raises(WrongKeyError):
@@ -340,7 +340,7 @@ def test_hostile_files_are_dealt_with_quickly(tmp_path: Path) -> None:
     claimed = b"".join(itertools.chain.from_iterable(claims))
     for junk in (ones, marks, claimed, GOOD[:104] * 4000, b"ATLS\2\0\0\0" * (1 << 16)):
         started = time.process_time()
-        with Source(data=GOOD + junk) as source:
+        with open_source(GOOD + junk) as source:
             result = rescue_atlas(source, None, dry_run=True)
         assert {item.key for item in result.saved} >= set(expected())
         assert time.process_time() - started < 20  # quadratic behaviour would be minutes

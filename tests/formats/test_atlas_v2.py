@@ -29,7 +29,7 @@ from atlas_kit.errors import (
 )
 from atlas_kit.formats.atlas import Entry, MemoryFile, checksums, layout, tables, v2, v2_writer
 from atlas_kit.formats.atlas.entry import MemoryPayload
-from atlas_kit.storage.files import Source
+from atlas_kit.storage.source import LocalSource
 
 KEY = bytes(range(32))
 
@@ -284,13 +284,13 @@ def test_reading_a_view_reads_nothing_else(tmp_path: Path, reads: list[tuple[int
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Every pread: (offset, bytes)."""
     seen: list[tuple[int, int]] = []
-    pread = Source._pread
+    pread = LocalSource._pread
 
-    def counted(self: Source, offset: int, size: int) -> bytes:
+    def counted(self: LocalSource, offset: int, size: int) -> bytes:
         seen.append((offset, size))
         return pread(self, offset, size)
 
-    monkeypatch.setattr(Source, "_pread", counted)
+    monkeypatch.setattr(LocalSource, "_pread", counted)
     return seen
 
 

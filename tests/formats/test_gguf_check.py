@@ -43,7 +43,7 @@ from atlas_kit.errors import NoSuchFileError
 from atlas_kit.formats.findings import Finding
 from atlas_kit.formats.gguf import architectures
 from atlas_kit.formats.gguf.check import MAX_PER_CODE, check_gguf, is_ok
-from atlas_kit.storage.files import Source
+from atlas_kit.storage.given import open_source
 
 TINY = tiny_llama()
 BPE = tiny_llama(tokenizer="gpt2")
@@ -62,7 +62,7 @@ def oracle() -> Iterator[LlamaOracle]:
 
 
 def check(data: bytes | File, *, deep: bool = False) -> list[Finding]:
-    return check_gguf(Source(data=data if isinstance(data, bytes) else data.bytes()), deep=deep)
+    return check_gguf(open_source(data if isinstance(data, bytes) else data.bytes()), deep=deep)
 
 
 def arr(kind: int, items: object) -> Array:

@@ -55,7 +55,8 @@ from atlas_kit.formats.gguf import (
 )
 from atlas_kit.formats.gguf.journal import journal_path, recover_journal
 from atlas_kit.formats.gguf.tables import PAD_KEY
-from atlas_kit.storage.files import Source, lock
+from atlas_kit.storage.atomic import lock
+from atlas_kit.storage.given import open_source
 
 
 def save(path: Path, file: File | bytes) -> Path:
@@ -468,7 +469,7 @@ def test_a_locked_file_is_not_edited(model: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_source_that_changes_while_copied(model: Path, tmp_path: Path) -> None:
-    with Source(model) as source, open(tmp_path / "out", "w+b") as out:
+    with open_source(model) as source, open(tmp_path / "out", "w+b") as out:
         with open(model, "ab") as file:
             file.write(b"more")
         with pytest.raises(ConflictError):
@@ -485,7 +486,7 @@ def test_copying_without_the_kernel(model: Path, tmp_path: Path, monkeypatch: py
             monkeypatch.delattr(os, "copy_file_range", raising=False)
         else:
             monkeypatch.setattr(os, "copy_file_range", replacement, raising=False)
-        with Source(model) as source, open(tmp_path / "out", "w+b") as out:
+        with open_source(model) as source, open(tmp_path / "out", "w+b") as out:
             out.write(b"head")
             assert write.copy_range(source, 5, 9000, out) == 9000
             out.write(b"tail")

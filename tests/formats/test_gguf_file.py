@@ -44,7 +44,8 @@ from atlas_kit.errors import (
 from atlas_kit.formats.gguf import GGUFFile, TensorInfo, hash_tensors, hex_fields, scan_header, tables
 from atlas_kit.formats.gguf.tables import GGML_TYPES, GGMLType, ValueType
 from atlas_kit.formats.gguf.values import LazyStrings
-from atlas_kit.storage.files import Source
+from atlas_kit.storage.given import open_source
+from atlas_kit.storage.source import LocalSource, Source
 
 
 def save(path: Path, file: File | bytes) -> Path:
@@ -356,11 +357,11 @@ def test_scan_keeps_what_is_whole(tmp_path: Path) -> None:
         (KV("a", U8, 1), KV("b", ARR, Array(STR, ["x", "y"]))), (Tensor("t", (8,)), Tensor("u", (8,)))
     )
     data = file.bytes()
-    whole = scan_header(Source(data=data))
+    whole = scan_header(open_source(data))
     assert (whole.stage, whole.error, whole.tensor_count, whole.field_count) == ("done", None, 2, 2)
     stages = set()
     for cut in range(len(data)):
-        scan = scan_header(Source(data=data[:cut]))
+        scan = scan_header(open_source(data[:cut]))
         stages.add(scan.stage)
         assert (scan.error is None) == (cut >= whole.end)
         assert [f.key for f in scan.fields] == ["a", "b"][: len(scan.fields)]
@@ -370,7 +371,7 @@ def test_scan_keeps_what_is_whole(tmp_path: Path) -> None:
 
 
 def test_a_count_too_large_still_shows_the_pairs() -> None:
-    scan = scan_header(Source(data=File((KV("a", U8, 1), KV("b", U8, 2)), n_kv=1 << 50).bytes()))
+    scan = scan_header(open_source(File((KV("a", U8, 1), KV("b", U8, 2)), n_kv=1 << 50).bytes()))
     assert [f.key for f in scan.fields] == ["a", "b"]
     assert scan.error is not None
 
@@ -510,14 +511,14 @@ def test_tensor_info_is_exact() -> None:
 
 def test_a_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(tmp_path / "m.gguf", tiny_llama())
-    real = Source.read_upto
+    real = LocalSource.read_upto
 
     def changing(self: Source, offset: int, size: int) -> bytes:
         with open(path, "r+b") as file:
             file.truncate(2000)
         return real(self, offset, size)
 
-    monkeypatch.setattr(Source, "read_upto", changing)
+    monkeypatch.setattr(LocalSource, "read_upto", changing)
     with pytest.raises(ConflictError):
         GGUFFile.open(path)
 

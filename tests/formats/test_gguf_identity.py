@@ -34,7 +34,7 @@ from atlas_kit.errors import FileCorruptError, InvalidParamError, TruncatedError
 from atlas_kit.formats.gguf import GGUFFile, Set, edit_metadata, model_identity, to_native
 from atlas_kit.formats.gguf.digest import BLOCK, sampled
 from atlas_kit.formats.gguf.tensors import TensorInfo
-from atlas_kit.storage.files import Source
+from atlas_kit.storage.source import Source
 
 FILE = Path(__file__).resolve().parents[2] / "formats" / "vectors" / "gguf.json"
 VECTORS = json.loads(FILE.read_text(encoding="utf-8"))["identities"]["models"]

@@ -13,7 +13,7 @@ from atlas_kit.formats.gguf import strings
 from atlas_kit.formats.gguf.scan import HeaderStream
 from atlas_kit.formats.gguf.strings import LazyStrings, _walk_plain, _walk_vector, walk_strings
 from atlas_kit.formats.schema import BufferStream
-from atlas_kit.storage.files import Source
+from atlas_kit.storage.given import open_source
 
 PREFIXES = [struct.Struct(code) for code in ("<Q", ">Q", "<I", ">I")]
 
@@ -130,7 +130,7 @@ def test_a_growing_window_gives_the_same(tmp_path) -> None:
     data = encode(texts, PREFIXES[0])
     path = tmp_path / "strings"
     path.write_bytes(data)
-    with Source(path) as source:
+    with open_source(path) as source:
         stream = HeaderStream(source)
         offsets = walk_strings(stream, len(texts), PREFIXES[0])
         found = LazyStrings(stream, offsets, PREFIXES[0])

@@ -23,6 +23,7 @@ from atlas_kit.operations.json_document import (
     read_document,
     write_document,
 )
+from atlas_kit.storage.given import open_source
 
 U32, U64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
 KEYS = (
@@ -99,7 +100,7 @@ def test_version_2_through_carriers(tmp_path_factory, items, kind):
     out = io.BytesIO()
     with MemoryFile.open(path) as memory:
         getattr(interchange, f"write_as_{kind}")(memory, out)
-    memory, version = interchange.read_carrier(out.getvalue(), kind)
+    memory, version = interchange.read_carrier(open_source(out.getvalue()), kind)
     back = path.with_suffix(".back")
     memory.save(back, version=version, durable=False)
     assert back.read_bytes() == path.read_bytes()
@@ -180,7 +181,7 @@ def test_foreign_safetensors_keep_metadata_and_odd_types(tmp_path):
         NewTensor("", "U8", (1,), lambda: [b"x"]),
     ]
     write_safetensors(source, tensors[:2], {"format": "pt", "note": "\u00e9"})
-    memory, version = interchange.read_carrier(source.getvalue(), "safetensors")
+    memory, version = interchange.read_carrier(open_source(source.getvalue()), "safetensors")
     assert version is None
     assert memory["w"].dtype == "bfloat16"
     assert memory["f8"].data == b"abc"
@@ -201,7 +202,7 @@ def test_foreign_npz(tmp_path):
         "t": np.array(["x", "yy"]),
     }
     np.savez_compressed(path, **arrays)
-    memory, _ = interchange.read_carrier(path, "npz")
+    memory, _ = interchange.read_carrier(open_source(path), "npz")
     assert memory["a"].array().tolist() == arrays["a"].tolist()
     assert memory["f"].array().tolist() == np.eye(3).tolist()
     assert np.load(io.BytesIO(memory["t.npy"].data)).tolist() == ["x", "yy"]
@@ -222,7 +223,7 @@ def test_arrays_win_over_the_side_record(tmp_path):
     arrays["new"] = np.arange(3)
     del arrays["gone"]
     np.savez(path, **arrays)
-    again, _ = interchange.read_carrier(path, "npz")
+    again, _ = interchange.read_carrier(open_source(path), "npz")
     assert again["w"].array().tolist() == [[1], [1], [1]]
     assert (again["w"].flags, again["w"].timestamp) == (3, 9)
     assert (again["b"].dtype, again["b"].shape) == ("bfloat16", (2, 2))
@@ -252,7 +253,7 @@ def test_archive_names_are_harmless(key):
     interchange.write_as_npz(memory, out)
     names = np.load(io.BytesIO(out.getvalue())).files
     assert sorted(names) == ["__atlas_kit__", "entry-0"]
-    assert interchange.read_carrier(out.getvalue(), "npz")[0][key].data == b"payload"
+    assert interchange.read_carrier(open_source(out.getvalue()), "npz")[0][key].data == b"payload"
 
 
 @pytest.mark.parametrize(
@@ -267,4 +268,4 @@ def test_damaged_side_records(side):
     out = io.BytesIO()
     write_safetensors(out, [NewTensor("a", "U8", (1,), lambda: [b"x"])], {"atlas_kit": side})
     with pytest.raises(AtlasError):
-        interchange.read_carrier(out.getvalue(), "safetensors")
+        interchange.read_carrier(open_source(out.getvalue()), "safetensors")

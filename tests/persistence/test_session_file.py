@@ -17,8 +17,8 @@ from atlas_kit.llama import AtlasSession, FakeEngine, Sampling
 from atlas_kit.llama.open_session import open_session
 from atlas_kit.persistence.session_file import read_session_state, saved_settings, write_session_state
 from atlas_kit.settings.atlas_settings import AtlasSettings
-from atlas_kit.storage.files import Source
 from atlas_kit.storage.keys import Keys
+from atlas_kit.storage.source import LocalSource
 
 GREEDY = Sampling(temperature=0)
 TEXT = "to be or not to be, that is the question: whether 'tis nobler in the mind to suffer. "
@@ -94,17 +94,17 @@ def test_it_is_written_in_another_thread_while_the_session_goes_on(path):
 def opened(monkeypatch):
     """Count how often files named ``m.atlas`` are opened, and secrets derived."""
     counts = {"opened": 0, "derived": 0}
-    init, master = Source.__init__, crypto._master
+    init, master = LocalSource.__init__, crypto._master
 
-    def opening(self, path=None, **options):
-        counts["opened"] += path is not None and os.path.basename(path) == "m.atlas"
-        init(self, path, **options)
+    def opening(self, path, *opened):
+        counts["opened"] += os.path.basename(path) == "m.atlas"
+        init(self, path, *opened)
 
     def deriving(secret, params):
         counts["derived"] += 1
         return master(secret, params)
 
-    monkeypatch.setattr(Source, "__init__", opening)
+    monkeypatch.setattr(LocalSource, "__init__", opening)
     monkeypatch.setattr(crypto, "_master", deriving)
     return counts
 
@@ -180,7 +180,7 @@ def torn(written, tmp_path, path, monkeypatch):
         other = tmp_path / "other.atlas"
         for name, data in zip((path, other), written[version], strict=True):
             name.write_bytes(data)
-        read, count = Source._pread, 0
+        read, count = LocalSource._pread, 0
 
         def reading(self, offset, size):
             nonlocal count
@@ -190,14 +190,14 @@ def torn(written, tmp_path, path, monkeypatch):
                     replace(other, path)
             return read(self, offset, size)
 
-        monkeypatch.setattr(Source, "_pread", reading)
+        monkeypatch.setattr(LocalSource, "_pread", reading)
         try:
             with starts(path, Keys())[start]() as session:
                 found = contents(session.state())
         except AtlasError as error:
             found = error
         finally:
-            monkeypatch.setattr(Source, "_pread", read)
+            monkeypatch.setattr(LocalSource, "_pread", read)
             for name in tmp_path.iterdir():
                 name.unlink()
         return found, count >= number

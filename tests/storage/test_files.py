@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from atlas_kit.errors import AtlasError, FileAccessError, LockedError, NoSuchFileError, TruncatedError
-from atlas_kit.storage import files
-from atlas_kit.storage.files import Source
+from atlas_kit.storage import atomic
+from atlas_kit.storage.given import open_source
+from atlas_kit.storage.source import Source
 
 
 def names(folder: Path) -> list[str]:
@@ -26,11 +27,11 @@ def names(folder: Path) -> list[str]:
 def source(request: pytest.FixtureRequest, tmp_path: Path) -> Source:
     data = bytes(range(100))
     if request.param == "bytes":
-        return Source(data=data)
+        return open_source(data)
     path = tmp_path / "f"
     if request.param == "file":
         path.write_bytes(data)
-        return Source(path)
+        return open_source(path)
     os.mkfifo(path)
     writer = threading.Thread(target=path.write_bytes, args=(data,))
     writer.start()
@@ -38,7 +39,7 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> Source:
         # a reader that comes first sees an empty pipe, so let the writer be there
         fd = os.open(path, os.O_RDONLY)
         try:
-            return Source(f"/dev/fd/{fd}")
+            return open_source(f"/dev/fd/{fd}")
         finally:
             os.close(fd)
     finally:
@@ -68,7 +69,7 @@ def test_beyond_the_end(source: Source, offset: int, size: int) -> None:
 
 def test_a_view_outlives_its_source(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"x" * 10_000)
-    with Source(tmp_path / "f") as source:
+    with open_source(tmp_path / "f") as source:
         view = source.view(0, 10_000)
     assert bytes(view) == b"x" * 10_000
 
@@ -76,7 +77,7 @@ def test_a_view_outlives_its_source(tmp_path: Path) -> None:
 def test_a_file_that_shrinks(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"x" * 10_000)
-    source = Source(path)
+    source = open_source(path)
     os.truncate(path, 100)
     assert source.read(0, 100) == b"x" * 100
     for read in (source.read, source.view):
@@ -99,24 +100,24 @@ def test_a_file_that_shrinks(tmp_path: Path) -> None:
 def test_what_cannot_be_opened(tmp_path: Path, make, kind: type[AtlasError], words: str) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "file").touch()
     with pytest.raises(kind, match=words):
-        Source(make(tmp_path))
+        open_source(make(tmp_path))
 
 
 def test_a_loop_of_links(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     with pytest.raises(FileAccessError, match="loop"):
-        Source(tmp_path / "a")
+        open_source(tmp_path / "a")
 
 
 @pytest.mark.parametrize("change", ["replaced", "written", "removed", "touched"])
 def test_changed(tmp_path: Path, change: str) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"one")
-    source = Source(path)
+    source = open_source(path)
     assert not source.changed()
     if change == "replaced":
-        files.write_atomically(path, b"two")
+        atomic.write_atomically(path, b"two")
     elif change == "written":
         path.write_bytes(b"two!")
     elif change == "removed":
@@ -133,7 +134,7 @@ def test_a_new_file(tmp_path: Path) -> None:
     path = tmp_path / "f"
     mask = os.umask(0o027)
     try:
-        files.write_atomically(path, b"data")
+        atomic.write_atomically(path, b"data")
     finally:
         os.umask(mask)
     assert path.read_bytes() == b"data"
@@ -146,7 +147,7 @@ def test_an_error_leaves_everything_as_it_was(tmp_path: Path) -> None:
     path.write_bytes(b"old")
 
     def fail() -> None:
-        with files.atomic_write(path, backup=True) as file:
+        with atomic.atomic_write(path, backup=True) as file:
             file.write(b"new")
             raise ZeroDivisionError
 
@@ -161,7 +162,7 @@ def test_permissions_and_links_are_kept(tmp_path: Path) -> None:
     path.write_bytes(b"old")
     path.chmod(0o604)
     link.symlink_to("f")
-    files.write_atomically(link, b"new")
+    atomic.write_atomically(link, b"new")
     assert link.is_symlink()
     assert path.read_bytes() == b"new"
     assert stat.S_IMODE(path.stat().st_mode) == 0o604
@@ -170,9 +171,9 @@ def test_permissions_and_links_are_kept(tmp_path: Path) -> None:
 def test_backup(tmp_path: Path) -> None:
     path = tmp_path / "f.atlas"
     for number in range(3):
-        files.write_atomically(path, b"%d" % number, backup=True)
+        atomic.write_atomically(path, b"%d" % number, backup=True)
     assert path.read_bytes() == b"2"
-    assert files.backup_name(path).read_bytes() == b"1"
+    assert atomic.backup_name(path).read_bytes() == b"1"
     assert names(tmp_path) == ["f.atlas", "f.atlas.bak"]
 
 
@@ -183,7 +184,7 @@ def test_backup_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "link", refuse)
     path = tmp_path / "f"
     path.write_bytes(b"old")
-    files.write_atomically(path, b"new", backup=True)
+    atomic.write_atomically(path, b"new", backup=True)
     assert (path.read_bytes(), (tmp_path / "f.bak").read_bytes()) == (b"new", b"old")
 
 
@@ -191,7 +192,7 @@ def test_backup_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_where_nothing_can_be_written(tmp_path: Path, where: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(FileAccessError, match="cannot write"):
-        files.write_atomically(tmp_path / where, b"x")
+        atomic.write_atomically(tmp_path / where, b"x")
     assert names(tmp_path) == ["file"]
 
 
@@ -199,15 +200,15 @@ def test_what_killed_writers_left_goes_away(tmp_path: Path) -> None:
     path = tmp_path / "f"
     for name in (".f.abcd1_9x.tmp", ".f.123.bak.tmp", ".f.lock"):
         (tmp_path / name).touch()
-    files.write_atomically(path, b"x")
+    atomic.write_atomically(path, b"x")
     assert names(tmp_path) == ["f"]
 
 
 def test_temporary_files_of_other_names_stay(tmp_path: Path) -> None:
     """ "f.bak" is another file with another lock, although its temporary files begin with ".f." as well."""
-    with files.atomic_write(tmp_path / "f.bak") as file:
+    with atomic.atomic_write(tmp_path / "f.bak") as file:
         file.write(b"bak")
-        files.write_atomically(tmp_path / "f", b"f")
+        atomic.write_atomically(tmp_path / "f", b"f")
     assert (tmp_path / "f.bak").read_bytes() == b"bak"
 
 
@@ -216,12 +217,12 @@ def test_temporary_files_of_other_names_stay(tmp_path: Path) -> None:
 
 def test_lock_excludes_and_goes_away(tmp_path: Path) -> None:
     path = tmp_path / "f"
-    with files.lock(path):
-        with pytest.raises(LockedError, match="another process"), files.lock(path, timeout=0.05):
+    with atomic.lock(path):
+        with pytest.raises(LockedError, match="another process"), atomic.lock(path, timeout=0.05):
             pass
-        with pytest.raises(LockedError), files.lock(tmp_path / "." / "f", timeout=0):
+        with pytest.raises(LockedError), atomic.lock(tmp_path / "." / "f", timeout=0):
             pass
-    with files.lock(path, timeout=0):
+    with atomic.lock(path, timeout=0):
         pass
     assert names(tmp_path) == []
 
@@ -229,7 +230,7 @@ def test_lock_excludes_and_goes_away(tmp_path: Path) -> None:
 def test_lock_goes_through_links(tmp_path: Path) -> None:
     (tmp_path / "f").touch()
     (tmp_path / "link").symlink_to("f")
-    with files.lock(tmp_path / "f"), pytest.raises(LockedError), files.lock(tmp_path / "link", timeout=0):
+    with atomic.lock(tmp_path / "f"), pytest.raises(LockedError), atomic.lock(tmp_path / "link", timeout=0):
         pass
 
 
@@ -241,7 +242,7 @@ def test_many_threads_one_lock(tmp_path: Path) -> None:
     def work() -> None:
         nonlocal inside, worst, done
         for _ in range(20):
-            with files.lock(tmp_path / "f", timeout=60):
+            with atomic.lock(tmp_path / "f", timeout=60):
                 with guard:
                     inside += 1
                     worst = max(worst, inside)

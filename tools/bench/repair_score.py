@@ -30,7 +30,7 @@ from atlas_kit.formats.atlas import MemoryFile, layout, v1  # noqa: E402
 from atlas_kit.formats.atlas.check import check_atlas  # noqa: E402
 from atlas_kit.formats.atlas.rescue import RescueResult, rescue_atlas  # noqa: E402
 from atlas_kit.formats.atlas.rescue_plan import LOST_AND_FOUND  # noqa: E402
-from atlas_kit.storage.files import Source  # noqa: E402
+from atlas_kit.storage.given import open_source  # noqa: E402
 
 KEY = bytes(range(32))  # version 3 with a raw key: scrypt is slow on purpose
 WORDS = (
@@ -275,7 +275,7 @@ class Score:
 def rescue(data: bytes, out: Path, version: int) -> tuple[RescueResult, dict[str, tuple[Any, ...]]]:
     """Rescue and read back."""
     secret = {"key": KEY} if version == 3 else {}
-    with Source(data=data) as source:
+    with open_source(data) as source:
         result = rescue_atlas(source, out, durable=False, **secret)
     with MemoryFile.open(out, verify=True, **secret) as memory:
         return result, {entry.key: fact(entry) for entry in memory.values()}

@@ -12,11 +12,12 @@ from atlas_kit.formats.atlas import layout
 from atlas_kit.formats.atlas import tables as t
 from atlas_kit.formats.atlas.check_facts import RECOVER, REPAIR
 from atlas_kit.formats.findings import Finding, Report
-from atlas_kit.storage.files import Source, StrPath
+from atlas_kit.storage.given import Given, use_source
+from atlas_kit.storage.source import Source
 
 
 def check_atlas(
-    path: StrPath | Source,
+    path: Given,
     *,
     passphrase: str | bytes | None = None,
     key: bytes | None = None,
@@ -27,7 +28,7 @@ def check_atlas(
     Parameters
     ----------
     path
-        The file, or a ``Source`` over it.
+        The file, its content, or an opened source of it.
     passphrase, key
         The secret of a version 3 file; without it only what is not encrypted is checked.
     deep
@@ -38,12 +39,8 @@ def check_atlas(
     NoSuchFileError, FileAccessError
         The file cannot be read at all. Everything else is a finding.
     """
-    source = path if isinstance(path, Source) else Source(path)
-    try:
+    with use_source(path) as source:
         findings = _check(source, passphrase, key, deep)
-    finally:
-        if source is not path:
-            source.close()
     return sorted(findings, key=lambda finding: -1 if finding.offset is None else finding.offset)
 
 

@@ -14,7 +14,7 @@ from atlas_kit.formats.atlas.store import decode_key
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas.scan_v1 import Piece
     from atlas_kit.formats.findings import Report
-    from atlas_kit.storage.files import Source
+    from atlas_kit.storage.source import Source
 
 
 class CheckV1:

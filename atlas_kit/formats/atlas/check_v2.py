@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from atlas_kit.formats.atlas.entry import Entry
     from atlas_kit.formats.atlas.scan_v2 import BlockHead, Piece
     from atlas_kit.formats.findings import Report
-    from atlas_kit.storage.files import Source
+    from atlas_kit.storage.source import Source
 
 #: From this many stored bytes on, payloads are verified by two threads (hashing and reading release the GIL).
 PARALLEL = 1 << 24

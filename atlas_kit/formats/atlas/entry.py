@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from atlas_kit.storage.files import Source
+    from atlas_kit.storage.source import Source
 
 #: ``Entry.data`` refuses payloads that unpack to more than this *and* to over 1,000 times their stored size.
 SUSPICIOUS_SIZE = 1 << 28

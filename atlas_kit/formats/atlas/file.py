@@ -30,8 +30,9 @@ from atlas_kit.formats.atlas import tables as t
 from atlas_kit.formats.atlas import v1
 from atlas_kit.formats.atlas.entry import Entry, make_entry
 from atlas_kit.formats.atlas.store import Info, Store, canonical_key, encode_key
-from atlas_kit.storage import files
-from atlas_kit.storage.files import Source, StrPath, sha256_of
+from atlas_kit.storage import atomic
+from atlas_kit.storage.given import Given, open_source, sha256_of
+from atlas_kit.storage.source import Source, StrPath, access_error
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import v2
@@ -131,13 +132,13 @@ class MemoryFile(MutableMapping[str, Entry]):
     @classmethod
     def open(
         cls,
-        path: StrPath | bytes,
+        path: Given,
         *,
         passphrase: str | bytes | None = None,
         key: bytes | None = None,
         verify: bool = False,
     ) -> MemoryFile:
-        """Open a file (or the bytes of one) of any version.
+        """Open a file of any version, by path, by content, or as a source that is open already and stays so.
 
         Payloads are read and checked when they are asked for; ``verify`` checks every one of them now.
 
@@ -146,11 +147,12 @@ class MemoryFile(MutableMapping[str, Entry]):
         AtlasError
             One of its subclasses, by what is wrong; ``atlas_kit.errors`` lists them.
         """
-        source = Source(data=path) if isinstance(path, bytes) else Source(path)
+        source = open_source(path)
         try:
             store = open_store(source, passphrase=passphrase, key=key, verify=verify)
         except BaseException as error:
-            source.close()
+            if source is not path:
+                source.close()
             if isinstance(error, AtlasError) and error.path is None:
                 error.path = source.path
             raise
@@ -159,7 +161,7 @@ class MemoryFile(MutableMapping[str, Entry]):
         return memory
 
     @classmethod
-    def load(cls, path: StrPath | bytes, **secret: Any) -> MemoryFile:
+    def load(cls, path: Given, **secret: Any) -> MemoryFile:
         """Open a file and check every payload (``open(verify=True)``)."""
         return cls.open(path, verify=True, **secret)
 
@@ -180,7 +182,7 @@ class MemoryFile(MutableMapping[str, Entry]):
         Nothing is written when the block raises, or changes nothing. ``create`` starts a version 2 file
         where there is none.
         """
-        with files.lock(path, timeout=timeout):
+        with atomic.lock(path, timeout=timeout):
             if create and not os.path.exists(path):
                 memory = cls(version=version or (3 if any(secret.values()) else 2), **secret)
                 memory.path = os.fspath(path)
@@ -603,7 +605,7 @@ class MemoryFile(MutableMapping[str, Entry]):
             if append and same and not self._dirty:
                 return
             locked = locked or self._locked == os.path.realpath(target)
-            with contextlib.nullcontext() if locked else files.lock(target):
+            with contextlib.nullcontext() if locked else atomic.lock(target):
                 changed = same and self._store is not None and self._store.source.changed()
                 if changed and not force:
                     raise ConflictError(
@@ -639,7 +641,7 @@ class MemoryFile(MutableMapping[str, Entry]):
 
         info = self._stamped(version)
         cipher = self._cipher_for(version)
-        with files.atomic_write(target, backup=backup, locked=True, durable=durable) as file:
+        with atomic.atomic_write(target, backup=backup, locked=True, durable=durable) as file:
             if version == 1:
                 v1.write(file, info, self.entries(), len(self))
             else:
@@ -679,7 +681,7 @@ class MemoryFile(MutableMapping[str, Entry]):
                     remedy=Remedy("repair"),
                 ) from error  # fmt: skip
             if isinstance(error, OSError):
-                raise files.access_error(error, target, "write") from error
+                raise access_error(error, target, "write") from error
             raise
         self._reopen(target, store.cipher)
 
@@ -703,7 +705,7 @@ class MemoryFile(MutableMapping[str, Entry]):
     def _reopen(self, target: str, cipher: Cipher | None) -> None:
         from atlas_kit.formats.atlas import v2
 
-        source = Source(target)
+        source = open_source(target)
         self._adopt(v2.StoreV2(source, cipher=cipher) if cipher else open_store(source))
 
     # --- without opening ------------------------------------------------------------------------------
@@ -712,7 +714,7 @@ class MemoryFile(MutableMapping[str, Entry]):
     def exists(path: StrPath) -> bool:
         """Tell whether there is a file of that name that starts like a `.atlas` file."""
         try:
-            with Source(path) as source:
+            with open_source(path) as source:
                 return source.read_upto(0, 4) == t.MAGIC
         except AtlasError:
             return False

@@ -15,8 +15,9 @@ from atlas_kit.formats.atlas import tables as t
 from atlas_kit.formats.atlas.rescue_plan import LostPiece, Plan, RescueResult, SavedEntry, max_key_of
 from atlas_kit.formats.atlas.rescue_v1 import plan_v1
 from atlas_kit.formats.atlas.rescue_v2 import plan_v2
-from atlas_kit.storage import files
-from atlas_kit.storage.files import Source, StrPath
+from atlas_kit.storage import atomic
+from atlas_kit.storage.given import Given, use_source
+from atlas_kit.storage.source import Source, StrPath
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas.crypto import Secret
@@ -26,7 +27,7 @@ __all__ = ["LostPiece", "RescueResult", "SavedEntry", "intact_entries", "rescue_
 
 
 def rescue_atlas(
-    path: StrPath | Source,
+    path: Given,
     out: StrPath | None,
     *,
     dry_run: bool = False,
@@ -66,14 +67,10 @@ def rescue_atlas(
         raise VersionMismatchError(f"{version} is not a version of the format", hint="Use 1, 2 or 3.")
     if out is None and not dry_run:
         raise InvalidParamError("no name for the rescued file was given")
-    source = path if isinstance(path, Source) else Source(path)
-    try:
+    with use_source(path) as source:
         if out is not None:
             _require_other(source, out)
         return _rescue(source, out, dry_run, version, secret, durable)
-    finally:
-        if source is not path:
-            source.close()
 
 
 def intact_entries(
@@ -115,7 +112,7 @@ def _rescue(
         plan.notes,
     )  # fmt: skip
     if not dry_run and out is not None:
-        with files.atomic_write(out, durable=durable) as file:
+        with atomic.atomic_write(out, durable=durable) as file:
             _write(file, plan, target, secret)
     return result
 

@@ -16,7 +16,7 @@ from atlas_kit.formats.atlas.store import decode_key, encode_key
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas.crypto import Cipher
     from atlas_kit.formats.atlas.store import Info
-    from atlas_kit.storage.files import Source
+    from atlas_kit.storage.source import Source
 
 #: Undecodable bytes are kept up to this size each, and in all; larger ones are only reported.
 MAX_REMAINS = 16 << 20

@@ -11,7 +11,7 @@ from atlas_kit.formats.atlas.store import Info, decode_key
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas.scan_v1 import Piece
-    from atlas_kit.storage.files import Source
+    from atlas_kit.storage.source import Source
 
 #: Times outside of this are not believed when the header's checksum does not vouch for them: 2000 to 2200.
 PLAUSIBLE = range(946_684_800, 7_258_118_400)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from atlas_kit.formats.atlas.crypto import Cipher, KdfParams, Secret
     from atlas_kit.formats.atlas.entry import Entry
     from atlas_kit.formats.atlas.scan_v2 import Piece, State
-    from atlas_kit.storage.files import Source
+    from atlas_kit.storage.source import Source
 
 #: Different key derivations that are tried: each may take a second.
 MAX_TRIES = 3

@@ -19,7 +19,7 @@ from atlas_kit.formats.schema import dtype_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from atlas_kit.storage.files import Source
+    from atlas_kit.storage.source import Source
 
 _HEAD = layout.ENTRY_V1.size
 _REACH = _HEAD + t.V1_MAX_KEY + 1

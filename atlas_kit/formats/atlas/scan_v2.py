@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from atlas_kit.formats.atlas.crypto import Cipher
     from atlas_kit.formats.atlas.entry import Entry
-    from atlas_kit.storage.files import Source
+    from atlas_kit.storage.source import Source
 
 _HEAD = layout.ENTRY.size
 _REC = layout.RECORD.size

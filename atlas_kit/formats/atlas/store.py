@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from atlas_kit.formats.atlas.crypto import Cipher
     from atlas_kit.formats.atlas.entry import Entry
     from atlas_kit.formats.findings import Finding
-    from atlas_kit.storage.files import Source
+    from atlas_kit.storage.source import Source
 
 
 @dataclass

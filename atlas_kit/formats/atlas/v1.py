@@ -26,7 +26,7 @@ from atlas_kit.formats.findings import Finding
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from atlas_kit.storage.files import Source
+    from atlas_kit.storage.source import Source
 
 #: How much of the file the walk reads ahead: much among small entries, little behind a large one.
 WINDOW = 1 << 22

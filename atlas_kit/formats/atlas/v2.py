@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from atlas_kit.formats.atlas.crypto import Cipher, KdfParams, Secret
-    from atlas_kit.storage.files import Source
+    from atlas_kit.storage.source import Source
 
 _REPAIR = Remedy("repair")
 

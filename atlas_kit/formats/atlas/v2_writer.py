@@ -16,7 +16,7 @@ from atlas_kit.formats.atlas import tables as t
 from atlas_kit.formats.atlas.entry import Entry, MemoryPayload
 from atlas_kit.formats.atlas.store import Info, encode_key
 from atlas_kit.formats.atlas.v2 import Header, StoreV2
-from atlas_kit.storage.files import start_writeback
+from atlas_kit.storage.atomic import start_writeback
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -18,7 +18,8 @@ from atlas_kit.formats.atlas import checksums, layout, scan_v1, scan_v2, v1, v2
 from atlas_kit.formats.atlas import tables as t
 from atlas_kit.formats.atlas.store import decode_key
 from atlas_kit.formats.schema import Span, trace
-from atlas_kit.storage.files import Source, StrPath
+from atlas_kit.storage.given import Given, use_source
+from atlas_kit.storage.source import Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,19 +56,15 @@ class AtlasRegion:
 
 
 def byte_map(
-    path: StrPath | Source | bytes, *, passphrase: str | bytes | None = None, key: bytes | None = None
+    path: Given, *, passphrase: str | bytes | None = None, key: bytes | None = None
 ) -> list[AtlasRegion]:
     """Return the regions of a file in order; they cover every byte exactly once.
 
     With its secret, the entries of a version 3 file have their names.
     """
-    source, own = _source(path)
-    try:
+    with use_source(path) as source:
         regions = _map_v1(source) if _is_v1(source) else _map_v2(source, _cipher(source, passphrase, key))
         return [region for region in regions if region.size]
-    finally:
-        if own:
-            source.close()
 
 
 def _map_v1(source: Source) -> Iterator[AtlasRegion]:
@@ -169,7 +166,7 @@ def _name(source: Source, piece: scan_v2.Piece, cipher: Any) -> str:
 
 
 def hex_fields(
-    path: StrPath | Source | bytes,
+    path: Given,
     limit: int | None = 200,
     *,
     passphrase: str | bytes | None = None,
@@ -186,8 +183,7 @@ def hex_fields(
     spans, error
         The fields, and the first damage that was met on the way, if any.
     """
-    source, own = _source(path)
-    try:
+    with use_source(path) as source:
         rows = _rows_v1(source) if _is_v1(source) else _rows_v2(source, _cipher(source, passphrase, key))
         spans: list[Span] = []
         error: AtlasError | None = None
@@ -200,9 +196,6 @@ def hex_fields(
                     f"{span.size} bytes are damaged: {span.note}", path=source.path, offset=span.offset
                 )
         return spans, error
-    finally:
-        if own:
-            source.close()
 
 
 def record_fields(
@@ -451,12 +444,6 @@ def _date(seconds: int) -> str:
 
 
 # --- opening -----------------------------------------------------------------------------------------------
-
-
-def _source(path: StrPath | Source | bytes) -> tuple[Source, bool]:
-    if isinstance(path, Source):
-        return path, False
-    return (Source(data=path) if isinstance(path, bytes) else Source(path)), True
 
 
 def _is_v1(source: Source) -> bool:

@@ -25,7 +25,8 @@ from atlas_kit.formats.gguf.salvage import Salvage, salvage
 from atlas_kit.formats.gguf.scan import HeaderScan, align, scan_header
 from atlas_kit.formats.gguf.tables import ValueType
 from atlas_kit.formats.gguf.tensors import TensorInfo
-from atlas_kit.storage.files import Source, StrPath
+from atlas_kit.storage.given import Given, use_source
+from atlas_kit.storage.source import Source
 
 if TYPE_CHECKING:
     from atlas_kit.formats.gguf.check_shards import Records
@@ -46,7 +47,7 @@ def is_ok(findings: Sequence[Finding]) -> bool:
     return not any(finding.severity == "error" for finding in findings)
 
 
-def check_gguf(path: StrPath | Source, *, deep: bool = False, shards: bool = True) -> list[Finding]:
+def check_gguf(given: Given, *, deep: bool = False, shards: bool = True) -> list[Finding]:
     """List everything that is wrong, odd or worth knowing about a GGUF file.
 
     Parameters
@@ -66,19 +67,15 @@ def check_gguf(path: StrPath | Source, *, deep: bool = False, shards: bool = Tru
     AtlasError
         The file cannot be opened or read at all.
     """
-    if not isinstance(path, Source):
-        from atlas_kit.formats.gguf.journal import check_journal
+    from atlas_kit.formats.gguf.journal import check_journal
 
-        with Source(path) as source:
-            report = Report(most=MAX_PER_CODE)
-            try:
-                check_journal(path)
-            except AtlasError as error:
-                report.error(
-                    "edit-interrupted", error.message, error.hint or "", offset=0, remedy=error.remedy
-                )
-            return _check(source, report, deep=deep, shards=shards).findings()
-    return _check(path, Report(most=MAX_PER_CODE), deep=deep, shards=shards).findings()
+    with use_source(given) as source:
+        report = Report(most=MAX_PER_CODE)
+        try:
+            check_journal(source.path)
+        except AtlasError as error:
+            report.error("edit-interrupted", error.message, error.hint or "", offset=0, remedy=error.remedy)
+        return _check(source, report, deep=deep, shards=shards).findings()
 
 
 def _check(source: Source, report: Report, *, deep: bool, shards: bool) -> Report:

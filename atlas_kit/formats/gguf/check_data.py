@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_kit.errors import AtlasError
 from atlas_kit.formats.gguf.tables import GGMLType, GGMLTypeRow
 from atlas_kit.formats.gguf.tensors import TensorInfo
-from atlas_kit.storage.files import CHUNK, Source
+from atlas_kit.storage.source import CHUNK, Source
 
 if TYPE_CHECKING:
     from atlas_kit.formats.findings import Report

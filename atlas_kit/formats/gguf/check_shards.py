@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from atlas_kit.errors import AtlasError
 from atlas_kit.formats.gguf.shards import shard_name
 from atlas_kit.formats.gguf.tensors import TensorInfo
-from atlas_kit.storage.files import Source
+from atlas_kit.storage.given import open_source
+from atlas_kit.storage.source import Source
 
 if TYPE_CHECKING:
     from atlas_kit.formats.findings import Finding, Report
@@ -68,7 +69,7 @@ def _other_shard(report: Report, check: Check, path: Path, number: int) -> list[
     if not path.exists():
         report.error("shard-missing", f"shard {number} is missing: {path.name}", "Put all into one folder.")
         return None
-    with contextlib.suppress(AtlasError), Source(path) as source:
+    with contextlib.suppress(AtlasError), open_source(path) as source:
         findings, records = check(source)
         worst = next((f for f in findings if f.severity == "error"), None)
         if worst is None and records is not None:

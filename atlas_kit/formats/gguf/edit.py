@@ -21,7 +21,8 @@ from atlas_kit.formats.gguf.scan import align
 from atlas_kit.formats.gguf.tables import PAD_KEY, ValueType
 from atlas_kit.formats.gguf.values import MetadataField
 from atlas_kit.formats.gguf.write import Progress, rebuilt_header, write_with_header
-from atlas_kit.storage.files import StrPath, lock
+from atlas_kit.storage.atomic import lock
+from atlas_kit.storage.source import StrPath
 
 _MAX_KEY = 65_535
 

@@ -27,7 +27,8 @@ from atlas_kit.formats.gguf.shards import shard_count, shard_paths
 from atlas_kit.formats.gguf.tables import GGMLType
 from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.formats.gguf.values import MetadataField
-from atlas_kit.storage.files import CHUNK, Source, StrPath
+from atlas_kit.storage.given import Given, open_source
+from atlas_kit.storage.source import CHUNK, Source
 
 if TYPE_CHECKING:
     from atlas_kit.codecs.numbers import Array
@@ -61,8 +62,9 @@ class GGUFFile:
         Why the header could be read only in part (``open(..., tolerant=True)``), else ``None``.
     """
 
-    def __init__(self, source: Source, scan: HeaderScan) -> None:
+    def __init__(self, source: Source, scan: HeaderScan, *, owns_source: bool = True) -> None:
         self._source = source
+        self._owns_source = owns_source
         self.scan = scan
         self.path = scan.path
         self.size = scan.size
@@ -82,11 +84,13 @@ class GGUFFile:
     # --- opening and closing ---------------------------------------------------------------------------
 
     @classmethod
-    def open(cls, path: StrPath, *, shards: bool = True, tolerant: bool = False) -> GGUFFile:
+    def open(cls, given: Given, *, shards: bool = True, tolerant: bool = False) -> GGUFFile:
         """Open a GGUF file; of a split model any shard, which opens all of them.
 
         Parameters
         ----------
+        given
+            Its path, its content (of a model that is not split), or a source that is open already and stays so.
         shards
             ``False`` opens this one file only, whatever it says about others.
         tolerant
@@ -102,29 +106,26 @@ class GGUFFile:
         ConflictError
             The header makes no sense because another process is just changing it.
         """
-        check_journal(path)
-        source = Source(path)
+        source = open_source(given)
         try:
-            file = cls(source, scan_header(source))
+            check_journal(source.path)
+            file = cls(source, scan_header(source), owns_source=source is not given)
             if file.error is not None and not tolerant:
                 if source.changed():
-                    raise ConflictError("the file was changed while it was being read", path=path)
+                    raise ConflictError("the file was changed while it was being read", path=source.path)
                 raise file.error
-            if shards and file.error is None and shard_count(file.metadata) > 1:
+            if shards and file.error is None and source.path is not None and shard_count(file.metadata) > 1:
                 return _join(file)
         except BaseException:
-            source.close()
+            if source is not given:
+                source.close()
             raise
         return file
 
     @classmethod
     def from_bytes(cls, data: bytes, *, tolerant: bool = False) -> GGUFFile:
         """Open a GGUF file that is in memory."""
-        source = Source(data=data)
-        file = cls(source, scan_header(source))
-        if file.error is not None and not tolerant:
-            raise file.error
-        return file
+        return cls.open(data, tolerant=tolerant)
 
     def _adopt(self, shards: tuple[GGUFFile, ...]) -> None:
         """Become the model that ``shards`` (opened one by one) make up."""
@@ -138,7 +139,8 @@ class GGUFFile:
 
     def close(self) -> None:
         """Release the files; metadata stays readable, views in use keep their map alive."""
-        self._source.close()
+        if self._owns_source:
+            self._source.close()
         for shard in self.shards:
             if shard is not self:
                 shard.close()

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from atlas_kit.errors import FileAccessError, FileCorruptError, Remedy
-from atlas_kit.storage.files import StrPath, access_error, lock, sync_folder
+from atlas_kit.storage.atomic import lock, sync_folder
+from atlas_kit.storage.source import StrPath, access_error
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -110,8 +111,8 @@ def _load(path: StrPath) -> tuple[Journal | None, bool]:
     return Journal.decode(data), True
 
 
-def check_journal(path: StrPath) -> None:
-    """Raise when the header of ``path`` was only half overwritten.
+def check_journal(path: StrPath | None) -> None:
+    """Raise when the header of ``path`` was only half overwritten (bytes without a path have no journal).
 
     A journal that is itself incomplete was cut off before the file was touched, so the file is whole.
 
@@ -120,7 +121,7 @@ def check_journal(path: StrPath) -> None:
     FileCorruptError
         An edit in place was interrupted (or is under way in another process).
     """
-    if is_interrupted(path):
+    if path is not None and is_interrupted(path):
         raise FileCorruptError(
             "an edit of this file was interrupted, or is under way",
             path=path,

@@ -26,7 +26,9 @@ from atlas_kit.formats.gguf.scan import align, scan_header
 from atlas_kit.formats.gguf.tables import ValueType
 from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.formats.gguf.values import MetadataField
-from atlas_kit.storage.files import Source, StrPath, atomic_write, write_atomically
+from atlas_kit.storage.atomic import atomic_write, write_atomically
+from atlas_kit.storage.given import Given, name_of, same_file, use_source
+from atlas_kit.storage.source import Source, StrPath
 
 #: Of one lost record so many bytes are kept in the lost-and-found file.
 _MAX_LOST = 1 << 20
@@ -159,7 +161,7 @@ class _Plan:
 
 
 def mend_gguf(
-    path: StrPath,
+    given: Given,
     out: StrPath | None,
     *,
     dry_run: bool = False,
@@ -188,12 +190,12 @@ def mend_gguf(
         ``out`` is the input.
     """
     if out is None and not dry_run:
-        raise InvalidParamError("a mended copy needs a name", path=path)
-    if out is not None and os.path.exists(out) and os.path.samefile(path, out):
+        raise InvalidParamError("a mended copy needs a name", path=name_of(given))
+    if out is not None and same_file(given, out):
         raise InvalidParamError(
-            "the input is never overwritten", path=path, hint="Give the mended copy another name."
+            "the input is never overwritten", path=name_of(given), hint="Give the mended copy another name."
         )
-    with Source(path) as source:
+    with use_source(given) as source:
         result = MendResult(source.path, None if out is None else os.fspath(out), before=check_gguf(source))
         plan = _plan(source, result, drop_damaged=drop_damaged)
         result.saved += sum(fate.state == "intact" for fate in result.tensors)

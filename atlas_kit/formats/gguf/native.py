@@ -23,7 +23,8 @@ from atlas_kit.formats.gguf.scan import align
 from atlas_kit.formats.gguf.tables import PAD_KEY, ValueType
 from atlas_kit.formats.gguf.values import MetadataField
 from atlas_kit.formats.gguf.write import Progress, rebuilt_header, write_with_header
-from atlas_kit.storage.files import StrPath
+from atlas_kit.storage.given import Given
+from atlas_kit.storage.source import StrPath
 
 PREFIX = "atlas."
 ATLAS_VERSION = 1
@@ -53,7 +54,7 @@ def is_native(file: GGUFFile) -> bool:
 
 
 def to_native(
-    path: StrPath,
+    path: Given,
     out: StrPath,
     *,
     values: Mapping[str, Any] | None = None,
@@ -159,7 +160,7 @@ def _source_fields(file: GGUFFile, added: list[str]) -> list[MetadataField]:
 
 
 def to_stock(
-    path: StrPath, out: StrPath, *, backup: bool = False, progress: Progress | None = None
+    path: Given, out: StrPath, *, backup: bool = False, progress: Progress | None = None
 ) -> NativeResult:
     """Convert an ATLAS-native GGUF file back to the stock file that it was made from, byte for byte.
 

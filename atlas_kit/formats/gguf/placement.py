@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from atlas_kit.formats.gguf import tables
 from atlas_kit.formats.gguf.scan import align
 from atlas_kit.formats.gguf.tensors import TensorInfo
-from atlas_kit.storage.files import Source
+from atlas_kit.storage.source import Source
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from atlas_kit.formats.gguf.scan import HeaderStream, align, field_of
 from atlas_kit.formats.gguf.tables import ValueType
 from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.formats.gguf.values import MetadataField
-from atlas_kit.storage.files import CHUNK, Source
+from atlas_kit.storage.source import CHUNK, Source
 
 #: How far behind damage the next pair is searched: a broken pair may hold a whole vocabulary.
 _FAR = 64 << 20
@@ -93,23 +93,26 @@ class TailSource(Source):
     """A source without its first ``base`` bytes."""
 
     def __init__(self, inner: Source, base: int) -> None:
-        super().__init__(data=b"")
         self.path = inner.path
         self.size = inner.size - base
         self._inner = inner
         self._base = base
 
-    def read(self, offset: int, size: int) -> bytes:
-        """Return exactly ``size`` bytes at ``offset``."""
-        return self._inner.read(self._base + offset, size)
-
     def read_upto(self, offset: int, size: int) -> bytes:
         """Return up to ``size`` bytes at ``offset``."""
         return self._inner.read_upto(self._base + offset, size)
 
-    def chunks(self, offset: int, size: int, chunk: int = CHUNK) -> Iterator[bytes]:
-        """Yield the bytes of a range in pieces."""
-        return self._inner.chunks(self._base + offset, size, chunk)
+    def view(self, offset: int, size: int) -> memoryview:
+        """Return a view of a range."""
+        return self._inner.view(self._base + offset, size)
+
+    def refresh(self) -> None:
+        """Take the file's present size and time."""
+        self._inner.refresh()
+        self.size = self._inner.size - self._base
+
+    def close(self) -> None:
+        """Leave the source open: it is its opener's to close."""
 
 
 def salvage(source: Source) -> Salvage:

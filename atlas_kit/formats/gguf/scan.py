@@ -27,7 +27,8 @@ from atlas_kit.formats.gguf.tables import ValueType
 from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.formats.gguf.values import ArrayValue, LazyArrays, LazyNumbers, MetadataField
 from atlas_kit.formats.schema import BufferStream, Span, parse, trace
-from atlas_kit.storage.files import Source, StrPath
+from atlas_kit.storage.given import Given, takes_source, use_source
+from atlas_kit.storage.source import Source, StrPath
 
 FIRST_READ = 1 << 16
 LARGEST_READ = 1 << 20
@@ -165,7 +166,8 @@ def version_and_order(head: bytes, path: StrPath | None = None) -> tuple[int, st
     return version, order
 
 
-def scan_header(source: Source | StrPath, *, path: StrPath | None = None) -> HeaderScan:
+@takes_source
+def scan_header(source: Source, *, path: StrPath | None = None) -> HeaderScan:
     """Read a header as far as possible. Never raises for what is in the file: see ``HeaderScan.error``.
 
     Raises
@@ -173,9 +175,6 @@ def scan_header(source: Source | StrPath, *, path: StrPath | None = None) -> Hea
     AtlasError
         The file cannot be opened or read at all.
     """
-    if not isinstance(source, Source):
-        with Source(source) as opened:
-            return scan_header(opened)
     scan = HeaderScan(source.path if path is None else str(path), source.size)
     stream = HeaderStream(source)
     scan.stream = stream
@@ -313,16 +312,16 @@ class HexRow:
     meaning: str
 
 
-def hex_fields(path: StrPath, limit: int | None = 200) -> tuple[list[HexRow], AtlasError | None]:
+def hex_fields(given: Given, limit: int | None = 200) -> tuple[list[HexRow], AtlasError | None]:
     """List every field of a header with its bytes, driven by the schema; arrays take one row each.
 
     Returns the rows (the first ``limit``) and the error that ended the walk, if one did. Text may hold
     surrogate escapes (bytes that are not UTF-8); ``errors.printable`` makes it printable.
     """
-    with Source(path) as source:
+    with use_source(given) as source:
         stream = HeaderStream(source)
         try:
-            version, order = version_and_order(bytes(stream.buf[: stream.ensure(8)]), path)
+            version, order = version_and_order(bytes(stream.buf[: stream.ensure(8)]), source.path)
         except AtlasError as error:
             return [], error
         spans, problem = trace(layout(version, order).header, stream, limit=limit)

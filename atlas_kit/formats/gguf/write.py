@@ -24,7 +24,8 @@ from atlas_kit.formats.gguf.scan import align
 from atlas_kit.formats.gguf.tables import GGMLType, ValueType
 from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.formats.gguf.values import MetadataField
-from atlas_kit.storage.files import CHUNK, Source, StrPath, atomic_write
+from atlas_kit.storage.atomic import atomic_write
+from atlas_kit.storage.source import CHUNK, Source, StrPath
 
 if TYPE_CHECKING:
     import numpy as np

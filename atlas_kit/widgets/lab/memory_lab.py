@@ -487,9 +487,9 @@ def _documents(given: Any) -> dict[str, Any]:
 
 
 def _content(path: str | os.PathLike[str]) -> str:
-    from atlas_kit.storage.files import Source
+    from atlas_kit.storage.given import open_source
 
-    with Source(path) as source:
+    with open_source(path) as source:
         return source.read(0, source.size).decode("utf-8", "surrogateescape")
 
 
