@@ -525,7 +525,7 @@ def test_a_system_prompt_needs_a_chat(run_model):
         (["-p", "a", "--top-p", "2"], "top_p"),
         (["-p", "a", "--top-k", "-1"], "Choose 0 to 16777216."),
         (["-p", "a", "--max-tokens", "-2"], "--max-tokens"),
-        (["-p", "a", "--seed", "-1"], "seed"),
+        (["-p", "a", "--seed", str(1 << 63)], "seed"),
         (["-p", "a", "--config", "/no/such/config"], "no such file"),
         (["-f", "/no/such/prompt"], "no such file"),
         (["-p", "a", "--atlas", "--learning-rate", "0", "--window-size", "0"], "both 0"),
