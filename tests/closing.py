@@ -24,6 +24,7 @@ NEEDS: tuple[tuple[str, str, str], ...] = (
     ("outnumber the processors", "of how llama.cpp's threads wait", "one processor only"),
     ("threadpoolctl", "of NumPy's BLAS", "threadpoolctl is not installed"),
     ("NumPy's BLAS has|cannot run the kernels", "of NumPy's BLAS", "this processor has not every kernel"),
+    ("no recipe for", "of architectures", "random models are not made of them"),
     ("llama", "of llama.cpp", "llama-cpp-python is not installed"),
     ("cryptography", "of encrypted files", "cryptography is not installed"),
     ("matplotlib", "of figures", "matplotlib is not installed"),

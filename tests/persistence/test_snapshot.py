@@ -722,7 +722,7 @@ def test_arguments_of_the_wrong_kind(path, call, key):
 
 
 def test_no_version_0(path, saved):
-    with pytest.raises(AtlasError, match="no version 0"):
+    with pytest.raises(AtlasError, match="0 is not a version"):
         save_memory(path.with_name("new.atlas"), *learned(), version=0)
     redescribe(saved, "version", value=0)
     assert "version 0" in refused(saved).message

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import (
@@ -367,13 +368,12 @@ def _join(file: GGUFFile) -> GGUFFile:
             hint="Put all shards into one folder, or look at this one alone (shards=False).",
         )
     opened: list[GGUFFile] = []
-    model: GGUFFile | None = None
     try:
         for number, path in enumerate(paths):
-            shard = GGUFFile.open(path, shards=False)
+            shard = file if path == Path(file.path or "") else GGUFFile.open(path, shards=False)
             opened.append(shard)
             _check_shard(shard, number, len(paths), file)
-        model = GGUFFile(opened[0].source, opened[0].scan)
+        model = GGUFFile(opened[0].source, opened[0].scan, owns_source=False)
         model.path = file.path
         model._adopt(tuple(opened))
         _check_total(model)
@@ -381,7 +381,8 @@ def _join(file: GGUFFile) -> GGUFFile:
         for shard in opened:
             shard.close()
         raise
-    file.source.close()
+    if file not in opened:  # its name counts further than there are shards
+        file.close()
     return model
 
 
