@@ -24,6 +24,8 @@ from atlas_kit.llama.batch import AnyWork, Batches, Job
 from atlas_kit.llama.engine import Engine
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.session import AtlasSession
+from atlas_kit.persistence.session_file import write_session_state
+from atlas_kit.persistence.session_state import SessionState
 
 
 class Scheduler:
@@ -167,9 +169,18 @@ class Scheduler:
             self._messages.put(answer)
         return future
 
-    def save(self, session: AtlasSession, path: str | os.PathLike[str], **options: Any) -> Job:
-        """Save a session's memory, after the work that it has now; options as of ``AtlasSession.save``."""
-        return self.call(session, lambda: session.save(path, **options))
+    def save(
+        self, session: AtlasSession, path: str | os.PathLike[str], *, context: bool = True, **options: Any
+    ) -> Job:
+        """Save a session's memory, after the work that it has now; options as of ``AtlasSession.save``.
+
+        Its state is taken on the engine's thread, in a moment, and written on another beside decoding.
+        """
+
+        def write(state: SessionState) -> Any:
+            return write_session_state(path, state, **options)
+
+        return self.call(session, lambda: session.state(context=context), then=write)
 
     def restore(self, session: AtlasSession, path: str | os.PathLike[str], **options: Any) -> Job:
         """Let a session go on with a saved memory, after the work that it has now; as ``AtlasSession.load``."""
