@@ -17,6 +17,9 @@ SCRIPTS = sorted((REPOSITORY / "atlas_kit").rglob("*.js"))
 #: A comment that silences the check for a line or a file, and the reason behind it.
 SILENCED = re.compile(r"@ts-(?:ignore|expect-error|nocheck)\b(.*)")
 
+#: What `make lint` and editors look at.
+FOLDERS: list[str] = json.loads(CONFIG.read_text(encoding="utf-8"))["include"]
+
 deno = pytest.importorskip("deno", reason="deno is not installed")
 
 
@@ -29,6 +32,7 @@ def check(folder: Path, cache: Path) -> subprocess.CompletedProcess[str]:
         "--no-lock",
         "--config",
         str(folder / CONFIG.name),
+        *(name for name in FOLDERS if (folder / name).is_dir()),
     ]
     environment = {**os.environ, "NO_COLOR": "1", "DENO_DIR": str(cache), "DENO_NO_UPDATE_CHECK": "1"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
@@ -59,6 +63,11 @@ def test_the_check_finds_a_fault(tmp_path, fault, said):
     ran = check(tmp_path, tmp_path / "cache")
     assert ran.returncode == 1
     assert said in ran.stderr
+
+
+def test_lint_looks_at_the_same_folders():
+    for name in ("Makefile", ".pre-commit-config.yaml"):
+        assert " ".join(FOLDERS) in (REPOSITORY / name).read_text(encoding="utf-8")
 
 
 def test_the_check_is_strict():

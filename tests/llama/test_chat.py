@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from atlas_kit.errors import InvalidParamError, MissingExtraError, ModelError
+from atlas_kit.errors import InvalidParamError, MissingExtraError, ModelError, Remedy
 from atlas_kit.llama import FakeEngine
 from atlas_kit.llama.chat import ChatTemplate
 
@@ -243,7 +243,7 @@ def test_templates_that_fail_say_so_in_a_sentence(read, template, words):
     with pytest.raises(ModelError, match=words) as caught:
         read([("user", "Hi")], template)
     assert "\n" not in str(caught.value)
-    assert "--no-chat" in str(caught.value)
+    assert caught.value.remedy == Remedy("no-chat")
 
 
 @pytest.mark.parametrize("messages", [[{}], [{"role": "user"}], [{"role": "<s>", "content": ""}],

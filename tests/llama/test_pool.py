@@ -86,7 +86,7 @@ def test_one_failure_is_no_others():
         pool = SessionPool(engine)
         wrong = pool.generate(a, "abc", sampling=Sampling(grammar="root ::= [a]"))
         right = pool.generate(b, "abc", max_tokens=5, sampling=GREEDY)
-        with pytest.raises(InvalidParamError, match="no grammar"):
+        with pytest.raises(InvalidParamError, match="cannot follow a grammar"):
             pool.run()
         assert isinstance(wrong.error, InvalidParamError)
         assert len(ids(right.tokens)) == 5

@@ -87,7 +87,7 @@ def test_the_fake_sampler():
     assert engine.sampler(GREEDY).sample(logits) == 7
     drawn = [[engine.sampler(Sampling(seed=s)).sample(logits) for _ in range(3)] for s in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
-    with pytest.raises(InvalidParamError, match="no grammar"):
+    with pytest.raises(InvalidParamError, match="cannot follow a grammar"):
         engine.sampler(Sampling(grammar=DIGITS))
 
 

@@ -647,7 +647,7 @@ class TestRemembered:
     def test_one_session_is_asked_for(self):
         memory = self.settings()
         state, _, token = self.fill(memory, 7, batch=(2,))
-        with pytest.raises(InvalidParamError, match="one session"):
+        with pytest.raises(InvalidParamError, match="several sessions"):
             memory.remembered(state)
         np.testing.assert_array_equal(memory.remembered(state[1])[1], token[1, -5:])
 
@@ -827,7 +827,7 @@ class TestStates:
         both = stack(states)
         assert both.batch == (2,)
         assert_same_bits(both[1], states[1])
-        with pytest.raises(InvalidParamError, match="not leading axes"):
+        with pytest.raises(InvalidParamError, match="no leading axes"):
             states[0][0]
         with pytest.raises(InvalidParamError, match="differ"):
             stack([states[0], Memory(CONFIGS["delta"]).init()])

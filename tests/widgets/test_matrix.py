@@ -306,7 +306,7 @@ def test_a_limit_is_kept_until_another_is_given():
 
 def test_a_part_that_is_none_is_refused():
     view = MatrixView(np.ones((4, 4)))
-    with pytest.raises(InvalidParamError, match="no part"):
+    with pytest.raises(InvalidParamError, match="not a part"):
         view.viewport = [3, 0, 1, 2]
 
 
