@@ -27,13 +27,11 @@ from atlas_kit.formats.schema import Span
 from atlas_kit.operations.entry_rows import EntryRow
 from atlas_kit.operations.inspect_parts import learned_memory, value_text
 from atlas_kit.persistence.entry_keys import DESCRIPTION
-from atlas_kit.storage.given import open_source
 from atlas_kit.storage.source import Source
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import Entry
     from atlas_kit.formats.atlas.v1 import StoreV1
-    from atlas_kit.storage.given import StrPath
 
 
 #: A damaged file of up to this many bytes is walked when it is opened; a larger one shows its bytes.
@@ -50,8 +48,7 @@ class AtlasContents(Contents):
     kind = "atlas"
     title = "ATLAS memory"
 
-    def __init__(self, path: StrPath, passphrase: str | bytes | None = None) -> None:
-        source = open_source(path)
+    def __init__(self, source: Source, passphrase: str | bytes | None = None) -> None:
         super().__init__(source)
         self.memory: MemoryFile | None = None
         self.passphrase = passphrase
@@ -61,23 +58,20 @@ class AtlasContents(Contents):
         self._rescued: list[Entry] = []
         self._index: Array | None = None
         try:
-            self._open(path)
+            self._open()
         except KeyRequiredError as error:
             self.problem, self.locked = error, True
         except WrongKeyError:
-            source.close()
             raise
         except AtlasError as error:
             self.problem = error
         if self.memory is None and source.size <= WALKED:
             self._walk()
 
-    def _open(self, path: StrPath) -> None:
-        memory = MemoryFile.open(path, **self._secret)
+    def _open(self) -> None:
+        memory = MemoryFile.open(self.source, **self._secret)
         store = memory.store
         assert store is not None
-        self.source.close()
-        self.source = store.source
         self.memory = memory
         self._lines = functools.lru_cache(maxsize=256)(self._record_lines)
         if isinstance(store, v2.StoreV2):

@@ -30,7 +30,7 @@ from atlas_kit.explorer.items import Item
 from atlas_kit.formats.detect import detect
 from atlas_kit.storage.atomic import atomic_write
 from atlas_kit.storage.given import open_source
-from atlas_kit.storage.source import access_error
+from atlas_kit.storage.source import Source, access_error
 
 if TYPE_CHECKING:
     from atlas_kit.explorer.matrix import StoredMatrix
@@ -411,24 +411,32 @@ def open_contents(path: StrPath, passphrase: str | bytes | None = None) -> Conte
     if not stat.S_ISREG(mode):
         what = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
         raise FileAccessError(f"it is {what}", path=path)
-    kind = detect(path)
+    source = open_source(path)
+    try:
+        return _contents_of(source, passphrase)
+    except BaseException:
+        source.close()
+        raise
+
+
+def _contents_of(source: Source, passphrase: str | bytes | None) -> Contents:
+    kind = detect(source)
     if kind == "gguf":
         from atlas_kit.explorer.gguf import GGUFContents
 
-        return GGUFContents(path)
+        return GGUFContents(source)
     if kind == "atlas":
         from atlas_kit.explorer.atlas import AtlasContents
 
-        return AtlasContents(path, passphrase)
-    source = open_source(path)
+        return AtlasContents(source, passphrase)
     what = "the file is empty" if not source.size else "this is neither a .atlas nor a GGUF file"
     return Contents(source, InvalidParamError(what, hint="Its bytes are shown." if source.size else None))
 
 
 def preload() -> None:
     """Import what opening a file will need, so that the first one need not wait for it."""
-    for name in ("_explore_gguf", "_explore_atlas"):
-        importlib.import_module(f"atlas_kit.operations.{name}")
+    for name in ("gguf", "atlas"):
+        importlib.import_module(f"atlas_kit.explorer.{name}")
 
 
 def pack(reply: dict[str, Any], buffers: Sequence[bytes]) -> bytes:

@@ -28,9 +28,10 @@ from atlas_kit.formats.gguf.scan import record_fields
 from atlas_kit.formats.gguf.tables import describe_key, describe_value
 from atlas_kit.operations.gguf_values import plain_value, show_value
 from atlas_kit.operations.model_overview import model_overview
+from atlas_kit.storage.source import Source
 
 if TYPE_CHECKING:
-    from atlas_kit.storage.given import StrPath
+    pass
 
 
 _PREFIX_END = 24
@@ -61,9 +62,9 @@ class GGUFContents(Contents):
     kind = "gguf"
     title = "GGUF model"
 
-    def __init__(self, path: StrPath) -> None:
-        self.model = GGUFFile.open(path, shards=False, tolerant=True)
-        super().__init__(self.model.source, self.model.error or self._cut())
+    def __init__(self, source: Source) -> None:
+        self.model = GGUFFile.open(source, shards=False, tolerant=True)
+        super().__init__(source, self.model.error or self._cut())
         self._offsets = [field.offset for field in self.model.fields]
         self._info_offsets = [info.info_offset for info in self.model.tensor_infos]
         self._lines = functools.lru_cache(maxsize=256)(self._record_lines)
@@ -317,6 +318,7 @@ class GGUFContents(Contents):
     def close(self) -> None:
         """Release the file."""
         self.model.close()
+        self.source.close()
 
 
 def _at(rows: Any, number: int) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from atlas_kit.errors import InvalidParamError, KeyRequiredError, Remedy
@@ -33,25 +35,33 @@ def _open(source: Source, keys: Keys) -> MemoryFile:
         return MemoryFile.open(source, **keys.options())
 
 
+@contextlib.contextmanager
 def edit_memory(
     path: StrPath, keys: Keys, *, create: bool = False, version: int | None = None, backup: bool = False
-) -> Any:
-    """Return the context manager that locks, opens, and commits a memory file."""
-    from atlas_kit.errors import KeyRequiredError
-    from atlas_kit.formats.atlas import MemoryFile
+) -> Iterator[MemoryFile]:
+    """Lock, open and, when the block ends well, commit a memory file, asking for its passphrase if it needs one.
 
-    if create:
-        secret = keys.for_writing() if version == 3 else {}
-        return MemoryFile.edit(path, create=True, version=version, backup=backup, **secret)
-    try:
-        with MemoryFile.open(path, **keys.options()) as memory:
-            if keys and memory.version < 3:  # was it swapped for another? do not write secrets into it
-                raise InvalidParamError(
-                    "a passphrase or key was given, and the file is not encrypted: nothing was written",
-                    path=path,
-                    remedy=Remedy("leave-secret-out"),
-                )
-    except KeyRequiredError:
-        if not keys.ask_for(os.fsdecode(path)):
-            raise
-    return MemoryFile.edit(path, backup=backup, **keys.options())
+    Raises
+    ------
+    InvalidParamError
+        There is a passphrase or a key, and the file is not encrypted: was it swapped for another?
+    """
+    with contextlib.ExitStack() as edit:
+        if create:
+            secret = keys.for_writing() if version == 3 else {}
+            options: dict[str, Any] = {"create": True, "version": version, **secret}
+            yield edit.enter_context(MemoryFile.edit(path, backup=backup, **options))
+            return
+        try:
+            memory = edit.enter_context(MemoryFile.edit(path, backup=backup, **keys.options()))
+        except KeyRequiredError:
+            if not keys.ask_for(os.fsdecode(path)):
+                raise
+            memory = edit.enter_context(MemoryFile.edit(path, backup=backup, **keys.options()))
+        if keys and memory.version < 3:
+            raise InvalidParamError(
+                "a passphrase or key was given, and the file is not encrypted: nothing was written",
+                path=path,
+                remedy=Remedy("leave-secret-out"),
+            )
+        yield memory

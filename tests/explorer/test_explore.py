@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -728,3 +730,26 @@ def test_float_arrays_of_metadata_have_a_histogram(tmp_path: Path, explore: Any)
     assert item["views"] == ["values", "histogram"]
     assert ask(explorer, "histogram", table="metadata", row=0)["nan"] == 1
     assert ask(explorer, "rows", table=item["values"])["rows"][2][1] == "NaN"
+
+
+def test_what_opening_needs_can_be_imported_before() -> None:
+    program = (
+        "import sys; from atlas_kit.explorer.explorer import preload; preload(); "
+        "assert {'atlas_kit.explorer.gguf', 'atlas_kit.explorer.atlas'} <= set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize("name", ["atlas/all-types.atlas", "gguf/tiny.gguf", "broken/truncated.atlas"])
+def test_a_file_is_opened_once(samples: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    opened: list[str] = []
+    init = LocalSource.__init__
+
+    def opening(self: LocalSource, path: Any, *rest: Any) -> None:
+        opened.append(str(path))
+        init(self, path, *rest)
+
+    monkeypatch.setattr(LocalSource, "__init__", opening)
+    with Explorer(samples / name) as explorer:
+        explorer.answer({"op": "open"})
+        assert opened == [str(samples / name)]

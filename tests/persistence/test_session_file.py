@@ -148,6 +148,13 @@ def test_a_passphrase_that_is_asked_for_is_derived_once(states, path, opened):
     assert opened["derived"] == 1
 
 
+def test_saving_over_an_encrypted_file_derives_once(states, path, opened):
+    write_session_state(path, states[0], passphrase=SECRET)
+    opened.update(derived=0)
+    write_session_state(path, states[-1], passphrase=SECRET)
+    assert opened["derived"] == 1
+
+
 # --- replaced meanwhile -----------------------------------------------------------------------------------
 
 
