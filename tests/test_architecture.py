@@ -258,3 +258,18 @@ def test_the_tree_stays_small():
     assert model < 10_000_000
     assert sum(sizes.values()) < 8 << 20
     assert max(sizes.values()) < 1 << 20
+
+
+NAMED = re.compile(r"(?<![\w*<{/.])((?:\w+/)*\w+\.py)\b")
+#: Files of other projects that a comment may name.
+ELSEWHERE = {"gguf_convert_endian.py"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_the_files_that_a_module_names_are_there(path):
+    named = set(NAMED.findall(path.read_text(encoding="utf-8"))) - ELSEWHERE
+    known = {name_of(module) for module in MODULES}
+    missing = [
+        name for name in named if not any(f"/{known_name}".endswith(f"/{name}") for known_name in known)
+    ]
+    assert not [name for name in missing if not (REPOSITORY / name).exists()]

@@ -1,7 +1,8 @@
 """What the runtime needs of a language model, whoever runs it: decode tokens, give logits and hidden states.
 
-``LlamaEngine`` (binding.py) is llama.cpp; ``FakeEngine`` (fake.py) is a few lines of NumPy, so that whatever stands
-on this protocol can be tested without a model. An engine knows sequences and positions and nothing of memories.
+``LlamaEngine`` (llama_engine.py) is llama.cpp; ``FakeEngine`` (fake_engine.py) is a few lines of NumPy, so that
+whatever stands on this protocol can be tested without a model. An engine knows sequences and positions and nothing
+of memories.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One conversation, document or stream: a model's context of fixed size, and a memory of what has left it.
 
 ``AtlasSession`` feeds text to an engine, lets the memory read along, and generates from the blended prediction. What
-it asks of the engine it states as steps (``Step``), which it carries out itself or leaves to a pool that batches
-several sessions (pool.py).
+it asks of the engine it states as steps (``Step``), which it carries out itself or leaves to what
+decodes several sessions together (batch.py).
 """
 
 from __future__ import annotations

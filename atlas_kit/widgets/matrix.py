@@ -2,7 +2,7 @@
 
 The browser gets tiles of at most 512 x 512 pooled numbers, one message each, and asks for others where somebody zooms
 in; exact values it asks for one at a time. Frames are acknowledged, so that a fast learner does not flood the browser
-(``_frames.py``). Drawing and keys are in ``static/matrix/matrix.js``, linked views in ``_link.py``.
+(``frame_gate.py``). Drawing and keys are in ``static/matrix/matrix.js``, linked views in ``link.py``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``CapacityPlayground``: store random pairs in a memory, and watch at how many of them recall breaks.
 
 What is stored and measured is in ``memory/trials.py`` and ``memory/capacity.py``, the thread in ``live.py``, the lines
-in ``_chart.py``; here are the controls. Knows no language model.
+in ``chart.py``; here are the controls. Knows no language model.
 """
 
 from __future__ import annotations

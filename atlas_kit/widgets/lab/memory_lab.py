@@ -1,7 +1,7 @@
 """``MemoryLab``: a memory that learns while a model reads, live, with everything that one would like to see of it.
 
 Learning runs in one background thread (``live.Runner``); what it shows is collected by ``llama/trace.py`` and sent by
-``_lab_view.py``. Here are the controls, and what they do to the session.
+``lab/view.py``. Here are the controls, and what they do to the session.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The live view of ``MemoryLab``: what a trace holds, sent to the browser piece by piece as it draws.
 
-Frames are acknowledged (``_frames.py``); a page that was loaded again says hello and gets everything from the start.
+Frames are acknowledged (``frame_gate.py``); a page that was loaded again says hello and gets everything from the start.
 Knows a trace, and an engine only to name tokens; drawing is in ``static/lab/lab.js``.
 """
 
