@@ -369,6 +369,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print a list of objects")
     parser.add_argument("--only", action="append", choices=sorted(GROUPS), help="this group (more than once)")
     parser.add_argument("--folder", type=Path, help="where to put the files (a temporary folder)")
+    parser.add_argument("--save", action="store_true", help="also write tools/bench/results/formats-cpu.json")
     options = parser.parse_args()
     rows: list[Row] = []
     if not options.json:
@@ -386,8 +387,14 @@ def main() -> int:
                     print(show(row), flush=True)
         finally:
             shutil.rmtree(folder)
+    found = [asdict(row) | {"ratio": row.ratio, "ok": row.ok} for row in rows]
+    if options.save:
+        from tools.bench.memory import RESULTS, machine_of
+
+        kept = json.dumps(machine_of("numpy", options.quick) | {"rows": found}, indent=1)
+        (RESULTS / "formats-cpu.json").write_text(kept + "\n", encoding="utf-8")
     if options.json:
-        print(json.dumps([asdict(row) | {"ratio": row.ratio, "ok": row.ok} for row in rows], indent=1))
+        print(json.dumps(found, indent=1))
     elif not options.only:
         print("\nhow much damaged files give back: python tools/bench/repair_score.py")
     return int(not all(row.ok for row in rows))
