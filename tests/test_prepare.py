@@ -231,7 +231,8 @@ def test_the_chromium_that_is_asked_for(machine):
     machine.put("mine")
     ran = machine.prepare("--chromium", CHROMIUM=f"{machine.bin}/mine")
     assert (ran.returncode, ran.stdout) == (0, f"{machine.bin}/mine\n")
-    assert machine.prepare("--chromium", CHROMIUM="/no/such").returncode == 1
+    for nothing in ("/no/such", str(machine.bin)):  # a folder is no program
+        assert machine.prepare("--chromium", CHROMIUM=nothing).returncode == 1
     ran = machine.prepare("test", CHROMIUM="/no/such")
     assert ran.returncode == 2
     assert "there is no program /no/such" in ran.stderr

@@ -40,7 +40,7 @@ find_chromium() {
   case ${CHROMIUM:-} in
     '') ;;
     none) return 1 ;;
-    *) [ -x "$CHROMIUM" ] && echo "$CHROMIUM"; return ;;
+    *) [ -f "$CHROMIUM" ] && [ -x "$CHROMIUM" ] && echo "$CHROMIUM"; return ;;
   esac
   command -v chromium || command -v chromium-browser || command -v google-chrome && return
   found=$(find "${PLAYWRIGHT_BROWSERS_PATH:-${HOME:-/}/.cache/ms-playwright}" -name chrome -type f 2>/dev/null | head -n 1)
@@ -150,7 +150,7 @@ explain() {
 
 install() {
   sudo=
-  if [ "$(id -u)" -ne 0 ]; then
+  if [ "$(id -u 2>/dev/null || echo 1)" -ne 0 ]; then
     there sudo || return 1
     sudo=sudo
   fi
@@ -192,7 +192,7 @@ for target in "$@"; do needs="$needs $(needs_of "$target")"; done
 
 look
 [ -n "$packages$others$snap" ] || exit 0
-if [ -z "$others" ] && { [ "$(id -u)" -eq 0 ] || [ -n "${CI:-}" ]; }; then
+if [ -z "$others" ] && { [ "$(id -u 2>/dev/null || echo 1)" -eq 0 ] || [ -n "${CI:-}" ]; }; then
   install && look && [ -z "$packages$others$snap" ] && exit 0
 fi
 explain >&2
