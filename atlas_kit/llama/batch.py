@@ -6,17 +6,31 @@ drive. It belongs to one thread and knows no locks but the engine's.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
-from atlas_kit.errors import AtlasError, InvalidParamError
+from atlas_kit.errors import AtlasError, ClosedError, InvalidParamError
 from atlas_kit.llama.engine import Outputs
 from atlas_kit.llama.session import AtlasSession, Finish, Step, Token, interrupts_put_off
 
-#: A piece of work in steps, as ``AtlasSession.generating`` gives it.
+#: A piece of work in steps, as ``AtlasSession.generating`` gives it. It may also yield a ``Future``: then it goes on
+#: between two decodes as soon as that is done, with its result.
 AnyWork = Generator[Any, Any, Any]
+
+
+def between() -> Future[None]:
+    """Return what work yields that is to go on when nobody's outputs wait to be read.
+
+    Work that was just sent outputs is not alone with the engine: those of its neighbours are views that any decode
+    overwrites.
+    """
+    now: Future[None] = Future()
+    now.set_result(None)
+    return now
 
 
 class Job:
@@ -48,6 +62,7 @@ class Job:
         self.stop: str | None = None
         self.value: Any = None
         self.waiting: Step | None = None
+        self.pause: Future[Any] | None = None
         self.started = False
         #: Goes on with ``value`` elsewhere; the job is done when that is.
         self.afterwards: Callable[[Job], None] | None = None
@@ -66,8 +81,8 @@ class Job:
         Where it is done already, it is called now.
         """
         with self._changed:
-            self._listeners.append(listener)
-            done = self.done
+            if not (done := self.done):  # else whoever ended it may yet go through the list
+                self._listeners.append(listener)
         if done:
             listener(self)
 
@@ -108,18 +123,44 @@ class Job:
 
     # --- what only the thread that does the work calls -------------------------------------------------------
 
-    def advance(self, outputs: Outputs | Exception | None) -> list[Token]:
-        """Go on until the engine is needed again; return the tokens that came."""
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing left for it to do here."""
+        return self.done or (self.started and self.waiting is None and self.pause is None)
+
+    def resume(self) -> list[Token]:
+        """Begin, or go on after a pause that is over."""
+        found = [] if self.started else self.advance(None)
+        while self.pause is not None and self.pause.done():
+            pause, self.pause = self.pause, None
+            try:
+                value = pause.result()
+            except Exception as error:  # the work's own to deal with
+                value = error
+            found += self.advance(value)
+        return found
+
+    def advance(self, outputs: Any) -> list[Token]:
+        """Go on until the engine is needed again; return the tokens that came.
+
+        ``outputs`` is what it waited for: ``Outputs``, the result of a pause, or an exception; None to begin.
+        """
         found: list[Token] = []
         ended: tuple[str, Any, Exception | None] | None = None
-        self.started, self.waiting = True, None
+        with self._changed:
+            if self.done and not self.started:  # ended elsewhere, and what it would have used is released
+                return found
+            self.started, self.waiting = True, None
         try:
             failed = isinstance(outputs, Exception)
-            item = self.work.throw(outputs) if failed else self.work.send(outputs)  # type: ignore[arg-type]
+            item = self.work.throw(outputs) if failed else self.work.send(outputs)
             while isinstance(item, Token):
                 found.append(item)
                 item = next(self.work)
-            self.waiting = item
+            if isinstance(item, Future):
+                self.pause = item
+            else:
+                self.waiting = item
         except StopIteration as stopped:
             ended = ("done", stopped.value, None)
         except Exception as error:  # one session's failure is no other's
@@ -163,12 +204,15 @@ class Job:
             try:
                 listener(self)
             except Exception:  # whoever listens must not end others' work
-                with self._changed:
+                with self._changed, contextlib.suppress(ValueError):  # another thread may tell, too
                     self._listeners.remove(listener)
 
     def cancel(self, error: Exception | None = None) -> None:
         """End between two steps: what was generated is kept, a text that was not read to its end is forgotten."""
         step, self.waiting = self.waiting, None
+        if self.pause is not None:
+            self.pause.cancel()
+            self.pause = None
         try:
             self.work.close()
         except Exception as own:  # what it wanted to say at its end
@@ -187,11 +231,13 @@ class Batches:
         self.engine = engine
         self.jobs: list[Job] = []
         self._queues: dict[AtlasSession, deque[Job]] = {}
+        self._limits: dict[AtlasSession, int] = {}  # the sessions' own, while they have work here
 
     def add(self, job: Job) -> None:
         """Add work; of one session, it is done in the order in which it was added."""
         if job.session.engine is not self.engine:
             raise InvalidParamError("the session belongs to another model", key="session")
+        self._limits.setdefault(job.session, job.session.feed_limit)
         # half a batch each, so that somebody's long text does not keep others waiting for more than one decode
         job.session.feed_limit = max(1, self.engine.n_batch // 2)
         self._queues.setdefault(job.session, deque()).append(job)
@@ -206,7 +252,8 @@ class Batches:
     def step(self) -> list[tuple[Job, list[Token]]]:
         """Decode once for as many sessions as fit; return what each of them generated."""
         with self.engine.lock, interrupts_put_off():
-            events = [(job, job.advance(None)) for job in list(self.jobs) if self._next_in_line(job)]
+            events = [(job, job.resume()) for job in list(self.jobs) if self._may_go_on(job)]
+            self._end_closed()
             for job, output in self._decoded(batch := self._batch()):
                 events.append((job, job.advance(output)))
                 if isinstance(output, Exception):
@@ -219,8 +266,32 @@ class Batches:
             self._sweep()
         return events
 
-    def _next_in_line(self, job: Job) -> bool:
+    @property
+    def ready(self) -> bool:
+        """Whether a step has anything to do, now."""
+        return any(job.over or job.waiting is not None or self._may_go_on(job) for job in self.jobs)
+
+    def abandon(self, error: Exception) -> None:
+        """End all work with an error; as nothing of it may be half done, the sessions' contexts are forgotten."""
+        for job in list(self.jobs):
+            job.waiting = job.pause = None
+            for end in (job.session.forget_context, job.work.close):
+                with contextlib.suppress(Exception):  # what is told is why it ended
+                    end()
+            job.finish("error", None, error)
+        self._sweep()
+
+    def _may_go_on(self, job: Job) -> bool:
+        """Tell whether a job goes on without the engine: it begins, or its pause is over."""
+        if job.pause is not None:
+            return job.pause.done()
         return not job.started and self._queues[job.session][0] is job
+
+    def _end_closed(self) -> None:
+        """End what waits for sessions that were closed: their sequences may be others' by now."""
+        for job in list(self.jobs):
+            if job.waiting is not None and job.session.closed:
+                job.cancel(ClosedError("the session is closed", path=self.engine.info.path))
 
     def _batch(self) -> list[Job]:
         """Choose whose steps are decoded next: in turn, as long as they fit.
@@ -275,9 +346,14 @@ class Batches:
 
     def _sweep(self) -> None:
         """Let go of what has ended."""
-        over = [job for job in self.jobs if job.done or (job.started and job.waiting is None)]
+        over = [job for job in self.jobs if job.over]
         if not over:
             return
+        for job in over:
+            if (
+                job.waiting is not None or job.pause is not None
+            ):  # ended by another thread, which closes no work
+                job.cancel()
         gone = set(map(id, over))
         self.jobs = [job for job in self.jobs if id(job) not in gone]
         for job in over:
@@ -285,3 +361,4 @@ class Batches:
             queue.remove(job)
             if not queue:
                 del self._queues[job.session]
+                job.session.feed_limit = self._limits.pop(job.session)

@@ -6,8 +6,8 @@ they put a message into a queue, and the thread reads its queue between two deco
 
 The thread decodes, then lets each session of the batch do its own work (read, sample, learn), which needs the
 decode's outputs. While a scheduler is open, its sessions and its engine are used through it alone: what else is to
-happen to a session is a ``call``, and one is opened with ``ask``. The module knows nothing of files: what ``save``
-and ``restore`` do is the session's business.
+happen to a session is a ``call``, and one is opened with ``ask``. Files are written and read on a second thread,
+beside decoding; of what is in them the module knows nothing.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from atlas_kit.errors import BusyError, ClosedError, InvalidParamError
-from atlas_kit.llama.batch import AnyWork, Batches, Job
+from atlas_kit.llama.batch import AnyWork, Batches, Job, between
 from atlas_kit.llama.engine import Engine
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.session import AtlasSession
-from atlas_kit.persistence.session_file import write_session_state
+from atlas_kit.persistence.session_file import about_session, read_session_state, write_session_state
 from atlas_kit.persistence.session_state import SessionState
 
 
@@ -42,7 +43,7 @@ class Scheduler:
     --------
     >>> from atlas_kit.llama import AtlasSession, FakeEngine, Sampling, Scheduler
     >>> engine = FakeEngine(n_sequences=2)
-    >>> with Scheduler(engine) as scheduler, AtlasSession(engine) as session:
+    >>> with AtlasSession(engine) as session, Scheduler(engine) as scheduler:
     ...     job = scheduler.generate(session, "abc" * 20, max_tokens=3, sampling=Sampling(temperature=0))
     ...     text = "".join(token.text for token in job)
     >>> text, job.finish_reason
@@ -85,11 +86,12 @@ class Scheduler:
             The session has work already, or there is too much of it; the scheduler is closed; a setting is wrong.
         """
         self._require_open()
+        if (most := options.get("max_tokens")) is not None and most < 0:
+            raise InvalidParamError(f"max_tokens is {most}", key="max_tokens")
         sampler = self.engine.sampler(sampling or Sampling())
         try:
-            return self._submit(
-                session, session.generating(prompt, sampler=sampler, **options), sampler=sampler
-            )
+            work = _closing(sampler, session.generating(prompt, sampler=sampler, **options))
+            return self._submit(session, work, sampler=sampler)
         except BaseException:
             sampler.close()
             raise
@@ -139,6 +141,7 @@ class Scheduler:
 
         def work() -> AnyWork:
             yield from session.catching_up()
+            yield between()  # the function may decode
             return function()
 
         return self._submit(session, work(), alone=False, then=then)
@@ -183,8 +186,21 @@ class Scheduler:
         return self.call(session, lambda: session.state(context=context), then=write)
 
     def restore(self, session: AtlasSession, path: str | os.PathLike[str], **options: Any) -> Job:
-        """Let a session go on with a saved memory, after the work that it has now; as ``AtlasSession.load``."""
-        return self.call(session, lambda: session.load(path, **options))
+        """Let a session go on with a saved memory, after the work that it has now; as ``AtlasSession.load``.
+
+        The file is read beside decoding, behind what ``save`` has begun to write.
+        """
+
+        def read() -> SessionState:
+            model = self.engine.info.identity
+            return read_session_state(path, expect_model=model, backend=session.backend, **options)
+
+        def work() -> AnyWork:
+            state = yield self._beside(read)
+            with about_session(os.fspath(path)):
+                session.restore(state, force=True)  # as far as it is forced, it was above
+
+        return self._submit(session, work(), alone=False)
 
     def cancel(self, job: Job) -> None:
         """End work between two steps; ``job.wait()`` waits until that has happened. Cancelling twice is fine."""
@@ -207,7 +223,7 @@ class Scheduler:
                 self._live.pop(id(job), None)
                 if self._generating.get(session) is job:
                     del self._generating[session]
-            if sampler is not None:  # work that never began closes none
+            if sampler is not None and not job.started:  # else the work closes it, on its own thread
                 sampler.close()
 
         job = Job(session, work, release)
@@ -219,7 +235,7 @@ class Scheduler:
             if alone and session in self._generating:
                 raise BusyError("the session has work already", key="session", hint="Wait until it is done.")
             if self._max_jobs is not None and len(self._live) >= self._max_jobs:
-                raise BusyError(f"there is work for {self._max_jobs} already", key="max_jobs")
+                raise BusyError(_under_way(self._max_jobs), key="max_jobs")
             self._live[id(job)] = job
             if alone:
                 self._generating[session] = job
@@ -245,17 +261,13 @@ class Scheduler:
 
     def _work(self) -> None:
         while not self._closed:
-            self._listen(wait=not self._batches.jobs)
+            self._listen(wait=not self._batches.ready)
             if self._closed:
                 break
             try:
                 self._batches.step()
-            except Exception as error:  # not a session's own: nothing of it may be half done
-                for job in list(self._batches.jobs):
-                    job.session.forget_context()
-                    job.work.close()
-                    job.finish("error", None, error)
-                self._batches = Batches(self.engine)
+            except Exception as error:  # not a session's own
+                self._batches.abandon(error)
 
     def _listen(self, *, wait: bool) -> None:
         """Do what the messages say that have come; ``wait`` for one where there is none."""
@@ -284,9 +296,15 @@ class Scheduler:
             else:
                 job.finish("done", value)
 
+        self._beside(write)
+
+    def _beside(self, function: Callable[[], Any]) -> Future[Any]:
+        """Call a function on the writer's thread, in turn, and look at its jobs when it is done."""
         if self._writer is None:
             self._writer = ThreadPoolExecutor(1, "atlas-writer")
-        self._writer.submit(write)
+        future = self._writer.submit(function)
+        future.add_done_callback(lambda _: self._messages.put(lambda: None))
+        return future
 
     # --- the end ---------------------------------------------------------------------------------------------
 
@@ -310,10 +328,11 @@ class Scheduler:
         self._messages.put(lambda: None)
         if threading.current_thread() is self._thread:
             return False
+        deadline = time.monotonic() + timeout
         self._thread.join(timeout)
         if ended := not self._thread.is_alive():
             for job in self._alive():  # all that is left is being written
-                ended = job.wait(timeout) and ended
+                ended = job.wait(max(0.0, deadline - time.monotonic())) and ended
         for job in self._alive():
             job.finish("error", None, ClosedError("the scheduler was closed"))
         if self._writer is not None:
@@ -325,3 +344,15 @@ class Scheduler:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _closing(sampler: Sampler, work: AnyWork) -> AnyWork:
+    """Do some work and close its sampler, also where the work has not come as far as that by itself."""
+    try:
+        return (yield from work)
+    finally:
+        sampler.close()
+
+
+def _under_way(count: int) -> str:
+    return f"{count} {'job is' if count == 1 else 'jobs are'} under way, which is the limit"

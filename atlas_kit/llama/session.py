@@ -814,6 +814,11 @@ class AtlasSession:
             tokens = [*self.engine.begin, *tokens]
         return tokens
 
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._closed
+
     def close(self) -> None:
         """Give the sequence back, and close the model if this session opened it; closing twice is fine."""
         if self._closed:

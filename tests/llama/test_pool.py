@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from atlas_kit.errors import BusyError, InvalidParamError, ModelError
+from atlas_kit.errors import BusyError, ClosedError, InvalidParamError, ModelError
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling, SessionPool
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
@@ -113,3 +113,35 @@ def test_a_decode_that_fails_ends_the_work_in_it(monkeypatch):
 def test_a_session_of_another_engine():
     with AtlasSession(FakeEngine(), None) as session, pytest.raises(InvalidParamError, match="another model"):
         SessionPool(FakeEngine()).generate(session, "x")
+
+
+def test_a_session_that_is_closed_takes_its_work_with_it():
+    engine = FakeEngine(n_ctx=256, n_sequences=1)
+    a = AtlasSession(engine, None)
+    pool = SessionPool(engine)
+    job = pool.feed(a, PROMPTS[1] * 2)
+    pool.step()
+    assert not job.done
+    a.close()
+    with AtlasSession(engine, None) as b:  # has its sequence now
+        b.feed("abc")
+        decodes = engine.decodes
+        with pytest.raises(ClosedError, match="session is closed"):
+            pool.run()
+        assert engine.decodes == decodes
+        assert len(ids(b.generate("abc", max_tokens=3, sampling=GREEDY))) == 3
+
+
+def test_a_session_reads_as_much_at_once_as_before_when_its_work_is_over():
+    engine = FakeEngine(n_ctx=256)
+    with AtlasSession(engine, None) as session:
+        limit = session.feed_limit
+        pool = SessionPool(engine)
+        job = pool.generate(session, PROMPTS[0], max_tokens=5, sampling=GREEDY)
+        assert session.feed_limit < limit
+        pool.run()
+        assert session.feed_limit == limit
+        job = pool.generate(session, PROMPTS[0], max_tokens=5, sampling=GREEDY)
+        pool.step()
+        pool.cancel(job)
+        assert session.feed_limit == limit

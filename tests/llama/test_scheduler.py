@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,9 @@ from memory_arrays import arrays, assert_same
 
 from atlas_kit.errors import BusyError, ClosedError, ErrorCode, InvalidParamError, ModelError
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling, Scheduler
+from atlas_kit.llama import scheduler as scheduler_module
+from atlas_kit.llama.batch import Job
+from atlas_kit.persistence import session_file
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
 GREEDY = Sampling(temperature=0)
@@ -187,7 +192,7 @@ def test_busy():
         assert caught.value.code == ErrorCode.BUSY
         assert not isinstance(caught.value, InvalidParamError)
         second = scheduler.feed(b, TEXT)
-        with pytest.raises(BusyError, match="work for 2"):
+        with pytest.raises(BusyError, match="2 jobs are under way"):
             scheduler.call(b, lambda: None)
         engine.open.set()
         first.result(LONG_WAIT)
@@ -231,7 +236,7 @@ def test_one_failure_is_no_others():
         with pytest.raises(RuntimeError, match="own fault"):
             wrong.result(LONG_WAIT)
         with pytest.raises(InvalidParamError, match="max_tokens"):
-            list(scheduler.generate(a, "abc", max_tokens=-1))
+            scheduler.generate(a, "abc", max_tokens=-1)  # at once
         with pytest.raises(InvalidParamError, match="cannot follow a grammar"):  # at once
             scheduler.generate(a, "abc", sampling=Sampling(grammar="root ::= [a]"))
         assert len(ids(right.result(LONG_WAIT))) == 20
@@ -420,3 +425,181 @@ def test_a_neighbours_prompt_makes_no_outputs():
     for hidden, feeds in calls:
         assert not hidden or all(size == outputs for size, outputs in feeds)
     assert np.sum([outputs for hidden, feeds in calls if not hidden for _, outputs in feeds]) <= 20
+
+
+def test_a_call_decodes_when_nobodys_outputs_wait():
+    """Who owes a token catches up in a batch with others; the function runs when all of them have read theirs."""
+    engine = FakeEngine(n_ctx=256)
+    with AtlasSession(engine, SMALL) as alone:
+        alone.feed_limit = engine.n_batch // 2
+        expected = ids(alone.generate(TEXT, max_tokens=9, sampling=GREEDY))
+        kept = arrays(alone)
+    with AtlasSession(engine, SMALL) as a, AtlasSession(engine, SMALL) as b, Scheduler(engine) as scheduler:
+        first = scheduler.generate(a, TEXT, sampling=GREEDY)
+        first.listen(lambda job: len(job.tokens) == 3 and scheduler.cancel(job))
+        assert first.wait(LONG_WAIT)
+        assert a._owed
+        both = scheduler.ask(  # in one burst
+            lambda: (
+                scheduler.call(a, lambda: a.feed("zzzz")),
+                scheduler.generate(b, TEXT, max_tokens=9, sampling=GREEDY),
+            )
+        )
+        called, job = both.result(LONG_WAIT)
+        called.result(LONG_WAIT)
+        assert ids(job.result(LONG_WAIT)) == expected
+        assert bytes(a.context_tokens).endswith(b"zzzz")
+    assert_same(arrays(b), kept)
+
+
+def test_a_sampler_is_closed_by_the_thread_that_uses_it():
+    engine, closed = Gate(n_ctx=256), []
+    plain = engine.sampler
+
+    def sampler(sampling):
+        made = plain(sampling)
+        made.close = lambda: closed.append((sampling.seed, threading.current_thread().name))
+        return made
+
+    engine.sampler = sampler
+    with AtlasSession(engine, None) as a, AtlasSession(engine, None) as b:
+        scheduler = Scheduler(engine)
+        scheduler.generate(a, TEXT, sampling=Sampling(seed=1))
+        assert engine.entered.wait(LONG_WAIT)
+        scheduler.generate(b, TEXT, sampling=Sampling(seed=2))  # never begins
+        assert not scheduler.close(timeout=0.01)
+        assert [seed for seed, _ in closed] == [2]
+        engine.open.set()
+        assert scheduler.close(LONG_WAIT)
+    assert set(closed[1:]) == {(1, "atlas-engine")}
+
+
+def test_closing_waits_for_all_that_is_written_together(monkeypatch):
+    now, waited, go = [0.0], [], threading.Event()
+
+    def wait(job, timeout=None):
+        waited.append(timeout)
+        now[0] += timeout
+        return False
+
+    engine = FakeEngine()
+    with AtlasSession(engine, None) as session:
+        scheduler = Scheduler(engine)
+        began = [threading.Event() for _ in range(3)]
+        for event in began:
+            scheduler.call(session, event.set, then=lambda _: go.wait(LONG_WAIT))
+        for event in began:
+            assert event.wait(LONG_WAIT)
+        monkeypatch.setattr(
+            scheduler_module, "time", SimpleNamespace(monotonic=lambda: now[0]), raising=False
+        )
+        monkeypatch.setattr(Job, "wait", wait)
+        assert not scheduler.close(timeout=5)
+        go.set()
+    assert waited == [5, 0, 0]
+
+
+def test_a_listener_that_comes_at_the_end_is_called_once():
+    with AtlasSession(FakeEngine(), None) as session:
+        heard = []
+        job = Job(session, iter(()), release=lambda: job.listen(heard.append))  # done, and nobody told yet
+        job.finish("done")
+    assert heard == [job]
+
+
+def test_a_listener_that_fails_in_two_threads_at_once():
+    with AtlasSession(FakeEngine(), None) as session:
+        job, both = Job(session, iter(())), threading.Barrier(2)
+
+        def fail(job):
+            both.wait(LONG_WAIT)
+            raise RuntimeError("own fault")
+
+        job.listen(fail)
+        with ThreadPoolExecutor(2) as threads:
+            for told in [threads.submit(job._tell) for _ in range(2)]:
+                told.result(LONG_WAIT)
+
+
+def test_work_that_fails_at_its_end_when_the_engine_breaks():
+    engine = FakeEngine(n_ctx=256)
+    plain, broken = engine.decode, threading.Event()
+
+    def decode(feeds, *, hidden=False):
+        if broken.is_set():
+            raise OSError("not an error of ours")
+        return plain(feeds, hidden=hidden)
+
+    def work(session):
+        try:
+            yield from session.reading(list(TEXT.encode()))
+        finally:
+            raise RuntimeError("at the end")
+
+    engine.decode = decode
+    with AtlasSession(engine, None) as session, Scheduler(engine) as scheduler:
+        broken.set()
+        with pytest.raises(OSError, match="not an error of ours"):
+            scheduler.submit(session, work(session)).result(LONG_WAIT)
+        broken.clear()
+        job = scheduler.generate(session, TEXT, max_tokens=5, sampling=GREEDY)
+        assert len(ids(job.result(LONG_WAIT))) == 5
+
+
+def test_a_file_is_read_beside_decoding(tmp_path, monkeypatch):
+    engine, path = FakeEngine(n_ctx=256), tmp_path / "m.atlas"
+    entered, go = threading.Event(), threading.Event()
+    plain = session_file.load_memory
+
+    def load_memory(*given, **options):
+        assert threading.current_thread().name.startswith("atlas-writer")
+        entered.set()
+        assert go.wait(LONG_WAIT)
+        return plain(*given, **options)
+
+    with AtlasSession(engine, SMALL) as a, AtlasSession(engine, SMALL) as b, Scheduler(engine) as scheduler:
+        scheduler.feed(a, TEXT).result(LONG_WAIT)
+        scheduler.save(a, path).result(LONG_WAIT)
+        monkeypatch.setattr(session_file, "load_memory", load_memory)
+        restored = scheduler.restore(b, path)
+        after = scheduler.call(b, lambda: b.context_tokens)
+        assert entered.wait(LONG_WAIT)
+        scheduler.generate(a, max_tokens=3, sampling=GREEDY).result(LONG_WAIT)  # meanwhile
+        assert not restored.done
+        assert not after.done
+        go.set()
+        restored.result(LONG_WAIT)
+        assert after.result(LONG_WAIT) == tuple(TEXT.encode())
+        with pytest.raises(OSError, match=r"none\.atlas"):
+            scheduler.restore(b, tmp_path / "none.atlas").result(LONG_WAIT)
+        scheduler.call(b, b.close).result(LONG_WAIT)
+        with pytest.raises(ClosedError, match="session is closed"):
+            scheduler.restore(b, path).result(LONG_WAIT)
+
+
+def test_a_restore_that_is_cancelled_or_closed_while_it_reads(tmp_path, monkeypatch):
+    engine, path = FakeEngine(n_ctx=256), tmp_path / "m.atlas"
+    entered, go = threading.Event(), threading.Event()
+    plain = session_file.load_memory
+
+    def load_memory(*given, **options):
+        entered.set()
+        assert go.wait(LONG_WAIT)
+        return plain(*given, **options)
+
+    with AtlasSession(engine, SMALL) as session:
+        session.feed("abc")
+        session.save(path)
+        session.feed("def")
+        monkeypatch.setattr(session_file, "load_memory", load_memory)
+        with Scheduler(engine) as scheduler:
+            first = scheduler.restore(session, path)
+            assert entered.wait(LONG_WAIT)
+            scheduler.cancel(first)
+            assert first.wait(LONG_WAIT)
+            assert first.finish_reason == "cancelled"
+            second = scheduler.restore(session, path)  # behind the first in the writer's queue
+        with pytest.raises(ClosedError, match="scheduler was closed"):
+            second.result(LONG_WAIT)
+        go.set()
+        assert bytes(session.context_tokens) == b"abcdef"
