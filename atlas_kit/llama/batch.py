@@ -57,7 +57,7 @@ class Job:
         self.session, self.work = session, work
         self.tokens: list[Token] = []
         self.done = False
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.finish_reason: str | None = None
         self.stop: str | None = None
         self.value: Any = None
@@ -146,7 +146,7 @@ class Job:
         ``outputs`` is what it waited for: ``Outputs``, the result of a pause, or an exception; None to begin.
         """
         found: list[Token] = []
-        ended: tuple[str, Any, Exception | None] | None = None
+        ended: tuple[str, Any, BaseException | None] | None = None
         with self._changed:
             if self.done and not self.started:  # ended elsewhere, and what it would have used is released
                 return found
@@ -163,7 +163,7 @@ class Job:
                 self.waiting = item
         except StopIteration as stopped:
             ended = ("done", stopped.value, None)
-        except Exception as error:  # one session's failure is no other's
+        except (Exception, SystemExit) as error:  # one session's failure is no other's
             ended = ("error", None, error)
         self._add(found)
         if ended is not None:
@@ -178,14 +178,14 @@ class Job:
                 self.tokens += tokens
                 self._changed.notify_all()
 
-    def _end(self, reason: str, value: Any, error: Exception | None) -> None:
+    def _end(self, reason: str, value: Any, error: BaseException | None) -> None:
         if self.afterwards is not None and error is None and reason == "done":
             self.value, going, self.afterwards = value, self.afterwards, None
             going(self)
         else:
             self.finish(reason, value, error)
 
-    def finish(self, reason: str, value: Any = None, error: Exception | None = None) -> None:
+    def finish(self, reason: str, value: Any = None, error: BaseException | None = None) -> None:
         """Be done; the first call counts."""
         with self._changed:
             if self.done:
@@ -203,11 +203,11 @@ class Job:
         for listener in list(self._listeners):
             try:
                 listener(self)
-            except Exception:  # whoever listens must not end others' work
+            except (Exception, SystemExit):  # whoever listens must not end others' work
                 with self._changed, contextlib.suppress(ValueError):  # another thread may tell, too
                     self._listeners.remove(listener)
 
-    def cancel(self, error: Exception | None = None) -> None:
+    def cancel(self, error: BaseException | None = None) -> None:
         """End between two steps: what was generated is kept, a text that was not read to its end is forgotten."""
         step, self.waiting = self.waiting, None
         if self.pause is not None:
@@ -243,7 +243,7 @@ class Batches:
         self._queues.setdefault(job.session, deque()).append(job)
         self.jobs.append(job)
 
-    def cancel(self, job: Job, error: Exception | None = None) -> None:
+    def cancel(self, job: Job, error: BaseException | None = None) -> None:
         """End work between two steps, with an error where there is one; the session may go on with something else."""
         if job in self.jobs:
             job.cancel(error)

@@ -161,7 +161,7 @@ class Scheduler:
                 return
             try:
                 found = function()
-            except Exception as error:
+            except BaseException as error:  # whoever asked is told, and this thread goes on
                 future.set_exception(error)
             else:
                 future.set_result(found)
@@ -291,7 +291,7 @@ class Scheduler:
         def write() -> None:
             try:
                 value = then(job.value)
-            except Exception as error:
+            except BaseException as error:  # else nobody would hear of it
                 job.finish("error", None, error)
             else:
                 job.finish("done", value)

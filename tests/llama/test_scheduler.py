@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -603,3 +604,20 @@ def test_a_restore_that_is_cancelled_or_closed_while_it_reads(tmp_path, monkeypa
             second.result(LONG_WAIT)
         go.set()
         assert bytes(session.context_tokens) == b"abcdef"
+
+
+def test_a_callback_that_would_exit_ends_its_own_job_only():
+    engine = FakeEngine(n_ctx=256, n_sequences=2)
+    with AtlasSession(engine, SMALL) as a, AtlasSession(engine, SMALL) as b, Scheduler(engine) as scheduler:
+        other = scheduler.generate(b, TEXT, max_tokens=20, sampling=GREEDY)
+        for job in (
+            scheduler.call(a, lambda: 1, then=lambda value: sys.exit(3)),
+            scheduler.call(a, lambda: sys.exit(3)),
+        ):
+            assert job.wait(LONG_WAIT)
+            assert isinstance(job.error, SystemExit)
+        with pytest.raises(SystemExit):
+            scheduler.ask(lambda: sys.exit(3)).result(LONG_WAIT)
+        scheduler.generate(a, TEXT, max_tokens=2, sampling=GREEDY).listen(lambda job: sys.exit(3))
+        assert len(ids(other.result(LONG_WAIT))) == 20
+        assert len(ids(scheduler.generate(b, TEXT, max_tokens=5, sampling=GREEDY).result(LONG_WAIT))) == 5
