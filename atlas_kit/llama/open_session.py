@@ -70,7 +70,7 @@ def open_session(
         Settings do not fit, or ``learn`` is off and there is nothing to read from.
     """
     changes = dict(changes or {})
-    keys = Keys() if keys is None else keys  # false while its passphrase is not asked for yet
+    keys = Keys() if keys is None else keys
     if memory is None:
         memory = bool(file or changes or config) or memory_choice.of_native(engine)[0] is not None
     if not memory:

@@ -186,7 +186,7 @@ def _write(
                 "version 1 has no codecs", remedy=Remedy("choose-format", formats="atlas-v2")
             )
         if version == 3:
-            memory = encrypted(memory, options.new_keys or keys)
+            memory = encrypted(memory, keys if options.new_keys is None else options.new_keys)
         coding = {"codec": options.codec, "level": options.level, "shuffle": options.shuffle}
         return write_memory_file(memory, output, version=version, **coding)
     from atlas_kit.operations import interchange, json_document

@@ -63,7 +63,7 @@ def check_memory(
     from atlas_kit.persistence.snapshot import load_memory
     from atlas_kit.settings.model_facts import model_facts
 
-    keys = Keys() if keys is None else keys  # false while its passphrase is not asked for yet
+    keys = Keys() if keys is None else keys
     with GGUFFile.open(model) as file:
         identity, width = model_identity(file), model_facts(file).width
     open_memory(memory, keys).close()  # asks for the passphrase, where there is one
