@@ -58,7 +58,7 @@ def edit_memory(
             if not keys.ask_for(os.fsdecode(path)):
                 raise
             memory = edit.enter_context(MemoryFile.edit(path, backup=backup, **keys.options()))
-        if keys and memory.version < 3:
+        if keys.given and memory.version < 3:
             raise InvalidParamError(
                 "a passphrase or key was given, and the file is not encrypted: nothing was written",
                 path=path,

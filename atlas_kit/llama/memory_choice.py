@@ -35,18 +35,33 @@ def choose(
 
         return recommend(engine.info.path).settings.replace(**changes), None
     if memory is True:
-        settings, sidecar = of_native(engine)
-        if sidecar is not None and not os.path.lexists(sidecar):
-            raise NoSuchFileError(
-                "the learned memory that the model asks for is not there", path=sidecar,
-                hint="Put it beside the model, or name another memory or none.",
-            )  # fmt: skip
-        return (settings or AtlasSettings()).replace(**changes), sidecar
+        return native_or_default(of_native(engine), changes)
     if isinstance(memory, (str, os.PathLike)):
         return None, os.fspath(memory)
     raise InvalidParamError(
         f"a memory cannot be {memory!r}", key="memory", hint='Give True, "auto", AtlasSettings or a path.'
     )
+
+
+def native_or_default(
+    native: tuple[AtlasSettings | None, str | None], changes: Mapping[str, Any]
+) -> tuple[AtlasSettings, str | None]:
+    """Return what ``of_native`` gave with some settings changed, or else the defaults; the file must be there.
+
+    Raises
+    ------
+    NoSuchFileError
+        The learned memory is not beside the model.
+    InvalidParamError
+        The settings do not fit.
+    """
+    settings, sidecar = native
+    if sidecar is not None and not os.path.lexists(sidecar):
+        raise NoSuchFileError(
+            "the learned memory that the model asks for is not there", path=sidecar,
+            hint="Put it beside the model, or name another memory or none.",
+        )  # fmt: skip
+    return (settings or AtlasSettings()).replace(**changes), sidecar
 
 
 def of_native(engine: Engine) -> tuple[AtlasSettings | None, str | None]:

@@ -70,29 +70,55 @@ def open_session(
         Settings do not fit, or ``learn`` is off and there is nothing to read from.
     """
     changes = dict(changes or {})
-    keys = Keys() if keys is None else keys  # false while its passphrase is not asked for yet
+    keys = Keys() if keys is None else keys
+    native: tuple[AtlasSettings | None, str | None] | None = None
     if memory is None:
-        memory = bool(file or changes or config) or memory_choice.of_native(engine)[0] is not None
+        memory = bool(file or changes or config)
+        if not memory:
+            native = memory_choice.of_native(engine)
+            memory = native[0] is not None
     if not memory:
         return AtlasSession(engine, None, device=device, learn=learn)
     if file is not None and os.path.lexists(file):
-        how: dict[str, Any] = {"context": context, "force": force, "keys": keys}
         with _naming_a_backup(file, keys):
-            state = _read(engine, file, DEVICES.get(device, "numpy"), required=False, **how)
+            state = _read(
+                engine, file, DEVICES.get(device, "numpy"), context=context, force=force, keys=keys,
+                required=False,
+            )  # fmt: skip
         if state is not None:
-            session = AtlasSession(engine, None, device=device, learn=learn)
-            try:
-                _restore(session, state, file, keys)
-                assert session.memory is not None
-                session.memory.retune({**(config.to_json() if config is not None else {}), **changes})
-            except BaseException:
-                session.close()
-                raise
-            return session
+            retuned = {**(config.to_json() if config is not None else {}), **changes}
+            return _going_on(engine, state, file, keys, retuned, device=device, learn=learn)
     if file is not None and not learn:
         raise NoSuchFileError("there is no memory to read from yet", path=file, hint="Learn something first.")
+    if memory is True and config is None:
+        config, sidecar = memory_choice.native_or_default(
+            memory_choice.of_native(engine) if native is None else native, changes
+        )
+        changes = {}
+        if sidecar is not None:
+            with _naming_a_backup(sidecar, keys):
+                state = _read(
+                    engine, sidecar, DEVICES.get(device, "numpy"), context=False, force=force, keys=keys
+                )
+            assert state is not None
+            return _going_on(engine, state, sidecar, keys, config.to_json(), device=device, learn=learn)
     kind: Any = memory if config is None else config
     return AtlasSession(engine, kind, device=device, learn=learn, **changes)
+
+
+def _going_on(
+    engine: Engine, state: SessionState, file: str, keys: Keys, retuned: Mapping[str, Any], **how: Any
+) -> AtlasSession:
+    """Return a session that goes on from what a file held, with some settings changed."""
+    session = AtlasSession(engine, None, **how)
+    try:
+        _restore(session, state, file, keys)
+        assert session.memory is not None
+        session.memory.retune(retuned)
+    except BaseException:
+        session.close()
+        raise
+    return session
 
 
 def load(session: AtlasSession, file: str, *, context: bool, force: bool = False, keys: Keys) -> None:

@@ -506,10 +506,12 @@ class AtlasSession:
         finally:
             self._context, self._position, self.memory, self.learns, self._counts = state
             self._last_output, self.observer = was, observer
+            self._owed = []  # what was cancelled within; all else was caught up above
             if self.memory is not None and watched is not None:
                 self.memory.watched = watched
             self.engine.forget(self.sequence)
             if self._context and not self.engine.load_sequence(self.sequence, saved):
+                self.forget_context()
                 raise ModelError("the context cannot be restored", path=self.engine.info.path)
 
     def reset(self) -> None:

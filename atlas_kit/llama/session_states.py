@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from atlas_kit.codecs.numbers import Array
-from atlas_kit.errors import InvalidParamError
+from atlas_kit.errors import InvalidParamError, ModelError
 from atlas_kit.persistence.session_state import SessionState
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
@@ -29,6 +29,9 @@ class OpenSession(Protocol):
     def context_tokens(self) -> tuple[int, ...]:
         """The tokens in the model's context."""
 
+    def forget_context(self) -> None:
+        """Empty the model's context; the memory stays."""
+
     def open_output(self) -> dict[str, Array]:
         """Return the last token's output, from which the next is predicted."""
 
@@ -44,7 +47,9 @@ def state_of(session: OpenSession, *, context: bool = True) -> SessionState:
             data = session.engine.save_sequence(session.sequence)
             # Loading lays the cache out anew, and sums of float16 depend on their order: so that going on and loading
             # give the same tokens, this session goes on from what it saved, too.
-            session.engine.load_sequence(session.sequence, data)
+            if not session.engine.load_sequence(session.sequence, data):
+                session.forget_context()
+                raise ModelError("the context cannot be restored", path=info.path)
         kept = {
             "tokens": session.context_tokens,
             "position": session.position,

@@ -146,7 +146,7 @@ def side_of_file(path: StrPath, *, label: str | None = None, keys: Keys | None =
     """
     name = name_of(path)
     label = label or os.path.basename(name)
-    keys = keys or Keys()
+    keys = Keys() if keys is None else keys
     with open_given(path, keys) as opened:
         if opened.kind == "gguf":
             return Side(

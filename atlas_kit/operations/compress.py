@@ -47,7 +47,7 @@ def compress_file(
 
             return quantize_model(opened, output, options, progress)
         memory = opened.memory
-        out = _new_like(memory, keys or Keys())
+        out = _new_like(memory, Keys() if keys is None else keys)
         rows = _plan(memory, out, options, progress)
         name = os.fsdecode(output) if isinstance(output, (str, os.PathLike)) else "-"
         result = Compressed(opened.name, name, opened.source.size, write_memory_file(out, output))

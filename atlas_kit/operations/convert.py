@@ -186,7 +186,7 @@ def _write(
                 "version 1 has no codecs", remedy=Remedy("choose-format", formats="atlas-v2")
             )
         if version == 3:
-            memory = encrypted(memory, options.new_keys or keys)
+            memory = encrypted(memory, keys if options.new_keys is None else options.new_keys)
         coding = {"codec": options.codec, "level": options.level, "shuffle": options.shuffle}
         return write_memory_file(memory, output, version=version, **coding)
     from atlas_kit.operations import interchange, json_document
@@ -300,17 +300,18 @@ def _native_values(
     from atlas_kit.settings import native
 
     bound = None
-    if options.memory is not None:
-        if not isinstance(output, (str, os.PathLike)):
-            raise InvalidParamError(
-                "the memory is put beside the model, which is impossible on standard output",
-                hint="Name a file.",
-            )
-        bound = native_model.check_memory(model, options.memory, keys=keys, force=options.force)
-        result.memory = native_model.sidecar_of(output)
-        result.notes += bound.notes
-    settings = _native_settings(model, options, bound)
     with contextlib.ExitStack() as placed:
+        if options.memory is not None:
+            if not isinstance(output, (str, os.PathLike)):
+                raise InvalidParamError(
+                    "the memory is put beside the model, which is impossible on standard output",
+                    hint="Name a file.",
+                )
+            memory = placed.enter_context(use_source(options.memory))  # what is checked is what is copied
+            bound = native_model.check_memory(model, memory, keys=keys, force=options.force)
+            result.memory = native_model.sidecar_of(output)
+            result.notes += bound.notes
+        settings = _native_settings(model, options, bound)
         values = native.native_values(settings)
         if bound is not None and isinstance(output, (str, os.PathLike)):
             values |= placed.enter_context(native_model.placed_memory(bound, output, force=options.force))

@@ -79,7 +79,7 @@ def open_given(given: Given, keys: Keys | None = None) -> Opened:
     """
     source = open_source(given)
     try:
-        opened = _open(source, keys or Keys())
+        opened = _open(source, Keys() if keys is None else keys)
     except BaseException:
         if source is not given:
             source.close()

@@ -129,7 +129,7 @@ def inspect_file(
     kind = detect(source)
     result = Inspection(source.name, kind or "unknown", source.size)
     if wanted.bytes_only:
-        _from_bytes(source, kind, wanted, result, keys or Keys())
+        _from_bytes(source, kind, wanted, result, Keys() if keys is None else keys)
     if not wanted.parts and not wanted.overview:
         return result
     if kind == "gguf":

@@ -75,7 +75,7 @@ def merge_files(
         raise InvalidParamError(f'there is no rule "{prefer}"', hint=f"Use {', '.join(RULES)}.")
     if isinstance(output, (str, os.PathLike)):
         check_output(output, list(inputs), force)
-    keys = keys or Keys()
+    keys = Keys() if keys is None else keys
     opened: list[Opened] = []
     try:
         for given in inputs:

@@ -26,28 +26,23 @@ from atlas_kit.storage.keys import Keys
 
 if TYPE_CHECKING:
     from atlas_kit.persistence.snapshot import MemoryDescription
-
-
-# --- reading -------------------------------------------------------------------------------------------
-
-
-# --- writing -------------------------------------------------------------------------------------------
+    from atlas_kit.storage.source import Source
 
 
 @dataclass(frozen=True)
 class BoundMemory:
     """A learned memory that was checked against a model; ``settings`` are those that it was saved with, if it says."""
 
-    path: str
+    source: Source
     identity: str
     settings: AtlasSettings | None
     notes: tuple[str, ...]
 
 
 def check_memory(
-    model: Given, memory: StrPath, *, keys: Keys | None = None, force: bool = False
+    model: Given, memory: Source, *, keys: Keys | None = None, force: bool = False
 ) -> BoundMemory:
-    """See that a learned memory is whole and belongs to a model.
+    """See that a learned memory is whole and belongs to a model; its source stays open for ``placed_memory``.
 
     Raises
     ------
@@ -63,25 +58,25 @@ def check_memory(
     from atlas_kit.persistence.snapshot import load_memory
     from atlas_kit.settings.model_facts import model_facts
 
-    keys = Keys() if keys is None else keys  # false while its passphrase is not asked for yet
+    keys = Keys() if keys is None else keys
     with GGUFFile.open(model) as file:
         identity, width = model_identity(file), model_facts(file).width
-    open_memory(memory, keys).close()  # asks for the passphrase, where there is one
-    try:
-        loaded = load_memory(memory, expect_model_hash=identity, force=force, **keys.options())
-    except WrongModelError as error:
-        error.hint, error.remedy = None, Remedy("force-beside-model")
-        raise
+    with open_memory(memory, keys) as opened:
+        try:
+            loaded = load_memory(opened, expect_model_hash=identity, force=force)
+        except WrongModelError as error:
+            error.hint, error.remedy = None, Remedy("force-beside-model")
+            raise
     for config in loaded.description.configs:
         if (config.d_k, config.d_v) != (width, width):
             raise InvalidParamError(
                 f"the memory was made for a model of width {config.d_k}, and this one has {width}",
-                path=memory,
+                path=memory.name,
             )
     notes = []
     if loaded.description.model_hash != identity:
         notes.append("the memory does not belong to this model: loading it will have to be forced as well")
-    return BoundMemory(os.fspath(memory), identity, _saved_settings(loaded.description), tuple(notes))
+    return BoundMemory(memory, identity, _saved_settings(loaded.description), tuple(notes))
 
 
 def _saved_settings(description: MemoryDescription) -> AtlasSettings | None:
@@ -112,11 +107,11 @@ def placed_memory(bound: BoundMemory, output: StrPath, *, force: bool = False) -
         Another file is in its place, and ``force`` is off.
     """
     from atlas_kit.storage.atomic import atomic_write
-    from atlas_kit.storage.given import open_source, sha256_of
+    from atlas_kit.storage.given import sha256_of
     from atlas_kit.storage.source import CHUNK
 
     target = sidecar_of(output)
-    digest = sha256_of(bound.path).hex()
+    digest = sha256_of(bound.source).hex()
     made = False
     if not os.path.lexists(target) or sha256_of(target).hex() != digest:
         if os.path.lexists(target) and not force:
@@ -125,8 +120,8 @@ def placed_memory(bound: BoundMemory, output: StrPath, *, force: bool = False) -
                 remedy=Remedy("overwrite-sidecar"),
             )  # fmt: skip
         made = not os.path.lexists(target)
-        with open_source(bound.path) as source, atomic_write(target) as out:
-            for piece in source.chunks(0, source.size, CHUNK):
+        with atomic_write(target) as out:
+            for piece in bound.source.chunks(0, bound.source.size, CHUNK):
                 out.write(piece)
     try:
         yield {FILE_KEY: os.path.basename(target), HASH_KEY: digest, MODEL_KEY: bound.identity}

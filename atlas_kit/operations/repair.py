@@ -86,7 +86,7 @@ def repair_file(
     MagicMismatchError
         Nothing of a file of a known kind is left.
     """
-    options, keys = options or RepairOptions(), keys or Keys()
+    options, keys = options or RepairOptions(), Keys() if keys is None else keys
     if output is None and not options.dry_run:
         raise InvalidParamError("the repaired file needs a name", remedy=Remedy("name-output"))
     if isinstance(output, (str, os.PathLike)):

@@ -55,7 +55,7 @@ def remove_keys(
         A key is not there; then nothing was removed.
     """
     kind = detect(path)
-    keys = keys or Keys()
+    keys = Keys() if keys is None else keys
     if kind == "gguf":
         return _from_model(path, wanted, glob, ignore_missing, dry_run, backup)
     if kind is None:

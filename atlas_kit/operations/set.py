@@ -64,7 +64,7 @@ def set_value(
         The type is not one that the file knows, or the value is not of that type.
     """
     if not os.path.lexists(path):
-        return _set_in_memory(path, key, value, options, keys or Keys(), new=True)
+        return _set_in_memory(path, key, value, options, Keys() if keys is None else keys, new=True)
     kind = detect(path)
     if kind == "gguf":
         return _set_in_model(path, key, value, options, progress)
@@ -75,7 +75,7 @@ def set_value(
             f"values can be set in .atlas and GGUF files, and this is {kind}", path=path,
             hint="Convert it to .atlas first.",
         )  # fmt: skip
-    return _set_in_memory(path, key, value, options, keys or Keys(), new=False)
+    return _set_in_memory(path, key, value, options, Keys() if keys is None else keys, new=False)
 
 
 def _set_in_memory(

@@ -115,7 +115,7 @@ def validate_file(
     try:
         with use_source(given) as source:
             report.format = detect(source)
-            report.findings = _check(source, report.format, keys or Keys())
+            report.findings = _check(source, report.format, Keys() if keys is None else keys)
     except AtlasError as error:
         misuse = isinstance(error, InvalidParamError) and report.format != "json"  # or else wrong content
         report.readable = not misuse and not isinstance(error, (FileAccessError, NoSuchFileError))
@@ -163,7 +163,7 @@ def _is_named_atlas(source: Source) -> bool:
 def _check_atlas(source: Source, keys: Keys) -> list[Finding]:
     from atlas_kit.formats.atlas.check import check_atlas
 
-    if not keys and keys.ask is not None and _is_encrypted(source):
+    if not keys.given and keys.ask is not None and _is_encrypted(source):
         keys.ask_for(source.name)
     return check_atlas(source, **keys.options())
 

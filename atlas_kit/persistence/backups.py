@@ -81,7 +81,7 @@ def list_backups(path: StrPath, keys: Keys | None = None) -> Backups:
         plain = name == f"{target.name}.bak"
         if match or plain:
             stamp = match["time"] if match else None
-            result.backups.append(_describe(target.parent / name, stamp, keys or Keys()))
+            result.backups.append(_describe(target.parent / name, stamp, Keys() if keys is None else keys))
     result.backups.sort(key=lambda backup: (-backup.time, backup.path))
     return result
 

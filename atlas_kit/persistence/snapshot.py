@@ -296,8 +296,8 @@ def save_memory(
         )
     keys = Keys(passphrase.encode() if isinstance(passphrase, str) else passphrase, key)
     new = not os.path.lexists(path)
-    wanted = (3 if keys else 2) if version is None else version
-    if new and keys and wanted != 3:
+    wanted = (3 if keys.given else 2) if version is None else version
+    if new and keys.given and wanted != 3:
         raise InvalidParamError(f"version {wanted} cannot be encrypted", path=path, key="version")
     with edit_memory(path, keys, create=new, version=wanted if new else None) as file:
         if version not in (None, file.version):

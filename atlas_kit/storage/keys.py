@@ -24,16 +24,18 @@ class Keys:
         self.key = key
         self.ask = ask
 
-    def __bool__(self) -> bool:
+    @property
+    def given(self) -> bool:
+        """Whether there is a passphrase or a key by now."""
         return self.passphrase is not None or self.key is not None
 
     def options(self) -> dict[str, Any]:
         """Return the keyword arguments that the library's functions take."""
-        return {"passphrase": self.passphrase, "key": self.key} if self else {}
+        return {"passphrase": self.passphrase, "key": self.key} if self.given else {}
 
     def for_writing(self) -> dict[str, Any]:
         """Return the same for a new encrypted file, asking for a passphrase (twice) if there is none."""
-        if not self:
+        if not self.given:
             if self.ask is None:
                 raise KeyRequiredError(
                     "an encrypted file needs a passphrase or a key",
@@ -43,8 +45,8 @@ class Keys:
         return self.options()
 
     def ask_for(self, name: str) -> bool:
-        """Ask for the passphrase of ``name``; tell whether there is one now."""
-        if self or self.ask is None:
+        """Ask for the passphrase of ``name``; tell whether somebody was asked, so that it is worth another try."""
+        if self.given or self.ask is None:
             return False
         self.passphrase = self.ask(f"Passphrase for {name}", False)
         return True

@@ -569,6 +569,12 @@ def test_what_happens_aside_leaves_no_trace(memory, open_engine):
             list(session.generate(max_tokens=7))
         with pytest.raises(InvalidParamError), session.aside():
             session.feed([-1])
+        with session.aside():
+            work = session.generating("else", max_tokens=7, sampling=GREEDY)
+            prompt = next(work)
+            said = work.send(session.engine.decode([prompt.feed], hidden=prompt.hidden)[0])
+            assert len(said.feed.tokens) == 1  # cancelled before the context has what was said
+            work.close()
         assert seen_of(session) == before
         assert go(session) == expected
     with AtlasSession(open_engine(), memory) as session:

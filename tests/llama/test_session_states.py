@@ -160,3 +160,22 @@ def test_a_state_is_read_in_another_thread_while_the_session_goes_on(session):
     stop.set()
     thread.join()
     assert len(seen) == 1
+
+
+def test_a_context_that_the_engine_does_not_take_back_is_an_error_and_leaves_an_empty_one(monkeypatch):
+    with AtlasSession(FakeEngine(), SMALL) as session:
+        session.feed(TEXT[:40])
+        learned = session.state(context=False).memory
+        with monkeypatch.context() as refusing:
+            refusing.setattr(session.engine, "load_sequence", lambda sequence, data: False)
+            with pytest.raises(ModelError, match="cannot be restored"):
+                session.state()
+        assert (session.position, session.context_tokens) == (0, ())
+        assert session.memory.state is learned
+        session.feed(TEXT[40:60])
+        assert session.position == 20
+        with monkeypatch.context() as refusing:
+            refusing.setattr(session.engine, "load_sequence", lambda sequence, data: False)
+            with pytest.raises(ModelError, match="cannot be restored"), session.aside():
+                session.feed(TEXT[:10])
+        assert (session.position, session.context_tokens) == (0, ())

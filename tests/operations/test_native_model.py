@@ -295,6 +295,26 @@ def test_a_memory_is_copied_and_bound(tmp_path: Path, stock: Path, learned: Any)
     assert placed.exists()
 
 
+def test_a_memory_that_is_replaced_meanwhile_is_copied_as_it_was_checked(
+    tmp_path: Path, stock: Path, learned: Any, monkeypatch: Any
+) -> None:
+    source, other = learned(), learned("other.atlas", metadata={"which": "other"})
+    expected = source.read_bytes()
+    check = native_model.check_memory
+
+    def checking(*arguments: Any, **options: Any) -> Any:
+        bound = check(*arguments, **options)
+        other.replace(source)
+        return bound
+
+    monkeypatch.setattr(native_model, "check_memory", checking)
+    make_native(stock, tmp_path / "n.gguf", memory=source)
+    assert source.read_bytes() != expected
+    assert (tmp_path / "n.atlas").read_bytes() == expected
+    with GGUFFile.open(tmp_path / "n.gguf") as file:
+        assert file.get("atlas.memory.hash") == hashlib.sha256(expected).hexdigest()
+
+
 def test_native_files_may_be_moved_together(tmp_path: Path, stock: Path, learned: Any) -> None:
     make_native(stock, tmp_path / "n.gguf", memory=learned())
     folder = tmp_path / "elsewhere"

@@ -9,14 +9,16 @@ import threading
 
 import numpy as np
 import pytest
+from gguf_builder import BOOL, KV, STR, U32, tiny_llama
 
 from atlas_kit import MemoryFile
-from atlas_kit.errors import AtlasError, ConflictError
+from atlas_kit.errors import AtlasError, ConflictError, KeyRequiredError, NoSuchFileError, WrongModelError
 from atlas_kit.formats.atlas import crypto
-from atlas_kit.llama import AtlasSession, FakeEngine, Sampling
+from atlas_kit.llama import AtlasSession, FakeEngine, Sampling, memory_choice
 from atlas_kit.llama.open_session import open_session
 from atlas_kit.persistence.session_file import read_session_state, saved_settings, write_session_state
 from atlas_kit.settings.atlas_settings import AtlasSettings
+from atlas_kit.settings.native import FILE_KEY, PREFIX
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import LocalSource
 
@@ -153,6 +155,67 @@ def test_saving_over_an_encrypted_file_derives_once(states, path, opened):
     opened.update(derived=0)
     write_session_state(path, states[-1], passphrase=SECRET)
     assert opened["derived"] == 1
+
+
+# --- the memory beside a native model -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def native(states, path):
+    """Return an engine whose model asks for the memory in ``m.atlas``, which is there and encrypted."""
+    sizes = {"window_size": 64, "memory_dim": 8, "omega_window": 16, "chunk_size": 8, "candidates": 16}
+    model = tiny_llama(layers=1).with_kv(
+        KV("atlas.version", U32, 1), KV("atlas.enabled", BOOL, 1), KV(FILE_KEY, STR, b"m.atlas"),
+        *(KV(PREFIX + name, U32, value) for name, value in sizes.items()),
+    )  # fmt: skip
+    (path.parent / "model.gguf").write_bytes(model.bytes())
+    write_session_state(path, states[0], passphrase=SECRET)
+    engine = FakeEngine()
+    engine.info = dataclasses.replace(engine.info, path=str(path.parent / "model.gguf"))
+    return engine
+
+
+@pytest.mark.parametrize("memory", [None, True])
+def test_an_encrypted_memory_beside_a_native_model_is_opened_once(
+    memory, native, states, opened, monkeypatch
+):
+    opened.update(opened=0, derived=0)
+    models, of_native = [], memory_choice.of_native
+    monkeypatch.setattr(
+        memory_choice, "of_native", lambda engine: (models.append(engine), of_native(engine))[1]
+    )
+    keys = Keys(ask=lambda question, confirm: SECRET.encode())
+    with open_session(native, memory, keys=keys, changes={"blend_ratio": 0.5}) as session:
+        assert session.memory.settings.blend_ratio == 0.5
+        learned = states[0].memory.parameters["W"]
+        np.testing.assert_array_equal(session.memory.state.parameters["W"], learned)
+    assert (opened, len(models)) == ({"opened": 1, "derived": 1}, 1)
+    with pytest.raises(KeyRequiredError):
+        open_session(native, memory)
+
+
+def test_a_damaged_memory_beside_a_native_model_names_its_backup(native, states, path):
+    path.unlink()
+    write_session_state(path, states[0])
+    shutil.copy(path, f"{path}.bak")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(AtlasError) as caught:
+        open_session(native)
+    assert caught.value.remedy.arguments["backup"] == f"{path}.bak"
+
+
+def test_another_models_memory_beside_a_native_model_can_be_forced(native, states, path):
+    path.unlink()
+    write_session_state(path, dataclasses.replace(states[0], identity="ab" * 32))
+    with pytest.raises(WrongModelError):
+        open_session(native)
+    open_session(native, force=True).close()
+
+
+def test_a_memory_that_is_not_beside_its_native_model_is_an_error(native, path):
+    path.unlink()
+    with pytest.raises(NoSuchFileError, match="not there"):
+        open_session(native)
 
 
 # --- replaced meanwhile -----------------------------------------------------------------------------------

@@ -1,0 +1,86 @@
+"""Passphrases asked for on a terminal: once for each command that meets an encrypted file, and never shown."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atlas_kit.formats.atlas import MemoryFile
+
+pty = pytest.importorskip("pty", reason="this system has no pseudo-terminals")
+
+SECRET = b"open sesame"
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> Path:
+    """Return an encrypted file with one entry."""
+    path = tmp_path / "locked.atlas"
+    memory = MemoryFile(version=3, passphrase=SECRET)
+    memory.set("greeting", "hello")
+    memory.save(path)
+    return path
+
+
+def on_a_terminal(*arguments: Any, answer: bytes = SECRET) -> tuple[int, str]:
+    """Run atlas-tool on a terminal, answering each question for a passphrase; return its status and the screen."""
+    leader, follower = pty.openpty()
+    environment = {name: value for name, value in os.environ.items() if name != "ATLAS_PASSPHRASE"}
+    tool = subprocess.Popen(
+        [sys.executable, "-m", "atlas_kit", *map(os.fspath, arguments)],
+        stdin=follower, stdout=follower, stderr=follower, start_new_session=True,
+        env={**environment, "TERM": "dumb"},
+    )  # fmt: skip
+    os.close(follower)
+    screen, answered = b"", 0
+    try:
+        while select.select([leader], [], [], 120)[0]:
+            try:
+                piece = os.read(leader, 4096)
+            except OSError:  # Linux says so when nobody has the other end open
+                break
+            if not piece:
+                break
+            screen += piece
+            if screen.count(b"Passphrase for") > answered and screen.rstrip().endswith(b":"):
+                answered += 1
+                os.write(leader, answer + b"\n")
+        else:
+            tool.kill()  # it waits for something else
+    finally:
+        os.close(leader)
+    return tool.wait(120), screen.decode()
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["ls"], "greeting"),
+        (["get", "greeting"], "hello"),
+        (["validate"], ": ok"),
+        (["set", "greeting", "bye"], ""),
+    ],
+    ids=["ls", "get", "validate", "set"],
+)
+def test_a_passphrase_is_asked_for_once_and_not_shown(locked: Path, command: list[str], said: str) -> None:
+    name, *rest = command
+    status, screen = on_a_terminal(name, locked, *rest)
+    assert status == 0, screen
+    assert screen.count("Passphrase for") == 1
+    assert said in screen.partition("Passphrase for")[2]
+    assert SECRET.decode() not in screen
+    with MemoryFile.open(locked, passphrase=SECRET) as memory:
+        assert memory["greeting"].text == ("bye" if name == "set" else "hello")
+
+
+def test_a_wrong_answer_is_an_error(locked: Path) -> None:
+    status, screen = on_a_terminal("ls", locked, answer=b"wrong")
+    assert status != 0
+    assert screen.count("Passphrase for") == 1
+    assert "greeting" not in screen
