@@ -20,6 +20,7 @@ FORMATS = sorted(path.parent.name for path in PACKAGE.glob("formats/*/layout.py"
 #: Longer than this, a module answers more than one question.
 MAX_LINES = 900
 SKIPPED = {".git", ".venv", "build", "dist", "__pycache__", "node_modules"}
+SKIPPED |= {".pytest_cache", ".hypothesis", ".mypy_cache", ".ruff_cache", ".import_linter_cache"}
 
 
 def name_of(path: Path) -> str:

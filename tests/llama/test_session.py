@@ -608,6 +608,15 @@ def test_a_failure_empties_the_context_and_keeps_the_memory(error, during, open_
         assert len(fed.logprob) == fed.tokens - 1  # no token follows one that is gone
 
 
+@pytest.fixture
+def interruptible():
+    """Let SIGINT raise, also where the shell that started the tests in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_waits_for_the_end_of_a_step():
     """Ctrl-C in the middle of learning: afterwards it is as if the text had been read in two parts."""
     tokens = list(TEXT.encode())
