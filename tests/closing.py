@@ -36,6 +36,7 @@ NEEDS: tuple[tuple[str, str, str], ...] = (
     ("sparse files", "with files larger than the disk", "no sparse files in this file system"),
     ("root may", "of files that may not be read or written", "root may read and write everything"),
     ("mounting needs root|be mounted here", "of a disk that is really full", "only root may mount one"),
+    ("pseudo-terminals", "of questions on a terminal", "this system has no pseudo-terminals"),
     ("/proc|/dev/full|signals|fork", "of processes and devices", "this system has other ones"),
     ("content is compared instead", "of the samples' bytes", "other compressors; the content was compared"),
     ("magic number is a rest", "of what `repair` refuses", "from a magic number alone it makes an empty file"),
