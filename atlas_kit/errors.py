@@ -66,7 +66,7 @@ REMEDIES: dict[str, str] = {
     # files to be written anew
     "rewrite": "Convert the file to write it anew.",
     "canonical": "Converting the file to atlas-v1 writes the canonical form.",
-    "change-version": "Convert the file to the other version.",
+    "change-version": "Convert the file to atlas-v{version}.",
     "choose-format": "Choose one of these formats: {formats}.",
     "make-native": "Choose the format atlas-gguf, or settings, to make it ATLAS-native.",
     "leave-settings-out": "Leave out the memory and its settings.",

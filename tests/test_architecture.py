@@ -38,6 +38,16 @@ def tracked_files() -> list[Path]:
     return [path for path in names if path.is_file() and not any(p.startswith("._") for p in path.parts)]
 
 
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_threads_in_the_background_end_before_the_interpreter(path):
+    if path.name not in (
+        "background.py",
+        "llama_sampler.py",
+    ):  # whose ear is waited for by the call that it hears
+        found = re.findall(r"\bdaemon\b *=", path.read_text())
+        assert not found, "start it with atlas_kit.background.start_thread, which stops it in time"
+
+
 def test_imports_point_down():
     code = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
     ran = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)

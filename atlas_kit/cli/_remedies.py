@@ -29,7 +29,7 @@ WORDS: dict[str, str] = {
     # files to be written anew
     "rewrite": "Write it anew with: atlas-tool convert {FILE} OUT",
     "canonical": "Write the canonical form with: atlas-tool convert {FILE} OUT --to atlas-v1",
-    "change-version": "Convert it with: atlas-tool convert {FILE} OUT",
+    "change-version": "Convert it with: atlas-tool convert {FILE} OUT --to atlas-v{version}",
     "choose-format": "Use --to with one of: {formats}.",
     "make-native": "Give --to atlas-gguf, --auto or a setting such as --window-size to make it ATLAS-native.",
     "leave-settings-out": "Leave out --auto, --memory and settings.",

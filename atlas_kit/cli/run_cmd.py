@@ -384,7 +384,7 @@ class _Talk:
     def _quit(self, _: str) -> bool:
         return False
 
-    # --- keeping the memory --------------------------------------------------------------------------------
+    # --- saving the memory ---------------------------------------------------------------------------------
 
     def _write(self, place: Place) -> None:
         options = self._options

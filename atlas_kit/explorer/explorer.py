@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from atlas_kit.background import start_thread
 from atlas_kit.codecs.json_text import plain
 from atlas_kit.codecs.quantities import exact_size
 from atlas_kit.errors import (
@@ -360,17 +361,22 @@ class _Check:
         self._secret = passphrase.encode() if isinstance(passphrase, str) else passphrase
         self._report: FileReport | None = None
         self._failed = ""
-        self._thread = threading.Thread(target=self._run, name="atlas-validate", daemon=True)
-        self._thread.start()
+        self._source: Source | None = None
+        start_thread(self._run, name="atlas-validate", stop=self._stop)
 
     def _run(self) -> None:
         from atlas_kit.operations.validate import validate_file
         from atlas_kit.storage.keys import Keys
 
         try:
-            self._report = validate_file(self._path, Keys(self._secret))
+            with open_source(self._path) as self._source:
+                self._report = validate_file(self._source, Keys(self._secret))
         except Exception as error:  # whatever it is: it must reach the reader, not the kernel's log
             self._failed = f"checking stopped: {printable(str(error)) or type(error).__name__}"
+
+    def _stop(self) -> None:
+        if self._source is not None:
+            self._source.close()  # the next read of it ends the check
 
     def to_json(self, contents: Contents) -> dict[str, Any]:
         """Return the state, and the findings with their places."""

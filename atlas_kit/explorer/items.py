@@ -21,7 +21,6 @@ SHOWN = 1 << 24
 PAGE = 1 << 15
 CHILDREN = 200
 MESSAGES = 100
-_PREVIEW = 120
 _SPEAKER = re.compile(r"^(system|user|human|assistant|bot|ai|tool)\s*:\s?", re.IGNORECASE | re.MULTILINE)
 #: Characters without a picture that text needs: line ends, tabs, and the joiners of scripts and emoji.
 _KEPT = "\n\t\u200c\u200d\ufe0f"

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from atlas_kit.background import start_thread
 from atlas_kit.errors import BusyError, ClosedError, InvalidParamError
 from atlas_kit.llama.batch import AnyWork, Batches, Job, between
 from atlas_kit.llama.engine import Engine
@@ -59,8 +60,7 @@ class Scheduler:
         self._generating: dict[AtlasSession, Job] = {}
         self._closed = False
         self._writer: ThreadPoolExecutor | None = None
-        self._thread = threading.Thread(target=self._loop, name="atlas-engine", daemon=True)
-        self._thread.start()
+        self._thread = start_thread(self._loop, name="atlas-engine", stop=self._end)
 
     def __len__(self) -> int:
         with self._lock:
@@ -308,6 +308,11 @@ class Scheduler:
 
     # --- the end ---------------------------------------------------------------------------------------------
 
+    def _end(self) -> None:
+        with self._lock:
+            self._closed = True
+        self._messages.put(lambda: None)
+
     def _alive(self) -> list[Job]:
         with self._lock:
             return list(self._live.values())
@@ -323,9 +328,7 @@ class Scheduler:
             False where a decode, or what is being written, takes longer than ``timeout`` seconds: the thread ends when
             that is over, and nobody waits for its jobs any more.
         """
-        with self._lock:
-            self._closed = True
-        self._messages.put(lambda: None)
+        self._end()
         if threading.current_thread() is self._thread:
             return False
         deadline = time.monotonic() + timeout

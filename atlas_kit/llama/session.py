@@ -230,7 +230,7 @@ class AtlasSession:
         self._listen: Listener | None = None
         #: Looks at each step of the memory before the next one, on the thread that reads.
         self.observer: Observer | None = None
-        #: Tokens that are decoded at a time; a pool makes it smaller.
+        #: Tokens that are decoded at a time; a pool or a scheduler makes it smaller.
         self.feed_limit = self.engine.n_batch
         self._counts = Stats()
         chosen, path = memory_choice.choose(self.engine, memory, changes)
@@ -633,7 +633,7 @@ class AtlasSession:
         finally:
             self._said = None
 
-    # --- keeping -------------------------------------------------------------------------------------------
+    # --- saving ------------------------------------------------------------------------------------------
 
     def state(self, *, context: bool = True) -> SessionState:
         """Return what this session knows now, as a value that stays as it is while the session goes on.

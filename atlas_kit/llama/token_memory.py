@@ -547,7 +547,7 @@ class TokenMemory:
     def _on_device(self, array: Array) -> Any:
         return self.memory.xp.asarray(array)
 
-    # --- keeping -------------------------------------------------------------------------------------------
+    # --- saving ------------------------------------------------------------------------------------------
 
     def pin(self) -> MemoryState:
         """Return the present state, whose arrays stay as they are: the next step copies what it would write into."""

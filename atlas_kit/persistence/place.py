@@ -84,7 +84,7 @@ def _check_place(file: str, model: str) -> None:
     if same_file(file, model):
         raise InvalidParamError("the memory cannot be kept in the model's own file", path=file)
     if not os.path.isdir(folder):
-        raise NoSuchFileError("there is no such folder", path=folder, hint="Make it first.")
+        raise NoSuchFileError("there is no such folder", path=folder, hint="Create it first.")
     if os.path.exists(file) and not os.path.isfile(file):
         raise FileAccessError("this is not a regular file", path=file, hint="Name a file for the memory.")
     try:

@@ -170,7 +170,7 @@ def _runtime_of(description: MemoryDescription) -> dict[str, Any]:
     runtime: dict[str, Any] = description.metadata["runtime"]
     if runtime.get("version") != RUNTIME_VERSION:
         raise VersionMismatchError(
-            f"the saved session is of version {runtime.get('version')!r}, not {RUNTIME_VERSION}",
+            f"the saved session has version {runtime.get('version')!r}; this library reads version {RUNTIME_VERSION}",
             path=description.path,
             key="runtime",
         )
@@ -182,7 +182,7 @@ def _waiting_of(runtime: Mapping[str, Any]) -> dict[str, Array]:
     rows = [row for row in WAITING if row.shape[:1] == ("n",)]
     there = [row for row in rows if row.name in found]
     if there and len(there) < len(rows):
-        raise ValueError(f"{min(r.name for r in rows if r.name not in found)} is missing where others wait")
+        raise ValueError(f'the array "{min(r.name for r in rows if r.name not in found)}" is missing')
     for row in WAITING:
         array = found.get(row.name)
         if array is not None and array.ndim != len(row.shape):
@@ -237,12 +237,12 @@ def unpacked(value: Mapping[str, Any], least: float | None = None) -> Array:
     """
     dtype = np.dtype(str(value["dtype"]))
     if dtype.kind not in "iuf":
-        raise ValueError(f"an array of {dtype}")
+        raise ValueError(f"an array has the unsupported type {dtype}")
     try:
         raw = base64.b64decode(value["data"], validate=True)
     except binascii.Error as error:
-        raise ValueError("an array that is not base64") from error
+        raise ValueError("an array is not valid base64") from error
     array: Array = np.frombuffer(raw, dtype.newbyteorder("<")).astype(dtype)
     if dtype.kind == "f" and not (np.isfinite(array) | (array == least)).all():
-        raise ValueError("an array with NaN or infinity")
+        raise ValueError("an array has NaN or infinity in it")
     return array.reshape([int(n) for n in value["shape"]])

@@ -303,7 +303,7 @@ def save_memory(
         if version not in (None, file.version):
             raise InvalidParamError(
                 f"the file is of version {file.version}, not {version}", path=path, key="version",
-                remedy=Remedy("change-version"),
+                remedy=Remedy("change-version", version=str(version)),
             )  # fmt: skip
         if codec is not None and file.version == 1:
             raise InvalidParamError("version 1 stores payloads as they are", path=path, key="codec")
@@ -794,9 +794,7 @@ def _about(file: MemoryFile, key: str) -> Iterator[None]:
         error.key = error.key or key
         raise
     except MemoryError as error:
-        raise OutOfMemoryError(
-            "the memory does not fit into this machine's", path=file.path, key=key
-        ) from error
+        raise OutOfMemoryError("there is not enough RAM for this memory", path=file.path, key=key) from error
     except (
         ValueError,
         OverflowError,

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 
+from atlas_kit.background import start_thread
 from atlas_kit.errors import AtlasError, InvalidParamError
 
 STATES = ("idle", "running", "paused", "done", "failed")
@@ -130,10 +131,10 @@ class Runner:
                 return
             self._set("running")
             # the thread knows the runner by a weak reference: one that is dropped ends it
-            self._thread = threading.Thread(
-                target=_loop, args=(weakref.ref(self),), name="atlas-live", daemon=True
+            reference = weakref.ref(self)
+            self._thread = start_thread(
+                lambda: _loop(reference), name="atlas-live", stop=lambda: _halt(reference)
             )
-            self._thread.start()
         self._tell()
 
     def pause(self) -> None:
@@ -232,6 +233,11 @@ class Runner:
             self._on_state()
         except Exception as error:  # a page that cannot be told must not end the run
             self.error = self.error or sentence(error)
+
+
+def _halt(reference: weakref.ref[Runner]) -> None:
+    if (runner := reference()) is not None:
+        runner._halt("idle")
 
 
 def _loop(reference: weakref.ref[Runner]) -> None:

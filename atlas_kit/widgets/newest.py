@@ -8,6 +8,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from atlas_kit.background import start_thread
+
 #: Is given ``stale()``: whether the result is no longer wanted.
 Job = Callable[[Callable[[], bool]], None]
 
@@ -31,8 +33,7 @@ class Newest:
         with self._changed:
             self._waiting[name] = job
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="atlas-figures", daemon=True)
-                self._thread.start()
+                self._thread = start_thread(self._work, name="atlas-figures", stop=self.stop)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until nothing is left to do; False if that took longer than ``timeout`` seconds."""

@@ -18,6 +18,7 @@ from atlas_kit.errors import (
     InvalidParamError,
     KeyNotFoundError,
     KeyRequiredError,
+    Remedy,
     VersionMismatchError,
 )
 from atlas_kit.formats.atlas import MemoryFile
@@ -336,8 +337,9 @@ def test_options_that_do_not_fit_the_file(path, tmp_path):
         save_memory(path, memory, state, version=1, codec="zstd")
     assert list(tmp_path.iterdir()) == []
     save_memory(path, memory, state)
-    with pytest.raises(InvalidParamError, match="of version 2, not 1"):
+    with pytest.raises(InvalidParamError, match="of version 2, not 1") as caught:
         save_memory(path, memory, state, version=1)
+    assert caught.value.remedy == Remedy("change-version", version="1")
     with pytest.raises(InvalidParamError, match="the file is not encrypted"):
         save_memory(path, memory, state, passphrase=SECRET)
     with pytest.raises(InvalidParamError, match="not JSON"):

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from atlas_kit.formats.atlas.crypto import Cipher, Secret
     from atlas_kit.formats.findings import Finding
 
-_MISSING: Any = object()
-
 
 def open_store(
     source: Source, *, passphrase: str | bytes | None = None, key: bytes | None = None, verify: bool = False
