@@ -418,11 +418,8 @@ class AtlasSession:
         """Drop the older half of the context if it is full, but for the begin token."""
         if self._position < self.engine.n_ctx or self.engine.info.recurrent:
             return
-        keep = (
-            len(self.engine.begin)
-            if tuple(self._context[: len(self.engine.begin)]) == self.engine.begin
-            else 0
-        )
+        begin = self.engine.begin
+        keep = len(begin) if tuple(self._context[: len(begin)]) == begin else 0
         drop = max(1, (self.engine.n_ctx - keep) // 2)
         self._counts.rollovers += 1
         if self._rollover == "shift" or (self._rollover == "auto" and self.engine.can_shift):
@@ -750,7 +747,7 @@ class AtlasSession:
         """Take over a memory and, if there are ``tokens``, the context that it was saved with.
 
         The engine's own bytes bring the context back as it was. Where they do not fit (another version of llama.cpp,
-        another context size), the tokens are read again.
+        another context size), the tokens are read again; where that fails, the session is as it was.
         """
         n_vocab, n_embd = self.engine.info.n_vocab, self.engine.info.n_embd
         if any(not 0 <= token < n_vocab for token in tokens):
@@ -758,18 +755,26 @@ class AtlasSession:
         shapes = {"logits": (1, n_vocab), "hidden": (1, n_embd)}
         if output and {name: array.shape for name, array in output.items()} != shapes:
             raise InvalidParamError("the last output does not fit this model", key="open")
+        was = self.memory, self._context, self._position, self._last_output, self._owed
+        saved = self.engine.save_sequence(self.sequence) if tokens and self._context else b""
         self.forget_context()
         self.memory = memory
-        if not tokens:
-            return
         fits = len(tokens) <= self.engine.n_ctx and (position == len(tokens) or self.engine.info.recurrent)
-        exact = context is not None and bool(output) and fits
-        if exact and self.engine.load_sequence(self.sequence, context or b""):
-            self._context, self._position = list(tokens), position
-            self._last_output = _LastOutput(output["hidden"], output["logits"], None, tokens[-1])
-            return
-        self.engine.forget(self.sequence)
-        self.run(self._again(list(tokens)[-self.engine.n_ctx :]))
+        try:
+            exact = fits and context is not None and bool(tokens and output)
+            if exact and self.engine.load_sequence(self.sequence, context or b""):
+                self._context, self._position = list(tokens), position
+                self._last_output = _LastOutput(output["hidden"], output["logits"], None, tokens[-1])
+                return
+            self.engine.forget(self.sequence)
+            self.run(self._again(list(tokens)[-self.engine.n_ctx :]))
+        except BaseException:
+            self.forget_context()
+            self.memory, self._context, self._position, self._last_output, self._owed = was
+            if self._context and not self.engine.load_sequence(self.sequence, saved):
+                self._owed = [*self._context, *self._owed]  # read again before anything else
+                self._context, self._position, self._last_output = [], 0, None
+            raise
 
     def _again(self, tokens: list[int]) -> Work[None]:
         """Read tokens that the memory knows already."""
