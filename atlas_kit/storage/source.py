@@ -70,11 +70,14 @@ class Source(ABC):
         Where they lie in the file system, ``None`` for bytes that came without a name.
     identity
         What another file, or other bytes, at the same place would not have; empty where nothing can change.
+    is_file
+        Whether ``path`` is a regular file, beside which others may lie; False for what a pipe held.
     """
 
     size: int
     path: str | None
     identity: tuple[int, ...] = ()
+    is_file = False
 
     @property
     def name(self) -> str:
@@ -202,6 +205,7 @@ class LocalSource(Source):
     """A regular file that is open as ``fd``, which belongs to the source from here on."""
 
     path: str
+    is_file = True
 
     def __init__(self, path: StrPath, fd: int, info: os.stat_result) -> None:
         self.path = os.fspath(path)

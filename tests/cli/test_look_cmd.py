@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +181,28 @@ def test_inspect_standard_input(files):
     for path in (files.v2, files.gguf):
         assert tool("inspect", "-", stdin=path.read_bytes()).returncode == 0
     assert tool("inspect", "-", "--hex", stdin=files.v1.read_bytes()).returncode == 2
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_comes_through_a_pipe_is_called_by_its_path(files, damaged):
+    if damaged:
+        flip(files.v2, 0)
+    script = f"""cat "$1" | {sys.executable} -m atlas_kit inspect /dev/stdin; exec 3< <(cat "$1")
+{sys.executable} -m atlas_kit validate /dev/fd/3 --json; {sys.executable} -m atlas_kit inspect - < "$1"; true"""
+    done = subprocess.run(["bash", "-c", script, "-", files.v2], capture_output=True, text=True, check=True)
+    said = done.stdout + done.stderr
+    assert '"path": "/dev/fd/3"' in said
+    for name in ("/dev/stdin", "-"):
+        where = f"atlas-tool: {name}: " if damaged else f"file        {name}\n"
+        assert where in said
+
+
+def test_a_shard_that_comes_through_a_pipe_is_looked_at_alone():
+    shard = Path("sample_data/gguf/tiny-split-00001-of-00002.gguf").resolve()
+    done = tool("inspect", "/dev/stdin", "--json", stdin=shard.read_bytes())
+    assert (done.returncode, done.stderr) == (0, b"")
+    found = json.loads(done.stdout)
+    assert (found["path"], found["shards"]) == ("/dev/stdin", [])
 
 
 def test_inspect_an_encrypted_file_without_its_key(files):
