@@ -282,6 +282,37 @@ def test_validate_folders_and_patterns(files, run_cli, parse_json):
         assert run_cli("validate", nothing).exit_code == 2
 
 
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize(
+    ("harm", "advice"),
+    [
+        (lambda data: bytes(64) + data[64:], "Rescue what is intact with: atlas-tool repair {} -o OUT"),
+        (lambda data: data[:60], "Restore an earlier version with: atlas-tool recover {}"),
+        (lambda data: data[:6], "Restore an earlier version with: atlas-tool recover {}"),
+        (lambda data: b"", "Restore an earlier version with: atlas-tool recover {}"),
+    ],
+    ids=["header lost", "cut off in the header", "cut off at once", "empty"],
+)
+def test_every_command_names_the_same_remedy(files, run_cli, version, harm, advice):
+    path = getattr(files, version)
+    path.write_bytes(harm(path.read_bytes()))
+    said = run_cli("validate", path).stdout
+    assert f"      {advice.format(path)}\n" in said
+    for command in (["inspect", path], ["convert", path, files.folder / "out.json"], ["ls", path]):
+        result = run_cli(*command)
+        assert result.exit_code == 2
+        assert result.stderr.endswith(f". {advice.format(path)}\n")
+
+
+def test_what_nobody_knows_has_the_same_advice_everywhere(tmp_path, run_cli):
+    path = tmp_path / "what.bin"
+    for data, advice in ((bytes(200), "If the file is damaged, try: atlas-tool repair"),
+                         (b"", "Restore an earlier version with: atlas-tool recover")):  # fmt: skip
+        path.write_bytes(data)
+        assert f"{advice} {path}" in run_cli("validate", path).stdout
+        assert f"{advice} {path}" in run_cli("inspect", path).stderr
+
+
 def test_validate_goes_on_where_a_folder_or_a_pipe_is_in_the_way(files, run_cli, parse_json, monkeypatch):
     os.mkfifo(files.folder / "pipe.atlas")
     walk = os.walk

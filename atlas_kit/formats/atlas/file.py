@@ -53,9 +53,13 @@ def open_store(
     top = source.read_upto(0, 8)
     if top[:4] != t.MAGIC:
         what = "it is empty" if not top else "it does not start with ATLS"
-        raise MagicMismatchError(f"this is not a .atlas file: {what}", path=source.path, offset=0)
+        raise MagicMismatchError(
+            f"this is not a .atlas file: {what}", path=source.path, offset=0, remedy=_without_magic(source)
+        )
     if len(top) < 8:
-        raise TruncatedError("the file ends inside its header", path=source.path, offset=len(top))
+        raise TruncatedError(
+            "the file ends inside its header", path=source.path, offset=len(top), remedy=Remedy("recover")
+        )
     version = int.from_bytes(top[4:], "little")
     if version == 1:
         return v1.StoreV1(source, verify=verify)
@@ -71,6 +75,17 @@ def open_store(
         f"the file says version {version}, and this library reads 1 to 3", path=source.path, offset=4,
         remedy=Remedy("repair-if-damaged"),
     )  # fmt: skip
+
+
+def _without_magic(source: Source) -> Remedy | None:
+    """Return what helps where the first bytes are not ours: nothing, where they are another format's."""
+    from atlas_kit.formats.detect import by_content, by_name
+
+    if not source.size:
+        return Remedy("recover")
+    if by_content(source.read_upto(0, 64), source.size) is not None:
+        return None
+    return Remedy("repair" if by_name(source.path) == "atlas" else "repair-if-damaged")
 
 
 class MemoryFile(MutableMapping[str, Entry]):
