@@ -24,7 +24,20 @@ from atlas_kit.llama import memory_choice, session_states
 from atlas_kit.llama.engine import Engine, Feed, Outputs
 from atlas_kit.llama.loading import open_engine
 from atlas_kit.llama.sampling import Sampler, Sampling
-from atlas_kit.llama.steps import Fed, Finish, Listener, Observer, Stats, Step, Token, Work, scores
+from atlas_kit.llama.steps import (
+    Fed,
+    Finish,
+    Listener,
+    Observer,
+    Stats,
+    Step,
+    Token,
+    Work,
+    common_length,
+    likeliest,
+    log_softmax,
+    scores,
+)
 from atlas_kit.llama.text_stream import TextStream
 from atlas_kit.llama.token_memory import Reading, TokenMemory
 from atlas_kit.persistence.session_file import about_session, read_session_state, write_session_state
@@ -356,6 +369,40 @@ class AtlasSession:
             if last:
                 self._last_output = self._output_at(outputs, outputs.index, part[-1])
 
+    def placing(self, history: Sequence[int], tokens: Sequence[int]) -> Work[None]:
+        """Let the context end behind ``tokens``, all of which the memory knows, in steps: nothing is learned.
+
+        What the context has of them stays, and what lies behind goes; the memory does not unlearn it.
+
+        Parameters
+        ----------
+        history
+            What the context was read from: it holds the end of that.
+        tokens
+            What it shall have been read from.
+        """
+        yield from self.catching_up()
+        context = self._context
+        begin = self.engine.begin
+        keep = len(begin) if tuple(context[: len(begin)]) == begin else 0
+        gone = len(history) - len(context)
+        whole = gone >= 0 and context[keep:] == list(history[gone + keep :])
+        same = keep + common_length(context[keep:], tokens[gone + keep :]) if whole else 0
+        if gone + same == len(tokens) and same == len(context) and self._last_output is not None:
+            return
+        same = min(same, len(tokens) - gone - 1)  # the last one is read again, for what it gives
+        if same <= keep or not self.engine.forget(self.sequence, same):
+            self.forget_context()
+            most = self.engine.n_ctx
+            owed = list(tokens)
+            if len(owed) >= most and not self.engine.info.recurrent:  # as if it had just been full
+                owed = [*begin, *owed[-max(1, (most - len(begin)) // 2) :]]
+        else:
+            del context[same:]
+            self._position, self._last_output, owed = same, None, list(tokens[gone + same :])
+        self._owed = owed
+        yield from self.catching_up()
+
     def run(self, work: Work[T]) -> T:
         """Carry out work alone: every step is a decode of its own."""
         step: Step | None = None
@@ -472,10 +519,12 @@ class AtlasSession:
         sampling: Sampling | None = None,
         special: bool = False,
         sampler: Sampler | None = None,
+        top_logprobs: int | None = None,
     ) -> Generator[Step | Token, Any, Finish]:
         """Do ``generate`` in steps: yields a step, and is sent its outputs, or a token; returns why it ended.
 
-        ``sampler`` takes the place of ``sampling``, and is closed at the end.
+        ``sampler`` takes the place of ``sampling``, and is closed at the end. ``top_logprobs``: tokens tell their
+        log-probabilities, and those of so many of the most likely tokens.
         """
         stops = [stop] if isinstance(stop, str) else list(stop)
         if max_tokens is not None and max_tokens < 0:
@@ -493,12 +542,12 @@ class AtlasSession:
                 raise InvalidParamError("there is no text to continue", key="prompt", hint="Give a prompt.")
             started = time.perf_counter()
             while max_tokens is None or count < max_tokens:
-                token, logprob = self._choose(sampler)
+                token, logprob, top = self._choose(sampler, top_logprobs)
                 if self.engine.is_end(token):
                     reason = "stop"
                     break
                 count += 1
-                said = Token(token, text.add(self.engine.piece(token)), logprob)
+                said = Token(token, text.add(self.engine.piece(token)), logprob, top)
                 if text.stopped:
                     yield said
                     reason = "stop"
@@ -513,18 +562,24 @@ class AtlasSession:
             self._counts.tokens_generated += count
             self._counts.seconds_generating += time.perf_counter() - started if count else 0.0
 
-    def _choose(self, sampler: Sampler) -> tuple[int, float | None]:
+    def _choose(
+        self, sampler: Sampler, most: int | None
+    ) -> tuple[int, float | None, tuple[tuple[int, float], ...]]:
         self._require_open()
         was = self._last_output
         assert was is not None
         if self.memory is None:
             index, decode = was.place or (-1, -1)
-            return sampler.sample(was.logits[0], index if decode == self.engine.decodes else None), None
-        reading = self._reading_of(was)
-        logp = reading.log_probabilities()
-        # on the scale of the model's own logits, which a repeat penalty multiplies
-        token = sampler.sample(logp + np.float32(reading.lse[0]), None)
-        return token, float(logp[token])
+            token = sampler.sample(was.logits[0], index if decode == self.engine.decodes else None)
+            if most is None:
+                return token, None, ()
+            logp = log_softmax(was.logits[0])
+        else:
+            reading = self._reading_of(was)
+            logp = reading.log_probabilities()
+            # on the scale of the model's own logits, which a repeat penalty multiplies
+            token = sampler.sample(logp + np.float32(reading.lse[0]), None)
+        return token, float(logp[token]), likeliest(logp, most or 0)
 
     def _advance(self, said: Token) -> Generator[Step, Outputs, None]:
         """Append a generated token; where this is cut short, the context still owes it."""
@@ -718,6 +773,11 @@ class AtlasSession:
         if not self._context and tokens and tuple(tokens[: len(self.engine.begin)]) != self.engine.begin:
             tokens = [*self.engine.begin, *tokens]
         return tokens
+
+    @property
+    def tokens_read(self) -> int:
+        """How many tokens were read, those of a text that was cut short included."""
+        return self._counts.tokens_read
 
     @property
     def closed(self) -> bool:

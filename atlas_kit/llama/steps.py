@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.llama.engine import Feed, Outputs
-from atlas_kit.llama.token_memory import Reading
+from atlas_kit.llama.token_memory import Reading, most_likely
 
 T = TypeVar("T")
 
@@ -20,12 +20,14 @@ class Token:
     """A generated token.
 
     ``text`` is what it completes: nothing while a character, or what may become a stop string, is unfinished.
-    ``logprob`` is in nats, of the blended distribution before any sampler; None without a memory.
+    ``logprob`` is in nats, of the blended distribution before any sampler; None without a memory, unless
+    ``top_logprobs`` was asked for. ``top`` are the most likely tokens then, with theirs, the likeliest first.
     """
 
     id: int
     text: str
     logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
 
     def __str__(self) -> str:
         return self.text
@@ -121,3 +123,34 @@ def scores(logits: Array, tokens: Array) -> Array:
         top = z.max()
         found[row] = float(z[token]) - float(top) - np.log(np.exp(z - top).sum(dtype=np.float64))
     return found
+
+
+def log_softmax(logits: Array) -> Array:
+    """Return the log-probabilities (n_vocab,) of logits (n_vocab,)."""
+    z = logits - logits.max()
+    found: Array = z - np.float32(np.log(np.exp(z).sum(dtype=np.float64)))
+    return found
+
+
+def likeliest(logp: Array, count: int) -> tuple[tuple[int, float], ...]:
+    """Return the ``count`` most likely tokens with their log-probabilities, the likeliest first.
+
+    >>> likeliest(np.log(np.array([0.2, 0.5, 0.3], np.float32)), 2)[0][0]
+    1
+    """
+    if not count:
+        return ()
+    places = most_likely(logp, min(count, len(logp)))
+    ordered = places[np.lexsort((places, -logp[places]))]
+    return tuple((int(place), float(logp[place])) for place in ordered)
+
+
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many of their first tokens two texts share.
+
+    >>> common_length([1, 2, 3], [1, 2, 4, 3])
+    2
+    """
+    most = min(len(one), len(other))
+    differ = np.flatnonzero(np.asarray(one[:most]) != np.asarray(other[:most]))
+    return int(differ[0]) if len(differ) else most
