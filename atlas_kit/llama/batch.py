@@ -15,7 +15,8 @@ from typing import Any
 
 from atlas_kit.errors import AtlasError, ClosedError, InvalidParamError
 from atlas_kit.llama.engine import Outputs
-from atlas_kit.llama.session import AtlasSession, Finish, Step, Token, interrupts_put_off
+from atlas_kit.llama.session import AtlasSession, interrupts_put_off
+from atlas_kit.llama.steps import Finish, Step, Token
 
 #: A piece of work in steps, as ``AtlasSession.generating`` gives it. It may also yield a ``Future``: then it goes on
 #: between two decodes as soon as that is done, with its result.
