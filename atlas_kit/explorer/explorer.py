@@ -32,6 +32,7 @@ from atlas_kit.explorer.items import Item
 from atlas_kit.formats.detect import detect
 from atlas_kit.storage.atomic import atomic_write
 from atlas_kit.storage.given import open_source
+from atlas_kit.storage.keys import Keys, passphrase_bytes
 from atlas_kit.storage.source import Source, access_error
 
 if TYPE_CHECKING:
@@ -360,7 +361,7 @@ class _Check:
 
     def __init__(self, path: str, passphrase: str | bytes | None) -> None:
         self._path = path
-        self._secret = passphrase.encode() if isinstance(passphrase, str) else passphrase
+        self._secret = None if passphrase is None else passphrase_bytes(passphrase)
         self._report: FileReport | None = None
         self._failed = ""
         self._source: Source | None = None
@@ -368,7 +369,6 @@ class _Check:
 
     def _run(self) -> None:
         from atlas_kit.operations.validate import validate_file
-        from atlas_kit.storage.keys import Keys
 
         try:
             with contextlib.suppress(AtlasError):  # what cannot be opened is a finding, too

@@ -86,7 +86,13 @@ class Sampling:
             raise InvalidParamError(f"grammar is {self.grammar!r}", key="grammar", hint="Give GBNF as text.")
         if self.json_schema is not None and not isinstance(self.json_schema, (str, Mapping)):
             raise InvalidParamError(f"json_schema is {self.json_schema!r}", key="json_schema")
-        for token, bias in dict(self.logit_bias).items():
+        if not isinstance(self.logit_bias, Mapping):
+            raise InvalidParamError(
+                f"logit_bias is {self.logit_bias!r:.80}",
+                key="logit_bias",
+                hint="Give a mapping from token numbers to numbers.",
+            )
+        for token, bias in self.logit_bias.items():
             # -inf forbids a token
             known = type(token) is int and isinstance(bias, (int, float)) and bias < float("inf")
             if not known or isinstance(bias, bool):

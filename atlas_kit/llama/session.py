@@ -20,7 +20,7 @@ import numpy as np
 
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import ClosedError, InvalidParamError, ModelError
-from atlas_kit.llama import memory_choice, session_states
+from atlas_kit.llama import arguments, memory_choice, session_states
 from atlas_kit.llama.engine import Engine, Feed, Outputs
 from atlas_kit.llama.loading import open_engine
 from atlas_kit.llama.sampling import Sampler, Sampling
@@ -115,7 +115,7 @@ class AtlasSession:
         engine_options: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
-        if device not in DEVICES:
+        if device not in tuple(DEVICES):
             raise InvalidParamError(f"{device!r} is not a device", key="device", hint="Choose cpu or cuda.")
         if rollover not in ROLLOVERS:
             raise InvalidParamError(
@@ -523,12 +523,11 @@ class AtlasSession:
         ``sampler`` takes the place of ``sampling``, and is closed at the end. ``top_logprobs``: tokens tell their
         log-probabilities, and those of so many of the most likely tokens.
         """
-        stops = [stop] if isinstance(stop, str) else list(stop)
-        if max_tokens is not None and max_tokens < 0:
-            raise InvalidParamError(f"max_tokens is {max_tokens}", key="max_tokens")
+        max_tokens = arguments.count_of("max_tokens", max_tokens)
+        top_logprobs = arguments.count_of("top_logprobs", top_logprobs)
+        text = TextStream(arguments.stops_of(stop))
         # first, so that a grammar that cannot be followed costs no reading
-        sampler = self.engine.sampler(sampling or Sampling()) if sampler is None else sampler
-        text = TextStream(stops)
+        sampler = self.engine.sampler(arguments.sampling_of(sampling)) if sampler is None else sampler
         count, reason = 0, "length"
         started = time.perf_counter()
         try:
@@ -620,6 +619,7 @@ class AtlasSession:
             When it does not fit; the session is then as it was.
         """
         self._require_open()
+        session_states.require_state(state)
         if not force:
             state.require_model(self.engine.info.identity)
         memory = session_states.token_memory(self.engine, state, self.backend)
@@ -772,9 +772,7 @@ class AtlasSession:
         if isinstance(text, str):
             tokens = self.engine.tokenize(text, special=special)
         else:
-            tokens = [int(token) for token in text]
-            if any(not 0 <= token < self.engine.info.n_vocab for token in tokens):
-                raise InvalidParamError("a token lies outside the vocabulary", key="tokens")
+            tokens = arguments.tokens_of(text, self.engine.info.n_vocab)
         if not self._context and tokens and tuple(tokens[: len(self.engine.begin)]) != self.engine.begin:
             tokens = [*self.engine.begin, *tokens]
         return tokens

@@ -142,7 +142,7 @@ def _check(source: Source, kind: str | None, keys: Keys) -> list[Finding]:
 
         read_carrier(source, kind)
         return []
-    if kind == "atlas" or _is_named_atlas(source):
+    if kind == "atlas":
         return _check_atlas(source, keys)
     if source.size == 0:
         return [Finding("empty-file", "error", "the file is empty", offset=0, remedy=Remedy("recover"))]
@@ -156,10 +156,6 @@ def _check(source: Source, kind: str | None, keys: Keys) -> list[Finding]:
             remedy=Remedy("repair-if-damaged"),
         )
     ]
-
-
-def _is_named_atlas(source: Source) -> bool:
-    return source.name.lower().endswith((".atlas", ".atlas.bak"))
 
 
 def _check_atlas(source: Source, keys: Keys) -> list[Finding]:

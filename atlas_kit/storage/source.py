@@ -16,7 +16,7 @@ import stat
 from abc import ABC, abstractmethod
 from typing import IO, TYPE_CHECKING
 
-from atlas_kit.errors import AtlasError, FileAccessError, NoSuchFileError, TruncatedError
+from atlas_kit.errors import AtlasError, FileAccessError, InvalidParamError, NoSuchFileError, TruncatedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -324,6 +324,21 @@ class _Stream(io.RawIOBase):
         return len(data)
 
 
+def resolved(path: StrPath) -> str:
+    """Return where a file to be written really lies, links followed.
+
+    Raises
+    ------
+    InvalidParamError
+        No file can have that name.
+    """
+    try:
+        return os.path.realpath(os.fspath(path))
+    except (ValueError, TypeError) as error:  # a NUL, half a character, or no path at all
+        what = path if isinstance(path, (str, os.PathLike)) else repr(path)
+        raise InvalidParamError("cannot write: the name is not a valid path", path=what) from error
+
+
 def open_path(path: StrPath) -> Source:
     """Open a file for reading; what a pipe or a terminal holds is read at once.
 
@@ -332,6 +347,8 @@ def open_path(path: StrPath) -> Source:
     NoSuchFileError, FileAccessError
         There is no such file, or it cannot be read.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InvalidParamError(f"a file cannot be {path!r}", hint="Give its path.")
     fd = -1
     try:
         # O_NONBLOCK: opening a named pipe must not hang before we can see that it is one

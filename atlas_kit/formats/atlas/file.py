@@ -32,7 +32,7 @@ from atlas_kit.formats.atlas.entry import Entry, make_entry
 from atlas_kit.formats.atlas.store import Info, Store, canonical_key, encode_key
 from atlas_kit.storage import atomic
 from atlas_kit.storage.given import Given, open_source, sha256_of
-from atlas_kit.storage.source import Source, StrPath, access_error
+from atlas_kit.storage.source import Source, StrPath, access_error, resolved
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import v2
@@ -77,15 +77,12 @@ def open_store(
     )  # fmt: skip
 
 
-def _without_magic(source: Source) -> Remedy | None:
-    """Return what helps where the first bytes are not ours: nothing, where they are another format's."""
-    from atlas_kit.formats.detect import by_content, by_name
-
+def _without_magic(source: Source) -> Remedy:
+    """Return what helps where the first bytes are not ours; only the name tells whether they should be."""
     if not source.size:
         return Remedy("recover")
-    if by_content(source.read_upto(0, 64), source.size) is not None:
-        return None
-    return Remedy("repair" if by_name(source.path) == "atlas" else "repair-if-damaged")
+    named = source.name.lower().removesuffix(".bak").endswith(".atlas")
+    return Remedy("repair" if named else "repair-if-damaged")
 
 
 class MemoryFile(MutableMapping[str, Entry]):
@@ -614,10 +611,10 @@ class MemoryFile(MutableMapping[str, Entry]):
                 raise KeyRequiredError("version 3 needs a passphrase or a key", path=target)
             same = self._store is not None and self.path is not None
             if same and path is not None and self.path is not None:
-                same = os.path.realpath(path) == os.path.realpath(self.path)
+                same = resolved(path) == os.path.realpath(self.path)
             if append and same and not self._dirty:
                 return
-            locked = locked or self._locked == os.path.realpath(target)
+            locked = locked or self._locked == resolved(target)
             with contextlib.nullcontext() if locked else atomic.lock(target):
                 changed = same and self._store is not None and self._store.source.changed()
                 if changed and not force:
