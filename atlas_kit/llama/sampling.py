@@ -107,7 +107,9 @@ class Sampling:
         """The seed as llama.cpp takes it: itself from 0 to 4294967294, and for every other one always the same."""
         if self.seed is None or 0 <= self.seed < _RANDOM_SEED:
             return self.seed
-        return zlib.crc32(self.seed.to_bytes(8, "little", signed=True)) % _RANDOM_SEED
+        data = self.seed.to_bytes(8, "little", signed=True)
+        hashed = zlib.crc32(data)  # of 4294967295 it is that number again: such a one is hashed from another start
+        return hashed if hashed != _RANDOM_SEED else zlib.crc32(data, 1)
 
     @property
     def schema_text(self) -> str | None:
