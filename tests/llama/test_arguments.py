@@ -93,6 +93,16 @@ def test_opening():
         refused(lambda count=count: Scheduler(FakeEngine(), max_jobs=count))
 
 
+def test_a_recommended_memory_needs_a_model_file():
+    engine = FakeEngine()
+    said = refused(lambda: AtlasSession(engine, "auto"))
+    assert said == (
+        'memory="auto" needs a model file: settings are recommended from its metadata, and \'fake\' is none. '
+        "Try memory=True."
+    )
+    AtlasSession(engine, True).close()
+
+
 @pytest.mark.parametrize("name", ["a\0b.atlas", "a\ud800b.atlas"])
 def test_names_that_no_file_can_have(name, session, tmp_path):
     path = str(tmp_path / name)
