@@ -33,7 +33,7 @@ def choose(
     if isinstance(memory, str) and memory == "auto":
         if not Path(engine.info.path).is_file():
             raise InvalidParamError(
-                'memory="auto" needs a model file: settings are recommended from its metadata, and '
+                'memory "auto" needs a model file: settings are recommended from its metadata, and '
                 f"{engine.info.path!r} is none",
                 key="memory",
                 hint="Try memory=True.",

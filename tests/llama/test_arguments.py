@@ -97,7 +97,7 @@ def test_a_recommended_memory_needs_a_model_file():
     engine = FakeEngine()
     said = refused(lambda: AtlasSession(engine, "auto"))
     assert said == (
-        'memory="auto" needs a model file: settings are recommended from its metadata, and \'fake\' is none. '
+        "memory \"auto\" needs a model file: settings are recommended from its metadata, and 'fake' is none. "
         "Try memory=True."
     )
     AtlasSession(engine, True).close()
