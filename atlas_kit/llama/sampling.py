@@ -108,7 +108,9 @@ class Sampling:
         if self.seed is None or 0 <= self.seed < _RANDOM_SEED:
             return self.seed
         data = self.seed.to_bytes(8, "little", signed=True)
-        hashed = zlib.crc32(data)  # of 4294967295 it is that number again: such a one is hashed from another start
+        hashed = zlib.crc32(
+            data
+        )  # of 4294967295 it is that number again: such a one is hashed from another start
         return hashed if hashed != _RANDOM_SEED else zlib.crc32(data, 1)
 
     @property
