@@ -21,9 +21,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from atlas_kit.background import start_thread
-from atlas_kit.errors import BusyError, ClosedError, InvalidParamError
+from atlas_kit.errors import BusyError, ClosedError
 from atlas_kit.llama.arguments import count_of, sampling_of, stops_of
-from atlas_kit.llama.batch import AnyWork, Batches, Job, between
+from atlas_kit.llama.batch import AnyWork, Batches, Job, between, require_work
 from atlas_kit.llama.engine import Engine
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.session import AtlasSession
@@ -216,8 +216,7 @@ class Scheduler:
         then: Callable[[Any], Any] | None = None,
         sampler: Sampler | None = None,
     ) -> Job:
-        if session.engine is not self.engine:
-            raise InvalidParamError("the session belongs to another model", key="session")
+        require_work(self.engine, session, work)
 
         def release() -> None:
             with self._lock:
