@@ -117,9 +117,19 @@ def read_keys(passphrase_file: str | None, key_file: str | None) -> Keys:
 
 
 def _ask(question: str, confirm: bool) -> bytes:
-    """Ask for a passphrase on the terminal, without showing it."""
-    answer = click.prompt(question, hide_input=True, confirmation_prompt=confirm, err=True)
-    return str(answer).encode("utf-8", "surrogateescape")
+    """Ask for a passphrase on the terminal, without showing it, until there is one; ``confirm``: twice the same."""
+
+    def hidden(text: str) -> str:
+        return str(click.prompt(text, default="", show_default=False, hide_input=True, err=True))
+
+    while True:
+        answer = hidden(question)
+        if not answer:
+            click.echo("A passphrase has at least one character. Try again, or stop with Ctrl-C.", err=True)
+        elif confirm and hidden("The same again") != answer:
+            click.echo("The two passphrases are not the same. Enter the new one again.", err=True)
+        else:
+            return answer.encode("utf-8", "surrogateescape")
 
 
 # --- the settings of a memory --------------------------------------------------------------------------
