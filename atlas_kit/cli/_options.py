@@ -247,6 +247,22 @@ def one_stdin(files: Sequence[str]) -> None:
         raise click.UsageError("standard input can be only one of the files")
 
 
+def is_standard_output(output: str) -> bool:
+    """Tell whether an output is standard output, as ``-`` or by another name that it has."""
+    if output in ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"):
+        return True
+    try:
+        info = os.stat(output)
+        return stat.S_ISFIFO(info.st_mode) and os.path.samestat(info, os.fstat(sys.stdout.fileno()))
+    except (OSError, ValueError):
+        return False
+
+
+def place_of(output: str | None) -> Any:
+    """Return where an output goes: its path, or the stream that is standard output."""
+    return sys.stdout.buffer if output is not None and is_standard_output(output) else output
+
+
 def given(path: str) -> Given:
     """Return the path, or everything on standard input (``-``) or in a pipe, which can be read only once."""
     if path == "-":
