@@ -34,6 +34,20 @@ def _open(source: Source, keys: Keys) -> MemoryFile:
         return MemoryFile.open(source, **keys.options())
 
 
+def ask_if_encrypted(source: Source, keys: Keys) -> None:
+    """Ask for the passphrase of an encrypted file, however damaged it is; not for that of one with a key file."""
+    if keys.given or keys.ask is None or source.read_upto(0, 8) != b"ATLS\x03\0\0\0":
+        return
+    from atlas_kit.formats.atlas import layout, tables
+
+    head = source.read_upto(0, layout.HEADER_V3.size)
+    names = layout.names_of(layout.HeaderV3)
+    if len(head) < layout.HEADER_V3.size:
+        return  # nothing of it could be opened
+    if dict(zip(names, layout.HEADER_V3.unpack(head), strict=True))["kdf"] != tables.KDF_RAW:
+        keys.ask_for(source.name)
+
+
 @contextlib.contextmanager
 def edit_memory(
     given: Given, keys: Keys, *, create: bool = False, version: int | None = None, backup: bool = False

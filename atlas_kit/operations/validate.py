@@ -162,14 +162,10 @@ def _is_named_atlas(source: Source) -> bool:
 
 def _check_atlas(source: Source, keys: Keys) -> list[Finding]:
     from atlas_kit.formats.atlas.check import check_atlas
+    from atlas_kit.formats.opening import ask_if_encrypted
 
-    if not keys.given and keys.ask is not None and _is_encrypted(source):
-        keys.ask_for(source.name)
+    ask_if_encrypted(source, keys)
     return check_atlas(source, **keys.options())
-
-
-def _is_encrypted(source: Source) -> bool:
-    return source.read_upto(0, 8) == b"ATLS\x03\0\0\0"
 
 
 def _as_finding(error: AtlasError) -> Finding:
