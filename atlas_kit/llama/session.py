@@ -73,8 +73,8 @@ class AtlasSession:
         The path of a GGUF file, or an engine that is open already (then it stays open).
     memory
         None or False: none. True: one with the settings that the model carries, if it is ATLAS-native, or the
-        defaults. ``"auto"``: what ``atlas-tool recommend`` says. ``AtlasSettings``: those. A path: the memory in that
-        ``.atlas`` file.
+        defaults. ``"auto"``: what ``recommend()`` says (``atlas_kit.settings.recommend``). ``AtlasSettings``:
+        those. A path: the memory in that ``.atlas`` file.
     window, blend_ratio, settings
         Single settings that differ: ``window`` is ``window_size``; any name of ``AtlasSettings``.
     device
