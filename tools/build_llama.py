@@ -14,7 +14,7 @@ environments. What this adds to ``pip install llama-cpp-python``:
 ``CMAKE_ARGS`` passes through, so ``CMAKE_ARGS=-DGGML_CUDA=on`` gives a build for an NVIDIA GPU.
 
 ``--server`` compiles ``llama-server`` from the source archive of the very release that is installed, with the same
-options, so that two servers that are compared run the same kernels: some 20 minutes of one processor, once for a
+options, so that two servers that are compared run the same kernels: some 10 minutes of one processor, once for a
 release. It goes into ``build/llama-server/VERSION/``; its page and TLS are left out.
 """
 
@@ -260,7 +260,9 @@ def build_server() -> Path:
     if tool is None:
         raise SystemExit(NO_CMAKE)
     env = compiling(*found)
-    print(f"Compiling llama-server of llama-cpp-python {version}: 20 minutes of one processor", flush=True)
+    print(
+        f"Compiling llama-server of llama-cpp-python {version}: some 10 minutes of one processor", flush=True
+    )
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
