@@ -301,6 +301,7 @@ def test_another_context_changes_nothing_else(bench, tmp_path):
         assert longer.get("llama.context_length") == 4096
         assert list(longer.tensors) == list(sample.tensors)
     assert server.longer_context(bench.models[0], tmp_path, 4096) == model
+    assert server.longer_context(bench.models[0], tmp_path, 512) is bench.models[0]
 
 
 # --- what is counted -------------------------------------------------------------------------------------
@@ -340,6 +341,21 @@ def test_rounds_take_turns_and_the_first_does_not_count(bench, monkeypatch):
     assert order == [*"abc", *"bca", *"cab"]
     assert [load.tokens for load in found["peer"]] == [6, 8]
     assert found["on"][0].answers == [{"seed": 1, "atlas": {"enabled": True}}]
+
+
+def test_what_others_use_is_what_is_left(monkeypatch):
+    monkeypatch.setattr(server, "processor_seconds", lambda: (130.0, 25.0))
+    monkeypatch.setattr(server.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(server.time, "perf_counter", lambda: 20.0)
+    assert server.others_share((10.0, 110.0, 10.0)) == 0.25
+    assert server.others_share((10.0, 130.0, 10.0)) == 0.0
+
+
+def test_the_time_of_all_processes_is_more_than_ours():
+    if not sys.platform.startswith("linux"):
+        pytest.skip("/proc tells what all processes have used")
+    everything, own = server.processor_seconds()
+    assert everything > own > 0
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ machine adds is never negative; beside them stands the processor time of the ser
 busy, and for gaps and latencies, figures are medians. The clients are one process beside them (``_http.py``).
 
 Three models: the sample model on one thread (more do not help one so small), SmolLM2-135M where ``--smollm2`` or
-``ATLAS_BENCH_SMOLLM2`` says where it is, and a billion random weights. Exit 1 when a limit is missed.
+``ATLAS_BENCH_SMOLLM2`` says where it is, and a billion random weights. What other programs had of the processors
+meanwhile stands in the result: from some per cent on, no ratio means anything. Exit 1 when a limit is missed.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ import numpy as np  # noqa: E402
 
 from tools.bench._http import Answer, RequestFailedError, ask, begin  # noqa: E402
 from tools.bench._neighbours import busy_neighbours  # noqa: E402
-from tools.bench._servers import OURS, Peer, Server, find_peer, running  # noqa: E402
+from tools.bench._servers import OURS, TICKS, Peer, Server, find_peer, running  # noqa: E402
 from tools.bench.formats import Row  # noqa: E402
 from tools.bench.memory import FREE, keep, machine_of, measured  # noqa: E402
 
@@ -364,16 +365,16 @@ def prefix(bench: Bench) -> Iterator[Row]:
 
 
 def longer_context(model: Model, folder: Path, context: int) -> Model:
-    """Return the same model with another context length in its file: a server cuts prompts to what stands there."""
-    from dataclasses import replace
-
+    """Return a model that has this context; where its file says less, by which servers go, a copy that says so."""
     from atlas_kit.formats.gguf import GGUFFile
     from atlas_kit.formats.gguf.edit import Set, edit_metadata
 
     path = folder / f"{model.name}-{context}.gguf"
+    with GGUFFile.open(model.path) as file:
+        key = f"{file.architecture}.context_length"
+        if file.get(key) >= context:
+            return model
     if not path.exists():
-        with GGUFFile.open(model.path) as file:
-            key = f"{file.architecture}.context_length"
         edit_metadata(model.path, [Set(key, context)], path)
     return replace(model, path=str(path))
 
@@ -405,7 +406,8 @@ def _median(rounds: Sequence[Load]) -> Load:
 
 def gap(bench: Bench) -> Iterator[Row]:
     """Seven clients stream while an eighth sends 1,500 tokens: the longest time without a token of one of them."""
-    streams, long, rounds, model = 7, 1500, 1 if bench.quick else 3, bench.larger
+    streams, long, rounds = 7, 1500, 1 if bench.quick else 3
+    model = longer_context(bench.larger, bench.folder, 2048)
     gaps: dict[str, list[float]] = {kind: [] for kind in KINDS}
     with running(*bench.commands(model, slots=streams + 1, context=2048)) as servers:
         for _ in range(rounds):
@@ -458,7 +460,8 @@ async def _still_running(streams: Sequence[Any]) -> None:
 
 def conversation(bench: Bench) -> Iterator[Row]:
     """Turns after the first of a conversation of 4,000 tokens: what was read before is not read again."""
-    model, tokens = bench.larger, 1000 if bench.quick else 4000
+    tokens = 1000 if bench.quick else 4000
+    model = longer_context(bench.larger, bench.folder, tokens + 1024)
     turns, restarts = (3, 1) if bench.quick else (6, 2)
     kept = ["--atlas-memory-persist", "--atlas-memory-dir", str(bench.folder / "conversation")]
     commands = bench.commands(model, slots=1, context=tokens + 1024, more=kept)
@@ -531,7 +534,7 @@ def start(bench: Bench) -> Iterator[Row]:
 
 def large(bench: Bench) -> Iterator[Row]:
     """A memory of 200 MB: saving, loading, and what other clients notice of its being saved by itself."""
-    if bench.control:
+    if bench.control or not bench.larger.large:
         return
     model, session = bench.larger, "large"
     folder = bench.folder / "large"
@@ -619,6 +622,21 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {
 }
 
 
+def processor_seconds() -> tuple[float, float]:
+    """Return the processor time that all processes have used, and that of this one and those it has waited for."""
+    with open("/proc/stat", encoding="ascii") as file:
+        user, nice, system, _, _, irq, softirq, *_ = map(int, file.readline().split()[1:])
+    return (user + nice + system + irq + softirq) / TICKS, sum(os.times()[:4])
+
+
+def others_share(since: tuple[float, float, float]) -> float:
+    """Return which part of all processors other programs have had since (moment, all, ours), from 0 to 1."""
+    moment, all_, ours = since
+    now, own = processor_seconds()
+    share = (now - all_ - (own - ours)) / (time.perf_counter() - moment) / (os.cpu_count() or 1)
+    return min(max(share, 0.0), 1.0)
+
+
 def surviving(name: str, group: Callable[[Bench], Iterator[Row]]) -> Callable[[Bench], Iterator[Row]]:
     """Return a group that says why it could not be measured, so that the others still are."""
 
@@ -698,9 +716,12 @@ def main() -> int:
         }
         if not options.json:
             print(f"{about['processor']}, {THREADS} processors, load {about['load']:.1f}; {about['peer']}\n")
+        since = time.perf_counter(), *processor_seconds()
         rows = measured({name: surviving(name, group) for name, group in GROUPS.items()}, bench, options)
-        about["load_after"] = os.getloadavg()[0]
-        code = keep(rows, about | {"not_measured": bench.failed}, options, "server-cpu")
+        about |= {"others": others_share(since), "not_measured": bench.failed}
+        if not options.json:
+            print(f"\nOther programs had {about['others']:.0%} of the processors meanwhile")
+        code = keep(rows, about, options, "server-cpu")
     return code or int(bool(bench.failed))
 
 
