@@ -12,7 +12,8 @@ from typing import Any
 from atlas_kit.errors import BusyError
 from atlas_kit.llama.batch import AnyWork, Batches, Job
 from atlas_kit.llama.engine import Engine
-from atlas_kit.llama.session import AtlasSession, Token
+from atlas_kit.llama.session import AtlasSession
+from atlas_kit.llama.steps import Token
 
 
 class SessionPool:

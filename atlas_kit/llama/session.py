@@ -13,17 +13,31 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import ClosedError, InvalidParamError, ModelError
-from atlas_kit.llama import memory_choice, session_states
+from atlas_kit.llama import arguments, memory_choice, session_states
 from atlas_kit.llama.engine import Engine, Feed, Outputs
 from atlas_kit.llama.loading import open_engine
 from atlas_kit.llama.sampling import Sampler, Sampling
+from atlas_kit.llama.steps import (
+    Fed,
+    Finish,
+    Listener,
+    Observer,
+    Stats,
+    Step,
+    Token,
+    Work,
+    common_length,
+    likeliest,
+    log_softmax,
+    scores,
+)
 from atlas_kit.llama.text_stream import TextStream
 from atlas_kit.llama.token_memory import Reading, TokenMemory
 from atlas_kit.persistence.session_file import about_session, read_session_state, write_session_state
@@ -35,104 +49,6 @@ T = TypeVar("T")
 _claiming = threading.Lock()
 ROLLOVERS = ("auto", "shift", "refeed")
 DEVICES = {"cpu": "numpy", "cuda": "cupy"}
-
-
-@dataclass(frozen=True)
-class Token:
-    """A generated token.
-
-    ``text`` is what it completes: nothing while a character, or what may become a stop string, is unfinished.
-    ``logprob`` is in nats, of the blended distribution before any sampler; None without a memory.
-    """
-
-    id: int
-    text: str
-    logprob: float | None = None
-
-    def __str__(self) -> str:
-        return self.text
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a session asks of the engine: a feed, and whether it needs hidden states.
-
-    ``token`` is what has been generated and learned already and waits for this step alone.
-    """
-
-    feed: Feed
-    hidden: bool
-    token: Token | None = None
-
-
-#: Is given hidden states, logits, tokens and the tokens that followed.
-Listener = Callable[[Array, Array, Array, Array], None]
-#: Is given what was expected, the tokens that came (n,), and what each gave to them: ``probabilities_of`` (n, 3).
-Observer = Callable[[Reading, Array, Array], None]
-#: A piece of work in steps: yields what to decode, is sent what came out.
-Work = Generator[Step, Outputs, T]
-
-
-@dataclass(frozen=True)
-class Finish:
-    """Why generating ended: ``reason`` is ``"stop"`` or ``"length"``; ``stop`` the stop string that was found."""
-
-    reason: str
-    stop: str | None = None
-
-
-@dataclass(frozen=True)
-class Fed:
-    """What reading a text gave: for each token but the first of a stream, its probabilities.
-
-    Attributes
-    ----------
-    tokens
-        Tokens read.
-    seconds
-        Time taken.
-    logprob
-        (n, 2) in nats: what the model alone, and model and memory together, gave to each token that came. Without a
-        memory, both are the model's. ``nan`` where nothing was asked (memory off, and no scores wanted).
-    """
-
-    tokens: int
-    seconds: float
-    logprob: Array
-
-    @property
-    def loss(self) -> float:
-        """Mean loss with the memory in nats per token."""
-        return -float(self.logprob[:, 1].mean()) if len(self.logprob) else float("nan")
-
-    @property
-    def model_loss(self) -> float:
-        """Mean loss of the model alone in nats per token."""
-        return -float(self.logprob[:, 0].mean()) if len(self.logprob) else float("nan")
-
-    @property
-    def perplexity(self) -> float:
-        """``exp(loss)``."""
-        return float(np.exp(self.loss))
-
-    @property
-    def model_perplexity(self) -> float:
-        """``exp(model_loss)``."""
-        return float(np.exp(self.model_loss))
-
-
-@dataclass
-class Stats:
-    """Counts of a session; see ``AtlasSession.stats``."""
-
-    tokens_read: int = 0
-    tokens_generated: int = 0
-    seconds_reading: float = 0.0
-    seconds_generating: float = 0.0
-    rollovers: int = 0
-    #: sums of the losses in nats, model alone and blended, and how many tokens they are of
-    losses: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    scored: int = 0
 
 
 @dataclass
@@ -199,7 +115,7 @@ class AtlasSession:
         engine_options: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
-        if device not in DEVICES:
+        if device not in tuple(DEVICES):
             raise InvalidParamError(f"{device!r} is not a device", key="device", hint="Choose cpu or cuda.")
         if rollover not in ROLLOVERS:
             raise InvalidParamError(
@@ -418,11 +334,8 @@ class AtlasSession:
         """Drop the older half of the context if it is full, but for the begin token."""
         if self._position < self.engine.n_ctx or self.engine.info.recurrent:
             return
-        keep = (
-            len(self.engine.begin)
-            if tuple(self._context[: len(self.engine.begin)]) == self.engine.begin
-            else 0
-        )
+        begin = self.engine.begin
+        keep = len(begin) if tuple(self._context[: len(begin)]) == begin else 0
         drop = max(1, (self.engine.n_ctx - keep) // 2)
         self._counts.rollovers += 1
         if self._rollover == "shift" or (self._rollover == "auto" and self.engine.can_shift):
@@ -452,6 +365,40 @@ class AtlasSession:
             del self._owed[: len(part)]
             if last:
                 self._last_output = self._output_at(outputs, outputs.index, part[-1])
+
+    def placing(self, history: Sequence[int], tokens: Sequence[int]) -> Work[None]:
+        """Let the context end behind ``tokens``, all of which the memory knows, in steps: nothing is learned.
+
+        What the context has of them stays, and what lies behind goes; the memory does not unlearn it.
+
+        Parameters
+        ----------
+        history
+            What the context was read from: it holds the end of that.
+        tokens
+            What it shall have been read from.
+        """
+        yield from self.catching_up()
+        context = self._context
+        begin = self.engine.begin
+        keep = len(begin) if tuple(context[: len(begin)]) == begin else 0
+        gone = len(history) - len(context)
+        whole = gone >= 0 and context[keep:] == list(history[gone + keep :])
+        same = keep + common_length(context[keep:], tokens[gone + keep :]) if whole else 0
+        if gone + same == len(tokens) and same == len(context) and self._last_output is not None:
+            return
+        same = min(same, len(tokens) - gone - 1)  # the last one is read again, for what it gives
+        if same <= keep or not self.engine.forget(self.sequence, same):
+            self.forget_context()
+            most = self.engine.n_ctx
+            owed = list(tokens)
+            if len(owed) >= most and not self.engine.info.recurrent:  # as if it had just been full
+                owed = [*begin, *owed[-max(1, (most - len(begin)) // 2) :]]
+        else:
+            del context[same:]
+            self._position, self._last_output, owed = same, None, list(tokens[gone + same :])
+        self._owed = owed
+        yield from self.catching_up()
 
     def run(self, work: Work[T]) -> T:
         """Carry out work alone: every step is a decode of its own."""
@@ -569,17 +516,18 @@ class AtlasSession:
         sampling: Sampling | None = None,
         special: bool = False,
         sampler: Sampler | None = None,
+        top_logprobs: int | None = None,
     ) -> Generator[Step | Token, Any, Finish]:
         """Do ``generate`` in steps: yields a step, and is sent its outputs, or a token; returns why it ended.
 
-        ``sampler`` takes the place of ``sampling``, and is closed at the end.
+        ``sampler`` takes the place of ``sampling``, and is closed at the end. ``top_logprobs``: tokens tell their
+        log-probabilities, and those of so many of the most likely tokens.
         """
-        stops = [stop] if isinstance(stop, str) else list(stop)
-        if max_tokens is not None and max_tokens < 0:
-            raise InvalidParamError(f"max_tokens is {max_tokens}", key="max_tokens")
+        max_tokens = arguments.count_of("max_tokens", max_tokens)
+        top_logprobs = arguments.count_of("top_logprobs", top_logprobs)
+        text = TextStream(arguments.stops_of(stop))
         # first, so that a grammar that cannot be followed costs no reading
-        sampler = self.engine.sampler(sampling or Sampling()) if sampler is None else sampler
-        text = TextStream(stops)
+        sampler = self.engine.sampler(arguments.sampling_of(sampling)) if sampler is None else sampler
         count, reason = 0, "length"
         started = time.perf_counter()
         try:
@@ -590,12 +538,12 @@ class AtlasSession:
                 raise InvalidParamError("there is no text to continue", key="prompt", hint="Give a prompt.")
             started = time.perf_counter()
             while max_tokens is None or count < max_tokens:
-                token, logprob = self._choose(sampler)
+                token, logprob, top = self._choose(sampler, top_logprobs)
                 if self.engine.is_end(token):
                     reason = "stop"
                     break
                 count += 1
-                said = Token(token, text.add(self.engine.piece(token)), logprob)
+                said = Token(token, text.add(self.engine.piece(token)), logprob, top)
                 if text.stopped:
                     yield said
                     reason = "stop"
@@ -610,18 +558,24 @@ class AtlasSession:
             self._counts.tokens_generated += count
             self._counts.seconds_generating += time.perf_counter() - started if count else 0.0
 
-    def _choose(self, sampler: Sampler) -> tuple[int, float | None]:
+    def _choose(
+        self, sampler: Sampler, most: int | None
+    ) -> tuple[int, float | None, tuple[tuple[int, float], ...]]:
         self._require_open()
         was = self._last_output
         assert was is not None
         if self.memory is None:
             index, decode = was.place or (-1, -1)
-            return sampler.sample(was.logits[0], index if decode == self.engine.decodes else None), None
-        reading = self._reading_of(was)
-        logp = reading.log_probabilities()
-        # on the scale of the model's own logits, which a repeat penalty multiplies
-        token = sampler.sample(logp + np.float32(reading.lse[0]), None)
-        return token, float(logp[token])
+            token = sampler.sample(was.logits[0], index if decode == self.engine.decodes else None)
+            if most is None:
+                return token, None, ()
+            logp = log_softmax(was.logits[0])
+        else:
+            reading = self._reading_of(was)
+            logp = reading.log_probabilities()
+            # on the scale of the model's own logits, which a repeat penalty multiplies
+            token = sampler.sample(logp + np.float32(reading.lse[0]), None)
+        return token, float(logp[token]), likeliest(logp, most or 0)
 
     def _advance(self, said: Token) -> Generator[Step, Outputs, None]:
         """Append a generated token; where this is cut short, the context still owes it."""
@@ -665,6 +619,7 @@ class AtlasSession:
             When it does not fit; the session is then as it was.
         """
         self._require_open()
+        session_states.require_state(state)
         if not force:
             state.require_model(self.engine.info.identity)
         memory = session_states.token_memory(self.engine, state, self.backend)
@@ -750,7 +705,7 @@ class AtlasSession:
         """Take over a memory and, if there are ``tokens``, the context that it was saved with.
 
         The engine's own bytes bring the context back as it was. Where they do not fit (another version of llama.cpp,
-        another context size), the tokens are read again.
+        another context size), the tokens are read again; where that fails, the session is as it was.
         """
         n_vocab, n_embd = self.engine.info.n_vocab, self.engine.info.n_embd
         if any(not 0 <= token < n_vocab for token in tokens):
@@ -758,18 +713,26 @@ class AtlasSession:
         shapes = {"logits": (1, n_vocab), "hidden": (1, n_embd)}
         if output and {name: array.shape for name, array in output.items()} != shapes:
             raise InvalidParamError("the last output does not fit this model", key="open")
+        was = self.memory, self._context, self._position, self._last_output, self._owed
+        saved = self.engine.save_sequence(self.sequence) if tokens and self._context else b""
         self.forget_context()
         self.memory = memory
-        if not tokens:
-            return
         fits = len(tokens) <= self.engine.n_ctx and (position == len(tokens) or self.engine.info.recurrent)
-        exact = context is not None and bool(output) and fits
-        if exact and self.engine.load_sequence(self.sequence, context or b""):
-            self._context, self._position = list(tokens), position
-            self._last_output = _LastOutput(output["hidden"], output["logits"], None, tokens[-1])
-            return
-        self.engine.forget(self.sequence)
-        self.run(self._again(list(tokens)[-self.engine.n_ctx :]))
+        try:
+            exact = fits and context is not None and bool(tokens and output)
+            if exact and self.engine.load_sequence(self.sequence, context or b""):
+                self._context, self._position = list(tokens), position
+                self._last_output = _LastOutput(output["hidden"], output["logits"], None, tokens[-1])
+                return
+            self.engine.forget(self.sequence)
+            self.run(self._again(list(tokens)[-self.engine.n_ctx :]))
+        except BaseException:
+            self.forget_context()
+            self.memory, self._context, self._position, self._last_output, self._owed = was
+            if self._context and not self.engine.load_sequence(self.sequence, saved):
+                self._owed = [*self._context, *self._owed]  # read again before anything else
+                self._context, self._position, self._last_output = [], 0, None
+            raise
 
     def _again(self, tokens: list[int]) -> Work[None]:
         """Read tokens that the memory knows already."""
@@ -809,12 +772,15 @@ class AtlasSession:
         if isinstance(text, str):
             tokens = self.engine.tokenize(text, special=special)
         else:
-            tokens = [int(token) for token in text]
-            if any(not 0 <= token < self.engine.info.n_vocab for token in tokens):
-                raise InvalidParamError("a token lies outside the vocabulary", key="tokens")
+            tokens = arguments.tokens_of(text, self.engine.info.n_vocab)
         if not self._context and tokens and tuple(tokens[: len(self.engine.begin)]) != self.engine.begin:
             tokens = [*self.engine.begin, *tokens]
         return tokens
+
+    @property
+    def tokens_read(self) -> int:
+        """How many tokens were read, those of a text that was cut short included."""
+        return self._counts.tokens_read
 
     @property
     def closed(self) -> bool:
@@ -838,16 +804,6 @@ class AtlasSession:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def scores(logits: Array, tokens: Array) -> Array:
-    """Return the log-probabilities (n, 2) of tokens under logits (n, n_vocab), twice."""
-    found = np.empty((len(tokens), 2))
-    for row, token in enumerate(tokens):
-        z = logits[row]
-        top = z.max()
-        found[row] = float(z[token]) - float(top) - np.log(np.exp(z - top).sum(dtype=np.float64))
-    return found
 
 
 def _ratio(count: int, seconds: float) -> float | None:

@@ -18,7 +18,8 @@ import numpy as np
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.engine import Engine
-from atlas_kit.llama.session import DEVICES, AtlasSession, scores
+from atlas_kit.llama.session import DEVICES, AtlasSession
+from atlas_kit.llama.steps import scores
 from atlas_kit.llama.token_memory import TokenMemory
 from atlas_kit.settings.atlas_settings import AtlasSettings
 

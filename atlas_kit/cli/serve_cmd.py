@@ -1,0 +1,98 @@
+"""``atlas-tool serve``."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from atlas_kit.cli._options import FILE, command_
+from atlas_kit.server.config import Row, table
+
+if TYPE_CHECKING:
+    from atlas_kit.server.config import ServerConfig
+
+
+def _settings_options(function: Any) -> Any:
+    """Add an option for each setting of a server."""
+    for row in reversed(table()):
+        function = _option(row)(function)
+    return function
+
+
+def _option(row: Row) -> Any:
+    kind: Any = click.Choice(row.choices) if row.choices else row.kind
+    if row.kind is bool:
+        long = [flag for flag in row.flags if flag.startswith("--")]
+        declared = f"{long[0]}/{row.off[0]}" if row.off else long[0]
+        default = (
+            f"  [default: {'on' if row.default else 'off'}]" if row.off and row.default is not None else ""
+        )
+        return click.option(declared, row.name, default=None, help=row.help + default, is_flag=True)
+    stated = row.default not in (None, "", ()) and "[default" not in row.help
+    help_text = row.help + (f"  [default: {row.default}]" if stated else "")
+    return click.option(
+        *row.flags,
+        row.name,
+        type=kind,
+        default=None,
+        multiple=row.many,
+        metavar=row.metavar or None,
+        help=help_text,
+    )
+
+
+@command_(
+    "serve",
+    """\
+Serve a model over HTTP, as OpenAI's API has it, with a memory that outlives a restart.
+
+Clients of OpenAI's API work with it unchanged. --atlas puts a memory beside every conversation; a request that names a
+session ("atlas": {"session_id": "anna"}) goes on with that one. With --atlas-memory-persist, all requests without a
+session share a memory, which is loaded at the start and saved at the end and every five minutes.
+
+llama-server's usual options and variables work here. SIGTERM and Ctrl-C end it when the memory is saved; SIGUSR1 saves
+now.
+
+Examples:
+  atlas-tool serve -m sample_data/models/tiny-python.gguf --atlas-memory-file served.atlas --port 8080
+""",
+)
+@click.argument("given_model", required=False, metavar="[MODEL]")
+@_settings_options
+@click.option(
+    "--config", "config_file", type=FILE, metavar="FILE", help="Read settings from this JSON or TOML file."
+)
+def command(given_model: str | None, config_file: str | None, **options: Any) -> int:
+    """Run the command."""
+    from atlas_kit.server.run import serve
+
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    if given_model is not None:
+        given.setdefault("model", given_model)
+    config = _configuration(given, config_file)
+    _log(config)
+    serve(config)
+    return 0
+
+
+def _configuration(options: dict[str, Any], file: str | None) -> ServerConfig:
+    from atlas_kit.errors import InvalidParamError
+    from atlas_kit.server.config import ServerConfig
+
+    config = ServerConfig.from_sources(options, file=file, environment=os.environ)
+    if not config.model:
+        raise InvalidParamError("no model is named", key="model", hint="Name it: atlas-tool serve -m MODEL")
+    return config
+
+
+def _log(config: ServerConfig) -> None:
+    import logging
+    import sys
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("atlas_kit.server")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
