@@ -7,7 +7,7 @@ Knows no model, no settings by name and no file.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,8 @@ class SessionState:
         ``logits`` (1, vocabulary) and ``hidden`` (1, width) of the last token, from which the next is predicted.
     context
         The engine's own bytes of the context.
+    texts
+        The tokens of each text that it has read, whole, that of the context last; none where nobody keeps them.
     """
 
     config: MemoryConfig
@@ -53,6 +55,7 @@ class SessionState:
     position: int = 0
     output: Mapping[str, Array] = field(default_factory=dict)
     context: bytes | None = None
+    texts: tuple[Sequence[int], ...] = ()
 
     def __repr__(self) -> str:
         """Say it in one line: the arrays may be megabytes."""
