@@ -6,6 +6,7 @@ this library and by the C library's roadmap, and the same with ``.gguf``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -178,14 +179,59 @@ def _time_of(stamp: str | None) -> int | None:
     return int(digits) if len(digits) < 14 else None
 
 
+def make_room(path: StrPath) -> None:
+    """Keep ``NAME.bak``, which the next save replaces, under a name with its time.
+
+    Raises
+    ------
+    FileAccessError
+        It cannot be renamed.
+    """
+    target = Path(os.path.realpath(path))
+    before = target.with_name(target.name + ".bak")
+    try:
+        os.rename(before, _name_with_time(target, int(os.stat(before).st_mtime)))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise access_error(error, before, "write") from error
+
+
+def prune(path: StrPath, count: int) -> list[str]:
+    """Remove the oldest backups of a file until there are ``count``; return the names of those that went.
+
+    ``NAME.bak`` is the newest, and what cannot be removed stays.
+    """
+    target = Path(os.path.realpath(path))
+    stem, suffix = _stem_and_suffix(target)
+    pattern = re.compile(rf"{re.escape(stem)}_(?P<time>\d[\dT_\-]*){re.escape(suffix)}", re.DOTALL)
+    dated = []
+    with contextlib.suppress(OSError):
+        for name in os.listdir(target.parent):
+            if match := pattern.fullmatch(name):
+                dated.append((_time_of(match["time"]) or 0, name))
+    dated.sort(reverse=True)
+    gone = []
+    for _, name in dated[max(0, count - os.path.lexists(f"{target}.bak")) :]:
+        with contextlib.suppress(OSError):
+            os.unlink(target.with_name(name))
+            gone.append(name)
+    return gone
+
+
+def _name_with_time(target: Path, when: int) -> Path:
+    """Return the name of a backup of this time, or of a later second where there is one already."""
+    stem, suffix = _stem_and_suffix(target)
+    name = target.with_name(f"{stem}_{when}{suffix}")
+    while os.path.lexists(name):
+        when += 1
+        name = target.with_name(f"{stem}_{when}{suffix}")
+    return name
+
+
 def keep_aside(target: Path) -> str:
     """Keep the present file under a name with the time, by a second link or a copy."""
-    stem, suffix = _stem_and_suffix(target)
-    now = int(time.time())
-    name = target.with_name(f"{stem}_{now}{suffix}")
-    while os.path.lexists(name):
-        now += 1
-        name = target.with_name(f"{stem}_{now}{suffix}")
+    name = _name_with_time(target, int(time.time()))
     try:
         os.link(os.path.realpath(target), name)
     except OSError:
