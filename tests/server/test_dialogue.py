@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from scripted import CHATML, ScriptedEngine
+from server.scripted import CHATML, ScriptedEngine
 
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.chat import ChatTemplate
