@@ -8,6 +8,7 @@ decodes several sessions together (batch.py).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import threading
@@ -781,6 +782,11 @@ class AtlasSession:
     def tokens_read(self) -> int:
         """How many tokens were read, those of a text that was cut short included."""
         return self._counts.tokens_read
+
+    @property
+    def counts(self) -> Stats:
+        """A copy of what was counted so far; other threads may look, too."""
+        return dataclasses.replace(self._counts, losses=list(self._counts.losses))
 
     @property
     def closed(self) -> bool:
