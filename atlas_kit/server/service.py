@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import AtlasError, InvalidParamError
 from atlas_kit.server.conversations import Conversation, Conversations, Key
+from atlas_kit.server.dialogue import transcript
 from atlas_kit.server.generation import Generating, Generation, checked_session_id
 from atlas_kit.server.lifecycle import SHARED, SharedMemory
 from atlas_kit.server.problems import ApiError, unavailable
@@ -44,6 +45,7 @@ class Service:
     scheduler: Scheduler
     conversations: Conversations
     settings: AtlasSettings
+    template: ChatTemplate
 
     def __init__(
         self, config: ServerConfig, open_engine: Callable[[ServerConfig], Engine] | None = None
@@ -55,7 +57,6 @@ class Service:
         self.failed: str | None = None
         self.stopping = False
         self.shared: SharedMemory | None = None
-        self.template: ChatTemplate | None = None
         self._saver: asyncio.Task[None] | None = None
 
     # --- life ------------------------------------------------------------------------------------------------
@@ -118,7 +119,7 @@ class Service:
             if self.shared is not None and kept is not None and self.shared.due(kept):
                 await self.shared.save(self.conversations, kept)
 
-    def _chat_template(self) -> ChatTemplate | None:
+    def _chat_template(self) -> ChatTemplate:
         from atlas_kit.llama.chat import ChatTemplate
 
         source = self.config.chat_template
@@ -128,14 +129,17 @@ class Service:
             with open_source(self.config.chat_template_file) as file:
                 source = file.read(0, file.size).decode("utf-8", "replace")
         if source is None and self.engine.info.chat_template is None:
-            return None
+            log.info("the model has no chat template: conversations are read as a transcript")
+            return transcript(self.engine)
         try:
             return ChatTemplate(self.engine, source)
         except AtlasError as error:
             if source is not None:
                 raise
-            log.warning("the model's chat template cannot be used: %s", error.message)
-            return None
+            log.warning(
+                "the model's chat template cannot be used, and a transcript stands in: %s", error.message
+            )
+            return transcript(self.engine)
 
     # --- what requests ask -----------------------------------------------------------------------------------
 
