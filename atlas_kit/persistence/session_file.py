@@ -1,8 +1,8 @@
 """How a session's state lies in a ``.atlas`` file: written and read whole, from one opened file.
 
 The memory itself is ``snapshot``'s. Beside it, in its metadata under ``runtime``: the settings, what waits for its
-step, and the context (``tables.RUNTIME_FIELDS``); the engine's own copy of the context is an entry of its own, and so are
-the texts that were read. Needs neither session nor engine. Follows ``formats/atlas-session.md``.
+step, and the context (``tables.RUNTIME_FIELDS``); the engine's own copy of the context is an entry of its own, and so
+are the texts that were read. Needs neither session nor engine. Follows ``formats/atlas-session.md``.
 """
 
 from __future__ import annotations
