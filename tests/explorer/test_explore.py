@@ -138,6 +138,7 @@ def test_everything_of_the_c_librarys_files(c_library_files: Path, explore: Any)
         walk(explore(path))
 
 
+@pytest.mark.slow
 def test_everything_of_llama_cpps_vocabularies(vocabularies: list[Path], explore: Any) -> None:
     for path in vocabularies:
         walk(explore(path))
