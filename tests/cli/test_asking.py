@@ -67,11 +67,11 @@ def on_a_terminal(*arguments: Any, answers: tuple[bytes, ...] = (TYPED,)) -> tup
     ("command", "said"),
     [
         (["ls"], "greeting"),
-        (["get", "greeting"], "hello"),
-        (["validate"], ": ok"),
+        pytest.param(["get", "greeting"], "hello", marks=pytest.mark.slow),
+        pytest.param(["validate"], ": ok", marks=pytest.mark.slow),
         (["set", "greeting", "bye"], ""),
-        (["inspect", "--hex"], "greeting"),
-        (["inspect", "--map"], "greeting"),
+        pytest.param(["inspect", "--hex"], "greeting", marks=pytest.mark.slow),
+        pytest.param(["inspect", "--map"], "greeting", marks=pytest.mark.slow),
         (["inspect", "--hex", "--map", "--entries"], "greeting"),
     ],
     ids=["ls", "get", "validate", "set", "hex", "map", "every view"],
@@ -87,7 +87,9 @@ def test_a_passphrase_is_asked_for_once_and_not_shown(locked: Path, command: lis
         assert memory["greeting"].text == ("bye" if name == "set" else "hello")
 
 
-@pytest.mark.parametrize("restore", [False, True], ids=["list", "restore"])
+@pytest.mark.parametrize(
+    "restore", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["list", "restore"]
+)
 def test_backups_are_opened_with_one_passphrase_for_all(locked: Path, restore: bool) -> None:
     for number in (1, 2):
         shutil.copy(locked, locked.with_name(f"locked_{number}.atlas.bak"))
