@@ -34,7 +34,16 @@ def create_app(service: Service) -> FastAPI:
     except ImportError as error:
         raise MissingExtraError("the server", "serve") from error
     from atlas_kit.server.asgi import Gate, Keys
-    from atlas_kit.server.routes import atlas, chat, completions, embeddings, health, models, refused
+    from atlas_kit.server.routes import (
+        atlas,
+        chat,
+        completions,
+        embeddings,
+        health,
+        messages,
+        models,
+        refused,
+    )
 
     app = FastAPI(
         title="atlas_kit server",
@@ -44,7 +53,7 @@ def create_app(service: Service) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
-    for module in (health, models, completions, chat, embeddings, atlas, refused):
+    for module in (health, models, completions, chat, messages, embeddings, atlas, refused):
         app.include_router(module.router)
 
     def answer(problem: ApiError, request: Request) -> Response:

@@ -6,7 +6,7 @@ An endpoint makes a ``Generation`` and turns its ``Piece``s and its ``Outcome`` 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -111,10 +111,15 @@ class Generating:
                 param="prompt",
                 code="context_length_exceeded",
             )
+        conversations.require_room()
         # first, so that a grammar that cannot be followed costs neither a wait nor any reading
         self._sampler: Sampler = conversations.engine.sampler(asked.sampling)
 
-    async def tokens(self) -> AsyncIterator[list[Token]]:
+    def foreseen(self) -> int:
+        """Return how many tokens of the text are known now; whoever comes before may change that."""
+        return self._conversation.known(self._asked.tokens, self._conversations.spelling)[1].wanted
+
+    async def tokens(self) -> AsyncGenerator[list[Token], None]:
         """Yield the tokens as they come, in groups."""
         began = time.monotonic()
         try:
