@@ -56,7 +56,7 @@ llama-server's usual options and variables work here. SIGTERM and Ctrl-C end it 
 now.
 
 Examples:
-  atlas-tool serve -m sample_data/models/tiny-python.gguf --atlas-memory-persist --port 8080
+  atlas-tool serve -m sample_data/models/tiny-python.gguf --atlas-memory-file served.atlas --port 8080
 """,
 )
 @click.argument("given_model", required=False, metavar="[MODEL]")

@@ -6,6 +6,7 @@ Opening reads the header or the index only, and every answer is bounded, whateve
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -31,6 +32,7 @@ from atlas_kit.explorer.items import Item
 from atlas_kit.formats.detect import detect
 from atlas_kit.storage.atomic import atomic_write
 from atlas_kit.storage.given import open_source
+from atlas_kit.storage.keys import Keys, passphrase_bytes
 from atlas_kit.storage.source import Source, access_error
 
 if TYPE_CHECKING:
@@ -103,17 +105,18 @@ class Explorer:
     def answer(self, message: dict[str, Any]) -> Answer:
         """Return the answer to a message, and the buffers that belong to it.
 
-        What goes wrong is an answer too: ``{"error": sentence, "hint": ..., "remedy": ..., "offset": ...}``.
-        Safe to call from several threads.
+        What goes wrong is an answer too: ``{"error": sentence, "hint": ..., "remedy": ..., "offset": ...}``. Every
+        answer has ``"changed": true`` once the file is another than was opened. Safe to call from several threads.
         """
+        buffers: list[bytes] = []
         try:
             with self._lock:
                 found = self._act(**message)
+            reply, buffers = found if isinstance(found, tuple) else (found, buffers)
         except AtlasError as error:
-            return _error(error), []
+            reply = _error(error)
         except Exception as error:  # a message may hold anything: it must not reach the kernel's log
-            return {"error": f"this cannot be shown: {printable(str(error)) or type(error).__name__}"}, []
-        reply, buffers = found if isinstance(found, tuple) else (found, [])
+            reply = {"error": f"this cannot be shown: {printable(str(error)) or type(error).__name__}"}
         if self.contents.source.changed():
             reply["changed"] = True
         return plain(reply), buffers
@@ -358,7 +361,7 @@ class _Check:
 
     def __init__(self, path: str, passphrase: str | bytes | None) -> None:
         self._path = path
-        self._secret = passphrase.encode() if isinstance(passphrase, str) else passphrase
+        self._secret = None if passphrase is None else passphrase_bytes(passphrase)
         self._report: FileReport | None = None
         self._failed = ""
         self._source: Source | None = None
@@ -366,13 +369,15 @@ class _Check:
 
     def _run(self) -> None:
         from atlas_kit.operations.validate import validate_file
-        from atlas_kit.storage.keys import Keys
 
         try:
-            with open_source(self._path) as self._source:
-                self._report = validate_file(self._source, Keys(self._secret))
+            with contextlib.suppress(AtlasError):  # what cannot be opened is a finding, too
+                self._source = open_source(self._path)
+            self._report = validate_file(self._source or self._path, Keys(self._secret))
         except Exception as error:  # whatever it is: it must reach the reader, not the kernel's log
             self._failed = f"checking stopped: {printable(str(error)) or type(error).__name__}"
+        finally:
+            self._stop()
 
     def _stop(self) -> None:
         if self._source is not None:

@@ -16,6 +16,7 @@ from atlas_kit.errors import (
     InvalidParamError,
     KeyRequiredError,
     NoSuchFileError,
+    Remedy,
     WrongKeyError,
 )
 from atlas_kit.formats.detect import detect
@@ -141,10 +142,10 @@ def _check(source: Source, kind: str | None, keys: Keys) -> list[Finding]:
 
         read_carrier(source, kind)
         return []
-    if kind == "atlas" or _is_named_atlas(source):
+    if kind == "atlas":
         return _check_atlas(source, keys)
     if source.size == 0:
-        return [Finding("empty-file", "error", "the file is empty", "Restore it from a backup.", 0)]
+        return [Finding("empty-file", "error", "the file is empty", offset=0, remedy=Remedy("recover"))]
     return [
         Finding(
             "unknown-format",
@@ -152,12 +153,9 @@ def _check(source: Source, kind: str | None, keys: Keys) -> list[Finding]:
             "this is not a file of a known format",
             "Known are .atlas, GGUF, safetensors, npz and the JSON that .atlas files are converted to.",
             0,
+            remedy=Remedy("repair-if-damaged"),
         )
     ]
-
-
-def _is_named_atlas(source: Source) -> bool:
-    return source.name.lower().endswith((".atlas", ".atlas.bak"))
 
 
 def _check_atlas(source: Source, keys: Keys) -> list[Finding]:

@@ -591,6 +591,12 @@ def test_a_file_that_shrinks_is_an_error_and_not_a_crash(samples: Path, explore:
         ask(explorer, "map")
         os.truncate(path, 200)
         walk(explorer)
+        failing: list[dict[str, Any]] = [{"op": "rows", "table": "none"}, {"op": "at", "offset": "x"}, {}]
+        for message in failing:
+            reply, buffers = explorer.answer(message)
+            assert "error" in reply
+            assert reply["changed"] is True
+            assert buffers == []
 
 
 def test_threads_may_ask_at_once(explore: Any) -> None:

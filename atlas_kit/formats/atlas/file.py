@@ -32,7 +32,7 @@ from atlas_kit.formats.atlas.entry import Entry, make_entry
 from atlas_kit.formats.atlas.store import Info, Store, canonical_key, encode_key
 from atlas_kit.storage import atomic
 from atlas_kit.storage.given import Given, open_source, sha256_of
-from atlas_kit.storage.source import Source, StrPath, access_error
+from atlas_kit.storage.source import Source, StrPath, access_error, resolved
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import v2
@@ -53,9 +53,13 @@ def open_store(
     top = source.read_upto(0, 8)
     if top[:4] != t.MAGIC:
         what = "it is empty" if not top else "it does not start with ATLS"
-        raise MagicMismatchError(f"this is not a .atlas file: {what}", path=source.path, offset=0)
+        raise MagicMismatchError(
+            f"this is not a .atlas file: {what}", path=source.path, offset=0, remedy=_without_magic(source)
+        )
     if len(top) < 8:
-        raise TruncatedError("the file ends inside its header", path=source.path, offset=len(top))
+        raise TruncatedError(
+            "the file ends inside its header", path=source.path, offset=len(top), remedy=Remedy("recover")
+        )
     version = int.from_bytes(top[4:], "little")
     if version == 1:
         return v1.StoreV1(source, verify=verify)
@@ -71,6 +75,14 @@ def open_store(
         f"the file says version {version}, and this library reads 1 to 3", path=source.path, offset=4,
         remedy=Remedy("repair-if-damaged"),
     )  # fmt: skip
+
+
+def _without_magic(source: Source) -> Remedy:
+    """Return what helps where the first bytes are not ours; only the name tells whether they should be."""
+    if not source.size:
+        return Remedy("recover")
+    named = source.name.lower().removesuffix(".bak").endswith(".atlas")
+    return Remedy("repair" if named else "repair-if-damaged")
 
 
 class MemoryFile(MutableMapping[str, Entry]):
@@ -599,10 +611,10 @@ class MemoryFile(MutableMapping[str, Entry]):
                 raise KeyRequiredError("version 3 needs a passphrase or a key", path=target)
             same = self._store is not None and self.path is not None
             if same and path is not None and self.path is not None:
-                same = os.path.realpath(path) == os.path.realpath(self.path)
+                same = resolved(path) == os.path.realpath(self.path)
             if append and same and not self._dirty:
                 return
-            locked = locked or self._locked == os.path.realpath(target)
+            locked = locked or self._locked == resolved(target)
             with contextlib.nullcontext() if locked else atomic.lock(target):
                 changed = same and self._store is not None and self._store.source.changed()
                 if changed and not force:

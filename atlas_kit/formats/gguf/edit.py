@@ -22,7 +22,7 @@ from atlas_kit.formats.gguf.tables import PAD_KEY, ValueType
 from atlas_kit.formats.gguf.values import MetadataField
 from atlas_kit.formats.gguf.write import Progress, rebuilt_header, write_with_header
 from atlas_kit.storage.atomic import lock
-from atlas_kit.storage.source import StrPath
+from atlas_kit.storage.source import StrPath, resolved
 
 _MAX_KEY = 65_535
 
@@ -106,7 +106,7 @@ def edit_metadata(
         Version 1 is read-only.
     """
     changes = list(changes)
-    if out is not None and os.path.realpath(out) == os.path.realpath(path):
+    if out is not None and resolved(out) == os.path.realpath(path):
         out, in_place = None, False
     if out is not None:
         if in_place:
