@@ -149,7 +149,9 @@ def playground(name, samples, tmp_path):
 def serve_for_a_moment(line, folder, env):
     """Start a server on a free port, and end it as soon as it listens."""
     line = "exec " + re.sub(r"--port \d+", "--port 0", line)
-    with subprocess.Popen(["bash", "-c", line], cwd=folder, env=env, stderr=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        ["bash", "-c", line], cwd=folder, env=env, stderr=subprocess.PIPE, text=True
+    ) as server:
         try:
             said = []
             for text in server.stderr:

@@ -8,6 +8,7 @@ decodes several sessions together (batch.py).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 import signal
@@ -74,8 +75,8 @@ class AtlasSession:
         The path of a GGUF file, or an engine that is open already (then it stays open).
     memory
         None or False: none. True: one with the settings that the model carries, if it is ATLAS-native, or the
-        defaults. ``"auto"``: what ``atlas-tool recommend`` says. ``AtlasSettings``: those. A path: the memory in that
-        ``.atlas`` file.
+        defaults. ``"auto"``: what ``recommend()`` says (``atlas_kit.settings.recommend``). ``AtlasSettings``:
+        those. A path: the memory in that ``.atlas`` file.
     window, blend_ratio, settings
         Single settings that differ: ``window`` is ``window_size``; any name of ``AtlasSettings``.
     device
@@ -784,6 +785,11 @@ class AtlasSession:
     def tokens_read(self) -> int:
         """How many tokens were read, those of a text that was cut short included."""
         return self._counts.tokens_read
+
+    @property
+    def counts(self) -> Stats:
+        """A copy of what was counted so far; other threads may look, too."""
+        return dataclasses.replace(self._counts, losses=list(self._counts.losses))
 
     @property
     def closed(self) -> bool:

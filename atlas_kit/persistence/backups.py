@@ -6,6 +6,7 @@ this library and by the C library's roadmap, and the same with ``.gguf``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -17,9 +18,9 @@ from typing import Any
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import AtlasError, TruncatedError
 from atlas_kit.formats.detect import detect
-from atlas_kit.storage.given import StrPath
+from atlas_kit.storage.given import StrPath, open_source
 from atlas_kit.storage.keys import Keys
-from atlas_kit.storage.source import access_error
+from atlas_kit.storage.source import Source, access_error
 
 
 @dataclass
@@ -61,7 +62,7 @@ class Backups:
 
 
 def list_backups(path: StrPath, keys: Keys | None = None) -> Backups:
-    """List the backups of a memory file or a model, which need not exist any more.
+    """List the backups of a memory file or a model, which need not exist any more; ask for a passphrase if need be.
 
     Raises
     ------
@@ -76,7 +77,7 @@ def list_backups(path: StrPath, keys: Keys | None = None) -> Backups:
         names = os.listdir(target.parent)
     except OSError as error:
         raise access_error(error, target.parent) from error
-    for name in names:
+    for name in sorted(names):  # the first one that is encrypted is asked about
         match = pattern.fullmatch(name)
         plain = name == f"{target.name}.bak"
         if match or plain:
@@ -132,31 +133,36 @@ def _describe(path: Path, stamp: str | None, keys: Keys) -> Backup:
         return Backup(str(path), 0, when or 0, False, None, str(access_error(error, path)))
     backup = Backup(str(path), info.st_size, int(info.st_mtime) if when is None else when, True, None)
     try:
-        backup.entries = _count_model(path) if detect(path) == "gguf" else _count_entries(path, keys)
+        with open_source(path) as source:
+            backup.entries = (
+                _count_model(source) if detect(source) == "gguf" else _count_entries(source, keys)
+            )
     except AtlasError as error:
         backup.ok, backup.problem = False, error.message
     return backup
 
 
-def _count_entries(path: Path, keys: Keys) -> int:
+def _count_entries(source: Source, keys: Keys) -> int:
     """Return the number of entries of a memory file, each of which is verified."""
-    from atlas_kit.formats.atlas import MemoryFile
+    from atlas_kit.formats.opening import open_memory
 
-    with MemoryFile.open(path, **keys.options()) as memory:
+    with open_memory(source, keys) as memory:
         for entry in memory.entries():
             entry.verify()
         return len(memory)
 
 
-def _count_model(path: Path) -> int:
+def _count_model(source: Source) -> int:
     """Return the number of metadata keys and tensors of a model, whose data must all be there."""
     from atlas_kit.formats.gguf import GGUFFile
 
-    with GGUFFile.open(path, shards=False) as model:
+    with GGUFFile.open(source, shards=False) as model:
         for info in model.tensor_infos:
             end = info.file_offset + (info.nbytes or 0)
             if end > model.size:
-                raise TruncatedError("the file ends before the data of a tensor", path=path, key=info.name)
+                raise TruncatedError(
+                    "the file ends before the data of a tensor", path=source.path, key=info.name
+                )
         return len(model.metadata) + len(model.tensor_infos)
 
 
@@ -173,14 +179,59 @@ def _time_of(stamp: str | None) -> int | None:
     return int(digits) if len(digits) < 14 else None
 
 
+def make_room(path: StrPath) -> None:
+    """Keep ``NAME.bak``, which the next save replaces, under a name with its time.
+
+    Raises
+    ------
+    FileAccessError
+        It cannot be renamed.
+    """
+    target = Path(os.path.realpath(path))
+    before = target.with_name(target.name + ".bak")
+    try:
+        os.rename(before, _name_with_time(target, int(os.stat(before).st_mtime)))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise access_error(error, before, "write") from error
+
+
+def prune(path: StrPath, count: int) -> list[str]:
+    """Remove the oldest backups of a file until there are ``count``; return the names of those that went.
+
+    ``NAME.bak`` is the newest, and what cannot be removed stays.
+    """
+    target = Path(os.path.realpath(path))
+    stem, suffix = _stem_and_suffix(target)
+    pattern = re.compile(rf"{re.escape(stem)}_(?P<time>\d[\dT_\-]*){re.escape(suffix)}", re.DOTALL)
+    dated = []
+    with contextlib.suppress(OSError):
+        for name in os.listdir(target.parent):
+            if match := pattern.fullmatch(name):
+                dated.append((_time_of(match["time"]) or 0, name))
+    dated.sort(reverse=True)
+    gone = []
+    for _, name in dated[max(0, count - os.path.lexists(f"{target}.bak")) :]:
+        with contextlib.suppress(OSError):
+            os.unlink(target.with_name(name))
+            gone.append(name)
+    return gone
+
+
+def _name_with_time(target: Path, when: int) -> Path:
+    """Return the name of a backup of this time, or of a later second where there is one already."""
+    stem, suffix = _stem_and_suffix(target)
+    name = target.with_name(f"{stem}_{when}{suffix}")
+    while os.path.lexists(name):
+        when += 1
+        name = target.with_name(f"{stem}_{when}{suffix}")
+    return name
+
+
 def keep_aside(target: Path) -> str:
     """Keep the present file under a name with the time, by a second link or a copy."""
-    stem, suffix = _stem_and_suffix(target)
-    now = int(time.time())
-    name = target.with_name(f"{stem}_{now}{suffix}")
-    while os.path.lexists(name):
-        now += 1
-        name = target.with_name(f"{stem}_{now}{suffix}")
+    name = _name_with_time(target, int(time.time()))
     try:
         os.link(os.path.realpath(target), name)
     except OSError:

@@ -244,6 +244,23 @@ class Conversations:
         finally:
             conversation.lock.release()
 
+    @contextlib.asynccontextmanager
+    async def borrowed(self, namespace: str, task: str) -> AsyncIterator[Slot]:
+        """Have a sequence for work that belongs to no conversation, and that leaves its session as it found it: empty.
+
+        Raises
+        ------
+        BusyError
+            Too many wait already.
+        """
+        nobody = self._new(Key(namespace, None), None)
+        async with self.lease(nobody, task) as slot:
+            try:
+                yield slot
+            finally:
+                nobody.closed = True
+                slot.conversation = nobody.slot = None
+
     @contextlib.contextmanager
     def _queued(self) -> Iterator[None]:
         if self.waiting >= self.most_waiting:

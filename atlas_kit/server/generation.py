@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from atlas_kit.llama.session import AtlasSession
     from atlas_kit.llama.steps import Token
     from atlas_kit.server.conversations import Conversations
+    from atlas_kit.server.metrics import Metrics
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,11 @@ class Generating:
     the work within a step.
     """
 
-    def __init__(self, conversations: Conversations, conversation: Conversation, asked: Generation) -> None:
+    def __init__(
+        self, conversations: Conversations, conversation: Conversation, asked: Generation, metrics: Metrics
+    ) -> None:
         self._conversations, self._conversation, self._asked = conversations, conversation, asked
+        self._metrics = metrics
         self.outcome = Outcome(prompt_tokens=len(asked.tokens))
         limit = conversations.engine.n_ctx
         if not asked.tokens:
@@ -118,10 +122,13 @@ class Generating:
         """Yield the tokens as they come, in groups."""
         began = time.monotonic()
         try:
-            async with self._conversations.lease(self._conversation, self._asked.task) as slot:
-                self.outcome.seconds_waiting = time.monotonic() - began
-                async for fresh in self._answer(slot):
-                    yield fresh
+            with self._metrics.request(self._asked, self.outcome) as watch:
+                async with self._conversations.lease(self._conversation, self._asked.task) as slot:
+                    self.outcome.seconds_waiting = time.monotonic() - began
+                    watch.begins(slot.session)
+                    async for fresh in self._answer(slot):
+                        watch.came(fresh)
+                        yield fresh
         finally:
             self._sampler.close()
 
