@@ -1,5 +1,6 @@
 # make demo     see it work on the files in sample_data/
 # make lab      open the notebooks in JupyterLab; a double-click shows what is in a .atlas or .gguf file
+# make serve    serve the sample model at http://127.0.0.1:8080, with a memory that outlives a restart
 # make test     everything that must pass: style, types, layers, documents, tests
 # make quick    the tests that need no browser, no model and few seconds each; no compiler needed
 # make lint     what `make test` checks before its tests: style, types, layers, documents
@@ -13,6 +14,7 @@
 # make clean    remove what the other targets made, the virtual environment included
 #
 # LAB=--no-browser make lab     give jupyter lab more options
+# SERVE="--port 9000" make serve   give the server more options; MODEL=other.gguf serves another model
 # PYTHON=python3.12 make test   choose the interpreter (3.10 or newer) that .venv is made from
 # CHROMIUM=none make test       leave out the tests that need a browser; CHROMIUM=/path/to/chrome names one
 
@@ -20,6 +22,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 JOBS   ?= 2
 FUZZ_SECONDS ?= 600
+MODEL  ?= sample_data/models/tiny-python.gguf
 # Names of targets begin with it, and make takes these characters apart.
 ifneq ($(words $(VENV))$(strip $(foreach mark,: ; % & ' " * ?,$(findstring $(mark),$(VENV)))),1)
 $(error VENV must be one path without spaces and without any of : ; % & ' " * ? and is '$(VENV)')
@@ -34,7 +37,7 @@ SCRIPTS := DENO_NO_UPDATE_CHECK=1 DENO_DIR='$(abspath $(VENV))/.deno' \
   atlas_kit/widgets/static atlas_kit/jupyter/static atlas_kit/jupyter/labextension/static
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo lab test quick lint docs samples bench pictures experiments fuzz dist clean
+.PHONY: demo lab serve test quick lint docs samples bench pictures experiments fuzz dist clean
 .DEFAULT_GOAL := help
 .PHONY: help
 help:
@@ -50,6 +53,10 @@ demo: $(VENV)/.llama
 
 lab: $(VENV)/.lab
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
+
+serve: $(VENV)/.serve
+	@mkdir -p build/memories
+	$(BIN)/atlas-tool serve -m $(MODEL) --atlas-memory-persist --atlas-memory-dir build/memories $(SERVE)
 
 test: $(VENV)/.dev lint
 	$(BIN)/python -m pytest -n $(JOBS)
@@ -83,7 +90,9 @@ bench: $(VENV)/.dev
 	$(BIN)/python tools/bench/memory.py || status=1; \
 	$(BIN)/python tools/bench/runtime.py || status=1; \
 	$(BIN)/python tools/bench/quality.py || status=1; \
-	$(BIN)/python tools/bench/widgets.py || status=1; exit $$status
+	$(BIN)/python tools/bench/widgets.py || status=1; \
+	$(BIN)/python tools/build_llama.py --server || echo "xllamacpp's server is the peer instead"; \
+	$(BIN)/python tools/bench/server.py || status=1; exit $$status
 
 pictures: $(VENV)/.dev
 	$(BIN)/python tools/screenshots.py
@@ -119,6 +128,11 @@ $(VENV)/.llama: pyproject.toml tools/build_llama.py | ready $(VENV)/.demo
 
 # Jupyter finds extensions below sys.prefix, where pip puts copies of these files.
 EXTENSION := $(shell find atlas_kit/jupyter/labextension atlas_kit/jupyter/server-config.json -type f)
+
+$(VENV)/.serve: pyproject.toml | ready $(VENV)/.llama
+	@echo "Installing the server into $(VENV) (half a minute, once)"
+	@$(PIP) install -e '.[encryption,serve]'
+	@touch $@ $(VENV)/.demo
 
 $(VENV)/.lab: pyproject.toml $(EXTENSION) | ready $(VENV)/.llama
 	@echo "Installing atlas_kit and JupyterLab into $(VENV) (about a minute, once)"

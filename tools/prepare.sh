@@ -16,6 +16,7 @@ needs_of() {
   case $1 in
     demo) echo "python compiler" ;;
     lab) echo "python compiler" ;;
+    serve) echo "python compiler" ;;
     bench) echo "python compiler browser" ;;
     pictures) echo "python compiler browser" ;;
     test) echo "python compiler browser" ;;

@@ -31,6 +31,7 @@ COMMANDS = {
     "set": Row("set_cmd", "Store one value."),
     "rm": Row("rm_cmd", "Remove entries or metadata keys."),
     "run": Row("run_cmd", "Generate text, with a memory that learns while it reads."),
+    "serve": Row("serve_cmd", "Serve a model over HTTP, with a memory that outlives a restart."),
     "learn": Row("learn_cmd", "Read documents into a memory."),
     "perplexity": Row("perplexity_cmd", "Measure what a memory is worth: perplexity with and without it."),
     "recall": Row("recall_cmd", "Measure what a memory recalls, over distance."),

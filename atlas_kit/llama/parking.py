@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from atlas_kit.llama.steps import Stats
+
 if TYPE_CHECKING:
     from atlas_kit.llama.session import AtlasSession
     from atlas_kit.llama.token_memory import TokenMemory
@@ -30,6 +32,8 @@ class Parked:
         Where the next one stands in it.
     data
         The engine's bytes of the context; None: it is to be read again.
+    counts
+        What the session has done so far.
     """
 
     memory: TokenMemory | None = None
@@ -39,6 +43,7 @@ class Parked:
     data: bytes | None = None
     owed: list[int] = field(default_factory=list)
     last_output: Any = None
+    counts: Stats = field(default_factory=Stats)
 
     @property
     def size(self) -> int:
@@ -52,9 +57,9 @@ def park(session: AtlasSession) -> Parked:
     data = session.engine.save_sequence(session.sequence) if session._context else None
     parked = Parked(
         session.memory, session.learns, session._context, session._position, data, session._owed,
-        session._last_output,
+        session._last_output, session._counts,
     )  # fmt: skip
-    session.memory, session.learns = None, True
+    session.memory, session.learns, session._counts = None, True, Stats()
     session.forget_context()
     return parked
 
@@ -65,7 +70,7 @@ def unpark(session: AtlasSession, parked: Parked) -> None:
     Where the engine does not take its bytes back, the context is owed: it is read again before anything else.
     """
     session.forget_context()
-    session.memory, session.learns = parked.memory, parked.learns
+    session.memory, session.learns, session._counts = parked.memory, parked.learns, parked.counts
     if not parked.context:
         return
     if parked.data is not None and session.engine.load_sequence(session.sequence, parked.data):

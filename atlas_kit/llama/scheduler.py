@@ -207,6 +207,14 @@ class Scheduler:
         """End work between two steps; ``job.wait()`` waits until that has happened. Cancelling twice is fine."""
         self._messages.put(lambda: self._cancel(job))
 
+    def end_jobs(self) -> None:
+        """End all work there is now with a ``ClosedError``, and wait until it has ended; new work may follow."""
+        jobs = self._alive()
+        for job in jobs:
+            self._messages.put(lambda job=job: self._batches.cancel(job, ClosedError("the work was ended")))  # type: ignore[misc]
+        for job in jobs:
+            job.wait()
+
     def _submit(
         self,
         session: AtlasSession,

@@ -6,6 +6,7 @@ this library and by the C library's roadmap, and the same with ``.gguf``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -70,33 +71,55 @@ class Backups:
 def list_backups(
     path: StrPath, keys: Keys | None = None, *, accept: Callable[[MemoryFile], object] | None = None
 ) -> Backups:
-    """List the backups of a memory file or a model, which need not exist any more. Each is opened once.
+    """List the backups of a memory file or a model, which need not exist any more; ask for a passphrase if need be.
 
-    ``accept`` is called with a memory file that is whole, and raises ``AtlasError`` for one that does not do.
+    Each is opened once. ``accept`` is called with a memory file that is whole, and raises ``AtlasError`` for one that
+    does not do.
 
     Raises
     ------
     FileAccessError
         The folder cannot be read.
     """
+    result = Backups(os.fsdecode(path), os.path.lexists(path), interrupted=is_interrupted_edit(path))
+    keys = Keys() if keys is None else keys
+    for place, stamp in sorted(_places(path)):  # the first one that is encrypted is asked about
+        result.backups.append(_describe(place, stamp, keys, accept))
+    result.backups.sort(key=lambda backup: (-backup.time, backup.path))
+    return result
+
+
+def backup_names(path: StrPath) -> list[str]:
+    """Return the names of a file's backups, which lie beside it, the newest first; whether they are whole is not said.
+
+    Raises
+    ------
+    FileAccessError
+        The folder cannot be read.
+    """
+    found = []
+    for place, stamp in _places(path):
+        with contextlib.suppress(OSError):  # it went away
+            when = _time_of(stamp)
+            found.append((-int(os.stat(place).st_mtime) if when is None else -when, place.name))
+    return [name for _, name in sorted(found)]
+
+
+def _places(path: StrPath) -> list[tuple[Path, str]]:
+    """Return where the backups of a file are, each with the time in its name, which may be empty."""
     target = Path(path)
     stem, suffix = _stem_and_suffix(target)
     pattern = re.compile(rf"{re.escape(stem)}(?:_(?P<time>\d[\dT_\-]*))?{re.escape(suffix)}", re.DOTALL)
-    result = Backups(os.fsdecode(path), os.path.lexists(path), interrupted=is_interrupted_edit(path))
     try:
         names = os.listdir(target.parent)
     except OSError as error:
         raise access_error(error, target.parent) from error
+    found = []
     for name in names:
         match = pattern.fullmatch(name)
-        plain = name == f"{target.name}.bak"
-        if match or plain:
-            stamp = match["time"] if match else None
-            result.backups.append(
-                _describe(target.parent / name, stamp, Keys() if keys is None else keys, accept)
-            )
-    result.backups.sort(key=lambda backup: (-backup.time, backup.path))
-    return result
+        if match or name == f"{target.name}.bak":
+            found.append((target.parent / name, (match["time"] if match else None) or ""))
+    return found
 
 
 def newest_good(listed: Backups) -> tuple[int, Backup] | None:
@@ -120,9 +143,7 @@ def is_interrupted_edit(path: StrPath) -> bool:
     return os.path.isfile(path) and is_interrupted(path)
 
 
-def _describe(
-    path: Path, stamp: str | None, keys: Keys, accept: Callable[[MemoryFile], object] | None
-) -> Backup:
+def _describe(path: Path, stamp: str, keys: Keys, accept: Callable[[MemoryFile], object] | None) -> Backup:
     when = _time_of(stamp)
     try:
         info = os.stat(path)
@@ -144,9 +165,9 @@ def _look_into(
     if detect(source) == "gguf":
         backup.entries, backup.accepted = _count_model(source), accept is None
         return
-    from atlas_kit.formats.atlas import MemoryFile
+    from atlas_kit.formats.opening import open_memory
 
-    with MemoryFile.open(source, **keys.options()) as memory:
+    with open_memory(source, keys) as memory:
         for entry in memory.entries():
             entry.verify()
         backup.entries = len(memory)
@@ -171,9 +192,9 @@ def _count_model(source: Source) -> int:
         return len(model.metadata) + len(model.tensor_infos)
 
 
-def _time_of(stamp: str | None) -> int | None:
+def _time_of(stamp: str) -> int | None:
     """Return the Unix seconds that a name's stamp says: seconds themselves, or ``20250131T120000`` (UTC)."""
-    if stamp is None:
+    if not stamp:
         return None
     digits = re.sub(r"\D", "", stamp)
     if len(digits) == 14:
@@ -184,14 +205,59 @@ def _time_of(stamp: str | None) -> int | None:
     return int(digits) if len(digits) < 14 else None
 
 
+def make_room(path: StrPath) -> None:
+    """Keep ``NAME.bak``, which the next save replaces, under a name with its time.
+
+    Raises
+    ------
+    FileAccessError
+        It cannot be renamed.
+    """
+    target = Path(os.path.realpath(path))
+    before = target.with_name(target.name + ".bak")
+    try:
+        os.rename(before, _name_with_time(target, int(os.stat(before).st_mtime)))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise access_error(error, before, "write") from error
+
+
+def prune(path: StrPath, count: int) -> list[str]:
+    """Remove the oldest backups of a file until there are ``count``; return the names of those that went.
+
+    ``NAME.bak`` is the newest, and what cannot be removed stays.
+    """
+    target = Path(os.path.realpath(path))
+    stem, suffix = _stem_and_suffix(target)
+    pattern = re.compile(rf"{re.escape(stem)}_(?P<time>\d[\dT_\-]*){re.escape(suffix)}", re.DOTALL)
+    dated = []
+    with contextlib.suppress(OSError):
+        for name in os.listdir(target.parent):
+            if match := pattern.fullmatch(name):
+                dated.append((_time_of(match["time"]) or 0, name))
+    dated.sort(reverse=True)
+    gone = []
+    for _, name in dated[max(0, count - os.path.lexists(f"{target}.bak")) :]:
+        with contextlib.suppress(OSError):
+            os.unlink(target.with_name(name))
+            gone.append(name)
+    return gone
+
+
+def _name_with_time(target: Path, when: int) -> Path:
+    """Return the name of a backup of this time, or of a later second where there is one already."""
+    stem, suffix = _stem_and_suffix(target)
+    name = target.with_name(f"{stem}_{when}{suffix}")
+    while os.path.lexists(name):
+        when += 1
+        name = target.with_name(f"{stem}_{when}{suffix}")
+    return name
+
+
 def keep_aside(target: Path) -> str:
     """Keep the present file under a name with the time, by a second link or a copy."""
-    stem, suffix = _stem_and_suffix(target)
-    now = int(time.time())
-    name = target.with_name(f"{stem}_{now}{suffix}")
-    while os.path.lexists(name):
-        now += 1
-        name = target.with_name(f"{stem}_{now}{suffix}")
+    name = _name_with_time(target, int(time.time()))
     try:
         os.link(os.path.realpath(target), name)
     except OSError:

@@ -1,0 +1,124 @@
+"""The web application: routes, what every request passes, and how errors are told."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from atlas_kit import __version__
+from atlas_kit.errors import AtlasError, MissingExtraError
+from atlas_kit.server.problems import ApiError
+from atlas_kit.server.streams import ClientGoneError, told
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from atlas_kit.server.service import Service
+
+#: The modules with the endpoints, in the order in which the API's document lists them.
+ROUTES = (
+    "health",
+    "models",
+    "completions",
+    "chat",
+    "messages",
+    "embeddings",
+    "atlas",
+    "metrics",
+    "refused",
+)
+
+
+def create_app(service: Service) -> FastAPI:
+    """Return the application of a service, whose life is the caller's: ``start`` it before, ``stop`` it afterwards.
+
+    Raises
+    ------
+    MissingExtraError
+        FastAPI is not installed.
+    """
+    try:
+        from fastapi import FastAPI
+        from fastapi.exceptions import RequestValidationError
+        from starlette.exceptions import HTTPException
+        from starlette.requests import Request
+        from starlette.responses import JSONResponse, Response
+    except ImportError as error:
+        raise MissingExtraError("the server", "serve") from error
+    from atlas_kit.server.asgi import Gate, Keys
+
+    app = FastAPI(
+        title="atlas_kit server",
+        version=__version__,
+        summary="An OpenAI-compatible server whose memory outlives a restart.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service = service
+    for name in ROUTES:
+        module = importlib.import_module(f"atlas_kit.server.routes.{name}")
+        app.include_router(module.router)
+
+    def answer(problem: ApiError, request: Request) -> Response:
+        messages = request.url.path.startswith("/v1/messages")
+        body = problem.anthropic() if messages else problem.openai()
+        return JSONResponse(body, problem.status, problem.headers)
+
+    @app.exception_handler(ApiError)
+    @app.exception_handler(AtlasError)
+    async def known(request: Request, error: Exception) -> Response:
+        return answer(told(error), request)
+
+    @app.exception_handler(ClientGoneError)
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=499)  # nobody reads it
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return answer(_invalid(error.errors()), request)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        sentence = {404: "There is no such endpoint.", 405: "This endpoint takes another method."}
+        problem = ApiError(error.status_code, sentence.get(error.status_code, str(error.detail)))
+        found = answer(problem, request)
+        found.headers.update(error.headers or {})
+        return found
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        return answer(told(error), request)
+
+    config = service.config
+    if config.cors:
+        from starlette.middleware.cors import CORSMiddleware
+
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(config.cors), allow_methods=["*"], allow_headers=["*"]
+        )
+    app.add_middleware(Gate, keys=Keys(config.keys), max_body=config.max_body)
+    return app
+
+
+def _invalid(errors: Any) -> ApiError:
+    """Return what a client is told about a request that is not as the schema says."""
+    first = errors[0] if errors else {"loc": (), "msg": "it is not valid"}
+    if first.get("type") == "json_invalid":
+        return ApiError(400, "The body is not JSON.", code="invalid_json")
+    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    param = ".".join(place) or None
+    message = str(first["msg"]).removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    return ApiError(400, f"{param or 'The request'}: {message}.", param=param, code="invalid_value")
+
+
+@contextlib.asynccontextmanager
+async def running(service: Service) -> AsyncIterator[FastAPI]:
+    """Start a service, and stop it afterwards: for tests and for who embeds the server."""
+    await service.start()
+    try:
+        yield create_app(service)
+    finally:
+        await service.stop()

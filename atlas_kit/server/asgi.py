@@ -1,0 +1,152 @@
+"""What every request passes: its id, its key, its size. Plain ASGI, so that streams go through untouched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from atlas_kit.server import logs
+from atlas_kit.server.problems import ApiError
+from atlas_kit.server.streams import told
+
+#: Paths that are open without a key.
+OPEN = frozenset({"/health", "/v1/health", "/ready"})
+_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+#: The namespace of requests where no keys are asked for.
+NOBODY = ""
+
+Scope = Any
+Receive = Any
+Send = Any
+
+
+class Keys:
+    """API keys, of which only hashes are kept; a wrong one takes as long to check as a right one."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def namespace(self, given: str | None) -> str | None:
+        """Return the namespace of a key, 16 hexadecimal digits; None where it is wrong."""
+        digest = hashlib.sha256((given or "").encode("utf-8", "surrogateescape")).digest()
+        right = False
+        for one in self._digests:  # all of them, whichever is right
+            right |= secrets.compare_digest(one, digest)
+        return digest[:8].hex() if right and given else None
+
+
+class Gate:
+    """Refuses requests without a key, and those that are too large; gives each an id, and logs it."""
+
+    def __init__(self, app: Any, keys: Keys, max_body: int) -> None:
+        self._app, self._keys, self._max_body = app, keys, max_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or answer it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        given = headers.get(b"x-request-id", b"").decode("latin-1")
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        scope.setdefault("state", {})["request_id"] = request_id
+        began, status = time.monotonic(), 0
+
+        async def answer(message: dict[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {
+                    **message,
+                    "headers": [
+                        *message.get("headers", ()),
+                        (b"x-request-id", request_id.encode()),
+                        (b"request-id", request_id.encode()),
+                    ],
+                }
+            await send(message)
+
+        with logs.about(request_id) as facts:
+            try:
+                problem = self._problem(scope, headers)
+                if problem is not None:
+                    await refuse(problem, scope, answer)
+                else:
+                    await self._app(scope, _Limited(receive, self._max_body), answer)
+            except TooLargeError:
+                await refuse(_too_large(self._max_body), scope, answer)
+            except Exception as error:
+                problem = told(error)
+                if status:
+                    raise  # the answer had begun: the connection is cut
+                await refuse(problem, scope, answer)
+            finally:
+                logs.answered(facts, scope["method"], scope["path"], status, time.monotonic() - began)
+
+    def _problem(self, scope: Scope, headers: dict[bytes, bytes]) -> ApiError | None:
+        state = scope["state"]
+        state["namespace"] = NOBODY
+        if self._keys and scope["path"] not in OPEN and scope["method"] != "OPTIONS":
+            namespace = self._keys.namespace(_key_in(headers))
+            if namespace is None:
+                return ApiError(401, "The API key is missing or wrong.", code="invalid_api_key", param=None)
+            state["namespace"] = namespace
+        size = headers.get(b"content-length", b"0")
+        if size.isdigit() and int(size) > self._max_body:
+            return _too_large(self._max_body)
+        kind = headers.get(b"content-type", b"application/json").split(b";")[0].strip().lower()
+        has_body = int(size or 0) > 0 if size.isdigit() else True
+        if scope["method"] == "POST" and has_body and kind != b"application/json":
+            return ApiError(415, "The body must be JSON, sent as application/json.")
+        return None
+
+
+class TooLargeError(Exception):
+    """A body without a stated length is longer than allowed."""
+
+
+class _Limited:
+    """Receives a body, and stops where it is too long."""
+
+    def __init__(self, receive: Receive, most: int) -> None:
+        self._receive, self._left = receive, most
+
+    async def __call__(self) -> Any:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._left -= len(message.get("body", b""))
+            if self._left < 0:
+                raise TooLargeError
+        return message
+
+
+def _too_large(most: int) -> ApiError:
+    return ApiError(413, f"The request is larger than {most} bytes.", code="request_too_large")
+
+
+def _key_in(headers: dict[bytes, bytes]) -> str | None:
+    """Return the key of a request, as OpenAI's and as Anthropic's clients send it."""
+    bearer = headers.get(b"authorization", b"").decode("utf-8", "surrogateescape")
+    if bearer[:7].lower() == "bearer ":
+        return bearer[7:].strip()
+    key = headers.get(b"x-api-key")
+    return None if key is None else key.decode("utf-8", "surrogateescape").strip()
+
+
+async def refuse(problem: ApiError, scope: Scope, send: Send) -> None:
+    """Answer a request with a problem."""
+    path = scope["path"]
+    body = problem.anthropic() if path.startswith("/v1/messages") else problem.openai()
+    data = json.dumps(body).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
+    headers += [(name.encode(), value.encode()) for name, value in problem.headers.items()]
+    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+    await send({"type": "http.response.body", "body": data})

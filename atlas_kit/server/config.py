@@ -1,0 +1,825 @@
+"""How the server is set up: one row for each setting, from which the options, the environment and the files follow.
+
+``--atlas-memory-file`` on the command line is ``atlas-memory-file`` (or with underscores) in a configuration file and
+``ATLAS_MEMORY_FILE`` in the environment; rows hold the names without the dashes. Where llama-server has an option of
+the same meaning, its spellings and its variable (``LLAMA_ARG_...``) work, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from atlas_kit.errors import InvalidParamError
+from atlas_kit.settings.atlas_settings import AtlasSettings
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting: its name, its other names, default, range and what it means in one line; ``off`` switch it off."""
+
+    name: str
+    words: tuple[str, ...]
+    default: Any
+    kind: type
+    help: str
+    metavar: str = ""
+    least: float | None = None
+    most: float | None = None
+    choices: tuple[str, ...] = ()
+    many: bool = False
+    variables: tuple[str, ...] = ()
+    off: tuple[str, ...] = ()
+    group: str = ""
+
+    def check(self, value: Any) -> Any:
+        """Return a value in the setting's own type.
+
+        Raises
+        ------
+        InvalidParamError
+            It is of another type, or out of range.
+        """
+        if value is None:
+            return None
+        if self.many:
+            values = [value] if isinstance(value, str) else value
+            return tuple(self._one(item) for item in values)
+        return self._one(value)
+
+    def _one(self, value: Any) -> Any:
+        try:
+            found = _as_bool(value) if self.kind is bool else self.kind(value)
+        except (TypeError, ValueError) as error:
+            raise InvalidParamError(f"{self.name} is {value!r}", key=self.name, hint=self._allowed) from error
+        small = self.least is not None and found < self.least
+        if small or (self.most is not None and found > self.most) or found != found:
+            raise InvalidParamError(f"{self.name} is {value!r}", key=self.name, hint=self._allowed)
+        if self.choices and found not in self.choices:
+            raise InvalidParamError(f"{self.name} is {value!r}", key=self.name, hint=self._allowed)
+        return found
+
+    @property
+    def _allowed(self) -> str:
+        if self.choices:
+            return f"Choose {', '.join(self.choices)}."
+        if self.kind is bool:
+            return "Choose true or false."
+        if self.least is not None and self.most is not None:
+            return f"Choose {self.least:.10g} to {self.most:.10g}."
+        if self.least is not None:
+            return f"Choose {self.least:.10g} or more."
+        return "Give a number." if self.kind in (int, float) else "Give a text."
+
+
+def _as_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).strip().lower()
+    if text in ("1", "true", "yes", "on", "enabled"):
+        return True
+    if text in ("0", "false", "no", "off", "disabled", ""):
+        return False
+    raise ValueError(text)
+
+
+def _row(default: Any, kind: type, help: str, *words: str, **more: Any) -> Any:
+    return field(default=default, metadata={"kind": kind, "help": help, "words": words, **more})
+
+
+#: Settings that have the names of ``Sampling``.
+SAMPLING = (
+    "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n", "presence_penalty",
+    "frequency_penalty", "seed",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """What can be set about a server; every setting has a default but the model.
+
+    Raises
+    ------
+    InvalidParamError
+        For a setting out of range; ``key`` names it.
+    """
+
+    model: str = _row(
+        "",
+        str,
+        "The GGUF model.",
+        "m",
+        "model",
+        metavar="FILE",
+        variables=("LLAMA_ARG_MODEL",),
+        group="Model",
+    )
+    alias: str | None = _row(
+        None,
+        str,
+        "What the model is called in answers.  [default: its file's name]",
+        "a",
+        "alias",
+        metavar="NAME",
+        variables=("LLAMA_ARG_ALIAS",),
+        group="Model",
+    )
+    n_ctx: int = _row(
+        0,
+        int,
+        "Tokens of context, all slots together; 0: as trained, at most 4096 for each.",
+        "c",
+        "ctx-size",
+        "n-ctx",
+        metavar="N",
+        least=0,
+        most=1 << 24,
+        variables=("LLAMA_ARG_CTX_SIZE",),
+        group="Model",
+    )
+    n_parallel: int = _row(
+        4,
+        int,
+        "Slots: requests that are answered at the same time.",
+        "np",
+        "parallel",
+        metavar="N",
+        least=1,
+        most=256,
+        variables=("LLAMA_ARG_N_PARALLEL",),
+        group="Model",
+    )
+    n_threads: int | None = _row(
+        None,
+        int,
+        "Threads.  [default: one per CPU]",
+        "t",
+        "threads",
+        metavar="N",
+        least=1,
+        most=512,
+        variables=("LLAMA_ARG_THREADS",),
+        group="Model",
+    )
+    n_batch: int | None = _row(
+        None,
+        int,
+        "Tokens that are decoded at a time.",
+        "b",
+        "batch-size",
+        metavar="N",
+        least=1,
+        most=1 << 16,
+        variables=("LLAMA_ARG_BATCH",),
+        group="Model",
+    )
+    n_gpu_layers: int = _row(
+        0,
+        int,
+        "Layers that llama.cpp puts on a GPU; -1 for all.",
+        "ngl",
+        "gpu-layers",
+        "n-gpu-layers",
+        metavar="N",
+        least=-1,
+        most=1 << 16,
+        variables=("LLAMA_ARG_N_GPU_LAYERS",),
+        group="Model",
+    )
+    chat_template: str | None = _row(
+        None,
+        str,
+        "A Jinja chat template instead of the model's own.",
+        "chat-template",
+        metavar="JINJA",
+        variables=("LLAMA_ARG_CHAT_TEMPLATE",),
+        group="Model",
+    )
+    chat_template_file: str | None = _row(
+        None,
+        str,
+        "The same, from a file.",
+        "chat-template-file",
+        metavar="FILE",
+        variables=("LLAMA_ARG_CHAT_TEMPLATE_FILE",),
+        group="Model",
+    )
+    jinja: bool = _row(
+        True,
+        bool,
+        "Accepted for llama-server's sake: templates are always Jinja.",
+        "jinja",
+        off=("no-jinja",),
+        variables=("LLAMA_ARG_JINJA",),
+        group="Model",
+    )
+    context_shift: bool = _row(
+        False,
+        bool,
+        "Let answers without a memory outgrow the context: its older half is dropped.",
+        "--context-shift",
+        off=("--no-context-shift",),
+        variables=("LLAMA_ARG_CONTEXT_SHIFT",),
+        group="Model",
+    )
+    slot_save_path: str | None = _row(
+        None,
+        str,
+        "The folder in which /slots saves contexts.  [default: that of --atlas-memory-dir]",
+        "--slot-save-path",
+        metavar="DIR",
+        group="Model",
+    )
+    tags: str | None = _row(
+        None,
+        str,
+        "Words about the model for /v1/models, with commas.",
+        "--tags",
+        metavar="WORDS",
+        variables=("LLAMA_ARG_TAGS",),
+        group="Model",
+    )
+    n_ubatch: int | None = _row(
+        None,
+        int,
+        "Accepted for llama-server's sake: tokens are decoded as --batch-size says.",
+        "-ub",
+        "--ubatch-size",
+        metavar="N",
+        least=1,
+        most=1 << 16,
+        variables=("LLAMA_ARG_UBATCH",),
+        group="Model",
+    )
+    cont_batching: bool = _row(
+        True,
+        bool,
+        "Accepted for llama-server's sake: requests are always batched as they come.",
+        "--cont-batching",
+        off=("--no-cont-batching",),
+        variables=("LLAMA_ARG_CONT_BATCHING",),
+        group="Model",
+    )
+    kv_unified: bool = _row(
+        False,
+        bool,
+        "Accepted for llama-server's sake: every slot has a context of its own.",
+        "--kv-unified",
+        off=("--no-kv-unified",),
+        variables=("LLAMA_ARG_KV_UNIFIED",),
+        group="Model",
+    )
+    n_predict: int = _row(
+        -1,
+        int,
+        "Tokens of an answer where a request does not say; -1: until the model ends.",
+        "n",
+        "n-predict",
+        "predict",
+        metavar="N",
+        least=-1,
+        most=1 << 24,
+        variables=("LLAMA_ARG_N_PREDICT",),
+        group="Model",
+    )
+
+    temperature: float = _row(
+        0.8,
+        float,
+        "Temperature of requests that do not say.",
+        "--temp",
+        "--temperature",
+        metavar="X",
+        least=0,
+        most=100,
+        variables=("LLAMA_ARG_TEMP",),
+        group="Sampling",
+    )
+    top_k: int = _row(
+        40,
+        int,
+        "The same for top_k; 0: all tokens.",
+        "--top-k",
+        metavar="N",
+        least=0,
+        most=1 << 24,
+        variables=("LLAMA_ARG_TOP_K",),
+        group="Sampling",
+    )
+    top_p: float = _row(
+        0.95,
+        float,
+        "The same for top_p.",
+        "--top-p",
+        metavar="X",
+        least=0,
+        most=1,
+        group="Sampling",
+    )
+    min_p: float = _row(
+        0.05,
+        float,
+        "The same for min_p.",
+        "--min-p",
+        metavar="X",
+        least=0,
+        most=1,
+        group="Sampling",
+    )
+    repeat_penalty: float = _row(
+        1.0,
+        float,
+        "The same for repeat_penalty; 1: none.",
+        "--repeat-penalty",
+        metavar="X",
+        least=0.01,
+        most=100,
+        group="Sampling",
+    )
+    repeat_last_n: int = _row(
+        64,
+        int,
+        "The same for repeat_last_n; -1: the whole context.",
+        "--repeat-last-n",
+        metavar="N",
+        least=-1,
+        most=1 << 20,
+        group="Sampling",
+    )
+    presence_penalty: float = _row(
+        0.0,
+        float,
+        "The same for presence_penalty.",
+        "--presence-penalty",
+        metavar="X",
+        least=-100,
+        most=100,
+        group="Sampling",
+    )
+    frequency_penalty: float = _row(
+        0.0,
+        float,
+        "The same for frequency_penalty.",
+        "--frequency-penalty",
+        metavar="X",
+        least=-100,
+        most=100,
+        group="Sampling",
+    )
+    seed: int = _row(
+        -1,
+        int,
+        "Seed of requests that name none; -1 draws one.",
+        "-s",
+        "--seed",
+        metavar="N",
+        least=-(1 << 63),
+        most=(1 << 63) - 1,
+        group="Sampling",
+    )
+
+    host: str = _row(
+        "127.0.0.1",
+        str,
+        "Address to listen at.",
+        "host",
+        metavar="ADDRESS",
+        variables=("LLAMA_ARG_HOST",),
+        group="Network",
+    )
+    port: int = _row(
+        8080,
+        int,
+        "Port; 0 takes a free one.",
+        "port",
+        metavar="N",
+        least=0,
+        most=65535,
+        variables=("LLAMA_ARG_PORT",),
+        group="Network",
+    )
+    api_key: tuple[str, ...] = _row(
+        (),
+        str,
+        "A key that requests must carry; may be repeated, or hold several with commas.",
+        "api-key",
+        metavar="KEY",
+        many=True,
+        variables=("LLAMA_API_KEY",),
+        group="Network",
+    )
+    api_key_file: str | None = _row(
+        None,
+        str,
+        "A file of keys, one a line.",
+        "api-key-file",
+        metavar="FILE",
+        variables=("LLAMA_ARG_API_KEY_FILE",),
+        group="Network",
+    )
+    cors: tuple[str, ...] = _row(
+        (),
+        str,
+        "A web origin that may ask from a browser, or *; may be repeated.",
+        "cors-origin",
+        metavar="ORIGIN",
+        many=True,
+        variables=("ATLAS_CORS_ORIGIN",),
+        group="Network",
+    )
+    max_body: int = _row(
+        64 << 20,
+        int,
+        "Bytes of a request at most.",
+        "max-body",
+        metavar="BYTES",
+        least=1024,
+        most=1 << 34,
+        variables=("ATLAS_MAX_BODY",),
+        group="Network",
+    )
+    max_queue: int = _row(
+        256,
+        int,
+        "Requests that may wait; more are told to try again.",
+        "max-queue",
+        metavar="N",
+        least=0,
+        most=1 << 20,
+        variables=("ATLAS_MAX_QUEUE",),
+        group="Network",
+    )
+    drain_seconds: float = _row(
+        10.0,
+        float,
+        "Seconds that running answers have at a shutdown.",
+        "drain-seconds",
+        metavar="S",
+        least=0,
+        most=86400,
+        variables=("ATLAS_DRAIN_SECONDS",),
+        group="Network",
+    )
+    metrics: bool = _row(
+        True,
+        bool,
+        "Accepted for llama-server's sake: /metrics is always there.",
+        "metrics",
+        off=("no-metrics",),
+        variables=("LLAMA_ARG_ENDPOINT_METRICS",),
+        group="Network",
+    )
+    slots: bool = _row(
+        True,
+        bool,
+        "Show /slots.",
+        "slots",
+        off=("no-slots",),
+        variables=("LLAMA_ARG_ENDPOINT_SLOTS",),
+        group="Network",
+    )
+    log_prompts: bool = _row(
+        False,
+        bool,
+        "Write prompts and answers into the log, which is never done otherwise.",
+        "log-prompts",
+        variables=("ATLAS_LOG_PROMPTS",),
+        group="Network",
+    )
+    log_format: str = _row(
+        "text",
+        str,
+        "How the log is written: text or JSON lines.",
+        "log-format",
+        choices=("text", "json"),
+        variables=("ATLAS_LOG_FORMAT",),
+        group="Network",
+    )
+
+    atlas: bool = _row(
+        False,
+        bool,
+        "Put a memory beside every conversation.",
+        "atlas",
+        off=("no-atlas",),
+        variables=("ATLAS",),
+        group="Memory",
+    )
+    atlas_auto: bool = _row(
+        False,
+        bool,
+        "The same, with the settings that `recommend` suggests.",
+        "atlas-auto",
+        variables=("ATLAS_AUTO",),
+        group="Memory",
+    )
+    atlas_memory_persist: bool = _row(
+        False,
+        bool,
+        "Keep the memory that all requests without a session share in MODEL_memory.atlas.",
+        "atlas-memory-persist",
+        variables=("ATLAS_MEMORY_PERSIST",),
+        group="Memory",
+    )
+    atlas_memory_file: str | None = _row(
+        None,
+        str,
+        "Keep it in this file instead.",
+        "atlas-memory-file",
+        "atlas-file",
+        metavar="FILE",
+        variables=("ATLAS_MEMORY_FILE",),
+        group="Memory",
+    )
+    atlas_memory_dir: str | None = _row(
+        None,
+        str,
+        "The folder of memories that clients may save and load by name, and of sessions.",
+        "atlas-memory-dir",
+        metavar="DIR",
+        variables=("ATLAS_MEMORY_DIR",),
+        group="Memory",
+    )
+    atlas_auto_save_interval: float = _row(
+        300.0,
+        float,
+        "Seconds between two saves of what has changed.",
+        "atlas-auto-save-interval",
+        metavar="S",
+        least=1,
+        most=86400 * 365,
+        variables=("ATLAS_AUTO_SAVE_INTERVAL",),
+        group="Memory",
+    )
+    atlas_auto_save: bool = _row(
+        True,
+        bool,
+        "Save while running, too, not only at the end.",
+        "atlas-auto-save",
+        off=("atlas-no-auto-save",),
+        variables=("ATLAS_AUTO_SAVE",),
+        group="Memory",
+    )
+    atlas_memory_compress: bool = _row(
+        False,
+        bool,
+        "Compress saved memories.",
+        "atlas-memory-compress",
+        off=("no-atlas-memory-compress",),
+        variables=("ATLAS_MEMORY_COMPRESS",),
+        group="Memory",
+    )
+    atlas_memory_backup_count: int = _row(
+        3,
+        int,
+        "Older versions of a saved memory to keep.",
+        "atlas-memory-backup-count",
+        metavar="N",
+        least=0,
+        most=1000,
+        variables=("ATLAS_MEMORY_BACKUP_COUNT",),
+        group="Memory",
+    )
+    atlas_load_optimizer: bool = _row(
+        True,
+        bool,
+        "Load the optimiser's state with a memory.",
+        "atlas-load-optimizer",
+        off=("atlas-no-load-optimizer",),
+        variables=("ATLAS_LOAD_OPTIMIZER",),
+        group="Memory",
+    )
+    atlas_load_window: bool = _row(
+        True,
+        bool,
+        "Load the window with a memory.",
+        "atlas-load-window",
+        off=("atlas-no-load-window",),
+        variables=("ATLAS_LOAD_WINDOW",),
+        group="Memory",
+    )
+    atlas_window: int | None = _row(
+        None,
+        int,
+        "Pairs that the exact window keeps (window_size).",
+        "atlas-window",
+        "atlas-window-size",
+        metavar="N",
+        least=0,
+        most=1 << 24,
+        variables=("ATLAS_WINDOW",),
+        group="Memory",
+    )
+    atlas_blend: str | None = _row(
+        None,
+        str,
+        "Weight of the window's prediction, or adaptive (blend_ratio).",
+        "atlas-blend",
+        "atlas-blend-ratio",
+        metavar="X",
+        variables=("ATLAS_BLEND",),
+        group="Memory",
+    )
+    atlas_learning_rate: float | None = _row(
+        None,
+        float,
+        "Step size of the learned memory.",
+        "atlas-learning-rate",
+        metavar="X",
+        least=0,
+        most=100,
+        variables=("ATLAS_LEARNING_RATE",),
+        group="Memory",
+    )
+    atlas_polynomial: int | None = _row(
+        None,
+        int,
+        "Degree of the feature map (polynomial_degree).",
+        "atlas-polynomial",
+        "atlas-polynomial-degree",
+        metavar="N",
+        least=1,
+        most=3,
+        variables=("ATLAS_POLYNOMIAL",),
+        group="Memory",
+    )
+    atlas_memory_dim: int | None = _row(
+        None,
+        int,
+        "Width of the memory's keys (memory_dim).",
+        "atlas-memory-dim",
+        metavar="N",
+        least=1,
+        most=4096,
+        variables=("ATLAS_MEMORY_DIM",),
+        group="Memory",
+    )
+    atlas_muon: bool | None = _row(
+        None,
+        bool,
+        "Orthogonalise the steps (use_muon).",
+        "atlas-muon",
+        off=("no-atlas-muon",),
+        variables=("ATLAS_MUON",),
+        group="Memory",
+    )
+    device: str = _row(
+        "cpu",
+        str,
+        "Where memories compute.",
+        "device",
+        choices=("cpu", "cuda"),
+        variables=("ATLAS_DEVICE",),
+        group="Memory",
+    )
+
+    def __post_init__(self) -> None:
+        for row in table():
+            object.__setattr__(self, row.name, row.check(getattr(self, row.name)))
+
+    @property
+    def remembers(self) -> bool:
+        """Whether conversations have a memory where a request does not say."""
+        return self.atlas or self.atlas_auto or self.persists
+
+    @property
+    def persists(self) -> bool:
+        """Whether requests without a session share a memory that is kept."""
+        return self.atlas_memory_persist or self.atlas_memory_file is not None
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The settings of memories that were chosen, under their usual names."""
+        blend: Any = self.atlas_blend
+        if blend is not None:
+            with contextlib.suppress(ValueError):
+                blend = float(blend)
+        found = {
+            "window_size": self.atlas_window,
+            "blend_ratio": blend,
+            "learning_rate": self.atlas_learning_rate,
+            "polynomial_degree": self.atlas_polynomial,
+            "memory_dim": self.atlas_memory_dim,
+            "use_muon": self.atlas_muon,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """How tokens are chosen where a request does not say: settings of ``Sampling``."""
+        found = {name: getattr(self, name) for name in SAMPLING}
+        return {**found, "seed": None if self.seed == -1 else self.seed}
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All API keys; none: everybody may ask."""
+        found = [key.strip() for given in self.api_key for key in given.split(",")]
+        if self.api_key_file is not None:
+            from atlas_kit.storage.given import open_source
+
+            with open_source(self.api_key_file) as source:
+                text = source.read(0, min(source.size, 1 << 20)).decode("utf-8", "replace")
+            found += [line.strip() for line in text.splitlines()]
+        return tuple(dict.fromkeys(key for key in found if key))
+
+    @classmethod
+    def from_sources(
+        cls,
+        options: Mapping[str, Any],
+        *,
+        file: str | os.PathLike[str] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> ServerConfig:
+        """Return the configuration that options, the environment and a file give, the first of them that says.
+
+        Raises
+        ------
+        InvalidParamError
+            A name is not known, or a value is out of range.
+        """
+        found = {} if file is None else read_file(file)
+        for row in table():
+            for variable in row.variables:
+                if environment is not None and environment.get(variable):
+                    value: Any = environment[variable]
+                    found[row.name] = value.split(",") if row.many else value
+        found.update({name: value for name, value in options.items() if value is not None})
+        return cls(**found)
+
+
+_TABLE: list[Row] = []
+
+
+def table() -> list[Row]:
+    """Return a row for each setting."""
+    if not _TABLE:
+        for one in dataclasses.fields(ServerConfig):
+            _TABLE.append(Row(name=one.name, default=one.default, **one.metadata))
+    return _TABLE
+
+
+def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the settings in a JSON or TOML file, under the names of ``ServerConfig``.
+
+    Raises
+    ------
+    InvalidParamError
+        It is neither, or names a setting that there is not.
+    """
+    from atlas_kit.storage.given import open_source
+
+    with open_source(path) as source:
+        text = source.read(0, min(source.size, 1 << 20)).decode("utf-8", "replace")
+    document = _parsed(text, os.fspath(path))
+    names: dict[str, str] = {}
+    for row in table():
+        for word in (row.name, *row.words, *row.off):
+            names[word.replace("-", "_")] = row.name
+    found = {}
+    for name, value in document.items():
+        plain = name.replace("-", "_")
+        if plain not in names:
+            raise InvalidParamError(
+                f"there is no setting {name!r}", path=path, hint="Settings are named as the options are."
+            )
+        row = next(row for row in table() if row.name == names[plain])
+        negated = any(word.replace("-", "_") == plain for word in row.off)
+        found[row.name] = not _as_bool(value) if negated else value
+    return found
+
+
+def _parsed(text: str, path: str) -> dict[str, Any]:
+    if path.endswith(".toml"):
+        parse: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli").loads
+    else:
+        parse = json.loads
+    try:
+        document = parse(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidParamError(f"the configuration cannot be read: {error}", path=path) from error
+    if not isinstance(document, dict):
+        raise InvalidParamError("this is not an object of settings", path=path)
+    return document
+
+
+def memory_settings(config: ServerConfig, model: str) -> AtlasSettings:
+    """Return the settings of memories that nobody has chosen others for."""
+    from atlas_kit.formats.gguf import GGUFFile
+    from atlas_kit.settings.native import native_settings
+
+    if config.atlas_auto:
+        from atlas_kit.settings.recommend import recommend
+
+        return recommend(model).settings.replace(**config.changes)
+    native = None
+    if os.path.isfile(model):
+        with GGUFFile.open(model) as file:
+            native = native_settings(file)[0]
+    return (native or AtlasSettings()).replace(**config.changes)

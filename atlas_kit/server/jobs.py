@@ -1,0 +1,94 @@
+"""From the scheduler's threads to the event loop: waiting for a job, and reading its tokens as they come."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from atlas_kit.llama.batch import Job
+    from atlas_kit.llama.scheduler import Scheduler
+    from atlas_kit.llama.steps import Token
+
+
+class Watched:
+    """A job as the event loop sees it; made and used on the loop's thread."""
+
+    def __init__(self, job: Job, scheduler: Scheduler) -> None:
+        self.job, self._scheduler = job, scheduler
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        self._told = False
+        job.listen(self._hear)
+
+    def _hear(self, _: Job) -> None:
+        """Wake the loop up, on the thread that does the work: once, however many tokens have come."""
+        if self._told:
+            return
+        self._told = True
+        try:
+            self._loop.call_soon_threadsafe(self._changed.set)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            return
+
+    async def _news(self) -> None:
+        await self._changed.wait()
+        self._changed.clear()
+        self._told = False
+
+    async def tokens(self) -> AsyncGenerator[list[Token], None]:
+        """Yield the tokens that came since, until the job is done; raise what it failed with.
+
+        Who stops listening before the end cancels the job.
+        """
+        at = 0
+        try:
+            while True:
+                done = self.job.done
+                fresh = self.job.tokens[at:]
+                if fresh:
+                    at += len(fresh)
+                    yield fresh
+                elif done:
+                    break
+                else:
+                    await self._news()
+        finally:
+            if not self.job.done:
+                self._scheduler.cancel(self.job)
+        if self.job.error is not None:
+            raise self.job.error
+
+    async def end(self) -> Any:
+        """Wait until the job has ended, and return its value; who stops waiting cancels it."""
+        try:
+            while not self.job.done:
+                await self._news()
+        finally:
+            if not self.job.done:
+                self._scheduler.cancel(self.job)
+        if self.job.error is not None:
+            raise self.job.error
+        return self.job.value
+
+    async def over(self) -> None:
+        """Wait until nothing of the job is under way any more, also after it was cancelled."""
+        while not self.job.done:
+            await self._news()
+
+
+async def called(scheduler: Scheduler, session: Any, function: Callable[[], Any]) -> Any:
+    """Call a function on the engine's thread when the session has no other work; return its value.
+
+    It is carried out even where nobody waits any more.
+    """
+    watched = Watched(scheduler.call(session, function), scheduler)
+    return await asyncio.shield(_whole(watched))
+
+
+async def _whole(watched: Watched) -> Any:
+    await watched.over()
+    if watched.job.error is not None:
+        raise watched.job.error
+    return watched.job.value

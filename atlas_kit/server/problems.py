@@ -1,0 +1,128 @@
+"""What goes wrong, as a client is told: a status, one sentence, and a code; never a path of this machine.
+
+An endpoint raises ``ApiError``, or lets an ``AtlasError`` through; each API family writes it in its own shape.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from atlas_kit.errors import (
+    AtlasError,
+    BusyError,
+    ClosedError,
+    DivergedError,
+    FileCorruptError,
+    InvalidParamError,
+    KeyNotFoundError,
+    LockedError,
+    NoSuchFileError,
+    OutOfMemoryError,
+    WrongModelError,
+)
+
+#: The ``type`` of an error by its status, as OpenAI names them.
+TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    409: "conflict_error",
+    413: "invalid_request_error",
+    415: "invalid_request_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    501: "not_supported_error",
+    503: "unavailable_error",
+    507: "server_error",
+}
+#: What an error of the library is to a client; the first that fits.
+_STATUS: tuple[tuple[type[AtlasError], int, str | None], ...] = (
+    (BusyError, 429, "too_many_requests"),
+    (ClosedError, 503, "shutting_down"),
+    (DivergedError, 500, "memory_diverged"),
+    (WrongModelError, 409, "wrong_model"),
+    (KeyNotFoundError, 404, "not_found"),
+    (NoSuchFileError, 404, "not_found"),
+    (FileCorruptError, 409, "damaged_file"),
+    (LockedError, 409, "locked"),
+    (OutOfMemoryError, 503, "out_of_memory"),
+    (InvalidParamError, 400, None),
+)
+GENERIC = "Something went wrong in the server; its log says what, under this request's id."
+
+
+class ApiError(Exception):
+    """Something that a client is told.
+
+    Parameters
+    ----------
+    status
+        Of HTTP.
+    message
+        One sentence.
+    param
+        The property that is at fault.
+    code
+        A word for programs.
+    retry_after
+        Seconds after which it makes sense to try again.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.retry_after = retry_after
+
+    @property
+    def type(self) -> str:
+        """The kind of error, as OpenAI names it."""
+        return TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+
+    def openai(self) -> dict[str, Any]:
+        """Return it as OpenAI's clients read it."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def anthropic(self) -> dict[str, Any]:
+        """Return it as Anthropic's clients read it."""
+        kinds = {"server_error": "api_error", "unavailable_error": "overloaded_error"}
+        kind = "request_too_large" if self.status == 413 else kinds.get(self.type, self.type)
+        return {"type": "error", "error": {"type": kind, "message": self.message}}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What goes into the answer's header."""
+        found = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+        return {**found, "www-authenticate": "Bearer"} if self.status == 401 else found
+
+
+def problem_of(error: BaseException) -> ApiError:
+    """Return what a client is told about an error; the sentences of the library are used without their paths."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, AtlasError):
+        for kind, status, code in _STATUS:
+            if isinstance(error, kind):
+                retry = 1 if status in (429, 503) else None
+                return ApiError(status, _sentence(error), param=error.key, code=code, retry_after=retry)
+    return ApiError(500, GENERIC, code="internal_error")
+
+
+def _sentence(error: AtlasError) -> str:
+    message = error.message[:1].upper() + error.message[1:]
+    message = message.rstrip(".") + "."
+    return f"{message} {error.hint}" if error.hint else message
+
+
+def unavailable(message: str = "The model is still loading.") -> ApiError:
+    """Return what a client is told that comes too early."""
+    return ApiError(503, message, code="unavailable", retry_after=1)

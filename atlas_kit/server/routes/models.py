@@ -1,0 +1,48 @@
+"""``/v1/models``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from atlas_kit.server.problems import ApiError
+from atlas_kit.server.routes.common import TheService
+from atlas_kit.server.service import Service
+
+router = APIRouter(tags=["models"])
+
+
+def _model(service: Service) -> dict[str, Any]:
+    info = service.engine.info
+    meta = {
+        "n_vocab": info.n_vocab,
+        "n_ctx_train": info.n_ctx_train,
+        "n_embd": info.n_embd,
+        "n_params": info.n_params,
+        "size": info.size,
+    }
+    return {
+        "id": service.model_name,
+        "object": "model",
+        "created": int(service.started),
+        "owned_by": "atlas_kit",
+        "meta": meta,
+    }
+
+
+@router.get("/v1/models", summary="The model")
+@router.get("/models", include_in_schema=False)
+async def models(service: TheService) -> dict[str, Any]:
+    """Return the list of models, which is one."""
+    service.require_ready()
+    return {"object": "list", "data": [_model(service)]}
+
+
+@router.get("/v1/models/{name:path}", summary="The model of a name")
+async def model(name: str, service: TheService) -> dict[str, Any]:
+    """Return the model, where that is its name."""
+    service.require_ready()
+    if name != service.model_name:
+        raise ApiError(404, "There is no model of this name.", param="model", code="model_not_found")
+    return _model(service)

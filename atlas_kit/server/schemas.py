@@ -1,0 +1,161 @@
+"""What requests may hold, with units and ranges: pydantic models, from which the OpenAPI document is generated.
+
+Properties that are not listed are accepted and have no effect, as in OpenAI's own schema, which grows.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from atlas_kit.server.schemas_sampling import SamplingOptions
+
+Prompt = str | list[int] | list[str] | list[list[int]]
+
+
+class Open(BaseModel):
+    """A request that may hold more than is listed."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class AtlasOptions(Open):
+    """The memory beside the model."""
+
+    enabled: bool | None = Field(
+        None,
+        description="Whether a memory takes part. Default: as the server was started, or true with a session_id.",
+    )
+    session_id: str | None = Field(
+        None,
+        min_length=1,
+        max_length=128,
+        description="The memory that goes on: a name of your own, private to your API key.",
+    )
+    window_size: int | None = Field(None, ge=64, le=8192, description="Tokens that the exact window keeps.")
+    blend_ratio: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Weight of the window's prediction; without it, it is learned while reading.",
+    )
+    learning_rate: float | None = Field(None, gt=0, le=0.1, description="Step size of the learned memory.")
+    polynomial_degree: int | None = Field(None, ge=1, le=3, description="Degree of the feature map.")
+    use_muon: bool | None = Field(None, description="Orthogonalise the steps (Newton-Schulz).")
+    warmup_tokens: int | None = Field(
+        None, ge=0, le=1 << 24, description="Tokens that are watched before the memory learns."
+    )
+    memory_file: str | None = Field(
+        None,
+        min_length=1,
+        max_length=255,
+        description="A saved memory, by its file name, that a new session starts with.",
+    )
+    save_memory: bool | None = Field(None, description="Save the session's memory after the answer.")
+
+    def chosen(self) -> dict[str, Any]:
+        """Return what was given."""
+        return self.model_dump(exclude_none=True)
+
+
+class StreamOptions(Open):
+    """How a stream ends."""
+
+    include_usage: bool | None = Field(None, description="Send the usage in a last chunk.")
+
+
+class Generate(SamplingOptions):
+    """What all requests for a text share."""
+
+    model: str | None = Field(None, description="Ignored: a server has one model.")
+    max_tokens: int | None = Field(
+        None, ge=-1, le=1 << 24, description="Tokens of the answer at most; -1: until the model ends it."
+    )
+    temperature: float | None = Field(
+        None, ge=0, le=100, description="0 takes the likeliest token each time."
+    )
+    top_p: float | None = Field(
+        None, ge=0, le=1, description="Only the likeliest tokens that have this probability together."
+    )
+    top_k: int | None = Field(
+        None, ge=-1, le=1 << 24, description="Only so many of the likeliest tokens; 0 or -1: all."
+    )
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="Only tokens that are so many times as likely as the likeliest."
+    )
+    seed: int | None = Field(
+        None, ge=-(1 << 63), lt=1 << 63, description="Of the random numbers; -1 draws one."
+    )
+    presence_penalty: float | None = Field(
+        None, ge=-100, le=100, description="Taken from the logit of every token that came."
+    )
+    frequency_penalty: float | None = Field(
+        None, ge=-100, le=100, description="The same, as often as it came."
+    )
+    repeat_penalty: float | None = Field(
+        None, ge=0.01, le=100, description="Divides the logits of tokens that came lately."
+    )
+    repeat_last_n: int | None = Field(
+        None, ge=-1, le=1 << 20, description="Tokens that the penalties look back."
+    )
+    logit_bias: dict[str, Any] | list[Any] | None = Field(
+        None,
+        description="Token (or a text): what is added to its logit, false to forbid it; also as a list of pairs.",
+    )
+    stop: str | list[str] | None = Field(None, description="Strings before which the answer ends.")
+    stream: bool | None = Field(None, description="Send the answer as it comes.")
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(None, ge=1, le=16, description="Answers to the same prompt.")
+    user: str | None = Field(None, description="Accepted, without effect: it never chooses a memory.")
+    grammar: str | None = Field(
+        None, max_length=1 << 16, description="A GBNF grammar that the answer must follow."
+    )
+    json_schema: dict[str, Any] | None = Field(None, description="A JSON schema that the answer must follow.")
+    atlas: AtlasOptions | None = Field(None, description="The memory beside the model.")
+
+
+class CompletionRequest(Generate):
+    """``POST /v1/completions``."""
+
+    prompt: Prompt = Field(description="The text to continue: a string, tokens, or a list of either.")
+    echo: bool | None = Field(None, description="Repeat the prompt before the answer.")
+    logprobs: int | None = Field(
+        None, ge=0, le=20, description="Tell the log-probabilities of so many likeliest tokens."
+    )
+    suffix: str | None = Field(None, description="The text behind the answer, where the model can fill in.")
+    best_of: int | None = Field(
+        None, ge=1, le=16, description="Generate so many answers and give the likeliest n."
+    )
+
+
+class ChatMessage(Open):
+    """One message of a conversation."""
+
+    role: str = Field(min_length=1, max_length=32)
+    content: str | list[dict[str, Any]] | None = None
+
+
+class ResponseFormat(Open):
+    """The shape of the answer."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: dict[str, Any] | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+
+
+class ChatRequest(Generate):
+    """``POST /v1/chat/completions``."""
+
+    messages: list[ChatMessage] = Field(
+        min_length=1, max_length=10000, description="The conversation, whole."
+    )
+    max_completion_tokens: int | None = Field(None, ge=-1, le=1 << 24, description="The same as max_tokens.")
+    logprobs: bool | None = Field(None, description="Tell the tokens' log-probabilities.")
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="And those of so many likeliest tokens.")
+    response_format: ResponseFormat | None = None
+    tools: list[dict[str, Any]] | None = Field(
+        None, max_length=128, description="Functions that the model may call."
+    )
+    tool_choice: str | dict[str, Any] | None = Field(None, description="none, auto, required, or a function.")
+    parallel_tool_calls: bool | None = None

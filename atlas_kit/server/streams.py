@@ -1,0 +1,139 @@
+"""Answers as they come: server-sent events, and answers in one piece that end when the client goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from atlas_kit.server.problems import problem_of
+
+if TYPE_CHECKING:
+    from fastapi import Request
+    from starlette.responses import Response
+
+    from atlas_kit.server.problems import ApiError
+
+log = logging.getLogger("atlas_kit.server")
+T = TypeVar("T")
+DONE = b"data: [DONE]\n\n"
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection: nobody waits for the answer."""
+
+
+def event(data: Any, name: str | None = None) -> bytes:
+    """Return an event with JSON in it."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    head = "" if name is None else f"event: {name}\n"
+    return f"{head}data: {text}\n\n".encode("utf-8", "replace")
+
+
+def told(error: BaseException) -> ApiError:
+    """Return what a client is told; what nobody expected is written to the log."""
+    problem = problem_of(error)
+    if problem.status >= 500 and problem.code == "internal_error":
+        log.error("an unexpected error", exc_info=error)
+    return problem
+
+
+async def streamed(events: AsyncIterator[bytes], *, anthropic: bool = False) -> Response:
+    """Return a response that sends events.
+
+    The first is waited for, so that what is wrong with a request is an error with its own status; later ones that
+    fail end the stream with an event that says so.
+    """
+    from starlette.responses import StreamingResponse
+
+    class Closing(StreamingResponse):
+        """Ends the work as soon as the client goes away, also where it was just sent something."""
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            try:
+                await super().__call__(scope, receive, send)
+            finally:
+                await body.aclose()
+
+    try:
+        first = await anext(events)
+    except BaseException:
+        await _close(events)
+        raise
+
+    async def whole() -> AsyncGenerator[bytes, None]:
+        try:
+            yield first
+            async for one in events:
+                yield one
+        except Exception as error:
+            problem = told(error)
+            yield event(problem.anthropic(), "error") if anthropic else event(problem.openai())
+        finally:
+            await _close(events)
+
+    body = whole()
+    headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+    return Closing(body, media_type="text/event-stream", headers=headers)
+
+
+async def _close(events: AsyncIterator[bytes]) -> None:
+    close = getattr(events, "aclose", None)
+    if close is not None:
+        await close()
+
+
+async def kept_awake(
+    events: AsyncIterator[bytes], sign: bytes, seconds: float = 10.0
+) -> AsyncIterator[bytes]:
+    """Yield events, and a sign of life wherever none comes for so long: a long prompt takes its time."""
+    waiting: asyncio.Task[bytes] | None = None
+    try:
+        while True:
+            waiting = waiting or asyncio.ensure_future(anext(events))
+            done, _ = await asyncio.wait({waiting}, timeout=seconds)
+            if not done:
+                yield sign
+                continue
+            one, waiting = waiting, None
+            try:
+                found = one.result()
+            except StopAsyncIteration:
+                return
+            yield found
+    finally:
+        if waiting is not None:
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        close = getattr(events, "aclose", None)
+        if close is not None:
+            await close()
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """Wait for an answer in one piece; where the client goes away first, the work is cancelled.
+
+    Raises
+    ------
+    ClientGoneError
+        It went.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGoneError
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
