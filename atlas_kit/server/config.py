@@ -249,7 +249,7 @@ class ServerConfig:
     n_ubatch: int | None = _row(
         None,
         int,
-        "Accepted for llama-server's sake: tokens are decoded as --batch-size says.",
+        "Accepted for llama-server's sake: the batch size decides.",
         "ub",
         "ubatch-size",
         metavar="N",
