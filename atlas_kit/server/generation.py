@@ -147,6 +147,7 @@ class Generating:
             room = limit - len(asked.tokens)
             most = room if asked.max_tokens is None else min(asked.max_tokens, room)
             self._asked = asked = dataclasses.replace(asked, max_tokens=most)
+        conversations.require_room()
         self._copies: list[Copy] = []
         self._seen: list[Scored] = []
         # first, so that a grammar that cannot be followed costs neither a wait nor any reading
@@ -161,6 +162,10 @@ class Generating:
         found = Copy(self._conversations, self._conversation, asked, self._metrics)
         self._copies.append(found)
         return found
+
+    def foreseen(self) -> int:
+        """Return how many tokens of the text are known now; whoever comes before may change that."""
+        return self._conversation.known(self._asked.tokens, self._conversations.spelling)[1].wanted
 
     async def tokens(self) -> AsyncGenerator[list[Token], None]:
         """Yield the tokens as they come, in groups."""

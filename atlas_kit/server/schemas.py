@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from atlas_kit.server.schemas_sampling import SamplingOptions
+
 Prompt = str | list[int] | list[str] | list[list[int]] | list[int | str | list[int | str]]
-#: ``false`` forbids a token.
-Bias = bool | float
 
 
 class Open(BaseModel):
@@ -65,7 +65,7 @@ class StreamOptions(Open):
     include_usage: bool | None = Field(None, description="Send the usage in a last chunk.")
 
 
-class Generate(Open):
+class Generate(SamplingOptions):
     """What all requests for a text share."""
 
     model: str | None = Field(None, description="Ignored: a server has one model.")
@@ -103,9 +103,9 @@ class Generate(Open):
     repeat_last_n: int | None = Field(
         None, ge=-1, le=1 << 20, description="Tokens that the penalties look back."
     )
-    logit_bias: dict[str, Bias] | list[tuple[int | str, Bias]] | None = Field(
+    logit_bias: dict[str, Any] | list[Any] | None = Field(
         None,
-        description="What is added to the logits of tokens: {number: x}, or [[number or text, x]]; false forbids one.",
+        description="Token (or a text): what is added to its logit, false to forbid it; also as a list of pairs.",
     )
     stop: str | list[str] | None = Field(None, description="Strings before which the answer ends.")
     stream: bool | None = Field(None, description="Send the answer as it comes.")

@@ -121,7 +121,7 @@ class _Answer:
         plain = asked.model_copy(update={"json_schema": None})
         generation = Generation(
             found.tokens,
-            sampling_of(plain, service.engine, **found.sampling),
+            sampling_of(plain, service, **found.sampling),
             limit_of(service, asked.max_completion_tokens, asked.max_tokens, asked.n_predict),
             [*stops_of(asked), *found.stops],
             (asked.top_logprobs or 0) if asked.logprobs else None,

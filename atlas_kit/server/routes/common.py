@@ -5,21 +5,17 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
 from atlas_kit import __version__
-from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.sampling import Sampling
 from atlas_kit.server.generation import Generating, Generation, Outcome
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.schemas import Generate
+from atlas_kit.server.schemas_sampling import NAMES, biases_of
 from atlas_kit.server.service import Service
-
-if TYPE_CHECKING:
-    from atlas_kit.llama.engine import Engine
 
 
 def the_service(request: Request) -> Service:
@@ -47,53 +43,29 @@ def now() -> int:
     return int(time.time())
 
 
-#: Settings of samplers that requests hold as they are; those beyond OpenAI's and the commonest are not listed there.
-_PLAIN = tuple(
-    one.name
-    for one in dataclasses.fields(Sampling)
-    if one.name not in ("top_k", "seed", "logit_bias", "tells")
-)
 #: Stands for the configuration of the backend: answers of equal ones can be compared.
 FINGERPRINT = f"b{__version__}-atlas"
 
 
-def sampling_of(asked: Generate, engine: Engine | None = None, **more: Any) -> Sampling:
-    """Return how a request wants tokens to be chosen; ``engine`` reads the texts that biases are for.
+def sampling_of(asked: Generate, service: Service, **more: Any) -> Sampling:
+    """Return how a request wants tokens to be chosen; what it does not say is as the server was started.
 
     Raises
     ------
     InvalidParamError
         A setting is out of range, or a bias is none.
     """
-    found: dict[str, Any] = {}
-    for name in _PLAIN:
-        if (value := getattr(asked, name, None)) is not None:
+    found = service.config.sampling
+    for name in NAMES:
+        if (value := getattr(asked, name)) is not None:
             found[name] = value
     if asked.top_k is not None:
         found["top_k"] = max(0, asked.top_k)
-    if asked.seed is not None and asked.seed != -1:
-        found["seed"] = asked.seed
+    if asked.seed is not None:
+        found["seed"] = None if asked.seed == -1 else asked.seed
     if asked.logit_bias:
-        found["logit_bias"] = _biases(asked.logit_bias, engine)
+        found["logit_bias"] = biases_of(service.engine, asked.logit_bias)
     return Sampling(**{**found, **more})
-
-
-def _biases(given: Any, engine: Engine | None) -> dict[int, float]:
-    """Return what is added to the logits of tokens: ``{id: x}``, ``[[id, x]]``, ``[[text, x]]``; false forbids."""
-    found: dict[int, float] = {}
-    for what, bias in given.items() if isinstance(given, Mapping) else given:
-        if isinstance(what, str) and what.lstrip("-").isdecimal():
-            what = int(what)
-        if bias is True:
-            raise InvalidParamError("a bias is a number, or false", key="logit_bias")
-        tokens = [what]
-        if isinstance(what, str):
-            if engine is None:
-                raise InvalidParamError("a key is not a token number", key="logit_bias")
-            tokens = engine.tokenize(what)
-        for token in tokens:
-            found[token] = float("-inf") if bias is False or bias is None else float(bias)
-    return found
 
 
 def reseeded(sampling: Sampling, number: int) -> Sampling:

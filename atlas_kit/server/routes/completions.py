@@ -70,7 +70,7 @@ class _Answer:
         if len(self._prompts) * made > MOST_ANSWERS:
             raise ApiError(400, f"At most {MOST_ANSWERS} answers can be asked for at once.", param="n")
         self._most = asked.logprobs if asked.logprobs is not None or made == self._count else 0
-        sampling, stops = sampling_of(asked, service.engine), stops_of(asked)
+        sampling, stops = sampling_of(asked, service), stops_of(asked)
         given = (asked.max_tokens, asked.n_predict)
         limit = limit_of(service, *given, MAX_TOKENS)
         for prompt in self._prompts:
