@@ -38,16 +38,22 @@ class ScriptedEngine(FakeEngine):
         *scripts: str,
         template: str | None = CHATML,
         names: Sequence[str] = ("<|im_start|>", "<|im_end|>"),
+        infill: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(**{"n_ctx": 4096, "n_batch": 512, **options})
-        self.names, self.scripts = list(names), list(scripts)
+        self.names, self.scripts, self._infill = list(names), list(scripts), infill
         self.samplings: list[Any] = []
         random = np.random.default_rng(1)
         more = random.standard_normal((len(self.names), self.info.n_embd)).astype(np.float32)
         self._embedding = np.concatenate((self._embedding, more))
         self._matrix = np.concatenate((self._matrix, more / np.sqrt(self.info.n_embd)))
         self.info = dataclasses.replace(self.info, chat_template=template, n_vocab=FIRST + len(self.names))
+
+    @property
+    def infill_tokens(self) -> Any:
+        """Those of the fake engine, or none."""
+        return super().infill_tokens if self._infill else None
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Return bytes, and control tokens by their names."""

@@ -180,6 +180,15 @@ def test_what_is_wrong_is_400_and_costs_nothing(ask, body, param):
     assert ask.engine.decodes == 0
 
 
+def test_a_suffix_opens_a_gap(ask):
+    found = ask("mid", prompt=["ab", "c"], suffix="yz")
+    assert [choice["text"] for choice in found["choices"]] == ["mid", "mid"]
+    assert found["usage"]["prompt_tokens"] == len("ab") + len("c") + 2 * (3 + len("yz"))
+    assert ask(status=400, suffix="yz", engine={"infill": False})["error"]["param"] == "suffix"
+    assert ask(status=400, suffix="yz", echo=True)["error"]["param"] == "suffix"
+    assert ask("Hello!", suffix="", engine={"infill": False})["choices"][0]["text"] == "Hello!"
+
+
 def test_a_missing_prompt_is_said(inside):
     async def run():
         async with inside() as server:

@@ -66,7 +66,7 @@ class _Answer:
             raise ApiError(400, "The best of several answers cannot be streamed.", param="best_of")
         self._prompts = _prompts(service, asked.prompt)
         if asked.suffix:
-            raise ApiError(400, "This model cannot fill in: leave out suffix.", param="suffix")
+            self._open_gaps(asked.suffix)
         if len(self._prompts) * made > MOST_ANSWERS:
             raise ApiError(400, f"At most {MOST_ANSWERS} answers can be asked for at once.", param="n")
         self._most = asked.logprobs if asked.logprobs is not None or made == self._count else 0
@@ -86,6 +86,22 @@ class _Answer:
             )
             prompt.runs = several(service, namespace, atlas, generation, made)
         self._runs = [run for prompt in self._prompts for run in prompt.runs]
+
+    def _open_gaps(self, suffix: str) -> None:
+        """Let the model fill the gap between the texts and what stands behind it."""
+        engine = self._service.engine
+        marks = engine.infill_tokens
+        if marks is None:
+            raise ApiError(
+                400, "This model has no tokens for a gap in a text: leave out suffix.", param="suffix"
+            )
+        if self._asked.echo:
+            raise ApiError(400, "A text with a gap is not repeated: leave out echo, or suffix.", param="suffix")
+        begin, behind = engine.begin, engine.tokenize(suffix)
+        for prompt in self._prompts:
+            begun = tuple(prompt.tokens[: len(begin)]) == begin
+            before = prompt.tokens[len(begin) if begun else 0 :]
+            prompt.tokens = [*begin, marks.pre, *before, marks.suf, *behind, marks.mid]
 
     @property
     def _outcomes(self) -> list[Outcome]:
