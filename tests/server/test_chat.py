@@ -350,3 +350,90 @@ def test_an_error_in_a_stream_is_an_event(inside):
     error = json.loads(last.removeprefix("data: "))["error"]
     assert (error["type"], error["code"]) == ("server_error", "internal_error")
     assert "secret" not in last
+
+
+# --- with the sample model ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sample(inside, repository):
+    """Return a function that asks a server of the sample model, with a memory or without."""
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    from atlas_kit.llama.llama_engine import LlamaEngine
+
+    def asked(*bodies, **settings):
+        async def run():
+            path = repository / "sample_data" / "models" / "tiny-python.gguf"
+            engine = LlamaEngine(path, n_ctx=512, n_sequences=2, n_threads=1)
+            async with inside(engine, **settings) as server:
+                found = []
+                for body in bodies:
+                    body = {"messages": HI, "max_tokens": 40, "seed": 1, **body}
+                    answer = await server.client.post("/v1/chat/completions", json=body)
+                    assert answer.status_code == 200, answer.text
+                    found.append(data_of(answer.text) if body.get("stream") else answer.json())
+            return found
+
+        return asyncio.run(run())
+
+    return asked
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.parametrize("atlas", [False, True])
+def test_the_sample_model_calls_a_tool_that_it_must_call(sample, atlas):
+    schema = {
+        "type": "object",
+        "properties": {"city": {"enum": ["Rome", "Oslo"]}, "days": {"type": "integer", "maximum": 9}},
+        "required": ["city", "days"],
+        "additionalProperties": False,
+    }
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": schema}}, TOOL]
+    named = {"type": "function", "function": {"name": "weather"}}
+    body = {"tools": tools, "max_tokens": 200}
+    required, chosen, streamed = sample(
+        {**body, "tool_choice": "required", "parallel_tool_calls": False},
+        {**body, "tool_choice": named, "parallel_tool_calls": True},
+        {**body, "tool_choice": named, "stream": True},
+        atlas=atlas,
+    )
+    assert required["choices"][0]["finish_reason"] == "tool_calls"
+    [call] = chosen["choices"][0]["message"]["tool_calls"]
+    arguments = json.loads(call["function"]["arguments"])
+    assert call["function"]["name"] == "weather"
+    assert set(arguments) == {"city", "days"}
+    assert arguments["city"] in ("Rome", "Oslo")
+    _, content, [[name, text]], reason = joined(streamed)
+    assert (content, name, reason) == ("", "weather", "tool_calls")
+    assert set(json.loads(text)) == {"city", "days"}
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("atlas", [False, True])
+def test_the_sample_model_follows_a_schema(sample, atlas):
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+    [found] = sample({"response_format": form, "n": 2, "logprobs": True}, atlas=atlas)
+    for choice in found["choices"]:
+        assert set(json.loads(choice["message"]["content"])) == {"ok"}
+        told = b"".join(bytes(one["bytes"]) for one in choice["logprobs"]["content"])
+        assert told.decode() == choice["message"]["content"]
+
+
+@pytest.mark.model
+def test_equal_seeds_give_equal_answers_and_the_second_of_two_is_another(sample):
+    body = {"n": 2, "temperature": 1, "seed": 7}
+    first, second = sample(body, body)
+    texts = [[choice["message"]["content"] for choice in one["choices"]] for one in (first, second)]
+    assert texts[0] == texts[1]
+    assert texts[0][0] != texts[0][1]
+    assert second["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+
+
+@pytest.mark.model
+def test_a_copy_goes_on_as_the_session_itself_does(sample):
+    for atlas in (False, True):
+        [found] = sample({"n": 2, "temperature": 0}, atlas=atlas)
+        one, other = (choice["message"]["content"] for choice in found["choices"])
+        assert one == other
