@@ -63,7 +63,7 @@ def inside() -> Insider:
     ...         answer = await server.client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1})
     >>> asyncio.run(test())  # doctest: +SKIP
     """
-    httpx = pytest.importorskip("httpx", reason="httpx is not installed")
+    httpx = pytest.importorskip("httpx", reason="the packages of the server are not installed")
     from atlas_kit.server.app import running
 
     @contextlib.asynccontextmanager
@@ -173,7 +173,7 @@ Server = Callable[..., Live]
 def serve() -> Iterator[Server]:
     """Return ``serve(engine=None, headers=None, **settings)``: a running server, which ends with the test."""
     for name in ("httpx", "uvicorn", "fastapi"):
-        pytest.importorskip(name, reason=f"{name} is not installed")
+        pytest.importorskip(name, reason="the packages of the server are not installed")
     running: list[Live] = []
 
     def start(engine: Any = None, headers: dict[str, str] | None = None, **settings: Any) -> Live:

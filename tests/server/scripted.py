@@ -74,10 +74,13 @@ class ScriptedEngine(FakeEngine):
 
 class _Script:
     def __init__(self, tokens: list[int]) -> None:
-        self._tokens = tokens
+        self._tokens, self.candidates = tokens, []
 
     def sample(self, logits: Any, index: int | None = None) -> int:
         return self._tokens.pop(0) if len(self._tokens) > 1 else self._tokens[0]
+
+    def accept(self, tokens: Any) -> None:
+        pass
 
     def close(self) -> None:
         pass

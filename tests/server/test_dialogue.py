@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from scripted import CHATML, ScriptedEngine
 
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.chat import ChatTemplate
 from atlas_kit.llama.steps import Token
 from atlas_kit.server.dialogue import TRANSCRIPT_STOPS, Asked, dialogue, transcript
+from server.scripted import CHATML, ScriptedEngine
 
 pytest.importorskip("jinja2")
 
