@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from atlas_kit.llama.session import AtlasSession
     from atlas_kit.llama.steps import Token
     from atlas_kit.server.conversations import Conversations
+    from atlas_kit.server.metrics import Metrics
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,11 @@ class Generating:
     the work within a step.
     """
 
-    def __init__(self, conversations: Conversations, conversation: Conversation, asked: Generation) -> None:
+    def __init__(
+        self, conversations: Conversations, conversation: Conversation, asked: Generation, metrics: Metrics
+    ) -> None:
         self._conversations, self._conversation, self._asked = conversations, conversation, asked
+        self._metrics = metrics
         self.outcome = Outcome(prompt_tokens=len(asked.tokens))
         limit = conversations.engine.n_ctx
         if not asked.tokens:
@@ -155,23 +159,22 @@ class Generating:
         It goes on from a copy of the state behind the text: the conversation learns nothing of it.
         """
         asked = dataclasses.replace(self._asked, sampling=sampling, score_prompt=False, changes={})
-        found = Copy(self._conversations, self._conversation, asked)
+        found = Copy(self._conversations, self._conversation, asked, self._metrics)
         self._copies.append(found)
         return found
-
-    def foreseen(self) -> int:
-        """Return how many tokens of the text are known now; whoever comes before may change that."""
-        return self._conversation.known(self._asked.tokens, self._conversations.spelling)[1].wanted
 
     async def tokens(self) -> AsyncGenerator[list[Token], None]:
         """Yield the tokens as they come, in groups."""
         began = time.monotonic()
         try:
-            async with self._conversations.lease(self._conversation, self._asked.task) as slot:
-                self.outcome.seconds_waiting = time.monotonic() - began
-                async with contextlib.aclosing(self._answer(slot)) as answer:
-                    async for fresh in answer:
-                        yield fresh
+            with self._metrics.request(self._asked, self.outcome) as watch:
+                async with self._conversations.lease(self._conversation, self._asked.task) as slot:
+                    self.outcome.seconds_waiting = time.monotonic() - began
+                    watch.begins(slot.session)
+                    async with contextlib.aclosing(self._answer(slot)) as answer:
+                        async for fresh in answer:
+                            watch.came(fresh)
+                            yield fresh
         finally:
             self._sampler.close()
             for copy in self._copies:
@@ -275,8 +278,10 @@ class Generating:
 class Copy(Generating):
     """Another answer to the same text, from a copy of the state behind it; see ``Generating.copy``."""
 
-    def __init__(self, conversations: Conversations, conversation: Conversation, asked: Generation) -> None:
-        super().__init__(conversations, conversation, asked)
+    def __init__(
+        self, conversations: Conversations, conversation: Conversation, asked: Generation, metrics: Metrics
+    ) -> None:
+        super().__init__(conversations, conversation, asked, metrics)
         self.outcome.shared = True
         self._given = asyncio.Event()
         self._parked: Parked | None = None

@@ -14,10 +14,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import AtlasError, InvalidParamError
+from atlas_kit.server import logs
 from atlas_kit.server.conversations import Conversation, Conversations, Key
 from atlas_kit.server.dialogue import transcript
 from atlas_kit.server.generation import Generating, Generation, checked_session_id
 from atlas_kit.server.lifecycle import SHARED, SharedMemory
+from atlas_kit.server.metrics import Metrics, Request
 from atlas_kit.server.problems import ApiError, unavailable
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ class Service:
         self.config = config
         self._open_engine = open_engine or load_engine
         self.started = time.time()
+        self.metrics = Metrics(told=self._note)
         self.ready = False
         self.failed: str | None = None
         self.stopping = False
@@ -200,7 +203,20 @@ class Service:
         # what is to be scored must be read, and so by somebody who does not know it yet
         known = [] if asked.score_prompt else list(asked.tokens)
         conversation = self.conversation(namespace, atlas, known)
-        return Generating(self.conversations, conversation, asked)
+        return Generating(self.conversations, conversation, asked, self.metrics)
+
+    def _note(self, request: Request) -> None:
+        """Let the log's line about a request tell its tokens, and its text only where that is wanted."""
+        asked, outcome = request.asked, request.outcome
+        logs.note(
+            task=asked.task or None, reason=request.reason, prompt_tokens=outcome.prompt_tokens,
+            cached_tokens=outcome.cached_tokens, generated_tokens=request.generated,
+            seconds_waiting=round(outcome.seconds_waiting, 4), seconds_reading=round(outcome.seconds_reading, 4),
+            seconds_generating=round(outcome.seconds_generating, 4),
+        )  # fmt: skip
+        if self.config.log_prompts:
+            prompt = b"".join(self.engine.piece(token) for token in asked.tokens)
+            logs.note(prompt=prompt.decode("utf-8", "replace"), answer=outcome.text)
 
 
 #: Settings of a memory that a request may name.

@@ -37,7 +37,8 @@ class ScriptedEngine(FakeEngine):
         super().__init__(**{"n_ctx": 4096, "n_batch": 512, **options})
         self.names, self.scripts = list(names), list(scripts)
         self.samplings: list[Any] = []
-        self.info = dataclasses.replace(self.info, chat_template=template)
+        size = 300 + len(names) if names else self.info.n_vocab
+        self.info = dataclasses.replace(self.info, chat_template=template, n_vocab=size)
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Return bytes, and control tokens by their names."""
