@@ -153,6 +153,11 @@ class Generating:
         # first, so that a grammar that cannot be followed costs neither a wait nor any reading
         self._sampler: Sampler = conversations.engine.sampler(asked.sampling)
 
+    @property
+    def conversation(self) -> Conversation:
+        """Whose memory reads and answers."""
+        return self._conversation
+
     def copy(self, sampling: Sampling) -> Copy:
         """Return another answer to the same text, which is read once.
 
