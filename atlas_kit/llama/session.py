@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import signal
 import threading
@@ -590,6 +591,8 @@ class AtlasSession:
             logp = reading.log_probabilities()
             # on the scale of the model's own logits, which a repeat penalty multiplies
             token = sampler.sample(logp + np.float32(reading.lse[0]), None)
+        if most is not None and sampler.candidates:
+            return token, *_drawn(sampler.candidates, token, most)
         return token, float(logp[token]), likeliest(logp, most or 0)
 
     def _advance(self, said: Token) -> Generator[Step, Outputs, None]:
@@ -824,6 +827,14 @@ class AtlasSession:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _drawn(
+    candidates: Sequence[tuple[int, float]], token: int, most: int
+) -> tuple[float, tuple[tuple[int, float], ...]]:
+    """Return the logarithms of the probabilities that a token was drawn with, and the likeliest."""
+    chances = dict(candidates)
+    return math.log(chances.get(token, 1e-45)), tuple((one, math.log(p)) for one, p in candidates[:most])
 
 
 def _ratio(count: int, seconds: float) -> float | None:

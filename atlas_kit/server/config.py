@@ -94,6 +94,13 @@ def _row(default: Any, kind: type, help: str, *words: str, **more: Any) -> Any:
     return field(default=default, metadata={"kind": kind, "help": help, "words": words, **more})
 
 
+#: Settings that have the names of ``Sampling``.
+SAMPLING = (
+    "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n", "presence_penalty",
+    "frequency_penalty", "seed",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class ServerConfig:
     """What can be set about a server; every setting has a default but the model.
@@ -213,6 +220,62 @@ class ServerConfig:
         variables=("LLAMA_ARG_JINJA",),
         group="Model",
     )
+    context_shift: bool = _row(
+        False,
+        bool,
+        "Let answers without a memory outgrow the context: its older half is dropped.",
+        "context-shift",
+        off=("no-context-shift",),
+        variables=("LLAMA_ARG_CONTEXT_SHIFT",),
+        group="Model",
+    )
+    slot_save_path: str | None = _row(
+        None,
+        str,
+        "The folder in which /slots saves contexts.  [default: that of saved memories]",
+        "slot-save-path",
+        metavar="DIR",
+        group="Model",
+    )
+    tags: str | None = _row(
+        None,
+        str,
+        "Words about the model for /v1/models, with commas.",
+        "tags",
+        metavar="WORDS",
+        variables=("LLAMA_ARG_TAGS",),
+        group="Model",
+    )
+    n_ubatch: int | None = _row(
+        None,
+        int,
+        "Accepted for llama-server's sake: the batch size decides.",
+        "ub",
+        "ubatch-size",
+        metavar="N",
+        least=1,
+        most=1 << 16,
+        variables=("LLAMA_ARG_UBATCH",),
+        group="Model",
+    )
+    cont_batching: bool = _row(
+        True,
+        bool,
+        "Accepted for llama-server's sake: requests are always batched as they come.",
+        "cont-batching",
+        off=("no-cont-batching",),
+        variables=("LLAMA_ARG_CONT_BATCHING",),
+        group="Model",
+    )
+    kv_unified: bool = _row(
+        False,
+        bool,
+        "Accepted for llama-server's sake: every slot has a context of its own.",
+        "kv-unified",
+        off=("no-kv-unified",),
+        variables=("LLAMA_ARG_KV_UNIFIED",),
+        group="Model",
+    )
     n_predict: int = _row(
         -1,
         int,
@@ -225,6 +288,101 @@ class ServerConfig:
         most=1 << 24,
         variables=("LLAMA_ARG_N_PREDICT",),
         group="Model",
+    )
+
+    temperature: float = _row(
+        0.8,
+        float,
+        "Temperature of requests that do not say.",
+        "temp",
+        "temperature",
+        metavar="X",
+        least=0,
+        most=100,
+        variables=("LLAMA_ARG_TEMP",),
+        group="Sampling",
+    )
+    top_k: int = _row(
+        40,
+        int,
+        "The same for top_k; 0: all tokens.",
+        "top-k",
+        metavar="N",
+        least=0,
+        most=1 << 24,
+        variables=("LLAMA_ARG_TOP_K",),
+        group="Sampling",
+    )
+    top_p: float = _row(
+        0.95,
+        float,
+        "The same for top_p.",
+        "top-p",
+        metavar="X",
+        least=0,
+        most=1,
+        group="Sampling",
+    )
+    min_p: float = _row(
+        0.05,
+        float,
+        "The same for min_p.",
+        "min-p",
+        metavar="X",
+        least=0,
+        most=1,
+        group="Sampling",
+    )
+    repeat_penalty: float = _row(
+        1.0,
+        float,
+        "The same for repeat_penalty; 1: none.",
+        "repeat-penalty",
+        metavar="X",
+        least=0.01,
+        most=100,
+        group="Sampling",
+    )
+    repeat_last_n: int = _row(
+        64,
+        int,
+        "The same for repeat_last_n; -1: the whole context.",
+        "repeat-last-n",
+        metavar="N",
+        least=-1,
+        most=1 << 20,
+        group="Sampling",
+    )
+    presence_penalty: float = _row(
+        0.0,
+        float,
+        "The same for presence_penalty.",
+        "presence-penalty",
+        metavar="X",
+        least=-100,
+        most=100,
+        group="Sampling",
+    )
+    frequency_penalty: float = _row(
+        0.0,
+        float,
+        "The same for frequency_penalty.",
+        "frequency-penalty",
+        metavar="X",
+        least=-100,
+        most=100,
+        group="Sampling",
+    )
+    seed: int = _row(
+        -1,
+        int,
+        "Seed of requests that name none; -1 draws one.",
+        "s",
+        "seed",
+        metavar="N",
+        least=-(1 << 63),
+        most=(1 << 63) - 1,
+        group="Sampling",
     )
 
     host: str = _row(
@@ -554,6 +712,12 @@ class ServerConfig:
         return {name: value for name, value in found.items() if value is not None}
 
     @property
+    def sampling(self) -> dict[str, Any]:
+        """How tokens are chosen where a request does not say: settings of ``Sampling``."""
+        found = {name: getattr(self, name) for name in SAMPLING}
+        return {**found, "seed": None if self.seed == -1 else self.seed}
+
+    @property
     def keys(self) -> tuple[str, ...]:
         """All API keys; none: everybody may ask."""
         found = [key.strip() for given in self.api_key for key in given.split(",")]
@@ -597,7 +761,8 @@ def table() -> list[Row]:
     """Return a row for each setting."""
     if not _TABLE:
         for one in dataclasses.fields(ServerConfig):
-            _TABLE.append(Row(name=one.name, default=one.default, **one.metadata))
+            more = {"variables": (f"ATLAS_{one.name.upper()}",), **one.metadata}
+            _TABLE.append(Row(name=one.name, default=one.default, **more))
     return _TABLE
 
 

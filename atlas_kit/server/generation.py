@@ -147,9 +147,9 @@ class Generating:
             room = limit - len(asked.tokens)
             most = room if asked.max_tokens is None else min(asked.max_tokens, room)
             self._asked = asked = dataclasses.replace(asked, max_tokens=most)
+        conversations.require_room()
         self._copies: list[Copy] = []
         self._seen: list[Scored] = []
-        conversations.require_room()
         # first, so that a grammar that cannot be followed costs neither a wait nor any reading
         self._sampler: Sampler = conversations.engine.sampler(asked.sampling)
 
