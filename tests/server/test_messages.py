@@ -549,3 +549,26 @@ def test_client_is_told_what_is_wrong(client: Any) -> None:
     api = client(ScriptedEngine("x"))
     with pytest.raises(anthropic.BadRequestError, match="temperature"):
         api.messages.create(model="any", max_tokens=9, messages=ASK, extra_body={"temperature": 200})
+
+
+def test_a_grammar_beside_tools_is_refused(serve: Server) -> None:
+    server = serve(ScriptedEngine(CALL))
+    choice = {"type": "any"}
+    body = {
+        "max_tokens": 9,
+        "messages": ASK,
+        "tools": [TOOL],
+        "tool_choice": choice,
+        "grammar": "root ::= [a]",
+    }
+    answer = server.client.post("/v1/messages", json=body)
+    assert answer.status_code == 400
+    assert "grammar" in answer.json()["error"]["message"]
+
+
+def test_llama_cpps_schema_is_a_form(serve: Server) -> None:
+    engine = ScriptedEngine("{}", template=TEMPLATE, names=())
+    serve(engine).post(
+        "/v1/messages", **{"max_tokens": 9, "messages": ASK, "json_schema": {"type": "object"}}
+    )
+    assert engine.samplings[0].json_schema == {"type": "object"}

@@ -638,3 +638,18 @@ def test_client_keeps_a_conversation(client: Any) -> None:
     assert second.conversation.id == "anna"
     assert second.usage.input_tokens > first.usage.total_tokens
     assert second.atlas["session_id"] == "anna"
+
+
+def test_a_grammar_beside_tools_is_refused(serve: Server) -> None:
+    server = serve(ScriptedEngine(CALL))
+    choice = "required"
+    body = {"input": "Hi", "tools": [TOOL], "tool_choice": choice, "grammar": "root ::= [a]"}
+    answer = server.client.post("/v1/responses", json=body)
+    assert answer.status_code == 400
+    assert "grammar" in answer.json()["error"]["message"]
+
+
+def test_llama_cpps_schema_is_a_form(serve: Server) -> None:
+    engine = ScriptedEngine("{}", template=TEMPLATE, names=())
+    serve(engine).post("/v1/responses", **{"input": "Hi", "json_schema": {"type": "object"}})
+    assert engine.samplings[0].json_schema == {"type": "object"}

@@ -23,9 +23,9 @@ from atlas_kit.server.routes.common import (
     limit_of,
     namespace_of,
     new_id,
-    sampling_of,
     stops_of,
 )
+from atlas_kit.server.routes.dialogues import sampling_for, shape_of
 from atlas_kit.server.schemas_messages import MessagesRequest
 from atlas_kit.server.service import Service, settings_in
 from atlas_kit.server.streams import event, kept_awake, streamed, unless_gone
@@ -62,7 +62,7 @@ def _dialogue(service: Service, asked: MessagesRequest) -> Dialogue:
         tools=chat_tools(asked.tools) or None,
         tool_choice=choice,
         parallel=parallel,
-        response_format=_format(asked),
+        response_format=shape_of(asked, _format(asked)),
         variables={**_thinking(asked), **(asked.chat_template_kwargs or {})},
     )
     return dialogue(service.engine, service.template, chat_messages(asked.system, sent), wanted)
@@ -90,7 +90,7 @@ class _Answer:
         atlas = asked.atlas.chosen() if asked.atlas is not None else {}
         generation = Generation(
             found.tokens,
-            sampling_of(asked, **found.sampling),
+            sampling_for(asked, service, found),
             limit_of(service, asked.max_tokens),
             [*self._sequences, *stops_of(asked), *found.stops],
             changes=settings_in(atlas),

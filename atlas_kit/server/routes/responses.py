@@ -32,6 +32,7 @@ from atlas_kit.server.routes.common import (
     sampling_of,
     stops_of,
 )
+from atlas_kit.server.routes.dialogues import sampling_for, shape_of
 from atlas_kit.server.schemas_responses import ResponsesRequest
 from atlas_kit.server.service import Service, settings_in
 from atlas_kit.server.streams import event, kept_awake, streamed, told, unless_gone
@@ -141,7 +142,7 @@ class _Answer:
         if self._name is not None:
             checked_session_id(self._name)
         self._tools, self._choice, self._offered = chat_tools(asked.tools, asked.tool_choice)
-        self._format = text_format(asked.text)
+        self._format = shape_of(asked, text_format(asked.text))
         self._messages = chat_messages(asked.input)
         self._logprobs = asked.top_logprobs is not None or _LOGPROBS in (asked.include or ())
         self._id, self._created = new_id("resp_"), now()
@@ -274,7 +275,7 @@ class _Answer:
             atlas.setdefault("session_id", self._name)
         generation = Generation(
             found.tokens,
-            sampling_of(asked, **found.sampling),
+            sampling_for(asked, service, found),
             limit_of(service, asked.max_output_tokens, asked.max_tokens),
             [*stops_of(asked), *found.stops],
             (asked.top_logprobs or 0) if self._logprobs else None,
@@ -316,7 +317,7 @@ class _Answer:
 
     def _shape(self, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:
         asked = self._asked
-        defaults = sampling_of(asked)
+        defaults = sampling_of(asked, self._service)
         text = asked.text or {}
         return {
             "id": self._id,
