@@ -24,6 +24,7 @@ ROUTES = (
     "completions",
     "chat",
     "messages",
+    "responses",
     "embeddings",
     "atlas",
     "metrics",

@@ -163,6 +163,11 @@ class Conversations:
             found = self.named[key] = self._new(key, settings)
         return found
 
+    @property
+    def temporary_ones(self) -> tuple[Conversation, ...]:
+        """Conversations without a name that the next request may go on with."""
+        return tuple(self._temporary)
+
     def temporary(
         self, namespace: str, settings: AtlasSettings | None, tokens: Sequence[int]
     ) -> Conversation:

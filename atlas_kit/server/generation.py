@@ -153,6 +153,11 @@ class Generating:
         # first, so that a grammar that cannot be followed costs neither a wait nor any reading
         self._sampler: Sampler = conversations.engine.sampler(asked.sampling)
 
+    @property
+    def conversation(self) -> Conversation:
+        """Whose memory reads and answers."""
+        return self._conversation
+
     def copy(self, sampling: Sampling) -> Copy:
         """Return another answer to the same text, which is read once.
 
@@ -162,10 +167,6 @@ class Generating:
         found = Copy(self._conversations, self._conversation, asked, self._metrics)
         self._copies.append(found)
         return found
-
-    def foreseen(self) -> int:
-        """Return how many tokens of the text are known now; whoever comes before may change that."""
-        return self._conversation.known(self._asked.tokens, self._conversations.spelling)[1].wanted
 
     async def tokens(self) -> AsyncGenerator[list[Token], None]:
         """Yield the tokens as they come, in groups."""

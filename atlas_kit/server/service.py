@@ -18,6 +18,7 @@ from atlas_kit.server import logs
 from atlas_kit.server.conversations import Conversation, Conversations, Key
 from atlas_kit.server.dialogue import transcript
 from atlas_kit.server.generation import Generating, Generation, checked_session_id
+from atlas_kit.server.kept_responses import KeptResponses
 from atlas_kit.server.lifecycle import SHARED, SharedMemory
 from atlas_kit.server.metrics import Metrics, Request
 from atlas_kit.server.problems import ApiError, unavailable
@@ -60,6 +61,7 @@ class Service:
         self.failed: str | None = None
         self.stopping = False
         self.shared: SharedMemory | None = None
+        self.responses = KeptResponses()
         self._saver: asyncio.Task[None] | None = None
 
     # --- life ------------------------------------------------------------------------------------------------
@@ -191,8 +193,22 @@ class Service:
     def _settings_for(self, atlas: dict[str, Any]) -> AtlasSettings:
         return self.settings.replace(**settings_in(atlas))
 
-    def generate(self, namespace: str, atlas: dict[str, Any], asked: Generation) -> Generating:
+    async def history_of(self, namespace: str, name: str) -> list[int]:
+        """Return the tokens that the session of a name has read last; none where there is no such session."""
+        found = self.conversations.find(Key(namespace, checked_session_id(name)))
+        return [] if found is None else list(found.history)
+
+    def generate(
+        self,
+        namespace: str,
+        atlas: dict[str, Any],
+        asked: Generation,
+        *,
+        goes_on: Conversation | None = None,
+    ) -> Generating:
         """Begin to generate; iterate the result's ``tokens()``.
+
+        ``goes_on`` is the conversation of a request before, which this one continues unless it was closed meanwhile.
 
         Raises
         ------
@@ -202,7 +218,9 @@ class Service:
         self.require_ready()
         # what is to be scored must be read, and so by somebody who does not know it yet
         known = [] if asked.score_prompt else list(asked.tokens)
-        conversation = self.conversation(namespace, atlas, known)
+        conversation = goes_on
+        if conversation is None or conversation.closed:
+            conversation = self.conversation(namespace, atlas, known)
         return Generating(self.conversations, conversation, asked, self.metrics)
 
     def _note(self, request: Request) -> None:

@@ -96,7 +96,9 @@ class _Answer:
                 400, "This model has no tokens for a gap in a text: leave out suffix.", param="suffix"
             )
         if self._asked.echo:
-            raise ApiError(400, "A text with a gap is not repeated: leave out echo, or suffix.", param="suffix")
+            raise ApiError(
+                400, "A text with a gap is not repeated: leave out echo, or suffix.", param="suffix"
+            )
         begin, behind = engine.begin, engine.tokenize(suffix)
         for prompt in self._prompts:
             begun = tuple(prompt.tokens[: len(begin)]) == begin
