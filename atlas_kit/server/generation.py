@@ -61,9 +61,9 @@ class Generation:
     top_logprobs: int | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
     task: str = ""
+    score_prompt: bool = False
     reuse: bool = True
     slot: int | None = None
-    score_prompt: bool = False
 
 
 class Scored(NamedTuple):
@@ -154,6 +154,7 @@ class Generating:
             if not conversations.context_shift and (asked.max_tokens is None or asked.max_tokens > room):
                 # only what has a memory may forget its beginning, unless it was asked for
                 self._asked, self._cut = dataclasses.replace(asked, max_tokens=room), True
+        conversations.require_room()
         self._copies: list[Copy] = []
         self._seen: list[Scored] = []
         # first, so that a grammar that cannot be followed costs neither a wait nor any reading
@@ -179,6 +180,10 @@ class Generating:
         found = Copy(self._conversations, self._conversation, asked, self._metrics)
         self._copies.append(found)
         return found
+
+    def foreseen(self) -> int:
+        """Return how many tokens of the text are known now; whoever comes before may change that."""
+        return self._conversation.known(self._asked.tokens, self._conversations.spelling)[1].wanted
 
     async def tokens(self) -> AsyncGenerator[list[Token], None]:
         """Yield the tokens as they come, in groups."""

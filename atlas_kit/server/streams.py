@@ -85,6 +85,33 @@ async def _close(events: AsyncIterator[bytes]) -> None:
         await close()
 
 
+async def kept_awake(
+    events: AsyncIterator[bytes], sign: bytes, seconds: float = 10.0
+) -> AsyncIterator[bytes]:
+    """Yield events, and a sign of life wherever none comes for so long: a long prompt takes its time."""
+    waiting: asyncio.Task[bytes] | None = None
+    try:
+        while True:
+            waiting = waiting or asyncio.ensure_future(anext(events))
+            done, _ = await asyncio.wait({waiting}, timeout=seconds)
+            if not done:
+                yield sign
+                continue
+            one, waiting = waiting, None
+            try:
+                found = one.result()
+            except StopAsyncIteration:
+                return
+            yield found
+    finally:
+        if waiting is not None:
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        close = getattr(events, "aclose", None)
+        if close is not None:
+            await close()
+
+
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     """Wait for an answer in one piece; where the client goes away first, the work is cancelled.
 
