@@ -216,9 +216,15 @@ class Conversations:
             whole = match(there.history, tokens, self.spelling).known == len(there.history)
             if settings is None or (whole and len(there.branches) <= 1):
                 return there
+        return self.for_slot(number, namespace, settings)
+
+    def for_slot(self, number: int, namespace: str, settings: AtlasSettings | None = None) -> Conversation:
+        """Return a new temporary conversation, which will be in a sequence of a number."""
         found = self._new(Key(namespace, None), settings)
         found.wants = number
         self._temporary.append(found)
+        if len(self._temporary) > MOST_TEMPORARY:
+            self._forget_oldest_temporary()
         return found
 
     def _forget_oldest_temporary(self) -> None:

@@ -12,7 +12,7 @@ import time
 from array import array
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from atlas_kit.errors import ClosedError, InvalidParamError
 from atlas_kit.llama.batch import between
@@ -338,6 +338,44 @@ class Copy(Generating):
                 own.closed = True
         finally:
             self._sampler.close()
+
+
+class Speaking(Protocol):
+    """What yields tokens as they come, in groups."""
+
+    def tokens(self) -> AsyncGenerator[list[Token], None]:
+        """Yield them; who closes it early ends the work."""
+
+
+async def together(runs: Sequence[Speaking]) -> AsyncGenerator[tuple[int, list[Token] | None], None]:
+    """Yield the tokens of several generations as they come, with their numbers; None is the end of one.
+
+    What one fails with ends all of them, and so does closing the iteration.
+    """
+    came: asyncio.Queue[tuple[int, list[Token] | BaseException | None]] = asyncio.Queue()
+
+    async def one(number: int, run: Speaking) -> None:
+        try:
+            async with contextlib.aclosing(run.tokens()) as groups:
+                async for tokens in groups:
+                    came.put_nowait((number, tokens))
+            came.put_nowait((number, None))
+        except Exception as error:
+            came.put_nowait((number, error))
+
+    tasks = [asyncio.create_task(one(number, run)) for number, run in enumerate(runs)]
+    left = len(tasks)
+    try:
+        while left:
+            number, item = await came.get()
+            if isinstance(item, BaseException):
+                raise item
+            left -= item is None
+            yield number, item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def atlas_statistics(session: AtlasSession, conversation: Conversation, outcome: Outcome) -> dict[str, Any]:

@@ -157,7 +157,13 @@ class Service:
     @property
     def model_name(self) -> str:
         """What the model is called in answers."""
-        return self.config.alias or os.path.basename(self.config.model)
+        return min(self.aliases, default=os.path.basename(self.config.model))
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """All names that were given to it; the first by the alphabet is the one in answers, as in llama-server."""
+        given = (self.config.alias or "").split(",")
+        return tuple(sorted({name.strip() for name in given if name.strip()}))
 
     def conversation(
         self, namespace: str, atlas: dict[str, Any], tokens: list[int], slot: int | None = None

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
+from atlas_kit import __version__
 from atlas_kit.llama.sampling import Sampling
 from atlas_kit.server.generation import Outcome
 from atlas_kit.server.problems import ApiError
@@ -41,6 +42,10 @@ def now() -> int:
     return int(time.time())
 
 
+#: Stands for the configuration of the backend: answers of equal ones can be compared.
+FINGERPRINT = f"b{__version__}-atlas"
+
+
 def sampling_of(asked: Generate, service: Service, **more: Any) -> Sampling:
     """Return how a request wants tokens to be chosen; what it does not say is as the server was started.
 
@@ -51,7 +56,7 @@ def sampling_of(asked: Generate, service: Service, **more: Any) -> Sampling:
     """
     found = service.config.sampling
     for name in NAMES:
-        if (value := getattr(asked, name)) is not None:
+        if (value := getattr(asked, name)) is not None and value != "":  # an empty grammar is none
             found[name] = value
     if asked.top_k is not None:
         found["top_k"] = max(0, asked.top_k)
