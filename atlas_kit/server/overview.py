@@ -224,6 +224,7 @@ def _conversation(service: Service, one: Conversation) -> dict[str, Any]:
     in_context = min(inside.position, service.engine.n_ctx)  # a recurrent model's grows without end
     found |= {
         "context_tokens": in_context,
+        "context_size": service.engine.n_ctx,
         "left_context_tokens": max(0, whole - in_context),
         "scored_tokens": counts.scored,
         "loss_model_nats": counts.losses[0],
