@@ -69,22 +69,45 @@ def list_backups(path: StrPath, keys: Keys | None = None) -> Backups:
     FileAccessError
         The folder cannot be read.
     """
+    result = Backups(os.fsdecode(path), os.path.lexists(path), interrupted=is_interrupted_edit(path))
+    keys = Keys() if keys is None else keys
+    for place, stamp in sorted(_places(path)):  # the first one that is encrypted is asked about
+        result.backups.append(_describe(place, stamp, keys))
+    result.backups.sort(key=lambda backup: (-backup.time, backup.path))
+    return result
+
+
+def backup_names(path: StrPath) -> list[str]:
+    """Return the names of a file's backups, which lie beside it, the newest first; whether they are whole is not said.
+
+    Raises
+    ------
+    FileAccessError
+        The folder cannot be read.
+    """
+    found = []
+    for place, stamp in _places(path):
+        with contextlib.suppress(OSError):  # it went away
+            when = _time_of(stamp)
+            found.append((-int(os.stat(place).st_mtime) if when is None else -when, place.name))
+    return [name for _, name in sorted(found)]
+
+
+def _places(path: StrPath) -> list[tuple[Path, str]]:
+    """Return where the backups of a file are, each with the time in its name, which may be empty."""
     target = Path(path)
     stem, suffix = _stem_and_suffix(target)
     pattern = re.compile(rf"{re.escape(stem)}(?:_(?P<time>\d[\dT_\-]*))?{re.escape(suffix)}", re.DOTALL)
-    result = Backups(os.fsdecode(path), os.path.lexists(path), interrupted=is_interrupted_edit(path))
     try:
         names = os.listdir(target.parent)
     except OSError as error:
         raise access_error(error, target.parent) from error
-    for name in sorted(names):  # the first one that is encrypted is asked about
+    found = []
+    for name in names:
         match = pattern.fullmatch(name)
-        plain = name == f"{target.name}.bak"
-        if match or plain:
-            stamp = match["time"] if match else None
-            result.backups.append(_describe(target.parent / name, stamp, Keys() if keys is None else keys))
-    result.backups.sort(key=lambda backup: (-backup.time, backup.path))
-    return result
+        if match or name == f"{target.name}.bak":
+            found.append((target.parent / name, (match["time"] if match else None) or ""))
+    return found
 
 
 def newest_good(
@@ -125,7 +148,7 @@ def is_interrupted_edit(path: StrPath) -> bool:
     return os.path.isfile(path) and is_interrupted(path)
 
 
-def _describe(path: Path, stamp: str | None, keys: Keys) -> Backup:
+def _describe(path: Path, stamp: str, keys: Keys) -> Backup:
     when = _time_of(stamp)
     try:
         info = os.stat(path)
@@ -166,9 +189,9 @@ def _count_model(source: Source) -> int:
         return len(model.metadata) + len(model.tensor_infos)
 
 
-def _time_of(stamp: str | None) -> int | None:
+def _time_of(stamp: str) -> int | None:
     """Return the Unix seconds that a name's stamp says: seconds themselves, or ``20250131T120000`` (UTC)."""
-    if stamp is None:
+    if not stamp:
         return None
     digits = re.sub(r"\D", "", stamp)
     if len(digits) == 14:

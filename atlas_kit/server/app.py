@@ -23,6 +23,7 @@ ROUTES = (
     "models",
     "completions",
     "chat",
+    "messages",
     "embeddings",
     "atlas",
     "metrics",

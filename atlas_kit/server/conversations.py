@@ -261,12 +261,16 @@ class Conversations:
                 nobody.closed = True
                 slot.conversation = nobody.slot = None
 
-    @contextlib.contextmanager
-    def _queued(self) -> Iterator[None]:
+    def require_room(self) -> None:
+        """Raise ``BusyError`` where too many wait already."""
         if self.waiting >= self.most_waiting:
             raise BusyError(
                 f"{self.waiting} requests wait already, which is the limit", hint="Try again in a moment."
             )
+
+    @contextlib.contextmanager
+    def _queued(self) -> Iterator[None]:
+        self.require_room()
         self.waiting += 1
         try:
             yield

@@ -200,7 +200,9 @@ class Service:
             The request cannot be carried out.
         """
         self.require_ready()
-        conversation = self.conversation(namespace, atlas, list(asked.tokens))
+        # what is to be scored must be read, and so by somebody who does not know it yet
+        known = [] if asked.score_prompt else list(asked.tokens)
+        conversation = self.conversation(namespace, atlas, known)
         return Generating(self.conversations, conversation, asked, self.metrics)
 
     def _note(self, request: Request) -> None:

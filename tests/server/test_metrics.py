@@ -427,7 +427,9 @@ def test_the_stream_goes_on_until_the_server_stops(serve: Server):
                 continue
             frames.append(json.loads(line[6:]))
             if len(frames) == 2:
-                server.post("/v1/completions", prompt=TEXT, max_tokens=3, atlas={"session_id": "anna"})
+                server.post(
+                    "/v1/completions", prompt=TEXT, max_tokens=3, temperature=0, atlas={"session_id": "anna"}
+                )
             if len(frames) == 4:
                 server.service.stopping = True
     assert frames[0]["totals"]["tokens"]["generated"] == 0

@@ -49,7 +49,7 @@ class _Answer:
         tokens = service.template.tokens(messages)
         generation = Generation(
             tokens,
-            sampling_of(asked),
+            sampling_of(asked, service),
             limit_of(service, asked.max_completion_tokens, asked.max_tokens),
             stops_of(asked),
             (asked.top_logprobs or 0) if asked.logprobs else None,
