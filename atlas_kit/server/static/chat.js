@@ -12,6 +12,12 @@ import { answerFacts } from "./words.js";
 
 const LONGEST_ANSWER = 400;
 
+/**
+ * Where a session's words are kept: in this tab, until it is closed.
+ * @param {string} name
+ */
+const keptAs = (name) => `atlas-said-${name}`;
+
 export class Chat {
   /**
    * @param {Server} server
@@ -57,7 +63,7 @@ export class Chat {
   use(name, atlas) {
     this.stop();
     this._atlas = atlas;
-    this._kept = `atlas-said-${name}`;
+    this._kept = keptAs(name);
     try {
       this.messages = JSON.parse(sessionStorage.getItem(this._kept) ?? "[]");
     } catch {
@@ -65,6 +71,15 @@ export class Chat {
     }
     this._tell("");
     this._draw();
+  }
+
+  /**
+   * A session knows nothing any more: what was said to it is no longer true of it.
+   * @param {string} name
+   */
+  forget(name) {
+    sessionStorage.removeItem(keptAs(name));
+    if (this._kept === keptAs(name)) this.startAnew();
   }
 
   /** Begin a conversation without what was said: the memory stays. */

@@ -3,7 +3,7 @@
 import { el } from "../../widgets/static/explorer/dom.js";
 import { Refusal, Server } from "./api.js";
 import { Chat } from "./chat.js";
-import { askKey } from "./key.js";
+import { askKey } from "./dialogs.js";
 import { Sessions, SHARED } from "./sessions.js";
 import { Watch } from "./watch.js";
 
@@ -20,10 +20,10 @@ class Page {
     this.server = new Server(askKey);
     this.watch = new Watch();
     this.chat = new Chat(this.server, (atlas) => this.watch.showAnswer(atlas));
-    this.sessions = new Sessions((name) => {
+    this.sessions = new Sessions(this.server, (name) => {
       this.chat.use(name, name === SHARED ? {} : { session_id: name });
-      if (this._frame) this._show(this._frame);
-    });
+      if (this._frame) this._draw(this._frame);
+    }, (name) => this.chat.forget(name));
     /** @type {Reply | null} */
     this._frame = null;
     this._named = false;
@@ -98,15 +98,21 @@ class Page {
     this._frame = frame;
     this._tellState(frame.state);
     this.key.hidden = !this.server.hasKey;
-    this.sessions.show(frame);
-    this.watch.show(frame, this.sessions.chosen ?? "", this.sessions.recordOf(frame));
+    this._draw(frame);
     if (!this._named && frame.state === "ready") {
       this._named = true;
+      void this.sessions.refresh();
       void this.server.json("/v1/models").then(({ data }) => {
         this.model.textContent = data[0].id;
       });
     }
     document.body.dataset.frames = String(Number(document.body.dataset.frames ?? 0) + 1);
+  }
+
+  /** @param {Reply} frame */
+  _draw(frame) {
+    this.sessions.show(frame);
+    this.watch.show(frame, this.sessions.chosen ?? "", this.sessions.recordOf(frame), this.sessions.rests);
   }
 }
 

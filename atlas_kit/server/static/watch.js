@@ -141,8 +141,9 @@ export class Watch {
    * @param {Reply} frame
    * @param {string} name of the session that is chosen; its record is looked for in the frame
    * @param {Reply | undefined} session
+   * @param {boolean} rests whether it lies in a file
    */
-  show(frame, name, session) {
+  show(frame, name, session, rests) {
     if (name !== this._session) {
       this._session = name;
       this._losses.clear();
@@ -150,7 +151,7 @@ export class Watch {
     }
     this._losses.take(session);
     this._showLosses(session);
-    this._showMemory(session);
+    this._showMemory(session, rests);
     this._showServer(frame);
     fill(this.file, ...fileFacts(frame.memory_file, frame.time).map(({ text, wrong }) => el("p", { text, class: wrong && "wrong" })));
   }
@@ -174,8 +175,11 @@ export class Watch {
     this.curve.draw();
   }
 
-  /** @param {Reply | undefined} session */
-  _showMemory(session) {
+  /**
+   * @param {Reply | undefined} session
+   * @param {boolean} rests
+   */
+  _showMemory(session, rests) {
     const memory = session?.memory;
     const size = session?.context_size;
     const filled = session?.context_tokens;
@@ -189,7 +193,8 @@ export class Watch {
       facts.push(`${tokens(memory.tokens_seen)} have gone into this memory${memory.state_bytes ? `, which takes ${bytes(memory.state_bytes)}` : ""}.`);
       if (session?.left_context_tokens) facts.push(`${tokens(session.left_context_tokens)} of the conversation have left the context.`);
       if (session?.not_unlearned_tokens) facts.push(`${tokens(session.not_unlearned_tokens)} belong to conversations that went on otherwise; they are not unlearned.`);
-    } else if (session) facts.push("This session has no memory.");
+    } else if (rests) facts.push("This session lies in its file until it is used.");
+    else if (session) facts.push("This session has no memory.");
     else facts.push("This session begins with your first message.");
     this.memoryFacts.textContent = facts.join(" ");
   }
