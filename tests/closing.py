@@ -26,6 +26,7 @@ NEEDS: tuple[tuple[str, str, str], ...] = (
     ("NumPy's BLAS has|cannot run the kernels", "of NumPy's BLAS", "this processor has not every kernel"),
     ("no recipe for", "of architectures", "random models are not made of them"),
     ("llama", "of llama.cpp", "llama-cpp-python is not installed"),
+    ("packages of the server", "of the server", "fastapi, uvicorn or httpx is not installed"),
     ("cryptography", "of encrypted files", "cryptography is not installed"),
     ("matplotlib", "of figures", "matplotlib is not installed"),
     ("deno", "of the types of the scripts", "deno is not installed"),

@@ -35,6 +35,7 @@ def name_of(path: Path) -> str:
     return path.relative_to(REPOSITORY).as_posix()
 
 
+@pytest.mark.slow
 def test_generated_parts_are_fresh():
     command = [sys.executable, "-m", "cogapp", "--check", "--verbosity=1", "-I", ".", *map(name_of, PAGES)]
     ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
@@ -149,7 +150,9 @@ def playground(name, samples, tmp_path):
 def serve_for_a_moment(line, folder, env):
     """Start a server on a free port, and end it as soon as it listens."""
     line = "exec " + re.sub(r"--port \d+", "--port 0", line)
-    with subprocess.Popen(["bash", "-c", line], cwd=folder, env=env, stderr=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        ["bash", "-c", line], cwd=folder, env=env, stderr=subprocess.PIPE, text=True
+    ) as server:
         try:
             said = []
             for text in server.stderr:
@@ -163,6 +166,7 @@ def serve_for_a_moment(line, folder, env):
         assert server.returncode == 0, f"$ {line}\n{''.join(said)}{rest}"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which("bash") is None, reason="the examples are lines for a shell, and there is none"
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,31 +23,31 @@ def _settings_options(function: Any) -> Any:
 
 
 def _option(row: Row) -> Any:
+    """Return the option of a setting; it stays None where nobody gives it."""
     kind: Any = click.Choice(row.choices) if row.choices else row.kind
-    if row.kind is bool:
-        long = [flag for flag in row.flags if flag.startswith("--")]
-        declared = f"{long[0]}/{row.off[0]}" if row.off else long[0]
-        default = (
-            f"  [default: {'on' if row.default else 'off'}]" if row.off and row.default is not None else ""
-        )
-        return click.option(declared, row.name, default=None, help=row.help + default, is_flag=True)
-    stated = row.default not in (None, "", ()) and "[default" not in row.help
-    help_text = row.help + (f"  [default: {row.default}]" if stated else "")
-    return click.option(
-        *row.flags,
-        row.name,
-        type=kind,
-        default=None,
-        multiple=row.many,
-        metavar=row.metavar or None,
-        help=help_text,
+    names = [_dashed(word) for word in row.words]
+    default = "on" if row.default is True else "off" if row.default is False else row.default
+    stated = (
+        default not in (None, "", ()) and "[default" not in row.help and (row.kind is not bool or row.off)
     )
+    text = row.help + (f"  [default: {default}]" if stated else "")
+    if row.kind is bool:
+        switch = f"{names[0]}/{_dashed(row.off[0])}" if row.off else names[0]
+        return click.option(switch, row.name, default=None, help=text, is_flag=True)
+    return click.option(
+        *names, row.name, type=kind, default=None, multiple=row.many, metavar=row.metavar or None, help=text
+    )
+
+
+def _dashed(word: str) -> str:
+    """Return a setting's name as an option; llama-server has short ones of several letters, such as ``-ngl``."""
+    return f"-{word}" if len(word) <= 3 and "-" not in word else f"--{word}"
 
 
 @command_(
     "serve",
     """\
-Serve a model over HTTP, as OpenAI's API has it, with a memory that outlives a restart.
+Serve a model over HTTP, with a memory that outlives a restart.
 
 Clients of OpenAI's API work with it unchanged. --atlas puts a memory beside every conversation; a request that names a
 session ("atlas": {"session_id": "anna"}) goes on with that one. With --atlas-memory-persist, all requests without a
@@ -66,13 +67,14 @@ Examples:
 )
 def command(given_model: str | None, config_file: str | None, **options: Any) -> int:
     """Run the command."""
+    from atlas_kit.server.logs import set_up
     from atlas_kit.server.run import serve
 
     given = {name: value for name, value in options.items() if value not in (None, ())}
     if given_model is not None:
         given.setdefault("model", given_model)
     config = _configuration(given, config_file)
-    _log(config)
+    set_up(config, sys.stderr)
     serve(config)
     return 0
 
@@ -85,14 +87,3 @@ def _configuration(options: dict[str, Any], file: str | None) -> ServerConfig:
     if not config.model:
         raise InvalidParamError("no model is named", key="model", hint="Name it: atlas-tool serve -m MODEL")
     return config
-
-
-def _log(config: ServerConfig) -> None:
-    import logging
-    import sys
-
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("atlas_kit.server")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)

@@ -6,7 +6,6 @@ Opening reads the header or the index only, and every answer is bounded, whateve
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import os
@@ -25,6 +24,7 @@ from atlas_kit.errors import (
     FileAccessError,
     InvalidParamError,
     NoSuchFileError,
+    WrongKeyError,
     printable,
 )
 from atlas_kit.explorer.contents import Contents
@@ -38,13 +38,15 @@ from atlas_kit.storage.source import Source, access_error
 if TYPE_CHECKING:
     from atlas_kit.explorer.matrix import StoredMatrix
     from atlas_kit.operations.validate import FileReport
-    from atlas_kit.storage.given import StrPath
+    from atlas_kit.storage.given import Given, StrPath
 
 #: Bytes of one page of the hex view, and of a file that goes through the browser.
 PAGE = 1 << 12
 DOWNLOAD = 1 << 25
 #: Regions that are named in one picture of the map: the widest.
 LABELS = 48
+#: Backups that are offered: the newest.
+BACKUPS = 8
 Answer = tuple[dict[str, Any], list[bytes]]
 
 
@@ -61,10 +63,18 @@ class Explorer:
         What is known of it.
     problem
         Why it can be shown only in part, or not at all; else None.
+
+    Parameters
+    ----------
+    moves
+        Whether a message may have it show a backup of the file instead. A server that has to say which files may be
+        seen does not want that.
     """
 
-    def __init__(self, path: StrPath, passphrase: str | bytes | None = None) -> None:
+    def __init__(self, path: StrPath, passphrase: str | bytes | None = None, *, moves: bool = False) -> None:
         self.path = os.fspath(path)
+        self._home = self.path
+        self._moves = moves
         self._lock = threading.RLock()
         self._closed = False
         self._check: _Check | None = None
@@ -75,13 +85,14 @@ class Explorer:
 
     def _open(self, passphrase: str | bytes | None) -> None:
         try:
-            self._take(open_contents(self.path, passphrase))
+            self._take(open_contents(self.path, passphrase, tolerant=True))
         except AtlasError as error:
             self.problem = error
 
     def _take(self, contents: Contents) -> None:
         """Look at these contents from now on."""
-        self.contents.close()
+        if contents.source is not self.contents.source:
+            self.contents.close()
         self.contents, self.problem, self._item = contents, contents.problem, None
 
     def _require_open(self) -> None:
@@ -137,6 +148,7 @@ class Explorer:
             "name": printable(os.path.basename(self.path)), "path": printable(self.path), "kind": contents.kind,
             "title": contents.title, "size": size, "locked": contents.locked,
             "problem": None if self.problem is None else _error(self.problem),
+            "backup_of": None if self.path == self._home else os.path.basename(self._home),
             "facts": [[label, printable(value)] for label, value in facts],
             "tables": {name: table.to_json() for name, table in contents.tables.items()},
         }  # fmt: skip
@@ -335,9 +347,14 @@ class Explorer:
     # --- the file as a whole --------------------------------------------------------------------------------
 
     def _op_unlock(self, passphrase: str) -> dict[str, Any]:
-        """Open an encrypted file with its passphrase."""
+        """Open an encrypted file with its passphrase: the file that is shown, even if another has replaced it."""
         self._require_open()
-        self._take(open_contents(self.path, passphrase))
+        shown = self.contents.source
+        if shown.path is None:  # it could not be opened so far
+            self._take(open_contents(self.path, passphrase))
+        elif self.contents.kind != "gguf":
+            self._take(_contents_of(shown, passphrase))
+        self._check = None  # with the passphrase, there is more to be found
         return self._op_summary()
 
     def _op_reload(self) -> dict[str, Any]:
@@ -347,41 +364,64 @@ class Explorer:
         self._open(getattr(self.contents, "passphrase", None))
         return self._op_summary()
 
+    def _op_backups(self) -> dict[str, Any]:
+        """Return the names of the file's newest backups."""
+        return {"names": self._backups()[:BACKUPS]}
+
+    def _backups(self) -> list[str]:
+        from atlas_kit.persistence.backups import backup_names
+
+        return [name for name in backup_names(self._home) if name == printable(name)]
+
+    def _op_open_backup(self, name: str) -> dict[str, Any]:
+        """Show a backup of the file from now on, or by its name the file itself again."""
+        self._require_open()
+        if not self._moves or name not in (os.path.basename(self._home), *self._backups()):
+            raise InvalidParamError("this is not a backup that can be shown here", path=self.path)
+        path = os.path.join(os.path.dirname(self._home), name)
+        self._take(open_contents(path, getattr(self.contents, "passphrase", None), tolerant=True))
+        self.path, self._check = path, None
+        return self._op_summary()
+
     def _op_validate(self, start: bool = True) -> dict[str, Any]:
         """Begin to check the file, in the background; the findings come with a later call."""
         if self._check is None and start:
-            self._check = _Check(self.path, getattr(self.contents, "passphrase", None))
+            self._require_open()
+            secret = getattr(self.contents, "passphrase", None)
+            self._check = _Check(self.path, self.contents.source, secret)
         if self._check is None:
             return {"state": "idle"}
         return self._check.to_json(self.contents)
 
 
 class _Check:
-    """One run of ``validate`` in a thread of its own."""
+    """One run of ``validate`` in a thread of its own, over the file that is shown.
 
-    def __init__(self, path: str, passphrase: str | bytes | None) -> None:
-        self._path = path
+    The thread's source is its own: the explorer may be reloaded or closed while it reads.
+    """
+
+    def __init__(self, path: str, source: Source, passphrase: str | bytes | None) -> None:
         self._secret = None if passphrase is None else passphrase_bytes(passphrase)
         self._report: FileReport | None = None
         self._failed = ""
-        self._source: Source | None = None
-        start_thread(self._run, name="atlas-validate", stop=self._stop)
+        self._source = source.duplicate()
+        # what could not be opened has no source: to try again says why
+        self._given: Given = path if source.path is None else self._source
+        try:
+            # to close it is to stop: the next read ends the check
+            start_thread(self._run, name="atlas-validate", stop=self._source.close)
+        except BaseException:
+            self._source.close()
+            raise
 
     def _run(self) -> None:
         from atlas_kit.operations.validate import validate_file
 
         try:
-            with contextlib.suppress(AtlasError):  # what cannot be opened is a finding, too
-                self._source = open_source(self._path)
-            self._report = validate_file(self._source or self._path, Keys(self._secret))
+            with self._source:
+                self._report = validate_file(self._given, Keys(self._secret))
         except Exception as error:  # whatever it is: it must reach the reader, not the kernel's log
             self._failed = f"checking stopped: {printable(str(error)) or type(error).__name__}"
-        finally:
-            self._stop()
-
-    def _stop(self) -> None:
-        if self._source is not None:
-            self._source.close()  # the next read of it ends the check
 
     def to_json(self, contents: Contents) -> dict[str, Any]:
         """Return the state, and the findings with their places."""
@@ -401,8 +441,15 @@ class _Check:
         return {"state": "done", "ok": report.ok, "findings": rows}
 
 
-def open_contents(path: StrPath, passphrase: str | bytes | None = None) -> Contents:
+def open_contents(
+    path: StrPath, passphrase: str | bytes | None = None, *, tolerant: bool = False
+) -> Contents:
     """Open a file of any kind; of one that is damaged, what is intact.
+
+    Parameters
+    ----------
+    tolerant
+        A passphrase that is not the file's is its ``problem``, and the file stays locked.
 
     Raises
     ------
@@ -424,7 +471,14 @@ def open_contents(path: StrPath, passphrase: str | bytes | None = None) -> Conte
         raise FileAccessError(f"it is {what}", path=path)
     source = open_source(path)
     try:
-        return _contents_of(source, passphrase)
+        try:
+            return _contents_of(source, passphrase)
+        except WrongKeyError as error:
+            if not tolerant:
+                raise
+            locked = _contents_of(source, None)
+            locked.problem = error
+            return locked
     except BaseException:
         source.close()
         raise

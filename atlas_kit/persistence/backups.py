@@ -6,6 +6,7 @@ this library and by the C library's roadmap, and the same with ``.gguf``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -17,9 +18,9 @@ from typing import Any
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import AtlasError, TruncatedError
 from atlas_kit.formats.detect import detect
-from atlas_kit.storage.given import StrPath
+from atlas_kit.storage.given import StrPath, open_source
 from atlas_kit.storage.keys import Keys
-from atlas_kit.storage.source import access_error
+from atlas_kit.storage.source import Source, access_error
 
 
 @dataclass
@@ -61,29 +62,52 @@ class Backups:
 
 
 def list_backups(path: StrPath, keys: Keys | None = None) -> Backups:
-    """List the backups of a memory file or a model, which need not exist any more.
+    """List the backups of a memory file or a model, which need not exist any more; ask for a passphrase if need be.
 
     Raises
     ------
     FileAccessError
         The folder cannot be read.
     """
+    result = Backups(os.fsdecode(path), os.path.lexists(path), interrupted=is_interrupted_edit(path))
+    keys = Keys() if keys is None else keys
+    for place, stamp in sorted(_places(path)):  # the first one that is encrypted is asked about
+        result.backups.append(_describe(place, stamp, keys))
+    result.backups.sort(key=lambda backup: (-backup.time, backup.path))
+    return result
+
+
+def backup_names(path: StrPath) -> list[str]:
+    """Return the names of a file's backups, which lie beside it, the newest first; whether they are whole is not said.
+
+    Raises
+    ------
+    FileAccessError
+        The folder cannot be read.
+    """
+    found = []
+    for place, stamp in _places(path):
+        with contextlib.suppress(OSError):  # it went away
+            when = _time_of(stamp)
+            found.append((-int(os.stat(place).st_mtime) if when is None else -when, place.name))
+    return [name for _, name in sorted(found)]
+
+
+def _places(path: StrPath) -> list[tuple[Path, str]]:
+    """Return where the backups of a file are, each with the time in its name, which may be empty."""
     target = Path(path)
     stem, suffix = _stem_and_suffix(target)
     pattern = re.compile(rf"{re.escape(stem)}(?:_(?P<time>\d[\dT_\-]*))?{re.escape(suffix)}", re.DOTALL)
-    result = Backups(os.fsdecode(path), os.path.lexists(path), interrupted=is_interrupted_edit(path))
     try:
         names = os.listdir(target.parent)
     except OSError as error:
         raise access_error(error, target.parent) from error
+    found = []
     for name in names:
         match = pattern.fullmatch(name)
-        plain = name == f"{target.name}.bak"
-        if match or plain:
-            stamp = match["time"] if match else None
-            result.backups.append(_describe(target.parent / name, stamp, Keys() if keys is None else keys))
-    result.backups.sort(key=lambda backup: (-backup.time, backup.path))
-    return result
+        if match or name == f"{target.name}.bak":
+            found.append((target.parent / name, (match["time"] if match else None) or ""))
+    return found
 
 
 def newest_good(
@@ -124,7 +148,7 @@ def is_interrupted_edit(path: StrPath) -> bool:
     return os.path.isfile(path) and is_interrupted(path)
 
 
-def _describe(path: Path, stamp: str | None, keys: Keys) -> Backup:
+def _describe(path: Path, stamp: str, keys: Keys) -> Backup:
     when = _time_of(stamp)
     try:
         info = os.stat(path)
@@ -132,37 +156,42 @@ def _describe(path: Path, stamp: str | None, keys: Keys) -> Backup:
         return Backup(str(path), 0, when or 0, False, None, str(access_error(error, path)))
     backup = Backup(str(path), info.st_size, int(info.st_mtime) if when is None else when, True, None)
     try:
-        backup.entries = _count_model(path) if detect(path) == "gguf" else _count_entries(path, keys)
+        with open_source(path) as source:
+            backup.entries = (
+                _count_model(source) if detect(source) == "gguf" else _count_entries(source, keys)
+            )
     except AtlasError as error:
         backup.ok, backup.problem = False, error.message
     return backup
 
 
-def _count_entries(path: Path, keys: Keys) -> int:
+def _count_entries(source: Source, keys: Keys) -> int:
     """Return the number of entries of a memory file, each of which is verified."""
-    from atlas_kit.formats.atlas import MemoryFile
+    from atlas_kit.formats.opening import open_memory
 
-    with MemoryFile.open(path, **keys.options()) as memory:
+    with open_memory(source, keys) as memory:
         for entry in memory.entries():
             entry.verify()
         return len(memory)
 
 
-def _count_model(path: Path) -> int:
+def _count_model(source: Source) -> int:
     """Return the number of metadata keys and tensors of a model, whose data must all be there."""
     from atlas_kit.formats.gguf import GGUFFile
 
-    with GGUFFile.open(path, shards=False) as model:
+    with GGUFFile.open(source, shards=False) as model:
         for info in model.tensor_infos:
             end = info.file_offset + (info.nbytes or 0)
             if end > model.size:
-                raise TruncatedError("the file ends before the data of a tensor", path=path, key=info.name)
+                raise TruncatedError(
+                    "the file ends before the data of a tensor", path=source.path, key=info.name
+                )
         return len(model.metadata) + len(model.tensor_infos)
 
 
-def _time_of(stamp: str | None) -> int | None:
+def _time_of(stamp: str) -> int | None:
     """Return the Unix seconds that a name's stamp says: seconds themselves, or ``20250131T120000`` (UTC)."""
-    if stamp is None:
+    if not stamp:
         return None
     digits = re.sub(r"\D", "", stamp)
     if len(digits) == 14:
@@ -173,14 +202,59 @@ def _time_of(stamp: str | None) -> int | None:
     return int(digits) if len(digits) < 14 else None
 
 
+def make_room(path: StrPath) -> None:
+    """Keep ``NAME.bak``, which the next save replaces, under a name with its time.
+
+    Raises
+    ------
+    FileAccessError
+        It cannot be renamed.
+    """
+    target = Path(os.path.realpath(path))
+    before = target.with_name(target.name + ".bak")
+    try:
+        os.rename(before, _name_with_time(target, int(os.stat(before).st_mtime)))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise access_error(error, before, "write") from error
+
+
+def prune(path: StrPath, count: int) -> list[str]:
+    """Remove the oldest backups of a file until there are ``count``; return the names of those that went.
+
+    ``NAME.bak`` is the newest, and what cannot be removed stays.
+    """
+    target = Path(os.path.realpath(path))
+    stem, suffix = _stem_and_suffix(target)
+    pattern = re.compile(rf"{re.escape(stem)}_(?P<time>\d[\dT_\-]*){re.escape(suffix)}", re.DOTALL)
+    dated = []
+    with contextlib.suppress(OSError):
+        for name in os.listdir(target.parent):
+            if match := pattern.fullmatch(name):
+                dated.append((_time_of(match["time"]) or 0, name))
+    dated.sort(reverse=True)
+    gone = []
+    for _, name in dated[max(0, count - os.path.lexists(f"{target}.bak")) :]:
+        with contextlib.suppress(OSError):
+            os.unlink(target.with_name(name))
+            gone.append(name)
+    return gone
+
+
+def _name_with_time(target: Path, when: int) -> Path:
+    """Return the name of a backup of this time, or of a later second where there is one already."""
+    stem, suffix = _stem_and_suffix(target)
+    name = target.with_name(f"{stem}_{when}{suffix}")
+    while os.path.lexists(name):
+        when += 1
+        name = target.with_name(f"{stem}_{when}{suffix}")
+    return name
+
+
 def keep_aside(target: Path) -> str:
     """Keep the present file under a name with the time, by a second link or a copy."""
-    stem, suffix = _stem_and_suffix(target)
-    now = int(time.time())
-    name = target.with_name(f"{stem}_{now}{suffix}")
-    while os.path.lexists(name):
-        now += 1
-        name = target.with_name(f"{stem}_{now}{suffix}")
+    name = _name_with_time(target, int(time.time()))
     try:
         os.link(os.path.realpath(target), name)
     except OSError:

@@ -6,3 +6,5 @@ from __future__ import annotations
 DESCRIPTION = "atlas_memory"
 #: The entry that holds the engine's own bytes of a session's context; ``session_file`` reads it.
 CONTEXT = "runtime/context"
+#: The entry that holds the texts that a session has read, as tokens; ``session_file`` reads it.
+TEXTS = "runtime/texts"

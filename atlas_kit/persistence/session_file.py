@@ -1,8 +1,8 @@
 """How a session's state lies in a ``.atlas`` file: written and read whole, from one opened file.
 
 The memory itself is ``snapshot``'s. Beside it, in its metadata under ``runtime``: the settings, what waits for its
-step, and the context (``tables.RUNTIME_FIELDS``); the engine's own copy of the context is an entry of its own. Needs
-neither session nor engine. Follows ``formats/atlas-session.md``.
+step, and the context (``tables.RUNTIME_FIELDS``); the engine's own copy of the context is an entry of its own, and so
+are the texts that were read. Needs neither session nor engine. Follows ``formats/atlas-session.md``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import base64
 import binascii
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import AtlasError, FileCorruptError, InvalidParamError, VersionMismatchError
 from atlas_kit.formats.atlas import MemoryFile
-from atlas_kit.persistence.entry_keys import CONTEXT
+from atlas_kit.persistence.entry_keys import CONTEXT, TEXTS
 from atlas_kit.persistence.session_state import SessionState, require_identity
 from atlas_kit.persistence.snapshot import (
     MemoryDescription,
@@ -62,7 +62,10 @@ def write_session_state(
         state.memory,
         metadata={"runtime": runtime, **(metadata or {})},
         model_hash=state.identity or None,
-        entries={CONTEXT: state.context if state.tokens else None},  # None: an older one is removed
+        entries={  # None: an older one is removed
+            CONTEXT: state.context if state.tokens else None,
+            TEXTS: packed_texts(state.texts) if state.texts else None,
+        },
         **options,
     )
 
@@ -181,6 +184,7 @@ def read_session_state(
             model = dict(runtime.get("model", {}))
             name, architecture = str(model.get("name", "")), str(model.get("architecture", ""))
             settings = runtime["settings"]
+        texts = _texts_of(file)
         file.require_unchanged()
         return SessionState(
             loaded.memory.config,
@@ -190,6 +194,7 @@ def read_session_state(
             identity,
             name,
             architecture,
+            texts=texts,
             **kept,
         )
 
@@ -268,6 +273,46 @@ def _context_of(file: MemoryFile, runtime: Mapping[str, Any], identity: str) -> 
         "output": output if own else {},
         "context": None if entry is None else bytes(entry.data),
     }
+
+
+#: Tokens of texts that are kept in a file; of more, the oldest texts are left out.
+MOST_TEXT = 1 << 20
+
+
+def packed_texts(texts: Sequence[Sequence[int]]) -> bytes:
+    """Return texts as the entry ``runtime/texts`` holds them: how many, how long each is, and their tokens.
+
+    >>> packed_texts([[5, 6], [7]]).hex(" ", 4)
+    '02000000 02000000 01000000 05000000 06000000 07000000'
+    """
+    kept: list[Sequence[int]] = []
+    room = MOST_TEXT
+    for text in reversed(texts):
+        room -= len(text)
+        if room < 0:
+            break
+        kept.insert(0, text)
+    head = np.asarray([len(kept), *map(len, kept)], "<i4")
+    return b"".join((head.tobytes(), *(np.asarray(text, "<i4").tobytes() for text in kept)))
+
+
+def unpacked_texts(data: bytes) -> tuple[Sequence[int], ...]:
+    """Return the texts that ``packed_texts`` put together; ValueError for anything else."""
+    numbers = np.frombuffer(data, "<i4")
+    count = int(numbers[0]) if len(numbers) else -1
+    lengths = numbers[1 : count + 1].astype(np.int64) if count >= 0 else numbers
+    if count < 0 or len(lengths) != count or (numbers < 0).any() or lengths.sum() != len(numbers) - 1 - count:
+        raise ValueError("the texts do not fill their entry")
+    ends = 1 + count + np.cumsum(lengths)
+    return tuple(numbers[end - length : end].tolist() for end, length in zip(ends, lengths, strict=True))
+
+
+def _texts_of(file: MemoryFile) -> tuple[Sequence[int], ...]:
+    """Return the texts in a file; where they are damaged, none: they are only there to save reading."""
+    entry = file.get(TEXTS)
+    with contextlib.suppress(AtlasError, ValueError):
+        return () if entry is None else unpacked_texts(bytes(entry.data))
+    return ()
 
 
 @contextlib.contextmanager

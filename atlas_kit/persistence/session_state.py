@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,8 @@ class SessionState:
         ``logits`` (1, vocabulary) and ``hidden`` (1, width) of the last token, from which the next is predicted.
     context
         The engine's own bytes of the context.
+    texts
+        The tokens of each text that it has read, whole, that of the context last; none where nobody keeps them.
     """
 
     config: MemoryConfig
@@ -54,6 +56,7 @@ class SessionState:
     position: int = 0
     output: Mapping[str, Array] = field(default_factory=dict)
     context: bytes | None = None
+    texts: tuple[Sequence[int], ...] = ()
 
     def __repr__(self) -> str:
         """Say it in one line: the arrays may be megabytes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,19 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from atlas_kit.server.service import Service
+
+#: The modules with the endpoints, in the order in which the API's document lists them.
+ROUTES = (
+    "health",
+    "models",
+    "completions",
+    "chat",
+    "messages",
+    "embeddings",
+    "atlas",
+    "metrics",
+    "refused",
+)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -34,7 +48,6 @@ def create_app(service: Service) -> FastAPI:
     except ImportError as error:
         raise MissingExtraError("the server", "serve") from error
     from atlas_kit.server.asgi import Gate, Keys
-    from atlas_kit.server.routes import atlas, chat, completions, health, models
 
     app = FastAPI(
         title="atlas_kit server",
@@ -44,7 +57,8 @@ def create_app(service: Service) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
-    for module in (health, models, completions, chat, atlas):
+    for name in ROUTES:
+        module = importlib.import_module(f"atlas_kit.server.routes.{name}")
         app.include_router(module.router)
 
     def answer(problem: ApiError, request: Request) -> Response:

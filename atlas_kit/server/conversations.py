@@ -244,12 +244,33 @@ class Conversations:
         finally:
             conversation.lock.release()
 
-    @contextlib.contextmanager
-    def _queued(self) -> Iterator[None]:
+    @contextlib.asynccontextmanager
+    async def borrowed(self, namespace: str, task: str) -> AsyncIterator[Slot]:
+        """Have a sequence for work that belongs to no conversation, and that leaves its session as it found it: empty.
+
+        Raises
+        ------
+        BusyError
+            Too many wait already.
+        """
+        nobody = self._new(Key(namespace, None), None)
+        async with self.lease(nobody, task) as slot:
+            try:
+                yield slot
+            finally:
+                nobody.closed = True
+                slot.conversation = nobody.slot = None
+
+    def require_room(self) -> None:
+        """Raise ``BusyError`` where too many wait already."""
         if self.waiting >= self.most_waiting:
             raise BusyError(
                 f"{self.waiting} requests wait already, which is the limit", hint="Try again in a moment."
             )
+
+    @contextlib.contextmanager
+    def _queued(self) -> Iterator[None]:
+        self.require_room()
         self.waiting += 1
         try:
             yield

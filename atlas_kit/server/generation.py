@@ -5,22 +5,33 @@ An endpoint makes a ``Generation`` and turns its ``Piece``s and its ``Outcome`` 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import dataclasses
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from array import array
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from atlas_kit.errors import InvalidParamError
+from atlas_kit.errors import ClosedError, InvalidParamError
+from atlas_kit.llama.batch import between
+from atlas_kit.llama.forking import fork
 from atlas_kit.llama.sampling import Sampler, Sampling
-from atlas_kit.server.conversations import Conversation, Slot
+from atlas_kit.llama.steps import likeliest
+from atlas_kit.server.branches import Match
+from atlas_kit.server.conversations import Conversation, Key, Slot
 from atlas_kit.server.jobs import Watched
 from atlas_kit.server.problems import ApiError
 
 if TYPE_CHECKING:
+    from atlas_kit.codecs.numbers import Array
     from atlas_kit.llama.batch import AnyWork
+    from atlas_kit.llama.parking import Parked
     from atlas_kit.llama.session import AtlasSession
     from atlas_kit.llama.steps import Token
     from atlas_kit.server.conversations import Conversations
+    from atlas_kit.server.metrics import Metrics
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,8 @@ class Generation:
         Settings of the memory that differ for this conversation.
     task
         What the request is called in lists of what is under way.
+    score_prompt
+        Also tell the log-probabilities of the text's own tokens.
     """
 
     tokens: Sequence[int]
@@ -48,6 +61,15 @@ class Generation:
     top_logprobs: int | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
     task: str = ""
+    score_prompt: bool = False
+
+
+class Scored(NamedTuple):
+    """A token of the text that was sent; the first has no log-probability, nor has one that was read before."""
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass
@@ -58,6 +80,10 @@ class Outcome:
     ----------
     prompt_tokens, cached_tokens, read_tokens
         Tokens of the text that was sent; of them, those that were known already; and those that were read now.
+    prompt
+        The text's own tokens, where their log-probabilities were asked for.
+    shared
+        The text was read for another answer to the same.
     tokens
         What was generated, end included.
     finish_reason, stop
@@ -71,6 +97,8 @@ class Outcome:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     read_tokens: int = 0
+    prompt: list[Scored] = field(default_factory=list)
+    shared: bool = False
     tokens: list[Token] = field(default_factory=list)
     finish_reason: str | None = None
     stop: str | None = None
@@ -97,52 +125,89 @@ class Generating:
     the work within a step.
     """
 
-    def __init__(self, conversations: Conversations, conversation: Conversation, asked: Generation) -> None:
+    def __init__(
+        self, conversations: Conversations, conversation: Conversation, asked: Generation, metrics: Metrics
+    ) -> None:
         self._conversations, self._conversation, self._asked = conversations, conversation, asked
+        self._metrics = metrics
         self.outcome = Outcome(prompt_tokens=len(asked.tokens))
         limit = conversations.engine.n_ctx
         if not asked.tokens:
             raise ApiError(400, "The prompt is empty.", param="prompt")
-        if conversation.settings is None and len(asked.tokens) >= limit:
-            raise ApiError(
-                400,
-                f"The prompt has {len(asked.tokens)} tokens, and the context holds {limit}. A memory reads texts "
-                'of any length: ask for one with "atlas": {"enabled": true}.',
-                param="prompt",
-                code="context_length_exceeded",
-            )
+        if conversation.settings is None and not conversations.engine.info.recurrent:
+            if len(asked.tokens) > limit or (len(asked.tokens) == limit and asked.max_tokens != 0):
+                raise ApiError(
+                    400,
+                    f"The prompt has {len(asked.tokens)} tokens, and the context holds {limit}. A memory reads texts "
+                    'of any length: ask for one with "atlas": {"enabled": true}.',
+                    param="prompt",
+                    code="context_length_exceeded",
+                )
+            # only what has a memory may forget its beginning
+            room = limit - len(asked.tokens)
+            most = room if asked.max_tokens is None else min(asked.max_tokens, room)
+            self._asked = asked = dataclasses.replace(asked, max_tokens=most)
+        conversations.require_room()
+        self._copies: list[Copy] = []
+        self._seen: list[Scored] = []
         # first, so that a grammar that cannot be followed costs neither a wait nor any reading
         self._sampler: Sampler = conversations.engine.sampler(asked.sampling)
 
-    async def tokens(self) -> AsyncIterator[list[Token]]:
+    def copy(self, sampling: Sampling) -> Copy:
+        """Return another answer to the same text, which is read once.
+
+        It goes on from a copy of the state behind the text: the conversation learns nothing of it.
+        """
+        asked = dataclasses.replace(self._asked, sampling=sampling, score_prompt=False, changes={})
+        found = Copy(self._conversations, self._conversation, asked, self._metrics)
+        self._copies.append(found)
+        return found
+
+    def foreseen(self) -> int:
+        """Return how many tokens of the text are known now; whoever comes before may change that."""
+        return self._conversation.known(self._asked.tokens, self._conversations.spelling)[1].wanted
+
+    async def tokens(self) -> AsyncGenerator[list[Token], None]:
         """Yield the tokens as they come, in groups."""
         began = time.monotonic()
         try:
-            async with self._conversations.lease(self._conversation, self._asked.task) as slot:
-                self.outcome.seconds_waiting = time.monotonic() - began
-                async for fresh in self._answer(slot):
-                    yield fresh
+            with self._metrics.request(self._asked, self.outcome) as watch:
+                async with self._conversations.lease(self._conversation, self._asked.task) as slot:
+                    self.outcome.seconds_waiting = time.monotonic() - began
+                    watch.begins(slot.session)
+                    async with contextlib.aclosing(self._answer(slot)) as answer:
+                        async for fresh in answer:
+                            watch.came(fresh)
+                            yield fresh
         finally:
             self._sampler.close()
+            for copy in self._copies:
+                copy.give(None)  # where it was not given any
 
-    async def _answer(self, slot: Slot) -> AsyncIterator[list[Token]]:
+    async def _answer(self, slot: Slot) -> AsyncGenerator[list[Token], None]:
         asked, outcome, conversation = self._asked, self.outcome, self._conversation
         session, began = slot.session, time.monotonic()
         self._tune(session)
         follows, found = conversation.known(asked.tokens, self._conversations.spelling)
+        if asked.score_prompt and session.memory is None:
+            follows, found = -1, Match(0, 0)  # what was read before is read again: nobody learns it twice
         known = list(conversation.branches[follows][: found.known]) if follows >= 0 else []
         fresh = list(asked.tokens[found.wanted :])
         outcome.cached_tokens = found.wanted
         before, first = session.tokens_read, 0.0
+        self._loop = asyncio.get_running_loop()
         work = self._work(session, list(conversation.history), known, fresh)
         job = Watched(self._conversations.scheduler.submit(session, work), self._conversations.scheduler)
         try:
-            async for came in job.tokens():
-                if not first:
-                    first = time.monotonic()
-                    outcome.seconds_reading = first - began
-                outcome.tokens += came
-                yield came
+            async with contextlib.aclosing(job.tokens()) as groups:
+                async for came in groups:
+                    if not first:
+                        first = time.monotonic()
+                        outcome.seconds_reading = first - began
+                        outcome.prompt = self._scored()
+                    outcome.tokens += came
+                    yield came
+            outcome.prompt = self._scored()
             outcome.finish_reason, outcome.stop = job.job.finish_reason, job.job.stop
         finally:
             await job.over()
@@ -157,7 +222,12 @@ class Generating:
         if known or session.context_tokens:
             yield from session.placing(history, known)
         if fresh:
-            yield from session.reading(fresh, score=False)
+            yield from session.reading(fresh, score=asked.score_prompt, expected=self._expected())
+        if self._copies:
+            yield between()
+            copies = fork(session, len(self._copies))
+            for copy, parked in zip(self._copies, copies, strict=True):
+                self._loop.call_soon_threadsafe(copy.give, parked)
         return (
             yield from session.generating(
                 None,
@@ -167,6 +237,24 @@ class Generating:
                 top_logprobs=asked.top_logprobs,
             )
         )
+
+    def _expected(self) -> Callable[[int, Array], None] | None:
+        """Return what takes down the log-probabilities of the text's tokens while they are read."""
+        if not self._asked.score_prompt:
+            return None
+        count = self._asked.top_logprobs or 0
+
+        def take(token: int, logp: Array) -> None:
+            self._seen.append(Scored(token, float(logp[token]), likeliest(logp, count)))
+
+        return take
+
+    def _scored(self) -> list[Scored]:
+        """Return all of the text's tokens, also those that nothing is known about."""
+        if not self._asked.score_prompt:
+            return []
+        known, tokens = self._seen, self._asked.tokens
+        return [*(Scored(token) for token in tokens[: len(tokens) - len(known)]), *known]
 
     def _tune(self, session: AtlasSession) -> None:
         """Let the memory take over the settings that a request names."""
@@ -189,6 +277,42 @@ class Generating:
 
     def _statistics(self, session: AtlasSession) -> dict[str, Any]:
         return atlas_statistics(session, self._conversation, self.outcome)
+
+
+class Copy(Generating):
+    """Another answer to the same text, from a copy of the state behind it; see ``Generating.copy``."""
+
+    def __init__(
+        self, conversations: Conversations, conversation: Conversation, asked: Generation, metrics: Metrics
+    ) -> None:
+        super().__init__(conversations, conversation, asked, metrics)
+        self.outcome.shared = True
+        self._given = asyncio.Event()
+        self._parked: Parked | None = None
+
+    def give(self, parked: Parked | None) -> None:
+        """Let it begin; None: it cannot, where it has not begun."""
+        if not self._given.is_set():
+            self._parked = parked
+            self._given.set()
+
+    async def tokens(self) -> AsyncGenerator[list[Token], None]:
+        """Yield the tokens as they come, in groups, once the text was read."""
+        try:
+            await self._given.wait()
+            if self._parked is None:
+                raise ClosedError("the text was not read to its end")
+            whole, text = self._conversation, array("i", self._asked.tokens)
+            own = Conversation(Key(whole.key.namespace, None), whole.settings, [text], text, self._parked)
+            self._conversation, self._parked = own, None
+            try:
+                async with contextlib.aclosing(super().tokens()) as groups:
+                    async for fresh in groups:
+                        yield fresh
+            finally:
+                own.closed = True
+        finally:
+            self._sampler.close()
 
 
 def atlas_statistics(session: AtlasSession, conversation: Conversation, outcome: Outcome) -> dict[str, Any]:

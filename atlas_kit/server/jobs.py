@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Watched:
         self._changed.clear()
         self._told = False
 
-    async def tokens(self) -> AsyncIterator[list[Token]]:
+    async def tokens(self) -> AsyncGenerator[list[Token], None]:
         """Yield the tokens that came since, until the job is done; raise what it failed with.
 
         Who stops listening before the end cancels the job.

@@ -46,6 +46,7 @@ class Report:
     problem: str | None = None
     saves: int = 0
     failed_saves: int = 0
+    seconds_saving: float = 0.0
     last_saved: float | None = None
     last_seconds: float | None = None
     last_problem: str | None = None
@@ -158,6 +159,7 @@ class SharedMemory:
                 return False
             self.report.saves += 1
             self.report.last_saved, self.report.last_seconds = time.time(), time.monotonic() - began
+            self.report.seconds_saving += self.report.last_seconds
             self.report.last_problem = None
             self._policy.saved(seen(conversation))
             log.info("memory saved: %s", os.path.basename(self.path))

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -59,17 +60,17 @@ class _Life:
             loop.add_signal_handler(number, self._ask)
         with contextlib.suppress(AttributeError):
             loop.add_signal_handler(signal.SIGUSR1, lambda: loop.create_task(self._save_now()))
-        listening = asyncio.create_task(self._server.serve())
+        with _listening(self._config.host, self._config.port) as listener:
+            await self._answer(listener)
+
+    async def _answer(self, listener: socket.socket) -> None:
+        listening = asyncio.create_task(self._server.serve(sockets=[listener]))
         loading = asyncio.create_task(self._service.start())
         try:
             await asyncio.wait({listening, loading}, return_when=asyncio.FIRST_COMPLETED)
-            if listening.done() and not self._asked:
-                raise FileAccessError(
-                    f"the port {self._config.port} cannot be listened at", hint="Choose another port."
-                )
             if loading.done():
                 loading.result()
-                self._announce()
+                log.info("listening at %s", _address(listener))
             await listening
         except AtlasError:
             self._server.should_exit = True
@@ -79,12 +80,6 @@ class _Life:
             if not loading.done():
                 await asyncio.gather(loading, return_exceptions=True)
             await self._service.stop()
-
-    def _announce(self) -> None:
-        for server in getattr(self._server, "servers", ()):
-            for socket in server.sockets:
-                host, port = socket.getsockname()[:2]
-                log.info("listening at http://%s:%d", host, port)
 
     def _ask(self) -> None:
         """Begin to end; the second time, end."""
@@ -109,3 +104,31 @@ class _Life:
     async def _save_now(self) -> None:
         if self._service.ready:
             await self._service.save()
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises
+    ------
+    FileAccessError
+        Nobody may listen there, or somebody else does.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
+    except (OSError, UnicodeError) as error:
+        listener.close()
+        why = (getattr(error, "strerror", None) or str(error)).lower()
+        raise FileAccessError(
+            f"cannot listen at {host}, port {port}: {why}", hint="Choose another port or address."
+        ) from error
+    return listener
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from atlas_kit.server.schemas_sampling import SamplingOptions
+
 Prompt = str | list[int] | list[str] | list[list[int]]
 
 
@@ -63,7 +65,7 @@ class StreamOptions(Open):
     include_usage: bool | None = Field(None, description="Send the usage in a last chunk.")
 
 
-class Generate(Open):
+class Generate(SamplingOptions):
     """What all requests for a text share."""
 
     model: str | None = Field(None, description="Ignored: a server has one model.")
@@ -97,7 +99,10 @@ class Generate(Open):
     repeat_last_n: int | None = Field(
         None, ge=-1, le=1 << 20, description="Tokens that the penalties look back."
     )
-    logit_bias: dict[str, float] | None = Field(None, description="Token number: what is added to its logit.")
+    logit_bias: dict[str, Any] | list[Any] | None = Field(
+        None,
+        description="Token (or a text): what is added to its logit, false to forbid it; also as a list of pairs.",
+    )
     stop: str | list[str] | None = Field(None, description="Strings before which the answer ends.")
     stream: bool | None = Field(None, description="Send the answer as it comes.")
     stream_options: StreamOptions | None = None

@@ -14,9 +14,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import AtlasError, InvalidParamError
+from atlas_kit.server import logs
 from atlas_kit.server.conversations import Conversation, Conversations, Key
+from atlas_kit.server.dialogue import transcript
 from atlas_kit.server.generation import Generating, Generation, checked_session_id
 from atlas_kit.server.lifecycle import SHARED, SharedMemory
+from atlas_kit.server.metrics import Metrics, Request
 from atlas_kit.server.problems import ApiError, unavailable
 
 if TYPE_CHECKING:
@@ -44,6 +47,7 @@ class Service:
     scheduler: Scheduler
     conversations: Conversations
     settings: AtlasSettings
+    template: ChatTemplate
 
     def __init__(
         self, config: ServerConfig, open_engine: Callable[[ServerConfig], Engine] | None = None
@@ -51,11 +55,11 @@ class Service:
         self.config = config
         self._open_engine = open_engine or load_engine
         self.started = time.time()
+        self.metrics = Metrics(told=self._note)
         self.ready = False
         self.failed: str | None = None
         self.stopping = False
         self.shared: SharedMemory | None = None
-        self.template: ChatTemplate | None = None
         self._saver: asyncio.Task[None] | None = None
 
     # --- life ------------------------------------------------------------------------------------------------
@@ -118,7 +122,7 @@ class Service:
             if self.shared is not None and kept is not None and self.shared.due(kept):
                 await self.shared.save(self.conversations, kept)
 
-    def _chat_template(self) -> ChatTemplate | None:
+    def _chat_template(self) -> ChatTemplate:
         from atlas_kit.llama.chat import ChatTemplate
 
         source = self.config.chat_template
@@ -128,14 +132,17 @@ class Service:
             with open_source(self.config.chat_template_file) as file:
                 source = file.read(0, file.size).decode("utf-8", "replace")
         if source is None and self.engine.info.chat_template is None:
-            return None
+            log.info("the model has no chat template: conversations are read as a transcript")
+            return transcript(self.engine)
         try:
             return ChatTemplate(self.engine, source)
         except AtlasError as error:
             if source is not None:
                 raise
-            log.warning("the model's chat template cannot be used: %s", error.message)
-            return None
+            log.warning(
+                "the model's chat template cannot be used, and a transcript stands in: %s", error.message
+            )
+            return transcript(self.engine)
 
     # --- what requests ask -----------------------------------------------------------------------------------
 
@@ -193,8 +200,23 @@ class Service:
             The request cannot be carried out.
         """
         self.require_ready()
-        conversation = self.conversation(namespace, atlas, list(asked.tokens))
-        return Generating(self.conversations, conversation, asked)
+        # what is to be scored must be read, and so by somebody who does not know it yet
+        known = [] if asked.score_prompt else list(asked.tokens)
+        conversation = self.conversation(namespace, atlas, known)
+        return Generating(self.conversations, conversation, asked, self.metrics)
+
+    def _note(self, request: Request) -> None:
+        """Let the log's line about a request tell its tokens, and its text only where that is wanted."""
+        asked, outcome = request.asked, request.outcome
+        logs.note(
+            task=asked.task or None, reason=request.reason, prompt_tokens=outcome.prompt_tokens,
+            cached_tokens=outcome.cached_tokens, generated_tokens=request.generated,
+            seconds_waiting=round(outcome.seconds_waiting, 4), seconds_reading=round(outcome.seconds_reading, 4),
+            seconds_generating=round(outcome.seconds_generating, 4),
+        )  # fmt: skip
+        if self.config.log_prompts:
+            prompt = b"".join(self.engine.piece(token) for token in asked.tokens)
+            logs.note(prompt=prompt.decode("utf-8", "replace"), answer=outcome.text)
 
 
 #: Settings of a memory that a request may name.

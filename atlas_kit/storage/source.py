@@ -154,6 +154,13 @@ class Source(ABC):
         """Return the file descriptor for copying inside the kernel, ``None`` where there is none."""
         return None
 
+    def duplicate(self) -> Source:
+        """Return a source of the same file, not of its path, with the size that it has now; closed by itself.
+
+        For a thread that reads on when the first source may be closed: a file's number, once closed, may be another's.
+        """
+        return self  # bytes in memory: closing does nothing
+
     def changed(self) -> bool:
         """Tell whether the path now holds another file, or other bytes, than were opened."""
         return False
@@ -270,6 +277,20 @@ class LocalSource(Source):
     def fileno(self) -> int | None:
         """Return the file descriptor, ``None`` once the file is closed."""
         return self._fd if self._fd >= 0 else None
+
+    def duplicate(self) -> Source:
+        """Return a source of the same file, closed by itself.
+
+        Raises
+        ------
+        FileAccessError
+            The file was closed, or too many are open.
+        """
+        try:
+            fd = os.dup(self._fd)
+            return LocalSource(self.path, fd, os.fstat(fd))
+        except OSError as error:
+            raise access_error(error, self.path) from error
 
     def changed(self) -> bool:
         """Tell whether the path now holds another file, or other bytes, than were opened."""

@@ -159,7 +159,9 @@ def test_a_model_that_forgets_nothing_reads_anew(monkeypatch):
         session.feed(TEXT[:40])
         forget = engine.forget
         monkeypatch.setattr(
-            engine, "forget", lambda sequence, start=0, end=-1: False if start else forget(sequence, start, end)
+            engine,
+            "forget",
+            lambda sequence, start=0, end=-1: False if start else forget(sequence, start, end),
         )
         session.run(session.placing(tokens_of(TEXT[:40]), tokens_of(TEXT[:10])))
         assert list(session.context_tokens) == tokens_of(TEXT[:10])

@@ -22,9 +22,11 @@ from atlas_kit.errors import (
     NoSuchFileError,
     WrongModelError,
 )
-from atlas_kit.formats.atlas import crypto
+from atlas_kit.formats.atlas import DataType, crypto
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling, memory_choice
 from atlas_kit.llama.open_session import open_session
+from atlas_kit.persistence import session_file
+from atlas_kit.persistence.entry_keys import TEXTS as TEXTS_KEY
 from atlas_kit.persistence.session_file import read_session_state, saved_settings, write_session_state
 from atlas_kit.persistence.snapshot import load_memory, save_memory
 from atlas_kit.settings.atlas_settings import AtlasSettings
@@ -427,3 +429,38 @@ def test_arrays_of_a_read_state_are_its_own(states, path):
         session.feed(TEXT * 4)
     assert contents(state) == expected
     assert np.isfinite(state.memory.parameters["W"]).all()
+
+
+TEXTS = ([], [[1, 2, 3]], [[1, 2], [], [7]], [[5] * 1000, [6]])
+
+
+@pytest.mark.parametrize("texts", TEXTS, ids=len)
+def test_the_texts_that_were_read_come_back(texts, path, states):
+    write_session_state(path, dataclasses.replace(states[0], texts=tuple(texts)))
+    assert read_session_state(path).texts == tuple(texts)
+    assert read_session_state(path, context=False).texts == tuple(texts)
+    write_session_state(path, states[1])
+    assert read_session_state(path).texts == ()
+    assert TEXTS_KEY not in MemoryFile.load(path)
+
+
+def test_too_much_text_is_kept_from_its_end_on(monkeypatch):
+    monkeypatch.setattr(session_file, "MOST_TEXT", 5)
+    assert session_file.unpacked_texts(session_file.packed_texts([[1, 2], [3, 4, 5], [6]])) == (
+        [3, 4, 5],
+        [6],
+    )
+    assert session_file.unpacked_texts(session_file.packed_texts([[1] * 6])) == ()
+
+
+@pytest.mark.parametrize(
+    "numbers", [[], [1], [1, 2, 5], [2, 1, 1, 5], [-1], [1, -1], [1 << 30], [2, 1 << 30, 1 << 30]], ids=str
+)
+def test_texts_that_are_damaged_are_left_out(numbers, path, states):
+    data = np.asarray(numbers, "<i4").tobytes()
+    with pytest.raises(ValueError, match="do not fill"):
+        session_file.unpacked_texts(data)
+    write_session_state(path, dataclasses.replace(states[0], texts=([1],)))
+    with MemoryFile.edit(path) as file:
+        file.set(TEXTS_KEY, data, type=DataType.CONTEXT)
+    assert contents(read_session_state(path)) == contents(states[0])

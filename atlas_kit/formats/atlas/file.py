@@ -31,7 +31,7 @@ from atlas_kit.formats.atlas import v1
 from atlas_kit.formats.atlas.entry import Entry, make_entry
 from atlas_kit.formats.atlas.store import Info, Store, canonical_key, encode_key
 from atlas_kit.storage import atomic
-from atlas_kit.storage.given import Given, open_source, sha256_of
+from atlas_kit.storage.given import Given, as_it_is_now, open_source, path_of, sha256_of
 from atlas_kit.storage.source import Source, StrPath, access_error, resolved
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class MemoryFile(MutableMapping[str, Entry]):
     @contextlib.contextmanager
     def edit(
         cls,
-        path: StrPath,
+        path: Given,
         *,
         create: bool = False,
         timeout: float = 10.0,
@@ -190,20 +190,21 @@ class MemoryFile(MutableMapping[str, Entry]):
         """Lock a file, open it, and commit what the block changes: no other writer comes in between.
 
         Nothing is written when the block raises, or changes nothing. ``create`` starts a version 2 file
-        where there is none.
+        where there is none. A source that is open already stays so, and is read if its file has not changed since.
         """
-        with atomic.lock(path, timeout=timeout):
-            if create and not os.path.exists(path):
+        target = path_of(path)
+        with atomic.lock(target, timeout=timeout):
+            if create and not os.path.exists(target):
                 memory = cls(version=version or (3 if any(secret.values()) else 2), **secret)
-                memory.path = os.fspath(path)
+                memory.path = os.fspath(target)
                 memory._dirty = True
             else:
-                memory = cls.open(path, **secret)
-            memory._locked = os.path.realpath(path)
+                memory = cls.open(as_it_is_now(path), **secret)
+            memory._locked = os.path.realpath(target)
             with memory:
                 yield memory
                 if memory._dirty:
-                    memory._write(None, None, append=not backup, backup=backup, locked=True)
+                    memory._write(None, None, append=not backup, backup=backup, locked=True, last=True)
 
     def _adopt(self, store: Store) -> None:
         self._store = store
@@ -597,8 +598,10 @@ class MemoryFile(MutableMapping[str, Entry]):
         force: bool = False,
         locked: bool = False,
         durable: bool = True,
+        last: bool = False,
         options: tuple[str, int | None, bool, bool] | None = None,
     ) -> None:
+        """Write to a file, and go on from there; after the ``last`` time nobody asks for what was written."""
         with self._lock:
             self._require_open()
             target = self.path if path is None else os.fspath(path)
@@ -623,9 +626,13 @@ class MemoryFile(MutableMapping[str, Entry]):
                         hint="Open it again and repeat the change, or save to another name.",
                     )  # fmt: skip
                 if append and same and not changed and version == self.version and self._may_append(target):
-                    self._append(target)
+                    cipher = self._append(target)
                 else:
-                    self._replace(target, version, backup, durable, options)
+                    cipher = self._replace(target, version, backup, durable, options)
+                if last:
+                    self._dirty = False
+                else:
+                    self._reopen(target, cipher)
 
     def _may_append(self, target: str) -> bool:
         """Tell whether a commit may append to the file as it is, rather than write a new one."""
@@ -646,7 +653,7 @@ class MemoryFile(MutableMapping[str, Entry]):
         backup: bool,
         durable: bool,
         options: tuple[str, int | None, bool, bool] | None,
-    ) -> None:
+    ) -> Cipher | None:
         from atlas_kit.formats.atlas import v2_writer
 
         info = self._stamped(version)
@@ -661,9 +668,9 @@ class MemoryFile(MutableMapping[str, Entry]):
                     else v2_writer.Options(self._codec, self._level, self._shuffle)
                 )
                 v2_writer.write(file, info, self.entries(), len(self), how, cipher, durable=durable)
-        self._reopen(target, cipher)
+        return cipher
 
-    def _append(self, target: str) -> None:
+    def _append(self, target: str) -> Cipher | None:
         from atlas_kit.formats.atlas import v2, v2_writer
 
         store = self._store
@@ -693,7 +700,7 @@ class MemoryFile(MutableMapping[str, Entry]):
             if isinstance(error, OSError):
                 raise access_error(error, target, "write") from error
             raise
-        self._reopen(target, store.cipher)
+        return store.cipher
 
     def _stamped(self, version: int) -> Info:
         modified = _now() if self._dirty and self._store is not None else self._info.modified

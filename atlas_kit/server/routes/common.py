@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
-from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.sampling import Sampling
 from atlas_kit.server.generation import Outcome
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.schemas import Generate
+from atlas_kit.server.schemas_sampling import NAMES, biases_of
 from atlas_kit.server.service import Service
 
 
@@ -41,30 +41,24 @@ def now() -> int:
     return int(time.time())
 
 
-def sampling_of(asked: Generate, **more: Any) -> Sampling:
-    """Return how a request wants tokens to be chosen.
+def sampling_of(asked: Generate, service: Service, **more: Any) -> Sampling:
+    """Return how a request wants tokens to be chosen; what it does not say is as the server was started.
 
     Raises
     ------
     InvalidParamError
         A setting is out of range, or a bias is none.
     """
-    found: dict[str, Any] = {}
-    for name in (
-        "temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repeat_penalty",
-        "repeat_last_n", "grammar", "json_schema",
-    ):  # fmt: skip
+    found = service.config.sampling
+    for name in NAMES:
         if (value := getattr(asked, name)) is not None:
             found[name] = value
     if asked.top_k is not None:
         found["top_k"] = max(0, asked.top_k)
-    if asked.seed is not None and asked.seed != -1:
-        found["seed"] = asked.seed
+    if asked.seed is not None:
+        found["seed"] = None if asked.seed == -1 else asked.seed
     if asked.logit_bias:
-        try:
-            found["logit_bias"] = {int(token): bias for token, bias in asked.logit_bias.items()}
-        except ValueError as error:
-            raise InvalidParamError("a key is not a token number", key="logit_bias") from error
+        found["logit_bias"] = biases_of(service.engine, asked.logit_bias)
     return Sampling(**{**found, **more})
 
 

@@ -49,7 +49,7 @@ class _Answer:
         for tokens, _ in prompts:
             generation = Generation(
                 tokens,
-                sampling_of(asked),
+                sampling_of(asked, service),
                 limit,
                 stops_of(asked),
                 asked.logprobs,

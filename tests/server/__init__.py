@@ -1,0 +1,1 @@
+"""A package, because its modules are called like those of other layers' tests."""
