@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from atlas_kit.llama.batch import Job
     from atlas_kit.llama.scheduler import Scheduler
     from atlas_kit.llama.steps import Token
+
+T = TypeVar("T")
 
 
 class Watched:
@@ -78,17 +80,29 @@ class Watched:
             await self._news()
 
 
+async def finished(work: Awaitable[T]) -> T:
+    """Carry work to its end, also where whoever waits is cancelled, which it hears of afterwards."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()  # it has been looked at: nobody else will
+        raise cancelled
+    return task.result()
+
+
 async def called(scheduler: Scheduler, session: Any, function: Callable[[], Any]) -> Any:
     """Call a function on the engine's thread when the session has no other work; return its value.
 
-    It is carried out even where nobody waits any more.
+    It is carried out, and waited for, also where whoever asks is cancelled.
     """
     watched = Watched(scheduler.call(session, function), scheduler)
-    return await asyncio.shield(_whole(watched))
-
-
-async def _whole(watched: Watched) -> Any:
-    await watched.over()
+    await finished(watched.over())
     if watched.job.error is not None:
         raise watched.job.error
     return watched.job.value
