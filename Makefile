@@ -86,7 +86,9 @@ bench: $(VENV)/.dev
 	$(BIN)/python tools/bench/memory.py || status=1; \
 	$(BIN)/python tools/bench/runtime.py || status=1; \
 	$(BIN)/python tools/bench/quality.py || status=1; \
-	$(BIN)/python tools/bench/widgets.py || status=1; exit $$status
+	$(BIN)/python tools/bench/widgets.py || status=1; \
+	$(BIN)/python tools/build_llama.py --server || echo "xllamacpp's server is the peer instead"; \
+	$(BIN)/python tools/bench/server.py || status=1; exit $$status
 
 pictures: $(VENV)/.dev
 	$(BIN)/python tools/screenshots.py

@@ -52,12 +52,15 @@ def start_thread(target: Callable[[], object], *, name: str, stop: Callable[[], 
 
 @atexit.register
 def _end_all() -> None:
-    """Stop all threads, then wait for them."""
-    with _lock:
-        running = list(_running.items())
-    for _, stop in running:
-        with contextlib.suppress(Exception):  # the others are to be stopped all the same
-            stop()
+    """Stop all threads, then wait for them, and for those that they start meanwhile."""
     deadline = time.monotonic() + END_SECONDS
-    for thread, _ in running:
-        thread.join(max(0.0, deadline - time.monotonic()))
+    while True:
+        with _lock:
+            running = list(_running.items())
+        if not running or time.monotonic() > deadline:
+            return
+        for _, stop in running:
+            with contextlib.suppress(Exception):  # the others are to be stopped all the same
+                stop()
+        for thread, _ in running:
+            thread.join(max(0.0, deadline - time.monotonic()))

@@ -342,21 +342,3 @@ class MissingExtraError(AtlasError, ImportError):
             f"{what} needs a package that is not installed",
             hint=f'Try: pip install "atlas-kit[{extra}]"',
         )
-
-
-#: The class that stands for each code of the C enum (NONE has none).
-BY_CODE: dict[ErrorCode, type[AtlasError]] = {
-    ErrorCode.INVALID_PARAM: InvalidParamError,
-    ErrorCode.FILE_NOT_FOUND: NoSuchFileError,
-    ErrorCode.FILE_CORRUPT: FileCorruptError,
-    ErrorCode.FILE_ACCESS: FileAccessError,
-    ErrorCode.MEMORY_ERROR: OutOfMemoryError,
-    ErrorCode.KEY_NOT_FOUND: KeyNotFoundError,
-    ErrorCode.KEY_TOO_LONG: KeyTooLongError,
-    ErrorCode.DATA_TOO_LARGE: DataTooLargeError,
-    ErrorCode.CHECKSUM_MISMATCH: ChecksumMismatchError,
-    ErrorCode.VERSION_MISMATCH: VersionMismatchError,
-    ErrorCode.MAGIC_MISMATCH: MagicMismatchError,
-    ErrorCode.BUSY: BusyError,
-    ErrorCode.CLOSED: ClosedError,
-}

@@ -53,6 +53,18 @@ def test_a_thread_that_does_not_end_holds_nobody_up_for_ever(monkeypatch):
     thread.join()
 
 
+def test_what_is_started_while_threads_are_stopped_is_stopped_too():
+    go, later, second = threading.Event(), threading.Event(), []
+
+    def work():
+        go.wait()
+        second.append(start_thread(later.wait, name="second", stop=later.set))
+
+    start_thread(work, name="first", stop=go.set)
+    background._end_all()
+    assert [thread.is_alive() for thread in second] == [False]
+
+
 def test_a_stop_that_fails_keeps_no_other_thread_from_being_stopped(monkeypatch):
     asked, go = [], threading.Event()
 

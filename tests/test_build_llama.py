@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import tarfile
+from pathlib import Path
 
 import pytest
 
@@ -113,3 +115,95 @@ def test_the_included_file_is_there(builder):
 def test_the_installed_llama_cpp_runs():
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     assert build_llama.runs()
+
+
+# --- llama.cpp's own server ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server_builder(builder, monkeypatch, tmp_path):
+    """Return the module with an archive to fetch and steps that compile nothing; ``steps`` lists them."""
+    monkeypatch.setattr(builder, "steps", [], raising=False)
+    monkeypatch.setattr(builder, "SERVERS", tmp_path / "servers")
+    monkeypatch.setattr(builder, "server_version", lambda: "1.2.3")
+    monkeypatch.setattr(builder, "cmake", lambda: "cmake")
+    source = tmp_path / "llama_cpp_python-1.2.3"
+    (source / "vendor" / "llama.cpp" / "tools" / "server").mkdir(parents=True)
+
+    def step(command, env, failure):
+        command = [str(part) for part in command]
+        builder.steps.append((command, env))
+        if "download" in command:
+            folder = command[command.index("--dest") + 1]
+            with tarfile.open(os.path.join(folder, f"{source.name}.tar.gz"), "w:gz") as file:
+                file.add(source, source.name)
+        elif "--build" in command:
+            made = Path(command[command.index("--build") + 1]) / "bin" / "llama-server"
+            made.parent.mkdir(parents=True)
+            made.write_text("#!/bin/sh\nexit 0\n")
+            made.chmod(0o755)
+
+    monkeypatch.setattr(builder, "step", step)
+    return builder
+
+
+def test_the_server_is_that_of_the_installed_release(server_builder, capsys):
+    server = server_builder.build_server()
+    assert server == server_builder.server_path("1.2.3")
+    assert os.access(server, os.X_OK)
+    fetched, configured, built = (command for command, _ in server_builder.steps)
+    assert fetched[-1] == "llama-cpp-python==1.2.3"
+    assert configured[configured.index("-S") + 1].endswith("llama_cpp_python-1.2.3/vendor/llama.cpp")
+    assert built[-2:] == ["--target", "llama-server"]
+    assert "1.2.3" in capsys.readouterr().out
+
+
+def test_the_server_is_compiled_as_the_package_is(server_builder, monkeypatch):
+    monkeypatch.setenv("CMAKE_ARGS", "-DGGML_CUDA=on")
+    server_builder.build_server()
+    _, (configured, env), _ = server_builder.steps
+    assert {"-DCMAKE_BUILD_TYPE=Release", "-DLLAMA_BUILD_UI=OFF"} <= set(configured)
+    assert configured[-1] == "-DGGML_CUDA=on"
+    assert not [option for option in configured if option.startswith("-DGGML_") and "CUDA" not in option]
+    assert env["CXXFLAGS"].split() == list(server_builder.NO_AMX)
+
+
+def test_the_server_is_not_built_twice(server_builder, capsys):
+    server_builder.main(["--server"])
+    count = len(server_builder.steps)
+    server_builder.main(["--server"])
+    assert len(server_builder.steps) == count
+    assert "is there" in capsys.readouterr().out.splitlines()[-1]
+    assert server_builder.built == []
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"), [("compilers", r"no C\+\+ compiler"), ("cmake", "compiled with CMake")]
+)
+def test_what_the_server_needs_is_one_sentence(server_builder, monkeypatch, name, sentence):
+    monkeypatch.setattr(server_builder, name, lambda: None)
+    with pytest.raises(SystemExit, match=sentence):
+        server_builder.build_server()
+    assert server_builder.steps == []
+
+
+def test_a_server_that_does_not_run_is_an_error(server_builder, monkeypatch):
+    monkeypatch.setattr(server_builder, "starts", lambda server: False)
+    with pytest.raises(SystemExit, match="does not run here"):
+        server_builder.build_server()
+
+
+def test_a_source_without_a_server_is_an_error(tmp_path):
+    archive = tmp_path / "llama_cpp_python-0.tar.gz"
+    with tarfile.open(archive, "w:gz"):
+        pass
+    with pytest.raises(SystemExit, match="has no source of llama-server"):
+        build_llama.unpack(archive, tmp_path)
+
+
+def test_a_failed_step_shows_why(capsys):
+    with pytest.raises(SystemExit, match="could not be made: the reason is above"):
+        build_llama.step(
+            ["sh", "-c", "echo no such header; exit 1"], dict(os.environ), "it could not be made"
+        )
+    assert "no such header" in capsys.readouterr().err

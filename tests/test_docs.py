@@ -105,7 +105,7 @@ def make_model(kind: str) -> bytes:
 
 
 #: Commands whose examples run a model.
-WITH_MODEL = {"run", "learn", "perplexity", "recall"}
+WITH_MODEL = {"run", "serve", "learn", "perplexity", "recall"}
 
 
 @pytest.fixture(
@@ -146,6 +146,25 @@ def playground(name, samples, tmp_path):
     return folder
 
 
+def serve_for_a_moment(line, folder, env):
+    """Start a server on a free port, and end it as soon as it listens."""
+    line = "exec " + re.sub(r"--port \d+", "--port 0", line)
+    with subprocess.Popen(
+        ["bash", "-c", line], cwd=folder, env=env, stderr=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            said = []
+            for text in server.stderr:
+                said.append(text)
+                if "listening at" in text:
+                    break
+            server.terminate()
+            rest = server.communicate(timeout=60)[1]
+        finally:
+            server.kill()
+        assert server.returncode == 0, f"$ {line}\n{''.join(said)}{rest}"
+
+
 @pytest.mark.skipif(
     shutil.which("bash") is None, reason="the examples are lines for a shell, and there is none"
 )
@@ -155,6 +174,9 @@ def test_examples_run(name, playground):
     for line in examples(name):
         # what `eval` would load into another shell is only printed here
         line = re.sub(r'eval "\$\((.*?)\)"', r"\1", line)
+        if line.startswith("atlas-tool serve"):
+            serve_for_a_moment(line, playground, env)
+            continue
         ran = subprocess.run(
             ["bash", "-c", line],
             cwd=playground,

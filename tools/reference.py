@@ -127,6 +127,10 @@ def bench_table(name: str) -> None:
         f"Measured on {found['date']} with `python tools/bench/{name.removesuffix('-cpu')}.py` "
         f"on {found['cores']} cores of an {found['processor']}, Python {found['python']}, NumPy {found['numpy']}."
     )
+    if "peer" in found:
+        cog.outl(
+            f"The peer is {found['peer']}; other programs had {found['others']:.0%} of the processors meanwhile."
+        )
 
 
 def _quality() -> dict[str, Any]:

@@ -239,8 +239,12 @@ def one_stdin(files: Sequence[str]) -> None:
 
 def given(path: str) -> Given:
     """Return the path, or everything on standard input (``-``) or in a pipe, which can be read only once."""
-    data = sys.stdin.buffer.read() if path == "-" else _read_once(path)
-    return data if data or path == "-" else path
+    if path == "-":
+        return sys.stdin.buffer.read()
+    from atlas_kit.storage.source import BytesSource
+
+    data = _read_once(path)
+    return BytesSource(data, path) if data else path  # called by its path still
 
 
 def _read_once(path: str) -> bytes:

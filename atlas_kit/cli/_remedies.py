@@ -6,8 +6,9 @@ it is known. Knows nothing of how they are shown.
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING
+
+from atlas_kit.cli import _shell
 
 if TYPE_CHECKING:
     from atlas_kit.errors import AtlasError, Remedy
@@ -62,9 +63,10 @@ WORDS: dict[str, str] = {
 
 def worded(remedy: Remedy, path: str | None) -> str:
     """Return the sentence for a remedy; a file without a name is ``FILE``."""
-    known = {"FILE": shlex.quote(path) if path and path != "-" else "FILE"}
-    plain = ("formats", "backup")
-    known |= {k: v if k in plain else shlex.quote(v) for k, v in remedy.arguments.items()}
+    known = {"FILE": _shell.path(path) if path and path != "-" else "FILE"}
+    for name, value in remedy.arguments.items():
+        quoted = _shell.path if name == "file" else _shell.word
+        known[name] = value if name in ("formats", "backup") else quoted(value)
     return WORDS[remedy.name].format(**known)
 
 

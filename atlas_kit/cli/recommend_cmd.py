@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from atlas_kit.cli import _render
+from atlas_kit.cli import _render, _shell
 from atlas_kit.cli._options import FILE, command_, given, json_option
 
 if TYPE_CHECKING:
@@ -55,12 +54,19 @@ def run_command(result: Recommendation) -> str:
             words.append(row.option if value else f"--no-{row.option[2:]}")
         else:
             words += [row.option, str(value)]
-    return shlex.join(["atlas-tool", "run", result.model.path, "--atlas", *words])
+    return _run(result, "--atlas", *words)
 
 
 def automatic_command(result: Recommendation) -> str:
     """Return the command line that finds these settings by itself."""
-    return shlex.join(["atlas-tool", "run", result.model.path, "--atlas-auto"])
+    return _run(result, "--atlas-auto")
+
+
+def _run(result: Recommendation, *words: str) -> str:
+    model = result.model.path
+    return " ".join(
+        ["atlas-tool run", model if model == "-" else _shell.path(model), *map(_shell.word, words)]
+    )
 
 
 class _WithCommands:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -56,7 +57,7 @@ llama-server's usual options and variables work here. SIGTERM and Ctrl-C end it 
 now.
 
 Examples:
-  atlas-tool serve -m sample_data/models/tiny-python.gguf --atlas-memory-persist --port 8080
+  atlas-tool serve -m sample_data/models/tiny-python.gguf --atlas-memory-file served.atlas --port 8080
 """,
 )
 @click.argument("given_model", required=False, metavar="[MODEL]")
@@ -66,13 +67,14 @@ Examples:
 )
 def command(given_model: str | None, config_file: str | None, **options: Any) -> int:
     """Run the command."""
+    from atlas_kit.server.logs import set_up
     from atlas_kit.server.run import serve
 
     given = {name: value for name, value in options.items() if value not in (None, ())}
     if given_model is not None:
         given.setdefault("model", given_model)
     config = _configuration(given, config_file)
-    _log(config)
+    set_up(config, sys.stderr)
     serve(config)
     return 0
 
@@ -85,14 +87,3 @@ def _configuration(options: dict[str, Any], file: str | None) -> ServerConfig:
     if not config.model:
         raise InvalidParamError("no model is named", key="model", hint="Name it: atlas-tool serve -m MODEL")
     return config
-
-
-def _log(config: ServerConfig) -> None:
-    import logging
-    import sys
-
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("atlas_kit.server")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)

@@ -24,6 +24,7 @@ from atlas_kit.errors import (
     FileAccessError,
     InvalidParamError,
     NoSuchFileError,
+    WrongKeyError,
     printable,
 )
 from atlas_kit.explorer.contents import Contents
@@ -31,12 +32,13 @@ from atlas_kit.explorer.items import Item
 from atlas_kit.formats.detect import detect
 from atlas_kit.storage.atomic import atomic_write
 from atlas_kit.storage.given import open_source
+from atlas_kit.storage.keys import Keys, passphrase_bytes
 from atlas_kit.storage.source import Source, access_error
 
 if TYPE_CHECKING:
     from atlas_kit.explorer.matrix import StoredMatrix
     from atlas_kit.operations.validate import FileReport
-    from atlas_kit.storage.given import StrPath
+    from atlas_kit.storage.given import Given, StrPath
 
 #: Bytes of one page of the hex view, and of a file that goes through the browser.
 PAGE = 1 << 12
@@ -73,13 +75,14 @@ class Explorer:
 
     def _open(self, passphrase: str | bytes | None) -> None:
         try:
-            self._take(open_contents(self.path, passphrase))
+            self._take(open_contents(self.path, passphrase, tolerant=True))
         except AtlasError as error:
             self.problem = error
 
     def _take(self, contents: Contents) -> None:
         """Look at these contents from now on."""
-        self.contents.close()
+        if contents.source is not self.contents.source:
+            self.contents.close()
         self.contents, self.problem, self._item = contents, contents.problem, None
 
     def _require_open(self) -> None:
@@ -103,17 +106,18 @@ class Explorer:
     def answer(self, message: dict[str, Any]) -> Answer:
         """Return the answer to a message, and the buffers that belong to it.
 
-        What goes wrong is an answer too: ``{"error": sentence, "hint": ..., "remedy": ..., "offset": ...}``.
-        Safe to call from several threads.
+        What goes wrong is an answer too: ``{"error": sentence, "hint": ..., "remedy": ..., "offset": ...}``. Every
+        answer has ``"changed": true`` once the file is another than was opened. Safe to call from several threads.
         """
+        buffers: list[bytes] = []
         try:
             with self._lock:
                 found = self._act(**message)
+            reply, buffers = found if isinstance(found, tuple) else (found, buffers)
         except AtlasError as error:
-            return _error(error), []
+            reply = _error(error)
         except Exception as error:  # a message may hold anything: it must not reach the kernel's log
-            return {"error": f"this cannot be shown: {printable(str(error)) or type(error).__name__}"}, []
-        reply, buffers = found if isinstance(found, tuple) else (found, [])
+            reply = {"error": f"this cannot be shown: {printable(str(error)) or type(error).__name__}"}
         if self.contents.source.changed():
             reply["changed"] = True
         return plain(reply), buffers
@@ -332,9 +336,14 @@ class Explorer:
     # --- the file as a whole --------------------------------------------------------------------------------
 
     def _op_unlock(self, passphrase: str) -> dict[str, Any]:
-        """Open an encrypted file with its passphrase."""
+        """Open an encrypted file with its passphrase: the file that is shown, even if another has replaced it."""
         self._require_open()
-        self._take(open_contents(self.path, passphrase))
+        shown = self.contents.source
+        if shown.path is None:  # it could not be opened so far
+            self._take(open_contents(self.path, passphrase))
+        elif self.contents.kind != "gguf":
+            self._take(_contents_of(shown, passphrase))
+        self._check = None  # with the passphrase, there is more to be found
         return self._op_summary()
 
     def _op_reload(self) -> dict[str, Any]:
@@ -347,36 +356,42 @@ class Explorer:
     def _op_validate(self, start: bool = True) -> dict[str, Any]:
         """Begin to check the file, in the background; the findings come with a later call."""
         if self._check is None and start:
-            self._check = _Check(self.path, getattr(self.contents, "passphrase", None))
+            self._require_open()
+            secret = getattr(self.contents, "passphrase", None)
+            self._check = _Check(self.path, self.contents.source, secret)
         if self._check is None:
             return {"state": "idle"}
         return self._check.to_json(self.contents)
 
 
 class _Check:
-    """One run of ``validate`` in a thread of its own."""
+    """One run of ``validate`` in a thread of its own, over the file that is shown.
 
-    def __init__(self, path: str, passphrase: str | bytes | None) -> None:
-        self._path = path
-        self._secret = passphrase.encode() if isinstance(passphrase, str) else passphrase
+    The thread's source is its own: the explorer may be reloaded or closed while it reads.
+    """
+
+    def __init__(self, path: str, source: Source, passphrase: str | bytes | None) -> None:
+        self._secret = None if passphrase is None else passphrase_bytes(passphrase)
         self._report: FileReport | None = None
         self._failed = ""
-        self._source: Source | None = None
-        start_thread(self._run, name="atlas-validate", stop=self._stop)
+        self._source = source.duplicate()
+        # what could not be opened has no source: to try again says why
+        self._given: Given = path if source.path is None else self._source
+        try:
+            # to close it is to stop: the next read ends the check
+            start_thread(self._run, name="atlas-validate", stop=self._source.close)
+        except BaseException:
+            self._source.close()
+            raise
 
     def _run(self) -> None:
         from atlas_kit.operations.validate import validate_file
-        from atlas_kit.storage.keys import Keys
 
         try:
-            with open_source(self._path) as self._source:
-                self._report = validate_file(self._source, Keys(self._secret))
+            with self._source:
+                self._report = validate_file(self._given, Keys(self._secret))
         except Exception as error:  # whatever it is: it must reach the reader, not the kernel's log
             self._failed = f"checking stopped: {printable(str(error)) or type(error).__name__}"
-
-    def _stop(self) -> None:
-        if self._source is not None:
-            self._source.close()  # the next read of it ends the check
 
     def to_json(self, contents: Contents) -> dict[str, Any]:
         """Return the state, and the findings with their places."""
@@ -396,8 +411,15 @@ class _Check:
         return {"state": "done", "ok": report.ok, "findings": rows}
 
 
-def open_contents(path: StrPath, passphrase: str | bytes | None = None) -> Contents:
+def open_contents(
+    path: StrPath, passphrase: str | bytes | None = None, *, tolerant: bool = False
+) -> Contents:
     """Open a file of any kind; of one that is damaged, what is intact.
+
+    Parameters
+    ----------
+    tolerant
+        A passphrase that is not the file's is its ``problem``, and the file stays locked.
 
     Raises
     ------
@@ -419,7 +441,14 @@ def open_contents(path: StrPath, passphrase: str | bytes | None = None) -> Conte
         raise FileAccessError(f"it is {what}", path=path)
     source = open_source(path)
     try:
-        return _contents_of(source, passphrase)
+        try:
+            return _contents_of(source, passphrase)
+        except WrongKeyError as error:
+            if not tolerant:
+                raise
+            locked = _contents_of(source, None)
+            locked.problem = error
+            return locked
     except BaseException:
         source.close()
         raise

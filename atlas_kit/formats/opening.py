@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import Any
 
 from atlas_kit.errors import InvalidParamError, KeyRequiredError, Remedy
 from atlas_kit.formats.atlas import MemoryFile
-from atlas_kit.storage.given import Given, StrPath, open_source
+from atlas_kit.storage.given import Given, name_of, open_source, path_of
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source
 
@@ -35,11 +34,27 @@ def _open(source: Source, keys: Keys) -> MemoryFile:
         return MemoryFile.open(source, **keys.options())
 
 
+def ask_if_encrypted(source: Source, keys: Keys) -> None:
+    """Ask for the passphrase of an encrypted file, however damaged it is; not for that of one with a key file."""
+    if keys.given or keys.ask is None or source.read_upto(0, 8) != b"ATLS\x03\0\0\0":
+        return
+    from atlas_kit.formats.atlas import layout, tables
+
+    head = source.read_upto(0, layout.HEADER_V3.size)
+    names = layout.names_of(layout.HeaderV3)
+    if len(head) < layout.HEADER_V3.size:
+        return  # nothing of it could be opened
+    if dict(zip(names, layout.HEADER_V3.unpack(head), strict=True))["kdf"] != tables.KDF_RAW:
+        keys.ask_for(source.name)
+
+
 @contextlib.contextmanager
 def edit_memory(
-    path: StrPath, keys: Keys, *, create: bool = False, version: int | None = None, backup: bool = False
+    given: Given, keys: Keys, *, create: bool = False, version: int | None = None, backup: bool = False
 ) -> Iterator[MemoryFile]:
     """Lock, open and, when the block ends well, commit a memory file, asking for its passphrase if it needs one.
+
+    A source that is open already is read as ``MemoryFile.edit`` says.
 
     Raises
     ------
@@ -50,18 +65,18 @@ def edit_memory(
         if create:
             secret = keys.for_writing() if version == 3 else {}
             options: dict[str, Any] = {"create": True, "version": version, **secret}
-            yield edit.enter_context(MemoryFile.edit(path, backup=backup, **options))
+            yield edit.enter_context(MemoryFile.edit(given, backup=backup, **options))
             return
         try:
-            memory = edit.enter_context(MemoryFile.edit(path, backup=backup, **keys.options()))
+            memory = edit.enter_context(MemoryFile.edit(given, backup=backup, **keys.options()))
         except KeyRequiredError:
-            if not keys.ask_for(os.fsdecode(path)):
+            if not keys.ask_for(name_of(given)):
                 raise
-            memory = edit.enter_context(MemoryFile.edit(path, backup=backup, **keys.options()))
+            memory = edit.enter_context(MemoryFile.edit(given, backup=backup, **keys.options()))
         if keys.given and memory.version < 3:
             raise InvalidParamError(
                 "a passphrase or key was given, and the file is not encrypted: nothing was written",
-                path=path,
+                path=path_of(given),
                 remedy=Remedy("leave-secret-out"),
             )
         yield memory

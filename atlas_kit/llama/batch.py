@@ -7,6 +7,7 @@ drive. It belongs to one thread and knows no locks but the engine's.
 from __future__ import annotations
 
 import contextlib
+import operator
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -14,7 +15,8 @@ from concurrent.futures import Future
 from typing import Any
 
 from atlas_kit.errors import AtlasError, ClosedError, InvalidParamError
-from atlas_kit.llama.engine import Outputs
+from atlas_kit.llama.arguments import tokens_of
+from atlas_kit.llama.engine import Engine, Feed, Outputs
 from atlas_kit.llama.session import AtlasSession, interrupts_put_off
 from atlas_kit.llama.steps import Finish, Step, Token
 
@@ -32,6 +34,24 @@ def between() -> Future[None]:
     now: Future[None] = Future()
     now.set_result(None)
     return now
+
+
+def require_work(engine: Engine, session: Any, work: Any) -> None:
+    """Refuse what is no work, or no session of this engine.
+
+    Raises
+    ------
+    InvalidParamError
+        It is something else.
+    """
+    if getattr(session, "engine", None) is not engine:
+        raise InvalidParamError("the session belongs to another model", key="session")
+    if not isinstance(work, Generator):
+        raise InvalidParamError(
+            f"work cannot be {work!r:.80}",
+            key="work",
+            hint="Give what session.reading(...) returns, or the like.",
+        )
 
 
 class Job:
@@ -136,7 +156,7 @@ class Job:
             pause, self.pause = self.pause, None
             try:
                 value = pause.result()
-            except Exception as error:  # the work's own to deal with
+            except BaseException as error:  # the work's own to deal with
                 value = error
             found += self.advance(value)
         return found
@@ -153,7 +173,7 @@ class Job:
                 return found
             self.started, self.waiting = True, None
         try:
-            failed = isinstance(outputs, Exception)
+            failed = isinstance(outputs, BaseException)
             item = self.work.throw(outputs) if failed else self.work.send(outputs)
             while isinstance(item, Token):
                 found.append(item)
@@ -161,10 +181,11 @@ class Job:
             if isinstance(item, Future):
                 self.pause = item
             else:
+                self._require_step(item)
                 self.waiting = item
         except StopIteration as stopped:
             ended = ("done", stopped.value, None)
-        except (Exception, SystemExit) as error:  # one session's failure is no other's
+        except (Exception, SystemExit, GeneratorExit) as error:  # one session's failure is no other's
             ended = ("error", None, error)
         self._add(found)
         if ended is not None:
@@ -172,6 +193,26 @@ class Job:
         elif found:
             self._tell()
         return found
+
+    def _require_step(self, item: Any) -> None:
+        """Refuse what cannot be decoded beside others' steps, or would be decoded into another session's context."""
+        engine, what = self.session.engine, f"{item!r:.80}"
+        if isinstance(item, Step) and isinstance(item.feed, Feed):
+            feed = item.feed
+            try:
+                tokens = tokens_of(feed.tokens, engine.info.n_vocab)
+                fits = 0 < len(tokens) <= engine.n_batch and 0 <= feed.outputs <= len(tokens)
+                if fits and feed.sequence == self.session.sequence and operator.index(feed.position) >= 0:
+                    return
+            except (TypeError, InvalidParamError):
+                pass
+            what = "a step that is not its session's own"
+        self.work.close()
+        raise InvalidParamError(
+            f"the work asked for {what}",
+            key="work",
+            hint="It may yield its session's steps, tokens and futures.",
+        )
 
     def _add(self, tokens: list[Token]) -> None:
         with self._changed:
@@ -236,8 +277,7 @@ class Batches:
 
     def add(self, job: Job) -> None:
         """Add work; of one session, it is done in the order in which it was added."""
-        if job.session.engine is not self.engine:
-            raise InvalidParamError("the session belongs to another model", key="session")
+        require_work(self.engine, job.session, job.work)
         self._limits.setdefault(job.session, job.session.feed_limit)
         # half a batch each, so that somebody's long text does not keep others waiting for more than one decode
         job.session.feed_limit = max(1, self.engine.n_batch // 2)

@@ -26,6 +26,8 @@ _REMAINS = re.compile(r"atlascon", re.IGNORECASE)
 _PLAIN = re.compile(r"[\w\s.,:;()'/-]*")
 _ROLE = re.compile(r"\w{1,32}", re.ASCII)
 _REMEDY = Remedy("no-chat")
+#: What a template is given in any case; other variables are whoever asks's.
+_OWN = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"})
 
 Message = Mapping[str, Any]
 
@@ -57,6 +59,8 @@ class ChatTemplate:
                 "the model has no chat template", path=engine.info.path, key="chat_template"
             )
         self._engine = engine
+        #: The template itself.
+        self.source = source
         self._template = _compile(source, engine.info.path)
         self._names = _token_names(engine)
 
@@ -66,6 +70,7 @@ class ChatTemplate:
         *,
         answer: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Return the tokens of a conversation; ``answer``: up to where the model's answer starts.
 
@@ -77,6 +82,8 @@ class ChatTemplate:
             an answer is wanted and the last message is the assistant's, that is how the answer begins.
         tools
             Functions that the model may call, as JSON-like objects.
+        variables
+            What else the template asks for, such as ``{"enable_thinking": False}``, as JSON-like data.
 
         Raises
         ------
@@ -86,7 +93,7 @@ class ChatTemplate:
             The template refuses the messages, or leaves out an answer that is to be continued.
         """
         begun = answer and bool(messages) and messages[-1].get("role") == "assistant"
-        text, contents = self._rendered(messages, answer and not begun, tools)
+        text, contents = self._rendered(messages, answer and not begun, tools, variables)
         if begun:
             place, last = _PLACE.format(len(messages) - 1), _text_of(messages[-1])
             end = text.rfind(place) + len(place)
@@ -112,7 +119,11 @@ class ChatTemplate:
         return self._read(text[start + len(answered) :], contents)
 
     def _rendered(
-        self, messages: Sequence[Message], answer: bool, tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Message],
+        answer: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> tuple[str, list[str]]:
         """Return the text with placeholders, and what belongs in each place."""
         texts = [_text_of(message) for message in messages]
@@ -121,7 +132,9 @@ class ChatTemplate:
             {"role": message["role"], "content": _PLACE.format(number), **self._placed(_more(message), texts)}
             for number, message in enumerate(messages)
         ]
-        more = {} if tools is None else {"tools": self._placed(_listed(tools), texts)}
+        more = {key: self._placed(one, texts) for key, one in (variables or {}).items() if key not in _OWN}
+        if tools is not None:
+            more["tools"] = self._placed(_listed(tools), texts)
         text, made = self._with_arguments(made, answer, more)
         if _REMAINS.search(_PLACES.sub("", text)):
             raise ModelError(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
+
+from atlas_kit.errors import InvalidParamError
 
 if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine
@@ -15,7 +18,16 @@ def open_engine(path: str, **options: Any) -> Engine:
     ------
     MissingExtraError
         When llama-cpp-python is not installed.
+    InvalidParamError
+        When there is no such option.
     """
     from atlas_kit.llama.llama_engine import LlamaEngine
 
+    known = [name for name in inspect.signature(LlamaEngine).parameters if name != "path"]
+    for name in options:
+        if name not in known:
+            raise InvalidParamError(
+                f"there is no option {name!r} for loading a model", key="engine_options",
+                hint=f"Options: {', '.join(known)}.",
+            )  # fmt: skip
     return LlamaEngine(path, **options)

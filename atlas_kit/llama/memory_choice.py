@@ -30,7 +30,14 @@ def choose(
         return None, None
     if isinstance(memory, AtlasSettings):
         return memory.replace(**changes), None
-    if memory == "auto":
+    if isinstance(memory, str) and memory == "auto":
+        if not Path(engine.info.path).is_file():
+            raise InvalidParamError(
+                'memory "auto" needs a model file: settings are recommended from its metadata, and '
+                f"{engine.info.path!r} is none",
+                key="memory",
+                hint="Try memory=True.",
+            )
         from atlas_kit.settings.recommend import recommend
 
         return recommend(engine.info.path).settings.replace(**changes), None

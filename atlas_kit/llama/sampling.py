@@ -86,7 +86,13 @@ class Sampling:
             raise InvalidParamError(f"grammar is {self.grammar!r}", key="grammar", hint="Give GBNF as text.")
         if self.json_schema is not None and not isinstance(self.json_schema, (str, Mapping)):
             raise InvalidParamError(f"json_schema is {self.json_schema!r}", key="json_schema")
-        for token, bias in dict(self.logit_bias).items():
+        if not isinstance(self.logit_bias, Mapping):
+            raise InvalidParamError(
+                f"logit_bias is {self.logit_bias!r:.80}",
+                key="logit_bias",
+                hint="Give a mapping from token numbers to numbers.",
+            )
+        for token, bias in self.logit_bias.items():
             # -inf forbids a token
             known = type(token) is int and isinstance(bias, (int, float)) and bias < float("inf")
             if not known or isinstance(bias, bool):
@@ -101,7 +107,11 @@ class Sampling:
         """The seed as llama.cpp takes it: itself from 0 to 4294967294, and for every other one always the same."""
         if self.seed is None or 0 <= self.seed < _RANDOM_SEED:
             return self.seed
-        return zlib.crc32(self.seed.to_bytes(8, "little", signed=True)) % _RANDOM_SEED
+        data = self.seed.to_bytes(8, "little", signed=True)
+        hashed = zlib.crc32(
+            data
+        )  # of 4294967295 it is that number again: such a one is hashed from another start
+        return hashed if hashed != _RANDOM_SEED else zlib.crc32(data, 1)
 
     @property
     def schema_text(self) -> str | None:

@@ -21,8 +21,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from atlas_kit.background import start_thread
-from atlas_kit.errors import BusyError, ClosedError, InvalidParamError
-from atlas_kit.llama.batch import AnyWork, Batches, Job, between
+from atlas_kit.errors import BusyError, ClosedError
+from atlas_kit.llama.arguments import count_of, sampling_of, stops_of
+from atlas_kit.llama.batch import AnyWork, Batches, Job, between, require_work
 from atlas_kit.llama.engine import Engine
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.session import AtlasSession
@@ -52,7 +53,7 @@ class Scheduler:
     """
 
     def __init__(self, engine: Engine, *, max_jobs: int | None = None) -> None:
-        self.engine, self._max_jobs = engine, max_jobs
+        self.engine, self._max_jobs = engine, count_of("max_jobs", max_jobs)
         self._batches = Batches(engine)
         self._messages: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._lock = threading.Lock()  # of the three below; never held while anything else is waited for
@@ -86,9 +87,9 @@ class Scheduler:
             The session has work already, or there is too much of it; the scheduler is closed; a setting is wrong.
         """
         self._require_open()
-        if (most := options.get("max_tokens")) is not None and most < 0:
-            raise InvalidParamError(f"max_tokens is {most}", key="max_tokens")
-        sampler = self.engine.sampler(sampling or Sampling())
+        count_of("max_tokens", options.get("max_tokens"))
+        stops_of(options.get("stop", ()))
+        sampler = self.engine.sampler(sampling_of(sampling))
         try:
             work = _closing(sampler, session.generating(prompt, sampler=sampler, **options))
             return self._submit(session, work, sampler=sampler)
@@ -223,8 +224,7 @@ class Scheduler:
         then: Callable[[Any], Any] | None = None,
         sampler: Sampler | None = None,
     ) -> Job:
-        if session.engine is not self.engine:
-            raise InvalidParamError("the session belongs to another model", key="session")
+        require_work(self.engine, session, work)
 
         def release() -> None:
             with self._lock:

@@ -8,6 +8,7 @@ decodes several sessions together (batch.py).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import threading
@@ -20,7 +21,7 @@ import numpy as np
 
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import ClosedError, InvalidParamError, ModelError
-from atlas_kit.llama import memory_choice, session_states
+from atlas_kit.llama import arguments, memory_choice, session_states
 from atlas_kit.llama.engine import Engine, Feed, Outputs
 from atlas_kit.llama.loading import open_engine
 from atlas_kit.llama.sampling import Sampler, Sampling
@@ -78,8 +79,8 @@ class AtlasSession:
         The path of a GGUF file, or an engine that is open already (then it stays open).
     memory
         None or False: none. True: one with the settings that the model carries, if it is ATLAS-native, or the
-        defaults. ``"auto"``: what ``atlas-tool recommend`` says. ``AtlasSettings``: those. A path: the memory in that
-        ``.atlas`` file.
+        defaults. ``"auto"``: what ``recommend()`` says (``atlas_kit.settings.recommend``). ``AtlasSettings``:
+        those. A path: the memory in that ``.atlas`` file.
     window, blend_ratio, settings
         Single settings that differ: ``window`` is ``window_size``; any name of ``AtlasSettings``.
     device
@@ -120,7 +121,7 @@ class AtlasSession:
         engine_options: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
-        if device not in DEVICES:
+        if device not in tuple(DEVICES):
             raise InvalidParamError(f"{device!r} is not a device", key="device", hint="Choose cpu or cuda.")
         if rollover not in ROLLOVERS:
             raise InvalidParamError(
@@ -339,11 +340,8 @@ class AtlasSession:
         """Drop the older half of the context if it is full, but for the begin token."""
         if self._position < self.engine.n_ctx or self.engine.info.recurrent:
             return
-        keep = (
-            len(self.engine.begin)
-            if tuple(self._context[: len(self.engine.begin)]) == self.engine.begin
-            else 0
-        )
+        begin = self.engine.begin
+        keep = len(begin) if tuple(self._context[: len(begin)]) == begin else 0
         drop = max(1, (self.engine.n_ctx - keep) // 2)
         self._counts.rollovers += 1
         if self._rollover == "shift" or (self._rollover == "auto" and self.engine.can_shift):
@@ -531,12 +529,11 @@ class AtlasSession:
         ``sampler`` takes the place of ``sampling``, and is closed at the end. ``top_logprobs``: tokens tell their
         log-probabilities, and those of so many of the most likely tokens.
         """
-        stops = [stop] if isinstance(stop, str) else list(stop)
-        if max_tokens is not None and max_tokens < 0:
-            raise InvalidParamError(f"max_tokens is {max_tokens}", key="max_tokens")
+        max_tokens = arguments.count_of("max_tokens", max_tokens)
+        top_logprobs = arguments.count_of("top_logprobs", top_logprobs)
+        text = TextStream(arguments.stops_of(stop))
         # first, so that a grammar that cannot be followed costs no reading
-        sampler = self.engine.sampler(sampling or Sampling()) if sampler is None else sampler
-        text = TextStream(stops)
+        sampler = self.engine.sampler(arguments.sampling_of(sampling)) if sampler is None else sampler
         count, reason = 0, "length"
         started = time.perf_counter()
         try:
@@ -628,6 +625,7 @@ class AtlasSession:
             When it does not fit; the session is then as it was.
         """
         self._require_open()
+        session_states.require_state(state)
         if not force:
             state.require_model(self.engine.info.identity)
         memory = session_states.token_memory(self.engine, state, self.backend)
@@ -713,7 +711,7 @@ class AtlasSession:
         """Take over a memory and, if there are ``tokens``, the context that it was saved with.
 
         The engine's own bytes bring the context back as it was. Where they do not fit (another version of llama.cpp,
-        another context size), the tokens are read again.
+        another context size), the tokens are read again; where that fails, the session is as it was.
         """
         n_vocab, n_embd = self.engine.info.n_vocab, self.engine.info.n_embd
         if any(not 0 <= token < n_vocab for token in tokens):
@@ -721,18 +719,26 @@ class AtlasSession:
         shapes = {"logits": (1, n_vocab), "hidden": (1, n_embd)}
         if output and {name: array.shape for name, array in output.items()} != shapes:
             raise InvalidParamError("the last output does not fit this model", key="open")
+        was = self.memory, self._context, self._position, self._last_output, self._owed
+        saved = self.engine.save_sequence(self.sequence) if tokens and self._context else b""
         self.forget_context()
         self.memory = memory
-        if not tokens:
-            return
         fits = len(tokens) <= self.engine.n_ctx and (position == len(tokens) or self.engine.info.recurrent)
-        exact = context is not None and bool(output) and fits
-        if exact and self.engine.load_sequence(self.sequence, context or b""):
-            self._context, self._position = list(tokens), position
-            self._last_output = last_output_of(output, tokens[-1])
-            return
-        self.engine.forget(self.sequence)
-        self.run(self._again(list(tokens)[-self.engine.n_ctx :]))
+        try:
+            exact = fits and context is not None and bool(tokens and output)
+            if exact and self.engine.load_sequence(self.sequence, context or b""):
+                self._context, self._position = list(tokens), position
+                self._last_output = last_output_of(output, tokens[-1])
+                return
+            self.engine.forget(self.sequence)
+            self.run(self._again(list(tokens)[-self.engine.n_ctx :]))
+        except BaseException:
+            self.forget_context()
+            self.memory, self._context, self._position, self._last_output, self._owed = was
+            if self._context and not self.engine.load_sequence(self.sequence, saved):
+                self._owed = [*self._context, *self._owed]  # read again before anything else
+                self._context, self._position, self._last_output = [], 0, None
+            raise
 
     def _again(self, tokens: list[int]) -> Work[None]:
         """Read tokens that the memory knows already."""
@@ -772,9 +778,7 @@ class AtlasSession:
         if isinstance(text, str):
             tokens = self.engine.tokenize(text, special=special)
         else:
-            tokens = [int(token) for token in text]
-            if any(not 0 <= token < self.engine.info.n_vocab for token in tokens):
-                raise InvalidParamError("a token lies outside the vocabulary", key="tokens")
+            tokens = arguments.tokens_of(text, self.engine.info.n_vocab)
         if not self._context and tokens and tuple(tokens[: len(self.engine.begin)]) != self.engine.begin:
             tokens = [*self.engine.begin, *tokens]
         return tokens
@@ -783,6 +787,11 @@ class AtlasSession:
     def tokens_read(self) -> int:
         """How many tokens were read, those of a text that was cut short included."""
         return self._counts.tokens_read
+
+    @property
+    def counts(self) -> Stats:
+        """A copy of what was counted so far; other threads may look, too."""
+        return dataclasses.replace(self._counts, losses=list(self._counts.losses))
 
     @property
     def closed(self) -> bool:

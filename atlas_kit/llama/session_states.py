@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from atlas_kit.codecs.numbers import Array
-from atlas_kit.errors import InvalidParamError, ModelError
+from atlas_kit.errors import AtlasError, InvalidParamError, ModelError
 from atlas_kit.persistence.session_state import SessionState
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
@@ -68,6 +70,16 @@ def state_of(session: OpenSession, *, context: bool = True) -> SessionState:
     )
 
 
+def require_state(state: SessionState) -> None:
+    """Refuse what is no state, or one that was put together by hand and holds no tokens as its context."""
+    if not isinstance(state, SessionState):
+        raise InvalidParamError(
+            f"a state cannot be {state!r:.80}", key="state", hint="Give what session.state() returned."
+        )
+    if not all(isinstance(token, (int, np.integer)) for token in state.tokens):
+        raise InvalidParamError("a token of the context is not a whole number", key="context")
+
+
 def token_memory(engine: Engine, state: SessionState, backend: str | None = "numpy") -> TokenMemory:
     """Return the memory of a state beside a model.
 
@@ -86,7 +98,12 @@ def token_memory(engine: Engine, state: SessionState, backend: str | None = "num
         from atlas_kit.memory import snapshot
 
         arrays = memory.memory.restore(snapshot(arrays))  # onto another device
-    memory.restore(arrays, state.waiting)
+    try:
+        memory.restore(arrays, state.waiting)
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        if isinstance(error, AtlasError):
+            raise
+        raise InvalidParamError(f"what waits to be learned makes no sense: {error}", key="waiting") from error
     return memory
 
 

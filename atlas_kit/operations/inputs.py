@@ -111,7 +111,7 @@ def _open(source: Source, keys: Keys) -> Opened:
 def unknown_format(source: Source) -> MagicMismatchError:
     """Return the error for a file that no reader recognises."""
     if source.size == 0:
-        return MagicMismatchError("the file is empty", path=source.name)
+        return MagicMismatchError("the file is empty", path=source.name, remedy=Remedy("recover"))
     return MagicMismatchError(
         "this is not a file of a known format",
         path=source.name,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError, KeyRequiredError, MagicMismatchError
 from atlas_kit.formats.detect import detect
+from atlas_kit.formats.opening import ask_if_encrypted
 from atlas_kit.operations.inputs import Opened, open_given
 from atlas_kit.persistence.entry_keys import DESCRIPTION
 from atlas_kit.storage.given import Progress, takes_source
@@ -275,6 +276,7 @@ def _from_bytes(source: Source, kind: str | None, wanted: Wanted, result: Inspec
         kind = "atlas"  # its first bytes are damaged, which is what one wants to see
     if kind not in ("atlas", "gguf", "safetensors"):
         raise InvalidParamError(f"the bytes of {kind or 'unknown'} files cannot be shown", path=source.name)
+    ask_if_encrypted(source, keys)
     if wanted.hex:
         from atlas_kit.operations.inspect_parts import hex_lines
 

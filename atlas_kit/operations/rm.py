@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,9 @@ from atlas_kit.formats.opening import edit_memory
 from atlas_kit.operations.get import not_found
 from atlas_kit.operations.inputs import unknown_format
 from atlas_kit.operations.ls import matches
+from atlas_kit.storage.given import takes_source
 from atlas_kit.storage.keys import Keys
-from atlas_kit.storage.source import StrPath
+from atlas_kit.storage.source import Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -36,8 +36,9 @@ class Removed:
         return {**named("path", self.path), "removed": removed, "dry_run": self.dry_run}
 
 
+@takes_source
 def remove_keys(
-    path: StrPath, wanted: Sequence[str], *, glob: bool = False, ignore_missing: bool = False,
+    source: Source, wanted: Sequence[str], *, glob: bool = False, ignore_missing: bool = False,
     dry_run: bool = False, backup: bool = False, keys: Keys | None = None,
 ) -> Removed:  # fmt: skip
     """Remove keys from a file.
@@ -54,30 +55,30 @@ def remove_keys(
     KeyNotFoundError
         A key is not there; then nothing was removed.
     """
-    kind = detect(path)
+    kind = detect(source)
     keys = Keys() if keys is None else keys
     if kind == "gguf":
-        return _from_model(path, wanted, glob, ignore_missing, dry_run, backup)
+        return _from_model(source, wanted, glob, ignore_missing, dry_run, backup)
     if kind is None:
-        raise unknown_format(path)
+        raise unknown_format(source)
     if kind != "atlas":
         raise InvalidParamError(
-            f"keys can be removed from .atlas and GGUF files, and this is {kind}", path=path
+            f"keys can be removed from .atlas and GGUF files, and this is {kind}", path=source.path
         )
     if dry_run:
         from atlas_kit.formats.opening import open_memory
 
-        with open_memory(path, keys) as memory:
-            return Removed(os.fsdecode(path), _choose(memory, wanted, glob, ignore_missing, path), True)
-    with edit_memory(path, keys, backup=backup) as memory:
-        chosen = _choose(memory, wanted, glob, ignore_missing, path)
+        with open_memory(source, keys) as memory:
+            return Removed(source.name, _choose(memory, wanted, glob, ignore_missing, source), True)
+    with edit_memory(source, keys, backup=backup) as memory:
+        chosen = _choose(memory, wanted, glob, ignore_missing, source)
         for key in chosen:
             memory.remove(key)
-    return Removed(os.fsdecode(path), chosen, False)
+    return Removed(source.name, chosen, False)
 
 
 def _choose(
-    known: Iterable[str], wanted: Sequence[str], glob: bool, ignore_missing: bool, path: StrPath
+    known: Iterable[str], wanted: Sequence[str], glob: bool, ignore_missing: bool, source: Source
 ) -> list[str]:
     names = dict.fromkeys(known)
     if glob:
@@ -87,17 +88,17 @@ def _choose(
         chosen = [name for name in dict.fromkeys(wanted) if name in names]
         missing = [name for name in wanted if name not in names]
     if missing and not ignore_missing:
-        raise not_found(missing[0], names, os.fsdecode(path))
+        raise not_found(missing[0], names, source.name)
     return chosen
 
 
 def _from_model(
-    path: StrPath, wanted: Sequence[str], glob: bool, ignore_missing: bool, dry_run: bool, backup: bool
+    source: Source, wanted: Sequence[str], glob: bool, ignore_missing: bool, dry_run: bool, backup: bool
 ) -> Removed:
     from atlas_kit.formats.gguf import Delete, GGUFFile, edit_metadata
 
-    with GGUFFile.open(path, shards=False) as model:
-        chosen = _choose(model.metadata, wanted, glob, ignore_missing, path)
+    with GGUFFile.open(source, shards=False) as model:
+        chosen = _choose(model.metadata, wanted, glob, ignore_missing, source)
     if chosen and not dry_run:
-        edit_metadata(path, [Delete(key) for key in chosen], backup=backup)
-    return Removed(os.fsdecode(path), chosen, dry_run)
+        edit_metadata(source, [Delete(key) for key in chosen], backup=backup)
+    return Removed(source.name, chosen, dry_run)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.formats.detect import detect
 from atlas_kit.formats.opening import edit_memory
 from atlas_kit.operations.inputs import unknown_format
+from atlas_kit.storage.given import Given, name_of, use_source
 from atlas_kit.storage.keys import Keys
-from atlas_kit.storage.source import StrPath
-
-if TYPE_CHECKING:
-    from atlas_kit.storage.given import Progress
+from atlas_kit.storage.source import Source, StrPath
 
 
 @dataclass
@@ -52,10 +50,7 @@ class SetOptions:
     backup: bool = False
 
 
-def set_value(
-    path: StrPath, key: str, value: bytes, options: SetOptions, keys: Keys | None = None,
-    progress: Progress | None = None,
-) -> Stored:  # fmt: skip
+def set_value(path: StrPath, key: str, value: bytes, options: SetOptions, keys: Keys | None = None) -> Stored:
     """Store ``value`` under ``key``; a file that does not exist yet becomes a new memory file.
 
     Raises
@@ -63,33 +58,35 @@ def set_value(
     InvalidParamError
         The type is not one that the file knows, or the value is not of that type.
     """
+    keys = Keys() if keys is None else keys
     if not os.path.lexists(path):
-        return _set_in_memory(path, key, value, options, Keys() if keys is None else keys, new=True)
-    kind = detect(path)
-    if kind == "gguf":
-        return _set_in_model(path, key, value, options, progress)
-    if kind != "atlas":
+        return _set_in_memory(path, key, value, options, keys, new=True)
+    with use_source(path) as source:
+        kind = detect(source)
+        if kind == "gguf":
+            return _set_in_model(source, key, value, options)
+        if kind == "atlas":
+            return _set_in_memory(source, key, value, options, keys, new=False)
         if kind is None:
-            raise unknown_format(path)
+            raise unknown_format(source)
         raise InvalidParamError(
             f"values can be set in .atlas and GGUF files, and this is {kind}", path=path,
             hint="Convert it to .atlas first.",
         )  # fmt: skip
-    return _set_in_memory(path, key, value, options, Keys() if keys is None else keys, new=False)
 
 
 def _set_in_memory(
-    path: StrPath, key: str, value: bytes, options: SetOptions, keys: Keys, *, new: bool
+    given: Given, key: str, value: bytes, options: SetOptions, keys: Keys, *, new: bool
 ) -> Stored:
     from atlas_kit.formats.atlas.tables import data_type_name
 
-    with edit_memory(path, keys, create=new, version=options.version, backup=options.backup) as memory:
+    with edit_memory(given, keys, create=new, version=options.version, backup=options.backup) as memory:
         old = memory.get(key)
-        given: Any = _read_npy(value) if options.is_array else value
+        stored: Any = _read_npy(value) if options.is_array else value
         memory.set(
             key,
-            given,
-            type=_type_number(options.type, old, given),
+            stored,
+            type=_type_number(options.type, old, stored),
             flags=(old.flags if old else 0) if options.flags is None else options.flags,
             timestamp=options.timestamp,
             codec=options.codec,
@@ -97,7 +94,7 @@ def _set_in_memory(
         )
         entry = memory[key]
     name = data_type_name(entry.type)
-    return Stored(os.fsdecode(path), key, new, old is not None, entry.size, name)
+    return Stored(name_of(given), key, new, old is not None, entry.size, name)
 
 
 def _type_number(name: str | None, old: Any, value: Any) -> int | None:
@@ -133,16 +130,16 @@ def _read_npy(data: bytes) -> Any:
         raise InvalidParamError(f"the value is not a .npy array: {str(error).splitlines()[0]}") from error
 
 
-def _set_in_model(
-    path: StrPath, key: str, value: bytes, options: SetOptions, progress: Progress | None
-) -> Stored:
+def _set_in_model(source: Source, key: str, value: bytes, options: SetOptions) -> Stored:
     from atlas_kit.formats.gguf import GGUFFile, MetadataField, Set, ValueType, edit_metadata
     from atlas_kit.formats.gguf.tables import describe_key, value_type_name, value_type_of_name
     from atlas_kit.operations.gguf_values import parse_value
 
     if options.is_array or options.codec or options.timestamp is not None or options.flags is not None:
-        raise InvalidParamError("GGUF metadata have no flags, timestamp, codec or .npy arrays", path=path)
-    with GGUFFile.open(path, shards=False) as model:
+        raise InvalidParamError(
+            "GGUF metadata have no flags, timestamp, codec or .npy arrays", path=source.path
+        )
+    with GGUFFile.open(source, shards=False) as model:
         old = model.metadata.get(key)
         named_type = value_type_of_name(options.type) if options.type else None
         if options.type and named_type is None:
@@ -160,9 +157,8 @@ def _set_in_model(
     text = value.decode("utf-8", "surrogateescape")
     parsed = parse_value(text, kind, element, key)
     MetadataField.make(key, parsed, kind, element)  # say what is wrong before the file is locked
-    del progress
-    edit_metadata(path, [Set(key, parsed, kind, element)], backup=options.backup)
-    return Stored(os.fsdecode(path), key, False, old is not None, None, value_type_name(kind, element))
+    edit_metadata(source, [Set(key, parsed, kind, element)], backup=options.backup)
+    return Stored(source.name, key, False, old is not None, None, value_type_name(kind, element))
 
 
 def _usual_type(row: Any, by_name: Any) -> Any:

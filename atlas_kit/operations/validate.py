@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import (
@@ -16,6 +16,7 @@ from atlas_kit.errors import (
     InvalidParamError,
     KeyRequiredError,
     NoSuchFileError,
+    Remedy,
     WrongKeyError,
 )
 from atlas_kit.formats.detect import detect
@@ -23,9 +24,6 @@ from atlas_kit.formats.findings import Finding
 from atlas_kit.storage.given import Given, name_of, use_source
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source
-
-if TYPE_CHECKING:
-    from atlas_kit.storage.given import Progress
 
 #: What is looked for in a directory.
 SUFFIXES = (".atlas", ".gguf", ".safetensors", ".npz")
@@ -106,11 +104,8 @@ def _is_special(path: str) -> bool:
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
-def validate_file(
-    given: Given, keys: Keys | None = None, *, strict: bool = False, progress: Progress | None = None
-) -> FileReport:
+def validate_file(given: Given, keys: Keys | None = None, *, strict: bool = False) -> FileReport:
     """Check one file; what cannot be read at all is a finding too."""
-    del progress
     report = FileReport(name_of(given), strict=strict)
     try:
         with use_source(given) as source:
@@ -141,10 +136,10 @@ def _check(source: Source, kind: str | None, keys: Keys) -> list[Finding]:
 
         read_carrier(source, kind)
         return []
-    if kind == "atlas" or _is_named_atlas(source):
+    if kind == "atlas":
         return _check_atlas(source, keys)
     if source.size == 0:
-        return [Finding("empty-file", "error", "the file is empty", "Restore it from a backup.", 0)]
+        return [Finding("empty-file", "error", "the file is empty", offset=0, remedy=Remedy("recover"))]
     return [
         Finding(
             "unknown-format",
@@ -152,24 +147,17 @@ def _check(source: Source, kind: str | None, keys: Keys) -> list[Finding]:
             "this is not a file of a known format",
             "Known are .atlas, GGUF, safetensors, npz and the JSON that .atlas files are converted to.",
             0,
+            remedy=Remedy("repair-if-damaged"),
         )
     ]
 
 
-def _is_named_atlas(source: Source) -> bool:
-    return source.name.lower().endswith((".atlas", ".atlas.bak"))
-
-
 def _check_atlas(source: Source, keys: Keys) -> list[Finding]:
     from atlas_kit.formats.atlas.check import check_atlas
+    from atlas_kit.formats.opening import ask_if_encrypted
 
-    if not keys.given and keys.ask is not None and _is_encrypted(source):
-        keys.ask_for(source.name)
+    ask_if_encrypted(source, keys)
     return check_atlas(source, **keys.options())
-
-
-def _is_encrypted(source: Source) -> bool:
-    return source.read_upto(0, 8) == b"ATLS\x03\0\0\0"
 
 
 def _as_finding(error: AtlasError) -> Finding:

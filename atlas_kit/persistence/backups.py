@@ -18,9 +18,9 @@ from typing import Any
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import AtlasError, TruncatedError
 from atlas_kit.formats.detect import detect
-from atlas_kit.storage.given import StrPath
+from atlas_kit.storage.given import StrPath, open_source
 from atlas_kit.storage.keys import Keys
-from atlas_kit.storage.source import access_error
+from atlas_kit.storage.source import Source, access_error
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Backups:
 
 
 def list_backups(path: StrPath, keys: Keys | None = None) -> Backups:
-    """List the backups of a memory file or a model, which need not exist any more.
+    """List the backups of a memory file or a model, which need not exist any more; ask for a passphrase if need be.
 
     Raises
     ------
@@ -77,7 +77,7 @@ def list_backups(path: StrPath, keys: Keys | None = None) -> Backups:
         names = os.listdir(target.parent)
     except OSError as error:
         raise access_error(error, target.parent) from error
-    for name in names:
+    for name in sorted(names):  # the first one that is encrypted is asked about
         match = pattern.fullmatch(name)
         plain = name == f"{target.name}.bak"
         if match or plain:
@@ -133,31 +133,36 @@ def _describe(path: Path, stamp: str | None, keys: Keys) -> Backup:
         return Backup(str(path), 0, when or 0, False, None, str(access_error(error, path)))
     backup = Backup(str(path), info.st_size, int(info.st_mtime) if when is None else when, True, None)
     try:
-        backup.entries = _count_model(path) if detect(path) == "gguf" else _count_entries(path, keys)
+        with open_source(path) as source:
+            backup.entries = (
+                _count_model(source) if detect(source) == "gguf" else _count_entries(source, keys)
+            )
     except AtlasError as error:
         backup.ok, backup.problem = False, error.message
     return backup
 
 
-def _count_entries(path: Path, keys: Keys) -> int:
+def _count_entries(source: Source, keys: Keys) -> int:
     """Return the number of entries of a memory file, each of which is verified."""
-    from atlas_kit.formats.atlas import MemoryFile
+    from atlas_kit.formats.opening import open_memory
 
-    with MemoryFile.open(path, **keys.options()) as memory:
+    with open_memory(source, keys) as memory:
         for entry in memory.entries():
             entry.verify()
         return len(memory)
 
 
-def _count_model(path: Path) -> int:
+def _count_model(source: Source) -> int:
     """Return the number of metadata keys and tensors of a model, whose data must all be there."""
     from atlas_kit.formats.gguf import GGUFFile
 
-    with GGUFFile.open(path, shards=False) as model:
+    with GGUFFile.open(source, shards=False) as model:
         for info in model.tensor_infos:
             end = info.file_offset + (info.nbytes or 0)
             if end > model.size:
-                raise TruncatedError("the file ends before the data of a tensor", path=path, key=info.name)
+                raise TruncatedError(
+                    "the file ends before the data of a tensor", path=source.path, key=info.name
+                )
         return len(model.metadata) + len(model.tensor_infos)
 
 

@@ -1,8 +1,8 @@
 """How a session's state lies in a ``.atlas`` file: written and read whole, from one opened file.
 
 The memory itself is ``snapshot``'s. Beside it, in its metadata under ``runtime``: the settings, what waits for its
-step, and the context (``tables.RUNTIME_FIELDS``); the engine's own copy of the context is an entry of its own, and so are
-the texts that were read. Needs neither session nor engine. Follows ``formats/atlas-session.md``.
+step, and the context (``tables.RUNTIME_FIELDS``); the engine's own copy of the context is an entry of its own, and so
+are the texts that were read. Needs neither session nor engine. Follows ``formats/atlas-session.md``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import AtlasError, FileCorruptError, InvalidParamError, VersionMismatchError
 from atlas_kit.formats.atlas import MemoryFile
 from atlas_kit.persistence.entry_keys import CONTEXT, TEXTS
-from atlas_kit.persistence.session_state import SessionState
+from atlas_kit.persistence.session_state import SessionState, require_identity
 from atlas_kit.persistence.snapshot import (
     MemoryDescription,
     describe_memory,
@@ -28,7 +28,7 @@ from atlas_kit.persistence.snapshot import (
     opened_memory,
     save_memory,
 )
-from atlas_kit.persistence.tables import RUNTIME_VERSION, WAITING
+from atlas_kit.persistence.tables import OPEN, RUNTIME_VERSION, WAITING
 from atlas_kit.storage.given import Given, StrPath
 
 
@@ -52,12 +52,15 @@ def write_session_state(
     ------
     WrongModelError
         When the file holds the memory of another model, unless ``force=True``.
+    InvalidParamError
+        When the state was put together by hand and could not be read back.
     """
+    runtime = _runtime(state)
     return save_memory(
         path,
         state.config,
         state.memory,
-        metadata={"runtime": _runtime(state), **(metadata or {})},
+        metadata={"runtime": runtime, **(metadata or {})},
         model_hash=state.identity or None,
         entries={  # None: an older one is removed
             CONTEXT: state.context if state.tokens else None,
@@ -68,6 +71,14 @@ def write_session_state(
 
 
 def _runtime(state: SessionState) -> dict[str, Any]:
+    """Return what is kept in the metadata.
+
+    Raises
+    ------
+    InvalidParamError
+        A session would not give that.
+    """
+    _require_sound(state)
     runtime: dict[str, Any] = {
         "version": RUNTIME_VERSION,
         "model": {"name": state.model, "architecture": state.architecture, "identity": state.identity},
@@ -75,10 +86,56 @@ def _runtime(state: SessionState) -> dict[str, Any]:
         "waiting": {name: packed(array) for name, array in state.waiting.items()},
     }
     if state.tokens:
-        runtime["context"] = list(state.tokens)
-        runtime["position"] = state.position
+        runtime["context"] = [int(token) for token in state.tokens]
+        runtime["position"] = int(state.position)
         runtime["open"] = {name: packed(array) for name, array in state.output.items()}
     return runtime
+
+
+def _require_sound(state: SessionState) -> None:
+    require_identity(state.identity)
+    for name, kinds in _KINDS.items():
+        value = getattr(state, name)
+        if not isinstance(value, kinds):
+            raise _odd(name, f"it is of type {type(value).__name__}")
+    if not all(isinstance(token, (int, np.integer)) and 0 <= token < 1 << 31 for token in state.tokens):
+        raise _odd("tokens", "one of them is no token")
+    # a context that is endless keeps the last of its tokens
+    if isinstance(state.position, bool) or not len(state.tokens) <= state.position < 1 << 63:
+        raise _odd("position", f"it is {state.position}, and {len(state.tokens)} tokens stand before it")
+    if state.output and set(state.output) != {row.name for row in OPEN}:
+        raise _odd("output", f"it has {', '.join(map(repr, state.output))}")
+    known = {row.name for row in WAITING}
+    if unknown := [name for name in state.waiting if name not in known]:
+        raise _odd("waiting", f"there is no array {unknown[0]!r} in it")
+    for name, arrays, least in (("waiting", state.waiting, None), ("output", state.output, -np.inf)):
+        try:
+            kept = {key: unpacked(packed(array), least) for key, array in arrays.items()}
+            if name == "waiting":
+                _require_aligned(kept)
+        except (TypeError, ValueError) as error:
+            raise _odd(name, str(error)) from error
+
+
+#: What the parts of a state are, where its arrays are not meant.
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "tokens": (tuple, list),
+    "position": (int, np.integer),
+    "output": Mapping,
+    "waiting": Mapping,
+    "settings": Mapping,
+    "context": (bytes, type(None)),
+    "model": str,
+    "architecture": str,
+}
+
+
+def _odd(name: str, why: str) -> InvalidParamError:
+    return InvalidParamError(
+        f"the {name} of this state cannot be kept: {why}",
+        key=name,
+        hint="Write what session.state() returned.",
+    )
 
 
 def read_session_state(
@@ -121,7 +178,8 @@ def read_session_state(
         loaded = load_memory(file, expect_model_hash=expect_model, force=force, **options)
         with about_session(file.path):
             identity = description.model_hash or ""
-            kept = _context_of(file, runtime, identity) if context else {}
+            with about_session(file.path, "Load the memory without its context: context=False."):
+                kept = _context_of(file, runtime, identity) if context else {}
             waiting = _waiting_of(runtime)
             model = dict(runtime.get("model", {}))
             name, architecture = str(model.get("name", "")), str(model.get("architecture", ""))
@@ -184,6 +242,12 @@ def _runtime_of(description: MemoryDescription) -> dict[str, Any]:
 
 def _waiting_of(runtime: Mapping[str, Any]) -> dict[str, Array]:
     found = {name: unpacked(value) for name, value in dict(runtime.get("waiting", {})).items()}
+    _require_aligned(found)
+    return found
+
+
+def _require_aligned(found: Mapping[str, Array]) -> None:
+    """Raise ``ValueError`` for arrays that do not belong together as ``WAITING`` says."""
     rows = [row for row in WAITING if row.shape[:1] == ("n",)]
     there = [row for row in rows if row.name in found]
     if there and len(there) < len(rows):
@@ -194,7 +258,6 @@ def _waiting_of(runtime: Mapping[str, Any]) -> dict[str, Array]:
             raise ValueError(f"{row.name} has {array.ndim} axes and not {len(row.shape)}")
     if len({len(found[row.name]) for row in there}) > 1:
         raise ValueError("the arrays that wait are of different lengths")
-    return found
 
 
 def _context_of(file: MemoryFile, runtime: Mapping[str, Any], identity: str) -> dict[str, Any]:
@@ -253,7 +316,7 @@ def _texts_of(file: MemoryFile) -> tuple[Sequence[int], ...]:
 
 
 @contextlib.contextmanager
-def about_session(path: str | os.PathLike[str] | None) -> Iterator[None]:
+def about_session(path: str | os.PathLike[str] | None, hint: str | None = None) -> Iterator[None]:
     """Turn what goes wrong with a session's own data into a sentence about the file."""
     try:
         yield
@@ -262,9 +325,8 @@ def about_session(path: str | os.PathLike[str] | None) -> Iterator[None]:
         raise
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise FileCorruptError(
-            f"the saved session is damaged: {error}", path=path, key="runtime",
-            hint="Load the memory without its context: context=False.",
-        ) from error  # fmt: skip
+            f"the saved session is damaged: {error}", path=path, key="runtime", hint=hint
+        ) from error
 
 
 def packed(array: Array) -> dict[str, Any]:

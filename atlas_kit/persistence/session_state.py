@@ -7,11 +7,12 @@ Knows no model, no settings by name and no file.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.errors import WrongModelError
+from atlas_kit.errors import InvalidParamError, WrongModelError
 
 if TYPE_CHECKING:
     from atlas_kit.codecs.numbers import Array
@@ -65,9 +66,27 @@ class SessionState:
     def require_model(
         self, identity: str, *, path: str | os.PathLike[str] | None = None, hint: str = ""
     ) -> None:
-        """Raise ``WrongModelError`` where the memory is not of the model of this identity."""
+        """Raise ``WrongModelError`` where the memory is not of the model of this identity.
+
+        Raises
+        ------
+        InvalidParamError
+            One of the identities is none.
+        """
+        for one in (self.identity, identity):
+            require_identity(one)
         if self.identity != identity:
             raise WrongModelError(
                 bytes.fromhex(self.identity), bytes.fromhex(identity),
                 path=None if path is None else os.fspath(path), hint=hint or "Use force to load it anyway.",
             )  # fmt: skip
+
+
+def require_identity(identity: str) -> None:
+    """Raise ``InvalidParamError`` for what cannot be a model's identity; an empty one is that of no known model."""
+    if not isinstance(identity, str) or not re.fullmatch("([0-9a-fA-F]{64})?", identity):
+        raise InvalidParamError(
+            f"{identity!r:.80} is not the identity of a model",
+            key="identity",
+            hint="It is 64 hexadecimal digits.",
+        )

@@ -43,7 +43,8 @@ from atlas_kit.persistence import tables
 from atlas_kit.persistence.entry_keys import DESCRIPTION
 from atlas_kit.persistence.tables import array_key, is_array_key
 from atlas_kit.storage.given import Given, StrPath
-from atlas_kit.storage.keys import Keys
+from atlas_kit.storage.keys import Keys, passphrase_bytes
+from atlas_kit.storage.source import resolved
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import Entry
@@ -255,6 +256,7 @@ def save_memory(
         raise InvalidParamError(
             f"{version!r} is not a version of the format", key="version", hint="Use 1, 2 or 3."
         )
+    resolved(path)  # what no file can be called fails before anything is computed
     configs = _configs_of(memory, len(layers))
     if dtype is not None and dtype not in LIMITS:
         raise InvalidParamError(
@@ -294,7 +296,7 @@ def save_memory(
         raise DataTooLargeError(
             "the metadata are too large", key="metadata", hint="Give them an entry of their own."
         )
-    keys = Keys(passphrase.encode() if isinstance(passphrase, str) else passphrase, key)
+    keys = Keys(None if passphrase is None else passphrase_bytes(passphrase), key)
     new = not os.path.lexists(path)
     wanted = (3 if keys.given else 2) if version is None else version
     if new and keys.given and wanted != 3:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,18 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from atlas_kit.server.service import Service
+
+#: The modules with the endpoints, in the order in which the API's document lists them.
+ROUTES = (
+    "health",
+    "models",
+    "completions",
+    "chat",
+    "embeddings",
+    "atlas",
+    "metrics",
+    "refused",
+)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -34,7 +47,6 @@ def create_app(service: Service) -> FastAPI:
     except ImportError as error:
         raise MissingExtraError("the server", "serve") from error
     from atlas_kit.server.asgi import Gate, Keys
-    from atlas_kit.server.routes import atlas, chat, completions, health, models
 
     app = FastAPI(
         title="atlas_kit server",
@@ -44,7 +56,8 @@ def create_app(service: Service) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
-    for module in (health, models, completions, chat, atlas):
+    for name in ROUTES:
+        module = importlib.import_module(f"atlas_kit.server.routes.{name}")
         app.include_router(module.router)
 
     def answer(problem: ApiError, request: Request) -> Response:
@@ -103,8 +116,8 @@ def _invalid(errors: Any) -> ApiError:
 @contextlib.asynccontextmanager
 async def running(service: Service) -> AsyncIterator[FastAPI]:
     """Start a service, and stop it afterwards: for tests and for who embeds the server."""
-    await service.start()
     try:
+        await service.start()
         yield create_app(service)
     finally:
         await service.stop()

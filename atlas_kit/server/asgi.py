@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import re
 import secrets
 import time
 from collections.abc import Iterable
 from typing import Any
 
+from atlas_kit.server import logs
 from atlas_kit.server.problems import ApiError
+from atlas_kit.server.streams import told
 
-log = logging.getLogger("atlas_kit.server.access")
 #: Paths that are open without a key.
 OPEN = frozenset({"/health", "/v1/health", "/ready"})
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
@@ -74,23 +74,22 @@ class Gate:
                 }
             await send(message)
 
-        try:
-            problem = self._problem(scope, headers)
-            if problem is not None:
+        with logs.about(request_id) as facts:
+            try:
+                problem = self._problem(scope, headers)
+                if problem is not None:
+                    await refuse(problem, scope, answer)
+                else:
+                    await self._app(scope, _Limited(receive, self._max_body), answer)
+            except TooLargeError:
+                await refuse(_too_large(self._max_body), scope, answer)
+            except Exception as error:
+                problem = told(error)
+                if status:
+                    raise  # the answer had begun: the connection is cut
                 await refuse(problem, scope, answer)
-            else:
-                await self._app(scope, _Limited(receive, self._max_body), answer)
-        except TooLargeError:
-            await refuse(_too_large(self._max_body), scope, answer)
-        finally:
-            log.info(
-                "%s %s %s %.3f s",
-                scope["method"],
-                scope["path"],
-                status,
-                time.monotonic() - began,
-                extra={"request_id": request_id},
-            )
+            finally:
+                logs.answered(facts, scope["method"], scope["path"], status, time.monotonic() - began)
 
     def _problem(self, scope: Scope, headers: dict[bytes, bytes]) -> ApiError | None:
         state = scope["state"]

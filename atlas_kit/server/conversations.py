@@ -13,7 +13,7 @@ import contextlib
 import logging
 import time
 from array import array
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,6 +39,8 @@ MOST_BRANCHES = 64
 MOST_TEMPORARY = 64
 #: Seconds until it is tried again to move conversations into files, where that has failed.
 RETRY_SECONDS = 30.0
+#: Steps of a memory after which it is measured again how much of it is in use.
+MEASURE_STEPS = 64
 
 
 class Key(NamedTuple):
@@ -78,6 +80,8 @@ class Conversation:
         Bytes of main memory that its inside took when it was parked last.
     problem
         What went wrong with its file, in a sentence for whoever uses it.
+    utilization, measured
+        How much of its learned memory is in use, 0 to 1, and after how many steps that was measured.
     """
 
     key: Key
@@ -95,6 +99,8 @@ class Conversation:
     exact: bool = True
     size: int = 0
     problem: str | None = None
+    utilization: float | None = None
+    measured: int = 0
     closed: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -206,6 +212,9 @@ class Conversations:
         self._tidying: asyncio.Task[None] | None = None
         self._tidy_after = 0.0
         self.spill_problem: str | None = None
+        self._measuring: asyncio.Task[None] | None = None
+        #: Work for requests that has not ended.
+        self.under_way: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Take all sequences of the engine."""
@@ -375,6 +384,23 @@ class Conversations:
         if conversation.closed:
             raise _deleted()
 
+    @contextlib.asynccontextmanager
+    async def borrowed(self, namespace: str, task: str) -> AsyncIterator[Slot]:
+        """Have a sequence for work that belongs to no conversation, and that leaves its session as it found it: empty.
+
+        Raises
+        ------
+        BusyError
+            Too many wait already.
+        """
+        nobody = self.new(Key(namespace, None), None)
+        async with self.lease(nobody, task) as slot:
+            try:
+                yield slot
+            finally:
+                nobody.closed = True
+                slot.conversation = nobody.slot = None
+
     @contextlib.contextmanager
     def _queued(self) -> Iterator[None]:
         if self.waiting >= self.most_waiting and not self._at_once:
@@ -498,6 +524,32 @@ class Conversations:
             return None
         return _with_texts(state, conversation)
 
+    def carry_out(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Let the work for a request go on by itself; what it fails with is for whoever waits for it, if anybody."""
+        task = asyncio.ensure_future(work)
+        self.under_way.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # it has been looked at
+
+    def measure(self, conversation: Conversation, memory: TokenMemory) -> None:
+        """Find out how much of a memory at rest is in use, on another thread, where it has learned enough since."""
+        steps = int(memory.state.counters["steps"])
+        busy = self._measuring is not None and not self._measuring.done()
+        if busy or not memory.learns or 0 < conversation.measured > steps - MEASURE_STEPS or not steps:
+            return
+        parameters = memory.pin().parameters
+
+        async def measure() -> None:
+            conversation.utilization = await asyncio.to_thread(utilization, parameters)
+            conversation.measured = steps
+
+        self._measuring = self.carry_out(measure())
+
     # --- files ---------------------------------------------------------------------------------------------
 
     async def save(self, conversation: Conversation, *, exact: bool = True) -> bool:
@@ -527,11 +579,12 @@ class Conversations:
         for one in list(self.named.values()):
             try:
                 await self.save(one, exact=exact)
-            except AtlasError as error:
+            except Exception as error:  # the others are saved all the same
                 if not one.closed:
                     failed += 1
-                    one.problem = f"The session could not be saved: {error.message}."
-                    log.warning("a session was not saved: %s", error.message)
+                    why = error.message if isinstance(error, AtlasError) else "an unexpected error"
+                    one.problem = f"The session could not be saved: {why}."
+                    log.warning("a session was not saved: %s", why)
         return failed
 
     async def _warm_up(self, conversation: Conversation) -> None:
@@ -623,6 +676,14 @@ class Conversations:
         self.slots = []
 
 
+def utilization(parameters: Mapping[str, Any]) -> float:
+    """Return the mean share of the directions of some matrices that is in use, 0 to 1."""
+    from atlas_kit.memory.statistics import matrix_statistics
+
+    found = [float(matrix_statistics(array).utilisation.mean()) for array in parameters.values()]
+    return sum(found) / max(1, len(found))
+
+
 def take_over(
     conversation: Conversation, parked: Parked, state: SessionState, info: dict[str, Any] | None = None
 ) -> None:
@@ -637,10 +698,10 @@ def take_over(
     conversation.history = texts[-1] if texts else array("i")
     info = info or {}
     conversation.learned = _whole(info.get("learned"), parked.memory.tokens_seen)
-    conversation.requests = _whole(info.get("requests"), 0)
+    conversation.requests = max(conversation.requests, _whole(info.get("requests"), 0))
     created = info.get("created")
     if isinstance(created, (int, float)):
-        conversation.created = float(created)
+        conversation.created = min(conversation.created, float(created))
 
 
 def about(conversation: Conversation) -> dict[str, Any]:

@@ -15,12 +15,16 @@ T = TypeVar("T")
 
 
 class Watched:
-    """A job as the event loop sees it; made and used on the loop's thread."""
+    """A job as the event loop sees it; made and used on the loop's thread.
 
-    def __init__(self, job: Job, scheduler: Scheduler) -> None:
+    ``changed`` is set whenever there are new tokens, and when the job is done.
+    """
+
+    def __init__(self, job: Job, scheduler: Scheduler, changed: asyncio.Event | None = None) -> None:
         self.job, self._scheduler = job, scheduler
         self._loop = asyncio.get_running_loop()
-        self._changed = asyncio.Event()
+        self._changed = asyncio.Event() if changed is None else changed
+        self._ended: asyncio.Future[None] = self._loop.create_future()
         self._told = False
         job.listen(self._hear)
 
@@ -30,14 +34,19 @@ class Watched:
             return
         self._told = True
         try:
-            self._loop.call_soon_threadsafe(self._changed.set)
+            self._loop.call_soon_threadsafe(self._wake)
         except RuntimeError:  # the loop is closed: nobody waits any more
             return
 
-    async def _news(self) -> None:
-        await self._changed.wait()
-        self._changed.clear()
-        self._told = False
+    def _wake(self) -> None:
+        self._told = False  # first: what comes from now on is told anew
+        self._changed.set()
+        if self.job.done and not self._ended.done():
+            self._ended.set_result(None)
+
+    def cancel(self) -> None:
+        """End it within a step."""
+        self._scheduler.cancel(self.job)
 
     async def tokens(self) -> AsyncIterator[list[Token]]:
         """Yield the tokens that came since, until the job is done; raise what it failed with.
@@ -55,29 +64,29 @@ class Watched:
                 elif done:
                     break
                 else:
-                    await self._news()
+                    await self._changed.wait()
+                    self._changed.clear()
         finally:
             if not self.job.done:
-                self._scheduler.cancel(self.job)
+                self.cancel()
         if self.job.error is not None:
             raise self.job.error
 
     async def end(self) -> Any:
         """Wait until the job has ended, and return its value; who stops waiting cancels it."""
         try:
-            while not self.job.done:
-                await self._news()
+            await self.over()
         finally:
             if not self.job.done:
-                self._scheduler.cancel(self.job)
+                self.cancel()
         if self.job.error is not None:
             raise self.job.error
         return self.job.value
 
     async def over(self) -> None:
         """Wait until nothing of the job is under way any more, also after it was cancelled."""
-        while not self.job.done:
-            await self._news()
+        if not self.job.done:
+            await asyncio.shield(self._ended)
 
 
 async def finished(work: Awaitable[T]) -> T:

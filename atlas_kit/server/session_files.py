@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -46,21 +47,37 @@ class SessionFiles:
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None, codec: str | None = None) -> None:
+        self._folder = None if folder is None else os.fspath(folder)
         self._private = folder is None
         self._codec = codec
+        self._making = threading.Lock()
         self._held = contextlib.ExitStack()
         self._seen: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {}
+        if folder is not None:
+            self._open(os.fspath(folder))
+
+    def _open(self, folder: str) -> None:
         try:
-            self.folder = os.fspath(folder or tempfile.mkdtemp(prefix="atlas-sessions-"))
-            os.makedirs(self.folder, mode=0o700, exist_ok=True)
+            os.makedirs(folder, mode=0o700, exist_ok=True)
         except OSError as error:
-            raise access_error(error, folder or tempfile.gettempdir(), "write") from error
+            raise access_error(error, folder, "write") from error
         try:
-            self._held.enter_context(lock(os.path.join(self.folder, "server"), timeout=1.0))
+            self._held.enter_context(lock(os.path.join(folder, "server"), timeout=1.0))
         except LockedError as error:
             raise LockedError(
-                "another server uses this folder of sessions", path=self.folder, hint="Give each its own folder."
+                "another server uses this folder of sessions", path=folder, hint="Give each its own folder."
             ) from error
+
+    @property
+    def folder(self) -> str:
+        """Where the files are; a private folder is made when it is needed first."""
+        with self._making:
+            if self._folder is None:
+                try:
+                    self._folder = tempfile.mkdtemp(prefix="atlas-sessions-")
+                except OSError as error:
+                    raise access_error(error, tempfile.gettempdir(), "write") from error
+            return self._folder
 
     @property
     def outlives(self) -> bool:
@@ -69,12 +86,14 @@ class SessionFiles:
 
     def path_of(self, key: Key) -> str:
         """Return the file of a session."""
-        name = hashlib.sha256(f"{key.namespace}\0{key.name}".encode("utf-8", "surrogatepass")).hexdigest()[:40]
+        name = hashlib.sha256(f"{key.namespace}\0{key.name}".encode("utf-8", "surrogatepass")).hexdigest()[
+            :40
+        ]
         return os.path.join(self.folder, name + _SUFFIX)
 
     def exists(self, key: Key) -> bool:
         """Tell whether there is a file of a session."""
-        return os.path.isfile(self.path_of(key))
+        return self._folder is not None and os.path.isfile(self.path_of(key))
 
     def write(self, key: Key, state: SessionState, info: dict[str, Any]) -> None:
         """Write a session; ``info``: what is known about it besides.
@@ -96,7 +115,7 @@ class SessionFiles:
             There is none, or it is damaged, or another model's.
         """
         path = self.path_of(key)
-        return read_session_state(path, expect_model=model), _info(path)
+        return read_session_state(path, expect_model=model), session_info(path)
 
     def delete(self, key: Key) -> bool:
         """Remove the file of a session; tell whether there was one.
@@ -106,6 +125,8 @@ class SessionFiles:
         FileAccessError
             It cannot be removed.
         """
+        if self._folder is None:
+            return False
         path = self.path_of(key)
         try:
             os.unlink(path)
@@ -127,6 +148,8 @@ class SessionFiles:
     def infos(self, namespace: str) -> list[dict[str, Any]]:
         """Return what is known about the sessions of a namespace that have files; of damaged ones, nothing."""
         found, there = [], set[str]()
+        if self._folder is None:
+            return []
         with contextlib.suppress(OSError), os.scandir(self.folder) as entries:
             for entry in entries:
                 if entry.name.endswith(_SUFFIX) and not entry.name.startswith("."):
@@ -147,7 +170,7 @@ class SessionFiles:
         kept = self._seen.get(entry.name)
         if kept is None or kept[0] != stamp:
             try:
-                info = _info(entry.path)
+                info = session_info(entry.path)
             except AtlasError:
                 info = {}
             kept = self._seen[entry.name] = (stamp, {**info, "bytes": stat.st_size})
@@ -156,10 +179,11 @@ class SessionFiles:
     def close(self) -> None:
         """Let another server use the folder; a private one is removed."""
         self._held.close()
-        if self._private:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if self._private and self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _info(path: str) -> dict[str, Any]:
+def session_info(path: str) -> dict[str, Any]:
+    """Return what a file says of the session in it, besides its memory."""
     info = describe_memory(path).metadata.get("session")
     return info if isinstance(info, dict) else {}

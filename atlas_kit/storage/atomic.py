@@ -13,7 +13,7 @@ import time
 from typing import IO, TYPE_CHECKING, Any
 
 from atlas_kit.errors import AtlasError, LockedError
-from atlas_kit.storage.source import StrPath, access_error
+from atlas_kit.storage.source import StrPath, access_error, resolved
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +57,7 @@ def lock(path: StrPath, *, timeout: float = 10.0) -> Iterator[None]:
     """
     from pathlib import Path
 
-    target = Path(os.path.realpath(path))
+    target = Path(resolved(path))
     name = target.with_name(f".{_stem(target)}.lock")
     deadline = time.monotonic() + timeout
     while True:
@@ -132,7 +132,7 @@ def atomic_write(
     """
     from pathlib import Path
 
-    target = Path(os.path.realpath(path))
+    target = Path(resolved(path))
     with contextlib.nullcontext() if locked else lock(target):
         info: os.stat_result | None = None
         try:

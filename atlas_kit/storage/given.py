@@ -15,8 +15,8 @@ from typing import Concatenate, ParamSpec, TypeVar
 from atlas_kit.errors import FileAccessError, InvalidParamError, Remedy
 from atlas_kit.storage.source import STDIN, BytesSource, Source, StrPath, open_path
 
-__all__ = ["STDIN", "Given", "Progress", "StrPath", "check_output", "open_source", "same_file", "sha256_of",
-           "takes_source", "use_source"]  # fmt: skip
+__all__ = ["STDIN", "Given", "Progress", "StrPath", "as_it_is_now", "check_output", "name_of", "open_source", "path_of",
+           "same_file", "sha256_of", "takes_source", "use_source"]  # fmt: skip
 
 #: A path, the content itself, or an opened source of it.
 Given = StrPath | bytes | Source
@@ -67,6 +67,29 @@ def name_of(given: Given) -> str:
     return (
         given.name if isinstance(given, Source) else STDIN if isinstance(given, bytes) else os.fsdecode(given)
     )
+
+
+def path_of(given: Given) -> StrPath:
+    """Return the path of a file that is to be changed in place.
+
+    Raises
+    ------
+    InvalidParamError
+        There is none: bytes lie in no file.
+    """
+    path = given.path if isinstance(given, Source) else given
+    if path is None or isinstance(path, bytes):
+        raise InvalidParamError("only a file can be changed in place, and these are bytes without one")
+    return path
+
+
+def as_it_is_now(given: Given) -> Given:
+    """Return what to read under a lock: an opened source whose file is still the same, else the path.
+
+    So a file that was looked at before the lock was held need not be opened a second time, and one that was
+    changed in between is not mixed with what it was.
+    """
+    return path_of(given) if isinstance(given, Source) and given.changed() else given
 
 
 def sha256_of(given: Given) -> bytes:

@@ -52,6 +52,30 @@ class Keys:
         return True
 
 
+def passphrase_bytes(passphrase: str | bytes) -> bytes:
+    """Return a passphrase as UTF-8; what stands for a byte that is no text (PEP 383) becomes that byte.
+
+    Raises
+    ------
+    InvalidParamError
+        It is neither text nor bytes, or holds half a character (a lone surrogate).
+    """
+    if isinstance(passphrase, (bytes, bytearray)):
+        return bytes(passphrase)
+    if not isinstance(passphrase, str):
+        raise InvalidParamError(
+            f"a passphrase is text or bytes, and this one is of type {type(passphrase).__name__}",
+            key="passphrase",
+        )
+    try:
+        return passphrase.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:  # the error itself would tell the passphrase
+        raise InvalidParamError(
+            f"character {error.start + 1} of the passphrase is only half of one (a lone surrogate)",
+            key="passphrase",
+        ) from None
+
+
 def passphrase_from_file(path: StrPath) -> bytes:
     """Return the first line of a file, without its end."""
     line = _read_small(path, "passphrase").split(b"\n", 1)[0].rstrip(b"\r")

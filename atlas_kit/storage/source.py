@@ -16,7 +16,7 @@ import stat
 from abc import ABC, abstractmethod
 from typing import IO, TYPE_CHECKING
 
-from atlas_kit.errors import AtlasError, FileAccessError, NoSuchFileError, TruncatedError
+from atlas_kit.errors import AtlasError, FileAccessError, InvalidParamError, NoSuchFileError, TruncatedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -70,11 +70,14 @@ class Source(ABC):
         Where they lie in the file system, ``None`` for bytes that came without a name.
     identity
         What another file, or other bytes, at the same place would not have; empty where nothing can change.
+    is_file
+        Whether ``path`` is a regular file, beside which others may lie; False for what a pipe held.
     """
 
     size: int
     path: str | None
     identity: tuple[int, ...] = ()
+    is_file = False
 
     @property
     def name(self) -> str:
@@ -151,6 +154,13 @@ class Source(ABC):
         """Return the file descriptor for copying inside the kernel, ``None`` where there is none."""
         return None
 
+    def duplicate(self) -> Source:
+        """Return a source of the same file, not of its path, with the size that it has now; closed by itself.
+
+        For a thread that reads on when the first source may be closed: a file's number, once closed, may be another's.
+        """
+        return self  # bytes in memory: closing does nothing
+
     def changed(self) -> bool:
         """Tell whether the path now holds another file, or other bytes, than were opened."""
         return False
@@ -202,6 +212,7 @@ class LocalSource(Source):
     """A regular file that is open as ``fd``, which belongs to the source from here on."""
 
     path: str
+    is_file = True
 
     def __init__(self, path: StrPath, fd: int, info: os.stat_result) -> None:
         self.path = os.fspath(path)
@@ -267,6 +278,20 @@ class LocalSource(Source):
         """Return the file descriptor, ``None`` once the file is closed."""
         return self._fd if self._fd >= 0 else None
 
+    def duplicate(self) -> Source:
+        """Return a source of the same file, closed by itself.
+
+        Raises
+        ------
+        FileAccessError
+            The file was closed, or too many are open.
+        """
+        try:
+            fd = os.dup(self._fd)
+            return LocalSource(self.path, fd, os.fstat(fd))
+        except OSError as error:
+            raise access_error(error, self.path) from error
+
     def changed(self) -> bool:
         """Tell whether the path now holds another file, or other bytes, than were opened."""
         try:
@@ -320,6 +345,21 @@ class _Stream(io.RawIOBase):
         return len(data)
 
 
+def resolved(path: StrPath) -> str:
+    """Return where a file to be written really lies, links followed.
+
+    Raises
+    ------
+    InvalidParamError
+        No file can have that name.
+    """
+    try:
+        return os.path.realpath(os.fspath(path))
+    except (ValueError, TypeError) as error:  # a NUL, half a character, or no path at all
+        what = path if isinstance(path, (str, os.PathLike)) else repr(path)
+        raise InvalidParamError("cannot write: the name is not a valid path", path=what) from error
+
+
 def open_path(path: StrPath) -> Source:
     """Open a file for reading; what a pipe or a terminal holds is read at once.
 
@@ -328,6 +368,8 @@ def open_path(path: StrPath) -> Source:
     NoSuchFileError, FileAccessError
         There is no such file, or it cannot be read.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InvalidParamError(f"a file cannot be {path!r}", hint="Give its path.")
     fd = -1
     try:
         # O_NONBLOCK: opening a named pipe must not hang before we can see that it is one

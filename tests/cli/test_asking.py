@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,8 +66,11 @@ def on_a_terminal(*arguments: Any, answer: bytes = SECRET) -> tuple[int, str]:
         (["get", "greeting"], "hello"),
         (["validate"], ": ok"),
         (["set", "greeting", "bye"], ""),
+        (["inspect", "--hex"], "greeting"),
+        (["inspect", "--map"], "greeting"),
+        (["inspect", "--hex", "--map", "--entries"], "greeting"),
     ],
-    ids=["ls", "get", "validate", "set"],
+    ids=["ls", "get", "validate", "set", "hex", "map", "every view"],
 )
 def test_a_passphrase_is_asked_for_once_and_not_shown(locked: Path, command: list[str], said: str) -> None:
     name, *rest = command
@@ -77,6 +81,42 @@ def test_a_passphrase_is_asked_for_once_and_not_shown(locked: Path, command: lis
     assert SECRET.decode() not in screen
     with MemoryFile.open(locked, passphrase=SECRET) as memory:
         assert memory["greeting"].text == ("bye" if name == "set" else "hello")
+
+
+@pytest.mark.parametrize("restore", [False, True], ids=["list", "restore"])
+def test_backups_are_opened_with_one_passphrase_for_all(locked: Path, restore: bool) -> None:
+    for number in (1, 2):
+        shutil.copy(locked, locked.with_name(f"locked_{number}.atlas.bak"))
+    before = locked.read_bytes()
+    locked.unlink()
+    status, screen = on_a_terminal("recover", locked, *(["--restore", "latest"] if restore else []))
+    assert status == 0, screen
+    assert screen.count("Passphrase for") == 1
+    said = screen.partition("Passphrase for")[2]
+    if restore:
+        assert "restored" in said
+        assert locked.read_bytes() == before
+    else:
+        assert said.count(" ok ") == 2, screen
+
+
+def test_what_is_not_encrypted_asks_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "open.atlas"
+    MemoryFile().save(path)
+    shutil.copy(path, tmp_path / "open.atlas.bak")
+    for command in (["inspect", path, "--hex", "--map"], ["recover", path]):
+        status, screen = on_a_terminal(*command)
+        assert (status, screen.count("Passphrase")) == (0, 0), screen
+
+
+def test_a_file_with_a_key_file_needs_no_passphrase(tmp_path: Path) -> None:
+    path = tmp_path / "keyed.atlas"
+    memory = MemoryFile(version=3, key=bytes(32))
+    memory.set("greeting", "hello")
+    memory.save(path)
+    for options in (["--hex"], ["--map"]):
+        status, screen = on_a_terminal("inspect", path, *options)
+        assert (status, screen.count("Passphrase"), screen.count("greeting")) == (0, 0, 0), screen
 
 
 def test_a_wrong_answer_is_an_error(locked: Path) -> None:

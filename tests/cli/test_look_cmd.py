@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +183,28 @@ def test_inspect_standard_input(files):
     assert tool("inspect", "-", "--hex", stdin=files.v1.read_bytes()).returncode == 2
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_comes_through_a_pipe_is_called_by_its_path(files, damaged):
+    if damaged:
+        flip(files.v2, 0)
+    script = f"""cat "$1" | {sys.executable} -m atlas_kit inspect /dev/stdin; exec 3< <(cat "$1")
+{sys.executable} -m atlas_kit validate /dev/fd/3 --json; {sys.executable} -m atlas_kit inspect - < "$1"; true"""
+    done = subprocess.run(["bash", "-c", script, "-", files.v2], capture_output=True, text=True, check=True)
+    said = done.stdout + done.stderr
+    assert '"path": "/dev/fd/3"' in said
+    for name in ("/dev/stdin", "-"):
+        where = f"atlas-tool: {name}: " if damaged else f"file        {name}\n"
+        assert where in said
+
+
+def test_a_shard_that_comes_through_a_pipe_is_looked_at_alone():
+    shard = Path("sample_data/gguf/tiny-split-00001-of-00002.gguf").resolve()
+    done = tool("inspect", "/dev/stdin", "--json", stdin=shard.read_bytes())
+    assert (done.returncode, done.stderr) == (0, b"")
+    found = json.loads(done.stdout)
+    assert (found["path"], found["shards"]) == ("/dev/stdin", [])
+
+
 def test_inspect_an_encrypted_file_without_its_key(files):
     secret = {"ATLAS_PASSPHRASE": "p"}
     path = files.folder / "s.atlas"
@@ -255,6 +280,37 @@ def test_validate_folders_and_patterns(files, run_cli, parse_json):
     for nothing in (f"{files.folder}/*.nope", str(files.folder / "in" / "ner" / "..")):
         (inner / "x.atlas").unlink(missing_ok=True)
         assert run_cli("validate", nothing).exit_code == 2
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize(
+    ("harm", "advice"),
+    [
+        (lambda data: bytes(64) + data[64:], "Rescue what is intact with: atlas-tool repair {} -o OUT"),
+        (lambda data: data[:60], "Restore an earlier version with: atlas-tool recover {}"),
+        (lambda data: data[:6], "Restore an earlier version with: atlas-tool recover {}"),
+        (lambda data: b"", "Restore an earlier version with: atlas-tool recover {}"),
+    ],
+    ids=["header lost", "cut off in the header", "cut off at once", "empty"],
+)
+def test_every_command_names_the_same_remedy(files, run_cli, version, harm, advice):
+    path = getattr(files, version)
+    path.write_bytes(harm(path.read_bytes()))
+    said = run_cli("validate", path).stdout
+    assert f"      {advice.format(path)}\n" in said
+    for command in (["inspect", path], ["convert", path, files.folder / "out.json"], ["ls", path]):
+        result = run_cli(*command)
+        assert result.exit_code == 2
+        assert result.stderr.endswith(f". {advice.format(path)}\n")
+
+
+def test_what_nobody_knows_has_the_same_advice_everywhere(tmp_path, run_cli):
+    path = tmp_path / "what.bin"
+    for data, advice in ((bytes(200), "If the file is damaged, try: atlas-tool repair"),
+                         (b"", "Restore an earlier version with: atlas-tool recover")):  # fmt: skip
+        path.write_bytes(data)
+        assert f"{advice} {path}" in run_cli("validate", path).stdout
+        assert f"{advice} {path}" in run_cli("inspect", path).stderr
 
 
 def test_validate_goes_on_where_a_folder_or_a_pipe_is_in_the_way(files, run_cli, parse_json, monkeypatch):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
 import atlas_kit
 from atlas_kit.cli._remedies import WORDS, advice, sentence, worded
-from atlas_kit.errors import REMEDIES, FileCorruptError, Remedy
+from atlas_kit.errors import REMEDIES, FileCorruptError, Remedy, printable
 from atlas_kit.formats.findings import Finding
 
 COMMAND = re.compile(r"atlas-tool|--[a-z]")
@@ -59,6 +61,29 @@ def test_the_file_is_named_where_it_is_known() -> None:
         == worded(repair, "-")
         == "Rescue what is intact with: atlas-tool repair FILE -o OUT"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a.atlas", "a.atlas"),
+        ("it's.atlas", "'it'\"'\"'s.atlas'"),
+        ("-name.atlas", "./-name.atlas"),
+        ("--help", "./--help"),
+        ("-\n'\\.atlas", "$'./-\\x0a\\'\\\\.atlas'"),
+        ("\x1b[31m.atlas", "$'\\x1b[31m.atlas'"),
+        ("caf\u00e9\udcff1\u202e.atlas", "$'caf\u00e9\\xff1\\xe2\\x80\\xae.atlas'"),
+        ("caf\u00e9.atlas", "'caf\u00e9.atlas'"),
+    ],
+)
+def test_a_file_of_any_name_can_be_copied_from_the_screen(name: str, shown: str) -> None:
+    assert worded(Remedy("repair"), name) == f"Rescue what is intact with: atlas-tool repair {shown} -o OUT"
+    numbered = Remedy("recover-number", backup="b", file=name, number="1")
+    assert worded(numbered, None) == f"b would load: atlas-tool recover {shown} --restore 1"
+    assert printable(shown) == shown
+    done = subprocess.run(["bash", "-c", f"printf %s {shown}"], capture_output=True, check=True)
+    typed = os.fsdecode(done.stdout)
+    assert typed == (f"./{name}" if name.startswith("-") else name)
 
 
 def test_an_error_says_the_hint_and_then_the_remedy() -> None:

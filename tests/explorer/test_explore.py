@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ from atlas_kit.explorer.regions import RecordRegion, Regions
 from atlas_kit.explorer.table import Column, FileTable
 from atlas_kit.formats.atlas import MemoryFile
 from atlas_kit.formats.gguf import GGUFFile
+from atlas_kit.operations import validate
 from atlas_kit.storage.source import LocalSource
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_data"
@@ -450,6 +452,73 @@ def test_a_sealed_file_asks_for_its_passphrase(explore: Any) -> None:
     assert explore(SAMPLES / "atlas/secret.atlas", "guess").problem is not None
 
 
+def test_unlocking_and_checking_stay_with_the_file_that_is_shown(tmp_path: Path, explore: Any) -> None:
+    path, other = tmp_path / "secret.atlas", tmp_path / "other.atlas"
+    for name, passphrase in ((path, "first"), (other, "second")):
+        memory = MemoryFile(version=3, passphrase=passphrase)
+        memory["word"] = passphrase
+        memory.save(name, durable=False)
+    explorer = explore(path)
+    assert [finding["code"] for finding in finished(explorer)["findings"]] == ["contents-not-checked"]
+    damaged = bytearray(other.read_bytes())
+    damaged[len(damaged) // 2] ^= 0xFF
+    other.write_bytes(damaged)
+    os.replace(other, path)
+    assert "error" in explorer.answer({"op": "unlock", "passphrase": "second"})[0]
+    opened = ask(explorer, "unlock", passphrase="first")
+    assert opened["changed"]
+    assert not opened["locked"]
+    assert ask(explorer, "text", **row_of(explorer, "word"))["text"] == "first"
+    # with the passphrase, there is more to be found
+    assert ask(explorer, "validate", start=False)["state"] == "idle"
+    found = finished(explorer)
+    assert (found["ok"], found["findings"], found["changed"]) == (True, [], True)
+    assert "passphrase" in explorer.answer({"op": "reload"})[0]["problem"]["error"]
+
+
+@pytest.mark.parametrize("op", ["reload", "close"])
+def test_a_check_goes_on_while_its_file_is_reloaded_or_closed(
+    op: str, tmp_path: Path, explore: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "notes.atlas"
+    MemoryFile().save(path)
+    going, go_on = threading.Event(), threading.Event()
+    reports: list[Any] = []
+    plain = validate.validate_file
+
+    def slowly(*args: Any, **options: Any) -> Any:
+        going.set()
+        go_on.wait(60)
+        reports.append(plain(*args, **options))
+        return reports[-1]
+
+    monkeypatch.setattr(validate, "validate_file", slowly)
+    explorer = explore(path)
+    ask(explorer, "validate")
+    assert going.wait(60)
+    if op == "reload":
+        os.replace(shutil.copy(SAMPLES / "broken/bit-flip.atlas", tmp_path), path)
+        ask(explorer, "reload")
+    else:
+        explorer.close()
+    go_on.set()
+    for thread in threading.enumerate():
+        if thread.name == "atlas-validate":
+            thread.join(60)
+    assert [report.findings for report in reports] == [[]]
+    if op == "close":
+        assert explorer.answer({"op": "validate"})[0]["state"] == "done"
+
+
+def test_a_wrong_passphrase_leaves_the_file_locked_and_shown(explore: Any) -> None:
+    explorer = explore(SAMPLES / "atlas/secret.atlas", "guess")
+    summary = ask(explorer, "summary")
+    assert summary["locked"]
+    assert summary["size"] > 0
+    assert "passphrase" in summary["problem"]["error"]
+    assert ask(explorer, "unlock", passphrase=PASSPHRASE)["problem"] is None
+
+
 def test_what_is_intact_of_a_damaged_memory_can_be_looked_at(explore: Any) -> None:
     explorer = explore(SAMPLES / "broken/no-header.atlas")
     summary = ask(explorer, "summary")
@@ -591,6 +660,12 @@ def test_a_file_that_shrinks_is_an_error_and_not_a_crash(samples: Path, explore:
         ask(explorer, "map")
         os.truncate(path, 200)
         walk(explorer)
+        failing: list[dict[str, Any]] = [{"op": "rows", "table": "none"}, {"op": "at", "offset": "x"}, {}]
+        for message in failing:
+            reply, buffers = explorer.answer(message)
+            assert "error" in reply
+            assert reply["changed"] is True
+            assert buffers == []
 
 
 def test_threads_may_ask_at_once(explore: Any) -> None:

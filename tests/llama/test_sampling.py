@@ -102,10 +102,16 @@ def test_any_64_bit_seed_is_one_of_llama_cpps():
         558161692,
         2291817545,
         3439090748,
-        0,
+        861273953,
         3718166540,
     ]  # for good: a seed that was written down keeps its text
     assert all(0 <= seed < 0xFFFFFFFF for seed in short)
+
+
+def test_common_seeds_are_as_many_of_llama_cpps():
+    near = [power + by for power in (0, 1 << 31, 1 << 32, 1 << 62) for by in range(-500, 500)]
+    seeds = {*near, -(1 << 63), (1 << 63) - 1, -(1 << 31), -(1 << 32), 0xFFFFFFFF}
+    assert len({Sampling(seed=seed).short_seed for seed in seeds}) == len(seeds)
 
 
 @pytest.mark.parametrize("seed", [-1, -(1 << 63), (1 << 63) - 1, 0xFFFFFFFF])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import random
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,9 +15,11 @@ import pytest
 from memory_arrays import arrays, assert_same
 
 from atlas_kit.errors import BusyError, ClosedError, ErrorCode, InvalidParamError, ModelError
-from atlas_kit.llama import AtlasSession, FakeEngine, Sampling, Scheduler
+from atlas_kit.llama import AtlasSession, FakeEngine, Sampling, Scheduler, SessionPool
 from atlas_kit.llama import scheduler as scheduler_module
 from atlas_kit.llama.batch import Job
+from atlas_kit.llama.engine import Feed
+from atlas_kit.llama.steps import Step
 from atlas_kit.persistence import session_file
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
@@ -621,3 +625,87 @@ def test_a_callback_that_would_exit_ends_its_own_job_only():
         scheduler.generate(a, TEXT, max_tokens=2, sampling=GREEDY).listen(lambda job: sys.exit(3))
         assert len(ids(other.result(LONG_WAIT))) == 20
         assert len(ids(scheduler.generate(b, TEXT, max_tokens=5, sampling=GREEDY).result(LONG_WAIT))) == 5
+
+
+def feeding(**change):
+    return Step(dataclasses.replace(Feed(0, [1], 0, 0), **change), False)
+
+
+MALFORMED = {
+    "a number": lambda session: 5,
+    "nothing": lambda session: None,
+    "a step without a feed": lambda session: Step(None, False),
+    "a step of another session": lambda session: feeding(sequence=session.sequence + 1),
+    "a step that never fits": lambda session: feeding(sequence=session.sequence, tokens=[1] * 999),
+    "a step without tokens": lambda session: feeding(sequence=session.sequence, tokens=[]),
+    "a step of words": lambda session: feeding(sequence=session.sequence, tokens=["a"]),
+    "a step of strange tokens": lambda session: feeding(sequence=session.sequence, tokens=[99999]),
+    "a step at a strange place": lambda session: feeding(sequence=session.sequence, position="x"),
+    "a step somewhere else": lambda session: feeding(sequence=session.sequence, position=99),
+    "strange outputs": lambda session: feeding(sequence=session.sequence, outputs=2),
+    "a future that would exit": lambda session: failed_future(SystemExit()),
+    "a future that was interrupted": lambda session: failed_future(GeneratorExit()),
+}
+
+
+def failed_future(error):
+    future = Future()
+    future.set_exception(error)
+    return future
+
+
+@pytest.mark.parametrize("facade", [Scheduler, SessionPool])
+@pytest.mark.parametrize("what", MALFORMED)
+def test_malformed_work_fails_alone(what, facade):
+    engine = FakeEngine(n_sequences=3)
+    ended = []
+    with (
+        AtlasSession(engine, None) as odd,
+        AtlasSession(engine, SMALL) as fine,
+        AtlasSession(engine) as alone,
+    ):
+        expected = ids(alone.generate(TEXT, max_tokens=8, sampling=GREEDY))
+        odd.feed("abc")
+
+        def work():
+            try:
+                yield from odd.reading([1, 2, 3], score=False)
+                yield MALFORMED[what](odd)
+            finally:
+                ended.append(odd)
+
+        with contextlib.ExitStack() as stack:
+            driver = facade(engine)
+            if facade is Scheduler:
+                stack.enter_context(driver)
+            good = driver.generate(fine, TEXT, max_tokens=8, sampling=GREEDY)
+            bad = driver.submit(odd, work())
+            if facade is SessionPool:
+                with contextlib.suppress(BaseException):
+                    driver.run()
+            assert bad.wait(LONG_WAIT)
+            assert ids(good.result(LONG_WAIT))[:2] == expected[:2]
+            assert (bad.finish_reason, ended) == ("error", [odd])
+            kinds = {"a step somewhere else": ModelError}
+            kinds |= dict.fromkeys([w for w in MALFORMED if "future" in w], BaseException)
+            assert isinstance(bad.error, kinds.get(what, InvalidParamError))
+            again = driver.generate(fine, max_tokens=2, sampling=GREEDY)
+            if facade is SessionPool:
+                driver.run()
+            assert len(ids(again.result(LONG_WAIT))) == 2
+        assert len(list(odd.generate("abc", max_tokens=2, sampling=GREEDY))) >= 2
+
+
+@pytest.mark.parametrize("facade", [Scheduler, SessionPool])
+@pytest.mark.parametrize("work", [5, None, [1, 2], "abc"], ids=repr)
+def test_what_is_no_work_is_refused_at_once(work, facade):
+    engine = FakeEngine()
+    with AtlasSession(engine, None) as session, contextlib.ExitStack() as stack:
+        driver = facade(engine)
+        if facade is Scheduler:
+            stack.enter_context(driver)
+        with pytest.raises(InvalidParamError, match="work cannot be"):
+            driver.submit(session, work)
+        with pytest.raises(InvalidParamError, match="another model"):
+            driver.submit(5, session.reading([1]))
+        assert len(driver) == 0

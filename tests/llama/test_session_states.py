@@ -179,3 +179,39 @@ def test_a_context_that_the_engine_does_not_take_back_is_an_error_and_leaves_an_
             with pytest.raises(ModelError, match="cannot be restored"), session.aside():
                 session.feed(TEXT[:10])
         assert (session.position, session.context_tokens) == (0, ())
+
+
+@pytest.mark.parametrize("took_back", [True, False])
+@pytest.mark.parametrize("error", [ModelError("the decode failed"), KeyboardInterrupt()])
+def test_a_context_that_cannot_be_read_again_leaves_the_session_as_it_was(error, took_back, monkeypatch):
+    with AtlasSession(FakeEngine(), SMALL) as other:
+        other.feed(TEXT * 2)
+        state = dataclasses.replace(other.state(), context=None)  # so that its tokens are read again
+    with AtlasSession(FakeEngine(), SMALL) as expected:
+        expected.feed(TEXT[:40])
+        following = go_on(expected)
+    with AtlasSession(FakeEngine(n_batch=32), SMALL) as session:
+        session.feed(TEXT[:40])
+        before, memory, context = arrays(session), session.memory, session.context_tokens
+        decode, count = session.engine.decode, 0
+
+        def failing(feeds, **options):
+            nonlocal count
+            count += 1
+            if count == 2:
+                raise error
+            return decode(feeds, **options)
+
+        with monkeypatch.context() as broken:
+            broken.setattr(session.engine, "decode", failing)
+            if not took_back:
+                broken.setattr(session.engine, "load_sequence", lambda sequence, data: False)
+            with pytest.raises(type(error)):
+                session.restore(state)
+        assert count == 2
+        assert session.memory is memory
+        assert_same(arrays(session), before)
+        if took_back:
+            assert (session.position, session.context_tokens) == (40, context)
+        assert go_on(session)[0] == following[0]  # where the engine does not take it back, it is read again
+        assert session.context_tokens[:40] == context

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import threading
@@ -12,13 +13,22 @@ import pytest
 from gguf_builder import BOOL, KV, STR, U32, tiny_llama
 
 from atlas_kit import MemoryFile
-from atlas_kit.errors import AtlasError, ConflictError, KeyRequiredError, NoSuchFileError, WrongModelError
+from atlas_kit.errors import (
+    AtlasError,
+    ConflictError,
+    FileCorruptError,
+    InvalidParamError,
+    KeyRequiredError,
+    NoSuchFileError,
+    WrongModelError,
+)
 from atlas_kit.formats.atlas import DataType, crypto
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling, memory_choice
 from atlas_kit.llama.open_session import open_session
 from atlas_kit.persistence import session_file
 from atlas_kit.persistence.entry_keys import TEXTS as TEXTS_KEY
 from atlas_kit.persistence.session_file import read_session_state, saved_settings, write_session_state
+from atlas_kit.persistence.snapshot import load_memory, save_memory
 from atlas_kit.settings.atlas_settings import AtlasSettings
 from atlas_kit.settings.native import FILE_KEY, PREFIX
 from atlas_kit.storage.keys import Keys
@@ -89,6 +99,72 @@ def test_it_is_written_in_another_thread_while_the_session_goes_on(path):
         session.feed(TEXT * 3)
         thread.join()
     assert contents(read_session_state(path)) == expected
+
+
+ODD = [
+    {"position": -3},
+    {"position": 44},
+    {"position": "x"},
+    {"position": 45.0},
+    {"position": True, "tokens": (), "output": {}, "context": None},
+    {"position": 1 << 70},
+    {"tokens": ("a",) * 45},
+    {"tokens": (1.5,) * 45},
+    {"tokens": (-1,) * 45},
+    {"tokens": 5},
+    {"tokens": "abc"},
+    {"waiting": 5},
+    {"waiting": {"token": np.zeros(3, np.int64)}},
+    {"waiting": {"other": np.zeros(3)}},
+    {"waiting": {"log_eta": np.asarray(np.nan)}},
+    {"waiting": {"recent": np.array(["a"])}},
+    {"waiting": {"recent": "a"}},
+    {"waiting": {"log_eta": np.zeros((2, 2))}},
+    {"output": 5},
+    {"output": {"logits": np.zeros((1, 4))}},
+    {"output": {"logits": np.full((1, 4), np.nan), "hidden": np.zeros((1, 4))}},
+    {"output": {"logits": "x", "hidden": None}},
+    {"context": "abc"},
+    {"context": 5},
+    {"identity": "zz"},
+    {"identity": 5},
+    {"model": 5},
+    {"architecture": None},
+    {"settings": 5},
+]
+
+
+@pytest.mark.parametrize("change", ODD, ids=lambda change: f"{next(iter(change.items()))}"[:50])
+def test_a_state_made_by_hand_that_could_not_be_read_is_not_written(change, states, path):
+    write_session_state(path, states[0])
+    before = path.read_bytes()
+    with pytest.raises(InvalidParamError) as caught:
+        write_session_state(path, dataclasses.replace(states[0], **change))
+    assert next(iter(change)) in str(caught.value)
+    assert path.read_bytes() == before
+
+
+def test_a_context_without_an_end_may_be_kept(states, path):
+    state = dataclasses.replace(states[0], position=1_000_000)
+    numbers = {"position": np.int64(state.position), "tokens": tuple(np.asarray(state.tokens))}
+    write_session_state(path, dataclasses.replace(state, **numbers))
+    assert contents(read_session_state(path)) == contents(state)
+
+
+@pytest.mark.parametrize("part", ["waiting", "context"])
+def test_only_a_context_can_be_left_out(part, states, path):
+    write_session_state(path, states[0])
+    loaded = load_memory(path)
+    metadata = json.loads(json.dumps(loaded.metadata))
+    metadata["runtime"][part] = ["x"]
+    save_memory(
+        path, loaded.memory, loaded.state, metadata=metadata, model_hash=FakeEngine().info.identity
+    )  # fmt: skip
+    with pytest.raises(FileCorruptError) as caught:
+        read_session_state(path)
+    assert ("context=False" in str(caught.value)) == (part == "context")
+    if part == "context":
+        assert read_session_state(path, context=False).tokens == ()
 
 
 # --- opened once ------------------------------------------------------------------------------------------
@@ -370,7 +446,10 @@ def test_the_texts_that_were_read_come_back(texts, path, states):
 
 def test_too_much_text_is_kept_from_its_end_on(monkeypatch):
     monkeypatch.setattr(session_file, "MOST_TEXT", 5)
-    assert session_file.unpacked_texts(session_file.packed_texts([[1, 2], [3, 4, 5], [6]])) == ([3, 4, 5], [6])
+    assert session_file.unpacked_texts(session_file.packed_texts([[1, 2], [3, 4, 5], [6]])) == (
+        [3, 4, 5],
+        [6],
+    )
     assert session_file.unpacked_texts(session_file.packed_texts([[1] * 6])) == ()
 
 

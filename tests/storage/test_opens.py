@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from atlas_kit.errors import MagicMismatchError, NoSuchFileError
+from atlas_kit.errors import FileAccessError, InvalidParamError, MagicMismatchError, NoSuchFileError
 from atlas_kit.formats.atlas import MemoryFile
 from atlas_kit.formats.gguf import GGUFFile
 from atlas_kit.operations.compress import CompressOptions, compress_file
@@ -25,8 +25,11 @@ from atlas_kit.operations.inspect import Wanted, inspect_file
 from atlas_kit.operations.ls import list_file
 from atlas_kit.operations.merge import merge_files
 from atlas_kit.operations.repair import RepairOptions, repair_file
+from atlas_kit.operations.rm import remove_keys
+from atlas_kit.operations.set import SetOptions, set_value
 from atlas_kit.operations.validate import validate_file
 from atlas_kit.settings.recommend import recommend
+from atlas_kit.storage import atomic
 from atlas_kit.storage import given as given_module
 from atlas_kit.storage.given import open_source
 from atlas_kit.storage.source import BytesSource, LocalSource, Source
@@ -54,18 +57,20 @@ def files(tmp_path: Path) -> dict[str, str]:
 
 @contextmanager
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """Count how often each file is opened below Python's own opening of modules."""
+    """Count how often each file is opened below Python's own opening of modules; to be written to: under ``NAME+``."""
     opens: Counter[str] = Counter()
     plain, builtin = os.open, open
 
-    def os_open(path: Any, *args: Any, **kwargs: Any) -> int:
-        opens[os.path.basename(os.fspath(path))] += 1
-        return plain(path, *args, **kwargs)
+    def os_open(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        writing = flags & (os.O_WRONLY | os.O_RDWR)
+        opens[os.path.basename(os.fspath(path)) + ("+" if writing else "")] += 1
+        return plain(path, flags, *args, **kwargs)
 
-    def open_(path: Any, *args: Any, **kwargs: Any) -> Any:
+    def open_(path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
         if not isinstance(path, int):
-            opens[os.path.basename(os.fspath(path))] += 1
-        return builtin(path, *args, **kwargs)
+            writing = set(mode) & set("wax+")
+            opens[os.path.basename(os.fspath(path)) + ("+" if writing else "")] += 1
+        return builtin(path, mode, *args, **kwargs)
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "open", os_open)
@@ -145,6 +150,61 @@ def test_what_writes_opens_its_inputs_once(
         with get_value(MODEL, "general.architecture"):
             pass
     assert opens[MODEL.name] == 3
+
+
+@pytest.mark.parametrize("suffix", [".atlas", ".gguf"])
+@pytest.mark.parametrize("backup", [False, True], ids=["in place", "anew"])
+def test_what_changes_a_file_reads_it_once(
+    backup: bool, suffix: str, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, name = files[suffix], f"f{suffix}"
+    key = "general.name" if suffix == ".gguf" else "greeting"
+    set_value(path, key, b"first", SetOptions())  # modules are imported now
+    remove_keys(path, [key], dry_run=True)
+    with counted(monkeypatch) as opens:
+        stored = set_value(path, key, b"hello", SetOptions(backup=backup))
+    assert (stored.replaced, opens[name]) == (True, 1)
+    with counted(monkeypatch) as opens:
+        remove_keys(path, [key], dry_run=True)
+    assert (opens[name], opens[f"{name}+"]) == (1, 0)
+    with counted(monkeypatch) as opens:
+        assert remove_keys(path, [key], backup=backup).keys == [key]
+    assert opens[name] == 1
+    assert key not in {row.key for row in (list_file(path).entries or list_file(path).metadata)}
+
+
+@pytest.mark.parametrize("suffix", [".atlas", ".gguf"])
+def test_an_edit_reads_the_file_that_is_there_when_it_has_the_lock(
+    suffix: str, files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = files[suffix]
+    newer = shutil.copy(path, tmp_path / f"newer{suffix}")
+    keys = ("general.name", "general.author") if suffix == ".gguf" else ("one", "two")
+    set_value(newer, keys[0], b"theirs", SetOptions())
+    taken = atomic.lock
+
+    @contextmanager
+    def lock(target: Any, **options: Any) -> Iterator[None]:
+        with taken(target, **options):
+            if Path(target).name == f"f{suffix}" and os.path.exists(newer):
+                os.replace(newer, path)  # what another writer did while we waited
+            yield
+
+    monkeypatch.setattr(atomic, "lock", lock)
+    monkeypatch.setattr("atlas_kit.formats.gguf.edit.lock", lock)
+    set_value(path, keys[1], b"ours", SetOptions())
+    assert not os.path.exists(newer)
+    for key, value in zip(keys, (b"theirs", b"ours"), strict=True):
+        with get_value(path, key) as found:
+            assert value in b"".join(bytes(piece) for piece in found.chunks())
+
+
+def test_only_a_file_can_be_changed_in_place(files: dict[str, str]) -> None:
+    data = BytesSource(Path(files[".atlas"]).read_bytes())
+    with pytest.raises(InvalidParamError, match="only a file can be changed"), MemoryFile.edit(data):
+        pass
+    with pytest.raises(InvalidParamError, match="only a file can be changed"):
+        remove_keys(data, ["greeting"], ignore_missing=True)
 
 
 # --- what may be given -----------------------------------------------------------------------------------
@@ -227,6 +287,23 @@ def test_a_source_is_a_seekable_stream(tmp_path: Path) -> None:
                 with pytest.raises((OSError, ValueError)):
                     stream.seek(-1)
             assert source.read(0, 2) == data[:2]
+
+
+def test_a_duplicate_reads_the_same_file_and_is_closed_by_itself(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"first")
+    with open_source(path) as source:
+        second = source.duplicate()
+        (tmp_path / "g").write_bytes(b"another")
+        os.replace(tmp_path / "g", path)
+        source.close()
+        assert second.read(0, second.size) == b"first"
+        second.close()
+        with pytest.raises(FileAccessError):
+            source.duplicate()
+    data = BytesSource(b"bytes")
+    data.duplicate().close()
+    assert data.read(0, 5) == b"bytes"
 
 
 def test_only_one_module_tells_a_path_from_bytes() -> None:

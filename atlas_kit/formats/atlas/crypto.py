@@ -23,6 +23,7 @@ from atlas_kit.errors import (
     WrongKeyError,
 )
 from atlas_kit.formats.atlas import tables as t
+from atlas_kit.storage.keys import passphrase_bytes
 
 #: Above this, `AESGCM` (whose limit is 2^31 - 1) gives way to the streaming interface.
 ONE_SHOT = (1 << 31) - 1024
@@ -42,6 +43,10 @@ class Secret:
             return None
         if passphrase is not None and key is not None:
             raise InvalidParamError("both a passphrase and a key were given", hint="Give one of them.")
+        if key is not None and not isinstance(key, (bytes, bytearray)):
+            raise InvalidParamError(
+                f"a key is bytes, and this one is of type {type(key).__name__}", remedy=Remedy("make-key")
+            )
         if key is not None and len(key) != 32:
             raise InvalidParamError(
                 f"a key has 32 bytes, and this one has {len(key)}",
@@ -56,9 +61,8 @@ class Secret:
 
 def _normalised(passphrase: str | bytes) -> bytes:
     """Return the passphrase's bytes: the same for "é" typed as one character or as two."""
-    if isinstance(passphrase, bytes):
-        passphrase = passphrase.decode("utf-8", "surrogateescape")
-    return unicodedata.normalize("NFC", passphrase).encode("utf-8", "surrogateescape")
+    text = passphrase_bytes(passphrase).decode("utf-8", "surrogateescape")
+    return unicodedata.normalize("NFC", text).encode("utf-8", "surrogateescape")
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ from atlas_kit.formats.atlas import v1
 from atlas_kit.formats.atlas.entry import Entry, make_entry
 from atlas_kit.formats.atlas.store import Info, Store, canonical_key, encode_key
 from atlas_kit.storage import atomic
-from atlas_kit.storage.given import Given, open_source, sha256_of
-from atlas_kit.storage.source import Source, StrPath, access_error
+from atlas_kit.storage.given import Given, as_it_is_now, open_source, path_of, sha256_of
+from atlas_kit.storage.source import Source, StrPath, access_error, resolved
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import v2
@@ -53,9 +53,13 @@ def open_store(
     top = source.read_upto(0, 8)
     if top[:4] != t.MAGIC:
         what = "it is empty" if not top else "it does not start with ATLS"
-        raise MagicMismatchError(f"this is not a .atlas file: {what}", path=source.path, offset=0)
+        raise MagicMismatchError(
+            f"this is not a .atlas file: {what}", path=source.path, offset=0, remedy=_without_magic(source)
+        )
     if len(top) < 8:
-        raise TruncatedError("the file ends inside its header", path=source.path, offset=len(top))
+        raise TruncatedError(
+            "the file ends inside its header", path=source.path, offset=len(top), remedy=Remedy("recover")
+        )
     version = int.from_bytes(top[4:], "little")
     if version == 1:
         return v1.StoreV1(source, verify=verify)
@@ -71,6 +75,14 @@ def open_store(
         f"the file says version {version}, and this library reads 1 to 3", path=source.path, offset=4,
         remedy=Remedy("repair-if-damaged"),
     )  # fmt: skip
+
+
+def _without_magic(source: Source) -> Remedy:
+    """Return what helps where the first bytes are not ours; only the name tells whether they should be."""
+    if not source.size:
+        return Remedy("recover")
+    named = source.name.lower().removesuffix(".bak").endswith(".atlas")
+    return Remedy("repair" if named else "repair-if-damaged")
 
 
 class MemoryFile(MutableMapping[str, Entry]):
@@ -167,7 +179,7 @@ class MemoryFile(MutableMapping[str, Entry]):
     @contextlib.contextmanager
     def edit(
         cls,
-        path: StrPath,
+        path: Given,
         *,
         create: bool = False,
         timeout: float = 10.0,
@@ -178,20 +190,21 @@ class MemoryFile(MutableMapping[str, Entry]):
         """Lock a file, open it, and commit what the block changes: no other writer comes in between.
 
         Nothing is written when the block raises, or changes nothing. ``create`` starts a version 2 file
-        where there is none.
+        where there is none. A source that is open already stays so, and is read if its file has not changed since.
         """
-        with atomic.lock(path, timeout=timeout):
-            if create and not os.path.exists(path):
+        target = path_of(path)
+        with atomic.lock(target, timeout=timeout):
+            if create and not os.path.exists(target):
                 memory = cls(version=version or (3 if any(secret.values()) else 2), **secret)
-                memory.path = os.fspath(path)
+                memory.path = os.fspath(target)
                 memory._dirty = True
             else:
-                memory = cls.open(path, **secret)
-            memory._locked = os.path.realpath(path)
+                memory = cls.open(as_it_is_now(path), **secret)
+            memory._locked = os.path.realpath(target)
             with memory:
                 yield memory
                 if memory._dirty:
-                    memory._write(None, None, append=not backup, backup=backup, locked=True)
+                    memory._write(None, None, append=not backup, backup=backup, locked=True, last=True)
 
     def _adopt(self, store: Store) -> None:
         self._store = store
@@ -585,8 +598,10 @@ class MemoryFile(MutableMapping[str, Entry]):
         force: bool = False,
         locked: bool = False,
         durable: bool = True,
+        last: bool = False,
         options: tuple[str, int | None, bool, bool] | None = None,
     ) -> None:
+        """Write to a file, and go on from there; after the ``last`` time nobody asks for what was written."""
         with self._lock:
             self._require_open()
             target = self.path if path is None else os.fspath(path)
@@ -599,10 +614,10 @@ class MemoryFile(MutableMapping[str, Entry]):
                 raise KeyRequiredError("version 3 needs a passphrase or a key", path=target)
             same = self._store is not None and self.path is not None
             if same and path is not None and self.path is not None:
-                same = os.path.realpath(path) == os.path.realpath(self.path)
+                same = resolved(path) == os.path.realpath(self.path)
             if append and same and not self._dirty:
                 return
-            locked = locked or self._locked == os.path.realpath(target)
+            locked = locked or self._locked == resolved(target)
             with contextlib.nullcontext() if locked else atomic.lock(target):
                 changed = same and self._store is not None and self._store.source.changed()
                 if changed and not force:
@@ -611,9 +626,13 @@ class MemoryFile(MutableMapping[str, Entry]):
                         hint="Open it again and repeat the change, or save to another name.",
                     )  # fmt: skip
                 if append and same and not changed and version == self.version and self._may_append(target):
-                    self._append(target)
+                    cipher = self._append(target)
                 else:
-                    self._replace(target, version, backup, durable, options)
+                    cipher = self._replace(target, version, backup, durable, options)
+                if last:
+                    self._dirty = False
+                else:
+                    self._reopen(target, cipher)
 
     def _may_append(self, target: str) -> bool:
         """Tell whether a commit may append to the file as it is, rather than write a new one."""
@@ -634,7 +653,7 @@ class MemoryFile(MutableMapping[str, Entry]):
         backup: bool,
         durable: bool,
         options: tuple[str, int | None, bool, bool] | None,
-    ) -> None:
+    ) -> Cipher | None:
         from atlas_kit.formats.atlas import v2_writer
 
         info = self._stamped(version)
@@ -649,9 +668,9 @@ class MemoryFile(MutableMapping[str, Entry]):
                     else v2_writer.Options(self._codec, self._level, self._shuffle)
                 )
                 v2_writer.write(file, info, self.entries(), len(self), how, cipher, durable=durable)
-        self._reopen(target, cipher)
+        return cipher
 
-    def _append(self, target: str) -> None:
+    def _append(self, target: str) -> Cipher | None:
         from atlas_kit.formats.atlas import v2, v2_writer
 
         store = self._store
@@ -681,7 +700,7 @@ class MemoryFile(MutableMapping[str, Entry]):
             if isinstance(error, OSError):
                 raise access_error(error, target, "write") from error
             raise
-        self._reopen(target, store.cipher)
+        return store.cipher
 
     def _stamped(self, version: int) -> Info:
         modified = _now() if self._dirty and self._store is not None else self._info.modified

@@ -17,7 +17,7 @@ from atlas_kit.formats.atlas.rescue_v1 import plan_v1
 from atlas_kit.formats.atlas.rescue_v2 import plan_v2
 from atlas_kit.storage import atomic
 from atlas_kit.storage.given import Given, use_source
-from atlas_kit.storage.source import Source, StrPath
+from atlas_kit.storage.source import Source, StrPath, resolved
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas.crypto import Secret
@@ -207,7 +207,7 @@ def _write(file: IO[bytes], plan: Plan, version: int, secret: Secret | None) -> 
 def _require_other(source: Source, out: StrPath) -> None:
     if source.path is None:
         return
-    same = os.path.realpath(source.path) == os.path.realpath(out)
+    same = os.path.realpath(source.path) == resolved(out)
     if not same and os.path.exists(out):
         same = os.path.samefile(source.path, out)
     if same:

@@ -65,6 +65,7 @@ class StoreV1:
                 f"the header has 104 bytes, and the file ends at byte {source.size}",
                 path=source.path,
                 offset=0,
+                remedy=Remedy("recover"),
             )
         dialect = dialect_of(top)
         if dialect is None:

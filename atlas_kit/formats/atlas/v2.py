@@ -110,7 +110,7 @@ def parse_header(raw: bytes, *, path: str | None = None, offset: int = 0) -> Hea
             f"the header has {packer.size} bytes, and {len(raw)} are there",
             path=path,
             offset=offset,
-            remedy=_REPAIR,
+            remedy=Remedy("recover"),
         )
     fields = packer.unpack_from(raw)
     if raw[:4] != t.MAGIC or checksums.xxh3(raw[: packer.size - 8]) != fields[-1] or fields[9] != packer.size:

@@ -99,7 +99,7 @@ def _check(source: Source, report: Report, *, deep: bool, shards: bool) -> Repor
 
     join = (
         partial(check_shards, report, source.path, _sound_records)
-        if shards and source.path is not None
+        if shards and source.is_file and source.path is not None
         else None
     )
     check_model(report, records.fields, records.tensors, join)

@@ -22,7 +22,8 @@ from atlas_kit.formats.gguf.tables import PAD_KEY, ValueType
 from atlas_kit.formats.gguf.values import MetadataField
 from atlas_kit.formats.gguf.write import Progress, rebuilt_header, write_with_header
 from atlas_kit.storage.atomic import lock
-from atlas_kit.storage.source import StrPath
+from atlas_kit.storage.given import Given, as_it_is_now, path_of
+from atlas_kit.storage.source import StrPath, resolved
 
 _MAX_KEY = 65_535
 
@@ -71,7 +72,7 @@ class EditResult:
 
 
 def edit_metadata(
-    path: StrPath,
+    given: Given,
     changes: Iterable[Change],
     out: StrPath | None = None,
     *,
@@ -84,15 +85,17 @@ def edit_metadata(
 
     Parameters
     ----------
+    given
+        The file's path, or a source of it that is open already: it stays so, and is read if its file has not changed.
     out
-        Write the result here and leave ``path`` alone. ``None`` changes ``path`` itself.
+        Write the result here and leave the file alone. ``None`` changes the file itself.
     in_place
         ``None``: overwrite only the header where it fits, else replace the file by a new one. ``True``: fail
         where it does not fit. ``False``: always a new file.
     reserve
         When a new file is written, leave this many bytes of room for later edits in place.
     backup
-        When a new file replaces ``path``, keep the old one as ``NAME.bak``.
+        When a new file replaces the old one, keep the old one as ``NAME.bak``.
 
     Raises
     ------
@@ -106,18 +109,19 @@ def edit_metadata(
         Version 1 is read-only.
     """
     changes = list(changes)
-    if out is not None and os.path.realpath(out) == os.path.realpath(path):
+    path = path_of(given)
+    if out is not None and resolved(out) == os.path.realpath(path):
         out, in_place = None, False
     if out is not None:
         if in_place:
             raise InvalidParamError("an edit in place has no other output file", path=path)
-        with GGUFFile.open(path, shards=False) as file:
+        with GGUFFile.open(given, shards=False) as file:
             return _rewrite(file, changed(file, changes), out, reserve, backup, False, progress)
     if not os.path.exists(path):
         GGUFFile.open(path, shards=False)  # raises our error, before a lock file would be made
     with lock(path):
         recover_journal(path, locked=True)
-        with GGUFFile.open(path, shards=False) as file:
+        with GGUFFile.open(as_it_is_now(given), shards=False) as file:
             fields = changed(file, changes)
             if in_place is not False:
                 plan = _plan_in_place(file, fields)

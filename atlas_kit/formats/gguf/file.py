@@ -115,7 +115,7 @@ class GGUFFile:
                 if source.changed():
                     raise ConflictError("the file was changed while it was being read", path=source.path)
                 raise file.error
-            if shards and file.error is None and source.path is not None and shard_count(file.metadata) > 1:
+            if shards and file.error is None and source.is_file and shard_count(file.metadata) > 1:
                 return _join(file)
         except BaseException:
             if source is not given:

@@ -9,7 +9,6 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from atlas_kit.server.generation import Generating, Generation
-from atlas_kit.server.problems import ApiError
 from atlas_kit.server.routes.common import (
     TheService,
     limit_of,
@@ -42,13 +41,6 @@ class _Answer:
     def __init__(self, service: Service, asked: ChatRequest, namespace: str) -> None:
         self._service, self._asked = service, asked
         self._id, self._created = new_id("chatcmpl-"), now()
-        if service.template is None:
-            raise ApiError(
-                400,
-                "The model has no chat template: use /v1/completions.",
-                param="messages",
-                code="no_chat_template",
-            )
         atlas = asked.atlas.chosen() if asked.atlas is not None else {}
         messages = [one.model_dump(exclude_none=True) for one in asked.messages]
         for one in messages:

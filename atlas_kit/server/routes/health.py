@@ -1,4 +1,4 @@
-"""``/health``, ``/ready`` and ``/metrics``."""
+"""``/health`` and ``/ready``."""
 
 from __future__ import annotations
 

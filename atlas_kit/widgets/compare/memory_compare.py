@@ -24,7 +24,7 @@ from atlas_kit.operations import compare as numbers
 from atlas_kit.operations.behaviour import Behaviour
 from atlas_kit.operations.compare import Side
 from atlas_kit.operations.diff import Comparison, diff_files
-from atlas_kit.storage.keys import Keys
+from atlas_kit.storage.keys import Keys, passphrase_bytes
 from atlas_kit.widgets.base import Shown
 from atlas_kit.widgets.compare import static_view as static
 from atlas_kit.widgets.compare.behaviour_pane import BehaviourPane
@@ -126,7 +126,7 @@ class MemoryCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
         height: int = 260,
     ) -> None:
         given = [a, b] if b is not None else _moments_of(a)
-        secret = passphrase.encode() if isinstance(passphrase, str) else passphrase
+        secret = None if passphrase is None else passphrase_bytes(passphrase)
         self._keys = Keys(secret)
         self._moments = Moments(given, labels, self._keys)
         self._at = 0, len(given) - 1  # one assignment: threads read both or neither

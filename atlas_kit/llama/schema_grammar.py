@@ -1,0 +1,85 @@
+"""Grammars put together: JSON schemas as rules of GBNF, and texts around them. Knows no tools and no templates."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from atlas_kit.errors import InvalidParamError, MissingExtraError
+
+
+def schema_rules(schema: Mapping[str, Any] | str, name: str = "root") -> str:
+    """Return the rules of a JSON schema, whose first is called ``name`` and whose others begin with ``name-``.
+
+    Raises
+    ------
+    InvalidParamError
+        The schema cannot become a grammar.
+    MissingExtraError
+        llama-cpp-python is not installed.
+    """
+    try:
+        from llama_cpp.llama_grammar import json_schema_to_gbnf
+    except ImportError as error:
+        raise MissingExtraError("a grammar from a JSON schema", "llama") from error
+    try:
+        text = schema if isinstance(schema, str) else json.dumps(schema)
+        found = json_schema_to_gbnf(text)
+    except Exception as error:  # the converter raises whatever it stumbles over
+        raise InvalidParamError(f"this schema cannot become a grammar: {error}", key="json_schema") from error
+    return found if name == "root" else _renamed(found, name)
+
+
+def _renamed(rules: str, name: str) -> str:
+    """Give rules names of their own; texts and classes of characters stay as they are."""
+
+    def one(found: re.Match[str]) -> str:
+        word: str = found[0]
+        if not re.match(r"[A-Za-z]", word):
+            return word
+        return name if word == "root" else f"{name}-{word}"
+
+    return re.sub(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|\{[\d, ]*\}|[A-Za-z][\w-]*', one, rules)
+
+
+def quoted(text: str) -> str:
+    r"""Return a text as GBNF writes it.
+
+    >>> print(quoted('say "so"'))
+    "say \"so\""
+    """
+    return json.dumps(text, ensure_ascii=False)
+
+
+def up_to(mark: str, name: str) -> str:
+    r"""Return rules for any text that ends with the first ``mark``; the first is called ``name``.
+
+    >>> print(up_to("ab", "t"))
+    t ::= "a" t-1 | [^a] t
+    t-1 ::= "a" t-1 | "b" | [^ab] t
+    """
+    lines = []
+    for at in range(len(mark)):
+        follows: dict[str, int] = {}
+        for char in dict.fromkeys(mark):
+            text = mark[:at] + char
+            most = min(len(text), len(mark))
+            follows[char] = next(n for n in range(most, -1, -1) if text.endswith(mark[:n]))
+        choices = [
+            quoted(char) + ("" if length == len(mark) else f" {_state(name, length)}")
+            for char, length in follows.items()
+            if length
+        ]
+        others = "".join(_escaped(char) for char, length in follows.items() if length)
+        lines.append(f"{_state(name, at)} ::= {' | '.join([*choices, f'[^{others}] {name}'])}")
+    return "\n".join(lines)
+
+
+def _state(name: str, number: int) -> str:
+    return f"{name}-{number}" if number else name
+
+
+def _escaped(char: str) -> str:
+    return "\\" + char if char in "]\\^-[" else char

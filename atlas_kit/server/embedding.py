@@ -1,0 +1,38 @@
+"""Vectors of texts, on a sequence of the engine that is borrowed for it. Knows no HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from atlas_kit.llama.pooling import mean_states
+from atlas_kit.server.jobs import Watched
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from atlas_kit.codecs.numbers import Array
+    from atlas_kit.server.conversations import Conversations
+
+
+async def embedded(conversations: Conversations, namespace: str, texts: Sequence[Sequence[int]]) -> Array:
+    """Return the mean final state of each text, (len(texts), n_embd); who stops waiting ends the work.
+
+    Raises
+    ------
+    AtlasError
+        Too many requests wait already, or the model failed.
+    """
+    scheduler = conversations.scheduler
+
+    def others_first() -> Future[None]:
+        return scheduler.ask(lambda: None)
+
+    async with conversations.borrowed(namespace, "embedding") as slot:
+        work = mean_states(slot.session, texts, others_first)
+        job = Watched(scheduler.submit(slot.session, work), scheduler)
+        try:
+            found: Array = await job.end()
+        finally:
+            await job.over()
+    return found

@@ -1,0 +1,86 @@
+"""An engine that says what a test wants: for formats of answers, which a model of random weights would not hit."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from atlas_kit.llama import FakeEngine
+from atlas_kit.llama.fake_engine import END
+
+CHATML = (
+    "{%- if tools %}{{ '<|im_start|>system\n# Tools\n<tool_call>' }}{% for tool in tools %}{{ tool | tojson }}"
+    "{% endfor %}{{ '<|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content }}"
+    "{% for call in message.tool_calls %}{{ '<tool_call>' }}{{ call.function | tojson }}{{ '</tool_call>' }}"
+    "{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+)
+
+
+class ScriptedEngine(FakeEngine):
+    """Says ``scripts`` one after the other, then the last one again; follows no grammar, but remembers it.
+
+    ``names`` are its control tokens, from 300 on; texts of the scripts may hold them.
+    """
+
+    def __init__(
+        self,
+        *scripts: str,
+        template: str | None = CHATML,
+        names: Sequence[str] = ("<|im_start|>", "<|im_end|>"),
+        **options: Any,
+    ) -> None:
+        super().__init__(**{"n_ctx": 4096, "n_batch": 512, **options})
+        self.names, self.scripts = list(names), list(scripts)
+        self.samplings: list[Any] = []
+        self.info = dataclasses.replace(self.info, chat_template=template)
+
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        """Return bytes, and control tokens by their names."""
+        if not special or not self.names:
+            return super().tokenize(text)
+        tokens: list[int] = []
+        for part in re.split("(" + "|".join(map(re.escape, self.names)) + ")", text):
+            known = part in self.names
+            tokens += [300 + self.names.index(part)] if known else super().tokenize(part)
+        return tokens
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """Return a token's byte, or its name."""
+        if token >= 300:
+            return self.names[token - 300].encode() if special else b""
+        return super().piece(token, special=special)
+
+    def _state(self, tokens: Sequence[int]) -> Any:
+        return super()._state([token % (END + 1) for token in tokens])
+
+    def sampler(self, sampling: Any) -> Any:
+        """Return a sampler that says the next script."""
+        self.samplings.append(sampling)
+        script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
+        return _Script([*self.tokenize(script, special=True), END])
+
+    def shown(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens, control tokens in square brackets."""
+        return b"".join(
+            b"[" + self.names[token - 300].encode() + b"]" if token >= 300 else self.piece(token)
+            for token in tokens
+        ).decode()
+
+
+class _Script:
+    def __init__(self, tokens: list[int]) -> None:
+        self._tokens, self.candidates = tokens, []
+
+    def sample(self, logits: Any, index: int | None = None) -> int:
+        return self._tokens.pop(0) if len(self._tokens) > 1 else self._tokens[0]
+
+    def accept(self, tokens: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
