@@ -157,6 +157,8 @@ class Memories:
         def remove() -> None:
             try:
                 os.unlink(path)
+            except FileNotFoundError as error:
+                raise _no_such_memory() from error
             except OSError as error:
                 raise access_error(error, path, "write") from error
 
@@ -195,7 +197,7 @@ class Memories:
 
     def _read(self, path: str) -> SessionState:
         if not os.path.isfile(path):
-            raise NoSuchFileError("there is no memory of this name", key="memory_file")
+            raise _no_such_memory()
         config = self._service.config
         return read_session_state(
             path, expect_model=self._service.engine.info.identity, optimizer=config.atlas_load_optimizer,
@@ -360,6 +362,10 @@ class Memories:
             stats, state, config = memory.stats(), memory.pin(), memory.memory.config
         measured = await asyncio.to_thread(statistics, config, state)
         return {**stats, **_numbers(measured)}
+
+
+def _no_such_memory() -> NoSuchFileError:
+    return NoSuchFileError("there is no memory of this name", key="memory_file")
 
 
 def _forget(session: Any, fresh: TokenMemory) -> None:
