@@ -210,8 +210,8 @@ class Memories:
         """Let a conversation that is new begin with the memory in a file."""
         if conversation.version or conversation.requests or conversation.cold:
             return
-        state = await asyncio.to_thread(self._read, self.path(conversation.key.namespace, name))
         try:
+            state = await asyncio.to_thread(self._read, self.path(conversation.key.namespace, name))
             await self.restore(conversation, state, only_new=True)
         except BaseException:
             self._service.conversations.drop(conversation)
