@@ -148,7 +148,8 @@ class Service:
         self.conversations.end()
         while self.conversations.under_way:
             await asyncio.to_thread(self.scheduler.end_jobs)
-            await asyncio.wait(self.conversations.under_way, timeout=0.1)
+            if left := set(self.conversations.under_way):
+                await asyncio.wait(left, timeout=0.1)
 
     async def save(self, *, exact: bool = True) -> bool:
         """Save the shared memory and all sessions that are kept, where they have changed; tell whether all were."""
