@@ -11,6 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers beside each other fill the processors: BLAS threads of their own would only spin and wait for each
+    # other (the tests of one file took three times as long). Read when NumPy is imported, and by child processes.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import pytest
 from click.testing import CliRunner
 from hypothesis import HealthCheck, settings

@@ -48,6 +48,7 @@ def test_threads_in_the_background_end_before_the_interpreter(path):
         assert not found, "start it with atlas_kit.background.start_thread, which stops it in time"
 
 
+@pytest.mark.slow
 def test_imports_point_down():
     code = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
     ran = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
@@ -267,7 +268,7 @@ def test_the_tree_stays_small():
     sizes = {name_of(path): path.stat().st_size for path in tracked_files()}
     model = sizes.pop("sample_data/models/tiny-python.gguf")
     assert model < 10_000_000
-    assert sum(sizes.values()) < 8 << 20
+    assert sum(sizes.values()) < 12 << 20
     assert max(sizes.values()) < 1 << 20
 
 

@@ -79,6 +79,7 @@ def test_the_time_of_each_layer_is_said(tmp_path, workers):
     assert layers == {"codecs": "6 tests", "repository": "2 tests"}
 
 
+@pytest.mark.slow
 def test_a_whole_run_says_so(tmp_path):
     *lines, last = filter(None, run(tmp_path, files={"tests/test_c.py": SMALL["tests/test_c.py"]}))
     assert "2 passed" in last
@@ -86,6 +87,7 @@ def test_a_whole_run_says_so(tmp_path):
     assert not any("not tested" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_nothing_is_said_when_nothing_ran(tmp_path):
     assert not any("Nothing was left out" in line for line in run(tmp_path, "--collect-only"))
 

@@ -35,6 +35,7 @@ def name_of(path: Path) -> str:
     return path.relative_to(REPOSITORY).as_posix()
 
 
+@pytest.mark.slow
 def test_generated_parts_are_fresh():
     command = [sys.executable, "-m", "cogapp", "--check", "--verbosity=1", "-I", ".", *map(name_of, PAGES)]
     ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
@@ -165,6 +166,7 @@ def serve_for_a_moment(line, folder, env):
         assert server.returncode == 0, f"$ {line}\n{''.join(said)}{rest}"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which("bash") is None, reason="the examples are lines for a shell, and there is none"
 )

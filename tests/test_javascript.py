@@ -38,6 +38,7 @@ def check(folder: Path, cache: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_every_script_holds_its_types(tmp_path):
     ran = check(REPOSITORY, tmp_path)
     assert ran.returncode == 0, ran.stderr
@@ -45,6 +46,7 @@ def test_every_script_holds_its_types(tmp_path):
     assert sorted(checked) == [path.relative_to(REPOSITORY).as_posix() for path in SCRIPTS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "said"),
     [

@@ -53,13 +53,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path.startswith("/v1/atlas/memory/"):
             folder = sys.argv[sys.argv.index("--atlas-memory-dir") + 1]
             os.makedirs(folder, exist_ok=True)
-            open(os.path.join(folder, asked["memory_file"]), "wb").write(bytes(1000))
+            open(os.path.join(folder, asked["filename"]), "wb").write(bytes(1000))
             return self.answer({})
         chats = self.path.startswith("/v1/chat")
         if not chats and not self.path.startswith("/v1/completions"):
             return self.answer({"error": {"message": "no such place"}}, 404)
         count = asked["max_tokens"]
-        usage = {"completion_tokens": count, "prompt_tokens": 1, "atlas": asked.get("atlas")}
+        told = 3 if asked.get("prompt") == "short" else count
+        usage = {"completion_tokens": told, "prompt_tokens": 1, "atlas": asked.get("atlas")}
         if not asked.get("stream"):
             return self.answer({"choices": [{"text": "a" * count}], "usage": usage})
         self.send_response(200)
@@ -114,10 +115,15 @@ def bench(monkeypatch, tmp_path):
     found.ours, found.interval = COMMAND, 0.1
     monkeypatch.setattr(found, "prompt", lambda model, count: list(range(count)))
     monkeypatch.setattr(found, "prose", lambda model, count: "word " * count)
+    monkeypatch.setattr(found, "asked", lambda model, tokens, seed=0: {"max_tokens": tokens, "stream": True})
     return found
 
 
 # --- the client ------------------------------------------------------------------------------------------
+
+
+def asking(prompt, tokens):
+    return {"prompt": prompt, "max_tokens": tokens, "stream": True}
 
 
 def answer_of(stub, path, body):
@@ -125,7 +131,7 @@ def answer_of(stub, path, body):
 
 
 def test_a_stream_is_counted_as_its_server_says(stub):
-    answer = answer_of(stub, server.COMPLETIONS, server.completion([1, 2], 7))
+    answer = answer_of(stub, server.COMPLETIONS, asking([1, 2], 7))
     assert answer.usage()["completion_tokens"] == 7
     assert answer.text() == "a" * 7
     assert answer.sent <= answer.first <= answer.ended
@@ -159,7 +165,7 @@ def test_the_first_text_of_a_chat_is_not_its_role(stub):
     ("prompt", "said"), [("cut", "a stream has no end"), ("fail", "a stream failed.*out of luck")]
 )
 def test_a_stream_that_fails_is_not_counted(stub, prompt, said):
-    answer = answer_of(stub, server.COMPLETIONS, server.completion(prompt, 2))
+    answer = answer_of(stub, server.COMPLETIONS, asking(prompt, 2))
     with pytest.raises(RequestFailedError, match=said):
         answer.usage()
 
@@ -214,7 +220,7 @@ def test_a_server_that_does_not_start_says_why():
 def test_what_a_server_costs_is_known(stub):
     before = stub.cpu()
     for _ in range(3):
-        server.load(stub, server.COMPLETIONS, [server.completion([1], 200)] * 8)
+        server.load(stub, server.COMPLETIONS, [asking([1], 200)] * 8)
     assert stub.cpu() >= before
     assert stub.resident() > 1_000_000
 
@@ -325,8 +331,28 @@ def test_gaps_count_where_they_reach_into_the_span():
     assert server.longest_gap([1.0], 0.0, 2.0) == 0.0
 
 
-def test_a_load_knows_its_rate():
+def test_a_load_knows_its_rate(stub):
     assert server.Load(2.0, 100, 0.1, []).rate == 50
+    done = server.load(stub, server.COMPLETIONS, [asking([1], 5), asking([2], 7)])
+    assert done.tokens == 12
+    assert done.rate == 12 / done.seconds
+
+
+def test_a_client_that_got_less_than_it_asked_for_spoils_a_round(stub):
+    with pytest.raises(RequestFailedError, match="got 3 tokens instead of 5"):
+        server.load(stub, server.COMPLETIONS, [asking("short", 5)])
+
+
+@pytest.mark.model
+def test_no_request_ends_before_its_time(bench):
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    real = server.Bench(server.parser().parse_args([]), bench.peer, bench.models, bench.folder)
+    asked = real.completion(bench.models[0], [1, 2, 3], 9)
+    assert (asked["prompt"], asked["max_tokens"], asked["stream"]) == ([1, 2, 3], 9, True)
+    assert asked["logit_bias"]
+    assert set(asked["logit_bias"].values()) == {-100}
+    assert len(real.prompt(bench.models[0], 50)) == 50
+    assert real.prose(bench.models[0], 50)
 
 
 def test_rounds_take_turns_and_the_first_does_not_count(bench, monkeypatch):

@@ -117,9 +117,19 @@ def read_keys(passphrase_file: str | None, key_file: str | None) -> Keys:
 
 
 def _ask(question: str, confirm: bool) -> bytes:
-    """Ask for a passphrase on the terminal, without showing it."""
-    answer = click.prompt(question, hide_input=True, confirmation_prompt=confirm, err=True)
-    return str(answer).encode("utf-8", "surrogateescape")
+    """Ask for a passphrase on the terminal, without showing it, until there is one; ``confirm``: twice the same."""
+
+    def hidden(text: str) -> str:
+        return str(click.prompt(text, default="", show_default=False, hide_input=True, err=True))
+
+    while True:
+        answer = hidden(question)
+        if not answer:
+            click.echo("A passphrase has at least one character. Try again, or stop with Ctrl-C.", err=True)
+        elif confirm and hidden("The same again") != answer:
+            click.echo("The two passphrases are not the same. Enter the new one again.", err=True)
+        else:
+            return answer.encode("utf-8", "surrogateescape")
 
 
 # --- the settings of a memory --------------------------------------------------------------------------
@@ -235,6 +245,22 @@ def one_stdin(files: Sequence[str]) -> None:
     """Refuse more than one ``-``: standard input can be read only once."""
     if list(files).count("-") > 1:
         raise click.UsageError("standard input can be only one of the files")
+
+
+def is_standard_output(output: str) -> bool:
+    """Tell whether an output is standard output, as ``-`` or by another name that it has."""
+    if output in ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"):
+        return True
+    try:
+        info = os.stat(output)
+        return stat.S_ISFIFO(info.st_mode) and os.path.samestat(info, os.fstat(sys.stdout.fileno()))
+    except (OSError, ValueError):
+        return False
+
+
+def place_of(output: str | None) -> Any:
+    """Return where an output goes: its path, or the stream that is standard output."""
+    return sys.stdout.buffer if output is not None and is_standard_output(output) else output
 
 
 def given(path: str) -> Given:

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.quantities import exact_size as exact_size
@@ -107,9 +107,20 @@ def emit_all(results: Sequence[R], render: Callable[[R], Iterable[Block]], as_js
     return max((result.exit_code for result in results), default=0)
 
 
-def emit_beside(result: R, render: Callable[[R], Iterable[Block]], as_json: bool, output: str) -> int:
-    """Write a result whose main product went to ``output``; on standard output nothing may follow that."""
-    return result.exit_code if output == "-" else emit(result, render, as_json)
+def emit_beside(
+    result: R, render: Callable[[R], Iterable[Block]], as_json: bool, place: object, *, aside: bool = False
+) -> int:
+    """Write a result whose main product went to ``place``; on standard output nothing may follow that.
+
+    ``aside``: what was done must be said all the same, on standard error.
+    """
+    if place is None or isinstance(place, str):
+        return emit(result, render, as_json)
+    if not aside:
+        return result.exit_code
+    sys.stdout.flush()
+    with redirect_stdout(sys.stderr):
+        return emit(result, render, as_json)
 
 
 def note(text: str) -> None:

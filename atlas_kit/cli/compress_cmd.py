@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +15,7 @@ from atlas_kit.cli._options import (
     json_option,
     keys_options,
     output_option,
+    place_of,
 )
 
 if TYPE_CHECKING:
@@ -67,10 +67,10 @@ def command(file: str, output: str, as_json: bool, keys: Any, **options: Any) ->
         quantize=options["quantize"],
         force=options["force"],
     )
-    target: Any = sys.stdout.buffer if output == "-" else output
+    target = place_of(output)
     with _render.progress() as progress:
         result = compress_file(given(file), target, how, keys, progress)
-    return _render.emit_beside(result, _text, as_json, output)
+    return _render.emit_beside(result, _text, as_json, target)
 
 
 def _text(result: Compressed) -> Iterator[_render.Block]:

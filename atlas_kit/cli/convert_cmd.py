@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +16,7 @@ from atlas_kit.cli._options import (
     given,
     json_option,
     keys_options,
+    place_of,
     read_keys,
 )
 
@@ -89,10 +89,10 @@ def command(src: str, dst: str, as_json: bool, keys: Any, chosen: Any, **options
         settings=chosen.over if chosen else None,
         memory=options["memory"],
     )
-    output: Any = sys.stdout.buffer if dst == "-" else dst
+    output = place_of(dst)
     with _render.progress() as progress:
         result = convert_file(given(src), output, how, keys, progress)
-    return _render.emit_beside(result, _text, as_json, dst)
+    return _render.emit_beside(result, _text, as_json, output)
 
 
 def _text(result: Converted) -> Iterator[_render.Block]:

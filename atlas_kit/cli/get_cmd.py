@@ -13,6 +13,7 @@ from atlas_kit.cli._options import (
     command_,
     force_option,
     given,
+    is_standard_output,
     json_option,
     keys_options,
     output_option,
@@ -63,7 +64,7 @@ def _write(chunks: Any, output: str | None, force: bool, inputs: list[Any]) -> N
     from atlas_kit.operations.outputs import output_file
     from atlas_kit.storage.given import check_output
 
-    if output is None or output == "-":
+    if output is None or is_standard_output(output):
         sys.stdout.flush()
         for chunk in chunks:
             sys.stdout.buffer.write(chunk)

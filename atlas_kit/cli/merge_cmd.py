@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +15,7 @@ from atlas_kit.cli._options import (
     json_option,
     keys_options,
     output_option,
+    place_of,
 )
 
 if TYPE_CHECKING:
@@ -59,12 +59,12 @@ def command(
         raise click.UsageError("give at least two files to merge")
     if files.count("-") > 1:
         raise click.UsageError("standard input can be only one of the files")
-    target: Any = sys.stdout.buffer if output == "-" else output
+    target = place_of(output)
     version = int(to[-1]) if to else None
     result = merge_files(
         [given(file) for file in files], target, prefer=prefer, version=version, force=force, keys=keys
     )
-    return _render.emit_beside(result, _text, as_json, output)
+    return _render.emit_beside(result, _text, as_json, target)
 
 
 def _text(result: Merged) -> Iterator[_render.Block]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +15,7 @@ from atlas_kit.cli._options import (
     json_option,
     keys_options,
     output_option,
+    place_of,
 )
 
 if TYPE_CHECKING:
@@ -66,10 +66,10 @@ def command(
     from atlas_kit.operations.repair import RepairOptions, repair_file
 
     how = RepairOptions(dry_run, force, int(to[-1]) if to else None, drop_damaged)
-    target: Any = sys.stdout.buffer if output == "-" else output
+    target = place_of(output)
     with _render.progress() as progress:
         result = repair_file(given(file), target, how, keys, progress)
-    return _render.emit_beside(result, _text, as_json, "" if dry_run else output or "")
+    return _render.emit_beside(result, _text, as_json, None if dry_run else target, aside=True)
 
 
 def _text(result: Repaired) -> Iterator[_render.Block]:

@@ -23,31 +23,31 @@ def _settings_options(function: Any) -> Any:
 
 
 def _option(row: Row) -> Any:
+    """Return the option of a setting; it stays None where nobody gives it."""
     kind: Any = click.Choice(row.choices) if row.choices else row.kind
-    if row.kind is bool:
-        long = [flag for flag in row.flags if flag.startswith("--")]
-        declared = f"{long[0]}/{row.off[0]}" if row.off else long[0]
-        default = (
-            f"  [default: {'on' if row.default else 'off'}]" if row.off and row.default is not None else ""
-        )
-        return click.option(declared, row.name, default=None, help=row.help + default, is_flag=True)
-    stated = row.default not in (None, "", ()) and "[default" not in row.help
-    help_text = row.help + (f"  [default: {row.default}]" if stated else "")
-    return click.option(
-        *row.flags,
-        row.name,
-        type=kind,
-        default=None,
-        multiple=row.many,
-        metavar=row.metavar or None,
-        help=help_text,
+    names = [_dashed(word) for word in row.words]
+    default = "on" if row.default is True else "off" if row.default is False else row.default
+    stated = (
+        default not in (None, "", ()) and "[default" not in row.help and (row.kind is not bool or row.off)
     )
+    text = row.help + (f"  [default: {default}]" if stated else "")
+    if row.kind is bool:
+        switch = f"{names[0]}/{_dashed(row.off[0])}" if row.off else names[0]
+        return click.option(switch, row.name, default=None, help=text, is_flag=True)
+    return click.option(
+        *names, row.name, type=kind, default=None, multiple=row.many, metavar=row.metavar or None, help=text
+    )
+
+
+def _dashed(word: str) -> str:
+    """Return a setting's name as an option; llama-server has short ones of several letters, such as ``-ngl``."""
+    return f"-{word}" if len(word) <= 3 and "-" not in word else f"--{word}"
 
 
 @command_(
     "serve",
     """\
-Serve a model over HTTP, as OpenAI's API has it, with a memory that outlives a restart.
+Serve a model over HTTP, with a memory that outlives a restart.
 
 Clients of OpenAI's API work with it unchanged. --atlas puts a memory beside every conversation; a request that names a
 session ("atlas": {"session_id": "anna"}) goes on with that one. With --atlas-memory-persist, all requests without a

@@ -45,6 +45,8 @@ PAGE = 1 << 12
 DOWNLOAD = 1 << 25
 #: Regions that are named in one picture of the map: the widest.
 LABELS = 48
+#: Backups that are offered: the newest.
+BACKUPS = 8
 Answer = tuple[dict[str, Any], list[bytes]]
 
 
@@ -61,10 +63,18 @@ class Explorer:
         What is known of it.
     problem
         Why it can be shown only in part, or not at all; else None.
+
+    Parameters
+    ----------
+    moves
+        Whether a message may have it show a backup of the file instead. A server that has to say which files may be
+        seen does not want that.
     """
 
-    def __init__(self, path: StrPath, passphrase: str | bytes | None = None) -> None:
+    def __init__(self, path: StrPath, passphrase: str | bytes | None = None, *, moves: bool = False) -> None:
         self.path = os.fspath(path)
+        self._home = self.path
+        self._moves = moves
         self._lock = threading.RLock()
         self._closed = False
         self._check: _Check | None = None
@@ -138,6 +148,7 @@ class Explorer:
             "name": printable(os.path.basename(self.path)), "path": printable(self.path), "kind": contents.kind,
             "title": contents.title, "size": size, "locked": contents.locked,
             "problem": None if self.problem is None else _error(self.problem),
+            "backup_of": None if self.path == self._home else os.path.basename(self._home),
             "facts": [[label, printable(value)] for label, value in facts],
             "tables": {name: table.to_json() for name, table in contents.tables.items()},
         }  # fmt: skip
@@ -351,6 +362,25 @@ class Explorer:
         self._require_open()
         self._check = None
         self._open(getattr(self.contents, "passphrase", None))
+        return self._op_summary()
+
+    def _op_backups(self) -> dict[str, Any]:
+        """Return the names of the file's newest backups."""
+        return {"names": self._backups()[:BACKUPS]}
+
+    def _backups(self) -> list[str]:
+        from atlas_kit.persistence.backups import backup_names
+
+        return [name for name in backup_names(self._home) if name == printable(name)]
+
+    def _op_open_backup(self, name: str) -> dict[str, Any]:
+        """Show a backup of the file from now on, or by its name the file itself again."""
+        self._require_open()
+        if not self._moves or name not in (os.path.basename(self._home), *self._backups()):
+            raise InvalidParamError("this is not a backup that can be shown here", path=self.path)
+        path = os.path.join(os.path.dirname(self._home), name)
+        self._take(open_contents(path, getattr(self.contents, "passphrase", None), tolerant=True))
+        self.path, self._check = path, None
         return self._op_summary()
 
     def _op_validate(self, start: bool = True) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -61,6 +61,16 @@ class ModelInfo:
     recurrent: bool = False
     hybrid: bool = False
     chat_template: str | None = None
+
+
+class InfillTokens(NamedTuple):
+    """The tokens of a vocabulary around a text with a gap: before, behind and in it; of repository and file names."""
+
+    pre: int
+    suf: int
+    mid: int
+    rep: int | None = None
+    sep: int | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +140,14 @@ class Engine(Protocol):
 
     def is_end(self, token: int) -> bool:
         """Tell whether a token ends an answer."""
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The tokens that end an answer."""
+
+    @property
+    def infill_tokens(self) -> InfillTokens | None:
+        """The tokens around what is to be filled in; None where the vocabulary lacks them."""
 
     def decode(self, feeds: Sequence[Feed], *, hidden: bool = False) -> list[Outputs]:
         """Decode at most ``n_batch`` tokens; one ``Outputs`` for each feed, in their order.

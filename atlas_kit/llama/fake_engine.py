@@ -7,14 +7,14 @@ those before it, so that equal contexts have equal states: enough for a memory t
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.llama.engine import DecodeError, Feed, ModelInfo, Outputs, check_feeds, encoded
+from atlas_kit.llama.engine import DecodeError, Feed, InfillTokens, ModelInfo, Outputs, check_feeds, encoded
 from atlas_kit.llama.output_matrix import OutputRows
-from atlas_kit.llama.sampling import Floats, Sampling
+from atlas_kit.llama.sampling import COLD, ORDER, Floats, Sampling
 
 END = 256
 
@@ -75,6 +75,16 @@ class FakeEngine:
     def is_end(self, token: int) -> bool:
         """Tell whether a token is the end token."""
         return token == END
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The end token."""
+        return (END,)
+
+    @property
+    def infill_tokens(self) -> InfillTokens | None:
+        """Three control characters."""
+        return InfillTokens(1, 2, 3)
 
     def _state(self, tokens: Sequence[int]) -> Floats:
         """State after the last of some tokens: the last four, each half as strong as the next."""
@@ -158,21 +168,102 @@ class FakeEngine:
         self.close()
 
 
+#: Settings of samplers that are not imitated here, with the values that switch them off.
+_OFF = {"dry_multiplier": 0, "xtc_probability": 0, "mirostat": 0, "dynatemp_range": 0, "typical_p": 1}
+
+
+_DEFAULTS = Sampling()
+
+
 class FakeSampler:
-    """Chooses by temperature and seed; grammars are refused."""
+    """Chooses by bias, penalties, the cuts of ``top_k`` and the like, temperature and seed; the rest is refused.
+
+    What is as it is by default cuts nothing: every byte stays possible.
+    """
 
     def __init__(self, sampling: Sampling) -> None:
         if sampling.grammar is not None or sampling.json_schema is not None:
             raise InvalidParamError("the fake engine cannot follow a grammar", key="grammar")
-        self._temperature = sampling.temperature
+        for name, off in _OFF.items():
+            if getattr(sampling, name) != off:
+                raise InvalidParamError(f"the fake engine has no {name}", key=name)
+        if sampling.samplers is not None and set(sampling.order) - set(ORDER):
+            raise InvalidParamError("the fake engine has no such samplers", key="samplers")
+        if unknown := [token for token in sampling.logit_bias if not 0 <= token <= END]:
+            raise InvalidParamError(f"there is no token {unknown[0]}", key="logit_bias")
+        self._s = sampling
         self._random = np.random.default_rng(sampling.short_seed)
+        self._said: list[int] = []
+        self.candidates: list[tuple[int, float]] = []
+        self._bias = np.zeros(END + 1, np.float32)
+        for token, bias in sampling.logit_bias.items():
+            self._bias[token] = bias
+        if sampling.ignore_eos:
+            self._bias[END] = -np.inf
+        if not np.isfinite(self._bias).any():
+            raise InvalidParamError("every token is forbidden by its bias", key="logit_bias")
+
+    def accept(self, tokens: Iterable[int]) -> None:
+        """Take note of tokens that stand before what is chosen."""
+        self._said += tokens
 
     def sample(self, logits: Floats, index: int | None = None) -> int:
         """Choose a token from logits (n_vocab,)."""
-        if self._temperature <= 0:
-            return int(logits.argmax())
-        noise = self._random.gumbel(size=len(logits))
-        return int((logits / self._temperature + noise).argmax())
+        left = self._punished(logits + self._bias)
+        if self._s.greedy:
+            token = int(left.argmax())
+            self.candidates = [(token, 1.0)] if self._s.tells else []
+        else:
+            for name in self._s.order:
+                left = self._cut(name, left)
+            noise = self._random.gumbel(size=len(logits))
+            token = int((left + noise).argmax())
+            if self._s.tells:
+                p = _softmax(left)
+                self.candidates = [(int(one), float(p[one])) for one in np.argsort(-p) if p[one] > 0]
+        self._said.append(token)
+        return token
+
+    def _punished(self, logits: Floats) -> Floats:
+        s = self._s
+        last = (
+            self._said[-s.repeat_last_n :] if s.repeat_last_n > 0 else self._said if s.repeat_last_n else []
+        )
+        if "penalties" not in s.order or not last:
+            return logits
+        counts = np.bincount(last, minlength=len(logits))
+        came = counts > 0
+        scaled = np.where(logits > 0, logits / s.repeat_penalty, logits * s.repeat_penalty)
+        punished: Floats = np.where(came, scaled, logits).astype(np.float32)
+        punished -= came * np.float32(s.presence_penalty) + counts * np.float32(s.frequency_penalty)
+        return punished
+
+    def _cut(self, name: str, logits: Floats) -> Floats:
+        """Apply one of the samplers: forbid what it forbids."""
+        s, keep = self._s, np.ones(len(logits), bool)
+        if name == "temperature":
+            warmer: Floats = logits / np.float32(max(s.temperature, COLD))
+            return warmer
+        if getattr(s, name, None) == getattr(_DEFAULTS, name, None):
+            return logits
+        if name == "top_k" and 0 < s.top_k < len(logits):
+            keep = logits >= np.sort(logits)[-s.top_k]
+        elif name == "min_p" and s.min_p:
+            keep = logits >= logits.max() + np.log(s.min_p)
+        elif name == "top_n_sigma" and s.top_n_sigma > 0:
+            keep = logits >= logits.max() - s.top_n_sigma * logits[np.isfinite(logits)].std()
+        elif name == "top_p" and s.top_p < 1:
+            p = _softmax(logits)
+            order = np.argsort(-p, kind="stable")
+            keep[order[1:]] = np.cumsum(p[order])[:-1] < s.top_p
+        keep[np.argsort(-logits, kind="stable")[: s.min_keep]] = True
+        return np.where(keep, logits, -np.inf).astype(np.float32)
 
     def close(self) -> None:
         """Nothing to free."""
+
+
+def _softmax(logits: Floats) -> Floats:
+    p = np.exp(logits - logits.max())
+    found: Floats = p / p.sum()
+    return found

@@ -16,7 +16,15 @@ from atlas_kit.errors import AtlasError, ClosedError, InvalidParamError, Missing
 from atlas_kit.formats.gguf import GGUFFile
 from atlas_kit.llama import waiting
 from atlas_kit.llama.blas_threads import one_blas_thread
-from atlas_kit.llama.engine import DecodeError, Feed, ModelInfo, Outputs, check_feeds, encoded
+from atlas_kit.llama.engine import (
+    DecodeError,
+    Feed,
+    InfillTokens,
+    ModelInfo,
+    Outputs,
+    check_feeds,
+    encoded,
+)
 from atlas_kit.llama.output_matrix import OutputRows, logit_scale, rows_of_model
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.settings.model_facts import model_facts
@@ -129,6 +137,7 @@ class LlamaEngine:
         self._rows: OutputRows | None = None
         self._matrix: Any = None
         self._gives_both: bool | None = None
+        self._ends: tuple[int, ...] | None = None
         self.decodes = 0
         self.lock, self.taken = threading.RLock(), set[int]()
         self._free_blas: Callable[[], None] | None = None
@@ -265,6 +274,25 @@ class LlamaEngine:
         """Tell whether a token ends an answer."""
         self._require_open()
         return bool(self._lib.api.llama_vocab_is_eog(self._vocab, token))
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The tokens that end an answer."""
+        if self._ends is None:
+            self._ends = tuple(token for token in range(self.info.n_vocab) if self.is_end(token))
+        return self._ends
+
+    @property
+    def infill_tokens(self) -> InfillTokens | None:
+        """The tokens around what is to be filled in; None where the vocabulary lacks them."""
+        self._require_open()
+        found = [
+            int(getattr(self._lib.api, f"llama_vocab_fim_{name}")(self._vocab))
+            for name in InfillTokens._fields
+        ]
+        if min(found[:3]) < 0:
+            return None
+        return InfillTokens(*found[:3], *(token if token >= 0 else None for token in found[3:]))
 
     # --- decoding ------------------------------------------------------------------------------------------
 
@@ -424,7 +452,8 @@ class LlamaEngine:
         from atlas_kit.llama.llama_sampler import LlamaSampler
 
         self._require_open()
-        return LlamaSampler(self._lib.api, self._context, self._vocab, self.info, sampling)
+        ends = self.end_tokens if sampling.ignore_eos else ()
+        return LlamaSampler(self._lib.api, self._context, self._vocab, self.info, sampling, ends)
 
     def output_rows(self) -> OutputRows:
         """Return the read-out matrix, from which logits are made."""

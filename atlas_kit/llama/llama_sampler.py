@@ -1,8 +1,7 @@
 """llama.cpp's samplers on logits that a memory may have changed.
 
-Default order as in llama.cpp: penalties, top_k, top_p, min_p, temperature, draw. ``top_p`` over a whole vocabulary
-sorts it, so ``top_k`` comes first. A grammar is asked about the chosen token first, and about the whole vocabulary
-only when it refuses: asking about all of 128k tokens costs more than the model.
+llama_chain.py makes the chain; a bias comes before it. A grammar is asked about the chosen token first, and about the
+whole vocabulary only when it refuses: asking about all of 128k tokens costs more than the model.
 """
 
 from __future__ import annotations
@@ -13,14 +12,16 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import numpy as np
 
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.engine import ModelInfo, encoded
+from atlas_kit.llama.llama_chain import Chain
 from atlas_kit.llama.sampling import Floats, Sampling
+from atlas_kit.llama.schema_grammar import schema_rules
 
 #: What a grammar may have; at 20,000 nested parentheses, or as many rules in a chain, llama.cpp's stack is used up.
 MOST_NESTED, MOST_RULES = 1000, 10_000
@@ -32,59 +33,47 @@ _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float3
 
 
 class LlamaSampler:
-    """A chain of llama.cpp's samplers; see ``Sampler``."""
+    """A chain of llama.cpp's samplers; see ``Sampler``. ``ends``: tokens that are never chosen."""
 
-    def __init__(self, api: Any, context: Any, vocab: Any, info: ModelInfo, sampling: Sampling) -> None:
+    def __init__(
+        self,
+        api: Any,
+        context: Any,
+        vocab: Any,
+        info: ModelInfo,
+        sampling: Sampling,
+        ends: Iterable[int] = (),
+    ) -> None:
         self._api, self._context = api, context
         self._all = np.zeros(info.n_vocab, _TOKEN_DATA)
         self._ids = np.arange(info.n_vocab, dtype=np.int32)
         self._one = np.zeros(1, _TOKEN_DATA)
-        self._bias = dict(sampling.logit_bias)
-        if unknown := [token for token in self._bias if not 0 <= token < info.n_vocab]:
+        bias = {**sampling.logit_bias, **dict.fromkeys(ends, float("-inf"))}
+        if unknown := [token for token in bias if not 0 <= token < info.n_vocab]:
             raise InvalidParamError(f"there is no token {unknown[0]}", key="logit_bias")
+        self._biased = np.fromiter(bias, np.int64, len(bias))
+        self._bias = np.fromiter(bias.values(), np.float32, len(bias))
+        self._tells, self._greedy = sampling.tells, sampling.greedy
+        # a temperature that follows the entropy may come so close to 0 that probabilities are no numbers any more
+        self._checked = sampling.dynatemp_range > 0
+        self.candidates: list[tuple[int, float]] = []
+        self._looks_back = sampling.looks_back
+        self._chain = Chain(api, context, vocab, info.n_vocab, sampling).make()
         self._grammar = self._make_grammar(vocab, sampling)
-        self._chain = self._make_chain(sampling)
 
-    def _make_chain(self, s: Sampling) -> Any:
-        api = self._api
-        chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
-        parts = []
-        if s.repeat_penalty != 1.0 or s.frequency_penalty or s.presence_penalty:
-            parts.append(self._penalties(s))
-        if s.temperature <= 0:
-            parts.append(api.llama_sampler_init_greedy())
-        else:
-            if s.top_k:
-                parts.append(api.llama_sampler_init_top_k(s.top_k))
-            if s.top_p < 1:
-                parts.append(api.llama_sampler_init_top_p(s.top_p, 1))
-            if s.min_p > 0:
-                parts.append(api.llama_sampler_init_min_p(s.min_p, 1))
-            parts.append(api.llama_sampler_init_temp(s.temperature))
-            seed = s.short_seed
-            parts.append(api.llama_sampler_init_dist(secrets.randbits(32) if seed is None else seed))
-        for part in parts:
-            api.llama_sampler_chain_add(chain, part)
-        return chain
-
-    def _penalties(self, s: Sampling) -> Any:
-        make = self._api.llama_sampler_init_penalties
-        last = s.repeat_last_n if s.repeat_last_n >= 0 else self._api.llama_n_ctx(self._context)
-        size = (
-            (len(self._all),) if len(make.argtypes) == 5 else ()
-        )  # llama-cpp-python 0.3.36 also wants n_vocab
-        return make(*size, last, s.repeat_penalty, s.frequency_penalty, s.presence_penalty)
+    def accept(self, tokens: Iterable[int]) -> None:
+        """Take note of tokens that stand before what is chosen, for the penalties."""
+        count = self._looks_back
+        if not count:
+            return
+        known = list(tokens)
+        for token in known if count < 0 else known[-count:]:
+            self._api.llama_sampler_accept(self._chain, token)
 
     def _make_grammar(self, vocab: Any, s: Sampling) -> Any:
         text, key = s.grammar, "grammar"
         if (schema := s.schema_text) is not None:
-            key = "json_schema"
-            try:
-                from llama_cpp.llama_grammar import json_schema_to_gbnf
-
-                text = json_schema_to_gbnf(schema)
-            except Exception as error:  # the converter raises whatever it stumbles over
-                raise InvalidParamError(f"this schema cannot become a grammar: {error}", key=key) from error
+            text, key = schema_rules(schema), "json_schema"
         if text is None:
             return None
         text_bytes = encoded(text)
@@ -100,7 +89,11 @@ class LlamaSampler:
 
     def sample(self, logits: Floats, index: int | None = None) -> int:
         """Choose a token from logits (n_vocab,), and accept it."""
-        if index is not None and self._grammar is None and not self._bias:
+        if (
+            index is not None
+            and self._grammar is None
+            and not (len(self._bias) or self._tells or self._checked)
+        ):
             return int(self._api.llama_sampler_sample(self._chain, self._context, index))
         token = self._choose(logits, constrained=False)
         if self._grammar is not None:
@@ -114,21 +107,39 @@ class LlamaSampler:
 
     def _choose(self, logits: Floats, *, constrained: bool) -> int:
         self._all["id"], self._all["logit"] = self._ids, logits
-        for token, bias in self._bias.items():
-            self._all["logit"][token] += bias
+        if len(self._bias):
+            self._all["logit"][self._biased] += self._bias
         if constrained:
             self._apply(self._grammar, self._all)
-            if not np.isfinite(self._all["logit"]).any():
+        if (constrained or len(self._bias)) and not np.isfinite(self._all["logit"]).any():
+            if self._grammar is not None:
                 raise InvalidParamError("no token can follow what the grammar allows", key="grammar")
-        chosen = self._apply(self._chain, self._all)
+            raise InvalidParamError("every token is forbidden by its bias", key="logit_bias")
+        chosen, left = self._apply(self._chain, self._all)
+        if not 0 <= chosen < left:  # a distribution that is none, such as one of logits that are no numbers
+            raise InvalidParamError("these samplers leave no token to choose", key="samplers")
+        if self._checked and np.isnan(self._all["p"][chosen]):
+            chosen, self._all["p"][:left] = 0, [1.0] + [0.0] * (left - 1)  # they are sorted by then
+        if self._tells:
+            self.candidates = self._left(chosen, left)
         return int(self._all["id"][chosen])
 
-    def _apply(self, sampler: Any, data: Any) -> int:
+    def _left(self, chosen: int, left: int) -> list[tuple[int, float]]:
+        """Return the tokens that the chain left, with the probabilities that it drew from."""
+        if self._greedy:
+            return [(int(self._all["id"][chosen]), 1.0)]
+        rows = self._all[:left]
+        rows = rows[rows["p"] > 0]
+        rows = rows[np.argsort(-rows["p"], kind="stable")]
+        return list(zip(rows["id"].tolist(), rows["p"].tolist(), strict=True))
+
+    def _apply(self, sampler: Any, data: Any) -> tuple[int, int]:
+        """Apply a sampler in place; return the place that it selected and how many candidates it left."""
         api = self._api
         pointer = data.ctypes.data_as(ctypes.POINTER(api.llama_token_data))
         array = api.llama_token_data_array(data=pointer, size=len(data), selected=-1, sorted=False)
         api.llama_sampler_apply(sampler, ctypes.byref(array))
-        return int(array.selected)
+        return int(array.selected), int(array.size)
 
     def close(self) -> None:
         """Free it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import signal
 import threading
@@ -26,6 +27,7 @@ from atlas_kit.llama.engine import Engine, Feed, Outputs
 from atlas_kit.llama.loading import open_engine
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.steps import (
+    Expected,
     Fed,
     Finish,
     Listener,
@@ -150,6 +152,7 @@ class AtlasSession:
         self._owed: list[int] = []  # tokens that the memory knows and the context lacks
         self._said: Token | None = None  # generated, and waiting for its decode
         self._listen: Listener | None = None
+        self._expected: Expected | None = None
         #: Looks at each step of the memory before the next one, on the thread that reads.
         self.observer: Observer | None = None
         #: Tokens that are decoded at a time; a pool or a scheduler makes it smaller.
@@ -217,14 +220,16 @@ class AtlasSession:
         score: bool = True,
         told: Callable[[Array], None] | None = None,
         listen: Listener | None = None,
+        expected: Expected | None = None,
     ) -> Work[None]:
         """Read tokens in steps.
 
         ``told`` gets the log-probabilities (n, 2) of those that could be scored. ``listen`` gets what a memory would:
-        hidden (n, n_embd), logits (n, n_vocab), the tokens (n,) and those that followed (n,).
+        hidden (n, n_embd), logits (n, n_vocab), the tokens (n,) and those that followed (n,). ``expected`` gets, for
+        each token that could be scored, its number and the log-probabilities (n_vocab,) of all that could have come.
         """
         yield from self.catching_up()
-        at, self._listen = 0, listen
+        at, self._listen, self._expected = 0, listen, expected
         remembers = self.memory is not None or listen is not None
         try:
             while at < len(tokens):
@@ -247,7 +252,7 @@ class AtlasSession:
                 if told is not None and len(logprob):
                     told(logprob)
         finally:
-            self._listen = None
+            self._listen = self._expected = None
 
     def _decoded(self, tokens: list[int], outputs: int, *, hidden: bool | None = None) -> Work[Outputs]:
         """Append tokens to the context; ``hidden``: with their states, where None asks whether anybody needs them."""
@@ -281,7 +286,7 @@ class AtlasSession:
             self._listen(hidden[:-1], outputs.logits[:-1], np.asarray(part[:-1], np.int64), following)
             found.append(np.empty((0, 2)))
         elif self.memory is None:
-            found.append(scores(outputs.logits[:-1], following))
+            found.append(self._scored(outputs.logits[:-1], following))
         else:
             assert hidden is not None
             found.append(self._learn_rows(hidden, outputs.logits, np.asarray(part), following))
@@ -306,8 +311,18 @@ class AtlasSession:
         """Return the log-probabilities (n, 2) of tokens that came, and tell who looks on."""
         if self.observer is not None:
             self.observer(reading, tokens, p)
+        if self._expected is not None:
+            for row, token in enumerate(tokens):
+                self._expected(int(token), reading.log_probabilities(row))
         both: Array = np.stack((p[:, 0], reading.blended(p)), axis=-1)
         return np.asarray(np.log(np.maximum(both, 1e-300)))
+
+    def _scored(self, logits: Array, tokens: Array) -> Array:
+        """Return the log-probabilities (n, 2) of tokens that came without a memory, and tell who looks on."""
+        if self._expected is not None:
+            for row, token in enumerate(tokens):
+                self._expected(int(token), log_softmax(logits[row]))
+        return scores(logits, tokens)
 
     def _settle(self, token: int) -> Array:
         """Close the open output: this token came. Returns its log-probabilities (1, 2)."""
@@ -317,7 +332,7 @@ class AtlasSession:
             self._listen(was.hidden, was.logits, np.asarray([was.token]), np.asarray([token]))
             return np.empty((0, 2))
         if self.memory is None:
-            return scores(was.logits.reshape(1, -1), np.asarray([token]))
+            return self._scored(was.logits.reshape(1, -1), np.asarray([token]))
         reading, came = self._reading_of(was), np.asarray([token])
         learn = self.memory.learn if self.learns else self.memory.watch
         return self._learned(reading, came, learn(reading, came))
@@ -581,6 +596,8 @@ class AtlasSession:
             logp = reading.log_probabilities()
             # on the scale of the model's own logits, which a repeat penalty multiplies
             token = sampler.sample(logp + np.float32(reading.lse[0]), None)
+        if most is not None and sampler.candidates:
+            return token, *_drawn(sampler.candidates, token, most)
         return token, float(logp[token]), likeliest(logp, most or 0)
 
     def _advance(self, said: Token) -> Generator[Step, Outputs, None]:
@@ -815,6 +832,14 @@ class AtlasSession:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _drawn(
+    candidates: Sequence[tuple[int, float]], token: int, most: int
+) -> tuple[float, tuple[tuple[int, float], ...]]:
+    """Return the logarithms of the probabilities that a token was drawn with, and the likeliest."""
+    chances = dict(candidates)
+    return math.log(chances.get(token, 1e-45)), tuple((one, math.log(p)) for one, p in candidates[:most])
 
 
 def _ratio(count: int, seconds: float) -> float | None:

@@ -49,6 +49,8 @@ class Step:
 Listener = Callable[[Array, Array, Array, Array], None]
 #: Is given what was expected, the tokens that came (n,), and what each gave to them: ``probabilities_of`` (n, 3).
 Observer = Callable[[Reading, Array, Array], None]
+#: Is given a token that came, and the log-probabilities (n_vocab,) of all that could have come in its place.
+Expected = Callable[[int, Array], None]
 #: A piece of work in steps: yields what to decode, is sent what came out.
 Work = Generator[Step, Outputs, T]
 

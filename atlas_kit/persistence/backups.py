@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import AtlasError, TruncatedError
@@ -22,10 +22,16 @@ from atlas_kit.storage.given import StrPath, open_source
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source, access_error
 
+if TYPE_CHECKING:
+    from atlas_kit.formats.atlas import MemoryFile
+
 
 @dataclass
 class Backup:
-    """One backup: its time is in its name, or else the file's own."""
+    """One backup: its time is in its name, or else the file's own.
+
+    ``accepted``: whether it is whole, and is what ``list_backups`` was asked to look for.
+    """
 
     path: str
     size: int
@@ -33,6 +39,7 @@ class Backup:
     ok: bool
     entries: int | None
     problem: str = ""
+    accepted: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Return the backup as JSON-ready data."""
@@ -61,53 +68,64 @@ class Backups:
                 "backups": backups}  # fmt: skip
 
 
-def list_backups(path: StrPath, keys: Keys | None = None) -> Backups:
+def list_backups(
+    path: StrPath, keys: Keys | None = None, *, accept: Callable[[MemoryFile], object] | None = None
+) -> Backups:
     """List the backups of a memory file or a model, which need not exist any more; ask for a passphrase if need be.
+
+    Each is opened once. ``accept`` is called with a memory file that is whole, and raises ``AtlasError`` for one that
+    does not do.
 
     Raises
     ------
     FileAccessError
         The folder cannot be read.
     """
-    target = Path(path)
-    stem, suffix = _stem_and_suffix(target)
-    pattern = re.compile(rf"{re.escape(stem)}(?:_(?P<time>\d[\dT_\-]*))?{re.escape(suffix)}", re.DOTALL)
     result = Backups(os.fsdecode(path), os.path.lexists(path), interrupted=is_interrupted_edit(path))
-    try:
-        names = os.listdir(target.parent)
-    except OSError as error:
-        raise access_error(error, target.parent) from error
-    for name in sorted(names):  # the first one that is encrypted is asked about
-        match = pattern.fullmatch(name)
-        plain = name == f"{target.name}.bak"
-        if match or plain:
-            stamp = match["time"] if match else None
-            result.backups.append(_describe(target.parent / name, stamp, Keys() if keys is None else keys))
+    keys = Keys() if keys is None else keys
+    for place, stamp in sorted(_places(path)):  # the first one that is encrypted is asked about
+        result.backups.append(_describe(place, stamp, keys, accept))
     result.backups.sort(key=lambda backup: (-backup.time, backup.path))
     return result
 
 
-def newest_good(
-    path: StrPath, keys: Keys | None = None, *, accept: Callable[[str], object] | None = None
-) -> tuple[int, Backup] | None:
-    """Return the newest backup that is whole, with its number in ``list_backups`` from 1; None where none is.
-
-    ``accept`` is called with a backup's path, and raises ``AtlasError`` for one that does not do.
+def backup_names(path: StrPath) -> list[str]:
+    """Return the names of a file's backups, which lie beside it, the newest first; whether they are whole is not said.
 
     Raises
     ------
     FileAccessError
         The folder cannot be read.
     """
-    for number, backup in enumerate(list_backups(path, keys).backups, 1):
-        if backup.ok:
-            try:
-                if accept is not None:
-                    accept(backup.path)
-            except AtlasError:
-                continue
-            return number, backup
-    return None
+    found = []
+    for place, stamp in _places(path):
+        with contextlib.suppress(OSError):  # it went away
+            when = _time_of(stamp)
+            found.append((-int(os.stat(place).st_mtime) if when is None else -when, place.name))
+    return [name for _, name in sorted(found)]
+
+
+def _places(path: StrPath) -> list[tuple[Path, str]]:
+    """Return where the backups of a file are, each with the time in its name, which may be empty."""
+    target = Path(path)
+    stem, suffix = _stem_and_suffix(target)
+    pattern = re.compile(rf"{re.escape(stem)}(?:_(?P<time>\d[\dT_\-]*))?{re.escape(suffix)}", re.DOTALL)
+    try:
+        names = os.listdir(target.parent)
+    except OSError as error:
+        raise access_error(error, target.parent) from error
+    found = []
+    for name in names:
+        match = pattern.fullmatch(name)
+        if match or name == f"{target.name}.bak":
+            found.append((target.parent / name, (match["time"] if match else None) or ""))
+    return found
+
+
+def newest_good(listed: Backups) -> tuple[int, Backup] | None:
+    """Return the newest backup that is whole and was accepted, with its number from 1; None where none is."""
+    good = ((number, backup) for number, backup in enumerate(listed.backups, 1) if backup.accepted)
+    return next(good, None)
 
 
 def _stem_and_suffix(target: Path) -> tuple[str, str]:
@@ -125,31 +143,39 @@ def is_interrupted_edit(path: StrPath) -> bool:
     return os.path.isfile(path) and is_interrupted(path)
 
 
-def _describe(path: Path, stamp: str | None, keys: Keys) -> Backup:
+def _describe(path: Path, stamp: str, keys: Keys, accept: Callable[[MemoryFile], object] | None) -> Backup:
     when = _time_of(stamp)
     try:
         info = os.stat(path)
     except OSError as error:
-        return Backup(str(path), 0, when or 0, False, None, str(access_error(error, path)))
+        return Backup(str(path), 0, when or 0, False, None, str(access_error(error, path)), accepted=False)
     backup = Backup(str(path), info.st_size, int(info.st_mtime) if when is None else when, True, None)
     try:
         with open_source(path) as source:
-            backup.entries = (
-                _count_model(source) if detect(source) == "gguf" else _count_entries(source, keys)
-            )
+            _look_into(source, keys, backup, accept)
     except AtlasError as error:
-        backup.ok, backup.problem = False, error.message
+        backup.ok, backup.accepted, backup.problem = False, False, error.message
     return backup
 
 
-def _count_entries(source: Source, keys: Keys) -> int:
-    """Return the number of entries of a memory file, each of which is verified."""
+def _look_into(
+    source: Source, keys: Keys, backup: Backup, accept: Callable[[MemoryFile], object] | None
+) -> None:
+    """Verify all of a backup, count what it holds, and see whether it does."""
+    if detect(source) == "gguf":
+        backup.entries, backup.accepted = _count_model(source), accept is None
+        return
     from atlas_kit.formats.opening import open_memory
 
     with open_memory(source, keys) as memory:
         for entry in memory.entries():
             entry.verify()
-        return len(memory)
+        backup.entries = len(memory)
+        if accept is not None:
+            try:
+                accept(memory)
+            except AtlasError:
+                backup.accepted = False
 
 
 def _count_model(source: Source) -> int:
@@ -166,9 +192,9 @@ def _count_model(source: Source) -> int:
         return len(model.metadata) + len(model.tensor_infos)
 
 
-def _time_of(stamp: str | None) -> int | None:
+def _time_of(stamp: str) -> int | None:
     """Return the Unix seconds that a name's stamp says: seconds themselves, or ``20250131T120000`` (UTC)."""
-    if stamp is None:
+    if not stamp:
         return None
     digits = re.sub(r"\D", "", stamp)
     if len(digits) == 14:

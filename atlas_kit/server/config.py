@@ -1,8 +1,8 @@
 """How the server is set up: one row for each setting, from which the options, the environment and the files follow.
 
 ``--atlas-memory-file`` on the command line is ``atlas-memory-file`` (or with underscores) in a configuration file and
-``ATLAS_MEMORY_FILE`` in the environment. Where llama-server has an option of the same meaning, its spellings and its
-variable (``LLAMA_ARG_...``) work, too.
+``ATLAS_MEMORY_FILE`` in the environment; rows hold the names without the dashes. Where llama-server has an option of
+the same meaning, its spellings and its variable (``LLAMA_ARG_...``) work, too.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from atlas_kit.settings.atlas_settings import AtlasSettings
 
 @dataclass(frozen=True)
 class Row:
-    """One setting: its name, options, default, range and what it means in one line."""
+    """One setting: its name, its other names, default, range and what it means in one line; ``off`` switch it off."""
 
     name: str
-    flags: tuple[str, ...]
+    words: tuple[str, ...]
     default: Any
     kind: type
     help: str
@@ -90,8 +90,15 @@ def _as_bool(value: Any) -> bool:
     raise ValueError(text)
 
 
-def _row(default: Any, kind: type, help: str, *flags: str, **more: Any) -> Any:
-    return field(default=default, metadata={"kind": kind, "help": help, "flags": flags, **more})
+def _row(default: Any, kind: type, help: str, *words: str, **more: Any) -> Any:
+    return field(default=default, metadata={"kind": kind, "help": help, "words": words, **more})
+
+
+#: Settings that have the names of ``Sampling``.
+SAMPLING = (
+    "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n", "presence_penalty",
+    "frequency_penalty", "seed",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -108,8 +115,8 @@ class ServerConfig:
         "",
         str,
         "The GGUF model.",
-        "-m",
-        "--model",
+        "m",
+        "model",
         metavar="FILE",
         variables=("LLAMA_ARG_MODEL",),
         group="Model",
@@ -118,8 +125,8 @@ class ServerConfig:
         None,
         str,
         "What the model is called in answers.  [default: its file's name]",
-        "-a",
-        "--alias",
+        "a",
+        "alias",
         metavar="NAME",
         variables=("LLAMA_ARG_ALIAS",),
         group="Model",
@@ -128,9 +135,9 @@ class ServerConfig:
         0,
         int,
         "Tokens of context, all slots together; 0: as trained, at most 4096 for each.",
-        "-c",
-        "--ctx-size",
-        "--n-ctx",
+        "c",
+        "ctx-size",
+        "n-ctx",
         metavar="N",
         least=0,
         most=1 << 24,
@@ -141,8 +148,8 @@ class ServerConfig:
         4,
         int,
         "Slots: requests that are answered at the same time.",
-        "-np",
-        "--parallel",
+        "np",
+        "parallel",
         metavar="N",
         least=1,
         most=256,
@@ -153,8 +160,8 @@ class ServerConfig:
         None,
         int,
         "Threads.  [default: one per CPU]",
-        "-t",
-        "--threads",
+        "t",
+        "threads",
         metavar="N",
         least=1,
         most=512,
@@ -165,8 +172,8 @@ class ServerConfig:
         None,
         int,
         "Tokens that are decoded at a time.",
-        "-b",
-        "--batch-size",
+        "b",
+        "batch-size",
         metavar="N",
         least=1,
         most=1 << 16,
@@ -177,9 +184,9 @@ class ServerConfig:
         0,
         int,
         "Layers that llama.cpp puts on a GPU; -1 for all.",
-        "-ngl",
-        "--gpu-layers",
-        "--n-gpu-layers",
+        "ngl",
+        "gpu-layers",
+        "n-gpu-layers",
         metavar="N",
         least=-1,
         most=1 << 16,
@@ -190,7 +197,7 @@ class ServerConfig:
         None,
         str,
         "A Jinja chat template instead of the model's own.",
-        "--chat-template",
+        "chat-template",
         metavar="JINJA",
         variables=("LLAMA_ARG_CHAT_TEMPLATE",),
         group="Model",
@@ -199,7 +206,7 @@ class ServerConfig:
         None,
         str,
         "The same, from a file.",
-        "--chat-template-file",
+        "chat-template-file",
         metavar="FILE",
         variables=("LLAMA_ARG_CHAT_TEMPLATE_FILE",),
         group="Model",
@@ -208,18 +215,75 @@ class ServerConfig:
         True,
         bool,
         "Accepted for llama-server's sake: templates are always Jinja.",
-        "--jinja",
-        off=("--no-jinja",),
+        "jinja",
+        off=("no-jinja",),
         variables=("LLAMA_ARG_JINJA",),
+        group="Model",
+    )
+    context_shift: bool = _row(
+        False,
+        bool,
+        "Let answers without a memory outgrow the context: its older half is dropped.",
+        "context-shift",
+        off=("no-context-shift",),
+        variables=("LLAMA_ARG_CONTEXT_SHIFT",),
+        group="Model",
+    )
+    slot_save_path: str | None = _row(
+        None,
+        str,
+        "The folder in which /slots saves contexts; without one, it saves none.",
+        "slot-save-path",
+        metavar="DIR",
+        variables=("ATLAS_SLOT_SAVE_PATH",),
+        group="Model",
+    )
+    tags: str | None = _row(
+        None,
+        str,
+        "Words about the model for /v1/models, with commas.",
+        "tags",
+        metavar="WORDS",
+        variables=("LLAMA_ARG_TAGS",),
+        group="Model",
+    )
+    n_ubatch: int | None = _row(
+        None,
+        int,
+        "Accepted for llama-server's sake: the batch size decides.",
+        "ub",
+        "ubatch-size",
+        metavar="N",
+        least=1,
+        most=1 << 16,
+        variables=("LLAMA_ARG_UBATCH",),
+        group="Model",
+    )
+    cont_batching: bool = _row(
+        True,
+        bool,
+        "Accepted for llama-server's sake: requests are always batched as they come.",
+        "cont-batching",
+        off=("no-cont-batching",),
+        variables=("LLAMA_ARG_CONT_BATCHING",),
+        group="Model",
+    )
+    kv_unified: bool = _row(
+        False,
+        bool,
+        "Accepted for llama-server's sake: every slot has a context of its own.",
+        "kv-unified",
+        off=("no-kv-unified",),
+        variables=("LLAMA_ARG_KV_UNIFIED",),
         group="Model",
     )
     n_predict: int = _row(
         -1,
         int,
         "Tokens of an answer where a request does not say; -1: until the model ends.",
-        "-n",
-        "--n-predict",
-        "--predict",
+        "n",
+        "n-predict",
+        "predict",
         metavar="N",
         least=-1,
         most=1 << 24,
@@ -227,11 +291,113 @@ class ServerConfig:
         group="Model",
     )
 
+    temperature: float = _row(
+        0.8,
+        float,
+        "Temperature of requests that do not say.",
+        "temp",
+        "temperature",
+        metavar="X",
+        least=0,
+        most=100,
+        variables=("LLAMA_ARG_TEMP",),
+        group="Sampling",
+    )
+    top_k: int = _row(
+        40,
+        int,
+        "The same for top_k; 0: all tokens.",
+        "top-k",
+        metavar="N",
+        least=0,
+        most=1 << 24,
+        variables=("LLAMA_ARG_TOP_K",),
+        group="Sampling",
+    )
+    top_p: float = _row(
+        0.95,
+        float,
+        "The same for top_p.",
+        "top-p",
+        metavar="X",
+        least=0,
+        most=1,
+        variables=("ATLAS_TOP_P",),
+        group="Sampling",
+    )
+    min_p: float = _row(
+        0.05,
+        float,
+        "The same for min_p.",
+        "min-p",
+        metavar="X",
+        least=0,
+        most=1,
+        variables=("ATLAS_MIN_P",),
+        group="Sampling",
+    )
+    repeat_penalty: float = _row(
+        1.0,
+        float,
+        "The same for repeat_penalty; 1: none.",
+        "repeat-penalty",
+        metavar="X",
+        least=0.01,
+        most=100,
+        variables=("ATLAS_REPEAT_PENALTY",),
+        group="Sampling",
+    )
+    repeat_last_n: int = _row(
+        64,
+        int,
+        "The same for repeat_last_n; -1: the whole context.",
+        "repeat-last-n",
+        metavar="N",
+        least=-1,
+        most=1 << 20,
+        variables=("ATLAS_REPEAT_LAST_N",),
+        group="Sampling",
+    )
+    presence_penalty: float = _row(
+        0.0,
+        float,
+        "The same for presence_penalty.",
+        "presence-penalty",
+        metavar="X",
+        least=-100,
+        most=100,
+        variables=("ATLAS_PRESENCE_PENALTY",),
+        group="Sampling",
+    )
+    frequency_penalty: float = _row(
+        0.0,
+        float,
+        "The same for frequency_penalty.",
+        "frequency-penalty",
+        metavar="X",
+        least=-100,
+        most=100,
+        variables=("ATLAS_FREQUENCY_PENALTY",),
+        group="Sampling",
+    )
+    seed: int = _row(
+        -1,
+        int,
+        "Seed of requests that name none; -1 draws one.",
+        "s",
+        "seed",
+        metavar="N",
+        least=-(1 << 63),
+        most=(1 << 63) - 1,
+        variables=("ATLAS_SEED",),
+        group="Sampling",
+    )
+
     host: str = _row(
         "127.0.0.1",
         str,
         "Address to listen at.",
-        "--host",
+        "host",
         metavar="ADDRESS",
         variables=("LLAMA_ARG_HOST",),
         group="Network",
@@ -240,7 +406,7 @@ class ServerConfig:
         8080,
         int,
         "Port; 0 takes a free one.",
-        "--port",
+        "port",
         metavar="N",
         least=0,
         most=65535,
@@ -251,7 +417,7 @@ class ServerConfig:
         (),
         str,
         "A key that requests must carry; may be repeated, or hold several with commas.",
-        "--api-key",
+        "api-key",
         metavar="KEY",
         many=True,
         variables=("LLAMA_API_KEY",),
@@ -261,7 +427,7 @@ class ServerConfig:
         None,
         str,
         "A file of keys, one a line.",
-        "--api-key-file",
+        "api-key-file",
         metavar="FILE",
         variables=("LLAMA_ARG_API_KEY_FILE",),
         group="Network",
@@ -270,7 +436,7 @@ class ServerConfig:
         (),
         str,
         "A web origin that may ask from a browser, or *; may be repeated.",
-        "--cors-origin",
+        "cors-origin",
         metavar="ORIGIN",
         many=True,
         variables=("ATLAS_CORS_ORIGIN",),
@@ -280,7 +446,7 @@ class ServerConfig:
         64 << 20,
         int,
         "Bytes of a request at most.",
-        "--max-body",
+        "max-body",
         metavar="BYTES",
         least=1024,
         most=1 << 34,
@@ -291,7 +457,7 @@ class ServerConfig:
         256,
         int,
         "Requests that may wait; more are told to try again.",
-        "--max-queue",
+        "max-queue",
         metavar="N",
         least=0,
         most=1 << 20,
@@ -302,7 +468,7 @@ class ServerConfig:
         10.0,
         float,
         "Seconds that running answers have at a shutdown.",
-        "--drain-seconds",
+        "drain-seconds",
         metavar="S",
         least=0,
         most=86400,
@@ -313,8 +479,8 @@ class ServerConfig:
         True,
         bool,
         "Accepted for llama-server's sake: /metrics is always there.",
-        "--metrics",
-        off=("--no-metrics",),
+        "metrics",
+        off=("no-metrics",),
         variables=("LLAMA_ARG_ENDPOINT_METRICS",),
         group="Network",
     )
@@ -322,8 +488,8 @@ class ServerConfig:
         True,
         bool,
         "Show /slots.",
-        "--slots",
-        off=("--no-slots",),
+        "slots",
+        off=("no-slots",),
         variables=("LLAMA_ARG_ENDPOINT_SLOTS",),
         group="Network",
     )
@@ -331,7 +497,7 @@ class ServerConfig:
         False,
         bool,
         "Write prompts and answers into the log, which is never done otherwise.",
-        "--log-prompts",
+        "log-prompts",
         variables=("ATLAS_LOG_PROMPTS",),
         group="Network",
     )
@@ -339,7 +505,7 @@ class ServerConfig:
         "text",
         str,
         "How the log is written: text or JSON lines.",
-        "--log-format",
+        "log-format",
         choices=("text", "json"),
         variables=("ATLAS_LOG_FORMAT",),
         group="Network",
@@ -349,8 +515,8 @@ class ServerConfig:
         False,
         bool,
         "Put a memory beside every conversation.",
-        "--atlas",
-        off=("--no-atlas",),
+        "atlas",
+        off=("no-atlas",),
         variables=("ATLAS",),
         group="Memory",
     )
@@ -358,7 +524,7 @@ class ServerConfig:
         False,
         bool,
         "The same, with the settings that `recommend` suggests.",
-        "--atlas-auto",
+        "atlas-auto",
         variables=("ATLAS_AUTO",),
         group="Memory",
     )
@@ -366,7 +532,7 @@ class ServerConfig:
         False,
         bool,
         "Keep the memory that all requests without a session share in MODEL_memory.atlas.",
-        "--atlas-memory-persist",
+        "atlas-memory-persist",
         variables=("ATLAS_MEMORY_PERSIST",),
         group="Memory",
     )
@@ -374,8 +540,8 @@ class ServerConfig:
         None,
         str,
         "Keep it in this file instead.",
-        "--atlas-memory-file",
-        "--atlas-file",
+        "atlas-memory-file",
+        "atlas-file",
         metavar="FILE",
         variables=("ATLAS_MEMORY_FILE",),
         group="Memory",
@@ -384,7 +550,7 @@ class ServerConfig:
         None,
         str,
         "The folder of memories that clients may save and load by name, and of sessions.",
-        "--atlas-memory-dir",
+        "atlas-memory-dir",
         metavar="DIR",
         variables=("ATLAS_MEMORY_DIR",),
         group="Memory",
@@ -393,7 +559,7 @@ class ServerConfig:
         300.0,
         float,
         "Seconds between two saves of what has changed.",
-        "--atlas-auto-save-interval",
+        "atlas-auto-save-interval",
         metavar="S",
         least=1,
         most=86400 * 365,
@@ -404,8 +570,8 @@ class ServerConfig:
         True,
         bool,
         "Save while running, too, not only at the end.",
-        "--atlas-auto-save",
-        off=("--atlas-no-auto-save",),
+        "atlas-auto-save",
+        off=("atlas-no-auto-save",),
         variables=("ATLAS_AUTO_SAVE",),
         group="Memory",
     )
@@ -413,8 +579,8 @@ class ServerConfig:
         False,
         bool,
         "Compress saved memories.",
-        "--atlas-memory-compress",
-        off=("--no-atlas-memory-compress",),
+        "atlas-memory-compress",
+        off=("no-atlas-memory-compress",),
         variables=("ATLAS_MEMORY_COMPRESS",),
         group="Memory",
     )
@@ -422,7 +588,7 @@ class ServerConfig:
         3,
         int,
         "Older versions of a saved memory to keep.",
-        "--atlas-memory-backup-count",
+        "atlas-memory-backup-count",
         metavar="N",
         least=0,
         most=1000,
@@ -456,8 +622,8 @@ class ServerConfig:
         True,
         bool,
         "Load the optimiser's state with a memory.",
-        "--atlas-load-optimizer",
-        off=("--atlas-no-load-optimizer",),
+        "atlas-load-optimizer",
+        off=("atlas-no-load-optimizer",),
         variables=("ATLAS_LOAD_OPTIMIZER",),
         group="Memory",
     )
@@ -465,8 +631,8 @@ class ServerConfig:
         True,
         bool,
         "Load the window with a memory.",
-        "--atlas-load-window",
-        off=("--atlas-no-load-window",),
+        "atlas-load-window",
+        off=("atlas-no-load-window",),
         variables=("ATLAS_LOAD_WINDOW",),
         group="Memory",
     )
@@ -474,8 +640,8 @@ class ServerConfig:
         None,
         int,
         "Pairs that the exact window keeps (window_size).",
-        "--atlas-window",
-        "--atlas-window-size",
+        "atlas-window",
+        "atlas-window-size",
         metavar="N",
         least=0,
         most=1 << 24,
@@ -486,8 +652,8 @@ class ServerConfig:
         None,
         str,
         "Weight of the window's prediction, or adaptive (blend_ratio).",
-        "--atlas-blend",
-        "--atlas-blend-ratio",
+        "atlas-blend",
+        "atlas-blend-ratio",
         metavar="X",
         variables=("ATLAS_BLEND",),
         group="Memory",
@@ -496,7 +662,7 @@ class ServerConfig:
         None,
         float,
         "Step size of the learned memory.",
-        "--atlas-learning-rate",
+        "atlas-learning-rate",
         metavar="X",
         least=0,
         most=100,
@@ -507,8 +673,8 @@ class ServerConfig:
         None,
         int,
         "Degree of the feature map (polynomial_degree).",
-        "--atlas-polynomial",
-        "--atlas-polynomial-degree",
+        "atlas-polynomial",
+        "atlas-polynomial-degree",
         metavar="N",
         least=1,
         most=3,
@@ -519,7 +685,7 @@ class ServerConfig:
         None,
         int,
         "Width of the memory's keys (memory_dim).",
-        "--atlas-memory-dim",
+        "atlas-memory-dim",
         metavar="N",
         least=1,
         most=4096,
@@ -530,8 +696,8 @@ class ServerConfig:
         None,
         bool,
         "Orthogonalise the steps (use_muon).",
-        "--atlas-muon",
-        off=("--no-atlas-muon",),
+        "atlas-muon",
+        off=("no-atlas-muon",),
         variables=("ATLAS_MUON",),
         group="Memory",
     )
@@ -539,7 +705,7 @@ class ServerConfig:
         "cpu",
         str,
         "Where memories compute.",
-        "--device",
+        "device",
         choices=("cpu", "cuda"),
         variables=("ATLAS_DEVICE",),
         group="Memory",
@@ -575,6 +741,12 @@ class ServerConfig:
             "use_muon": self.atlas_muon,
         }
         return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """How tokens are chosen where a request does not say: settings of ``Sampling``."""
+        found = {name: getattr(self, name) for name in SAMPLING}
+        return {**found, "seed": None if self.seed == -1 else self.seed}
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -620,7 +792,8 @@ def table() -> list[Row]:
     """Return a row for each setting."""
     if not _TABLE:
         for one in dataclasses.fields(ServerConfig):
-            _TABLE.append(Row(name=one.name, default=one.default, **one.metadata))
+            more = {"variables": (f"ATLAS_{one.name.upper()}",), **one.metadata}
+            _TABLE.append(Row(name=one.name, default=one.default, **more))
     return _TABLE
 
 
@@ -639,8 +812,8 @@ def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     document = _parsed(text, os.fspath(path))
     names: dict[str, str] = {}
     for row in table():
-        for flag in (row.name, *row.flags, *row.off):
-            names[flag.lstrip("-").replace("-", "_")] = row.name
+        for word in (row.name, *row.words, *row.off):
+            names[word.replace("-", "_")] = row.name
     found = {}
     for name, value in document.items():
         plain = name.replace("-", "_")
@@ -649,7 +822,7 @@ def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
                 f"there is no setting {name!r}", path=path, hint="Settings are named as the options are."
             )
         row = next(row for row in table() if row.name == names[plain])
-        negated = any(flag.lstrip("-").replace("-", "_") == plain for flag in row.off)
+        negated = any(word.replace("-", "_") == plain for word in row.off)
         found[row.name] = not _as_bool(value) if negated else value
     return found
 

@@ -15,7 +15,7 @@ import time
 from array import array
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from atlas_kit.errors import AtlasError, BusyError, ClosedError, InvalidParamError
 from atlas_kit.llama.parking import Parked, light_state_of, park, parked_of, state_of, unpark
@@ -70,6 +70,8 @@ class Conversation:
         The tokens that its context was read from: the context holds the end of them.
     parked
         Its inside while it is in no sequence.
+    wants
+        The number of the sequence that it shall be in next; None: any.
     slot
         Where it is else. Neither: its inside is in a file.
     learned
@@ -90,6 +92,7 @@ class Conversation:
     history: array[int] = field(default_factory=lambda: array("i"))
     parked: Parked | None = None
     slot: Slot | None = None
+    wants: int | None = None
     learned: int = 0
     requests: int = 0
     created: float = field(default_factory=time.time)
@@ -157,15 +160,30 @@ class Conversation:
         self.version += 1
 
 
+class Answered(Protocol):
+    """What was generated in a slot last, as ``generation`` has it."""
+
+    @property
+    def asked(self) -> Any:
+        """What was asked for."""
+
+    @property
+    def read_so_far(self) -> int:
+        """How many tokens of the text are read or known by now."""
+
+    outcome: Any
+
+
 @dataclass(eq=False)
 class Slot:
-    """One sequence of the engine, and whose conversation is in it."""
+    """One sequence of the engine, whose conversation is in it, and what was generated there last."""
 
     number: int
     session: AtlasSession
     conversation: Conversation | None = None
     busy: bool = False
     task: str = ""
+    last: Answered | None = None
 
 
 class Conversations:
@@ -208,6 +226,8 @@ class Conversations:
         self.slots: list[Slot] = []
         self._freed = asyncio.Condition()
         self.waiting = 0
+        #: Whether a conversation without a memory may lose the beginning of its context.
+        self.context_shift = False
         self._ending = False
         self._tidying: asyncio.Task[None] | None = None
         self._tidy_after = 0.0
@@ -267,11 +287,45 @@ class Conversations:
                 continue  # whoever goes on with that will want the rest
             best, longest = one, known
         if best is None:
-            best = self.new(Key(namespace, None), settings)
-            self._temporary.append(best)
-            while len(self._temporary) > MOST_TEMPORARY and self._forget_oldest_temporary():
-                pass
+            best = self._add_temporary(self.new(Key(namespace, None), settings))
         return best
+
+    def in_slot(
+        self, number: int, namespace: str, settings: AtlasSettings | None, tokens: Sequence[int]
+    ) -> Conversation:
+        """Return a temporary conversation for a sequence: the one there, if it can go on with a text, or a new one.
+
+        Raises
+        ------
+        InvalidParamError
+            There is no such sequence.
+        """
+        self.require_slot(number)
+        there = self.slots[number].conversation
+        if there in self._temporary and there.key.namespace == namespace and there.settings == settings:
+            whole = match(there.history, tokens, self.spelling).known == len(there.history)
+            if settings is None or (whole and len(there.branches) <= 1):
+                return there
+        return self.for_slot(number, namespace, settings)
+
+    def require_slot(self, number: int) -> None:
+        """Raise ``InvalidParamError`` where there is no such sequence."""
+        if not 0 <= number < len(self.slots):
+            raise InvalidParamError(
+                f"there is no slot {number}", key="id_slot", hint=f"Choose 0 to {len(self.slots) - 1}."
+            )
+
+    def for_slot(self, number: int, namespace: str, settings: AtlasSettings | None = None) -> Conversation:
+        """Return a new temporary conversation, which will be in a sequence of a number."""
+        found = self._add_temporary(self.new(Key(namespace, None), settings))
+        found.wants = number
+        return found
+
+    def _add_temporary(self, conversation: Conversation) -> Conversation:
+        self._temporary.append(conversation)
+        while len(self._temporary) > MOST_TEMPORARY and self._forget_oldest_temporary():
+            pass
+        return conversation
 
     def _forget_oldest_temporary(self) -> bool:
         idle = [one for one in self._temporary[:-1] if not one.lock.locked()]  # the last is about to be used
@@ -401,12 +455,16 @@ class Conversations:
                 nobody.closed = True
                 slot.conversation = nobody.slot = None
 
-    @contextlib.contextmanager
-    def _queued(self) -> Iterator[None]:
+    def require_room(self) -> None:
+        """Raise ``BusyError`` where too many wait already."""
         if self.waiting >= self.most_waiting and not self._at_once:
             raise BusyError(
                 f"{self.waiting} requests wait already, which is the limit", hint="Try again in a moment."
             )
+
+    @contextlib.contextmanager
+    def _queued(self) -> Iterator[None]:
+        self.require_room()
         self.waiting += 1
         try:
             yield
@@ -418,23 +476,22 @@ class Conversations:
         """Whether somebody who comes now would not wait."""
         return self.waiting == 0 and any(not slot.busy for slot in self.slots)
 
+    def _places(self, conversation: Conversation) -> list[Slot]:
+        """Return the sequences that a conversation may take now."""
+        places = self.slots if conversation.slot is None else [conversation.slot]
+        wants = conversation.wants if conversation.slot is None else None
+        return [one for one in places if not one.busy and wants in (None, one.number)]
+
     async def _slot_of(self, conversation: Conversation) -> Slot:
         """Return the sequence that a conversation is in by now, taken for it."""
         async with self._freed:
             # it may be about to leave the sequence that it is in, for somebody else's sake
-            await self._freed.wait_for(
-                lambda: (
-                    any(not one.busy for one in self.slots)
-                    if conversation.slot is None
-                    else not conversation.slot.busy
-                )
-            )
-            slot = conversation.slot
-            if slot is None:
-                # packed into the lowest ones: batches of sequences without gaps are decoded fastest
-                free = [one for one in self.slots if not one.busy]
-                empty = [one for one in free if one.conversation is None]
-                slot = empty[0] if empty else min(free, key=_age)
+            await self._freed.wait_for(lambda: bool(self._places(conversation)))
+            # packed into the lowest ones: batches of sequences without gaps are decoded fastest
+            free = self._places(conversation)
+            empty = [one for one in free if one.conversation is None]
+            slot = conversation.slot or (empty[0] if empty else min(free, key=_age))
+            conversation.wants = None
             slot.busy = True
         if slot.conversation is not conversation:
             try:
@@ -586,6 +643,12 @@ class Conversations:
                     one.problem = f"The session could not be saved: {why}."
                     log.warning("a session was not saved: %s", why)
         return failed
+
+    async def wake(self, conversation: Conversation) -> None:
+        """Bring a conversation into main memory, where it is in a file alone."""
+        async with conversation.lock:
+            if conversation.cold and not conversation.closed:
+                await self._warm_up(conversation)
 
     async def _warm_up(self, conversation: Conversation) -> None:
         """Bring a conversation back from its file; what is no good is set aside, and it starts anew."""

@@ -6,20 +6,29 @@ An endpoint makes a ``Generation`` and turns its ``Piece``s and its ``Outcome`` 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from array import array
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from atlas_kit.errors import ClosedError, InvalidParamError
+from atlas_kit.llama.batch import between
+from atlas_kit.llama.forking import fork
 from atlas_kit.llama.sampling import Sampler, Sampling
+from atlas_kit.llama.steps import likeliest
 from atlas_kit.memory.muon import STEPS
-from atlas_kit.server.conversations import SHARED, Conversation, Slot
+from atlas_kit.server.branches import Match
+from atlas_kit.server.conversations import SHARED, Conversation, Key, Slot
 from atlas_kit.server.jobs import Watched, finished
 from atlas_kit.server.problems import ApiError, unavailable
 
 if TYPE_CHECKING:
+    from atlas_kit.codecs.numbers import Array
     from atlas_kit.llama.batch import AnyWork
+    from atlas_kit.llama.parking import Parked
     from atlas_kit.llama.session import AtlasSession
     from atlas_kit.llama.steps import Token
     from atlas_kit.llama.token_memory import Reading
@@ -43,6 +52,8 @@ class Generation:
         Settings of the memory that differ for this conversation.
     task
         What the request is called in lists of what is under way.
+    score_prompt
+        Also tell the log-probabilities of the text's own tokens.
     """
 
     tokens: Sequence[int]
@@ -52,6 +63,17 @@ class Generation:
     top_logprobs: int | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
     task: str = ""
+    score_prompt: bool = False
+    reuse: bool = True
+    slot: int | None = None
+
+
+class Scored(NamedTuple):
+    """A token of the text that was sent; the first has no log-probability, nor has one that was read before."""
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass
@@ -62,10 +84,16 @@ class Outcome:
     ----------
     prompt_tokens, cached_tokens, read_tokens
         Tokens of the text that was sent; of them, those that were known already; and those that were read now.
+    prompt
+        The text's own tokens, where their log-probabilities were asked for.
+    shared
+        The text was read for another answer to the same.
     tokens
         What was generated, end included.
     finish_reason, stop
         ``"stop"`` or ``"length"``, and the stop string that ended it.
+    truncated, slot
+        Whether the context was too small for it, and the number of the sequence that it happened in.
     seconds_waiting, seconds_reading, seconds_generating
         Until it was its turn; until the first token; from then to the end.
     atlas
@@ -75,9 +103,13 @@ class Outcome:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     read_tokens: int = 0
+    prompt: list[Scored] = field(default_factory=list)
+    shared: bool = False
     tokens: list[Token] = field(default_factory=list)
     finish_reason: str | None = None
     stop: str | None = None
+    truncated: bool = False
+    slot: int = -1
     seconds_waiting: float = 0.0
     seconds_reading: float = 0.0
     seconds_generating: float = 0.0
@@ -94,7 +126,7 @@ class Outcome:
         return sum(token.id >= 0 for token in self.tokens)
 
 
-Hook = Callable[[Conversation], Awaitable[dict[str, Any] | None]]
+Hook = Callable[[Conversation], Awaitable["dict[str, Any] | None"]]
 
 
 class Generating:
@@ -131,21 +163,33 @@ class Generating:
         after: Hook | None = None,
     ) -> None:
         self._conversations, self._choose, self._asked = conversations, choose, asked
-        self._metrics, self._before, self._after = metrics, before, after
+        self._remembers, self._before, self._after = remembers, before, after
+        self._metrics, self._cut = metrics, False
+        self._read_so_far: Callable[[], int] = lambda: 0
         self.outcome = Outcome(prompt_tokens=len(asked.tokens))
         limit = conversations.engine.n_ctx
         if not asked.tokens:
             raise ApiError(400, "The prompt is empty.", param="prompt")
-        if not remembers and len(asked.tokens) >= limit:
-            raise ApiError(
-                400,
-                f"The prompt has {len(asked.tokens)} tokens, and the context holds {limit}. A memory reads texts "
-                'of any length: ask for one with "atlas": {"enabled": true}.',
-                param="prompt",
-                code="context_length_exceeded",
-            )
+        if not remembers and not conversations.engine.info.recurrent:
+            if len(asked.tokens) > limit or (len(asked.tokens) == limit and asked.max_tokens != 0):
+                raise ApiError(
+                    400,
+                    f"The prompt of {len(asked.tokens)} tokens exceeds the available context size of {limit} tokens. "
+                    'A memory reads texts of any length: ask for one with "atlas": {"enabled": true}.',
+                    param="prompt",
+                    code="context_length_exceeded",
+                )
+            room = limit - len(asked.tokens)
+            if not conversations.context_shift and (asked.max_tokens is None or asked.max_tokens > room):
+                # only what has a memory may forget its beginning, unless it was asked for
+                self._asked, self._cut = dataclasses.replace(asked, max_tokens=room), True
+        conversations.require_room()
+        self._copies: list[Copy] = []
+        self._seen: list[Scored] = []
         # first, so that a grammar that cannot be followed costs neither a wait nor any reading
         self._sampler: Sampler = conversations.engine.sampler(asked.sampling)
+        self._sampler.accept(asked.tokens)
+        self._conversation: Conversation | None = None
         self._news = asyncio.Event()
         self._job: Watched | None = None
         self._fresh: list[Token] = []
@@ -154,7 +198,32 @@ class Generating:
         self._began = self._first = 0.0
         self._blend = Blend()
 
-    async def tokens(self) -> AsyncIterator[list[Token]]:
+    @property
+    def asked(self) -> Generation:
+        """What was asked for."""
+        return self._asked
+
+    @property
+    def read_so_far(self) -> int:
+        """How many tokens of the text are read or known by now."""
+        return min(self.outcome.prompt_tokens, self.outcome.cached_tokens + self._read_so_far())
+
+    @property
+    def conversation(self) -> Conversation | None:
+        """Whose memory reads and answers; None: that is not decided yet."""
+        return self._conversation
+
+    def copy(self, sampling: Sampling) -> Copy:
+        """Return another answer to the same text, which is read once.
+
+        It goes on from a copy of the state behind the text: the conversation learns nothing of it.
+        """
+        asked = dataclasses.replace(self._asked, sampling=sampling, score_prompt=False, changes={})
+        found = Copy(self, asked)
+        self._copies.append(found)
+        return found
+
+    async def tokens(self) -> AsyncGenerator[list[Token], None]:
         """Yield the tokens as they come, in groups.
 
         Raises
@@ -162,7 +231,7 @@ class Generating:
         ApiError, AtlasError
             The request cannot be carried out, or is not to the end.
         """
-        task = self._conversations.carry_out(self._work())
+        task = self._conversations.carry_out(self._carry_out())
         task.add_done_callback(lambda _: self._news.set())
         try:
             while True:
@@ -191,17 +260,18 @@ class Generating:
         if not self._at:
             self._first = time.monotonic()
             self.outcome.seconds_reading = self._first - self._began
+            self.outcome.prompt = self._scored()
         self._at += len(fresh)
         self.outcome.tokens += fresh
         self._fresh += fresh
         if self._watch is not None:
             self._watch.came(fresh)
 
-    async def _work(self) -> None:
+    async def _carry_out(self) -> None:
         began = time.monotonic()
         try:
             with self._metrics.request(self._asked, self.outcome) as watch:
-                conversation = self._choose()
+                conversation = self._conversation = self._choose()
                 if self._before is not None:
                     await self._before(conversation)
                 async with self._conversations.lease(conversation, self._asked.task) as slot:
@@ -216,28 +286,39 @@ class Generating:
         finally:
             self._watch = None
             self._sampler.close()
+            for copy in self._copies:
+                copy.give(None)  # where it was not given any
 
     async def _answer(self, slot: Slot, conversation: Conversation) -> None:
         asked, outcome, session = self._asked, self.outcome, slot.session
         scheduler = self._conversations.scheduler
         self._began = time.monotonic()
         follows, found = conversation.known(asked.tokens, self._conversations.spelling)
+        if not asked.reuse or (asked.score_prompt and session.memory is None):
+            follows, found = -1, Match(0, 0)  # what was read before is read again: nobody learns it twice
         known = list(conversation.branches[follows][: found.known]) if follows >= 0 else []
         fresh = list(asked.tokens[found.wanted :])
         outcome.cached_tokens = found.wanted
-        before, steps = session.tokens_read, _steps(session)
+        before, steps, rollovers = session.tokens_read, _steps(session), session.stats["rollovers"]
+        outcome.slot, slot.last = slot.number, self
+        self._read_so_far = lambda: session.tokens_read - before
+        self._loop = asyncio.get_running_loop()
         tuned = self._tune(session, conversation)
-        steps_of_work = self._steps(session, list(conversation.history), known, fresh)
+        work = self._work(session, list(conversation.history), known, fresh)
         try:
-            self._job = Watched(scheduler.submit(session, steps_of_work), scheduler, self._news)
+            self._job = Watched(scheduler.submit(session, work), scheduler, self._news)
             await finished(self._job.over())
             self._pull()
+            outcome.prompt = self._scored()
             outcome.finish_reason, outcome.stop = self._job.job.finish_reason, self._job.job.stop
         finally:
             session.observer = None
             now = time.monotonic()
-            outcome.seconds_generating = now - (self._first or now)
+            outcome.seconds_generating = now - (self._first or self._began)
             outcome.read_tokens = session.tokens_read - before
+            self._read_so_far = lambda: outcome.read_tokens
+            shifted = session.stats["rollovers"] > rollovers
+            outcome.truncated = shifted or (self._cut and outcome.finish_reason == "length")
             if self._job is not None:
                 self._remember(conversation, self._job.job.stop is not None, known, fresh, follows)
             outcome.atlas = atlas_statistics(
@@ -250,15 +331,18 @@ class Generating:
         if self._job.job.error is not None:
             raise self._job.job.error
 
-    def _steps(
-        self, session: AtlasSession, history: list[int], known: list[int], fresh: list[int]
-    ) -> AnyWork:
+    def _work(self, session: AtlasSession, history: list[int], known: list[int], fresh: list[int]) -> AnyWork:
         """Read what is new, and generate."""
         asked = self._asked
         if known or session.context_tokens:
             yield from session.placing(history, known)
         if fresh:
-            yield from session.reading(fresh, score=False)
+            yield from session.reading(fresh, score=asked.score_prompt, expected=self._expected())
+        if self._copies:
+            yield between()
+            copies = fork(session, len(self._copies))
+            for copy, parked in zip(self._copies, copies, strict=True):
+                self._loop.call_soon_threadsafe(copy.give, parked)
         session.observer = self._blend
         return (
             yield from session.generating(
@@ -269,6 +353,24 @@ class Generating:
                 top_logprobs=asked.top_logprobs,
             )
         )
+
+    def _expected(self) -> Callable[[int, Array], None] | None:
+        """Return what takes down the log-probabilities of the text's tokens while they are read."""
+        if not self._asked.score_prompt:
+            return None
+        count = self._asked.top_logprobs or 0
+
+        def take(token: int, logp: Array) -> None:
+            self._seen.append(Scored(token, float(logp[token]), likeliest(logp, count)))
+
+        return take
+
+    def _scored(self) -> list[Scored]:
+        """Return all of the text's tokens, also those that nothing is known about."""
+        if not self._asked.score_prompt:
+            return []
+        known, tokens = self._seen, self._asked.tokens
+        return [*(Scored(token) for token in tokens[: len(tokens) - len(known)]), *known]
 
     def _tune(self, session: AtlasSession, conversation: Conversation) -> dict[str, Any] | None:
         """Let the memory take over the settings that a request names; return those that come back after it.
@@ -298,6 +400,85 @@ class Generating:
         conversation.learned += len(read) + len(said)
         if known or read or said:
             conversation.remember([*known, *read, *said], follows)
+
+
+class Copy(Generating):
+    """Another answer to the same text, from a copy of the state behind it; see ``Generating.copy``."""
+
+    def __init__(self, whole: Generating, asked: Generation) -> None:
+        super().__init__(whole._conversations, self._own, asked, whole._metrics, remembers=whole._remembers)
+        self.outcome.shared = True
+        self._whole = whole
+        self._given = asyncio.Event()
+        self._parked: Parked | None = None
+
+    def give(self, parked: Parked | None) -> None:
+        """Let it begin; None: it cannot, where it has not begun."""
+        if not self._given.is_set():
+            self._parked = parked
+            self._given.set()
+
+    def _own(self) -> Conversation:
+        """Return a conversation that knows the text, and that nobody else goes on with."""
+        whole, text = self._whole.conversation, array("i", self._asked.tokens)
+        if self._parked is None or whole is None:
+            raise ClosedError("the text was not read to its end")
+        found = Conversation(Key(whole.key.namespace, None), whole.settings, [text], text, self._parked)
+        self._parked = None
+        found.learned = len(text)
+        return found
+
+    async def tokens(self) -> AsyncGenerator[list[Token], None]:
+        """Yield the tokens as they come, in groups, once the text was read."""
+        try:
+            await self._given.wait()
+            try:
+                async with contextlib.aclosing(super().tokens()) as groups:
+                    async for fresh in groups:
+                        yield fresh
+            finally:
+                if self.conversation is not None:
+                    self.conversation.closed = True
+        finally:
+            self._sampler.close()
+
+
+class Speaking(Protocol):
+    """What yields tokens as they come, in groups."""
+
+    def tokens(self) -> AsyncGenerator[list[Token], None]:
+        """Yield them; who closes it early ends the work."""
+
+
+async def together(runs: Sequence[Speaking]) -> AsyncGenerator[tuple[int, list[Token] | None], None]:
+    """Yield the tokens of several generations as they come, with their numbers; None is the end of one.
+
+    What one fails with ends all of them, and so does closing the iteration.
+    """
+    came: asyncio.Queue[tuple[int, list[Token] | BaseException | None]] = asyncio.Queue()
+
+    async def one(number: int, run: Speaking) -> None:
+        try:
+            async with contextlib.aclosing(run.tokens()) as groups:
+                async for tokens in groups:
+                    came.put_nowait((number, tokens))
+            came.put_nowait((number, None))
+        except Exception as error:
+            came.put_nowait((number, error))
+
+    tasks = [asyncio.create_task(one(number, run)) for number, run in enumerate(runs)]
+    left = len(tasks)
+    try:
+        while left:
+            number, item = await came.get()
+            if isinstance(item, BaseException):
+                raise item
+            left -= item is None
+            yield number, item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Blend:

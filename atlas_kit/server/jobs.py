@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Watched:
         """End it within a step."""
         self._scheduler.cancel(self.job)
 
-    async def tokens(self) -> AsyncIterator[list[Token]]:
+    async def tokens(self) -> AsyncGenerator[list[Token], None]:
         """Yield the tokens that came since, until the job is done; raise what it failed with.
 
         Who stops listening before the end cancels the job.

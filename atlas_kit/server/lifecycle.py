@@ -24,7 +24,7 @@ from atlas_kit.errors import (
 )
 from atlas_kit.llama.parking import Parked, parked_of
 from atlas_kit.persistence.auto_save import AutoSave
-from atlas_kit.persistence.backups import make_room, newest_good, prune
+from atlas_kit.persistence.backups import list_backups, make_room, newest_good, prune
 from atlas_kit.persistence.place import Place, automatic_path
 from atlas_kit.persistence.session_file import read_session_state
 from atlas_kit.server.conversations import SHARED, Conversation, about, take_over
@@ -33,6 +33,7 @@ from atlas_kit.server.session_files import session_info
 from atlas_kit.storage.atomic import lock
 
 if TYPE_CHECKING:
+    from atlas_kit.formats.atlas import MemoryFile
     from atlas_kit.llama.engine import Engine
     from atlas_kit.persistence.session_state import SessionState
     from atlas_kit.server.config import ServerConfig
@@ -155,16 +156,16 @@ class SharedMemory:
             self._policy.saved(1)
         return found
 
-    def _read(self, path: str) -> _Held:
+    def _read(self, file: str | MemoryFile) -> _Held:
         """Return what a file holds; it fits, or this raises."""
         from atlas_kit.llama.session import DEVICES
 
         config = self._config
         state = read_session_state(
-            path, expect_model=self._engine.info.identity, optimizer=config.atlas_load_optimizer,
+            file, expect_model=self._engine.info.identity, optimizer=config.atlas_load_optimizer,
             window=config.atlas_load_window,
         )  # fmt: skip
-        return _Held(parked_of(self._engine, state, DEVICES[config.device]), state, session_info(path))
+        return _Held(parked_of(self._engine, state, DEVICES[config.device]), state, session_info(file))
 
     def _set_aside(self, error: Exception) -> None:
         """Move a file that is no good out of the way; what is said has no folder in it."""
@@ -186,16 +187,16 @@ class SharedMemory:
     def _newest_backup(self) -> _Held | None:
         """Return what the newest good backup holds."""
 
-        def accept(path: str) -> None:
+        def accept(file: MemoryFile) -> None:
             try:
-                self._read(path)
+                self._read(file)
             except AtlasError:
                 raise
             except Exception as error:
-                raise FileCorruptError("the backup is damaged", path=path) from error
+                raise FileCorruptError("the backup is damaged", path=file.path) from error
 
         with contextlib.suppress(AtlasError):
-            found = newest_good(self.path, accept=accept)
+            found = newest_good(list_backups(self.path, accept=accept))
             if found is not None:
                 read = self._read(found[1].path)
                 self.report.backup, self.report.loaded = os.path.basename(found[1].path), True

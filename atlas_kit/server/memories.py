@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-import unicodedata
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import AtlasError, NoSuchFileError
@@ -18,6 +17,7 @@ from atlas_kit.llama.session import DEVICES
 from atlas_kit.persistence.session_file import read_session_state, write_session_state
 from atlas_kit.persistence.snapshot import describe_memory
 from atlas_kit.server.conversations import SHARED, Conversation, Key, about, take_over
+from atlas_kit.server.file_names import checked_file_name, inside
 from atlas_kit.server.jobs import finished
 from atlas_kit.server.problems import ApiError
 from atlas_kit.storage.source import access_error
@@ -28,42 +28,20 @@ if TYPE_CHECKING:
     from atlas_kit.server.service import Service
 
 SUFFIX = ".atlas"
-#: Characters that look like separators and dots, and are none.
-_ALIKE = frozenset(
-    "\u2044\u2215\u2216\u29f5\u29f8\u29f9\u2024\u2025\u2026\u3002\uff0e\ufe52\u00b7\u2219\u22c5"
-)
-#: Kinds of characters that a name does not need: control, invisible, private, unassigned, line ends.
-_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
 def checked_name(name: str) -> str:
-    """Return the file name of a memory that a client names.
+    """Return the file name of a memory that a client names, which may leave out its ending.
 
     Raises
     ------
-    ApiError
+    InvalidParamError
         It is longer than 255 bytes, hidden, or holds anything but ordinary characters.
 
     >>> checked_name("anna")
     'anna.atlas'
     """
-    full = name if name.endswith(SUFFIX) else name + SUFFIX
-    plain = (
-        name == unicodedata.normalize("NFKC", name)
-        and not any(unicodedata.category(one) in _HIDDEN or one in _ALIKE for one in name)
-        and not any(one in name for one in '/\\:*?"<>|')
-        and ".." not in name
-        and name == name.strip(" .")
-        and name not in ("", SUFFIX)
-    )
-    if not plain or len(full.encode("utf-8", "surrogatepass")) > 255:
-        raise ApiError(
-            400,
-            "The name of a memory has at most 255 bytes of ordinary characters, no separators, and no dot in front.",
-            param="memory_file",
-            code="invalid_name",
-        )
-    return full
+    return checked_file_name(name if name.endswith(SUFFIX) else name + SUFFIX, "memory_file")
 
 
 class Memories:
@@ -106,10 +84,9 @@ class Memories:
             That is no name, leads out of the folder, or is the server's own file.
         """
         full, folder = self.require(name), self._folder(namespace)
-        found = os.path.join(folder, full)
-        inside = os.path.dirname(os.path.realpath(found)) == os.path.realpath(folder)
-        if not inside or os.path.islink(found) or (os.path.lexists(found) and not os.path.isfile(found)):
-            raise ApiError(403, "This name leads out of the folder of memories.", param="memory_file")
+        found = os.fspath(inside(folder, full, "memory_file"))
+        if os.path.lexists(found) and not os.path.isfile(found):
+            raise ApiError(403, "This is not the name of a memory.", param="memory_file")
         shared = self._service.shared
         if writing and shared is not None and os.path.realpath(found) == os.path.realpath(shared.path):
             raise ApiError(
@@ -261,9 +238,7 @@ class Memories:
         return service.conversations.named[SHARED]
 
     async def _warm(self, conversation: Conversation) -> None:
-        if conversation.cold:
-            async with self._service.conversations.lease(conversation):
-                pass
+        await self._service.conversations.wake(conversation)
 
     async def restore(
         self, conversation: Conversation, state: SessionState, *, only_new: bool = False

@@ -105,7 +105,8 @@ class ApiError(Exception):
     def anthropic(self) -> dict[str, Any]:
         """Return it as Anthropic's clients read it."""
         kinds = {"server_error": "api_error", "unavailable_error": "overloaded_error"}
-        return {"type": "error", "error": {"type": kinds.get(self.type, self.type), "message": self.message}}
+        kind = "request_too_large" if self.status == 413 else kinds.get(self.type, self.type)
+        return {"type": "error", "error": {"type": kind, "message": self.message}}
 
     @property
     def headers(self) -> dict[str, str]:

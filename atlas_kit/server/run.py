@@ -40,31 +40,8 @@ def serve(config: ServerConfig, service: Service | None = None) -> None:
     except ImportError as error:
         raise MissingExtraError("the server", "serve") from error
     service = service or Service(config)
-    listener = _listener(config)
-    with listener:
+    with _listening(config.host, config.port) as listener:
         asyncio.run(_Life(service, uvicorn, listener).whole())
-
-
-def _listener(config: ServerConfig) -> socket.socket:
-    """Return what connections come in at, before anything is loaded.
-
-    Raises
-    ------
-    FileAccessError
-        The address cannot be listened at.
-    """
-    try:
-        place = socket.getaddrinfo(
-            config.host or None, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        family = place[0][0]
-        return socket.create_server(place[0][4][:2], family=family, backlog=2048, reuse_port=False)
-    except (OSError, OverflowError, UnicodeError) as error:
-        why = getattr(error, "strerror", None) or "this is no address"
-        raise FileAccessError(
-            f"the port {config.port} of {config.host} cannot be listened at: {why}",
-            hint="Choose another port.",
-        ) from error
 
 
 class _Life:
@@ -94,7 +71,7 @@ class _Life:
             await asyncio.wait({listening, loading, asked}, return_when=asyncio.FIRST_COMPLETED)
             if loading.done() and not asked.done():
                 loading.result()
-                self._announce()
+                log.info("listening at %s", _address(self._listener))
                 await asyncio.wait({listening, asked}, return_when=asyncio.FIRST_COMPLETED)
             await self._end(loading)
             await asyncio.wait({listening})
@@ -110,10 +87,6 @@ class _Life:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-    def _announce(self) -> None:
-        host, port = self._listener.getsockname()[:2]
-        log.info("listening at http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
     def _ask(self) -> None:
         """Begin to end; the second time, end."""
@@ -156,3 +129,31 @@ class _Life:
     async def _save_now(self) -> None:
         if self._service.ready:
             await self._service.save()
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises
+    ------
+    FileAccessError
+        Nobody may listen there, or somebody else does.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
+    except (OSError, UnicodeError) as error:
+        listener.close()
+        why = (getattr(error, "strerror", None) or str(error)).lower()
+        raise FileAccessError(
+            f"cannot listen at {host}, port {port}: {why}", hint="Choose another port or address."
+        ) from error
+    return listener
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

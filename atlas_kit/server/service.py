@@ -19,6 +19,7 @@ from atlas_kit.server import logs
 from atlas_kit.server.conversations import SHARED, Conversation, Conversations, Key
 from atlas_kit.server.dialogue import transcript
 from atlas_kit.server.generation import Generating, Generation, checked_session_id
+from atlas_kit.server.kept_responses import KeptResponses
 from atlas_kit.server.lifecycle import SharedMemory
 from atlas_kit.server.memories import Memories
 from atlas_kit.server.metrics import Metrics, Request
@@ -64,6 +65,7 @@ class Service:
         self.failed: str | None = None
         self.stopping = False
         self.shared: SharedMemory | None = None
+        self.responses = KeptResponses()
         self._saver: asyncio.Task[None] | None = None
         self._stop_saving = asyncio.Event()
         self.session_problem: str | None = None
@@ -96,6 +98,7 @@ class Service:
             files=self.files, warm=self.config.atlas_warm_sessions,
             cache_bytes=None if self.config.cache_ram < 0 else self.config.cache_ram << 20,
         )  # fmt: skip
+        self.conversations.context_shift = self.config.context_shift
         if self.shared is not None:
             self.conversations.named[SHARED] = await asyncio.to_thread(self.shared.load)
         await self.conversations.open()
@@ -250,9 +253,17 @@ class Service:
     @property
     def model_name(self) -> str:
         """What the model is called in answers."""
-        return self.config.alias or os.path.basename(self.config.model)
+        return min(self.aliases, default=os.path.basename(self.config.model))
 
-    def conversation(self, namespace: str, atlas: Mapping[str, Any], tokens: Sequence[int]) -> Conversation:
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """All names that were given to it; the first by the alphabet is the one in answers, as in llama-server."""
+        given = (self.config.alias or "").split(",")
+        return tuple(sorted({name.strip() for name in given if name.strip()}))
+
+    def conversation(
+        self, namespace: str, atlas: Mapping[str, Any], tokens: Sequence[int], slot: int | None = None
+    ) -> Conversation:
         """Return the conversation that a request belongs to; it must be leased before anything else is awaited.
 
         Parameters
@@ -263,18 +274,27 @@ class Service:
             The request's ``atlas`` object: ``enabled``, ``session_id`` and settings.
         tokens
             The text that it sends.
+        slot
+            The sequence that is asked for, where the conversation is nobody's.
         """
         name = atlas.get("session_id")
         if name is not None:
             key = Key(namespace, checked_session_id(name))
             return self.conversations.named_or_new(key, self._settings_for(atlas))
         if not self._remembers(atlas):
-            return self.conversations.temporary(namespace, None, tokens)
+            return self._temporary(namespace, None, tokens, slot)
         if self.config.persists and atlas.get("memory_file") is None:
             return self.conversations.named[SHARED]
         if atlas.get("memory_file") is not None:  # a memory of its own, which no other request goes on with
             return self.conversations.new(Key(namespace, None), self._settings_for(atlas))
-        return self.conversations.temporary(namespace, self._settings_for(atlas), tokens)
+        return self._temporary(namespace, self._settings_for(atlas), tokens, slot)
+
+    def _temporary(
+        self, namespace: str, settings: AtlasSettings | None, tokens: Sequence[int], slot: int | None
+    ) -> Conversation:
+        if slot is not None:
+            return self.conversations.in_slot(slot, namespace, settings, tokens)
+        return self.conversations.temporary(namespace, settings, tokens)
 
     def _remembers(self, atlas: Mapping[str, Any]) -> bool:
         """Tell whether a request wants a memory.
@@ -302,8 +322,25 @@ class Service:
     def _settings_for(self, atlas: Mapping[str, Any]) -> AtlasSettings:
         return self.settings.replace(**settings_in(atlas))
 
-    def generate(self, namespace: str, atlas: Mapping[str, Any], asked: Generation) -> Generating:
+    async def history_of(self, namespace: str, name: str) -> list[int]:
+        """Return the tokens that the session of a name has read last; none where there is no such session."""
+        found = self.conversations.find(Key(namespace, checked_session_id(name)), self.settings)
+        if found is None:
+            return []
+        await self.conversations.wake(found)
+        return list(found.history)
+
+    def generate(
+        self,
+        namespace: str,
+        atlas: Mapping[str, Any],
+        asked: Generation,
+        *,
+        goes_on: Conversation | None = None,
+    ) -> Generating:
         """Begin to generate; iterate the result's ``tokens()``.
+
+        ``goes_on`` is the conversation of a request before, which this one continues unless it was closed meanwhile.
 
         Raises
         ------
@@ -312,6 +349,17 @@ class Service:
         """
         self.require_ready()
         remembers = self._remembers(atlas)
+        if asked.slot is not None:
+            self.conversations.require_slot(asked.slot)
+        if goes_on is not None:
+            remembers = goes_on.settings is not None
+
+        def choose() -> Conversation:
+            if goes_on is not None and not goes_on.closed:
+                return goes_on
+            # what is to be scored must be read, and so by somebody who does not know it yet
+            known = [] if asked.score_prompt else asked.tokens
+            return self.conversation(namespace, atlas, known, asked.slot)
 
         async def begin(conversation: Conversation) -> None:
             await self.memories.begin(conversation, atlas["memory_file"])
@@ -328,7 +376,7 @@ class Service:
                     param="atlas.save_memory",
                 )
         return Generating(
-            self.conversations, lambda: self.conversation(namespace, atlas, asked.tokens), asked, self.metrics,
+            self.conversations, choose, asked, self.metrics,
             remembers=remembers,
             before=None if atlas.get("memory_file") is None else begin,
             after=keep if atlas.get("save_memory") else None,

@@ -22,6 +22,7 @@ from atlas_kit.storage.atomic import lock
 from atlas_kit.storage.source import access_error
 
 if TYPE_CHECKING:
+    from atlas_kit.formats.atlas import MemoryFile
     from atlas_kit.persistence.session_state import SessionState
     from atlas_kit.server.conversations import Key
 
@@ -183,7 +184,7 @@ class SessionFiles:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def session_info(path: str) -> dict[str, Any]:
+def session_info(file: str | MemoryFile) -> dict[str, Any]:
     """Return what a file says of the session in it, besides its memory."""
-    info = describe_memory(path).metadata.get("session")
+    info = describe_memory(file).metadata.get("session")
     return info if isinstance(info, dict) else {}

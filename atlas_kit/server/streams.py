@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from atlas_kit.server.problems import problem_of
@@ -48,9 +48,22 @@ async def streamed(events: AsyncIterator[bytes], *, anthropic: bool = False) -> 
     """
     from starlette.responses import StreamingResponse
 
-    first = await anext(events)
+    class Closing(StreamingResponse):
+        """Ends the work as soon as the client goes away, also where it was just sent something."""
 
-    async def body() -> AsyncIterator[bytes]:
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            try:
+                await super().__call__(scope, receive, send)
+            finally:
+                await body.aclose()
+
+    try:
+        first = await anext(events)
+    except BaseException:
+        await _close(events)
+        raise
+
+    async def whole() -> AsyncGenerator[bytes, None]:
         try:
             yield first
             async for one in events:
@@ -59,12 +72,44 @@ async def streamed(events: AsyncIterator[bytes], *, anthropic: bool = False) -> 
             problem = told(error)
             yield event(problem.anthropic(), "error") if anthropic else event(problem.openai())
         finally:
-            close = getattr(events, "aclose", None)
-            if close is not None:
-                await close()
+            await _close(events)
 
+    body = whole()
     headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-    return StreamingResponse(body(), media_type="text/event-stream", headers=headers)
+    return Closing(body, media_type="text/event-stream", headers=headers)
+
+
+async def _close(events: AsyncIterator[bytes]) -> None:
+    close = getattr(events, "aclose", None)
+    if close is not None:
+        await close()
+
+
+async def kept_awake(
+    events: AsyncIterator[bytes], sign: bytes, seconds: float = 10.0
+) -> AsyncIterator[bytes]:
+    """Yield events, and a sign of life wherever none comes for so long: a long prompt takes its time."""
+    waiting: asyncio.Task[bytes] | None = None
+    try:
+        while True:
+            waiting = waiting or asyncio.ensure_future(anext(events))
+            done, _ = await asyncio.wait({waiting}, timeout=seconds)
+            if not done:
+                yield sign
+                continue
+            one, waiting = waiting, None
+            try:
+                found = one.result()
+            except StopAsyncIteration:
+                return
+            yield found
+    finally:
+        if waiting is not None:
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        close = getattr(events, "aclose", None)
+        if close is not None:
+            await close()
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ from atlas_kit.formats.atlas import MemoryFile
 pty = pytest.importorskip("pty", reason="this system has no pseudo-terminals")
 
 SECRET = b"open sesame"
+TYPED = SECRET + b"\n"
+END = b"\x04"  # Ctrl-D
 
 
 @pytest.fixture
@@ -29,8 +32,8 @@ def locked(tmp_path: Path) -> Path:
     return path
 
 
-def on_a_terminal(*arguments: Any, answer: bytes = SECRET) -> tuple[int, str]:
-    """Run atlas-tool on a terminal, answering each question for a passphrase; return its status and the screen."""
+def on_a_terminal(*arguments: Any, answers: tuple[bytes, ...] = (TYPED,)) -> tuple[int, str]:
+    """Run atlas-tool on a terminal, answering the questions in turn; return its status and the screen."""
     leader, follower = pty.openpty()
     environment = {name: value for name, value in os.environ.items() if name != "ATLAS_PASSPHRASE"}
     tool = subprocess.Popen(
@@ -49,9 +52,10 @@ def on_a_terminal(*arguments: Any, answer: bytes = SECRET) -> tuple[int, str]:
             if not piece:
                 break
             screen += piece
-            if screen.count(b"Passphrase for") > answered and screen.rstrip().endswith(b":"):
+            asked = len(re.findall(rb"(?:Passphrase for [^\r\n]*|New passphrase|The same again): ", screen))
+            if answered < asked and answered < len(answers) and screen.rstrip().endswith(b":"):
+                os.write(leader, answers[answered])
                 answered += 1
-                os.write(leader, answer + b"\n")
         else:
             tool.kill()  # it waits for something else
     finally:
@@ -63,11 +67,11 @@ def on_a_terminal(*arguments: Any, answer: bytes = SECRET) -> tuple[int, str]:
     ("command", "said"),
     [
         (["ls"], "greeting"),
-        (["get", "greeting"], "hello"),
-        (["validate"], ": ok"),
+        pytest.param(["get", "greeting"], "hello", marks=pytest.mark.slow),
+        pytest.param(["validate"], ": ok", marks=pytest.mark.slow),
         (["set", "greeting", "bye"], ""),
-        (["inspect", "--hex"], "greeting"),
-        (["inspect", "--map"], "greeting"),
+        pytest.param(["inspect", "--hex"], "greeting", marks=pytest.mark.slow),
+        pytest.param(["inspect", "--map"], "greeting", marks=pytest.mark.slow),
         (["inspect", "--hex", "--map", "--entries"], "greeting"),
     ],
     ids=["ls", "get", "validate", "set", "hex", "map", "every view"],
@@ -83,7 +87,9 @@ def test_a_passphrase_is_asked_for_once_and_not_shown(locked: Path, command: lis
         assert memory["greeting"].text == ("bye" if name == "set" else "hello")
 
 
-@pytest.mark.parametrize("restore", [False, True], ids=["list", "restore"])
+@pytest.mark.parametrize(
+    "restore", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["list", "restore"]
+)
 def test_backups_are_opened_with_one_passphrase_for_all(locked: Path, restore: bool) -> None:
     for number in (1, 2):
         shutil.copy(locked, locked.with_name(f"locked_{number}.atlas.bak"))
@@ -120,7 +126,38 @@ def test_a_file_with_a_key_file_needs_no_passphrase(tmp_path: Path) -> None:
 
 
 def test_a_wrong_answer_is_an_error(locked: Path) -> None:
-    status, screen = on_a_terminal("ls", locked, answer=b"wrong")
+    status, screen = on_a_terminal("ls", locked, answers=(b"wrong\n",))
     assert status != 0
     assert screen.count("Passphrase for") == 1
     assert "greeting" not in screen
+
+
+EMPTY = "A passphrase has at least one character. Try again, or stop with Ctrl-C."
+DIFFERENT = "The two passphrases are not the same. Enter the new one again."
+
+
+def test_nothing_is_no_passphrase(locked: Path) -> None:
+    status, screen = on_a_terminal("ls", locked, answers=(b"\n", b"\n", TYPED))
+    assert (status, screen.count("Passphrase for"), screen.count(EMPTY)) == (0, 3, 2)
+    assert "greeting" in screen
+
+
+def test_a_new_passphrase_is_asked_for_until_it_is_entered_twice(tmp_path: Path) -> None:
+    path = tmp_path / "new.atlas"
+    answers = (b"\n", TYPED, b"open sesam\n", TYPED, b"\n", TYPED, TYPED)
+    status, screen = on_a_terminal("set", path, "greeting", "hello", "--to", "atlas-v3", answers=answers)
+    assert (status, screen.count("New passphrase: ")) == (0, 4)
+    assert (screen.count(EMPTY), screen.count(DIFFERENT)) == (1, 2)
+    assert "Error" not in screen
+    assert "sesam" not in screen
+    with MemoryFile.open(path, passphrase=SECRET) as memory:
+        assert memory["greeting"].text == "hello"
+
+
+def test_a_question_can_be_left(tmp_path: Path) -> None:
+    path = tmp_path / "new.atlas"
+    status, screen = on_a_terminal(
+        "set", path, "k", "v", "--to", "atlas-v3", answers=(TYPED, b"other\n", END)
+    )
+    assert (status, screen.splitlines()[-1]) == (130, "atlas-tool: interrupted")
+    assert list(tmp_path.iterdir()) == []

@@ -419,9 +419,49 @@ def test_repair_refusals(files, run_cli):
     assert files.v1.read_bytes() == before
 
 
-def test_repair_to_standard_output(files):
-    done = tool("repair", "-", "-o", "-", stdin=files.v2.read_bytes()[:-30])
+@pytest.mark.parametrize("output", ["-", "/dev/stdout", "/dev/fd/1", "fifo"])
+@pytest.mark.parametrize("given", ["-", "/dev/stdin"])
+def test_repair_to_standard_output(files, given, output):
+    flip(files.v1, 300)
+    before = after = ""
+    if output == "fifo":
+        output = os.fspath(files.folder / "fifo")
+        os.mkfifo(output)
+        before, after = f"cat {output} & ", f"> {output}; wait"
+    script = f"{before}{sys.executable} -m atlas_kit repair {given} -o {output} {after}"
+    done = subprocess.run(
+        ["bash", "-c", script], input=files.v1.read_bytes(), capture_output=True, check=False
+    )
+    out = files.folder / "out.atlas"
+    assert b"-> " not in done.stdout
+    assert b"damaged" in done.stderr
+    assert b"saved 4 entries, 1 piece was damaged" in done.stderr
+    out.write_bytes(done.stdout)
+    assert tool("validate", out).returncode == 0
     assert tool("get", "-", "greeting", stdin=done.stdout).stdout == b"hello\nworld\n"
+
+
+def test_repair_into_a_redirected_file_and_as_json(files, parse_json):
+    out = files.folder / "out.atlas"
+    with open(out, "wb") as file:
+        done = subprocess.run([sys.executable, "-m", "atlas_kit", "repair", files.v1, "-o", "/dev/stdout", "--json"],
+                              stdout=file, stderr=subprocess.PIPE, check=False)  # fmt: skip
+    assert done.returncode == 0
+    assert parse_json(done.stderr.decode())["saved_count"] == 5
+    assert tool("validate", out).returncode == 0
+    done = tool("repair", files.v1, "-o", "-", "--dry-run")
+    assert (done.stdout.splitlines()[-1], done.stderr) == (b"would save 5 entries", b"")
+
+
+def test_other_products_are_alone_on_standard_output(files):
+    for arguments in (["convert", files.v1, "/dev/stdout", "--to", "json"], ["compress", files.v1, "-o", "/dev/stdout"],
+                      ["merge", files.v1, files.v2, "-o", "/dev/stdout", "--prefer", "first"],
+                      ["get", files.v1, "blob", "-o", "/dev/stdout"]):  # fmt: skip
+        done = tool(*arguments)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert b"-> " not in done.stdout
+        plain = tool(*("-" if argument == "/dev/stdout" else argument for argument in arguments))
+        assert len(done.stdout) == len(plain.stdout) > 100
 
 
 def test_repair_a_model(files, run_cli):

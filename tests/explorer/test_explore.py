@@ -138,6 +138,7 @@ def test_everything_of_the_c_librarys_files(c_library_files: Path, explore: Any)
         walk(explore(path))
 
 
+@pytest.mark.slow
 def test_everything_of_llama_cpps_vocabularies(vocabularies: list[Path], explore: Any) -> None:
     for path in vocabularies:
         walk(explore(path))
@@ -517,6 +518,34 @@ def test_a_wrong_passphrase_leaves_the_file_locked_and_shown(explore: Any) -> No
     assert summary["size"] > 0
     assert "passphrase" in summary["problem"]["error"]
     assert ask(explorer, "unlock", passphrase=PASSPHRASE)["problem"] is None
+
+
+def test_a_backup_can_be_looked_at_where_that_is_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "notes.atlas"
+    shutil.copy(SAMPLES / "broken/bit-flip.atlas", path)
+    shutil.copy(SAMPLES / "atlas/assistant.atlas", tmp_path / "notes_1700000000.atlas.bak")
+    shutil.copy(SAMPLES / "gguf/tiny.gguf", tmp_path / "notes.atlas.bak")
+    (tmp_path / "other.atlas.bak").write_bytes(b"")
+    os.utime(tmp_path / "notes.atlas.bak", (1, 1))
+    with Explorer(path, moves=True) as explorer:
+        names = ["notes_1700000000.atlas.bak", "notes.atlas.bak"]
+        assert ask(explorer, "backups") == {"names": names}
+        assert ask(explorer, "summary")["backup_of"] is None
+        assert not finished(explorer)["ok"]
+        for name, kind in zip(names, ("atlas", "gguf"), strict=True):
+            shown = ask(explorer, "open_backup", name=name)
+            assert (shown["name"], shown["kind"], shown["backup_of"]) == (name, kind, "notes.atlas")
+            assert finished(explorer)["ok"]
+            assert ask(explorer, "backups") == {"names": names}
+        back = ask(explorer, "open_backup", name="notes.atlas")
+        assert (back["name"], back["backup_of"]) == ("notes.atlas", None)
+        for name in ("other.atlas.bak", "../notes.atlas", str(path), None, 5):
+            assert "not a backup" in explorer.answer({"op": "open_backup", "name": name})[0]["error"]
+        os.unlink(tmp_path / names[0])
+        assert "error" in explorer.answer({"op": "open_backup", "name": names[0]})[0]
+        assert ask(explorer, "summary")["name"] == "notes.atlas"
+    with Explorer(path) as explorer:
+        assert "not a backup" in explorer.answer({"op": "open_backup", "name": names[1]})[0]["error"]
 
 
 def test_what_is_intact_of_a_damaged_memory_can_be_looked_at(explore: Any) -> None:

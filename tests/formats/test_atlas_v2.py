@@ -544,7 +544,7 @@ class Updates(RuleBasedStateMachine):
         self.folder.cleanup()
 
 
-TestUpdates = Updates.TestCase
+TestUpdates = pytest.mark.slow(Updates.TestCase)
 TestUpdates.settings = settings(
     max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )

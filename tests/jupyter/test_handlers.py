@@ -68,6 +68,14 @@ def test_a_file_below_the_root_is_explored(lab_server: Lab):
     assert "default-src 'none'" in headers["content-security-policy"]
 
 
+def test_an_address_shows_its_own_file_and_no_backup_of_it(lab_server: Lab):
+    shutil.copy(lab_server.root / MODEL, lab_server.root / f"{MODEL}.bak")
+    status, _, body = explore(lab_server, MODEL, q=json.dumps({"op": "open_backup", "name": "tiny.gguf.bak"}))
+    assert status == 200
+    assert "not a backup that can be shown here" in reply_of(body)["error"]
+    assert reply_of(explore(lab_server, MODEL, q=SUMMARY)[2])["name"] == "tiny.gguf"
+
+
 @pytest.mark.parametrize(
     "target", [f"atlas-kit/explore/{MODEL}?q={{}}", "atlas-kit/static/explorer/explorer.js"]
 )

@@ -82,6 +82,18 @@ def test_a_damaged_file_is_explained(lab_page: Page):
     expect(lab_page.locator(VIEWER).get_by_role("alert")).to_contain_text("cut off")
 
 
+def test_a_backup_of_a_damaged_file_opens_in_a_view_of_its_own(lab_page: Page, lab_server: Lab):
+    folder = lab_server.root / "with backups"
+    folder.mkdir()
+    samples = lab_server.root / "sample_data"
+    shutil.copy(samples / "broken" / "no-header.atlas", folder / "notes.atlas")
+    shutil.copy(samples / "atlas" / "assistant.atlas", folder / "notes.atlas.bak")
+    open_path(lab_page, "with backups/notes.atlas")
+    lab_page.locator(VIEWER).get_by_role("button", name="notes.atlas.bak").click()
+    expect(lab_page.get_by_role("heading", name="notes.atlas.bak")).to_be_visible()
+    expect(lab_page.locator(VIEWER)).to_have_count(2)
+
+
 def test_a_view_is_there_again_after_a_reload(page: Page, lab_server: Lab):
     path = "sample_data/gguf/micro.gguf"
     open_lab(page, lab_server, path, workspace="reloaded")

@@ -77,7 +77,7 @@ def test_sessions_give_what_they_would_alone(kind, memory, request):
             assert_same(arrays(session), expected)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))])
 def test_many_threads_submit_and_cancel_at_random(seed):
     engine = FakeEngine(n_ctx=48, n_batch=32, n_sequences=6)
     sessions = [AtlasSession(engine, SMALL if at % 2 else None) for at in range(6)]

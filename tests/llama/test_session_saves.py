@@ -444,6 +444,7 @@ with AtlasSession(FakeEngine(), AtlasSettings(window_size=64, memory_dim=8, omeg
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no signals here")
 def test_a_process_that_is_killed_while_saving_leaves_a_whole_file(path):
     script = VICTIM.format(repository=str(REPOSITORY), path=str(path))

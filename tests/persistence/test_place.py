@@ -8,7 +8,7 @@ import pytest
 
 from atlas_kit.errors import FileAccessError, InvalidParamError, NoSuchFileError
 from atlas_kit.llama import AtlasSession, FakeEngine
-from atlas_kit.persistence.backups import newest_good
+from atlas_kit.persistence.backups import backup_names, list_backups, newest_good
 from atlas_kit.persistence.place import Place, automatic_path
 from atlas_kit.persistence.session_file import read_session_state, saved_settings, write_session_state
 from atlas_kit.settings.atlas_settings import AtlasSettings
@@ -65,7 +65,7 @@ def test_places_that_are_none(tmp_path):
 
 def test_the_newest_backup_that_would_do(states, tmp_path):
     path = tmp_path / "m.atlas"
-    assert newest_good(path) is None
+    assert newest_good(list_backups(path)) is None
     for stamp, content in ((1700000000, None), (1700000100, b"damaged"), (1700000200, "other")):
         backup = tmp_path / f"m_{stamp}.atlas.bak"
         if content is None:
@@ -76,7 +76,19 @@ def test_the_newest_backup_that_would_do(states, tmp_path):
             from atlas_kit import MemoryFile
 
             MemoryFile().save(backup)
-    number, found = newest_good(path)
+    number, found = newest_good(list_backups(path))
     assert (number, os.path.basename(found.path)) == (1, "m_1700000200.atlas.bak")
-    number, found = newest_good(path, accept=saved_settings)
+    number, found = newest_good(list_backups(path, accept=saved_settings))
     assert (number, os.path.basename(found.path)) == (3, "m_1700000000.atlas.bak")
+
+
+def test_names_of_backups_come_in_the_order_of_the_list(tmp_path):
+    path = tmp_path / "a.atlas"
+    for number, name in enumerate(
+        ("a.atlas.bak", "a_20250131T120000.atlas.bak", "a_17.atlas.bak", "b.atlas.bak")
+    ):
+        (tmp_path / name).write_bytes(b"damaged")
+        os.utime(tmp_path / name, (1000 + number, 1000 + number))
+    assert backup_names(path) == ["a_20250131T120000.atlas.bak", "a.atlas.bak", "a_17.atlas.bak"]
+    assert [os.path.basename(backup.path) for backup in list_backups(path).backups] == backup_names(path)
+    assert backup_names(tmp_path / "none.gguf") == []

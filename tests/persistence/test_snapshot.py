@@ -738,6 +738,7 @@ def test_repr_is_short(path):
     assert "of bytes:" in repr(describe_memory(path.read_bytes()))
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_while_it_saves(path):
     """Whatever moment it dies at, the file is the old one or the new one, and the next save works."""
     memory, first = learned()

@@ -117,6 +117,31 @@ def test_a_sealed_file_refuses_a_wrong_passphrase_and_opens_with_the_right_one(s
     expect(page.get_by_role("alert").filter(visible=True)).to_have_count(0)
 
 
+def test_a_damaged_file_offers_its_backups_and_the_way_back(stage: Stage, samples: Path):
+    path = samples / "broken/bit-flip.atlas"
+    (samples / "broken/bit-flip_1700000000.atlas.bak").write_bytes(MEMORY.read_bytes())
+    page = show(stage, path)
+    backup = page.get_by_role("button", name="bit-flip_1700000000.atlas.bak")
+    expect(backup).to_have_count(0)  # nobody has said yet that something is wrong
+    page.get_by_role("button", name="Check the file").first.click()
+    backup.click()
+    expect(page.get_by_role("heading", name="bit-flip_1700000000.atlas.bak")).to_be_visible()
+    expect(page.get_by_role("tab", name="Entries 7")).to_be_visible()
+    page.get_by_role("button", name="Back to bit-flip.atlas").click()
+    expect(page.get_by_role("heading", name="bit-flip.atlas")).to_be_visible()
+    stage.settle()
+
+
+@pytest.mark.parametrize("sample", ["broken/no-header.atlas", "broken/truncated.atlas"])
+def test_a_file_that_cannot_be_opened_offers_its_backups(stage: Stage, samples: Path, sample: str):
+    path = samples / sample
+    path.with_name(f"{path.name}.bak").write_bytes(MEMORY.read_bytes())
+    page = show(stage, path)
+    page.get_by_role("button", name=f"{path.name}.bak").click()
+    expect(page.get_by_role("heading", name=f"{path.name}.bak")).to_be_visible()
+    stage.settle()
+
+
 def test_a_file_that_changed_is_told_and_opened_again(stage: Stage, samples: Path):
     path = samples / "atlas/assistant.atlas"
     page = show(stage, path)

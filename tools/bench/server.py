@@ -103,6 +103,7 @@ class Load:
 
 
 Body = dict[str, Any]
+Message = dict[str, str]
 
 
 class Bench:
@@ -118,11 +119,18 @@ class Bench:
         self.rng = np.random.default_rng(1)
         self.failed: list[str] = []
         self._texts: dict[str, tuple[Any, list[int]]] = {}
+        self._ends: dict[str, dict[str, int]] = {}
 
     @property
     def larger(self) -> Model:
         """A model whose tokens take long enough to see what lies between them: SmolLM2, or the next larger."""
         return self.models[min(1, len(self.models) - 1)]
+
+    def place(self, name: str) -> str:
+        """Return a folder for memories."""
+        folder = self.folder / name
+        folder.mkdir()
+        return str(folder)
 
     def command(
         self, kind: str, model: Model, *, slots: int, context: int, threads: int = 0, more: Sequence[str] = ()
@@ -165,9 +173,34 @@ class Bench:
         text: bytes = reader.detokenize(self.prompt(model, count))
         return text.decode(errors="ignore")
 
+    def asked(self, model: Model, tokens: int, seed: int = 0) -> Body:
+        """Return what every request says: exactly so many tokens, as a stream."""
+        if model.path not in self._ends:
+            from atlas_kit.llama.llama_engine import library
+
+            api, vocabulary = library().api, self._text(model)[0]._model.vocab
+            ends = (
+                n
+                for n in range(api.llama_vocab_n_tokens(vocabulary))
+                if api.llama_vocab_is_eog(vocabulary, n)
+            )
+            self._ends[model.path] = {str(token): -100 for token in ends}
+        return {
+            "max_tokens": tokens, "logit_bias": self._ends[model.path], "seed": seed, "stream": True,
+            "stream_options": {"include_usage": True}, **SAMPLING,
+        }  # fmt: skip
+
+    def completion(self, model: Model, prompt: Sequence[int], tokens: int, seed: int = 0) -> Body:
+        """Return a request to continue a prompt."""
+        return {"prompt": list(prompt), **self.asked(model, tokens, seed)}
+
+    def chat(self, model: Model, messages: Sequence[Message], tokens: int, seed: int = 0) -> Body:
+        """Return a request to answer a conversation."""
+        return {"messages": list(messages), **self.asked(model, tokens, seed)}
+
     def bodies(self, model: Model, clients: int, *, tokens: int, prompt: int) -> list[Body]:
         """Return the requests of some clients, all of them different."""
-        return [completion(self.prompt(model, prompt), tokens, seed) for seed in range(clients)]
+        return [self.completion(model, self.prompt(model, prompt), tokens, seed) for seed in range(clients)]
 
     def turns(
         self,
@@ -190,23 +223,6 @@ class Bench:
         return found
 
 
-def completion(prompt: list[int] | str, tokens: int, seed: int = 0, **more: Any) -> Body:
-    """Return a request for exactly so many tokens, as a stream."""
-    return {"prompt": prompt, **_stream(tokens, seed), **more}
-
-
-def chat(messages: Sequence[Mapping[str, str]], tokens: int, seed: int = 0, **more: Any) -> Body:
-    """Return a request for an answer of exactly so many tokens, as a stream."""
-    return {"messages": list(messages), **_stream(tokens, seed), **more}
-
-
-def _stream(tokens: int, seed: int) -> Body:
-    return {
-        "max_tokens": tokens, "ignore_eos": True, "seed": seed, "stream": True,
-        "stream_options": {"include_usage": True}, **SAMPLING,
-    }  # fmt: skip
-
-
 def load(server: Server, path: str, bodies: Sequence[Body]) -> Load:
     """Send requests at once and wait for the last answer."""
 
@@ -217,9 +233,12 @@ def load(server: Server, path: str, bodies: Sequence[Body]) -> Load:
     answers = asyncio.run(all_of_them())
     spent = server.cpu() - cpu
     seconds = max(answer.ended for answer in answers) - min(answer.sent for answer in answers)
-    tokens = sum(answer.usage()["completion_tokens"] for answer in answers)
-    if not tokens:
-        raise RequestFailedError("a server generated nothing")
+    tokens = 0
+    for body, answer in zip(bodies, answers, strict=True):
+        came = answer.usage()["completion_tokens"]
+        if came != body["max_tokens"]:  # rounds of different length are no comparison
+            raise RequestFailedError(f"a client got {came} tokens instead of {body['max_tokens']}")
+        tokens += came
     return Load(seconds, tokens, spent, answers)
 
 
@@ -276,7 +295,9 @@ def throughput(bench: Bench) -> Iterator[Row]:
 
             def chats(model: Model = model, count: int = count) -> list[Body]:
                 return [
-                    chat([{"role": "user", "content": bench.prose(model, model.prompt)}], count, seed)
+                    bench.chat(
+                        model, [{"role": "user", "content": bench.prose(model, model.prompt)}], count, seed
+                    )
                     for seed in range(8)
                 ]
 
@@ -335,10 +356,16 @@ async def _scraped(port: int, bodies: Sequence[Body]) -> list[float]:
     """Return how long each look at the metrics took while clients stream."""
     streams = asyncio.gather(*(ask(port, COMPLETIONS, body) for body in bodies))
     times = []
-    while not streams.done():
-        answer = await ask(port, "/metrics", method="GET")
-        times.append(answer.ended - answer.sent)
-        await asyncio.sleep(0.05)
+    try:
+        while not streams.done():
+            answer = await ask(port, "/metrics", method="GET")
+            times.append(answer.ended - answer.sent)
+            await asyncio.sleep(0.05)
+    except BaseException:
+        streams.cancel()
+        with contextlib.suppress(asyncio.CancelledError, RequestFailedError):
+            await streams
+        raise
     await streams
     return times
 
@@ -355,7 +382,10 @@ def prefix(bench: Bench) -> Iterator[Row]:
 
         def bodies() -> list[Body]:
             begin = bench.prompt(sample, shared)
-            return [completion(begin + bench.prompt(sample, own), count, seed) for seed in range(clients)]
+            return [
+                bench.completion(model, begin + bench.prompt(sample, own), count, seed)
+                for seed in range(clients)
+            ]
 
         found = bench.turns(
             servers, COMPLETIONS, bodies, rounds=1 if bench.quick else 3, warm=not bench.quick
@@ -412,7 +442,7 @@ def gap(bench: Bench) -> Iterator[Row]:
     with running(*bench.commands(model, slots=streams + 1, context=2048)) as servers:
         for _ in range(rounds):
             given = bench.bodies(model, streams, tokens=1900, prompt=model.prompt)
-            late = completion(bench.prompt(model, long), 1)
+            late = bench.completion(model, bench.prompt(model, long), 1)
             for kind, server in zip(KINDS, servers, strict=True):
                 more = bench.asks(kind)
                 bodies = [{**body, **more} for body in given]
@@ -463,14 +493,14 @@ def conversation(bench: Bench) -> Iterator[Row]:
     tokens = 1000 if bench.quick else 4000
     model = longer_context(bench.larger, bench.folder, tokens + 1024)
     turns, restarts = (3, 1) if bench.quick else (6, 2)
-    kept = ["--atlas-memory-persist", "--atlas-memory-dir", str(bench.folder / "conversation")]
+    kept = ["--atlas-memory-dir", bench.place("conversation")]
     commands = bench.commands(model, slots=1, context=tokens + 1024, more=kept)
     text, first, later = bench.prose(model, tokens), {}, {}
     after: dict[str, list[float]] = {}
     talks = {kind: [{"role": "user", "content": text}] for kind in KINDS}
 
     def turn(kind: str, server: Server) -> float:
-        body = chat(talks[kind], 8, temperature=0) | bench.asks(kind, "conversation")
+        body = bench.chat(model, talks[kind], 8) | bench.asks(kind, "conversation")
         answer = load(server, CHAT, [body]).answers[0]
         talks[kind].append({"role": "assistant", "content": answer.text()})
         talks[kind].append({"role": "user", "content": f"What about number {len(talks[kind])}? Go on."})
@@ -513,7 +543,7 @@ def start(bench: Bench) -> Iterator[Row]:
     """From nothing to the first token."""
     for model in bench.models:
         times = dict.fromkeys(KINDS, math.inf)
-        body = completion(bench.prompt(model, 4), 8)
+        body = bench.completion(model, bench.prompt(model, 4), 8)
         for _ in range(2 if bench.quick else 5):
             for kind, command in zip(
                 KINDS, bench.commands(model, slots=4, context=model.context), strict=True
@@ -536,25 +566,24 @@ def large(bench: Bench) -> Iterator[Row]:
     """A memory of 200 MB: saving, loading, and what other clients notice of its being saved by itself."""
     if bench.control or not bench.larger.large:
         return
-    model, session = bench.larger, "large"
-    folder = bench.folder / "large"
+    model, folder = bench.larger, bench.place("large")
     more = [
-        "--atlas-memory-persist", "--atlas-memory-dir", str(folder), "--atlas-memory-dim", str(model.large),
+        "--atlas-memory-persist", "--atlas-memory-dir", folder, "--atlas-memory-dim", str(model.large),
         "--atlas-auto-save-interval", f"{bench.interval:g}",
     ]  # fmt: skip
     rounds = 1 if bench.quick else 3
     command = bench.command("on", model, slots=2, context=1024, more=more)
-    learn = completion(bench.prompt(model, 128), 8) | bench.asks("on", session)
+    learn = bench.completion(model, bench.prompt(model, 128), 8) | bench.asks("on")
     other = bench.bodies(model, 1, tokens=900, prompt=16)[0] | {"atlas": {"enabled": False}}
     saves, loads, stalls = [], [], []
     with Server(command) as server:
         load(server, COMPLETIONS, [learn])
         for number in range(rounds):
-            name = {"session_id": session, "memory_file": f"large-{number}.atlas"}
+            name = {"filename": f"large-{number}.atlas"}
             for action, times in (("save", saves), ("load", loads)):
                 answer = asyncio.run(ask(server.port, f"/v1/atlas/memory/{action}", name))
                 times.append(answer.ended - answer.sent)
-        size = max(path.stat().st_size for path in folder.rglob("*.atlas"))
+        size = max(path.stat().st_size for path in Path(folder).rglob("*.atlas"))
         for _ in range(rounds):
             gaps = []
             for changes in (True, False):
@@ -588,8 +617,7 @@ def sessions(bench: Bench) -> Iterator[Row]:
         return
     number, slots = (100, 8) if bench.quick else (1000, 8)
     for model in dict.fromkeys((bench.models[0], bench.larger)):
-        folder = bench.folder / f"sessions-{model.name}"
-        more = ["--atlas-memory-persist", "--atlas-memory-dir", str(folder)]
+        more = ["--atlas-memory-dir", bench.place(f"sessions-{model.name}")]
         with Server(bench.command("on", model, slots=slots, context=model.context, more=more)) as server:
 
             def visit(first: int, last: int, server: Server = server, model: Model = model) -> None:

@@ -8,6 +8,9 @@
 const LOOK_EVERY_MS = 2000;
 const LOOK_AT_LEAST_EVERY_MS = 60000;
 
+/** What JupyterLab calls the viewer. */
+const FACTORY = "ATLAS explorer";
+
 const FILE_TYPES = [
   { name: "atlas", displayName: "ATLAS memory", extension: ".atlas", mimeType: "application/x-atlas" },
   { name: "gguf", displayName: "GGUF model", extension: ".gguf", mimeType: "application/x-gguf" },
@@ -140,7 +143,21 @@ export async function viewerPlugin(shared, home) {
     _remount() {
       this._cleanup();
       this.node.replaceChildren();
-      if (this._mount) this._cleanup = this._mount(this.node, { request: (message) => this._request(message) });
+      if (!this._mount) return;
+      this._cleanup = this._mount(this.node, {
+        request: (message) => this._request(message),
+        openBackup: (name) => this._openBackup(name),
+      });
+    }
+
+    /**
+     * Open a file of the same folder beside this one.
+     * @param {string} name
+     */
+    async _openBackup(name) {
+      const path = PathExt.join(PathExt.dirname(this._context.path), name);
+      await this._app.commands.execute("docmanager:open", { path, factory: FACTORY });
+      return null;
     }
 
     /** @param {Record<string, unknown>} message */
@@ -261,7 +278,7 @@ export async function viewerPlugin(shared, home) {
       docRegistry.addModelFactory(new NoContentModelFactory());
       const names = FILE_TYPES.map((type) => type.name);
       const factory = new ViewerFactory(app, {
-        name: "ATLAS explorer",
+        name: FACTORY,
         modelName: "atlas-kit-no-content",
         fileTypes: names,
         defaultFor: names,
@@ -272,7 +289,7 @@ export async function viewerPlugin(shared, home) {
       factory.widgetCreated.connect((/** @type {FromLab} */ _, /** @type {FromLab} */ view) => tracker.add(view));
       restorer?.restore(tracker, {
         command: "docmanager:open",
-        args: (/** @type {FromLab} */ view) => ({ path: view.context.path, factory: "ATLAS explorer" }),
+        args: (/** @type {FromLab} */ view) => ({ path: view.context.path, factory: FACTORY }),
         name: (/** @type {FromLab} */ view) => view.context.path,
       });
     },

@@ -42,7 +42,8 @@ export default {
       model.send({ ...message, id });
     });
     const onSelect = (selection) => { model.set("selection", selection); model.save_changes(); };
-    const cleanup = mount(el, { request, onSelect });
+    const openBackup = async (name) => (await request({ op: "open_backup", name })).reply;
+    const cleanup = mount(el, { request, onSelect, openBackup });
     return () => { model.off("msg:custom", take); cleanup(); };
   },
 };
@@ -74,7 +75,7 @@ class FileExplorer(Shown, anywidget.AnyWidget):
     selection = traitlets.Dict().tag(sync=True)
 
     def __init__(self, path: str | os.PathLike[str], passphrase: str | None = None) -> None:
-        self.explorer = Explorer(path, passphrase)
+        self.explorer = Explorer(path, passphrase, moves=True)
         super().__init__()
         self.on_msg(self._answer)
 
@@ -87,7 +88,7 @@ class FileExplorer(Shown, anywidget.AnyWidget):
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """The file; where one of its backups is being looked at, that."""
         return Path(self.explorer.path)
 
     @property

@@ -14,9 +14,14 @@ import { itemPane } from "./item.js";
 /** @type {Record<string, string>} */
 const SEVERITY = { error: "✖ error", warning: "▲ warning", note: "● note" };
 
+/** Remedies of files that are damaged, for which a backup may be the better one. */
+const RESTORABLE = new Set(["recover", "recover-journal", "repair", "repair-if-damaged"]);
+
 /**
  * @typedef {{request: import("./dom.js").Request, openNotebook?: () => void,
- *            onSelect?: (selection: Record<string, unknown>) => void}} Sources  `onSelect` hears what is chosen: name,
+ *            openBackup?: (name: string) => Promise<Reply | null>,
+ *            onSelect?: (selection: Record<string, unknown>) => void}} Sources  `openBackup` shows a file of the same
+ *            folder: here, and then it answers with its summary, or elsewhere; `onSelect` hears what is chosen: name,
  *            start, size, table and row
  * @typedef {{destroy: () => void}} Part
  */
@@ -27,7 +32,7 @@ const SEVERITY = { error: "✖ error", warning: "▲ warning", note: "● note" 
  * @param {Sources} options
  * @returns {() => void} removes it
  */
-export function mount(node, { request, openNotebook, onSelect }) {
+export function mount(node, { request, openNotebook, openBackup, onSelect }) {
   const root = el("section", { class: "ax", "aria-label": "File explorer", "data-lm-suppress-shortcuts": "true" });
   const notice = el("div", { class: "ax-notice", role: "status" });
   const page = el("div", { class: "ax-page" });
@@ -85,7 +90,7 @@ export function mount(node, { request, openNotebook, onSelect }) {
       return;
     }
     root.setAttribute("aria-label", `File ${summary.name}`);
-    const shell = fileShell({ ask, full, summary, openNotebook, onSelect, reopen: show });
+    const shell = fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reopen: show });
     parts.push(shell);
     fill(page, shell.root);
   }
@@ -107,7 +112,7 @@ function alert_({ error, hint }) {
  * @param {Omit<Sources, "request"> & {ask: import("./dom.js").Ask, full: import("./dom.js").Request, summary: Reply,
  *         reopen: (summary: Reply) => void}} given
  */
-function fileShell({ ask, full, summary, openNotebook, onSelect, reopen }) {
+function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reopen }) {
   const { size } = summary;
   /** @type {Part[]} */
   const parts = [];
@@ -130,6 +135,7 @@ function fileShell({ ask, full, summary, openNotebook, onSelect, reopen }) {
     el("span", { class: "ax-dim", text: bytes(size) }),
     el("span", { class: "ax-push" }),
     state,
+    summary.backup_of ? fileButton(summary.backup_of, `Back to ${summary.backup_of}`) : null,
     size ? check : null,
     openNotebook ? el("button", { type: "button", text: "Open in notebook", onclick: () => openNotebook() }) : null,
   );
@@ -172,6 +178,7 @@ function fileShell({ ask, full, summary, openNotebook, onSelect, reopen }) {
     { class: "ax-shell" },
     head,
     summary.problem ? alert_(summary.problem) : null,
+    summary.problem ? backups([summary.problem]) : null,
     summary.locked ? unlock() : null,
     map.root,
     main.list,
@@ -289,8 +296,35 @@ function fileShell({ ask, full, summary, openNotebook, onSelect, reopen }) {
     fill(
       findingsBody,
       el("p", { class: findings.ok ? "ax-good" : "ax-bad", text: `${findings.ok ? "✔" : "✖"} ${verdict}` }),
+      backups(findings.findings),
       el("ul", {}, ...findings.findings.map(finding)),
     );
+  }
+  /**
+   * Offer the file's backups where one of them may help; empty where there are none, and in a backup.
+   * @param {Reply[]} problems
+   */
+  function backups(problems) {
+    const offer = el("p", { class: "ax-backups" });
+    if (openBackup && !summary.backup_of && problems.some(({ remedy }) => remedy && RESTORABLE.has(remedy.name))) {
+      ask({ op: "backups" }).then(({ names }) => {
+        if (names?.length) fill(offer, "Look at a backup: ", ...names.map((/** @type {string} */ name) => fileButton(name, name)));
+      });
+    }
+    return offer;
+  }
+  /**
+   * @param {string} name
+   * @param {string} text
+   */
+  function fileButton(name, text) {
+    const open = async () => {
+      const reply = openBackup ? await openBackup(name) : null;
+      if (reply?.error) button.replaceWith(alert_(reply));
+      else if (reply) reopen(reply);
+    };
+    const button = el("button", { type: "button", class: "ax-small", text, onclick: open });
+    return button;
   }
   /** @param {Reply} found */
   function finding(found) {

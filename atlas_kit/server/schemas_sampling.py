@@ -1,0 +1,130 @@
+"""How a request may want tokens to be chosen: llama-server's names, ranges and forms, shared by every API.
+
+The ranges are those of ``Sampling``; nothing out of them reaches llama.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from atlas_kit.errors import InvalidParamError
+
+if TYPE_CHECKING:
+    from atlas_kit.llama.engine import Engine
+
+#: Entries of a bias; a text counts once, and becomes all of its tokens.
+MOST_BIASES = 4096
+#: What a request may hold under the very names of ``Sampling``.
+NAMES = (
+    "temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repeat_penalty", "repeat_last_n",
+    "grammar", "json_schema", "ignore_eos", "typical_p", "top_n_sigma", "xtc_probability", "xtc_threshold",
+    "dynatemp_range", "dynatemp_exponent", "dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n",
+    "dry_sequence_breakers", "mirostat", "mirostat_tau", "mirostat_eta", "adaptive_target", "adaptive_decay",
+    "samplers", "min_keep",
+)  # fmt: skip
+
+
+class SamplingOptions(BaseModel):
+    """llama-server's samplers beyond OpenAI's."""
+
+    model_config = ConfigDict(extra="allow")
+
+    ignore_eos: bool | None = Field(None, description="Choose no token that ends the answer.")
+    typical_p: float | None = Field(
+        None, ge=0, le=1, description="Only the most typical tokens that have this probability together."
+    )
+    top_n_sigma: float | None = Field(
+        None,
+        ge=-1,
+        le=100,
+        description="Only tokens within so many standard deviations of the largest logit.",
+    )
+    xtc_probability: float | None = Field(
+        None, ge=0, le=1, description="How often the likeliest of several likely tokens are left out."
+    )
+    xtc_threshold: float | None = Field(
+        None, ge=0, le=1, description="What is likely for that; above 0.5: nothing is left out."
+    )
+    dynatemp_range: float | None = Field(
+        None, ge=0, le=100, description="How far the temperature follows the entropy."
+    )
+    dynatemp_exponent: float | None = Field(None, ge=0.01, le=100, description="By which power of it.")
+    dry_multiplier: float | None = Field(
+        None, ge=0, le=100, description="Penalty on what goes on with a repetition; 0: none."
+    )
+    dry_base: float | None = Field(
+        None, ge=1, le=100, description="How the penalty grows with the repetition's length."
+    )
+    dry_allowed_length: int | None = Field(
+        None, ge=0, le=1 << 20, description="Tokens of a repetition that cost nothing."
+    )
+    dry_penalty_last_n: int | None = Field(
+        None,
+        ge=-1,
+        le=1 << 16,
+        description="Tokens that are searched for repetitions; -1: the whole context.",
+    )
+    dry_sequence_breakers: list[str] | None = Field(
+        None, min_length=1, max_length=16, description="Strings that a repetition does not reach across."
+    )
+    mirostat: int | None = Field(None, ge=0, le=2, description="Version of Mirostat; 0: the other samplers.")
+    mirostat_tau: float | None = Field(None, ge=0, le=100, description="Its target surprise, in bits.")
+    mirostat_eta: float | None = Field(None, ge=0, le=1, description="Its learning rate.")
+    adaptive_target: float | None = Field(
+        None, ge=-1, le=1, description="Probability that the sampler adaptive_p aims at; negative: none."
+    )
+    adaptive_decay: float | None = Field(None, ge=0, le=0.99, description="How long that one remembers.")
+    samplers: str | list[str] | None = Field(
+        None, max_length=22, description="The samplers that take part, in their order: names, or letters."
+    )
+    min_keep: int | None = Field(None, ge=0, le=1 << 20, description="Tokens that samplers leave at least.")
+
+
+def biases_of(engine: Engine, given: Any) -> dict[int, float]:
+    """Return what is added to the logits of tokens: from ``{token: x}``, ``[[token, x]]`` or ``[[text, x]]``.
+
+    ``false`` in the place of a number forbids a token; a text stands for each of its tokens.
+
+    Raises
+    ------
+    InvalidParamError
+        It is in none of these forms, or too long.
+    """
+    if not given:
+        return {}
+    pairs = list(given.items()) if isinstance(given, Mapping) else given
+    if not isinstance(pairs, list) or len(pairs) > MOST_BIASES:
+        raise _no_bias()
+    found: dict[int, float] = {}
+    for pair in pairs:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise _no_bias()
+        key, bias = pair
+        if bias is False:
+            bias = float("-inf")
+        if isinstance(bias, bool) or not isinstance(bias, (int, float)) or isinstance(key, (bool, float)):
+            raise _no_bias()
+        for token in _tokens_of(engine, key):
+            found[token] = found.get(token, 0.0) + bias
+    return found
+
+
+def _tokens_of(engine: Engine, key: Any) -> list[int]:
+    if isinstance(key, int):
+        return [key]
+    if not isinstance(key, str):
+        raise _no_bias()
+    if key.lstrip("-").isascii() and key.lstrip("-").isdigit():
+        return [int(key[:12])]
+    return engine.tokenize(key)
+
+
+def _no_bias() -> InvalidParamError:
+    return InvalidParamError(
+        f"a logit_bias is an object {{token: number}} or a list of [token, number] or [text, number], of at most "
+        f"{MOST_BIASES}; false in the place of a number forbids a token",
+        key="logit_bias",
+    )
