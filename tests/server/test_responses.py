@@ -653,3 +653,16 @@ def test_llama_cpps_schema_is_a_form(serve: Server) -> None:
     engine = ScriptedEngine("{}", template=TEMPLATE, names=())
     serve(engine).post("/v1/responses", **{"input": "Hi", "json_schema": {"type": "object"}})
     assert engine.samplings[0].json_schema == {"type": "object"}
+
+
+@pytest.mark.model
+def test_llama_follows_a_schema_and_remembers(serve: Server, real: Any) -> None:
+    server = serve(real("llama", n_ctx=256, n_batch=64))
+    schema = {"type": "object", "properties": {"city": {"enum": ["Rome", "Bonn"]}}, "required": ["city"]}
+    form = {"type": "json_schema", "name": "city", "schema": {**schema, "additionalProperties": False}}
+    body = {"text": {"format": form}, "max_output_tokens": 200, "conversation": "anna"}
+    first = server.post("/v1/responses", input="Hi", **body)
+    assert json.loads(text_of(first))["city"] in ("Rome", "Bonn")
+    second = server.post("/v1/responses", input="More", **body)
+    assert second["usage"]["input_tokens_details"]["cached_tokens"] > first["usage"]["input_tokens"]
+    assert second["atlas"]["tokens_seen"] > first["atlas"]["tokens_seen"]
