@@ -316,6 +316,37 @@ class Copy(Generating):
             self._sampler.close()
 
 
+async def together(runs: Sequence[Generating]) -> AsyncGenerator[tuple[int, list[Token] | None], None]:
+    """Yield the tokens of several generations as they come, with their numbers; None is the end of one.
+
+    What one fails with ends all of them, and so does closing the iteration.
+    """
+    came: asyncio.Queue[tuple[int, list[Token] | BaseException | None]] = asyncio.Queue()
+
+    async def one(number: int, run: Generating) -> None:
+        try:
+            async with contextlib.aclosing(run.tokens()) as groups:
+                async for tokens in groups:
+                    came.put_nowait((number, tokens))
+            came.put_nowait((number, None))
+        except Exception as error:
+            came.put_nowait((number, error))
+
+    tasks = [asyncio.create_task(one(number, run)) for number, run in enumerate(runs)]
+    left = len(tasks)
+    try:
+        while left:
+            number, item = await came.get()
+            if isinstance(item, BaseException):
+                raise item
+            left -= item is None
+            yield number, item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 def atlas_statistics(session: AtlasSession, conversation: Conversation, outcome: Outcome) -> dict[str, Any]:
     """Return what a memory did for an answer: the ``atlas`` object."""
     in_context = len(session.context_tokens)
