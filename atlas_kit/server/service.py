@@ -86,6 +86,7 @@ class Service:
         self.conversations = Conversations(
             self.engine, self.scheduler, most_waiting=self.config.max_queue, device=self.config.device
         )
+        self.conversations.context_shift = self.config.context_shift
         if self.config.persists:
             self.shared = SharedMemory(self.config, self.engine, self.settings)
             kept = await asyncio.to_thread(self.shared.load)
@@ -158,9 +159,17 @@ class Service:
     @property
     def model_name(self) -> str:
         """What the model is called in answers."""
-        return self.config.alias or os.path.basename(self.config.model)
+        return min(self.aliases, default=os.path.basename(self.config.model))
 
-    def conversation(self, namespace: str, atlas: dict[str, Any], tokens: list[int]) -> Conversation:
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """All names that were given to it; the first by the alphabet is the one in answers, as in llama-server."""
+        given = (self.config.alias or "").split(",")
+        return tuple(sorted({name.strip() for name in given if name.strip()}))
+
+    def conversation(
+        self, namespace: str, atlas: dict[str, Any], tokens: list[int], slot: int | None = None
+    ) -> Conversation:
         """Return the conversation that a request belongs to.
 
         Parameters
@@ -171,6 +180,8 @@ class Service:
             The request's ``atlas`` object: ``enabled``, ``session_id`` and settings.
         tokens
             The text that it sends.
+        slot
+            The sequence that is asked for, where the conversation is nobody's.
         """
         enabled = atlas.get("enabled")
         name = atlas.get("session_id")
@@ -185,10 +196,17 @@ class Service:
             found = self.conversations.find(key)
             return found or self.conversations.named_or_new(key, self._settings_for(atlas))
         if not enabled:
-            return self.conversations.temporary(namespace, None, tokens)
+            return self._temporary(namespace, None, tokens, slot)
         if self.config.persists:
             return self.conversations.named[SHARED]
-        return self.conversations.temporary(namespace, self._settings_for(atlas), tokens)
+        return self._temporary(namespace, self._settings_for(atlas), tokens, slot)
+
+    def _temporary(
+        self, namespace: str, settings: AtlasSettings | None, tokens: list[int], slot: int | None
+    ) -> Conversation:
+        if slot is not None:
+            return self.conversations.in_slot(slot, namespace, settings, tokens)
+        return self.conversations.temporary(namespace, settings, tokens)
 
     def _settings_for(self, atlas: dict[str, Any]) -> AtlasSettings:
         return self.settings.replace(**settings_in(atlas))
@@ -220,7 +238,7 @@ class Service:
         known = [] if asked.score_prompt else list(asked.tokens)
         conversation = goes_on
         if conversation is None or conversation.closed:
-            conversation = self.conversation(namespace, atlas, known)
+            conversation = self.conversation(namespace, atlas, known, asked.slot)
         return Generating(self.conversations, conversation, asked, self.metrics)
 
     def _note(self, request: Request) -> None:

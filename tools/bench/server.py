@@ -126,6 +126,12 @@ class Bench:
         """A model whose tokens take long enough to see what lies between them: SmolLM2, or the next larger."""
         return self.models[min(1, len(self.models) - 1)]
 
+    def place(self, name: str) -> str:
+        """Return a folder for memories."""
+        folder = self.folder / name
+        folder.mkdir()
+        return str(folder)
+
     def command(
         self, kind: str, model: Model, *, slots: int, context: int, threads: int = 0, more: Sequence[str] = ()
     ) -> list[str]:
@@ -350,10 +356,16 @@ async def _scraped(port: int, bodies: Sequence[Body]) -> list[float]:
     """Return how long each look at the metrics took while clients stream."""
     streams = asyncio.gather(*(ask(port, COMPLETIONS, body) for body in bodies))
     times = []
-    while not streams.done():
-        answer = await ask(port, "/metrics", method="GET")
-        times.append(answer.ended - answer.sent)
-        await asyncio.sleep(0.05)
+    try:
+        while not streams.done():
+            answer = await ask(port, "/metrics", method="GET")
+            times.append(answer.ended - answer.sent)
+            await asyncio.sleep(0.05)
+    except BaseException:
+        streams.cancel()
+        with contextlib.suppress(asyncio.CancelledError, RequestFailedError):
+            await streams
+        raise
     await streams
     return times
 
@@ -481,7 +493,7 @@ def conversation(bench: Bench) -> Iterator[Row]:
     tokens = 1000 if bench.quick else 4000
     model = longer_context(bench.larger, bench.folder, tokens + 1024)
     turns, restarts = (3, 1) if bench.quick else (6, 2)
-    kept = ["--atlas-memory-dir", str(bench.folder / "conversation")]
+    kept = ["--atlas-memory-dir", bench.place("conversation")]
     commands = bench.commands(model, slots=1, context=tokens + 1024, more=kept)
     text, first, later = bench.prose(model, tokens), {}, {}
     after: dict[str, list[float]] = {}
@@ -554,9 +566,9 @@ def large(bench: Bench) -> Iterator[Row]:
     """A memory of 200 MB: saving, loading, and what other clients notice of its being saved by itself."""
     if bench.control or not bench.larger.large:
         return
-    model, folder = bench.larger, bench.folder / "large"
+    model, folder = bench.larger, bench.place("large")
     more = [
-        "--atlas-memory-persist", "--atlas-memory-dir", str(folder), "--atlas-memory-dim", str(model.large),
+        "--atlas-memory-persist", "--atlas-memory-dir", folder, "--atlas-memory-dim", str(model.large),
         "--atlas-auto-save-interval", f"{bench.interval:g}",
     ]  # fmt: skip
     rounds = 1 if bench.quick else 3
@@ -571,7 +583,7 @@ def large(bench: Bench) -> Iterator[Row]:
             for action, times in (("save", saves), ("load", loads)):
                 answer = asyncio.run(ask(server.port, f"/v1/atlas/memory/{action}", name))
                 times.append(answer.ended - answer.sent)
-        size = max(path.stat().st_size for path in folder.rglob("*.atlas"))
+        size = max(path.stat().st_size for path in Path(folder).rglob("*.atlas"))
         for _ in range(rounds):
             gaps = []
             for changes in (True, False):
@@ -605,8 +617,7 @@ def sessions(bench: Bench) -> Iterator[Row]:
         return
     number, slots = (100, 8) if bench.quick else (1000, 8)
     for model in dict.fromkeys((bench.models[0], bench.larger)):
-        folder = bench.folder / f"sessions-{model.name}"
-        more = ["--atlas-memory-dir", str(folder)]
+        more = ["--atlas-memory-dir", bench.place(f"sessions-{model.name}")]
         with Server(bench.command("on", model, slots=slots, context=model.context, more=more)) as server:
 
             def visit(first: int, last: int, server: Server = server, model: Model = model) -> None:
