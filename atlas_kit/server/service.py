@@ -211,10 +211,20 @@ class Service:
     def _settings_for(self, atlas: dict[str, Any]) -> AtlasSettings:
         return self.settings.replace(**settings_in(atlas))
 
+    def session(self, namespace: str, name: str) -> Conversation | None:
+        """Return the session of a name."""
+        return self.conversations.find(Key(namespace, checked_session_id(name)))
+
     async def history_of(self, namespace: str, name: str) -> list[int]:
         """Return the tokens that the session of a name has read last; none where there is no such session."""
-        found = self.conversations.find(Key(namespace, checked_session_id(name)))
+        found = self.session(namespace, name)
         return [] if found is None else list(found.history)
+
+    async def forget(self, namespace: str, name: str) -> None:
+        """Forget the session of a name and its memory, where there is one."""
+        found = self.session(namespace, name)
+        if found is not None:
+            self.conversations.drop(found)
 
     def generate(
         self,
