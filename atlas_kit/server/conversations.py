@@ -13,7 +13,7 @@ import time
 from array import array
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from atlas_kit.errors import BusyError, InvalidParamError
 from atlas_kit.llama.parking import Parked, park, unpark
@@ -26,7 +26,6 @@ from atlas_kit.server.jobs import called
 if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.scheduler import Scheduler
-    from atlas_kit.server.generation import Generating
     from atlas_kit.settings.atlas_settings import AtlasSettings
 
 #: Texts that a conversation remembers to have read; of more, the oldest is forgotten, and would be read anew.
@@ -102,6 +101,20 @@ class Conversation:
         self.history = text
 
 
+class Answered(Protocol):
+    """What was generated in a slot last, as ``generation`` has it."""
+
+    @property
+    def asked(self) -> Any:
+        """What was asked for."""
+
+    @property
+    def read_so_far(self) -> int:
+        """How many tokens of the text are read or known by now."""
+
+    outcome: Any
+
+
 @dataclass(eq=False)
 class Slot:
     """One sequence of the engine, whose conversation is in it, and what was generated there last."""
@@ -111,7 +124,7 @@ class Slot:
     conversation: Conversation | None = None
     busy: bool = False
     task: str = ""
-    last: Generating | None = None
+    last: Answered | None = None
 
 
 class Conversations:
