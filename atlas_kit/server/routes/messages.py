@@ -90,7 +90,7 @@ class _Answer:
         atlas = asked.atlas.chosen() if asked.atlas is not None else {}
         generation = Generation(
             found.tokens,
-            sampling_of(asked, **found.sampling),
+            sampling_of(asked, service, **found.sampling),
             limit_of(service, asked.max_tokens),
             [*self._sequences, *stops_of(asked), *found.stops],
             changes=settings_in(atlas),
