@@ -23,14 +23,18 @@ VENV   ?= .venv
 JOBS   ?= 2
 FUZZ_SECONDS ?= 600
 MODEL  ?= sample_data/models/tiny-python.gguf
+# Names of targets begin with it, and make takes these characters apart.
+ifneq ($(words $(VENV))$(strip $(foreach mark,: ; % & ' " * ?,$(findstring $(mark),$(VENV)))),1)
+$(error VENV must be one path without spaces and without any of : ; % & ' " * ? and is '$(VENV)')
+endif
 BIN    := $(VENV)/bin
 PAGES  := README.md ARCHITECTURE.md $(wildcard formats/*.md docs/*.md docs/*/*.md)
 SITE   := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 # Deno brings TypeScript, and comes from PyPI; it asks nobody and writes nothing outside .venv. Without the names of
 # the folders it would look at the built site, too.
-SCRIPTS := DENO_NO_UPDATE_CHECK=1 DENO_DIR=$(abspath $(VENV))/.deno \
+SCRIPTS := DENO_NO_UPDATE_CHECK=1 DENO_DIR='$(abspath $(VENV))/.deno' \
   $(BIN)/deno check --quiet --no-remote --no-lock --config jsconfig.json \
-  atlas_kit/widgets/static atlas_kit/jupyter/static atlas_kit/jupyter/labextension/static
+  atlas_kit/widgets/static atlas_kit/jupyter/static atlas_kit/jupyter/labextension/static atlas_kit/server/static
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: demo lab serve test quick lint docs samples bench pictures experiments fuzz dist clean
@@ -109,7 +113,7 @@ clean:
 
 # The stamps depend on pyproject.toml, so that nothing is installed twice and new dependencies are.
 $(BIN)/python: | ready
-	@$(PYTHON) -m venv $(VENV) \
+	@"$(PYTHON)" -m venv $(VENV) \
 	  || { rm -rf $(VENV); echo "$(PYTHON) could not make a virtual environment: the reason is above"; exit 1; }
 
 $(VENV)/.demo: pyproject.toml | ready $(BIN)/python

@@ -209,6 +209,33 @@ def test_the_python_that_is_asked_for(machine):
     assert "there is no /opt/none" in machine.prepare("demo", PYTHON="/opt/none").stderr
 
 
+SHIM = """echo "pyenv: ${0##*/}: command not found" >&2
+echo "The \\`${0##*/}' command exists in these Python versions:" >&2; echo "  3.12.1" >&2; exit 127"""
+
+
+@pytest.mark.parametrize("name", ["python3", "python3.12"])
+def test_a_shim_without_its_python_is_none(machine, name):
+    machine.user(0)
+    for shim in (name, "python3.13", "python3.14"):
+        machine.put(shim, SHIM)
+    ran = machine.prepare("demo", PYTHON=name)
+    assert ran.returncode == 2
+    other = "/usr/bin/python3" if name == "python3" else "python3"
+    assert (
+        f"  - Python 3.10 or newer: there is no {name} that starts. Try: PYTHON={other} make demo\n"
+        in ran.stderr
+    )
+    assert "pyenv" not in ran.stdout + ran.stderr
+    assert machine.installed == []
+
+
+def test_a_shim_is_not_what_would_do(machine):
+    machine.put("python3", OLD_PYTHON)
+    machine.put("python3.14", SHIM)
+    machine.put("python3.11", PYTHON)
+    assert "python3 is Python 3.9.2. Try: PYTHON=python3.11 make demo" in machine.prepare("demo").stderr
+
+
 # --- Chromium -----------------------------------------------------------------------------------------------
 
 
@@ -280,6 +307,44 @@ def test_make_does_nothing_before_it(machine, tmp_path, target):
     assert ran.returncode == 2
     assert ran.stdout == f"asked for {target}, with python3.99\n"
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def make(folder, *arguments):
+    """Run make in a copy of the repository's Makefile."""
+    (folder / "tools").mkdir(exist_ok=True)
+    for name in ("Makefile", "pyproject.toml", "tools/build_llama.py"):
+        shutil.copy(REPOSITORY / name, folder / name)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+    return subprocess.run(
+        ["make", "--silent", *arguments], cwd=folder, env=env, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("venv", ["a b", "/home/ann lee/.venv", "", "it's", "a;b", "a:b", "50%"])
+@pytest.mark.parametrize("target", ["quick", "demo", "clean", "ready"])
+def test_make_refuses_a_place_that_it_cannot_name(machine, tmp_path, venv, target):
+    machine.put("prepare.sh", "echo asked; exit 2", into="shelf")
+    (tmp_path / "tools").mkdir()
+    shutil.copy(tmp_path / "shelf" / "prepare.sh", tmp_path / "tools")
+    for kept in ("a", "b", "build"):
+        (tmp_path / kept).mkdir()
+    make(tmp_path, "help")
+    before = sorted(tmp_path.rglob("*"))
+    ran = make(tmp_path, target, f"VENV={venv}")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.count("\n") == 1
+    assert "VENV must be one path without spaces" in ran.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_python_below_a_folder_with_a_space(machine, tmp_path):
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "my tools").mkdir()
+    machine.put("prepare.sh", "exit 0", into="tools")
+    machine.put("python", 'echo "$@" >> asked.log; exit 1', into="my tools")
+    ran = make(tmp_path, "quick", f"PYTHON={tmp_path}/my tools/python")
+    assert "could not make a virtual environment" in ran.stdout
+    assert (tmp_path / "asked.log").read_text() == "-m venv .venv\n"
 
 
 def test_readme_shows_the_line():

@@ -50,19 +50,28 @@ find_chromium() {
 
 is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; }
 
+# The name alone says nothing: a shim of pyenv is there for each version that any project has.
+starts() { version=$("$1" -V 2>&1 </dev/null) && case $version in "Python "[0-9]*) ;; *) false ;; esac; }
+
+newer_python() {
+  for name in python3.14 python3.13 python3.12 python3.11 python3.10 python3; do
+    there "$name" && is_new_enough "$name" && echo "$name" && return
+  done
+}
+
 check_python() {
   is_new_enough "$VENV/bin/python" && return # made before; it needs no other
-  if ! there "$PYTHON"; then
+  if there "$PYTHON" && ! starts "$PYTHON"; then
+    newer=$(newer_python) # apt would not help: what does not start would still come first
+    lacks_other "Python 3.10 or newer: there is no $PYTHON that starts. Try: PYTHON=${newer:-/usr/bin/python3} make $targets"
+  elif ! there "$PYTHON"; then
     case $PYTHON in
       python3 | python3.[0-9]*) lacks "$PYTHON"; lacks "$PYTHON-venv" ;;
       *) lacks_other "the Python that PYTHON names: there is no $PYTHON" ;;
     esac
   elif ! is_new_enough "$PYTHON"; then
-    newer=
-    for name in python3.14 python3.13 python3.12 python3.11 python3.10; do
-      there "$name" && newer=$name && break
-    done
-    lacks_other "Python 3.10 or newer: $PYTHON is $("$PYTHON" -V 2>&1). Try: PYTHON=${newer:-python3.12} make $targets"
+    newer=$(newer_python)
+    lacks_other "Python 3.10 or newer: $PYTHON is $version. Try: PYTHON=${newer:-python3.12} make $targets"
   elif ! "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null; then
     # Debian and Ubuntu ship Python without ensurepip, and venv cannot install pip without it
     name=${PYTHON##*/}

@@ -104,6 +104,16 @@ class ChatTemplate:
             text, contents[len(messages) - 1] = text[:end], last  # with the space at its end
         return self._read(text, contents)
 
+    def text(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Return a conversation as the model reads it, up to where its answer starts; see ``tokens``."""
+        return _spliced(*self._rendered(messages, True, tools, variables))
+
     def following(self, content: str, system: str | None = None) -> list[int]:
         """Return the tokens that go on a conversation: the end of the answer before, and the next message.
 

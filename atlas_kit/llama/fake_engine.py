@@ -172,8 +172,14 @@ class FakeEngine:
 _OFF = {"dry_multiplier": 0, "xtc_probability": 0, "mirostat": 0, "dynatemp_range": 0, "typical_p": 1}
 
 
+_DEFAULTS = Sampling()
+
+
 class FakeSampler:
-    """Chooses by bias, penalties, the cuts of ``top_k`` and the like, temperature and seed; the rest is refused."""
+    """Chooses by bias, penalties, the cuts of ``top_k`` and the like, temperature and seed; the rest is refused.
+
+    What is as it is by default cuts nothing: every byte stays possible.
+    """
 
     def __init__(self, sampling: Sampling) -> None:
         if sampling.grammar is not None or sampling.json_schema is not None:
@@ -238,6 +244,8 @@ class FakeSampler:
         if name == "temperature":
             warmer: Floats = logits / np.float32(max(s.temperature, COLD))
             return warmer
+        if getattr(s, name, None) == getattr(_DEFAULTS, name, None):
+            return logits
         if name == "top_k" and 0 < s.top_k < len(logits):
             keep = logits >= np.sort(logits)[-s.top_k]
         elif name == "min_p" and s.min_p:

@@ -21,6 +21,7 @@ from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.engine import ModelInfo, encoded
 from atlas_kit.llama.llama_chain import Chain
 from atlas_kit.llama.sampling import Floats, Sampling
+from atlas_kit.llama.schema_grammar import schema_rules
 
 #: What a grammar may have; at 20,000 nested parentheses, or as many rules in a chain, llama.cpp's stack is used up.
 MOST_NESTED, MOST_RULES = 1000, 10_000
@@ -72,13 +73,7 @@ class LlamaSampler:
     def _make_grammar(self, vocab: Any, s: Sampling) -> Any:
         text, key = s.grammar, "grammar"
         if (schema := s.schema_text) is not None:
-            key = "json_schema"
-            try:
-                from llama_cpp.llama_grammar import json_schema_to_gbnf
-
-                text = json_schema_to_gbnf(schema)
-            except Exception as error:  # the converter raises whatever it stumbles over
-                raise InvalidParamError(f"this schema cannot become a grammar: {error}", key=key) from error
+            text, key = schema_rules(schema), "json_schema"
         if text is None:
             return None
         text_bytes = encoded(text)

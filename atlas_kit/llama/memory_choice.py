@@ -11,6 +11,7 @@ from atlas_kit.errors import AtlasError, InvalidParamError, NoSuchFileError
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
 if TYPE_CHECKING:
+    from atlas_kit.formats.atlas import MemoryFile
     from atlas_kit.llama.engine import Engine
     from atlas_kit.storage.given import StrPath
 
@@ -82,7 +83,7 @@ def of_native(engine: Engine) -> tuple[AtlasSettings | None, str | None]:
         return native_settings(file)
 
 
-def settings_of(path: StrPath, **secret: Any) -> AtlasSettings:
+def settings_of(file: StrPath | MemoryFile, **secret: Any) -> AtlasSettings:
     """Return the settings of the memory in a file; ``secret`` is a passphrase or a key, where it is encrypted.
 
     Raises
@@ -92,9 +93,10 @@ def settings_of(path: StrPath, **secret: Any) -> AtlasSettings:
     """
     from atlas_kit.persistence.session_file import saved_settings
 
-    found = saved_settings(path, **secret)
+    found = saved_settings(file, **secret)
     try:
         return AtlasSettings.from_saved(found)
     except AtlasError as error:
-        error.path = error.path or os.fspath(path)
+        if error.path is None:
+            error.path = os.fspath(file) if isinstance(file, (str, os.PathLike)) else file.path
         raise

@@ -173,24 +173,21 @@ def _naming_a_backup(file: str, keys: Keys) -> Iterator[None]:
     try:
         yield
     except (FileCorruptError, MagicMismatchError, KeyNotFoundError) as error:
-        raise _with_backup(error, file, keys) from error
+        _name_a_backup(error, file, keys)
+        raise
 
 
-def _with_backup(error: AtlasError, file: str, keys: Keys) -> AtlasError:
-    """Return the error, its hint naming the newest backup that holds a memory which could be loaded."""
+def _name_a_backup(error: AtlasError, file: str, keys: Keys) -> None:
+    """Let the error name the newest backup that holds a memory which could be loaded."""
     from atlas_kit.persistence.backups import list_backups, newest_good
 
-    def accept(path: str) -> None:
-        memory_choice.settings_of(path, **keys.options())
-
     try:
-        found = newest_good(file, keys, accept=accept)
-        if found is not None:
-            number, backup = found
-            error.hint = None
-            error.remedy = Remedy("recover-number", backup=backup.path, file=file, number=str(number))
-        elif list_backups(file, keys).backups:
-            error.hint = f"{error.hint or ''} None of its backups would load.".strip()
+        listed = list_backups(file, keys, accept=memory_choice.settings_of)
     except AtlasError:
-        pass
-    return error
+        return
+    if found := newest_good(listed):
+        number, backup = found
+        error.hint = None
+        error.remedy = Remedy("recover-number", backup=backup.path, file=file, number=str(number))
+    elif listed.backups:
+        error.hint = f"{error.hint or ''} None of its backups would load.".strip()

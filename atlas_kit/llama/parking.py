@@ -72,6 +72,7 @@ def unpark(session: AtlasSession, parked: Parked) -> None:
     session.forget_context()
     session.memory, session.learns, session._counts = parked.memory, parked.learns, parked.counts
     if not parked.context:
+        session._owed = parked.owed  # a context that was cleared to be read again, and was cut short
         return
     if parked.data is not None and session.engine.load_sequence(session.sequence, parked.data):
         session._context, session._position = parked.context, parked.position

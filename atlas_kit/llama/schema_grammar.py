@@ -9,6 +9,10 @@ from typing import Any
 
 from atlas_kit.errors import InvalidParamError, MissingExtraError
 
+#: How often a schema may repeat something, in ``maxLength`` or ``{m,n}`` of a pattern, for example.
+MOST_REPEATED = 1000
+_COUNTS = frozenset({"minLength", "maxLength", "minItems", "maxItems"})
+
 
 def schema_rules(schema: Mapping[str, Any] | str, name: str = "root") -> str:
     """Return the rules of a JSON schema, whose first is called ``name`` and whose others begin with ``name-``.
@@ -25,11 +29,34 @@ def schema_rules(schema: Mapping[str, Any] | str, name: str = "root") -> str:
     except ImportError as error:
         raise MissingExtraError("a grammar from a JSON schema", "llama") from error
     try:
-        text = schema if isinstance(schema, str) else json.dumps(schema)
+        given = json.loads(schema) if isinstance(schema, str) else schema
+        text = json.dumps(given)
+        _require_small(given)
         found = json_schema_to_gbnf(text)
+    except InvalidParamError:
+        raise
     except Exception as error:  # the converter raises whatever it stumbles over
         raise InvalidParamError(f"this schema cannot become a grammar: {error}", key="json_schema") from error
     return found if name == "root" else _renamed(found, name)
+
+
+def _require_small(schema: Any) -> None:
+    """Refuse a schema that repeats something so often that its grammar, which writes each one out, has no end."""
+    if isinstance(schema, list):
+        for one in schema:
+            _require_small(one)
+    if not isinstance(schema, Mapping):
+        return
+    for key, value in schema.items():
+        counts = [value] if key in _COUNTS and isinstance(value, (int, float)) else []
+        if key == "pattern" and isinstance(value, str):
+            counts = [int(one) for one in re.findall(r"\d{1,18}", " ".join(re.findall(r"\{([^}]*)", value)))]
+        if any(count > MOST_REPEATED for count in counts):
+            raise InvalidParamError(
+                f"a schema may repeat something {MOST_REPEATED:,} times at most", key="json_schema"
+            )
+        if key not in ("enum", "const", "default", "examples"):
+            _require_small(value)
 
 
 def _renamed(rules: str, name: str) -> str:

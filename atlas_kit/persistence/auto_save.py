@@ -38,8 +38,8 @@ class AutoSave:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         for name, value in (("tokens", tokens), ("seconds", seconds)):
-            if value is not None and not value > 0:
-                raise InvalidParamError(f"a save cannot be due every {value} {name}", key=name)
+            if value is not None and not (isinstance(value, (int, float)) and value > 0):
+                raise InvalidParamError(f"{name} must be greater than 0, and not {value!r}", key=name)
         self._tokens, self._seconds, self._clock = tokens, seconds, clock
         self._asked = self._saved = 0
         self._last = clock()

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import AtlasError, TruncatedError
@@ -22,10 +22,16 @@ from atlas_kit.storage.given import StrPath, open_source
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source, access_error
 
+if TYPE_CHECKING:
+    from atlas_kit.formats.atlas import MemoryFile
+
 
 @dataclass
 class Backup:
-    """One backup: its time is in its name, or else the file's own."""
+    """One backup: its time is in its name, or else the file's own.
+
+    ``accepted``: whether it is whole, and is what ``list_backups`` was asked to look for.
+    """
 
     path: str
     size: int
@@ -33,6 +39,7 @@ class Backup:
     ok: bool
     entries: int | None
     problem: str = ""
+    accepted: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Return the backup as JSON-ready data."""
@@ -61,8 +68,13 @@ class Backups:
                 "backups": backups}  # fmt: skip
 
 
-def list_backups(path: StrPath, keys: Keys | None = None) -> Backups:
+def list_backups(
+    path: StrPath, keys: Keys | None = None, *, accept: Callable[[MemoryFile], object] | None = None
+) -> Backups:
     """List the backups of a memory file or a model, which need not exist any more; ask for a passphrase if need be.
+
+    Each is opened once. ``accept`` is called with a memory file that is whole, and raises ``AtlasError`` for one that
+    does not do.
 
     Raises
     ------
@@ -72,7 +84,7 @@ def list_backups(path: StrPath, keys: Keys | None = None) -> Backups:
     result = Backups(os.fsdecode(path), os.path.lexists(path), interrupted=is_interrupted_edit(path))
     keys = Keys() if keys is None else keys
     for place, stamp in sorted(_places(path)):  # the first one that is encrypted is asked about
-        result.backups.append(_describe(place, stamp, keys))
+        result.backups.append(_describe(place, stamp, keys, accept))
     result.backups.sort(key=lambda backup: (-backup.time, backup.path))
     return result
 
@@ -110,27 +122,10 @@ def _places(path: StrPath) -> list[tuple[Path, str]]:
     return found
 
 
-def newest_good(
-    path: StrPath, keys: Keys | None = None, *, accept: Callable[[str], object] | None = None
-) -> tuple[int, Backup] | None:
-    """Return the newest backup that is whole, with its number in ``list_backups`` from 1; None where none is.
-
-    ``accept`` is called with a backup's path, and raises ``AtlasError`` for one that does not do.
-
-    Raises
-    ------
-    FileAccessError
-        The folder cannot be read.
-    """
-    for number, backup in enumerate(list_backups(path, keys).backups, 1):
-        if backup.ok:
-            try:
-                if accept is not None:
-                    accept(backup.path)
-            except AtlasError:
-                continue
-            return number, backup
-    return None
+def newest_good(listed: Backups) -> tuple[int, Backup] | None:
+    """Return the newest backup that is whole and was accepted, with its number from 1; None where none is."""
+    good = ((number, backup) for number, backup in enumerate(listed.backups, 1) if backup.accepted)
+    return next(good, None)
 
 
 def _stem_and_suffix(target: Path) -> tuple[str, str]:
@@ -148,31 +143,39 @@ def is_interrupted_edit(path: StrPath) -> bool:
     return os.path.isfile(path) and is_interrupted(path)
 
 
-def _describe(path: Path, stamp: str, keys: Keys) -> Backup:
+def _describe(path: Path, stamp: str, keys: Keys, accept: Callable[[MemoryFile], object] | None) -> Backup:
     when = _time_of(stamp)
     try:
         info = os.stat(path)
     except OSError as error:
-        return Backup(str(path), 0, when or 0, False, None, str(access_error(error, path)))
+        return Backup(str(path), 0, when or 0, False, None, str(access_error(error, path)), accepted=False)
     backup = Backup(str(path), info.st_size, int(info.st_mtime) if when is None else when, True, None)
     try:
         with open_source(path) as source:
-            backup.entries = (
-                _count_model(source) if detect(source) == "gguf" else _count_entries(source, keys)
-            )
+            _look_into(source, keys, backup, accept)
     except AtlasError as error:
-        backup.ok, backup.problem = False, error.message
+        backup.ok, backup.accepted, backup.problem = False, False, error.message
     return backup
 
 
-def _count_entries(source: Source, keys: Keys) -> int:
-    """Return the number of entries of a memory file, each of which is verified."""
+def _look_into(
+    source: Source, keys: Keys, backup: Backup, accept: Callable[[MemoryFile], object] | None
+) -> None:
+    """Verify all of a backup, count what it holds, and see whether it does."""
+    if detect(source) == "gguf":
+        backup.entries, backup.accepted = _count_model(source), accept is None
+        return
     from atlas_kit.formats.opening import open_memory
 
     with open_memory(source, keys) as memory:
         for entry in memory.entries():
             entry.verify()
-        return len(memory)
+        backup.entries = len(memory)
+        if accept is not None:
+            try:
+                accept(memory)
+            except AtlasError:
+                backup.accepted = False
 
 
 def _count_model(source: Source) -> int:

@@ -24,9 +24,14 @@ ROUTES = (
     "completions",
     "chat",
     "messages",
+    "responses",
     "embeddings",
+    "native",
+    "native_text",
+    "native_state",
     "atlas",
     "metrics",
+    "page",
     "refused",
 )
 
@@ -48,6 +53,7 @@ def create_app(service: Service) -> FastAPI:
     except ImportError as error:
         raise MissingExtraError("the server", "serve") from error
     from atlas_kit.server.asgi import Gate, Keys
+    from atlas_kit.server.routes.page import offer_files
 
     app = FastAPI(
         title="atlas_kit server",
@@ -60,6 +66,7 @@ def create_app(service: Service) -> FastAPI:
     for name in ROUTES:
         module = importlib.import_module(f"atlas_kit.server.routes.{name}")
         app.include_router(module.router)
+    offer_files(app)
 
     def answer(problem: ApiError, request: Request) -> Response:
         messages = request.url.path.startswith("/v1/messages")

@@ -232,9 +232,10 @@ class ServerConfig:
     slot_save_path: str | None = _row(
         None,
         str,
-        "The folder in which /slots saves contexts.  [default: that of saved memories]",
+        "The folder in which /slots saves contexts; without one, it saves none.",
         "slot-save-path",
         metavar="DIR",
+        variables=("ATLAS_SLOT_SAVE_PATH",),
         group="Model",
     )
     tags: str | None = _row(
@@ -321,6 +322,7 @@ class ServerConfig:
         metavar="X",
         least=0,
         most=1,
+        variables=("ATLAS_TOP_P",),
         group="Sampling",
     )
     min_p: float = _row(
@@ -331,6 +333,7 @@ class ServerConfig:
         metavar="X",
         least=0,
         most=1,
+        variables=("ATLAS_MIN_P",),
         group="Sampling",
     )
     repeat_penalty: float = _row(
@@ -341,6 +344,7 @@ class ServerConfig:
         metavar="X",
         least=0.01,
         most=100,
+        variables=("ATLAS_REPEAT_PENALTY",),
         group="Sampling",
     )
     repeat_last_n: int = _row(
@@ -351,6 +355,7 @@ class ServerConfig:
         metavar="N",
         least=-1,
         most=1 << 20,
+        variables=("ATLAS_REPEAT_LAST_N",),
         group="Sampling",
     )
     presence_penalty: float = _row(
@@ -361,6 +366,7 @@ class ServerConfig:
         metavar="X",
         least=-100,
         most=100,
+        variables=("ATLAS_PRESENCE_PENALTY",),
         group="Sampling",
     )
     frequency_penalty: float = _row(
@@ -371,6 +377,7 @@ class ServerConfig:
         metavar="X",
         least=-100,
         most=100,
+        variables=("ATLAS_FREQUENCY_PENALTY",),
         group="Sampling",
     )
     seed: int = _row(
@@ -382,6 +389,7 @@ class ServerConfig:
         metavar="N",
         least=-(1 << 63),
         most=(1 << 63) - 1,
+        variables=("ATLAS_SEED",),
         group="Sampling",
     )
 

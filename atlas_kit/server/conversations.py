@@ -13,7 +13,7 @@ import time
 from array import array
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from atlas_kit.errors import BusyError, InvalidParamError
 from atlas_kit.llama.parking import Parked, park, unpark
@@ -57,6 +57,8 @@ class Conversation:
         The tokens that its context was read from: the context holds the end of them.
     parked
         Its inside while it is in no sequence.
+    wants
+        The number of the sequence that it shall be in next; None: any.
     slot
         Where it is else.
     dropped
@@ -69,6 +71,7 @@ class Conversation:
     history: array[int] = field(default_factory=lambda: array("i"))
     parked: Parked | None = None
     slot: Slot | None = None
+    wants: int | None = None
     dropped: int = 0
     requests: int = 0
     created: float = field(default_factory=time.time)
@@ -98,15 +101,30 @@ class Conversation:
         self.history = text
 
 
+class Answered(Protocol):
+    """What was generated in a slot last, as ``generation`` has it."""
+
+    @property
+    def asked(self) -> Any:
+        """What was asked for."""
+
+    @property
+    def read_so_far(self) -> int:
+        """How many tokens of the text are read or known by now."""
+
+    outcome: Any
+
+
 @dataclass(eq=False)
 class Slot:
-    """One sequence of the engine, and whose conversation is in it."""
+    """One sequence of the engine, whose conversation is in it, and what was generated there last."""
 
     number: int
     session: AtlasSession
     conversation: Conversation | None = None
     busy: bool = False
     task: str = ""
+    last: Answered | None = None
 
 
 class Conversations:
@@ -143,6 +161,8 @@ class Conversations:
         self.slots: list[Slot] = []
         self._freed = asyncio.Condition()
         self.waiting = 0
+        #: Whether a conversation without a memory may lose the beginning of its context.
+        self.context_shift = False
 
     async def open(self) -> None:
         """Take all sequences of the engine."""
@@ -162,6 +182,11 @@ class Conversations:
         if found is None:
             found = self.named[key] = self._new(key, settings)
         return found
+
+    @property
+    def temporary_ones(self) -> tuple[Conversation, ...]:
+        """Conversations without a name that the next request may go on with."""
+        return tuple(self._temporary)
 
     def temporary(
         self, namespace: str, settings: AtlasSettings | None, tokens: Sequence[int]
@@ -189,6 +214,36 @@ class Conversations:
             if len(self._temporary) > MOST_TEMPORARY:
                 self._forget_oldest_temporary()
         return best
+
+    def in_slot(
+        self, number: int, namespace: str, settings: AtlasSettings | None, tokens: Sequence[int]
+    ) -> Conversation:
+        """Return a temporary conversation for a sequence: the one there, if it can go on with a text, or a new one.
+
+        Raises
+        ------
+        InvalidParamError
+            There is no such sequence.
+        """
+        if not 0 <= number < len(self.slots):
+            raise InvalidParamError(
+                f"there is no slot {number}", key="id_slot", hint=f"Choose 0 to {len(self.slots) - 1}."
+            )
+        there = self.slots[number].conversation
+        if there in self._temporary and there.key.namespace == namespace and there.settings == settings:
+            whole = match(there.history, tokens, self.spelling).known == len(there.history)
+            if settings is None or (whole and len(there.branches) <= 1):
+                return there
+        return self.for_slot(number, namespace, settings)
+
+    def for_slot(self, number: int, namespace: str, settings: AtlasSettings | None = None) -> Conversation:
+        """Return a new temporary conversation, which will be in a sequence of a number."""
+        found = self._new(Key(namespace, None), settings)
+        found.wants = number
+        self._temporary.append(found)
+        if len(self._temporary) > MOST_TEMPORARY:
+            self._forget_oldest_temporary()
+        return found
 
     def _forget_oldest_temporary(self) -> None:
         idle = [one for one in self._temporary if not one.lock.locked() and one.requests]
@@ -277,23 +332,22 @@ class Conversations:
         finally:
             self.waiting -= 1
 
+    def _places(self, conversation: Conversation) -> list[Slot]:
+        """Return the sequences that a conversation may take now."""
+        places = self.slots if conversation.slot is None else [conversation.slot]
+        wants = conversation.wants if conversation.slot is None else None
+        return [one for one in places if not one.busy and wants in (None, one.number)]
+
     async def _slot_of(self, conversation: Conversation) -> Slot:
         """Return the sequence that a conversation is in by now, taken for it."""
         async with self._freed:
             # it may be about to leave the sequence that it is in, for somebody else's sake
-            await self._freed.wait_for(
-                lambda: (
-                    any(not one.busy for one in self.slots)
-                    if conversation.slot is None
-                    else not conversation.slot.busy
-                )
-            )
-            slot = conversation.slot
-            if slot is None:
-                # packed into the lowest ones: batches of sequences without gaps are decoded fastest
-                free = [one for one in self.slots if not one.busy]
-                empty = [one for one in free if one.conversation is None]
-                slot = empty[0] if empty else min(free, key=_age)
+            await self._freed.wait_for(lambda: bool(self._places(conversation)))
+            # packed into the lowest ones: batches of sequences without gaps are decoded fastest
+            free = self._places(conversation)
+            empty = [one for one in free if one.conversation is None]
+            slot = conversation.slot or (empty[0] if empty else min(free, key=_age))
+            conversation.wants = None
             slot.busy = True
         try:
             if slot.conversation is not conversation:

@@ -12,7 +12,7 @@ import time
 from array import array
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from atlas_kit.errors import ClosedError, InvalidParamError
 from atlas_kit.llama.batch import between
@@ -62,6 +62,8 @@ class Generation:
     changes: Mapping[str, Any] = field(default_factory=dict)
     task: str = ""
     score_prompt: bool = False
+    reuse: bool = True
+    slot: int | None = None
 
 
 class Scored(NamedTuple):
@@ -88,6 +90,8 @@ class Outcome:
         What was generated, end included.
     finish_reason, stop
         ``"stop"`` or ``"length"``, and the stop string that ended it.
+    truncated, slot
+        Whether the context was too small for it, and the number of the sequence that it happened in.
     seconds_waiting, seconds_reading, seconds_generating
         Until it was its turn; until the first token; from then to the end.
     atlas
@@ -102,6 +106,8 @@ class Outcome:
     tokens: list[Token] = field(default_factory=list)
     finish_reason: str | None = None
     stop: str | None = None
+    truncated: bool = False
+    slot: int = -1
     seconds_waiting: float = 0.0
     seconds_reading: float = 0.0
     seconds_generating: float = 0.0
@@ -129,7 +135,8 @@ class Generating:
         self, conversations: Conversations, conversation: Conversation, asked: Generation, metrics: Metrics
     ) -> None:
         self._conversations, self._conversation, self._asked = conversations, conversation, asked
-        self._metrics = metrics
+        self._metrics, self._cut = metrics, False
+        self._read_so_far: Callable[[], int] = lambda: 0
         self.outcome = Outcome(prompt_tokens=len(asked.tokens))
         limit = conversations.engine.n_ctx
         if not asked.tokens:
@@ -138,20 +145,36 @@ class Generating:
             if len(asked.tokens) > limit or (len(asked.tokens) == limit and asked.max_tokens != 0):
                 raise ApiError(
                     400,
-                    f"The prompt has {len(asked.tokens)} tokens, and the context holds {limit}. A memory reads texts "
-                    'of any length: ask for one with "atlas": {"enabled": true}.',
+                    f"The prompt of {len(asked.tokens)} tokens exceeds the available context size of {limit} tokens. "
+                    'A memory reads texts of any length: ask for one with "atlas": {"enabled": true}.',
                     param="prompt",
                     code="context_length_exceeded",
                 )
-            # only what has a memory may forget its beginning
             room = limit - len(asked.tokens)
-            most = room if asked.max_tokens is None else min(asked.max_tokens, room)
-            self._asked = asked = dataclasses.replace(asked, max_tokens=most)
+            if not conversations.context_shift and (asked.max_tokens is None or asked.max_tokens > room):
+                # only what has a memory may forget its beginning, unless it was asked for
+                self._asked, self._cut = dataclasses.replace(asked, max_tokens=room), True
         conversations.require_room()
         self._copies: list[Copy] = []
         self._seen: list[Scored] = []
         # first, so that a grammar that cannot be followed costs neither a wait nor any reading
         self._sampler: Sampler = conversations.engine.sampler(asked.sampling)
+        self._sampler.accept(asked.tokens)
+
+    @property
+    def asked(self) -> Generation:
+        """What was asked for."""
+        return self._asked
+
+    @property
+    def read_so_far(self) -> int:
+        """How many tokens of the text are read or known by now."""
+        return min(self.outcome.prompt_tokens, self.outcome.cached_tokens + self._read_so_far())
+
+    @property
+    def conversation(self) -> Conversation:
+        """Whose memory reads and answers."""
+        return self._conversation
 
     def copy(self, sampling: Sampling) -> Copy:
         """Return another answer to the same text, which is read once.
@@ -162,10 +185,6 @@ class Generating:
         found = Copy(self._conversations, self._conversation, asked, self._metrics)
         self._copies.append(found)
         return found
-
-    def foreseen(self) -> int:
-        """Return how many tokens of the text are known now; whoever comes before may change that."""
-        return self._conversation.known(self._asked.tokens, self._conversations.spelling)[1].wanted
 
     async def tokens(self) -> AsyncGenerator[list[Token], None]:
         """Yield the tokens as they come, in groups."""
@@ -191,10 +210,14 @@ class Generating:
         follows, found = conversation.known(asked.tokens, self._conversations.spelling)
         if asked.score_prompt and session.memory is None:
             follows, found = -1, Match(0, 0)  # what was read before is read again: nobody learns it twice
+        if not asked.reuse:
+            follows, found = -1, Match(0, 0)
         known = list(conversation.branches[follows][: found.known]) if follows >= 0 else []
         fresh = list(asked.tokens[found.wanted :])
         outcome.cached_tokens = found.wanted
         before, first = session.tokens_read, 0.0
+        rollovers, outcome.slot, slot.last = session.stats["rollovers"], slot.number, self
+        self._read_so_far = lambda: session.tokens_read - before
         self._loop = asyncio.get_running_loop()
         work = self._work(session, list(conversation.history), known, fresh)
         job = Watched(self._conversations.scheduler.submit(session, work), self._conversations.scheduler)
@@ -213,6 +236,9 @@ class Generating:
             await job.over()
             outcome.seconds_generating = time.monotonic() - (first or began)
             outcome.read_tokens = session.tokens_read - before
+            self._read_so_far = lambda: outcome.read_tokens
+            shifted = session.stats["rollovers"] > rollovers
+            outcome.truncated = shifted or (self._cut and outcome.finish_reason == "length")
             self._remember(job, known, fresh, follows)
             outcome.atlas = self._statistics(session)
 
@@ -313,6 +339,44 @@ class Copy(Generating):
                 own.closed = True
         finally:
             self._sampler.close()
+
+
+class Speaking(Protocol):
+    """What yields tokens as they come, in groups."""
+
+    def tokens(self) -> AsyncGenerator[list[Token], None]:
+        """Yield them; who closes it early ends the work."""
+
+
+async def together(runs: Sequence[Speaking]) -> AsyncGenerator[tuple[int, list[Token] | None], None]:
+    """Yield the tokens of several generations as they come, with their numbers; None is the end of one.
+
+    What one fails with ends all of them, and so does closing the iteration.
+    """
+    came: asyncio.Queue[tuple[int, list[Token] | BaseException | None]] = asyncio.Queue()
+
+    async def one(number: int, run: Speaking) -> None:
+        try:
+            async with contextlib.aclosing(run.tokens()) as groups:
+                async for tokens in groups:
+                    came.put_nowait((number, tokens))
+            came.put_nowait((number, None))
+        except Exception as error:
+            came.put_nowait((number, error))
+
+    tasks = [asyncio.create_task(one(number, run)) for number, run in enumerate(runs)]
+    left = len(tasks)
+    try:
+        while left:
+            number, item = await came.get()
+            if isinstance(item, BaseException):
+                raise item
+            left -= item is None
+            yield number, item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def atlas_statistics(session: AtlasSession, conversation: Conversation, outcome: Outcome) -> dict[str, Any]:

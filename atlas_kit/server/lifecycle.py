@@ -25,6 +25,7 @@ from atlas_kit.server.conversations import Conversation, Key
 from atlas_kit.server.jobs import called
 
 if TYPE_CHECKING:
+    from atlas_kit.formats.atlas import MemoryFile
     from atlas_kit.llama.engine import Engine
     from atlas_kit.persistence.session_state import SessionState
     from atlas_kit.server.config import ServerConfig
@@ -100,8 +101,8 @@ class SharedMemory:
         self.report.loaded = True
         return state
 
-    def _read(self, path: str) -> SessionState:
-        state = read_session_state(path, expect_model=self._engine.info.identity)
+    def _read(self, file: str | MemoryFile) -> SessionState:
+        state = read_session_state(file, expect_model=self._engine.info.identity)
         token_memory(self._engine, state)  # it fits, or the next one is tried
         return state
 
@@ -119,10 +120,10 @@ class SharedMemory:
         log.warning("%s", self.report.problem)
 
     def _newest_backup(self) -> SessionState | None:
-        from atlas_kit.persistence.backups import newest_good
+        from atlas_kit.persistence.backups import list_backups, newest_good
 
         with contextlib.suppress(AtlasError):
-            found = newest_good(self.path, accept=lambda path: self._read(path) and None)
+            found = newest_good(list_backups(self.path, accept=self._read))
             if found is not None:
                 state = self._read(found[1].path)
                 self.report.backup, self.report.loaded = os.path.basename(found[1].path), True

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from atlas_kit.server.schemas_sampling import SamplingOptions
 
-Prompt = str | list[int] | list[str] | list[list[int]]
+Prompt = str | list[int] | list[str] | list[list[int]] | list[int | str | list[int | str]]
 
 
 class Open(BaseModel):
@@ -70,8 +70,12 @@ class Generate(SamplingOptions):
 
     model: str | None = Field(None, description="Ignored: a server has one model.")
     max_tokens: int | None = Field(
-        None, ge=-1, le=1 << 24, description="Tokens of the answer at most; -1: until the model ends it."
+        None,
+        ge=-1,
+        le=1 << 24,
+        description="Tokens of the answer at most; -1: until the model ends it. Default: as many as the context holds.",
     )
+    n_predict: int | None = Field(None, ge=-1, le=1 << 24, description="The same as max_tokens.")
     temperature: float | None = Field(
         None, ge=0, le=100, description="0 takes the likeliest token each time."
     )
@@ -106,7 +110,13 @@ class Generate(SamplingOptions):
     stop: str | list[str] | None = Field(None, description="Strings before which the answer ends.")
     stream: bool | None = Field(None, description="Send the answer as it comes.")
     stream_options: StreamOptions | None = None
-    n: int | None = Field(None, ge=1, le=16, description="Answers to the same prompt.")
+    n: int | None = Field(
+        None,
+        ge=1,
+        le=16,
+        description="Answers to the same prompt, which is read once; a session remembers the first of them.",
+    )
+    n_cmpl: int | None = Field(None, ge=1, le=16, description="The same as n.")
     user: str | None = Field(None, description="Accepted, without effect: it never chooses a memory.")
     grammar: str | None = Field(
         None, max_length=1 << 16, description="A GBNF grammar that the answer must follow."
@@ -118,14 +128,19 @@ class Generate(SamplingOptions):
 class CompletionRequest(Generate):
     """``POST /v1/completions``."""
 
-    prompt: Prompt = Field(description="The text to continue: a string, tokens, or a list of either.")
+    prompt: Prompt = Field(
+        description="The text to continue: a string, tokens, a mixture of both, or a list of those."
+    )
     echo: bool | None = Field(None, description="Repeat the prompt before the answer.")
     logprobs: int | None = Field(
         None, ge=0, le=20, description="Tell the log-probabilities of so many likeliest tokens."
     )
     suffix: str | None = Field(None, description="The text behind the answer, where the model can fill in.")
     best_of: int | None = Field(
-        None, ge=1, le=16, description="Generate so many answers and give the likeliest n."
+        None,
+        ge=1,
+        le=16,
+        description="Generate so many answers and give the n whose tokens were likeliest, by their mean.",
     )
 
 
@@ -158,4 +173,23 @@ class ChatRequest(Generate):
         None, max_length=128, description="Functions that the model may call."
     )
     tool_choice: str | dict[str, Any] | None = Field(None, description="none, auto, required, or a function.")
-    parallel_tool_calls: bool | None = None
+    parallel_tool_calls: bool | None = Field(None, description="Whether several calls may come at once.")
+    reasoning_effort: str | None = Field(
+        None,
+        max_length=32,
+        description="Given to the chat template; none asks for an answer without thoughts.",
+    )
+    reasoning_format: Literal["none", "auto", "deepseek", "deepseek-legacy"] | None = Field(
+        None,
+        description="Where thoughts go: none leaves them in the content, the others put them into reasoning_content.",
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="What the chat template is given beside, such as enable_thinking."
+    )
+    add_generation_prompt: bool | None = Field(
+        None, description="False: the text ends behind the last message."
+    )
+    continue_final_message: bool | None = Field(
+        None, description="Go on with the last message, which is the assistant's."
+    )
+    timings_per_token: bool | None = Field(None, description="Tell in each chunk how long it took so far.")

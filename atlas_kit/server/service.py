@@ -18,6 +18,7 @@ from atlas_kit.server import logs
 from atlas_kit.server.conversations import Conversation, Conversations, Key
 from atlas_kit.server.dialogue import transcript
 from atlas_kit.server.generation import Generating, Generation, checked_session_id
+from atlas_kit.server.kept_responses import KeptResponses
 from atlas_kit.server.lifecycle import SHARED, SharedMemory
 from atlas_kit.server.metrics import Metrics, Request
 from atlas_kit.server.problems import ApiError, unavailable
@@ -60,6 +61,7 @@ class Service:
         self.failed: str | None = None
         self.stopping = False
         self.shared: SharedMemory | None = None
+        self.responses = KeptResponses()
         self._saver: asyncio.Task[None] | None = None
 
     # --- life ------------------------------------------------------------------------------------------------
@@ -84,6 +86,7 @@ class Service:
         self.conversations = Conversations(
             self.engine, self.scheduler, most_waiting=self.config.max_queue, device=self.config.device
         )
+        self.conversations.context_shift = self.config.context_shift
         if self.config.persists:
             self.shared = SharedMemory(self.config, self.engine, self.settings)
             kept = await asyncio.to_thread(self.shared.load)
@@ -156,9 +159,17 @@ class Service:
     @property
     def model_name(self) -> str:
         """What the model is called in answers."""
-        return self.config.alias or os.path.basename(self.config.model)
+        return min(self.aliases, default=os.path.basename(self.config.model))
 
-    def conversation(self, namespace: str, atlas: dict[str, Any], tokens: list[int]) -> Conversation:
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """All names that were given to it; the first by the alphabet is the one in answers, as in llama-server."""
+        given = (self.config.alias or "").split(",")
+        return tuple(sorted({name.strip() for name in given if name.strip()}))
+
+    def conversation(
+        self, namespace: str, atlas: dict[str, Any], tokens: list[int], slot: int | None = None
+    ) -> Conversation:
         """Return the conversation that a request belongs to.
 
         Parameters
@@ -169,6 +180,8 @@ class Service:
             The request's ``atlas`` object: ``enabled``, ``session_id`` and settings.
         tokens
             The text that it sends.
+        slot
+            The sequence that is asked for, where the conversation is nobody's.
         """
         enabled = atlas.get("enabled")
         name = atlas.get("session_id")
@@ -183,16 +196,37 @@ class Service:
             found = self.conversations.find(key)
             return found or self.conversations.named_or_new(key, self._settings_for(atlas))
         if not enabled:
-            return self.conversations.temporary(namespace, None, tokens)
+            return self._temporary(namespace, None, tokens, slot)
         if self.config.persists:
             return self.conversations.named[SHARED]
-        return self.conversations.temporary(namespace, self._settings_for(atlas), tokens)
+        return self._temporary(namespace, self._settings_for(atlas), tokens, slot)
+
+    def _temporary(
+        self, namespace: str, settings: AtlasSettings | None, tokens: list[int], slot: int | None
+    ) -> Conversation:
+        if slot is not None:
+            return self.conversations.in_slot(slot, namespace, settings, tokens)
+        return self.conversations.temporary(namespace, settings, tokens)
 
     def _settings_for(self, atlas: dict[str, Any]) -> AtlasSettings:
         return self.settings.replace(**settings_in(atlas))
 
-    def generate(self, namespace: str, atlas: dict[str, Any], asked: Generation) -> Generating:
+    async def history_of(self, namespace: str, name: str) -> list[int]:
+        """Return the tokens that the session of a name has read last; none where there is no such session."""
+        found = self.conversations.find(Key(namespace, checked_session_id(name)))
+        return [] if found is None else list(found.history)
+
+    def generate(
+        self,
+        namespace: str,
+        atlas: dict[str, Any],
+        asked: Generation,
+        *,
+        goes_on: Conversation | None = None,
+    ) -> Generating:
         """Begin to generate; iterate the result's ``tokens()``.
+
+        ``goes_on`` is the conversation of a request before, which this one continues unless it was closed meanwhile.
 
         Raises
         ------
@@ -202,7 +236,9 @@ class Service:
         self.require_ready()
         # what is to be scored must be read, and so by somebody who does not know it yet
         known = [] if asked.score_prompt else list(asked.tokens)
-        conversation = self.conversation(namespace, atlas, known)
+        conversation = goes_on
+        if conversation is None or conversation.closed:
+            conversation = self.conversation(namespace, atlas, known, asked.slot)
         return Generating(self.conversations, conversation, asked, self.metrics)
 
     def _note(self, request: Request) -> None:

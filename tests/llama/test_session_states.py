@@ -11,6 +11,7 @@ from memory_arrays import arrays, assert_same
 
 from atlas_kit.errors import InvalidParamError, ModelError, WrongModelError
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling
+from atlas_kit.llama.parking import park, unpark
 from atlas_kit.memory import learning
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
@@ -215,3 +216,14 @@ def test_a_context_that_cannot_be_read_again_leaves_the_session_as_it_was(error,
             assert (session.position, session.context_tokens) == (40, context)
         assert go_on(session)[0] == following[0]  # where the engine does not take it back, it is read again
         assert session.context_tokens[:40] == context
+
+
+def test_what_is_owed_is_parked_too():
+    with AtlasSession(FakeEngine(), SMALL) as session:
+        session.feed(TEXT[:40])
+        expected = session.context_tokens
+        session.forget_context()
+        session._owed = list(expected)  # as where reading a cleared context again was cut short
+        unpark(session, park(session))
+        session.run(session.catching_up())
+        assert session.context_tokens == expected

@@ -62,7 +62,11 @@ def test_nobody_asked_for_it():
     assert not policy.changed(10**9)
 
 
-@pytest.mark.parametrize("wrong", [{"tokens": 0}, {"tokens": -1}, {"seconds": 0}, {"seconds": float("nan")}])
+@pytest.mark.parametrize(
+    "wrong", [{"tokens": 0}, {"tokens": -1}, {"tokens": "3"}, {"seconds": 0}, {"seconds": float("nan")}]
+)
 def test_what_is_no_interval(wrong):
-    with pytest.raises(InvalidParamError, match="cannot be due every"):
+    ((name, value),) = wrong.items()
+    with pytest.raises(InvalidParamError) as caught:
         AutoSave(**wrong)
+    assert str(caught.value) == f"{name} must be greater than 0, and not {value!r}"

@@ -65,7 +65,7 @@ def test_places_that_are_none(tmp_path):
 
 def test_the_newest_backup_that_would_do(states, tmp_path):
     path = tmp_path / "m.atlas"
-    assert newest_good(path) is None
+    assert newest_good(list_backups(path)) is None
     for stamp, content in ((1700000000, None), (1700000100, b"damaged"), (1700000200, "other")):
         backup = tmp_path / f"m_{stamp}.atlas.bak"
         if content is None:
@@ -76,9 +76,9 @@ def test_the_newest_backup_that_would_do(states, tmp_path):
             from atlas_kit import MemoryFile
 
             MemoryFile().save(backup)
-    number, found = newest_good(path)
+    number, found = newest_good(list_backups(path))
     assert (number, os.path.basename(found.path)) == (1, "m_1700000200.atlas.bak")
-    number, found = newest_good(path, accept=saved_settings)
+    number, found = newest_good(list_backups(path, accept=saved_settings))
     assert (number, os.path.basename(found.path)) == (3, "m_1700000000.atlas.bak")
 
 

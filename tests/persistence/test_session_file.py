@@ -282,6 +282,34 @@ def test_a_damaged_memory_beside_a_native_model_names_its_backup(native, states,
     assert caught.value.remedy.arguments["backup"] == f"{path}.bak"
 
 
+@pytest.mark.parametrize("good", [True, False])
+def test_a_backup_is_opened_once_and_derived_once(good, states, path, opened, monkeypatch):
+    write_session_state(path, states[0], passphrase=SECRET)
+    backup = f"{path}.bak"
+    if good:
+        shutil.copy(path, backup)
+    else:  # whole, and no session's
+        MemoryFile(version=3, passphrase=SECRET).save(backup)
+    path.write_bytes(path.read_bytes()[:-100])
+    counts = {"backup": 0}
+    init = LocalSource.__init__
+
+    def opening(self, name, *args):
+        counts["backup"] += os.fspath(name) == backup
+        init(self, name, *args)
+
+    monkeypatch.setattr(LocalSource, "__init__", opening)
+    keys = Keys(SECRET.encode())
+    opened.update(derived=0)
+    with pytest.raises(AtlasError) as caught:
+        open_session(FakeEngine(), file=str(path), keys=keys)
+    assert counts["backup"] == 1
+    assert opened["derived"] <= 2  # the damaged file's, as far as that can be told, and the backup's
+    assert caught.value.__cause__ is not caught.value
+    assert (caught.value.remedy is not None and caught.value.remedy.name == "recover-number") == good
+    assert ("None of its backups would load" in str(caught.value)) != good
+
+
 def test_another_models_memory_beside_a_native_model_can_be_forced(native, states, path):
     path.unlink()
     write_session_state(path, dataclasses.replace(states[0], identity="ab" * 32))

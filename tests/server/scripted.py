@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from atlas_kit.llama import FakeEngine
 from atlas_kit.llama.fake_engine import END
 
@@ -21,10 +23,14 @@ CHATML = (
 )
 
 
+#: The number of the first control token.
+FIRST = END + 1
+
+
 class ScriptedEngine(FakeEngine):
     """Says ``scripts`` one after the other, then the last one again; follows no grammar, but remembers it.
 
-    ``names`` are its control tokens, from 300 on; texts of the scripts may hold them.
+    ``names`` are its control tokens, behind the end token; texts of the scripts may hold them.
     """
 
     def __init__(
@@ -32,12 +38,22 @@ class ScriptedEngine(FakeEngine):
         *scripts: str,
         template: str | None = CHATML,
         names: Sequence[str] = ("<|im_start|>", "<|im_end|>"),
+        infill: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(**{"n_ctx": 4096, "n_batch": 512, **options})
-        self.names, self.scripts = list(names), list(scripts)
+        self.names, self.scripts, self._infill = list(names), list(scripts), infill
         self.samplings: list[Any] = []
-        self.info = dataclasses.replace(self.info, chat_template=template)
+        random = np.random.default_rng(1)
+        more = random.standard_normal((len(self.names), self.info.n_embd)).astype(np.float32)
+        self._embedding = np.concatenate((self._embedding, more))
+        self._matrix = np.concatenate((self._matrix, more / np.sqrt(self.info.n_embd)))
+        self.info = dataclasses.replace(self.info, chat_template=template, n_vocab=FIRST + len(self.names))
+
+    @property
+    def infill_tokens(self) -> Any:
+        """Those of the fake engine, or none."""
+        return super().infill_tokens if self._infill else None
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Return bytes, and control tokens by their names."""
@@ -46,17 +62,14 @@ class ScriptedEngine(FakeEngine):
         tokens: list[int] = []
         for part in re.split("(" + "|".join(map(re.escape, self.names)) + ")", text):
             known = part in self.names
-            tokens += [300 + self.names.index(part)] if known else super().tokenize(part)
+            tokens += [FIRST + self.names.index(part)] if known else super().tokenize(part)
         return tokens
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """Return a token's byte, or its name."""
-        if token >= 300:
-            return self.names[token - 300].encode() if special else b""
+        if token >= FIRST:
+            return self.names[token - FIRST].encode() if special else b""
         return super().piece(token, special=special)
-
-    def _state(self, tokens: Sequence[int]) -> Any:
-        return super()._state([token % (END + 1) for token in tokens])
 
     def sampler(self, sampling: Any) -> Any:
         """Return a sampler that says the next script."""
@@ -67,7 +80,7 @@ class ScriptedEngine(FakeEngine):
     def shown(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, control tokens in square brackets."""
         return b"".join(
-            b"[" + self.names[token - 300].encode() + b"]" if token >= 300 else self.piece(token)
+            b"[" + self.names[token - FIRST].encode() + b"]" if token >= FIRST else self.piece(token)
             for token in tokens
         ).decode()
 

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
 
-from atlas_kit.server.generation import Generating, Generation
+from atlas_kit.llama.steps import Token
+from atlas_kit.server.answers import Answer, Part
+from atlas_kit.server.dialogue import Asked, Dialogue, dialogue
+from atlas_kit.server.generation import Generation, together
+from atlas_kit.server.logprobs import Released, chat_logprobs
+from atlas_kit.server.problems import ApiError
 from atlas_kit.server.routes.common import (
+    FINGERPRINT,
     TheService,
     limit_of,
     namespace_of,
     new_id,
     now,
     sampling_of,
+    several,
     stops_of,
+    timings_of,
     usage_of,
 )
 from atlas_kit.server.schemas import ChatRequest
@@ -37,69 +45,193 @@ async def chat(request: Request, asked: ChatRequest, service: TheService) -> Any
     return await unless_gone(request, answer.whole())
 
 
+@router.post("/v1/chat/completions/input_tokens", summary="Count a conversation's tokens")
+@router.post("/chat/completions/input_tokens", include_in_schema=False)
+async def input_tokens(asked: ChatRequest, service: TheService) -> dict[str, Any]:
+    """Return how many tokens the model would read."""
+    service.require_ready()
+    return {"object": "chat.completion.input_tokens", "input_tokens": len(_dialogue(service, asked).tokens)}
+
+
+def _dialogue(service: Service, asked: ChatRequest) -> Dialogue:
+    """Return what a request asks of the model."""
+    extra = asked.model_extra or {}
+    for name in ("functions", "function_call"):
+        if extra.get(name):
+            raise ApiError(400, f"{name} is not supported: use tools.", param=name)
+    if extra.get("audio") or "audio" in (extra.get("modalities") or ()):
+        raise ApiError(400, "This model answers with text only.", param="modalities")
+    if asked.add_generation_prompt and asked.continue_final_message:
+        raise ApiError(
+            400,
+            "An answer is begun or continued: leave out add_generation_prompt, or continue_final_message.",
+            param="continue_final_message",
+        )
+    roles = [message.role for message in asked.messages]
+    if asked.continue_final_message and roles[-1] != "assistant":
+        raise ApiError(400, "The last message is not the assistant's.", param="continue_final_message")
+    if roles[-2:] == ["assistant", "assistant"]:
+        raise ApiError(400, "The last two messages are both the assistant's.", param="messages")
+    form = asked.response_format
+    shape = None if form is None else form.model_dump(exclude_none=True, by_alias=True)
+    if asked.json_schema is not None:
+        shape = {"type": "json_schema", "json_schema": {"schema": asked.json_schema}}
+    goes_on = asked.continue_final_message or asked.add_generation_prompt is not False
+    messages = [message.model_dump(exclude_none=True) for message in asked.messages]
+    return dialogue(
+        service.engine,
+        service.template,
+        messages,
+        Asked(
+            tools=asked.tools,
+            tool_choice=asked.tool_choice,
+            parallel=asked.parallel_tool_calls is not False,
+            response_format=shape,
+            variables=_variables(asked),
+            reasoning_format=asked.reasoning_format,
+            generation_prompt=goes_on,
+        ),
+    )
+
+
+def _variables(asked: ChatRequest) -> dict[str, Any]:
+    found = dict(asked.chat_template_kwargs or {})
+    if asked.reasoning_effort is not None:
+        if asked.reasoning_effort in ("none", "minimal"):
+            found.setdefault("enable_thinking", False)
+        found.setdefault("reasoning_effort", asked.reasoning_effort)
+    return found
+
+
 class _Answer:
     def __init__(self, service: Service, asked: ChatRequest, namespace: str) -> None:
         self._service, self._asked = service, asked
         self._id, self._created = new_id("chatcmpl-"), now()
+        if asked.top_logprobs is not None and not asked.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")
         atlas = asked.atlas.chosen() if asked.atlas is not None else {}
-        messages = [one.model_dump(exclude_none=True) for one in asked.messages]
-        for one in messages:
-            if one["role"] == "developer":
-                one["role"] = "system"
-        tokens = service.template.tokens(messages)
+        found = _dialogue(service, asked)
+        if found.sampling and asked.grammar is not None:
+            raise ApiError(
+                400,
+                "A grammar and a form that follows from tools or response_format cannot both be followed.",
+                param="grammar",
+            )
+        # the schema at the top is the response format's, which may leave room for thoughts and calls
+        plain = asked.model_copy(update={"json_schema": None})
         generation = Generation(
-            tokens,
-            sampling_of(asked, service),
-            limit_of(service, asked.max_completion_tokens, asked.max_tokens),
-            stops_of(asked),
+            found.tokens,
+            sampling_of(plain, service, **found.sampling),
+            limit_of(service, asked.max_completion_tokens, asked.max_tokens, asked.n_predict),
+            [*stops_of(asked), *found.stops],
             (asked.top_logprobs or 0) if asked.logprobs else None,
             settings_in(atlas),
             "chat",
         )
-        self._runs = [service.generate(namespace, atlas, generation) for _ in range(asked.n or 1)]
+        count = asked.n or asked.n_cmpl or 1
+        self._runs = several(service, namespace, atlas, generation, count)
+        self._parsers = [found.parser() for _ in self._runs]
+        self._legacy = asked.reasoning_format == "deepseek-legacy"
 
     async def whole(self) -> dict[str, Any]:
         """Return the answer in one piece."""
-
-        async def one(run: Generating) -> None:
-            async for _ in run.tokens():
-                pass
-
-        await asyncio.gather(*map(one, self._runs))
-        choices = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": run.outcome.text, "refusal": None},
-                "logprobs": None,
-                "finish_reason": run.outcome.finish_reason,
-            }
-            for index, run in enumerate(self._runs)
-        ]
+        released = [Released(self._service.engine.piece) for _ in self._runs]
+        told: list[list[Token]] = [[] for _ in self._runs]
+        async with contextlib.aclosing(together(self._runs)) as groups:
+            async for number, tokens in groups:
+                if tokens is not None:
+                    self._parsers[number].add(tokens)
+                    told[number] += released[number].add(tokens)
+        choices = []
+        for number, run in enumerate(self._runs):
+            parser, outcome = self._parsers[number], run.outcome
+            parser.finish(outcome.finish_reason)
+            told[number] += released[number].rest(stopped=outcome.stop is not None)
+            choices.append(
+                {
+                    "index": number,
+                    "message": self._message(parser.answer),
+                    "logprobs": self._logprobs(told[number]),
+                    "finish_reason": parser.finish_reason,
+                }
+            )
         outcomes = [run.outcome for run in self._runs]
-        return self._shape("chat.completion", choices, usage=usage_of(outcomes), atlas=outcomes[0].atlas)
+        return self._shape(
+            "chat.completion",
+            choices,
+            usage=usage_of(outcomes),
+            timings=timings_of(outcomes[0]),
+            atlas=outcomes[0].atlas,
+        )
 
-    async def events(self) -> AsyncIterator[bytes]:
+    def _message(self, answer: Answer) -> dict[str, Any]:
+        content: str | None = answer.content
+        found: dict[str, Any] = {"role": "assistant", "refusal": None}
+        if answer.reasoning:
+            found["reasoning_content"] = answer.reasoning
+        if answer.calls:
+            content = answer.content or None
+            found["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in answer.calls
+            ]
+        return {**found, "content": content}
+
+    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
+        if not self._asked.logprobs:
+            return None
+        return {"content": chat_logprobs(tokens, self._service.engine.piece), "refusal": None}
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
         """Yield the answer as it comes: the role, the content, the end, the usage."""
-        for index, run in enumerate(self._runs):
-            begun = False
-            async for tokens in run.tokens():
-                if not begun:
-                    yield self._chunk(index, {"role": "assistant", "content": ""})
-                    begun = True
-                text = "".join(token.text for token in tokens)
-                if text:
-                    yield self._chunk(index, {"content": text})
-            if not begun:
-                yield self._chunk(index, {"role": "assistant", "content": ""})
-            yield self._chunk(index, {}, run.outcome.finish_reason, atlas=run.outcome.atlas)
+        begun: set[int] = set()
+        released = [Released(self._service.engine.piece) for _ in self._runs]
+        outcomes = [run.outcome for run in self._runs]
+        async with contextlib.aclosing(together(self._runs)) as groups:
+            async for number, tokens in groups:
+                if number not in begun:
+                    begun.add(number)
+                    yield self._chunk(number, {"role": "assistant", "content": None})
+                parser, outcome = self._parsers[number], outcomes[number]
+                if tokens is None:
+                    parts = parser.finish(outcome.finish_reason)
+                    told = released[number].rest(stopped=outcome.stop is not None)
+                else:
+                    parts, told = parser.add(tokens), released[number].add(tokens)
+                for delta in _deltas(parts, told):
+                    yield self._chunk(number, delta, told=told, **self._timings(outcome))
+                    told = []
+                if tokens is None:
+                    more: dict[str, Any] = {"atlas": outcome.atlas, "timings": timings_of(outcome)}
+                    yield self._chunk(number, {}, parser.finish_reason, **more)
         options = self._asked.stream_options
         if options is not None and options.include_usage:
-            usage = usage_of([run.outcome for run in self._runs])
-            yield event(self._shape("chat.completion.chunk", [], usage=usage))
+            more = {"usage": usage_of(outcomes), "timings": timings_of(outcomes[0])}
+            yield event(self._shape("chat.completion.chunk", [], **more))
         yield DONE
 
-    def _chunk(self, index: int, delta: dict[str, Any], reason: str | None = None, **more: Any) -> bytes:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+    def _timings(self, outcome: Any) -> dict[str, Any]:
+        return {"timings": timings_of(outcome)} if self._asked.timings_per_token else {}
+
+    def _chunk(
+        self,
+        number: int,
+        delta: dict[str, Any],
+        reason: str | None = None,
+        *,
+        told: Sequence[Token] = (),
+        **more: Any,
+    ) -> bytes:
+        choice = {
+            "index": number,
+            "delta": delta,
+            "logprobs": self._logprobs(told) if told else None,
+            "finish_reason": reason,
+        }
         return event(self._shape("chat.completion.chunk", [choice], **more))
 
     def _shape(self, kind: str, choices: list[Any], **more: Any) -> dict[str, Any]:
@@ -108,6 +240,26 @@ class _Answer:
             "object": kind,
             "created": self._created,
             "model": self._service.model_name,
+            "system_fingerprint": FINGERPRINT,
             "choices": choices,
             **more,
         }
+
+
+def _deltas(parts: Sequence[Part], told: Sequence[Token]) -> list[dict[str, Any]]:
+    """Return what a message goes on with; where only tokens are to be told, it is an empty text."""
+    found = [_delta(part) for part in parts]
+    return found or ([{"content": ""}] if told else [])
+
+
+def _delta(part: Part) -> dict[str, Any]:
+    if part.kind == "reasoning":
+        return {"reasoning_content": part.text}
+    if part.kind == "content":
+        return {"content": part.text}
+    if part.kind == "call":
+        function = {"name": part.name, "arguments": ""}
+        return {
+            "tool_calls": [{"index": part.index, "id": part.id, "type": "function", "function": function}]
+        }
+    return {"tool_calls": [{"index": part.index, "function": {"arguments": part.text}}]}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import time
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
+from atlas_kit import __version__
 from atlas_kit.llama.sampling import Sampling
-from atlas_kit.server.generation import Outcome
+from atlas_kit.server.generation import Generating, Generation, Outcome
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.schemas import Generate
 from atlas_kit.server.schemas_sampling import NAMES, biases_of
@@ -41,6 +43,10 @@ def now() -> int:
     return int(time.time())
 
 
+#: Stands for the configuration of the backend: answers of equal ones can be compared.
+FINGERPRINT = f"b{__version__}-atlas"
+
+
 def sampling_of(asked: Generate, service: Service, **more: Any) -> Sampling:
     """Return how a request wants tokens to be chosen; what it does not say is as the server was started.
 
@@ -51,7 +57,7 @@ def sampling_of(asked: Generate, service: Service, **more: Any) -> Sampling:
     """
     found = service.config.sampling
     for name in NAMES:
-        if (value := getattr(asked, name)) is not None:
+        if (value := getattr(asked, name)) is not None and value != "":  # an empty grammar is none
             found[name] = value
     if asked.top_k is not None:
         found["top_k"] = max(0, asked.top_k)
@@ -60,6 +66,22 @@ def sampling_of(asked: Generate, service: Service, **more: Any) -> Sampling:
     if asked.logit_bias:
         found["logit_bias"] = biases_of(service.engine, asked.logit_bias)
     return Sampling(**{**found, **more})
+
+
+def reseeded(sampling: Sampling, number: int) -> Sampling:
+    """Return how the answer of a number is chosen: with a seed of its own, where one is given."""
+    if sampling.seed is None or not number:
+        return sampling
+    seed = (sampling.seed + number + (1 << 63)) % (1 << 64) - (1 << 63)
+    return dataclasses.replace(sampling, seed=seed)
+
+
+def several(
+    service: Service, namespace: str, atlas: dict[str, Any], asked: Generation, count: int
+) -> list[Generating]:
+    """Return so many answers to one text, which is read once; the first is the session's own."""
+    first = service.generate(namespace, atlas, asked)
+    return [first, *(first.copy(reseeded(asked.sampling, number)) for number in range(1, count))]
 
 
 def stops_of(asked: Generate) -> list[str]:
@@ -71,18 +93,39 @@ def stops_of(asked: Generate) -> list[str]:
 
 
 def limit_of(service: Service, *given: int | None) -> int | None:
-    """Return how many tokens an answer may have; None: until the model ends it."""
-    found = next((one for one in given if one is not None), service.config.n_predict)
+    """Return how many tokens an answer may have; None: until the model ends it.
+
+    Where nobody says anything, they are as many as the context holds: a memory would let a model go on for ever.
+    """
+    limit = service.config.n_predict
+    found = next((one for one in given if one is not None), limit if limit >= 0 else service.engine.n_ctx)
     return None if found < 0 else found
 
 
 def usage_of(outcomes: list[Outcome]) -> dict[str, Any]:
-    """Return what an answer took, in tokens."""
-    prompt = outcomes[0].prompt_tokens if outcomes else 0
+    """Return what answers took, in tokens; a text that several share is read once."""
+    read = [one for one in outcomes if not one.shared]
+    prompt = sum(one.prompt_tokens for one in read)
     completion = sum(one.completion_tokens for one in outcomes)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": outcomes[0].cached_tokens if outcomes else 0},
+        "prompt_tokens_details": {"cached_tokens": sum(one.cached_tokens for one in read)},
     }
+
+
+def timings_of(outcome: Outcome) -> dict[str, Any]:
+    """Return how long an answer took, as llama-server tells it: in milliseconds, and tokens per second."""
+    read = outcome.prompt_tokens - outcome.cached_tokens
+    said = outcome.completion_tokens
+    found: dict[str, Any] = {"cache_n": outcome.cached_tokens}
+    for name, count, seconds in (
+        ("prompt", read, outcome.seconds_reading),
+        ("predicted", said, outcome.seconds_generating),
+    ):
+        found[f"{name}_n"] = count
+        found[f"{name}_ms"] = seconds * 1000
+        found[f"{name}_per_token_ms"] = seconds * 1000 / count if count else 0.0
+        found[f"{name}_per_second"] = count / seconds if seconds else 0.0
+    return found

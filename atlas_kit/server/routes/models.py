@@ -15,19 +15,21 @@ router = APIRouter(tags=["models"])
 
 def _model(service: Service) -> dict[str, Any]:
     info = service.engine.info
-    meta = {
-        "n_vocab": info.n_vocab,
-        "n_ctx_train": info.n_ctx_train,
-        "n_embd": info.n_embd,
-        "n_params": info.n_params,
-        "size": info.size,
-    }
     return {
         "id": service.model_name,
+        "aliases": list(service.aliases),
+        "tags": [tag for tag in (service.config.tags or "").split(",") if tag],
         "object": "model",
         "created": int(service.started),
         "owned_by": "atlas_kit",
-        "meta": meta,
+        "meta": {
+            "n_vocab": info.n_vocab,
+            "n_ctx": service.engine.n_ctx,
+            "n_ctx_train": info.n_ctx_train,
+            "n_embd": info.n_embd,
+            "n_params": info.n_params,
+            "size": info.size,
+        },
     }
 
 
@@ -36,13 +38,16 @@ def _model(service: Service) -> dict[str, Any]:
 async def models(service: TheService) -> dict[str, Any]:
     """Return the list of models, which is one."""
     service.require_ready()
-    return {"object": "list", "data": [_model(service)]}
+    name = service.model_name
+    # some of llama-server's clients read the first list, which is Ollama's
+    own = {"name": name, "model": name, "type": "model", "capabilities": ["completion"]}
+    return {"models": [own], "object": "list", "data": [_model(service)]}
 
 
 @router.get("/v1/models/{name:path}", summary="The model of a name")
 async def model(name: str, service: TheService) -> dict[str, Any]:
     """Return the model, where that is its name."""
     service.require_ready()
-    if name != service.model_name:
+    if name != service.model_name and name not in service.aliases:
         raise ApiError(404, "There is no model of this name.", param="model", code="model_not_found")
     return _model(service)
