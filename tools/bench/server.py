@@ -575,14 +575,15 @@ def large(bench: Bench) -> Iterator[Row]:
     command = bench.command("on", model, slots=2, context=1024, more=more)
     learn = bench.completion(model, bench.prompt(model, 128), 8) | bench.asks("on")
     other = bench.bodies(model, 1, tokens=900, prompt=16)[0] | {"atlas": {"enabled": False}}
-    saves, loads, stalls = [], [], []
+    times: dict[str, list[float]] = {"save": [], "load": []}
+    stalls: list[float] = []
     with Server(command) as server:
         load(server, COMPLETIONS, [learn])
         for number in range(rounds):
             name = {"memory_file": f"large-{number}.atlas"}
-            for action, times in (("save", saves), ("load", loads)):
+            for action, spent in times.items():
                 answer = asyncio.run(ask(server.port, f"/v1/atlas/memory/{action}", name))
-                times.append(answer.ended - answer.sent)
+                spent.append(answer.ended - answer.sent)
         size = max(path.stat().st_size for path in Path(folder).rglob("*.atlas"))
         for _ in range(rounds):
             gaps = []
@@ -593,8 +594,8 @@ def large(bench: Bench) -> Iterator[Row]:
             stalls.append(gaps[0] - gaps[1])
     what = f"{model.title}, a memory of {size / 1e6:,.0f} MB"
     yield Row("large", f"{what}: bytes", size, LARGE, "bytes", "200 MB", 0, True)
-    yield Row("large", f"{what}: save", min(saves), MOST_SAVE, "s", "5 s", 1.0)
-    yield Row("large", f"{what}: load", min(loads), MOST_LOAD, "s", "2 s", 1.0)
+    yield Row("large", f"{what}: save", min(times["save"]), MOST_SAVE, "s", "5 s", 1.0)
+    yield Row("large", f"{what}: load", min(times["load"]), MOST_LOAD, "s", "2 s", 1.0)
     stall = max(statistics.median(stalls), 0.0)
     yield Row("large", f"{what}: what auto-save adds to a gap", stall, MOST_STALL, "s", "20 ms", 1.0)
 
