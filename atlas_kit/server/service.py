@@ -322,13 +322,23 @@ class Service:
     def _settings_for(self, atlas: Mapping[str, Any]) -> AtlasSettings:
         return self.settings.replace(**settings_in(atlas))
 
+    def session(self, namespace: str, name: str) -> Conversation | None:
+        """Return the session of a name."""
+        return self.conversations.find(Key(namespace, checked_session_id(name)), self.settings)
+
     async def history_of(self, namespace: str, name: str) -> list[int]:
         """Return the tokens that the session of a name has read last; none where there is no such session."""
-        found = self.conversations.find(Key(namespace, checked_session_id(name)), self.settings)
+        found = self.session(namespace, name)
         if found is None:
             return []
         await self.conversations.wake(found)
         return list(found.history)
+
+    async def forget(self, namespace: str, name: str) -> None:
+        """Forget the session of a name and its memory, where there is one."""
+        found = self.session(namespace, name)
+        if found is not None:
+            self.conversations.drop(found)
 
     def generate(
         self,
