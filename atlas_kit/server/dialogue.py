@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import InvalidParamError, ModelError
 from atlas_kit.llama.schema_grammar import quoted, schema_rules, up_to
 from atlas_kit.server.answers import HERMES, AnswerParser, CallFormat, call_format, thought_tags
+from atlas_kit.server.thoughts import Budget
 
 if TYPE_CHECKING:
     from atlas_kit.llama.chat import ChatTemplate
     from atlas_kit.llama.engine import Engine
+    from atlas_kit.llama.sampling import Sampler
 
 Message = Mapping[str, Any]
 #: The form of conversations with a model that has none of its own: it was trained on texts, and goes on with one.
@@ -90,6 +92,13 @@ class Dialogue:
     sampling: dict[str, Any]
     stops: tuple[str, ...]
     _parser: dict[str, Any]
+
+    def budget(self, engine: Engine, most: int | None) -> Callable[[Sampler], Sampler] | None:
+        """Return what lets a sampler end the thoughts after ``most`` tokens; None where there are none to end."""
+        marks, thinking = self._parser["thoughts"], self._parser["thinking"]
+        if most is None or most < 0 or marks is None:
+            return None
+        return lambda sampler: Budget(sampler, engine, marks, thinking, most)
 
     def parser(self) -> AnswerParser:
         """Return what takes one answer apart."""

@@ -52,6 +52,12 @@ class Generation:
         What the request is called in lists of what is under way.
     score_prompt
         Also tell the log-probabilities of the text's own tokens.
+    reuse
+        False: nothing that is known of the text is used, and all of it is read.
+    slot
+        The sequence that it is to be generated in.
+    around
+        Makes another sampler of the sampler.
     """
 
     tokens: Sequence[int]
@@ -64,6 +70,7 @@ class Generation:
     score_prompt: bool = False
     reuse: bool = True
     slot: int | None = None
+    around: Callable[[Sampler], Sampler] | None = None
 
 
 class Scored(NamedTuple):
@@ -159,6 +166,8 @@ class Generating:
         self._seen: list[Scored] = []
         # first, so that a grammar that cannot be followed costs neither a wait nor any reading
         self._sampler: Sampler = conversations.engine.sampler(asked.sampling)
+        if asked.around is not None:
+            self._sampler = asked.around(self._sampler)
         self._sampler.accept(asked.tokens)
 
     @property
@@ -181,7 +190,9 @@ class Generating:
 
         It goes on from a copy of the state behind the text: the conversation learns nothing of it.
         """
-        asked = dataclasses.replace(self._asked, sampling=sampling, score_prompt=False, changes={})
+        asked = dataclasses.replace(
+            self._asked, sampling=sampling, score_prompt=False, changes={}, reuse=True
+        )
         found = Copy(self._conversations, self._conversation, asked, self._metrics)
         self._copies.append(found)
         return found

@@ -127,6 +127,7 @@ class _Answer:
             (asked.top_logprobs or 0) if asked.logprobs else None,
             settings_in(atlas),
             "chat",
+            around=found.budget(service.engine, asked.thinking_budget),
         )
         count = asked.n or asked.n_cmpl or 1
         self._runs = several(service, namespace, atlas, generation, count)
