@@ -70,7 +70,8 @@ def sampling_of(asked: Generate, service: Service, **more: Any) -> Sampling:
     """
     found = service.config.sampling
     for name in NAMES:
-        if (value := getattr(asked, name)) is not None:
+        value = getattr(asked, name)
+        if value is not None and (name, value) != ("grammar", ""):  # as clients of llama-server send none
             found[name] = value
     if asked.top_k is not None:
         found["top_k"] = max(0, asked.top_k)
