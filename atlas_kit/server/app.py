@@ -125,8 +125,8 @@ def _invalid(errors: Any) -> ApiError:
 @contextlib.asynccontextmanager
 async def running(service: Service) -> AsyncIterator[FastAPI]:
     """Start a service, and stop it afterwards: for tests and for who embeds the server."""
-    await service.start()
     try:
+        await service.start()
         yield create_app(service)
     finally:
         await service.stop()

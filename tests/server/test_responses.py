@@ -596,7 +596,8 @@ def test_a_failure_in_the_middle_is_the_last_event(serve: Server) -> None:
 
 def test_too_many_wait_is_told_before_the_stream_begins(inside: Insider) -> None:
     async def test() -> None:
-        async with inside(ScriptedEngine("x"), max_queue=0) as server:
+        engine = ScriptedEngine("x", n_sequences=1)
+        async with inside(engine, max_queue=0) as server, server.service.conversations.borrowed("", "test"):
             for more in ({}, {"conversation": "anna"}):
                 body = {"input": "Hi", "stream": True, **more}
                 answer = await server.client.post("/v1/responses", json=body)
