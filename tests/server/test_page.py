@@ -179,6 +179,91 @@ def test_sessions_have_their_own_memory_and_their_own_words(page: Page, serve: S
     expect(page.locator(".panel.memory")).to_contain_text(f"{seen['my session']} tokens have gone")
 
 
+def chosen(page: Page, action: str) -> None:
+    """Press a button of the chosen session."""
+    page.get_by_role("group", name="The chosen session").get_by_role("button", name=action).click()
+
+
+def test_a_session_is_copied_saved_reset_and_deleted(page: Page, serve: Server, tmp_path):
+    server = serve(saying("Fine."), atlas_memory_dir=str(tmp_path))
+    open_page(page, server)
+    group = page.get_by_role("group", name="The chosen session")
+    for button in group.get_by_role("button").all():
+        expect(button).to_be_disabled()  # it has not begun
+    say(page, "My boat is blue.")
+    frames(page)
+    chosen(page, "Save")
+    said = page.locator(".said")
+    expect(said).to_have_text("Saved “my session”.")
+    chosen(page, "Copy")
+    page.get_by_label("Name of the copy").fill("a/copy")
+    page.get_by_role("dialog").get_by_role("button", name="Copy").click()
+    expect(said).to_contain_text("“a/copy” knows what “my session” does")
+    expect(page.locator(".session[aria-pressed=true] b")).to_have_text("a/copy")
+    say(page, "My car is red.")
+    frames(page)
+    chosen(page, "Reset")
+    page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+    expect(page.locator(".message")).to_have_count(2)
+    chosen(page, "Reset")
+    page.get_by_role("dialog").get_by_role("button", name="Reset").click()
+    expect(said).to_contain_text("it knows nothing any more")
+    expect(page.locator(".message")).to_have_count(0)
+    chosen(page, "Delete")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    chosen(page, "Delete")
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(said).to_have_text("Deleted “a/copy”.")
+    expect(page.locator(".session b")).to_have_text(["my session"])
+    expect(page.locator(".session[aria-pressed=true] b")).to_have_text("my session")
+    frames(page)
+    assert [one["id"] for one in server.get("/v1/atlas/sessions")["data"]] == ["my session"]
+
+
+def test_what_cannot_be_done_is_told(page: Page, serve: Server):
+    server = serve(saying("Fine."))
+    open_page(page, server)
+    say(page, "My boat is blue.")
+    frames(page)
+    body = {"error": {"message": "The disk is full.", "code": "not_saved"}}
+    page.route("**/v1/atlas/sessions/my%20session/save", lambda route: route.fulfill(status=507, json=body))
+    chosen(page, "Save")
+    expect(page.locator(".said.wrong")).to_have_text("The disk is full.")
+
+
+def test_the_shared_memory_is_saved_and_reset(page: Page, serve: Server, tmp_path):
+    server = serve(saying("Fine."), atlas_memory_file=str(tmp_path / "boat.atlas"))
+    open_page(page, server)
+    say(page, "My boat is blue.")
+    expect(page.get_by_role("button", name="Delete")).to_be_hidden()
+    expect(page.get_by_role("button", name="Copy")).to_be_hidden()
+    chosen(page, "Save")
+    expect(page.locator(".said")).to_have_text("Saved the shared memory.")
+    expect(page.locator(".panel.saves")).to_contain_text("Saved 1 time")
+    chosen(page, "Reset")
+    page.get_by_role("dialog").get_by_role("button", name="Reset").click()
+    expect(page.locator(".said")).to_contain_text("it knows nothing any more")
+    frames(page)
+    (session,) = server.get("/v1/atlas/stats")["sessions"]
+    assert session["memory"]["tokens_seen"] == 0
+
+
+def test_a_session_in_a_file_is_listed_and_goes_on(page: Page, serve: Server, tmp_path):
+    first = serve(saying("Fine."), atlas_memory_dir=str(tmp_path))
+    first.post("/v1/completions", prompt="My boat is blue.", max_tokens=2, atlas={"session_id": "anna"})
+    first.stop()
+    server = serve(saying("Fine."), atlas_memory_dir=str(tmp_path))
+    open_page(page, server)
+    page.get_by_role("button", name="anna").click()
+    expect(page.locator(".session[aria-pressed=true]")).to_contain_text("on disk")
+    expect(page.locator(".panel.memory")).to_contain_text("lies in its file until it is used")
+    say(page, "What colour is it?")
+    expect(page.locator(".session[aria-pressed=true]")).to_contain_text("in the model")
+    (session,) = server.get("/v1/atlas/stats")["sessions"]
+    assert session["memory"]["tokens_seen"] > len("My boat is blue.")
+
+
 def test_what_was_recalled_is_shown_with_its_place(page: Page, serve: Server):
     server = serve(saying("Fine."))
     open_page(page, server)
@@ -399,7 +484,7 @@ def test_everything_is_within_reach_of_the_keyboard(page: Page, serve: Server):
     assert field.input_value() == "One\nTwo"
     reached = set()
     page.evaluate("() => document.activeElement.blur()")
-    for _ in range(14):
+    for _ in range(24):
         page.keyboard.press("Tab")
         reached.add(
             page.evaluate(

@@ -33,7 +33,7 @@ export function duration(seconds) {
  * How long ago something was.
  * @param {number} seconds
  */
-export const ago = (seconds) => (seconds < 5 ? "just now" : `${duration(Math.max(1, seconds))} ago`);
+export const ago = (seconds) => (seconds < 10 ? "just now" : `${duration(Math.max(1, Math.round(seconds)))} ago`);
 
 /**
  * What became of the memory's file, in a few sentences; the first is about its beginning.
