@@ -731,3 +731,17 @@ def test_llama_follows_a_schema_and_remembers(serve: Server, real: Any) -> None:
     second = server.post("/v1/responses", input="More", **body)
     assert second["usage"]["input_tokens_details"]["cached_tokens"] > first["usage"]["input_tokens"]
     assert second["atlas"]["tokens_seen"] > first["atlas"]["tokens_seen"]
+
+
+def test_a_conversation_goes_on_after_a_restart(serve: Server, tmp_path: Any) -> None:
+    first = serve(plain("One"), atlas_memory_dir=str(tmp_path))
+    told = first.post("/v1/responses", input="My name is Anna.", conversation="anna")
+    first.stop()
+    second = serve(plain("Two"), atlas_memory_dir=str(tmp_path))
+    found = second.post("/v1/responses", input="And yours?", conversation="anna")
+    assert found["usage"]["input_tokens_details"]["cached_tokens"] >= told["usage"]["total_tokens"]
+    assert found["atlas"]["tokens_seen"] > told["atlas"]["tokens_seen"]
+    assert second.client.delete("/v1/conversations/anna").status_code == 200
+    second.stop()
+    third = serve(plain("Three"), atlas_memory_dir=str(tmp_path))
+    assert third.client.get("/v1/conversations/anna").status_code == 404
