@@ -82,7 +82,7 @@ def test_an_answer_has_every_key(serve: Server) -> None:
         "object": "response", "status": "completed", "error": None, "incomplete_details": None,
         "instructions": "Be kind.", "max_output_tokens": 20, "model": "fake.gguf", "temperature": 0.5,
         "metadata": {"a": "b"}, "store": True, "tools": [], "tool_choice": "auto", "parallel_tool_calls": True,
-        "previous_response_id": None, "conversation": None, "text": {"format": {"type": "text"}},
+        "previous_response_id": None, "conversation": None, "text": {"format": {"type": "text"}, "verbosity": None},
         "truncation": "disabled",
     }  # fmt: skip
     assert {key: found[key] for key in expected} == expected
@@ -745,3 +745,50 @@ def test_a_conversation_goes_on_after_a_restart(serve: Server, tmp_path: Any) ->
     second.stop()
     third = serve(plain("Three"), atlas_memory_dir=str(tmp_path))
     assert third.client.get("/v1/conversations/anna").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"user": "half \ud800"}, 200),
+        ({"metadata": {"a": "\ud800"}}, 200),
+        ({"metadata": {"a": float("nan")}}, 200),
+        ({"reasoning": {"effort": "\ud800"}}, 200),
+        ({"tool_choice": {"type": "\ud800"}}, 400),
+        ({"tool_choice": {"type": ["a"]}}, 400),
+        ({"tool_choice": {"type": "allowed_tools", "tools": 3}}, 400),
+        ({"input": [{"type": ["a"]}]}, 400),
+        ({"input": [{"type": "message", "role": ["a"], "content": "x"}]}, 400),
+        ({"input": [{"role": "user", "content": [{"type": ["a"]}]}]}, 400),
+        ({"text": {"format": {"type": ["a"]}}}, 400),
+    ],
+)
+def test_odd_values_are_no_failures(inside: Insider, change: Any, status: int) -> None:
+    async def test() -> None:
+        async with inside(plain("Hello")) as server:
+            for stream in (False, True):
+                body = json.dumps({"input": "Hi", **change, "stream": stream})
+                headers = {"content-type": "application/json"}
+                answer = await server.client.post("/v1/responses", content=body, headers=headers)
+                assert answer.status_code == status or (stream and answer.status_code == 200), answer.text
+                assert "internal_error" not in answer.text
+                assert "NaN" not in answer.text
+
+    asyncio.run(test())
+
+
+def test_what_is_nested_too_deeply_is_the_requests_fault(inside: Insider) -> None:
+    async def test() -> None:
+        schema: Any = {"type": "object"}
+        for _ in range(600):
+            schema = {"a": schema}
+        async with inside(plain("Hello")) as server:
+            form = {"type": "json_schema", "name": "x", "schema": schema}
+            for body in (
+                {"input": "Hi", "text": {"format": form}},
+                {"input": "Hi", "tools": [{"type": "function", "name": "f", "parameters": schema}]},
+            ):
+                answer = await server.client.post("/v1/responses", json=body)
+                assert answer.status_code in (200, 400), answer.text
+
+    asyncio.run(test())
