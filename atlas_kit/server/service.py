@@ -68,7 +68,7 @@ class Service:
         self.failed: str | None = None
         self.stopping = False
         self.shared: SharedMemory | None = None
-        self.responses = KeptResponses()
+        self.responses = KeptResponses(most_waiting=config.max_queue)
         self._saver: asyncio.Task[None] | None = None
         self._stop_saving = asyncio.Event()
         self.session_problem: str | None = None

@@ -354,6 +354,8 @@ def test_what_changes_each_time_is_left_out(text: str, expected: str) -> None:
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "web_search"),
         ({"tools": [{"name": "no name", "input_schema": {}}]}, "name of a function"),
         ({"tool_choice": {"type": "all"}}, "tool_choice"),
+        ({"tool_choice": {"type": "tool", "name": ["x"]}}, "not among the tools"),
+        ({"messages": [{"role": "user", "content": [{"type": ["x"]}]}]}, "no block"),
         ({"tool_choice": {"type": "tool", "name": "x"}}, "not among the tools"),
         ({"output_config": {"format": {"type": "text"}}}, "output_config"),
         ({"temperature": 200}, "temperature"),

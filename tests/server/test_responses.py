@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from atlas_kit.errors import BusyError
 from atlas_kit.server.kept_responses import Kept, KeptResponses
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.response_items import chat_messages, chat_tools, listed
@@ -325,6 +326,29 @@ def test_the_session_goes_on_with_an_id(serve: Server) -> None:
     assert off["atlas"]["enabled"] is False
 
 
+def test_a_memory_that_is_forgotten_reads_the_text_again(serve: Server) -> None:
+    server = serve(plain("One", "Two"))
+    first = server.post("/v1/responses", input="Hi", atlas={"enabled": True})
+    kept = server.service.responses.find("", first["id"])
+    assert kept is not None
+    assert kept.conversation is not None
+    kept.conversation.closed = True
+    server.service.conversations._temporary.clear()
+    second = server.post("/v1/responses", input="More", previous_response_id=first["id"])
+    assert second["atlas"]["enabled"] is True
+    assert second["usage"]["input_tokens_details"]["cached_tokens"] == 0
+    assert second["atlas"]["tokens_seen"] >= second["usage"]["input_tokens"]
+
+
+def test_a_session_that_is_deleted_begins_anew(serve: Server) -> None:
+    server = serve(plain("One", "Two"))
+    first = server.post("/v1/responses", input="Hi", conversation="anna")
+    server.client.delete("/v1/conversations/anna")
+    second = server.post("/v1/responses", input="More", previous_response_id=first["id"])
+    assert second["atlas"]["session_id"] == "anna"
+    assert second["usage"]["input_tokens_details"]["cached_tokens"] == 0
+
+
 def test_a_conversation_is_a_session(serve: Server) -> None:
     server = serve(plain("One", "Two"))
     first = server.post("/v1/responses", input="Hi", conversation="anna")
@@ -431,6 +455,24 @@ def test_conversations_are_bounded() -> None:
             assert thread.last is not None
 
     asyncio.run(test())
+
+
+def test_not_everybody_may_wait_for_a_conversation() -> None:
+    async def test() -> None:
+        responses = KeptResponses(most_waiting=1)
+        async with responses.turn("", "a"):
+            waiting = asyncio.ensure_future(_one_turn(responses))
+            await asyncio.sleep(0)
+            with pytest.raises(BusyError, match="is full: it holds 1"):
+                await _one_turn(responses)
+        await waiting
+
+    asyncio.run(test())
+
+
+async def _one_turn(responses: KeptResponses) -> None:
+    async with responses.turn("", "a"):
+        pass
 
 
 def test_listed_items_have_ids() -> None:

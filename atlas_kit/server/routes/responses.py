@@ -280,12 +280,21 @@ class _Answer:
         return self._run
 
     def _goes_on(self, atlas: dict[str, Any]) -> Conversation | None:
-        """Return the conversation whose memory has read what came before, unless another one is asked for."""
+        """Return the conversation whose memory has read what came before, unless another one is asked for.
+
+        Where that is a session, or is forgotten by the time that it is looked for, ``atlas`` says what takes its place.
+        """
         found = None if self._before is None else self._before.conversation
-        if found is None or atlas.get("session_id") is not None:
+        if found is None or atlas.get("session_id") is not None or atlas.get("memory_file") is not None:
             return None
-        enabled = atlas.get("enabled")
-        return found if enabled is None or enabled == (found.settings is not None) else None
+        remembers = found.settings is not None
+        if atlas.get("enabled") not in (None, remembers):
+            return None
+        if found.key.name is not None:
+            atlas["session_id"] = found.key.name
+            return None
+        atlas["enabled"] = remembers
+        return found
 
     # --- the shape of an answer ----------------------------------------------------------------------------
 
