@@ -48,6 +48,7 @@ NEEDS: tuple[tuple[str, str, str], ...] = (
     ("package index", "of the wheel", "no package index can be reached"),
     ("hadolint|kubernetes-validate|pyyaml", "of deployment", "no hadolint, kubernetes-validate or pyyaml"),
     ("systemd-analyze", "of the unit for systemd", "no systemd-analyze, or an old one"),
+    ("the examples ask with curl", "of the examples of the server", "no curl"),
     ("the examples are lines for a shell", "of the examples in help texts", "no bash"),
 )  # fmt: skip
 _DESELECTED, _NOT_COLLECTED = "atlas_deselected", "atlas_not_collected"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.metadata
 import json
 import os
@@ -23,8 +22,8 @@ import pytest
 from packaging.requirements import Requirement
 
 from atlas_kit.cli.serve_cmd import command as serve_command
-from atlas_kit.llama import FakeEngine
 from atlas_kit.server.config import ServerConfig, table
+from atlas_kit.server.run import END_SECONDS, SAVE_SECONDS
 
 yaml = pytest.importorskip("yaml", reason="pyyaml is not installed")
 
@@ -37,11 +36,10 @@ BUILD, RUN = image_steps.stages_of(STEPS)
 MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
 CUDA = yaml.safe_load((DEPLOY / "compose.cuda.yaml").read_text(encoding="utf-8"))
+FILL = DEPLOY / "fill-models.yaml"
+PAGE = REPOSITORY / "docs" / "how-to" / "deploy-the-server.md"
 UNIT = DEPLOY / "atlas-server.service"
-DASHBOARD = DEPLOY / "grafana-dashboard.json"
 PROJECT = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
-#: Beyond this, a save is ended: see ``server/run.py``.
-SAVE_SECONDS = 60
 
 
 def text_of(path: Path) -> str:
@@ -132,8 +130,6 @@ def test_options_in_remarks_are_those_of_the_server(path):
 
 def seconds_at_most(file: str) -> float:
     """Return how long the server that a file starts may take to end once it was told to."""
-    from atlas_kit.server.run import END_SECONDS
-
     return config_of(file).drain_seconds + END_SECONDS + SAVE_SECONDS
 
 
@@ -410,7 +406,7 @@ def test_compose_asks_for_the_health_as_the_image_does():
 def test_kubernetes_knows_all_of_it(version):
     validator = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
     assert len(resources()) == 4
-    for one in resources():
+    for one in [*resources(), yaml.safe_load(text_of(FILL))]:
         validator.validate(one, version or validator.latest_version(), strict=True)
 
 
@@ -429,6 +425,15 @@ def test_kubernetes_finds_what_is_named():
     volumes = {one["name"]: one for one in POD["spec"]["volumes"]}
     assert {one["name"] for one in CONTAINER["volumeMounts"]} == {*claims, *volumes}
     assert resource("PersistentVolumeClaim", volumes["models"]["persistentVolumeClaim"]["claimName"])
+
+
+def test_the_pod_that_takes_the_model_is_the_servers_equal():
+    pod = yaml.safe_load(text_of(FILL))["spec"]
+    (container,) = pod["containers"]
+    assert container["securityContext"] == CONTAINER["securityContext"]
+    assert pod["volumes"] == [one for one in POD["spec"]["volumes"] if one["name"] == "models"]
+    assert pod["securityContext"]["fsGroup"] == POD["spec"]["securityContext"]["fsGroup"]
+    assert container["image"] == pairs()["cpu"]["RUN_IMAGE"]
 
 
 def test_kubernetes_asks_the_right_endpoints():
@@ -488,89 +493,53 @@ def test_systemd_saves_where_the_server_listens_for_it():
     assert unit_values("EnvironmentFile") == ["/etc/atlas-server/environment"]
 
 
-# --- the dashboard ------------------------------------------------------------------------------------------
+# --- the page -----------------------------------------------------------------------------------------------
 
 
-def dashboard_expressions() -> list[str]:
-    document = json.loads(text_of(DASHBOARD))
-    found = [target["expr"] for panel in document["panels"] for target in panel.get("targets", ())]
-    found += [one["expr"] for one in document["annotations"]["list"]]
-    return found + [one["query"]["query"] for one in document["templating"]["list"] if one["type"] == "query"]
+def page_blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text_of(PAGE), re.M | re.S)
 
 
-def exposed(folder: Path) -> dict[str, set[str]]:
-    """Return the names that /metrics has, with their labels, after a request and a save."""
-    from atlas_kit.server import Service
-
-    httpx = pytest.importorskip("httpx", reason="the packages of the server are not installed")
-    parser = pytest.importorskip(
-        "prometheus_client.parser", reason="the packages of the server are not installed"
-    )
-    from atlas_kit.server.app import running
-
-    async def scrape() -> str:
-        config = ServerConfig(model="fake.gguf", atlas_memory_file=str(folder / "served.atlas"))
-        service = Service(config, open_engine=lambda _: FakeEngine())
-        async with running(service) as app:
-            transport = httpx.ASGITransport(app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
-                for atlas in ({}, {"session_id": "anna"}):
-                    asked = {"prompt": [1, 2, 3], "max_tokens": 2, "atlas": atlas}
-                    assert (await client.post("/v1/completions", json=asked)).status_code == 200
-                assert await service.save()
-                return (await client.get("/metrics")).text
-
-    found: dict[str, set[str]] = {}
-    for family in parser.text_string_to_metric_families(asyncio.run(scrape())):
-        for sample in family.samples:
-            found.setdefault(sample.name, set()).update(sample.labels)
-    return found
+def test_files_that_the_page_names_are_there():
+    named = re.findall(r"(?:tools|docs)/[\w./-]+[\w/]", "".join(page_blocks("sh")))
+    assert len(named) > 8
+    assert [name for name in named if not (REPOSITORY / name).exists()] == []
 
 
-def test_the_dashboard_asks_for_metrics_that_there_are(tmp_path):
-    metrics, expressions = exposed(tmp_path), dashboard_expressions()
-    assert len(expressions) > 30
-    words = {
-        "sum",
-        "avg",
-        "max",
-        "rate",
-        "increase",
-        "changes",
-        "by",
-        "time",
-        "histogram_quantile",
-        "label_values",
-    }
-    for expression in expressions:
-        plain = re.sub(
-            r"\[[^]]*\]|\{[^}]*\}|\bby \([^)]*\)|\b\d+(\.\d+)?\b|(?<=, )(job|instance)\)", " ", expression
-        )
-        named = set(re.findall(r"\b[a-z_]\w+", plain)) - words
-        assert named - set(metrics) == set(), expression
-        labels = set(re.findall(r"(\w+)=~?\"", expression))
-        labels |= {one for group in re.findall(r"\bby \(([^)]*)\)", expression) for one in group.split(", ")}
-        known = {"job", "instance"}.union(*(metrics[name] for name in named))
-        assert labels <= known, expression
+def test_the_page_runs_the_image_as_it_is():
+    (line,) = (one for one in "".join(page_blocks("sh")).splitlines() if one.startswith("docker run"))
+    before, _, after = line.partition(" atlas-kit:cpu ")
+    context = serve_command.make_context("serve", shlex.split(after))
+    config = ServerConfig.from_sources({k: v for k, v in context.params.items() if v not in (None, ())})
+    (wait,) = re.findall(r"--stop-timeout (\d+)", before)
+    assert int(wait) > config.drain_seconds + END_SECONDS + SAVE_SECONDS
+    mounted = re.findall(r"-v [^:]+:([^: ]+)", before)
+    assert mounted == next(step for step in RUN if step.name == "VOLUME").array
 
 
-def test_the_dashboard_shows_each_metric_of_the_server(tmp_path):
-    shown = " ".join(dashboard_expressions())
-    own = {re.sub(r"_(bucket|count|sum|created)$", "", name) for name in exposed(tmp_path) if ":" not in name}
-    assert [name for name in sorted(own) if not re.search(rf"\b{name}(_bucket)?\b", shown)] == []
+def test_the_page_says_the_times_that_there_are():
+    words = [f"{number:g}" for number in (ServerConfig().drain_seconds, END_SECONDS, SAVE_SECONDS)]
+    (sentence,) = re.findall(r"On SIGTERM, (.*?) Whoever", text_of(PAGE), re.S)
+    assert re.findall(r"\d+", sentence) == words
 
 
-def test_the_panels_of_the_dashboard_do_not_overlap():
-    taken: set[tuple[int, int]] = set()
-    panels = json.loads(text_of(DASHBOARD))["panels"]
-    assert len({panel["id"] for panel in panels}) == len(panels)
-    for panel in panels:
-        place = panel["gridPos"]
-        assert place["x"] + place["w"] <= 24
-        cells = {
-            (x, y)
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
-        }
-        assert not cells & taken, panel["title"]
-        taken |= cells
+def test_variables_on_the_page_are_those_of_the_server():
+    known = {name for row in table() for name in row.variables}
+    for block in page_blocks("ini"):
+        names = {line.partition("=")[0] for line in block.splitlines()}
+        asked = set(re.findall(r"\$\{(\w+)", text_of(DEPLOY / "compose.yaml")))
+        assert names <= known or names == asked
+
+
+def test_the_proxy_on_the_page_finds_the_replicas():
+    (block,) = page_blocks("nginx")
+    spec = resource("StatefulSet")
+    names = [f"{spec['metadata']['name']}-{i}.{spec['spec']['serviceName']}:8080" for i in range(3)]
+    assert re.findall(r"server (\S+);", block) == names
+
+
+def test_prometheus_asks_where_the_server_answers():
+    (block,) = page_blocks("yaml")
+    (job,) = yaml.safe_load(block)["scrape_configs"]
+    assert job.get("metrics_path", "/metrics") == "/metrics"
+    assert job["authorization"] == {"credentials": "a-long-secret"}
