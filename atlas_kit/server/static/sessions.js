@@ -13,7 +13,7 @@ import { ago, tokens } from "./words.js";
 
 /** The session of requests that name none. */
 export const SHARED = "";
-const PLACES = /** @type {Record<string, string>} */ ({ slot: "in the model", memory: "in memory", disk: "on disk", file: "on disk" });
+const PLACES = /** @type {Record<string, string>} */ ({ sequence: "in the model", memory: "in memory", file: "on disk" });
 const CHOSEN = "atlas-session";
 
 export class Sessions {
@@ -81,7 +81,7 @@ export class Sessions {
   /** Whether the chosen session lies in a file until it is used. */
   get rests() {
     const one = this._known().find((found) => nameOf(found) === this.chosen);
-    return one?.place === "disk" || one?.place === "file";
+    return one?.place === "file";
   }
 
   /** Ask which sessions there are, those in files among them. */

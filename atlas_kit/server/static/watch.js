@@ -222,9 +222,9 @@ export class Watch {
     this.serverTiles.put("first", duration(latency.time_to_first_token_seconds.p50), "half of all are faster");
     this.serverTiles.put("requests", count(requests.running), requests.waiting ? `and ${count(requests.waiting)} waiting` : "none waiting");
     this.kv.show(frame.kv_cache_usage_ratio, `${Math.round(100 * frame.kv_cache_usage_ratio)} %`);
-    const { slot, memory, disk } = frame.sessions;
+    const { sequence, memory, file } = frame.sessions;
     this.serverFacts.textContent = `${many(frame.totals.requests, "request")} in ${duration(frame.uptime_seconds)}; `
-      + `${many(slot + memory + disk, "session")}: ${count(slot)} in the model, ${count(memory)} in memory, ${count(disk)} on disk.`;
+      + `${many(sequence + memory + file, "session")}: ${count(sequence)} in the model, ${count(memory)} in memory, ${count(file)} on disk.`;
   }
 }
 
