@@ -22,6 +22,7 @@ from atlas_kit.llama.session import AtlasSession
 from atlas_kit.llama.snapshots import Snapshots
 from atlas_kit.llama.token_memory import TokenMemory
 from atlas_kit.llama.trace import Trace, follow
+from atlas_kit.llama.trace_frames import Words
 from atlas_kit.memory import MemoryState
 from atlas_kit.settings.atlas_settings import AtlasSettings
 from atlas_kit.widgets.base import Shown, page
@@ -29,7 +30,7 @@ from atlas_kit.widgets.lab import static_view as static
 from atlas_kit.widgets.lab.controls import Controls
 from atlas_kit.widgets.lab.history import History
 from atlas_kit.widgets.lab.matrix_pane import MatrixPane
-from atlas_kit.widgets.lab.view import LabView, Words
+from atlas_kit.widgets.lab.view import LabView
 from atlas_kit.widgets.live import Runner, Turns, sentence
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from atlas_kit.llama.session import AtlasSession
     from atlas_kit.llama.snapshots import Snapshots
     from atlas_kit.llama.trace import Trace
+    from atlas_kit.llama.trace_frames import Words
     from atlas_kit.widgets.lab.history import History
     from atlas_kit.widgets.lab.matrix_pane import MatrixPane
-    from atlas_kit.widgets.lab.view import Words
 
 
 #: Okabe and Ito's colours, as ``static/lab/lab.css`` has them: model, memory, window; surprise.
