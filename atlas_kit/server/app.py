@@ -31,6 +31,7 @@ ROUTES = (
     "native_state",
     "atlas",
     "metrics",
+    "trace",
     "page",
     "refused",
 )
