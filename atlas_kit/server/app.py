@@ -25,6 +25,7 @@ ROUTES = (
     "chat",
     "messages",
     "responses",
+    "conversations",
     "embeddings",
     "native",
     "native_text",

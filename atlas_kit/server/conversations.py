@@ -15,7 +15,7 @@ import time
 from array import array
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from atlas_kit.errors import AtlasError, BusyError, ClosedError, InvalidParamError
 from atlas_kit.llama.parking import Parked, light_state_of, park, parked_of, state_of, unpark
@@ -24,6 +24,7 @@ from atlas_kit.llama.steps import common_length
 from atlas_kit.llama.token_memory import TokenMemory
 from atlas_kit.server.branches import Match, Spelling, match
 from atlas_kit.server.jobs import called, finished
+from atlas_kit.server.keys import Key
 from atlas_kit.server.traces import Traces
 
 if TYPE_CHECKING:
@@ -42,17 +43,6 @@ MOST_TEMPORARY = 64
 RETRY_SECONDS = 30.0
 #: Steps of a memory after which it is measured again how much of it is in use.
 MEASURE_STEPS = 64
-
-
-class Key(NamedTuple):
-    """Which conversation: the namespace of the API key, and the name in it; None: a temporary one."""
-
-    namespace: str
-    name: str | None
-
-
-#: The conversation that requests without a session share where a memory is kept; no API key has this namespace.
-SHARED = Key("shared", None)
 
 
 @dataclass(eq=False)

@@ -21,8 +21,9 @@ from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.steps import likeliest
 from atlas_kit.memory.muon import STEPS
 from atlas_kit.server.branches import Match
-from atlas_kit.server.conversations import SHARED, Conversation, Key, Slot
+from atlas_kit.server.conversations import Conversation, Slot
 from atlas_kit.server.jobs import Watched, finished
+from atlas_kit.server.keys import SHARED, Key
 from atlas_kit.server.problems import ApiError, unavailable
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -50,19 +51,29 @@ class Kept:
 
     def text(self) -> list[dict[str, Any]]:
         """Return all messages so far."""
-        parts: list[list[dict[str, Any]]] = []
+        return [message for one in self._line() for message in one.messages]
+
+    def items_so_far(self) -> list[dict[str, Any]]:
+        """Return all items so far, those that were sent and those that were said."""
+        return [item for one in self._line() for item in (*one.items, *one.response.get("output", ()))]
+
+    def _line(self) -> list[Kept]:
+        """Return what leads here, the first of it first."""
+        found: list[Kept] = []
         one: Kept | None = self
         while one is not None:
-            parts.append(one.messages)
+            found.append(one)
             one = one.before
-        return [message for part in reversed(parts) for message in part]
+        return found[::-1]
 
 
 @dataclass(eq=False)
-class _Thread:
-    """The text of a conversation: its last answer, and a lock for whoever adds to it."""
+class Thread:
+    """The text of a conversation: its last answer, what a client noted, and a lock for whoever adds to it."""
 
     last: Kept | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    created: float = field(default_factory=time.time)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     waiting: int = 0
 
@@ -84,7 +95,7 @@ class KeptResponses:
     ) -> None:
         self._most, self._most_conversations, self._most_bytes = most, most_conversations, most_bytes
         self._found: OrderedDict[tuple[str, str], Kept] = OrderedDict()
-        self._threads: OrderedDict[tuple[str, str], _Thread] = OrderedDict()
+        self._threads: OrderedDict[tuple[str, str], Thread] = OrderedDict()
         self._bytes = 0
 
     def __len__(self) -> int:
@@ -113,9 +124,9 @@ class KeptResponses:
         return kept is not None
 
     @contextlib.asynccontextmanager
-    async def turn(self, namespace: str, name: str) -> AsyncIterator[_Thread]:
+    async def turn(self, namespace: str, name: str) -> AsyncIterator[Thread]:
         """Have the text of a conversation to oneself, as soon as it is one's turn; set ``last`` to go on with it."""
-        thread = self._threads.setdefault((namespace, name), _Thread())
+        thread = self._threads.setdefault((namespace, name), Thread())
         self._threads.move_to_end((namespace, name))
         thread.waiting += 1
         try:
@@ -124,6 +135,14 @@ class KeptResponses:
         finally:
             thread.waiting -= 1
             self._forget_threads()
+
+    def thread(self, namespace: str, name: str) -> Thread | None:
+        """Return the text of a conversation, to be looked at."""
+        return self._threads.get((namespace, name))
+
+    def forget(self, namespace: str, name: str) -> None:
+        """Forget the text of a conversation."""
+        self._threads.pop((namespace, name), None)
 
     def _forget_threads(self) -> None:
         for key in list(self._threads):

@@ -138,6 +138,21 @@ def listed(given: str | Sequence[Any]) -> list[dict[str, Any]]:
     return found
 
 
+def page(items: Sequence[dict[str, Any]], limit: int, order: str, after: str) -> dict[str, Any]:
+    """Return some of a list of items as a client may page through it; ``after`` is the last id that it has."""
+    ordered = list(items) if order == "asc" else list(items)[::-1]
+    places = [place for place, item in enumerate(ordered) if item["id"] == after]
+    rest = ordered[places[0] + 1 :] if places else ordered
+    found = rest[: max(1, min(limit, 100))]
+    return {
+        "object": "list",
+        "data": found,
+        "first_id": found[0]["id"] if found else None,
+        "last_id": found[-1]["id"] if found else None,
+        "has_more": len(found) < len(rest),
+    }
+
+
 def chat_tools(
     tools: Sequence[Mapping[str, Any]] | None, choice: Any
 ) -> tuple[list[dict[str, Any]], Any, list[dict[str, Any]]]:

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import AtlasError, InvalidParamError, LockedError
 from atlas_kit.server import logs
-from atlas_kit.server.conversations import SHARED, Conversation, Conversations, Key
+from atlas_kit.server.conversations import Conversation, Conversations
 from atlas_kit.server.dialogue import transcript
 from atlas_kit.server.generation import Generating, Generation, checked_session_id
 from atlas_kit.server.kept_responses import KeptResponses
+from atlas_kit.server.keys import SHARED, Key
 from atlas_kit.server.lifecycle import SharedMemory
 from atlas_kit.server.memories import Memories
 from atlas_kit.server.metrics import Metrics, Request
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from atlas_kit.settings.atlas_settings import AtlasSettings
 
 log = logging.getLogger("atlas_kit.server")
+#: Settings of memories that can be changed while the server runs.
+TUNABLE = ("blend_ratio", "learning_rate", "use_muon", "auto_save", "auto_save_interval")
 
 
 class Service:
@@ -213,8 +216,6 @@ class Service:
         ApiError, AtlasError
             There is no such setting, it cannot be changed now, or it is out of range; then nothing has changed.
         """
-        from atlas_kit.server.standing import TUNABLE
-
         for name in changes:
             if name not in TUNABLE:
                 known = name in self.settings.to_json()
@@ -322,13 +323,23 @@ class Service:
     def _settings_for(self, atlas: Mapping[str, Any]) -> AtlasSettings:
         return self.settings.replace(**settings_in(atlas))
 
+    def session(self, namespace: str, name: str) -> Conversation | None:
+        """Return the session of a name."""
+        return self.conversations.find(Key(namespace, checked_session_id(name)), self.settings)
+
     async def history_of(self, namespace: str, name: str) -> list[int]:
         """Return the tokens that the session of a name has read last; none where there is no such session."""
-        found = self.conversations.find(Key(namespace, checked_session_id(name)), self.settings)
+        found = self.session(namespace, name)
         if found is None:
             return []
         await self.conversations.wake(found)
         return list(found.history)
+
+    async def forget(self, namespace: str, name: str) -> None:
+        """Forget the session of a name and its memory, where there is one."""
+        found = self.session(namespace, name)
+        if found is not None:
+            self.conversations.drop(found)
 
     def generate(
         self,

@@ -12,9 +12,10 @@ import pytest
 from atlas_kit.errors import BusyError, ClosedError, InvalidParamError
 from atlas_kit.llama import FakeEngine, Sampling, Scheduler
 from atlas_kit.server import conversations as module
-from atlas_kit.server.conversations import Conversation, Conversations, Key
+from atlas_kit.server.conversations import Conversation, Conversations
 from atlas_kit.server.generation import Generating, Generation
 from atlas_kit.server.jobs import called
+from atlas_kit.server.keys import Key
 from atlas_kit.server.metrics import Metrics
 from atlas_kit.server.session_files import SessionFiles
 from atlas_kit.settings.atlas_settings import AtlasSettings

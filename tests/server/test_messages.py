@@ -572,3 +572,16 @@ def test_llama_cpps_schema_is_a_form(serve: Server) -> None:
         "/v1/messages", **{"max_tokens": 9, "messages": ASK, "json_schema": {"type": "object"}}
     )
     assert engine.samplings[0].json_schema == {"type": "object"}
+
+
+@pytest.mark.model
+def test_llama_calls_the_tool_that_it_must(serve: Server, real: Any) -> None:
+    server = serve(real("llama", n_ctx=1024, n_batch=128))
+    schema = {"type": "object", "properties": {"city": {"enum": ["Rome", "Bonn"]}}, "required": ["city"]}
+    tool = {"name": "weather", "input_schema": {**schema, "additionalProperties": False}}
+    choice = {"type": "tool", "name": "weather"}
+    found = server.post(
+        "/v1/messages", max_tokens=300, messages=ASK, tools=[tool], tool_choice=choice, seed=1
+    )
+    assert found["stop_reason"] == "tool_use"
+    assert found["content"][-1]["input"]["city"] in ("Rome", "Bonn")

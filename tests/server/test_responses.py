@@ -439,6 +439,61 @@ def test_listed_items_have_ids() -> None:
     assert found[0]["id"]
 
 
+def test_conversations_are_begun_listed_and_forgotten(serve: Server) -> None:
+    server = serve(plain("One", "Two"))
+    begun = server.post(
+        "/v1/conversations", items=[{"role": "user", "content": "Before"}], metadata={"topic": "x"}
+    )
+    assert begun["id"].startswith("conv_")
+    path = f"/v1/conversations/{begun['id']}"
+    assert server.get(path) == begun
+    server.post("/v1/responses", input="Hi", conversation=begun["id"])
+    added = server.post(f"{path}/items", items=[{"role": "user", "content": "Between"}])
+    assert [one["content"][0]["text"] for one in added["data"]] == ["Between"]
+    found = server.post("/v1/responses", input="More", conversation=begun["id"])
+    items = server.get(f"{path}/items", order="asc")["data"]
+    texts = [one["content"][0]["text"] for one in items]
+    assert texts == ["Before", "Hi", "One", "Between", "More", "Two"]
+    assert len({one["id"] for one in items}) == len(items)
+    assert found["usage"]["input_tokens_details"]["cached_tokens"] > 30
+    assert server.post(path, metadata={"topic": "y"})["metadata"] == {"topic": "y"}
+    assert server.client.delete(path).json() == {
+        "id": begun["id"], "object": "conversation.deleted", "deleted": True,
+    }  # fmt: skip
+    assert server.client.get(path).status_code == 404
+    assert not server.service.conversations.named
+
+
+def test_a_session_is_a_conversation_without_its_text(serve: Server) -> None:
+    server = serve(plain("One"))
+    server.post("/v1/completions", prompt="x", max_tokens=1, atlas={"session_id": "anna"})
+    assert server.get("/v1/conversations/anna")["id"] == "anna"
+    assert server.get("/v1/conversations/anna/items")["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", ""), ("POST", ""), ("DELETE", ""), ("GET", "/items"), ("POST", "/items")],
+)
+def test_there_is_no_such_conversation(inside: Insider, method: str, path: str) -> None:
+    async def test() -> None:
+        async with inside(fake_engine()) as server:
+            body = {"json": {"items": [{"role": "user", "content": "x"}]}} if method == "POST" else {}
+            answer = await server.client.request(method, f"/v1/conversations/conv_x{path}", **body)
+            assert answer.status_code == 404
+            assert answer.json()["error"]["code"] == "not_found"
+
+    asyncio.run(test())
+
+
+def test_how_long_it_took_is_told(serve: Server) -> None:
+    server = serve(ScriptedEngine("Hey"))
+    events = server.events("/v1/responses", input="Hi", timings_per_token=True)
+    deltas = [one for one in events if one["type"].endswith(".delta")]
+    assert all("predicted_per_second" in one["timings"] for one in (*deltas, events[-1]))
+    assert events[-1]["response"]["timings"]["predicted_n"] == 3
+
+
 # --- what is wrong --------------------------------------------------------------------------------------------
 
 
@@ -631,6 +686,15 @@ def test_client_gets_thoughts(client: Any) -> None:
     assert again.output_text == "Hello"
 
 
+def test_client_begins_a_conversation(client: Any) -> None:
+    api = client(plain("Hello"))
+    begun = api.conversations.create(metadata={"topic": "x"})
+    api.responses.create(model="any", input="Hi", conversation=begun.id)
+    assert [one.role for one in api.conversations.items.list(begun.id, order="asc")] == ["user", "assistant"]
+    assert api.conversations.retrieve(begun.id).metadata == {"topic": "x"}
+    assert api.conversations.delete(begun.id).deleted
+
+
 def test_client_keeps_a_conversation(client: Any) -> None:
     api = client(plain("Hello"))
     first = api.responses.create(model="any", input="Hi", conversation="anna")
@@ -653,3 +717,16 @@ def test_llama_cpps_schema_is_a_form(serve: Server) -> None:
     engine = ScriptedEngine("{}", template=TEMPLATE, names=())
     serve(engine).post("/v1/responses", **{"input": "Hi", "json_schema": {"type": "object"}})
     assert engine.samplings[0].json_schema == {"type": "object"}
+
+
+@pytest.mark.model
+def test_llama_follows_a_schema_and_remembers(serve: Server, real: Any) -> None:
+    server = serve(real("llama", n_ctx=256, n_batch=64))
+    schema = {"type": "object", "properties": {"city": {"enum": ["Rome", "Bonn"]}}, "required": ["city"]}
+    form = {"type": "json_schema", "name": "city", "schema": {**schema, "additionalProperties": False}}
+    body = {"text": {"format": form}, "max_output_tokens": 200, "conversation": "anna"}
+    first = server.post("/v1/responses", input="Hi", **body)
+    assert json.loads(text_of(first))["city"] in ("Rome", "Bonn")
+    second = server.post("/v1/responses", input="More", **body)
+    assert second["usage"]["input_tokens_details"]["cached_tokens"] > first["usage"]["input_tokens"]
+    assert second["atlas"]["tokens_seen"] > first["atlas"]["tokens_seen"]

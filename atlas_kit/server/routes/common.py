@@ -57,7 +57,7 @@ def sampling_of(asked: Generate, service: Service, **more: Any) -> Sampling:
     """
     found = service.config.sampling
     for name in NAMES:
-        if (value := getattr(asked, name)) is not None and value != "":  # an empty grammar is none
+        if (value := getattr(asked, name)) is not None:
             found[name] = value
     if asked.top_k is not None:
         found["top_k"] = max(0, asked.top_k)

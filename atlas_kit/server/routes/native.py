@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from atlas_kit.server.generation import Generating, Generation, together
 from atlas_kit.server.native_answer import NativeAnswer, chosen_fields
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.prompts import gap, prompts_of, shown
-from atlas_kit.server.routes.common import TheService, namespace_of, sampling_of, stops_of
+from atlas_kit.server.routes.common import TheService, namespace_of, reseeded, sampling_of, several, stops_of
 from atlas_kit.server.schemas_native import InfillRequest, NativeOptions, NativeRequest
 from atlas_kit.server.service import Service, settings_in
 from atlas_kit.server.streams import event, streamed, unless_gone
@@ -92,6 +91,7 @@ class _Answers:
             raise ApiError(400, f"At most {MOST_ANSWERS} answers can be asked for at once.", param="n_cmpl")
         self._probabilities = int(asked.logprobs or 0) if asked.n_probs is None else asked.n_probs
         self._stops, self._limit = stops_of(asked), _limit(service, asked)
+        asked.grammar = asked.grammar or None  # its clients send an empty one for none
         sampling = sampling_of(asked, service, tells=bool(asked.post_sampling_probs and self._probabilities))
         self._answers: list[NativeAnswer] = []
         for tokens in prompts:
@@ -101,7 +101,7 @@ class _Answers:
                         run,
                         len(self._answers),
                         service.engine.piece,
-                        _reseeded(sampling, number),
+                        reseeded(sampling, number),
                         probabilities=self._probabilities,
                         milliseconds=asked.t_max_predict_ms or 0,
                         indent=asked.n_indent or 0,
@@ -125,8 +125,7 @@ class _Answers:
             reuse=asked.cache_prompt is not False,
             slot=slot,
         )
-        first = self._service.generate(namespace, atlas, generation)
-        return [first, *(first.copy(_reseeded(sampling, number)) for number in range(1, count))]
+        return several(self._service, namespace, atlas, generation, count)
 
     async def whole(self) -> list[dict[str, Any]]:
         """Return the answers in one piece."""
@@ -209,11 +208,3 @@ class _Answers:
             timings_per_token=bool(asked.timings_per_token),
         )
         return chosen_fields(found, asked.response_fields)
-
-
-def _reseeded(sampling: Sampling, number: int) -> Sampling:
-    """Return how the answer of a number is chosen: with a seed of its own, where one is given."""
-    if sampling.seed is None or not number:
-        return sampling
-    seed = (sampling.seed + number + (1 << 63)) % (1 << 64) - (1 << 63)
-    return dataclasses.replace(sampling, seed=seed)

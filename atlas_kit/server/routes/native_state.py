@@ -107,7 +107,9 @@ async def act(
 ) -> dict[str, Any]:
     """Save the context (and memory) of a slot's conversation, put one back that was saved, or empty it."""
     service.require_ready()
-    if service.config.slot_save_path is None:
+    config = service.config
+    kept = config.slot_save_path or config.atlas_memory_dir
+    if kept is None:
         raise ApiError(
             501, "This server has no folder for the contexts of slots (slot_save_path).", code="not_supported"
         )
@@ -121,7 +123,7 @@ async def act(
         return await _erase(service, slot, namespace)
     if action not in ("save", "restore"):
         raise ApiError(400, "The action is save, restore or erase.", param="action")
-    folder = Path(service.config.slot_save_path, namespace)  # nobody meets another key's files
+    folder = Path(kept, namespace)  # nobody meets another key's files
     path = inside(folder, (asked.filename if asked is not None else None) or "")
     if action == "save":
         return await _save(service, slot, namespace, path)

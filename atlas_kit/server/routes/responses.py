@@ -22,7 +22,7 @@ from atlas_kit.server.generation import Generation, Outcome, checked_session_id
 from atlas_kit.server.kept_responses import Kept
 from atlas_kit.server.logprobs import Released, chat_logprobs
 from atlas_kit.server.problems import ApiError
-from atlas_kit.server.response_items import Output, chat_messages, chat_tools, listed, said, text_format
+from atlas_kit.server.response_items import Output, chat_messages, chat_tools, listed, page, said, text_format
 from atlas_kit.server.routes.common import (
     TheService,
     limit_of,
@@ -31,6 +31,7 @@ from atlas_kit.server.routes.common import (
     now,
     sampling_of,
     stops_of,
+    timings_of,
 )
 from atlas_kit.server.routes.dialogues import sampling_for, shape_of
 from atlas_kit.server.schemas_responses import ResponsesRequest
@@ -94,19 +95,7 @@ async def input_items(
 ) -> dict[str, Any]:
     """Return the items that were sent for an answer."""
     service.require_ready()
-    items = list(_kept(service, namespace_of(request), name).items)
-    if order != "asc":
-        items.reverse()
-    places = [place for place, item in enumerate(items) if item["id"] == after]
-    items = items[places[0] + 1 :] if places else items
-    found = items[: max(1, min(limit, 100))]
-    return {
-        "object": "list",
-        "data": found,
-        "first_id": found[0]["id"] if found else None,
-        "last_id": found[-1]["id"] if found else None,
-        "has_more": len(found) < len(items),
-    }
+    return page(_kept(service, namespace_of(request), name).items, limit, order, after)
 
 
 @router.post("/v1/responses/{name}/cancel", include_in_schema=False)
@@ -196,6 +185,8 @@ class _Answer:
                 async for tokens, parts in groups:
                     out = chat_logprobs(released.add(tokens), piece) if self._logprobs else []
                     for one in self._output.add(parts, out):
+                        if self._asked.timings_per_token and one["type"].endswith(".delta"):
+                            one["timings"] = timings_of(talk.outcome)
                         yield one
             cut = talk.finish_reason == "length"
             rest = released.rest(stopped=talk.outcome.stop is not None)
@@ -207,7 +198,8 @@ class _Answer:
                 thread.last = self._keep(talk)
             elif self._asked.store is not False:
                 self._keep(talk)
-            yield {"type": f"response.{status}", "response": self._response}
+            timings = self._response["timings"]
+            yield {"type": f"response.{status}", "response": self._response, "timings": timings}
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[Any]:
@@ -299,6 +291,7 @@ class _Answer:
         self._response = {
             **self._shape(status, self._output.items),
             "usage": _usage(talk.outcome, talk.reasoning_tokens),
+            "timings": timings_of(talk.outcome),
             "atlas": talk.outcome.atlas,
         }
 
