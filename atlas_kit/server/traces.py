@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from atlas_kit.codecs.numbers import Array
     from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.token_memory import Reading
+    from atlas_kit.server.keys import Key
 
 #: Tokens of one trace, of some 130 bytes each.
 MOST_TOKENS = 100_000
@@ -38,9 +39,9 @@ class Traces:
     """The traces of the sessions that somebody looks at."""
 
     def __init__(self) -> None:
-        self._looked: dict[Hashable, _Looked] = {}
+        self._looked: dict[Key, _Looked] = {}
 
-    def take(self, key: Hashable, reading: Reading, tokens: Array, probabilities: Array) -> None:
+    def take(self, key: Key, reading: Reading, tokens: Array, probabilities: Array) -> None:
         """Take down what was expected of some tokens that came, where somebody looks on; on any thread."""
         looked = self._looked.get(key)
         if looked is None:
@@ -50,7 +51,7 @@ class Traces:
         looked.trace(reading, tokens, probabilities)
 
     @contextlib.contextmanager
-    def looking(self, key: Hashable, engine: Engine) -> Iterator[View]:
+    def looking(self, key: Key, engine: Engine) -> Iterator[View]:
         """Look at a session, also at one that has not begun."""
         looked = self._looked.setdefault(key, _Looked())
         looked.viewers += 1

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the packages of the server are not installed")
 
 from atlas_kit.llama import AtlasSession, FakeEngine
-from atlas_kit.server.conversations import Key
+from atlas_kit.server.keys import Key
 from atlas_kit.server.traces import Traces
 from tests.server.conftest import Live, Server
 
