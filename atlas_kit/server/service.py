@@ -104,10 +104,15 @@ class Service:
         self.conversations.context_shift = self.config.context_shift
         if self.shared is not None:
             self.conversations.named[SHARED] = await asyncio.to_thread(self.shared.load)
-        await self.conversations.open()
+        await asyncio.gather(self.conversations.open(), asyncio.to_thread(self._warm_up))
         self._saver = asyncio.create_task(self._save_now_and_then())
         self.ready = True
         log.info("ready after %.1f s: %s", time.monotonic() - began, self.engine.info.description)
+
+    def _warm_up(self) -> None:
+        """Load what the first memory needs, so that the first request does not wait for it."""
+        if self.config.remembers:
+            self.conversations.new_memory(self.settings)
 
     def _session_files(self) -> SessionFiles:
         """Return where sessions are that are not in main memory: a folder that may not be written to is not used."""
@@ -339,7 +344,7 @@ class Service:
         """Forget the session of a name and its memory, where there is one."""
         found = self.session(namespace, name)
         if found is not None:
-            self.conversations.drop(found)
+            await self.conversations.delete(found)
 
     def generate(
         self,
