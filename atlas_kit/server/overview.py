@@ -239,6 +239,8 @@ def _conversation(service: Service, one: Conversation) -> dict[str, Any]:
         "tokens_seen": memory.tokens_seen,
         "window_tokens": min(int(memory.state.counters["filled"]), window),
         "window_size": window,
+        "learning_rate": memory.learning_rate,
+        "learning_rate_set": memory.settings.learning_rate,
         "learns": memory.learns and (session is None or session.learns),
         "state_bytes": None if one.lock.locked() else memory.state_bytes,
     }

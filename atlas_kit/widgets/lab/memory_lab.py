@@ -55,7 +55,9 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
     Parameters
     ----------
     model
-        An ``AtlasSession`` with a memory; or a path of a GGUF file or an engine, for which one is opened.
+        An ``AtlasSession`` with a memory; or a path of a GGUF file or an engine, for which one is opened. The address
+        of a running server (``"http://127.0.0.1:8080"``) gives an ``AttachedLab``, which looks on; it takes ``session``
+        and ``key``.
     text
         What it reads: a string, or the path of a file as a ``Path``.
     documents
@@ -84,6 +86,14 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
     ('done', 400, True)
     >>> lab.close()
     """
+
+    def __new__(cls, model: Any = None, *arguments: Any, **options: Any) -> Any:
+        """Return a lab; for the address of a server one that looks on."""
+        if isinstance(model, str) and model.startswith(("http://", "https://")):
+            from atlas_kit.widgets.lab.attached import AttachedLab
+
+            return AttachedLab(model, *arguments, **options)
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -287,7 +297,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self.words = Words(self.session.engine, self.trace)
         self._snapshots.clear()
         self._snapshots.offer(self.session)
-        self.view.take(self.session.engine, self.trace)
+        self.view.take(self.trace, Words(self.session.engine, self.trace))
         self.matrices.begin()
 
     def _prepare(self, tokens: int | None = None) -> None:

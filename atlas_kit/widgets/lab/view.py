@@ -1,7 +1,7 @@
 """The live view of ``MemoryLab``: what a trace holds, sent to the browser piece by piece as it draws.
 
 Frames are acknowledged (``frame_gate.py``); a page that was loaded again says hello and gets everything from the start.
-Knows a trace, and an engine only to name tokens; drawing is in ``static/lab/lab.js``.
+Knows a trace and who names its tokens; drawing is in ``static/lab/lab.js``.
 """
 
 from __future__ import annotations
@@ -9,19 +9,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anywidget
 import numpy as np
 import traitlets
 
 from atlas_kit.llama.trace import Trace
-from atlas_kit.llama.trace_frames import Words, packed
+from atlas_kit.llama.trace_frames import GivenWords, Words, packed
 from atlas_kit.widgets.frame_gate import PATIENCE, FrameGate
 from atlas_kit.widgets.static_modules import STATIC, joined
-
-if TYPE_CHECKING:
-    from atlas_kit.llama.engine import Engine
 
 #: Tokens that one frame brings at most, some 130 bytes each.
 MOST_TOKENS = 4096
@@ -55,10 +52,10 @@ class LabView(anywidget.AnyWidget):
         super().__init__()
         self.on_msg(self._answer)
 
-    def take(self, engine: Engine, trace: Trace) -> None:
-        """Show another run from its start."""
+    def take(self, trace: Trace, words: Words | GivenWords) -> None:
+        """Show another run from its start; ``words`` is for this view alone, or may be asked by any thread."""
         with self._lock:
-            self.trace, self.words = trace, Words(engine, trace)
+            self.trace, self.words = trace, words
             self._sent, self._named = 0, set[int]()
             self.spectrum = {}
         self.show()
