@@ -32,6 +32,7 @@ ROUTES = (
     "native_state",
     "atlas",
     "metrics",
+    "trace",
     "page",
     "refused",
 )
