@@ -166,8 +166,11 @@ class Reading:
         own = self.logits[every, token].astype(np.float64)
         place, known = _find(self.tokens, token)
         behind = np.where(known, self.corrected[every, place], own) if len(self.tokens) else own
-        cached = (self.window.weights * self.hits(token)).sum(axis=1)
-        return np.stack((np.exp(own - self.lse), np.exp(behind - self.log_z), cached), axis=-1)
+        found = np.empty((len(token), 3))
+        np.exp(own - self.lse, out=found[:, 0])
+        np.exp(behind - self.log_z, out=found[:, 1])
+        found[:, 2] = (self.window.weights * self.hits(token)).sum(axis=1)
+        return found
 
     def gain(self, token: Array) -> Array:
         """Return (n,): d log p(token) / d g, were the memory's correction g times as large, at g = 1, per nat.
@@ -184,7 +187,7 @@ class Reading:
 
     def hits(self, token: Array) -> Array:
         """Return (n, slots): which slots hold the token that came."""
-        return np.equal(self.slots.tokens[None, :], token[:, None])
+        return np.equal(self.slots.tokens, token[:, None])
 
     def blended(self, probabilities: Array) -> Array:
         """Return the blended probability (n,) from what ``probabilities_of`` gave."""
@@ -270,8 +273,9 @@ class TokenMemory:
             When the logits do not follow from the states, so that a correction would make no sense.
         """
         top, lse, entropy = summarize(logits, self.count)
-        tokens, own, corrected, log_z = self._corrected(hidden, logits, top, lse)
-        slots, window = self._look_up(hidden, current)
+        y, directions = self._answers(hidden)
+        tokens, own, corrected, log_z = self._corrected(hidden, logits, top, lse, y)
+        slots, window = self._look_up(directions, current)
         features = gate_features(window.similarity, entropy, window.length, window.confidence)
         if not self.settings.window_size:
             features[:, [1, 3, 4]] = 0  # all but the constant and the entropy look at the window
@@ -280,15 +284,27 @@ class TokenMemory:
             hidden, lse, top, logits, tokens, own, corrected, log_z, slots, window, weights, features
         )
 
+    def _answers(self, hidden: Array) -> tuple[Array, Array]:
+        """Return what the learned memory answers to states (n, n_embd), and as what the window is asked for them."""
+        given, memory, state = self._on_device(hidden), self.memory, self.state
+        looks = self.settings.window_size and memory.config.ranking is not None
+        if self.learns and looks:
+            y, directions = memory.read_and_direct(state, given)
+            return to_host(y), directions
+        none = np.empty((len(hidden), 0), np.float32)
+        return (
+            to_host(memory.read(state, given)) if self.learns else none,
+            memory.directions(state, given) if looks else none,
+        )
+
     def _corrected(
-        self, hidden: Array, logits: Array, top: Array, lse: Array
+        self, hidden: Array, logits: Array, top: Array, lse: Array, y: Array
     ) -> tuple[Array, Array, Array, Array]:
         """Return the candidates, their logits, these behind the memory, and the log-sum-exp of all logits then."""
         n = len(hidden)
         if not self.learns:
             none = np.empty((n, 0), np.float32)
             return np.empty(0, np.int64), none, none, lse
-        y = to_host(self.memory.read(self.state, self._on_device(hidden)))
         lately = self._lately
         tokens = self._candidates(top, lately)
         own = logits[:, tokens] if len(tokens) < logits.shape[1] else logits
@@ -346,16 +362,16 @@ class TokenMemory:
             self._distinct = np.unique(self.recent)
         return self._distinct
 
-    def _look_up(self, hidden: Array, current: Array) -> tuple[Slots, Ranked]:
+    def _look_up(self, directions: Array, current: Array) -> tuple[Slots, Ranked]:
         """Return what the window holds, and how its slots rank for each query."""
-        n, ranking = len(hidden), self.memory.config.ranking
+        n, ranking = len(current), self.memory.config.ranking
         slots = self._slots()
         keys, tokens = slots.keys, slots.tokens
         if ranking is None or not len(tokens):
             nothing = np.zeros(n, np.float32)
             empty = np.empty((n, 0), np.float32)
             return _NO_SLOTS, Ranked(empty, nothing - 1, nothing, nothing, np.empty((3, n, 0), np.float32))
-        cosine = to_host(self.memory.directions(self.state, self._on_device(hidden)) @ keys.T)
+        cosine = to_host(directions @ keys.T)
         match = match_lengths(self._histories(current, ranking.longest), tokens, ranking.longest)
         # the newest slot lies one token before the first that waits
         age = (
@@ -400,15 +416,19 @@ class TokenMemory:
             weights[:, 1 if self.learns else 0] = 1 - float(ratio)
         if not has_window:
             weights[:, 2] = 0
-        weights[:, 2] = np.minimum(weights[:, 2], MOST_WEIGHT * weights.sum(axis=1))
-        rest = weights[:, :2].sum(axis=1)
-        weights[rest <= 0, 0] = 1 - MOST_WEIGHT
+        cached = weights[:, 2]
+        np.minimum(cached, MOST_WEIGHT * weights.sum(axis=1), out=cached)
+        nothing = weights[:, :2].sum(axis=1) <= 0
+        if nothing.any():
+            weights[nothing, 0] = 1 - MOST_WEIGHT
         weights /= weights.sum(axis=1, keepdims=True)
         return weights
 
     @property
-    def _experts(self) -> list[int]:
+    def _experts(self) -> slice | list[int]:
         """Which of model, memory and window there are."""
+        if self.learns and self.settings.window_size:
+            return slice(None)
         return [0, *([1] if self.learns else []), *([2] if self.settings.window_size else [])]
 
     # --- learning ------------------------------------------------------------------------------------------
