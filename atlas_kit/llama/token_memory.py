@@ -228,6 +228,7 @@ class TokenMemory:
         self.watched = np.empty(0, np.int64)
         self._pending: dict[str, list[Array]] = {name: [] for name in _PENDING}
         self._waiting = 0
+        self._due = False
         self.log_eta = 0.0
         self._window: _Window | None = None
         self._distinct: Array | None = None
@@ -247,8 +248,13 @@ class TokenMemory:
 
     @property
     def room(self) -> int:
-        """Tokens until the present step is full."""
-        return self.memory.config.chunk_size - self._waiting
+        """Tokens until the present step is full; of one that is full already, the next is meant."""
+        return self.memory.config.chunk_size - (0 if self._due else self._waiting)
+
+    @property
+    def due(self) -> bool:
+        """Whether a step is full and was put off; ``commit`` takes it, and so does whatever needs what it gives."""
+        return self._due
 
     @property
     def tokens_seen(self) -> int:
@@ -272,6 +278,7 @@ class TokenMemory:
         ModelError
             When the logits do not follow from the states, so that a correction would make no sense.
         """
+        self.commit()
         top, lse, entropy = summarize(logits, self.count)
         y, directions = self._answers(hidden)
         tokens, own, corrected, log_z = self._corrected(hidden, logits, top, lse, y)
@@ -433,14 +440,18 @@ class TokenMemory:
 
     # --- learning ------------------------------------------------------------------------------------------
 
-    def learn(self, reading: Reading, token: Array) -> Array:
+    def learn(self, reading: Reading, token: Array, *, put_off: bool = False) -> Array:
         """Take in which tokens came, (n,) for the ``n`` of a reading, at most ``room``; return ``probabilities_of``.
+
+        ``put_off``: a step that is full then waits for ``commit``, until the next reading at the latest. Nobody has
+        looked by then, so it is the same step to the bit.
 
         Raises
         ------
         InvalidParamError
             For more tokens than the present step has room for.
         """
+        self.commit()
         if len(token) > self.room:
             raise InvalidParamError(f"{len(token)} tokens do not fit into a step with room for {self.room}")
         self.watched = self.watched[:0]
@@ -454,8 +465,9 @@ class TokenMemory:
         for name, value in zip(_PENDING, copies, strict=True):
             self._pending[name].append(value)
         self._waiting += len(token)
-        if self._waiting == self.memory.config.chunk_size:
-            self._commit()
+        self._due = self._waiting == self.memory.config.chunk_size
+        if not put_off:
+            self.commit()
         return probabilities
 
     def watch(self, reading: Reading, token: Array) -> Array:
@@ -486,8 +498,11 @@ class TokenMemory:
             yield reading, came, (self.learn if learn else self.watch)(reading, came)
             at = step.stop
 
-    def _commit(self) -> None:
-        """Take a step: gate, learned memory, window."""
+    def commit(self) -> None:
+        """Take the step that is due, if one is: gate, learned memory, window."""
+        if not self._due:
+            return
+        self._due = False
         rows = {name: np.concatenate(parts) for name, parts in self._pending.items()}
         self._pending = {name: [] for name in _PENDING}
         self._waiting = 0
@@ -571,11 +586,16 @@ class TokenMemory:
 
     def pin(self) -> MemoryState:
         """Return the present state, whose arrays stay as they are: the next step copies what it would write into."""
+        self.commit()
         self._pinned = True
         return self.state
 
     def waiting(self) -> dict[str, Array]:
         """Return the tokens whose step is not full yet, and the recent ones: what goes with ``state``."""
+        self.commit()
+        return self._unlearned()
+
+    def _unlearned(self) -> dict[str, Array]:
         found = {name: np.concatenate(parts) for name, parts in self._pending.items() if parts}
         return {**found, "recent": self.recent, "log_eta": np.asarray(self.log_eta)}
 
@@ -630,6 +650,7 @@ class TokenMemory:
         InvalidParamError
             When a setting decides what the arrays are.
         """
+        self.commit()
         settings = self.settings.replace(**changes)
         changed = [name for name in changes if getattr(settings, name) != getattr(self.settings, name)]
         if not changed:
@@ -673,7 +694,7 @@ class TokenMemory:
         state = self.state
         groups = (state.parameters, state.momentum, state.window, state.adaptation, state.gate)
         kept = sum(int(array.nbytes) for group in groups for array in group.values())
-        return kept + sum(array.nbytes for array in self.waiting().values())
+        return kept + sum(array.nbytes for array in self._unlearned().values())
 
 
 def summarize(logits: Array, count: int) -> tuple[Array, Array, Array]:
