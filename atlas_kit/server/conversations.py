@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import time
 from array import array
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from atlas_kit.errors import AtlasError, BusyError, ClosedError, InvalidParamError
 from atlas_kit.llama.parking import Parked, light_state_of, park, parked_of, state_of, unpark
 from atlas_kit.llama.session import DEVICES, AtlasSession
-from atlas_kit.llama.steps import common_length
+from atlas_kit.llama.steps import Stats, common_length
 from atlas_kit.llama.token_memory import TokenMemory
 from atlas_kit.server.branches import Match, Spelling, match
 from atlas_kit.server.jobs import called, finished
+from atlas_kit.server.keys import Key
 
 if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine
@@ -41,17 +43,8 @@ MOST_TEMPORARY = 64
 RETRY_SECONDS = 30.0
 #: Steps of a memory after which it is measured again how much of it is in use.
 MEASURE_STEPS = 64
-
-
-class Key(NamedTuple):
-    """Which conversation: the namespace of the API key, and the name in it; None: a temporary one."""
-
-    namespace: str
-    name: str | None
-
-
-#: The conversation that requests without a session share where a memory is kept; no API key has this namespace.
-SHARED = Key("shared", None)
+#: Tokens that a copy of another context must save at least.
+LEAST_COPIED = 4
 
 
 @dataclass(eq=False)
@@ -70,6 +63,10 @@ class Conversation:
         The tokens that its context was read from: the context holds the end of them.
     parked
         Its inside while it is in no sequence.
+    reading, reached
+        The text that it is asked to read now, or None; set when that is in its context, or the work is over.
+    source, followers, prefix
+        Whose context it begins with a copy of; how many wait for a copy of its own context; and that, while they do.
     wants
         The number of the sequence that it shall be in next; None: any.
     slot
@@ -93,6 +90,11 @@ class Conversation:
     parked: Parked | None = None
     slot: Slot | None = None
     wants: int | None = None
+    reading: Sequence[int] | None = None
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+    source: Conversation | None = None
+    followers: int = 0
+    prefix: Parked | None = None
     learned: int = 0
     requests: int = 0
     created: float = field(default_factory=time.time)
@@ -112,6 +114,21 @@ class Conversation:
     def dropped(self) -> int:
         """Tokens that were learned and that are not of the present text: they are not unlearned."""
         return 0 if self.settings is None else max(0, self.learned - len(self.history))
+
+    @property
+    def taken(self) -> bool:
+        """Whether somebody works with it, or is about to."""
+        return self.lock.locked() or self.reading is not None
+
+    def begins(self, tokens: Sequence[int]) -> None:
+        """Take note of the text that it is asked to read."""
+        self.reading = tokens
+        self.reached.clear()
+
+    def ends(self) -> None:
+        """Take note that the work on that is over."""
+        self.reading = None
+        self.reached.set()
 
     @property
     def cold(self) -> bool:
@@ -150,7 +167,8 @@ class Conversation:
             if len(old) <= len(text) and old == text[: len(old)]:
                 del self.branches[follows]
         self.branches.append(text)
-        del self.branches[:-MOST_BRANCHES]
+        # without a memory, nothing is known but what the context holds
+        del self.branches[: -1 if self.settings is None else -MOST_BRANCHES]
         self.history = text
         self.version += 1
 
@@ -274,7 +292,7 @@ class Conversations:
         best: Conversation | None = None
         longest = 0
         for one in self._temporary:
-            if one.key.namespace != namespace or one.settings != settings or one.lock.locked():
+            if one.key.namespace != namespace or one.settings != settings or one.taken:
                 continue
             known = common_length(one.history, tokens)
             if known <= longest:
@@ -286,9 +304,74 @@ class Conversations:
             elif 2 * known < len(one.history):
                 continue  # whoever goes on with that will want the rest
             best, longest = one, known
-        if best is None:
+        source = None if settings is not None else self._source(namespace, tokens, longest)
+        if best is None or source is not None:
             best = self._add_temporary(self.new(Key(namespace, None), settings))
+            if source is not None:
+                best.source = source
+                source.followers += 1
         return best
+
+    def _source(self, namespace: str, tokens: Sequence[int], known: int) -> Conversation | None:
+        """Return whose context has the longest beginning of a text, where a copy saves reading much of it."""
+        info = self.engine.info
+        if info.recurrent or info.hybrid:  # nothing can be cut off behind the beginning
+            return None
+        found: Conversation | None = None
+        longest = known + LEAST_COPIED - 1
+        for one in self._temporary:
+            if one.key.namespace != namespace or one.settings is not None:
+                continue
+            text = one.history if one.reading is None else one.reading
+            shared = common_length(text, tokens)
+            if shared > longest:
+                found, longest = one, shared
+        return found
+
+    async def follow(self, conversation: Conversation, tokens: Sequence[int]) -> None:
+        """Let a new conversation begin with a copy of another one's context, once that has read its text."""
+        source, conversation.source = conversation.source, None
+        if source is None:
+            return
+        try:
+            if source.reading is not None:
+                await source.reached.wait()
+            prefix = await self._prefix(source, tokens)
+        finally:
+            source.followers -= 1
+            if not source.followers:
+                source.prefix = None
+        if prefix is not None and conversation.parked is not None:
+            conversation.parked = dataclasses.replace(
+                prefix, context=prefix.context[:], owed=[], counts=Stats()
+            )
+            conversation.history = array("i", prefix.context)
+            conversation.branches = [conversation.history]
+
+    async def _prefix(self, source: Conversation, tokens: Sequence[int]) -> Parked | None:
+        """Return a context that begins as a text does; nothing but what is the same is of any use to its reader."""
+
+        def useful(context: Sequence[int]) -> bool:
+            return common_length(context, tokens) >= LEAST_COPIED
+
+        async with source.writing:  # the first of those who want it copies it for all
+            if source.prefix is not None and useful(source.prefix.context):
+                return source.prefix
+            slot, parked = source.slot, source.parked
+            if slot is None:
+                whole = parked is not None and parked.data is not None and useful(parked.context)
+                return parked if whole else None
+            session = slot.session
+
+            def copy() -> Parked | None:
+                context = list(session.context_tokens)
+                if not useful(context):
+                    return None
+                data = self.engine.save_sequence(session.sequence)
+                return Parked(None, True, context, session.position, data)
+
+            source.prefix = await finished(self._ask(copy))
+            return source.prefix
 
     def in_slot(
         self, number: int, namespace: str, settings: AtlasSettings | None, tokens: Sequence[int]
@@ -328,7 +411,7 @@ class Conversations:
         return conversation
 
     def _forget_oldest_temporary(self) -> bool:
-        idle = [one for one in self._temporary[:-1] if not one.lock.locked()]  # the last is about to be used
+        idle = [one for one in self._temporary[:-1] if not one.taken]  # the last is about to be used
         if idle:
             self._forget_temporary(min(idle, key=_last_use))
         return bool(idle)
@@ -692,7 +775,7 @@ class Conversations:
             return None
         if sum(one.size for one in parked) <= self._cache_bytes:
             return None
-        spilled += [one for one in self._temporary if one.parked is not None and not one.lock.locked()]
+        spilled += [one for one in self._temporary if one.parked is not None and not one.taken]
         return min(spilled, key=_last_use, default=None)
 
     @property
@@ -785,8 +868,6 @@ def _whole(value: Any, default: int) -> int:
 
 
 def _with_texts(state: SessionState, conversation: Conversation) -> SessionState:
-    import dataclasses
-
     return dataclasses.replace(state, texts=tuple(conversation.branches))
 
 

@@ -21,8 +21,9 @@ from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.steps import likeliest
 from atlas_kit.memory.muon import STEPS
 from atlas_kit.server.branches import Match
-from atlas_kit.server.conversations import SHARED, Conversation, Key, Slot
+from atlas_kit.server.conversations import Conversation, Slot
 from atlas_kit.server.jobs import Watched, finished
+from atlas_kit.server.keys import SHARED, Key
 from atlas_kit.server.problems import ApiError, unavailable
 
 if TYPE_CHECKING:
@@ -199,6 +200,7 @@ class Generating:
             self._sampler = asked.around(self._sampler)
         self._sampler.accept(asked.tokens)
         self._conversation: Conversation | None = None
+        self._told: Conversation | None = None
         self._news = asyncio.Event()
         self._job: Watched | None = None
         self._fresh: list[Token] = []
@@ -272,6 +274,8 @@ class Generating:
             self._first = time.monotonic()
             self.outcome.seconds_reading = self._first - self._began
             self.outcome.prompt = self._scored()
+            if self._told is not None:
+                self._told.reached.set()
         self._at += len(fresh)
         self.outcome.tokens += fresh
         self._fresh += fresh
@@ -283,8 +287,12 @@ class Generating:
         try:
             with self._metrics.request(self._asked, self.outcome) as watch:
                 conversation = self._conversation = self._choose()
+                if not conversation.taken:
+                    self._told = conversation
+                    conversation.begins(self._asked.tokens)
                 if self._before is not None:
                     await self._before(conversation)
+                await self._conversations.follow(conversation, self._asked.tokens)
                 async with self._conversations.lease(conversation, self._asked.task) as slot:
                     self.outcome.seconds_waiting = time.monotonic() - began
                     watch.begins(slot.session)
@@ -296,6 +304,8 @@ class Generating:
             raise unavailable("The server is shutting down.") from error
         finally:
             self._watch = None
+            if self._told is not None:
+                self._told.ends()
             self._sampler.close()
             for copy in self._copies:
                 copy.give(None)  # where it was not given any

@@ -9,23 +9,28 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from atlas_kit.errors import AtlasError, NoSuchFileError
 from atlas_kit.llama.parking import Parked, parked_of, unpark
 from atlas_kit.llama.session import DEVICES
 from atlas_kit.persistence.session_file import read_session_state, write_session_state
 from atlas_kit.persistence.snapshot import describe_memory
-from atlas_kit.server.conversations import SHARED, Conversation, Key, about, take_over
+from atlas_kit.server.conversations import Conversation, about, take_over
 from atlas_kit.server.file_names import checked_file_name, inside
 from atlas_kit.server.jobs import finished
+from atlas_kit.server.keys import SHARED, Key
 from atlas_kit.server.problems import ApiError
 from atlas_kit.storage.source import access_error
 
 if TYPE_CHECKING:
+    from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.token_memory import TokenMemory
     from atlas_kit.persistence.session_state import SessionState
-    from atlas_kit.server.service import Service
+    from atlas_kit.server.config import ServerConfig
+    from atlas_kit.server.conversations import Conversations
+    from atlas_kit.server.lifecycle import SharedMemory
+    from atlas_kit.settings.atlas_settings import AtlasSettings
 
 SUFFIX = ".atlas"
 
@@ -41,13 +46,24 @@ def checked_name(name: str) -> str:
     >>> checked_name("anna")
     'anna.atlas'
     """
+    checked_file_name(name, "memory_file")  # what stands before the ending counts, too
     return checked_file_name(name if name.endswith(SUFFIX) else name + SUFFIX, "memory_file")
+
+
+class Host(Protocol):
+    """What memories need to know of a service."""
+
+    config: ServerConfig
+    engine: Engine
+    conversations: Conversations
+    settings: AtlasSettings
+    shared: SharedMemory | None
 
 
 class Memories:
     """What a service's clients do with memories."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Host) -> None:
         self._service = service
 
     # --- files of a folder ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.server.conversations import SHARED
+from atlas_kit.server.keys import SHARED
 from atlas_kit.server.metrics import TIMES
 
 if TYPE_CHECKING:

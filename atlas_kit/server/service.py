@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import AtlasError, InvalidParamError, LockedError
 from atlas_kit.server import logs
-from atlas_kit.server.conversations import SHARED, Conversation, Conversations, Key
+from atlas_kit.server.conversations import Conversation, Conversations
 from atlas_kit.server.dialogue import transcript
 from atlas_kit.server.generation import Generating, Generation, checked_session_id
 from atlas_kit.server.kept_responses import KeptResponses
+from atlas_kit.server.keys import SHARED, Key
 from atlas_kit.server.lifecycle import SharedMemory
 from atlas_kit.server.memories import Memories
 from atlas_kit.server.metrics import Metrics, Request
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from atlas_kit.settings.atlas_settings import AtlasSettings
 
 log = logging.getLogger("atlas_kit.server")
+#: Settings of memories that can be changed while the server runs.
+TUNABLE = ("blend_ratio", "learning_rate", "use_muon", "auto_save", "auto_save_interval")
 
 
 class Service:
@@ -101,10 +104,15 @@ class Service:
         self.conversations.context_shift = self.config.context_shift
         if self.shared is not None:
             self.conversations.named[SHARED] = await asyncio.to_thread(self.shared.load)
-        await self.conversations.open()
+        await asyncio.gather(self.conversations.open(), asyncio.to_thread(self._warm_up))
         self._saver = asyncio.create_task(self._save_now_and_then())
         self.ready = True
         log.info("ready after %.1f s: %s", time.monotonic() - began, self.engine.info.description)
+
+    def _warm_up(self) -> None:
+        """Load what the first memory needs, so that the first request does not wait for it."""
+        if self.config.remembers:
+            self.conversations.new_memory(self.settings)
 
     def _session_files(self) -> SessionFiles:
         """Return where sessions are that are not in main memory: a folder that may not be written to is not used."""
@@ -213,8 +221,6 @@ class Service:
         ApiError, AtlasError
             There is no such setting, it cannot be changed now, or it is out of range; then nothing has changed.
         """
-        from atlas_kit.server.standing import TUNABLE
-
         for name in changes:
             if name not in TUNABLE:
                 known = name in self.settings.to_json()
@@ -338,7 +344,7 @@ class Service:
         """Forget the session of a name and its memory, where there is one."""
         found = self.session(namespace, name)
         if found is not None:
-            self.conversations.drop(found)
+            await self.conversations.delete(found)
 
     def generate(
         self,

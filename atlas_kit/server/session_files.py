@@ -24,7 +24,7 @@ from atlas_kit.storage.source import access_error
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import MemoryFile
     from atlas_kit.persistence.session_state import SessionState
-    from atlas_kit.server.conversations import Key
+    from atlas_kit.server.keys import Key
 
 _SUFFIX = ".atlas"
 

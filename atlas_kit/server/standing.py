@@ -7,14 +7,14 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.server.conversations import SHARED, Conversation
+from atlas_kit.server.conversations import Conversation
+from atlas_kit.server.keys import SHARED
 from atlas_kit.server.overview import memory_file, now_of, totals
+from atlas_kit.server.service import TUNABLE
 
 if TYPE_CHECKING:
     from atlas_kit.server.service import Service
 
-#: Settings of memories that can be changed while the server runs.
-TUNABLE = ("blend_ratio", "learning_rate", "use_muon", "auto_save", "auto_save_interval")
 #: Below so many free bytes, the status says that the disk is nearly full.
 LOW_DISK = 256 << 20
 

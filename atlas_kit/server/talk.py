@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.server.conversations import Conversation, Key
+from atlas_kit.server.conversations import Conversation
+from atlas_kit.server.keys import Key
 
 if TYPE_CHECKING:
     from atlas_kit.llama.steps import Token

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import pytest
 from atlas_kit.errors import BusyError, ClosedError, InvalidParamError
 from atlas_kit.llama import FakeEngine, Sampling, Scheduler
 from atlas_kit.server import conversations as module
-from atlas_kit.server.conversations import Conversation, Conversations, Key
+from atlas_kit.server.conversations import Conversation, Conversations
 from atlas_kit.server.generation import Generating, Generation
 from atlas_kit.server.jobs import called
+from atlas_kit.server.keys import Key
 from atlas_kit.server.metrics import Metrics
 from atlas_kit.server.session_files import SessionFiles
 from atlas_kit.settings.atlas_settings import AtlasSettings
@@ -153,6 +155,84 @@ def test_without_a_memory_nobody_takes_a_longer_conversation_away() -> None:
             for text in (system + one, system + two, system + one + "more. ", system + two + "more. "):
                 await house.answer(find(text), text, 0)
             assert len(house.all.temporary_ones) == 2
+
+    run(test)
+
+
+PREFIX = "you are a helpful assistant, and you answer in one word. "
+
+
+@pytest.mark.parametrize("sequences", [1, 2, 8])
+def test_a_beginning_that_many_share_is_read_once(sequences: int) -> None:
+    """Also when they all come at once: by whoever comes first."""
+
+    async def test() -> None:
+        async with House(FakeEngine(n_ctx=128, n_sequences=sequences, n_batch=32)) as house:
+            texts = [PREFIX + f"{chr(65 + number)} question" for number in range(8)]
+
+            def find(text: str) -> Any:
+                return lambda: house.all.temporary("", None, list(text.encode()))
+
+            runs = await asyncio.gather(*(house.answer(find(text), text, 6) for text in texts))
+            outcomes = [one.outcome for one in runs]
+            assert [one.cached_tokens for one in outcomes] == [0, *[len(PREFIX)] * 7]
+            assert [one.read_tokens for one in outcomes[1:]] == [len("A question")] * 7
+            alone = [await first_answer(text) for text in texts]
+            assert [[token.id for token in one.tokens] for one in outcomes] == alone
+            for text in texts:  # and each of them goes on with its own
+                again = await house.answer(find(text), text, 6)
+                assert again.outcome.read_tokens == 0
+            assert all(one.prefix is None and not one.followers for one in house.all.temporary_ones)
+
+    async def first_answer(text: str) -> list[int]:
+        async with House(FakeEngine(n_ctx=128, n_sequences=1, n_batch=32)) as house:
+            run = await house.answer(lambda: house.all.temporary("", None, list(text.encode())), text, 6)
+            return [token.id for token in run.outcome.tokens]
+
+    run(test)
+
+
+@pytest.mark.parametrize("how", ["leaves", "fails", "other key", "hybrid"])
+def test_who_follows_somebody_that_does_not_come_far_reads_it_all(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        engine = FakeEngine(n_ctx=128, n_sequences=1, n_batch=8, shiftable=how != "hybrid")
+        async with House(engine) as house:
+
+            def find(text: str, namespace: str = "") -> Any:
+                return lambda: house.all.temporary(namespace, None, list(text.encode()))
+
+            async with house.all.lease(house.named("somebody")):
+                first = house.generating(find(PREFIX + "A"), PREFIX + "A", 3).tokens()
+                waiting = asyncio.ensure_future(anext(first))
+                await asyncio.sleep(0.01)
+                namespace = "other" if how == "other key" else ""
+                second = asyncio.ensure_future(house.answer(find(PREFIX + "B", namespace), PREFIX + "B", 3))
+                await asyncio.sleep(0.01)
+                if how == "leaves":
+                    waiting.cancel()
+                    await asyncio.wait({waiting})
+                    await first.aclose()
+            with monkeypatch.context() as patch:
+                if how == "fails":
+
+                    def fail(_: int) -> Any:
+                        raise RuntimeError("out of order")
+
+                    patch.setattr(engine, "save_sequence", fail)
+                    with pytest.raises(RuntimeError):
+                        await second
+                    with contextlib.suppress(RuntimeError):
+                        await waiting
+                else:
+                    run = await second
+                    assert run.outcome.cached_tokens == 0
+                    assert run.outcome.completion_tokens == 3
+                    if how != "leaves":
+                        await waiting
+                        await first.aclose()
+            assert all(one.prefix is None and not one.followers for one in house.all.temporary_ones)
 
     run(test)
 

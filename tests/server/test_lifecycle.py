@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from atlas_kit.errors import AtlasError, LockedError
+from atlas_kit.errors import AtlasError, DivergedError, LockedError
+from atlas_kit.memory import Memory
 from atlas_kit.persistence.backups import list_backups
 from atlas_kit.persistence.session_file import read_session_state
 from atlas_kit.server import lifecycle
@@ -347,3 +350,60 @@ def test_a_clock_that_jumps_stops_no_saving(
     again = serve(atlas_memory_file=str(path))
     assert cached(again, "4 " * 20) == 40
     assert report(again)["problem"] is None
+
+
+def test_a_model_that_was_replaced_leaves_its_memory_alone(serve: Server, kept: Path, tmp_path: Path) -> None:
+    """The file belongs to the model before, and so do the sessions: neither is used, and neither is lost."""
+    settings = {"atlas_memory_file": str(kept), "atlas_memory_dir": str(tmp_path)}
+    server = serve(**settings)
+    ask(server, session_id="anna")
+    server.stop()
+    engine = fake_engine()
+    engine.info = dataclasses.replace(engine.info, identity="ab" * 32)
+    server = serve(engine=engine, **settings)
+    found = report(server)
+    assert "is another model's" in found["problem"]
+    assert cached(server) == 0
+    answer = ask(server, session_id="anna")
+    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    assert "starts anew" in answer["atlas"]["problem"]
+    server.stop()
+    for folder, name in ((kept.parent, found["set_aside"]), (tmp_path / "sessions", None)):
+        aside = [one for one in os.listdir(folder) if one.endswith(".aside")]
+        assert len(aside) == 1
+        assert name in (None, aside[0])
+    os.replace(kept.parent / found["set_aside"], kept)
+    assert cached(serve(**settings)) == 2 * len(TEXT)
+
+
+def test_a_step_that_diverges_ends_an_answer_and_not_the_session(
+    serve: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve()
+    ask(server, session_id="anna")
+    was = server.get("/v1/atlas/memory", session_id="anna")["memory"]["tokens_learned"]
+
+    def diverge(*_: Any, **__: Any) -> Any:
+        raise DivergedError("the chunk that ends at token 5 diverged")
+
+    text = TEXT * 2 + "the rest of it. " * 4
+    with monkeypatch.context() as patch:
+        patch.setattr(Memory, "observe", diverge)
+        for stream in (False, True):
+            body = {"prompt": text, "max_tokens": 3, "stream": stream, "atlas": {"session_id": "anna"}}
+            answer = server.client.post("/v1/completions", json=body)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (500, "memory_diverged")
+        assert ask(server)["usage"]["completion_tokens"] == 2  # others go on
+    again = ask(server, text + "and on. " * 4, session_id="anna")
+    assert again["usage"]["completion_tokens"] == 2
+    assert server.get("/v1/atlas/memory", session_id="anna")["memory"]["tokens_learned"] > was
+
+
+def test_a_step_size_that_is_too_large_is_no_error(serve: Server) -> None:
+    server = serve(atlas_learning_rate=5)
+    for number in range(4):
+        found = ask(server, f"{number} {TEXT * 2}", 8, session_id="anna")
+        assert np.isfinite(found["atlas"]["omega_loss"])
+    info = server.get("/v1/atlas/memory/info", session_id="anna")["memory"]
+    assert all(np.isfinite(one["norm"]) for one in info["matrices"].values())
+    assert 0 <= info["memory_utilization"] <= 1

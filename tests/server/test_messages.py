@@ -390,6 +390,7 @@ def test_a_text_longer_than_the_context(inside: Insider) -> None:
 def test_too_many_wait_is_told_before_the_stream_begins(inside: Insider) -> None:
     async def test() -> None:
         async with inside(ScriptedEngine("x"), max_queue=0) as server:
+            server.service.conversations.waiting = 1
             body = {"max_tokens": 9, "messages": ASK, "stream": True}
             answer = await server.client.post("/v1/messages", json=body)
             assert answer.status_code == 429

@@ -597,6 +597,7 @@ def test_a_failure_in_the_middle_is_the_last_event(serve: Server) -> None:
 def test_too_many_wait_is_told_before_the_stream_begins(inside: Insider) -> None:
     async def test() -> None:
         async with inside(ScriptedEngine("x"), max_queue=0) as server:
+            server.service.conversations.waiting = 1
             for more in ({}, {"conversation": "anna"}):
                 body = {"input": "Hi", "stream": True, **more}
                 answer = await server.client.post("/v1/responses", json=body)

@@ -287,7 +287,7 @@ def test_a_port_that_is_taken_is_one_sentence(start: Any) -> None:
         server = start(wait=False, port=taken.getsockname()[1])
         assert server.end() == 1
     assert len(server.log) == 1
-    assert "cannot be listened at" in server.log[0]
+    assert "cannot listen at" in server.log[0]
 
 
 @pytest.mark.slow

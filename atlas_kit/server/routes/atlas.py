@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Path, Query, Request
 
-from atlas_kit.server.conversations import Conversation, Key
+from atlas_kit.server.conversations import Conversation
 from atlas_kit.server.generation import checked_session_id
+from atlas_kit.server.keys import Key
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.routes.common import TheService, namespace_of
 from atlas_kit.server.schemas_atlas import (
