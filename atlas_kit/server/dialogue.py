@@ -227,7 +227,7 @@ def _text(content: Any, number: int) -> str:
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
         text = part.get("refusal" if kind == "refusal" else "text") if isinstance(part, Mapping) else None
-        if kind not in _TEXT_PARTS and kind != "refusal":
+        if not isinstance(kind, str) or (kind not in _TEXT_PARTS and kind != "refusal"):
             raise InvalidParamError(
                 f"this model reads only text, and a part of the message is {str(kind)[:40]}", key=key
             )
@@ -356,7 +356,7 @@ def _choice(given: Any, tools: Mapping[str, Any]) -> str:
     name = function.get("name") if isinstance(function, Mapping) else None
     if name is None and isinstance(given, Mapping):
         name = given.get("name")
-    if name not in tools or not isinstance(name, str):
+    if not isinstance(name, str) or name not in tools:
         raise InvalidParamError("tool_choice names a function that is not among the tools", key="tool_choice")
     return f"={name}"
 

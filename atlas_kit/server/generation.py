@@ -208,6 +208,7 @@ class Generating:
         self._watch: Request | None = None
         self._began = self._first = 0.0
         self._blend = Blend()
+        self._answering = False
 
     @property
     def asked(self) -> Generation:
@@ -357,6 +358,7 @@ class Generating:
         asked = self._asked
         if known or session.context_tokens:
             yield from session.placing(history, known)
+        session.observer = self._look
         if fresh:
             yield from session.reading(fresh, score=asked.score_prompt, expected=self._expected())
         if self._copies:
@@ -364,7 +366,7 @@ class Generating:
             copies = fork(session, len(self._copies))
             for copy, parked in zip(self._copies, copies, strict=True):
                 self._loop.call_soon_threadsafe(copy.give, parked)
-        session.observer = self._blend
+        self._answering = True
         return (
             yield from session.generating(
                 None,
@@ -374,6 +376,13 @@ class Generating:
                 top_logprobs=asked.top_logprobs,
             )
         )
+
+    def _look(self, reading: Reading, tokens: Any, probabilities: Any) -> None:
+        """Take note of what was expected of tokens that came, on the engine's thread."""
+        if self._answering:
+            self._blend(reading, tokens, probabilities)
+        if self._conversation is not None:
+            self._conversations.traces.take(self._conversation.key, reading, tokens, probabilities)
 
     def _expected(self) -> Callable[[int, Array], None] | None:
         """Return what takes down the log-probabilities of the text's tokens while they are read."""
