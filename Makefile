@@ -34,7 +34,7 @@ SITE   := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 # the folders it would look at the built site, too.
 SCRIPTS := DENO_NO_UPDATE_CHECK=1 DENO_DIR='$(abspath $(VENV))/.deno' \
   $(BIN)/deno check --quiet --no-remote --no-lock --config jsconfig.json \
-  atlas_kit/widgets/static atlas_kit/jupyter/static atlas_kit/jupyter/labextension/static
+  atlas_kit/widgets/static atlas_kit/jupyter/static atlas_kit/jupyter/labextension/static atlas_kit/server/static
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: demo lab serve test quick lint docs samples bench pictures experiments fuzz dist clean

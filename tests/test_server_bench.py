@@ -53,7 +53,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path.startswith("/v1/atlas/memory/"):
             folder = sys.argv[sys.argv.index("--atlas-memory-dir") + 1]
             os.makedirs(folder, exist_ok=True)
-            open(os.path.join(folder, asked["filename"]), "wb").write(bytes(1000))
+            open(os.path.join(folder, asked["memory_file"]), "wb").write(bytes(1000))
             return self.answer({})
         chats = self.path.startswith("/v1/chat")
         if not chats and not self.path.startswith("/v1/completions"):

@@ -224,20 +224,9 @@ def unpack(archive: Path, folder: Path) -> Path:
 def download(version: str, folder: Path, env: dict[str, str]) -> Path:
     """Let pip fetch the source archive of a release; return its path."""
     name = "llama-cpp-python"
-    options = [
-        "--disable-pip-version-check",
-        "--no-input",
-        "--no-deps",
-        "--no-binary",
-        name,
-        "--dest",
-        folder,
-    ]
-    step(
-        [sys.executable, "-m", "pip", "download", *options, f"{name}=={version}"],
-        env,
-        "the source of llama-server could not be fetched",
-    )
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download"]
+    command += ["--no-deps", "--no-binary", name, "--dest", str(folder), f"{name}=={version}"]
+    step(command, env, "the source of llama-server could not be fetched")
     return next(folder.glob("llama_cpp_python-*.tar.gz"))
 
 

@@ -314,7 +314,7 @@ def _spliced(text: str, contents: Sequence[str]) -> str:
 
 
 def _to_json(value: Any, **options: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, **options)
+    text = json.dumps(value, **{"ensure_ascii": False, "default": list, **options})  # a generator is a list
     return re.sub(r"(AtlasContent\d+)End", r"\1JsonEnd", text)
 
 

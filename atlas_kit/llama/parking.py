@@ -1,7 +1,7 @@
 """A session's memory and context taken out of its engine, so that another one may have its sequence, and put back.
 
 What is parked is a live session at rest and no file: nothing is copied but the engine's own bytes of the context. Its
-memory belongs to whoever holds the value, and to one session at a time.
+memory belongs to whoever holds the value, and to one session at a time. A file takes it as a ``SessionState``.
 """
 
 from __future__ import annotations
@@ -9,9 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from atlas_kit.errors import InvalidParamError
+from atlas_kit.llama.session_states import token_memory
 from atlas_kit.llama.steps import Stats
+from atlas_kit.persistence.session_state import SessionState
 
 if TYPE_CHECKING:
+    from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.session import AtlasSession
     from atlas_kit.llama.token_memory import TokenMemory
 
@@ -52,9 +56,13 @@ class Parked:
         return memory + (0 if self.data is None else len(self.data))
 
 
-def park(session: AtlasSession) -> Parked:
-    """Take a session's inside out; it is as new then, without a memory."""
-    data = session.engine.save_sequence(session.sequence) if session._context else None
+def park(session: AtlasSession, *, context: bool = True) -> Parked:
+    """Take a session's inside out; it is as new then, without a memory.
+
+    ``context``: with the engine's bytes of the context, without which it is read again.
+    """
+    kept = context and bool(session._context)
+    data = session.engine.save_sequence(session.sequence) if kept else None
     parked = Parked(
         session.memory, session.learns, session._context, session._position, data, session._owed,
         session._last_output, session._counts,
@@ -74,8 +82,92 @@ def unpark(session: AtlasSession, parked: Parked) -> None:
     if not parked.context:
         session._owed = parked.owed  # a context that was cleared to be read again, and was cut short
         return
-    if parked.data is not None and session.engine.load_sequence(session.sequence, parked.data):
+    if parked.data is not None and _taken_back(session, parked.data):
         session._context, session._position = parked.context, parked.position
         session._owed, session._last_output = parked.owed, parked.last_output
     else:
+        session.forget_context()
         session._owed = [*parked.context, *parked.owed]
+
+
+def _taken_back(session: AtlasSession, data: bytes) -> bool:
+    try:
+        return session.engine.load_sequence(session.sequence, data)
+    except Exception:  # it can be read again, and whoever waits for the sequence needs it
+        return False
+
+
+def state_of(engine: Engine, parked: Parked) -> SessionState:
+    """Return what is parked as a plain state, which stays as it is while a session goes on with it.
+
+    Where the context is to be read again before anything else, the state has its tokens and not the engine's bytes.
+
+    Raises
+    ------
+    InvalidParamError
+        It has no memory.
+    """
+    if parked.memory is None:
+        raise InvalidParamError("this session has no memory to save", key="memory")
+    was = parked.last_output
+    whole = parked.data is not None and not parked.owed and was is not None and was.hidden is not None
+    output = {"logits": was.logits.reshape(1, -1), "hidden": was.hidden} if whole else {}
+    return _state(engine, parked.memory, [*parked.context, *parked.owed], output, parked)
+
+
+def light_state_of(session: AtlasSession) -> SessionState:
+    """Return a session's state without the engine's bytes of the context, which take long to copy.
+
+    The tokens of the context are there, so that whoever goes on from the state reads them again.
+
+    Raises
+    ------
+    InvalidParamError
+        It has no memory.
+    """
+    if session.memory is None:
+        raise InvalidParamError("this session has no memory to save", key="memory")
+    return _state(session.engine, session.memory, [*session.context_tokens, *session._owed], {}, None)
+
+
+def _state(
+    engine: Engine, memory: TokenMemory, tokens: list[int], output: dict[str, Any], parked: Parked | None
+) -> SessionState:
+    info, exact = engine.info, parked is not None and bool(output)
+    return SessionState(
+        memory.memory.config,
+        memory.pin(),
+        memory.settings.to_json(),
+        memory.waiting(),
+        info.identity,
+        info.name,
+        info.architecture,
+        tokens=tuple(tokens),
+        position=parked.position if parked is not None and exact else len(tokens),
+        output=output,
+        context=parked.data if parked is not None and exact else None,
+    )
+
+
+def parked_of(engine: Engine, state: SessionState, device: str = "numpy") -> Parked:
+    """Return a session at rest that goes on from a state.
+
+    Raises
+    ------
+    InvalidParamError
+        The memory or the context does not fit the model.
+    """
+    from atlas_kit.llama.session import last_output_of
+
+    memory = token_memory(engine, state, device)
+    tokens, n_vocab = list(state.tokens), engine.info.n_vocab
+    if any(not 0 <= token < n_vocab for token in tokens):
+        raise InvalidParamError("a token of the context lies outside the vocabulary", key="context")
+    fits = len(tokens) <= engine.n_ctx and (state.position == len(tokens) or engine.info.recurrent)
+    if not tokens or not fits or state.context is None or state.identity != engine.info.identity:
+        return Parked(memory, context=tokens[-engine.n_ctx :])
+    shapes = {"logits": (1, n_vocab), "hidden": (1, engine.info.n_embd)}
+    if {name: array.shape for name, array in state.output.items()} != shapes:
+        return Parked(memory, context=tokens)
+    last = last_output_of(state.output, tokens[-1])
+    return Parked(memory, True, tokens, state.position, state.context, last_output=last)

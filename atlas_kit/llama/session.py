@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -63,6 +63,11 @@ class _LastOutput:
     place: tuple[int, int] | None  # in the engine's batch, and in which decode that was
     token: int  # the token itself
     reading: Reading | None = None
+
+
+def last_output_of(output: Mapping[str, Array], token: int) -> _LastOutput:
+    """Return the output that a state kept of its last token."""
+    return _LastOutput(output["hidden"], output["logits"], None, token)
 
 
 class AtlasSession:
@@ -740,7 +745,7 @@ class AtlasSession:
             exact = fits and context is not None and bool(tokens and output)
             if exact and self.engine.load_sequence(self.sequence, context or b""):
                 self._context, self._position = list(tokens), position
-                self._last_output = _LastOutput(output["hidden"], output["logits"], None, tokens[-1])
+                self._last_output = last_output_of(output, tokens[-1])
                 return
             self.engine.forget(self.sequence)
             self.run(self._again(list(tokens)[-self.engine.n_ctx :]))

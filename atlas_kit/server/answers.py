@@ -39,8 +39,10 @@ class CallFormat:
         What stands before one call or several, and behind them; ``closes`` may be missing.
     bare
         The answer as a whole may be a call.
-    arguments
-        The key of the arguments.
+    name, arguments
+        The keys of the name and of the arguments.
+    listed
+        Calls stand in an array.
     named
         The name stands outside the JSON: between the mark that begins a call and this text.
     short_ids
@@ -50,7 +52,9 @@ class CallFormat:
     opens: str
     closes: str = ""
     bare: bool = False
+    name: str = "name"
     arguments: str = "arguments"
+    listed: bool = False
     named: str = ""
     short_ids: bool = False
 
@@ -67,28 +71,37 @@ class CallFormat:
 
 HERMES = CallFormat("<tool_call>", "</tool_call>")
 _LLAMA = CallFormat("<|python_tag|>", bare=True, arguments="parameters")
+#: Formats by what the templates of their models write; the first that fits.
+_FORMATS = (
+    ("<seed:tool_call>", CallFormat("<seed:tool_call>", "</seed:tool_call>")),
+    ("<tool_call>", HERMES),
+    ("<tool_calls>", CallFormat("<tool_calls>", "</tool_calls>", listed=True)),
+    ("<|tool_call|>", CallFormat("<|tool_call|>", "<|/tool_call|>", listed=True)),
+    ("<TOOLCALL>", CallFormat("<TOOLCALL>", "</TOOLCALL>", listed=True)),
+    (
+        "<|START_ACTION|>",
+        CallFormat(
+            "<|START_ACTION|>", "<|END_ACTION|>", name="tool_name", arguments="parameters", listed=True
+        ),
+    ),
+    ("<function=", CallFormat("<function=", "</function>", named=">")),
+    ("<|python_tag|>", _LLAMA),
+    ("dictionary of argument name and its value", _LLAMA),
+)
 
 
 def call_format(source: str) -> CallFormat | None:
-    """Return how the models of a chat template write calls; None: the template knows no tools.
+    """Return how the models of a chat template write calls; None: it knows no tools, or calls of another kind.
 
     >>> call_format("{% if tools %}<tool_call>{% endif %}").closes
     '</tool_call>'
     """
-    if not re.search(r"\btools\b", source):
+    if not re.search(r"\btools\b", source) or "<arg_key>" in source:
         return None
     if "[TOOL_CALLS]" in source:
         named = "[ARGS]" if "[ARGS]" in source else ""
-        return CallFormat("[TOOL_CALLS]", named=named, short_ids=not named)
-    if "<tool_call>" in source:
-        return HERMES
-    if "<|tool_call|>" in source:
-        return CallFormat("<|tool_call|>", "<|/tool_call|>")
-    if "<function=" in source:
-        return CallFormat("<function=", "</function>", named=">")
-    if "<|python_tag|>" in source or '"parameters"' in source:
-        return _LLAMA
-    return HERMES
+        return CallFormat("[TOOL_CALLS]", listed=True, named=named, short_ids=not named)
+    return next((form for mark, form in _FORMATS if mark in source), None)
 
 
 def thought_tags(source: str) -> tuple[str, str] | None:
@@ -521,7 +534,7 @@ class _Object:
             self._streams = False
             return
         value = _loaded(raw)
-        if self._key in ("name", "function") and isinstance(value, str) and self.name is None:
+        if self._key in ("name", "tool_name", "function") and isinstance(value, str) and self.name is None:
             self._named(value)
         elif self._key == "function" and isinstance(value, dict) and isinstance(value.get("name"), str):
             self._named(value["name"])
@@ -543,7 +556,7 @@ class _Object:
             self._ready += "{}"
 
 
-_KEYS = frozenset({"name", "function", "id", "type", "arguments", "parameters"})
+_KEYS = frozenset({"name", "tool_name", "function", "id", "type", "arguments", "parameters"})
 
 
 def _loaded(raw: str) -> Any:

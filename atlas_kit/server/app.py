@@ -24,12 +24,15 @@ ROUTES = (
     "completions",
     "chat",
     "messages",
+    "responses",
+    "conversations",
     "embeddings",
     "native",
     "native_text",
     "native_state",
     "atlas",
     "metrics",
+    "page",
     "refused",
 )
 
@@ -51,6 +54,7 @@ def create_app(service: Service) -> FastAPI:
     except ImportError as error:
         raise MissingExtraError("the server", "serve") from error
     from atlas_kit.server.asgi import Gate, Keys
+    from atlas_kit.server.routes.page import offer_files
 
     app = FastAPI(
         title="atlas_kit server",
@@ -63,6 +67,7 @@ def create_app(service: Service) -> FastAPI:
     for name in ROUTES:
         module = importlib.import_module(f"atlas_kit.server.routes.{name}")
         app.include_router(module.router)
+    offer_files(app)
 
     def answer(problem: ApiError, request: Request) -> Response:
         messages = request.url.path.startswith("/v1/messages")
@@ -120,8 +125,8 @@ def _invalid(errors: Any) -> ApiError:
 @contextlib.asynccontextmanager
 async def running(service: Service) -> AsyncIterator[FastAPI]:
     """Start a service, and stop it afterwards: for tests and for who embeds the server."""
-    await service.start()
     try:
+        await service.start()
         yield create_app(service)
     finally:
         await service.stop()

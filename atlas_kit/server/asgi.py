@@ -14,8 +14,10 @@ from atlas_kit.server import logs
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.streams import told
 
-#: Paths that are open without a key.
-OPEN = frozenset({"/health", "/v1/health", "/ready"})
+#: Paths that are open without a key: what asks whether the server is there, and pages, which ask for a key themselves.
+OPEN = frozenset({"/health", "/v1/health", "/ready", "/", "/atlas", "/docs"})
+#: Below this lie the files of the pages, which are in every copy of this package.
+FILES = "/static/"
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 #: The namespace of requests where no keys are asked for.
 NOBODY = ""
@@ -94,7 +96,9 @@ class Gate:
     def _problem(self, scope: Scope, headers: dict[bytes, bytes]) -> ApiError | None:
         state = scope["state"]
         state["namespace"] = NOBODY
-        if self._keys and scope["path"] not in OPEN and scope["method"] != "OPTIONS":
+        path = scope["path"]
+        is_open = path in OPEN or path.startswith(FILES) or scope["method"] == "OPTIONS"
+        if self._keys and not is_open:
             namespace = self._keys.namespace(_key_in(headers))
             if namespace is None:
                 return ApiError(401, "The API key is missing or wrong.", code="invalid_api_key", param=None)

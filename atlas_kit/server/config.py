@@ -595,6 +595,29 @@ class ServerConfig:
         variables=("ATLAS_MEMORY_BACKUP_COUNT",),
         group="Memory",
     )
+    atlas_warm_sessions: int = _row(
+        64,
+        int,
+        "Named sessions that stay in main memory; the others are in files until they are asked for.",
+        "atlas-warm-sessions",
+        metavar="N",
+        least=0,
+        most=1 << 20,
+        variables=("ATLAS_WARM_SESSIONS",),
+        group="Memory",
+    )
+    cache_ram: int = _row(
+        8192,
+        int,
+        "MiB of main memory for conversations that are in no slot; -1: any number.",
+        "cache-ram",
+        "cram",
+        metavar="MIB",
+        least=-1,
+        most=1 << 24,
+        variables=("LLAMA_ARG_CACHE_RAM",),
+        group="Memory",
+    )
     atlas_load_optimizer: bool = _row(
         True,
         bool,

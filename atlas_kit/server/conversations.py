@@ -2,44 +2,49 @@
 
 A conversation has a memory (or none), and knows the texts that it has read: its branches. The engine has a few
 sequences; whoever is to be answered needs one, and the conversation that was used longest ago makes room. Everything
-here happens on the event loop, but for what is done to sessions, which the scheduler does on the engine's thread.
+here happens on the event loop, but for what is done to sessions, which the scheduler does on the engine's thread, and
+files (session_files.py), which other threads read and write.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import logging
 import time
 from array import array
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Protocol
 
-from atlas_kit.errors import BusyError, InvalidParamError
-from atlas_kit.llama.parking import Parked, park, unpark
-from atlas_kit.llama.session import AtlasSession
-from atlas_kit.llama.steps import common_length
+from atlas_kit.errors import AtlasError, BusyError, ClosedError, InvalidParamError
+from atlas_kit.llama.parking import Parked, light_state_of, park, parked_of, state_of, unpark
+from atlas_kit.llama.session import DEVICES, AtlasSession
+from atlas_kit.llama.steps import Stats, common_length
 from atlas_kit.llama.token_memory import TokenMemory
 from atlas_kit.server.branches import Match, Spelling, match
-from atlas_kit.server.jobs import called
+from atlas_kit.server.jobs import called, finished
+from atlas_kit.server.keys import Key
 
 if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.scheduler import Scheduler
-    from atlas_kit.server.generation import Generating
+    from atlas_kit.persistence.session_state import SessionState
+    from atlas_kit.server.session_files import SessionFiles
     from atlas_kit.settings.atlas_settings import AtlasSettings
 
+log = logging.getLogger("atlas_kit.server")
 #: Texts that a conversation remembers to have read; of more, the oldest is forgotten, and would be read anew.
 MOST_BRANCHES = 64
 #: Temporary conversations that are kept because the next request may go on with one.
 MOST_TEMPORARY = 64
-
-
-class Key(NamedTuple):
-    """Which conversation: the namespace of the API key, and the name in it; None: a temporary one."""
-
-    namespace: str
-    name: str | None
+#: Seconds until it is tried again to move conversations into files, where that has failed.
+RETRY_SECONDS = 30.0
+#: Steps of a memory after which it is measured again how much of it is in use.
+MEASURE_STEPS = 64
+#: Tokens that a copy of another context must save at least.
+LEAST_COPIED = 4
 
 
 @dataclass(eq=False)
@@ -58,12 +63,24 @@ class Conversation:
         The tokens that its context was read from: the context holds the end of them.
     parked
         Its inside while it is in no sequence.
+    reading, reached
+        The text that it is asked to read now, or None; set when that is in its context, or the work is over.
+    source, followers, prefix
+        Whose context it begins with a copy of; how many wait for a copy of its own context; and that, while they do.
     wants
         The number of the sequence that it shall be in next; None: any.
     slot
-        Where it is else.
-    dropped
-        Tokens that were learned and that no branch goes on with: they are not unlearned.
+        Where it is else. Neither: its inside is in a file.
+    learned
+        Tokens that its memory has taken in, of all texts.
+    version, saved, exact
+        How often it has changed, of which version there is a file, and whether that has the context's bytes.
+    size
+        Bytes of main memory that its inside took when it was parked last.
+    problem
+        What went wrong with its file, in a sentence for whoever uses it.
+    utilization, measured
+        How much of its learned memory is in use, 0 to 1, and after how many steps that was measured.
     """
 
     key: Key
@@ -73,21 +90,73 @@ class Conversation:
     parked: Parked | None = None
     slot: Slot | None = None
     wants: int | None = None
-    dropped: int = 0
+    reading: Sequence[int] | None = None
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+    source: Conversation | None = None
+    followers: int = 0
+    prefix: Parked | None = None
+    learned: int = 0
     requests: int = 0
     created: float = field(default_factory=time.time)
     used: float = field(default_factory=time.time)
+    version: int = 0
+    saved: int = 0
+    exact: bool = True
+    size: int = 0
+    problem: str | None = None
+    utilization: float | None = None
+    measured: int = 0
     closed: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def dropped(self) -> int:
+        """Tokens that were learned and that are not of the present text: they are not unlearned."""
+        return 0 if self.settings is None else max(0, self.learned - len(self.history))
+
+    @property
+    def taken(self) -> bool:
+        """Whether somebody works with it, or is about to."""
+        return self.lock.locked() or self.reading is not None
+
+    def begins(self, tokens: Sequence[int]) -> None:
+        """Take note of the text that it is asked to read."""
+        self.reading = tokens
+        self.reached.clear()
+
+    def ends(self) -> None:
+        """Take note that the work on that is over."""
+        self.reading = None
+        self.reached.set()
+
+    @property
+    def cold(self) -> bool:
+        """Whether its inside is in a file alone."""
+        return self.parked is None and self.slot is None
+
+    @property
+    def place(self) -> str:
+        """Where its inside is: ``sequence``, ``memory`` or ``file``."""
+        return "sequence" if self.slot is not None else "memory" if self.parked is not None else "file"
+
+    @property
+    def inside(self) -> Parked | AtlasSession | None:
+        """What has its memory and its context now; only to be looked at while nobody else works with it."""
+        return self.parked if self.slot is None else self.slot.session
+
+    @property
+    def memory(self) -> TokenMemory | None:
+        """Its memory, where it is in main memory."""
+        return None if self.inside is None else self.inside.memory
 
     def known(self, tokens: Sequence[int], spelling: Spelling) -> tuple[int, Match]:
         """Return the branch (or -1) that the longest part of a text is known from, and how much of it."""
         best, longest = -1, Match(0, 0)
         for number, branch in enumerate(self.branches):
-            if common_length(branch, tokens) >= longest.wanted or best < 0:
-                found = match(branch, tokens, spelling)
-                if found.wanted > longest.wanted:
-                    best, longest = number, found
+            found = match(branch, tokens, spelling)
+            if found.wanted > longest.wanted:
+                best, longest = number, found
         return best, longest
 
     def remember(self, tokens: Sequence[int], follows: int) -> None:
@@ -98,8 +167,29 @@ class Conversation:
             if len(old) <= len(text) and old == text[: len(old)]:
                 del self.branches[follows]
         self.branches.append(text)
-        del self.branches[:-MOST_BRANCHES]
+        # without a memory, nothing is known but what the context holds
+        del self.branches[: -1 if self.settings is None else -MOST_BRANCHES]
         self.history = text
+        self.version += 1
+
+    def forget_texts(self) -> None:
+        """Take note that nothing of what was read is known any more."""
+        self.branches, self.history, self.learned = [], array("i"), 0
+        self.version += 1
+
+
+class Answered(Protocol):
+    """What was generated in a slot last, as ``generation`` has it."""
+
+    @property
+    def asked(self) -> Any:
+        """What was asked for."""
+
+    @property
+    def read_so_far(self) -> int:
+        """How many tokens of the text are read or known by now."""
+
+    outcome: Any
 
 
 @dataclass(eq=False)
@@ -111,7 +201,7 @@ class Slot:
     conversation: Conversation | None = None
     busy: bool = False
     task: str = ""
-    last: Generating | None = None
+    last: Answered | None = None
 
 
 class Conversations:
@@ -123,12 +213,14 @@ class Conversations:
         The model, and what does the work on it.
     most_waiting
         Requests that may wait for a sequence or for their turn; more is a ``BusyError``.
-    warm
-        Named conversations that stay in main memory.
-    spill
-        Is given a conversation that leaves main memory, and keeps its inside; None: it is lost.
     device
         Where memories compute.
+    files
+        Keeps the inside of named conversations that leave main memory; None: they stay there.
+    warm
+        Named conversations that stay in main memory, besides those in sequences.
+    cache_bytes
+        Bytes of main memory that all conversations outside of sequences may take; None: any number.
     """
 
     def __init__(
@@ -138,10 +230,14 @@ class Conversations:
         *,
         most_waiting: int = 256,
         device: str = "cpu",
+        files: SessionFiles | None = None,
+        warm: int = 64,
+        cache_bytes: int | None = None,
     ) -> None:
         self.engine, self.scheduler = engine, scheduler
         self.spelling = Spelling(engine.piece)
         self.most_waiting = most_waiting
+        self.files, self._warm, self._cache_bytes = files, warm, cache_bytes
         self._device = device
         self.named: dict[Key, Conversation] = {}
         self._temporary: list[Conversation] = []
@@ -150,6 +246,13 @@ class Conversations:
         self.waiting = 0
         #: Whether a conversation without a memory may lose the beginning of its context.
         self.context_shift = False
+        self._ending = False
+        self._tidying: asyncio.Task[None] | None = None
+        self._tidy_after = 0.0
+        self.spill_problem: str | None = None
+        self._measuring: asyncio.Task[None] | None = None
+        #: Work for requests that has not ended.
+        self.under_way: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Take all sequences of the engine."""
@@ -159,28 +262,37 @@ class Conversations:
 
     # --- finding -------------------------------------------------------------------------------------------
 
-    def find(self, key: Key) -> Conversation | None:
-        """Return the conversation of a name."""
-        return self.named.get(key)
+    def find(self, key: Key, settings: AtlasSettings | None = None) -> Conversation | None:
+        """Return the conversation of a name, also one that is in a file; ``settings``: until that is read."""
+        found = self.named.get(key)
+        if found is None and self.files is not None and settings is not None and self.files.exists(key):
+            found = self.named[key] = Conversation(key, settings)
+        return found
 
     def named_or_new(self, key: Key, settings: AtlasSettings | None) -> Conversation:
         """Return the conversation of a name, which is started where there is none."""
-        found = self.named.get(key)
+        found = self.find(key, settings)
         if found is None:
-            found = self.named[key] = self._new(key, settings)
+            found = self.named[key] = self.new(key, settings)
         return found
+
+    @property
+    def temporary_ones(self) -> tuple[Conversation, ...]:
+        """Conversations without a name that the next request may go on with."""
+        return tuple(self._temporary)
 
     def temporary(
         self, namespace: str, settings: AtlasSettings | None, tokens: Sequence[int]
     ) -> Conversation:
         """Return a temporary conversation that can go on with a text: one that has read its beginning, or a new one.
 
-        With a memory, it must have read nothing else: a fresh memory is what was asked for.
+        With a memory, it must have read nothing else: a fresh memory is what was asked for. Without, most of what it
+        has read must be of use. It is nobody else's before the next thing that is awaited; take it at once.
         """
         best: Conversation | None = None
         longest = 0
         for one in self._temporary:
-            if one.key.namespace != namespace or one.settings != settings or one.lock.locked():
+            if one.key.namespace != namespace or one.settings != settings or one.taken:
                 continue
             known = common_length(one.history, tokens)
             if known <= longest:
@@ -189,13 +301,77 @@ class Conversations:
                 whole = match(one.history, tokens, self.spelling).known == len(one.history)
                 if not whole or len(one.branches) > 1:
                     continue
+            elif 2 * known < len(one.history):
+                continue  # whoever goes on with that will want the rest
             best, longest = one, known
-        if best is None:
-            best = self._new(Key(namespace, None), settings)
-            self._temporary.append(best)
-            if len(self._temporary) > MOST_TEMPORARY:
-                self._forget_oldest_temporary()
+        source = None if settings is not None else self._source(namespace, tokens, longest)
+        if best is None or source is not None:
+            best = self._add_temporary(self.new(Key(namespace, None), settings))
+            if source is not None:
+                best.source = source
+                source.followers += 1
         return best
+
+    def _source(self, namespace: str, tokens: Sequence[int], known: int) -> Conversation | None:
+        """Return whose context has the longest beginning of a text, where a copy saves reading much of it."""
+        info = self.engine.info
+        if info.recurrent or info.hybrid:  # nothing can be cut off behind the beginning
+            return None
+        found: Conversation | None = None
+        longest = known + LEAST_COPIED - 1
+        for one in self._temporary:
+            if one.key.namespace != namespace or one.settings is not None:
+                continue
+            text = one.history if one.reading is None else one.reading
+            shared = common_length(text, tokens)
+            if shared > longest:
+                found, longest = one, shared
+        return found
+
+    async def follow(self, conversation: Conversation, tokens: Sequence[int]) -> None:
+        """Let a new conversation begin with a copy of another one's context, once that has read its text."""
+        source, conversation.source = conversation.source, None
+        if source is None:
+            return
+        try:
+            if source.reading is not None:
+                await source.reached.wait()
+            prefix = await self._prefix(source, tokens)
+        finally:
+            source.followers -= 1
+            if not source.followers:
+                source.prefix = None
+        if prefix is not None and conversation.parked is not None:
+            conversation.parked = dataclasses.replace(
+                prefix, context=prefix.context[:], owed=[], counts=Stats()
+            )
+            conversation.history = array("i", prefix.context)
+            conversation.branches = [conversation.history]
+
+    async def _prefix(self, source: Conversation, tokens: Sequence[int]) -> Parked | None:
+        """Return a context that begins as a text does; nothing but what is the same is of any use to its reader."""
+
+        def useful(context: Sequence[int]) -> bool:
+            return common_length(context, tokens) >= LEAST_COPIED
+
+        async with source.writing:  # the first of those who want it copies it for all
+            if source.prefix is not None and useful(source.prefix.context):
+                return source.prefix
+            slot, parked = source.slot, source.parked
+            if slot is None:
+                whole = parked is not None and parked.data is not None and useful(parked.context)
+                return parked if whole else None
+            session = slot.session
+
+            def copy() -> Parked | None:
+                context = list(session.context_tokens)
+                if not useful(context):
+                    return None
+                data = self.engine.save_sequence(session.sequence)
+                return Parked(None, True, context, session.position, data)
+
+            source.prefix = await finished(self._ask(copy))
+            return source.prefix
 
     def in_slot(
         self, number: int, namespace: str, settings: AtlasSettings | None, tokens: Sequence[int]
@@ -207,10 +383,7 @@ class Conversations:
         InvalidParamError
             There is no such sequence.
         """
-        if not 0 <= number < len(self.slots):
-            raise InvalidParamError(
-                f"there is no slot {number}", key="id_slot", hint=f"Choose 0 to {len(self.slots) - 1}."
-            )
+        self.require_slot(number)
         there = self.slots[number].conversation
         if there in self._temporary and there.key.namespace == namespace and there.settings == settings:
             whole = match(there.history, tokens, self.spelling).known == len(there.history)
@@ -218,36 +391,62 @@ class Conversations:
                 return there
         return self.for_slot(number, namespace, settings)
 
+    def require_slot(self, number: int) -> None:
+        """Raise ``InvalidParamError`` where there is no such sequence."""
+        if not 0 <= number < len(self.slots):
+            raise InvalidParamError(
+                f"there is no slot {number}", key="id_slot", hint=f"Choose 0 to {len(self.slots) - 1}."
+            )
+
     def for_slot(self, number: int, namespace: str, settings: AtlasSettings | None = None) -> Conversation:
         """Return a new temporary conversation, which will be in a sequence of a number."""
-        found = self._new(Key(namespace, None), settings)
+        found = self._add_temporary(self.new(Key(namespace, None), settings))
         found.wants = number
-        self._temporary.append(found)
-        if len(self._temporary) > MOST_TEMPORARY:
-            self._forget_oldest_temporary()
         return found
 
-    def _forget_oldest_temporary(self) -> None:
-        idle = [one for one in self._temporary if not one.lock.locked() and one.requests]
-        if idle:
-            oldest = min(idle, key=lambda one: one.used)
-            self._temporary.remove(oldest)
-            oldest.closed, oldest.parked = True, None
+    def _add_temporary(self, conversation: Conversation) -> Conversation:
+        self._temporary.append(conversation)
+        while len(self._temporary) > MOST_TEMPORARY and self._forget_oldest_temporary():
+            pass
+        return conversation
 
-    def _new(self, key: Key, settings: AtlasSettings | None) -> Conversation:
+    def _forget_oldest_temporary(self) -> bool:
+        idle = [one for one in self._temporary[:-1] if not one.taken]  # the last is about to be used
+        if idle:
+            self._forget_temporary(min(idle, key=_last_use))
+        return bool(idle)
+
+    def _forget_temporary(self, one: Conversation) -> None:
+        self._temporary.remove(one)
+        one.closed, one.parked = True, None  # where it is in a sequence, it makes room for the next
+
+    def new(self, key: Key, settings: AtlasSettings | None) -> Conversation:
+        """Return a conversation that has read nothing."""
         memory = None if settings is None else self.new_memory(settings)
         return Conversation(key, settings, parked=Parked(memory))
 
     def new_memory(self, settings: AtlasSettings) -> TokenMemory:
         """Return an empty memory."""
-        from atlas_kit.llama.session import DEVICES
-
         return TokenMemory(self.engine.output_rows(), settings, DEVICES[self._device])
 
     def drop(self, conversation: Conversation) -> None:
         """Forget a conversation and its memory; who uses it now does so to the end."""
         conversation.closed = True
-        self.named.pop(conversation.key, None)
+        if self.named.get(conversation.key) is conversation:
+            del self.named[conversation.key]
+        if not conversation.lock.locked():
+            conversation.parked = None
+
+    async def delete(self, conversation: Conversation) -> None:
+        """Forget a conversation, its memory and its file."""
+        self.drop(conversation)
+        async with conversation.writing:  # what is being written goes, too
+            if self.files is not None and conversation.key.name is not None:
+                await asyncio.to_thread(self.files.delete, conversation.key)
+        slot = conversation.slot
+        if slot is not None and not conversation.lock.locked():
+            await self._take(slot)
+            await finished(self._leave(slot))
 
     # --- leasing -------------------------------------------------------------------------------------------
 
@@ -259,27 +458,68 @@ class Conversations:
         ------
         BusyError
             Too many wait already.
+        ClosedError
+            The server ends.
         InvalidParamError
-            It was dropped meanwhile.
+            It was deleted meanwhile.
         """
         with self._queued():
             await conversation.lock.acquire()
         try:
-            if conversation.closed:
-                raise InvalidParamError("the session was deleted meanwhile", key="session_id")
+            self._require_open(conversation)
+            if conversation.cold:
+                await self._warm_up(conversation)
             with self._queued():
                 slot = await self._slot_of(conversation)
-            slot.task = task
             try:
+                self._require_open(conversation)
+                slot.task = task
                 conversation.requests += 1
                 conversation.used = time.time()
                 yield slot
             finally:
                 conversation.used = time.time()
                 slot.task = ""
-                await asyncio.shield(self._release(slot))
+                await finished(self._leave(slot))
         finally:
             conversation.lock.release()
+            self._tidy_soon()
+
+    @contextlib.asynccontextmanager
+    async def resting(self, conversation: Conversation) -> AsyncIterator[None]:
+        """Have a conversation to oneself where it is, between two of its requests; nobody moves it meanwhile.
+
+        Raises
+        ------
+        InvalidParamError
+            It was deleted meanwhile.
+        """
+        async with conversation.lock:
+            if conversation.closed:
+                raise _deleted()
+            slot = conversation.slot
+            if slot is not None:
+                async with self._freed:
+                    was = slot
+                    await self._freed.wait_for(lambda: conversation.slot is not was or not was.busy)
+                    slot = conversation.slot  # it may have left for somebody else's sake
+                    if slot is not None:
+                        slot.busy = True
+            try:
+                yield
+            finally:
+                if slot is not None:
+                    await finished(self._leave(slot))
+
+    def end(self) -> None:
+        """Let nobody begin any more: who waits for a sequence is told that the server ends."""
+        self._ending = True
+
+    def _require_open(self, conversation: Conversation) -> None:
+        if self._ending:
+            raise ClosedError("the server is shutting down")
+        if conversation.closed:
+            raise _deleted()
 
     @contextlib.asynccontextmanager
     async def borrowed(self, namespace: str, task: str) -> AsyncIterator[Slot]:
@@ -290,7 +530,7 @@ class Conversations:
         BusyError
             Too many wait already.
         """
-        nobody = self._new(Key(namespace, None), None)
+        nobody = self.new(Key(namespace, None), None)
         async with self.lease(nobody, task) as slot:
             try:
                 yield slot
@@ -300,7 +540,7 @@ class Conversations:
 
     def require_room(self) -> None:
         """Raise ``BusyError`` where too many wait already."""
-        if self.waiting >= self.most_waiting:
+        if self.waiting >= self.most_waiting and not self._at_once:
             raise BusyError(
                 f"{self.waiting} requests wait already, which is the limit", hint="Try again in a moment."
             )
@@ -313,6 +553,11 @@ class Conversations:
             yield
         finally:
             self.waiting -= 1
+
+    @property
+    def _at_once(self) -> bool:
+        """Whether somebody who comes now would not wait."""
+        return self.waiting == 0 and any(not slot.busy for slot in self.slots)
 
     def _places(self, conversation: Conversation) -> list[Slot]:
         """Return the sequences that a conversation may take now."""
@@ -331,36 +576,61 @@ class Conversations:
             slot = conversation.slot or (empty[0] if empty else min(free, key=_age))
             conversation.wants = None
             slot.busy = True
-        try:
-            if slot.conversation is not conversation:
-                await self._move_in(slot, conversation)
-        except BaseException:
-            await asyncio.shield(self._release(slot))
-            raise
+        if slot.conversation is not conversation:
+            try:
+                # to its end: half a move would leave a memory in two places, or in none
+                await finished(self._move_in(slot, conversation))
+            except BaseException:
+                await finished(self._leave(slot))
+                raise
         return slot
 
     async def _move_in(self, slot: Slot, conversation: Conversation) -> None:
         """Let a conversation take over a sequence; who was there is parked."""
-        before, inside = slot.conversation, conversation.parked
-        assert inside is not None
+        before, inside, session = slot.conversation, conversation.parked, slot.session
+        if inside is None:
+            raise _deleted()
 
-        def move() -> Parked:
-            left = park(slot.session)
-            unpark(slot.session, inside)
+        def move() -> Parked | None:
+            left = None if before is None else park(session)
+            try:
+                unpark(session, inside)
+            except BaseException:
+                if left is not None:
+                    unpark(session, left)
+                raise
             return left
 
-        left = await called(self.scheduler, slot.session, move)
+        left = await self._ask(move)
         if before is not None:
-            before.slot = None
-            before.parked = None if before.closed else left
+            before.slot, before.parked = None, None if before.closed else left
+            before.size = 0 if left is None else left.size
         slot.conversation, conversation.slot, conversation.parked = conversation, slot, None
         async with self._freed:
             self._freed.notify_all()  # who was in it may go elsewhere now
+
+    async def _take(self, slot: Slot) -> None:
+        async with self._freed:
+            await self._freed.wait_for(lambda: not slot.busy)
+            slot.busy = True
+
+    async def _leave(self, slot: Slot) -> None:
+        """Give a sequence back; what is in it stays, unless it was deleted."""
+        left = slot.conversation
+        if left is not None and left.closed:
+            slot.conversation = left.slot = None
+            with contextlib.suppress(AtlasError):  # the scheduler is closed
+                await self._ask(lambda: park(slot.session, context=False))
+        await self._release(slot)
 
     async def _release(self, slot: Slot) -> None:
         async with self._freed:
             slot.busy = False
             self._freed.notify_all()
+
+    async def _ask(self, function: Callable[[], Any]) -> Any:
+        """Call a function on the engine's thread between two decodes."""
+        return await asyncio.wrap_future(self.scheduler.ask(function))
 
     # --- work on one ---------------------------------------------------------------------------------------
 
@@ -369,11 +639,244 @@ class Conversations:
         async with self.lease(conversation) as slot:
             return await called(self.scheduler, slot.session, lambda: function(slot.session))
 
+    async def state(
+        self, conversation: Conversation, *, exact: bool = True
+    ) -> tuple[SessionState | None, int]:
+        """Return what a conversation knows, between two of its requests, and its version.
+
+        None: that is in a file already.
+
+        ``exact``: with the engine's bytes of the context, which may take a while to copy; else with its tokens.
+        """
+        async with self.resting(conversation):
+            return await finished(self._state(conversation, exact)), conversation.version
+
+    async def _state(self, conversation: Conversation, exact: bool) -> SessionState | None:
+        session = None if conversation.slot is None else conversation.slot.session
+        if session is not None:
+            if exact:
+                state = await called(self.scheduler, session, session.state)
+            else:
+                state = await self._ask(lambda: light_state_of(session))
+        elif conversation.parked is not None:
+            state = state_of(self.engine, conversation.parked)
+        else:
+            return None
+        return _with_texts(state, conversation)
+
+    def carry_out(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Let the work for a request go on by itself; what it fails with is for whoever waits for it, if anybody."""
+        task = asyncio.ensure_future(work)
+        self.under_way.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # it has been looked at
+
+    def measure(self, conversation: Conversation, memory: TokenMemory) -> None:
+        """Find out how much of a memory at rest is in use, on another thread, where it has learned enough since."""
+        steps = int(memory.state.counters["steps"])
+        busy = self._measuring is not None and not self._measuring.done()
+        if busy or not memory.learns or 0 < conversation.measured > steps - MEASURE_STEPS or not steps:
+            return
+        parameters = memory.pin().parameters
+
+        async def measure() -> None:
+            conversation.utilization = await asyncio.to_thread(utilization, parameters)
+            conversation.measured = steps
+
+        self._measuring = self.carry_out(measure())
+
+    # --- files ---------------------------------------------------------------------------------------------
+
+    async def save(self, conversation: Conversation, *, exact: bool = True) -> bool:
+        """Write a named conversation into its file, where it has changed; tell whether it was written.
+
+        Raises
+        ------
+        AtlasError
+            It cannot be written.
+        """
+        if self.files is None or conversation.key.name is None:
+            return False
+        async with conversation.writing:
+            clean = conversation.version == conversation.saved and (conversation.exact or not exact)
+            if clean or conversation.closed:
+                return False
+            state, version = await self.state(conversation, exact=exact)
+            if state is None or conversation.closed:
+                return False
+            await finished(asyncio.to_thread(self.files.write, conversation.key, state, about(conversation)))
+            conversation.saved, conversation.exact = version, state.context is not None or not state.tokens
+            return True
+
+    async def save_all(self, *, exact: bool = True) -> int:
+        """Write all named conversations that have changed; return how many could not be written."""
+        failed = 0
+        for one in list(self.named.values()):
+            try:
+                await self.save(one, exact=exact)
+            except Exception as error:  # the others are saved all the same
+                if not one.closed:
+                    failed += 1
+                    why = error.message if isinstance(error, AtlasError) else "an unexpected error"
+                    one.problem = f"The session could not be saved: {why}."
+                    log.warning("a session was not saved: %s", why)
+        return failed
+
+    async def wake(self, conversation: Conversation) -> None:
+        """Bring a conversation into main memory, where it is in a file alone."""
+        async with conversation.lock:
+            if conversation.cold and not conversation.closed:
+                await self._warm_up(conversation)
+
+    async def _warm_up(self, conversation: Conversation) -> None:
+        """Bring a conversation back from its file; what is no good is set aside, and it starts anew."""
+        await finished(self._read(conversation))
+
+    async def _read(self, conversation: Conversation) -> None:
+        files = self.files
+        assert files is not None
+        assert conversation.settings is not None
+        if not conversation.saved and not files.exists(conversation.key):  # it has never read anything
+            conversation.parked = Parked(self.new_memory(conversation.settings))
+            return
+        try:
+            state, info = await asyncio.to_thread(files.read, conversation.key, self.engine.info.identity)
+            parked = await asyncio.to_thread(parked_of, self.engine, state, DEVICES[self._device])
+        except Exception as error:
+            why = error.message if isinstance(error, AtlasError) else "it is damaged"
+            aside = await asyncio.to_thread(files.set_aside, conversation.key)
+            log.warning("a session starts anew, its file was set aside as %s: %s", aside, why)
+            conversation.problem = f"The saved session could not be used, and starts anew: {why}."
+            conversation.parked = Parked(self.new_memory(conversation.settings))
+            conversation.forget_texts()
+            return
+        take_over(conversation, parked, state, info)
+        conversation.version = conversation.saved = max(1, conversation.version)
+        conversation.exact = True
+
+    def _tidy_soon(self) -> None:
+        if (self._tidying is None or self._tidying.done()) and not self._ending and self._too_much():
+            self._tidying = asyncio.ensure_future(self._tidy())
+
+    def _too_much(self) -> Conversation | None:
+        """Return the conversation that has to leave main memory next, if one has to."""
+        idle = [one for one in self.named.values() if one.parked is not None]
+        parked = [*idle, *(one for one in self._temporary if one.parked is not None)]
+        kept = [one for one in idle if one.key.name is not None]
+        spilled = [one for one in kept if not one.lock.locked()] if self._may_spill else []
+        if self.files is not None and len(kept) > self._warm and spilled:
+            return min(spilled, key=_last_use)
+        if self._cache_bytes is None:
+            return None
+        if sum(one.size for one in parked) <= self._cache_bytes:
+            return None
+        spilled += [one for one in self._temporary if one.parked is not None and not one.taken]
+        return min(spilled, key=_last_use, default=None)
+
+    @property
+    def _may_spill(self) -> bool:
+        return self.files is not None and time.monotonic() >= self._tidy_after
+
+    async def _tidy(self) -> None:
+        """Move conversations out of main memory until there are as few there as was asked for."""
+        while not self._ending and (one := self._too_much()) is not None:
+            if one.key.name is None:
+                self._forget_temporary(one)
+                continue
+            try:
+                await self.spill(one)
+            except AtlasError as error:
+                self._tidy_after = time.monotonic() + RETRY_SECONDS
+                self.spill_problem = error.message
+                log.warning("sessions stay in main memory: %s", error.message)
+            else:
+                self.spill_problem = None
+
+    async def spill(self, conversation: Conversation) -> None:
+        """Move a conversation that rests in main memory into its file.
+
+        Raises
+        ------
+        AtlasError
+            It cannot be written, and stays where it is.
+        """
+        await self.save(conversation)
+        async with conversation.lock:
+            clean = conversation.saved == conversation.version and conversation.exact
+            if clean and conversation.slot is None and not conversation.closed:
+                conversation.parked = None
+                conversation.branches, conversation.history = [], array("i")
+
     async def close(self) -> None:
         """Give the sequences back."""
+        self._ending = True
+        if self._tidying is not None:
+            await asyncio.wait({self._tidying})
         for slot in self.slots:
             await asyncio.wrap_future(self.scheduler.ask(slot.session.close))
         self.slots = []
+
+
+def utilization(parameters: Mapping[str, Any]) -> float:
+    """Return the mean share of the directions of some matrices that is in use, 0 to 1."""
+    from atlas_kit.memory.statistics import matrix_statistics
+
+    found = [float(matrix_statistics(array).utilisation.mean()) for array in parameters.values()]
+    return sum(found) / max(1, len(found))
+
+
+def take_over(
+    conversation: Conversation, parked: Parked, state: SessionState, info: dict[str, Any] | None = None
+) -> None:
+    """Let a conversation go on with what a file held."""
+    assert parked.memory is not None
+    conversation.parked, conversation.settings = parked, parked.memory.settings
+    texts = [array("i", text) for text in state.texts]
+    end = list(state.tokens)
+    if end and (not texts or list(texts[-1][-1:]) != end[-1:]):
+        texts.append(array("i", end))
+    conversation.branches = texts[-MOST_BRANCHES:]
+    conversation.history = texts[-1] if texts else array("i")
+    info = info or {}
+    conversation.learned = _whole(info.get("learned"), parked.memory.tokens_seen)
+    conversation.requests = max(conversation.requests, _whole(info.get("requests"), 0))
+    created = info.get("created")
+    if isinstance(created, (int, float)):
+        conversation.created = min(conversation.created, float(created))
+
+
+def about(conversation: Conversation) -> dict[str, Any]:
+    """Return what a file says of a conversation, besides its memory."""
+    return {
+        "namespace": conversation.key.namespace,
+        "name": conversation.key.name,
+        "created": conversation.created,
+        "used": conversation.used,
+        "requests": conversation.requests,
+        "learned": conversation.learned,
+        "tokens": len(conversation.history),
+    }
+
+
+def _whole(value: Any, default: int) -> int:
+    return value if isinstance(value, int) and value >= 0 else default
+
+
+def _with_texts(state: SessionState, conversation: Conversation) -> SessionState:
+    return dataclasses.replace(state, texts=tuple(conversation.branches))
+
+
+def _deleted() -> InvalidParamError:
+    return InvalidParamError("the session was deleted meanwhile", key="session_id")
+
+
+def _last_use(conversation: Conversation) -> float:
+    return conversation.used
 
 
 def _age(slot: Slot) -> float:

@@ -367,7 +367,7 @@ def _call_rules(form: CallFormat, schemas: Mapping[str, Any], *, several: bool) 
             text = quoted(f"{name}{form.named}")
             rules.append(f"{rule} ::= {quoted(form.opens)} {text} {rule}-arguments {_close(form)}")
             continue
-        properties = {"name": {"const": name}, form.arguments: schema}
+        properties = {form.name: {"const": name}, form.arguments: schema}
         whole = {"type": "object", "properties": properties, "required": list(properties)}
         if isinstance(schema.get("$defs"), Mapping):  # what they refer to is at the top
             whole["$defs"] = schema["$defs"]
@@ -379,7 +379,7 @@ def _call_rules(form: CallFormat, schemas: Mapping[str, Any], *, several: bool) 
         root = f"{one}+" if several else one
     elif form.bare:
         root = f'{one} ( "; " {one} )*' if several else one
-    elif form.opens == "[TOOL_CALLS]" or form.opens.startswith("<|"):
+    elif form.listed:
         more = f' ( ", " {one} )*' if several else ""
         root = f'{quoted(form.opens + "[")} {one}{more} "]" {_close(form)}'
     else:

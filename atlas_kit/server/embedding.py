@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from atlas_kit.llama.pooling import mean_states
+from atlas_kit.server.generation import Generation, Outcome
 from atlas_kit.server.jobs import Watched
 
 if TYPE_CHECKING:
@@ -13,9 +15,12 @@ if TYPE_CHECKING:
 
     from atlas_kit.codecs.numbers import Array
     from atlas_kit.server.conversations import Conversations
+    from atlas_kit.server.metrics import Metrics
 
 
-async def embedded(conversations: Conversations, namespace: str, texts: Sequence[Sequence[int]]) -> Array:
+async def embedded(
+    conversations: Conversations, namespace: str, texts: Sequence[Sequence[int]], metrics: Metrics
+) -> Array:
     """Return the mean final state of each text, (len(texts), n_embd); who stops waiting ends the work.
 
     Raises
@@ -28,11 +33,18 @@ async def embedded(conversations: Conversations, namespace: str, texts: Sequence
     def others_first() -> Future[None]:
         return scheduler.ask(lambda: None)
 
-    async with conversations.borrowed(namespace, "embedding") as slot:
-        work = mean_states(slot.session, texts, others_first)
-        job = Watched(scheduler.submit(slot.session, work), scheduler)
-        try:
-            found: Array = await job.end()
-        finally:
-            await job.over()
+    asked = Generation([token for text in texts for token in text], task="embedding")
+    outcome = Outcome(prompt_tokens=len(asked.tokens))
+    with metrics.request(asked, outcome) as watch:
+        async with conversations.borrowed(namespace, "embedding") as slot:
+            watch.begins(slot.session)
+            began = time.monotonic()
+            work = mean_states(slot.session, texts, others_first)
+            job = Watched(scheduler.submit(slot.session, work), scheduler)
+            try:
+                found: Array = await job.end()
+            finally:
+                await job.over()
+            outcome.seconds_reading, outcome.read_tokens = time.monotonic() - began, outcome.prompt_tokens
+            metrics.add("read_tokens", outcome.read_tokens)
     return found

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import time
 from array import array
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -19,10 +19,12 @@ from atlas_kit.llama.batch import between
 from atlas_kit.llama.forking import fork
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.steps import likeliest
+from atlas_kit.memory.muon import STEPS
 from atlas_kit.server.branches import Match
-from atlas_kit.server.conversations import Conversation, Key, Slot
-from atlas_kit.server.jobs import Watched
-from atlas_kit.server.problems import ApiError
+from atlas_kit.server.conversations import Conversation, Slot
+from atlas_kit.server.jobs import Watched, finished
+from atlas_kit.server.keys import SHARED, Key
+from atlas_kit.server.problems import ApiError, unavailable
 
 if TYPE_CHECKING:
     from atlas_kit.codecs.numbers import Array
@@ -30,8 +32,9 @@ if TYPE_CHECKING:
     from atlas_kit.llama.parking import Parked
     from atlas_kit.llama.session import AtlasSession
     from atlas_kit.llama.steps import Token
+    from atlas_kit.llama.token_memory import Reading
     from atlas_kit.server.conversations import Conversations
-    from atlas_kit.server.metrics import Metrics
+    from atlas_kit.server.metrics import Metrics, Request
 
 
 @dataclass(frozen=True)
@@ -124,24 +127,51 @@ class Outcome:
         return sum(token.id >= 0 for token in self.tokens)
 
 
+Hook = Callable[[Conversation], Awaitable["dict[str, Any] | None"]]
+
+
 class Generating:
     """Carries out a generation with a conversation's memory.
 
-    Iterate it for the tokens as they come; ``outcome`` is complete after the last. Closing the iteration early ends
-    the work within a step.
+    Iterate ``tokens()``; ``outcome`` is complete after the last. Closing the iteration early ends the work within a
+    step. The work is a task of its own, so that whoever listens may be cancelled at any moment: a sequence is given
+    back, and what was read is noted, when the work has really ended.
+
+    Parameters
+    ----------
+    conversations
+        Where conversations are.
+    choose
+        Returns the one that goes on; called when the work begins.
+    asked, metrics
+        What is asked for, and what counts it.
+    remembers
+        Whether that conversation has a memory, so that the text may be longer than the context.
+    before, after
+        Called with the conversation before it is its turn, and when it is over: what ``after`` returns goes into the
+        ``atlas`` object.
     """
 
     def __init__(
-        self, conversations: Conversations, conversation: Conversation, asked: Generation, metrics: Metrics
+        self,
+        conversations: Conversations,
+        choose: Callable[[], Conversation],
+        asked: Generation,
+        metrics: Metrics,
+        *,
+        remembers: bool,
+        before: Hook | None = None,
+        after: Hook | None = None,
     ) -> None:
-        self._conversations, self._conversation, self._asked = conversations, conversation, asked
+        self._conversations, self._choose, self._asked = conversations, choose, asked
+        self._remembers, self._before, self._after = remembers, before, after
         self._metrics, self._cut = metrics, False
         self._read_so_far: Callable[[], int] = lambda: 0
         self.outcome = Outcome(prompt_tokens=len(asked.tokens))
         limit = conversations.engine.n_ctx
         if not asked.tokens:
             raise ApiError(400, "The prompt is empty.", param="prompt")
-        if conversation.settings is None and not conversations.engine.info.recurrent:
+        if not remembers and not conversations.engine.info.recurrent:
             if len(asked.tokens) > limit or (len(asked.tokens) == limit and asked.max_tokens != 0):
                 raise ApiError(
                     400,
@@ -160,6 +190,15 @@ class Generating:
         # first, so that a grammar that cannot be followed costs neither a wait nor any reading
         self._sampler: Sampler = conversations.engine.sampler(asked.sampling)
         self._sampler.accept(asked.tokens)
+        self._conversation: Conversation | None = None
+        self._told: Conversation | None = None
+        self._news = asyncio.Event()
+        self._job: Watched | None = None
+        self._fresh: list[Token] = []
+        self._at = 0
+        self._watch: Request | None = None
+        self._began = self._first = 0.0
+        self._blend = Blend()
 
     @property
     def asked(self) -> Generation:
@@ -171,75 +210,136 @@ class Generating:
         """How many tokens of the text are read or known by now."""
         return min(self.outcome.prompt_tokens, self.outcome.cached_tokens + self._read_so_far())
 
+    @property
+    def conversation(self) -> Conversation | None:
+        """Whose memory reads and answers; None: that is not decided yet."""
+        return self._conversation
+
     def copy(self, sampling: Sampling) -> Copy:
         """Return another answer to the same text, which is read once.
 
         It goes on from a copy of the state behind the text: the conversation learns nothing of it.
         """
         asked = dataclasses.replace(self._asked, sampling=sampling, score_prompt=False, changes={})
-        found = Copy(self._conversations, self._conversation, asked, self._metrics)
+        found = Copy(self, asked)
         self._copies.append(found)
         return found
 
-    def foreseen(self) -> int:
-        """Return how many tokens of the text are known now; whoever comes before may change that."""
-        return self._conversation.known(self._asked.tokens, self._conversations.spelling)[1].wanted
-
     async def tokens(self) -> AsyncGenerator[list[Token], None]:
-        """Yield the tokens as they come, in groups."""
+        """Yield the tokens as they come, in groups.
+
+        Raises
+        ------
+        ApiError, AtlasError
+            The request cannot be carried out, or is not to the end.
+        """
+        task = self._conversations.carry_out(self._carry_out())
+        task.add_done_callback(lambda _: self._news.set())
+        try:
+            while True:
+                over = task.done()
+                self._pull()
+                if self._fresh:
+                    fresh, self._fresh = self._fresh, []
+                    yield fresh
+                elif over:
+                    break
+                else:
+                    await self._news.wait()
+                    self._news.clear()
+        finally:
+            if self._job is not None:
+                if not self._job.job.done:
+                    self._job.cancel()
+            elif not task.done():
+                task.cancel()  # it waits for its turn
+        task.result()
+
+    def _pull(self) -> None:
+        """Take note of the tokens that came since."""
+        if self._job is None or not (fresh := self._job.job.tokens[self._at :]):
+            return
+        if not self._at:
+            self._first = time.monotonic()
+            self.outcome.seconds_reading = self._first - self._began
+            self.outcome.prompt = self._scored()
+            if self._told is not None:
+                self._told.reached.set()
+        self._at += len(fresh)
+        self.outcome.tokens += fresh
+        self._fresh += fresh
+        if self._watch is not None:
+            self._watch.came(fresh)
+
+    async def _carry_out(self) -> None:
         began = time.monotonic()
         try:
             with self._metrics.request(self._asked, self.outcome) as watch:
-                async with self._conversations.lease(self._conversation, self._asked.task) as slot:
+                conversation = self._conversation = self._choose()
+                if not conversation.taken:
+                    self._told = conversation
+                    conversation.begins(self._asked.tokens)
+                if self._before is not None:
+                    await self._before(conversation)
+                await self._conversations.follow(conversation, self._asked.tokens)
+                async with self._conversations.lease(conversation, self._asked.task) as slot:
                     self.outcome.seconds_waiting = time.monotonic() - began
                     watch.begins(slot.session)
-                    async with contextlib.aclosing(self._answer(slot)) as answer:
-                        async for fresh in answer:
-                            watch.came(fresh)
-                            yield fresh
+                    self._watch = watch
+                    await self._answer(slot, conversation)
+            if self._after is not None:
+                self.outcome.atlas.update(await self._after(conversation) or {})
+        except ClosedError as error:
+            raise unavailable("The server is shutting down.") from error
         finally:
+            self._watch = None
+            if self._told is not None:
+                self._told.ends()
             self._sampler.close()
             for copy in self._copies:
                 copy.give(None)  # where it was not given any
 
-    async def _answer(self, slot: Slot) -> AsyncGenerator[list[Token], None]:
-        asked, outcome, conversation = self._asked, self.outcome, self._conversation
-        session, began = slot.session, time.monotonic()
-        self._tune(session)
+    async def _answer(self, slot: Slot, conversation: Conversation) -> None:
+        asked, outcome, session = self._asked, self.outcome, slot.session
+        scheduler = self._conversations.scheduler
+        self._began = time.monotonic()
         follows, found = conversation.known(asked.tokens, self._conversations.spelling)
-        if asked.score_prompt and session.memory is None:
+        if not asked.reuse or (asked.score_prompt and session.memory is None):
             follows, found = -1, Match(0, 0)  # what was read before is read again: nobody learns it twice
-        if not asked.reuse:
-            follows, found = -1, Match(0, 0)
         known = list(conversation.branches[follows][: found.known]) if follows >= 0 else []
         fresh = list(asked.tokens[found.wanted :])
         outcome.cached_tokens = found.wanted
-        before, first = session.tokens_read, 0.0
-        rollovers, outcome.slot, slot.last = session.stats["rollovers"], slot.number, self
+        before, steps, rollovers = session.tokens_read, _steps(session), session.stats["rollovers"]
+        outcome.slot, slot.last = slot.number, self
         self._read_so_far = lambda: session.tokens_read - before
         self._loop = asyncio.get_running_loop()
+        tuned = self._tune(session, conversation)
         work = self._work(session, list(conversation.history), known, fresh)
-        job = Watched(self._conversations.scheduler.submit(session, work), self._conversations.scheduler)
         try:
-            async with contextlib.aclosing(job.tokens()) as groups:
-                async for came in groups:
-                    if not first:
-                        first = time.monotonic()
-                        outcome.seconds_reading = first - began
-                        outcome.prompt = self._scored()
-                    outcome.tokens += came
-                    yield came
+            self._job = Watched(scheduler.submit(session, work), scheduler, self._news)
+            await finished(self._job.over())
+            self._pull()
             outcome.prompt = self._scored()
-            outcome.finish_reason, outcome.stop = job.job.finish_reason, job.job.stop
+            outcome.finish_reason, outcome.stop = self._job.job.finish_reason, self._job.job.stop
         finally:
-            await job.over()
-            outcome.seconds_generating = time.monotonic() - (first or began)
+            session.observer = None
+            now = time.monotonic()
+            outcome.seconds_generating = now - (self._first or self._began)
             outcome.read_tokens = session.tokens_read - before
             self._read_so_far = lambda: outcome.read_tokens
             shifted = session.stats["rollovers"] > rollovers
             outcome.truncated = shifted or (self._cut and outcome.finish_reason == "length")
-            self._remember(job, known, fresh, follows)
-            outcome.atlas = self._statistics(session)
+            if self._job is not None:
+                self._remember(conversation, self._job.job.stop is not None, known, fresh, follows)
+            outcome.atlas = atlas_statistics(
+                session, conversation, outcome, blend=self._blend.mean, steps=_steps(session) - steps
+            )
+            if session.memory is not None:
+                self._conversations.measure(conversation, session.memory)
+                if tuned is not None:
+                    session.memory.retune(tuned)
+        if self._job.job.error is not None:
+            raise self._job.job.error
 
     def _work(self, session: AtlasSession, history: list[int], known: list[int], fresh: list[int]) -> AnyWork:
         """Read what is new, and generate."""
@@ -253,6 +353,7 @@ class Generating:
             copies = fork(session, len(self._copies))
             for copy, parked in zip(self._copies, copies, strict=True):
                 self._loop.call_soon_threadsafe(copy.give, parked)
+        session.observer = self._blend
         return (
             yield from session.generating(
                 None,
@@ -281,37 +382,43 @@ class Generating:
         known, tokens = self._seen, self._asked.tokens
         return [*(Scored(token) for token in tokens[: len(tokens) - len(known)]), *known]
 
-    def _tune(self, session: AtlasSession) -> None:
-        """Let the memory take over the settings that a request names."""
-        if not self._asked.changes or session.memory is None:
-            return
-        session.memory.retune(self._asked.changes)
-        self._conversation.settings = session.memory.settings
+    def _tune(self, session: AtlasSession, conversation: Conversation) -> dict[str, Any] | None:
+        """Let the memory take over the settings that a request names; return those that come back after it.
 
-    def _remember(self, job: Watched, known: list[int], fresh: list[int], follows: int) -> None:
+        A session keeps them. The memory that all share does not: what one asks for is not for the others.
+        """
+        memory = session.memory
+        if not self._asked.changes or memory is None:
+            return None
+        was = {name: getattr(memory.settings, name) for name in self._asked.changes}
+        memory.retune(self._asked.changes)
+        if conversation.key == SHARED:
+            return was
+        if memory.settings != conversation.settings:
+            conversation.settings = memory.settings
+            conversation.version += 1
+        return None
+
+    def _remember(
+        self, conversation: Conversation, stopped: bool, known: list[int], fresh: list[int], follows: int
+    ) -> None:
         """Take note of what was read and said, also where it was cut short."""
-        conversation, outcome = self._conversation, self.outcome
-        read = fresh[: outcome.read_tokens]
-        said = [token.id for token in job.job.tokens if token.id >= 0]
-        if job.job.stop is not None and said:
+        read = fresh[: self.outcome.read_tokens]
+        said = [token.id for token in self.outcome.tokens if token.id >= 0]
+        if stopped and said:
             said.pop()  # what completed a stop string ends the text, and is not read
-        if follows >= 0:
-            conversation.dropped += max(0, len(conversation.branches[follows]) - len(known))
+        conversation.learned += len(read) + len(said)
         if known or read or said:
             conversation.remember([*known, *read, *said], follows)
-
-    def _statistics(self, session: AtlasSession) -> dict[str, Any]:
-        return atlas_statistics(session, self._conversation, self.outcome)
 
 
 class Copy(Generating):
     """Another answer to the same text, from a copy of the state behind it; see ``Generating.copy``."""
 
-    def __init__(
-        self, conversations: Conversations, conversation: Conversation, asked: Generation, metrics: Metrics
-    ) -> None:
-        super().__init__(conversations, conversation, asked, metrics)
+    def __init__(self, whole: Generating, asked: Generation) -> None:
+        super().__init__(whole._conversations, self._own, asked, whole._metrics, remembers=whole._remembers)
         self.outcome.shared = True
+        self._whole = whole
         self._given = asyncio.Event()
         self._parked: Parked | None = None
 
@@ -321,21 +428,27 @@ class Copy(Generating):
             self._parked = parked
             self._given.set()
 
+    def _own(self) -> Conversation:
+        """Return a conversation that knows the text, and that nobody else goes on with."""
+        whole, text = self._whole.conversation, array("i", self._asked.tokens)
+        if self._parked is None or whole is None:
+            raise ClosedError("the text was not read to its end")
+        found = Conversation(Key(whole.key.namespace, None), whole.settings, [text], text, self._parked)
+        self._parked = None
+        found.learned = len(text)
+        return found
+
     async def tokens(self) -> AsyncGenerator[list[Token], None]:
         """Yield the tokens as they come, in groups, once the text was read."""
         try:
             await self._given.wait()
-            if self._parked is None:
-                raise ClosedError("the text was not read to its end")
-            whole, text = self._conversation, array("i", self._asked.tokens)
-            own = Conversation(Key(whole.key.namespace, None), whole.settings, [text], text, self._parked)
-            self._conversation, self._parked = own, None
             try:
                 async with contextlib.aclosing(super().tokens()) as groups:
                     async for fresh in groups:
                         yield fresh
             finally:
-                own.closed = True
+                if self.conversation is not None:
+                    self.conversation.closed = True
         finally:
             self._sampler.close()
 
@@ -378,8 +491,40 @@ async def together(runs: Sequence[Speaking]) -> AsyncGenerator[tuple[int, list[T
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def atlas_statistics(session: AtlasSession, conversation: Conversation, outcome: Outcome) -> dict[str, Any]:
-    """Return what a memory did for an answer: the ``atlas`` object."""
+class Blend:
+    """Adds up how much of the predictions was the memory's and the window's: a session's observer."""
+
+    def __init__(self) -> None:
+        self._sum, self._count = 0.0, 0
+
+    def __call__(self, reading: Reading, tokens: Any, probabilities: Any) -> None:
+        """Take in the predictions of some tokens."""
+        self._sum += float(reading.weights[:, 1:].sum())
+        self._count += len(tokens)
+
+    @property
+    def mean(self) -> float | None:
+        """The mean weight of memory and window together, 0 to 1; None where nothing was predicted."""
+        return self._sum / self._count if self._count else None
+
+
+def _steps(session: AtlasSession) -> int:
+    """Return how many steps a session's memory has taken."""
+    return 0 if session.memory is None else int(session.memory.state.counters["steps"])
+
+
+def atlas_statistics(
+    session: AtlasSession, conversation: Conversation, outcome: Outcome, *, blend: float | None, steps: int
+) -> dict[str, Any]:
+    """Return what a memory did for an answer: the ``atlas`` object.
+
+    Parameters
+    ----------
+    blend
+        The mean weight of memory and window in the predictions of this answer.
+    steps
+        Steps that the memory took while it read the text and answered.
+    """
     in_context = len(session.context_tokens)
     whole = len(conversation.history)
     gone = max(0, whole - in_context)
@@ -394,31 +539,29 @@ def atlas_statistics(session: AtlasSession, conversation: Conversation, outcome:
         "cached_tokens": outcome.cached_tokens,
         "recalled": [],
     }
+    if conversation.problem is not None:
+        found["problem"], conversation.problem = conversation.problem, None
     memory = session.memory
     if memory is None:
         return found
     stats = memory.stats()
     filled = stats["window"] / stats["window_size"] if stats["window_size"] else 0.0
-    covered = stats["tokens_learned"] if memory.learns else stats["window"]
+    # the window holds what came last, and the context the end of that
+    covered = stats["tokens_learned"] if memory.learns else max(0, stats["window"] - in_context)
     losses = session.stats
     return {
         **found,
         "covered_by_memory_tokens": min(gone, covered),
-        "memory_utilization": min(1.0, stats["tokens_seen"] / max(1, stats["window_size"])),
+        "memory_utilization": conversation.utilization,
         "window_fill_ratio": filled,
         "omega_loss": losses["loss"],
         "model_loss": losses["loss_model"],
-        "muon_iterations": 5 if memory.settings.use_muon else 0,
-        "blend_ratio_actual": _blend(memory),
+        "muon_iterations": steps * STEPS if memory.settings.use_muon else 0,
+        "blend_ratio_actual": blend,
         "tokens_learned": stats["tokens_learned"],
         "tokens_seen": stats["tokens_seen"],
         "state_bytes": stats["state_bytes"],
     }
-
-
-def _blend(memory: Any) -> float | None:
-    """Return how much of the last prediction was the window's and the memory's together."""
-    return None if isinstance(memory.settings.blend_ratio, str) else float(memory.settings.blend_ratio)
 
 
 def checked_session_id(name: Any) -> str:

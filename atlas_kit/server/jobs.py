@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from atlas_kit.llama.batch import Job
     from atlas_kit.llama.scheduler import Scheduler
     from atlas_kit.llama.steps import Token
 
+T = TypeVar("T")
+
 
 class Watched:
-    """A job as the event loop sees it; made and used on the loop's thread."""
+    """A job as the event loop sees it; made and used on the loop's thread.
 
-    def __init__(self, job: Job, scheduler: Scheduler) -> None:
+    ``changed`` is set whenever there are new tokens, and when the job is done.
+    """
+
+    def __init__(self, job: Job, scheduler: Scheduler, changed: asyncio.Event | None = None) -> None:
         self.job, self._scheduler = job, scheduler
         self._loop = asyncio.get_running_loop()
-        self._changed = asyncio.Event()
+        self._changed = asyncio.Event() if changed is None else changed
+        self._ended: asyncio.Future[None] = self._loop.create_future()
         self._told = False
         job.listen(self._hear)
 
@@ -28,14 +34,19 @@ class Watched:
             return
         self._told = True
         try:
-            self._loop.call_soon_threadsafe(self._changed.set)
+            self._loop.call_soon_threadsafe(self._wake)
         except RuntimeError:  # the loop is closed: nobody waits any more
             return
 
-    async def _news(self) -> None:
-        await self._changed.wait()
-        self._changed.clear()
-        self._told = False
+    def _wake(self) -> None:
+        self._told = False  # first: what comes from now on is told anew
+        self._changed.set()
+        if self.job.done and not self._ended.done():
+            self._ended.set_result(None)
+
+    def cancel(self) -> None:
+        """End it within a step."""
+        self._scheduler.cancel(self.job)
 
     async def tokens(self) -> AsyncGenerator[list[Token], None]:
         """Yield the tokens that came since, until the job is done; raise what it failed with.
@@ -53,42 +64,54 @@ class Watched:
                 elif done:
                     break
                 else:
-                    await self._news()
+                    await self._changed.wait()
+                    self._changed.clear()
         finally:
             if not self.job.done:
-                self._scheduler.cancel(self.job)
+                self.cancel()
         if self.job.error is not None:
             raise self.job.error
 
     async def end(self) -> Any:
         """Wait until the job has ended, and return its value; who stops waiting cancels it."""
         try:
-            while not self.job.done:
-                await self._news()
+            await self.over()
         finally:
             if not self.job.done:
-                self._scheduler.cancel(self.job)
+                self.cancel()
         if self.job.error is not None:
             raise self.job.error
         return self.job.value
 
     async def over(self) -> None:
         """Wait until nothing of the job is under way any more, also after it was cancelled."""
-        while not self.job.done:
-            await self._news()
+        if not self.job.done:
+            await asyncio.shield(self._ended)
+
+
+async def finished(work: Awaitable[T]) -> T:
+    """Carry work to its end, also where whoever waits is cancelled, which it hears of afterwards."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()  # it has been looked at: nobody else will
+        raise cancelled
+    return task.result()
 
 
 async def called(scheduler: Scheduler, session: Any, function: Callable[[], Any]) -> Any:
     """Call a function on the engine's thread when the session has no other work; return its value.
 
-    It is carried out even where nobody waits any more.
+    It is carried out, and waited for, also where whoever asks is cancelled.
     """
     watched = Watched(scheduler.call(session, function), scheduler)
-    return await asyncio.shield(_whole(watched))
-
-
-async def _whole(watched: Watched) -> Any:
-    await watched.over()
+    await finished(watched.over())
     if watched.job.error is not None:
         raise watched.job.error
     return watched.job.value

@@ -1,7 +1,7 @@
 """The memory that outlives a restart: loaded at the start, saved while running and at the end.
 
 A file that is no good never keeps the server from starting: it is set aside, the newest good backup is used, and what
-happened is told in ``MemoryFile.report``. Files are written beside decoding, from a state that stays as it was.
+happened is told in ``SharedMemory.report``. Files are written beside decoding, from a state that stays as it was.
 """
 
 from __future__ import annotations
@@ -11,18 +11,27 @@ import contextlib
 import logging
 import os
 import time
-from array import array
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from atlas_kit.errors import AtlasError, NoSuchFileError, WrongModelError
-from atlas_kit.llama.parking import Parked
-from atlas_kit.llama.session_states import token_memory
+from atlas_kit.errors import (
+    AtlasError,
+    FileAccessError,
+    FileCorruptError,
+    LockedError,
+    NoSuchFileError,
+    WrongModelError,
+)
+from atlas_kit.llama.parking import Parked, parked_of
 from atlas_kit.persistence.auto_save import AutoSave
+from atlas_kit.persistence.backups import list_backups, make_room, newest_good, prune
 from atlas_kit.persistence.place import Place, automatic_path
 from atlas_kit.persistence.session_file import read_session_state
-from atlas_kit.server.conversations import Conversation, Key
-from atlas_kit.server.jobs import called
+from atlas_kit.server.conversations import Conversation, about, take_over
+from atlas_kit.server.jobs import finished
+from atlas_kit.server.keys import SHARED
+from atlas_kit.server.session_files import session_info
+from atlas_kit.storage.atomic import lock
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import MemoryFile
@@ -33,8 +42,6 @@ if TYPE_CHECKING:
     from atlas_kit.settings.atlas_settings import AtlasSettings
 
 log = logging.getLogger("atlas_kit.server")
-#: The conversation that requests without a session share where a memory is kept.
-SHARED = Key("", "default")
 
 
 @dataclass
@@ -53,8 +60,16 @@ class Report:
     last_problem: str | None = None
 
 
+class _Held(NamedTuple):
+    """What a file holds: the inside of a conversation, its texts among the rest, and what is said of it."""
+
+    parked: Parked
+    state: SessionState
+    info: dict[str, Any]
+
+
 class SharedMemory:
-    """The file of the memory that requests without a session share.
+    """The file of the memory that requests without a session share; ``close`` lets another server use it.
 
     Parameters
     ----------
@@ -63,55 +78,106 @@ class SharedMemory:
 
     Raises
     ------
+    LockedError
+        Another server uses that file.
     AtlasError
-        A memory could not be saved where it is to be kept, or another server uses that file.
+        It can be no memory's: a folder, the model itself, or in a folder that there is not. One that may only be read
+        is no error: ``report`` says so, and it is tried again with each save.
     """
 
     def __init__(self, config: ServerConfig, engine: Engine, settings: AtlasSettings) -> None:
         self._config, self._engine, self._settings = config, engine, settings
         self.path = config.atlas_memory_file or automatic_path(engine.info.path, config.atlas_memory_dir)
         self.report = Report()
-        self._place = Place(self.path, engine.info.path)
         self._policy = AutoSave(seconds=config.atlas_auto_save_interval)
         self._saving = asyncio.Lock()
+        self._held = contextlib.ExitStack()
+        self._place: Place | None = None
+        try:
+            self._place = self._opened()
+        except (LockedError, NoSuchFileError):
+            raise
+        except FileAccessError as error:
+            if os.path.lexists(self.path) and not os.path.isfile(self.path):
+                raise
+            self.report.last_problem = error.message
+            log.warning("%s cannot be saved now: %s", os.path.basename(self.path), error.message)
+
+    def _opened(self) -> Place:
+        """Return the place of the file, which is this server's from now on."""
+        place = Place(self.path, self._engine.info.path)
+        try:
+            self._held.enter_context(lock(f"{self.path}.server", timeout=1.0))
+        except LockedError as error:
+            raise LockedError(
+                "another server keeps its memory in this file", path=self.path, hint="Name another file."
+            ) from error
+        return place
+
+    def configure(self, config: ServerConfig) -> None:
+        """Save as often as is wanted from now on."""
+        if config.atlas_auto_save_interval != self._config.atlas_auto_save_interval:
+            self._policy = AutoSave(seconds=config.atlas_auto_save_interval)
+        self._config = config
+
+    def close(self) -> None:
+        """Let another server use the file."""
+        self._held.close()
 
     # --- the start -----------------------------------------------------------------------------------------
 
     def load(self) -> Conversation:
         """Return the conversation that goes on with what the file holds, or a new one."""
         found = Conversation(SHARED, self._settings)
+        held: _Held | None = None
         if os.path.lexists(self.path):
-            state = self._state_of_file()
-            if state is not None:
-                self._take_over(found, state)
-                return found
-        from atlas_kit.llama.session import DEVICES
-        from atlas_kit.llama.token_memory import TokenMemory
+            try:
+                held = self._read(self.path)
+                self.report.loaded = True
+            except Exception as error:  # whatever a file does to its reader, the server starts
+                self._set_aside(error)
+                held = self._newest_backup()
+        found.problem = self.report.problem
+        if held is None:
+            from atlas_kit.llama.session import DEVICES
+            from atlas_kit.llama.token_memory import TokenMemory
 
-        memory = TokenMemory(self._engine.output_rows(), self._settings, DEVICES[self._config.device])
-        found.parked = Parked(memory)
+            memory = TokenMemory(self._engine.output_rows(), self._settings, DEVICES[self._config.device])
+            found.parked = Parked(memory)
+            return found
+        assert held.parked.memory is not None
+        try:
+            held.parked.memory.retune(self._config.changes)
+        except AtlasError as error:
+            log.warning("the memory keeps its own settings: %s", error.message)
+        take_over(found, held.parked, held.state, held.info)
+        found.version = 1
+        if self.report.backup is None:
+            found.saved = 1
+            self._policy.saved(1)
         return found
 
-    def _state_of_file(self) -> SessionState | None:
-        try:
-            state = self._read(self.path)
-        except AtlasError as error:
-            self._set_aside(error)
-            return self._newest_backup()
-        self.report.loaded = True
-        return state
+    def _read(self, file: str | MemoryFile) -> _Held:
+        """Return what a file holds; it fits, or this raises."""
+        from atlas_kit.llama.session import DEVICES
 
-    def _read(self, file: str | MemoryFile) -> SessionState:
-        state = read_session_state(file, expect_model=self._engine.info.identity)
-        token_memory(self._engine, state)  # it fits, or the next one is tried
-        return state
+        config = self._config
+        state = read_session_state(
+            file, expect_model=self._engine.info.identity, optimizer=config.atlas_load_optimizer,
+            window=config.atlas_load_window,
+        )  # fmt: skip
+        return _Held(parked_of(self._engine, state, DEVICES[config.device]), state, session_info(file))
 
-    def _set_aside(self, error: AtlasError) -> None:
+    def _set_aside(self, error: Exception) -> None:
         """Move a file that is no good out of the way; what is said has no folder in it."""
         stamp = time.strftime("%Y%m%d-%H%M%S")
         why = "is another model's" if isinstance(error, WrongModelError) else "cannot be used"
-        aside = f"{self.path}.{stamp}.aside"
-        self.report.problem = f"{os.path.basename(self.path)} {why}: {error.message}"
+        what = error.message if isinstance(error, AtlasError) else "it is damaged"
+        aside, number = f"{self.path}.{stamp}.aside", 1
+        while os.path.lexists(aside):
+            number += 1
+            aside = f"{self.path}.{stamp}-{number}.aside"
+        self.report.problem = f"{os.path.basename(self.path)} {why}: {what}"
         try:
             os.replace(self.path, aside)
             self.report.set_aside = os.path.basename(aside)
@@ -119,87 +185,80 @@ class SharedMemory:
             self.report.problem += f"; it could not be set aside: {failed.strerror}"
         log.warning("%s", self.report.problem)
 
-    def _newest_backup(self) -> SessionState | None:
-        from atlas_kit.persistence.backups import list_backups, newest_good
+    def _newest_backup(self) -> _Held | None:
+        """Return what the newest good backup holds."""
+
+        def accept(file: MemoryFile) -> None:
+            try:
+                self._read(file)
+            except AtlasError:
+                raise
+            except Exception as error:
+                raise FileCorruptError("the backup is damaged", path=file.path) from error
 
         with contextlib.suppress(AtlasError):
-            found = newest_good(list_backups(self.path, accept=self._read))
+            found = newest_good(list_backups(self.path, accept=accept))
             if found is not None:
-                state = self._read(found[1].path)
+                read = self._read(found[1].path)
                 self.report.backup, self.report.loaded = os.path.basename(found[1].path), True
+                self.report.problem = (
+                    f"{self.report.problem}; it goes on from its backup {self.report.backup}"
+                )
                 log.warning("the memory goes on from its backup %s", self.report.backup)
-                return state
+                return read
         return None
-
-    def _take_over(self, conversation: Conversation, state: SessionState) -> None:
-        memory = token_memory(self._engine, state)
-        with contextlib.suppress(AtlasError):
-            memory.retune(self._config.changes)
-        conversation.settings = memory.settings
-        conversation.parked = Parked(
-            memory, True, list(state.tokens), state.position, state.context, [], None
-        )
-        if state.tokens:
-            conversation.branches = [array("i", state.tokens)]
-            conversation.history = conversation.branches[0]
-        self._policy.saved(memory.tokens_seen)
 
     # --- saving --------------------------------------------------------------------------------------------
 
-    async def save(self, conversations: Conversations, conversation: Conversation) -> bool:
-        """Save what is known now; tell whether that worked, which is in the report, too."""
+    async def save(
+        self, conversations: Conversations, conversation: Conversation, *, exact: bool = True
+    ) -> bool:
+        """Save what is known now; tell whether that worked, which is in the report, too.
+
+        ``exact``: with the engine's bytes of the context, so that the next start need not read it again.
+        """
         async with self._saving:
             began = time.monotonic()
             try:
-                state = await state_of(conversations, conversation)
-                await asyncio.to_thread(self._write, state)
-            except AtlasError as error:
-                self.report.failed_saves += 1
-                self.report.last_problem = error.message
-                log.warning("the memory was not saved: %s", error.message)
+                state, version = await conversations.state(conversation, exact=exact)
+                if state is None:
+                    return True
+                await finished(asyncio.to_thread(self._write, state, about(conversation)))
+            except Exception as error:
+                self._failed(error)
                 return False
             self.report.saves += 1
             self.report.last_saved, self.report.last_seconds = time.time(), time.monotonic() - began
             self.report.seconds_saving += self.report.last_seconds
             self.report.last_problem = None
-            self._policy.saved(seen(conversation))
+            conversation.saved = version
+            conversation.exact = state.context is not None or not state.tokens
+            self._policy.saved(version)
             log.info("memory saved: %s", os.path.basename(self.path))
             return True
 
-    def _write(self, state: SessionState) -> None:
+    def _failed(self, error: Exception) -> None:
+        self.report.failed_saves += 1
+        self.report.last_problem = error.message if isinstance(error, AtlasError) else "an unexpected error"
+        known = isinstance(error, AtlasError)
+        log.warning(
+            "the memory was not saved: %s", self.report.last_problem, exc_info=None if known else error
+        )
+
+    def _write(self, state: SessionState, info: dict[str, Any]) -> None:
+        if self._place is None:
+            self._place = self._opened()
         count = self._config.atlas_memory_backup_count
-        self._place.save(state, backup=count > 0, codec="lz4" if self._config.atlas_memory_compress else None)
+        if count > 1 and os.path.lexists(self.path):
+            make_room(self.path)
+        options: dict[str, Any] = {"codec": "lz4"} if self._config.atlas_memory_compress else {}
+        self._place.save(state, backup=count > 0, metadata={"session": info}, **options)
+        prune(self.path, count)
 
     def due(self, conversation: Conversation) -> bool:
         """Tell whether it is time for a save."""
-        return self._config.atlas_auto_save and self._policy.due(seen(conversation))
+        return self._config.atlas_auto_save and self._policy.due(conversation.version)
 
     def changed(self, conversation: Conversation) -> bool:
         """Tell whether there is anything to be saved."""
-        return self._policy.changed(seen(conversation))
-
-
-async def state_of(conversations: Conversations, conversation: Conversation) -> SessionState:
-    """Return a conversation's state, between two of its requests."""
-    async with conversations.lease(conversation, "save") as slot:
-        state: SessionState = await called(conversations.scheduler, slot.session, slot.session.state)
-        return state
-
-
-def seen(conversation: Conversation) -> int:
-    """Return how many tokens a conversation's memory has taken in."""
-    inside: Any = conversation.parked if conversation.slot is None else conversation.slot.session
-    return 0 if inside is None or inside.memory is None else inside.memory.tokens_seen
-
-
-def require_name(name: str) -> None:
-    """Refuse a file name from a client that is more than a name.
-
-    Raises
-    ------
-    NoSuchFileError
-        It is empty, hidden, too long, or leads elsewhere.
-    """
-    plain = name.isprintable() and os.sep not in name and "\\" not in name and not name.startswith(".")
-    if not plain or not 0 < len(name.encode("utf-8", "replace")) <= 255:
-        raise NoSuchFileError("this is not the name of a memory", key="filename")
+        return conversation.version != conversation.saved or not conversation.exact

@@ -38,15 +38,19 @@ class Released:
     ----------
     piece
         The bytes of a token.
+    wanted
+        False: nothing is held, and nothing told.
     """
 
-    def __init__(self, piece: Piece) -> None:
-        self._piece = piece
+    def __init__(self, piece: Piece, wanted: bool = True) -> None:
+        self._piece, self._wanted = piece, wanted
         self._held: list[Token] = []
         self._behind = 0  # bytes of text that are out and belong to no token that is
 
     def add(self, tokens: Iterable[Token]) -> list[Token]:
         """Take tokens that have come; return those whose text is out whole."""
+        if not self._wanted:
+            return []
         for token in tokens:
             self._behind += len(token.text.encode("utf-8", "replace"))
             if token.id >= 0:

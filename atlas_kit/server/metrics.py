@@ -313,7 +313,7 @@ class Request:
         self.reason = ""
         self.session: AtlasSession | None = None
         self.generated = 0
-        self.began = self._last = 0.0
+        self.began = self._last = self._looked = 0.0
         self._learned = 0
         self._seen: dict[str, float] = {}
 
@@ -325,6 +325,7 @@ class Request:
     def begins(self, session: AtlasSession) -> None:
         """It is its turn."""
         self._metrics.observe("request_queue_time_seconds", self._metrics.clock() - self.began)
+        self._looked = self._metrics.clock()
         self.session, self._seen, self._learned = session, _counted(session), _learned(session)
 
     def came(self, tokens: Sequence[Token]) -> None:
@@ -340,12 +341,14 @@ class Request:
             self._metrics.observe("inter_token_latency_seconds", (now - self._last) / between, between)
         self.generated, self._last = self.generated + count, now
         self._metrics.add("generated_tokens", count)
-        self.look()
+        if now - self._looked >= 1:  # where nobody asks, no later than that
+            self.look()
 
     def look(self) -> None:
         """Count what its session has done since the last look."""
         if self.session is None:
             return
+        self._looked = self._metrics.clock()
         for name, value in _counted(self.session).items():
             # what is looked at while it changes may be ahead of itself for a moment: nothing is counted twice
             self._metrics.add(name, value - self._seen[name])

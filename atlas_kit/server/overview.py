@@ -6,12 +6,13 @@ those of their own namespace and the shared one. Knows no HTTP.
 
 from __future__ import annotations
 
+import heapq
 import os
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.server.lifecycle import SHARED
+from atlas_kit.server.keys import SHARED
 from atlas_kit.server.metrics import TIMES
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Where a session can be.
 PLACES = ("slot", "memory", "disk")
+#: Sessions that are listed at most, those that were used last.
+MOST_LISTED = 100
 
 
 @dataclass
@@ -190,7 +193,10 @@ def _slots(service: Service, namespace: str) -> list[dict[str, Any]]:
 
 
 def conversations_of(service: Service, namespace: str) -> list[dict[str, Any]]:
-    """Return the named sessions of a namespace, and the shared one; the one that was used last comes first."""
+    """Return the named sessions of a namespace, and the shared one; the one that was used last comes first.
+
+    Of more than ``MOST_LISTED``, those that were used longest ago are left out.
+    """
     if not service.ready:
         return []
     mine = [
@@ -198,7 +204,8 @@ def conversations_of(service: Service, namespace: str) -> list[dict[str, Any]]:
         for key, one in service.conversations.named.items()
         if key.namespace == namespace or (key == SHARED and service.shared is not None)
     ]
-    return [_conversation(service, one) for one in sorted(mine, key=lambda one: -one.used)]
+    newest = heapq.nlargest(MOST_LISTED, mine, key=lambda one: one.used)
+    return [_conversation(service, one) for one in newest]
 
 
 def _conversation(service: Service, one: Conversation) -> dict[str, Any]:
@@ -224,6 +231,7 @@ def _conversation(service: Service, one: Conversation) -> dict[str, Any]:
     in_context = min(inside.position, service.engine.n_ctx)  # a recurrent model's grows without end
     found |= {
         "context_tokens": in_context,
+        "context_size": service.engine.n_ctx,
         "left_context_tokens": max(0, whole - in_context),
         "scored_tokens": counts.scored,
         "loss_model_nats": counts.losses[0],

@@ -11,7 +11,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.errors import AtlasError, FileAccessError, MissingExtraError
+from atlas_kit.errors import FileAccessError, MissingExtraError
 from atlas_kit.server.app import create_app
 from atlas_kit.server.service import Service
 
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("atlas_kit.server")
 #: Answers that are told to end have so long to be told.
 END_SECONDS = 5
+
+
+#: Saving has so long at the end, before the process ends without it.
+SAVE_SECONDS = 60
 
 
 def serve(config: ServerConfig, service: Service | None = None) -> None:
@@ -36,22 +40,23 @@ def serve(config: ServerConfig, service: Service | None = None) -> None:
     except ImportError as error:
         raise MissingExtraError("the server", "serve") from error
     service = service or Service(config)
-    asyncio.run(_Life(service, uvicorn).whole())
+    with _listening(config.host, config.port) as listener:
+        asyncio.run(_Life(service, uvicorn, listener).whole())
 
 
 class _Life:
-    def __init__(self, service: Service, uvicorn: Any) -> None:
-        self._service, self._config = service, service.config
+    def __init__(self, service: Service, uvicorn: Any, listener: socket.socket) -> None:
+        self._service, self._config, self._listener = service, service.config, listener
         app = create_app(service)
         settings = uvicorn.Config(
-            app, host=self._config.host, port=self._config.port, log_config=None, access_log=False,
-            lifespan="off", timeout_graceful_shutdown=int(self._config.drain_seconds) + END_SECONDS,
+            app, log_config=None, access_log=False, lifespan="off",
+            timeout_graceful_shutdown=int(self._config.drain_seconds) + END_SECONDS,
             server_header=False, timeout_keep_alive=75,
         )  # fmt: skip
         self._server = uvicorn.Server(settings)
         self._server.capture_signals = contextlib.nullcontext  # ours are below
-        self._asked = 0
-        self._stopping: asyncio.Task[None] | None = None
+        self._asked = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def whole(self) -> None:
         """Listen, load, answer, end."""
@@ -59,51 +64,71 @@ class _Life:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ask)
         with contextlib.suppress(AttributeError):
-            loop.add_signal_handler(signal.SIGUSR1, lambda: loop.create_task(self._save_now()))
-        with _listening(self._config.host, self._config.port) as listener:
-            await self._answer(listener)
-
-    async def _answer(self, listener: socket.socket) -> None:
-        listening = asyncio.create_task(self._server.serve(sockets=[listener]))
-        loading = asyncio.create_task(self._service.start())
+            loop.add_signal_handler(signal.SIGUSR1, lambda: self._start(self._save_now()))
+        listening = self._start(self._server.serve(sockets=[self._listener]))
+        loading, asked = self._start(self._service.start()), self._start(self._asked.wait())
         try:
-            await asyncio.wait({listening, loading}, return_when=asyncio.FIRST_COMPLETED)
-            if loading.done():
+            await asyncio.wait({listening, loading, asked}, return_when=asyncio.FIRST_COMPLETED)
+            if loading.done() and not asked.done():
                 loading.result()
-                log.info("listening at %s", _address(listener))
-            await listening
-        except AtlasError:
+                log.info("listening at %s", _address(self._listener))
+                await asyncio.wait({listening, asked}, return_when=asyncio.FIRST_COMPLETED)
+            await self._end(loading)
+            await asyncio.wait({listening})
+            listening.result()
+        finally:
+            asked.cancel()
             self._server.should_exit = True
             await asyncio.gather(listening, return_exceptions=True)
-            raise
-        finally:
-            if not loading.done():
-                await asyncio.gather(loading, return_exceptions=True)
-            await self._service.stop()
+            await self._stop()
+
+    def _start(self, work: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     def _ask(self) -> None:
         """Begin to end; the second time, end."""
-        self._asked += 1
-        if self._asked > 1:
+        if self._asked.is_set():
             sys.stderr.flush()
             os._exit(128 + signal.SIGTERM)
         log.info("ending: the memory is saved when the last answer is done")
         self._service.stopping = True
-        self._stopping = asyncio.create_task(self._drain())
+        self._asked.set()
 
-    async def _drain(self) -> None:
+    async def _end(self, loading: asyncio.Task[Any]) -> None:
         """Give running answers their time, then end them, then let the listener end."""
+        self._service.stopping = True
         self._server.should_exit = True
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._config.drain_seconds
+        if not loading.done():  # nothing has been learned yet
+            await asyncio.wait({loading}, timeout=self._config.drain_seconds)
+            if not loading.done():
+                log.warning("the model is still being loaded: ending without it")
+                os._exit(0)
         if not self._service.ready:
             return
-        deadline = asyncio.get_running_loop().time() + self._config.drain_seconds
-        while len(self._service.scheduler) and asyncio.get_running_loop().time() < deadline:
+        under_way = self._service.conversations.under_way
+        while under_way and loop.time() < deadline:
             await asyncio.sleep(0.05)
-        await asyncio.to_thread(self._service.scheduler.end_jobs)
+        try:
+            await asyncio.wait_for(self._service.end_work(), END_SECONDS)
+        except asyncio.TimeoutError:
+            log.warning("some answers do not end")
+
+    async def _stop(self) -> None:
+        """Save and end; where that hangs, end."""
+        try:
+            await asyncio.wait_for(self._service.stop(), SAVE_SECONDS)
+        except asyncio.TimeoutError:
+            log.critical("the memory could not be saved in %d s", SAVE_SECONDS)
+            os._exit(1)
 
     async def _save_now(self) -> None:
-        if self._service.ready:
-            await self._service.save()
+        if self._service.ready and await self._service.save():
+            log.info("all is saved, as SIGUSR1 asked")
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.errors import AtlasError, InvalidParamError
+from atlas_kit.errors import AtlasError, InvalidParamError, LockedError
 from atlas_kit.server import logs
-from atlas_kit.server.conversations import Conversation, Conversations, Key
+from atlas_kit.server.conversations import Conversation, Conversations
 from atlas_kit.server.dialogue import transcript
 from atlas_kit.server.generation import Generating, Generation, checked_session_id
-from atlas_kit.server.lifecycle import SHARED, SharedMemory
+from atlas_kit.server.kept_responses import KeptResponses
+from atlas_kit.server.keys import SHARED, Key
+from atlas_kit.server.lifecycle import SharedMemory
+from atlas_kit.server.memories import Memories
 from atlas_kit.server.metrics import Metrics, Request
 from atlas_kit.server.problems import ApiError, unavailable
+from atlas_kit.server.session_files import SessionFiles
 
 if TYPE_CHECKING:
     from atlas_kit.llama.chat import ChatTemplate
@@ -30,6 +35,8 @@ if TYPE_CHECKING:
     from atlas_kit.settings.atlas_settings import AtlasSettings
 
 log = logging.getLogger("atlas_kit.server")
+#: Settings of memories that can be changed while the server runs.
+TUNABLE = ("blend_ratio", "learning_rate", "use_muon", "auto_save", "auto_save_interval")
 
 
 class Service:
@@ -48,6 +55,7 @@ class Service:
     conversations: Conversations
     settings: AtlasSettings
     template: ChatTemplate
+    files: SessionFiles
 
     def __init__(
         self, config: ServerConfig, open_engine: Callable[[ServerConfig], Engine] | None = None
@@ -60,7 +68,11 @@ class Service:
         self.failed: str | None = None
         self.stopping = False
         self.shared: SharedMemory | None = None
+        self.responses = KeptResponses()
         self._saver: asyncio.Task[None] | None = None
+        self._stop_saving = asyncio.Event()
+        self.session_problem: str | None = None
+        self.memories = Memories(self)
 
     # --- life ------------------------------------------------------------------------------------------------
 
@@ -80,48 +92,104 @@ class Service:
             log.info("%s", note)
         self.template = await asyncio.to_thread(self._chat_template)
         self.settings = await asyncio.to_thread(_settings, self.config, self.engine)
-        self.scheduler = Scheduler(self.engine)
-        self.conversations = Conversations(
-            self.engine, self.scheduler, most_waiting=self.config.max_queue, device=self.config.device
-        )
-        self.conversations.context_shift = self.config.context_shift
+        self.files = await asyncio.to_thread(self._session_files)
         if self.config.persists:
             self.shared = SharedMemory(self.config, self.engine, self.settings)
-            kept = await asyncio.to_thread(self.shared.load)
-            self.conversations.named[SHARED] = kept
-            self._saver = asyncio.create_task(self._save_now_and_then())
-        await self.conversations.open()
+        self.scheduler = Scheduler(self.engine)
+        self.conversations = Conversations(
+            self.engine, self.scheduler, most_waiting=self.config.max_queue, device=self.config.device,
+            files=self.files, warm=self.config.atlas_warm_sessions,
+            cache_bytes=None if self.config.cache_ram < 0 else self.config.cache_ram << 20,
+        )  # fmt: skip
+        self.conversations.context_shift = self.config.context_shift
+        if self.shared is not None:
+            self.conversations.named[SHARED] = await asyncio.to_thread(self.shared.load)
+        await asyncio.gather(self.conversations.open(), asyncio.to_thread(self._warm_up))
+        self._saver = asyncio.create_task(self._save_now_and_then())
         self.ready = True
         log.info("ready after %.1f s: %s", time.monotonic() - began, self.engine.info.description)
 
+    def _warm_up(self) -> None:
+        """Load what the first memory needs, so that the first request does not wait for it."""
+        if self.config.remembers:
+            self.conversations.new_memory(self.settings)
+
+    def _session_files(self) -> SessionFiles:
+        """Return where sessions are that are not in main memory: a folder that may not be written to is not used."""
+        codec = "lz4" if self.config.atlas_memory_compress else None
+        folder = self.config.atlas_memory_dir
+        if folder is not None:
+            try:
+                return SessionFiles(os.path.join(folder, "sessions"), codec)
+            except LockedError:
+                raise
+            except AtlasError as error:
+                self.session_problem = f"sessions do not outlive a restart: {error.message}"
+                log.warning("%s", self.session_problem)
+        return SessionFiles(None, codec)
+
     async def stop(self) -> None:
-        """Save the memory, and end all work."""
+        """End all work, and save what is to be kept; stopping twice is fine."""
         self.stopping = True
         if self._saver is not None:
-            self._saver.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._saver
-        if self.ready:
-            self.ready = False
-            await self.save()
-        if hasattr(self, "scheduler"):
-            await asyncio.to_thread(self.scheduler.close)
-        if hasattr(self, "engine"):
+            await self._end_saver(self._saver)
+            self._saver = None
+        if hasattr(self, "conversations"):
+            await self.end_work()
+            if self.ready:
+                self.ready = False
+                await self.save()
+            with contextlib.suppress(AtlasError):
+                await self.conversations.close()
+        ended = not hasattr(self, "scheduler") or await asyncio.to_thread(self.scheduler.close)
+        if hasattr(self, "engine") and ended:  # else it is still at work, and its memory in use
             await asyncio.to_thread(self.engine.close)
+        if self.shared is not None:
+            self.shared.close()
+        if hasattr(self, "files"):
+            await asyncio.to_thread(self.files.close)
 
-    async def save(self) -> bool:
-        """Save the shared memory where it has changed; tell whether there is anything that could not be saved."""
+    async def _end_saver(self, saver: asyncio.Task[None]) -> None:
+        """Let what is being saved be saved, and no more."""
+        self._stop_saving.set()
+        await asyncio.wait({saver})
+
+    async def end_work(self) -> None:
+        """Let no more work begin, end what there is, and wait until it has ended."""
+        self.conversations.end()
+        while self.conversations.under_way:
+            await asyncio.to_thread(self.scheduler.end_jobs)
+            if left := set(self.conversations.under_way):
+                await asyncio.wait(left, timeout=0.1)
+
+    async def save(self, *, exact: bool = True) -> bool:
+        """Save the shared memory and all sessions that are kept, where they have changed; tell whether all were."""
         kept = self.conversations.named.get(SHARED)
-        if self.shared is None or kept is None or not self.shared.changed(kept):
-            return True
-        return await self.shared.save(self.conversations, kept)
+        well = True
+        if self.shared is not None and kept is not None and self.shared.changed(kept):
+            well = await self.shared.save(self.conversations, kept, exact=exact)
+        if self.files.outlives:
+            well = not await self.conversations.save_all(exact=exact) and well
+        return well
 
     async def _save_now_and_then(self) -> None:
-        while True:
-            await asyncio.sleep(1)
-            kept = self.conversations.named.get(SHARED)
-            if self.shared is not None and kept is not None and self.shared.due(kept):
-                await self.shared.save(self.conversations, kept)
+        """Save what has changed, every so many seconds; decoding goes on meanwhile."""
+        last = time.monotonic()
+        while not self._stop_saving.is_set():
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._stop_saving.wait(), 1.0)
+                return
+            now = time.monotonic()
+            try:
+                kept = self.conversations.named.get(SHARED)
+                if self.shared is not None and kept is not None and self.shared.due(kept):
+                    await self.shared.save(self.conversations, kept, exact=False)
+                if now - last >= self.config.atlas_auto_save_interval:
+                    last = now
+                    if self.files.outlives and self.config.atlas_auto_save:
+                        await self.conversations.save_all(exact=False)
+            except Exception:  # the next time is another try
+                log.exception("saving failed")
 
     def _chat_template(self) -> ChatTemplate:
         from atlas_kit.llama.chat import ChatTemplate
@@ -145,6 +213,40 @@ class Service:
             )
             return transcript(self.engine)
 
+    async def configure(self, changes: Mapping[str, Any]) -> None:
+        """Change settings of new memories, of the shared one, and of saving.
+
+        Raises
+        ------
+        ApiError, AtlasError
+            There is no such setting, it cannot be changed now, or it is out of range; then nothing has changed.
+        """
+        for name in changes:
+            if name not in TUNABLE:
+                known = name in self.settings.to_json()
+                why = "decides what memories are like from their start" if known else "is no setting"
+                raise ApiError(
+                    400, f"{name} {why}. Now can be changed: {', '.join(TUNABLE)}.", param=name,
+                    code="not_tunable" if known else "unknown_setting",
+                )  # fmt: skip
+        own = {
+            f"atlas_{name}": value
+            for name, value in changes.items()
+            if name in ("auto_save", "auto_save_interval")
+        }
+        tuned = {name: value for name, value in changes.items() if f"atlas_{name}" not in own}
+        settings, config = self.settings.replace(**tuned), dataclasses.replace(self.config, **own)
+        if tuned:
+            self.conversations.new_memory(self.settings).retune(tuned)  # or it is refused
+            if (kept := self.conversations.named.get(SHARED)) is not None:
+                async with self.conversations.resting(kept):
+                    if kept.memory is not None:
+                        kept.memory.retune(tuned)
+                        kept.settings, kept.version = kept.memory.settings, kept.version + 1
+        self.settings, self.config = settings, config
+        if self.shared is not None:
+            self.shared.configure(config)
+
     # --- what requests ask -----------------------------------------------------------------------------------
 
     def require_ready(self) -> None:
@@ -166,9 +268,9 @@ class Service:
         return tuple(sorted({name.strip() for name in given if name.strip()}))
 
     def conversation(
-        self, namespace: str, atlas: dict[str, Any], tokens: list[int], slot: int | None = None
+        self, namespace: str, atlas: Mapping[str, Any], tokens: Sequence[int], slot: int | None = None
     ) -> Conversation:
-        """Return the conversation that a request belongs to.
+        """Return the conversation that a request belongs to; it must be leased before anything else is awaited.
 
         Parameters
         ----------
@@ -181,36 +283,80 @@ class Service:
         slot
             The sequence that is asked for, where the conversation is nobody's.
         """
-        enabled = atlas.get("enabled")
         name = atlas.get("session_id")
-        if enabled is None:
-            enabled = self.config.remembers or name is not None
         if name is not None:
             key = Key(namespace, checked_session_id(name))
-            if not enabled:
-                raise ApiError(
-                    400, "A session has a memory: leave out enabled, or session_id.", param="atlas.enabled"
-                )
-            found = self.conversations.find(key)
-            return found or self.conversations.named_or_new(key, self._settings_for(atlas))
-        if not enabled:
+            return self.conversations.named_or_new(key, self._settings_for(atlas))
+        if not self._remembers(atlas):
             return self._temporary(namespace, None, tokens, slot)
-        if self.config.persists:
+        if self.config.persists and atlas.get("memory_file") is None:
             return self.conversations.named[SHARED]
+        if atlas.get("memory_file") is not None:  # a memory of its own, which no other request goes on with
+            return self.conversations.new(Key(namespace, None), self._settings_for(atlas))
         return self._temporary(namespace, self._settings_for(atlas), tokens, slot)
 
     def _temporary(
-        self, namespace: str, settings: AtlasSettings | None, tokens: list[int], slot: int | None
+        self, namespace: str, settings: AtlasSettings | None, tokens: Sequence[int], slot: int | None
     ) -> Conversation:
         if slot is not None:
             return self.conversations.in_slot(slot, namespace, settings, tokens)
         return self.conversations.temporary(namespace, settings, tokens)
 
-    def _settings_for(self, atlas: dict[str, Any]) -> AtlasSettings:
+    def _remembers(self, atlas: Mapping[str, Any]) -> bool:
+        """Tell whether a request wants a memory.
+
+        Raises
+        ------
+        ApiError, InvalidParamError
+            What it says of the memory does not go together.
+        """
+        enabled, name, file = (atlas.get(one) for one in ("enabled", "session_id", "memory_file"))
+        if name is not None:
+            checked_session_id(name)
+        if file is not None:
+            self.memories.require(file)
+        for what, given in (("session_id", name), ("memory_file", file)):
+            if given is not None and enabled is False:
+                raise ApiError(
+                    400, f"Leave out enabled, or {what}: it names a memory.", param="atlas.enabled"
+                )
+        self._settings_for(atlas)
+        if enabled is None:
+            return self.config.remembers or name is not None or file is not None
+        return bool(enabled)
+
+    def _settings_for(self, atlas: Mapping[str, Any]) -> AtlasSettings:
         return self.settings.replace(**settings_in(atlas))
 
-    def generate(self, namespace: str, atlas: dict[str, Any], asked: Generation) -> Generating:
+    def session(self, namespace: str, name: str) -> Conversation | None:
+        """Return the session of a name."""
+        return self.conversations.find(Key(namespace, checked_session_id(name)), self.settings)
+
+    async def history_of(self, namespace: str, name: str) -> list[int]:
+        """Return the tokens that the session of a name has read last; none where there is no such session."""
+        found = self.session(namespace, name)
+        if found is None:
+            return []
+        await self.conversations.wake(found)
+        return list(found.history)
+
+    async def forget(self, namespace: str, name: str) -> None:
+        """Forget the session of a name and its memory, where there is one."""
+        found = self.session(namespace, name)
+        if found is not None:
+            await self.conversations.delete(found)
+
+    def generate(
+        self,
+        namespace: str,
+        atlas: Mapping[str, Any],
+        asked: Generation,
+        *,
+        goes_on: Conversation | None = None,
+    ) -> Generating:
         """Begin to generate; iterate the result's ``tokens()``.
+
+        ``goes_on`` is the conversation of a request before, which this one continues unless it was closed meanwhile.
 
         Raises
         ------
@@ -218,10 +364,39 @@ class Service:
             The request cannot be carried out.
         """
         self.require_ready()
-        # what is to be scored must be read, and so by somebody who does not know it yet
-        known = [] if asked.score_prompt else list(asked.tokens)
-        conversation = self.conversation(namespace, atlas, known, asked.slot)
-        return Generating(self.conversations, conversation, asked, self.metrics)
+        remembers = self._remembers(atlas)
+        if asked.slot is not None:
+            self.conversations.require_slot(asked.slot)
+        if goes_on is not None:
+            remembers = goes_on.settings is not None
+
+        def choose() -> Conversation:
+            if goes_on is not None and not goes_on.closed:
+                return goes_on
+            # what is to be scored must be read, and so by somebody who does not know it yet
+            known = [] if asked.score_prompt else asked.tokens
+            return self.conversation(namespace, atlas, known, asked.slot)
+
+        async def begin(conversation: Conversation) -> None:
+            await self.memories.begin(conversation, atlas["memory_file"])
+
+        async def keep(conversation: Conversation) -> dict[str, Any]:
+            return await self.memories.keep(conversation, atlas.get("memory_file"))
+
+        if atlas.get("save_memory"):
+            named = atlas.get("session_id") is not None or atlas.get("memory_file") is not None
+            if not remembers or not (named or self.config.persists):
+                raise ApiError(
+                    400,
+                    "Name a session_id or a memory_file whose memory is saved.",
+                    param="atlas.save_memory",
+                )
+        return Generating(
+            self.conversations, choose, asked, self.metrics,
+            remembers=remembers,
+            before=None if atlas.get("memory_file") is None else begin,
+            after=keep if atlas.get("save_memory") else None,
+        )  # fmt: skip
 
     def _note(self, request: Request) -> None:
         """Let the log's line about a request tell its tokens, and its text only where that is wanted."""
@@ -243,7 +418,7 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def settings_in(atlas: dict[str, Any]) -> dict[str, Any]:
+def settings_in(atlas: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a memory in a request's ``atlas`` object."""
     return {name: atlas[name] for name in SETTINGS if atlas.get(name) is not None}
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from atlas_kit.server.conversations import Conversation
+from atlas_kit.server.keys import Key
 
 if TYPE_CHECKING:
     from atlas_kit.llama.steps import Token
     from atlas_kit.server.answers import Answer, AnswerParser, Part
     from atlas_kit.server.generation import Generating, Outcome
+    from atlas_kit.server.service import Service
 
 
 class Talk:
@@ -61,3 +65,18 @@ class Talk:
     def finish_reason(self) -> str | None:
         """Why it ended: ``stop``, ``length`` or ``tool_calls``."""
         return self._parser.finish_reason
+
+
+def foreseen(service: Service, namespace: str, atlas: Mapping[str, Any], tokens: Sequence[int]) -> int:
+    """Return how many tokens of a text are known now, to the conversation that it most likely goes on with.
+
+    It is what a stream says before it begins; whoever comes before may change it.
+    """
+    conversations = service.conversations
+    if (name := atlas.get("session_id")) is not None:
+        named = conversations.named.get(Key(namespace, name))
+        candidates: tuple[Conversation, ...] = () if named is None else (named,)
+    else:
+        candidates = tuple(one for one in conversations.temporary_ones if one.key.namespace == namespace)
+    found = (one.known(tokens, conversations.spelling)[1].wanted for one in candidates)
+    return max(found, default=0)

@@ -71,6 +71,15 @@ def test_a_conversation(read):
     assert read(messages[:2], answer=False) == "[S][SYSTEM]Be kind.[END]\n[USER]Hi[END]\n"
 
 
+def test_tools_are_written_as_json_in_whatever_way_a_template_asks_for(read):
+    tools = [{"type": "function", "function": {"name": "f", "description": "é"}}]
+    assert read([("user", "x")], "{{ tools | tojson(ensure_ascii=False) }}", tools=tools) == json.dumps(
+        tools, ensure_ascii=False
+    )
+    listed = "{{ tools | map(attribute='function') | tojson }}"
+    assert '"name": "f"' in read([("user", "x")], listed, tools=tools)
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -160,6 +160,7 @@ class Live:
         """End the server, and save what it keeps."""
         if hasattr(self, "client"):
             self.client.close()
+        self.service.stopping = True  # streams that last as long as the server end now
         if hasattr(self, "_server"):
             self._server.should_exit = True
         self._thread.join(SECONDS)

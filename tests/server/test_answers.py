@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from atlas_kit.llama.steps import Token
 from atlas_kit.server.answers import HERMES, AnswerParser, CallFormat, call_format, thought_tags
 
 THINK = ("<think>", "</think>")
-LLAMA = call_format('{% if tools %}Respond with {"name": function name, "parameters": ...}{% endif %}')
+LLAMA = call_format(
+    '{% if tools %}Respond with {"name": function name, "parameters": dictionary of argument name and its value}.'
+    "{% endif %}"
+)
+COMMAND = call_format("{{ tools }}<|START_ACTION|>")
 MISTRAL = call_format("{% if tools %}[AVAILABLE_TOOLS]{% endif %}[TOOL_CALLS]")
 NAMED = call_format("{% if tools %}{% endif %}[TOOL_CALLS]name[ARGS]{}")
 FUNCTIONARY = call_format("{% if tools %}<function=example>{}</function>{% endif %}")
@@ -104,6 +110,11 @@ def taken_apart(text, size, reason="stop", **options):
             ("", "", [("now", "{}")], "tool_calls"),
         ),
         (
+            '<|START_ACTION|>[{"tool_call_id": "0", "tool_name": "add", "parameters": {"a": 2}}]<|END_ACTION|>',
+            {"calls": COMMAND},
+            ("", "", [("add", '{"a": 2}')], "tool_calls"),
+        ),
+        (
             '[TOOL_CALLS]{"a": 1} is no call',
             {"calls": MISTRAL},
             ("", '{"a": 1} is no call', [], "stop"),
@@ -140,7 +151,9 @@ def test_control_tokens_have_no_text_and_are_known_by_their_names():
 
 def test_forms_follow_from_templates():
     assert call_format("{{ messages }}") is None
-    assert call_format("{{ tools }}") == HERMES
+    assert call_format("{{ tools }}") is None
+    assert call_format("{{ tools }}<tool_call>") == HERMES
+    assert call_format("{{ tools }}<tool_call><arg_key>") is None
     assert call_format("{{ tools }}<|tool_call|>").closes == "<|/tool_call|>"
     assert (LLAMA.bare, LLAMA.arguments, MISTRAL.short_ids, NAMED.named) == (
         True,
@@ -158,3 +171,21 @@ def test_arguments_are_json_whatever_is_in_them():
     text = json.dumps({"name": "add", "arguments": inner})
     _, _, [(name, arguments)], _ = taken_apart(f"<tool_call>{text}</tool_call>", 1, calls=HERMES)
     assert (name, json.loads(arguments)) == ("add", inner)
+
+
+PIECES = [
+    "<tool_call>", "</tool_call>", "<think>", "</think>", "[TOOL_CALLS]", "[ARGS]", "<function=add>", "</function>",
+    "<parameter=a>", "</parameter>", "<|python_tag|>", '{"name": "add"', '"arguments": {', '"parameters": {', '"a": 1',
+    "}", "{", "[", "]", ",", ":", '"', "\\", " ", "\n", "x", "<", "now", "add",
+]  # fmt: skip
+
+
+@given(
+    text=st.lists(st.sampled_from(PIECES), max_size=14).map("".join),
+    form=st.sampled_from([None, HERMES, LLAMA, MISTRAL, NAMED, FUNCTIONARY]),
+    thinks=st.booleans(),
+    size=st.integers(1, 9),
+)
+def test_any_text_is_taken_apart_the_same_however_it_is_cut(text, form, thinks, size):
+    options = {"calls": form, "thoughts": THINK if thinks else None}
+    assert taken_apart(text, size, **options) == taken_apart(text, 1000, **options)

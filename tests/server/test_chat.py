@@ -128,6 +128,7 @@ def test_tool_calls(ask):
     ]
     assert len({call["id"] for call in calls}) == 2
     chunks = ask(CALLS, tools=[TOOL], stream=True)
+    assert all(chunk["choices"][0]["delta"] != {"content": ""} for chunk in chunks)
     wanted = ("", "Well.", [["add", '{"a": 1}'], ["add", '{"a": 2}']], "tool_calls")
     assert joined(chunks) == wanted
     only = CALLS.removeprefix("Well.\n")

@@ -29,7 +29,7 @@ def test_names_and_variables_are_nobody_elses():
 
 @pytest.mark.parametrize("row", table(), ids=lambda row: row.name)
 def test_every_setting_is_explained(row):
-    assert row.help.rstrip("]").endswith((".", "name", "CPU", "memories"))
+    assert row.help.rstrip("]").endswith((".", "name", "CPU", "memories", "none"))
     assert row.words
     assert row.variables
     assert row.group

@@ -1,9 +1,77 @@
-"""Conversations and where they are: leases, moves, and what a text that is sent again costs."""
+"""Conversations and where they are: leases, moves, files, and what a text that is sent again costs."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+from pathlib import Path
 from typing import Any
+
+import pytest
+
+from atlas_kit.errors import BusyError, ClosedError, InvalidParamError
+from atlas_kit.llama import FakeEngine, Sampling, Scheduler
+from atlas_kit.server import conversations as module
+from atlas_kit.server.conversations import Conversation, Conversations
+from atlas_kit.server.generation import Generating, Generation
+from atlas_kit.server.jobs import called
+from atlas_kit.server.keys import Key
+from atlas_kit.server.metrics import Metrics
+from atlas_kit.server.session_files import SessionFiles
+from atlas_kit.settings.atlas_settings import AtlasSettings
+
+SMALL = AtlasSettings(window_size=64, memory_dim=8, omega_window=16, chunk_size=8, candidates=16)
+TEXT = "to be or not to be, that is the question: whether 'tis nobler in the mind to suffer. "
+
+
+class House:
+    """Conversations over a fake engine, for tests that look into them."""
+
+    def __init__(self, engine: FakeEngine | None = None, **options: Any) -> None:
+        self.engine = engine or FakeEngine(n_ctx=64, n_sequences=2, n_batch=32)
+        self.scheduler = Scheduler(self.engine)
+        self.all = Conversations(self.engine, self.scheduler, **options)
+
+    async def __aenter__(self) -> House:
+        await self.all.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.all.close()
+        self.scheduler.close()
+        if self.all.files is not None:
+            self.all.files.close()
+
+    def named(self, name: str) -> Conversation:
+        return self.all.named_or_new(Key("", name), SMALL)
+
+    def generating(self, conversation: Any, text: str | bytes, count: int = 4, **more: Any) -> Generating:
+        tokens = list(text.encode() if isinstance(text, str) else text)
+        asked = Generation(tokens, Sampling(temperature=0), count, **more)
+        choose = conversation if callable(conversation) else lambda: conversation
+        return Generating(self.all, choose, asked, Metrics(), remembers=True)
+
+    async def answer(self, conversation: Any, text: str | bytes, count: int = 4, **more: Any) -> Generating:
+        run = self.generating(conversation, text, count, **more)
+        async for _ in run.tokens():
+            pass
+        return run
+
+    def state_of(self, conversation: Conversation) -> bytes:
+        """Whatever a memory at rest has learned, as bytes."""
+        assert conversation.memory is not None
+        arrays = conversation.memory.state.groups()
+        return b"".join(
+            array.tobytes() for group in sorted(arrays) for _, array in sorted(arrays[group].items())
+        )
+
+
+def run(test: Any) -> Any:
+    return asyncio.run(test())
+
+
+# --- what is known -------------------------------------------------------------------------------------------
 
 
 def test_a_text_that_is_sent_again_is_not_read_again(serve: Any) -> None:
@@ -24,3 +92,558 @@ def test_a_session_remembers_what_it_has_read(inside: Any) -> None:
                 assert answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == cached
 
     asyncio.run(test())
+
+
+def test_what_a_branch_drops_is_not_unlearned_and_said() -> None:
+    async def test() -> None:
+        async with House() as house:
+            anna = house.named("anna")
+            first = await house.answer(anna, TEXT)
+            assert first.outcome.atlas["not_unlearned_tokens"] == 0
+            again = await house.answer(anna, TEXT)
+            assert (again.outcome.cached_tokens, again.outcome.read_tokens) == (len(TEXT), 0)
+            assert again.outcome.atlas["not_unlearned_tokens"] == 4  # the first answer
+            other = await house.answer(anna, TEXT[:40] + "another end")
+            assert other.outcome.read_tokens == len("another end")
+            assert other.outcome.atlas["not_unlearned_tokens"] == 8 + len(TEXT) - 40
+            assert other.outcome.atlas["tokens_seen"] == len(TEXT) + 12 + len("another end") - 1
+            back = await house.answer(anna, TEXT)  # the branch is still known, and part of the text again
+            assert back.outcome.read_tokens == 0
+            assert back.outcome.atlas["not_unlearned_tokens"] == 12 + len("another end")
+
+    run(test)
+
+
+def test_a_temporary_memory_goes_on_with_its_own_text_alone() -> None:
+    async def test() -> None:
+        async with House() as house:
+
+            def find(text: str) -> Any:
+                return lambda: house.all.temporary("", SMALL, list(text.encode()))
+
+            await house.answer(find(TEXT), TEXT, 0)
+            assert (await house.answer(find(TEXT + "more"), TEXT + "more", 0)).outcome.read_tokens == 4
+            assert (await house.answer(find(TEXT[:30] + "!"), TEXT[:30] + "!")).outcome.cached_tokens == 0
+            assert len(house.all.temporary_ones) == 2
+
+    run(test)
+
+
+def test_two_requests_at_once_do_not_share_a_temporary_memory() -> None:
+    async def test() -> None:
+        async with House() as house:
+
+            def find() -> Conversation:
+                return house.all.temporary("", SMALL, list(TEXT.encode()))
+
+            await house.answer(find, TEXT, 0)
+            runs = await asyncio.gather(*(house.answer(find, TEXT, 4) for _ in range(3)))
+            assert sorted(one.outcome.cached_tokens for one in runs) == [0, 0, len(TEXT)]
+            assert all(one.outcome.atlas["not_unlearned_tokens"] == 0 for one in runs)
+
+    run(test)
+
+
+def test_without_a_memory_nobody_takes_a_longer_conversation_away() -> None:
+    async def test() -> None:
+        async with House() as house:
+
+            def find(text: str) -> Any:
+                return lambda: house.all.temporary("", None, list(text.encode()))
+
+            system, one, two = "you are kind. ", "hello, this is anna. ", "good day, it is ben here. "
+            for text in (system + one, system + two, system + one + "more. ", system + two + "more. "):
+                await house.answer(find(text), text, 0)
+            assert len(house.all.temporary_ones) == 2
+
+    run(test)
+
+
+PREFIX = "you are a helpful assistant, and you answer in one word. "
+
+
+@pytest.mark.parametrize("sequences", [1, 2, 8])
+def test_a_beginning_that_many_share_is_read_once(sequences: int) -> None:
+    """Also when they all come at once: by whoever comes first."""
+
+    async def test() -> None:
+        async with House(FakeEngine(n_ctx=128, n_sequences=sequences, n_batch=32)) as house:
+            texts = [PREFIX + f"{chr(65 + number)} question" for number in range(8)]
+
+            def find(text: str) -> Any:
+                return lambda: house.all.temporary("", None, list(text.encode()))
+
+            runs = await asyncio.gather(*(house.answer(find(text), text, 6) for text in texts))
+            outcomes = [one.outcome for one in runs]
+            assert [one.cached_tokens for one in outcomes] == [0, *[len(PREFIX)] * 7]
+            assert [one.read_tokens for one in outcomes[1:]] == [len("A question")] * 7
+            alone = [await first_answer(text) for text in texts]
+            assert [[token.id for token in one.tokens] for one in outcomes] == alone
+            for text in texts:  # and each of them goes on with its own
+                again = await house.answer(find(text), text, 6)
+                assert again.outcome.read_tokens == 0
+            assert all(one.prefix is None and not one.followers for one in house.all.temporary_ones)
+
+    async def first_answer(text: str) -> list[int]:
+        async with House(FakeEngine(n_ctx=128, n_sequences=1, n_batch=32)) as house:
+            run = await house.answer(lambda: house.all.temporary("", None, list(text.encode())), text, 6)
+            return [token.id for token in run.outcome.tokens]
+
+    run(test)
+
+
+@pytest.mark.parametrize("how", ["leaves", "fails", "other key", "hybrid"])
+def test_who_follows_somebody_that_does_not_come_far_reads_it_all(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        engine = FakeEngine(n_ctx=128, n_sequences=1, n_batch=8, shiftable=how != "hybrid")
+        async with House(engine) as house:
+
+            def find(text: str, namespace: str = "") -> Any:
+                return lambda: house.all.temporary(namespace, None, list(text.encode()))
+
+            async with house.all.lease(house.named("somebody")):
+                first = house.generating(find(PREFIX + "A"), PREFIX + "A", 3).tokens()
+                waiting = asyncio.ensure_future(anext(first))
+                await asyncio.sleep(0.01)
+                namespace = "other" if how == "other key" else ""
+                second = asyncio.ensure_future(house.answer(find(PREFIX + "B", namespace), PREFIX + "B", 3))
+                await asyncio.sleep(0.01)
+                if how == "leaves":
+                    waiting.cancel()
+                    await asyncio.wait({waiting})
+                    await first.aclose()
+            with monkeypatch.context() as patch:
+                if how == "fails":
+
+                    def fail(_: int) -> Any:
+                        raise RuntimeError("out of order")
+
+                    patch.setattr(engine, "save_sequence", fail)
+                    with pytest.raises(RuntimeError):
+                        await second
+                    with contextlib.suppress(RuntimeError):
+                        await waiting
+                else:
+                    run = await second
+                    assert run.outcome.cached_tokens == 0
+                    assert run.outcome.completion_tokens == 3
+                    if how != "leaves":
+                        await waiting
+                        await first.aclose()
+            assert all(one.prefix is None and not one.followers for one in house.all.temporary_ones)
+
+    run(test)
+
+
+def test_temporary_conversations_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_TEMPORARY", 3)
+
+    async def test() -> None:
+        async with House() as house:
+            for number in range(8):
+                text = f"{number} " * 8
+                await house.answer(
+                    lambda text=text: house.all.temporary("", SMALL, list(text.encode())), text, 1
+                )
+            assert len(house.all.temporary_ones) == 3
+
+    run(test)
+
+
+# --- moves ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sequences", [1, 2])
+def test_conversations_that_take_turns_are_as_if_alone(sequences: int) -> None:
+    texts = {name: [TEXT[n : n + 30] + name for n in (0, 20, 40)] for name in ("anna", "ben", "cleo")}
+
+    async def together() -> dict[str, bytes]:
+        async with House(FakeEngine(n_ctx=64, n_sequences=sequences, n_batch=32)) as house:
+            for turn in range(3):
+                await asyncio.gather(
+                    *(house.answer(house.named(name), "".join(texts[name][: turn + 1]), 0) for name in texts)
+                )
+            return {name: house.state_of(house.named(name)) for name in texts}
+
+    async def alone(name: str) -> bytes:
+        async with House() as house:
+            for turn in range(3):
+                await house.answer(house.named(name), "".join(texts[name][: turn + 1]), 0)
+            return house.state_of(house.named(name))
+
+    found = asyncio.run(together())
+    for name in texts:
+        assert found[name] == asyncio.run(alone(name)), name
+
+
+def test_whoever_is_cancelled_while_it_moves_in_leaves_everything_whole() -> None:
+    """At every point of the event loop at which a request can be cancelled."""
+
+    async def test() -> None:
+        engine = FakeEngine(n_ctx=64, n_sequences=1, n_batch=32)
+        async with House(engine) as house:
+            anna, ben = house.named("anna"), house.named("ben")
+            await house.answer(anna, TEXT, 0)
+            await house.answer(ben, TEXT[::-1], 0)
+            was = {one: house.state_of(one) for one in (anna, ben)}
+            cancelled = 0
+            for turns in range(40):
+                one = (anna, ben)[turns % 2]
+
+                async def lease(one: Conversation = one) -> None:
+                    async with house.all.lease(one):
+                        pass
+
+                task = asyncio.ensure_future(lease())
+                for _ in range(turns // 2):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.wait({task})
+                cancelled += task.cancelled()
+                assert sum(bool(slot.busy) for slot in house.all.slots) == 0
+                assert (anna.slot is None) == (anna.parked is not None)
+                assert (ben.slot is None) == (ben.parked is not None)
+                assert [anna.slot, ben.slot].count(None) == 1
+                assert not anna.lock.locked()
+                assert not ben.lock.locked()
+                assert {one: house.state_of(one) for one in (anna, ben)} == was
+            assert cancelled > 3
+            again = await house.answer(anna, TEXT, 0)
+            assert again.outcome.read_tokens == 0
+
+    run(test)
+
+
+@pytest.mark.parametrize("fails", ["save_sequence", "load_sequence"])
+def test_a_move_that_fails_loses_nothing(fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with House(FakeEngine(n_ctx=64, n_sequences=1, n_batch=32)) as house:
+            anna, ben = house.named("anna"), house.named("ben")
+            await house.answer(anna, TEXT[:40], 0)
+            await house.answer(ben, TEXT[40:70], 0)
+            was = house.state_of(anna), house.state_of(ben)
+
+            def fail(*_: Any) -> Any:
+                raise RuntimeError("the engine is out of order")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(house.engine, fails, fail)
+                if fails == "save_sequence":
+                    with pytest.raises(RuntimeError, match="out of order"):
+                        await house.answer(anna, TEXT[:40], 0)
+                else:  # the context is read again
+                    await house.answer(anna, TEXT[:40], 0)
+            for one, text in ((anna, TEXT[:40]), (ben, TEXT[40:70])):
+                again = await house.answer(one, text, 0)
+                assert again.outcome.read_tokens == 0
+            assert (house.state_of(anna), house.state_of(ben)) == was
+            assert not any(slot.busy for slot in house.all.slots)
+
+    run(test)
+
+
+def test_who_stops_listening_gives_the_sequence_back() -> None:
+    async def test() -> None:
+        async with House(FakeEngine(n_ctx=64, n_sequences=1, n_batch=8)) as house:
+            anna, ben = house.named("anna"), house.named("ben")
+            tokens = house.generating(anna, TEXT, 10_000).tokens()
+            await anext(tokens)
+            await tokens.aclose()
+            waiting = house.generating(ben, TEXT, 1).tokens()
+            assert await anext(waiting)
+            await waiting.aclose()
+            while house.all.under_way:
+                await asyncio.sleep(0.01)
+            assert not house.all.slots[0].busy
+            assert len(anna.history) > len(TEXT)
+            # what was read and said before is known, and nothing else
+            again = await house.answer(anna, bytes(anna.history.tolist()), 0)
+            assert again.outcome.read_tokens == 0
+
+    run(test)
+
+
+def test_who_stops_waiting_does_not_stand_in_the_way() -> None:
+    async def test() -> None:
+        async with House(FakeEngine(n_ctx=64, n_sequences=1, n_batch=8)) as house:
+            anna = house.named("anna")
+            async with house.all.lease(anna):
+                tokens = house.generating(house.named("ben"), TEXT, 4).tokens()
+                waiting = asyncio.ensure_future(anext(tokens))
+                await asyncio.sleep(0.01)
+                assert house.all.waiting == 1
+                waiting.cancel()
+                await asyncio.wait({waiting})
+                await tokens.aclose()
+                await asyncio.sleep(0.01)
+                assert house.all.waiting == 0
+                assert not house.named("ben").lock.locked()
+            assert (await house.answer(house.named("ben"), TEXT, 1)).outcome.completion_tokens == 1
+
+    run(test)
+
+
+def test_too_many_that_wait_are_told() -> None:
+    async def test() -> None:
+        async with House(FakeEngine(n_ctx=64, n_sequences=1), most_waiting=1) as house:
+            async with house.all.lease(house.named("anna")):
+                first = asyncio.ensure_future(house.answer(house.named("ben"), TEXT, 1))
+                await asyncio.sleep(0.01)
+                with pytest.raises(BusyError):
+                    await house.answer(house.named("cleo"), TEXT, 1)
+            await first
+
+    run(test)
+
+
+def test_a_server_without_a_queue_answers_who_need_not_wait() -> None:
+    async def test() -> None:
+        async with House(FakeEngine(n_ctx=64, n_sequences=1), most_waiting=0) as house:
+            assert (await house.answer(house.named("anna"), TEXT, 1)).outcome.completion_tokens == 1
+
+    run(test)
+
+
+def test_who_waits_when_the_server_ends_is_told() -> None:
+    async def test() -> None:
+        async with House(FakeEngine(n_ctx=64, n_sequences=1)) as house:
+            async with house.all.lease(house.named("anna")):
+                waiting = [
+                    asyncio.ensure_future(house.answer(house.named(name), TEXT, 1))
+                    for name in ("anna", "ben")
+                ]
+                await asyncio.sleep(0.01)
+                house.all.end()
+            for one in waiting:
+                with pytest.raises(Exception, match="shutting down"):
+                    await one
+            with pytest.raises(ClosedError):
+                async with house.all.lease(house.named("cleo")):
+                    raise AssertionError
+
+    run(test)
+
+
+# --- deleting ------------------------------------------------------------------------------------------------
+
+
+def test_a_session_that_is_deleted_while_it_is_used_ends_in_peace(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with House(files=SessionFiles(tmp_path)) as house:
+            anna = house.named("anna")
+            await house.answer(anna, TEXT, 0)
+            assert await house.all.save(anna)
+            assert house.all.files is not None
+            assert house.all.files.exists(anna.key)
+            async with house.all.lease(anna) as slot:
+                waiting = asyncio.ensure_future(house.answer(anna, TEXT, 1))
+                await asyncio.sleep(0.01)
+                await house.all.delete(anna)
+                assert not house.all.files.exists(anna.key)
+                assert slot.session.memory is not None
+            with pytest.raises(InvalidParamError, match="deleted meanwhile"):
+                await waiting
+            assert slot.conversation is None
+            assert slot.session.memory is None
+            assert slot.session.context_tokens == ()
+            assert not await house.all.save(anna)
+            assert not house.all.files.exists(anna.key)
+            fresh = await house.answer(house.named("anna"), TEXT, 0)
+            assert fresh.outcome.cached_tokens == 0
+
+    run(test)
+
+
+def test_a_session_that_is_deleted_at_rest_leaves_no_text_behind() -> None:
+    async def test() -> None:
+        async with House() as house:
+            anna = house.named("anna")
+            await house.answer(anna, TEXT, 0)
+            slot = anna.slot
+            assert slot is not None
+            await house.all.delete(anna)
+            assert (slot.conversation, anna.slot, anna.parked) == (None, None, None)
+            assert slot.session.context_tokens == ()
+
+    run(test)
+
+
+# --- files ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["folder", "temporary"])
+def test_sessions_are_spilled_and_come_back_as_they_were(own: bool, tmp_path: Path) -> None:
+    names = [f"session {number}" for number in range(8)]
+
+    async def test() -> None:
+        async with House(files=SessionFiles(tmp_path if own else None), warm=2) as house:
+            for name in names:
+                await house.answer(house.named(name), TEXT + name, 3)
+            was = {}
+            for name in names:
+                while house.all._tidying is not None and not house.all._tidying.done():
+                    await asyncio.sleep(0.01)
+                async with house.all.lease(house.named(name)):
+                    was[name] = house.state_of(house.named(name))
+            while house.all._tidying is not None and not house.all._tidying.done():
+                await asyncio.sleep(0.01)
+            places = [house.named(name).place for name in names]
+            assert places.count("memory") <= 2
+            assert places.count("file") >= 4
+            for name in names:
+                again = await house.answer(house.named(name), TEXT + name, 0)
+                assert again.outcome.read_tokens == 0, name
+                assert house.state_of(house.named(name)) == was[name]
+                assert house.named(name).requests == 3
+
+    run(test)
+
+
+def test_sessions_outlive_the_server(tmp_path: Path) -> None:
+    async def first() -> bytes:
+        async with House(files=SessionFiles(tmp_path)) as house:
+            anna = house.named("anna")
+            await house.answer(anna, TEXT * 2, 3)  # more than the context
+            await house.answer(anna, TEXT[:20] + "a branch", 3)
+            await house.answer(anna, TEXT * 2, 3)
+            assert await house.all.save_all() == 0
+            return house.state_of(anna)
+
+    async def second(was: bytes) -> None:
+        async with House(files=SessionFiles(tmp_path)) as house:
+            anna = house.all.find(Key("", "anna"), SMALL)
+            assert anna is not None
+            assert anna.place == "file"
+            for text in (TEXT * 2, TEXT[:20] + "a branch", TEXT * 2):
+                again = await house.answer(anna, text, 0)
+                assert again.outcome.read_tokens == 0
+                assert again.outcome.cached_tokens == len(text)
+            assert house.state_of(anna) == was
+            assert again.outcome.atlas["not_unlearned_tokens"] == len("a branch") + 6 + 3
+            assert house.all.find(Key("another key", "anna"), SMALL) is None
+            assert house.all.find(Key("", "Anna"), SMALL) is None
+
+    asyncio.run(second(asyncio.run(first())))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_save_of_what_goes_on_keeps_everything(exact: bool, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with House(files=SessionFiles(tmp_path)) as house:
+            anna = house.named("anna")
+            await house.answer(anna, TEXT, 3)
+            assert await house.all.save(anna, exact=exact)
+            assert not await house.all.save(anna, exact=exact)  # only what has changed
+            assert await house.all.save(anna) is not exact  # the bytes of the context are still to be saved
+            was = house.state_of(anna)
+            del house.all.named[anna.key]
+            again = house.all.find(anna.key, SMALL)
+            assert again is not None
+            answer = await house.answer(again, TEXT, 0)
+            assert answer.outcome.read_tokens == 0
+            assert house.state_of(again) == was
+
+    run(test)
+
+
+def test_a_damaged_session_is_set_aside_and_said(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with House(files=SessionFiles(tmp_path)) as house:
+            anna = house.named("anna")
+            await house.answer(anna, TEXT, 3)
+            await house.all.save(anna)
+            assert house.all.files is not None
+            path = Path(house.all.files.path_of(anna.key))
+            path.write_bytes(path.read_bytes()[:-40])
+            del house.all.named[anna.key]
+            again = house.named("anna")
+            assert again.place == "file"
+            answer = await house.answer(again, TEXT, 1)
+            assert answer.outcome.cached_tokens == 0
+            assert "starts anew" in answer.outcome.atlas["problem"]
+            assert str(tmp_path) not in answer.outcome.atlas["problem"]
+            assert [name for name in os.listdir(tmp_path) if name.endswith(".aside")]
+            assert "problem" not in (await house.answer(again, TEXT, 1)).outcome.atlas
+
+    run(test)
+
+
+def test_a_full_disk_keeps_sessions_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with House(files=SessionFiles(tmp_path), warm=0) as house:
+
+            def full(*_: Any, **__: Any) -> None:
+                raise OSError(28, "No space left on device")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "fsync", full)
+                for name in ("anna", "ben", "cleo", "dora"):
+                    await house.answer(house.named(name), TEXT, 1)
+                while house.all._tidying is None or not house.all._tidying.done():
+                    await asyncio.sleep(0.01)
+                assert house.all.spill_problem
+                assert await house.all.save_all() == 4
+            for name in ("anna", "ben", "cleo", "dora"):
+                assert (await house.answer(house.named(name), TEXT, 0)).outcome.read_tokens == 0
+            assert await house.all.save_all() == 0
+
+    run(test)
+
+
+def test_main_memory_for_what_rests_is_bounded() -> None:
+    async def test() -> None:
+        async with House(cache_bytes=60_000) as house:
+            for number in range(12):
+                text = f"{number} " * 20
+                await house.answer(
+                    lambda text=text: house.all.temporary("", SMALL, list(text.encode())), text, 1
+                )
+            while house.all._tidying is not None and not house.all._tidying.done():
+                await asyncio.sleep(0.01)
+            resting = [one for one in house.all.temporary_ones if one.parked is not None]
+            assert sum(one.size for one in resting) <= 60_000
+            assert len(house.all.temporary_ones) < 12
+
+    run(test)
+
+
+def test_two_servers_do_not_share_a_folder(tmp_path: Path) -> None:
+    from atlas_kit.errors import LockedError
+
+    first = SessionFiles(tmp_path)
+    with pytest.raises(LockedError, match="another server"):
+        SessionFiles(tmp_path)
+    first.close()
+    SessionFiles(tmp_path).close()
+
+
+def test_a_temporary_folder_goes_with_its_server() -> None:
+    async def test() -> str:
+        async with House(files=SessionFiles(), warm=0) as house:
+            for name in ("anna", "ben", "cleo"):
+                await house.answer(house.named(name), TEXT, 1)
+            assert house.all.files is not None
+            await house.all.save_all()
+            assert os.stat(house.all.files.folder).st_mode & 0o77 == 0
+            return house.all.files.folder
+
+    assert not os.path.exists(run(test))
+
+
+def test_work_of_an_owner_that_is_gone_is_waited_for() -> None:
+    async def test() -> None:
+        async with House() as house:
+            done = []
+            async with house.all.lease(house.named("anna")) as slot:
+                task = asyncio.ensure_future(
+                    called(house.scheduler, slot.session, lambda: done.append(slot.session.sequence))
+                )
+                await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.wait({task})
+                assert task.cancelled()
+                assert len(done) == 1
+
+    run(test)

@@ -214,6 +214,12 @@ def follows(real):
         (CHATML, "required", f"<think>a < b</think>\n\n<tool_call>\n{CALL}\n</tool_call>", "<think></think>"),
         (LLAMA, "required", CALL.replace("arguments", "parameters"), CALL),
         (MISTRAL, "required", f"[TOOL_CALLS][{CALL}, {CALL}]", CALL),
+        (
+            MISTRAL.replace("[TOOL_CALLS]", "<|START_ACTION|>"),
+            "required",
+            f"<|START_ACTION|>[{CALL.replace('name', 'tool_name').replace('arguments', 'parameters')}]<|END_ACTION|>",
+            CALL,
+        ),
         (MISTRAL + "[ARGS]", "required", '[TOOL_CALLS]weather[ARGS]{"city": "Rome"}', f"[TOOL_CALLS][{CALL}]"),
         (MISTRAL.replace("[TOOL_CALLS]", "<function=x>"), "required", "<function=now>{}</function>", CALL),
     ],

@@ -14,8 +14,7 @@ import pytest
 from atlas_kit.llama import FakeEngine
 from atlas_kit.llama.engine import Feed
 from atlas_kit.llama.pooling import mean_states, normalised
-
-from .conftest import Insider, Server, fake_engine
+from server.conftest import Insider, Server, fake_engine
 
 
 def expected(text: str) -> list[float]:

@@ -74,14 +74,15 @@ class Answer:
 
 def text_of(event: dict[str, Any]) -> str:
     """Return the text in one event, of a completion or a chat."""
-    choice = next(iter(event.get("choices") or []), {})
+    choice: dict[str, Any] = next(iter(event.get("choices") or []), {})
     delta = choice.get("delta") or {}
     return choice.get("text") or delta.get("content") or delta.get("reasoning_content") or ""
 
 
 def unchunked(data: bytes) -> bytes:
     """Return what a body in chunks says."""
-    parts, at = [], 0
+    parts: list[bytes] = []
+    at = 0
     while True:
         end = data.index(b"\r\n", at)
         size = int(data[at:end].partition(b";")[0], 16)

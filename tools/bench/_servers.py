@@ -147,7 +147,7 @@ class Server:
                 connection.request("GET", "/health")
                 if connection.getresponse().status == 200:
                     return
-            time.sleep(0.005)
+            time.sleep(0.01)  # each look costs the server something
         raise RequestFailedError(f"a server is not ready after {seconds:.0f} s: {self.log()}")
 
     def log(self, size: int = 2000) -> str:

@@ -135,7 +135,7 @@ class _Answer:
 
     async def whole(self) -> dict[str, Any]:
         """Return the answer in one piece."""
-        released = [Released(self._service.engine.piece) for _ in self._runs]
+        released = self._released()
         told: list[list[Token]] = [[] for _ in self._runs]
         async with contextlib.aclosing(together(self._runs)) as groups:
             async for number, tokens in groups:
@@ -164,6 +164,9 @@ class _Answer:
             atlas=outcomes[0].atlas,
         )
 
+    def _released(self) -> list[Released]:
+        return [Released(self._service.engine.piece, bool(self._asked.logprobs)) for _ in self._runs]
+
     def _message(self, answer: Answer) -> dict[str, Any]:
         content: str | None = answer.content
         found: dict[str, Any] = {"role": "assistant", "refusal": None}
@@ -189,7 +192,7 @@ class _Answer:
     async def events(self) -> AsyncGenerator[bytes, None]:
         """Yield the answer as it comes: the role, the content, the end, the usage."""
         begun: set[int] = set()
-        released = [Released(self._service.engine.piece) for _ in self._runs]
+        released = self._released()
         outcomes = [run.outcome for run in self._runs]
         async with contextlib.aclosing(together(self._runs)) as groups:
             async for number, tokens in groups:

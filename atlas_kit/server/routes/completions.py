@@ -111,7 +111,7 @@ class _Answer:
 
     async def whole(self) -> dict[str, Any]:
         """Return the answer in one piece."""
-        released = [Released(self._piece) for _ in self._runs]
+        released = [Released(self._piece, self._asked.logprobs is not None) for _ in self._runs]
         told: dict[Generating, list[Token]] = {run: [] for run in self._runs}
         async with contextlib.aclosing(together(self._runs)) as groups:
             async for number, tokens in groups:
@@ -174,7 +174,7 @@ class _Answer:
     async def events(self) -> AsyncGenerator[bytes, None]:
         """Yield the answer as it comes."""
         asked = self._asked
-        released = [Released(self._piece) for _ in self._runs]
+        released = [Released(self._piece, self._asked.logprobs is not None) for _ in self._runs]
         prompts = [prompt for prompt in self._prompts for _ in prompt.runs]
         offsets = [len(prompt.text) if asked.echo else 0 for prompt in prompts]
         begun: set[int] = set()

@@ -60,7 +60,8 @@ async def _vectors(
         raise ApiError(400, f"The model's vectors have {width} dimensions.", param="dimensions")
     given = asked.content if asked.input is None else asked.input
     texts = await asyncio.to_thread(_texts, service, given)
-    found = await unless_gone(request, embedded(service.conversations, namespace_of(request), texts))
+    work = embedded(service.conversations, namespace_of(request), texts, service.metrics)
+    found = await unless_gone(request, work)
     if not np.isfinite(found).all():
         raise ApiError(500, "The model's states are not finite.", code="not_finite")
     norm = 2 if asked.embd_normalize is None else asked.embd_normalize

@@ -23,13 +23,13 @@ from atlas_kit.server.routes.common import (
     limit_of,
     namespace_of,
     new_id,
-    sampling_of,
     stops_of,
 )
+from atlas_kit.server.routes.dialogues import sampling_for, shape_of
 from atlas_kit.server.schemas_messages import MessagesRequest
 from atlas_kit.server.service import Service, settings_in
 from atlas_kit.server.streams import event, kept_awake, streamed, unless_gone
-from atlas_kit.server.talk import Talk
+from atlas_kit.server.talk import Talk, foreseen
 
 router = APIRouter(tags=["Anthropic"])
 #: Keeps a connection awake while a long prompt is read.
@@ -62,7 +62,7 @@ def _dialogue(service: Service, asked: MessagesRequest) -> Dialogue:
         tools=chat_tools(asked.tools) or None,
         tool_choice=choice,
         parallel=parallel,
-        response_format=_format(asked),
+        response_format=shape_of(asked, _format(asked)),
         variables={**_thinking(asked), **(asked.chat_template_kwargs or {})},
     )
     return dialogue(service.engine, service.template, chat_messages(asked.system, sent), wanted)
@@ -90,14 +90,14 @@ class _Answer:
         atlas = asked.atlas.chosen() if asked.atlas is not None else {}
         generation = Generation(
             found.tokens,
-            sampling_of(asked, service, **found.sampling),
+            sampling_for(asked, service, found),
             limit_of(service, asked.max_tokens),
             [*self._sequences, *stops_of(asked), *found.stops],
             changes=settings_in(atlas),
             task="messages",
         )
-        self._run = service.generate(namespace, atlas, generation)
-        self._talk = Talk(self._run, found.parser())
+        self._foreseen = foreseen(service, namespace, atlas, found.tokens) if asked.stream else 0
+        self._talk = Talk(service.generate(namespace, atlas, generation), found.parser())
         self._blocks = Blocks()
 
     async def whole(self) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class _Answer:
         """Yield the answer as it comes, in Anthropic's events; the last one has the ``atlas`` object."""
         outcome = self._talk.outcome
         # what is known already may be less when it is this request's turn: the last event says
-        usage = _usage(outcome, self._run.foreseen(), 0)
+        usage = _usage(outcome, self._foreseen, 0)
         yield _named({"type": "message_start", "message": self._message(None, None, usage)})
         yield PING
         async with contextlib.aclosing(self._talk.parts()) as groups:

@@ -1,0 +1,402 @@
+"""What can be done to memories by name: saved into files and loaded from them, forked, reset and looked at.
+
+Files that clients name lie in one folder, those of each API key in one of its own. Knows no HTTP but its statuses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any, Protocol
+
+from atlas_kit.errors import AtlasError, NoSuchFileError
+from atlas_kit.llama.parking import Parked, parked_of, unpark
+from atlas_kit.llama.session import DEVICES
+from atlas_kit.persistence.session_file import read_session_state, write_session_state
+from atlas_kit.persistence.snapshot import describe_memory
+from atlas_kit.server.conversations import Conversation, about, take_over
+from atlas_kit.server.file_names import checked_file_name, inside
+from atlas_kit.server.jobs import finished
+from atlas_kit.server.keys import SHARED, Key
+from atlas_kit.server.problems import ApiError
+from atlas_kit.storage.source import access_error
+
+if TYPE_CHECKING:
+    from atlas_kit.llama.engine import Engine
+    from atlas_kit.llama.token_memory import TokenMemory
+    from atlas_kit.persistence.session_state import SessionState
+    from atlas_kit.server.config import ServerConfig
+    from atlas_kit.server.conversations import Conversations
+    from atlas_kit.server.lifecycle import SharedMemory
+    from atlas_kit.settings.atlas_settings import AtlasSettings
+
+SUFFIX = ".atlas"
+
+
+def checked_name(name: str) -> str:
+    """Return the file name of a memory that a client names, which may leave out its ending.
+
+    Raises
+    ------
+    InvalidParamError
+        It is longer than 255 bytes, hidden, or holds anything but ordinary characters.
+
+    >>> checked_name("anna")
+    'anna.atlas'
+    """
+    checked_file_name(name, "memory_file")  # what stands before the ending counts, too
+    return checked_file_name(name if name.endswith(SUFFIX) else name + SUFFIX, "memory_file")
+
+
+class Host(Protocol):
+    """What memories need to know of a service."""
+
+    config: ServerConfig
+    engine: Engine
+    conversations: Conversations
+    settings: AtlasSettings
+    shared: SharedMemory | None
+
+
+class Memories:
+    """What a service's clients do with memories."""
+
+    def __init__(self, service: Host) -> None:
+        self._service = service
+
+    # --- files of a folder ---------------------------------------------------------------------------------
+
+    def require(self, name: str) -> str:
+        """Return the file name of a memory.
+
+        Raises
+        ------
+        ApiError
+            The server has no folder of memories (403), or that is no name (400).
+        """
+        if self._service.config.atlas_memory_dir is None:
+            raise ApiError(
+                403,
+                "This server was started without a folder of memories, so none can be named.",
+                param="memory_file",
+                code="no_memory_folder",
+            )
+        return checked_name(name)
+
+    def _folder(self, namespace: str) -> str:
+        self.require("a")
+        folder = self._service.config.atlas_memory_dir
+        assert folder is not None
+        return os.path.join(folder, f"key-{namespace}") if namespace else folder
+
+    def path(self, namespace: str, name: str, *, writing: bool = False) -> str:
+        """Return where a memory is kept that a client names.
+
+        Raises
+        ------
+        ApiError
+            That is no name, leads out of the folder, or is the server's own file.
+        """
+        full, folder = self.require(name), self._folder(namespace)
+        found = os.fspath(inside(folder, full, "memory_file"))
+        if os.path.lexists(found) and not os.path.isfile(found):
+            raise ApiError(403, "This is not the name of a memory.", param="memory_file")
+        shared = self._service.shared
+        if writing and shared is not None and os.path.realpath(found) == os.path.realpath(shared.path):
+            raise ApiError(
+                409, "The server keeps its own memory in this file.", param="memory_file", code="locked"
+            )
+        return found
+
+    async def files(self, namespace: str) -> list[dict[str, Any]]:
+        """Return what is said of each memory in the folder."""
+        return await asyncio.to_thread(self._list, self._folder(namespace))
+
+    def _list(self, folder: str) -> list[dict[str, Any]]:
+        found = []
+        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(SUFFIX) and not entry.name.startswith("."):
+                    with contextlib.suppress(OSError):
+                        if entry.is_file(follow_symlinks=False):
+                            found.append(self._described(entry.path))
+        return sorted(found, key=lambda one: str(one["memory_file"]))
+
+    def _described(self, path: str) -> dict[str, Any]:
+        stat = os.stat(path)
+        found: dict[str, Any] = {
+            "memory_file": os.path.basename(path), "bytes": stat.st_size, "modified": stat.st_mtime,
+            "tokens_learned": None, "fits": False, "problem": None,
+        }  # fmt: skip
+        try:
+            description = describe_memory(path)
+        except AtlasError as error:
+            return {**found, "problem": error.message}
+        fits = description.model_hash == self._service.engine.info.identity
+        return {**found, "tokens_learned": max(description.tokens_learned, default=0), "fits": fits}
+
+    async def delete(self, namespace: str, name: str) -> None:
+        """Remove a memory's file.
+
+        Raises
+        ------
+        ApiError, AtlasError
+            There is none, or it cannot be removed.
+        """
+        path = self.path(namespace, name, writing=True)
+
+        def remove() -> None:
+            try:
+                os.unlink(path)
+            except FileNotFoundError as error:
+                raise _no_such_memory() from error
+            except OSError as error:
+                raise access_error(error, path, "write") from error
+
+        await finished(asyncio.to_thread(remove))
+
+    async def save(self, namespace: str, conversation: Conversation, name: str) -> dict[str, Any]:
+        """Write what a conversation knows into a file; return what is to be said of that."""
+        path = self.path(namespace, name, writing=True)
+        conversations = self._service.conversations
+        await self._warm(conversation)
+        state, _ = await conversations.state(conversation)
+        assert state is not None
+        info = {**about(conversation), "namespace": None, "name": None}
+        await finished(asyncio.to_thread(self._write, path, state, info))
+        return self._described(path)
+
+    def _write(self, path: str, state: SessionState, info: dict[str, Any]) -> None:
+        folder = os.path.dirname(path)
+        try:
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise access_error(error, folder, "write") from error
+        options: dict[str, Any] = {"codec": "lz4"} if self._service.config.atlas_memory_compress else {}
+        write_session_state(path, state, metadata={"session": info}, **options)
+
+    async def load(self, namespace: str, conversation: Conversation, name: str) -> None:
+        """Let a conversation go on with the memory in a file; its own is lost.
+
+        Raises
+        ------
+        ApiError, AtlasError
+            There is none, it is damaged, or another model's.
+        """
+        state = await asyncio.to_thread(self._read, self.path(namespace, name))
+        await self.restore(conversation, state)
+
+    def _read(self, path: str) -> SessionState:
+        if not os.path.isfile(path):
+            raise _no_such_memory()
+        config = self._service.config
+        return read_session_state(
+            path, expect_model=self._service.engine.info.identity, optimizer=config.atlas_load_optimizer,
+            window=config.atlas_load_window,
+        )  # fmt: skip
+
+    # --- what requests ask for -----------------------------------------------------------------------------
+
+    async def begin(self, conversation: Conversation, name: str) -> None:
+        """Let a conversation that is new begin with the memory in a file."""
+        if conversation.version or conversation.requests or conversation.cold:
+            return
+        try:
+            state = await asyncio.to_thread(self._read, self.path(conversation.key.namespace, name))
+            await self.restore(conversation, state, only_new=True)
+        except BaseException:
+            self._service.conversations.drop(conversation)
+            raise
+
+    async def keep(self, conversation: Conversation, name: str | None) -> dict[str, Any]:
+        """Save the memory of an answer: into the file that the request names, or where it is kept anyway.
+
+        The answer is there already, so what goes wrong is told beside it.
+        """
+        service = self._service
+        try:
+            if name is not None:
+                await self.save(conversation.key.namespace, conversation, name)
+            elif conversation.key == SHARED:
+                assert service.shared is not None
+                if not await service.shared.save(service.conversations, conversation):
+                    return {"saved": False, "problem": service.shared.report.last_problem}
+            else:
+                await service.conversations.save(conversation)
+        except (AtlasError, ApiError) as error:
+            return {"saved": False, "problem": f"The memory was not saved: {error.message}"}
+        return {"saved": True}
+
+    # --- what is done to a conversation --------------------------------------------------------------------
+
+    def target(self, namespace: str, session_id: str | None) -> Conversation:
+        """Return the conversation that is meant: a session, or the memory that requests without one share.
+
+        Raises
+        ------
+        ApiError
+            There is none.
+        """
+        service = self._service
+        if session_id is not None:
+            found = service.conversations.find(Key(namespace, session_id), service.settings)
+            if found is None:
+                raise ApiError(
+                    404, "There is no session of this name.", param="session_id", code="session_not_found"
+                )
+            return found
+        if service.shared is None:
+            raise ApiError(
+                400, "Name a session: requests without one share no memory here.", param="session_id"
+            )
+        return service.conversations.named[SHARED]
+
+    async def _warm(self, conversation: Conversation) -> None:
+        await self._service.conversations.wake(conversation)
+
+    async def restore(
+        self, conversation: Conversation, state: SessionState, *, only_new: bool = False
+    ) -> None:
+        """Let a conversation go on with a state; its own memory and its texts are lost.
+
+        Raises
+        ------
+        AtlasError
+            The state does not fit the model.
+        """
+        service = self._service
+        device = DEVICES[service.config.device]
+        parked = await asyncio.to_thread(parked_of, service.engine, state, device)
+        await self._replace(conversation, parked, state, only_new)
+
+    async def _replace(
+        self, conversation: Conversation, parked: Parked, state: SessionState | None, only_new: bool = False
+    ) -> None:
+        conversations = self._service.conversations
+        async with conversations.resting(conversation):
+            if only_new and conversation.version:
+                return
+            slot = conversation.slot
+            if slot is not None:
+                session = slot.session
+                ask = conversations.scheduler.ask(lambda: unpark(session, parked))
+                await finished(asyncio.wrap_future(ask))
+            requests = conversation.requests
+            conversation.forget_texts()
+            if state is not None:
+                take_over(conversation, parked, state)
+            conversation.parked = parked if slot is None else None
+            conversation.requests, conversation.exact = requests, False
+            assert parked.memory is not None
+            conversation.settings = parked.memory.settings
+            conversation.utilization, conversation.measured = None, 0
+
+    async def fork(self, conversation: Conversation, key: Key) -> Conversation:
+        """Return a new session that knows what another one does: both go on by themselves.
+
+        Raises
+        ------
+        ApiError
+            There is a session of this name.
+        """
+        conversations = self._service.conversations
+        if conversations.find(key, self._service.settings) is not None:
+            raise ApiError(409, "There is a session of this name already.", param="session_id", code="exists")
+        await self._warm(conversation)
+        state, _ = await conversations.state(conversation)
+        assert state is not None
+        parked = await asyncio.to_thread(
+            parked_of, self._service.engine, state, DEVICES[self._service.config.device]
+        )
+        if conversations.find(key, self._service.settings) is not None:
+            raise ApiError(409, "There is a session of this name already.", param="session_id", code="exists")
+        found = conversations.named[key] = Conversation(key, conversation.settings)
+        take_over(found, parked, state, {"learned": conversation.learned})
+        found.version = 1
+        return found
+
+    async def reset(self, conversation: Conversation, *, hard: bool) -> None:
+        """Forget what was learned; ``hard``: the optimiser, the window and the context, too.
+
+        A text that is sent again afterwards is learned again.
+        """
+        await self._warm(conversation)
+        conversations = self._service.conversations
+        assert conversation.settings is not None
+        fresh = conversations.new_memory(conversation.settings)
+        if hard:
+            await self._replace(conversation, Parked(fresh), None)
+            return
+        async with conversations.resting(conversation):
+            memory, slot = conversation.memory, conversation.slot
+            assert memory is not None
+            if slot is None:
+                forget_weights(memory, fresh)
+            else:
+                session = slot.session
+                await finished(
+                    asyncio.wrap_future(conversations.scheduler.ask(lambda: _forget(session, fresh)))
+                )
+            conversation.forget_texts()
+            conversation.utilization, conversation.measured = None, 0
+
+    async def info(self, conversation: Conversation) -> dict[str, Any]:
+        """Return what can be said of a memory; its matrices are measured on another thread."""
+        from atlas_kit.memory.statistics import statistics
+
+        await self._warm(conversation)
+        async with self._service.conversations.resting(conversation):
+            memory = conversation.memory
+            assert memory is not None
+            stats, state, config = memory.stats(), memory.pin(), memory.memory.config
+        measured = await asyncio.to_thread(statistics, config, state)
+        return {**stats, **_numbers(measured)}
+
+
+def _no_such_memory() -> NoSuchFileError:
+    return NoSuchFileError("there is no memory of this name", key="memory_file")
+
+
+def _forget(session: Any, fresh: TokenMemory) -> None:
+    forget_weights(session.memory, fresh)
+    session.forget_context()
+
+
+def forget_weights(memory: TokenMemory, fresh: TokenMemory) -> None:
+    """Let a memory's matrices be as those of a fresh one; window, gate and optimiser stay."""
+    state, new = memory.pin(), fresh.state
+    adaptation = {
+        **state.adaptation,
+        **{
+            f"previous.{name}": array
+            for name, array in new.parameters.items()
+            if "log_eta" in state.adaptation
+        },
+    }
+    counters = {**state.counters, "learned": state.counters["learned"] * 0}
+    waiting = memory.waiting()
+    memory.restore(
+        dataclasses.replace(state, parameters=new.parameters, adaptation=adaptation, counters=counters),
+        waiting,
+    )
+
+
+def _numbers(measured: Any) -> dict[str, Any]:
+    matrices = {
+        name: {
+            "shape": list(one.spectrum.shape),
+            "norm": float(one.norm.mean()),
+            "effective_rank": float(one.effective_rank.mean()),
+            "utilization": float(one.utilisation.mean()),
+        }
+        for name, one in measured.matrices.items()
+    }
+    return {
+        "steps": int(measured.steps),
+        "steps_rejected": int(measured.steps_rejected),
+        "muon_iterations": int(measured.muon_iterations),
+        "memory_utilization": float(measured.memory_utilisation),
+        "matrices": matrices,
+    }

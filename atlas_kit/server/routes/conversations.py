@@ -1,0 +1,122 @@
+"""``/v1/conversations``: conversations of the Responses API, each the text and the session of one name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import Field
+
+from atlas_kit.server.conversations import Conversation
+from atlas_kit.server.generation import checked_session_id
+from atlas_kit.server.kept_responses import Kept, Thread
+from atlas_kit.server.problems import ApiError
+from atlas_kit.server.response_items import chat_messages, listed, page
+from atlas_kit.server.routes.common import TheService, namespace_of, new_id
+from atlas_kit.server.schemas import Open
+from atlas_kit.server.service import Service
+
+router = APIRouter(prefix="/v1/conversations", tags=["OpenAI"])
+
+
+class ConversationRequest(Open):
+    """What a conversation begins with."""
+
+    items: list[dict[str, Any]] | None = Field(None, max_length=10_000, description="What was said before.")
+    metadata: dict[str, Any] | None = Field(None, description="Given back with the conversation.")
+
+
+class ItemsRequest(Open):
+    """What is added to a conversation."""
+
+    items: list[dict[str, Any]] = Field(min_length=1, max_length=10_000)
+
+
+@router.post("", summary="Begin a conversation")
+async def create(request: Request, asked: ConversationRequest, service: TheService) -> dict[str, Any]:
+    """Return a name that no conversation has; its memory begins with the first answer."""
+    service.require_ready()
+    name = new_id("conv_")
+    messages = chat_messages(asked.items or [])
+    async with service.responses.turn(namespace_of(request), name) as thread:
+        thread.metadata = asked.metadata or {}
+        if messages:
+            thread.last = Kept({}, listed(asked.items or []), messages)
+        return _shape(name, thread, None)
+
+
+@router.get("/{name}", summary="A conversation")
+async def retrieve(request: Request, name: str, service: TheService) -> dict[str, Any]:
+    """Return what is known of a conversation."""
+    service.require_ready()
+    return _shape(name, *_found(service, namespace_of(request), name))
+
+
+@router.post("/{name}", summary="Change what is noted of a conversation")
+async def update(
+    request: Request, name: str, asked: ConversationRequest, service: TheService
+) -> dict[str, Any]:
+    """Replace the metadata."""
+    service.require_ready()
+    namespace = namespace_of(request)
+    _, session = _found(service, namespace, name)
+    async with service.responses.turn(namespace, name) as thread:
+        thread.metadata = asked.metadata or {}
+        return _shape(name, thread, session)
+
+
+@router.delete("/{name}", summary="Forget a conversation and its memory")
+async def delete(request: Request, name: str, service: TheService) -> dict[str, Any]:
+    """Forget the text, the session and its memory; answers that were stored stay."""
+    service.require_ready()
+    namespace = namespace_of(request)
+    _found(service, namespace, name)
+    async with service.responses.turn(namespace, name):
+        service.responses.forget(namespace, name)
+        await service.forget(namespace, name)
+    return {"id": name, "object": "conversation.deleted", "deleted": True}
+
+
+@router.get("/{name}/items", summary="What was said in a conversation")
+async def items(
+    request: Request, name: str, service: TheService, limit: int = 20, order: str = "desc", after: str = ""
+) -> dict[str, Any]:
+    """Return what was sent and said; after a restart, it is not known any more, though the memory has read it."""
+    service.require_ready()
+    thread, _ = _found(service, namespace_of(request), name)
+    found = [] if thread is None or thread.last is None else thread.last.items_so_far()
+    return page(found, limit, order, after)
+
+
+@router.post("/{name}/items", summary="Add to a conversation")
+async def add(request: Request, name: str, asked: ItemsRequest, service: TheService) -> dict[str, Any]:
+    """Add items, which the model reads with the next answer."""
+    service.require_ready()
+    namespace = namespace_of(request)
+    _found(service, namespace, name)
+    messages, sent = chat_messages(asked.items), listed(asked.items)
+    async with service.responses.turn(namespace, name) as thread:
+        before = thread.last
+        thread.last = Kept({}, sent, messages, before, None if before is None else before.conversation)
+    return page(sent, 100, "asc", "")
+
+
+def _found(service: Service, namespace: str, name: str) -> tuple[Thread | None, Conversation | None]:
+    """Return a conversation's text and its session, one of which there is."""
+    thread = service.responses.thread(namespace, name)
+    session = service.session(namespace, checked_session_id(name))
+    if thread is None and session is None:
+        raise ApiError(
+            404, f"There is no conversation {name[:128]!r}.", param="conversation_id", code="not_found"
+        )
+    return thread, session
+
+
+def _shape(name: str, thread: Thread | None, session: Conversation | None) -> dict[str, Any]:
+    created = thread.created if session is None and thread is not None else session and session.created
+    return {
+        "id": name,
+        "object": "conversation",
+        "created_at": int(created or 0),
+        "metadata": {} if thread is None else thread.metadata,
+    }

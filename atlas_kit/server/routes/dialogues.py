@@ -1,0 +1,41 @@
+"""What the API families of conversations share: how their settings and what follows from a dialogue go together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from atlas_kit.server.problems import ApiError
+from atlas_kit.server.routes.common import sampling_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from atlas_kit.llama.sampling import Sampling
+    from atlas_kit.server.dialogue import Dialogue
+    from atlas_kit.server.schemas import Generate
+    from atlas_kit.server.service import Service
+
+
+def shape_of(asked: Generate, given: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return the form of the answer: the API's own, or llama.cpp's ``json_schema`` at the top of a request."""
+    if given is None and asked.json_schema is not None:
+        return {"type": "json_schema", "json_schema": {"schema": asked.json_schema}}
+    return given
+
+
+def sampling_for(asked: Generate, service: Service, found: Dialogue) -> Sampling:
+    """Return how the tokens of an answer are chosen.
+
+    Raises
+    ------
+    ApiError
+        A grammar was sent beside tools or a form that make one of their own.
+    """
+    if found.sampling and asked.grammar is not None:
+        raise ApiError(
+            400,
+            "A grammar and a form that follows from tools or a schema cannot both be followed.",
+            param="grammar",
+        )
+    # the schema at the top is part of the dialogue, which may leave room for thoughts and calls
+    return sampling_of(asked.model_copy(update={"json_schema": None}), service, **found.sampling)

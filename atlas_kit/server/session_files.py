@@ -1,0 +1,190 @@
+"""The files of sessions that are not in main memory: one each, in one folder, under the hash of its name.
+
+With a folder of their own, sessions outlive a restart; else the files are in a private one, which goes with the server.
+Everything here may be done on any thread; of who uses a session, the module knows nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from atlas_kit.errors import AtlasError, LockedError
+from atlas_kit.persistence.session_file import read_session_state, write_session_state
+from atlas_kit.persistence.snapshot import describe_memory
+from atlas_kit.storage.atomic import lock
+from atlas_kit.storage.source import access_error
+
+if TYPE_CHECKING:
+    from atlas_kit.formats.atlas import MemoryFile
+    from atlas_kit.persistence.session_state import SessionState
+    from atlas_kit.server.keys import Key
+
+_SUFFIX = ".atlas"
+
+
+class SessionFiles:
+    """Writes and reads sessions.
+
+    Parameters
+    ----------
+    folder
+        Where they are; None: in a temporary folder, which ``close`` removes.
+    codec
+        How arrays are compressed; None: they are not.
+
+    Raises
+    ------
+    LockedError
+        Another server uses this folder.
+    FileAccessError
+        It cannot be made or written to.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None, codec: str | None = None) -> None:
+        self._folder = None if folder is None else os.fspath(folder)
+        self._private = folder is None
+        self._codec = codec
+        self._making = threading.Lock()
+        self._held = contextlib.ExitStack()
+        self._seen: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {}
+        if folder is not None:
+            self._open(os.fspath(folder))
+
+    def _open(self, folder: str) -> None:
+        try:
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise access_error(error, folder, "write") from error
+        try:
+            self._held.enter_context(lock(os.path.join(folder, "server"), timeout=1.0))
+        except LockedError as error:
+            raise LockedError(
+                "another server uses this folder of sessions", path=folder, hint="Give each its own folder."
+            ) from error
+
+    @property
+    def folder(self) -> str:
+        """Where the files are; a private folder is made when it is needed first."""
+        with self._making:
+            if self._folder is None:
+                try:
+                    self._folder = tempfile.mkdtemp(prefix="atlas-sessions-")
+                except OSError as error:
+                    raise access_error(error, tempfile.gettempdir(), "write") from error
+            return self._folder
+
+    @property
+    def outlives(self) -> bool:
+        """Whether what is written is there after a restart."""
+        return not self._private
+
+    def path_of(self, key: Key) -> str:
+        """Return the file of a session."""
+        name = hashlib.sha256(f"{key.namespace}\0{key.name}".encode("utf-8", "surrogatepass")).hexdigest()[
+            :40
+        ]
+        return os.path.join(self.folder, name + _SUFFIX)
+
+    def exists(self, key: Key) -> bool:
+        """Tell whether there is a file of a session."""
+        return self._folder is not None and os.path.isfile(self.path_of(key))
+
+    def write(self, key: Key, state: SessionState, info: dict[str, Any]) -> None:
+        """Write a session; ``info``: what is known about it besides.
+
+        Raises
+        ------
+        AtlasError
+            It cannot be written; an older file of it stays as it was.
+        """
+        options: dict[str, Any] = {} if self._codec is None else {"codec": self._codec}
+        write_session_state(self.path_of(key), state, metadata={"session": info}, force=True, **options)
+
+    def read(self, key: Key, model: str) -> tuple[SessionState, dict[str, Any]]:
+        """Return a session, and what is known about it; ``model``: the identity of the one it must be of.
+
+        Raises
+        ------
+        AtlasError
+            There is none, or it is damaged, or another model's.
+        """
+        path = self.path_of(key)
+        return read_session_state(path, expect_model=model), session_info(path)
+
+    def delete(self, key: Key) -> bool:
+        """Remove the file of a session; tell whether there was one.
+
+        Raises
+        ------
+        FileAccessError
+            It cannot be removed.
+        """
+        if self._folder is None:
+            return False
+        path = self.path_of(key)
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise access_error(error, path, "write") from error
+        return True
+
+    def set_aside(self, key: Key) -> str | None:
+        """Move a file that is no good out of the way; return its new name, None where there is none."""
+        path = self.path_of(key)
+        aside = f"{path}.{time.strftime('%Y%m%d-%H%M%S')}.aside"
+        with contextlib.suppress(OSError):
+            os.replace(path, aside)
+            return os.path.basename(aside)
+        return None
+
+    def infos(self, namespace: str) -> list[dict[str, Any]]:
+        """Return what is known about the sessions of a namespace that have files; of damaged ones, nothing."""
+        found, there = [], set[str]()
+        if self._folder is None:
+            return []
+        with contextlib.suppress(OSError), os.scandir(self.folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(_SUFFIX) and not entry.name.startswith("."):
+                    info = self._described(entry)
+                    there.add(entry.name)
+                    if info.get("namespace") == namespace and isinstance(info.get("name"), str):
+                        found.append(info)
+        self._seen = {name: kept for name, kept in self._seen.items() if name in there}
+        return found
+
+    def _described(self, entry: os.DirEntry[str]) -> dict[str, Any]:
+        """Return what a file says of its session, read anew when it has changed."""
+        try:
+            stat = entry.stat(follow_symlinks=False)
+        except OSError:
+            return {}
+        stamp = (stat.st_mtime_ns, stat.st_ino)
+        kept = self._seen.get(entry.name)
+        if kept is None or kept[0] != stamp:
+            try:
+                info = session_info(entry.path)
+            except AtlasError:
+                info = {}
+            kept = self._seen[entry.name] = (stamp, {**info, "bytes": stat.st_size})
+        return kept[1]
+
+    def close(self) -> None:
+        """Let another server use the folder; a private one is removed."""
+        self._held.close()
+        if self._private and self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def session_info(file: str | MemoryFile) -> dict[str, Any]:
+    """Return what a file says of the session in it, besides its memory."""
+    info = describe_memory(file).metadata.get("session")
+    return info if isinstance(info, dict) else {}

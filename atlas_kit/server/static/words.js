@@ -1,0 +1,82 @@
+// Numbers and facts as people say them. No document.
+
+import { count } from "../../widgets/static/explorer/dom.js";
+
+/** @typedef {import("./api.js").Reply} Reply */
+
+/**
+ * @param {number} n
+ * @param {string} one
+ * @param {string} [several]
+ */
+export const many = (n, one, several = `${one}s`) => `${count(n)} ${n === 1 ? one : several}`;
+
+/** @param {number} n */
+export const tokens = (n) => many(n, "token");
+
+/** @param {number} value */
+export const rate = (value) => (value >= 100 ? count(Math.round(value)) : value >= 10 ? value.toFixed(0) : value.toFixed(1));
+
+/**
+ * A time in seconds, as short as it stays true.
+ * @param {number | null | undefined} seconds
+ */
+export function duration(seconds) {
+  if (seconds === null || seconds === undefined) return "–";
+  if (seconds < 1) return `${Math.max(1, Math.round(seconds * 1000))} ms`;
+  if (seconds < 60) return `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min`;
+  return seconds < 172_800 ? `${Math.floor(seconds / 3600)} h` : `${Math.floor(seconds / 86_400)} days`;
+}
+
+/**
+ * How long ago something was.
+ * @param {number} seconds
+ */
+export const ago = (seconds) => (seconds < 10 ? "just now" : `${duration(Math.max(1, Math.round(seconds)))} ago`);
+
+/**
+ * What became of the memory's file, in a few sentences; the first is about its beginning.
+ * @param {Reply | null} file
+ * @param {number} now in Unix seconds
+ * @returns {{text: string, wrong: boolean}[]}
+ */
+export function fileFacts(file, now) {
+  if (!file) {
+    return [{ text: "The server was started without a memory file: what is learned ends with it.", wrong: false }];
+  }
+  const found = [];
+  if (file.set_aside) found.push({ text: `The file at the start could not be used, and lies beside it as ${file.set_aside}.`, wrong: true });
+  if (file.problem && !file.set_aside) found.push({ text: `${capital(file.problem)}.`, wrong: true });
+  if (file.backup) found.push({ text: `The memory went on from the backup ${file.backup}.`, wrong: true });
+  else if (file.loaded) found.push({ text: `The memory went on from ${file.name}.`, wrong: false });
+  else found.push({ text: `The memory began anew; it is kept in ${file.name}.`, wrong: false });
+  if (file.last_problem) found.push({ text: `The last save failed: ${file.last_problem}.`, wrong: true });
+  else if (file.last_saved) {
+    found.push({ text: `Saved ${many(file.saves, "time")}, last ${ago(now - file.last_saved)}, in ${duration(file.last_seconds)}.`, wrong: false });
+  } else found.push({ text: "Not saved yet since the start.", wrong: false });
+  return found;
+}
+
+/** @param {string} text */
+const capital = (text) => text[0].toUpperCase() + text.slice(1).replace(/\.$/, "");
+
+/**
+ * What an answer took, as one line.
+ * @param {Reply | undefined} usage
+ * @param {number} seconds
+ * @param {Reply | undefined} atlas
+ */
+export function answerFacts(usage, seconds, atlas) {
+  const found = [];
+  if (usage) {
+    const known = usage.prompt_tokens_details?.cached_tokens ?? 0;
+    found.push(`${tokens(usage.prompt_tokens - known)} read`);
+    if (known) found.push(`${count(known)} known already`);
+    found.push(`${tokens(usage.completion_tokens)} in ${duration(seconds)}`);
+  }
+  if (atlas?.left_context_tokens) {
+    found.push(`${count(atlas.left_context_tokens)} have left the context, the memory covers ${count(atlas.covered_by_memory_tokens ?? 0)}`);
+  }
+  return found.join(" · ");
+}

@@ -1,0 +1,301 @@
+"""The life of a server's process: signals under load, ports, and what is left when it is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import tool_environment
+
+from atlas_kit.persistence.session_file import read_session_state
+
+pytest.importorskip("fastapi", reason="the packages of the server are not installed")
+httpx = pytest.importorskip("httpx", reason="the packages of the server are not installed")
+
+#: A server with the fake engine, whose steps take as long as is said.
+PROGRAM = """
+import json, logging, sys, time
+from atlas_kit.errors import AtlasError
+from atlas_kit.llama import FakeEngine
+from atlas_kit.server import Service, ServerConfig, serve
+
+settings, step, loading = json.loads(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
+
+class Slow(FakeEngine):
+    def decode(self, *given, **more):
+        time.sleep(step)
+        return super().decode(*given, **more)
+
+def open_engine(config):
+    time.sleep(loading)
+    return Slow(n_ctx=256, n_sequences=4, n_batch=64)
+
+logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+config = ServerConfig(**settings)
+try:
+    serve(config, Service(config, open_engine=open_engine))
+except AtlasError as error:
+    sys.exit(error.message)
+"""
+TEXT = "to be or not to be, that is the question: whether 'tis nobler in the mind to suffer. "
+SECONDS = 60.0
+
+
+class Process:
+    """A server in a process of its own."""
+
+    def __init__(self, step: float = 0.0, loading: float = 0.0, wait: bool = True, **settings: Any) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = settings.setdefault("port", free.getsockname()[1])
+        given = {"model": "fake.gguf", "drain_seconds": 1, **settings}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, json.dumps(given), str(step), str(loading)],
+            env=tool_environment(), stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.url = f"http://127.0.0.1:{port}"
+        self.log: list[str] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        if wait:
+            self.until(self._answers)
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        self.log.extend(iter(self.process.stderr.readline, ""))
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, "".join(self.log)
+        try:
+            return bool(httpx.get(f"{self.url}/ready").status_code == 200)
+        except httpx.HTTPError:
+            return False
+
+    def until(self, true: Callable[[], Any]) -> None:
+        """Wait until something is true."""
+        end = time.monotonic() + SECONDS
+        while not true():
+            assert time.monotonic() < end, "".join(self.log)
+            time.sleep(0.02)
+
+    def post(self, prompt: str, count: int, **more: Any) -> Any:
+        body = {"prompt": prompt, "max_tokens": count, "temperature": 0, **more}
+        return httpx.post(f"{self.url}/v1/completions", json=body, timeout=SECONDS)
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def end(self) -> int:
+        """Wait for the end; return the exit code."""
+        code = self.process.wait(SECONDS)
+        self._reader.join()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return code
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Process]]:
+    """Return a function that starts a server; whatever is left of it is killed."""
+    started: list[Process] = []
+
+    def start_one(**options: Any) -> Process:
+        started.append(Process.__new__(Process))
+        started[-1].__init__(**options)  # type: ignore[misc]
+        return started[-1]
+
+    yield start_one
+    for one in started:
+        if one.process.poll() is None:
+            one.process.kill()
+        if one.process.stderr is not None and not one.process.stderr.closed:
+            one.end()
+
+
+class Load:
+    """Clients that ask one thing after the other, streamed or not, until the server is gone."""
+
+    def __init__(self, server: Process, clients: int = 6, count: int = 200) -> None:
+        self.answered = 0
+        self.unexpected: list[str] = []
+        self._server, self._count, self._over = server, count, False
+        self._threads = [threading.Thread(target=self._ask, args=(n,)) for n in range(clients)]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self, number: int) -> None:
+        turn = 0
+        while not self._over:
+            turn += 1
+            atlas = {} if number % 2 else {"session_id": f"client {number}"}
+            body = {
+                "prompt": f"{number}:{turn} {TEXT}", "max_tokens": self._count, "atlas": atlas,
+                "stream": number % 3 == 0,
+            }  # fmt: skip
+            try:
+                with httpx.stream(
+                    "POST", f"{self._server.url}/v1/completions", json=body, timeout=SECONDS
+                ) as one:
+                    text = "".join(one.iter_text())
+            except httpx.HTTPError:
+                continue
+            if one.status_code == 200 and ("[DONE]" in text or '"usage"' in text):
+                self.answered += 1
+            elif one.status_code not in (503,) and '"code":"unavailable"' not in text.replace(" ", ""):
+                self.unexpected.append(f"{one.status_code} {text[-300:]}")
+
+    def stop(self) -> None:
+        self._over = True
+        for thread in self._threads:
+            thread.join()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_ends_well_under_load(number: int, start: Any, tmp_path: Path) -> None:
+    path = tmp_path / "m.atlas"
+    settings = {"atlas_memory_file": str(path), "atlas_memory_dir": str(tmp_path)}
+    server = start(step=0.002, **settings)
+    server.post(TEXT * 3, 0)
+    server.post(TEXT * 3, 0, atlas={"session_id": "anna"})
+    load = Load(server)
+    server.until(lambda: load.answered > 3)
+    server.signal(number)
+    code = server.end()
+    load.stop()
+    assert code == 0, "".join(server.log)
+    assert load.unexpected == []
+    assert "Traceback" not in "".join(server.log)
+    again = start(**settings)
+    for atlas in ({}, {"session_id": "anna"}):
+        usage = again.post(TEXT * 3, 0, atlas=atlas).json()["usage"]
+        assert usage["prompt_tokens_details"]["cached_tokens"] == 3 * len(TEXT)
+    again.signal(signal.SIGTERM)
+    assert again.end() == 0
+    assert not [name for name in os.listdir(tmp_path) if name.endswith((".tmp", ".lock", ".aside"))]
+
+
+@pytest.mark.slow
+def test_a_killed_server_leaves_the_last_saved_memory_whole(start: Any, tmp_path: Path) -> None:
+    path = tmp_path / "m.atlas"
+    settings = {
+        "atlas_memory_file": str(path), "atlas_memory_dir": str(tmp_path), "atlas_auto_save_interval": 1,
+    }  # fmt: skip
+    for turn in range(3):
+        server = start(**settings)
+        known = f"turn {turn}. " + TEXT * 2
+        for atlas in ({}, {"session_id": "anna"}):
+            server.post(known, 0, atlas=atlas)
+        server.signal(signal.SIGUSR1)
+        load = Load(server, count=20)
+        server.until(lambda server=server: any("all is saved" in line for line in server.log))
+        server.process.kill()
+        assert server.end() == -signal.SIGKILL
+        load.stop()
+        assert load.unexpected == []
+        state = read_session_state(path)  # whole
+        assert tuple(map(ord, known)) in set(map(tuple, state.texts))
+    server = start(**settings)
+    for atlas in ({}, {"session_id": "anna"}):
+        usage = server.post(known, 0, atlas=atlas).json()["usage"]
+        assert usage["prompt_tokens_details"]["cached_tokens"] == len(known)
+    status = httpx.get(f"{server.url}/v1/atlas/status").json()
+    assert status["memory_file"]["problem"] is None
+    assert {one["id"] for one in httpx.get(f"{server.url}/v1/atlas/sessions").json()["data"]} >= {"anna"}
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_at_once(start: Any, tmp_path: Path) -> None:
+    server = start(step=0.05, drain_seconds=600, atlas_memory_file=str(tmp_path / "m.atlas"))
+    gone = []
+
+    def ask() -> None:
+        try:
+            server.post(TEXT, 100_000)
+        except httpx.HTTPError as error:
+            gone.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    server.until(lambda: httpx.get(f"{server.url}/v1/atlas/status").json()["performance"]["running"])
+    server.signal(signal.SIGTERM)
+    server.until(lambda: any("ending" in line for line in server.log))
+    assert server.process.poll() is None
+    server.signal(signal.SIGTERM)
+    assert server.end() == 128 + signal.SIGTERM
+    asking.join()
+    assert len(gone) == 1
+
+
+@pytest.mark.slow
+def test_answers_may_end_before_the_server_does(start: Any) -> None:
+    server = start(step=0.01, drain_seconds=600)
+    found: list[Any] = []
+    asking = threading.Thread(target=lambda: found.append(server.post(TEXT, 60)))
+    asking.start()
+    server.until(lambda: httpx.get(f"{server.url}/v1/atlas/status").json()["performance"]["running"])
+    server.signal(signal.SIGTERM)
+    assert server.end() == 0
+    asking.join()
+    assert found[0].status_code == 200
+    assert found[0].json()["choices"][0]["finish_reason"] in ("length", "stop")
+
+
+@pytest.mark.slow
+def test_saving_on_request(start: Any, tmp_path: Path) -> None:
+    path = tmp_path / "m.atlas"
+    server = start(atlas_memory_file=str(path), atlas_auto_save=False)
+    server.post(TEXT, 0)
+    server.signal(signal.SIGUSR1)
+    server.until(path.exists)
+    assert read_session_state(path).texts == (list(map(ord, TEXT)),)
+    server.signal(signal.SIGTERM)
+    assert server.end() == 0
+
+
+@pytest.mark.slow
+def test_a_server_that_still_loads_says_so_and_can_be_ended(start: Any) -> None:
+    server = start(loading=30, wait=False, drain_seconds=0)
+    answers = []
+
+    def answers_503() -> bool:
+        try:
+            answers.append(httpx.get(f"{server.url}/health"))
+        except httpx.HTTPError:
+            return False
+        return True
+
+    server.until(answers_503)
+    assert answers[-1].status_code == 503
+    assert answers[-1].json()["error"]["code"] == "unavailable"
+    server.signal(signal.SIGTERM)
+    assert server.end() == 0
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken_is_one_sentence(start: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        server = start(wait=False, port=taken.getsockname()[1])
+        assert server.end() == 1
+    assert len(server.log) == 1
+    assert "cannot listen at" in server.log[0]
+
+
+@pytest.mark.slow
+def test_a_second_server_on_one_file_refuses_to_start(start: Any, tmp_path: Path) -> None:
+    settings = {"atlas_memory_file": str(tmp_path / "m.atlas")}
+    first = start(**settings)
+    second = start(wait=False, **settings)
+    assert second.end() == 1
+    assert "another server keeps its memory in this file" in second.log[-1]
+    assert "Traceback" not in "".join(second.log)
+    assert first.post(TEXT, 1).status_code == 200
