@@ -55,6 +55,12 @@ class Generation:
         What the request is called in lists of what is under way.
     score_prompt
         Also tell the log-probabilities of the text's own tokens.
+    reuse
+        False: nothing that is known of the text is used, and all of it is read.
+    slot
+        The sequence that it is to be generated in.
+    around
+        Makes another sampler of the sampler.
     """
 
     tokens: Sequence[int]
@@ -67,6 +73,7 @@ class Generation:
     score_prompt: bool = False
     reuse: bool = True
     slot: int | None = None
+    around: Callable[[Sampler], Sampler] | None = None
 
 
 class Scored(NamedTuple):
@@ -189,6 +196,8 @@ class Generating:
         self._seen: list[Scored] = []
         # first, so that a grammar that cannot be followed costs neither a wait nor any reading
         self._sampler: Sampler = conversations.engine.sampler(asked.sampling)
+        if asked.around is not None:
+            self._sampler = asked.around(self._sampler)
         self._sampler.accept(asked.tokens)
         self._conversation: Conversation | None = None
         self._told: Conversation | None = None
@@ -221,7 +230,9 @@ class Generating:
 
         It goes on from a copy of the state behind the text: the conversation learns nothing of it.
         """
-        asked = dataclasses.replace(self._asked, sampling=sampling, score_prompt=False, changes={})
+        asked = dataclasses.replace(
+            self._asked, sampling=sampling, score_prompt=False, changes={}, reuse=True
+        )
         found = Copy(self, asked)
         self._copies.append(found)
         return found
