@@ -14,9 +14,11 @@ import dataclasses
 import logging
 import time
 from array import array
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakValueDictionary
 
 from atlas_kit.errors import AtlasError, BusyError, ClosedError, InvalidParamError
 from atlas_kit.llama.parking import Parked, light_state_of, park, parked_of, state_of, unpark
@@ -248,6 +250,9 @@ class Conversations:
         #: Whether a conversation without a memory may lose the beginning of its context.
         self.context_shift = False
         self._ending = False
+        self._deleting: Counter[Key] = Counter()
+        #: A session that was deleted and one that begins under its name share a file, for a moment.
+        self._writing: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
         self._tidying: asyncio.Task[None] | None = None
         self._tidy_after = 0.0
         self.spill_problem: str | None = None
@@ -267,9 +272,15 @@ class Conversations:
     def find(self, key: Key, settings: AtlasSettings | None = None) -> Conversation | None:
         """Return the conversation of a name, also one that is in a file; ``settings``: until that is read."""
         found = self.named.get(key)
-        if found is None and self.files is not None and settings is not None and self.files.exists(key):
-            found = self.named[key] = Conversation(key, settings)
+        if found is not None or self.files is None or settings is None or key in self._deleting:
+            return found
+        if self.files.exists(key):
+            found = self.named[key] = Conversation(key, settings, writing=self.writing_of(key))
         return found
+
+    def writing_of(self, key: Key) -> asyncio.Lock:
+        """Return the lock of a session's file; of a temporary conversation, its own."""
+        return asyncio.Lock() if key.name is None else self._writing.setdefault(key, asyncio.Lock())
 
     def named_or_new(self, key: Key, settings: AtlasSettings | None) -> Conversation:
         """Return the conversation of a name, which is started where there is none."""
@@ -425,7 +436,7 @@ class Conversations:
     def new(self, key: Key, settings: AtlasSettings | None) -> Conversation:
         """Return a conversation that has read nothing."""
         memory = None if settings is None else self.new_memory(settings)
-        return Conversation(key, settings, parked=Parked(memory))
+        return Conversation(key, settings, parked=Parked(memory), writing=self.writing_of(key))
 
     def new_memory(self, settings: AtlasSettings) -> TokenMemory:
         """Return an empty memory."""
@@ -442,13 +453,23 @@ class Conversations:
     async def delete(self, conversation: Conversation) -> None:
         """Forget a conversation, its memory and its file."""
         self.drop(conversation)
-        async with conversation.writing:  # what is being written goes, too
-            if self.files is not None and conversation.key.name is not None:
-                await asyncio.to_thread(self.files.delete, conversation.key)
+        key, files = conversation.key, self.files
+        if files is not None and key.name is not None:
+            self._deleting[key] += 1  # whoever begins one of this name now does not find the file
+            try:
+                await finished(self._delete_file(conversation, files))
+            finally:
+                self._deleting[key] -= 1
+                if not self._deleting[key]:
+                    del self._deleting[key]
         slot = conversation.slot
         if slot is not None and not conversation.lock.locked():
             await self._take(slot)
             await finished(self._leave(slot))
+
+    async def _delete_file(self, conversation: Conversation, files: SessionFiles) -> None:
+        async with conversation.writing:  # what is being written goes, too
+            await asyncio.to_thread(files.delete, conversation.key)
 
     # --- leasing -------------------------------------------------------------------------------------------
 
@@ -712,7 +733,7 @@ class Conversations:
             if state is None or conversation.closed:
                 return False
             await finished(asyncio.to_thread(self.files.write, conversation.key, state, about(conversation)))
-            conversation.saved, conversation.exact = version, state.context is not None or not state.tokens
+            conversation.saved, conversation.exact = version, exact or not state.tokens
             return True
 
     async def save_all(self, *, exact: bool = True) -> int:
@@ -791,7 +812,8 @@ class Conversations:
                 self._forget_temporary(one)
                 continue
             try:
-                await self.spill(one)
+                if not await self.spill(one):
+                    return  # it was used meanwhile: whoever did so asks for this again
             except AtlasError as error:
                 self._tidy_after = time.monotonic() + RETRY_SECONDS
                 self.spill_problem = error.message
@@ -799,8 +821,8 @@ class Conversations:
             else:
                 self.spill_problem = None
 
-    async def spill(self, conversation: Conversation) -> None:
-        """Move a conversation that rests in main memory into its file.
+    async def spill(self, conversation: Conversation) -> bool:
+        """Move a conversation that rests in main memory into its file; tell whether it is there alone.
 
         Raises
         ------
@@ -813,6 +835,7 @@ class Conversations:
             if clean and conversation.slot is None and not conversation.closed:
                 conversation.parked = None
                 conversation.branches, conversation.history = [], array("i")
+            return conversation.cold
 
     async def close(self) -> None:
         """Give the sequences back."""

@@ -232,7 +232,7 @@ class SharedMemory:
             self.report.seconds_saving += self.report.last_seconds
             self.report.last_problem = None
             conversation.saved = version
-            conversation.exact = state.context is not None or not state.tokens
+            conversation.exact = exact or not state.tokens
             self._policy.saved(version)
             log.info("memory saved: %s", os.path.basename(self.path))
             return True

@@ -312,7 +312,9 @@ class Memories:
         )
         if conversations.find(key, self._service.settings) is not None:
             raise ApiError(409, "There is a session of this name already.", param="session_id", code="exists")
-        found = conversations.named[key] = Conversation(key, conversation.settings)
+        found = conversations.named[key] = Conversation(
+            key, conversation.settings, writing=conversations.writing_of(key)
+        )
         take_over(found, parked, state, {"learned": conversation.learned})
         found.version = 1
         return found

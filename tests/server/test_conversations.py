@@ -48,7 +48,7 @@ class House:
 
     def generating(self, conversation: Any, text: str | bytes, count: int = 4, **more: Any) -> Generating:
         tokens = list(text.encode() if isinstance(text, str) else text)
-        asked = Generation(tokens, Sampling(temperature=0), count, **more)
+        asked = Generation(tokens, **{"sampling": Sampling(temperature=0), "max_tokens": count, **more})
         choose = conversation if callable(conversation) else lambda: conversation
         return Generating(self.all, choose, asked, Metrics(), remembers=True)
 
@@ -645,5 +645,48 @@ def test_work_of_an_owner_that_is_gone_is_waited_for() -> None:
                 await asyncio.wait({task})
                 assert task.cancelled()
                 assert len(done) == 1
+
+    run(test)
+
+
+def test_a_session_that_begins_while_another_of_its_name_is_deleted_is_its_own(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with House(files=SessionFiles(tmp_path)) as house:
+            anna = house.named("anna")
+            await house.answer(anna, TEXT, 0)
+            await house.all.save(anna)
+            async with anna.writing:  # as if it were being written
+                deleting = asyncio.ensure_future(house.all.delete(anna))
+                await asyncio.sleep(0)
+                fresh = house.named("anna")
+                assert fresh is not anna
+                assert (await house.answer(fresh, TEXT[:20], 0)).outcome.cached_tokens == 0
+                saving = asyncio.ensure_future(house.all.save(fresh))
+                await asyncio.sleep(0.01)
+            await deleting
+            assert await saving
+            del house.all.named[fresh.key]
+            again = house.named("anna")
+            assert again.place == "file"
+            answer = await house.answer(again, TEXT[:20], 0)
+            assert answer.outcome.read_tokens == 0
+            assert "problem" not in answer.outcome.atlas
+
+    run(test)
+
+
+def test_what_has_no_bytes_of_its_context_is_spilled_once(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with House(FakeEngine(n_ctx=64, n_sequences=1), files=SessionFiles(tmp_path), warm=0) as house:
+            anna = house.named("anna")
+            await house.answer(anna, TEXT, 0)
+            async with house.all.lease(house.named("ben")):
+                assert anna.parked is not None
+                anna.parked.data = None
+                anna.version += 1
+            while house.all._tidying is not None and not house.all._tidying.done():
+                await asyncio.sleep(0.01)
+            assert anna.place == "file"
+            assert (await house.answer(anna, TEXT, 0)).outcome.read_tokens == 0
 
     run(test)
