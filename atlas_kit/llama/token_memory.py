@@ -166,8 +166,11 @@ class Reading:
         own = self.logits[every, token].astype(np.float64)
         place, known = _find(self.tokens, token)
         behind = np.where(known, self.corrected[every, place], own) if len(self.tokens) else own
-        cached = (self.window.weights * self.hits(token)).sum(axis=1)
-        return np.stack((np.exp(own - self.lse), np.exp(behind - self.log_z), cached), axis=-1)
+        found = np.empty((len(token), 3))
+        np.exp(own - self.lse, out=found[:, 0])
+        np.exp(behind - self.log_z, out=found[:, 1])
+        found[:, 2] = (self.window.weights * self.hits(token)).sum(axis=1)
+        return found
 
     def gain(self, token: Array) -> Array:
         """Return (n,): d log p(token) / d g, were the memory's correction g times as large, at g = 1, per nat.
@@ -184,7 +187,7 @@ class Reading:
 
     def hits(self, token: Array) -> Array:
         """Return (n, slots): which slots hold the token that came."""
-        return np.equal(self.slots.tokens[None, :], token[:, None])
+        return np.equal(self.slots.tokens, token[:, None])
 
     def blended(self, probabilities: Array) -> Array:
         """Return the blended probability (n,) from what ``probabilities_of`` gave."""
@@ -225,6 +228,7 @@ class TokenMemory:
         self.watched = np.empty(0, np.int64)
         self._pending: dict[str, list[Array]] = {name: [] for name in _PENDING}
         self._waiting = 0
+        self._due = False
         self.log_eta = 0.0
         self._window: _Window | None = None
         self._distinct: Array | None = None
@@ -244,8 +248,13 @@ class TokenMemory:
 
     @property
     def room(self) -> int:
-        """Tokens until the present step is full."""
-        return self.memory.config.chunk_size - self._waiting
+        """Tokens until the present step is full; of one that is full already, the next is meant."""
+        return self.memory.config.chunk_size - (0 if self._due else self._waiting)
+
+    @property
+    def due(self) -> bool:
+        """Whether a step is full and was put off; ``commit`` takes it, and so does whatever needs what it gives."""
+        return self._due
 
     @property
     def tokens_seen(self) -> int:
@@ -269,9 +278,11 @@ class TokenMemory:
         ModelError
             When the logits do not follow from the states, so that a correction would make no sense.
         """
+        self.commit()
         top, lse, entropy = summarize(logits, self.count)
-        tokens, own, corrected, log_z = self._corrected(hidden, logits, top, lse)
-        slots, window = self._look_up(hidden, current)
+        y, directions = self._answers(hidden)
+        tokens, own, corrected, log_z = self._corrected(hidden, logits, top, lse, y)
+        slots, window = self._look_up(directions, current)
         features = gate_features(window.similarity, entropy, window.length, window.confidence)
         if not self.settings.window_size:
             features[:, [1, 3, 4]] = 0  # all but the constant and the entropy look at the window
@@ -280,15 +291,27 @@ class TokenMemory:
             hidden, lse, top, logits, tokens, own, corrected, log_z, slots, window, weights, features
         )
 
+    def _answers(self, hidden: Array) -> tuple[Array, Array]:
+        """Return what the learned memory answers to states (n, n_embd), and as what the window is asked for them."""
+        given, memory, state = self._on_device(hidden), self.memory, self.state
+        looks = self.settings.window_size and memory.config.ranking is not None
+        if self.learns and looks:
+            y, directions = memory.read_and_direct(state, given)
+            return to_host(y), directions
+        none = np.empty((len(hidden), 0), np.float32)
+        return (
+            to_host(memory.read(state, given)) if self.learns else none,
+            memory.directions(state, given) if looks else none,
+        )
+
     def _corrected(
-        self, hidden: Array, logits: Array, top: Array, lse: Array
+        self, hidden: Array, logits: Array, top: Array, lse: Array, y: Array
     ) -> tuple[Array, Array, Array, Array]:
         """Return the candidates, their logits, these behind the memory, and the log-sum-exp of all logits then."""
         n = len(hidden)
         if not self.learns:
             none = np.empty((n, 0), np.float32)
             return np.empty(0, np.int64), none, none, lse
-        y = to_host(self.memory.read(self.state, self._on_device(hidden)))
         lately = self._lately
         tokens = self._candidates(top, lately)
         own = logits[:, tokens] if len(tokens) < logits.shape[1] else logits
@@ -346,16 +369,16 @@ class TokenMemory:
             self._distinct = np.unique(self.recent)
         return self._distinct
 
-    def _look_up(self, hidden: Array, current: Array) -> tuple[Slots, Ranked]:
+    def _look_up(self, directions: Array, current: Array) -> tuple[Slots, Ranked]:
         """Return what the window holds, and how its slots rank for each query."""
-        n, ranking = len(hidden), self.memory.config.ranking
+        n, ranking = len(current), self.memory.config.ranking
         slots = self._slots()
         keys, tokens = slots.keys, slots.tokens
         if ranking is None or not len(tokens):
             nothing = np.zeros(n, np.float32)
             empty = np.empty((n, 0), np.float32)
             return _NO_SLOTS, Ranked(empty, nothing - 1, nothing, nothing, np.empty((3, n, 0), np.float32))
-        cosine = to_host(self.memory.directions(self.state, self._on_device(hidden)) @ keys.T)
+        cosine = to_host(directions @ keys.T)
         match = match_lengths(self._histories(current, ranking.longest), tokens, ranking.longest)
         # the newest slot lies one token before the first that waits
         age = (
@@ -400,27 +423,35 @@ class TokenMemory:
             weights[:, 1 if self.learns else 0] = 1 - float(ratio)
         if not has_window:
             weights[:, 2] = 0
-        weights[:, 2] = np.minimum(weights[:, 2], MOST_WEIGHT * weights.sum(axis=1))
-        rest = weights[:, :2].sum(axis=1)
-        weights[rest <= 0, 0] = 1 - MOST_WEIGHT
+        cached = weights[:, 2]
+        np.minimum(cached, MOST_WEIGHT * weights.sum(axis=1), out=cached)
+        nothing = weights[:, :2].sum(axis=1) <= 0
+        if nothing.any():
+            weights[nothing, 0] = 1 - MOST_WEIGHT
         weights /= weights.sum(axis=1, keepdims=True)
         return weights
 
     @property
-    def _experts(self) -> list[int]:
+    def _experts(self) -> slice | list[int]:
         """Which of model, memory and window there are."""
+        if self.learns and self.settings.window_size:
+            return slice(None)
         return [0, *([1] if self.learns else []), *([2] if self.settings.window_size else [])]
 
     # --- learning ------------------------------------------------------------------------------------------
 
-    def learn(self, reading: Reading, token: Array) -> Array:
+    def learn(self, reading: Reading, token: Array, *, put_off: bool = False) -> Array:
         """Take in which tokens came, (n,) for the ``n`` of a reading, at most ``room``; return ``probabilities_of``.
+
+        ``put_off``: a step that is full then waits for ``commit``, until the next reading at the latest. Nobody has
+        looked by then, so it is the same step to the bit.
 
         Raises
         ------
         InvalidParamError
             For more tokens than the present step has room for.
         """
+        self.commit()
         if len(token) > self.room:
             raise InvalidParamError(f"{len(token)} tokens do not fit into a step with room for {self.room}")
         self.watched = self.watched[:0]
@@ -434,8 +465,9 @@ class TokenMemory:
         for name, value in zip(_PENDING, copies, strict=True):
             self._pending[name].append(value)
         self._waiting += len(token)
-        if self._waiting == self.memory.config.chunk_size:
-            self._commit()
+        self._due = self._waiting == self.memory.config.chunk_size
+        if not put_off:
+            self.commit()
         return probabilities
 
     def watch(self, reading: Reading, token: Array) -> Array:
@@ -466,8 +498,11 @@ class TokenMemory:
             yield reading, came, (self.learn if learn else self.watch)(reading, came)
             at = step.stop
 
-    def _commit(self) -> None:
-        """Take a step: gate, learned memory, window."""
+    def commit(self) -> None:
+        """Take the step that is due, if one is: gate, learned memory, window."""
+        if not self._due:
+            return
+        self._due = False
         rows = {name: np.concatenate(parts) for name, parts in self._pending.items()}
         self._pending = {name: [] for name in _PENDING}
         self._waiting = 0
@@ -551,11 +586,16 @@ class TokenMemory:
 
     def pin(self) -> MemoryState:
         """Return the present state, whose arrays stay as they are: the next step copies what it would write into."""
+        self.commit()
         self._pinned = True
         return self.state
 
     def waiting(self) -> dict[str, Array]:
         """Return the tokens whose step is not full yet, and the recent ones: what goes with ``state``."""
+        self.commit()
+        return self._unlearned()
+
+    def _unlearned(self) -> dict[str, Array]:
         found = {name: np.concatenate(parts) for name, parts in self._pending.items() if parts}
         return {**found, "recent": self.recent, "log_eta": np.asarray(self.log_eta)}
 
@@ -610,6 +650,7 @@ class TokenMemory:
         InvalidParamError
             When a setting decides what the arrays are.
         """
+        self.commit()
         settings = self.settings.replace(**changes)
         changed = [name for name in changes if getattr(settings, name) != getattr(self.settings, name)]
         if not changed:
@@ -653,7 +694,7 @@ class TokenMemory:
         state = self.state
         groups = (state.parameters, state.momentum, state.window, state.adaptation, state.gate)
         kept = sum(int(array.nbytes) for group in groups for array in group.values())
-        return kept + sum(array.nbytes for array in self.waiting().values())
+        return kept + sum(array.nbytes for array in self._unlearned().values())
 
 
 def summarize(logits: Array, count: int) -> tuple[Array, Array, Array]:

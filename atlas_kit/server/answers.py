@@ -96,7 +96,7 @@ def call_format(source: str) -> CallFormat | None:
     >>> call_format("{% if tools %}<tool_call>{% endif %}").closes
     '</tool_call>'
     """
-    if not re.search(r"\btools\b", source) or "<arg_key>" in source:
+    if not re.search(r"\btools\b", source) or "<arg_key>" in source or "<|channel|>" in source:
         return None
     if "[TOOL_CALLS]" in source:
         named = "[ARGS]" if "[ARGS]" in source else ""
@@ -190,7 +190,7 @@ class AnswerParser:
         self._names: dict[int, str] = {}
         self._text = ""
         self._space = ""  # at the end of what was said, which counts only where something follows
-        self._state = self._begin if thoughts and not thinking else self._say
+        self._state: Callable[[bool], bool] = self._begin if thoughts and not thinking else self._say
         if thoughts and thinking:
             self._state = self._think
         self._fresh = True  # nothing was said yet

@@ -26,6 +26,7 @@ from atlas_kit.llama.token_memory import TokenMemory
 from atlas_kit.server.branches import Match, Spelling, match
 from atlas_kit.server.jobs import called, finished
 from atlas_kit.server.keys import Key
+from atlas_kit.server.traces import Traces
 
 if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine
@@ -251,6 +252,7 @@ class Conversations:
         self._tidy_after = 0.0
         self.spill_problem: str | None = None
         self._measuring: asyncio.Task[None] | None = None
+        self.traces = Traces()
         #: Work for requests that has not ended.
         self.under_way: set[asyncio.Task[None]] = set()
 

@@ -127,8 +127,8 @@ class _Life:
             os._exit(1)
 
     async def _save_now(self) -> None:
-        if self._service.ready:
-            await self._service.save()
+        if self._service.ready and await self._service.save():
+            log.info("all is saved, as SIGUSR1 asked")
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -68,7 +68,7 @@ class Service:
         self.failed: str | None = None
         self.stopping = False
         self.shared: SharedMemory | None = None
-        self.responses = KeptResponses()
+        self.responses = KeptResponses(most_waiting=config.max_queue)
         self._saver: asyncio.Task[None] | None = None
         self._stop_saving = asyncio.Event()
         self.session_problem: str | None = None
@@ -341,7 +341,7 @@ class Service:
         return list(found.history)
 
     async def forget(self, namespace: str, name: str) -> None:
-        """Forget the session of a name and its memory, where there is one."""
+        """Forget the session of a name, its memory and its file, where there is one."""
         found = self.session(namespace, name)
         if found is not None:
             await self.conversations.delete(found)

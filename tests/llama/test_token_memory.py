@@ -451,6 +451,29 @@ def test_states_that_are_not_finite_do_no_lasting_harm():
         assert np.isfinite(array).all()
 
 
+def test_a_step_that_is_put_off_is_the_same_step():
+    model, tokens = Model(), text(80)
+    hidden, logits = model.outputs(tokens)
+    now, later = TokenMemory(model.rows, SMALL), TokenMemory(model.rows, SMALL)
+    due = 0
+    for at in range(70):
+        row = slice(at, at + 1)
+        for memory in (now, later):
+            reading = memory.read(hidden[row], logits[row], tokens[row])
+            memory.learn(reading, tokens[at + 1 : at + 2], put_off=memory is later)
+        assert not now.due
+        due += later.due
+        assert later.room == now.room
+        assert later.tokens_seen == now.tokens_seen
+    assert due == 70 // SMALL.chunk_size
+    assert later.pin().counters["learned"] == now.pin().counters["learned"]
+    for group, arrays in now.state.groups().items():
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(getattr(later.state, group)[name], array)
+    for name, array in now.waiting().items():
+        np.testing.assert_array_equal(later.waiting()[name], array)
+
+
 def test_watching_learns_nothing():
     model, tokens = Model(), text(60)
     memory = TokenMemory(model.rows, SMALL)

@@ -126,7 +126,10 @@ def test_a_client_that_goes_away_frees_its_slots(serve, stream, n):
             time.sleep(0.01)
     done = settled(server)
     assert done < 50_000
-    assert not any(slot.busy for slot in server.service.conversations.slots)
+    end = time.monotonic() + 60
+    while any(slot.busy for slot in server.service.conversations.slots):
+        assert time.monotonic() < end
+        time.sleep(0.01)
     found = server.post("/v1/chat/completions", messages=HI, max_tokens=2)
     assert found["usage"]["completion_tokens"] == 2
 

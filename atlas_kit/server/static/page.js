@@ -1,7 +1,7 @@
 // The page at /: talk to the model, and see its memory work. Frames come every second; all else is in the parts.
 
 import { el } from "../../widgets/static/explorer/dom.js";
-import { Refusal, Server } from "./api.js";
+import { isNoAnswer, Server } from "./api.js";
 import { Chat } from "./chat.js";
 import { askKey } from "./dialogs.js";
 import { Sessions, SHARED } from "./sessions.js";
@@ -18,7 +18,7 @@ const AGAIN_MS = 1000, AGAIN_AT_MOST_MS = 15_000;
 class Page {
   constructor() {
     this.server = new Server(askKey);
-    this.watch = new Watch();
+    this.watch = new Watch(this.server);
     this.chat = new Chat(this.server, (atlas) => this.watch.showAnswer(atlas));
     this.sessions = new Sessions(this.server, (name) => {
       this.chat.use(name, name === SHARED ? {} : { session_id: name });
@@ -45,10 +45,10 @@ class Page {
   }
 
   _main() {
-    const { loss, memory, recalled, server, file } = this.watch.parts;
+    const { loss, text, memory, recalled, server, file } = this.watch.parts;
     return el("main", {},
       el("div", { class: "left" }, this.chat.root),
-      el("div", { class: "right atlas-lab" }, loss, memory, recalled, this.sessions.root, file, server));
+      el("div", { class: "right atlas-lab" }, loss, text, memory, recalled, this.sessions.root, file, server));
   }
 
   get _dark() {
@@ -86,7 +86,7 @@ class Page {
           this._show(frame);
         }
       } catch (error) {
-        if (!(error instanceof Refusal || error instanceof TypeError)) throw error; // TypeError: fetch cannot reach it
+        if (!isNoAnswer(error)) throw error;
       }
       this._tellState("away");
       await new Promise((resolve) => setTimeout(resolve, wait));
@@ -102,11 +102,18 @@ class Page {
     if (!this._named && frame.state === "ready") {
       this._named = true;
       void this.sessions.refresh();
-      void this.server.json("/v1/models").then(({ data }) => {
-        this.model.textContent = data[0].id;
-      });
+      void this._name();
     }
     document.body.dataset.frames = String(Number(document.body.dataset.frames ?? 0) + 1);
+  }
+
+  async _name() {
+    try {
+      this.model.textContent = (await this.server.json("/v1/models")).data[0].id;
+    } catch (error) {
+      if (!isNoAnswer(error)) throw error;
+      this._named = false; // the next frame asks again
+    }
   }
 
   /** @param {Reply} frame */
