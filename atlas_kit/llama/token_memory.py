@@ -145,19 +145,27 @@ class Reading:
     def log_probabilities(self, row: int = 0) -> Array:
         """Return the blended log-probability (n_vocab,) of every token after one of the tokens."""
         model, memory, window = self.weights[row]
-        own: Array = self.logits[row].astype(np.float32)
+        own = self.logits[row]
         # beside the candidates, model and memory differ by the normaliser only
         with np.errstate(divide="ignore"):
             model_log, memory_log = np.log((model, memory)) - (self.lse[row], self.log_z[row])
-        logp: Array = own + np.float32(np.logaddexp(model_log, memory_log))
+        logp: Array = np.add(own, np.float32(np.logaddexp(model_log, memory_log)), dtype=np.float32)
         if memory > 0:
-            before = np.exp(own[self.tokens] - self.lse[row])
+            before = np.exp(self.own[row] - self.lse[row])
             behind = np.exp(self.corrected[row] - self.log_z[row])
-            logp[self.tokens] = np.log(model * before + memory * behind + 1e-30)
+            before *= model
+            behind *= memory
+            before += behind
+            before += 1e-30
+            logp[self.tokens] = np.log(before, out=before)
         if window > 0:
             seen, place = self.slots.distinct
             mass = np.bincount(place, self.window.weights[row], len(seen))
-            logp[seen] = np.log(np.exp(logp[seen].astype(np.float64)) + window * mass + 1e-30)
+            mass *= window
+            among = np.exp(logp[seen], dtype=np.float64)
+            among += mass
+            among += 1e-30
+            logp[seen] = np.log(among, out=among)
         return logp
 
     def probabilities_of(self, token: Array) -> Array:
@@ -381,12 +389,11 @@ class TokenMemory:
         cosine = to_host(directions @ keys.T)
         match = match_lengths(self._histories(current, ranking.longest), tokens, ranking.longest)
         # the newest slot lies one token before the first that waits
-        age = (
-            np.arange(len(tokens), 0, -1, dtype=np.float32)
-            + (np.arange(n) + self._waiting + len(self.watched))[:, None]
-        )
+        ages = np.arange(len(tokens) + n - 1, 0, -1, dtype=np.float32)
+        ages += self._waiting + len(self.watched)
+        age = ages[None] if n == 1 else ages[np.arange(n - 1, -1, -1)[:, None] + np.arange(len(tokens))]
         w = to_host(self.state.gate["rank"])
-        return slots, ranking.read(w, cosine, match, age.astype(np.float32), tokens)
+        return slots, ranking.read(w, cosine, match, age, tokens)
 
     def _slots(self) -> Slots:
         """Return what the window holds: the same for a whole step."""

@@ -182,7 +182,9 @@ def match_lengths(history: Array, tokens: Array, longest: int = 16) -> Array:
         own[longest:] == history[:, last, None]
     )  # few pairs of a query and a slot match at all
     for back in range(min(longest, last + 1)):
-        if back:
+        if back and n == 1:
+            going = going[own[going + (longest - back)] == history[0, last - back]]
+        elif back:
             row, slot = np.divmod(going, slots)
             going = going[own[slot + (longest - back)] == history[row, last - back]]
         if not len(going):

@@ -146,6 +146,7 @@ def dialogue(
             "thinking": thinking,
             "calls": form,
             "tools": schemas,
+            "several": asked.parallel,
             "name_of": lambda token: _control(engine, token),
             "strip": transcript and not goes_on,
         },
@@ -176,6 +177,7 @@ def _in_channels(
         ChannelParser,
         {
             "tools": schemas,
+            "several": asked.parallel,
             "split": asked.reasoning_format != "none",
             "name_of": lambda token: _control(engine, token),
         },

@@ -131,6 +131,10 @@ def test_tool_calls(ask):
     assert all(chunk["choices"][0]["delta"] != {"content": ""} for chunk in chunks)
     wanted = ("", "Well.", [["add", '{"a": 1}'], ["add", '{"a": 2}']], "tool_calls")
     assert joined(chunks) == wanted
+    for stream in (False, True):
+        one = ask(CALLS, tools=[TOOL], parallel_tool_calls=False, stream=stream)
+        calls = joined(one)[2] if stream else one["choices"][0]["message"]["tool_calls"]
+        assert len(calls) == 1
     only = CALLS.removeprefix("Well.\n")
     assert ask(only, tools=[TOOL])["choices"][0]["message"]["content"] is None
     assert ask(CALLS)["choices"][0]["message"]["content"] == CALLS

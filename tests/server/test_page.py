@@ -360,6 +360,21 @@ def test_a_refusal_is_told_and_what_was_said_comes_back(page: Page, serve: Serve
     expect(page.locator(".chat .wrong")).to_be_hidden()
 
 
+def test_a_page_that_nobody_sees_holds_no_connection_for_long(page: Page, serve: Server):
+    server = serve(saying("Fine."))
+    open_page(page, server)
+    unseen = """(hidden) => {
+        Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+        document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    with page.expect_event("requestfailed", lambda request: request.url.endswith("/metrics/stream")):
+        page.evaluate(unseen, True)
+    expect(page.locator(".state")).to_have_attribute("data-state", "ready")
+    with page.expect_request("**/metrics/stream"):
+        page.evaluate(unseen, False)
+    frames(page)
+
+
 def test_a_server_that_ends_is_told(page: Page, serve: Server):
     server = serve(saying("Fine."))
     open_page(page, server)

@@ -4,6 +4,7 @@ import { el } from "../../widgets/static/explorer/dom.js";
 import { isNoAnswer, Server } from "./api.js";
 import { Chat } from "./chat.js";
 import { askKey } from "./dialogs.js";
+import { seen, untilUnseen } from "./seen.js";
 import { Sessions, SHARED } from "./sessions.js";
 import { Watch } from "./watch.js";
 
@@ -14,6 +15,8 @@ const STATES = /** @type {Record<string, string>} */ ({
 });
 /** Milliseconds until the server is asked again that did not answer. */
 const AGAIN_MS = 1000, AGAIN_AT_MOST_MS = 15_000;
+/** Milliseconds that the page goes on without being seen: a look at another tab is no reason to stop. */
+const UNSEEN_MS = 2000;
 
 class Page {
   constructor() {
@@ -80,13 +83,18 @@ class Page {
   /** Take in frames for as long as the page is open. */
   async _listen() {
     for (let wait = AGAIN_MS; ; wait = Math.min(2 * wait, AGAIN_AT_MOST_MS)) {
+      await seen();
+      const looking = untilUnseen(UNSEEN_MS);
       try {
-        for await (const frame of this.server.events("/v1/atlas/metrics/stream")) {
+        for await (const frame of this.server.events("/v1/atlas/metrics/stream", { signal: looking.signal })) {
           wait = AGAIN_MS;
           this._show(frame);
         }
       } catch (error) {
+        if (looking.signal.aborted) continue;
         if (!isNoAnswer(error)) throw error;
+      } finally {
+        looking.abort();
       }
       this._tellState("away");
       await new Promise((resolve) => setTimeout(resolve, wait));

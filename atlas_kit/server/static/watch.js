@@ -6,6 +6,7 @@ import { LossCurve } from "../../widgets/static/lab/curves.js";
 import { Run } from "../../widgets/static/lab/run.js";
 import { Story, TextPane } from "../../widgets/static/lab/text.js";
 import { isNoAnswer } from "./api.js";
+import { seen, untilUnseen } from "./seen.js";
 import { duration, fileFacts, many, rate, tokens } from "./words.js";
 
 /**
@@ -18,6 +19,8 @@ import { duration, fileFacts, many, rate, tokens } from "./words.js";
 const SPAN = 64;
 /** Milliseconds until the server is asked again that did not answer. */
 const AGAIN_MS = 2000;
+/** Milliseconds that tokens are taken in without being seen; afterwards the text begins anew. */
+const UNSEEN_MS = 60_000;
 
 /**
  * Bytes in base64, as the server sends blocks of numbers.
@@ -195,15 +198,19 @@ export class Watch {
   async _look(name, signal) {
     const query = name ? `?session_id=${encodeURIComponent(name)}` : "";
     while (!signal.aborted) {
+      await seen();
+      const looking = untilUnseen(UNSEEN_MS, signal);
       try {
-        for await (const piece of this._server.events(`/v1/atlas/trace${query}`, { signal })) {
+        for await (const piece of this._server.events(`/v1/atlas/trace${query}`, { signal: looking.signal })) {
           if (piece.from === 0) this._clear();
           const message = { from: piece.from, texts: piece.texts, names: piece.names };
           this.run.take(message, [bytesOf(piece.rows), bytesOf(piece.tokens)]);
           this._drawRun();
         }
       } catch (error) {
-        if (!signal.aborted && !isNoAnswer(error)) throw error;
+        if (!looking.signal.aborted && !isNoAnswer(error)) throw error;
+      } finally {
+        looking.abort();
       }
       await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
     }
