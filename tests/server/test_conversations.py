@@ -352,6 +352,7 @@ def test_who_stops_listening_gives_the_sequence_back() -> None:
             tokens = house.generating(anna, TEXT, 10_000).tokens()
             await anext(tokens)
             await tokens.aclose()
+            assert not house.all.slots[0].busy
             waiting = house.generating(ben, TEXT, 1).tokens()
             assert await anext(waiting)
             await waiting.aclose()
