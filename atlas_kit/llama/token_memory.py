@@ -214,6 +214,8 @@ class TokenMemory:
         What kind of memory.
     backend
         ``"numpy"`` or ``"cupy"``; None chooses as ``Memory`` does.
+    state
+        What it goes on from, whose arrays stay as they are; None: it is empty.
 
     Raises
     ------
@@ -221,15 +223,26 @@ class TokenMemory:
         When the settings do not fit the model.
     """
 
-    def __init__(self, rows: OutputRows, settings: AtlasSettings, backend: str | None = "numpy") -> None:
+    def __init__(
+        self,
+        rows: OutputRows,
+        settings: AtlasSettings,
+        backend: str | None = "numpy",
+        state: MemoryState | None = None,
+    ) -> None:
         self.rows, self.settings = rows, settings
         self.memory = Memory(settings.memory_config(rows.n_embd, rows.scale, rows.softcap), backend)
         self._checked = False
-        self.reset()
+        self._begin(self.memory.init() if state is None else state)
+        self._pinned = state is not None
 
     def reset(self) -> None:
         """Forget everything."""
-        self.state: MemoryState = self.memory.init()
+        self._begin(self.memory.init())
+
+    def _begin(self, state: MemoryState) -> None:
+        """Start from a state, and with nothing that waits."""
+        self.state = state
         self._pinned = False
         self.recent = np.empty(0, np.int32)
         #: The last tokens that came without being learned: what follows is matched with them all the same.
@@ -614,8 +627,8 @@ class TokenMemory:
         InvalidParamError
             When the arrays do not fit this memory.
         """
-        self.reset()
-        self.state, self._pinned = state, True
+        self._begin(state)  # the arrays of an empty memory may be as large, and are not made
+        self._pinned = True
         recent, log_eta = (
             np.asarray(waiting.get(name, getattr(self, name))) for name in ("recent", "log_eta")
         )
