@@ -21,7 +21,7 @@ from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.steps import likeliest
 from atlas_kit.memory.muon import STEPS
 from atlas_kit.server.branches import Match
-from atlas_kit.server.conversations import Conversation, Slot
+from atlas_kit.server.conversation import Conversation, Slot
 from atlas_kit.server.jobs import Watched, finished
 from atlas_kit.server.keys import SHARED, Key
 from atlas_kit.server.problems import ApiError, unavailable

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_kit.errors import BusyError
 
 if TYPE_CHECKING:
-    from atlas_kit.server.conversations import Conversation
+    from atlas_kit.server.conversation import Conversation
 
 #: Answers that are found by their ids, conversations whose text is kept, and bytes of JSON that both may take.
 MOST_RESPONSES = 1000

@@ -16,7 +16,7 @@ from atlas_kit.llama.parking import Parked, parked_of, unpark
 from atlas_kit.llama.session import DEVICES
 from atlas_kit.persistence.session_file import read_session_state, write_session_state
 from atlas_kit.persistence.snapshot import describe_memory
-from atlas_kit.server.conversations import Conversation, about, take_over
+from atlas_kit.server.conversation import Conversation, about, take_over
 from atlas_kit.server.file_names import checked_file_name, inside
 from atlas_kit.server.jobs import finished
 from atlas_kit.server.keys import SHARED, Key

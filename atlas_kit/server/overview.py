@@ -17,7 +17,7 @@ from atlas_kit.server.metrics import TIMES
 
 if TYPE_CHECKING:
     from atlas_kit.llama.session import AtlasSession
-    from atlas_kit.server.conversations import Conversation
+    from atlas_kit.server.conversation import Conversation
     from atlas_kit.server.metrics import Metrics, Window
     from atlas_kit.server.service import Service
 

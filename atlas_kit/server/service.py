@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import AtlasError, InvalidParamError, LockedError
 from atlas_kit.server import logs
-from atlas_kit.server.conversations import Conversation, Conversations
+from atlas_kit.server.conversation import Conversation
+from atlas_kit.server.conversations import Conversations
 from atlas_kit.server.dialogue import transcript
 from atlas_kit.server.generation import Generating, Generation, checked_session_id
 from atlas_kit.server.kept_responses import KeptResponses

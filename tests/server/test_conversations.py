@@ -13,7 +13,8 @@ import pytest
 from atlas_kit.errors import BusyError, ClosedError, InvalidParamError
 from atlas_kit.llama import FakeEngine, Sampling, Scheduler
 from atlas_kit.server import conversations as module
-from atlas_kit.server.conversations import Conversation, Conversations
+from atlas_kit.server.conversation import Conversation
+from atlas_kit.server.conversations import Conversations
 from atlas_kit.server.generation import Generating, Generation
 from atlas_kit.server.jobs import called
 from atlas_kit.server.keys import Key

@@ -11,7 +11,7 @@ import pytest
 
 from atlas_kit.errors import ClosedError, InvalidParamError
 from atlas_kit.llama import FakeEngine, Sampling
-from atlas_kit.server.conversations import Conversation
+from atlas_kit.server.conversation import Conversation
 from atlas_kit.server.generation import Blend, Generating, Generation
 from atlas_kit.server.jobs import finished
 from atlas_kit.server.keys import Key

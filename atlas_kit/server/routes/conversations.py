@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from atlas_kit.server.conversations import Conversation
+from atlas_kit.server.conversation import Conversation
 from atlas_kit.server.generation import checked_session_id
 from atlas_kit.server.json_response import JsonResponse
 from atlas_kit.server.kept_responses import Kept, Thread

@@ -42,7 +42,7 @@ from atlas_kit.server.streams import event, kept_awake, streamed, told, unless_g
 from atlas_kit.server.talk import Talk
 
 if TYPE_CHECKING:
-    from atlas_kit.server.conversations import Conversation
+    from atlas_kit.server.conversation import Conversation
 
 router = APIRouter(tags=["OpenAI"])
 #: A comment, which clients skip.
