@@ -170,14 +170,16 @@ class Reading:
 
     def probabilities_of(self, token: Array) -> Array:
         """Return (n, 3): what the model alone, the model with the memory, and the window gave to ``token`` (n,)."""
+        return self._outcome(token, self.hits(token), *_find(self.tokens, token))
+
+    def _outcome(self, token: Array, hits: Array, place: Array, known: Array) -> Array:
         every = np.arange(len(token))
         own = self.logits[every, token].astype(np.float64)
-        place, known = _find(self.tokens, token)
         behind = np.where(known, self.corrected[every, place], own) if len(self.tokens) else own
         found = np.empty((len(token), 3))
         np.exp(own - self.lse, out=found[:, 0])
         np.exp(behind - self.log_z, out=found[:, 1])
-        found[:, 2] = (self.window.weights * self.hits(token)).sum(axis=1)
+        found[:, 2] = (self.window.weights * hits).sum(axis=1)
         return found
 
     def gain(self, token: Array) -> Array:
@@ -185,13 +187,15 @@ class Reading:
 
         ``change_token - sum_u p_u change_u`` over the candidates; out of sample, since reading comes before learning.
         """
+        return self._gain(*_find(self.tokens, token))
+
+    def _gain(self, place: Array, known: Array) -> Array:
         if not len(self.tokens):
-            return np.zeros(len(token))
+            return np.zeros(len(place))
         with np.errstate(invalid="ignore"):
             change = np.where(self.own > -np.inf, self.corrected - self.own, 0)  # -inf: a model rules it out
         expected = (np.exp(self.corrected - self.log_z[:, None]) * change).sum(axis=1)
-        place, known = _find(self.tokens, token)
-        return np.asarray(np.where(known, change[np.arange(len(token)), place], 0) - expected)
+        return np.asarray(np.where(known, change[np.arange(len(place)), place], 0) - expected)
 
     def hits(self, token: Array) -> Array:
         """Return (n, slots): which slots hold the token that came."""
@@ -471,11 +475,12 @@ class TokenMemory:
         if len(token) > self.room:
             raise InvalidParamError(f"{len(token)} tokens do not fit into a step with room for {self.room}")
         self.watched = self.watched[:0]
-        probabilities = reading.probabilities_of(token)
+        hits, (place, known) = reading.hits(token), _find(reading.tokens, token)
+        probabilities = reading._outcome(token, hits, place, known)
         ranking = self.memory.config.ranking
         slope = np.empty((len(token), SLOPES))
-        slope[:, :-1] = 0 if ranking is None else ranking.slope(reading.window, reading.hits(token))
-        slope[:, -1] = reading.gain(token)
+        slope[:, :-1] = 0 if ranking is None else ranking.slope(reading.window, hits)
+        slope[:, -1] = reading._gain(place, known)
         values = (reading.hidden, reading.lse, token, reading.top, reading.features, probabilities, slope)
         copies = [np.array(value) for value in values]  # all of them, or none waits
         for name, value in zip(_PENDING, copies, strict=True):
