@@ -14,11 +14,14 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+import numpy as np
+
 from atlas_kit.errors import AtlasError, ClosedError, InvalidParamError
 from atlas_kit.llama.arguments import tokens_of
 from atlas_kit.llama.engine import Engine, Feed, Outputs
 from atlas_kit.llama.session import AtlasSession, interrupts_put_off
 from atlas_kit.llama.steps import Finish, Step, Token
+from atlas_kit.llama.token_memory import read_ahead
 
 #: A piece of work in steps, as ``AtlasSession.generating`` gives it. It may also yield a ``Future``: then it goes on
 #: between two decodes as soon as that is done, with its result.
@@ -397,7 +400,19 @@ class Batches:
                     one = own
                 yield job, one
             return
+        self._read_ahead([step for _, step in pairs], batch, found)
         yield from zip(batch, found, strict=True)
+
+    def _read_ahead(self, steps: Sequence[Step], batch: Sequence[Job], found: Sequence[Outputs]) -> None:
+        """Let the memories of those that generate read what came, all at once, before each goes on by itself."""
+        memories, hidden = [], []
+        for step, job, outputs in zip(steps, batch, found, strict=True):
+            memory = job.session.memory
+            if step.token is not None and memory is not None and outputs.hidden is not None:
+                memories.append(memory)
+                hidden.append(outputs.hidden[-1:])
+        if len(memories) > 1:
+            read_ahead(memories, np.concatenate(hidden))
 
     def _decode(self, steps: Sequence[Step]) -> list[Outputs]:
         found: list[Outputs] = self.engine.decode(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,8 @@ import numpy as np
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError, ModelError
 from atlas_kit.llama.output_matrix import OutputRows
-from atlas_kit.memory import Memory, MemoryState, Readout, gate_features, match_lengths
-from atlas_kit.memory.backend import namespace, to_host
+from atlas_kit.memory import Memory, MemoryConfig, MemoryState, Readout, gate_features, match_lengths
+from atlas_kit.memory.backend import choose, namespace, to_host
 from atlas_kit.memory.ranking import Ranked
 from atlas_kit.settings.atlas_settings import ADAPTIVE, GATE_FEATURES, AtlasSettings
 
@@ -170,14 +170,16 @@ class Reading:
 
     def probabilities_of(self, token: Array) -> Array:
         """Return (n, 3): what the model alone, the model with the memory, and the window gave to ``token`` (n,)."""
+        return self._outcome(token, self.hits(token), *_find(self.tokens, token))
+
+    def _outcome(self, token: Array, hits: Array, place: Array, known: Array) -> Array:
         every = np.arange(len(token))
         own = self.logits[every, token].astype(np.float64)
-        place, known = _find(self.tokens, token)
         behind = np.where(known, self.corrected[every, place], own) if len(self.tokens) else own
         found = np.empty((len(token), 3))
         np.exp(own - self.lse, out=found[:, 0])
         np.exp(behind - self.log_z, out=found[:, 1])
-        found[:, 2] = (self.window.weights * self.hits(token)).sum(axis=1)
+        found[:, 2] = (self.window.weights * hits).sum(axis=1)
         return found
 
     def gain(self, token: Array) -> Array:
@@ -185,13 +187,15 @@ class Reading:
 
         ``change_token - sum_u p_u change_u`` over the candidates; out of sample, since reading comes before learning.
         """
+        return self._gain(*_find(self.tokens, token))
+
+    def _gain(self, place: Array, known: Array) -> Array:
         if not len(self.tokens):
-            return np.zeros(len(token))
+            return np.zeros(len(place))
         with np.errstate(invalid="ignore"):
             change = np.where(self.own > -np.inf, self.corrected - self.own, 0)  # -inf: a model rules it out
         expected = (np.exp(self.corrected - self.log_z[:, None]) * change).sum(axis=1)
-        place, known = _find(self.tokens, token)
-        return np.asarray(np.where(known, change[np.arange(len(token)), place], 0) - expected)
+        return np.asarray(np.where(known, change[np.arange(len(place)), place], 0) - expected)
 
     def hits(self, token: Array) -> Array:
         """Return (n, slots): which slots hold the token that came."""
@@ -214,6 +218,8 @@ class TokenMemory:
         What kind of memory.
     backend
         ``"numpy"`` or ``"cupy"``; None chooses as ``Memory`` does.
+    state
+        What it goes on from, whose arrays stay as they are; None: it is empty.
 
     Raises
     ------
@@ -221,15 +227,27 @@ class TokenMemory:
         When the settings do not fit the model.
     """
 
-    def __init__(self, rows: OutputRows, settings: AtlasSettings, backend: str | None = "numpy") -> None:
+    def __init__(
+        self,
+        rows: OutputRows,
+        settings: AtlasSettings,
+        backend: str | None = "numpy",
+        state: MemoryState | None = None,
+    ) -> None:
         self.rows, self.settings = rows, settings
-        self.memory = Memory(settings.memory_config(rows.n_embd, rows.scale, rows.softcap), backend)
+        config = settings.memory_config(rows.n_embd, rows.scale, rows.softcap)
+        self.memory = _memory_of(config, choose(backend).__name__)
         self._checked = False
-        self.reset()
+        self._begin(self.memory.init() if state is None else state)
+        self._pinned = state is not None
 
     def reset(self) -> None:
         """Forget everything."""
-        self.state: MemoryState = self.memory.init()
+        self._begin(self.memory.init())
+
+    def _begin(self, state: MemoryState) -> None:
+        """Start from a state, and with nothing that waits."""
+        self.state = state
         self._pinned = False
         self.recent = np.empty(0, np.int32)
         #: The last tokens that came without being learned: what follows is matched with them all the same.
@@ -237,6 +255,7 @@ class TokenMemory:
         self._pending: dict[str, list[Array]] = {name: [] for name in _PENDING}
         self._waiting = 0
         self._due = False
+        self._ahead: tuple[Array, Array, Array] | None = None
         self.log_eta = 0.0
         self._window: _Window | None = None
         self._distinct: Array | None = None
@@ -301,8 +320,10 @@ class TokenMemory:
 
     def _answers(self, hidden: Array) -> tuple[Array, Array]:
         """Return what the learned memory answers to states (n, n_embd), and as what the window is asked for them."""
+        if self._ahead is not None and np.array_equal(self._ahead[0], hidden):
+            return self._ahead[1:]
         given, memory, state = self._on_device(hidden), self.memory, self.state
-        looks = self.settings.window_size and memory.config.ranking is not None
+        looks = self._looks
         if self.learns and looks:
             y, directions = memory.read_and_direct(state, given)
             return to_host(y), directions
@@ -311,6 +332,11 @@ class TokenMemory:
             to_host(memory.read(state, given)) if self.learns else none,
             memory.directions(state, given) if looks else none,
         )
+
+    @property
+    def _looks(self) -> bool:
+        """Whether the window is asked, too."""
+        return bool(self.settings.window_size) and self.memory.config.ranking is not None
 
     def _corrected(
         self, hidden: Array, logits: Array, top: Array, lse: Array, y: Array
@@ -462,11 +488,12 @@ class TokenMemory:
         if len(token) > self.room:
             raise InvalidParamError(f"{len(token)} tokens do not fit into a step with room for {self.room}")
         self.watched = self.watched[:0]
-        probabilities = reading.probabilities_of(token)
+        hits, (place, known) = reading.hits(token), _find(reading.tokens, token)
+        probabilities = reading._outcome(token, hits, place, known)
         ranking = self.memory.config.ranking
         slope = np.empty((len(token), SLOPES))
-        slope[:, :-1] = 0 if ranking is None else ranking.slope(reading.window, reading.hits(token))
-        slope[:, -1] = reading.gain(token)
+        slope[:, :-1] = 0 if ranking is None else ranking.slope(reading.window, hits)
+        slope[:, -1] = reading._gain(place, known)
         values = (reading.hidden, reading.lse, token, reading.top, reading.features, probabilities, slope)
         copies = [np.array(value) for value in values]  # all of them, or none waits
         for name, value in zip(_PENDING, copies, strict=True):
@@ -509,7 +536,7 @@ class TokenMemory:
         """Take the step that is due, if one is: gate, learned memory, window."""
         if not self._due:
             return
-        self._due = False
+        self._due, self._ahead = False, None
         rows = {name: np.concatenate(parts) for name, parts in self._pending.items()}
         self._pending = {name: [] for name in _PENDING}
         self._waiting = 0
@@ -614,8 +641,8 @@ class TokenMemory:
         InvalidParamError
             When the arrays do not fit this memory.
         """
-        self.reset()
-        self.state, self._pinned = state, True
+        self._begin(state)  # the arrays of an empty memory may be as large, and are not made
+        self._pinned = True
         recent, log_eta = (
             np.asarray(waiting.get(name, getattr(self, name))) for name in ("recent", "log_eta")
         )
@@ -670,8 +697,8 @@ class TokenMemory:
                     key="settings",
                     hint="Start a new memory, or leave the setting out.",
                 )
-        self.settings = settings
-        self.memory = Memory(config, self.memory.xp.__name__)
+        self.settings, self._ahead = settings, None
+        self.memory = _memory_of(config, self.memory.xp.__name__)
         # what waits has as many candidates as there were; more of them are repeated
         self._pending["top"] = [
             top[:, np.arange(self.count) % top.shape[1]] if self.learns else top
@@ -702,6 +729,37 @@ class TokenMemory:
         groups = (state.parameters, state.momentum, state.window, state.adaptation, state.gate)
         kept = sum(int(array.nbytes) for group in groups for array in group.values())
         return kept + sum(array.nbytes for array in self._unlearned().values())
+
+
+def read_ahead(memories: Sequence[TokenMemory], hidden: Array) -> None:
+    """Let memories of sessions that go on side by side read the state that each is about to be asked for.
+
+    Each finds its answer, the same to the bit, when it reads that state: the features of all are made together, and
+    what the memories hold passes the processor's cache once, not between everything else.
+
+    Parameters
+    ----------
+    hidden
+        (R, n_embd): a state for each.
+    """
+    kinds: dict[int, list[int]] = {}
+    for row, memory in enumerate(memories):
+        if memory.learns and memory._looks:
+            memory.commit()
+            kinds.setdefault(id(memory.memory), []).append(row)
+    for rows in kinds.values():
+        group = [memories[row] for row in rows]
+        given = hidden[rows]
+        first = group[0]
+        answers, directions = first.memory.read_each([one.state for one in group], first._on_device(given))
+        for at, (one, answer) in enumerate(zip(group, answers, strict=True)):
+            one._ahead = given[at : at + 1], to_host(answer), directions[at : at + 1]
+
+
+@functools.lru_cache(maxsize=8)
+def _memory_of(config: MemoryConfig, backend: str) -> Memory:
+    """Return the memory of a kind: it holds constants and no state, so that sessions may share it."""
+    return Memory(config, backend)
 
 
 def summarize(logits: Array, count: int) -> tuple[Array, Array, Array]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -208,6 +208,25 @@ class Memory:
         """Return ``read`` and ``directions`` of the same queries (n, d_k), which are projected once."""
         projected = self.config.features.project(self._rows(queries, (), "queries"), self._learner.constants)
         return self._answers(state, projected)[0], self._directions(state, projected)
+
+    @backends.quiet
+    def read_each(self, states: Sequence[MemoryState], queries: Array) -> tuple[list[Array], Array]:
+        """Return ``read_and_direct`` of sessions that ask one query each (R, d_k): R times (1, d_v), and (R, d_key).
+
+        To the bit what each gets alone; the features of all are made together.
+        """
+        config, constants = self.config, self._learner.constants
+        rows = self._rows(queries[:, None], (len(states),), "queries")
+        projected = config.features.project(rows, constants)
+        means = [state.adaptation["mean"] for state in states if "mean" in state.adaptation]
+        mean = self.xp.stack(means) if means else None
+        phi = config.features.phi(projected, constants, mean)
+        answers = [
+            config.module.forward(flattened_group(state.parameters, ()), phi[row : row + 1])[0][0]
+            for row, state in enumerate(states)
+        ]
+        query = projected[:, 0]
+        return answers, self.unit(query if mean is None else query - mean)
 
     def _answers(self, state: MemoryState, projected: Array) -> Array:
         """Read for projected queries (R, n, d_key): (R, n, d_v)."""
