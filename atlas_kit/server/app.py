@@ -57,6 +57,7 @@ def create_app(service: Service) -> FastAPI:
     from atlas_kit.server.asgi import Gate, Keys
     from atlas_kit.server.json_response import JsonResponse
     from atlas_kit.server.routes.page import offer_files
+    from atlas_kit.server.schemas_errors import documented
 
     app = FastAPI(
         title="atlas_kit server",
@@ -69,7 +70,7 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     for name in ROUTES:
         module = importlib.import_module(f"atlas_kit.server.routes.{name}")
-        app.include_router(module.router)
+        app.include_router(module.router, responses=documented(messages=name == "messages"))
     offer_files(app)
 
     def answer(problem: ApiError, request: Request) -> Response:
