@@ -220,6 +220,16 @@ class ServerConfig:
         variables=("LLAMA_ARG_JINJA",),
         group="Model",
     )
+    reasoning: str = _row(
+        "auto",
+        str,
+        "Whether a model that can think does so where a request does not say; auto: as its template has it.",
+        "reasoning",
+        "rea",
+        choices=("on", "off", "auto"),
+        variables=("LLAMA_ARG_REASONING",),
+        group="Model",
+    )
     context_shift: bool = _row(
         False,
         bool,

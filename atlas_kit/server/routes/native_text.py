@@ -60,7 +60,12 @@ async def apply_template(asked: TemplateRequest, service: TheService) -> dict[st
     if service.template is None:
         raise ApiError(400, "The model has no chat template.", param="messages", code="no_chat_template")
     messages = normal_messages(asked.messages)
-    text = service.template.text(messages, tools=asked.tools, variables=asked.chat_template_kwargs or {})
+    text = service.template.text(
+        messages,
+        answer=asked.add_generation_prompt is not False,
+        tools=asked.tools or None,
+        variables=asked.chat_template_kwargs,
+    )
     begin = shown(service.engine, service.engine.begin)
     # whoever sends it back as a prompt has the begin token put before it
     return {"prompt": text.removeprefix(begin) if begin else text}
