@@ -411,6 +411,24 @@ def test_a_conversation_as_the_model_reads_it(serve: Server):
     assert server.client.post("/apply-template", json={"messages": []}).status_code == 400
 
 
+def test_a_template_may_refuse_a_conversation(serve: Server):
+    server = serve(fake_engine("{{ raise_exception('roles must alternate') }}"))
+    answer = server.client.post("/apply-template", json={"messages": [{"role": "user", "content": "a"}]})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages")
+
+
+def test_pages_of_this_machine_may_ask(serve: Server):
+    client = serve(cors=("localhost",)).client
+    for origin, allowed in (
+        ("http://localhost:3000", True),
+        ("http://[::1]", True),
+        ("http://localhost.evil", False),
+    ):
+        headers = {"origin": origin, "access-control-request-method": "POST"}
+        found = client.options("/completion", headers=headers).headers.get("access-control-allow-origin")
+        assert found == (origin if allowed else None)
+
+
 @pytest.mark.parametrize(("reasoning", "text"), [("on", "yes"), ("off", "no"), ("auto", "as ever")])
 def test_whether_a_model_thinks_is_for_the_server_to_say(reasoning, text, serve: Server):
     template = (
