@@ -624,6 +624,16 @@ class TokenMemory:
         self._pinned = True
         return self.state
 
+    @property
+    def pinned(self) -> bool:
+        """Whether somebody may hold the arrays of the present state."""
+        return self._pinned
+
+    def release(self, state: MemoryState) -> None:
+        """Take back a pin that nobody else has asked for: ``state``, which ``pin`` gave, is not used any more."""
+        if self.state is state:
+            self._pinned = False
+
     def waiting(self) -> dict[str, Array]:
         """Return the tokens whose step is not full yet, and the recent ones: what goes with ``state``."""
         self.commit()

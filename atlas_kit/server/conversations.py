@@ -44,6 +44,8 @@ MOST_TEMPORARY = 64
 RETRY_SECONDS = 30.0
 #: Steps of a memory after which it is measured again how much of it is in use.
 MEASURE_STEPS = 64
+#: Larger matrices are measured only when somebody asks: the next step would have to copy them.
+MEASURE_BYTES = 8 << 20
 #: Tokens that a copy of another context must save at least.
 LEAST_COPIED = 4
 
@@ -510,10 +512,23 @@ class Conversations:
 
         None: that is in a file already.
 
-        ``exact``: with the engine's bytes of the context, which may take a while to copy; else with its tokens.
+        ``exact``: with the engine's bytes of the context, which may take a while to copy; else with its tokens, and
+        with copies of the memory's arrays that are made beside decoding, where a later step would stop for them.
         """
         async with self.resting(conversation):
-            return await finished(self._state(conversation, exact)), conversation.version
+            memory = conversation.memory
+            shared = memory is None or memory.pinned
+            state = await finished(self._state(conversation, exact))
+            if state is not None and not exact and not shared:
+                assert memory is not None
+                state = await finished(self._copied(state, memory))
+            return state, conversation.version
+
+    async def _copied(self, state: SessionState, memory: TokenMemory) -> SessionState:
+        """Return a state with arrays of its own, so that the memory at rest, whose they were, may write into them."""
+        copy = await asyncio.to_thread(state.memory.map, lambda array: array.copy())
+        memory.release(state.memory)
+        return dataclasses.replace(state, memory=copy)
 
     async def _state(self, conversation: Conversation, exact: bool) -> SessionState | None:
         session = None if conversation.slot is None else conversation.slot.session
@@ -545,6 +560,8 @@ class Conversations:
         steps = int(memory.state.counters["steps"])
         busy = self._measuring is not None and not self._measuring.done()
         if busy or not memory.learns or 0 < conversation.measured > steps - MEASURE_STEPS or not steps:
+            return
+        if sum(int(array.nbytes) for array in memory.state.parameters.values()) > MEASURE_BYTES:
             return
         parameters = memory.pin().parameters
 

@@ -265,6 +265,10 @@ class Generating:
                     self._job.cancel()
             elif not task.done():
                 task.cancel()  # it waits for its turn
+            if (
+                not task.done()
+            ):  # who closes this early finds the work ended, unless they are cancelled once more
+                await asyncio.wait({task})
         task.result()
 
     def _pull(self) -> None:

@@ -352,6 +352,7 @@ def test_who_stops_listening_gives_the_sequence_back() -> None:
             tokens = house.generating(anna, TEXT, 10_000).tokens()
             await anext(tokens)
             await tokens.aclose()
+            assert not house.all.slots[0].busy
             waiting = house.generating(ben, TEXT, 1).tokens()
             assert await anext(waiting)
             await waiting.aclose()
@@ -689,5 +690,30 @@ def test_what_has_no_bytes_of_its_context_is_spilled_once(tmp_path: Path) -> Non
                 await asyncio.sleep(0.01)
             assert anna.place == "file"
             assert (await house.answer(anna, TEXT, 0)).outcome.read_tokens == 0
+
+    run(test)
+
+
+def test_a_save_beside_decoding_leaves_the_memory_its_arrays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes next is not copied for its sake, and the state that was taken stays as it was."""
+
+    async def test() -> None:
+        async with House(files=SessionFiles(tmp_path)) as house:
+            monkeypatch.setattr(house.all, "measure", lambda *_: None)  # which looks at it, too
+            anna = house.named("anna")
+            await house.answer(anna, TEXT, 0)
+            memory = anna.memory
+            assert memory is not None
+            for pinned in (False, True):
+                if pinned:
+                    memory.pin()  # somebody else looks at it, too
+                state, _ = await house.all.state(anna, exact=False)
+                assert state is not None
+                assert memory.pinned is pinned
+                was = {name: array.tobytes() for name, array in state.memory.parameters.items()}
+                await house.answer(anna, TEXT + "and so on, " * (4 + 4 * pinned), 0)
+                assert {name: array.tobytes() for name, array in state.memory.parameters.items()} == was
 
     run(test)
