@@ -41,6 +41,8 @@ class ChatTemplate:
         Whose vocabulary the tokens are of.
     source
         Jinja; None takes the model's own.
+    variables
+        What the template is given where a conversation does not say: ``{"enable_thinking": False}``.
 
     Raises
     ------
@@ -52,13 +54,15 @@ class ChatTemplate:
         jinja2 is not installed.
     """
 
-    def __init__(self, engine: Engine, source: str | None = None) -> None:
+    def __init__(
+        self, engine: Engine, source: str | None = None, variables: Mapping[str, Any] | None = None
+    ) -> None:
         source = engine.info.chat_template if source is None else source
         if source is None:
             raise InvalidParamError(
                 "the model has no chat template", path=engine.info.path, key="chat_template"
             )
-        self._engine = engine
+        self._engine, self._variables = engine, dict(variables or {})
         #: The template itself.
         self.source = source
         self._template = _compile(source, engine.info.path)
@@ -108,11 +112,12 @@ class ChatTemplate:
         self,
         messages: Sequence[Message],
         *,
+        answer: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """Return a conversation as the model reads it, up to where its answer starts; see ``tokens``."""
-        return _spliced(*self._rendered(messages, True, tools, variables))
+        """Return a conversation as the model reads it; see ``tokens``."""
+        return _spliced(*self._rendered(messages, answer, tools, variables))
 
     def following(self, content: str, system: str | None = None) -> list[int]:
         """Return the tokens that go on a conversation: the end of the answer before, and the next message.
@@ -142,7 +147,8 @@ class ChatTemplate:
             {"role": message["role"], "content": _PLACE.format(number), **self._placed(_more(message), texts)}
             for number, message in enumerate(messages)
         ]
-        more = {key: self._placed(one, texts) for key, one in (variables or {}).items() if key not in _OWN}
+        given = {**self._variables, **(variables or {})}
+        more = {key: self._placed(one, texts) for key, one in given.items() if key not in _OWN}
         if tools is not None:
             more["tools"] = self._placed(_listed(tools), texts)
         text, made = self._with_arguments(made, answer, more)

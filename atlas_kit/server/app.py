@@ -37,6 +37,9 @@ ROUTES = (
     "refused",
 )
 
+#: This machine, as browsers name it.
+_LOCALHOST = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
+
 
 def create_app(service: Service) -> FastAPI:
     """Return the application of a service, whose life is the caller's: ``start`` it before, ``stop`` it afterwards.
@@ -57,6 +60,7 @@ def create_app(service: Service) -> FastAPI:
     from atlas_kit.server.asgi import Gate, Keys
     from atlas_kit.server.json_response import JsonResponse
     from atlas_kit.server.routes.page import offer_files
+    from atlas_kit.server.schemas_errors import documented
 
     app = FastAPI(
         title="atlas_kit server",
@@ -69,7 +73,7 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     for name in ROUTES:
         module = importlib.import_module(f"atlas_kit.server.routes.{name}")
-        app.include_router(module.router)
+        app.include_router(module.router, responses=documented(messages=name == "messages"))
     offer_files(app)
 
     def answer(problem: ApiError, request: Request) -> Response:
@@ -106,8 +110,13 @@ def create_app(service: Service) -> FastAPI:
     if config.cors:
         from starlette.middleware.cors import CORSMiddleware
 
+        origins = [one.strip() for given in config.cors for one in given.split(",")]
         app.add_middleware(
-            CORSMiddleware, allow_origins=list(config.cors), allow_methods=["*"], allow_headers=["*"]
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_origin_regex=_LOCALHOST if "localhost" in origins else None,
+            allow_methods=["*"],
+            allow_headers=["*"],
         )
     app.add_middleware(Gate, keys=Keys(config.keys), max_body=config.max_body)
     return app

@@ -220,6 +220,25 @@ class ServerConfig:
         variables=("LLAMA_ARG_JINJA",),
         group="Model",
     )
+    reasoning: str = _row(
+        "auto",
+        str,
+        "Whether a model that can think does so where a request does not say; auto: as its template has it.",
+        "reasoning",
+        "rea",
+        choices=("on", "off", "auto"),
+        variables=("LLAMA_ARG_REASONING",),
+        group="Model",
+    )
+    verbose: bool = _row(
+        False,
+        bool,
+        "Accepted for llama-server's sake: the log tells of each request.",
+        "verbose",
+        off=("no-verbose",),
+        variables=("ATLAS_VERBOSE",),
+        group="Model",
+    )
     context_shift: bool = _row(
         False,
         bool,
@@ -435,8 +454,9 @@ class ServerConfig:
     cors: tuple[str, ...] = _row(
         (),
         str,
-        "A web origin that may ask from a browser, or *; may be repeated.",
+        "A web origin that may ask from a browser, *, or localhost with any port; may be repeated.",
         "cors-origin",
+        "cors-origins",
         metavar="ORIGIN",
         many=True,
         variables=("ATLAS_CORS_ORIGIN",),

@@ -110,6 +110,9 @@ class TemplateRequest(Open):
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="What the template asks for beside."
     )
+    add_generation_prompt: bool | None = Field(
+        None, description="False: the text ends behind the last message."
+    )
 
 
 class SlotRequest(Open):

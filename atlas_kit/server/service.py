@@ -205,7 +205,8 @@ class Service:
             log.info("the model has no chat template: conversations are read as a transcript")
             return transcript(self.engine)
         try:
-            return ChatTemplate(self.engine, source)
+            thinking = {"auto": {}, "on": {"enable_thinking": True}, "off": {"enable_thinking": False}}
+            return ChatTemplate(self.engine, source, thinking[self.config.reasoning])
         except AtlasError as error:
             if source is not None:
                 raise

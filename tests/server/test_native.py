@@ -406,7 +406,40 @@ def test_a_conversation_as_the_model_reads_it(serve: Server):
         server.post("/apply-template", messages=messages)["prompt"]
         == "<system>be brief</><user>hi</><assistant>"
     )
+    found = server.post("/apply-template", messages=messages[1:], add_generation_prompt=False)
+    assert found["prompt"] == "<user>hi</>"
     assert server.client.post("/apply-template", json={"messages": []}).status_code == 400
+
+
+def test_a_template_may_refuse_a_conversation(serve: Server):
+    server = serve(fake_engine("{{ raise_exception('roles must alternate') }}"))
+    answer = server.client.post("/apply-template", json={"messages": [{"role": "user", "content": "a"}]})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages")
+
+
+def test_pages_of_this_machine_may_ask(serve: Server):
+    client = serve(cors=("localhost",)).client
+    for origin, allowed in (
+        ("http://localhost:3000", True),
+        ("http://[::1]", True),
+        ("http://localhost.evil", False),
+    ):
+        headers = {"origin": origin, "access-control-request-method": "POST"}
+        found = client.options("/completion", headers=headers).headers.get("access-control-allow-origin")
+        assert found == (origin if allowed else None)
+
+
+@pytest.mark.parametrize(("reasoning", "text"), [("on", "yes"), ("off", "no"), ("auto", "as ever")])
+def test_whether_a_model_thinks_is_for_the_server_to_say(reasoning, text, serve: Server):
+    template = (
+        "{{ messages[0].content }}{% if enable_thinking is defined %}{{ 'yes' if enable_thinking else 'no' }}"
+        "{% else %}as ever{% endif %}"
+    )
+    server = serve(fake_engine(template), reasoning=reasoning)
+    messages = [{"role": "user", "content": "think: "}]
+    assert server.post("/apply-template", messages=messages)["prompt"] == f"think: {text}"
+    own = server.post("/apply-template", messages=messages, chat_template_kwargs={"enable_thinking": True})
+    assert own["prompt"] == "think: yes"
 
 
 # --- what there is ----------------------------------------------------------------------------------------------

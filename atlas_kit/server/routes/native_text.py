@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from atlas_kit.errors import InvalidParamError, ModelError
 from atlas_kit.server.dialogue import normal_messages
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.prompts import checked_token, mixed, shown
@@ -60,7 +61,15 @@ async def apply_template(asked: TemplateRequest, service: TheService) -> dict[st
     if service.template is None:
         raise ApiError(400, "The model has no chat template.", param="messages", code="no_chat_template")
     messages = normal_messages(asked.messages)
-    text = service.template.text(messages, tools=asked.tools, variables=asked.chat_template_kwargs or {})
+    try:
+        text = service.template.text(
+            messages,
+            answer=asked.add_generation_prompt is not False,
+            tools=asked.tools or None,
+            variables=asked.chat_template_kwargs,
+        )
+    except ModelError as error:  # a template may refuse what it is given
+        raise InvalidParamError(error.message, key="messages") from error
     begin = shown(service.engine, service.engine.begin)
     # whoever sends it back as a prompt has the begin token put before it
     return {"prompt": text.removeprefix(begin) if begin else text}
