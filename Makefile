@@ -148,4 +148,4 @@ $(VENV)/.check: pyproject.toml $(EXTENSION) | ready $(BIN)/python
 $(VENV)/.dev: pyproject.toml $(EXTENSION) | ready $(VENV)/.llama
 	@echo "Installing atlas_kit and everything that its tests use into $(VENV) (about a minute, once)"
 	@$(PIP) install -e '.[dev]'
-	@touch $@ $(VENV)/.demo $(VENV)/.lab $(VENV)/.check
+	@touch $@ $(VENV)/.demo $(VENV)/.lab $(VENV)/.serve $(VENV)/.check

@@ -26,7 +26,7 @@ NEEDS: tuple[tuple[str, str, str], ...] = (
     ("NumPy's BLAS has|cannot run the kernels", "of NumPy's BLAS", "this processor has not every kernel"),
     ("no recipe for", "of architectures", "random models are not made of them"),
     ("llama", "of llama.cpp", "llama-cpp-python is not installed"),
-    ("packages of the server", "of the server", "fastapi, uvicorn or httpx is not installed"),
+    ("packages of the server|openai|anthropic|pydantic", "of the server", "its packages or clients are not installed"),
     ("cryptography", "of encrypted files", "cryptography is not installed"),
     ("matplotlib", "of figures", "matplotlib is not installed"),
     ("deno", "of the types of the scripts", "deno is not installed"),
@@ -43,7 +43,12 @@ NEEDS: tuple[tuple[str, str, str], ...] = (
     ("magic number is a rest", "of what `repair` refuses", "from a magic number alone it makes an empty file"),
     ("os.replace", "of a kill while a memory is put into place", "it is put into place in another way"),
     ("was not built", "of damaged models", "sample_data/ is not whole"),
+    ("copy of the root directory", "of the image's steps", "only root may make a copy of the root directory"),
+    ("the image is made of", "of the image's steps", "no package index can be reached"),
     ("package index", "of the wheel", "no package index can be reached"),
+    ("hadolint|kubernetes-validate|pyyaml", "of deployment", "no hadolint, kubernetes-validate or pyyaml"),
+    ("systemd-analyze", "of the unit for systemd", "no systemd-analyze, or an old one"),
+    ("the examples ask with curl", "of the examples of the server", "no curl"),
     ("the examples are lines for a shell", "of the examples in help texts", "no bash"),
 )  # fmt: skip
 _DESELECTED, _NOT_COLLECTED = "atlas_deselected", "atlas_not_collected"

@@ -6,6 +6,8 @@ import html
 import posixpath
 import re
 import shutil
+import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -209,8 +211,12 @@ def code_blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
 
 
-WITH_PYTHON = [path for path in (README, *GUIDE) if code_blocks(path, "python")]
-WITH_SHELL = [path for path in (README, *GUIDE) if code_blocks(path, "sh")]
+#: Pages whose examples talk to a server that they start themselves.
+WITH_SERVER = [path for path in GUIDE if path.name == "serve-a-model.md"]
+#: First words of lines that need more than a test has: a container runtime, a cluster, half an hour.
+DEPLOYING = ("docker", "kubectl", "python")
+WITH_PYTHON = [path for path in (README, *GUIDE) if code_blocks(path, "python") and path not in WITH_SERVER]
+WITH_SHELL = [path for path in (README, *GUIDE) if code_blocks(path, "sh") and path not in WITH_SERVER]
 
 
 @pytest.mark.model
@@ -232,6 +238,17 @@ def shell_lines(path: Path) -> list[str]:
     return [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines() if line]
 
 
+def page_environment(folder: Path) -> dict[str, str]:
+    """Return an environment in which ``atlas-tool`` is this checkout's, below ``folder``."""
+    tool = folder / "bin" / "atlas-tool"
+    if not tool.exists():
+        tool.parent.mkdir()
+        tool.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m atlas_kit "$@"\n')
+        tool.chmod(0o755)
+    env = reference.environment(HOME=str(folder))
+    return {**env, "PATH": f"{tool.parent}:{env['PATH']}"}
+
+
 @pytest.mark.model
 @pytest.mark.parametrize("path", WITH_SHELL, ids=name_of)
 def test_shell_lines_on_a_page_run(path, samples):
@@ -244,10 +261,92 @@ def test_shell_lines_on_a_page_run(path, samples):
         document.write_text(enough, encoding="utf-8")
     for line in shell_lines(path):
         first = line.split()[0]
-        assert first in {"atlas-tool", "cp", "make", "pip", "sudo"}, line
-        if first in {"atlas-tool", "cp"}:
+        assert first in {"atlas-tool", "cp", "make", "pip", "sudo", *DEPLOYING}, line
+        if line.startswith("atlas-tool serve"):
+            serve_for_a_moment(f"{line} --port 1", folder, page_environment(folder))
+        elif first in {"atlas-tool", "cp"}:
             ran = reference.run(line, folder)
             assert ran.returncode == 0, f"$ {line}\n{ran.stdout}"
+
+
+class Reader:
+    """Somebody who types what is on a page about the server, from its beginning to its end.
+
+    A line that starts a server ends the one before it, as Ctrl-C would. All of them listen at a free port.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.server, self.env = folder, None, page_environment(folder)
+        self.names: dict[str, object] = {"__name__": "page"}
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = str(free.getsockname()[1])
+
+    def read(self, language: str, block: str) -> None:
+        block = block.replace("8080", self.port)
+        if language == "python":
+            exec(compile(block, block.splitlines()[0], "exec"), self.names)
+        elif language == "toml":
+            (self.folder / "server.toml").write_text(block, encoding="utf-8")
+        elif "atlas-tool serve" in block:
+            self.stop()
+            self.start(block.strip())
+        elif not block.startswith("make "):
+            script = re.sub(r"^curl ", "curl --silent --show-error --fail ", block, flags=re.M)
+            self.shell(f"set -e\n{script}")
+
+    def shell(self, script: str) -> None:
+        ran = subprocess.run(
+            ["bash", "-c", script], cwd=self.folder, env=self.env, capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 0, f"{script}\n{ran.stdout}{ran.stderr}"
+
+    def start(self, line: str) -> None:
+        assert "\n" not in line
+        line = (
+            re.sub(r"(?=atlas-tool)", "exec env ", line) if line.startswith("atlas") else f"exec env {line}"
+        )
+        self.server = subprocess.Popen(
+            ["bash", "-c", f"{line} --port {self.port}"],
+            cwd=self.folder, env=self.env, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        said = []
+        for text in self.server.stderr:
+            said.append(text)
+            if "listening at" in text:
+                return
+        raise AssertionError(f"$ {line}\n{''.join(said)}")
+
+    def stop(self) -> None:
+        if self.server is not None:
+            self.server.send_signal(signal.SIGINT)
+            said = self.server.communicate(timeout=120)[1]
+            assert self.server.returncode == 0, said
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.skipif(
+    shutil.which("bash") is None, reason="the examples are lines for a shell, and there is none"
+)
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the examples ask with curl, and there is none")
+@pytest.mark.parametrize("path", WITH_SERVER, ids=name_of)
+def test_a_page_about_the_server_is_true(path, samples):
+    pytest.importorskip("openai", reason="openai is not installed")
+    reader = Reader(samples.parent)
+    try:
+        blocks = re.findall(r"^```(\w+)\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
+        for language, block in blocks:
+            assert language in {"sh", "python", "toml"}
+            reader.read(language, block)
+        reader.stop()
+    finally:
+        if reader.server is not None:
+            reader.server.kill()
+        client = reader.names.get("client")
+        if client is not None:
+            client.close()
+    assert (samples.parent / "memories" / "tiny-python_memory.atlas").exists()
 
 
 def test_readme_is_short():

@@ -82,7 +82,7 @@ def line_in(text: str) -> str:
 
 
 def test_nothing_is_said_when_all_is_there(machine):
-    ran = machine.prepare("test", "demo", "lab", "quick", "bench")
+    ran = machine.prepare("test", "demo", "lab", "serve", "quick", "bench")
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
 
 
@@ -102,6 +102,7 @@ def test_an_ordinary_user_gets_one_line_with_everything(machine):
         (["lint"], "python3-venv"),
         (["demo"], "python3-venv g++"),
         (["lab"], "python3-venv g++"),
+        (["serve"], "python3-venv g++"),
         (["bench"], "python3-venv g++ chromium"),
         (["test"], "python3-venv g++ chromium"),
         (["quick", "lab"], "python3-venv g++"),
@@ -289,7 +290,9 @@ def test_its_targets_are_in_the_makefile(target):
     assert re.search(rf"^{target}:", MAKEFILE, re.M)
 
 
-@pytest.mark.parametrize("target", ["demo", "lab", "test", "quick", "lint", "bench", "fuzz", "docs", "dist"])
+@pytest.mark.parametrize(
+    "target", ["demo", "lab", "serve", "test", "quick", "lint", "bench", "fuzz", "docs", "dist"]
+)
 def test_make_does_nothing_before_it(machine, tmp_path, target):
     (tmp_path / "tools").mkdir()
     for name in ("Makefile", "pyproject.toml", "tools/build_llama.py"):
@@ -318,6 +321,22 @@ def make(folder, *arguments):
     return subprocess.run(
         ["make", "--silent", *arguments], cwd=folder, env=env, capture_output=True, text=True
     )
+
+
+def test_make_serve_installs_the_server_and_starts_it(machine, tmp_path):
+    """From a fresh clone: what is missing, the environment, llama.cpp, the server, and a folder for its memories."""
+    (tmp_path / "tools").mkdir()
+    machine.put("prepare.sh", "exit 0", into="tools")
+    ran = make(tmp_path, "--dry-run", "serve", "SERVE=--port 9000", "MODEL=m.gguf")
+    assert ran.returncode == 0, ran.stderr
+    steps = [
+        "tools/prepare.sh serve", "-m venv .venv", "tools/build_llama.py", "install -e '.[encryption,serve]'",
+        "mkdir -p build/memories",
+        ".venv/bin/atlas-tool serve -m m.gguf --atlas-memory-persist --atlas-memory-dir build/memories --port 9000",
+    ]  # fmt: skip
+    places = [ran.stdout.find(step) for step in steps]
+    assert -1 not in places
+    assert places == sorted(places)
 
 
 @pytest.mark.parametrize("venv", ["a b", "/home/ann lee/.venv", "", "it's", "a;b", "a:b", "50%"])

@@ -41,7 +41,8 @@ def _option(row: Row) -> Any:
 
 def _dashed(word: str) -> str:
     """Return a setting's name as an option; llama-server has short ones of several letters, such as ``-ngl``."""
-    return f"-{word}" if len(word) <= 3 and "-" not in word else f"--{word}"
+    is_short = (len(word) <= 3 and "-" not in word) or word == "cram"
+    return f"-{word}" if is_short else f"--{word}"
 
 
 @command_(

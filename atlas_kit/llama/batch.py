@@ -14,15 +14,20 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+import numpy as np
+
 from atlas_kit.errors import AtlasError, ClosedError, InvalidParamError
 from atlas_kit.llama.arguments import tokens_of
 from atlas_kit.llama.engine import Engine, Feed, Outputs
 from atlas_kit.llama.session import AtlasSession, interrupts_put_off
 from atlas_kit.llama.steps import Finish, Step, Token
+from atlas_kit.llama.token_memory import read_ahead
 
 #: A piece of work in steps, as ``AtlasSession.generating`` gives it. It may also yield a ``Future``: then it goes on
 #: between two decodes as soon as that is done, with its result.
 AnyWork = Generator[Any, Any, Any]
+#: Memories that learn before one decode: so many, or where that is more, this part of all.
+LEARN_AT_ONCE, SPREAD = 2, 8
 
 
 def between() -> Future[None]:
@@ -257,6 +262,7 @@ class Job:
             self.pause = None
         try:
             self.work.close()
+            self.session.learn_due()
         except Exception as own:  # what it wanted to say at its end
             error = error or own
         if step is not None and step.token is not None:  # learned already; the context is given it later
@@ -281,6 +287,7 @@ class Batches:
         self._limits.setdefault(job.session, job.session.feed_limit)
         # half a batch each, so that somebody's long text does not keep others waiting for more than one decode
         job.session.feed_limit = max(1, self.engine.n_batch // 2)
+        job.session.puts_off = True
         self._queues.setdefault(job.session, deque()).append(job)
         self.jobs.append(job)
 
@@ -295,6 +302,7 @@ class Batches:
         with self.engine.lock, interrupts_put_off():
             events = [(job, job.resume()) for job in list(self.jobs) if self._may_go_on(job)]
             self._end_closed()
+            events += self._learn_some()
             for job, output in self._decoded(batch := self._batch()):
                 events.append((job, job.advance(output)))
                 if isinstance(output, Exception):
@@ -334,6 +342,21 @@ class Batches:
             if job.waiting is not None and job.session.closed:
                 job.cancel(ClosedError("the session is closed", path=self.engine.info.path))
 
+    def _learn_some(self) -> list[tuple[Job, list[Token]]]:
+        """Take some of the memories' steps that are due.
+
+        Sessions that began together fill their steps together, and all of them at once would keep everybody waiting.
+        Those whose turn comes later sit out a decode, and from then on their steps fill at different times.
+        """
+        events = []
+        due = [job for job in self.jobs if job.waiting is not None and job.session.due]
+        for job in due[: max(LEARN_AT_ONCE, -(-len(self.jobs) // SPREAD))]:
+            try:
+                job.session.learn_due()
+            except Exception as error:  # this session's alone
+                events.append((job, job.advance(error)))
+        return events
+
     def _batch(self) -> list[Job]:
         """Choose whose steps are decoded next: in turn, as long as they fit.
 
@@ -343,7 +366,7 @@ class Batches:
         chosen: list[Job] = []
         total, kinds = 0, set[bool]()
         for job in self.jobs:
-            if (step := job.waiting) is None:
+            if (step := job.waiting) is None or job.session.due:
                 continue
             size = len(step.feed.tokens)
             kind = None if not step.hidden and step.feed.outputs == size else step.hidden  # None: with either
@@ -377,7 +400,19 @@ class Batches:
                     one = own
                 yield job, one
             return
+        self._read_ahead([step for _, step in pairs], batch, found)
         yield from zip(batch, found, strict=True)
+
+    def _read_ahead(self, steps: Sequence[Step], batch: Sequence[Job], found: Sequence[Outputs]) -> None:
+        """Let the memories of those that generate read what came, all at once, before each goes on by itself."""
+        memories, hidden = [], []
+        for step, job, outputs in zip(steps, batch, found, strict=True):
+            memory = job.session.memory
+            if step.token is not None and memory is not None and outputs.hidden is not None:
+                memories.append(memory)
+                hidden.append(outputs.hidden[-1:])
+        if len(memories) > 1:
+            read_ahead(memories, np.concatenate(hidden))
 
     def _decode(self, steps: Sequence[Step]) -> list[Outputs]:
         found: list[Outputs] = self.engine.decode(
@@ -403,3 +438,4 @@ class Batches:
             if not queue:
                 del self._queues[job.session]
                 job.session.feed_limit = self._limits.pop(job.session)
+                job.session.puts_off = False

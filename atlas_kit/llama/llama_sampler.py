@@ -32,6 +32,25 @@ T = TypeVar("T")
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
+class _Candidates:
+    """An array of candidates that llama.cpp's samplers work on, and what it takes to hand it to them."""
+
+    def __init__(self, api: Any, count: int) -> None:
+        self._api, self._count = api, count
+        self.rows = np.zeros(count, _TOKEN_DATA)
+        self.ids, self.logits = self.rows["id"], self.rows["logit"]
+        self._first = self.rows.ctypes.data_as(ctypes.POINTER(api.llama_token_data))
+        self._array = api.llama_token_data_array()
+        self._reference = ctypes.byref(self._array)
+
+    def apply(self, sampler: Any) -> tuple[int, int]:
+        """Apply a sampler in place; return the place that it selected and how many candidates it left."""
+        array = self._array
+        array.data, array.size, array.selected, array.sorted = self._first, self._count, -1, False
+        self._api.llama_sampler_apply(sampler, self._reference)
+        return int(array.selected), int(array.size)
+
+
 class LlamaSampler:
     """A chain of llama.cpp's samplers; see ``Sampler``. ``ends``: tokens that are never chosen."""
 
@@ -45,9 +64,8 @@ class LlamaSampler:
         ends: Iterable[int] = (),
     ) -> None:
         self._api, self._context = api, context
-        self._all = np.zeros(info.n_vocab, _TOKEN_DATA)
+        self._all, self._one = (_Candidates(api, count) for count in (info.n_vocab, 1))
         self._ids = np.arange(info.n_vocab, dtype=np.int32)
-        self._one = np.zeros(1, _TOKEN_DATA)
         bias = {**sampling.logit_bias, **dict.fromkeys(ends, float("-inf"))}
         if unknown := [token for token in bias if not 0 <= token < info.n_vocab]:
             raise InvalidParamError(f"there is no token {unknown[0]}", key="logit_bias")
@@ -97,49 +115,42 @@ class LlamaSampler:
             return int(self._api.llama_sampler_sample(self._chain, self._context, index))
         token = self._choose(logits, constrained=False)
         if self._grammar is not None:
-            self._one[0] = (token, 1.0, 0.0)
-            self._apply(self._grammar, self._one)
-            if not np.isfinite(self._one["logit"][0]):
+            self._one.rows[0] = (token, 1.0, 0.0)
+            self._one.apply(self._grammar)
+            if not np.isfinite(self._one.logits[0]):
                 token = self._choose(logits, constrained=True)
             self._api.llama_sampler_accept(self._grammar, token)
         self._api.llama_sampler_accept(self._chain, token)
         return token
 
     def _choose(self, logits: Floats, *, constrained: bool) -> int:
-        self._all["id"], self._all["logit"] = self._ids, logits
+        every = self._all
+        every.ids[:], every.logits[:] = self._ids, logits
         if len(self._bias):
-            self._all["logit"][self._biased] += self._bias
+            every.logits[self._biased] += self._bias
         if constrained:
-            self._apply(self._grammar, self._all)
-        if (constrained or len(self._bias)) and not np.isfinite(self._all["logit"]).any():
+            every.apply(self._grammar)
+        if (constrained or len(self._bias)) and not np.isfinite(every.logits).any():
             if self._grammar is not None:
                 raise InvalidParamError("no token can follow what the grammar allows", key="grammar")
             raise InvalidParamError("every token is forbidden by its bias", key="logit_bias")
-        chosen, left = self._apply(self._chain, self._all)
+        chosen, left = every.apply(self._chain)
         if not 0 <= chosen < left:  # a distribution that is none, such as one of logits that are no numbers
             raise InvalidParamError("these samplers leave no token to choose", key="samplers")
-        if self._checked and np.isnan(self._all["p"][chosen]):
-            chosen, self._all["p"][:left] = 0, [1.0] + [0.0] * (left - 1)  # they are sorted by then
+        if self._checked and np.isnan(every.rows["p"][chosen]):
+            chosen, every.rows["p"][:left] = 0, [1.0] + [0.0] * (left - 1)  # they are sorted by then
         if self._tells:
             self.candidates = self._left(chosen, left)
-        return int(self._all["id"][chosen])
+        return int(every.ids[chosen])
 
     def _left(self, chosen: int, left: int) -> list[tuple[int, float]]:
         """Return the tokens that the chain left, with the probabilities that it drew from."""
         if self._greedy:
-            return [(int(self._all["id"][chosen]), 1.0)]
-        rows = self._all[:left]
+            return [(int(self._all.ids[chosen]), 1.0)]
+        rows = self._all.rows[:left]
         rows = rows[rows["p"] > 0]
         rows = rows[np.argsort(-rows["p"], kind="stable")]
         return list(zip(rows["id"].tolist(), rows["p"].tolist(), strict=True))
-
-    def _apply(self, sampler: Any, data: Any) -> tuple[int, int]:
-        """Apply a sampler in place; return the place that it selected and how many candidates it left."""
-        api = self._api
-        pointer = data.ctypes.data_as(ctypes.POINTER(api.llama_token_data))
-        array = api.llama_token_data_array(data=pointer, size=len(data), selected=-1, sorted=False)
-        api.llama_sampler_apply(sampler, ctypes.byref(array))
-        return int(array.selected), int(array.size)
 
     def close(self) -> None:
         """Free it."""

@@ -58,6 +58,7 @@ class OutputRows:
         self._oldest = np.empty(0, np.int64)  # slots in the order in which they will be needed, oldest first
         self._sorted = 0  # when that order was made
         self._block = np.empty((max(16, min(capacity, BLOCK_BYTES // (4 * n_embd))), n_embd), np.float32)
+        self._complete = False  # whether it holds all rows
         self._mean: Array | None = None
 
     @property
@@ -98,6 +99,8 @@ class OutputRows:
     def _slots(self, tokens: Array) -> Array:
         """Return where in the cache the rows of ``tokens`` lie, after bringing in those that are missing."""
         slots = self._slot_of[tokens]
+        if self._complete:
+            return slots
         self._clock += 1
         here = slots >= 0
         if here.all():
@@ -118,6 +121,8 @@ class OutputRows:
         self._slot_of[tokens] = oldest
         self._token_in[oldest] = tokens
         self._used[oldest] = self._clock
+        # where all have room, nothing is dropped any more, and nobody asks what was used when
+        self._complete = len(self._rows) == self.n_vocab and bool((self._token_in >= 0).all())
 
     def _longest_unused(self, count: int) -> Array:
         """Return the ``count`` slots that were used longest ago; they are sorted once for many misses."""

@@ -11,6 +11,8 @@ from atlas_kit.errors import InvalidParamError, MissingExtraError
 
 #: How often a schema may repeat something, in ``maxLength`` or ``{m,n}`` of a pattern, for example.
 MOST_REPEATED = 1000
+#: Properties of one object, and characters of a grammar: the time that both take grows faster than their number.
+MOST_PROPERTIES, MOST_CHARACTERS = 400, 1 << 17
 _COUNTS = frozenset({"minLength", "maxLength", "minItems", "maxItems"})
 
 
@@ -33,6 +35,8 @@ def schema_rules(schema: Mapping[str, Any] | str, name: str = "root") -> str:
         text = json.dumps(given)
         _require_small(given)
         found = json_schema_to_gbnf(text)
+        if len(found) > MOST_CHARACTERS:
+            raise InvalidParamError("this schema is too large to become a grammar", key="json_schema")
     except InvalidParamError:
         raise
     except Exception as error:  # the converter raises whatever it stumbles over
@@ -54,6 +58,10 @@ def _require_small(schema: Any) -> None:
         if any(count > MOST_REPEATED for count in counts):
             raise InvalidParamError(
                 f"a schema may repeat something {MOST_REPEATED:,} times at most", key="json_schema"
+            )
+        if key == "properties" and isinstance(value, Mapping) and len(value) > MOST_PROPERTIES:
+            raise InvalidParamError(
+                f"an object of a schema may have {MOST_PROPERTIES} properties at most", key="json_schema"
             )
         if key not in ("enum", "const", "default", "examples"):
             _require_small(value)

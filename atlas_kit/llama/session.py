@@ -157,6 +157,8 @@ class AtlasSession:
         self.observer: Observer | None = None
         #: Tokens that are decoded at a time; a pool or a scheduler makes it smaller.
         self.feed_limit = self.engine.n_batch
+        #: Steps of the memory that fill while text is generated wait for ``learn_due``, or for what needs them.
+        self.puts_off = False
         self._counts = Stats()
         chosen, path = memory_choice.choose(self.engine, memory, changes)
         if path is not None:
@@ -334,8 +336,19 @@ class AtlasSession:
         if self.memory is None:
             return self._scored(was.logits.reshape(1, -1), np.asarray([token]))
         reading, came = self._reading_of(was), np.asarray([token])
-        learn = self.memory.learn if self.learns else self.memory.watch
-        return self._learned(reading, came, learn(reading, came))
+        if not self.learns:
+            return self._learned(reading, came, self.memory.watch(reading, came))
+        return self._learned(reading, came, self.memory.learn(reading, came, put_off=self.puts_off))
+
+    @property
+    def due(self) -> bool:
+        """Whether a step of the memory is full and was put off."""
+        return self.memory is not None and self.memory.due
+
+    def learn_due(self) -> None:
+        """Take the step of the memory that was put off, if one was."""
+        if self.memory is not None:
+            self.memory.commit()
 
     def _reading_of(self, was: _LastOutput) -> Reading:
         if was.reading is None:

@@ -91,7 +91,8 @@ def token_memory(engine: Engine, state: SessionState, backend: str | None = "num
     from atlas_kit.llama.token_memory import TokenMemory
     from atlas_kit.memory.backend import namespace
 
-    memory = TokenMemory(engine.output_rows(), AtlasSettings.from_saved(state.settings), backend)
+    settings = AtlasSettings.from_saved(state.settings)
+    memory = TokenMemory(engine.output_rows(), settings, backend, state.memory)
     _require_fit(memory, state)
     arrays = state.memory
     if any(namespace(array) is not memory.memory.xp for array in arrays.parameters.values()):

@@ -72,6 +72,7 @@ def take_snapshot(session: AtlasSession, label: str | None = None) -> Snapshot:
     memory = session.memory
     if memory is None:
         raise InvalidParamError("this session has no memory", key="memory", hint="Open it with memory=True.")
+    memory.commit()
     seen = memory.tokens_seen
     return Snapshot(
         label or f"{seen:,} tokens",

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,8 @@ import numpy as np
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError, ModelError
 from atlas_kit.llama.output_matrix import OutputRows
-from atlas_kit.memory import Memory, MemoryState, Readout, gate_features, match_lengths
-from atlas_kit.memory.backend import namespace, to_host
+from atlas_kit.memory import Memory, MemoryConfig, MemoryState, Readout, gate_features, match_lengths
+from atlas_kit.memory.backend import choose, namespace, to_host
 from atlas_kit.memory.ranking import Ranked
 from atlas_kit.settings.atlas_settings import ADAPTIVE, GATE_FEATURES, AtlasSettings
 
@@ -145,46 +145,61 @@ class Reading:
     def log_probabilities(self, row: int = 0) -> Array:
         """Return the blended log-probability (n_vocab,) of every token after one of the tokens."""
         model, memory, window = self.weights[row]
-        own: Array = self.logits[row].astype(np.float32)
+        own = self.logits[row]
         # beside the candidates, model and memory differ by the normaliser only
         with np.errstate(divide="ignore"):
             model_log, memory_log = np.log((model, memory)) - (self.lse[row], self.log_z[row])
-        logp: Array = own + np.float32(np.logaddexp(model_log, memory_log))
+        logp: Array = np.add(own, np.float32(np.logaddexp(model_log, memory_log)), dtype=np.float32)
         if memory > 0:
-            before = np.exp(own[self.tokens] - self.lse[row])
+            before = np.exp(self.own[row] - self.lse[row])
             behind = np.exp(self.corrected[row] - self.log_z[row])
-            logp[self.tokens] = np.log(model * before + memory * behind + 1e-30)
+            before *= model
+            behind *= memory
+            before += behind
+            before += 1e-30
+            logp[self.tokens] = np.log(before, out=before)
         if window > 0:
             seen, place = self.slots.distinct
             mass = np.bincount(place, self.window.weights[row], len(seen))
-            logp[seen] = np.log(np.exp(logp[seen].astype(np.float64)) + window * mass + 1e-30)
+            mass *= window
+            among = np.exp(logp[seen], dtype=np.float64)
+            among += mass
+            among += 1e-30
+            logp[seen] = np.log(among, out=among)
         return logp
 
     def probabilities_of(self, token: Array) -> Array:
         """Return (n, 3): what the model alone, the model with the memory, and the window gave to ``token`` (n,)."""
+        return self._outcome(token, self.hits(token), *_find(self.tokens, token))
+
+    def _outcome(self, token: Array, hits: Array, place: Array, known: Array) -> Array:
         every = np.arange(len(token))
         own = self.logits[every, token].astype(np.float64)
-        place, known = _find(self.tokens, token)
         behind = np.where(known, self.corrected[every, place], own) if len(self.tokens) else own
-        cached = (self.window.weights * self.hits(token)).sum(axis=1)
-        return np.stack((np.exp(own - self.lse), np.exp(behind - self.log_z), cached), axis=-1)
+        found = np.empty((len(token), 3))
+        np.exp(own - self.lse, out=found[:, 0])
+        np.exp(behind - self.log_z, out=found[:, 1])
+        found[:, 2] = (self.window.weights * hits).sum(axis=1)
+        return found
 
     def gain(self, token: Array) -> Array:
         """Return (n,): d log p(token) / d g, were the memory's correction g times as large, at g = 1, per nat.
 
         ``change_token - sum_u p_u change_u`` over the candidates; out of sample, since reading comes before learning.
         """
+        return self._gain(*_find(self.tokens, token))
+
+    def _gain(self, place: Array, known: Array) -> Array:
         if not len(self.tokens):
-            return np.zeros(len(token))
+            return np.zeros(len(place))
         with np.errstate(invalid="ignore"):
             change = np.where(self.own > -np.inf, self.corrected - self.own, 0)  # -inf: a model rules it out
         expected = (np.exp(self.corrected - self.log_z[:, None]) * change).sum(axis=1)
-        place, known = _find(self.tokens, token)
-        return np.asarray(np.where(known, change[np.arange(len(token)), place], 0) - expected)
+        return np.asarray(np.where(known, change[np.arange(len(place)), place], 0) - expected)
 
     def hits(self, token: Array) -> Array:
         """Return (n, slots): which slots hold the token that came."""
-        return np.equal(self.slots.tokens[None, :], token[:, None])
+        return np.equal(self.slots.tokens, token[:, None])
 
     def blended(self, probabilities: Array) -> Array:
         """Return the blended probability (n,) from what ``probabilities_of`` gave."""
@@ -203,6 +218,8 @@ class TokenMemory:
         What kind of memory.
     backend
         ``"numpy"`` or ``"cupy"``; None chooses as ``Memory`` does.
+    state
+        What it goes on from, whose arrays stay as they are; None: it is empty.
 
     Raises
     ------
@@ -210,21 +227,35 @@ class TokenMemory:
         When the settings do not fit the model.
     """
 
-    def __init__(self, rows: OutputRows, settings: AtlasSettings, backend: str | None = "numpy") -> None:
+    def __init__(
+        self,
+        rows: OutputRows,
+        settings: AtlasSettings,
+        backend: str | None = "numpy",
+        state: MemoryState | None = None,
+    ) -> None:
         self.rows, self.settings = rows, settings
-        self.memory = Memory(settings.memory_config(rows.n_embd, rows.scale, rows.softcap), backend)
+        config = settings.memory_config(rows.n_embd, rows.scale, rows.softcap)
+        self.memory = _memory_of(config, choose(backend).__name__)
         self._checked = False
-        self.reset()
+        self._begin(self.memory.init() if state is None else state)
+        self._pinned = state is not None
 
     def reset(self) -> None:
         """Forget everything."""
-        self.state: MemoryState = self.memory.init()
+        self._begin(self.memory.init())
+
+    def _begin(self, state: MemoryState) -> None:
+        """Start from a state, and with nothing that waits."""
+        self.state = state
         self._pinned = False
         self.recent = np.empty(0, np.int32)
         #: The last tokens that came without being learned: what follows is matched with them all the same.
         self.watched = np.empty(0, np.int64)
         self._pending: dict[str, list[Array]] = {name: [] for name in _PENDING}
         self._waiting = 0
+        self._due = False
+        self._ahead: tuple[Array, Array, Array] | None = None
         self.log_eta = 0.0
         self._window: _Window | None = None
         self._distinct: Array | None = None
@@ -244,8 +275,13 @@ class TokenMemory:
 
     @property
     def room(self) -> int:
-        """Tokens until the present step is full."""
-        return self.memory.config.chunk_size - self._waiting
+        """Tokens until the present step is full; of one that is full already, the next is meant."""
+        return self.memory.config.chunk_size - (0 if self._due else self._waiting)
+
+    @property
+    def due(self) -> bool:
+        """Whether a step is full and was put off; ``commit`` takes it, and so does whatever needs what it gives."""
+        return self._due
 
     @property
     def tokens_seen(self) -> int:
@@ -269,9 +305,11 @@ class TokenMemory:
         ModelError
             When the logits do not follow from the states, so that a correction would make no sense.
         """
+        self.commit()
         top, lse, entropy = summarize(logits, self.count)
-        tokens, own, corrected, log_z = self._corrected(hidden, logits, top, lse)
-        slots, window = self._look_up(hidden, current)
+        y, directions = self._answers(hidden)
+        tokens, own, corrected, log_z = self._corrected(hidden, logits, top, lse, y)
+        slots, window = self._look_up(directions, current)
         features = gate_features(window.similarity, entropy, window.length, window.confidence)
         if not self.settings.window_size:
             features[:, [1, 3, 4]] = 0  # all but the constant and the entropy look at the window
@@ -280,15 +318,34 @@ class TokenMemory:
             hidden, lse, top, logits, tokens, own, corrected, log_z, slots, window, weights, features
         )
 
+    def _answers(self, hidden: Array) -> tuple[Array, Array]:
+        """Return what the learned memory answers to states (n, n_embd), and as what the window is asked for them."""
+        if self._ahead is not None and np.array_equal(self._ahead[0], hidden):
+            return self._ahead[1:]
+        given, memory, state = self._on_device(hidden), self.memory, self.state
+        looks = self._looks
+        if self.learns and looks:
+            y, directions = memory.read_and_direct(state, given)
+            return to_host(y), directions
+        none = np.empty((len(hidden), 0), np.float32)
+        return (
+            to_host(memory.read(state, given)) if self.learns else none,
+            memory.directions(state, given) if looks else none,
+        )
+
+    @property
+    def _looks(self) -> bool:
+        """Whether the window is asked, too."""
+        return bool(self.settings.window_size) and self.memory.config.ranking is not None
+
     def _corrected(
-        self, hidden: Array, logits: Array, top: Array, lse: Array
+        self, hidden: Array, logits: Array, top: Array, lse: Array, y: Array
     ) -> tuple[Array, Array, Array, Array]:
         """Return the candidates, their logits, these behind the memory, and the log-sum-exp of all logits then."""
         n = len(hidden)
         if not self.learns:
             none = np.empty((n, 0), np.float32)
             return np.empty(0, np.int64), none, none, lse
-        y = to_host(self.memory.read(self.state, self._on_device(hidden)))
         lately = self._lately
         tokens = self._candidates(top, lately)
         own = logits[:, tokens] if len(tokens) < logits.shape[1] else logits
@@ -346,24 +403,23 @@ class TokenMemory:
             self._distinct = np.unique(self.recent)
         return self._distinct
 
-    def _look_up(self, hidden: Array, current: Array) -> tuple[Slots, Ranked]:
+    def _look_up(self, directions: Array, current: Array) -> tuple[Slots, Ranked]:
         """Return what the window holds, and how its slots rank for each query."""
-        n, ranking = len(hidden), self.memory.config.ranking
+        n, ranking = len(current), self.memory.config.ranking
         slots = self._slots()
         keys, tokens = slots.keys, slots.tokens
         if ranking is None or not len(tokens):
             nothing = np.zeros(n, np.float32)
             empty = np.empty((n, 0), np.float32)
             return _NO_SLOTS, Ranked(empty, nothing - 1, nothing, nothing, np.empty((3, n, 0), np.float32))
-        cosine = to_host(self.memory.directions(self.state, self._on_device(hidden)) @ keys.T)
+        cosine = to_host(directions @ keys.T)
         match = match_lengths(self._histories(current, ranking.longest), tokens, ranking.longest)
         # the newest slot lies one token before the first that waits
-        age = (
-            np.arange(len(tokens), 0, -1, dtype=np.float32)
-            + (np.arange(n) + self._waiting + len(self.watched))[:, None]
-        )
+        ages = np.arange(len(tokens) + n - 1, 0, -1, dtype=np.float32)
+        ages += self._waiting + len(self.watched)
+        age = ages[None] if n == 1 else ages[np.arange(n - 1, -1, -1)[:, None] + np.arange(len(tokens))]
         w = to_host(self.state.gate["rank"])
-        return slots, ranking.read(w, cosine, match, age.astype(np.float32), tokens)
+        return slots, ranking.read(w, cosine, match, age, tokens)
 
     def _slots(self) -> Slots:
         """Return what the window holds: the same for a whole step."""
@@ -400,42 +456,52 @@ class TokenMemory:
             weights[:, 1 if self.learns else 0] = 1 - float(ratio)
         if not has_window:
             weights[:, 2] = 0
-        weights[:, 2] = np.minimum(weights[:, 2], MOST_WEIGHT * weights.sum(axis=1))
-        rest = weights[:, :2].sum(axis=1)
-        weights[rest <= 0, 0] = 1 - MOST_WEIGHT
+        cached = weights[:, 2]
+        np.minimum(cached, MOST_WEIGHT * weights.sum(axis=1), out=cached)
+        nothing = weights[:, :2].sum(axis=1) <= 0
+        if nothing.any():
+            weights[nothing, 0] = 1 - MOST_WEIGHT
         weights /= weights.sum(axis=1, keepdims=True)
         return weights
 
     @property
-    def _experts(self) -> list[int]:
+    def _experts(self) -> slice | list[int]:
         """Which of model, memory and window there are."""
+        if self.learns and self.settings.window_size:
+            return slice(None)
         return [0, *([1] if self.learns else []), *([2] if self.settings.window_size else [])]
 
     # --- learning ------------------------------------------------------------------------------------------
 
-    def learn(self, reading: Reading, token: Array) -> Array:
+    def learn(self, reading: Reading, token: Array, *, put_off: bool = False) -> Array:
         """Take in which tokens came, (n,) for the ``n`` of a reading, at most ``room``; return ``probabilities_of``.
+
+        ``put_off``: a step that is full then waits for ``commit``, until the next reading at the latest. Nobody has
+        looked by then, so it is the same step to the bit.
 
         Raises
         ------
         InvalidParamError
             For more tokens than the present step has room for.
         """
+        self.commit()
         if len(token) > self.room:
             raise InvalidParamError(f"{len(token)} tokens do not fit into a step with room for {self.room}")
         self.watched = self.watched[:0]
-        probabilities = reading.probabilities_of(token)
+        hits, (place, known) = reading.hits(token), _find(reading.tokens, token)
+        probabilities = reading._outcome(token, hits, place, known)
         ranking = self.memory.config.ranking
         slope = np.empty((len(token), SLOPES))
-        slope[:, :-1] = 0 if ranking is None else ranking.slope(reading.window, reading.hits(token))
-        slope[:, -1] = reading.gain(token)
+        slope[:, :-1] = 0 if ranking is None else ranking.slope(reading.window, hits)
+        slope[:, -1] = reading._gain(place, known)
         values = (reading.hidden, reading.lse, token, reading.top, reading.features, probabilities, slope)
         copies = [np.array(value) for value in values]  # all of them, or none waits
         for name, value in zip(_PENDING, copies, strict=True):
             self._pending[name].append(value)
         self._waiting += len(token)
-        if self._waiting == self.memory.config.chunk_size:
-            self._commit()
+        self._due = self._waiting == self.memory.config.chunk_size
+        if not put_off:
+            self.commit()
         return probabilities
 
     def watch(self, reading: Reading, token: Array) -> Array:
@@ -466,8 +532,11 @@ class TokenMemory:
             yield reading, came, (self.learn if learn else self.watch)(reading, came)
             at = step.stop
 
-    def _commit(self) -> None:
-        """Take a step: gate, learned memory, window."""
+    def commit(self) -> None:
+        """Take the step that is due, if one is: gate, learned memory, window."""
+        if not self._due:
+            return
+        self._due, self._ahead = False, None
         rows = {name: np.concatenate(parts) for name, parts in self._pending.items()}
         self._pending = {name: [] for name in _PENDING}
         self._waiting = 0
@@ -551,11 +620,26 @@ class TokenMemory:
 
     def pin(self) -> MemoryState:
         """Return the present state, whose arrays stay as they are: the next step copies what it would write into."""
+        self.commit()
         self._pinned = True
         return self.state
 
+    @property
+    def pinned(self) -> bool:
+        """Whether somebody may hold the arrays of the present state."""
+        return self._pinned
+
+    def release(self, state: MemoryState) -> None:
+        """Take back a pin that nobody else has asked for: ``state``, which ``pin`` gave, is not used any more."""
+        if self.state is state:
+            self._pinned = False
+
     def waiting(self) -> dict[str, Array]:
         """Return the tokens whose step is not full yet, and the recent ones: what goes with ``state``."""
+        self.commit()
+        return self._unlearned()
+
+    def _unlearned(self) -> dict[str, Array]:
         found = {name: np.concatenate(parts) for name, parts in self._pending.items() if parts}
         return {**found, "recent": self.recent, "log_eta": np.asarray(self.log_eta)}
 
@@ -567,8 +651,8 @@ class TokenMemory:
         InvalidParamError
             When the arrays do not fit this memory.
         """
-        self.reset()
-        self.state, self._pinned = state, True
+        self._begin(state)  # the arrays of an empty memory may be as large, and are not made
+        self._pinned = True
         recent, log_eta = (
             np.asarray(waiting.get(name, getattr(self, name))) for name in ("recent", "log_eta")
         )
@@ -610,6 +694,7 @@ class TokenMemory:
         InvalidParamError
             When a setting decides what the arrays are.
         """
+        self.commit()
         settings = self.settings.replace(**changes)
         changed = [name for name in changes if getattr(settings, name) != getattr(self.settings, name)]
         if not changed:
@@ -622,8 +707,8 @@ class TokenMemory:
                     key="settings",
                     hint="Start a new memory, or leave the setting out.",
                 )
-        self.settings = settings
-        self.memory = Memory(config, self.memory.xp.__name__)
+        self.settings, self._ahead = settings, None
+        self.memory = _memory_of(config, self.memory.xp.__name__)
         # what waits has as many candidates as there were; more of them are repeated
         self._pending["top"] = [
             top[:, np.arange(self.count) % top.shape[1]] if self.learns else top
@@ -653,7 +738,38 @@ class TokenMemory:
         state = self.state
         groups = (state.parameters, state.momentum, state.window, state.adaptation, state.gate)
         kept = sum(int(array.nbytes) for group in groups for array in group.values())
-        return kept + sum(array.nbytes for array in self.waiting().values())
+        return kept + sum(array.nbytes for array in self._unlearned().values())
+
+
+def read_ahead(memories: Sequence[TokenMemory], hidden: Array) -> None:
+    """Let memories of sessions that go on side by side read the state that each is about to be asked for.
+
+    Each finds its answer, the same to the bit, when it reads that state: the features of all are made together, and
+    what the memories hold passes the processor's cache once, not between everything else.
+
+    Parameters
+    ----------
+    hidden
+        (R, n_embd): a state for each.
+    """
+    kinds: dict[int, list[int]] = {}
+    for row, memory in enumerate(memories):
+        if memory.learns and memory._looks:
+            memory.commit()
+            kinds.setdefault(id(memory.memory), []).append(row)
+    for rows in kinds.values():
+        group = [memories[row] for row in rows]
+        given = hidden[rows]
+        first = group[0]
+        answers, directions = first.memory.read_each([one.state for one in group], first._on_device(given))
+        for at, (one, answer) in enumerate(zip(group, answers, strict=True)):
+            one._ahead = given[at : at + 1], to_host(answer), directions[at : at + 1]
+
+
+@functools.lru_cache(maxsize=8)
+def _memory_of(config: MemoryConfig, backend: str) -> Memory:
+    """Return the memory of a kind: it holds constants and no state, so that sessions may share it."""
+    return Memory(config, backend)
 
 
 def summarize(logits: Array, count: int) -> tuple[Array, Array, Array]:

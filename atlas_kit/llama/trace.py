@@ -6,7 +6,7 @@ takes some 130 bytes. Knows no widgets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -89,6 +89,10 @@ class Trace:
                 "top_p": top_p,
             }
         )
+
+    def extend(self, rows: Mapping[str, Array]) -> None:
+        """Take in rows that another trace had: an array for each of its attributes."""
+        self._append(dict(rows))
 
     def _append(self, rows: dict[str, Array]) -> None:
         count = len(rows["tokens"])

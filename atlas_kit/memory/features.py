@@ -68,7 +68,7 @@ def unit(x: Array) -> Array:
 def _length(x: Array) -> Array:
     """Return the norms (..., 1) of x (..., d), with 1 in place of 0 so that they can be divided by."""
     xp = namespace(x)
-    return _positive(xp.sqrt(xp.sum(x * x, axis=-1, keepdims=True)))
+    return _positive(xp.sqrt((x * x).sum(axis=-1, keepdims=True)))
 
 
 def _positive(norm: Array) -> Array:
@@ -155,6 +155,17 @@ def _cyclic_places(d: int) -> HostArray:
     i, j = np.triu_indices(d)
     k = j - i
     return np.where(k <= d // 2, k * d + i, (d - k) * d + j)
+
+
+@lru_cache(maxsize=16)
+def _square_places(d: int) -> HostArray:
+    """Return where each x_i x_j, i <= j, stands in the square of all products, with the factors as in the cycles.
+
+    >>> _square_places(3).tolist()  # xx xy xz, yx yy yz, zx zy zz: xz is a product of z's row
+    [0, 1, 6, 4, 5, 8]
+    """
+    i, j = np.triu_indices(d)
+    return np.where(j - i <= d // 2, i * d + j, j * d + i)
 
 
 class _Block(NamedTuple):
@@ -340,11 +351,15 @@ def _fill_feature_major(
 def _fill_products(x: HostArray, before: HostArray, ratio: float, block: HostArray) -> None:
     """Fill the block of degree 2 from x (d, N) and the block before, which is x times each token's factor.
 
-    Few tokens: the products of x with itself turned by k = 0 ... d/2 places are a few long loops, and bringing
-    their rows into order is one more. Many: one loop for each variable. Both give the ratio to the same one of
-    a product's two variables, so that a token's features do not depend on how many come with it.
+    One token: the square of all products. Few tokens: the products of x with itself turned by k = 0 ... d/2 places
+    are a few long loops, and bringing their rows into order is one more. Many: one loop for each variable. All give
+    the ratio to the same one of a product's two variables, so that a token's features do not depend on how many come
+    with it.
     """
     d, num_tokens = x.shape
+    if num_tokens == 1:
+        (x * ratio * before[:, 0]).reshape(-1).take(_square_places(d), 0, block[:, 0], "clip")
+        return
     half = d // 2 + 1
     places = (half + 3) * d
     if 0 < places * num_tokens * x.itemsize <= _SCRATCH_BYTES:

@@ -181,8 +181,9 @@ class Gate:
     def _log_weights(self, state: Mapping[str, Array], f: Array) -> Array:
         """Return ``log lambda (R, n, experts)``."""
         xp = namespace(f)
-        logits = f @ state["w"].swapaxes(-1, -2)
-        logits = xp.concatenate((xp.zeros_like(logits[..., :1]), logits), axis=-1)
+        others = f @ state["w"].swapaxes(-1, -2)
+        logits = xp.zeros((*others.shape[:-1], others.shape[-1] + 1), others.dtype)
+        logits[..., 1:] = others
         logits -= logits.max(axis=-1, keepdims=True)
         logits -= xp.log(xp.exp(logits).sum(axis=-1, keepdims=True))
         return logits
@@ -263,16 +264,22 @@ def gate_features(
     [[[1.0, 1.0, -0.5]]]
     """
     xp = namespace(similarity, entropy)
-    found = [xp.ones_like(similarity), 10 * (similarity - 0.8), entropy - 2]
+    found = [1, 10 * (similarity - 0.8), entropy - 2]
     if length is not None and confidence is not None:
         found += [length - 1.5, 2 * confidence - 1]
-    return xp.stack(found, axis=-1)
+    stacked = xp.empty((*similarity.shape, len(found)), xp.result_type(*found[1:]))
+    for place, feature in enumerate(found):
+        stacked[..., place] = feature
+    return stacked
 
 
 def _bounded(f: Array) -> Array:
     """Return features that cannot overflow: those that are not finite as 0, the others cut."""
     xp = namespace(f)
-    return xp.clip(xp.where(xp.isfinite(f), f, 0), -LARGEST_FEATURE, LARGEST_FEATURE)
+    finite = xp.isfinite(f)
+    if not bool(finite.all()):
+        f = xp.where(finite, f, 0)
+    return xp.maximum(xp.minimum(f, LARGEST_FEATURE), -LARGEST_FEATURE)
 
 
 def _is_sequence(value: object) -> bool:

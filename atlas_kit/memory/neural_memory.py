@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from atlas_kit.memory.sessions import (
     alike,
     chain,
     flattened,
+    flattened_group,
     join,
     no_report,
     real_lengths,
@@ -197,11 +198,43 @@ class Memory:
     @backends.quiet
     def read(self, state: MemoryState, queries: Array) -> Array:
         """Return y = M(phi(q)): queries (*batch, n, d_k), result (*batch, n, d_v)."""
-        batch, flat = state.batch, flattened(state)
+        batch = state.batch
         q = self._rows(queries, batch, "queries")
-        phi = self._learner.phi(flat, self.config.features.project(q, self._learner.constants))
-        y, _ = self.config.module.forward(flat.parameters, phi)
+        y = self._answers(state, self.config.features.project(q, self._learner.constants))
         return y.reshape((*batch, *y.shape[1:]))
+
+    @backends.quiet
+    def read_and_direct(self, state: MemoryState, queries: Array) -> tuple[Array, Array]:
+        """Return ``read`` and ``directions`` of the same queries (n, d_k), which are projected once."""
+        projected = self.config.features.project(self._rows(queries, (), "queries"), self._learner.constants)
+        return self._answers(state, projected)[0], self._directions(state, projected)
+
+    @backends.quiet
+    def read_each(self, states: Sequence[MemoryState], queries: Array) -> tuple[list[Array], Array]:
+        """Return ``read_and_direct`` of sessions that ask one query each (R, d_k): R times (1, d_v), and (R, d_key).
+
+        To the bit what each gets alone; the features of all are made together.
+        """
+        config, constants = self.config, self._learner.constants
+        rows = self._rows(queries[:, None], (len(states),), "queries")
+        projected = config.features.project(rows, constants)
+        means = [state.adaptation["mean"] for state in states if "mean" in state.adaptation]
+        mean = self.xp.stack(means) if means else None
+        phi = config.features.phi(projected, constants, mean)
+        answers = [
+            config.module.forward(flattened_group(state.parameters, ()), phi[row : row + 1])[0][0]
+            for row, state in enumerate(states)
+        ]
+        query = projected[:, 0]
+        return answers, self.unit(query if mean is None else query - mean)
+
+    def _answers(self, state: MemoryState, projected: Array) -> Array:
+        """Read for projected queries (R, n, d_key): (R, n, d_v)."""
+        batch = state.batch
+        mean = flattened_group({n: state.adaptation[n] for n in ("mean",) if n in state.adaptation}, batch)
+        phi = self.config.features.phi(projected, self._learner.constants, mean.get("mean"))
+        y: Array = self.config.module.forward(flattened_group(state.parameters, batch), phi)[0]
+        return y
 
     @backends.quiet
     def lookup(self, state: MemoryState, queries: Array, sharpness: float = 30.0) -> ring.CacheRead:
@@ -263,10 +296,13 @@ class Memory:
     @backends.quiet
     def directions(self, state: MemoryState, queries: Array) -> Array:
         """Return queries (n, d_k) as what ``remembered`` keys are compared with: unit vectors (n, d_key)."""
-        flat = flattened(state)
-        query = self.config.features.project(self._rows(queries, (), "queries"), self._learner.constants)[0]
-        if "mean" in flat.adaptation:
-            query = query - flat.adaptation["mean"]
+        rows = self._rows(queries, (), "queries")
+        return self._directions(state, self.config.features.project(rows, self._learner.constants))
+
+    def _directions(self, state: MemoryState, projected: Array) -> Array:
+        query = projected[0]
+        if "mean" in state.adaptation:
+            query = query - state.adaptation["mean"][None]
         return self.unit(query)
 
     @staticmethod
@@ -308,7 +344,7 @@ class Memory:
     def _gate(self, state: MemoryState) -> tuple[Gate, dict[str, Array]]:
         if self.config.gate is None:
             raise InvalidParamError("this memory has no gate", key="gate", hint="Configure gate=Gate().")
-        return self.config.gate, flattened(state).gate
+        return self.config.gate, flattened_group(state.gate, state.batch)
 
     # ---- learning
 

@@ -112,7 +112,8 @@ class Ranking:
         features[1] = _LOG2[match]
         np.log(age, out=features[2])
         np.negative(features[2], out=features[2])
-        score = np.tensordot(w.astype(cosine.dtype), features, 1)
+        weighed = w.astype(cosine.dtype)[None] @ features.reshape(FEATURES, n * slots)
+        score = weighed.reshape(n, slots)
         best = score.argmax(axis=1)
         rows = np.arange(n)
         score -= score[rows, best][:, None]
@@ -121,7 +122,8 @@ class Ranking:
         same = tokens[None, :] == tokens[best][:, None]
         confidence = np.einsum("ns,ns->n", weights, same)
         length = features[1][rows, best]
-        return Ranked(weights, np.clip(cosine.max(axis=1), -1, 1), length, confidence, features)
+        similarity = np.minimum(np.maximum(cosine.max(axis=1), -1), 1)
+        return Ranked(weights, similarity, length, confidence, features)
 
     def slope(self, ranked: Ranked, hit: Array) -> Array:
         """Return (n, 3): d log p / dw, with p the weight of the slots in ``hit`` (n, slots); 0 where p is 0.
@@ -174,11 +176,18 @@ def match_lengths(history: Array, tokens: Array, longest: int = 16) -> Array:
     own = np.full(slots + longest, -2, np.int64)  # -2 equals no token
     own[longest + 1 :] = tokens[:-1]
     length = np.zeros((n, slots), np.uint8)
-    going = np.ones((n, slots), np.bool_)
-    for back in range(min(longest, history.shape[1])):
-        at = longest - back
-        going &= own[at : at + slots] == history[:, history.shape[1] - 1 - back, None]
-        if not going.any():
+    lengths = length.reshape(-1)
+    last = history.shape[1] - 1
+    going = np.flatnonzero(
+        own[longest:] == history[:, last, None]
+    )  # few pairs of a query and a slot match at all
+    for back in range(min(longest, last + 1)):
+        if back and n == 1:
+            going = going[own[going + (longest - back)] == history[0, last - back]]
+        elif back:
+            row, slot = np.divmod(going, slots)
+            going = going[own[slot + (longest - back)] == history[row, last - back]]
+        if not len(going):
             break
-        length += going
+        lengths[going] = back + 1
     return length

@@ -6,6 +6,7 @@ Everything that learns sees exactly one leading axis R; only this file and ``Mem
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -50,16 +51,30 @@ class LearningReport:
 
 def flattened(state: MemoryState) -> MemoryState:
     """Flatten the leading axes to one; views."""
-    lead = len(state.batch)
-    if lead == 1:
+    batch = state.batch
+    if len(batch) == 1:
         return state
-    R = int(np.prod(state.batch))
-    return state.map(lambda array: array.reshape(R, *array.shape[lead:]))
+    groups = state.groups().items()
+    return MemoryState(**{name: flattened_group(arrays, batch) for name, arrays in groups})
+
+
+def flattened_group(arrays: dict[str, Array], batch: tuple[int, ...]) -> dict[str, Array]:
+    """Flatten the leading axes ``batch`` of arrays to one; views."""
+    if not batch:
+        return {name: array[None] for name, array in arrays.items()}
+    if len(batch) == 1:
+        return arrays
+    R, lead = math.prod(batch), len(batch)
+    return {name: array.reshape(R, *array.shape[lead:]) for name, array in arrays.items()}
 
 
 def shaped(state: MemoryState, batch: tuple[int, ...]) -> MemoryState:
     """Give one leading axis the shape ``batch`` again; views."""
-    return state if len(batch) == 1 else state.map(lambda array: array.reshape((*batch, *array.shape[1:])))
+    if len(batch) == 1:
+        return state
+    if not batch:
+        return state.map(lambda array: array[0, ...])
+    return state.map(lambda array: array.reshape((*batch, *array.shape[1:])))
 
 
 def shaped_report(report: LearningReport, batch: tuple[int, ...]) -> LearningReport:

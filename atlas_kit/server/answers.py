@@ -96,7 +96,7 @@ def call_format(source: str) -> CallFormat | None:
     >>> call_format("{% if tools %}<tool_call>{% endif %}").closes
     '</tool_call>'
     """
-    if not re.search(r"\btools\b", source) or "<arg_key>" in source:
+    if not re.search(r"\btools\b", source) or "<arg_key>" in source or "<|channel|>" in source:
         return None
     if "[TOOL_CALLS]" in source:
         named = "[ARGS]" if "[ARGS]" in source else ""
@@ -171,6 +171,8 @@ class AnswerParser:
         The name of a control token, which has no text.
     strip
         Space at the beginning is none of the answer.
+    several
+        False: only the first call counts.
     """
 
     def __init__(
@@ -182,15 +184,16 @@ class AnswerParser:
         tools: Mapping[str, Any] | None = None,
         name_of: Callable[[int], str] | None = None,
         strip: bool = False,
+        several: bool = True,
     ) -> None:
         self._thoughts, self._format, self._tools = thoughts, calls, tools or {}
-        self._name_of, self._skip = name_of, strip
+        self._name_of, self._skip, self._several = name_of, strip, several
         marks = set(thoughts or ()) | set(() if calls is None else calls.marks())
         self._marks = frozenset(marks | ({"<|python_tag|>"} if calls is not None and calls.bare else set()))
         self._names: dict[int, str] = {}
         self._text = ""
         self._space = ""  # at the end of what was said, which counts only where something follows
-        self._state = self._begin if thoughts and not thinking else self._say
+        self._state: Callable[[bool], bool] = self._begin if thoughts and not thinking else self._say
         if thoughts and thinking:
             self._state = self._think
         self._fresh = True  # nothing was said yet
@@ -413,10 +416,16 @@ class AnswerParser:
         assert self._format is not None
         self._fresh, self._tool = False, name
         self._count += 1
+        if self._too_many:
+            return
         self._parts.append(Part("call", index=self._count - 1, id=given or self._format.new_id(), name=name))
 
+    @property
+    def _too_many(self) -> bool:
+        return self._count > 1 and not self._several
+
     def _argue(self, text: str) -> None:
-        if not text:
+        if not text or self._too_many:
             return
         if self._parts and self._parts[-1].kind == "arguments":
             self._parts[-1].text += text

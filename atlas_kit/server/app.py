@@ -32,6 +32,7 @@ ROUTES = (
     "native_state",
     "atlas",
     "metrics",
+    "trace",
     "page",
     "refused",
 )
@@ -53,11 +54,13 @@ def create_app(service: Service) -> FastAPI:
         from fastapi.exceptions import RequestValidationError
         from starlette.exceptions import HTTPException
         from starlette.requests import Request
-        from starlette.responses import JSONResponse, Response
+        from starlette.responses import Response
     except ImportError as error:
         raise MissingExtraError("the server", "serve") from error
     from atlas_kit.server.asgi import Gate, Keys
+    from atlas_kit.server.json_response import JsonResponse
     from atlas_kit.server.routes.page import offer_files
+    from atlas_kit.server.schemas_errors import documented
 
     app = FastAPI(
         title="atlas_kit server",
@@ -65,17 +68,18 @@ def create_app(service: Service) -> FastAPI:
         summary="An OpenAI-compatible server whose memory outlives a restart.",
         docs_url=None,
         redoc_url=None,
+        default_response_class=JsonResponse,
     )
     app.state.service = service
     for name in ROUTES:
         module = importlib.import_module(f"atlas_kit.server.routes.{name}")
-        app.include_router(module.router)
+        app.include_router(module.router, responses=documented(messages=name == "messages"))
     offer_files(app)
 
     def answer(problem: ApiError, request: Request) -> Response:
         messages = request.url.path.startswith("/v1/messages")
         body = problem.anthropic() if messages else problem.openai()
-        return JSONResponse(body, problem.status, problem.headers)
+        return JsonResponse(body, problem.status, problem.headers)
 
     @app.exception_handler(ApiError)
     @app.exception_handler(AtlasError)

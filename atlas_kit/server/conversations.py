@@ -14,18 +14,21 @@ import dataclasses
 import logging
 import time
 from array import array
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from atlas_kit.errors import AtlasError, BusyError, ClosedError, InvalidParamError
 from atlas_kit.llama.parking import Parked, light_state_of, park, parked_of, state_of, unpark
 from atlas_kit.llama.session import DEVICES, AtlasSession
 from atlas_kit.llama.steps import Stats, common_length
 from atlas_kit.llama.token_memory import TokenMemory
-from atlas_kit.server.branches import Match, Spelling, match
+from atlas_kit.server.branches import Spelling, match
+from atlas_kit.server.conversation import Conversation, Slot, about, take_over, utilization
 from atlas_kit.server.jobs import called, finished
 from atlas_kit.server.keys import Key
+from atlas_kit.server.traces import Traces
 
 if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine
@@ -35,173 +38,16 @@ if TYPE_CHECKING:
     from atlas_kit.settings.atlas_settings import AtlasSettings
 
 log = logging.getLogger("atlas_kit.server")
-#: Texts that a conversation remembers to have read; of more, the oldest is forgotten, and would be read anew.
-MOST_BRANCHES = 64
 #: Temporary conversations that are kept because the next request may go on with one.
 MOST_TEMPORARY = 64
 #: Seconds until it is tried again to move conversations into files, where that has failed.
 RETRY_SECONDS = 30.0
 #: Steps of a memory after which it is measured again how much of it is in use.
 MEASURE_STEPS = 64
+#: Larger matrices are measured only when somebody asks: the next step would have to copy them.
+MEASURE_BYTES = 8 << 20
 #: Tokens that a copy of another context must save at least.
 LEAST_COPIED = 4
-
-
-@dataclass(eq=False)
-class Conversation:
-    """A memory, the texts that it has read, and where it is now.
-
-    Attributes
-    ----------
-    key
-        Its name.
-    settings
-        Of its memory; None: it has none.
-    branches
-        The tokens of each text that it has read, the one that was read last at the end.
-    history
-        The tokens that its context was read from: the context holds the end of them.
-    parked
-        Its inside while it is in no sequence.
-    reading, reached
-        The text that it is asked to read now, or None; set when that is in its context, or the work is over.
-    source, followers, prefix
-        Whose context it begins with a copy of; how many wait for a copy of its own context; and that, while they do.
-    wants
-        The number of the sequence that it shall be in next; None: any.
-    slot
-        Where it is else. Neither: its inside is in a file.
-    learned
-        Tokens that its memory has taken in, of all texts.
-    version, saved, exact
-        How often it has changed, of which version there is a file, and whether that has the context's bytes.
-    size
-        Bytes of main memory that its inside took when it was parked last.
-    problem
-        What went wrong with its file, in a sentence for whoever uses it.
-    utilization, measured
-        How much of its learned memory is in use, 0 to 1, and after how many steps that was measured.
-    """
-
-    key: Key
-    settings: AtlasSettings | None
-    branches: list[array[int]] = field(default_factory=list)
-    history: array[int] = field(default_factory=lambda: array("i"))
-    parked: Parked | None = None
-    slot: Slot | None = None
-    wants: int | None = None
-    reading: Sequence[int] | None = None
-    reached: asyncio.Event = field(default_factory=asyncio.Event)
-    source: Conversation | None = None
-    followers: int = 0
-    prefix: Parked | None = None
-    learned: int = 0
-    requests: int = 0
-    created: float = field(default_factory=time.time)
-    used: float = field(default_factory=time.time)
-    version: int = 0
-    saved: int = 0
-    exact: bool = True
-    size: int = 0
-    problem: str | None = None
-    utilization: float | None = None
-    measured: int = 0
-    closed: bool = False
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    @property
-    def dropped(self) -> int:
-        """Tokens that were learned and that are not of the present text: they are not unlearned."""
-        return 0 if self.settings is None else max(0, self.learned - len(self.history))
-
-    @property
-    def taken(self) -> bool:
-        """Whether somebody works with it, or is about to."""
-        return self.lock.locked() or self.reading is not None
-
-    def begins(self, tokens: Sequence[int]) -> None:
-        """Take note of the text that it is asked to read."""
-        self.reading = tokens
-        self.reached.clear()
-
-    def ends(self) -> None:
-        """Take note that the work on that is over."""
-        self.reading = None
-        self.reached.set()
-
-    @property
-    def cold(self) -> bool:
-        """Whether its inside is in a file alone."""
-        return self.parked is None and self.slot is None
-
-    @property
-    def place(self) -> str:
-        """Where its inside is: ``sequence``, ``memory`` or ``file``."""
-        return "sequence" if self.slot is not None else "memory" if self.parked is not None else "file"
-
-    @property
-    def inside(self) -> Parked | AtlasSession | None:
-        """What has its memory and its context now; only to be looked at while nobody else works with it."""
-        return self.parked if self.slot is None else self.slot.session
-
-    @property
-    def memory(self) -> TokenMemory | None:
-        """Its memory, where it is in main memory."""
-        return None if self.inside is None else self.inside.memory
-
-    def known(self, tokens: Sequence[int], spelling: Spelling) -> tuple[int, Match]:
-        """Return the branch (or -1) that the longest part of a text is known from, and how much of it."""
-        best, longest = -1, Match(0, 0)
-        for number, branch in enumerate(self.branches):
-            found = match(branch, tokens, spelling)
-            if found.wanted > longest.wanted:
-                best, longest = number, found
-        return best, longest
-
-    def remember(self, tokens: Sequence[int], follows: int) -> None:
-        """Take note of a text that was read; ``follows``: the branch that it goes on from, -1 for none."""
-        text = array("i", tokens)
-        if follows >= 0:
-            old = self.branches[follows]
-            if len(old) <= len(text) and old == text[: len(old)]:
-                del self.branches[follows]
-        self.branches.append(text)
-        # without a memory, nothing is known but what the context holds
-        del self.branches[: -1 if self.settings is None else -MOST_BRANCHES]
-        self.history = text
-        self.version += 1
-
-    def forget_texts(self) -> None:
-        """Take note that nothing of what was read is known any more."""
-        self.branches, self.history, self.learned = [], array("i"), 0
-        self.version += 1
-
-
-class Answered(Protocol):
-    """What was generated in a slot last, as ``generation`` has it."""
-
-    @property
-    def asked(self) -> Any:
-        """What was asked for."""
-
-    @property
-    def read_so_far(self) -> int:
-        """How many tokens of the text are read or known by now."""
-
-    outcome: Any
-
-
-@dataclass(eq=False)
-class Slot:
-    """One sequence of the engine, whose conversation is in it, and what was generated there last."""
-
-    number: int
-    session: AtlasSession
-    conversation: Conversation | None = None
-    busy: bool = False
-    task: str = ""
-    last: Answered | None = None
 
 
 class Conversations:
@@ -247,10 +93,14 @@ class Conversations:
         #: Whether a conversation without a memory may lose the beginning of its context.
         self.context_shift = False
         self._ending = False
+        self._deleting: Counter[Key] = Counter()
+        #: A session that was deleted and one that begins under its name share a file, for a moment.
+        self._writing: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
         self._tidying: asyncio.Task[None] | None = None
         self._tidy_after = 0.0
         self.spill_problem: str | None = None
         self._measuring: asyncio.Task[None] | None = None
+        self.traces = Traces()
         #: Work for requests that has not ended.
         self.under_way: set[asyncio.Task[None]] = set()
 
@@ -265,9 +115,15 @@ class Conversations:
     def find(self, key: Key, settings: AtlasSettings | None = None) -> Conversation | None:
         """Return the conversation of a name, also one that is in a file; ``settings``: until that is read."""
         found = self.named.get(key)
-        if found is None and self.files is not None and settings is not None and self.files.exists(key):
-            found = self.named[key] = Conversation(key, settings)
+        if found is not None or self.files is None or settings is None or key in self._deleting:
+            return found
+        if self.files.exists(key):
+            found = self.named[key] = Conversation(key, settings, writing=self.writing_of(key))
         return found
+
+    def writing_of(self, key: Key) -> asyncio.Lock:
+        """Return the lock of a session's file; of a temporary conversation, its own."""
+        return asyncio.Lock() if key.name is None else self._writing.setdefault(key, asyncio.Lock())
 
     def named_or_new(self, key: Key, settings: AtlasSettings | None) -> Conversation:
         """Return the conversation of a name, which is started where there is none."""
@@ -423,7 +279,7 @@ class Conversations:
     def new(self, key: Key, settings: AtlasSettings | None) -> Conversation:
         """Return a conversation that has read nothing."""
         memory = None if settings is None else self.new_memory(settings)
-        return Conversation(key, settings, parked=Parked(memory))
+        return Conversation(key, settings, parked=Parked(memory), writing=self.writing_of(key))
 
     def new_memory(self, settings: AtlasSettings) -> TokenMemory:
         """Return an empty memory."""
@@ -440,13 +296,23 @@ class Conversations:
     async def delete(self, conversation: Conversation) -> None:
         """Forget a conversation, its memory and its file."""
         self.drop(conversation)
-        async with conversation.writing:  # what is being written goes, too
-            if self.files is not None and conversation.key.name is not None:
-                await asyncio.to_thread(self.files.delete, conversation.key)
+        key, files = conversation.key, self.files
+        if files is not None and key.name is not None:
+            self._deleting[key] += 1  # whoever begins one of this name now does not find the file
+            try:
+                await finished(self._delete_file(conversation, files))
+            finally:
+                self._deleting[key] -= 1
+                if not self._deleting[key]:
+                    del self._deleting[key]
         slot = conversation.slot
         if slot is not None and not conversation.lock.locked():
             await self._take(slot)
             await finished(self._leave(slot))
+
+    async def _delete_file(self, conversation: Conversation, files: SessionFiles) -> None:
+        async with conversation.writing:  # what is being written goes, too
+            await asyncio.to_thread(files.delete, conversation.key)
 
     # --- leasing -------------------------------------------------------------------------------------------
 
@@ -646,10 +512,23 @@ class Conversations:
 
         None: that is in a file already.
 
-        ``exact``: with the engine's bytes of the context, which may take a while to copy; else with its tokens.
+        ``exact``: with the engine's bytes of the context, which may take a while to copy; else with its tokens, and
+        with copies of the memory's arrays that are made beside decoding, where a later step would stop for them.
         """
         async with self.resting(conversation):
-            return await finished(self._state(conversation, exact)), conversation.version
+            memory = conversation.memory
+            shared = memory is None or memory.pinned
+            state = await finished(self._state(conversation, exact))
+            if state is not None and not exact and not shared:
+                assert memory is not None
+                state = await finished(self._copied(state, memory))
+            return state, conversation.version
+
+    async def _copied(self, state: SessionState, memory: TokenMemory) -> SessionState:
+        """Return a state with arrays of its own, so that the memory at rest, whose they were, may write into them."""
+        copy = await asyncio.to_thread(state.memory.map, lambda array: array.copy())
+        memory.release(state.memory)
+        return dataclasses.replace(state, memory=copy)
 
     async def _state(self, conversation: Conversation, exact: bool) -> SessionState | None:
         session = None if conversation.slot is None else conversation.slot.session
@@ -682,6 +561,8 @@ class Conversations:
         busy = self._measuring is not None and not self._measuring.done()
         if busy or not memory.learns or 0 < conversation.measured > steps - MEASURE_STEPS or not steps:
             return
+        if sum(int(array.nbytes) for array in memory.state.parameters.values()) > MEASURE_BYTES:
+            return
         parameters = memory.pin().parameters
 
         async def measure() -> None:
@@ -710,7 +591,7 @@ class Conversations:
             if state is None or conversation.closed:
                 return False
             await finished(asyncio.to_thread(self.files.write, conversation.key, state, about(conversation)))
-            conversation.saved, conversation.exact = version, state.context is not None or not state.tokens
+            conversation.saved, conversation.exact = version, exact or not state.tokens
             return True
 
     async def save_all(self, *, exact: bool = True) -> int:
@@ -789,7 +670,8 @@ class Conversations:
                 self._forget_temporary(one)
                 continue
             try:
-                await self.spill(one)
+                if not await self.spill(one):
+                    return  # it was used meanwhile: whoever did so asks for this again
             except AtlasError as error:
                 self._tidy_after = time.monotonic() + RETRY_SECONDS
                 self.spill_problem = error.message
@@ -797,8 +679,8 @@ class Conversations:
             else:
                 self.spill_problem = None
 
-    async def spill(self, conversation: Conversation) -> None:
-        """Move a conversation that rests in main memory into its file.
+    async def spill(self, conversation: Conversation) -> bool:
+        """Move a conversation that rests in main memory into its file; tell whether it is there alone.
 
         Raises
         ------
@@ -811,6 +693,7 @@ class Conversations:
             if clean and conversation.slot is None and not conversation.closed:
                 conversation.parked = None
                 conversation.branches, conversation.history = [], array("i")
+            return conversation.cold
 
     async def close(self) -> None:
         """Give the sequences back."""
@@ -820,51 +703,6 @@ class Conversations:
         for slot in self.slots:
             await asyncio.wrap_future(self.scheduler.ask(slot.session.close))
         self.slots = []
-
-
-def utilization(parameters: Mapping[str, Any]) -> float:
-    """Return the mean share of the directions of some matrices that is in use, 0 to 1."""
-    from atlas_kit.memory.statistics import matrix_statistics
-
-    found = [float(matrix_statistics(array).utilisation.mean()) for array in parameters.values()]
-    return sum(found) / max(1, len(found))
-
-
-def take_over(
-    conversation: Conversation, parked: Parked, state: SessionState, info: dict[str, Any] | None = None
-) -> None:
-    """Let a conversation go on with what a file held."""
-    assert parked.memory is not None
-    conversation.parked, conversation.settings = parked, parked.memory.settings
-    texts = [array("i", text) for text in state.texts]
-    end = list(state.tokens)
-    if end and (not texts or list(texts[-1][-1:]) != end[-1:]):
-        texts.append(array("i", end))
-    conversation.branches = texts[-MOST_BRANCHES:]
-    conversation.history = texts[-1] if texts else array("i")
-    info = info or {}
-    conversation.learned = _whole(info.get("learned"), parked.memory.tokens_seen)
-    conversation.requests = max(conversation.requests, _whole(info.get("requests"), 0))
-    created = info.get("created")
-    if isinstance(created, (int, float)):
-        conversation.created = min(conversation.created, float(created))
-
-
-def about(conversation: Conversation) -> dict[str, Any]:
-    """Return what a file says of a conversation, besides its memory."""
-    return {
-        "namespace": conversation.key.namespace,
-        "name": conversation.key.name,
-        "created": conversation.created,
-        "used": conversation.used,
-        "requests": conversation.requests,
-        "learned": conversation.learned,
-        "tokens": len(conversation.history),
-    }
-
-
-def _whole(value: Any, default: int) -> int:
-    return value if isinstance(value, int) and value >= 0 else default
 
 
 def _with_texts(state: SessionState, conversation: Conversation) -> SessionState:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import InvalidParamError, ModelError
 from atlas_kit.llama.schema_grammar import quoted, schema_rules, up_to
 from atlas_kit.server.answers import HERMES, AnswerParser, CallFormat, call_format, thought_tags
+from atlas_kit.server.channels import ChannelParser, channel_rules, in_channels
+from atlas_kit.server.thoughts import Budget
 
 if TYPE_CHECKING:
     from atlas_kit.llama.chat import ChatTemplate
     from atlas_kit.llama.engine import Engine
+    from atlas_kit.llama.sampling import Sampler
 
 Message = Mapping[str, Any]
 #: The form of conversations with a model that has none of its own: it was trained on texts, and goes on with one.
@@ -89,11 +92,19 @@ class Dialogue:
     tokens: list[int]
     sampling: dict[str, Any]
     stops: tuple[str, ...]
+    _make: Callable[..., AnswerParser]
     _parser: dict[str, Any]
+
+    def budget(self, engine: Engine, most: int | None) -> Callable[[Sampler], Sampler] | None:
+        """Return what lets a sampler end the thoughts after ``most`` tokens; None where there are none to end."""
+        marks, thinking = self._parser.get("thoughts"), self._parser.get("thinking", False)
+        if most is None or most < 0 or marks is None:
+            return None
+        return lambda sampler: Budget(sampler, engine, marks, thinking, most)
 
     def parser(self) -> AnswerParser:
         """Return what takes one answer apart."""
-        return AnswerParser(**self._parser)
+        return self._make(**self._parser)
 
 
 def dialogue(
@@ -111,6 +122,8 @@ def dialogue(
     tools = _functions(asked.tools)
     choice = _choice(asked.tool_choice, tools)
     source = template.source
+    if in_channels(source):
+        return _in_channels(engine, template, messages, tools, choice, asked)
     form = None if not tools or choice == "none" else (call_format(source) or HERMES)
     known = call_format(source) is not None
     if not known and (form is not None or _speaks_of_tools(messages)):
@@ -127,13 +140,46 @@ def dialogue(
         tokens,
         _grammar(form, schemas, choice, asked, thoughts, thinking),
         TRANSCRIPT_STOPS if transcript else (),
+        AnswerParser,
         {
             "thoughts": None if asked.reasoning_format == "none" else thoughts,
             "thinking": thinking,
             "calls": form,
             "tools": schemas,
+            "several": asked.parallel,
             "name_of": lambda token: _control(engine, token),
             "strip": transcript and not goes_on,
+        },
+    )
+
+
+def _in_channels(
+    engine: Engine,
+    template: ChatTemplate,
+    messages: list[dict[str, Any]],
+    tools: dict[str, dict[str, Any]],
+    choice: str,
+    asked: Asked,
+) -> Dialogue:
+    """Return what a conversation asks of a model that answers in channels."""
+    listed = list(tools.values()) if tools and choice != "none" else None
+    tokens = _read(template, messages, asked, listed)
+    schemas = {name: one["function"]["parameters"] for name, one in tools.items()} if listed else {}
+    shape, forced = schema_of(asked.response_format), choice == "required" or choice.startswith("=")
+    chosen = {choice[1:]: schemas[choice[1:]]} if choice.startswith("=") else schemas
+    sampling = {}
+    if forced or shape is not None:
+        sampling = {"grammar": channel_rules(chosen, None if forced else shape)}
+    return Dialogue(
+        tokens,
+        sampling,
+        (),
+        ChannelParser,
+        {
+            "tools": schemas,
+            "several": asked.parallel,
+            "split": asked.reasoning_format != "none",
+            "name_of": lambda token: _control(engine, token),
         },
     )
 
@@ -183,7 +229,7 @@ def _text(content: Any, number: int) -> str:
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
         text = part.get("refusal" if kind == "refusal" else "text") if isinstance(part, Mapping) else None
-        if kind not in _TEXT_PARTS and kind != "refusal":
+        if not isinstance(kind, str) or (kind not in _TEXT_PARTS and kind != "refusal"):
             raise InvalidParamError(
                 f"this model reads only text, and a part of the message is {str(kind)[:40]}", key=key
             )
@@ -312,7 +358,7 @@ def _choice(given: Any, tools: Mapping[str, Any]) -> str:
     name = function.get("name") if isinstance(function, Mapping) else None
     if name is None and isinstance(given, Mapping):
         name = given.get("name")
-    if name not in tools or not isinstance(name, str):
+    if not isinstance(name, str) or name not in tools:
         raise InvalidParamError("tool_choice names a function that is not among the tools", key="tool_choice")
     return f"={name}"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from atlas_kit.llama.pooling import mean_states
 from atlas_kit.server.generation import Generation, Outcome
-from atlas_kit.server.jobs import Watched
+from atlas_kit.server.jobs import Watched, finished
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -35,16 +35,22 @@ async def embedded(
 
     asked = Generation([token for text in texts for token in text], task="embedding")
     outcome = Outcome(prompt_tokens=len(asked.tokens))
-    with metrics.request(asked, outcome) as watch:
-        async with conversations.borrowed(namespace, "embedding") as slot:
-            watch.begins(slot.session)
-            began = time.monotonic()
-            work = mean_states(slot.session, texts, others_first)
-            job = Watched(scheduler.submit(slot.session, work), scheduler)
-            try:
-                found: Array = await job.end()
-            finally:
-                await job.over()
-            outcome.seconds_reading, outcome.read_tokens = time.monotonic() - began, outcome.prompt_tokens
-            metrics.add("read_tokens", outcome.read_tokens)
-    return found
+    found: list[Array] = []
+
+    async def work() -> None:
+        with metrics.request(asked, outcome) as watch:
+            async with conversations.borrowed(namespace, "embedding") as slot:
+                watch.begins(slot.session)
+                began = time.monotonic()
+                job = Watched(
+                    scheduler.submit(slot.session, mean_states(slot.session, texts, others_first)), scheduler
+                )
+                try:
+                    found.append(await job.end())
+                finally:
+                    await finished(job.over())
+                outcome.seconds_reading, outcome.read_tokens = time.monotonic() - began, outcome.prompt_tokens
+                metrics.add("read_tokens", outcome.read_tokens)
+
+    await conversations.carry_out(work())
+    return found[0]

@@ -75,7 +75,7 @@ class Exposition:
             "kv_cache_usage_ratio", "The part of all contexts that is filled, 0 to 1.", now.kv_cache_usage
         )
         sessions = GaugeMetricFamily(
-            "sessions", "Sessions, by where they are: in a slot of the model, in memory, on disk.",
+            "sessions", "Sessions, by where they are: in a sequence of the model, in memory, in a file alone.",
             labels=["place"],
         )  # fmt: skip
         for place, count in now.sessions.items():

@@ -21,7 +21,7 @@ from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.steps import likeliest
 from atlas_kit.memory.muon import STEPS
 from atlas_kit.server.branches import Match
-from atlas_kit.server.conversations import Conversation, Slot
+from atlas_kit.server.conversation import Conversation, Slot
 from atlas_kit.server.jobs import Watched, finished
 from atlas_kit.server.keys import SHARED, Key
 from atlas_kit.server.problems import ApiError, unavailable
@@ -55,6 +55,12 @@ class Generation:
         What the request is called in lists of what is under way.
     score_prompt
         Also tell the log-probabilities of the text's own tokens.
+    reuse
+        False: nothing that is known of the text is used, and all of it is read.
+    slot
+        The sequence that it is to be generated in.
+    around
+        Makes another sampler of the sampler.
     """
 
     tokens: Sequence[int]
@@ -67,6 +73,7 @@ class Generation:
     score_prompt: bool = False
     reuse: bool = True
     slot: int | None = None
+    around: Callable[[Sampler], Sampler] | None = None
 
 
 class Scored(NamedTuple):
@@ -189,6 +196,8 @@ class Generating:
         self._seen: list[Scored] = []
         # first, so that a grammar that cannot be followed costs neither a wait nor any reading
         self._sampler: Sampler = conversations.engine.sampler(asked.sampling)
+        if asked.around is not None:
+            self._sampler = asked.around(self._sampler)
         self._sampler.accept(asked.tokens)
         self._conversation: Conversation | None = None
         self._told: Conversation | None = None
@@ -199,6 +208,7 @@ class Generating:
         self._watch: Request | None = None
         self._began = self._first = 0.0
         self._blend = Blend()
+        self._answering = False
 
     @property
     def asked(self) -> Generation:
@@ -220,7 +230,9 @@ class Generating:
 
         It goes on from a copy of the state behind the text: the conversation learns nothing of it.
         """
-        asked = dataclasses.replace(self._asked, sampling=sampling, score_prompt=False, changes={})
+        asked = dataclasses.replace(
+            self._asked, sampling=sampling, score_prompt=False, changes={}, reuse=True
+        )
         found = Copy(self, asked)
         self._copies.append(found)
         return found
@@ -253,6 +265,10 @@ class Generating:
                     self._job.cancel()
             elif not task.done():
                 task.cancel()  # it waits for its turn
+            if (
+                not task.done()
+            ):  # who closes this early finds the work ended, unless they are cancelled once more
+                await asyncio.wait({task})
         task.result()
 
     def _pull(self) -> None:
@@ -346,6 +362,7 @@ class Generating:
         asked = self._asked
         if known or session.context_tokens:
             yield from session.placing(history, known)
+        session.observer = self._look
         if fresh:
             yield from session.reading(fresh, score=asked.score_prompt, expected=self._expected())
         if self._copies:
@@ -353,7 +370,7 @@ class Generating:
             copies = fork(session, len(self._copies))
             for copy, parked in zip(self._copies, copies, strict=True):
                 self._loop.call_soon_threadsafe(copy.give, parked)
-        session.observer = self._blend
+        self._answering = True
         return (
             yield from session.generating(
                 None,
@@ -363,6 +380,13 @@ class Generating:
                 top_logprobs=asked.top_logprobs,
             )
         )
+
+    def _look(self, reading: Reading, tokens: Any, probabilities: Any) -> None:
+        """Take note of what was expected of tokens that came, on the engine's thread."""
+        if self._answering:
+            self._blend(reading, tokens, probabilities)
+        if self._conversation is not None:
+            self._conversations.traces.take(self._conversation.key, reading, tokens, probabilities)
 
     def _expected(self) -> Callable[[int, Array], None] | None:
         """Return what takes down the log-probabilities of the text's tokens while they are read."""

@@ -13,8 +13,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from atlas_kit.errors import BusyError
+
 if TYPE_CHECKING:
-    from atlas_kit.server.conversations import Conversation
+    from atlas_kit.server.conversation import Conversation
 
 #: Answers that are found by their ids, conversations whose text is kept, and bytes of JSON that both may take.
 MOST_RESPONSES = 1000
@@ -85,6 +87,8 @@ class KeptResponses:
     ----------
     most, most_conversations, most_bytes
         How many are kept; of more, those are forgotten that were used longest ago.
+    most_waiting
+        Requests of one conversation that may wait for their turn.
     """
 
     def __init__(
@@ -92,7 +96,9 @@ class KeptResponses:
         most: int = MOST_RESPONSES,
         most_conversations: int = MOST_CONVERSATIONS,
         most_bytes: int = MOST_BYTES,
+        most_waiting: int = 256,
     ) -> None:
+        self._most_waiting = most_waiting
         self._most, self._most_conversations, self._most_bytes = most, most_conversations, most_bytes
         self._found: OrderedDict[tuple[str, str], Kept] = OrderedDict()
         self._threads: OrderedDict[tuple[str, str], Thread] = OrderedDict()
@@ -125,9 +131,20 @@ class KeptResponses:
 
     @contextlib.asynccontextmanager
     async def turn(self, namespace: str, name: str) -> AsyncIterator[Thread]:
-        """Have the text of a conversation to oneself, as soon as it is one's turn; set ``last`` to go on with it."""
+        """Have the text of a conversation to oneself, as soon as it is one's turn; set ``last`` to go on with it.
+
+        Raises
+        ------
+        BusyError
+            Too many wait for theirs already.
+        """
         thread = self._threads.setdefault((namespace, name), Thread())
         self._threads.move_to_end((namespace, name))
+        if thread.waiting > self._most_waiting:
+            raise BusyError(
+                f"the queue of this conversation is full: it holds {self._most_waiting}",
+                hint="Try again in a moment.",
+            )
         thread.waiting += 1
         try:
             async with thread.lock:

@@ -27,7 +27,7 @@ from atlas_kit.persistence.auto_save import AutoSave
 from atlas_kit.persistence.backups import list_backups, make_room, newest_good, prune
 from atlas_kit.persistence.place import Place, automatic_path
 from atlas_kit.persistence.session_file import read_session_state
-from atlas_kit.server.conversations import Conversation, about, take_over
+from atlas_kit.server.conversation import Conversation, about, take_over
 from atlas_kit.server.jobs import finished
 from atlas_kit.server.keys import SHARED
 from atlas_kit.server.session_files import session_info
@@ -232,7 +232,7 @@ class SharedMemory:
             self.report.seconds_saving += self.report.last_seconds
             self.report.last_problem = None
             conversation.saved = version
-            conversation.exact = state.context is not None or not state.tokens
+            conversation.exact = exact or not state.tokens
             self._policy.saved(version)
             log.info("memory saved: %s", os.path.basename(self.path))
             return True

@@ -16,7 +16,7 @@ from atlas_kit.llama.parking import Parked, parked_of, unpark
 from atlas_kit.llama.session import DEVICES
 from atlas_kit.persistence.session_file import read_session_state, write_session_state
 from atlas_kit.persistence.snapshot import describe_memory
-from atlas_kit.server.conversations import Conversation, about, take_over
+from atlas_kit.server.conversation import Conversation, about, take_over
 from atlas_kit.server.file_names import checked_file_name, inside
 from atlas_kit.server.jobs import finished
 from atlas_kit.server.keys import SHARED, Key
@@ -312,7 +312,9 @@ class Memories:
         )
         if conversations.find(key, self._service.settings) is not None:
             raise ApiError(409, "There is a session of this name already.", param="session_id", code="exists")
-        found = conversations.named[key] = Conversation(key, conversation.settings)
+        found = conversations.named[key] = Conversation(
+            key, conversation.settings, writing=conversations.writing_of(key)
+        )
         take_over(found, parked, state, {"learned": conversation.learned})
         found.version = 1
         return found

@@ -17,12 +17,12 @@ from atlas_kit.server.metrics import TIMES
 
 if TYPE_CHECKING:
     from atlas_kit.llama.session import AtlasSession
-    from atlas_kit.server.conversations import Conversation
+    from atlas_kit.server.conversation import Conversation
     from atlas_kit.server.metrics import Metrics, Window
     from atlas_kit.server.service import Service
 
-#: Where a session can be.
-PLACES = ("slot", "memory", "disk")
+#: Where a session can be, as ``Conversation.place`` says it.
+PLACES = ("sequence", "memory", "file")
 #: Sessions that are listed at most, those that were used last.
 MOST_LISTED = 100
 
@@ -38,7 +38,7 @@ class Now:
     kv_cache_usage
         The part of all contexts that is filled.
     sessions
-        How many named sessions are in a slot of the model, in memory, and on disk.
+        How many named sessions are in a sequence of the model, in main memory, and in a file alone.
     saves, save_failures, save_seconds, last_saved
         How often the memory was saved, or could not be; what that took; and when it last was, in Unix seconds.
     decodes, batch
@@ -70,16 +70,9 @@ def now_of(service: Service) -> Now:
     filled = sum(min(slot.session.position, engine.n_ctx) for slot in conversations.slots)
     found.kv_cache_usage = min(1.0, filled / max(1, engine.n_ctx * engine.n_sequences))
     for one in conversations.named.values():
-        found.sessions[place_of(one)] += 1
+        found.sessions[one.place] += 1
     found.decodes, found.batch = engine.decodes, engine.n_batch
     return found
-
-
-def place_of(conversation: Conversation) -> str:
-    """Return which of ``PLACES`` a conversation is in."""
-    if conversation.slot is not None:
-        return "slot"
-    return "disk" if conversation.parked is None else "memory"
 
 
 def report(service: Service, seconds: int, namespace: str) -> dict[str, Any]:
@@ -210,12 +203,12 @@ def conversations_of(service: Service, namespace: str) -> list[dict[str, Any]]:
 
 def _conversation(service: Service, one: Conversation) -> dict[str, Any]:
     shared = service.shared is not None and service.conversations.named.get(SHARED) is one
-    inside: Any = one.parked if one.slot is None else one.slot.session
+    inside: Any = one.inside
     whole = len(one.history)
     found: dict[str, Any] = {
         "session_id": None if shared else one.key.name,
         "shared": shared,
-        "place": place_of(one),
+        "place": one.place,
         "busy": one.lock.locked(),
         "requests": one.requests,
         "created": one.created,
@@ -246,6 +239,8 @@ def _conversation(service: Service, one: Conversation) -> dict[str, Any]:
         "tokens_seen": memory.tokens_seen,
         "window_tokens": min(int(memory.state.counters["filled"]), window),
         "window_size": window,
+        "learning_rate": memory.learning_rate,
+        "learning_rate_set": memory.settings.learning_rate,
         "learns": memory.learns and (session is None or session.learns),
         "state_bytes": None if one.lock.locked() else memory.state_bytes,
     }

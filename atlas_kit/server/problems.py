@@ -119,6 +119,8 @@ def problem_of(error: BaseException) -> ApiError:
     """Return what a client is told about an error; the sentences of the library are used without their paths."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, RecursionError):
+        return ApiError(400, "The request is nested too deeply.", code="invalid_value")
     if isinstance(error, AtlasError):
         for kind, status, code in _STATUS:
             if isinstance(error, kind):

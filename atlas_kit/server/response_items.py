@@ -58,7 +58,7 @@ def chat_messages(given: str | Sequence[Any]) -> list[dict[str, Any]]:
 
 def _message(found: list[dict[str, Any]], item: Mapping[str, Any], place: str) -> None:
     role = item.get("role")
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         raise ApiError(400, f"{place}.role: the role is user, assistant, system or developer.", param=place)
     text = _text(item.get("content"), f"{place}.content")
     if role == "assistant":
@@ -75,7 +75,7 @@ def _text(content: Any, place: str, *, joined: str = "\n") -> str:
     parts = []
     for number, part in enumerate(content):
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind not in _TEXTS:
+        if not isinstance(kind, str) or kind not in _TEXTS:
             what = str(kind).removeprefix("input_")[:40]
             raise ApiError(
                 400,
@@ -179,7 +179,10 @@ def chat_tools(
             )
         functions[name] = {key: function.get(key) for key in ("name", "description", "parameters", "strict")}
     if isinstance(choice, Mapping) and choice.get("type") == "allowed_tools":
-        allowed = [one.get("name") for one in choice.get("tools") or () if isinstance(one, Mapping)]
+        names = choice.get("tools")
+        if not isinstance(names, list):
+            raise ApiError(400, "tool_choice: allowed_tools needs a list of tools.", param="tool_choice")
+        allowed = [one.get("name") for one in names if isinstance(one, Mapping)]
         functions = {name: one for name, one in functions.items() if name in allowed}
         choice = choice.get("mode", "auto")
     elif isinstance(choice, Mapping):

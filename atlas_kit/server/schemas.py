@@ -183,6 +183,12 @@ class ChatRequest(Generate):
         None,
         description="Where thoughts go: none leaves them in the content, the others put them into reasoning_content.",
     )
+    thinking_budget: int | None = Field(
+        None,
+        ge=-1,
+        le=1 << 24,
+        description="Tokens of thoughts at most, which are ended then; -1: any number.",
+    )
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="What the chat template is given beside, such as enable_thinking."
     )

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import AtlasError, InvalidParamError, LockedError
 from atlas_kit.server import logs
-from atlas_kit.server.conversations import Conversation, Conversations
+from atlas_kit.server.conversation import Conversation
+from atlas_kit.server.conversations import Conversations
 from atlas_kit.server.dialogue import transcript
 from atlas_kit.server.generation import Generating, Generation, checked_session_id
 from atlas_kit.server.kept_responses import KeptResponses
@@ -68,7 +69,7 @@ class Service:
         self.failed: str | None = None
         self.stopping = False
         self.shared: SharedMemory | None = None
-        self.responses = KeptResponses()
+        self.responses = KeptResponses(most_waiting=config.max_queue)
         self._saver: asyncio.Task[None] | None = None
         self._stop_saving = asyncio.Event()
         self.session_problem: str | None = None
@@ -342,7 +343,7 @@ class Service:
         return list(found.history)
 
     async def forget(self, namespace: str, name: str) -> None:
-        """Forget the session of a name and its memory, where there is one."""
+        """Forget the session of a name, its memory and its file, where there is one."""
         found = self.session(namespace, name)
         if found is not None:
             await self.conversations.delete(found)

@@ -7,7 +7,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.server.conversations import Conversation
+from atlas_kit.server.conversation import Conversation
 from atlas_kit.server.keys import SHARED
 from atlas_kit.server.overview import memory_file, now_of, totals
 from atlas_kit.server.service import TUNABLE

@@ -25,9 +25,18 @@ class ClientGoneError(Exception):
     """The client closed the connection: nobody waits for the answer."""
 
 
+def written(data: Any) -> str:
+    """Return data as JSON; numbers that JSON has no word for are null."""
+    try:
+        return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        finite = json.loads(json.dumps(data), parse_constant=lambda _: None)
+        return json.dumps(finite, ensure_ascii=False, separators=(",", ":"))
+
+
 def event(data: Any, name: str | None = None) -> bytes:
     """Return an event with JSON in it."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    text = written(data)
     head = "" if name is None else f"event: {name}\n"
     return f"{head}data: {text}\n\n".encode("utf-8", "replace")
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.server.conversations import Conversation
+from atlas_kit.server.conversation import Conversation
 from atlas_kit.server.keys import Key
 
 if TYPE_CHECKING:

@@ -96,10 +96,11 @@ def test_a_port_that_is_taken(run_cli, samples):
 
 
 def test_short_names_have_one_dash():
-    assert [serve_cmd._dashed(word) for word in ("m", "np", "ngl", "port", "no-x")] == [
+    assert [serve_cmd._dashed(word) for word in ("m", "np", "ngl", "cram", "port", "no-x")] == [
         "-m",
         "-np",
         "-ngl",
+        "-cram",
         "--port",
         "--no-x",
     ]

@@ -25,7 +25,7 @@ def files_in(folder: Path) -> list[str]:
 
 
 def test_the_wheel_has_every_script_and_style(wheel: Unpacked):
-    for folder in ("jupyter/static", "widgets/static"):
+    for folder in ("jupyter/static", "widgets/static", "server/static"):
         here = Path(atlas_kit.__file__).parent / folder
         shipped = wheel.packages / "atlas_kit" / folder
         assert files_in(shipped) == files_in(here)

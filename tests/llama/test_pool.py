@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import contextlib
 
-from atlas_kit.errors import BusyError, ClosedError, InvalidParamError, ModelError
+import pytest
+from memory_arrays import arrays, assert_same
+
+from atlas_kit.errors import BusyError, ClosedError, DivergedError, InvalidParamError, ModelError
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling, SessionPool
+from atlas_kit.llama.batch import LEARN_AT_ONCE
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
 GREEDY = Sampling(temperature=0)
@@ -41,6 +45,77 @@ def test_sessions_generate_what_they_would_alone(kind, memory, request):
     assert [ids(job.tokens) for job in jobs] == alone
     for session in sessions:
         session.close()
+
+
+def test_memories_that_fill_together_learn_in_turns(monkeypatch):
+    """Eight sessions fill a step with the same token; whenever their turn comes, each learns what it does alone."""
+    engine = FakeEngine(n_ctx=64, n_sequences=8)
+    with contextlib.ExitStack() as stack:
+        alone = stack.enter_context(AtlasSession(engine, SMALL))
+        alone.feed_limit = engine.n_batch // 2  # as in a pool
+        expected = ids(alone.generate(PROMPTS[0], max_tokens=20, sampling=GREEDY))
+        learned = arrays(alone)
+        alone.close()
+        sessions = [stack.enter_context(AtlasSession(engine, SMALL)) for _ in range(8)]
+        commits, memory = [], sessions[0].memory.memory
+        assert all(session.memory.memory is memory for session in sessions)
+        observe = memory.observe
+        monkeypatch.setattr(
+            memory, "observe", lambda *args, **more: (commits.append(1), observe(*args, **more))[1]
+        )
+        pool = SessionPool(engine)
+        jobs = [
+            pool.generate(one, PROMPTS[0], max_tokens=20, sampling=GREEDY, stop="never") for one in sessions
+        ]
+        while not all(job.tokens for job in jobs):
+            pool.step()
+        most = 0
+        while len(pool):
+            commits.clear()
+            pool.step()
+            most = max(most, len(commits))
+        assert most == LEARN_AT_ONCE
+        assert [ids(job.tokens) for job in jobs] == [expected] * 8
+        for session in sessions:
+            assert not session.puts_off
+            assert_same(arrays(session), learned)
+
+
+def test_a_step_that_was_put_off_is_taken_when_work_is_cancelled():
+    engine = FakeEngine(n_ctx=64, n_sequences=4)
+    with contextlib.ExitStack() as stack:
+        sessions = [stack.enter_context(AtlasSession(engine, SMALL)) for _ in range(4)]
+        pool = SessionPool(engine)
+        jobs = [pool.generate(one, PROMPTS[0], sampling=GREEDY) for one in sessions]
+        while not any(session.due for session in sessions):
+            pool.step()
+        late = next(job for job in jobs if job.session.due)
+        seen = late.session.memory.tokens_seen
+        pool.cancel(late)
+        assert not late.session.due
+        assert late.session.memory.tokens_seen == seen
+        assert len(late.session.memory.waiting().get("token", ())) == 0
+        for job in jobs:
+            pool.cancel(job)
+
+
+def test_a_memory_that_cannot_learn_ends_its_own_work_alone(monkeypatch):
+    def fails():
+        if one.due:
+            raise DivergedError("the chunk diverged")
+
+    engine = FakeEngine(n_ctx=64, n_sequences=2)
+    with AtlasSession(engine, SMALL) as one, AtlasSession(engine, SMALL) as other:
+        pool = SessionPool(engine)
+        jobs = [pool.generate(s, PROMPTS[0], max_tokens=20, sampling=GREEDY) for s in (one, other)]
+        while not all(job.tokens for job in jobs):
+            pool.step()
+        monkeypatch.setattr(one.memory, "commit", fails)
+        while len(pool):
+            pool.step()
+        assert jobs[0].finish_reason == "error"
+        assert isinstance(jobs[0].error, DivergedError)
+        assert jobs[1].finish_reason == "length"
 
 
 def test_work_joins_ends_and_is_cancelled():

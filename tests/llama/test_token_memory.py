@@ -21,6 +21,7 @@ from atlas_kit.llama.token_memory import (
     RECENT,
     TokenMemory,
     most_likely,
+    read_ahead,
     summarize,
 )
 from atlas_kit.settings.atlas_settings import AtlasSettings
@@ -449,6 +450,51 @@ def test_states_that_are_not_finite_do_no_lasting_harm():
                 assert np.isfinite(reading.blended(p)).all()
     for array in memory.state.parameters.values():
         assert np.isfinite(array).all()
+
+
+def test_a_step_that_is_put_off_is_the_same_step():
+    model, tokens = Model(), text(80)
+    hidden, logits = model.outputs(tokens)
+    now, later = TokenMemory(model.rows, SMALL), TokenMemory(model.rows, SMALL)
+    due = 0
+    for at in range(70):
+        row = slice(at, at + 1)
+        for memory in (now, later):
+            reading = memory.read(hidden[row], logits[row], tokens[row])
+            memory.learn(reading, tokens[at + 1 : at + 2], put_off=memory is later)
+        assert not now.due
+        due += later.due
+        assert later.room == now.room
+        assert later.tokens_seen == now.tokens_seen
+    assert due == 70 // SMALL.chunk_size
+    assert later.pin().counters["learned"] == now.pin().counters["learned"]
+    for group, arrays in now.state.groups().items():
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(getattr(later.state, group)[name], array)
+    for name, array in now.waiting().items():
+        np.testing.assert_array_equal(later.waiting()[name], array)
+
+
+def test_states_read_ahead_are_read_the_same():
+    """Side by side, memories of two kinds; one asks for another state than was read ahead."""
+    model, tokens = Model(), text(80)
+    hidden, logits = model.outputs(tokens)
+    settings = [SMALL, SMALL, SMALL.replace(memory_dim=5), SMALL, SMALL.replace(learning_rate=0)]
+    alone, ahead = ([TokenMemory(model.rows, one) for one in settings] for _ in range(2))
+    assert alone[0].memory is ahead[3].memory is not ahead[2].memory
+    for at in range(40):
+        rows = [at, at + 7, at + 3, at + 1, at]
+        read_ahead(ahead, hidden[rows])
+        rows[3] = at + 2
+        for one, other, row in zip(alone, ahead, rows, strict=True):
+            place = slice(row, row + 1)
+            expected = one.read(hidden[place], logits[place], tokens[place])
+            found = other.read(hidden[place], logits[place], tokens[place])
+            for name in ("corrected", "log_z", "weights", "features"):
+                assert getattr(found, name).tobytes() == getattr(expected, name).tobytes()
+            assert found.window.weights.tobytes() == expected.window.weights.tobytes()
+            one.learn(expected, tokens[row + 1 : row + 2])
+            other.learn(found, tokens[row + 1 : row + 2], put_off=True)
 
 
 def test_watching_learns_nothing():

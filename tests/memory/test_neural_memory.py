@@ -21,6 +21,7 @@ from atlas_kit.memory import (
     Memory,
     MemoryConfig,
     Polynomial,
+    RandomFourier,
     Ranking,
     Readout,
     ResidualMLP,
@@ -631,6 +632,29 @@ class TestRemembered:
         expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
         np.testing.assert_allclose(memory.remembered(state)[0], expected, atol=1e-12)
         np.testing.assert_allclose(memory.directions(state, keys[-5:]), expected, atol=1e-12)
+
+    @pytest.mark.parametrize(
+        "features",
+        [
+            Features(projection=4, normalize=True),
+            Features(projection=3, centre=True),
+            Features(map=RandomFourier(features=32)),
+        ],
+        ids=["projected", "centred", "random"],
+    )
+    def test_each_reads_what_it_reads_alone(self, features):
+        memory = self.settings(features=features, warmup_tokens=2)
+        states = [self.fill(memory, count)[0] for count in (11, 7, 16)]
+        for seed in range(5):
+            queries = np.random.default_rng(seed).standard_normal((3, 6))
+            answers, directions = memory.read_each(states, queries)
+            for row, state in enumerate(states):
+                query = queries[row : row + 1]
+                assert answers[row].tobytes() == memory.read(state, query).tobytes()
+                assert directions[row].tobytes() == memory.directions(state, query)[0].tobytes()
+                both = memory.read_and_direct(state, query)
+                assert both[0].tobytes() == answers[row].tobytes()
+                assert both[1][0].tobytes() == directions[row].tobytes()
 
     def test_keys_without_a_direction_are_zeros(self):
         memory = self.settings()

@@ -39,7 +39,7 @@ def test_so_many_older_versions_are_kept(count: int, tmp_path: Path) -> None:
     assert len(os.listdir(tmp_path)) == 1 + count
     if count:
         Path(found[0].path).write_bytes(b"ATLA damaged")
-        good = newest_good(path)
+        good = newest_good(list_backups(path))
         assert good is None if count == 1 else number_in(good[1].path) == 5
 
 

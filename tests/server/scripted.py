@@ -90,6 +90,8 @@ class _Script:
         self._tokens, self.candidates = tokens, []
 
     def sample(self, logits: Any, index: int | None = None) -> int:
+        if logits.max() == 0 and (logits < -1e8).sum() == len(logits) - 1:  # there is no choice
+            return int(logits.argmax())
         return self._tokens.pop(0) if len(self._tokens) > 1 else self._tokens[0]
 
     def accept(self, tokens: Any) -> None:

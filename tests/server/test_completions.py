@@ -207,6 +207,17 @@ OPTIONS = [
     {"repeat_penalty": 1.3, "repeat_last_n": -1},
     {"presence_penalty": 0.5, "frequency_penalty": -0.5},
     {"logit_bias": {"5": 3, "6": False}},
+    {"ignore_eos": True},
+    {"typical_p": 0.5},
+    {"top_n_sigma": 1.5},
+    {"xtc_probability": 0.5, "xtc_threshold": 0.05},
+    {"dynatemp_range": 0.5, "dynatemp_exponent": 1.5},
+    {"dry_multiplier": 0.8, "dry_base": 1.75, "dry_allowed_length": 2, "dry_penalty_last_n": -1},
+    {"mirostat": 1},
+    {"mirostat": 2, "mirostat_tau": 3, "mirostat_eta": 0.2},
+    {"samplers": ["top_k", "temperature"], "top_k": 5},
+    {"adaptive_target": 0.5, "samplers": ["adaptive_p"]},
+    {"min_keep": 3, "top_p": 0.01},
     {"grammar": 'root ::= [a-z ]+'},
     {"json_schema": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}},
 ]  # fmt: skip
@@ -252,17 +263,28 @@ def test_grammars_that_mean_harm_are_400_and_cost_nothing(inside, real):
                 {"grammar": "root ::= " + "(" * 20_000 + '"a"' + ")" * 20_000},
                 {"grammar": "root ::= this is (not valid"},
                 {"grammar": "root ::= root"},
-                {"grammar": ""},
                 {"json_schema": {"type": "nonsense"}},
                 {"json_schema": {"type": "string", "maxLength": 10**9}},
                 {"json_schema": {"type": "array", "maxItems": 10**9, "items": {"type": "null"}}},
                 {"json_schema": {"type": "string", "pattern": "^(a{1,9}){1,100000}$"}},
                 {"json_schema": {"type": "string", "pattern": "^" + "(" * 3000 + "a" + ")" * 3000 + "$"}},
+                {"json_schema": {"enum": [f"value {number}" for number in range(50_000)]}},
+                {
+                    "json_schema": {
+                        "type": "object",
+                        "properties": {f"p{number}": {} for number in range(900)},
+                    }
+                },
                 {"json_schema": {"$ref": "https://example.com/schema"}},
             ):
                 answer = await server.client.post("/v1/completions", json={"prompt": "a", **body})
                 assert answer.status_code == 400, (str(body)[:80], answer.text[:200])
                 assert answer.json()["error"]["param"] in ("grammar", "json_schema")
             assert engine.decodes == 0
+            # as clients of llama-server send none
+            none = await server.client.post(
+                "/v1/completions", json={"prompt": "a", "grammar": "", "max_tokens": 1}
+            )
+            assert none.status_code == 200, none.text
 
     asyncio.run(run())

@@ -13,7 +13,8 @@ import pytest
 from atlas_kit.errors import BusyError, ClosedError, InvalidParamError
 from atlas_kit.llama import FakeEngine, Sampling, Scheduler
 from atlas_kit.server import conversations as module
-from atlas_kit.server.conversations import Conversation, Conversations
+from atlas_kit.server.conversation import Conversation
+from atlas_kit.server.conversations import Conversations
 from atlas_kit.server.generation import Generating, Generation
 from atlas_kit.server.jobs import called
 from atlas_kit.server.keys import Key
@@ -48,7 +49,7 @@ class House:
 
     def generating(self, conversation: Any, text: str | bytes, count: int = 4, **more: Any) -> Generating:
         tokens = list(text.encode() if isinstance(text, str) else text)
-        asked = Generation(tokens, Sampling(temperature=0), count, **more)
+        asked = Generation(tokens, **{"sampling": Sampling(temperature=0), "max_tokens": count, **more})
         choose = conversation if callable(conversation) else lambda: conversation
         return Generating(self.all, choose, asked, Metrics(), remembers=True)
 
@@ -351,6 +352,7 @@ def test_who_stops_listening_gives_the_sequence_back() -> None:
             tokens = house.generating(anna, TEXT, 10_000).tokens()
             await anext(tokens)
             await tokens.aclose()
+            assert not house.all.slots[0].busy
             waiting = house.generating(ben, TEXT, 1).tokens()
             assert await anext(waiting)
             await waiting.aclose()
@@ -645,5 +647,73 @@ def test_work_of_an_owner_that_is_gone_is_waited_for() -> None:
                 await asyncio.wait({task})
                 assert task.cancelled()
                 assert len(done) == 1
+
+    run(test)
+
+
+def test_a_session_that_begins_while_another_of_its_name_is_deleted_is_its_own(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with House(files=SessionFiles(tmp_path)) as house:
+            anna = house.named("anna")
+            await house.answer(anna, TEXT, 0)
+            await house.all.save(anna)
+            async with anna.writing:  # as if it were being written
+                deleting = asyncio.ensure_future(house.all.delete(anna))
+                await asyncio.sleep(0)
+                fresh = house.named("anna")
+                assert fresh is not anna
+                assert (await house.answer(fresh, TEXT[:20], 0)).outcome.cached_tokens == 0
+                saving = asyncio.ensure_future(house.all.save(fresh))
+                await asyncio.sleep(0.01)
+            await deleting
+            assert await saving
+            del house.all.named[fresh.key]
+            again = house.named("anna")
+            assert again.place == "file"
+            answer = await house.answer(again, TEXT[:20], 0)
+            assert answer.outcome.read_tokens == 0
+            assert "problem" not in answer.outcome.atlas
+
+    run(test)
+
+
+def test_what_has_no_bytes_of_its_context_is_spilled_once(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with House(FakeEngine(n_ctx=64, n_sequences=1), files=SessionFiles(tmp_path), warm=0) as house:
+            anna = house.named("anna")
+            await house.answer(anna, TEXT, 0)
+            async with house.all.lease(house.named("ben")):
+                assert anna.parked is not None
+                anna.parked.data = None
+                anna.version += 1
+            while house.all._tidying is not None and not house.all._tidying.done():
+                await asyncio.sleep(0.01)
+            assert anna.place == "file"
+            assert (await house.answer(anna, TEXT, 0)).outcome.read_tokens == 0
+
+    run(test)
+
+
+def test_a_save_beside_decoding_leaves_the_memory_its_arrays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes next is not copied for its sake, and the state that was taken stays as it was."""
+
+    async def test() -> None:
+        async with House(files=SessionFiles(tmp_path)) as house:
+            monkeypatch.setattr(house.all, "measure", lambda *_: None)  # which looks at it, too
+            anna = house.named("anna")
+            await house.answer(anna, TEXT, 0)
+            memory = anna.memory
+            assert memory is not None
+            for pinned in (False, True):
+                if pinned:
+                    memory.pin()  # somebody else looks at it, too
+                state, _ = await house.all.state(anna, exact=False)
+                assert state is not None
+                assert memory.pinned is pinned
+                was = {name: array.tobytes() for name, array in state.memory.parameters.items()}
+                await house.answer(anna, TEXT + "and so on, " * (4 + 4 * pinned), 0)
+                assert {name: array.tobytes() for name, array in state.memory.parameters.items()} == was
 
     run(test)

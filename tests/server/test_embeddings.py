@@ -14,6 +14,7 @@ import pytest
 from atlas_kit.llama import FakeEngine
 from atlas_kit.llama.engine import Feed
 from atlas_kit.llama.pooling import mean_states, normalised
+from atlas_kit.server.embedding import embedded
 from server.conftest import Insider, Server, fake_engine
 
 
@@ -168,6 +169,34 @@ def test_leaves_nothing_behind(inside: Insider) -> None:
             again = await write("abc" * 9)
             assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == 27
             assert again["atlas"]["tokens_seen"] < 60
+
+    asyncio.run(test())
+
+
+def test_nothing_goes_on_when_nobody_waits(inside: Insider) -> None:
+    async def test() -> None:
+        async with inside(fake_engine(n_sequences=1)) as server:
+            conversations = server.service.conversations
+            texts = [list(b"a text of some length, which takes parts")] * 2000
+            task = asyncio.ensure_future(embedded(conversations, "", texts, server.service.metrics))
+            while not len(server.service.scheduler):
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert not len(server.service.scheduler)
+            assert not conversations.under_way
+            assert conversations.slots[0].session.context_tokens == ()
+            assert (await server.client.post("/v1/embeddings", json={"input": "abc"})).status_code == 200
+
+    asyncio.run(test())
+
+
+def test_too_many_wait(inside: Insider) -> None:
+    async def test() -> None:
+        engine = fake_engine(n_sequences=1)
+        async with inside(engine, max_queue=0) as server, server.service.conversations.borrowed("", "test"):
+            assert (await server.client.post("/v1/embeddings", json={"input": "abc"})).status_code == 429
 
     asyncio.run(test())
 

@@ -354,6 +354,8 @@ def test_what_changes_each_time_is_left_out(text: str, expected: str) -> None:
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "web_search"),
         ({"tools": [{"name": "no name", "input_schema": {}}]}, "name of a function"),
         ({"tool_choice": {"type": "all"}}, "tool_choice"),
+        ({"tool_choice": {"type": "tool", "name": ["x"]}}, "not among the tools"),
+        ({"messages": [{"role": "user", "content": [{"type": ["x"]}]}]}, "no block"),
         ({"tool_choice": {"type": "tool", "name": "x"}}, "not among the tools"),
         ({"output_config": {"format": {"type": "text"}}}, "output_config"),
         ({"temperature": 200}, "temperature"),
@@ -389,8 +391,8 @@ def test_a_text_longer_than_the_context(inside: Insider) -> None:
 
 def test_too_many_wait_is_told_before_the_stream_begins(inside: Insider) -> None:
     async def test() -> None:
-        async with inside(ScriptedEngine("x"), max_queue=0) as server:
-            server.service.conversations.waiting = 1
+        engine = ScriptedEngine("x", n_sequences=1)
+        async with inside(engine, max_queue=0) as server, server.service.conversations.borrowed("", "test"):
             body = {"max_tokens": 9, "messages": ASK, "stream": True}
             answer = await server.client.post("/v1/messages", json=body)
             assert answer.status_code == 429

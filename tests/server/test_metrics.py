@@ -230,8 +230,8 @@ def test_the_exposition_says_what_was_done(inside: Insider):
             assert found["request_queue_time_seconds_count"] == 2
             assert found["num_requests_running"] == found["num_requests_waiting"] == 0
             assert 0 < found["kv_cache_usage_ratio"] < 1
-            assert found["sessions{place=slot}"] == 1
-            assert found["sessions{place=memory}"] == found["sessions{place=disk}"] == 0
+            assert found["sessions{place=sequence}"] == 1
+            assert found["sessions{place=memory}"] == found["sessions{place=file}"] == 0
             assert found["memory_tokens_seen_total"] == second["atlas"]["tokens_seen"]
             assert found["memory_tokens_learned_total"] == second["atlas"]["tokens_learned"]
             assert found["scored_tokens_total"] > len(TEXT) - 2

@@ -87,6 +87,31 @@ def test_what_is_said_is_answered_and_the_memory_is_seen_at_work(page: Page, ser
     assert ink(page) > 500
 
 
+def test_what_is_read_and_said_is_shown_token_by_token(page: Page, serve: Server):
+    server = serve(saying("It is blue.", "Blue, as you said."))
+    open_page(page, server)
+    expect(page.locator(".story")).to_contain_text("is shown here, with what was expected of each token")
+    frames(page)
+    say(page, "My boat is blue.")
+    read = page.locator(".tokens")
+    expect(read).to_have_text(
+        "user>My boat is blue.</><assistant>It is blue."
+    )  # nothing was expected of the first
+    assert page.locator(".tokens [class*=surprise]").count() == read.inner_text().__len__()
+    page.get_by_role("button", name="saved by memory").click()
+    assert page.locator(".tokens [class*=surprise]").count() == 0
+    read.focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator(".story .came")).to_have_text(".")
+    expect(page.locator(".story")).to_contain_text("nats")
+    expect(page.locator(".read .heard")).to_contain_text("without the memory")
+    page.get_by_label("New session").fill("anna")
+    page.get_by_role("button", name="Begin", exact=True).click()
+    expect(read).to_have_text("")
+    say(page, "I am Anna.")
+    expect(read).to_have_text("user>I am Anna.</><assistant>Blue, as you said.")
+
+
 def words_below(page: Page) -> str:
     return page.locator(".message.assistant .facts").last.inner_text()
 
@@ -333,6 +358,21 @@ def test_a_refusal_is_told_and_what_was_said_comes_back(page: Page, serve: Serve
     page.unroute("**/v1/chat/completions")
     say(page, "Hello")
     expect(page.locator(".chat .wrong")).to_be_hidden()
+
+
+def test_a_page_that_nobody_sees_holds_no_connection_for_long(page: Page, serve: Server):
+    server = serve(saying("Fine."))
+    open_page(page, server)
+    unseen = """(hidden) => {
+        Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+        document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    with page.expect_event("requestfailed", lambda request: request.url.endswith("/metrics/stream")):
+        page.evaluate(unseen, True)
+    expect(page.locator(".state")).to_have_attribute("data-state", "ready")
+    with page.expect_request("**/metrics/stream"):
+        page.evaluate(unseen, False)
+    frames(page)
 
 
 def test_a_server_that_ends_is_told(page: Page, serve: Server):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from atlas_kit.errors import BusyError
 from atlas_kit.server.kept_responses import Kept, KeptResponses
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.response_items import chat_messages, chat_tools, listed
@@ -82,7 +83,7 @@ def test_an_answer_has_every_key(serve: Server) -> None:
         "object": "response", "status": "completed", "error": None, "incomplete_details": None,
         "instructions": "Be kind.", "max_output_tokens": 20, "model": "fake.gguf", "temperature": 0.5,
         "metadata": {"a": "b"}, "store": True, "tools": [], "tool_choice": "auto", "parallel_tool_calls": True,
-        "previous_response_id": None, "conversation": None, "text": {"format": {"type": "text"}},
+        "previous_response_id": None, "conversation": None, "text": {"format": {"type": "text"}, "verbosity": None},
         "truncation": "disabled",
     }  # fmt: skip
     assert {key: found[key] for key in expected} == expected
@@ -325,6 +326,29 @@ def test_the_session_goes_on_with_an_id(serve: Server) -> None:
     assert off["atlas"]["enabled"] is False
 
 
+def test_a_memory_that_is_forgotten_reads_the_text_again(serve: Server) -> None:
+    server = serve(plain("One", "Two"))
+    first = server.post("/v1/responses", input="Hi", atlas={"enabled": True})
+    kept = server.service.responses.find("", first["id"])
+    assert kept is not None
+    assert kept.conversation is not None
+    kept.conversation.closed = True
+    server.service.conversations._temporary.clear()
+    second = server.post("/v1/responses", input="More", previous_response_id=first["id"])
+    assert second["atlas"]["enabled"] is True
+    assert second["usage"]["input_tokens_details"]["cached_tokens"] == 0
+    assert second["atlas"]["tokens_seen"] >= second["usage"]["input_tokens"]
+
+
+def test_a_session_that_is_deleted_begins_anew(serve: Server) -> None:
+    server = serve(plain("One", "Two"))
+    first = server.post("/v1/responses", input="Hi", conversation="anna")
+    server.client.delete("/v1/conversations/anna")
+    second = server.post("/v1/responses", input="More", previous_response_id=first["id"])
+    assert second["atlas"]["session_id"] == "anna"
+    assert second["usage"]["input_tokens_details"]["cached_tokens"] == 0
+
+
 def test_a_conversation_is_a_session(serve: Server) -> None:
     server = serve(plain("One", "Two"))
     first = server.post("/v1/responses", input="Hi", conversation="anna")
@@ -431,6 +455,24 @@ def test_conversations_are_bounded() -> None:
             assert thread.last is not None
 
     asyncio.run(test())
+
+
+def test_not_everybody_may_wait_for_a_conversation() -> None:
+    async def test() -> None:
+        responses = KeptResponses(most_waiting=1)
+        async with responses.turn("", "a"):
+            waiting = asyncio.ensure_future(_one_turn(responses))
+            await asyncio.sleep(0)
+            with pytest.raises(BusyError, match="is full: it holds 1"):
+                await _one_turn(responses)
+        await waiting
+
+    asyncio.run(test())
+
+
+async def _one_turn(responses: KeptResponses) -> None:
+    async with responses.turn("", "a"):
+        pass
 
 
 def test_listed_items_have_ids() -> None:
@@ -596,8 +638,8 @@ def test_a_failure_in_the_middle_is_the_last_event(serve: Server) -> None:
 
 def test_too_many_wait_is_told_before_the_stream_begins(inside: Insider) -> None:
     async def test() -> None:
-        async with inside(ScriptedEngine("x"), max_queue=0) as server:
-            server.service.conversations.waiting = 1
+        engine = ScriptedEngine("x", n_sequences=1)
+        async with inside(engine, max_queue=0) as server, server.service.conversations.borrowed("", "test"):
             for more in ({}, {"conversation": "anna"}):
                 body = {"input": "Hi", "stream": True, **more}
                 answer = await server.client.post("/v1/responses", json=body)
@@ -731,3 +773,64 @@ def test_llama_follows_a_schema_and_remembers(serve: Server, real: Any) -> None:
     second = server.post("/v1/responses", input="More", **body)
     assert second["usage"]["input_tokens_details"]["cached_tokens"] > first["usage"]["input_tokens"]
     assert second["atlas"]["tokens_seen"] > first["atlas"]["tokens_seen"]
+
+
+def test_a_conversation_goes_on_after_a_restart(serve: Server, tmp_path: Any) -> None:
+    first = serve(plain("One"), atlas_memory_dir=str(tmp_path))
+    told = first.post("/v1/responses", input="My name is Anna.", conversation="anna")
+    first.stop()
+    second = serve(plain("Two"), atlas_memory_dir=str(tmp_path))
+    found = second.post("/v1/responses", input="And yours?", conversation="anna")
+    assert found["usage"]["input_tokens_details"]["cached_tokens"] >= told["usage"]["total_tokens"]
+    assert found["atlas"]["tokens_seen"] > told["atlas"]["tokens_seen"]
+    assert second.client.delete("/v1/conversations/anna").status_code == 200
+    second.stop()
+    third = serve(plain("Three"), atlas_memory_dir=str(tmp_path))
+    assert third.client.get("/v1/conversations/anna").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"user": "half \ud800"}, 200),
+        ({"metadata": {"a": "\ud800"}}, 200),
+        ({"metadata": {"a": float("nan")}}, 200),
+        ({"reasoning": {"effort": "\ud800"}}, 200),
+        ({"tool_choice": {"type": "\ud800"}}, 400),
+        ({"tool_choice": {"type": ["a"]}}, 400),
+        ({"tool_choice": {"type": "allowed_tools", "tools": 3}}, 400),
+        ({"input": [{"type": ["a"]}]}, 400),
+        ({"input": [{"type": "message", "role": ["a"], "content": "x"}]}, 400),
+        ({"input": [{"role": "user", "content": [{"type": ["a"]}]}]}, 400),
+        ({"text": {"format": {"type": ["a"]}}}, 400),
+    ],
+)
+def test_odd_values_are_no_failures(inside: Insider, change: Any, status: int) -> None:
+    async def test() -> None:
+        async with inside(plain("Hello")) as server:
+            for stream in (False, True):
+                body = json.dumps({"input": "Hi", **change, "stream": stream})
+                headers = {"content-type": "application/json"}
+                answer = await server.client.post("/v1/responses", content=body, headers=headers)
+                assert answer.status_code == status or (stream and answer.status_code == 200), answer.text
+                assert "internal_error" not in answer.text
+                assert "NaN" not in answer.text
+
+    asyncio.run(test())
+
+
+def test_what_is_nested_too_deeply_is_the_requests_fault(inside: Insider) -> None:
+    async def test() -> None:
+        schema: Any = {"type": "object"}
+        for _ in range(600):
+            schema = {"a": schema}
+        async with inside(plain("Hello")) as server:
+            form = {"type": "json_schema", "name": "x", "schema": schema}
+            for body in (
+                {"input": "Hi", "text": {"format": form}},
+                {"input": "Hi", "tools": [{"type": "function", "name": "f", "parameters": schema}]},
+            ):
+                answer = await server.client.post("/v1/responses", json=body)
+                assert answer.status_code in (200, 400), answer.text
+
+    asyncio.run(test())

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Path, Query, Request
 
-from atlas_kit.server.conversations import Conversation
+from atlas_kit.server.conversation import Conversation
 from atlas_kit.server.generation import checked_session_id
 from atlas_kit.server.keys import Key
 from atlas_kit.server.problems import ApiError

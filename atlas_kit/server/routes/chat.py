@@ -21,6 +21,7 @@ from atlas_kit.server.routes.common import (
     namespace_of,
     new_id,
     now,
+    prepared,
     sampling_of,
     several,
     stops_of,
@@ -39,7 +40,8 @@ router = APIRouter(tags=["OpenAI"])
 async def chat(request: Request, asked: ChatRequest, service: TheService) -> Any:
     """Answer the last message of a conversation."""
     service.require_ready()
-    answer = _Answer(service, asked, namespace_of(request))
+    found = await prepared(request, lambda: _dialogue(service, asked))
+    answer = _Answer(service, asked, found, namespace_of(request))
     if asked.stream:
         return await streamed(answer.events())
     return await unless_gone(request, answer.whole())
@@ -47,10 +49,11 @@ async def chat(request: Request, asked: ChatRequest, service: TheService) -> Any
 
 @router.post("/v1/chat/completions/input_tokens", summary="Count a conversation's tokens")
 @router.post("/chat/completions/input_tokens", include_in_schema=False)
-async def input_tokens(asked: ChatRequest, service: TheService) -> dict[str, Any]:
+async def input_tokens(request: Request, asked: ChatRequest, service: TheService) -> dict[str, Any]:
     """Return how many tokens the model would read."""
     service.require_ready()
-    return {"object": "chat.completion.input_tokens", "input_tokens": len(_dialogue(service, asked).tokens)}
+    found = await prepared(request, lambda: _dialogue(service, asked))
+    return {"object": "chat.completion.input_tokens", "input_tokens": len(found.tokens)}
 
 
 def _dialogue(service: Service, asked: ChatRequest) -> Dialogue:
@@ -104,13 +107,12 @@ def _variables(asked: ChatRequest) -> dict[str, Any]:
 
 
 class _Answer:
-    def __init__(self, service: Service, asked: ChatRequest, namespace: str) -> None:
+    def __init__(self, service: Service, asked: ChatRequest, found: Dialogue, namespace: str) -> None:
         self._service, self._asked = service, asked
         self._id, self._created = new_id("chatcmpl-"), now()
         if asked.top_logprobs is not None and not asked.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")
         atlas = asked.atlas.chosen() if asked.atlas is not None else {}
-        found = _dialogue(service, asked)
         if found.sampling and asked.grammar is not None:
             raise ApiError(
                 400,
@@ -127,6 +129,7 @@ class _Answer:
             (asked.top_logprobs or 0) if asked.logprobs else None,
             settings_in(atlas),
             "chat",
+            around=found.budget(service.engine, asked.thinking_budget),
         )
         count = asked.n or asked.n_cmpl or 1
         self._runs = several(service, namespace, atlas, generation, count)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import secrets
 import time
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
@@ -24,6 +26,9 @@ def the_service(request: Request) -> Service:
     return found
 
 
+T = TypeVar("T")
+#: Bytes of a request whose texts are read in no time.
+SHORT = 20_000
 TheService = Annotated[Service, Depends(the_service)]
 
 
@@ -31,6 +36,14 @@ def namespace_of(request: Request) -> str:
     """Return the namespace of whoever asks: that of the API key."""
     found: str = request.scope["state"]["namespace"]
     return found
+
+
+async def prepared(request: Request, function: Callable[[], T]) -> T:
+    """Call what reads a request's texts: beside the event loop where they are long, so that nobody's stream waits."""
+    size = request.headers.get("content-length", "")
+    if size.isdigit() and int(size) <= SHORT:
+        return function()
+    return await asyncio.to_thread(function)
 
 
 def new_id(prefix: str) -> str:
@@ -57,7 +70,8 @@ def sampling_of(asked: Generate, service: Service, **more: Any) -> Sampling:
     """
     found = service.config.sampling
     for name in NAMES:
-        if (value := getattr(asked, name)) is not None:
+        value = getattr(asked, name)
+        if value is not None and (name, value) != ("grammar", ""):  # as clients of llama-server send none
             found[name] = value
     if asked.top_k is not None:
         found["top_k"] = max(0, asked.top_k)

@@ -19,6 +19,7 @@ from atlas_kit.server.routes.common import (
     namespace_of,
     new_id,
     now,
+    prepared,
     sampling_of,
     several,
     stops_of,
@@ -39,7 +40,8 @@ MOST_ANSWERS = 128
 async def completions(request: Request, asked: CompletionRequest, service: TheService) -> Any:
     """Continue one text or several."""
     service.require_ready()
-    answer = _Answer(service, asked, namespace_of(request))
+    prompts = await prepared(request, lambda: _prompts(service, asked.prompt))
+    answer = _Answer(service, asked, prompts, namespace_of(request))
     if asked.stream:
         return await streamed(answer.events())
     return await unless_gone(request, answer.whole())
@@ -54,7 +56,9 @@ class _Prompt:
 
 
 class _Answer:
-    def __init__(self, service: Service, asked: CompletionRequest, namespace: str) -> None:
+    def __init__(
+        self, service: Service, asked: CompletionRequest, prompts: list[_Prompt], namespace: str
+    ) -> None:
         self._service, self._asked = service, asked
         self._id, self._created = new_id("cmpl-"), now()
         atlas = asked.atlas.chosen() if asked.atlas is not None else {}
@@ -64,7 +68,7 @@ class _Answer:
             raise ApiError(400, "best_of must not be less than n.", param="best_of")
         if asked.stream and made > self._count:
             raise ApiError(400, "The best of several answers cannot be streamed.", param="best_of")
-        self._prompts = _prompts(service, asked.prompt)
+        self._prompts = prompts
         if asked.suffix:
             self._open_gaps(asked.suffix)
         if len(self._prompts) * made > MOST_ANSWERS:

@@ -6,14 +6,17 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import Field
+from starlette.responses import Response
 
-from atlas_kit.server.conversations import Conversation
+from atlas_kit.server.conversation import Conversation
 from atlas_kit.server.generation import checked_session_id
+from atlas_kit.server.json_response import JsonResponse
 from atlas_kit.server.kept_responses import Kept, Thread
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.response_items import chat_messages, listed, page
 from atlas_kit.server.routes.common import TheService, namespace_of, new_id
 from atlas_kit.server.schemas import Open
+from atlas_kit.server.schemas_responses import Metadata
 from atlas_kit.server.service import Service
 
 router = APIRouter(prefix="/v1/conversations", tags=["OpenAI"])
@@ -23,7 +26,7 @@ class ConversationRequest(Open):
     """What a conversation begins with."""
 
     items: list[dict[str, Any]] | None = Field(None, max_length=10_000, description="What was said before.")
-    metadata: dict[str, Any] | None = Field(None, description="Given back with the conversation.")
+    metadata: Metadata | None = Field(None, description="Given back with the conversation.")
 
 
 class ItemsRequest(Open):
@@ -80,16 +83,16 @@ async def delete(request: Request, name: str, service: TheService) -> dict[str, 
 @router.get("/{name}/items", summary="What was said in a conversation")
 async def items(
     request: Request, name: str, service: TheService, limit: int = 20, order: str = "desc", after: str = ""
-) -> dict[str, Any]:
+) -> Response:
     """Return what was sent and said; after a restart, it is not known any more, though the memory has read it."""
     service.require_ready()
     thread, _ = _found(service, namespace_of(request), name)
     found = [] if thread is None or thread.last is None else thread.last.items_so_far()
-    return page(found, limit, order, after)
+    return JsonResponse(page(found, limit, order, after))
 
 
 @router.post("/{name}/items", summary="Add to a conversation")
-async def add(request: Request, name: str, asked: ItemsRequest, service: TheService) -> dict[str, Any]:
+async def add(request: Request, name: str, asked: ItemsRequest, service: TheService) -> Response:
     """Add items, which the model reads with the next answer."""
     service.require_ready()
     namespace = namespace_of(request)
@@ -98,7 +101,7 @@ async def add(request: Request, name: str, asked: ItemsRequest, service: TheServ
     async with service.responses.turn(namespace, name) as thread:
         before = thread.last
         thread.last = Kept({}, sent, messages, before, None if before is None else before.conversation)
-    return page(sent, 100, "asc", "")
+    return JsonResponse(page(sent, 100, "asc", ""))
 
 
 def _found(service: Service, namespace: str, name: str) -> tuple[Thread | None, Conversation | None]:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from atlas_kit.llama.pooling import normalised
 from atlas_kit.server.embedding import embedded
+from atlas_kit.server.json_response import JsonResponse
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.routes.common import TheService, namespace_of
 from atlas_kit.server.schemas_embeddings import EmbeddingRequest
@@ -35,7 +36,7 @@ async def embeddings(request: Request, asked: EmbeddingRequest, service: TheServ
     ]
     count = sum(map(len, texts))
     usage = {"prompt_tokens": count, "total_tokens": count}
-    return JSONResponse({"object": "list", "data": data, "model": service.model_name, "usage": usage})
+    return JsonResponse({"object": "list", "data": data, "model": service.model_name, "usage": usage})
 
 
 @router.post("/embeddings", include_in_schema=False)
@@ -47,7 +48,7 @@ async def native(request: Request, asked: EmbeddingRequest, service: TheService)
         {"index": index, "embedding": [_written(vector, asked.encoding_format)]}
         for index, vector in enumerate(vectors)
     ]
-    return JSONResponse(found)
+    return JsonResponse(found)
 
 
 async def _vectors(

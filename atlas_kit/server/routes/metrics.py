@@ -41,7 +41,11 @@ async def prometheus(request: Request) -> Response:
     return _exposition(request)
 
 
-@router.get("/v1/atlas/metrics", summary="Metrics over a window of time")
+@router.get(
+    "/v1/atlas/metrics",
+    summary="Metrics over a window of time",
+    responses={200: {"content": {"text/plain": {}}}},
+)
 async def metrics(
     request: Request,
     service: TheService,

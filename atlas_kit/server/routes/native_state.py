@@ -16,7 +16,7 @@ from atlas_kit.llama.parking import Parked, unpark
 from atlas_kit.llama.sampling import Sampling
 from atlas_kit.llama.session import AtlasSession
 from atlas_kit.persistence.session_file import read_session_state, write_session_state
-from atlas_kit.server.conversations import Conversation, Slot
+from atlas_kit.server.conversation import Conversation, Slot
 from atlas_kit.server.file_names import inside
 from atlas_kit.server.native_answer import settings_of
 from atlas_kit.server.problems import ApiError

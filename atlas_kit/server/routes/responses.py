@@ -15,10 +15,12 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
+from starlette.responses import Response
 
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.server.dialogue import Asked, Dialogue, dialogue
 from atlas_kit.server.generation import Generation, Outcome, checked_session_id
+from atlas_kit.server.json_response import JsonResponse
 from atlas_kit.server.kept_responses import Kept
 from atlas_kit.server.logprobs import Released, chat_logprobs
 from atlas_kit.server.problems import ApiError
@@ -40,7 +42,7 @@ from atlas_kit.server.streams import event, kept_awake, streamed, told, unless_g
 from atlas_kit.server.talk import Talk
 
 if TYPE_CHECKING:
-    from atlas_kit.server.conversations import Conversation
+    from atlas_kit.server.conversation import Conversation
 
 router = APIRouter(tags=["OpenAI"])
 #: A comment, which clients skip.
@@ -56,7 +58,7 @@ async def create(request: Request, asked: ResponsesRequest, service: TheService)
     answer = _Answer(service, asked, namespace_of(request))
     if asked.stream:
         return await streamed(kept_awake(answer.events(), _AWAKE))
-    return await unless_gone(request, answer.whole())
+    return JsonResponse(await unless_gone(request, answer.whole()))
 
 
 @router.post("/v1/responses/input_tokens", summary="Count the tokens of a request for an answer")
@@ -71,12 +73,12 @@ async def input_tokens(request: Request, asked: ResponsesRequest, service: TheSe
 
 @router.get("/v1/responses/{name}", summary="An answer of before")
 @router.get("/responses/{name}", include_in_schema=False)
-async def retrieve(request: Request, name: str, service: TheService, stream: bool = False) -> dict[str, Any]:
+async def retrieve(request: Request, name: str, service: TheService, stream: bool = False) -> Response:
     """Return an answer that was stored."""
     service.require_ready()
     if stream:
         raise ApiError(400, "An answer that is complete is not streamed again.", param="stream")
-    return _kept(service, namespace_of(request), name).response
+    return JsonResponse(_kept(service, namespace_of(request), name).response)
 
 
 @router.delete("/v1/responses/{name}", summary="Forget an answer")
@@ -92,10 +94,10 @@ async def delete(request: Request, name: str, service: TheService) -> dict[str, 
 @router.get("/v1/responses/{name}/input_items", summary="What an answer was asked with")
 async def input_items(
     request: Request, name: str, service: TheService, limit: int = 20, order: str = "desc", after: str = ""
-) -> dict[str, Any]:
+) -> Response:
     """Return the items that were sent for an answer."""
     service.require_ready()
-    return page(_kept(service, namespace_of(request), name).items, limit, order, after)
+    return JsonResponse(page(_kept(service, namespace_of(request), name).items, limit, order, after))
 
 
 @router.post("/v1/responses/{name}/cancel", include_in_schema=False)
@@ -278,12 +280,21 @@ class _Answer:
         return self._run
 
     def _goes_on(self, atlas: dict[str, Any]) -> Conversation | None:
-        """Return the conversation whose memory has read what came before, unless another one is asked for."""
+        """Return the conversation whose memory has read what came before, unless another one is asked for.
+
+        Where that is a session, or is forgotten by the time that it is looked for, ``atlas`` says what takes its place.
+        """
         found = None if self._before is None else self._before.conversation
-        if found is None or atlas.get("session_id") is not None:
+        if found is None or atlas.get("session_id") is not None or atlas.get("memory_file") is not None:
             return None
-        enabled = atlas.get("enabled")
-        return found if enabled is None or enabled == (found.settings is not None) else None
+        remembers = found.settings is not None
+        if atlas.get("enabled") not in (None, remembers):
+            return None
+        if found.key.name is not None:
+            atlas["session_id"] = found.key.name
+            return None
+        atlas["enabled"] = remembers
+        return found
 
     # --- the shape of an answer ----------------------------------------------------------------------------
 
@@ -329,11 +340,14 @@ class _Answer:
             "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "previous_response_id": asked.previous_response_id,
             "conversation": None if self._name is None else {"id": self._name},
-            "reasoning": {"effort": (asked.reasoning or {}).get("effort"), "summary": None},
+            "reasoning": {"effort": _word((asked.reasoning or {}).get("effort")), "summary": None},
             "service_tier": "default",
             "store": asked.store is not False,
             "temperature": defaults.temperature,
-            "text": {**text, "format": text.get("format") or {"type": "text"}},
+            "text": {
+                "format": text.get("format") or {"type": "text"},
+                "verbosity": _word(text.get("verbosity")),
+            },
             "tool_choice": asked.tool_choice or "auto",
             "tools": self._offered,
             "top_logprobs": asked.top_logprobs or 0,
@@ -359,6 +373,10 @@ def _require_possible(asked: ResponsesRequest) -> None:
         raise ApiError(400, "There are no stored prompts: send instructions and input.", param="prompt")
     if asked.n is not None and asked.n > 1:
         raise ApiError(400, "A response is one answer: n is 1.", param="n")
+
+
+def _word(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _effort(asked: ResponsesRequest) -> dict[str, Any]:

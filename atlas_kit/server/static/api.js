@@ -21,6 +21,12 @@ export class Refusal extends Error {
 }
 
 /**
+ * Whether something went wrong on the way to the server or there, and not in the page; fetch says so with a TypeError.
+ * @param {unknown} error
+ */
+export const isNoAnswer = (error) => error instanceof Refusal || error instanceof TypeError;
+
+/**
  * Yield the data of server-sent events, however they are cut on their way.
  * @param {ReadableStream<Uint8Array>} body
  * @returns {AsyncGenerator<Reply>}

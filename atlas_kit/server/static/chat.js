@@ -206,7 +206,7 @@ export class Chat {
   _draw() {
     fill(this.log, ...this.messages.map((message) => this._message(message)));
     if (!this.messages.length) {
-      fill(this.log, el("p", { class: "empty", text: "Nothing has been said here yet. What you say is learned by the memory beside; a new conversation still knows it." }));
+      fill(this.log, el("p", { class: "empty", text: "Nothing has been said here yet. The memory learns what you say: a new conversation still knows it." }));
     }
     this.anew.disabled = !this.messages.length;
     this.log.scrollTop = this.log.scrollHeight;

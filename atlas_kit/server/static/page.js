@@ -1,9 +1,10 @@
 // The page at /: talk to the model, and see its memory work. Frames come every second; all else is in the parts.
 
 import { el } from "../../widgets/static/explorer/dom.js";
-import { Refusal, Server } from "./api.js";
+import { isNoAnswer, Server } from "./api.js";
 import { Chat } from "./chat.js";
 import { askKey } from "./dialogs.js";
+import { seen, untilUnseen } from "./seen.js";
 import { Sessions, SHARED } from "./sessions.js";
 import { Watch } from "./watch.js";
 
@@ -14,11 +15,13 @@ const STATES = /** @type {Record<string, string>} */ ({
 });
 /** Milliseconds until the server is asked again that did not answer. */
 const AGAIN_MS = 1000, AGAIN_AT_MOST_MS = 15_000;
+/** Milliseconds that the page goes on without being seen: a look at another tab is no reason to stop. */
+const UNSEEN_MS = 2000;
 
 class Page {
   constructor() {
     this.server = new Server(askKey);
-    this.watch = new Watch();
+    this.watch = new Watch(this.server);
     this.chat = new Chat(this.server, (atlas) => this.watch.showAnswer(atlas));
     this.sessions = new Sessions(this.server, (name) => {
       this.chat.use(name, name === SHARED ? {} : { session_id: name });
@@ -45,10 +48,10 @@ class Page {
   }
 
   _main() {
-    const { loss, memory, recalled, server, file } = this.watch.parts;
+    const { loss, text, memory, recalled, server, file } = this.watch.parts;
     return el("main", {},
       el("div", { class: "left" }, this.chat.root),
-      el("div", { class: "right atlas-lab" }, loss, memory, recalled, this.sessions.root, file, server));
+      el("div", { class: "right atlas-lab" }, loss, text, memory, recalled, this.sessions.root, file, server));
   }
 
   get _dark() {
@@ -80,13 +83,18 @@ class Page {
   /** Take in frames for as long as the page is open. */
   async _listen() {
     for (let wait = AGAIN_MS; ; wait = Math.min(2 * wait, AGAIN_AT_MOST_MS)) {
+      await seen();
+      const looking = untilUnseen(UNSEEN_MS);
       try {
-        for await (const frame of this.server.events("/v1/atlas/metrics/stream")) {
+        for await (const frame of this.server.events("/v1/atlas/metrics/stream", { signal: looking.signal })) {
           wait = AGAIN_MS;
           this._show(frame);
         }
       } catch (error) {
-        if (!(error instanceof Refusal || error instanceof TypeError)) throw error; // TypeError: fetch cannot reach it
+        if (looking.signal.aborted) continue;
+        if (!isNoAnswer(error)) throw error;
+      } finally {
+        looking.abort();
       }
       this._tellState("away");
       await new Promise((resolve) => setTimeout(resolve, wait));
@@ -102,11 +110,18 @@ class Page {
     if (!this._named && frame.state === "ready") {
       this._named = true;
       void this.sessions.refresh();
-      void this.server.json("/v1/models").then(({ data }) => {
-        this.model.textContent = data[0].id;
-      });
+      void this._name();
     }
     document.body.dataset.frames = String(Number(document.body.dataset.frames ?? 0) + 1);
+  }
+
+  async _name() {
+    try {
+      this.model.textContent = (await this.server.json("/v1/models")).data[0].id;
+    } catch (error) {
+      if (!isNoAnswer(error)) throw error;
+      this._named = false; // the next frame asks again
+    }
   }
 
   /** @param {Reply} frame */

@@ -2,7 +2,7 @@
 // and deleted.
 
 import { count, el, fill } from "../../widgets/static/explorer/dom.js";
-import { Refusal } from "./api.js";
+import { isNoAnswer, Refusal } from "./api.js";
 import { askName, askWhether } from "./dialogs.js";
 import { ago, tokens } from "./words.js";
 
@@ -13,8 +13,10 @@ import { ago, tokens } from "./words.js";
 
 /** The session of requests that name none. */
 export const SHARED = "";
-const PLACES = /** @type {Record<string, string>} */ ({ slot: "in the model", memory: "in memory", disk: "on disk", file: "on disk" });
+const PLACES = /** @type {Record<string, string>} */ ({ sequence: "in the model", memory: "in memory", file: "on disk" });
 const CHOSEN = "atlas-session";
+/** The session that somebody begins with who chose none. */
+const FIRST = "my session";
 
 export class Sessions {
   /**
@@ -81,7 +83,7 @@ export class Sessions {
   /** Whether the chosen session lies in a file until it is used. */
   get rests() {
     const one = this._known().find((found) => nameOf(found) === this.chosen);
-    return one?.place === "disk" || one?.place === "file";
+    return one?.place === "file";
   }
 
   /** Ask which sessions there are, those in files among them. */
@@ -90,7 +92,7 @@ export class Sessions {
       const { data } = await this._server.json("/v1/atlas/sessions");
       this._cold = data.map((/** @type {Reply} */ one) => ({ ...one, session_id: one.id, shared: false }));
     } catch (error) {
-      if (!(error instanceof Refusal)) throw error;
+      if (!isNoAnswer(error)) throw error;
       this._cold = []; // it is too early, and is asked again after the next change
     }
     if (this._frame) this.show(this._frame);
@@ -158,7 +160,7 @@ export class Sessions {
     if (!(await this._do(this._path(), { method: "DELETE" }, ""))) return;
     this._onForgotten(name);
     const others = this._known().filter((one) => nameOf(one) !== name);
-    this.choose(others.length ? nameOf(others[0]) : "my session");
+    this.choose(others.length ? nameOf(others[0]) : FIRST);
     this.said.textContent = `Deleted “${name}”.`;
   }
 
@@ -177,10 +179,9 @@ export class Sessions {
   show(frame) {
     this._frame = frame;
     const known = this._known();
-    if (this.chosen === null) {
-      const shared = known.some((one) => one.shared);
-      this.choose(sessionStorage.getItem(CHOSEN) ?? (shared ? SHARED : "my session"));
-    }
+    const shared = known.some((one) => one.shared);
+    if (this.chosen === null) this.choose(sessionStorage.getItem(CHOSEN) ?? (shared ? SHARED : FIRST));
+    if (this.chosen === SHARED && !shared && frame.state === "ready") this.choose(FIRST); // of another server's time
     const begun = known.find((one) => nameOf(one) === this.chosen);
     if (!begun) known.unshift({ session_id: this.chosen || null, shared: this.chosen === SHARED, begins: true });
     for (const [what, button] of Object.entries(this.buttons)) {

@@ -4,47 +4,29 @@
 import { bytes, count, el, fill } from "../../widgets/static/explorer/dom.js";
 import { LossCurve } from "../../widgets/static/lab/curves.js";
 import { Run } from "../../widgets/static/lab/run.js";
+import { Story, TextPane } from "../../widgets/static/lab/text.js";
+import { isNoAnswer } from "./api.js";
+import { seen, untilUnseen } from "./seen.js";
 import { duration, fileFacts, many, rate, tokens } from "./words.js";
 
-/** @typedef {import("./api.js").Reply} Reply */
+/**
+ * @typedef {import("./api.js").Reply} Reply
+ * @typedef {import("./api.js").Server} Server
+ * @typedef {import("../../widgets/static/lab/text.js").Mode} Mode
+ */
 
-/** Numbers that ``Run`` wants of each token: two losses first. */
-const PER_TOKEN = 20, LIKELY = 13;
+/** Tokens of the running mean. */
 const SPAN = 64;
+/** Milliseconds until the server is asked again that did not answer. */
+const AGAIN_MS = 2000;
+/** Milliseconds that tokens are taken in without being seen; afterwards the text begins anew. */
+const UNSEEN_MS = 60_000;
 
 /**
- * Losses of a session as they come, token by token as far as a second tells: all tokens of a second have its mean.
+ * Bytes in base64, as the server sends blocks of numbers.
+ * @param {string} text
  */
-class Losses {
-  constructor() {
-    this.run = new Run();
-    this.run.smooth(SPAN);
-    /** @type {Reply | null} the session as it was when last looked at */
-    this._before = null;
-  }
-
-  /** Begin with another session. */
-  clear() {
-    this.run.clear();
-    this._before = null;
-  }
-
-  /** @param {Reply | undefined} session  nothing until it begins */
-  take(session) {
-    const before = this._before;
-    this._before = session ?? { scored_tokens: 0, loss_model_nats: 0, loss_memory_nats: 0 };
-    if (!before || session?.scored_tokens === undefined || before.scored_tokens === undefined) return;
-    const n = session.scored_tokens - before.scored_tokens;
-    if (n <= 0) return;
-    const rows = new Float32Array(n * PER_TOKEN);
-    for (let at = 0; at < n; at += 1) {
-      rows[at * PER_TOKEN] = (session.loss_model_nats - before.loss_model_nats) / n;
-      rows[at * PER_TOKEN + 1] = (session.loss_memory_nats - before.loss_memory_nats) / n;
-    }
-    const buffers = [rows, new Int32Array(n * LIKELY).fill(-1)].map((numbers) => new DataView(numbers.buffer));
-    this.run.take({ from: this.run.count, texts: Array(n).fill(""), names: [] }, buffers);
-  }
-}
+const bytesOf = (text) => new DataView(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
 
 /**
  * @param {string} className
@@ -105,11 +87,17 @@ class Tiles {
 }
 
 export class Watch {
-  constructor() {
-    this._losses = new Losses();
-    this._session = "";
+  /** @param {Server} server */
+  constructor(server) {
+    this._server = server;
+    this.run = new Run();
+    this.run.smooth(SPAN);
+    /** @type {AbortController | null} what ends looking at the session that was chosen before */
+    this._looking = null;
+    /** @type {string | null} */
+    this._session = null;
     this.tiles = new Tiles([["model", "model alone"], ["memory", "with memory"], ["gap", "the memory saves"]]);
-    this.curve = new LossCurve(this._losses.run, 170);
+    this.curve = new LossCurve(this.run, 170);
     this.note = el("p", { class: "faint", text: "" });
     this.context = new Meter("Context of the model");
     this.window = new Meter("Exact window of the memory");
@@ -131,8 +119,23 @@ export class Watch {
       recalled: panel("recall", "Recalled for the last answer", this.recalled),
       server: panel("server", "Server", this.serverTiles.root, this.kv.root, this.serverFacts),
       file: panel("saves", "Memory file", this.file),
+      text: el("section"),
     };
+    this.story = new Story(this.run);
+    this.text = new TextPane(this.run, (at, byKey) => {
+      this.story.show(at ?? this.run.count - 1);
+      if (byKey && at !== null) this.heard.textContent = this.story.sentence(at);
+    });
+    this.curve.onCursor = (at, byKey) => {
+      if (at === null) return;
+      const [model, memory] = this.run.running(at);
+      if (byKey) this.heard.textContent = `Token ${count(at)}: model ${model.toFixed(2)}, with memory ${memory.toFixed(2)} nats`;
+      this.text.look(at);
+    };
+    this.heard = el("p", { class: "heard", "aria-live": "polite" });
+    this.parts.text = panel("read", "Token by token", this._modes(), this.text.root, this.story.root, this.heard);
     this.showAnswer(null);
+    this._drawRun();
     document.addEventListener("atlas-theme", () => this.curve.draw());
   }
 
@@ -146,14 +149,71 @@ export class Watch {
   show(frame, name, session, rests) {
     if (name !== this._session) {
       this._session = name;
-      this._losses.clear();
       this.showAnswer(null);
+      this._looking?.abort();
+      this._looking = new AbortController();
+      this._clear();
+      void this._look(name, this._looking.signal);
     }
-    this._losses.take(session);
     this._showLosses(session);
     this._showMemory(session, rests);
     this._showServer(frame);
     fill(this.file, ...fileFacts(frame.memory_file, frame.time).map(({ text, wrong }) => el("p", { text, class: wrong && "wrong" })));
+  }
+
+  /** What the text is coloured by. */
+  _modes() {
+    const group = el("div", { class: "choice", role: "group", "aria-label": "Colour the text by" });
+    for (const [mode, words] of /** @type {[Mode, string][]} */ ([["surprise", "surprise"], ["saved", "saved by memory"]])) {
+      const button = el("button", {
+        type: "button", text: words, "aria-pressed": String(mode === this.text.mode),
+        onclick: () => {
+          for (const other of group.children) other.setAttribute("aria-pressed", String(other === button));
+          this.text.colour(mode);
+        },
+      });
+      group.append(button);
+    }
+    return group;
+  }
+
+  _clear() {
+    this.run.clear();
+    this.text.clear();
+    this._drawRun();
+  }
+
+  _drawRun() {
+    this.text.extend();
+    if (this.text.looked === null) this.story.show(this.run.count - 1);
+    if (!this.run.count) fill(this.story.root, el("p", { class: "faint", text: "What the model reads and says from now on is shown here, with what was expected of each token." }));
+    this.curve.draw();
+  }
+
+  /**
+   * Take in what a session reads, token by token, for as long as it is chosen.
+   * @param {string} name
+   * @param {AbortSignal} signal
+   */
+  async _look(name, signal) {
+    const query = name ? `?session_id=${encodeURIComponent(name)}` : "";
+    while (!signal.aborted) {
+      await seen();
+      const looking = untilUnseen(UNSEEN_MS, signal);
+      try {
+        for await (const piece of this._server.events(`/v1/atlas/trace${query}`, { signal: looking.signal })) {
+          if (piece.from === 0) this._clear();
+          const message = { from: piece.from, texts: piece.texts, names: piece.names };
+          this.run.take(message, [bytesOf(piece.rows), bytesOf(piece.tokens)]);
+          this._drawRun();
+        }
+      } catch (error) {
+        if (!looking.signal.aborted && !isNoAnswer(error)) throw error;
+      } finally {
+        looking.abort();
+      }
+      await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
+    }
   }
 
   /** @param {Reply | undefined} session */
@@ -172,7 +232,6 @@ export class Watch {
       tile.classList.toggle("worse", gap < 0);
       this.note.textContent = `Nats per token, over ${tokens(scored)} of this session. The curve begins when this page was opened.`;
     }
-    this.curve.draw();
   }
 
   /**
@@ -222,9 +281,9 @@ export class Watch {
     this.serverTiles.put("first", duration(latency.time_to_first_token_seconds.p50), "half of all are faster");
     this.serverTiles.put("requests", count(requests.running), requests.waiting ? `and ${count(requests.waiting)} waiting` : "none waiting");
     this.kv.show(frame.kv_cache_usage_ratio, `${Math.round(100 * frame.kv_cache_usage_ratio)} %`);
-    const { slot, memory, disk } = frame.sessions;
+    const { sequence, memory, file } = frame.sessions;
     this.serverFacts.textContent = `${many(frame.totals.requests, "request")} in ${duration(frame.uptime_seconds)}; `
-      + `${many(slot + memory + disk, "session")}: ${count(slot)} in the model, ${count(memory)} in memory, ${count(disk)} on disk.`;
+      + `${many(sequence + memory + file, "session")}: ${count(sequence)} in the model, ${count(memory)} in memory, ${count(file)} on disk.`;
   }
 }
 

@@ -22,6 +22,7 @@ from atlas_kit.llama.session import AtlasSession
 from atlas_kit.llama.snapshots import Snapshots
 from atlas_kit.llama.token_memory import TokenMemory
 from atlas_kit.llama.trace import Trace, follow
+from atlas_kit.llama.trace_frames import Words
 from atlas_kit.memory import MemoryState
 from atlas_kit.settings.atlas_settings import AtlasSettings
 from atlas_kit.widgets.base import Shown, page
@@ -29,7 +30,7 @@ from atlas_kit.widgets.lab import static_view as static
 from atlas_kit.widgets.lab.controls import Controls
 from atlas_kit.widgets.lab.history import History
 from atlas_kit.widgets.lab.matrix_pane import MatrixPane
-from atlas_kit.widgets.lab.view import LabView, Words
+from atlas_kit.widgets.lab.view import LabView
 from atlas_kit.widgets.live import Runner, Turns, sentence
 
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
     Parameters
     ----------
     model
-        An ``AtlasSession`` with a memory; or a path of a GGUF file or an engine, for which one is opened.
+        An ``AtlasSession`` with a memory; or a path of a GGUF file or an engine, for which one is opened. The address
+        of a running server (``"http://127.0.0.1:8080"``) gives an ``AttachedLab``, which looks on; it takes ``session``
+        and ``key``.
     text
         What it reads: a string, or the path of a file as a ``Path``.
     documents
@@ -83,6 +86,14 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
     ('done', 400, True)
     >>> lab.close()
     """
+
+    def __new__(cls, model: Any = None, *arguments: Any, **options: Any) -> Any:
+        """Return a lab; for the address of a server one that looks on."""
+        if isinstance(model, str) and model.startswith(("http://", "https://")):
+            from atlas_kit.widgets.lab.attached import AttachedLab
+
+            return AttachedLab(model, *arguments, **options)
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -286,7 +297,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self.words = Words(self.session.engine, self.trace)
         self._snapshots.clear()
         self._snapshots.offer(self.session)
-        self.view.take(self.session.engine, self.trace)
+        self.view.take(self.trace, Words(self.session.engine, self.trace))
         self.matrices.begin()
 
     def _prepare(self, tokens: int | None = None) -> None:

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from atlas_kit.llama.session import AtlasSession
     from atlas_kit.llama.snapshots import Snapshots
     from atlas_kit.llama.trace import Trace
+    from atlas_kit.llama.trace_frames import GivenWords, Words
     from atlas_kit.widgets.lab.history import History
     from atlas_kit.widgets.lab.matrix_pane import MatrixPane
-    from atlas_kit.widgets.lab.view import Words
 
 
 #: Okabe and Ito's colours, as ``static/lab/lab.css`` has them: model, memory, window; surprise.
@@ -34,21 +34,18 @@ FULL = 8.0
 SPAN, MOST_TOKENS = 256, 3000
 
 
-class ShownLab(Protocol):
-    """What is shown of a lab: ``MemoryLab``, which can do more."""
+class ShownRun(Protocol):
+    """What is shown of any lab."""
 
-    session: AtlasSession
     trace: Trace
-    words: Words
-    matrices: MatrixPane
+
+    @property
+    def words(self) -> Words | GivenWords:
+        """How its tokens are spelled."""
 
     @property
     def history(self) -> History:
         """What came, and its losses."""
-
-    @property
-    def snapshots(self) -> Snapshots:
-        """The memory at several moments of the run."""
 
     @property
     def state(self) -> str:
@@ -60,6 +57,17 @@ class ShownLab(Protocol):
 
     def facts(self) -> dict[str, Any]:
         """Return the numbers of the moment."""
+
+
+class ShownLab(ShownRun, Protocol):
+    """What is shown of a lab: ``MemoryLab``, which can do more."""
+
+    session: AtlasSession
+    matrices: MatrixPane
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """The memory at several moments of the run."""
 
 
 def running_mean(values: Array, span: int = SPAN) -> Array:
@@ -86,12 +94,7 @@ def text(lab: ShownLab) -> str:
     if facts["total"]:
         read += f", {facts['at']:,} of {facts['total']:,} of this text"
     lines.append(read)
-    if history.scored:
-        model, memory = history.mean
-        lines.append(
-            f"loss {model:.3f} nats without memory, {memory:.3f} with it: {model - memory:+.3f} saved per token "
-            f"(perplexity {np.exp(model):.1f} -> {np.exp(memory):.1f})"
-        )
+    lines += _mean(history)
     lines.append(
         f"window {facts['window']:,} of {facts['window_size']:,}; learning rate {facts['learning_rate']:.3g}; "
         f"{len(lab.snapshots)} snapshots"
@@ -99,6 +102,39 @@ def text(lab: ShownLab) -> str:
     if lab.error:
         lines.append(f"error: {lab.error}")
     return "\n".join(lines)
+
+
+def _mean(history: History) -> list[str]:
+    if not history.scored:
+        return []
+    model, memory = history.mean
+    return [
+        f"loss {model:.3f} nats without memory, {memory:.3f} with it: {model - memory:+.3f} saved per token "
+        f"(perplexity {np.exp(model):.1f} -> {np.exp(memory):.1f})"
+    ]
+
+
+def attached_text(lab: ShownRun, what: str) -> str:
+    """Return how things stand for who looks on: ``what`` is looked at."""
+    history, facts = lab.history, lab.facts()
+    lines = [f"MemoryLab: {what}, {lab.state}"]
+    lines.append(f"{len(history.tokens):,} tokens seen from here, {facts['seen']:,} by the memory")
+    lines += _mean(history)
+    lines.append(f"window {facts['window']:,} of {facts['window_size']:,}")
+    if lab.error:
+        lines.append(f"error: {lab.error}")
+    return "\n".join(lines)
+
+
+def attached_figure(lab: ShownRun) -> Figure:
+    """Return loss curves and weights in one figure."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 5.2), layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=(1.6, 1))
+    _losses(above, lab.history)
+    _weights(below, lab.trace.weights)
+    return figure
 
 
 def figure(lab: ShownLab) -> Figure:
@@ -181,7 +217,7 @@ def _spectrum(axes: Axes, name: str, matrix: Array) -> None:
         axes.text(0.96, 0.95, note, ha="right", va="top", transform=axes.transAxes)
 
 
-def coloured(lab: ShownLab) -> str:
+def coloured(lab: ShownRun) -> str:
     """Return the newest text as HTML, each token coloured by its loss with the memory; a title says both losses."""
     history, trace = lab.history, lab.trace
     end = len(trace)

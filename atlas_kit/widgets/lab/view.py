@@ -1,51 +1,29 @@
 """The live view of ``MemoryLab``: what a trace holds, sent to the browser piece by piece as it draws.
 
 Frames are acknowledged (``frame_gate.py``); a page that was loaded again says hello and gets everything from the start.
-Knows a trace, and an engine only to name tokens; drawing is in ``static/lab/lab.js``.
+Knows a trace and who names its tokens; drawing is in ``static/lab/lab.js``.
 """
 
 from __future__ import annotations
 
-import codecs
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anywidget
 import numpy as np
 import traitlets
 
 from atlas_kit.llama.trace import Trace
+from atlas_kit.llama.trace_frames import GivenWords, Words, packed
 from atlas_kit.widgets.frame_gate import PATIENCE, FrameGate
 from atlas_kit.widgets.static_modules import STATIC, joined
-
-if TYPE_CHECKING:
-    from atlas_kit.llama.engine import Engine
 
 #: Tokens that one frame brings at most, some 130 bytes each.
 MOST_TOKENS = 4096
 #: After a frame the page rests this many times as long as it took to draw it: learning may need the same processor.
 REST = 2.0
-
-
-class Words:
-    """The text of a stream's tokens: a character of several tokens stands with its last."""
-
-    def __init__(self, engine: Engine, trace: Trace) -> None:
-        self._engine, self._trace = engine, trace
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._texts: list[str] = []
-
-    def texts(self, start: int, end: int) -> list[str]:
-        """Return the texts of the tokens [start, end); joined, they are the text."""
-        for token in self._trace.tokens[len(self._texts) : end]:
-            self._texts.append(self._decoder.decode(self._engine.piece(int(token), special=True)))
-        return self._texts[start:end]
-
-    def name(self, token: int) -> str:
-        r"""Return a token by itself; bytes of a part of a character are written as ``\xe2``."""
-        return self._engine.piece(token, special=True).decode("utf-8", "backslashreplace")
 
 
 class LabView(anywidget.AnyWidget):
@@ -74,10 +52,10 @@ class LabView(anywidget.AnyWidget):
         super().__init__()
         self.on_msg(self._answer)
 
-    def take(self, engine: Engine, trace: Trace) -> None:
-        """Show another run from its start."""
+    def take(self, trace: Trace, words: Words | GivenWords) -> None:
+        """Show another run from its start; ``words`` is for this view alone, or may be asked by any thread."""
         with self._lock:
-            self.trace, self.words = trace, Words(engine, trace)
+            self.trace, self.words = trace, words
             self._sent, self._named = 0, set[int]()
             self.spectrum = {}
         self.show()
@@ -134,15 +112,3 @@ class LabView(anywidget.AnyWidget):
             number = self._gate.acknowledge(int(message.get("number", 0)))
         if number is not None:
             self._post(number)
-
-
-def packed(trace: Trace, start: int, end: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return the tokens [start, end) as ``static/lab/run.js`` reads them: (n, 20) float32 and (n, 13) int32."""
-
-    def flat(name: str) -> np.ndarray[Any, Any]:
-        rows = getattr(trace, name)[start:end]
-        width = int(np.prod(rows.shape[1:]))  # of no rows at all, numpy cannot tell it
-        return np.asarray(rows.reshape(len(rows), width))
-
-    numbers = [flat(name) for name in ("loss", "parts", "weights", "top_p")]
-    return np.concatenate(numbers, axis=1), np.concatenate([flat("top"), flat("tokens")], axis=1)

@@ -1,0 +1,69 @@
+"""``/v1/atlas/trace``: what a session reads and says, token by token, with what was expected of each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+
+from atlas_kit.server.generation import checked_session_id
+from atlas_kit.server.keys import SHARED, Key
+from atlas_kit.server.problems import ApiError
+from atlas_kit.server.routes.common import TheService, namespace_of
+from atlas_kit.server.streams import event, streamed
+
+router = APIRouter(prefix="/v1/atlas", tags=["ATLAS"])
+#: Seconds from one look to the next.
+LOOK_SECONDS = 0.2
+#: A line that means nothing, so that whoever is between does not take the stream for dead.
+_ALIVE = b": nothing yet\n\n"
+_ALIVE_SECONDS = 15.0
+
+
+@router.get(
+    "/trace",
+    summary="A session token by token, as it reads",
+    response_class=Response,
+    responses={200: {"content": {"text/event-stream": {}}}},
+)
+async def trace(
+    request: Request,
+    service: TheService,
+    session_id: Annotated[
+        str | None,
+        Query(min_length=1, max_length=128, description="The session; without it, the shared memory."),
+    ] = None,
+) -> Any:
+    """Send what the memory of a session learns from now on, until the client goes or the server stops.
+
+    Each event has the texts of some tokens, their losses with and without the memory, how much model, memory and
+    window gave to each and counted, and the likeliest tokens.
+    """
+    service.require_ready()
+    if session_id is not None:
+        key = Key(namespace_of(request), checked_session_id(session_id))
+    elif service.shared is not None:
+        key = SHARED
+    else:
+        raise ApiError(
+            404, "There is no shared memory: name a session.", param="session_id", code="not_found"
+        )
+
+    async def events() -> AsyncIterator[bytes]:
+        loop = asyncio.get_running_loop()
+        with service.conversations.traces.looking(key, service.engine) as view:
+            yield _ALIVE
+            said = loop.time()
+            while not service.stopping:
+                if (piece := view.piece()) is not None:
+                    yield event(piece)
+                    said = loop.time()
+                    continue
+                if loop.time() - said > _ALIVE_SECONDS:
+                    yield _ALIVE
+                    said = loop.time()
+                await asyncio.sleep(LOOK_SECONDS)
+
+    return await streamed(events())

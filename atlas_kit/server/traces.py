@@ -1,0 +1,99 @@
+"""What sessions go through token by token, for as long as somebody looks on; nothing is taken down else.
+
+The engine's thread appends, the event loop looks at what is there. A trace holds what was read since the first of those
+who look on came; where it grows too long, another begins.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from atlas_kit.llama.trace import Trace
+from atlas_kit.llama.trace_frames import Words, packed
+
+if TYPE_CHECKING:
+    from atlas_kit.codecs.numbers import Array
+    from atlas_kit.llama.engine import Engine
+    from atlas_kit.llama.token_memory import Reading
+    from atlas_kit.server.keys import Key
+
+#: Tokens of one trace, of some 130 bytes each.
+MOST_TOKENS = 100_000
+#: Tokens that one piece brings at most.
+MOST_AT_ONCE = 2048
+
+
+@dataclass(eq=False)
+class _Looked:
+    """The trace of a session, and how many look on."""
+
+    trace: Trace = field(default_factory=Trace)
+    viewers: int = 0
+
+
+class Traces:
+    """The traces of the sessions that somebody looks at."""
+
+    def __init__(self) -> None:
+        self._looked: dict[Key, _Looked] = {}
+
+    def take(self, key: Key, reading: Reading, tokens: Array, probabilities: Array) -> None:
+        """Take down what was expected of some tokens that came, where somebody looks on; on any thread."""
+        looked = self._looked.get(key)
+        if looked is None:
+            return
+        if len(looked.trace) + len(tokens) > MOST_TOKENS:
+            looked.trace = Trace()
+        looked.trace(reading, tokens, probabilities)
+
+    @contextlib.contextmanager
+    def looking(self, key: Key, engine: Engine) -> Iterator[View]:
+        """Look at a session, also at one that has not begun."""
+        looked = self._looked.setdefault(key, _Looked())
+        looked.viewers += 1
+        try:
+            yield View(looked, engine)
+        finally:
+            looked.viewers -= 1
+            if not looked.viewers and self._looked.get(key) is looked:
+                del self._looked[key]
+
+
+class View:
+    """What one of those who look on has seen so far."""
+
+    def __init__(self, looked: _Looked, engine: Engine) -> None:
+        self._looked, self._engine = looked, engine
+        self._begin(looked.trace)
+
+    def _begin(self, trace: Trace) -> None:
+        self._trace, self._words, self._at = trace, Words(self._engine, trace), 0
+        self._named: set[int] = set()
+
+    def piece(self) -> dict[str, Any] | None:
+        """Return what came since the last piece as JSON-ready data; None: nothing.
+
+        ``from`` is 0 where a trace begins. ``rows`` and ``tokens`` are little-endian float32 (n, 20) and int32 (n, 13)
+        in base64, as ``trace_frames.packed`` gives them; ``names`` are those of tokens that had none yet.
+        """
+        if self._trace is not self._looked.trace:
+            self._begin(self._looked.trace)
+        start, end = self._at, min(len(self._trace), self._at + MOST_AT_ONCE)
+        if start == end:
+            return None
+        rows, tokens = packed(self._trace, start, end)
+        fresh = sorted({int(token) for token in tokens.ravel() if token >= 0} - self._named)
+        self._named.update(fresh)
+        self._at = end
+        return {
+            "object": "atlas.trace",
+            "from": start,
+            "texts": self._words.texts(start, end),
+            "names": [(token, self._words.name(token)) for token in fresh],
+            "rows": base64.b64encode(rows.astype("<f4").tobytes()).decode(),
+            "tokens": base64.b64encode(tokens.astype("<i4").tobytes()).decode(),
+        }

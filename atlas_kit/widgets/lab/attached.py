@@ -1,0 +1,303 @@
+"""``MemoryLab`` on a running server: what a session there reads and says, live, without disturbing it.
+
+One background thread reads what the server sends of the session (``/v1/atlas/trace``), and asks how things stand; the
+view is that of any lab. Nothing can be changed from here. Knows the server by its API alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import socket
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+import weakref
+from collections.abc import Callable, Iterator
+from http.client import HTTPException
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets
+
+from atlas_kit.background import start_thread
+from atlas_kit.errors import AtlasError, InvalidParamError
+from atlas_kit.llama.trace import Trace
+from atlas_kit.llama.trace_frames import GivenWords, unpacked
+from atlas_kit.widgets.base import Shown, page
+from atlas_kit.widgets.lab import static_view as static
+from atlas_kit.widgets.lab.history import History
+from atlas_kit.widgets.lab.view import LabView
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: Seconds that an answer may take.
+PATIENCE = 30.0
+#: Seconds until a server is asked again that did not answer.
+AGAIN = 2.0
+_NOTHING = {
+    "at": 0, "total": 0, "seen": 0, "window": 0, "window_size": 0, "learning_rate": 0.0, "learning_rate_set": 0.0,
+    "speed": 0.0,
+}  # fmt: skip
+
+
+#: The lab that looks at a session: a cell that is run again makes another, and nobody ends the one before.
+_LABS: weakref.WeakValueDictionary[tuple[str, str | None], AttachedLab] = weakref.WeakValueDictionary()
+
+
+class AttachedLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
+    """A session of a running server, looked at.
+
+    Parameters
+    ----------
+    url
+        Of the server: ``"http://127.0.0.1:8080"``.
+    session
+        The name of a session, which may begin later; None: the memory that all requests without one share.
+    key
+        The API key, where the server wants one; it is shown nowhere.
+
+    Raises
+    ------
+    InvalidParamError
+        No such server answers there, or it wants another key.
+    """
+
+    def __init__(self, url: str, *, session: str | None = None, key: str | None = None) -> None:
+        self._remote = _Remote(url, key)
+        self._what = f"session {session!r}" if session is not None else "the shared memory"
+        self._what += f" at {self._remote.url}"
+        self._session = session
+        self._facts: dict[str, Any] = dict(_NOTHING)
+        self.trace, self.words = Trace(), GivenWords()
+        self._take_facts(self._remote.json("/v1/atlas/metrics?window=10"))
+        if session is None:
+            self._remote.require_shared()
+        self.view = LabView(self.facts)
+        self.view.take(self.trace, self.words)
+        super().__init__([self.view])
+        self.add_class("atlas-memory-lab")
+        self.view.state = "running"
+        # the thread must not keep the lab alive
+        lab = weakref.proxy(self)
+        self._follower = _Follower(
+            self._remote, session, lambda piece: lab._take(piece), lambda facts: lab._take_facts(facts),
+            lambda error: lab._tell(error),
+        )  # fmt: skip
+        self._thread = start_thread(self._follower.follow, name="atlas-attached", stop=self._follower.stop)
+        place = (self._remote.url, session)
+        if (other := _LABS.get(place)) is not None:
+            other._leave("Another MemoryLab looks at this session now; run this cell again to take it back.")
+        _LABS[place] = self
+
+    # --- for Python ------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """``running`` while the server answers, ``paused`` while it does not, ``done`` once this is closed."""
+        return str(self.view.state)
+
+    @property
+    def error(self) -> str:
+        """What went wrong last, as a sentence, or nothing."""
+        return str(self.view.error)
+
+    @property
+    def history(self) -> History:
+        """What came since this lab looks on, and its losses."""
+        count, loss = len(self.trace), self.trace.loss
+        return History(self.trace.tokens[:count].copy(), loss[:count, 0].copy(), loss[:count, 1].copy())
+
+    def facts(self) -> dict[str, Any]:
+        """Return the numbers of the moment as JSON-ready data."""
+        return self._facts
+
+    def close(self) -> None:
+        """Look on no more, and close every view; closing twice is fine."""
+        if not hasattr(self, "_follower"):  # ipywidgets also closes what could not be made
+            return
+        self._leave("")
+        self._thread.join(PATIENCE)
+        self.view.close()
+        super().close()
+
+    def _leave(self, said: str) -> None:
+        self._follower.stop()
+        self.view.state, self.view.status = "done", said
+
+    # --- what comes ------------------------------------------------------------------------------------------
+
+    def _take(self, piece: dict[str, Any]) -> None:
+        """Take in what the session has read since."""
+        if piece["from"] == 0:
+            self.trace, self.words = Trace(), GivenWords()
+            self.view.take(self.trace, self.words)
+        elif piece["from"] != len(self.trace):
+            return  # of a stream that ended meanwhile: the next one begins at 0
+        self.words.take(piece["texts"], ((int(token), name) for token, name in piece["names"]))
+        self.trace.extend(unpacked(base64.b64decode(piece["rows"]), base64.b64decode(piece["tokens"])))
+
+    def _take_facts(self, report: dict[str, Any]) -> None:
+        """Take in how things stand."""
+        shared = self._session is None
+        for one in report["conversations"]:
+            memory = one["memory"]
+            if (
+                memory is None
+                or one["shared"] != shared
+                or (not shared and one["session_id"] != self._session)
+            ):
+                continue
+            tokens = report["tokens"]
+            self._facts = {
+                "at": len(self.trace),
+                "total": 0,
+                "seen": memory["tokens_seen"],
+                "window": memory["window_tokens"],
+                "window_size": memory["window_size"],
+                "learning_rate": memory["learning_rate"],
+                "learning_rate_set": memory["learning_rate_set"],
+                "speed": tokens["read"]["per_second"] + tokens["generated"]["per_second"],
+            }
+        if hasattr(self, "view"):
+            self.view.show()
+
+    def _tell(self, error: str) -> None:
+        """Say that the server does not answer, or that it does again."""
+        self.view.state = "paused" if error else "running"
+        self.view.error = error
+
+    # --- without a page --------------------------------------------------------------------------------------
+
+    def text(self) -> str:
+        """Return how things stand, in a few lines."""
+        return static.attached_text(self, self._what)
+
+    def figure(self) -> Figure:
+        """Return loss curves and weights as a matplotlib figure of its own."""
+        return static.attached_figure(self)
+
+    def html(self) -> str:
+        """Return the figure, the numbers, and the newest text coloured by surprise."""
+        return page(self.png(), self.text()) + static.coloured(self)
+
+
+class _Remote:
+    """A server, asked over HTTP."""
+
+    def __init__(self, url: str, key: str | None) -> None:
+        parts = urllib.parse.urlsplit(url)
+        if not parts.hostname or parts.username is not None:
+            raise InvalidParamError(
+                "this is no address of a server",
+                key="model",
+                hint='It is like "http://127.0.0.1:8080"; a key is given as key="...".',
+            )
+        self.url = urllib.parse.urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
+        self._headers = {} if key is None else {"authorization": f"Bearer {key}"}
+
+    def open(self, path: str) -> Any:
+        """Begin to read an answer.
+
+        Raises
+        ------
+        InvalidParamError
+            The server refuses, or there is none.
+        """
+        request = urllib.request.Request(
+            self.url + path, headers=self._headers
+        )  # http and https alone come here
+        try:
+            return urllib.request.urlopen(request, timeout=PATIENCE)
+        except urllib.error.HTTPError as error:
+            with error:
+                said = _said(error.read(65536))
+            if error.code == 401:
+                raise InvalidParamError("the server wants another API key", key="key") from None
+            raise InvalidParamError(said or f"the server answers with {error.code}", key="model") from None
+        except (OSError, HTTPException) as error:
+            raise InvalidParamError(
+                f"no server answers at {self.url}", key="model", hint="Is it running?"
+            ) from error
+
+    def json(self, path: str) -> dict[str, Any]:
+        """Return the JSON at a path."""
+        with self.open(path) as answer:
+            try:
+                found = json.loads(answer.read())
+            except (OSError, HTTPException, ValueError) as error:
+                raise InvalidParamError(
+                    f"what answers at {self.url} is no such server", key="model"
+                ) from error
+        if not isinstance(found, dict):
+            raise InvalidParamError(f"what answers at {self.url} is no such server", key="model")
+        return found
+
+    def require_shared(self) -> None:
+        """Make sure that there is a shared memory to look at."""
+        self.open("/v1/atlas/trace").close()
+
+
+def _said(body: bytes) -> str:
+    """Return what an error of the server says, as the beginning of a sentence of ours."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        said = str(json.loads(body)["error"]["message"]).rstrip(".")
+        return said[:1].lower() + said[1:]
+    return ""
+
+
+class _Follower:
+    """Reads what a server sends of a session, until it is told to stop."""
+
+    def __init__(
+        self,
+        remote: _Remote,
+        session: str | None,
+        take: Callable[[dict[str, Any]], None],
+        take_facts: Callable[[dict[str, Any]], None],
+        tell: Callable[[str], None],
+    ) -> None:
+        self._remote, self._take, self._take_facts, self._tell = remote, take, take_facts, tell
+        query = "" if session is None else "?" + urllib.parse.urlencode({"session_id": session})
+        self._path = f"/v1/atlas/trace{query}"
+        self._stopped = threading.Event()
+        self._answer: Any = None
+
+    def follow(self) -> None:
+        """Read, and where the server goes away, ask again until it is there."""
+        with contextlib.suppress(ReferenceError):  # nobody has the lab any more
+            while not self._stopped.is_set():
+                try:
+                    self._read()
+                    problem = "The server ended the stream."
+                except (AtlasError, OSError, HTTPException, ValueError) as error:
+                    said = error.message if isinstance(error, AtlasError) else "the server went away"
+                    problem = said[:1].upper() + said[1:] + "."
+                if not self._stopped.is_set():  # else whoever stopped it has said so
+                    self._tell(f"{problem} It is asked again.")
+                    self._stopped.wait(AGAIN)
+
+    def _read(self) -> None:
+        with self._remote.open(self._path) as self._answer:
+            self._tell("")
+            for piece in _events(self._answer):
+                if self._stopped.is_set():
+                    return
+                self._take(piece)
+                self._take_facts(self._remote.json("/v1/atlas/metrics?window=10"))
+
+    def stop(self) -> None:
+        """End reading, also while nothing comes."""
+        self._stopped.set()
+        answer = self._answer
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            answer.fp.raw._sock.shutdown(socket.SHUT_RDWR)  # else it would wait for the next line
+
+
+def _events(answer: Any) -> Iterator[dict[str, Any]]:
+    """Yield the data of server-sent events."""
+    for line in answer:
+        if line.startswith(b"data: "):
+            yield json.loads(line[6:])

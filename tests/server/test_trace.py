@@ -1,0 +1,151 @@
+"""``traces.py`` and ``routes/trace.py``: who looks on sees each token, and nobody else's."""
+
+from __future__ import annotations
+
+import base64
+import json
+import queue
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi", reason="the packages of the server are not installed")
+
+from atlas_kit.llama import AtlasSession, FakeEngine
+from atlas_kit.server.keys import Key
+from atlas_kit.server.traces import Traces
+from tests.server.conftest import Live, Server
+
+TEXT = "to be or not to be, that is the question. "
+
+
+class Onlooker:
+    """One who looks on, on a thread: ``rows`` come as they are sent."""
+
+    def __init__(self, server: Live, **parameters: Any) -> None:
+        self.pieces: queue.Queue[Any] = queue.Queue()
+        self._begun = threading.Event()
+        self._thread = threading.Thread(target=self._look, args=(server, parameters))
+        self._thread.start()
+        assert self._begun.wait(60)
+
+    def _look(self, server: Live, parameters: dict[str, Any]) -> None:
+        with server.client.stream("GET", "/v1/atlas/trace", params=parameters) as answer:
+            for line in answer.iter_lines():
+                self._begun.set()
+                if line.startswith("data: "):
+                    self.pieces.put(json.loads(line[6:]))
+
+    def text(self, length: int) -> str:
+        """Return the text that came, when it is as long as that."""
+        found = ""
+        while len(found) < length:
+            found += "".join(self.pieces.get(timeout=60)["texts"])
+        return found
+
+    def end(self) -> None:
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+
+def numbers(piece: Any) -> tuple[Any, Any]:
+    rows = np.frombuffer(base64.b64decode(piece["rows"]), "<f4").reshape(-1, 20)
+    tokens = np.frombuffer(base64.b64decode(piece["tokens"]), "<i4").reshape(-1, 13)
+    return rows, tokens
+
+
+def test_what_a_session_reads_and_says_is_told_with_its_losses(serve: Server):
+    server = serve()
+    onlooker = Onlooker(server, session_id="anna")
+    body = {"max_tokens": 5, "temperature": 0, "logit_bias": {"256": -100}, "atlas": {"session_id": "anna"}}
+    answer = server.post("/v1/completions", prompt=TEXT, **body)
+    said = TEXT + answer["choices"][0]["text"]
+    length = len(said.encode()) - 1  # nothing was expected of the first
+    pieces: list[Any] = []
+    while sum(len(one["texts"]) for one in pieces) < length:
+        pieces.append(onlooker.pieces.get(timeout=60))
+    assert [one["from"] for one in pieces] == np.cumsum([0, *(len(p["texts"]) for p in pieces[:-1])]).tolist()
+    assert "".join("".join(one["texts"]) for one in pieces) == said[1:]
+    rows = np.concatenate([numbers(one)[0] for one in pieces])
+    tokens = np.concatenate([numbers(one)[1] for one in pieces])
+    assert bytes(tokens[:, -1].tolist()).decode() == said[1:]
+    names = dict(pair for one in pieces for pair in one["names"])
+    assert names[ord("o")] == "o"
+    assert {int(token) for token in tokens.ravel() if token >= 0} <= set(names)
+    assert rows[:, 1].mean() == pytest.approx(answer["atlas"]["omega_loss"], rel=1e-4)
+    assert rows[:, 0].mean() == pytest.approx(answer["atlas"]["model_loss"], rel=1e-4)
+    assert 0 <= answer["atlas"]["blend_ratio_actual"] <= 1
+    server.service.stopping = True
+    onlooker.end()
+
+
+def test_two_look_on_and_the_one_who_comes_later_sees_it_from_the_start(serve: Server):
+    server = serve()
+    first = Onlooker(server, session_id="anna")
+    body = {"max_tokens": 1, "temperature": 0, "atlas": {"session_id": "anna"}}
+    server.post("/v1/completions", prompt=TEXT, **body)
+    length = len(TEXT) - 1
+    assert first.text(length).startswith(TEXT[1:])
+    second = Onlooker(server, session_id="anna")
+    assert second.text(length).startswith(TEXT[1:])
+    assert len(server.service.conversations.traces._looked) == 1
+    server.service.stopping = True
+    first.end()
+    second.end()
+    assert not server.service.conversations.traces._looked
+
+
+def test_nobody_sees_what_another_key_or_another_session_reads(serve: Server):
+    server = serve(api_key=("one", "two"), headers={"authorization": "Bearer one"})
+    mine, other = Onlooker(server, session_id="anna"), Onlooker(server, session_id="bert")
+    strange = {"authorization": "Bearer two"}
+    for headers, text in ((strange, "canary " * 6), ({}, TEXT)):
+        body = {"prompt": text, "max_tokens": 1, "temperature": 0, "atlas": {"session_id": "anna"}}
+        assert server.client.post("/v1/completions", json=body, headers=headers).status_code == 200
+    assert mine.text(len(TEXT) - 1).startswith(TEXT[1:])
+    assert mine.pieces.empty()
+    assert other.pieces.empty()
+    assert server.client.get("/v1/atlas/trace", headers={"authorization": "Bearer no"}).status_code == 401
+    server.service.stopping = True
+    mine.end()
+    other.end()
+
+
+def test_the_shared_memory_is_looked_at_without_a_name(serve: Server, tmp_path):
+    server = serve(atlas_memory_file=str(tmp_path / "m.atlas"))
+    onlooker = Onlooker(server)
+    server.post("/v1/completions", prompt=TEXT, max_tokens=1, temperature=0)
+    assert onlooker.text(len(TEXT) - 1).startswith(TEXT[1:])
+    server.service.stopping = True
+    onlooker.end()
+
+
+def test_where_nothing_is_shared_a_session_must_be_named(serve: Server):
+    server = serve()
+    answer = server.client.get("/v1/atlas/trace")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (404, "session_id")
+    assert server.client.get("/v1/atlas/trace", params={"session_id": "a\nb"}).status_code == 400
+
+
+def test_a_trace_that_grows_too_long_begins_again(monkeypatch):
+    monkeypatch.setattr("atlas_kit.server.traces.MOST_TOKENS", 50)
+    engine, traces, key = FakeEngine(n_ctx=256), Traces(), Key("", "anna")
+    with AtlasSession(engine) as session:
+        session.observer = lambda *what: traces.take(key, *what)
+        session.feed("nobody looks on")
+        with traces.looking(key, engine) as view:
+            assert view.piece() is None
+            session.feed("x" * 20)
+            session.feed("y" * 20)
+            piece = view.piece()
+            assert piece is not None
+            assert (piece["from"], "".join(piece["texts"])) == (0, "x" * 20 + "y" * 20)
+            assert view.piece() is None
+            session.feed("z" * 40)
+            piece = view.piece()
+            assert piece is not None
+            assert piece["from"] == 0
+            assert set("".join(piece["texts"])) == {"z"}
+    assert not traces._looked

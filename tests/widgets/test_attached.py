@@ -1,0 +1,147 @@
+"""``lab/attached.py``: a lab that looks at a session of a running server."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the packages of the server are not installed")
+
+from atlas_kit.errors import InvalidParamError
+from atlas_kit.llama import FakeEngine
+from atlas_kit.widgets import MemoryLab
+from atlas_kit.widgets.lab.attached import AttachedLab
+from tests.server import conftest as servers
+from tests.server.conftest import Live
+
+serve = servers.serve
+TEXT = "to be or not to be, that is the question. "
+
+
+def read(server: Live, text: str = TEXT, session: str | None = "anna") -> dict:
+    atlas = {} if session is None else {"session_id": session}
+    return server.post("/v1/completions", prompt=text, max_tokens=2, temperature=0, atlas=atlas)
+
+
+def until(condition, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it does not come"
+        threading.Event().wait(0.02)
+
+
+@pytest.fixture
+def labs():
+    opened: list[AttachedLab] = []
+    yield lambda *given, **options: opened.append(MemoryLab(*given, **options)) or opened[-1]
+    for lab in opened:
+        lab.close()
+
+
+def test_a_lab_shows_what_a_session_reads_and_says(serve, labs):
+    server = serve()
+    lab = labs(server.url, session="anna")
+    assert (lab.state, len(lab.history.tokens)) == ("running", 0)
+    assert lab.text().startswith(f"MemoryLab: session 'anna' at {server.url}, running\n0 tokens seen")
+    until(lambda: server.service.conversations.traces._looked)
+    answer = read(server)
+    length = len(TEXT) - 1 + answer["usage"]["completion_tokens"]
+    until(lambda: len(lab.trace) == length and lab.facts()["seen"] == answer["atlas"]["tokens_seen"])
+    model, memory = lab.history.mean
+    assert memory == pytest.approx(answer["atlas"]["omega_loss"], rel=1e-4)
+    assert model == pytest.approx(answer["atlas"]["model_loss"], rel=1e-4)
+    assert "".join(lab.words.texts(0, len(TEXT) - 1)) == TEXT[1:]
+    assert lab.words.name(ord("b")) == "b"
+    facts = lab.facts()
+    assert facts["window_size"] == server.service.settings.window_size
+    assert 0 < facts["window"] <= facts["window_size"]
+    assert facts["learning_rate_set"] == server.service.settings.learning_rate
+    assert f"loss {model:.3f} nats without memory" in lab.text()
+    assert lab.png().startswith(b"\x89PNG")
+    assert TEXT[1:].strip() in re.sub("<[^>]*>", "", lab.html())
+    lab.close()
+    assert lab.state == "done"
+
+
+def test_the_shared_memory_is_looked_at_without_a_name(serve, labs, tmp_path):
+    server = serve(atlas_memory_file=str(tmp_path / "m.atlas"))
+    lab = labs(server.url)
+    until(lambda: server.service.conversations.traces._looked)
+    read(server, session=None)
+    until(lambda: len(lab.trace) >= len(TEXT) - 1)
+    assert "the shared memory" in lab.text()
+
+
+def test_a_key_is_sent_and_shown_nowhere(serve, labs):
+    server = serve(api_key=("right-key",), headers={"authorization": "Bearer right-key"})
+    with pytest.raises(InvalidParamError, match="the server wants another API key"):
+        MemoryLab(server.url, session="anna")
+    with pytest.raises(InvalidParamError, match="the server wants another API key"):
+        MemoryLab(server.url, session="anna", key="wrong-key")
+    lab = labs(server.url, session="anna", key="right-key")
+    until(lambda: server.service.conversations.traces._looked)
+    read(server)
+    until(lambda: len(lab.trace) >= len(TEXT) - 1)
+    assert "right-key" not in lab.text() + lab.html() + repr(lab.view.get_state())
+
+
+def test_a_server_that_goes_away_is_told_and_found_again(serve, labs):
+    server = serve()
+    lab = labs(server.url, session="anna")
+    until(lambda: server.service.conversations.traces._looked)
+    server.service.stopping = True  # streams end, and new ones are refused
+    until(lambda: lab.state == "paused")
+    assert lab.error.endswith("It is asked again.")
+    server.service.stopping = False
+    until(lambda: lab.state == "running")
+    assert lab.error == ""
+    read(server)
+    until(lambda: len(lab.trace) >= len(TEXT) - 1)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://127.0.0.1:9", "no server answers at http://127.0.0.1:9"),
+        ("http://", "this is no address of a server"),
+        ("http://user:secret@127.0.0.1:9", "this is no address of a server"),
+    ],
+)
+def test_where_there_is_no_server_one_sentence_says_so(url, said):
+    with pytest.raises(InvalidParamError, match=said) as caught:
+        MemoryLab(url, session="anna")
+    assert "secret" not in str(caught.value)
+
+
+def test_where_nothing_is_shared_a_session_must_be_named(serve):
+    with pytest.raises(InvalidParamError, match="there is no shared memory: name a session"):
+        MemoryLab(serve().url)
+
+
+def test_a_cell_that_is_run_again_takes_over(serve, labs):
+    server = serve()
+    first = labs(server.url, session="anna")
+    other = labs(server.url, session="bert")
+    second = labs(server.url, session="anna")
+    until(lambda: not first._thread.is_alive())
+    assert (first.state, other.state, second.state) == ("done", "running", "running")
+    assert first.view.status.startswith("Another MemoryLab looks at this session now")
+
+
+def test_closing_ends_the_thread_while_nothing_comes(serve):
+    server = serve()
+    lab = MemoryLab(server.url, session="anna")
+    until(lambda: server.service.conversations.traces._looked)
+    lab.close()
+    lab.close()
+    assert not lab._thread.is_alive()
+    until(lambda: not server.service.conversations.traces._looked)
+
+
+def test_whatever_is_no_address_is_a_model_as_before():
+    lab = MemoryLab(FakeEngine(), TEXT)
+    assert type(lab) is MemoryLab
+    lab.close()
