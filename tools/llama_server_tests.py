@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import collections
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -168,7 +169,7 @@ def prepare(folder: Path, server: list[str], *, routes: bool, port: int) -> Path
             for part in ("tools/server/tests", "models/templates"):
                 target = source / part
                 target.parent.mkdir(parents=True, exist_ok=True)
-                (unpacked / part).rename(target)
+                shutil.move(unpacked / part, target)  # the other one may be on another disk
     make_models(folder / "models")
     tests = source / "tools" / "server" / "tests"
     (tests / "conftest.py").write_text(CONFTEST.replace("{port}", str(port)), encoding="utf-8")
