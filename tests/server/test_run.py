@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import tool_environment
 
 from atlas_kit.persistence.session_file import read_session_state
+from tests.conftest import tool_environment
 
 pytest.importorskip("fastapi", reason="the packages of the server are not installed")
 httpx = pytest.importorskip("httpx", reason="the packages of the server are not installed")
