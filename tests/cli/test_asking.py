@@ -34,7 +34,10 @@ def locked(tmp_path: Path) -> Path:
 
 def on_a_terminal(*arguments: Any, answers: tuple[bytes, ...] = (TYPED,)) -> tuple[int, str]:
     """Run atlas-tool on a terminal, answering the questions in turn; return its status and the screen."""
-    leader, follower = pty.openpty()
+    try:
+        leader, follower = pty.openpty()
+    except OSError:  # a bare chroot has none
+        pytest.skip("this system has no pseudo-terminals")
     environment = {name: value for name, value in os.environ.items() if name != "ATLAS_PASSPHRASE"}
     tool = subprocess.Popen(
         [sys.executable, "-m", "atlas_kit", *map(os.fspath, arguments)],
