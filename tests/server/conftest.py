@@ -72,11 +72,32 @@ def inside() -> Insider:
         async with running(service) as app:
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             async with httpx.AsyncClient(
-                transport=transport, base_url="http://server", timeout=SECONDS
+                transport=transport, base_url="http://server", timeout=SECONDS, verify=False
             ) as client:
                 yield Inside(service, client)
 
     return open_inside
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave tests that start a listener to `make test`: there are hundreds, and each takes a tenth of a second."""
+    for item in items:
+        if "serve" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
+def _prompt(server: Any) -> Any:
+    """Return uvicorn's server so that it looks more often than ten times a second whether it is to end."""
+
+    class Prompt(server):  # type: ignore[misc]
+        async def main_loop(self) -> None:
+            ticks = 0
+            while not await self.on_tick(ticks // 10):
+                ticks += 1
+                await asyncio.sleep(0.01)
+
+    return Prompt
 
 
 class Live:
@@ -103,7 +124,8 @@ class Live:
         if not self._started.wait(SECONDS) or self._failed is not None:
             self.stop()
             raise AssertionError("the server did not start") from self._failed
-        self.client = httpx.Client(base_url=self.url, timeout=SECONDS, headers=headers)
+        # nothing here speaks TLS, and reading the authorities' certificates takes longer than most tests
+        self.client = httpx.Client(base_url=self.url, timeout=SECONDS, headers=headers, verify=False)
 
     async def _whole(self) -> None:
         import uvicorn
@@ -115,7 +137,7 @@ class Live:
             create_app(self.service), host="127.0.0.1", port=0, log_config=None, lifespan="off",
             timeout_graceful_shutdown=5,
         )  # fmt: skip
-        self._server = uvicorn.Server(config)
+        self._server = _prompt(uvicorn.Server)(config)
         self._server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
         try:
             await self.service.start()
