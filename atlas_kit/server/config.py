@@ -196,9 +196,9 @@ class ServerConfig:
     chat_template: str | None = _row(
         None,
         str,
-        "A Jinja chat template instead of the model's own.",
+        "A Jinja chat template instead of the model's own, or the name of one of llama.cpp's, such as chatml.",
         "chat-template",
-        metavar="JINJA",
+        metavar="JINJA|NAME",
         variables=("LLAMA_ARG_CHAT_TEMPLATE",),
         group="Model",
     )
@@ -209,6 +209,15 @@ class ServerConfig:
         "chat-template-file",
         metavar="FILE",
         variables=("LLAMA_ARG_CHAT_TEMPLATE_FILE",),
+        group="Model",
+    )
+    chat_template_kwargs: str | None = _row(
+        None,
+        str,
+        "What the chat template is given beside, as a JSON object; a request's own goes before it.",
+        "chat-template-kwargs",
+        metavar="JSON",
+        variables=("LLAMA_ARG_CHAT_TEMPLATE_KWARGS",),
         group="Model",
     )
     jinja: bool = _row(
@@ -223,7 +232,7 @@ class ServerConfig:
     reasoning: str = _row(
         "auto",
         str,
-        "Whether a model that can think does so where a request does not say; auto: as its template has it.",
+        "Whether a model that can think does so where a request does not say; auto: it does.",
         "reasoning",
         "rea",
         choices=("on", "off", "auto"),
@@ -735,6 +744,7 @@ class ServerConfig:
     def __post_init__(self) -> None:
         for row in table():
             object.__setattr__(self, row.name, row.check(getattr(self, row.name)))
+        _object(self.chat_template_kwargs)
 
     @property
     def remembers(self) -> bool:
@@ -768,6 +778,11 @@ class ServerConfig:
         """How tokens are chosen where a request does not say: settings of ``Sampling``."""
         found = {name: getattr(self, name) for name in SAMPLING}
         return {**found, "seed": None if self.seed == -1 else self.seed}
+
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """What the chat template is given where a request does not say."""
+        return {"enable_thinking": self.reasoning != "off", **_object(self.chat_template_kwargs)}
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -816,6 +831,26 @@ class ServerConfig:
                     found[row.name] = value.split(",") if row.many else value
         found.update({name: value for name, value in options.items() if value is not None})
         return cls(**found)
+
+
+def _object(text: str | None) -> dict[str, Any]:
+    """Return what the chat template is given, as it was written.
+
+    Raises
+    ------
+    InvalidParamError
+        It is no JSON object.
+    """
+    try:
+        found = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InvalidParamError(
+            "chat_template_kwargs is no JSON object", key="chat_template_kwargs",
+            hint='Write it as {"enable_thinking": false}.',
+        )  # fmt: skip
+    return found
 
 
 _TABLE: list[Row] = []

@@ -205,8 +205,7 @@ class Service:
             log.info("the model has no chat template: conversations are read as a transcript")
             return transcript(self.engine)
         try:
-            thinking = {"auto": {}, "on": {"enable_thinking": True}, "off": {"enable_thinking": False}}
-            return ChatTemplate(self.engine, source, thinking[self.config.reasoning])
+            return ChatTemplate(self.engine, source, self.config.template_variables)
         except AtlasError as error:
             if source is not None:
                 raise

@@ -96,6 +96,8 @@ def test_a_file_that_is_not_there(tmp_path):
         {"atlas_polynomial": 4},
         {"drain_seconds": -1},
         {"max_body": 1},
+        {"chat_template_kwargs": "[1]"},
+        {"chat_template_kwargs": "{"},
     ],
     ids=str,
 )
@@ -129,3 +131,23 @@ def test_settings_of_memories():
 @pytest.mark.parametrize("name", ["atlas", "atlas_auto", "atlas_memory_persist"])
 def test_what_makes_a_server_remember(name):
     assert ServerConfig(model="m", **{name: True}).remembers
+
+
+@pytest.mark.parametrize(
+    ("given", "variables"),
+    [
+        ({}, {"enable_thinking": True}),
+        ({"reasoning": "off"}, {"enable_thinking": False}),
+        ({"chat_template_kwargs": '{"enable_thinking": false, "a": 1}'}, {"enable_thinking": False, "a": 1}),
+    ],
+)
+def test_what_a_chat_template_is_given(given, variables):
+    assert ServerConfig(model="m", **given).template_variables == variables
+
+
+@pytest.mark.parametrize(
+    ("host", "hosts"),
+    [("127.0.0.1", ("127.0.0.1",)), ("127.0.0.1, ::1,127.0.0.1", ("127.0.0.1", "::1")), ("", ("",))],
+)
+def test_addresses_to_listen_at(host, hosts):
+    assert ServerConfig(model="m", host=host).hosts == hosts
