@@ -60,7 +60,7 @@ def built_in_names() -> tuple[str, ...]:
         return ()
     names = (ctypes.c_char_p * 256)()
     count = min(library.llama_chat_builtin_templates(names, len(names)), len(names))
-    return tuple(name.decode() for name in names[: max(0, count)])
+    return tuple(bytes(name or b"").decode() for name in names[: max(0, count)])
 
 
 def _library() -> Any:

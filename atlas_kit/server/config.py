@@ -242,7 +242,7 @@ class ServerConfig:
     verbose: bool = _row(
         False,
         bool,
-        "Accepted for llama-server's sake: the log tells of each request.",
+        "Let answers tell the prompt as the model read it, as __verbose.",
         "verbose",
         off=("no-verbose",),
         variables=("ATLAS_VERBOSE",),
@@ -470,6 +470,17 @@ class ServerConfig:
         metavar="ORIGIN",
         many=True,
         variables=("LLAMA_ARG_CORS_ORIGINS", "ATLAS_CORS_ORIGIN"),
+        group="Network",
+    )
+    sse_ping_interval: int = _row(
+        30,
+        int,
+        "Seconds after which a stream that has not begun sends a sign of life; 0 or -1: none.",
+        "sse-ping-interval",
+        metavar="N",
+        least=-1,
+        most=1 << 31,
+        variables=("LLAMA_ARG_SSE_PING_INTERVAL",),
         group="Network",
     )
     max_body: int = _row(

@@ -115,6 +115,7 @@ def test_native_shape(serve: Server) -> None:
         ({"input": ["a"] * 2049}, "input", None),
         ({"input": {"content": "a"}}, "input", None),
         ({"input": {"content": [{"type": "image_url"}]}}, "input", None),
+        ({"content": [{"prompt_string": "a", "multimodal_data": ["AAAA"]}]}, "input", None),
         ({"input": "a" * 257}, "input", "context_length_exceeded"),
         ({"input": "a", "dimensions": 33}, "dimensions", None),
         ({"input": "a", "dimensions": 0}, "dimensions", "invalid_value"),

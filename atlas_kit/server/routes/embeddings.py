@@ -13,7 +13,7 @@ from starlette.responses import Response
 from atlas_kit.llama.pooling import normalised
 from atlas_kit.server.embedding import embedded
 from atlas_kit.server.json_response import JsonResponse
-from atlas_kit.server.problems import ApiError
+from atlas_kit.server.problems import ApiError, too_long
 from atlas_kit.server.routes.common import TheService, namespace_of
 from atlas_kit.server.schemas_embeddings import EmbeddingRequest
 from atlas_kit.server.service import Service
@@ -88,11 +88,11 @@ def _texts(service: Service, given: Any) -> list[list[int]]:
         if not tokens:
             raise ApiError(400, "A text is empty.", param="input")
         if len(tokens) > limit and not info.recurrent:
-            raise ApiError(
-                400,
+            raise too_long(
                 f"The input is too large: a text has {len(tokens)} tokens, and the context holds {limit}.",
+                len(tokens),
+                limit,
                 param="input",
-                code="context_length_exceeded",
             )
     return found
 
@@ -119,6 +119,8 @@ def _tokens(service: Service, given: Any) -> list[int]:
 
 def _text_of(given: dict[str, Any]) -> str:
     if isinstance(given.get("prompt_string"), str):
+        if given.get("multimodal_data"):
+            raise ApiError(400, "Only text can be embedded: leave out multimodal_data.", param="input")
         return str(given["prompt_string"])
     parts = given.get("content")
     if not isinstance(parts, list) or not all(
