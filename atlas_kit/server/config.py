@@ -305,6 +305,25 @@ class ServerConfig:
         variables=("LLAMA_ARG_KV_UNIFIED",),
         group="Model",
     )
+    embedding: bool = _row(
+        True,
+        bool,
+        "Accepted for llama-server's sake: /v1/embeddings is always there, beside all else.",
+        "embedding",
+        "embeddings",
+        variables=("LLAMA_ARG_EMBEDDINGS",),
+        group="Model",
+    )
+    pooling: str | None = _row(
+        None,
+        str,
+        "How the final states of a text become its vector; none: one for each token.  "
+        "[default: as the model's file says, else mean]",
+        "pooling",
+        choices=("none", "mean", "cls", "last"),
+        variables=("LLAMA_ARG_POOLING",),
+        group="Model",
+    )
     n_predict: int = _row(
         -1,
         int,

@@ -19,6 +19,7 @@ from atlas_kit.server import logs
 from atlas_kit.server.conversation import Conversation
 from atlas_kit.server.conversations import Conversations
 from atlas_kit.server.dialogue import transcript
+from atlas_kit.server.embedding import TextForm, text_form
 from atlas_kit.server.generation import Generating, Generation, checked_session_id
 from atlas_kit.server.kept_responses import KeptResponses
 from atlas_kit.server.keys import SHARED, Key
@@ -56,6 +57,7 @@ class Service:
     conversations: Conversations
     settings: AtlasSettings
     template: ChatTemplate
+    text_form: TextForm
     files: SessionFiles
 
     def __init__(
@@ -93,6 +95,7 @@ class Service:
             log.info("%s", note)
         self.template = await asyncio.to_thread(self._chat_template)
         self.settings = await asyncio.to_thread(_settings, self.config, self.engine)
+        self.text_form = await asyncio.to_thread(text_form, self.engine.info.path, self.config.pooling)
         self.files = await asyncio.to_thread(self._session_files)
         if self.config.persists:
             self.shared = SharedMemory(self.config, self.engine, self.settings)
