@@ -67,7 +67,10 @@ class ChatTemplate:
         self._engine, self._variables = engine, dict(variables or {})
         #: The template itself.
         self.source = source
-        self._template = _named(source) or _compile(source, engine.info.path)
+        named = _named(source)
+        #: llama.cpp's templates leave the begin token to whoever reads the text.
+        self._begin = () if named is None else engine.begin
+        self._template = named or _compile(source, engine.info.path)
         self._names = _token_names(engine)
 
     def tokens(
@@ -108,7 +111,8 @@ class ChatTemplate:
                     "the chat template leaves out the answer that is to go on", path=self._engine.info.path
                 )
             text, contents[len(messages) - 1] = text[:end], last  # with the space at its end
-        return self._read(text, contents)
+        found = self._read(text, contents)
+        return found if tuple(found[: len(self._begin)]) == self._begin else [*self._begin, *found]
 
     def text(
         self,

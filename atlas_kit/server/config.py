@@ -134,7 +134,7 @@ class ServerConfig:
     n_ctx: int = _row(
         0,
         int,
-        "Tokens of context, all slots together; 0: as trained, at most 4096 for each.",
+        "Tokens of context, which the slots share evenly; 0: as trained, at most 4096 for each.",
         "c",
         "ctx-size",
         "n-ctx",
@@ -299,7 +299,7 @@ class ServerConfig:
     kv_unified: bool = _row(
         False,
         bool,
-        "Accepted for llama-server's sake: every slot has a context of its own.",
+        "Let one request have all of the context, which takes as many times the memory as there are slots.",
         "kv-unified",
         off=("no-kv-unified",),
         variables=("LLAMA_ARG_KV_UNIFIED",),
@@ -813,6 +813,13 @@ class ServerConfig:
     def template_variables(self) -> dict[str, Any]:
         """What the chat template is given where a request does not say."""
         return {"enable_thinking": self.reasoning != "off", **_object(self.chat_template_kwargs)}
+
+    @property
+    def n_ctx_slot(self) -> int:
+        """Tokens of context of one slot; 0: as many as the model was trained with, within limits."""
+        if not self.n_ctx or self.kv_unified:
+            return self.n_ctx
+        return max(1, self.n_ctx // self.n_parallel)
 
     @property
     def hosts(self) -> tuple[str, ...]:

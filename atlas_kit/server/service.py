@@ -446,7 +446,7 @@ def load_engine(config: ServerConfig) -> Engine:
     if not config.model:
         raise InvalidParamError("no model is named", key="model", hint="Name a GGUF file.")
     options: dict[str, Any] = {
-        "n_ctx": None if not config.n_ctx else max(1, config.n_ctx // config.n_parallel),
+        "n_ctx": config.n_ctx_slot or None,
         "n_sequences": config.n_parallel,
         "n_gpu_layers": config.n_gpu_layers,
         "n_threads": config.n_threads,

@@ -304,6 +304,19 @@ def test_a_real_tokenizer(tmp_path):
 
 
 @pytest.mark.model
+def test_a_named_template_leaves_the_begin_token_to_whoever_reads():
+    pytest.importorskip("llama_cpp", reason="llama.cpp is not installed")
+
+    class Beginning(ChatEngine):
+        begin = (7,)
+
+    for name, count in (("chatml", 1), ("{{ messages[0].content }}", 0)):
+        found = ChatTemplate(Beginning(name)).tokens([{"role": "user", "content": "Hi"}])
+        assert found.count(7) == count
+        assert (found[0] == 7) == bool(count)
+
+
+@pytest.mark.model
 def test_templates_that_llama_cpp_has_under_a_name(read):
     pytest.importorskip("llama_cpp", reason="llama.cpp is not installed")
     from atlas_kit.llama.builtin_templates import built_in_names

@@ -151,3 +151,17 @@ def test_what_a_chat_template_is_given(given, variables):
 )
 def test_addresses_to_listen_at(host, hosts):
     assert ServerConfig(model="m", host=host).hosts == hosts
+
+
+@pytest.mark.parametrize(
+    ("given", "room"),
+    [
+        ({}, 0),
+        ({"n_ctx": 1000}, 250),
+        ({"n_ctx": 3}, 1),
+        ({"n_ctx": 1000, "kv_unified": True}, 1000),
+        ({"kv_unified": True}, 0),
+    ],
+)
+def test_the_context_of_a_slot(given, room):
+    assert ServerConfig(model="m", n_parallel=4, **given).n_ctx_slot == room
