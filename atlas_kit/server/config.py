@@ -317,8 +317,7 @@ class ServerConfig:
     pooling: str | None = _row(
         None,
         str,
-        "How the final states of a text become its vector; none: one for each token.  "
-        "[default: as the model's file says, else mean]",
+        "How a text's final states become its vector (none: one for each token), instead of as the model's file says.",
         "pooling",
         choices=("none", "mean", "cls", "last"),
         variables=("LLAMA_ARG_POOLING",),
