@@ -784,15 +784,15 @@ def summarize(logits: Array, count: int) -> tuple[Array, Array, Array]:
     top = np.empty((n, count), np.int64)
     for row in range(n):  # row by row: the temporaries then stay in the processor's cache
         z = logits[row]
-        largest = float(z.max())
-        below = z - np.float32(largest)
+        largest = np.maximum.reduce(z)
+        below = z - largest
         e = np.exp(below)
-        total = float(e.sum(dtype=np.float64))
-        lse[row] = largest + math.log(total)
-        with np.errstate(invalid="ignore"):
-            mean = float(e @ below)  # never positive, so that nothing cancels however large the logits are
+        total = float(np.add.reduce(e, dtype=np.float64))
+        lse[row] = float(largest) + math.log(total)
+        # never positive, so that nothing cancels however large the logits are; dot, unlike @, does not warn
+        mean = float(np.dot(e, below))
         if not math.isfinite(mean):  # a model may rule tokens out: -inf times 0
-            mean = float(e @ np.where(e > 0, below, 0))
+            mean = float(np.dot(e, np.where(e > 0, below, 0)))
         entropy[row] = math.log(total) - mean / total
         if count:
             top[row] = most_likely(z, count)
@@ -814,11 +814,13 @@ def most_likely(z: Array, count: int) -> Array:
     size = n // (4 * count)
     if size >= 8:
         blocks = n // size
-        maxima = z[: blocks * size].reshape(blocks, size).max(axis=1)
-        bound = np.partition(maxima, blocks - count)[blocks - count]
-        places = np.flatnonzero(z >= bound)
-        return places[np.argpartition(z[places], len(places) - count)[len(places) - count :]]
-    return np.argpartition(z, n - count)[n - count :]
+        # a block is every so manieth number: maxima along the long axis are one loop that the compiler vectorises
+        maxima = np.maximum.reduce(z[: blocks * size].reshape(size, blocks), axis=0)
+        maxima.partition(blocks - count)
+        places = (z >= maxima[blocks - count]).nonzero()[0]
+        if len(places) >= count:  # fewer only where some are no numbers
+            return places[z[places].argpartition(len(places) - count)[len(places) - count :]]
+    return z.argpartition(n - count)[n - count :]
 
 
 def _find(ascending: Array, wanted: Array) -> tuple[Array, Array]:
