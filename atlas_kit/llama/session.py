@@ -25,6 +25,7 @@ from atlas_kit.errors import ClosedError, InvalidParamError, ModelError
 from atlas_kit.llama import arguments, memory_choice, session_states
 from atlas_kit.llama.engine import Engine, Feed, Outputs
 from atlas_kit.llama.loading import open_engine
+from atlas_kit.llama.reading import Reading
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.steps import (
     Expected,
@@ -42,7 +43,7 @@ from atlas_kit.llama.steps import (
     scores,
 )
 from atlas_kit.llama.text_stream import TextStream
-from atlas_kit.llama.token_memory import Reading, TokenMemory
+from atlas_kit.llama.token_memory import TokenMemory
 from atlas_kit.persistence.session_file import about_session, read_session_state, write_session_state
 from atlas_kit.persistence.session_state import SessionState
 from atlas_kit.settings.atlas_settings import AtlasSettings

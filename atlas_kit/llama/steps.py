@@ -10,7 +10,7 @@ import numpy as np
 
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.llama.engine import Feed, Outputs
-from atlas_kit.llama.token_memory import Reading, most_likely
+from atlas_kit.llama.reading import Reading, most_likely
 
 T = TypeVar("T")
 
