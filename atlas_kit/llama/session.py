@@ -65,6 +65,11 @@ class _LastOutput:
     token: int  # the token itself
     reading: Reading | None = None
 
+    def keep(self) -> None:
+        """Copy what the engine's next decode overwrites."""
+        self.logits = self.logits.copy()
+        self.hidden = None if self.hidden is None else self.hidden.copy()
+
 
 def last_output_of(output: Mapping[str, Array], token: int) -> _LastOutput:
     """Return the output that a state kept of its last token."""
@@ -300,9 +305,16 @@ class AtlasSession:
         return logprob
 
     def _output_at(self, outputs: Outputs, index: int, token: int) -> _LastOutput:
-        """Keep the last row of some outputs: copies, because the engine's next decode overwrites them."""
-        hidden = None if outputs.hidden is None else outputs.hidden[-1:].copy()
-        return _LastOutput(hidden, outputs.logits[-1:].copy(), (index, self.engine.decodes), token)
+        """Keep the last row of some outputs: copies, because the engine's next decode overwrites them.
+
+        Who decodes for several (batch.py) lets a text go on before that; without a memory, which keeps what it reads,
+        it is copied when the text ends.
+        """
+        hidden = None if outputs.hidden is None else outputs.hidden[-1:]
+        found = _LastOutput(hidden, outputs.logits[-1:], (index, self.engine.decodes), token)
+        if self._said is None or not self.puts_off or self.memory is not None:
+            found.keep()
+        return found
 
     def _learn_rows(self, hidden: Array, logits: Array, tokens: Array, following: Array) -> Array:
         """Read and learn rows whose next tokens are known; return their log-probabilities (n, 2)."""
@@ -590,6 +602,8 @@ class AtlasSession:
             return Finish(reason, text.found)
         finally:
             sampler.close()
+            if self._last_output is not None and self.puts_off:
+                self._last_output.keep()
             self._counts.tokens_generated += count
             self._counts.seconds_generating += time.perf_counter() - started if count else 0.0
 
@@ -863,8 +877,9 @@ def _ratio(count: int, seconds: float) -> float | None:
 @contextlib.contextmanager
 def interrupts_put_off() -> Iterator[None]:
     """Let Ctrl-C wait until the block ends: a memory that has taken in half a step would be good for nothing."""
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if main else None
+    if not callable(handler):
         yield
         return
     asked: list[tuple[int, Any]] = []

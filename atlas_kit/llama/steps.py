@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -15,8 +15,7 @@ from atlas_kit.llama.reading import Reading, most_likely
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """A generated token.
 
     ``text`` is what it completes: nothing while a character, or what may become a stop string, is unfinished.
