@@ -270,7 +270,7 @@ class Job:
             self.session.learn_due()
         except Exception as own:  # what it wanted to say at its end
             error = error or own
-        if step is not None and step.token is None:  # else that is told and learned; the context is given it later
+        if step is not None and step.token is None:  # a token is learned, and the context is given it later
             self.session.forget_context()
         self.finish("cancelled", self.tokens, error)
 
