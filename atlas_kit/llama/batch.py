@@ -90,6 +90,7 @@ class Job:
         self.waiting: Step | None = None
         self.pause: Future[Any] | None = None
         self.started = False
+        self._told: Token | None = None  # before its own step, which yields it once more behind that
         #: Goes on with ``value`` elsewhere; the job is done when that is.
         self.afterwards: Callable[[Job], None] | None = None
         self._release = release
@@ -183,13 +184,17 @@ class Job:
             failed = isinstance(outputs, BaseException)
             item = self.work.throw(outputs) if failed else self.work.send(outputs)
             while isinstance(item, Token):
-                found.append(item)
+                if item is not self._told:
+                    found.append(item)
                 item = next(self.work)
             if isinstance(item, Future):
                 self.pause = item
             else:
                 self._require_step(item)
                 self.waiting = item
+                if item.token is not None and item.token is not self._told:
+                    self._told = item.token  # nobody need wait for the decode that only the next one needs
+                    found.append(item.token)
         except StopIteration as stopped:
             ended = ("done", stopped.value, None)
         except (Exception, SystemExit, GeneratorExit) as error:  # one session's failure is no other's
@@ -243,10 +248,10 @@ class Job:
             self.finish_reason, self.value, self.error = reason, value, error
             if isinstance(value, Finish):
                 self.finish_reason, self.stop, self.value = value.reason, value.stop, self.tokens
+            if self._release is not None:
+                self._release()  # who sees that it is done may ask for more at once
             self.done = True
             self._changed.notify_all()
-        if self._release is not None:
-            self._release()
         self._tell()
 
     def _tell(self) -> None:
@@ -268,9 +273,7 @@ class Job:
             self.session.learn_due()
         except Exception as own:  # what it wanted to say at its end
             error = error or own
-        if step is not None and step.token is not None:  # learned already; the context is given it later
-            self._add([step.token])
-        elif step is not None:
+        if step is not None and step.token is None:  # a token is learned, and the context is given it later
             self.session.forget_context()
         self.finish("cancelled", self.tokens, error)
 
