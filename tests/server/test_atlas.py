@@ -221,6 +221,26 @@ def test_sessions_in_files_are_listed_and_deleted_too(serve: Server, tmp_path: P
 # --- files that clients name ---------------------------------------------------------------------------------
 
 
+def test_a_file_may_be_called_filename(serve: Server, tmp_path: Path) -> None:
+    server = serve(atlas_memory_dir=str(tmp_path))
+    ask(server, "anna", TEXT)
+    saved = server.post("/v1/atlas/memory/save", session_id="anna", filename="document_analysis.atlas")
+    assert saved["memory_file"] == "document_analysis.atlas"
+    assert (tmp_path / "document_analysis.atlas").is_file()
+    server.post("/v1/atlas/memory/load", session_id="ben", filename="document_analysis")
+    assert ask(server, "ben", TEXT, 0)["usage"]["prompt_tokens_details"]["cached_tokens"] == len(TEXT)
+    both = {"memory_file": "document_analysis", "filename": "of-nobody"}
+    server.post("/v1/atlas/memory/load", session_id="cleo", **both)
+    server.post("/v1/atlas/memory/delete", filename="document_analysis")
+    assert server.post("/v1/atlas/memory/list")["data"] == []
+    for body in ({}, {"filename": None}, {"filename": ""}, {"filename": 3}):
+        refused(server, "/v1/atlas/memory/load", 400, **body)
+    schemas = server.get("/openapi.json")["components"]["schemas"]
+    for name in ("LoadRequest", "DeleteRequest"):
+        assert {"required": ["filename"]} in schemas[name]["anyOf"]
+        assert "required" not in schemas[name]
+
+
 def test_memories_are_saved_listed_loaded_and_deleted(serve: Server, tmp_path: Path) -> None:
     server = serve(atlas_memory_dir=str(tmp_path))
     ask(server, "anna", TEXT * 2)
