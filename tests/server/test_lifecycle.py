@@ -424,8 +424,11 @@ def test_a_step_that_diverges_ends_an_answer_and_not_the_session(
     assert server.get("/v1/atlas/memory", session_id="anna")["memory"]["tokens_learned"] > was
 
 
-def test_a_step_size_that_is_too_large_is_no_error(serve: Server) -> None:
-    server = serve(atlas_learning_rate=5)
+@pytest.mark.parametrize("muon", [False, True])
+@pytest.mark.parametrize("rate", [5, 99.9, 100])
+def test_a_step_size_that_is_too_large_is_no_error(rate: float, muon: bool, serve: Server) -> None:
+    """Warnings are errors in the tests, also on the engine's thread: none of NumPy's reaches the log."""
+    server = serve(atlas_learning_rate=rate, atlas_muon=muon)
     for number in range(4):
         found = ask(server, f"{number} {TEXT * 2}", 8, session_id="anna")
         assert np.isfinite(found["atlas"]["omega_loss"])
