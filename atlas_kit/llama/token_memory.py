@@ -25,7 +25,7 @@ from atlas_kit.errors import InvalidParamError, ModelError
 from atlas_kit.llama.output_matrix import OutputRows
 from atlas_kit.llama.reading import NO_SLOTS, Reading, Slots, find, summarize
 from atlas_kit.memory import Memory, MemoryConfig, MemoryState, Readout, gate_features, match_lengths
-from atlas_kit.memory.backend import choose, namespace, to_host
+from atlas_kit.memory.backend import choose, namespace, quiet, to_host
 from atlas_kit.memory.ranking import Ranked
 from atlas_kit.settings.atlas_settings import ADAPTIVE, GATE_FEATURES, AtlasSettings
 
@@ -220,6 +220,7 @@ class TokenMemory:
         """Whether the window is asked, too."""
         return bool(self.settings.window_size) and self.memory.config.ranking is not None
 
+    @quiet
     def _corrected(
         self, hidden: Array, logits: Array, top: Array, lse: Array, y: Array
     ) -> tuple[Array, Array, Array, Array]:
@@ -247,7 +248,11 @@ class TokenMemory:
         after = np.exp(corrected.astype(np.float64) - lse[:, None])
         # the other tokens keep their logits, so their mass stays what it was
         rest = np.maximum(1 - before.sum(axis=1), 0)
-        return tokens, own, corrected, lse + np.log(rest + after.sum(axis=1))
+        log_z = lse + np.log(rest + after.sum(axis=1))
+        if not np.isfinite(log_z).all():  # steps that are far too large correct by more than exp can hold
+            corrected = np.where(np.isnan(corrected) | (corrected == np.inf), own, corrected)
+            log_z = _log_mass(corrected.astype(np.float64), lse, rest)
+        return tokens, own, corrected, log_z
 
     def _require_formula(self, hidden: Array, own: Array, tokens: Array) -> None:
         """Check once that the model's logits are what ``OutputRows`` says, or a correction would be meaningless."""
@@ -652,3 +657,17 @@ def read_ahead(memories: Sequence[TokenMemory], hidden: Array) -> None:
 def _memory_of(config: MemoryConfig, backend: str) -> Memory:
     """Return the memory of a kind: it holds constants and no state, so that sessions may share it."""
     return Memory(config, backend)
+
+
+def _log_mass(corrected: Array, lse: Array, rest: Array) -> Array:
+    """Return log(rest e^lse + sum_u e^corrected_u), (n,), for corrections (n, U) of any size.
+
+    Parameters
+    ----------
+    corrected, lse, rest
+        Logits of the candidates, (n, U); the model's log-sum-exp, (n,); and its mass beside them, (n,).
+    """
+    parts = np.concatenate((np.log(rest)[:, None], corrected - lse[:, None]), axis=1)
+    largest = parts.max(axis=1, keepdims=True)
+    found: Array = lse + largest[:, 0] + np.log(np.exp(parts - largest).sum(axis=1))
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -39,6 +40,7 @@ def serve(config: ServerConfig, service: Service | None = None) -> None:
         import uvicorn
     except ImportError as error:
         raise MissingExtraError("the server", "serve") from error
+    gc.enable()  # atlas-tool's other commands end before it is worth while; a server would keep all that it ever answered
     service = service or Service(config)
     with _listening(config.host, config.port) as listener:
         asyncio.run(_Life(service, uvicorn, listener).whole())
@@ -71,6 +73,8 @@ class _Life:
             await asyncio.wait({listening, loading, asked}, return_when=asyncio.FIRST_COMPLETED)
             if loading.done() and not asked.done():
                 loading.result()
+                gc.collect()
+                gc.freeze()  # what is there now stays: later collections, which stop all streams, need not look at it
                 log.info("listening at %s", _address(self._listener))
                 await asyncio.wait({listening, asked}, return_when=asyncio.FIRST_COMPLETED)
             await self._end(loading)

@@ -26,7 +26,7 @@ from atlas_kit.server.lifecycle import SharedMemory
 from atlas_kit.server.memories import Memories
 from atlas_kit.server.metrics import Metrics, Request
 from atlas_kit.server.problems import ApiError, unavailable
-from atlas_kit.server.session_files import SessionFiles
+from atlas_kit.server.session_files import SessionFiles, make_private
 
 if TYPE_CHECKING:
     from atlas_kit.llama.chat import ChatTemplate
@@ -121,6 +121,8 @@ class Service:
         folder = self.config.atlas_memory_dir
         if folder is not None:
             try:
+                if make_private(folder):
+                    log.info("the folder of memories was made: %s", folder)
                 return SessionFiles(os.path.join(folder, "sessions"), codec)
             except LockedError:
                 raise

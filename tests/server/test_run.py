@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -16,7 +17,9 @@ from typing import Any
 
 import pytest
 
+from atlas_kit.errors import InvalidParamError
 from atlas_kit.persistence.session_file import read_session_state
+from atlas_kit.server import ServerConfig, Service, run
 from tests.conftest import tool_environment
 
 pytest.importorskip("fastapi", reason="the packages of the server are not installed")
@@ -279,6 +282,23 @@ def test_a_server_that_still_loads_says_so_and_can_be_ended(start: Any) -> None:
     assert answers[-1].json()["error"]["code"] == "unavailable"
     server.signal(signal.SIGTERM)
     assert server.end() == 0
+
+
+def test_a_server_collects_its_garbage_though_short_commands_do_not() -> None:
+    seen = []
+
+    def open_engine(_: Any) -> Any:
+        seen.append(gc.isenabled())
+        raise InvalidParamError("that is all")
+
+    config = ServerConfig(model="fake.gguf", port=0)
+    gc.disable()
+    try:
+        with pytest.raises(InvalidParamError, match="that is all"):
+            run.serve(config, Service(config, open_engine=open_engine))
+    finally:
+        gc.enable()
+    assert seen == [True]
 
 
 @pytest.mark.slow
