@@ -310,7 +310,9 @@ class _Written(NamedTuple):
     """What is written of a memory."""
 
     description: dict[str, Any]
-    arrays: dict[str, tuple[HostArray, str, tuple[int, ...]]]  # the key: how it is stored, its type, its shape
+    arrays: dict[
+        str, tuple[HostArray, str, tuple[int, ...]]
+    ]  # the key: how it is stored, its type, its shape
 
 
 def _written(
