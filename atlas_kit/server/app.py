@@ -31,6 +31,7 @@ ROUTES = (
     "native_text",
     "native_state",
     "atlas",
+    "memory_views",
     "metrics",
     "trace",
     "page",

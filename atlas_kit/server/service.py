@@ -24,6 +24,7 @@ from atlas_kit.server.kept_responses import KeptResponses
 from atlas_kit.server.keys import SHARED, Key
 from atlas_kit.server.lifecycle import SharedMemory
 from atlas_kit.server.memories import Memories
+from atlas_kit.server.memory_views import MemoryViews
 from atlas_kit.server.metrics import Metrics, Request
 from atlas_kit.server.problems import ApiError, unavailable
 from atlas_kit.server.session_files import SessionFiles, make_private
@@ -74,6 +75,7 @@ class Service:
         self._stop_saving = asyncio.Event()
         self.session_problem: str | None = None
         self.memories = Memories(self)
+        self.memory_views = MemoryViews(self)
 
     # --- life ------------------------------------------------------------------------------------------------
 
