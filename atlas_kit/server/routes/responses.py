@@ -232,6 +232,7 @@ class _Answer:
             parallel=self._asked.parallel_tool_calls is not False,
             response_format=self._format,
             variables={**_effort(self._asked), **(self._asked.chat_template_kwargs or {})},
+            own_grammar=bool(self._asked.grammar),
         )
         first = self._asked.instructions
         told_first = [{"role": "system", "content": first}] if first else []
@@ -275,6 +276,7 @@ class _Answer:
             (asked.top_logprobs or 0) if self._logprobs else None,
             settings_in(atlas),
             "responses",
+            around=found.budget(service.engine, asked.thinking_budget),
         )
         self._run = service.generate(self._namespace, atlas, generation, goes_on=self._goes_on(atlas))
         return self._run
