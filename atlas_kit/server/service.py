@@ -96,6 +96,7 @@ class Service:
         self.template = await asyncio.to_thread(self._chat_template)
         self.settings = await asyncio.to_thread(_settings, self.config, self.engine)
         self.files = await asyncio.to_thread(self._session_files)
+        self.responses = await asyncio.to_thread(self._kept_responses)
         if self.config.persists:
             self.shared = SharedMemory(self.config, self.engine, self.settings)
         self.scheduler = Scheduler(self.engine)
@@ -133,6 +134,14 @@ class Service:
                 log.warning("%s", self.session_problem)
         return SessionFiles(None, codec)
 
+    def _kept_responses(self) -> KeptResponses:
+        """Return where answers are that later requests go on from: in a file, where sessions outlive a restart."""
+        if not self.files.outlives:
+            return self.responses
+        from atlas_kit.server.response_file import ResponseFile
+
+        return KeptResponses(most_waiting=self.config.max_queue, file=ResponseFile(self.files.folder))
+
     async def stop(self) -> None:
         """End all work, and save what is to be kept; stopping twice is fine."""
         self.stopping = True
@@ -151,6 +160,7 @@ class Service:
             await asyncio.to_thread(self.engine.close)
         if self.shared is not None:
             self.shared.close()
+        await asyncio.to_thread(self.responses.close)
         if hasattr(self, "files"):
             await asyncio.to_thread(self.files.close)
 
