@@ -19,7 +19,8 @@ import numpy as np
 from atlas_kit.errors import AtlasError, ClosedError, InvalidParamError
 from atlas_kit.llama.arguments import tokens_of
 from atlas_kit.llama.engine import Engine, Feed, Outputs
-from atlas_kit.llama.session import AtlasSession, interrupts_put_off
+from atlas_kit.llama.interrupts import interrupts_put_off
+from atlas_kit.llama.session import AtlasSession
 from atlas_kit.llama.steps import Finish, Step, Token
 from atlas_kit.llama.token_memory import read_ahead
 
