@@ -405,14 +405,16 @@ class Batches:
 
     def _read_ahead(self, steps: Sequence[Step], batch: Sequence[Job], found: Sequence[Outputs]) -> None:
         """Let the memories of those that generate read what came, all at once, before each goes on by itself."""
-        memories, hidden = [], []
+        memories, hidden, logits, tokens = [], [], [], []
         for step, job, outputs in zip(steps, batch, found, strict=True):
             memory = job.session.memory
             if step.token is not None and memory is not None and outputs.hidden is not None:
                 memories.append(memory)
                 hidden.append(outputs.hidden[-1:])
+                logits.append(outputs.logits[-1])
+                tokens.append(step.feed.tokens[-1])
         if len(memories) > 1:
-            read_ahead(memories, np.concatenate(hidden))
+            read_ahead(memories, np.concatenate(hidden), logits, tokens)
 
     def _decode(self, steps: Sequence[Step]) -> list[Outputs]:
         found: list[Outputs] = self.engine.decode(
