@@ -489,6 +489,12 @@ async def together(runs: Sequence[Speaking]) -> AsyncGenerator[tuple[int, list[T
 
     What one fails with ends all of them, and so does closing the iteration.
     """
+    if len(runs) == 1:  # nothing to wait for beside it
+        async with contextlib.aclosing(runs[0].tokens()) as groups:
+            async for fresh in groups:
+                yield 0, fresh
+        yield 0, None
+        return
     came: asyncio.Queue[tuple[int, list[Token] | BaseException | None]] = asyncio.Queue()
 
     async def one(number: int, run: Speaking) -> None:

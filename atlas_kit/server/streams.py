@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from json.encoder import encode_basestring
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from atlas_kit.server.problems import problem_of
@@ -39,6 +40,22 @@ def event(data: Any, name: str | None = None) -> bytes:
     text = written(data)
     head = "" if name is None else f"event: {name}\n"
     return f"{head}data: {text}\n\n".encode("utf-8", "replace")
+
+
+#: Stands in an event for a text that follows.
+GAP = "\0"
+
+
+class Events:
+    """Writes the events of a stream that differ in one text only: all around it is written once."""
+
+    def __init__(self, data: Any) -> None:
+        """Take the event's data, with ``GAP`` in the place of the text."""
+        self._before, self._behind = event(data).split(b'"\\u0000"')
+
+    def __call__(self, text: str) -> bytes:
+        """Return the event with a text in it."""
+        return self._before + encode_basestring(text).encode("utf-8", "replace") + self._behind
 
 
 def told(error: BaseException) -> ApiError:
