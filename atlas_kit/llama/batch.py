@@ -21,7 +21,6 @@ from atlas_kit.llama.arguments import tokens_of
 from atlas_kit.llama.engine import Engine, Feed, Outputs
 from atlas_kit.llama.session import AtlasSession, interrupts_put_off
 from atlas_kit.llama.steps import Finish, Step, Token
-from atlas_kit.llama.token_memory import read_ahead
 
 #: A piece of work in steps, as ``AtlasSession.generating`` gives it. It may also yield a ``Future``: then it goes on
 #: between two decodes as soon as that is done, with its result.
@@ -415,6 +414,8 @@ class Batches:
                 memories.append(memory)
                 hidden.append(outputs.hidden[-1:])
         if len(memories) > 1:
+            from atlas_kit.llama.token_memory import read_ahead
+
             read_ahead(memories, np.concatenate(hidden))
 
     def _decode(self, steps: Sequence[Step]) -> list[Outputs]:

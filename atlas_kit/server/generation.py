@@ -19,7 +19,6 @@ from atlas_kit.llama.batch import between
 from atlas_kit.llama.forking import fork
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.steps import likeliest
-from atlas_kit.memory.muon import STEPS
 from atlas_kit.server.branches import Match
 from atlas_kit.server.conversation import Conversation, Slot
 from atlas_kit.server.jobs import Watched, finished
@@ -574,6 +573,8 @@ def atlas_statistics(
     memory = session.memory
     if memory is None:
         return found
+    from atlas_kit.memory.muon import STEPS
+
     stats = memory.stats()
     filled = stats["window"] / stats["window_size"] if stats["window_size"] else 0.0
     # the window holds what came last, and the context the end of that

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import importlib
 import logging
 import os
 import signal
@@ -12,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import FileAccessError, MissingExtraError
-from atlas_kit.server.app import create_app
+from atlas_kit.server.app import begun_app, import_routes
 from atlas_kit.server.service import Service
 
 if TYPE_CHECKING:
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("atlas_kit.server")
 #: Answers that are told to end have so long to be told.
 END_SECONDS = 5
-
-
+#: So long after the start, what only some requests need is loaded.
+LATER_SECONDS = 1.0
 #: Saving has so long at the end, before the process ends without it.
 SAVE_SECONDS = 60
 
@@ -41,13 +43,14 @@ def serve(config: ServerConfig, service: Service | None = None) -> None:
         raise MissingExtraError("the server", "serve") from error
     service = service or Service(config)
     with _listening(config.host, config.port) as listener:
+        service.begin_loading()  # llama.cpp does not need Python meanwhile, which imports the rest
         asyncio.run(_Life(service, uvicorn, listener).whole())
 
 
 class _Life:
     def __init__(self, service: Service, uvicorn: Any, listener: socket.socket) -> None:
         self._service, self._config, self._listener = service, service.config, listener
-        app = create_app(service)
+        app, self._complete = begun_app(service)
         settings = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="off",
             timeout_graceful_shutdown=int(self._config.drain_seconds) + END_SECONDS,
@@ -72,6 +75,7 @@ class _Life:
             if loading.done() and not asked.done():
                 loading.result()
                 log.info("listening at %s", _address(self._listener))
+                self._start(self._settle())
                 await asyncio.wait({listening, asked}, return_when=asyncio.FIRST_COMPLETED)
             await self._end(loading)
             await asyncio.wait({listening})
@@ -81,6 +85,15 @@ class _Life:
             self._server.should_exit = True
             await asyncio.gather(listening, return_exceptions=True)
             await self._stop()
+
+    async def _settle(self) -> None:
+        """Load what the first request does not need, once that has had its turn."""
+        await asyncio.sleep(LATER_SECONDS)
+        await asyncio.to_thread(_import_later)
+        self._complete()
+        if not gc.isenabled():  # a short run needs none (cli/main.py); what is there now stays to the end
+            gc.freeze()
+            gc.enable()
 
     def _start(self, work: Any) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = asyncio.ensure_future(work)
@@ -129,6 +142,13 @@ class _Life:
     async def _save_now(self) -> None:
         if self._service.ready and await self._service.save():
             log.info("all is saved, as SIGUSR1 asked")
+
+
+def _import_later() -> None:
+    """Import endpoints and memories, so that whoever asks for them first does not wait for that."""
+    import_routes()
+    for name in ("atlas_kit.llama.token_memory", "atlas_kit.persistence.snapshot"):
+        importlib.import_module(name)
 
 
 def _listening(host: str, port: int) -> socket.socket:

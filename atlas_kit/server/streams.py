@@ -78,9 +78,16 @@ async def streamed(events: AsyncIterator[bytes], *, anthropic: bool = False) -> 
         """Ends the work as soon as the client goes away, also where it was just sent something."""
 
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            sending = asyncio.ensure_future(self.stream_response(send))
+            gone = asyncio.ensure_future(self.listen_for_disconnect(receive))
             try:
-                await super().__call__(scope, receive, send)
+                await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+                if sending.done():
+                    sending.result()
             finally:
+                sending.cancel()
+                gone.cancel()
+                await asyncio.gather(sending, gone, return_exceptions=True)
                 await body.aclose()
 
     try:
