@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import AtlasError, FileAccessError, LockedError
 from atlas_kit.persistence.session_file import read_session_state, write_session_state
-from atlas_kit.persistence.snapshot import describe_memory
 from atlas_kit.storage.atomic import lock
 from atlas_kit.storage.source import access_error
 
@@ -245,5 +244,7 @@ def remove_abandoned() -> int:
 
 def session_info(file: str | MemoryFile) -> dict[str, Any]:
     """Return what a file says of the session in it, besides its memory."""
+    from atlas_kit.persistence.snapshot import describe_memory
+
     info = describe_memory(file).metadata.get("session")
     return info if isinstance(info, dict) else {}
