@@ -18,6 +18,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from atlas_kit.llama.steps import common_length
@@ -151,7 +152,7 @@ class Prefixes:
                 break
             reader, place = alike
             came = reader.came(place)
-            if not await self._ask(lambda reader=reader, place=place: reader.add(place)):
+            if not await self._ask(partial(reader.add, place)):
                 reader.give(place, None)  # it is further by now
                 break
             found = await asyncio.shield(came)
