@@ -174,10 +174,12 @@ class Job:
         """
         found: list[Token] = []
         ended: tuple[str, Any, BaseException | None] | None = None
-        with self._changed:
-            if self.done and not self.started:  # ended elsewhere, and what it would have used is released
-                return found
-            self.started, self.waiting = True, None
+        if not self.started:
+            with self._changed:
+                if self.done:  # ended elsewhere, and what it would have used is released
+                    return found
+                self.started = True
+        self.waiting = None
         try:
             failed = isinstance(outputs, BaseException)
             item = self.work.throw(outputs) if failed else self.work.send(outputs)
@@ -197,7 +199,8 @@ class Job:
             ended = ("done", stopped.value, None)
         except (Exception, SystemExit, GeneratorExit) as error:  # one session's failure is no other's
             ended = ("error", None, error)
-        self._add(found)
+        if found:
+            self._add(found)
         if ended is not None:
             self._end(*ended)
         elif found:
@@ -206,8 +209,8 @@ class Job:
 
     def _require_step(self, item: Any) -> None:
         """Refuse what cannot be decoded beside others' steps, or would be decoded into another session's context."""
-        engine, what = self.session.engine, f"{item!r:.80}"
-        if isinstance(item, Step) and isinstance(item.feed, Feed):
+        engine, own = self.session.engine, isinstance(item, Step) and isinstance(item.feed, Feed)
+        if own:
             feed = item.feed
             try:
                 tokens = tokens_of(feed.tokens, engine.info.n_vocab)
@@ -216,7 +219,7 @@ class Job:
                     return
             except (TypeError, InvalidParamError):
                 pass
-            what = "a step that is not its session's own"
+        what = "a step that is not its session's own" if own else f"{item!r:.80}"
         self.work.close()
         raise InvalidParamError(
             f"the work asked for {what}",

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from atlas_kit.codecs.numbers import Array
     from atlas_kit.llama.batch import AnyWork
     from atlas_kit.llama.parking import Parked
+    from atlas_kit.llama.reading import Reading
     from atlas_kit.llama.session import AtlasSession
     from atlas_kit.llama.steps import Token
-    from atlas_kit.llama.token_memory import Reading
     from atlas_kit.server.conversations import Conversations
     from atlas_kit.server.metrics import Metrics, Request
     from atlas_kit.server.prefixes import Reader
