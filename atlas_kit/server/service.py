@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import importlib
 import logging
 import os
 import time
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import AtlasError, InvalidParamError, LockedError
+from atlas_kit.llama.sampling import Sampling
 from atlas_kit.server import logs
 from atlas_kit.server.conversation import Conversation
 from atlas_kit.server.conversations import Conversations
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from atlas_kit.settings.atlas_settings import AtlasSettings
 
 log = logging.getLogger("atlas_kit.server")
+#: Seconds that the start waits for sessions that are brought back; the others come while it answers already.
+BRING_BACK_SECONDS = 1.0
 #: Settings of memories that can be changed while the server runs.
 TUNABLE = ("blend_ratio", "learning_rate", "use_muon", "auto_save", "auto_save_interval")
 
@@ -108,13 +112,26 @@ class Service:
         self.conversations.context_shift = self.config.context_shift
         if self.shared is not None:
             self.conversations.named[SHARED] = await asyncio.to_thread(self.shared.load)
-        await asyncio.gather(self.conversations.open(), asyncio.to_thread(self._warm_up))
+        await asyncio.gather(self._open_conversations(), asyncio.to_thread(self._warm_up))
         self._saver = asyncio.create_task(self._save_now_and_then())
         self.ready = True
         log.info("ready after %.1f s: %s", time.monotonic() - began, self.engine.info.description)
 
+    async def _open_conversations(self) -> None:
+        """Take the sequences, and bring back who used them last: for a moment, the start waits for that, too."""
+        import anyio.lowlevel
+
+        await anyio.lowlevel.checkpoint()  # the first answer would load what this does
+        await self.conversations.open()
+        if self.files.outlives:
+            back = self.conversations.bring_back(self.settings, self.engine.n_sequences)
+            await asyncio.wait({self.conversations.carry_out(back)}, timeout=BRING_BACK_SECONDS)
+
     def _warm_up(self) -> None:
-        """Load what the first memory needs, so that the first request does not wait for it."""
+        """Load what the first request needs, so that it does not wait for it."""
+        for name in ("numpy.ctypeslib", "numpy.ma"):  # NumPy leaves these until somebody wants them
+            importlib.import_module(name)
+        self.engine.sampler(Sampling()).close()
         if self.config.remembers:
             self.conversations.new_memory(self.settings)
 

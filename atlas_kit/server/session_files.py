@@ -14,23 +14,31 @@ import shutil
 import tempfile
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from atlas_kit.errors import AtlasError, FileAccessError, LockedError
 from atlas_kit.persistence.session_file import read_session_state, write_session_state
 from atlas_kit.persistence.snapshot import describe_memory
+from atlas_kit.server.keys import Key
 from atlas_kit.storage.atomic import lock
 from atlas_kit.storage.source import access_error
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import MemoryFile
     from atlas_kit.persistence.session_state import SessionState
-    from atlas_kit.server.keys import Key
 
 log = logging.getLogger("atlas_kit.server")
 _SUFFIX = ".atlas"
 #: What the names of private folders begin with, and what is locked in a folder by the server that it belongs to.
 _PRIVATE, _OWNER = "atlas-sessions-", "server"
+
+
+class Recent(NamedTuple):
+    """A session that has a file: how large that is, in bytes, and when it was written."""
+
+    key: Key
+    size: int
+    written: float
 
 
 class SessionFiles:
@@ -170,6 +178,26 @@ class SessionFiles:
                     if info.get("namespace") == namespace and isinstance(info.get("name"), str):
                         found.append(info)
         self._seen = {name: kept for name, kept in self._seen.items() if name in there}
+        return found
+
+    def recent(self, count: int, model: str) -> list[Recent]:
+        """Return the sessions of a model that were written last, the newest first; of damaged files, nothing."""
+        found: list[Recent] = []
+        if self._folder is None:
+            return []
+        with contextlib.suppress(OSError), os.scandir(self.folder) as entries:
+            files = [one for one in entries if one.name.endswith(_SUFFIX) and not one.name.startswith(".")]
+            stamped = [(one.stat(follow_symlinks=False), one.path) for one in files]
+            for stat, path in sorted(stamped, key=lambda one: -one[0].st_mtime_ns):
+                if len(found) == count:
+                    break
+                with contextlib.suppress(AtlasError):
+                    description = describe_memory(path)
+                    info = description.metadata.get("session")
+                    info = info if isinstance(info, dict) else {}
+                    match info.get("namespace"), info.get("name"):
+                        case str(namespace), str(name) if description.model_hash == model:
+                            found.append(Recent(Key(namespace, name), stat.st_size, stat.st_mtime))
         return found
 
     def _described(self, entry: os.DirEntry[str]) -> dict[str, Any]:

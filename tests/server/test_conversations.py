@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,9 @@ def test_two_requests_at_once_do_not_share_a_temporary_memory() -> None:
 
             await house.answer(find, TEXT, 0)
             runs = await asyncio.gather(*(house.answer(find, TEXT, 4) for _ in range(3)))
-            assert sorted(one.outcome.cached_tokens for one in runs) == [0, 0, len(TEXT)]
+            # one goes on, one reads, and one begins with a copy of what that became
+            assert sorted(one.outcome.cached_tokens for one in runs) == [0, len(TEXT), len(TEXT)]
+            assert len({id(one.conversation.memory) for one in runs if one.conversation is not None}) == 3
             assert all(one.outcome.atlas["not_unlearned_tokens"] == 0 for one in runs)
 
     run(test)
@@ -607,6 +610,66 @@ def test_main_memory_for_what_rests_is_bounded() -> None:
             resting = [one for one in house.all.temporary_ones if one.parked is not None]
             assert sum(one.size for one in resting) <= 60_000
             assert len(house.all.temporary_ones) < 12
+
+    run(test)
+
+
+@pytest.mark.parametrize(("sequences", "warm", "cache", "back", "inside"), [
+    (2, 64, None, "CD", "D"), (8, 64, None, "ABCD", "ABCD"), (2, 1, None, "D", "D"), (2, 0, None, "", ""),
+    (2, 64, 1, "", ""),
+])  # fmt: skip
+def test_who_was_there_last_is_brought_back_before_anybody_asks(
+    sequences: int, warm: int, cache: int | None, back: str, inside: str, tmp_path: Path
+) -> None:
+    async def test() -> None:
+        states = {}
+        async with House(files=SessionFiles(tmp_path)) as house:
+            for at, name in enumerate("ABCD"):
+                found = house.named(name)
+                await house.answer(found, TEXT + name)
+                states[name] = house.state_of(found)
+                await house.all.save(found)
+                assert house.all.files is not None
+                os.utime(house.all.files.path_of(found.key), (1e9 + at, 1e9 + at))
+        again = FakeEngine(n_ctx=64, n_sequences=sequences, n_batch=32)
+        async with House(again, files=SessionFiles(tmp_path), warm=warm, cache_bytes=cache) as house:
+            await house.all.bring_back(SMALL, sequences)
+            there = {key.name: one for key, one in house.all.named.items() if not one.cold}
+            assert "".join(sorted(name or "" for name in there)) == back
+            assert "".join(sorted(name for name in back if there[name].slot is not None)) == inside
+            for name in back:
+                assert house.state_of(there[name]) == states[name]
+            decodes = again.decodes
+            answer = await house.answer(house.named("D"), TEXT + "D", 1)
+            assert (answer.outcome.read_tokens, again.decodes - decodes) == (
+                0,
+                2,
+            )  # its last token, and the new one
+
+    run(test)
+
+
+def test_what_is_no_good_is_not_brought_back_and_stays_for_who_asks(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with House(files=SessionFiles(tmp_path)) as house:
+            for name in "AB":
+                await house.answer(house.named(name), TEXT)
+            await house.all.save_all()
+            assert house.all.files is not None
+            paths = [house.all.files.path_of(Key("", name)) for name in "AB"]
+        data = Path(paths[0]).read_bytes()
+        Path(paths[0]).write_bytes(data[:2000] + bytes(64) + data[2064:])
+        other = FakeEngine(n_ctx=64, n_sequences=2, n_batch=32)
+        other.info = dataclasses.replace(other.info, identity="ab" * 32)
+        for engine in (other, FakeEngine(n_ctx=64, n_sequences=2, n_batch=32)):
+            async with House(engine, files=SessionFiles(tmp_path)) as house:
+                await house.all.bring_back(SMALL, 2)
+                assert all(os.path.isfile(path) for path in paths)
+                found = [key.name for key, one in house.all.named.items() if not one.cold]
+                assert found == ([] if engine is other else ["B"])
+                if engine is not other:
+                    answer = await house.answer(house.named("A"), TEXT)
+                    assert "could not be used" in answer.outcome.atlas["problem"]
 
     run(test)
 
