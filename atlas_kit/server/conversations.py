@@ -48,6 +48,8 @@ RETRY_SECONDS = 30.0
 MEASURE_STEPS = 64
 #: Larger matrices are measured only when somebody asks: the next step would have to copy them.
 MEASURE_BYTES = 8 << 20
+#: Seconds in which contexts are copied when everything is saved.
+EXACT_SECONDS = 20.0
 #: Tokens that a copy of another context must save at least.
 LEAST_COPIED = 4
 
@@ -635,11 +637,15 @@ class Conversations:
             return True
 
     async def save_all(self, *, exact: bool = True) -> int:
-        """Write all named conversations that have changed; return how many could not be written."""
-        failed = 0
-        for one in list(self.named.values()):
+        """Write all named conversations that have changed; return how many could not be written.
+
+        Those that were used last come first. ``exact``: with the engine's bytes of the context, for so long
+        (``EXACT_SECONDS``) that the others are saved, too, before whoever waits for the end loses patience.
+        """
+        failed, end = 0, time.monotonic() + EXACT_SECONDS
+        for one in sorted(self.named.values(), key=_last_use, reverse=True):
             try:
-                await self.save(one, exact=exact)
+                await self.save(one, exact=exact and time.monotonic() < end)
             except Exception as error:  # the others are saved all the same
                 if not one.closed:
                     failed += 1
@@ -702,7 +708,7 @@ class Conversations:
             return
         recent = await asyncio.to_thread(files.recent, min(count, self._warm), self.engine.info.identity)
         room = math.inf if self._cache_bytes is None else self._cache_bytes
-        for number, (key, size, written) in enumerate(recent):
+        for number, (key, size, used) in enumerate(recent):
             room -= size
             one = self.find(key, settings) if room >= 0 and not self._ending else None
             if one is None:
@@ -715,7 +721,7 @@ class Conversations:
                 except Exception as error:
                     log.debug("a session stays in its file: %s", error)
                     continue
-                one.used = min(one.used, written)
+                one.used = min(one.used, used)
                 empty = any(slot.conversation is None and not slot.busy for slot in self.slots)
                 if empty and number < max(1, len(self.slots) // 2):
                     await finished(self._leave(await self._slot_of(one)))

@@ -139,17 +139,18 @@ class Service:
         """Return where sessions are that are not in main memory: a folder that may not be written to is not used."""
         codec = "lz4" if self.config.atlas_memory_compress else None
         folder = self.config.atlas_memory_dir
+        most = None if self.config.atlas_context_disk < 0 else self.config.atlas_context_disk << 20
         if folder is not None:
             try:
                 if make_private(folder):
                     log.info("the folder of memories was made: %s", folder)
-                return SessionFiles(os.path.join(folder, "sessions"), codec)
+                return SessionFiles(os.path.join(folder, "sessions"), codec, most)
             except LockedError:
                 raise
             except AtlasError as error:
                 self.session_problem = f"sessions do not outlive a restart: {error.message}"
                 log.warning("%s", self.session_problem)
-        return SessionFiles(None, codec)
+        return SessionFiles(None, codec, most)
 
     def _kept_responses(self) -> KeptResponses:
         """Return where answers are that later requests go on from: in a file, where sessions outlive a restart."""

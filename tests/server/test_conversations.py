@@ -13,6 +13,7 @@ import pytest
 
 from atlas_kit.errors import BusyError, ClosedError, InvalidParamError
 from atlas_kit.llama import FakeEngine, Sampling, Scheduler
+from atlas_kit.persistence.session_file import context_bytes
 from atlas_kit.server import conversations as module
 from atlas_kit.server.conversation import Conversation
 from atlas_kit.server.conversations import Conversations
@@ -670,6 +671,46 @@ def test_what_is_no_good_is_not_brought_back_and_stays_for_who_asks(tmp_path: Pa
                 if engine is not other:
                     answer = await house.answer(house.named("A"), TEXT)
                     assert "could not be used" in answer.outcome.atlas["problem"]
+
+    run(test)
+
+
+def test_contexts_in_files_are_bounded_and_those_used_last_stay(tmp_path: Path) -> None:
+    """The others' texts are read again, and nothing is learned again."""
+
+    async def test() -> None:
+        async with House(files=SessionFiles(tmp_path)) as house:
+            one = house.named("a")
+            await house.answer(one, TEXT[:40])
+            await house.all.save(one)
+            size = context_bytes(house.all.files.path_of(one.key)) if house.all.files else 0
+            assert size > 0
+        for at, names in enumerate(("bcd", "efg")):  # those of an earlier server count, too
+            files = SessionFiles(tmp_path, most_context=3 * size)
+            async with House(files=files) as house:
+                for number, name in enumerate(names):
+                    found = house.named(name)
+                    await house.answer(found, TEXT[:40])
+                    found.used = 2e9 + 10 * at + number
+                await house.all.save_all()
+                kept = [name for name in "abcdefg" if files.exists(Key("", name))]
+                there = [name for name in kept if context_bytes(files.path_of(Key("", name)))]
+                assert "".join(there) == names
+                assert [one.key.name for one in files.recent(2, house.engine.info.identity)] == [*names[:0:-1]]
+        async with House(files=SessionFiles(tmp_path)) as house:
+            for name, decodes in (("b", 4), ("g", 2)):  # the last token of the text and the new one; the context
+                was = house.engine.decodes
+                found = house.all.find(Key("", name), SMALL)
+                answer = await house.answer(found, TEXT[:40], 1)
+                assert answer.outcome.read_tokens == 0
+                assert house.engine.decodes - was == decodes
+        files = SessionFiles(None, most_context=size - 1)
+        async with House(files=files) as house:  # one alone is too large
+            found = house.named("e")
+            await house.answer(found, TEXT[:40])
+            assert await house.all.save(found)
+            assert not context_bytes(files.path_of(found.key))
+            assert not await house.all.save(found)  # it is as exact as it can be
 
     run(test)
 
