@@ -224,6 +224,34 @@ def read_session_state(
         )
 
 
+def context_bytes(given: Given | MemoryFile) -> int:
+    """Return how large the engine's own copy of the context is in a file; 0 where there is none.
+
+    Raises
+    ------
+    AtlasError
+        The file cannot be opened.
+    """
+    from atlas_kit.persistence.snapshot import opened_memory
+
+    with opened_memory(given) as file:
+        entry = file.get(CONTEXT)
+        return 0 if entry is None else int(entry.size)
+
+
+def drop_context(path: StrPath) -> None:
+    """Remove the engine's own copy of the context from a file: its tokens stay, and are read again.
+
+    Raises
+    ------
+    AtlasError
+        The file cannot be read or written; it stays as it was.
+    """
+    with MemoryFile.edit(path) as file:
+        if file.remove(CONTEXT):
+            file.save()  # whole, or it would keep its size
+
+
 def saved_settings(
     given: Given | MemoryFile, *, passphrase: str | bytes | None = None, key: bytes | None = None
 ) -> Mapping[str, Any]:

@@ -639,6 +639,17 @@ class ServerConfig:
         variables=("LLAMA_ARG_CACHE_RAM",),
         group="Memory",
     )
+    atlas_context_disk: int = _row(
+        16384,
+        int,
+        "MiB of contexts in the files of sessions, so that their texts are not read again; -1: any number.",
+        "atlas-context-disk",
+        metavar="MIB",
+        least=-1,
+        most=1 << 24,
+        variables=("ATLAS_CONTEXT_DISK",),
+        group="Memory",
+    )
     atlas_load_optimizer: bool = _row(
         True,
         bool,

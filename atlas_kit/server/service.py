@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import importlib
 import logging
 import os
 import time
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.background import start_thread
 from atlas_kit.errors import AtlasError, InvalidParamError, LockedError
+from atlas_kit.llama.sampling import Sampling
 from atlas_kit.server import logs
 from atlas_kit.server.conversation import Conversation
 from atlas_kit.server.conversations import Conversations
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from atlas_kit.settings.atlas_settings import AtlasSettings
 
 log = logging.getLogger("atlas_kit.server")
+#: Seconds that the start waits for sessions that are brought back; the others come while it answers already.
+BRING_BACK_SECONDS = 1.0
 #: Settings of memories that can be changed while the server runs.
 TUNABLE = ("blend_ratio", "learning_rate", "use_muon", "auto_save", "auto_save_interval")
 
@@ -130,13 +134,26 @@ class Service:
         self.conversations.context_shift = self.config.context_shift
         if self.shared is not None:
             self.conversations.named[SHARED] = await asyncio.to_thread(self.shared.load)
-        await asyncio.gather(self.conversations.open(), asyncio.to_thread(self._warm_up))
+        await asyncio.gather(self._open_conversations(), asyncio.to_thread(self._warm_up))
         self._saver = asyncio.create_task(self._save_now_and_then())
         self.ready = True
         log.info("ready after %.1f s: %s", time.monotonic() - began, self.engine.info.description)
 
+    async def _open_conversations(self) -> None:
+        """Take the sequences, and bring back who used them last: for a moment, the start waits for that, too."""
+        import anyio.lowlevel
+
+        await anyio.lowlevel.checkpoint()  # the first answer would load what this does
+        await self.conversations.open()
+        if self.files.outlives:
+            back = self.conversations.bring_back(self.settings, self.engine.n_sequences)
+            await asyncio.wait({self.conversations.carry_out(back)}, timeout=BRING_BACK_SECONDS)
+
     def _warm_up(self) -> None:
-        """Load what the first memory needs, so that the first request does not wait for it."""
+        """Load what the first request needs, so that it does not wait for it."""
+        for name in ("numpy.ctypeslib", "numpy.ma"):  # NumPy leaves these until somebody wants them
+            importlib.import_module(name)
+        self.engine.sampler(Sampling()).close()
         if self.config.remembers:
             self.conversations.new_memory(self.settings)
 
@@ -144,17 +161,18 @@ class Service:
         """Return where sessions are that are not in main memory: a folder that may not be written to is not used."""
         codec = "lz4" if self.config.atlas_memory_compress else None
         folder = self.config.atlas_memory_dir
+        most = None if self.config.atlas_context_disk < 0 else self.config.atlas_context_disk << 20
         if folder is not None:
             try:
                 if make_private(folder):
                     log.info("the folder of memories was made: %s", folder)
-                return SessionFiles(os.path.join(folder, "sessions"), codec)
+                return SessionFiles(os.path.join(folder, "sessions"), codec, most)
             except LockedError:
                 raise
             except AtlasError as error:
                 self.session_problem = f"sessions do not outlive a restart: {error.message}"
                 log.warning("%s", self.session_problem)
-        return SessionFiles(None, codec)
+        return SessionFiles(None, codec, most)
 
     def _kept_responses(self) -> KeptResponses:
         """Return where answers are that later requests go on from: in a file, where sessions outlive a restart."""
