@@ -173,6 +173,13 @@ class Faults:
         await self.begin()
         await self._check_texts(texts)
 
+    async def again(self) -> None:
+        """Begin another life after one that has ended by itself."""
+        if self.server.process is not None:
+            await asyncio.to_thread(self.server.buried)
+        with self.traffic.during("end"):
+            await self.begin()
+
     # --- restarts --------------------------------------------------------------------------------------------
 
     async def kill(self) -> None:
@@ -415,6 +422,9 @@ async def plague(faults: Faults, seconds: float, interval: float, restarts: floa
         if not to_come:  # each of them once before one comes again
             to_come = [*possible, *RESTARTS] if restart else list(possible)
             chance.shuffle(to_come)
+        if server.over is not None or server.process is None:
+            faults.traffic.wrong("end", f"the server has ended by itself, with {server.over}")
+            await faults.again()
         name, deed = to_come.pop()
         if not restart and any(name == one for one, _ in RESTARTS):
             continue
