@@ -40,7 +40,7 @@ def serve(config: ServerConfig, service: Service | None = None) -> None:
         import uvicorn
     except ImportError as error:
         raise MissingExtraError("the server", "serve") from error
-    gc.enable()  # atlas-tool's other commands end before it is worth while; a server would keep all that it ever answered
+    gc.enable()  # short commands end before it is worth while; a server would keep all that it ever answered
     service = service or Service(config)
     with _listening(config.host, config.port) as listener:
         asyncio.run(_Life(service, uvicorn, listener).whole())
