@@ -301,11 +301,13 @@ class User:
 
     async def _leave(self, sending: bytes, most: float) -> None:
         talk = Talk(sending)
+        self._traffic.connected += 1
         with contextlib.suppress(OSError, asyncio.TimeoutError):
             loop = asyncio.get_running_loop()
             await loop.create_connection(lambda: talk, "127.0.0.1", self._server.port)
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(talk.done, self._chance.uniform(0.1, most))
+        self._traffic.connected -= 1
         if talk.transport is not None:
             talk.transport.abort()
 
