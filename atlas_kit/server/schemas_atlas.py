@@ -205,3 +205,23 @@ class ForkRequest(Open):
     """A new session that knows what another one does."""
 
     session_id: str = Field(min_length=1, max_length=128, description="The name of the new session.")
+
+
+class Matrix(Answer):
+    """A part of a matrix of a memory, pooled so that it fits a screen."""
+
+    object: Literal["atlas.memory.matrix"] = "atlas.memory.matrix"
+    session_id: str | None = Field(description="null: the memory that requests without a session share.")
+    names: list[str] = Field(description="All matrices of the memory.")
+    name: str = Field(description="The one that this is a part of.")
+    shape: list[int] = Field(description="Rows and columns of the whole matrix.")
+    dtype: str = Field(description="The type of its numbers.")
+    tokens_seen: int = Field(description="Tokens that the memory had taken in by then.")
+    steps: int = Field(description="Steps that it had taken by then.")
+    largest: float = Field(description="The largest finite magnitude in the whole matrix.")
+    box: list[int] = Field(description="The part: its first row and column, and those behind its last ones.")
+    size: list[int] = Field(description="Rows and columns that are sent.")
+    block: list[int] = Field(description="Rows and columns of the matrix that each number stands for.")
+    numbers: str = Field(
+        description="Little-endian float32, row by row, in base64: of each block, the number farthest from zero."
+    )

@@ -14,15 +14,14 @@ from hypothesis import strategies as st
 
 from atlas_kit.errors import InvalidParamError, ModelError
 from atlas_kit.llama.output_matrix import OutputRows
+from atlas_kit.llama.reading import most_likely, summarize
 from atlas_kit.llama.token_memory import (
     ETA_BOUND,
     ETA_RATE,
     MOST_WEIGHT,
     RECENT,
     TokenMemory,
-    most_likely,
     read_ahead,
-    summarize,
 )
 from atlas_kit.settings.atlas_settings import AtlasSettings
 

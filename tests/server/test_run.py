@@ -319,3 +319,16 @@ def test_a_second_server_on_one_file_refuses_to_start(start: Any, tmp_path: Path
     assert "another server keeps its memory in this file" in second.log[-1]
     assert "Traceback" not in "".join(second.log)
     assert first.post(TEXT, 1).status_code == 200
+
+
+@pytest.mark.slow
+def test_a_server_listens_at_several_addresses_and_writes_the_names_of_headers_with_capitals(
+    start: Any,
+) -> None:
+    server = start(host="127.0.0.1,127.0.0.2")
+    assert server.post(TEXT, 1).status_code == 200
+    answer = httpx.get(f"{server.url.replace('127.0.0.1', '127.0.0.2')}/metrics")
+    assert answer.status_code == 200
+    names = {name for name, _ in answer.headers.raw}
+    assert {b"Process-Start-Time-Unix", b"Content-Type", b"X-Request-Id"} <= names
+    assert any("http://127.0.0.1:" in line and "http://127.0.0.2:" in line for line in server.log)
