@@ -425,6 +425,27 @@ def test_a_step_that_diverges_ends_an_answer_and_not_the_session(
     assert server.get("/v1/atlas/memory", session_id="anna")["memory"]["tokens_learned"] > was
 
 
+@pytest.mark.model
+def test_a_model_file_that_is_replaced_while_it_is_served(
+    serve: Server, tmp_path: Path, repository: Path
+) -> None:
+    """What was opened is served to the end, the rows that memories read from it among the rest."""
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    from atlas_kit.llama.loading import open_engine
+
+    path, other = tmp_path / "model.gguf", tmp_path / "other"
+    shutil.copy(repository / "sample_data" / "models" / "tiny-python.gguf", path)
+    server = serve(engine=open_engine(str(path), n_ctx=256, n_sequences=2), atlas=True)
+    first = ask(server, "def mean(values):", 8, session_id="anna")
+    other.write_bytes(b"another model, or half of one")
+    os.replace(other, path)
+    assert ask(server, "def mean(values):", 8, session_id="ben")["choices"] == first["choices"]
+    again = ask(
+        server, "def mean(values):\n    return " + "sum(values) / len(values)\n" * 8, 8, session_id="anna"
+    )
+    assert again["atlas"]["tokens_learned"] > 0
+
+
 def test_the_status_says_which_steps_diverged(
     serve: Server, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
