@@ -101,6 +101,12 @@ class Talk(Exchange):
             self.transport.pause_reading()
             asyncio.get_running_loop().call_later(self._pause, self._go_on)
 
+    def leave(self) -> None:
+        """Hang up, whatever goes on; nobody asks for the answer any more."""
+        if self.done.done():
+            self.done.cancelled() or self.done.exception()  # it has been looked at
+        self.close()
+
     def _go_on(self) -> None:
         if self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
@@ -271,8 +277,7 @@ async def send(
         why = "cut"
     finally:
         traffic.connected -= 1
-        if talk.transport is not None:
-            talk.transport.abort()
+        talk.leave()
     ended = perf_counter()
     reply = (
         Reply(0, talk.received.decode("utf-8", "replace"), why=why) if answer is None else read(answer, ask)

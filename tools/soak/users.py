@@ -308,8 +308,7 @@ class User:
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(talk.done, self._chance.uniform(0.1, most))
         self._traffic.connected -= 1
-        if talk.transport is not None:
-            talk.transport.abort()
+        talk.leave()
 
     def _note(self, kind: str) -> None:
         self._traffic.of(kind).statuses["left"] += 1
