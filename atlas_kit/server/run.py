@@ -36,7 +36,8 @@ def serve(config: ServerConfig, service: Service | None = None) -> None:
     Raises
     ------
     AtlasError
-        The model cannot be loaded, the port is taken, or the memory could not be kept where it should be.
+        The model cannot be loaded, the port is taken, or the memory could not be kept where it should be, which is
+        known at the start or at the end.
     """
     try:
         import uvicorn
@@ -51,6 +52,10 @@ def serve(config: ServerConfig, service: Service | None = None) -> None:
             one = _listening(host, port, beside_others=len(config.hosts) > 1)
             listeners.append(opened.enter_context(one))
         asyncio.run(_Life(service, uvicorn, listeners).whole())
+    if service.unsaved:  # whoever watches the process should not take this for a good end
+        raise FileAccessError(
+            "the server has ended, and what it learned since it last saved is lost", hint="Its log says why."
+        )
 
 
 class _Life:
