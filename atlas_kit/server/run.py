@@ -37,7 +37,8 @@ def serve(config: ServerConfig, service: Service | None = None) -> None:
     Raises
     ------
     AtlasError
-        The model cannot be loaded, the port is taken, or the memory could not be kept where it should be.
+        The model cannot be loaded, the port is taken, or the memory could not be kept where it should be, which is
+        known at the start or at the end.
     """
     try:
         import uvicorn
@@ -52,6 +53,10 @@ def serve(config: ServerConfig, service: Service | None = None) -> None:
             listeners.append(opened.enter_context(one))
         service.begin_loading()  # llama.cpp does not need Python meanwhile, which imports the rest
         asyncio.run(_Life(service, uvicorn, listeners).whole())
+    if service.unsaved:  # whoever watches the process should not take this for a good end
+        raise FileAccessError(
+            "the server has ended, and what it learned since it last saved is lost", hint="Its log says why."
+        )
 
 
 class _Life:

@@ -75,6 +75,8 @@ class Service:
         self.ready = False
         self.failed: str | None = None
         self.stopping = False
+        #: Whether something that was to outlive the server did not, as it was not saved at its end.
+        self.unsaved = False
         self.shared: SharedMemory | None = None
         self.responses = KeptResponses(most_waiting=config.max_queue)
         self._loading: Future[Engine] | None = None
@@ -192,7 +194,7 @@ class Service:
             await self.end_work()
             if self.ready:
                 self.ready = False
-                await self.save()
+                self.unsaved = not await self.save()
             with contextlib.suppress(AtlasError):
                 await self.conversations.close()
         ended = not hasattr(self, "scheduler") or await asyncio.to_thread(self.scheduler.close)

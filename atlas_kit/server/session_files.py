@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import logging
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("atlas_kit.server")
 _SUFFIX = ".atlas"
+#: Files beside that of a session while it is written: see ``storage/atomic.py``.
+_HALF = re.compile(r"\.[0-9a-f]{40}\.atlas\.([0-9a-f]{8}\.tmp|lock)")
 #: What the names of private folders begin with, and what is locked in a folder by the server that it belongs to.
 _PRIVATE, _OWNER = "atlas-sessions-", "server"
 
@@ -102,6 +105,7 @@ class SessionFiles:
             raise LockedError(
                 "another server uses this folder of sessions", path=folder, hint="Give each its own folder."
             ) from error
+        _remove_halves(folder)
 
     @property
     def folder(self) -> str:
@@ -290,6 +294,18 @@ class SessionFiles:
         if self._private and self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
         self._held.close()
+
+
+def _remove_halves(folder: str) -> None:
+    """Remove what a server left that was killed while it wrote: a session that nobody uses again is written by nobody.
+
+    Only names that files of sessions have meanwhile; whoever holds the folder's lock is the only one who writes them.
+    """
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _HALF.fullmatch(entry.name):
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
 
 
 def make_private(folder: str) -> bool:
