@@ -233,12 +233,14 @@ class AtlasSession:
         told: Callable[[Array], None] | None = None,
         listen: Listener | None = None,
         expected: Expected | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> Work[None]:
         """Read tokens in steps.
 
         ``told`` gets the log-probabilities (n, 2) of those that could be scored. ``listen`` gets what a memory would:
         hidden (n, n_embd), logits (n, n_vocab), the tokens (n,) and those that followed (n,). ``expected`` gets, for
         each token that could be scored, its number and the log-probabilities (n_vocab,) of all that could have come.
+        ``progress`` gets after each step how many tokens are read.
         """
         yield from self.catching_up()
         at, self._listen, self._expected = 0, listen, expected
@@ -263,6 +265,8 @@ class AtlasSession:
                     raise
                 if told is not None and len(logprob):
                     told(logprob)
+                if progress is not None:
+                    progress(at)
         finally:
             self._listen = self._expected = None
 

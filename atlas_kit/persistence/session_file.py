@@ -247,6 +247,8 @@ def drop_context(path: StrPath) -> None:
     AtlasError
         The file cannot be read or written; it stays as it was.
     """
+    from atlas_kit.formats.atlas import MemoryFile
+
     with MemoryFile.edit(path) as file:
         if file.remove(CONTEXT):
             file.save()  # whole, or it would keep its size

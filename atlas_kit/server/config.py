@@ -134,7 +134,7 @@ class ServerConfig:
     n_ctx: int = _row(
         0,
         int,
-        "Tokens of context, all slots together; 0: as trained, at most 4096 for each.",
+        "Tokens of context, which the slots share evenly; 0: as trained, at most 4096 for each.",
         "c",
         "ctx-size",
         "n-ctx",
@@ -196,9 +196,9 @@ class ServerConfig:
     chat_template: str | None = _row(
         None,
         str,
-        "A Jinja chat template instead of the model's own.",
+        "A Jinja chat template instead of the model's own, or the name of one of llama.cpp's, such as chatml.",
         "chat-template",
-        metavar="JINJA",
+        metavar="JINJA|NAME",
         variables=("LLAMA_ARG_CHAT_TEMPLATE",),
         group="Model",
     )
@@ -209,6 +209,15 @@ class ServerConfig:
         "chat-template-file",
         metavar="FILE",
         variables=("LLAMA_ARG_CHAT_TEMPLATE_FILE",),
+        group="Model",
+    )
+    chat_template_kwargs: str | None = _row(
+        None,
+        str,
+        "What the chat template is given beside, as a JSON object; a request's own goes before it.",
+        "chat-template-kwargs",
+        metavar="JSON",
+        variables=("LLAMA_ARG_CHAT_TEMPLATE_KWARGS",),
         group="Model",
     )
     jinja: bool = _row(
@@ -223,7 +232,7 @@ class ServerConfig:
     reasoning: str = _row(
         "auto",
         str,
-        "Whether a model that can think does so where a request does not say; auto: as its template has it.",
+        "Whether a model that can think does so where a request does not say; auto: it does.",
         "reasoning",
         "rea",
         choices=("on", "off", "auto"),
@@ -233,7 +242,7 @@ class ServerConfig:
     verbose: bool = _row(
         False,
         bool,
-        "Accepted for llama-server's sake: the log tells of each request.",
+        "Let answers tell the prompt as the model read it, as __verbose.",
         "verbose",
         off=("no-verbose",),
         variables=("ATLAS_VERBOSE",),
@@ -290,10 +299,28 @@ class ServerConfig:
     kv_unified: bool = _row(
         False,
         bool,
-        "Accepted for llama-server's sake: every slot has a context of its own.",
+        "Let one request have all of the context, which takes as many times the memory as there are slots.",
         "kv-unified",
         off=("no-kv-unified",),
         variables=("LLAMA_ARG_KV_UNIFIED",),
+        group="Model",
+    )
+    embedding: bool = _row(
+        True,
+        bool,
+        "Accepted for llama-server's sake: /v1/embeddings is always there, beside all else.",
+        "embedding",
+        "embeddings",
+        variables=("LLAMA_ARG_EMBEDDINGS",),
+        group="Model",
+    )
+    pooling: str | None = _row(
+        None,
+        str,
+        "How a text's final states become its vector (none: one for each token), instead of as the model's file says.",
+        "pooling",
+        choices=("none", "mean", "cls", "last"),
+        variables=("LLAMA_ARG_POOLING",),
         group="Model",
     )
     n_predict: int = _row(
@@ -461,6 +488,17 @@ class ServerConfig:
         metavar="ORIGIN",
         many=True,
         variables=("LLAMA_ARG_CORS_ORIGINS", "ATLAS_CORS_ORIGIN"),
+        group="Network",
+    )
+    sse_ping_interval: int = _row(
+        30,
+        int,
+        "Seconds after which a stream that has not begun sends a sign of life; 0 or -1: none.",
+        "sse-ping-interval",
+        metavar="N",
+        least=-1,
+        most=1 << 31,
+        variables=("LLAMA_ARG_SSE_PING_INTERVAL",),
         group="Network",
     )
     max_body: int = _row(
@@ -746,6 +784,7 @@ class ServerConfig:
     def __post_init__(self) -> None:
         for row in table():
             object.__setattr__(self, row.name, row.check(getattr(self, row.name)))
+        _object(self.chat_template_kwargs)
 
     @property
     def remembers(self) -> bool:
@@ -779,6 +818,18 @@ class ServerConfig:
         """How tokens are chosen where a request does not say: settings of ``Sampling``."""
         found = {name: getattr(self, name) for name in SAMPLING}
         return {**found, "seed": None if self.seed == -1 else self.seed}
+
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """What the chat template is given where a request does not say."""
+        return {"enable_thinking": self.reasoning != "off", **_object(self.chat_template_kwargs)}
+
+    @property
+    def n_ctx_slot(self) -> int:
+        """Tokens of context of one slot; 0: as many as the model was trained with, within limits."""
+        if not self.n_ctx or self.kv_unified:
+            return self.n_ctx
+        return max(1, self.n_ctx // self.n_parallel)
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -827,6 +878,26 @@ class ServerConfig:
                     found[row.name] = value.split(",") if row.many else value
         found.update({name: value for name, value in options.items() if value is not None})
         return cls(**found)
+
+
+def _object(text: str | None) -> dict[str, Any]:
+    """Return what the chat template is given, as it was written.
+
+    Raises
+    ------
+    InvalidParamError
+        It is no JSON object.
+    """
+    try:
+        found = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InvalidParamError(
+            "chat_template_kwargs is no JSON object", key="chat_template_kwargs",
+            hint='Write it as {"enable_thinking": false}.',
+        )  # fmt: skip
+    return found
 
 
 _TABLE: list[Row] = []

@@ -23,6 +23,7 @@ from atlas_kit.server import logs
 from atlas_kit.server.conversation import Conversation
 from atlas_kit.server.conversations import Conversations
 from atlas_kit.server.dialogue import transcript
+from atlas_kit.server.embedding import TextForm, text_form
 from atlas_kit.server.generation import Generating, Generation, checked_session_id
 from atlas_kit.server.kept_responses import KeptResponses
 from atlas_kit.server.keys import SHARED, Key
@@ -63,6 +64,7 @@ class Service:
     conversations: Conversations
     settings: AtlasSettings
     template: ChatTemplate
+    text_form: TextForm
     files: SessionFiles
 
     def __init__(
@@ -121,6 +123,7 @@ class Service:
             log.info("%s", note)
         self.template = await asyncio.to_thread(self._chat_template)
         self.settings = await asyncio.to_thread(_settings, self.config, self.engine)
+        self.text_form = await asyncio.to_thread(text_form, self.engine.info.path, self.config.pooling)
         self.files = await asyncio.to_thread(self._session_files)
         self.responses = await asyncio.to_thread(self._kept_responses)
         if self.config.persists:
@@ -261,8 +264,7 @@ class Service:
             log.info("the model has no chat template: conversations are read as a transcript")
             return transcript(self.engine)
         try:
-            thinking = {"auto": {}, "on": {"enable_thinking": True}, "off": {"enable_thinking": False}}
-            return ChatTemplate(self.engine, source, thinking[self.config.reasoning])
+            return ChatTemplate(self.engine, source, self.config.template_variables)
         except AtlasError as error:
             if source is not None:
                 raise
@@ -500,7 +502,7 @@ def load_engine(config: ServerConfig) -> Engine:
     if not config.model:
         raise InvalidParamError("no model is named", key="model", hint="Name a GGUF file.")
     options: dict[str, Any] = {
-        "n_ctx": None if not config.n_ctx else max(1, config.n_ctx // config.n_parallel),
+        "n_ctx": config.n_ctx_slot or None,
         "n_sequences": config.n_parallel,
         "n_gpu_layers": config.n_gpu_layers,
         "n_threads": config.n_threads,

@@ -430,7 +430,7 @@ def test_pages_of_this_machine_may_ask(serve: Server):
         assert (answer.status_code, found) == (200, origin if allowed else None)
 
 
-@pytest.mark.parametrize(("reasoning", "text"), [("on", "yes"), ("off", "no"), ("auto", "as ever")])
+@pytest.mark.parametrize(("reasoning", "text"), [("on", "yes"), ("off", "no"), ("auto", "yes")])
 def test_whether_a_model_thinks_is_for_the_server_to_say(reasoning, text, serve: Server):
     template = (
         "{{ messages[0].content }}{% if enable_thinking is defined %}{{ 'yes' if enable_thinking else 'no' }}"

@@ -23,6 +23,7 @@ from atlas_kit.server.generation import Generation, Outcome, checked_session_id
 from atlas_kit.server.json_response import JsonResponse
 from atlas_kit.server.kept_responses import Kept
 from atlas_kit.server.logprobs import Released, chat_logprobs
+from atlas_kit.server.native_answer import told_progress
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.response_items import Output, chat_messages, chat_tools, listed, page, said, text_format
 from atlas_kit.server.routes.common import (
@@ -185,6 +186,9 @@ class _Answer:
             released, piece = Released(self._service.engine.piece), self._service.engine.piece
             async with contextlib.aclosing(talk.parts()) as groups:
                 async for tokens, parts in groups:
+                    for now_read in self._run.progress():
+                        more = {"response": empty, "prompt_progress": told_progress(now_read)}
+                        yield {"type": "response.in_progress", **more}
                     out = chat_logprobs(released.add(tokens), piece) if self._logprobs else []
                     for one in self._output.add(parts, out):
                         if self._asked.timings_per_token and one["type"].endswith(".delta"):
@@ -277,6 +281,7 @@ class _Answer:
             settings_in(atlas),
             "responses",
             around=found.budget(service.engine, asked.thinking_budget),
+            progress=bool(asked.stream and asked.return_progress),
         )
         self._run = service.generate(self._namespace, atlas, generation, goes_on=self._goes_on(atlas))
         return self._run
