@@ -57,7 +57,7 @@ def create_app(service: Service) -> FastAPI:
         from starlette.responses import Response
     except ImportError as error:
         raise MissingExtraError("the server", "serve") from error
-    from atlas_kit.server.asgi import Gate, Keys
+    from atlas_kit.server.asgi import Gate, Keys, asks_anthropic
     from atlas_kit.server.json_response import JsonResponse
     from atlas_kit.server.routes.page import offer_files
     from atlas_kit.server.schemas_errors import documented
@@ -77,8 +77,7 @@ def create_app(service: Service) -> FastAPI:
     offer_files(app)
 
     def answer(problem: ApiError, request: Request) -> Response:
-        messages = request.url.path.startswith("/v1/messages")
-        body = problem.anthropic() if messages else problem.openai()
+        body = problem.anthropic() if asks_anthropic(request.scope) else problem.openai()
         return JsonResponse(body, problem.status, problem.headers)
 
     @app.exception_handler(ApiError)
