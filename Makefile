@@ -58,7 +58,7 @@ serve: $(VENV)/.serve
 	@mkdir -p build/memories
 	$(BIN)/atlas-tool serve -m $(MODEL) --atlas-memory-persist --atlas-memory-dir build/memories $(SERVE)
 
-test: $(VENV)/.dev lint
+test: $(VENV)/.dev lint clients
 	$(BIN)/python -m pytest -n $(JOBS)
 
 quick: $(VENV)/.check
@@ -103,6 +103,12 @@ experiments: $(VENV)/.dev
 fuzz: $(VENV)/.dev
 	@status=0; $(BIN)/python tools/fuzz.py --seconds $(FUZZ_SECONDS) || status=1; \
 	$(BIN)/python -m pytest -n $(JOBS) -m "hypothesis and not browser" --hypothesis-profile=explore || status=1; exit $$status
+
+# Other people's clients, for tests/server/test_clients.py. It looks itself at what is there, and never fails: what
+# cannot be installed is not tested.
+.PHONY: clients
+clients: $(VENV)/.dev
+	@$(BIN)/python tools/clients.py
 
 dist: $(VENV)/.check
 	$(BIN)/python tools/dist.py
