@@ -74,7 +74,7 @@ def begun_app(service: Service) -> tuple[FastAPI, Callable[[], None]]:
             from starlette.responses import Response
     except ImportError as error:
         raise MissingExtraError("the server", "serve") from error
-    from atlas_kit.server.asgi import Gate, Keys
+    from atlas_kit.server.asgi import Gate, Keys, asks_anthropic
     from atlas_kit.server.cors import Cors
     from atlas_kit.server.json_response import JsonResponse
 
@@ -99,8 +99,7 @@ def begun_app(service: Service) -> tuple[FastAPI, Callable[[], None]]:
                 offer_files(app)
 
     def answer(problem: ApiError, request: Request) -> Response:
-        messages = request.url.path.startswith("/v1/messages")
-        body = problem.anthropic() if messages else problem.openai()
+        body = problem.anthropic() if asks_anthropic(request.scope) else problem.openai()
         return JsonResponse(body, problem.status, problem.headers)
 
     @app.exception_handler(ApiError)

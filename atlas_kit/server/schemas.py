@@ -68,7 +68,9 @@ class StreamOptions(Open):
 class Generate(SamplingOptions):
     """What all requests for a text share."""
 
-    model: str | None = Field(None, description="Ignored: a server has one model.")
+    model: str | None = Field(
+        None, description="A server has one model: of its names, the answer has this one."
+    )
     max_tokens: int | None = Field(
         None,
         ge=-1,
@@ -151,7 +153,7 @@ class CompletionRequest(Generate):
     suffix: str | None = Field(None, description="The text behind the answer, where the model can fill in.")
     best_of: int | None = Field(
         None,
-        ge=1,
+        ge=0,
         le=16,
         description="Generate so many answers and give the n whose tokens were likeliest, by their mean.",
     )

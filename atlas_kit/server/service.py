@@ -327,6 +327,10 @@ class Service:
         given = (self.config.alias or "").split(",")
         return tuple(sorted({name.strip() for name in given if name.strip()}))
 
+    def name_for(self, asked: str | None) -> str:
+        """Return what the model is called in the answer to a request: as it was asked for, if that is its name."""
+        return asked if asked in self.aliases else self.model_name
+
     def conversation(
         self, namespace: str, atlas: Mapping[str, Any], tokens: Sequence[int], slot: int | None = None
     ) -> Conversation:

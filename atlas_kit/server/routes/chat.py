@@ -287,7 +287,7 @@ class _Answer:
             "id": self._id,
             "object": kind,
             "created": self._created,
-            "model": self._service.model_name,
+            "model": self._service.name_for(self._asked.model),
             "system_fingerprint": FINGERPRINT,
             "choices": choices,
             **more,

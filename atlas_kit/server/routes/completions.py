@@ -68,7 +68,7 @@ class _Answer:
         atlas = asked.atlas.chosen() if asked.atlas is not None else {}
         self._count = asked.n or asked.n_cmpl or 1
         made = max(self._count, asked.best_of or 1)
-        if asked.best_of is not None and asked.best_of < self._count:
+        if asked.best_of and asked.best_of < self._count:
             raise ApiError(400, "best_of must not be less than n.", param="best_of")
         if asked.stream and made > self._count:
             raise ApiError(400, "The best of several answers cannot be streamed.", param="best_of")
@@ -242,7 +242,7 @@ class _Answer:
             "id": self._id,
             "object": "text_completion",
             "created": self._created,
-            "model": self._service.model_name,
+            "model": self._service.name_for(self._asked.model),
             "system_fingerprint": FINGERPRINT,
             "choices": choices,
             **more,

@@ -343,7 +343,7 @@ class _Answer:
             "instructions": asked.instructions,
             "max_output_tokens": asked.max_output_tokens,
             "max_tool_calls": None,
-            "model": self._service.model_name,
+            "model": self._service.name_for(asked.model),
             "output": output,
             "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "previous_response_id": asked.previous_response_id,
