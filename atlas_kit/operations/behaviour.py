@@ -19,10 +19,11 @@ import numpy as np
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.engine import Engine
+from atlas_kit.llama.reading import Reading, most_likely, summarize
 from atlas_kit.llama.session import AtlasSession
 from atlas_kit.llama.session_states import token_memory
 from atlas_kit.llama.steps import scores
-from atlas_kit.llama.token_memory import Reading, TokenMemory, most_likely, summarize
+from atlas_kit.llama.token_memory import TokenMemory
 from atlas_kit.memory import MemoryState
 from atlas_kit.persistence.session_file import about_session, read_session_state
 from atlas_kit.storage.given import name_of
