@@ -148,7 +148,7 @@ $(VENV)/.serve: pyproject.toml | ready $(VENV)/.llama
 
 $(VENV)/.lab: pyproject.toml $(EXTENSION) | ready $(VENV)/.llama
 	@echo "Installing atlas_kit and JupyterLab into $(VENV) (about a minute, once)"
-	@$(PIP) install -e '.[encryption,notebook]'
+	@$(PIP) install -e '.[encryption,notebook,serve]'
 	@touch $@ $(VENV)/.demo
 
 # The tools that check it, without llama.cpp: nothing is compiled.
