@@ -25,6 +25,7 @@ from atlas_kit.errors import ClosedError, InvalidParamError, ModelError
 from atlas_kit.llama import arguments, memory_choice, session_states
 from atlas_kit.llama.engine import Engine, Feed, Outputs
 from atlas_kit.llama.loading import open_engine
+from atlas_kit.llama.reading import Reading
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.steps import (
     Expected,
@@ -42,7 +43,7 @@ from atlas_kit.llama.steps import (
     scores,
 )
 from atlas_kit.llama.text_stream import TextStream
-from atlas_kit.llama.token_memory import Reading, TokenMemory
+from atlas_kit.llama.token_memory import TokenMemory
 from atlas_kit.persistence.session_file import about_session, read_session_state, write_session_state
 from atlas_kit.persistence.session_state import SessionState
 from atlas_kit.settings.atlas_settings import AtlasSettings
@@ -63,6 +64,11 @@ class _LastOutput:
     place: tuple[int, int] | None  # in the engine's batch, and in which decode that was
     token: int  # the token itself
     reading: Reading | None = None
+
+    def keep(self) -> None:
+        """Copy what the engine's next decode overwrites."""
+        self.logits = self.logits.copy()
+        self.hidden = None if self.hidden is None else self.hidden.copy()
 
 
 def last_output_of(output: Mapping[str, Array], token: int) -> _LastOutput:
@@ -299,9 +305,16 @@ class AtlasSession:
         return logprob
 
     def _output_at(self, outputs: Outputs, index: int, token: int) -> _LastOutput:
-        """Keep the last row of some outputs: copies, because the engine's next decode overwrites them."""
-        hidden = None if outputs.hidden is None else outputs.hidden[-1:].copy()
-        return _LastOutput(hidden, outputs.logits[-1:].copy(), (index, self.engine.decodes), token)
+        """Keep the last row of some outputs: copies, because the engine's next decode overwrites them.
+
+        Who decodes for several (batch.py) lets a text go on before that; without a memory, which keeps what it reads,
+        it is copied when the text ends.
+        """
+        hidden = None if outputs.hidden is None else outputs.hidden[-1:]
+        found = _LastOutput(hidden, outputs.logits[-1:], (index, self.engine.decodes), token)
+        if self._said is None or not self.puts_off or self.memory is not None:
+            found.keep()
+        return found
 
     def _learn_rows(self, hidden: Array, logits: Array, tokens: Array, following: Array) -> Array:
         """Read and learn rows whose next tokens are known; return their log-probabilities (n, 2)."""
@@ -589,6 +602,8 @@ class AtlasSession:
             return Finish(reason, text.found)
         finally:
             sampler.close()
+            if self._last_output is not None and self.puts_off:
+                self._last_output.keep()
             self._counts.tokens_generated += count
             self._counts.seconds_generating += time.perf_counter() - started if count else 0.0
 
@@ -862,8 +877,9 @@ def _ratio(count: int, seconds: float) -> float | None:
 @contextlib.contextmanager
 def interrupts_put_off() -> Iterator[None]:
     """Let Ctrl-C wait until the block ends: a memory that has taken in half a step would be good for nothing."""
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if main else None
+    if not callable(handler):
         yield
         return
     asked: list[tuple[int, Any]] = []

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.llama.engine import Feed, Outputs
-from atlas_kit.llama.token_memory import Reading, most_likely
+from atlas_kit.llama.reading import Reading, most_likely
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """A generated token.
 
     ``text`` is what it completes: nothing while a character, or what may become a stop string, is unfinished.

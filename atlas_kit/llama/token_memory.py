@@ -23,8 +23,9 @@ import numpy as np
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError, ModelError
 from atlas_kit.llama.output_matrix import OutputRows
+from atlas_kit.llama.reading import NO_SLOTS, Reading, Slots, find, summarize
 from atlas_kit.memory import Memory, MemoryConfig, MemoryState, Readout, gate_features, match_lengths
-from atlas_kit.memory.backend import choose, namespace, to_host
+from atlas_kit.memory.backend import choose, namespace, quiet, to_host
 from atlas_kit.memory.ranking import Ranked
 from atlas_kit.settings.atlas_settings import ADAPTIVE, GATE_FEATURES, AtlasSettings
 
@@ -47,22 +48,6 @@ _FIXED = (
     "features", "module", "window_size", "omega_window", "chunk_size", "window_dtype", "gate", "ranking",
     "warmup_tokens",
 )  # fmt: skip
-
-
-class Slots:
-    """What the window holds: unit keys (slots, d_key) on the device, tokens that followed (slots,), oldest first."""
-
-    def __init__(self, keys: Array, tokens: Array) -> None:
-        self.keys, self.tokens = keys, tokens
-
-    @functools.cached_property
-    def distinct(self) -> tuple[Array, Array]:
-        """The tokens that occur, ascending, and for each slot which of them it holds."""
-        seen, place = np.unique(self.tokens, return_inverse=True)
-        return seen, place.reshape(-1)
-
-
-_NO_SLOTS = Slots(np.empty((0, 0), np.float32), np.empty(0, np.int64))
 
 
 class _NoReadout:
@@ -102,109 +87,6 @@ class _Window:
         self._end += count
         held = slice(max(0, self._end - self._size), self._end)
         self.slots = Slots(self._keys[held], self._tokens[held])
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Reading:
-    """What model, memory and window expect after each of ``n`` tokens.
-
-    Attributes
-    ----------
-    hidden, lse, top
-        (n, n_embd), (n,) in nats, (n, K): state, log-sum-exp of the logits, most likely tokens.
-    logits
-        (n, n_vocab) as the model gave them.
-    tokens, own, corrected
-        (U,) ascending, (n, U), (n, U): the candidates, their logits, and these behind the memory.
-    log_z
-        (n,): log-sum-exp of all logits behind the memory.
-    slots, window
-        What the window holds, and how its slots rank for each token.
-    weights
-        (n, 3): how much model, memory and window count; they sum to 1.
-    features
-        (n, 5): what the gate looks at.
-    """
-
-    hidden: Array
-    lse: Array
-    top: Array
-    logits: Array
-    tokens: Array
-    own: Array
-    corrected: Array
-    log_z: Array
-    slots: Slots
-    window: Ranked
-    weights: Array
-    features: Array
-
-    def __len__(self) -> int:
-        return len(self.lse)
-
-    def log_probabilities(self, row: int = 0) -> Array:
-        """Return the blended log-probability (n_vocab,) of every token after one of the tokens."""
-        model, memory, window = self.weights[row]
-        own = self.logits[row]
-        # beside the candidates, model and memory differ by the normaliser only
-        with np.errstate(divide="ignore"):
-            model_log, memory_log = np.log((model, memory)) - (self.lse[row], self.log_z[row])
-        logp: Array = np.add(own, np.float32(np.logaddexp(model_log, memory_log)), dtype=np.float32)
-        if memory > 0:
-            before = np.exp(self.own[row] - self.lse[row])
-            behind = np.exp(self.corrected[row] - self.log_z[row])
-            before *= model
-            behind *= memory
-            before += behind
-            before += 1e-30
-            logp[self.tokens] = np.log(before, out=before)
-        if window > 0:
-            seen, place = self.slots.distinct
-            mass = np.bincount(place, self.window.weights[row], len(seen))
-            mass *= window
-            among = np.exp(logp[seen], dtype=np.float64)
-            among += mass
-            among += 1e-30
-            logp[seen] = np.log(among, out=among)
-        return logp
-
-    def probabilities_of(self, token: Array) -> Array:
-        """Return (n, 3): what the model alone, the model with the memory, and the window gave to ``token`` (n,)."""
-        return self._outcome(token, self.hits(token), *_find(self.tokens, token))
-
-    def _outcome(self, token: Array, hits: Array, place: Array, known: Array) -> Array:
-        every = np.arange(len(token))
-        own = self.logits[every, token].astype(np.float64)
-        behind = np.where(known, self.corrected[every, place], own) if len(self.tokens) else own
-        found = np.empty((len(token), 3))
-        np.exp(own - self.lse, out=found[:, 0])
-        np.exp(behind - self.log_z, out=found[:, 1])
-        found[:, 2] = (self.window.weights * hits).sum(axis=1)
-        return found
-
-    def gain(self, token: Array) -> Array:
-        """Return (n,): d log p(token) / d g, were the memory's correction g times as large, at g = 1, per nat.
-
-        ``change_token - sum_u p_u change_u`` over the candidates; out of sample, since reading comes before learning.
-        """
-        return self._gain(*_find(self.tokens, token))
-
-    def _gain(self, place: Array, known: Array) -> Array:
-        if not len(self.tokens):
-            return np.zeros(len(place))
-        with np.errstate(invalid="ignore"):
-            change = np.where(self.own > -np.inf, self.corrected - self.own, 0)  # -inf: a model rules it out
-        expected = (np.exp(self.corrected - self.log_z[:, None]) * change).sum(axis=1)
-        return np.asarray(np.where(known, change[np.arange(len(place)), place], 0) - expected)
-
-    def hits(self, token: Array) -> Array:
-        """Return (n, slots): which slots hold the token that came."""
-        return np.equal(self.slots.tokens, token[:, None])
-
-    def blended(self, probabilities: Array) -> Array:
-        """Return the blended probability (n,) from what ``probabilities_of`` gave."""
-        mixed: Array = (self.weights * probabilities).sum(axis=1)
-        return mixed
 
 
 class TokenMemory:
@@ -338,6 +220,7 @@ class TokenMemory:
         """Whether the window is asked, too."""
         return bool(self.settings.window_size) and self.memory.config.ranking is not None
 
+    @quiet
     def _corrected(
         self, hidden: Array, logits: Array, top: Array, lse: Array, y: Array
     ) -> tuple[Array, Array, Array, Array]:
@@ -365,7 +248,11 @@ class TokenMemory:
         after = np.exp(corrected.astype(np.float64) - lse[:, None])
         # the other tokens keep their logits, so their mass stays what it was
         rest = np.maximum(1 - before.sum(axis=1), 0)
-        return tokens, own, corrected, lse + np.log(rest + after.sum(axis=1))
+        log_z = lse + np.log(rest + after.sum(axis=1))
+        if not np.isfinite(log_z).all():  # steps that are far too large correct by more than exp can hold
+            corrected = np.where(np.isnan(corrected) | (corrected == np.inf), own, corrected)
+            log_z = _log_mass(corrected.astype(np.float64), lse, rest)
+        return tokens, own, corrected, log_z
 
     def _require_formula(self, hidden: Array, own: Array, tokens: Array) -> None:
         """Check once that the model's logits are what ``OutputRows`` says, or a correction would be meaningless."""
@@ -411,7 +298,7 @@ class TokenMemory:
         if ranking is None or not len(tokens):
             nothing = np.zeros(n, np.float32)
             empty = np.empty((n, 0), np.float32)
-            return _NO_SLOTS, Ranked(empty, nothing - 1, nothing, nothing, np.empty((3, n, 0), np.float32))
+            return NO_SLOTS, Ranked(empty, nothing - 1, nothing, nothing, np.empty((3, n, 0), np.float32))
         cosine = to_host(directions @ keys.T)
         match = match_lengths(self._histories(current, ranking.longest), tokens, ranking.longest)
         # the newest slot lies one token before the first that waits
@@ -424,7 +311,7 @@ class TokenMemory:
     def _slots(self) -> Slots:
         """Return what the window holds: the same for a whole step."""
         if not self.settings.window_size:
-            return _NO_SLOTS
+            return NO_SLOTS
         if self._window is None:
             self._window = _Window(self.settings.window_size, *self.memory.remembered(self.state))
         return self._window.slots
@@ -488,7 +375,7 @@ class TokenMemory:
         if len(token) > self.room:
             raise InvalidParamError(f"{len(token)} tokens do not fit into a step with room for {self.room}")
         self.watched = self.watched[:0]
-        hits, (place, known) = reading.hits(token), _find(reading.tokens, token)
+        hits, (place, known) = reading.hits(token), find(reading.tokens, token)
         probabilities = reading._outcome(token, hits, place, known)
         ranking = self.memory.config.ranking
         slope = np.empty((len(token), SLOPES))
@@ -772,58 +659,15 @@ def _memory_of(config: MemoryConfig, backend: str) -> Memory:
     return Memory(config, backend)
 
 
-def summarize(logits: Array, count: int) -> tuple[Array, Array, Array]:
-    """Return the ``count`` most likely tokens (n, count), log-sum-exp (n,) and entropy (n,) in nats.
+def _log_mass(corrected: Array, lse: Array, rest: Array) -> Array:
+    """Return log(rest e^lse + sum_u e^corrected_u), (n,), for corrections (n, U) of any size.
 
-    >>> top, lse, entropy = summarize(np.log(np.array([[1.0, 2.0, 1.0]], np.float32)), 1)
-    >>> top.tolist(), lse.round(4).tolist(), entropy.round(4).tolist()  # log 4; 1/2 log 2 + 1/2 log 4
-    ([[1]], [1.3863], [1.0397])
+    Parameters
+    ----------
+    corrected, lse, rest
+        Logits of the candidates, (n, U); the model's log-sum-exp, (n,); and its mass beside them, (n,).
     """
-    n = len(logits)
-    lse, entropy = np.empty(n), np.empty(n)
-    top = np.empty((n, count), np.int64)
-    for row in range(n):  # row by row: the temporaries then stay in the processor's cache
-        z = logits[row]
-        largest = float(z.max())
-        below = z - np.float32(largest)
-        e = np.exp(below)
-        total = float(e.sum(dtype=np.float64))
-        lse[row] = largest + math.log(total)
-        with np.errstate(invalid="ignore"):
-            mean = float(e @ below)  # never positive, so that nothing cancels however large the logits are
-        if not math.isfinite(mean):  # a model may rule tokens out: -inf times 0
-            mean = float(e @ np.where(e > 0, below, 0))
-        entropy[row] = math.log(total) - mean / total
-        if count:
-            top[row] = most_likely(z, count)
-    return top, lse, entropy
-
-
-def most_likely(z: Array, count: int) -> Array:
-    """Return the places of the ``count`` largest of z (n_vocab,), in no order; ties as they come.
-
-    Where z is long, the ``count``-th largest of the maxima of blocks bounds what can be among them, so that two
-    passes find some hundred numbers to sort instead of all.
-
-    >>> sorted(most_likely(np.array([3.0, 1.0, 2.0, 5.0]), 2).tolist())
-    [0, 3]
-    """
-    n = len(z)
-    if count >= n:
-        return np.arange(n)
-    size = n // (4 * count)
-    if size >= 8:
-        blocks = n // size
-        maxima = z[: blocks * size].reshape(blocks, size).max(axis=1)
-        bound = np.partition(maxima, blocks - count)[blocks - count]
-        places = np.flatnonzero(z >= bound)
-        return places[np.argpartition(z[places], len(places) - count)[len(places) - count :]]
-    return np.argpartition(z, n - count)[n - count :]
-
-
-def _find(ascending: Array, wanted: Array) -> tuple[Array, Array]:
-    """Return the places of ``wanted`` in ``ascending``, and which of them are there."""
-    if not len(ascending):
-        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.bool_)
-    place = np.minimum(np.searchsorted(ascending, wanted), len(ascending) - 1)
-    return place, ascending[place] == wanted
+    parts = np.concatenate((np.log(rest)[:, None], corrected - lse[:, None]), axis=1)
+    largest = parts.max(axis=1, keepdims=True)
+    found: Array = lse + largest[:, 0] + np.log(np.exp(parts - largest).sum(axis=1))
+    return found

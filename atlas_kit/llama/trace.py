@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from atlas_kit.codecs.numbers import Array
-from atlas_kit.llama.token_memory import Reading, most_likely
+from atlas_kit.llama.reading import Reading, most_likely
 
 if TYPE_CHECKING:
     from atlas_kit.llama.session import AtlasSession

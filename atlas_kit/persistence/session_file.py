@@ -25,6 +25,7 @@ from atlas_kit.persistence.snapshot import (
     MemoryDescription,
     describe_memory,
     load_memory,
+    memory_bytes,
     opened_memory,
     save_memory,
 )
@@ -55,19 +56,39 @@ def write_session_state(
     InvalidParamError
         When the state was put together by hand and could not be read back.
     """
-    runtime = _runtime(state)
-    return save_memory(
-        path,
-        state.config,
-        state.memory,
-        metadata={"runtime": runtime, **(metadata or {})},
-        model_hash=state.identity or None,
-        entries={  # None: an older one is removed
+    return save_memory(path, state.config, state.memory, **_in_file(state, metadata), **options)
+
+
+def session_state_bytes(
+    state: SessionState, *, metadata: Mapping[str, Any] | None = None, **options: Any
+) -> bytes:
+    """Return the file that `write_session_state` would make anew, without any disk.
+
+    Parameters
+    ----------
+    metadata
+        Whatever JSON can say that should stay beside it.
+    options
+        Those of ``memory_bytes``: ``optimizer``, ``window``, ``dtype``, ``codec``, ``level``.
+
+    Raises
+    ------
+    InvalidParamError
+        When the state was put together by hand and could not be read back.
+    """
+    return memory_bytes(state.config, state.memory, **_in_file(state, metadata), **options)
+
+
+def _in_file(state: SessionState, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what lies beside the memory in a file."""
+    return {
+        "metadata": {"runtime": _runtime(state), **(metadata or {})},
+        "model_hash": state.identity or None,
+        "entries": {  # None: an older one is removed
             CONTEXT: state.context if state.tokens else None,
             TEXTS: packed_texts(state.texts) if state.texts else None,
         },
-        **options,
-    )
+    }
 
 
 def _runtime(state: SessionState) -> dict[str, Any]:

@@ -31,14 +31,12 @@ ROUTES = (
     "native_text",
     "native_state",
     "atlas",
+    "memory_views",
     "metrics",
     "trace",
     "page",
     "refused",
 )
-
-#: This machine, as browsers name it.
-_LOCALHOST = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 
 
 def create_app(service: Service) -> FastAPI:
@@ -58,6 +56,7 @@ def create_app(service: Service) -> FastAPI:
     except ImportError as error:
         raise MissingExtraError("the server", "serve") from error
     from atlas_kit.server.asgi import Gate, Keys
+    from atlas_kit.server.cors import Cors
     from atlas_kit.server.json_response import JsonResponse
     from atlas_kit.server.routes.page import offer_files
     from atlas_kit.server.schemas_errors import documented
@@ -107,18 +106,9 @@ def create_app(service: Service) -> FastAPI:
         return answer(told(error), request)
 
     config = service.config
-    if config.cors:
-        from starlette.middleware.cors import CORSMiddleware
-
-        origins = [one.strip() for given in config.cors for one in given.split(",")]
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=origins,
-            allow_origin_regex=_LOCALHOST if "localhost" in origins else None,
-            allow_methods=["*"],
-            allow_headers=["*"],
-        )
-    app.add_middleware(Gate, keys=Keys(config.keys), max_body=config.max_body)
+    keys = Keys(config.keys)
+    app.add_middleware(Gate, keys=keys, max_body=config.max_body)
+    app.add_middleware(Cors, origins=config.origins, anybody=bool(keys))
     return app
 
 

@@ -367,7 +367,11 @@ def _forget(session: Any, fresh: TokenMemory) -> None:
 
 
 def forget_weights(memory: TokenMemory, fresh: TokenMemory) -> None:
-    """Let a memory's matrices be as those of a fresh one; window, gate and optimiser stay."""
+    """Let a memory's matrices be as those of a fresh one; window, gate, optimiser and counters stay.
+
+    What is seen and not learned waits for its step, so a memory that had seen much and learned nothing could be neither
+    continued nor read from a file.
+    """
     state, new = memory.pin(), fresh.state
     adaptation = {
         **state.adaptation,
@@ -377,10 +381,9 @@ def forget_weights(memory: TokenMemory, fresh: TokenMemory) -> None:
             if "log_eta" in state.adaptation
         },
     }
-    counters = {**state.counters, "learned": state.counters["learned"] * 0}
     waiting = memory.waiting()
     memory.restore(
-        dataclasses.replace(state, parameters=new.parameters, adaptation=adaptation, counters=counters),
+        dataclasses.replace(state, parameters=new.parameters, adaptation=adaptation),
         waiting,
     )
 

@@ -24,9 +24,10 @@ from atlas_kit.server.kept_responses import KeptResponses
 from atlas_kit.server.keys import SHARED, Key
 from atlas_kit.server.lifecycle import SharedMemory
 from atlas_kit.server.memories import Memories
+from atlas_kit.server.memory_views import MemoryViews
 from atlas_kit.server.metrics import Metrics, Request
 from atlas_kit.server.problems import ApiError, unavailable
-from atlas_kit.server.session_files import SessionFiles
+from atlas_kit.server.session_files import SessionFiles, make_private
 
 if TYPE_CHECKING:
     from atlas_kit.llama.chat import ChatTemplate
@@ -74,6 +75,7 @@ class Service:
         self._stop_saving = asyncio.Event()
         self.session_problem: str | None = None
         self.memories = Memories(self)
+        self.memory_views = MemoryViews(self)
 
     # --- life ------------------------------------------------------------------------------------------------
 
@@ -94,6 +96,7 @@ class Service:
         self.template = await asyncio.to_thread(self._chat_template)
         self.settings = await asyncio.to_thread(_settings, self.config, self.engine)
         self.files = await asyncio.to_thread(self._session_files)
+        self.responses = await asyncio.to_thread(self._kept_responses)
         if self.config.persists:
             self.shared = SharedMemory(self.config, self.engine, self.settings)
         self.scheduler = Scheduler(self.engine)
@@ -121,6 +124,8 @@ class Service:
         folder = self.config.atlas_memory_dir
         if folder is not None:
             try:
+                if make_private(folder):
+                    log.info("the folder of memories was made: %s", folder)
                 return SessionFiles(os.path.join(folder, "sessions"), codec)
             except LockedError:
                 raise
@@ -128,6 +133,14 @@ class Service:
                 self.session_problem = f"sessions do not outlive a restart: {error.message}"
                 log.warning("%s", self.session_problem)
         return SessionFiles(None, codec)
+
+    def _kept_responses(self) -> KeptResponses:
+        """Return where answers are that later requests go on from: in a file, where sessions outlive a restart."""
+        if not self.files.outlives:
+            return self.responses
+        from atlas_kit.server.response_file import ResponseFile
+
+        return KeptResponses(most_waiting=self.config.max_queue, file=ResponseFile(self.files.folder))
 
     async def stop(self) -> None:
         """End all work, and save what is to be kept; stopping twice is fine."""
@@ -147,6 +160,7 @@ class Service:
             await asyncio.to_thread(self.engine.close)
         if self.shared is not None:
             self.shared.close()
+        await asyncio.to_thread(self.responses.close)
         if hasattr(self, "files"):
             await asyncio.to_thread(self.files.close)
 

@@ -93,6 +93,7 @@ def _dialogue(service: Service, asked: ChatRequest) -> Dialogue:
             variables=_variables(asked),
             reasoning_format=asked.reasoning_format,
             generation_prompt=goes_on,
+            own_grammar=bool(asked.grammar),
         ),
     )
 

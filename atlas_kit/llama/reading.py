@@ -1,0 +1,195 @@
+"""What model, memory and window expect after a token, and the arithmetic on a model's logits that it takes.
+
+Knows nothing of states, engines or sessions: ``token_memory.py`` makes readings, and learns from them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+
+from atlas_kit.codecs.numbers import Array
+from atlas_kit.memory.ranking import Ranked
+
+
+class Slots:
+    """What the window holds: unit keys (slots, d_key) on the device, tokens that followed (slots,), oldest first."""
+
+    def __init__(self, keys: Array, tokens: Array) -> None:
+        self.keys, self.tokens = keys, tokens
+
+    @functools.cached_property
+    def distinct(self) -> tuple[Array, Array]:
+        """The tokens that occur, ascending, and for each slot which of them it holds."""
+        seen, place = np.unique(self.tokens, return_inverse=True)
+        return seen, place.reshape(-1)
+
+
+NO_SLOTS = Slots(np.empty((0, 0), np.float32), np.empty(0, np.int64))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reading:
+    """What model, memory and window expect after each of ``n`` tokens.
+
+    Attributes
+    ----------
+    hidden, lse, top
+        (n, n_embd), (n,) in nats, (n, K): state, log-sum-exp of the logits, most likely tokens.
+    logits
+        (n, n_vocab) as the model gave them.
+    tokens, own, corrected
+        (U,) ascending, (n, U), (n, U): the candidates, their logits, and these behind the memory.
+    log_z
+        (n,): log-sum-exp of all logits behind the memory.
+    slots, window
+        What the window holds, and how its slots rank for each token.
+    weights
+        (n, 3): how much model, memory and window count; they sum to 1.
+    features
+        (n, 5): what the gate looks at.
+    """
+
+    hidden: Array
+    lse: Array
+    top: Array
+    logits: Array
+    tokens: Array
+    own: Array
+    corrected: Array
+    log_z: Array
+    slots: Slots
+    window: Ranked
+    weights: Array
+    features: Array
+
+    def __len__(self) -> int:
+        return len(self.lse)
+
+    def log_probabilities(self, row: int = 0) -> Array:
+        """Return the blended log-probability (n_vocab,) of every token after one of the tokens."""
+        model, memory, window = self.weights[row]
+        own = self.logits[row]
+        # beside the candidates, model and memory differ by the normaliser only
+        with np.errstate(divide="ignore"):
+            model_log, memory_log = np.log((model, memory)) - (self.lse[row], self.log_z[row])
+        logp: Array = np.add(own, np.float32(np.logaddexp(model_log, memory_log)), dtype=np.float32)
+        if memory > 0:
+            before = np.exp(self.own[row] - self.lse[row])
+            behind = np.exp(self.corrected[row] - self.log_z[row])
+            before *= model
+            behind *= memory
+            before += behind
+            before += 1e-30
+            logp[self.tokens] = np.log(before, out=before)
+        if window > 0:
+            seen, place = self.slots.distinct
+            mass = np.bincount(place, self.window.weights[row], len(seen))
+            mass *= window
+            among = np.exp(logp[seen], dtype=np.float64)
+            among += mass
+            among += 1e-30
+            logp[seen] = np.log(among, out=among)
+        return logp
+
+    def probabilities_of(self, token: Array) -> Array:
+        """Return (n, 3): what the model alone, the model with the memory, and the window gave to ``token`` (n,)."""
+        return self._outcome(token, self.hits(token), *find(self.tokens, token))
+
+    def _outcome(self, token: Array, hits: Array, place: Array, known: Array) -> Array:
+        every = np.arange(len(token))
+        own = self.logits[every, token].astype(np.float64)
+        behind = np.where(known, self.corrected[every, place], own) if len(self.tokens) else own
+        found = np.empty((len(token), 3))
+        np.exp(own - self.lse, out=found[:, 0])
+        np.exp(behind - self.log_z, out=found[:, 1])
+        found[:, 2] = (self.window.weights * hits).sum(axis=1)
+        return found
+
+    def gain(self, token: Array) -> Array:
+        """Return (n,): d log p(token) / d g, were the memory's correction g times as large, at g = 1, per nat.
+
+        ``change_token - sum_u p_u change_u`` over the candidates; out of sample, since reading comes before learning.
+        """
+        return self._gain(*find(self.tokens, token))
+
+    def _gain(self, place: Array, known: Array) -> Array:
+        if not len(self.tokens):
+            return np.zeros(len(place))
+        with np.errstate(invalid="ignore"):
+            change = np.where(self.own > -np.inf, self.corrected - self.own, 0)  # -inf: a model rules it out
+        expected = (np.exp(self.corrected - self.log_z[:, None]) * change).sum(axis=1)
+        return np.asarray(np.where(known, change[np.arange(len(place)), place], 0) - expected)
+
+    def hits(self, token: Array) -> Array:
+        """Return (n, slots): which slots hold the token that came."""
+        return np.equal(self.slots.tokens, token[:, None])
+
+    def blended(self, probabilities: Array) -> Array:
+        """Return the blended probability (n,) from what ``probabilities_of`` gave."""
+        mixed: Array = (self.weights * probabilities).sum(axis=1)
+        return mixed
+
+
+def summarize(logits: Array, count: int) -> tuple[Array, Array, Array]:
+    """Return the ``count`` most likely tokens (n, count), log-sum-exp (n,) and entropy (n,) in nats.
+
+    >>> top, lse, entropy = summarize(np.log(np.array([[1.0, 2.0, 1.0]], np.float32)), 1)
+    >>> top.tolist(), lse.round(4).tolist(), entropy.round(4).tolist()  # log 4; 1/2 log 2 + 1/2 log 4
+    ([[1]], [1.3863], [1.0397])
+    """
+    n = len(logits)
+    lse, entropy = np.empty(n), np.empty(n)
+    top = np.empty((n, count), np.int64)
+    with np.errstate(invalid="ignore"):
+        for row in range(n):  # row by row: the temporaries then stay in the processor's cache
+            z = logits[row]
+            largest = np.maximum.reduce(z)
+            below = z - largest
+            e = np.exp(below)
+            total = float(np.add.reduce(e, dtype=np.float64))
+            lse[row] = float(largest) + math.log(total)
+            # never positive, so that nothing cancels however large the logits are
+            mean = float(e @ below)
+            if not math.isfinite(mean):  # a model may rule tokens out: -inf times 0
+                mean = float(e @ np.where(e > 0, below, 0))
+            entropy[row] = math.log(total) - mean / total
+            if count:
+                top[row] = most_likely(z, count)
+    return top, lse, entropy
+
+
+def most_likely(z: Array, count: int) -> Array:
+    """Return the places of the ``count`` largest of z (n_vocab,), in no order; ties as they come.
+
+    Where z is long, the ``count``-th largest of the maxima of blocks bounds what can be among them, so that two
+    passes find some hundred numbers to sort instead of all.
+
+    >>> sorted(most_likely(np.array([3.0, 1.0, 2.0, 5.0]), 2).tolist())
+    [0, 3]
+    """
+    n = len(z)
+    if count >= n:
+        return np.arange(n)
+    size = n // (4 * count)
+    if size >= 8:
+        blocks = n // size
+        # of numbers that lie apart, so that the maxima of all blocks are taken side by side
+        maxima = np.maximum.reduce(z[: blocks * size].reshape(size, blocks), axis=0)
+        maxima.partition(blocks - count)
+        places = (z >= maxima[blocks - count]).nonzero()[0]
+        if len(places) >= count:  # fewer only where some are no numbers
+            first = len(places) - count
+            return np.asarray(places[np.argpartition(z[places], first)[first:]])
+    return np.argpartition(z, n - count)[n - count :]
+
+
+def find(ascending: Array, wanted: Array) -> tuple[Array, Array]:
+    """Return the places of ``wanted`` in ``ascending``, and which of them are there."""
+    if not len(ascending):
+        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.bool_)
+    place = np.minimum(np.searchsorted(ascending, wanted), len(ascending) - 1)
+    return place, ascending[place] == wanted
