@@ -78,7 +78,10 @@ class SessionFiles:
             if self._folder is None:
                 try:
                     self._folder = self._made()
-                except (FileAccessError, LockedError):  # another server that starts took it for abandoned before it was locked
+                except (
+                    FileAccessError,
+                    LockedError,
+                ):  # another server that starts took it for abandoned before it was locked
                     self._folder = self._made()
             return self._folder
 

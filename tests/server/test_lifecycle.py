@@ -158,11 +158,16 @@ def test_whatever_a_file_does_to_its_reader_the_server_starts(
     assert ask(server)["usage"]["completion_tokens"] == 2
 
 
-def test_two_servers_never_keep_one_file(serve: Server, kept: Path) -> None:
+@pytest.mark.parametrize("name", ["itself", "a link"])
+def test_two_servers_never_keep_one_file(name: str, serve: Server, kept: Path) -> None:
     serve(atlas_memory_file=str(kept))
+    other = kept
+    if name == "a link":
+        other = kept.with_name("other.atlas")
+        other.symlink_to(kept)
 
     async def second() -> None:
-        service = make_service(atlas_memory_file=str(kept))
+        service = make_service(atlas_memory_file=str(other))
         try:
             await service.start()
         finally:
