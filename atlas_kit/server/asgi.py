@@ -31,14 +31,14 @@ class Keys:
     """API keys, of which only hashes are kept; a wrong one takes as long to check as a right one."""
 
     def __init__(self, keys: Iterable[str]) -> None:
-        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+        self._digests = [hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest() for key in keys]
 
     def __bool__(self) -> bool:
         return bool(self._digests)
 
     def namespace(self, given: str | None) -> str | None:
         """Return the namespace of a key, 16 hexadecimal digits; None where it is wrong."""
-        digest = hashlib.sha256((given or "").encode("utf-8", "surrogateescape")).digest()
+        digest = hashlib.sha256((given or "").encode("utf-8", "surrogatepass")).digest()
         right = False
         for one in self._digests:  # all of them, whichever is right
             right |= secrets.compare_digest(one, digest)
