@@ -80,9 +80,9 @@ class Row:
 
 
 def _scalar(value: Any, kind: type) -> Any:
-    """Return a text or a number; what is neither, or would lose its fraction, is a ``ValueError``."""
+    """Return a text or a number; what is neither, or would lose its fraction, is an error."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float, os.PathLike)):
-        raise ValueError
+        raise TypeError
     found = os.fspath(value) if isinstance(value, os.PathLike) else kind(value)
     if (kind is int and isinstance(value, float) and found != value) or (kind is str and "\0" in found):
         raise ValueError

@@ -31,7 +31,7 @@ SAVE_SECONDS = 60
 
 
 def serve(config: ServerConfig, service: Service | None = None) -> None:
-    """Serve a model until SIGTERM, SIGINT or SIGHUP; a second one of the first two ends the process at once.
+    """Serve a model until SIGTERM, SIGINT or SIGHUP; a second of the first two ends the process at once.
 
     Raises
     ------

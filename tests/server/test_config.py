@@ -148,7 +148,7 @@ def test_an_empty_file_of_keys_does_not_open_the_server(tmp_path, text):
         _ = ServerConfig(model="m", api_key_file=str(path)).keys
 
 
-@pytest.mark.parametrize("key", ["\udcff", "\ud800", "schl\u00fcssel"])
+@pytest.mark.parametrize("key", [chr(0xDCFF), chr(0xD800), "schlüssel"], ids=ascii)
 def test_any_key_is_a_key(key):
     from atlas_kit.server.asgi import Keys
 
