@@ -56,7 +56,7 @@ def create_app(service: Service) -> FastAPI:
     except ImportError as error:
         raise MissingExtraError("the server", "serve") from error
     from atlas_kit.server.asgi import Gate, Keys
-    from atlas_kit.server.cors import Cors
+    from atlas_kit.server.cors import Cors, Pages
     from atlas_kit.server.json_response import JsonResponse
     from atlas_kit.server.routes.page import offer_files
     from atlas_kit.server.schemas_errors import documented
@@ -107,8 +107,9 @@ def create_app(service: Service) -> FastAPI:
 
     config = service.config
     keys = Keys(config.keys)
-    app.add_middleware(Gate, keys=keys, max_body=config.max_body)
-    app.add_middleware(Cors, origins=config.origins, anybody=bool(keys))
+    pages = Pages(config.origins, anybody=bool(keys), hosts=() if keys else config.hosts)
+    app.add_middleware(Gate, keys=keys, max_body=config.max_body, pages=pages)
+    app.add_middleware(Cors, pages=pages)
     return app
 
 
