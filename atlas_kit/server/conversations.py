@@ -19,7 +19,14 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequen
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from atlas_kit.errors import AtlasError, BusyError, ClosedError, InvalidParamError
+from atlas_kit.errors import (
+    AtlasError,
+    BusyError,
+    ClosedError,
+    FileAccessError,
+    InvalidParamError,
+    OutOfMemoryError,
+)
 from atlas_kit.llama.parking import Parked, light_state_of, park, parked_of, state_of, unpark
 from atlas_kit.llama.session import DEVICES, AtlasSession
 from atlas_kit.llama.steps import Stats, common_length
@@ -668,6 +675,11 @@ class Conversations:
             state, info = await asyncio.to_thread(files.read, conversation.key, self.engine.info.identity)
             parked = await asyncio.to_thread(parked_of, self.engine, state, DEVICES[self._device])
         except Exception as error:
+            # nothing is wrong with the file where too many are open, or a disk is away for a moment
+            if type(error) is FileAccessError:
+                raise
+            if isinstance(error, MemoryError):
+                raise OutOfMemoryError("there is not enough RAM for this session now") from error
             why = error.message if isinstance(error, AtlasError) else "it is damaged"
             aside = await asyncio.to_thread(files.set_aside, conversation.key)
             log.warning("a session starts anew, its file was set aside as %s: %s", aside, why)

@@ -32,6 +32,7 @@ from atlas_kit.server.jobs import finished
 from atlas_kit.server.keys import SHARED
 from atlas_kit.server.session_files import session_info
 from atlas_kit.storage.atomic import lock
+from atlas_kit.server.session_files import make_private
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import MemoryFile
@@ -257,6 +258,7 @@ class SharedMemory:
     def _write(self, state: SessionState, info: dict[str, Any]) -> None:
         if self._place is None:
             self._place = self._opened()
+        make_private(os.path.dirname(os.path.realpath(self.path)))  # somebody may have tidied up
         count = self._config.atlas_memory_backup_count
         if count > 1 and os.path.lexists(self.path):
             make_room(self.path)

@@ -440,3 +440,12 @@ def test_a_step_size_that_is_too_large_is_no_error(rate: float, muon: bool, serv
     info = server.get("/v1/atlas/memory/info", session_id="anna")["memory"]
     assert all(np.isfinite(one["norm"]) for one in info["matrices"].values())
     assert 0 <= info["memory_utilization"] <= 1
+
+
+def test_a_folder_that_somebody_removed_is_made_again(serve: Server, path: Path) -> None:
+    path.parent.mkdir()
+    server = serve(atlas_memory_file=str(path))
+    ask(server)
+    shutil.rmtree(path.parent)
+    server.post("/v1/atlas/memory/save")
+    assert read_session_state(path).texts
