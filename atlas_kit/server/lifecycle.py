@@ -30,9 +30,8 @@ from atlas_kit.persistence.session_file import read_session_state
 from atlas_kit.server.conversation import Conversation, about, take_over
 from atlas_kit.server.jobs import finished
 from atlas_kit.server.keys import SHARED
-from atlas_kit.server.session_files import session_info
+from atlas_kit.server.session_files import make_private, session_info
 from atlas_kit.storage.atomic import lock
-from atlas_kit.server.session_files import make_private
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import MemoryFile

@@ -45,6 +45,7 @@ async def create(request: Request, asked: ConversationRequest, service: TheServi
         thread.metadata = asked.metadata or {}
         if messages:
             thread.last = Kept({}, listed(asked.items or []), messages)
+            thread.last.measure()
         return _shape(name, thread, None)
 
 
@@ -99,8 +100,10 @@ async def add(request: Request, name: str, asked: ItemsRequest, service: TheServ
     await _found(service, namespace, name)
     messages, sent = chat_messages(asked.items), listed(asked.items)
     async with service.responses.turn(namespace, name) as thread:
+        service.responses.require_room(thread)
         before = thread.last
         thread.last = Kept({}, sent, messages, before)
+        thread.last.measure()
         if before is not None:
             last = thread.last
             last.conversation, last.session, last.remembers = (
