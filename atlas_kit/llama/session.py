@@ -11,12 +11,11 @@ import contextlib
 import dataclasses
 import math
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -24,8 +23,8 @@ from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import ClosedError, InvalidParamError, ModelError
 from atlas_kit.llama import arguments, memory_choice, session_states
 from atlas_kit.llama.engine import Engine, Feed, Outputs
+from atlas_kit.llama.interrupts import interrupts_put_off
 from atlas_kit.llama.loading import open_engine
-from atlas_kit.llama.reading import Reading
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.steps import (
     Expected,
@@ -43,10 +42,13 @@ from atlas_kit.llama.steps import (
     scores,
 )
 from atlas_kit.llama.text_stream import TextStream
-from atlas_kit.llama.token_memory import TokenMemory
 from atlas_kit.persistence.session_file import about_session, read_session_state, write_session_state
 from atlas_kit.persistence.session_state import SessionState
 from atlas_kit.settings.atlas_settings import AtlasSettings
+
+if TYPE_CHECKING:
+    from atlas_kit.llama.reading import Reading
+    from atlas_kit.llama.token_memory import TokenMemory
 
 T = TypeVar("T")
 
@@ -172,6 +174,8 @@ class AtlasSession:
             assert self.memory is not None
             self.memory.retune(changes if chosen is None else chosen.to_json())
         elif chosen is not None:
+            from atlas_kit.llama.token_memory import TokenMemory
+
             self.memory = TokenMemory(self.engine.output_rows(), chosen, self.backend)
 
     # --- reading -------------------------------------------------------------------------------------------
@@ -872,24 +876,6 @@ def _drawn(
 
 def _ratio(count: int, seconds: float) -> float | None:
     return count / seconds if seconds > 0 else None
-
-
-@contextlib.contextmanager
-def interrupts_put_off() -> Iterator[None]:
-    """Let Ctrl-C wait until the block ends: a memory that has taken in half a step would be good for nothing."""
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT) if main else None
-    if not callable(handler):
-        yield
-        return
-    asked: list[tuple[int, Any]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: asked.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        for number, frame in asked:
-            handler(number, frame)
 
 
 def _engine_of(model: Any, options: dict[str, Any]) -> Engine:

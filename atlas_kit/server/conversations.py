@@ -30,7 +30,6 @@ from atlas_kit.errors import (
 from atlas_kit.llama.parking import Parked, light_state_of, park, parked_of, state_of, unpark
 from atlas_kit.llama.session import DEVICES, AtlasSession
 from atlas_kit.llama.steps import Stats, common_length
-from atlas_kit.llama.token_memory import TokenMemory
 from atlas_kit.server.branches import Spelling, match
 from atlas_kit.server.conversation import Conversation, Slot, about, take_over, utilization
 from atlas_kit.server.jobs import called, finished
@@ -41,6 +40,7 @@ from atlas_kit.server.traces import Traces
 if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.scheduler import Scheduler
+    from atlas_kit.llama.token_memory import TokenMemory
     from atlas_kit.persistence.session_state import SessionState
     from atlas_kit.server.session_files import SessionFiles
     from atlas_kit.settings.atlas_settings import AtlasSettings
@@ -328,6 +328,8 @@ class Conversations:
 
     def new_memory(self, settings: AtlasSettings) -> TokenMemory:
         """Return an empty memory."""
+        from atlas_kit.llama.token_memory import TokenMemory
+
         return TokenMemory(self.engine.output_rows(), settings, DEVICES[self._device])
 
     def drop(self, conversation: Conversation) -> None:

@@ -19,7 +19,6 @@ from atlas_kit.llama.batch import between
 from atlas_kit.llama.forking import fork, point_of
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.steps import likeliest
-from atlas_kit.memory.muon import STEPS
 from atlas_kit.server.branches import Match
 from atlas_kit.server.conversation import Conversation, Slot
 from atlas_kit.server.jobs import Watched, finished
@@ -525,6 +524,12 @@ async def together(runs: Sequence[Speaking]) -> AsyncGenerator[tuple[int, list[T
 
     What one fails with ends all of them, and so does closing the iteration.
     """
+    if len(runs) == 1:  # nothing to wait for beside it
+        async with contextlib.aclosing(runs[0].tokens()) as groups:
+            async for fresh in groups:
+                yield 0, fresh
+        yield 0, None
+        return
     came: asyncio.Queue[tuple[int, list[Token] | BaseException | None]] = asyncio.Queue()
 
     async def one(number: int, run: Speaking) -> None:
@@ -604,6 +609,8 @@ def atlas_statistics(
     memory = session.memory
     if memory is None:
         return found
+    from atlas_kit.memory.muon import STEPS
+
     stats = memory.stats()
     filled = stats["window"] / stats["window_size"] if stats["window_size"] else 0.0
     # the window holds what came last, and the context the end of that

@@ -12,6 +12,7 @@ Which session is whose, the module does not know.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 import weakref
 from array import array
@@ -151,7 +152,7 @@ class Prefixes:
                 break
             reader, place = alike
             came = reader.came(place)
-            if not await self._ask(lambda reader=reader, place=place: reader.add(place)):
+            if not await self._ask(functools.partial(reader.add, place)):
                 reader.give(place, None)  # it is further by now
                 break
             found = await asyncio.shield(came)

@@ -1,7 +1,8 @@
 """The files of sessions that are not in main memory: one each, in one folder, under the hash of its name.
 
 With a folder of their own, sessions outlive a restart; else the files are in a private one, which goes with the server,
-or where that was killed, with the next one that starts. Everything here may be done on any thread; of who uses a session, the module knows nothing.
+or where that was killed, with the next one that starts. Everything here may be done on any thread; of who uses a
+session, the module knows nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import AtlasError, FileAccessError, LockedError
 from atlas_kit.persistence.session_file import read_session_state, write_session_state
-from atlas_kit.persistence.snapshot import describe_memory
 from atlas_kit.storage.atomic import lock
 from atlas_kit.storage.source import access_error
 
@@ -79,10 +79,8 @@ class SessionFiles:
             if self._folder is None:
                 try:
                     self._folder = self._made()
-                except (
-                    FileAccessError,
-                    LockedError,
-                ):  # another server that starts took it for abandoned before it was locked
+                # another server that starts may take it for abandoned before it is locked
+                except (FileAccessError, LockedError):
                     self._folder = self._made()
             return self._folder
 
@@ -262,5 +260,7 @@ def remove_abandoned() -> int:
 
 def session_info(file: str | MemoryFile) -> dict[str, Any]:
     """Return what a file says of the session in it, besides its memory."""
+    from atlas_kit.persistence.snapshot import describe_memory
+
     info = describe_memory(file).metadata.get("session")
     return info if isinstance(info, dict) else {}
