@@ -75,7 +75,7 @@ def begun_app(service: Service) -> tuple[FastAPI, Callable[[], None]]:
     except ImportError as error:
         raise MissingExtraError("the server", "serve") from error
     from atlas_kit.server.asgi import Gate, Keys, asks_anthropic
-    from atlas_kit.server.cors import Cors
+    from atlas_kit.server.cors import Cors, Pages
     from atlas_kit.server.json_response import JsonResponse
 
     app = FastAPI(
@@ -117,8 +117,14 @@ def begun_app(service: Service) -> tuple[FastAPI, Callable[[], None]]:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        sentence = {404: "There is no such endpoint.", 405: "This endpoint takes another method."}
-        problem = ApiError(error.status_code, sentence.get(error.status_code, str(error.detail)))
+        sentence = {
+            400: "The body is not JSON.", 404: "There is no such endpoint.", 405: "This endpoint takes another method.",
+        }  # fmt: skip
+        problem = ApiError(
+            error.status_code,
+            sentence.get(error.status_code, str(error.detail)),
+            code="invalid_json" if error.status_code == 400 else None,
+        )
         found = answer(problem, request)
         found.headers.update(error.headers or {})
         return found
@@ -130,8 +136,9 @@ def begun_app(service: Service) -> tuple[FastAPI, Callable[[], None]]:
     app.add_middleware(_Completing, complete=complete, paths=paths)
     config = service.config
     keys = Keys(config.keys)
-    app.add_middleware(Gate, keys=keys, max_body=config.max_body)
-    app.add_middleware(Cors, origins=config.origins, anybody=bool(keys))
+    pages = Pages(config.origins, anybody=bool(keys), hosts=() if keys else config.hosts)
+    app.add_middleware(Gate, keys=keys, max_body=config.max_body, pages=pages)
+    app.add_middleware(Cors, pages=pages)
     return app, complete
 
 

@@ -20,7 +20,14 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequen
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from atlas_kit.errors import AtlasError, BusyError, ClosedError, InvalidParamError
+from atlas_kit.errors import (
+    AtlasError,
+    BusyError,
+    ClosedError,
+    FileAccessError,
+    InvalidParamError,
+    OutOfMemoryError,
+)
 from atlas_kit.llama.parking import Parked, light_state_of, park, parked_of, state_of, unpark
 from atlas_kit.llama.session import DEVICES, AtlasSession
 from atlas_kit.llama.steps import Stats, common_length
@@ -676,6 +683,11 @@ class Conversations:
         try:
             await self._take_back(conversation, files)
         except Exception as error:
+            # nothing is wrong with the file where too many are open, or a disk is away for a moment
+            if type(error) is FileAccessError:
+                raise
+            if isinstance(error, MemoryError):
+                raise OutOfMemoryError("there is not enough RAM for this session now") from error
             why = error.message if isinstance(error, AtlasError) else "it is damaged"
             aside = await asyncio.to_thread(files.set_aside, conversation.key)
             log.warning("a session starts anew, its file was set aside as %s: %s", aside, why)

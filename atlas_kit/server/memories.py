@@ -103,7 +103,7 @@ class Memories:
         if os.path.lexists(found) and not os.path.isfile(found):
             raise ApiError(403, "This is not the name of a memory.", param="memory_file")
         shared = self._service.shared
-        if writing and shared is not None and os.path.realpath(found) == os.path.realpath(shared.path):
+        if writing and shared is not None and shared.owns(found):
             raise ApiError(
                 409, "The server keeps its own memory in this file.", param="memory_file", code="locked"
             )

@@ -32,7 +32,7 @@ SAVE_SECONDS = 60
 
 
 def serve(config: ServerConfig, service: Service | None = None) -> None:
-    """Serve a model until SIGTERM or SIGINT; a second one ends the process at once.
+    """Serve a model until SIGTERM, SIGINT or SIGHUP; a second of the first two ends the process at once.
 
     Raises
     ------
@@ -80,6 +80,11 @@ class _Life:
             loop.add_signal_handler(number, self._ask)
         with contextlib.suppress(AttributeError):
             loop.add_signal_handler(signal.SIGUSR1, lambda: self._start(self._save_now()))
+        hangup = getattr(signal, "SIGHUP", None)
+        if (
+            hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN
+        ):  # which nohup wants to stay so
+            loop.add_signal_handler(hangup, self._hang_up)
         listening = self._start(self._server.serve(sockets=list(self._listeners)))
         loading, asked = self._start(self._service.start()), self._start(self._asked.wait())
         try:
@@ -120,6 +125,11 @@ class _Life:
         log.info("ending: the memory is saved when the last answer is done")
         self._service.stopping = True
         self._asked.set()
+
+    def _hang_up(self) -> None:
+        """Begin to end: the terminal was closed, of which shell and system may both tell."""
+        if not self._asked.is_set():
+            self._ask()
 
     async def _end(self, loading: asyncio.Task[Any]) -> None:
         """Give running answers their time, then end them, then let the listener end."""

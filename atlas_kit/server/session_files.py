@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 import tempfile
 import threading
 import time
@@ -141,8 +142,22 @@ class SessionFiles:
         return os.path.join(self.folder, name + _SUFFIX)
 
     def exists(self, key: Key) -> bool:
-        """Tell whether there is a file of a session."""
-        return self._folder is not None and os.path.isfile(self.path_of(key))
+        """Tell whether there is a file of a session.
+
+        Raises
+        ------
+        FileAccessError
+            That cannot be said now: whoever took it for none would write over it.
+        """
+        if self._folder is None:
+            return False
+        path = self.path_of(key)
+        try:
+            return stat.S_ISREG(os.stat(path).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise access_error(error, path) from error
 
     def write(self, key: Key, state: SessionState, info: dict[str, Any]) -> None:
         """Write a session; ``info``: what is known about it besides.
@@ -153,6 +168,7 @@ class SessionFiles:
             It cannot be written; an older file of it stays as it was.
         """
         options: dict[str, Any] = {} if self._codec is None else {"codec": self._codec}
+        make_private(self.folder)  # somebody may have tidied up
         path, used = self.path_of(key), info.get("used")
         used = float(used) if isinstance(used, (int, float)) else time.time()
         if not self._has_room(path, len(state.context or b""), used):
@@ -276,17 +292,17 @@ class SessionFiles:
     def _described(self, entry: os.DirEntry[str]) -> dict[str, Any]:
         """Return what a file says of its session, read anew when it has changed."""
         try:
-            stat = entry.stat(follow_symlinks=False)
+            found = entry.stat(follow_symlinks=False)
         except OSError:
             return {}
-        stamp = (stat.st_mtime_ns, stat.st_ino)
+        stamp = (found.st_mtime_ns, found.st_ino)
         kept = self._seen.get(entry.name)
         if kept is None or kept[0] != stamp:
             try:
                 info = session_info(entry.path)
             except AtlasError:
                 info = {}
-            kept = self._seen[entry.name] = (stamp, {**info, "bytes": stat.st_size})
+            kept = self._seen[entry.name] = (stamp, {**info, "bytes": found.st_size})
         return kept[1]
 
     def close(self) -> None:

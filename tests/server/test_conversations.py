@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from atlas_kit.errors import BusyError, ClosedError, InvalidParamError
+from atlas_kit.errors import BusyError, ClosedError, FileAccessError, InvalidParamError
 from atlas_kit.llama import FakeEngine, Sampling, Scheduler
 from atlas_kit.persistence.session_file import context_bytes
 from atlas_kit.server import conversations as module
+from atlas_kit.server import session_files
 from atlas_kit.server.conversation import Conversation
 from atlas_kit.server.conversations import Conversations
 from atlas_kit.server.generation import Generating, Generation
@@ -573,6 +576,71 @@ def test_a_damaged_session_is_set_aside_and_said(tmp_path: Path) -> None:
             assert str(tmp_path) not in answer.outcome.atlas["problem"]
             assert [name for name in os.listdir(tmp_path) if name.endswith(".aside")]
             assert "problem" not in (await house.answer(again, TEXT, 1)).outcome.atlas
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [FileAccessError("cannot read: too many open files"), MemoryError("a gigabyte")],
+    ids=["files", "RAM"],
+)
+def test_a_session_that_cannot_be_read_now_is_not_lost(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that opens many connections must not have another's session set aside."""
+
+    async def test() -> None:
+        async with House(files=SessionFiles(tmp_path)) as house:
+            await house.answer(house.named("anna"), TEXT, 0)
+            await house.all.save(house.named("anna"))
+            del house.all.named[house.named("anna").key]
+            with monkeypatch.context() as patch:
+
+                def fail(*_: Any, **__: Any) -> None:
+                    raise error
+
+                patch.setattr(session_files, "read_session_state", fail)
+                with pytest.raises(type(error)):
+                    await house.answer(house.named("anna"), TEXT, 1)
+            assert not [name for name in os.listdir(tmp_path) if name.endswith(".aside")]
+            assert (await house.answer(house.named("anna"), TEXT, 0)).outcome.read_tokens == 0
+
+    run(test)
+
+
+def test_a_disk_that_is_away_is_not_taken_for_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        async with House(files=SessionFiles(tmp_path)) as house:
+            await house.answer(house.named("anna"), TEXT, 0)
+            await house.all.save(house.named("anna"))
+            key = house.named("anna").key
+            del house.all.named[key]
+            with monkeypatch.context() as patch:
+
+                def stale(*_: Any, **__: Any) -> None:
+                    raise OSError(errno.ESTALE, "Stale file handle")
+
+                patch.setattr(session_files.os, "stat", stale)
+                with pytest.raises(FileAccessError):
+                    house.named("anna")
+            assert (await house.answer(house.named("anna"), TEXT, 0)).outcome.read_tokens == 0
+
+    run(test)
+
+
+def test_a_folder_that_somebody_removed_is_made_again(tmp_path: Path) -> None:
+    async def test() -> None:
+        folder = tmp_path / "sessions"
+        async with House(files=SessionFiles(folder)) as house:
+            await house.answer(house.named("anna"), TEXT, 0)
+            shutil.rmtree(folder)
+            assert await house.all.save_all() == 0
+            assert folder.stat().st_mode & 0o77 == 0
+            del house.all.named[house.named("anna").key]
+            assert (await house.answer(house.named("anna"), TEXT, 0)).outcome.read_tokens == 0
 
     run(test)
 

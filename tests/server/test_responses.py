@@ -458,6 +458,38 @@ def test_conversations_are_bounded() -> None:
     asyncio.run(test())
 
 
+def test_what_conversations_hold_is_bounded(inside: Insider) -> None:
+    """Items and notes need no model, so a client could fill main memory with them in no time."""
+
+    async def test() -> None:
+        async with inside(plain("Hello")) as server:
+            service, items = server.service, [{"role": "user", "content": "x" * 1000}]
+            service.responses = KeptResponses(most_bytes=5000)
+            names = []
+            for body in (
+                {"items": items},
+                {"metadata": {"a": "x" * 1000}},
+                {"items": items},
+                {"items": items},
+            ):
+                answer = await server.client.post("/v1/conversations", json=body)
+                names.append(answer.json()["id"])
+            there = [(await server.client.get(f"/v1/conversations/{name}")).status_code for name in names]
+            assert there[0] == 404
+            assert there[-1] == 200
+            path = f"/v1/conversations/{names[-1]}/items"
+            found = [(await server.client.post(path, json={"items": items})).status_code for _ in range(6)]
+            assert found[0] == 200
+            assert found[-1] == 400
+            answer = await server.client.post(path, json={"items": items})
+            assert answer.json()["error"]["code"] == "too_large"
+            more = {"input": "Hi", "conversation": names[-1]}
+            assert (await server.client.post("/v1/responses", json=more)).status_code == 400
+            assert (await server.client.delete(f"/v1/conversations/{names[-1]}")).status_code == 200
+
+    asyncio.run(test())
+
+
 def test_not_everybody_may_wait_for_a_conversation() -> None:
     async def test() -> None:
         responses = KeptResponses(most_waiting=1)

@@ -45,6 +45,7 @@ async def create(request: Request, asked: ConversationRequest, service: TheServi
         thread.metadata = asked.metadata or {}
         if messages:
             thread.last = Kept({}, listed(asked.items or []), messages)
+            thread.last.measure()
         return _shape(name, thread, None)
 
 
@@ -99,7 +100,9 @@ async def add(request: Request, name: str, asked: ItemsRequest, service: TheServ
     await _found(service, namespace, name)
     messages, sent = chat_messages(asked.items), listed(asked.items)
     async with service.responses.turn(namespace, name) as thread:
+        service.responses.require_room(thread)
         thread.last = Kept({}, sent, messages, thread.last).read_as(thread.last)
+        thread.last.measure()
     return JsonResponse(page(sent, 100, "asc", ""))
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -225,6 +224,7 @@ class _Answer:
             return
         self._service.conversations.require_room()
         async with self._service.responses.turn(self._namespace, self._name) as thread:
+            self._service.responses.require_room(thread)
             self._before = thread.last
             yield thread
 
@@ -322,7 +322,7 @@ class _Answer:
             self._before,
             self._run.conversation,
         )
-        kept.size = len(json.dumps([kept.items, kept.messages, kept.response]))
+        kept.measure()
         if self._asked.store is not False:
             self._service.responses.keep(self._namespace, kept)
         return kept
