@@ -47,17 +47,17 @@ class Row:
         InvalidParamError
             It is of another type, or out of range.
         """
-        if value is None:
-            return None
+        if value is None:  # nobody says
+            return self.default
         if self.many:
-            values = [value] if isinstance(value, str) else value
+            values = value if isinstance(value, (list, tuple)) else [value]
             return tuple(self._one(item) for item in values)
         return self._one(value)
 
     def _one(self, value: Any) -> Any:
         try:
-            found = _as_bool(value) if self.kind is bool else self.kind(value)
-        except (TypeError, ValueError) as error:
+            found = _as_bool(value) if self.kind is bool else _scalar(value, self.kind)
+        except (TypeError, ValueError, OverflowError) as error:
             raise InvalidParamError(f"{self.name} is {value!r}", key=self.name, hint=self._allowed) from error
         small = self.least is not None and found < self.least
         if small or (self.most is not None and found > self.most) or found != found:
@@ -77,6 +77,16 @@ class Row:
         if self.least is not None:
             return f"Choose {self.least:.10g} or more."
         return "Give a number." if self.kind in (int, float) else "Give a text."
+
+
+def _scalar(value: Any, kind: type) -> Any:
+    """Return a text or a number; what is neither, or would lose its fraction, is an error."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float, os.PathLike)):
+        raise TypeError
+    found = os.fspath(value) if isinstance(value, os.PathLike) else kind(value)
+    if (kind is int and isinstance(value, float) and found != value) or (kind is str and "\0" in found):
+        raise ValueError
+    return found
 
 
 def _as_bool(value: Any) -> bool:
@@ -737,6 +747,17 @@ class ServerConfig:
         variables=("LLAMA_ARG_CACHE_RAM",),
         group="Memory",
     )
+    atlas_context_disk: int = _row(
+        16384,
+        int,
+        "MiB of contexts in the files of sessions, so that their texts are not read again; -1: any number.",
+        "atlas-context-disk",
+        metavar="MIB",
+        least=-1,
+        most=1 << 24,
+        variables=("ATLAS_CONTEXT_DISK",),
+        group="Memory",
+    )
     atlas_load_optimizer: bool = _row(
         True,
         bool,
@@ -834,6 +855,13 @@ class ServerConfig:
         for row in table():
             object.__setattr__(self, row.name, row.check(getattr(self, row.name)))
         _object(self.chat_template_kwargs)
+        if not self.host.strip(" ,"):  # which a socket takes for every address there is
+            raise InvalidParamError(
+                "no address to listen at is named", key="host", hint="Leave it out, or name one."
+            )
+        for name in ("atlas_memory_dir", "atlas_memory_file", "slot_save_path"):
+            if getattr(self, name) == "":
+                raise InvalidParamError(f"{name} is empty", key=name, hint="Leave it out, or name one.")
 
     @property
     def remembers(self) -> bool:
@@ -896,12 +924,21 @@ class ServerConfig:
     def keys(self) -> tuple[str, ...]:
         """All API keys; none: everybody may ask."""
         found = [key.strip() for given in self.api_key for key in given.split(",")]
+        if self.api_key and not any(
+            found
+        ):  # an empty variable in a script must not open the server to everybody
+            raise InvalidParamError("the API key is empty", key="api_key", hint="Leave it out, or name one.")
         if self.api_key_file is not None:
             from atlas_kit.storage.given import open_source
 
             with open_source(self.api_key_file) as source:
-                text = source.read(0, min(source.size, 1 << 20)).decode("utf-8", "replace")
-            found += [line.strip() for line in text.splitlines()]
+                text = source.read(0, min(source.size, 1 << 20)).decode("utf-8-sig", "replace")
+            lines = [line.strip() for line in text.splitlines()]
+            if not any(lines):
+                raise InvalidParamError(
+                    "there is no API key in this file", path=self.api_key_file, key="api_key_file"
+                )
+            found += lines
         return tuple(dict.fromkeys(key for key in found if key))
 
     @classmethod
@@ -972,7 +1009,7 @@ def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     from atlas_kit.storage.given import open_source
 
     with open_source(path) as source:
-        text = source.read(0, min(source.size, 1 << 20)).decode("utf-8", "replace")
+        text = source.read(0, min(source.size, 1 << 20)).decode("utf-8-sig", "replace")
     document = _parsed(text, os.fspath(path))
     names: dict[str, str] = {}
     for row in table():

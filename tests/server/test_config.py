@@ -98,6 +98,20 @@ def test_a_file_that_is_not_there(tmp_path):
         {"max_body": 1},
         {"chat_template_kwargs": "[1]"},
         {"chat_template_kwargs": "{"},
+        {"port": float("inf")},
+        {"port": 8080.5},
+        {"port": True},
+        {"port": [8080]},
+        {"drain_seconds": 10**400},
+        {"alias": {"name": "m"}},
+        {"api_key": [["one"]]},
+        {"api_key": {"key": "one"}},
+        {"cors": [None]},
+        {"host": ""},
+        {"host": " , "},
+        {"host": "a\0b"},
+        {"atlas_memory_dir": ""},
+        {"atlas_memory_file": ""},
     ],
     ids=str,
 )
@@ -113,6 +127,42 @@ def test_keys_from_options_and_a_file(tmp_path):
     file.write_text("one\n\n two \n")
     config = ServerConfig(model="m", api_key=("zero, half", "one"), api_key_file=str(file))
     assert config.keys == ("zero", "half", "one", "two")
+
+
+@pytest.mark.parametrize("file", ["\ufeffone\r\ntwo\r\n", "one\rtwo"])
+def test_keys_from_a_file_of_another_system(tmp_path, file):
+    path = tmp_path / "keys"
+    path.write_bytes(file.encode())
+    assert ServerConfig(model="m", api_key_file=str(path)).keys == ("one", "two")
+
+
+@pytest.mark.parametrize("keys", [("",), (" ", ","), ("", "")])
+def test_an_empty_key_does_not_open_the_server(keys):
+    with pytest.raises(InvalidParamError, match="the API key is empty"):
+        _ = ServerConfig(model="m", api_key=keys).keys
+
+
+@pytest.mark.parametrize("text", ["", "\n \r\n", "\ufeff"])
+def test_an_empty_file_of_keys_does_not_open_the_server(tmp_path, text):
+    path = tmp_path / "keys"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InvalidParamError, match="no API key in this file"):
+        _ = ServerConfig(model="m", api_key_file=str(path)).keys
+
+
+@pytest.mark.parametrize("key", [chr(0xDCFF), chr(0xD800), "schlüssel"], ids=ascii)
+def test_any_key_is_a_key(key):
+    from atlas_kit.server.asgi import Keys
+
+    keys = Keys([key])
+    assert keys.namespace(key)
+    assert not keys.namespace("other")
+
+
+def test_null_is_what_nobody_says(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text('\ufeff{"port": null, "api-key": null, "model": "m"}', encoding="utf-8")
+    assert ServerConfig.from_sources({}, file=path) == ServerConfig(model="m")
 
 
 def test_settings_of_memories():

@@ -32,7 +32,7 @@ from atlas_kit.server.routes.common import (
 )
 from atlas_kit.server.schemas import CompletionRequest
 from atlas_kit.server.service import Service, settings_in
-from atlas_kit.server.streams import DONE, event, streamed, unless_gone
+from atlas_kit.server.streams import DONE, GAP, Events, event, streamed, unless_gone
 
 router = APIRouter(tags=["OpenAI"])
 #: Tokens of an answer where nobody says how many, as at OpenAI.
@@ -68,7 +68,7 @@ class _Answer:
         atlas = asked.atlas.chosen() if asked.atlas is not None else {}
         self._count = asked.n or asked.n_cmpl or 1
         made = max(self._count, asked.best_of or 1)
-        if asked.best_of is not None and asked.best_of < self._count:
+        if asked.best_of and asked.best_of < self._count:
             raise ApiError(400, "best_of must not be less than n.", param="best_of")
         if asked.stream and made > self._count:
             raise ApiError(400, "The best of several answers cannot be streamed.", param="best_of")
@@ -193,6 +193,7 @@ class _Answer:
         prompts = [prompt for prompt in self._prompts for _ in prompt.runs]
         offsets = [len(prompt.text) if asked.echo else 0 for prompt in prompts]
         begun: set[int] = set()
+        events: dict[int, Events] = {}
         more: dict[str, Any]
         async with contextlib.aclosing(together(self._runs)) as groups:
             async for number, tokens in groups:
@@ -212,7 +213,11 @@ class _Answer:
                     told = released[number].rest(stopped=outcome.stop is not None)
                 else:
                     told = released[number].add(tokens)
-                if text or told or scored:
+                if text and asked.logprobs is None:
+                    if number not in events:
+                        events[number] = Events(self._shape([self._choice(number, GAP, None)]))
+                    yield events[number](text)
+                elif text or told or scored:
                     logprobs = None
                     if asked.logprobs is not None:
                         logprobs = self._logprobs(scored, told, offsets[number])
@@ -237,7 +242,7 @@ class _Answer:
             "id": self._id,
             "object": "text_completion",
             "created": self._created,
-            "model": self._service.model_name,
+            "model": self._service.name_for(self._asked.model),
             "system_fingerprint": FINGERPRINT,
             "choices": choices,
             **more,

@@ -43,7 +43,8 @@ async def embeddings(request: Request, asked: EmbeddingRequest, service: TheServ
     ]
     count = sum(map(len, texts))
     usage = {"prompt_tokens": count, "total_tokens": count}
-    return JsonResponse({"object": "list", "data": data, "model": service.model_name, "usage": usage})
+    name = service.name_for(asked.model)
+    return JsonResponse({"object": "list", "data": data, "model": name, "usage": usage})
 
 
 @router.post("/embeddings", include_in_schema=False)
