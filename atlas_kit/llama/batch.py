@@ -205,6 +205,14 @@ class Job:
         engine, what = self.session.engine, f"{item!r:.80}"
         if isinstance(item, Step) and isinstance(item.feed, Feed):
             feed = item.feed
+            tokens: Any = feed.tokens
+            numbers = (feed.position, feed.outputs, feed.sequence)
+            if type(tokens) is list and len(tokens) == 1 and {int} == set(map(type, (*tokens, *numbers))):
+                fits = (
+                    0 <= tokens[0] < engine.info.n_vocab and 0 <= feed.outputs <= 1
+                )  # one of many, each step
+                if fits and feed.sequence == self.session.sequence and feed.position >= 0:
+                    return
             try:
                 tokens = tokens_of(feed.tokens, engine.info.n_vocab)
                 fits = 0 < len(tokens) <= engine.n_batch and 0 <= feed.outputs <= len(tokens)

@@ -138,6 +138,8 @@ class LlamaEngine:
         self._matrix: Any = None
         self._gives_both: bool | None = None
         self._ends: tuple[int, ...] | None = None
+        self._is_end: dict[int, bool] = {}
+        self._pieces: dict[tuple[int, bool], bytes] = {}
         self.decodes = 0
         self.lock, self.taken = threading.RLock(), set[int]()
         self._free_blas: Callable[[], None] | None = None
@@ -261,6 +263,8 @@ class LlamaEngine:
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """Return a token's bytes, which may be part of a character; control tokens are empty unless ``special``."""
         self._require_open()
+        if (known := self._pieces.get((token, special))) is not None:
+            return known
         if not 0 <= token < self.info.n_vocab:  # llama.cpp would end the process
             raise InvalidParamError(f"there is no token {token}", key="token")
         room = 64
@@ -268,13 +272,16 @@ class LlamaEngine:
             text = ctypes.create_string_buffer(room)
             count = self._lib.api.llama_token_to_piece(self._vocab, token, text, room, 0, special)
             if count >= 0:
+                self._pieces[token, special] = text.raw[:count]
                 return text.raw[:count]
             room = -count
 
     def is_end(self, token: int) -> bool:
         """Tell whether a token ends an answer."""
         self._require_open()
-        return bool(self._lib.api.llama_vocab_is_eog(self._vocab, token))
+        if (ends := self._is_end.get(token)) is None:
+            ends = self._is_end[token] = bool(self._lib.api.llama_vocab_is_eog(self._vocab, token))
+        return ends
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
