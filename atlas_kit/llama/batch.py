@@ -20,9 +20,9 @@ import numpy as np
 from atlas_kit.errors import AtlasError, ClosedError, InvalidParamError
 from atlas_kit.llama.arguments import tokens_of
 from atlas_kit.llama.engine import Engine, Feed, Outputs
-from atlas_kit.llama.session import AtlasSession, interrupts_put_off
+from atlas_kit.llama.interrupts import interrupts_put_off
+from atlas_kit.llama.session import AtlasSession
 from atlas_kit.llama.steps import Finish, Step, Token
-from atlas_kit.llama.token_memory import read_ahead
 
 #: A piece of work in steps, as ``AtlasSession.generating`` gives it. It may also yield a ``Future``: then it goes on
 #: between two decodes as soon as that is done, with its result.
@@ -91,6 +91,7 @@ class Job:
         self.waiting: Step | None = None
         self.pause: Future[Any] | None = None
         self.started = False
+        self._told: Token | None = None  # before its own step, which yields it once more behind that
         #: Goes on with ``value`` elsewhere; the job is done when that is.
         self.afterwards: Callable[[Job], None] | None = None
         self._release = release
@@ -174,26 +175,33 @@ class Job:
         """
         found: list[Token] = []
         ended: tuple[str, Any, BaseException | None] | None = None
-        with self._changed:
-            if self.done and not self.started:  # ended elsewhere, and what it would have used is released
-                return found
-            self.started, self.waiting = True, None
+        if not self.started:
+            with self._changed:
+                if self.done:  # ended elsewhere, and what it would have used is released
+                    return found
+                self.started = True
+        self.waiting = None
         try:
             failed = isinstance(outputs, BaseException)
             item = self.work.throw(outputs) if failed else self.work.send(outputs)
             while isinstance(item, Token):
-                found.append(item)
+                if item is not self._told:
+                    found.append(item)
                 item = next(self.work)
             if isinstance(item, Future):
                 self.pause = item
             else:
                 self._require_step(item)
                 self.waiting = item
+                if item.token is not None and item.token is not self._told:
+                    self._told = item.token  # nobody need wait for the decode that only the next one needs
+                    found.append(item.token)
         except StopIteration as stopped:
             ended = ("done", stopped.value, None)
         except (Exception, SystemExit, GeneratorExit) as error:  # one session's failure is no other's
             ended = ("error", None, error)
-        self._add(found)
+        if found:
+            self._add(found)
         if ended is not None:
             self._end(*ended)
         elif found:
@@ -202,8 +210,8 @@ class Job:
 
     def _require_step(self, item: Any) -> None:
         """Refuse what cannot be decoded beside others' steps, or would be decoded into another session's context."""
-        engine, what = self.session.engine, f"{item!r:.80}"
-        if isinstance(item, Step) and isinstance(item.feed, Feed):
+        engine, own = self.session.engine, isinstance(item, Step) and isinstance(item.feed, Feed)
+        if own:
             feed = item.feed
             tokens: Any = feed.tokens
             numbers = (feed.position, feed.outputs, feed.sequence)
@@ -220,7 +228,7 @@ class Job:
                     return
             except (TypeError, InvalidParamError):
                 pass
-            what = "a step that is not its session's own"
+        what = "a step that is not its session's own" if own else f"{item!r:.80}"
         self.work.close()
         raise InvalidParamError(
             f"the work asked for {what}",
@@ -249,10 +257,10 @@ class Job:
             self.finish_reason, self.value, self.error = reason, value, error
             if isinstance(value, Finish):
                 self.finish_reason, self.stop, self.value = value.reason, value.stop, self.tokens
+            if self._release is not None:
+                self._release()  # who sees that it is done may ask for more at once
             self.done = True
             self._changed.notify_all()
-        if self._release is not None:
-            self._release()
         self._tell()
 
     def _tell(self) -> None:
@@ -274,9 +282,7 @@ class Job:
             self.session.learn_due()
         except Exception as own:  # what it wanted to say at its end
             error = error or own
-        if step is not None and step.token is not None:  # learned already; the context is given it later
-            self._add([step.token])
-        elif step is not None:
+        if step is not None and step.token is None:  # a token is learned, and the context is given it later
             self.session.forget_context()
         self.finish("cancelled", self.tokens, error)
 
@@ -457,6 +463,8 @@ class Batches:
                 logits.append(outputs.logits[-1])
                 tokens.append(step.feed.tokens[-1])
         if len(memories) > 1:
+            from atlas_kit.llama.token_memory import read_ahead
+
             read_ahead(memories, np.concatenate(hidden), logits, tokens)
 
     def _decode(self, steps: Sequence[Step]) -> list[Outputs]:

@@ -13,6 +13,7 @@ import re
 import secrets
 import threading
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -64,20 +65,36 @@ class LlamaSampler:
         ends: Iterable[int] = (),
     ) -> None:
         self._api, self._context = api, context
-        self._all, self._one = (_Candidates(api, count) for count in (info.n_vocab, 1))
-        self._ids = np.arange(info.n_vocab, dtype=np.int32)
+        self._n_vocab = info.n_vocab
         bias = {**sampling.logit_bias, **dict.fromkeys(ends, float("-inf"))}
         if unknown := [token for token in bias if not 0 <= token < info.n_vocab]:
             raise InvalidParamError(f"there is no token {unknown[0]}", key="logit_bias")
-        self._biased = np.fromiter(bias, np.int64, len(bias))
-        self._bias = np.fromiter(bias.values(), np.float32, len(bias))
+        # a grammar, and a bias that forbids everything, are seen before the chain comes; all else it does by itself
+        free = sampling.grammar is None and sampling.json_schema is None
+        chained = free and list(bias.values()).count(float("-inf")) < info.n_vocab
+        self._biased = np.fromiter(() if chained else bias, np.int64)
+        self._bias = np.fromiter(() if chained else bias.values(), np.float32)
         self._tells, self._greedy = sampling.tells, sampling.greedy
         # a temperature that follows the entropy may come so close to 0 that probabilities are no numbers any more
         self._checked = sampling.dynatemp_range > 0
         self.candidates: list[tuple[int, float]] = []
         self._looks_back = sampling.looks_back
-        self._chain = Chain(api, context, vocab, info.n_vocab, sampling).make()
+        self._chain = Chain(api, context, vocab, info.n_vocab, sampling).make(bias if chained else {})
         self._grammar = self._make_grammar(vocab, sampling)
+
+    @cached_property
+    def _all(self) -> _Candidates:
+        """All tokens, made when they are needed first: llama.cpp takes most from its own outputs."""
+        return _Candidates(self._api, self._n_vocab)
+
+    @cached_property
+    def _one(self) -> _Candidates:
+        """One token, which a grammar is asked about."""
+        return _Candidates(self._api, 1)
+
+    @cached_property
+    def _ids(self) -> Any:
+        return np.arange(self._n_vocab, dtype=np.int32)
 
     def accept(self, tokens: Iterable[int]) -> None:
         """Take note of tokens that stand before what is chosen, for the penalties."""

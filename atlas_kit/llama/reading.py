@@ -185,6 +185,22 @@ def change_of(own: Array, corrected: Array) -> Array:
     return change if np.isfinite(change).all() else np.where(own > -np.inf, change, 0)
 
 
+def far_off(own: Array, corrected: Array, lse: float, rest: float) -> tuple[Array, float]:
+    """Return corrected logits (U,) and the log-sum-exp, where steps far too large correct by more than exp can hold.
+
+    Parameters
+    ----------
+    own, corrected
+        The model's logits of the candidates, and these behind the memory; what is no number does not count.
+    lse, rest
+        The log-sum-exp of all of the model's logits, and the probability of all but the candidates.
+    """
+    corrected = np.where(np.isnan(corrected) | (corrected == np.inf), own, corrected)
+    parts = np.append(corrected.astype(np.float64) - lse, np.log(rest))
+    largest = parts.max()
+    return corrected, float(lse + largest + np.log(np.exp(parts - largest).sum()))
+
+
 def with_bound(own: Array, change: Array, softcap: float) -> Array:
     """Return logits that a model has bounded by ``softcap``, moved by ``change`` before the bound."""
     cap = np.float32(softcap)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlas_kit.codecs.numbers import Array
-from atlas_kit.llama.reading import NO_SLOTS, Reading, Slots, change_of, summarize, with_bound
+from atlas_kit.llama.reading import NO_SLOTS, Reading, Slots, change_of, far_off, summarize, with_bound
 from atlas_kit.memory import gate_features
+from atlas_kit.memory.backend import quiet
 from atlas_kit.memory.ranking import NOTHING_FOUND, Ranked, Ranking, aged, match_score
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Ends:
         return np.asarray(np.maximum.reduceat(flat, self.starts))
 
 
+@quiet
 def read_side_by_side(
     memories: Sequence[TokenMemory], hidden: Array, logits: Sequence[Array], current: Sequence[int]
 ) -> list[Reading]:
@@ -85,6 +87,9 @@ def read_side_by_side(
     # the other tokens keep their logits, so their mass stays what it was
     rest = np.maximum(1 - ends.sum(before), 0)
     log_z = lse + np.log(rest + ends.sum(np.exp(corrected - spread)))
+    for row in np.flatnonzero(~np.isfinite(log_z)).tolist():
+        place = ends.slices[row]
+        corrected[place], log_z[row] = far_off(own[place], corrected[place], lse[row], rest[row])
     behind = np.exp(corrected - ends.spread(log_z))
     expected = ends.sum(behind * change_of(own, corrected))
     slots, windows, seen = _look_up(memories, directions, current)

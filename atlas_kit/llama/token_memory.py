@@ -23,10 +23,10 @@ import numpy as np
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError, ModelError
 from atlas_kit.llama.output_matrix import OutputRows
-from atlas_kit.llama.reading import NO_SLOTS, Reading, Slots, change_of, summarize, with_bound
+from atlas_kit.llama.reading import NO_SLOTS, Reading, Slots, change_of, far_off, summarize, with_bound
 from atlas_kit.llama.side_by_side import read_side_by_side
 from atlas_kit.memory import Memory, MemoryConfig, MemoryState, Readout, gate_features, match_lengths
-from atlas_kit.memory.backend import choose, namespace, to_host
+from atlas_kit.memory.backend import choose, namespace, quiet, to_host
 from atlas_kit.memory.ranking import Ranked, Ranking
 from atlas_kit.settings.atlas_settings import ADAPTIVE, GATE_FEATURES, AtlasSettings
 
@@ -244,6 +244,7 @@ class TokenMemory:
         """Whether the window is asked, too."""
         return bool(self.settings.window_size) and self.memory.config.ranking is not None
 
+    @quiet
     def _corrected(
         self, hidden: Array, logits: Array, top: Array, lse: Array, y: Array
     ) -> tuple[Array, Array, Array, Array, Array]:
@@ -266,7 +267,10 @@ class TokenMemory:
         after = np.exp(corrected.astype(np.float64) - lse[:, None])
         # the other tokens keep their logits, so their mass stays what it was
         rest = np.maximum(1 - before.sum(axis=1), 0)
-        return tokens, own, corrected, lse + np.log(rest + after.sum(axis=1)), before
+        log_z = lse + np.log(rest + after.sum(axis=1))
+        for row in np.flatnonzero(~np.isfinite(log_z)):
+            corrected[row], log_z[row] = far_off(own[row], corrected[row], lse[row], rest[row])
+        return tokens, own, corrected, log_z, before
 
     def require_formula(self, hidden: Array, own: Array, tokens: Array) -> None:
         """Check once that the model's logits are what ``OutputRows`` says, or a correction would be meaningless."""

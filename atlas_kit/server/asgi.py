@@ -113,6 +113,43 @@ class Gate:
         return None
 
 
+class _Name(bytes):
+    """A header's name as it is to be written: uvicorn writes what ``lower`` gives."""
+
+    def lower(self) -> bytes:
+        """Return it as it is."""
+        return self
+
+
+class Capitals:
+    """Writes the names of headers with capitals, as llama-server does, for clients that take them for case-sensitive.
+
+    Only around an application that a listener of HTTP/1.1 calls: within, the names are in lower case. Those that the
+    listener itself looks at stay so.
+    """
+
+    _ITS_OWN = frozenset({b"content-length", b"transfer-encoding", b"connection"})
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through."""
+
+        async def answer(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message = {
+                    **message,
+                    "headers": [
+                        (name if name in self._ITS_OWN else _Name(name.title()), value)
+                        for name, value in message.get("headers", ())
+                    ],
+                }
+            await send(message)
+
+        await self._app(scope, receive, answer)
+
+
 class TooLargeError(Exception):
     """A body without a stated length is longer than allowed."""
 

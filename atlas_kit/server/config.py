@@ -415,7 +415,7 @@ class ServerConfig:
     host: str = _row(
         "127.0.0.1",
         str,
-        "Address to listen at.",
+        "Address to listen at; several with commas.",
         "host",
         metavar="ADDRESS",
         variables=("LLAMA_ARG_HOST",),
@@ -454,12 +454,13 @@ class ServerConfig:
     cors: tuple[str, ...] = _row(
         (),
         str,
-        "A web origin that may ask from a browser, *, or localhost with any port; may be repeated.",
+        "A web origin that may ask from a browser, *, or localhost with any port; may be repeated.  "
+        "[default: any where keys are asked for, else none]",
         "cors-origin",
         "cors-origins",
         metavar="ORIGIN",
         many=True,
-        variables=("ATLAS_CORS_ORIGIN",),
+        variables=("LLAMA_ARG_CORS_ORIGINS", "ATLAS_CORS_ORIGIN"),
         group="Network",
     )
     max_body: int = _row(
@@ -767,6 +768,18 @@ class ServerConfig:
         """How tokens are chosen where a request does not say: settings of ``Sampling``."""
         found = {name: getattr(self, name) for name in SAMPLING}
         return {**found, "seed": None if self.seed == -1 else self.seed}
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The addresses to listen at."""
+        return tuple(dict.fromkeys(one.strip() for one in self.host.split(",") if one.strip())) or (
+            self.host,
+        )
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The web origins that may ask from a browser."""
+        return tuple(one.strip() for given in self.cors for one in given.split(",") if one.strip())
 
     @property
     def keys(self) -> tuple[str, ...]:

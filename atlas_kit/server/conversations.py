@@ -23,16 +23,17 @@ from atlas_kit.errors import AtlasError, BusyError, ClosedError, InvalidParamErr
 from atlas_kit.llama.parking import Parked, light_state_of, park, parked_of, state_of, unpark
 from atlas_kit.llama.session import DEVICES, AtlasSession
 from atlas_kit.llama.steps import Stats, common_length
-from atlas_kit.llama.token_memory import TokenMemory
 from atlas_kit.server.branches import Spelling, match
 from atlas_kit.server.conversation import Conversation, Slot, about, take_over, utilization
 from atlas_kit.server.jobs import called, finished
-from atlas_kit.server.keys import Key
+from atlas_kit.server.keys import SHARED, Key
+from atlas_kit.server.prefixes import LEAST_SHARED, MOST_BYTES, Prefixes, Reader
 from atlas_kit.server.traces import Traces
 
 if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.scheduler import Scheduler
+    from atlas_kit.llama.token_memory import TokenMemory
     from atlas_kit.persistence.session_state import SessionState
     from atlas_kit.server.session_files import SessionFiles
     from atlas_kit.settings.atlas_settings import AtlasSettings
@@ -101,6 +102,9 @@ class Conversations:
         self.spill_problem: str | None = None
         self._measuring: asyncio.Task[None] | None = None
         self.traces = Traces()
+        self.prefixes = Prefixes(
+            self._ask, MOST_BYTES if cache_bytes is None else min(MOST_BYTES, cache_bytes // 4)
+        )
         #: Work for requests that has not ended.
         self.under_way: set[asyncio.Task[None]] = set()
 
@@ -204,6 +208,40 @@ class Conversations:
             conversation.history = array("i", prefix.context)
             conversation.branches = [conversation.history]
 
+    async def share(self, conversation: Conversation, tokens: Sequence[int]) -> Reader | None:
+        """Let a fresh memory begin with what others have read of its text, and return what reads the rest.
+
+        None: it is not fresh, or there is nothing to be shared. Whoever calls this says when that is read
+        (``prefixes.over``).
+        """
+        settings = conversation.settings
+        if settings is None or len(tokens) < LEAST_SHARED or not self._is_fresh(conversation):
+            return None
+        prefix, reader = await self.prefixes.begin(conversation, settings, tokens)
+        if not self._is_fresh(conversation):  # somebody else was quicker
+            self.prefixes.over(reader)
+            return None
+        if prefix is not None:
+            conversation.parked = prefix.point.parked(self.engine, counts=True)
+            conversation.history = prefix.tokens[:]
+            conversation.branches = [conversation.history]
+            conversation.learned = len(prefix.tokens)
+            conversation.version += 1
+        return reader
+
+    def _is_fresh(self, conversation: Conversation) -> bool:
+        """Tell whether a conversation has a memory that has read nothing, and whose inside nobody has."""
+        parked = conversation.parked
+        return (
+            parked is not None
+            and parked.memory is not None
+            and conversation.key != SHARED
+            and not conversation.version
+            and not conversation.lock.locked()
+            and not parked.memory.tokens_seen
+            and self.prefixes.fits(parked.size)
+        )
+
     async def _prefix(self, source: Conversation, tokens: Sequence[int]) -> Parked | None:
         """Return a context that begins as a text does; nothing but what is the same is of any use to its reader."""
 
@@ -283,6 +321,8 @@ class Conversations:
 
     def new_memory(self, settings: AtlasSettings) -> TokenMemory:
         """Return an empty memory."""
+        from atlas_kit.llama.token_memory import TokenMemory
+
         return TokenMemory(self.engine.output_rows(), settings, DEVICES[self._device])
 
     def drop(self, conversation: Conversation) -> None:
@@ -294,8 +334,9 @@ class Conversations:
             conversation.parked = None
 
     async def delete(self, conversation: Conversation) -> None:
-        """Forget a conversation, its memory and its file."""
+        """Forget a conversation, its memory, its file, and its text, unless others began with that."""
         self.drop(conversation)
+        self.prefixes.forget(conversation)
         key, files = conversation.key, self.files
         if files is not None and key.name is not None:
             self._deleting[key] += 1  # whoever begins one of this name now does not find the file

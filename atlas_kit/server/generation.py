@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from atlas_kit.errors import ClosedError, InvalidParamError
 from atlas_kit.llama.batch import between
-from atlas_kit.llama.forking import fork
+from atlas_kit.llama.forking import fork, point_of
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.steps import likeliest
-from atlas_kit.memory.muon import STEPS
 from atlas_kit.server.branches import Match
 from atlas_kit.server.conversation import Conversation, Slot
 from atlas_kit.server.jobs import Watched, finished
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from atlas_kit.llama.steps import Token
     from atlas_kit.server.conversations import Conversations
     from atlas_kit.server.metrics import Metrics, Request
+    from atlas_kit.server.prefixes import Reader
 
 
 @dataclass(frozen=True)
@@ -201,6 +201,7 @@ class Generating:
         self._sampler.accept(asked.tokens)
         self._conversation: Conversation | None = None
         self._told: Conversation | None = None
+        self._reader: Reader | None = None
         self._news = asyncio.Event()
         self._job: Watched | None = None
         self._fresh: list[Token] = []
@@ -281,6 +282,7 @@ class Generating:
             self.outcome.prompt = self._scored()
             if self._told is not None:
                 self._told.reached.set()
+            self._reads_no_more()
         self._at += len(fresh)
         self.outcome.tokens += fresh
         self._fresh += fresh
@@ -298,6 +300,8 @@ class Generating:
                 if self._before is not None:
                     await self._before(conversation)
                 await self._conversations.follow(conversation, self._asked.tokens)
+                if self._shares(conversation):
+                    self._reader = await self._conversations.share(conversation, self._asked.tokens)
                 async with self._conversations.lease(conversation, self._asked.task) as slot:
                     self.outcome.seconds_waiting = time.monotonic() - began
                     watch.begins(slot.session)
@@ -309,11 +313,23 @@ class Generating:
             raise unavailable("The server is shutting down.") from error
         finally:
             self._watch = None
+            self._reads_no_more()
             if self._told is not None:
                 self._told.ends()
             self._sampler.close()
             for copy in self._copies:
                 copy.give(None)  # where it was not given any
+
+    def _shares(self, conversation: Conversation) -> bool:
+        """Tell whether a fresh memory may begin with what others have read, and they with what it reads."""
+        asked, settings = self._asked, conversation.settings
+        if self._told is None or self._before is not None or not asked.reuse or asked.score_prompt:
+            return False
+        return settings is not None and settings.replace(**asked.changes) == settings
+
+    def _reads_no_more(self) -> None:
+        if self._reader is not None:
+            self._conversations.prefixes.over(self._reader)
 
     async def _answer(self, slot: Slot, conversation: Conversation) -> None:
         asked, outcome, session = self._asked, self.outcome, slot.session
@@ -363,7 +379,10 @@ class Generating:
         if known or session.context_tokens:
             yield from session.placing(history, known)
         session.observer = self._look
-        if fresh:
+        reader = self._reader
+        if reader is not None and session.memory is not None and [*known, *fresh] == list(asked.tokens):
+            yield from self._reading(session, reader, len(known))
+        elif fresh:
             yield from session.reading(fresh, score=asked.score_prompt, expected=self._expected())
         if self._copies:
             yield between()
@@ -380,6 +399,22 @@ class Generating:
                 top_logprobs=asked.top_logprobs,
             )
         )
+
+    def _reading(self, session: AtlasSession, reader: Reader, at: int) -> AnyWork:
+        """Read the rest of a text in parts, and stop where others want to go on by themselves."""
+        reached = self._conversations.prefixes.reached
+        while at < len(reader.text):
+            end = reader.stop(at, session.feed_limit)
+            yield from session.reading(reader.text[at:end])
+            at = end
+            if reader.wants(at):
+                yield between()
+                try:
+                    point = point_of(session)
+                except Exception:  # the others read it themselves
+                    self._loop.call_soon_threadsafe(reader.give, at, None)
+                else:
+                    self._loop.call_soon_threadsafe(reached, reader, at, point)
 
     def _look(self, reading: Reading, tokens: Any, probabilities: Any) -> None:
         """Take note of what was expected of tokens that came, on the engine's thread."""
@@ -489,6 +524,12 @@ async def together(runs: Sequence[Speaking]) -> AsyncGenerator[tuple[int, list[T
 
     What one fails with ends all of them, and so does closing the iteration.
     """
+    if len(runs) == 1:  # nothing to wait for beside it
+        async with contextlib.aclosing(runs[0].tokens()) as groups:
+            async for fresh in groups:
+                yield 0, fresh
+        yield 0, None
+        return
     came: asyncio.Queue[tuple[int, list[Token] | BaseException | None]] = asyncio.Queue()
 
     async def one(number: int, run: Speaking) -> None:
@@ -568,6 +609,8 @@ def atlas_statistics(
     memory = session.memory
     if memory is None:
         return found
+    from atlas_kit.memory.muon import STEPS
+
     stats = memory.stats()
     filled = stats["window"] / stats["window_size"] if stats["window_size"] else 0.0
     # the window holds what came last, and the context the end of that

@@ -159,6 +159,12 @@ class ResponseFormat(Open):
     schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
 
 
+ThinkingBudget = Annotated[
+    int | None,
+    Field(ge=-1, le=1 << 24, description="Tokens of thoughts at most, which are ended then; -1: any number."),
+]
+
+
 class ChatRequest(Generate):
     """``POST /v1/chat/completions``."""
 
@@ -183,12 +189,7 @@ class ChatRequest(Generate):
         None,
         description="Where thoughts go: none leaves them in the content, the others put them into reasoning_content.",
     )
-    thinking_budget: int | None = Field(
-        None,
-        ge=-1,
-        le=1 << 24,
-        description="Tokens of thoughts at most, which are ended then; -1: any number.",
-    )
+    thinking_budget: ThinkingBudget = None
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="What the chat template is given beside, such as enable_thinking."
     )

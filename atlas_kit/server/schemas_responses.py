@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from atlas_kit.server.schemas import Generate, Open
+from atlas_kit.server.schemas import Generate, Open, ThinkingBudget
 
 #: What a client notes for itself.
 Metadata = dict[str, str | float | bool | None]
@@ -57,6 +57,7 @@ class ResponsesRequest(Generate):
     reasoning: dict[str, Any] | None = Field(
         None, description="effort: how much the model thinks, where its template knows that."
     )
+    thinking_budget: ThinkingBudget = None
     include: list[str] | None = Field(
         None, max_length=64, description="message.output_text.logprobs tells log-probabilities."
     )

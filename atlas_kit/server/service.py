@@ -12,8 +12,10 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+from atlas_kit.background import start_thread
 from atlas_kit.errors import AtlasError, InvalidParamError, LockedError
 from atlas_kit.server import logs
 from atlas_kit.server.conversation import Conversation
@@ -22,17 +24,18 @@ from atlas_kit.server.dialogue import transcript
 from atlas_kit.server.generation import Generating, Generation, checked_session_id
 from atlas_kit.server.kept_responses import KeptResponses
 from atlas_kit.server.keys import SHARED, Key
-from atlas_kit.server.lifecycle import SharedMemory
 from atlas_kit.server.memories import Memories
+from atlas_kit.server.memory_views import MemoryViews
 from atlas_kit.server.metrics import Metrics, Request
 from atlas_kit.server.problems import ApiError, unavailable
-from atlas_kit.server.session_files import SessionFiles
+from atlas_kit.server.session_files import SessionFiles, make_private
 
 if TYPE_CHECKING:
     from atlas_kit.llama.chat import ChatTemplate
     from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.scheduler import Scheduler
     from atlas_kit.server.config import ServerConfig
+    from atlas_kit.server.lifecycle import SharedMemory
     from atlas_kit.settings.atlas_settings import AtlasSettings
 
 log = logging.getLogger("atlas_kit.server")
@@ -70,12 +73,28 @@ class Service:
         self.stopping = False
         self.shared: SharedMemory | None = None
         self.responses = KeptResponses(most_waiting=config.max_queue)
+        self._loading: Future[Engine] | None = None
         self._saver: asyncio.Task[None] | None = None
         self._stop_saving = asyncio.Event()
         self.session_problem: str | None = None
         self.memories = Memories(self)
+        self.memory_views = MemoryViews(self)
 
     # --- life ------------------------------------------------------------------------------------------------
+
+    def begin_loading(self) -> None:
+        """Load the model on a thread of its own, while the caller does something else; ``start`` waits for it."""
+        loading: Future[Engine] = Future()
+        loading.set_running_or_notify_cancel()  # it is not given up when whoever waits is cancelled
+
+        def load() -> None:
+            try:
+                loading.set_result(self._open_engine(self.config))
+            except BaseException as error:  # whoever waits is told
+                loading.set_exception(error)
+
+        self._loading = loading
+        start_thread(load, name="atlas-loading", stop=lambda: None)
 
     async def start(self) -> None:
         """Load the model and the memory.
@@ -88,13 +107,19 @@ class Service:
         from atlas_kit.llama.scheduler import Scheduler
 
         began = time.monotonic()
-        self.engine = await asyncio.to_thread(self._open_engine, self.config)
+        if self._loading is None:
+            self.begin_loading()
+        assert self._loading is not None
+        self.engine = await asyncio.wrap_future(self._loading)
         for note in self.engine.notes:
             log.info("%s", note)
         self.template = await asyncio.to_thread(self._chat_template)
         self.settings = await asyncio.to_thread(_settings, self.config, self.engine)
         self.files = await asyncio.to_thread(self._session_files)
+        self.responses = await asyncio.to_thread(self._kept_responses)
         if self.config.persists:
+            from atlas_kit.server.lifecycle import SharedMemory
+
             self.shared = SharedMemory(self.config, self.engine, self.settings)
         self.scheduler = Scheduler(self.engine)
         self.conversations = Conversations(
@@ -121,6 +146,8 @@ class Service:
         folder = self.config.atlas_memory_dir
         if folder is not None:
             try:
+                if make_private(folder):
+                    log.info("the folder of memories was made: %s", folder)
                 return SessionFiles(os.path.join(folder, "sessions"), codec)
             except LockedError:
                 raise
@@ -128,6 +155,14 @@ class Service:
                 self.session_problem = f"sessions do not outlive a restart: {error.message}"
                 log.warning("%s", self.session_problem)
         return SessionFiles(None, codec)
+
+    def _kept_responses(self) -> KeptResponses:
+        """Return where answers are that later requests go on from: in a file, where sessions outlive a restart."""
+        if not self.files.outlives:
+            return self.responses
+        from atlas_kit.server.response_file import ResponseFile
+
+        return KeptResponses(most_waiting=self.config.max_queue, file=ResponseFile(self.files.folder))
 
     async def stop(self) -> None:
         """End all work, and save what is to be kept; stopping twice is fine."""
@@ -147,6 +182,7 @@ class Service:
             await asyncio.to_thread(self.engine.close)
         if self.shared is not None:
             self.shared.close()
+        await asyncio.to_thread(self.responses.close)
         if hasattr(self, "files"):
             await asyncio.to_thread(self.files.close)
 

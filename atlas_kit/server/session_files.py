@@ -1,13 +1,15 @@
 """The files of sessions that are not in main memory: one each, in one folder, under the hash of its name.
 
-With a folder of their own, sessions outlive a restart; else the files are in a private one, which goes with the server.
-Everything here may be done on any thread; of who uses a session, the module knows nothing.
+With a folder of their own, sessions outlive a restart; else the files are in a private one, which goes with the server,
+or where that was killed, with the next one that starts. Everything here may be done on any thread; of who uses a
+session, the module knows nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -15,9 +17,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.errors import AtlasError, LockedError
+from atlas_kit.errors import AtlasError, FileAccessError, LockedError
 from atlas_kit.persistence.session_file import read_session_state, write_session_state
-from atlas_kit.persistence.snapshot import describe_memory
 from atlas_kit.storage.atomic import lock
 from atlas_kit.storage.source import access_error
 
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
     from atlas_kit.persistence.session_state import SessionState
     from atlas_kit.server.keys import Key
 
+log = logging.getLogger("atlas_kit.server")
 _SUFFIX = ".atlas"
+#: What the names of private folders begin with, and what is locked in a folder by the server that it belongs to.
+_PRIVATE, _OWNER = "atlas-sessions-", "server"
 
 
 class SessionFiles:
@@ -54,16 +58,14 @@ class SessionFiles:
         self._making = threading.Lock()
         self._held = contextlib.ExitStack()
         self._seen: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {}
+        remove_abandoned()
         if folder is not None:
             self._open(os.fspath(folder))
 
     def _open(self, folder: str) -> None:
+        make_private(folder)
         try:
-            os.makedirs(folder, mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise access_error(error, folder, "write") from error
-        try:
-            self._held.enter_context(lock(os.path.join(folder, "server"), timeout=1.0))
+            self._held.enter_context(lock(os.path.join(folder, _OWNER), timeout=1.0))
         except LockedError as error:
             raise LockedError(
                 "another server uses this folder of sessions", path=folder, hint="Give each its own folder."
@@ -75,10 +77,20 @@ class SessionFiles:
         with self._making:
             if self._folder is None:
                 try:
-                    self._folder = tempfile.mkdtemp(prefix="atlas-sessions-")
-                except OSError as error:
-                    raise access_error(error, tempfile.gettempdir(), "write") from error
+                    self._folder = self._made()
+                # another server that starts may take it for abandoned before it is locked
+                except (FileAccessError, LockedError):
+                    self._folder = self._made()
             return self._folder
+
+    def _made(self) -> str:
+        """Return a new private folder, which others can see is in use."""
+        try:
+            folder = tempfile.mkdtemp(prefix=_PRIVATE)
+        except OSError as error:
+            raise access_error(error, tempfile.gettempdir(), "write") from error
+        self._held.enter_context(lock(os.path.join(folder, _OWNER), timeout=1.0))
+        return folder
 
     @property
     def outlives(self) -> bool:
@@ -179,12 +191,60 @@ class SessionFiles:
 
     def close(self) -> None:
         """Let another server use the folder; a private one is removed."""
-        self._held.close()
         if self._private and self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+        self._held.close()
+
+
+def make_private(folder: str) -> bool:
+    """Make a folder that nobody else may look into, and those above it that are missing; tell whether it was.
+
+    Raises
+    ------
+    FileAccessError
+        It cannot be made, or there is something else in its place.
+    """
+    missing = []
+    while not os.path.isdir(folder):
+        missing.append(folder)
+        above = os.path.dirname(os.path.abspath(folder))
+        if above == folder:
+            break
+        folder = above
+    for one in reversed(missing):
+        try:
+            os.mkdir(one, 0o700)
+        except OSError as error:
+            if not os.path.isdir(one):  # else somebody was faster
+                raise access_error(error, one, "write") from error
+    return bool(missing)
+
+
+def remove_abandoned() -> int:
+    """Remove private folders of servers that were killed; return how many.
+
+    A folder is one only if it has a lock that nobody holds, and is this user's own: what others have put under such a
+    name stays, and so does what a server is using.
+    """
+    removed = 0
+    with contextlib.suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError, AtlasError):
+                if not (entry.name.startswith(_PRIVATE) and entry.is_dir(follow_symlinks=False)):
+                    continue
+                mine = not hasattr(os, "geteuid") or entry.stat(follow_symlinks=False).st_uid == os.geteuid()
+                if mine and os.path.lexists(os.path.join(entry.path, f".{_OWNER}.lock")):
+                    with lock(os.path.join(entry.path, _OWNER), timeout=0.0):
+                        shutil.rmtree(entry.path)
+                        removed += 1
+    if removed:
+        log.info("folders of sessions that killed servers left were removed: %d", removed)
+    return removed
 
 
 def session_info(file: str | MemoryFile) -> dict[str, Any]:
     """Return what a file says of the session in it, besides its memory."""
+    from atlas_kit.persistence.snapshot import describe_memory
+
     info = describe_memory(file).metadata.get("session")
     return info if isinstance(info, dict) else {}

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from json.encoder import encode_basestring
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from atlas_kit.server.problems import problem_of
@@ -41,6 +42,22 @@ def event(data: Any, name: str | None = None) -> bytes:
     return f"{head}data: {text}\n\n".encode("utf-8", "replace")
 
 
+#: Stands in an event for a text that follows.
+GAP = "\0"
+
+
+class Events:
+    """Writes the events of a stream that differ in one text only: all around it is written once."""
+
+    def __init__(self, data: Any) -> None:
+        """Take the event's data, with ``GAP`` in the place of the text."""
+        self._before, self._behind = event(data).split(b'"\\u0000"')
+
+    def __call__(self, text: str) -> bytes:
+        """Return the event with a text in it."""
+        return self._before + encode_basestring(text).encode("utf-8", "replace") + self._behind
+
+
 def told(error: BaseException) -> ApiError:
     """Return what a client is told; what nobody expected is written to the log."""
     problem = problem_of(error)
@@ -61,9 +78,16 @@ async def streamed(events: AsyncIterator[bytes], *, anthropic: bool = False) -> 
         """Ends the work as soon as the client goes away, also where it was just sent something."""
 
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            sending = asyncio.ensure_future(self.stream_response(send))
+            gone = asyncio.ensure_future(self.listen_for_disconnect(receive))
             try:
-                await super().__call__(scope, receive, send)
+                await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+                if sending.done():
+                    sending.result()
             finally:
+                sending.cancel()
+                gone.cancel()
+                await asyncio.gather(sending, gone, return_exceptions=True)
                 await body.aclose()
 
     try:

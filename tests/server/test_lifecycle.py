@@ -320,6 +320,31 @@ def test_a_place_that_cannot_be_written_at_the_start_is_tried_again(
     assert report(server)["last_problem"] is None
 
 
+@pytest.mark.parametrize("persist", [True, False])
+def test_a_folder_of_memories_that_is_missing_is_made(
+    persist: bool, serve: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "new" / "memories"
+    settings = {"atlas_memory_dir": str(folder), "atlas_memory_persist": persist}
+    with caplog.at_level("INFO", "atlas_kit.server"):
+        server = serve(**settings)
+    assert [one.message for one in caplog.records if "folder" in one.message] == [
+        f"the folder of memories was made: {folder}"
+    ]
+    for one in (folder.parent, folder, folder / "sessions"):
+        assert one.stat().st_mode & 0o777 == 0o700
+    ask(server, session_id="anna")
+    ask(server)
+    server.post("/v1/atlas/memory/save", session_id="anna", memory_file="a")
+    server.stop()
+    assert len(list(folder.glob("*.atlas"))) == 1 + persist
+    caplog.clear()
+    with caplog.at_level("INFO", "atlas_kit.server"):
+        server = serve(**settings)
+    assert not [one for one in caplog.records if "was made" in one.message]
+    assert ask(server, TEXT * 2, 0, session_id="anna")["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
 def test_sessions_are_served_where_their_folder_cannot_be_made(serve: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"in the way")
     server = serve(atlas_memory_dir=str(tmp_path / "file"))
@@ -399,8 +424,11 @@ def test_a_step_that_diverges_ends_an_answer_and_not_the_session(
     assert server.get("/v1/atlas/memory", session_id="anna")["memory"]["tokens_learned"] > was
 
 
-def test_a_step_size_that_is_too_large_is_no_error(serve: Server) -> None:
-    server = serve(atlas_learning_rate=5)
+@pytest.mark.parametrize("muon", [False, True])
+@pytest.mark.parametrize("rate", [5, 99.9, 100])
+def test_a_step_size_that_is_too_large_is_no_error(rate: float, muon: bool, serve: Server) -> None:
+    """Warnings are errors in the tests, also on the engine's thread: none of NumPy's reaches the log."""
+    server = serve(atlas_learning_rate=rate, atlas_muon=muon)
     for number in range(4):
         found = ask(server, f"{number} {TEXT * 2}", 8, session_id="anna")
         assert np.isfinite(found["atlas"]["omega_loss"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -16,7 +17,9 @@ from typing import Any
 
 import pytest
 
+from atlas_kit.errors import InvalidParamError
 from atlas_kit.persistence.session_file import read_session_state
+from atlas_kit.server import ServerConfig, Service, run
 from tests.conftest import tool_environment
 
 pytest.importorskip("fastapi", reason="the packages of the server are not installed")
@@ -281,6 +284,23 @@ def test_a_server_that_still_loads_says_so_and_can_be_ended(start: Any) -> None:
     assert server.end() == 0
 
 
+def test_a_server_collects_its_garbage_though_short_commands_do_not() -> None:
+    seen = []
+
+    def open_engine(_: Any) -> Any:
+        seen.append(gc.isenabled())
+        raise InvalidParamError("that is all")
+
+    config = ServerConfig(model="fake.gguf", port=0)
+    gc.disable()
+    try:
+        with pytest.raises(InvalidParamError, match="that is all"):
+            run.serve(config, Service(config, open_engine=open_engine))
+    finally:
+        gc.enable()
+    assert seen == [True]
+
+
 @pytest.mark.slow
 def test_a_port_that_is_taken_is_one_sentence(start: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -299,3 +319,16 @@ def test_a_second_server_on_one_file_refuses_to_start(start: Any, tmp_path: Path
     assert "another server keeps its memory in this file" in second.log[-1]
     assert "Traceback" not in "".join(second.log)
     assert first.post(TEXT, 1).status_code == 200
+
+
+@pytest.mark.slow
+def test_a_server_listens_at_several_addresses_and_writes_the_names_of_headers_with_capitals(
+    start: Any,
+) -> None:
+    server = start(host="127.0.0.1,127.0.0.2")
+    assert server.post(TEXT, 1).status_code == 200
+    answer = httpx.get(f"{server.url.replace('127.0.0.1', '127.0.0.2')}/metrics")
+    assert answer.status_code == 200
+    names = {name for name, _ in answer.headers.raw}
+    assert {b"Process-Start-Time-Unix", b"Content-Type", b"X-Request-Id"} <= names
+    assert any("http://127.0.0.1:" in line and "http://127.0.0.2:" in line for line in server.log)

@@ -30,7 +30,7 @@ from atlas_kit.server.routes.common import (
 )
 from atlas_kit.server.schemas import ChatRequest
 from atlas_kit.server.service import Service, settings_in
-from atlas_kit.server.streams import DONE, event, streamed, unless_gone
+from atlas_kit.server.streams import DONE, GAP, Events, event, streamed, unless_gone
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -93,6 +93,7 @@ def _dialogue(service: Service, asked: ChatRequest) -> Dialogue:
             variables=_variables(asked),
             reasoning_format=asked.reasoning_format,
             generation_prompt=goes_on,
+            own_grammar=bool(asked.grammar),
         ),
     )
 
@@ -134,6 +135,7 @@ class _Answer:
         count = asked.n or asked.n_cmpl or 1
         self._runs = several(service, namespace, atlas, generation, count)
         self._parsers = [found.parser() for _ in self._runs]
+        self._events: dict[tuple[int, str], Events] = {}
         self._legacy = asked.reasoning_format == "deepseek-legacy"
 
     async def whole(self) -> dict[str, Any]:
@@ -195,6 +197,7 @@ class _Answer:
     async def events(self) -> AsyncGenerator[bytes, None]:
         """Yield the answer as it comes: the role, the content, the end, the usage."""
         begun: set[int] = set()
+        quick = not (self._asked.logprobs or self._asked.timings_per_token)
         released = self._released()
         outcomes = [run.outcome for run in self._runs]
         async with contextlib.aclosing(together(self._runs)) as groups:
@@ -208,6 +211,10 @@ class _Answer:
                     told = released[number].rest(stopped=outcome.stop is not None)
                 else:
                     parts, told = parser.add(tokens), released[number].add(tokens)
+                if quick:
+                    for part in parts:
+                        yield self._part(number, part)
+                    parts = []
                 for delta in _deltas(parts, told):
                     yield self._chunk(number, delta, told=told, **self._timings(outcome))
                     told = []
@@ -219,6 +226,16 @@ class _Answer:
             more = {"usage": usage_of(outcomes), "timings": timings_of(outcomes[0])}
             yield event(self._shape("chat.completion.chunk", [], **more))
         yield DONE
+
+    def _part(self, number: int, part: Part) -> bytes:
+        """Return the event of a part alone."""
+        if part.kind in ("call", "arguments"):
+            return self._chunk(number, _delta(part))
+        found = self._events.get((number, part.kind))
+        if found is None:
+            found = Events(self._shape_of(number, _delta(Part(part.kind, GAP))))
+            self._events[number, part.kind] = found
+        return found(part.text)
 
     def _timings(self, outcome: Any) -> dict[str, Any]:
         return {"timings": timings_of(outcome)} if self._asked.timings_per_token else {}
@@ -232,13 +249,24 @@ class _Answer:
         told: Sequence[Token] = (),
         **more: Any,
     ) -> bytes:
+        return event(self._shape_of(number, delta, reason, told=told, **more))
+
+    def _shape_of(
+        self,
+        number: int,
+        delta: dict[str, Any],
+        reason: str | None = None,
+        *,
+        told: Sequence[Token] = (),
+        **more: Any,
+    ) -> dict[str, Any]:
         choice = {
             "index": number,
             "delta": delta,
             "logprobs": self._logprobs(told) if told else None,
             "finish_reason": reason,
         }
-        return event(self._shape("chat.completion.chunk", [choice], **more))
+        return self._shape("chat.completion.chunk", [choice], **more)
 
     def _shape(self, kind: str, choices: list[Any], **more: Any) -> dict[str, Any]:
         return {

@@ -20,8 +20,8 @@ from atlas_kit.server.schemas_sampling import NAMES, biases_of
 from atlas_kit.server.service import Service
 
 
-def the_service(request: Request) -> Service:
-    """Return the service that answers."""
+async def the_service(request: Request) -> Service:
+    """Return the service that answers; not waiting, but a coroutine: FastAPI calls others on a thread of their own."""
     found: Service = request.app.state.service
     return found
 

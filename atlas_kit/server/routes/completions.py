@@ -28,7 +28,7 @@ from atlas_kit.server.routes.common import (
 )
 from atlas_kit.server.schemas import CompletionRequest
 from atlas_kit.server.service import Service, settings_in
-from atlas_kit.server.streams import DONE, event, streamed, unless_gone
+from atlas_kit.server.streams import DONE, GAP, Events, event, streamed, unless_gone
 
 router = APIRouter(tags=["OpenAI"])
 #: Tokens of an answer where nobody says how many, as at OpenAI.
@@ -182,6 +182,7 @@ class _Answer:
         prompts = [prompt for prompt in self._prompts for _ in prompt.runs]
         offsets = [len(prompt.text) if asked.echo else 0 for prompt in prompts]
         begun: set[int] = set()
+        events: dict[int, Events] = {}
         async with contextlib.aclosing(together(self._runs)) as groups:
             async for number, tokens in groups:
                 outcome = self._runs[number].outcome
@@ -195,7 +196,11 @@ class _Answer:
                     told = released[number].rest(stopped=outcome.stop is not None)
                 else:
                     told = released[number].add(tokens)
-                if text or told or scored:
+                if text and asked.logprobs is None:
+                    if number not in events:
+                        events[number] = Events(self._shape([self._choice(number, GAP, None)]))
+                    yield events[number](text)
+                elif text or told or scored:
                     logprobs = None
                     if asked.logprobs is not None:
                         logprobs = self._logprobs(scored, told, offsets[number])

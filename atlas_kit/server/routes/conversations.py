@@ -52,7 +52,7 @@ async def create(request: Request, asked: ConversationRequest, service: TheServi
 async def retrieve(request: Request, name: str, service: TheService) -> dict[str, Any]:
     """Return what is known of a conversation."""
     service.require_ready()
-    return _shape(name, *_found(service, namespace_of(request), name))
+    return _shape(name, *await _found(service, namespace_of(request), name))
 
 
 @router.post("/{name}", summary="Change what is noted of a conversation")
@@ -62,7 +62,7 @@ async def update(
     """Replace the metadata."""
     service.require_ready()
     namespace = namespace_of(request)
-    _, session = _found(service, namespace, name)
+    _, session = await _found(service, namespace, name)
     async with service.responses.turn(namespace, name) as thread:
         thread.metadata = asked.metadata or {}
         return _shape(name, thread, session)
@@ -73,7 +73,7 @@ async def delete(request: Request, name: str, service: TheService) -> dict[str, 
     """Forget the text, the session and its memory; answers that were stored stay."""
     service.require_ready()
     namespace = namespace_of(request)
-    _found(service, namespace, name)
+    await _found(service, namespace, name)
     async with service.responses.turn(namespace, name):
         service.responses.forget(namespace, name)
         await service.forget(namespace, name)
@@ -84,9 +84,9 @@ async def delete(request: Request, name: str, service: TheService) -> dict[str, 
 async def items(
     request: Request, name: str, service: TheService, limit: int = 20, order: str = "desc", after: str = ""
 ) -> Response:
-    """Return what was sent and said; after a restart, it is not known any more, though the memory has read it."""
+    """Return what was sent and said."""
     service.require_ready()
-    thread, _ = _found(service, namespace_of(request), name)
+    thread, _ = await _found(service, namespace_of(request), name)
     found = [] if thread is None or thread.last is None else thread.last.items_so_far()
     return JsonResponse(page(found, limit, order, after))
 
@@ -96,17 +96,24 @@ async def add(request: Request, name: str, asked: ItemsRequest, service: TheServ
     """Add items, which the model reads with the next answer."""
     service.require_ready()
     namespace = namespace_of(request)
-    _found(service, namespace, name)
+    await _found(service, namespace, name)
     messages, sent = chat_messages(asked.items), listed(asked.items)
     async with service.responses.turn(namespace, name) as thread:
         before = thread.last
-        thread.last = Kept({}, sent, messages, before, None if before is None else before.conversation)
+        thread.last = Kept({}, sent, messages, before)
+        if before is not None:
+            last = thread.last
+            last.conversation, last.session, last.remembers = (
+                before.conversation,
+                before.session,
+                before.remembers,
+            )
     return JsonResponse(page(sent, 100, "asc", ""))
 
 
-def _found(service: Service, namespace: str, name: str) -> tuple[Thread | None, Conversation | None]:
+async def _found(service: Service, namespace: str, name: str) -> tuple[Thread | None, Conversation | None]:
     """Return a conversation's text and its session, one of which there is."""
-    thread = service.responses.thread(namespace, name)
+    thread = await service.responses.thread(namespace, name)
     session = service.session(namespace, checked_session_id(name))
     if thread is None and session is None:
         raise ApiError(
