@@ -1,7 +1,8 @@
 """Continuous batching: the work of several sessions on one engine, whose next steps are decoded together.
 
 This is the core that a pool (pool.py, in the caller's thread) and a scheduler (scheduler.py, in a thread of its own)
-drive. It belongs to one thread and knows no locks but the engine's.
+drive. It belongs to one thread and knows no locks but the engine's. It has one thread of its own, on which memories
+learn while a small model decodes; it waits for that before it touches a memory again.
 """
 
 from __future__ import annotations
