@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import FileAccessError, MissingExtraError
-from atlas_kit.server.app import begun_app, import_routes
+from atlas_kit.server.app import begun_app, import_routes, visit_routes
 from atlas_kit.server.service import Service
 
 if TYPE_CHECKING:
@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("atlas_kit.server")
 #: Answers that are told to end have so long to be told.
 END_SECONDS = 5
+#: So long a thread may compute in Python while another wants to. Each time the event loop sends something it gives the
+#: interpreter away, and beside an engine's thread that is busy with memories it would wait for it 5 ms each time.
+SWITCH_SECONDS = 0.0005
 #: So long after the start, what only some requests need is loaded.
-LATER_SECONDS = 1.0
+LATER_SECONDS = 0.5
 #: Saving has so long at the end, before the process ends without it.
 SAVE_SECONDS = 60
 
@@ -43,6 +46,7 @@ def serve(config: ServerConfig, service: Service | None = None) -> None:
         raise MissingExtraError("the server", "serve") from error
     service = service or Service(config)
     with _listening(config.host, config.port) as listener:
+        sys.setswitchinterval(SWITCH_SECONDS)
         service.begin_loading()  # llama.cpp does not need Python meanwhile, which imports the rest
         asyncio.run(_Life(service, uvicorn, listener).whole())
 
@@ -50,9 +54,9 @@ def serve(config: ServerConfig, service: Service | None = None) -> None:
 class _Life:
     def __init__(self, service: Service, uvicorn: Any, listener: socket.socket) -> None:
         self._service, self._config, self._listener = service, service.config, listener
-        app, self._complete = begun_app(service)
+        self._app, self._complete = begun_app(service)
         settings = uvicorn.Config(
-            app, log_config=None, access_log=False, lifespan="off",
+            self._app, log_config=None, access_log=False, lifespan="off",
             timeout_graceful_shutdown=int(self._config.drain_seconds) + END_SECONDS,
             server_header=False, timeout_keep_alive=75,
         )  # fmt: skip
@@ -91,6 +95,7 @@ class _Life:
         await asyncio.sleep(LATER_SECONDS)
         await asyncio.to_thread(_import_later)
         self._complete()
+        await asyncio.to_thread(visit_routes, self._app)
         if not gc.isenabled():  # a short run needs none (cli/main.py); what is there now stays to the end
             gc.freeze()
             gc.enable()
@@ -147,8 +152,8 @@ class _Life:
 def _import_later() -> None:
     """Import endpoints and memories, so that whoever asks for them first does not wait for that."""
     import_routes()
-    for name in ("atlas_kit.llama.token_memory", "atlas_kit.persistence.snapshot"):
-        importlib.import_module(name)
+    for name in ("server.exposition", "llama.token_memory", "persistence.snapshot"):
+        importlib.import_module(f"atlas_kit.{name}")
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -75,6 +75,8 @@ class Service:
         self._loading: Future[Engine] | None = None
         self._saver: asyncio.Task[None] | None = None
         self._stop_saving = asyncio.Event()
+        #: Is taken by a request that begins.
+        self.turn = asyncio.Lock()
         self.session_problem: str | None = None
         self.memories = Memories(self)
 
@@ -350,7 +352,8 @@ class Service:
         return bool(enabled)
 
     def _settings_for(self, atlas: Mapping[str, Any]) -> AtlasSettings:
-        return self.settings.replace(**settings_in(atlas))
+        changes = settings_in(atlas)
+        return self.settings.replace(**changes) if changes else self.settings
 
     def session(self, namespace: str, name: str) -> Conversation | None:
         """Return the session of a name."""
