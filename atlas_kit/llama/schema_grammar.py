@@ -14,6 +14,22 @@ MOST_REPEATED = 1000
 #: Properties of one object, and characters of a grammar: the time that both take grows faster than their number.
 MOST_PROPERTIES, MOST_CHARACTERS = 400, 1 << 17
 _COUNTS = frozenset({"minLength", "maxLength", "minItems", "maxItems"})
+#: Keywords of JSON Schema that say what a value is. Any value fits a schema that has none of them, whatever else is in
+#: it: a title alone is what pydantic makes of ``typing.Any``.
+_SAYING = {
+    "$ref", "$dynamicRef", "type", "enum", "const", "anyOf", "oneOf", "allOf", "not", "if", "then",
+    "else", "properties", "patternProperties", "additionalProperties", "propertyNames",
+    "unevaluatedProperties", "dependentRequired", "dependentSchemas", "required", "minProperties",
+    "maxProperties", "items", "prefixItems", "unevaluatedItems", "contains", "minItems", "maxItems",
+    "uniqueItems", "pattern", "format", "minLength", "maxLength", "minimum", "maximum",
+    "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
+}  # fmt: skip
+#: What the converter calls any value; a whole answer that nothing is said of is an object, as in llama-server.
+_ANYTHING = {"type": ["object", "array", "string", "number", "boolean", "null"]}
+#: Where schemas stand in a schema: a table of them, a list of them, one of them.
+_TABLES = ("properties", "$defs", "definitions")
+_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_SINGLE = ("items", "additionalProperties")
 
 
 def schema_rules(schema: Mapping[str, Any] | str, name: str = "root") -> str:
@@ -32,9 +48,9 @@ def schema_rules(schema: Mapping[str, Any] | str, name: str = "root") -> str:
         raise MissingExtraError("a grammar from a JSON schema", "llama") from error
     try:
         given = json.loads(schema) if isinstance(schema, str) else schema
-        text = json.dumps(given)
         _require_small(given)
-        found = json_schema_to_gbnf(text)
+        spelled_out = _spelled_out(given)
+        found = json_schema_to_gbnf(json.dumps({} if spelled_out == _ANYTHING else spelled_out))
         if len(found) > MOST_CHARACTERS:
             raise InvalidParamError("this schema is too large to become a grammar", key="json_schema")
     except InvalidParamError:
@@ -67,6 +83,39 @@ def _require_small(schema: Any) -> None:
             _require_small(value)
 
 
+def _spelled_out(schema: Any, place: str = "") -> Any:
+    """Return a schema in which those that any value fits say so, as the converter knows none that say nothing."""
+    if schema is True or (isinstance(schema, Mapping) and not _SAYING.intersection(schema)):
+        return dict(_ANYTHING)
+    if not isinstance(schema, Mapping):
+        raise InvalidParamError(f"a JSON schema is expected at {place or 'the top'}", key="json_schema")
+    found, inside = dict(schema), f"{place}." if place else ""
+    for key in _TABLES:
+        if key in schema:
+            if not isinstance(schema[key], Mapping):
+                raise InvalidParamError(
+                    f"an object with JSON schemas is expected at {inside}{key}", key="json_schema"
+                )
+            found[key] = {
+                name: _spelled_out(one, f"{inside}{key}.{name}"[:200]) for name, one in schema[key].items()
+            }
+    for key in _LISTS:
+        if key in schema:
+            if not isinstance(schema[key], list):
+                raise InvalidParamError(
+                    f"a list of JSON schemas is expected at {inside}{key}", key="json_schema"
+                )
+            found[key] = [
+                _spelled_out(one, f"{inside}{key}.{number}"[:200]) for number, one in enumerate(schema[key])
+            ]
+    for key in _SINGLE:
+        if isinstance(schema.get(key), list):  # what prefixItems was called before
+            found[key] = [_spelled_out(one, f"{inside}{key}.{n}"[:200]) for n, one in enumerate(schema[key])]
+        elif key in schema and not (key == "additionalProperties" and isinstance(schema[key], bool)):
+            found[key] = _spelled_out(schema[key], f"{inside}{key}"[:200])
+    return found
+
+
 def _renamed(rules: str, name: str) -> str:
     """Give rules names of their own; texts and classes of characters stay as they are."""
 
@@ -88,13 +137,24 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def up_to(mark: str, name: str) -> str:
+def up_to(mark: str, name: str, then: str = "", *, ends: bool = False) -> str:
     r"""Return rules for any text that ends with the first ``mark``; the first is called ``name``.
+
+    Parameters
+    ----------
+    then
+        What follows the mark.
+    ends
+        Whether the text may end without it, and without what follows it.
 
     >>> print(up_to("ab", "t"))
     t ::= "a" t-1 | [^a] t
     t-1 ::= "a" t-1 | "b" | [^ab] t
+    >>> print(up_to("ab", "t", "rest", ends=True))
+    t ::= "a" t-1 | [^a] t | ""
+    t-1 ::= "a" t-1 | "b" rest | [^ab] t | ""
     """
+    behind = f" {then}" if then else ""
     lines = []
     for at in range(len(mark)):
         follows: dict[str, int] = {}
@@ -103,12 +163,13 @@ def up_to(mark: str, name: str) -> str:
             most = min(len(text), len(mark))
             follows[char] = next(n for n in range(most, -1, -1) if text.endswith(mark[:n]))
         choices = [
-            quoted(char) + ("" if length == len(mark) else f" {_state(name, length)}")
+            quoted(char) + (behind if length == len(mark) else f" {_state(name, length)}")
             for char, length in follows.items()
             if length
         ]
         others = "".join(_escaped(char) for char, length in follows.items() if length)
-        lines.append(f"{_state(name, at)} ::= {' | '.join([*choices, f'[^{others}] {name}'])}")
+        choices += [f"[^{others}] {name}", *(['""'] if ends else [])]
+        lines.append(f"{_state(name, at)} ::= {' | '.join(choices)}")
     return "\n".join(lines)
 
 

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import ClosedError, InvalidParamError, ModelError
 from atlas_kit.llama import arguments, memory_choice, session_states
 from atlas_kit.llama.engine import Engine, Feed, Outputs
+from atlas_kit.llama.interrupts import interrupts_put_off
 from atlas_kit.llama.loading import open_engine
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.steps import (
@@ -47,7 +47,8 @@ from atlas_kit.persistence.session_state import SessionState
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
 if TYPE_CHECKING:
-    from atlas_kit.llama.token_memory import Reading, TokenMemory
+    from atlas_kit.llama.reading import Reading
+    from atlas_kit.llama.token_memory import TokenMemory
 
 T = TypeVar("T")
 
@@ -232,12 +233,14 @@ class AtlasSession:
         told: Callable[[Array], None] | None = None,
         listen: Listener | None = None,
         expected: Expected | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> Work[None]:
         """Read tokens in steps.
 
         ``told`` gets the log-probabilities (n, 2) of those that could be scored. ``listen`` gets what a memory would:
         hidden (n, n_embd), logits (n, n_vocab), the tokens (n,) and those that followed (n,). ``expected`` gets, for
         each token that could be scored, its number and the log-probabilities (n_vocab,) of all that could have come.
+        ``progress`` gets after each step how many tokens are read.
         """
         yield from self.catching_up()
         at, self._listen, self._expected = 0, listen, expected
@@ -262,6 +265,8 @@ class AtlasSession:
                     raise
                 if told is not None and len(logprob):
                     told(logprob)
+                if progress is not None:
+                    progress(at)
         finally:
             self._listen = self._expected = None
 
@@ -875,24 +880,6 @@ def _drawn(
 
 def _ratio(count: int, seconds: float) -> float | None:
     return count / seconds if seconds > 0 else None
-
-
-@contextlib.contextmanager
-def interrupts_put_off() -> Iterator[None]:
-    """Let Ctrl-C wait until the block ends: a memory that has taken in half a step would be good for nothing."""
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT) if main else None
-    if not callable(handler):
-        yield
-        return
-    asked: list[tuple[int, Any]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: asked.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        for number, frame in asked:
-            handler(number, frame)
 
 
 def _engine_of(model: Any, options: dict[str, Any]) -> Engine:

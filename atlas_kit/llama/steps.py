@@ -12,7 +12,7 @@ from atlas_kit.codecs.numbers import Array
 from atlas_kit.llama.engine import Feed, Outputs
 
 if TYPE_CHECKING:
-    from atlas_kit.llama.token_memory import Reading
+    from atlas_kit.llama.reading import Reading
 
 T = TypeVar("T")
 
@@ -143,7 +143,7 @@ def likeliest(logp: Array, count: int) -> tuple[tuple[int, float], ...]:
     """
     if not count:
         return ()
-    from atlas_kit.llama.token_memory import most_likely
+    from atlas_kit.llama.reading import most_likely
 
     places = most_likely(logp, min(count, len(logp)))
     ordered = places[np.lexsort((places, -logp[places]))]

@@ -14,8 +14,8 @@ import numpy as np
 from atlas_kit.codecs.numbers import Array
 
 if TYPE_CHECKING:
+    from atlas_kit.llama.reading import Reading
     from atlas_kit.llama.session import AtlasSession
-    from atlas_kit.llama.token_memory import Reading
 
 
 #: Most likely tokens that are kept of each prediction.
@@ -130,7 +130,7 @@ def _expected(reading: Reading) -> tuple[Array, Array]:
     lse = reading.lse.astype(np.float32)[:, None]
     some = reading.top
     if some.shape[1] < TOP:  # the memory corrects fewer candidates, or there is none
-        from atlas_kit.llama.token_memory import most_likely
+        from atlas_kit.llama.reading import most_likely
 
         some = np.stack([most_likely(z, TOP) for z in reading.logits])
     own = np.exp(np.take_along_axis(reading.logits, some, axis=1) - lse)

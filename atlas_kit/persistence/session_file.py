@@ -52,19 +52,41 @@ def write_session_state(
     """
     from atlas_kit.persistence.snapshot import save_memory
 
-    runtime = _runtime(state)
-    return save_memory(
-        path,
-        state.config,
-        state.memory,
-        metadata={"runtime": runtime, **(metadata or {})},
-        model_hash=state.identity or None,
-        entries={  # None: an older one is removed
+    return save_memory(path, state.config, state.memory, **_in_file(state, metadata), **options)
+
+
+def session_state_bytes(
+    state: SessionState, *, metadata: Mapping[str, Any] | None = None, **options: Any
+) -> bytes:
+    """Return the file that `write_session_state` would make anew, without any disk.
+
+    Parameters
+    ----------
+    metadata
+        Whatever JSON can say that should stay beside it.
+    options
+        Those of ``memory_bytes``: ``optimizer``, ``window``, ``dtype``, ``codec``, ``level``.
+
+    Raises
+    ------
+    InvalidParamError
+        When the state was put together by hand and could not be read back.
+    """
+    from atlas_kit.persistence.snapshot import memory_bytes
+
+    return memory_bytes(state.config, state.memory, **_in_file(state, metadata), **options)
+
+
+def _in_file(state: SessionState, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what lies beside the memory in a file."""
+    return {
+        "metadata": {"runtime": _runtime(state), **(metadata or {})},
+        "model_hash": state.identity or None,
+        "entries": {  # None: an older one is removed
             CONTEXT: state.context if state.tokens else None,
             TEXTS: packed_texts(state.texts) if state.texts else None,
         },
-        **options,
-    )
+    }
 
 
 def _runtime(state: SessionState) -> dict[str, Any]:
@@ -200,6 +222,36 @@ def read_session_state(
             texts=texts,
             **kept,
         )
+
+
+def context_bytes(given: Given | MemoryFile) -> int:
+    """Return how large the engine's own copy of the context is in a file; 0 where there is none.
+
+    Raises
+    ------
+    AtlasError
+        The file cannot be opened.
+    """
+    from atlas_kit.persistence.snapshot import opened_memory
+
+    with opened_memory(given) as file:
+        entry = file.get(CONTEXT)
+        return 0 if entry is None else int(entry.size)
+
+
+def drop_context(path: StrPath) -> None:
+    """Remove the engine's own copy of the context from a file: its tokens stay, and are read again.
+
+    Raises
+    ------
+    AtlasError
+        The file cannot be read or written; it stays as it was.
+    """
+    from atlas_kit.formats.atlas import MemoryFile
+
+    with MemoryFile.edit(path) as file:
+        if file.remove(CONTEXT):
+            file.save()  # whole, or it would keep its size
 
 
 def saved_settings(

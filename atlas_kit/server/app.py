@@ -32,6 +32,7 @@ ROUTES = (
     "native_text",
     "native_state",
     "atlas",
+    "memory_views",
     "metrics",
     "trace",
     "page",
@@ -40,9 +41,6 @@ ROUTES = (
 
 #: Those that the first requests ask for.
 EARLY = ("health", "models", "completions", "chat", "metrics")
-
-#: This machine, as browsers name it.
-_LOCALHOST = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 
 
 def create_app(service: Service) -> FastAPI:
@@ -59,7 +57,7 @@ def create_app(service: Service) -> FastAPI:
 
 
 def begun_app(service: Service) -> tuple[FastAPI, Callable[[], None]]:
-    """Return the application of a service with the endpoints that most first requests ask for, and what adds the others.
+    """Return the application of a service with the endpoints that first requests ask for, and what adds the others.
 
     Whoever asks for another endpoint before that is called gets it nonetheless, somewhat later.
 
@@ -77,7 +75,8 @@ def begun_app(service: Service) -> tuple[FastAPI, Callable[[], None]]:
             from starlette.responses import Response
     except ImportError as error:
         raise MissingExtraError("the server", "serve") from error
-    from atlas_kit.server.asgi import Gate, Keys
+    from atlas_kit.server.asgi import Gate, Keys, asks_anthropic
+    from atlas_kit.server.cors import Cors, Pages
     from atlas_kit.server.json_response import JsonResponse
 
     app = FastAPI(
@@ -105,8 +104,7 @@ def begun_app(service: Service) -> tuple[FastAPI, Callable[[], None]]:
         offer_files(app)
 
     def answer(problem: ApiError, request: Request) -> Response:
-        messages = request.url.path.startswith("/v1/messages")
-        body = problem.anthropic() if messages else problem.openai()
+        body = problem.anthropic() if asks_anthropic(request.scope) else problem.openai()
         return JsonResponse(body, problem.status, problem.headers)
 
     @app.exception_handler(ApiError)
@@ -124,8 +122,14 @@ def begun_app(service: Service) -> tuple[FastAPI, Callable[[], None]]:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        sentence = {404: "There is no such endpoint.", 405: "This endpoint takes another method."}
-        problem = ApiError(error.status_code, sentence.get(error.status_code, str(error.detail)))
+        sentence = {
+            400: "The body is not JSON.", 404: "There is no such endpoint.", 405: "This endpoint takes another method.",
+        }  # fmt: skip
+        problem = ApiError(
+            error.status_code,
+            sentence.get(error.status_code, str(error.detail)),
+            code="invalid_json" if error.status_code == 400 else None,
+        )
         found = answer(problem, request)
         found.headers.update(error.headers or {})
         return found
@@ -136,18 +140,10 @@ def begun_app(service: Service) -> tuple[FastAPI, Callable[[], None]]:
 
     app.add_middleware(_Completing, complete=complete, paths=paths)
     config = service.config
-    if config.cors:
-        from starlette.middleware.cors import CORSMiddleware
-
-        origins = [one.strip() for given in config.cors for one in given.split(",")]
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=origins,
-            allow_origin_regex=_LOCALHOST if "localhost" in origins else None,
-            allow_methods=["*"],
-            allow_headers=["*"],
-        )
-    app.add_middleware(Gate, keys=Keys(config.keys), max_body=config.max_body)
+    keys = Keys(config.keys)
+    pages = Pages(config.origins, anybody=bool(keys), hosts=() if keys else config.hosts)
+    app.add_middleware(Gate, keys=keys, max_body=config.max_body, pages=pages)
+    app.add_middleware(Cors, pages=pages)
     return app, complete
 
 

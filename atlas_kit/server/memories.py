@@ -103,7 +103,7 @@ class Memories:
         if os.path.lexists(found) and not os.path.isfile(found):
             raise ApiError(403, "This is not the name of a memory.", param="memory_file")
         shared = self._service.shared
-        if writing and shared is not None and os.path.realpath(found) == os.path.realpath(shared.path):
+        if writing and shared is not None and shared.owns(found):
             raise ApiError(
                 409, "The server keeps its own memory in this file.", param="memory_file", code="locked"
             )
@@ -368,7 +368,11 @@ def _forget(session: Any, fresh: TokenMemory) -> None:
 
 
 def forget_weights(memory: TokenMemory, fresh: TokenMemory) -> None:
-    """Let a memory's matrices be as those of a fresh one; window, gate and optimiser stay."""
+    """Let a memory's matrices be as those of a fresh one; window, gate, optimiser and counters stay.
+
+    What is seen and not learned waits for its step, so a memory that had seen much and learned nothing could be neither
+    continued nor read from a file.
+    """
     state, new = memory.pin(), fresh.state
     adaptation = {
         **state.adaptation,
@@ -378,10 +382,9 @@ def forget_weights(memory: TokenMemory, fresh: TokenMemory) -> None:
             if "log_eta" in state.adaptation
         },
     }
-    counters = {**state.counters, "learned": state.counters["learned"] * 0}
     waiting = memory.waiting()
     memory.restore(
-        dataclasses.replace(state, parameters=new.parameters, adaptation=adaptation, counters=counters),
+        dataclasses.replace(state, parameters=new.parameters, adaptation=adaptation),
         waiting,
     )
 
