@@ -95,7 +95,7 @@ class Outputs(NamedTuple):
 
     logits: Floats
     hidden: Floats | None
-    index: int
+    index: int  # type: ignore[assignment]  # what a tuple calls so, nobody asks of this one
 
 
 class DecodeError(ModelError):

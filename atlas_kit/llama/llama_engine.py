@@ -205,6 +205,7 @@ class LlamaEngine:
             )
         self._memory = api.llama_get_memory(self._context)
         self.n_ctx, self.n_sequences, self.n_batch = wanted, n_sequences, n_batch
+        self.n_threads = threads
         if trained and wanted > trained:
             self.notes.append(
                 f"a context of {wanted} tokens is more than the {trained} that the model was trained with"

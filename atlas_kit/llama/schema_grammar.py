@@ -16,12 +16,14 @@ MOST_PROPERTIES, MOST_CHARACTERS = 400, 1 << 17
 _COUNTS = frozenset({"minLength", "maxLength", "minItems", "maxItems"})
 #: Keywords of JSON Schema that say what a value is. Any value fits a schema that has none of them, whatever else is in
 #: it: a title alone is what pydantic makes of ``typing.Any``.
-_SAYING = frozenset(
-    "$ref $dynamicRef type enum const anyOf oneOf allOf not if then else properties patternProperties "
-    "additionalProperties propertyNames unevaluatedProperties dependentRequired dependentSchemas required "
-    "minProperties maxProperties items prefixItems unevaluatedItems contains minItems maxItems uniqueItems pattern "
-    "format minLength maxLength minimum maximum exclusiveMinimum exclusiveMaximum multipleOf".split()
-)
+_SAYING = frozenset({
+    "$ref", "$dynamicRef", "type", "enum", "const", "anyOf", "oneOf", "allOf", "not", "if", "then", "else",
+    "properties", "patternProperties", "additionalProperties", "propertyNames", "unevaluatedProperties",
+    "dependentRequired", "dependentSchemas", "required", "minProperties", "maxProperties", "items",
+    "prefixItems", "unevaluatedItems", "contains", "minItems", "maxItems", "uniqueItems", "pattern",
+    "format", "minLength", "maxLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
+    "multipleOf",
+})  # fmt: skip
 #: What the converter calls any value; a whole answer that nothing is said of is an object, as in llama-server.
 _ANYTHING = {"type": ["object", "array", "string", "number", "boolean", "null"]}
 #: Where schemas stand in a schema: a table of them, a list of them, one of them.

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import ClosedError, InvalidParamError, ModelError
 from atlas_kit.llama import arguments, memory_choice, session_states
 from atlas_kit.llama.engine import Engine, Feed, Outputs
+from atlas_kit.llama.interrupts import interrupts_put_off
 from atlas_kit.llama.loading import open_engine
 from atlas_kit.llama.reading import Reading
 from atlas_kit.llama.sampling import Sampler, Sampling
@@ -872,24 +872,6 @@ def _drawn(
 
 def _ratio(count: int, seconds: float) -> float | None:
     return count / seconds if seconds > 0 else None
-
-
-@contextlib.contextmanager
-def interrupts_put_off() -> Iterator[None]:
-    """Let Ctrl-C wait until the block ends: a memory that has taken in half a step would be good for nothing."""
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT) if main else None
-    if not callable(handler):
-        yield
-        return
-    asked: list[tuple[int, Any]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: asked.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        for number, frame in asked:
-            handler(number, frame)
 
 
 def _engine_of(model: Any, options: dict[str, Any]) -> Engine:

@@ -233,8 +233,8 @@ class Memory:
         return self._answers(state, projected)[0], self._directions(state, projected)
 
     @backends.quiet
-    def read_each(self, states: Sequence[MemoryState], queries: Array) -> tuple[list[Array], Array]:
-        """Return ``read_and_direct`` of sessions that ask one query each (R, d_k): R times (1, d_v), and (R, d_key).
+    def read_each(self, states: Sequence[MemoryState], queries: Array) -> tuple[Array, Array]:
+        """Return ``read_and_direct`` of sessions that ask one query each (R, d_k): (R, d_v), and (R, d_key).
 
         To the bit what each gets alone; the features of all are made together.
         """
@@ -244,10 +244,10 @@ class Memory:
         means = [state.adaptation["mean"] for state in states if "mean" in state.adaptation]
         mean = self.xp.stack(means) if means else None
         phi = config.features.phi(projected, constants, mean)
-        answers = [
-            config.module.forward(flattened_group(state.parameters, ()), phi[row : row + 1])[0][0]
-            for row, state in enumerate(states)
-        ]
+        answers = self.xp.empty((len(states), config.d_v), self.dtype)
+        for row, state in enumerate(states):
+            parameters = flattened_group(state.parameters, ())
+            answers[row] = config.module.forward(parameters, phi[row : row + 1])[0][0, 0]
         query = projected[:, 0]
         return answers, self.unit(query if mean is None else query - mean)
 

@@ -12,10 +12,11 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from atlas_kit.errors import BusyError
+from atlas_kit.server.response_records import Record
 
 if TYPE_CHECKING:
     from atlas_kit.server.conversation import Conversation
@@ -25,27 +26,6 @@ if TYPE_CHECKING:
 MOST_RESPONSES = 1000
 MOST_CONVERSATIONS = 1000
 MOST_BYTES = 256 << 20
-
-
-class Record(NamedTuple):
-    """An answer as it is kept; ``before`` is the number of the one that it goes on from."""
-
-    number: int
-    id: str | None
-    before: int | None
-    session: str | None
-    remembers: bool | None
-    response: dict[str, Any]
-    items: list[dict[str, Any]]
-    messages: list[dict[str, Any]]
-
-
-class Noted(NamedTuple):
-    """A conversation as it is kept: the answers that lead to its end, the first of them first."""
-
-    line: list[Record]
-    metadata: dict[str, Any]
-    created: float
 
 
 @dataclass(eq=False)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from atlas_kit.server.kept_responses import Noted, Record
+from atlas_kit.server.response_records import Noted, Record
 
 log = logging.getLogger("atlas_kit.server")
 T = TypeVar("T")

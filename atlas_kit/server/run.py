@@ -42,7 +42,7 @@ def serve(config: ServerConfig, service: Service | None = None) -> None:
         import uvicorn
     except ImportError as error:
         raise MissingExtraError("the server", "serve") from error
-    gc.enable()  # atlas-tool's other commands end before it is worth while; a server would keep all that it ever answered
+    gc.enable()  # it is off for the other commands, which soon end: a server would keep all that it ever answered
     service = service or Service(config)
     with contextlib.ExitStack() as opened:
         listeners: list[socket.socket] = []

@@ -25,7 +25,10 @@ MemoryFile = Field(
     min_length=1, max_length=255, description="A name in the server's folder of memories, without a path."
 )
 Filename = Field(
-    None, min_length=1, max_length=255, description="The same as memory_file, which counts where both are sent."
+    None,
+    min_length=1,
+    max_length=255,
+    description="The same as memory_file, which counts where both are sent.",
 )
 
 

@@ -1,7 +1,8 @@
 """The files of sessions that are not in main memory: one each, in one folder, under the hash of its name.
 
 With a folder of their own, sessions outlive a restart; else the files are in a private one, which goes with the server,
-or where that was killed, with the next one that starts. Everything here may be done on any thread; of who uses a session, the module knows nothing.
+or where that was killed, with the next one that starts. Everything here may be done on any thread; of who uses a
+session, the module knows nothing.
 """
 
 from __future__ import annotations
@@ -110,10 +111,8 @@ class SessionFiles:
             if self._folder is None:
                 try:
                     self._folder = self._made()
-                except (
-                    FileAccessError,
-                    LockedError,
-                ):  # another server that starts took it for abandoned before it was locked
+                # another server that starts may take it for abandoned before it is locked
+                except (FileAccessError, LockedError):
                     self._folder = self._made()
             return self._folder
 

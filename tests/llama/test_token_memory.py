@@ -433,7 +433,9 @@ def test_corrections_of_any_size(factor, model):
             assert np.exp(reading.log_probabilities(row).astype("f8")).sum() == pytest.approx(1, abs=1e-3)
         change = reading.corrected.astype("f16") - reading.lse[:, None]
         rest = 1 - np.exp(reading.own.astype("f16") - reading.lse[:, None]).sum(axis=1)
-        expected = reading.lse + np.logaddexp.reduce(np.column_stack((np.log(np.maximum(rest, 0) + 1e-30), change)), 1)
+        expected = reading.lse + np.logaddexp.reduce(
+            np.column_stack((np.log(np.maximum(rest, 0) + 1e-30), change)), 1
+        )
         np.testing.assert_allclose(reading.log_z.astype("f8"), expected.astype("f8"), rtol=1e-5, atol=1e-5)
         found = memory.learn(reading, tokens[at + 1 : at + 5])
         assert np.isfinite(found).all()
@@ -510,7 +512,7 @@ def test_states_read_ahead_are_read_the_same():
     assert alone[0].memory is ahead[3].memory is not ahead[2].memory
     for at in range(40):
         rows = [at, at + 7, at + 3, at + 1, at]
-        read_ahead(ahead, hidden[rows])
+        read_ahead(ahead, hidden[rows], logits[rows], tokens[rows])
         rows[3] = at + 2
         for one, other, row in zip(alone, ahead, rows, strict=True):
             place = slice(row, row + 1)
