@@ -23,7 +23,6 @@ from atlas_kit.llama.engine import Engine, Feed, Outputs
 from atlas_kit.llama.interrupts import interrupts_put_off
 from atlas_kit.llama.session import AtlasSession
 from atlas_kit.llama.steps import Finish, Step, Token
-from atlas_kit.llama.token_memory import read_ahead
 
 #: A piece of work in steps, as ``AtlasSession.generating`` gives it. It may also yield a ``Future``: then it goes on
 #: between two decodes as soon as that is done, with its result.
@@ -456,6 +455,8 @@ class Batches:
                 logits.append(outputs.logits[-1])
                 tokens.append(step.feed.tokens[-1])
         if len(memories) > 1:
+            from atlas_kit.llama.token_memory import read_ahead
+
             read_ahead(memories, np.concatenate(hidden), logits, tokens)
 
     def _decode(self, steps: Sequence[Step]) -> list[Outputs]:

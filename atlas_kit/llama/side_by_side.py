@@ -87,7 +87,7 @@ def read_side_by_side(
     # the other tokens keep their logits, so their mass stays what it was
     rest = np.maximum(1 - ends.sum(before), 0)
     log_z = lse + np.log(rest + ends.sum(np.exp(corrected - spread)))
-    for row in np.flatnonzero(~np.isfinite(log_z)):
+    for row in np.flatnonzero(~np.isfinite(log_z)).tolist():
         place = ends.slices[row]
         corrected[place], log_z[row] = far_off(own[place], corrected[place], lse[row], rest[row])
     behind = np.exp(corrected - ends.spread(log_z))

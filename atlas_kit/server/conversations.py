@@ -20,11 +20,17 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequen
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from atlas_kit.errors import AtlasError, BusyError, ClosedError, InvalidParamError
+from atlas_kit.errors import (
+    AtlasError,
+    BusyError,
+    ClosedError,
+    FileAccessError,
+    InvalidParamError,
+    OutOfMemoryError,
+)
 from atlas_kit.llama.parking import Parked, light_state_of, park, parked_of, state_of, unpark
 from atlas_kit.llama.session import DEVICES, AtlasSession
 from atlas_kit.llama.steps import Stats, common_length
-from atlas_kit.llama.token_memory import TokenMemory
 from atlas_kit.server.branches import Spelling, match
 from atlas_kit.server.conversation import Conversation, Slot, about, take_over, utilization
 from atlas_kit.server.jobs import called, finished
@@ -35,6 +41,7 @@ from atlas_kit.server.traces import Traces
 if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.scheduler import Scheduler
+    from atlas_kit.llama.token_memory import TokenMemory
     from atlas_kit.persistence.session_state import SessionState
     from atlas_kit.server.session_files import SessionFiles
     from atlas_kit.settings.atlas_settings import AtlasSettings
@@ -324,6 +331,8 @@ class Conversations:
 
     def new_memory(self, settings: AtlasSettings) -> TokenMemory:
         """Return an empty memory."""
+        from atlas_kit.llama.token_memory import TokenMemory
+
         return TokenMemory(self.engine.output_rows(), settings, DEVICES[self._device])
 
     def drop(self, conversation: Conversation) -> None:
@@ -674,6 +683,11 @@ class Conversations:
         try:
             await self._take_back(conversation, files)
         except Exception as error:
+            # nothing is wrong with the file where too many are open, or a disk is away for a moment
+            if type(error) is FileAccessError:
+                raise
+            if isinstance(error, MemoryError):
+                raise OutOfMemoryError("there is not enough RAM for this session now") from error
             why = error.message if isinstance(error, AtlasError) else "it is damaged"
             aside = await asyncio.to_thread(files.set_aside, conversation.key)
             log.warning("a session starts anew, its file was set aside as %s: %s", aside, why)

@@ -13,18 +13,20 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+from atlas_kit.background import start_thread
 from atlas_kit.errors import AtlasError, InvalidParamError, LockedError
 from atlas_kit.llama.sampling import Sampling
 from atlas_kit.server import logs
 from atlas_kit.server.conversation import Conversation
 from atlas_kit.server.conversations import Conversations
 from atlas_kit.server.dialogue import transcript
+from atlas_kit.server.embedding import TextForm, text_form
 from atlas_kit.server.generation import Generating, Generation, checked_session_id
 from atlas_kit.server.kept_responses import KeptResponses
 from atlas_kit.server.keys import SHARED, Key
-from atlas_kit.server.lifecycle import SharedMemory
 from atlas_kit.server.memories import Memories
 from atlas_kit.server.memory_views import MemoryViews
 from atlas_kit.server.metrics import Metrics, Request
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.scheduler import Scheduler
     from atlas_kit.server.config import ServerConfig
+    from atlas_kit.server.lifecycle import SharedMemory
     from atlas_kit.settings.atlas_settings import AtlasSettings
 
 log = logging.getLogger("atlas_kit.server")
@@ -61,6 +64,7 @@ class Service:
     conversations: Conversations
     settings: AtlasSettings
     template: ChatTemplate
+    text_form: TextForm
     files: SessionFiles
 
     def __init__(
@@ -73,8 +77,11 @@ class Service:
         self.ready = False
         self.failed: str | None = None
         self.stopping = False
+        #: Whether something that was to outlive the server did not, as it was not saved at its end.
+        self.unsaved = False
         self.shared: SharedMemory | None = None
         self.responses = KeptResponses(most_waiting=config.max_queue)
+        self._loading: Future[Engine] | None = None
         self._saver: asyncio.Task[None] | None = None
         self._stop_saving = asyncio.Event()
         self.session_problem: str | None = None
@@ -82,6 +89,20 @@ class Service:
         self.memory_views = MemoryViews(self)
 
     # --- life ------------------------------------------------------------------------------------------------
+
+    def begin_loading(self) -> None:
+        """Load the model on a thread of its own, while the caller does something else; ``start`` waits for it."""
+        loading: Future[Engine] = Future()
+        loading.set_running_or_notify_cancel()  # it is not given up when whoever waits is cancelled
+
+        def load() -> None:
+            try:
+                loading.set_result(self._open_engine(self.config))
+            except BaseException as error:  # whoever waits is told
+                loading.set_exception(error)
+
+        self._loading = loading
+        start_thread(load, name="atlas-loading", stop=lambda: None)
 
     async def start(self) -> None:
         """Load the model and the memory.
@@ -94,14 +115,20 @@ class Service:
         from atlas_kit.llama.scheduler import Scheduler
 
         began = time.monotonic()
-        self.engine = await asyncio.to_thread(self._open_engine, self.config)
+        if self._loading is None:
+            self.begin_loading()
+        assert self._loading is not None
+        self.engine = await asyncio.wrap_future(self._loading)
         for note in self.engine.notes:
             log.info("%s", note)
         self.template = await asyncio.to_thread(self._chat_template)
         self.settings = await asyncio.to_thread(_settings, self.config, self.engine)
+        self.text_form = await asyncio.to_thread(text_form, self.engine.info.path, self.config.pooling)
         self.files = await asyncio.to_thread(self._session_files)
         self.responses = await asyncio.to_thread(self._kept_responses)
         if self.config.persists:
+            from atlas_kit.server.lifecycle import SharedMemory
+
             self.shared = SharedMemory(self.config, self.engine, self.settings)
         self.scheduler = Scheduler(self.engine)
         self.conversations = Conversations(
@@ -170,7 +197,7 @@ class Service:
             await self.end_work()
             if self.ready:
                 self.ready = False
-                await self.save()
+                self.unsaved = not await self.save()
             with contextlib.suppress(AtlasError):
                 await self.conversations.close()
         ended = not hasattr(self, "scheduler") or await asyncio.to_thread(self.scheduler.close)
@@ -237,8 +264,7 @@ class Service:
             log.info("the model has no chat template: conversations are read as a transcript")
             return transcript(self.engine)
         try:
-            thinking = {"auto": {}, "on": {"enable_thinking": True}, "off": {"enable_thinking": False}}
-            return ChatTemplate(self.engine, source, thinking[self.config.reasoning])
+            return ChatTemplate(self.engine, source, self.config.template_variables)
         except AtlasError as error:
             if source is not None:
                 raise
@@ -300,6 +326,10 @@ class Service:
         """All names that were given to it; the first by the alphabet is the one in answers, as in llama-server."""
         given = (self.config.alias or "").split(",")
         return tuple(sorted({name.strip() for name in given if name.strip()}))
+
+    def name_for(self, asked: str | None) -> str:
+        """Return what the model is called in the answer to a request: as it was asked for, if that is its name."""
+        return asked if asked in self.aliases else self.model_name
 
     def conversation(
         self, namespace: str, atlas: Mapping[str, Any], tokens: Sequence[int], slot: int | None = None
@@ -476,7 +506,7 @@ def load_engine(config: ServerConfig) -> Engine:
     if not config.model:
         raise InvalidParamError("no model is named", key="model", hint="Name a GGUF file.")
     options: dict[str, Any] = {
-        "n_ctx": None if not config.n_ctx else max(1, config.n_ctx // config.n_parallel),
+        "n_ctx": config.n_ctx_slot or None,
         "n_sequences": config.n_parallel,
         "n_gpu_layers": config.n_gpu_layers,
         "n_threads": config.n_threads,

@@ -12,7 +12,9 @@ import dataclasses
 import hashlib
 import logging
 import os
+import re
 import shutil
+import stat
 import tempfile
 import threading
 import time
@@ -25,7 +27,6 @@ from atlas_kit.persistence.session_file import (
     read_session_state,
     write_session_state,
 )
-from atlas_kit.persistence.snapshot import describe_memory
 from atlas_kit.server.keys import Key
 from atlas_kit.storage.atomic import lock
 from atlas_kit.storage.source import access_error
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("atlas_kit.server")
 _SUFFIX = ".atlas"
+#: Files beside that of a session while it is written: see ``storage/atomic.py``.
+_HALF = re.compile(r"\.[0-9a-f]{40}\.atlas\.([0-9a-f]{8}\.tmp|lock)")
 #: What the names of private folders begin with, and what is locked in a folder by the server that it belongs to.
 _PRIVATE, _OWNER = "atlas-sessions-", "server"
 
@@ -103,6 +106,7 @@ class SessionFiles:
             raise LockedError(
                 "another server uses this folder of sessions", path=folder, hint="Give each its own folder."
             ) from error
+        _remove_halves(folder)
 
     @property
     def folder(self) -> str:
@@ -138,8 +142,22 @@ class SessionFiles:
         return os.path.join(self.folder, name + _SUFFIX)
 
     def exists(self, key: Key) -> bool:
-        """Tell whether there is a file of a session."""
-        return self._folder is not None and os.path.isfile(self.path_of(key))
+        """Tell whether there is a file of a session.
+
+        Raises
+        ------
+        FileAccessError
+            That cannot be said now: whoever took it for none would write over it.
+        """
+        if self._folder is None:
+            return False
+        path = self.path_of(key)
+        try:
+            return stat.S_ISREG(os.stat(path).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise access_error(error, path) from error
 
     def write(self, key: Key, state: SessionState, info: dict[str, Any]) -> None:
         """Write a session; ``info``: what is known about it besides.
@@ -150,6 +168,7 @@ class SessionFiles:
             It cannot be written; an older file of it stays as it was.
         """
         options: dict[str, Any] = {} if self._codec is None else {"codec": self._codec}
+        make_private(self.folder)  # somebody may have tidied up
         path, used = self.path_of(key), info.get("used")
         used = float(used) if isinstance(used, (int, float)) else time.time()
         if not self._has_room(path, len(state.context or b""), used):
@@ -250,6 +269,8 @@ class SessionFiles:
 
     def recent(self, count: int, model: str) -> list[Recent]:
         """Return the sessions of a model that were used last, the latest first; of damaged files, nothing."""
+        from atlas_kit.persistence.snapshot import describe_memory
+
         found: list[Recent] = []
         if self._folder is None:
             return []
@@ -271,17 +292,17 @@ class SessionFiles:
     def _described(self, entry: os.DirEntry[str]) -> dict[str, Any]:
         """Return what a file says of its session, read anew when it has changed."""
         try:
-            stat = entry.stat(follow_symlinks=False)
+            found = entry.stat(follow_symlinks=False)
         except OSError:
             return {}
-        stamp = (stat.st_mtime_ns, stat.st_ino)
+        stamp = (found.st_mtime_ns, found.st_ino)
         kept = self._seen.get(entry.name)
         if kept is None or kept[0] != stamp:
             try:
                 info = session_info(entry.path)
             except AtlasError:
                 info = {}
-            kept = self._seen[entry.name] = (stamp, {**info, "bytes": stat.st_size})
+            kept = self._seen[entry.name] = (stamp, {**info, "bytes": found.st_size})
         return kept[1]
 
     def close(self) -> None:
@@ -289,6 +310,18 @@ class SessionFiles:
         if self._private and self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
         self._held.close()
+
+
+def _remove_halves(folder: str) -> None:
+    """Remove what a server left that was killed while it wrote: a session that nobody uses again is written by nobody.
+
+    Only names that files of sessions have meanwhile; whoever holds the folder's lock is the only one who writes them.
+    """
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _HALF.fullmatch(entry.name):
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
 
 
 def make_private(folder: str) -> bool:
@@ -339,5 +372,7 @@ def remove_abandoned() -> int:
 
 def session_info(file: str | MemoryFile) -> dict[str, Any]:
     """Return what a file says of the session in it, besides its memory."""
+    from atlas_kit.persistence.snapshot import describe_memory
+
     info = describe_memory(file).metadata.get("session")
     return info if isinstance(info, dict) else {}
