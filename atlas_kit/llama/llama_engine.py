@@ -236,6 +236,7 @@ class LlamaEngine:
             recurrent=bool(api.llama_model_is_recurrent(model)),
             hybrid=bool(api.llama_model_is_hybrid(model)),
             chat_template=template.decode("utf-8", "replace") if template else None,
+            build=f"llama-cpp-python {api.__version__}",
         )
 
     # --- text ----------------------------------------------------------------------------------------------

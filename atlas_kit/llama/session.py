@@ -691,7 +691,7 @@ class AtlasSession:
             state.tokens if context else (),
             state.position,
             dict(state.output) if own else {},
-            state.context if own else None,
+            state.context_for(self.engine.info.identity, self.engine.info.build),
         )
 
     def save(self, path: str | os.PathLike[str], *, context: bool = True, **options: Any) -> Any:
