@@ -189,6 +189,14 @@ def test_answers_are_judged_by_what_goes_on(
     assert judged(ask, reply, sent, faults) == ({} if right else {"answer": 1})
 
 
+def test_violations_are_told_as_they_come() -> None:
+    said: list[str] = []
+    Traffic(said.append).wrong("answer", "x" * 1000)
+    assert len(said) == 1
+    assert "answer: xxx" in said[0]
+    assert len(said[0]) < 400
+
+
 def test_an_answer_with_somebody_elses_word_is_a_violation() -> None:
     assert judged(Ask("a", "/"), Reply(200, "x = zq0123456789ab")) == {"leak": 1}
 

@@ -18,6 +18,7 @@ import platform
 import re
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def seconds_of(text: str) -> float:
 
 async def soak(options: Options, folder: Path) -> dict[str, Any]:
     """Carry out a test in a folder; return its report."""
-    traffic = Traffic()
+    traffic = Traffic(lambda what: print(what, file=sys.stderr, flush=True))
     log = Log(traffic.owners)
 
     def heard(line: str) -> None:
