@@ -31,6 +31,8 @@ END_SECONDS = DRAIN + 5 + 25
 SAVE_SECONDS = 180.0
 #: Loading a model of 8 MiB, and all imports, while others use the machine.
 START_SECONDS = 120.0
+#: Times that saving is tried on a full disk, on which others make room.
+TRIES = 5
 #: Files whose texts are looked through at each restart.
 FILES = 4
 TEN_YEARS = 10 * 365 * 86400
@@ -298,7 +300,7 @@ class Faults:
         with self.traffic.during("full disk"):
             self.server.disk.fill(process.pid)
             try:
-                await self._saves_nothing()
+                await self._saves_nothing(lambda: self.server.disk.fill(process.pid))
                 await asyncio.sleep(self.chance.uniform(2, 8))
                 if before is not None and self.server.shared.read_bytes()[:8] != before[:8]:
                     self.traffic.wrong("damage", "a full disk has spoilt the shared memory")
@@ -320,10 +322,15 @@ class Faults:
                     one.chmod(0o700)
         await self._saves_again()
 
-    async def _saves_nothing(self) -> None:
-        await self._keep()
-        save = Ask("saving", "/v1/atlas/sessions/keeper/save", {}, expect={507}, saves=True)
-        await self._ask(save)
+    async def _saves_nothing(self, fill: Callable[[], None] = lambda: None) -> None:
+        """See that whoever saves is told; ``fill`` takes the room again that somebody has made who removed a file."""
+        for _ in range(TRIES):
+            await self._keep()
+            await asyncio.to_thread(fill)
+            save = Ask("saving", "/v1/atlas/sessions/keeper/save", {}, expect={200, 507}, saves=True)
+            if (await self._ask(save)).status != 200:
+                return
+        self.traffic.wrong("saving", f"a session was saved {TRIES} times where nothing can be")
 
     async def _saves_again(self) -> None:
         await self._ask(Ask("saving", "/v1/atlas/sessions/keeper/save", {}))
