@@ -159,11 +159,16 @@ def test_whatever_a_file_does_to_its_reader_the_server_starts(
     assert ask(server)["usage"]["completion_tokens"] == 2
 
 
-def test_two_servers_never_keep_one_file(serve: Server, kept: Path) -> None:
+@pytest.mark.parametrize("name", ["itself", "a link"])
+def test_two_servers_never_keep_one_file(name: str, serve: Server, kept: Path) -> None:
     serve(atlas_memory_file=str(kept))
+    other = kept
+    if name == "a link":
+        other = kept.with_name("other.atlas")
+        other.symlink_to(kept)
 
     async def second() -> None:
-        service = make_service(atlas_memory_file=str(kept))
+        service = make_service(atlas_memory_file=str(other))
         try:
             await service.start()
         finally:
@@ -483,3 +488,12 @@ def test_a_step_size_that_is_too_large_is_no_error(rate: float, muon: bool, serv
     info = server.get("/v1/atlas/memory/info", session_id="anna")["memory"]
     assert all(np.isfinite(one["norm"]) for one in info["matrices"].values())
     assert 0 <= info["memory_utilization"] <= 1
+
+
+def test_a_folder_that_somebody_removed_is_made_again(serve: Server, path: Path) -> None:
+    path.parent.mkdir()
+    server = serve(atlas_memory_file=str(path))
+    ask(server)
+    shutil.rmtree(path.parent)
+    server.post("/v1/atlas/memory/save")
+    assert read_session_state(path).texts

@@ -310,6 +310,30 @@ def test_answers_may_end_before_the_server_does(start: Any) -> None:
 
 
 @pytest.mark.slow
+def test_a_terminal_that_is_closed_loses_nothing(start: Callable[..., Process], tmp_path: Path) -> None:
+    kept = tmp_path / "m.atlas"
+    server = start(atlas_memory_file=str(kept))
+    assert server.post(TEXT, 4).status_code == 200
+    server.signal(signal.SIGHUP)
+    server.signal(signal.SIGHUP)
+    assert server.end() == 0
+    assert read_session_state(kept).texts
+
+
+@pytest.mark.slow
+def test_nohup_keeps_a_server_running(start: Callable[..., Process]) -> None:
+    was = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        server = start()
+    finally:
+        signal.signal(signal.SIGHUP, was)
+    server.signal(signal.SIGHUP)
+    assert server.post(TEXT, 4).status_code == 200
+    server.signal(signal.SIGTERM)
+    assert server.end() == 0
+
+
+@pytest.mark.slow
 def test_saving_on_request(start: Any, tmp_path: Path) -> None:
     path = tmp_path / "m.atlas"
     server = start(atlas_memory_file=str(path), atlas_auto_save=False)
