@@ -80,8 +80,7 @@ class User:
         while not self._traffic.over:
             deed = chance.choices(DEEDS, weights)[0][1]
             await deed(self)
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.sleep(chance.expovariate(1 / self._think))
+            await asyncio.sleep(chance.expovariate(1 / self._think))
 
     # --- words -----------------------------------------------------------------------------------------------
 
