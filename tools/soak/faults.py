@@ -409,7 +409,9 @@ async def carry_out(faults: Faults, name: str, deed: Deed) -> None:
         faults.traffic.wrong("fault", f"{name}: {type(error).__name__}: {error}")
 
 
-async def plague(faults: Faults, seconds: float, interval: float, restarts: float) -> None:
+async def plague(
+    faults: Faults, seconds: float, interval: float, restarts: float, enough: asyncio.Event
+) -> None:
     """Do things to the server for some time.
 
     Parameters
@@ -422,6 +424,8 @@ async def plague(faults: Faults, seconds: float, interval: float, restarts: floa
         Seconds between two of them, on average.
     restarts
         Seconds in which it is restarted, too; then one life goes on to the end.
+    enough
+        Is set where it is to end before.
     """
     chance, server = random.Random(faults.chance.random()), faults.server
     began = perf_counter()
@@ -430,7 +434,10 @@ async def plague(faults: Faults, seconds: float, interval: float, restarts: floa
     possible = [one for one in OTHERS if one[0] not in faults.skipped]
     to_come: list[tuple[str, Deed]] = []
     while (passed := perf_counter() - began) < seconds:
-        await asyncio.sleep(min(chance.uniform(0.5, 1.5) * interval, max(0.0, seconds - passed)))
+        pause = min(chance.uniform(0.5, 1.5) * interval, max(0.0, seconds - passed))
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(enough.wait(), pause)
+            return
         if perf_counter() - began >= seconds:
             return
         restart = perf_counter() - began < restarts
