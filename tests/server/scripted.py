@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,10 +73,15 @@ class ScriptedEngine(FakeEngine):
         return super().piece(token, special=special)
 
     def sampler(self, sampling: Any) -> Any:
-        """Return a sampler that says the next script."""
+        """Return a sampler that says the next script; one that is never used, as before the first request, none."""
+        before = list(self.samplings), list(self.scripts)
         self.samplings.append(sampling)
         script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
-        return _Script([*self.tokenize(script, special=True), END])
+
+        def unused() -> None:
+            self.samplings[:], self.scripts[:] = before
+
+        return _Script([*self.tokenize(script, special=True), END], unused)
 
     def shown(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, control tokens in square brackets."""
@@ -122,16 +127,19 @@ class ObligingEngine(ScriptedEngine):
 
 
 class _Script:
-    def __init__(self, tokens: list[int]) -> None:
+    def __init__(self, tokens: list[int], unused: Callable[[], None]) -> None:
         self._tokens, self.candidates = tokens, []
+        self._unused: Callable[[], None] | None = unused
 
     def sample(self, logits: Any, index: int | None = None) -> int:
+        self._unused = None
         if logits.max() == 0 and (logits < -1e8).sum() == len(logits) - 1:  # there is no choice
             return int(logits.argmax())
         return self._tokens.pop(0) if len(self._tokens) > 1 else self._tokens[0]
 
     def accept(self, tokens: Any) -> None:
-        pass
+        self._unused = None
 
     def close(self) -> None:
-        pass
+        if self._unused is not None:
+            self._unused()
