@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from atlas_kit.server.schemas import Generate, Open
+from atlas_kit.server.schemas import Generate
+from atlas_kit.server.schemas_open import Open
 
 #: What a client notes for itself.
 Metadata = dict[str, str | float | bool | None]
