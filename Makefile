@@ -10,6 +10,7 @@
 # make pictures take the screenshots in docs/ again (needs Chromium)
 # make experiments  reproduce the paper's claims: tables and figures in tools/experiments/ (minutes)
 # make fuzz     mutate the sample files for longer than the tests do (FUZZ_SECONDS=600), and try new cases of the property tests
+# make soak     fifty clients and random faults against the server for ten minutes (SOAK=24h)
 # make dist     build the wheel and the source archive into dist/, check them, install and run them
 # make clean    remove what the other targets made, the virtual environment included
 #
@@ -22,6 +23,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 JOBS   ?= 2
 FUZZ_SECONDS ?= 600
+SOAK   ?= 10m
 MODEL  ?= sample_data/models/tiny-python.gguf
 # Names of targets begin with it, and make takes these characters apart.
 ifneq ($(words $(VENV))$(strip $(foreach mark,: ; % & ' " * ?,$(findstring $(mark),$(VENV)))),1)
@@ -37,7 +39,7 @@ SCRIPTS := DENO_NO_UPDATE_CHECK=1 DENO_DIR='$(abspath $(VENV))/.deno' \
   atlas_kit/widgets/static atlas_kit/jupyter/static atlas_kit/jupyter/labextension/static atlas_kit/server/static
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo lab serve test quick lint docs samples bench pictures experiments fuzz dist clean
+.PHONY: demo lab serve test quick lint docs samples bench pictures experiments fuzz soak dist clean
 .DEFAULT_GOAL := help
 .PHONY: help
 help:
@@ -104,6 +106,10 @@ fuzz: $(VENV)/.dev
 	@status=0; $(BIN)/python tools/fuzz.py --seconds $(FUZZ_SECONDS) || status=1; \
 	$(BIN)/python -m pytest -n $(JOBS) -m "hypothesis and not browser" --hypothesis-profile=explore || status=1; exit $$status
 
+soak: $(VENV)/.serve
+	@mkdir -p build
+	$(BIN)/python -m tools.soak --time $(SOAK) --json build/soak.json --text build/soak.txt
+
 # Other people's clients, for tests/server/test_clients.py. It looks itself at what is there, and never fails: what
 # cannot be installed is not tested.
 .PHONY: clients
@@ -142,7 +148,7 @@ $(VENV)/.serve: pyproject.toml | ready $(VENV)/.llama
 
 $(VENV)/.lab: pyproject.toml $(EXTENSION) | ready $(VENV)/.llama
 	@echo "Installing atlas_kit and JupyterLab into $(VENV) (about a minute, once)"
-	@$(PIP) install -e '.[encryption,notebook]'
+	@$(PIP) install -e '.[encryption,notebook,serve]'
 	@touch $@ $(VENV)/.demo
 
 # The tools that check it, without llama.cpp: nothing is compiled.

@@ -291,7 +291,7 @@ def test_its_targets_are_in_the_makefile(target):
 
 
 @pytest.mark.parametrize(
-    "target", ["demo", "lab", "serve", "test", "quick", "lint", "bench", "fuzz", "docs", "dist"]
+    "target", ["demo", "lab", "serve", "test", "quick", "lint", "bench", "fuzz", "soak", "docs", "dist"]
 )
 def test_make_does_nothing_before_it(machine, tmp_path, target):
     (tmp_path / "tools").mkdir()

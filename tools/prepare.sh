@@ -22,6 +22,7 @@ needs_of() {
     test) echo "python compiler browser" ;;
     experiments) echo "python compiler" ;;
     fuzz) echo "python compiler" ;;
+    soak) echo "python compiler" ;;
     *) echo "python" ;;
   esac
 }

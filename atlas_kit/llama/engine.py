@@ -86,8 +86,7 @@ class Feed:
     outputs: int
 
 
-@dataclass(frozen=True)
-class Outputs:
+class Outputs(NamedTuple):
     """What a feed gave, one row per wanted token, for example (16, 4096) and (16, 256).
 
     The arrays are views that the next ``decode`` overwrites. ``index`` is the first row's place in the batch, which
@@ -96,7 +95,7 @@ class Outputs:
 
     logits: Floats
     hidden: Floats | None
-    index: int
+    index: int  # type: ignore[assignment]  # what a tuple calls so, nobody asks of this one
 
 
 class DecodeError(ModelError):

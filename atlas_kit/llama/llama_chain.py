@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from atlas_kit.errors import InvalidParamError
@@ -39,8 +39,8 @@ class Chain:
         seed = sampling.short_seed
         self._seed = secrets.randbits(32) if seed is None else seed
 
-    def make(self) -> Any:
-        """Return the chain, which is the caller's to free.
+    def make(self, bias: Mapping[int, float]) -> Any:
+        """Return the chain, which is the caller's to free; it begins with a ``bias`` on tokens.
 
         Raises
         ------
@@ -50,9 +50,15 @@ class Chain:
         makers = self._makers()
         parts = [part for part in (maker() for maker in makers) if part is not None]
         chain = self._api.llama_sampler_chain_init(self._api.llama_sampler_chain_default_params())
+        if bias:
+            parts.insert(0, self._biased(bias))
         for part in parts:
             self._api.llama_sampler_chain_add(chain, part)
         return chain
+
+    def _biased(self, bias: Mapping[int, float]) -> Any:
+        pairs = (self._api.llama_logit_bias * len(bias))(*bias.items())
+        return self._api.llama_sampler_init_logit_bias(self._n_vocab, len(bias), pairs)
 
     def _makers(self) -> list[Callable[[], Any]]:
         s, named = self._s, self._named

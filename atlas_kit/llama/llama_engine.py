@@ -25,6 +25,7 @@ from atlas_kit.llama.engine import (
     check_feeds,
     encoded,
 )
+from atlas_kit.llama.llama_batch import LlamaBatch, Rows
 from atlas_kit.llama.output_matrix import OutputRows, logit_scale, rows_of_model
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.settings.model_facts import model_facts
@@ -138,7 +139,9 @@ class LlamaEngine:
         self._matrix: Any = None
         self._gives_both: bool | None = None
         self._ends: tuple[int, ...] | None = None
+        self._pieces: dict[tuple[int, bool], bytes] = {}
         self.decodes = 0
+        self._logits, self._states = Rows(), Rows()
         self.lock, self.taken = threading.RLock(), set[int]()
         self._free_blas: Callable[[], None] | None = None
         path = os.fspath(path)
@@ -202,12 +205,12 @@ class LlamaEngine:
             )
         self._memory = api.llama_get_memory(self._context)
         self.n_ctx, self.n_sequences, self.n_batch = wanted, n_sequences, n_batch
+        self.n_threads = threads
         if trained and wanted > trained:
             self.notes.append(
                 f"a context of {wanted} tokens is more than the {trained} that the model was trained with"
             )
-        self._batch = api.llama_batch_init(n_batch, 0, 1)
-        self._fields = _batch_views(self._batch, n_batch)
+        self._batch = LlamaBatch(api, n_batch)
 
     def _info(self, path: str) -> ModelInfo:
         from atlas_kit.formats.gguf.digest import model_identity
@@ -260,6 +263,9 @@ class LlamaEngine:
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """Return a token's bytes, which may be part of a character; control tokens are empty unless ``special``."""
         self._require_open()
+        known = self._pieces.get((token, special))
+        if known is not None:
+            return known
         if not 0 <= token < self.info.n_vocab:  # llama.cpp would end the process
             raise InvalidParamError(f"there is no token {token}", key="token")
         room = 64
@@ -267,7 +273,8 @@ class LlamaEngine:
             text = ctypes.create_string_buffer(room)
             count = self._lib.api.llama_token_to_piece(self._vocab, token, text, room, 0, special)
             if count >= 0:
-                return text.raw[:count]
+                found = self._pieces[token, special] = text.raw[:count]
+                return found
             room = -count
 
     def is_end(self, token: int) -> bool:
@@ -309,20 +316,18 @@ class LlamaEngine:
 
     def _decode(self, feeds: Sequence[Feed], hidden: bool) -> list[Outputs]:
         self._require_open()
-        api, at = self._lib.api, 0
+        api = self._lib.api
         total = check_feeds(feeds, self.n_batch, self.n_sequences)
         # llama.cpp takes ascending, consecutive sequences in one go, and splits others into smaller batches
-        order = sorted(range(len(feeds)), key=lambda i: feeds[i].sequence)
+        order = sorted(range(len(feeds)), key=[feed.sequence for feed in feeds].__getitem__)
         feeds = [feeds[i] for i in order]
-        for feed in feeds:
-            at = self._place(feed, at)
-        self._batch.n_tokens = total
-        if hidden:  # an engine with embeddings makes every token an output, so all are asked for
-            self._fields["logits"][:total] = 1
+        # an engine with embeddings makes every token an output, so all are asked for
+        self._batch.fill(feeds, all_outputs=hidden)
+        if hidden:
             self._clear_logits()
         self.decodes += 1
         api.llama_set_embeddings(self._context, hidden)
-        status = api.llama_decode(self._context, self._batch)
+        status = api.llama_decode(self._context, self._batch.struct)
         if status:
             reason = "the context is full" if status == 1 else f"llama_decode returned {status}"
             raise DecodeError(
@@ -330,8 +335,10 @@ class LlamaEngine:
                 path=self.info.path,
                 emptied=self._taken_back(feeds, status),
             )
-        found = self._outputs(feeds, total, hidden)
-        return [found[place] for place in np.argsort(order)]
+        found: list[Any] = [None] * len(order)
+        for place, outputs in zip(order, self._outputs(feeds, total, hidden), strict=True):
+            found[place] = outputs
+        return found
 
     def _taken_back(self, feeds: Sequence[Feed], status: int) -> set[int]:
         """Undo what a failed decode has read; return the sequences that had to be emptied for it.
@@ -346,29 +353,12 @@ class LlamaEngine:
                 emptied.add(feed.sequence)
         return emptied
 
-    def _place(self, feed: Feed, at: int) -> int:
-        count, fields = len(feed.tokens), self._fields
-        end = at + count
-        fields["token"][at:end] = feed.tokens
-        fields["pos"][at:end] = np.arange(feed.position, feed.position + count)
-        fields["n_seq_id"][at:end] = 1
-        for i in range(at, end):
-            self._batch.seq_id[i][0] = feed.sequence
-        fields["logits"][at:end] = 0
-        fields["logits"][end - feed.outputs : end] = 1
-        return end
-
     def _outputs(self, feeds: Sequence[Feed], total: int, hidden: bool) -> list[Outputs]:
         api, found, at, row = self._lib.api, [], 0, 0
         rows = total if hidden else sum(feed.outputs for feed in feeds)
         n_vocab, n_embd = self.info.n_vocab, self.info.n_embd
-        empty: Any = np.empty((0, n_vocab), np.float32)
-        logits = (
-            np.ctypeslib.as_array(api.llama_get_logits(self._context), (rows, n_vocab)) if rows else empty
-        )
-        states = (
-            np.ctypeslib.as_array(api.llama_get_embeddings(self._context), (rows, n_embd)) if hidden else None
-        )
+        logits = self._logits.rows(api.llama_get_logits(self._context), rows, n_vocab)
+        states = self._states.rows(api.llama_get_embeddings(self._context), rows, n_embd) if hidden else None
         if states is not None:
             if self._gives_both is None:
                 self._gives_both = bool(logits[0].any())
@@ -433,17 +423,17 @@ class LlamaEngine:
         with self.lock:
             self._require_open()
             size = api.llama_state_seq_get_size(self._context, sequence)
-            data = np.empty(size, np.uint8)
-            place = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-            return data[: api.llama_state_seq_get_data(self._context, place, size, sequence)].tobytes()
+            data, place = _fresh_bytes(size)
+            written = api.llama_state_seq_get_data(self._context, place, size, sequence)
+            return data if written == size else data[:written]
 
     def load_sequence(self, sequence: int, data: bytes) -> bool:
         """Put a saved context into a sequence; False where it does not fit this model."""
-        raw = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
+        place = ctypes.cast(ctypes.c_char_p(data), ctypes.POINTER(ctypes.c_uint8))  # read, not copied
         with self.lock:
             self._require_open()
             self.forget(sequence)
-            return bool(self._lib.api.llama_state_seq_set_data(self._context, raw, len(data), sequence))
+            return bool(self._lib.api.llama_state_seq_set_data(self._context, place, len(data), sequence))
 
     # --- parts ---------------------------------------------------------------------------------------------
 
@@ -477,7 +467,6 @@ class LlamaEngine:
 
     def _close(self) -> None:
         if self._context:
-            self._lib.api.llama_batch_free(self._batch)
             self._lib.api.llama_free(self._context)
         if self._model:
             self._lib.api.llama_model_free(self._model)
@@ -500,12 +489,12 @@ class LlamaEngine:
             self.close()
 
 
-def _batch_views(batch: Any, size: int) -> dict[str, Any]:
-    """Return the batch's arrays as NumPy views of ``size`` numbers, so that filling it is no loop."""
-    return {
-        name: np.ctypeslib.as_array(getattr(batch, name), (size,))
-        for name in ("token", "pos", "n_seq_id", "logits")
-    }
+def _fresh_bytes(size: int) -> tuple[bytes, Any]:
+    """Return bytes that are yet to be filled, and where: a context may be 100 MB, which nobody need copy."""
+    make = ctypes.pythonapi.PyBytes_FromStringAndSize
+    make.restype, make.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_ssize_t)
+    data = make(None, size)
+    return data, ctypes.cast(ctypes.c_char_p(data), ctypes.POINTER(ctypes.c_uint8))
 
 
 def _require_range(name: str, value: int, least: int, most: int) -> None:

@@ -61,6 +61,8 @@ class Scheduler:
         self._generating: dict[AtlasSession, Job] = {}
         self._closed = False
         self._writer: ThreadPoolExecutor | None = None
+        self._stepping = False
+        self._after_step: list[Callable[[], None]] = []
         self._thread = start_thread(self._loop, name="atlas-engine", stop=self._end)
 
     def __len__(self) -> int:
@@ -266,16 +268,31 @@ class Scheduler:
             self._listen(wait=False)
             for job in list(self._batches.jobs):
                 self._batches.cancel(job, ClosedError("the scheduler was closed"))
+            self._batches.close()
 
     def _work(self) -> None:
         while not self._closed:
             self._listen(wait=not self._batches.ready)
             if self._closed:
                 break
+            self._stepping = True
             try:
                 self._batches.step()
             except Exception as error:  # not a session's own
                 self._batches.abandon(error)
+            finally:
+                self._stepping = False
+            for tell in self._after_step:
+                tell()
+
+    def after_step(self, tell: Callable[[], None]) -> None:
+        """Call a function on the engine's thread behind every step, where all sessions have had their turn."""
+        self._after_step.append(tell)
+
+    @property
+    def in_step(self) -> bool:
+        """Whether the thread that asks is the engine's, between whose sessions' turns it is."""
+        return self._stepping and threading.current_thread() is self._thread
 
     def _listen(self, *, wait: bool) -> None:
         """Do what the messages say that have come; ``wait`` for one where there is none."""

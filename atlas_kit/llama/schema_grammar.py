@@ -137,13 +137,24 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def up_to(mark: str, name: str) -> str:
+def up_to(mark: str, name: str, then: str = "", *, ends: bool = False) -> str:
     r"""Return rules for any text that ends with the first ``mark``; the first is called ``name``.
+
+    Parameters
+    ----------
+    then
+        What follows the mark.
+    ends
+        Whether the text may end without it, and without what follows it.
 
     >>> print(up_to("ab", "t"))
     t ::= "a" t-1 | [^a] t
     t-1 ::= "a" t-1 | "b" | [^ab] t
+    >>> print(up_to("ab", "t", "rest", ends=True))
+    t ::= "a" t-1 | [^a] t | ""
+    t-1 ::= "a" t-1 | "b" rest | [^ab] t | ""
     """
+    behind = f" {then}" if then else ""
     lines = []
     for at in range(len(mark)):
         follows: dict[str, int] = {}
@@ -152,12 +163,13 @@ def up_to(mark: str, name: str) -> str:
             most = min(len(text), len(mark))
             follows[char] = next(n for n in range(most, -1, -1) if text.endswith(mark[:n]))
         choices = [
-            quoted(char) + ("" if length == len(mark) else f" {_state(name, length)}")
+            quoted(char) + (behind if length == len(mark) else f" {_state(name, length)}")
             for char, length in follows.items()
             if length
         ]
         others = "".join(_escaped(char) for char, length in follows.items() if length)
-        lines.append(f"{_state(name, at)} ::= {' | '.join([*choices, f'[^{others}] {name}'])}")
+        choices += [f"[^{others}] {name}", *(['""'] if ends else [])]
+        lines.append(f"{_state(name, at)} ::= {' | '.join(choices)}")
     return "\n".join(lines)
 
 

@@ -11,12 +11,11 @@ import contextlib
 import dataclasses
 import math
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import ClosedError, InvalidParamError, ModelError
 from atlas_kit.llama import arguments, memory_choice, session_states
 from atlas_kit.llama.engine import Engine, Feed, Outputs
+from atlas_kit.llama.interrupts import interrupts_put_off
 from atlas_kit.llama.loading import open_engine
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.steps import (
@@ -42,10 +42,13 @@ from atlas_kit.llama.steps import (
     scores,
 )
 from atlas_kit.llama.text_stream import TextStream
-from atlas_kit.llama.token_memory import Reading, TokenMemory
 from atlas_kit.persistence.session_file import about_session, read_session_state, write_session_state
 from atlas_kit.persistence.session_state import SessionState
 from atlas_kit.settings.atlas_settings import AtlasSettings
+
+if TYPE_CHECKING:
+    from atlas_kit.llama.reading import Reading
+    from atlas_kit.llama.token_memory import TokenMemory
 
 T = TypeVar("T")
 
@@ -63,6 +66,11 @@ class _LastOutput:
     place: tuple[int, int] | None  # in the engine's batch, and in which decode that was
     token: int  # the token itself
     reading: Reading | None = None
+
+    def keep(self) -> None:
+        """Copy what the engine's next decode overwrites."""
+        self.logits = self.logits.copy()
+        self.hidden = None if self.hidden is None else self.hidden.copy()
 
 
 def last_output_of(output: Mapping[str, Array], token: int) -> _LastOutput:
@@ -166,6 +174,8 @@ class AtlasSession:
             assert self.memory is not None
             self.memory.retune(changes if chosen is None else chosen.to_json())
         elif chosen is not None:
+            from atlas_kit.llama.token_memory import TokenMemory
+
             self.memory = TokenMemory(self.engine.output_rows(), chosen, self.backend)
 
     # --- reading -------------------------------------------------------------------------------------------
@@ -223,12 +233,14 @@ class AtlasSession:
         told: Callable[[Array], None] | None = None,
         listen: Listener | None = None,
         expected: Expected | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> Work[None]:
         """Read tokens in steps.
 
         ``told`` gets the log-probabilities (n, 2) of those that could be scored. ``listen`` gets what a memory would:
         hidden (n, n_embd), logits (n, n_vocab), the tokens (n,) and those that followed (n,). ``expected`` gets, for
         each token that could be scored, its number and the log-probabilities (n_vocab,) of all that could have come.
+        ``progress`` gets after each step how many tokens are read.
         """
         yield from self.catching_up()
         at, self._listen, self._expected = 0, listen, expected
@@ -253,6 +265,8 @@ class AtlasSession:
                     raise
                 if told is not None and len(logprob):
                     told(logprob)
+                if progress is not None:
+                    progress(at)
         finally:
             self._listen = self._expected = None
 
@@ -299,9 +313,16 @@ class AtlasSession:
         return logprob
 
     def _output_at(self, outputs: Outputs, index: int, token: int) -> _LastOutput:
-        """Keep the last row of some outputs: copies, because the engine's next decode overwrites them."""
-        hidden = None if outputs.hidden is None else outputs.hidden[-1:].copy()
-        return _LastOutput(hidden, outputs.logits[-1:].copy(), (index, self.engine.decodes), token)
+        """Keep the last row of some outputs: copies, because the engine's next decode overwrites them.
+
+        Who decodes for several (batch.py) lets a text go on before that; without a memory, which keeps what it reads,
+        it is copied when the text ends.
+        """
+        hidden = None if outputs.hidden is None else outputs.hidden[-1:]
+        found = _LastOutput(hidden, outputs.logits[-1:], (index, self.engine.decodes), token)
+        if self._said is None or not self.puts_off or self.memory is not None:
+            found.keep()
+        return found
 
     def _learn_rows(self, hidden: Array, logits: Array, tokens: Array, following: Array) -> Array:
         """Read and learn rows whose next tokens are known; return their log-probabilities (n, 2)."""
@@ -589,6 +610,8 @@ class AtlasSession:
             return Finish(reason, text.found)
         finally:
             sampler.close()
+            if self._last_output is not None and self.puts_off:
+                self._last_output.keep()
             self._counts.tokens_generated += count
             self._counts.seconds_generating += time.perf_counter() - started if count else 0.0
 
@@ -857,23 +880,6 @@ def _drawn(
 
 def _ratio(count: int, seconds: float) -> float | None:
     return count / seconds if seconds > 0 else None
-
-
-@contextlib.contextmanager
-def interrupts_put_off() -> Iterator[None]:
-    """Let Ctrl-C wait until the block ends: a memory that has taken in half a step would be good for nothing."""
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield
-        return
-    asked: list[tuple[int, Any]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: asked.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        for number, frame in asked:
-            handler(number, frame)
 
 
 def _engine_of(model: Any, options: dict[str, Any]) -> Engine:

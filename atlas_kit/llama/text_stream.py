@@ -17,7 +17,10 @@ class TextStream:
 
     def add(self, piece: bytes) -> str:
         """Take a token's bytes; return the text that they complete."""
-        self._held += self._decoder.decode(piece)
+        text = self._decoder.decode(piece)
+        if not self._stops:
+            return text
+        self._held += text
         ends = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if ends:
             self.stopped = True

@@ -19,12 +19,15 @@ import numpy as np
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.engine import Engine
+from atlas_kit.llama.reading import Reading, most_likely, summarize
 from atlas_kit.llama.session import AtlasSession
 from atlas_kit.llama.session_states import token_memory
 from atlas_kit.llama.steps import scores
-from atlas_kit.llama.token_memory import Reading, TokenMemory, most_likely, summarize
+from atlas_kit.llama.token_memory import TokenMemory
 from atlas_kit.memory import MemoryState
 from atlas_kit.persistence.session_file import about_session, read_session_state
+from atlas_kit.storage.given import name_of
+from atlas_kit.storage.source import Source
 
 Progress = Callable[[int, int], None]
 
@@ -182,8 +185,8 @@ def memory_beside(engine: Engine, given: Any, *, force: bool = False, **secret: 
     Parameters
     ----------
     given
-        The path of a ``.atlas`` file; an ``AtlasSession`` or ``TokenMemory``; or anything with ``settings``,
-        ``memory_state()`` and ``waiting``, as snapshots have.
+        A ``.atlas`` file, by path, as bytes or opened; an ``AtlasSession`` or ``TokenMemory``; or anything with
+        ``settings``, ``memory_state()`` and ``waiting``, as snapshots have.
     force
         Load another model's memory, too.
     secret
@@ -196,11 +199,11 @@ def memory_beside(engine: Engine, given: Any, *, force: bool = False, **secret: 
     """
     if given is None:
         return None
-    if isinstance(given, (str, os.PathLike)):
+    if isinstance(given, (str, os.PathLike, bytes, Source)):
         kept = read_session_state(
             given, context=False, expect_model=engine.info.identity, force=force, backend="numpy", **secret
         )
-        with about_session(given):
+        with about_session(name_of(given)):
             return token_memory(engine, kept)
     if isinstance(given, AtlasSession):
         given = given.memory

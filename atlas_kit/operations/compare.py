@@ -24,7 +24,7 @@ from atlas_kit.memory.statistics import MatrixStatistics, matrix_distance, matri
 from atlas_kit.memory.window import latest
 from atlas_kit.operations.diff import json_changes
 from atlas_kit.operations.inputs import open_given
-from atlas_kit.storage.given import StrPath, name_of
+from atlas_kit.storage.given import Given, name_of
 from atlas_kit.storage.keys import Keys
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _window(state: MemoryState, config: MemoryConfig | None) -> Window | None:
     return Window(kept["key"][0], kept["token"][0] if "token" in kept else None)
 
 
-def side_of_file(path: StrPath, *, label: str | None = None, keys: Keys | None = None) -> Side:
+def side_of_file(path: Given, *, label: str | None = None, keys: Keys | None = None) -> Side:
     """Return what there is to compare about a file: its learned memory, or else its tensors as matrices.
 
     Raises
@@ -160,7 +160,7 @@ def side_of_file(path: StrPath, *, label: str | None = None, keys: Keys | None =
         return _side_of_entries(opened.memory, label, name)
 
 
-def _side_of_memory(path: StrPath, label: str, keys: Keys) -> Side:
+def _side_of_memory(path: Given, label: str, keys: Keys) -> Side:
     from atlas_kit.persistence.snapshot import load_memory
 
     loaded = load_memory(path, backend="numpy", **keys.options())

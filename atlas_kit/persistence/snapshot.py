@@ -15,7 +15,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -251,51 +251,12 @@ def save_memory(
     WrongModelError
         The file belongs to another model than ``model_hash``.
     """
-    layers = (states,) if isinstance(states, MemoryState) else _tuple_of(states, MemoryState, "states")
     if version is not None and (isinstance(version, bool) or not isinstance(version, int) or version < 1):
         raise InvalidParamError(
             f"{version!r} is not a version of the format", key="version", hint="Use 1, 2 or 3."
         )
     resolved(path)  # what no file can be called fails before anything is computed
-    configs = _configs_of(memory, len(layers))
-    if dtype is not None and dtype not in LIMITS:
-        raise InvalidParamError(
-            f"a memory cannot be stored as {dtype!r}",
-            key="dtype",
-            hint=f"Choose one of: {', '.join(LIMITS)}.",
-        )
-    stored: dict[str, tuple[HostArray, str]] = {}
-    shapes = {}
-    learned = []
-    for layer, (config, state) in enumerate(zip(configs, layers, strict=True)):
-        expected = layout(config)
-        arrays = snapshot(state, optimizer=optimizer, window=window)
-        arrays = {
-            n: a
-            for n, a in arrays.items()
-            if tables.is_kept(n, optimizer=optimizer, window=window, dtype=dtype)
-        }
-        _require_fit(expected, state, layers[0].batch, layer)
-        learned.append(int(state.counters["learned"].sum()))
-        for name, array in arrays.items():
-            stored[array_key(layer, name)] = _stored(array, expected[name], dtype)
-            shapes[array_key(layer, name)] = array.shape
-    description = {
-        "format": tables.FORMAT,
-        "version": tables.VERSION,
-        "layers": len(layers),
-        "batch": list(layers[0].batch),
-        "config": _configs_to_json(configs),
-        "tokens_learned": learned,
-        "optimizer": optimizer,
-        "window": window,
-        "dtype": dtype,
-        "metadata": _plain_metadata(metadata),
-    }
-    if len(json.dumps(description)) > MAX_DESCRIPTION:
-        raise DataTooLargeError(
-            "the metadata are too large", key="metadata", hint="Give them an entry of their own."
-        )
+    written = _written(memory, states, metadata, optimizer=optimizer, window=window, dtype=dtype)
     keys = Keys(None if passphrase is None else passphrase_bytes(passphrase), key)
     new = not os.path.lexists(path)
     wanted = (3 if keys.given else 2) if version is None else version
@@ -312,20 +273,114 @@ def save_memory(
         if model_hash is not None:
             _claim(file, model_hash, force)
         for stale in list(file):
-            if not keep_other_entries or (is_array_key(stale) and stale not in stored):
+            if not keep_other_entries or (is_array_key(stale) and stale not in written.arrays):
                 file.remove(stale)
-        file.set(DESCRIPTION, description, type=DataType.METADATA)
-        for name, (array, kind) in stored.items():
-            file.set(
-                name, array, type=DataType.CONTEXT, dtype=kind, shape=shapes[name], codec=codec, level=level
-            )
-        for name, data in (entries or {}).items():
-            if data is not None:
-                file.set(name, data, type=DataType.CONTEXT, codec=codec, level=level)
-            elif name in file:
-                file.remove(name)
+        _fill(file, written, entries or {}, codec, level)
         file.save(backup=backup, force=force)  # whole: updates of everything would only pile up
         return _described(file)
+
+
+def memory_bytes(
+    memory: Memory | MemoryConfig | Sequence[Memory | MemoryConfig],
+    states: MemoryState | Sequence[MemoryState],
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    model_hash: bytes | str | None = None,
+    optimizer: bool = True,
+    window: bool = True,
+    dtype: str | None = None,
+    codec: str | None = None,
+    level: int | None = None,
+    entries: Mapping[str, bytes | None] | None = None,
+) -> bytes:
+    """Return a new version 2 file with a memory in it, which is not on any disk; parameters as in `save_memory`.
+
+    Raises
+    ------
+    InvalidParamError
+        A state does not fit its configuration.
+    """
+    written = _written(memory, states, metadata, optimizer=optimizer, window=window, dtype=dtype)
+    file = MemoryFile(model_hash=model_hash or b"")
+    _fill(file, written, entries or {}, codec, level)
+    return file.to_bytes()
+
+
+class _Written(NamedTuple):
+    """What is written of a memory."""
+
+    description: dict[str, Any]
+    arrays: dict[
+        str, tuple[HostArray, str, tuple[int, ...]]
+    ]  # the key: how it is stored, its type, its shape
+
+
+def _written(
+    memory: Memory | MemoryConfig | Sequence[Memory | MemoryConfig],
+    states: MemoryState | Sequence[MemoryState],
+    metadata: Mapping[str, Any] | None,
+    *,
+    optimizer: bool,
+    window: bool,
+    dtype: str | None,
+) -> _Written:
+    layers = (states,) if isinstance(states, MemoryState) else _tuple_of(states, MemoryState, "states")
+    configs = _configs_of(memory, len(layers))
+    if dtype is not None and dtype not in LIMITS:
+        raise InvalidParamError(
+            f"a memory cannot be stored as {dtype!r}",
+            key="dtype",
+            hint=f"Choose one of: {', '.join(LIMITS)}.",
+        )
+    stored: dict[str, tuple[HostArray, str, tuple[int, ...]]] = {}
+    learned = []
+    for layer, (config, state) in enumerate(zip(configs, layers, strict=True)):
+        expected = layout(config)
+        arrays = snapshot(state, optimizer=optimizer, window=window, copy=False)
+        arrays = {
+            n: a
+            for n, a in arrays.items()
+            if tables.is_kept(n, optimizer=optimizer, window=window, dtype=dtype)
+        }
+        _require_fit(expected, state, layers[0].batch, layer)
+        learned.append(int(state.counters["learned"].sum()))
+        for name, array in arrays.items():
+            stored[array_key(layer, name)] = *_stored(array, expected[name], dtype), array.shape
+    description = {
+        "format": tables.FORMAT,
+        "version": tables.VERSION,
+        "layers": len(layers),
+        "batch": list(layers[0].batch),
+        "config": _configs_to_json(configs),
+        "tokens_learned": learned,
+        "optimizer": optimizer,
+        "window": window,
+        "dtype": dtype,
+        "metadata": _plain_metadata(metadata),
+    }
+    if len(json.dumps(description)) > MAX_DESCRIPTION:
+        raise DataTooLargeError(
+            "the metadata are too large", key="metadata", hint="Give them an entry of their own."
+        )
+    return _Written(description, stored)
+
+
+def _fill(
+    file: MemoryFile,
+    written: _Written,
+    entries: Mapping[str, bytes | None],
+    codec: str | None,
+    level: int | None,
+) -> None:
+    """Put a memory, and further entries, into a file that is open."""
+    file.set(DESCRIPTION, written.description, type=DataType.METADATA)
+    for name, (array, kind, shape) in written.arrays.items():
+        file.set(name, array, type=DataType.CONTEXT, dtype=kind, shape=shape, codec=codec, level=level)
+    for name, data in entries.items():
+        if data is not None:
+            file.set(name, data, type=DataType.CONTEXT, codec=codec, level=level)
+        elif name in file:
+            file.remove(name)
 
 
 def _configs_of(
@@ -648,7 +703,7 @@ def load_memory(
                 memory = memories[config] = memories.get(config) or Memory(config, backend)
                 state = _restored(file, description, wanted, memory, number)
                 if not (optimizer and window):
-                    state = memory.restore(snapshot(state, optimizer=optimizer, window=window))
+                    state = memory.restore(snapshot(state, optimizer=optimizer, window=window, copy=False))
             states.append(state)
         return LoadedMemory(description, tuple(memories[configs[number]] for number in chosen), tuple(states))
 

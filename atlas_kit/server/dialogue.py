@@ -6,14 +6,16 @@ Knows no HTTP.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.errors import InvalidParamError, ModelError
-from atlas_kit.llama.schema_grammar import quoted, schema_rules, up_to
+from atlas_kit.errors import InvalidParamError, MissingExtraError, ModelError
+from atlas_kit.llama.llama_sampler import MOST_RULES
+from atlas_kit.llama.schema_grammar import MOST_CHARACTERS, quoted, schema_rules, up_to
 from atlas_kit.server.answers import HERMES, AnswerParser, CallFormat, call_format, thought_tags
 from atlas_kit.server.channels import ChannelParser, channel_rules, in_channels
 from atlas_kit.server.thoughts import Budget
@@ -64,6 +66,8 @@ class Asked:
         ``"none"`` leaves thoughts in the text, everything else splits them off.
     generation_prompt
         False: the text ends behind the last message, and the model goes on as it likes.
+    own_grammar
+        Whether the answer follows a grammar that is none of ours.
     """
 
     tools: Sequence[Mapping[str, Any]] | None = None
@@ -73,6 +77,7 @@ class Asked:
     variables: Mapping[str, Any] = field(default_factory=dict)
     reasoning_format: str | None = None
     generation_prompt: bool = True
+    own_grammar: bool = False
 
 
 @dataclass(frozen=True)
@@ -378,7 +383,9 @@ def _grammar(
     shape = schema_of(asked.response_format)
     forced = choice == "required" or choice.startswith("=")
     if shape is None and not forced:
-        return {}
+        if form is None or form.bare or asked.own_grammar:
+            return {}
+        return _grammar_of_calls(form, schemas, asked, thoughts, thinking)
     if shape is not None and form is None and thoughts is None:
         return {"json_schema": shape}
     rules, answers = [], []
@@ -402,16 +409,50 @@ def _grammar(
     return {"grammar": "\n".join([f"root ::= {root}", *rules]) + "\n"}
 
 
+def _grammar_of_calls(
+    form: CallFormat,
+    schemas: Mapping[str, Any],
+    asked: Asked,
+    thoughts: tuple[str, str] | None,
+    thinking: bool,
+) -> dict[str, Any]:
+    """Return the grammar of an answer that may say anything, and whose calls, where it makes any, are whole.
+
+    Nothing, where the parameters of a tool are none that a grammar can follow: nobody has asked for one.
+    """
+    written = json.dumps([schemas, asked.parallel])
+    rules = _rules_behind(form, written)
+    if rules is None:
+        return {}
+    found = [up_to(form.opens, "said", "called", ends=True), rules]
+    root = "said"
+    if thoughts is not None:
+        found.append(up_to(thoughts[1], "thought", "said", ends=True))
+        root = "thought" if thinking else f"( [ \\n]* {quoted(thoughts[0])} thought | said )"
+    return {"grammar": "\n".join([f"root ::= {root}", *found]) + "\n"}
+
+
+@functools.lru_cache(maxsize=32)
+def _rules_behind(form: CallFormat, written: str) -> str | None:
+    """Return the rules of what follows the mark of a call; None: there are none. Clients send the same tools again."""
+    schemas, several = json.loads(written)
+    try:
+        rules = _call_rules(form, schemas, several=several)
+    except (InvalidParamError, MissingExtraError):
+        return None
+    usable = len(rules) <= MOST_CHARACTERS and rules.count("::=") < MOST_RULES // 2
+    return rules if usable else None
+
+
 def _call_rules(form: CallFormat, schemas: Mapping[str, Any], *, several: bool) -> str:
-    """Return the rules of calls as a model writes them; the first is ``calls``."""
+    """Return the rules of calls as a model writes them: ``calls``, and ``called`` for what follows the first mark."""
     rules, names = [], []
     for number, (name, schema) in enumerate(schemas.items()):
         rule = f"call{number}"
         names.append(rule)
         if form.named:
             rules.append(schema_rules(schema, f"{rule}-arguments"))
-            text = quoted(f"{name}{form.named}")
-            rules.append(f"{rule} ::= {quoted(form.opens)} {text} {rule}-arguments {_close(form)}")
+            rules.append(f"{rule} ::= {quoted(f'{name}{form.named}')} {rule}-arguments {_close(form)}")
             continue
         properties = {form.name: {"const": name}, form.arguments: schema}
         whole = {"type": "object", "properties": properties, "required": list(properties)}
@@ -420,18 +461,20 @@ def _call_rules(form: CallFormat, schemas: Mapping[str, Any], *, several: bool) 
         if isinstance(schema.get("definitions"), Mapping):
             whole["definitions"] = schema["definitions"]
         rules.append(schema_rules(whole, rule))
-    one = f"( {' | '.join(names)} )"
+    one, opens = f"( {' | '.join(names)} )", quoted(form.opens)
+    if form.bare:
+        more = f' ( "; " {one} )*' if several else ""
+        return "\n".join([f"calls ::= {one}{more}", *rules])
     if form.named:
-        root = f"{one}+" if several else one
-    elif form.bare:
-        root = f'{one} ( "; " {one} )*' if several else one
+        first, next_one = one, f"{opens} {one}"
     elif form.listed:
         more = f' ( ", " {one} )*' if several else ""
-        root = f'{quoted(form.opens + "[")} {one}{more} "]" {_close(form)}'
+        first, next_one = f'"[" {one}{more} "]" {_close(form)}', ""
     else:
-        tagged = f'{quoted(form.opens)} "\\n" {one} "\\n"? {quoted(form.closes)}'
-        root = f'{tagged} ( "\\n" {tagged} )*' if several else tagged
-    return "\n".join([f"calls ::= {root}", *rules])
+        first = f'"\\n" {one} "\\n"? {quoted(form.closes)}'
+        next_one = f'"\\n" {opens} {first}'
+    called = f"{first} ( {next_one} )*" if several and next_one else first
+    return "\n".join([f"calls ::= {opens} called", f"called ::= {called}", *rules])
 
 
 def _close(form: CallFormat) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from atlas_kit.llama.batch import Job
@@ -26,19 +28,20 @@ class Watched:
         self._changed = asyncio.Event() if changed is None else changed
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._told = False
+        self._bell = _bell_of(scheduler, self._loop)
         job.listen(self._hear)
 
     def _hear(self, _: Job) -> None:
-        """Wake the loop up, on the thread that does the work: once, however many tokens have come."""
+        """Have the loop woken up, on the thread that does the work: once, however many tokens have come."""
         if self._told:
             return
         self._told = True
-        try:
-            self._loop.call_soon_threadsafe(self._wake)
-        except RuntimeError:  # the loop is closed: nobody waits any more
-            return
+        self._bell.fresh.append(self)
+        if not self._scheduler.in_step:
+            self._bell.ring()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Tell who waits that something has come."""
         self._told = False  # first: what comes from now on is told anew
         self._changed.set()
         if self.job.done and not self._ended.done():
@@ -87,6 +90,46 @@ class Watched:
         """Wait until nothing of the job is under way any more, also after it was cancelled."""
         if not self.job.done:
             await asyncio.shield(self._ended)
+
+
+class _Bell:
+    """Wakes a loop up, for all jobs at once that have something new.
+
+    Woken at each token, the loop would take the interpreter's lock from the engine's thread, which still has the
+    others' to choose.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.fresh: deque[Watched] = deque()
+        self._rung = False
+
+    def ring(self) -> None:
+        """Wake the loop up, where there is something and it has not been told yet."""
+        if not self.fresh or self._rung:
+            return
+        self._rung = True
+        try:
+            self.loop.call_soon_threadsafe(self._answer)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            return
+
+    def _answer(self) -> None:
+        self._rung = False  # first: what comes from now on is told anew
+        while self.fresh:
+            self.fresh.popleft().wake()
+
+
+_bells: WeakKeyDictionary[Scheduler, _Bell] = WeakKeyDictionary()
+
+
+def _bell_of(scheduler: Scheduler, loop: asyncio.AbstractEventLoop) -> _Bell:
+    """Return what wakes a loop up behind each step of a scheduler."""
+    found = _bells.get(scheduler)
+    if found is None or found.loop is not loop:
+        found = _bells[scheduler] = _Bell(loop)
+        scheduler.after_step(found.ring)
+    return found
 
 
 async def finished(work: Awaitable[T]) -> T:

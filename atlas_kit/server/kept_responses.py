@@ -1,22 +1,27 @@
 """Answers that later requests go on from by their ids, and the texts of conversations: in main memory, and bounded.
 
-Each answer knows the one before it, so that a long conversation is kept once however many ids lead into it.
+Each answer knows the one before it, so that a long conversation is kept once however many ids lead into it. What
+main memory has forgotten, or a server before this one knew, is found in a file, where there is one (response_file.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
-from atlas_kit.errors import BusyError
+from atlas_kit.errors import BusyError, DataTooLargeError
+from atlas_kit.server.response_records import Record
 
 if TYPE_CHECKING:
     from atlas_kit.server.conversation import Conversation
+    from atlas_kit.server.response_file import ResponseFile
 
 #: Answers that are found by their ids, conversations whose text is kept, and bytes of JSON that both may take.
 MOST_RESPONSES = 1000
@@ -39,9 +44,13 @@ class Kept:
     before
         The answer that it goes on from.
     conversation
-        Whose memory has read it.
+        Whose memory has read it, while that is known.
+    session, remembers
+        The name of that, where it has one, and whether it has a memory; None: nobody has read it.
     size
         Bytes of its own part, about.
+    number
+        Of its row in the file.
     """
 
     response: dict[str, Any]
@@ -49,7 +58,25 @@ class Kept:
     messages: list[dict[str, Any]]
     before: Kept | None = None
     conversation: Conversation | None = None
+    session: str | None = None
+    remembers: bool | None = None
     size: int = 0
+    number: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.conversation is not None:
+            self.session = self.conversation.key.name
+            self.remembers = self.conversation.settings is not None
+
+    def read_as(self, other: Kept | None) -> Kept:
+        """Say that whoever has read another one goes on with this; return it."""
+        if other is not None:
+            self.conversation, self.session, self.remembers = (
+                other.conversation,
+                other.session,
+                other.remembers,
+            )
+        return self
 
     def text(self) -> list[dict[str, Any]]:
         """Return all messages so far."""
@@ -58,6 +85,10 @@ class Kept:
     def items_so_far(self) -> list[dict[str, Any]]:
         """Return all items so far, those that were sent and those that were said."""
         return [item for one in self._line() for item in (*one.items, *one.response.get("output", ()))]
+
+    def measure(self) -> None:
+        """Find out how large its own part is."""
+        self.size = len(json.dumps([self.items, self.messages, self.response]))
 
     def _line(self) -> list[Kept]:
         """Return what leads here, the first of it first."""
@@ -71,13 +102,22 @@ class Kept:
 
 @dataclass(eq=False)
 class Thread:
-    """The text of a conversation: its last answer, what a client noted, and a lock for whoever adds to it."""
+    """The text of a conversation: its last answer, what a client noted, and a lock for whoever adds to it.
+
+    ``size`` is in bytes, about.
+    """
 
     last: Kept | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    size: int = 0
     created: float = field(default_factory=time.time)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     waiting: int = 0
+
+    def measure(self) -> None:
+        """Find out how large it is, with all that was said."""
+        said = 0 if self.last is None else sum(one.size for one in self.last._line())
+        self.size = said + len(json.dumps(self.metadata))
 
 
 class KeptResponses:
@@ -89,6 +129,8 @@ class KeptResponses:
         How many are kept; of more, those are forgotten that were used longest ago.
     most_waiting
         Requests of one conversation that may wait for their turn.
+    file
+        Keeps all of it, too; None: nothing outlives the server.
     """
 
     def __init__(
@@ -97,37 +139,50 @@ class KeptResponses:
         most_conversations: int = MOST_CONVERSATIONS,
         most_bytes: int = MOST_BYTES,
         most_waiting: int = 256,
+        file: ResponseFile | None = None,
     ) -> None:
         self._most_waiting = most_waiting
         self._most, self._most_conversations, self._most_bytes = most, most_conversations, most_bytes
         self._found: OrderedDict[tuple[str, str], Kept] = OrderedDict()
         self._threads: OrderedDict[tuple[str, str], Thread] = OrderedDict()
         self._bytes = 0
+        self._file = file
+        #: What came from the file, so that several ids that lead into one conversation share it.
+        self._loaded: WeakValueDictionary[int, Kept] = WeakValueDictionary()
 
     def __len__(self) -> int:
         return len(self._found)
 
     def keep(self, namespace: str, kept: Kept) -> None:
         """Let an answer be found by its id."""
+        self._write(namespace, kept, kept.response["id"])
+        self._hold(namespace, kept)
+
+    def _hold(self, namespace: str, kept: Kept) -> None:
         self._found[namespace, kept.response["id"]] = kept
         self._bytes += kept.size
         while len(self._found) > self._most or (self._bytes > self._most_bytes and len(self._found) > 1):
             _, old = self._found.popitem(last=False)
             self._bytes -= old.size
 
-    def find(self, namespace: str, name: str) -> Kept | None:
+    async def find(self, namespace: str, name: str) -> Kept | None:
         """Return the answer of an id."""
         kept = self._found.get((namespace, name))
         if kept is not None:
             self._found.move_to_end((namespace, name))
+        elif self._file is not None:
+            kept = self._linked(await asyncio.wrap_future(self._file.find(namespace, name)))
+            if kept is not None and (namespace, name) not in self._found:
+                self._hold(namespace, kept)
         return kept
 
-    def delete(self, namespace: str, name: str) -> bool:
+    async def delete(self, namespace: str, name: str) -> bool:
         """Forget the id of an answer; what goes on from it stays whole. Tell whether there was one."""
         kept = self._found.pop((namespace, name), None)
         if kept is not None:
             self._bytes -= kept.size
-        return kept is not None
+        hidden = self._file is not None and await asyncio.wrap_future(self._file.hide(namespace, name))
+        return kept is not None or hidden
 
     @contextlib.asynccontextmanager
     async def turn(self, namespace: str, name: str) -> AsyncIterator[Thread]:
@@ -138,7 +193,7 @@ class KeptResponses:
         BusyError
             Too many wait for theirs already.
         """
-        thread = self._threads.setdefault((namespace, name), Thread())
+        thread = await self.thread(namespace, name) or self._threads.setdefault((namespace, name), Thread())
         self._threads.move_to_end((namespace, name))
         if thread.waiting > self._most_waiting:
             raise BusyError(
@@ -148,22 +203,106 @@ class KeptResponses:
         thread.waiting += 1
         try:
             async with thread.lock:
-                yield thread
+                before = thread.last, thread.metadata
+                try:
+                    yield thread
+                finally:
+                    changed = thread.last is not before[0] or thread.metadata is not before[1]
+                    if changed:
+                        thread.measure()
+                    if changed and self._threads.get((namespace, name)) is thread:
+                        self._note(namespace, name, thread, before[0])
         finally:
             thread.waiting -= 1
             self._forget_threads()
 
-    def thread(self, namespace: str, name: str) -> Thread | None:
+    async def thread(self, namespace: str, name: str) -> Thread | None:
         """Return the text of a conversation, to be looked at."""
-        return self._threads.get((namespace, name))
+        found = self._threads.get((namespace, name))
+        if found is None and self._file is not None:
+            noted = await asyncio.wrap_future(self._file.noted(namespace, name))
+            found = self._threads.get((namespace, name))  # somebody else may have been faster
+            if found is None and noted is not None:
+                found = Thread(self._linked(noted.line), noted.metadata, created=noted.created)
+                found.measure()
+                self._threads[namespace, name] = found
+                self._forget_threads(found)
+        return found
 
     def forget(self, namespace: str, name: str) -> None:
         """Forget the text of a conversation."""
         self._threads.pop((namespace, name), None)
+        if self._file is not None:
+            self._file.forget(namespace, name)
 
-    def _forget_threads(self) -> None:
-        for key in list(self._threads):
-            if len(self._threads) <= self._most_conversations:
+    def close(self) -> None:
+        """Write what is left to be written."""
+        if self._file is not None:
+            self._file.close()
+
+    def require_room(self, thread: Thread) -> None:
+        """Refuse to let a conversation grow that takes all the bytes there are for them.
+
+        Raises
+        ------
+        DataTooLargeError
+            It does.
+        """
+        if thread.size >= self._most_bytes:
+            raise DataTooLargeError(
+                f"this conversation has {thread.size} bytes, and may have {self._most_bytes}",
+                key="conversation",
+            )
+
+    def _forget_threads(self, but: Thread | None = None) -> None:
+        size = sum(one.size for one in self._threads.values())
+        for key in list(self._threads)[:-1]:  # the last is in use
+            if len(self._threads) <= self._most_conversations and size <= self._most_bytes:
                 break
-            if not self._threads[key].waiting:
-                del self._threads[key]
+            if not self._threads[key].waiting and self._threads[key] is not but:
+                size -= self._threads.pop(key).size
+
+    # --- the file --------------------------------------------------------------------------------------------
+
+    def _write(self, namespace: str, kept: Kept, name: str | None) -> None:
+        """Write an answer, and first those that lead to it."""
+        if self._file is None:
+            return
+        for one in kept._line():
+            if one.number is None or (one is kept and name is not None):
+                one.number = self._file.new_number() if one.number is None else one.number
+                before = None if one.before is None else one.before.number
+                self._file.put(
+                    namespace,
+                    Record(
+                        one.number, name if one is kept else None, before, one.session, one.remembers, one.response,
+                        one.items, one.messages,
+                    ),
+                )  # fmt: skip
+                self._loaded[one.number] = one
+
+    def _note(self, namespace: str, name: str, thread: Thread, before: Kept | None) -> None:
+        if self._file is None:
+            return
+        last, number = thread.last, None
+        if last is not None:
+            self._write(namespace, last, None)
+            number = last.number
+        goes_on = before is None or (last is not None and before in last._line())
+        self._file.note(namespace, name, number, thread.metadata, thread.created, sweep=not goes_on)
+
+    def _linked(self, line: list[Record]) -> Kept | None:
+        """Return the last of some answers, each with the one that it goes on from."""
+        found: Kept | None = None
+        known: dict[int | None, Kept] = {}
+        for one in line:
+            kept = self._loaded.get(one.number)
+            if kept is None:
+                size = len(str(one[5:]))
+                kept = Kept(
+                    one.response, one.items, one.messages, known.get(one.before), None, one.session, one.remembers,
+                    size, one.number,
+                )  # fmt: skip
+                self._loaded[one.number] = kept
+            known[one.number] = found = kept
+        return found

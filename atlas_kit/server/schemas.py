@@ -119,6 +119,19 @@ class Generate(SamplingOptions):
         None, max_length=1 << 16, description="A GBNF grammar that the answer must follow."
     )
     json_schema: dict[str, Any] | None = Field(None, description="A JSON schema that the answer must follow.")
+    timings_per_token: bool | None = Field(
+        None, description="Tell in each part of a stream how long it took so far."
+    )
+    return_progress: bool | None = Field(None, description="Stream how much of the prompt is read.")
+    sse_ping_interval: int | None = Field(
+        None,
+        ge=-1,
+        le=1 << 31,
+        description="Seconds after which a stream that has not begun sends a sign of life; 0 or -1: none.",
+    )
+    verbose: bool | None = Field(
+        None, description="Tell the prompt as the model read it, and all settings, as __verbose."
+    )
     atlas: AtlasOptions | None = Field(None, description="The memory beside the model.")
 
 
@@ -156,6 +169,12 @@ class ResponseFormat(Open):
     schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
 
 
+ThinkingBudget = Annotated[
+    int | None,
+    Field(ge=-1, le=1 << 24, description="Tokens of thoughts at most, which are ended then; -1: any number."),
+]
+
+
 class ChatRequest(Generate):
     """``POST /v1/chat/completions``."""
 
@@ -180,12 +199,7 @@ class ChatRequest(Generate):
         None,
         description="Where thoughts go: none leaves them in the content, the others put them into reasoning_content.",
     )
-    thinking_budget: int | None = Field(
-        None,
-        ge=-1,
-        le=1 << 24,
-        description="Tokens of thoughts at most, which are ended then; -1: any number.",
-    )
+    thinking_budget: ThinkingBudget = None
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="What the chat template is given beside, such as enable_thinking."
     )
@@ -195,4 +209,3 @@ class ChatRequest(Generate):
     continue_final_message: bool | None = Field(
         None, description="Go on with the last message, which is the assistant's."
     )
-    timings_per_token: bool | None = Field(None, description="Tell in each chunk how long it took so far.")

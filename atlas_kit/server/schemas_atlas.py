@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from atlas_kit.server.schemas_open import Open
 
@@ -24,6 +24,33 @@ SessionId = Field(
 MemoryFile = Field(
     min_length=1, max_length=255, description="A name in the server's folder of memories, without a path."
 )
+Filename = Field(
+    None,
+    min_length=1,
+    max_length=255,
+    description="The same as memory_file, which counts where both are sent.",
+)
+
+
+class NamesFile(Open):
+    """A request that names a file in the folder of memories, as ``memory_file`` or as ``filename``."""
+
+    filename: str | None = Filename
+
+    @model_validator(mode="before")
+    @classmethod
+    def _under_either_name(cls, sent: Any) -> Any:
+        if isinstance(sent, dict) and sent.get("memory_file") is None and sent.get("filename") is not None:
+            return {**sent, "memory_file": sent["filename"]}
+        return sent
+
+
+def _either(schema: dict[str, Any]) -> None:
+    """Let a schema say that one of both names is required."""
+    schema["required"] = [name for name in schema.get("required", ()) if name != "memory_file"]
+    schema["anyOf"] = [{"required": ["memory_file"]}, {"required": ["filename"]}]
+    if not schema["required"]:
+        del schema["required"]
 
 
 class ConfigChange(Open):
@@ -84,7 +111,7 @@ class MemoryAnswer(Answer):
     memory: dict[str, Any] | None = Field(description="Counts, sizes and settings.")
 
 
-class SaveRequest(Open):
+class SaveRequest(NamesFile):
     """Save a memory under a name; without a name, where it is kept."""
 
     session_id: str | None = SessionId
@@ -96,15 +123,19 @@ class SaveRequest(Open):
     )
 
 
-class LoadRequest(Open):
+class LoadRequest(NamesFile):
     """Go on with a saved memory."""
+
+    model_config = ConfigDict(json_schema_extra=_either)
 
     session_id: str | None = SessionId
     memory_file: str = MemoryFile
 
 
-class DeleteRequest(Open):
+class DeleteRequest(NamesFile):
     """Remove a saved memory."""
+
+    model_config = ConfigDict(json_schema_extra=_either)
 
     memory_file: str = MemoryFile
 
@@ -174,3 +205,23 @@ class ForkRequest(Open):
     """A new session that knows what another one does."""
 
     session_id: str = Field(min_length=1, max_length=128, description="The name of the new session.")
+
+
+class Matrix(Answer):
+    """A part of a matrix of a memory, pooled so that it fits a screen."""
+
+    object: Literal["atlas.memory.matrix"] = "atlas.memory.matrix"
+    session_id: str | None = Field(description="null: the memory that requests without a session share.")
+    names: list[str] = Field(description="All matrices of the memory.")
+    name: str = Field(description="The one that this is a part of.")
+    shape: list[int] = Field(description="Rows and columns of the whole matrix.")
+    dtype: str = Field(description="The type of its numbers.")
+    tokens_seen: int = Field(description="Tokens that the memory had taken in by then.")
+    steps: int = Field(description="Steps that it had taken by then.")
+    largest: float = Field(description="The largest finite magnitude in the whole matrix.")
+    box: list[int] = Field(description="The part: its first row and column, and those behind its last ones.")
+    size: list[int] = Field(description="Rows and columns that are sent.")
+    block: list[int] = Field(description="Rows and columns of the matrix that each number stands for.")
+    numbers: str = Field(
+        description="Little-endian float32, row by row, in base64: of each block, the number farthest from zero."
+    )

@@ -36,7 +36,9 @@ class MessagesRequest(Generate):
         None, max_length=64, description="Strings before which the answer ends."
     )
     thinking: dict[str, Any] | None = Field(
-        None, description="enabled, adaptive or disabled, where the model's template knows thoughts."
+        None,
+        description="type: enabled, adaptive or disabled, where the model's template knows thoughts; budget_tokens: "
+        "tokens of thoughts at most, which are ended then.",
     )
     output_config: dict[str, Any] | None = Field(
         None, description="format: a JSON schema that the answer must follow."

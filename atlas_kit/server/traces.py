@@ -18,7 +18,7 @@ from atlas_kit.llama.trace_frames import Words, packed
 if TYPE_CHECKING:
     from atlas_kit.codecs.numbers import Array
     from atlas_kit.llama.engine import Engine
-    from atlas_kit.llama.token_memory import Reading
+    from atlas_kit.llama.reading import Reading
     from atlas_kit.server.keys import Key
 
 #: Tokens of one trace, of some 130 bytes each.

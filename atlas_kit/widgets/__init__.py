@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from atlas_kit.widgets.lab.memory_lab import MemoryLab
     from atlas_kit.widgets.matrix import MatrixView
     from atlas_kit.widgets.playground import CapacityPlayground
+    from atlas_kit.widgets.remote import ServerMemory
 
-__all__ = ["CapacityPlayground", "FileExplorer", "MatrixView", "MemoryCompare", "MemoryLab"]
+__all__ = ["CapacityPlayground", "FileExplorer", "MatrixView", "MemoryCompare", "MemoryLab", "ServerMemory"]
 
 _HOMES = {
     "CapacityPlayground": ".playground",
@@ -25,6 +26,7 @@ _HOMES = {
     "MatrixView": ".matrix",
     "MemoryCompare": ".compare.memory_compare",
     "MemoryLab": ".lab.memory_lab",
+    "ServerMemory": ".remote",
 }
 _EXTRA = ("ipywidgets", "anywidget", "traitlets", "matplotlib")
 

@@ -14,15 +14,14 @@ from hypothesis import strategies as st
 
 from atlas_kit.errors import InvalidParamError, ModelError
 from atlas_kit.llama.output_matrix import OutputRows
+from atlas_kit.llama.reading import most_likely, summarize
 from atlas_kit.llama.token_memory import (
     ETA_BOUND,
     ETA_RATE,
     MOST_WEIGHT,
     RECENT,
     TokenMemory,
-    most_likely,
     read_ahead,
-    summarize,
 )
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
@@ -416,6 +415,35 @@ def test_tokens_that_the_model_rules_out():
         assert kind == "exact" or memory.log_eta != 0
 
 
+@pytest.mark.parametrize("factor", [1.0, 1e3, 1e6, 1e36])
+@pytest.mark.parametrize("model", [Model(), Model(softcap=30.0)], ids=["plain", "softcap"])
+def test_corrections_of_any_size(factor, model):
+    """What far too large steps have made: every token keeps a probability, and nobody is warned."""
+    tokens = text(60)
+    hidden, logits = model.outputs(tokens)
+    memory = TokenMemory(model.rows, SMALL)
+    for at in range(0, 56, 4):
+        if at == 20:
+            parameters = {
+                name: (array * np.float32(factor)) for name, array in memory.state.parameters.items()
+            }
+            memory.state = dataclasses.replace(memory.state, parameters=parameters)
+        reading = memory.read(hidden[at : at + 4], logits[at : at + 4], tokens[at : at + 4])
+        for row in range(4):
+            assert np.exp(reading.log_probabilities(row).astype("f8")).sum() == pytest.approx(1, abs=1e-3)
+        change = reading.corrected.astype("f16") - reading.lse[:, None]
+        rest = 1 - np.exp(reading.own.astype("f16") - reading.lse[:, None]).sum(axis=1)
+        expected = reading.lse + np.logaddexp.reduce(
+            np.column_stack((np.log(np.maximum(rest, 0) + 1e-30), change)), 1
+        )
+        np.testing.assert_allclose(reading.log_z.astype("f8"), expected.astype("f8"), rtol=1e-5, atol=1e-5)
+        found = memory.learn(reading, tokens[at + 1 : at + 5])
+        assert np.isfinite(found).all()
+        assert (found <= 1 + 1e-6).all()
+    for array in memory.state.parameters.values():
+        assert np.isfinite(array).all()
+
+
 def test_a_model_that_reads_out_otherwise_is_found_out():
     model = Model()
     hidden, logits = model.outputs(text(3))
@@ -484,7 +512,7 @@ def test_states_read_ahead_are_read_the_same():
     assert alone[0].memory is ahead[3].memory is not ahead[2].memory
     for at in range(40):
         rows = [at, at + 7, at + 3, at + 1, at]
-        read_ahead(ahead, hidden[rows])
+        read_ahead(ahead, hidden[rows], logits[rows], tokens[rows])
         rows[3] = at + 2
         for one, other, row in zip(alone, ahead, rows, strict=True):
             place = slice(row, row + 1)

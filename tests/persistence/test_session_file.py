@@ -27,7 +27,12 @@ from atlas_kit.llama import AtlasSession, FakeEngine, Sampling, memory_choice
 from atlas_kit.llama.open_session import open_session
 from atlas_kit.persistence import session_file
 from atlas_kit.persistence.entry_keys import TEXTS as TEXTS_KEY
-from atlas_kit.persistence.session_file import read_session_state, saved_settings, write_session_state
+from atlas_kit.persistence.session_file import (
+    read_session_state,
+    saved_settings,
+    session_state_bytes,
+    write_session_state,
+)
 from atlas_kit.persistence.snapshot import load_memory, save_memory
 from atlas_kit.settings.atlas_settings import AtlasSettings
 from atlas_kit.settings.native import FILE_KEY, PREFIX
@@ -67,6 +72,17 @@ def path(tmp_path):
 def states():
     """Return two states that differ in settings, arrays, waiting tokens and context."""
     return state_after(TEXT[:45]), state_after(TEXT[30:81], SMALL.replace(blend_ratio=0.25))
+
+
+def test_a_file_of_bytes_holds_what_one_on_a_disk_does(path, states):
+    state = dataclasses.replace(states[1], texts=([1, 2, 3], [4, 5]))
+    data = session_state_bytes(state, metadata={"session": {"name": "anna"}})
+    write_session_state(path, state, metadata={"session": {"name": "anna"}})
+    assert contents(read_session_state(data)) == contents(read_session_state(path)) == contents(state)
+    with MemoryFile.load(data) as made, MemoryFile.load(path) as saved:
+        assert list(made) == list(saved)
+        assert all(made[key].data == saved[key].data for key in saved)
+        assert (made.version, made.model_hash) == (saved.version, saved.model_hash)
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])

@@ -161,10 +161,11 @@ def test_a_session_is_listed_forked_reset_and_deleted(serve: Server) -> None:
     ask(server, "ben", TEXT * 2 + "only ben", 0)
     assert server.get("/v1/atlas/memory", session_id="anna")["conversation_tokens"] == 2 * len(TEXT)
 
-    for mode, window in (("soft", True), ("hard", False)):
+    was = server.get("/v1/atlas/memory", session_id="anna")["memory"]["tokens_learned"]
+    for mode, learned, window in (("soft", was, True), ("hard", 0, False)):
         server.post("/v1/atlas/sessions/anna/reset", mode=mode)
         memory = server.get("/v1/atlas/memory", session_id="anna")["memory"]
-        assert (memory["tokens_learned"], memory["window"] > 0) == (0, window)
+        assert (memory["tokens_learned"], memory["window"] > 0) == (learned, window)
         matrices = server.get("/v1/atlas/memory/info", session_id="anna")["memory"]["matrices"]
         assert all(matrix["norm"] == 0 for matrix in matrices.values())
         assert ask(server, "anna", TEXT * 2, 0)["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
@@ -175,6 +176,26 @@ def test_a_session_is_listed_forked_reset_and_deleted(serve: Server) -> None:
     for method, path in (("GET", "anna"), ("DELETE", "anna"), ("POST", "anna/save"), ("POST", "anna/reset")):
         assert refused(server, f"/v1/atlas/sessions/{path}", 404, method)["code"] == "session_not_found"
     assert ask(server, "anna", TEXT * 2, 0)["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+
+
+@pytest.mark.parametrize("turns", [0, 3])
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+def test_a_session_that_was_reset_outlives_a_restart(
+    mode: str, turns: int, serve: Server, tmp_path: Path
+) -> None:
+    server = serve(atlas_memory_dir=str(tmp_path))
+    ask(server, "anna", TEXT * 2)
+    server.post("/v1/atlas/sessions/anna/reset", mode=mode)
+    for turn in range(turns):
+        ask(server, "anna", f"{turn} {TEXT}", 0)
+    was = server.get("/v1/atlas/memory", session_id="anna")["memory"]
+    server.stop()
+    server = serve(atlas_memory_dir=str(tmp_path))
+    assert "problem" not in ask(server, "anna", f"{turns - 1} {TEXT}"[: 9 * turns] or " ", 0)["atlas"]
+    memory = server.get("/v1/atlas/memory", session_id="anna")["memory"]
+    assert memory["tokens_learned"] == was["tokens_learned"]
+    assert memory["window"] - was["window"] in (0, 1)
+    assert not [one for one in os.listdir(tmp_path / "sessions") if one.endswith(".aside")]
 
 
 def test_sessions_in_files_are_listed_and_deleted_too(serve: Server, tmp_path: Path) -> None:
@@ -198,6 +219,26 @@ def test_sessions_in_files_are_listed_and_deleted_too(serve: Server, tmp_path: P
 
 
 # --- files that clients name ---------------------------------------------------------------------------------
+
+
+def test_a_file_may_be_called_filename(serve: Server, tmp_path: Path) -> None:
+    server = serve(atlas_memory_dir=str(tmp_path))
+    ask(server, "anna", TEXT)
+    saved = server.post("/v1/atlas/memory/save", session_id="anna", filename="document_analysis.atlas")
+    assert saved["memory_file"] == "document_analysis.atlas"
+    assert (tmp_path / "document_analysis.atlas").is_file()
+    server.post("/v1/atlas/memory/load", session_id="ben", filename="document_analysis")
+    assert ask(server, "ben", TEXT, 0)["usage"]["prompt_tokens_details"]["cached_tokens"] == len(TEXT)
+    both = {"memory_file": "document_analysis", "filename": "of-nobody"}
+    server.post("/v1/atlas/memory/load", session_id="cleo", **both)
+    server.post("/v1/atlas/memory/delete", filename="document_analysis")
+    assert server.post("/v1/atlas/memory/list")["data"] == []
+    for body in ({}, {"filename": None}, {"filename": ""}, {"filename": 3}):
+        refused(server, "/v1/atlas/memory/load", 400, **body)
+    schemas = server.get("/openapi.json")["components"]["schemas"]
+    for name in ("LoadRequest", "DeleteRequest"):
+        assert {"required": ["filename"]} in schemas[name]["anyOf"]
+        assert "required" not in schemas[name]
 
 
 def test_memories_are_saved_listed_loaded_and_deleted(serve: Server, tmp_path: Path) -> None:

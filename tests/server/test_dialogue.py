@@ -232,6 +232,40 @@ def test_a_required_call_forces_a_grammar(made, follows, template, choice, right
 
 
 @pytest.mark.model
+@pytest.mark.parametrize(
+    ("template", "right", "wrong"),
+    [
+        (PLAIN, f"It is a < b.\n<tool_call>\n{CALL}\n</tool_call>", f"<tool_call>\n{CALL}"),
+        (PLAIN, "\n".join([f"<tool_call>\n{CALL}\n</tool_call>"] * 2), "<tool_call>\n{}\n</tool_call>"),
+        (PLAIN, "Nothing to call: <tool_cal", '<tool_call>\n{"name": "other", "arguments": {}}\n</tool_call>'),
+        (CHATML, f"<think>a < b</think>\n\nSo:\n<tool_call>\n{CALL}\n</tool_call>", "<think>x</think><tool_call>"),
+        (CHATML, "<think>maybe <tool_call> helps", "<tool_call>now"),
+        (MISTRAL, f"So: [TOOL_CALLS][{CALL}, {CALL}]", "[TOOL_CALLS]weather"),
+        (MISTRAL + "[ARGS]", '[TOOL_CALLS]weather[ARGS]{"city": "Rome"}', '[TOOL_CALLS]weather[ARGS]{"town": "Rome"}'),
+        (MISTRAL.replace("[TOOL_CALLS]", "<function=x>"), "Now: <function=now>{}</function>", "<function=later>{}"),
+    ],
+)  # fmt: skip
+def test_calls_that_nobody_asked_for_are_whole(made, follows, template, right, wrong):
+    found, _ = made(USER, tools=[WEATHER, NOW], template=template, names=["<|im_start|>"])
+    assert follows(found.sampling, right)
+    assert follows(found.sampling, "Hello, world.")
+    assert not follows(found.sampling, wrong)
+
+
+@pytest.mark.model
+def test_tools_that_no_grammar_can_follow_may_be_called_freely(made):
+    bad = {"type": "function", "function": {"name": "x", "parameters": {"type": "nonsense"}}}
+    assert made(USER, tools=[bad])[0].sampling == {}
+    many = {f"p{number}": {"type": "string"} for number in range(300)}
+    large = [
+        {"type": "function", "function": {"name": f"f{number}", "parameters": {"type": "object", "properties": many}}}
+        for number in range(20)
+    ]  # fmt: skip
+    assert made(USER, tools=large)[0].sampling == {}
+    assert made(USER, tools=[WEATHER], own_grammar=True)[0].sampling == {}
+
+
+@pytest.mark.model
 def test_tools_and_a_format_allow_either(made, follows):
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     asked = {"type": "json_schema", "json_schema": {"schema": schema}}

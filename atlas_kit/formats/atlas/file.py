@@ -7,12 +7,13 @@ What is on disk is read when it is asked for; changes are held in memory until `
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import struct
 import threading
 import time
 from collections.abc import Iterator, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from atlas_kit.errors import (
     AtlasError,
@@ -584,6 +585,21 @@ class MemoryFile(MutableMapping[str, Entry]):
         """Append the changes to a version 2 or 3 file and rewrite nothing else. Version 1 is saved whole."""
         self._write(None, None, append=True, force=force)
 
+    def to_bytes(self) -> bytes:
+        """Return what `save` would write into a new file, which need not be on any disk.
+
+        Examples
+        --------
+        >>> memory = MemoryFile()
+        >>> memory["greeting"] = "hello"
+        >>> MemoryFile.open(memory.to_bytes())["greeting"].text
+        'hello'
+        """
+        with self._lock, io.BytesIO() as file:
+            self._require_open()
+            self._write_whole(file, self.version, self._cipher_for(self.version), False, None)
+            return file.getvalue()
+
     def compact(self) -> None:
         """Rewrite the file without what updates and removals left behind."""
         self._write(None, None, append=False)
@@ -654,21 +670,27 @@ class MemoryFile(MutableMapping[str, Entry]):
         durable: bool,
         options: tuple[str, int | None, bool, bool] | None,
     ) -> Cipher | None:
+        cipher = self._cipher_for(version)
+        with atomic.atomic_write(target, backup=backup, locked=True, durable=durable) as file:
+            self._write_whole(file, version, cipher, durable, options)
+        return cipher
+
+    def _write_whole(
+        self,
+        file: IO[bytes],
+        version: int,
+        cipher: Cipher | None,
+        durable: bool,
+        options: tuple[str, int | None, bool, bool] | None,
+    ) -> None:
         from atlas_kit.formats.atlas import v2_writer
 
         info = self._stamped(version)
-        cipher = self._cipher_for(version)
-        with atomic.atomic_write(target, backup=backup, locked=True, durable=durable) as file:
-            if version == 1:
-                v1.write(file, info, self.entries(), len(self))
-            else:
-                how = (
-                    v2_writer.Options(*options)
-                    if options
-                    else v2_writer.Options(self._codec, self._level, self._shuffle)
-                )
-                v2_writer.write(file, info, self.entries(), len(self), how, cipher, durable=durable)
-        return cipher
+        if version == 1:
+            v1.write(file, info, self.entries(), len(self))
+            return
+        how = v2_writer.Options(*(options or (self._codec, self._level, self._shuffle)))
+        v2_writer.write(file, info, self.entries(), len(self), how, cipher, durable=durable)
 
     def _append(self, target: str) -> Cipher | None:
         from atlas_kit.formats.atlas import v2, v2_writer

@@ -45,6 +45,7 @@ async def create(request: Request, asked: ConversationRequest, service: TheServi
         thread.metadata = asked.metadata or {}
         if messages:
             thread.last = Kept({}, listed(asked.items or []), messages)
+            thread.last.measure()
         return _shape(name, thread, None)
 
 
@@ -52,7 +53,7 @@ async def create(request: Request, asked: ConversationRequest, service: TheServi
 async def retrieve(request: Request, name: str, service: TheService) -> dict[str, Any]:
     """Return what is known of a conversation."""
     service.require_ready()
-    return _shape(name, *_found(service, namespace_of(request), name))
+    return _shape(name, *await _found(service, namespace_of(request), name))
 
 
 @router.post("/{name}", summary="Change what is noted of a conversation")
@@ -62,7 +63,7 @@ async def update(
     """Replace the metadata."""
     service.require_ready()
     namespace = namespace_of(request)
-    _, session = _found(service, namespace, name)
+    _, session = await _found(service, namespace, name)
     async with service.responses.turn(namespace, name) as thread:
         thread.metadata = asked.metadata or {}
         return _shape(name, thread, session)
@@ -73,7 +74,7 @@ async def delete(request: Request, name: str, service: TheService) -> dict[str, 
     """Forget the text, the session and its memory; answers that were stored stay."""
     service.require_ready()
     namespace = namespace_of(request)
-    _found(service, namespace, name)
+    await _found(service, namespace, name)
     async with service.responses.turn(namespace, name):
         service.responses.forget(namespace, name)
         await service.forget(namespace, name)
@@ -84,9 +85,9 @@ async def delete(request: Request, name: str, service: TheService) -> dict[str, 
 async def items(
     request: Request, name: str, service: TheService, limit: int = 20, order: str = "desc", after: str = ""
 ) -> Response:
-    """Return what was sent and said; after a restart, it is not known any more, though the memory has read it."""
+    """Return what was sent and said."""
     service.require_ready()
-    thread, _ = _found(service, namespace_of(request), name)
+    thread, _ = await _found(service, namespace_of(request), name)
     found = [] if thread is None or thread.last is None else thread.last.items_so_far()
     return JsonResponse(page(found, limit, order, after))
 
@@ -96,11 +97,12 @@ async def add(request: Request, name: str, asked: ItemsRequest, service: TheServ
     """Add items, which the model reads with the next answer."""
     service.require_ready()
     namespace = namespace_of(request)
-    _found(service, namespace, name)
+    await _found(service, namespace, name)
     messages, sent = chat_messages(asked.items), listed(asked.items)
     async with service.responses.turn(namespace, name) as thread:
-        before = thread.last
-        thread.last = Kept({}, sent, messages, before, None if before is None else before.conversation)
+        service.responses.require_room(thread)
+        thread.last = Kept({}, sent, messages, thread.last).read_as(thread.last)
+        thread.last.measure()
     return JsonResponse(page(sent, 100, "asc", ""))
 
 
@@ -108,7 +110,7 @@ async def add(request: Request, name: str, asked: ItemsRequest, service: TheServ
 async def item(request: Request, name: str, item: str, service: TheService) -> Response:
     """Return one of the items."""
     service.require_ready()
-    thread, _ = _found(service, namespace_of(request), name)
+    thread, _ = await _found(service, namespace_of(request), name)
     return JsonResponse(_split(thread, item)[0])
 
 
@@ -117,11 +119,10 @@ async def leave_out(request: Request, name: str, item: str, service: TheService)
     """Go on without one of the items; what the memory has read of it stays learned."""
     service.require_ready()
     namespace = namespace_of(request)
-    _, session = _found(service, namespace, name)
+    _, session = await _found(service, namespace, name)
     async with service.responses.turn(namespace, name) as thread:
         _, left = _split(thread, item)
-        conversation = None if thread.last is None else thread.last.conversation
-        thread.last = Kept({}, left, chat_messages(left), None, conversation)
+        thread.last = Kept({}, left, chat_messages(left)).read_as(thread.last)
         return _shape(name, thread, session)
 
 
@@ -134,9 +135,9 @@ def _split(thread: Thread | None, name: str) -> tuple[dict[str, Any], list[dict[
     return found, [one for one in items if one is not found]
 
 
-def _found(service: Service, namespace: str, name: str) -> tuple[Thread | None, Conversation | None]:
+async def _found(service: Service, namespace: str, name: str) -> tuple[Thread | None, Conversation | None]:
     """Return a conversation's text and its session, one of which there is."""
-    thread = service.responses.thread(namespace, name)
+    thread = await service.responses.thread(namespace, name)
     session = service.session(namespace, checked_session_id(name))
     if thread is None and session is None:
         raise ApiError(

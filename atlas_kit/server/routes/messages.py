@@ -64,6 +64,7 @@ def _dialogue(service: Service, asked: MessagesRequest) -> Dialogue:
         parallel=parallel,
         response_format=shape_of(asked, _format(asked)),
         variables={**_thinking(asked), **(asked.chat_template_kwargs or {})},
+        own_grammar=bool(asked.grammar),
     )
     return dialogue(service.engine, service.template, chat_messages(asked.system, sent), wanted)
 
@@ -83,6 +84,17 @@ def _thinking(asked: MessagesRequest) -> dict[str, Any]:
     return {} if kind is None else {"enable_thinking": kind != "disabled"}
 
 
+def _budget(asked: MessagesRequest) -> int | None:
+    """Return how many tokens thoughts may have; None: any number."""
+    thinking = asked.thinking or {}
+    most = thinking.get("budget_tokens")
+    if most is None or thinking.get("type") != "enabled":
+        return None
+    if isinstance(most, bool) or not isinstance(most, int) or most < 0:
+        raise ApiError(400, "thinking.budget_tokens is a number of tokens.", param="thinking.budget_tokens")
+    return most
+
+
 class _Answer:
     def __init__(self, service: Service, asked: MessagesRequest, found: Dialogue, namespace: str) -> None:
         self._service, self._id, self._model = service, new_id("msg_"), service.name_for(asked.model)
@@ -95,6 +107,7 @@ class _Answer:
             [*self._sequences, *stops_of(asked), *found.stops],
             changes=settings_in(atlas),
             task="messages",
+            around=found.budget(service.engine, _budget(asked)),
         )
         self._foreseen = foreseen(service, namespace, atlas, found.tokens) if asked.stream else 0
         self._talk = Talk(service.generate(namespace, atlas, generation), found.parser())

@@ -1,8 +1,8 @@
 """``/v1/responses``: OpenAI's Responses API, where an answer goes on from an earlier one by its id.
 
 ``previous_response_id`` and ``conversation`` say both which text goes on and whose memory has read it. Texts are kept
-in main memory (``server/kept_responses.py``); where a conversation's is not there any more, after a restart say, but
-its session is, the session's own text goes on.
+by ``server/kept_responses.py``; where a conversation's is not there any more, but its session is, the session's own
+text goes on.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from atlas_kit.server.generation import Generation, Outcome, checked_session_id
 from atlas_kit.server.json_response import JsonResponse
 from atlas_kit.server.kept_responses import Kept
 from atlas_kit.server.logprobs import Released, chat_logprobs
+from atlas_kit.server.native_answer import told_progress
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.response_items import Output, chat_messages, chat_tools, listed, page, said, text_format
 from atlas_kit.server.routes.common import (
@@ -78,7 +78,7 @@ async def retrieve(request: Request, name: str, service: TheService, stream: boo
     service.require_ready()
     if stream:
         raise ApiError(400, "An answer that is complete is not streamed again.", param="stream")
-    return JsonResponse(_kept(service, namespace_of(request), name).response)
+    return JsonResponse((await _kept(service, namespace_of(request), name)).response)
 
 
 @router.delete("/v1/responses/{name}", summary="Forget an answer")
@@ -86,7 +86,7 @@ async def retrieve(request: Request, name: str, service: TheService, stream: boo
 async def delete(request: Request, name: str, service: TheService) -> dict[str, Any]:
     """Forget the id of an answer; what a memory has learned of it is not unlearned."""
     service.require_ready()
-    if not service.responses.delete(namespace_of(request), name):
+    if not await service.responses.delete(namespace_of(request), name):
         raise _not_found(name)
     return {"id": name, "object": "response", "deleted": True}
 
@@ -97,7 +97,7 @@ async def input_items(
 ) -> Response:
     """Return the items that were sent for an answer."""
     service.require_ready()
-    return JsonResponse(page(_kept(service, namespace_of(request), name).items, limit, order, after))
+    return JsonResponse(page((await _kept(service, namespace_of(request), name)).items, limit, order, after))
 
 
 @router.post("/v1/responses/{name}/cancel", include_in_schema=False)
@@ -112,8 +112,8 @@ async def compact() -> None:
     raise ApiError(501, "Conversations are not compacted: a memory reads texts of any length.")
 
 
-def _kept(service: Service, namespace: str, name: str) -> Kept:
-    found = service.responses.find(namespace, name)
+async def _kept(service: Service, namespace: str, name: str) -> Kept:
+    found = await service.responses.find(namespace, name)
     if found is None:
         raise _not_found(name)
     return found
@@ -185,6 +185,9 @@ class _Answer:
             released, piece = Released(self._service.engine.piece), self._service.engine.piece
             async with contextlib.aclosing(talk.parts()) as groups:
                 async for tokens, parts in groups:
+                    for now_read in self._run.progress():
+                        more = {"response": empty, "prompt_progress": told_progress(now_read)}
+                        yield {"type": "response.in_progress", **more}
                     out = chat_logprobs(released.add(tokens), piece) if self._logprobs else []
                     for one in self._output.add(parts, out):
                         if self._asked.timings_per_token and one["type"].endswith(".delta"):
@@ -208,7 +211,7 @@ class _Answer:
         """Have the text of the conversation to oneself, where there is one, and know what came before."""
         if self._name is None:
             if (previous := self._asked.previous_response_id) is not None:
-                self._before = self._service.responses.find(self._namespace, previous)
+                self._before = await self._service.responses.find(self._namespace, previous)
                 if self._before is None:
                     raise ApiError(
                         400,
@@ -221,6 +224,7 @@ class _Answer:
             return
         self._service.conversations.require_room()
         async with self._service.responses.turn(self._namespace, self._name) as thread:
+            self._service.responses.require_room(thread)
             self._before = thread.last
             yield thread
 
@@ -232,6 +236,7 @@ class _Answer:
             parallel=self._asked.parallel_tool_calls is not False,
             response_format=self._format,
             variables={**_effort(self._asked), **(self._asked.chat_template_kwargs or {})},
+            own_grammar=bool(self._asked.grammar),
         )
         first = self._asked.instructions
         told_first = [{"role": "system", "content": first}] if first else []
@@ -275,6 +280,8 @@ class _Answer:
             (asked.top_logprobs or 0) if self._logprobs else None,
             settings_in(atlas),
             "responses",
+            around=found.budget(service.engine, asked.thinking_budget),
+            progress=bool(asked.stream and asked.return_progress),
         )
         self._run = service.generate(self._namespace, atlas, generation, goes_on=self._goes_on(atlas))
         return self._run
@@ -284,17 +291,18 @@ class _Answer:
 
         Where that is a session, or is forgotten by the time that it is looked for, ``atlas`` says what takes its place.
         """
-        found = None if self._before is None else self._before.conversation
-        if found is None or atlas.get("session_id") is not None or atlas.get("memory_file") is not None:
+        before = self._before
+        if before is None or before.remembers is None:
             return None
-        remembers = found.settings is not None
-        if atlas.get("enabled") not in (None, remembers):
+        if atlas.get("session_id") is not None or atlas.get("memory_file") is not None:
             return None
-        if found.key.name is not None:
-            atlas["session_id"] = found.key.name
+        if atlas.get("enabled") not in (None, before.remembers):
             return None
-        atlas["enabled"] = remembers
-        return found
+        if before.session is not None:
+            atlas["session_id"] = before.session
+            return None
+        atlas["enabled"] = before.remembers
+        return before.conversation
 
     # --- the shape of an answer ----------------------------------------------------------------------------
 
@@ -314,7 +322,7 @@ class _Answer:
             self._before,
             self._run.conversation,
         )
-        kept.size = len(json.dumps([kept.items, kept.messages, kept.response]))
+        kept.measure()
         if self._asked.store is not False:
             self._service.responses.keep(self._namespace, kept)
         return kept

@@ -2,12 +2,16 @@
 
 import { el, fill } from "../../widgets/static/explorer/dom.js";
 import { Refusal } from "./api.js";
-import { answerFacts } from "./words.js";
+import { answerFacts, tokens, worthFacts } from "./words.js";
 
 /**
  * @typedef {import("./api.js").Reply} Reply
  * @typedef {import("./api.js").Server} Server
- * @typedef {{role: "user" | "assistant", content: string, facts?: string}} Message
+ * @typedef {import("./shades.js").Shade} Shade
+ * @typedef {import("./shades.js").Worth} Worth
+ * @typedef {{role: "user" | "assistant", content: string, facts?: string, shades?: Shade[], worth?: Worth | null}} Message
+ * @typedef {{mark: () => number, showAnswer: (atlas: Reply) => void,
+ *            explain: (mark: number, texts: string[]) => Promise<{shades: Shade[][], worth: Worth | null} | null>}} Looker
  */
 
 const LONGEST_ANSWER = 400;
@@ -21,11 +25,12 @@ const keptAs = (name) => `atlas-said-${name}`;
 export class Chat {
   /**
    * @param {Server} server
-   * @param {(atlas: Reply) => void} onAnswer is given what the memory did for an answer
+   * @param {Looker} looker shows what the memory did for an answer, and says where
    */
-  constructor(server, onAnswer) {
+  constructor(server, looker) {
     this._server = server;
-    this._onAnswer = onAnswer;
+    this._looker = looker;
+    this._known = 0;
     /** @type {Reply} what chooses the memory, in the words of the API */
     this._atlas = {};
     this._kept = "";
@@ -35,7 +40,7 @@ export class Chat {
     this._answering = null;
     this.log = el("div", { class: "log", role: "log", tabindex: "0", "aria-label": "Conversation" });
     this.field = el("textarea", {
-      id: "say", rows: "3", maxlength: "200000", "aria-describedby": "say-note",
+      id: "say", rows: "2", maxlength: "200000", "aria-describedby": "say-note",
       placeholder: "Tell the model something, or ask it.",
       onkeydown: (/** @type {KeyboardEvent} */ event) => this._key(event),
     });
@@ -143,6 +148,7 @@ export class Chat {
     this._tell("");
     this.messages.push({ role: "user", content: text });
     const asked = this.messages.map(({ role, content }) => ({ role, content }));
+    const mark = this._looker.mark();
     /** @type {Message} */
     const answer = { role: "assistant", content: "" };
     this.messages.push(answer);
@@ -152,13 +158,13 @@ export class Chat {
     this._busy(true);
     shown.classList.add("coming");
     const began = performance.now();
-    let first = 0;
+    let first = 0, cut = false;
     /** @type {Reply | undefined} */
     let usage;
     /** @type {Reply | undefined} */
     let atlas;
     try {
-      for await (const { text: piece, usage: used, atlas: did } of this._answer(asked, answering.signal)) {
+      for await (const { text: piece, usage: used, atlas: did, why } of this._answer(asked, answering.signal)) {
         if (piece) {
           first ||= performance.now();
           answer.content += piece;
@@ -167,8 +173,9 @@ export class Chat {
         }
         usage = used ?? usage;
         atlas = did ?? atlas;
+        cut ||= why === "length";
       }
-      answer.facts = answerFacts(usage, (performance.now() - (first || began)) / 1000, atlas);
+      answer.facts = answerFacts(usage, (performance.now() - (first || began)) / 1000, atlas, cut);
     } catch (error) {
       answer.facts = answering.signal.aborted ? "Stopped." : "It was cut short.";
       if (!answering.signal.aborted) this._tell(error instanceof Refusal ? error.message : "The server cannot be reached.");
@@ -182,7 +189,25 @@ export class Chat {
     this._keep();
     this._draw();
     this._busy(false);
-    if (atlas) this._onAnswer(atlas);
+    if (atlas) this._looker.showAnswer(atlas);
+    if (atlas?.enabled && answer.content) void this._explain(mark, answer);
+  }
+
+  /**
+   * Shade what the memory foresaw of an answer and of what was said before it.
+   * @param {number} mark
+   * @param {Message} answer
+   */
+  async _explain(mark, answer) {
+    const asked = this.messages[this.messages.indexOf(answer) - 1];
+    const found = await this._looker.explain(mark, [asked.content, answer.content]);
+    if (!found || !this.messages.includes(answer)) return;
+    [asked.shades, answer.shades] = found.shades;
+    answer.worth = found.worth;
+    this._keep();
+    const atEnd = this._atEnd;
+    for (const message of [asked, answer]) this.log.children[this.messages.indexOf(message)].replaceWith(this._message(message));
+    if (atEnd) this.log.scrollTop = this.log.scrollHeight;
   }
 
   /** @param {boolean} busy */
@@ -199,29 +224,74 @@ export class Chat {
   async *_answer(messages, signal) {
     const body = { messages, stream: true, stream_options: { include_usage: true }, max_tokens: LONGEST_ANSWER, atlas: this._atlas };
     for await (const part of this._server.events("/v1/chat/completions", { body, signal })) {
-      yield { text: part.choices[0]?.delta?.content ?? "", usage: part.usage, atlas: part.atlas };
+      yield { text: part.choices[0]?.delta?.content ?? "", usage: part.usage, atlas: part.atlas, why: part.choices[0]?.finish_reason };
     }
   }
 
   _draw() {
     fill(this.log, ...this.messages.map((message) => this._message(message)));
-    if (!this.messages.length) {
-      fill(this.log, el("p", { class: "empty", text: "Nothing has been said here yet. The memory learns what you say: a new conversation still knows it." }));
-    }
+    if (!this.messages.length) fill(this.log, this._welcome());
     this.anew.disabled = !this.messages.length;
     this.log.scrollTop = this.log.scrollHeight;
   }
 
+  /**
+   * Take note of how many tokens are in the memory of this session.
+   * @param {number} known
+   */
+  know(known) {
+    if (known === this._known) return;
+    this._known = known;
+    if (!this.messages.length) fill(this.log, this._welcome());
+  }
+
+  /** What stands where nothing has been said: how the memory can be seen at work. */
+  _welcome() {
+    const steps = [
+      "Tell the model something that it cannot know: a name, a colour, a piece of your own text.",
+      "Begin a new conversation. The model forgets what was said, the memory does not.",
+      "Ask for it in other words. What the memory foresaw is shaded, in your words and in the answers.",
+    ];
+    const known = this._known ? `The memory of this session holds ${tokens(this._known)} of what was said before.` : "Nothing has been said here yet.";
+    return el("div", { class: "empty" },
+      el("h3", { text: "A model with a memory" }), el("p", { text: known }),
+      el("ol", {}, ...steps.map((text) => el("li", { text }))));
+  }
+
   /** @param {Message} message */
-  _message({ role, content, facts }) {
+  _message({ role, content, facts, shades, worth }) {
+    const helped = worthFacts(worth, Boolean(shades?.length));
     return el("article", { class: `message ${role}` },
       el("h3", { text: role === "user" ? "You" : "Model" }),
-      el("div", { class: "words", text: content }),
-      facts ? el("p", { class: "facts faint", text: facts }) : null);
+      el("div", { class: "words" }, ...shaded(content, shades ?? [])),
+      facts ? el("p", { class: "facts faint", text: facts }) : null,
+      helped ? el("p", { class: "worth faint" }, shades?.length ? el("i", { class: "swatch" }) : null, helped) : null);
+  }
+
+  get _atEnd() {
+    return this.log.scrollTop + this.log.clientHeight > this.log.scrollHeight - 80;
   }
 
   /** Stay at the end, unless somebody reads above. */
   _follow() {
-    if (this.log.scrollTop + this.log.clientHeight > this.log.scrollHeight - 80) this.log.scrollTop = this.log.scrollHeight;
+    if (this._atEnd) this.log.scrollTop = this.log.scrollHeight;
   }
+}
+
+/**
+ * A text with its shades: the more the memory helped, the stronger.
+ * @param {string} text
+ * @param {Shade[]} shades
+ */
+function shaded(text, shades) {
+  /** @type {(string | HTMLElement)[]} */
+  const found = [];
+  let at = 0;
+  for (const [start, end, nats] of shades) {
+    const times = Math.exp(nats);
+    const title = `${times < 10 ? times.toFixed(1) : Math.round(times).toLocaleString("en")} times likelier with the memory`;
+    found.push(text.slice(at, start), el("mark", { class: nats < 1 ? "some" : nats < 2.5 ? "more" : "most", title, text: text.slice(start, end) }));
+    at = end;
+  }
+  return [...found, text.slice(at)];
 }

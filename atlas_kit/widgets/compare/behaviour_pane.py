@@ -130,9 +130,9 @@ class BehaviourPane(ipywidgets.VBox):  # type: ignore[misc]
                 raise _Stale
             self.say(f"Read {done:,} of {total:,} tokens ...")
 
-        a, b, *labels = self._pair()
-        labels = list(titles(*labels).values())[:2]
         try:
+            a, b, *labels = self._pair()
+            labels = list(titles(*labels).values())[:2]
             with self._lock:
                 reader = self._reader()
                 found = compare_behaviour(reader, a, b, self.probe.value, progress=progress, **self._secret)

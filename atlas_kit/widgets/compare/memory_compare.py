@@ -33,6 +33,7 @@ from atlas_kit.widgets.compare.sides import Moments
 from atlas_kit.widgets.live import Runner
 from atlas_kit.widgets.matrix import MatrixView
 from atlas_kit.widgets.newest import Newest
+from atlas_kit.widgets.remote import ServerMemory, is_address
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,8 +92,9 @@ class MemoryCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
     ----------
     a, b
         Each a ``.atlas`` file (any file with entries or tensors), an ``AtlasSession``, a ``MemoryState``, a pair of
-        ``Memory`` and state, what ``load_memory`` gave, a snapshot, or a mapping of names to matrices. Without ``b``,
-        ``a`` is a run: a list of such, or something with ``snapshots``, such as a ``MemoryLab``.
+        ``Memory`` and state, what ``load_memory`` gave, a snapshot, or a mapping of names to matrices; or the address
+        of a running server (``"http://127.0.0.1:8080"``), or a ``ServerMemory``. Without ``b``, ``a`` is a run: a list
+        of such, or something with ``snapshots``, such as a ``MemoryLab``; or an address with two sessions.
     model
         For the behaviour: the path of a GGUF model, an engine with a free sequence, or a session, which lends its own.
         By default the session's among ``a`` and ``b``, if there is one.
@@ -102,13 +104,21 @@ class MemoryCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
         What to call them; by default file names, or what they call themselves.
     passphrase
         Of encrypted files.
+    session, key
+        Of servers that are given by their address: one for both, or one for each, as a pair. Without a session, it is
+        the memory that all requests without one share.
     height
         Of the matrices, in CSS pixels.
 
     Raises
     ------
     InvalidParamError
-        There are fewer than two memories. What else is wrong with them is said in the widget.
+        There are fewer than two memories, or a session is named and no server. What else is wrong with them is said in
+        the widget, such as that a server is away, wants another key, or knows no such session.
+
+    Examples
+    --------
+    >>> MemoryCompare("http://127.0.0.1:8080", session=("anna", "ben"))  # doctest: +SKIP
     """
 
     _open = False
@@ -123,8 +133,11 @@ class MemoryCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
         *,
         labels: Sequence[str] | None = None,
         passphrase: str | bytes | None = None,
+        session: str | Sequence[str | None] | None = None,
+        key: str | Sequence[str | None] | None = None,
         height: int = 260,
     ) -> None:
+        a, b = _of_servers(a, b, session, key)
         given = [a, b] if b is not None else _moments_of(a)
         secret = None if passphrase is None else passphrase_bytes(passphrase)
         self._keys = Keys(secret)
@@ -485,8 +498,7 @@ class MemoryCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
             ]
 
     def _show_entries(self) -> None:
-        paths = [self.a.path, self.b.path]
-        if None in paths:
+        if None in map(self._moments.file, self._at):
             self._changes = None
             self.entries.caption, self.entries.rows = "Entries are compared between two files.", []
             return
@@ -494,7 +506,7 @@ class MemoryCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self._newest.submit("entries", self._compare_entries)
 
     def _compare_entries(self, _: Callable[[], bool]) -> None:
-        a, b = self.a.path, self.b.path
+        a, b = map(self._moments.file, self._at)
         assert a is not None
         assert b is not None
         try:
@@ -564,6 +576,32 @@ def _model_of(*given: Any) -> Any:
 def _finite_peak(matrix: Array | None) -> float:
     found = 0.0 if matrix is None else numbers.peak(matrix)
     return found if np.isfinite(found) else 0.0
+
+
+def _of_servers(a: Any, b: Any, session: Any, key: Any) -> tuple[Any, Any]:
+    """Return both sides, with a server's memory where an address was given."""
+    sessions, keys = _both("session", session), _both("key", key)
+    if b is None and is_address(a) and sessions[0] != sessions[1]:
+        b = a
+    sides = [
+        ServerMemory(one, session=name, key=secret) if is_address(one) else one
+        for one, name, secret in zip((a, b), sessions, keys, strict=True)
+    ]
+    if (session is not None or key is not None) and not any(isinstance(one, ServerMemory) for one in sides):
+        raise InvalidParamError(
+            "a session and a key are of a server, and no address of one is given", key="session",
+            hint='An address is like "http://127.0.0.1:8080".',
+        )  # fmt: skip
+    return sides[0], sides[1]
+
+
+def _both(what: str, given: Any) -> tuple[Any, Any]:
+    """Return what is given for both sides."""
+    if given is None or isinstance(given, str):
+        return given, given
+    if len(given) != 2:
+        raise InvalidParamError(f"there are two sides, and {len(given)} of these: {what}", key=what)
+    return given[0], given[1]
 
 
 def _moments_of(given: Any) -> list[Any]:

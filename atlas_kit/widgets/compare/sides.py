@@ -1,4 +1,4 @@
-"""What ``MemoryCompare`` is given, as sides that can be compared: files, sessions, states, snapshots of a run.
+"""What ``MemoryCompare`` is given, as sides that can be compared: files, sessions, states, snapshots of a run, servers.
 
 Knows where each keeps its arrays, settings and model; what is compared is ``operations/compare.py``'s.
 """
@@ -19,7 +19,10 @@ from atlas_kit.llama.token_memory import TokenMemory
 from atlas_kit.memory import Memory, MemoryConfig, MemoryState
 from atlas_kit.operations.compare import Side, difference, peak, side_of_file, side_of_state
 from atlas_kit.persistence.snapshot import LoadedMemory
+from atlas_kit.storage.given import Given
 from atlas_kit.storage.keys import Keys
+from atlas_kit.storage.source import Source
+from atlas_kit.widgets.remote import ServerMemory
 from atlas_kit.widgets.sources import as_matrix
 
 
@@ -29,8 +32,8 @@ def side_of(given: Any, label: str | None = None, keys: Keys | None = None) -> S
     Parameters
     ----------
     given
-        A path; an ``AtlasSession``, ``TokenMemory``, ``LoadedMemory``, ``MemoryState``, or a pair of ``Memory`` and
-        state; a snapshot (``label``, ``arrays``, ``memory_state()``); or a mapping of names to matrices.
+        A file, by path or opened; an ``AtlasSession``, ``TokenMemory``, ``LoadedMemory``, ``MemoryState``, or a pair of
+        ``Memory`` and state; a snapshot (``label``, ``arrays``, ``memory_state()``); or a mapping of names to matrices.
 
     Raises
     ------
@@ -39,7 +42,7 @@ def side_of(given: Any, label: str | None = None, keys: Keys | None = None) -> S
     """
     if isinstance(given, Side):
         return given
-    if isinstance(given, (str, os.PathLike)):
+    if isinstance(given, (str, os.PathLike, Source)):
         return side_of_file(given, label=label, keys=keys)
     if isinstance(given, AtlasSession):
         if given.memory is None:
@@ -132,17 +135,31 @@ class Moments:
         self._sides: dict[int, Side] = {}
         self._peaks: dict[str, float] = {}
         # what a session learns from now on must show neither in its matrices nor in its behaviour
-        self._frozen = [take_snapshot(one) if _can_freeze(one) else one for one in self._given]
+        self._frozen = [_frozen(one) for one in self._given]
 
     def frozen(self, index: int) -> Any:
-        """Return what was given; a session as it was when it was looked at."""
-        return self._frozen[index]
+        """Return what was given; a session, and a server's memory, as it was when it was looked at.
+
+        Raises
+        ------
+        AtlasError
+            The server did not give it.
+        """
+        found = self._frozen[index]
+        if isinstance(found, AtlasError):
+            raise found
+        return found
+
+    def file(self, index: int) -> Given | None:
+        """Return the file that a side was read from; None: it was none."""
+        found = self._frozen[index]
+        return found if isinstance(found, (str, os.PathLike, Source)) else self.side(index).path
 
     def side(self, index: int) -> Side:
         """Return one side."""
         if index not in self._sides:
             try:
-                self._sides[index] = side_of(self._frozen[index], self.labels[index], self._keys)
+                self._sides[index] = side_of(self.frozen(index), self.labels[index], self._keys)
             except AtlasError as error:
                 self._sides[index] = Side(self.labels[index], {}, notes=(f"{self.labels[index]}: {error}",))
         return self._sides[index]
@@ -162,8 +179,16 @@ class Moments:
         return self._peaks[name]
 
 
-def _can_freeze(given: Any) -> bool:
-    return isinstance(given, AtlasSession) and given.memory is not None
+def _frozen(given: Any) -> Any:
+    """Return what goes on by itself as it is now; where it cannot be had, the error."""
+    if isinstance(given, AtlasSession) and given.memory is not None:
+        return take_snapshot(given)
+    if isinstance(given, ServerMemory):
+        try:
+            return given.fetch()
+        except AtlasError as error:
+            return error
+    return given
 
 
 def _labels(given: Sequence[Any]) -> list[str]:

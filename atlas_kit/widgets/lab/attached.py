@@ -11,9 +11,7 @@ import contextlib
 import json
 import socket
 import threading
-import urllib.error
 import urllib.parse
-import urllib.request
 import weakref
 from collections.abc import Callable, Iterator
 from http.client import HTTPException
@@ -22,19 +20,18 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 
 from atlas_kit.background import start_thread
-from atlas_kit.errors import AtlasError, InvalidParamError
+from atlas_kit.errors import AtlasError
 from atlas_kit.llama.trace import Trace
 from atlas_kit.llama.trace_frames import GivenWords, unpacked
 from atlas_kit.widgets.base import Shown, page
 from atlas_kit.widgets.lab import static_view as static
 from atlas_kit.widgets.lab.history import History
 from atlas_kit.widgets.lab.view import LabView
+from atlas_kit.widgets.remote import PATIENCE, Remote
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Seconds that an answer may take.
-PATIENCE = 30.0
 #: Seconds until a server is asked again that did not answer.
 AGAIN = 2.0
 _NOTHING = {
@@ -66,7 +63,7 @@ class AttachedLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
     """
 
     def __init__(self, url: str, *, session: str | None = None, key: str | None = None) -> None:
-        self._remote = _Remote(url, key)
+        self._remote = Remote(url, key)
         self._what = f"session {session!r}" if session is not None else "the shared memory"
         self._what += f" at {self._remote.url}"
         self._session = session
@@ -184,76 +181,12 @@ class AttachedLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         return page(self.png(), self.text()) + static.coloured(self)
 
 
-class _Remote:
-    """A server, asked over HTTP."""
-
-    def __init__(self, url: str, key: str | None) -> None:
-        parts = urllib.parse.urlsplit(url)
-        if not parts.hostname or parts.username is not None:
-            raise InvalidParamError(
-                "this is no address of a server",
-                key="model",
-                hint='It is like "http://127.0.0.1:8080"; a key is given as key="...".',
-            )
-        self.url = urllib.parse.urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
-        self._headers = {} if key is None else {"authorization": f"Bearer {key}"}
-
-    def open(self, path: str) -> Any:
-        """Begin to read an answer.
-
-        Raises
-        ------
-        InvalidParamError
-            The server refuses, or there is none.
-        """
-        request = urllib.request.Request(
-            self.url + path, headers=self._headers
-        )  # http and https alone come here
-        try:
-            return urllib.request.urlopen(request, timeout=PATIENCE)
-        except urllib.error.HTTPError as error:
-            with error:
-                said = _said(error.read(65536))
-            if error.code == 401:
-                raise InvalidParamError("the server wants another API key", key="key") from None
-            raise InvalidParamError(said or f"the server answers with {error.code}", key="model") from None
-        except (OSError, HTTPException) as error:
-            raise InvalidParamError(
-                f"no server answers at {self.url}", key="model", hint="Is it running?"
-            ) from error
-
-    def json(self, path: str) -> dict[str, Any]:
-        """Return the JSON at a path."""
-        with self.open(path) as answer:
-            try:
-                found = json.loads(answer.read())
-            except (OSError, HTTPException, ValueError) as error:
-                raise InvalidParamError(
-                    f"what answers at {self.url} is no such server", key="model"
-                ) from error
-        if not isinstance(found, dict):
-            raise InvalidParamError(f"what answers at {self.url} is no such server", key="model")
-        return found
-
-    def require_shared(self) -> None:
-        """Make sure that there is a shared memory to look at."""
-        self.open("/v1/atlas/trace").close()
-
-
-def _said(body: bytes) -> str:
-    """Return what an error of the server says, as the beginning of a sentence of ours."""
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        said = str(json.loads(body)["error"]["message"]).rstrip(".")
-        return said[:1].lower() + said[1:]
-    return ""
-
-
 class _Follower:
     """Reads what a server sends of a session, until it is told to stop."""
 
     def __init__(
         self,
-        remote: _Remote,
+        remote: Remote,
         session: str | None,
         take: Callable[[dict[str, Any]], None],
         take_facts: Callable[[dict[str, Any]], None],

@@ -32,6 +32,7 @@ from atlas_kit.widgets.lab.history import History
 from atlas_kit.widgets.lab.matrix_pane import MatrixPane
 from atlas_kit.widgets.lab.view import LabView
 from atlas_kit.widgets.live import Runner, Turns, sentence
+from atlas_kit.widgets.remote import is_address
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,7 +90,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
 
     def __new__(cls, model: Any = None, *arguments: Any, **options: Any) -> Any:
         """Return a lab; for the address of a server one that looks on."""
-        if isinstance(model, str) and model.startswith(("http://", "https://")):
+        if is_address(model):
             from atlas_kit.widgets.lab.attached import AttachedLab
 
             return AttachedLab(model, *arguments, **options)

@@ -1,0 +1,265 @@
+"""What model, memory and window expect after a token, and the arithmetic on a model's logits that it takes.
+
+Knows nothing of states, engines or sessions: ``token_memory.py`` makes readings, and learns from them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from atlas_kit.codecs.numbers import Array
+from atlas_kit.memory.ranking import Ranked, Ranking
+
+
+class Slots:
+    """What the window holds: unit keys (slots, d_key) on the device, tokens that followed (slots,), oldest first."""
+
+    def __init__(self, keys: Array, tokens: Array) -> None:
+        self.keys, self.tokens = keys, tokens
+        self._behind: Array | None = None
+
+    @functools.cached_property
+    def distinct(self) -> tuple[Array, Array]:
+        """The tokens that occur, ascending, and for each slot which of them it holds."""
+        seen, place = np.unique(self.tokens, return_inverse=True)
+        return seen, place.reshape(-1)
+
+    def behind(self, longest: int) -> Array:
+        """Return (slots + longest,): each slot's own token where it is known, behind as many that equal none."""
+        if self._behind is None or len(self._behind) != len(self.tokens) + longest:
+            self._behind = np.full(len(self.tokens) + longest, -2)
+            self._behind[longest + 1 :] = self.tokens[:-1]
+        return self._behind
+
+
+NO_SLOTS = Slots(np.empty((0, 0), np.float32), np.empty(0, np.int64))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reading:
+    """What model, memory and window expect after each of ``n`` tokens.
+
+    Attributes
+    ----------
+    hidden, lse, top
+        (n, n_embd), (n,) in nats, (n, K): state, log-sum-exp of the logits, most likely tokens.
+    logits
+        (n, n_vocab) as the model gave them.
+    tokens, own, corrected
+        (U,) ascending, (n, U), (n, U): the candidates, their logits, and these behind the memory.
+    log_z
+        (n,): log-sum-exp of all logits behind the memory.
+    before, behind
+        (n, U): the candidates' probabilities, as the model has them, and behind the memory.
+    expected
+        (n,): how far the memory moves the candidates' logits, in the mean of the probabilities behind it.
+    slots, window
+        What the window holds, and how its slots rank for each token.
+    weights
+        (n, 3): how much model, memory and window count; they sum to 1.
+    features
+        (n, 5): what the gate looks at.
+    """
+
+    hidden: Array
+    lse: Array
+    top: Array
+    logits: Array
+    tokens: Array
+    own: Array
+    corrected: Array
+    log_z: Array
+    before: Array
+    behind: Array
+    expected: Array
+    slots: Slots
+    window: Ranked
+    weights: Array
+    features: Array
+
+    def __len__(self) -> int:
+        return len(self.lse)
+
+    def log_probabilities(self, row: int = 0) -> Array:
+        """Return the blended log-probability (n_vocab,) of every token after one of the tokens."""
+        model, memory, window = self.weights[row].tolist()
+        # beside the candidates, model and memory differ by the normaliser only
+        model_log = math.log(model) - float(self.lse[row]) if model > 0 else -math.inf
+        memory_log = math.log(memory) - float(self.log_z[row]) if memory > 0 else -math.inf
+        logp: Array = self.logits[row] + np.float32(np.logaddexp(model_log, memory_log))
+        if memory > 0:
+            mixed = self.before[row] * model
+            mixed += self.behind[row] * memory
+            mixed += 1e-30
+            logp[self.tokens] = np.log(mixed, out=mixed)
+        if window > 0:
+            seen, place = self.slots.distinct
+            mass = np.bincount(place, self.window.weights[row], len(seen))
+            mass = mass * window
+            mass += np.exp(logp[seen], dtype=np.float64)
+            mass += 1e-30
+            logp[seen] = np.log(mass, out=mass)
+        return logp
+
+    def probabilities_of(self, token: Array) -> Array:
+        """Return (n, 3): what the model alone, the model with the memory, and the window gave to ``token`` (n,)."""
+        return self.outcome(token, None)[0]
+
+    def outcome(self, token: Array, ranking: Ranking | None) -> tuple[Array, Array]:
+        """Return ``probabilities_of`` tokens that came, and what is learned from them.
+
+        Returns
+        -------
+        probabilities, slope
+            (n, 3), and (n, 4): d log p / dw of the ranking's weights, with p what the window gave; and ``gain``.
+        """
+        if len(token) == 1:
+            return self._outcome_of_one(int(token[0]), ranking)
+        hits, (place, known) = self.hits(token), find(self.tokens, token)
+        every = np.arange(len(token))
+        own = self.logits[every, token].astype(np.float64)
+        behind = np.where(known, self.corrected[every, place], own) if len(self.tokens) else own
+        found = np.empty((len(token), 3))
+        np.exp(own - self.lse, out=found[:, 0])
+        np.exp(behind - self.log_z, out=found[:, 1])
+        found[:, 2] = (self.window.weights * hits).sum(axis=1)
+        slope = np.zeros((len(token), 4))
+        if ranking is not None:
+            slope[:, :-1] = ranking.slope(self.window, hits)
+        slope[:, -1] = self._gain(place, known)
+        return found, slope
+
+    def _outcome_of_one(self, token: int, ranking: Ranking | None) -> tuple[Array, Array]:
+        """Return ``outcome`` of one token: numbers one by one take less time than arrays of one."""
+        slope = np.zeros((1, 4))
+        places = (self.slots.tokens == token).nonzero()[0]
+        right = float(self.window.weights[0, places].sum()) if len(places) else 0.0
+        if ranking is not None and len(places):
+            slope[:, :-1] = ranking.slope_of_some(self.window, places)
+        own, place = float(self.logits[0, token]), int(self.tokens.searchsorted(token))
+        behind, change = own, 0.0
+        if place < len(self.tokens) and self.tokens[place] == token:
+            behind = float(self.corrected[0, place])
+            change = float(change_of(self.own[0, place], self.corrected[0, place]))
+        slope[0, -1] = change - float(self.expected[0])
+        model = math.exp(own - float(self.lse[0]))
+        return np.array([[model, math.exp(behind - float(self.log_z[0])), right]]), slope
+
+    def gain(self, token: Array) -> Array:
+        """Return (n,): d log p(token) / d g, were the memory's correction g times as large, at g = 1, per nat.
+
+        ``change_token - sum_u p_u change_u`` over the candidates; out of sample, since reading comes before learning.
+        """
+        return self._gain(*find(self.tokens, token))
+
+    def _gain(self, place: Array, known: Array) -> Array:
+        if not len(self.tokens):
+            return np.zeros(len(place))
+        every = np.arange(len(place))
+        change = change_of(self.own[every, place], self.corrected[every, place])
+        return np.asarray(np.where(known, change, 0) - self.expected)
+
+    def hits(self, token: Array) -> Array:
+        """Return (n, slots): which slots hold the token that came."""
+        return np.equal(self.slots.tokens, token[:, None])
+
+    def blended(self, probabilities: Array) -> Array:
+        """Return the blended probability (n,) from what ``probabilities_of`` gave."""
+        mixed: Array = (self.weights * probabilities).sum(axis=1)
+        return mixed
+
+
+def change_of(own: Array, corrected: Array) -> Array:
+    """Return how far logits were moved; 0 where a model rules a token out, by -inf."""
+    with np.errstate(invalid="ignore"):
+        change = corrected - own
+    return change if np.isfinite(change).all() else np.where(own > -np.inf, change, 0)
+
+
+def far_off(own: Array, corrected: Array, lse: float, rest: float) -> tuple[Array, float]:
+    """Return corrected logits (U,) and the log-sum-exp, where steps far too large correct by more than exp can hold.
+
+    Parameters
+    ----------
+    own, corrected
+        The model's logits of the candidates, and these behind the memory; what is no number does not count.
+    lse, rest
+        The log-sum-exp of all of the model's logits, and the probability of all but the candidates.
+    """
+    corrected = np.where(np.isnan(corrected) | (corrected == np.inf), own, corrected)
+    parts = np.append(corrected.astype(np.float64) - lse, np.log(rest))
+    largest = parts.max()
+    return corrected, float(lse + largest + np.log(np.exp(parts - largest).sum()))
+
+
+def with_bound(own: Array, change: Array, softcap: float) -> Array:
+    """Return logits that a model has bounded by ``softcap``, moved by ``change`` before the bound."""
+    cap = np.float32(softcap)
+    bounded = np.clip(own / cap, -1 + 1e-6, 1 - 1e-6)
+    return np.asarray(cap * np.tanh(np.arctanh(bounded) + change / cap))
+
+
+def summarize(logits: Sequence[Array] | Array, count: int) -> tuple[Array, Array, Array]:
+    """Return the ``count`` most likely tokens (n, count), log-sum-exp (n,) and entropy (n,) in nats.
+
+    >>> top, lse, entropy = summarize(np.log(np.array([[1.0, 2.0, 1.0]], np.float32)), 1)
+    >>> top.tolist(), lse.round(4).tolist(), entropy.round(4).tolist()  # log 4; 1/2 log 2 + 1/2 log 4
+    ([[1]], [1.3863], [1.0397])
+    """
+    n = len(logits)
+    lse, entropy = np.empty(n), np.empty(n)
+    top = np.empty((n, count), np.int64)
+    with np.errstate(invalid="ignore"):
+        for row in range(n):  # row by row: the temporaries then stay in the processor's cache
+            z = logits[row]
+            largest = np.maximum.reduce(z)
+            below = z - largest
+            e = np.exp(below)
+            total = float(np.add.reduce(e, dtype=np.float64))
+            lse[row] = float(largest) + math.log(total)
+            # never positive, so that nothing cancels however large the logits are
+            mean = float(e @ below)
+            if not math.isfinite(mean):  # a model may rule tokens out: -inf times 0
+                mean = float(e @ np.where(e > 0, below, 0))
+            entropy[row] = math.log(total) - mean / total
+            if count:
+                top[row] = most_likely(z, count)
+    return top, lse, entropy
+
+
+def most_likely(z: Array, count: int) -> Array:
+    """Return the places of the ``count`` largest of z (n_vocab,), in no order; ties as they come.
+
+    Where z is long, the ``count``-th largest of the maxima of blocks bounds what can be among them, so that two
+    passes find some hundred numbers to sort instead of all.
+
+    >>> sorted(most_likely(np.array([3.0, 1.0, 2.0, 5.0]), 2).tolist())
+    [0, 3]
+    """
+    n = len(z)
+    if count >= n:
+        return np.arange(n)
+    size = n // (4 * count)
+    if size >= 8:
+        blocks = n // size
+        # of numbers that lie apart, so that the maxima of all blocks are taken side by side
+        maxima = np.maximum.reduce(z[: blocks * size].reshape(size, blocks), axis=0)
+        maxima.partition(blocks - count)
+        places = (z >= maxima[blocks - count]).nonzero()[0]
+        if len(places) >= count:  # fewer only where some are no numbers
+            first = len(places) - count
+            return np.asarray(places[np.argpartition(z[places], first)[first:]])
+    return np.argpartition(z, n - count)[n - count :]
+
+
+def find(ascending: Array, wanted: Array) -> tuple[Array, Array]:
+    """Return the places of ``wanted`` in ``ascending``, and which of them are there."""
+    if not len(ascending):
+        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.bool_)
+    place = np.minimum(np.searchsorted(ascending, wanted), len(ascending) - 1)
+    return place, ascending[place] == wanted
