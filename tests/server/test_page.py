@@ -67,7 +67,7 @@ def test_what_is_said_is_answered_and_the_memory_is_seen_at_work(page: Page, ser
     expect(page.locator(".tile.gap b")).to_have_text("–")
     say(page, "My boat is blue.")
     say(page, "What colour is my boat?")
-    words = page.locator(".message .words")
+    words = page.locator(".message > .words")
     assert words.all_inner_texts() == [
         "My boat is blue.", "It is blue.", "What colour is my boat?", "Blue, as you said.",
     ]  # fmt: skip
@@ -346,6 +346,22 @@ def test_an_answer_can_be_stopped(page: Page, serve: Server, held, by):
     expect(page.locator(".tile.requests b")).to_have_text("0")
 
 
+def test_another_session_is_not_kept_waiting_by_an_answer_of_before(page: Page, serve: Server, held):
+    engine, go_on = held
+    server = serve(engine)
+    open_page(page, server)
+    field = page.get_by_label("Your message")
+    field.fill("Go on.")
+    field.press("Enter")
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    page.get_by_label("New session").fill("anna")
+    page.get_by_role("button", name="Begin", exact=True).click()
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    expect(page.locator(".log")).to_have_attribute("aria-busy", "false")
+    go_on.set()
+    say(page, "I am Anna.")
+
+
 def test_a_refusal_is_told_and_what_was_said_comes_back(page: Page, serve: Server):
     server = serve(saying("Fine."))
     open_page(page, server)
@@ -407,6 +423,28 @@ def test_what_the_memory_foresaw_is_shaded_in_the_conversation(page: Page, serve
     expect(page.locator(".words mark")).to_have_text(shaded)
     page.get_by_role("button", name="New conversation").click()
     expect(page.locator(".empty")).to_contain_text(re.compile(r"holds \d+ tokens of what was said before"))
+
+
+def test_an_answer_is_given_without_the_memory_as_well(page: Page, serve: Server):
+    server = serve(saying("Blue.", "Green, perhaps.", "As you like."))
+    open_page(page, server)
+    say(page, "My boat is blue. What colour is it?")
+    frames(page)
+    before = server.get("/v1/atlas/memory", session_id="my session")
+    sent = bodies(page)
+    page.get_by_role("button", name="Answer without the memory").click()
+    alone = page.locator(".message .alone .words")
+    expect(alone).to_have_text("Green, perhaps.")
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    expect(page.get_by_label("Your message")).to_be_focused()
+    assert sent[0]["atlas"] == {"enabled": False}
+    assert [one["content"] for one in sent[0]["messages"]] == ["My boat is blue. What colour is it?"]
+    assert server.get("/v1/atlas/memory", session_id="my session") == before  # it heard nothing of that
+    expect(page.get_by_role("button", name="Answer without the memory")).to_have_count(0)
+    say(page, "Thank you.")
+    assert [one["content"] for one in sent[1]["messages"]][1] == "Blue."
+    page.reload()
+    expect(alone).to_have_text("Green, perhaps.")
 
 
 def test_markup_is_no_markup_where_it_is_shaded(page: Page, serve: Server):

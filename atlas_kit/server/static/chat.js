@@ -9,7 +9,8 @@ import { answerFacts, tokens, worthFacts } from "./words.js";
  * @typedef {import("./api.js").Server} Server
  * @typedef {import("./shades.js").Shade} Shade
  * @typedef {import("./shades.js").Worth} Worth
- * @typedef {{role: "user" | "assistant", content: string, facts?: string, shades?: Shade[], worth?: Worth | null}} Message
+ * @typedef {{role: "user" | "assistant", content: string, facts?: string, shades?: Shade[], worth?: Worth | null,
+ *            alone?: string}} Message  ``alone``: what the model says there without the memory
  * @typedef {{mark: () => number, showAnswer: (atlas: Reply) => void,
  *            explain: (mark: number, texts: string[]) => Promise<{shades: Shade[][], worth: Worth | null} | null>}} Looker
  */
@@ -100,6 +101,7 @@ export class Chat {
   stop() {
     this._answering?.abort();
     this._answering = null;
+    this._busy(false);
   }
 
   _keep() {
@@ -205,8 +207,45 @@ export class Chat {
     [asked.shades, answer.shades] = found.shades;
     answer.worth = found.worth;
     this._keep();
+    for (const message of [asked, answer]) this._redraw(message);
+  }
+
+  /**
+   * Let the model answer once more, and without the memory, which hears nothing of it.
+   * @param {Message} message
+   */
+  async _askAlone(message) {
+    const at = this.messages.indexOf(message);
+    if (at < 0 || this._answering) return;
+    const answering = new AbortController();
+    this._answering = answering;
+    this._tell("");
+    message.alone = "";
+    this._redraw(message);
+    this.field.focus();
+    this._busy(true);
+    try {
+      const asked = this.messages.slice(0, at).map(({ role, content }) => ({ role, content }));
+      for await (const { text } of this._answer(asked, answering.signal, { enabled: false })) {
+        message.alone += text;
+        this.log.children[at]?.querySelector(".alone .words")?.append(text); // it may have been drawn again
+        this._follow();
+      }
+    } catch (error) {
+      if (!answering.signal.aborted) this._tell(error instanceof Refusal ? error.message : "The server cannot be reached.");
+    }
+    if (this._answering === answering) this._answering = null;
+    if (!message.alone) delete message.alone;
+    if (!this.messages.includes(message)) return; // another conversation is shown by now
+    this._keep();
+    this._redraw(message);
+    this._busy(false);
+  }
+
+  /** @param {Message} message */
+  _redraw(message) {
     const atEnd = this._atEnd;
-    for (const message of [asked, answer]) this.log.children[this.messages.indexOf(message)].replaceWith(this._message(message));
+    this.log.children[this.messages.indexOf(message)].replaceWith(this._message(message));
     if (atEnd) this.log.scrollTop = this.log.scrollHeight;
   }
 
@@ -220,9 +259,10 @@ export class Chat {
    * Yield the answer's pieces, and at its end what it took.
    * @param {{role: string, content: string}[]} messages
    * @param {AbortSignal} signal
+   * @param {Reply} [atlas] which memory
    */
-  async *_answer(messages, signal) {
-    const body = { messages, stream: true, stream_options: { include_usage: true }, max_tokens: LONGEST_ANSWER, atlas: this._atlas };
+  async *_answer(messages, signal, atlas = this._atlas) {
+    const body = { messages, stream: true, stream_options: { include_usage: true }, max_tokens: LONGEST_ANSWER, atlas };
     for await (const part of this._server.events("/v1/chat/completions", { body, signal })) {
       yield { text: part.choices[0]?.delta?.content ?? "", usage: part.usage, atlas: part.atlas, why: part.choices[0]?.finish_reason };
     }
@@ -259,13 +299,20 @@ export class Chat {
   }
 
   /** @param {Message} message */
-  _message({ role, content, facts, shades, worth }) {
+  _message(message) {
+    const { role, content, facts, shades, worth, alone } = message;
     const helped = worthFacts(worth, Boolean(shades?.length));
+    const ask = el("button", {
+      type: "button", class: "quiet", text: "Answer without the memory",
+      title: "What the model says here by itself. The memory does not hear of it.", onclick: () => this._askAlone(message),
+    });
     return el("article", { class: `message ${role}` },
       el("h3", { text: role === "user" ? "You" : "Model" }),
       el("div", { class: "words" }, ...shaded(content, shades ?? [])),
       facts ? el("p", { class: "facts faint", text: facts }) : null,
-      helped ? el("p", { class: "worth faint" }, shades?.length ? el("i", { class: "swatch" }) : null, helped) : null);
+      helped ? el("p", { class: "worth faint" }, shades?.length ? el("i", { class: "swatch" }) : null, helped) : null,
+      role === "assistant" && facts && content && alone === undefined ? ask : null,
+      alone === undefined ? null : el("div", { class: "alone" }, el("h4", { text: "The model without the memory" }), el("div", { class: "words", text: alone })));
   }
 
   get _atEnd() {
