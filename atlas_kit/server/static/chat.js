@@ -16,6 +16,8 @@ import { answerFacts, tokens, worthFacts } from "./words.js";
  */
 
 const LONGEST_ANSWER = 400;
+/** Characters that a message may have. */
+const LONGEST_MESSAGE = 200_000;
 
 /**
  * Where a session's words are kept: in this tab, until it is closed.
@@ -41,7 +43,7 @@ export class Chat {
     this._answering = null;
     this.log = el("div", { class: "log", role: "log", tabindex: "0", "aria-label": "Conversation" });
     this.field = el("textarea", {
-      id: "say", rows: "2", maxlength: "200000", "aria-describedby": "say-note",
+      id: "say", rows: "2", maxlength: String(LONGEST_MESSAGE), "aria-describedby": "say-note",
       placeholder: "Tell the model something, or ask it.",
       onkeydown: (/** @type {KeyboardEvent} */ event) => this._key(event),
     });
@@ -50,13 +52,19 @@ export class Chat {
       type: "button", text: "New conversation", onclick: () => this.startAnew(),
       title: "The model forgets what was said here; the memory does not.",
     });
+    const picker = el("input", { type: "file", accept: "text/*,.md,.py,.js,.json,.csv,.log,.toml,.yaml", hidden: true });
+    picker.addEventListener("change", () => {
+      void this._read(picker.files?.[0]);
+      picker.value = ""; // so that the same one can be chosen again
+    });
+    const file = el("button", { type: "button", text: "Text file", title: "Take a message from a file of yours", onclick: () => picker.click() });
     this.error = el("p", { class: "wrong", role: "alert", hidden: true });
     const form = el("form", { class: "say", onsubmit: (/** @type {Event} */ event) => this._submit(event) },
       el("label", { for: "say", class: "heard", text: "Your message" }),
       this.field,
       el("div", { class: "buttons" },
         el("span", { id: "say-note", class: "faint", text: "Enter sends, Shift and Enter begin a new line." }),
-        this.anew, this.send));
+        picker, file, this.anew, this.send));
     this.root = el("section", { class: "chat", "aria-label": "Chat" }, el("h2", { class: "heard", text: "Chat" }), this.log, this.error, form);
     this._draw();
   }
@@ -128,6 +136,21 @@ export class Chat {
       event.preventDefault();
       this.stop();
     }
+  }
+
+  /**
+   * Put the text of a file behind what is written already.
+   * @param {File | undefined} file
+   */
+  async _read(file) {
+    if (!file) return;
+    this._tell("");
+    const room = LONGEST_MESSAGE - this.field.value.length - 1;
+    const text = file.size > 4 * room ? "" : await file.text(); // no letter takes more than four bytes
+    if (!text || text.length > room) this._tell(text || file.size ? `${file.name} is too long for one message.` : `${file.name} is empty.`);
+    else if (text.includes("\0")) this._tell(`${file.name} holds no text.`);
+    else this.field.value = [this.field.value, text].filter(Boolean).join("\n");
+    this.field.focus();
   }
 
   /** @param {Event} event */
@@ -288,7 +311,7 @@ export class Chat {
   /** What stands where nothing has been said: how the memory can be seen at work. */
   _welcome() {
     const steps = [
-      "Tell the model something that it cannot know: a name, a colour, a piece of your own text.",
+      "Tell the model something that it cannot know: a name, a colour, a text file of yours.",
       "Begin a new conversation. The model forgets what was said, the memory does not.",
       "Ask for it in other words. What the memory foresaw is shaded, in your words and in the answers.",
     ];
