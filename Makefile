@@ -60,7 +60,7 @@ serve: $(VENV)/.serve
 	@mkdir -p build/memories
 	$(BIN)/atlas-tool serve -m $(MODEL) --atlas-memory-persist --atlas-memory-dir build/memories $(SERVE)
 
-test: $(VENV)/.dev lint
+test: $(VENV)/.dev lint clients
 	$(BIN)/python -m pytest -n $(JOBS)
 
 quick: $(VENV)/.check
@@ -109,6 +109,12 @@ fuzz: $(VENV)/.dev
 soak: $(VENV)/.serve
 	@mkdir -p build
 	$(BIN)/python -m tools.soak --time $(SOAK) --json build/soak.json --text build/soak.txt
+
+# Other people's clients, for tests/server/test_clients.py. It looks itself at what is there, and never fails: what
+# cannot be installed is not tested.
+.PHONY: clients
+clients: $(VENV)/.dev
+	@$(BIN)/python tools/clients.py
 
 dist: $(VENV)/.check
 	$(BIN)/python tools/dist.py

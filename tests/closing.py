@@ -16,6 +16,7 @@ import pytest
 #: What tests need: what stands in a reason, what the tests are of, and what is missing here.
 NEEDS: tuple[tuple[str, str, str], ...] = (
     ("Chromium", "of the browser", "no Chromium"),
+    ("other people's clients", "with other people's clients", "they could not be installed; `make clients` says why"),
     ("shared/fixtures", "with vocabularies of llama.cpp", "../shared/fixtures is not here"),
     ("shared/models", "with the trained model in eight bits", "../shared/models is not here"),
     ("CuPy", "of the GPU", "no CuPy with a CUDA device"),

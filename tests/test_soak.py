@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tools.soak import checks, runner
+from tools.soak import traffic as soak_traffic
 from tools.soak.checks import Log, Tolerance, Violations, growth, new_canary, percentiles, strangers
 from tools.soak.process import Sample
 from tools.soak.traffic import Ask, Reply, Traffic, piece_of, send
@@ -251,6 +252,25 @@ def test_connections_that_fail() -> None:
     traffic = Traffic()
     reply = asyncio.run(send(traffic, 1, "key", Ask("a", "/"), ()))
     assert (reply.why, traffic.violations.kinds["answer"]) == ("refused", 1)
+
+
+def test_time_in_which_the_machine_stands_still_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    traffic = Traffic()
+
+    async def stand_still() -> float:
+        beating = asyncio.create_task(traffic.beat())
+        await asyncio.sleep(0.01)
+        before = traffic.clock()
+        monkeypatch.setattr(soak_traffic, "STILL", -1.0)  # so that being late by nothing is standing still
+        await asyncio.sleep(1.1)
+        beating.cancel()
+        return traffic.clock() - before
+
+    passed = asyncio.run(stand_still())
+    assert traffic.stalls == 1
+    assert passed < 1.1 + 60
+    traffic.stalled += 1000
+    assert traffic.clock() < traffic.began
 
 
 # --- the whole -----------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ MODELS = {
     "ggml-org/models:tinyllamas": "stories.gguf",
     "ggml-org/test-model-stories260K-infill": "infill.gguf",
     "ggml-org/stories15M_MOE": "experts.gguf",
-    "ggml-org/models:bert-bge-small": "bert.gguf",
+    "ggml-org/models:bert-bge-small": "stories.gguf",
     "ggml-org/models:jina-reranker-v1-tiny-en": "bert.gguf",
     "ggml-org/tinygemma3-GGUF": "stories.gguf",
 }

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from atlas_kit.llama.engine import Engine, Feed, Outputs
 from atlas_kit.llama.interrupts import interrupts_put_off
 from atlas_kit.llama.session import AtlasSession
 from atlas_kit.llama.steps import Finish, Step, Token
-from atlas_kit.llama.token_memory import read_ahead
 
 #: A piece of work in steps, as ``AtlasSession.generating`` gives it. It may also yield a ``Future``: then it goes on
 #: between two decodes as soon as that is done, with its result.
@@ -286,6 +286,9 @@ class Batches:
         self.engine = engine
         self.jobs: list[Job] = []
         self._queues: dict[AtlasSession, deque[Job]] = {}
+        self._learner: ThreadPoolExecutor | None = None
+        # a small model leaves processors free while it decodes; threads of a large one would wait for each other
+        self._room_beside = getattr(engine, "n_threads", 1) < len(os.sched_getaffinity(0))
         self._limits: dict[AtlasSession, int] = {}  # the sessions' own, while they have work here
 
     def add(self, job: Job) -> None:
@@ -309,8 +312,12 @@ class Batches:
         with self.engine.lock, interrupts_put_off():
             events = [(job, job.resume()) for job in list(self.jobs) if self._may_go_on(job)]
             self._end_closed()
-            events += self._learn_some()
-            for job, output in self._decoded(batch := self._batch()):
+            due = self._to_learn()
+            if not self._room_beside:
+                events += self._learned(due)
+                due = []
+            batch = self._batch(due)
+            for job, output in self._decoded(batch):
                 events.append((job, job.advance(output)))
                 if isinstance(output, Exception):
                     job.session.forget_context()
@@ -349,31 +356,48 @@ class Batches:
             if job.waiting is not None and job.session.closed:
                 job.cancel(ClosedError("the session is closed", path=self.engine.info.path))
 
-    def _learn_some(self) -> list[tuple[Job, list[Token]]]:
-        """Take some of the memories' steps that are due.
+    def _to_learn(self) -> list[Job]:
+        """Choose some of those whose memory's step is due.
 
         Sessions that began together fill their steps together, and all of them at once would keep everybody waiting.
         Those whose turn comes later sit out a decode, and from then on their steps fill at different times.
         """
-        events = []
         due = [job for job in self.jobs if job.waiting is not None and job.session.due]
-        for job in due[: max(LEARN_AT_ONCE, -(-len(self.jobs) // SPREAD))]:
-            try:
-                job.session.learn_due()
-            except Exception as error:  # this session's alone
-                events.append((job, job.advance(error)))
-        return events
+        return due[: max(LEARN_AT_ONCE, -(-len(self.jobs) // SPREAD))]
 
-    def _batch(self) -> list[Job]:
-        """Choose whose steps are decoded next: in turn, as long as they fit.
+    def _learned(self, due: list[Job]) -> list[tuple[Job, list[Token]]]:
+        """Take memories' steps; return what came of those that failed."""
+        return [(job, job.advance(error)) for job, error in _failures(due)]
+
+    def _learning(self, due: list[Job]) -> Callable[[], dict[int, Exception]]:
+        """Take memories' steps on another thread beside a decode, and return what waits for their errors, by job's id.
+
+        The decode does not need them: what it gives is read behind them.
+        """
+        if not due:
+            return dict
+        if self._learner is None:
+            self._learner = ThreadPoolExecutor(1, "atlas-learner")
+        future = self._learner.submit(_failures, due)
+        return lambda: {id(job): error for job, error in future.result()}
+
+    def close(self) -> None:
+        """End the thread that memories learn on, if there is one."""
+        if self._learner is not None:
+            self._learner.shutdown()
+            self._learner = None
+
+    def _batch(self, learning: list[Job]) -> list[Job]:
+        """Choose whose steps are decoded next: in turn, as long as they fit. Who has learning due waits for it.
 
         Hidden states make every token of a batch an output, so what needs none and is not all outputs already waits
         for a batch of its own.
         """
         chosen: list[Job] = []
         total, kinds = 0, set[bool]()
+        free = set(map(id, learning))
         for job in self.jobs:
-            if (step := job.waiting) is None or job.session.due:
+            if (step := job.waiting) is None or (job.session.due and id(job) not in free):
                 continue
             size = len(step.feed.tokens)
             kind = None if not step.hidden and step.feed.outputs == size else step.hidden  # None: with either
@@ -386,20 +410,28 @@ class Batches:
         return chosen
 
     def _decoded(self, batch: list[Job]) -> Iterator[tuple[Job, Outputs | Exception]]:
-        """Yield what each step gave, to be used up before the next; where a decode fails, each is tried alone."""
+        """Yield what each step gave, to be used up before the next; where a decode fails, each is tried alone.
+
+        Meanwhile their memories learn what is due; who fails in that gets the error instead.
+        """
         if not batch:
             return
+        learned = self._learning([job for job in batch if job.session.due])
+        failed: dict[int, Exception] = {}
         pairs = [(job, job.waiting) for job in batch if job.waiting is not None]
         try:
-            found = self._decode([step for _, step in pairs])
+            try:
+                found = self._decode([step for _, step in pairs])
+            finally:
+                failed = learned()
         except AtlasError as error:
             if len(pairs) == 1:
-                yield batch[0], error
+                yield batch[0], failed.get(id(batch[0]), error)
                 return
             lost = getattr(error, "emptied", ())
             for job, step in pairs:
-                if step.feed.sequence in lost:
-                    yield job, error
+                if id(job) in failed or step.feed.sequence in lost:
+                    yield job, failed.get(id(job), error)
                     continue
                 try:
                     one: Outputs | Exception = self._decode([step])[0]
@@ -407,19 +439,25 @@ class Batches:
                     one = own
                 yield job, one
             return
-        self._read_ahead([step for _, step in pairs], batch, found)
-        yield from zip(batch, found, strict=True)
+        if not failed:
+            self._read_ahead([step for _, step in pairs], batch, found)
+        for job, outputs in zip(batch, found, strict=True):
+            yield job, failed.get(id(job), outputs)
 
     def _read_ahead(self, steps: Sequence[Step], batch: Sequence[Job], found: Sequence[Outputs]) -> None:
         """Let the memories of those that generate read what came, all at once, before each goes on by itself."""
-        memories, hidden = [], []
+        memories, hidden, logits, tokens = [], [], [], []
         for step, job, outputs in zip(steps, batch, found, strict=True):
             memory = job.session.memory
             if step.token is not None and memory is not None and outputs.hidden is not None:
                 memories.append(memory)
                 hidden.append(outputs.hidden[-1:])
+                logits.append(outputs.logits[-1])
+                tokens.append(step.feed.tokens[-1])
         if len(memories) > 1:
-            read_ahead(memories, np.concatenate(hidden))
+            from atlas_kit.llama.token_memory import read_ahead
+
+            read_ahead(memories, np.concatenate(hidden), logits, tokens)
 
     def _decode(self, steps: Sequence[Step]) -> list[Outputs]:
         found: list[Outputs] = self.engine.decode(
@@ -446,3 +484,14 @@ class Batches:
                 del self._queues[job.session]
                 job.session.feed_limit = self._limits.pop(job.session)
                 job.session.puts_off = False
+
+
+def _failures(due: list[Job]) -> list[tuple[Job, Exception]]:
+    """Take the steps of some memories; return those that failed, each for itself."""
+    found = []
+    for job in due:
+        try:
+            job.session.learn_due()
+        except Exception as error:  # this session's alone
+            found.append((job, error))
+    return found

@@ -205,6 +205,7 @@ class LlamaEngine:
             )
         self._memory = api.llama_get_memory(self._context)
         self.n_ctx, self.n_sequences, self.n_batch = wanted, n_sequences, n_batch
+        self.n_threads = threads
         if trained and wanted > trained:
             self.notes.append(
                 f"a context of {wanted} tokens is more than the {trained} that the model was trained with"
@@ -422,17 +423,17 @@ class LlamaEngine:
         with self.lock:
             self._require_open()
             size = api.llama_state_seq_get_size(self._context, sequence)
-            data = np.empty(size, np.uint8)
-            place = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-            return data[: api.llama_state_seq_get_data(self._context, place, size, sequence)].tobytes()
+            data, place = _fresh_bytes(size)
+            written = api.llama_state_seq_get_data(self._context, place, size, sequence)
+            return data if written == size else data[:written]
 
     def load_sequence(self, sequence: int, data: bytes) -> bool:
         """Put a saved context into a sequence; False where it does not fit this model."""
-        raw = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
+        place = ctypes.cast(ctypes.c_char_p(data), ctypes.POINTER(ctypes.c_uint8))  # read, not copied
         with self.lock:
             self._require_open()
             self.forget(sequence)
-            return bool(self._lib.api.llama_state_seq_set_data(self._context, raw, len(data), sequence))
+            return bool(self._lib.api.llama_state_seq_set_data(self._context, place, len(data), sequence))
 
     # --- parts ---------------------------------------------------------------------------------------------
 
@@ -486,6 +487,14 @@ class LlamaEngine:
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
             self.close()
+
+
+def _fresh_bytes(size: int) -> tuple[bytes, Any]:
+    """Return bytes that are yet to be filled, and where: a context may be 100 MB, which nobody need copy."""
+    make = ctypes.pythonapi.PyBytes_FromStringAndSize
+    make.restype, make.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_ssize_t)
+    data = make(None, size)
+    return data, ctypes.cast(ctypes.c_char_p(data), ctypes.POINTER(ctypes.c_uint8))
 
 
 def _require_range(name: str, value: int, least: int, most: int) -> None:

@@ -26,7 +26,14 @@ from atlas_kit.llama.schema_grammar import schema_rules
 
 #: What a grammar may have; at 20,000 nested parentheses, or as many rules in a chain, llama.cpp's stack is used up.
 MOST_NESTED, MOST_RULES = 1000, 10_000
-_QUOTED = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*')
+#: Characters, classes and rules that repetitions may write out all together; each is a few bytes, or a rule of its own.
+MOST_REPEATED = 1 << 20
+#: llama.cpp repeats something as often as it likes where more than this is allowed.
+ENDLESS = 2000
+#: What a grammar quotes: texts, classes of characters, tokens by their names, comments.
+_QUOTED = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|<[^>]*>|#[^\r\n]*')
+#: Repetitions, and what may stand before one.
+_PARTS = re.compile(_QUOTED.pattern + r"|\{\s*(\d+)\s*(?:(,)\s*(\d*)\s*)?\}|[\w-]+|\S")
 _SAYS = b"parse: error parsing grammar:"
 _stderr = threading.Lock()
 T = TypeVar("T")
@@ -113,6 +120,7 @@ class LlamaSampler:
             return None
         text_bytes = encoded(text)
         _require_shallow(text, key)
+        _require_finite(text, key)
         usable = text.strip() and b"\0" not in text_bytes  # llama.cpp takes none for one without rules
         make = self._api.llama_sampler_init_grammar
         grammar, said = _overheard(lambda: usable and make(vocab, text_bytes, b"root"), text_bytes)
@@ -190,6 +198,32 @@ def _require_shallow(grammar: str, key: str) -> None:
         raise InvalidParamError(
             f"a grammar may have {MOST_RULES:,} rules and parentheses {MOST_NESTED:,} deep", key=key
         )
+
+
+def _require_finite(grammar: str, key: str) -> None:
+    """Refuse repetitions that llama.cpp would write out until memory is full: ``"a"{5,2}``, or a long text often."""
+    bare = _QUOTED.sub(lambda found: " " if found[0].startswith("#") else found[0], grammar)
+    size = total = 0
+    for part in _PARTS.finditer(bare):
+        word, least, most = part[0], _count(part[1]), _count(part[3])
+        if part[1] is None:
+            size = len(word) if word[0] in '"[' else 1
+            continue
+        if part[3] and most < least:
+            raise InvalidParamError(
+                f"a repetition of this grammar ends before it begins: {word[:40]}", key=key
+            )
+        size *= max(1, least, most if most <= ENDLESS else 0)
+        total += size
+        if total > MOST_REPEATED:
+            raise InvalidParamError(
+                f"the repetitions of a grammar may stand for {MOST_REPEATED:,} characters and rules at most",
+                key=key,
+            )
+
+
+def _count(digits: str | None) -> int:
+    return int((digits or "").lstrip("0")[:20] or "0")
 
 
 def _overheard(call: Callable[[], T], source: bytes) -> tuple[T, str]:

@@ -96,6 +96,17 @@ class OutputRows:
             result[:, start : start + len(part)] = vectors @ block.T
         return result
 
+    def times(self, vector: Array, tokens: Array, out: Array) -> None:
+        """Put the product of ``vector`` (n_embd,) with the rows of ``tokens`` (U,) into ``out`` (U,)."""
+        if len(tokens) > len(self._rows) or len(tokens) == self.n_vocab:
+            np.dot(self(tokens), vector, out=out)
+            return
+        slots, size = self._slots(tokens), len(self._block)
+        for start in range(0, len(tokens), size):
+            part = slots[start : start + size]
+            block = np.take(self._rows, part, axis=0, out=self._block[: len(part)], mode="clip")
+            np.dot(block, vector, out=out[start : start + size])
+
     def _slots(self, tokens: Array) -> Array:
         """Return where in the cache the rows of ``tokens`` lie, after bringing in those that are missing."""
         slots = self._slot_of[tokens]

@@ -8,11 +8,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from atlas_kit.codecs.numbers import Array
-from atlas_kit.memory.ranking import Ranked
+from atlas_kit.memory.ranking import Ranked, Ranking
 
 
 class Slots:
@@ -20,12 +21,20 @@ class Slots:
 
     def __init__(self, keys: Array, tokens: Array) -> None:
         self.keys, self.tokens = keys, tokens
+        self._behind: Array | None = None
 
     @functools.cached_property
     def distinct(self) -> tuple[Array, Array]:
         """The tokens that occur, ascending, and for each slot which of them it holds."""
         seen, place = np.unique(self.tokens, return_inverse=True)
         return seen, place.reshape(-1)
+
+    def behind(self, longest: int) -> Array:
+        """Return (slots + longest,): each slot's own token where it is known, behind as many that equal none."""
+        if self._behind is None or len(self._behind) != len(self.tokens) + longest:
+            self._behind = np.full(len(self.tokens) + longest, -2)
+            self._behind[longest + 1 :] = self.tokens[:-1]
+        return self._behind
 
 
 NO_SLOTS = Slots(np.empty((0, 0), np.float32), np.empty(0, np.int64))
@@ -45,6 +54,10 @@ class Reading:
         (U,) ascending, (n, U), (n, U): the candidates, their logits, and these behind the memory.
     log_z
         (n,): log-sum-exp of all logits behind the memory.
+    before, behind
+        (n, U): the candidates' probabilities, as the model has them, and behind the memory.
+    expected
+        (n,): how far the memory moves the candidates' logits, in the mean of the probabilities behind it.
     slots, window
         What the window holds, and how its slots rank for each token.
     weights
@@ -61,6 +74,9 @@ class Reading:
     own: Array
     corrected: Array
     log_z: Array
+    before: Array
+    behind: Array
+    expected: Array
     slots: Slots
     window: Ranked
     weights: Array
@@ -71,35 +87,40 @@ class Reading:
 
     def log_probabilities(self, row: int = 0) -> Array:
         """Return the blended log-probability (n_vocab,) of every token after one of the tokens."""
-        model, memory, window = self.weights[row]
-        own = self.logits[row]
+        model, memory, window = self.weights[row].tolist()
         # beside the candidates, model and memory differ by the normaliser only
-        with np.errstate(divide="ignore"):
-            model_log, memory_log = np.log((model, memory)) - (self.lse[row], self.log_z[row])
-        logp: Array = np.add(own, np.float32(np.logaddexp(model_log, memory_log)), dtype=np.float32)
+        model_log = math.log(model) - float(self.lse[row]) if model > 0 else -math.inf
+        memory_log = math.log(memory) - float(self.log_z[row]) if memory > 0 else -math.inf
+        logp: Array = self.logits[row] + np.float32(np.logaddexp(model_log, memory_log))
         if memory > 0:
-            before = np.exp(self.own[row] - self.lse[row])
-            behind = np.exp(self.corrected[row] - self.log_z[row])
-            before *= model
-            behind *= memory
-            before += behind
-            before += 1e-30
-            logp[self.tokens] = np.log(before, out=before)
+            mixed = self.before[row] * model
+            mixed += self.behind[row] * memory
+            mixed += 1e-30
+            logp[self.tokens] = np.log(mixed, out=mixed)
         if window > 0:
             seen, place = self.slots.distinct
             mass = np.bincount(place, self.window.weights[row], len(seen))
-            mass *= window
-            among = np.exp(logp[seen], dtype=np.float64)
-            among += mass
-            among += 1e-30
-            logp[seen] = np.log(among, out=among)
+            mass = mass * window
+            mass += np.exp(logp[seen], dtype=np.float64)
+            mass += 1e-30
+            logp[seen] = np.log(mass, out=mass)
         return logp
 
     def probabilities_of(self, token: Array) -> Array:
         """Return (n, 3): what the model alone, the model with the memory, and the window gave to ``token`` (n,)."""
-        return self._outcome(token, self.hits(token), *find(self.tokens, token))
+        return self.outcome(token, None)[0]
 
-    def _outcome(self, token: Array, hits: Array, place: Array, known: Array) -> Array:
+    def outcome(self, token: Array, ranking: Ranking | None) -> tuple[Array, Array]:
+        """Return ``probabilities_of`` tokens that came, and what is learned from them.
+
+        Returns
+        -------
+        probabilities, slope
+            (n, 3), and (n, 4): d log p / dw of the ranking's weights, with p what the window gave; and ``gain``.
+        """
+        if len(token) == 1:
+            return self._outcome_of_one(int(token[0]), ranking)
+        hits, (place, known) = self.hits(token), find(self.tokens, token)
         every = np.arange(len(token))
         own = self.logits[every, token].astype(np.float64)
         behind = np.where(known, self.corrected[every, place], own) if len(self.tokens) else own
@@ -107,7 +128,27 @@ class Reading:
         np.exp(own - self.lse, out=found[:, 0])
         np.exp(behind - self.log_z, out=found[:, 1])
         found[:, 2] = (self.window.weights * hits).sum(axis=1)
-        return found
+        slope = np.zeros((len(token), 4))
+        if ranking is not None:
+            slope[:, :-1] = ranking.slope(self.window, hits)
+        slope[:, -1] = self._gain(place, known)
+        return found, slope
+
+    def _outcome_of_one(self, token: int, ranking: Ranking | None) -> tuple[Array, Array]:
+        """Return ``outcome`` of one token: numbers one by one take less time than arrays of one."""
+        slope = np.zeros((1, 4))
+        places = (self.slots.tokens == token).nonzero()[0]
+        right = float(self.window.weights[0, places].sum()) if len(places) else 0.0
+        if ranking is not None and len(places):
+            slope[:, :-1] = ranking.slope_of_some(self.window, places)
+        own, place = float(self.logits[0, token]), int(self.tokens.searchsorted(token))
+        behind, change = own, 0.0
+        if place < len(self.tokens) and self.tokens[place] == token:
+            behind = float(self.corrected[0, place])
+            change = float(change_of(self.own[0, place], self.corrected[0, place]))
+        slope[0, -1] = change - float(self.expected[0])
+        model = math.exp(own - float(self.lse[0]))
+        return np.array([[model, math.exp(behind - float(self.log_z[0])), right]]), slope
 
     def gain(self, token: Array) -> Array:
         """Return (n,): d log p(token) / d g, were the memory's correction g times as large, at g = 1, per nat.
@@ -119,10 +160,9 @@ class Reading:
     def _gain(self, place: Array, known: Array) -> Array:
         if not len(self.tokens):
             return np.zeros(len(place))
-        with np.errstate(invalid="ignore"):
-            change = np.where(self.own > -np.inf, self.corrected - self.own, 0)  # -inf: a model rules it out
-        expected = (np.exp(self.corrected - self.log_z[:, None]) * change).sum(axis=1)
-        return np.asarray(np.where(known, change[np.arange(len(place)), place], 0) - expected)
+        every = np.arange(len(place))
+        change = change_of(self.own[every, place], self.corrected[every, place])
+        return np.asarray(np.where(known, change, 0) - self.expected)
 
     def hits(self, token: Array) -> Array:
         """Return (n, slots): which slots hold the token that came."""
@@ -134,7 +174,37 @@ class Reading:
         return mixed
 
 
-def summarize(logits: Array, count: int) -> tuple[Array, Array, Array]:
+def change_of(own: Array, corrected: Array) -> Array:
+    """Return how far logits were moved; 0 where a model rules a token out, by -inf."""
+    with np.errstate(invalid="ignore"):
+        change = corrected - own
+    return change if np.isfinite(change).all() else np.where(own > -np.inf, change, 0)
+
+
+def far_off(own: Array, corrected: Array, lse: float, rest: float) -> tuple[Array, float]:
+    """Return corrected logits (U,) and the log-sum-exp, where steps far too large correct by more than exp can hold.
+
+    Parameters
+    ----------
+    own, corrected
+        The model's logits of the candidates, and these behind the memory; what is no number does not count.
+    lse, rest
+        The log-sum-exp of all of the model's logits, and the probability of all but the candidates.
+    """
+    corrected = np.where(np.isnan(corrected) | (corrected == np.inf), own, corrected)
+    parts = np.append(corrected.astype(np.float64) - lse, np.log(rest))
+    largest = parts.max()
+    return corrected, float(lse + largest + np.log(np.exp(parts - largest).sum()))
+
+
+def with_bound(own: Array, change: Array, softcap: float) -> Array:
+    """Return logits that a model has bounded by ``softcap``, moved by ``change`` before the bound."""
+    cap = np.float32(softcap)
+    bounded = np.clip(own / cap, -1 + 1e-6, 1 - 1e-6)
+    return np.asarray(cap * np.tanh(np.arctanh(bounded) + change / cap))
+
+
+def summarize(logits: Sequence[Array] | Array, count: int) -> tuple[Array, Array, Array]:
     """Return the ``count`` most likely tokens (n, count), log-sum-exp (n,) and entropy (n,) in nats.
 
     >>> top, lse, entropy = summarize(np.log(np.array([[1.0, 2.0, 1.0]], np.float32)), 1)

@@ -268,6 +268,7 @@ class Scheduler:
             self._listen(wait=False)
             for job in list(self._batches.jobs):
                 self._batches.cancel(job, ClosedError("the scheduler was closed"))
+            self._batches.close()
 
     def _work(self) -> None:
         while not self._closed:

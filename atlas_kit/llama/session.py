@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -25,7 +25,6 @@ from atlas_kit.llama import arguments, memory_choice, session_states
 from atlas_kit.llama.engine import Engine, Feed, Outputs
 from atlas_kit.llama.interrupts import interrupts_put_off
 from atlas_kit.llama.loading import open_engine
-from atlas_kit.llama.reading import Reading
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.steps import (
     Expected,
@@ -43,10 +42,13 @@ from atlas_kit.llama.steps import (
     scores,
 )
 from atlas_kit.llama.text_stream import TextStream
-from atlas_kit.llama.token_memory import TokenMemory
 from atlas_kit.persistence.session_file import about_session, read_session_state, write_session_state
 from atlas_kit.persistence.session_state import SessionState
 from atlas_kit.settings.atlas_settings import AtlasSettings
+
+if TYPE_CHECKING:
+    from atlas_kit.llama.reading import Reading
+    from atlas_kit.llama.token_memory import TokenMemory
 
 T = TypeVar("T")
 
@@ -172,6 +174,8 @@ class AtlasSession:
             assert self.memory is not None
             self.memory.retune(changes if chosen is None else chosen.to_json())
         elif chosen is not None:
+            from atlas_kit.llama.token_memory import TokenMemory
+
             self.memory = TokenMemory(self.engine.output_rows(), chosen, self.backend)
 
     # --- reading -------------------------------------------------------------------------------------------
@@ -229,12 +233,14 @@ class AtlasSession:
         told: Callable[[Array], None] | None = None,
         listen: Listener | None = None,
         expected: Expected | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> Work[None]:
         """Read tokens in steps.
 
         ``told`` gets the log-probabilities (n, 2) of those that could be scored. ``listen`` gets what a memory would:
         hidden (n, n_embd), logits (n, n_vocab), the tokens (n,) and those that followed (n,). ``expected`` gets, for
         each token that could be scored, its number and the log-probabilities (n_vocab,) of all that could have come.
+        ``progress`` gets after each step how many tokens are read.
         """
         yield from self.catching_up()
         at, self._listen, self._expected = 0, listen, expected
@@ -259,6 +265,8 @@ class AtlasSession:
                     raise
                 if told is not None and len(logprob):
                     told(logprob)
+                if progress is not None:
+                    progress(at)
         finally:
             self._listen = self._expected = None
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.llama.engine import Feed, Outputs
-from atlas_kit.llama.reading import Reading, most_likely
+
+if TYPE_CHECKING:
+    from atlas_kit.llama.reading import Reading
 
 T = TypeVar("T")
 
@@ -47,7 +49,7 @@ class Step:
 #: Is given hidden states, logits, tokens and the tokens that followed.
 Listener = Callable[[Array, Array, Array, Array], None]
 #: Is given what was expected, the tokens that came (n,), and what each gave to them: ``probabilities_of`` (n, 3).
-Observer = Callable[[Reading, Array, Array], None]
+Observer = Callable[["Reading", Array, Array], None]
 #: Is given a token that came, and the log-probabilities (n_vocab,) of all that could have come in its place.
 Expected = Callable[[int, Array], None]
 #: A piece of work in steps: yields what to decode, is sent what came out.
@@ -141,6 +143,8 @@ def likeliest(logp: Array, count: int) -> tuple[tuple[int, float], ...]:
     """
     if not count:
         return ()
+    from atlas_kit.llama.reading import most_likely
+
     places = most_likely(logp, min(count, len(logp)))
     ordered = places[np.lexsort((places, -logp[places]))]
     return tuple((int(place), float(logp[place])) for place in ordered)

@@ -23,14 +23,17 @@ import numpy as np
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError, ModelError
 from atlas_kit.llama.output_matrix import OutputRows
-from atlas_kit.llama.reading import NO_SLOTS, Reading, Slots, find, summarize
+from atlas_kit.llama.reading import NO_SLOTS, Reading, Slots, change_of, far_off, summarize, with_bound
+from atlas_kit.llama.side_by_side import read_side_by_side
 from atlas_kit.memory import Memory, MemoryConfig, MemoryState, Readout, gate_features, match_lengths
 from atlas_kit.memory.backend import choose, namespace, quiet, to_host
-from atlas_kit.memory.ranking import Ranked
+from atlas_kit.memory.ranking import Ranked, Ranking
 from atlas_kit.settings.atlas_settings import ADAPTIVE, GATE_FEATURES, AtlasSettings
 
 #: Tokens that came lately and are candidates therefore.
 RECENT = 1024
+#: Tokens that a match may be long.
+MOST_MATCHED = 255
 #: Bytes of the array that is used again for the candidates' rows of each step.
 MOST_KEPT = 32 << 20
 #: The window never gets all of the weight: a token that it has not seen must stay possible.
@@ -137,7 +140,8 @@ class TokenMemory:
         self._pending: dict[str, list[Array]] = {name: [] for name in _PENDING}
         self._waiting = 0
         self._due = False
-        self._ahead: tuple[Array, Array, Array] | None = None
+        self._ahead: tuple[Reading, int] | None = None
+        self._line: list[int] = []  # the last tokens that were learned, or wait for it
         self.log_eta = 0.0
         self._window: _Window | None = None
         self._distinct: Array | None = None
@@ -188,22 +192,41 @@ class TokenMemory:
             When the logits do not follow from the states, so that a correction would make no sense.
         """
         self.commit()
+        if len(hidden) == 1 and self.kind is not None:
+            return self._read_one(hidden, logits, int(current[0]))
         top, lse, entropy = summarize(logits, self.count)
         y, directions = self._answers(hidden)
-        tokens, own, corrected, log_z = self._corrected(hidden, logits, top, lse, y)
+        tokens, own, corrected, log_z, before = self._corrected(hidden, logits, top, lse, y)
+        behind = np.exp(corrected - log_z[:, None])
+        expected = (behind * change_of(own, corrected)).sum(axis=1)
         slots, window = self._look_up(directions, current)
         features = gate_features(window.similarity, entropy, window.length, window.confidence)
         if not self.settings.window_size:
             features[:, [1, 3, 4]] = 0  # all but the constant and the entropy look at the window
-        weights = self._weights(features, len(slots.tokens) > 0)
+        w = to_host(self.state.gate["w"])[None]
+        weights = self.weights_of(w, features[None], np.array([len(slots.tokens) > 0]))
         return Reading(
-            hidden, lse, top, logits, tokens, own, corrected, log_z, slots, window, weights, features
-        )
+            hidden, lse, top, logits, tokens, own, corrected, log_z, before, behind, expected, slots, window,
+            weights, features,
+        )  # fmt: skip
+
+    def _read_one(self, hidden: Array, logits: Array, current: int) -> Reading:
+        """Read one token, where it was not read ahead."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is None or ahead[1] != current or not np.array_equal(ahead[0].hidden, hidden):
+            return read_side_by_side([self], hidden, [logits[0]], [current])[0]
+        # the very same, but what was given then is a view of the engine's
+        return dataclasses.replace(ahead[0], hidden=hidden, logits=logits)
+
+    @property
+    def kind(self) -> tuple[Any, ...] | None:
+        """What memories have in common that can be read side by side; None: this one cannot."""
+        if not (self.learns and self._looks and self.memory.xp is np):
+            return None
+        return id(self.memory), id(self.rows), self.settings.candidates, self.settings.blend_ratio
 
     def _answers(self, hidden: Array) -> tuple[Array, Array]:
         """Return what the learned memory answers to states (n, n_embd), and as what the window is asked for them."""
-        if self._ahead is not None and np.array_equal(self._ahead[0], hidden):
-            return self._ahead[1:]
         given, memory, state = self._on_device(hidden), self.memory, self.state
         looks = self._looks
         if self.learns and looks:
@@ -223,24 +246,19 @@ class TokenMemory:
     @quiet
     def _corrected(
         self, hidden: Array, logits: Array, top: Array, lse: Array, y: Array
-    ) -> tuple[Array, Array, Array, Array]:
-        """Return the candidates, their logits, these behind the memory, and the log-sum-exp of all logits then."""
+    ) -> tuple[Array, Array, Array, Array, Array]:
+        """Return the candidates, their logits, these behind the memory, log-sum-exp then, probabilities before."""
         n = len(hidden)
         if not self.learns:
             none = np.empty((n, 0), np.float32)
-            return np.empty(0, np.int64), none, none, lse
+            return np.empty(0, np.int64), none, none, lse, none.astype(np.float64)
         lately = self._lately
         tokens = self._candidates(top, lately)
         own = logits[:, tokens] if len(tokens) < logits.shape[1] else logits
         rows = self.rows
-        self._require_formula(hidden, own, tokens)
+        self.require_formula(hidden, own, tokens)
         change = (rows.product(y, tokens) - (y @ rows.mean)[:, None]) * np.float32(rows.scale)
-        if rows.softcap is None:
-            corrected = own + change
-        else:
-            cap = np.float32(rows.softcap)
-            bounded = np.clip(own / cap, -1 + 1e-6, 1 - 1e-6)
-            corrected = cap * np.tanh(np.arctanh(bounded) + change / cap)
+        corrected = own + change if rows.softcap is None else with_bound(own, change, rows.softcap)
         mine = self._mask(tokens, top, lately)
         if mine is not None:
             corrected = np.where(mine, corrected, own)
@@ -249,12 +267,11 @@ class TokenMemory:
         # the other tokens keep their logits, so their mass stays what it was
         rest = np.maximum(1 - before.sum(axis=1), 0)
         log_z = lse + np.log(rest + after.sum(axis=1))
-        if not np.isfinite(log_z).all():  # steps that are far too large correct by more than exp can hold
-            corrected = np.where(np.isnan(corrected) | (corrected == np.inf), own, corrected)
-            log_z = _log_mass(corrected.astype(np.float64), lse, rest)
-        return tokens, own, corrected, log_z
+        for row in np.flatnonzero(~np.isfinite(log_z)):
+            corrected[row], log_z[row] = far_off(own[row], corrected[row], lse[row], rest[row])
+        return tokens, own, corrected, log_z, before
 
-    def _require_formula(self, hidden: Array, own: Array, tokens: Array) -> None:
+    def require_formula(self, hidden: Array, own: Array, tokens: Array) -> None:
         """Check once that the model's logits are what ``OutputRows`` says, or a correction would be meaningless."""
         if self._checked:
             return
@@ -273,6 +290,10 @@ class TokenMemory:
         flags[top.ravel()] = True
         flags[lately] = True
         return np.flatnonzero(flags)
+
+    def candidates_of(self, top: Array) -> Array:
+        """Return the candidates (U,), ascending, behind a token whose most likely successors are ``top`` (K,)."""
+        return self._candidates(top, self._lately)
 
     def _mask(self, tokens: Array, top: Array, lately: Array) -> Array | None:
         """Return (n, U): each token's own candidates among those of all ``n``; None: all are."""
@@ -293,28 +314,41 @@ class TokenMemory:
     def _look_up(self, directions: Array, current: Array) -> tuple[Slots, Ranked]:
         """Return what the window holds, and how its slots rank for each query."""
         n, ranking = len(current), self.memory.config.ranking
-        slots = self._slots()
+        slots = self.slots()
         keys, tokens = slots.keys, slots.tokens
         if ranking is None or not len(tokens):
-            nothing = np.zeros(n, np.float32)
-            empty = np.empty((n, 0), np.float32)
-            return NO_SLOTS, Ranked(empty, nothing - 1, nothing, nothing, np.empty((3, n, 0), np.float32))
+            none = np.empty((n, 0), np.float32)
+            return NO_SLOTS, Ranking().read(np.zeros(3), none, none, none, tokens)
         cosine = to_host(directions @ keys.T)
         match = match_lengths(self._histories(current, ranking.longest), tokens, ranking.longest)
         # the newest slot lies one token before the first that waits
         ages = np.arange(len(tokens) + n - 1, 0, -1, dtype=np.float32)
-        ages += self._waiting + len(self.watched)
+        ages += self.unlearned
         age = ages[None] if n == 1 else ages[np.arange(n - 1, -1, -1)[:, None] + np.arange(len(tokens))]
         w = to_host(self.state.gate["rank"])
         return slots, ranking.read(w, cosine, match, age, tokens)
 
-    def _slots(self) -> Slots:
+    def slots(self) -> Slots:
         """Return what the window holds: the same for a whole step."""
         if not self.settings.window_size:
             return NO_SLOTS
         if self._window is None:
             self._window = _Window(self.settings.window_size, *self.memory.remembered(self.state))
         return self._window.slots
+
+    @property
+    def unlearned(self) -> int:
+        """Tokens that came behind the newest slot."""
+        return self._waiting + len(self.watched)
+
+    def history(self, current: int, longest: int) -> Array | list[int]:
+        """Return the last tokens, at most ``longest``, up to and with ``current``, of which the rest is known."""
+        if len(self.watched):
+            return np.asarray(self._histories(np.array([current]), longest)[0])
+        line = self._line
+        return (
+            line[-longest:] if line and line[-1] == current else [*line[len(line) - longest + 1 :], current]
+        )
 
     def _histories(self, current: Array, longest: int) -> Array:
         """Return (n, longest): the tokens up to and with each of ``current``; -1 where there is none."""
@@ -330,19 +364,24 @@ class TokenMemory:
             histories[0] = np.append(came[len(came) - longest + 1 :], current[0])
         return np.asarray(histories)
 
-    def _weights(self, features: Array, has_window: bool) -> Array:
-        """Return how much model, memory and window count (n, 3)."""
-        weights, ratio = np.zeros((len(features), 3)), self.settings.blend_ratio
+    def weights_of(self, w: Array, features: Array, has_window: Array) -> Array:
+        """Return how much model, memory and window count (R n, 3).
+
+        Parameters
+        ----------
+        w, features, has_window
+            (R, 2, 5), (R, n, 5), (R,): of R gates, each for its own ``n`` tokens; whether there are slots.
+        """
+        weights, ratio = np.zeros((*features.shape[:2], 3)), self.settings.blend_ratio
         gate = self.memory.config.gate
         assert gate is not None
         if ratio == ADAPTIVE:
-            learned = gate.weights({"w": to_host(self.state.gate["w"])[None]}, features[None])
-            weights[:, self._experts] = learned[0]
+            weights[..., self._experts] = gate.weights({"w": w}, features)
         else:
-            weights[:, 2] = float(ratio)
-            weights[:, 1 if self.learns else 0] = 1 - float(ratio)
-        if not has_window:
-            weights[:, 2] = 0
+            weights[..., 2] = float(ratio)
+            weights[..., 1 if self.learns else 0] = 1 - float(ratio)
+        weights[~has_window, :, 2] = 0
+        weights = weights.reshape(-1, 3)
         cached = weights[:, 2]
         np.minimum(cached, MOST_WEIGHT * weights.sum(axis=1), out=cached)
         nothing = weights[:, :2].sum(axis=1) <= 0
@@ -375,17 +414,14 @@ class TokenMemory:
         if len(token) > self.room:
             raise InvalidParamError(f"{len(token)} tokens do not fit into a step with room for {self.room}")
         self.watched = self.watched[:0]
-        hits, (place, known) = reading.hits(token), find(reading.tokens, token)
-        probabilities = reading._outcome(token, hits, place, known)
-        ranking = self.memory.config.ranking
-        slope = np.empty((len(token), SLOPES))
-        slope[:, :-1] = 0 if ranking is None else ranking.slope(reading.window, hits)
-        slope[:, -1] = reading._gain(place, known)
+        probabilities, slope = reading.outcome(token, self.memory.config.ranking)
         values = (reading.hidden, reading.lse, token, reading.top, reading.features, probabilities, slope)
         copies = [np.array(value) for value in values]  # all of them, or none waits
         for name, value in zip(_PENDING, copies, strict=True):
             self._pending[name].append(value)
         self._waiting += len(token)
+        self._line = [*self._line, *token.tolist()][-MOST_MATCHED:]
+        self._ahead = None
         self._due = self._waiting == self.memory.config.chunk_size
         if not put_off:
             self.commit()
@@ -394,6 +430,7 @@ class TokenMemory:
     def watch(self, reading: Reading, token: Array) -> Array:
         """Return what ``learn`` returns, and learn nothing."""
         self.watched = np.concatenate((self.watched, token))[-RECENT:]
+        self._ahead = None
         return reading.probabilities_of(token)
 
     def follow(
@@ -553,6 +590,7 @@ class TokenMemory:
         for name, array in parts.items():
             self._pending[name].append(array)
         self._waiting = count
+        self._line = np.concatenate((self.recent, *self._pending["token"]))[-MOST_MATCHED:].tolist()
 
     def _fits(self, recent: Array, log_eta: Array, parts: Mapping[str, Array], count: int) -> bool:
         """Tell whether arrays from a file are what ``waiting`` could have returned."""
@@ -628,46 +666,32 @@ class TokenMemory:
         return kept + sum(array.nbytes for array in self._unlearned().values())
 
 
-def read_ahead(memories: Sequence[TokenMemory], hidden: Array) -> None:
-    """Let memories of sessions that go on side by side read the state that each is about to be asked for.
+def read_ahead(
+    memories: Sequence[TokenMemory], hidden: Array, logits: Sequence[Array], current: Sequence[int]
+) -> None:
+    """Let memories of sessions that go on side by side read what each is about to be asked for.
 
-    Each finds its answer, the same to the bit, when it reads that state: the features of all are made together, and
-    what the memories hold passes the processor's cache once, not between everything else.
+    Each finds its answer, the same to the bit, when it reads that.
 
     Parameters
     ----------
-    hidden
-        (R, n_embd): a state for each.
+    hidden, logits, current
+        (R, n_embd), R times (n_vocab,), (R,): a state for each, its logits, and the token they are of.
     """
-    kinds: dict[int, list[int]] = {}
+    kinds: dict[Any, list[int]] = {}
     for row, memory in enumerate(memories):
-        if memory.learns and memory._looks:
+        if (kind := memory.kind) is not None:
             memory.commit()
-            kinds.setdefault(id(memory.memory), []).append(row)
+            kinds.setdefault(kind, []).append(row)
     for rows in kinds.values():
-        group = [memories[row] for row in rows]
-        given = hidden[rows]
-        first = group[0]
-        answers, directions = first.memory.read_each([one.state for one in group], first._on_device(given))
-        for at, (one, answer) in enumerate(zip(group, answers, strict=True)):
-            one._ahead = given[at : at + 1], to_host(answer), directions[at : at + 1]
+        if len(rows) > 1:
+            group, tokens = [memories[row] for row in rows], [int(current[row]) for row in rows]
+            readings = read_side_by_side(group, hidden[rows], [logits[row] for row in rows], tokens)
+            for one, reading, token in zip(group, readings, tokens, strict=True):
+                one._ahead = reading, token
 
 
 @functools.lru_cache(maxsize=8)
 def _memory_of(config: MemoryConfig, backend: str) -> Memory:
     """Return the memory of a kind: it holds constants and no state, so that sessions may share it."""
     return Memory(config, backend)
-
-
-def _log_mass(corrected: Array, lse: Array, rest: Array) -> Array:
-    """Return log(rest e^lse + sum_u e^corrected_u), (n,), for corrections (n, U) of any size.
-
-    Parameters
-    ----------
-    corrected, lse, rest
-        Logits of the candidates, (n, U); the model's log-sum-exp, (n,); and its mass beside them, (n,).
-    """
-    parts = np.concatenate((np.log(rest)[:, None], corrected - lse[:, None]), axis=1)
-    largest = parts.max(axis=1, keepdims=True)
-    found: Array = lse + largest[:, 0] + np.log(np.exp(parts - largest).sum(axis=1))
-    return found

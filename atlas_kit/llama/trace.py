@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from atlas_kit.codecs.numbers import Array
-from atlas_kit.llama.reading import Reading, most_likely
 
 if TYPE_CHECKING:
+    from atlas_kit.llama.reading import Reading
     from atlas_kit.llama.session import AtlasSession
 
 
@@ -130,6 +130,8 @@ def _expected(reading: Reading) -> tuple[Array, Array]:
     lse = reading.lse.astype(np.float32)[:, None]
     some = reading.top
     if some.shape[1] < TOP:  # the memory corrects fewer candidates, or there is none
+        from atlas_kit.llama.reading import most_likely
+
         some = np.stack([most_likely(z, TOP) for z in reading.logits])
     own = np.exp(np.take_along_axis(reading.logits, some, axis=1) - lse)
     names, blend = _blended(reading, lse, some)

@@ -36,6 +36,8 @@ class Ranked:
         slot's token.
     features
         (3, n, slots).
+    mean
+        (n, 3): the mean of the features over the slots, as ``weights`` weigh them.
     """
 
     weights: Array
@@ -43,6 +45,14 @@ class Ranked:
     length: Array
     confidence: Array
     features: Array
+    mean: Array
+
+
+_NONE: np.ndarray[Any, Any] = np.zeros(1, np.float32)
+#: What one query finds where there is no slot.
+NOTHING_FOUND = Ranked(
+    np.empty((1, 0), np.float32), _NONE - 1, _NONE, _NONE, np.empty((3, 1, 0), np.float32), np.zeros((1, 3))
+)
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,7 @@ class Ranking:
         features = np.empty((FEATURES, n, slots), cosine.dtype)
         if not slots:
             nothing = np.zeros(n, cosine.dtype)
-            return Ranked(cosine, nothing - 1, nothing, nothing, features)
+            return Ranked(cosine, nothing - 1, nothing, nothing, features, np.zeros((n, FEATURES)))
         features[0] = cosine
         features[1] = _LOG2[match]
         np.log(age, out=features[2])
@@ -123,7 +133,8 @@ class Ranking:
         confidence = np.einsum("ns,ns->n", weights, same)
         length = features[1][rows, best]
         similarity = np.minimum(np.maximum(cosine.max(axis=1), -1), 1)
-        return Ranked(weights, similarity, length, confidence, features)
+        mean = np.einsum("fns,ns->nf", features, weights)
+        return Ranked(weights, similarity, length, confidence, features, mean)
 
     def slope(self, ranked: Ranked, hit: Array) -> Array:
         """Return (n, 3): d log p / dw, with p the weight of the slots in ``hit`` (n, slots); 0 where p is 0.
@@ -136,9 +147,16 @@ class Ranking:
         right = ranked.weights * hit
         p = right.sum(axis=1)
         mean_right = np.einsum("fns,ns->nf", ranked.features, right)
-        mean = np.einsum("fns,ns->nf", ranked.features, ranked.weights)
         known = p > 1e-12
-        return np.where(known[:, None], mean_right / np.where(known, p, 1)[:, None] - mean, 0)
+        return np.where(known[:, None], mean_right / np.where(known, p, 1)[:, None] - ranked.mean, 0)
+
+    def slope_of_some(self, ranked: Ranked, places: Array) -> Array:
+        """Return ``slope`` of one query, (1, 3), where the slots at ``places`` (k,) are hit and few are."""
+        right = ranked.weights[0, places]
+        p = float(right.sum())
+        if not p > 1e-12:
+            return np.zeros((1, FEATURES))
+        return np.asarray((ranked.features[:, 0, places] @ right) / p - ranked.mean)
 
     def update(self, w: Array, slope: Array, responsibility: Array) -> Array:
         """Return the weights (3,) after a step on ``n`` tokens: slopes (n, 3), weighed by the window's posterior (n,).
@@ -152,6 +170,26 @@ class Ranking:
 
 
 _LOG2: np.ndarray[Any, Any] = np.log2(1 + np.arange(256, dtype=np.float32))
+_aged: np.ndarray[Any, Any] = np.empty(0, np.float32)
+
+
+def match_score(length: int) -> Any:
+    """Return the feature of a slot that was preceded by ``length`` equal tokens."""
+    return _LOG2[length]
+
+
+def aged(youngest: int, count: int) -> Array:
+    """Return the features ``-log a`` (count,) of slots in a row, oldest first; the youngest is so many tokens old.
+
+    >>> aged(1, 3).round(4).tolist()
+    [-1.0986, -0.6931, -0.0]
+    """
+    global _aged  # a table that only grows: logarithms of the same ages are taken for every token
+    if youngest + count > len(_aged):
+        ages = np.arange(2 * (youngest + count), dtype=np.float32)
+        ages[0] = 1
+        _aged = -np.log(ages)
+    return _aged[youngest : youngest + count][::-1]
 
 
 def match_lengths(history: Array, tokens: Array, longest: int = 16) -> Array:

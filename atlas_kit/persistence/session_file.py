@@ -12,25 +12,19 @@ import binascii
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import AtlasError, FileCorruptError, InvalidParamError, VersionMismatchError
-from atlas_kit.formats.atlas import MemoryFile
 from atlas_kit.persistence.entry_keys import CONTEXT, TEXTS
 from atlas_kit.persistence.session_state import SessionState, require_identity
-from atlas_kit.persistence.snapshot import (
-    MemoryDescription,
-    describe_memory,
-    load_memory,
-    memory_bytes,
-    opened_memory,
-    save_memory,
-)
-from atlas_kit.persistence.tables import OPEN, RUNTIME_VERSION, WAITING
 from atlas_kit.storage.given import Given, StrPath
+
+if TYPE_CHECKING:
+    from atlas_kit.formats.atlas import MemoryFile
+    from atlas_kit.persistence.snapshot import MemoryDescription
 
 
 def write_session_state(
@@ -56,6 +50,8 @@ def write_session_state(
     InvalidParamError
         When the state was put together by hand and could not be read back.
     """
+    from atlas_kit.persistence.snapshot import save_memory
+
     return save_memory(path, state.config, state.memory, **_in_file(state, metadata), **options)
 
 
@@ -76,6 +72,8 @@ def session_state_bytes(
     InvalidParamError
         When the state was put together by hand and could not be read back.
     """
+    from atlas_kit.persistence.snapshot import memory_bytes
+
     return memory_bytes(state.config, state.memory, **_in_file(state, metadata), **options)
 
 
@@ -99,6 +97,8 @@ def _runtime(state: SessionState) -> dict[str, Any]:
     InvalidParamError
         A session would not give that.
     """
+    from atlas_kit.persistence.tables import RUNTIME_VERSION
+
     _require_sound(state)
     runtime: dict[str, Any] = {
         "version": RUNTIME_VERSION,
@@ -114,6 +114,8 @@ def _runtime(state: SessionState) -> dict[str, Any]:
 
 
 def _require_sound(state: SessionState) -> None:
+    from atlas_kit.persistence.tables import OPEN, WAITING
+
     require_identity(state.identity)
     for name, kinds in _KINDS.items():
         value = getattr(state, name)
@@ -193,6 +195,8 @@ def read_session_state(
     AtlasError
         When the file is damaged, or holds no memory that a session made.
     """
+    from atlas_kit.persistence.snapshot import describe_memory, load_memory, opened_memory
+
     with opened_memory(given, passphrase=passphrase, key=key) as file:
         description = describe_memory(file)
         runtime = _runtime_of(description)
@@ -220,6 +224,36 @@ def read_session_state(
         )
 
 
+def context_bytes(given: Given | MemoryFile) -> int:
+    """Return how large the engine's own copy of the context is in a file; 0 where there is none.
+
+    Raises
+    ------
+    AtlasError
+        The file cannot be opened.
+    """
+    from atlas_kit.persistence.snapshot import opened_memory
+
+    with opened_memory(given) as file:
+        entry = file.get(CONTEXT)
+        return 0 if entry is None else int(entry.size)
+
+
+def drop_context(path: StrPath) -> None:
+    """Remove the engine's own copy of the context from a file: its tokens stay, and are read again.
+
+    Raises
+    ------
+    AtlasError
+        The file cannot be read or written; it stays as it was.
+    """
+    from atlas_kit.formats.atlas import MemoryFile
+
+    with MemoryFile.edit(path) as file:
+        if file.remove(CONTEXT):
+            file.save()  # whole, or it would keep its size
+
+
 def saved_settings(
     given: Given | MemoryFile, *, passphrase: str | bytes | None = None, key: bytes | None = None
 ) -> Mapping[str, Any]:
@@ -230,6 +264,8 @@ def saved_settings(
     AtlasError
         When the file holds no memory, or one that was not made by a session.
     """
+    from atlas_kit.persistence.snapshot import describe_memory
+
     settings: Mapping[str, Any] = _runtime_of(describe_memory(given, passphrase=passphrase, key=key))[
         "settings"
     ]
@@ -245,6 +281,8 @@ def settings_in(description: MemoryDescription) -> Mapping[str, Any] | None:
 
 def _runtime_of(description: MemoryDescription) -> dict[str, Any]:
     """Return what a session kept beside its memory; its settings are there."""
+    from atlas_kit.persistence.tables import RUNTIME_VERSION
+
     if settings_in(description) is None:
         raise InvalidParamError(
             "the memory in this file was not made beside a language model",
@@ -269,6 +307,8 @@ def _waiting_of(runtime: Mapping[str, Any]) -> dict[str, Array]:
 
 def _require_aligned(found: Mapping[str, Array]) -> None:
     """Raise ``ValueError`` for arrays that do not belong together as ``WAITING`` says."""
+    from atlas_kit.persistence.tables import WAITING
+
     rows = [row for row in WAITING if row.shape[:1] == ("n",)]
     there = [row for row in rows if row.name in found]
     if there and len(there) < len(rows):

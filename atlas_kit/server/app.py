@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit import __version__
@@ -38,6 +38,9 @@ ROUTES = (
     "refused",
 )
 
+#: Those that the first requests ask for: they come first in the document, too.
+EARLY = ROUTES[:4]
+
 
 def create_app(service: Service) -> FastAPI:
     """Return the application of a service, whose life is the caller's: ``start`` it before, ``stop`` it afterwards.
@@ -47,19 +50,33 @@ def create_app(service: Service) -> FastAPI:
     MissingExtraError
         FastAPI is not installed.
     """
+    app, complete = begun_app(service)
+    complete()
+    return app
+
+
+def begun_app(service: Service) -> tuple[FastAPI, Callable[[], None]]:
+    """Return the application of a service with the endpoints that first requests ask for, and what adds the others.
+
+    Whoever asks for another endpoint before that is called gets it nonetheless, somewhat later.
+
+    Raises
+    ------
+    MissingExtraError
+        FastAPI is not installed.
+    """
     try:
-        from fastapi import FastAPI
-        from fastapi.exceptions import RequestValidationError
-        from starlette.exceptions import HTTPException
-        from starlette.requests import Request
-        from starlette.responses import Response
+        with _models_later():
+            from fastapi import FastAPI
+            from fastapi.exceptions import RequestValidationError
+            from starlette.exceptions import HTTPException
+            from starlette.requests import Request
+            from starlette.responses import Response
     except ImportError as error:
         raise MissingExtraError("the server", "serve") from error
-    from atlas_kit.server.asgi import Gate, Keys
-    from atlas_kit.server.cors import Cors
+    from atlas_kit.server.asgi import Gate, Keys, asks_anthropic
+    from atlas_kit.server.cors import Cors, Pages
     from atlas_kit.server.json_response import JsonResponse
-    from atlas_kit.server.routes.page import offer_files
-    from atlas_kit.server.schemas_errors import documented
 
     app = FastAPI(
         title="atlas_kit server",
@@ -70,14 +87,19 @@ def create_app(service: Service) -> FastAPI:
         default_response_class=JsonResponse,
     )
     app.state.service = service
-    for name in ROUTES:
-        module = importlib.import_module(f"atlas_kit.server.routes.{name}")
-        app.include_router(module.router, responses=documented(messages=name == "messages"))
-    offer_files(app)
+    paths = frozenset(path for name in EARLY for path in _add(app, name))
+    left = [name for name in ROUTES if name not in EARLY]
+
+    def complete() -> None:
+        while left:
+            _add(app, left.pop(0))
+            if not left:
+                from atlas_kit.server.routes.page import offer_files
+
+                offer_files(app)
 
     def answer(problem: ApiError, request: Request) -> Response:
-        messages = request.url.path.startswith("/v1/messages")
-        body = problem.anthropic() if messages else problem.openai()
+        body = problem.anthropic() if asks_anthropic(request.scope) else problem.openai()
         return JsonResponse(body, problem.status, problem.headers)
 
     @app.exception_handler(ApiError)
@@ -95,8 +117,14 @@ def create_app(service: Service) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        sentence = {404: "There is no such endpoint.", 405: "This endpoint takes another method."}
-        problem = ApiError(error.status_code, sentence.get(error.status_code, str(error.detail)))
+        sentence = {
+            400: "The body is not JSON.", 404: "There is no such endpoint.", 405: "This endpoint takes another method.",
+        }  # fmt: skip
+        problem = ApiError(
+            error.status_code,
+            sentence.get(error.status_code, str(error.detail)),
+            code="invalid_json" if error.status_code == 400 else None,
+        )
         found = answer(problem, request)
         found.headers.update(error.headers or {})
         return found
@@ -105,11 +133,62 @@ def create_app(service: Service) -> FastAPI:
     async def unexpected(request: Request, error: Exception) -> Response:
         return answer(told(error), request)
 
+    app.add_middleware(_Completing, complete=complete, paths=paths)
     config = service.config
     keys = Keys(config.keys)
-    app.add_middleware(Gate, keys=keys, max_body=config.max_body)
-    app.add_middleware(Cors, origins=config.origins, anybody=bool(keys))
-    return app
+    pages = Pages(config.origins, anybody=bool(keys), hosts=() if keys else config.hosts)
+    app.add_middleware(Gate, keys=keys, max_body=config.max_body, pages=pages)
+    app.add_middleware(Cors, pages=pages)
+    return app, complete
+
+
+@contextlib.contextmanager
+def _models_later() -> Iterator[None]:
+    """Let pydantic compile models that are defined within when they are used first.
+
+    FastAPI defines those of the OpenAPI document when it is imported: a third of the time that this takes, for what
+    few ask for.
+    """
+    from pydantic import BaseModel
+
+    before = BaseModel.model_config
+    BaseModel.model_config = {**before, "defer_build": True}
+    try:
+        yield
+    finally:
+        BaseModel.model_config = before
+
+
+def import_routes() -> None:
+    """Import all endpoints, which may be done on another thread than the application's."""
+    for name in ROUTES:
+        _routes(name)
+
+
+def _routes(name: str) -> Any:
+    return importlib.import_module(f"atlas_kit.server.routes.{name}")
+
+
+def _add(app: FastAPI, name: str) -> list[str]:
+    """Add the endpoints of a module, and return their paths."""
+    from atlas_kit.server.schemas_errors import documented
+
+    router = _routes(name).router
+    app.include_router(router, responses=documented(messages=name == "messages"))
+    return [route.path for route in router.routes]
+
+
+class _Completing:
+    """Adds the endpoints that are missing when somebody asks for one of them."""
+
+    def __init__(self, app: Any, complete: Callable[[], None], paths: frozenset[str]) -> None:
+        self._app, self._complete, self._paths = app, complete, paths
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Let a request through."""
+        if scope["path"] not in self._paths:
+            self._complete()
+        await self._app(scope, receive, send)
 
 
 def _invalid(errors: Any) -> ApiError:

@@ -8,11 +8,14 @@ import re
 import secrets
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atlas_kit.server import logs
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.streams import told
+
+if TYPE_CHECKING:
+    from atlas_kit.server.cors import Pages
 
 #: Paths that are open without a key: what asks whether the server is there, and pages, which ask for a key themselves.
 OPEN = frozenset({"/health", "/v1/health", "/ready", "/", "/atlas", "/docs"})
@@ -31,14 +34,14 @@ class Keys:
     """API keys, of which only hashes are kept; a wrong one takes as long to check as a right one."""
 
     def __init__(self, keys: Iterable[str]) -> None:
-        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+        self._digests = [hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest() for key in keys]
 
     def __bool__(self) -> bool:
         return bool(self._digests)
 
     def namespace(self, given: str | None) -> str | None:
         """Return the namespace of a key, 16 hexadecimal digits; None where it is wrong."""
-        digest = hashlib.sha256((given or "").encode("utf-8", "surrogateescape")).digest()
+        digest = hashlib.sha256((given or "").encode("utf-8", "surrogatepass")).digest()
         right = False
         for one in self._digests:  # all of them, whichever is right
             right |= secrets.compare_digest(one, digest)
@@ -48,8 +51,8 @@ class Keys:
 class Gate:
     """Refuses requests without a key, and those that are too large; gives each an id, and logs it."""
 
-    def __init__(self, app: Any, keys: Keys, max_body: int) -> None:
-        self._app, self._keys, self._max_body = app, keys, max_body
+    def __init__(self, app: Any, keys: Keys, max_body: int, pages: Pages | None = None) -> None:
+        self._app, self._keys, self._max_body, self._pages = app, keys, max_body, pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it."""
@@ -96,6 +99,8 @@ class Gate:
     def _problem(self, scope: Scope, headers: dict[bytes, bytes]) -> ApiError | None:
         state = scope["state"]
         state["namespace"] = NOBODY
+        if self._pages is not None and (problem := self._pages.problem(scope["method"], headers)) is not None:
+            return problem
         path = scope["path"]
         is_open = path in OPEN or path.startswith(FILES) or scope["method"] == "OPTIONS"
         if self._keys and not is_open:
@@ -182,10 +187,16 @@ def _key_in(headers: dict[bytes, bytes]) -> str | None:
     return None if key is None else key.decode("utf-8", "surrogateescape").strip()
 
 
+def asks_anthropic(scope: Scope) -> bool:
+    """Whether errors are told in Anthropic's shape: at its endpoints, and to its clients wherever they ask."""
+    return scope["path"].startswith("/v1/messages") or any(
+        name.lower() == b"anthropic-version" for name, _ in scope["headers"]
+    )
+
+
 async def refuse(problem: ApiError, scope: Scope, send: Send) -> None:
     """Answer a request with a problem."""
-    path = scope["path"]
-    body = problem.anthropic() if path.startswith("/v1/messages") else problem.openai()
+    body = problem.anthropic() if asks_anthropic(scope) else problem.openai()
     data = json.dumps(body).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
     headers += [(name.encode(), value.encode()) for name, value in problem.headers.items()]

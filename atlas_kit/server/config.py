@@ -47,17 +47,17 @@ class Row:
         InvalidParamError
             It is of another type, or out of range.
         """
-        if value is None:
-            return None
+        if value is None:  # nobody says
+            return self.default
         if self.many:
-            values = [value] if isinstance(value, str) else value
+            values = value if isinstance(value, (list, tuple)) else [value]
             return tuple(self._one(item) for item in values)
         return self._one(value)
 
     def _one(self, value: Any) -> Any:
         try:
-            found = _as_bool(value) if self.kind is bool else self.kind(value)
-        except (TypeError, ValueError) as error:
+            found = _as_bool(value) if self.kind is bool else _scalar(value, self.kind)
+        except (TypeError, ValueError, OverflowError) as error:
             raise InvalidParamError(f"{self.name} is {value!r}", key=self.name, hint=self._allowed) from error
         small = self.least is not None and found < self.least
         if small or (self.most is not None and found > self.most) or found != found:
@@ -77,6 +77,16 @@ class Row:
         if self.least is not None:
             return f"Choose {self.least:.10g} or more."
         return "Give a number." if self.kind in (int, float) else "Give a text."
+
+
+def _scalar(value: Any, kind: type) -> Any:
+    """Return a text or a number; what is neither, or would lose its fraction, is an error."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float, os.PathLike)):
+        raise TypeError
+    found = os.fspath(value) if isinstance(value, os.PathLike) else kind(value)
+    if (kind is int and isinstance(value, float) and found != value) or (kind is str and "\0" in found):
+        raise ValueError
+    return found
 
 
 def _as_bool(value: Any) -> bool:
@@ -134,7 +144,7 @@ class ServerConfig:
     n_ctx: int = _row(
         0,
         int,
-        "Tokens of context, all slots together; 0: as trained, at most 4096 for each.",
+        "Tokens of context, which the slots share evenly; 0: as trained, at most 4096 for each.",
         "c",
         "ctx-size",
         "n-ctx",
@@ -196,9 +206,9 @@ class ServerConfig:
     chat_template: str | None = _row(
         None,
         str,
-        "A Jinja chat template instead of the model's own.",
+        "A Jinja chat template instead of the model's own, or the name of one of llama.cpp's, such as chatml.",
         "chat-template",
-        metavar="JINJA",
+        metavar="JINJA|NAME",
         variables=("LLAMA_ARG_CHAT_TEMPLATE",),
         group="Model",
     )
@@ -209,6 +219,15 @@ class ServerConfig:
         "chat-template-file",
         metavar="FILE",
         variables=("LLAMA_ARG_CHAT_TEMPLATE_FILE",),
+        group="Model",
+    )
+    chat_template_kwargs: str | None = _row(
+        None,
+        str,
+        "What the chat template is given beside, as a JSON object; a request's own goes before it.",
+        "chat-template-kwargs",
+        metavar="JSON",
+        variables=("LLAMA_ARG_CHAT_TEMPLATE_KWARGS",),
         group="Model",
     )
     jinja: bool = _row(
@@ -223,7 +242,7 @@ class ServerConfig:
     reasoning: str = _row(
         "auto",
         str,
-        "Whether a model that can think does so where a request does not say; auto: as its template has it.",
+        "Whether a model that can think does so where a request does not say; auto: it does.",
         "reasoning",
         "rea",
         choices=("on", "off", "auto"),
@@ -233,7 +252,7 @@ class ServerConfig:
     verbose: bool = _row(
         False,
         bool,
-        "Accepted for llama-server's sake: the log tells of each request.",
+        "Let answers tell the prompt as the model read it, as __verbose.",
         "verbose",
         off=("no-verbose",),
         variables=("ATLAS_VERBOSE",),
@@ -290,10 +309,28 @@ class ServerConfig:
     kv_unified: bool = _row(
         False,
         bool,
-        "Accepted for llama-server's sake: every slot has a context of its own.",
+        "Let one request have all of the context, which takes as many times the memory as there are slots.",
         "kv-unified",
         off=("no-kv-unified",),
         variables=("LLAMA_ARG_KV_UNIFIED",),
+        group="Model",
+    )
+    embedding: bool = _row(
+        True,
+        bool,
+        "Accepted for llama-server's sake: /v1/embeddings is always there, beside all else.",
+        "embedding",
+        "embeddings",
+        variables=("LLAMA_ARG_EMBEDDINGS",),
+        group="Model",
+    )
+    pooling: str | None = _row(
+        None,
+        str,
+        "How a text's final states become its vector (none: one for each token), instead of as the model's file says.",
+        "pooling",
+        choices=("none", "mean", "cls", "last"),
+        variables=("LLAMA_ARG_POOLING",),
         group="Model",
     )
     n_predict: int = _row(
@@ -461,6 +498,17 @@ class ServerConfig:
         metavar="ORIGIN",
         many=True,
         variables=("LLAMA_ARG_CORS_ORIGINS", "ATLAS_CORS_ORIGIN"),
+        group="Network",
+    )
+    sse_ping_interval: int = _row(
+        30,
+        int,
+        "Seconds after which a stream that has not begun sends a sign of life; 0 or -1: none.",
+        "sse-ping-interval",
+        metavar="N",
+        least=-1,
+        most=1 << 31,
+        variables=("LLAMA_ARG_SSE_PING_INTERVAL",),
         group="Network",
     )
     max_body: int = _row(
@@ -639,6 +687,17 @@ class ServerConfig:
         variables=("LLAMA_ARG_CACHE_RAM",),
         group="Memory",
     )
+    atlas_context_disk: int = _row(
+        16384,
+        int,
+        "MiB of contexts in the files of sessions, so that their texts are not read again; -1: any number.",
+        "atlas-context-disk",
+        metavar="MIB",
+        least=-1,
+        most=1 << 24,
+        variables=("ATLAS_CONTEXT_DISK",),
+        group="Memory",
+    )
     atlas_load_optimizer: bool = _row(
         True,
         bool,
@@ -735,6 +794,14 @@ class ServerConfig:
     def __post_init__(self) -> None:
         for row in table():
             object.__setattr__(self, row.name, row.check(getattr(self, row.name)))
+        _object(self.chat_template_kwargs)
+        if not self.host.strip(" ,"):  # which a socket takes for every address there is
+            raise InvalidParamError(
+                "no address to listen at is named", key="host", hint="Leave it out, or name one."
+            )
+        for name in ("atlas_memory_dir", "atlas_memory_file", "slot_save_path"):
+            if getattr(self, name) == "":
+                raise InvalidParamError(f"{name} is empty", key=name, hint="Leave it out, or name one.")
 
     @property
     def remembers(self) -> bool:
@@ -770,6 +837,18 @@ class ServerConfig:
         return {**found, "seed": None if self.seed == -1 else self.seed}
 
     @property
+    def template_variables(self) -> dict[str, Any]:
+        """What the chat template is given where a request does not say."""
+        return {"enable_thinking": self.reasoning != "off", **_object(self.chat_template_kwargs)}
+
+    @property
+    def n_ctx_slot(self) -> int:
+        """Tokens of context of one slot; 0: as many as the model was trained with, within limits."""
+        if not self.n_ctx or self.kv_unified:
+            return self.n_ctx
+        return max(1, self.n_ctx // self.n_parallel)
+
+    @property
     def hosts(self) -> tuple[str, ...]:
         """The addresses to listen at."""
         return tuple(dict.fromkeys(one.strip() for one in self.host.split(",") if one.strip())) or (
@@ -785,12 +864,21 @@ class ServerConfig:
     def keys(self) -> tuple[str, ...]:
         """All API keys; none: everybody may ask."""
         found = [key.strip() for given in self.api_key for key in given.split(",")]
+        if self.api_key and not any(
+            found
+        ):  # an empty variable in a script must not open the server to everybody
+            raise InvalidParamError("the API key is empty", key="api_key", hint="Leave it out, or name one.")
         if self.api_key_file is not None:
             from atlas_kit.storage.given import open_source
 
             with open_source(self.api_key_file) as source:
-                text = source.read(0, min(source.size, 1 << 20)).decode("utf-8", "replace")
-            found += [line.strip() for line in text.splitlines()]
+                text = source.read(0, min(source.size, 1 << 20)).decode("utf-8-sig", "replace")
+            lines = [line.strip() for line in text.splitlines()]
+            if not any(lines):
+                raise InvalidParamError(
+                    "there is no API key in this file", path=self.api_key_file, key="api_key_file"
+                )
+            found += lines
         return tuple(dict.fromkeys(key for key in found if key))
 
     @classmethod
@@ -818,6 +906,26 @@ class ServerConfig:
         return cls(**found)
 
 
+def _object(text: str | None) -> dict[str, Any]:
+    """Return what the chat template is given, as it was written.
+
+    Raises
+    ------
+    InvalidParamError
+        It is no JSON object.
+    """
+    try:
+        found = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InvalidParamError(
+            "chat_template_kwargs is no JSON object", key="chat_template_kwargs",
+            hint='Write it as {"enable_thinking": false}.',
+        )  # fmt: skip
+    return found
+
+
 _TABLE: list[Row] = []
 
 
@@ -841,7 +949,7 @@ def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     from atlas_kit.storage.given import open_source
 
     with open_source(path) as source:
-        text = source.read(0, min(source.size, 1 << 20)).decode("utf-8", "replace")
+        text = source.read(0, min(source.size, 1 << 20)).decode("utf-8-sig", "replace")
     document = _parsed(text, os.fspath(path))
     names: dict[str, str] = {}
     for row in table():

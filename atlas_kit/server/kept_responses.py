@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from atlas_kit.errors import BusyError
+from atlas_kit.errors import BusyError, DataTooLargeError
 from atlas_kit.server.response_records import Record
 
 if TYPE_CHECKING:
@@ -67,6 +68,16 @@ class Kept:
             self.session = self.conversation.key.name
             self.remembers = self.conversation.settings is not None
 
+    def read_as(self, other: Kept | None) -> Kept:
+        """Say that whoever has read another one goes on with this; return it."""
+        if other is not None:
+            self.conversation, self.session, self.remembers = (
+                other.conversation,
+                other.session,
+                other.remembers,
+            )
+        return self
+
     def text(self) -> list[dict[str, Any]]:
         """Return all messages so far."""
         return [message for one in self._line() for message in one.messages]
@@ -74,6 +85,10 @@ class Kept:
     def items_so_far(self) -> list[dict[str, Any]]:
         """Return all items so far, those that were sent and those that were said."""
         return [item for one in self._line() for item in (*one.items, *one.response.get("output", ()))]
+
+    def measure(self) -> None:
+        """Find out how large its own part is."""
+        self.size = len(json.dumps([self.items, self.messages, self.response]))
 
     def _line(self) -> list[Kept]:
         """Return what leads here, the first of it first."""
@@ -87,13 +102,22 @@ class Kept:
 
 @dataclass(eq=False)
 class Thread:
-    """The text of a conversation: its last answer, what a client noted, and a lock for whoever adds to it."""
+    """The text of a conversation: its last answer, what a client noted, and a lock for whoever adds to it.
+
+    ``size`` is in bytes, about.
+    """
 
     last: Kept | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    size: int = 0
     created: float = field(default_factory=time.time)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     waiting: int = 0
+
+    def measure(self) -> None:
+        """Find out how large it is, with all that was said."""
+        said = 0 if self.last is None else sum(one.size for one in self.last._line())
+        self.size = said + len(json.dumps(self.metadata))
 
 
 class KeptResponses:
@@ -184,8 +208,10 @@ class KeptResponses:
                     yield thread
                 finally:
                     changed = thread.last is not before[0] or thread.metadata is not before[1]
+                    if changed:
+                        thread.measure()
                     if changed and self._threads.get((namespace, name)) is thread:
-                        self._note(namespace, name, thread)
+                        self._note(namespace, name, thread, before[0])
         finally:
             thread.waiting -= 1
             self._forget_threads()
@@ -197,7 +223,8 @@ class KeptResponses:
             noted = await asyncio.wrap_future(self._file.noted(namespace, name))
             found = self._threads.get((namespace, name))  # somebody else may have been faster
             if found is None and noted is not None:
-                found = Thread(self._linked(noted.line), noted.metadata, noted.created)
+                found = Thread(self._linked(noted.line), noted.metadata, created=noted.created)
+                found.measure()
                 self._threads[namespace, name] = found
                 self._forget_threads(found)
         return found
@@ -213,12 +240,27 @@ class KeptResponses:
         if self._file is not None:
             self._file.close()
 
+    def require_room(self, thread: Thread) -> None:
+        """Refuse to let a conversation grow that takes all the bytes there are for them.
+
+        Raises
+        ------
+        DataTooLargeError
+            It does.
+        """
+        if thread.size >= self._most_bytes:
+            raise DataTooLargeError(
+                f"this conversation has {thread.size} bytes, and may have {self._most_bytes}",
+                key="conversation",
+            )
+
     def _forget_threads(self, but: Thread | None = None) -> None:
-        for key in list(self._threads):
-            if len(self._threads) <= self._most_conversations:
+        size = sum(one.size for one in self._threads.values())
+        for key in list(self._threads)[:-1]:  # the last is in use
+            if len(self._threads) <= self._most_conversations and size <= self._most_bytes:
                 break
             if not self._threads[key].waiting and self._threads[key] is not but:
-                del self._threads[key]
+                size -= self._threads.pop(key).size
 
     # --- the file --------------------------------------------------------------------------------------------
 
@@ -239,12 +281,15 @@ class KeptResponses:
                 )  # fmt: skip
                 self._loaded[one.number] = one
 
-    def _note(self, namespace: str, name: str, thread: Thread) -> None:
-        if self._file is not None:
-            if thread.last is not None:
-                self._write(namespace, thread.last, None)
-            number = None if thread.last is None else thread.last.number
-            self._file.note(namespace, name, number, thread.metadata, thread.created)
+    def _note(self, namespace: str, name: str, thread: Thread, before: Kept | None) -> None:
+        if self._file is None:
+            return
+        last, number = thread.last, None
+        if last is not None:
+            self._write(namespace, last, None)
+            number = last.number
+        goes_on = before is None or (last is not None and before in last._line())
+        self._file.note(namespace, name, number, thread.metadata, thread.created, sweep=not goes_on)
 
     def _linked(self, line: list[Record]) -> Kept | None:
         """Return the last of some answers, each with the one that it goes on from."""

@@ -30,7 +30,7 @@ from atlas_kit.persistence.session_file import read_session_state
 from atlas_kit.server.conversation import Conversation, about, take_over
 from atlas_kit.server.jobs import finished
 from atlas_kit.server.keys import SHARED
-from atlas_kit.server.session_files import session_info
+from atlas_kit.server.session_files import make_private, session_info
 from atlas_kit.storage.atomic import lock
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class SharedMemory:
         """Return the place of the file, which is this server's from now on."""
         place = Place(self.path, self._engine.info.path)
         try:
-            self._held.enter_context(lock(f"{self.path}.server", timeout=1.0))
+            self._held.enter_context(lock(f"{os.path.realpath(self.path)}.server", timeout=1.0))
         except LockedError as error:
             raise LockedError(
                 "another server keeps its memory in this file", path=self.path, hint="Name another file."
@@ -119,6 +119,15 @@ class SharedMemory:
         if config.atlas_auto_save_interval != self._config.atlas_auto_save_interval:
             self._policy = AutoSave(seconds=config.atlas_auto_save_interval)
         self._config = config
+
+    def owns(self, path: str | os.PathLike[str]) -> bool:
+        """Tell whether a file is the memory's, one of its backups, or what was set aside of it."""
+        own, other = os.path.realpath(self.path), os.path.realpath(path)
+        if os.path.dirname(own) != os.path.dirname(other):
+            return False
+        own, other = os.path.basename(own), os.path.basename(other)
+        dated = other.startswith(f"{os.path.splitext(own)[0]}_") and other.endswith(".bak")
+        return other == own or other.startswith(f"{own}.") or dated
 
     def close(self) -> None:
         """Let another server use the file."""
@@ -248,6 +257,7 @@ class SharedMemory:
     def _write(self, state: SessionState, info: dict[str, Any]) -> None:
         if self._place is None:
             self._place = self._opened()
+        make_private(os.path.dirname(os.path.realpath(self.path)))  # somebody may have tidied up
         count = self._config.atlas_memory_backup_count
         if count > 1 and os.path.lexists(self.path):
             make_room(self.path)

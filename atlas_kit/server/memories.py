@@ -15,7 +15,6 @@ from atlas_kit.errors import AtlasError, NoSuchFileError
 from atlas_kit.llama.parking import Parked, parked_of, unpark
 from atlas_kit.llama.session import DEVICES
 from atlas_kit.persistence.session_file import read_session_state, write_session_state
-from atlas_kit.persistence.snapshot import describe_memory
 from atlas_kit.server.conversation import Conversation, about, take_over
 from atlas_kit.server.file_names import checked_file_name, inside
 from atlas_kit.server.jobs import finished
@@ -104,7 +103,7 @@ class Memories:
         if os.path.lexists(found) and not os.path.isfile(found):
             raise ApiError(403, "This is not the name of a memory.", param="memory_file")
         shared = self._service.shared
-        if writing and shared is not None and os.path.realpath(found) == os.path.realpath(shared.path):
+        if writing and shared is not None and shared.owns(found):
             raise ApiError(
                 409, "The server keeps its own memory in this file.", param="memory_file", code="locked"
             )
@@ -125,6 +124,8 @@ class Memories:
         return sorted(found, key=lambda one: str(one["memory_file"]))
 
     def _described(self, path: str) -> dict[str, Any]:
+        from atlas_kit.persistence.snapshot import describe_memory
+
         stat = os.stat(path)
         found: dict[str, Any] = {
             "memory_file": os.path.basename(path), "bytes": stat.st_size, "modified": stat.st_mtime,

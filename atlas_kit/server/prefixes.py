@@ -12,13 +12,13 @@ Which session is whose, the module does not know.
 from __future__ import annotations
 
 import asyncio
-import functools
 import time
 import weakref
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from atlas_kit.llama.steps import common_length
@@ -152,7 +152,7 @@ class Prefixes:
                 break
             reader, place = alike
             came = reader.came(place)
-            if not await self._ask(functools.partial(reader.add, place)):
+            if not await self._ask(partial(reader.add, place)):
                 reader.give(place, None)  # it is further by now
                 break
             found = await asyncio.shield(came)

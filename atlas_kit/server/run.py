@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import importlib
 import logging
 import os
 import signal
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import FileAccessError, MissingExtraError
-from atlas_kit.server.app import create_app
+from atlas_kit.server.app import begun_app, import_routes
 from atlas_kit.server.asgi import Capitals
 from atlas_kit.server.service import Service
 
@@ -24,25 +25,25 @@ if TYPE_CHECKING:
 log = logging.getLogger("atlas_kit.server")
 #: Answers that are told to end have so long to be told.
 END_SECONDS = 5
-
-
+#: So long after the start, what only some requests need is loaded.
+LATER_SECONDS = 1.0
 #: Saving has so long at the end, before the process ends without it.
 SAVE_SECONDS = 60
 
 
 def serve(config: ServerConfig, service: Service | None = None) -> None:
-    """Serve a model until SIGTERM or SIGINT; a second one ends the process at once.
+    """Serve a model until SIGTERM, SIGINT or SIGHUP; a second of the first two ends the process at once.
 
     Raises
     ------
     AtlasError
-        The model cannot be loaded, the port is taken, or the memory could not be kept where it should be.
+        The model cannot be loaded, the port is taken, or the memory could not be kept where it should be, which is
+        known at the start or at the end.
     """
     try:
         import uvicorn
     except ImportError as error:
         raise MissingExtraError("the server", "serve") from error
-    gc.enable()  # it is off for the other commands, which soon end: a server would keep all that it ever answered
     service = service or Service(config)
     with contextlib.ExitStack() as opened:
         listeners: list[socket.socket] = []
@@ -50,15 +51,20 @@ def serve(config: ServerConfig, service: Service | None = None) -> None:
             port = listeners[0].getsockname()[1] if listeners else config.port
             one = _listening(host, port, beside_others=len(config.hosts) > 1)
             listeners.append(opened.enter_context(one))
+        service.begin_loading()  # llama.cpp does not need Python meanwhile, which imports the rest
         asyncio.run(_Life(service, uvicorn, listeners).whole())
+    if service.unsaved:  # whoever watches the process should not take this for a good end
+        raise FileAccessError(
+            "the server has ended, and what it learned since it last saved is lost", hint="Its log says why."
+        )
 
 
 class _Life:
     def __init__(self, service: Service, uvicorn: Any, listeners: Sequence[socket.socket]) -> None:
         self._service, self._config, self._listeners = service, service.config, listeners
-        app = Capitals(create_app(service))
+        app, self._complete = begun_app(service)
         settings = uvicorn.Config(
-            app, log_config=None, access_log=False, lifespan="off",
+            Capitals(app), log_config=None, access_log=False, lifespan="off",
             timeout_graceful_shutdown=int(self._config.drain_seconds) + END_SECONDS,
             server_header=False, timeout_keep_alive=75,
         )  # fmt: skip
@@ -74,15 +80,19 @@ class _Life:
             loop.add_signal_handler(number, self._ask)
         with contextlib.suppress(AttributeError):
             loop.add_signal_handler(signal.SIGUSR1, lambda: self._start(self._save_now()))
+        hangup = getattr(signal, "SIGHUP", None)
+        if (
+            hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN
+        ):  # which nohup wants to stay so
+            loop.add_signal_handler(hangup, self._hang_up)
         listening = self._start(self._server.serve(sockets=list(self._listeners)))
         loading, asked = self._start(self._service.start()), self._start(self._asked.wait())
         try:
             await asyncio.wait({listening, loading, asked}, return_when=asyncio.FIRST_COMPLETED)
             if loading.done() and not asked.done():
                 loading.result()
-                gc.collect()
-                gc.freeze()  # what is there now stays: later collections, which stop all streams, need not look at it
                 log.info("listening at %s", " and ".join(map(_address, self._listeners)))
+                self._start(self._settle())
                 await asyncio.wait({listening, asked}, return_when=asyncio.FIRST_COMPLETED)
             await self._end(loading)
             await asyncio.wait({listening})
@@ -92,6 +102,14 @@ class _Life:
             self._server.should_exit = True
             await asyncio.gather(listening, return_exceptions=True)
             await self._stop()
+
+    async def _settle(self) -> None:
+        """Load what the first request does not need, once that has had its turn."""
+        await asyncio.sleep(LATER_SECONDS)
+        await asyncio.to_thread(_import_later)
+        self._complete()
+        gc.freeze()  # what is there now stays: later collections, which stop all streams, need not look at it
+        gc.enable()  # it is off for short runs (cli/main.py): a server would keep all that it ever answered
 
     def _start(self, work: Any) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = asyncio.ensure_future(work)
@@ -107,6 +125,11 @@ class _Life:
         log.info("ending: the memory is saved when the last answer is done")
         self._service.stopping = True
         self._asked.set()
+
+    def _hang_up(self) -> None:
+        """Begin to end: the terminal was closed, of which shell and system may both tell."""
+        if not self._asked.is_set():
+            self._ask()
 
     async def _end(self, loading: asyncio.Task[Any]) -> None:
         """Give running answers their time, then end them, then let the listener end."""
@@ -140,6 +163,13 @@ class _Life:
     async def _save_now(self) -> None:
         if self._service.ready and await self._service.save():
             log.info("all is saved, as SIGUSR1 asked")
+
+
+def _import_later() -> None:
+    """Import endpoints and memories, so that whoever asks for them first does not wait for that."""
+    import_routes()
+    for name in ("atlas_kit.llama.token_memory", "atlas_kit.persistence.snapshot"):
+        importlib.import_module(name)
 
 
 def _listening(host: str, port: int, *, beside_others: bool = False) -> socket.socket:

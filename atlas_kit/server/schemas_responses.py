@@ -73,7 +73,6 @@ class ResponsesRequest(Generate):
     background: bool | None = Field(None, description="Not supported.")
     prompt: dict[str, Any] | None = Field(None, description="Not supported: there are no stored prompts.")
     metadata: Metadata | None = Field(None, description="Given back with the answer.")
-    timings_per_token: bool | None = Field(None, description="Tell in each event how long it took so far.")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="More that the template is given.")
 
     @property

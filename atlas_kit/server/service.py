@@ -8,21 +8,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import importlib
 import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+from atlas_kit.background import start_thread
 from atlas_kit.errors import AtlasError, InvalidParamError, LockedError
+from atlas_kit.llama.sampling import Sampling
 from atlas_kit.server import logs
 from atlas_kit.server.conversation import Conversation
 from atlas_kit.server.conversations import Conversations
 from atlas_kit.server.dialogue import transcript
+from atlas_kit.server.embedding import TextForm, text_form
 from atlas_kit.server.generation import Generating, Generation, checked_session_id
 from atlas_kit.server.kept_responses import KeptResponses
 from atlas_kit.server.keys import SHARED, Key
-from atlas_kit.server.lifecycle import SharedMemory
 from atlas_kit.server.memories import Memories
 from atlas_kit.server.memory_views import MemoryViews
 from atlas_kit.server.metrics import Metrics, Request
@@ -34,9 +38,12 @@ if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.scheduler import Scheduler
     from atlas_kit.server.config import ServerConfig
+    from atlas_kit.server.lifecycle import SharedMemory
     from atlas_kit.settings.atlas_settings import AtlasSettings
 
 log = logging.getLogger("atlas_kit.server")
+#: Seconds that the start waits for sessions that are brought back; the others come while it answers already.
+BRING_BACK_SECONDS = 1.0
 #: Settings of memories that can be changed while the server runs.
 TUNABLE = ("blend_ratio", "learning_rate", "use_muon", "auto_save", "auto_save_interval")
 
@@ -57,6 +64,7 @@ class Service:
     conversations: Conversations
     settings: AtlasSettings
     template: ChatTemplate
+    text_form: TextForm
     files: SessionFiles
 
     def __init__(
@@ -69,8 +77,11 @@ class Service:
         self.ready = False
         self.failed: str | None = None
         self.stopping = False
+        #: Whether something that was to outlive the server did not, as it was not saved at its end.
+        self.unsaved = False
         self.shared: SharedMemory | None = None
         self.responses = KeptResponses(most_waiting=config.max_queue)
+        self._loading: Future[Engine] | None = None
         self._saver: asyncio.Task[None] | None = None
         self._stop_saving = asyncio.Event()
         self.session_problem: str | None = None
@@ -78,6 +89,20 @@ class Service:
         self.memory_views = MemoryViews(self)
 
     # --- life ------------------------------------------------------------------------------------------------
+
+    def begin_loading(self) -> None:
+        """Load the model on a thread of its own, while the caller does something else; ``start`` waits for it."""
+        loading: Future[Engine] = Future()
+        loading.set_running_or_notify_cancel()  # it is not given up when whoever waits is cancelled
+
+        def load() -> None:
+            try:
+                loading.set_result(self._open_engine(self.config))
+            except BaseException as error:  # whoever waits is told
+                loading.set_exception(error)
+
+        self._loading = loading
+        start_thread(load, name="atlas-loading", stop=lambda: None)
 
     async def start(self) -> None:
         """Load the model and the memory.
@@ -90,14 +115,20 @@ class Service:
         from atlas_kit.llama.scheduler import Scheduler
 
         began = time.monotonic()
-        self.engine = await asyncio.to_thread(self._open_engine, self.config)
+        if self._loading is None:
+            self.begin_loading()
+        assert self._loading is not None
+        self.engine = await asyncio.wrap_future(self._loading)
         for note in self.engine.notes:
             log.info("%s", note)
         self.template = await asyncio.to_thread(self._chat_template)
         self.settings = await asyncio.to_thread(_settings, self.config, self.engine)
+        self.text_form = await asyncio.to_thread(text_form, self.engine.info.path, self.config.pooling)
         self.files = await asyncio.to_thread(self._session_files)
         self.responses = await asyncio.to_thread(self._kept_responses)
         if self.config.persists:
+            from atlas_kit.server.lifecycle import SharedMemory
+
             self.shared = SharedMemory(self.config, self.engine, self.settings)
         self.scheduler = Scheduler(self.engine)
         self.conversations = Conversations(
@@ -108,13 +139,26 @@ class Service:
         self.conversations.context_shift = self.config.context_shift
         if self.shared is not None:
             self.conversations.named[SHARED] = await asyncio.to_thread(self.shared.load)
-        await asyncio.gather(self.conversations.open(), asyncio.to_thread(self._warm_up))
+        await asyncio.gather(self._open_conversations(), asyncio.to_thread(self._warm_up))
         self._saver = asyncio.create_task(self._save_now_and_then())
         self.ready = True
         log.info("ready after %.1f s: %s", time.monotonic() - began, self.engine.info.description)
 
+    async def _open_conversations(self) -> None:
+        """Take the sequences, and bring back who used them last: for a moment, the start waits for that, too."""
+        import anyio.lowlevel
+
+        await anyio.lowlevel.checkpoint()  # the first answer would load what this does
+        await self.conversations.open()
+        if self.files.outlives:
+            back = self.conversations.bring_back(self.settings, self.engine.n_sequences)
+            await asyncio.wait({self.conversations.carry_out(back)}, timeout=BRING_BACK_SECONDS)
+
     def _warm_up(self) -> None:
-        """Load what the first memory needs, so that the first request does not wait for it."""
+        """Load what the first request needs, so that it does not wait for it."""
+        for name in ("numpy.ctypeslib", "numpy.ma"):  # NumPy leaves these until somebody wants them
+            importlib.import_module(name)
+        self.engine.sampler(Sampling()).close()
         if self.config.remembers:
             self.conversations.new_memory(self.settings)
 
@@ -122,17 +166,18 @@ class Service:
         """Return where sessions are that are not in main memory: a folder that may not be written to is not used."""
         codec = "lz4" if self.config.atlas_memory_compress else None
         folder = self.config.atlas_memory_dir
+        most = None if self.config.atlas_context_disk < 0 else self.config.atlas_context_disk << 20
         if folder is not None:
             try:
                 if make_private(folder):
                     log.info("the folder of memories was made: %s", folder)
-                return SessionFiles(os.path.join(folder, "sessions"), codec)
+                return SessionFiles(os.path.join(folder, "sessions"), codec, most)
             except LockedError:
                 raise
             except AtlasError as error:
                 self.session_problem = f"sessions do not outlive a restart: {error.message}"
                 log.warning("%s", self.session_problem)
-        return SessionFiles(None, codec)
+        return SessionFiles(None, codec, most)
 
     def _kept_responses(self) -> KeptResponses:
         """Return where answers are that later requests go on from: in a file, where sessions outlive a restart."""
@@ -152,7 +197,7 @@ class Service:
             await self.end_work()
             if self.ready:
                 self.ready = False
-                await self.save()
+                self.unsaved = not await self.save()
             with contextlib.suppress(AtlasError):
                 await self.conversations.close()
         ended = not hasattr(self, "scheduler") or await asyncio.to_thread(self.scheduler.close)
@@ -219,8 +264,7 @@ class Service:
             log.info("the model has no chat template: conversations are read as a transcript")
             return transcript(self.engine)
         try:
-            thinking = {"auto": {}, "on": {"enable_thinking": True}, "off": {"enable_thinking": False}}
-            return ChatTemplate(self.engine, source, thinking[self.config.reasoning])
+            return ChatTemplate(self.engine, source, self.config.template_variables)
         except AtlasError as error:
             if source is not None:
                 raise
@@ -282,6 +326,10 @@ class Service:
         """All names that were given to it; the first by the alphabet is the one in answers, as in llama-server."""
         given = (self.config.alias or "").split(",")
         return tuple(sorted({name.strip() for name in given if name.strip()}))
+
+    def name_for(self, asked: str | None) -> str:
+        """Return what the model is called in the answer to a request: as it was asked for, if that is its name."""
+        return asked if asked in self.aliases else self.model_name
 
     def conversation(
         self, namespace: str, atlas: Mapping[str, Any], tokens: Sequence[int], slot: int | None = None
@@ -458,7 +506,7 @@ def load_engine(config: ServerConfig) -> Engine:
     if not config.model:
         raise InvalidParamError("no model is named", key="model", hint="Name a GGUF file.")
     options: dict[str, Any] = {
-        "n_ctx": None if not config.n_ctx else max(1, config.n_ctx // config.n_parallel),
+        "n_ctx": config.n_ctx_slot or None,
         "n_sequences": config.n_parallel,
         "n_gpu_layers": config.n_gpu_layers,
         "n_threads": config.n_threads,

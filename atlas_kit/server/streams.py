@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from json.encoder import encode_basestring
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from atlas_kit.server.problems import problem_of
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("atlas_kit.server")
 T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
+#: What says nothing but that the server is there.
+COMMENT = b":\n\n"
 
 
 class ClientGoneError(Exception):
@@ -41,6 +44,22 @@ def event(data: Any, name: str | None = None) -> bytes:
     return f"{head}data: {text}\n\n".encode("utf-8", "replace")
 
 
+#: Stands in an event for a text that follows.
+GAP = "\0"
+
+
+class Events:
+    """Writes the events of a stream that differ in one text only: all around it is written once."""
+
+    def __init__(self, data: Any) -> None:
+        """Take the event's data, with ``GAP`` in the place of the text."""
+        self._before, self._behind = event(data).split(b'"\\u0000"')
+
+    def __call__(self, text: str) -> bytes:
+        """Return the event with a text in it."""
+        return self._before + encode_basestring(text).encode("utf-8", "replace") + self._behind
+
+
 def told(error: BaseException) -> ApiError:
     """Return what a client is told; what nobody expected is written to the log."""
     problem = problem_of(error)
@@ -61,9 +80,16 @@ async def streamed(events: AsyncIterator[bytes], *, anthropic: bool = False) -> 
         """Ends the work as soon as the client goes away, also where it was just sent something."""
 
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            sending = asyncio.ensure_future(self.stream_response(send))
+            gone = asyncio.ensure_future(self.listen_for_disconnect(receive))
             try:
-                await super().__call__(scope, receive, send)
+                await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+                if sending.done():
+                    sending.result()
             finally:
+                sending.cancel()
+                gone.cancel()
+                await asyncio.gather(sending, gone, return_exceptions=True)
                 await body.aclose()
 
     try:
@@ -119,6 +145,29 @@ async def kept_awake(
         close = getattr(events, "aclose", None)
         if close is not None:
             await close()
+
+
+async def begun_awake(events: AsyncIterator[bytes], seconds: float) -> AsyncIterator[bytes]:
+    """Yield events, and comments until the first comes: proxies cut what is silent for long; 0 or less: none.
+
+    Behind the first there is no silence of that length, and nothing is spent on watching for it.
+    """
+    waiting = asyncio.ensure_future(anext(events))
+    try:
+        while not (await asyncio.wait({waiting}, timeout=seconds if seconds > 0 else None))[0]:
+            yield COMMENT
+        try:
+            first = waiting.result()
+        except StopAsyncIteration:
+            return
+        yield first
+        async for one in events:
+            yield one
+    finally:
+        if not waiting.done():
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        await _close(events)
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:

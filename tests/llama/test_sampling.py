@@ -495,6 +495,35 @@ def test_a_grammar_that_would_end_the_process_is_refused(grammar, talk):
         talk(Sampling(grammar=grammar))
 
 
+def test_a_comment_hides_nothing_behind_its_end(talk):
+    """llama.cpp ends a comment at a carriage return, too."""
+    grammar = "root ::= " + "(#\r" * 20_000 + '"a"' + ")" * 20_000
+    with pytest.raises(InvalidParamError, match="parentheses 1,000 deep"):
+        talk(Sampling(grammar=grammar))
+
+
+@pytest.mark.parametrize(
+    "repeated",
+    ['"a"{5,2}', '"a"{3,0}', '("a" | "b") { 5 , 2 }', '("a" # why\n{5, # why\r2})', "[a-z]{005,000002}"],
+)
+def test_a_repetition_that_ends_before_it_begins_is_refused(repeated, talk):
+    with pytest.raises(InvalidParamError, match="ends before it begins"):
+        talk(Sampling(grammar=f"root ::= {repeated}"))
+
+
+@pytest.mark.parametrize("repeated", ['"' + "a" * 60_000 + '"{2000}', "[" + "a" * 60_000 + "]{0,2000}"])
+def test_a_grammar_that_would_fill_memory_is_refused(repeated, talk):
+    with pytest.raises(InvalidParamError, match="repetitions of a grammar"):
+        talk(Sampling(grammar=f"root ::= {repeated}"))
+
+
+@pytest.mark.parametrize(
+    "repeated", ['"a"{2}', "[ab]{2,}", '("a" | "b"){1,100000}', '"{5,2}"', '"a" # {5,2}']
+)
+def test_other_repetitions_are_followed(repeated, talk):
+    assert text_of(talk(Sampling(seed=1, grammar=f"root ::= {repeated}"), count=20))
+
+
 def test_a_grammar_is_built_before_the_prompt_is_read(real):
     engine = real(n_sequences=1)
     with AtlasSession(engine, True) as session:

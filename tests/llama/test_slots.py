@@ -30,7 +30,7 @@ def test_the_slots_are_those_of_the_state(size):
             last, kept = reading.slots, reading.slots.tokens.copy()
             memory.learn(reading, tokens[1:])
         keys, expected = memory.memory.remembered(memory.state)
-        slots = memory._slots()
+        slots = memory.slots()
         np.testing.assert_array_equal(slots.tokens, expected)
         np.testing.assert_array_equal(slots.keys, keys)
         assert len(slots.tokens) == size

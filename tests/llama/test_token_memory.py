@@ -512,7 +512,7 @@ def test_states_read_ahead_are_read_the_same():
     assert alone[0].memory is ahead[3].memory is not ahead[2].memory
     for at in range(40):
         rows = [at, at + 7, at + 3, at + 1, at]
-        read_ahead(ahead, hidden[rows])
+        read_ahead(ahead, hidden[rows], logits[rows], tokens[rows])
         rows[3] = at + 2
         for one, other, row in zip(alone, ahead, rows, strict=True):
             place = slice(row, row + 1)

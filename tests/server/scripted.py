@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,41 @@ class ScriptedEngine(FakeEngine):
             b"[" + self.names[token - FIRST].encode() + b"]" if token >= FIRST else self.piece(token)
             for token in tokens
         ).decode()
+
+
+class ObligingEngine(ScriptedEngine):
+    """Calls the tool that it is offered, the right way; where it has a result, or no such tool, it says something.
+
+    Parameters
+    ----------
+    calls
+        Names of tools, with what they are called with.
+    says
+        What it says to a prompt that has a word in it; ``"It is so."`` to others.
+    """
+
+    def __init__(
+        self, calls: Mapping[str, Mapping[str, Any]], says: Mapping[str, str] | None = None, **options: Any
+    ) -> None:
+        super().__init__("It is so.", **options)
+        self._calls, self._says, self._read = dict(calls), dict(says or {}), [""]
+
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        """Remember the parts of a prompt, the first of which begins with a control token."""
+        if special and text.startswith(self.names[0]):
+            self._read = []
+        self._read.append(text)
+        return super().tokenize(text, special=special)
+
+    def sampler(self, sampling: Any) -> Any:
+        """Return a sampler that says what the prompt asks for."""
+        offered = [name for name in self._calls if json.dumps(name) in self._read[0]]
+        read = "".join(self._read)
+        self.scripts = [next((said for word, said in self._says.items() if word in read), "It is so.")]
+        if offered and not any(part.startswith("tool\n") for part in self._read):
+            call = json.dumps({"name": offered[0], "arguments": self._calls[offered[0]]}, ensure_ascii=False)
+            self.scripts = [f"<tool_call>\n{call}\n</tool_call>"]
+        return super().sampler(sampling)
 
 
 class _Script:

@@ -96,6 +96,22 @@ def test_a_file_that_is_not_there(tmp_path):
         {"atlas_polynomial": 4},
         {"drain_seconds": -1},
         {"max_body": 1},
+        {"chat_template_kwargs": "[1]"},
+        {"chat_template_kwargs": "{"},
+        {"port": float("inf")},
+        {"port": 8080.5},
+        {"port": True},
+        {"port": [8080]},
+        {"drain_seconds": 10**400},
+        {"alias": {"name": "m"}},
+        {"api_key": [["one"]]},
+        {"api_key": {"key": "one"}},
+        {"cors": [None]},
+        {"host": ""},
+        {"host": " , "},
+        {"host": "a\0b"},
+        {"atlas_memory_dir": ""},
+        {"atlas_memory_file": ""},
     ],
     ids=str,
 )
@@ -111,6 +127,42 @@ def test_keys_from_options_and_a_file(tmp_path):
     file.write_text("one\n\n two \n")
     config = ServerConfig(model="m", api_key=("zero, half", "one"), api_key_file=str(file))
     assert config.keys == ("zero", "half", "one", "two")
+
+
+@pytest.mark.parametrize("file", ["\ufeffone\r\ntwo\r\n", "one\rtwo"])
+def test_keys_from_a_file_of_another_system(tmp_path, file):
+    path = tmp_path / "keys"
+    path.write_bytes(file.encode())
+    assert ServerConfig(model="m", api_key_file=str(path)).keys == ("one", "two")
+
+
+@pytest.mark.parametrize("keys", [("",), (" ", ","), ("", "")])
+def test_an_empty_key_does_not_open_the_server(keys):
+    with pytest.raises(InvalidParamError, match="the API key is empty"):
+        _ = ServerConfig(model="m", api_key=keys).keys
+
+
+@pytest.mark.parametrize("text", ["", "\n \r\n", "\ufeff"])
+def test_an_empty_file_of_keys_does_not_open_the_server(tmp_path, text):
+    path = tmp_path / "keys"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InvalidParamError, match="no API key in this file"):
+        _ = ServerConfig(model="m", api_key_file=str(path)).keys
+
+
+@pytest.mark.parametrize("key", [chr(0xDCFF), chr(0xD800), "schlüssel"], ids=ascii)
+def test_any_key_is_a_key(key):
+    from atlas_kit.server.asgi import Keys
+
+    keys = Keys([key])
+    assert keys.namespace(key)
+    assert not keys.namespace("other")
+
+
+def test_null_is_what_nobody_says(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text('\ufeff{"port": null, "api-key": null, "model": "m"}', encoding="utf-8")
+    assert ServerConfig.from_sources({}, file=path) == ServerConfig(model="m")
 
 
 def test_settings_of_memories():
@@ -129,3 +181,37 @@ def test_settings_of_memories():
 @pytest.mark.parametrize("name", ["atlas", "atlas_auto", "atlas_memory_persist"])
 def test_what_makes_a_server_remember(name):
     assert ServerConfig(model="m", **{name: True}).remembers
+
+
+@pytest.mark.parametrize(
+    ("given", "variables"),
+    [
+        ({}, {"enable_thinking": True}),
+        ({"reasoning": "off"}, {"enable_thinking": False}),
+        ({"chat_template_kwargs": '{"enable_thinking": false, "a": 1}'}, {"enable_thinking": False, "a": 1}),
+    ],
+)
+def test_what_a_chat_template_is_given(given, variables):
+    assert ServerConfig(model="m", **given).template_variables == variables
+
+
+@pytest.mark.parametrize(
+    ("host", "hosts"),
+    [("127.0.0.1", ("127.0.0.1",)), ("127.0.0.1, ::1,127.0.0.1", ("127.0.0.1", "::1")), ("", ("",))],
+)
+def test_addresses_to_listen_at(host, hosts):
+    assert ServerConfig(model="m", host=host).hosts == hosts
+
+
+@pytest.mark.parametrize(
+    ("given", "room"),
+    [
+        ({}, 0),
+        ({"n_ctx": 1000}, 250),
+        ({"n_ctx": 3}, 1),
+        ({"n_ctx": 1000, "kv_unified": True}, 1000),
+        ({"kv_unified": True}, 0),
+    ],
+)
+def test_the_context_of_a_slot(given, room):
+    assert ServerConfig(model="m", n_parallel=4, **given).n_ctx_slot == room

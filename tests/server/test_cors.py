@@ -65,3 +65,70 @@ def test_who_is_no_page_is_told_nothing_of_pages(inside: Insider) -> None:
     status, found = headers_of(inside, "GET", "/health", {}, cors=("*",))
     assert status == 200
     assert not [name for name in found if name.startswith("access-control") or name == "vary"]
+
+
+EVIL = {"origin": "https://page.example"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "settings", "status"),
+    [
+        (EVIL, {}, 403),
+        ({**EVIL, "content-type": "text/plain"}, {}, 403),
+        ({"origin": "null"}, {}, 403),
+        ({"origin": "http://["}, {}, 403),
+        ({**EVIL, "sec-fetch-site": "same-site"}, {}, 403),
+        ({**EVIL, "sec-fetch-site": "same-origin"}, {}, 200),  # behind a proxy that has another name
+        ({"origin": "http://server"}, {}, 200),
+        ({"origin": "http://SERVER", "content-type": "text/plain"}, {}, 200),
+        (EVIL, {"cors": ("https://page.example",)}, 200),
+        ({**EVIL, "authorization": "Bearer secret"}, {"api_key": ("secret",)}, 200),
+        ({}, {}, 200),
+    ],
+)
+def test_a_page_that_was_not_allowed_to_ask_changes_nothing(
+    headers: dict[str, str], settings: Any, status: int, inside: Insider
+) -> None:
+    """Browsers send a POST without a body to any address, and only keep the answer from the page."""
+
+    async def ask() -> Any:
+        async with inside(**settings) as server:
+            named = {"model": "m", "prompt": "a", "max_tokens": 1, "atlas": {"session_id": "anna"}}
+            key = {"authorization": headers["authorization"]} if "authorization" in headers else {}
+            await server.client.post("/v1/completions", json=named, headers=key)
+            answer = await server.client.post("/v1/atlas/sessions/anna/reset", headers=headers)
+            return answer.status_code
+
+    assert asyncio.run(ask()) == status
+
+
+@pytest.mark.parametrize(
+    ("host", "settings", "status"),
+    [
+        ("page.example:8080", {}, 403),
+        ("page.example.", {}, 403),
+        ("127.0.0.1.page.example", {}, 403),
+        ("localhost:8080", {}, 200),
+        ("127.0.0.1:8080", {}, 200),
+        ("[::1]:8080", {}, 200),
+        ("192.168.0.7", {}, 200),
+        ("atlas.localhost", {}, 200),
+        ("atlas", {}, 200),
+        ("page.example", {"cors": ("https://page.example",)}, 200),
+        ("page.example", {"cors": ("*",)}, 200),
+        ("page.example", {"host": "0.0.0.0"}, 200),
+        ("page.example", {"host": "127.0.0.1,192.168.0.7"}, 200),
+        ("page.example", {"host": "localhost,::1"}, 403),
+    ],
+)
+def test_no_page_makes_this_machine_its_own_server(
+    host: str, settings: Any, status: int, inside: Insider
+) -> None:
+    """To a browser, a page whose name leads here is of the same origin, and may read every answer."""
+    answered, _ = headers_of(inside, "GET", "/v1/atlas/sessions", {"host": host}, **settings)
+    assert answered == status
+
+
+def test_with_a_key_a_server_may_have_any_name(inside: Insider) -> None:
+    headers = {"host": "page.example", "authorization": "Bearer secret"}
+    assert headers_of(inside, "GET", "/v1/atlas/sessions", headers, api_key=("secret",))[0] == 200

@@ -430,7 +430,7 @@ def test_pages_of_this_machine_may_ask(serve: Server):
         assert (answer.status_code, found) == (200, origin if allowed else None)
 
 
-@pytest.mark.parametrize(("reasoning", "text"), [("on", "yes"), ("off", "no"), ("auto", "as ever")])
+@pytest.mark.parametrize(("reasoning", "text"), [("on", "yes"), ("off", "no"), ("auto", "yes")])
 def test_whether_a_model_thinks_is_for_the_server_to_say(reasoning, text, serve: Server):
     template = (
         "{{ messages[0].content }}{% if enable_thinking is defined %}{{ 'yes' if enable_thinking else 'no' }}"
@@ -465,6 +465,20 @@ def test_models_have_names_tags_and_sizes(serve: Server):
     assert found["meta"]["n_ctx"] == 256
     assert server.get("/v1/models/b") == server.get("/v1/models/a") == found
     assert server.client.get("/v1/models/c").status_code == 404
+
+
+@pytest.mark.parametrize(("asked", "named"), [("b", "b"), ("a", "a"), ("gpt", "a"), (None, "a")])
+def test_an_answer_has_the_name_that_was_asked_for_if_it_is_one(serve: Server, asked, named):
+    server = serve(alias="b,a")
+    hi = {"model": asked, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    text = {"model": asked, "max_tokens": 1, "input": "Hi"}
+    for path, body in (
+        ("chat/completions", hi), ("messages", hi), ("completions", {**text, "prompt": "Hi"}), ("responses", text),
+        ("embeddings", text),
+    ):  # fmt: skip
+        assert server.post(f"/v1/{path}", **body)["model"] == named, path
+    chunks = server.events("/v1/chat/completions", **hi)
+    assert {one["model"] for one in chunks} == {named}
 
 
 def test_slots_tell_what_they_do_and_no_text(serve: Server):
@@ -550,6 +564,32 @@ def test_actions_that_are_refused(path, body, status, serve: Server, tmp_path):
     answer = serve(slot_save_path=str(tmp_path / "kept")).client.post(path, json=body)
     assert answer.status_code == status
     assert str(tmp_path) not in answer.text
+
+
+def test_contexts_replace_nothing_but_contexts(serve: Server, tmp_path):
+    """A folder of models or of memories is often the same as that of contexts."""
+    own = tmp_path / "own.atlas"
+    server = serve(atlas_memory_dir=str(tmp_path), atlas_memory_file=str(own))
+    server.post("/v1/completions", prompt=TEXT, max_tokens=2)
+    server.post("/v1/atlas/memory/save")
+    server.post("/completion", prompt=TEXT, id_slot=1, atlas={"enabled": False}, **GREEDY)
+    own.with_name("own_1.atlas.bak").write_bytes(own.read_bytes())
+    (tmp_path / "model.gguf").write_bytes(b"GGUF and so on")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    names = (
+        "own.atlas",
+        "own_1.atlas.bak",
+        "own_2.atlas.bak",
+        "own.atlas.bak",
+        "own.atlas.x.aside",
+        "model.gguf",
+    )
+    for name in (*names, "sessions"):
+        answer = server.client.post("/slots/1?action=save", json={"filename": name})
+        assert answer.status_code == 409, (name, answer.text)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    for _ in range(2):  # and a context its own like
+        assert server.post("/slots/1?action=save", filename="owner.atlas")["n_saved"]
 
 
 def test_without_a_folder_there_are_no_actions(serve: Server):

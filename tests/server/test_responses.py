@@ -458,6 +458,38 @@ def test_conversations_are_bounded() -> None:
     asyncio.run(test())
 
 
+def test_what_conversations_hold_is_bounded(inside: Insider) -> None:
+    """Items and notes need no model, so a client could fill main memory with them in no time."""
+
+    async def test() -> None:
+        async with inside(plain("Hello")) as server:
+            service, items = server.service, [{"role": "user", "content": "x" * 1000}]
+            service.responses = KeptResponses(most_bytes=5000)
+            names = []
+            for body in (
+                {"items": items},
+                {"metadata": {"a": "x" * 1000}},
+                {"items": items},
+                {"items": items},
+            ):
+                answer = await server.client.post("/v1/conversations", json=body)
+                names.append(answer.json()["id"])
+            there = [(await server.client.get(f"/v1/conversations/{name}")).status_code for name in names]
+            assert there[0] == 404
+            assert there[-1] == 200
+            path = f"/v1/conversations/{names[-1]}/items"
+            found = [(await server.client.post(path, json={"items": items})).status_code for _ in range(6)]
+            assert found[0] == 200
+            assert found[-1] == 400
+            answer = await server.client.post(path, json={"items": items})
+            assert answer.json()["error"]["code"] == "too_large"
+            more = {"input": "Hi", "conversation": names[-1]}
+            assert (await server.client.post("/v1/responses", json=more)).status_code == 400
+            assert (await server.client.delete(f"/v1/conversations/{names[-1]}")).status_code == 200
+
+    asyncio.run(test())
+
+
 def test_not_everybody_may_wait_for_a_conversation() -> None:
     async def test() -> None:
         responses = KeptResponses(most_waiting=1)
@@ -499,6 +531,16 @@ def test_conversations_are_begun_listed_and_forgotten(serve: Server) -> None:
     assert texts == ["Before", "Hi", "One", "Between", "More", "Two"]
     assert len({one["id"] for one in items}) == len(items)
     assert found["usage"]["input_tokens_details"]["cached_tokens"] > 30
+    between = items[3]
+    assert server.get(f"{path}/items/{between['id']}") == between
+    left = server.client.delete(f"{path}/items/{between['id']}")
+    assert (left.status_code, left.json()["id"]) == (200, begun["id"])
+    assert server.client.get(f"{path}/items/{between['id']}").status_code == 404
+    assert server.get(f"{path}/items", order="asc")["data"] == [one for one in items if one is not between]
+    again = server.post("/v1/responses", input="On", conversation=begun["id"])["usage"]
+    # both go on with a message of the user behind the gap
+    before = "<user>Before</><user>Hi</><assistant>One</><user>"
+    assert again["input_tokens_details"]["cached_tokens"] == len(before)
     assert server.post(path, metadata={"topic": "y"})["metadata"] == {"topic": "y"}
     assert server.client.delete(path).json() == {
         "id": begun["id"], "object": "conversation.deleted", "deleted": True,
@@ -516,7 +558,15 @@ def test_a_session_is_a_conversation_without_its_text(serve: Server) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", ""), ("POST", ""), ("DELETE", ""), ("GET", "/items"), ("POST", "/items")],
+    [
+        ("GET", ""),
+        ("POST", ""),
+        ("DELETE", ""),
+        ("GET", "/items"),
+        ("POST", "/items"),
+        ("GET", "/items/a"),
+        ("DELETE", "/items/a"),
+    ],
 )
 def test_there_is_no_such_conversation(inside: Insider, method: str, path: str) -> None:
     async def test() -> None:

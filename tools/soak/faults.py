@@ -27,6 +27,8 @@ from tools.soak.traffic import Ask, Reply, Traffic, send
 
 #: From the signal to the end: what running answers have, what being told takes, and saving; and a machine that is busy.
 END_SECONDS = DRAIN + 5 + 25
+#: Saving waits for its turn in each session, and in the shared memory for all who asked before.
+SAVE_SECONDS = 180.0
 #: Loading a model of 8 MiB, and all imports, while others use the machine.
 START_SECONDS = 120.0
 #: Files whose texts are looked through at each restart.
@@ -67,14 +69,15 @@ class Faults:
 
     async def begin(self) -> None:
         """Start the server, and wait until it is ready."""
-        began = perf_counter()
+        clock = self.traffic.clock
+        began = clock()
         self.server.start()
         while self.server.over is None:
-            if perf_counter() - began > START_SECONDS:
+            if clock() - began > START_SECONDS:
                 self.traffic.wrong("start", f"the server is not ready after {START_SECONDS:.0f} s")
                 return
             if await self._ready():
-                self.starting.append(perf_counter() - began)
+                self.starting.append(clock() - began)
                 return
             await asyncio.sleep(0.1)
         self.traffic.wrong("start", f"the server ended at its start with {self.server.over}")
@@ -92,12 +95,13 @@ class Faults:
 
     async def ended(self, seconds: float) -> int | None:
         """Wait until the process is over; return its exit code, None where it does not end."""
-        began = perf_counter()
+        clock = self.traffic.clock
+        began = clock()
         while self.server.over is None:
-            if perf_counter() - began > seconds:
+            if clock() - began > seconds:
                 return None
             await asyncio.sleep(0.05)
-        self.ending.append(perf_counter() - began)
+        self.ending.append(clock() - began)
         return await asyncio.to_thread(self.server.buried)
 
     def _text(self) -> str:
@@ -124,8 +128,12 @@ class Faults:
     async def _save_now(self) -> None:
         self.server.saved.clear()
         self.server.signal(signal.SIGUSR1)
-        if not await asyncio.to_thread(self.server.saved.wait, 60):
-            self.traffic.wrong("saving", "SIGUSR1 has not saved all in a minute")
+        began = self.traffic.clock()
+        while not self.server.saved.is_set():
+            if self.traffic.clock() - began > SAVE_SECONDS:
+                self.traffic.wrong("saving", f"SIGUSR1 has not saved all in {SAVE_SECONDS:.0f} s")
+                return
+            await asyncio.sleep(0.1)
 
     def _files(self) -> list[Path]:
         memories = [self.server.shared, *self.server.sessions.glob("*.atlas")]
@@ -172,6 +180,13 @@ class Faults:
             harm()
         await self.begin()
         await self._check_texts(texts)
+
+    async def again(self) -> None:
+        """Begin another life after one that has ended by itself."""
+        if self.server.process is not None:
+            await asyncio.to_thread(self.server.buried)
+        with self.traffic.during("end"):
+            await self.begin()
 
     # --- restarts --------------------------------------------------------------------------------------------
 
@@ -415,6 +430,9 @@ async def plague(faults: Faults, seconds: float, interval: float, restarts: floa
         if not to_come:  # each of them once before one comes again
             to_come = [*possible, *RESTARTS] if restart else list(possible)
             chance.shuffle(to_come)
+        if server.over is not None or server.process is None:
+            faults.traffic.wrong("end", f"the server has ended by itself, with {server.over}")
+            await faults.again()
         name, deed = to_come.pop()
         if not restart and any(name == one for one, _ in RESTARTS):
             continue

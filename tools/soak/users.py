@@ -301,13 +301,14 @@ class User:
 
     async def _leave(self, sending: bytes, most: float) -> None:
         talk = Talk(sending)
+        self._traffic.connected += 1
         with contextlib.suppress(OSError, asyncio.TimeoutError):
             loop = asyncio.get_running_loop()
             await loop.create_connection(lambda: talk, "127.0.0.1", self._server.port)
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(talk.done, self._chance.uniform(0.1, most))
-        if talk.transport is not None:
-            talk.transport.abort()
+        self._traffic.connected -= 1
+        talk.leave()
 
     def _note(self, kind: str) -> None:
         self._traffic.of(kind).statuses["left"] += 1

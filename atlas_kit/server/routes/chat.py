@@ -13,10 +13,12 @@ from atlas_kit.server.answers import Answer, Part
 from atlas_kit.server.dialogue import Asked, Dialogue, dialogue
 from atlas_kit.server.generation import Generation, together
 from atlas_kit.server.logprobs import Released, chat_logprobs
+from atlas_kit.server.native_answer import told_progress
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.routes.common import (
     FINGERPRINT,
     TheService,
+    awake,
     limit_of,
     namespace_of,
     new_id,
@@ -27,10 +29,12 @@ from atlas_kit.server.routes.common import (
     stops_of,
     timings_of,
     usage_of,
+    verbose_of,
+    wants_verbose,
 )
 from atlas_kit.server.schemas import ChatRequest
 from atlas_kit.server.service import Service, settings_in
-from atlas_kit.server.streams import DONE, event, streamed, unless_gone
+from atlas_kit.server.streams import DONE, GAP, Events, event, streamed, unless_gone
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -43,7 +47,7 @@ async def chat(request: Request, asked: ChatRequest, service: TheService) -> Any
     found = await prepared(request, lambda: _dialogue(service, asked))
     answer = _Answer(service, asked, found, namespace_of(request))
     if asked.stream:
-        return await streamed(answer.events())
+        return await streamed(awake(service, asked, answer.events()))
     return await unless_gone(request, answer.whole())
 
 
@@ -131,10 +135,12 @@ class _Answer:
             settings_in(atlas),
             "chat",
             around=found.budget(service.engine, asked.thinking_budget),
+            progress=bool(asked.stream and asked.return_progress),
         )
         count = asked.n or asked.n_cmpl or 1
         self._runs = several(service, namespace, atlas, generation, count)
         self._parsers = [found.parser() for _ in self._runs]
+        self._events: dict[tuple[int, str], Events] = {}
         self._legacy = asked.reasoning_format == "deepseek-legacy"
 
     async def whole(self) -> dict[str, Any]:
@@ -166,7 +172,13 @@ class _Answer:
             usage=usage_of(outcomes),
             timings=timings_of(outcomes[0]),
             atlas=outcomes[0].atlas,
+            **self._told(0),
         )
+
+    def _told(self, number: int) -> dict[str, Any]:
+        if not wants_verbose(self._service, self._asked):
+            return {}
+        return {"__verbose": verbose_of(self._service, self._asked, self._runs[number], number)}
 
     def _released(self) -> list[Released]:
         return [Released(self._service.engine.piece, bool(self._asked.logprobs)) for _ in self._runs]
@@ -196,6 +208,7 @@ class _Answer:
     async def events(self) -> AsyncGenerator[bytes, None]:
         """Yield the answer as it comes: the role, the content, the end, the usage."""
         begun: set[int] = set()
+        quick = not (self._asked.logprobs or self._asked.timings_per_token)
         released = self._released()
         outcomes = [run.outcome for run in self._runs]
         async with contextlib.aclosing(together(self._runs)) as groups:
@@ -204,22 +217,39 @@ class _Answer:
                     begun.add(number)
                     yield self._chunk(number, {"role": "assistant", "content": None})
                 parser, outcome = self._parsers[number], outcomes[number]
+                for one in self._runs[number].progress():
+                    yield self._chunk(number, {}, prompt_progress=told_progress(one))
                 if tokens is None:
                     parts = parser.finish(outcome.finish_reason)
                     told = released[number].rest(stopped=outcome.stop is not None)
                 else:
                     parts, told = parser.add(tokens), released[number].add(tokens)
+                if quick:
+                    for part in parts:
+                        yield self._part(number, part)
+                    parts = []
                 for delta in _deltas(parts, told):
                     yield self._chunk(number, delta, told=told, **self._timings(outcome))
                     told = []
                 if tokens is None:
                     more: dict[str, Any] = {"atlas": outcome.atlas, "timings": timings_of(outcome)}
+                    more |= self._told(number)
                     yield self._chunk(number, {}, parser.finish_reason, **more)
         options = self._asked.stream_options
         if options is not None and options.include_usage:
             more = {"usage": usage_of(outcomes), "timings": timings_of(outcomes[0])}
             yield event(self._shape("chat.completion.chunk", [], **more))
         yield DONE
+
+    def _part(self, number: int, part: Part) -> bytes:
+        """Return the event of a part alone."""
+        if part.kind in ("call", "arguments"):
+            return self._chunk(number, _delta(part))
+        found = self._events.get((number, part.kind))
+        if found is None:
+            found = Events(self._shape_of(number, _delta(Part(part.kind, GAP))))
+            self._events[number, part.kind] = found
+        return found(part.text)
 
     def _timings(self, outcome: Any) -> dict[str, Any]:
         return {"timings": timings_of(outcome)} if self._asked.timings_per_token else {}
@@ -233,20 +263,31 @@ class _Answer:
         told: Sequence[Token] = (),
         **more: Any,
     ) -> bytes:
+        return event(self._shape_of(number, delta, reason, told=told, **more))
+
+    def _shape_of(
+        self,
+        number: int,
+        delta: dict[str, Any],
+        reason: str | None = None,
+        *,
+        told: Sequence[Token] = (),
+        **more: Any,
+    ) -> dict[str, Any]:
         choice = {
             "index": number,
             "delta": delta,
             "logprobs": self._logprobs(told) if told else None,
             "finish_reason": reason,
         }
-        return event(self._shape("chat.completion.chunk", [choice], **more))
+        return self._shape("chat.completion.chunk", [choice], **more)
 
     def _shape(self, kind: str, choices: list[Any], **more: Any) -> dict[str, Any]:
         return {
             "id": self._id,
             "object": kind,
             "created": self._created,
-            "model": self._service.model_name,
+            "model": self._service.name_for(self._asked.model),
             "system_fingerprint": FINGERPRINT,
             "choices": choices,
             **more,

@@ -97,7 +97,7 @@ def _budget(asked: MessagesRequest) -> int | None:
 
 class _Answer:
     def __init__(self, service: Service, asked: MessagesRequest, found: Dialogue, namespace: str) -> None:
-        self._service, self._id = service, new_id("msg_")
+        self._service, self._id, self._model = service, new_id("msg_"), service.name_for(asked.model)
         self._sequences = [stop for stop in asked.stop_sequences or () if stop]
         atlas = asked.atlas.chosen() if asked.atlas is not None else {}
         generation = Generation(
@@ -155,7 +155,7 @@ class _Answer:
             "id": self._id,
             "type": "message",
             "role": "assistant",
-            "model": self._service.model_name,
+            "model": self._model,
             "content": list(self._blocks.content),
             "stop_reason": reason,
             "stop_sequence": sequence,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from array import array
@@ -12,6 +13,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from atlas_kit.errors import AtlasError, WrongModelError
+from atlas_kit.formats.atlas.tables import MAGIC
 from atlas_kit.llama.parking import Parked, unpark
 from atlas_kit.llama.sampling import Sampling
 from atlas_kit.llama.session import AtlasSession
@@ -126,8 +128,27 @@ async def act(
     folder = Path(kept, namespace)  # nobody meets another key's files
     path = inside(folder, (asked.filename if asked is not None else None) or "")
     if action == "save":
+        await asyncio.to_thread(_require_replaceable, service, path)
         return await _save(service, slot, namespace, path)
     return await _restore(service, slot, namespace, path)
+
+
+def _require_replaceable(service: Service, path: Path) -> None:
+    """Refuse a name whose file is something else than a context: the server's own memory, a model, a folder."""
+    if service.shared is not None and service.shared.owns(path):
+        raise ApiError(
+            409, "The server keeps its own memory under this name.", param="filename", code="locked"
+        )
+    if not os.path.lexists(path):
+        return
+    begin = b"?"
+    if path.is_file():
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            begin = file.read(len(MAGIC))
+    if begin not in (b"", MAGIC) and not is_slot_file(begin):
+        raise ApiError(
+            409, "There is a file of this name, and it is no context.", param="filename", code="exists"
+        )
 
 
 def _conversation_in(slot: Slot, namespace: str) -> Conversation:

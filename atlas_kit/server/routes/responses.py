@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from atlas_kit.server.generation import Generation, Outcome, checked_session_id
 from atlas_kit.server.json_response import JsonResponse
 from atlas_kit.server.kept_responses import Kept
 from atlas_kit.server.logprobs import Released, chat_logprobs
+from atlas_kit.server.native_answer import told_progress
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.response_items import Output, chat_messages, chat_tools, listed, page, said, text_format
 from atlas_kit.server.routes.common import (
@@ -185,6 +185,9 @@ class _Answer:
             released, piece = Released(self._service.engine.piece), self._service.engine.piece
             async with contextlib.aclosing(talk.parts()) as groups:
                 async for tokens, parts in groups:
+                    for now_read in self._run.progress():
+                        more = {"response": empty, "prompt_progress": told_progress(now_read)}
+                        yield {"type": "response.in_progress", **more}
                     out = chat_logprobs(released.add(tokens), piece) if self._logprobs else []
                     for one in self._output.add(parts, out):
                         if self._asked.timings_per_token and one["type"].endswith(".delta"):
@@ -221,6 +224,7 @@ class _Answer:
             return
         self._service.conversations.require_room()
         async with self._service.responses.turn(self._namespace, self._name) as thread:
+            self._service.responses.require_room(thread)
             self._before = thread.last
             yield thread
 
@@ -277,6 +281,7 @@ class _Answer:
             settings_in(atlas),
             "responses",
             around=found.budget(service.engine, asked.thinking_budget),
+            progress=bool(asked.stream and asked.return_progress),
         )
         self._run = service.generate(self._namespace, atlas, generation, goes_on=self._goes_on(atlas))
         return self._run
@@ -317,7 +322,7 @@ class _Answer:
             self._before,
             self._run.conversation,
         )
-        kept.size = len(json.dumps([kept.items, kept.messages, kept.response]))
+        kept.measure()
         if self._asked.store is not False:
             self._service.responses.keep(self._namespace, kept)
         return kept
@@ -338,7 +343,7 @@ class _Answer:
             "instructions": asked.instructions,
             "max_output_tokens": asked.max_output_tokens,
             "max_tool_calls": None,
-            "model": self._service.model_name,
+            "model": self._service.name_for(asked.model),
             "output": output,
             "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "previous_response_id": asked.previous_response_id,

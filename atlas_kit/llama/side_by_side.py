@@ -1,0 +1,202 @@
+"""Readings of one token each of several sessions: what each memory would read alone, to the bit.
+
+A generated token is some hundred numbers of each kind, so that a step of NumPy takes longer to begin than to carry
+out. Here one step serves all sessions: what they have different numbers of (candidates, slots) lies end to end in flat
+arrays. Every number is made from those of its own session alone, in the same order whoever else is there. Knows
+neither sessions nor engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atlas_kit.codecs.numbers import Array
+from atlas_kit.llama.reading import NO_SLOTS, Reading, Slots, change_of, far_off, summarize, with_bound
+from atlas_kit.memory import gate_features
+from atlas_kit.memory.backend import quiet
+from atlas_kit.memory.ranking import NOTHING_FOUND, Ranked, Ranking, aged, match_score
+
+if TYPE_CHECKING:
+    from atlas_kit.llama.token_memory import TokenMemory
+
+
+class Ends:
+    """Where rows of different lengths, none of them 0, lie end to end in a flat array.
+
+    >>> ends = Ends([2, 3])
+    >>> ends.sum(np.arange(5)).tolist(), ends.spread(np.array([7, 8])).tolist()
+    ([1, 9], [7, 7, 8, 8, 8])
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.lengths = np.asarray(lengths)
+        stops = np.cumsum(self.lengths)
+        self.starts, self.total = stops - self.lengths, int(stops[-1])
+        self.slices = [slice(*ends) for ends in zip(self.starts.tolist(), stops.tolist(), strict=True)]
+
+    def spread(self, one: Array) -> Array:
+        """Repeat a number of each row (R,) as often as the row is long; a single one stays as it is."""
+        return one.repeat(self.lengths) if len(one) > 1 else one
+
+    def sum(self, flat: Array) -> Array:
+        """Return each row's sum (R,)."""
+        return np.asarray(np.add.reduceat(flat, self.starts))
+
+    def max(self, flat: Array) -> Array:
+        """Return each row's greatest number (R,)."""
+        return np.asarray(np.maximum.reduceat(flat, self.starts))
+
+
+@quiet
+def read_side_by_side(
+    memories: Sequence[TokenMemory], hidden: Array, logits: Sequence[Array], current: Sequence[int]
+) -> list[Reading]:
+    """Return what each memory expects after one token.
+
+    Parameters
+    ----------
+    memories
+        R of one kind (``TokenMemory.kind``), each with nothing due, that learn and have a window, on the host.
+    hidden, logits, current
+        (R, n_embd), R times (n_vocab,), (R,): the model's output at these tokens.
+
+    Raises
+    ------
+    ModelError
+        As ``TokenMemory.read``.
+    """
+    first = memories[0]
+    y, directions = first.memory.read_each([one.state for one in memories], hidden)
+    top, lse, entropy = summarize(logits, first.count)
+    tokens = [one.candidates_of(top[row]) for row, one in enumerate(memories)]
+    ends = Ends([len(one) for one in tokens])
+    own, product = np.empty(ends.total, np.float32), np.empty(ends.total, np.float32)
+    rows = first.rows
+    for row, place in enumerate(ends.slices):
+        np.take(logits[row], tokens[row], out=own[place], mode="clip")
+        memories[row].require_formula(hidden[row : row + 1], own[None, place], tokens[row])
+        rows.times(y[row], tokens[row], product[place])
+    product -= ends.spread(_each_dot(y, rows.mean))
+    product *= np.float32(rows.scale)
+    corrected = own + product if rows.softcap is None else with_bound(own, product, rows.softcap)
+    spread = ends.spread(lse)
+    before = np.exp(own - spread)
+    # the other tokens keep their logits, so their mass stays what it was
+    rest = np.maximum(1 - ends.sum(before), 0)
+    log_z = lse + np.log(rest + ends.sum(np.exp(corrected - spread)))
+    for row in np.flatnonzero(~np.isfinite(log_z)).tolist():
+        place = ends.slices[row]
+        corrected[place], log_z[row] = far_off(own[place], corrected[place], lse[row], rest[row])
+    behind = np.exp(corrected - ends.spread(log_z))
+    expected = ends.sum(behind * change_of(own, corrected))
+    slots, windows, seen = _look_up(memories, directions, current)
+    features = gate_features(*seen[:1], entropy, *seen[1:])
+    weights = first.weights_of(
+        np.concatenate([one.state.gate["w"][None] for one in memories]),
+        features[:, None],
+        np.array([len(held.tokens) > 0 for held in slots]),
+    )
+    return [
+        Reading(
+            hidden[one], lse[one], top[one], logits[row][None], tokens[row], own[None, place],
+            corrected[None, place], log_z[one], before[None, place], behind[None, place], expected[one],
+            slots[row], windows[row], weights[one], features[one],
+        )
+        for row, place in enumerate(ends.slices)
+        for one in (slice(row, row + 1),)
+    ]  # fmt: skip
+
+
+def _each_dot(vectors: Array, other: Array) -> Array:
+    """Return the product of each of ``vectors`` (R, n) with ``other`` (n,): BLAS would add by a vector's place."""
+    return np.array([vector @ other for vector in vectors], vectors.dtype)
+
+
+def _look_up(
+    memories: Sequence[TokenMemory], directions: Array, current: Sequence[int]
+) -> tuple[list[Slots], list[Ranked], tuple[Array, Array, Array]]:
+    """Return what the windows hold, how their slots rank, and the greatest cosine, match length and confidence."""
+    count = len(memories)
+    slots, windows = [NO_SLOTS] * count, [NOTHING_FOUND] * count
+    similarity, length, confidence = (np.zeros(count, np.float32) for _ in range(3))
+    similarity -= 1
+    held = [one.slots() for one in memories]
+    some = [row for row, one in enumerate(held) if len(one.tokens)]
+    if some:
+        w = np.array([memories[row].state.gate["rank"] for row in some], np.float32)
+        found = _Found([memories[row] for row in some], [held[row] for row in some], w)
+        found.rank(directions[some], [current[row] for row in some])
+        similarity[some], length[some], confidence[some] = found.similarity, found.length, found.confidence
+        for place, row in enumerate(some):
+            slots[row], windows[row] = held[row], found.ranked(place)
+    return slots, windows, (similarity, length, confidence)
+
+
+class _Found:
+    """What queries find in windows, of which none is empty: ``Ranking.read`` of each, end to end."""
+
+    similarity: Array
+    length: Array
+    confidence: Array
+
+    def __init__(self, memories: Sequence[TokenMemory], slots: Sequence[Slots], w: Array) -> None:
+        ranking: Any = memories[0].memory.config.ranking
+        self._ranking: Ranking = ranking
+        self._memories, self._slots, self._w = memories, slots, w
+        self._ends = Ends([len(one.tokens) for one in slots])
+
+    def rank(self, directions: Array, current: Sequence[int]) -> None:
+        """Rank the slots for queries (R, d_key) behind the tokens ``current`` (R,)."""
+        ends, w = self._ends, self._w
+        cosine, match, age = self._features = np.zeros((3, ends.total), np.float32)
+        for row, place in enumerate(ends.slices):
+            np.dot(self._slots[row].keys, directions[row], out=cosine[place])
+            age[place] = aged(self._memories[row].unlearned + 1, place.stop - place.start)
+        self._match(match, current)
+        score = cosine * ends.spread(w[:, 0])
+        score += match * ends.spread(w[:, 1])
+        score += age * ends.spread(w[:, 2])
+        greatest = ends.spread(ends.max(score))
+        highest = (score == greatest).nonzero()[0]
+        best = highest[highest.searchsorted(ends.starts)]  # each row's first
+        score -= greatest
+        weights = self._weights = np.exp(score, out=score)
+        weights /= ends.spread(ends.sum(weights))
+        tokens = np.concatenate([one.tokens for one in self._slots])
+        same = tokens == ends.spread(tokens[best])
+        self.confidence, self.length = ends.sum(weights * same), match[best]
+        self.similarity = np.minimum(np.maximum(ends.max(cosine), -1), 1)
+        self._mean = np.stack([ends.sum(one * weights) for one in self._features], axis=-1)
+
+    def _match(self, match: Array, current: Sequence[int]) -> None:
+        """Fill in the scores of ``match_lengths``: few slots match at all, and fewer far back."""
+        longest = self._ranking.longest
+        line = np.concatenate([one.behind(longest) for one in self._slots])
+        ends = Ends((self._ends.lengths + longest).tolist())
+        at = (line == ends.spread(np.array(current))).nonzero()[0]
+        if not len(at):
+            return
+        row = ends.starts.searchsorted(at, "right") - 1
+        place = at - longest * (row + 1)
+        match[place] = match_score(1)
+        histories = np.full((len(self._memories), longest), -1)
+        for one in set(row.tolist()):
+            came = self._memories[one].history(current[one], longest)
+            histories[one, longest - len(came) :] = came
+        for back in range(1, longest):
+            going = (line[at - back] == histories[row, longest - 1 - back]).nonzero()[0]
+            if not len(going):
+                return
+            at, row, place = at[going], row[going], place[going]
+            match[place] = match_score(back + 1)
+
+    def ranked(self, row: int) -> Ranked:
+        """Return what one of the queries found."""
+        place, one = self._ends.slices[row], slice(row, row + 1)
+        return Ranked(
+            self._weights[None, place], self.similarity[one], self.length[one], self.confidence[one],
+            self._features[:, None, place], self._mean[one],
+        )  # fmt: skip
