@@ -267,7 +267,8 @@ NUMBERS = [
     ("seed", 1 << 63), ("n_predict", -2), ("n_predict", 1 << 40), ("n_probs", -1), ("n_probs", 100_000),
     ("n_cmpl", 0), ("n_cmpl", 17), ("id_slot", 2), ("id_slot", 999), ("n_indent", -1), ("t_max_predict_ms", -2),
     ("logit_bias", "a"), ("logit_bias", [["a"]]), ("logit_bias", {"a": "b"}), ("logit_bias", [[999999, 1]]),
-    ("logit_bias", {"1": 1e300}), ("logit_bias", [["a" * 70_000, 1]]), ("stop", ["a"] * 65), ("grammar", "x" * 70_000), ("response_fields", "a"),
+    ("logit_bias", {"1": 1e300}), ("logit_bias", [["a" * 70_000, 1]]),
+    ("stop", ["a"] * 65), ("grammar", "x" * 70_000), ("response_fields", "a"),
 ]  # fmt: skip
 
 
