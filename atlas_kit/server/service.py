@@ -123,7 +123,7 @@ class Service:
         for note in self.engine.notes:
             log.info("%s", note)
         self.template = await asyncio.to_thread(self._chat_template)
-        self.settings = await asyncio.to_thread(_settings, self.config, self.engine)
+        self.settings = await asyncio.to_thread(memory_settings, self.config, self.engine.info.path)
         self.text_form = await asyncio.to_thread(text_form, self.engine.info.path, self.config.pooling)
         self.files = await asyncio.to_thread(self._session_files)
         self.responses = await asyncio.to_thread(self._kept_responses)
@@ -485,12 +485,6 @@ def settings_in(atlas: Mapping[str, Any]) -> dict[str, Any]:
     return {name: atlas[name] for name in SETTINGS if atlas.get(name) is not None}
 
 
-def _settings(config: ServerConfig, engine: Engine) -> AtlasSettings:
-    from atlas_kit.server.config import memory_settings
-
-    return memory_settings(config, engine.info.path)
-
-
 def load_engine(config: ServerConfig) -> Engine:
     """Load the model that is configured, with llama.cpp.
 
@@ -511,3 +505,19 @@ def load_engine(config: ServerConfig) -> Engine:
         "n_batch": config.n_batch,
     }
     return open_engine(config.model, **{name: one for name, one in options.items() if one is not None})
+
+
+def memory_settings(config: ServerConfig, model: str) -> AtlasSettings:
+    """Return the settings of memories that nobody has chosen others for."""
+    from atlas_kit.formats.gguf import GGUFFile
+    from atlas_kit.settings.native import native_settings
+
+    if config.atlas_auto:
+        from atlas_kit.settings.recommend import recommend
+
+        return recommend(model).settings.replace(**config.changes)
+    native = None
+    if os.path.isfile(model):
+        with GGUFFile.open(model) as file:
+            native = native_settings(file)[0]
+    return (native or AtlasSettings()).replace(**config.changes)
