@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from atlas_kit.explorer.pooling import block, pool
-from atlas_kit.memory.backend import to_host
 from atlas_kit.persistence.session_file import session_state_bytes
 from atlas_kit.server.conversation import about
 from atlas_kit.server.jobs import finished
@@ -180,6 +179,8 @@ def _copied(memory: TokenMemory, name: str | None) -> _Copied:
     chosen = names[0] if name is None else name
     if chosen not in names:
         raise ApiError(404, "The memory has no matrix of this name.", param="name", code="not_found")
+    from atlas_kit.memory.backend import to_host
+
     matrix = np.array(to_host(state.parameters[chosen]))
     return _Copied(names, chosen, matrix, memory.tokens_seen, int(state.counters["steps"]))
 
