@@ -249,6 +249,26 @@ class ServerConfig:
         variables=("LLAMA_ARG_REASONING",),
         group="Model",
     )
+    reasoning_format: str = _row(
+        "auto",
+        str,
+        "Where thoughts go where a request does not say: none leaves them in the content.",
+        "reasoning-format",
+        choices=("none", "auto", "deepseek", "deepseek-legacy"),
+        variables=("LLAMA_ARG_THINK",),
+        group="Model",
+    )
+    reasoning_budget: int = _row(
+        -1,
+        int,
+        "Tokens of thoughts at most where a request does not say; -1: any number.",
+        "reasoning-budget",
+        metavar="N",
+        least=-1,
+        most=1 << 24,
+        variables=("LLAMA_ARG_THINK_BUDGET",),
+        group="Model",
+    )
     verbose: bool = _row(
         False,
         bool,
@@ -304,6 +324,46 @@ class ServerConfig:
         "cont-batching",
         off=("no-cont-batching",),
         variables=("LLAMA_ARG_CONT_BATCHING",),
+        group="Model",
+    )
+    flash_attn: str = _row(
+        "auto",
+        str,
+        "Accepted for llama-server's sake: llama.cpp uses it where it can.",
+        "fa",
+        "flash-attn",
+        choices=("on", "off", "auto"),
+        variables=("LLAMA_ARG_FLASH_ATTN",),
+        group="Model",
+    )
+    n_threads_batch: int | None = _row(
+        None,
+        int,
+        "Accepted for llama-server's sake: the same threads read and generate.",
+        "tb",
+        "threads-batch",
+        metavar="N",
+        least=1,
+        most=512,
+        variables=("LLAMA_ARG_THREADS_BATCH",),
+        group="Model",
+    )
+    mmap: bool = _row(
+        True,
+        bool,
+        "Accepted for llama-server's sake: the model's file is always mapped.",
+        "mmap",
+        off=("no-mmap",),
+        variables=("LLAMA_ARG_MMAP",),
+        group="Model",
+    )
+    warmup: bool = _row(
+        True,
+        bool,
+        "Accepted for llama-server's sake: what the first request needs is always loaded before.",
+        "warmup",
+        off=("no-warmup",),
+        variables=("LLAMA_ARG_WARMUP",),
         group="Model",
     )
     kv_unified: bool = _row(

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.background import start_thread
 from atlas_kit.errors import AtlasError, InvalidParamError, LockedError
-from atlas_kit.llama.sampling import Sampling
 from atlas_kit.server import logs
 from atlas_kit.server.conversation import Conversation
 from atlas_kit.server.conversations import Conversations
@@ -84,6 +83,8 @@ class Service:
         self._loading: Future[Engine] | None = None
         self._saver: asyncio.Task[None] | None = None
         self._stop_saving = asyncio.Event()
+        #: Is taken by a request that begins.
+        self.turn = asyncio.Lock()
         self.session_problem: str | None = None
         self.memories = Memories(self)
         self.memory_views = MemoryViews(self)
@@ -146,9 +147,6 @@ class Service:
 
     async def _open_conversations(self) -> None:
         """Take the sequences, and bring back who used them last: for a moment, the start waits for that, too."""
-        import anyio.lowlevel
-
-        await anyio.lowlevel.checkpoint()  # the first answer would load what this does
         await self.conversations.open()
         if self.files.outlives:
             back = self.conversations.bring_back(self.settings, self.engine.n_sequences)
@@ -156,9 +154,8 @@ class Service:
 
     def _warm_up(self) -> None:
         """Load what the first request needs, so that it does not wait for it."""
-        for name in ("numpy.ctypeslib", "numpy.ma"):  # NumPy leaves these until somebody wants them
-            importlib.import_module(name)
-        self.engine.sampler(Sampling()).close()
+        for name in ("numpy.ctypeslib", "numpy.ma", "atlas_kit.llama.llama_sampler"):
+            importlib.import_module(name)  # left by who imports the rest until somebody wants them
         if self.config.remembers:
             self.conversations.new_memory(self.settings)
 
@@ -390,7 +387,8 @@ class Service:
         return bool(enabled)
 
     def _settings_for(self, atlas: Mapping[str, Any]) -> AtlasSettings:
-        return self.settings.replace(**settings_in(atlas))
+        changes = settings_in(atlas)
+        return self.settings.replace(**changes) if changes else self.settings
 
     def session(self, namespace: str, name: str) -> Conversation | None:
         """Return the session of a name."""

@@ -197,7 +197,7 @@ def test_what_a_chat_template_is_given(given, variables):
 
 @pytest.mark.parametrize(
     ("host", "hosts"),
-    [("127.0.0.1", ("127.0.0.1",)), ("127.0.0.1, ::1,127.0.0.1", ("127.0.0.1", "::1")), ("", ("",))],
+    [("127.0.0.1", ("127.0.0.1",)), ("127.0.0.1, ::1,127.0.0.1", ("127.0.0.1", "::1"))],
 )
 def test_addresses_to_listen_at(host, hosts):
     assert ServerConfig(model="m", host=host).hosts == hosts

@@ -645,6 +645,34 @@ def test_a_folder_that_somebody_removed_is_made_again(tmp_path: Path) -> None:
     run(test)
 
 
+def test_a_session_that_is_deleted_while_it_comes_back_is_not_said_to_be_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        async with House(files=SessionFiles(tmp_path)) as house:
+            anna = house.named("anna")
+            await house.answer(anna, TEXT, 1)
+            await house.all.save(anna)
+            files, loop = house.all.files, asyncio.get_running_loop()
+            assert files is not None
+            del house.all.named[anna.key]
+            again = house.named("anna")
+            read = files.read
+
+            def too_late(key: Key, model: str) -> Any:
+                asyncio.run_coroutine_threadsafe(house.all.delete(again), loop).result(60)
+                return read(key, model)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(files, "read", too_late)
+                with pytest.raises(InvalidParamError, match="deleted meanwhile"):
+                    await house.answer(again, TEXT, 1)
+            assert (await house.answer(house.named("anna"), TEXT, 1)).outcome.cached_tokens == 0
+
+    run(test)
+    assert caplog.text == ""
+
+
 def test_a_full_disk_keeps_sessions_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         async with House(files=SessionFiles(tmp_path), warm=0) as house:
