@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from atlas_kit.errors import AtlasError, FileAccessError, InvalidParamError
 from server.conftest import Server, fake_engine
 
 pytest.importorskip("fastapi", reason="the packages of the server are not installed")
@@ -376,6 +377,30 @@ def test_the_servers_own_file_is_its_own(serve: Server, tmp_path: Path) -> None:
     assert (tmp_path / "own.atlas").is_file()
     refused(server, "/v1/atlas/memory/save", 409, memory_file="own")
     refused(server, "/v1/atlas/memory/delete", 409, memory_file="own")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (InvalidParamError("the session was deleted meanwhile", key="session_id"), 400),
+        (FileAccessError("cannot write: no space left on device", path="/secret/place"), 507),
+    ],
+    ids=["deleted", "full"],
+)
+def test_why_a_session_was_not_saved(
+    error: AtlasError, status: int, serve: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(atlas_memory_dir=str(tmp_path))
+    ask(server, "anna")
+
+    async def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(server.service.conversations, "save", fail)
+    answer = server.client.post("/v1/atlas/sessions/anna/save")
+    assert answer.status_code == status
+    assert error.message in answer.json()["error"]["message"].lower()
+    assert "/secret" not in answer.text
 
 
 def test_a_damaged_memory_is_not_loaded(serve: Server, tmp_path: Path) -> None:
