@@ -60,7 +60,7 @@ serve: $(VENV)/.serve
 	@mkdir -p build/memories
 	$(BIN)/atlas-tool serve -m $(MODEL) --atlas-memory-persist --atlas-memory-dir build/memories $(SERVE)
 
-test: $(VENV)/.dev lint
+test: $(VENV)/.dev lint clients
 	$(BIN)/python -m pytest -n $(JOBS)
 
 quick: $(VENV)/.check
@@ -110,6 +110,12 @@ soak: $(VENV)/.serve
 	@mkdir -p build
 	$(BIN)/python -m tools.soak --time $(SOAK) --json build/soak.json --text build/soak.txt
 
+# Other people's clients, for tests/server/test_clients.py. It looks itself at what is there, and never fails: what
+# cannot be installed is not tested.
+.PHONY: clients
+clients: $(VENV)/.dev
+	@$(BIN)/python tools/clients.py
+
 dist: $(VENV)/.check
 	$(BIN)/python tools/dist.py
 
@@ -142,7 +148,7 @@ $(VENV)/.serve: pyproject.toml | ready $(VENV)/.llama
 
 $(VENV)/.lab: pyproject.toml $(EXTENSION) | ready $(VENV)/.llama
 	@echo "Installing atlas_kit and JupyterLab into $(VENV) (about a minute, once)"
-	@$(PIP) install -e '.[encryption,notebook]'
+	@$(PIP) install -e '.[encryption,notebook,serve]'
 	@touch $@ $(VENV)/.demo
 
 # The tools that check it, without llama.cpp: nothing is compiled.

@@ -3,13 +3,17 @@
 #
 # Several people talk to one model, and each has a memory of their own that learns from every word. Somebody
 # has to keep an eye on this: is it learning? Does it help? Who is waiting for whom? Here you look over the
-# shoulder of three readers while they read.
+# shoulder of three readers while they read, first in this notebook and then in a server that it starts itself.
 #
-# *Half a minute on one core.*
+# *A minute on one core. The server needs `pip install '.[serve]'`, which `make lab` has done.*
 
 # %%
+import atexit
 import json
-import os
+import subprocess
+import sys
+import tempfile
+import time
 import urllib.request
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +24,7 @@ from IPython.display import display
 
 from atlas_kit.llama import AtlasSession, Sampling, SessionPool, open_engine
 from atlas_kit.settings.recommend import recommend
+from atlas_kit.widgets import MemoryCompare, MemoryLab
 
 model = "../sample_data/models/tiny-python.gguf"
 settings = recommend(model).settings
@@ -161,32 +166,116 @@ plt.show()
 # Ben and Cleo get a token with every decode, however long Ada's text is: it is cut into pieces, and nobody
 # waits for longer than one of them takes. (This is called *continuous batching*.)
 #
-# ## A running server
+# ## A server of your own
 #
-# **This part needs a server, and this version of `atlas_kit` does not bring one yet.** If you have one that
-# speaks the OpenAI API, name it in the environment as `ATLAS_SERVER_URL`, such as `http://127.0.0.1:8080`,
-# and start this notebook again.
-
+# The three have sat in this notebook so far. A server is the same for programs anywhere: it owns the model, and
+# whoever names a session gets its memory. This one takes a free port, and keeps its memories in a folder that goes
+# away with the notebook.
 
 # %%
-def ask(url):
-    """Return what models a server offers, or a sentence that says why nothing is shown."""
-    if not url:
-        return "No server was asked: ATLAS_SERVER_URL is not set."
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/v1/models", timeout=3) as answer:
-            return "models: " + ", ".join(row["id"] for row in json.load(answer)["data"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"The server at {url} gave no list of models: {error}"
+scratch = tempfile.TemporaryDirectory()
+server = None
 
 
-print(ask(os.environ.get("ATLAS_SERVER_URL")))
+def start():
+    """Start the server; return its address once it listens."""
+    global server
+    log = Path(scratch.name, "server.log")
+    command = [sys.executable, "-m", "atlas_kit", "serve", "-m", model, "--port", "0", "--threads", "1", "--atlas-auto",
+               "--atlas-memory-dir", str(Path(scratch.name, "memories"))]  # fmt: skip
+    with log.open("w") as file:  # of its own group: who interrupts the kernel does not mean the server
+        server = subprocess.Popen(command, stderr=file, start_new_session=True)
+    while "listening at " not in log.read_text():
+        if server.poll() is not None:
+            raise RuntimeError(f"the server did not start: {log.read_text()}")
+        time.sleep(0.1)
+    return log.read_text().partition("listening at ")[2].split()[0]
+
+
+def stop():
+    """End the server as Ctrl-C does: it saves first."""
+    server.terminate()
+    return server.wait(60)
+
+
+atexit.register(lambda: stop() if server and server.poll() is None else None)  # at the latest with the kernel
+
+
+def post(path, **body):
+    """Send JSON, and return the JSON that comes back."""
+    request = urllib.request.Request(
+        f"{url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as answer:
+        return json.load(answer)
+
+
+def tell(name, text):
+    """Let a session read a text and add a few tokens; return what the memory did."""
+    atlas = {"session_id": name}
+    return post("/v1/completions", prompt=text, max_tokens=4, temperature=0, atlas=atlas)["atlas"]
+
+
+url = start()
+for name in ("Ada", "Ben"):
+    said = tell(name, texts[name][:5000])
+    alone, remembering = np.exp([said["model_loss"], said["omega_loss"]])
+    print(
+        f"{name}: {said['tokens_seen']:,} tokens, perplexity {alone:.2f} alone, {remembering:.2f} with the memory"
+    )
 
 # %% [markdown]
+# Any client of OpenAI's or Anthropic's API does this as well (`OpenAI(base_url=f"{url}/v1", api_key="none")`), and
+# the address opens in a browser. `MemoryLab`, which [notebook 5](05_real_model.ipynb) let read, can also look on: it
+# sees what a session reads and says from now on, token by token.
+
+# %%
+lab = MemoryLab(url, session="Ada")
+said = tell("Ada", texts["Ada"][5000:9000])
+while lab.facts()["seen"] < said["tokens_seen"]:  # what is seen arrives a moment later
+    time.sleep(0.1)
+lab
+
+# %% [markdown]
+# The lab stays connected: run the next cells, and look at it again. And what do Ada and Ben know by now?
+# [Notebook 6](06_comparing_memories.ipynb) compared files; here each memory comes from the server at the moment
+# that it is looked at, as a file that is on no disk. The text below is from Ben's document, behind what he has read.
+
+# %%
+comparison = MemoryCompare(
+    url, session=("Ada", "Ben"), model=sessions["Cleo"], probe=texts["Ben"][5000:5600], labels=("Ada", "Ben")
+)
+comparison.compare_behaviour()
+comparison
+
+# %% [markdown]
+# ### The server goes, the memory stays
+#
+# The server ends, and another one starts. It has never met anybody; but the folder is the same. Ada reads on, and a
+# newcomer reads the same page.
+
+# %%
+stop()
+url = start()
+page = texts["Ada"][9000:12000]
+with urllib.request.urlopen(f"{url}/v1/atlas/sessions") as answer:
+    print("the new server knows", " and ".join(sorted(one["id"] for one in json.load(answer)["data"])))
+
+for name in ("Ada", "Dora"):
+    said = tell(name, page)
+    alone, remembering = np.exp([said["model_loss"], said["omega_loss"]])
+    print(f"{name:<5}{said['tokens_seen']:>6,} tokens in the memory; this page: "
+          f"perplexity {alone:.2f} alone, {remembering:.2f} with it")  # fmt: skip
+
+# %% [markdown]
+# Ada's memory has outlived the server: to her, the page is a continuation, and to Dora it is news.
+#
 # ## Exercise
 #
-# Ben reads his document a second time. How much less does it surprise him? The model alone cannot know that
-# it has been there before. Use `since`.
+# 1. Ben reads his document a second time, in this notebook. How much less does it surprise him? The model alone
+#    cannot know that it has been there before. Use `since`.
+# 2. On the server, let a copy of Ada read Ben's page. Does Ada hear of it? A session is copied by
+#    `post("/v1/atlas/sessions/Ada/fork", session_id="Eve")`.
 
 # %% tags=["solution"]
 before = sessions["Ben"].stats
@@ -197,7 +286,19 @@ for label, losses in (("first", first), ("second", again)):
     alone, remembering = np.exp(losses)
     print(f"{label:<7} reading: perplexity {alone:5.2f} alone, {remembering:5.2f} with the memory")
 
+# %% tags=["solution"]
+post("/v1/atlas/sessions/Ada/fork", session_id="Eve")
+tell("Eve", texts["Ben"][:3000])
+with urllib.request.urlopen(f"{url}/v1/atlas/sessions") as answer:
+    for one in sorted(json.load(answer)["data"], key=lambda one: one["id"]):
+        learned = one["tokens_learned"]
+        print(one["id"], "rests in a file" if learned is None else f"has learned {learned:,} tokens")
+
 # %%
+lab.close()
+comparison.close()
+print("the server ends with", stop())
+scratch.cleanup()
 for session in sessions.values():
     session.close()
 engine.close()
@@ -209,6 +310,8 @@ engine.close()
 # |---|---|
 # | `atlas_kit/llama/pool.py` | the pool: a page |
 # | `atlas_kit/llama/session.py` | a session's work in steps, so that others can batch them, and `stats` |
-# | `atlas_kit/memory/statistics.py` | what can be measured in a memory |
+# | `atlas_kit/server/service.py` | the same with a name for everybody, and what is kept of them |
+# | `atlas_kit/server/memory_views.py` | what a server gives of a memory: the file, the matrix on its page |
+# | `atlas_kit/widgets/lab/attached.py` | a lab that looks on |
 #
 # Next, a detective story: [Who broke the memory?](08_broken_memory.ipynb)

@@ -33,7 +33,7 @@ def _option(row: Row) -> Any:
     text = row.help + (f"  [default: {default}]" if stated else "")
     if row.kind is bool:
         switch = f"{names[0]}/{_dashed(row.off[0])}" if row.off else names[0]
-        return click.option(switch, row.name, default=None, help=text, is_flag=True)
+        return click.option(switch, *names[1:], row.name, default=None, help=text, is_flag=True)
     return click.option(
         *names, row.name, type=kind, default=None, multiple=row.many, metavar=row.metavar or None, help=text
     )

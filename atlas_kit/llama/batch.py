@@ -1,7 +1,8 @@
 """Continuous batching: the work of several sessions on one engine, whose next steps are decoded together.
 
 This is the core that a pool (pool.py, in the caller's thread) and a scheduler (scheduler.py, in a thread of its own)
-drive. It belongs to one thread and knows no locks but the engine's.
+drive. It belongs to one thread and knows no locks but the engine's. It has one thread of its own, on which memories
+learn while a small model decodes; it waits for that before it touches a memory again.
 """
 
 from __future__ import annotations
@@ -213,6 +214,14 @@ class Job:
         engine, own = self.session.engine, isinstance(item, Step) and isinstance(item.feed, Feed)
         if own:
             feed = item.feed
+            tokens: Any = feed.tokens
+            numbers = (feed.position, feed.outputs, feed.sequence)
+            if type(tokens) is list and len(tokens) == 1 and {int} == set(map(type, (*tokens, *numbers))):
+                fits = (
+                    0 <= tokens[0] < engine.info.n_vocab and 0 <= feed.outputs <= 1
+                )  # one of many, each step
+                if fits and feed.sequence == self.session.sequence and feed.position >= 0:
+                    return
             try:
                 tokens = tokens_of(feed.tokens, engine.info.n_vocab)
                 fits = 0 < len(tokens) <= engine.n_batch and 0 <= feed.outputs <= len(tokens)

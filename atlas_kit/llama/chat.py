@@ -25,6 +25,8 @@ _REMAINS = re.compile(r"atlascon", re.IGNORECASE)
 #: Texts in tools that stay as they are, for templates that look at them; others get placeholders.
 _PLAIN = re.compile(r"[\w\s.,:;()'/-]*")
 _ROLE = re.compile(r"\w{1,32}", re.ASCII)
+#: What may be a name, and no template.
+_BUILT_IN = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _REMEDY = Remedy("no-chat")
 #: What a template is given in any case; other variables are whoever asks's.
 _OWN = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"})
@@ -40,7 +42,7 @@ class ChatTemplate:
     engine
         Whose vocabulary the tokens are of.
     source
-        Jinja; None takes the model's own.
+        Jinja, or the name of one that llama.cpp has built in (``chatml``); None takes the model's own.
     variables
         What the template is given where a conversation does not say: ``{"enable_thinking": False}``.
 
@@ -65,7 +67,10 @@ class ChatTemplate:
         self._engine, self._variables = engine, dict(variables or {})
         #: The template itself.
         self.source = source
-        self._template = _compile(source, engine.info.path)
+        named = _named(source)
+        #: llama.cpp's templates leave the begin token to whoever reads the text.
+        self._begin = () if named is None else engine.begin
+        self._template = named or _compile(source, engine.info.path)
         self._names = _token_names(engine)
 
     def tokens(
@@ -106,7 +111,8 @@ class ChatTemplate:
                     "the chat template leaves out the answer that is to go on", path=self._engine.info.path
                 )
             text, contents[len(messages) - 1] = text[:end], last  # with the space at its end
-        return self._read(text, contents)
+        found = self._read(text, contents)
+        return found if tuple(found[: len(self._begin)]) == self._begin else [*self._begin, *found]
 
     def text(
         self,
@@ -151,6 +157,8 @@ class ChatTemplate:
         more = {key: self._placed(one, texts) for key, one in given.items() if key not in _OWN}
         if tools is not None:
             more["tools"] = self._placed(_listed(tools), texts)
+        if "functions" in self.source:  # as Firefunction's template calls the tools, written out
+            more.setdefault("functions", _to_json(more.get("tools", []), indent=4))
         text, made = self._with_arguments(made, answer, more)
         if _REMAINS.search(_PLACES.sub("", text)):
             raise ModelError(
@@ -202,9 +210,8 @@ class ChatTemplate:
 
     def _render(self, messages: list[dict[str, Any]], answer: bool, more: Mapping[str, Any]) -> str:
         try:
-            text = self._template.render(
-                messages=messages, add_generation_prompt=answer, **more, **self._names
-            )
+            given = {**_today(), **more, **self._names}
+            text = self._template.render(messages=messages, add_generation_prompt=answer, **given)
         except Exception as error:  # a template can raise whatever a program can
             raise _failed(error, self._engine.info.path) from error
         return str(text)
@@ -327,6 +334,21 @@ def _to_json(value: Any, **options: Any) -> str:
 def _failed(error: BaseException, path: str) -> ModelError:
     reason = " ".join(str(error).split()) or type(error).__name__
     return ModelError(f"the model's chat template failed: {reason}", path=path, remedy=_REMEDY)
+
+
+def _today() -> dict[str, str]:
+    """Return the date under the names by which templates of 2024 and llama.cpp know it."""
+    now = datetime.datetime.now()
+    return {"date_string": now.strftime("%d %b %Y"), "datetime": now.strftime("%b %d %Y")}
+
+
+def _named(source: str) -> Any:
+    """Return the template that llama.cpp has under a name; None where it is no such name."""
+    if not _BUILT_IN.fullmatch(source):
+        return None
+    from atlas_kit.llama.builtin_templates import BuiltInTemplate, built_in_names
+
+    return BuiltInTemplate(source) if source in built_in_names() else None
 
 
 def _compile(source: str, path: str) -> Any:

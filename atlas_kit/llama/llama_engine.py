@@ -139,6 +139,7 @@ class LlamaEngine:
         self._matrix: Any = None
         self._gives_both: bool | None = None
         self._ends: tuple[int, ...] | None = None
+        self._is_end: dict[int, bool] = {}
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self.decodes = 0
         self._logits, self._states = Rows(), Rows()
@@ -235,6 +236,7 @@ class LlamaEngine:
             recurrent=bool(api.llama_model_is_recurrent(model)),
             hybrid=bool(api.llama_model_is_hybrid(model)),
             chat_template=template.decode("utf-8", "replace") if template else None,
+            build=f"llama-cpp-python {api.__version__}",
         )
 
     # --- text ----------------------------------------------------------------------------------------------
@@ -280,7 +282,9 @@ class LlamaEngine:
     def is_end(self, token: int) -> bool:
         """Tell whether a token ends an answer."""
         self._require_open()
-        return bool(self._lib.api.llama_vocab_is_eog(self._vocab, token))
+        if (ends := self._is_end.get(token)) is None:
+            ends = self._is_end[token] = bool(self._lib.api.llama_vocab_is_eog(self._vocab, token))
+        return ends
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
@@ -423,17 +427,17 @@ class LlamaEngine:
         with self.lock:
             self._require_open()
             size = api.llama_state_seq_get_size(self._context, sequence)
-            data = np.empty(size, np.uint8)
-            place = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-            return data[: api.llama_state_seq_get_data(self._context, place, size, sequence)].tobytes()
+            data, place = _fresh_bytes(size)
+            written = api.llama_state_seq_get_data(self._context, place, size, sequence)
+            return data if written == size else data[:written]
 
     def load_sequence(self, sequence: int, data: bytes) -> bool:
         """Put a saved context into a sequence; False where it does not fit this model."""
-        raw = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
+        place = ctypes.cast(ctypes.c_char_p(data), ctypes.POINTER(ctypes.c_uint8))  # read, not copied
         with self.lock:
             self._require_open()
             self.forget(sequence)
-            return bool(self._lib.api.llama_state_seq_set_data(self._context, raw, len(data), sequence))
+            return bool(self._lib.api.llama_state_seq_set_data(self._context, place, len(data), sequence))
 
     # --- parts ---------------------------------------------------------------------------------------------
 
@@ -487,6 +491,14 @@ class LlamaEngine:
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
             self.close()
+
+
+def _fresh_bytes(size: int) -> tuple[bytes, Any]:
+    """Return bytes that are yet to be filled, and where: a context may be 100 MB, which nobody need copy."""
+    make = ctypes.pythonapi.PyBytes_FromStringAndSize
+    make.restype, make.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_ssize_t)
+    data = make(None, size)
+    return data, ctypes.cast(ctypes.c_char_p(data), ctypes.POINTER(ctypes.c_uint8))
 
 
 def _require_range(name: str, value: int, least: int, most: int) -> None:

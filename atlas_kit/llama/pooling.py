@@ -1,8 +1,9 @@
-"""One vector for a text: the mean of the model's final states over its tokens.
+"""One vector for a text: the mean of the model's final states over its tokens, or the state of one of them.
 
-A decoder is no encoder, and its states were made for the next token; their mean still tells what a text is about. Each
-text is decoded alone and from an empty context, in parts of a size that does not depend on others, so that a vector
-is the same whatever else goes on. Knows no memory and learns nothing.
+A decoder is no encoder, and its states were made for the next token; their mean still tells what a text is about, and
+some models are trained so that the state of the last token does. Each text is decoded alone and from an empty context,
+in parts of a size that does not depend on others, so that a vector is the same whatever else goes on. Knows no memory
+and learns nothing.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
 INT16_RANGE = 32760.0
 
 
-def mean_states(session: AtlasSession, texts: Sequence[Sequence[int]], pause: Callable[[], Any]) -> AnyWork:
-    """Return the mean final state (n_embd,) of each text, (len(texts), n_embd) together, as work in steps.
+def pooled_states(
+    session: AtlasSession, texts: Sequence[Sequence[int]], pause: Callable[[], Any], pooling: str = "mean"
+) -> AnyWork:
+    """Return what stands for each text, as work in steps: its final states (n_embd,), pooled.
 
     Parameters
     ----------
@@ -35,13 +38,17 @@ def mean_states(session: AtlasSession, texts: Sequence[Sequence[int]], pause: Ca
     pause
         Gives what the work waits for between two parts: then nobody's outputs wait to be read, and others had their
         turn.
+    pooling
+        ``"mean"``, the state of the ``"last"`` token or of the first (``"cls"``); ``"none"``: all states
+        (tokens, n_embd).
     """
     engine = session.engine
     room = max(1, engine.n_batch // 2)
-    found = np.empty((len(texts), engine.info.n_embd), np.float32)
+    found: list[Array] = []
     try:
-        for row, tokens in enumerate(texts):
+        for tokens in texts:
             total = np.zeros(engine.info.n_embd)
+            kept: list[Array] = []
             for at in range(0, len(tokens), room):
                 yield pause()
                 if not at:
@@ -49,8 +56,16 @@ def mean_states(session: AtlasSession, texts: Sequence[Sequence[int]], pause: Ca
                 part = tokens[at : at + room]
                 states = engine.decode([Feed(session.sequence, part, at, len(part))], hidden=True)[0].hidden
                 assert states is not None
-                total += states.sum(axis=0, dtype=np.float64)
-            found[row] = total / len(tokens)
+                if pooling == "mean":
+                    total += states.sum(axis=0, dtype=np.float64)
+                elif pooling == "none":
+                    kept.append(states.copy())  # they are the engine's, until it decodes again
+                elif pooling == "last" or not kept:
+                    kept = [states[0 if pooling == "cls" else -1].copy()]
+            if pooling == "mean":
+                found.append((total / len(tokens)).astype(np.float32))
+            else:
+                found.append(np.concatenate(kept) if pooling == "none" else kept[0])
     finally:
         session.forget_context()
     return found

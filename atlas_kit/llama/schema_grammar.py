@@ -16,14 +16,14 @@ MOST_PROPERTIES, MOST_CHARACTERS = 400, 1 << 17
 _COUNTS = frozenset({"minLength", "maxLength", "minItems", "maxItems"})
 #: Keywords of JSON Schema that say what a value is. Any value fits a schema that has none of them, whatever else is in
 #: it: a title alone is what pydantic makes of ``typing.Any``.
-_SAYING = frozenset({
-    "$ref", "$dynamicRef", "type", "enum", "const", "anyOf", "oneOf", "allOf", "not", "if", "then", "else",
-    "properties", "patternProperties", "additionalProperties", "propertyNames", "unevaluatedProperties",
-    "dependentRequired", "dependentSchemas", "required", "minProperties", "maxProperties", "items",
-    "prefixItems", "unevaluatedItems", "contains", "minItems", "maxItems", "uniqueItems", "pattern",
-    "format", "minLength", "maxLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
-    "multipleOf",
-})  # fmt: skip
+_SAYING = {
+    "$ref", "$dynamicRef", "type", "enum", "const", "anyOf", "oneOf", "allOf", "not", "if", "then",
+    "else", "properties", "patternProperties", "additionalProperties", "propertyNames",
+    "unevaluatedProperties", "dependentRequired", "dependentSchemas", "required", "minProperties",
+    "maxProperties", "items", "prefixItems", "unevaluatedItems", "contains", "minItems", "maxItems",
+    "uniqueItems", "pattern", "format", "minLength", "maxLength", "minimum", "maximum",
+    "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
+}  # fmt: skip
 #: What the converter calls any value; a whole answer that nothing is said of is an object, as in llama-server.
 _ANYTHING = {"type": ["object", "array", "string", "number", "boolean", "null"]}
 #: Where schemas stand in a schema: a table of them, a list of them, one of them.
@@ -88,19 +88,23 @@ def _spelled_out(schema: Any, place: str = "") -> Any:
     if schema is True or (isinstance(schema, Mapping) and not _SAYING.intersection(schema)):
         return dict(_ANYTHING)
     if not isinstance(schema, Mapping):
-        raise InvalidParamError(f"{place or 'this'} is not a JSON schema", key="json_schema")
+        raise InvalidParamError(f"a JSON schema is expected at {place or 'the top'}", key="json_schema")
     found, inside = dict(schema), f"{place}." if place else ""
     for key in _TABLES:
         if key in schema:
             if not isinstance(schema[key], Mapping):
-                raise InvalidParamError(f"{inside}{key} is not an object with schemas", key="json_schema")
+                raise InvalidParamError(
+                    f"an object with JSON schemas is expected at {inside}{key}", key="json_schema"
+                )
             found[key] = {
                 name: _spelled_out(one, f"{inside}{key}.{name}"[:200]) for name, one in schema[key].items()
             }
     for key in _LISTS:
         if key in schema:
             if not isinstance(schema[key], list):
-                raise InvalidParamError(f"{inside}{key} is not a list of schemas", key="json_schema")
+                raise InvalidParamError(
+                    f"a list of JSON schemas is expected at {inside}{key}", key="json_schema"
+                )
             found[key] = [
                 _spelled_out(one, f"{inside}{key}.{number}"[:200]) for number, one in enumerate(schema[key])
             ]

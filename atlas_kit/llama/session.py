@@ -233,12 +233,14 @@ class AtlasSession:
         told: Callable[[Array], None] | None = None,
         listen: Listener | None = None,
         expected: Expected | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> Work[None]:
         """Read tokens in steps.
 
         ``told`` gets the log-probabilities (n, 2) of those that could be scored. ``listen`` gets what a memory would:
         hidden (n, n_embd), logits (n, n_vocab), the tokens (n,) and those that followed (n,). ``expected`` gets, for
         each token that could be scored, its number and the log-probabilities (n_vocab,) of all that could have come.
+        ``progress`` gets after each step how many tokens are read.
         """
         yield from self.catching_up()
         at, self._listen, self._expected = 0, listen, expected
@@ -263,6 +265,8 @@ class AtlasSession:
                     raise
                 if told is not None and len(logprob):
                     told(logprob)
+                if progress is not None:
+                    progress(at)
         finally:
             self._listen = self._expected = None
 
@@ -333,8 +337,10 @@ class AtlasSession:
         if self._expected is not None:
             for row, token in enumerate(tokens):
                 self._expected(int(token), reading.log_probabilities(row))
-        both: Array = np.stack((p[:, 0], reading.blended(p)), axis=-1)
-        return np.asarray(np.log(np.maximum(both, 1e-300)))
+        both: Array = np.empty((len(p), 2))
+        both[:, 0], both[:, 1] = p[:, 0], reading.blended(p)
+        np.maximum(both, 1e-300, out=both)
+        return np.asarray(np.log(both, out=both))
 
     def _scored(self, logits: Array, tokens: Array) -> Array:
         """Return the log-probabilities (n, 2) of tokens that came without a memory, and tell who looks on."""
@@ -375,8 +381,8 @@ class AtlasSession:
         return was.reading
 
     def _count(self, logprob: Array) -> None:
-        for column in (0, 1):
-            self._counts.losses[column] -= float(logprob[:, column].sum())
+        for column, total in enumerate(np.add.reduce(logprob, axis=0).tolist()):
+            self._counts.losses[column] -= total
         self._counts.scored += len(logprob)
 
     # --- context -------------------------------------------------------------------------------------------
@@ -685,7 +691,7 @@ class AtlasSession:
             state.tokens if context else (),
             state.position,
             dict(state.output) if own else {},
-            state.context if own else None,
+            state.context_for(self.engine.info.identity, self.engine.info.build),
         )
 
     def save(self, path: str | os.PathLike[str], *, context: bool = True, **options: Any) -> Any:

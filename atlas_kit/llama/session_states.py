@@ -57,6 +57,7 @@ def state_of(session: OpenSession, *, context: bool = True) -> SessionState:
             "position": session.position,
             "output": session.open_output(),
             "context": data,
+            "build": info.build,
         }
     return SessionState(
         memory.memory.config,
@@ -98,7 +99,7 @@ def token_memory(engine: Engine, state: SessionState, backend: str | None = "num
     if any(namespace(array) is not memory.memory.xp for array in arrays.parameters.values()):
         from atlas_kit.memory import snapshot
 
-        arrays = memory.memory.restore(snapshot(arrays))  # onto another device
+        arrays = memory.memory.restore(snapshot(arrays, copy=False))  # onto another device
     try:
         memory.restore(arrays, state.waiting)
     except (TypeError, ValueError, AttributeError, KeyError) as error:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -117,24 +117,47 @@ class Memory:
             )
         batch = tuple(axes.tolist())
         start = config.module.init(config.d_phi, config.d_v, config.seed)
-        parameters = {
-            name: xp.broadcast_to(xp.asarray(array, dtype=self.dtype), batch + array.shape).copy()
-            for name, array in start.items()
-        }
-        momentum = {n: xp.zeros_like(a) for n, a in parameters.items()} if config.has_momentum else {}
-        window = {"key": xp.zeros((*batch, self._capacity["key"], config.d_key), self._stored)}
+        parameters = {name: xp.array(array, dtype=self.dtype) for name, array in start.items()}
+        if batch:
+            parameters = {
+                name: xp.broadcast_to(array, batch + array.shape).copy() for name, array in parameters.items()
+            }
+        return self._filled(batch, parameters, xp.zeros)
+
+    def _like(self) -> MemoryState:
+        """Return what looks like an empty state, with a single number behind each array: to compare with, only."""
+        config, xp = self.config, self.xp
+
+        def nothing(shape: tuple[int, ...], dtype: Any) -> Array:
+            return xp.broadcast_to(xp.zeros((), dtype), shape)
+
+        shapes = config.module.shapes(config.d_phi, config.d_v)
+        return self._filled(
+            (), {name: nothing(shape, self.dtype) for name, shape in shapes.items()}, nothing, copy=False
+        )
+
+    def _filled(
+        self, batch: tuple[int, ...], parameters: dict[str, Array], zeros: Callable[..., Array], *,
+        copy: bool = True,
+    ) -> MemoryState:  # fmt: skip
+        """Return a state with these parameters that has seen nothing."""
+        config, xp = self.config, self.xp
+        momentum = {n: zeros(a.shape, a.dtype) for n, a in parameters.items()} if config.has_momentum else {}
+        window = {"key": zeros((*batch, self._capacity["key"], config.d_key), self._stored)}
         for name, (shape, kind) in self._fields.items():
             dtype = np.dtype(np.int32) if kind == "int" else self._stored if name == "value" else self.dtype
-            window[name] = xp.zeros((*batch, self._capacity[name], *shape), dtype)
-        window["valid"] = xp.zeros((*batch, self._capacity["valid"]), np.uint8)
+            window[name] = zeros((*batch, self._capacity[name], *shape), dtype)
+        window["valid"] = zeros((*batch, self._capacity["valid"]), np.uint8)
         for name in ("weight", *RATES):
-            window[name] = xp.zeros((*batch, self._capacity[name]), self.dtype)
+            window[name] = zeros((*batch, self._capacity[name]), self.dtype)
         adaptation = {}
         if config.eta_adaptation:
-            adaptation["log_eta"] = xp.zeros(batch, self.dtype)
-            adaptation |= {f"previous.{name}": array.copy() for name, array in parameters.items()}
+            adaptation["log_eta"] = zeros(batch, self.dtype)
+            adaptation |= {
+                f"previous.{name}": array.copy() if copy else array for name, array in parameters.items()
+            }
         if config.features.centre:
-            adaptation["mean"] = xp.zeros((*batch, config.d_key), self.dtype)
+            adaptation["mean"] = zeros((*batch, config.d_key), self.dtype)
         counters = {name: np.zeros(batch, np.int64) for name in COUNTERS}
         gate = {}
         if config.gate is not None:
@@ -154,7 +177,7 @@ class Memory:
         InvalidParamError
             For arrays that do not fit the configuration, impossible counters, and parameters that are not finite.
         """
-        state = restore(self.init(), arrays)
+        state = restore(self._like(), arrays)
         count = state.counters
         waiting = count["seen"] - count["learned"]
         if (

@@ -120,7 +120,7 @@ def stack(states: Sequence[MemoryState]) -> MemoryState:
 
 
 def snapshot(
-    state: MemoryState, *, optimizer: bool = True, window: bool = True
+    state: MemoryState, *, optimizer: bool = True, window: bool = True, copy: bool = True
 ) -> dict[str, np.ndarray[Any, Any]]:
     """Return a flat mapping of host arrays, ``"group.name"`` to array, for ``Memory.restore``.
 
@@ -131,6 +131,8 @@ def snapshot(
         always stays: the features mean nothing without it.
     window
         Without it, the window is empty after a restore, and tokens that wait for their chunk are forgotten.
+    copy
+        False: arrays that are on the host already are the state's own, not to be written to.
     """
     out = {}
     for group, arrays in state.groups().items():
@@ -139,7 +141,7 @@ def snapshot(
                 continue
             if group in OPTIMIZER_GROUPS and not optimizer and name != "mean":
                 continue
-            out[f"{group}.{name}"] = np.array(to_host(array))
+            out[f"{group}.{name}"] = np.array(to_host(array)) if copy else np.asarray(to_host(array))
     if not window:
         out["counters.filled"] = np.zeros_like(out["counters.filled"])
         out["counters.seen"] = out["counters.learned"].copy()

@@ -110,6 +110,8 @@ def _runtime(state: SessionState) -> dict[str, Any]:
         runtime["context"] = [int(token) for token in state.tokens]
         runtime["position"] = int(state.position)
         runtime["open"] = {name: packed(array) for name, array in state.output.items()}
+        if state.context is not None and state.build:
+            runtime["build"] = state.build
     return runtime
 
 
@@ -150,6 +152,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "context": (bytes, type(None)),
     "model": str,
     "architecture": str,
+    "build": str,
 }
 
 
@@ -222,6 +225,36 @@ def read_session_state(
             texts=texts,
             **kept,
         )
+
+
+def context_bytes(given: Given | MemoryFile) -> int:
+    """Return how large the engine's own copy of the context is in a file; 0 where there is none.
+
+    Raises
+    ------
+    AtlasError
+        The file cannot be opened.
+    """
+    from atlas_kit.persistence.snapshot import opened_memory
+
+    with opened_memory(given) as file:
+        entry = file.get(CONTEXT)
+        return 0 if entry is None else int(entry.size)
+
+
+def drop_context(path: StrPath) -> None:
+    """Remove the engine's own copy of the context from a file: its tokens stay, and are read again.
+
+    Raises
+    ------
+    AtlasError
+        The file cannot be read or written; it stays as it was.
+    """
+    from atlas_kit.formats.atlas import MemoryFile
+
+    with MemoryFile.edit(path) as file:
+        if file.remove(CONTEXT):
+            file.save()  # whole, or it would keep its size
 
 
 def saved_settings(
@@ -303,6 +336,7 @@ def _context_of(file: MemoryFile, runtime: Mapping[str, Any], identity: str) -> 
         "position": position,
         "output": output if own else {},
         "context": None if entry is None else bytes(entry.data),
+        "build": str(runtime.get("build", "")),
     }
 
 

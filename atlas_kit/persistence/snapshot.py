@@ -336,7 +336,7 @@ def _written(
     learned = []
     for layer, (config, state) in enumerate(zip(configs, layers, strict=True)):
         expected = layout(config)
-        arrays = snapshot(state, optimizer=optimizer, window=window)
+        arrays = snapshot(state, optimizer=optimizer, window=window, copy=False)
         arrays = {
             n: a
             for n, a in arrays.items()
@@ -703,7 +703,7 @@ def load_memory(
                 memory = memories[config] = memories.get(config) or Memory(config, backend)
                 state = _restored(file, description, wanted, memory, number)
                 if not (optimizer and window):
-                    state = memory.restore(snapshot(state, optimizer=optimizer, window=window))
+                    state = memory.restore(snapshot(state, optimizer=optimizer, window=window, copy=False))
             states.append(state)
         return LoadedMemory(description, tuple(memories[configs[number]] for number in chosen), tuple(states))
 

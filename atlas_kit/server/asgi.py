@@ -199,10 +199,16 @@ def _key_in(headers: dict[bytes, bytes]) -> str | None:
     return None if key is None else key.decode("utf-8", "surrogateescape").strip()
 
 
+def asks_anthropic(scope: Scope) -> bool:
+    """Whether errors are told in Anthropic's shape: at its endpoints, and to its clients wherever they ask."""
+    return scope["path"].startswith("/v1/messages") or any(
+        name.lower() == b"anthropic-version" for name, _ in scope["headers"]
+    )
+
+
 async def refuse(problem: ApiError, scope: Scope, send: Send) -> None:
     """Answer a request with a problem."""
-    path = scope["path"]
-    body = problem.anthropic() if path.startswith("/v1/messages") else problem.openai()
+    body = problem.anthropic() if asks_anthropic(scope) else problem.openai()
     data = json.dumps(body).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
     headers += [(name.encode(), value.encode()) for name, value in problem.headers.items()]

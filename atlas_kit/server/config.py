@@ -144,7 +144,7 @@ class ServerConfig:
     n_ctx: int = _row(
         0,
         int,
-        "Tokens of context, all slots together; 0: as trained, at most 4096 for each.",
+        "Tokens of context, which the slots share evenly; 0: as trained, at most 4096 for each.",
         "c",
         "ctx-size",
         "n-ctx",
@@ -206,9 +206,9 @@ class ServerConfig:
     chat_template: str | None = _row(
         None,
         str,
-        "A Jinja chat template instead of the model's own.",
+        "A Jinja chat template instead of the model's own, or the name of one of llama.cpp's, such as chatml.",
         "chat-template",
-        metavar="JINJA",
+        metavar="JINJA|NAME",
         variables=("LLAMA_ARG_CHAT_TEMPLATE",),
         group="Model",
     )
@@ -219,6 +219,15 @@ class ServerConfig:
         "chat-template-file",
         metavar="FILE",
         variables=("LLAMA_ARG_CHAT_TEMPLATE_FILE",),
+        group="Model",
+    )
+    chat_template_kwargs: str | None = _row(
+        None,
+        str,
+        "What the chat template is given beside, as a JSON object; a request's own goes before it.",
+        "chat-template-kwargs",
+        metavar="JSON",
+        variables=("LLAMA_ARG_CHAT_TEMPLATE_KWARGS",),
         group="Model",
     )
     jinja: bool = _row(
@@ -233,17 +242,37 @@ class ServerConfig:
     reasoning: str = _row(
         "auto",
         str,
-        "Whether a model that can think does so where a request does not say; auto: as its template has it.",
+        "Whether a model that can think does so where a request does not say; auto: it does.",
         "reasoning",
         "rea",
         choices=("on", "off", "auto"),
         variables=("LLAMA_ARG_REASONING",),
         group="Model",
     )
+    reasoning_format: str = _row(
+        "auto",
+        str,
+        "Where thoughts go where a request does not say: none leaves them in the content.",
+        "reasoning-format",
+        choices=("none", "auto", "deepseek", "deepseek-legacy"),
+        variables=("LLAMA_ARG_THINK",),
+        group="Model",
+    )
+    reasoning_budget: int = _row(
+        -1,
+        int,
+        "Tokens of thoughts at most where a request does not say; -1: any number.",
+        "reasoning-budget",
+        metavar="N",
+        least=-1,
+        most=1 << 24,
+        variables=("LLAMA_ARG_THINK_BUDGET",),
+        group="Model",
+    )
     verbose: bool = _row(
         False,
         bool,
-        "Accepted for llama-server's sake: the log tells of each request.",
+        "Let answers tell the prompt as the model read it, as __verbose.",
         "verbose",
         off=("no-verbose",),
         variables=("ATLAS_VERBOSE",),
@@ -297,13 +326,71 @@ class ServerConfig:
         variables=("LLAMA_ARG_CONT_BATCHING",),
         group="Model",
     )
+    flash_attn: str = _row(
+        "auto",
+        str,
+        "Accepted for llama-server's sake: llama.cpp uses it where it can.",
+        "fa",
+        "flash-attn",
+        choices=("on", "off", "auto"),
+        variables=("LLAMA_ARG_FLASH_ATTN",),
+        group="Model",
+    )
+    n_threads_batch: int | None = _row(
+        None,
+        int,
+        "Accepted for llama-server's sake: the same threads read and generate.",
+        "tb",
+        "threads-batch",
+        metavar="N",
+        least=1,
+        most=512,
+        variables=("LLAMA_ARG_THREADS_BATCH",),
+        group="Model",
+    )
+    mmap: bool = _row(
+        True,
+        bool,
+        "Accepted for llama-server's sake: the model's file is always mapped.",
+        "mmap",
+        off=("no-mmap",),
+        variables=("LLAMA_ARG_MMAP",),
+        group="Model",
+    )
+    warmup: bool = _row(
+        True,
+        bool,
+        "Accepted for llama-server's sake: what the first request needs is always loaded before.",
+        "warmup",
+        off=("no-warmup",),
+        variables=("LLAMA_ARG_WARMUP",),
+        group="Model",
+    )
     kv_unified: bool = _row(
         False,
         bool,
-        "Accepted for llama-server's sake: every slot has a context of its own.",
+        "Let one request have all of the context, which takes as many times the memory as there are slots.",
         "kv-unified",
         off=("no-kv-unified",),
         variables=("LLAMA_ARG_KV_UNIFIED",),
+        group="Model",
+    )
+    embedding: bool = _row(
+        True,
+        bool,
+        "Accepted for llama-server's sake: /v1/embeddings is always there, beside all else.",
+        "embedding",
+        "embeddings",
+        variables=("LLAMA_ARG_EMBEDDINGS",),
+        group="Model",
+    )
+    pooling: str | None = _row(
+        None,
+        str,
+        "How a text's final states become its vector (none: one for each token), instead of as the model's file says.",
+        "pooling",
+        choices=("none", "mean", "cls", "last"),
+        variables=("LLAMA_ARG_POOLING",),
         group="Model",
     )
     n_predict: int = _row(
@@ -471,6 +558,17 @@ class ServerConfig:
         metavar="ORIGIN",
         many=True,
         variables=("LLAMA_ARG_CORS_ORIGINS", "ATLAS_CORS_ORIGIN"),
+        group="Network",
+    )
+    sse_ping_interval: int = _row(
+        30,
+        int,
+        "Seconds after which a stream that has not begun sends a sign of life; 0 or -1: none.",
+        "sse-ping-interval",
+        metavar="N",
+        least=-1,
+        most=1 << 31,
+        variables=("LLAMA_ARG_SSE_PING_INTERVAL",),
         group="Network",
     )
     max_body: int = _row(
@@ -649,6 +747,17 @@ class ServerConfig:
         variables=("LLAMA_ARG_CACHE_RAM",),
         group="Memory",
     )
+    atlas_context_disk: int = _row(
+        16384,
+        int,
+        "MiB of contexts in the files of sessions, so that their texts are not read again; -1: any number.",
+        "atlas-context-disk",
+        metavar="MIB",
+        least=-1,
+        most=1 << 24,
+        variables=("ATLAS_CONTEXT_DISK",),
+        group="Memory",
+    )
     atlas_load_optimizer: bool = _row(
         True,
         bool,
@@ -745,6 +854,7 @@ class ServerConfig:
     def __post_init__(self) -> None:
         for row in table():
             object.__setattr__(self, row.name, row.check(getattr(self, row.name)))
+        _object(self.chat_template_kwargs)
         if not self.host.strip(" ,"):  # which a socket takes for every address there is
             raise InvalidParamError(
                 "no address to listen at is named", key="host", hint="Leave it out, or name one."
@@ -785,6 +895,18 @@ class ServerConfig:
         """How tokens are chosen where a request does not say: settings of ``Sampling``."""
         found = {name: getattr(self, name) for name in SAMPLING}
         return {**found, "seed": None if self.seed == -1 else self.seed}
+
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """What the chat template is given where a request does not say."""
+        return {"enable_thinking": self.reasoning != "off", **_object(self.chat_template_kwargs)}
+
+    @property
+    def n_ctx_slot(self) -> int:
+        """Tokens of context of one slot; 0: as many as the model was trained with, within limits."""
+        if not self.n_ctx or self.kv_unified:
+            return self.n_ctx
+        return max(1, self.n_ctx // self.n_parallel)
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -842,6 +964,26 @@ class ServerConfig:
                     found[row.name] = value.split(",") if row.many else value
         found.update({name: value for name, value in options.items() if value is not None})
         return cls(**found)
+
+
+def _object(text: str | None) -> dict[str, Any]:
+    """Return what the chat template is given, as it was written.
+
+    Raises
+    ------
+    InvalidParamError
+        It is no JSON object.
+    """
+    try:
+        found = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InvalidParamError(
+            "chat_template_kwargs is no JSON object", key="chat_template_kwargs",
+            hint='Write it as {"enable_thinking": false}.',
+        )  # fmt: skip
+    return found
 
 
 _TABLE: list[Row] = []

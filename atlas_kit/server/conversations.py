@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import math
 import time
 from array import array
 from collections import Counter
@@ -54,6 +55,8 @@ RETRY_SECONDS = 30.0
 MEASURE_STEPS = 64
 #: Larger matrices are measured only when somebody asks: the next step would have to copy them.
 MEASURE_BYTES = 8 << 20
+#: Seconds in which contexts are copied when everything is saved.
+EXACT_SECONDS = 20.0
 #: Tokens that a copy of another context must save at least.
 LEAST_COPIED = 4
 
@@ -643,11 +646,15 @@ class Conversations:
             return True
 
     async def save_all(self, *, exact: bool = True) -> int:
-        """Write all named conversations that have changed; return how many could not be written."""
-        failed = 0
-        for one in list(self.named.values()):
+        """Write all named conversations that have changed; return how many could not be written.
+
+        Those that were used last come first. ``exact``: with the engine's bytes of the context, for so long
+        (``EXACT_SECONDS``) that the others are saved, too, before whoever waits for the end loses patience.
+        """
+        failed, end = 0, time.monotonic() + EXACT_SECONDS
+        for one in sorted(self.named.values(), key=_last_use, reverse=True):
             try:
-                await self.save(one, exact=exact)
+                await self.save(one, exact=exact and time.monotonic() < end)
             except Exception as error:  # the others are saved all the same
                 if not one.closed:
                     failed += 1
@@ -674,9 +681,10 @@ class Conversations:
             conversation.parked = Parked(self.new_memory(conversation.settings))
             return
         try:
-            state, info = await asyncio.to_thread(files.read, conversation.key, self.engine.info.identity)
-            parked = await asyncio.to_thread(parked_of, self.engine, state, DEVICES[self._device])
+            await self._take_back(conversation, files)
         except Exception as error:
+            if conversation.closed:  # its file has gone meanwhile; one that is there now is that of the next
+                raise _deleted() from None
             # nothing is wrong with the file where too many are open, or a disk is away for a moment
             if type(error) is FileAccessError:
                 raise
@@ -688,10 +696,51 @@ class Conversations:
             conversation.problem = f"The saved session could not be used, and starts anew: {why}."
             conversation.parked = Parked(self.new_memory(conversation.settings))
             conversation.forget_texts()
-            return
+
+    async def _take_back(self, conversation: Conversation, files: SessionFiles) -> None:
+        """Read a conversation's file; what is wrong with that is for whoever asks to deal with."""
+        state, info = await asyncio.to_thread(files.read, conversation.key, self.engine.info.identity)
+        parked = await asyncio.to_thread(parked_of, self.engine, state, DEVICES[self._device])
         take_over(conversation, parked, state, info)
+        conversation.size = parked.size
         conversation.version = conversation.saved = max(1, conversation.version)
         conversation.exact = True
+
+    async def bring_back(self, settings: AtlasSettings, count: int) -> None:
+        """Bring the sessions that were used last back from their files, before anybody asks for them.
+
+        They may be at work at once: half of the sequences are filled with them, and one at least. What is no good, or
+        has no room, is left to whoever asks for it.
+
+        Parameters
+        ----------
+        settings
+            Of memories, until the files are read.
+        count
+            So many at most.
+        """
+        files = self.files
+        if files is None:
+            return
+        recent = await asyncio.to_thread(files.recent, min(count, self._warm), self.engine.info.identity)
+        room = math.inf if self._cache_bytes is None else self._cache_bytes
+        for number, (key, size, used) in enumerate(recent):
+            room -= size
+            one = self.find(key, settings) if room >= 0 and not self._ending else None
+            if one is None:
+                return
+            async with one.lock:
+                if not one.cold or one.closed:
+                    continue
+                try:
+                    await finished(self._take_back(one, files))
+                except Exception as error:
+                    log.debug("a session stays in its file: %s", error)
+                    continue
+                one.used = min(one.used, used)
+                empty = any(slot.conversation is None and not slot.busy for slot in self.slots)
+                if empty and number < max(1, len(self.slots) // 2):
+                    await finished(self._leave(await self._slot_of(one)))
 
     def _tidy_soon(self) -> None:
         if (self._tidying is None or self._tidying.done()) and not self._ending and self._too_much():

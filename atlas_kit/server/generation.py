@@ -23,7 +23,7 @@ from atlas_kit.server.branches import Match
 from atlas_kit.server.conversation import Conversation, Slot
 from atlas_kit.server.jobs import Watched, finished
 from atlas_kit.server.keys import SHARED, Key
-from atlas_kit.server.problems import ApiError, unavailable
+from atlas_kit.server.problems import ApiError, too_long, unavailable
 
 if TYPE_CHECKING:
     from atlas_kit.codecs.numbers import Array
@@ -61,6 +61,8 @@ class Generation:
         The sequence that it is to be generated in.
     around
         Makes another sampler of the sampler.
+    progress
+        Take down how much of the text is read after each step, and let ``tokens()`` yield an empty group then.
     """
 
     tokens: Sequence[int]
@@ -74,6 +76,16 @@ class Generation:
     reuse: bool = True
     slot: int | None = None
     around: Callable[[Sampler], Sampler] | None = None
+    progress: bool = False
+
+
+class Progress(NamedTuple):
+    """How much of a text is read: all its tokens, those known before, those read or known by now, and since when."""
+
+    total: int
+    cached: int
+    read: int
+    seconds: float
 
 
 class Scored(NamedTuple):
@@ -180,12 +192,12 @@ class Generating:
             raise ApiError(400, "The prompt is empty.", param="prompt")
         if not remembers and not conversations.engine.info.recurrent:
             if len(asked.tokens) > limit or (len(asked.tokens) == limit and asked.max_tokens != 0):
-                raise ApiError(
-                    400,
+                raise too_long(
                     f"The prompt of {len(asked.tokens)} tokens exceeds the available context size of {limit} tokens. "
                     'A memory reads texts of any length: ask for one with "atlas": {"enabled": true}.',
+                    len(asked.tokens),
+                    limit,
                     param="prompt",
-                    code="context_length_exceeded",
                 )
             room = limit - len(asked.tokens)
             if not conversations.context_shift and (asked.max_tokens is None or asked.max_tokens > room):
@@ -210,6 +222,8 @@ class Generating:
         self._began = self._first = 0.0
         self._blend = Blend()
         self._answering = False
+        self._progress: list[Progress] = []
+        self._progress_told = 0
 
     @property
     def asked(self) -> Generation:
@@ -220,6 +234,20 @@ class Generating:
     def read_so_far(self) -> int:
         """How many tokens of the text are read or known by now."""
         return min(self.outcome.prompt_tokens, self.outcome.cached_tokens + self._read_so_far())
+
+    def progress(self) -> list[Progress]:
+        """Return what is new about how much of the text is read; first, what was known before."""
+        found = self._progress[self._progress_told :]
+        self._progress_told += len(found)
+        return found
+
+    def _reads(self, count: int) -> None:
+        """Take note of how much is read, on the engine's thread."""
+        known = self.outcome.cached_tokens
+        seconds = time.monotonic() - self._began if count else 0.0
+        self._progress.append(Progress(self.outcome.prompt_tokens, known, known + count, seconds))
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._news.set)
 
     @property
     def conversation(self) -> Conversation | None:
@@ -248,6 +276,7 @@ class Generating:
         """
         task = self._conversations.carry_out(self._carry_out())
         task.add_done_callback(lambda _: self._news.set())
+        noted = 0
         try:
             while True:
                 over = task.done()
@@ -255,6 +284,9 @@ class Generating:
                 if self._fresh:
                     fresh, self._fresh = self._fresh, []
                     yield fresh
+                elif noted < len(self._progress):
+                    noted = len(self._progress)
+                    yield []
                 elif over:
                     break
                 else:
@@ -345,6 +377,8 @@ class Generating:
         outcome.slot, slot.last = slot.number, self
         self._read_so_far = lambda: session.tokens_read - before
         self._loop = asyncio.get_running_loop()
+        if asked.progress:
+            self._reads(0)
         tuned = self._tune(session, conversation)
         work = self._work(session, list(conversation.history), known, fresh)
         try:
@@ -383,7 +417,12 @@ class Generating:
         if reader is not None and session.memory is not None and [*known, *fresh] == list(asked.tokens):
             yield from self._reading(session, reader, len(known))
         elif fresh:
-            yield from session.reading(fresh, score=asked.score_prompt, expected=self._expected())
+            yield from session.reading(
+                fresh,
+                score=asked.score_prompt,
+                expected=self._expected(),
+                progress=self._reads if asked.progress else None,
+            )
         if self._copies:
             yield between()
             copies = fork(session, len(self._copies))
@@ -402,11 +441,13 @@ class Generating:
 
     def _reading(self, session: AtlasSession, reader: Reader, at: int) -> AnyWork:
         """Read the rest of a text in parts, and stop where others want to go on by themselves."""
-        reached = self._conversations.prefixes.reached
+        reached, start = self._conversations.prefixes.reached, at
         while at < len(reader.text):
             end = reader.stop(at, session.feed_limit)
             yield from session.reading(reader.text[at:end])
             at = end
+            if self._asked.progress:
+                self._reads(at - start)
             if reader.wants(at):
                 yield between()
                 try:

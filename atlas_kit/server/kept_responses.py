@@ -68,6 +68,16 @@ class Kept:
             self.session = self.conversation.key.name
             self.remembers = self.conversation.settings is not None
 
+    def read_as(self, other: Kept | None) -> Kept:
+        """Say that whoever has read another one goes on with this; return it."""
+        if other is not None:
+            self.conversation, self.session, self.remembers = (
+                other.conversation,
+                other.session,
+                other.remembers,
+            )
+        return self
+
     def text(self) -> list[dict[str, Any]]:
         """Return all messages so far."""
         return [message for one in self._line() for message in one.messages]
@@ -201,7 +211,7 @@ class KeptResponses:
                     if changed:
                         thread.measure()
                     if changed and self._threads.get((namespace, name)) is thread:
-                        self._note(namespace, name, thread)
+                        self._note(namespace, name, thread, before[0])
         finally:
             thread.waiting -= 1
             self._forget_threads()
@@ -271,12 +281,15 @@ class KeptResponses:
                 )  # fmt: skip
                 self._loaded[one.number] = one
 
-    def _note(self, namespace: str, name: str, thread: Thread) -> None:
-        if self._file is not None:
-            if thread.last is not None:
-                self._write(namespace, thread.last, None)
-            number = None if thread.last is None else thread.last.number
-            self._file.note(namespace, name, number, thread.metadata, thread.created)
+    def _note(self, namespace: str, name: str, thread: Thread, before: Kept | None) -> None:
+        if self._file is None:
+            return
+        last, number = thread.last, None
+        if last is not None:
+            self._write(namespace, last, None)
+            number = last.number
+        goes_on = before is None or (last is not None and before in last._line())
+        self._file.note(namespace, name, number, thread.metadata, thread.created, sweep=not goes_on)
 
     def _linked(self, line: list[Record]) -> Kept | None:
         """Return the last of some answers, each with the one that it goes on from."""

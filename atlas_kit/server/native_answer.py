@@ -10,7 +10,7 @@ from typing import Any
 
 from atlas_kit.llama.sampling import Sampling
 from atlas_kit.llama.steps import Token
-from atlas_kit.server.generation import Generating, Outcome
+from atlas_kit.server.generation import Generating, Outcome, Progress
 
 Piece = Callable[[int], bytes]
 #: Where a log-probability is -infinity, which JSON does not know.
@@ -40,6 +40,13 @@ def timings(
         "predicted_per_token_ms": predicted_ms / steps if steps else 0.0,
         "predicted_per_second": 1000 / predicted_ms * steps if predicted_ms and steps else 0.0,
     }
+
+
+def told_progress(now: Progress) -> dict[str, int]:
+    """Return how much of a prompt is read, as ``prompt_progress``."""
+    return {
+        "total": now.total, "cache": now.cached, "processed": now.read, "time_ms": int(1000 * now.seconds),
+    }  # fmt: skip
 
 
 def settings_of(sampling: Sampling, *, whole: bool, ends: Sequence[int] = (), **more: Any) -> dict[str, Any]:
@@ -188,30 +195,21 @@ class NativeAnswer:
             found["timings"] = self.times_so_far()
         return found
 
-    def progress(self, read: int, *, timed: bool) -> dict[str, Any]:
-        """Return what a stream tells while the prompt is read, of which ``read`` tokens are."""
-        outcome = self.outcome
-        spent = time.monotonic() - self._began if read > outcome.cached_tokens else 0.0
+    def progress(self, now: Progress, *, timed: bool) -> dict[str, Any]:
+        """Return what a stream tells while the prompt is read."""
         found: dict[str, Any] = {
             "index": self.index,
             "content": "",
             "tokens": [],
             "stop": False,
-            "id_slot": outcome.slot,
+            "id_slot": self.outcome.slot,
             "tokens_predicted": 0,
-            "tokens_evaluated": outcome.prompt_tokens,
-            "prompt_progress": {
-                "total": outcome.prompt_tokens,
-                "cache": outcome.cached_tokens,
-                "processed": read,
-                "time_ms": int(1000 * spent),
-            },
+            "tokens_evaluated": self.outcome.prompt_tokens,
+            "prompt_progress": told_progress(now),
         }
         if timed:
-            found["timings"] = {
-                **timings(outcome, reading=spent, generating=0.0),
-                "prompt_n": max(0, read - outcome.cached_tokens),
-            }
+            so_far = timings(self.outcome, reading=now.seconds, generating=0.0)
+            found["timings"] = {**so_far, "prompt_n": now.read - now.cached}
         return found
 
     def whole(

@@ -5,6 +5,7 @@ An endpoint raises ``ApiError``, or lets an ``AtlasError`` through; each API fam
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from atlas_kit.errors import (
@@ -78,6 +79,10 @@ class ApiError(Exception):
         A word for programs.
     retry_after
         Seconds after which it makes sense to try again.
+    kind
+        The ``type`` where it does not follow from the status.
+    more
+        What OpenAI's shape tells beside, as llama-server does.
     """
 
     def __init__(
@@ -88,24 +93,31 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after: int | None = None,
+        kind: str | None = None,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
-        self.retry_after = retry_after
+        self.retry_after, self._kind, self.more = retry_after, kind, dict(more or {})
 
     @property
     def type(self) -> str:
-        """The kind of error, as OpenAI names it."""
+        """The kind of error, as OpenAI and llama-server name it."""
+        return self._kind or self._by_status
+
+    @property
+    def _by_status(self) -> str:
         return TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
 
     def openai(self) -> dict[str, Any]:
         """Return it as OpenAI's clients read it."""
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        found = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": {**found, **self.more}}
 
     def anthropic(self) -> dict[str, Any]:
         """Return it as Anthropic's clients read it."""
         kinds = {"server_error": "api_error", "unavailable_error": "overloaded_error"}
-        kind = "request_too_large" if self.status == 413 else kinds.get(self.type, self.type)
+        kind = "request_too_large" if self.status == 413 else kinds.get(self._by_status, self._by_status)
         return {"type": "error", "error": {"type": kind, "message": self.message}}
 
     @property
@@ -133,6 +145,17 @@ def _sentence(error: AtlasError) -> str:
     message = error.message[:1].upper() + error.message[1:]
     message = message.rstrip(".") + "."
     return f"{message} {error.hint}" if error.hint else message
+
+
+def too_long(message: str, tokens: int, room: int, *, param: str) -> ApiError:
+    """Return what a client is told whose text of ``tokens`` does not go into a context of ``room``.
+
+    OpenAI's clients look at the code, llama-server's at the type and the two numbers.
+    """
+    return ApiError(
+        400, message, param=param, code="context_length_exceeded", kind="exceed_context_size_error",
+        more={"n_prompt_tokens": tokens, "n_ctx": room},
+    )  # fmt: skip
 
 
 def unavailable(message: str = "The model is still loading.") -> ApiError:

@@ -171,13 +171,22 @@ class ResponseFile:
         return self._submit(read, [])
 
     def note(
-        self, namespace: str, name: str, last: int | None, metadata: dict[str, Any], created: float
+        self,
+        namespace: str,
+        name: str,
+        last: int | None,
+        metadata: dict[str, Any],
+        created: float,
+        *,
+        sweep: bool = False,
     ) -> None:
-        """Keep a conversation; ``last`` is the number of its last answer."""
+        """Keep a conversation; ``last`` is the number of its last answer. ``sweep``: something of it was left out."""
         row = (namespace, name, last, json.dumps(metadata), created, time.time())
 
         def write(database: sqlite3.Connection) -> None:
             database.execute("INSERT OR REPLACE INTO conversations VALUES (?, ?, ?, ?, ?, ?)", row)
+            if sweep:
+                self._sweep(database)
 
         self._submit(write, None)
 

@@ -7,17 +7,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from atlas_kit.server.schemas_open import Open
 from atlas_kit.server.schemas_sampling import SamplingOptions
 
 Prompt = str | list[int] | list[str] | list[list[int]] | list[int | str | list[int | str]]
-
-
-class Open(BaseModel):
-    """A request that may hold more than is listed."""
-
-    model_config = ConfigDict(extra="allow")
 
 
 class AtlasOptions(Open):
@@ -68,7 +63,9 @@ class StreamOptions(Open):
 class Generate(SamplingOptions):
     """What all requests for a text share."""
 
-    model: str | None = Field(None, description="Ignored: a server has one model.")
+    model: str | None = Field(
+        None, description="A server has one model: of its names, the answer has this one."
+    )
     max_tokens: int | None = Field(
         None,
         ge=-1,
@@ -122,6 +119,19 @@ class Generate(SamplingOptions):
         None, max_length=1 << 16, description="A GBNF grammar that the answer must follow."
     )
     json_schema: dict[str, Any] | None = Field(None, description="A JSON schema that the answer must follow.")
+    timings_per_token: bool | None = Field(
+        None, description="Tell in each part of a stream how long it took so far."
+    )
+    return_progress: bool | None = Field(None, description="Stream how much of the prompt is read.")
+    sse_ping_interval: int | None = Field(
+        None,
+        ge=-1,
+        le=1 << 31,
+        description="Seconds after which a stream that has not begun sends a sign of life; 0 or -1: none.",
+    )
+    verbose: bool | None = Field(
+        None, description="Tell the prompt as the model read it, and all settings, as __verbose."
+    )
     atlas: AtlasOptions | None = Field(None, description="The memory beside the model.")
 
 
@@ -138,7 +148,7 @@ class CompletionRequest(Generate):
     suffix: str | None = Field(None, description="The text behind the answer, where the model can fill in.")
     best_of: int | None = Field(
         None,
-        ge=1,
+        ge=0,
         le=16,
         description="Generate so many answers and give the n whose tokens were likeliest, by their mean.",
     )
@@ -199,4 +209,3 @@ class ChatRequest(Generate):
     continue_final_message: bool | None = Field(
         None, description="Go on with the last message, which is the assistant's."
     )
-    timings_per_token: bool | None = Field(None, description="Tell in each chunk how long it took so far.")

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from atlas_kit.server.schemas import Open
+from atlas_kit.server.schemas_open import Open
 
 _TEXT: Any = {"type": "string"}
 _TOKENS: Any = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
@@ -22,7 +22,9 @@ class EmbeddingRequest(Open):
         json_schema_extra={"anyOf": [_TEXT, _TOKENS, _SEVERAL]},
     )
     content: Any = Field(None, description="The same, by llama-server's older name.")
-    model: str | None = Field(None, description="Ignored: a server has one model.")
+    model: str | None = Field(
+        None, description="A server has one model: of its names, the answer has this one."
+    )
     encoding_format: Literal["float", "base64"] | None = Field(
         None, description="Numbers, or base64 of 32-bit floats, little endian.  [default: float]"
     )

@@ -16,6 +16,8 @@ class ErrorDetail(BaseModel):
     type: str = Field(description="The kind of error, which follows from the status.")
     param: str | None = Field(description="The property that is at fault.")
     code: str | None = Field(description="A word for programs.")
+    n_prompt_tokens: int | None = Field(None, description="Tokens of a text that the context cannot hold.")
+    n_ctx: int | None = Field(None, description="Tokens that it holds.")
 
 
 class ErrorBody(BaseModel):

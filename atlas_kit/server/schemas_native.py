@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import Field
 
-from atlas_kit.server.schemas import Generate, Open
+from atlas_kit.server.schemas import Generate
+from atlas_kit.server.schemas_open import Open
 
 _COUNT = 1 << 24
 
@@ -36,8 +37,6 @@ class NativeOptions(Generate):
         description="The slot that it shall happen in, where no session is named; -1: any.",
     )
     return_tokens: bool | None = Field(None, description="Tell the numbers of the generated tokens.")
-    timings_per_token: bool | None = Field(None, description="Tell timings in every frame of a stream.")
-    return_progress: bool | None = Field(None, description="Stream how much of the prompt is read.")
     response_fields: list[str] | None = Field(
         None, max_length=256, description="Only these fields of the answer; a/b is the field b of a."
     )
@@ -57,8 +56,6 @@ class NativeOptions(Generate):
         None, ge=0, le=_COUNT, description="Accepted: a context that is full always drops its older half."
     )
     n_cache_reuse: int | None = Field(None, ge=0, le=_COUNT, description="Accepted, without effect.")
-    sse_ping_interval: int | None = Field(None, ge=-1, le=1 << 31, description="Accepted, without effect.")
-    verbose: bool | None = Field(None, description="Accepted, without effect.")
 
 
 class NativeRequest(NativeOptions):

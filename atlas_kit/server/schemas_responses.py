@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from atlas_kit.server.schemas import Generate, Open, ThinkingBudget
+from atlas_kit.server.schemas import Generate, ThinkingBudget
+from atlas_kit.server.schemas_open import Open
 
 #: What a client notes for itself.
 Metadata = dict[str, str | float | bool | None]
@@ -73,7 +74,6 @@ class ResponsesRequest(Generate):
     background: bool | None = Field(None, description="Not supported.")
     prompt: dict[str, Any] | None = Field(None, description="Not supported: there are no stored prompts.")
     metadata: Metadata | None = Field(None, description="Given back with the answer.")
-    timings_per_token: bool | None = Field(None, description="Tell in each event how long it took so far.")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="More that the template is given.")
 
     @property

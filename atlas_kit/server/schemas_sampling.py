@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from atlas_kit.errors import InvalidParamError
+from atlas_kit.server.schemas_open import Open
 
 if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine
@@ -29,10 +30,8 @@ NAMES = (
 )  # fmt: skip
 
 
-class SamplingOptions(BaseModel):
+class SamplingOptions(Open):
     """llama-server's samplers beyond OpenAI's."""
-
-    model_config = ConfigDict(extra="allow")
 
     ignore_eos: bool | None = Field(None, description="Choose no token that ends the answer.")
     typical_p: float | None = Field(

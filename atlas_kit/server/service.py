@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import importlib
 import logging
 import os
 import time
@@ -21,6 +22,7 @@ from atlas_kit.server import logs
 from atlas_kit.server.conversation import Conversation
 from atlas_kit.server.conversations import Conversations
 from atlas_kit.server.dialogue import transcript
+from atlas_kit.server.embedding import TextForm, text_form
 from atlas_kit.server.generation import Generating, Generation, checked_session_id
 from atlas_kit.server.kept_responses import KeptResponses
 from atlas_kit.server.keys import SHARED, Key
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from atlas_kit.settings.atlas_settings import AtlasSettings
 
 log = logging.getLogger("atlas_kit.server")
+#: Seconds that the start waits for sessions that are brought back; the others come while it answers already.
+BRING_BACK_SECONDS = 1.0
 #: Settings of memories that can be changed while the server runs.
 TUNABLE = ("blend_ratio", "learning_rate", "use_muon", "auto_save", "auto_save_interval")
 
@@ -59,6 +63,7 @@ class Service:
     conversations: Conversations
     settings: AtlasSettings
     template: ChatTemplate
+    text_form: TextForm
     files: SessionFiles
 
     def __init__(
@@ -71,11 +76,15 @@ class Service:
         self.ready = False
         self.failed: str | None = None
         self.stopping = False
+        #: Whether something that was to outlive the server did not, as it was not saved at its end.
+        self.unsaved = False
         self.shared: SharedMemory | None = None
         self.responses = KeptResponses(most_waiting=config.max_queue)
         self._loading: Future[Engine] | None = None
         self._saver: asyncio.Task[None] | None = None
         self._stop_saving = asyncio.Event()
+        #: Is taken by a request that begins.
+        self.turn = asyncio.Lock()
         self.session_problem: str | None = None
         self.memories = Memories(self)
         self.memory_views = MemoryViews(self)
@@ -115,6 +124,7 @@ class Service:
             log.info("%s", note)
         self.template = await asyncio.to_thread(self._chat_template)
         self.settings = await asyncio.to_thread(_settings, self.config, self.engine)
+        self.text_form = await asyncio.to_thread(text_form, self.engine.info.path, self.config.pooling)
         self.files = await asyncio.to_thread(self._session_files)
         self.responses = await asyncio.to_thread(self._kept_responses)
         if self.config.persists:
@@ -130,13 +140,22 @@ class Service:
         self.conversations.context_shift = self.config.context_shift
         if self.shared is not None:
             self.conversations.named[SHARED] = await asyncio.to_thread(self.shared.load)
-        await asyncio.gather(self.conversations.open(), asyncio.to_thread(self._warm_up))
+        await asyncio.gather(self._open_conversations(), asyncio.to_thread(self._warm_up))
         self._saver = asyncio.create_task(self._save_now_and_then())
         self.ready = True
         log.info("ready after %.1f s: %s", time.monotonic() - began, self.engine.info.description)
 
+    async def _open_conversations(self) -> None:
+        """Take the sequences, and bring back who used them last: for a moment, the start waits for that, too."""
+        await self.conversations.open()
+        if self.files.outlives:
+            back = self.conversations.bring_back(self.settings, self.engine.n_sequences)
+            await asyncio.wait({self.conversations.carry_out(back)}, timeout=BRING_BACK_SECONDS)
+
     def _warm_up(self) -> None:
-        """Load what the first memory needs, so that the first request does not wait for it."""
+        """Load what the first request needs, so that it does not wait for it."""
+        for name in ("numpy.ctypeslib", "numpy.ma", "atlas_kit.llama.llama_sampler"):
+            importlib.import_module(name)  # left by who imports the rest until somebody wants them
         if self.config.remembers:
             self.conversations.new_memory(self.settings)
 
@@ -144,17 +163,18 @@ class Service:
         """Return where sessions are that are not in main memory: a folder that may not be written to is not used."""
         codec = "lz4" if self.config.atlas_memory_compress else None
         folder = self.config.atlas_memory_dir
+        most = None if self.config.atlas_context_disk < 0 else self.config.atlas_context_disk << 20
         if folder is not None:
             try:
                 if make_private(folder):
                     log.info("the folder of memories was made: %s", folder)
-                return SessionFiles(os.path.join(folder, "sessions"), codec)
+                return SessionFiles(os.path.join(folder, "sessions"), codec, most)
             except LockedError:
                 raise
             except AtlasError as error:
                 self.session_problem = f"sessions do not outlive a restart: {error.message}"
                 log.warning("%s", self.session_problem)
-        return SessionFiles(None, codec)
+        return SessionFiles(None, codec, most)
 
     def _kept_responses(self) -> KeptResponses:
         """Return where answers are that later requests go on from: in a file, where sessions outlive a restart."""
@@ -174,7 +194,7 @@ class Service:
             await self.end_work()
             if self.ready:
                 self.ready = False
-                await self.save()
+                self.unsaved = not await self.save()
             with contextlib.suppress(AtlasError):
                 await self.conversations.close()
         ended = not hasattr(self, "scheduler") or await asyncio.to_thread(self.scheduler.close)
@@ -243,8 +263,7 @@ class Service:
             log.info("the model has no chat template: conversations are read as a transcript")
             return transcript(self.engine)
         try:
-            thinking = {"auto": {}, "on": {"enable_thinking": True}, "off": {"enable_thinking": False}}
-            return ChatTemplate(self.engine, source, thinking[self.config.reasoning])
+            return ChatTemplate(self.engine, source, self.config.template_variables)
         except AtlasError as error:
             if source is not None:
                 raise
@@ -307,6 +326,10 @@ class Service:
         given = (self.config.alias or "").split(",")
         return tuple(sorted({name.strip() for name in given if name.strip()}))
 
+    def name_for(self, asked: str | None) -> str:
+        """Return what the model is called in the answer to a request: as it was asked for, if that is its name."""
+        return asked if asked in self.aliases else self.model_name
+
     def conversation(
         self, namespace: str, atlas: Mapping[str, Any], tokens: Sequence[int], slot: int | None = None
     ) -> Conversation:
@@ -366,7 +389,8 @@ class Service:
         return bool(enabled)
 
     def _settings_for(self, atlas: Mapping[str, Any]) -> AtlasSettings:
-        return self.settings.replace(**settings_in(atlas))
+        changes = settings_in(atlas)
+        return self.settings.replace(**changes) if changes else self.settings
 
     def session(self, namespace: str, name: str) -> Conversation | None:
         """Return the session of a name."""
@@ -482,7 +506,7 @@ def load_engine(config: ServerConfig) -> Engine:
     if not config.model:
         raise InvalidParamError("no model is named", key="model", hint="Name a GGUF file.")
     options: dict[str, Any] = {
-        "n_ctx": None if not config.n_ctx else max(1, config.n_ctx // config.n_parallel),
+        "n_ctx": config.n_ctx_slot or None,
         "n_sequences": config.n_parallel,
         "n_gpu_layers": config.n_gpu_layers,
         "n_threads": config.n_threads,

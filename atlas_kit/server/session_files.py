@@ -8,30 +8,54 @@ session, the module knows nothing.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import logging
 import os
+import re
 import shutil
 import stat
 import tempfile
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from atlas_kit.errors import AtlasError, FileAccessError, LockedError
-from atlas_kit.persistence.session_file import read_session_state, write_session_state
+from atlas_kit.persistence.session_file import (
+    context_bytes,
+    drop_context,
+    read_session_state,
+    write_session_state,
+)
+from atlas_kit.server.keys import Key
 from atlas_kit.storage.atomic import lock
 from atlas_kit.storage.source import access_error
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import MemoryFile
     from atlas_kit.persistence.session_state import SessionState
-    from atlas_kit.server.keys import Key
 
 log = logging.getLogger("atlas_kit.server")
 _SUFFIX = ".atlas"
+#: Files beside that of a session while it is written: see ``storage/atomic.py``.
+_HALF = re.compile(r"\.[0-9a-f]{40}\.atlas\.([0-9a-f]{8}\.tmp|lock)")
 #: What the names of private folders begin with, and what is locked in a folder by the server that it belongs to.
 _PRIVATE, _OWNER = "atlas-sessions-", "server"
+
+
+class _Kept(NamedTuple):
+    """A context in a file: its bytes, and when its session was used."""
+
+    size: int
+    used: float
+
+
+class Recent(NamedTuple):
+    """A session that has a file: how large that is, in bytes, and when it was used."""
+
+    key: Key
+    size: int
+    used: float
 
 
 class SessionFiles:
@@ -43,6 +67,9 @@ class SessionFiles:
         Where they are; None: in a temporary folder, which ``close`` removes.
     codec
         How arrays are compressed; None: they are not.
+    most_context
+        Bytes of models' contexts that all files together may hold; None: any number. Those of the sessions used last
+        stay, and the others' texts are read again.
 
     Raises
     ------
@@ -52,7 +79,15 @@ class SessionFiles:
         It cannot be made or written to.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None = None, codec: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str] | None = None,
+        codec: str | None = None,
+        most_context: int | None = None,
+    ) -> None:
+        self._most_context = most_context
+        self._contexts: dict[str, _Kept] | None = None  # by path; not looked for yet
+        self._counting = threading.Lock()
         self._folder = None if folder is None else os.fspath(folder)
         self._private = folder is None
         self._codec = codec
@@ -71,6 +106,7 @@ class SessionFiles:
             raise LockedError(
                 "another server uses this folder of sessions", path=folder, hint="Give each its own folder."
             ) from error
+        _remove_halves(folder)
 
     @property
     def folder(self) -> str:
@@ -133,7 +169,46 @@ class SessionFiles:
         """
         options: dict[str, Any] = {} if self._codec is None else {"codec": self._codec}
         make_private(self.folder)  # somebody may have tidied up
-        write_session_state(self.path_of(key), state, metadata={"session": info}, force=True, **options)
+        path, used = self.path_of(key), info.get("used")
+        used = float(used) if isinstance(used, (int, float)) else time.time()
+        if not self._has_room(path, len(state.context or b""), used):
+            state = dataclasses.replace(state, context=None, output={}, position=len(state.tokens))
+        write_session_state(path, state, metadata={"session": info}, force=True, **options)
+        with contextlib.suppress(OSError):
+            os.utime(path, (used, used))  # files are as old as what is in them
+
+    def _has_room(self, path: str, size: int, used: float) -> bool:
+        """Make room for the context of a session that was used at a time; tell whether it may be kept."""
+        if self._most_context is None:
+            return True
+        with self._counting:
+            if self._contexts is None:
+                self._contexts = self._counted()
+            others = {one: kept for one, kept in self._contexts.items() if one != path}
+            left = self._most_context - size
+            total = sum(kept.size for kept in others.values())
+            for one, kept in sorted(others.items(), key=lambda item: item[1].used):
+                if total <= left or kept.used > used:
+                    break
+                with contextlib.suppress(AtlasError):  # a file that is gone, or no good, is in nobody's way
+                    drop_context(one)
+                    os.utime(one, (kept.used, kept.used))
+                total -= kept.size
+                del others[one]
+            fits = total <= left
+            self._contexts = {**others, **({path: _Kept(size, used)} if fits and size else {})}
+            return fits
+
+    def _counted(self) -> dict[str, _Kept]:
+        """Return the contexts in the files that are there already."""
+        found = {}
+        with contextlib.suppress(OSError), os.scandir(self.folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(_SUFFIX) and not entry.name.startswith("."):
+                    with contextlib.suppress(AtlasError):
+                        if size := context_bytes(entry.path):
+                            found[entry.path] = _Kept(size, entry.stat().st_mtime)
+        return found
 
     def read(self, key: Key, model: str) -> tuple[SessionState, dict[str, Any]]:
         """Return a session, and what is known about it; ``model``: the identity of the one it must be of.
@@ -157,6 +232,9 @@ class SessionFiles:
         if self._folder is None:
             return False
         path = self.path_of(key)
+        with self._counting:
+            if self._contexts is not None:
+                self._contexts.pop(path, None)
         try:
             os.unlink(path)
         except FileNotFoundError:
@@ -189,6 +267,28 @@ class SessionFiles:
         self._seen = {name: kept for name, kept in self._seen.items() if name in there}
         return found
 
+    def recent(self, count: int, model: str) -> list[Recent]:
+        """Return the sessions of a model that were used last, the latest first; of damaged files, nothing."""
+        from atlas_kit.persistence.snapshot import describe_memory
+
+        found: list[Recent] = []
+        if self._folder is None:
+            return []
+        with contextlib.suppress(OSError), os.scandir(self.folder) as entries:
+            files = [one for one in entries if one.name.endswith(_SUFFIX) and not one.name.startswith(".")]
+            stamped = [(one.stat(follow_symlinks=False), one.path) for one in files]
+            for stat, path in sorted(stamped, key=lambda one: -one[0].st_mtime_ns):
+                if len(found) == count:
+                    break
+                with contextlib.suppress(AtlasError):
+                    description = describe_memory(path)
+                    info = description.metadata.get("session")
+                    info = info if isinstance(info, dict) else {}
+                    match info.get("namespace"), info.get("name"):
+                        case str(namespace), str(name) if description.model_hash == model:
+                            found.append(Recent(Key(namespace, name), stat.st_size, stat.st_mtime))
+        return found
+
     def _described(self, entry: os.DirEntry[str]) -> dict[str, Any]:
         """Return what a file says of its session, read anew when it has changed."""
         try:
@@ -210,6 +310,18 @@ class SessionFiles:
         if self._private and self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
         self._held.close()
+
+
+def _remove_halves(folder: str) -> None:
+    """Remove what a server left that was killed while it wrote: a session that nobody uses again is written by nobody.
+
+    Only names that files of sessions have meanwhile; whoever holds the folder's lock is the only one who writes them.
+    """
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _HALF.fullmatch(entry.name):
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
 
 
 def make_private(folder: str) -> bool:

@@ -13,6 +13,7 @@ from atlas_kit.server.overview import memory_file, now_of, totals
 from atlas_kit.server.service import TUNABLE
 
 if TYPE_CHECKING:
+    from atlas_kit.llama.token_memory import TokenMemory
     from atlas_kit.server.service import Service
 
 #: Below so many free bytes, the status says that the disk is nearly full.
@@ -74,6 +75,7 @@ def status_of(service: Service) -> dict[str, Any]:
             "use_muon": settings.use_muon,
             "chunk_size": settings.chunk_size,
             "warmup_tokens": settings.warmup_tokens,
+            **_steps(memory),
         },
         "performance": {
             "running": now.running,
@@ -88,6 +90,15 @@ def status_of(service: Service) -> dict[str, Any]:
             "problem": conversations.spill_problem or service.session_problem,
         },
     }
+
+
+def _steps(memory: TokenMemory | None) -> dict[str, int | None]:
+    """Return how the shared memory's steps went: one that diverges is tried again smaller, and at last left out."""
+    counters = {} if memory is None else memory.state.counters
+    names = {
+        "steps": "steps", "steps_retried": "retried", "steps_rejected": "rejected", "tokens_dropped": "dropped",
+    }  # fmt: skip
+    return {said: int(counters[name].sum()) if counters else None for said, name in names.items()}
 
 
 def _file(service: Service) -> dict[str, Any] | None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("atlas_kit.server")
 T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
+#: What says nothing but that the server is there.
+COMMENT = b":\n\n"
 
 
 class ClientGoneError(Exception):
@@ -143,6 +145,29 @@ async def kept_awake(
         close = getattr(events, "aclose", None)
         if close is not None:
             await close()
+
+
+async def begun_awake(events: AsyncIterator[bytes], seconds: float) -> AsyncIterator[bytes]:
+    """Yield events, and comments until the first comes: proxies cut what is silent for long; 0 or less: none.
+
+    Behind the first there is no silence of that length, and nothing is spent on watching for it.
+    """
+    waiting = asyncio.ensure_future(anext(events))
+    try:
+        while not (await asyncio.wait({waiting}, timeout=seconds if seconds > 0 else None))[0]:
+            yield COMMENT
+        try:
+            first = waiting.result()
+        except StopAsyncIteration:
+            return
+        yield first
+        async for one in events:
+            yield one
+    finally:
+        if not waiting.done():
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        await _close(events)
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:

@@ -175,6 +175,13 @@ def test_tools(read, description):
     assert found == f"[S][SYSTEM]{json.dumps(tools, ensure_ascii=False)}|look[END][USER]Hi[END][ASSISTANT]"
 
 
+def test_tools_that_a_template_wants_written_out(read):
+    tools = [{"name": "look", "description": "<|end|>"}]
+    found = read([("user", "Hi")], "{{ 'Functions: ' + functions }}", tools=tools)
+    assert json.loads(found.removeprefix("Functions: ")) == tools
+    assert read([("user", "Hi")], "{{ 'Functions: ' + functions }}") == "Functions: []"
+
+
 def test_without_tools_a_template_has_none(read):
     assert read([("user", "Hi")], "{{ tools is defined }}") == "False"
     assert read([("user", "Hi")], "{{ tools | length }}", tools=[]) == "0"
@@ -225,6 +232,9 @@ def test_content_inside_json_is_escaped(read):
 def test_what_templates_may_use(read):
     messages = [("user", "Hi")]
     assert read(messages, "{{ strftime_now('%Y') }}")[:2] == "20"
+    today = "{{ date_string == strftime_now('%d %b %Y') and datetime == strftime_now('%b %d %Y') }}"
+    assert read(messages, today) == "True"
+    assert read(messages, "{{ date_string }}", variables={"date_string": "26 Jul 2024"}) == "26 Jul 2024"
     assert read(messages, "{{ {'a': '<\u00e9>'} | tojson }}") == '{"a": "<\u00e9>"}'
     assert read(messages, "{% for m in messages %}{% break %}{% endfor %}x") == "x"
     assert read(messages, "{% generation %}{{ messages[0].content }}{% endgeneration %}") == "Hi"
@@ -291,3 +301,38 @@ def test_a_real_tokenizer(tmp_path):
         assert template.following(text) == [END, *user, *plain, END, *assistant]
     finally:
         engine.close()
+
+
+@pytest.mark.model
+def test_a_named_template_leaves_the_begin_token_to_whoever_reads():
+    pytest.importorskip("llama_cpp", reason="llama.cpp is not installed")
+
+    class Beginning(ChatEngine):
+        begin = (7,)
+
+    for name, count in (("chatml", 1), ("{{ messages[0].content }}", 0)):
+        found = ChatTemplate(Beginning(name)).tokens([{"role": "user", "content": "Hi"}])
+        assert found.count(7) == count
+        assert (found[0] == 7) == bool(count)
+
+
+@pytest.mark.model
+def test_templates_that_llama_cpp_has_under_a_name(read):
+    pytest.importorskip("llama_cpp", reason="llama.cpp is not installed")
+    from atlas_kit.llama.builtin_templates import built_in_names
+
+    messages = [
+        ("system", " Be kind. "),
+        ("user", "Hi <|end|>\n"),
+        ("assistant", "Yes?"),
+        ("user", "a" * 5000),
+    ]
+    for name in built_in_names():
+        assert "Hi" in read(messages[1:2], name), name
+    assert {"chatml", "llama3", "command-r"} <= set(built_in_names())
+    assert (
+        read(messages, "chatml")
+        == "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in messages)
+        + "<|im_start|>assistant\n"
+    )
+    assert read(messages, "no-such-name") == "no-such-name"  # it is Jinja, which writes just that

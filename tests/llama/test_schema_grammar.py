@@ -36,14 +36,14 @@ def test_any_value_fits_a_schema_that_says_nothing(says_nothing):
 @pytest.mark.parametrize(
     ("schema", "place"),
     [
-        ({"type": "object", "properties": {"a": "bar"}}, "properties.a is not"),
-        ({"type": "object", "properties": {"a": {"items": 3}}}, "properties.a.items is not"),
-        ({"type": "object", "properties": {"a": False}}, "properties.a is not"),
-        ({"type": "object", "properties": ["a"]}, "properties is not"),
-        ({"anyOf": [{"type": "null"}, "a"]}, "anyOf.1 is not"),
-        ({"oneOf": {"type": "null"}}, "oneOf is not"),
-        ({"type": "object", "additionalProperties": "a"}, "additionalProperties is not"),
-        (["a"], "this is not"),
+        ({"type": "object", "properties": {"a": "bar"}}, "schema is expected at properties.a$"),
+        ({"type": "object", "properties": {"a": {"items": 3}}}, "schema is expected at properties.a.items$"),
+        ({"type": "object", "properties": {"a": False}}, "schema is expected at properties.a$"),
+        ({"type": "object", "properties": ["a"]}, "object with JSON schemas is expected at properties$"),
+        ({"anyOf": [{"type": "null"}, "a"]}, "at anyOf.1$"),
+        ({"oneOf": {"type": "null"}}, "list of JSON schemas is expected at oneOf$"),
+        ({"type": "object", "additionalProperties": "a"}, "at additionalProperties$"),
+        (["a"], "at the top$"),
     ],
 )
 def test_what_is_no_schema_is_named(schema, place):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,10 +74,13 @@ class ScriptedEngine(FakeEngine):
         return super().piece(token, special=special)
 
     def sampler(self, sampling: Any) -> Any:
-        """Return a sampler that says the next script."""
+        """Return a sampler that says the next script; one that is never asked takes none."""
+        return _Script(lambda: self._next(sampling))
+
+    def _next(self, sampling: Any) -> list[int]:
         self.samplings.append(sampling)
         script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
-        return _Script([*self.tokenize(script, special=True), END])
+        return [*self.tokenize(script, special=True), END]
 
     def shown(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, control tokens in square brackets."""
@@ -85,9 +90,47 @@ class ScriptedEngine(FakeEngine):
         ).decode()
 
 
+class ObligingEngine(ScriptedEngine):
+    """Calls the tool that it is offered, the right way; where it has a result, or no such tool, it says something.
+
+    Parameters
+    ----------
+    calls
+        Names of tools, with what they are called with.
+    says
+        What it says to a prompt that has a word in it; ``"It is so."`` to others.
+    """
+
+    def __init__(
+        self, calls: Mapping[str, Mapping[str, Any]], says: Mapping[str, str] | None = None, **options: Any
+    ) -> None:
+        super().__init__("It is so.", **options)
+        self._calls, self._says, self._read = dict(calls), dict(says or {}), [""]
+
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        """Remember the parts of a prompt, the first of which begins with a control token."""
+        if special and text.startswith(self.names[0]):
+            self._read = []
+        self._read.append(text)
+        return super().tokenize(text, special=special)
+
+    def _next(self, sampling: Any) -> list[int]:
+        offered = [name for name in self._calls if json.dumps(name) in self._read[0]]
+        read = "".join(self._read)
+        self.scripts = [next((said for word, said in self._says.items() if word in read), "It is so.")]
+        if offered and not any(part.startswith("tool\n") for part in self._read):
+            call = json.dumps({"name": offered[0], "arguments": self._calls[offered[0]]}, ensure_ascii=False)
+            self.scripts = [f"<tool_call>\n{call}\n</tool_call>"]
+        return super()._next(sampling)
+
+
 class _Script:
-    def __init__(self, tokens: list[int]) -> None:
-        self._tokens, self.candidates = tokens, []
+    def __init__(self, script: Callable[[], list[int]]) -> None:
+        self._script, self.candidates = script, []
+
+    @functools.cached_property
+    def _tokens(self) -> list[int]:
+        return self._script()
 
     def sample(self, logits: Any, index: int | None = None) -> int:
         if logits.max() == 0 and (logits < -1e8).sum() == len(logits) - 1:  # there is no choice
@@ -95,7 +138,7 @@ class _Script:
         return self._tokens.pop(0) if len(self._tokens) > 1 else self._tokens[0]
 
     def accept(self, tokens: Any) -> None:
-        pass
+        """Nothing is followed."""
 
     def close(self) -> None:
-        pass
+        """Nothing is held."""

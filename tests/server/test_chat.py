@@ -97,6 +97,41 @@ def test_a_stream_is_role_content_end_usage(ask):
     assert "usage" not in ask("Hello!", stream=True)[-1]
 
 
+@pytest.mark.parametrize("memory", [False, True])
+def test_the_progress_of_a_prompt(ask, memory):
+    asked = {"messages": [{"role": "user", "content": "x" * 150}], "engine": {"n_ctx": 512, "n_batch": 64}}
+    chunks = ask("Hello!", stream=True, return_progress=True, atlas={"enabled": memory}, **asked)
+    told = [chunk["prompt_progress"] for chunk in chunks if "prompt_progress" in chunk]
+    assert told == [chunk["prompt_progress"] for chunk in chunks[1 : 1 + len(told)]]  # behind the role
+    read = [one["processed"] for one in told]
+    assert len(read) > 2
+    assert read == sorted(set(read))
+    assert (read[0], read[-1], told[0]["time_ms"]) == (0, told[0]["total"], 0)
+    assert {one["cache"] for one in told} == {0}
+    assert joined(chunks)[1] == "Hello!"
+    assert not any("prompt_progress" in chunk for chunk in ask("Hello!", stream=True, **asked))
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked", "tells"),
+    [
+        ({}, {}, False),
+        ({}, {"verbose": True}, True),
+        ({"verbose": True}, {}, True),
+        ({"verbose": True}, {"verbose": False}, False),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_prompt_as_the_model_reads_it_is_told_where_it_is_wanted(ask, settings, asked, tells, stream):
+    found = ask("Hello!", stream=stream, settings=settings, n=2, seed=5, **asked)
+    told = [one["__verbose"] for one in (found if stream else [found]) if "__verbose" in one]
+    assert len(told) == tells * (2 if stream else 1)
+    for number, one in enumerate(told):
+        assert one["prompt"] == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+        assert (one["content"], one["index"]) == ("Hello!", number)
+        assert one["generation_settings"]["seed"] == 5 + number
+
+
 def test_timings_per_token(ask):
     chunks = ask("Hello!", stream=True, timings_per_token=True)
     assert "timings" not in chunks[0]
@@ -159,6 +194,7 @@ def test_reasoning_is_split_off(ask):
     message = ask(text, reasoning_format="none")["choices"][0]["message"]
     assert message["content"] == text
     assert "reasoning_content" not in message
+    assert ask(text, settings={"reasoning_format": "none"})["choices"][0]["message"] == message
     long = ask(text)["usage"]["prompt_tokens"]
     for asked in ({"reasoning_effort": "none"}, {"chat_template_kwargs": {"enable_thinking": False}}):
         assert ask(text, **asked)["usage"]["prompt_tokens"] > long
@@ -190,6 +226,13 @@ def test_thoughts_have_a_budget(ask, opened):
         assert message.get("reasoning_content", "") == "a" * used
         assert message["content"] == "a" * (50 - used) + ("</think>" if used < 50 else "") + "Yes."
     assert "reasoning_content" not in ask("Hello!", thinking_budget=3)["choices"][0]["message"]
+    for asked, used in (
+        ({}, 10),
+        ({"thinking_budget": 20}, 20),
+    ):  # the server's own holds where nothing is said
+        engine, settings = {"template": template}, {"reasoning_budget": 10}
+        found = ask(script, max_tokens=90, engine=engine, settings=settings, **asked)
+        assert found["choices"][0]["message"]["reasoning_content"] == "a" * used
 
 
 def test_several_answers_come_at_the_same_time(inside):
@@ -340,6 +383,8 @@ def test_a_conversation_that_does_not_fit(ask):
     small = {"n_ctx": 512, "n_batch": 64}
     error = ask(status=400, messages=long, engine=small)["error"]
     assert error["code"] == "context_length_exceeded"
+    assert error["type"] == "exceed_context_size_error"  # what llama-server's clients look for
+    assert error["n_ctx"] == 512 < error["n_prompt_tokens"]
     found = ask("Hello!", messages=long, engine=small, atlas={"enabled": True, "window_size": 64})
     assert found["choices"][0]["message"]["content"] == "Hello!"
 

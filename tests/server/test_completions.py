@@ -152,6 +152,7 @@ def test_the_best_answers_are_given(ask):
     single = {text: ask(text, logprobs=0)["choices"][0]["logprobs"]["token_logprobs"] for text in scripts}
     means = {text: sum(values) / len(values) for text, values in single.items()}
     ranked = sorted(scripts, key=means.__getitem__, reverse=True)
+    assert len(ask("a", best_of=0)["choices"]) == 1
     found = ask(*scripts, best_of=3, n=2)
     assert [choice["text"] for choice in found["choices"]] == ranked[:2]
     assert all(choice["logprobs"] is None for choice in found["choices"])

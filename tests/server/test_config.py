@@ -96,6 +96,8 @@ def test_a_file_that_is_not_there(tmp_path):
         {"atlas_polynomial": 4},
         {"drain_seconds": -1},
         {"max_body": 1},
+        {"chat_template_kwargs": "[1]"},
+        {"chat_template_kwargs": "{"},
         {"port": float("inf")},
         {"port": 8080.5},
         {"port": True},
@@ -179,3 +181,37 @@ def test_settings_of_memories():
 @pytest.mark.parametrize("name", ["atlas", "atlas_auto", "atlas_memory_persist"])
 def test_what_makes_a_server_remember(name):
     assert ServerConfig(model="m", **{name: True}).remembers
+
+
+@pytest.mark.parametrize(
+    ("given", "variables"),
+    [
+        ({}, {"enable_thinking": True}),
+        ({"reasoning": "off"}, {"enable_thinking": False}),
+        ({"chat_template_kwargs": '{"enable_thinking": false, "a": 1}'}, {"enable_thinking": False, "a": 1}),
+    ],
+)
+def test_what_a_chat_template_is_given(given, variables):
+    assert ServerConfig(model="m", **given).template_variables == variables
+
+
+@pytest.mark.parametrize(
+    ("host", "hosts"),
+    [("127.0.0.1", ("127.0.0.1",)), ("127.0.0.1, ::1,127.0.0.1", ("127.0.0.1", "::1"))],
+)
+def test_addresses_to_listen_at(host, hosts):
+    assert ServerConfig(model="m", host=host).hosts == hosts
+
+
+@pytest.mark.parametrize(
+    ("given", "room"),
+    [
+        ({}, 0),
+        ({"n_ctx": 1000}, 250),
+        ({"n_ctx": 3}, 1),
+        ({"n_ctx": 1000, "kv_unified": True}, 1000),
+        ({"kv_unified": True}, 0),
+    ],
+)
+def test_the_context_of_a_slot(given, room):
+    assert ServerConfig(model="m", n_parallel=4, **given).n_ctx_slot == room

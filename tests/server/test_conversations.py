@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import os
 import shutil
@@ -14,6 +15,7 @@ import pytest
 
 from atlas_kit.errors import BusyError, ClosedError, FileAccessError, InvalidParamError
 from atlas_kit.llama import FakeEngine, Sampling, Scheduler
+from atlas_kit.persistence.session_file import context_bytes
 from atlas_kit.server import conversations as module
 from atlas_kit.server import session_files
 from atlas_kit.server.conversation import Conversation
@@ -142,12 +144,10 @@ def test_two_requests_at_once_do_not_share_a_temporary_memory() -> None:
 
             await house.answer(find, TEXT, 0)
             runs = await asyncio.gather(*(house.answer(find, TEXT, 4) for _ in range(3)))
-            # one goes on with the memory that has read the text; one reads it, and the other begins with a copy of that
+            # one goes on, one reads, and one begins with a copy of what that became
             assert sorted(one.outcome.cached_tokens for one in runs) == [0, len(TEXT), len(TEXT)]
-            assert len({id(one.conversation) for one in runs}) == 3
-            assert {one.outcome.atlas["tokens_seen"] for one in runs} == {
-                len(TEXT) + 3
-            }  # all but the last that was said
+            assert len({id(one.conversation.memory) for one in runs if one.conversation is not None}) == 3
+            assert {one.outcome.atlas["tokens_seen"] for one in runs} == {len(TEXT) + 3}
             assert all(one.outcome.atlas["not_unlearned_tokens"] == 0 for one in runs)
 
     run(test)
@@ -645,6 +645,34 @@ def test_a_folder_that_somebody_removed_is_made_again(tmp_path: Path) -> None:
     run(test)
 
 
+def test_a_session_that_is_deleted_while_it_comes_back_is_not_said_to_be_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        async with House(files=SessionFiles(tmp_path)) as house:
+            anna = house.named("anna")
+            await house.answer(anna, TEXT, 1)
+            await house.all.save(anna)
+            files, loop = house.all.files, asyncio.get_running_loop()
+            assert files is not None
+            del house.all.named[anna.key]
+            again = house.named("anna")
+            read = files.read
+
+            def too_late(key: Key, model: str) -> Any:
+                asyncio.run_coroutine_threadsafe(house.all.delete(again), loop).result(60)
+                return read(key, model)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(files, "read", too_late)
+                with pytest.raises(InvalidParamError, match="deleted meanwhile"):
+                    await house.answer(again, TEXT, 1)
+            assert (await house.answer(house.named("anna"), TEXT, 1)).outcome.cached_tokens == 0
+
+    run(test)
+    assert caplog.text == ""
+
+
 def test_a_full_disk_keeps_sessions_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         async with House(files=SessionFiles(tmp_path), warm=0) as house:
@@ -680,6 +708,111 @@ def test_main_memory_for_what_rests_is_bounded() -> None:
             resting = [one for one in house.all.temporary_ones if one.parked is not None]
             assert sum(one.size for one in resting) <= 60_000
             assert len(house.all.temporary_ones) < 12
+
+    run(test)
+
+
+@pytest.mark.parametrize(("sequences", "warm", "cache", "back", "inside"), [
+    (2, 64, None, "CD", "D"), (8, 64, None, "ABCD", "ABCD"), (2, 1, None, "D", "D"), (2, 0, None, "", ""),
+    (2, 64, 1, "", ""),
+])  # fmt: skip
+def test_who_was_there_last_is_brought_back_before_anybody_asks(
+    sequences: int, warm: int, cache: int | None, back: str, inside: str, tmp_path: Path
+) -> None:
+    async def test() -> None:
+        states = {}
+        async with House(files=SessionFiles(tmp_path)) as house:
+            for at, name in enumerate("ABCD"):
+                found = house.named(name)
+                await house.answer(found, TEXT + name)
+                states[name] = house.state_of(found)
+                await house.all.save(found)
+                assert house.all.files is not None
+                os.utime(house.all.files.path_of(found.key), (1e9 + at, 1e9 + at))
+        again = FakeEngine(n_ctx=64, n_sequences=sequences, n_batch=32)
+        async with House(again, files=SessionFiles(tmp_path), warm=warm, cache_bytes=cache) as house:
+            await house.all.bring_back(SMALL, sequences)
+            there = {key.name: one for key, one in house.all.named.items() if not one.cold}
+            assert "".join(sorted(name or "" for name in there)) == back
+            assert "".join(sorted(name for name in back if there[name].slot is not None)) == inside
+            for name in back:
+                assert house.state_of(there[name]) == states[name]
+            decodes = again.decodes
+            answer = await house.answer(house.named("D"), TEXT + "D", 1)
+            assert (answer.outcome.read_tokens, again.decodes - decodes) == (
+                0,
+                2,
+            )  # its last token, and the new one
+
+    run(test)
+
+
+def test_what_is_no_good_is_not_brought_back_and_stays_for_who_asks(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with House(files=SessionFiles(tmp_path)) as house:
+            for name in "AB":
+                await house.answer(house.named(name), TEXT)
+            await house.all.save_all()
+            assert house.all.files is not None
+            paths = [house.all.files.path_of(Key("", name)) for name in "AB"]
+        data = Path(paths[0]).read_bytes()
+        Path(paths[0]).write_bytes(data[:2000] + bytes(64) + data[2064:])
+        other = FakeEngine(n_ctx=64, n_sequences=2, n_batch=32)
+        other.info = dataclasses.replace(other.info, identity="ab" * 32)
+        for engine in (other, FakeEngine(n_ctx=64, n_sequences=2, n_batch=32)):
+            async with House(engine, files=SessionFiles(tmp_path)) as house:
+                await house.all.bring_back(SMALL, 2)
+                assert all(os.path.isfile(path) for path in paths)
+                found = [key.name for key, one in house.all.named.items() if not one.cold]
+                assert found == ([] if engine is other else ["B"])
+                if engine is not other:
+                    answer = await house.answer(house.named("A"), TEXT)
+                    assert "could not be used" in answer.outcome.atlas["problem"]
+
+    run(test)
+
+
+def test_contexts_in_files_are_bounded_and_those_used_last_stay(tmp_path: Path) -> None:
+    """The others' texts are read again, and nothing is learned again."""
+
+    async def test() -> None:
+        async with House(files=SessionFiles(tmp_path)) as house:
+            one = house.named("a")
+            await house.answer(one, TEXT[:40])
+            await house.all.save(one)
+            size = context_bytes(house.all.files.path_of(one.key)) if house.all.files else 0
+            assert size > 0
+        for at, names in enumerate(("bcd", "efg")):  # those of an earlier server count, too
+            files = SessionFiles(tmp_path, most_context=3 * size)
+            async with House(files=files) as house:
+                for number, name in enumerate(names):
+                    found = house.named(name)
+                    await house.answer(found, TEXT[:40])
+                    found.used = 2e9 + 10 * at + number
+                await house.all.save_all()
+                kept = [name for name in "abcdefg" if files.exists(Key("", name))]
+                there = [name for name in kept if context_bytes(files.path_of(Key("", name)))]
+                assert "".join(there) == names
+                assert [one.key.name for one in files.recent(2, house.engine.info.identity)] == [
+                    *names[:0:-1]
+                ]
+        async with House(files=SessionFiles(tmp_path)) as house:
+            for name, decodes in (
+                ("b", 4),
+                ("g", 2),
+            ):  # the last token of the text and the new one; the context
+                was = house.engine.decodes
+                found = house.all.find(Key("", name), SMALL)
+                answer = await house.answer(found, TEXT[:40], 1)
+                assert answer.outcome.read_tokens == 0
+                assert house.engine.decodes - was == decodes
+        files = SessionFiles(None, most_context=size - 1)
+        async with House(files=files) as house:  # one alone is too large
+            found = house.named("e")
+            await house.answer(found, TEXT[:40])
+            assert await house.all.save(found)
+            assert not context_bytes(files.path_of(found.key))
+            assert not await house.all.save(found)  # it is as exact as it can be
 
     run(test)
 

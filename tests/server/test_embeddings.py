@@ -13,8 +13,8 @@ import pytest
 
 from atlas_kit.llama import FakeEngine
 from atlas_kit.llama.engine import Feed
-from atlas_kit.llama.pooling import mean_states, normalised
-from atlas_kit.server.embedding import embedded
+from atlas_kit.llama.pooling import normalised, pooled_states
+from atlas_kit.server.embedding import TextForm, embedded, text_form
 from server.conftest import Insider, Server, fake_engine
 
 
@@ -74,6 +74,74 @@ def test_dimensions_cut_and_renormalise(serve: Server) -> None:
     assert cut == pytest.approx((whole[:5] / np.linalg.norm(whole[:5])).tolist(), abs=1e-6)
 
 
+def states_of(text: str) -> Any:
+    """Return the final states of a text's bytes (tokens, n_embd)."""
+    engine = FakeEngine(n_ctx=256, n_batch=256)
+    found = engine.decode([Feed(0, list(text.encode()), 0, len(text))], hidden=True)[0].hidden
+    assert found is not None
+    return found.copy()
+
+
+@pytest.mark.parametrize(("pooling", "at"), [("last", -1), ("cls", 0)])
+def test_the_state_of_one_token_stands_for_a_text(pooling: str, at: int, serve: Server) -> None:
+    server, text = (
+        serve(pooling=pooling),
+        "a text that is longer than half a batch of tokens is decoded in parts",
+    )
+    found = server.post("/v1/embeddings", input=[text, "x"])["data"]
+    for one, said in zip(found, (text, "x"), strict=True):
+        state = states_of(said)[at]
+        assert one["embedding"] == pytest.approx((state / np.linalg.norm(state)).tolist(), abs=1e-5)
+
+
+def test_a_vector_for_each_token(serve: Server) -> None:
+    server, text = (
+        serve(pooling="none"),
+        "a text that is longer than half a batch of tokens is decoded in parts",
+    )
+    found = server.post("/embeddings", input=[text, "x"])
+    assert np.asarray(found[0]["embedding"]) == pytest.approx(states_of(text), abs=1e-5)
+    assert np.asarray(found[1]["embedding"]).shape == (1, states_of("x").shape[1])
+    refused = server.client.post("/v1/embeddings", json={"input": text})
+    assert refused.status_code == 400
+    assert "/embeddings" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "chosen", "pooling", "end"),
+    [
+        ({}, None, "mean", ()),
+        ({"llama.pooling_type": 3, "tokenizer.ggml.add_eos_token": True}, None, "last", (2,)),
+        ({"llama.pooling_type": 3, "tokenizer.ggml.add_eos_token": False}, "mean", "mean", ()),
+        ({"llama.pooling_type": 4}, None, "mean", ()),
+    ],
+)
+def test_how_texts_become_vectors_is_in_the_model_s_file(
+    facts: dict[str, Any], chosen: str | None, pooling: str, end: tuple[int, ...], tmp_path: Any
+) -> None:
+    from atlas_kit.formats.gguf.edit import Set, edit_metadata
+    from tools.make_random_model import make_model
+
+    path = make_model(tmp_path / "m.gguf", "llama", size="tiny")
+    edit_metadata(path, [Set("tokenizer.ggml.eos_token_id", 2, 4), *(Set(*one) for one in facts.items())])
+    assert text_form(str(path), chosen) == TextForm(pooling, end)
+    assert text_form("nowhere.gguf", chosen) == TextForm(chosen or "mean")
+
+
+def test_a_token_that_ends_each_text(inside: Insider) -> None:
+    async def test() -> None:
+        async with inside(pooling="last") as server:
+            server.service.text_form = TextForm("last", (33,))
+            asked = ["ab", [97, 98, 33], [97, "b"], "ab!"]
+            answer = await server.client.post("/v1/embeddings", json={"input": asked})
+            first, *others = (one["embedding"] for one in answer.json()["data"])
+            assert all(one == first for one in others[:2])
+            assert others[2] != first
+            assert (await server.client.post("/v1/embeddings", json={"input": ""})).status_code == 400
+
+    asyncio.run(test())
+
+
 @pytest.mark.parametrize(("norm", "size"), [(1, 1.0), (2, 1.0), (3, 1.0), (0, 32760.0)])
 def test_norms(norm: int, size: float) -> None:
     vectors = np.array([[3.0, -4.0, 1e-3], [0.0, 0.0, 0.0]])
@@ -115,6 +183,7 @@ def test_native_shape(serve: Server) -> None:
         ({"input": ["a"] * 2049}, "input", None),
         ({"input": {"content": "a"}}, "input", None),
         ({"input": {"content": [{"type": "image_url"}]}}, "input", None),
+        ({"content": [{"prompt_string": "a", "multimodal_data": ["AAAA"]}]}, "input", None),
         ({"input": "a" * 257}, "input", "context_length_exceeded"),
         ({"input": "a", "dimensions": 33}, "dimensions", None),
         ({"input": "a", "dimensions": 0}, "dimensions", "invalid_value"),
@@ -206,7 +275,7 @@ def test_ended_early_leaves_an_empty_sequence() -> None:
 
     engine = FakeEngine(n_ctx=256, n_batch=8)
     with AtlasSession(engine, None) as session:
-        work = mean_states(session, [list(b"a text in parts")], lambda: None)
+        work = pooled_states(session, [list(b"a text in parts")], lambda: None)
         next(work)
         next(work)
         assert len(engine.save_sequence(session.sequence)) > 8

@@ -15,6 +15,7 @@ import pytest
 
 from atlas_kit.errors import AtlasError, DivergedError, LockedError
 from atlas_kit.memory import Memory
+from atlas_kit.memory.learning import Learner
 from atlas_kit.persistence.backups import list_backups
 from atlas_kit.persistence.session_file import read_session_state
 from atlas_kit.server import lifecycle
@@ -427,6 +428,53 @@ def test_a_step_that_diverges_ends_an_answer_and_not_the_session(
     again = ask(server, text + "and on. " * 4, session_id="anna")
     assert again["usage"]["completion_tokens"] == 2
     assert server.get("/v1/atlas/memory", session_id="anna")["memory"]["tokens_learned"] > was
+
+
+@pytest.mark.model
+def test_a_model_file_that_is_replaced_while_it_is_served(
+    serve: Server, tmp_path: Path, repository: Path
+) -> None:
+    """What was opened is served to the end, the rows that memories read from it among the rest."""
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    from atlas_kit.llama.loading import open_engine
+
+    path, other = tmp_path / "model.gguf", tmp_path / "other"
+    shutil.copy(repository / "sample_data" / "models" / "tiny-python.gguf", path)
+    server = serve(engine=open_engine(str(path), n_ctx=256, n_sequences=2), atlas=True)
+    first = ask(server, "def mean(values):", 8, session_id="anna")
+    other.write_bytes(b"another model, or half of one")
+    os.replace(other, path)
+    assert ask(server, "def mean(values):", 8, session_id="ben")["choices"] == first["choices"]
+    again = ask(
+        server, "def mean(values):\n    return " + "sum(values) / len(values)\n" * 8, 8, session_id="anna"
+    )
+    assert again["atlas"]["tokens_learned"] > 0
+
+
+def test_the_status_says_which_steps_diverged(
+    serve: Server, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert serve().get("/v1/atlas/status")["optimization"]["steps_rejected"] is None
+    server = serve(atlas_memory_file=str(kept))
+    before = server.get("/v1/atlas/status")["optimization"]
+    assert before["steps"] > 0
+    assert (before["steps_retried"], before["steps_rejected"], before["tokens_dropped"]) == (0, 0, 0)
+
+    attempt = Learner._try
+
+    def diverges(*given: Any, **more: Any) -> Any:
+        parameters, momentum, good = attempt(*given, **more)
+        return parameters, momentum, np.zeros_like(good)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "_try", diverges)
+        assert ask(server, TEXT * 3, 4)["usage"]["completion_tokens"] == 4
+        after = server.get("/v1/atlas/status")["optimization"]
+    assert after["steps_rejected"] > 0
+    assert after["steps_retried"] > 0
+    assert after["steps"] == before["steps"]
+    assert ask(server, TEXT * 4, 4)["usage"]["completion_tokens"] == 4
+    assert server.get("/v1/atlas/status")["optimization"]["steps"] > after["steps"]
 
 
 @pytest.mark.parametrize("muon", [False, True])

@@ -560,6 +560,21 @@ def test_client_gets_thoughts(client: Any) -> None:
     assert [one.type for one in found.content] == ["thinking", "text"]
 
 
+def test_client_lists_models(client: Any) -> None:
+    import anthropic
+
+    api = client(ScriptedEngine("x"))
+    [model] = api.models.list()
+    assert (model.id, model.type, model.lifecycle) == ("fake.gguf", "model", "active")
+    assert model.created_at.tzinfo is not None
+    assert api.models.retrieve(model.id) == model
+    with pytest.raises(anthropic.NotFoundError) as caught:
+        api.models.retrieve("unknown")
+    assert caught.value.body == {
+        "type": "error", "error": {"type": "not_found_error", "message": "There is no model of this name."},
+    }  # fmt: skip
+
+
 def test_client_is_told_what_is_wrong(client: Any) -> None:
     import anthropic
 

@@ -461,7 +461,7 @@ def test_pages_of_this_machine_may_ask(serve: Server):
         assert (answer.status_code, found) == (200, origin if allowed else None)
 
 
-@pytest.mark.parametrize(("reasoning", "text"), [("on", "yes"), ("off", "no"), ("auto", "as ever")])
+@pytest.mark.parametrize(("reasoning", "text"), [("on", "yes"), ("off", "no"), ("auto", "yes")])
 def test_whether_a_model_thinks_is_for_the_server_to_say(reasoning, text, serve: Server):
     template = (
         "{{ messages[0].content }}{% if enable_thinking is defined %}{{ 'yes' if enable_thinking else 'no' }}"
@@ -496,6 +496,20 @@ def test_models_have_names_tags_and_sizes(serve: Server):
     assert found["meta"]["n_ctx"] == 256
     assert server.get("/v1/models/b") == server.get("/v1/models/a") == found
     assert server.client.get("/v1/models/c").status_code == 404
+
+
+@pytest.mark.parametrize(("asked", "named"), [("b", "b"), ("a", "a"), ("gpt", "a"), (None, "a")])
+def test_an_answer_has_the_name_that_was_asked_for_if_it_is_one(serve: Server, asked, named):
+    server = serve(alias="b,a")
+    hi = {"model": asked, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    text = {"model": asked, "max_tokens": 1, "input": "Hi"}
+    for path, body in (
+        ("chat/completions", hi), ("messages", hi), ("completions", {**text, "prompt": "Hi"}), ("responses", text),
+        ("embeddings", text),
+    ):  # fmt: skip
+        assert server.post(f"/v1/{path}", **body)["model"] == named, path
+    chunks = server.events("/v1/chat/completions", **hi)
+    assert {one["model"] for one in chunks} == {named}
 
 
 def test_slots_tell_what_they_do_and_no_text(serve: Server):

@@ -15,6 +15,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
 from atlas_kit.llama import FakeEngine
+from atlas_kit.persistence.snapshot import describe_memory
 from tests.conftest import SAMPLES
 from tests.server.conftest import TEMPLATE, Live, Server, fake_engine
 from tests.server.scripted import ScriptedEngine
@@ -66,7 +67,7 @@ def test_what_is_said_is_answered_and_the_memory_is_seen_at_work(page: Page, ser
     expect(page.locator(".tile.gap b")).to_have_text("–")
     say(page, "My boat is blue.")
     say(page, "What colour is my boat?")
-    words = page.locator(".message .words")
+    words = page.locator(".message > .words")
     assert words.all_inner_texts() == [
         "My boat is blue.", "It is blue.", "What colour is my boat?", "Blue, as you said.",
     ]  # fmt: skip
@@ -166,6 +167,7 @@ def test_the_shared_memory_is_chosen_where_there_is_one(page: Page, serve: Serve
     expect(page.get_by_role("button", name="Shared memory")).to_have_attribute("aria-pressed", "true")
     expect(page.locator(".panel.saves")).to_contain_text("began anew; it is kept in boat.atlas")
     expect(page.locator(".panel.saves")).to_contain_text("Not saved yet")
+    expect(page.locator(".panel.saves")).to_contain_text("Sessions with a name end with the server.")
     say(page, "My boat is blue.")
     assert "session_id" not in sent[0]["atlas"]
     assert server.run(server.service.save())
@@ -283,6 +285,7 @@ def test_a_session_in_a_file_is_listed_and_goes_on(page: Page, serve: Server, tm
     page.get_by_role("button", name="anna").click()
     expect(page.locator(".session[aria-pressed=true]")).to_contain_text("on disk")
     expect(page.locator(".panel.memory")).to_contain_text("lies in its file until it is used")
+    expect(page.locator(".panel.saves")).to_have_text(re.compile("has a file of its own, and is there again"))
     say(page, "What colour is it?")
     expect(page.locator(".session[aria-pressed=true]")).to_contain_text("in the model")
     (session,) = server.get("/v1/atlas/stats")["sessions"]
@@ -345,6 +348,22 @@ def test_an_answer_can_be_stopped(page: Page, serve: Server, held, by):
     expect(page.locator(".tile.requests b")).to_have_text("0")
 
 
+def test_another_session_is_not_kept_waiting_by_an_answer_of_before(page: Page, serve: Server, held):
+    engine, go_on = held
+    server = serve(engine)
+    open_page(page, server)
+    field = page.get_by_label("Your message")
+    field.fill("Go on.")
+    field.press("Enter")
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    page.get_by_label("New session").fill("anna")
+    page.get_by_role("button", name="Begin", exact=True).click()
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    expect(page.locator(".log")).to_have_attribute("aria-busy", "false")
+    go_on.set()
+    say(page, "I am Anna.")
+
+
 def test_a_refusal_is_told_and_what_was_said_comes_back(page: Page, serve: Server):
     server = serve(saying("Fine."))
     open_page(page, server)
@@ -382,6 +401,169 @@ def test_a_server_that_ends_is_told(page: Page, serve: Server):
     expect(page.locator(".state")).to_have_attribute("data-state", re.compile("stopping|away"))
     server.service.stopping = False
     expect(page.locator(".state")).to_have_attribute("data-state", "ready")  # it asks again by itself
+
+
+# --- what the memory did, in the conversation ------------------------------------------------------------------
+
+
+def test_what_the_memory_foresaw_is_shaded_in_the_conversation(page: Page, serve: Server):
+    server = serve(saying("The boat is blue, the boat is blue, the boat is blue.", n_ctx=1024))
+    open_page(page, server)
+    frames(page)
+    text = "My boat is blue. " * 12
+    say(page, text)
+    worth = page.locator(".message .worth")
+    expect(worth).to_contain_text("Shaded words were likelier through the memory.")
+    expect(worth).to_contain_text(re.compile(r"It lowered the perplexity of these \d+ tokens by \d+"))
+    said, answered = page.locator(".message .words").all()
+    assert said.inner_text() == text.strip()  # a text stays what it was, however it is shaded
+    assert answered.inner_text() == "The boat is blue, the boat is blue, the boat is blue."
+    assert said.locator("mark").count() > 10
+    assert "times likelier with the memory" in str(said.locator("mark").first.get_attribute("title"))
+    shaded = page.locator(".words mark").all_inner_texts()
+    page.reload()
+    expect(page.locator(".words mark")).to_have_text(shaded)
+    page.get_by_role("button", name="New conversation").click()
+    expect(page.locator(".empty")).to_contain_text(re.compile(r"holds \d+ tokens of what was said before"))
+
+
+def test_an_answer_is_given_without_the_memory_as_well(page: Page, serve: Server):
+    server = serve(saying("Blue.", "Green, perhaps.", "As you like."))
+    open_page(page, server)
+    say(page, "My boat is blue. What colour is it?")
+    frames(page)
+    before = server.get("/v1/atlas/memory", session_id="my session")
+    sent = bodies(page)
+    page.get_by_role("button", name="Answer without the memory").click()
+    alone = page.locator(".message .alone .words")
+    expect(alone).to_have_text("Green, perhaps.")
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    expect(page.get_by_label("Your message")).to_be_focused()
+    assert sent[0]["atlas"] == {"enabled": False}
+    assert [one["content"] for one in sent[0]["messages"]] == ["My boat is blue. What colour is it?"]
+    assert server.get("/v1/atlas/memory", session_id="my session") == before  # it heard nothing of that
+    expect(page.get_by_role("button", name="Answer without the memory")).to_have_count(0)
+    say(page, "Thank you.")
+    assert [one["content"] for one in sent[1]["messages"]][1] == "Blue."
+    page.reload()
+    expect(alone).to_have_text("Green, perhaps.")
+
+
+def test_markup_is_no_markup_where_it_is_shaded(page: Page, serve: Server):
+    server = serve(saying(MARKUP, n_ctx=2048))
+    open_page(page, server)
+    frames(page)
+    say(page, f"{MARKUP} {MARKUP} {MARKUP}")
+    expect(page.locator(".words mark").first).to_be_visible()
+    assert page.locator(".message .words").last.inner_text() == MARKUP
+    assert page.locator(".words b, .words img, .words script").count() == 0
+    assert page.title() == "atlas: a model with a memory"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"x" * 900_000, "notes.txt is too long for one message."),
+        (b"", "notes.txt is empty."),
+        (b"a\0b", "notes.txt holds no text."),
+    ],
+)
+def test_what_is_no_text_for_a_message_is_told(page: Page, serve: Server, content, said):
+    open_page(page, serve(saying("Fine.")))
+    take(page, content)
+    expect(page.locator(".chat .wrong")).to_have_text(said)
+    expect(page.get_by_label("Your message")).to_have_value("")
+
+
+def test_a_message_is_taken_from_a_file(page: Page, serve: Server):
+    open_page(page, serve(saying("Fine.")))
+    page.get_by_label("Your message").fill("Read this:")
+    take(page, "My boat is blue, and “schön”.\n".encode())
+    expect(page.get_by_label("Your message")).to_have_value("Read this:\nMy boat is blue, and “schön”.\n")
+    expect(page.get_by_label("Your message")).to_be_focused()
+    expect(page.locator(".message")).to_have_count(0)  # nothing is sent before somebody says so
+
+
+def take(page: Page, content: bytes) -> None:
+    """Choose a file for the message."""
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Text file").click()
+    chooser.value.set_files({"name": "notes.txt", "mimeType": "text/plain", "buffer": content})
+
+
+def test_an_answer_that_is_cut_off_says_so(page: Page, serve: Server):
+    server = serve(saying("And so on, " * 100, n_ctx=2048))
+    open_page(page, server)
+    say(page, "Go on.")
+    expect(page.locator(".message.assistant .facts")).to_contain_text("where this page cuts answers off")
+
+
+# --- what it has learned ---------------------------------------------------------------------------------------
+
+
+def test_the_matrix_of_the_memory_is_seen_and_follows_what_it_learns(page: Page, serve: Server):
+    server = serve(saying("Fine.", "Fine again."))
+    open_page(page, server)
+    frames(page)
+    expect(page.locator(".matrix")).to_be_hidden()  # there is nothing to be seen yet
+    asked: list[str] = []
+    page.on("request", lambda request: "/memory/matrix" in request.url and asked.append(request.url))
+    say(page, "My boat is blue, and it is fast. " * 2)
+    expect(page.locator(".matrix")).to_be_visible()
+    assert asked == []  # nobody sees it yet
+    page.locator(".matrix .beside").scroll_into_view_if_needed()
+    picture = page.locator(".matrix canvas[role=img]")
+    expect(picture).to_have_attribute("aria-label", re.compile("arrow keys move the cursor"))
+    (memory,) = (one.memory for one in server.service.conversations.named.values())
+    rows, columns = next(iter(memory.state.parameters.values())).shape
+    expect(page.locator(".matrix")).to_contain_text(f"{rows} × {columns} float32")
+    expect(page.locator(".matrix")).to_contain_text(re.compile(r"that \d+ steps of learning have changed"))
+    assert colours(page) > 20
+    assert all("session_id=my+session" in url for url in asked)
+    before = page.locator(".matrix .beside").inner_text()
+    say(page, "My car is red, and it is slow. " * 2)
+    expect(page.locator(".matrix .beside")).not_to_have_text(before)
+    picture.focus()
+    page.keyboard.press("ArrowRight")
+    array = next(iter(memory.state.parameters.values()))
+    expect(page.locator(".atlas-matrix-status")).to_contain_text("feature 0, correction 1:")
+    shown = page.locator(".atlas-matrix-status").inner_text().split(":")[1].split("(")[0]
+    assert float(shown) == pytest.approx(float(array[0, 1]), rel=1e-5)
+    page.get_by_label("New session").fill("anna")
+    page.get_by_role("button", name="Begin", exact=True).click()
+    expect(page.locator(".matrix")).to_be_hidden()
+
+
+def colours(page: Page) -> int:
+    """Return how many different colours the picture of the matrix has."""
+    return page.evaluate(
+        """() => {
+            const c = document.querySelector(".matrix canvas[role=img]");
+            const d = new Uint32Array(c.getContext("2d").getImageData(0, 0, c.width, c.height).data.buffer);
+            return new Set(d).size;
+        }"""
+    )
+
+
+def test_a_memory_is_downloaded_as_a_file(page: Page, serve: Server, tmp_path):
+    server = serve(saying("Fine."), api_key=("right-key",), headers={"authorization": "Bearer right-key"})
+    page.goto(server.url)
+    page.get_by_label("Key", exact=True).fill("right-key")
+    page.keyboard.press("Enter")
+    expect(page.locator(".state")).to_have_attribute("data-state", "ready")
+    say(page, "My boat is blue.")
+    frames(page)
+    with page.expect_download() as waited:
+        chosen(page, "Download")
+    assert waited.value.suggested_filename == "my-session.atlas"
+    waited.value.save_as(tmp_path / "boat.atlas")
+    seen = server.get("/v1/atlas/memory", session_id="my session")["memory"]["tokens_learned"]
+    assert sum(describe_memory(tmp_path / "boat.atlas").tokens_learned) == seen
+    page.route(
+        "**/memory/file*", lambda route: route.fulfill(status=429, json={"error": {"message": "Later."}})
+    )
+    chosen(page, "Download")
+    expect(page.locator(".said.wrong")).to_have_text("Later.")
 
 
 # --- the key ---------------------------------------------------------------------------------------------------
@@ -467,6 +649,31 @@ def sized(page: Page):
     size(1280, None)
 
 
+@pytest.mark.parametrize("width", [1280, 1000, 400])
+def test_everything_has_room(page: Page, serve: Server, sized, width):
+    sized(width, "light")
+    server = serve(saying("It is blue, and it is long. " * 9))
+    open_page(page, server)
+    say(page, "My boat is blue. " * 4)
+    frames(page)
+    for root in ("document.documentElement", "document.querySelector('main')"):
+        assert page.evaluate(f"() => {root}.scrollWidth") <= width
+    lines = "(n) => n.getClientRects().length ? n.scrollHeight / parseFloat(getComputedStyle(n).fontSize) : 0"
+    for label in page.locator(".panel.loss dt, .panel.loss small").all():
+        assert 0 < label.evaluate(lines) < 2, label.inner_text()  # one line each, and nothing cut off
+        assert label.evaluate("(n) => n.scrollWidth <= n.clientWidth"), label.inner_text()
+    tops = page.locator(".talk, .right, .left").evaluate_all(
+        "(all) => all.map((n) => n.getBoundingClientRect()).map((b) => [b.left, b.top, b.right, b.bottom])"
+    )
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        a, b = tops[one], tops[other]
+        apart = a[2] <= b[0] + 1 or b[2] <= a[0] + 1 or a[3] <= b[1] + 1 or b[3] <= a[1] + 1
+        assert apart, (one, other)
+    page.locator(".panel.server").scroll_into_view_if_needed()
+    if width > 860:  # the head stays where it is, whatever is scrolled to
+        assert page.locator("header").bounding_box()["y"] == 0
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 400])
 def test_axe_finds_nothing(page: Page, serve: Server, sized, width, scheme):
@@ -481,8 +688,10 @@ def test_axe_finds_nothing(page: Page, serve: Server, sized, width, scheme):
     page.keyboard.press("Enter")
     expect(page.locator(".state")).to_have_attribute("data-state", "ready")
     assert findings(page) == []
-    say(page, "My boat is blue.")
-    frames(page)
+    say(page, "My boat is blue. " * 5)
+    expect(page.locator(".words mark").first).to_be_visible()
+    page.locator(".matrix .beside").scroll_into_view_if_needed()
+    expect(page.locator(".matrix canvas[role=img]")).to_be_visible()
     page.route("**/v1/chat/completions", lambda route: route.fulfill(status=429, json={}))
     page.get_by_label("Your message").fill("Hello")
     page.get_by_label("Your message").press("Enter")

@@ -531,6 +531,16 @@ def test_conversations_are_begun_listed_and_forgotten(serve: Server) -> None:
     assert texts == ["Before", "Hi", "One", "Between", "More", "Two"]
     assert len({one["id"] for one in items}) == len(items)
     assert found["usage"]["input_tokens_details"]["cached_tokens"] > 30
+    between = items[3]
+    assert server.get(f"{path}/items/{between['id']}") == between
+    left = server.client.delete(f"{path}/items/{between['id']}")
+    assert (left.status_code, left.json()["id"]) == (200, begun["id"])
+    assert server.client.get(f"{path}/items/{between['id']}").status_code == 404
+    assert server.get(f"{path}/items", order="asc")["data"] == [one for one in items if one is not between]
+    again = server.post("/v1/responses", input="On", conversation=begun["id"])["usage"]
+    # both go on with a message of the user behind the gap
+    before = "<user>Before</><user>Hi</><assistant>One</><user>"
+    assert again["input_tokens_details"]["cached_tokens"] == len(before)
     assert server.post(path, metadata={"topic": "y"})["metadata"] == {"topic": "y"}
     assert server.client.delete(path).json() == {
         "id": begun["id"], "object": "conversation.deleted", "deleted": True,
@@ -548,7 +558,15 @@ def test_a_session_is_a_conversation_without_its_text(serve: Server) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", ""), ("POST", ""), ("DELETE", ""), ("GET", "/items"), ("POST", "/items")],
+    [
+        ("GET", ""),
+        ("POST", ""),
+        ("DELETE", ""),
+        ("GET", "/items"),
+        ("POST", "/items"),
+        ("GET", "/items/a"),
+        ("DELETE", "/items/a"),
+    ],
 )
 def test_there_is_no_such_conversation(inside: Insider, method: str, path: str) -> None:
     async def test() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -214,6 +215,61 @@ def test_a_killed_server_leaves_the_last_saved_memory_whole(start: Any, tmp_path
     status = httpx.get(f"{server.url}/v1/atlas/status").json()
     assert status["memory_file"]["problem"] is None
     assert {one["id"] for one in httpx.get(f"{server.url}/v1/atlas/sessions").json()["data"]} >= {"anna"}
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """Return a folder on a disk of its own, of 2 MiB."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_really_full(start: Any, disk: Path) -> None:
+    """Load goes on, what was saved stays, and all is saved once there is room again."""
+    path = disk / "m.atlas"
+    settings = {"atlas_memory_file": str(path), "atlas_memory_dir": str(disk), "atlas_auto_save": False}
+    server = start(**settings)
+    for atlas in ({}, {"session_id": "anna"}):
+        server.post(TEXT * 2, 0, atlas=atlas)
+    server.signal(signal.SIGUSR1)
+    server.until(lambda: any("all is saved" in line for line in server.log))
+    before = path.read_bytes()
+    ballast = disk / "ballast"
+    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    load = Load(server, clients=3, count=10)
+    server.until(lambda: load.answered > 3)
+    server.signal(signal.SIGUSR1)
+    for what in ("the memory was not saved", "a session was not saved"):
+        server.until(lambda what=what: any(what in line and "disk is full" in line for line in server.log))
+    answered = load.answered
+    server.until(lambda: load.answered > answered)
+    load.stop()
+    assert load.unexpected == []
+    assert path.read_bytes() == before
+    assert not list(disk.rglob("*.tmp"))
+    server.signal(signal.SIGTERM)
+    assert server.end() == 1  # and not 0: something is lost
+    assert "what it learned since it last saved is lost" in server.log[-1]
+    assert "Traceback" not in "".join(server.log)
+    assert path.read_bytes() == before
+    ballast.unlink()
+    again = start(**settings)
+    for atlas in ({}, {"session_id": "anna"}):
+        usage = again.post(TEXT * 2, 0, atlas=atlas).json()["usage"]
+        assert usage["prompt_tokens_details"]["cached_tokens"] == usage["prompt_tokens"]
+        again.post(f"more {TEXT}", 0, atlas=atlas)
+    again.signal(signal.SIGTERM)
+    assert again.end() == 0
 
 
 @pytest.mark.slow

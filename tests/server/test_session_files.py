@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from atlas_kit.errors import LockedError
 from atlas_kit.server.keys import Key
 from atlas_kit.server.session_files import SessionFiles, remove_abandoned
 from tests.conftest import tool_environment
@@ -57,6 +58,24 @@ def test_what_a_killed_server_left_is_removed_by_the_next(temporary: Path) -> No
     assert folder.is_dir()
     SessionFiles().close()
     assert not folder.exists()
+
+
+def test_halves_that_a_killed_server_left_are_removed(temporary: Path) -> None:
+    folder = temporary / "sessions"
+    name = "0123456789" * 4 + ".atlas"
+    left = [f".{name}.1234abcd.tmp", f".{name}.lock"]
+    kept = [name, f"{name}.20261130-001500.aside", ".notes.1234abcd.tmp", "a.tmp"]
+    folder.mkdir()
+    for one in (*left, *kept):
+        (folder / one).touch()
+    SessionFiles(folder).close()
+    assert sorted(os.listdir(folder)) == sorted(kept)
+    first = SessionFiles(folder)
+    (folder / left[0]).touch()
+    with pytest.raises(LockedError):
+        SessionFiles(folder)
+    assert (folder / left[0]).exists()  # its owner may be writing it
+    first.close()
 
 
 def test_a_folder_that_is_in_use_stays(temporary: Path) -> None:

@@ -27,8 +27,12 @@ from tools.soak.traffic import Ask, Reply, Traffic, send
 
 #: From the signal to the end: what running answers have, what being told takes, and saving; and a machine that is busy.
 END_SECONDS = DRAIN + 5 + 25
+#: Saving waits for its turn in each session, and in the shared memory for all who asked before.
+SAVE_SECONDS = 180.0
 #: Loading a model of 8 MiB, and all imports, while others use the machine.
 START_SECONDS = 120.0
+#: Times that saving is tried on a full disk, on which others make room.
+TRIES = 5
 #: Files whose texts are looked through at each restart.
 FILES = 4
 TEN_YEARS = 10 * 365 * 86400
@@ -67,14 +71,15 @@ class Faults:
 
     async def begin(self) -> None:
         """Start the server, and wait until it is ready."""
-        began = perf_counter()
+        clock = self.traffic.clock
+        began = clock()
         self.server.start()
         while self.server.over is None:
-            if perf_counter() - began > START_SECONDS:
+            if clock() - began > START_SECONDS:
                 self.traffic.wrong("start", f"the server is not ready after {START_SECONDS:.0f} s")
                 return
             if await self._ready():
-                self.starting.append(perf_counter() - began)
+                self.starting.append(clock() - began)
                 return
             await asyncio.sleep(0.1)
         self.traffic.wrong("start", f"the server ended at its start with {self.server.over}")
@@ -92,12 +97,13 @@ class Faults:
 
     async def ended(self, seconds: float) -> int | None:
         """Wait until the process is over; return its exit code, None where it does not end."""
-        began = perf_counter()
+        clock = self.traffic.clock
+        began = clock()
         while self.server.over is None:
-            if perf_counter() - began > seconds:
+            if clock() - began > seconds:
                 return None
             await asyncio.sleep(0.05)
-        self.ending.append(perf_counter() - began)
+        self.ending.append(clock() - began)
         return await asyncio.to_thread(self.server.buried)
 
     def _text(self) -> str:
@@ -124,8 +130,12 @@ class Faults:
     async def _save_now(self) -> None:
         self.server.saved.clear()
         self.server.signal(signal.SIGUSR1)
-        if not await asyncio.to_thread(self.server.saved.wait, 60):
-            self.traffic.wrong("saving", "SIGUSR1 has not saved all in a minute")
+        began = self.traffic.clock()
+        while not self.server.saved.is_set():
+            if self.traffic.clock() - began > SAVE_SECONDS:
+                self.traffic.wrong("saving", f"SIGUSR1 has not saved all in {SAVE_SECONDS:.0f} s")
+                return
+            await asyncio.sleep(0.1)
 
     def _files(self) -> list[Path]:
         memories = [self.server.shared, *self.server.sessions.glob("*.atlas")]
@@ -172,6 +182,13 @@ class Faults:
             harm()
         await self.begin()
         await self._check_texts(texts)
+
+    async def again(self) -> None:
+        """Begin another life after one that has ended by itself."""
+        if self.server.process is not None:
+            await asyncio.to_thread(self.server.buried)
+        with self.traffic.during("end"):
+            await self.begin()
 
     # --- restarts --------------------------------------------------------------------------------------------
 
@@ -283,7 +300,7 @@ class Faults:
         with self.traffic.during("full disk"):
             self.server.disk.fill(process.pid)
             try:
-                await self._saves_nothing()
+                await self._saves_nothing(lambda: self.server.disk.fill(process.pid))
                 await asyncio.sleep(self.chance.uniform(2, 8))
                 if before is not None and self.server.shared.read_bytes()[:8] != before[:8]:
                     self.traffic.wrong("damage", "a full disk has spoilt the shared memory")
@@ -305,10 +322,15 @@ class Faults:
                     one.chmod(0o700)
         await self._saves_again()
 
-    async def _saves_nothing(self) -> None:
-        await self._keep()
-        save = Ask("saving", "/v1/atlas/sessions/keeper/save", {}, expect={507}, saves=True)
-        await self._ask(save)
+    async def _saves_nothing(self, fill: Callable[[], None] = lambda: None) -> None:
+        """See that whoever saves is told; ``fill`` takes the room again that somebody has made who removed a file."""
+        for _ in range(TRIES):
+            await self._keep()
+            await asyncio.to_thread(fill)
+            save = Ask("saving", "/v1/atlas/sessions/keeper/save", {}, expect={200, 507}, saves=True)
+            if (await self._ask(save)).status != 200:
+                return
+        self.traffic.wrong("saving", f"a session was saved {TRIES} times where nothing can be")
 
     async def _saves_again(self) -> None:
         await self._ask(Ask("saving", "/v1/atlas/sessions/keeper/save", {}))
@@ -387,7 +409,9 @@ async def carry_out(faults: Faults, name: str, deed: Deed) -> None:
         faults.traffic.wrong("fault", f"{name}: {type(error).__name__}: {error}")
 
 
-async def plague(faults: Faults, seconds: float, interval: float, restarts: float) -> None:
+async def plague(
+    faults: Faults, seconds: float, interval: float, restarts: float, enough: asyncio.Event
+) -> None:
     """Do things to the server for some time.
 
     Parameters
@@ -400,6 +424,8 @@ async def plague(faults: Faults, seconds: float, interval: float, restarts: floa
         Seconds between two of them, on average.
     restarts
         Seconds in which it is restarted, too; then one life goes on to the end.
+    enough
+        Is set where it is to end before.
     """
     chance, server = random.Random(faults.chance.random()), faults.server
     began = perf_counter()
@@ -408,13 +434,19 @@ async def plague(faults: Faults, seconds: float, interval: float, restarts: floa
     possible = [one for one in OTHERS if one[0] not in faults.skipped]
     to_come: list[tuple[str, Deed]] = []
     while (passed := perf_counter() - began) < seconds:
-        await asyncio.sleep(min(chance.uniform(0.5, 1.5) * interval, max(0.0, seconds - passed)))
+        pause = min(chance.uniform(0.5, 1.5) * interval, max(0.0, seconds - passed))
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(enough.wait(), pause)
+            return
         if perf_counter() - began >= seconds:
             return
         restart = perf_counter() - began < restarts
         if not to_come:  # each of them once before one comes again
             to_come = [*possible, *RESTARTS] if restart else list(possible)
             chance.shuffle(to_come)
+        if server.over is not None or server.process is None:
+            faults.traffic.wrong("end", f"the server has ended by itself, with {server.over}")
+            await faults.again()
         name, deed = to_come.pop()
         if not restart and any(name == one for one, _ in RESTARTS):
             continue

@@ -63,7 +63,7 @@ class Disk:
         if not self.own:
             resource.prlimit(process, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
             return
-        with open(self._ballast, "wb", buffering=0) as file:
+        with open(self._ballast, "ab", buffering=0) as file:
             for size in (1 << 20, 1 << 12):
                 with contextlib.suppress(OSError):
                     while file.write(bytes(size)) == size:
@@ -171,8 +171,11 @@ class Server:
         self.process = None
         return code
 
-    def sample(self, second: float) -> Sample | None:
-        """Return what it uses now; None where it is not there."""
+    def sample(self, second: float, connected: int = 0) -> Sample | None:
+        """Return what it uses now; None where it is not there.
+
+        ``connected``: connections that clients have, which are not counted among its descriptors.
+        """
         if self.process is None or self.process.poll() is not None:
             return None
         place = f"/proc/{self.process.pid}"
@@ -181,7 +184,7 @@ class Server:
                 resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
             with open(f"{place}/stat", encoding="utf-8") as file:
                 fields = file.read().rpartition(")")[2].split()
-            descriptors = len(os.listdir(f"{place}/fd"))
+            descriptors = len(os.listdir(f"{place}/fd")) - connected
         except (OSError, IndexError):
             return None
         cpu = (int(fields[11]) + int(fields[12])) / TICKS

@@ -18,6 +18,7 @@ import platform
 import re
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def seconds_of(text: str) -> float:
 
 async def soak(options: Options, folder: Path) -> dict[str, Any]:
     """Carry out a test in a folder; return its report."""
-    traffic = Traffic()
+    traffic = Traffic(lambda what: print(what, file=sys.stderr, flush=True))
     log = Log(traffic.owners)
 
     def heard(line: str) -> None:
@@ -93,8 +94,9 @@ async def soak(options: Options, folder: Path) -> dict[str, Any]:
             await faults.begin()
         users = [User(n, traffic, server, lines, options.think, options.seed) for n in range(options.users)]
         asking = [asyncio.create_task(one.live()) for one in users]
+        beating = asyncio.create_task(traffic.beat())
         watching = asyncio.create_task(_watch(server, traffic, samples, min(5.0, options.seconds / 60)))
-        await harm.plague(faults, options.seconds, options.interval, options.seconds * RESTARTS)
+        await harm.plague(faults, options.seconds, options.interval, options.seconds * RESTARTS, _enough())
         traffic.over = True
         for task in asking:
             task.cancel()
@@ -102,8 +104,9 @@ async def soak(options: Options, folder: Path) -> dict[str, Any]:
         for error in done:
             if isinstance(error, Exception):
                 traffic.wrong("client", f"{type(error).__name__}: {error}")
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        for task in (watching, beating):
+            task.cancel()
+        await asyncio.gather(watching, beating, return_exceptions=True)
         if server.over is None:
             await _last(faults, traffic, server)
         else:
@@ -111,6 +114,21 @@ async def soak(options: Options, folder: Path) -> dict[str, Any]:
     finally:
         server.close()
     return report(options, traffic, log, faults, samples, server)
+
+
+def _enough() -> asyncio.Event:
+    """Return what is set when this process is asked to end: there is a report all the same. Twice is at once."""
+    event, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def once() -> None:
+        event.set()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.default_int_handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, once)
+    return event
 
 
 async def _last(faults: harm.Faults, traffic: Traffic, server: Server) -> None:
@@ -124,7 +142,7 @@ async def _last(faults: harm.Faults, traffic: Traffic, server: Server) -> None:
 async def _watch(server: Server, traffic: Traffic, samples: list[Sample], pause: float) -> None:
     """Look now and then at what the server uses."""
     while True:
-        found = server.sample(traffic.second())
+        found = server.sample(traffic.second(), traffic.connected)
         if found is not None:
             samples.append(found)
         await asyncio.sleep(pause)
@@ -195,6 +213,7 @@ def report(
         },
         "machine": {"processors": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()},
         "seconds": round(traffic.second(), 1),
+        "machine_stood_still": {"times": traffic.stalls, "seconds": round(traffic.stalled, 1)},
         "traffic": {
             "requests": sum(one.statuses.total() for one in traffic.kinds.values()),
             "own_words_heard": traffic.heard, "kinds": traffic.to_json(),
@@ -250,7 +269,9 @@ def told(found: dict[str, Any]) -> str:
             f"{one[part]:10.1f}" for part in ("start", "middle", "end", "slope_per_hour", "allowed")
         )
         lines.append(f"{name:26}{values}{'  GROWS' if one['grows'] else ''}")
-    used = found["resources"]
+    used, still = found["resources"], found["machine_stood_still"]
+    if still["times"]:
+        lines.append(f"the machine stood still {still['times']} times, {still['seconds']:.0f} s in all")
     lines.append(
         f"processors used: {used['processors_used_by_server']} by the server, "
         f"{used['processors_used_by_clients']} by its clients"

@@ -11,7 +11,7 @@ import json
 import socket
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -24,6 +24,8 @@ from tools.soak.checks import Violations, percentiles, strangers
 TIMEOUT = 240.0
 #: Seconds around a fault in which its effects are still those of the fault.
 SLACK = 1.0
+#: This process does not need so many seconds for anything by itself.
+STILL = 3.0
 OK = frozenset({200})
 #: How streams end, by the API's family.
 ENDS: dict[str | None, tuple[str, ...]] = {
@@ -99,6 +101,12 @@ class Talk(Exchange):
             self.transport.pause_reading()
             asyncio.get_running_loop().call_later(self._pause, self._go_on)
 
+    def leave(self) -> None:
+        """Hang up, whatever goes on; nobody asks for the answer any more."""
+        if self.done.done():
+            self.done.cancelled() or self.done.exception()  # it has been looked at
+        self.close()
+
     def _go_on(self) -> None:
         if self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
@@ -152,6 +160,11 @@ NO_ROOM = frozenset({"full disk", "read-only folder"})
 class Traffic:
     """All requests of a test, judged.
 
+    Parameters
+    ----------
+    tell
+        Is told of each violation at once.
+
     Attributes
     ----------
     owners
@@ -160,14 +173,33 @@ class Traffic:
         How often a user got their own canary back: what shows that this check can see.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str], None] | None = None) -> None:
         self.began = perf_counter()
+        self._tell = tell
         self.violations = Violations()
         self.owners: dict[str, str] = {}
         self.kinds: dict[str, Times] = {}
         self.faults: list[Fault] = []
         self.heard = 0
         self.over = False
+        #: Connections that clients have now.
+        self.connected = 0
+        #: How often the machine stood still, and seconds of it: nobody is to blame for what was late then.
+        self.stalls, self.stalled = 0, 0.0
+
+    def clock(self) -> float:
+        """Return seconds of a clock that stands still when this process does, for everything that must be in time."""
+        return perf_counter() - self.stalled
+
+    async def beat(self) -> None:
+        """Notice when this process, and so the machine, stands still."""
+        while True:
+            before = perf_counter()
+            await asyncio.sleep(1)
+            late = perf_counter() - before - 1
+            if late > STILL:
+                self.stalls += 1
+                self.stalled += late
 
     def second(self) -> float:
         """Return the seconds since the start."""
@@ -176,6 +208,8 @@ class Traffic:
     def wrong(self, kind: str, what: str) -> None:
         """Note a violation."""
         self.violations.add(kind, what, self.second())
+        if self._tell is not None:
+            self._tell(f"{self.second():9.1f} s  {kind}: {what[:300]}")
 
     @contextmanager
     def during(self, kind: str) -> Iterator[Fault]:
@@ -231,6 +265,7 @@ async def send(
     talk = Talk(request_bytes(port, key, ask), pause)
     answer: Answer | None = None
     why = ""
+    traffic.connected += 1
     try:
         loop = asyncio.get_running_loop()
         if pause:  # a small buffer, so that the server notices
@@ -241,7 +276,7 @@ async def send(
             await loop.create_connection(lambda: talk, sock=small)
         else:
             await loop.create_connection(lambda: talk, "127.0.0.1", port)
-        answer = await asyncio.wait_for(talk.done, TIMEOUT)
+        answer = await _in_time(traffic, talk)
     except OSError:
         why = "refused"
     except asyncio.TimeoutError:
@@ -249,8 +284,8 @@ async def send(
     except RequestFailedError:
         why = "cut"
     finally:
-        if talk.transport is not None:
-            talk.transport.abort()
+        traffic.connected -= 1
+        talk.leave()
     ended = perf_counter()
     reply = (
         Reply(0, talk.received.decode("utf-8", "replace"), why=why) if answer is None else read(answer, ask)
@@ -262,6 +297,15 @@ async def send(
         if answer.arrivals:
             times.first.append(answer.arrivals[0] - sent)
     return reply
+
+
+async def _in_time(traffic: Traffic, talk: Talk) -> Answer:
+    began = traffic.clock()
+    while (left := TIMEOUT - (traffic.clock() - began)) > 0:
+        done, _ = await asyncio.wait({talk.done}, timeout=min(left, 30.0))
+        if done:
+            return talk.done.result()
+    raise asyncio.TimeoutError
 
 
 def read(answer: Answer, ask: Ask) -> Reply:

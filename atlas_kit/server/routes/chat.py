@@ -13,10 +13,12 @@ from atlas_kit.server.answers import Answer, Part
 from atlas_kit.server.dialogue import Asked, Dialogue, dialogue
 from atlas_kit.server.generation import Generation, together
 from atlas_kit.server.logprobs import Released, chat_logprobs
+from atlas_kit.server.native_answer import told_progress
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.routes.common import (
     FINGERPRINT,
     TheService,
+    awake,
     limit_of,
     namespace_of,
     new_id,
@@ -27,7 +29,10 @@ from atlas_kit.server.routes.common import (
     stops_of,
     timings_of,
     usage_of,
+    verbose_of,
+    wants_verbose,
 )
+from atlas_kit.server.routes.dialogues import budget_for, reasoning_format_of
 from atlas_kit.server.schemas import ChatRequest
 from atlas_kit.server.service import Service, settings_in
 from atlas_kit.server.streams import DONE, GAP, Events, event, streamed, unless_gone
@@ -43,7 +48,7 @@ async def chat(request: Request, asked: ChatRequest, service: TheService) -> Any
     found = await prepared(request, lambda: _dialogue(service, asked))
     answer = _Answer(service, asked, found, namespace_of(request))
     if asked.stream:
-        return await streamed(answer.events())
+        return await streamed(awake(service, asked, answer.events()))
     return await unless_gone(request, answer.whole())
 
 
@@ -91,7 +96,7 @@ def _dialogue(service: Service, asked: ChatRequest) -> Dialogue:
             parallel=asked.parallel_tool_calls is not False,
             response_format=shape,
             variables=_variables(asked),
-            reasoning_format=asked.reasoning_format,
+            reasoning_format=reasoning_format_of(service, asked.reasoning_format),
             generation_prompt=goes_on,
             own_grammar=bool(asked.grammar),
         ),
@@ -130,13 +135,13 @@ class _Answer:
             (asked.top_logprobs or 0) if asked.logprobs else None,
             settings_in(atlas),
             "chat",
-            around=found.budget(service.engine, asked.thinking_budget),
+            around=budget_for(service, found, asked.thinking_budget),
+            progress=bool(asked.stream and asked.return_progress),
         )
         count = asked.n or asked.n_cmpl or 1
         self._runs = several(service, namespace, atlas, generation, count)
         self._parsers = [found.parser() for _ in self._runs]
         self._events: dict[tuple[int, str], Events] = {}
-        self._legacy = asked.reasoning_format == "deepseek-legacy"
 
     async def whole(self) -> dict[str, Any]:
         """Return the answer in one piece."""
@@ -167,7 +172,13 @@ class _Answer:
             usage=usage_of(outcomes),
             timings=timings_of(outcomes[0]),
             atlas=outcomes[0].atlas,
+            **self._told(0),
         )
+
+    def _told(self, number: int) -> dict[str, Any]:
+        if not wants_verbose(self._service, self._asked):
+            return {}
+        return {"__verbose": verbose_of(self._service, self._asked, self._runs[number], number)}
 
     def _released(self) -> list[Released]:
         return [Released(self._service.engine.piece, bool(self._asked.logprobs)) for _ in self._runs]
@@ -206,6 +217,8 @@ class _Answer:
                     begun.add(number)
                     yield self._chunk(number, {"role": "assistant", "content": None})
                 parser, outcome = self._parsers[number], outcomes[number]
+                for one in self._runs[number].progress():
+                    yield self._chunk(number, {}, prompt_progress=told_progress(one))
                 if tokens is None:
                     parts = parser.finish(outcome.finish_reason)
                     told = released[number].rest(stopped=outcome.stop is not None)
@@ -220,6 +233,7 @@ class _Answer:
                     told = []
                 if tokens is None:
                     more: dict[str, Any] = {"atlas": outcome.atlas, "timings": timings_of(outcome)}
+                    more |= self._told(number)
                     yield self._chunk(number, {}, parser.finish_reason, **more)
         options = self._asked.stream_options
         if options is not None and options.include_usage:
@@ -273,7 +287,7 @@ class _Answer:
             "id": self._id,
             "object": kind,
             "created": self._created,
-            "model": self._service.model_name,
+            "model": self._service.name_for(self._asked.model),
             "system_fingerprint": FINGERPRINT,
             "choices": choices,
             **more,

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
@@ -14,10 +14,13 @@ from fastapi import Depends, Request
 from atlas_kit import __version__
 from atlas_kit.llama.sampling import Sampling
 from atlas_kit.server.generation import Generating, Generation, Outcome
+from atlas_kit.server.native_answer import NativeAnswer
 from atlas_kit.server.problems import ApiError
+from atlas_kit.server.prompts import shown
 from atlas_kit.server.schemas import Generate
 from atlas_kit.server.schemas_sampling import NAMES, biases_of
 from atlas_kit.server.service import Service
+from atlas_kit.server.streams import begun_awake
 
 
 async def the_service(request: Request) -> Service:
@@ -39,11 +42,48 @@ def namespace_of(request: Request) -> str:
 
 
 async def prepared(request: Request, function: Callable[[], T]) -> T:
-    """Call what reads a request's texts: beside the event loop where they are long, so that nobody's stream waits."""
+    """Call what reads a request's texts: beside the event loop where they are long, so that nobody's stream waits.
+
+    Of requests that come at once, the loop begins with one at a time, and looks at everything else between two.
+    """
+    async with request.app.state.service.turn:
+        await asyncio.sleep(0)
     size = request.headers.get("content-length", "")
     if size.isdigit() and int(size) <= SHORT:
         return function()
     return await asyncio.to_thread(function)
+
+
+def awake(service: Service, asked: Generate, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Return events with signs of life before the first, as often as the request or the server says."""
+    given = asked.sse_ping_interval
+    return begun_awake(events, service.config.sse_ping_interval if given is None else given)
+
+
+def wants_verbose(service: Service, asked: Generate) -> bool:
+    """Tell whether an answer has ``__verbose``."""
+    return service.config.verbose if asked.verbose is None else asked.verbose
+
+
+def verbose_of(service: Service, asked: Generate, run: Generating, number: int = 0) -> dict[str, Any]:
+    """Return an answer in llama-server's own shape, which tells the prompt and all settings."""
+    most = -1 if run.asked.max_tokens is None else run.asked.max_tokens
+    answer = NativeAnswer(
+        run, number, service.engine.piece, run.asked.sampling, probabilities=run.asked.top_logprobs or 0
+    )
+    answer.text = run.outcome.text
+    return answer.whole(
+        streamed=None,
+        model=service.model_name,
+        prompt=shown(service.engine, run.asked.tokens),
+        tokens=True,
+        n_predict=most,
+        max_tokens=most,
+        n_probs=run.asked.top_logprobs or 0,
+        stop=list(run.asked.stops),
+        stream=bool(asked.stream),
+        timings_per_token=bool(asked.timings_per_token),
+    )
 
 
 def new_id(prefix: str) -> str:

@@ -11,10 +11,12 @@ from fastapi import APIRouter, Request
 from atlas_kit.llama.steps import Token
 from atlas_kit.server.generation import Generating, Generation, Outcome, together
 from atlas_kit.server.logprobs import Released, legacy_logprobs
+from atlas_kit.server.native_answer import told_progress
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.routes.common import (
     FINGERPRINT,
     TheService,
+    awake,
     limit_of,
     namespace_of,
     new_id,
@@ -25,6 +27,8 @@ from atlas_kit.server.routes.common import (
     stops_of,
     timings_of,
     usage_of,
+    verbose_of,
+    wants_verbose,
 )
 from atlas_kit.server.schemas import CompletionRequest
 from atlas_kit.server.service import Service, settings_in
@@ -43,7 +47,7 @@ async def completions(request: Request, asked: CompletionRequest, service: TheSe
     prompts = await prepared(request, lambda: _prompts(service, asked.prompt))
     answer = _Answer(service, asked, prompts, namespace_of(request))
     if asked.stream:
-        return await streamed(answer.events())
+        return await streamed(awake(service, asked, answer.events()))
     return await unless_gone(request, answer.whole())
 
 
@@ -64,7 +68,7 @@ class _Answer:
         atlas = asked.atlas.chosen() if asked.atlas is not None else {}
         self._count = asked.n or asked.n_cmpl or 1
         made = max(self._count, asked.best_of or 1)
-        if asked.best_of is not None and asked.best_of < self._count:
+        if asked.best_of and asked.best_of < self._count:
             raise ApiError(400, "best_of must not be less than n.", param="best_of")
         if asked.stream and made > self._count:
             raise ApiError(400, "The best of several answers cannot be streamed.", param="best_of")
@@ -87,6 +91,7 @@ class _Answer:
                 settings_in(atlas),
                 "completion",
                 score_prompt=bool(asked.echo) and asked.logprobs is not None,
+                progress=bool(asked.stream and asked.return_progress),
             )
             prompt.runs = several(service, namespace, atlas, generation, made)
         self._runs = [run for prompt in self._prompts for run in prompt.runs]
@@ -132,7 +137,13 @@ class _Answer:
             usage=usage_of(self._outcomes),
             timings=timings_of(self._runs[0].outcome),
             atlas=self._runs[0].outcome.atlas,
+            **self._told(0),
         )
+
+    def _told(self, number: int) -> dict[str, Any]:
+        if not wants_verbose(self._service, self._asked):
+            return {}
+        return {"__verbose": verbose_of(self._service, self._asked, self._runs[number], number)}
 
     def _best(self, runs: list[Generating]) -> list[Generating]:
         """Return the answers that were asked for: those whose tokens were likeliest, by their mean."""
@@ -183,9 +194,15 @@ class _Answer:
         offsets = [len(prompt.text) if asked.echo else 0 for prompt in prompts]
         begun: set[int] = set()
         events: dict[int, Events] = {}
+        more: dict[str, Any]
         async with contextlib.aclosing(together(self._runs)) as groups:
             async for number, tokens in groups:
                 outcome = self._runs[number].outcome
+                for one in self._runs[number].progress():
+                    more = {"prompt_progress": told_progress(one)}
+                    yield event(self._shape([self._choice(number, "", None)], **more))
+                if tokens == []:  # nothing but progress came
+                    continue
                 scored: Sequence[Any] = ()
                 text = "" if tokens is None else "".join(token.text for token in tokens)
                 if number not in begun:
@@ -207,7 +224,7 @@ class _Answer:
                         offsets[number] += len(self._text(told))
                     yield event(self._shape([self._choice(number, text, None, logprobs)]))
                 if tokens is None:
-                    more: dict[str, Any] = {"atlas": outcome.atlas, "timings": timings_of(outcome)}
+                    more = {"atlas": outcome.atlas, "timings": timings_of(outcome), **self._told(number)}
                     yield event(self._shape([self._choice(number, "", outcome.finish_reason)], **more))
         options = asked.stream_options
         if options is not None and options.include_usage:
@@ -225,7 +242,7 @@ class _Answer:
             "id": self._id,
             "object": "text_completion",
             "created": self._created,
-            "model": self._service.model_name,
+            "model": self._service.name_for(self._asked.model),
             "system_fingerprint": FINGERPRINT,
             "choices": choices,
             **more,

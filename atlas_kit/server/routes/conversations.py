@@ -15,7 +15,7 @@ from atlas_kit.server.kept_responses import Kept, Thread
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.response_items import chat_messages, listed, page
 from atlas_kit.server.routes.common import TheService, namespace_of, new_id
-from atlas_kit.server.schemas import Open
+from atlas_kit.server.schemas_open import Open
 from atlas_kit.server.schemas_responses import Metadata
 from atlas_kit.server.service import Service
 
@@ -101,17 +101,38 @@ async def add(request: Request, name: str, asked: ItemsRequest, service: TheServ
     messages, sent = chat_messages(asked.items), listed(asked.items)
     async with service.responses.turn(namespace, name) as thread:
         service.responses.require_room(thread)
-        before = thread.last
-        thread.last = Kept({}, sent, messages, before)
+        thread.last = Kept({}, sent, messages, thread.last).read_as(thread.last)
         thread.last.measure()
-        if before is not None:
-            last = thread.last
-            last.conversation, last.session, last.remembers = (
-                before.conversation,
-                before.session,
-                before.remembers,
-            )
     return JsonResponse(page(sent, 100, "asc", ""))
+
+
+@router.get("/{name}/items/{item}", summary="Something that was said in a conversation")
+async def item(request: Request, name: str, item: str, service: TheService) -> Response:
+    """Return one of the items."""
+    service.require_ready()
+    thread, _ = await _found(service, namespace_of(request), name)
+    return JsonResponse(_split(thread, item)[0])
+
+
+@router.delete("/{name}/items/{item}", summary="Leave something out of a conversation")
+async def leave_out(request: Request, name: str, item: str, service: TheService) -> dict[str, Any]:
+    """Go on without one of the items; what the memory has read of it stays learned."""
+    service.require_ready()
+    namespace = namespace_of(request)
+    _, session = await _found(service, namespace, name)
+    async with service.responses.turn(namespace, name) as thread:
+        _, left = _split(thread, item)
+        thread.last = Kept({}, left, chat_messages(left)).read_as(thread.last)
+        return _shape(name, thread, session)
+
+
+def _split(thread: Thread | None, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return an item of a conversation, and all others."""
+    items = [] if thread is None or thread.last is None else thread.last.items_so_far()
+    found = next((one for one in items if one["id"] == name), None)
+    if found is None:
+        raise ApiError(404, f"There is no item {name[:128]!r}.", param="item_id", code="not_found")
+    return found, [one for one in items if one is not found]
 
 
 async def _found(service: Service, namespace: str, name: str) -> tuple[Thread | None, Conversation | None]:

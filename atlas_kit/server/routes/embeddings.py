@@ -10,10 +10,11 @@ import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.llama.pooling import normalised
 from atlas_kit.server.embedding import embedded
 from atlas_kit.server.json_response import JsonResponse
-from atlas_kit.server.problems import ApiError
+from atlas_kit.server.problems import ApiError, too_long
 from atlas_kit.server.routes.common import TheService, namespace_of
 from atlas_kit.server.schemas_embeddings import EmbeddingRequest
 from atlas_kit.server.service import Service
@@ -29,44 +30,54 @@ async def embeddings(request: Request, asked: EmbeddingRequest, service: TheServ
     """Return a vector for each text: the mean of the model's final states, with the Euclidean norm 1."""
     if asked.input is None and asked.content is not None:  # llama-server's own shape goes with its own name
         return await native(request, asked, service)
+    service.require_ready()
+    if service.text_form.pooling == "none":
+        raise ApiError(
+            400, "With the pooling none a text has a vector for each token: ask for them at /embeddings.",
+            param="input", code="not_supported",
+        )  # fmt: skip
     texts, vectors = await _vectors(request, asked, service)
     data = [
-        {"object": "embedding", "index": index, "embedding": _written(vector, asked.encoding_format)}
-        for index, vector in enumerate(vectors)
+        {"object": "embedding", "index": index, "embedding": _written(rows[0], asked.encoding_format)}
+        for index, rows in enumerate(vectors)
     ]
     count = sum(map(len, texts))
     usage = {"prompt_tokens": count, "total_tokens": count}
-    return JsonResponse({"object": "list", "data": data, "model": service.model_name, "usage": usage})
+    name = service.name_for(asked.model)
+    return JsonResponse({"object": "list", "data": data, "model": name, "usage": usage})
 
 
 @router.post("/embeddings", include_in_schema=False)
 @router.post("/embedding", summary="Vectors of texts, in llama-server's own shape", tags=["llama-server"])
 async def native(request: Request, asked: EmbeddingRequest, service: TheService) -> Response:
-    """Return a list with one vector for each text, each in a list of its own."""
+    """Return for each text a list with its vector, or where nothing is pooled with those of all of its tokens."""
     _, vectors = await _vectors(request, asked, service)
     found = [
-        {"index": index, "embedding": [_written(vector, asked.encoding_format)]}
-        for index, vector in enumerate(vectors)
+        {"index": index, "embedding": [_written(vector, asked.encoding_format) for vector in rows]}
+        for index, rows in enumerate(vectors)
     ]
     return JsonResponse(found)
 
 
 async def _vectors(
     request: Request, asked: EmbeddingRequest, service: Service
-) -> tuple[list[list[int]], Any]:
-    """Return the tokens of each text, and their vectors (n, d)."""
+) -> tuple[list[list[int]], list[Array]]:
+    """Return the tokens of each text, and its vectors (1, d); (tokens, d) where nothing is pooled."""
     service.require_ready()
     width = service.engine.info.n_embd
     if asked.dimensions is not None and asked.dimensions > width:
         raise ApiError(400, f"The model's vectors have {width} dimensions.", param="dimensions")
     given = asked.content if asked.input is None else asked.input
     texts = await asyncio.to_thread(_texts, service, given)
-    work = embedded(service.conversations, namespace_of(request), texts, service.metrics)
-    found = await unless_gone(request, work)
-    if not np.isfinite(found).all():
+    pooling = service.text_form.pooling
+    work = embedded(service.conversations, namespace_of(request), texts, service.metrics, pooling)
+    found = [np.atleast_2d(one)[:, : asked.dimensions] for one in await unless_gone(request, work)]
+    if not all(np.isfinite(one).all() for one in found):
         raise ApiError(500, "The model's states are not finite.", code="not_finite")
+    if pooling == "none":
+        return texts, found  # as the model has them
     norm = 2 if asked.embd_normalize is None else asked.embd_normalize
-    return texts, normalised(found[:, : asked.dimensions], norm)
+    return texts, [normalised(one, norm) for one in found]
 
 
 def _written(vector: Any, form: str | None) -> list[float] | str:
@@ -88,11 +99,11 @@ def _texts(service: Service, given: Any) -> list[list[int]]:
         if not tokens:
             raise ApiError(400, "A text is empty.", param="input")
         if len(tokens) > limit and not info.recurrent:
-            raise ApiError(
-                400,
+            raise too_long(
                 f"The input is too large: a text has {len(tokens)} tokens, and the context holds {limit}.",
+                len(tokens),
+                limit,
                 param="input",
-                code="context_length_exceeded",
             )
     return found
 
@@ -103,7 +114,8 @@ def _tokens(service: Service, given: Any) -> list[int]:
     if isinstance(given, dict):
         given = _text_of(given)
     if isinstance(given, str):
-        return [*engine.begin, *engine.tokenize(given)]
+        tokens = engine.tokenize(given)
+        return [*engine.begin, *tokens, *service.text_form.end] if tokens else []
     if not isinstance(given, list):
         raise ApiError(400, "The input is a text, tokens, or a list of either.", param="input")
     found: list[int] = []
@@ -114,11 +126,13 @@ def _tokens(service: Service, given: Any) -> list[int]:
             raise ApiError(400, "A token lies outside the vocabulary.", param="input")
         else:
             found.append(one)
-    return found
+    return [*found, *service.text_form.end] if given and isinstance(given[-1], str) else found
 
 
 def _text_of(given: dict[str, Any]) -> str:
     if isinstance(given.get("prompt_string"), str):
+        if given.get("multimodal_data"):
+            raise ApiError(400, "Only text can be embedded: leave out multimodal_data.", param="input")
         return str(given["prompt_string"])
     parts = given.get("content")
     if not isinstance(parts, list) or not all(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Any
 
 from fastapi import APIRouter
@@ -17,6 +18,12 @@ def _model(service: Service) -> dict[str, Any]:
     info = service.engine.info
     return {
         "id": service.model_name,
+        # Anthropic's clients read what has no meaning for OpenAI's, and the other way round
+        "type": "model",
+        "display_name": service.model_name,
+        "created_at": datetime.fromtimestamp(int(service.started), timezone.utc).isoformat(),
+        "lifecycle": "active",
+        "max_input_tokens": service.engine.n_ctx,
         "aliases": list(service.aliases),
         "tags": [tag for tag in (service.config.tags or "").split(",") if tag],
         "object": "model",
@@ -41,7 +48,8 @@ async def models(service: TheService) -> dict[str, Any]:
     name = service.model_name
     # some of llama-server's clients read the first list, which is Ollama's
     own = {"name": name, "model": name, "type": "model", "capabilities": ["completion"]}
-    return {"models": [own], "object": "list", "data": [_model(service)]}
+    page = {"has_more": False, "first_id": name, "last_id": name}
+    return {"models": [own], "object": "list", "data": [_model(service)], **page}
 
 
 @router.get("/v1/models/{name:path}", summary="The model of a name")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
@@ -10,12 +9,19 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from atlas_kit.llama.sampling import Sampling
-from atlas_kit.llama.steps import Token
 from atlas_kit.server.generation import Generating, Generation, together
 from atlas_kit.server.native_answer import NativeAnswer, chosen_fields
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.prompts import gap, prompts_of, shown
-from atlas_kit.server.routes.common import TheService, namespace_of, reseeded, sampling_of, several, stops_of
+from atlas_kit.server.routes.common import (
+    TheService,
+    awake,
+    namespace_of,
+    reseeded,
+    sampling_of,
+    several,
+    stops_of,
+)
 from atlas_kit.server.schemas_native import InfillRequest, NativeOptions, NativeRequest
 from atlas_kit.server.service import Service, settings_in
 from atlas_kit.server.streams import event, streamed, unless_gone
@@ -23,8 +29,6 @@ from atlas_kit.server.streams import event, streamed, unless_gone
 router = APIRouter(tags=["llama-server"])
 #: Answers to one request at most.
 MOST_ANSWERS = 128
-#: Seconds between two looks at how much of a prompt is read.
-_LOOK = 0.05
 #: What llama-server takes and this server does not: ignoring it would answer something else.
 REFUSED = (
     "lora", "backend_sampling", "grammar_lazy", "grammar_triggers", "preserved_tokens", "chat_format", "chat_parser",
@@ -66,7 +70,7 @@ async def _answered(
             raise ApiError(501, f"{name} is not supported.", param=name, code="not_supported")
     answers = _Answers(service, asked, namespace_of(request), prompts, task)
     if asked.stream:
-        return await streamed(answers.events())
+        return await streamed(awake(service, asked, answers.events()))
     found = await unless_gone(request, answers.whole())
     return found[0] if one and len(found) == 1 else found
 
@@ -124,6 +128,7 @@ class _Answers:
             task,
             reuse=asked.cache_prompt is not False,
             slot=slot,
+            progress=bool(asked.stream and asked.return_progress),
         )
         return several(self._service, namespace, atlas, generation, count)
 
@@ -138,57 +143,20 @@ class _Answers:
         """Yield the frames of a stream: progress, one for each token, and the answers' last."""
         timed = bool(self._asked.timings_per_token)
         counts, rests = [0] * len(self._answers), [""] * len(self._answers)
-        async with contextlib.aclosing(self._looking()) as groups:
+        async with contextlib.aclosing(together(self._answers)) as groups:
             async for number, found in groups:
                 answer = self._answers[number]
-                if isinstance(found, int):
-                    yield event(answer.progress(found, timed=timed))
-                elif found is None:
+                for one in answer.run.progress():
+                    yield event(answer.progress(one, timed=timed))
+                if found is None:
                     yield event(self._last(answer, rests[number]))
-                else:
-                    for token in found:
-                        if token.id < 0:  # text that was held back belongs to no token
-                            rests[number] += token.text
-                            continue
-                        counts[number] += 1
-                        yield event(answer.frame(token, counts[number], timed=timed))
-
-    async def _looking(self) -> AsyncGenerator[tuple[int, list[Token] | int | None], None]:
-        """Yield what ``together`` does, and how many tokens of a prompt are read where that is asked for."""
-        told: dict[int, int] = {}
-        reading = set(range(len(self._answers))) if self._asked.return_progress else set[int]()
-        async with contextlib.aclosing(together(self._answers)) as groups:
-            waiting = asyncio.ensure_future(anext(groups))
-            try:
-                while True:
-                    done, _ = await asyncio.wait({waiting}, timeout=_LOOK if reading else None)
-                    for number in sorted(reading):
-                        for read in self._read(number, told):
-                            yield number, read
-                        if told.get(number) == self._answers[number].outcome.prompt_tokens:
-                            reading.discard(number)
-                    if done:
-                        try:
-                            found = waiting.result()
-                        except StopAsyncIteration:
-                            return
-                        yield found
-                        waiting = asyncio.ensure_future(anext(groups))
-            finally:
-                waiting.cancel()
-                await asyncio.gather(waiting, return_exceptions=True)
-
-    def _read(self, number: int, told: dict[int, int]) -> list[int]:
-        """Return what is new about how much of a prompt is read; first, what was known before."""
-        run = self._answers[number].run
-        if run.outcome.slot < 0:  # it is not its turn yet
-            return []
-        news = [] if number in told else [run.outcome.cached_tokens]
-        if run.read_so_far > told.get(number, run.outcome.cached_tokens):
-            news.append(run.read_so_far)
-        if news:
-            told[number] = news[-1]
-        return news
+                    continue
+                for token in found:
+                    if token.id < 0:  # text that was held back belongs to no token
+                        rests[number] += token.text
+                        continue
+                    counts[number] += 1
+                    yield event(answer.frame(token, counts[number], timed=timed))
 
     def _last(self, answer: NativeAnswer, rest: str | None) -> dict[str, Any]:
         asked, prompt = self._asked, answer.run.asked.tokens

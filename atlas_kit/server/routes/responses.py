@@ -22,6 +22,7 @@ from atlas_kit.server.generation import Generation, Outcome, checked_session_id
 from atlas_kit.server.json_response import JsonResponse
 from atlas_kit.server.kept_responses import Kept
 from atlas_kit.server.logprobs import Released, chat_logprobs
+from atlas_kit.server.native_answer import told_progress
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.response_items import Output, chat_messages, chat_tools, listed, page, said, text_format
 from atlas_kit.server.routes.common import (
@@ -34,7 +35,7 @@ from atlas_kit.server.routes.common import (
     stops_of,
     timings_of,
 )
-from atlas_kit.server.routes.dialogues import sampling_for, shape_of
+from atlas_kit.server.routes.dialogues import budget_for, reasoning_format_of, sampling_for, shape_of
 from atlas_kit.server.schemas_responses import ResponsesRequest
 from atlas_kit.server.service import Service, settings_in
 from atlas_kit.server.streams import event, kept_awake, streamed, told, unless_gone
@@ -184,6 +185,9 @@ class _Answer:
             released, piece = Released(self._service.engine.piece), self._service.engine.piece
             async with contextlib.aclosing(talk.parts()) as groups:
                 async for tokens, parts in groups:
+                    for now_read in self._run.progress():
+                        more = {"response": empty, "prompt_progress": told_progress(now_read)}
+                        yield {"type": "response.in_progress", **more}
                     out = chat_logprobs(released.add(tokens), piece) if self._logprobs else []
                     for one in self._output.add(parts, out):
                         if self._asked.timings_per_token and one["type"].endswith(".delta"):
@@ -232,6 +236,7 @@ class _Answer:
             parallel=self._asked.parallel_tool_calls is not False,
             response_format=self._format,
             variables={**_effort(self._asked), **(self._asked.chat_template_kwargs or {})},
+            reasoning_format=reasoning_format_of(self._service),
             own_grammar=bool(self._asked.grammar),
         )
         first = self._asked.instructions
@@ -276,7 +281,8 @@ class _Answer:
             (asked.top_logprobs or 0) if self._logprobs else None,
             settings_in(atlas),
             "responses",
-            around=found.budget(service.engine, asked.thinking_budget),
+            around=budget_for(service, found, asked.thinking_budget),
+            progress=bool(asked.stream and asked.return_progress),
         )
         self._run = service.generate(self._namespace, atlas, generation, goes_on=self._goes_on(atlas))
         return self._run
@@ -338,7 +344,7 @@ class _Answer:
             "instructions": asked.instructions,
             "max_output_tokens": asked.max_output_tokens,
             "max_tool_calls": None,
-            "model": self._service.model_name,
+            "model": self._service.name_for(asked.model),
             "output": output,
             "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "previous_response_id": asked.previous_response_id,

@@ -27,6 +27,12 @@ export class Refusal extends Error {
 export const isNoAnswer = (error) => error instanceof Refusal || error instanceof TypeError;
 
 /**
+ * Bytes in base64, as the server sends blocks of numbers.
+ * @param {string} text
+ */
+export const bytesOf = (text) => new DataView(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
+
+/**
  * Yield the data of server-sent events, however they are cut on their way.
  * @param {ReadableStream<Uint8Array>} body
  * @returns {AsyncGenerator<Reply>}

@@ -22,7 +22,7 @@ class Page {
   constructor() {
     this.server = new Server(askKey);
     this.watch = new Watch(this.server);
-    this.chat = new Chat(this.server, (atlas) => this.watch.showAnswer(atlas));
+    this.chat = new Chat(this.server, this.watch);
     this.sessions = new Sessions(this.server, (name) => {
       this.chat.use(name, name === SHARED ? {} : { session_id: name });
       if (this._frame) this._draw(this._frame);
@@ -50,8 +50,9 @@ class Page {
   _main() {
     const { loss, text, memory, recalled, server, file } = this.watch.parts;
     return el("main", {},
-      el("div", { class: "left" }, this.chat.root),
-      el("div", { class: "right atlas-lab" }, loss, text, memory, recalled, this.sessions.root, file, server));
+      el("div", { class: "talk" }, this.chat.root),
+      el("div", { class: "right atlas-lab" }, loss, text, recalled, memory),
+      el("aside", { class: "left atlas-lab", "aria-label": "Sessions and server" }, this.sessions.root, file, server));
   }
 
   get _dark() {
@@ -127,7 +128,9 @@ class Page {
   /** @param {Reply} frame */
   _draw(frame) {
     this.sessions.show(frame);
-    this.watch.show(frame, this.sessions.chosen ?? "", this.sessions.recordOf(frame), this.sessions.rests);
+    const record = this.sessions.recordOf(frame);
+    this.chat.know(record?.memory?.tokens_seen ?? 0);
+    this.watch.show(frame, this.sessions.chosen ?? "", record, this.sessions.rests);
   }
 }
 

@@ -40,13 +40,14 @@ export class Sessions {
     this.buttons = {
       save: el("button", { type: "button", text: "Save", onclick: () => this._save() }),
       copy: el("button", { type: "button", text: "Copy", onclick: () => this._copy() }),
+      load: el("button", { type: "button", text: "Download", title: "The memory as a file", onclick: () => this._download() }),
       reset: el("button", { type: "button", text: "Reset", onclick: () => this._reset() }),
       drop: el("button", { type: "button", text: "Delete", onclick: () => this._drop() }),
     };
     this.field = el("input", {
       id: "session", maxlength: "128", autocomplete: "off", placeholder: "anna", required: true,
     });
-    const form = el("form", { class: "inline", onsubmit: (/** @type {Event} */ event) => this._begin(event) },
+    const form = el("form", { class: "inline begin", onsubmit: (/** @type {Event} */ event) => this._begin(event) },
       el("label", { for: "session", text: "New session" }), this.field, el("button", { text: "Begin" }));
     const doing = el("div", { class: "inline", role: "group", "aria-label": "The chosen session" }, ...Object.values(this.buttons));
     this.root = el("section", { class: "panel choose" }, el("h2", { text: "Sessions" }), this.list, doing, this.said, form);
@@ -112,8 +113,7 @@ export class Sessions {
     try {
       await this._server.json(path, options);
     } catch (error) {
-      this.said.classList.add("wrong");
-      this.said.textContent = error instanceof Refusal ? error.message : "The server cannot be reached.";
+      this._failed(error);
       return false;
     }
     this.said.textContent = done;
@@ -143,6 +143,28 @@ export class Sessions {
       this.choose(name);
       this.said.textContent = `“${name}” knows what ${of} does; from here on both go on by themselves.`;
     }
+  }
+
+  async _download() {
+    const name = this.chosen ?? "";
+    const query = name === SHARED ? "" : `?session_id=${encodeURIComponent(name)}`;
+    this.said.classList.remove("wrong");
+    this.said.textContent = "";
+    try {
+      const answer = await this._server.fetch(`/v1/atlas/memory/file${query}`);
+      const file = answer.headers.get("content-disposition")?.match(/filename="([^"]+)"/)?.[1] ?? "memory.atlas";
+      const url = URL.createObjectURL(await answer.blob());
+      el("a", { href: url, download: file }).click();
+      setTimeout(() => URL.revokeObjectURL(url), 60_000); // by then, the browser has it
+    } catch (error) {
+      this._failed(error);
+    }
+  }
+
+  /** @param {unknown} error */
+  _failed(error) {
+    this.said.classList.add("wrong");
+    this.said.textContent = error instanceof Refusal ? error.message : "The server cannot be reached.";
   }
 
   async _reset() {

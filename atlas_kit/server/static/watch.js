@@ -5,9 +5,11 @@ import { bytes, count, el, fill } from "../../widgets/static/explorer/dom.js";
 import { LossCurve } from "../../widgets/static/lab/curves.js";
 import { Run } from "../../widgets/static/lab/run.js";
 import { Story, TextPane } from "../../widgets/static/lab/text.js";
-import { isNoAnswer } from "./api.js";
+import { bytesOf, isNoAnswer } from "./api.js";
+import { MemoryMatrix } from "./matrix.js";
 import { seen, untilUnseen } from "./seen.js";
-import { duration, fileFacts, many, rate, tokens } from "./words.js";
+import { shadesIn, worth } from "./shades.js";
+import { duration, keptFacts, many, rate, tokens } from "./words.js";
 
 /**
  * @typedef {import("./api.js").Reply} Reply
@@ -21,12 +23,8 @@ const SPAN = 64;
 const AGAIN_MS = 2000;
 /** Milliseconds that tokens are taken in without being seen; afterwards the text begins anew. */
 const UNSEEN_MS = 60_000;
-
-/**
- * Bytes in base64, as the server sends blocks of numbers.
- * @param {string} text
- */
-const bytesOf = (text) => new DataView(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
+/** How often, and after how many milliseconds each, the trace of an answer is waited for. */
+const TRACE_TRIES = 16, TRACE_MS = 250;
 
 /**
  * @param {string} className
@@ -98,6 +96,7 @@ export class Watch {
     this._session = null;
     this.tiles = new Tiles([["model", "model alone"], ["memory", "with memory"], ["gap", "the memory saves"]]);
     this.curve = new LossCurve(this.run, 170);
+    this.lead = el("p", { class: "lead" });
     this.note = el("p", { class: "faint", text: "" });
     this.context = new Meter("Context of the model");
     this.window = new Meter("Exact window of the memory");
@@ -109,16 +108,19 @@ export class Watch {
     this.kv = new Meter("All contexts together");
     this.serverFacts = el("p", { class: "faint" });
     this.file = el("div", { class: "file" });
+    this.matrix = new MemoryMatrix(server);
     const legend = el("ul", { class: "legend" },
       el("li", {}, el("i", { class: "swatch model" }), "model alone"),
       el("li", {}, el("i", { class: "swatch memory" }), "with memory"),
       el("li", {}, el("i", { class: "swatch gap" }), "what the memory saves"));
+    /** what is empty until something has been read */
+    this._later = el("div", {}, legend, this.curve.canvas);
     this.parts = {
-      loss: panel("loss", "Loss with and without the memory", this.tiles.root, this.note, legend, this.curve.canvas),
-      memory: panel("memory", "Memory", this.context.root, this.window.root, this.memoryFacts),
+      loss: panel("loss", "What the memory is worth", this.lead, this.tiles.root, this._later, this.note),
+      memory: panel("memory", "Memory", this.context.root, this.window.root, this.memoryFacts, this.matrix.root),
       recalled: panel("recall", "Recalled for the last answer", this.recalled),
       server: panel("server", "Server", this.serverTiles.root, this.kv.root, this.serverFacts),
-      file: panel("saves", "Memory file", this.file),
+      file: panel("saves", "What is kept", this.file),
       text: el("section"),
     };
     this.story = new Story(this.run);
@@ -157,8 +159,9 @@ export class Watch {
     }
     this._showLosses(session);
     this._showMemory(session, rests);
+    this.matrix.show(name, session?.memory);
     this._showServer(frame);
-    fill(this.file, ...fileFacts(frame.memory_file, frame.time).map(({ text, wrong }) => el("p", { text, class: wrong && "wrong" })));
+    fill(this.file, ...keptFacts(frame.memory_file, frame.time, frame.sessions_outlive_a_restart).map(({ text, wrong }) => el("p", { text, class: wrong && "wrong" })));
   }
 
   /** What the text is coloured by. */
@@ -184,6 +187,7 @@ export class Watch {
   }
 
   _drawRun() {
+    this._later.hidden = this.text.root.hidden = !this.run.count;
     this.text.extend();
     if (this.text.looked === null) this.story.show(this.run.count - 1);
     if (!this.run.count) fill(this.story.root, el("p", { class: "faint", text: "What the model reads and says from now on is shown here, with what was expected of each token." }));
@@ -221,7 +225,8 @@ export class Watch {
     const scored = session?.scored_tokens ?? 0;
     if (!session || !scored) {
       for (const key of ["model", "memory", "gap"]) this.tiles.put(key, "–");
-      this.note.textContent = "Nothing has been read yet. Say something: the curve shows how well each word was foreseen.";
+      this.lead.textContent = "Say something: here you see how well each word was foreseen, by the model alone and with its memory.";
+      this.note.textContent = "";
     } else {
       const [model, memory] = [session.loss_model_nats / scored, session.loss_memory_nats / scored];
       const gap = model - memory;
@@ -230,7 +235,11 @@ export class Watch {
       this.tiles.put("memory", memory.toFixed(3), `perplexity ${Math.exp(memory).toPrecision(3)}`);
       const tile = this.tiles.put("gap", gap.toFixed(3), `perplexity ${less >= 0 ? "−" : "+"}${Math.abs(less).toFixed(0)}\u00a0%`);
       tile.classList.toggle("worse", gap < 0);
-      this.note.textContent = `Nats per token, over ${tokens(scored)} of this session. The curve begins when this page was opened.`;
+      this.lead.textContent = gap >= 0
+        ? `With its memory, the model is ${less.toFixed(0)}\u00a0% less perplexed by this session.`
+        : `So far the memory makes the model ${Math.abs(less).toFixed(0)}\u00a0% more perplexed by this session.`;
+      this.note.textContent = `Nats per token, over ${tokens(scored)} of this session.`
+        + (this.run.count ? "" : " A curve begins with what is said from now on.");
     }
   }
 
@@ -256,6 +265,25 @@ export class Watch {
     else if (session) facts.push("This session has no memory.");
     else facts.push("This session begins with your first message.");
     this.memoryFacts.textContent = facts.join(" ");
+  }
+
+  /** Where the trace is now, for ``explain``. */
+  mark() {
+    return this.run.count;
+  }
+
+  /**
+   * Return what the memory did for texts that were read and said since a mark; null where the trace does not have them.
+   * @param {number} mark
+   * @param {string[]} texts in their order
+   */
+  async explain(mark, texts) {
+    for (let tries = 0; tries < TRACE_TRIES; tries += 1) {
+      await new Promise((resolve) => setTimeout(resolve, TRACE_MS));
+      const found = shadesIn(this.run, mark, texts);
+      if (found) return { shades: found, worth: worth(this.run, mark) };
+    }
+    return null;
   }
 
   /**

@@ -1,4 +1,5 @@
-// A stored matrix in MatrixView's canvas: what a kernel would send it comes from the explorer's tiles instead.
+// A stored matrix in MatrixView's canvas: what a kernel would send it comes from tiles that are asked for instead, of a
+// file in the explorer, or of a memory that goes on learning.
 
 import { el } from "./dom.js";
 import matrix from "../matrix/matrix.js";
@@ -16,20 +17,21 @@ const NAN = "b4f000 000000",
   BLANK = "ffffff";
 
 /**
+ * ``refresh`` of what comes back shows what is there by now.
  * @param {{request: import("./dom.js").Request, shape: [number, number],
- *          dtype: string, name: string}} options
+ *          dtype: string, name: string, height?: number, rows?: string, columns?: string}} options
  */
-export async function storedMatrix({ request, shape, dtype, name }) {
+export async function storedMatrix({ request, shape, dtype, name, height = 400, rows = "row", columns = "column" }) {
   const note = el("p", { class: "ax-dim", role: "status" });
   const host = el("div");
   /** @type {Record<string, unknown>} */
   const state = {
     title: name,
-    row_name: "row",
-    column_name: "column",
+    row_name: rows,
+    column_name: columns,
     transform: "linear",
     colours: "diverging",
-    height: 400,
+    height,
     error: "",
     viewport: [],
     cursor: [0, 0],
@@ -51,10 +53,14 @@ export async function storedMatrix({ request, shape, dtype, name }) {
     state[key] = value;
     tell(`change:${key}`);
   };
-  let number = 0;
+  let number = 0,
+    version = 1;
 
-  /** @param {number[]} box */
-  async function load([top, left, bottom, right]) {
+  /**
+   * @param {number[]} box
+   * @param {boolean} [renewed] whether the matrix may be another one by now
+   */
+  async function load([top, left, bottom, right], renewed = false) {
     const { reply, buffers } = await request({
       op: "tile",
       y0: top,
@@ -70,8 +76,9 @@ export async function storedMatrix({ request, shape, dtype, name }) {
     }
     const exact = reply.block[0] * reply.block[1] === 1,
       values = Array.from(floats(buffers[0]));
+    if (renewed) version += 1;
     state.tile = buffers[0];
-    if (!number) state.limit = reply.largest || 1;
+    if (!number || renewed) set("limit", reply.largest || 1);
     number += 1;
     note.textContent =
       reply.share < 1
@@ -80,7 +87,7 @@ export async function storedMatrix({ request, shape, dtype, name }) {
     /** @type {import("../matrix/matrix.js").Frame} */
     const frame = {
       number,
-      version: 1,
+      version,
       shape,
       dtype,
       box: [top, left, bottom, right],
@@ -108,7 +115,7 @@ export async function storedMatrix({ request, shape, dtype, name }) {
     if (!reply.error)
       tell(
         "msg:custom",
-        { kind: "value", version: 1, row, column, text: String(Number(floats(buffers[0])[0].toPrecision(7))) },
+        { kind: "value", version, row, column, text: String(Number(floats(buffers[0])[0].toPrecision(7))) },
         [],
       );
   }
@@ -134,7 +141,8 @@ export async function storedMatrix({ request, shape, dtype, name }) {
   const first = await load([0, 0, ...shape]);
   if (first.error) return { error: first.error };
   const end = matrix.render({ model, el: host });
-  return { root: el("div", { class: "ax-matrix" }, host, note), destroy: end };
+  const refresh = () => load([0, 0, ...shape], true);
+  return { root: el("div", { class: "ax-matrix" }, host, note), destroy: end, refresh };
 }
 
 /** @param {string} text */

@@ -1,0 +1,75 @@
+"""Streams of events: signs of life while nothing comes, and what becomes of the work when nobody listens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from atlas_kit.server.streams import COMMENT, begun_awake
+
+
+class Events:
+    """Three events, of which the first comes when it is let."""
+
+    def __init__(self) -> None:
+        self.let, self.closed = asyncio.Event(), False
+
+    async def all(self) -> AsyncGenerator[bytes, None]:
+        try:
+            await self.let.wait()
+            for number in range(3):
+                yield str(number).encode()
+        finally:
+            self.closed = True
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0, -1])
+def test_a_stream_that_has_not_begun_gives_signs_of_life(seconds: float) -> None:
+    async def run() -> list[bytes]:
+        events, found = Events(), []
+        if seconds <= 0:
+            events.let.set()
+        async for one in begun_awake(events.all(), seconds):
+            found.append(one)
+            if found == [COMMENT, COMMENT]:
+                events.let.set()
+        assert events.closed
+        return found
+
+    found = asyncio.run(run())
+    signs = [one for one in found if one == COMMENT]
+    assert found[len(signs) :] == [b"0", b"1", b"2"]
+    assert len(signs) >= 2 if seconds > 0 else not signs
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_whoever_stops_listening_ends_the_work(begun: bool) -> None:
+    async def run() -> None:
+        events = Events()
+        if begun:
+            events.let.set()
+        awake = begun_awake(events.all(), 0.001)
+        assert await anext(awake) == (b"0" if begun else COMMENT)
+        await awake.aclose()
+        assert events.closed
+
+    asyncio.run(run())
+
+
+def test_what_fails_before_the_first_event_is_raised() -> None:
+    async def fails() -> AsyncGenerator[bytes, None]:
+        raise ValueError("no")
+        yield b""
+
+    async def nothing() -> AsyncGenerator[bytes, None]:
+        return
+        yield b""
+
+    async def run() -> None:
+        with pytest.raises(ValueError, match="no"):
+            await anext(begun_awake(fails(), 1))
+        assert [one async for one in begun_awake(nothing(), 1)] == []
+
+    asyncio.run(run())
