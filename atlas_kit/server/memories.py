@@ -165,6 +165,8 @@ class Memories:
         await self._warm(conversation)
         state, _ = await conversations.state(conversation)
         assert state is not None
+        if conversation.key == SHARED and namespace:  # several people's texts, of whom one asks
+            state = without_texts(state)
         info = {**about(conversation), "namespace": None, "name": None}
         await finished(asyncio.to_thread(self._write, path, state, info))
         return self._described(path)
@@ -367,6 +369,11 @@ class Memories:
             stats, state, config = memory.stats(), memory.pin(), memory.memory.config
         measured = await asyncio.to_thread(statistics, config, state)
         return {**stats, **_numbers(measured)}
+
+
+def without_texts(state: SessionState) -> SessionState:
+    """Return what was learned, without the conversations that it was learned from."""
+    return dataclasses.replace(state, tokens=(), position=0, output={}, context=None, texts=())
 
 
 def _no_such_memory() -> NoSuchFileError:

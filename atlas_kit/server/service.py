@@ -460,6 +460,7 @@ class Service:
             remembers=remembers,
             before=None if atlas.get("memory_file") is None else begin,
             after=keep if atlas.get("save_memory") else None,
+            namespace=namespace,
         )  # fmt: skip
 
     def _note(self, request: Request) -> None:
