@@ -251,12 +251,14 @@ class Service:
     def _chat_template(self) -> ChatTemplate:
         from atlas_kit.llama.chat import ChatTemplate
 
-        source = self.config.chat_template
+        source = self.config.chat_template or None
         if self.config.chat_template_file is not None:
             from atlas_kit.storage.given import open_source
 
             with open_source(self.config.chat_template_file) as file:
-                source = file.read(0, file.size).decode("utf-8", "replace")
+                source = file.read(0, file.size).decode("utf-8-sig", "replace")
+            if not source.strip():  # every conversation would be empty
+                raise InvalidParamError("this chat template is empty", path=self.config.chat_template_file)
         if source is None and self.engine.info.chat_template is None:
             log.info("the model has no chat template: conversations are read as a transcript")
             return transcript(self.engine)
@@ -458,6 +460,7 @@ class Service:
             remembers=remembers,
             before=None if atlas.get("memory_file") is None else begin,
             after=keep if atlas.get("save_memory") else None,
+            namespace=namespace,
         )  # fmt: skip
 
     def _note(self, request: Request) -> None:
