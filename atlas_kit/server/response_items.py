@@ -50,9 +50,12 @@ def chat_messages(given: str | Sequence[Any]) -> list[dict[str, Any]]:
         elif kind == "reasoning":
             _thought(found, item, place)
         else:
-            raise ApiError(
-                400, f"{place}: an item of type {str(kind)[:40]} is not understood here.", param=place
+            said = (
+                "an item needs a type"
+                if kind is None
+                else f"no items of type {str(kind)[:40]} are understood"
             )
+            raise ApiError(400, f"{place}: {said}.", param=place)
     return found
 
 

@@ -7,17 +7,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from atlas_kit.server.schemas_open import Open
 from atlas_kit.server.schemas_sampling import SamplingOptions
 
 Prompt = str | list[int] | list[str] | list[list[int]] | list[int | str | list[int | str]]
-
-
-class Open(BaseModel):
-    """A request that may hold more than is listed."""
-
-    model_config = ConfigDict(extra="allow")
 
 
 class AtlasOptions(Open):

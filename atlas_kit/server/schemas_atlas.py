@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from atlas_kit.server.schemas import Open
+from atlas_kit.server.schemas_open import Open
 
 
 class Answer(BaseModel):

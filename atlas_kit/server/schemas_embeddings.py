@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from atlas_kit.server.schemas import Open
+from atlas_kit.server.schemas_open import Open
 
 _TEXT: Any = {"type": "string"}
 _TOKENS: Any = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}

@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import Field
 
-from atlas_kit.server.schemas import Generate, Open
+from atlas_kit.server.schemas import Generate
+from atlas_kit.server.schemas_open import Open
 
 
 class AnthropicMessage(Open):

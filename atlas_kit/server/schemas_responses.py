@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from atlas_kit.server.schemas import Generate, Open, ThinkingBudget
+from atlas_kit.server.schemas import Generate, ThinkingBudget
+from atlas_kit.server.schemas_open import Open
 
 #: What a client notes for itself.
 Metadata = dict[str, str | float | bool | None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -73,15 +74,13 @@ class ScriptedEngine(FakeEngine):
         return super().piece(token, special=special)
 
     def sampler(self, sampling: Any) -> Any:
-        """Return a sampler that says the next script; one that is never used, as before the first request, none."""
-        before = list(self.samplings), list(self.scripts)
+        """Return a sampler that says the next script; one that is never asked takes none."""
+        return _Script(lambda: self._next(sampling))
+
+    def _next(self, sampling: Any) -> list[int]:
         self.samplings.append(sampling)
         script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
-
-        def unused() -> None:
-            self.samplings[:], self.scripts[:] = before
-
-        return _Script([*self.tokenize(script, special=True), END], unused)
+        return [*self.tokenize(script, special=True), END]
 
     def shown(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, control tokens in square brackets."""
@@ -115,31 +114,31 @@ class ObligingEngine(ScriptedEngine):
         self._read.append(text)
         return super().tokenize(text, special=special)
 
-    def sampler(self, sampling: Any) -> Any:
-        """Return a sampler that says what the prompt asks for."""
+    def _next(self, sampling: Any) -> list[int]:
         offered = [name for name in self._calls if json.dumps(name) in self._read[0]]
         read = "".join(self._read)
         self.scripts = [next((said for word, said in self._says.items() if word in read), "It is so.")]
         if offered and not any(part.startswith("tool\n") for part in self._read):
             call = json.dumps({"name": offered[0], "arguments": self._calls[offered[0]]}, ensure_ascii=False)
             self.scripts = [f"<tool_call>\n{call}\n</tool_call>"]
-        return super().sampler(sampling)
+        return super()._next(sampling)
 
 
 class _Script:
-    def __init__(self, tokens: list[int], unused: Callable[[], None]) -> None:
-        self._tokens, self.candidates = tokens, []
-        self._unused: Callable[[], None] | None = unused
+    def __init__(self, script: Callable[[], list[int]]) -> None:
+        self._script, self.candidates = script, []
+
+    @functools.cached_property
+    def _tokens(self) -> list[int]:
+        return self._script()
 
     def sample(self, logits: Any, index: int | None = None) -> int:
-        self._unused = None
         if logits.max() == 0 and (logits < -1e8).sum() == len(logits) - 1:  # there is no choice
             return int(logits.argmax())
         return self._tokens.pop(0) if len(self._tokens) > 1 else self._tokens[0]
 
     def accept(self, tokens: Any) -> None:
-        self._unused = None
+        """Nothing is followed."""
 
     def close(self) -> None:
-        if self._unused is not None:
-            self._unused()
+        """Nothing is held."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from server.conftest import fake_engine
 from server.scripted import ObligingEngine, ScriptedEngine
 from tools import clients
 from tools.llama_server_tests import compare, outcomes, read_list
@@ -100,6 +102,20 @@ def test_openais_client_for_node(both: Any) -> None:
     ran = run(node, HERE, ATLAS_NODE=str(clients.FOLDER / "node"), **both)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "pass 10" in ran.stdout
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("ATLAS_SCHEMATHESIS_SEEDS", "1"))))
+def test_the_documented_api_is_what_there_is(serve: Any, tmp_path: Path, seed: int) -> None:
+    need("python")
+    server = serve(fake_engine(n_sequences=4), atlas_memory_dir=str(tmp_path / "memories"))
+    # what makes no sense is refused beyond what a schema can say, so not all that fits it has to be taken
+    chosen = ["--phases", "fuzzing,stateful", "--exclude-checks", "positive_data_acceptance"]
+    same = ["--generation-deterministic"] if not seed else ["--seed", seed, "--generation-database", "none"]
+    many = ["--max-examples", 50 if seed else 12, "--warnings", "off", "--no-color"]
+    program = [clients.python(), "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json"]
+    ran = run([*program, *chosen, *same, *many], tmp_path)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert re.search(r"Selected: (\d+)/\1\n +Tested: \1\n", ran.stdout), ran.stdout
 
 
 class Everything:
