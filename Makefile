@@ -9,7 +9,7 @@
 # make bench    measure (each figure is a ratio to a well-known tool, in one run)
 # make pictures take the screenshots in docs/ again (needs Chromium)
 # make experiments  reproduce the paper's claims: tables and figures in tools/experiments/ (minutes)
-# make fuzz     mutate the sample files for longer than the tests do (FUZZ_SECONDS=600), and try new cases of the property tests
+# make fuzz     mutate the sample files for longer than the tests do (FUZZ_SECONDS=600), and try new cases of the property tests and of the server's API
 # make soak     fifty clients and random faults against the server for ten minutes (SOAK=24h)
 # make dist     build the wheel and the source archive into dist/, check them, install and run them
 # make clean    remove what the other targets made, the virtual environment included
@@ -102,9 +102,10 @@ pictures: $(VENV)/.dev
 experiments: $(VENV)/.dev
 	$(BIN)/python -m tools.experiments
 
-fuzz: $(VENV)/.dev
+fuzz: $(VENV)/.dev clients
 	@status=0; $(BIN)/python tools/fuzz.py --seconds $(FUZZ_SECONDS) || status=1; \
-	$(BIN)/python -m pytest -n $(JOBS) -m "hypothesis and not browser" --hypothesis-profile=explore || status=1; exit $$status
+	$(BIN)/python -m pytest -n $(JOBS) -m "hypothesis and not browser" --hypothesis-profile=explore || status=1; \
+	ATLAS_SCHEMATHESIS_SEEDS=9 $(BIN)/python -m pytest tests/server/test_clients.py -k documented || status=1; exit $$status
 
 soak: $(VENV)/.serve
 	@mkdir -p build

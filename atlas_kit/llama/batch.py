@@ -30,6 +30,9 @@ from atlas_kit.llama.steps import Finish, Step, Token
 AnyWork = Generator[Any, Any, Any]
 #: Memories that learn before one decode: so many, or where that is more, this part of all.
 LEARN_AT_ONCE, SPREAD = 2, 8
+#: The same of those that learn beside a decode. A step comes once in 16 tokens or so: were it more than that part of
+#: all, one decode would wait for them and the next have none beside it.
+BESIDE_AT_ONCE, BESIDE_SPREAD = 1, 16
 
 
 def between() -> Future[None]:
@@ -372,7 +375,8 @@ class Batches:
         Those whose turn comes later sit out a decode, and from then on their steps fill at different times.
         """
         due = [job for job in self.jobs if job.waiting is not None and job.session.due]
-        return due[: max(LEARN_AT_ONCE, -(-len(self.jobs) // SPREAD))]
+        least, spread = (BESIDE_AT_ONCE, BESIDE_SPREAD) if self._room_beside else (LEARN_AT_ONCE, SPREAD)
+        return due[: max(least, -(-len(self.jobs) // spread))]
 
     def _learned(self, due: list[Job]) -> list[tuple[Job, list[Token]]]:
         """Take memories' steps; return what came of those that failed."""

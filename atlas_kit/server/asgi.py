@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import re
@@ -11,7 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.server import logs
-from atlas_kit.server.problems import ApiError
+from atlas_kit.server.problems import ApiError, unavailable
 from atlas_kit.server.streams import told
 
 if TYPE_CHECKING:
@@ -98,6 +99,10 @@ class Gate:
                     await self._app(asked, limited, checked)
             except TooLargeError:
                 await refuse(_too_large(self._max_body), scope, answer)
+            except asyncio.CancelledError:  # the listener ends, and this request has not come whole yet
+                if status:
+                    raise
+                await refuse(unavailable("The server is shutting down."), scope, answer)
             except Exception as error:
                 problem = told(error)
                 if status:

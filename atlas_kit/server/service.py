@@ -123,7 +123,7 @@ class Service:
         for note in self.engine.notes:
             log.info("%s", note)
         self.template = await asyncio.to_thread(self._chat_template)
-        self.settings = await asyncio.to_thread(_settings, self.config, self.engine)
+        self.settings = await asyncio.to_thread(memory_settings, self.config, self.engine.info.path)
         self.text_form = await asyncio.to_thread(text_form, self.engine.info.path, self.config.pooling)
         self.files = await asyncio.to_thread(self._session_files)
         self.responses = await asyncio.to_thread(self._kept_responses)
@@ -251,12 +251,14 @@ class Service:
     def _chat_template(self) -> ChatTemplate:
         from atlas_kit.llama.chat import ChatTemplate
 
-        source = self.config.chat_template
+        source = self.config.chat_template or None
         if self.config.chat_template_file is not None:
             from atlas_kit.storage.given import open_source
 
             with open_source(self.config.chat_template_file) as file:
-                source = file.read(0, file.size).decode("utf-8", "replace")
+                source = file.read(0, file.size).decode("utf-8-sig", "replace")
+            if not source.strip():  # every conversation would be empty
+                raise InvalidParamError("this chat template is empty", path=self.config.chat_template_file)
         if source is None and self.engine.info.chat_template is None:
             log.info("the model has no chat template: conversations are read as a transcript")
             return transcript(self.engine)
@@ -458,6 +460,7 @@ class Service:
             remembers=remembers,
             before=None if atlas.get("memory_file") is None else begin,
             after=keep if atlas.get("save_memory") else None,
+            namespace=namespace,
         )  # fmt: skip
 
     def _note(self, request: Request) -> None:
@@ -485,12 +488,6 @@ def settings_in(atlas: Mapping[str, Any]) -> dict[str, Any]:
     return {name: atlas[name] for name in SETTINGS if atlas.get(name) is not None}
 
 
-def _settings(config: ServerConfig, engine: Engine) -> AtlasSettings:
-    from atlas_kit.server.config import memory_settings
-
-    return memory_settings(config, engine.info.path)
-
-
 def load_engine(config: ServerConfig) -> Engine:
     """Load the model that is configured, with llama.cpp.
 
@@ -511,3 +508,19 @@ def load_engine(config: ServerConfig) -> Engine:
         "n_batch": config.n_batch,
     }
     return open_engine(config.model, **{name: one for name, one in options.items() if one is not None})
+
+
+def memory_settings(config: ServerConfig, model: str) -> AtlasSettings:
+    """Return the settings of memories that nobody has chosen others for."""
+    from atlas_kit.formats.gguf import GGUFFile
+    from atlas_kit.settings.native import native_settings
+
+    if config.atlas_auto:
+        from atlas_kit.settings.recommend import recommend
+
+        return recommend(model).settings.replace(**config.changes)
+    native = None
+    if os.path.isfile(model):
+        with GGUFFile.open(model) as file:
+            native = native_settings(file)[0]
+    return (native or AtlasSettings()).replace(**config.changes)

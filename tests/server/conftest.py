@@ -189,6 +189,17 @@ class Live:
         assert not self._thread.is_alive(), "the server does not end"
 
 
+@contextlib.contextmanager
+def busy(server: Live) -> Iterator[None]:
+    """Take one of a server's sequences meanwhile."""
+    taken = server.service.conversations.borrowed("", "test")
+    server.run(taken.__aenter__())
+    try:
+        yield
+    finally:
+        server.run(taken.__aexit__(None, None, None))
+
+
 Server = Callable[..., Live]
 
 

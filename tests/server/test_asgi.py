@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from atlas_kit.server.asgi import Gate, Keys
 from tests.server.conftest import Insider, Server
 
 JSON = {"content-type": "application/json"}
@@ -142,3 +143,32 @@ def test_a_request_keeps_its_id(given: str, inside: Insider) -> None:
 def test_an_id_that_could_be_taken_for_something_else_is_replaced(given: Any, inside: Insider) -> None:
     [answer] = answers_of(inside, ("GET", "/health", {"headers": {"x-request-id": given}}))
     assert answer.headers["x-request-id"].startswith("req_")
+
+
+def test_a_request_that_never_comes_whole_is_told_that_the_server_ends() -> None:
+    sent: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def ask() -> None:
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/tokenize",
+            "headers": [(b"content-type", b"application/json")],
+        }
+        task = asyncio.ensure_future(Gate(app, Keys(()), 100)(scope, receive, send))
+        await asyncio.sleep(0)
+        task.cancel()  # as a listener does in the end
+        await task
+
+    asyncio.run(ask())
+    assert [message.get("status") for message in sent] == [503, None]
+    assert b"shutting down" in sent[1]["body"]

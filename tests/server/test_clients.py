@@ -111,7 +111,7 @@ def test_the_documented_api_is_what_there_is(serve: Any, tmp_path: Path, seed: i
     # what makes no sense is refused beyond what a schema can say, so not all that fits it has to be taken
     chosen = ["--phases", "fuzzing,stateful", "--exclude-checks", "positive_data_acceptance"]
     same = ["--generation-deterministic"] if not seed else ["--seed", seed, "--generation-database", "none"]
-    many = ["--max-examples", 50 if seed else 8, "--warnings", "off", "--no-color"]
+    many = ["--max-examples", 50 if seed else 12, "--warnings", "off", "--no-color"]
     program = [clients.python(), "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json"]
     ran = run([*program, *chosen, *same, *many], tmp_path)
     assert ran.returncode == 0, ran.stdout + ran.stderr

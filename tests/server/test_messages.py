@@ -13,8 +13,8 @@ from atlas_kit.server.anthropic_shape import Blocks, chat_messages, stop_of
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.streams import kept_awake
 from atlas_kit.server.volatile import steady
-from server.conftest import TEMPLATE, Insider, Server
-from server.scripted import ScriptedEngine
+from server.conftest import TEMPLATE, Insider, Server, busy
+from server.scripted import ObligingEngine, ScriptedEngine
 
 TOOL = {
     "name": "weather",
@@ -573,6 +573,59 @@ def test_client_lists_models(client: Any) -> None:
     assert caught.value.body == {
         "type": "error", "error": {"type": "not_found_error", "message": "There is no model of this name."},
     }  # fmt: skip
+
+
+def test_client_runs_tools_itself(client: Any) -> None:
+    import anthropic
+
+    asked = []
+
+    @anthropic.beta_tool
+    def weather(city: str) -> str:
+        """Tell the weather.
+
+        Args:
+            city: Where.
+        """
+        asked.append(city)
+        return "Sunny"
+
+    for stream in (False, True):
+        api = client(ObligingEngine({"weather": {"city": "Rome"}}))
+        runner = api.beta.messages.tool_runner(
+            model="any", max_tokens=200, messages=list(ASK), tools=[weather], stream=stream
+        )
+        last = [one.get_final_message() if stream else one for one in runner][-1]
+        assert last.content[0].text == "It is so."
+    assert asked == ["Rome", "Rome"]
+
+
+def test_client_parses_what_a_schema_shaped(client: Any) -> None:
+    import pydantic
+
+    class City(pydantic.BaseModel):
+        name: str
+
+    api = client(ScriptedEngine('{"name": "Rome"}', template=TEMPLATE, names=()))
+    found = api.messages.parse(model="any", max_tokens=50, messages=ASK, output_format=City)
+    assert found.parsed_output == City(name="Rome")
+
+
+def test_client_has_a_class_for_each_error(serve: Server) -> None:
+    anthropic = pytest.importorskip("anthropic", reason="anthropic is not installed")
+    server = serve(ScriptedEngine("x", n_sequences=1), api_key=("secret",), max_queue=0, max_body=10_000)
+    asked = {"model": "any", "max_tokens": 9, "messages": ASK}
+    with anthropic.Anthropic(base_url=server.url, api_key="secret", max_retries=0) as api:
+        with pytest.raises(anthropic.AuthenticationError) as caught:
+            api.with_options(api_key="wrong").messages.create(**asked)
+        assert caught.value.body["error"]["type"] == "authentication_error"
+        with pytest.raises(anthropic.RequestTooLargeError):
+            api.messages.create(**{**asked, "system": "long " * 4000})
+        with pytest.raises(anthropic.NotFoundError):
+            api.post("/v1/nothing", cast_to=object, body={})
+        with busy(server), pytest.raises(anthropic.RateLimitError) as caught:
+            api.messages.create(**asked)
+        assert caught.value.body["error"]["type"] == "rate_limit_error"
 
 
 def test_client_is_told_what_is_wrong(client: Any) -> None:

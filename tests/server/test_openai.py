@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
 
 import pytest
 
-from server.scripted import ScriptedEngine
+from server.conftest import busy
+from server.scripted import ObligingEngine, ScriptedEngine
 
 openai = pytest.importorskip("openai", reason="the openai package is not installed")
 
@@ -99,6 +101,37 @@ def test_errors_have_their_classes(connect):
         client.with_options(api_key="wrong").chat.completions.create(model="m", messages=HI)
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("unknown")
+
+
+def test_a_full_queue_has_its_class(serve):
+    server = serve(ScriptedEngine("x", n_sequences=1), max_queue=0)
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as client, busy(server):
+        with pytest.raises(openai.RateLimitError) as caught:
+            client.chat.completions.create(model="m", messages=HI)
+        assert caught.value.code == "too_many_requests"
+        assert int(caught.value.response.headers["retry-after"]) > 0
+        with pytest.raises(openai.RateLimitError):
+            client.responses.create(model="m", input="Hi", stream=True)
+
+
+def test_the_client_that_does_not_wait(serve):
+    server = serve(ObligingEngine({"add": {"a": 1}}, n_sequences=2))
+
+    async def test():
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as client:
+            asked = [client.chat.completions.create(model="m", messages=HI) for _ in range(5)]
+            for found in await asyncio.gather(*asked):
+                assert found.choices[0].message.content == "It is so."
+            async with client.chat.completions.stream(model="m", messages=HI, tools=[TOOL]) as stream:
+                kinds = [event.type async for event in stream]
+            assert "tool_calls.function.arguments.done" in kinds
+            async with client.responses.stream(model="m", input="Hi") as stream:
+                assert (await stream.get_final_response()).output_text == "It is so."
+            found = await client.embeddings.create(model="m", input=["a", "b"])
+            assert [one.index for one in found.data] == [0, 1]
+            assert [model.id async for model in client.models.list()] == ["fake.gguf"]
+
+    asyncio.run(test())
 
 
 def settled(server):
