@@ -74,8 +74,9 @@ class ScriptedEngine(FakeEngine):
         return super().piece(token, special=special)
 
     def sampler(self, sampling: Any) -> Any:
-        """Return a sampler that says the next script; one that is never asked takes none."""
-        return _Script(lambda: self._next(sampling))
+        """Return a sampler that says the next script."""
+        script = self._next(sampling)
+        return _Script(lambda: script)
 
     def _next(self, sampling: Any) -> list[int]:
         self.samplings.append(sampling)
