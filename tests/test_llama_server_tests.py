@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tools.llama_server_tests import (
     ROOT,
     Expected,
     compare,
+    free_ports,
     outcomes,
     pieces,
     prepare,
@@ -99,6 +101,15 @@ def test_the_vocabulary_has_every_byte_and_no_token_twice():
     assert types.count(6) == 256
 
 
+def test_ports_in_a_row_at_which_nobody_listens(monkeypatch: pytest.MonkeyPatch):
+    first = free_ports(10)
+    monkeypatch.setattr("random.sample", lambda ports, count: [first, first + 10])
+    # somebody may listen at the next ones, too
+    with socket.create_server(("127.0.0.1", first + 9)), contextlib.suppress(SystemExit):
+        assert free_ports(10) == first + 10
+    assert free_ports(10) == first
+
+
 @pytest.fixture
 def sources() -> Path:
     """Return the folder with llama.cpp's own tests of the installed release."""
@@ -121,8 +132,7 @@ def test_every_test_of_the_list_is_among_llama_cpp_s(sources: Path):
 @pytest.mark.model
 def test_some_of_llama_cpp_s_own_tests_do_as_the_list_says(sources: Path):
     pytest.importorskip("requests", reason="the clients of llama.cpp's own server tests are not installed")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_ports(10)
     server = [sys.executable, str(ROOT / "tools" / "atlas_tool.py"), "serve"]
     launcher = prepare(FOLDER, server, routes=False, port=port)
     try:

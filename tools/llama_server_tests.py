@@ -21,7 +21,9 @@ from __future__ import annotations
 import argparse
 import collections
 import os
+import random
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -190,6 +192,19 @@ def prepare(folder: Path, server: list[str], *, routes: bool, port: int) -> Path
     return launcher
 
 
+def free_ports(count: int) -> int:
+    """Return the first of so many ports in a row at which nobody listens."""
+    for first in random.sample(range(20000, 32000, count), 12000 // count):
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as one:
+                    one.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
+    raise SystemExit("there are no free ports")
+
+
 def run(launcher: Path, names: list[str], workers: int, more: list[str]) -> dict[str, str]:
     """Run tests; return each one's outcome: ``passed``, ``failed`` or ``skipped``."""
     tests = launcher.parent
@@ -301,7 +316,9 @@ def main() -> int:
     )
     parser.add_argument("--update", action="store_true", help="write what came out into the list")
     parser.add_argument("-n", type=int, default=2, dest="workers", help="tests at a time")
-    parser.add_argument("--port", type=int, default=18200, help="the first of the ports")
+    parser.add_argument(
+        "--port", type=int, help="the first of the ports, ten for each test at a time  [default: free ones]"
+    )
     parser.add_argument("-k", help="only tests that match this expression, as in pytest")
     options = parser.parse_args()
     server = (
@@ -309,7 +326,8 @@ def main() -> int:
         if options.control
         else [sys.executable, str(ROOT / "tools" / "atlas_tool.py"), "serve"]
     )
-    launcher = prepare(options.folder, server, routes=bool(options.control), port=options.port)
+    port = options.port or free_ports(10 * options.workers)
+    launcher = prepare(options.folder, server, routes=bool(options.control), port=port)
     found = run(launcher, options.names, options.workers, ["-k", options.k] if options.k else [])
     tests = read_list()
     if options.control:
