@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -74,13 +73,17 @@ class ScriptedEngine(FakeEngine):
         return super().piece(token, special=special)
 
     def sampler(self, sampling: Any) -> Any:
-        """Return a sampler that says the next script; one that is never asked takes none."""
-        return _Script(lambda: self._next(sampling))
-
-    def _next(self, sampling: Any) -> list[int]:
+        """Return a sampler that says the next script; one that is closed without a word gives it back."""
+        before = list(self.scripts)
         self.samplings.append(sampling)
         script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
-        return [*self.tokenize(script, special=True), END]
+
+        def unsaid() -> None:
+            if self.samplings and sampling is self.samplings[-1]:
+                self.scripts[:] = before
+                self.samplings.pop()
+
+        return _Script([*self.tokenize(script, special=True), END], unsaid)
 
     def shown(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, control tokens in square brackets."""
@@ -114,25 +117,23 @@ class ObligingEngine(ScriptedEngine):
         self._read.append(text)
         return super().tokenize(text, special=special)
 
-    def _next(self, sampling: Any) -> list[int]:
+    def sampler(self, sampling: Any) -> Any:
+        """Return a sampler that says what the prompt asks for."""
         offered = [name for name in self._calls if json.dumps(name) in self._read[0]]
         read = "".join(self._read)
         self.scripts = [next((said for word, said in self._says.items() if word in read), "It is so.")]
         if offered and not any(part.startswith("tool\n") for part in self._read):
             call = json.dumps({"name": offered[0], "arguments": self._calls[offered[0]]}, ensure_ascii=False)
             self.scripts = [f"<tool_call>\n{call}\n</tool_call>"]
-        return super()._next(sampling)
+        return super().sampler(sampling)
 
 
 class _Script:
-    def __init__(self, script: Callable[[], list[int]]) -> None:
-        self._script, self.candidates = script, []
-
-    @functools.cached_property
-    def _tokens(self) -> list[int]:
-        return self._script()
+    def __init__(self, tokens: list[int], unsaid: Callable[[], None]) -> None:
+        self._tokens, self._unsaid, self._asked, self.candidates = tokens, unsaid, False, []
 
     def sample(self, logits: Any, index: int | None = None) -> int:
+        self._asked = True
         if logits.max() == 0 and (logits < -1e8).sum() == len(logits) - 1:  # there is no choice
             return int(logits.argmax())
         return self._tokens.pop(0) if len(self._tokens) > 1 else self._tokens[0]
@@ -141,4 +142,5 @@ class _Script:
         pass
 
     def close(self) -> None:
-        pass
+        if not self._asked:
+            self._unsaid()
