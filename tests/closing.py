@@ -26,6 +26,7 @@ NEEDS: tuple[tuple[str, str, str], ...] = (
     ("threadpoolctl", "of NumPy's BLAS", "threadpoolctl is not installed"),
     ("NumPy's BLAS has|cannot run the kernels", "of NumPy's BLAS", "this processor has not every kernel"),
     ("no recipe for", "of architectures", "random models are not made of them"),
+    ("own server tests", "of llama.cpp's own, against our server", "tools/llama_server_tests.py has not fetched them"),
     ("llama", "of llama.cpp", "llama-cpp-python is not installed"),
     ("packages of the server|openai|anthropic|pydantic", "of the server", "its packages or clients are not installed"),
     ("cryptography", "of encrypted files", "cryptography is not installed"),

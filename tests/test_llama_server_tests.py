@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tools import build_llama
 from tools.llama_server_tests import (
     EXPECTED,
+    FOLDER,
     LAUNCHER,
     MODELS,
+    ROOT,
     Expected,
     compare,
     outcomes,
     pieces,
+    prepare,
     read_list,
+    run,
     table,
     write_list,
 )
@@ -91,3 +97,37 @@ def test_the_vocabulary_has_every_byte_and_no_token_twice():
     assert len(tokens) == len(set(tokens)) == len(scores) == len(types) == 512
     assert tokens[1] == "<s>"
     assert types.count(6) == 256
+
+
+@pytest.fixture
+def sources() -> Path:
+    """Return the folder with llama.cpp's own tests of the installed release."""
+    pytest.importorskip("llama_cpp", reason="llama.cpp is not installed")
+    folder = FOLDER / build_llama.server_version() / "tools" / "server" / "tests"
+    if not folder.is_dir():
+        pytest.skip("llama.cpp's own server tests were not fetched")
+    return folder
+
+
+@pytest.mark.model
+def test_every_test_of_the_list_is_among_llama_cpp_s(sources: Path):
+    for name in read_list():
+        file, _, test = name.partition("::")
+        text = (sources / "unit" / f"{file}.py").read_text(encoding="utf-8")
+        assert f"def {test.partition('[')[0]}(" in text, name
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_some_of_llama_cpp_s_own_tests_do_as_the_list_says(sources: Path):
+    pytest.importorskip("requests", reason="the clients of llama.cpp's own server tests are not installed")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = [sys.executable, str(ROOT / "tools" / "atlas_tool.py"), "serve"]
+    launcher = prepare(FOLDER, server, routes=False, port=port)
+    try:
+        found = run(launcher, ["test_tokenize"], 1, [])
+    finally:
+        launcher.unlink()
+    assert sum(outcome == "passed" for outcome in found.values()) == 3
+    assert compare(read_list(), found) == []

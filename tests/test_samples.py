@@ -109,6 +109,6 @@ def test_output_is_as_expected(expected):
 
 def test_every_expected_output_is_there():
     names = {path.name for path in (SAMPLES / "expected").iterdir()}
-    pictures = {"inspect.svg", "explorer.png", "memory-lab.png", "memory-compare.png"}
+    pictures = {"inspect.svg", "explorer.png", "memory-lab.png", "memory-compare.png", "server-page.png"}
     assert names == {*maker.EXPECTED, *pictures}
     assert max((SAMPLES / "expected" / name).stat().st_size for name in pictures) < 200_000

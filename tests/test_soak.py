@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +192,14 @@ def test_answers_are_judged_by_what_goes_on(
     assert judged(ask, reply, sent, faults) == ({} if right else {"answer": 1})
 
 
+def test_violations_are_told_as_they_come() -> None:
+    said: list[str] = []
+    Traffic(said.append).wrong("answer", "x" * 1000)
+    assert len(said) == 1
+    assert "answer: xxx" in said[0]
+    assert len(said[0]) < 400
+
+
 def test_an_answer_with_somebody_elses_word_is_a_violation() -> None:
     assert judged(Ask("a", "/"), Reply(200, "x = zq0123456789ab")) == {"leak": 1}
 
@@ -305,6 +316,26 @@ def test_it_runs_for_some_seconds(tmp_path: Path, repository: Path) -> None:
     assert found["traffic"]["requests"] > 20
     assert sum(found["faults"]["done"].values()) >= 1
     assert "requests" in said
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_one_that_is_ended_reports_what_it_saw(tmp_path: Path, repository: Path) -> None:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    pytest.importorskip("fastapi", reason="the packages of the server are not installed")
+    place = tmp_path / "soak.json"
+    command = [sys.executable, "-m", "tools.soak", "--time", "1h", "--users", "4", "--think", "0.2", "--keep"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([*command, "--json", str(place)], cwd=repository, env=environment) as process:
+        while not any(b" 200 " in log.read_bytes() for log in tmp_path.glob("*/server.log")):
+            assert process.poll() is None
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 0
+    found = json.loads(place.read_text(encoding="utf-8"))
+    assert found["verdict"] == "passed"
+    assert found["seconds"] < 3600
+    assert found["faults"]["lives"] >= 1
 
 
 @pytest.mark.slow

@@ -6,9 +6,11 @@
     python tools/llama_server_tests.py --update               # write what came out into the list
 
 The tests come with the source of the installed release of llama-cpp-python (``vendor/llama.cpp/tools/server/tests``),
-which pip fetches once. They want models from the network; here they get models with random weights and a tokenizer of
-the same kind, so a test that looks for words in an answer fails with every server. What llama-server itself passes
-with these models is the measure: ``--control`` runs it and writes down which tests those are.
+which pip fetches once. Beside what ``make test`` installs they need ``pip install requests``. They want models from
+the network; here they get models with random weights and a tokenizer of the same kind, so a test that looks for words
+in an answer fails with every server. The tests of embeddings get a decoder instead of their encoder, which is refused
+here: a memory belongs to a model that generates. What llama-server itself passes with these models is the measure:
+``--control`` runs it and writes down which tests those are.
 
 The list is ``tests/server/llama_server_expected.txt``: a line for each test that llama-server passes here, ``pass`` or
 ``fail`` with the reason. Exit code 1: a test of the list does otherwise than it says.
@@ -34,6 +36,8 @@ sys.path[:0] = [str(ROOT)]
 from tools import build_llama  # noqa: E402
 
 EXPECTED = ROOT / "tests" / "server" / "llama_server_expected.txt"
+#: Where the tests and the models are.
+FOLDER = ROOT / "build" / "llama-server-tests"
 #: What the tests ask for from the network -> the file that they get.
 MODELS = {
     "ggml-org/test-model-stories260K": "stories.gguf",
@@ -291,7 +295,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", help="only files whose names hold one of these")
-    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "llama-server-tests")
+    parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument(
         "--control", metavar="BINARY", help="run this llama-server, and write down what it passes"
     )

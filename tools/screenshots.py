@@ -1,4 +1,4 @@
-"""Take the screenshots in docs/: JupyterLab in a browser, after a double-click and with widgets in a notebook.
+"""Take the screenshots in docs/: JupyterLab after a double-click and with widgets in a notebook, and a server's page.
 
 ``python tools/screenshots.py [NAMES]`` writes ``sample_data/expected/NAME.png``. Needs Chromium, and llama.cpp for the
 pictures with a model. Fonts and the clock of the machine are in the pictures, so they are looked at and not compared.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -97,6 +99,43 @@ def memory_compare(page: Page, lab: Lab) -> bytes:
     return picture_of(page)
 
 
+def server_page(page: Page, lab: Lab) -> bytes:
+    """Let the model of a server read code in a conversation, and go on with it in another."""
+    command = [
+        sys.executable,
+        "-m",
+        "atlas_kit",
+        "serve",
+        "-m",
+        "sample_data/models/tiny-python.gguf",
+        "--port",
+        "0",
+    ]
+    command += ["--atlas", "--atlas-auto", "--atlas-memory-dir", "memories", "--temp", "0", "--threads", "1"]
+    text = (lab.root / "sample_data" / "documents" / "statistics.py").read_text(encoding="utf-8")
+    text = text[text.index("def mean(data") :]
+    with subprocess.Popen(
+        command, cwd=lab.root, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            assert server.stderr is not None
+            said = next(line for line in server.stderr if "listening at " in line)
+            page.set_viewport_size({"width": 1280, "height": HEIGHT})
+            page.goto(said.partition("listening at ")[2].strip())
+            expect(page.locator(".state")).to_have_attribute("data-state", "ready")
+            page.get_by_label("New session").fill("anna")
+            page.get_by_role("button", name="Begin", exact=True).click()
+            for number, piece in enumerate((text[:3000], text[3000:3600])):
+                page.get_by_role("button", name="New conversation").click(force=True) if number else None
+                page.get_by_label("Your message").fill(piece)
+                page.get_by_role("button", name="Send").click()
+                expect(page.locator(".message .worth")).to_be_visible()
+            page.wait_for_timeout(3000)  # the numbers of the last second
+            return page.screenshot()
+        finally:
+            server.terminate()
+
+
 def show_notebook(page: Page, lab: Lab, name: str, *sources: str) -> None:
     """Run a notebook without the sidebars."""
     (lab.root / f"{name}.ipynb").write_text(notebook_json(*sources), encoding="utf-8")
@@ -133,6 +172,7 @@ SCENES: dict[str, Callable[[Page, Lab], bytes]] = {
     "explorer": explorer,
     "memory-lab": memory_lab,
     "memory-compare": memory_compare,
+    "server-page": server_page,
 }
 
 

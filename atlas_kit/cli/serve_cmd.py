@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from atlas_kit.cli._options import FILE, command_
-from atlas_kit.server.config import Row, table
+from atlas_kit.server.config import table
+from atlas_kit.server.config_rows import Row
 
 if TYPE_CHECKING:
     from atlas_kit.server.config import ServerConfig

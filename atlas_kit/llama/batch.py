@@ -1,7 +1,8 @@
 """Continuous batching: the work of several sessions on one engine, whose next steps are decoded together.
 
 This is the core that a pool (pool.py, in the caller's thread) and a scheduler (scheduler.py, in a thread of its own)
-drive. It belongs to one thread and knows no locks but the engine's.
+drive. It belongs to one thread and knows no locks but the engine's. It has one thread of its own, on which memories
+learn while a small model decodes; it waits for that before it touches a memory again.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from atlas_kit.llama.steps import Finish, Step, Token
 AnyWork = Generator[Any, Any, Any]
 #: Memories that learn before one decode: so many, or where that is more, this part of all.
 LEARN_AT_ONCE, SPREAD = 2, 8
+#: The same of those that learn beside a decode. A step comes once in 16 tokens or so: were it more than that part of
+#: all, one decode would wait for them and the next have none beside it.
+BESIDE_AT_ONCE, BESIDE_SPREAD = 1, 16
 
 
 def between() -> Future[None]:
@@ -213,6 +217,14 @@ class Job:
         engine, own = self.session.engine, isinstance(item, Step) and isinstance(item.feed, Feed)
         if own:
             feed = item.feed
+            tokens: Any = feed.tokens
+            numbers = (feed.position, feed.outputs, feed.sequence)
+            if type(tokens) is list and len(tokens) == 1 and {int} == set(map(type, (*tokens, *numbers))):
+                fits = (
+                    0 <= tokens[0] < engine.info.n_vocab and 0 <= feed.outputs <= 1
+                )  # one of many, each step
+                if fits and feed.sequence == self.session.sequence and feed.position >= 0:
+                    return
             try:
                 tokens = tokens_of(feed.tokens, engine.info.n_vocab)
                 fits = 0 < len(tokens) <= engine.n_batch and 0 <= feed.outputs <= len(tokens)
@@ -363,7 +375,8 @@ class Batches:
         Those whose turn comes later sit out a decode, and from then on their steps fill at different times.
         """
         due = [job for job in self.jobs if job.waiting is not None and job.session.due]
-        return due[: max(LEARN_AT_ONCE, -(-len(self.jobs) // SPREAD))]
+        least, spread = (BESIDE_AT_ONCE, BESIDE_SPREAD) if self._room_beside else (LEARN_AT_ONCE, SPREAD)
+        return due[: max(least, -(-len(self.jobs) // spread))]
 
     def _learned(self, due: list[Job]) -> list[tuple[Job, list[Token]]]:
         """Take memories' steps; return what came of those that failed."""

@@ -45,6 +45,8 @@ class ModelInfo:
         Some of its layers have such a state, the others a cache.
     chat_template
         Jinja source, or None.
+    build
+        What computes, with its version: bytes of a context are of no use to another. Empty: nobody knows.
     """
 
     path: str
@@ -61,6 +63,7 @@ class ModelInfo:
     recurrent: bool = False
     hybrid: bool = False
     chat_template: str | None = None
+    build: str = ""
 
 
 class InfillTokens(NamedTuple):

@@ -139,6 +139,7 @@ class LlamaEngine:
         self._matrix: Any = None
         self._gives_both: bool | None = None
         self._ends: tuple[int, ...] | None = None
+        self._is_end: dict[int, bool] = {}
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self.decodes = 0
         self._logits, self._states = Rows(), Rows()
@@ -235,6 +236,7 @@ class LlamaEngine:
             recurrent=bool(api.llama_model_is_recurrent(model)),
             hybrid=bool(api.llama_model_is_hybrid(model)),
             chat_template=template.decode("utf-8", "replace") if template else None,
+            build=f"llama-cpp-python {api.__version__}",
         )
 
     # --- text ----------------------------------------------------------------------------------------------
@@ -280,7 +282,9 @@ class LlamaEngine:
     def is_end(self, token: int) -> bool:
         """Tell whether a token ends an answer."""
         self._require_open()
-        return bool(self._lib.api.llama_vocab_is_eog(self._vocab, token))
+        if (ends := self._is_end.get(token)) is None:
+            ends = self._is_end[token] = bool(self._lib.api.llama_vocab_is_eog(self._vocab, token))
+        return ends
 
     @property
     def end_tokens(self) -> tuple[int, ...]:

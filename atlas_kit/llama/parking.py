@@ -146,6 +146,7 @@ def _state(
         position=parked.position if parked is not None and exact else len(tokens),
         output=output,
         context=parked.data if parked is not None and exact else None,
+        build=info.build,
     )
 
 
@@ -164,10 +165,11 @@ def parked_of(engine: Engine, state: SessionState, device: str = "numpy") -> Par
     if any(not 0 <= token < n_vocab for token in tokens):
         raise InvalidParamError("a token of the context lies outside the vocabulary", key="context")
     fits = len(tokens) <= engine.n_ctx and (state.position == len(tokens) or engine.info.recurrent)
-    if not tokens or not fits or state.context is None or state.identity != engine.info.identity:
+    data = state.context_for(engine.info.identity, engine.info.build)
+    if not tokens or not fits or data is None:
         return Parked(memory, context=tokens[-engine.n_ctx :])
     shapes = {"logits": (1, n_vocab), "hidden": (1, engine.info.n_embd)}
     if {name: array.shape for name, array in state.output.items()} != shapes:
         return Parked(memory, context=tokens)
     last = last_output_of(state.output, tokens[-1])
-    return Parked(memory, True, tokens, state.position, state.context, last_output=last)
+    return Parked(memory, True, tokens, state.position, data, last_output=last)

@@ -40,7 +40,7 @@ class Slots:
 NO_SLOTS = Slots(np.empty((0, 0), np.float32), np.empty(0, np.int64))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class Reading:
     """What model, memory and window expect after each of ``n`` tokens.
 
@@ -138,14 +138,18 @@ class Reading:
         """Return ``outcome`` of one token: numbers one by one take less time than arrays of one."""
         slope = np.zeros((1, 4))
         places = (self.slots.tokens == token).nonzero()[0]
-        right = float(self.window.weights[0, places].sum()) if len(places) else 0.0
-        if ranking is not None and len(places):
-            slope[:, :-1] = ranking.slope_of_some(self.window, places)
+        right = 0.0
+        if len(places):
+            weights = self.window.weights[0, places]
+            right = float(np.add.reduce(weights))
+            if ranking is not None:
+                slope[:, :-1] = ranking.slope_of_some(self.window, places, weights, right)
         own, place = float(self.logits[0, token]), int(self.tokens.searchsorted(token))
         behind, change = own, 0.0
         if place < len(self.tokens) and self.tokens[place] == token:
             behind = float(self.corrected[0, place])
-            change = float(change_of(self.own[0, place], self.corrected[0, place]))
+            change = behind - float(self.own[0, place])
+            change = change if math.isfinite(change) else 0.0  # a model rules it out
         slope[0, -1] = change - float(self.expected[0])
         model = math.exp(own - float(self.lse[0]))
         return np.array([[model, math.exp(behind - float(self.log_z[0])), right]]), slope

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from atlas_kit.errors import ClosedError, InvalidParamError, ModelError
 from atlas_kit.llama import arguments, memory_choice, session_states
 from atlas_kit.llama.engine import Engine, Feed, Outputs
 from atlas_kit.llama.interrupts import interrupts_put_off
-from atlas_kit.llama.loading import open_engine
+from atlas_kit.llama.loading import claim, engine_of
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.steps import (
     Expected,
@@ -52,7 +51,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_claiming = threading.Lock()
 ROLLOVERS = ("auto", "shift", "refeed")
 DEVICES = {"cpu": "numpy", "cuda": "cupy"}
 
@@ -139,12 +137,12 @@ class AtlasSession:
             )
         self.backend, self._rollover, self.learns = DEVICES[device], rollover, learn
         self._owns = isinstance(model, (str, os.PathLike))
-        self.engine = _engine_of(model, engine_options or {})
+        self.engine = engine_of(model, engine_options or {})
         self.memory: TokenMemory | None = None
         self.sequence = -1
         self._closed = False
         try:
-            self.sequence = _claim(self.engine)
+            self.sequence = claim(self.engine)
             for name, value in (("window_size", window), ("blend_ratio", blend_ratio)):
                 if value is not None:
                     settings[name] = value
@@ -337,8 +335,10 @@ class AtlasSession:
         if self._expected is not None:
             for row, token in enumerate(tokens):
                 self._expected(int(token), reading.log_probabilities(row))
-        both: Array = np.stack((p[:, 0], reading.blended(p)), axis=-1)
-        return np.asarray(np.log(np.maximum(both, 1e-300)))
+        both: Array = np.empty((len(p), 2))
+        both[:, 0], both[:, 1] = p[:, 0], reading.blended(p)
+        np.maximum(both, 1e-300, out=both)
+        return np.asarray(np.log(both, out=both))
 
     def _scored(self, logits: Array, tokens: Array) -> Array:
         """Return the log-probabilities (n, 2) of tokens that came without a memory, and tell who looks on."""
@@ -379,8 +379,8 @@ class AtlasSession:
         return was.reading
 
     def _count(self, logprob: Array) -> None:
-        for column in (0, 1):
-            self._counts.losses[column] -= float(logprob[:, column].sum())
+        for column, total in enumerate(np.add.reduce(logprob, axis=0).tolist()):
+            self._counts.losses[column] -= total
         self._counts.scored += len(logprob)
 
     # --- context -------------------------------------------------------------------------------------------
@@ -689,7 +689,7 @@ class AtlasSession:
             state.tokens if context else (),
             state.position,
             dict(state.output) if own else {},
-            state.context if own else None,
+            state.context_for(self.engine.info.identity, self.engine.info.build),
         )
 
     def save(self, path: str | os.PathLike[str], *, context: bool = True, **options: Any) -> Any:
@@ -880,27 +880,3 @@ def _drawn(
 
 def _ratio(count: int, seconds: float) -> float | None:
     return count / seconds if seconds > 0 else None
-
-
-def _engine_of(model: Any, options: dict[str, Any]) -> Engine:
-    """Return an engine for a model's path, or the engine that it is."""
-    if isinstance(model, (str, os.PathLike)):
-        return open_engine(os.fspath(model), **options)
-    if not hasattr(model, "decode") or not hasattr(model, "info"):
-        raise InvalidParamError(f"a model cannot be {model!r}", key="model", hint="Give a path or an engine.")
-    engine: Engine = model
-    return engine
-
-
-def _claim(engine: Engine) -> int:
-    """Take a free sequence of an engine."""
-    with _claiming:  # not the engine's own lock, which is held while it decodes
-        for sequence in range(engine.n_sequences):
-            if sequence not in engine.taken:
-                engine.taken.add(sequence)
-                return sequence
-    raise InvalidParamError(
-        f"all {engine.n_sequences} sequences of this model are in use",
-        key="n_sequences",
-        hint="Close a session, or open the model with more sequences.",
-    )

@@ -57,6 +57,7 @@ def state_of(session: OpenSession, *, context: bool = True) -> SessionState:
             "position": session.position,
             "output": session.open_output(),
             "context": data,
+            "build": info.build,
         }
     return SessionState(
         memory.memory.config,

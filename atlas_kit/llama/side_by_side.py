@@ -9,7 +9,7 @@ neither sessions nor engines.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -20,7 +20,39 @@ from atlas_kit.memory.backend import quiet
 from atlas_kit.memory.ranking import NOTHING_FOUND, Ranked, Ranking, aged, match_score
 
 if TYPE_CHECKING:
-    from atlas_kit.llama.token_memory import TokenMemory
+    from atlas_kit.llama.output_matrix import OutputRows
+    from atlas_kit.memory import Memory, MemoryState
+
+
+class OneMemory(Protocol):
+    """What reading asks of a memory: ``TokenMemory`` says what it is."""
+
+    memory: Memory
+    state: MemoryState
+    rows: OutputRows
+
+    @property
+    def count(self) -> int:
+        """Candidates of each token."""
+
+    @property
+    def unlearned(self) -> int:
+        """Tokens that came behind the newest slot."""
+
+    def slots(self) -> Slots:
+        """Return what the window holds."""
+
+    def history(self, current: int, longest: int) -> Array | list[int]:
+        """Return the last tokens, up to and with ``current``."""
+
+    def candidates_of(self, top: Array) -> Array:
+        """Return the candidates behind a token."""
+
+    def require_formula(self, hidden: Array, own: Array, tokens: Array) -> None:
+        """Check that the model's logits are what its output matrix gives."""
+
+    def weights_of(self, w: Array, features: Array, has_window: Array) -> Array:
+        """Return how much model, memory and window count."""
 
 
 class Ends:
@@ -52,7 +84,7 @@ class Ends:
 
 @quiet
 def read_side_by_side(
-    memories: Sequence[TokenMemory], hidden: Array, logits: Sequence[Array], current: Sequence[int]
+    memories: Sequence[OneMemory], hidden: Array, logits: Sequence[Array], current: Sequence[int]
 ) -> list[Reading]:
     """Return what each memory expects after one token.
 
@@ -116,7 +148,7 @@ def _each_dot(vectors: Array, other: Array) -> Array:
 
 
 def _look_up(
-    memories: Sequence[TokenMemory], directions: Array, current: Sequence[int]
+    memories: Sequence[OneMemory], directions: Array, current: Sequence[int]
 ) -> tuple[list[Slots], list[Ranked], tuple[Array, Array, Array]]:
     """Return what the windows hold, how their slots rank, and the greatest cosine, match length and confidence."""
     count = len(memories)
@@ -142,7 +174,7 @@ class _Found:
     length: Array
     confidence: Array
 
-    def __init__(self, memories: Sequence[TokenMemory], slots: Sequence[Slots], w: Array) -> None:
+    def __init__(self, memories: Sequence[OneMemory], slots: Sequence[Slots], w: Array) -> None:
         ranking: Any = memories[0].memory.config.ranking
         self._ranking: Ranking = ranking
         self._memories, self._slots, self._w = memories, slots, w

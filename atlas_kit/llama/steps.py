@@ -157,5 +157,8 @@ def common_length(one: Sequence[int], other: Sequence[int]) -> int:
     2
     """
     most = min(len(one), len(other))
+    for place in range(min(most, 8)):  # where they differ, most do from the beginning
+        if one[place] != other[place]:
+            return place
     differ = np.flatnonzero(np.asarray(one[:most]) != np.asarray(other[:most]))
     return int(differ[0]) if len(differ) else most

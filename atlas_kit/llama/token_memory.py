@@ -213,10 +213,11 @@ class TokenMemory:
     def _read_one(self, hidden: Array, logits: Array, current: int) -> Reading:
         """Read one token, where it was not read ahead."""
         ahead, self._ahead = self._ahead, None
-        if ahead is None or ahead[1] != current or not np.array_equal(ahead[0].hidden, hidden):
+        if ahead is None or ahead[1] != current or ahead[0].hidden.tobytes() != hidden.tobytes():
             return read_side_by_side([self], hidden, [logits[0]], [current])[0]
-        # the very same, but what was given then is a view of the engine's
-        return dataclasses.replace(ahead[0], hidden=hidden, logits=logits)
+        found = ahead[0]
+        found.hidden, found.logits = hidden, logits  # the very same, but what was given then is the engine's
+        return found
 
     @property
     def kind(self) -> tuple[Any, ...] | None:
@@ -420,7 +421,9 @@ class TokenMemory:
         for name, value in zip(_PENDING, copies, strict=True):
             self._pending[name].append(value)
         self._waiting += len(token)
-        self._line = [*self._line, *token.tolist()][-MOST_MATCHED:]
+        self._line += token.tolist()
+        if len(self._line) > 4 * MOST_MATCHED:
+            del self._line[:-MOST_MATCHED]
         self._ahead = None
         self._due = self._waiting == self.memory.config.chunk_size
         if not put_off:
@@ -464,15 +467,15 @@ class TokenMemory:
         rows = {name: np.concatenate(parts) for name, parts in self._pending.items()}
         self._pending = {name: [] for name in _PENDING}
         self._waiting = 0
-        before, device = self.state, self._on_device
-        state = self._learn_blend(before, rows)
+        device = self._on_device
+        state, posterior = self._learn_blend(self.state, rows)
         self.recent = np.concatenate((self.recent, rows["token"].astype(np.int32)))[-RECENT:]
         self._distinct = None
         readout = self._readout(rows["top"]) if self.learns else _NoReadout()
         targets = {name: device(rows[name]) for name in ("token", "hidden", "lse")}
         # a memory without a step corrects nothing, but for the rounding of a softcap
         if self.learns and self.settings.blend_ratio == ADAPTIVE and int(state.counters["steps"]):
-            self._adapt(rows["slope"][:, -1] * self._posterior(before, rows)[:, 1])
+            self._adapt(rows["slope"][:, -1] * posterior[:, 1])
         eta = device(np.full(len(rows["token"]), self.learning_rate, np.float32))
         self.state, _ = self.memory.observe(
             state, targets["hidden"], targets, readout=readout, eta=eta, donate=not self._pinned
@@ -498,30 +501,24 @@ class TokenMemory:
         """The step size at present: the setting, times what was adapted."""
         return self.settings.learning_rate * math.exp(self.log_eta)
 
-    def _learn_blend(self, state: MemoryState, rows: Mapping[str, Array]) -> MemoryState:
-        """Move gate and ranking towards what was right."""
+    def _learn_blend(self, state: MemoryState, rows: Mapping[str, Array]) -> tuple[MemoryState, Array]:
+        """Move gate and ranking towards what was right.
+
+        Returns the state, and (n, 3): how likely it was model, memory or window that knew the token which came.
+        """
         gate, ranking = self.memory.config.gate, self.memory.config.ranking
         assert gate is not None
-        p = rows["probabilities"][None][..., self._experts]
-        features = rows["features"][None]
+        w, p = to_host(state.gate["w"]), rows["probabilities"][None][..., self._experts]
+        moved, _, known = gate.update_and_posterior({"w": w[None]}, rows["features"][None], p)
+        posterior = np.zeros((p.shape[1], 3))
+        posterior[:, self._experts] = known[0]
+        changed = dict(state.gate)
         if ranking is not None and int(state.counters["filled"]):
-            right = self._posterior(state, rows)[:, 2]
-            w = ranking.update(to_host(state.gate["rank"]), rows["slope"][:, :-1], right)
-            state = dataclasses.replace(state, gate={**state.gate, "rank": self._on_device(w)})
+            rank = ranking.update(to_host(state.gate["rank"]), rows["slope"][:, :-1], posterior[:, 2])
+            changed["rank"] = self._on_device(rank)
         if int(state.counters["seen"]) or not self.settings.window_size:
-            state, _ = self.memory.learn_blend(state, self._on_device(features[0]), self._on_device(p[0]))
-        return state
-
-    def _posterior(self, state: MemoryState, rows: Mapping[str, Array]) -> Array:
-        """Return (n, 3): how likely it was model, memory or window that knew the token which came."""
-        gate = self.memory.config.gate
-        assert gate is not None
-        p = rows["probabilities"][None][..., self._experts]
-        found = np.zeros((p.shape[1], 3))
-        found[:, self._experts] = gate.responsibilities(
-            {"w": to_host(state.gate["w"])[None]}, rows["features"][None], p
-        )[0]
-        return found
+            changed["w"] = self._on_device(moved["w"][0])
+        return dataclasses.replace(state, gate=changed), posterior
 
     def _readout(self, top: Array) -> Readout:
         tokens = self._candidates(top, self._lately)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import threading
 import zlib
 from collections.abc import Callable
 from types import ModuleType
@@ -21,6 +22,8 @@ from atlas_kit.errors import InvalidParamError, MissingExtraError
 P = ParamSpec("P")
 T = TypeVar("T")
 Array = Any  #: a NumPy or CuPy array; the two share their interface, not a base class
+
+_inside = threading.local()
 
 VARIABLE = "ATLAS_KIT_BACKEND"
 BACKENDS = ("numpy", "cupy")
@@ -81,8 +84,14 @@ def quiet(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def quietly(*args: P.args, **kwargs: P.kwargs) -> T:
-        with np.errstate(all="ignore"):
+        if getattr(_inside, "quiet", False):  # they call each other, and saying it once is enough
             return function(*args, **kwargs)
+        _inside.quiet = True
+        try:
+            with np.errstate(all="ignore"):
+                return function(*args, **kwargs)
+        finally:
+            _inside.quiet = False
 
     return quietly
 

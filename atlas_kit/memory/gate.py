@@ -167,6 +167,14 @@ class Gate:
         >>> state["w"].round(4).tolist(), loss.round(4).tolist()
         ([[[-0.975, 0.0, 0.0]]], [[1.1547]])
         """
+        new, loss, _ = self.update_and_posterior(state, f, p_target, mask)
+        return new, loss
+
+    @quiet
+    def update_and_posterior(
+        self, state: Mapping[str, Array], f: Array, p_target: Array, mask: Array | None = None
+    ) -> tuple[State, Array, Array]:
+        """Return what ``update`` returns, and the ``responsibilities`` before the step."""
         xp = namespace(f, p_target)
         w = state["w"]
         f = _bounded(f)
@@ -176,7 +184,7 @@ class Gate:
         gradient = slope.swapaxes(-1, -2) @ f / count
         norm = xp.sqrt((gradient * gradient).sum(axis=(-2, -1), keepdims=True))
         step = gradient * (self.rate * self.clip / xp.maximum(norm, self.clip))
-        return {**state, "w": (w - step).astype(w.dtype, copy=False)}, loss
+        return {**state, "w": (w - step).astype(w.dtype, copy=False)}, loss, posterior
 
     def _log_weights(self, state: Mapping[str, Array], f: Array) -> Array:
         """Return ``log lambda (R, n, experts)``."""

@@ -288,14 +288,10 @@ class CrossEntropy:
         index, known = readout.find(token)
         log_rest = None
         shift = None if centre is None else y @ centre
-        if readout.ids is None:
-            z = self._logits(rows, hidden + y, shift, bias)
-        else:
+        if readout.ids is not None:
             lse = _target(targets, "lse", y.shape[:-1]).astype(y.dtype, copy=False)
-            xp = namespace(y)
-            shifts = None if shift is None else xp.stack((xp.zeros_like(shift), shift))
-            alone, z = self._logits(rows, xp.stack((hidden, hidden + y)), shifts, bias)
-            log_rest = _log_rest(alone, lse, known)
+            log_rest = _log_rest(self._logits(rows, hidden, None, bias), lse, known)
+        z = self._logits(rows, hidden + y, shift, bias)
         slope = None if self.softcap is None else self._slope(z)
         loss, dz = _softmax_loss(z, index, known, log_rest)
         if slope is not None:
@@ -303,7 +299,8 @@ class CrossEntropy:
         dy = dz @ rows
         if centre is not None:
             dy -= dz.sum(axis=-1, keepdims=True) * centre
-        dy *= self.scale
+        if self.scale != 1:
+            dy *= self.scale
         return loss, dy
 
     def _logits(self, rows: Array, state: Array, shift: Array | None, bias: Array | None) -> Array:
@@ -313,7 +310,8 @@ class CrossEntropy:
             z -= shift[..., None]
         if bias is not None:
             z += bias
-        z *= self.scale
+        if self.scale != 1:
+            z *= self.scale
         if self.softcap is not None:
             z /= self.softcap
             namespace(z).tanh(z, out=z)

@@ -150,10 +150,11 @@ class Ranking:
         known = p > 1e-12
         return np.where(known[:, None], mean_right / np.where(known, p, 1)[:, None] - ranked.mean, 0)
 
-    def slope_of_some(self, ranked: Ranked, places: Array) -> Array:
-        """Return ``slope`` of one query, (1, 3), where the slots at ``places`` (k,) are hit and few are."""
-        right = ranked.weights[0, places]
-        p = float(right.sum())
+    def slope_of_some(self, ranked: Ranked, places: Array, right: Array, p: float) -> Array:
+        """Return ``slope`` of one query, (1, 3), where few slots are hit.
+
+        Those are at ``places`` (k,); ``right`` (k,) are their weights, and ``p`` the sum of these.
+        """
         if not p > 1e-12:
             return np.zeros((1, FEATURES))
         return np.asarray((ranked.features[:, 0, places] @ right) / p - ranked.mean)

@@ -61,6 +61,7 @@ def append(
     """
     _check_fields(ring, fields)
     out = {name: array.copy() if copy else array for name, array in ring.items()}
+    start = _common(position)
     for name, new in fields.items():
         buffer = out[name]
         capacity = buffer.shape[1]
@@ -68,14 +69,15 @@ def append(
         if not count or not len(position):
             continue
         lost = new.shape[1] - count
-        new, first = new[:, lost:], (position + lost) % capacity
-        if _same(position):
-            slot = int(first[0])
+        new = new[:, lost:]
+        if start is not None:
+            slot = (start + lost) % capacity
             fit = min(count, capacity - slot)
             buffer[:, slot : slot + fit] = new[:, :fit]
             if fit < count:
                 buffer[:, : count - fit] = new[:, fit:]
         else:
+            first = (position + lost) % capacity
             buffer[_slots(first, count, capacity, namespace(buffer))] = new
     return out
 
@@ -101,6 +103,7 @@ def latest(
     array([[13, 14]])
     """
     out = {}
+    start = _common(position)
     for name in ring if names is None else names:
         buffer = ring[name]
         capacity = buffer.shape[1]
@@ -112,19 +115,23 @@ def latest(
         if not n or not len(position):
             out[name] = buffer[:, :n].copy()
             continue
-        first = (position - n) % capacity
-        if _same(position):
-            slot = int(first[0])
+        if start is not None:
+            slot = (start - n) % capacity
             fit = min(n, capacity - slot)
-            out[name] = xp.concatenate((buffer[:, slot : slot + fit], buffer[:, : n - fit]), axis=1)
+            if fit == n:
+                out[name] = buffer[:, slot : slot + n].copy()
+            else:
+                out[name] = xp.concatenate((buffer[:, slot:], buffer[:, : n - fit]), axis=1)
         else:
-            out[name] = buffer[_slots(first, n, capacity, xp)]
+            out[name] = buffer[_slots((position - n) % capacity, n, capacity, xp)]
     return out
 
 
-def _same(position: Positions) -> bool:
-    """Tell whether all rows stand at one position: slices then do, which are faster than index arrays."""
-    return bool((position == position[0]).all())
+def _common(position: Positions) -> int | None:
+    """Return where all rows stand, if they do at one position: slices are faster than index arrays then."""
+    if len(position) > 1 and not bool((position == position[0]).all()):
+        return None
+    return int(position[0]) if len(position) else 0
 
 
 def _slots(first: Positions, count: int, capacity: int, xp: Any) -> tuple[Array, Array]:

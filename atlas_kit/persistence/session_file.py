@@ -110,6 +110,8 @@ def _runtime(state: SessionState) -> dict[str, Any]:
         runtime["context"] = [int(token) for token in state.tokens]
         runtime["position"] = int(state.position)
         runtime["open"] = {name: packed(array) for name, array in state.output.items()}
+        if state.context is not None and state.build:
+            runtime["build"] = state.build
     return runtime
 
 
@@ -150,6 +152,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "context": (bytes, type(None)),
     "model": str,
     "architecture": str,
+    "build": str,
 }
 
 
@@ -333,6 +336,7 @@ def _context_of(file: MemoryFile, runtime: Mapping[str, Any], identity: str) -> 
         "position": position,
         "output": output if own else {},
         "context": None if entry is None else bytes(entry.data),
+        "build": str(runtime.get("build", "")),
     }
 
 

@@ -41,6 +41,8 @@ class SessionState:
         ``logits`` (1, vocabulary) and ``hidden`` (1, width) of the last token, from which the next is predicted.
     context
         The engine's own bytes of the context.
+    build
+        What gave the bytes of the context, with its version; empty where nobody knows.
     texts
         The tokens of each text that it has read, whole, that of the context last; none where nobody keeps them.
     """
@@ -57,11 +59,16 @@ class SessionState:
     output: Mapping[str, Array] = field(default_factory=dict)
     context: bytes | None = None
     texts: tuple[Sequence[int], ...] = ()
+    build: str = ""
 
     def __repr__(self) -> str:
         """Say it in one line: the arrays may be megabytes."""
         kept = f"{len(self.tokens):,} tokens of context" if self.tokens else "no context"
         return f"<SessionState beside {self.model or self.identity[:16]}: {self.memory!r}, {kept}>"
+
+    def context_for(self, identity: str, build: str) -> bytes | None:
+        """Return the bytes of the context where they are this model's and this engine's; else its tokens are read."""
+        return self.context if self.identity == identity and self.build in ("", build) else None
 
     def require_model(
         self, identity: str, *, path: str | os.PathLike[str] | None = None, hint: str = ""

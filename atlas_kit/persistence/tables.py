@@ -74,6 +74,12 @@ RUNTIME_FIELDS = (
     FieldRow(
         "open", "object", "arrays: the last token's output, from which the next is predicted", optional=True
     ),
+    FieldRow(
+        "build",
+        "string",
+        "what computed the engine's own copy of the context, with its version: to another, that is of no use",
+        optional=True,
+    ),
 )
 
 
@@ -173,7 +179,7 @@ def runtime_schema() -> dict[str, Any]:
     }
 
 
-_SCHEMA_TYPES = {"number": "integer", "object": "object", "list": "array"}
+_SCHEMA_TYPES = {"number": "integer", "object": "object", "list": "array", "string": "string"}
 
 
 def shape_of(row: KeptRow) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -38,8 +39,8 @@ ROUTES = (
     "refused",
 )
 
-#: Those that the first requests ask for: they come first in the document, too.
-EARLY = ROUTES[:4]
+#: Those that the first requests ask for.
+EARLY = ("health", "models", "completions", "chat", "metrics")
 
 
 def create_app(service: Service) -> FastAPI:
@@ -87,16 +88,20 @@ def begun_app(service: Service) -> tuple[FastAPI, Callable[[], None]]:
         default_response_class=JsonResponse,
     )
     app.state.service = service
-    paths = frozenset(path for name in EARLY for path in _add(app, name))
-    left = [name for name in ROUTES if name not in EARLY]
+    routes, first = app.router.routes, len(app.router.routes)
+    added = {name: _add(app, name) for name in EARLY}
+    paths = frozenset(route.path for name in EARLY for route in _router(name).routes)
 
     def complete() -> None:
-        while left:
-            _add(app, left.pop(0))
-            if not left:
-                from atlas_kit.server.routes.page import offer_files
+        if len(added) == len(ROUTES):
+            return
+        for name in ROUTES:
+            if name not in added:
+                added[name] = _add(app, name)
+        routes[first:] = [route for name in ROUTES for route in added[name]]
+        from atlas_kit.server.routes.page import offer_files
 
-                offer_files(app)
+        offer_files(app)
 
     def answer(problem: ApiError, request: Request) -> Response:
         body = problem.anthropic() if asks_anthropic(request.scope) else problem.openai()
@@ -162,20 +167,40 @@ def _models_later() -> Iterator[None]:
 def import_routes() -> None:
     """Import all endpoints, which may be done on another thread than the application's."""
     for name in ROUTES:
-        _routes(name)
+        _router(name)
 
 
-def _routes(name: str) -> Any:
-    return importlib.import_module(f"atlas_kit.server.routes.{name}")
+def visit_routes(app: FastAPI) -> None:
+    """Let FastAPI make of the endpoints what it needs to call them; it does that when it first comes past one."""
+
+    async def visit() -> None:
+        scope = {
+            "type": "http", "method": "GET", "path": "/there/is/no/such/path", "headers": [], "query_string": b"",
+            "root_path": "", "app": app,
+        }  # fmt: skip
+        with contextlib.suppress(HTTPException):
+            await app.router(scope, _nothing, _nothing)
+
+    from starlette.exceptions import HTTPException
+
+    asyncio.run(visit())
 
 
-def _add(app: FastAPI, name: str) -> list[str]:
-    """Add the endpoints of a module, and return their paths."""
+async def _nothing(*_: Any) -> Any:
+    return None
+
+
+def _router(name: str) -> Any:
+    return importlib.import_module(f"atlas_kit.server.routes.{name}").router
+
+
+def _add(app: FastAPI, name: str) -> list[Any]:
+    """Add the endpoints of a module, and return what they are among the application's."""
     from atlas_kit.server.schemas_errors import documented
 
-    router = _routes(name).router
-    app.include_router(router, responses=documented(messages=name == "messages"))
-    return [route.path for route in router.routes]
+    before = len(app.router.routes)
+    app.include_router(_router(name), responses=documented(messages=name == "messages"))
+    return app.router.routes[before:]
 
 
 class _Completing:

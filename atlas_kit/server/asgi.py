@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import re
@@ -11,7 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.server import logs
-from atlas_kit.server.problems import ApiError
+from atlas_kit.server.problems import ApiError, unavailable
 from atlas_kit.server.streams import told
 
 if TYPE_CHECKING:
@@ -79,15 +80,29 @@ class Gate:
                 }
             await send(message)
 
+        limited = _Limited(receive, self._max_body)
+
+        async def checked(message: dict[str, Any]) -> None:
+            if not limited.exceeded:
+                await answer(message)
+            elif not status:  # whoever read the body took its end for an error of its own
+                await refuse(_too_large(self._max_body), scope, answer)
+
         with logs.about(request_id) as facts:
             try:
                 problem = self._problem(scope, headers)
                 if problem is not None:
                     await refuse(problem, scope, answer)
                 else:
-                    await self._app(scope, _Limited(receive, self._max_body), answer)
+                    # who only asks whether something is there, or how large, may ask that of all that can be read
+                    asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+                    await self._app(asked, limited, checked)
             except TooLargeError:
                 await refuse(_too_large(self._max_body), scope, answer)
+            except asyncio.CancelledError:  # the listener ends, and this request has not come whole yet
+                if status:
+                    raise
+                await refuse(unavailable("The server is shutting down."), scope, answer)
             except Exception as error:
                 problem = told(error)
                 if status:
@@ -111,8 +126,8 @@ class Gate:
         size = headers.get(b"content-length", b"0")
         if size.isdigit() and int(size) > self._max_body:
             return _too_large(self._max_body)
-        kind = headers.get(b"content-type", b"application/json").split(b";")[0].strip().lower()
-        has_body = int(size or 0) > 0 if size.isdigit() else True
+        kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+        has_body = b"transfer-encoding" in headers or not size.isdigit() or int(size) > 0
         if scope["method"] == "POST" and has_body and kind != b"application/json":
             return ApiError(415, "The body must be JSON, sent as application/json.")
         return None
@@ -164,12 +179,14 @@ class _Limited:
 
     def __init__(self, receive: Receive, most: int) -> None:
         self._receive, self._left = receive, most
+        self.exceeded = False
 
     async def __call__(self) -> Any:
         message = await self._receive()
         if message["type"] == "http.request":
             self._left -= len(message.get("body", b""))
             if self._left < 0:
+                self.exceeded = True
                 raise TooLargeError
         return message
 

@@ -9,100 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
-import json
 import os
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.settings.atlas_settings import AtlasSettings
-
-
-@dataclass(frozen=True)
-class Row:
-    """One setting: its name, its other names, default, range and what it means in one line; ``off`` switch it off."""
-
-    name: str
-    words: tuple[str, ...]
-    default: Any
-    kind: type
-    help: str
-    metavar: str = ""
-    least: float | None = None
-    most: float | None = None
-    choices: tuple[str, ...] = ()
-    many: bool = False
-    variables: tuple[str, ...] = ()
-    off: tuple[str, ...] = ()
-    group: str = ""
-
-    def check(self, value: Any) -> Any:
-        """Return a value in the setting's own type.
-
-        Raises
-        ------
-        InvalidParamError
-            It is of another type, or out of range.
-        """
-        if value is None:  # nobody says
-            return self.default
-        if self.many:
-            values = value if isinstance(value, (list, tuple)) else [value]
-            return tuple(self._one(item) for item in values)
-        return self._one(value)
-
-    def _one(self, value: Any) -> Any:
-        try:
-            found = _as_bool(value) if self.kind is bool else _scalar(value, self.kind)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise InvalidParamError(f"{self.name} is {value!r}", key=self.name, hint=self._allowed) from error
-        small = self.least is not None and found < self.least
-        if small or (self.most is not None and found > self.most) or found != found:
-            raise InvalidParamError(f"{self.name} is {value!r}", key=self.name, hint=self._allowed)
-        if self.choices and found not in self.choices:
-            raise InvalidParamError(f"{self.name} is {value!r}", key=self.name, hint=self._allowed)
-        return found
-
-    @property
-    def _allowed(self) -> str:
-        if self.choices:
-            return f"Choose {', '.join(self.choices)}."
-        if self.kind is bool:
-            return "Choose true or false."
-        if self.least is not None and self.most is not None:
-            return f"Choose {self.least:.10g} to {self.most:.10g}."
-        if self.least is not None:
-            return f"Choose {self.least:.10g} or more."
-        return "Give a number." if self.kind in (int, float) else "Give a text."
-
-
-def _scalar(value: Any, kind: type) -> Any:
-    """Return a text or a number; what is neither, or would lose its fraction, is an error."""
-    if isinstance(value, bool) or not isinstance(value, (str, int, float, os.PathLike)):
-        raise TypeError
-    found = os.fspath(value) if isinstance(value, os.PathLike) else kind(value)
-    if (kind is int and isinstance(value, float) and found != value) or (kind is str and "\0" in found):
-        raise ValueError
-    return found
-
-
-def _as_bool(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    text = str(value).strip().lower()
-    if text in ("1", "true", "yes", "on", "enabled"):
-        return True
-    if text in ("0", "false", "no", "off", "disabled", ""):
-        return False
-    raise ValueError(text)
-
-
-def _row(default: Any, kind: type, help: str, *words: str, **more: Any) -> Any:
-    return field(default=default, metadata={"kind": kind, "help": help, "words": words, **more})
-
+from atlas_kit.server.config_files import json_object, read_file, read_keys
+from atlas_kit.server.config_rows import Row, row
 
 #: Settings that have the names of ``Sampling``.
 SAMPLING = (
@@ -121,7 +35,7 @@ class ServerConfig:
         For a setting out of range; ``key`` names it.
     """
 
-    model: str = _row(
+    model: str = row(
         "",
         str,
         "The GGUF model.",
@@ -131,7 +45,7 @@ class ServerConfig:
         variables=("LLAMA_ARG_MODEL",),
         group="Model",
     )
-    alias: str | None = _row(
+    alias: str | None = row(
         None,
         str,
         "What the model is called in answers.  [default: its file's name]",
@@ -141,7 +55,7 @@ class ServerConfig:
         variables=("LLAMA_ARG_ALIAS",),
         group="Model",
     )
-    n_ctx: int = _row(
+    n_ctx: int = row(
         0,
         int,
         "Tokens of context, which the slots share evenly; 0: as trained, at most 4096 for each.",
@@ -154,7 +68,7 @@ class ServerConfig:
         variables=("LLAMA_ARG_CTX_SIZE",),
         group="Model",
     )
-    n_parallel: int = _row(
+    n_parallel: int = row(
         4,
         int,
         "Slots: requests that are answered at the same time.",
@@ -166,7 +80,7 @@ class ServerConfig:
         variables=("LLAMA_ARG_N_PARALLEL",),
         group="Model",
     )
-    n_threads: int | None = _row(
+    n_threads: int | None = row(
         None,
         int,
         "Threads.  [default: one per CPU]",
@@ -178,7 +92,7 @@ class ServerConfig:
         variables=("LLAMA_ARG_THREADS",),
         group="Model",
     )
-    n_batch: int | None = _row(
+    n_batch: int | None = row(
         None,
         int,
         "Tokens that are decoded at a time.",
@@ -190,7 +104,7 @@ class ServerConfig:
         variables=("LLAMA_ARG_BATCH",),
         group="Model",
     )
-    n_gpu_layers: int = _row(
+    n_gpu_layers: int = row(
         0,
         int,
         "Layers that llama.cpp puts on a GPU; -1 for all.",
@@ -203,7 +117,7 @@ class ServerConfig:
         variables=("LLAMA_ARG_N_GPU_LAYERS",),
         group="Model",
     )
-    chat_template: str | None = _row(
+    chat_template: str | None = row(
         None,
         str,
         "A Jinja chat template instead of the model's own, or the name of one of llama.cpp's, such as chatml.",
@@ -212,7 +126,7 @@ class ServerConfig:
         variables=("LLAMA_ARG_CHAT_TEMPLATE",),
         group="Model",
     )
-    chat_template_file: str | None = _row(
+    chat_template_file: str | None = row(
         None,
         str,
         "The same, from a file.",
@@ -221,7 +135,7 @@ class ServerConfig:
         variables=("LLAMA_ARG_CHAT_TEMPLATE_FILE",),
         group="Model",
     )
-    chat_template_kwargs: str | None = _row(
+    chat_template_kwargs: str | None = row(
         None,
         str,
         "What the chat template is given beside, as a JSON object; a request's own goes before it.",
@@ -230,7 +144,7 @@ class ServerConfig:
         variables=("LLAMA_ARG_CHAT_TEMPLATE_KWARGS",),
         group="Model",
     )
-    jinja: bool = _row(
+    jinja: bool = row(
         True,
         bool,
         "Accepted for llama-server's sake: templates are always Jinja.",
@@ -239,7 +153,7 @@ class ServerConfig:
         variables=("LLAMA_ARG_JINJA",),
         group="Model",
     )
-    reasoning: str = _row(
+    reasoning: str = row(
         "auto",
         str,
         "Whether a model that can think does so where a request does not say; auto: it does.",
@@ -249,7 +163,27 @@ class ServerConfig:
         variables=("LLAMA_ARG_REASONING",),
         group="Model",
     )
-    verbose: bool = _row(
+    reasoning_format: str = row(
+        "auto",
+        str,
+        "Where thoughts go where a request does not say: none leaves them in the content.",
+        "reasoning-format",
+        choices=("none", "auto", "deepseek", "deepseek-legacy"),
+        variables=("LLAMA_ARG_THINK",),
+        group="Model",
+    )
+    reasoning_budget: int = row(
+        -1,
+        int,
+        "Tokens of thoughts at most where a request does not say; -1: any number.",
+        "reasoning-budget",
+        metavar="N",
+        least=-1,
+        most=1 << 24,
+        variables=("LLAMA_ARG_THINK_BUDGET",),
+        group="Model",
+    )
+    verbose: bool = row(
         False,
         bool,
         "Let answers tell the prompt as the model read it, as __verbose.",
@@ -258,7 +192,7 @@ class ServerConfig:
         variables=("ATLAS_VERBOSE",),
         group="Model",
     )
-    context_shift: bool = _row(
+    context_shift: bool = row(
         False,
         bool,
         "Let answers without a memory outgrow the context: its older half is dropped.",
@@ -267,7 +201,7 @@ class ServerConfig:
         variables=("LLAMA_ARG_CONTEXT_SHIFT",),
         group="Model",
     )
-    slot_save_path: str | None = _row(
+    slot_save_path: str | None = row(
         None,
         str,
         "The folder in which /slots saves contexts.  [default: that of saved memories]",
@@ -276,7 +210,7 @@ class ServerConfig:
         variables=("ATLAS_SLOT_SAVE_PATH",),
         group="Model",
     )
-    tags: str | None = _row(
+    tags: str | None = row(
         None,
         str,
         "Words about the model for /v1/models, with commas.",
@@ -285,7 +219,7 @@ class ServerConfig:
         variables=("LLAMA_ARG_TAGS",),
         group="Model",
     )
-    n_ubatch: int | None = _row(
+    n_ubatch: int | None = row(
         None,
         int,
         "Accepted for llama-server's sake: the batch size decides.",
@@ -297,7 +231,7 @@ class ServerConfig:
         variables=("LLAMA_ARG_UBATCH",),
         group="Model",
     )
-    cont_batching: bool = _row(
+    cont_batching: bool = row(
         True,
         bool,
         "Accepted for llama-server's sake: requests are always batched as they come.",
@@ -306,7 +240,47 @@ class ServerConfig:
         variables=("LLAMA_ARG_CONT_BATCHING",),
         group="Model",
     )
-    kv_unified: bool = _row(
+    flash_attn: str = row(
+        "auto",
+        str,
+        "Accepted for llama-server's sake: llama.cpp uses it where it can.",
+        "fa",
+        "flash-attn",
+        choices=("on", "off", "auto"),
+        variables=("LLAMA_ARG_FLASH_ATTN",),
+        group="Model",
+    )
+    n_threads_batch: int | None = row(
+        None,
+        int,
+        "Accepted for llama-server's sake: the same threads read and generate.",
+        "tb",
+        "threads-batch",
+        metavar="N",
+        least=1,
+        most=512,
+        variables=("LLAMA_ARG_THREADS_BATCH",),
+        group="Model",
+    )
+    mmap: bool = row(
+        True,
+        bool,
+        "Accepted for llama-server's sake: the model's file is always mapped.",
+        "mmap",
+        off=("no-mmap",),
+        variables=("LLAMA_ARG_MMAP",),
+        group="Model",
+    )
+    warmup: bool = row(
+        True,
+        bool,
+        "Accepted for llama-server's sake: what the first request needs is always loaded before.",
+        "warmup",
+        off=("no-warmup",),
+        variables=("LLAMA_ARG_WARMUP",),
+        group="Model",
+    )
+    kv_unified: bool = row(
         False,
         bool,
         "Let one request have all of the context, which takes as many times the memory as there are slots.",
@@ -315,7 +289,7 @@ class ServerConfig:
         variables=("LLAMA_ARG_KV_UNIFIED",),
         group="Model",
     )
-    embedding: bool = _row(
+    embedding: bool = row(
         True,
         bool,
         "Accepted for llama-server's sake: /v1/embeddings is always there, beside all else.",
@@ -324,7 +298,7 @@ class ServerConfig:
         variables=("LLAMA_ARG_EMBEDDINGS",),
         group="Model",
     )
-    pooling: str | None = _row(
+    pooling: str | None = row(
         None,
         str,
         "How a text's final states become its vector (none: one for each token), instead of as the model's file says.",
@@ -333,7 +307,7 @@ class ServerConfig:
         variables=("LLAMA_ARG_POOLING",),
         group="Model",
     )
-    n_predict: int = _row(
+    n_predict: int = row(
         -1,
         int,
         "Tokens of an answer where a request does not say; -1: until the model ends.",
@@ -347,7 +321,7 @@ class ServerConfig:
         group="Model",
     )
 
-    temperature: float = _row(
+    temperature: float = row(
         0.8,
         float,
         "Temperature of requests that do not say.",
@@ -359,7 +333,7 @@ class ServerConfig:
         variables=("LLAMA_ARG_TEMP",),
         group="Sampling",
     )
-    top_k: int = _row(
+    top_k: int = row(
         40,
         int,
         "The same for top_k; 0: all tokens.",
@@ -370,7 +344,7 @@ class ServerConfig:
         variables=("LLAMA_ARG_TOP_K",),
         group="Sampling",
     )
-    top_p: float = _row(
+    top_p: float = row(
         0.95,
         float,
         "The same for top_p.",
@@ -381,7 +355,7 @@ class ServerConfig:
         variables=("ATLAS_TOP_P",),
         group="Sampling",
     )
-    min_p: float = _row(
+    min_p: float = row(
         0.05,
         float,
         "The same for min_p.",
@@ -392,7 +366,7 @@ class ServerConfig:
         variables=("ATLAS_MIN_P",),
         group="Sampling",
     )
-    repeat_penalty: float = _row(
+    repeat_penalty: float = row(
         1.0,
         float,
         "The same for repeat_penalty; 1: none.",
@@ -403,7 +377,7 @@ class ServerConfig:
         variables=("ATLAS_REPEAT_PENALTY",),
         group="Sampling",
     )
-    repeat_last_n: int = _row(
+    repeat_last_n: int = row(
         64,
         int,
         "The same for repeat_last_n; -1: the whole context.",
@@ -414,7 +388,7 @@ class ServerConfig:
         variables=("ATLAS_REPEAT_LAST_N",),
         group="Sampling",
     )
-    presence_penalty: float = _row(
+    presence_penalty: float = row(
         0.0,
         float,
         "The same for presence_penalty.",
@@ -425,7 +399,7 @@ class ServerConfig:
         variables=("ATLAS_PRESENCE_PENALTY",),
         group="Sampling",
     )
-    frequency_penalty: float = _row(
+    frequency_penalty: float = row(
         0.0,
         float,
         "The same for frequency_penalty.",
@@ -436,7 +410,7 @@ class ServerConfig:
         variables=("ATLAS_FREQUENCY_PENALTY",),
         group="Sampling",
     )
-    seed: int = _row(
+    seed: int = row(
         -1,
         int,
         "Seed of requests that name none; -1 draws one.",
@@ -449,7 +423,7 @@ class ServerConfig:
         group="Sampling",
     )
 
-    host: str = _row(
+    host: str = row(
         "127.0.0.1",
         str,
         "Address to listen at; several with commas.",
@@ -458,7 +432,7 @@ class ServerConfig:
         variables=("LLAMA_ARG_HOST",),
         group="Network",
     )
-    port: int = _row(
+    port: int = row(
         8080,
         int,
         "Port; 0 takes a free one.",
@@ -469,7 +443,7 @@ class ServerConfig:
         variables=("LLAMA_ARG_PORT",),
         group="Network",
     )
-    api_key: tuple[str, ...] = _row(
+    api_key: tuple[str, ...] = row(
         (),
         str,
         "A key that requests must carry; may be repeated, or hold several with commas.",
@@ -479,7 +453,7 @@ class ServerConfig:
         variables=("LLAMA_API_KEY",),
         group="Network",
     )
-    api_key_file: str | None = _row(
+    api_key_file: str | None = row(
         None,
         str,
         "A file of keys, one a line.",
@@ -488,7 +462,7 @@ class ServerConfig:
         variables=("LLAMA_ARG_API_KEY_FILE",),
         group="Network",
     )
-    cors: tuple[str, ...] = _row(
+    cors: tuple[str, ...] = row(
         (),
         str,
         "A web origin that may ask from a browser, *, or localhost with any port; may be repeated.  "
@@ -500,7 +474,7 @@ class ServerConfig:
         variables=("LLAMA_ARG_CORS_ORIGINS", "ATLAS_CORS_ORIGIN"),
         group="Network",
     )
-    sse_ping_interval: int = _row(
+    sse_ping_interval: int = row(
         30,
         int,
         "Seconds after which a stream that has not begun sends a sign of life; 0 or -1: none.",
@@ -511,7 +485,7 @@ class ServerConfig:
         variables=("LLAMA_ARG_SSE_PING_INTERVAL",),
         group="Network",
     )
-    max_body: int = _row(
+    max_body: int = row(
         64 << 20,
         int,
         "Bytes of a request at most.",
@@ -522,7 +496,7 @@ class ServerConfig:
         variables=("ATLAS_MAX_BODY",),
         group="Network",
     )
-    max_queue: int = _row(
+    max_queue: int = row(
         256,
         int,
         "Requests that may wait; more are told to try again.",
@@ -533,7 +507,7 @@ class ServerConfig:
         variables=("ATLAS_MAX_QUEUE",),
         group="Network",
     )
-    drain_seconds: float = _row(
+    drain_seconds: float = row(
         10.0,
         float,
         "Seconds that running answers have at a shutdown.",
@@ -544,7 +518,7 @@ class ServerConfig:
         variables=("ATLAS_DRAIN_SECONDS",),
         group="Network",
     )
-    metrics: bool = _row(
+    metrics: bool = row(
         True,
         bool,
         "Accepted for llama-server's sake: /metrics is always there.",
@@ -553,7 +527,7 @@ class ServerConfig:
         variables=("LLAMA_ARG_ENDPOINT_METRICS",),
         group="Network",
     )
-    slots: bool = _row(
+    slots: bool = row(
         True,
         bool,
         "Show /slots.",
@@ -562,7 +536,7 @@ class ServerConfig:
         variables=("LLAMA_ARG_ENDPOINT_SLOTS",),
         group="Network",
     )
-    log_prompts: bool = _row(
+    log_prompts: bool = row(
         False,
         bool,
         "Write prompts and answers into the log, which is never done otherwise.",
@@ -570,7 +544,7 @@ class ServerConfig:
         variables=("ATLAS_LOG_PROMPTS",),
         group="Network",
     )
-    log_format: str = _row(
+    log_format: str = row(
         "text",
         str,
         "How the log is written: text or JSON lines.",
@@ -580,7 +554,7 @@ class ServerConfig:
         group="Network",
     )
 
-    atlas: bool = _row(
+    atlas: bool = row(
         False,
         bool,
         "Put a memory beside every conversation.",
@@ -589,7 +563,7 @@ class ServerConfig:
         variables=("ATLAS",),
         group="Memory",
     )
-    atlas_auto: bool = _row(
+    atlas_auto: bool = row(
         False,
         bool,
         "The same, with the settings that `recommend` suggests.",
@@ -597,7 +571,7 @@ class ServerConfig:
         variables=("ATLAS_AUTO",),
         group="Memory",
     )
-    atlas_memory_persist: bool = _row(
+    atlas_memory_persist: bool = row(
         False,
         bool,
         "Keep the memory that all requests without a session share in MODEL_memory.atlas.",
@@ -605,7 +579,7 @@ class ServerConfig:
         variables=("ATLAS_MEMORY_PERSIST",),
         group="Memory",
     )
-    atlas_memory_file: str | None = _row(
+    atlas_memory_file: str | None = row(
         None,
         str,
         "Keep it in this file instead.",
@@ -615,7 +589,7 @@ class ServerConfig:
         variables=("ATLAS_MEMORY_FILE",),
         group="Memory",
     )
-    atlas_memory_dir: str | None = _row(
+    atlas_memory_dir: str | None = row(
         None,
         str,
         "The folder of memories that clients may save and load by name, and of sessions.",
@@ -624,7 +598,7 @@ class ServerConfig:
         variables=("ATLAS_MEMORY_DIR",),
         group="Memory",
     )
-    atlas_auto_save_interval: float = _row(
+    atlas_auto_save_interval: float = row(
         300.0,
         float,
         "Seconds between two saves of what has changed.",
@@ -635,7 +609,7 @@ class ServerConfig:
         variables=("ATLAS_AUTO_SAVE_INTERVAL",),
         group="Memory",
     )
-    atlas_auto_save: bool = _row(
+    atlas_auto_save: bool = row(
         True,
         bool,
         "Save while running, too, not only at the end.",
@@ -644,7 +618,7 @@ class ServerConfig:
         variables=("ATLAS_AUTO_SAVE",),
         group="Memory",
     )
-    atlas_memory_compress: bool = _row(
+    atlas_memory_compress: bool = row(
         False,
         bool,
         "Compress saved memories.",
@@ -653,7 +627,7 @@ class ServerConfig:
         variables=("ATLAS_MEMORY_COMPRESS",),
         group="Memory",
     )
-    atlas_memory_backup_count: int = _row(
+    atlas_memory_backup_count: int = row(
         3,
         int,
         "Older versions of a saved memory to keep.",
@@ -664,7 +638,7 @@ class ServerConfig:
         variables=("ATLAS_MEMORY_BACKUP_COUNT",),
         group="Memory",
     )
-    atlas_warm_sessions: int = _row(
+    atlas_warm_sessions: int = row(
         64,
         int,
         "Named sessions that stay in main memory; the others are in files until they are asked for.",
@@ -675,7 +649,7 @@ class ServerConfig:
         variables=("ATLAS_WARM_SESSIONS",),
         group="Memory",
     )
-    cache_ram: int = _row(
+    cache_ram: int = row(
         8192,
         int,
         "MiB of main memory for conversations that are in no slot; -1: any number.",
@@ -687,7 +661,7 @@ class ServerConfig:
         variables=("LLAMA_ARG_CACHE_RAM",),
         group="Memory",
     )
-    atlas_context_disk: int = _row(
+    atlas_context_disk: int = row(
         16384,
         int,
         "MiB of contexts in the files of sessions, so that their texts are not read again; -1: any number.",
@@ -698,7 +672,7 @@ class ServerConfig:
         variables=("ATLAS_CONTEXT_DISK",),
         group="Memory",
     )
-    atlas_load_optimizer: bool = _row(
+    atlas_load_optimizer: bool = row(
         True,
         bool,
         "Load the optimiser's state with a memory.",
@@ -707,7 +681,7 @@ class ServerConfig:
         variables=("ATLAS_LOAD_OPTIMIZER",),
         group="Memory",
     )
-    atlas_load_window: bool = _row(
+    atlas_load_window: bool = row(
         True,
         bool,
         "Load the window with a memory.",
@@ -716,7 +690,7 @@ class ServerConfig:
         variables=("ATLAS_LOAD_WINDOW",),
         group="Memory",
     )
-    atlas_window: int | None = _row(
+    atlas_window: int | None = row(
         None,
         int,
         "Pairs that the exact window keeps (window_size).",
@@ -728,7 +702,7 @@ class ServerConfig:
         variables=("ATLAS_WINDOW",),
         group="Memory",
     )
-    atlas_blend: str | None = _row(
+    atlas_blend: str | None = row(
         None,
         str,
         "Weight of the window's prediction, or adaptive (blend_ratio).",
@@ -738,7 +712,7 @@ class ServerConfig:
         variables=("ATLAS_BLEND",),
         group="Memory",
     )
-    atlas_learning_rate: float | None = _row(
+    atlas_learning_rate: float | None = row(
         None,
         float,
         "Step size of the learned memory.",
@@ -749,7 +723,7 @@ class ServerConfig:
         variables=("ATLAS_LEARNING_RATE",),
         group="Memory",
     )
-    atlas_polynomial: int | None = _row(
+    atlas_polynomial: int | None = row(
         None,
         int,
         "Degree of the feature map (polynomial_degree).",
@@ -761,7 +735,7 @@ class ServerConfig:
         variables=("ATLAS_POLYNOMIAL",),
         group="Memory",
     )
-    atlas_memory_dim: int | None = _row(
+    atlas_memory_dim: int | None = row(
         None,
         int,
         "Width of the memory's keys (memory_dim).",
@@ -772,7 +746,7 @@ class ServerConfig:
         variables=("ATLAS_MEMORY_DIM",),
         group="Memory",
     )
-    atlas_muon: bool | None = _row(
+    atlas_muon: bool | None = row(
         None,
         bool,
         "Orthogonalise the steps (use_muon).",
@@ -781,7 +755,7 @@ class ServerConfig:
         variables=("ATLAS_MUON",),
         group="Memory",
     )
-    device: str = _row(
+    device: str = row(
         "cpu",
         str,
         "Where memories compute.",
@@ -792,9 +766,9 @@ class ServerConfig:
     )
 
     def __post_init__(self) -> None:
-        for row in table():
-            object.__setattr__(self, row.name, row.check(getattr(self, row.name)))
-        _object(self.chat_template_kwargs)
+        for one in table():
+            object.__setattr__(self, one.name, one.check(getattr(self, one.name)))
+        json_object(self.chat_template_kwargs)
         if not self.host.strip(" ,"):  # which a socket takes for every address there is
             raise InvalidParamError(
                 "no address to listen at is named", key="host", hint="Leave it out, or name one."
@@ -839,7 +813,7 @@ class ServerConfig:
     @property
     def template_variables(self) -> dict[str, Any]:
         """What the chat template is given where a request does not say."""
-        return {"enable_thinking": self.reasoning != "off", **_object(self.chat_template_kwargs)}
+        return {"enable_thinking": self.reasoning != "off", **json_object(self.chat_template_kwargs)}
 
     @property
     def n_ctx_slot(self) -> int:
@@ -869,16 +843,7 @@ class ServerConfig:
         ):  # an empty variable in a script must not open the server to everybody
             raise InvalidParamError("the API key is empty", key="api_key", hint="Leave it out, or name one.")
         if self.api_key_file is not None:
-            from atlas_kit.storage.given import open_source
-
-            with open_source(self.api_key_file) as source:
-                text = source.read(0, min(source.size, 1 << 20)).decode("utf-8-sig", "replace")
-            lines = [line.strip() for line in text.splitlines()]
-            if not any(lines):
-                raise InvalidParamError(
-                    "there is no API key in this file", path=self.api_key_file, key="api_key_file"
-                )
-            found += lines
+            found += read_keys(self.api_key_file)
         return tuple(dict.fromkeys(key for key in found if key))
 
     @classmethod
@@ -896,34 +861,14 @@ class ServerConfig:
         InvalidParamError
             A name is not known, or a value is out of range.
         """
-        found = {} if file is None else read_file(file)
-        for row in table():
-            for variable in row.variables:
+        found = {} if file is None else read_file(file, table())
+        for one in table():
+            for variable in one.variables:
                 if environment is not None and environment.get(variable):
                     value: Any = environment[variable]
-                    found[row.name] = value.split(",") if row.many else value
+                    found[one.name] = value.split(",") if one.many else value
         found.update({name: value for name, value in options.items() if value is not None})
         return cls(**found)
-
-
-def _object(text: str | None) -> dict[str, Any]:
-    """Return what the chat template is given, as it was written.
-
-    Raises
-    ------
-    InvalidParamError
-        It is no JSON object.
-    """
-    try:
-        found = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise InvalidParamError(
-            "chat_template_kwargs is no JSON object", key="chat_template_kwargs",
-            hint='Write it as {"enable_thinking": false}.',
-        )  # fmt: skip
-    return found
 
 
 _TABLE: list[Row] = []
@@ -936,63 +881,3 @@ def table() -> list[Row]:
             more = {"variables": (f"ATLAS_{one.name.upper()}",), **one.metadata}
             _TABLE.append(Row(name=one.name, default=one.default, **more))
     return _TABLE
-
-
-def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the settings in a JSON or TOML file, under the names of ``ServerConfig``.
-
-    Raises
-    ------
-    InvalidParamError
-        It is neither, or names a setting that there is not.
-    """
-    from atlas_kit.storage.given import open_source
-
-    with open_source(path) as source:
-        text = source.read(0, min(source.size, 1 << 20)).decode("utf-8-sig", "replace")
-    document = _parsed(text, os.fspath(path))
-    names: dict[str, str] = {}
-    for row in table():
-        for word in (row.name, *row.words, *row.off):
-            names[word.replace("-", "_")] = row.name
-    found = {}
-    for name, value in document.items():
-        plain = name.replace("-", "_")
-        if plain not in names:
-            raise InvalidParamError(
-                f"there is no setting {name!r}", path=path, hint="Settings are named as the options are."
-            )
-        row = next(row for row in table() if row.name == names[plain])
-        negated = any(word.replace("-", "_") == plain for word in row.off)
-        found[row.name] = not _as_bool(value) if negated else value
-    return found
-
-
-def _parsed(text: str, path: str) -> dict[str, Any]:
-    if path.endswith(".toml"):
-        parse: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli").loads
-    else:
-        parse = json.loads
-    try:
-        document = parse(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidParamError(f"the configuration cannot be read: {error}", path=path) from error
-    if not isinstance(document, dict):
-        raise InvalidParamError("this is not an object of settings", path=path)
-    return document
-
-
-def memory_settings(config: ServerConfig, model: str) -> AtlasSettings:
-    """Return the settings of memories that nobody has chosen others for."""
-    from atlas_kit.formats.gguf import GGUFFile
-    from atlas_kit.settings.native import native_settings
-
-    if config.atlas_auto:
-        from atlas_kit.settings.recommend import recommend
-
-        return recommend(model).settings.replace(**config.changes)
-    native = None
-    if os.path.isfile(model):
-        with GGUFFile.open(model) as file:
-            native = native_settings(file)[0]
-    return (native or AtlasSettings()).replace(**config.changes)

@@ -683,6 +683,8 @@ class Conversations:
         try:
             await self._take_back(conversation, files)
         except Exception as error:
+            if conversation.closed:  # its file has gone meanwhile; one that is there now is that of the next
+                raise _deleted() from None
             # nothing is wrong with the file where too many are open, or a disk is away for a moment
             if type(error) is FileAccessError:
                 raise

@@ -22,7 +22,7 @@ from atlas_kit.llama.steps import likeliest
 from atlas_kit.server.branches import Match
 from atlas_kit.server.conversation import Conversation, Slot
 from atlas_kit.server.jobs import Watched, finished
-from atlas_kit.server.keys import SHARED, Key
+from atlas_kit.server.keys import SHARED, Key, looked_at
 from atlas_kit.server.problems import ApiError, too_long, unavailable
 
 if TYPE_CHECKING:
@@ -169,6 +169,8 @@ class Generating:
     before, after
         Called with the conversation before it is its turn, and when it is over: what ``after`` returns goes into the
         ``atlas`` object.
+    namespace
+        Of the API key that asks.
     """
 
     def __init__(
@@ -181,7 +183,9 @@ class Generating:
         remembers: bool,
         before: Hook | None = None,
         after: Hook | None = None,
+        namespace: str = "",
     ) -> None:
+        self._namespace = namespace
         self._conversations, self._choose, self._asked = conversations, choose, asked
         self._remembers, self._before, self._after = remembers, before, after
         self._metrics, self._cut = metrics, False
@@ -462,7 +466,8 @@ class Generating:
         if self._answering:
             self._blend(reading, tokens, probabilities)
         if self._conversation is not None:
-            self._conversations.traces.take(self._conversation.key, reading, tokens, probabilities)
+            key = looked_at(self._conversation.key, self._namespace)
+            self._conversations.traces.take(key, reading, tokens, probabilities)
 
     def _expected(self) -> Callable[[int, Array], None] | None:
         """Return what takes down the log-probabilities of the text's tokens while they are read."""

@@ -14,3 +14,11 @@ class Key(NamedTuple):
 
 #: The conversation that requests without a session share where a memory is kept; no API key has this namespace.
 SHARED = Key("shared", None)
+
+
+def looked_at(key: Key, namespace: str) -> Key:
+    """Return under which key what a conversation reads for an API key is looked at.
+
+    What the shared memory reads is everybody's in what was learned of it, and nobody else's word for word.
+    """
+    return Key(SHARED.namespace, namespace) if key == SHARED and namespace else key

@@ -140,7 +140,7 @@ class TextLines(_Lines):
 
 def _plain(value: Any) -> str:
     return (
-        json.dumps(value, ensure_ascii=False)
+        printable(json.dumps(value, ensure_ascii=False))
         if isinstance(value, str) and " " in value
         else printable(str(value))
     )
@@ -161,4 +161,10 @@ class JsonLines(_Lines):
         }
         if lines := self.error(record):
             found["error"] = {"said": lines[-1], "traceback": lines[:-1]}
-        return json.dumps(found, ensure_ascii=False, default=str)
+        line = json.dumps(found, ensure_ascii=False, default=str)
+        # what ends a line to some readers, or moves a terminal's cursor, is written as JSON's escapes
+        return line if line.isprintable() else "".join(map(_escaped, line))
+
+
+def _escaped(one: str) -> str:
+    return one if one.isprintable() else json.dumps(one)[1:-1]

@@ -165,6 +165,8 @@ class Memories:
         await self._warm(conversation)
         state, _ = await conversations.state(conversation)
         assert state is not None
+        if conversation.key == SHARED and namespace:  # several people's texts, of whom one asks
+            state = without_texts(state)
         info = {**about(conversation), "namespace": None, "name": None}
         await finished(asyncio.to_thread(self._write, path, state, info))
         return self._described(path)
@@ -211,21 +213,32 @@ class Memories:
             self._service.conversations.drop(conversation)
             raise
 
+    async def save_in_place(self, conversation: Conversation) -> str | None:
+        """Save a memory where it is kept anyway; return why the shared one was not saved.
+
+        Raises
+        ------
+        AtlasError
+            A session's cannot be written, or it was deleted meanwhile.
+        """
+        service = self._service
+        if conversation.key != SHARED:
+            await service.conversations.save(conversation)
+            return None
+        assert service.shared is not None
+        saved = await service.shared.save(service.conversations, conversation)
+        return None if saved else service.shared.report.last_problem
+
     async def keep(self, conversation: Conversation, name: str | None) -> dict[str, Any]:
         """Save the memory of an answer: into the file that the request names, or where it is kept anyway.
 
         The answer is there already, so what goes wrong is told beside it.
         """
-        service = self._service
         try:
             if name is not None:
                 await self.save(conversation.key.namespace, conversation, name)
-            elif conversation.key == SHARED:
-                assert service.shared is not None
-                if not await service.shared.save(service.conversations, conversation):
-                    return {"saved": False, "problem": service.shared.report.last_problem}
-            else:
-                await service.conversations.save(conversation)
+            elif (problem := await self.save_in_place(conversation)) is not None:
+                return {"saved": False, "problem": problem}
         except (AtlasError, ApiError) as error:
             return {"saved": False, "problem": f"The memory was not saved: {error.message}"}
         return {"saved": True}
@@ -356,6 +369,11 @@ class Memories:
             stats, state, config = memory.stats(), memory.pin(), memory.memory.config
         measured = await asyncio.to_thread(statistics, config, state)
         return {**stats, **_numbers(measured)}
+
+
+def without_texts(state: SessionState) -> SessionState:
+    """Return what was learned, without the conversations that it was learned from."""
+    return dataclasses.replace(state, tokens=(), position=0, output={}, context=None, texts=())
 
 
 def _no_such_memory() -> NoSuchFileError:

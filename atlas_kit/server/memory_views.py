@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import dataclasses
 import hashlib
 import json
 import secrets
@@ -17,16 +16,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from atlas_kit.explorer.pooling import block, pool
-from atlas_kit.memory.backend import to_host
 from atlas_kit.persistence.session_file import session_state_bytes
 from atlas_kit.server.conversation import about
 from atlas_kit.server.jobs import finished
 from atlas_kit.server.keys import SHARED
+from atlas_kit.server.memories import without_texts
 from atlas_kit.server.problems import ApiError
 
 if TYPE_CHECKING:
     from atlas_kit.llama.token_memory import TokenMemory
-    from atlas_kit.persistence.session_state import SessionState
     from atlas_kit.server.conversation import Conversation
     from atlas_kit.server.memories import Host
 
@@ -97,7 +95,7 @@ class MemoryViews:
                 raise _moved()
             info = {**about(conversation), "namespace": None, "name": None}
             if conversation.key == SHARED:
-                state = _without_texts(state)
+                state = without_texts(state)
             data: bytes = await finished(
                 asyncio.to_thread(session_state_bytes, state, metadata={"session": info})
             )
@@ -180,6 +178,8 @@ def _copied(memory: TokenMemory, name: str | None) -> _Copied:
     chosen = names[0] if name is None else name
     if chosen not in names:
         raise ApiError(404, "The memory has no matrix of this name.", param="name", code="not_found")
+    from atlas_kit.memory.backend import to_host
+
     matrix = np.array(to_host(state.parameters[chosen]))
     return _Copied(names, chosen, matrix, memory.tokens_seen, int(state.counters["steps"]))
 
@@ -212,7 +212,3 @@ def _piece(found: _Copied, part: Part) -> dict[str, Any]:
 def _moved() -> ApiError:
     """Return what is told where a memory went into its file again in the moment that it was asked for."""
     return ApiError(409, "The memory is being moved: try again.", param="session_id", code="moved")
-
-
-def _without_texts(state: SessionState) -> SessionState:
-    return dataclasses.replace(state, tokens=(), position=0, output={}, context=None, texts=())

@@ -115,6 +115,7 @@ def report(service: Service, seconds: int, namespace: str) -> dict[str, Any]:
         "kv_cache_usage_ratio": now.kv_cache_usage,
         "slots": _slots(service, namespace),
         "sessions": now.sessions,
+        "sessions_outlive_a_restart": service.ready and service.files.outlives,
         "memory_file": memory_file(service),
         "totals": totals(metrics),
         "conversations": conversations_of(service, namespace),

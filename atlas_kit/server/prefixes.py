@@ -147,14 +147,14 @@ class Prefixes:
         while True:
             best = self._longest(kind, text)
             known = 0 if best is None else len(best.tokens)
-            alike = self._alike(self._reading, kind, text)
-            if alike is None or alike[1] < known + LEAST_SHARED or alike[1] in alike[0].behind:
+            alike = self._alike(self._reading, kind, text, to_come=True)
+            if alike is None or alike[1] < known + LEAST_SHARED:
                 break
             reader, place = alike
             came = reader.came(place)
             if not await self._ask(partial(reader.add, place)):
                 reader.give(place, None)  # it is further by now
-                break
+                continue
             found = await asyncio.shield(came)
             if found is not None:
                 best, known = found, place
@@ -176,18 +176,16 @@ class Prefixes:
         ]
         return max(found, key=lambda one: len(one.tokens), default=None)
 
-    def _exactly(self, reader: Reader, place: int) -> Prefix | None:
-        text = reader.text[:place]
-        return next((one for one in self._kept if one.kind == reader.kind and one.tokens == text), None)
-
-    def _alike(self, readers: Sequence[Reader], kind: Kind, text: array[int]) -> tuple[Reader, int] | None:
-        """Return who has the longest beginning of a text, and how long that is."""
+    def _alike(
+        self, readers: Sequence[Reader], kind: Kind, text: array[int], *, to_come: bool = False
+    ) -> tuple[Reader, int] | None:
+        """Return who has the longest beginning of a text, and how long that is; ``to_come``: and is not behind it."""
         best: tuple[Reader, int] | None = None
         for one in readers:
             if one.kind != kind or one.text[0] != text[0]:
                 continue
             shared = common_length(one.text, text)
-            if best is None or shared > best[1]:
+            if (best is None or shared > best[1]) and not (to_come and shared in one.behind):
                 best = one, shared
         return best
 

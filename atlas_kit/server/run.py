@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import FileAccessError, MissingExtraError
-from atlas_kit.server.app import begun_app, import_routes
+from atlas_kit.server.app import begun_app, import_routes, visit_routes
 from atlas_kit.server.asgi import Capitals
 from atlas_kit.server.service import Service
 
@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("atlas_kit.server")
 #: Answers that are told to end have so long to be told.
 END_SECONDS = 5
+#: So long a thread may compute in Python while another wants to. Each time the event loop sends something it gives the
+#: interpreter away, and beside an engine's thread that is busy with memories it would wait for it 5 ms each time.
+SWITCH_SECONDS = 0.0005
 #: So long after the start, what only some requests need is loaded.
-LATER_SECONDS = 1.0
+LATER_SECONDS = 0.5
 #: Saving has so long at the end, before the process ends without it.
 SAVE_SECONDS = 60
 
@@ -51,6 +54,8 @@ def serve(config: ServerConfig, service: Service | None = None) -> None:
             port = listeners[0].getsockname()[1] if listeners else config.port
             one = _listening(host, port, beside_others=len(config.hosts) > 1)
             listeners.append(opened.enter_context(one))
+        sys.setswitchinterval(SWITCH_SECONDS)
+        gc.enable()  # it is off for short runs (cli/main.py): a server would keep all that it ever answered
         service.begin_loading()  # llama.cpp does not need Python meanwhile, which imports the rest
         asyncio.run(_Life(service, uvicorn, listeners).whole())
     if service.unsaved:  # whoever watches the process should not take this for a good end
@@ -62,9 +67,9 @@ def serve(config: ServerConfig, service: Service | None = None) -> None:
 class _Life:
     def __init__(self, service: Service, uvicorn: Any, listeners: Sequence[socket.socket]) -> None:
         self._service, self._config, self._listeners = service, service.config, listeners
-        app, self._complete = begun_app(service)
+        self._app, self._complete = begun_app(service)
         settings = uvicorn.Config(
-            Capitals(app), log_config=None, access_log=False, lifespan="off",
+            Capitals(self._app), log_config=None, access_log=False, lifespan="off",
             timeout_graceful_shutdown=int(self._config.drain_seconds) + END_SECONDS,
             server_header=False, timeout_keep_alive=75,
         )  # fmt: skip
@@ -108,8 +113,8 @@ class _Life:
         await asyncio.sleep(LATER_SECONDS)
         await asyncio.to_thread(_import_later)
         self._complete()
+        await asyncio.to_thread(visit_routes, self._app)
         gc.freeze()  # what is there now stays: later collections, which stop all streams, need not look at it
-        gc.enable()  # it is off for short runs (cli/main.py): a server would keep all that it ever answered
 
     def _start(self, work: Any) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = asyncio.ensure_future(work)
@@ -168,8 +173,8 @@ class _Life:
 def _import_later() -> None:
     """Import endpoints and memories, so that whoever asks for them first does not wait for that."""
     import_routes()
-    for name in ("atlas_kit.llama.token_memory", "atlas_kit.persistence.snapshot"):
-        importlib.import_module(name)
+    for name in ("server.exposition", "llama.token_memory", "persistence.snapshot"):
+        importlib.import_module(f"atlas_kit.{name}")
 
 
 def _listening(host: str, port: int, *, beside_others: bool = False) -> socket.socket:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Entries of a bias; a text counts once, and becomes all of its tokens.
 MOST_BIASES = 4096
+#: Characters of all texts in it: they are tokenized while everybody waits.
+MOST_BIASED_TEXT = 1 << 16
 #: What a request may hold under the very names of ``Sampling``.
 NAMES = (
     "temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repeat_penalty", "repeat_last_n",
@@ -98,10 +100,16 @@ def biases_of(engine: Engine, given: Any) -> dict[int, float]:
     if not isinstance(pairs, list) or len(pairs) > MOST_BIASES:
         raise _no_bias()
     found: dict[int, float] = {}
+    text = 0
     for pair in pairs:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise _no_bias()
         key, bias = pair
+        text += len(key) if isinstance(key, str) else 0
+        if text > MOST_BIASED_TEXT:
+            raise InvalidParamError(
+                f"the texts of a logit_bias have at most {MOST_BIASED_TEXT} characters", key="logit_bias"
+            )
         if bias is False:
             bias = float("-inf")
         if isinstance(bias, bool) or not isinstance(bias, (int, float)) or isinstance(key, (bool, float)):

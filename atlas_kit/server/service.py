@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.background import start_thread
 from atlas_kit.errors import AtlasError, InvalidParamError, LockedError
-from atlas_kit.llama.sampling import Sampling
 from atlas_kit.server import logs
 from atlas_kit.server.conversation import Conversation
 from atlas_kit.server.conversations import Conversations
@@ -84,6 +83,8 @@ class Service:
         self._loading: Future[Engine] | None = None
         self._saver: asyncio.Task[None] | None = None
         self._stop_saving = asyncio.Event()
+        #: Is taken by a request that begins.
+        self.turn = asyncio.Lock()
         self.session_problem: str | None = None
         self.memories = Memories(self)
         self.memory_views = MemoryViews(self)
@@ -122,7 +123,7 @@ class Service:
         for note in self.engine.notes:
             log.info("%s", note)
         self.template = await asyncio.to_thread(self._chat_template)
-        self.settings = await asyncio.to_thread(_settings, self.config, self.engine)
+        self.settings = await asyncio.to_thread(memory_settings, self.config, self.engine.info.path)
         self.text_form = await asyncio.to_thread(text_form, self.engine.info.path, self.config.pooling)
         self.files = await asyncio.to_thread(self._session_files)
         self.responses = await asyncio.to_thread(self._kept_responses)
@@ -146,9 +147,6 @@ class Service:
 
     async def _open_conversations(self) -> None:
         """Take the sequences, and bring back who used them last: for a moment, the start waits for that, too."""
-        import anyio.lowlevel
-
-        await anyio.lowlevel.checkpoint()  # the first answer would load what this does
         await self.conversations.open()
         if self.files.outlives:
             back = self.conversations.bring_back(self.settings, self.engine.n_sequences)
@@ -156,9 +154,8 @@ class Service:
 
     def _warm_up(self) -> None:
         """Load what the first request needs, so that it does not wait for it."""
-        for name in ("numpy.ctypeslib", "numpy.ma"):  # NumPy leaves these until somebody wants them
-            importlib.import_module(name)
-        self.engine.sampler(Sampling()).close()
+        for name in ("numpy.ctypeslib", "numpy.ma", "atlas_kit.llama.llama_sampler"):
+            importlib.import_module(name)  # left by who imports the rest until somebody wants them
         if self.config.remembers:
             self.conversations.new_memory(self.settings)
 
@@ -254,12 +251,14 @@ class Service:
     def _chat_template(self) -> ChatTemplate:
         from atlas_kit.llama.chat import ChatTemplate
 
-        source = self.config.chat_template
+        source = self.config.chat_template or None
         if self.config.chat_template_file is not None:
             from atlas_kit.storage.given import open_source
 
             with open_source(self.config.chat_template_file) as file:
-                source = file.read(0, file.size).decode("utf-8", "replace")
+                source = file.read(0, file.size).decode("utf-8-sig", "replace")
+            if not source.strip():  # every conversation would be empty
+                raise InvalidParamError("this chat template is empty", path=self.config.chat_template_file)
         if source is None and self.engine.info.chat_template is None:
             log.info("the model has no chat template: conversations are read as a transcript")
             return transcript(self.engine)
@@ -390,7 +389,8 @@ class Service:
         return bool(enabled)
 
     def _settings_for(self, atlas: Mapping[str, Any]) -> AtlasSettings:
-        return self.settings.replace(**settings_in(atlas))
+        changes = settings_in(atlas)
+        return self.settings.replace(**changes) if changes else self.settings
 
     def session(self, namespace: str, name: str) -> Conversation | None:
         """Return the session of a name."""
@@ -460,6 +460,7 @@ class Service:
             remembers=remembers,
             before=None if atlas.get("memory_file") is None else begin,
             after=keep if atlas.get("save_memory") else None,
+            namespace=namespace,
         )  # fmt: skip
 
     def _note(self, request: Request) -> None:
@@ -487,12 +488,6 @@ def settings_in(atlas: Mapping[str, Any]) -> dict[str, Any]:
     return {name: atlas[name] for name in SETTINGS if atlas.get(name) is not None}
 
 
-def _settings(config: ServerConfig, engine: Engine) -> AtlasSettings:
-    from atlas_kit.server.config import memory_settings
-
-    return memory_settings(config, engine.info.path)
-
-
 def load_engine(config: ServerConfig) -> Engine:
     """Load the model that is configured, with llama.cpp.
 
@@ -513,3 +508,19 @@ def load_engine(config: ServerConfig) -> Engine:
         "n_batch": config.n_batch,
     }
     return open_engine(config.model, **{name: one for name, one in options.items() if one is not None})
+
+
+def memory_settings(config: ServerConfig, model: str) -> AtlasSettings:
+    """Return the settings of memories that nobody has chosen others for."""
+    from atlas_kit.formats.gguf import GGUFFile
+    from atlas_kit.settings.native import native_settings
+
+    if config.atlas_auto:
+        from atlas_kit.settings.recommend import recommend
+
+        return recommend(model).settings.replace(**config.changes)
+    native = None
+    if os.path.isfile(model):
+        with GGUFFile.open(model) as file:
+            native = native_settings(file)[0]
+    return (native or AtlasSettings()).replace(**config.changes)

@@ -9,7 +9,7 @@ from memory_arrays import arrays, assert_same
 
 from atlas_kit.errors import BusyError, ClosedError, DivergedError, InvalidParamError, ModelError
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling, SessionPool
-from atlas_kit.llama.batch import LEARN_AT_ONCE
+from atlas_kit.llama.batch import BESIDE_AT_ONCE, LEARN_AT_ONCE
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
 GREEDY = Sampling(temperature=0)
@@ -47,8 +47,10 @@ def test_sessions_generate_what_they_would_alone(kind, memory, request):
         session.close()
 
 
-def test_memories_that_fill_together_learn_in_turns(monkeypatch):
+@pytest.mark.parametrize(("processors", "at_once"), [(1, LEARN_AT_ONCE), (2, BESIDE_AT_ONCE)])
+def test_memories_that_fill_together_learn_in_turns(processors, at_once, monkeypatch):
     """Eight sessions fill a step with the same token; whenever their turn comes, each learns what it does alone."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(processors)))
     engine = FakeEngine(n_ctx=64, n_sequences=8)
     with contextlib.ExitStack() as stack:
         alone = stack.enter_context(AtlasSession(engine, SMALL))
@@ -74,7 +76,7 @@ def test_memories_that_fill_together_learn_in_turns(monkeypatch):
             commits.clear()
             pool.step()
             most = max(most, len(commits))
-        assert most == LEARN_AT_ONCE
+        assert most == at_once
         assert [ids(job.tokens) for job in jobs] == [expected] * 8
         for session in sessions:
             assert not session.puts_off

@@ -11,8 +11,9 @@ from memory_arrays import arrays, assert_same
 
 from atlas_kit.errors import InvalidParamError, ModelError, WrongModelError
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling
-from atlas_kit.llama.parking import park, unpark
+from atlas_kit.llama.parking import park, parked_of, unpark
 from atlas_kit.memory import learning
+from atlas_kit.persistence.session_file import read_session_state, session_state_bytes
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
 GREEDY = Sampling(temperature=0)
@@ -227,3 +228,25 @@ def test_what_is_owed_is_parked_too():
         unpark(session, park(session))
         session.run(session.catching_up())
         assert session.context_tokens == expected
+
+
+def test_a_context_of_another_build_is_read_again() -> None:
+    """Its bytes may mean something else there; the tokens are the same."""
+    engine = FakeEngine(n_sequences=1)
+    engine.info = dataclasses.replace(engine.info, build="one 1.0")
+    with AtlasSession(engine, SMALL) as session:
+        session.feed(TEXT[:40])
+        state = session.state()
+        said = [token.id for token in session.generate(max_tokens=4, sampling=GREEDY)]
+    assert state.build == "one 1.0"
+    file = session_state_bytes(state)
+    for build, decodes in (("one 1.0", 0), ("one 1.1", 2)):
+        other = FakeEngine(n_sequences=1)
+        other.info = dataclasses.replace(other.info, build=build)
+        kept = read_session_state(file)
+        assert kept.build == "one 1.0"
+        assert (parked_of(other, kept).data is None) == (build != "one 1.0")
+        with AtlasSession(other, None) as session:
+            session.restore(kept)
+            assert other.decodes == decodes
+            assert [token.id for token in session.generate(max_tokens=4, sampling=GREEDY)] == said

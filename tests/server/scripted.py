@@ -139,7 +139,7 @@ class _Script:
         return self._tokens.pop(0) if len(self._tokens) > 1 else self._tokens[0]
 
     def accept(self, tokens: Any) -> None:
-        pass
+        """Nothing is followed."""
 
     def close(self) -> None:
         if not self._asked:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from atlas_kit.errors import AtlasError, FileAccessError, InvalidParamError
+from atlas_kit.persistence.session_file import read_session_state
 from server.conftest import Server, fake_engine
 
 pytest.importorskip("fastapi", reason="the packages of the server are not installed")
@@ -376,6 +378,47 @@ def test_the_servers_own_file_is_its_own(serve: Server, tmp_path: Path) -> None:
     assert (tmp_path / "own.atlas").is_file()
     refused(server, "/v1/atlas/memory/save", 409, memory_file="own")
     refused(server, "/v1/atlas/memory/delete", 409, memory_file="own")
+
+
+def test_a_copy_of_the_shared_memory_has_nobody_elses_texts(serve: Server, tmp_path: Path) -> None:
+    """A key that saves it, and has the file sent to it, must not read what other keys have written."""
+    own = str(tmp_path / "own.atlas")
+    server = serve(atlas_memory_dir=str(tmp_path), atlas_memory_file=own, api_key=("one", "two"))
+    one, two = ({"authorization": f"Bearer {key}"} for key in ("one", "two"))
+    body = {"prompt": TEXT, "max_tokens": 1}
+    assert server.client.post("/v1/completions", json=body, headers=one).status_code == 200
+    for path, asked in (("save", {}), ("load", {"session_id": "mine"})):
+        asked = {"memory_file": "copy", **asked}
+        assert server.client.post(f"/v1/atlas/memory/{path}", json=asked, headers=two).status_code == 200
+    [file] = tmp_path.glob("key-*/copy.atlas")
+    state = read_session_state(file)
+    assert (state.texts, state.tokens, state.context) == ((), (), None)
+    answer = server.client.get("/v1/atlas/memory", params={"session_id": "mine"}, headers=two)
+    assert answer.json()["conversation_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (InvalidParamError("the session was deleted meanwhile", key="session_id"), 400),
+        (FileAccessError("cannot write: no space left on device", path="/secret/place"), 507),
+    ],
+    ids=["deleted", "full"],
+)
+def test_why_a_session_was_not_saved(
+    error: AtlasError, status: int, serve: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(atlas_memory_dir=str(tmp_path))
+    ask(server, "anna")
+
+    async def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(server.service.conversations, "save", fail)
+    answer = server.client.post("/v1/atlas/sessions/anna/save")
+    assert answer.status_code == status
+    assert error.message in answer.json()["error"]["message"].lower()
+    assert "/secret" not in answer.text
 
 
 def test_a_damaged_memory_is_not_loaded(serve: Server, tmp_path: Path) -> None:

@@ -194,6 +194,7 @@ def test_reasoning_is_split_off(ask):
     message = ask(text, reasoning_format="none")["choices"][0]["message"]
     assert message["content"] == text
     assert "reasoning_content" not in message
+    assert ask(text, settings={"reasoning_format": "none"})["choices"][0]["message"] == message
     long = ask(text)["usage"]["prompt_tokens"]
     for asked in ({"reasoning_effort": "none"}, {"chat_template_kwargs": {"enable_thinking": False}}):
         assert ask(text, **asked)["usage"]["prompt_tokens"] > long
@@ -225,6 +226,13 @@ def test_thoughts_have_a_budget(ask, opened):
         assert message.get("reasoning_content", "") == "a" * used
         assert message["content"] == "a" * (50 - used) + ("</think>" if used < 50 else "") + "Yes."
     assert "reasoning_content" not in ask("Hello!", thinking_budget=3)["choices"][0]["message"]
+    for asked, used in (
+        ({}, 10),
+        ({"thinking_budget": 20}, 20),
+    ):  # the server's own holds where nothing is said
+        engine, settings = {"template": template}, {"reasoning_budget": 10}
+        found = ask(script, max_tokens=90, engine=engine, settings=settings, **asked)
+        assert found["choices"][0]["message"]["reasoning_content"] == "a" * used
 
 
 def test_several_answers_come_at_the_same_time(inside):

@@ -7,7 +7,9 @@ import json
 import pytest
 
 from atlas_kit.errors import AtlasError, InvalidParamError
-from atlas_kit.server.config import ServerConfig, memory_settings, read_file, table
+from atlas_kit.server.config import ServerConfig, table
+from atlas_kit.server.config_files import read_file
+from atlas_kit.server.service import memory_settings
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
 
@@ -55,7 +57,7 @@ def test_options_stand_above_the_environment_and_that_above_the_file(tmp_path):
 )
 def test_files_name_settings_as_the_command_line_does(tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    config = ServerConfig(**read_file(tmp_path / name))
+    config = ServerConfig(**read_file(tmp_path / name, table()))
     assert config.atlas_memory_file == "a.atlas"
     assert not config.atlas_auto_save
     assert config.keys == ("a", "b")
@@ -74,12 +76,12 @@ def test_files_that_are_no_good(tmp_path, text, said):
     file = tmp_path / "c.json"
     file.write_text(text)
     with pytest.raises(InvalidParamError, match=said):
-        read_file(file)
+        read_file(file, table())
 
 
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(AtlasError, match="there is no such file"):
-        read_file(tmp_path / "none.json")
+        read_file(tmp_path / "none.json", table())
 
 
 @pytest.mark.parametrize(
@@ -197,7 +199,7 @@ def test_what_a_chat_template_is_given(given, variables):
 
 @pytest.mark.parametrize(
     ("host", "hosts"),
-    [("127.0.0.1", ("127.0.0.1",)), ("127.0.0.1, ::1,127.0.0.1", ("127.0.0.1", "::1")), ("", ("",))],
+    [("127.0.0.1", ("127.0.0.1",)), ("127.0.0.1, ::1,127.0.0.1", ("127.0.0.1", "::1"))],
 )
 def test_addresses_to_listen_at(host, hosts):
     assert ServerConfig(model="m", host=host).hosts == hosts

@@ -15,6 +15,7 @@ import pytest
 
 from atlas_kit.errors import BusyError, ClosedError, FileAccessError, InvalidParamError
 from atlas_kit.llama import FakeEngine, Sampling, Scheduler
+from atlas_kit.llama.loading import open_engine
 from atlas_kit.persistence.session_file import context_bytes
 from atlas_kit.server import conversations as module
 from atlas_kit.server import session_files
@@ -27,6 +28,7 @@ from atlas_kit.server.metrics import Metrics
 from atlas_kit.server.session_files import SessionFiles
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
+MODEL = Path(__file__).parents[2] / "sample_data" / "models" / "tiny-python.gguf"
 SMALL = AtlasSettings(window_size=64, memory_dim=8, omega_window=16, chunk_size=8, candidates=16)
 TEXT = "to be or not to be, that is the question: whether 'tis nobler in the mind to suffer. "
 
@@ -54,7 +56,8 @@ class House:
 
     def generating(self, conversation: Any, text: str | bytes, count: int = 4, **more: Any) -> Generating:
         tokens = list(text.encode() if isinstance(text, str) else text)
-        asked = Generation(tokens, **{"sampling": Sampling(temperature=0), "max_tokens": count, **more})
+        given = {"tokens": tokens, "sampling": Sampling(temperature=0), "max_tokens": count}
+        asked = Generation(**{**given, **more})
         choose = conversation if callable(conversation) else lambda: conversation
         return Generating(self.all, choose, asked, Metrics(), remembers=True)
 
@@ -645,6 +648,34 @@ def test_a_folder_that_somebody_removed_is_made_again(tmp_path: Path) -> None:
     run(test)
 
 
+def test_a_session_that_is_deleted_while_it_comes_back_is_not_said_to_be_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        async with House(files=SessionFiles(tmp_path)) as house:
+            anna = house.named("anna")
+            await house.answer(anna, TEXT, 1)
+            await house.all.save(anna)
+            files, loop = house.all.files, asyncio.get_running_loop()
+            assert files is not None
+            del house.all.named[anna.key]
+            again = house.named("anna")
+            read = files.read
+
+            def too_late(key: Key, model: str) -> Any:
+                asyncio.run_coroutine_threadsafe(house.all.delete(again), loop).result(60)
+                return read(key, model)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(files, "read", too_late)
+                with pytest.raises(InvalidParamError, match="deleted meanwhile"):
+                    await house.answer(again, TEXT, 1)
+            assert (await house.answer(house.named("anna"), TEXT, 1)).outcome.cached_tokens == 0
+
+    run(test)
+    assert caplog.text == ""
+
+
 def test_a_full_disk_keeps_sessions_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         async with House(files=SessionFiles(tmp_path), warm=0) as house:
@@ -715,6 +746,49 @@ def test_who_was_there_last_is_brought_back_before_anybody_asks(
                 0,
                 2,
             )  # its last token, and the new one
+
+    run(test)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("build", ["same", "other"])
+def test_beside_a_model_a_session_goes_on_after_a_restart(build: str, tmp_path: Path) -> None:
+    """Its context comes back as bytes; where another build is to read them, its text is read again."""
+
+    def opened() -> Any:
+        return open_engine(str(MODEL), n_ctx=256, n_sequences=2, n_threads=1)
+
+    async def test() -> None:
+        ends: list[list[int]] = []
+        for restarts in (False, True):
+            files = tmp_path / str(restarts)
+            with opened() as engine:
+                text = engine.tokenize("def common_prefix(texts):\n    return texts[0]\n\n" * 4)
+                async with House(engine, files=SessionFiles(files)) as house:
+                    first = await house.answer(house.named("anna"), b"", 8, tokens=text)
+                    more = [*text, *(token.id for token in first.outcome.tokens), *text[:5]]
+                    await house.all.save_all()
+                    if not restarts:
+                        ends.append(await _end(house, more))
+            if restarts:
+                with opened() as engine:
+                    if build == "other":
+                        engine.info = dataclasses.replace(engine.info, build="another")
+                    async with House(engine, files=SessionFiles(files)) as house:
+                        await house.all.bring_back(SMALL, 2)
+                        assert house.named("anna").slot is not None
+                        ends.append(await _end(house, more))
+                        # five tokens, and six that are said; the whole text before them, where it is read again
+                        assert engine.decodes == 7 + (build == "other") * -(
+                            -(len(more) - 5) // engine.n_batch
+                        )
+        assert build == "other" or ends[0] == ends[1]
+        assert len(ends[1]) == 6
+
+    async def _end(house: House, tokens: list[int]) -> list[int]:
+        found = await house.answer(house.named("anna"), b"", 6, tokens=tokens)
+        assert found.outcome.read_tokens == 5
+        return [token.id for token in found.outcome.tokens]
 
     run(test)
 

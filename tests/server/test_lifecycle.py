@@ -497,3 +497,18 @@ def test_a_folder_that_somebody_removed_is_made_again(serve: Server, path: Path)
     shutil.rmtree(path.parent)
     server.post("/v1/atlas/memory/save")
     assert read_session_state(path).texts
+
+
+@pytest.mark.parametrize("text", ["", " \n", "\ufeff"])
+def test_an_empty_chat_template_is_refused_at_the_start(text: str, tmp_path: Path) -> None:
+    (tmp_path / "template.jinja").write_text(text, encoding="utf-8")
+
+    async def start() -> None:
+        service = make_service(chat_template_file=str(tmp_path / "template.jinja"))
+        try:
+            await service.start()
+        finally:
+            await service.stop()
+
+    with pytest.raises(AtlasError, match="chat template is empty"):
+        asyncio.run(start())

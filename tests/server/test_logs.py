@@ -208,6 +208,20 @@ def test_a_path_cannot_look_like_a_line(inside: Insider):
     asyncio.run(whole())
 
 
+ODD = "a b\n\x1b[31m" + "".join(map(chr, (0x85, 0x9B, 0x2028, 0x202E, 0xD800, 0xE0001))) + "\u00e9\u6f22"
+
+
+@pytest.mark.parametrize("formatter", [logs.TextLines, logs.JsonLines])
+def test_whatever_is_written_is_one_line_that_moves_no_cursor(formatter: Any):
+    made = logging.LogRecord("atlas_kit.server", logging.INFO, "", 0, "done", (), None)
+    made.facts = {"path": "/x", "prompt": ODD, "answer": ODD.replace(" ", "")}
+    line = formatter().format(made)
+    assert line.isprintable()
+    assert "\u00e9\u6f22" in line
+    if formatter is logs.JsonLines:
+        assert json.loads(line)["prompt"] == ODD
+
+
 def test_text_lines_are_for_people():
     made = logging.LogRecord("atlas_kit.server", logging.INFO, "", 0, "memory saved: %s", ("a.atlas",), None)
     made.facts = {"request_id": "req_1", "prompt": "two words", "status": 200}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -266,7 +267,8 @@ NUMBERS = [
     ("seed", 1 << 63), ("n_predict", -2), ("n_predict", 1 << 40), ("n_probs", -1), ("n_probs", 100_000),
     ("n_cmpl", 0), ("n_cmpl", 17), ("id_slot", 2), ("id_slot", 999), ("n_indent", -1), ("t_max_predict_ms", -2),
     ("logit_bias", "a"), ("logit_bias", [["a"]]), ("logit_bias", {"a": "b"}), ("logit_bias", [[999999, 1]]),
-    ("logit_bias", {"1": 1e300}), ("stop", ["a"] * 65), ("grammar", "x" * 70_000), ("response_fields", "a"),
+    ("logit_bias", {"1": 1e300}), ("logit_bias", [["a" * 70_000, 1]]),
+    ("stop", ["a"] * 65), ("grammar", "x" * 70_000), ("response_fields", "a"),
 ]  # fmt: skip
 
 
@@ -379,6 +381,35 @@ def test_tokens_of_a_text_and_back(serve: Server):
         ("detokenize", {"tokens": "a"}),
     ):
         assert server.client.post(f"/{path}", json=body).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", {"content": "a" * 30_000, "with_pieces": True}),
+        ("/detokenize", {"tokens": [97] * 30_000}),
+    ],
+)
+def test_a_long_text_holds_nobody_up(path, body, inside: Insider):
+    """It is read and written on another thread than the event loop's."""
+    engine, threads = fake_engine(), set()
+    tokenize, piece = engine.tokenize, engine.piece
+
+    def noted(function):
+        def call(*given, **more):
+            threads.add(threading.get_ident())
+            return function(*given, **more)
+
+        return call
+
+    async def ask():
+        async with inside(engine) as server:
+            engine.tokenize, engine.piece = noted(tokenize), noted(piece)
+            assert (await server.client.post(path, json=body)).status_code == 200
+
+    asyncio.run(ask())
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 @pytest.mark.model

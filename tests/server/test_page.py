@@ -67,7 +67,7 @@ def test_what_is_said_is_answered_and_the_memory_is_seen_at_work(page: Page, ser
     expect(page.locator(".tile.gap b")).to_have_text("–")
     say(page, "My boat is blue.")
     say(page, "What colour is my boat?")
-    words = page.locator(".message .words")
+    words = page.locator(".message > .words")
     assert words.all_inner_texts() == [
         "My boat is blue.", "It is blue.", "What colour is my boat?", "Blue, as you said.",
     ]  # fmt: skip
@@ -167,6 +167,7 @@ def test_the_shared_memory_is_chosen_where_there_is_one(page: Page, serve: Serve
     expect(page.get_by_role("button", name="Shared memory")).to_have_attribute("aria-pressed", "true")
     expect(page.locator(".panel.saves")).to_contain_text("began anew; it is kept in boat.atlas")
     expect(page.locator(".panel.saves")).to_contain_text("Not saved yet")
+    expect(page.locator(".panel.saves")).to_contain_text("Sessions with a name end with the server.")
     say(page, "My boat is blue.")
     assert "session_id" not in sent[0]["atlas"]
     assert server.run(server.service.save())
@@ -277,17 +278,20 @@ def test_the_shared_memory_is_saved_and_reset(page: Page, serve: Server, tmp_pat
 
 def test_a_session_in_a_file_is_listed_and_goes_on(page: Page, serve: Server, tmp_path):
     first = serve(saying("Fine."), atlas_memory_dir=str(tmp_path))
-    first.post("/v1/completions", prompt="My boat is blue.", max_tokens=2, atlas={"session_id": "anna"})
+    names = ["anna", *(f"later {number}" for number in range(first.service.engine.n_sequences))]
+    for name in names:  # those that were used last come back by themselves, as many as there are sequences
+        first.post("/v1/completions", prompt="My boat is blue.", max_tokens=2, atlas={"session_id": name})
     first.stop()
     server = serve(saying("Fine."), atlas_memory_dir=str(tmp_path))
     open_page(page, server)
     page.get_by_role("button", name="anna").click()
     expect(page.locator(".session[aria-pressed=true]")).to_contain_text("on disk")
     expect(page.locator(".panel.memory")).to_contain_text("lies in its file until it is used")
+    expect(page.locator(".panel.saves")).to_have_text(re.compile("has a file of its own, and is there again"))
     say(page, "What colour is it?")
     expect(page.locator(".session[aria-pressed=true]")).to_contain_text("in the model")
-    (session,) = server.get("/v1/atlas/stats")["sessions"]
-    assert session["memory"]["tokens_seen"] > len("My boat is blue.")
+    sessions = {one["session_id"]: one for one in server.get("/v1/atlas/stats")["sessions"]}
+    assert sessions["anna"]["memory"]["tokens_seen"] > len("My boat is blue.")
 
 
 def test_what_was_recalled_is_shown_with_its_place(page: Page, serve: Server):
@@ -344,6 +348,22 @@ def test_an_answer_can_be_stopped(page: Page, serve: Server, held, by):
     expect(page.get_by_role("button", name="Send")).to_be_visible()
     go_on.set()
     expect(page.locator(".tile.requests b")).to_have_text("0")
+
+
+def test_another_session_is_not_kept_waiting_by_an_answer_of_before(page: Page, serve: Server, held):
+    engine, go_on = held
+    server = serve(engine)
+    open_page(page, server)
+    field = page.get_by_label("Your message")
+    field.fill("Go on.")
+    field.press("Enter")
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    page.get_by_label("New session").fill("anna")
+    page.get_by_role("button", name="Begin", exact=True).click()
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    expect(page.locator(".log")).to_have_attribute("aria-busy", "false")
+    go_on.set()
+    say(page, "I am Anna.")
 
 
 def test_a_refusal_is_told_and_what_was_said_comes_back(page: Page, serve: Server):
@@ -409,6 +429,28 @@ def test_what_the_memory_foresaw_is_shaded_in_the_conversation(page: Page, serve
     expect(page.locator(".empty")).to_contain_text(re.compile(r"holds \d+ tokens of what was said before"))
 
 
+def test_an_answer_is_given_without_the_memory_as_well(page: Page, serve: Server):
+    server = serve(saying("Blue.", "Green, perhaps.", "As you like."))
+    open_page(page, server)
+    say(page, "My boat is blue. What colour is it?")
+    frames(page)
+    before = server.get("/v1/atlas/memory", session_id="my session")
+    sent = bodies(page)
+    page.get_by_role("button", name="Answer without the memory").click()
+    alone = page.locator(".message .alone .words")
+    expect(alone).to_have_text("Green, perhaps.")
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    expect(page.get_by_label("Your message")).to_be_focused()
+    assert sent[0]["atlas"] == {"enabled": False}
+    assert [one["content"] for one in sent[0]["messages"]] == ["My boat is blue. What colour is it?"]
+    assert server.get("/v1/atlas/memory", session_id="my session") == before  # it heard nothing of that
+    expect(page.get_by_role("button", name="Answer without the memory")).to_have_count(0)
+    say(page, "Thank you.")
+    assert [one["content"] for one in sent[1]["messages"]][1] == "Blue."
+    page.reload()
+    expect(alone).to_have_text("Green, perhaps.")
+
+
 def test_markup_is_no_markup_where_it_is_shaded(page: Page, serve: Server):
     server = serve(saying(MARKUP, n_ctx=2048))
     open_page(page, server)
@@ -418,6 +460,37 @@ def test_markup_is_no_markup_where_it_is_shaded(page: Page, serve: Server):
     assert page.locator(".message .words").last.inner_text() == MARKUP
     assert page.locator(".words b, .words img, .words script").count() == 0
     assert page.title() == "atlas: a model with a memory"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"x" * 900_000, "notes.txt is too long for one message."),
+        (b"", "notes.txt is empty."),
+        (b"a\0b", "notes.txt holds no text."),
+    ],
+)
+def test_what_is_no_text_for_a_message_is_told(page: Page, serve: Server, content, said):
+    open_page(page, serve(saying("Fine.")))
+    take(page, content)
+    expect(page.locator(".chat .wrong")).to_have_text(said)
+    expect(page.get_by_label("Your message")).to_have_value("")
+
+
+def test_a_message_is_taken_from_a_file(page: Page, serve: Server):
+    open_page(page, serve(saying("Fine.")))
+    page.get_by_label("Your message").fill("Read this:")
+    take(page, "My boat is blue, and “schön”.\n".encode())
+    expect(page.get_by_label("Your message")).to_have_value("Read this:\nMy boat is blue, and “schön”.\n")
+    expect(page.get_by_label("Your message")).to_be_focused()
+    expect(page.locator(".message")).to_have_count(0)  # nothing is sent before somebody says so
+
+
+def take(page: Page, content: bytes) -> None:
+    """Choose a file for the message."""
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Text file").click()
+    chooser.value.set_files({"name": "notes.txt", "mimeType": "text/plain", "buffer": content})
 
 
 def test_an_answer_that_is_cut_off_says_so(page: Page, serve: Server):

@@ -121,6 +121,42 @@ def test_nothing_is_shared_with_another_key_or_another_kind_of_memory(at_once: b
     run(test)
 
 
+def test_who_comes_when_a_reader_is_further_reads_for_those_who_come_after() -> None:
+    async def test() -> None:
+        async with House(engine(8)) as house:
+            prefixes, asked = house.all.prefixes, list(PREFIX.encode())
+            readers = []
+            for end in (b"A", b"B", b"C"):
+                prefix, reader = await prefixes.begin(house.named("x"), SMALL, [*asked, *end, *bytes(70)])
+                assert prefix is None
+                readers.append(reader)
+                if end == b"A":
+                    assert (
+                        reader.stop(0, 1000) == len(asked) + 71
+                    )  # all of it is in one decode, which has begun
+                if end == b"B":
+                    assert reader.stop(0, 1000) == len(asked)  # it stops for whoever comes next
+                    break
+            third = asyncio.ensure_future(
+                prefixes.begin(house.named("y"), SMALL, [*asked, *b"C", *bytes(70)])
+            )
+            await asyncio.sleep(0.05)
+            assert not third.done()
+            prefixes.over(readers[0])
+            await asyncio.sleep(0.05)
+            assert not third.done()
+            with AtlasSession(engine(1), SMALL) as session:
+                session.feed(PREFIX)
+                prefixes.reached(readers[1], len(asked), point_of(session))
+            found, reader = await third
+            assert found is not None
+            assert list(found.tokens) == asked
+            for one in (readers[1], reader):
+                prefixes.over(one)
+
+    run(test)
+
+
 def test_who_waits_for_a_reader_that_leaves_reads_it_all() -> None:
     async def test() -> None:
         async with House(engine(1)) as house:

@@ -122,6 +122,18 @@ def test_the_shared_memory_is_looked_at_without_a_name(serve: Server, tmp_path):
     onlooker.end()
 
 
+def test_nobody_sees_what_the_shared_memory_reads_for_another_key(serve: Server, tmp_path):
+    file, keys = str(tmp_path / "m.atlas"), ("one", "two")
+    server = serve(atlas_memory_file=file, api_key=keys, headers={"authorization": "Bearer one"})
+    onlooker, strange = Onlooker(server), {"authorization": "Bearer two"}
+    for headers, text in ((strange, "canary " * 6), ({}, TEXT)):
+        body = {"prompt": text, "max_tokens": 1, "temperature": 0}
+        assert server.client.post("/v1/completions", json=body, headers=headers).status_code == 200
+    assert onlooker.text(len(TEXT) - 1).startswith(TEXT[1:])
+    server.service.stopping = True
+    onlooker.end()
+
+
 def test_where_nothing_is_shared_a_session_must_be_named(serve: Server):
     server = serve()
     answer = server.client.get("/v1/atlas/trace")

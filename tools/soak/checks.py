@@ -18,7 +18,7 @@ CANARY = re.compile(r"zq[a-z0-9]{12}")
 #: Lines of a traceback, as Python writes them and as the server's log does.
 TRACEBACK = re.compile(r"Traceback \(most recent call last\)|^\s+\S+\.py:\d+ in ")
 LEVEL = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ([A-Z]+) ")
-_ASIDE = re.compile(r"starts anew|cannot be used|another model's|goes on from its backup")
+_ASIDE = re.compile(r"starts anew|cannot be used|another model's")
 #: Of a longer series, so many values make a report.
 SHOWN = 120
 #: Violations that are written out; of the others, the number is.

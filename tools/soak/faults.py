@@ -31,6 +31,8 @@ END_SECONDS = DRAIN + 5 + 25
 SAVE_SECONDS = 180.0
 #: Loading a model of 8 MiB, and all imports, while others use the machine.
 START_SECONDS = 120.0
+#: Times that saving is tried on a full disk, on which others make room.
+TRIES = 5
 #: Files whose texts are looked through at each restart.
 FILES = 4
 TEN_YEARS = 10 * 365 * 86400
@@ -298,7 +300,7 @@ class Faults:
         with self.traffic.during("full disk"):
             self.server.disk.fill(process.pid)
             try:
-                await self._saves_nothing()
+                await self._saves_nothing(lambda: self.server.disk.fill(process.pid))
                 await asyncio.sleep(self.chance.uniform(2, 8))
                 if before is not None and self.server.shared.read_bytes()[:8] != before[:8]:
                     self.traffic.wrong("damage", "a full disk has spoilt the shared memory")
@@ -320,10 +322,15 @@ class Faults:
                     one.chmod(0o700)
         await self._saves_again()
 
-    async def _saves_nothing(self) -> None:
-        await self._keep()
-        save = Ask("saving", "/v1/atlas/sessions/keeper/save", {}, expect={507}, saves=True)
-        await self._ask(save)
+    async def _saves_nothing(self, fill: Callable[[], None] = lambda: None) -> None:
+        """See that whoever saves is told; ``fill`` takes the room again that somebody has made who removed a file."""
+        for _ in range(TRIES):
+            await self._keep()
+            await asyncio.to_thread(fill)
+            save = Ask("saving", "/v1/atlas/sessions/keeper/save", {}, expect={200, 507}, saves=True)
+            if (await self._ask(save)).status != 200:
+                return
+        self.traffic.wrong("saving", f"a session was saved {TRIES} times where nothing can be")
 
     async def _saves_again(self) -> None:
         await self._ask(Ask("saving", "/v1/atlas/sessions/keeper/save", {}))
@@ -402,7 +409,9 @@ async def carry_out(faults: Faults, name: str, deed: Deed) -> None:
         faults.traffic.wrong("fault", f"{name}: {type(error).__name__}: {error}")
 
 
-async def plague(faults: Faults, seconds: float, interval: float, restarts: float) -> None:
+async def plague(
+    faults: Faults, seconds: float, interval: float, restarts: float, enough: asyncio.Event
+) -> None:
     """Do things to the server for some time.
 
     Parameters
@@ -415,6 +424,8 @@ async def plague(faults: Faults, seconds: float, interval: float, restarts: floa
         Seconds between two of them, on average.
     restarts
         Seconds in which it is restarted, too; then one life goes on to the end.
+    enough
+        Is set where it is to end before.
     """
     chance, server = random.Random(faults.chance.random()), faults.server
     began = perf_counter()
@@ -423,7 +434,10 @@ async def plague(faults: Faults, seconds: float, interval: float, restarts: floa
     possible = [one for one in OTHERS if one[0] not in faults.skipped]
     to_come: list[tuple[str, Deed]] = []
     while (passed := perf_counter() - began) < seconds:
-        await asyncio.sleep(min(chance.uniform(0.5, 1.5) * interval, max(0.0, seconds - passed)))
+        pause = min(chance.uniform(0.5, 1.5) * interval, max(0.0, seconds - passed))
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(enough.wait(), pause)
+            return
         if perf_counter() - began >= seconds:
             return
         restart = perf_counter() - began < restarts

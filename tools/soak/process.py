@@ -63,7 +63,7 @@ class Disk:
         if not self.own:
             resource.prlimit(process, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
             return
-        with open(self._ballast, "wb", buffering=0) as file:
+        with open(self._ballast, "ab", buffering=0) as file:
             for size in (1 << 20, 1 << 12):
                 with contextlib.suppress(OSError):
                     while file.write(bytes(size)) == size:

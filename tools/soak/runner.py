@@ -18,6 +18,7 @@ import platform
 import re
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def seconds_of(text: str) -> float:
 
 async def soak(options: Options, folder: Path) -> dict[str, Any]:
     """Carry out a test in a folder; return its report."""
-    traffic = Traffic()
+    traffic = Traffic(lambda what: print(what, file=sys.stderr, flush=True))
     log = Log(traffic.owners)
 
     def heard(line: str) -> None:
@@ -95,7 +96,7 @@ async def soak(options: Options, folder: Path) -> dict[str, Any]:
         asking = [asyncio.create_task(one.live()) for one in users]
         beating = asyncio.create_task(traffic.beat())
         watching = asyncio.create_task(_watch(server, traffic, samples, min(5.0, options.seconds / 60)))
-        await harm.plague(faults, options.seconds, options.interval, options.seconds * RESTARTS)
+        await harm.plague(faults, options.seconds, options.interval, options.seconds * RESTARTS, _enough())
         traffic.over = True
         for task in asking:
             task.cancel()
@@ -113,6 +114,21 @@ async def soak(options: Options, folder: Path) -> dict[str, Any]:
     finally:
         server.close()
     return report(options, traffic, log, faults, samples, server)
+
+
+def _enough() -> asyncio.Event:
+    """Return what is set when this process is asked to end: there is a report all the same. Twice is at once."""
+    event, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def once() -> None:
+        event.set()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.default_int_handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, once)
+    return event
 
 
 async def _last(faults: harm.Faults, traffic: Traffic, server: Server) -> None:

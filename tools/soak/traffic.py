@@ -11,7 +11,7 @@ import json
 import socket
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -160,6 +160,11 @@ NO_ROOM = frozenset({"full disk", "read-only folder"})
 class Traffic:
     """All requests of a test, judged.
 
+    Parameters
+    ----------
+    tell
+        Is told of each violation at once.
+
     Attributes
     ----------
     owners
@@ -168,8 +173,9 @@ class Traffic:
         How often a user got their own canary back: what shows that this check can see.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str], None] | None = None) -> None:
         self.began = perf_counter()
+        self._tell = tell
         self.violations = Violations()
         self.owners: dict[str, str] = {}
         self.kinds: dict[str, Times] = {}
@@ -202,6 +208,8 @@ class Traffic:
     def wrong(self, kind: str, what: str) -> None:
         """Note a violation."""
         self.violations.add(kind, what, self.second())
+        if self._tell is not None:
+            self._tell(f"{self.second():9.1f} s  {kind}: {what[:300]}")
 
     @contextmanager
     def during(self, kind: str) -> Iterator[Fault]:

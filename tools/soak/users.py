@@ -80,8 +80,7 @@ class User:
         while not self._traffic.over:
             deed = chance.choices(DEEDS, weights)[0][1]
             await deed(self)
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.sleep(chance.expovariate(1 / self._think))
+            await asyncio.sleep(chance.expovariate(1 / self._think))
 
     # --- words -----------------------------------------------------------------------------------------------
 
@@ -215,6 +214,48 @@ class User:
         body = {"input": [self.words(1), self.words(2)]}
         await self.ask(Ask("embedding", "/v1/embeddings", body))
 
+    async def crowd(self) -> None:
+        """Ask three things of one session at once, one of which may be to forget it."""
+        self._seen, self._text, self._messages = None, "", []
+        chance, end = self._chance, self._chance.random()
+        expect = {200, 400, 404} if end < 0.6 else {200}  # whose turn comes when it is forgotten is told
+
+        def body(stream: bool) -> dict[str, Any]:
+            return {
+                "prompt": self.words(1), "max_tokens": 24, "stream": stream, "atlas": {"session_id": self.session},
+            }  # fmt: skip
+
+        async def later() -> None:
+            await asyncio.sleep(chance.uniform(0, 1))
+            at = f"/v1/atlas/sessions/{self.session}"
+            if end < 0.3:
+                await self.ask(Ask("forgetting", at, method="DELETE", expect={200, 404}, saves=True))
+            elif end < 0.6:
+                named = {"session_id": self.session, "memory_file": f"{self.session}-crowd"}
+                saved = await self.ask(
+                    Ask("saving", "/v1/atlas/memory/save", named, expect={200, 404}, saves=True)
+                )
+                if saved.status == 200:
+                    await self.ask(Ask("loading", "/v1/atlas/memory/load", named))
+                    await self.ask(
+                        Ask(
+                            "removing a memory",
+                            "/v1/atlas/memory/delete",
+                            named,
+                            expect={200, 404},
+                            saves=True,
+                        )
+                    )
+            else:
+                await self.ask(Ask("reset", f"{at}/reset", {"mode": "hard"}, expect={200, 404}))
+
+        kind, path = "one session at once", "/v1/completions"
+        await asyncio.gather(
+            self.ask(Ask(kind, path, body(True), expect=expect, stream="openai")),
+            self.ask(Ask(kind, path, body(False), expect=expect)),
+            later(),
+        )
+
     # --- memories --------------------------------------------------------------------------------------------
 
     async def look(self) -> None:
@@ -326,6 +367,6 @@ Deed = Callable[[User], Awaitable[None]]
 DEEDS: tuple[tuple[float, Deed], ...] = (
     (6, User.complete), (6, User.chat), (3, User.forgetful_chat), (3, User.share), (4, User.respond),
     (3, User.message), (3, User.native), (2, User.embed), (3, User.look), (0.7, User.fork), (0.8, User.save),
-    (0.4, User.reset), (0.3, User.forget), (1.5, User.err), (1.5, User.hang_up), (0.5, User.half),
+    (0.4, User.reset), (0.3, User.forget), (0.8, User.crowd), (1.5, User.err), (1.5, User.hang_up), (0.5, User.half),
     (0.4, User.read_slowly),
 )  # fmt: skip

@@ -93,9 +93,8 @@ async def save(request: Request, service: TheService, asked: SaveRequest) -> Sav
 
 
 async def _saved(service: Service, target: Conversation) -> Done:
-    kept = await service.memories.keep(target, None)
-    if not kept["saved"]:
-        raise ApiError(507, str(kept["problem"]), code="not_saved")
+    if (problem := await service.memories.save_in_place(target)) is not None:
+        raise ApiError(507, f"The memory was not saved: {problem}.", code="not_saved")
     return Done(object="atlas.memory.saved", session_id=target.key.name)
 
 

@@ -32,6 +32,7 @@ from atlas_kit.server.routes.common import (
     verbose_of,
     wants_verbose,
 )
+from atlas_kit.server.routes.dialogues import budget_for, reasoning_format_of
 from atlas_kit.server.schemas import ChatRequest
 from atlas_kit.server.service import Service, settings_in
 from atlas_kit.server.streams import DONE, GAP, Events, event, streamed, unless_gone
@@ -95,7 +96,7 @@ def _dialogue(service: Service, asked: ChatRequest) -> Dialogue:
             parallel=asked.parallel_tool_calls is not False,
             response_format=shape,
             variables=_variables(asked),
-            reasoning_format=asked.reasoning_format,
+            reasoning_format=reasoning_format_of(service, asked.reasoning_format),
             generation_prompt=goes_on,
             own_grammar=bool(asked.grammar),
         ),
@@ -134,14 +135,13 @@ class _Answer:
             (asked.top_logprobs or 0) if asked.logprobs else None,
             settings_in(atlas),
             "chat",
-            around=found.budget(service.engine, asked.thinking_budget),
+            around=budget_for(service, found, asked.thinking_budget),
             progress=bool(asked.stream and asked.return_progress),
         )
         count = asked.n or asked.n_cmpl or 1
         self._runs = several(service, namespace, atlas, generation, count)
         self._parsers = [found.parser() for _ in self._runs]
         self._events: dict[tuple[int, str], Events] = {}
-        self._legacy = asked.reasoning_format == "deepseek-legacy"
 
     async def whole(self) -> dict[str, Any]:
         """Return the answer in one piece."""

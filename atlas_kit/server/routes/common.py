@@ -42,7 +42,12 @@ def namespace_of(request: Request) -> str:
 
 
 async def prepared(request: Request, function: Callable[[], T]) -> T:
-    """Call what reads a request's texts: beside the event loop where they are long, so that nobody's stream waits."""
+    """Call what reads a request's texts: beside the event loop where they are long, so that nobody's stream waits.
+
+    Of requests that come at once, the loop begins with one at a time, and looks at everything else between two.
+    """
+    async with request.app.state.service.turn:
+        await asyncio.sleep(0)
     size = request.headers.get("content-length", "")
     if size.isdigit() and int(size) <= SHORT:
         return function()

@@ -8,9 +8,9 @@ from atlas_kit.server.problems import ApiError
 from atlas_kit.server.routes.common import sampling_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-    from atlas_kit.llama.sampling import Sampling
+    from atlas_kit.llama.sampling import Sampler, Sampling
     from atlas_kit.server.dialogue import Dialogue
     from atlas_kit.server.schemas import Generate
     from atlas_kit.server.service import Service
@@ -21,6 +21,18 @@ def shape_of(asked: Generate, given: Mapping[str, Any] | None) -> Mapping[str, A
     if given is None and asked.json_schema is not None:
         return {"type": "json_schema", "json_schema": {"schema": asked.json_schema}}
     return given
+
+
+def budget_for(
+    service: Service, found: Dialogue, asked: int | None = None
+) -> Callable[[Sampler], Sampler] | None:
+    """Return what ends the thoughts after so many tokens as the request allows, or else the server."""
+    return found.budget(service.engine, service.config.reasoning_budget if asked is None else asked)
+
+
+def reasoning_format_of(service: Service, asked: str | None = None) -> str:
+    """Return where thoughts go."""
+    return asked or service.config.reasoning_format
 
 
 def sampling_for(asked: Generate, service: Service, found: Dialogue) -> Sampling:

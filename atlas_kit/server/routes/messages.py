@@ -25,7 +25,7 @@ from atlas_kit.server.routes.common import (
     new_id,
     stops_of,
 )
-from atlas_kit.server.routes.dialogues import sampling_for, shape_of
+from atlas_kit.server.routes.dialogues import budget_for, reasoning_format_of, sampling_for, shape_of
 from atlas_kit.server.schemas_messages import MessagesRequest
 from atlas_kit.server.service import Service, settings_in
 from atlas_kit.server.streams import event, kept_awake, streamed, unless_gone
@@ -64,6 +64,7 @@ def _dialogue(service: Service, asked: MessagesRequest) -> Dialogue:
         parallel=parallel,
         response_format=shape_of(asked, _format(asked)),
         variables={**_thinking(asked), **(asked.chat_template_kwargs or {})},
+        reasoning_format=reasoning_format_of(service),
         own_grammar=bool(asked.grammar),
     )
     return dialogue(service.engine, service.template, chat_messages(asked.system, sent), wanted)
@@ -107,7 +108,7 @@ class _Answer:
             [*self._sequences, *stops_of(asked), *found.stops],
             changes=settings_in(atlas),
             task="messages",
-            around=found.budget(service.engine, _budget(asked)),
+            around=budget_for(service, found, _budget(asked)),
         )
         self._foreseen = foreseen(service, namespace, atlas, found.tokens) if asked.stream else 0
         self._talk = Talk(service.generate(namespace, atlas, generation), found.parser())

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import JSONResponse
 
-from atlas_kit.server.exposition import CONTENT_TYPE, Exposition
 from atlas_kit.server.metrics import LONGEST_WINDOW
 from atlas_kit.server.overview import conversations_of, memory_file, report, totals
 from atlas_kit.server.routes.common import TheService, namespace_of
@@ -23,6 +22,8 @@ Window = Annotated[
 
 def _exposition(request: Request) -> Response:
     """Return the text that Prometheus reads; an application has one registry."""
+    from atlas_kit.server.exposition import CONTENT_TYPE, Exposition
+
     state = request.app.state
     if getattr(state, "exposition", None) is None:
         state.exposition = Exposition(state.service)

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from atlas_kit.errors import InvalidParamError, ModelError
 from atlas_kit.server.dialogue import normal_messages
+from atlas_kit.server.json_response import JsonResponse
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.prompts import checked_token, mixed, shown
-from atlas_kit.server.routes.common import TheService
+from atlas_kit.server.routes.common import TheService, prepared
 from atlas_kit.server.schemas_native import DetokenizeRequest, TemplateRequest, TokenizeRequest
+from atlas_kit.server.service import Service
 
 router = APIRouter(tags=["llama-server"])
 
 
-@router.post("/tokenize", summary="The tokens of a text")
-async def tokenize(asked: TokenizeRequest, service: TheService) -> dict[str, Any]:
+@router.post("/tokenize", summary="The tokens of a text", response_model=dict[str, Any])
+async def tokenize(request: Request, asked: TokenizeRequest, service: TheService) -> JsonResponse:
     """Return the tokens of a text."""
     service.require_ready()
+    return await prepared(request, lambda: JsonResponse(_tokenized(service, asked)))
+
+
+def _tokenized(service: Service, asked: TokenizeRequest) -> dict[str, Any]:
     if asked.content is None:
         return {"tokens": []}
     tokens = mixed(
@@ -46,10 +52,14 @@ def _piece(data: bytes) -> str | list[int]:
         return list(data)
 
 
-@router.post("/detokenize", summary="The text of tokens")
-async def detokenize(asked: DetokenizeRequest, service: TheService) -> dict[str, Any]:
+@router.post("/detokenize", summary="The text of tokens", response_model=dict[str, Any])
+async def detokenize(request: Request, asked: DetokenizeRequest, service: TheService) -> JsonResponse:
     """Return the text of tokens."""
     service.require_ready()
+    return await prepared(request, lambda: JsonResponse(_detokenized(service, asked)))
+
+
+def _detokenized(service: Service, asked: DetokenizeRequest) -> dict[str, Any]:
     tokens = [checked_token(service.engine, token, "tokens") for token in asked.tokens or ()]
     return {"content": shown(service.engine, tokens)}
 

@@ -35,7 +35,7 @@ from atlas_kit.server.routes.common import (
     stops_of,
     timings_of,
 )
-from atlas_kit.server.routes.dialogues import sampling_for, shape_of
+from atlas_kit.server.routes.dialogues import budget_for, reasoning_format_of, sampling_for, shape_of
 from atlas_kit.server.schemas_responses import ResponsesRequest
 from atlas_kit.server.service import Service, settings_in
 from atlas_kit.server.streams import event, kept_awake, streamed, told, unless_gone
@@ -236,6 +236,7 @@ class _Answer:
             parallel=self._asked.parallel_tool_calls is not False,
             response_format=self._format,
             variables={**_effort(self._asked), **(self._asked.chat_template_kwargs or {})},
+            reasoning_format=reasoning_format_of(self._service),
             own_grammar=bool(self._asked.grammar),
         )
         first = self._asked.instructions
@@ -280,7 +281,7 @@ class _Answer:
             (asked.top_logprobs or 0) if self._logprobs else None,
             settings_in(atlas),
             "responses",
-            around=found.budget(service.engine, asked.thinking_budget),
+            around=budget_for(service, found, asked.thinking_budget),
             progress=bool(asked.stream and asked.return_progress),
         )
         self._run = service.generate(self._namespace, atlas, generation, goes_on=self._goes_on(atlas))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from atlas_kit.server.generation import checked_session_id
-from atlas_kit.server.keys import SHARED, Key
+from atlas_kit.server.keys import SHARED, Key, looked_at
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.routes.common import TheService, namespace_of
 from atlas_kit.server.streams import event, streamed
@@ -45,7 +45,7 @@ async def trace(
     if session_id is not None:
         key = Key(namespace_of(request), checked_session_id(session_id))
     elif service.shared is not None:
-        key = SHARED
+        key = looked_at(SHARED, namespace_of(request))
     else:
         raise ApiError(
             404, "There is no shared memory: name a session.", param="session_id", code="not_found"

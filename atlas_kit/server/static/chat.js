@@ -9,12 +9,15 @@ import { answerFacts, tokens, worthFacts } from "./words.js";
  * @typedef {import("./api.js").Server} Server
  * @typedef {import("./shades.js").Shade} Shade
  * @typedef {import("./shades.js").Worth} Worth
- * @typedef {{role: "user" | "assistant", content: string, facts?: string, shades?: Shade[], worth?: Worth | null}} Message
+ * @typedef {{role: "user" | "assistant", content: string, facts?: string, shades?: Shade[], worth?: Worth | null,
+ *            alone?: string}} Message  ``alone``: what the model says there without the memory
  * @typedef {{mark: () => number, showAnswer: (atlas: Reply) => void,
  *            explain: (mark: number, texts: string[]) => Promise<{shades: Shade[][], worth: Worth | null} | null>}} Looker
  */
 
 const LONGEST_ANSWER = 400;
+/** Characters that a message may have. */
+const LONGEST_MESSAGE = 200_000;
 
 /**
  * Where a session's words are kept: in this tab, until it is closed.
@@ -40,7 +43,7 @@ export class Chat {
     this._answering = null;
     this.log = el("div", { class: "log", role: "log", tabindex: "0", "aria-label": "Conversation" });
     this.field = el("textarea", {
-      id: "say", rows: "2", maxlength: "200000", "aria-describedby": "say-note",
+      id: "say", rows: "2", maxlength: String(LONGEST_MESSAGE), "aria-describedby": "say-note",
       placeholder: "Tell the model something, or ask it.",
       onkeydown: (/** @type {KeyboardEvent} */ event) => this._key(event),
     });
@@ -49,13 +52,19 @@ export class Chat {
       type: "button", text: "New conversation", onclick: () => this.startAnew(),
       title: "The model forgets what was said here; the memory does not.",
     });
+    const picker = el("input", { type: "file", accept: "text/*,.md,.py,.js,.json,.csv,.log,.toml,.yaml", hidden: true });
+    picker.addEventListener("change", () => {
+      void this._read(picker.files?.[0]);
+      picker.value = ""; // so that the same one can be chosen again
+    });
+    const file = el("button", { type: "button", text: "Text file", title: "Take a message from a file of yours", onclick: () => picker.click() });
     this.error = el("p", { class: "wrong", role: "alert", hidden: true });
     const form = el("form", { class: "say", onsubmit: (/** @type {Event} */ event) => this._submit(event) },
       el("label", { for: "say", class: "heard", text: "Your message" }),
       this.field,
       el("div", { class: "buttons" },
         el("span", { id: "say-note", class: "faint", text: "Enter sends, Shift and Enter begin a new line." }),
-        this.anew, this.send));
+        picker, file, this.anew, this.send));
     this.root = el("section", { class: "chat", "aria-label": "Chat" }, el("h2", { class: "heard", text: "Chat" }), this.log, this.error, form);
     this._draw();
   }
@@ -100,6 +109,7 @@ export class Chat {
   stop() {
     this._answering?.abort();
     this._answering = null;
+    this._busy(false);
   }
 
   _keep() {
@@ -126,6 +136,21 @@ export class Chat {
       event.preventDefault();
       this.stop();
     }
+  }
+
+  /**
+   * Put the text of a file behind what is written already.
+   * @param {File | undefined} file
+   */
+  async _read(file) {
+    if (!file) return;
+    this._tell("");
+    const room = LONGEST_MESSAGE - this.field.value.length - 1;
+    const text = file.size > 4 * room ? "" : await file.text(); // no letter takes more than four bytes
+    if (!text || text.length > room) this._tell(text || file.size ? `${file.name} is too long for one message.` : `${file.name} is empty.`);
+    else if (text.includes("\0")) this._tell(`${file.name} holds no text.`);
+    else this.field.value = [this.field.value, text].filter(Boolean).join("\n");
+    this.field.focus();
   }
 
   /** @param {Event} event */
@@ -205,8 +230,45 @@ export class Chat {
     [asked.shades, answer.shades] = found.shades;
     answer.worth = found.worth;
     this._keep();
+    for (const message of [asked, answer]) this._redraw(message);
+  }
+
+  /**
+   * Let the model answer once more, and without the memory, which hears nothing of it.
+   * @param {Message} message
+   */
+  async _askAlone(message) {
+    const at = this.messages.indexOf(message);
+    if (at < 0 || this._answering) return;
+    const answering = new AbortController();
+    this._answering = answering;
+    this._tell("");
+    message.alone = "";
+    this._redraw(message);
+    this.field.focus();
+    this._busy(true);
+    try {
+      const asked = this.messages.slice(0, at).map(({ role, content }) => ({ role, content }));
+      for await (const { text } of this._answer(asked, answering.signal, { enabled: false })) {
+        message.alone += text;
+        this.log.children[at]?.querySelector(".alone .words")?.append(text); // it may have been drawn again
+        this._follow();
+      }
+    } catch (error) {
+      if (!answering.signal.aborted) this._tell(error instanceof Refusal ? error.message : "The server cannot be reached.");
+    }
+    if (this._answering === answering) this._answering = null;
+    if (!message.alone) delete message.alone;
+    if (!this.messages.includes(message)) return; // another conversation is shown by now
+    this._keep();
+    this._redraw(message);
+    this._busy(false);
+  }
+
+  /** @param {Message} message */
+  _redraw(message) {
     const atEnd = this._atEnd;
-    for (const message of [asked, answer]) this.log.children[this.messages.indexOf(message)].replaceWith(this._message(message));
+    this.log.children[this.messages.indexOf(message)].replaceWith(this._message(message));
     if (atEnd) this.log.scrollTop = this.log.scrollHeight;
   }
 
@@ -220,9 +282,10 @@ export class Chat {
    * Yield the answer's pieces, and at its end what it took.
    * @param {{role: string, content: string}[]} messages
    * @param {AbortSignal} signal
+   * @param {Reply} [atlas] which memory
    */
-  async *_answer(messages, signal) {
-    const body = { messages, stream: true, stream_options: { include_usage: true }, max_tokens: LONGEST_ANSWER, atlas: this._atlas };
+  async *_answer(messages, signal, atlas = this._atlas) {
+    const body = { messages, stream: true, stream_options: { include_usage: true }, max_tokens: LONGEST_ANSWER, atlas };
     for await (const part of this._server.events("/v1/chat/completions", { body, signal })) {
       yield { text: part.choices[0]?.delta?.content ?? "", usage: part.usage, atlas: part.atlas, why: part.choices[0]?.finish_reason };
     }
@@ -248,7 +311,7 @@ export class Chat {
   /** What stands where nothing has been said: how the memory can be seen at work. */
   _welcome() {
     const steps = [
-      "Tell the model something that it cannot know: a name, a colour, a piece of your own text.",
+      "Tell the model something that it cannot know: a name, a colour, a text file of yours.",
       "Begin a new conversation. The model forgets what was said, the memory does not.",
       "Ask for it in other words. What the memory foresaw is shaded, in your words and in the answers.",
     ];
@@ -259,13 +322,20 @@ export class Chat {
   }
 
   /** @param {Message} message */
-  _message({ role, content, facts, shades, worth }) {
+  _message(message) {
+    const { role, content, facts, shades, worth, alone } = message;
     const helped = worthFacts(worth, Boolean(shades?.length));
+    const ask = el("button", {
+      type: "button", class: "quiet", text: "Answer without the memory",
+      title: "What the model says here by itself. The memory does not hear of it.", onclick: () => this._askAlone(message),
+    });
     return el("article", { class: `message ${role}` },
       el("h3", { text: role === "user" ? "You" : "Model" }),
       el("div", { class: "words" }, ...shaded(content, shades ?? [])),
       facts ? el("p", { class: "facts faint", text: facts }) : null,
-      helped ? el("p", { class: "worth faint" }, shades?.length ? el("i", { class: "swatch" }) : null, helped) : null);
+      helped ? el("p", { class: "worth faint" }, shades?.length ? el("i", { class: "swatch" }) : null, helped) : null,
+      role === "assistant" && facts && content && alone === undefined ? ask : null,
+      alone === undefined ? null : el("div", { class: "alone" }, el("h4", { text: "The model without the memory" }), el("div", { class: "words", text: alone })));
   }
 
   get _atEnd() {

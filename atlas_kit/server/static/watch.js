@@ -9,7 +9,7 @@ import { bytesOf, isNoAnswer } from "./api.js";
 import { MemoryMatrix } from "./matrix.js";
 import { seen, untilUnseen } from "./seen.js";
 import { shadesIn, worth } from "./shades.js";
-import { duration, fileFacts, many, rate, tokens } from "./words.js";
+import { duration, keptFacts, many, rate, tokens } from "./words.js";
 
 /**
  * @typedef {import("./api.js").Reply} Reply
@@ -120,7 +120,7 @@ export class Watch {
       memory: panel("memory", "Memory", this.context.root, this.window.root, this.memoryFacts, this.matrix.root),
       recalled: panel("recall", "Recalled for the last answer", this.recalled),
       server: panel("server", "Server", this.serverTiles.root, this.kv.root, this.serverFacts),
-      file: panel("saves", "Memory file", this.file),
+      file: panel("saves", "What is kept", this.file),
       text: el("section"),
     };
     this.story = new Story(this.run);
@@ -161,7 +161,7 @@ export class Watch {
     this._showMemory(session, rests);
     this.matrix.show(name, session?.memory);
     this._showServer(frame);
-    fill(this.file, ...fileFacts(frame.memory_file, frame.time).map(({ text, wrong }) => el("p", { text, class: wrong && "wrong" })));
+    fill(this.file, ...keptFacts(frame.memory_file, frame.time, frame.sessions_outlive_a_restart).map(({ text, wrong }) => el("p", { text, class: wrong && "wrong" })));
   }
 
   /** What the text is coloured by. */

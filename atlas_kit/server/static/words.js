@@ -36,15 +36,24 @@ export function duration(seconds) {
 export const ago = (seconds) => (seconds < 10 ? "just now" : `${duration(Math.max(1, Math.round(seconds)))} ago`);
 
 /**
- * What became of the memory's file, in a few sentences; the first is about its beginning.
+ * What is there again after a restart, in a few sentences: named sessions, and what became of the shared memory's file.
  * @param {Reply | null} file
  * @param {number} now in Unix seconds
+ * @param {boolean} outlive whether sessions do
  * @returns {{text: string, wrong: boolean}[]}
  */
-export function fileFacts(file, now) {
-  if (!file) {
-    return [{ text: "The server was started without a memory file: what is learned ends with it.", wrong: false }];
-  }
+export function keptFacts(file, now, outlive) {
+  const sessions = outlive ? "Each session has a file of its own, and is there again after a restart."
+    : file ? "Sessions with a name end with the server."
+      : "The server was started without a memory file: what is learned ends with it.";
+  return [...(file ? fileFacts(file, now) : []), { text: sessions, wrong: false }];
+}
+
+/**
+ * @param {Reply} file
+ * @param {number} now
+ */
+function fileFacts(file, now) {
   const found = [];
   if (file.set_aside) found.push({ text: `The file at the start could not be used, and lies beside it as ${file.set_aside}.`, wrong: true });
   if (file.problem && !file.set_aside) found.push({ text: `${capital(file.problem)}.`, wrong: true });
