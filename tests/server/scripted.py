@@ -73,17 +73,17 @@ class ScriptedEngine(FakeEngine):
         return super().piece(token, special=special)
 
     def sampler(self, sampling: Any) -> Any:
-        """Return a sampler that says the next script; one that is closed without a word gives it back."""
-        before = list(self.scripts)
+        """Return a sampler that says the next script; one that is closed before it is asked gives it back."""
+        last = len(self.scripts) == 1
+        script = self.scripts[0] if last else self.scripts.pop(0)
         self.samplings.append(sampling)
-        script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
 
-        def unsaid() -> None:
-            if self.samplings and sampling is self.samplings[-1]:
-                self.scripts[:] = before
-                self.samplings.pop()
+        def give_back() -> None:
+            self.samplings[:] = [one for one in self.samplings if one is not sampling]
+            if not last:
+                self.scripts.insert(0, script)
 
-        return _Script([*self.tokenize(script, special=True), END], unsaid)
+        return _Script([*self.tokenize(script, special=True), END], give_back)
 
     def shown(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, control tokens in square brackets."""
@@ -117,23 +117,23 @@ class ObligingEngine(ScriptedEngine):
         self._read.append(text)
         return super().tokenize(text, special=special)
 
-    def sampler(self, sampling: Any) -> Any:
-        """Return a sampler that says what the prompt asks for."""
+    def _next(self, sampling: Any) -> list[int]:
         offered = [name for name in self._calls if json.dumps(name) in self._read[0]]
         read = "".join(self._read)
         self.scripts = [next((said for word, said in self._says.items() if word in read), "It is so.")]
         if offered and not any(part.startswith("tool\n") for part in self._read):
             call = json.dumps({"name": offered[0], "arguments": self._calls[offered[0]]}, ensure_ascii=False)
             self.scripts = [f"<tool_call>\n{call}\n</tool_call>"]
-        return super().sampler(sampling)
+        return super()._next(sampling)
 
 
 class _Script:
-    def __init__(self, tokens: list[int], unsaid: Callable[[], None]) -> None:
-        self._tokens, self._unsaid, self._asked, self.candidates = tokens, unsaid, False, []
+    def __init__(self, tokens: list[int], give_back: Callable[[], None]) -> None:
+        self._tokens, self.candidates = tokens, []
+        self._unused: Callable[[], None] | None = give_back
 
     def sample(self, logits: Any, index: int | None = None) -> int:
-        self._asked = True
+        self._unused = None
         if logits.max() == 0 and (logits < -1e8).sum() == len(logits) - 1:  # there is no choice
             return int(logits.argmax())
         return self._tokens.pop(0) if len(self._tokens) > 1 else self._tokens[0]
@@ -142,5 +142,6 @@ class _Script:
         """Nothing is followed."""
 
     def close(self) -> None:
-        if not self._asked:
-            self._unsaid()
+        if self._unused is not None:
+            self._unused()
+            self._unused = None
