@@ -24,7 +24,7 @@ from atlas_kit.storage.given import Given, StrPath
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import MemoryFile
-    from atlas_kit.persistence.snapshot import MemoryDescription
+    from atlas_kit.persistence.snapshot import LoadedMemory, MemoryDescription
 
 
 def write_session_state(
@@ -198,7 +198,7 @@ def read_session_state(
     AtlasError
         When the file is damaged, or holds no memory that a session made.
     """
-    from atlas_kit.persistence.snapshot import describe_memory, load_memory, opened_memory
+    from atlas_kit.persistence.snapshot import describe_memory, opened_memory
 
     with opened_memory(given, passphrase=passphrase, key=key) as file:
         description = describe_memory(file)
@@ -255,6 +255,13 @@ def drop_context(path: StrPath) -> None:
     with MemoryFile.edit(path) as file:
         if file.remove(CONTEXT):
             file.save()  # whole, or it would keep its size
+
+
+def load_memory(file: MemoryFile, **options: Any) -> LoadedMemory:
+    """Read the memory itself; what that takes is imported with the first file."""
+    from atlas_kit.persistence import snapshot
+
+    return snapshot.load_memory(file, **options)
 
 
 def saved_settings(

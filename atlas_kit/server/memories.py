@@ -165,20 +165,21 @@ class Memories:
         await self._warm(conversation)
         state, _ = await conversations.state(conversation)
         assert state is not None
-        if conversation.key == SHARED and namespace:  # several people's texts, of whom one asks
+        several = conversation.key == SHARED and bool(namespace)  # people, of whom one asks
+        if several:
             state = without_texts(state)
         info = {**about(conversation), "namespace": None, "name": None}
-        await finished(asyncio.to_thread(self._write, path, state, info))
+        await finished(asyncio.to_thread(self._write, path, state, info, window=not several))
         return self._described(path)
 
-    def _write(self, path: str, state: SessionState, info: dict[str, Any]) -> None:
+    def _write(self, path: str, state: SessionState, info: dict[str, Any], *, window: bool = True) -> None:
         folder = os.path.dirname(path)
         try:
             os.makedirs(folder, mode=0o700, exist_ok=True)
         except OSError as error:
             raise access_error(error, folder, "write") from error
         options: dict[str, Any] = {"codec": "lz4"} if self._service.config.atlas_memory_compress else {}
-        write_session_state(path, state, metadata={"session": info}, **options)
+        write_session_state(path, state, metadata={"session": info}, window=window, **options)
 
     async def load(self, namespace: str, conversation: Conversation, name: str) -> None:
         """Let a conversation go on with the memory in a file; its own is lost.
@@ -372,8 +373,14 @@ class Memories:
 
 
 def without_texts(state: SessionState) -> SessionState:
-    """Return what was learned, without the conversations that it was learned from."""
-    return dataclasses.replace(state, tokens=(), position=0, output={}, context=None, texts=())
+    """Return what was learned, without the conversations that it was learned from.
+
+    The window still has the newest tokens: where they are not whose copy it is, it is to be left out, too.
+    """
+    waiting = {name: array for name, array in state.waiting.items() if name == "log_eta"}
+    return dataclasses.replace(
+        state, waiting=waiting, tokens=(), position=0, output={}, context=None, texts=()
+    )
 
 
 def _no_such_memory() -> NoSuchFileError:

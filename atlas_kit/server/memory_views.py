@@ -65,10 +65,11 @@ class MemoryViews:
         digest = hashlib.blake2b(json.dumps(known).encode(), key=self._secret, digest_size=12)
         return f'"{digest.hexdigest()}"'
 
-    async def file(self, conversation: Conversation) -> bytes:
+    async def file(self, conversation: Conversation, namespace: str) -> bytes:
         """Return a ``.atlas`` file of a memory as it is between two requests; ``release`` it when it is sent.
 
-        Of the shared memory, it has what was learned, and not the conversations, which are several people's.
+        Of the shared memory, it has what was learned, and not the conversations; nor, where there are several keys, of
+        which that with this ``namespace`` asks, the window with the newest tokens.
 
         Raises
         ------
@@ -96,9 +97,9 @@ class MemoryViews:
             info = {**about(conversation), "namespace": None, "name": None}
             if conversation.key == SHARED:
                 state = without_texts(state)
-            data: bytes = await finished(
-                asyncio.to_thread(session_state_bytes, state, metadata={"session": info})
-            )
+            window = conversation.key != SHARED or not namespace
+            make = asyncio.to_thread(session_state_bytes, state, metadata={"session": info}, window=window)
+            data: bytes = await finished(make)
             self._under_way += len(data)
             return data
         finally:

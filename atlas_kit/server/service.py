@@ -513,6 +513,7 @@ def load_engine(config: ServerConfig) -> Engine:
 def memory_settings(config: ServerConfig, model: str) -> AtlasSettings:
     """Return the settings of memories that nobody has chosen others for."""
     from atlas_kit.formats.gguf import GGUFFile
+    from atlas_kit.settings.atlas_settings import AtlasSettings
     from atlas_kit.settings.native import native_settings
 
     if config.atlas_auto:

@@ -20,7 +20,7 @@ from atlas_kit.llama import scheduler as scheduler_module
 from atlas_kit.llama.batch import Job
 from atlas_kit.llama.engine import Feed
 from atlas_kit.llama.steps import Step
-from atlas_kit.persistence import session_file
+from atlas_kit.persistence import snapshot
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
 GREEDY = Sampling(temperature=0)
@@ -554,7 +554,7 @@ def test_work_that_fails_at_its_end_when_the_engine_breaks():
 def test_a_file_is_read_beside_decoding(tmp_path, monkeypatch):
     engine, path = FakeEngine(n_ctx=256), tmp_path / "m.atlas"
     entered, go = threading.Event(), threading.Event()
-    plain = session_file.load_memory
+    plain = snapshot.load_memory
 
     def load_memory(*given, **options):
         assert threading.current_thread().name.startswith("atlas-writer")
@@ -565,7 +565,7 @@ def test_a_file_is_read_beside_decoding(tmp_path, monkeypatch):
     with AtlasSession(engine, SMALL) as a, AtlasSession(engine, SMALL) as b, Scheduler(engine) as scheduler:
         scheduler.feed(a, TEXT).result(LONG_WAIT)
         scheduler.save(a, path).result(LONG_WAIT)
-        monkeypatch.setattr(session_file, "load_memory", load_memory)
+        monkeypatch.setattr(snapshot, "load_memory", load_memory)
         restored = scheduler.restore(b, path)
         after = scheduler.call(b, lambda: b.context_tokens)
         assert entered.wait(LONG_WAIT)
@@ -585,7 +585,7 @@ def test_a_file_is_read_beside_decoding(tmp_path, monkeypatch):
 def test_a_restore_that_is_cancelled_or_closed_while_it_reads(tmp_path, monkeypatch):
     engine, path = FakeEngine(n_ctx=256), tmp_path / "m.atlas"
     entered, go = threading.Event(), threading.Event()
-    plain = session_file.load_memory
+    plain = snapshot.load_memory
 
     def load_memory(*given, **options):
         entered.set()
@@ -596,7 +596,7 @@ def test_a_restore_that_is_cancelled_or_closed_while_it_reads(tmp_path, monkeypa
         session.feed("abc")
         session.save(path)
         session.feed("def")
-        monkeypatch.setattr(session_file, "load_memory", load_memory)
+        monkeypatch.setattr(snapshot, "load_memory", load_memory)
         with Scheduler(engine) as scheduler:
             first = scheduler.restore(session, path)
             assert entered.wait(LONG_WAIT)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -74,13 +73,17 @@ class ScriptedEngine(FakeEngine):
         return super().piece(token, special=special)
 
     def sampler(self, sampling: Any) -> Any:
-        """Return a sampler that says the next script; one that is never asked takes none."""
-        return _Script(lambda: self._next(sampling))
-
-    def _next(self, sampling: Any) -> list[int]:
+        """Return a sampler that says the next script; one that is closed before it is asked gives it back."""
+        last = len(self.scripts) == 1
+        script = self.scripts[0] if last else self.scripts.pop(0)
         self.samplings.append(sampling)
-        script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
-        return [*self.tokenize(script, special=True), END]
+
+        def give_back() -> None:
+            self.samplings[:] = [one for one in self.samplings if one is not sampling]
+            if not last:
+                self.scripts.insert(0, script)
+
+        return _Script([*self.tokenize(script, special=True), END], give_back)
 
     def shown(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, control tokens in square brackets."""
@@ -125,14 +128,12 @@ class ObligingEngine(ScriptedEngine):
 
 
 class _Script:
-    def __init__(self, script: Callable[[], list[int]]) -> None:
-        self._script, self.candidates = script, []
-
-    @functools.cached_property
-    def _tokens(self) -> list[int]:
-        return self._script()
+    def __init__(self, tokens: list[int], give_back: Callable[[], None]) -> None:
+        self._tokens, self.candidates = tokens, []
+        self._unused: Callable[[], None] | None = give_back
 
     def sample(self, logits: Any, index: int | None = None) -> int:
+        self._unused = None
         if logits.max() == 0 and (logits < -1e8).sum() == len(logits) - 1:  # there is no choice
             return int(logits.argmax())
         return self._tokens.pop(0) if len(self._tokens) > 1 else self._tokens[0]
@@ -141,4 +142,6 @@ class _Script:
         """Nothing is followed."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        if self._unused is not None:
+            self._unused()
+            self._unused = None

@@ -57,7 +57,7 @@ def run(command: list[Any], folder: Path, **more: str) -> subprocess.CompletedPr
     )
 
 
-def tested(names: list[str], folder: Path, place: Path, **more: str) -> tuple[dict[str, str], str]:
+def carried_out(names: list[str], folder: Path, place: Path, **more: str) -> tuple[dict[str, str], str]:
     """Run tests with the clients' pytest; return their outcomes, and what it said."""
     report = place / "report.xml"
     ran = run([clients.python(), "-m", "pytest", *PYTEST, report, *names], folder, **more)
@@ -83,7 +83,7 @@ def test_langchains_standard_tests(both: Any, tmp_path: Path) -> None:
     clever = "test_tool_calling or test_agent_loop or test_unicode or test_json_mode"
     chosen = f"not test_serdes and ((Obliging and ({clever})) or (not Obliging and not ({clever})))"
     own = ["--confcutdir", HERE, "-c", os.devnull, "--rootdir", HERE, "-o", "asyncio_mode=auto", *SESSION]
-    found, said = tested([*own, "-k", chosen, "standard_langchain.py"], HERE, tmp_path, **both)
+    found, said = carried_out([*own, "-k", chosen, "standard_langchain.py"], HERE, tmp_path, **both)
     assert [name for name, outcome in found.items() if outcome == "failed"] == [], said
     assert sum(outcome == "passed" for outcome in found.values()) > 140, "too few ran"
 
@@ -91,7 +91,7 @@ def test_langchains_standard_tests(both: Any, tmp_path: Path) -> None:
 def test_litellm(both: Any, tmp_path: Path) -> None:
     need("python")
     own = ["--confcutdir", HERE, "-c", os.devnull, "--rootdir", HERE]
-    found, said = tested([*own, "litellm_calls.py"], HERE, tmp_path, **both)
+    found, said = carried_out([*own, "litellm_calls.py"], HERE, tmp_path, **both)
     assert set(found.values()) == {"passed"}, said
     assert len(found) > 20
 
@@ -169,7 +169,7 @@ def test_what_a_clients_own_tests_say(serve: Any, name: str, suffix: str, parts:
     paths = [f"tests/api_resources/{part}" for part in parts.split()]
     # each is there several times: for other ways to read an answer, and with or without a look at its types
     chosen = ["-k", "strict and test_method and not aiohttp"]
-    found, said = tested([*chosen, *paths], folder, tmp_path, TEST_API_BASE_URL=server.url + suffix)
+    found, said = carried_out([*chosen, *paths], folder, tmp_path, TEST_API_BASE_URL=server.url + suffix)
     found = {one.removeprefix("tests.api_resources."): outcome for one, outcome in found.items()}
     expected = read_list(HERE / f"expected_{name}.txt")
     assert compare(expected, found) == [], said

@@ -75,6 +75,13 @@ def test_prompts_of_every_form(ask, prompt, texts, count):
     assert [joined(chunks, index)[0] for index in range(len(texts))] == [f"{text}!" for text in texts]
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/completion"])
+@pytest.mark.parametrize("prompt", [[1, ["a"]], ["a", 1, [2]], [[1], 2], [["a", 1], "b", 3]])
+def test_tokens_beside_lists_are_no_prompts(serve, path, prompt):
+    answer = serve().client.post(path, json={"prompt": prompt, "max_tokens": 1})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
+
+
 def test_a_prompt_can_be_scored_alone(ask):
     for stream in (False, True):
         found = ask(prompt="abc", echo=True, logprobs=2, max_tokens=0, stream=stream)

@@ -16,6 +16,7 @@ from atlas_kit.llama import AtlasSession
 from atlas_kit.persistence.session_file import read_session_state
 from atlas_kit.persistence.snapshot import describe_memory, load_memory
 from atlas_kit.server import memory_views
+from atlas_kit.server.keys import SHARED
 from tests.server.conftest import Insider, Server, fake_engine
 from tests.server.test_atlas import KEYS, ONE, TEXT, TWO, ask, refused
 
@@ -79,6 +80,27 @@ def test_the_shared_memorys_file_has_nobodys_words(serve: Server, tmp_path):
     state = read_session_state(answer.content)
     assert (state.tokens, state.texts) == ((), ())
     assert load_memory(answer.content).description.tokens_learned[0] > 0
+
+
+def test_the_shared_memory_gives_no_key_the_words_of_another(serve: Server, tmp_path):
+    server = serve(
+        **KEYS, headers=ONE, atlas_memory_file=str(tmp_path / "m.atlas"), atlas_memory_dir=str(tmp_path)
+    )
+    ask(server)
+    words = server.service.engine.tokenize(TEXT)
+    ring = server.service.conversations.named[SHARED].memory.state.window["token"]
+    assert set(ring.tolist()) & set(words)  # there they are
+    server.client.headers.update(TWO)
+    data = [server.client.get(FILE).content]
+    server.post("/v1/atlas/memory/save", memory_file="copy")
+    server.post("/v1/atlas/memory/load", memory_file="copy", session_id="mine")
+    data.append(server.client.get(FILE, params={"session_id": "mine"}).content)
+    for one in data:
+        state = read_session_state(one)
+        assert not set(state.memory.window["token"].ravel().tolist()) & set(words)
+        assert (state.tokens, state.texts) == ((), ())
+        assert not {"token", "recent"} & {name for name, array in state.waiting.items() if array.size}
+        assert load_memory(one).description.tokens_learned[0] > 0
 
 
 def test_a_memory_that_has_not_changed_is_not_sent_again(serve: Server):

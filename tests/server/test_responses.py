@@ -458,6 +458,21 @@ def test_conversations_are_bounded() -> None:
     asyncio.run(test())
 
 
+@pytest.mark.parametrize("metadata", [b'{"\\ud800": 1}', b'{"a": "\\ud800"}'])
+def test_half_a_character_in_a_note_is_no_failure(metadata: bytes, inside: Insider) -> None:
+    async def test() -> None:
+        async with inside(plain("Hello")) as server:
+            headers, content = {"content-type": "application/json"}, b'{"metadata": ' + metadata + b"}"
+            path = "/v1/conversations"
+            for _ in range(2):  # to begin one, and to note something else
+                answer = await server.client.post(path, content=content, headers=headers)
+                assert answer.status_code == 200, answer.text
+                path = f"/v1/conversations/{answer.json()['id']}"
+            assert (await server.client.get(path)).status_code == 200
+
+    asyncio.run(test())
+
+
 def test_what_conversations_hold_is_bounded(inside: Insider) -> None:
     """Items and notes need no model, so a client could fill main memory with them in no time."""
 

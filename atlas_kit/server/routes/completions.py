@@ -252,6 +252,10 @@ class _Answer:
 def _prompts(service: Service, given: Any) -> list[_Prompt]:
     """Return the texts to continue: tokens among strings make one of them, strings alone are several."""
     one = not isinstance(given, list) or any(isinstance(part, int) for part in given)
+    if one and any(isinstance(part, list) for part in given):
+        raise ApiError(
+            400, "Tokens are one prompt, and lists are several: give one or the other.", param="prompt"
+        )
     several = [given] if one else given
     if not 0 < len(several) <= 64:
         raise ApiError(400, "1 to 64 prompts are possible.", param="prompt")

@@ -35,8 +35,8 @@ class ItemsRequest(Open):
     items: list[dict[str, Any]] = Field(min_length=1, max_length=10_000)
 
 
-@router.post("", summary="Begin a conversation")
-async def create(request: Request, asked: ConversationRequest, service: TheService) -> dict[str, Any]:
+@router.post("", summary="Begin a conversation", response_model=dict[str, Any])
+async def create(request: Request, asked: ConversationRequest, service: TheService) -> Response:
     """Return a name that no conversation has; its memory begins with the first answer."""
     service.require_ready()
     name = new_id("conv_")
@@ -46,27 +46,25 @@ async def create(request: Request, asked: ConversationRequest, service: TheServi
         if messages:
             thread.last = Kept({}, listed(asked.items or []), messages)
             thread.last.measure()
-        return _shape(name, thread, None)
+        return JsonResponse(_shape(name, thread, None))
 
 
-@router.get("/{name}", summary="A conversation")
-async def retrieve(request: Request, name: str, service: TheService) -> dict[str, Any]:
+@router.get("/{name}", summary="A conversation", response_model=dict[str, Any])
+async def retrieve(request: Request, name: str, service: TheService) -> Response:
     """Return what is known of a conversation."""
     service.require_ready()
-    return _shape(name, *await _found(service, namespace_of(request), name))
+    return JsonResponse(_shape(name, *await _found(service, namespace_of(request), name)))
 
 
-@router.post("/{name}", summary="Change what is noted of a conversation")
-async def update(
-    request: Request, name: str, asked: ConversationRequest, service: TheService
-) -> dict[str, Any]:
+@router.post("/{name}", summary="Change what is noted of a conversation", response_model=dict[str, Any])
+async def update(request: Request, name: str, asked: ConversationRequest, service: TheService) -> Response:
     """Replace the metadata."""
     service.require_ready()
     namespace = namespace_of(request)
     _, session = await _found(service, namespace, name)
     async with service.responses.turn(namespace, name) as thread:
         thread.metadata = asked.metadata or {}
-        return _shape(name, thread, session)
+        return JsonResponse(_shape(name, thread, session))
 
 
 @router.delete("/{name}", summary="Forget a conversation and its memory")

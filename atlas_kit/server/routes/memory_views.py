@@ -58,7 +58,8 @@ def _pieces(data: bytes) -> Iterator[memoryview]:
 async def file(request: Request, service: TheService, session_id: Which = None) -> Response:
     """Return a memory as it is now as a `.atlas` file, which other programs can compare, load and go on with.
 
-    The server writes it nowhere. Of the shared memory, the file has what was learned, and no conversation.
+    The server writes it nowhere. Of the shared memory, the file has what was learned, and no conversation; nor the
+    window with the newest tokens, where several keys share it.
     """
     service.require_ready()
     target = service.memories.target(namespace_of(request), session_id)
@@ -67,7 +68,7 @@ async def file(request: Request, service: TheService, session_id: Which = None) 
     headers = {"etag": tag, "cache-control": "private, no-cache"}
     if tag in re.split(r"\s*,\s*", request.headers.get("if-none-match", "")):
         return Response(status_code=304, headers=headers)
-    data = await views.file(target)
+    data = await views.file(target, namespace_of(request))
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", session_id or "memory").strip("-") or "memory"
     headers |= {
         "content-length": str(len(data)), "content-disposition": f'attachment; filename="{name}.atlas"',
