@@ -117,14 +117,15 @@ class ObligingEngine(ScriptedEngine):
         self._read.append(text)
         return super().tokenize(text, special=special)
 
-    def _next(self, sampling: Any) -> list[int]:
+    def sampler(self, sampling: Any) -> Any:
+        """Return a sampler that says what the prompt asks for."""
         offered = [name for name in self._calls if json.dumps(name) in self._read[0]]
         read = "".join(self._read)
         self.scripts = [next((said for word, said in self._says.items() if word in read), "It is so.")]
         if offered and not any(part.startswith("tool\n") for part in self._read):
             call = json.dumps({"name": offered[0], "arguments": self._calls[offered[0]]}, ensure_ascii=False)
             self.scripts = [f"<tool_call>\n{call}\n</tool_call>"]
-        return super()._next(sampling)
+        return super().sampler(sampling)
 
 
 class _Script:
