@@ -209,7 +209,8 @@ def test_sessions_in_files_are_listed_and_deleted_too(serve: Server, tmp_path: P
     server = serve(**settings)
     listed = server.get("/v1/atlas/sessions")["data"]
     assert [(one["id"], one["place"], one["requests"]) for one in listed] == [
-        (name, "file", 1) for name in ("dora", "cleo", "ben", "anna")
+        ("dora", "sequence", 1),  # whoever was there last is brought back before anybody asks
+        *((name, "file", 1) for name in ("cleo", "ben", "anna")),
     ]
     assert server.get("/v1/atlas/sessions/ben")["conversation_tokens"] == len(TEXT) + 3
     server.client.delete("/v1/atlas/sessions/ben")
