@@ -496,6 +496,15 @@ class ServerConfig:
         variables=("ATLAS_MAX_BODY",),
         group="Network",
     )
+    grammars: bool = row(
+        True,
+        bool,
+        "Let requests bring grammars of their own. One of a few lines can keep llama.cpp busy for ever: leave them out "
+        "where strangers may ask. Schemas and tools make theirs nonetheless.",
+        "grammars",
+        off=("no-grammars",),
+        group="Network",
+    )
     max_queue: int = row(
         256,
         int,

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from server.conftest import TEMPLATE
 from server.scripted import CHATML, ScriptedEngine
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -302,6 +303,25 @@ def test_logprobs_of_what_a_stop_string_swallowed_are_not_told(ask):
 def test_a_model_without_a_template_answers(ask):
     found = ask(" Hello\nUser: more", engine={"template": None, "names": []})["choices"][0]
     assert (found["message"]["content"], found["finish_reason"]) == ("Hello", "stop")
+
+
+def test_a_server_may_take_no_grammars(inside):
+    async def run():
+        async with inside(ScriptedEngine("{}", template=TEMPLATE, names=()), grammars=False) as server:
+            for path, body in (
+                ("/v1/chat/completions", {"messages": HI}),
+                ("/v1/messages", {"messages": HI, "max_tokens": 9}),
+                ("/v1/responses", {"input": "Hi"}),
+                ("/v1/completions", {"prompt": "a"}),
+                ("/completion", {"prompt": "a", "n_predict": 9}),
+            ):
+                answer = await server.client.post(path, json={**body, "grammar": 'root ::= "a"'})
+                assert (path, answer.status_code) == (path, 403)
+            schema = {"type": "json_object"}
+            body = {"messages": HI, "response_format": schema, "grammar": ""}
+            assert (await server.client.post("/v1/chat/completions", json=body)).status_code == 200
+
+    asyncio.run(run())
 
 
 def test_formats_of_answers_reach_the_sampler(ask):

@@ -107,7 +107,13 @@ def sampling_of(asked: Generate, service: Service, **more: Any) -> Sampling:
     ------
     InvalidParamError
         A setting is out of range, or a bias is none.
+    ApiError
+        It brings a grammar, and the server takes none.
     """
+    if asked.grammar and not service.config.grammars:
+        raise ApiError(
+            403, "This server takes no grammars: send a JSON schema.", param="grammar", code="no_grammars"
+        )
     found = service.config.sampling
     for name in NAMES:
         value = getattr(asked, name)
