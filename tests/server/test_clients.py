@@ -124,14 +124,18 @@ class Everything:
     def __init__(self, server: Any) -> None:
         kept = server.service.responses
         said = server.post("/v1/responses", input="Hi")
-        self._known, self._find = kept.find("", said["id"]), kept.find
+        self._known, self._find = server.run(kept.find("", said["id"])), kept.find
         server.post("/v1/responses", input="Hi", conversation="conv_123")
-        self._thread = kept.thread("", "conv_123")
+        self._thread = server.run(kept.thread("", "conv_123"))
         item = self._thread.last.items[0]
         item["id"] = "msg_abc"
-        kept.find, kept.delete = self.find, lambda namespace, name: True
+        kept.find, kept.delete = self.find, self.nothing
         kept.forget = lambda namespace, name: None
         self._turn, kept.turn = kept.turn, self.turn
+
+    async def nothing(self, namespace: str, name: str) -> bool:
+        """Leave what is to be forgotten, and say that it was there."""
+        return True
 
     @contextlib.asynccontextmanager
     async def turn(self, namespace: str, name: str) -> AsyncIterator[Any]:
@@ -141,8 +145,8 @@ class Everything:
             yield thread
             thread.last = before
 
-    def find(self, namespace: str, name: str) -> Any:
-        return self._find(namespace, name) or dataclasses.replace(
+    async def find(self, namespace: str, name: str) -> Any:
+        return await self._find(namespace, name) or dataclasses.replace(
             self._known, response={**self._known.response, "id": name}
         )
 
