@@ -119,7 +119,7 @@ class _Answer:
         if asked.top_logprobs is not None and not asked.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")
         atlas = asked.atlas.chosen() if asked.atlas is not None else {}
-        if found.sampling and asked.grammar is not None:
+        if found.sampling and asked.grammar:
             raise ApiError(
                 400,
                 "A grammar and a form that follows from tools or response_format cannot both be followed.",

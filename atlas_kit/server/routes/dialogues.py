@@ -43,7 +43,7 @@ def sampling_for(asked: Generate, service: Service, found: Dialogue) -> Sampling
     ApiError
         A grammar was sent beside tools or a form that make one of their own.
     """
-    if found.sampling and asked.grammar is not None:
+    if found.sampling and asked.grammar:
         raise ApiError(
             400,
             "A grammar and a form that follows from tools or a schema cannot both be followed.",
