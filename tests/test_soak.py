@@ -120,6 +120,7 @@ def test_other_peoples_words_are_seen() -> None:
         ("    /place/atlas_kit/server/asgi.py:97 in __call__", "traceback"),
         ("Traceback (most recent call last):", "traceback"),
         (f"{STAMP} ERROR something failed", "error"),
+        (f"{STAMP} ERROR Cancel 2 running task(s), timeout graceful shutdown exceeded\n", None),
         (f"{STAMP} WARNING a session starts anew, its file was set aside as ab.atlas.aside: why", "damaged"),
         (f"{STAMP} WARNING a session starts anew, its file was set aside as cd.atlas.aside: why", None),
         ("/place/update.py:3: RuntimeWarning: overflow encountered in exp", "not its own"),

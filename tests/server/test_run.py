@@ -312,7 +312,11 @@ def test_answers_may_end_before_the_server_does(start: Any) -> None:
 @pytest.mark.slow
 def test_a_terminal_that_is_closed_loses_nothing(start: Callable[..., Process], tmp_path: Path) -> None:
     kept = tmp_path / "m.atlas"
-    server = start(atlas_memory_file=str(kept))
+    was = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may have ignored it
+    try:
+        server = start(atlas_memory_file=str(kept))
+    finally:
+        signal.signal(signal.SIGHUP, was)
     assert server.post(TEXT, 4).status_code == 200
     server.signal(signal.SIGHUP)
     server.signal(signal.SIGHUP)

@@ -100,7 +100,9 @@ class TestRunning:
             assert widget.state == "running"
         assert widget.stop()
         assert widget.state == "idle"
-        assert not [t for t in threading.enumerate() if t.name == "atlas-live"]
+        for thread in [one for one in threading.enumerate() if one.name == "atlas-live"]:
+            thread.join(WAIT)  # it has said that it ends, and is on its last line
+            assert not thread.is_alive()
         assert len(widget.curves[-1].points) < len(widget.trial.counts)
 
     def test_other_settings_while_paused_begin_another_curve(self, widget):
