@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlas_kit.codecs.numbers import Array
-from atlas_kit.errors import AtlasError, FileCorruptError, InvalidParamError, VersionMismatchError
+from atlas_kit.errors import (
+    AtlasError,
+    ConflictError,
+    FileCorruptError,
+    InvalidParamError,
+    VersionMismatchError,
+)
 from atlas_kit.persistence.entry_keys import CONTEXT, TEXTS
 from atlas_kit.persistence.session_state import SessionState, require_identity
 from atlas_kit.storage.given import Given, StrPath
@@ -25,6 +31,9 @@ from atlas_kit.storage.given import Given, StrPath
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import MemoryFile
     from atlas_kit.persistence.snapshot import LoadedMemory, MemoryDescription
+
+#: How often a file is opened at most that is touched while it is read.
+OPENS = 4
 
 
 def write_session_state(
@@ -176,6 +185,8 @@ def read_session_state(
 ) -> SessionState:
     """Read a state; all of it comes from one opened file, whatever takes its place meanwhile.
 
+    A path is opened once more where the file was touched while it was read: whatever that was, it is over by then.
+
     Parameters
     ----------
     given
@@ -194,10 +205,27 @@ def read_session_state(
     WrongModelError
         When it is another model's.
     ConflictError
-        When the file was overwritten in place while it was read.
+        When the file was overwritten in place while it was read, time and again.
     AtlasError
         When the file is damaged, or holds no memory that a session made.
     """
+    options.update(expect_model=expect_model, force=force, passphrase=passphrase, key=key)
+    for _ in range(OPENS - 1 if isinstance(given, (str, os.PathLike)) else 0):
+        with contextlib.suppress(ConflictError):
+            return _read_state(given, context, **options)
+    return _read_state(given, context, **options)
+
+
+def _read_state(
+    given: Given | MemoryFile,
+    context: bool,
+    *,
+    expect_model: str | None,
+    force: bool,
+    passphrase: str | bytes | None,
+    key: bytes | None,
+    **options: Any,
+) -> SessionState:
     from atlas_kit.persistence.snapshot import describe_memory, opened_memory
 
     with opened_memory(given, passphrase=passphrase, key=key) as file:

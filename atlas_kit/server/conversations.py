@@ -24,6 +24,7 @@ from atlas_kit.errors import (
     AtlasError,
     BusyError,
     ClosedError,
+    ConflictError,
     FileAccessError,
     InvalidParamError,
     OutOfMemoryError,
@@ -685,8 +686,8 @@ class Conversations:
         except Exception as error:
             if conversation.closed:  # its file has gone meanwhile; one that is there now is that of the next
                 raise _deleted() from None
-            # nothing is wrong with the file where too many are open, or a disk is away for a moment
-            if type(error) is FileAccessError:
+            # nothing is wrong with the file where too many are open, a disk is away for a moment, or others are at it
+            if type(error) is FileAccessError or isinstance(error, ConflictError):
                 raise
             if isinstance(error, MemoryError):
                 raise OutOfMemoryError("there is not enough RAM for this session now") from error

@@ -464,6 +464,30 @@ def test_overwriting_in_place_is_said(version, states, tmp_path, path):
     MemoryFile.open(path.read_bytes()).require_unchanged()
 
 
+def test_a_file_that_is_touched_while_it_is_read_is_read_once_more(states, path, monkeypatch):
+    write_session_state(path, states[0])
+    plain, times = session_file.load_memory, []
+
+    def load_memory(file, **options):
+        times.append(len(times))
+        if len(times) <= touched:
+            os.utime(path, (len(times), len(times)))
+        return plain(file, **options)
+
+    monkeypatch.setattr(session_file, "load_memory", load_memory)
+    touched = session_file.OPENS - 1
+    assert contents(read_session_state(path)) == contents(states[0])
+    assert len(times) == session_file.OPENS
+    times.clear()
+    touched = session_file.OPENS
+    with pytest.raises(ConflictError):
+        read_session_state(path)
+    times.clear()
+    with MemoryFile.open(path) as file, pytest.raises(ConflictError):
+        read_session_state(file)  # it is somebody else's, who may open it again
+    assert len(times) == 1
+
+
 def test_arrays_of_a_read_state_are_its_own(states, path):
     write_session_state(path, states[0])
     state = read_session_state(path)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from atlas_kit.errors import BusyError, ClosedError, FileAccessError, InvalidParamError
+from atlas_kit.errors import BusyError, ClosedError, ConflictError, FileAccessError, InvalidParamError
 from atlas_kit.llama import FakeEngine, Sampling, Scheduler
 from atlas_kit.llama.loading import open_engine
 from atlas_kit.persistence.session_file import context_bytes
@@ -585,8 +585,12 @@ def test_a_damaged_session_is_set_aside_and_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [FileAccessError("cannot read: too many open files"), MemoryError("a gigabyte")],
-    ids=["files", "RAM"],
+    [
+        FileAccessError("cannot read: too many open files"),
+        ConflictError("it was touched, time and again"),
+        MemoryError("a gigabyte"),
+    ],
+    ids=["files", "touched", "RAM"],
 )
 def test_a_session_that_cannot_be_read_now_is_not_lost(
     error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
