@@ -20,13 +20,14 @@ from atlas_kit.errors import InvalidParamError, KeyNotFoundError, WrongModelErro
 from atlas_kit.formats.atlas.tables import DataType
 from atlas_kit.formats.opening import open_memory
 from atlas_kit.persistence.entry_keys import DESCRIPTION, EPISODES
+from atlas_kit.storage.given import Given, name_of
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import access_error
 
 if TYPE_CHECKING:
     from atlas_kit.episodes import EpisodeArrays, Episodes
     from atlas_kit.episodes.store import Segment
-    from atlas_kit.formats.atlas import MemoryFile
+    from atlas_kit.formats.atlas import Entry, MemoryFile
     from atlas_kit.llama.engine import Engine
     from atlas_kit.persistence.episode_entries import EpisodeCounts
     from atlas_kit.persistence.session_state import SessionState
@@ -185,7 +186,7 @@ def forget(
         if result.pieces:
             store.forget(*choice)
             result.left = _counts_of(store)
-            result.texts = [e.key for e in file.entries() if e.type in (DataType.TEXT, DataType.CONVERSATION)]
+            result.texts = [entry.key for entry in file.entries() if _may_hold_text(entry)]
             _write(path, file, store.arrays(), result, engine, force, keys, progress)
     _see_to_backups(path, result, remove_backups and not dry_run)
     return result
@@ -215,7 +216,7 @@ def time_of(text: str) -> int:
     return round((when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp() * 1000)
 
 
-def words_of(model: str, memory: str, *, force: bool = False, keys: Keys | None = None) -> Words:
+def words_of(model: str, memory: Given, *, force: bool = False, keys: Keys | None = None) -> Words:
     """Return the words of a model's tokens, from its metadata alone.
 
     Raises
@@ -234,13 +235,13 @@ def words_of(model: str, memory: str, *, force: bool = False, keys: Keys | None 
         return Vocabulary(file)
 
 
-def require_model(memory: str, identity: str, keys: Keys | None = None) -> None:
+def require_model(memory: Given, identity: str, keys: Keys | None = None) -> None:
     """Raise ``WrongModelError`` for a memory that belongs to another model."""
     with open_memory(memory, Keys() if keys is None else keys) as file:
         if any(file.model_hash) and file.model_hash.hex() != identity:
             raise WrongModelError(
-                file.model_hash, bytes.fromhex(identity), path=memory,
-                hint="The words of its tokens are another model's. Use --force to forget all the same.",
+                file.model_hash, bytes.fromhex(identity), path=name_of(memory),
+                hint="The words of its tokens are another model's.",
             )  # fmt: skip
 
 
@@ -327,6 +328,11 @@ def _select(store: Episodes, choice: Choice, words: Words | None, result: Forgot
 def _beginning(store: Episodes, segment: Segment) -> str:
     text = " ".join(store.text(segment.start, min(segment.stop, segment.start + SHOWN)).split())
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
+def _may_hold_text(entry: Entry) -> bool:
+    """Tell whether an entry is text of others, or what a repair could not make out."""
+    return entry.type in (DataType.TEXT, DataType.CONVERSATION) or entry.key.startswith("lost+found/")
 
 
 def _counts_of(store: Episodes) -> EpisodeCounts | None:

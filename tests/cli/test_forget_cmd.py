@@ -86,7 +86,7 @@ def test_the_vocabulary_is_read_from_the_model_alone(run_cli, memory, monkeypatc
     monkeypatch.setattr("atlas_kit.llama.loading.open_engine", fail)
     result = run_cli("forget", memory, "--about", "blue", "-m", SAMPLE)
     assert result.exit_code == 2
-    assert "Use --force to forget all the same" in result.stderr
+    assert "another model's" in result.stderr
     result = run_cli("forget", memory, "--about", "nowhere", "-m", SAMPLE, "--force")
     assert result.exit_code == 1, result.stderr
 
