@@ -10,15 +10,16 @@ import hashlib
 import json
 import math
 import re
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from atlas_kit.llama.chat import ChatTemplate
 from atlas_kit.llama.engine import Engine, Feed
-from tools.bench._recall_set import DOCUMENT, Episode, Question
+from tools.bench._recall_set import Episode, Question
 
 #: Tokens of an answer.
 ANSWER = 40
@@ -44,7 +45,11 @@ class Reader:
         """Return the tokens up to where the answer starts."""
         context = "\n\n".join(text.strip() for text in texts)
         if self.template is not None:
-            lead = f"This was read or said earlier:\n{context}\n\nAnswer this question with it: " if context else ""
+            lead = (
+                f"This was read or said earlier:\n{context}\n\nAnswer this question with it: "
+                if context
+                else ""
+            )
             messages = []
             for asked, answered in question.before:
                 messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
@@ -67,33 +72,34 @@ class Reader:
         return [self._known[key] for key in keys]
 
     def _fresh(self, prompts: Iterable[tuple[str, Sequence[int]]]) -> Iterator[tuple[str, str]]:
-        engine, waiting = self.engine, iter(prompts)
+        engine, waiting = self.engine, deque(prompts)
         free = list(range(engine.n_sequences))
         at_work: dict[int, tuple[str, list[int], int]] = {}  # sequence: key, tokens of the answer, position
-        while True:
-            while free and (one := next(waiting, None)) is not None:
-                key, prompt = one
+        while waiting or at_work:
+            while waiting and free:
+                key, prompt = waiting.popleft()
                 sequence = free.pop()
-                engine.forget(sequence)
-                for start in range(0, len(prompt), engine.n_batch):
-                    part = prompt[start : start + engine.n_batch]
-                    last = start + len(part) == len(prompt)
-                    found = engine.decode([Feed(sequence, part, start, int(last))])[0]
-                at_work[sequence] = (key, [int(found.logits[-1].argmax())], len(prompt))
+                at_work[sequence] = (key, [self._read(sequence, prompt)], len(prompt))
             for sequence in [s for s, (_, answer, _) in at_work.items() if self._is_done(answer)]:
                 key, answer, _ = at_work.pop(sequence)
                 free.append(sequence)
                 yield key, self._text(answer)
-            if at_work:
-                feeds = [Feed(s, answer[-1:], position, 1) for s, (_, answer, position) in at_work.items()]
-                for feed, out in zip(feeds, engine.decode(feeds), strict=True):
-                    key, answer, position = at_work[feed.sequence]
-                    at_work[feed.sequence] = (key, [*answer, int(out.logits[-1].argmax())], position + 1)
-            elif free:
-                one = next(waiting, None)
-                if one is None:
-                    return
-                waiting = iter([one, *waiting])
+            if not at_work:
+                continue
+            feeds = [Feed(s, answer[-1:], position, 1) for s, (_, answer, position) in at_work.items()]
+            for feed, out in zip(feeds, engine.decode(feeds), strict=True):
+                key, answer, position = at_work[feed.sequence]
+                at_work[feed.sequence] = (key, [*answer, int(out.logits[-1].argmax())], position + 1)
+
+    def _read(self, sequence: int, prompt: Sequence[int]) -> int:
+        """Read a prompt and return the likeliest token behind it."""
+        engine = self.engine
+        engine.forget(sequence)
+        for start in range(0, len(prompt), engine.n_batch):
+            part = prompt[start : start + engine.n_batch]
+            last = start + len(part) == len(prompt)
+            found = engine.decode([Feed(sequence, part, start, int(last))])[0]
+        return int(found.logits[-1].argmax())
 
     def _is_done(self, answer: Sequence[int]) -> bool:
         if len(answer) >= ANSWER or self.engine.is_end(answer[-1]):
@@ -108,33 +114,36 @@ class Reader:
         return text if self.template is not None else text.split("\n", 1)[0]
 
     def passage(self, episode: Episode, question: Question, count: int) -> str:
-        """Return the ``count`` tokens of an episode around a question's passage, which are cut at words."""
-        words = re.findall(r"\S+\s*", episode.text)
-        ends = np.cumsum([len(word) for word in words])
+        """Return about ``count`` tokens of an episode with a question's passage in their middle."""
+        pieces = [self.engine.piece(token) for token in self.engine.tokenize(episode.text)]
+        ends = np.cumsum([len(piece) for piece in pieces])
         start, stop = _place(episode.text, question.passage)
         first = int(np.searchsorted(ends, start, side="right"))
         last = int(np.searchsorted(ends, stop, side="left")) + 1
-        cost = [len(self.engine.tokenize(word)) for word in words]
-        total = sum(cost[first:last])
-        while (first > 0 or last < len(words)) and total < count:  # a word before, a word behind
-            if first > 0:
-                first -= 1
-                total += cost[first]
-            if last < len(words) and total < count:
-                total += cost[last]
-                last += 1
-        return "".join(words[first:last])
+        more = max(0, count - (last - first))
+        first = max(0, min(first - more // 2, len(pieces) - count))
+        return b"".join(pieces[first : max(last, first + count)]).decode("utf-8", "ignore")
 
 
-def _place(text: str, passage: str) -> tuple[int, int]:
+def _place(text: str, passage: str) -> tuple[int, ...]:
+    """Return where in the bytes of a text a passage begins and ends."""
     found = re.search(r"\s+".join(map(re.escape, passage.split())), text)
     assert found is not None, passage
-    return found.span()
+    return tuple(len(text[:place].encode()) for place in found.span())
 
 
-def segments(engine: Engine, episodes: Sequence[Episode]) -> list[str]:
+class Segment(NamedTuple):
+    """A text, and the numbers of its first block and of the one behind its last."""
+
+    text: str
+    start: int
+    stop: int
+
+
+def segments(engine: Engine, episodes: Sequence[Episode]) -> list[Segment]:
     """Return the segments of episodes: two blocks each, a block being lines of at most ``BLOCK`` tokens."""
-    found = []
+    found: list[Segment] = []
+    number = 0
     for episode in episodes:
         blocks, count = [""], 0
         for line in episode.text.splitlines(keepends=True):
@@ -144,10 +153,10 @@ def segments(engine: Engine, episodes: Sequence[Episode]) -> list[str]:
                 count = 0
             blocks[-1] += line
             count += cost
-        if episode.kind != DOCUMENT or len(blocks) == 1:
-            found.append("".join(blocks))
-        else:
-            found += ["".join(pair) for pair in zip(blocks, blocks[1:], strict=False)]
+        for first in range(max(1, len(blocks) - SPAN + 1)):
+            part = blocks[first : first + SPAN]
+            found.append(Segment("".join(part), number + first, number + first + len(part)))
+        number += len(blocks)
     return found
 
 
@@ -161,10 +170,10 @@ def words(text: str) -> list[str]:
 
 
 class Bm25:
-    """Okapi BM25 over some texts, as in any textbook."""
+    """Okapi BM25 over some segments, as in any textbook."""
 
-    def __init__(self, texts: Sequence[str]) -> None:
-        documents = [words(text) for text in texts]
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        documents = [words(segment.text) for segment in segments]
         lengths = np.array([len(document) for document in documents], np.float32)
         self._norm = K1 * (1 - B + B * lengths / max(1.0, float(lengths.mean())))
         rows: dict[str, list[tuple[int, int]]] = defaultdict(list)
@@ -172,19 +181,22 @@ class Bm25:
             for word, count in Counter(document).items():
                 rows[word].append((number, count))
         self._rows = {word: np.array(row).T for word, row in rows.items()}
-        self._texts = texts
+        self._segments = segments
 
-    def best(self, question: str, count: int) -> list[str]:
-        """Return the best texts, none of which holds half of a better one."""
-        scores = np.zeros(len(self._texts), np.float32)
+    def best(self, question: str, count: int) -> list[Segment]:
+        """Return the best segments, none of which shares a block with a better one."""
+        scores = np.zeros(len(self._segments), np.float32)
         for word in set(words(question)) & self._rows.keys():
             places, times = self._rows[word]
             weight = math.log(1 + (len(scores) - len(places) + 0.5) / (len(places) + 0.5))
             scores[places] += weight * times * (K1 + 1) / (times + self._norm[places])
-        found: list[int] = []
+        found: list[Segment] = []
         for number in np.argsort(-scores, kind="stable"):
-            if all(abs(int(number) - other) > 1 for other in found):  # neighbours share a block
-                found.append(int(number))
+            one = self._segments[number]
+            if len(found) < count and all(
+                one.stop <= other.start or other.stop <= one.start for other in found
+            ):
+                found.append(one)
             if len(found) == count:
                 break
-        return [self._texts[number] for number in found]
+        return found

@@ -153,10 +153,8 @@ def _pattern(phrase: str) -> re.Pattern[str]:
     exact = re.escape(phrase)
     if _SPACELESS.search(phrase):
         return re.compile(exact)
-    if phrase[-1].isdigit():
-        end = r"(?:st|nd|rd|th)?(?![\w]|[.,:]\d)"
-    else:
-        end = "" if open_ended else _ENDING + r"(?!\w)"
+    word_end = "" if open_ended else _ENDING + r"(?!\w)"
+    end = r"(?:st|nd|rd|th)?(?!\w|[.,:]\d)" if phrase[-1].isdigit() else word_end
     begin = r"(?<!\w)(?<!\d[.,:])" if phrase[0].isdigit() else r"(?<!\w)"
     return re.compile(begin + exact + end)
 
