@@ -44,9 +44,9 @@ not ours to say.
 The exit code is 1 when there is nothing to forget.
 
 Examples:
-  atlas-tool forget notes.atlas --source diary.txt --dry-run
-  atlas-tool forget notes.atlas --about "blue stone" --model model.gguf --remove-backups
-  atlas-tool forget notes.atlas --before 2026-01-01 --rebuild --model model.gguf
+  atlas-tool forget talk.atlas --source diary.txt --dry-run
+  atlas-tool forget talk.atlas --about "blue stone" --model sample_data/models/tiny-python.gguf --remove-backups
+  atlas-tool forget talk.atlas --before 2026-01-01 --rebuild --model sample_data/models/tiny-python.gguf
 """,
 )
 @click.argument("memory", type=IN_PLACE)

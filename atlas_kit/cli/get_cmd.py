@@ -36,7 +36,7 @@ Examples:
   atlas-tool get llama-7b_memory.atlas chat_history
   atlas-tool get notes.atlas embedding --npy -o embedding.npy
   atlas-tool get model.gguf tokenizer.ggml.tokens
-  atlas-tool get notes.atlas episodes --model model.gguf
+  atlas-tool get talk.atlas episodes --model sample_data/models/tiny-python.gguf
 """,
 )
 @click.argument("file", type=FILE)
