@@ -305,6 +305,10 @@ def read_part(file: MemoryFile, number: int) -> dict[str, Array]:
             part_key(number, "tokens"),
             f"a part of episodes has 1 to {PART_TOKENS:,} tokens, and this one has {tokens:,}",
         )
+    if int(part["tokens"].max()) >= 1 << 31:  # llama.cpp's tokens have a sign
+        raise _damaged(
+            file, part_key(number, "tokens"), f"{part['tokens'].max()} is no token of any vocabulary"
+        )
     for name in ("block_start", "episode_start"):
         if len(part[name]) and int(part[name].max()) >= tokens:
             raise _damaged(file, part_key(number, name), f"a start lies behind the part's {tokens:,} tokens")

@@ -360,6 +360,7 @@ HOSTILE = {
     "too few kinds": {"kind": np.zeros(1, np.uint8)},
     "a float for a token": {"tokens": np.zeros(50, np.float32)},
     "another type of integer": {"tokens": np.zeros(50, np.int64)},
+    "a token of no vocabulary": {"tokens": np.full(340, 1 << 31, np.uint32)},
     "a table of tokens": {"tokens": np.zeros((5, 10), np.uint32)},
     "no tokens": {"tokens": None},
     "no kinds": {"kind": None},
