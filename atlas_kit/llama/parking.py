@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import InvalidParamError
+from atlas_kit.llama.last_output import last_output_of
 from atlas_kit.llama.session_states import token_memory
 from atlas_kit.llama.steps import Stats
 from atlas_kit.persistence.session_state import SessionState
@@ -158,8 +159,6 @@ def parked_of(engine: Engine, state: SessionState, device: str = "numpy") -> Par
     InvalidParamError
         The memory or the context does not fit the model.
     """
-    from atlas_kit.llama.session import last_output_of
-
     memory = token_memory(engine, state, device)
     tokens, n_vocab = list(state.tokens), engine.info.n_vocab
     if any(not 0 <= token < n_vocab for token in tokens):

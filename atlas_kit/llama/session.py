@@ -12,8 +12,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -23,6 +22,7 @@ from atlas_kit.errors import ClosedError, InvalidParamError, ModelError
 from atlas_kit.llama import arguments, memory_choice, session_states
 from atlas_kit.llama.engine import Engine, Feed, Outputs
 from atlas_kit.llama.interrupts import interrupts_put_off
+from atlas_kit.llama.last_output import LastOutput, last_output_of
 from atlas_kit.llama.loading import claim, engine_of
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.steps import (
@@ -53,27 +53,6 @@ T = TypeVar("T")
 
 ROLLOVERS = ("auto", "shift", "refeed")
 DEVICES = {"cpu": "numpy", "cuda": "cupy"}
-
-
-@dataclass
-class _LastOutput:
-    """The last token's output, until it is known which token follows."""
-
-    hidden: Array | None
-    logits: Array
-    place: tuple[int, int] | None  # in the engine's batch, and in which decode that was
-    token: int  # the token itself
-    reading: Reading | None = None
-
-    def keep(self) -> None:
-        """Copy what the engine's next decode overwrites."""
-        self.logits = self.logits.copy()
-        self.hidden = None if self.hidden is None else self.hidden.copy()
-
-
-def last_output_of(output: Mapping[str, Array], token: int) -> _LastOutput:
-    """Return the output that a state kept of its last token."""
-    return _LastOutput(output["hidden"], output["logits"], None, token)
 
 
 class AtlasSession:
@@ -154,7 +133,7 @@ class AtlasSession:
     def _start(self, memory: Any, changes: dict[str, Any]) -> None:
         self._context: list[int] = []  # the tokens in the engine's context; of an endless one, the last
         self._position = 0  # of the next token
-        self._last_output: _LastOutput | None = None
+        self._last_output: LastOutput | None = None
         self._owed: list[int] = []  # tokens that the memory knows and the context lacks
         self._said: Token | None = None  # generated, and waiting for its decode
         self._listen: Listener | None = None
@@ -310,14 +289,14 @@ class AtlasSession:
         self._count(logprob)
         return logprob
 
-    def _output_at(self, outputs: Outputs, index: int, token: int) -> _LastOutput:
+    def _output_at(self, outputs: Outputs, index: int, token: int) -> LastOutput:
         """Keep the last row of some outputs: copies, because the engine's next decode overwrites them.
 
         Who decodes for several (batch.py) lets a text go on before that; without a memory, which keeps what it reads,
         it is copied when the text ends.
         """
         hidden = None if outputs.hidden is None else outputs.hidden[-1:]
-        found = _LastOutput(hidden, outputs.logits[-1:], (index, self.engine.decodes), token)
+        found = LastOutput(hidden, outputs.logits[-1:], (index, self.engine.decodes), token)
         if self._said is None or not self.puts_off or self.memory is not None:
             found.keep()
         return found
@@ -371,7 +350,7 @@ class AtlasSession:
         if self.memory is not None:
             self.memory.commit()
 
-    def _reading_of(self, was: _LastOutput) -> Reading:
+    def _reading_of(self, was: LastOutput) -> Reading:
         if was.reading is None:
             assert self.memory is not None
             assert was.hidden is not None
