@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,6 +33,7 @@ from atlas_kit.server.jobs import finished
 from atlas_kit.server.keys import SHARED
 from atlas_kit.server.session_files import make_private, session_info
 from atlas_kit.storage.atomic import lock
+from atlas_kit.storage.pace import gently
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import MemoryFile
@@ -91,6 +93,7 @@ class SharedMemory:
         self.report = Report()
         self._policy = AutoSave(seconds=config.atlas_auto_save_interval)
         self._saving = asyncio.Lock()
+        self._hurry = threading.Event()
         self._held = contextlib.ExitStack()
         self._place: Place | None = None
         try:
@@ -220,19 +223,31 @@ class SharedMemory:
     # --- saving --------------------------------------------------------------------------------------------
 
     async def save(
-        self, conversations: Conversations, conversation: Conversation, *, exact: bool = True
+        self,
+        conversations: Conversations,
+        conversation: Conversation,
+        *,
+        exact: bool = True,
+        waited_for: bool = True,
     ) -> bool:
         """Save what is known now; tell whether that worked, which is in the report, too.
 
         ``exact``: with the engine's bytes of the context, so that the next start need not read it again.
+        ``waited_for``: somebody waits, so that it is written at once. Otherwise it is written so that those who wait
+        for tokens do not notice.
         """
+        if waited_for:
+            self.hurry()
+        else:
+            self._hurry = threading.Event()
+        pace = contextlib.nullcontext() if waited_for else gently(self._hurry)
         async with self._saving:
             began = time.monotonic()
             try:
                 state, version = await conversations.state(conversation, exact=exact)
                 if state is None:
                     return True
-                await finished(asyncio.to_thread(self._write, state, about(conversation)))
+                await finished(asyncio.to_thread(self._write, state, about(conversation), pace))
             except Exception as error:
                 self._failed(error)
                 return False
@@ -254,7 +269,13 @@ class SharedMemory:
             "the memory was not saved: %s", self.report.last_problem, exc_info=None if known else error
         )
 
-    def _write(self, state: SessionState, info: dict[str, Any]) -> None:
+    def hurry(self) -> None:
+        """Let a save that takes its time be written at once."""
+        self._hurry.set()
+
+    def _write(
+        self, state: SessionState, info: dict[str, Any], pace: contextlib.AbstractContextManager[None]
+    ) -> None:
         if self._place is None:
             self._place = self._opened()
         make_private(os.path.dirname(os.path.realpath(self.path)))  # somebody may have tidied up
@@ -262,7 +283,8 @@ class SharedMemory:
         if count > 1 and os.path.lexists(self.path):
             make_room(self.path)
         options: dict[str, Any] = {"codec": "lz4"} if self._config.atlas_memory_compress else {}
-        self._place.save(state, backup=count > 0, metadata={"session": info}, **options)
+        with pace:
+            self._place.save(state, backup=count > 0, metadata={"session": info}, **options)
         prune(self.path, count)
 
     def due(self, conversation: Conversation) -> bool:

@@ -209,6 +209,8 @@ class Service:
     async def _end_saver(self, saver: asyncio.Task[None]) -> None:
         """Let what is being saved be saved, and no more."""
         self._stop_saving.set()
+        if self.shared is not None:
+            self.shared.hurry()
         await asyncio.wait({saver})
 
     async def end_work(self) -> None:
@@ -240,7 +242,7 @@ class Service:
             try:
                 kept = self.conversations.named.get(SHARED)
                 if self.shared is not None and kept is not None and self.shared.due(kept):
-                    await self.shared.save(self.conversations, kept, exact=False)
+                    await self.shared.save(self.conversations, kept, exact=False, waited_for=False)
                 if now - last >= self.config.atlas_auto_save_interval:
                     last = now
                     if self.files.outlives and self.config.atlas_auto_save:

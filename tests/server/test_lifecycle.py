@@ -19,6 +19,7 @@ from atlas_kit.memory.learning import Learner
 from atlas_kit.persistence.backups import list_backups
 from atlas_kit.persistence.session_file import read_session_state
 from atlas_kit.server import lifecycle
+from atlas_kit.storage import pace
 from server.conftest import Server, fake_engine, make_service
 
 pytest.importorskip("fastapi", reason="the packages of the server are not installed")
@@ -248,6 +249,30 @@ def test_only_what_has_changed_is_saved_now_and_then(serve: Server, path: Path) 
     state = read_session_state(path)
     assert len(state.tokens) == 2 * len(TEXT) + 2
     assert state.context is None
+    server.stop()
+    assert read_session_state(path).context is not None
+
+
+@pytest.mark.parametrize("ends", ["a save", "the end"])
+def test_a_save_that_takes_its_time_hurries_when_somebody_waits(
+    serve: Server, path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    monkeypatch.setattr("atlas_kit.formats.atlas.v2_writer.LARGE", 1)
+    monkeypatch.setattr(pace, "PART", 1)
+    monkeypatch.setattr(pace, "PAUSE", 3600)
+    path.parent.mkdir()
+    server = serve(atlas_memory_file=str(path), atlas_auto_save_interval=1)
+    ask(server)
+    for _ in range(600):
+        if any(name.endswith(".tmp") for name in os.listdir(path.parent)):
+            break
+        asyncio.run(asyncio.sleep(0.05))
+    else:
+        raise AssertionError("no save began")
+    assert report(server)["saves"] == 0
+    if ends == "a save":
+        server.post("/v1/atlas/memory/save")
+        assert report(server)["saves"] >= 1
     server.stop()
     assert read_session_state(path).context is not None
 

@@ -416,3 +416,52 @@ def test_a_server_listens_at_several_addresses_and_writes_the_names_of_headers_w
     names = {name for name, _ in answer.headers.raw}
     assert {b"Process-Start-Time-Unix", b"Content-Type", b"X-Request-Id"} <= names
     assert any("http://127.0.0.1:" in line and "http://127.0.0.2:" in line for line in server.log)
+
+
+# --- its memory ----------------------------------------------------------------------------------------------
+
+#: Five threads take memory at the same time, and the C library tells how many heaps it has.
+HEAPS = """
+import ctypes, sys, threading
+from atlas_kit.server.run import share_one_heap
+
+share_one_heap()
+libc, barrier = ctypes.CDLL(None), threading.Barrier(6)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.fopen.restype, libc.fopen.argtypes = ctypes.c_void_p, [ctypes.c_char_p] * 2
+
+def take():
+    barrier.wait()
+    for _ in range(1000):
+        libc.malloc(1000)
+    barrier.wait()
+
+for _ in range(5):
+    threading.Thread(target=take).start()
+barrier.wait()
+barrier.wait()
+file = ctypes.c_void_p(libc.fopen(sys.argv[1].encode(), b"w"))
+libc.malloc_info(0, file)
+libc.fclose(file)
+print(open(sys.argv[1]).read().count("<heap nr="))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc has heaps of threads")
+@pytest.mark.parametrize(("wish", "least", "most"), [(None, 1, 1), ("4", 2, 4)])
+def test_threads_share_one_heap_unless_somebody_wants_more(
+    tmp_path: Path, wish: str | None, least: int, most: int
+) -> None:
+    environment = tool_environment() | ({} if wish is None else {"MALLOC_ARENA_MAX": wish})
+    if wish is None:
+        environment.pop("MALLOC_ARENA_MAX", None)
+    done = subprocess.run(
+        [sys.executable, "-c", HEAPS, str(tmp_path / "info.xml")],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if "malloc_info" in done.stderr:
+        pytest.skip("the C library tells nothing of its heaps")
+    assert done.returncode == 0, done.stderr
+    assert least <= int(done.stdout) <= most

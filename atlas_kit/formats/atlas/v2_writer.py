@@ -17,6 +17,7 @@ from atlas_kit.formats.atlas.entry import Entry, MemoryPayload
 from atlas_kit.formats.atlas.store import Info, encode_key
 from atlas_kit.formats.atlas.v2 import Header, StoreV2
 from atlas_kit.storage.atomic import start_writeback
+from atlas_kit.storage.pace import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -103,11 +104,12 @@ class Writer:
         start = self.position + head.payload_offset
         if isinstance(stored, (bytes, memoryview)):
             stored = MemoryPayload(stored).chunks(PIECE)
-        size, digest = 0, checksums.xxh3_64()
+        size, digest, pace = 0, checksums.xxh3_64(), Pace(self._file, durable=self._durable)
         for chunk in stored:
             digest.update(chunk)
             self._file.write(chunk)
             size += len(chunk)
+            pace.wrote(len(chunk))
         if self._durable:
             start_writeback(self._file, start, size)
         return size, digest.intdigest()

@@ -1,0 +1,87 @@
+"""Writing in parts with pauses: the same bytes, and none of the pauses where somebody waits."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from atlas_kit.formats.atlas import MemoryFile
+from atlas_kit.storage import pace
+from atlas_kit.storage.pace import Pace, gently
+
+
+class Hurry(threading.Event):
+    """An event that counts how often it was waited for, and is set after ``most`` of them."""
+
+    def __init__(self, most: int = 1000) -> None:
+        super().__init__()
+        self.waits, self.most = 0, most
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout == pace.PAUSE
+        self.waits += 1
+        if self.waits == self.most:
+            self.set()
+        return self.is_set()
+
+
+def write(path: Path, hurry: Hurry | None = None, parts: int = 10) -> None:
+    data = b"".join(bytes([number]) * pace.PART for number in range(parts))
+    file = MemoryFile()
+    file.set("large", data)
+    if hurry is None:
+        file.save(path)
+    else:
+        with gently(hurry):
+            file.save(path)
+    with MemoryFile.open(path) as read:
+        assert read["large"].data == data
+
+
+def test_there_is_a_pause_after_each_part(tmp_path: Path) -> None:
+    hurry = Hurry()
+    write(tmp_path / "a.atlas", hurry)
+    assert hurry.waits == 10
+
+
+def test_the_bytes_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: 1.7e9)
+    write(tmp_path / "a.atlas", Hurry())
+    write(tmp_path / "b.atlas")
+    assert (tmp_path / "a.atlas").read_bytes() == (tmp_path / "b.atlas").read_bytes()
+
+
+def test_who_waits_ends_the_pauses(tmp_path: Path) -> None:
+    hurry = Hurry(most=3)
+    write(tmp_path / "a.atlas", hurry)
+    assert hurry.waits == 3
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_nothing_happens_outside_of_the_block(tmp_path: Path, durable: bool) -> None:
+    hurry = Hurry()
+    with gently(hurry):
+        pass
+    with open(tmp_path / "a", "wb") as file:
+        Pace(file, durable=durable).wrote(100 * pace.PART)
+    assert hurry.waits == 0
+
+
+def test_another_thread_is_not_slowed(tmp_path: Path) -> None:
+    hurry, other = Hurry(), threading.Thread(target=write, args=(tmp_path / "a.atlas",))
+    with gently(hurry):
+        other.start()
+        other.join()
+    assert hurry.waits == 0
+
+
+def test_a_block_within_a_block(tmp_path: Path) -> None:
+    outer, inner = Hurry(), Hurry()
+    with gently(outer):
+        write(tmp_path / "a.atlas", inner, parts=2)
+        write_under_outer = MemoryFile()
+        write_under_outer.set("large", bytes(3 * pace.PART))
+        write_under_outer.save(tmp_path / "b.atlas")
+    assert (inner.waits, outer.waits) == (2, 3)
