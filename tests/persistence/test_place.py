@@ -74,6 +74,26 @@ def test_what_was_said_to_somebody_else_is_kept_apart(states, tmp_path):
     assert read_session_state(f"{path}.bak").episodes.tokens.tolist() == theirs.tokens.tolist()
 
 
+def test_what_was_said_is_saved_by_itself(states, tmp_path):
+    """A turn is safe without the memory being written; what somebody else wrote meanwhile is left alone."""
+    from atlas_kit.episodes import Episodes, Kind
+
+    path, identity = tmp_path / "m.atlas", states[0].identity
+    made = Episodes(lambda token: bytes([token]), 256)
+    made.begin(Kind.USER)
+    made.append(list(b"a question. " * 9))
+    first, second = Place(str(path), "model.gguf"), Place(str(path), "model.gguf")
+    assert first.save_episodes(made.arrays(), identity)
+    assert not second.save_episodes(made.arrays(), identity)
+    assert not first.save(dataclasses.replace(states[0], episodes=made.arrays()))
+    made.append(list(b"and one more. "))
+    assert first.save_episodes(made.arrays(), identity)
+    found = read_session_state(path)
+    assert found.episodes.tokens.tolist() == made.arrays().tokens.tolist()
+    assert int(found.memory.counters["seen"]) == int(states[0].memory.counters["seen"])
+    assert not first.save(states[0])
+
+
 def test_places_that_are_none(tmp_path):
     model = tmp_path / "m.gguf"
     model.write_bytes(b"GGUF")
