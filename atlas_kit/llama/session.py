@@ -21,7 +21,7 @@ import numpy as np
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import ClosedError, InvalidParamError, ModelError
 from atlas_kit.llama import arguments, memory_choice, session_states
-from atlas_kit.llama.engine import Engine, Feed, Outputs
+from atlas_kit.llama.engine import COPIED, Engine, Feed, Outputs
 from atlas_kit.llama.interrupts import interrupts_put_off
 from atlas_kit.llama.loading import claim, engine_of
 from atlas_kit.llama.sampling import Sampler, Sampling
@@ -317,8 +317,13 @@ class AtlasSession:
         it is copied when the text ends.
         """
         hidden = None if outputs.hidden is None else outputs.hidden[-1:]
-        found = _LastOutput(hidden, outputs.logits[-1:], (index, self.engine.decodes), token)
-        if self._said is None or not self.puts_off or self.memory is not None:
+        views = outputs.index != COPIED
+        found = _LastOutput(
+            hidden, outputs.logits[-1:], (index, self.engine.decodes) if views else None, token
+        )
+        if len(outputs.logits) > 1 or (
+            views and (self._said is None or not self.puts_off or self.memory is not None)
+        ):
             found.keep()
         return found
 
