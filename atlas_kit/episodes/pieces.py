@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
@@ -72,13 +73,15 @@ class Pieces:
         A character of which a part is missing at either end is left out; other bytes that are no UTF-8 become
         U+FFFD.
         """
+        return self.texts(tokens, np.array([0, len(tokens)]))[0]
+
+    def texts(self, tokens: Array, edges: Array) -> list[str]:
+        """Return the text between each two of some ascending indices, as ``text`` does."""
+        tokens = tokens[int(edges[0]) : int(edges[-1])]
         self._learn(tokens)
-        known = self._bytes
-        data = b"".join([known[token] for token in tokens.tolist()])
-        first = 0
-        while first < min(3, len(data)) and 0x80 <= data[first] < 0xC0:
-            first += 1
-        return codecs.getincrementaldecoder("utf-8")("replace").decode(data[first:])
+        pieces = list(map(self._bytes.__getitem__, tokens.tolist()))
+        spans = itertools.pairwise((edges - edges[0]).tolist())
+        return [_decoded(b"".join(pieces[start:stop])) for start, stop in spans]
 
     def _learn(self, tokens: Array) -> None:
         """Look up what has not been seen before."""
@@ -87,3 +90,13 @@ class Pieces:
             self._ends[token] = end_mark(piece)
             self._begins[token] = begin_mark(piece)
             self._line_ends[token] = min(piece.count(b"\n"), 65535)
+
+
+def _decoded(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        first = 0
+        while first < min(3, len(data)) and 0x80 <= data[first] < 0xC0:
+            first += 1
+        return codecs.getincrementaldecoder("utf-8")("replace").decode(data[first:])

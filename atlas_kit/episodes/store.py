@@ -6,7 +6,6 @@ position 0, and nothing that is dropped or forgotten changes another token's.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple, TypeAlias
@@ -30,6 +29,10 @@ from atlas_kit.errors import InvalidParamError
 
 Array: TypeAlias = NDArray[Any]
 
+#: How much more the newest turn counts than the oldest: of two that say the same the newer is first.
+_NEWEST = 0.1
+#: What a question of the user counts: it is most like the same question, and holds no answer.
+_ASKED = 0.5
 #: A bound smaller than this leaves no room for what is being read.
 LEAST_LIMIT = 4 * BLOCK_TOKENS
 #: The most, so that every index fits into the arrays' 32 bits.
@@ -61,7 +64,7 @@ class Segment(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A segment and its BM25 score for a question."""
+    """A segment and its score for a question: BM25, and for turns how new they are."""
 
     segment: Segment
     score: float
@@ -125,6 +128,7 @@ class Episodes:
         self.dropped = arrays.dropped
         self._index: Index | None = None
         self._indexed_end = -1
+        self._lines = _Growing(np.zeros(0, np.int64))
 
     # What is held.
 
@@ -247,6 +251,8 @@ class Episodes:
     ) -> list[Found]:
         """Return the segments whose words are most like a question's, best first; none overlaps another.
 
+        Of turns that say the same the newer is first, and questions of the user come late.
+
         Parameters
         ----------
         count
@@ -261,15 +267,24 @@ class Episodes:
         if before is not None:
             stops = np.append(self._rows["block_start"].values[1:], len(self))
             blocks = int(np.searchsorted(stops, self._held(before), side="right"))
-        searched = np.zeros(self.blocks, bool)
-        searched[:blocks] = True
+        searched = np.arange(self.blocks) < blocks
         if kinds is not None:
             wanted = np.isin(self._rows["kind"].values, [int(kind) for kind in kinds])
             searched &= wanted[self._episode_of_blocks()]
-        return [
-            Found(self._segment(block, blocks), score)
-            for block, score in index.search(question, count, searched)
-        ]
+        follows = self._follows()
+        scores = index.search(question, follows, searched) * self._worth(index.asks, follows)
+        return [Found(self._segment(i, blocks), float(scores[i])) for i in _apart(scores, follows, count)]
+
+    def _worth(self, asks: Array, follows: Array) -> Array:
+        """(b,) by what a segment's score is multiplied."""
+        kind = self._rows["kind"].values[self._episode_of_blocks()]
+        turn = np.isin(kind, [int(kind) for kind in TURNS])
+        worth = np.ones(self.blocks, np.float32)
+        turns = int(np.count_nonzero(turn))
+        worth[turn] += _NEWEST * np.arange(1, turns + 1) / max(1, turns)
+        ends = np.where(follows, np.append(asks[1:], asks[:1]), asks)
+        worth[(kind == Kind.USER) & ends] *= _ASKED
+        return worth
 
     # What goes.
 
@@ -386,9 +401,12 @@ class Episodes:
         enough = int(np.searchsorted(np.cumsum(lengths[order]), count)) + 1
         kept = np.ones(self.blocks, bool)
         kept[order[:enough]] = False
-        before = len(self)
+        before, index = len(self), self._index
         self._keep(kept)
         self.dropped += before - len(self)
+        if index is not None:
+            index.keep(kept[: index.blocks])
+            self._index = index
 
     # Positions and places.
 
@@ -436,17 +454,38 @@ class Episodes:
         episode, begun = self._episode(i), self._episode_start(i)
         line = int(self._rows["line"].values[i])
         if start > begun:
-            line += int(self._pieces.line_ends(self._rows["tokens"].values[begun:start]).sum())
+            line += self._line_ends(first) - self._line_ends(int(np.searchsorted(starts, begun)))
         at = episode.start + start - begun
         return Segment(at, at + stop - start, *episode[2:], line)
 
+    def _line_ends(self, block: int) -> int:
+        """Count the line ends in all tokens before a block."""
+        known = len(self._lines)
+        if block >= known:
+            starts = self._rows["block_start"].values.astype(np.int64)
+            before = int(self._lines.values[-1]) if known else 0
+            edges = starts[max(0, known - 1) :]
+            ends = self._pieces.line_ends(self._rows["tokens"].values[edges[0] : edges[-1]])
+            sums = before + np.append([0], np.cumsum(ends, dtype=np.int64))[edges - edges[0]]
+            self._lines.extend(sums[min(1, known) :])
+        return int(self._lines.values[block])
+
+    def _follows(self) -> Array:
+        """(b,) bool: whether the next block belongs to the same episode."""
+        episode = self._episode_of_blocks()
+        return np.append(episode[1:] == episode[:-1], np.zeros(min(1, len(episode)), bool))
+
     def _indexed(self) -> Index:
-        """Return the index of all that is held."""
-        if self._index is None or self._index.blocks != self.blocks or self._indexed_end != self._end:
-            starts = np.append(self._rows["block_start"].values, len(self))
-            tokens = self._rows["tokens"].values
-            texts = [self._pieces.text(tokens[a:b]) for a, b in itertools.pairwise(starts)]
-            self._index = Index(texts, self._episode_of_blocks())
+        """Return the index of all that is held: only what is new is looked at."""
+        if self._index is None:
+            self._index, self._indexed_end = Index(), -1
+        if self._indexed_end != self._end:
+            tokens, starts = self._rows["tokens"].values, self._rows["block_start"].values
+            grows = self._begun is None and self._is_open()
+            edges = np.append(starts, len(self))[self._index.blocks :]
+            texts = self._pieces.texts(tokens, edges)
+            self._index.add(texts[: len(texts) - grows])
+            self._index.grow(texts[-1] if grows else None)
             self._indexed_end = self._end
         return self._index
 
@@ -475,6 +514,23 @@ class _Growing:
             self._room = room
         self._room[self._length : length] = more
         self._length = length
+
+
+def _apart(scores: Array, follows: Array, count: int) -> list[int]:
+    """Return the first blocks of the best segments, best first, of which no two share a block."""
+    best: list[int] = []
+    left = scores.copy()
+    while len(left) and len(best) < count:
+        i = int(left.argmax())
+        if left[i] <= 0:
+            break
+        best.append(i)
+        left[i] = 0
+        if follows[i]:
+            left[i + 1] = 0
+        if i and follows[i - 1]:
+            left[i - 1] = 0
+    return best
 
 
 def _spans(chosen: Array, episode: Array) -> list[tuple[int, int]]:

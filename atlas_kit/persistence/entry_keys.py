@@ -8,3 +8,5 @@ DESCRIPTION = "atlas_memory"
 CONTEXT = "runtime/context"
 #: The entry that holds the texts that a session has read, as tokens; ``session_file`` reads it.
 TEXTS = "runtime/texts"
+#: The entry that describes the episodes, what was read and said; ``episode_entries`` reads it and their arrays.
+EPISODES = "episodes"

@@ -2,7 +2,8 @@
 
 The memory itself is ``snapshot``'s. Beside it, in its metadata under ``runtime``: the settings, what waits for its
 step, and the context (``tables.RUNTIME_FIELDS``); the engine's own copy of the context is an entry of its own, and so
-are the texts that were read. Needs neither session nor engine. Follows ``formats/atlas-session.md``.
+are the texts that were read. The episodes are ``episode_entries``'. Needs neither session nor engine. Follows
+``formats/atlas-session.md``.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def write_session_state(
     """
     from atlas_kit.persistence.snapshot import save_memory
 
-    return save_memory(path, state.config, state.memory, **_in_file(state, metadata), **options)
+    return save_memory(path, state.config, state.memory, **_in_file(state, metadata, options), **options)
 
 
 def session_state_bytes(
@@ -83,12 +84,25 @@ def session_state_bytes(
     """
     from atlas_kit.persistence.snapshot import memory_bytes
 
-    return memory_bytes(state.config, state.memory, **_in_file(state, metadata), **options)
+    return memory_bytes(state.config, state.memory, **_in_file(state, metadata, options), **options)
 
 
-def _in_file(state: SessionState, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+def _in_file(
+    state: SessionState, metadata: Mapping[str, Any] | None, options: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return what lies beside the memory in a file."""
+    from atlas_kit.persistence.episode_entries import put_episodes
+
+    def further(file: MemoryFile) -> bool:
+        before = file.store
+        gone = before is not None and any(
+            before.find(key) is not None and key not in file for key in (CONTEXT, TEXTS)
+        )
+        how = {name: options.get(name) for name in ("codec", "level")}
+        return put_episodes(file, state.episodes, **how) and not gone  # what was to go is to be gone
+
     return {
+        "further": further,
         "metadata": {"runtime": _runtime(state), **(metadata or {})},
         "model_hash": state.identity or None,
         "entries": {  # None: an older one is removed
@@ -139,6 +153,11 @@ def _require_sound(state: SessionState) -> None:
         raise _odd("position", f"it is {state.position}, and {len(state.tokens)} tokens stand before it")
     if state.output and set(state.output) != {row.name for row in OPEN}:
         raise _odd("output", f"it has {', '.join(map(repr, state.output))}")
+    if state.episodes is not None:
+        from atlas_kit.episodes import EpisodeArrays
+
+        if not isinstance(state.episodes, EpisodeArrays):
+            raise _odd("episodes", f"it is of type {type(state.episodes).__name__}")
     known = {row.name for row in WAITING}
     if unknown := [name for name in state.waiting if name not in known]:
         raise _odd("waiting", f"there is no array {unknown[0]!r} in it")
@@ -177,6 +196,7 @@ def read_session_state(
     given: Given | MemoryFile,
     *,
     context: bool = True,
+    episodes: bool = True,
     expect_model: str | None = None,
     force: bool = False,
     passphrase: str | bytes | None = None,
@@ -193,6 +213,8 @@ def read_session_state(
         The file by path, its bytes, or an opened one, which stays open.
     context
         False: without the context, also where that is damaged.
+    episodes
+        False: without what was read and said, also where that is damaged.
     expect_model
         The identity of the model beside which it is to go on: refuse another one's, unless ``force``.
     passphrase, key
@@ -212,13 +234,14 @@ def read_session_state(
     options.update(expect_model=expect_model, force=force, passphrase=passphrase, key=key)
     for _ in range(OPENS - 1 if isinstance(given, (str, os.PathLike)) else 0):
         with contextlib.suppress(ConflictError):
-            return _read_state(given, context, **options)
-    return _read_state(given, context, **options)
+            return _read_state(given, context, episodes, **options)
+    return _read_state(given, context, episodes, **options)
 
 
 def _read_state(
     given: Given | MemoryFile,
     context: bool,
+    episodes: bool,
     *,
     expect_model: str | None,
     force: bool,
@@ -226,6 +249,7 @@ def _read_state(
     key: bytes | None,
     **options: Any,
 ) -> SessionState:
+    from atlas_kit.persistence.episode_entries import read_episodes
     from atlas_kit.persistence.snapshot import describe_memory, opened_memory
 
     with opened_memory(given, passphrase=passphrase, key=key) as file:
@@ -241,6 +265,7 @@ def _read_state(
             name, architecture = str(model.get("name", "")), str(model.get("architecture", ""))
             settings = runtime["settings"]
         texts = _texts_of(file)
+        told = read_episodes(file) if episodes else None
         file.require_unchanged()
         return SessionState(
             loaded.memory.config,
@@ -251,6 +276,7 @@ def _read_state(
             name,
             architecture,
             texts=texts,
+            episodes=told,
             **kept,
         )
 

@@ -16,6 +16,7 @@ from atlas_kit.errors import InvalidParamError, WrongModelError
 
 if TYPE_CHECKING:
     from atlas_kit.codecs.numbers import Array
+    from atlas_kit.episodes import EpisodeArrays
     from atlas_kit.memory import MemoryConfig, MemoryState
 
 
@@ -45,6 +46,8 @@ class SessionState:
         What gave the bytes of the context, with its version; empty where nobody knows.
     texts
         The tokens of each text that it has read, whole, that of the context last; none where nobody keeps them.
+    episodes
+        What was read and said, to be found again; None where nobody keeps it.
     """
 
     config: MemoryConfig
@@ -60,6 +63,7 @@ class SessionState:
     context: bytes | None = None
     texts: tuple[Sequence[int], ...] = ()
     build: str = ""
+    episodes: EpisodeArrays | None = None
 
     def __repr__(self) -> str:
         """Say it in one line: the arrays may be megabytes."""

@@ -201,12 +201,15 @@ def save_memory(
     force: bool = False,
     keep_other_entries: bool = True,
     entries: Mapping[str, bytes | None] | None = None,
+    further: Callable[[MemoryFile], bool] | None = None,
     passphrase: str | bytes | None = None,
     key: bytes | None = None,
 ) -> MemoryDescription:
     """Write a memory into a file: a new one, or one whose other entries stay.
 
-    The file is replaced whole or not at all. What it held of an earlier memory is gone afterwards.
+    The file is replaced whole or not at all, and what it held of an earlier memory is gone afterwards. Only where
+    ``further`` allows it, and most of the file stays as it is, changes are appended instead: just as surely, and what
+    they replace is gone when the file is next written whole, before it is twice as large as what it holds.
 
     Parameters
     ----------
@@ -237,6 +240,9 @@ def save_memory(
         False: the memory is all that the file holds afterwards.
     entries
         Further entries of bytes to write in the same go; None removes one.
+    further
+        Makes further changes to the opened file, and tells whether what is replaced by all of them may stay in the
+        file until it is next written whole.
     passphrase, key
         The secret of a version 3 file.
 
@@ -276,8 +282,23 @@ def save_memory(
             if not keep_other_entries or (is_array_key(stale) and stale not in written.arrays):
                 file.remove(stale)
         _fill(file, written, entries or {}, codec, level)
-        file.save(backup=backup, force=force)  # whole: updates of everything would only pile up
+        may_append = further is not None and further(file) and not new and not backup
+        if may_append and _is_small_change(file):
+            file.commit(force=force)
+        else:
+            file.save(backup=backup, force=force)  # whole: updates of everything would only pile up
         return _described(file)
+
+
+def _is_small_change(file: MemoryFile) -> bool:
+    """Tell whether to append what changed: it is less than what stays, and nothing is owed to a whole save."""
+    changed = kept = 0
+    for entry in file.entries():
+        if entry.offset is None:
+            changed += entry.size
+        else:
+            kept += entry.stored_size
+    return changed < kept and file.file_size + changed < 2 * (kept + changed)
 
 
 def memory_bytes(
@@ -292,6 +313,7 @@ def memory_bytes(
     codec: str | None = None,
     level: int | None = None,
     entries: Mapping[str, bytes | None] | None = None,
+    further: Callable[[MemoryFile], bool] | None = None,
 ) -> bytes:
     """Return a new version 2 file with a memory in it, which is not on any disk; parameters as in `save_memory`.
 
@@ -303,6 +325,8 @@ def memory_bytes(
     written = _written(memory, states, metadata, optimizer=optimizer, window=window, dtype=dtype)
     file = MemoryFile(model_hash=model_hash or b"")
     _fill(file, written, entries or {}, codec, level)
+    if further is not None:
+        further(file)
     return file.to_bytes()
 
 
@@ -770,7 +794,7 @@ def _read(file: MemoryFile, key: str, expected: arrays.Expected, batch: tuple[in
     """Read one array: any float type for numbers, the exact type for integers."""
     entry = file[key]
     if entry.dtype is None:
-        array = _npy(file, entry)
+        array = npy_array(file, entry)
         dtype = array.dtype.name
     else:
         plainly = not entry.codec_id and not entry.filter_id
@@ -798,7 +822,7 @@ def _shaped(file: MemoryFile, key: str, array: HostArray, shape: tuple[int, ...]
     return array
 
 
-def _npy(file: MemoryFile, entry: Entry) -> HostArray:
+def npy_array(file: MemoryFile, entry: Entry) -> HostArray:
     """Read a ``.npy`` payload: what version 1 makes of a tensor. Nothing beyond the payload is allocated."""
     import warnings
 

@@ -10,12 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from atlas_kit.memory.arrays import ARRAYS
+from atlas_kit.persistence.entry_keys import EPISODES
 
-#: What the description says of itself, and the newest form of it that is read.
+#: What the description of a memory says of itself, and the newest form of it that is read.
 FORMAT = "atlas-kit/memory-state"
 VERSION = 1
 #: Of what a session keeps beside its memory (``RUNTIME_FIELDS``).
 RUNTIME_VERSION = 1
+#: What the description of episodes says of itself, and the newest form of it that is read.
+EPISODES_FORMAT = "atlas-kit/episodes"
+EPISODES_VERSION = 1
+#: A part of the episodes holds the tokens between two multiples of so many positions.
+PART_TOKENS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,27 @@ OPEN = (
     KeptRow("logits", "float32", ("1", "vocabulary"), "the model's, -inf for a token that it rules out"),
     KeptRow("hidden", "float32", ("1", "width"), "its last hidden state"),
 )
+#: The description of the episodes.
+EPISODES_FIELDS = (
+    FieldRow("format", "string", f"`{EPISODES_FORMAT}`"),
+    FieldRow("version", "number", f"of this description, now {EPISODES_VERSION}"),
+    FieldRow("tokens", "number", "how many tokens there are in all parts"),
+    FieldRow("parts", "list", "the numbers of the parts that there are, ascending"),
+    FieldRow("sources", "list", 'names of files, each once; `""` is for talk and for what has no name'),
+    FieldRow("end", "number", "the position that the next token will have"),
+    FieldRow("dropped", "number", "how many tokens were left out because there were too many"),
+)
+#: The arrays of each part of the episodes.
+PART_ARRAYS = (
+    KeptRow("tokens", "uint32", ("n",), "the model's number of each token"),
+    KeptRow("block_start", "uint32", ("b",), "where in `tokens` of this part each block begins"),
+    KeptRow("episode_start", "uint32", ("e",), "where in `tokens` of this part each episode begins"),
+    KeptRow("kind", "uint8", ("e",), "what it is: 0 document, 1 user, 2 assistant, 3 system, 4 tool"),
+    KeptRow("source", "uint32", ("e",), "which of `sources` it is from, counted from 0"),
+    KeptRow("time_ms", "int64", ("e",), "when it was read or said: milliseconds since 1970, UTC"),
+    KeptRow("position", "int64", ("e",), "the position of its first token"),
+    KeptRow("line", "uint32", ("e",), "the line of its document on which its first token stands, from 1"),
+)
 _GROUPS = {row.name.partition(".")[0] for row in ARRAYS}
 
 
@@ -136,6 +163,19 @@ def is_array_key(key: str) -> bool:
     context, _, name = key.partition(".")
     number = context.removeprefix("model_context_")
     return number != context and number.isascii() and number.isdecimal() and name.partition(".")[0] in _GROUPS
+
+
+def part_key(number: int, name: str) -> str:
+    """Return the entry's key: ``episodes.0.tokens``."""
+    return f"{EPISODES}.{number}.{name}"
+
+
+def is_part_key(key: str) -> bool:
+    """Tell whether an entry of this key belongs to episodes, of whatever part."""
+    first, _, rest = key.partition(".")
+    number, _, name = rest.partition(".")
+    known = any(name == row.name for row in PART_ARRAYS)
+    return first == EPISODES and known and number.isascii() and number.isdecimal()
 
 
 def runtime_schema() -> dict[str, Any]:
