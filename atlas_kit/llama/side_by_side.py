@@ -19,6 +19,9 @@ from atlas_kit.memory import gate_features
 from atlas_kit.memory.backend import quiet
 from atlas_kit.memory.ranking import NOTHING_FOUND, Ranked, Ranking, aged, match_score
 
+#: A token that there is not, and that no slot stands for either.
+_NEVER = -3
+
 if TYPE_CHECKING:
     from atlas_kit.llama.output_matrix import OutputRows
     from atlas_kit.memory import Memory, MemoryState
@@ -187,43 +190,47 @@ class _Found:
         for row, place in enumerate(ends.slices):
             np.dot(self._slots[row].keys, directions[row], out=cosine[place])
             age[place] = aged(self._memories[row].unlearned + 1, place.stop - place.start)
-        self._match(match, current)
-        score = cosine * ends.spread(w[:, 0])
-        score += match * ends.spread(w[:, 1])
-        score += age * ends.spread(w[:, 2])
+        matching, rows = self._match(match, current)
+        score, aging = cosine * ends.spread(w[:, 0]), age * ends.spread(w[:, 2])
+        score[matching] += (
+            match[matching] * w[rows, 1]
+        )  # as matches are few, and in the order of the features
+        score += aging
         greatest = ends.spread(ends.max(score))
         highest = (score == greatest).nonzero()[0]
         best = highest[highest.searchsorted(ends.starts)]  # each row's first
         score -= greatest
         weights = self._weights = np.exp(score, out=score)
         weights /= ends.spread(ends.sum(weights))
-        tokens = np.concatenate([one.tokens for one in self._slots])
+        tokens = self._tokens()
         same = tokens == ends.spread(tokens[best])
         self.confidence, self.length = ends.sum(weights * same), match[best]
         self.similarity = np.minimum(np.maximum(ends.max(cosine), -1), 1)
-        self._mean = np.stack([ends.sum(one * weights) for one in self._features], axis=-1)
+        self._mean = np.add.reduceat(self._features * weights, ends.starts, axis=1).T
 
-    def _match(self, match: Array, current: Sequence[int]) -> None:
-        """Fill in the scores of ``match_lengths``: few slots match at all, and fewer far back."""
+    def _tokens(self) -> Array:
+        """Return what followed the slots, end to end."""
+        if len(self._slots) == 1:
+            return self._slots[0].tokens
+        return np.concatenate([one.tokens for one in self._slots])
+
+    def _match(self, match: Array, current: Sequence[int]) -> tuple[Array, Array]:
+        """Fill in the scores of ``match_lengths``; return the slots that match at all, which are few, and their rows."""
         longest = self._ranking.longest
         line = np.concatenate([one.behind(longest) for one in self._slots])
         ends = Ends((self._ends.lengths + longest).tolist())
         at = (line == ends.spread(np.array(current))).nonzero()[0]
-        if not len(at):
-            return
         row = ends.starts.searchsorted(at, "right") - 1
         place = at - longest * (row + 1)
-        match[place] = match_score(1)
-        histories = np.full((len(self._memories), longest), -1)
-        for one in set(row.tolist()):
-            came = self._memories[one].history(current[one], longest)
-            histories[one, longest - len(came) :] = came
-        for back in range(1, longest):
-            going = (line[at - back] == histories[row, longest - 1 - back]).nonzero()[0]
-            if not len(going):
-                return
-            at, row, place = at[going], row[going], place[going]
-            match[place] = match_score(back + 1)
+        if len(at):
+            # the tokens before, newest first; behind the last that counts stands what equals nothing
+            before = np.full((len(self._memories), longest), _NEVER)
+            for one in set(row.tolist()):
+                came = self._memories[one].history(current[one], longest)
+                before[one, : len(came) - 1] = came[-2::-1] if len(came) > 1 else ()
+            steps = np.arange(1, longest + 1)
+            match[place] = match_score(1 + (line[at[:, None] - steps] != before[row]).argmax(axis=1))
+        return place, row
 
     def ranked(self, row: int) -> Ranked:
         """Return what one of the queries found."""
