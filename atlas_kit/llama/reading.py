@@ -106,6 +106,37 @@ class Reading:
             logp[seen] = np.log(mass, out=mass)
         return logp
 
+    def likeliest(self, count: int, row: int = 0) -> tuple[Array, Array] | None:
+        """Return tokens with their blended log-probabilities, the ``count`` likeliest of all among them.
+
+        What is looked at are the candidates and what the window holds; every other token has the model's logit, and
+        none a greater one than the least of ``top``. None where that is not enough to know.
+        """
+        top, tokens = self.top[row], self.tokens
+        model, memory, window = self.weights[row].tolist()
+        if not len(top) or model + memory <= 0:
+            return None
+        logits = self.logits[row]
+        model_log = math.log(model) - float(self.lse[row]) if model > 0 else -math.inf
+        memory_log = math.log(memory) - float(self.log_z[row]) if memory > 0 else -math.inf
+        others = float(np.logaddexp(model_log, memory_log))  # what is added to all other logits
+        chance = self.before[row] * model
+        chance += self.behind[row] * memory
+        if window > 0:
+            seen, place = self.slots.distinct
+            mass = np.bincount(place, self.window.weights[row], len(seen)) * window
+            where = tokens.searchsorted(seen)
+            known = tokens.take(where, mode="clip") == seen
+            chance[where[known]] += mass[known]
+            if not known.all():
+                new = seen[~known]
+                own = np.exp(logits[new] + others, dtype=np.float64)
+                tokens, chance = np.concatenate((tokens, new)), np.concatenate((chance, own + mass[~known]))
+        places = (chance > math.exp(min(float(logits[top].min()) + others, 0.0))).nonzero()[0]
+        if len(places) < count:
+            return None
+        return tokens[places], np.log(chance[places]).astype(np.float32)
+
     def probabilities_of(self, token: Array) -> Array:
         """Return (n, 3): what the model alone, the model with the memory, and the window gave to ``token`` (n,)."""
         return self.outcome(token, None)[0]

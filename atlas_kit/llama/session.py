@@ -634,6 +634,14 @@ class AtlasSession:
             logp = log_softmax(was.logits[0])
         else:
             reading = self._reading_of(was)
+            some = reading.likeliest(max(sampler.few, most or 0)) if sampler.few else None
+            if some is not None:
+                tokens, logp = some
+                token = sampler.sample_among(tokens, logp + np.float32(reading.lse[0]))
+                if most is not None and sampler.candidates:
+                    return token, *_drawn(sampler.candidates, token, most)
+                top = tuple((int(tokens[place]), chance) for place, chance in likeliest(logp, most or 0))
+                return token, float(logp[tokens == token][0]), top
             logp = reading.log_probabilities()
             # on the scale of the model's own logits, which a repeat penalty multiplies
             token = sampler.sample(logp + np.float32(reading.lse[0]), None)

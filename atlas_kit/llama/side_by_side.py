@@ -215,7 +215,7 @@ class _Found:
         return np.concatenate([one.tokens for one in self._slots])
 
     def _match(self, match: Array, current: Sequence[int]) -> tuple[Array, Array]:
-        """Fill in the scores of ``match_lengths``; return the slots that match at all, which are few, and their rows."""
+        """Fill in the scores of ``match_lengths``; return the slots that match at all, and their rows: few."""
         longest = self._ranking.longest
         line = np.concatenate([one.behind(longest) for one in self._slots])
         ends = Ends((self._ends.lengths + longest).tolist())

@@ -41,6 +41,7 @@ class Budget:
         self._thinking, self._over, self._said, self._count = thinking, False, b"", 0
         self._forced: list[int] = []
         self.candidates: list[tuple[int, float]] = []
+        self.few = 0  # it may have to say what nobody would choose
 
     def accept(self, tokens: Iterable[int]) -> None:
         """Take note of tokens that stand before what is chosen."""
@@ -51,6 +52,10 @@ class Budget:
         token = self._sample(logits, index)
         self.candidates = self._sampler.candidates
         return token
+
+    def sample_among(self, tokens: Any, logits: Floats) -> int:
+        """Do what nobody asks of one who wants to see all."""
+        raise NotImplementedError
 
     def _sample(self, logits: Floats, index: int | None) -> int:
         if self._over:

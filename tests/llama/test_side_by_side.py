@@ -64,6 +64,34 @@ def test_one_token_is_read_as_among_others(known, blend, monkeypatch):
         np.testing.assert_allclose(slope[:, -1], expected.gain(token), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("blend", ["adaptive", 0.0, 0.25, 1.0])
+@pytest.mark.parametrize("known", [0, 3, 40])
+def test_the_likeliest_of_all_are_known_from_some(known, blend):
+    rows, hidden, (logits,), (tokens,) = streams(1, known + 8, seed=known)
+    memory = TokenMemory(rows, SMALL.replace(blend_ratio=blend, candidates=30))
+    read(memory, hidden[0, :known], logits[:known], tokens[: known + 1])
+    answered = 0
+    for at in range(known, known + 8):
+        reading = memory.read(hidden[0, at : at + 1], logits[at : at + 1], tokens[at : at + 1])
+        logp = reading.log_probabilities()
+        for count in (1, 5, 20, 31):
+            if (found := reading.likeliest(count)) is None:
+                continue
+            some, chance = found
+            assert len(set(some.tolist())) == len(some) >= count
+            np.testing.assert_allclose(chance, logp[some], rtol=1e-4, atol=1e-4)
+            assert set(np.argsort(-logp)[:count].tolist()) <= set(some.tolist())
+            answered += 1
+        memory.watch(reading, tokens[at + 1 : at + 2])
+    assert answered > 8 or blend == 1.0
+
+
+def test_without_candidates_the_likeliest_are_not_known():
+    rows, hidden, (logits,), (tokens,) = streams(1, 4)
+    memory = TokenMemory(rows, SMALL.replace(learning_rate=0.0))
+    assert memory.read(hidden[0, :1], logits[:1], tokens[:1]).likeliest(1) is None
+
+
 def test_company_changes_no_bit():
     """Windows of different lengths, one of them empty."""
     rows, hidden, logits, tokens = streams(5, 31, seed=1)
