@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.engine import DecodeError, Feed, InfillTokens, ModelInfo, Outputs, check_feeds, encoded
 from atlas_kit.llama.output_matrix import OutputRows
@@ -227,7 +228,7 @@ class FakeSampler:
         self._said.append(token)
         return token
 
-    def sample_among(self, tokens: Any, logits: Floats) -> int:
+    def sample_among(self, tokens: Array, logits: Floats) -> int:
         """Choose among the likeliest tokens."""
         every = np.full(len(self._bias), -np.inf, np.float32)
         every[tokens] = logits

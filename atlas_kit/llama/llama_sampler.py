@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.engine import ModelInfo, encoded
 from atlas_kit.llama.llama_chain import Chain
@@ -155,7 +156,7 @@ class LlamaSampler:
         self._api.llama_sampler_accept(self._chain, token)
         return token
 
-    def sample_among(self, tokens: Any, logits: Floats) -> int:
+    def sample_among(self, tokens: Array, logits: Floats) -> int:
         """Choose among the likeliest tokens, and accept what is chosen."""
         some, count = self._all, len(tokens)
         some.ids[:count], some.logits[:count] = tokens, logits

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -345,7 +346,7 @@ class Sampler(Protocol):
         need not be copied then.
         """
 
-    def sample_among(self, tokens: Any, logits: Floats) -> int:
+    def sample_among(self, tokens: Array, logits: Floats) -> int:
         """Do ``sample`` where only some ``tokens`` (n,) and their logits are known, the ``few`` likeliest of all."""
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from atlas_kit.codecs.numbers import Array
     from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.sampling import Floats, Sampler
 
@@ -53,7 +54,7 @@ class Budget:
         self.candidates = self._sampler.candidates
         return token
 
-    def sample_among(self, tokens: Any, logits: Floats) -> int:
+    def sample_among(self, tokens: Array, logits: Floats) -> int:
         """Do what nobody asks of one who wants to see all."""
         raise NotImplementedError
 
