@@ -153,7 +153,10 @@ def main() -> None:
             for owner, attribute in functions:
                 parts.watch(name, owner, attribute)
     for sessions in options.sessions or (1, 8, 50):
-        run(options.model, sessions, options.tokens, options, parts)
+        arguments = options.model, sessions, options.tokens, options, parts
+        thread = threading.Thread(target=run, args=arguments, name="sessions")  # as a server's is not the main one
+        thread.start()
+        thread.join()
 
 
 if __name__ == "__main__":
