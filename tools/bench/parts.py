@@ -154,7 +154,9 @@ def main() -> None:
                 parts.watch(name, owner, attribute)
     for sessions in options.sessions or (1, 8, 50):
         arguments = options.model, sessions, options.tokens, options, parts
-        thread = threading.Thread(target=run, args=arguments, name="sessions")  # as a server's is not the main one
+        thread = threading.Thread(
+            target=run, args=arguments, name="sessions"
+        )  # as a server's is not the main one
         thread.start()
         thread.join()
 
