@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from atlas_kit.codecs.numbers import Array
+from atlas_kit.llama.gating import features_of_one
 from atlas_kit.llama.reading import NO_SLOTS, Reading, Slots, change_of, far_off, summarize, with_bound
-from atlas_kit.memory import gate_features
 from atlas_kit.memory.backend import quiet
 from atlas_kit.memory.ranking import NOTHING_FOUND, Ranked, Ranking, aged, match_score
 
@@ -54,8 +54,8 @@ class OneMemory(Protocol):
     def require_formula(self, hidden: Array, own: Array, tokens: Array) -> None:
         """Check that the model's logits are what its output matrix gives."""
 
-    def weights_of(self, w: Array, features: Array, has_window: Array) -> Array:
-        """Return how much model, memory and window count."""
+    def weights_of_one(self, features: Sequence[float], has_window: bool) -> tuple[float, float, float]:
+        """Return how much model, memory and window count for a token."""
 
 
 class Ends:
@@ -128,12 +128,7 @@ def read_side_by_side(
     behind = np.exp(corrected - ends.spread(log_z))
     expected = ends.sum(behind * change_of(own, corrected))
     slots, windows, seen = _look_up(memories, directions, current)
-    features = gate_features(*seen[:1], entropy, *seen[1:])
-    weights = first.weights_of(
-        np.concatenate([one.state.gate["w"][None] for one in memories]),
-        features[:, None],
-        np.array([len(held.tokens) > 0 for held in slots]),
-    )
+    features, weights = gated(memories, entropy, slots, seen)
     return [
         Reading(
             hidden[one], lse[one], top[one], logits[row][None], tokens[row], own[None, place],
@@ -143,6 +138,20 @@ def read_side_by_side(
         for row, place in enumerate(ends.slices)
         for one in (slice(row, row + 1),)
     ]  # fmt: skip
+
+
+def gated(
+    memories: Sequence[OneMemory], entropy: Array, slots: Sequence[Slots], seen: Sequence[Array]
+) -> tuple[Array, Array]:
+    """Return what each gate looks at (R, 5), and how much model, memory and window count (R, 3)."""
+    similarity, length, confidence = (one.tolist() for one in seen)
+    numbers = zip(similarity, entropy.tolist(), length, confidence, strict=True)
+    features = [features_of_one(*one) for one in numbers]
+    weights = [
+        one.weights_of_one(looks_at, len(held.tokens) > 0)
+        for one, looks_at, held in zip(memories, features, slots, strict=True)
+    ]
+    return np.array(features), np.array(weights)
 
 
 def _each_dot(vectors: Array, other: Array) -> Array:

@@ -51,7 +51,7 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "read: candidates": [(TokenMemory, "candidates_of")],
     "read: their rows": [(OutputRows, "times")],
     "read: window": [(side_by_side, "_look_up")],
-    "read: gate": [(side_by_side, "gate_features"), (TokenMemory, "weights_of")],
+    "read: gate": [(side_by_side, "gated")],
     "read: the rest": [(Batches, "_read_ahead")],
     "blend": [(Reading, "log_probabilities"), (Reading, "likeliest")],
     "sample": [(LlamaSampler, "sample"), (LlamaSampler, "sample_among")],
