@@ -61,9 +61,13 @@ class EpisodeCounts(NamedTuple):
 
 
 def counts_of(arrays: EpisodeArrays) -> EpisodeCounts:
-    """Count what there is of episodes."""
-    turns = int(np.count_nonzero(arrays.kind))  # 0 is a document
-    return EpisodeCounts(len(arrays), len(arrays.kind) - turns, turns)
+    """Count what there is of episodes; a document that something was forgotten from is one still."""
+    document = arrays.kind == 0
+    same = np.zeros(len(document), bool)
+    same[1:] = np.logical_and.reduce(
+        [row[1:] == row[:-1] for row in (arrays.kind, arrays.source, arrays.time_ms)]
+    )
+    return EpisodeCounts(len(arrays), int((document & ~same).sum()), int((~document).sum()))
 
 
 # --- writing -------------------------------------------------------------------------------------------

@@ -538,6 +538,13 @@ def test_counts(state, path):
     assert (
         summary == f"{counts.tokens:,} tokens of 3 documents and 6 turns of talk can be read from this file"
     )
+    episodes = store(
+        (Kind.DOCUMENT, "a.txt", f"{TEXT * 9}one stone {TEXT * 9}"), (Kind.DOCUMENT, "b.txt", TEXT)
+    )
+    assert episodes.forget(about="stone")
+    assert len(episodes.episodes) == 3
+    assert episode_entries.counts_of(episodes.arrays())[1:] == (2, 0)
+    assert episode_entries.counts_of(EpisodeArrays.empty()) == (0, 0, 0)
     one = episode_entries.EpisodeCounts(1, 0, 1)
     assert one.summary == "1 token of 1 turn of talk can be read from this file"
     assert {row.name for row in PART_ARRAYS} == set(DTYPES)
