@@ -214,6 +214,48 @@ class MemoryRows:
         variables=("ATLAS_MUON",),
         group="Memory",
     )
+    atlas_recall: str | None = row(
+        None,
+        str,
+        "Read again, before an answer, what was read or said earlier: where it helps (auto), never or always (recall).",
+        "atlas-recall",
+        choices=("auto", "off", "always"),
+        variables=("ATLAS_RECALL",),
+        group="Memory",
+    )
+    atlas_recall_segments: int | None = row(
+        None,
+        int,
+        "Pieces that are read again for a question at most (recall_segments).",
+        "atlas-recall-segments",
+        metavar="N",
+        least=1,
+        most=16,
+        variables=("ATLAS_RECALL_SEGMENTS",),
+        group="Memory",
+    )
+    atlas_recall_gate: float | None = row(
+        None,
+        float,
+        "Nats per token of the question that a piece must gain (recall_gate).",
+        "atlas-recall-gate",
+        metavar="X",
+        least=-100,
+        most=100,
+        variables=("ATLAS_RECALL_GATE",),
+        group="Memory",
+    )
+    atlas_episode_tokens: int | None = row(
+        None,
+        int,
+        "Tokens of what was read and said that a memory keeps word for word; 0: none (episode_tokens).",
+        "atlas-episode-tokens",
+        metavar="N",
+        least=0,
+        most=1 << 30,
+        variables=("ATLAS_EPISODE_TOKENS",),
+        group="Memory",
+    )
     device: str = row(
         "cpu",
         str,
@@ -248,5 +290,9 @@ class MemoryRows:
             "polynomial_degree": self.atlas_polynomial,
             "memory_dim": self.atlas_memory_dim,
             "use_muon": self.atlas_muon,
+            "recall": self.atlas_recall,
+            "recall_segments": self.atlas_recall_segments,
+            "recall_gate": self.atlas_recall_gate,
+            "episode_tokens": self.atlas_episode_tokens,
         }
         return {name: value for name, value in found.items() if value is not None}
