@@ -33,7 +33,7 @@ _KINDS = tuple(Kind)
 #: How much more the newest turn counts than the oldest: of two that say the same the newer is first.
 _NEWEST = 0.1
 #: What a question of the user counts: it is most like the same question, and holds no answer.
-_ASKED = 0.25
+_ASKED = 0.1
 #: A bound smaller than this leaves no room for what is being read.
 LEAST_LIMIT = 4 * BLOCK_TOKENS
 #: The most, so that every index fits into the arrays' 32 bits.
