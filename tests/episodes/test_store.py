@@ -384,7 +384,7 @@ def test_a_time_without_a_date_is_refused(time_ms):
         store().begin(Kind.USER, time_ms=time_ms)
 
 
-@pytest.mark.parametrize("source", ["a\nb\0", "\ud800", "x" * 5000, "/home/ada/ü.txt"])
+@pytest.mark.parametrize("source", ["a\nb\0", "\ud800", "x" * 5000, "folder/ü.txt"])
 def test_any_name_can_be_kept(source):
     episodes = store()
     say(episodes, "text", Kind.DOCUMENT, source)
