@@ -108,7 +108,7 @@ def make_model(kind: str) -> bytes:
 
 
 #: Commands whose examples run a model.
-WITH_MODEL = {"run", "serve", "learn", "perplexity", "recall"}
+WITH_MODEL = {"run", "serve", "learn", "ask", "perplexity", "recall"}
 
 
 @pytest.fixture(

@@ -23,6 +23,8 @@ from atlas_kit.llama.output_matrix import OutputRows
 
 #: Rows of which the whitening is made, and what is added to its variances, as a part of their mean.
 SAMPLE, RIDGE = 4096, 0.1
+#: Tokens of which tails are parts at least: of a few sentences, chance says little.
+LEAST = 1 << 14
 #: Tails above this are as good as no likeness.
 FURTHEST = 0.02
 #: What the surprise of each of the question's tokens is raised to.
@@ -111,7 +113,7 @@ class Likeness:
             order = np.argsort(tokens)
             self._tokens, self._vectors = tokens[order], held[order]
         self._parts = np.zeros(len(self._tokens), np.float32)
-        self._parts[np.searchsorted(self._tokens, found)] = counts / max(1, len(arrays.tokens))
+        self._parts[np.searchsorted(self._tokens, found)] = counts / max(LEAST, len(arrays.tokens))
         places = np.searchsorted(self._tokens, arrays.tokens)
         order = np.argsort(places, kind="stable")
         block = np.searchsorted(arrays.block_start, np.arange(len(arrays.tokens)), side="right") - 1

@@ -170,6 +170,7 @@ def candidates(
         What was said before the question, and its tokens: where the question alone says too little, they count, too.
     """
     said = frozenset(words(question))
+    leading = said.union(words(before))
     if not said or not len(episodes):
         return []
     arrays = episodes.arrays()
@@ -186,7 +187,7 @@ def candidates(
     held = np.asarray(context, np.int32).tobytes()
     pieces: list[Piece] = []
     for segment, score in _merged(rows):
-        start, stop = excerpt(episodes, segment, like, said, recall.tokens)
+        start, stop = excerpt(episodes, segment, like, leading, recall.tokens)
         inside = episodes.text(start, stop)
         said_there = episodes.tokens(start, stop)
         if not set(words(inside)) - said or _is_question(segment, inside) or _in_context(said_there, held):
