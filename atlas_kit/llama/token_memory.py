@@ -277,7 +277,7 @@ class TokenMemory:
     def lift(self) -> Array | None:
         """What counts beside the logits when candidates are chosen: the same for a whole step."""
         if self._lift is None and (bias := self.bias) is not None:
-            self._lift = np.float32(LIFT) * bias
+            self._lift = np.float32(LIFT) * np.maximum(bias, 0)
         return self._lift
 
     def _answers(self, hidden: Array) -> tuple[Array, Array]:
@@ -470,7 +470,15 @@ class TokenMemory:
             raise InvalidParamError(f"{len(token)} tokens do not fit into a step with room for {self.room}")
         self.watched = self.watched[:0]
         probabilities, slope = reading.outcome(token, self.memory.config.ranking)
-        values = (reading.hidden, reading.lse, token, reading.top, reading.features, probabilities, slope)
+        values: tuple[Array, ...] = (
+            reading.hidden,
+            reading.lse,
+            token,
+            reading.top,
+            reading.features,
+            probabilities,
+            slope,
+        )
         if reading.pull is not None:
             values = (*values, *asked_for(reading, token, self.rows))
         copies = [np.array(value) for value in values]  # all of them, or none waits
