@@ -107,7 +107,7 @@ class AtlasSettings:
         ADAPTIVE, "weight of the window's prediction; adaptive: learned while reading", 0.0, 1.0, ADAPTIVE
     )
     features: str = _row("polynomial", "features of the learned memory", None, None, *FEATURES)
-    memory_rank: int = _row(128, "directions of the states that a whitened memory learns on", 1, 4096)
+    memory_rank: int = _row(192, "directions of the states that a whitened memory learns on", 1, 4096)
     omega_window: int = _row(64, "tokens that one gradient looks at: c of the Omega rule", 1, 1024)
     chunk_size: int = _row(STEPS, "tokens per step of the learned memory", 1, 256)
     sharpness: float = _row(14.0, "theta of the softmax over cosines in the window; learned from there", 0.01, 1000.0)
