@@ -50,7 +50,7 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "read: memory's answer": [(Memory, "read_each")],
     "read: candidates": [(TokenMemory, "candidates_of")],
     "read: their rows": [(OutputRows, "times")],
-    "read: window": [(side_by_side, "_look_up")],
+    "read: window": [(side_by_side, "look_up")],
     "read: gate": [(side_by_side, "gated")],
     "read: the rest": [(Batches, "_read_ahead")],
     "blend": [(Reading, "log_probabilities"), (Reading, "likeliest")],
