@@ -169,7 +169,7 @@ def look_up(
     """
     count = len(memories)
     slots, windows = [NO_SLOTS] * count, [NOTHING_FOUND] * count
-    seen = similarity, length, confidence = tuple(np.zeros(count, np.float32) for _ in range(3))
+    similarity, length, confidence = (np.zeros(count, np.float32) for _ in range(3))
     similarity -= 1
     for row, memory in enumerate(memories):
         held = memory.slots()
@@ -182,7 +182,7 @@ def look_up(
             windows[row] = Ranked(
                 weights[None], similarity[one], length[one], confidence[one], features[:, None], mean[None]
             )
-    return slots, windows, seen
+    return slots, windows, (similarity, length, confidence)
 
 
 def _ranked(
