@@ -375,8 +375,10 @@ def _require_aligned(found: Mapping[str, Array]) -> None:
 
     rows = [row for row in WAITING if row.shape[:1] == ("n",)]
     there = [row for row in rows if row.name in found]
-    if there and len(there) < len(rows):
-        raise ValueError(f'the array "{min(r.name for r in rows if r.name not in found)}" is missing')
+    whitened = any(row.whitened for row in there)
+    missing = [row.name for row in rows if row.name not in found and (whitened or not row.whitened)]
+    if there and missing:
+        raise ValueError(f'the array "{min(missing)}" is missing')
     for row in WAITING:
         array = found.get(row.name)
         if array is not None and array.ndim != len(row.shape):

@@ -36,7 +36,7 @@ from atlas_kit.llama.llama_sampler import LlamaSampler  # noqa: E402
 from atlas_kit.llama.output_matrix import OutputRows  # noqa: E402
 from atlas_kit.llama.reading import Reading  # noqa: E402
 from atlas_kit.llama.token_memory import TokenMemory  # noqa: E402
-from atlas_kit.memory import Memory  # noqa: E402
+from atlas_kit.memory import Memory, WhitenedMemory  # noqa: E402
 from atlas_kit.memory.learning import Learner  # noqa: E402
 
 SAMPLE = ROOT / "sample_data" / "models" / "tiny-python.gguf"
@@ -47,7 +47,7 @@ PROMPT = 32
 PARTS: dict[str, list[tuple[Any, str]]] = {
     "decode": [(LlamaEngine, "_decode")],
     "read: logits summarized": [(side_by_side, "summarize")],
-    "read: memory's answer": [(Memory, "read_each")],
+    "read: memory's answer": [(Memory, "read_each"), (WhitenedMemory, "read_each")],
     "read: candidates": [(TokenMemory, "candidates_of")],
     "read: their rows": [(OutputRows, "times")],
     "read: window": [(side_by_side, "look_up")],
