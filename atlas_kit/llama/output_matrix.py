@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 #: What the cache may hold, in bytes: 8,192 rows of a 2,048-wide model.
 CACHE_BYTES = 64 << 20
+#: A model's matrix of no more bytes is dequantised at once: that takes some milliseconds, and looking for the missing
+#: rows of every token a tenth of one.
+WHOLE_BYTES = 8 << 20
 #: Rows that are multiplied at a time, in bytes: they stay in the processor's cache.
 BLOCK_BYTES = 1 << 20
 #: Rows that the mean row is estimated from.
@@ -45,11 +48,13 @@ class OutputRows:
         What the model does to them then: ``scale * (W_out h + bias)``, then ``cap tanh(z / cap)``.
     cache_bytes
         Bound of the cache.
+    whole_bytes
+        A matrix of no more is brought into the cache as a whole when its first rows are asked for.
     """
 
     def __init__(
         self, matrix: Any, n_vocab: int, n_embd: int, *, bias: Array | None = None, scale: float = 1.0,
-        softcap: float | None = None, cache_bytes: int = CACHE_BYTES,
+        softcap: float | None = None, cache_bytes: int = CACHE_BYTES, whole_bytes: int = 0,
     ) -> None:  # fmt: skip
         self._matrix = matrix
         self.n_vocab, self.n_embd = n_vocab, n_embd
@@ -63,6 +68,7 @@ class OutputRows:
         self._oldest = np.empty(0, np.int64)  # slots in the order in which they will be needed, oldest first
         self._sorted = 0  # when that order was made
         self._block = np.empty((max(16, min(capacity, BLOCK_BYTES // (4 * n_embd))), n_embd), np.float32)
+        self._at_once = 4 * n_vocab * n_embd <= min(whole_bytes, cache_bytes)
         self._complete = False  # whether it holds all rows
         self._mean: Array | None = None
         self._evening: Array | None = None
@@ -113,8 +119,12 @@ class OutputRows:
             block = np.take(self._rows, part, axis=0, out=self._block[: len(part)], mode="clip")
             np.dot(block, vector, out=out[start : start + size])
 
-    def gathered(self, tokens: Array) -> Array:
-        """Return the rows (n, n_embd) of ``tokens`` (n,), in any order and repeated as they are, in a new array."""
+    def gathered(self, tokens: Array, *, keep: bool = False) -> Array:
+        """Return the rows (n, n_embd) of ``tokens`` (n,), in any order and repeated as they are.
+
+        ``keep``: in an array that the next call may overwrite, where they have room; else in a new one, whose pages
+        take longer to come by than the rows.
+        """
         slots = self._slot_of[tokens]
         if not self._complete:
             if (slots < 0).any() or len(tokens) > len(self._rows):
@@ -122,7 +132,8 @@ class OutputRows:
                 return np.asarray(self(distinct)[place])
             self._clock += 1
             self._used[slots] = self._clock
-        return self._rows.take(slots, axis=0, mode="clip")
+        out = self._block[: len(slots)] if keep and len(slots) <= len(self._block) else None
+        return self._rows.take(slots, axis=0, out=out, mode="clip")
 
     def _slots(self, tokens: Array) -> Array:
         """Return where in the cache the rows of ``tokens`` lie, after bringing in those that are missing."""
@@ -136,6 +147,8 @@ class OutputRows:
             return slots
         self._used[slots[here]] = self._clock
         missing = tokens[~here]
+        if self._at_once:
+            missing = np.flatnonzero(self._slot_of < 0)
         self._keep(missing, self._matrix(missing))
         return np.asarray(self._slot_of[tokens])
 
@@ -245,5 +258,6 @@ def rows_of_model(file: GGUFFile, **options: Any) -> OutputRows:
         return dequantize_rows(file.gather(info, tokens.tolist()), len(tokens), info, kind, file.byte_order)
 
     matrix(np.zeros(1, np.int64))  # a type that cannot be dequantised shows now
+    options.setdefault("whole_bytes", WHOLE_BYTES)
     bias = file.dequantize("output.bias").ravel() if "output.bias" in file.tensors else None
     return OutputRows(matrix, info.rows, info.row_length, bias=bias, **options)

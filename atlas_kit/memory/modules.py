@@ -484,9 +484,7 @@ def cut(x: Array) -> Array:
     return x * scale[..., None].astype(x.dtype)
 
 
-MODULES: dict[str, type] = {
-    module.kind: module for module in (Matrix, ResidualMLP, GatedMLP, WhitenedMatrix)
-}
+MODULES: dict[str, type] = {module.kind: module for module in (Matrix, ResidualMLP, GatedMLP, WhitenedMatrix)}
 
 
 def _transposed(matrix: Array) -> Array:

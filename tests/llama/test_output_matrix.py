@@ -26,6 +26,20 @@ class Counted:
         return MATRIX[tokens]
 
 
+def test_a_small_matrix_is_asked_for_as_a_whole():
+    for whole_bytes, cache_bytes, expected in (
+        (1600, 1600, 50),
+        (1599, 1600, 2),
+        (1600, 1599, 2),
+        (0, 1600, 2),
+    ):
+        matrix = Counted()
+        rows = OutputRows(matrix, 50, 8, whole_bytes=whole_bytes, cache_bytes=cache_bytes)
+        for tokens in ([3, 7], [3, 7]):
+            np.testing.assert_array_equal(rows(np.array(tokens)), MATRIX[tokens])
+        assert matrix.asked == expected
+
+
 def test_rows_are_asked_for_once():
     matrix = Counted()
     rows = OutputRows(matrix, 50, 8)
