@@ -6,7 +6,10 @@ output layer; what a memory corrects in one step are some hundred tokens.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import functools
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -16,6 +19,9 @@ from atlas_kit.errors import FileCorruptError, InvalidParamError
 if TYPE_CHECKING:
     from atlas_kit.formats.gguf import GGUFFile
 
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 #: What the cache may hold, in bytes: 8,192 rows of a 2,048-wide model.
 CACHE_BYTES = 64 << 20
@@ -31,6 +37,17 @@ SAMPLE = 1024
 COVARIANCE_SAMPLE, EVENING, COVARIANCE_RIDGE = 4096, -0.7, 0.1
 #: A step of size 1 on the answer of one state moves the logit of its token by about this much.
 MOVED_LOGIT = 2.0
+
+
+def _alone(method: Callable[Concatenate[OutputRows, P], T]) -> Callable[Concatenate[OutputRows, P], T]:
+    """Let one thread at a time look into the cache: another might put new rows where it looks."""
+
+    @functools.wraps(method)
+    def locked(self: OutputRows, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return locked  # type: ignore[return-value]  # what wraps a method calls its first parameter otherwise
 
 
 class OutputRows:
@@ -70,6 +87,7 @@ class OutputRows:
         self._block = np.empty((max(16, min(capacity, BLOCK_BYTES // (4 * n_embd))), n_embd), np.float32)
         self._at_once = 4 * n_vocab * n_embd <= min(whole_bytes, cache_bytes)
         self._complete = False  # whether it holds all rows
+        self._lock = threading.RLock()  # memories that learn and memories that read may be on two threads
         self._mean: Array | None = None
         self._evening: Array | None = None
 
@@ -78,6 +96,7 @@ class OutputRows:
         """Bytes of the rows that the cache holds now."""
         return int((self._token_in >= 0).sum()) * 4 * self.n_embd
 
+    @_alone
     def __call__(self, tokens: Array, out: Array | None = None) -> Array:
         """Return the rows (n, n_embd) of ``tokens`` (n,), ascending and without repetition.
 
@@ -96,6 +115,7 @@ class OutputRows:
             return self._rows
         return np.take(self._rows, slots, axis=0, out=out, mode="clip")  # other modes copy once more
 
+    @_alone
     def product(self, vectors: Array, tokens: Array) -> Array:
         """Return ``vectors`` (n, n_embd) times the rows of ``tokens`` (U,), (n, U), without building these rows."""
         if len(tokens) > len(self._rows) or len(tokens) == self.n_vocab:
@@ -108,6 +128,7 @@ class OutputRows:
             result[:, start : start + len(part)] = vectors @ block.T
         return result
 
+    @_alone
     def times(self, vector: Array, tokens: Array, out: Array) -> None:
         """Put the product of ``vector`` (n_embd,) with the rows of ``tokens`` (U,) into ``out`` (U,)."""
         if len(tokens) > len(self._rows) or len(tokens) == self.n_vocab:
@@ -119,6 +140,7 @@ class OutputRows:
             block = np.take(self._rows, part, axis=0, out=self._block[: len(part)], mode="clip")
             np.dot(block, vector, out=out[start : start + size])
 
+    @_alone
     def gathered(self, tokens: Array, *, keep: bool = False) -> Array:
         """Return the rows (n, n_embd) of ``tokens`` (n,), in any order and repeated as they are.
 
@@ -127,9 +149,11 @@ class OutputRows:
         """
         slots = self._slot_of[tokens]
         if not self._complete:
-            if (slots < 0).any() or len(tokens) > len(self._rows):
+            if (slots < 0).any():
                 distinct, place = np.unique(tokens, return_inverse=True)
-                return np.asarray(self(distinct)[place])
+                if len(distinct) > len(self._rows):
+                    return np.asarray(self(distinct)[place])
+                slots = self._slots(distinct)[place]
             self._clock += 1
             self._used[slots] = self._clock
         out = self._block[: len(slots)] if keep and len(slots) <= len(self._block) else None

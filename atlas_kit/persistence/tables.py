@@ -229,6 +229,26 @@ def runtime_schema() -> dict[str, Any]:
     }
 
 
+def episodes_schema() -> dict[str, Any]:
+    """Return the JSON schema (draft 2020-12) of the description of episodes."""
+    properties: dict[str, dict[str, Any]] = {
+        row.name: {"type": _SCHEMA_TYPES[row.type], "description": row.note} for row in EPISODES_FIELDS
+    }
+    properties["format"]["const"] = EPISODES_FORMAT
+    properties["version"]["const"] = EPISODES_VERSION
+    for name in ("tokens", "end", "dropped"):
+        properties[name]["minimum"] = 0
+    properties["parts"] |= {"items": {"type": "integer", "minimum": 0}, "uniqueItems": True}
+    properties["sources"] |= {"items": {"type": "string", "maxLength": 1024}, "uniqueItems": True}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "episodes: what was read and said, in a .atlas file",
+        "type": "object",
+        "properties": properties,
+        "required": [row.name for row in EPISODES_FIELDS],
+    }
+
+
 _SCHEMA_TYPES = {"number": "integer", "object": "object", "list": "array", "string": "string"}
 
 
