@@ -226,7 +226,7 @@ class OutputRows:
 
     @property
     def evening(self) -> Array:
-        """Q (n_embd, n_embd): makes steps on answers even over the directions of the rows, and of one size in all models.
+        """Q (n_embd, n_embd): makes steps on answers even over the rows' directions, and of one size in all models.
 
         ``(C + ridge) ** EVENING`` of the rows' covariance C, scaled so that ``MOVED_LOGIT`` holds.
         """

@@ -278,7 +278,7 @@ class TokenMemory:
     def lift(self) -> Array | None:
         """What counts beside the logits when candidates are chosen: the same for a whole step."""
         if self._lift is None and (bias := self.bias) is not None:
-            self._lift = np.float32(LIFT) * bias
+            self._lift = np.float32(LIFT) * np.maximum(bias, 0)
         return self._lift
 
     def _answers(self, hidden: Array) -> tuple[Array, Array]:

@@ -22,7 +22,8 @@ from atlas_kit.memory.backend import quiet, to_host
 if TYPE_CHECKING:
     from atlas_kit.llama.output_matrix import OutputRows
 
-#: How much a token's bias counts when candidates are chosen: what came lately is worth a look before it is likely.
+#: How much a token's bias above zero counts when candidates are chosen: what came lately is worth a look before it is
+#: likely. Below zero it does not count: a token that the model finds likely must not lose its correction.
 LIFT = 2.0
 
 
@@ -35,7 +36,7 @@ class OneWhitened(OneMemory, Protocol):
 
     @property
     def lift(self) -> Array | None:
-        """``LIFT`` times the biases."""
+        """``LIFT`` times the biases above zero."""
 
 
 def likely(logits: Array, lift: Array | None, count: int) -> Array:
