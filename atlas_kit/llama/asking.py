@@ -130,7 +130,7 @@ def asking(
         recall = recall_of(None if session.memory is None else session.memory.settings)
     talked = session.talked if before is None else before
     leading = " ".join(talked[-1]) if talked and follows_up(question) else ""
-    found = [] if session.episodes is None else _found(session, question, leading, recall)
+    found = [] if session.episodes is None else found_for(session, question, leading, recall)
     form = form_of(engine, chosen, system=system, going_on=bool(session.context_tokens))
     asked = form.question(engine, question)
     talk = _Talk(session, form, asked, sampling or Sampling(temperature=0), max_tokens, stop, until)
@@ -233,8 +233,8 @@ class _Talk:
             work.close()
 
 
-def _found(session: Inside, question: str, leading: str, recall: Recall) -> list[Piece]:
-    """Return what may help, where something is to be found at all."""
+def found_for(session: Inside, question: str, leading: str, recall: Recall) -> list[Piece]:
+    """Return what may help with a question behind ``leading``, where something is to be found at all."""
     read = session.engine.tokenize
     asked = read(f" {question}")
     if recall.mode == "off" or len(asked) > LONGEST_QUESTION:
