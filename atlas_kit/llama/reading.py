@@ -64,8 +64,9 @@ class Reading:
         (n, 3): how much model, memory and window count; they sum to 1.
     features
         (n, 5): what the gate looks at.
-    pull
-        (n, n_embd): the mean of the candidates' rows, as ``behind`` weighs them; of whitened memories only.
+    share, pull
+        (n, K), (n, n_embd): the probabilities of ``top`` behind the memory, less where a bound holds the logits back,
+        and the mean of their rows, weighed by that; of whitened memories only.
     """
 
     hidden: Array
@@ -83,6 +84,7 @@ class Reading:
     window: Ranked
     weights: Array
     features: Array
+    share: Array | None = None
     pull: Array | None = None
 
     def __len__(self) -> int:

@@ -26,6 +26,7 @@ from atlas_kit.llama.output_matrix import OutputRows
 from atlas_kit.llama.reading import NO_SLOTS, Reading, Slots, change_of, far_off, summarize, with_bound
 from atlas_kit.llama.side_by_side import read_side_by_side
 from atlas_kit.llama.whitened_reading import (
+    LEAST_LIFT,
     LIFT,
     asked_for,
     bias_step,
@@ -64,7 +65,7 @@ SLOPES = 4
 #: What waits for its step to fill, one array each.
 _PENDING = ("hidden", "lse", "token", "top", "features", "probabilities", "slope")
 #: And what only a whitened memory waits with (see ``asked_for``).
-_ASKED = ("gradient", "share")
+_ASKED = ("share", "pull")
 #: How far a token's bias moves for a probability that was wrong by 1.
 BIAS_STEP = 0.1
 #: Parts of a configuration that decide what the arrays are, or what they mean.
@@ -161,7 +162,7 @@ class TokenMemory:
         self._pending: dict[str, list[Array]] = {name: [] for name in self._waits_with}
         self._waiting = 0
         self._due = False
-        self._lift: Array | None = None
+        self._lift: tuple[Array, Array] | None = None
         self._ahead: tuple[Reading, int] | None = None
         self._line: list[int] = []  # the last tokens that were learned, or wait for it
         self.log_eta = 0.0
@@ -227,11 +228,11 @@ class TokenMemory:
         if len(hidden) == 1 and self.kind is not None:
             return self._read_one(hidden, logits, int(current[0]))
         y, directions = self._answers(hidden)
-        pull = None
+        share = pull = None
         if self.learns and self.whitened is not None:
             _, lse, entropy = summarize(logits, 0)
             top = np.array([likely(row, self.lift, self.count) for row in logits])
-            tokens, own, corrected, log_z, before, behind, expected, pull = correct_all(
+            tokens, own, corrected, log_z, before, behind, expected, share, pull = correct_all(
                 self.rows, hidden, logits, top, y, lse, self.bias, self.require_formula, self._matrix
             )
         else:
@@ -247,7 +248,7 @@ class TokenMemory:
         weights = self.weights_of(w, features[None], np.array([len(slots.tokens) > 0]))
         return Reading(
             hidden, lse, top, logits, tokens, own, corrected, log_z, before, behind, expected, slots, window,
-            weights, features, pull,
+            weights, features, share, pull,
         )  # fmt: skip
 
     def _read_one(self, hidden: Array, logits: Array, current: int) -> Reading:
@@ -274,10 +275,11 @@ class TokenMemory:
         return np.asarray(to_host(self.state.parameters["bias"])[0])
 
     @property
-    def lift(self) -> Array | None:
+    def lift(self) -> tuple[Array, Array] | None:
         """What counts beside the logits when candidates are chosen: the same for a whole step."""
         if self._lift is None and (bias := self.bias) is not None:
-            self._lift = np.float32(LIFT) * np.maximum(bias, 0)
+            tokens = np.flatnonzero(bias > LEAST_LIFT)
+            self._lift = tokens, np.float32(LIFT) * bias[tokens]
         return self._lift
 
     def _answers(self, hidden: Array) -> tuple[Array, Array]:
@@ -479,8 +481,8 @@ class TokenMemory:
             probabilities,
             slope,
         )
-        if reading.pull is not None:
-            values = (*values, *asked_for(reading, token, self.rows))
+        if reading.share is not None and reading.pull is not None:
+            values = (*values, reading.share, reading.pull)
         copies = [np.array(value) for value in values]  # all of them, or none waits
         for name, value in zip(self._waits_with, copies, strict=True):
             self._pending[name].append(value)
@@ -559,8 +561,9 @@ class TokenMemory:
         if self.learns and memory.is_whitened(state) and len(rows["token"]):
             if self.settings.blend_ratio == ADAPTIVE and int(state.counters["steps"]):
                 self._adapt(rows["slope"][:, -1] * posterior[:, 1])
-            gradient = self._on_device(rows["gradient"] @ self.rows.evening)
-            bias = bias_step(rows["top"], rows["share"], BIAS_STEP)
+            asked, share = asked_for(rows, self.rows)
+            gradient = self._on_device(asked @ self.rows.evening)
+            bias = bias_step(rows["top"], share, BIAS_STEP)
         before = memory.is_whitened(state)
         self.state = memory.step(
             state,
@@ -685,7 +688,7 @@ class TokenMemory:
     def _fits(self, recent: Array, log_eta: Array, parts: Mapping[str, Array], count: int) -> bool:
         """Tell whether arrays from a file are what ``waiting`` could have returned."""
         width = (self.rows.n_embd,)
-        tails = (width, (), (), (self.count,), (GATE_FEATURES,), (3,), (SLOPES,), width, (self.count,))
+        tails = (width, (), (), (self.count,), (GATE_FEATURES,), (3,), (SLOPES,), (self.count,), width)
         shapes = {name: (count, *tail) for name, tail in zip((*_PENDING, *_ASKED), tails, strict=True)}
 
         def are_tokens(ids: Array) -> bool:

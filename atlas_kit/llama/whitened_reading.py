@@ -8,13 +8,13 @@ comes. Knows neither sessions nor engines.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from atlas_kit.codecs.numbers import Array
-from atlas_kit.llama.reading import Reading, change_of, far_off, find, most_likely, summarize, with_bound
+from atlas_kit.llama.reading import Reading, change_of, far_off, most_likely, summarize, with_bound
 from atlas_kit.llama.side_by_side import OneMemory, look_up
 from atlas_kit.memory import gate_features
 from atlas_kit.memory.backend import quiet, to_host
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 #: How much a token's bias above zero counts when candidates are chosen: what came lately is worth a look before it is
 #: likely. Below zero it does not count: a token that the model finds likely must not lose its correction.
 LIFT = 2.0
+#: Biases up to this lift nothing.
+LEAST_LIFT = 0.02
+
+#: Sessions whose candidates' rows are looked at together.
+TOGETHER = 8
 
 
 class OneWhitened(OneMemory, Protocol):
@@ -35,15 +40,27 @@ class OneWhitened(OneMemory, Protocol):
         """The tokens' biases (n_vocab,); None: all are zero."""
 
     @property
-    def lift(self) -> Array | None:
-        """``LIFT`` times the biases above zero."""
+    def lift(self) -> tuple[Array, Array] | None:
+        """Tokens with biases above zero, and ``LIFT`` times these."""
 
 
-def likely(logits: Array, lift: Array | None, count: int) -> Array:
-    """Return the ``count`` candidates behind logits (n_vocab,), ascending."""
+def likely(logits: Array, lift: tuple[Array, Array] | None, count: int) -> Array:
+    """Return the ``count`` candidates behind logits (n_vocab,), ascending: the largest when some are lifted.
+
+    ``lift``: tokens (k,), and how far they are lifted (k,), none down; so only those that come to lie above the
+    ``count``-th largest of all need a look.
+    """
     if count >= len(logits):
         return np.arange(len(logits))
-    found = most_likely(logits if lift is None else logits + lift, count)
+    found = most_likely(logits, count)
+    if lift is not None and len(lift[0]):
+        lifted = logits[lift[0]] + lift[1]
+        above = (lifted > logits[found].min()).nonzero()[0]
+        if len(above):
+            tokens, lifted = lift[0][above], lifted[above]
+            tokens = np.concatenate((tokens, np.setdiff1d(found, tokens)))
+            lifted = np.concatenate((lifted, logits[tokens[len(lifted) :]]))
+            found = tokens[np.argpartition(lifted, len(lifted) - count)[len(lifted) - count :]]
     found.sort()
     return found
 
@@ -53,26 +70,13 @@ def read_whitened(
     memories: Sequence[OneWhitened], hidden: Array, logits: Sequence[Array], current: Sequence[int]
 ) -> list[Reading]:
     """Return what each whitened memory expects after one token; as ``read_side_by_side``."""
-    first = memories[0]
+    first, count = memories[0], len(memories)
     rows = first.rows
     y, directions = first.memory.read_each([one.state for one in memories], hidden)
     _, lse, entropy = summarize(logits, 0)
-    count = len(memories)
-    top = np.empty((count, first.count), np.int64)
-    own, change = (np.empty(top.shape, np.float32) for _ in range(2))
-    for row, one in enumerate(memories):
-        top[row] = likely(logits[row], one.lift, first.count)
-        np.take(logits[row], top[row], out=own[row], mode="clip")
-        one.require_formula(hidden[row : row + 1], own[row : row + 1], top[row])
-    block = rows.gathered(top.reshape(-1)).reshape(*top.shape, rows.n_embd)
-    np.matmul(block, y[:, :, None], out=change[:, :, None])
-    change -= np.array([one @ rows.mean for one in y], np.float32)[:, None]
-    change *= np.float32(rows.scale)
-    for row, one in enumerate(memories):
-        if one.bias is not None:
-            change[row] += one.bias[top[row]]
-    corrected, log_z, before, behind, expected = moved(own, change, lse, rows.softcap)
-    pull = np.matmul(_sloped(behind, corrected, rows.softcap)[:, None, :], block)[:, 0]
+    found = _Moved(count, first.count, rows.n_embd)
+    for start in range(0, count, TOGETHER):
+        found.move(memories, slice(start, min(start + TOGETHER, count)), hidden, logits, y, lse)
     slots, windows, seen = look_up(memories, directions, current)
     features = gate_features(*seen[:1], entropy, *seen[1:])
     weights = first.weights_of(
@@ -82,12 +86,54 @@ def read_whitened(
     )
     return [
         Reading(
-            hidden[one], lse[one], top[one], logits[row][None], top[row], own[one], corrected[one], log_z[one],
-            before[one], behind[one], expected[one], slots[row], windows[row], weights[one], features[one], pull[one],
+            hidden[one], lse[one], found.top[one], logits[row][None], found.top[row], found.own[one],
+            found.corrected[one], found.log_z[one], found.before[one], found.behind[one], found.expected[one],
+            slots[row], windows[row], weights[one], features[one], found.share[one], found.pull[one],
         )
         for row in range(count)
         for one in (slice(row, row + 1),)
     ]  # fmt: skip
+
+
+class _Moved:
+    """The candidates of sessions, and what their memories make of them: arrays as in ``Reading``, a row a session."""
+
+    def __init__(self, count: int, candidates: int, width: int) -> None:
+        shape = (count, candidates)
+        self.top = np.empty(shape, np.int64)
+        self.own, self.corrected, self.share = (np.empty(shape, np.float32) for _ in range(3))
+        self.before, self.behind = np.empty(shape), np.empty(shape)
+        self.log_z, self.expected = np.empty(count), np.empty(count)
+        self.pull = np.empty((count, width), np.float32)
+
+    def move(
+        self, memories: Sequence[OneWhitened], part: slice, hidden: Array, logits: Sequence[Array], y: Array,
+        lse: Array,
+    ) -> None:  # fmt: skip
+        """Fill in some sessions: few enough that their rows of the matrix stay in the processor's cache."""
+        rows, count = memories[0].rows, self.top.shape[1]
+        top, own = self.top[part], self.own[part]
+        change = np.empty_like(own)
+        blocks = []
+        for place, row in enumerate(range(part.start, part.stop)):
+            one = memories[row]
+            top[place] = likely(logits[row], one.lift, count)
+            np.take(logits[row], top[place], out=own[place], mode="clip")
+            one.require_formula(hidden[row : row + 1], own[place : place + 1], top[place])
+            blocks.append(rows.gathered(top[place]))
+            np.dot(blocks[place], y[row], out=change[place])
+            change[place] -= y[row] @ rows.mean
+        change *= np.float32(rows.scale)
+        for place, one in enumerate(memories[part]):
+            if one.bias is not None:
+                change[place] += one.bias[top[place]]
+        found = moved(own, change, lse[part], rows.softcap)
+        kept = (self.corrected, self.log_z, self.before, self.behind, self.expected)
+        for array, values in zip(kept, found, strict=True):
+            array[part] = values
+        self.share[part] = _sloped(self.behind[part], self.corrected[part], rows.softcap)
+        for place, row in enumerate(range(part.start, part.stop)):
+            np.dot(self.share[row], blocks[place], out=self.pull[row])
 
 
 def moved(
@@ -116,11 +162,7 @@ def moved(
 def _sloped(probabilities: Array, corrected: Array, softcap: float | None) -> Array:
     """Return how far each probability moves with the answer's product with its row: less, near a bound."""
     p = probabilities.astype(np.float32)
-    return p if softcap is None else np.asarray(p * _slope(corrected, softcap))
-
-
-def _slope(corrected: Array, softcap: float) -> Array:
-    return np.asarray(1 - np.square(corrected / np.float32(softcap)))
+    return p if softcap is None else np.asarray(p * (1 - np.square(corrected / np.float32(softcap))))
 
 
 @quiet
@@ -141,7 +183,7 @@ def correct_all(
 
     Returns
     -------
-    tokens, own, corrected, log_z, before, behind, expected, pull
+    tokens, own, corrected, log_z, before, behind, expected, share, pull
     """
     flags = np.zeros(rows.n_vocab, np.bool_)
     flags[tops.reshape(-1)] = True
@@ -153,42 +195,41 @@ def correct_all(
     if bias is not None:
         change += bias[tokens]
     mine = np.zeros(own.shape, np.bool_)
-    np.put_along_axis(mine, np.searchsorted(tokens, tops), True, axis=1)
+    places = np.searchsorted(tokens, tops)
+    np.put_along_axis(mine, places, True, axis=1)
     change[~mine] = 0
     found = moved(own, change, lse, rows.softcap)
     share = _sloped(found[3], found[0], rows.softcap)
     share[~mine] = 0
-    return (tokens, own, *found, share @ block)
+    return (tokens, own, *found, np.take_along_axis(share, places, axis=1), share @ block)
 
 
-def asked_for(reading: Reading, token: Array, rows: OutputRows) -> tuple[Array, Array]:
-    """Return what tokens that came, (n,), ask of the memory that read: gradients of the answers and of the biases.
+def asked_for(waited: Mapping[str, Array], rows: OutputRows) -> tuple[Array, Array]:
+    """Return what tokens ask of the memory that read them: gradients of its answers and of the biases.
+
+    Parameters
+    ----------
+    waited
+        ``token`` (n,), ``top``, ``share`` and ``pull`` (see ``Reading``), ``probabilities`` (n, 3) of the tokens.
 
     Returns
     -------
     gradient, share
-        (n, n_embd): dl/dy. (n, K): dl/dz of the reading's ``top``, which is zero for a token that is none of them.
+        (n, n_embd): dl/dy. (n, K): dl/dz of the reading's ``top``, with z the logits before a bound.
     """
-    assert reading.pull is not None
-    places = np.searchsorted(reading.tokens, reading.top)
-    share = _sloped(
-        np.take_along_axis(reading.behind, places, axis=1),
-        np.take_along_axis(reading.corrected, places, axis=1),
-        rows.softcap,
-    )
+    token, share = waited["token"], waited["share"].copy()
     total = share.sum(axis=1)
-    hit = reading.top == token[:, None]  # at most one of each row
-    known = hit.any(axis=1)
-    factor = known.astype(np.float32)
+    row, place = (waited["top"] == token[:, None]).nonzero()
+    row, first = np.unique(row, return_index=True)  # more candidates than there were may be repeated
+    place = place[first]
+    factor = np.zeros(len(token), np.float32)
+    factor[row] = 1
     if rows.softcap is not None:
-        place = find(reading.tokens, token)[0]
-        factor *= _slope(reading.corrected[np.arange(len(token)), place], rows.softcap)
-    share[hit] -= factor[known]
-    gradient = reading.pull - total[:, None] * rows.mean
-    came = rows.gathered(token)
-    came -= rows.mean
-    came *= factor[:, None]
-    gradient -= came
+        behind = np.maximum(waited["probabilities"][row, 1], 1e-30)
+        factor[row] = np.minimum(share[row, place] / behind, 1)
+    share[row, place] -= factor[row]
+    gradient = waited["pull"] - (total - factor)[:, None] * rows.mean
+    gradient -= rows.gathered(token) * factor[:, None]
     gradient *= np.float32(rows.scale)
     return gradient, share
 
