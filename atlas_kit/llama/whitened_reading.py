@@ -128,7 +128,7 @@ class _Moved:
             if one.bias is not None:
                 change[place] += one.bias[top[place]]
         found = moved(own, change, lse[part], rows.softcap)
-        kept = (self.corrected, self.log_z, self.before, self.behind, self.expected)
+        kept: tuple[Array, ...] = (self.corrected, self.log_z, self.before, self.behind, self.expected)
         for array, values in zip(kept, found, strict=True):
             array[part] = values
         self.share[part] = _sloped(self.behind[part], self.corrected[part], rows.softcap)
