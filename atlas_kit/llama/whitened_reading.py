@@ -8,15 +8,15 @@ comes. Knows neither sessions nor engines.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from atlas_kit.codecs.numbers import Array
+from atlas_kit.llama.output_matrix import BLOCK_BYTES
 from atlas_kit.llama.reading import Reading, change_of, far_off, most_likely, summarize, with_bound
-from atlas_kit.llama.side_by_side import OneMemory, look_up
-from atlas_kit.memory import gate_features
+from atlas_kit.llama.side_by_side import OneMemory, gated, look_up
 from atlas_kit.memory.backend import quiet, to_host
 
 if TYPE_CHECKING:
@@ -28,9 +28,6 @@ LIFT = 2.0
 #: Biases up to this lift nothing.
 LEAST_LIFT = 0.02
 
-#: Sessions whose candidates' rows are looked at together.
-TOGETHER = 8
-
 
 class OneWhitened(OneMemory, Protocol):
     """What reading asks of a memory, here."""
@@ -41,7 +38,7 @@ class OneWhitened(OneMemory, Protocol):
 
     @property
     def lift(self) -> tuple[Array, Array] | None:
-        """Tokens with biases above zero, and ``LIFT`` times these."""
+        """Tokens with biases above ``LEAST_LIFT``, ascending, and ``LIFT`` times these."""
 
 
 def likely(logits: Array, lift: tuple[Array, Array] | None, count: int) -> Array:
@@ -70,70 +67,53 @@ def read_whitened(
     memories: Sequence[OneWhitened], hidden: Array, logits: Sequence[Array], current: Sequence[int]
 ) -> list[Reading]:
     """Return what each whitened memory expects after one token; as ``read_side_by_side``."""
-    first, count = memories[0], len(memories)
+    first = memories[0]
     rows = first.rows
     y, directions = first.memory.read_each([one.state for one in memories], hidden)
     _, lse, entropy = summarize(logits, 0)
-    found = _Moved(count, first.count, rows.n_embd)
-    for start in range(0, count, TOGETHER):
-        found.move(memories, slice(start, min(start + TOGETHER, count)), hidden, logits, y, lse)
-    slots, windows, seen = look_up(memories, directions, current)
-    features = gate_features(*seen[:1], entropy, *seen[1:])
-    weights = first.weights_of(
-        np.concatenate([one.state.gate["w"][None] for one in memories]),
-        features[:, None],
-        np.array([len(held.tokens) > 0 for held in slots]),
+    count = len(memories)
+    top = np.empty((count, first.count), np.int64)
+    own = np.empty(top.shape, np.float32)
+    for row, one in enumerate(memories):
+        top[row] = likely(logits[row], one.lift, first.count)
+        np.take(logits[row], top[row], out=own[row], mode="clip")
+        one.require_formula(hidden[row : row + 1], own[row : row + 1], top[row])
+    biases = [one.bias for one in memories]
+    # as many at a time as leave their rows in the processor's cache
+    at_once = max(1, BLOCK_BYTES // (4 * rows.n_embd * first.count))
+    parts = [
+        _moved_side_by_side(rows, own[some], top[some], y[some], lse[some], biases[some])
+        for at in range(0, count, at_once)
+        for some in (slice(at, at + at_once),)
+    ]
+    corrected, log_z, before, behind, expected, pull = (
+        parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
     )
+    slots, windows, seen = look_up(memories, directions, current)
+    features, weights = gated(memories, entropy, slots, seen)
     return [
         Reading(
-            hidden[one], lse[one], found.top[one], logits[row][None], found.top[row], found.own[one],
-            found.corrected[one], found.log_z[one], found.before[one], found.behind[one], found.expected[one],
-            slots[row], windows[row], weights[one], features[one], found.share[one], found.pull[one],
+            hidden[one], lse[one], top[one], logits[row][None], top[row], own[one], corrected[one], log_z[one],
+            before[one], behind[one], expected[one], slots[row], windows[row], weights[one], features[one], pull[one],
         )
         for row in range(count)
         for one in (slice(row, row + 1),)
     ]  # fmt: skip
 
 
-class _Moved:
-    """The candidates of sessions, and what their memories make of them: arrays as in ``Reading``, a row a session."""
-
-    def __init__(self, count: int, candidates: int, width: int) -> None:
-        shape = (count, candidates)
-        self.top = np.empty(shape, np.int64)
-        self.own, self.corrected, self.share = (np.empty(shape, np.float32) for _ in range(3))
-        self.before, self.behind = np.empty(shape), np.empty(shape)
-        self.log_z, self.expected = np.empty(count), np.empty(count)
-        self.pull = np.empty((count, width), np.float32)
-
-    def move(
-        self, memories: Sequence[OneWhitened], part: slice, hidden: Array, logits: Sequence[Array], y: Array,
-        lse: Array,
-    ) -> None:  # fmt: skip
-        """Fill in some sessions: few enough that their rows of the matrix stay in the processor's cache."""
-        rows, count = memories[0].rows, self.top.shape[1]
-        top, own = self.top[part], self.own[part]
-        change = np.empty_like(own)
-        blocks = []
-        for place, row in enumerate(range(part.start, part.stop)):
-            one = memories[row]
-            top[place] = likely(logits[row], one.lift, count)
-            np.take(logits[row], top[place], out=own[place], mode="clip")
-            one.require_formula(hidden[row : row + 1], own[place : place + 1], top[place])
-            blocks.append(rows.gathered(top[place]))
-            np.dot(blocks[place], y[row], out=change[place])
-            change[place] -= y[row] @ rows.mean
-        change *= np.float32(rows.scale)
-        for place, one in enumerate(memories[part]):
-            if one.bias is not None:
-                change[place] += one.bias[top[place]]
-        found = moved(own, change, lse[part], rows.softcap)
-        kept: tuple[Array, ...] = (self.corrected, self.log_z, self.before, self.behind, self.expected)
-        for array, values in zip(kept, found, strict=True):
-            array[part] = values
-        self.share[part] = _sloped(self.behind[part], self.corrected[part], rows.softcap)
-        for place, row in enumerate(range(part.start, part.stop)):
-            np.dot(self.share[row], blocks[place], out=self.pull[row])
+def _moved_side_by_side(
+    rows: OutputRows, own: Array, top: Array, y: Array, lse: Array, biases: Sequence[Array | None]
+) -> tuple[Array, ...]:
+    """Return ``moved`` of one token of each session, and the pull (R, n_embd); ``top`` (R, K) are the candidates."""
+    block = rows.gathered(top.reshape(-1), keep=True).reshape(*top.shape, rows.n_embd)
+    change = np.matmul(block, y[:, :, None])[:, :, 0]
+    change -= np.array([one @ rows.mean for one in y], np.float32)[:, None]
+    change *= np.float32(rows.scale)
+    for row, bias in enumerate(biases):
+        if bias is not None:
+            change[row] += bias[top[row]]
+    found = moved(own, change, lse, rows.softcap)
+    return *found, np.matmul(_sloped(found[3], found[0], rows.softcap)[:, None, :], block)[:, 0]
 
 
 def moved(
@@ -162,7 +142,11 @@ def moved(
 def _sloped(probabilities: Array, corrected: Array, softcap: float | None) -> Array:
     """Return how far each probability moves with the answer's product with its row: less, near a bound."""
     p = probabilities.astype(np.float32)
-    return p if softcap is None else np.asarray(p * (1 - np.square(corrected / np.float32(softcap))))
+    return p if softcap is None else np.asarray(p * _slope(corrected, softcap))
+
+
+def _slope(corrected: Array, softcap: float) -> Array:
+    return np.asarray(1 - np.square(corrected / np.float32(softcap)))
 
 
 @quiet
@@ -183,7 +167,7 @@ def correct_all(
 
     Returns
     -------
-    tokens, own, corrected, log_z, before, behind, expected, share, pull
+    tokens, own, corrected, log_z, before, behind, expected, pull
     """
     flags = np.zeros(rows.n_vocab, np.bool_)
     flags[tops.reshape(-1)] = True
@@ -195,41 +179,60 @@ def correct_all(
     if bias is not None:
         change += bias[tokens]
     mine = np.zeros(own.shape, np.bool_)
-    places = np.searchsorted(tokens, tops)
-    np.put_along_axis(mine, places, True, axis=1)
+    np.put_along_axis(mine, np.searchsorted(tokens, tops), True, axis=1)
     change[~mine] = 0
     found = moved(own, change, lse, rows.softcap)
     share = _sloped(found[3], found[0], rows.softcap)
     share[~mine] = 0
-    return (tokens, own, *found, np.take_along_axis(share, places, axis=1), share @ block)
+    return (tokens, own, *found, share @ block)
 
 
-def asked_for(waited: Mapping[str, Array], rows: OutputRows) -> tuple[Array, Array]:
-    """Return what tokens ask of the memory that read them: gradients of its answers and of the biases.
+class Asking(NamedTuple):
+    """What a reading of ``n`` tokens says for ``asked_for``."""
+
+    pull: Array
+    behind: Array
+    corrected: Array
+    top: Array
+
+    @classmethod
+    def of(cls, reading: Reading) -> Asking:
+        """Return what a reading says of the candidates that each token has of its own."""
+        assert reading.pull is not None
+        behind, corrected = reading.behind, reading.corrected
+        if len(reading) > 1:
+            places = np.searchsorted(reading.tokens, reading.top)
+            behind, corrected = (np.take_along_axis(all_, places, axis=1) for all_ in (behind, corrected))
+        return cls(reading.pull, behind, corrected, reading.top)
+
+
+def asked_for(read: Sequence[Asking], token: Array, rows: OutputRows) -> tuple[Array, Array]:
+    """Return what tokens that came, (n,), ask of the memory that read: gradients of the answers and of the biases.
 
     Parameters
     ----------
-    waited
-        ``token`` (n,), ``top``, ``share`` and ``pull`` (see ``Reading``), ``probabilities`` (n, 3) of the tokens.
+    read
+        What was read before each came, of ``n`` tokens in all.
 
     Returns
     -------
     gradient, share
-        (n, n_embd): dl/dy. (n, K): dl/dz of the reading's ``top``, with z the logits before a bound.
+        (n, n_embd): dl/dy. (n, K): dl/dz of the reading's ``top``, which is zero for a token that is none of them.
     """
-    token, share = waited["token"], waited["share"].copy()
+    pull, behind, corrected, top = (np.concatenate(parts) for parts in zip(*read, strict=True))
+    share = _sloped(behind, corrected, rows.softcap)
     total = share.sum(axis=1)
-    row, place = (waited["top"] == token[:, None]).nonzero()
-    row, first = np.unique(row, return_index=True)  # more candidates than there were may be repeated
-    place = place[first]
-    factor = np.zeros(len(token), np.float32)
-    factor[row] = 1
+    hit = top == token[:, None]  # at most one of each row
+    known = hit.any(axis=1)
+    factor = known.astype(np.float32)
     if rows.softcap is not None:
-        behind = np.maximum(waited["probabilities"][row, 1], 1e-30)
-        factor[row] = np.minimum(share[row, place] / behind, 1)
-    share[row, place] -= factor[row]
-    gradient = waited["pull"] - (total - factor)[:, None] * rows.mean
-    gradient -= rows.gathered(token) * factor[:, None]
+        factor[known] *= _slope(corrected[hit], rows.softcap)
+    share[hit] -= factor[known]
+    gradient = pull - total[:, None] * rows.mean
+    came = rows.gathered(token)
+    came -= rows.mean
+    came *= factor[:, None]
+    gradient -= came
     gradient *= np.float32(rows.scale)
     return gradient, share
 

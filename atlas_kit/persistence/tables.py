@@ -113,8 +113,8 @@ WAITING = (
     KeptRow("features", "float64", ("n", "5"), "what the gate looks at"),
     KeptRow("probabilities", "float64", ("n", "3"), "of the token that came: model, with memory, window"),
     KeptRow("slope", "float64", ("n", "4"), "three derivatives of the ranking, and that of the step size"),
-    KeptRow("share", "float32", ("n", "candidates"), "if whitened: what the memory gave to `top`", True),
-    KeptRow("pull", "float32", ("n", "width"), "if whitened: the mean of their rows, weighed by it", True),
+    KeptRow("gradient", "float32", ("n", "width"), "if whitened: the gradient of the answer", True),
+    KeptRow("share", "float32", ("n", "candidates"), "if whitened: the gradient of `top`'s logits", True),
     KeptRow("recent", "int32", ("at most 1024",), "tokens that came lately, oldest first"),
     KeptRow("log_eta", "float64", (), "log of the factor by which the step size has moved"),
 )
@@ -224,6 +224,26 @@ def runtime_schema() -> dict[str, Any]:
         "required": [row.name for row in RUNTIME_FIELDS if not row.optional],
         "dependentRequired": {"context": ["position", "open"]},
         "$defs": {"array": array},
+    }
+
+
+def episodes_schema() -> dict[str, Any]:
+    """Return the JSON schema (draft 2020-12) of the description of episodes."""
+    properties: dict[str, dict[str, Any]] = {
+        row.name: {"type": _SCHEMA_TYPES[row.type], "description": row.note} for row in EPISODES_FIELDS
+    }
+    properties["format"]["const"] = EPISODES_FORMAT
+    properties["version"]["const"] = EPISODES_VERSION
+    for name in ("tokens", "end", "dropped"):
+        properties[name]["minimum"] = 0
+    properties["parts"] |= {"items": {"type": "integer", "minimum": 0}, "uniqueItems": True}
+    properties["sources"] |= {"items": {"type": "string", "maxLength": 1024}, "uniqueItems": True}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "episodes: what was read and said, in a .atlas file",
+        "type": "object",
+        "properties": properties,
+        "required": [row.name for row in EPISODES_FIELDS],
     }
 
 

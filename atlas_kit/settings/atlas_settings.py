@@ -28,6 +28,7 @@ FEATURES = (WHITENED, "polynomial", "sparse", "fourier")
 #: texts, with little weight for a window that is still short.
 GATE_START = ((0.0, 0.0, 0.3, 0.0, 0.0), (-2.0, 0.3, 0.0, 1.0, 1.5))
 WHITENED_AFTER = 512  #: tokens whose states say how to whiten
+RECALLS = ("auto", "off", "always")
 STEPS = 16  #: tokens per step of the learned memory, where nothing else is chosen
 
 
@@ -112,6 +113,14 @@ class AtlasSettings:
     sharpness: float = _row(14.0, "theta of the softmax over cosines in the window; learned from there", 0.01, 1000.0)
     ranking: bool = _row(True, "also rank the window by what preceded and by age, learned while reading")
     candidates: int = _row(256, "most likely tokens whose logits the memory corrects; 0: all", 0, 1 << 24)
+    episode_tokens: int = _row(
+        1_000_000, "tokens of what was read and said that are kept to be asked about; 0: none", 0, 1 << 30
+    )
+    recall: str = _row(
+        "auto", "read again what helps with a question: auto, off, or always the best", None, None, *RECALLS
+    )
+    recall_segments: int = _row(1, "pieces that are read again for a question at most", 1, 16)
+    recall_gate: float = _row(0.5, "nats per token of the question that a piece must gain", -100.0, 100.0)
     # fmt: on
 
     def __post_init__(self) -> None:

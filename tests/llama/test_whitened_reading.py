@@ -224,9 +224,9 @@ def test_what_waits_must_fit():
     memory = TokenMemory(model.rows, SMALL)
     followed(memory, model, tokens[:15])
     waiting = memory.waiting()
-    assert waiting["pull"].shape == (2, E)
+    assert waiting["gradient"].shape == (2, E)
     assert waiting["share"].shape == (2, 12)
-    for name in ("pull", "share"):
+    for name in ("gradient", "share"):
         with pytest.raises(InvalidParamError):
             TokenMemory(model.rows, SMALL).restore(memory.pin(), {**waiting, name: waiting[name][:, :-1]})
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,8 @@ COLUMNS = {
     "memory": "memory without recall",
     "ask": "**ask**",
 }
+#: What a column's questions are asked with (``llama.recalling.Recall``), of those that atlas_kit answers.
+ASKED = {"memory": {"mode": "off"}, "ask": {}}
 #: Tokens of context that a question has, and how many are answered side by side.
 CONTEXT, SIDE_BY_SIDE = 1536, 8
 
@@ -129,6 +132,44 @@ RIVALS: dict[str, Callable[[Reader, RecallSet, Sequence[Question]], Asked]] = {
 }
 
 
+def of_product(options: argparse.Namespace, path: str, chosen: RecallSet) -> dict[str, Any]:
+    """Read, store and save in one process unless the last run did; return what is known of it."""
+    from tools.bench._recall_product import read_and_save
+
+    file = KEPT / f"{options.half}-{Path(path).stem}.atlas"
+    about = file.with_suffix(".about.json")
+    if not (options.reuse and file.exists() and about.exists()):
+        KEPT.mkdir(parents=True, exist_ok=True)
+        file.unlink(missing_ok=True)
+        read = frozenset(chosen.episodes)
+        told = _elsewhere(read_and_save, path, file, stored(chosen), read, CONTEXT, options.threads)
+        about.write_text(json.dumps(told), encoding="utf-8")
+        print(f"read and stored: {told['tokens']:,} tokens, {told['bytes'] / 1e6:.1f} MB", flush=True)
+    known: dict[str, Any] = json.loads(about.read_text(encoding="utf-8"))
+    return known | {"file": file}
+
+
+def product(
+    options: argparse.Namespace, path: str, file: Path, name: str, questions: Sequence[Question]
+) -> tuple[Asked, dict[str, Any]]:
+    """Return what a column of atlas_kit itself says in a new process, and how long what took."""
+    from tools.bench._recall_product import load_and_ask
+
+    recall = ASKED[name] | (options.recall if name == "ask" else {})
+    found = _elsewhere(load_and_ask, path, file, list(questions), recall, CONTEXT, options.threads)
+    asked = Asked(*(found.pop(part) for part in ("answers", "considered", "taken", "more")))
+    assert asked.more is not None
+    for what in ("first_token_seconds", "first_token_cpu_seconds"):
+        times = sorted(row[what] for row in asked.more)
+        found[what] = {"median": statistics.median(times), "most": times[-1]}
+    return asked, found
+
+
+def _elsewhere(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
 # --- results -------------------------------------------------------------------------------------------------
 
 
@@ -160,6 +201,18 @@ def table(questions: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
                     if what in said:
                         column[what] = column.get(what, 0) + int(said[what])
     return counts
+
+
+def show_hits(counts: dict[str, dict[str, Any]], columns: Sequence[str]) -> None:
+    """Print how often the right segment was among those looked at, and among those put before the question."""
+    for what in ("hit_considered", "hit_taken"):
+        if any(what in counts["all"].get(name, {}) for name in columns):
+            print(f"\n{'the right segment, ' + what[4:]:46}" + "".join(f"{name:>13}" for name in columns))
+            for group in [*GROUPS, "all"]:
+                if group in counts:
+                    cells = [str(counts[group].get(name, {}).get(what, "")) for name in columns]
+                    title = f"{GROUPS.get(group, group)}, of {counts[group]['questions']}"
+                    print(f"{title:46}" + "".join(f"{cell:>13}" for cell in cells))
 
 
 def show(counts: dict[str, dict[str, Any]], columns: Sequence[str]) -> None:
@@ -200,6 +253,14 @@ def measure(options: argparse.Namespace, path: str) -> dict[str, Any]:
                 said = RIVALS[name](reader, chosen, asked)
                 found[name] = _spread(said, asked, questions)
                 print(f"{COLUMNS[name]}: asked", flush=True)
+    times: dict[str, Any] = {}
+    if any(name in ASKED for name in columns):
+        times["stored"] = known = of_product(options, path, chosen)
+        file = known.pop("file")
+        for name in columns:
+            if name in ASKED:
+                found[name], times[name] = product(options, path, file, name, questions)
+                print(f"{COLUMNS[name]}: asked", flush=True)
     rows = []
     for number, question in enumerate(questions):
         said = {
@@ -215,7 +276,10 @@ def measure(options: argparse.Namespace, path: str) -> dict[str, Any]:
             "columns": said,
         })  # fmt: skip
     counts = table(rows)
-    return {"half": options.half, "columns": columns, "table": counts, "questions": rows}
+    return {
+        "half": options.half, "recall": options.recall, "columns": columns, "table": counts, "times": times,
+        "questions": rows,
+    }  # fmt: skip
 
 
 def _spread(said: Asked, asked: Sequence[Question], questions: Sequence[Question]) -> Asked:
@@ -240,8 +304,18 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--only", action="append", choices=list(COLUMNS), help="this column (more than once)")
     found.add_argument("--group", action="append", choices=[*GROUPS, GENERAL], help="these questions alone")
     found.add_argument("--threads", type=int, default=1, help="threads of llama.cpp (1)")
+    found.add_argument(
+        "--recall", type=json.loads, default={}, metavar="JSON", help='settings of ask: {"gate": 0.5}'
+    )
+    found.add_argument("--reuse", action="store_true", help="ask the memory that the last run saved")
     found.add_argument("--save", action="store_true", help="write tools/bench/results/recall-MODEL.json")
     return found
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{name} {_short(one)}" for name, one in value.items())
+    return f"{value:,.3g}" if isinstance(value, float) else f"{value:,}"
 
 
 def main() -> int:
@@ -256,6 +330,9 @@ def main() -> int:
     found = machine_of("llama.cpp", quick=False) | {"model": model.title if model else Path(path).name}
     found |= {"threads": options.threads, "cpus": multiprocessing.cpu_count()} | measure(options, path)
     show(found["table"], found["columns"])
+    show_hits(found["table"], found["columns"])
+    for name, times in found["times"].items():
+        print(f"\n{name}: " + ", ".join(f"{what} {_short(value)}" for what, value in times.items()))
     KEPT.mkdir(parents=True, exist_ok=True)
     text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
     name = model.name if model else Path(path).stem
