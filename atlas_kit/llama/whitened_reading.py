@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 #: How much a token's bias above zero counts when candidates are chosen: what came lately is worth a look before it is
 #: likely. Below zero it does not count: a token that the model finds likely must not lose its correction.
 LIFT = 2.0
+#: Biases up to this lift nothing.
+LEAST_LIFT = 0.02
 
 
 class OneWhitened(OneMemory, Protocol):
@@ -35,15 +37,27 @@ class OneWhitened(OneMemory, Protocol):
         """The tokens' biases (n_vocab,); None: all are zero."""
 
     @property
-    def lift(self) -> Array | None:
-        """``LIFT`` times the biases above zero."""
+    def lift(self) -> tuple[Array, Array] | None:
+        """Tokens with biases above ``LEAST_LIFT``, ascending, and ``LIFT`` times these."""
 
 
-def likely(logits: Array, lift: Array | None, count: int) -> Array:
-    """Return the ``count`` candidates behind logits (n_vocab,), ascending."""
+def likely(logits: Array, lift: tuple[Array, Array] | None, count: int) -> Array:
+    """Return the ``count`` candidates behind logits (n_vocab,), ascending: the largest when some are lifted.
+
+    ``lift``: tokens (k,), and how far they are lifted (k,), none down; so only those that come to lie above the
+    ``count``-th largest of all need a look.
+    """
     if count >= len(logits):
         return np.arange(len(logits))
-    found = most_likely(logits if lift is None else logits + lift, count)
+    found = most_likely(logits, count)
+    if lift is not None and len(lift[0]):
+        lifted = logits[lift[0]] + lift[1]
+        above = (lifted > logits[found].min()).nonzero()[0]
+        if len(above):
+            tokens, lifted = lift[0][above], lifted[above]
+            tokens = np.concatenate((tokens, np.setdiff1d(found, tokens)))
+            lifted = np.concatenate((lifted, logits[tokens[len(lifted) :]]))
+            found = tokens[np.argpartition(lifted, len(lifted) - count)[len(lifted) - count :]]
     found.sort()
     return found
 

@@ -228,7 +228,7 @@ class WhitenedMemory(Memory):
     flush = scan = observe
 
     def reset(self, state: MemoryState, kind: str = "hard") -> MemoryState:
-        """Return ``state`` emptied as ``Memory.reset`` does; ``soft`` keeps the whitening: the window's keys need it."""
+        """Return ``state`` emptied as ``Memory.reset`` does; ``soft`` keeps the whitening: the keys need it."""
         new = super().reset(state, kind)
         if kind == "hard":
             return new
