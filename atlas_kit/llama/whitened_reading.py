@@ -17,6 +17,7 @@ from atlas_kit.codecs.numbers import Array
 from atlas_kit.llama.output_matrix import BLOCK_BYTES
 from atlas_kit.llama.reading import Reading, change_of, far_off, most_likely, summarize, with_bound
 from atlas_kit.llama.side_by_side import OneMemory, gated, look_up
+from atlas_kit.memory import WhitenedMemory
 from atlas_kit.memory.backend import quiet, to_host
 
 if TYPE_CHECKING:
@@ -78,17 +79,7 @@ def read_whitened(
         top[row] = likely(logits[row], one.lift, first.count)
         np.take(logits[row], top[row], out=own[row], mode="clip")
         one.require_formula(hidden[row : row + 1], own[row : row + 1], top[row])
-    biases = [one.bias for one in memories]
-    # as many at a time as leave their rows in the processor's cache
-    at_once = max(1, BLOCK_BYTES // (4 * rows.n_embd * first.count))
-    parts = [
-        _moved_side_by_side(rows, own[some], top[some], y[some], lse[some], biases[some])
-        for at in range(0, count, at_once)
-        for some in (slice(at, at + at_once),)
-    ]
-    corrected, log_z, before, behind, expected, pull = (
-        parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
-    )
+    corrected, log_z, before, behind, expected, pull = _moved_each(memories, own, top, y, lse)
     slots, windows, seen = look_up(memories, directions, current)
     features, weights = gated(memories, entropy, slots, seen)
     return [
@@ -99,6 +90,39 @@ def read_whitened(
         for row in range(count)
         for one in (slice(row, row + 1),)
     ]  # fmt: skip
+
+
+def _moved_each(
+    memories: Sequence[OneWhitened], own: Array, top: Array, y: Array, lse: Array
+) -> tuple[Array, ...]:
+    """Return ``moved`` of one token of each session, and the pull (R, n_embd): of most of them nothing.
+
+    A memory that is not whitened yet corrects nothing, and learns nothing: all that it takes is left out.
+    """
+    rows, count = memories[0].rows, len(memories)
+    before = np.exp(own - lse[:, None])
+    found: tuple[Array, ...] = (
+        own, lse, before, before, np.zeros(count), np.zeros((count, rows.n_embd), np.float32),
+    )  # fmt: skip
+    knowing = [row for row, one in enumerate(memories) if WhitenedMemory.is_whitened(one.state)]
+    if not knowing:
+        return found
+    # as many at a time as leave their rows in the processor's cache
+    at_once = max(1, BLOCK_BYTES // (4 * rows.n_embd * top.shape[1]))
+    parts = [
+        _moved_side_by_side(
+            rows, own[some], top[some], y[some], lse[some], [memories[row].bias for row in some]
+        )
+        for at in range(0, len(knowing), at_once)
+        for some in (knowing[at : at + at_once],)
+    ]
+    of_them = parts[0] if len(parts) == 1 else tuple(map(np.concatenate, zip(*parts, strict=True)))
+    if len(knowing) == count:
+        return of_them
+    found = tuple(array.copy() for array in found)
+    for array, part in zip(found, of_them, strict=True):
+        array[knowing] = part
+    return found
 
 
 def _moved_side_by_side(
