@@ -69,7 +69,6 @@ def read_whitened(
 ) -> list[Reading]:
     """Return what each whitened memory expects after one token; as ``read_side_by_side``."""
     first = memories[0]
-    rows = first.rows
     y, directions = first.memory.read_each([one.state for one in memories], hidden)
     _, lse, entropy = summarize(logits, 0)
     count = len(memories)
