@@ -99,10 +99,7 @@ def _moved_each(
     A memory that is not whitened yet corrects nothing, and learns nothing: all that it takes is left out.
     """
     rows, count = memories[0].rows, len(memories)
-    before = np.exp(own - lse[:, None])
-    found: tuple[Array, ...] = (
-        own, lse, before, before, np.zeros(count), np.zeros((count, rows.n_embd), np.float32),
-    )  # fmt: skip
+    found = _unmoved(own, lse, rows.n_embd)
     knowing = [row for row, one in enumerate(memories) if WhitenedMemory.is_whitened(one.state)]
     if not knowing:
         return found
@@ -122,6 +119,12 @@ def _moved_each(
     for array, part in zip(found, of_them, strict=True):
         array[knowing] = part
     return found
+
+
+def _unmoved(own: Array, lse: Array, n_embd: int) -> tuple[Array, ...]:
+    """Return ``moved`` by nothing, and no pull."""
+    before = np.exp(own - lse[:, None])
+    return own, lse, before, before, np.zeros(len(own)), np.zeros((len(own), n_embd), np.float32)
 
 
 def _moved_side_by_side(
@@ -175,7 +178,7 @@ def _slope(corrected: Array, softcap: float) -> Array:
 @quiet
 def correct_all(
     rows: OutputRows, hidden: Array, logits: Array, tops: Array, y: Array, lse: Array, bias: Array | None,
-    check: Any, scratch: Array,
+    check: Any, scratch: Array, *, knows: bool,
 ) -> tuple[Array, ...]:  # fmt: skip
     """Return the candidates (U,) of ``n`` tokens together, and what ``Reading`` says of them.
 
@@ -187,6 +190,8 @@ def correct_all(
         Called with states, logits and tokens (see ``TokenMemory.require_formula``).
     scratch
         Takes the rows, if it is large enough.
+    knows
+        Whether the memory is whitened: before, it corrects nothing, and no row is looked at.
 
     Returns
     -------
@@ -197,6 +202,8 @@ def correct_all(
     tokens = np.flatnonzero(flags)
     own = logits[:, tokens]
     check(hidden, own, tokens)
+    if not knows:
+        return (tokens, own, *_unmoved(own, lse, rows.n_embd))
     block = rows(tokens, scratch)
     change = (y @ block.T - (y @ rows.mean)[:, None]) * np.float32(rows.scale)
     if bias is not None:
