@@ -18,6 +18,7 @@ from atlas_kit.llama.llama_sampler import MOST_RULES
 from atlas_kit.llama.schema_grammar import MOST_CHARACTERS, quoted, schema_rules, up_to
 from atlas_kit.server.answers import HERMES, AnswerParser, CallFormat, call_format, thought_tags
 from atlas_kit.server.channels import ChannelParser, channel_rules, in_channels
+from atlas_kit.server.said import Said, said_in
 from atlas_kit.server.thoughts import Budget
 
 if TYPE_CHECKING:
@@ -92,11 +93,14 @@ class Dialogue:
         Settings of ``Sampling`` that follow: ``grammar`` or ``json_schema``.
     stops
         Strings that end an answer beside those that are asked for.
+    said
+        Who says what in it.
     """
 
     tokens: list[int]
     sampling: dict[str, Any]
     stops: tuple[str, ...]
+    said: Said
     _make: Callable[..., AnswerParser]
     _parser: dict[str, Any]
 
@@ -124,6 +128,7 @@ def dialogue(
     """
     asked = asked or Asked()
     messages = normal_messages(messages)
+    said = said_in(messages)
     tools = _functions(asked.tools)
     choice = _choice(asked.tool_choice, tools)
     source = template.source
@@ -145,6 +150,7 @@ def dialogue(
         tokens,
         _grammar(form, schemas, choice, asked, thoughts, thinking),
         TRANSCRIPT_STOPS if transcript else (),
+        said,
         AnswerParser,
         {
             "thoughts": None if asked.reasoning_format == "none" else thoughts,
@@ -179,6 +185,7 @@ def _in_channels(
         tokens,
         sampling,
         (),
+        said_in(messages),
         ChannelParser,
         {
             "tools": schemas,

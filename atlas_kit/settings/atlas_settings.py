@@ -245,7 +245,9 @@ class AtlasSettings:
             warmup_tokens=self.warmup_tokens if learns else NEVER,
         )
 
-    def _whitened_config(self, n_embd: int, scale: float, softcap: float | None, n_vocab: int) -> MemoryConfig:
+    def _whitened_config(
+        self, n_embd: int, scale: float, softcap: float | None, n_vocab: int
+    ) -> MemoryConfig:
         from atlas_kit.memory import CrossEntropy, Features, Gate, MemoryConfig, WhitenedMatrix
 
         learns = self.learning_rate > 0
