@@ -15,6 +15,7 @@
 # instead, in English, and take some minutes.*
 
 # %%
+import re
 import tempfile
 from pathlib import Path
 
@@ -123,21 +124,32 @@ def asked(memory, mode):
         return {thing: session.ask(question(thing), recall=recall, keep=False, **manner) for thing in COLOURS}
 
 
-table = {"model alone": asked(False, "off"), "learned memory": asked(file, "off"), "recall": asked(file, "auto")}
-
-print(f"{'':<10}" + "".join(f"{name:<28}" for name in table))
-for thing, colour in COLOURS.items():
-    said = (answers[thing].text for answers in table.values())
-    print(f"{thing:<10}" + "".join(f"{'✓' if colour in text.lower() else '✗'} {text[:24]!r:<26}" for text in said))
-right = {
-    name: sum(colour in answers[thing].text.lower() for thing, colour in COLOURS.items())
-    for name, answers in table.items()
+table = {
+    "model alone": asked(False, "off"),
+    "learned memory": asked(file, "off"),
+    "recall": asked(file, "auto"),
 }
-print(f"{'right':<10}" + "".join(f"{f'{count} of {len(COLOURS)}':<28}" for count in right.values()))
+
+
+def right(thing, answer):
+    return COLOURS[thing] in re.findall(r"\w+", answer.text.lower())
+
+
+def short(text):
+    return text if len(text) <= 26 else f"…{text[-25:]}"
+
+
+print(f"{'':<10}" + "".join(f"{name:<32}" for name in table))
+for thing in COLOURS:
+    said = ((right(thing, answers[thing]), short(answers[thing].text)) for answers in table.values())
+    print(f"{thing:<10}" + "".join(f"{'✓' if ok else '✗'} {text!r:<30}" for ok, text in said))
+counts = [sum(right(thing, answers[thing]) for thing in COLOURS) for answers in table.values()]
+print(f"{'right':<10}" + "".join(f"{f'{count} of {len(COLOURS)}':<32}" for count in counts))
 
 # %% [markdown]
-# What recall gets wrong here, it gets wrong with the right line before its eyes: look at the pieces below. That
-# is the model's share, and a larger one reads better. What the memory has to do is to find the line.
+# The sample model gets 0, 1 and 6 of 8 (SmolLM2, asked in English: 0, 2 and 6). What it gets wrong with recall, it
+# gets wrong with the right line before its eyes: look at the pieces below. That is the model's share, and a larger
+# one reads better. What the memory has to do is to find the line.
 #
 # *And the window?* It keeps the last tokens exactly, and completes a line that is still in it. We gave it 1,024
 # tokens; with the 12,288 that `recommend` gives the sample model, the whole text would still be in it, and it
@@ -154,7 +166,10 @@ print(f"{'right':<10}" + "".join(f"{f'{count} of {len(COLOURS)}':<28}" for count
 gate = Recall().gate
 curious = Recall(sure=float("inf"))  # read all candidates, also when the first is clear
 with AtlasSession(engine, memory=file) as session:
-    judged = {thing: session.ask(question(thing), recall=curious, keep=False, **manner).recalled for thing in COLOURS}
+    judged = {
+        thing: session.ask(question(thing), recall=curious, keep=False, **manner).recalled
+        for thing in COLOURS
+    }
 
 figure, axes = plt.subplots(2, 4, figsize=(11, 4), sharex=True, sharey=True, layout="constrained")
 for panel, (thing, recalled) in zip(axes.flat, judged.items(), strict=True):
@@ -202,19 +217,21 @@ with AtlasSession(engine, memory=file) as session:
         pieces = table["recall"][thing].pieces
         alone = log_probability(session, f" {ends}", begins)
         helped = log_probability(session, f" {ends}", pieces[0].text + begins) if pieces else alone
-        print(f"{thing:<10} ln p {alone:6.1f} -> {helped:5.1f}    {np.exp(helped - alone):>12,.0f} times as likely")
+        print(
+            f"{thing:<10} ln p {alone:6.1f} -> {helped:5.1f}    {np.exp(helped - alone):>12,.1f} times as likely"
+        )
 
 # %% [markdown]
-# This holds for the sample model as much as for a large one, even where its answer is wrong.
+# Mostly the right answer has become far likelier, also where another one was still likelier than that.
 #
 # ## What fools it
 #
-# Two questions whose answers it never read. One is about something strange. The other *looks* like something
-# that it knows.
+# Two questions whose answers it never read. One is about something else altogether. The other only *looks* like
+# something that it knows.
 
 # %%
 if talks:
-    strange = ["How many legs does a spider have?", "What is the colour of the harbour master's hat?"]
+    strange = ["How many legs does a spider have?", "What is the colour of the castle gate?"]
 else:
     strange = ["MAXIMUM_SIZE", "HARBOUR_DOOR_COLOR"]
 
@@ -226,7 +243,9 @@ with AtlasSession(engine, memory=file) as session:
             print(f"    from {piece.place}, gain {piece.gain:+.2f}:")
             print("".join(f"        | {line}\n" for line in piece.text.strip().splitlines()), end="")
         if not answer.pieces:
-            print(f"    recalled nothing: {answer.recalled.reason} (best gain {answer.recalled.gain or 0:+.2f})")
+            print(
+                f"    recalled nothing: {answer.recalled.reason} (best gain {answer.recalled.gain or 0:+.2f})"
+            )
 
 # %% [markdown]
 # The look-alike passes the gate: the words fit, and the question *is* likelier behind that piece. What comes then
@@ -259,7 +278,9 @@ print(f"in the file's bytes before: {before}, now: {in_file('harbour')}")
 with AtlasSession(engine, memory=file) as session:
     for thing in ("harbour", "compass"):
         answer = session.ask(question(thing), keep=False, **manner)
-        print(f"{answer.question:<40}{answer.text!r:<28}", "recalled" if answer.pieces else "nothing recalled")
+        print(
+            f"{answer.question:<40}{answer.text!r:<28}", "recalled" if answer.pieces else "nothing recalled"
+        )
 assert before
 assert not in_file("harbour")
 
@@ -308,8 +329,8 @@ for gate in (0, 1, 2, 4, 8):
         )
     print(f"{gate:>4}{sum(known):>12} of {len(known)}{sum(strangers):>18} of {len(strangers)}")
 
-# With a low gate whatever shares a word is brought in, with a high one nothing is. The default was found by measuring on
-# real models. (The harbour was forgotten above: what is recalled for it at a gate of 0 is about something else.)
+# With a low gate whatever shares a word is brought in, with a high one nothing is. The default was found by measuring
+# on real models. (The harbour was forgotten above: what is recalled for it at a gate of 0 is about something else.)
 
 # %% [markdown]
 # ## What to read in the code

@@ -142,6 +142,7 @@ class View {
     this.answer.hidden = !answer.question;
     if (!answer.question) return;
     const text = element("p", "text", answer.text || (answer.done ? "(it said nothing)" : ""));
+    text.tabIndex = 0; // a long one scrolls
     /** @type {HTMLElement[]} */
     const parts = [element("p", "asked", answer.question), text];
     const [pieces, others, gate] = [answer.pieces ?? [], answer.others ?? [], answer.gate ?? null];
