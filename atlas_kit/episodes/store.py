@@ -55,8 +55,8 @@ class Episode(NamedTuple):
 class Segment(NamedTuple):
     """What is found and read again, as absolute token positions: a block and the next one, where that belongs to it.
 
-    Where it is a question and its answer, ``kind``, ``source`` and ``time_ms`` are the answer's. ``line`` is the line of the
-    document on which the first token stands, from 1.
+    Where it is a question and its answer, ``kind``, ``source`` and ``time_ms`` are the answer's. ``line`` is the line
+    of the document on which the first token stands, from 1.
     """
 
     start: int
