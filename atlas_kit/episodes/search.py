@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_kit.episodes.words import of_run, runs, words
+from atlas_kit.episodes.words import is_unspaced, of_run, runs, words
 
 Array: TypeAlias = NDArray[Any]
 
@@ -21,6 +21,8 @@ Array: TypeAlias = NDArray[Any]
 K1, B = 1.2, 0.75
 #: Words that begin with the same letters are of one family, which counts like a word of its own: installed, installer.
 _FAMILY_LETTERS = 5
+#: Different words of a question that are looked up: of a longer text the last.
+_MOST_WORDS = 512
 #: Bits of a block's number in a key.
 _BLOCK_BITS = 31
 _BLOCK_MASK = (1 << _BLOCK_BITS) - 1
@@ -30,6 +32,8 @@ class Index:
     """Which words are in which blocks. Blocks are numbered in the order in which they are added."""
 
     def __init__(self) -> None:
+        #: How often blocks were taken away: their words stay known, until the index is made anew.
+        self.thinned = 0
         self._runs = _Runs()
         self._parts: list[tuple[Array, Array]] = []
         self._lengths = np.zeros(0, np.float32)
@@ -71,6 +75,7 @@ class Index:
     def keep(self, kept: Array) -> None:
         """Keep those blocks for which (b,) bool is true; they are numbered anew."""
         self.grow(None)
+        self.thinned += 1
         number = np.cumsum(kept) - 1
         parts = []
         for keys, times in self._parts:
@@ -125,15 +130,14 @@ class Index:
         found = list(dict.fromkeys(words(text)))
         holds = np.zeros((len(found), self.blocks + len(self._last_length)), bool)
         for row, word in zip(holds, found, strict=True):
-            if (number := self._runs.words.get(word)) is not None:
-                row[self._posts([number])[0]] = True
+            row[self._posts(self._runs.numbers_of(word))[0]] = True
         return holds
 
     def _terms(self, question: str) -> list[list[int]]:
         """What a question looks for: each known word, and each family of words, by their numbers."""
         known = self._runs
-        found = dict.fromkeys(words(question))
-        terms = [[known.words[word]] for word in found if word in known.words]
+        found = list(dict.fromkeys(words(question)))[-_MOST_WORDS:]
+        terms = [numbers for word in found if (numbers := known.numbers_of(word))]
         families = dict.fromkeys(family for word in found if (family := _family(word)))
         return [*terms, *(known.families[family] for family in families if family in known.families)]
 
@@ -198,6 +202,13 @@ class _Runs(dict[str, int]):
         self._edges.append(len(self._numbers))
         self[run] = number = len(self)
         return number
+
+    def numbers_of(self, word: str) -> list[int]:
+        """Return the numbers under which a word is known: none, one, or those of all pairs with its one letter."""
+        if len(word) == 1 and is_unspaced(word):
+            return [number for known, number in self.words.items() if word in known]
+        number = self.words.get(word)
+        return [] if number is None else [number]
 
     def edges(self, runs: Array) -> tuple[Array, Array]:
         """Return where the words of runs begin and end."""

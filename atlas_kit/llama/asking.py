@@ -129,7 +129,7 @@ def asking(
         recall = recall_of(None if session.memory is None else session.memory.settings)
     talked = session.talked if before is None else before
     leading = " ".join(talked[-1]) if talked and follows_up(question) else ""
-    found = [] if session.episodes is None else _found(session, question, leading, recall)
+    found = [] if session.episodes is None else found_for(session, question, leading, recall)
     form = form_of(engine, chosen, system=system, going_on=bool(session.context_tokens))
     asked = form.question(engine, question)
     talk = _Talk(session, form, asked, sampling or Sampling(temperature=0), max_tokens, stop, until)
@@ -143,7 +143,12 @@ def asking(
         branch = Branch(session)  # apart from the conversation, in which a question is likely anyway
         try:
             if found and session.episodes is not None:
-                recalled = yield from recalling(branch, session.episodes, fresh, whole, found, recall)
+                behind = None
+                if leading:
+                    behind = form_of(engine, chosen, system=system, talk=talked[-1:]), asked
+                recalled = yield from recalling(
+                    branch, session.episodes, fresh, whole, found, recall, behind=behind
+                )
             if recalled.pieces:
                 said = yield from talk.answering(list(fresh.behind))
             elif not keep:
@@ -232,8 +237,8 @@ class _Talk:
             work.close()
 
 
-def _found(session: Inside, question: str, leading: str, recall: Recall) -> list[Piece]:
-    """Return what may help, where something is to be found at all."""
+def found_for(session: Inside, question: str, leading: str, recall: Recall) -> list[Piece]:
+    """Return what may help with a question behind ``leading``, where something is to be found at all."""
     if recall.mode == "off" or len(session.engine.tokenize(question)) > LONGEST_QUESTION:
         return []
     assert session.episodes is not None

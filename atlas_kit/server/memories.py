@@ -379,7 +379,7 @@ def without_texts(state: SessionState) -> SessionState:
     """
     waiting = {name: array for name, array in state.waiting.items() if name == "log_eta"}
     return dataclasses.replace(
-        state, waiting=waiting, tokens=(), position=0, output={}, context=None, texts=()
+        state, waiting=waiting, tokens=(), position=0, output={}, context=None, texts=(), episodes=None
     )
 
 
