@@ -61,6 +61,17 @@ def test_the_directions_of_most_variance_come_first_and_signs_are_fixed():
         assert (P[[1, 4, 2], range(3)] > 0).all()
 
 
+def test_fewer_states_than_they_have_numbers_are_whitened_to_the_same():
+    x = np.random.default_rng(0).standard_normal((40, 60)) * np.linspace(9, 0.1, 60)
+    origin, P = whitening(x, 5)
+    some = x[UNLIKE:] - x[UNLIKE:].mean(axis=0)
+    variance, directions = np.linalg.eigh(some.T @ some / len(some))
+    wanted = directions[:, ::-1][:, :5] / np.sqrt(variance[::-1][:5] + RIDGE * variance.mean())
+    wanted /= np.sqrt(np.square(some @ wanted).sum(axis=1).mean())
+    np.testing.assert_allclose(np.abs(np.sum(P * wanted, axis=0)), np.square(wanted).sum(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(origin, x[UNLIKE:].mean(axis=0))
+
+
 @pytest.mark.parametrize("x", [np.zeros((30, D)), np.ones((30, D)), states(3), np.zeros((0, D))])
 def test_states_that_hardly_differ_can_be_whitened(x):
     origin, P = whitening(x.astype("f8"), RANK)
