@@ -234,8 +234,9 @@ class TokenMemory:
             _, lse, entropy = summarize(logits, 0)
             top = np.array([likely(row, self.lift, self.count) for row in logits])
             tokens, own, corrected, log_z, before, behind, expected, pull = correct_all(
-                self.rows, hidden, logits, top, y, lse, self.bias, self.require_formula, self._matrix
-            )
+                self.rows, hidden, logits, top, y, lse, self.bias, self.require_formula, self._matrix,
+                knows=self.whitened.is_whitened(self.state),
+            )  # fmt: skip
         else:
             top, lse, entropy = summarize(logits, self.count)
             tokens, own, corrected, log_z, before = self._corrected(hidden, logits, top, lse, y)

@@ -78,9 +78,13 @@ class WhitenedMemory(Memory):
         for row, state in enumerate(states):
             parameters = state.parameters
             self.xp.dot(queries[row] - parameters["origin"][0], parameters["P"], out=x[row])
-        phi = cut(x)
-        for row, state in enumerate(states):
-            self.xp.dot(phi[row], state.parameters["W"], out=y[row])
+        knowing = [row for row, state in enumerate(states) if self.is_whitened(state)]
+        if len(knowing) < len(states):
+            y[:] = 0  # W is zero until then
+        if knowing:
+            phi = cut(x)
+            for row in knowing:
+                self.xp.dot(phi[row], states[row].parameters["W"], out=y[row])
         return y, self.unit(x[:, : config.d_key])
 
     def directions(self, state: MemoryState, queries: Array) -> Array:

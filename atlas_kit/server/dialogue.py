@@ -128,7 +128,6 @@ def dialogue(
     """
     asked = asked or Asked()
     messages = normal_messages(messages)
-    said = said_in(messages)
     tools = _functions(asked.tools)
     choice = _choice(asked.tool_choice, tools)
     source = template.source
@@ -138,10 +137,15 @@ def dialogue(
     known = call_format(source) is not None
     if not known and (form is not None or _speaks_of_tools(messages)):
         messages = _told_in_words(messages, tools if form is not None else {})
-    tokens = _read(template, messages, asked, list(tools.values()) if form is not None and known else None)
-    transcript = source == TRANSCRIPT
-    if transcript and tuple(tokens[: len(engine.begin)]) != engine.begin:
-        tokens = [*engine.begin, *tokens]
+    listed, transcript = list(tools.values()) if form is not None and known else None, source == TRANSCRIPT
+
+    def read(of: list[dict[str, Any]]) -> list[int]:
+        found = _read(template, of, asked, listed)
+        if transcript and tuple(found[: len(engine.begin)]) != engine.begin:
+            found = [*engine.begin, *found]
+        return found
+
+    tokens = read(messages)
     thoughts = thought_tags(source)
     thinking = thoughts is not None and _ends_with(engine, tokens, thoughts[0])
     goes_on = asked.generation_prompt and messages[-1]["role"] == "assistant"
@@ -150,7 +154,7 @@ def dialogue(
         tokens,
         _grammar(form, schemas, choice, asked, thoughts, thinking),
         TRANSCRIPT_STOPS if transcript else (),
-        said,
+        said_in(messages, read),
         AnswerParser,
         {
             "thoughts": None if asked.reasoning_format == "none" else thoughts,
@@ -185,7 +189,7 @@ def _in_channels(
         tokens,
         sampling,
         (),
-        said_in(messages),
+        said_in(messages, lambda of: _read(template, of, asked, listed)),
         ChannelParser,
         {
             "tools": schemas,

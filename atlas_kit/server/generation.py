@@ -388,10 +388,7 @@ class Generating:
         spelling = self._conversations.spelling
         follows, found = conversation.known(asked.tokens, spelling)
         spans = await self._spans(session, conversation)
-        question = self._question = await self._asks(session, spans)
-        if question is not None and found.wanted > question.at:
-            # others began like that: what is put in front of the question must come before its first token
-            follows, found = conversation.known(asked.tokens[: question.at], spelling)
+        self._question = await self._asks(session, spans)
         if not asked.reuse or (asked.score_prompt and session.memory is None):
             follows, found = -1, Match(0, 0)  # what was read before is read again: nobody learns it twice
         known = list(conversation.branches[follows][: found.known]) if follows >= 0 else []
@@ -444,10 +441,7 @@ class Generating:
         session.observer = self._look
         reader, question = self._reader, self._question
         if question is not None:
-            head = fresh[: question.at - self.outcome.cached_tokens]
-            yield from session.reading(head, progress=self._reads if asked.progress else None)
-            most = session.engine.n_ctx if asked.max_tokens is None else asked.max_tokens
-            return (yield from question.answering(session, self._generating(session), most))
+            return (yield from question.answering(session, fresh, self._generating(session)))
         if reader is not None and session.memory is not None and [*known, *fresh] == list(asked.tokens):
             yield from self._reading(session, reader, len(known))
         elif fresh:
@@ -503,10 +497,12 @@ class Generating:
             return None
         if asked.changes.get("recall", memory.settings.recall) == "off":
             return None
-        found = Question.in_text(asked.tokens, spans, asked.said.before)
-        if found is not None:  # the index is made beside the others' tokens
-            await asyncio.to_thread(episodes.search, found.words(session), 1)
-        return found
+        # the index is made, and the text written, beside the others' tokens
+        question = await asyncio.to_thread(Question, session.engine, asked.said)
+        if not question.usable:
+            return None
+        await asyncio.to_thread(episodes.search, question.text, 1)
+        return question
 
     def _keep(
         self, session: AtlasSession, spans: Sequence[Span], known: int, read: int, said: Sequence[int]

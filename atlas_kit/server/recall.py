@@ -1,7 +1,7 @@
 """Answers for which something of a conversation's episodes is read again, in steps of its session. Knows no HTTP.
 
-The text is read, and learned, as far as the question; what helps with that is looked for, judged and put in front of
-it in a branch (``atlas_kit.llama.branching``), and answered there. Question and answer then follow the text.
+What helps with a question is looked for and judged in a branch (``atlas_kit.llama.branching``), behind what the model
+is told at the beginning and nothing else, and answered there. Question and answer then enter the conversation.
 """
 
 from __future__ import annotations
@@ -9,27 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from atlas_kit.llama.asking import follows_up, found_for
 from atlas_kit.llama.asking_prompts import LEAD, MIDDLE, PARTS, Form
 from atlas_kit.llama.branching import Branch
-from atlas_kit.llama.recalling import LONGEST_QUESTION, Recalled, candidates, recall_of, recalling
+from atlas_kit.llama.recalling import LONGEST_QUESTION, Piece, Recall, Recalled, recall_of, recalling
 from atlas_kit.llama.steps import Finish, Step, Token
-from atlas_kit.server.said import Span
+from atlas_kit.server.said import Said
 
 if TYPE_CHECKING:
+    from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.session import AtlasSession
 
-#: Tokens that an answer has room for at least, before the older half of the context goes.
-LEAST_ANSWER = 64
 Answering = Callable[[Sequence[int]], Generator[Any, Any, Finish]]
 
 
 class Question:
-    """The end of a text, that a user wants to know something with.
+    """What a user wants to know at the end of a text.
 
     Attributes
     ----------
-    at
-        How many tokens are read before anything is looked for.
     recalled
         What was found, and why it is used or not.
     aside
@@ -37,85 +35,83 @@ class Question:
 
     Parameters
     ----------
-    tokens
-        The whole text.
-    span
-        Where in it the question is; it is not the first token.
-    before
-        What was said last before it.
+    engine
+        The model.
+    said
+        What is said in the text; it asks something.
     """
 
-    def __init__(self, tokens: Sequence[int], span: Span, before: str) -> None:
-        self.at = span.start - 1  # one token more: from its output the question's first one is predicted
-        self._rest = list(tokens[self.at :])
-        self._lead, self._asked = self._rest[:1], self._rest[1 : 1 + span.stop - span.start]
-        self._behind = self._rest[1 + span.stop - span.start :]
-        self._before = before
-        self.recalled = Recalled()
-        self.aside = False
-
-    @staticmethod
-    def in_text(tokens: Sequence[int], spans: Sequence[Span], before: str) -> Question | None:
-        """Return the question at the end of a text; None where there is none that could be looked up."""
-        if not spans or spans[-1].start < 1 or spans[-1].stop - spans[-1].start > LONGEST_QUESTION:
-            return None
-        return Question(tokens, spans[-1], before)
-
-    def words(self, session: AtlasSession) -> str:
-        """Return the question as a text."""
-        pieces = [session.engine.piece(token) for token in self._asked]
-        return b"".join(pieces).decode("utf-8", "replace")
+    def __init__(self, engine: Engine, said: Said) -> None:
+        self.recalled, self.aside = Recalled(), False
+        self.text = said.turns[-1].text
+        talk = [turn.text for turn in said.turns[-3:-1]]
+        self._leading = " ".join(talk) if talk and follows_up(self.text) else ""
+        tokens = list(said.alone())
+        spans = said.spans(engine, tokens)
+        # one token stays before it, from whose output the question's first one is predicted
+        start, stop = (spans[-1].start, spans[-1].stop) if spans else (0, 0)
+        self.usable = start > 0 and stop - start <= LONGEST_QUESTION
+        if not self.usable:
+            return
+        read = engine.tokenize
+        self._asked = read(f"{self._leading} {self.text}") if self._leading else tokens[start:stop]
+        self._form = Form(
+            tuple(tokens[:start]), tuple(read(LEAD)), tuple(read(MIDDLE)), (), tuple(tokens[stop:]), tuple(read(PARTS))
+        )  # fmt: skip
 
     def answering(
-        self, session: AtlasSession, answer: Answering, most: int
+        self, session: AtlasSession, fresh: Sequence[int], answer: Answering
     ) -> Generator[Step | Token, Any, Finish]:
-        """Look for what helps, once the text was read as far as ``at``, and answer with it or without.
+        """Look for what helps, and answer with it or without.
 
         Parameters
         ----------
+        fresh
+            What of the text is not read yet.
         answer
-            Reads tokens and says what follows, at most ``most`` tokens.
+            Reads tokens and says what follows.
         """
-        assert session.memory is not None
-        assert session.episodes is not None
-        recall, engine = recall_of(session.memory.settings), session.engine
-        found = candidates(
-            session.episodes, self.words(session), recall, context=session.context_tokens, before=self._before
-        )
-        if not found:
-            self.recalled = Recalled(reason="nothing was found by its words")
-            return (yield from self._plainly(session, answer))
-        form = Form(
-            tuple(self._lead), tuple(engine.tokenize(LEAD)), tuple(engine.tokenize(MIDDLE)), (),
-            tuple(self._behind), tuple(engine.tokenize(PARTS)),
-        )  # fmt: skip
-        around = len(self._rest) + len(form.lead) + len(form.middle)
-        around += recall.segments * (recall.tokens + len(form.parts))
-        # where a long answer has no room behind the context, the branch keeps a copy of it
-        yield from session._make_room(min(around + LEAST_ANSWER, engine.n_ctx // 2))
-        branch, failed = Branch(session, around + most), True
-        finish, said = None, list[int]()
+        found, recall = self._found(session)
+        if not found or session.episodes is None:
+            return (yield from _plainly(session, fresh, answer))
+        branch, said = Branch(session), list[int]()
+        finish: Finish | None = None
         try:
-            self.recalled = yield from recalling(branch, session.episodes, form, self._asked, found, recall)
+            self.recalled = yield from recalling(
+                branch, session.episodes, self._form, self._asked, found, recall
+            )
             if self.recalled.pieces:
                 self.aside = True
-                finish = yield from _noting(answer(self._behind), said)
-            failed = False
-        except GeneratorExit:  # whoever listened has gone
-            failed = False
-            raise
+                finish = yield from _noting(answer(self._form.behind), said)
         finally:
-            branch.close(failed=failed)
+            branch.close()
         if finish is None:
-            return (yield from self._plainly(session, answer))
+            return (yield from _plainly(session, fresh, answer))
         if finish.stop is not None and said:
             said.pop()  # what completed a stop string ends the text, and is not read
-        yield from session.reading([*self._rest, *said], score=False)
+        yield from session.reading([*fresh, *said], score=False)
         return finish
 
-    def _plainly(self, session: AtlasSession, answer: Answering) -> Generator[Step | Token, Any, Finish]:
-        yield from session.reading(self._rest)
-        return (yield from answer([]))
+    def _found(self, session: AtlasSession) -> tuple[list[Piece], Recall]:
+        """Return what may help, and how the memory is asked."""
+        assert session.memory is not None
+        recall = recall_of(session.memory.settings)
+        needed = recall.segments * (recall.tokens + len(self._form.parts))
+        if self._form.room(session.engine.n_ctx, self._asked) < needed:
+            self.recalled = Recalled(reason="the context has no room for it")
+            return [], recall
+        found = found_for(session, self.text, self._leading, recall)
+        if not found:
+            self.recalled = Recalled(reason="nothing was found")
+        return found, recall
+
+
+def _plainly(
+    session: AtlasSession, fresh: Sequence[int], answer: Answering
+) -> Generator[Step | Token, Any, Finish]:
+    if fresh:
+        yield from session.reading(fresh)
+    return (yield from answer(()))
 
 
 def _noting(work: Generator[Any, Any, Finish], said: list[int]) -> Generator[Any, Any, Finish]:

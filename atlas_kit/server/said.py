@@ -5,7 +5,7 @@ An API gives the texts (``Said``); here they are found again among the tokens th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,20 +44,18 @@ class Said:
         Its texts, in order; none: it is one text, without anything around it.
     source
         What that text is called, where it is a document's.
+    alone
+        Returns the tokens of what the model is told at the beginning and of the last turn, without those between.
     """
 
     turns: tuple[Turn, ...] = ()
     source: str = ""
+    alone: Callable[[], Sequence[int]] = tuple
 
     @property
     def asks(self) -> bool:
         """Whether it ends with something that a user wants to know."""
         return bool(self.turns) and self.turns[-1].kind == Kind.USER
-
-    @property
-    def before(self) -> str:
-        """What was said last before that."""
-        return self.turns[-2].text if len(self.turns) > 1 else ""
 
     def spans(self, engine: Engine, tokens: Sequence[int]) -> list[Span]:
         """Return which tokens are whose, in order; turns of which no token is among them are left out."""
@@ -92,10 +90,19 @@ def _inside(starts: Sequence[int], first: int, behind: int, end: int) -> tuple[i
     return (start, stop) if start < stop else None
 
 
-def said_in(messages: Iterable[Mapping[str, Any]]) -> Said:
-    """Return what is said in messages whose contents are texts; what a system is told is not talk."""
-    return Said(
-        tuple(
-            Turn(_KINDS[one["role"]], one["content"].strip()) for one in messages if one.get("role") in _KINDS
-        )
-    )
+def said_in(
+    messages: Sequence[Mapping[str, Any]], tokens: Callable[[list[Any]], Sequence[int]] | None = None
+) -> Said:
+    """Return what is said in messages whose contents are texts; what a system is told is not talk.
+
+    ``tokens`` makes tokens of messages.
+    """
+    turns = [
+        Turn(_KINDS[one["role"]], one["content"].strip()) for one in messages if one.get("role") in _KINDS
+    ]
+
+    def alone() -> Sequence[int]:
+        told = [one for one in messages[:-1] if one.get("role") == "system"]
+        return () if tokens is None else tokens([*told, messages[-1]])
+
+    return Said(tuple(turns), alone=alone)
