@@ -23,6 +23,7 @@ from atlas_kit.memory import window as ring
 from atlas_kit.memory.backend import Array
 from atlas_kit.memory.config import RATES, MemoryConfig
 from atlas_kit.memory.modules import WhitenedMatrix, cut
+from atlas_kit.memory.muon import newton_schulz
 from atlas_kit.memory.neural_memory import Memory
 from atlas_kit.memory.state import MemoryState
 
@@ -187,6 +188,8 @@ class WhitenedMemory(Memory):
         """Take a step, and say whether one was taken: not if it is no number or leads too far."""
         xp = self.xp
         step = (self.dtype.type(-eta) * phi).T @ gradient
+        if self.config.use_muon:
+            step = self.dtype.type(eta) * newton_schulz(step)
         W = xp.add(parameters["W"], step, out=step)
         squares = float(xp.vdot(W, W))
         if not squares <= self.config.max_norm**2:

@@ -104,6 +104,18 @@ def test_the_step_is_the_gradients_outer_product():
     assert tokens[-CHUNK:].tolist() == list(range(CHUNK))
 
 
+def test_muon_makes_steps_of_one_length_in_all_directions():
+    memory = WhitenedMemory(config(use_muon=True))
+    state = taken(memory, memory.init(), states(AFTER))
+    g = states(CHUNK, 3)
+    new = taken(memory, state, states(CHUNK, 2), gradient=g, eta=0.25)
+    phi = cut((states(CHUNK, 2) - state.parameters["origin"]) @ state.parameters["P"])
+    singular = np.linalg.svd(new.parameters["W"], compute_uv=False)[:3]
+    assert (singular > 0.1).all()
+    assert (singular < 0.35).all()
+    assert float((new.parameters["W"] * (phi.T @ g)).sum()) < 0  # downhill
+
+
 def test_donating_gives_the_same_bits():
     memory, hidden, g = WhitenedMemory(config()), states(80), states(CHUNK, 3)
     plain, given = (
