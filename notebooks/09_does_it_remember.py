@@ -330,8 +330,8 @@ for gate in (0, 0.5, 1, 2, 4):
         )
     print(f"{gate:>4}{sum(known):>12} of {len(known)}{sum(strangers):>18} of {len(strangers)}")
 
-# With a low gate whatever is a little like the question is brought in, with a high one nothing is. The default was found
-# by measuring on real models. (The harbour was forgotten above: what comes for it at a low gate is about other things.)
+# With a low gate whatever is a little like the question is brought in, with a high one nothing is. The default was
+# found by measuring on real models. (The harbour was forgotten: what comes for it at a low gate is about other things.)
 
 # %% [markdown]
 # ## What to read in the code
