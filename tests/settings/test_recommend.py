@@ -164,7 +164,9 @@ def test_the_rule_by_size(tmp_path: Path) -> None:
         header_of(tmp_path / "s.gguf", width=256, layers=9, ff=768, vocabulary=4096, kind=Q8_0_T)
     )
     large = recommend(header_of(tmp_path / "l.gguf", **ONE_BILLION))
-    assert small.settings.learning_rate == large.settings.learning_rate  # steps are scaled by the model's own rows
+    assert (
+        small.settings.learning_rate == large.settings.learning_rate
+    )  # steps are scaled by the model's own rows
     assert small.settings.window_size <= large.settings.window_size
     # of a large vocabulary every token has other candidates, and their rows are what costs
     assert (small.settings.candidates, large.settings.candidates) == (192, 128)
@@ -182,9 +184,7 @@ def test_a_small_model_keeps_less_than_four_megabytes(tmp_path: Path) -> None:
 
 
 def test_a_wide_shallow_model_gets_a_cheaper_memory(tmp_path: Path) -> None:
-    path = header_of(
-        tmp_path / "m.gguf", width=16384, layers=1, ff=256, vocabulary=2000, heads=64, kv=1
-    )
+    path = header_of(tmp_path / "m.gguf", width=16384, layers=1, ff=256, vocabulary=2000, heads=64, kv=1)
     result = recommend(path)
     assert result.settings.memory_rank < AtlasSettings().memory_rank
     assert result.costs.extra_time <= RULE.time_share or result.costs.seconds <= RULE.time_free
