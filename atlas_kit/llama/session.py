@@ -48,7 +48,6 @@ from atlas_kit.settings.atlas_settings import AtlasSettings
 if TYPE_CHECKING:
     from atlas_kit.episodes import Episodes
     from atlas_kit.llama.asking import Answer
-    from atlas_kit.llama.likeness import Likeness
     from atlas_kit.llama.reading import Reading
     from atlas_kit.llama.token_memory import TokenMemory
 
@@ -149,7 +148,6 @@ class AtlasSession:
         self.puts_off = False
         #: What was read and said, to be found again; None: nobody keeps it.
         self.episodes: Episodes | None = None
-        self.likeness: Likeness | None = None  # an index of them, made when they are asked
         self.talked: list[tuple[str, str]] = []  # what was asked and answered since the context was emptied
         self._open_episode: tuple[Kind, str] | None = None
         self._counts = Stats()
@@ -412,9 +410,9 @@ class AtlasSession:
 
     # --- context -------------------------------------------------------------------------------------------
 
-    def _make_room(self) -> Work[None]:
-        """Drop the older half of the context if it is full, but for the begin token."""
-        if self._position < self.engine.n_ctx or self.engine.info.recurrent:
+    def _make_room(self, count: int = 1) -> Work[None]:
+        """Drop the older half of the context, but for the begin token, if so many tokens have no room behind it."""
+        if self._position + count <= self.engine.n_ctx or self.engine.info.recurrent:
             return
         begin = self.engine.begin
         keep = len(begin) if tuple(self._context[: len(begin)]) == begin else 0
