@@ -69,9 +69,9 @@ def test_memories_that_fill_together_learn_in_turns(processors, at_once, monkeyp
         sessions = [stack.enter_context(AtlasSession(engine, SMALL)) for _ in range(8)]
         commits, memory = [], sessions[0].memory.memory
         assert all(session.memory.memory is memory for session in sessions)
-        observe = memory.observe
+        step = memory.step
         monkeypatch.setattr(
-            memory, "observe", lambda *args, **more: (commits.append(1), observe(*args, **more))[1]
+            memory, "step", lambda *args, **more: (commits.append(1), step(*args, **more))[1]
         )
         pool = SessionPool(engine)
         jobs = [
