@@ -410,9 +410,9 @@ class AtlasSession:
 
     # --- context -------------------------------------------------------------------------------------------
 
-    def _make_room(self, count: int = 1) -> Work[None]:
-        """Drop the older half of the context, but for the begin token, if so many tokens have no room behind it."""
-        if self._position + count <= self.engine.n_ctx or self.engine.info.recurrent:
+    def _make_room(self) -> Work[None]:
+        """Drop the older half of the context if it is full, but for the begin token."""
+        if self._position < self.engine.n_ctx or self.engine.info.recurrent:
             return
         begin = self.engine.begin
         keep = len(begin) if tuple(self._context[: len(begin)]) == begin else 0

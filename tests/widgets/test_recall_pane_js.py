@@ -25,7 +25,9 @@ OTHERS = (
 def came(pieces=(TAKEN,), others=OTHERS, gain=3.5, mode="auto"):
     recalled = Recalled(tuple(pieces), (*pieces, *others), gain, "it makes the question likelier")
     return Recollection(
-        Answer(QUESTION, "It is <u>green</u>.", recalled, (), "stop", 0.1, 0.2), Recall(mode=mode), 1234
+        Answer(QUESTION, "It is <u>green</u>.", recalled, (), "stop", 0.1, 0.2),
+        Recall(mode=mode, gate=1.0),
+        1234,
     )
 
 
