@@ -201,6 +201,7 @@ def test_the_candidates_are_what_was_drawn_from(temperature, engine):
         ({"samplers": "pkt", "top_p": 1.0}, 40),
         ({"samplers": "tk"}, 0),
         ({"samplers": "t"}, 0),
+        ({"samplers": "kit"}, 0),
         ({"top_n_sigma": 1.0}, 0),
         ({"repeat_penalty": 1.1}, 0),
         ({"temperature": 0, "frequency_penalty": 0.1}, 0),
