@@ -57,7 +57,13 @@ def exact(dtype: Any, shape: tuple[int, ...], first: int = 0) -> HostArray:
 def session_state(waiting: int, context: bool) -> SessionState:
     """Return a session in which so many tokens wait for their step."""
     settings = AtlasSettings(
-        window_size=4, memory_dim=2, omega_window=4, chunk_size=4, candidates=3, blend_ratio=0.5
+        window_size=4,
+        memory_dim=2,
+        omega_window=4,
+        chunk_size=4,
+        candidates=3,
+        blend_ratio=0.5,
+        features="polynomial",
     )
     memory = Memory(settings.memory_config(WIDTH, 1.0, None), "numpy")
     empty = memory.init()

@@ -136,7 +136,9 @@ def test_the_session_goes_on_with_what_it_learned(path, state):
 
 
 @pytest.mark.parametrize("length", [50, 1500])
-@pytest.mark.parametrize("kind", [{}, {"features": "whitened"}], ids=["paper", "whitened"])
+@pytest.mark.parametrize(
+    "kind", [{"features": "polynomial"}, {"features": "whitened"}], ids=["paper", "whitened"]
+)
 def test_a_memory_of_any_kind_goes_on(kind, length, tmp_path):
     """Also one that has not seen enough yet to know how to whiten."""
     path = tmp_path / "m.atlas"
