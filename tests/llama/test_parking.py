@@ -113,11 +113,11 @@ def test_a_context_of_another_size_is_read_again(n_ctx: int) -> None:
         assert len(go_on(session, 3)) == 3
 
 
-def test_the_size_counts_memory_and_context() -> None:
+def test_the_size_counts_memory_context_and_episodes() -> None:
     assert Parked().size == 0
     with AtlasSession(FakeEngine(), SMALL) as session:
         session.feed(TEXT)
         parked = park(session)
         assert parked.memory is not None
         assert parked.data is not None
-        assert parked.size == parked.memory.state_bytes + len(parked.data)
+        assert parked.size == parked.memory.state_bytes + len(parked.data) + 4 * len(TEXT)  # of its episodes
