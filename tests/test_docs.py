@@ -131,6 +131,7 @@ def make_talk(path, model):
         put_episodes(memory, episodes.arrays())
 
 
+TINY = "sample_data/models/tiny-python.gguf"
 #: Commands whose examples run a model.
 WITH_MODEL = {"run", "serve", "learn", "ask", "forget", "perplexity", "recall"}
 
@@ -164,6 +165,9 @@ def playground(name, samples, tmp_path):
     with MemoryFile.edit(folder / "notes.atlas", create=True) as memory:
         memory.update({"greeting": "hello", "draft-1": "To do", "embedding": np.arange(8.0)})
     make_talk(folder / "talk.atlas", samples / "models" / "tiny-python.gguf")
+    if name == "ask":
+        learned = f"atlas-tool learn {TINY} sample_data/documents/statistics.py -m code.atlas --store-only"
+        assert reference.run(learned, folder).returncode == 0
     for file in IN_THE_WAY.get(name, []):
         (folder / file).unlink()
     (folder / ".config" / "fish" / "completions").mkdir(parents=True)

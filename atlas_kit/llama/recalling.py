@@ -58,11 +58,13 @@ class Recall:
     segments
         Pieces that are put before a question at most.
     gate
-        Nats per token of the question that a piece must gain.
+        Nats per token of the question that a piece must gain. Of SmolLM2-135M's general questions none of 20 gained
+        more than 0.1, and most of the right pieces 0.4 to 3.8.
     candidates
         Pieces that the model reads to judge them, at most.
     tokens
-        Tokens of a piece at most.
+        Tokens of a piece at most. Shorter ones lose more answers than a small model gains from reading less: of 44
+        questions SmolLM2-135M answered 30 from 112 tokens, 27 from 80 and 26 from 64.
     sure
         Nats per token at which nothing else is read, if the words are clear, too.
     """
