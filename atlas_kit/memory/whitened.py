@@ -132,6 +132,8 @@ class WhitenedMemory(Memory):
         The new state, whitened when ``after`` tokens have come.
         """
         config, xp, n = self.config, self.xp, len(hidden)
+        hidden = hidden.astype(self.dtype, copy=False)
+        gradient = None if gradient is None else gradient.astype(self.dtype, copy=False)
         finite = xp.isfinite(hidden).all(axis=1)
         good = bool(finite.all())
         if not good:  # zeros of no weight, as elsewhere

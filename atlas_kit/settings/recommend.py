@@ -58,7 +58,7 @@ class Rule:
 
     # fmt: off
     memory_dim: tuple[tuple[float, int], ...] = ((128, 32), (_ANY, 64))                            #: by width
-    candidates: tuple[tuple[float, int], ...] = ((192, 0), (100_000, 192), (_ANY, 128))            #: by vocabulary
+    candidates: tuple[tuple[float, int], ...] = ((1024, 0), (100_000, 192), (_ANY, 128))            #: by vocabulary
     chunk_size: tuple[tuple[float, int], ...] = ((5e8, 16), (_ANY, 32))                            #: by parameters
     window_least: int = 1 << 10        #: pairs
     window_most: int = 1 << 14
@@ -78,7 +78,7 @@ class Rule:
 
 RULE = Rule()
 
-#: Nats per token that other values cost the sample model, on text for choosing settings, from token 4,096 on.
+#: Nats per token that other values cost the sample model beside polynomial features, on text for choosing settings, from token 4,096 on.
 SWEPT: dict[str, dict[str, float]] = {
     "window_size": {"1024": 0.065, "4096": 0.021},
     "learning_rate": {"0": 0.016, "0.3": 0.001, "2.0": 0.001},
@@ -283,21 +283,18 @@ def costs_of(facts: ModelFacts, settings: AtlasSettings) -> Costs:
         return sum(size for name, size in arrays.items() if name.startswith(prefixes))
 
     pairs = ("window.key", "window.token", "window.valid")
-    matrix, whitening = taken("parameters."), 0
-    if settings.whitened:
-        whitening = taken("parameters.P", "parameters.origin", "parameters.bias")
-        matrix -= whitening
+    matrix = taken("parameters.")
+    more = ", whitening and a bias for every token" if settings.whitened else ""
     rows = min(RULE.row_cache, 4 * facts.width * (facts.vocabulary or RULE.row_cache))
     memory = (
-        (f"learned memory, {_rows_of(config):,} x {facts.width:,} float32", matrix),
-        *([("whitening of the states, a bias for every token", whitening)] if whitening else []),
+        (f"learned memory, {_rows_of(config):,} x {facts.width:,} float32{more}", matrix),
         (f"window, {max(config.window_size, config.recall):,} keys and tokens", taken(*pairs)),
         (
             f"hidden states of the last {config.recall} tokens, blend, counters",
-            sum(arrays.values()) - matrix - whitening - taken(*pairs),
+            sum(arrays.values()) - matrix - taken(*pairs),
         ),
         ("fixed random projection", constants_nbytes(config) // 2),  # drawn in float64, kept in float32
-        ("room for one step", matrix),
+        ("room for one step", arrays["parameters.W"]),
         ("rows of the output matrix, at most", rows),
     )
     flops, read = _work(facts, settings, config)
@@ -342,11 +339,11 @@ def _whitened_work(facts: ModelFacts, settings: AtlasSettings, config: MemoryCon
     learns = settings.learning_rate > 0
     candidates = min(settings.candidates or vocabulary, vocabulary) if learns else 0
     matrix = rank * width
-    read = 2 * matrix * (1 + learns) + 2 * config.window_size * config.d_key + 4 * candidates * width
+    read: float = 2 * matrix * (1 + learns) + 2 * config.window_size * config.d_key + 4 * candidates * width
     step = 2 * matrix * (1 + learns) + (
         4 * 128 * width if learns else 0
     )  # of each token: again, made even, learned
-    moved = 4 * matrix * (1 + learns) + 2 * config.window_size * config.d_key + 4 * candidates * width
+    moved: float = 4 * matrix * (1 + learns) + 2 * config.window_size * config.d_key + 4 * candidates * width
     moved += 3 * 4 * matrix / config.chunk_size if learns else 0
     muon = _muon_flops(config, settings) if settings.use_muon else 0.0
     return read + step + muon, moved
@@ -389,7 +386,9 @@ def _notes(facts: ModelFacts, file: GGUFFile) -> list[str]:
         notes.append(
             "the file is ATLAS-native: it carries settings of its own, which are used unless others are chosen"
         )
-    notes.append("in brackets: what other values cost the sample model, in nats per token")
+    notes.append(
+        "in brackets: what other values cost the sample model beside features=polynomial, in nats per token"
+    )
     notes.append(
         "metadata do not say how good a model is, what it was trained on, or how large its numbers are: compare "
         "learning rates by the perplexity that they give"

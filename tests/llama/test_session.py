@@ -625,13 +625,13 @@ def test_an_interrupt_waits_for_the_end_of_a_step():
         memory, calls = stopped.memory.memory, []
         step = memory.step
 
-        def stepping(*arguments, **options):
+        def observing(*arguments, **options):
             calls.append(1)
             if len(calls) == 3:
                 os.kill(os.getpid(), signal.SIGINT)
             return step(*arguments, **options)
 
-        memory.step = stepping
+        memory.step = observing
         with pytest.raises(KeyboardInterrupt):
             stopped.feed(tokens)
         read = stopped.stats["tokens_read"]

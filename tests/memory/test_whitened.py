@@ -116,6 +116,19 @@ def test_muon_makes_steps_of_one_length_in_all_directions():
     assert float((new.parameters["W"] * (phi.T @ g)).sum()) < 0  # downhill
 
 
+def test_arrays_of_another_type_change_no_type():
+    memory = WhitenedMemory(config())
+    state = taken(
+        memory, memory.init(), states(40).astype("f8"), gradient=states(CHUNK, 3).astype("f8"), eta=0.1
+    )
+    assert int(state.counters["steps"]) > 0
+    for name, array in memory.init().parameters.items():
+        assert state.parameters[name].dtype == array.dtype, name
+    assert state.window["hidden"].dtype == np.float32
+    y, key = memory.read_each([state], states(1))
+    assert (y.dtype, key.dtype) == (np.float32, np.float32)
+
+
 def test_donating_gives_the_same_bits():
     memory, hidden, g = WhitenedMemory(config()), states(80), states(CHUNK, 3)
     plain, given = (
