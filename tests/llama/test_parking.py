@@ -120,4 +120,5 @@ def test_the_size_counts_memory_and_context() -> None:
         parked = park(session)
         assert parked.memory is not None
         assert parked.data is not None
-        assert parked.size == parked.memory.state_bytes + len(parked.data)
+        assert parked.episodes is not None
+        assert parked.size == parked.memory.state_bytes + len(parked.data) + 4 * len(parked.episodes)
