@@ -445,13 +445,14 @@ class Batches:
     def _one_stage(self, batch: list[Job]) -> list[tuple[Job, list[Token]]]:
         """Decode, and go on with what came."""
         events, begun, before = [], time.perf_counter(), self._times.decoding
+        size = _size(batch)
         for job, outputs in self._decoded(batch):
             events.append((job, job.advance(outputs)))
             if isinstance(outputs, Exception):
                 job.session.forget_context()
-        if any(job.session.memory is not None for job in batch):
+        if size == len(batch) and any(job.session.memory is not None for job in batch):
             seconds = time.perf_counter() - begun - (self._times.decoding - before)
-            self._times.went_on(_size(batch), seconds)
+            self._times.went_on(size, seconds)
         return events
 
     def _decoded(self, batch: list[Job]) -> Iterator[tuple[Job, Outputs | Exception]]:
@@ -585,7 +586,8 @@ class Batches:
         steps = [job.waiting for job in jobs if job.waiting is not None]
         self._read_ahead(steps, jobs, found)
         events = [(job, job.advance(outputs)) for job, outputs in zip(jobs, found, strict=True)]
-        self._times.went_on(size, time.perf_counter() - begun)
+        if size == len(jobs):
+            self._times.went_on(size, time.perf_counter() - begun)
         return events
 
     def _read_ahead(self, steps: Sequence[Step], batch: Sequence[Job], found: Sequence[Outputs]) -> None:
@@ -608,7 +610,11 @@ class Batches:
         found: list[Outputs] = self.engine.decode(
             [step.feed for step in steps], hidden=any(step.hidden for step in steps)
         )
-        self._times.decoded(sum(len(step.feed.tokens) for step in steps), time.perf_counter() - begun)
+        seconds = time.perf_counter() - begun
+        if all(len(step.feed.tokens) == 1 for step in steps):
+            self._times.decoded(len(steps), seconds)
+        else:  # a text's tokens take less time each
+            self._times.decoding += seconds
         return found
 
     def _sweep(self) -> None:

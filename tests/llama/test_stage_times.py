@@ -10,7 +10,7 @@ from memory_arrays import arrays, assert_same
 
 from atlas_kit.errors import ClosedError, ModelError
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling, SessionPool
-from atlas_kit.llama.stage_times import HALF_LIFE, StageTimes
+from atlas_kit.llama.stage_times import HALF_LIFE, TRIED, TRIED_IN, StageTimes
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
 GREEDY = Sampling(temperature=0)
@@ -48,6 +48,18 @@ def test_the_fixed_part_decides(fixed):
     assert not times.gains(1)
     assert times.gains(39) == (fixed == 0)
     assert times.gains(41)
+
+
+def test_two_stages_are_tried_where_nothing_is_known():
+    times = measured(0.0, 0.001, 0.0002, (8,) * 30)
+    tried = [times.gains(8) for _ in range(2 * TRIED_IN)]
+    assert tried.count(True) == 2 * TRIED
+    for _ in range(TRIED):
+        times.decoded(4, 0.004)
+    assert times.fixed == pytest.approx(0, abs=1e-9)
+    assert times.gains(8)
+    little = measured(0.0, 0.001, 0.0001, (8,) * 30)
+    assert not any(little.gains(8) for _ in range(TRIED_IN))
 
 
 def test_what_was_long_ago_counts_less():
