@@ -336,11 +336,12 @@ class Batches:
                 self._end_closed()
                 if not (two_stages := self._gains()):
                     events += self._go_on(list(self._fresh))
-                due = self._to_learn()
+                among = self._half() if two_stages else self.jobs
+                due = self._to_learn(among)
                 if not self._room_beside:
                     events += self._learned(due)
                     due = []
-                batch = self._batch(due, self._half() if two_stages else None)
+                batch = self._batch(due, among)
                 if not two_stages:
                     events += self._one_stage(batch)
             if two_stages:
@@ -382,13 +383,13 @@ class Batches:
                 self._fresh.pop(job, None)
                 job.cancel(ClosedError("the session is closed", path=self.engine.info.path))
 
-    def _to_learn(self) -> list[Job]:
-        """Choose some of those whose memory's step is due.
+    def _to_learn(self, among: list[Job]) -> list[Job]:
+        """Choose some of those whose memory's step is due, of whom may be decoded for next.
 
         Sessions that began together fill their steps together, and all of them at once would keep everybody waiting.
         Those whose turn comes later sit out a decode, and from then on their steps fill at different times.
         """
-        due = [job for job in self.jobs if job.waiting is not None and job.session.due]
+        due = [job for job in among if job.waiting is not None and job.session.due]
         least, spread = (BESIDE_AT_ONCE, BESIDE_SPREAD) if self._room_beside else (LEARN_AT_ONCE, SPREAD)
         return due[: max(least, -(-len(self.jobs) // spread))]
 
@@ -418,8 +419,8 @@ class Batches:
             self._other.shutdown()
             self._other = None
 
-    def _batch(self, learning: list[Job], among: list[Job] | None = None) -> list[Job]:
-        """Choose whose steps are decoded next: in turn, as long as they fit, of all or ``among`` some.
+    def _batch(self, learning: list[Job], among: list[Job]) -> list[Job]:
+        """Choose whose steps are decoded next: in turn, as long as they fit.
 
         Who has learning due waits for it.
 
@@ -429,7 +430,7 @@ class Batches:
         chosen: list[Job] = []
         total, kinds = 0, set[bool]()
         free = set(map(id, learning))
-        for job in self.jobs if among is None else among:
+        for job in among:
             if (step := job.waiting) is None or (job.session.due and id(job) not in free):
                 continue
             size = len(step.feed.tokens)
