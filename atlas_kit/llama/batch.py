@@ -336,11 +336,12 @@ class Batches:
                 self._end_closed()
                 if not (two_stages := self._gains()):
                     events += self._go_on(list(self._fresh))
-                due = self._to_learn()
+                among = self._half() if two_stages else self.jobs
+                due = self._to_learn(among)
                 if not self._room_beside:
                     events += self._learned(due)
                     due = []
-                batch = self._batch(due, self._half() if two_stages else None)
+                batch = self._batch(due, among)
                 if not two_stages:
                     events += self._one_stage(batch)
             if two_stages:
@@ -382,13 +383,13 @@ class Batches:
                 self._fresh.pop(job, None)
                 job.cancel(ClosedError("the session is closed", path=self.engine.info.path))
 
-    def _to_learn(self) -> list[Job]:
-        """Choose some of those whose memory's step is due.
+    def _to_learn(self, among: list[Job]) -> list[Job]:
+        """Choose some of those whose memory's step is due, of whom may be decoded for next.
 
         Sessions that began together fill their steps together, and all of them at once would keep everybody waiting.
         Those whose turn comes later sit out a decode, and from then on their steps fill at different times.
         """
-        due = [job for job in self.jobs if job.waiting is not None and job.session.due]
+        due = [job for job in among if job.waiting is not None and job.session.due]
         least, spread = (BESIDE_AT_ONCE, BESIDE_SPREAD) if self._room_beside else (LEARN_AT_ONCE, SPREAD)
         return due[: max(least, -(-len(self.jobs) // spread))]
 
@@ -418,8 +419,8 @@ class Batches:
             self._other.shutdown()
             self._other = None
 
-    def _batch(self, learning: list[Job], among: list[Job] | None = None) -> list[Job]:
-        """Choose whose steps are decoded next: in turn, as long as they fit, of all or ``among`` some.
+    def _batch(self, learning: list[Job], among: list[Job]) -> list[Job]:
+        """Choose whose steps are decoded next: in turn, as long as they fit.
 
         Who has learning due waits for it.
 
@@ -429,7 +430,7 @@ class Batches:
         chosen: list[Job] = []
         total, kinds = 0, set[bool]()
         free = set(map(id, learning))
-        for job in self.jobs if among is None else among:
+        for job in among:
             if (step := job.waiting) is None or (job.session.due and id(job) not in free):
                 continue
             size = len(step.feed.tokens)
@@ -445,13 +446,14 @@ class Batches:
     def _one_stage(self, batch: list[Job]) -> list[tuple[Job, list[Token]]]:
         """Decode, and go on with what came."""
         events, begun, before = [], time.perf_counter(), self._times.decoding
+        size = _size(batch)
         for job, outputs in self._decoded(batch):
             events.append((job, job.advance(outputs)))
             if isinstance(outputs, Exception):
                 job.session.forget_context()
-        if any(job.session.memory is not None for job in batch):
+        if size == len(batch) and any(job.session.memory is not None for job in batch):
             seconds = time.perf_counter() - begun - (self._times.decoding - before)
-            self._times.went_on(_size(batch), seconds)
+            self._times.went_on(size, seconds)
         return events
 
     def _decoded(self, batch: list[Job]) -> Iterator[tuple[Job, Outputs | Exception]]:
@@ -585,7 +587,8 @@ class Batches:
         steps = [job.waiting for job in jobs if job.waiting is not None]
         self._read_ahead(steps, jobs, found)
         events = [(job, job.advance(outputs)) for job, outputs in zip(jobs, found, strict=True)]
-        self._times.went_on(size, time.perf_counter() - begun)
+        if size == len(jobs):
+            self._times.went_on(size, time.perf_counter() - begun)
         return events
 
     def _read_ahead(self, steps: Sequence[Step], batch: Sequence[Job], found: Sequence[Outputs]) -> None:
@@ -608,7 +611,11 @@ class Batches:
         found: list[Outputs] = self.engine.decode(
             [step.feed for step in steps], hidden=any(step.hidden for step in steps)
         )
-        self._times.decoded(sum(len(step.feed.tokens) for step in steps), time.perf_counter() - begun)
+        seconds = time.perf_counter() - begun
+        if all(len(step.feed.tokens) == 1 for step in steps):
+            self._times.decoded(len(steps), seconds)
+        else:  # a text's tokens take less time each
+            self._times.decoding += seconds
         return found
 
     def _sweep(self) -> None:

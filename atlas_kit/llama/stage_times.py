@@ -15,6 +15,9 @@ HALF_LIFE = 64
 _KEPT = 0.5 ** (1 / HALF_LIFE)
 #: Sizes that differ by less than this share of their mean tell nothing of a fixed part.
 _LEAST_SPREAD = 0.1
+#: So many times in a row, of so many, two stages are tried where nothing is known of the fixed part, as long as what is
+#: done beside takes this share of a decode at least.
+TRIED, TRIED_IN, WORTH_TRYING = 4, 48, 0.125
 
 
 class StageTimes:
@@ -35,6 +38,7 @@ class StageTimes:
     def __init__(self) -> None:
         self._sums = [0.0] * 5  # of decodes: number, size, seconds, size squared, size times seconds
         self._tokens = self._seconds = 0.0
+        self._asked = 0
         #: Seconds of all decodes.
         self.decoding = 0.0
 
@@ -51,16 +55,37 @@ class StageTimes:
     @property
     def fixed(self) -> float:
         """Seconds of a decode that do not depend on its size; all of them, as long as all sizes are the same."""
-        count, size, seconds, squares, products = self._sums
+        count, size, seconds, _, products = self._sums
         if not count:
             return math.inf
         mean, whole = size / count, seconds / count
-        spread = squares / count - mean * mean
-        if spread < (_LEAST_SPREAD * mean) ** 2:
+        if not self._known:
             return whole
-        slope = max(0.0, (products / count - mean * whole) / spread)
+        slope = max(0.0, (products / count - mean * whole) / self._spread)
         return max(0.0, whole - slope * mean)
 
+    @property
+    def _spread(self) -> float:
+        """The sizes' variance."""
+        count, size, _, squares, _ = self._sums
+        return squares / count - (size / count) ** 2
+
+    @property
+    def _known(self) -> bool:
+        """Whether sizes differ enough to tell."""
+        return self._sums[0] > 0 and self._spread >= (_LEAST_SPREAD * self._sums[1] / self._sums[0]) ** 2
+
     def gains(self, sessions: int) -> bool:
-        """Whether two stages are faster for so many sessions that generate."""
-        return sessions > 1 and self._tokens > 0 and self._seconds / self._tokens * sessions > self.fixed
+        """Whether two stages are faster for so many sessions that generate.
+
+        Where that depends on the fixed part, and all sizes are the same, two stages are tried now and then.
+        """
+        if sessions < 2 or not self._tokens:
+            return False
+        beside, fixed = self._seconds / self._tokens * sessions, self.fixed
+        if beside > fixed:
+            return True
+        if self._known or beside < WORTH_TRYING * fixed:
+            return False
+        self._asked += 1
+        return self._asked % TRIED_IN >= TRIED_IN - TRIED

@@ -15,7 +15,7 @@ import numpy as np
 
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.llama.output_matrix import BLOCK_BYTES
-from atlas_kit.llama.reading import Reading, change_of, far_off, most_likely, summarize, with_bound
+from atlas_kit.llama.reading import Reading, change_of, far_off, find, most_likely, summarize, with_bound
 from atlas_kit.llama.side_by_side import OneMemory, gated, look_up
 from atlas_kit.memory import WhitenedMemory
 from atlas_kit.memory.backend import quiet, to_host
@@ -51,14 +51,20 @@ def likely(logits: Array, lift: tuple[Array, Array] | None, count: int) -> Array
     if count >= len(logits):
         return np.arange(len(logits))
     found = most_likely(logits, count)
-    if lift is not None and len(lift[0]):
-        lifted = logits[lift[0]] + lift[1]
-        above = (lifted > logits[found].min()).nonzero()[0]
-        if len(above):
-            tokens, lifted = lift[0][above], lifted[above]
-            tokens = np.concatenate((tokens, np.setdiff1d(found, tokens)))
-            lifted = np.concatenate((lifted, logits[tokens[len(lifted) :]]))
-            found = tokens[np.argpartition(lifted, len(lifted) - count)[len(lifted) - count :]]
+    found.sort()
+    if lift is None or not len(lift[0]):
+        return found
+    own = logits[found]
+    lifted = logits[lift[0]] + lift[1]
+    above = (lifted > own.min()).nonzero()[0]
+    tokens, lifted = lift[0][above], lifted[above]
+    place, known = find(found, tokens)
+    if known.all():
+        return found
+    own[place[known]] = lifted[known]
+    new = ~known
+    found, own = np.concatenate((found, tokens[new])), np.concatenate((own, lifted[new]))
+    found = found[np.argpartition(own, len(own) - count)[len(own) - count :]]
     found.sort()
     return found
 

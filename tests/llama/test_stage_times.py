@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import threading
 
+import numpy as np
 import pytest
 from memory_arrays import arrays, assert_same
 
 from atlas_kit.errors import ClosedError, ModelError
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling, SessionPool
-from atlas_kit.llama.stage_times import HALF_LIFE, StageTimes
+from atlas_kit.llama.stage_times import HALF_LIFE, TRIED, TRIED_IN, StageTimes
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
 GREEDY = Sampling(temperature=0)
@@ -48,6 +49,18 @@ def test_the_fixed_part_decides(fixed):
     assert not times.gains(1)
     assert times.gains(39) == (fixed == 0)
     assert times.gains(41)
+
+
+def test_two_stages_are_tried_where_nothing_is_known():
+    times = measured(0.0, 0.001, 0.0002, (8,) * 30)
+    tried = [times.gains(8) for _ in range(2 * TRIED_IN)]
+    assert tried.count(True) == 2 * TRIED
+    for _ in range(TRIED):
+        times.decoded(4, 0.004)
+    assert times.fixed == pytest.approx(0, abs=1e-9)
+    assert times.gains(8)
+    little = measured(0.0, 0.001, 0.0001, (8,) * 30)
+    assert not any(little.gains(8) for _ in range(TRIED_IN))
 
 
 def test_what_was_long_ago_counts_less():
@@ -137,6 +150,29 @@ def test_a_decode_that_fails_beside_others(monkeypatch):
         pool.run()
     assert [job.finish_reason for job in jobs] == ["length", "length", "error", "length"]
     assert sessions[2].context_tokens == ()
+
+
+def test_whoever_has_to_learn_first_is_of_the_half_that_is_next(monkeypatch):
+    """Learning is due in both halves, and one at a time has its turn: were it of the other half, nobody would go on."""
+    engine = FakeEngine(n_ctx=128, n_sequences=3)
+    sessions = [AtlasSession(engine, SMALL) for _ in range(3)]
+    pool, jobs = in_two_stages(monkeypatch, engine, sessions)
+    while not all(session.due for session in sessions):  # they began together
+        for job in jobs:
+            if not job.session.due:
+                job.session.memory.learn(*last_of(job), put_off=True)
+    pool._batches.jobs.sort(key=lambda job: -job.session.sequence)
+    for _ in range(200):
+        pool.step()
+    assert [len(job.tokens) for job in jobs] == [20] * 3
+
+
+def last_of(job):
+    """Return a reading of a session's last state, and a token that may have come."""
+    memory, rows = job.session.memory, job.session.engine.output_rows()
+    hidden = np.ones((1, rows.n_embd), np.float32)
+    logits = rows.logits(hidden, rows.whole())
+    return memory.read(hidden, logits, np.array([1])), np.array([2])
 
 
 def test_an_engine_that_somebody_else_uses(monkeypatch):

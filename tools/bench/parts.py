@@ -2,6 +2,7 @@
 
     python tools/bench/parts.py                            # the sample model; 1, 8 and 50 sessions with a memory
     python tools/bench/parts.py --sessions 8 --model FILE.gguf --threads 2
+    python tools/bench/parts.py --prompt 700               # memories at work: whitened after 512 tokens
     python tools/bench/parts.py --off                      # without a memory
     python tools/bench/parts.py --whole                    # without looking into the parts, which costs some itself
 
@@ -109,7 +110,8 @@ class Parts:
 
 def run(model: str, sessions: int, tokens: int, options: argparse.Namespace, parts: Parts | None) -> None:
     """Generate side by side, and print what a token took."""
-    engine = open_engine(model, n_ctx=512, n_sequences=sessions, n_threads=options.threads)
+    context = max(512, options.prompt + tokens + 8)
+    engine = open_engine(model, n_ctx=context, n_sequences=sessions, n_threads=options.threads)
     text = engine.tokenize(TEXT.read_text(encoding="utf-8"))
     memory = None if options.off else True
     pairs = (pair.split("=", 1) for pair in options.set)
@@ -119,10 +121,12 @@ def run(model: str, sessions: int, tokens: int, options: argparse.Namespace, par
     pool, jobs, opened = SessionPool(engine), [], []
     for seed in range(sessions):
         session = AtlasSession(engine, memory, **changes)
-        at = int(rng.integers(len(text) - PROMPT))
+        at = int(rng.integers(len(text) - options.prompt))
         sampling = Sampling(seed=seed, logit_bias=ends)
         opened.append(session)
-        jobs.append(pool.generate(session, text[at : at + PROMPT], max_tokens=tokens, sampling=sampling))
+        jobs.append(
+            pool.generate(session, text[at : at + options.prompt], max_tokens=tokens, sampling=sampling)
+        )
     while any(len(job.tokens) < tokens // 4 for job in jobs):  # until windows hold something
         pool.step()
     if parts is not None:
@@ -154,6 +158,7 @@ def main() -> None:
     found.add_argument("--model", default=str(SAMPLE))
     found.add_argument("--sessions", type=int, action="append")
     found.add_argument("--tokens", type=int, default=128, help="of each session")
+    found.add_argument("--prompt", type=int, default=PROMPT, help="tokens that each session reads first")
     found.add_argument("--threads", type=int, default=1)
     found.add_argument("--off", action="store_true", help="without a memory")
     found.add_argument("--whole", action="store_true", help="without the parts")
