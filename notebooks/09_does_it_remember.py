@@ -48,7 +48,7 @@ print(f"{engine.info.name}: looks back {engine.n_ctx:,} tokens")
 class LineOfCode:
     """Puts a name to the model as the beginning of a line: ``NAME =``."""
 
-    def around(self, system=None, *, going_on=False):
+    def around(self, system=None, **_):
         return list(engine.begin), engine.tokenize(" =")
 
 
@@ -218,12 +218,11 @@ with AtlasSession(engine, memory=file) as session:
         pieces = table["recall"][thing].pieces
         alone = log_probability(session, f" {ends}", begins)
         helped = log_probability(session, f" {ends}", pieces[0].text + begins) if pieces else alone
-        print(
-            f"{thing:<10} ln p {alone:6.1f} -> {helped:5.1f}    {np.exp(helped - alone):>12,.1f} times as likely"
-        )
+        print(f"{thing:<10} ln p {alone:6.1f} -> {helped:5.1f}    {helped - alone:+5.1f} nats")
 
 # %% [markdown]
-# Mostly the right answer has become far likelier, also where another one was still likelier than that.
+# Mostly the right answer has become far likelier (by 5 nats: 150 times as likely), also where another one is still
+# likelier than that.
 #
 # ## What fools it
 #

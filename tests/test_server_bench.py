@@ -46,6 +46,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.chunk(b"data: " + (document if isinstance(document, bytes) else json.dumps(document).encode()) + b"\\n\\n")
 
     def do_GET(self):
+        if self.path == "/v1/atlas/sessions":
+            return self.answer({"data": []})
         self.answer({"status": "ok"}, 200 if self.path in ("/health", "/metrics") else 404)
 
     def do_POST(self):
@@ -55,6 +57,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             os.makedirs(folder, exist_ok=True)
             open(os.path.join(folder, asked["memory_file"]), "wb").write(bytes(1000))
             return self.answer({})
+        if self.path.endswith("/fork"):
+            return self.answer({"id": asked["session_id"]})
         chats = self.path.startswith("/v1/chat")
         if not chats and not self.path.startswith("/v1/completions"):
             return self.answer({"error": {"message": "no such place"}}, 404)

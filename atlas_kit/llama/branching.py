@@ -6,8 +6,9 @@ are kept meanwhile, which takes far less time than to read it again.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,10 @@ from atlas_kit.llama.steps import Stats, Work
 
 if TYPE_CHECKING:
     from atlas_kit.llama.inside import Inside
+
+
+#: What the last branch began with, and the engine's bytes of it.
+_begun: weakref.WeakKeyDictionary[Any, tuple[tuple[int, ...], bytes]] = weakref.WeakKeyDictionary()
 
 
 class Place(NamedTuple):
@@ -64,6 +69,29 @@ class Branch:
             raise ModelError("the context cannot be restored", path=session.engine.info.path)
         session._context, session._position = context[:], self._was[1]
         session._last_output, session.memory = self._was[2], self._was[3]
+
+    def begin(self, tokens: Sequence[int]) -> Work[None]:
+        """Read what every question begins with; the engine's bytes of it are kept for the next question.
+
+        They are also put back where it was just read: a cache that was loaded is laid out anew, and sums of float16
+        depend on their order, so that the first question would be judged otherwise than the same one later.
+        """
+        session, engine = self._session, self._session.engine
+        kept = _begun.get(engine)
+        if kept is None or kept[0] != tuple(tokens):
+            yield from self.read(tokens)
+            kept = _begun[engine] = tuple(tokens), engine.save_sequence(session.sequence)
+        if not tokens:
+            return
+        if not engine.load_sequence(session.sequence, kept[1]):
+            del _begun[engine]
+            raise ModelError("the context cannot be restored", path=engine.info.path)
+        session._context, session._position, session._last_output = list(tokens), len(tokens), None
+
+    def plain(self, tokens: Sequence[int]) -> list[int]:
+        """Return tokens without control tokens, which a file that somebody made may hold."""
+        piece = self._session.engine.piece
+        return [token for token in tokens if piece(token)]
 
     def read(self, tokens: Sequence[int]) -> Work[None]:
         """Read tokens, of which nobody wants to know anything."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from atlas_kit.codecs.numbers import Array
-from atlas_kit.llama.steps import likeliest, log_softmax
+from atlas_kit.llama.steps import drawn, likeliest, log_softmax
 
 if TYPE_CHECKING:
     from atlas_kit.llama.reading import Reading
@@ -33,7 +31,7 @@ def choose(sampler: Sampler, logits: Array, index: int | None, most: int | None)
     if most is None:
         return token, None, ()
     if sampler.candidates:
-        return token, *_drawn(sampler.candidates, token, most)
+        return token, *drawn(sampler.candidates, token, most)
     logp = log_softmax(logits)
     return token, float(logp[token]), likeliest(logp, most)
 
@@ -53,16 +51,8 @@ def choose_blended(sampler: Sampler, reading: Reading, most: int | None) -> Chos
         tokens, logp = some
         token = sampler.sample_among(tokens, logp + scale)
     if most is not None and sampler.candidates:
-        return token, *_drawn(sampler.candidates, token, most)
+        return token, *drawn(sampler.candidates, token, most)
     top = likeliest(logp, most or 0)
     if tokens is None:
         return token, float(logp[token]), top
     return token, float(logp[tokens == token][0]), tuple((int(tokens[place]), p) for place, p in top)
-
-
-def _drawn(
-    candidates: Sequence[tuple[int, float]], token: int, most: int
-) -> tuple[float, tuple[tuple[int, float], ...]]:
-    """Return the logarithms of the probabilities that a token was drawn with, and the likeliest."""
-    chances = dict(candidates)
-    return math.log(chances.get(token, 1e-45)), tuple((one, math.log(p)) for one, p in candidates[:most])

@@ -264,7 +264,7 @@ def recalling(
     judged = asked[-JUDGED:]
     rest = asked[: len(asked) - len(judged)]
     start = branch.place()
-    yield from branch.read(form.before[:-1])
+    yield from branch.begin(form.before[:-1])
     begun, last = branch.place(), form.before[-1:]
     plain = yield from branch.likelihood([*last, *form.plain, *rest], judged)
     branch.back(begun)
@@ -274,7 +274,7 @@ def recalling(
     read: list[Piece] = []
     for number, piece in enumerate(found):
         branch.back(led)
-        tokens = [*episodes.tokens(piece.start, piece.stop), *form.middle, *rest]
+        tokens = [*branch.plain(episodes.tokens(piece.start, piece.stop)), *form.middle, *rest]
         likelihood = yield from branch.likelihood(tokens, judged)
         gain = (likelihood - plain) / len(judged)
         read.append(dataclasses.replace(piece, gain=gain))
@@ -299,7 +299,8 @@ def recalling(
         yield from branch.read([*form.before, *form.lead])
     taken.sort(key=lambda piece: piece.start)
     for number, piece in enumerate(taken):
-        yield from branch.read([*(form.parts if number else ()), *episodes.tokens(piece.start, piece.stop)])
+        inside = branch.plain(episodes.tokens(piece.start, piece.stop))
+        yield from branch.read([*(form.parts if number else ()), *inside])
     yield from branch.read([*form.middle, *asked])
     return Recalled(tuple(taken), tuple(ordered), best[0], HELPS)
 
