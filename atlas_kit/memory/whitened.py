@@ -216,7 +216,8 @@ class WhitenedMemory(Memory):
         parameters = {
             **state.parameters,
             "origin": xp.asarray(origin[None], dtype=self.dtype),
-            "P": xp.asarray(P, dtype=self.dtype),
+            # in the order in which a file gives it back: products of another have other last bits
+            "P": xp.ascontiguousarray(xp.asarray(P, dtype=self.dtype)),
         }
         x = self._whitened(parameters, kept["hidden"])
         keys = ring.encode(self._kept(x, xp.asarray(known)), config.stored_dtype)

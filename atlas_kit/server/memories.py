@@ -404,6 +404,11 @@ def forget_weights(memory: TokenMemory, fresh: TokenMemory) -> None:
     continued nor read from a file.
     """
     state, new = memory.pin(), fresh.state
+    if memory.whitened is not None:
+        # the window's keys go with the whitening, which is no text's
+        parameters = memory.whitened.reset(state, "soft").parameters
+        memory.restore(dataclasses.replace(state, parameters=parameters), memory.waiting())
+        return
     adaptation = {
         **state.adaptation,
         **{

@@ -108,7 +108,7 @@ class AtlasSettings:
     )
     features: str = _row(WHITENED, "features of the learned memory", None, None, *FEATURES)
     memory_rank: int = _row(192, "directions of the states that a whitened memory learns on", 1, 4096)
-    omega_window: int = _row(64, "tokens that one gradient looks at: c of the Omega rule, if not whitened", 1, 1024)
+    omega_window: int = _row(64, "tokens that one gradient looks at: c of the Omega rule, not whitened", 1, 1024)
     chunk_size: int = _row(STEPS, "tokens per step of the learned memory", 1, 256)
     sharpness: float = _row(14.0, "theta of the softmax over cosines in the window; learned from there", 0.01, 1000.0)
     ranking: bool = _row(True, "also rank the window by what preceded and by age, learned while reading")

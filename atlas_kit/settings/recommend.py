@@ -78,8 +78,8 @@ class Rule:
 
 RULE = Rule()
 
-#: Nats per token that other values cost the sample model beside polynomial features, on text for choosing settings, from
-#: token 4,096 on.
+#: Nats per token that other values cost the sample model beside polynomial features, on text for choosing settings,
+#: from token 4,096 on.
 SWEPT: dict[str, dict[str, float]] = {
     "window_size": {"1024": 0.065, "4096": 0.021},
     "learning_rate": {"0": 0.016, "0.3": 0.001, "2.0": 0.001},

@@ -514,3 +514,22 @@ def test_an_unknown_version_of_what_belongs_to_the_session(damage, path):
     damage(lambda r: r.update(version=99))
     with AtlasSession(FakeEngine(), None) as session, pytest.raises(VersionMismatchError):
         session.load(path)
+
+
+def test_a_memory_on_whitened_states_goes_on_from_its_file(tmp_path):
+    text = list(b"the quick brown fox jumps over the lazy dog, and so on and on. " * 12)
+    settings = AtlasSettings(window_size=64, memory_dim=8, memory_rank=16, candidates=16)
+    path = tmp_path / "whitened.atlas"
+    with AtlasSession(FakeEngine(), settings) as session:
+        session.feed(text[:645])
+        session.save(path)
+        session.feed(text[645:])
+        wanted = {**session.memory.state.parameters, **session.memory.state.window}
+        assert int(session.memory.state.counters["steps"]) > 8
+    with AtlasSession(FakeEngine(), str(path)) as session:
+        session.load(path)
+        session.feed(text[645:])
+        found = {**session.memory.state.parameters, **session.memory.state.window}
+        assert session.memory.settings == settings
+    for name, array in wanted.items():
+        assert found[name].tobytes() == array.tobytes(), name

@@ -289,3 +289,20 @@ def test_candidates_and_bias_steps():
     ids, change = bias_step(np.array([[3, 7], [1, 3]]), np.array([[0.5, 0.25], [0.1, -1.0]]), 2.0)
     assert ids.tolist() == [1, 3, 7]
     assert change.tolist() == pytest.approx([-0.2, 1.0, -0.5])
+
+
+def test_what_was_learned_can_be_forgotten_and_the_windows_keys_still_fit():
+    pytest.importorskip("starlette")
+    from atlas_kit.server.memories import forget_weights
+
+    model, tokens = Model(), text(700)
+    memory = TokenMemory(model.rows, SMALL)
+    followed(memory, model, tokens)
+    keys, P = memory.slots().keys.tobytes(), memory.state.parameters["P"].tobytes()
+    forget_weights(memory, TokenMemory(model.rows, SMALL))
+    assert (memory.state.parameters["W"] == 0).all()
+    assert (memory.state.parameters["bias"] == 0).all()
+    assert memory.state.parameters["P"].tobytes() == P
+    assert memory.slots().keys.tobytes() == keys
+    followed(memory, model, tokens)
+    assert (memory.state.parameters["W"] != 0).any()

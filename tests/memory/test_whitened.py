@@ -84,6 +84,7 @@ def test_the_step_is_the_gradients_outer_product():
     memory = WhitenedMemory(config())
     state = taken(memory, memory.init(), states(AFTER))
     assert memory.is_whitened(state)
+    assert all(array.flags.c_contiguous for array in state.parameters.values())
     assert (state.parameters["W"] == 0).all()
     hidden, g = states(CHUNK, 2), states(CHUNK, 3)
     targets = {"token": np.arange(CHUNK), "lse": np.zeros(CHUNK)}

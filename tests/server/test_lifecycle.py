@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from atlas_kit.errors import AtlasError, DivergedError, LockedError
-from atlas_kit.memory import Memory
+from atlas_kit.memory import WhitenedMemory
 from atlas_kit.memory.learning import Learner
 from atlas_kit.persistence.backups import list_backups
 from atlas_kit.persistence.session_file import read_session_state
@@ -444,7 +444,7 @@ def test_a_step_that_diverges_ends_an_answer_and_not_the_session(
 
     text = TEXT * 2 + "the rest of it. " * 4
     with monkeypatch.context() as patch:
-        patch.setattr(Memory, "observe", diverge)
+        patch.setattr(WhitenedMemory, "step", diverge)
         for stream in (False, True):
             body = {"prompt": text, "max_tokens": 3, "stream": stream, "atlas": {"session_id": "anna"}}
             answer = server.client.post("/v1/completions", json=body)

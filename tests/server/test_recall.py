@@ -300,6 +300,8 @@ def test_a_follow_up_is_looked_up_with_the_turns_before_it(serve: Server) -> Non
         return decode(feeds, **options)
 
     made.decode = noting  # type: ignore[method-assign]
-    answer = server.post("/v1/chat/completions", messages=messages, max_tokens=8, atlas={"session_id": "anna"})
+    answer = server.post(
+        "/v1/chat/completions", messages=messages, max_tokens=8, atlas={"session_id": "anna"}
+    )
     assert "red house" in recalled(answer)[0]
     assert "<assistant>Clara.</><user>" in "".join(read)

@@ -1,6 +1,7 @@
 """What a memory is worth on text that the sample model has never read: perplexity against its rivals, in one pass each.
 
     python tools/bench/quality.py [--save] [--quick]
+    python tools/bench/quality.py --model GGUF --text FILE... [--n-ctx 8192] [--limit 24576] [--set NAME=JSON]...
 
 All memories read the same states and logits (``atlas_kit.operations.perplexity``), each document starts with an empty
 one, and what counts are the tokens from 4,096 on. ``knn`` is the whole history with full states and the same gate, and
@@ -20,12 +21,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT)]
 
 from atlas_kit.llama import AtlasSession, Sampling  # noqa: E402
 from atlas_kit.llama.llama_engine import LlamaEngine  # noqa: E402
-from atlas_kit.operations.perplexity import Comparison, compare  # noqa: E402
+from atlas_kit.llama.token_memory import TokenMemory  # noqa: E402
+from atlas_kit.operations.perplexity import Comparison, Rival, compare  # noqa: E402
 from atlas_kit.settings.atlas_settings import AtlasSettings  # noqa: E402
 from atlas_kit.settings.recommend import recommend  # noqa: E402
 
@@ -199,6 +203,57 @@ def _elsewhere(model: str, path: str, rest: list[int]) -> tuple[list[int], float
     return tokens, found[0], found[1]
 
 
+#: Tokens of a stretch on which no memory may be worse than the model alone by more than this, in nats per token.
+STRETCH, WORST = 1000, 0.005
+
+
+def of_texts(
+    model: str, paths: list[str], n_ctx: int | None, limit: int | None, changes: list[str]
+) -> dict[str, Any]:
+    """Say what the recommended memory, and what was recommended before, gain on texts beyond the model's context."""
+    chosen = recommend(model).settings.replace(
+        **{name: json.loads(value) for name, _, value in (one.partition("=") for one in changes)}
+    )
+    earlier = chosen.replace(features="polynomial", candidates=256)
+    found = {}
+    with LlamaEngine(model, **({} if n_ctx is None else {"n_ctx": n_ctx})) as engine:
+        after = engine.n_ctx
+        for path in paths:
+            tokens = engine.tokenize(Path(path).read_text(encoding="utf-8"))[:limit]
+            rivals = {
+                name: Rival(name, None if one is None else TokenMemory(engine.output_rows(), one))
+                for name, one in (("none", None), ("polynomial", earlier), ("atlas", chosen))
+            }
+
+            def listen(*outputs: Any, rivals: dict[str, Rival] = rivals) -> None:
+                for rival in rivals.values():
+                    rival.listen(*outputs)
+
+            with AtlasSession(engine, None) as session:
+                session.run(session.reading([*engine.begin, *tokens], listen=listen))
+            losses = {name: -np.log(rival.found[:, 3]) for name, rival in rivals.items()}
+            print(f"\n{path}: {len(tokens):,} tokens, context {after:,}", flush=True)
+            found[path] = {}
+            for name, rival in rivals.items():
+                late, gain = losses[name][after:].mean(), losses["none"] - losses[name]
+                stretches = [
+                    float(gain[at : at + STRETCH].mean()) for at in range(0, len(gain) - STRETCH + 1, STRETCH)
+                ]
+                state = 0 if rival.memory is None else rival.memory.state_bytes
+                print(
+                    f"  {name:12} {math.exp(late):8.3f}  {float(gain[after:].mean()):+.4f} nats"
+                    f"  {state / 1e6:6.2f} MB  {1e6 * rival.seconds / len(gain):6.0f} us a token"
+                )
+                found[path][name] = {
+                    "perplexity_after": math.exp(late), "gain": float(gain[after:].mean()), "stretches": stretches,
+                    "state_bytes": state,
+                }  # fmt: skip
+            worst = min(found[path]["atlas"]["stretches"], default=0.0)
+            what = "the worst of all stretches of 1,000 tokens, nats"
+            row(what, f"{worst:+.4f}", f"limit >= -{WORST}", worst >= -WORST)
+    return found
+
+
 def main() -> int:
     """Measure, print, and save if asked."""
     parser = argparse.ArgumentParser(
@@ -211,7 +266,16 @@ def main() -> int:
         action="store_true",
         help="6,000 tokens of one document each: minutes less, limits may be missed",
     )
+    parser.add_argument("--text", nargs="+", default=[], help="texts to read instead of the sample documents")
+    parser.add_argument("--n-ctx", type=int, help="with --text: the context; its own by default")
+    parser.add_argument("--limit", type=int, help="with --text: tokens of each")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=JSON", help="with --text: another setting"
+    )
     args = parser.parse_args()
+    if args.text:
+        of_texts(args.model, args.text, args.n_ctx, args.limit, args.set)
+        return 1 if missed else 0
     settings = recommend(args.model).settings
     limit, code = (6000, CODE[2:3]) if args.quick else (None, CODE)
     print(f"settings: {settings.to_json()}")
