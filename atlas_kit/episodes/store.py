@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from atlas_kit.episodes.akin import Vectors
 from atlas_kit.episodes.arrays import (
     DTYPES,
     LAST_TIME_MS,
@@ -82,6 +83,8 @@ class Episodes:
         Number of tokens of the vocabulary.
     limit
         Tokens to keep at most. The oldest documents go first, turns last; a sixteenth goes at a time.
+    vectors
+        Vectors of words (``akin.Vectors``), by which words are found that mean nearly the same as one of a question.
 
     Raises
     ------
@@ -89,19 +92,33 @@ class Episodes:
         If the limit is not between ``LEAST_LIMIT`` and ``MOST_LIMIT``.
     """
 
-    def __init__(self, piece: Callable[[int], bytes], n_vocab: int, *, limit: int = 1_000_000) -> None:
+    def __init__(
+        self,
+        piece: Callable[[int], bytes],
+        n_vocab: int,
+        *,
+        limit: int = 1_000_000,
+        vectors: Vectors | None = None,
+    ) -> None:
         if not LEAST_LIMIT <= limit <= MOST_LIMIT:
             raise InvalidParamError(
                 f"the bound of the episodes must be from {LEAST_LIMIT} to {MOST_LIMIT} tokens", key="limit"
             )
         self.limit = limit
         self._pieces = Pieces(piece, n_vocab)
+        self._vectors = vectors
         self._begun: tuple[Kind, str, int] | None = None
         self._take(EpisodeArrays.empty())
 
     @classmethod
     def from_arrays(
-        cls, arrays: EpisodeArrays, piece: Callable[[int], bytes], n_vocab: int, *, limit: int = 1_000_000
+        cls,
+        arrays: EpisodeArrays,
+        piece: Callable[[int], bytes],
+        n_vocab: int,
+        *,
+        limit: int = 1_000_000,
+        vectors: Vectors | None = None,
     ) -> Episodes:
         """Return a store of what was saved, which goes on as the one it was saved from.
 
@@ -113,7 +130,7 @@ class Episodes:
             If the arrays contradict themselves or the vocabulary.
         """
         arrays.check(n_vocab)
-        store = cls(piece, n_vocab, limit=limit)
+        store = cls(piece, n_vocab, limit=limit, vectors=vectors)
         store._take(arrays)
         if len(store) > limit:
             store._drop(len(store) - limit)
@@ -263,6 +280,17 @@ class Episodes:
             Only what ends before this absolute position.
         """
         index = self._indexed()
+        searched, blocks = self._searched(kinds, before)
+        follows = self._follows()
+        scores = index.search(question, follows, searched) * self._worth(index.asks, follows)
+        return [Found(self._segment(i, blocks), float(scores[i])) for i in _apart(scores, follows, count)]
+
+    def near(self, question: str, *, kinds: Collection[Kind] | None = None) -> dict[str, float]:
+        """Return words that stand in for those of a question, and how much each counts, from 0 to 1."""
+        return self._indexed().near(question, self._searched(kinds, None)[0])
+
+    def _searched(self, kinds: Collection[Kind] | None, before: int | None) -> tuple[Array, int]:
+        """(b,) bool: the blocks that are searched, and how many there are before a position."""
         blocks = self.blocks
         if before is not None:
             stops = np.append(self._rows["block_start"].values[1:], len(self))
@@ -271,9 +299,7 @@ class Episodes:
         if kinds is not None:
             wanted = np.isin(self._rows["kind"].values, [int(kind) for kind in kinds])
             searched &= wanted[self._episode_of_blocks()]
-        follows = self._follows()
-        scores = index.search(question, follows, searched) * self._worth(index.asks, follows)
-        return [Found(self._segment(i, blocks), float(scores[i])) for i in _apart(scores, follows, count)]
+        return searched, blocks
 
     def _worth(self, asks: Array, follows: Array) -> Array:
         """(b,) by what a segment's score is multiplied."""
@@ -478,7 +504,7 @@ class Episodes:
     def _indexed(self) -> Index:
         """Return the index of all that is held: only what is new is looked at."""
         if self._index is None:
-            self._index, self._indexed_end = Index(), -1
+            self._index, self._indexed_end = Index(self._vectors), -1
         if self._indexed_end != self._end:
             tokens, starts = self._rows["tokens"].values, self._rows["block_start"].values
             grows = self._begun is None and self._is_open()

@@ -249,7 +249,7 @@ def measure(options: argparse.Namespace, path: str) -> dict[str, Any]:
         reader = Reader(engine, KEPT / f"answers-{identity[:12]}.jsonl")
         for name in columns:
             if name in RIVALS:
-                asked = [q for q in questions if q.group != GENERAL or name in ("alone", "bm25-1", "bm25-3")]
+                asked = [q for q in questions if q.group != GENERAL or name in ("alone", "bm25-1")]
                 said = RIVALS[name](reader, chosen, asked)
                 found[name] = _spread(said, asked, questions)
                 print(f"{COLUMNS[name]}: asked", flush=True)
