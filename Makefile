@@ -87,6 +87,7 @@ samples: $(VENV)/.check
 	$(BIN)/python tools/make_sample_data.py
 	$(BIN)/python tools/make_vectors.py
 	$(BIN)/python tools/make_session_vectors.py
+	$(BIN)/python tools/make_episode_vectors.py
 
 bench: $(VENV)/.dev
 	@status=0; $(BIN)/python tools/bench/formats.py || status=1; \

@@ -18,6 +18,10 @@ import pytest
 
 from atlas_kit import MemoryFile
 from atlas_kit.cli._group import COMMANDS, group
+from atlas_kit.episodes import Episodes, Kind
+from atlas_kit.formats.gguf import GGUFFile
+from atlas_kit.formats.gguf.vocabulary import Vocabulary
+from atlas_kit.persistence.episode_entries import put_episodes
 from tests.conftest import SAMPLES
 from tools import make_sample_data as maker
 from tools import reference, site_hooks
@@ -107,8 +111,28 @@ def make_model(kind: str) -> bytes:
     return writers.Gguf(kv, [*others, writers.Tensor(last.name, last.dims, code, data)]).build()
 
 
+def make_talk(path, model):
+    """Write what was read and said, in the tokens of a model: as many letters as possible in each."""
+    with GGUFFile.open(model) as file:
+        words = Vocabulary(file)
+    numbers = {words.piece(token): token for token in reversed(range(len(words)))}
+    episodes = Episodes(words.piece, len(words))
+    for kind, source, text in (
+        (Kind.DOCUMENT, "diary.txt", b"A day like others.\n"),
+        (Kind.USER, "", b"The key lies under the blue stone.\n"),
+        (Kind.ASSISTANT, "", b"I will remember that.\n"),
+    ):
+        episodes.begin(kind, source, 1_700_000_000_000)
+        while text:
+            size = next(size for size in range(len(text), 0, -1) if text[:size] in numbers)
+            episodes.append([numbers[text[:size]]])
+            text = text[size:]
+    with MemoryFile.edit(path, create=True) as memory:
+        put_episodes(memory, episodes.arrays())
+
+
 #: Commands whose examples run a model.
-WITH_MODEL = {"run", "serve", "learn", "perplexity", "recall"}
+WITH_MODEL = {"run", "serve", "learn", "forget", "perplexity", "recall"}
 
 
 @pytest.fixture(
@@ -139,6 +163,7 @@ def playground(name, samples, tmp_path):
     (folder / "memory.json").write_text(json_text, encoding="utf-8")
     with MemoryFile.edit(folder / "notes.atlas", create=True) as memory:
         memory.update({"greeting": "hello", "draft-1": "To do", "embedding": np.arange(8.0)})
+    make_talk(folder / "talk.atlas", samples / "models" / "tiny-python.gguf")
     for file in IN_THE_WAY.get(name, []):
         (folder / file).unlink()
     (folder / ".config" / "fish" / "completions").mkdir(parents=True)

@@ -163,8 +163,16 @@ def memory_runtime() -> str:
     return markdown_table(["field", "type", "there", "meaning"], rows)
 
 
+def memory_episode_fields() -> str:
+    """Return the fields of the description of episodes."""
+    from atlas_kit.persistence.tables import EPISODES_FIELDS
+
+    rows = [(f"`{row.name}`", row.type, row.note) for row in EPISODES_FIELDS]
+    return markdown_table(["field", "type", "meaning"], rows)
+
+
 def memory_kept(table: str) -> str:
-    """Return the arrays in ``WAITING`` or ``OPEN``."""
+    """Return the arrays in ``WAITING``, ``OPEN`` or ``PART_ARRAYS``."""
     from atlas_kit.persistence import tables
 
     rows = [(f"`{row.name}`", row.type, tables.shape_of(row), row.note) for row in getattr(tables, table)]

@@ -33,6 +33,8 @@ COMMANDS = {
     "run": Row("run_cmd", "Generate text, with a memory that learns while it reads."),
     "serve": Row("serve_cmd", "Serve a model over HTTP, with a memory that outlives a restart."),
     "learn": Row("learn_cmd", "Read documents into a memory."),
+    "ask": Row("ask_cmd", "Ask about what was read or said, and get the answer with its sources."),
+    "forget": Row("forget_cmd", "Forget part of what a memory has read and heard."),
     "perplexity": Row("perplexity_cmd", "Measure what a memory is worth: perplexity with and without it."),
     "recall": Row("recall_cmd", "Measure what a memory recalls, over distance."),
     "recommend": Row("recommend_cmd", "Recommend the memory that suits a model."),
@@ -68,8 +70,8 @@ HELP = """\
 See, check, rescue, convert, shrink and compare the memory of a language model.
 
 Works on .atlas memory files (versions 1, 2 and 3) and on GGUF model files; safetensors, npz and JSON
-come in and go out through `convert`. Commands read by default: only set, rm and recover change a file
-in place, and they replace it whole or not at all. `-` stands for standard input or output.
+come in and go out through `convert`. Commands read by default: only set, rm, forget and recover change a
+file in place, and they replace it whole or not at all. `-` stands for standard input or output.
 
 --json prints strict JSON: NaN and infinities are strings, and a key or path that is not UTF-8 is shown with
 \\xNN escapes, its exact bytes in hexadecimal beside it (`key_hex`, `path_hex`).

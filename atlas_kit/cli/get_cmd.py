@@ -29,10 +29,14 @@ The exact bytes of an entry's payload go to standard output, checked against the
 of a GGUF model is printed as text, an array one element a line; a tensor gives its bytes. Binary data is not
 written to a terminal. --json describes the value as well, and shows what is not text as base64.
 
+With --model, the entry `episodes` of a memory is what was read and said, as text; without, it is tokens by number, in
+entries such as episodes.0.tokens.
+
 Examples:
   atlas-tool get llama-7b_memory.atlas chat_history
   atlas-tool get notes.atlas embedding --npy -o embedding.npy
   atlas-tool get model.gguf tokenizer.ggml.tokens
+  atlas-tool get talk.atlas episodes --model sample_data/models/tiny-python.gguf
 """,
 )
 @click.argument("file", type=FILE)
@@ -40,15 +44,34 @@ Examples:
 @output_option("Save the value to OUTPUT instead of printing it.")
 @force_option
 @click.option("--npy", is_flag=True, help="Give a tensor as a .npy file.")
+@click.option(
+    "-m", "--model", type=click.Path(), metavar="MODEL", help="The model whose tokens a memory holds."
+)
 @json_option
 @keys_options
-def command(file: str, key: str, output: str | None, force: bool, npy: bool, as_json: bool, keys: Any) -> int:
+def command(
+    file: str,
+    key: str,
+    output: str | None,
+    force: bool,
+    npy: bool,
+    model: str | None,
+    as_json: bool,
+    keys: Any,
+) -> int:
     """Run the command."""
     from atlas_kit.operations.get import get_value, npy_bytes
 
     if as_json and (npy or output):
         raise click.UsageError("--json cannot be combined with --npy or --output")
-    with get_value(given(file), key, keys) as value:
+    if npy and model is not None:
+        raise click.UsageError("--npy cannot be combined with --model")
+    source, words = given(file), None
+    if model is not None:
+        from atlas_kit.operations.forget import words_of
+
+        words = words_of(model, source, keys=keys)
+    with get_value(source, key, keys, words=words) as value:
         if as_json:
             return _render.emit(value, lambda _: (), True)
         if npy:

@@ -153,6 +153,8 @@ def _memory_facts(result: Inspection, facts: dict[str, Any]) -> Iterator[tuple[s
             yield "tensors", f"{facts['tensor_count']:,}{of}"
     if facts.get("memory"):
         yield "memory", facts["memory"]["summary"]
+    if facts.get("episodes"):
+        yield "readable", facts["episodes"]["summary"]
     yield "created", _render.moment(facts["created"])
     yield "modified", _render.moment(facts["modified"])
     yield "model hash", facts["model_hash"] or "not set"

@@ -50,6 +50,9 @@ has read helps it later, in `run` for example, when the text has long left the m
 as it is. A memory that F holds already goes on, with the sizes that it has. It is saved every --save-every tokens
 and at the end, whole or not at all, so that a killed process loses little; Ctrl-C saves and ends with exit code 130.
 
+Files are stored first, as they are, which takes seconds: from then on `ask` answers questions about them, while the
+memory still learns. --store-only leaves it at that. F then holds their text, and is readable unless it is encrypted.
+
 Losses are in nats per token: of the model alone, and with the memory, before it had learned the token in question.
 
 Examples:
@@ -68,6 +71,9 @@ Examples:
     show_default=True,
     metavar="N",
     help="Tokens between two saves.",
+)
+@click.option(
+    "--store-only", is_flag=True, help="Only store the documents, to be asked about; nothing is learned."
 )
 @atlas_settings_options
 @model_options
@@ -122,7 +128,7 @@ def command(
             try:
                 result = learn(
                     session, documents, save=save, name=memory_file, save_every=options["save_every"],
-                    progress=progress, stop=stop,
+                    progress=progress, stop=stop, store_only=options["store_only"],
                 )  # fmt: skip
             except Abandoned:
                 _render.note(f"nothing was saved since the last time: {memory_file}")
@@ -137,11 +143,14 @@ def _text(result: Learned) -> Iterator[_render.Block]:
     rows = [_row(read, read.name) for read in result.documents]
     if len(rows) > 1:
         rows.append(_row(result.total, "in all"))
-    yield _render.Table([">tokens", ">tokens/s", ">model alone", ">with memory", "document"], rows)
-    yield ""
+    if rows:
+        yield _render.Table([">tokens", ">tokens/s", ">model alone", ">with memory", "document"], rows)
+        yield ""
     memory = result.memory
     known = f"{memory['tokens_seen']:,} tokens seen, {_render.size(memory['state_bytes'])}"
     yield f"{result.total.name}: {known}, saved {_render.plural(result.saves, 'time')}"
+    if result.stored:
+        yield f"{result.stored:,} tokens of text can be asked about"
 
 
 def _row(read: Read, name: str) -> list[object]:

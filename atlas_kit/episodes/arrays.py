@@ -150,6 +150,8 @@ class EpisodeArrays:
         for name in ("end", "dropped"):
             if type(getattr(self, name)) is not int or not 0 <= getattr(self, name) <= LAST_POSITION:
                 raise _wrong(f"{name} must be a count of tokens")
+        if self.end < len(self.tokens):
+            raise _wrong(f"there are {len(self.tokens)} tokens, and the next is said to be number {self.end}")
         if self.dropped > self.gone:
             raise _wrong(f"{self.dropped} tokens were dropped, and only {self.gone} are gone")
         if not count:

@@ -30,10 +30,11 @@ from atlas_kit.errors import InvalidParamError
 
 Array: TypeAlias = NDArray[Any]
 
+_KINDS = tuple(Kind)
 #: How much more the newest turn counts than the oldest: of two that say the same the newer is first.
 _NEWEST = 0.1
 #: What a question of the user counts: it is most like the same question, and holds no answer.
-_ASKED = 0.5
+_ASKED = 0.25
 #: A bound smaller than this leaves no room for what is being read.
 LEAST_LIMIT = 4 * BLOCK_TOKENS
 #: The most, so that every index fits into the arrays' 32 bits.
@@ -166,7 +167,12 @@ class Episodes:
     @property
     def episodes(self) -> list[Episode]:
         """All documents and turns, oldest first. One from whose middle something was forgotten is two."""
-        return [self._episode(i) for i in range(len(self._rows["episode_start"]))]
+        rows = {name: row.values for name, row in self._rows.items()}
+        lengths = np.diff(rows["episode_start"].astype(np.int64), append=len(self))
+        starts, stops = rows["position"].tolist(), (rows["position"] + lengths).tolist()
+        kinds = [_KINDS[kind] for kind in rows["kind"].tolist()]
+        sources = [self._sources[i] for i in rows["source"].tolist()]
+        return list(map(Episode, starts, stops, kinds, sources, rows["time_ms"].tolist()))
 
     def arrays(self) -> EpisodeArrays:
         """Return what is held as a value, which stays as it is while the store goes on."""
@@ -283,7 +289,13 @@ class Episodes:
         searched, blocks = self._searched(kinds, before)
         follows = self._follows()
         scores = index.search(question, follows, searched) * self._worth(index.asks, follows)
-        return [Found(self._segment(i, blocks), float(scores[i])) for i in _apart(scores, follows, count)]
+        best = _apart(scores, follows, count)
+        firsts = np.array(best, np.int64)
+        lasts = firsts + 1 + (follows[firsts] & (firsts + 1 < blocks))
+        return [
+            Found(segment, float(scores[i]))
+            for i, segment in zip(best, self._segments(firsts, lasts), strict=True)
+        ]
 
     def near(self, question: str, *, kinds: Collection[Kind] | None = None) -> dict[str, float]:
         """Return words that stand in for those of a question, and how much each counts, from 0 to 1."""
@@ -329,7 +341,7 @@ class Episodes:
             A time: what was read or said before it. With several of these, what all of them hold for.
         """
         chosen = self._chosen(source, about, before_ms)
-        return [self._piece(*span) for span in _spans(chosen, self._episode_of_blocks())]
+        return self._segments(*_spans(chosen, self._episode_of_blocks()))
 
     def forget(
         self, source: str | None = None, about: str | None = None, before_ms: int | None = None
@@ -394,8 +406,7 @@ class Episodes:
             line += ends[starts[heads]] - ends[first[of]]
         new_starts = np.cumsum(lengths[blocks]) - lengths[blocks]
         used, source = np.unique(rows["source"][of], return_inverse=True)
-        last_open = self._is_open()
-        open_one = (*self.episodes[-1][2:],) if last_open else None
+        open_one = self._episode(len(rows["kind"]) - 1)[2:] if self._is_open() else None
         values = {
             "tokens": rows["tokens"][np.repeat(kept, lengths)],
             "block_start": new_starts,
@@ -463,38 +474,46 @@ class Episodes:
 
     def _segment(self, block: int, blocks: int) -> Segment:
         """A block and the next of its episode, if that is one of the first ``blocks``."""
-        starts = self._rows["block_start"].values
-        i = int(np.searchsorted(self._rows["episode_start"].values, starts[block], side="right")) - 1
-        follows = block + 1 < blocks and self._episode_start(i + 1) > int(starts[block + 1])
-        return self._piece(block, block + 1 + follows)
+        starts, episodes = self._rows["block_start"].values, self._rows["episode_start"].values
+        follows = block + 1 < blocks
+        if follows:
+            at = int(np.searchsorted(episodes, starts[block + 1]))
+            follows = at == len(episodes) or episodes[at] != starts[block + 1]
+        return self._segments(np.array([block]), np.array([block + 1 + follows]))[0]
 
-    def _episode_start(self, i: int) -> int:
-        starts = self._rows["episode_start"].values
-        return int(starts[i]) if i < len(starts) else len(self)
+    def _segments(self, firsts: Array, lasts: Array) -> list[Segment]:
+        """Return segments of one episode each: the first block of each, and the one behind the last."""
+        if not len(firsts):
+            return []
+        rows = {name: row.values for name, row in self._rows.items()}
+        edges = np.append(rows["block_start"], len(self)).astype(np.int64)
+        of = np.searchsorted(rows["episode_start"], edges[firsts], side="right") - 1
+        begun = rows["episode_start"][of]
+        starts = rows["position"][of] + edges[firsts] - begun
+        ends = self._line_ends(int(firsts.max()) + 1)
+        lines = rows["line"][of] + ends[firsts] - ends[np.searchsorted(rows["block_start"], begun)]
+        return list(
+            map(
+                Segment,
+                starts.tolist(),
+                (starts + edges[lasts] - edges[firsts]).tolist(),
+                [_KINDS[kind] for kind in rows["kind"][of].tolist()],
+                [self._sources[i] for i in rows["source"][of].tolist()],
+                rows["time_ms"][of].tolist(),
+                lines.tolist(),
+            )
+        )
 
-    def _piece(self, first: int, last: int) -> Segment:
-        """Blocks of one episode, from one to before another, as a segment."""
-        starts = self._rows["block_start"].values
-        start, stop = int(starts[first]), int(starts[last]) if last < self.blocks else len(self)
-        i = int(np.searchsorted(self._rows["episode_start"].values, start, side="right")) - 1
-        episode, begun = self._episode(i), self._episode_start(i)
-        line = int(self._rows["line"].values[i])
-        if start > begun:
-            line += self._line_ends(first) - self._line_ends(int(np.searchsorted(starts, begun)))
-        at = episode.start + start - begun
-        return Segment(at, at + stop - start, *episode[2:], line)
-
-    def _line_ends(self, block: int) -> int:
-        """Count the line ends in all tokens before a block."""
+    def _line_ends(self, blocks: int) -> Array:
+        """Count the line ends in all tokens before each of the first ``blocks`` blocks."""
         known = len(self._lines)
-        if block >= known:
-            starts = self._rows["block_start"].values.astype(np.int64)
+        if blocks > known:
+            edges = self._rows["block_start"].values[max(0, known - 1) : blocks].astype(np.int64)
             before = int(self._lines.values[-1]) if known else 0
-            edges = starts[max(0, known - 1) :]
             ends = self._pieces.line_ends(self._rows["tokens"].values[edges[0] : edges[-1]])
             sums = before + np.append([0], np.cumsum(ends, dtype=np.int64))[edges - edges[0]]
             self._lines.extend(sums[min(1, known) :])
-        return int(self._lines.values[block])
+        return self._lines.values
 
     def _follows(self) -> Array:
         """(b,) bool: whether the next block belongs to the same episode."""
@@ -559,11 +578,9 @@ def _apart(scores: Array, follows: Array, count: int) -> list[int]:
     return best
 
 
-def _spans(chosen: Array, episode: Array) -> list[tuple[int, int]]:
-    """Return runs of chosen blocks of one episode each: the first, and the one behind the last."""
+def _spans(chosen: Array, episode: Array) -> tuple[Array, Array]:
+    """Return runs of chosen blocks of one episode each: the first of each, and the one behind the last."""
     blocks = np.flatnonzero(chosen)
-    if not len(blocks):
-        return []
-    ends = np.flatnonzero((np.diff(blocks) != 1) | (np.diff(episode[blocks]) != 0))
-    firsts, lasts = np.append([0], ends + 1), np.append(ends, len(blocks) - 1)
-    return [(int(blocks[a]), int(blocks[b]) + 1) for a, b in zip(firsts, lasts, strict=True)]
+    cut = (np.diff(blocks) != 1) | (np.diff(episode[blocks]) != 0)
+    edge = np.ones(min(1, len(blocks)), bool)
+    return blocks[np.append(edge, cut)], blocks[np.append(cut, edge)] + 1

@@ -57,6 +57,7 @@ def of_run(run: str) -> list[str]:
         found += [word for piece in pieces for word in _of_name(piece)]
         if len(pieces) > 1:
             found.append(_folded("".join(pieces)))
+    found = [word for word in found if word]  # an accent alone is none
     # What an apostrophe cuts off says nothing: it's, l'eau.
     return [word for word in found if len(word) > 1] or found if _APOSTROPHE.search(run) else found
 

@@ -25,8 +25,9 @@ from atlas_kit.formats.atlas import MemoryFile, layout, rescue, v2, view
 from atlas_kit.formats.atlas import tables as t
 from atlas_kit.formats.schema import Span
 from atlas_kit.operations.entry_rows import EntryRow
+from atlas_kit.operations.episodes import readable
 from atlas_kit.operations.inspect_parts import learned_memory, value_text
-from atlas_kit.persistence.entry_keys import DESCRIPTION
+from atlas_kit.persistence.entry_keys import DESCRIPTION, EPISODES
 from atlas_kit.storage.source import Source
 
 if TYPE_CHECKING:
@@ -135,6 +136,9 @@ class AtlasContents(Contents):
         learned = learned_memory(memory) if len(self._places) < 1000 and DESCRIPTION in memory else None
         if learned:
             rows.append(("Memory", str(learned.get("summary", ""))))
+        found = readable(memory) if len(self._places) < 1000 and EPISODES in memory else None
+        if found:
+            rows.append(("Readable", str(found["summary"])))
         rows += [("Note", finding.message) for finding in memory.warnings]
         return rows
 

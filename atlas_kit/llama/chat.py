@@ -139,6 +139,37 @@ class ChatTemplate:
             return self.tokens(messages[-1:])
         return self._read(text[start + len(answered) :], contents)
 
+    def around(self, system: str | None = None, *, going_on: bool = False) -> tuple[list[int], list[int]]:
+        """Return the tokens before and behind what a user says, up to where the answer starts.
+
+        Parameters
+        ----------
+        going_on
+            Behind an answer, as ``following``; else at the beginning of a conversation.
+
+        Raises
+        ------
+        ModelError
+            The template does not show where what is said stands.
+        """
+        talk = [_message("user", "-"), _message("assistant", "-")] if going_on else []
+        messages = [*([_message("system", system)] if system else []), *talk, _message("user", "-")]
+        text, contents = self._rendered(messages, True)
+        start = 0
+        if going_on:
+            answered = _PLACE.format(len(messages) - 2)
+            start = text.find(answered) + len(answered)
+        place = _PLACE.format(len(messages) - 1)
+        if text.count(place) != 1 or start > text.index(place):
+            raise ModelError(
+                "the chat template does not show where messages stand", path=self._engine.info.path
+            )
+        before, behind = text[start:].split(place)
+        found = self._read(before, contents)
+        if not going_on and tuple(found[: len(self._begin)]) != self._begin:
+            found = [*self._begin, *found]
+        return found, self._read(behind, contents)
+
     def _rendered(
         self,
         messages: Sequence[Message],

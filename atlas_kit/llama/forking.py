@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.llama.parking import Parked
-from atlas_kit.llama.session_states import state_of, token_memory
+from atlas_kit.llama.session_states import episodes_of, state_of, token_memory
 from atlas_kit.llama.steps import Stats
 
 if TYPE_CHECKING:
@@ -51,10 +51,15 @@ class Point:
     def parked(self, engine: Engine, *, counts: bool = False) -> Parked:
         """Return a session at rest that goes on from here; ``counts``: as if all so far had been its doing."""
         memory = None if self.state is None else token_memory(engine, self.state, self.backend)
+        episodes = None
+        if self.state is not None and memory is not None:
+            episodes = episodes_of(engine, self.state, memory.settings)
         done = dataclasses.replace(self.counts, losses=list(self.counts.losses)) if counts else Stats()
         # a value of its own, as its reader keeps in it what it expects
         last = None if self.last_output is None else dataclasses.replace(self.last_output)
-        return Parked(memory, self.learns, list(self.context), self.position, self.data, [], last, done)
+        return Parked(
+            memory, self.learns, list(self.context), self.position, self.data, [], last, done, episodes
+        )
 
 
 def point_of(session: AtlasSession) -> Point:

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.llama.session_states import token_memory
+from atlas_kit.llama.last_output import last_output_of
+from atlas_kit.llama.session_states import episodes_of, token_memory
 from atlas_kit.llama.steps import Stats
 from atlas_kit.persistence.session_state import SessionState
 
 if TYPE_CHECKING:
+    from atlas_kit.episodes import Episodes
     from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.session import AtlasSession
     from atlas_kit.llama.token_memory import TokenMemory
@@ -38,6 +40,8 @@ class Parked:
         The engine's bytes of the context; None: it is to be read again.
     counts
         What the session has done so far.
+    episodes
+        What it has read and said, to be found again; None where nobody keeps it.
     """
 
     memory: TokenMemory | None = None
@@ -48,6 +52,7 @@ class Parked:
     owed: list[int] = field(default_factory=list)
     last_output: Any = None
     counts: Stats = field(default_factory=Stats)
+    episodes: Episodes | None = None
 
     @property
     def size(self) -> int:
@@ -65,9 +70,9 @@ def park(session: AtlasSession, *, context: bool = True) -> Parked:
     data = session.engine.save_sequence(session.sequence) if kept else None
     parked = Parked(
         session.memory, session.learns, session._context, session._position, data, session._owed,
-        session._last_output, session._counts,
+        session._last_output, session._counts, session.episodes,
     )  # fmt: skip
-    session.memory, session.learns, session._counts = None, True, Stats()
+    session.memory, session.learns, session._counts, session.episodes = None, True, Stats(), None
     session.forget_context()
     return parked
 
@@ -79,6 +84,7 @@ def unpark(session: AtlasSession, parked: Parked) -> None:
     """
     session.forget_context()
     session.memory, session.learns, session._counts = parked.memory, parked.learns, parked.counts
+    session.episodes = parked.episodes
     if not parked.context:
         session._owed = parked.owed  # a context that was cleared to be read again, and was cut short
         return
@@ -112,7 +118,7 @@ def state_of(engine: Engine, parked: Parked) -> SessionState:
     was = parked.last_output
     whole = parked.data is not None and not parked.owed and was is not None and was.hidden is not None
     output = {"logits": was.logits.reshape(1, -1), "hidden": was.hidden} if whole else {}
-    return _state(engine, parked.memory, [*parked.context, *parked.owed], output, parked)
+    return _state(engine, parked.memory, parked.episodes, [*parked.context, *parked.owed], output, parked)
 
 
 def light_state_of(session: AtlasSession) -> SessionState:
@@ -127,11 +133,17 @@ def light_state_of(session: AtlasSession) -> SessionState:
     """
     if session.memory is None:
         raise InvalidParamError("this session has no memory to save", key="memory")
-    return _state(session.engine, session.memory, [*session.context_tokens, *session._owed], {}, None)
+    tokens = [*session.context_tokens, *session._owed]
+    return _state(session.engine, session.memory, session.episodes, tokens, {}, None)
 
 
 def _state(
-    engine: Engine, memory: TokenMemory, tokens: list[int], output: dict[str, Any], parked: Parked | None
+    engine: Engine,
+    memory: TokenMemory,
+    episodes: Episodes | None,
+    tokens: list[int],
+    output: dict[str, Any],
+    parked: Parked | None,
 ) -> SessionState:
     info, exact = engine.info, parked is not None and bool(output)
     return SessionState(
@@ -147,6 +159,7 @@ def _state(
         output=output,
         context=parked.data if parked is not None and exact else None,
         build=info.build,
+        episodes=None if episodes is None else episodes.arrays(),
     )
 
 
@@ -158,18 +171,17 @@ def parked_of(engine: Engine, state: SessionState, device: str = "numpy") -> Par
     InvalidParamError
         The memory or the context does not fit the model.
     """
-    from atlas_kit.llama.session import last_output_of
-
     memory = token_memory(engine, state, device)
+    episodes = episodes_of(engine, state, memory.settings)
     tokens, n_vocab = list(state.tokens), engine.info.n_vocab
     if any(not 0 <= token < n_vocab for token in tokens):
         raise InvalidParamError("a token of the context lies outside the vocabulary", key="context")
     fits = len(tokens) <= engine.n_ctx and (state.position == len(tokens) or engine.info.recurrent)
     data = state.context_for(engine.info.identity, engine.info.build)
     if not tokens or not fits or data is None:
-        return Parked(memory, context=tokens[-engine.n_ctx :])
+        return Parked(memory, context=tokens[-engine.n_ctx :], episodes=episodes)
     shapes = {"logits": (1, n_vocab), "hidden": (1, engine.info.n_embd)}
     if {name: array.shape for name, array in state.output.items()} != shapes:
-        return Parked(memory, context=tokens)
+        return Parked(memory, context=tokens, episodes=episodes)
     last = last_output_of(state.output, tokens[-1])
-    return Parked(memory, True, tokens, state.position, data, last_output=last)
+    return Parked(memory, True, tokens, state.position, data, last_output=last, episodes=episodes)

@@ -64,6 +64,8 @@ class Reading:
         (n, 3): how much model, memory and window count; they sum to 1.
     features
         (n, 5): what the gate looks at.
+    pull
+        (n, n_embd): the mean of the candidates' rows, as ``behind`` weighs them; of whitened memories only.
     """
 
     hidden: Array
@@ -81,6 +83,7 @@ class Reading:
     window: Ranked
     weights: Array
     features: Array
+    pull: Array | None = None
 
     def __len__(self) -> int:
         return len(self.lse)

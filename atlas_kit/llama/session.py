@@ -12,17 +12,18 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from atlas_kit.codecs.numbers import Array
+from atlas_kit.episodes import Kind
 from atlas_kit.errors import ClosedError, InvalidParamError, ModelError
 from atlas_kit.llama import arguments, memory_choice, session_states
 from atlas_kit.llama.engine import Engine, Feed, Outputs
 from atlas_kit.llama.interrupts import interrupts_put_off
+from atlas_kit.llama.last_output import LastOutput
 from atlas_kit.llama.loading import claim, engine_of
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.steps import (
@@ -46,6 +47,8 @@ from atlas_kit.persistence.session_state import SessionState
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
 if TYPE_CHECKING:
+    from atlas_kit.episodes import Episodes
+    from atlas_kit.llama.asking import Answer
     from atlas_kit.llama.reading import Reading
     from atlas_kit.llama.token_memory import TokenMemory
 
@@ -53,27 +56,6 @@ T = TypeVar("T")
 
 ROLLOVERS = ("auto", "shift", "refeed")
 DEVICES = {"cpu": "numpy", "cuda": "cupy"}
-
-
-@dataclass
-class _LastOutput:
-    """The last token's output, until it is known which token follows."""
-
-    hidden: Array | None
-    logits: Array
-    place: tuple[int, int] | None  # in the engine's batch, and in which decode that was
-    token: int  # the token itself
-    reading: Reading | None = None
-
-    def keep(self) -> None:
-        """Copy what the engine's next decode overwrites."""
-        self.logits = self.logits.copy()
-        self.hidden = None if self.hidden is None else self.hidden.copy()
-
-
-def last_output_of(output: Mapping[str, Array], token: int) -> _LastOutput:
-    """Return the output that a state kept of its last token."""
-    return _LastOutput(output["hidden"], output["logits"], None, token)
 
 
 class AtlasSession:
@@ -154,7 +136,7 @@ class AtlasSession:
     def _start(self, memory: Any, changes: dict[str, Any]) -> None:
         self._context: list[int] = []  # the tokens in the engine's context; of an endless one, the last
         self._position = 0  # of the next token
-        self._last_output: _LastOutput | None = None
+        self._last_output: LastOutput | None = None
         self._owed: list[int] = []  # tokens that the memory knows and the context lacks
         self._said: Token | None = None  # generated, and waiting for its decode
         self._listen: Listener | None = None
@@ -165,6 +147,9 @@ class AtlasSession:
         self.feed_limit = self.engine.n_batch
         #: Steps of the memory that fill while text is generated wait for ``learn_due``, or for what needs them.
         self.puts_off = False
+        #: What was read and said, to be found again; None: nobody keeps it.
+        self.episodes: Episodes | None = None
+        self._open_episode: tuple[Kind, str] | None = None
         self._counts = Stats()
         chosen, path = memory_choice.choose(self.engine, memory, changes)
         if path is not None:
@@ -175,6 +160,7 @@ class AtlasSession:
             from atlas_kit.llama.token_memory import TokenMemory
 
             self.memory = TokenMemory(self.engine.output_rows(), chosen, self.backend)
+            self.episodes = session_states.new_episodes(self.engine, chosen)
 
     # --- reading -------------------------------------------------------------------------------------------
 
@@ -185,6 +171,8 @@ class AtlasSession:
         special: bool = False,
         score: bool = True,
         progress: Callable[[Fed], None] | None = None,
+        kind: Kind | None = Kind.DOCUMENT,
+        source: str = "",
     ) -> Fed:
         """Read a text (or tokens): it enters the context, and the memory learns it.
 
@@ -197,6 +185,9 @@ class AtlasSession:
             all of them.
         progress
             Called after each batch with what it gave.
+        kind, source
+            As what it is kept in the episodes, to be found again: a document, of that name, or a turn. What is fed
+            next as the same goes on with it. None: it is not kept.
 
         Raises
         ------
@@ -212,7 +203,9 @@ class AtlasSession:
             if progress is not None:
                 progress(Fed(len(part), time.perf_counter() - started, part))
 
-        self.run(self.reading(tokens, score=score, told=told))
+        if kind is not None:
+            self._begin_episode(kind, source)
+        self.run(self.reading(tokens, score=score, told=told, stores=kind is not None))
         fed = Fed(
             len(tokens), time.perf_counter() - started, np.concatenate(parts) if parts else np.empty((0, 2))
         )
@@ -232,13 +225,15 @@ class AtlasSession:
         listen: Listener | None = None,
         expected: Expected | None = None,
         progress: Callable[[int], None] | None = None,
+        stores: bool = False,
     ) -> Work[None]:
         """Read tokens in steps.
 
         ``told`` gets the log-probabilities (n, 2) of those that could be scored. ``listen`` gets what a memory would:
         hidden (n, n_embd), logits (n, n_vocab), the tokens (n,) and those that followed (n,). ``expected`` gets, for
         each token that could be scored, its number and the log-probabilities (n_vocab,) of all that could have come.
-        ``progress`` gets after each step how many tokens are read.
+        ``progress`` gets after each step how many tokens are read. ``stores``: the episode that is open goes on with
+        them.
         """
         yield from self.catching_up()
         at, self._listen, self._expected = 0, listen, expected
@@ -261,12 +256,33 @@ class AtlasSession:
                     # read, but what comes next would be learned as following an older token
                     self.forget_context()
                     raise
+                if stores:
+                    self._store(part)
                 if told is not None and len(logprob):
                     told(logprob)
                 if progress is not None:
                     progress(at)
         finally:
             self._listen = self._expected = None
+
+    def remember(self, kind: Kind, text: str | Sequence[int], source: str = "") -> None:
+        """Keep a turn or a document in the episodes, where there are any, without reading it.
+
+        Nothing is kept of control tokens, nor by a session that does not learn.
+        """
+        self._open_episode = None
+        self._begin_episode(kind, source)
+        self._store(self.engine.tokenize(text) if isinstance(text, str) else text)
+
+    def _begin_episode(self, kind: Kind, source: str) -> None:
+        """Begin an episode, unless the last one was the same."""
+        if self.episodes is not None and self.learns and self._open_episode != (kind, source):
+            self.episodes.begin(kind, source)
+            self._open_episode = kind, source
+
+    def _store(self, tokens: Sequence[int]) -> None:
+        if self.episodes is not None and self.learns:
+            self.episodes.append([token for token in tokens if self.engine.piece(token)])
 
     def _decoded(self, tokens: list[int], outputs: int, *, hidden: bool | None = None) -> Work[Outputs]:
         """Append tokens to the context; ``hidden``: with their states, where None asks whether anybody needs them."""
@@ -310,14 +326,14 @@ class AtlasSession:
         self._count(logprob)
         return logprob
 
-    def _output_at(self, outputs: Outputs, index: int, token: int) -> _LastOutput:
+    def _output_at(self, outputs: Outputs, index: int, token: int) -> LastOutput:
         """Keep the last row of some outputs: copies, because the engine's next decode overwrites them.
 
         Who decodes for several (batch.py) lets a text go on before that; without a memory, which keeps what it reads,
         it is copied when the text ends.
         """
         hidden = None if outputs.hidden is None else outputs.hidden[-1:]
-        found = _LastOutput(hidden, outputs.logits[-1:], (index, self.engine.decodes), token)
+        found = LastOutput(hidden, outputs.logits[-1:], (index, self.engine.decodes), token)
         if self._said is None or not self.puts_off or self.memory is not None:
             found.keep()
         return found
@@ -371,7 +387,7 @@ class AtlasSession:
         if self.memory is not None:
             self.memory.commit()
 
-    def _reading_of(self, was: _LastOutput) -> Reading:
+    def _reading_of(self, was: LastOutput) -> Reading:
         if was.reading is None:
             assert self.memory is not None
             assert was.hidden is not None
@@ -385,9 +401,9 @@ class AtlasSession:
 
     # --- context -------------------------------------------------------------------------------------------
 
-    def _make_room(self) -> Work[None]:
-        """Drop the older half of the context if it is full, but for the begin token."""
-        if self._position < self.engine.n_ctx or self.engine.info.recurrent:
+    def _make_room(self, count: int = 1) -> Work[None]:
+        """Drop the older half of the context, but for the begin token, if so many tokens have no room behind it."""
+        if self._position + count <= self.engine.n_ctx or self.engine.info.recurrent:
             return
         begin = self.engine.begin
         keep = len(begin) if tuple(self._context[: len(begin)]) == begin else 0
@@ -486,6 +502,7 @@ class AtlasSession:
             self.engine.forget(self.sequence)
         self._context, self._position, self._last_output = [], 0, None
         self._owed = []
+        self._open_episode = None
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -521,6 +538,7 @@ class AtlasSession:
         self.forget_context()
         if self.memory is not None:
             self.memory.reset()
+            self.episodes = session_states.new_episodes(self.engine, self.memory.settings)
         self._counts = Stats()
 
     # --- generating ----------------------------------------------------------------------------------------
@@ -554,7 +572,9 @@ class AtlasSession:
         InvalidParamError
             When there is nothing to go on from.
         """
-        work = self.generating(prompt, max_tokens=max_tokens, stop=stop, sampling=sampling, special=special)
+        work = self.generating(
+            prompt, max_tokens=max_tokens, stop=stop, sampling=sampling, special=special, stores=True
+        )
         item: Step | Token | None = None
         with contextlib.closing(work), contextlib.suppress(StopIteration):
             while True:
@@ -572,23 +592,27 @@ class AtlasSession:
         special: bool = False,
         sampler: Sampler | None = None,
         top_logprobs: int | None = None,
+        stores: bool = False,
     ) -> Generator[Step | Token, Any, Finish]:
         """Do ``generate`` in steps: yields a step, and is sent its outputs, or a token; returns why it ended.
 
         ``sampler`` takes the place of ``sampling``, and is closed at the end. ``top_logprobs``: tokens tell their
-        log-probabilities, and those of so many of the most likely tokens.
+        log-probabilities, and those of so many of the most likely tokens. ``stores``: the prompt is kept in the
+        episodes as what a user said, and the rest as what was answered.
         """
         max_tokens = arguments.count_of("max_tokens", max_tokens)
         top_logprobs = arguments.count_of("top_logprobs", top_logprobs)
         text = TextStream(arguments.stops_of(stop))
         # first, so that a grammar that cannot be followed costs no reading
         sampler = self.engine.sampler(arguments.sampling_of(sampling)) if sampler is None else sampler
-        count, reason = 0, "length"
+        count, reason, said_so_far = 0, "length", list[int]()
         started = time.perf_counter()
         try:
             yield from self.catching_up()
             if prompt is not None and (tokens := self.tokens_of(prompt, special)):
-                yield from self.reading(tokens, score=False)
+                if stores:
+                    self._begin_episode(Kind.USER, "")
+                yield from self.reading(tokens, score=False, stores=stores)
             if self._last_output is None:
                 raise InvalidParamError("there is no text to continue", key="prompt", hint="Give a prompt.")
             started = time.perf_counter()
@@ -598,6 +622,7 @@ class AtlasSession:
                     reason = "stop"
                     break
                 count += 1
+                said_so_far.append(token)
                 said = Token(token, text.add(self.engine.piece(token)), logprob, top)
                 if text.stopped:
                     yield said
@@ -610,6 +635,9 @@ class AtlasSession:
             return Finish(reason, text.found)
         finally:
             sampler.close()
+            if stores and said_so_far:
+                self._begin_episode(Kind.ASSISTANT, "")
+                self._store(said_so_far)
             if self._last_output is not None and self.puts_off:
                 self._last_output.keep()
             self._counts.tokens_generated += count
@@ -645,6 +673,30 @@ class AtlasSession:
             yield from self.catching_up()
         finally:
             self._said = None
+
+    def ask(self, question: str, **options: Any) -> Answer:
+        """Answer a question from what was read and said, however long ago (``atlas_kit.llama.asking``).
+
+        What helps with it is found in the episodes and put in front of it in a branch; question and answer then enter
+        the conversation without that.
+
+        Parameters
+        ----------
+        options
+            ``recall``: how the memory is asked, a ``Recall``. ``keep=False``: leave no trace, so that each of several
+            questions is asked alone. ``max_tokens``, ``stop``, ``sampling`` (greedy), ``system``: as for ``generate``
+            and the chat template. ``told``: is called with each token as it comes.
+
+        Raises
+        ------
+        InvalidParamError
+            When the question is empty or an option is out of range.
+        ModelError
+            When llama.cpp fails.
+        """
+        from atlas_kit.llama.asking import ask
+
+        return ask(self, question, **options)
 
     # --- saving ------------------------------------------------------------------------------------------
 
@@ -682,6 +734,7 @@ class AtlasSession:
         if not force:
             state.require_model(self.engine.info.identity)
         memory = session_states.token_memory(self.engine, state, self.backend)
+        episodes = session_states.episodes_of(self.engine, state, memory.settings)
         # another model's cache is of no use, though it may have the same shape
         own = state.identity == self.engine.info.identity
         self.adopt(
@@ -691,6 +744,7 @@ class AtlasSession:
             dict(state.output) if own else {},
             state.context_for(self.engine.info.identity, self.engine.info.build),
         )
+        self.episodes = episodes
 
     def save(self, path: str | os.PathLike[str], *, context: bool = True, **options: Any) -> Any:
         """Write the memory into a ``.atlas`` file; other entries of the file stay, and it is replaced whole.
@@ -766,32 +820,7 @@ class AtlasSession:
         The engine's own bytes bring the context back as it was. Where they do not fit (another version of llama.cpp,
         another context size), the tokens are read again; where that fails, the session is as it was.
         """
-        n_vocab, n_embd = self.engine.info.n_vocab, self.engine.info.n_embd
-        if any(not 0 <= token < n_vocab for token in tokens):
-            raise InvalidParamError("a token of the context lies outside the vocabulary", key="context")
-        shapes = {"logits": (1, n_vocab), "hidden": (1, n_embd)}
-        if output and {name: array.shape for name, array in output.items()} != shapes:
-            raise InvalidParamError("the last output does not fit this model", key="open")
-        was = self.memory, self._context, self._position, self._last_output, self._owed
-        saved = self.engine.save_sequence(self.sequence) if tokens and self._context else b""
-        self.forget_context()
-        self.memory = memory
-        fits = len(tokens) <= self.engine.n_ctx and (position == len(tokens) or self.engine.info.recurrent)
-        try:
-            exact = fits and context is not None and bool(tokens and output)
-            if exact and self.engine.load_sequence(self.sequence, context or b""):
-                self._context, self._position = list(tokens), position
-                self._last_output = last_output_of(output, tokens[-1])
-                return
-            self.engine.forget(self.sequence)
-            self.run(self._again(list(tokens)[-self.engine.n_ctx :]))
-        except BaseException:
-            self.forget_context()
-            self.memory, self._context, self._position, self._last_output, self._owed = was
-            if self._context and not self.engine.load_sequence(self.sequence, saved):
-                self._owed = [*self._context, *self._owed]  # read again before anything else
-                self._context, self._position, self._last_output = [], 0, None
-            raise
+        session_states.adopt(self, memory, tokens, position, output, context)
 
     def _again(self, tokens: list[int]) -> Work[None]:
         """Read tokens that the memory knows already."""
@@ -807,24 +836,7 @@ class AtlasSession:
     @property
     def stats(self) -> dict[str, Any]:
         """Counts and sizes as JSON-ready data; losses in nats per token."""
-        counts, memory = self._counts, self.memory
-        scored = max(1, counts.scored)
-        found: dict[str, Any] = {
-            "model": self.engine.info.name,
-            "tokens_read": counts.tokens_read,
-            "tokens_generated": counts.tokens_generated,
-            "read_per_second": _ratio(counts.tokens_read, counts.seconds_reading),
-            "generated_per_second": _ratio(counts.tokens_generated, counts.seconds_generating),
-            "context": len(self._context),
-            "n_ctx": self.engine.n_ctx,
-            "rollovers": counts.rollovers,
-            "loss_model": counts.losses[0] / scored if counts.scored else None,
-            "loss": counts.losses[1] / scored if counts.scored else None,
-            "memory": None,
-        }
-        if memory is not None:
-            found["memory"] = memory.stats()
-        return found
+        return session_states.stats_of(self)
 
     def tokens_of(self, text: str | Sequence[int], special: bool = False) -> list[int]:
         """Return the tokens of a text, behind a begin token where the context is empty."""
@@ -876,7 +888,3 @@ def _drawn(
     """Return the logarithms of the probabilities that a token was drawn with, and the likeliest."""
     chances = dict(candidates)
     return math.log(chances.get(token, 1e-45)), tuple((one, math.log(p)) for one, p in candidates[:most])
-
-
-def _ratio(count: int, seconds: float) -> float | None:
-    return count / seconds if seconds > 0 else None

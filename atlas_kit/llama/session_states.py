@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import AtlasError, InvalidParamError, ModelError
+from atlas_kit.llama.last_output import last_output_of
+from atlas_kit.llama.word_vectors import WordVectors
 from atlas_kit.persistence.session_state import SessionState
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
 if TYPE_CHECKING:
+    from atlas_kit.episodes import Episodes
     from atlas_kit.llama.engine import Engine
+    from atlas_kit.llama.inside import Inside
     from atlas_kit.llama.token_memory import TokenMemory
 
 
@@ -21,6 +26,7 @@ class OpenSession(Protocol):
 
     engine: Engine
     memory: TokenMemory | None
+    episodes: Episodes | None
     sequence: int
 
     @property
@@ -67,7 +73,36 @@ def state_of(session: OpenSession, *, context: bool = True) -> SessionState:
         info.identity,
         info.name,
         info.architecture,
+        episodes=None if session.episodes is None else session.episodes.arrays(),
         **kept,
+    )
+
+
+def new_episodes(engine: Engine, settings: AtlasSettings) -> Episodes | None:
+    """Return an empty store of what is read and said; None where the settings want none."""
+    if not settings.episode_tokens:
+        return None
+    from atlas_kit.episodes.store import LEAST_LIMIT, Episodes
+
+    limit = max(LEAST_LIMIT, settings.episode_tokens)
+    return Episodes(engine.piece, engine.info.n_vocab, limit=limit, vectors=WordVectors(engine))
+
+
+def episodes_of(engine: Engine, state: SessionState, settings: AtlasSettings) -> Episodes | None:
+    """Return the episodes of a state, or an empty store where it has none or another model's.
+
+    Raises
+    ------
+    InvalidParamError
+        They contradict themselves or the vocabulary.
+    """
+    if not settings.episode_tokens or state.episodes is None or state.identity != engine.info.identity:
+        return new_episodes(engine, settings)
+    from atlas_kit.episodes.store import LEAST_LIMIT, Episodes
+
+    limit = max(LEAST_LIMIT, settings.episode_tokens)
+    return Episodes.from_arrays(
+        state.episodes, engine.piece, engine.info.n_vocab, limit=limit, vectors=WordVectors(engine)
     )
 
 
@@ -121,3 +156,62 @@ def _require_fit(memory: TokenMemory, state: SessionState) -> None:
             )
     if config != expected:
         raise InvalidParamError("the memory is not of the kind that its settings describe", key="runtime")
+
+
+def adopt(
+    session: Inside, memory: TokenMemory, tokens: Sequence[int], position: int, output: dict[str, Array],
+    context: bytes | None,
+) -> None:  # fmt: skip
+    """Do ``AtlasSession.adopt``."""
+    n_vocab, n_embd = session.engine.info.n_vocab, session.engine.info.n_embd
+    if any(not 0 <= token < n_vocab for token in tokens):
+        raise InvalidParamError("a token of the context lies outside the vocabulary", key="context")
+    shapes = {"logits": (1, n_vocab), "hidden": (1, n_embd)}
+    if output and {name: array.shape for name, array in output.items()} != shapes:
+        raise InvalidParamError("the last output does not fit this model", key="open")
+    was = session.memory, session._context, session._position, session._last_output, session._owed
+    saved = session.engine.save_sequence(session.sequence) if tokens and session._context else b""
+    session.forget_context()
+    session.memory = memory
+    fits = len(tokens) <= session.engine.n_ctx and (position == len(tokens) or session.engine.info.recurrent)
+    try:
+        exact = fits and context is not None and bool(tokens and output)
+        if exact and session.engine.load_sequence(session.sequence, context or b""):
+            session._context, session._position = list(tokens), position
+            session._last_output = last_output_of(output, tokens[-1])
+            return
+        session.engine.forget(session.sequence)
+        session.run(session._again(list(tokens)[-session.engine.n_ctx :]))
+    except BaseException:
+        session.forget_context()
+        session.memory, session._context, session._position, session._last_output, session._owed = was
+        if session._context and not session.engine.load_sequence(session.sequence, saved):
+            session._owed = [*session._context, *session._owed]  # read again before anything else
+            session._context, session._position, session._last_output = [], 0, None
+        raise
+
+
+def stats_of(session: Inside) -> dict[str, Any]:
+    """Return counts and sizes; see ``AtlasSession.stats``."""
+    counts, memory = session._counts, session.memory
+    scored = max(1, counts.scored)
+    found: dict[str, Any] = {
+        "model": session.engine.info.name,
+        "tokens_read": counts.tokens_read,
+        "tokens_generated": counts.tokens_generated,
+        "read_per_second": _ratio(counts.tokens_read, counts.seconds_reading),
+        "generated_per_second": _ratio(counts.tokens_generated, counts.seconds_generating),
+        "context": len(session._context),
+        "n_ctx": session.engine.n_ctx,
+        "rollovers": counts.rollovers,
+        "loss_model": counts.losses[0] / scored if counts.scored else None,
+        "loss": counts.losses[1] / scored if counts.scored else None,
+        "memory": None,
+    }
+    if memory is not None:
+        found["memory"] = memory.stats()
+    return found
+
+
+def _ratio(count: int, seconds: float) -> float | None:
+    return count / seconds if seconds > 0 else None

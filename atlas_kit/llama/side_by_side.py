@@ -124,7 +124,7 @@ def read_side_by_side(
         corrected[place], log_z[row] = far_off(own[place], corrected[place], lse[row], rest[row])
     behind = np.exp(corrected - ends.spread(log_z))
     expected = ends.sum(behind * change_of(own, corrected))
-    slots, windows, seen = _look_up(memories, directions, current)
+    slots, windows, seen = look_up(memories, directions, current)
     features = gate_features(*seen[:1], entropy, *seen[1:])
     weights = first.weights_of(
         np.concatenate([one.state.gate["w"][None] for one in memories]),
@@ -147,7 +147,7 @@ def _each_dot(vectors: Array, other: Array) -> Array:
     return np.array([vector @ other for vector in vectors], vectors.dtype)
 
 
-def _look_up(
+def look_up(
     memories: Sequence[OneMemory], directions: Array, current: Sequence[int]
 ) -> tuple[list[Slots], list[Ranked], tuple[Array, Array, Array]]:
     """Return what the windows hold, how their slots rank, and the greatest cosine, match length and confidence."""

@@ -25,7 +25,24 @@ from atlas_kit.errors import InvalidParamError, ModelError
 from atlas_kit.llama.output_matrix import OutputRows
 from atlas_kit.llama.reading import NO_SLOTS, Reading, Slots, change_of, far_off, summarize, with_bound
 from atlas_kit.llama.side_by_side import read_side_by_side
-from atlas_kit.memory import Memory, MemoryConfig, MemoryState, Readout, gate_features, match_lengths
+from atlas_kit.llama.whitened_reading import (
+    LIFT,
+    asked_for,
+    bias_step,
+    correct_all,
+    likely,
+    read_whitened,
+)
+from atlas_kit.memory import (
+    Memory,
+    MemoryConfig,
+    MemoryState,
+    Readout,
+    WhitenedMatrix,
+    WhitenedMemory,
+    gate_features,
+    match_lengths,
+)
 from atlas_kit.memory.backend import choose, namespace, quiet, to_host
 from atlas_kit.memory.ranking import Ranked, Ranking
 from atlas_kit.settings.atlas_settings import ADAPTIVE, GATE_FEATURES, AtlasSettings
@@ -46,6 +63,10 @@ ETA_RATE, ETA_BOUND = 0.02, math.log(16)
 SLOPES = 4
 #: What waits for its step to fill, one array each.
 _PENDING = ("hidden", "lse", "token", "top", "features", "probabilities", "slope")
+#: And what only a whitened memory waits with (see ``asked_for``).
+_ASKED = ("gradient", "share")
+#: How far a token's bias moves for a probability that was wrong by 1.
+BIAS_STEP = 0.1
 #: Parts of a configuration that decide what the arrays are, or what they mean.
 _FIXED = (
     "features", "module", "window_size", "omega_window", "chunk_size", "window_dtype", "gate", "ranking",
@@ -120,7 +141,7 @@ class TokenMemory:
         state: MemoryState | None = None,
     ) -> None:
         self.rows, self.settings = rows, settings
-        config = settings.memory_config(rows.n_embd, rows.scale, rows.softcap)
+        config = settings.memory_config(rows.n_embd, rows.scale, rows.softcap, rows.n_vocab)
         self.memory = _memory_of(config, choose(backend).__name__)
         self._checked = False
         self._begin(self.memory.init() if state is None else state)
@@ -137,9 +158,10 @@ class TokenMemory:
         self.recent = np.empty(0, np.int32)
         #: The last tokens that came without being learned: what follows is matched with them all the same.
         self.watched = np.empty(0, np.int64)
-        self._pending: dict[str, list[Array]] = {name: [] for name in _PENDING}
+        self._pending: dict[str, list[Array]] = {name: [] for name in self._waits_with}
         self._waiting = 0
         self._due = False
+        self._lift: Array | None = None
         self._ahead: tuple[Reading, int] | None = None
         self._line: list[int] = []  # the last tokens that were learned, or wait for it
         self.log_eta = 0.0
@@ -151,6 +173,16 @@ class TokenMemory:
     def learns(self) -> bool:
         """Whether there is a learned memory beside the window."""
         return self.settings.learning_rate > 0
+
+    @property
+    def whitened(self) -> WhitenedMemory | None:
+        """The memory, if it is a whitened one."""
+        return self.memory if isinstance(self.memory, WhitenedMemory) else None
+
+    @property
+    def _waits_with(self) -> tuple[str, ...]:
+        """Names of what waits for its step to fill."""
+        return (*_PENDING, *_ASKED) if self.learns and self.settings.whitened else _PENDING
 
     @property
     def count(self) -> int:
@@ -194,11 +226,19 @@ class TokenMemory:
         self.commit()
         if len(hidden) == 1 and self.kind is not None:
             return self._read_one(hidden, logits, int(current[0]))
-        top, lse, entropy = summarize(logits, self.count)
         y, directions = self._answers(hidden)
-        tokens, own, corrected, log_z, before = self._corrected(hidden, logits, top, lse, y)
-        behind = np.exp(corrected - log_z[:, None])
-        expected = (behind * change_of(own, corrected)).sum(axis=1)
+        pull = None
+        if self.learns and self.whitened is not None:
+            _, lse, entropy = summarize(logits, 0)
+            top = np.array([likely(row, self.lift, self.count) for row in logits])
+            tokens, own, corrected, log_z, before, behind, expected, pull = correct_all(
+                self.rows, hidden, logits, top, y, lse, self.bias, self.require_formula, self._matrix
+            )
+        else:
+            top, lse, entropy = summarize(logits, self.count)
+            tokens, own, corrected, log_z, before = self._corrected(hidden, logits, top, lse, y)
+            behind = np.exp(corrected - log_z[:, None])
+            expected = (behind * change_of(own, corrected)).sum(axis=1)
         slots, window = self._look_up(directions, current)
         features = gate_features(window.similarity, entropy, window.length, window.confidence)
         if not self.settings.window_size:
@@ -207,14 +247,14 @@ class TokenMemory:
         weights = self.weights_of(w, features[None], np.array([len(slots.tokens) > 0]))
         return Reading(
             hidden, lse, top, logits, tokens, own, corrected, log_z, before, behind, expected, slots, window,
-            weights, features,
+            weights, features, pull,
         )  # fmt: skip
 
     def _read_one(self, hidden: Array, logits: Array, current: int) -> Reading:
         """Read one token, where it was not read ahead."""
         ahead, self._ahead = self._ahead, None
         if ahead is None or ahead[1] != current or ahead[0].hidden.tobytes() != hidden.tobytes():
-            return read_side_by_side([self], hidden, [logits[0]], [current])[0]
+            return _read_each([self], hidden, [logits[0]], [current])[0]
         found = ahead[0]
         found.hidden, found.logits = hidden, logits  # the very same, but what was given then is the engine's
         return found
@@ -225,6 +265,20 @@ class TokenMemory:
         if not (self.learns and self._looks and self.memory.xp is np):
             return None
         return id(self.memory), id(self.rows), self.settings.candidates, self.settings.blend_ratio
+
+    @property
+    def bias(self) -> Array | None:
+        """What a whitened memory adds to the logits of tokens (n_vocab,), on the host; None: nothing yet."""
+        if not int(self.state.counters["steps"]):
+            return None
+        return np.asarray(to_host(self.state.parameters["bias"])[0])
+
+    @property
+    def lift(self) -> Array | None:
+        """What counts beside the logits when candidates are chosen: the same for a whole step."""
+        if self._lift is None and (bias := self.bias) is not None:
+            self._lift = np.float32(LIFT) * bias
+        return self._lift
 
     def _answers(self, hidden: Array) -> tuple[Array, Array]:
         """Return what the learned memory answers to states (n, n_embd), and as what the window is asked for them."""
@@ -417,8 +471,10 @@ class TokenMemory:
         self.watched = self.watched[:0]
         probabilities, slope = reading.outcome(token, self.memory.config.ranking)
         values = (reading.hidden, reading.lse, token, reading.top, reading.features, probabilities, slope)
+        if reading.pull is not None:
+            values = (*values, *asked_for(reading, token, self.rows))
         copies = [np.array(value) for value in values]  # all of them, or none waits
-        for name, value in zip(_PENDING, copies, strict=True):
+        for name, value in zip(self._waits_with, copies, strict=True):
             self._pending[name].append(value)
         self._waiting += len(token)
         self._line += token.tolist()
@@ -465,12 +521,15 @@ class TokenMemory:
             return
         self._due, self._ahead = False, None
         rows = {name: np.concatenate(parts) for name, parts in self._pending.items()}
-        self._pending = {name: [] for name in _PENDING}
+        self._pending = {name: [] for name in self._waits_with}
         self._waiting = 0
         device = self._on_device
         state, posterior = self._learn_blend(self.state, rows)
         self.recent = np.concatenate((self.recent, rows["token"].astype(np.int32)))[-RECENT:]
-        self._distinct = None
+        self._distinct, self._lift = None, None
+        if self.whitened is not None:
+            self._step(self.whitened, state, rows, posterior)
+            return
         readout = self._readout(rows["top"]) if self.learns else _NoReadout()
         targets = {name: device(rows[name]) for name in ("token", "hidden", "lse")}
         # a memory without a step corrects nothing, but for the rounding of a softcap
@@ -483,6 +542,32 @@ class TokenMemory:
         self._pinned = False  # the new arrays are this memory's alone
         if self._window is not None:
             self._window.append(*self.memory.remembered(self.state, len(rows["token"])))
+
+    def _step(
+        self, memory: WhitenedMemory, state: MemoryState, rows: Mapping[str, Array], posterior: Array
+    ) -> None:
+        """Take the step of a whitened memory; ``rows`` are what waited."""
+        gradient = bias = None
+        if self.learns and memory.is_whitened(state) and len(rows["token"]):
+            if self.settings.blend_ratio == ADAPTIVE and int(state.counters["steps"]):
+                self._adapt(rows["slope"][:, -1] * posterior[:, 1])
+            gradient = self._on_device(rows["gradient"] @ self.rows.evening)
+            bias = bias_step(rows["top"], rows["share"], BIAS_STEP)
+        before = memory.is_whitened(state)
+        self.state = memory.step(
+            state,
+            self._on_device(rows["hidden"]),
+            {name: self._on_device(rows[name]) for name in ("token", "lse")},
+            gradient=gradient,
+            bias=bias,
+            eta=self.learning_rate,
+            donate=not self._pinned,
+        )
+        self._pinned = False
+        if memory.is_whitened(self.state) != before:
+            self._window = None  # all of its keys are others
+        elif self._window is not None:
+            self._window.append(*memory.remembered(self.state, len(rows["token"])))
 
     def _adapt(self, gain: Array) -> None:
         """Move the step size: up while larger corrections would have been better, down while smaller ones.
@@ -578,7 +663,7 @@ class TokenMemory:
             np.asarray(waiting.get(name, getattr(self, name))) for name in ("recent", "log_eta")
         )
         count = len(waiting.get("token", ()))
-        parts = {name: np.asarray(waiting[name]) for name in _PENDING} if count else {}
+        parts = {name: np.asarray(waiting[name]) for name in self._waits_with} if count else {}
         if not self._fits(recent, log_eta, parts, count):
             raise InvalidParamError(
                 "the tokens that waited to be learned do not fit this memory", key="waiting"
@@ -591,8 +676,9 @@ class TokenMemory:
 
     def _fits(self, recent: Array, log_eta: Array, parts: Mapping[str, Array], count: int) -> bool:
         """Tell whether arrays from a file are what ``waiting`` could have returned."""
-        tails = ((self.rows.n_embd,), (), (), (self.count,), (GATE_FEATURES,), (3,), (SLOPES,))
-        shapes = {name: (count, *tail) for name, tail in zip(_PENDING, tails, strict=True)}
+        width = (self.rows.n_embd,)
+        tails = (width, (), (), (self.count,), (GATE_FEATURES,), (3,), (SLOPES,), width, (self.count,))
+        shapes = {name: (count, *tail) for name, tail in zip((*_PENDING, *_ASKED), tails, strict=True)}
 
         def are_tokens(ids: Array) -> bool:
             return ids.dtype.kind in "iu" and (
@@ -621,7 +707,8 @@ class TokenMemory:
         changed = [name for name in changes if getattr(settings, name) != getattr(self.settings, name)]
         if not changed:
             return
-        config = settings.memory_config(self.rows.n_embd, self.rows.scale, self.rows.softcap)
+        rows = self.rows
+        config = settings.memory_config(rows.n_embd, rows.scale, rows.softcap, rows.n_vocab)
         for name in _FIXED:
             if getattr(config, name) != getattr(self.memory.config, name):
                 raise InvalidParamError(
@@ -636,6 +723,10 @@ class TokenMemory:
             top[:, np.arange(self.count) % top.shape[1]] if self.learns else top
             for top in self._pending["top"]
         ]
+        for place, share in enumerate(self._pending.get("share", [])):
+            fitting = np.zeros((len(share), self.count), np.float32)
+            fitting[:, : share.shape[1]] = share[:, : self.count]
+            self._pending["share"][place] = fitting
 
     def stats(self) -> dict[str, Any]:
         """Return counts and sizes as JSON-ready data."""
@@ -683,7 +774,7 @@ def read_ahead(
     for rows in kinds.values():
         if len(rows) > 1:
             group, tokens = [memories[row] for row in rows], [int(current[row]) for row in rows]
-            readings = read_side_by_side(group, hidden[rows], [logits[row] for row in rows], tokens)
+            readings = _read_each(group, hidden[rows], [logits[row] for row in rows], tokens)
             for one, reading, token in zip(group, readings, tokens, strict=True):
                 one._ahead = reading, token
 
@@ -691,4 +782,12 @@ def read_ahead(
 @functools.lru_cache(maxsize=8)
 def _memory_of(config: MemoryConfig, backend: str) -> Memory:
     """Return the memory of a kind: it holds constants and no state, so that sessions may share it."""
-    return Memory(config, backend)
+    return (WhitenedMemory if isinstance(config.module, WhitenedMatrix) else Memory)(config, backend)
+
+
+def _read_each(
+    memories: Sequence[TokenMemory], hidden: Array, logits: Sequence[Array], current: Sequence[int]
+) -> list[Reading]:
+    """Read one token each of memories of one kind."""
+    read = read_side_by_side if memories[0].whitened is None else read_whitened
+    return read(memories, hidden, logits, current)

@@ -6,6 +6,7 @@ Knows an engine and no memories.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from atlas_kit.llama.engine import Floats
 
 if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine
+    from atlas_kit.llama.output_matrix import OutputRows
 
 #: Numbers of a vector at most; wider rows are projected at random, which keeps their angles, roughly: half of what is
 #: gained is lost from 576 to 256.
@@ -25,6 +27,9 @@ TOKENS = 3
 SAMPLE, AT_ONCE = 8192, 2048
 #: How much of the spread in a direction is taken away, and the part of the mean spread that no direction is below.
 WHITENING, FLOOR = 0.25, 0.05
+
+#: What makes vectors of a model's rows, for as long as the model is open.
+_MADE: weakref.WeakKeyDictionary[OutputRows, tuple[Floats, Floats]] = weakref.WeakKeyDictionary()
 
 
 class WordVectors:
@@ -37,7 +42,6 @@ class WordVectors:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._basis: tuple[Floats, Floats] | None = None
 
     def __call__(self, words: Sequence[str]) -> Floats:
         """Return (n, d) float32: rows of length 1, or zeros where a word has too many tokens."""
@@ -61,20 +65,24 @@ class WordVectors:
         found[known] = sums / np.maximum(lengths, np.float32(1e-20))
 
     def _made(self) -> tuple[Floats, Floats]:
-        """The mean row, and (n_embd, d) what makes vectors of rows."""
-        if self._basis is None:
-            output = self._engine.output_rows()
-            random = np.random.default_rng(0)
-            tokens = np.sort(random.choice(output.n_vocab, min(SAMPLE, output.n_vocab), replace=False))
-            rows = np.array(output(tokens))
-            mean = rows.mean(axis=0)
-            rows -= mean
-            projection = np.eye(rows.shape[1], dtype=np.float32)
-            if rows.shape[1] > SIZE:
-                projection = random.standard_normal((rows.shape[1], SIZE), dtype=np.float32)
-            rows = rows @ projection
-            spread, directions = np.linalg.eigh(rows.T @ rows / len(rows))
-            spread = np.maximum(spread, 0)
-            scale = (spread + FLOOR * spread.mean() + 1e-20) ** -WHITENING
-            self._basis = mean, (projection @ (directions * scale)).astype(np.float32)
-        return self._basis
+        """The mean row, and (n_embd, d) what makes vectors of rows: once per model."""
+        output = self._engine.output_rows()
+        if output not in _MADE:
+            _MADE[output] = _directions(output)
+        return _MADE[output]
+
+
+def _directions(output: OutputRows) -> tuple[Floats, Floats]:
+    random = np.random.default_rng(0)
+    tokens = np.sort(random.choice(output.n_vocab, min(SAMPLE, output.n_vocab), replace=False))
+    rows = np.array(output(tokens))
+    mean = rows.mean(axis=0)
+    rows -= mean
+    projection = np.eye(rows.shape[1], dtype=np.float32)
+    if rows.shape[1] > SIZE:
+        projection = random.standard_normal((rows.shape[1], SIZE), dtype=np.float32)
+    rows = rows @ projection
+    spread, directions = np.linalg.eigh(rows.T @ rows / len(rows))
+    spread = np.maximum(spread, 0)
+    scale = (spread + FLOOR * spread.mean() + 1e-20) ** -WHITENING
+    return mean, (projection @ (directions * scale)).astype(np.float32)

@@ -16,7 +16,7 @@ from atlas_kit.memory.features import (
     WinnerTakeAll,
 )
 from atlas_kit.memory.gate import Gate, gate_features
-from atlas_kit.memory.modules import GatedMLP, Matrix, ResidualMLP
+from atlas_kit.memory.modules import GatedMLP, Matrix, ResidualMLP, WhitenedMatrix
 from atlas_kit.memory.muon import newton_schulz
 from atlas_kit.memory.neural_memory import Memory
 from atlas_kit.memory.objectives import L2, CrossEntropy, DotProduct, Readout
@@ -25,6 +25,7 @@ from atlas_kit.memory.schedules import Schedule
 from atlas_kit.memory.sessions import LearningReport
 from atlas_kit.memory.state import MemoryState, snapshot, stack
 from atlas_kit.memory.statistics import distance, merge, statistics
+from atlas_kit.memory.whitened import WhitenedMemory
 from atlas_kit.memory.window import CacheRead
 
 __all__ = [
@@ -48,6 +49,8 @@ __all__ = [
     "Readout",
     "ResidualMLP",
     "Schedule",
+    "WhitenedMatrix",
+    "WhitenedMemory",
     "WinnerTakeAll",
     "distance",
     "gate_features",

@@ -403,7 +403,88 @@ class GatedMLP:
         return {"W_in": (x, dz), "W_gate": (x, dh), "W_out": (h, dy)}
 
 
-MODULES: dict[str, type] = {module.kind: module for module in (Matrix, ResidualMLP, GatedMLP)}
+@dataclass(frozen=True)
+class WhitenedMatrix:
+    """The linear memory beside a language model: ``M(s) = phi W`` of states s, ``x = (s - origin) P``, ``phi = x`` cut
+    to a length of ``MOST_LENGTH``.
+
+    P and origin are made from the first ``after`` states that come, so that x has about the same variance in all of its
+    directions and about the length 1; the first numbers of x are the window's key. Until then W is zero and P is random.
+    ``bias`` is added to the logits of tokens. ``WhitenedMemory`` reads it and learns; other memories cannot.
+
+    Parameters
+    ----------
+    rank
+        Directions that x has, at most as many as a state has numbers.
+    tokens
+        Tokens that have a bias each; 0: none.
+    after
+        States from which the whitening is made.
+
+    Raises
+    ------
+    InvalidParamError
+        For a number out of range.
+    """
+
+    kind: ClassVar[str] = "whitened-matrix"
+
+    rank: int = 128
+    tokens: int = 0
+    after: int = 512
+
+    def __post_init__(self) -> None:
+        for name, least in (("rank", 1), ("tokens", 0), ("after", 2)):
+            value = getattr(self, name)
+            if not is_whole(value, least):
+                raise InvalidParamError(
+                    f"{name} is {value!r}, not a whole number of at least {least}", key=name
+                )
+
+    def shapes(self, d_in: int, d_out: int) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each parameter, without leading axes; ``d_in`` does not matter."""
+        rank = min(self.rank, d_out)
+        shapes = {"W": (rank, d_out), "P": (d_out, rank), "origin": (1, d_out)}
+        return {**shapes, "bias": (1, self.tokens)} if self.tokens else shapes
+
+    def init(self, d_in: int, d_out: int, seed: int) -> dict[str, Array]:
+        """Return start values, float64 on the host: zeros, and random directions P."""
+        values = {name: np.zeros(shape) for name, shape in self.shapes(d_in, d_out).items()}
+        shape = values["P"].shape
+        values["P"] = random_normal(seed, "whitened-matrix/P", shape) / math.sqrt(shape[1])
+        return values
+
+    def forward(self, params: Mapping[str, Array], x: Array) -> tuple[Array, tuple[Any, ...]]:
+        """Read states x (..., n, d_out) as y (..., n, d_out); there is no way back, so the cache is empty."""
+        phi = cut((x - params["origin"]) @ params["P"])
+        return phi @ params["W"], ()
+
+    def factors(self, params: Mapping[str, Array], cache: tuple[Any, ...], dy: Array) -> dict[str, Factors]:
+        """Raise ``InvalidParamError``: whitened memories are learned by ``WhitenedMemory`` alone."""
+        raise InvalidParamError(
+            "a whitened memory learns beside a language model only",
+            key="module",
+            hint="Choose another module, or use WhitenedMemory.",
+        )
+
+
+#: Whitened states have about the length 1; longer ones than this are cut, so that none takes a step far too large.
+MOST_LENGTH = 2.0
+
+
+def cut(x: Array) -> Array:
+    """Return vectors x (..., d), those longer than ``MOST_LENGTH`` at that length.
+
+    >>> cut(np.array([[0.0, 4.0], [0.5, 0.0]])).tolist()
+    [[0.0, 2.0], [0.5, 0.0]]
+    """
+    xp = namespace(x)
+    length = xp.sqrt(xp.einsum("...d,...d->...", x, x))
+    scale = MOST_LENGTH / xp.maximum(length, MOST_LENGTH)
+    return x * scale[..., None].astype(x.dtype)
+
+
+MODULES: dict[str, type] = {module.kind: module for module in (Matrix, ResidualMLP, GatedMLP, WhitenedMatrix)}
 
 
 def _transposed(matrix: Array) -> Array:

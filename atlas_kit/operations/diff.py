@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import is_utf8, loads, named, plain
 from atlas_kit.errors import InvalidParamError
+from atlas_kit.operations.episodes import is_of_episodes
 from atlas_kit.operations.inputs import Opened, open_given
 from atlas_kit.operations.tensor_numbers import Difference, difference, entry_numbers
+from atlas_kit.persistence.entry_keys import EPISODES
 from atlas_kit.storage.given import Given, Progress
 from atlas_kit.storage.keys import Keys
 
@@ -122,9 +124,12 @@ def _diff_memories(
 ) -> None:
     first, second = a.memory, b.memory
     _diff_header(first, second, options, result)
+    apart = _diff_episodes(first, second, result)
     removed: dict[str, Entry] = {}
     total = len(first)
     for number, entry in enumerate(first.entries()):
+        if apart and is_of_episodes(entry.key):
+            continue
         other = second.get(entry.key)
         if other is None:
             removed[entry.key] = entry
@@ -135,11 +140,35 @@ def _diff_memories(
         if progress:
             progress("comparing entries", number + 1, total)
     added = {entry.key: entry for entry in second.entries() if entry.key not in first}
+    added = {key: entry for key, entry in added.items() if not (apart and is_of_episodes(key))}
     _name_renamed(removed, added, result)
     result.changes += [_gone(entry) for entry in removed.values()]
     result.changes += [_come(entry) for entry in added.values()]
     if options.strict:
         _diff_order(first, second, result)
+
+
+def _diff_episodes(first: MemoryFile, second: MemoryFile, result: Comparison) -> bool:
+    """Compare what was read and said, and tell whether that is done; else the entries are compared one by one."""
+    from atlas_kit.errors import AtlasError
+    from atlas_kit.operations.episodes import counted_changes
+    from atlas_kit.persistence.episode_entries import read_episodes
+
+    if EPISODES not in first and EPISODES not in second:
+        return False
+    try:
+        before, after = read_episodes(first), read_episodes(second)
+    except AtlasError:
+        return False
+    if before is None and after is None:
+        return False
+    details: list[tuple[str, Any, Any]] = [*counted_changes(before, after)]
+    what = "added" if before is None else "removed" if after is None else "changed"
+    if details or what != "changed":
+        result.changes.append(Change(what, "entry", EPISODES, details))
+    else:
+        result.same += 1
+    return True
 
 
 def _diff_header(first: MemoryFile, second: MemoryFile, options: DiffOptions, result: Comparison) -> None:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import InvalidParamError, KeyNotFoundError, Remedy
 from atlas_kit.operations.inputs import Opened, open_given
+from atlas_kit.persistence.entry_keys import EPISODES
 from atlas_kit.storage.given import Given
 from atlas_kit.storage.keys import Keys
 
 if TYPE_CHECKING:
     from atlas_kit.formats.gguf import GGUFFile
+    from atlas_kit.operations.forget import Words
 
 #: ``chunks`` is looked at this far to see whether a value is text.
 PEEK = 1 << 12
@@ -39,8 +41,15 @@ class Value:
 
 
 @contextmanager
-def get_value(given: Given, key: str, keys: Keys | None = None) -> Iterator[Value]:
+def get_value(
+    given: Given, key: str, keys: Keys | None = None, *, words: Words | None = None
+) -> Iterator[Value]:
     """Open a file and find one value in it; the value can be read inside the ``with`` block.
+
+    Parameters
+    ----------
+    words
+        The words of a model's tokens: ``episodes`` is then what was read and said, as text.
 
     Raises
     ------
@@ -48,7 +57,10 @@ def get_value(given: Given, key: str, keys: Keys | None = None) -> Iterator[Valu
         There is no such key; the hint names similar ones.
     """
     with open_given(given, keys) as opened:
-        yield _of_model(opened.gguf, key) if opened.kind == "gguf" else _of_memory(opened, key)
+        if opened.kind == "gguf":
+            yield _of_model(opened.gguf, key)
+        else:
+            yield _of_memory(opened, key) if words is None else _as_text(opened, key, words)
 
 
 def _of_memory(opened: Opened, key: str) -> Value:
@@ -66,6 +78,32 @@ def _of_memory(opened: Opened, key: str) -> Value:
     is_text = entry.dtype_id == 0 and _looks_like_text(next(iter(entry.chunks()), b""))
     array = (lambda: entry.array(verify=True)) if entry.dtype_id else None
     return Value(entry.key, entry.chunks, entry.size, is_text, info, array)
+
+
+def _as_text(opened: Opened, key: str, words: Words) -> Value:
+    """Return what was read and said as text: before each document and turn a line that says what it is."""
+    from atlas_kit.codecs.quantities import utc
+    from atlas_kit.operations.episodes import texts_of
+    from atlas_kit.persistence.episode_entries import read_episodes
+
+    if key != EPISODES:
+        raise InvalidParamError(
+            f"only the entry {EPISODES} is turned into words", key=key, hint="Leave the model out."
+        )
+    arrays = read_episodes(opened.memory)
+    if arrays is None:
+        raise not_found(key, opened.memory, opened.name)
+
+    def chunks() -> Iterator[bytes]:
+        for one in texts_of(arrays, words):
+            place = f" {one.source}:{one.line}" if one.source else ""
+            head = f"[{one.kind}{place}, {utc(one.time_ms // 1000)}]"
+            yield f"{head}\n{one.text.rstrip()}\n\n".encode("utf-8", "replace")
+
+    def info() -> dict[str, Any]:
+        return {"key": key, "episodes": [one.to_json() for one in texts_of(arrays, words)]}
+
+    return Value(key, chunks, None, True, info)
 
 
 def _looks_like_text(start: bytes) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from atlas_kit.codecs.json_text import named
 from atlas_kit.codecs.numbers import Array
+from atlas_kit.episodes import Episodes, Kind
 from atlas_kit.errors import AtlasError, InvalidParamError
 from atlas_kit.llama.session import AtlasSession
 from atlas_kit.persistence.auto_save import AutoSave
@@ -33,11 +34,17 @@ class Document:
         In bytes; None where nobody knows.
     done
         Bytes learned so far, roughly.
+    again
+        Whether it can be read more than once.
+    source
+        What it is called where it is found again.
     """
 
     def __init__(self, name: str) -> None:
         self.name, self.done = name, 0
         self.size = None if name == STDIN or not os.path.isfile(name) else os.path.getsize(name)
+        self.again = self.size is not None
+        self.source = "" if name == STDIN else name
 
     def check(self) -> None:
         """Raise what ``pieces`` would raise at once; standard input is left alone.
@@ -156,13 +163,17 @@ class Read:
 
 @dataclass
 class Learned:
-    """What ``learn`` did: the documents, all of them together, how often it was saved, and whether it was stopped."""
+    """What ``learn`` did: the documents, all of them together, how often it was saved, and whether it was stopped.
+
+    ``stored`` are the tokens that can be asked about now, those of earlier times included.
+    """
 
     documents: list[Read]
     total: Read
     memory: dict[str, Any]
     saves: int = 0
     interrupted: bool = False
+    stored: int = 0
 
     exit_code = 0
 
@@ -171,7 +182,12 @@ class Learned:
         total = self.total.to_json()
         file = {name.replace("path", "memory_file"): total.pop(name) for name in [*total] if "path" in name}
         documents = [document.to_json() for document in self.documents]
-        rest = {"saves": self.saves, "interrupted": self.interrupted, "memory": self.memory}
+        rest: dict[str, Any] = {
+            "saves": self.saves,
+            "interrupted": self.interrupted,
+            "stored": self.stored,
+            "memory": self.memory,
+        }
         return {**file, **total, "documents": documents, **rest}
 
 
@@ -195,8 +211,12 @@ def learn(
     save_every: int = 10_000,
     progress: Callable[[Told], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
+    store_only: bool = False,
 ) -> Learned:
     """Read documents one after the other; the memory stays, the model's context is emptied between them.
+
+    Files are stored first, all of them, which takes seconds and saves once: from then on they can be asked about,
+    while the memory learns them. Standard input is stored as it is read.
 
     Parameters
     ----------
@@ -207,6 +227,8 @@ def learn(
         Of the memory's file, for the result.
     stop
         Asked between batches; True ends the reading.
+    store_only
+        Store the documents, and let the memory learn nothing.
 
     Raises
     ------
@@ -217,15 +239,24 @@ def learn(
         raise InvalidParamError(f"save_every is {save_every}", key="save_every", hint="Choose at least 1.")
     assert session.memory is not None
     result, policy = Learned([], Read(name), {}), AutoSave(tokens=save_every)
+    documents = list(documents)
+    stored = _stored(session, documents, store_only, stop)
+    if any(stored.values()):
+        trouble = _saved(save, result)
+        if trouble is not None and store_only:
+            raise trouble
+        if trouble is not None and progress is not None:
+            progress(Told(documents[0], Read(documents[0].name), result.total, trouble))
     try:
-        for document in documents:
+        for document in [] if store_only else documents:
             result.interrupted = result.interrupted or stop()
             if result.interrupted:
                 break
             read = Read(document.name)
             result.documents.append(read)
             session.forget_context()
-            _read(session, document, read, result, save, policy, progress, stop)
+            kind = None if id(document) in stored else Kind.DOCUMENT
+            _read(session, document, read, result, save, policy, progress, stop, kind)
             if progress is not None:
                 progress(Told(document, read, result.total, ended=True))
     except (AtlasError, OSError):
@@ -236,12 +267,13 @@ def learn(
         save()
         result.saves += 1
     result.memory = session.memory.stats()
+    result.stored = 0 if session.episodes is None else len(session.episodes)
     return result
 
 
 def _read(
     session: AtlasSession, document: Document, read: Read, result: Learned, save: Callable[[], None],
-    policy: AutoSave, progress: Callable[[Told], None] | None, stop: Callable[[], bool],
+    policy: AutoSave, progress: Callable[[Told], None] | None, stop: Callable[[], bool], kind: Kind | None,
 ) -> None:  # fmt: skip
     total = result.total
     for text in document.pieces():
@@ -253,7 +285,7 @@ def _read(
                 return
             started = time.perf_counter()
             part = tokens[at : at + session.engine.n_batch]
-            fed = session.feed(part)
+            fed = session.feed(part, kind=kind, source=document.source)
             seconds = time.perf_counter() - started
             document.done = before + size * (at + len(part)) // len(tokens)
             for count in (read, total):
@@ -265,6 +297,42 @@ def _read(
                     policy.saved(total.tokens)
             if progress is not None:
                 progress(Told(document, read, total, trouble))
+
+
+def _stored(
+    session: AtlasSession, documents: list[Document], every: bool, stop: Callable[[], bool]
+) -> dict[int, int]:
+    """Store documents, so that they can be asked about; return how many tokens each was, by its ``id``.
+
+    Those that can be read only once are left to be stored when they are learned, unless it is ``every``. What cannot
+    be read is left, too: whoever learns it says so in its turn.
+    """
+    found: dict[int, int] = {}
+    for document in documents:
+        if not (document.again or every) or stop():
+            continue
+        try:
+            tokens = [token for text in document.pieces() for token in session.engine.tokenize(text)]
+        except AtlasError:
+            if every:
+                raise
+            continue
+        known = session.episodes is None or _is_stored(session.episodes, document.source, tokens)
+        found[id(document)] = 0 if known else len(tokens)
+        if not known:
+            session.remember(Kind.DOCUMENT, tokens, document.source)
+    return found
+
+
+def _is_stored(episodes: Episodes, source: str, tokens: list[int]) -> bool:
+    """Tell whether the last that was stored of a source is the same text."""
+    for episode in reversed(episodes.episodes):
+        if episode.kind == Kind.DOCUMENT and episode.source == source:
+            return (
+                episode.stop - episode.start == len(tokens)
+                and episodes.tokens(episode.start, episode.stop) == tokens
+            )
+    return False
 
 
 def _saved(save: Callable[[], None], result: Learned) -> AtlasError | None:

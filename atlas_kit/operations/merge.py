@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError
+from atlas_kit.operations.episodes import is_of_episodes
 from atlas_kit.operations.inputs import Opened, open_given
 from atlas_kit.operations.outputs import Output, write_memory_file
+from atlas_kit.persistence.entry_keys import EPISODES
 from atlas_kit.storage.given import Given, check_output
 from atlas_kit.storage.keys import Keys
 
@@ -93,8 +95,12 @@ def _merge(opened: list[Opened], output: Output, prefer: str, version: int | Non
     made = MemoryFile(version=version, **(keys.for_writing() if version == 3 else {}))
     conflicts: dict[str, Conflict] = {}
     owner: dict[str, int] = {}
+    notes: list[str] = []
+    kept = _join_episodes(opened, made, prefer, notes)
     for number, one in enumerate(opened):
         for entry in one.memory.entries():
+            if kept is not None and kept != number and is_of_episodes(entry.key):
+                continue
             held = made.get(entry.key)
             if held is None:
                 made.set(entry.key, entry)
@@ -105,12 +111,43 @@ def _merge(opened: list[Opened], output: Output, prefer: str, version: int | Non
             if wins:
                 made.set(entry.key, entry)
                 owner[entry.key] = number
-    notes = _header(made, opened, prefer)
+    notes += _header(made, opened, prefer)
     name = os.fsdecode(output) if isinstance(output, (str, os.PathLike)) else "-"
     counts = [sum(1 for value in owner.values() if value == n) for n in range(len(opened))]
     taken = [(one.name, count) for one, count in zip(opened, counts, strict=True)]
     total = len(made)
     return Merged(name, total, write_memory_file(made, output), taken, list(conflicts.values()), notes)
+
+
+def _join_episodes(opened: list[Opened], made: Any, prefer: str, notes: list[str]) -> int | None:
+    """Put the episodes of several inputs together into the output.
+
+    Returns the number of the input whose own are taken instead, -1 where none's are, and None where at most one input
+    has any.
+    """
+    from atlas_kit.operations.episodes import joined
+    from atlas_kit.persistence.episode_entries import put_episodes, read_episodes
+
+    having = [n for n, one in enumerate(opened) if EPISODES in one.memory]
+    if len(having) < 2:
+        return None
+    found = [(n, read_episodes(opened[n].memory)) for n in having]
+    several = [(n, arrays) for n, arrays in found if arrays is not None]
+    if len(several) < 2:
+        return None
+    hashes = {opened[n].memory.model_hash for n, _ in several if any(opened[n].memory.model_hash)}
+    if len(hashes) > 1:  # the numbers of their tokens mean other words
+        times = {n: opened[n].memory.modified for n, _ in several}
+        chosen = several[0][0] if prefer == "first" else several[-1][0]
+        chosen = max(times, key=lambda n: (times[n], n)) if prefer == "newest" else chosen
+        notes.append(
+            f"what was read and said is that of {opened[chosen].name}: the others' models are others"
+        )
+        return chosen
+    arrays = joined([arrays for _, arrays in several])
+    put_episodes(made, arrays)
+    notes.append(f"what was read and said was joined: {len(arrays):,} tokens of {len(several)} inputs")
+    return -1
 
 
 def _record(

@@ -139,6 +139,20 @@ def _repair(
         if not keys.ask_for(source.name):
             raise
         result.rescue = rescue()
+    if path is not None:
+        _mend_episodes(path, keys, result.rescue, durable)
+
+
+def _mend_episodes(path: Any, keys: Keys, rescue: RescueResult, durable: bool) -> None:
+    """Put together again what is left of the episodes in a file that was rescued: some of their parts may be lost."""
+    from atlas_kit.formats.atlas import MemoryFile
+    from atlas_kit.operations.episodes import mend_episodes
+
+    with MemoryFile.open(path, **keys.options()) as memory:
+        note = mend_episodes(memory)
+        if note is not None:
+            rescue.notes.append(note)
+            memory.save(durable=durable)
 
 
 def _mend(source: Source, path: Any, options: RepairOptions, progress: Progress | None) -> MendResult:

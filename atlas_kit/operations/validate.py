@@ -157,7 +157,25 @@ def _check_atlas(source: Source, keys: Keys) -> list[Finding]:
     from atlas_kit.formats.opening import ask_if_encrypted
 
     ask_if_encrypted(source, keys)
-    return check_atlas(source, **keys.options())
+    findings = check_atlas(source, **keys.options())
+    return (
+        findings if any(one.severity == "error" for one in findings) else findings + _episodes(source, keys)
+    )
+
+
+def _episodes(source: Source, keys: Keys) -> list[Finding]:
+    """Return what is wrong with what was read and said in a file that is whole as a file."""
+    from atlas_kit.formats.atlas import MemoryFile
+    from atlas_kit.persistence.entry_keys import EPISODES
+
+    if source.read_upto(4, 1) == b"\3" and not keys.given:
+        return []
+    with MemoryFile.open(source, **keys.options()) as memory:
+        if EPISODES not in memory:
+            return []
+        from atlas_kit.operations.episodes import check_episodes
+
+        return check_episodes(memory)
 
 
 def _as_finding(error: AtlasError) -> Finding:

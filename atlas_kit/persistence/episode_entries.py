@@ -209,8 +209,7 @@ def read_episodes(file: MemoryFile) -> EpisodeArrays | None:
     found: dict[str, list[Array]] = {row.name: [np.zeros(0, row.type)] for row in PART_ARRAYS}
     before = 0
     for number in description["parts"]:
-        part = _part(file, number)
-        _require_place(file, number, part)
+        part = read_part(file, number)
         for name, array in part.items():
             known.add(part_key(number, name))
             shift = before if name.endswith("_start") else 0
@@ -290,28 +289,30 @@ def _described(file: MemoryFile) -> dict[str, Any] | None:
     return document
 
 
-def _part(file: MemoryFile, number: int) -> dict[str, Array]:
+def read_part(file: MemoryFile, number: int) -> dict[str, Array]:
+    """Read the arrays of one part, in which starts count from the part's first token.
+
+    Raises
+    ------
+    FileCorruptError
+        One is damaged, of another type, or too large.
+    """
     part = {row.name: _read(file, part_key(number, row.name), row) for row in PART_ARRAYS}
     tokens = len(part["tokens"])
     if not 0 < tokens <= PART_TOKENS:
-        key = part_key(number, "tokens")
         raise _damaged(
-            file, key, f"a part of episodes has 1 to {PART_TOKENS:,} tokens, and this one has {tokens:,}"
+            file,
+            part_key(number, "tokens"),
+            f"a part of episodes has 1 to {PART_TOKENS:,} tokens, and this one has {tokens:,}",
         )
-    for name, limit in (("block_start", tokens), ("episode_start", tokens)):
-        starts = part[name]
-        if len(starts) and int(starts.max()) >= limit:
-            raise _damaged(file, part_key(number, name), f"a start lies behind the part's {limit:,} tokens")
-    return part
-
-
-def _require_place(file: MemoryFile, number: int, part: dict[str, Array]) -> None:
-    """See that the episodes of a part begin where it is."""
-    places = part["position"]
-    if len(places) and not (places // PART_TOKENS == number).all():
+    for name in ("block_start", "episode_start"):
+        if len(part[name]) and int(part[name].max()) >= tokens:
+            raise _damaged(file, part_key(number, name), f"a start lies behind the part's {tokens:,} tokens")
+    if (part["position"] // PART_TOKENS != number).any():
         raise _damaged(
             file, part_key(number, "position"), "an episode does not begin in the part that holds it"
         )
+    return part
 
 
 def _read(file: MemoryFile, key: str, row: tables.KeptRow) -> Array:

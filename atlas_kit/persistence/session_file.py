@@ -38,7 +38,12 @@ OPENS = 4
 
 
 def write_session_state(
-    path: StrPath, state: SessionState, *, metadata: Mapping[str, Any] | None = None, **options: Any
+    path: StrPath,
+    state: SessionState,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    read_from: MemoryFile | None = None,
+    **options: Any,
 ) -> MemoryDescription:
     """Write a state into a ``.atlas`` file; other entries of the file stay, and it is replaced whole.
 
@@ -50,6 +55,8 @@ def write_session_state(
         The file.
     metadata
         Whatever JSON can say that should stay beside it.
+    read_from
+        The opened file that the state was read from: nothing is written over what somebody else has saved since.
     options
         Those of ``save_memory``: ``version``, ``codec``, ``dtype``, ``backup``, ``passphrase`` and others.
 
@@ -57,12 +64,29 @@ def write_session_state(
     ------
     WrongModelError
         When the file holds the memory of another model, unless ``force=True``.
+    ConflictError
+        When somebody else has written to ``read_from`` meanwhile.
     InvalidParamError
         When the state was put together by hand and could not be read back.
     """
     from atlas_kit.persistence.snapshot import save_memory
 
-    return save_memory(path, state.config, state.memory, **_in_file(state, metadata, options), **options)
+    beside = _in_file(state, metadata, options)
+    put = beside.pop("further")
+
+    def further(file: MemoryFile) -> bool:
+        if read_from is not None and _place_of(file) != _place_of(read_from):
+            raise ConflictError(
+                "another process changed the file since it was read", path=file.path, hint="Try again."
+            )
+        return bool(put(file))
+
+    return save_memory(path, state.config, state.memory, further=further, **beside, **options)
+
+
+def _place_of(file: MemoryFile) -> tuple[int, ...] | None:
+    """Return what changes whenever a file is replaced or written to: of an opened one, as it was then."""
+    return None if file.store is None else file.store.source.identity
 
 
 def session_state_bytes(
@@ -375,8 +399,10 @@ def _require_aligned(found: Mapping[str, Array]) -> None:
 
     rows = [row for row in WAITING if row.shape[:1] == ("n",)]
     there = [row for row in rows if row.name in found]
-    if there and len(there) < len(rows):
-        raise ValueError(f'the array "{min(r.name for r in rows if r.name not in found)}" is missing')
+    whitened = any(row.whitened for row in there)
+    missing = [row.name for row in rows if row.name not in found and (whitened or not row.whitened)]
+    if there and missing:
+        raise ValueError(f'the array "{min(missing)}" is missing')
     for row in WAITING:
         array = found.get(row.name)
         if array is not None and array.ndim != len(row.shape):

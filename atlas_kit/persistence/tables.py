@@ -91,15 +91,20 @@ RUNTIME_FIELDS = (
 
 @dataclass(frozen=True)
 class KeptRow:
-    """One array that a session keeps as JSON: its name, NumPy's type, shape in words, what it is."""
+    """One array that a session keeps as JSON: its name, NumPy's type, shape in words, what it is.
+
+    ``whitened``: only memories on whitened states have it.
+    """
 
     name: str
     type: str
     shape: tuple[str, ...]
     note: str
+    whitened: bool = False
 
 
-#: The arrays in ``waiting``. Those with ``n`` rows are all there, or none; the others have a default: nothing, zero.
+#: The arrays in ``waiting``. Those with ``n`` rows are all there, or none (some only where states are whitened); the
+#: others have a default: nothing, zero.
 WAITING = (
     KeptRow("hidden", "float32", ("n", "width"), "the model's last hidden state at a token"),
     KeptRow("lse", "float64", ("n",), "log-sum-exp of its logits"),
@@ -108,6 +113,10 @@ WAITING = (
     KeptRow("features", "float64", ("n", "5"), "what the gate looks at"),
     KeptRow("probabilities", "float64", ("n", "3"), "of the token that came: model, with memory, window"),
     KeptRow("slope", "float64", ("n", "4"), "three derivatives of the ranking, and that of the step size"),
+    KeptRow("gradient", "float32", ("n", "width"), "if whitened: the gradient of the answer", True),
+    KeptRow(
+        "share", "float32", ("n", "candidates"), "if whitened: the gradient of the logits of `top`", True
+    ),
     KeptRow("recent", "int32", ("at most 1024",), "tokens that came lately, oldest first"),
     KeptRow("log_eta", "float64", (), "log of the factor by which the step size has moved"),
 )
@@ -195,7 +204,8 @@ def runtime_schema() -> dict[str, Any]:
     names = ("name", "architecture", "identity")
     properties["model"] |= {"properties": {name: {"type": "string"} for name in names}, "required": [*names]}
     properties["waiting"]["properties"] = of_arrays(WAITING)
-    properties["waiting"]["dependentRequired"] = {"token": [r.name for r in WAITING if r.shape[:1] == ("n",)]}
+    together = [row for row in WAITING if row.shape[:1] == ("n",)]
+    properties["waiting"]["dependentRequired"] = {"token": [row.name for row in together if not row.whitened]}
     properties["context"]["items"] = {"type": "integer", "minimum": 0}
     properties["open"] |= {"properties": of_arrays(OPEN), "required": [row.name for row in OPEN]}
     array = {
@@ -216,6 +226,26 @@ def runtime_schema() -> dict[str, Any]:
         "required": [row.name for row in RUNTIME_FIELDS if not row.optional],
         "dependentRequired": {"context": ["position", "open"]},
         "$defs": {"array": array},
+    }
+
+
+def episodes_schema() -> dict[str, Any]:
+    """Return the JSON schema (draft 2020-12) of the description of episodes."""
+    properties: dict[str, dict[str, Any]] = {
+        row.name: {"type": _SCHEMA_TYPES[row.type], "description": row.note} for row in EPISODES_FIELDS
+    }
+    properties["format"]["const"] = EPISODES_FORMAT
+    properties["version"]["const"] = EPISODES_VERSION
+    for name in ("tokens", "end", "dropped"):
+        properties[name]["minimum"] = 0
+    properties["parts"] |= {"items": {"type": "integer", "minimum": 0}, "uniqueItems": True}
+    properties["sources"] |= {"items": {"type": "string", "maxLength": 1024}, "uniqueItems": True}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "episodes: what was read and said, in a .atlas file",
+        "type": "object",
+        "properties": properties,
+        "required": [row.name for row in EPISODES_FIELDS],
     }
 
 

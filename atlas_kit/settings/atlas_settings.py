@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 ADAPTIVE = "adaptive"
 #: What the gate looks at (see ``gate_features``), and how quickly it learns.
 GATE_FEATURES, GATE_RATE = 5, 0.2
-FEATURES = ("polynomial", "sparse", "fourier")
+WHITENED = "whitened"
+FEATURES = (WHITENED, "polynomial", "sparse", "fourier")
+#: What the gate starts from beside a whitened memory, for the learned part and the window: what it came to on several
+#: texts, with little weight for a window that is still short.
+GATE_START = ((0.0, 0.0, 0.3, 0.0, 0.0), (-2.0, 0.3, 0.0, 1.0, 1.5))
+WHITENED_AFTER = 512  #: tokens whose states say how to whiten
+RECALLS = ("auto", "off", "always")
 STEPS = 16  #: tokens per step of the learned memory, where nothing else is chosen
 
 
@@ -100,12 +106,21 @@ class AtlasSettings:
     blend_ratio: float | str = _row(
         ADAPTIVE, "weight of the window's prediction; adaptive: learned while reading", 0.0, 1.0, ADAPTIVE
     )
-    features: str = _row("polynomial", "feature map of the learned memory", None, None, *FEATURES)
+    features: str = _row("polynomial", "features of the learned memory", None, None, *FEATURES)
+    memory_rank: int = _row(128, "directions of the states that a whitened memory learns on", 1, 4096)
     omega_window: int = _row(64, "tokens that one gradient looks at: c of the Omega rule", 1, 1024)
     chunk_size: int = _row(STEPS, "tokens per step of the learned memory", 1, 256)
     sharpness: float = _row(14.0, "theta of the softmax over cosines in the window; learned from there", 0.01, 1000.0)
     ranking: bool = _row(True, "also rank the window by what preceded and by age, learned while reading")
     candidates: int = _row(256, "most likely tokens whose logits the memory corrects; 0: all", 0, 1 << 24)
+    episode_tokens: int = _row(
+        1_000_000, "tokens of what was read and said that are kept to be asked about; 0: none", 0, 1 << 30
+    )
+    recall: str = _row(
+        "auto", "read again what helps with a question: auto, off, or always the best", None, None, *RECALLS
+    )
+    recall_segments: int = _row(1, "pieces that are read again for a question at most", 1, 16)
+    recall_gate: float = _row(1.0, "nats per token of the question that a piece must gain", -100.0, 100.0)
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -117,6 +132,11 @@ class AtlasSettings:
                 key="omega_window",
                 hint=f"Choose at least {self.chunk_size}, or a smaller chunk_size.",
             )
+        if self.whitened and self.use_muon:
+            raise InvalidParamError(
+                "use_muon is for the paper's forms of the learned memory, and a whitened one is not",
+                key="use_muon", hint="Choose features polynomial, sparse or fourier as well.",
+            )  # fmt: skip
         if not self.window_size and not self.learning_rate:
             raise InvalidParamError(
                 "window_size and learning_rate are both 0, so there is no memory", key="window_size"
@@ -183,10 +203,18 @@ class AtlasSettings:
             error.path = os.fspath(path)
             raise
 
-    def memory_config(self, n_embd: int, scale: float = 1.0, softcap: float | None = None) -> MemoryConfig:
+    @property
+    def whitened(self) -> bool:
+        """Whether states are whitened: the learned memory is the cheap one then, and not one of the paper's."""
+        return self.features == WHITENED
+
+    def memory_config(
+        self, n_embd: int, scale: float = 1.0, softcap: float | None = None, n_vocab: int = 0
+    ) -> MemoryConfig:
         """Return the memory that corrects a final hidden state of ``n_embd`` numbers.
 
-        ``scale`` and ``softcap`` are what the model does to its logits (see ``CrossEntropy``).
+        ``scale`` and ``softcap`` are what the model does to its logits (see ``CrossEntropy``), ``n_vocab`` how many
+        of them there are.
 
         Raises
         ------
@@ -195,6 +223,8 @@ class AtlasSettings:
         """
         from atlas_kit.memory import CrossEntropy, Features, Gate, MemoryConfig
 
+        if self.whitened:
+            return self._whitened_config(n_embd, scale, softcap, n_vocab)
         learns = self.learning_rate > 0
         projection = self.memory_dim if self.memory_dim < n_embd else None
         return MemoryConfig(
@@ -211,6 +241,32 @@ class AtlasSettings:
             window_size=self.window_size,
             window_dtype="float16",
             gate=Gate(1 + learns + (self.window_size > 0), GATE_FEATURES, rate=GATE_RATE),
+            ranking=self._ranking() if self.window_size else None,
+            warmup_tokens=self.warmup_tokens if learns else NEVER,
+        )
+
+    def _whitened_config(
+        self, n_embd: int, scale: float, softcap: float | None, n_vocab: int
+    ) -> MemoryConfig:
+        from atlas_kit.memory import CrossEntropy, Features, Gate, MemoryConfig, WhitenedMatrix
+
+        learns = self.learning_rate > 0
+        key = min(self.memory_dim, n_embd)
+        rank = min(max(self.memory_rank, key), n_embd) if learns else key
+        start = (*([GATE_START[0]] * learns), *([GATE_START[1]] * (self.window_size > 0)))
+        return MemoryConfig(
+            n_embd,
+            n_embd,
+            Features(_map_of("identity"), projection=key if key < n_embd else None),
+            WhitenedMatrix(rank, n_vocab if learns else 0, WHITENED_AFTER),
+            CrossEntropy(scale, softcap),
+            eta=self.learning_rate,
+            omega_window=WHITENED_AFTER + 1,  # states that are kept, to whiten them
+            chunk_size=self.chunk_size,
+            step="chunk",
+            window_size=self.window_size,
+            window_dtype="float16",
+            gate=Gate(1 + learns + (self.window_size > 0), GATE_FEATURES, rate=GATE_RATE, start=start),
             ranking=self._ranking() if self.window_size else None,
             warmup_tokens=self.warmup_tokens if learns else NEVER,
         )

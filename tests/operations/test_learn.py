@@ -94,7 +94,7 @@ def test_it_learns_and_saves(session, write):
     assert result.total.tokens == 30 * len(TEXT)
     assert second.loss < first.loss < first.model_loss
     assert np.isclose(result.total.losses[1], first.losses[1] + second.losses[1])
-    assert result.saves == len(saves) == 1 + result.total.tokens // 300
+    assert result.saves == len(saves) == 2 + result.total.tokens // 300  # the first when all is stored
     assert np.all(np.diff(saves) >= 0)
     # each document's last token is followed by nothing, so that it is not learned
     assert saves[-1] == result.total.tokens - 2
@@ -122,7 +122,7 @@ def test_progress(session, write):
 
 
 def test_it_stops_between_batches_and_saves(session, write):
-    asked = iter([False] * 5 + [True] * 9)
+    asked = iter([False] * 7 + [True] * 9)  # before each document is stored, too
     saves = []
     result = learn(
         session, [write(TEXT * 50), write(TEXT, "b.txt")], save=lambda: saves.append(1),
@@ -130,7 +130,7 @@ def test_it_stops_between_batches_and_saves(session, write):
     )  # fmt: skip
     assert result.interrupted
     assert result.total.tokens == 4 * session.engine.n_batch
-    assert saves == [1]
+    assert saves == [1, 1]
     assert len(result.documents) == 1
 
 
@@ -163,7 +163,50 @@ def test_what_was_read_is_saved_when_a_document_fails(session, write, tmp_path):
     os.unlink(tmp_path / "b.txt")
     with pytest.raises(NoSuchFileError):
         learn(session, [write(TEXT), late], save=lambda: saves.append(1))
-    assert saves == [1]
+    assert saves == [1, 1]  # when it was stored, and when it was learned
+
+
+def test_documents_are_stored_before_the_first_is_learned(session, write):
+    seen = []
+
+    def save():
+        found = [(one.source, one.stop - one.start) for one in session.episodes.episodes]
+        seen.append((found, session.memory.tokens_seen))
+
+    documents = [write(TEXT * 3), write("abc", "b.txt")]
+    result = learn(session, documents, save=save)
+    stored = [(documents[0].name, 3 * len(TEXT)), (documents[1].name, 3)]
+    assert seen[0] == (stored, 0)
+    assert seen[-1][0] == stored
+    assert seen[-1][1] > 0
+    assert result.to_json()["stored"] == result.stored == 3 * len(TEXT) + 3
+
+
+def test_what_is_read_again_is_not_stored_again(session, write):
+    learn(session, [write(TEXT)], save=lambda: None)
+    learn(session, [write(TEXT)], save=lambda: None)
+    assert len(session.episodes) == len(TEXT)
+    learn(session, [write(TEXT + "!")], save=lambda: None)
+    assert len(session.episodes) == 2 * len(TEXT) + 1
+
+
+def test_documents_are_only_stored(session, write):
+    saves = []
+    result = learn(session, [write(TEXT)], save=lambda: saves.append(1), store_only=True)
+    assert (saves, result.documents, session.memory.tokens_seen) == ([1], [], 0)
+    assert result.stored == len(TEXT)
+    with pytest.raises(FileAccessError):
+        learn(session, [write("abc", "b.txt")], save=_full, store_only=True)
+
+
+def _full():
+    raise FileAccessError("the disk is full")
+
+
+def test_standard_input_is_stored_as_it_is_read(session, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
+    learn(session, [Document("-")], save=lambda: None)
+    assert [(one.source, one.stop) for one in session.episodes.episodes] == [("", len(TEXT))]
 
 
 def test_nothing_to_read(session, write):

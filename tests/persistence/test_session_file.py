@@ -60,6 +60,11 @@ def contents(state):
     plain = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
     for name in ("memory", "waiting", "output"):
         del plain[name]
+    if state.episodes is not None:
+        kept = {f.name: getattr(state.episodes, f.name) for f in dataclasses.fields(state.episodes)}
+        plain["episodes"] = {
+            name: value.tolist() if hasattr(value, "tolist") else value for name, value in kept.items()
+        }
     return {**found, **plain}
 
 

@@ -1,0 +1,134 @@
+"""``atlas-tool ask``."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from atlas_kit.cli import _render
+from atlas_kit.cli._model_options import MODEL, Stopping, force_option, model_options, open_model
+from atlas_kit.cli._options import command_, json_option, keys_options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from atlas_kit.llama.asking import Answer
+    from atlas_kit.llama.recalling import Piece
+    from atlas_kit.operations.ask import Asked
+
+
+@command_(
+    "ask",
+    """\
+Ask about what was read or said, and get the answer with its sources.
+
+F is a memory that `learn`, `run` or `serve` keeps. For each QUESTION the pieces of what was stored are found whose
+words and whose likelihood beside the question are best, the best one is put in front of the question, and the model
+answers. Below each answer stand the pieces that it was given, with the file and the line or whose turn it was, and
+when. Where nothing helps with a question, the model answers from what it knows, and that is said. Questions do not
+know of each other, and the memory stays as it is.
+
+A small model reads badly: what matters is in the pieces.
+
+Examples:
+  atlas-tool ask sample_data/models/tiny-python.gguf "How is a file opened?" --memory-file code.atlas
+  atlas-tool ask sample_data/models/tiny-python.gguf "Who?" "When?" -m code.atlas --json --max-tokens 20
+""",
+)
+@click.argument("model", type=MODEL)
+@click.argument("questions", nargs=-1, required=True, metavar="QUESTION...")
+@click.option(
+    "-m", "--memory-file", type=click.Path(), required=True, metavar="F", help="Ask the memory in F."
+)
+@click.option(
+    "--recall",
+    type=click.Choice(["auto", "off", "always"]),
+    help="Read again what helps (auto), nothing, or always the best.  [default: as the memory says]",
+)
+@click.option(
+    "--recall-segments", type=click.IntRange(1, 16), metavar="N", help="Pieces before a question at most."
+)
+@click.option(
+    "--recall-gate", type=float, metavar="X", help="Nats per token of the question that a piece must gain."
+)
+@click.option(
+    "--max-tokens", type=click.IntRange(1), default=256, show_default=True, metavar="N",
+    help="Length of an answer.",
+)  # fmt: skip
+@click.option("--system", metavar="TEXT", help="What the chat starts with.")
+@click.option("--no-chat", is_flag=True, help="Ask in plain text, even if the model has a chat template.")
+@click.option("-v", "--verbose", is_flag=True, help="Also show what was considered and not taken.")
+@model_options
+@force_option
+@click.option("-q", "--quiet", is_flag=True, help="No notes.")
+@json_option
+@keys_options
+def command(
+    model: str, questions: tuple[str, ...], memory_file: str, as_json: bool, quiet: bool, keys: Any,
+    verbose: bool, **options: Any,
+) -> int:  # fmt: skip
+    """Run the command."""
+    from atlas_kit.errors import NoSuchFileError
+    from atlas_kit.llama.open_session import open_session
+    from atlas_kit.operations.ask import ask
+    from atlas_kit.storage.given import STDIN
+
+    names = {"mode": "recall", "segments": "recall_segments", "gate": "recall_gate"}
+    recall = {name: options[option] for name, option in names.items() if options[option] is not None}
+    if memory_file == STDIN:
+        raise NoSuchFileError("a memory is read from a file", path=memory_file, hint="Give its name.")
+    with contextlib.ExitStack() as stack:
+        engine = stack.enter_context(open_model(model, options["engine_options"], quiet=quiet))
+        session = stack.enter_context(
+            open_session(
+                engine,
+                True,
+                file=memory_file,
+                device=options["device"],
+                learn=False,
+                force=options["force"],
+                keys=keys,
+            )
+        )
+        stop = stack.enter_context(Stopping())
+        result = ask(
+            session, questions, name=memory_file, recall=recall, stop=stop, system=options["system"],
+            max_tokens=options["max_tokens"], template=not options["no_chat"],
+        )  # fmt: skip
+        code = _render.emit(result, lambda result: _text(result, verbose), as_json)
+        sys.stdout.flush()
+        stop.raise_if_asked()
+        return code
+
+
+def _text(result: Asked, verbose: bool) -> Iterator[_render.Block]:
+    for number, answer in enumerate(result.answers):
+        if number:
+            yield ""
+        yield _render.Lines(list(_lines(answer, named=len(result.answers) > 1, verbose=verbose)))
+
+
+def _lines(answer: Answer, *, named: bool, verbose: bool) -> Iterator[str | _render.Styled]:
+    if named:
+        yield _render.Styled(answer.question, "head")
+    yield from answer.text.splitlines() or [""]
+    if not answer.pieces:
+        yield _render.Styled(f"  from nothing that was stored: {answer.recalled.reason}", "dim")
+    for piece in answer.pieces:
+        yield from piece_lines(piece)
+    if verbose:
+        for piece in answer.recalled.candidates:
+            if piece not in answer.pieces:
+                yield from piece_lines(piece, taken=False)
+
+
+def piece_lines(piece: Piece, *, taken: bool = True) -> Iterator[str | _render.Styled]:
+    """Yield a piece for people: where it stands, what it gains, and its text."""
+    gain = "" if piece.gain is None else f" ({piece.gain:+.2f} nats per token)"
+    word = "from" if taken else "not from"
+    yield _render.Styled(f"  {word} {piece.place}{gain}", "place" if taken else "dim")
+    for line in piece.text.strip().splitlines():
+        yield _render.Styled(f"    {line}", "dim")

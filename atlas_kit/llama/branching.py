@@ -1,0 +1,139 @@
+"""A side way out of a session's context: read, go back, read something else, and leave no trace in the session.
+
+What is read there nobody learns or stores. The session's own context is left where it is where the engine can take
+the last tokens back; else the engine's bytes of it are kept meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from atlas_kit.codecs.numbers import Array
+from atlas_kit.errors import ModelError
+from atlas_kit.llama.steps import Stats, Work
+
+if TYPE_CHECKING:
+    from atlas_kit.llama.inside import Inside
+
+
+class Place(NamedTuple):
+    """Where a branch was: its tokens, the next one's position, and the engine's bytes where they are needed."""
+
+    context: tuple[int, ...]
+    position: int
+    data: bytes | None
+
+
+class Branch:
+    """What a session reads and says on the side.
+
+    Parameters
+    ----------
+    session
+        It owes its context nothing (``catching_up`` was done).
+    most
+        Tokens that are read and said at most: where there is room for them behind the context and the engine can
+        take them back, nothing is copied.
+    """
+
+    def __init__(self, session: Inside, most: int) -> None:
+        self._session, engine = session, session.engine
+        stays = engine.can_shift and session._position + most <= engine.n_ctx
+        self._saved = None if stays else engine.save_sequence(session.sequence)
+        if session._last_output is not None:
+            session._last_output.keep()
+        self._was = (
+            session._context[:], session._position, session._last_output, session.memory, session.learns,
+            session.observer, session._counts,
+        )  # fmt: skip
+        self._watched = None if session.memory is None else session.memory.watched
+        self._failed = False
+        session.observer, session.learns, session._counts, session.memory = None, False, Stats(), None
+        self._start = Place(tuple(session._context), session._position, self._saved)
+
+    def remembers(self) -> None:
+        """Begin anew, and let the memory answer, too; it does not learn."""
+        self.back(self._start)
+        self._session._last_output, self._session.memory = self._was[2], self._was[3]
+
+    def read(self, tokens: Sequence[int]) -> Work[None]:
+        """Read tokens, of which nobody wants to know anything."""
+        session, limit = self._session, self._limit
+        for at in range(0, len(tokens), limit):
+            yield from session._decoded(list(tokens[at : at + limit]), 0, hidden=False)
+
+    def likelihood(self, tokens: Sequence[int], asked: Sequence[int]) -> Work[float]:
+        """Read ``tokens`` (one or more) and what follows them; return the log-probability of that in nats."""
+        every, first = [*tokens, *asked], len(tokens) - 1  # of those whose outputs are wanted
+        total, limit = 0.0, self._limit
+        for at in range(0, len(every), limit):
+            part = every[at : at + limit]
+            wanted = at + len(part) - max(at, first)
+            out = yield from self._session._decoded(part, max(0, wanted), hidden=False)
+            if wanted > 0:
+                following = every[at + len(part) - wanted + 1 : at + len(part) + 1]
+                total += _log_probability(out.logits[: len(following)], following)
+        return total
+
+    @property
+    def _limit(self) -> int:
+        return min(self._session.feed_limit, self._session.engine.n_batch)
+
+    def place(self, *, leaves: bool = False) -> Place:
+        """Return where it is; ``leaves``: to come back to it from somewhere else than what lies behind it."""
+        session = self._session
+        keep = leaves or not session.engine.can_shift
+        data = session.engine.save_sequence(session.sequence) if keep else None
+        return Place(tuple(session._context), session._position, data)
+
+    def back(self, place: Place) -> None:
+        """Go to where it was.
+
+        Raises
+        ------
+        ModelError
+            The engine does not take its own bytes back.
+        """
+        session = self._session
+        if place.position == session._position and place.context == tuple(session._context):
+            return
+        if place.data is None:
+            back = session.engine.forget(session.sequence, place.position)
+        else:
+            back = session.engine.load_sequence(session.sequence, place.data)
+        if not back:
+            raise ModelError("the context cannot be restored", path=session.engine.info.path)
+        session._context, session._position, session._last_output = list(place.context), place.position, None
+
+    def close(self, *, failed: bool = False) -> None:
+        """Let the session go on where it was; ``failed``: a decode did, so the context is read again."""
+        session = self._session
+        session._context, session._position, session._last_output = self._was[:3]
+        session.memory, session.learns, session.observer, session._counts = self._was[3:]
+        session._owed, session._said = [], None
+        if session.memory is not None and self._watched is not None:
+            session.memory.watched = self._watched
+        if session.closed:
+            return
+        if failed and self._saved is None:
+            session._owed, session._context, session._position = session._context, [], 0
+            session._last_output = None
+            session.engine.forget(session.sequence)
+        elif self._saved is None:
+            session.engine.forget(session.sequence, session._position)
+        elif session._context and not session.engine.load_sequence(session.sequence, self._saved):
+            session.forget_context()
+            raise ModelError("the context cannot be restored", path=session.engine.info.path)
+        elif not session._context:
+            session.engine.forget(session.sequence)
+
+
+def _log_probability(logits: Array, tokens: Sequence[int]) -> float:
+    total = 0.0
+    for row, token in zip(logits, tokens, strict=True):
+        top = float(row.max())
+        total += float(row[token]) - top - float(np.log(np.exp(row - top).sum(dtype=np.float64)))
+    return total

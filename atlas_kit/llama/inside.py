@@ -1,0 +1,78 @@
+"""What modules that work inside of a session see of it. ``AtlasSession`` is the one there is, and uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from atlas_kit.episodes import Episodes, Kind
+from atlas_kit.llama.engine import Engine, Outputs
+from atlas_kit.llama.last_output import LastOutput
+from atlas_kit.llama.sampling import Sampling
+from atlas_kit.llama.steps import Finish, Observer, Stats, Step, Token, Work
+
+if TYPE_CHECKING:
+    from atlas_kit.llama.token_memory import TokenMemory
+
+
+class Inside(Protocol):
+    """A session's inside; see ``AtlasSession`` for what each of these is."""
+
+    engine: Engine
+    memory: TokenMemory | None
+    episodes: Episodes | None
+    sequence: int
+    learns: bool
+    observer: Observer | None
+    feed_limit: int
+    _context: list[int]
+    _position: int
+    _last_output: LastOutput | None
+    _owed: list[int]
+    _said: Token | None
+    _counts: Stats
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+
+    @property
+    def context_tokens(self) -> tuple[int, ...]:
+        """The tokens in the model's context."""
+
+    def catching_up(self) -> Work[None]:
+        """Read what the context lacks."""
+
+    def reading(self, tokens: Sequence[int], *, score: bool = True) -> Work[None]:
+        """Read tokens in steps."""
+
+    def generating(
+        self,
+        prompt: str | Sequence[int] | None = None,
+        *,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        sampling: Sampling | None = None,
+    ) -> Generator[Step | Token, Any, Finish]:
+        """Read and say what follows, in steps."""
+
+    def remember(self, kind: Kind, text: str | Sequence[int], source: str = "") -> None:
+        """Keep a turn or a document in the episodes."""
+
+    def forget_context(self) -> None:
+        """Empty the model's context."""
+
+    def run(self, work: Work[Any]) -> Any:
+        """Carry out work alone."""
+
+    def _decoded(self, tokens: list[int], outputs: int, *, hidden: bool | None = None) -> Work[Outputs]:
+        """Append tokens to the context."""
+
+    def _make_room(self, count: int = 1) -> Work[None]:
+        """Drop the older half of the context where there is no room."""
+
+    def _again(self, tokens: list[int]) -> Work[None]:
+        """Read tokens that the memory knows already."""
+
+    def _next(self, work: Generator[Any, Any, Any], item: Step | Token | None) -> Any:
+        """Do what some work asked for, and return what it asks for next."""

@@ -1,0 +1,284 @@
+"""What of the episodes is read again for a question: found by words, judged by the model, kept if it helps.
+
+Candidates come from BM25 (``atlas_kit.episodes``), shortened to the sentences around the question's words. The model
+reads them one after the other, each behind the same beginning, and gives the likelihood of the question behind it,
+log p(question | piece). The likeliest is taken if it gains enough over log p(question): the gate. Reading is what
+costs time, so the pieces are short, there are few of them, and what was read of the best one is kept for the answer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atlas_kit.codecs.json_text import named
+from atlas_kit.episodes import TURNS, Episodes, Kind, Segment
+from atlas_kit.episodes.words import words
+from atlas_kit.errors import InvalidParamError
+from atlas_kit.llama.excerpts import excerpt, rarities
+from atlas_kit.llama.steps import Work
+from atlas_kit.settings.atlas_settings import RECALLS, AtlasSettings
+
+if TYPE_CHECKING:
+    from atlas_kit.llama.asking_prompts import Form
+    from atlas_kit.llama.branching import Branch, Place
+
+#: Tokens of a question that are judged; of a longer one the last.
+JUDGED = 64
+#: Tokens of a text that is still taken for a question.
+LONGEST_QUESTION = 256
+#: Tokens of context at the ends of a segment that need not be in the model's context for it to count as there.
+SEAM = 2
+
+
+@dataclass(frozen=True)
+class Recall:
+    """How the memory is asked.
+
+    Attributes
+    ----------
+    mode
+        ``auto``: what the gate lets through; ``always``: the best that was found; ``off``: nothing.
+    segments
+        Pieces that are put before a question at most.
+    gate
+        Nats per token of the question that a piece must gain.
+    candidates
+        Pieces that the model reads to judge them, at most.
+    tokens
+        Tokens of a piece at most.
+    sure
+        Nats per token at which nothing else is read, if the words are clear, too.
+    """
+
+    mode: str = "auto"
+    segments: int = 1
+    gate: float = 1.0
+    candidates: int = 4
+    tokens: int = 80
+    sure: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in RECALLS:
+            raise InvalidParamError(
+                f"recall cannot be {self.mode!r:.40}", key="recall", hint=f"Choose {', '.join(RECALLS)}."
+            )
+        for name, least in (("segments", 1), ("candidates", 1), ("tokens", 8)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InvalidParamError(f"{name} is {value!r:.40}", key=name, hint=f"At least {least}.")
+
+
+def recall_of(settings: AtlasSettings | None, **changes: Any) -> Recall:
+    """Return how a memory of these settings is asked; without settings, as by default."""
+    chosen = AtlasSettings() if settings is None else settings
+    given = {"mode": chosen.recall, "segments": chosen.recall_segments, "gate": chosen.recall_gate}
+    return Recall(**{**given, **changes})
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of what was read or said earlier.
+
+    Attributes
+    ----------
+    text
+        What stands in it.
+    kind, source, time_ms
+        ``document`` or whose turn it was; the document's name; when it was read or said, milliseconds since 1970, UTC.
+    start, stop
+        Its absolute token positions among all that was stored.
+    line
+        The line of the document on which it starts, from 1.
+    score
+        BM25 of the segment that it is of.
+    gain
+        Nats per token that it gains on the question; None where nobody read it.
+    """
+
+    text: str
+    kind: str
+    source: str
+    time_ms: int
+    start: int
+    stop: int
+    line: int
+    score: float
+    gain: float | None = None
+
+    @property
+    def place(self) -> str:
+        """Where and when it was read or said, for people."""
+        when = datetime.datetime.fromtimestamp(self.time_ms / 1000, datetime.timezone.utc)
+        what = f"{self.source or 'text'}, line {self.line}" if self.kind == "document" else self.kind
+        return f"{what}, {when:%Y-%m-%d %H:%M} UTC"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON-ready data."""
+        found = dataclasses.asdict(self)
+        source = found.pop("source")
+        return {**named("source", source), **found}
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """What was found for a question.
+
+    Attributes
+    ----------
+    pieces
+        What is put before the question, in the order in which it was read or said; none where nothing helps.
+    candidates
+        All that the model judged, the likeliest first.
+    gain
+        The best one's, in nats per token; None where nothing was found.
+    reason
+        In a few words, why pieces were taken or not.
+    """
+
+    pieces: tuple[Piece, ...] = ()
+    candidates: tuple[Piece, ...] = ()
+    gain: float | None = None
+    reason: str = "off"
+
+
+def candidates(
+    episodes: Episodes, question: str, recall: Recall, *, context: Sequence[int] = (), before: str = ""
+) -> list[Piece]:
+    """Return the pieces that words find for a question, those to read first at the front.
+
+    Parameters
+    ----------
+    context
+        The tokens in the model's context: what is there is not read again.
+    before
+        What was said before the question: where the question alone says too little, its words count, too.
+    """
+    asked = frozenset(words(question))
+    if not asked or not len(episodes):
+        return []
+    texts = [question, f"{before} {question}"] if before else [question]
+    rows = []
+    for text in texts:
+        rows.append(episodes.search(text, 2 * recall.candidates))
+        rows.append(episodes.search(text, recall.candidates, kinds=TURNS))
+    found: list[tuple[Segment, float]] = []
+    for place in range(2 * recall.candidates):
+        for row in rows:
+            if place < len(row) and not any(_overlap(row[place].segment, other) for other, _ in found):
+                found.append(row[place])
+    texts = [episodes.text(one.start, one.stop) for one, _ in found]
+    near = {**episodes.near(question), **episodes.near(question, kinds=TURNS)}
+    weights = rarities(texts, asked | frozenset(words(before)) | near.keys())
+    weights = {word: near.get(word, 1.0) * weight for word, weight in weights.items()}
+    held = np.asarray(context, np.int32).tobytes()
+    pieces: list[Piece] = []
+    for segment, score in found:
+        start, stop, inside = excerpt(episodes, segment, weights, recall.tokens)
+        text = episodes.text(start, stop)
+        if (
+            not inside - asked
+            or _is_question(segment, text)
+            or _in_context(episodes.tokens(start, stop), held)
+        ):
+            continue
+        line = segment.line + episodes.text(segment.start, start).count("\n")
+        pieces.append(
+            Piece(text, segment.kind.name.lower(), segment.source, segment.time_ms, start, stop, line, score)
+        )
+        if len(pieces) == recall.candidates:
+            break
+    return pieces
+
+
+def _overlap(one: Segment, other: Segment) -> bool:
+    return one.start < other.stop and other.start < one.stop
+
+
+def _is_question(segment: Segment, text: str) -> bool:
+    """Tell whether somebody asked this: it shares most with a question like it, and says nothing."""
+    return segment.kind == Kind.USER and text.rstrip().endswith(("?", "？"))
+
+
+def _in_context(tokens: Sequence[int], held: bytes) -> bool:
+    """Tell whether tokens stand in the model's context; at their ends they may have been joined to others there."""
+    inside = tokens[SEAM:-SEAM] if len(tokens) > 3 * SEAM else tokens
+    wanted, at = np.asarray(inside, np.int32).tobytes(), -1
+    while (at := held.find(wanted, at + 1)) >= 0:
+        if at % 4 == 0:
+            return True
+    return False
+
+
+def recalling(
+    branch: Branch,
+    episodes: Episodes,
+    form: Form,
+    asked: Sequence[int],
+    found: Sequence[Piece],
+    recall: Recall,
+) -> Work[Recalled]:
+    """Judge candidates by what they do for a question, in steps; leave the best one and the question in the branch.
+
+    Where pieces are taken, the branch's context ends behind them and the question; ``form.behind`` and the answer
+    come next.
+
+    Parameters
+    ----------
+    asked
+        The question's tokens.
+    """
+    if not found:
+        return Recalled(reason="nothing was found by its words")
+    judged = asked[-JUDGED:]
+    rest = asked[: len(asked) - len(judged)]
+    yield from branch.read(form.before[:-1])
+    begun, last = branch.place(), form.before[-1:]
+    plain = yield from branch.likelihood([*last, *form.plain, *rest], judged)
+    branch.back(begun)
+    yield from branch.read([*last, *form.lead])
+    led = branch.place()
+    best: tuple[float, Place] | None = None
+    read: list[Piece] = []
+    for number, piece in enumerate(found):
+        branch.back(led)
+        tokens = [*episodes.tokens(piece.start, piece.stop), *form.middle, *rest]
+        likelihood = yield from branch.likelihood(tokens, judged)
+        gain = (likelihood - plain) / len(judged)
+        read.append(dataclasses.replace(piece, gain=gain))
+        over = number + 1 == len(found) or _sure(gain, found, number, recall)
+        if best is None or gain > best[0]:
+            best = gain, branch.place(leaves=not over)
+        if over:
+            break
+    assert best is not None
+    ordered = sorted(read, key=lambda piece: -(piece.gain or 0.0))
+    if recall.mode == "auto" and best[0] < recall.gate:
+        return Recalled((), tuple(ordered), best[0], "nothing that was found helps enough")
+    taken = [piece for piece in ordered[: recall.segments] if _taken(piece, recall)] or ordered[:1]
+    if len(taken) == 1:
+        branch.back(best[1])
+    else:
+        taken.sort(key=lambda piece: piece.start)
+        branch.back(led)
+        for number, piece in enumerate(taken):
+            yield from branch.read(
+                [*(form.parts if number else ()), *episodes.tokens(piece.start, piece.stop)]
+            )
+        yield from branch.read([*form.middle, *asked])
+    return Recalled(tuple(taken), tuple(ordered), best[0], "it makes the question likelier")
+
+
+def _taken(piece: Piece, recall: Recall) -> bool:
+    return recall.mode == "always" or (piece.gain is not None and piece.gain >= recall.gate)
+
+
+def _sure(gain: float, found: Sequence[Piece], number: int, recall: Recall) -> bool:
+    """Tell whether nothing else need be read: words and model agree."""
+    rivals = [piece.score for piece in found[number + 1 :]]
+    return gain >= recall.sure and all(score < 0.6 * found[number].score for score in rivals)

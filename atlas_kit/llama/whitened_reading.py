@@ -1,0 +1,198 @@
+"""Readings of whitened memories: as many candidates for every token, and what a step needs found on the way.
+
+The candidates of a token are those that the model and the memory's token biases together think most likely. Their rows
+of the read-out matrix are gathered once: multiplied with the memory's answer they move the logits, and the mean of the
+rows, as their probabilities weigh them, is what the answer's gradient consists of but for the row of the token that
+comes. Knows neither sessions nor engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from atlas_kit.codecs.numbers import Array
+from atlas_kit.llama.reading import Reading, change_of, far_off, find, most_likely, summarize, with_bound
+from atlas_kit.llama.side_by_side import OneMemory, look_up
+from atlas_kit.memory import gate_features
+from atlas_kit.memory.backend import quiet, to_host
+
+if TYPE_CHECKING:
+    from atlas_kit.llama.output_matrix import OutputRows
+
+#: How much a token's bias counts when candidates are chosen: what came lately is worth a look before it is likely.
+LIFT = 2.0
+
+
+class OneWhitened(OneMemory, Protocol):
+    """What reading asks of a memory, here."""
+
+    @property
+    def bias(self) -> Array | None:
+        """The tokens' biases (n_vocab,); None: all are zero."""
+
+    @property
+    def lift(self) -> Array | None:
+        """``LIFT`` times the biases."""
+
+
+def likely(logits: Array, lift: Array | None, count: int) -> Array:
+    """Return the ``count`` candidates behind logits (n_vocab,), ascending."""
+    if count >= len(logits):
+        return np.arange(len(logits))
+    found = most_likely(logits if lift is None else logits + lift, count)
+    found.sort()
+    return found
+
+
+@quiet
+def read_whitened(
+    memories: Sequence[OneWhitened], hidden: Array, logits: Sequence[Array], current: Sequence[int]
+) -> list[Reading]:
+    """Return what each whitened memory expects after one token; as ``read_side_by_side``."""
+    first = memories[0]
+    rows = first.rows
+    y, directions = first.memory.read_each([one.state for one in memories], hidden)
+    _, lse, entropy = summarize(logits, 0)
+    count = len(memories)
+    top = np.empty((count, first.count), np.int64)
+    own, change = (np.empty(top.shape, np.float32) for _ in range(2))
+    for row, one in enumerate(memories):
+        top[row] = likely(logits[row], one.lift, first.count)
+        np.take(logits[row], top[row], out=own[row], mode="clip")
+        one.require_formula(hidden[row : row + 1], own[row : row + 1], top[row])
+    block = rows.gathered(top.reshape(-1)).reshape(*top.shape, rows.n_embd)
+    np.matmul(block, y[:, :, None], out=change[:, :, None])
+    change -= np.array([one @ rows.mean for one in y], np.float32)[:, None]
+    change *= np.float32(rows.scale)
+    for row, one in enumerate(memories):
+        if one.bias is not None:
+            change[row] += one.bias[top[row]]
+    corrected, log_z, before, behind, expected = moved(own, change, lse, rows.softcap)
+    pull = np.matmul(_sloped(behind, corrected, rows.softcap)[:, None, :], block)[:, 0]
+    slots, windows, seen = look_up(memories, directions, current)
+    features = gate_features(*seen[:1], entropy, *seen[1:])
+    weights = first.weights_of(
+        np.concatenate([one.state.gate["w"][None] for one in memories]),
+        features[:, None],
+        np.array([len(held.tokens) > 0 for held in slots]),
+    )
+    return [
+        Reading(
+            hidden[one], lse[one], top[one], logits[row][None], top[row], own[one], corrected[one], log_z[one],
+            before[one], behind[one], expected[one], slots[row], windows[row], weights[one], features[one], pull[one],
+        )
+        for row in range(count)
+        for one in (slice(row, row + 1),)
+    ]  # fmt: skip
+
+
+def moved(
+    own: Array, change: Array, lse: Array, softcap: float | None
+) -> tuple[Array, Array, Array, Array, Array]:
+    """Return what candidates' logits (n, U), moved by ``change``, come to.
+
+    Returns
+    -------
+    corrected, log_z, before, behind, expected
+        The logits (n, U), log-sum-exp of all (n,), probabilities before and behind (n, U), and the mean move (n,).
+    """
+    corrected = own + change if softcap is None else with_bound(own, change, softcap)
+    spread = lse[:, None]
+    before = np.exp(own - spread)
+    # the other tokens keep their logits, so their mass stays what it was
+    rest = np.maximum(1 - before.sum(axis=1), 0)
+    log_z = lse + np.log(rest + np.exp(corrected - spread).sum(axis=1))
+    for row in np.flatnonzero(~np.isfinite(log_z)).tolist():
+        corrected[row], log_z[row] = far_off(own[row], corrected[row], lse[row], rest[row])
+    behind = np.exp(corrected - log_z[:, None])
+    expected = (behind * change_of(own, corrected)).sum(axis=1)
+    return corrected, log_z, before, behind, expected
+
+
+def _sloped(probabilities: Array, corrected: Array, softcap: float | None) -> Array:
+    """Return how far each probability moves with the answer's product with its row: less, near a bound."""
+    p = probabilities.astype(np.float32)
+    return p if softcap is None else np.asarray(p * _slope(corrected, softcap))
+
+
+def _slope(corrected: Array, softcap: float) -> Array:
+    return np.asarray(1 - np.square(corrected / np.float32(softcap)))
+
+
+@quiet
+def correct_all(
+    rows: OutputRows, hidden: Array, logits: Array, tops: Array, y: Array, lse: Array, bias: Array | None,
+    check: Any, scratch: Array,
+) -> tuple[Array, ...]:  # fmt: skip
+    """Return the candidates (U,) of ``n`` tokens together, and what ``Reading`` says of them.
+
+    Parameters
+    ----------
+    tops
+        (n, K): each token's own candidates; the others of the ``U`` stay for it as they are.
+    check
+        Called with states, logits and tokens (see ``TokenMemory.require_formula``).
+    scratch
+        Takes the rows, if it is large enough.
+
+    Returns
+    -------
+    tokens, own, corrected, log_z, before, behind, expected, pull
+    """
+    flags = np.zeros(rows.n_vocab, np.bool_)
+    flags[tops.reshape(-1)] = True
+    tokens = np.flatnonzero(flags)
+    own = logits[:, tokens]
+    check(hidden, own, tokens)
+    block = rows(tokens, scratch)
+    change = (y @ block.T - (y @ rows.mean)[:, None]) * np.float32(rows.scale)
+    if bias is not None:
+        change += bias[tokens]
+    mine = np.zeros(own.shape, np.bool_)
+    np.put_along_axis(mine, np.searchsorted(tokens, tops), True, axis=1)
+    change[~mine] = 0
+    found = moved(own, change, lse, rows.softcap)
+    share = _sloped(found[3], found[0], rows.softcap)
+    share[~mine] = 0
+    return (tokens, own, *found, share @ block)
+
+
+def asked_for(reading: Reading, token: Array, rows: OutputRows) -> tuple[Array, Array]:
+    """Return what tokens that came, (n,), ask of the memory that read: gradients of the answers and of the biases.
+
+    Returns
+    -------
+    gradient, share
+        (n, n_embd): dl/dy. (n, K): dl/dz of the reading's ``top``, which is zero for a token that is none of them.
+    """
+    assert reading.pull is not None
+    places = np.searchsorted(reading.tokens, reading.top)
+    share = _sloped(
+        np.take_along_axis(reading.behind, places, axis=1),
+        np.take_along_axis(reading.corrected, places, axis=1),
+        rows.softcap,
+    )
+    total = share.sum(axis=1)
+    hit = reading.top == token[:, None]  # at most one of each row
+    known = hit.any(axis=1)
+    factor = known.astype(np.float32)
+    if rows.softcap is not None:
+        place = find(reading.tokens, token)[0]
+        factor *= _slope(reading.corrected[np.arange(len(token)), place], rows.softcap)
+    share[hit] -= factor[known]
+    gradient = reading.pull - total[:, None] * rows.mean
+    came = rows.gathered(token)
+    came -= rows.mean
+    came *= factor[:, None]
+    gradient -= came
+    gradient *= np.float32(rows.scale)
+    return gradient, share
+
+
+def bias_step(top: Array, share: Array, size: float) -> tuple[Array, Array]:
+    """Return tokens (k,), ascending, and by how much their biases move: ``-size`` times the sum of ``share`` (n, K)."""
+    ids, place = np.unique(top, return_inverse=True)
+    return ids, -size * np.bincount(place.reshape(-1), to_host(share).reshape(-1), len(ids))

@@ -1,0 +1,261 @@
+"""The memory beside a language model that is cheap to read and to learn: linear on whitened states.
+
+    x = (s - origin) P        phi = x, cut to a length        y = phi W        key = the first numbers of x, of length 1
+
+P comes from the covariance of the first ``after`` states: its largest directions, each divided by its spread. Every
+chunk takes one step ``W -= eta phi^T g Q``, with g the gradients with respect to y that the reading has found already
+(nothing is learned from but the chunk's own tokens), and Q what makes steps even over the directions of the answers.
+The paper (arXiv 2505.23735) has no such memory: it is equation 10 with c as long as the chunk, on other coordinates.
+States are those of ``Memory`` and are saved as such. Knows no language model, tokens or files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from atlas_kit.errors import InvalidParamError
+from atlas_kit.memory import backend as backends
+from atlas_kit.memory import window as ring
+from atlas_kit.memory.backend import Array
+from atlas_kit.memory.config import RATES, MemoryConfig
+from atlas_kit.memory.modules import WhitenedMatrix, cut
+from atlas_kit.memory.neural_memory import Memory
+from atlas_kit.memory.state import MemoryState
+
+#: Added to the variances, as a share of their mean: directions that few states tell apart are no better than noise.
+RIDGE = 0.1
+#: The first states of a text are unlike all others.
+UNLIKE = 8
+
+
+class WhitenedMemory(Memory):
+    """A memory whose module is ``WhitenedMatrix``: for one session at a time, and sessions side by side.
+
+    Raises
+    ------
+    InvalidParamError
+        When the configuration has another module.
+    """
+
+    def __init__(self, config: MemoryConfig, backend: str | None = None) -> None:
+        super().__init__(config, backend)
+        module = config.module
+        if not isinstance(module, WhitenedMatrix) or config.d_k != config.d_v:
+            raise InvalidParamError("this is no whitened memory", key="module", hint="Use Memory.")
+        if config.d_key > min(module.rank, config.d_v) or config.recall < module.after + config.chunk_size:
+            raise InvalidParamError(
+                "a key cannot be wider than the rank, and the states to whiten must be kept", key="module"
+            )
+        self.after = module.after
+
+    @staticmethod
+    def is_whitened(state: MemoryState) -> bool:
+        """Whether the whitening was made already: before, nothing is learned."""
+        return int(state.counters["averaged"]) > 0
+
+    # ---- reading
+
+    def read(self, state: MemoryState, queries: Array) -> Array:
+        """Return y (n, d_v) for states (n, d_k)."""
+        return self.read_and_direct(state, queries)[0]
+
+    @backends.quiet
+    def read_and_direct(self, state: MemoryState, queries: Array) -> tuple[Array, Array]:
+        """Return y (n, d_v) and the window's queries (n, d_key)."""
+        x = self._whitened(state.parameters, queries)
+        return cut(x) @ state.parameters["W"], self.unit(x[:, : self.config.d_key])
+
+    @backends.quiet
+    def read_each(self, states: Sequence[MemoryState], queries: Array) -> tuple[Array, Array]:
+        """Return ``read_and_direct`` of sessions that ask one query each (R, d_k), to the bit as alone."""
+        config = self.config
+        x = self.xp.empty((len(states), states[0].parameters["W"].shape[0]), self.dtype)
+        y = self.xp.empty((len(states), config.d_v), self.dtype)
+        for row, state in enumerate(states):
+            parameters = state.parameters
+            self.xp.dot(queries[row] - parameters["origin"][0], parameters["P"], out=x[row])
+        phi = cut(x)
+        for row, state in enumerate(states):
+            self.xp.dot(phi[row], state.parameters["W"], out=y[row])
+        return y, self.unit(x[:, : config.d_key])
+
+    def directions(self, state: MemoryState, queries: Array) -> Array:
+        """Return states (n, d_k) as what the window's keys are compared with, (n, d_key)."""
+        return self.unit(self._whitened(state.parameters, queries)[:, : self.config.d_key])
+
+    @staticmethod
+    def _whitened(parameters: Mapping[str, Array], states: Array) -> Array:
+        return (states - parameters["origin"]) @ parameters["P"]
+
+    # ---- learning
+
+    @backends.quiet
+    def step(
+        self,
+        state: MemoryState,
+        hidden: Array,
+        targets: Mapping[str, Array],
+        *,
+        gradient: Array | None = None,
+        bias: tuple[Array, Array] | None = None,
+        eta: float = 0.0,
+        donate: bool = False,
+    ) -> MemoryState:
+        """Take in one chunk, and learn from it if the states are whitened.
+
+        Parameters
+        ----------
+        hidden
+            (n, d_k), at most ``chunk_size`` states.
+        targets
+            ``token`` (n,) and ``lse`` (n,), which the window keeps.
+        gradient
+            (n, d_v): dl/dy of the answers, made even over their directions; None: nothing is learned.
+        bias
+            Ascending tokens (k,) on the host, and what is added to their biases (k,).
+        eta
+            The step size.
+        donate
+            As for ``observe``: the arrays of ``state`` may be written to.
+
+        Returns
+        -------
+        The new state, whitened when ``after`` tokens have come.
+        """
+        config, xp, n = self.config, self.xp, len(hidden)
+        finite = xp.isfinite(hidden).all(axis=1)
+        good = bool(finite.all())
+        if not good:  # zeros of no weight, as elsewhere
+            hidden = xp.where(finite[:, None], hidden, 0)
+            gradient = None if gradient is None else xp.where(finite[:, None], gradient, 0)
+        parameters = dict(state.parameters)
+        x = self._whitened(parameters, hidden)
+        seen = state.counters["seen"]
+        valid = finite.astype(np.uint8)
+        fields = {
+            "key": ring.encode(self._kept(x, finite), config.stored_dtype),
+            "token": targets["token"].astype(np.int32),
+            "hidden": hidden,
+            "lse": targets["lse"].astype(self.dtype),
+            "valid": valid,
+            "weight": finite.astype(self.dtype),
+        }
+        window = ring.append(
+            {name: array[None] for name, array in state.window.items() if name not in RATES},
+            {name: array[None] for name, array in fields.items()},
+            seen.reshape(1),
+            copy=not donate,
+        )
+        counters = {
+            **state.counters,
+            "seen": seen + n,
+            "learned": state.counters["learned"] + n,
+            "filled": np.minimum(state.counters["filled"] + n, self._capacity["key"]),
+            "dropped": state.counters["dropped"] + (0 if good else n - int(finite.sum())),
+        }
+        if gradient is not None and self.is_whitened(state):
+            made = self._learn(parameters, cut(x), gradient, bias, eta, donate)
+            name = "steps" if made else "rejected"
+            counters[name] = counters[name] + 1
+        counters = {name: np.asarray(count) for name, count in counters.items()}
+        new = dataclasses.replace(
+            state,
+            parameters=parameters,
+            window={**state.window, **{name: array[0] for name, array in window.items()}},
+            counters=counters,
+        )
+        if not self.is_whitened(state) and int(counters["filled"]) >= self.after:
+            new = self._whiten(new)
+        return new
+
+    def _kept(self, x: Array, finite: Array) -> Array:
+        """Return the keys of whitened states, those that are no numbers as zeros."""
+        return self.unit(x[:, : self.config.d_key]) * finite[:, None]
+
+    def _learn(
+        self, parameters: dict[str, Array], phi: Array, gradient: Array, bias: tuple[Array, Array] | None,
+        eta: float, donate: bool,
+    ) -> bool:  # fmt: skip
+        """Take a step, and say whether one was taken: not if it is no number or leads too far."""
+        xp = self.xp
+        step = (self.dtype.type(-eta) * phi).T @ gradient
+        W = xp.add(parameters["W"], step, out=step)
+        squares = float(xp.vdot(W, W))
+        if not squares <= self.config.max_norm**2:
+            return False
+        parameters["W"] = W
+        if bias is not None and "bias" in parameters:
+            ids, change = (xp.asarray(array) for array in bias)
+            biases = parameters["bias"] if donate else parameters["bias"].copy()
+            biases[0, ids] += change.astype(self.dtype)
+            parameters["bias"] = biases
+        return True
+
+    def _whiten(self, state: MemoryState) -> MemoryState:
+        """Return the state with P and origin made from the states that it keeps, and with the keys that follow."""
+        config, xp = self.config, self.xp
+        filled, seen = int(state.counters["filled"]), state.counters["seen"]
+        lead = {name: state.window[name][None] for name in ("hidden", "valid")}
+        kept = {name: array[0] for name, array in ring.latest(lead, filled, seen.reshape(1)).items()}
+        known = backends.to_host(kept["valid"]) != 0
+        states = backends.to_host(kept["hidden"]).astype(np.float64)
+        origin, P = whitening(states[known], state.parameters["P"].shape[1])
+        parameters = {
+            **state.parameters,
+            "origin": xp.asarray(origin[None], dtype=self.dtype),
+            "P": xp.asarray(P, dtype=self.dtype),
+        }
+        x = self._whitened(parameters, kept["hidden"])
+        keys = ring.encode(self._kept(x, xp.asarray(known)), config.stored_dtype)
+        window = ring.append(
+            {"key": state.window["key"][None]}, {"key": keys[None]}, (seen - filled).reshape(1)
+        )
+        counters = {**state.counters, "averaged": np.asarray(max(1, int(known.sum())))}
+        return dataclasses.replace(
+            state, parameters=parameters, window={**state.window, "key": window["key"][0]}, counters=counters
+        )
+
+    # ---- what it cannot
+
+    def observe(self, *_: Any, **__: Any) -> NoReturn:
+        """Raise ``InvalidParamError``: ``step`` learns."""
+        raise InvalidParamError("a whitened memory learns by step()", key="module")
+
+    flush = scan = observe
+
+    def reset(self, state: MemoryState, kind: str = "hard") -> MemoryState:
+        """Return ``state`` emptied as ``Memory.reset`` does; ``soft`` keeps the whitening, which the window's keys need."""
+        new = super().reset(state, kind)
+        if kind == "hard":
+            return new
+        kept = {name: state.parameters[name] for name in ("P", "origin")}
+        return dataclasses.replace(new, parameters={**new.parameters, **kept})
+
+
+def whitening(states: Array, rank: int) -> tuple[Array, Array]:
+    """Return origin (d,) and P (d, rank), float64, that whiten states (n, d) to a mean square length of 1.
+
+    >>> origin, P = whitening(np.array([[0.0, 5], [4, 5]] * 8), 1)
+    >>> origin.tolist(), (P / abs(P).max()).round(3).tolist()
+    ([2.0, 5.0], [[1.0], [0.0]])
+    """
+    some = states[UNLIKE:] if len(states) > 2 * UNLIKE else states
+    d = states.shape[1]
+    if not len(some):
+        return np.zeros(d), np.eye(d)[:, :rank]
+    origin = some.mean(axis=0)
+    x = some - origin
+    variance, directions = np.linalg.eigh(x.T @ x / len(x))
+    largest = np.arange(d - 1, d - 1 - rank, -1)
+    ridge = RIDGE * float(variance.sum()) / d
+    if not ridge > 0:
+        return origin, directions[:, largest]
+    P = directions[:, largest] / np.sqrt(np.maximum(variance[largest], 0) + ridge)
+    # which of two opposite directions it is, is not the library's to say
+    P *= np.where(P[np.abs(P).argmax(axis=0), np.arange(rank)] < 0, -1.0, 1.0)
+    length = float(np.sqrt(np.square(x @ P).sum(axis=1).mean()))
+    return origin, P / length if length > 0 else P
