@@ -1,8 +1,10 @@
 """Continuous batching: the work of several sessions on one engine, whose next steps are decoded together.
 
 This is the core that a pool (pool.py, in the caller's thread) and a scheduler (scheduler.py, in a thread of its own)
-drive. It belongs to one thread and knows no locks but the engine's. It has one thread of its own, on which memories
-learn while a small model decodes; it waits for that before it touches a memory again.
+drive. It belongs to one thread and knows no locks but the engine's. It has one thread of its own, for what goes on
+beside: while a small model decodes, memories learn there. And where what memories take is worth it, that thread decodes
+for one half of the sessions while the others go on here with copies of what they were given (``stage_times.py``). A
+step ends when both are done.
 """
 
 from __future__ import annotations
@@ -11,10 +13,11 @@ import contextlib
 import operator
 import os
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,8 +26,10 @@ from atlas_kit.llama.arguments import tokens_of
 from atlas_kit.llama.engine import Engine, Feed, Outputs
 from atlas_kit.llama.interrupts import interrupts_put_off
 from atlas_kit.llama.session import AtlasSession
+from atlas_kit.llama.stage_times import StageTimes
 from atlas_kit.llama.steps import Finish, Step, Token
 
+T = TypeVar("T")
 #: A piece of work in steps, as ``AtlasSession.generating`` gives it. It may also yield a ``Future``: then it goes on
 #: between two decodes as soon as that is done, with its result.
 AnyWork = Generator[Any, Any, Any]
@@ -298,7 +303,10 @@ class Batches:
         self.engine = engine
         self.jobs: list[Job] = []
         self._queues: dict[AtlasSession, deque[Job]] = {}
-        self._learner: ThreadPoolExecutor | None = None
+        self._other: ThreadPoolExecutor | None = None
+        #: What was decoded in the first of two stages, as copies: the second is to come.
+        self._fresh: dict[Job, Outputs] = {}
+        self._times = StageTimes()
         # a small model leaves processors free while it decodes; threads of a large one would wait for each other
         self._room_beside = getattr(engine, "n_threads", 1) < len(os.sched_getaffinity(0))
         self._limits: dict[AtlasSession, int] = {}  # the sessions' own, while they have work here
@@ -316,23 +324,28 @@ class Batches:
     def cancel(self, job: Job, error: BaseException | None = None) -> None:
         """End work between two steps, with an error where there is one; the session may go on with something else."""
         if job in self.jobs:
+            self._go_on([job])
             job.cancel(error)
             self._sweep()
 
     def step(self) -> list[tuple[Job, list[Token]]]:
         """Decode once for as many sessions as fit; return what each of them generated."""
-        with self.engine.lock, interrupts_put_off():
-            events = [(job, job.resume()) for job in list(self.jobs) if self._may_go_on(job)]
-            self._end_closed()
-            due = self._to_learn()
-            if not self._room_beside:
-                events += self._learned(due)
-                due = []
-            batch = self._batch(due)
-            for job, output in self._decoded(batch):
-                events.append((job, job.advance(output)))
-                if isinstance(output, Exception):
-                    job.session.forget_context()
+        with interrupts_put_off():
+            with self.engine.lock:
+                events = [(job, job.resume()) for job in list(self.jobs) if self._may_go_on(job)]
+                self._end_closed()
+                if not (two_stages := self._gains()):
+                    events += self._go_on(list(self._fresh))
+                due = self._to_learn()
+                if not self._room_beside:
+                    events += self._learned(due)
+                    due = []
+                most = -(-sum(job.waiting is not None for job in self.jobs) // 2) if two_stages else None
+                batch = self._batch(due, most)
+                if not two_stages:
+                    events += self._one_stage(batch)
+            if two_stages:
+                events += self._two_stages(batch)
             chosen = set(map(id, batch))
             self.jobs = [
                 *(job for job in self.jobs if id(job) not in chosen),
@@ -354,6 +367,7 @@ class Batches:
                 with contextlib.suppress(Exception):  # what is told is why it ended
                     end()
             job.finish("error", None, error)
+        self._fresh.clear()
         self._sweep()
 
     def _may_go_on(self, job: Job) -> bool:
@@ -366,6 +380,7 @@ class Batches:
         """End what waits for sessions that were closed: their sequences may be others' by now."""
         for job in list(self.jobs):
             if job.waiting is not None and job.session.closed:
+                self._fresh.pop(job, None)
                 job.cancel(ClosedError("the session is closed", path=self.engine.info.path))
 
     def _to_learn(self) -> list[Job]:
@@ -389,19 +404,25 @@ class Batches:
         """
         if not due:
             return dict
-        if self._learner is None:
-            self._learner = ThreadPoolExecutor(1, "atlas-learner")
-        future = self._learner.submit(_failures, due)
+        future = self._beside(_failures, due)
         return lambda: {id(job): error for job, error in future.result()}
 
-    def close(self) -> None:
-        """End the thread that memories learn on, if there is one."""
-        if self._learner is not None:
-            self._learner.shutdown()
-            self._learner = None
+    def _beside(self, function: Callable[..., T], *args: Any) -> Future[T]:
+        """Call a function on the other thread."""
+        if self._other is None:
+            self._other = ThreadPoolExecutor(1, "atlas-learner")
+        return self._other.submit(function, *args)
 
-    def _batch(self, learning: list[Job]) -> list[Job]:
-        """Choose whose steps are decoded next: in turn, as long as they fit. Who has learning due waits for it.
+    def close(self) -> None:
+        """End the other thread, if there is one."""
+        if self._other is not None:
+            self._other.shutdown()
+            self._other = None
+
+    def _batch(self, learning: list[Job], most: int | None = None) -> list[Job]:
+        """Choose whose steps are decoded next: in turn, as long as they fit, at most so many.
+
+        Who has learning due waits for it.
 
         Hidden states make every token of a batch an output, so what needs none and is not all outputs already waits
         for a batch of its own.
@@ -412,6 +433,8 @@ class Batches:
         for job in self.jobs:
             if (step := job.waiting) is None or (job.session.due and id(job) not in free):
                 continue
+            if job in self._fresh:
+                continue
             size = len(step.feed.tokens)
             kind = None if not step.hidden and step.feed.outputs == size else step.hidden  # None: with either
             if total + size > self.engine.n_batch or (kind is not None and kinds - {kind}):
@@ -420,7 +443,21 @@ class Batches:
                 kinds.add(kind)
             chosen.append(job)
             total += size
+            if len(chosen) == most:
+                break
         return chosen
+
+    def _one_stage(self, batch: list[Job]) -> list[tuple[Job, list[Token]]]:
+        """Decode, and go on with what came."""
+        events, begun, before = [], time.perf_counter(), self._times.decoding
+        for job, outputs in self._decoded(batch):
+            events.append((job, job.advance(outputs)))
+            if isinstance(outputs, Exception):
+                job.session.forget_context()
+        if any(job.session.memory is not None for job in batch):
+            seconds = time.perf_counter() - begun - (self._times.decoding - before)
+            self._times.went_on(_size(batch), seconds)
+        return events
 
     def _decoded(self, batch: list[Job]) -> Iterator[tuple[Job, Outputs | Exception]]:
         """Yield what each step gave, to be used up before the next; where a decode fails, each is tried alone.
@@ -438,24 +475,108 @@ class Batches:
             finally:
                 failed = learned()
         except AtlasError as error:
-            if len(pairs) == 1:
-                yield batch[0], failed.get(id(batch[0]), error)
-                return
-            lost = getattr(error, "emptied", ())
-            for job, step in pairs:
-                if id(job) in failed or step.feed.sequence in lost:
-                    yield job, failed.get(id(job), error)
-                    continue
-                try:
-                    one: Outputs | Exception = self._decode([step])[0]
-                except AtlasError as own:
-                    one = own
-                yield job, one
+            yield from self._each_alone(pairs, error, failed)
             return
         if not failed:
             self._read_ahead([step for _, step in pairs], batch, found)
         for job, outputs in zip(batch, found, strict=True):
             yield job, failed.get(id(job), outputs)
+
+    def _each_alone(
+        self, pairs: Sequence[tuple[Job, Step]], error: AtlasError, failed: dict[int, Exception]
+    ) -> Iterator[tuple[Job, Outputs | Exception]]:
+        """Yield what each step gives alone where decoding them together failed, to be used up before the next."""
+        if len(pairs) == 1:
+            job = pairs[0][0]
+            yield job, failed.get(id(job), error)
+            return
+        lost = getattr(error, "emptied", ())
+        for job, step in pairs:
+            if id(job) in failed or step.feed.sequence in lost:
+                yield job, failed.get(id(job), error)
+                continue
+            try:
+                one: Outputs | Exception = self._decode([step])[0]
+            except AtlasError as own:
+                one = own
+            yield job, one
+
+    # --- two stages ------------------------------------------------------------------------------------------
+
+    def _gains(self) -> bool:
+        """Whether one half is decoded while the other goes on."""
+        if not self._room_beside:
+            return False
+        return self._times.gains(
+            sum(job.waiting is not None and job.session.memory is not None for job in self.jobs)
+        )
+
+    def _two_stages(self, batch: list[Job]) -> list[tuple[Job, list[Token]]]:
+        """Decode on the other thread; meanwhile go on with those for whom it was done the last time.
+
+        Memories' steps are taken by whichever thread is done with its own.
+        """
+        pairs = [(job, job.waiting) for job in batch if job.waiting is not None]
+        due = deque(job for job in batch if job.session.due)
+        failed: dict[int, Exception] = {}
+        decoding = self._beside(self._decode_apart, [step for _, step in pairs], due) if pairs else None
+        try:
+            events = self._go_on(list(self._fresh))
+            failed.update((id(job), error) for job, error in _failures(due))
+        finally:
+            found, others = decoding.result() if decoding is not None else ([], [])
+        failed.update((id(job), error) for job, error in others)
+        if found is None:  # somebody else uses the engine
+            with self.engine.lock:
+                found = self._copies([step for _, step in pairs])
+        if isinstance(found, AtlasError):
+            with self.engine.lock:
+                for job, outputs in self._each_alone(pairs, found, failed):
+                    events.append((job, job.advance(outputs)))
+                    if isinstance(outputs, Exception):
+                        job.session.forget_context()
+            return events
+        for (job, _), outputs in zip(pairs, found, strict=True):
+            if (error := failed.get(id(job))) is None:
+                self._fresh[job] = outputs
+            else:
+                events.append((job, job.advance(error)))
+                job.session.forget_context()
+        return events
+
+    def _decode_apart(
+        self, steps: list[Step], due: deque[Job]
+    ) -> tuple[list[Outputs] | AtlasError | None, list[tuple[Job, Exception]]]:
+        """Be the other thread: decode, unless the engine is not free, then let memories learn.
+
+        Returns copies of what the steps gave, or why they did not, and whose memory failed.
+        """
+        found = None
+        if self.engine.lock.acquire(blocking=False):
+            try:
+                found = self._copies(steps)
+            finally:
+                self.engine.lock.release()
+        return found, _failures(due)
+
+    def _copies(self, steps: list[Step]) -> list[Outputs] | AtlasError:
+        try:
+            return [one.copied() for one in self._decode(steps)]
+        except AtlasError as error:
+            return error
+
+    def _go_on(self, jobs: list[Job]) -> list[tuple[Job, list[Token]]]:
+        """Take the second stage of those that have been through the first one; return what came."""
+        begun = time.perf_counter()
+        jobs = [job for job in jobs if job in self._fresh]
+        if not jobs:
+            return []
+        found, size = [self._fresh.pop(job) for job in jobs], _size(jobs)
+        steps = [job.waiting for job in jobs if job.waiting is not None]
+        self._read_ahead(steps, jobs, found)
+        events = [(job, job.advance(outputs)) for job, outputs in zip(jobs, found, strict=True)]
+        self._times.went_on(size, time.perf_counter() - begun)
+        return events
 
     def _read_ahead(self, steps: Sequence[Step], batch: Sequence[Job], found: Sequence[Outputs]) -> None:
         """Let the memories of those that generate read what came, all at once, before each goes on by itself."""
@@ -473,9 +594,11 @@ class Batches:
             read_ahead(memories, np.concatenate(hidden), logits, tokens)
 
     def _decode(self, steps: Sequence[Step]) -> list[Outputs]:
+        begun = time.perf_counter()
         found: list[Outputs] = self.engine.decode(
             [step.feed for step in steps], hidden=any(step.hidden for step in steps)
         )
+        self._times.decoded(sum(len(step.feed.tokens) for step in steps), time.perf_counter() - begun)
         return found
 
     def _sweep(self) -> None:
@@ -483,6 +606,7 @@ class Batches:
         over = [job for job in self.jobs if job.over]
         if not over:
             return
+        self._go_on(over)
         for job in over:
             if (
                 job.waiting is not None or job.pause is not None
@@ -499,12 +623,26 @@ class Batches:
                 job.session.puts_off = False
 
 
-def _failures(due: list[Job]) -> list[tuple[Job, Exception]]:
-    """Take the steps of some memories; return those that failed, each for itself."""
+def _size(jobs: Sequence[Job]) -> int:
+    """Return how many tokens wait to be decoded."""
+    return sum(len(job.waiting.feed.tokens) for job in jobs if job.waiting is not None)
+
+
+def _failures(due: Iterable[Job]) -> list[tuple[Job, Exception]]:
+    """Take the steps of some memories; return those that failed, each for itself.
+
+    A queue is emptied, also by several threads at once.
+    """
     found = []
-    for job in due:
+    for job in _popped(due) if isinstance(due, deque) else due:
         try:
             job.session.learn_due()
         except Exception as error:  # this session's alone
             found.append((job, error))
     return found
+
+
+def _popped(queue: deque[Job]) -> Iterator[Job]:
+    with contextlib.suppress(IndexError):
+        while True:
+            yield queue.popleft()

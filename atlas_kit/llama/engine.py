@@ -89,16 +89,25 @@ class Feed:
     outputs: int
 
 
+#: Place of outputs that are no views any more.
+COPIED = -1
+
+
 class Outputs(NamedTuple):
     """What a feed gave, one row per wanted token, for example (16, 4096) and (16, 256).
 
     The arrays are views that the next ``decode`` overwrites. ``index`` is the first row's place in the batch, which
-    samplers of the engine understand. ``hidden`` is the state after the final norm, and only there when asked for.
+    samplers of the engine understand; ``COPIED``: they are copies. ``hidden`` is the state after the final norm, and
+    only there when asked for.
     """
 
     logits: Floats
     hidden: Floats | None
     index: int  # type: ignore[assignment]  # what a tuple calls so, nobody asks of this one
+
+    def copied(self) -> Outputs:
+        """Return copies, which no decode overwrites."""
+        return Outputs(self.logits.copy(), None if self.hidden is None else self.hidden.copy(), COPIED)
 
 
 class DecodeError(ModelError):

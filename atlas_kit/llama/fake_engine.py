@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.engine import DecodeError, Feed, InfillTokens, ModelInfo, Outputs, check_feeds, encoded
 from atlas_kit.llama.output_matrix import OutputRows
@@ -195,6 +196,9 @@ class FakeSampler:
         self._random = np.random.default_rng(sampling.short_seed)
         self._said: list[int] = []
         self.candidates: list[tuple[int, float]] = []
+        lowers = all(value <= 0 for value in sampling.logit_bias.values())
+        biases = len(sampling.logit_bias) + sampling.ignore_eos
+        self.few = sampling.decided_by + biases if lowers and sampling.decided_by else 0
         self._bias = np.zeros(END + 1, np.float32)
         for token, bias in sampling.logit_bias.items():
             self._bias[token] = bias
@@ -223,6 +227,12 @@ class FakeSampler:
                 self.candidates = [(int(one), float(p[one])) for one in np.argsort(-p) if p[one] > 0]
         self._said.append(token)
         return token
+
+    def sample_among(self, tokens: Array, logits: Floats) -> int:
+        """Choose among the likeliest tokens."""
+        every = np.full(len(self._bias), -np.inf, np.float32)
+        every[tokens] = logits
+        return self.sample(every)
 
     def _punished(self, logits: Floats) -> Floats:
         s = self._s

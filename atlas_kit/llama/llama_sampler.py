@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.engine import ModelInfo, encoded
 from atlas_kit.llama.llama_chain import Chain
@@ -37,6 +38,8 @@ _PARTS = re.compile(_QUOTED.pattern + r"|\{\s*(\d+)\s*(?:(,)\s*(\d*)\s*)?\}|[\w-
 _SAYS = b"parse: error parsing grammar:"
 _stderr = threading.Lock()
 T = TypeVar("T")
+#: Where more tokens than this may be chosen, or more have a bias, all are looked at.
+_MOST_FEW = 128
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
@@ -51,10 +54,11 @@ class _Candidates:
         self._array = api.llama_token_data_array()
         self._reference = ctypes.byref(self._array)
 
-    def apply(self, sampler: Any) -> tuple[int, int]:
-        """Apply a sampler in place; return the place that it selected and how many candidates it left."""
+    def apply(self, sampler: Any, count: int | None = None) -> tuple[int, int]:
+        """Apply a sampler in place, to the first ``count``; return the place that it selected and how many it left."""
         array = self._array
-        array.data, array.size, array.selected, array.sorted = self._first, self._count, -1, False
+        array.data, array.selected, array.sorted = self._first, -1, False
+        array.size = self._count if count is None else count
         self._api.llama_sampler_apply(sampler, self._reference)
         return int(array.selected), int(array.size)
 
@@ -86,6 +90,10 @@ class LlamaSampler:
         self._checked = sampling.dynatemp_range > 0
         self.candidates: list[tuple[int, float]] = []
         self._looks_back = sampling.looks_back
+        # a bias may raise a token from anywhere, or lower as many of the likeliest as there are biases
+        lowers = chained and all(value <= 0 for value in bias.values())
+        decided_by = sampling.decided_by if lowers else 0
+        self.few = decided_by + len(bias) if 0 < decided_by <= _MOST_FEW >= len(bias) else 0
         self._chain = Chain(api, context, vocab, info.n_vocab, sampling).make(bias if chained else {})
         self._grammar = self._make_grammar(vocab, sampling)
 
@@ -148,6 +156,14 @@ class LlamaSampler:
         self._api.llama_sampler_accept(self._chain, token)
         return token
 
+    def sample_among(self, tokens: Array, logits: Floats) -> int:
+        """Choose among the likeliest tokens, and accept what is chosen."""
+        some, count = self._all, len(tokens)
+        some.ids[:count], some.logits[:count] = tokens, logits
+        token = self._chosen(*some.apply(self._chain, count))
+        self._api.llama_sampler_accept(self._chain, token)
+        return token
+
     def _choose(self, logits: Floats, *, constrained: bool) -> int:
         every = self._all
         every.ids[:], every.logits[:] = self._ids, logits
@@ -159,7 +175,11 @@ class LlamaSampler:
             if self._grammar is not None:
                 raise InvalidParamError("no token can follow what the grammar allows", key="grammar")
             raise InvalidParamError("every token is forbidden by its bias", key="logit_bias")
-        chosen, left = every.apply(self._chain)
+        return self._chosen(*every.apply(self._chain))
+
+    def _chosen(self, chosen: int, left: int) -> int:
+        """Return the token that the chain chose of those it left, which it has moved to the front."""
+        every = self._all
         if not 0 <= chosen < left:  # a distribution that is none, such as one of logits that are no numbers
             raise InvalidParamError("these samplers leave no token to choose", key="samplers")
         if self._checked and np.isnan(every.rows["p"][chosen]):

@@ -109,6 +109,46 @@ class Reading:
             logp[seen] = np.log(mass, out=mass)
         return logp
 
+    def likeliest(self, count: int, row: int = 0) -> tuple[Array, Array] | None:
+        """Return tokens with their blended log-probabilities, the ``count`` likeliest of all among them.
+
+        Looked at are the candidates, what the window holds, and whatever the model finds likelier than the least of the
+        ``count`` likeliest among these: all other tokens have the model's logits. None where these are not so many.
+        """
+        tokens, logits, own = self.tokens, self.logits[row], self.own[row]
+        model, memory, window = self.weights[row].tolist()
+        model_log = math.log(model) - float(self.lse[row]) if model > 0 else -math.inf
+        memory_log = math.log(memory) - float(self.log_z[row]) if memory > 0 else -math.inf
+        others = float(np.logaddexp(model_log, memory_log))  # what is added to all other logits
+        chance = self.before[row] * model
+        chance += self.behind[row] * memory
+        if window > 0:
+            seen, place = self.slots.distinct
+            mass = np.bincount(place, self.window.weights[row], len(seen))
+            mass *= window
+            where, known = find(tokens, seen)
+            if known.all():
+                chance[where] += mass
+            else:
+                chance[where[known]] += mass[known]
+                new = ~known
+                tokens, own = np.concatenate((tokens, seen[new])), np.concatenate((own, logits[seen[new]]))
+                chance = np.concatenate((chance, np.exp(own[len(chance) :] + others) + mass[new]))
+        if len(tokens) < count:
+            return None
+        at = len(chance) - count
+        least = float(np.partition(chance, at)[at])
+        if not least > 0:
+            return None
+        bound = np.float32(math.log(least) - others)
+        likelier = (logits > bound).nonzero()[0]
+        if len(likelier) > np.count_nonzero(own > bound):
+            likelier = likelier[~np.isin(likelier, tokens)]
+            tokens = np.concatenate((tokens, likelier))
+            chance = np.concatenate((chance, np.exp(logits[likelier] + others)))
+        places = (chance >= least).nonzero()[0]
+        return tokens[places], np.log(chance[places]).astype(np.float32)
+
     def probabilities_of(self, token: Array) -> Array:
         """Return (n, 3): what the model alone, the model with the memory, and the window gave to ``token`` (n,)."""
         return self.outcome(token, None)[0]

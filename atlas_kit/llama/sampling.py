@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -209,6 +210,28 @@ class Sampling:
         )
 
     @property
+    def decided_by(self) -> int:
+        """How many of the most likely tokens are all that samplers choose among; 0: it may be any number."""
+        if self.mirostat or self.looks_back or self.grammar is not None or self.json_schema is not None:
+            return 0
+        if self.greedy:
+            return 1
+        idle = {"penalties", "dry"}  # as they look back at nothing
+        idle |= {
+            name
+            for name, does_nothing in (
+                ("top_n_sigma", self.top_n_sigma <= 0),
+                ("typ_p", self.typical_p == 1),
+                ("top_p", self.top_p == 1),
+                ("min_p", self.min_p == 0),
+                ("xtc", self.xtc_probability == 0),
+            )
+            if does_nothing
+        }
+        first = next((name for name in self.order if name not in idle), None)
+        return self.top_k if first == "top_k" else 0
+
+    @property
     def looks_back(self) -> int:
         """How many of the last tokens the samplers look at; -1: at all of the context."""
         found = [0]
@@ -310,6 +333,8 @@ class Sampler(Protocol):
     #: Tokens that could have been chosen the last time, with their probabilities, the likeliest first: only where
     #: ``Sampling.tells``.
     candidates: list[tuple[int, float]]
+    #: So many of the likeliest tokens are all that it needs to know; 0: it wants to see all.
+    few: int
 
     def accept(self, tokens: Iterable[int]) -> None:
         """Take note of tokens that stand before what is chosen, for the penalties."""
@@ -320,6 +345,9 @@ class Sampler(Protocol):
         ``index`` is the place of the row in the engine's batch where ``logits`` are as the engine gave them; they
         need not be copied then.
         """
+
+    def sample_among(self, tokens: Array, logits: Floats) -> int:
+        """Do ``sample`` where only some ``tokens`` (n,) and their logits are known, the ``few`` likeliest of all."""
 
     def close(self) -> None:
         """Free it."""

@@ -21,7 +21,7 @@ from atlas_kit.codecs.numbers import Array
 from atlas_kit.episodes import Kind
 from atlas_kit.errors import ClosedError, InvalidParamError, ModelError
 from atlas_kit.llama import arguments, memory_choice, session_states
-from atlas_kit.llama.engine import Engine, Feed, Outputs
+from atlas_kit.llama.engine import COPIED, Engine, Feed, Outputs
 from atlas_kit.llama.interrupts import interrupts_put_off
 from atlas_kit.llama.last_output import LastOutput
 from atlas_kit.llama.loading import claim, engine_of
@@ -333,8 +333,13 @@ class AtlasSession:
         it is copied when the text ends.
         """
         hidden = None if outputs.hidden is None else outputs.hidden[-1:]
-        found = LastOutput(hidden, outputs.logits[-1:], (index, self.engine.decodes), token)
-        if self._said is None or not self.puts_off or self.memory is not None:
+        views = outputs.index != COPIED
+        found = LastOutput(
+            hidden, outputs.logits[-1:], (index, self.engine.decodes) if views else None, token
+        )
+        if len(outputs.logits) > 1 or (
+            views and (self._said is None or not self.puts_off or self.memory is not None)
+        ):
             found.keep()
         return found
 
@@ -657,6 +662,14 @@ class AtlasSession:
             logp = log_softmax(was.logits[0])
         else:
             reading = self._reading_of(was)
+            some = reading.likeliest(max(sampler.few, most or 0)) if sampler.few else None
+            if some is not None:
+                tokens, logp = some
+                token = sampler.sample_among(tokens, logp + np.float32(reading.lse[0]))
+                if most is not None and sampler.candidates:
+                    return token, *_drawn(sampler.candidates, token, most)
+                top = tuple((int(tokens[place]), chance) for place, chance in likeliest(logp, most or 0))
+                return token, float(logp[tokens == token][0]), top
             logp = reading.log_probabilities()
             # on the scale of the model's own logits, which a repeat penalty multiplies
             token = sampler.sample(logp + np.float32(reading.lse[0]), None)

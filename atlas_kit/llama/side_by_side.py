@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from atlas_kit.codecs.numbers import Array
+from atlas_kit.llama.gating import features_of_one
 from atlas_kit.llama.reading import NO_SLOTS, Reading, Slots, change_of, far_off, summarize, with_bound
-from atlas_kit.memory import gate_features
 from atlas_kit.memory.backend import quiet
 from atlas_kit.memory.ranking import NOTHING_FOUND, Ranked, Ranking, aged, match_score
+
+#: A token that there is not, and that no slot stands for either.
+_NEVER = -3
 
 if TYPE_CHECKING:
     from atlas_kit.llama.output_matrix import OutputRows
@@ -51,8 +54,8 @@ class OneMemory(Protocol):
     def require_formula(self, hidden: Array, own: Array, tokens: Array) -> None:
         """Check that the model's logits are what its output matrix gives."""
 
-    def weights_of(self, w: Array, features: Array, has_window: Array) -> Array:
-        """Return how much model, memory and window count."""
+    def weights_of_one(self, features: Sequence[float], has_window: bool) -> tuple[float, float, float]:
+        """Return how much model, memory and window count for a token."""
 
 
 class Ends:
@@ -125,12 +128,7 @@ def read_side_by_side(
     behind = np.exp(corrected - ends.spread(log_z))
     expected = ends.sum(behind * change_of(own, corrected))
     slots, windows, seen = look_up(memories, directions, current)
-    features = gate_features(*seen[:1], entropy, *seen[1:])
-    weights = first.weights_of(
-        np.concatenate([one.state.gate["w"][None] for one in memories]),
-        features[:, None],
-        np.array([len(held.tokens) > 0 for held in slots]),
-    )
+    features, weights = gated(memories, entropy, slots, seen)
     return [
         Reading(
             hidden[one], lse[one], top[one], logits[row][None], tokens[row], own[None, place],
@@ -140,6 +138,20 @@ def read_side_by_side(
         for row, place in enumerate(ends.slices)
         for one in (slice(row, row + 1),)
     ]  # fmt: skip
+
+
+def gated(
+    memories: Sequence[OneMemory], entropy: Array, slots: Sequence[Slots], seen: Sequence[Array]
+) -> tuple[Array, Array]:
+    """Return what each gate looks at (R, 5), and how much model, memory and window count (R, 3)."""
+    similarity, length, confidence = (one.tolist() for one in seen)
+    numbers = zip(similarity, entropy.tolist(), length, confidence, strict=True)
+    features = [features_of_one(*one) for one in numbers]
+    weights = [
+        one.weights_of_one(looks_at, len(held.tokens) > 0)
+        for one, looks_at, held in zip(memories, features, slots, strict=True)
+    ]
+    return np.array(features), np.array(weights)
 
 
 def _each_dot(vectors: Array, other: Array) -> Array:
@@ -187,43 +199,47 @@ class _Found:
         for row, place in enumerate(ends.slices):
             np.dot(self._slots[row].keys, directions[row], out=cosine[place])
             age[place] = aged(self._memories[row].unlearned + 1, place.stop - place.start)
-        self._match(match, current)
-        score = cosine * ends.spread(w[:, 0])
-        score += match * ends.spread(w[:, 1])
-        score += age * ends.spread(w[:, 2])
+        matching, rows = self._match(match, current)
+        score, aging = cosine * ends.spread(w[:, 0]), age * ends.spread(w[:, 2])
+        score[matching] += (
+            match[matching] * w[rows, 1]
+        )  # as matches are few, and in the order of the features
+        score += aging
         greatest = ends.spread(ends.max(score))
         highest = (score == greatest).nonzero()[0]
         best = highest[highest.searchsorted(ends.starts)]  # each row's first
         score -= greatest
         weights = self._weights = np.exp(score, out=score)
         weights /= ends.spread(ends.sum(weights))
-        tokens = np.concatenate([one.tokens for one in self._slots])
+        tokens = self._tokens()
         same = tokens == ends.spread(tokens[best])
         self.confidence, self.length = ends.sum(weights * same), match[best]
         self.similarity = np.minimum(np.maximum(ends.max(cosine), -1), 1)
-        self._mean = np.stack([ends.sum(one * weights) for one in self._features], axis=-1)
+        self._mean = np.add.reduceat(self._features * weights, ends.starts, axis=1).T
 
-    def _match(self, match: Array, current: Sequence[int]) -> None:
-        """Fill in the scores of ``match_lengths``: few slots match at all, and fewer far back."""
+    def _tokens(self) -> Array:
+        """Return what followed the slots, end to end."""
+        if len(self._slots) == 1:
+            return self._slots[0].tokens
+        return np.concatenate([one.tokens for one in self._slots])
+
+    def _match(self, match: Array, current: Sequence[int]) -> tuple[Array, Array]:
+        """Fill in the scores of ``match_lengths``; return the slots that match at all, and their rows: few."""
         longest = self._ranking.longest
         line = np.concatenate([one.behind(longest) for one in self._slots])
         ends = Ends((self._ends.lengths + longest).tolist())
         at = (line == ends.spread(np.array(current))).nonzero()[0]
-        if not len(at):
-            return
         row = ends.starts.searchsorted(at, "right") - 1
         place = at - longest * (row + 1)
-        match[place] = match_score(1)
-        histories = np.full((len(self._memories), longest), -1)
-        for one in set(row.tolist()):
-            came = self._memories[one].history(current[one], longest)
-            histories[one, longest - len(came) :] = came
-        for back in range(1, longest):
-            going = (line[at - back] == histories[row, longest - 1 - back]).nonzero()[0]
-            if not len(going):
-                return
-            at, row, place = at[going], row[going], place[going]
-            match[place] = match_score(back + 1)
+        if len(at):
+            # the tokens before, newest first; behind the last that counts stands what equals nothing
+            before = np.full((len(self._memories), longest), _NEVER)
+            for one in set(row.tolist()):
+                came = self._memories[one].history(current[one], longest)
+                before[one, : len(came) - 1] = came[-2::-1] if len(came) > 1 else ()
+            steps = np.arange(1, longest + 1)
+            match[place] = match_score(1 + (line[at[:, None] - steps] != before[row]).argmax(axis=1))
+        return place, row
 
     def ranked(self, row: int) -> Ranked:
         """Return what one of the queries found."""

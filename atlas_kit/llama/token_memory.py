@@ -22,6 +22,7 @@ import numpy as np
 
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError, ModelError
+from atlas_kit.llama.gating import MOST_WEIGHT, weights_of_one
 from atlas_kit.llama.output_matrix import OutputRows
 from atlas_kit.llama.reading import NO_SLOTS, Reading, Slots, change_of, far_off, summarize, with_bound
 from atlas_kit.llama.side_by_side import read_side_by_side
@@ -53,8 +54,6 @@ RECENT = 1024
 MOST_MATCHED = 255
 #: Bytes of the array that is used again for the candidates' rows of each step.
 MOST_KEPT = 32 << 20
-#: The window never gets all of the weight: a token that it has not seen must stay possible.
-MOST_WEIGHT = 1 - 1e-6
 #: How far logits may be from the formula, as a share of their spread: llama.cpp rounds states as it rounds weights.
 MOST_ERROR = 0.3
 #: How far the step size moves per step at most, and in all, as logarithms.
@@ -445,6 +444,11 @@ class TokenMemory:
         weights /= weights.sum(axis=1, keepdims=True)
         return weights
 
+    def weights_of_one(self, features: Sequence[float], has_window: bool) -> tuple[float, float, float]:
+        """Return ``weights_of`` one token with its five features, where there are memory and window."""
+        ratio = None if self.settings.blend_ratio == ADAPTIVE else float(self.settings.blend_ratio)
+        return weights_of_one(self.state.gate["w"].tolist(), features, ratio, has_window)
+
     @property
     def _experts(self) -> slice | list[int]:
         """Which of model, memory and window there are."""
@@ -470,7 +474,9 @@ class TokenMemory:
             raise InvalidParamError(f"{len(token)} tokens do not fit into a step with room for {self.room}")
         self.watched = self.watched[:0]
         probabilities, slope = reading.outcome(token, self.memory.config.ranking)
-        values = (reading.hidden, reading.lse, token, reading.top, reading.features, probabilities, slope)
+        values: tuple[Array, ...] = (
+            reading.hidden, reading.lse, token, reading.top, reading.features, probabilities, slope,
+        )  # fmt: skip
         if reading.pull is not None:
             values = (*values, *asked_for(reading, token, self.rows))
         copies = [np.array(value) for value in values]  # all of them, or none waits

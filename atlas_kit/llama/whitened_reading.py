@@ -15,8 +15,7 @@ import numpy as np
 
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.llama.reading import Reading, change_of, far_off, find, most_likely, summarize, with_bound
-from atlas_kit.llama.side_by_side import OneMemory, look_up
-from atlas_kit.memory import gate_features
+from atlas_kit.llama.side_by_side import OneMemory, gated, look_up
 from atlas_kit.memory.backend import quiet, to_host
 
 if TYPE_CHECKING:
@@ -73,12 +72,7 @@ def read_whitened(
     corrected, log_z, before, behind, expected = moved(own, change, lse, rows.softcap)
     pull = np.matmul(_sloped(behind, corrected, rows.softcap)[:, None, :], block)[:, 0]
     slots, windows, seen = look_up(memories, directions, current)
-    features = gate_features(*seen[:1], entropy, *seen[1:])
-    weights = first.weights_of(
-        np.concatenate([one.state.gate["w"][None] for one in memories]),
-        features[:, None],
-        np.array([len(held.tokens) > 0 for held in slots]),
-    )
+    features, weights = gated(memories, entropy, slots, seen)
     return [
         Reading(
             hidden[one], lse[one], top[one], logits[row][None], top[row], own[one], corrected[one], log_z[one],

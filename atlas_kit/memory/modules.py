@@ -444,7 +444,7 @@ class WhitenedMatrix:
     def shapes(self, d_in: int, d_out: int) -> dict[str, tuple[int, ...]]:
         """Return the shape of each parameter, without leading axes; ``d_in`` does not matter."""
         rank = min(self.rank, d_out)
-        shapes = {"W": (rank, d_out), "P": (d_out, rank), "origin": (1, d_out)}
+        shapes: dict[str, tuple[int, ...]] = {"W": (rank, d_out), "P": (d_out, rank), "origin": (1, d_out)}
         return {**shapes, "bias": (1, self.tokens)} if self.tokens else shapes
 
     def init(self, d_in: int, d_out: int, seed: int) -> dict[str, Array]:

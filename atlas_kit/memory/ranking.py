@@ -174,8 +174,8 @@ _LOG2: np.ndarray[Any, Any] = np.log2(1 + np.arange(256, dtype=np.float32))
 _aged: np.ndarray[Any, Any] = np.empty(0, np.float32)
 
 
-def match_score(length: int) -> Any:
-    """Return the feature of a slot that was preceded by ``length`` equal tokens."""
+def match_score(length: Any) -> Any:
+    """Return the feature of slots that were preceded by ``length`` equal tokens."""
     return _LOG2[length]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from atlas_kit.codecs.numbers import Array
     from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.sampling import Floats, Sampler
 
@@ -41,6 +42,7 @@ class Budget:
         self._thinking, self._over, self._said, self._count = thinking, False, b"", 0
         self._forced: list[int] = []
         self.candidates: list[tuple[int, float]] = []
+        self.few = 0  # it may have to say what nobody would choose
 
     def accept(self, tokens: Iterable[int]) -> None:
         """Take note of tokens that stand before what is chosen."""
@@ -51,6 +53,10 @@ class Budget:
         token = self._sample(logits, index)
         self.candidates = self._sampler.candidates
         return token
+
+    def sample_among(self, tokens: Array, logits: Floats) -> int:
+        """Do what nobody asks of one who wants to see all."""
+        raise NotImplementedError
 
     def _sample(self, logits: Floats, index: int | None) -> int:
         if self._over:

@@ -10,6 +10,7 @@ from memory_arrays import arrays, assert_same
 from atlas_kit.errors import BusyError, ClosedError, DivergedError, InvalidParamError, ModelError
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling, SessionPool
 from atlas_kit.llama.batch import BESIDE_AT_ONCE, LEARN_AT_ONCE
+from atlas_kit.llama.stage_times import StageTimes
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
 GREEDY = Sampling(temperature=0)
@@ -21,6 +22,13 @@ def ids(tokens):
     return [token.id for token in tokens if token.id >= 0]
 
 
+@pytest.fixture(params=[False, True], ids=["one stage", "two stages"])
+def stages(request, monkeypatch):
+    """Whoever generates is decoded for in one half of the steps and goes on in the other, or both in each."""
+    monkeypatch.setattr(StageTimes, "gains", lambda _, sessions: request.param and sessions > 0)
+
+
+@pytest.mark.usefixtures("stages")
 @pytest.mark.parametrize("memory", [None, SMALL, "mixed"])
 @pytest.mark.parametrize("kind", ["fake", "llama", "lfm2"])
 def test_sessions_generate_what_they_would_alone(kind, memory, request):
@@ -83,6 +91,7 @@ def test_memories_that_fill_together_learn_in_turns(processors, at_once, monkeyp
             assert_same(arrays(session), learned)
 
 
+@pytest.mark.usefixtures("stages")
 def test_a_step_that_was_put_off_is_taken_when_work_is_cancelled():
     engine = FakeEngine(n_ctx=64, n_sequences=4)
     with contextlib.ExitStack() as stack:
@@ -101,6 +110,7 @@ def test_a_step_that_was_put_off_is_taken_when_work_is_cancelled():
             pool.cancel(job)
 
 
+@pytest.mark.usefixtures("stages")
 def test_a_memory_that_cannot_learn_ends_its_own_work_alone(monkeypatch):
     def fails():
         if one.due:
@@ -120,6 +130,7 @@ def test_a_memory_that_cannot_learn_ends_its_own_work_alone(monkeypatch):
         assert jobs[1].finish_reason == "length"
 
 
+@pytest.mark.usefixtures("stages")
 def test_work_joins_ends_and_is_cancelled():
     engine = FakeEngine(n_ctx=256)
     with AtlasSession(engine, SMALL) as a, AtlasSession(engine, SMALL) as b:
@@ -157,6 +168,7 @@ def test_a_text_that_was_not_read_to_its_end_is_forgotten():
         assert session.context_tokens == ()
 
 
+@pytest.mark.usefixtures("stages")
 def test_one_failure_is_no_others():
     engine = FakeEngine(n_ctx=256)
     with AtlasSession(engine, SMALL) as a, AtlasSession(engine, None) as b:
@@ -169,6 +181,7 @@ def test_one_failure_is_no_others():
         assert len(ids(right.tokens)) == 5
 
 
+@pytest.mark.usefixtures("stages")
 def test_a_decode_that_fails_ends_the_work_in_it(monkeypatch):
     engine = FakeEngine(n_ctx=256)
     with AtlasSession(engine, SMALL) as session:

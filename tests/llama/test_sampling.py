@@ -189,6 +189,57 @@ def test_the_candidates_are_what_was_drawn_from(temperature, engine):
     assert engine.sampler(GREEDY).candidates == []
 
 
+@pytest.mark.parametrize(
+    ("settings", "count"),
+    [
+        ({}, 40),
+        ({"top_k": 7, "min_p": 0.2, "typical_p": 0.9, "xtc_probability": 0.5}, 7),
+        ({"temperature": 0}, 1),
+        ({"temperature": 0, "top_k": 0}, 1),
+        ({"top_k": 0}, 0),
+        ({"samplers": "pk"}, 0),
+        ({"samplers": "pkt", "top_p": 1.0}, 40),
+        ({"samplers": "tk"}, 0),
+        ({"samplers": "t"}, 0),
+        ({"top_n_sigma": 1.0}, 0),
+        ({"repeat_penalty": 1.1}, 0),
+        ({"temperature": 0, "frequency_penalty": 0.1}, 0),
+        ({"dry_multiplier": 1.0}, 0),
+        ({"mirostat": 2}, 0),
+        ({"grammar": DIGITS}, 0),
+        ({"json_schema": "{}"}, 0),
+    ],
+)
+def test_how_many_tokens_decide(settings, count):
+    assert Sampling(**settings).decided_by == count
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 0},
+        {"top_k": 5, "temperature": 2.0, "tells": True},
+        {"ignore_eos": True},
+        {"logit_bias": {7: -2.0, 9: float("-inf"), 11: -100.0}, "top_k": 3, "min_p": 0.0},
+    ],
+)
+def test_the_likeliest_are_all_that_is_looked_at(settings, engine):
+    """Given among them or among all, the same token is drawn with the same seed."""
+    random = np.random.default_rng(5)
+    among, whole = (engine.sampler(Sampling(seed=8, **settings)) for _ in range(2))
+    for _ in range(20):
+        logits = (3 * random.standard_normal(engine.info.n_vocab)).astype(np.float32)
+        some = np.sort(np.argsort(-logits)[: among.few + random.integers(5)])
+        assert among.sample_among(some, logits[some]) == whole.sample(logits)
+        assert [token for token, _ in among.candidates] == [token for token, _ in whole.candidates]
+
+
+def test_who_may_choose_any_token_sees_all(engine):
+    for settings in (OPEN, {"logit_bias": {7: 1.0}}):
+        assert engine.sampler(Sampling(**settings)).few == 0
+
+
 def test_every_token_forbidden(engine):
     nothing = dict.fromkeys(range(engine.info.n_vocab), float("-inf"))
     with pytest.raises(InvalidParamError, match="every token is forbidden"):

@@ -19,6 +19,7 @@ from atlas_kit.llama import AtlasSession, FakeEngine, Sampling, Scheduler, Sessi
 from atlas_kit.llama import scheduler as scheduler_module
 from atlas_kit.llama.batch import Job
 from atlas_kit.llama.engine import Feed
+from atlas_kit.llama.stage_times import StageTimes
 from atlas_kit.llama.steps import Step
 from atlas_kit.persistence import snapshot
 from atlas_kit.settings.atlas_settings import AtlasSettings
@@ -31,6 +32,12 @@ LONG_WAIT = 120
 
 def ids(tokens):
     return [token.id for token in tokens if token.id >= 0]
+
+
+@pytest.fixture(params=[False, True], ids=["one stage", "two stages"])
+def stages(request, monkeypatch):
+    """Whoever generates is decoded for in one half of the steps and goes on in the other, or both in each."""
+    monkeypatch.setattr(StageTimes, "gains", lambda _, sessions: request.param and sessions > 0)
 
 
 class Gate(FakeEngine):
@@ -53,6 +60,7 @@ def told(job, what):
     return event
 
 
+@pytest.mark.usefixtures("stages")
 @pytest.mark.parametrize("memory", [None, SMALL], ids=["plain", "memory"])
 @pytest.mark.parametrize("kind", ["fake", "llama"])
 def test_sessions_give_what_they_would_alone(kind, memory, request):
@@ -77,6 +85,7 @@ def test_sessions_give_what_they_would_alone(kind, memory, request):
             assert_same(arrays(session), expected)
 
 
+@pytest.mark.usefixtures("stages")
 @pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))])
 def test_many_threads_submit_and_cancel_at_random(seed):
     engine = FakeEngine(n_ctx=48, n_batch=32, n_sequences=6)
@@ -142,6 +151,7 @@ def test_nobody_waits_for_a_decode_to_submit_or_cancel():
         assert second.finish_reason == "cancelled"
 
 
+@pytest.mark.usefixtures("stages")
 def test_cancelled_in_the_prompt():
     engine = Gate(n_ctx=256)
     with AtlasSession(engine, SMALL) as session, Scheduler(engine) as scheduler:
@@ -157,6 +167,7 @@ def test_cancelled_in_the_prompt():
         assert session.memory.tokens_seen == seen + len("whole again") - 1 + 4
 
 
+@pytest.mark.usefixtures("stages")
 @pytest.mark.parametrize("shiftable", [True, False])
 @pytest.mark.parametrize("count", [3, 17, 30])
 def test_cancelled_while_generating(count, shiftable):
@@ -205,6 +216,7 @@ def test_busy():
         assert scheduler.call(b, lambda: 7).result(LONG_WAIT) == 7
 
 
+@pytest.mark.usefixtures("stages")
 def test_closed():
     engine = Gate(n_ctx=256)
     session = AtlasSession(engine, SMALL)
@@ -228,6 +240,7 @@ def test_closed():
     session.close()
 
 
+@pytest.mark.usefixtures("stages")
 def test_one_failure_is_no_others():
     engine = FakeEngine(n_ctx=256)
 
@@ -248,6 +261,7 @@ def test_one_failure_is_no_others():
         assert len(ids(scheduler.generate(a, "abc", max_tokens=3, sampling=GREEDY).result(LONG_WAIT))) == 3
 
 
+@pytest.mark.usefixtures("stages")
 def test_a_decode_that_fails_empties_only_whose_feed_failed():
     engine = FakeEngine(n_ctx=64, n_batch=64, n_sequences=3)
     plain = engine.decode
@@ -271,6 +285,7 @@ def test_a_decode_that_fails_empties_only_whose_feed_failed():
     assert [len(session.context_tokens + tuple(session._owed)) for session in sessions] == [8, 0, 8]
 
 
+@pytest.mark.usefixtures("stages")
 def test_why_it_ended():
     engine = FakeEngine(n_ctx=256)
     with AtlasSession(engine) as session, Scheduler(engine) as scheduler:
@@ -285,6 +300,7 @@ def test_why_it_ended():
     assert (read.finish_reason, read.tokens) == ("done", [])
 
 
+@pytest.mark.usefixtures("stages")
 def test_saving_and_restoring(tmp_path):
     engine, path = FakeEngine(n_ctx=256), tmp_path / "m.atlas"
     with AtlasSession(engine, SMALL) as a, AtlasSession(engine, SMALL) as b, Scheduler(engine) as scheduler:
@@ -341,6 +357,7 @@ def test_a_session_is_opened_between_two_decodes():
         scheduler.ask(list)
 
 
+@pytest.mark.usefixtures("stages")
 def test_work_that_fails_when_it_is_cancelled():
     engine = Gate(n_ctx=256)
 
@@ -372,6 +389,7 @@ def test_the_right_session_of_the_right_engine():
         scheduler.feed(session, "abc")
 
 
+@pytest.mark.usefixtures("stages")
 def test_an_engine_that_breaks_ends_its_work_and_nothing_else():
     engine = FakeEngine(n_ctx=256)
     plain, broken = engine.decode, threading.Event()
@@ -412,6 +430,7 @@ def test_a_listener_that_fails_is_left_out():
     assert heard == [True]
 
 
+@pytest.mark.usefixtures("stages")
 def test_a_neighbours_prompt_makes_no_outputs():
     """Hidden states make every token of a batch an output: what needs none is decoded apart."""
     engine, calls = FakeEngine(n_ctx=256, n_batch=64, n_sequences=3), []
@@ -432,6 +451,7 @@ def test_a_neighbours_prompt_makes_no_outputs():
     assert np.sum([outputs for hidden, feeds in calls if not hidden for _, outputs in feeds]) <= 20
 
 
+@pytest.mark.usefixtures("stages")
 def test_a_call_decodes_when_nobodys_outputs_wait():
     """Who owes a token catches up in a batch with others; the function runs when all of them have read theirs."""
     engine = FakeEngine(n_ctx=256)
@@ -654,6 +674,7 @@ def failed_future(error):
     return future
 
 
+@pytest.mark.usefixtures("stages")
 @pytest.mark.parametrize("facade", [Scheduler, SessionPool])
 @pytest.mark.parametrize("what", MALFORMED)
 def test_malformed_work_fails_alone(what, facade):

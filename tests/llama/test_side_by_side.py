@@ -9,6 +9,7 @@ import pytest
 
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling, SessionPool
 from atlas_kit.llama.side_by_side import Ends, read_side_by_side
+from atlas_kit.llama.stage_times import StageTimes
 from atlas_kit.llama.token_memory import TokenMemory
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
@@ -63,6 +64,43 @@ def test_one_token_is_read_as_among_others(known, blend, monkeypatch):
         np.testing.assert_allclose(slope[:, -1], expected.gain(token), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("blend", ["adaptive", 0.0, 0.25, 1.0])
+@pytest.mark.parametrize("known", [0, 3, 40])
+def test_the_likeliest_of_all_are_known_from_some(known, blend):
+    rows, hidden, (logits,), (tokens,) = streams(1, known + 8, seed=known)
+    memory = TokenMemory(rows, SMALL.replace(blend_ratio=blend, candidates=8))
+    read(memory, hidden[0, :known], logits[:known], tokens[: known + 1])
+    answered = 0
+    for at in range(known, known + 8):
+        reading = memory.read(hidden[0, at : at + 1], logits[at : at + 1], tokens[at : at + 1])
+        logp = reading.log_probabilities()
+        for count in (1, 5, 8, 31):
+            if (found := reading.likeliest(count)) is None:
+                continue
+            some, chance = found
+            assert len(set(some.tolist())) == len(some) >= count
+            np.testing.assert_allclose(chance, logp[some], rtol=1e-4, atol=1e-4)
+            assert set(np.argsort(-logp)[:count].tolist()) <= set(some.tolist())
+            answered += 1
+        memory.watch(reading, tokens[at + 1 : at + 2])
+    assert answered >= 24
+
+
+def test_without_candidates_the_likeliest_are_not_known():
+    rows, hidden, (logits,), (tokens,) = streams(1, 4)
+    memory = TokenMemory(rows, SMALL.replace(learning_rate=0.0))
+    assert memory.read(hidden[0, :1], logits[:1], tokens[:1]).likeliest(1) is None
+
+
+def test_tokens_that_are_ruled_out_are_not_the_likeliest():
+    rows, hidden, (logits,), (tokens,) = streams(1, 2)
+    logits = np.array(logits)
+    logits[:, 3:] = -np.inf
+    reading = TokenMemory(rows, SMALL).read(hidden[0, :1], logits[:1], tokens[:1])
+    assert sorted(reading.likeliest(3)[0].tolist()) == [0, 1, 2]
+    assert reading.likeliest(4) is None
+
+
 def test_company_changes_no_bit():
     """Windows of different lengths, one of them empty."""
     rows, hidden, logits, tokens = streams(5, 31, seed=1)
@@ -97,6 +135,7 @@ def test_ends_of_one_row_are_spread_by_numpy_itself():
 def test_a_memory_learns_beside_a_decode_where_there_is_room(monkeypatch):
     """What is learned and generated is the same on which thread ever."""
     prompts, found = ["to be or not to be, " * 3, "abc" * 9, "x1y2z3" * 6], {}
+    monkeypatch.setattr(StageTimes, "gains", lambda *_: False)  # in two stages either thread learns
     plain = TokenMemory.commit
     for processors in (1, 2):
         threads = set()

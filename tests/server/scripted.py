@@ -130,7 +130,7 @@ class ObligingEngine(ScriptedEngine):
 
 class _Script:
     def __init__(self, tokens: list[int], give_back: Callable[[], None]) -> None:
-        self._tokens, self.candidates = tokens, []
+        self._tokens, self.candidates, self.few = tokens, [], 0
         self._unused: Callable[[], None] | None = give_back
 
     def sample(self, logits: Any, index: int | None = None) -> int:

@@ -1,0 +1,60 @@
+"""The gate for one token at a time, number by number.
+
+``gate_features``, ``Gate.weights`` and ``TokenMemory.weights_of`` do the same for many tokens; for one, thirty steps of
+NumPy take four times as long as these few numbers. Knows neither memories nor engines.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+#: The window never gets all of the weight: a token that it has not seen must stay possible.
+MOST_WEIGHT = 1 - 1e-6
+_LARGEST = 1e4  # as ``memory.gate.LARGEST_FEATURE``
+
+
+def features_of_one(
+    similarity: float, entropy: float, length: float, confidence: float
+) -> tuple[float, float, float, float, float]:
+    """Return what ``gate_features`` gives for one token.
+
+    >>> [round(one, 6) for one in features_of_one(0.9, 1.5, 2.0, 0.75)]
+    [1.0, 1.0, -0.5, 0.5, 0.5]
+    """
+    return 1.0, 10 * (similarity - 0.8), entropy - 2, length - 1.5, 2 * confidence - 1
+
+
+def weights_of_one(
+    w: Sequence[Sequence[float]], features: Sequence[float], ratio: float | None, has_window: bool
+) -> tuple[float, float, float]:
+    """Return how much model, memory and window count; together 1.
+
+    Parameters
+    ----------
+    w
+        Memory's and window's row of the gate, five numbers each.
+    ratio
+        The window's share where it is fixed, the rest being the memory's; None: the gate decides.
+    has_window
+        Whether there are slots.
+
+    >>> weights_of_one([[0.0] * 5] * 2, [1.0] * 5, None, False)
+    (0.5, 0.5, 0.0)
+    """
+    if ratio is None:
+        f = [max(min(one, _LARGEST), -_LARGEST) if math.isfinite(one) else 0.0 for one in features]
+        memory, window = (sum([a * b for a, b in zip(row, f, strict=True)]) for row in w)
+        largest = max(0.0, memory, window)
+        parts = math.exp(-largest), math.exp(memory - largest), math.exp(window - largest)
+        total = sum(parts)
+        model, memory, window = parts[0] / total, parts[1] / total, parts[2] / total
+    else:
+        model, memory, window = 0.0, 1 - ratio, ratio
+    if not has_window:
+        window = 0.0
+    window = min(window, MOST_WEIGHT * (model + memory + window))
+    if model + memory <= 0:
+        model = 1 - MOST_WEIGHT
+    total = model + memory + window
+    return model / total, memory / total, window / total

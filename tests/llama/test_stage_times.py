@@ -1,0 +1,149 @@
+"""When two stages pay, and that they do what one does."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import pytest
+from memory_arrays import arrays, assert_same
+
+from atlas_kit.errors import ClosedError, ModelError
+from atlas_kit.llama import AtlasSession, FakeEngine, Sampling, SessionPool
+from atlas_kit.llama.stage_times import HALF_LIFE, StageTimes
+from atlas_kit.settings.atlas_settings import AtlasSettings
+
+GREEDY = Sampling(temperature=0)
+SMALL = AtlasSettings(window_size=64, memory_dim=8, omega_window=8, chunk_size=8, candidates=16)
+TEXTS = ["to be or not to be, ", "whether 'tis nobler ", "in the mind to suffer ", "the slings and arrows "]
+
+
+def measured(fixed, each, beside, sizes):
+    times = StageTimes()
+    for size in sizes:
+        times.decoded(size, fixed + each * size)
+        times.went_on(size, beside * size)
+    return times
+
+
+def test_what_was_never_measured_gains_nothing():
+    assert not StageTimes().gains(50)
+    assert StageTimes().fixed == math.inf
+
+
+@pytest.mark.parametrize("sizes", [(8,), (8, 8, 8), (100, 101, 100)])
+def test_sizes_that_are_the_same_tell_of_no_part(sizes):
+    """Then all of a decode counts as fixed, so that what gains by that gains whatever the part is."""
+    times = measured(0.0, 0.001, 0.0011, sizes)
+    assert times.fixed == pytest.approx(0.001 * sum(sizes) / len(sizes), rel=0.02)
+    assert times.gains(max(sizes) + 2)
+    assert not measured(0.0, 0.001, 0.0009, sizes).gains(min(sizes))
+
+
+@pytest.mark.parametrize("fixed", [0.0, 0.020])
+def test_the_fixed_part_decides(fixed):
+    times = measured(fixed, 0.0003, 0.0005, (512, 50, 25, 25, 50))
+    assert times.fixed == pytest.approx(fixed, abs=1e-9)
+    assert times.decoding == pytest.approx(5 * fixed + 662 * 0.0003)
+    assert not times.gains(1)
+    assert times.gains(39) == (fixed == 0)
+    assert times.gains(41)
+
+
+def test_what_was_long_ago_counts_less():
+    times = measured(0.5, 0.0, 0.0001, (1, 100) * 5)
+    for _ in range(20 * HALF_LIFE):
+        for size in (10, 20):
+            times.decoded(size, 0.001 * size)
+    assert times.fixed < 1e-3
+
+
+def in_two_stages(monkeypatch, engine, sessions):
+    """Return a pool whose sessions generate in two stages, each having begun, and their jobs."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    pool = SessionPool(engine)
+    jobs = [
+        pool.generate(session, text * 2, max_tokens=20, sampling=GREEDY)
+        for session, text in zip(sessions, TEXTS, strict=False)
+    ]
+    while not all(job.tokens for job in jobs):
+        pool.step()
+    monkeypatch.setattr(StageTimes, "gains", lambda *_: True)
+    return pool, jobs
+
+
+def test_one_half_is_decoded_for_while_the_other_goes_on(monkeypatch):
+    threads, batches = set(), []
+    engine = FakeEngine(n_ctx=128, n_sequences=4)
+    plain = engine.decode
+
+    def decode(feeds, *, hidden=False):
+        threads.add(threading.current_thread())
+        batches.append(len(feeds))
+        return plain(feeds, hidden=hidden)
+
+    sessions = [AtlasSession(engine, SMALL) for _ in range(4)]
+    pool, jobs = in_two_stages(monkeypatch, engine, sessions)
+    engine.decode = decode
+    pool.run()
+    assert max(batches) == 2
+    assert threading.current_thread() not in threads
+    engine.decode = plain
+    for session, job, text in zip(sessions, jobs, TEXTS, strict=True):
+        kept = arrays(session)
+        session.close()
+        with AtlasSession(engine, SMALL) as alone:
+            alone.feed_limit = engine.n_batch // 2
+            expected = list(alone.generate(text * 2, max_tokens=20, sampling=GREEDY))
+            assert [token.id for token in expected] == [token.id for token in job.tokens]
+            assert_same(arrays(alone), kept)
+
+
+def test_work_ends_between_its_two_stages(monkeypatch):
+    """Cancelled, it goes on to its next token, which the context is owed; with a closed session, it does not."""
+    engine = FakeEngine(n_ctx=128, n_sequences=4)
+    sessions = [AtlasSession(engine, SMALL) for _ in range(4)]
+    pool, jobs = in_two_stages(monkeypatch, engine, sessions)
+    pool.step()
+    between = [job for job in jobs if job in pool._batches._fresh]
+    assert len(between) == 2
+    pool.cancel(between[0])
+    session = between[0].session
+    assert between[0].finish_reason == "cancelled"
+    assert len(session._owed) == 1
+    said, text = [token.id for token in between[0].tokens], TEXTS[jobs.index(between[0])] * 2
+    assert [*session.context_tokens, *session._owed] == [*engine.tokenize(text), *said]
+    session.feed("and so on")
+    between[1].session.close()
+    with pytest.raises(ClosedError):
+        pool.run()
+    assert [job.finish_reason for job in jobs if job not in between] == ["length"] * 2
+    assert not pool._batches._fresh
+
+
+def test_a_decode_that_fails_beside_others(monkeypatch):
+    engine = FakeEngine(n_ctx=128, n_sequences=4)
+    sessions = [AtlasSession(engine, SMALL) for _ in range(4)]
+    pool, jobs = in_two_stages(monkeypatch, engine, sessions)
+    plain = engine.decode
+
+    def decode(feeds, *, hidden=False):
+        if any(feed.sequence == sessions[2].sequence for feed in feeds):
+            raise ModelError("no")
+        return plain(feeds, hidden=hidden)
+
+    engine.decode = decode
+    with pytest.raises(ModelError):
+        pool.run()
+    assert [job.finish_reason for job in jobs] == ["length", "length", "error", "length"]
+    assert sessions[2].context_tokens == ()
+
+
+def test_an_engine_that_somebody_else_uses(monkeypatch):
+    """Also whoever takes the steps himself: the other thread would wait for him for ever."""
+    engine = FakeEngine(n_ctx=128, n_sequences=4)
+    sessions = [AtlasSession(engine, SMALL) for _ in range(4)]
+    pool, jobs = in_two_stages(monkeypatch, engine, sessions)
+    with engine.lock:
+        pool.run()
+    assert [len(job.tokens) for job in jobs] == [20] * 4
