@@ -82,6 +82,8 @@ class Akin:
             rows = self._vectors([known[number] for number in numbers.tolist()])
             useful = np.flatnonzero(rows.any(axis=1))[: max(0, room)]
             count = len(self._numbers)
+            if not len(useful):
+                continue
             if count + len(useful) > len(self._rows):
                 larger = np.zeros((2 * count + len(useful), rows.shape[1]), np.float32)
                 if count:

@@ -261,7 +261,8 @@ class _Scorer:
 
     def _gives(self, touched: Array, found: Array, rare: float) -> Array:
         idf = np.log1p((self._count - min(rare, self._count) + 0.5) / (rare + 0.5))
-        return np.float32(idf * (K1 + 1)) * found / (found + self._norm[touched])
+        given: Array = np.float32(idf * (K1 + 1)) * found / (found + self._norm[touched])
+        return given
 
     def _searched(self, blocks: Array, times: Array) -> tuple[Array, Array]:
         inside = self._among[blocks]

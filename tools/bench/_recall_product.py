@@ -1,4 +1,4 @@
-"""What tools/bench/recall.py measures of atlas_kit itself, in two processes: one reads and saves, one loads and is asked.
+"""What tools/bench/recall.py measures of atlas_kit: one process reads and saves, another loads and is asked.
 
 The set's own documents and turns are read by the model, so that the learned memory knows what it can; the text around
 them is only stored. Every question is asked alone and leaves no trace. A follow-up has the exchange before it in the
