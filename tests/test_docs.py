@@ -132,7 +132,7 @@ def make_talk(path, model):
 
 
 #: Commands whose examples run a model.
-WITH_MODEL = {"run", "serve", "learn", "forget", "perplexity", "recall"}
+WITH_MODEL = {"run", "serve", "learn", "ask", "forget", "perplexity", "recall"}
 
 
 @pytest.fixture(

@@ -34,8 +34,9 @@ know of each other, and the memory stays as it is.
 A small model reads badly: what matters is in the pieces.
 
 Examples:
-  atlas-tool ask sample_data/models/tiny-python.gguf "How is a file opened?" --memory-file code.atlas
-  atlas-tool ask sample_data/models/tiny-python.gguf "Who?" "When?" -m code.atlas --json --max-tokens 20
+  atlas-tool learn sample_data/models/tiny-python.gguf sample_data/documents/*.py -m code.atlas --store-only -q
+  atlas-tool ask sample_data/models/tiny-python.gguf "How is a file opened?" -m code.atlas --max-tokens 20
+  atlas-tool ask sample_data/models/tiny-python.gguf "Who?" "When?" -m code.atlas --max-tokens 20 --json
 """,
 )
 @click.argument("model", type=MODEL)

@@ -130,9 +130,9 @@ def _pieces(result: Forgotten) -> Iterator[_render.Block]:
 
 
 def _beside(result: Forgotten) -> Iterator[_render.Block]:
-    would = "would go" if result.dry_run else "went"
     if result.others:
-        yield f"{', '.join(_OTHERS[name] for name in result.others)} {would} as well: they hold text, too"
+        also = "would also remove" if result.dry_run else "also removed"
+        yield f"{also}, since it holds text: {', '.join(_OTHERS[name] for name in result.others)}"
     if result.rebuilt is not None:
         yield f"the memory was learned again from {_render.plural(result.rebuilt, 'token')}"
     elif result.learned:

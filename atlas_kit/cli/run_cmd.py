@@ -20,14 +20,17 @@ from atlas_kit.cli._model_options import (
     save_session,
 )
 from atlas_kit.cli._options import FILE, atlas_settings_options, backup_option, command_, keys_options
+from atlas_kit.episodes import Kind
 from atlas_kit.errors import AtlasError, InvalidParamError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from atlas_kit.llama.asking import Answer
     from atlas_kit.llama.chat import ChatTemplate
     from atlas_kit.llama.sampling import Sampling
     from atlas_kit.llama.session import AtlasSession
+    from atlas_kit.llama.steps import Token
     from atlas_kit.persistence.place import Place
 
 HELP = """\
@@ -35,6 +38,7 @@ HELP = """\
 /stats                     what was read, and what the memory has
 /save [FILE]               save the memory (without FILE: where --memory-file says)
 /load FILE                 continue with the memory in FILE
+/recall [auto|off|always]  what was read again for the last answer, and why; or how it is done from now on
 /reset [context|memory]    empty one of them; both if none is named
 /quit                      leave (or the end of the file, or Ctrl-C on an empty line)
 A line that ends with \\ goes on; a space before / makes it text. Ctrl-C stops an answer."""
@@ -210,6 +214,8 @@ class _Talk:
         self._sampling, self._options = sampling, options
         self._template = self._chat()
         self._changed = False
+        self._mode: str | None = None  # of recalling, where it is not the memory's own
+        self._last: Answer | None = None
 
     def _chat(self) -> ChatTemplate | None:
         has = self.session.engine.info.chat_template is not None
@@ -233,9 +239,12 @@ class _Talk:
 
     def _answer(self, prompt: str) -> None:
         """Read a prompt and write what follows, until it ends or somebody stops it."""
+        limit = self._options["max_tokens"]
+        if self._template is not None and prompt and self.session.episodes is not None:
+            self._ask(prompt, None if limit < 0 else limit)
+            return
         if not self._read(prompt):
             return
-        limit = self._options["max_tokens"]
         answer = self.session.generate(
             max_tokens=None if limit < 0 else limit, stop=self._options["stop"], sampling=self._sampling
         )
@@ -248,6 +257,29 @@ class _Talk:
                 if self.stop():
                     break
 
+    def _ask(self, prompt: str, limit: int | None) -> None:
+        """Answer what somebody says in a chat, with what the memory has about it."""
+        from atlas_kit.llama.asking import ask
+        from atlas_kit.llama.recalling import recall_of
+
+        write = _safely if sys.stdout.isatty() else sys.stdout.write
+
+        def told(token: Token) -> None:
+            write(token.text)
+            sys.stdout.flush()
+
+        memory, self._changed = self.session.memory, True
+        changes = {} if self._mode is None else {"mode": self._mode}
+        self._last = ask(
+            self.session, prompt, told=told, until=self.stop, max_tokens=limit, template=self._template,
+            stop=self._options["stop"], sampling=self._sampling, system=self._options["system"],
+            recall=recall_of(None if memory is None else memory.settings, **changes),
+        )  # fmt: skip
+        if self._last is not None and not self.quiet:
+            sys.stdout.flush()
+            for piece in self._last.pieces:
+                _render.note(f"\n[from {piece.place}]")
+
     def _read(self, prompt: str) -> bool:
         """Read a prompt in pieces, so that it can be stopped; tell whether it was read to its end."""
         session = self.session
@@ -256,7 +288,7 @@ class _Talk:
             if self.stop():
                 return False
             self._changed = True
-            session.feed(tokens[at : at + session.engine.n_batch], score=False)
+            session.feed(tokens[at : at + session.engine.n_batch], score=False, kind=Kind.USER)
         return True
 
     def _tokens(self, prompt: str) -> list[int]:
@@ -346,6 +378,27 @@ class _Talk:
     def _help(self, _: str) -> None:
         _render.show([_render.Lines(HELP.splitlines())])
 
+    def _recall(self, argument: str) -> None:
+        from atlas_kit.cli.ask_cmd import piece_lines
+        from atlas_kit.settings.atlas_settings import RECALLS
+
+        if self.session.episodes is None:
+            raise InvalidParamError("nothing is kept that could be recalled", hint="Start with --atlas.")
+        if argument:
+            if argument not in RECALLS:
+                raise InvalidParamError(f"/recall can be {', '.join(RECALLS)}, not {argument}")
+            self._mode = argument
+            _render.show([f"recall is {argument} now"])
+            return
+        stored = f"{len(self.session.episodes):,} tokens of text are kept"
+        if self._last is None:
+            _render.show([f"{stored}; nothing was asked yet"])
+            return
+        lines: list[str | _render.Styled] = [f"{stored}; for the last answer: {self._last.recalled.reason}"]
+        for piece in self._last.recalled.candidates or self._last.pieces:
+            lines += piece_lines(piece, taken=any(piece.start == one.start for one in self._last.pieces))
+        _render.show([_render.Lines(lines)])
+
     def _stats(self, _: str) -> None:
         _render.show([_render.Facts(list(facts(self.session)))])
 
@@ -418,6 +471,7 @@ class _Talk:
 
 _COMMANDS: dict[str, Callable[[_Talk, str], bool | None]] = {
     "help": _Talk._help,
+    "recall": _Talk._recall,
     "stats": _Talk._stats,
     "save": _Talk._save,
     "load": _Talk._load,

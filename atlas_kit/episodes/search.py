@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_kit.episodes.akin import NEAREST, Akin, Near, Vectors
 from atlas_kit.episodes.words import of_run, runs, words
 
 Array: TypeAlias = NDArray[Any]
@@ -22,20 +21,20 @@ Array: TypeAlias = NDArray[Any]
 K1, B = 1.2, 0.75
 #: Words that begin with the same letters are of one family, which counts like a word of its own: installed, installer.
 _FAMILY_LETTERS = 5
+#: Different words of a question that are looked up: of a longer text the last.
+_MOST_WORDS = 512
 #: Bits of a block's number in a key.
 _BLOCK_BITS = 31
 _BLOCK_MASK = (1 << _BLOCK_BITS) - 1
 
 
 class Index:
-    """Which words are in which blocks. Blocks are numbered in the order in which they are added.
+    """Which words are in which blocks. Blocks are numbered in the order in which they are added."""
 
-    Where it is given ``vectors`` of words, those near to a word of a question count in its place.
-    """
-
-    def __init__(self, vectors: Vectors | None = None) -> None:
+    def __init__(self) -> None:
+        #: How often blocks were taken away: their words stay known, until the index is made anew.
+        self.thinned = 0
         self._runs = _Runs()
-        self._akin = None if vectors is None else Akin(vectors)
         self._parts: list[tuple[Array, Array]] = []
         self._lengths = np.zeros(0, np.float32)
         self._asks = np.zeros(0, bool)
@@ -76,6 +75,7 @@ class Index:
     def keep(self, kept: Array) -> None:
         """Keep those blocks for which (b,) bool is true; they are numbered anew."""
         self.grow(None)
+        self.thinned += 1
         number = np.cumsum(kept) - 1
         parts = []
         for keys, times in self._parts:
@@ -99,60 +99,31 @@ class Index:
         -------
         (b,) float32: BM25 of each block and the one that follows it; 0 where no word occurs.
         """
-        scorer = _Scorer(among, np.concatenate((self._lengths, self._last_length)), follows)
-        for term in self._terms(question):
-            scorer.add(*self._posts(term))
-        for word, near in self._near(question).items():
-            known = self._runs.words.get(word)
-            exact = None if known is None else self._posts([known])
-            scorer.add_near(*self._near_posts(near, among), exact)
-        return scorer.score
-
-    def near(self, question: str, among: Array) -> dict[str, float]:
-        """Return the words that stand in for those of a question among some blocks, and how much each counts."""
-        found: dict[str, float] = {}
-        for near in self._near(question).values():
-            for number, weight in zip(*self._near_posts(near, among)[:2], strict=True):
-                word = self._runs.known[int(number)]
-                found[word] = max(found.get(word, 0.0), float(weight))
-        return found
-
-    def _near(self, question: str) -> dict[str, Near]:
-        """What is near to each word of a question, but for those of its family, which count in any case."""
-        if self._akin is None:
-            return {}
-        known, asked = self._runs.known, list(dict.fromkeys(words(question)))
-        found = {}
-        for word, near in zip(asked, self._akin.nearest(asked, known), strict=True):
-            family = _family(word)
-            others = [not family or _family(known[number]) != family for number in near.numbers.tolist()]
-            found[word] = Near(near.numbers[others], near.weights[others])
-        return found
-
-    def _near_posts(self, near: Near, among: Array) -> tuple[Array, Array, Array, Array, Array]:
-        """Return the best of some words that stand in some blocks.
-
-        Returns
-        -------
-        Their numbers, how much each counts, and for each place where one stands: which one, block, how often.
-        """
-        which, blocks, times = (
-            np.concatenate(rows)
-            for rows in zip(
-                (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)),
-                *(_places(keys, times, near.numbers) for keys, times in self._all_parts()),
-                strict=True,
-            )
-        )
-        inside = among[blocks]
-        which, blocks, times = which[inside], blocks[inside], times[inside]
-        held = np.bincount(which, minlength=len(near.numbers)) > 0
-        best = np.argsort(-np.where(held, near.weights, 0), kind="stable")[:NEAREST]
-        best = best[held[best]]
-        place = np.full(len(near.numbers), -1)
-        place[best] = np.arange(len(best))
-        stay = place[which] >= 0
-        return near.numbers[best], near.weights[best], place[which[stay]], blocks[stay], times[stay]
+        pairs = among[:-1] & among[1:] & follows[:-1]
+        lengths = np.where(among, np.concatenate((self._lengths, self._last_length)), 0)
+        lengths[:-1] += np.where(pairs, lengths[1:], 0)
+        count = int(np.count_nonzero(among))
+        norm = lengths * np.float32(K1 * B / max(1.0, lengths.sum(dtype=np.float64) / max(1, count)))
+        norm += K1 * (1 - B)
+        score = np.zeros(len(among), np.float32)
+        sums = np.zeros(len(among), np.float32)
+        for terms in self._terms(question):
+            blocks, times = self._posts(terms)
+            inside = among[blocks]
+            blocks, times = blocks[inside], times[inside]
+            sums[blocks] = times
+            after = blocks > 0
+            earlier, more = blocks[after] - 1, times[after]
+            paired = pairs[earlier]
+            earlier = earlier[paired]
+            new = earlier[sums[earlier] == 0]
+            sums[earlier] += more[paired]
+            touched = np.concatenate((blocks, new))
+            found = sums[touched]
+            idf = np.log1p((count - len(touched) + 0.5) / (len(touched) + 0.5))
+            score[touched] += np.float32(idf * (K1 + 1)) * found / (found + norm[touched])
+            sums[touched] = 0
+        return score
 
     def holding(self, text: str) -> Array:
         """(words, b) bool: whether each word of a text is in each block, the one that still grows included."""
@@ -166,19 +137,16 @@ class Index:
     def _terms(self, question: str) -> list[list[int]]:
         """What a question looks for: each known word, and each family of words, by their numbers."""
         known = self._runs
-        found = dict.fromkeys(words(question))
+        found = list(dict.fromkeys(words(question)))[-_MOST_WORDS:]
         terms = [[known.words[word]] for word in found if word in known.words]
         families = dict.fromkeys(family for word in found if (family := _family(word)))
         return [*terms, *(known.families[family] for family in families if family in known.families)]
-
-    def _all_parts(self) -> list[tuple[Array, Array]]:
-        return [*self._parts, *filter(None, [self._last])]
 
     def _posts(self, numbers: Sequence[int]) -> tuple[Array, Array]:
         """Blocks that hold any of some words, each once, and how often each does."""
         edges = np.array(numbers, np.int64) << _BLOCK_BITS
         found = []
-        for keys, times in self._all_parts():
+        for keys, times in (*self._parts, *filter(None, [self._last])):
             firsts, lasts = np.searchsorted(keys, edges), np.searchsorted(keys, edges + (1 << _BLOCK_BITS))
             for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
                 if first < last:
@@ -215,82 +183,12 @@ class Index:
         return keys[new], times, lengths
 
 
-class _Scorer:
-    """BM25 of segments, term by term: a segment is a block and the one that follows it in its episode."""
-
-    def __init__(self, among: Array, lengths: Array, follows: Array) -> None:
-        self._among = among
-        self._pairs = among[:-1] & among[1:] & follows[:-1]
-        lengths = np.where(among, lengths, 0)
-        self._count = count = int(np.count_nonzero(among))
-        lengths[:-1] += np.where(self._pairs, lengths[1:], 0)
-        mean = max(1.0, lengths.sum(dtype=np.float64) / max(1, count))
-        self._norm = lengths * np.float32(K1 * B / mean) + np.float32(K1 * (1 - B))
-        self._sums = np.zeros(len(among), np.float32)
-        self.score = np.zeros(len(among), np.float32)
-
-    def add(self, blocks: Array, times: Array) -> None:
-        """Add what a term gives, which stands so often in these blocks."""
-        touched, found = self._in_segments(*self._searched(blocks, times))
-        self.score[touched] += self._gives(touched, found, len(touched))
-
-    def add_near(
-        self, numbers: Array, weights: Array, which: Array, blocks: Array, times: Array,
-        exact: tuple[Array, Array] | None,
-    ) -> None:  # fmt: skip
-        """Add what words near to a term give in its place, where that is more than it gives itself.
-
-        See ``Index._near_posts``; ``exact`` is where the term itself stands.
-        """
-        if not len(blocks):
-            return
-        once, inverse = np.unique(blocks, return_inverse=True)
-        touched, found = self._in_segments(
-            once, np.bincount(inverse, times * weights[which]).astype(np.float32)
-        )
-        # as rare as those words are on average, and not as all of them together
-        held = np.bincount(which, minlength=len(numbers))
-        rare = float(held @ weights / weights.sum()) * len(touched) / len(once)
-        more = self._gives(touched, found, rare)
-        if exact is not None:
-            own, often = self._in_segments(*self._searched(*exact))
-            given = np.zeros(len(self.score), np.float32)
-            given[own] = self._gives(own, often, len(own))
-            more = np.maximum(more - given[touched], 0)
-        self.score[touched] += more
-
-    def _gives(self, touched: Array, found: Array, rare: float) -> Array:
-        idf = np.log1p((self._count - min(rare, self._count) + 0.5) / (rare + 0.5))
-        given: Array = np.float32(idf * (K1 + 1)) * found / (found + self._norm[touched])
-        return given
-
-    def _searched(self, blocks: Array, times: Array) -> tuple[Array, Array]:
-        inside = self._among[blocks]
-        return blocks[inside], times[inside]
-
-    def _in_segments(self, blocks: Array, times: Array) -> tuple[Array, Array]:
-        """Return the segments that hold any of some blocks, and how often what stands in these stands in them."""
-        sums = self._sums
-        sums[blocks] = times
-        after = blocks > 0
-        earlier, more = blocks[after] - 1, times[after]
-        paired = self._pairs[earlier]
-        earlier = earlier[paired]
-        new = earlier[sums[earlier] == 0]
-        sums[earlier] += more[paired]
-        touched = np.concatenate((blocks, new))
-        found = sums[touched]
-        sums[touched] = 0
-        return touched, found
-
-
 class _Runs(dict[str, int]):
     """Runs of letters by number, each with the numbers of its words: looked up once per run and not once per place."""
 
     def __init__(self) -> None:
         super().__init__()
         self.words: dict[str, int] = {}
-        self.known: list[str] = []
         self.families: dict[str, list[int]] = {}
         self._numbers = array("q")
         self._edges = array("q", [0])
@@ -299,10 +197,8 @@ class _Runs(dict[str, int]):
         for word in of_run(run):
             known = len(self.words)
             word_number = self.words.setdefault(word, known)
-            if word_number == known:
-                self.known.append(word)
-                if family := _family(word):
-                    self.families.setdefault(family, []).append(word_number)
+            if word_number == known and (family := _family(word)):
+                self.families.setdefault(family, []).append(word_number)
             self._numbers.append(word_number)
         self._edges.append(len(self._numbers))
         self[run] = number = len(self)
@@ -316,15 +212,6 @@ class _Runs(dict[str, int]):
     def numbers(self, at: Array) -> Array:
         """Return the numbers of the words at these places."""
         return np.frombuffer(self._numbers, np.int64)[at] if len(at) else np.zeros(0, np.int64)
-
-
-def _places(keys: Array, times: Array, numbers: Array) -> tuple[Array, Array, Array]:
-    """Return, for each place where one of some words stands: which of them, the block, and how often."""
-    edges = numbers.astype(np.int64) << _BLOCK_BITS
-    firsts, lasts = np.searchsorted(keys, edges), np.searchsorted(keys, edges + (1 << _BLOCK_BITS))
-    many = lasts - firsts
-    at = np.repeat(firsts - (np.cumsum(many) - many), many) + np.arange(int(many.sum()))
-    return np.repeat(np.arange(len(numbers)), many), keys[at] & _BLOCK_MASK, times[at]
 
 
 def _asking(texts: Iterable[str]) -> Array:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_kit.episodes.akin import Vectors
 from atlas_kit.episodes.arrays import (
     DTYPES,
     LAST_TIME_MS,
@@ -34,7 +33,9 @@ _KINDS = tuple(Kind)
 #: How much more the newest turn counts than the oldest: of two that say the same the newer is first.
 _NEWEST = 0.1
 #: What a question of the user counts: it is most like the same question, and holds no answer.
-_ASKED = 0.25
+_ASKED = 0.1
+#: Parts of the bound of which one goes at a time.
+_DROPS = 16
 #: A bound smaller than this leaves no room for what is being read.
 LEAST_LIMIT = 4 * BLOCK_TOKENS
 #: The most, so that every index fits into the arrays' 32 bits.
@@ -84,8 +85,6 @@ class Episodes:
         Number of tokens of the vocabulary.
     limit
         Tokens to keep at most. The oldest documents go first, turns last; a sixteenth goes at a time.
-    vectors
-        Vectors of words (``akin.Vectors``), by which words are found that mean nearly the same as one of a question.
 
     Raises
     ------
@@ -93,33 +92,19 @@ class Episodes:
         If the limit is not between ``LEAST_LIMIT`` and ``MOST_LIMIT``.
     """
 
-    def __init__(
-        self,
-        piece: Callable[[int], bytes],
-        n_vocab: int,
-        *,
-        limit: int = 1_000_000,
-        vectors: Vectors | None = None,
-    ) -> None:
+    def __init__(self, piece: Callable[[int], bytes], n_vocab: int, *, limit: int = 1_000_000) -> None:
         if not LEAST_LIMIT <= limit <= MOST_LIMIT:
             raise InvalidParamError(
                 f"the bound of the episodes must be from {LEAST_LIMIT} to {MOST_LIMIT} tokens", key="limit"
             )
         self.limit = limit
         self._pieces = Pieces(piece, n_vocab)
-        self._vectors = vectors
         self._begun: tuple[Kind, str, int] | None = None
         self._take(EpisodeArrays.empty())
 
     @classmethod
     def from_arrays(
-        cls,
-        arrays: EpisodeArrays,
-        piece: Callable[[int], bytes],
-        n_vocab: int,
-        *,
-        limit: int = 1_000_000,
-        vectors: Vectors | None = None,
+        cls, arrays: EpisodeArrays, piece: Callable[[int], bytes], n_vocab: int, *, limit: int = 1_000_000
     ) -> Episodes:
         """Return a store of what was saved, which goes on as the one it was saved from.
 
@@ -131,7 +116,7 @@ class Episodes:
             If the arrays contradict themselves or the vocabulary.
         """
         arrays.check(n_vocab)
-        store = cls(piece, n_vocab, limit=limit, vectors=vectors)
+        store = cls(piece, n_vocab, limit=limit)
         store._take(arrays)
         if len(store) > limit:
             store._drop(len(store) - limit)
@@ -228,7 +213,7 @@ class Episodes:
         while len(new):
             room = self.limit - len(self)
             if room <= 0:
-                self._drop(self.limit // 16)
+                self._drop(self.limit // _DROPS)
                 continue
             self._extend(new[:room])
             new = new[room:]
@@ -274,7 +259,8 @@ class Episodes:
     ) -> list[Found]:
         """Return the segments whose words are most like a question's, best first; none overlaps another.
 
-        Of turns that say the same the newer is first, and questions of the user come late.
+        Of turns that say the same the newer is first, and questions of the user come late. A question that the
+        user was asked is found together with the answer.
 
         Parameters
         ----------
@@ -286,23 +272,6 @@ class Episodes:
             Only what ends before this absolute position.
         """
         index = self._indexed()
-        searched, blocks = self._searched(kinds, before)
-        follows = self._follows()
-        scores = index.search(question, follows, searched) * self._worth(index.asks, follows)
-        best = _apart(scores, follows, count)
-        firsts = np.array(best, np.int64)
-        lasts = firsts + 1 + (follows[firsts] & (firsts + 1 < blocks))
-        return [
-            Found(segment, float(scores[i]))
-            for i, segment in zip(best, self._segments(firsts, lasts), strict=True)
-        ]
-
-    def near(self, question: str, *, kinds: Collection[Kind] | None = None) -> dict[str, float]:
-        """Return words that stand in for those of a question, and how much each counts, from 0 to 1."""
-        return self._indexed().near(question, self._searched(kinds, None)[0])
-
-    def _searched(self, kinds: Collection[Kind] | None, before: int | None) -> tuple[Array, int]:
-        """(b,) bool: the blocks that are searched, and how many there are before a position."""
         blocks = self.blocks
         if before is not None:
             stops = np.append(self._rows["block_start"].values[1:], len(self))
@@ -311,7 +280,15 @@ class Episodes:
         if kinds is not None:
             wanted = np.isin(self._rows["kind"].values, [int(kind) for kind in kinds])
             searched &= wanted[self._episode_of_blocks()]
-        return searched, blocks
+        follows = (self._follows() | self._answers(index.asks)) & _shifted(searched)
+        scores = index.search(question, follows, searched) * self._worth(index.asks, follows)
+        best = _apart(scores, follows, count)
+        firsts = np.array(best, np.int64)
+        lasts = firsts + 1 + follows[firsts]
+        return [
+            Found(segment, float(scores[i]))
+            for i, segment in zip(best, self._segments(firsts, lasts), strict=True)
+        ]
 
     def _worth(self, asks: Array, follows: Array) -> Array:
         """(b,) by what a segment's score is multiplied."""
@@ -320,7 +297,7 @@ class Episodes:
         worth = np.ones(self.blocks, np.float32)
         turns = int(np.count_nonzero(turn))
         worth[turn] += _NEWEST * np.arange(1, turns + 1) / max(1, turns)
-        ends = np.where(follows, np.append(asks[1:], asks[:1]), asks)
+        ends = np.where(follows, _shifted(asks), asks)
         worth[(kind == Kind.USER) & ends] *= _ASKED
         return worth
 
@@ -443,7 +420,8 @@ class Episodes:
         self.dropped += before - len(self)
         if index is not None:
             index.keep(kept[: index.blocks])
-            self._index = index
+            # About as much went by then as there is: the words of what is gone need room, too.
+            self._index = index if index.thinned < _DROPS else None
 
     # Positions and places.
 
@@ -482,7 +460,7 @@ class Episodes:
         return self._segments(np.array([block]), np.array([block + 1 + follows]))[0]
 
     def _segments(self, firsts: Array, lasts: Array) -> list[Segment]:
-        """Return segments of one episode each: the first block of each, and the one behind the last."""
+        """Return segments: the first block of each, and the one behind the last. The last block says whose it is."""
         if not len(firsts):
             return []
         rows = {name: row.values for name, row in self._rows.items()}
@@ -490,6 +468,7 @@ class Episodes:
         of = np.searchsorted(rows["episode_start"], edges[firsts], side="right") - 1
         begun = rows["episode_start"][of]
         starts = rows["position"][of] + edges[firsts] - begun
+        whose = np.searchsorted(rows["episode_start"], edges[lasts - 1], side="right") - 1
         ends = self._line_ends(int(firsts.max()) + 1)
         lines = rows["line"][of] + ends[firsts] - ends[np.searchsorted(rows["block_start"], begun)]
         return list(
@@ -497,9 +476,9 @@ class Episodes:
                 Segment,
                 starts.tolist(),
                 (starts + edges[lasts] - edges[firsts]).tolist(),
-                [_KINDS[kind] for kind in rows["kind"][of].tolist()],
-                [self._sources[i] for i in rows["source"][of].tolist()],
-                rows["time_ms"][of].tolist(),
+                [_KINDS[kind] for kind in rows["kind"][whose].tolist()],
+                [self._sources[i] for i in rows["source"][whose].tolist()],
+                rows["time_ms"][whose].tolist(),
                 lines.tolist(),
             )
         )
@@ -518,12 +497,20 @@ class Episodes:
     def _follows(self) -> Array:
         """(b,) bool: whether the next block belongs to the same episode."""
         episode = self._episode_of_blocks()
-        return np.append(episode[1:] == episode[:-1], np.zeros(min(1, len(episode)), bool))
+        return np.asarray(_shifted(episode) == episode)
+
+    def _answers(self, asks: Array) -> Array:
+        """(b,) bool: whether a block ends with a question to the user, whose answer is the next block."""
+        kind = self._rows["kind"].values
+        asked = (kind == Kind.ASSISTANT) & (_shifted(kind) == Kind.USER)
+        lengths = np.diff(self._rows["episode_start"].values.astype(np.int64), append=len(self))
+        asked &= self._rows["position"].values + lengths == _shifted(self._rows["position"].values)
+        return np.asarray(asks & ~_shifted(asks) & asked[self._episode_of_blocks()] & ~self._follows())
 
     def _indexed(self) -> Index:
         """Return the index of all that is held: only what is new is looked at."""
         if self._index is None:
-            self._index, self._indexed_end = Index(self._vectors), -1
+            self._index, self._indexed_end = Index(), -1
         if self._indexed_end != self._end:
             tokens, starts = self._rows["tokens"].values, self._rows["block_start"].values
             grows = self._begun is None and self._is_open()
@@ -559,6 +546,13 @@ class _Growing:
             self._room = room
         self._room[self._length : length] = more
         self._length = length
+
+
+def _shifted(row: Array) -> Array:
+    """Return what comes after each value of a row; after the last, what is no kind, position or truth."""
+    out = np.zeros(len(row), bool) if row.dtype == bool else np.full(len(row), -1, np.int64)
+    out[:-1] = row[1:]
+    return out
 
 
 def _apart(scores: Array, follows: Array, count: int) -> list[int]:

@@ -6,16 +6,19 @@ nothing of that is learned or stored. Question and answer then enter the convers
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.episodes import Kind
+from atlas_kit.episodes.words import words
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama import arguments
 from atlas_kit.llama.asking_prompts import Form, form_of, template_of
 from atlas_kit.llama.branching import Branch
+from atlas_kit.llama.likeness import Likeness
 from atlas_kit.llama.recalling import (
     LONGEST_QUESTION,
     Piece,
@@ -32,6 +35,18 @@ if TYPE_CHECKING:
     from atlas_kit.llama.chat import ChatTemplate
     from atlas_kit.llama.inside import Inside
 
+#: Words of a question that is too short to stand alone.
+SHORT = 3
+#: Words that stand for something that was said before, or go on with it.
+_LEANING = frozenset(
+    """
+    he she it they him her them his hers its their theirs that this those these there then and also
+    er sie es ihn ihm ihr ihnen sein seine das dies diese dort dann und auch
+    il elle ils elles lui leur cela ça ce cette ces y alors et aussi
+    él ella ellos eso esto ese esta allí entonces también
+    """.split()  # noqa: SIM905 (a list of them would take a page)
+)
+_LEANS = re.compile("[他她它那这其]|それ|その|彼")
 #: Tokens of an answer, where nobody says how many.
 MAX_TOKENS = 256
 
@@ -49,7 +64,7 @@ class Answer:
     tokens
         Its tokens.
     reason
-        ``stop`` or ``length``.
+        ``stop``, ``length``, or ``cancelled`` where somebody did not want more.
     first_token
         Seconds until its first token.
     seconds
@@ -95,10 +110,14 @@ def asking(
     sampling: Sampling | None = None,
     system: str | None = None,
     template: ChatTemplate | bool | None = True,
+    until: Callable[[], bool] = lambda: False,
+    before: Sequence[tuple[str, str]] | None = None,
 ) -> Generator[Step | Token, Any, Answer]:
     """Do ``AtlasSession.ask`` in steps: yields a step, and is sent its outputs, or a token; returns the answer.
 
-    ``template``: True takes the model's own, None or False none.
+    ``before`` are the questions and answers before, on which a follow-up leans; None are those that were asked here
+    since the context was emptied. ``template``: True takes the model's own, None or False none. ``until`` is asked
+    between tokens: True ends the answer, and what was said of it enters the conversation.
     """
     started = time.perf_counter()
     max_tokens = arguments.count_of("max_tokens", max_tokens)
@@ -107,34 +126,32 @@ def asking(
     yield from session.catching_up()
     engine = session.engine
     chosen = template_of(engine) if template is True else template or None
-    form = form_of(engine, chosen, system=system, going_on=bool(session.context_tokens))
-    asked = form.question(engine, question)
     if recall is None:
         recall = recall_of(None if session.memory is None else session.memory.settings)
-    found = [] if session.episodes is None else _found(session, question, asked, recall)
-    talk = _Talk(session, form, asked, sampling or Sampling(temperature=0), max_tokens, stop)
-    recalled = Recalled(reason="off" if recall.mode == "off" else "nothing was found by its words")
+    talked = session.talked if before is None else before
+    leading = " ".join(talked[-1]) if talked and follows_up(question) else ""
+    found = [] if session.episodes is None else found_for(session, question, leading, recall)
+    form = form_of(engine, chosen, system=system, going_on=bool(session.context_tokens))
+    asked = form.question(engine, question)
+    talk = _Talk(session, form, asked, sampling or Sampling(temperature=0), max_tokens, stop, until)
+    recalled = Recalled(reason="off" if recall.mode == "off" else "nothing was found")
+    fresh = form_of(engine, chosen, system=system)
+    whole = fresh.question(engine, f"{leading} {question}")
+    if found and fresh.room(engine.n_ctx, whole) < recall.segments * (recall.tokens + len(fresh.parts)):
+        found, recalled = [], Recalled(reason="the context has no room for it")
     said: tuple[Finish, list[Token], float] | None = None
     if found or not keep:
-        most = _most(form, asked, recall) + (engine.n_ctx if max_tokens is None else max_tokens)
-        yield from session._make_room(min(most, engine.n_ctx // 2))
-        # what was read for the gate would have to be learned, too: where nothing is taken, it is read anew
-        branch, failed = Branch(session, most), True
+        branch = Branch(session)
         try:
-            assert session.episodes is not None or not found
-            if found:
-                recalled = yield from recalling(branch, session.episodes, form, asked, found, recall)  # type: ignore[arg-type]
+            if found and session.episodes is not None:
+                recalled = yield from recalling(branch, session.episodes, fresh, whole, found, recall)
             if recalled.pieces:
-                said = yield from talk.answering(list(form.behind))
+                said = yield from talk.answering(list(fresh.behind))
             elif not keep:
-                branch.remembers()
+                branch.remember()
                 said = yield from talk.answering(talk.plain)
-            failed = False
-        except GeneratorExit:
-            failed = False
-            raise
         finally:
-            branch.close(failed=failed)
+            branch.close()
     if said is None:
         said = yield from talk.answering(talk.plain)
         answered: list[int] = []
@@ -145,6 +162,7 @@ def asking(
     if keep:
         if recalled.pieces:
             yield from session.reading([*talk.plain, *answered], score=False)
+        session.talked.append((question, text.strip()))
         session.remember(Kind.USER, question)
         session.remember(Kind.ASSISTANT, [token.id for token in tokens if token.id >= 0])
     now = time.perf_counter()
@@ -155,15 +173,24 @@ def asking(
 
 def ask(
     session: Inside, question: str, *, told: Callable[[Token], None] | None = None, **options: Any
-) -> Answer:
-    """Do ``AtlasSession.ask``; ``told`` gets each token as it comes."""
+) -> Answer | None:
+    """Do ``AtlasSession.ask``; ``told`` gets each token as it comes.
+
+    None where ``until`` said so before anything was said: the question may be half read.
+    """
+    until = options.get("until", lambda: False)
     work = asking(session, question, **options)
     item: Step | Token | None = None
+    said = False
     try:
         while True:
             item = session._next(work, item)
-            if isinstance(item, Token) and told is not None:
-                told(item)
+            if isinstance(item, Token):
+                said = True
+                if told is not None:
+                    told(item)
+            elif not said and until():
+                return None
     except StopIteration as done:
         answer: Answer = done.value
         return answer
@@ -176,8 +203,9 @@ class _Talk:
 
     def __init__(
         self, session: Inside, form: Form, asked: list[int], sampling: Sampling, max_tokens: int | None,
-        stop: str | tuple[str, ...],
+        stop: str | tuple[str, ...], until: Callable[[], bool],
     ) -> None:  # fmt: skip
+        self._until = until
         self._session, self._sampling, self._max_tokens = session, sampling, max_tokens
         self._stops = (*form.stops, *arguments.stops_of(stop))
         #: What is read where nothing is read again.
@@ -197,21 +225,34 @@ class _Talk:
                     first = first or time.perf_counter()
                     said.append(item)
                 outputs = yield item
+                if isinstance(item, Token) and self._until():
+                    return Finish("cancelled"), said, first
         except StopIteration as done:
             return done.value, said, first or time.perf_counter()
         finally:
             work.close()
 
 
-def _found(session: Inside, question: str, asked: list[int], recall: Recall) -> list[Piece]:
-    """Return what words find, where something is to be found at all."""
+def found_for(session: Inside, question: str, leading: str, recall: Recall) -> list[Piece]:
+    """Return what may help with a question behind ``leading``, where something is to be found at all."""
+    read = session.engine.tokenize
+    asked = read(f" {question}")
     if recall.mode == "off" or len(asked) > LONGEST_QUESTION:
         return []
     assert session.episodes is not None
-    return candidates(session.episodes, question, recall, context=session.context_tokens)
+    if session.likeness is None:
+        session.likeness = Likeness(session.engine)
+    return candidates(
+        session.episodes, session.likeness, question, asked, recall,
+        context=session.context_tokens, before=leading, more=read(f" {leading}") if leading else (),
+    )  # fmt: skip
 
 
-def _most(form: Form, asked: list[int], recall: Recall) -> int:
-    """Return how many tokens stand before an answer at most."""
-    around = (form.before, form.lead, form.middle, form.behind, form.plain)
-    return sum(map(len, around)) + len(asked) + recall.segments * (recall.tokens + len(form.parts))
+def follows_up(question: str) -> bool:
+    """Tell whether a question leans on what was said before it: it is very short, or says ``he`` or ``that``.
+
+    >>> follows_up("And when was that?"), follows_up("When was the bridge built?")
+    (True, False)
+    """
+    found = words(question)
+    return len(found) <= SHORT or not _LEANING.isdisjoint(found) or bool(_LEANS.search(question))

@@ -5,6 +5,7 @@ What is read again is data: its tokens are put between these, and none of them i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,11 @@ class Form:
     parts: tuple[int, ...]
     stops: tuple[str, ...] = ()
     space: str = ""  # before the question's first word
+
+    def room(self, n_ctx: int, asked: Sequence[int]) -> int:
+        """Return how many tokens of a context are left for pieces, where a quarter of it is for the answer."""
+        around = (self.before, self.lead, self.middle, self.behind, asked)
+        return n_ctx - n_ctx // 4 - sum(map(len, around))
 
     def question(self, engine: Engine, question: str) -> list[int]:
         """Return the tokens of a question, none of which is a control token."""

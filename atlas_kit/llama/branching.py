@@ -1,7 +1,7 @@
-"""A side way out of a session's context: read, go back, read something else, and leave no trace in the session.
+"""A side way out of a session: read, go back, read something else, and leave no trace in the session.
 
-What is read there nobody learns or stores. The session's own context is left where it is where the engine can take
-the last tokens back; else the engine's bytes of it are kept meanwhile.
+What is read there nobody learns or stores. It begins with an empty context; the engine's bytes of the session's own
+are kept meanwhile, which takes far less time than to read it again.
 """
 
 from __future__ import annotations
@@ -34,30 +34,36 @@ class Branch:
     ----------
     session
         It owes its context nothing (``catching_up`` was done).
-    most
-        Tokens that are read and said at most: where there is room for them behind the context and the engine can
-        take them back, nothing is copied.
     """
 
-    def __init__(self, session: Inside, most: int) -> None:
+    def __init__(self, session: Inside) -> None:
         self._session, engine = session, session.engine
-        stays = engine.can_shift and session._position + most <= engine.n_ctx
-        self._saved = None if stays else engine.save_sequence(session.sequence)
         if session._last_output is not None:
             session._last_output.keep()
         self._was = (
-            session._context[:], session._position, session._last_output, session.memory, session.learns,
+            session._context, session._position, session._last_output, session.memory, session.learns,
             session.observer, session._counts,
         )  # fmt: skip
         self._watched = None if session.memory is None else session.memory.watched
-        self._failed = False
+        self._saved = engine.save_sequence(session.sequence) if session._context else b""
         session.observer, session.learns, session._counts, session.memory = None, False, Stats(), None
-        self._start = Place(tuple(session._context), session._position, self._saved)
+        session._context, session._position, session._last_output = [], 0, None
+        engine.forget(session.sequence)
 
-    def remembers(self) -> None:
-        """Begin anew, and let the memory answer, too; it does not learn."""
-        self.back(self._start)
-        self._session._last_output, self._session.memory = self._was[2], self._was[3]
+    def remember(self) -> None:
+        """Begin where the session is, and let its memory answer, too; it does not learn.
+
+        Raises
+        ------
+        ModelError
+            The engine does not take its own bytes back.
+        """
+        session, context = self._session, self._was[0]
+        session.engine.forget(session.sequence)
+        if context and not session.engine.load_sequence(session.sequence, self._saved):
+            raise ModelError("the context cannot be restored", path=session.engine.info.path)
+        session._context, session._position = context[:], self._was[1]
+        session._last_output, session.memory = self._was[2], self._was[3]
 
     def read(self, tokens: Sequence[int]) -> Work[None]:
         """Read tokens, of which nobody wants to know anything."""
@@ -108,8 +114,14 @@ class Branch:
             raise ModelError("the context cannot be restored", path=session.engine.info.path)
         session._context, session._position, session._last_output = list(place.context), place.position, None
 
-    def close(self, *, failed: bool = False) -> None:
-        """Let the session go on where it was; ``failed``: a decode did, so the context is read again."""
+    def close(self) -> None:
+        """Let the session go on where it was.
+
+        Raises
+        ------
+        ModelError
+            The engine does not take its own bytes back; the session's context is empty then.
+        """
         session = self._session
         session._context, session._position, session._last_output = self._was[:3]
         session.memory, session.learns, session.observer, session._counts = self._was[3:]
@@ -118,17 +130,10 @@ class Branch:
             session.memory.watched = self._watched
         if session.closed:
             return
-        if failed and self._saved is None:
-            session._owed, session._context, session._position = session._context, [], 0
-            session._last_output = None
-            session.engine.forget(session.sequence)
-        elif self._saved is None:
-            session.engine.forget(session.sequence, session._position)
-        elif session._context and not session.engine.load_sequence(session.sequence, self._saved):
+        session.engine.forget(session.sequence)
+        if session._context and not session.engine.load_sequence(session.sequence, self._saved):
             session.forget_context()
             raise ModelError("the context cannot be restored", path=session.engine.info.path)
-        elif not session._context:
-            session.engine.forget(session.sequence)
 
 
 def _log_probability(logits: Array, tokens: Sequence[int]) -> float:

@@ -1,69 +1,47 @@
-"""The part of a segment that a question is about: whole sentences and lines around the question's rarer words.
+"""The part of a segment that a question is about: whole sentences and lines.
 
-Knows episodes and words, and no model: what it gives is short, because reading is what costs time.
+Knows no model but by the likeness of tokens: what it gives is short, because reading is what costs time.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+import numpy as np
 
 from atlas_kit.episodes import Episodes, Segment
 from atlas_kit.episodes.words import words
+from atlas_kit.llama.likeness import Question
 
 _ENDS = (".", "!", "?", "。", "！", "？", "।")
 
 
-class Excerpt(NamedTuple):
-    """A range of absolute token positions, and the words in it."""
-
-    start: int
-    stop: int
-    words: frozenset[str]
-
-
-def rarities(texts: Sequence[str], asked: Collection[str]) -> dict[str, float]:
-    """Return how much each word of a question tells, by in how few of some texts it stands.
-
-    >>> found = rarities(["the bridge", "the lake", "the road"], {"the", "lake"})
-    >>> found["lake"] > 3 * found["the"]
-    True
-    """
-    held = [set(words(text)) for text in texts]
-    weights = {}
-    for word in asked:
-        count = sum(word in one for one in held)
-        weights[word] = math.log(1 + (len(held) - count + 0.5) / (count + 0.5))
-    return weights
-
-
-def excerpt(episodes: Episodes, segment: Segment, weights: Mapping[str, float], most: int) -> Excerpt:
-    """Return the sentences of a segment, ``most`` tokens together, that hold most of some words.
+def excerpt(
+    episodes: Episodes, segment: Segment, question: Question, said: frozenset[str], most: int
+) -> tuple[int, int]:
+    """Return the absolute positions of the sentences of a segment that are most like a question.
 
     Parameters
     ----------
-    weights
-        How much each word counts, once.
+    said
+        The question's words, for a vocabulary whose tokens say nothing alone.
     most
-        Tokens at most. A segment that is no longer is returned whole; a sentence that is longer is cut.
+        Tokens at most, together. A sentence that is longer is cut.
     """
     spans = _sentences(episodes, segment, most)
-    held = [frozenset(words(episodes.text(start, stop))) for start, stop in spans]
-    best, found = (-1.0, 0), (0, 0)
+    nearest = [question.nearest(episodes.tokens(start, stop)) for start, stop in spans]
+    held = [said.intersection(words(episodes.text(start, stop))) for start, stop in spans]
+    best, found = (-1.0, 0, 0), (0, 0)
     for first in range(len(spans)):
-        together: frozenset[str] = frozenset()
+        together, common = np.ones(len(question.tails), np.float32), frozenset[str]()
         for last in range(first, len(spans)):
-            if spans[last][1] - spans[first][0] > most:
+            count = spans[last][1] - spans[first][0]
+            if count > most:
                 break
-            together |= held[last]
-            # of those that hold the same, the longest: what is asked for stands near what is asked with
-            rank = (sum(weights.get(word, 0.0) for word in together), spans[last][1] - spans[first][0])
+            together, common = np.minimum(together, nearest[last]), common | held[last]
+            # of those that are as like, the longest: what is asked for stands near what is asked with
+            rank = (question.score(together, segment.stop - segment.start), len(common), count)
             if rank > best:
                 best, found = rank, (first, last)
-    first, last = found
-    inside = frozenset().union(*held[first : last + 1])
-    return Excerpt(spans[first][0], spans[last][1], inside)
+    return spans[found[0]][0], spans[found[1]][1]
 
 
 def _sentences(episodes: Episodes, segment: Segment, most: int) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@ from atlas_kit.llama.sampling import Sampling
 from atlas_kit.llama.steps import Finish, Observer, Stats, Step, Token, Work
 
 if TYPE_CHECKING:
+    from atlas_kit.llama.likeness import Likeness
     from atlas_kit.llama.token_memory import TokenMemory
 
 
@@ -21,10 +22,12 @@ class Inside(Protocol):
     engine: Engine
     memory: TokenMemory | None
     episodes: Episodes | None
+    likeness: Likeness | None
     sequence: int
     learns: bool
     observer: Observer | None
     feed_limit: int
+    talked: list[tuple[str, str]]
     _context: list[int]
     _position: int
     _last_output: LastOutput | None
@@ -67,9 +70,6 @@ class Inside(Protocol):
 
     def _decoded(self, tokens: list[int], outputs: int, *, hidden: bool | None = None) -> Work[Outputs]:
         """Append tokens to the context."""
-
-    def _make_room(self, count: int = 1) -> Work[None]:
-        """Drop the older half of the context where there is no room."""
 
     def _again(self, tokens: list[int]) -> Work[None]:
         """Read tokens that the memory knows already."""

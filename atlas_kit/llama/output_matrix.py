@@ -6,7 +6,10 @@ output layer; what a memory corrects in one step are some hundred tokens.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import functools
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -17,8 +20,14 @@ if TYPE_CHECKING:
     from atlas_kit.formats.gguf import GGUFFile
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 #: What the cache may hold, in bytes: 8,192 rows of a 2,048-wide model.
 CACHE_BYTES = 64 << 20
+#: A model's matrix of no more bytes is dequantised at once: that takes some milliseconds, and looking for the missing
+#: rows of every token a tenth of one.
+WHOLE_BYTES = 8 << 20
 #: Rows that are multiplied at a time, in bytes: they stay in the processor's cache.
 BLOCK_BYTES = 1 << 20
 #: Rows that the mean row is estimated from.
@@ -28,6 +37,17 @@ SAMPLE = 1024
 COVARIANCE_SAMPLE, EVENING, COVARIANCE_RIDGE = 4096, -0.7, 0.1
 #: A step of size 1 on the answer of one state moves the logit of its token by about this much.
 MOVED_LOGIT = 2.0
+
+
+def _alone(method: Callable[Concatenate[OutputRows, P], T]) -> Callable[Concatenate[OutputRows, P], T]:
+    """Let one thread at a time look into the cache: another might put new rows where it looks."""
+
+    @functools.wraps(method)
+    def locked(self: OutputRows, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return locked  # type: ignore[return-value]  # what wraps a method calls its first parameter otherwise
 
 
 class OutputRows:
@@ -45,11 +65,13 @@ class OutputRows:
         What the model does to them then: ``scale * (W_out h + bias)``, then ``cap tanh(z / cap)``.
     cache_bytes
         Bound of the cache.
+    whole_bytes
+        A matrix of no more is brought into the cache as a whole when its first rows are asked for.
     """
 
     def __init__(
         self, matrix: Any, n_vocab: int, n_embd: int, *, bias: Array | None = None, scale: float = 1.0,
-        softcap: float | None = None, cache_bytes: int = CACHE_BYTES,
+        softcap: float | None = None, cache_bytes: int = CACHE_BYTES, whole_bytes: int = 0,
     ) -> None:  # fmt: skip
         self._matrix = matrix
         self.n_vocab, self.n_embd = n_vocab, n_embd
@@ -63,7 +85,9 @@ class OutputRows:
         self._oldest = np.empty(0, np.int64)  # slots in the order in which they will be needed, oldest first
         self._sorted = 0  # when that order was made
         self._block = np.empty((max(16, min(capacity, BLOCK_BYTES // (4 * n_embd))), n_embd), np.float32)
+        self._at_once = 4 * n_vocab * n_embd <= min(whole_bytes, cache_bytes)
         self._complete = False  # whether it holds all rows
+        self._lock = threading.RLock()  # memories that learn and memories that read may be on two threads
         self._mean: Array | None = None
         self._evening: Array | None = None
 
@@ -72,6 +96,7 @@ class OutputRows:
         """Bytes of the rows that the cache holds now."""
         return int((self._token_in >= 0).sum()) * 4 * self.n_embd
 
+    @_alone
     def __call__(self, tokens: Array, out: Array | None = None) -> Array:
         """Return the rows (n, n_embd) of ``tokens`` (n,), ascending and without repetition.
 
@@ -90,6 +115,7 @@ class OutputRows:
             return self._rows
         return np.take(self._rows, slots, axis=0, out=out, mode="clip")  # other modes copy once more
 
+    @_alone
     def product(self, vectors: Array, tokens: Array) -> Array:
         """Return ``vectors`` (n, n_embd) times the rows of ``tokens`` (U,), (n, U), without building these rows."""
         if len(tokens) > len(self._rows) or len(tokens) == self.n_vocab:
@@ -102,6 +128,7 @@ class OutputRows:
             result[:, start : start + len(part)] = vectors @ block.T
         return result
 
+    @_alone
     def times(self, vector: Array, tokens: Array, out: Array) -> None:
         """Put the product of ``vector`` (n_embd,) with the rows of ``tokens`` (U,) into ``out`` (U,)."""
         if len(tokens) > len(self._rows) or len(tokens) == self.n_vocab:
@@ -113,16 +140,24 @@ class OutputRows:
             block = np.take(self._rows, part, axis=0, out=self._block[: len(part)], mode="clip")
             np.dot(block, vector, out=out[start : start + size])
 
-    def gathered(self, tokens: Array) -> Array:
-        """Return the rows (n, n_embd) of ``tokens`` (n,), in any order and repeated as they are, in a new array."""
+    @_alone
+    def gathered(self, tokens: Array, *, keep: bool = False) -> Array:
+        """Return the rows (n, n_embd) of ``tokens`` (n,), in any order and repeated as they are.
+
+        ``keep``: in an array that the next call may overwrite, where they have room; else in a new one, whose pages
+        take longer to come by than the rows.
+        """
         slots = self._slot_of[tokens]
         if not self._complete:
-            if (slots < 0).any() or len(tokens) > len(self._rows):
+            if (slots < 0).any():
                 distinct, place = np.unique(tokens, return_inverse=True)
-                return np.asarray(self(distinct)[place])
+                if len(distinct) > len(self._rows):
+                    return np.asarray(self(distinct)[place])
+                slots = self._slots(distinct)[place]
             self._clock += 1
             self._used[slots] = self._clock
-        return self._rows.take(slots, axis=0, mode="clip")
+        out = self._block[: len(slots)] if keep and len(slots) <= len(self._block) else None
+        return self._rows.take(slots, axis=0, out=out, mode="clip")
 
     def _slots(self, tokens: Array) -> Array:
         """Return where in the cache the rows of ``tokens`` lie, after bringing in those that are missing."""
@@ -136,6 +171,8 @@ class OutputRows:
             return slots
         self._used[slots[here]] = self._clock
         missing = tokens[~here]
+        if self._at_once:
+            missing = np.flatnonzero(self._slot_of < 0)
         self._keep(missing, self._matrix(missing))
         return np.asarray(self._slot_of[tokens])
 
@@ -189,7 +226,7 @@ class OutputRows:
 
     @property
     def evening(self) -> Array:
-        """Q (n_embd, n_embd): makes steps on answers even over the directions of the rows, and of one size in all models.
+        """Q (n_embd, n_embd): makes steps on answers even over the rows' directions, and of one size in all models.
 
         ``(C + ridge) ** EVENING`` of the rows' covariance C, scaled so that ``MOVED_LOGIT`` holds.
         """
@@ -245,5 +282,6 @@ def rows_of_model(file: GGUFFile, **options: Any) -> OutputRows:
         return dequantize_rows(file.gather(info, tokens.tolist()), len(tokens), info, kind, file.byte_order)
 
     matrix(np.zeros(1, np.int64))  # a type that cannot be dequantised shows now
+    options.setdefault("whole_bytes", WHOLE_BYTES)
     bias = file.dequantize("output.bias").ravel() if "output.bias" in file.tensors else None
     return OutputRows(matrix, info.rows, info.row_length, bias=bias, **options)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.last_output import last_output_of
-from atlas_kit.llama.session_states import episodes_of, token_memory
+from atlas_kit.llama.session_states import episodes_of, new_episodes, token_memory
 from atlas_kit.llama.steps import Stats
 from atlas_kit.persistence.session_state import SessionState
 
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.session import AtlasSession
     from atlas_kit.llama.token_memory import TokenMemory
+    from atlas_kit.settings.atlas_settings import AtlasSettings
+
+
+#: What a token takes that was read or said and is kept.
+TOKEN_BYTES = 4
 
 
 @dataclass(eq=False)
@@ -58,7 +63,16 @@ class Parked:
     def size(self) -> int:
         """Bytes of main memory that it takes."""
         memory = 0 if self.memory is None else self.memory.state_bytes
+        memory += 0 if self.episodes is None else TOKEN_BYTES * len(self.episodes)
         return memory + (0 if self.data is None else len(self.data))
+
+
+def new_parked(engine: Engine, settings: AtlasSettings, device: str | None = "numpy") -> Parked:
+    """Return a session at rest with a memory of this kind that has read nothing."""
+    from atlas_kit.llama.token_memory import TokenMemory
+
+    memory = TokenMemory(engine.output_rows(), settings, device)
+    return Parked(memory, episodes=new_episodes(engine, settings))
 
 
 def park(session: AtlasSession, *, context: bool = True) -> Parked:
@@ -73,6 +87,7 @@ def park(session: AtlasSession, *, context: bool = True) -> Parked:
         session._last_output, session._counts, session.episodes,
     )  # fmt: skip
     session.memory, session.learns, session._counts, session.episodes = None, True, Stats(), None
+    session.likeness = None
     session.forget_context()
     return parked
 
@@ -84,7 +99,7 @@ def unpark(session: AtlasSession, parked: Parked) -> None:
     """
     session.forget_context()
     session.memory, session.learns, session._counts = parked.memory, parked.learns, parked.counts
-    session.episodes = parked.episodes
+    session.episodes, session.likeness = parked.episodes, None
     if not parked.context:
         session._owed = parked.owed  # a context that was cleared to be read again, and was cut short
         return

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlas_kit.codecs.json_text import named
-from atlas_kit.episodes import TURNS, Episodes, Kind, Segment
+from atlas_kit.episodes import TURNS, Episodes, Found, Kind, Segment
 from atlas_kit.episodes.words import words
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.llama.excerpts import excerpt, rarities
+from atlas_kit.llama.excerpts import excerpt
+from atlas_kit.llama.likeness import Likeness, Near
 from atlas_kit.llama.steps import Work
 from atlas_kit.settings.atlas_settings import RECALLS, AtlasSettings
 
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from atlas_kit.llama.asking_prompts import Form
     from atlas_kit.llama.branching import Branch, Place
 
+#: Segments that each search gives, of which the best together are read.
+WIDE = 24
+#: What searches among the turns alone, and for the same words, count beside that for what is like the question.
+TURNS_WEIGHT, WORDS_WEIGHT = 0.0, 0.1
 #: Tokens of a question that are judged; of a longer one the last.
 JUDGED = 64
 #: Tokens of a text that is still taken for a question.
@@ -58,9 +63,9 @@ class Recall:
 
     mode: str = "auto"
     segments: int = 1
-    gate: float = 1.0
+    gate: float = 0.5
     candidates: int = 4
-    tokens: int = 80
+    tokens: int = 112
     sure: float = 2.0
 
     def __post_init__(self) -> None:
@@ -96,7 +101,7 @@ class Piece:
     line
         The line of the document on which it starts, from 1.
     score
-        BM25 of the segment that it is of.
+        How well the segment that it is of was found; about 1 for the best.
     gain
         Nats per token that it gains on the question; None where nobody read it.
     """
@@ -148,52 +153,70 @@ class Recalled:
 
 
 def candidates(
-    episodes: Episodes, question: str, recall: Recall, *, context: Sequence[int] = (), before: str = ""
-) -> list[Piece]:
-    """Return the pieces that words find for a question, those to read first at the front.
+    episodes: Episodes, likeness: Likeness, question: str, asked: Sequence[int], recall: Recall, *,
+    context: Sequence[int] = (), before: str = "", more: Sequence[int] = (),
+) -> list[Piece]:  # fmt: skip
+    """Return the pieces that may answer a question, those to read first at the front.
+
+    They are found by words, and by what the model's vectors say is like them, among everything and among the turns.
 
     Parameters
     ----------
+    asked
+        The question's tokens.
     context
         The tokens in the model's context: what is there is not read again.
-    before
-        What was said before the question: where the question alone says too little, its words count, too.
+    before, more
+        What was said before the question, and its tokens: where the question alone says too little, they count, too.
     """
-    asked = frozenset(words(question))
-    if not asked or not len(episodes):
+    said = frozenset(words(question))
+    leading = said.union(words(before))
+    if not said or not len(episodes):
         return []
-    texts = [question, f"{before} {question}"] if before else [question]
-    rows = []
-    for text in texts:
-        rows.append(episodes.search(text, 2 * recall.candidates))
-        rows.append(episodes.search(text, recall.candidates, kinds=TURNS))
-    found: list[tuple[Segment, float]] = []
-    for place in range(2 * recall.candidates):
-        for row in rows:
-            if place < len(row) and not any(_overlap(row[place].segment, other) for other, _ in found):
-                found.append(row[place])
-    texts = [episodes.text(one.start, one.stop) for one, _ in found]
-    near = {**episodes.near(question), **episodes.near(question, kinds=TURNS)}
-    weights = rarities(texts, asked | frozenset(words(before)) | near.keys())
-    weights = {word: near.get(word, 1.0) * weight for word, weight in weights.items()}
+    arrays = episodes.arrays()
+    like = likeness.question(arrays, [*more, *asked])
+    text, count = f"{before} {question}" if before else question, WIDE
+    rows = [
+        (1.0, [_as_found(episodes, one) for one in likeness.search(arrays, like, count)]),
+        (
+            TURNS_WEIGHT,
+            [_as_found(episodes, one) for one in likeness.search(arrays, like, count, kinds=TURNS)],
+        ),
+        (WORDS_WEIGHT, episodes.search(text, count)),
+    ]
     held = np.asarray(context, np.int32).tobytes()
     pieces: list[Piece] = []
-    for segment, score in found:
-        start, stop, inside = excerpt(episodes, segment, weights, recall.tokens)
-        text = episodes.text(start, stop)
-        if (
-            not inside - asked
-            or _is_question(segment, text)
-            or _in_context(episodes.tokens(start, stop), held)
-        ):
+    for segment, score in _merged(rows):
+        start, stop = excerpt(episodes, segment, like, leading, recall.tokens)
+        inside = episodes.text(start, stop)
+        said_there = episodes.tokens(start, stop)
+        if not set(words(inside)) - said or _is_question(segment, inside) or _in_context(said_there, held):
             continue
         line = segment.line + episodes.text(segment.start, start).count("\n")
-        pieces.append(
-            Piece(text, segment.kind.name.lower(), segment.source, segment.time_ms, start, stop, line, score)
-        )
+        kind = segment.kind.name.lower()
+        pieces.append(Piece(inside, kind, segment.source, segment.time_ms, start, stop, line, score))
         if len(pieces) == recall.candidates:
             break
     return pieces
+
+
+def _as_found(episodes: Episodes, near: Near) -> Found:
+    return Found(episodes.segment(near.block), near.score)
+
+
+def _merged(rows: Sequence[tuple[float, Sequence[Found]]]) -> list[Found]:
+    """Return what several searches found, best first, none overlapping: their scores, as parts of the best, weighed."""
+    totals: dict[tuple[int, int], tuple[float, Segment]] = {}
+    for weight, row in rows:
+        for segment, score in row:
+            place = segment.start, segment.stop
+            before = totals[place][0] if place in totals else 0.0
+            totals[place] = before + weight * score / row[0].score, segment
+    found: list[Found] = []
+    for total, segment in sorted(totals.values(), key=lambda one: -one[0]):
+        if not any(_overlap(segment, other.segment) for other in found):
+            found.append(Found(segment, total))
+    return found
 
 
 def _overlap(one: Segment, other: Segment) -> bool:

@@ -49,6 +49,7 @@ from atlas_kit.settings.atlas_settings import AtlasSettings
 if TYPE_CHECKING:
     from atlas_kit.episodes import Episodes
     from atlas_kit.llama.asking import Answer
+    from atlas_kit.llama.likeness import Likeness
     from atlas_kit.llama.reading import Reading
     from atlas_kit.llama.token_memory import TokenMemory
 
@@ -149,6 +150,8 @@ class AtlasSession:
         self.puts_off = False
         #: What was read and said, to be found again; None: nobody keeps it.
         self.episodes: Episodes | None = None
+        self.likeness: Likeness | None = None  # an index of them, made when they are asked
+        self.talked: list[tuple[str, str]] = []  # what was asked and answered since the context was emptied
         self._open_episode: tuple[Kind, str] | None = None
         self._counts = Stats()
         chosen, path = memory_choice.choose(self.engine, memory, changes)
@@ -406,9 +409,9 @@ class AtlasSession:
 
     # --- context -------------------------------------------------------------------------------------------
 
-    def _make_room(self, count: int = 1) -> Work[None]:
-        """Drop the older half of the context, but for the begin token, if so many tokens have no room behind it."""
-        if self._position + count <= self.engine.n_ctx or self.engine.info.recurrent:
+    def _make_room(self) -> Work[None]:
+        """Drop the older half of the context if it is full, but for the begin token."""
+        if self._position < self.engine.n_ctx or self.engine.info.recurrent:
             return
         begin = self.engine.begin
         keep = len(begin) if tuple(self._context[: len(begin)]) == begin else 0
@@ -506,7 +509,7 @@ class AtlasSession:
         if self.sequence >= 0:
             self.engine.forget(self.sequence)
         self._context, self._position, self._last_output = [], 0, None
-        self._owed = []
+        self._owed, self.talked = [], []
         self._open_episode = None
 
     @contextlib.contextmanager
@@ -709,7 +712,9 @@ class AtlasSession:
         """
         from atlas_kit.llama.asking import ask
 
-        return ask(self, question, **options)
+        found = ask(self, question, **options)
+        assert found is not None
+        return found
 
     # --- saving ------------------------------------------------------------------------------------------
 

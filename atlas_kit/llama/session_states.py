@@ -10,7 +10,6 @@ import numpy as np
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import AtlasError, InvalidParamError, ModelError
 from atlas_kit.llama.last_output import last_output_of
-from atlas_kit.llama.word_vectors import WordVectors
 from atlas_kit.persistence.session_state import SessionState
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
@@ -85,7 +84,7 @@ def new_episodes(engine: Engine, settings: AtlasSettings) -> Episodes | None:
     from atlas_kit.episodes.store import LEAST_LIMIT, Episodes
 
     limit = max(LEAST_LIMIT, settings.episode_tokens)
-    return Episodes(engine.piece, engine.info.n_vocab, limit=limit, vectors=WordVectors(engine))
+    return Episodes(engine.piece, engine.info.n_vocab, limit=limit)
 
 
 def episodes_of(engine: Engine, state: SessionState, settings: AtlasSettings) -> Episodes | None:
@@ -101,9 +100,7 @@ def episodes_of(engine: Engine, state: SessionState, settings: AtlasSettings) ->
     from atlas_kit.episodes.store import LEAST_LIMIT, Episodes
 
     limit = max(LEAST_LIMIT, settings.episode_tokens)
-    return Episodes.from_arrays(
-        state.episodes, engine.piece, engine.info.n_vocab, limit=limit, vectors=WordVectors(engine)
-    )
+    return Episodes.from_arrays(state.episodes, engine.piece, engine.info.n_vocab, limit=limit)
 
 
 def require_state(state: SessionState) -> None:

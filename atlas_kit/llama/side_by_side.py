@@ -8,6 +8,7 @@ neither sessions nor engines.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,7 +18,7 @@ from atlas_kit.codecs.numbers import Array
 from atlas_kit.llama.gating import features_of_one
 from atlas_kit.llama.reading import NO_SLOTS, Reading, Slots, change_of, far_off, summarize, with_bound
 from atlas_kit.memory.backend import quiet
-from atlas_kit.memory.ranking import NOTHING_FOUND, Ranked, Ranking, aged, match_score
+from atlas_kit.memory.ranking import NOTHING_FOUND, Ranked, aged, match_score
 
 #: A token that there is not, and that no slot stands for either.
 _NEVER = -3
@@ -162,89 +163,69 @@ def _each_dot(vectors: Array, other: Array) -> Array:
 def look_up(
     memories: Sequence[OneMemory], directions: Array, current: Sequence[int]
 ) -> tuple[list[Slots], list[Ranked], tuple[Array, Array, Array]]:
-    """Return what the windows hold, how their slots rank, and the greatest cosine, match length and confidence."""
+    """Return what the windows hold, how their slots rank, and the greatest cosine, match length and confidence.
+
+    Each by itself: windows are as long as a session is old, so that little of it would be one step of NumPy for all.
+    """
     count = len(memories)
     slots, windows = [NO_SLOTS] * count, [NOTHING_FOUND] * count
     similarity, length, confidence = (np.zeros(count, np.float32) for _ in range(3))
     similarity -= 1
-    held = [one.slots() for one in memories]
-    some = [row for row, one in enumerate(held) if len(one.tokens)]
-    if some:
-        w = np.array([memories[row].state.gate["rank"] for row in some], np.float32)
-        found = _Found([memories[row] for row in some], [held[row] for row in some], w)
-        found.rank(directions[some], [current[row] for row in some])
-        similarity[some], length[some], confidence[some] = found.similarity, found.length, found.confidence
-        for place, row in enumerate(some):
-            slots[row], windows[row] = held[row], found.ranked(place)
+    for row, memory in enumerate(memories):
+        held = memory.slots()
+        if len(held.tokens):
+            slots[row] = held
+            features, weights, *found = _ranked(memory, held, directions[row], current[row])
+            similarity[row], length[row], confidence[row] = found
+            one = slice(row, row + 1)
+            mean = np.dot(features, weights)
+            windows[row] = Ranked(
+                weights[None], similarity[one], length[one], confidence[one], features[:, None], mean[None]
+            )
     return slots, windows, (similarity, length, confidence)
 
 
-class _Found:
-    """What queries find in windows, of which none is empty: ``Ranking.read`` of each, end to end."""
+def _ranked(
+    memory: OneMemory, slots: Slots, direction: Array, current: int
+) -> tuple[Array, Array, float, float, float]:
+    """Do ``Ranking.read`` for one query, (d_key,), behind the token ``current``.
 
-    similarity: Array
-    length: Array
-    confidence: Array
+    Returns
+    -------
+    features (3, slots), weights (slots,), and the greatest cosine, match length and confidence.
+    """
+    ranking: Any = memory.memory.config.ranking
+    by_cosine, by_match, by_age = memory.state.gate["rank"].tolist()
+    tokens = slots.tokens
+    cosine, match, age = features = np.empty((3, len(tokens)), np.float32)
+    np.dot(slots.keys, direction, out=cosine)
+    match[:] = 0
+    age[:] = aged(memory.unlearned + 1, len(tokens))
+    weights = cosine * by_cosine
+    longest = ranking.longest
+    line = slots.behind(longest)
+    at = (line == current).nonzero()[0]
+    if len(at):
+        # the tokens before, newest first; behind the last that counts stands what equals nothing
+        came = memory.history(current, longest)
+        before = [_NEVER] * longest
+        before[: len(came) - 1] = came[-2::-1] if len(came) > 1 else ()
+        same = (line[at[:, None] - _steps(longest)] != np.array(before)).argmax(axis=1)
+        scores = match_score(1 + same)
+        at -= longest
+        match[at] = scores
+        weights[at] += scores * by_match
+    weights += age * by_age
+    best = int(weights.argmax())
+    weights -= weights[best]
+    np.exp(weights, out=weights)
+    weights /= np.add.reduce(weights)
+    confidence = float(np.add.reduce(weights[tokens == tokens[best]]))
+    similarity = min(max(float(np.maximum.reduce(cosine)), -1.0), 1.0)
+    return features, weights, similarity, float(match[best]), confidence
 
-    def __init__(self, memories: Sequence[OneMemory], slots: Sequence[Slots], w: Array) -> None:
-        ranking: Any = memories[0].memory.config.ranking
-        self._ranking: Ranking = ranking
-        self._memories, self._slots, self._w = memories, slots, w
-        self._ends = Ends([len(one.tokens) for one in slots])
 
-    def rank(self, directions: Array, current: Sequence[int]) -> None:
-        """Rank the slots for queries (R, d_key) behind the tokens ``current`` (R,)."""
-        ends, w = self._ends, self._w
-        cosine, match, age = self._features = np.zeros((3, ends.total), np.float32)
-        for row, place in enumerate(ends.slices):
-            np.dot(self._slots[row].keys, directions[row], out=cosine[place])
-            age[place] = aged(self._memories[row].unlearned + 1, place.stop - place.start)
-        matching, rows = self._match(match, current)
-        score, aging = cosine * ends.spread(w[:, 0]), age * ends.spread(w[:, 2])
-        score[matching] += (
-            match[matching] * w[rows, 1]
-        )  # as matches are few, and in the order of the features
-        score += aging
-        greatest = ends.spread(ends.max(score))
-        highest = (score == greatest).nonzero()[0]
-        best = highest[highest.searchsorted(ends.starts)]  # each row's first
-        score -= greatest
-        weights = self._weights = np.exp(score, out=score)
-        weights /= ends.spread(ends.sum(weights))
-        tokens = self._tokens()
-        same = tokens == ends.spread(tokens[best])
-        self.confidence, self.length = ends.sum(weights * same), match[best]
-        self.similarity = np.minimum(np.maximum(ends.max(cosine), -1), 1)
-        self._mean = np.add.reduceat(self._features * weights, ends.starts, axis=1).T
-
-    def _tokens(self) -> Array:
-        """Return what followed the slots, end to end."""
-        if len(self._slots) == 1:
-            return self._slots[0].tokens
-        return np.concatenate([one.tokens for one in self._slots])
-
-    def _match(self, match: Array, current: Sequence[int]) -> tuple[Array, Array]:
-        """Fill in the scores of ``match_lengths``; return the slots that match at all, and their rows: few."""
-        longest = self._ranking.longest
-        line = np.concatenate([one.behind(longest) for one in self._slots])
-        ends = Ends((self._ends.lengths + longest).tolist())
-        at = (line == ends.spread(np.array(current))).nonzero()[0]
-        row = ends.starts.searchsorted(at, "right") - 1
-        place = at - longest * (row + 1)
-        if len(at):
-            # the tokens before, newest first; behind the last that counts stands what equals nothing
-            before = np.full((len(self._memories), longest), _NEVER)
-            for one in set(row.tolist()):
-                came = self._memories[one].history(current[one], longest)
-                before[one, : len(came) - 1] = came[-2::-1] if len(came) > 1 else ()
-            steps = np.arange(1, longest + 1)
-            match[place] = match_score(1 + (line[at[:, None] - steps] != before[row]).argmax(axis=1))
-        return place, row
-
-    def ranked(self, row: int) -> Ranked:
-        """Return what one of the queries found."""
-        place, one = self._ends.slices[row], slice(row, row + 1)
-        return Ranked(
-            self._weights[None, place], self.similarity[one], self.length[one], self.confidence[one],
-            self._features[:, None, place], self._mean[one],
-        )  # fmt: skip
+@functools.lru_cache(maxsize=4)
+def _steps(count: int) -> Array:
+    """Return 1 to ``count``."""
+    return np.arange(1, count + 1)

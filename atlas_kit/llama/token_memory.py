@@ -28,6 +28,7 @@ from atlas_kit.llama.reading import NO_SLOTS, Reading, Slots, change_of, far_off
 from atlas_kit.llama.side_by_side import read_side_by_side
 from atlas_kit.llama.whitened_reading import (
     LIFT,
+    Asking,
     asked_for,
     bias_step,
     correct_all,
@@ -158,6 +159,7 @@ class TokenMemory:
         #: The last tokens that came without being learned: what follows is matched with them all the same.
         self.watched = np.empty(0, np.int64)
         self._pending: dict[str, list[Array]] = {name: [] for name in self._waits_with}
+        self._asking: list[tuple[Asking, Array]] = []
         self._waiting = 0
         self._due = False
         self._lift: Array | None = None
@@ -276,7 +278,7 @@ class TokenMemory:
     def lift(self) -> Array | None:
         """What counts beside the logits when candidates are chosen: the same for a whole step."""
         if self._lift is None and (bias := self.bias) is not None:
-            self._lift = np.float32(LIFT) * bias
+            self._lift = np.float32(LIFT) * np.maximum(bias, 0)
         return self._lift
 
     def _answers(self, hidden: Array) -> tuple[Array, Array]:
@@ -474,14 +476,12 @@ class TokenMemory:
             raise InvalidParamError(f"{len(token)} tokens do not fit into a step with room for {self.room}")
         self.watched = self.watched[:0]
         probabilities, slope = reading.outcome(token, self.memory.config.ranking)
-        values: tuple[Array, ...] = (
-            reading.hidden, reading.lse, token, reading.top, reading.features, probabilities, slope,
-        )  # fmt: skip
-        if reading.pull is not None:
-            values = (*values, *asked_for(reading, token, self.rows))
+        values = (reading.hidden, reading.lse, token, reading.top, reading.features, probabilities, slope)
         copies = [np.array(value) for value in values]  # all of them, or none waits
-        for name, value in zip(self._waits_with, copies, strict=True):
+        for name, value in zip(_PENDING, copies, strict=True):
             self._pending[name].append(value)
+        if reading.pull is not None:
+            self._asking.append((Asking.of(reading), copies[2]))
         self._waiting += len(token)
         self._line += token.tolist()
         if len(self._line) > 4 * MOST_MATCHED:
@@ -526,6 +526,7 @@ class TokenMemory:
         if not self._due:
             return
         self._due, self._ahead = False, None
+        self._ask()
         rows = {name: np.concatenate(parts) for name, parts in self._pending.items()}
         self._pending = {name: [] for name in self._waits_with}
         self._waiting = 0
@@ -548,6 +549,15 @@ class TokenMemory:
         self._pinned = False  # the new arrays are this memory's alone
         if self._window is not None:
             self._window.append(*self.memory.remembered(self.state, len(rows["token"])))
+
+    def _ask(self) -> None:
+        """Let what waits be what is asked for: once for a whole step."""
+        if asking := self._asking:
+            read, tokens = zip(*asking, strict=True)
+            found = asked_for(read, np.concatenate(tokens), self.rows)
+            for name, value in zip(_ASKED, found, strict=True):
+                self._pending[name].append(value)
+            self._asking = []
 
     def _step(
         self, memory: WhitenedMemory, state: MemoryState, rows: Mapping[str, Array], posterior: Array
@@ -652,6 +662,7 @@ class TokenMemory:
         return self._unlearned()
 
     def _unlearned(self) -> dict[str, Array]:
+        self._ask()
         found = {name: np.concatenate(parts) for name, parts in self._pending.items() if parts}
         return {**found, "recent": self.recent, "log_eta": np.asarray(self.log_eta)}
 
@@ -709,6 +720,7 @@ class TokenMemory:
             When a setting decides what the arrays are.
         """
         self.commit()
+        self._ask()
         settings = self.settings.replace(**changes)
         changed = [name for name in changes if getattr(settings, name) != getattr(self.settings, name)]
         if not changed:

@@ -9,19 +9,21 @@ comes. Knows neither sessions nor engines.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from atlas_kit.codecs.numbers import Array
-from atlas_kit.llama.reading import Reading, change_of, far_off, find, most_likely, summarize, with_bound
+from atlas_kit.llama.output_matrix import BLOCK_BYTES
+from atlas_kit.llama.reading import Reading, change_of, far_off, most_likely, summarize, with_bound
 from atlas_kit.llama.side_by_side import OneMemory, gated, look_up
 from atlas_kit.memory.backend import quiet, to_host
 
 if TYPE_CHECKING:
     from atlas_kit.llama.output_matrix import OutputRows
 
-#: How much a token's bias counts when candidates are chosen: what came lately is worth a look before it is likely.
+#: How much a token's bias above zero counts when candidates are chosen: what came lately is worth a look before it is
+#: likely. Below zero it does not count: a token that the model finds likely must not lose its correction.
 LIFT = 2.0
 
 
@@ -34,7 +36,7 @@ class OneWhitened(OneMemory, Protocol):
 
     @property
     def lift(self) -> Array | None:
-        """``LIFT`` times the biases."""
+        """``LIFT`` times the biases above zero."""
 
 
 def likely(logits: Array, lift: Array | None, count: int) -> Array:
@@ -57,20 +59,22 @@ def read_whitened(
     _, lse, entropy = summarize(logits, 0)
     count = len(memories)
     top = np.empty((count, first.count), np.int64)
-    own, change = (np.empty(top.shape, np.float32) for _ in range(2))
+    own = np.empty(top.shape, np.float32)
     for row, one in enumerate(memories):
         top[row] = likely(logits[row], one.lift, first.count)
         np.take(logits[row], top[row], out=own[row], mode="clip")
         one.require_formula(hidden[row : row + 1], own[row : row + 1], top[row])
-    block = rows.gathered(top.reshape(-1)).reshape(*top.shape, rows.n_embd)
-    np.matmul(block, y[:, :, None], out=change[:, :, None])
-    change -= np.array([one @ rows.mean for one in y], np.float32)[:, None]
-    change *= np.float32(rows.scale)
-    for row, one in enumerate(memories):
-        if one.bias is not None:
-            change[row] += one.bias[top[row]]
-    corrected, log_z, before, behind, expected = moved(own, change, lse, rows.softcap)
-    pull = np.matmul(_sloped(behind, corrected, rows.softcap)[:, None, :], block)[:, 0]
+    biases = [one.bias for one in memories]
+    # as many at a time as leave their rows in the processor's cache
+    at_once = max(1, BLOCK_BYTES // (4 * rows.n_embd * first.count))
+    parts = [
+        _moved_side_by_side(rows, own[some], top[some], y[some], lse[some], biases[some])
+        for at in range(0, count, at_once)
+        for some in (slice(at, at + at_once),)
+    ]
+    corrected, log_z, before, behind, expected, pull = (
+        parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
+    )
     slots, windows, seen = look_up(memories, directions, current)
     features, weights = gated(memories, entropy, slots, seen)
     return [
@@ -81,6 +85,21 @@ def read_whitened(
         for row in range(count)
         for one in (slice(row, row + 1),)
     ]  # fmt: skip
+
+
+def _moved_side_by_side(
+    rows: OutputRows, own: Array, top: Array, y: Array, lse: Array, biases: Sequence[Array | None]
+) -> tuple[Array, ...]:
+    """Return ``moved`` of one token of each session, and the pull (R, n_embd); ``top`` (R, K) are the candidates."""
+    block = rows.gathered(top.reshape(-1), keep=True).reshape(*top.shape, rows.n_embd)
+    change = np.matmul(block, y[:, :, None])[:, :, 0]
+    change -= np.array([one @ rows.mean for one in y], np.float32)[:, None]
+    change *= np.float32(rows.scale)
+    for row, bias in enumerate(biases):
+        if bias is not None:
+            change[row] += bias[top[row]]
+    found = moved(own, change, lse, rows.softcap)
+    return *found, np.matmul(_sloped(found[3], found[0], rows.softcap)[:, None, :], block)[:, 0]
 
 
 def moved(
@@ -154,30 +173,48 @@ def correct_all(
     return (tokens, own, *found, share @ block)
 
 
-def asked_for(reading: Reading, token: Array, rows: OutputRows) -> tuple[Array, Array]:
+class Asking(NamedTuple):
+    """What a reading of ``n`` tokens says for ``asked_for``."""
+
+    pull: Array
+    behind: Array
+    corrected: Array
+    top: Array
+
+    @classmethod
+    def of(cls, reading: Reading) -> Asking:
+        """Return what a reading says of the candidates that each token has of its own."""
+        assert reading.pull is not None
+        behind, corrected = reading.behind, reading.corrected
+        if len(reading) > 1:
+            places = np.searchsorted(reading.tokens, reading.top)
+            behind, corrected = (np.take_along_axis(all_, places, axis=1) for all_ in (behind, corrected))
+        return cls(reading.pull, behind, corrected, reading.top)
+
+
+def asked_for(read: Sequence[Asking], token: Array, rows: OutputRows) -> tuple[Array, Array]:
     """Return what tokens that came, (n,), ask of the memory that read: gradients of the answers and of the biases.
+
+    Parameters
+    ----------
+    read
+        What was read before each came, of ``n`` tokens in all.
 
     Returns
     -------
     gradient, share
         (n, n_embd): dl/dy. (n, K): dl/dz of the reading's ``top``, which is zero for a token that is none of them.
     """
-    assert reading.pull is not None
-    places = np.searchsorted(reading.tokens, reading.top)
-    share = _sloped(
-        np.take_along_axis(reading.behind, places, axis=1),
-        np.take_along_axis(reading.corrected, places, axis=1),
-        rows.softcap,
-    )
+    pull, behind, corrected, top = (np.concatenate(parts) for parts in zip(*read, strict=True))
+    share = _sloped(behind, corrected, rows.softcap)
     total = share.sum(axis=1)
-    hit = reading.top == token[:, None]  # at most one of each row
+    hit = top == token[:, None]  # at most one of each row
     known = hit.any(axis=1)
     factor = known.astype(np.float32)
     if rows.softcap is not None:
-        place = find(reading.tokens, token)[0]
-        factor *= _slope(reading.corrected[np.arange(len(token)), place], rows.softcap)
+        factor[known] *= _slope(corrected[hit], rows.softcap)
     share[hit] -= factor[known]
-    gradient = reading.pull - total[:, None] * rows.mean
+    gradient = pull - total[:, None] * rows.mean
     came = rows.gathered(token)
     came -= rows.mean
     came *= factor[:, None]

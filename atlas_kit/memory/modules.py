@@ -405,11 +405,10 @@ class GatedMLP:
 
 @dataclass(frozen=True)
 class WhitenedMatrix:
-    """The linear memory beside a language model: ``M(s) = phi W`` of states s, ``x = (s - origin) P``, ``phi = x`` cut
-    to a length of ``MOST_LENGTH``.
+    """The linear memory beside a language model: ``M(s) = phi W`` of states s, with ``x = (s - origin) P`` cut to phi.
 
-    P and origin are made from the first ``after`` states that come, so that x has about the same variance in all of its
-    directions and about the length 1; the first numbers of x are the window's key. Until then W is zero and P is random.
+    P and origin are made from the first ``after`` states that come, so that x varies about alike in all of its
+    directions and is about 1 long; its first numbers are the window's key. Until then W is zero and P is random.
     ``bias`` is added to the logits of tokens. ``WhitenedMemory`` reads it and learns; other memories cannot.
 
     Parameters
@@ -429,7 +428,7 @@ class WhitenedMatrix:
 
     kind: ClassVar[str] = "whitened-matrix"
 
-    rank: int = 128
+    rank: int = 192
     tokens: int = 0
     after: int = 512
 
@@ -456,6 +455,11 @@ class WhitenedMatrix:
 
     def forward(self, params: Mapping[str, Array], x: Array) -> tuple[Array, tuple[Any, ...]]:
         """Read states x (..., n, d_out) as y (..., n, d_out); there is no way back, so the cache is empty."""
+        if x.shape[-1] != params["P"].shape[-2]:
+            raise InvalidParamError(
+                f"{x.shape[-1]} numbers are no state of {params['P'].shape[-2]}", key="x",
+                hint="A whitened memory takes states as they are: use WhitenedMemory.",
+            )  # fmt: skip
         phi = cut((x - params["origin"]) @ params["P"])
         return phi @ params["W"], ()
 

@@ -120,7 +120,7 @@ class WhitenedMemory(Memory):
         eta
             The step size.
         donate
-            As for ``observe``: the arrays of ``state`` may be written to.
+            As for ``observe``: the arrays of the window may be written to; all others are new ones anyway.
 
         Returns
         -------
@@ -158,7 +158,7 @@ class WhitenedMemory(Memory):
             "dropped": state.counters["dropped"] + (0 if good else n - int(finite.sum())),
         }
         if gradient is not None and self.is_whitened(state):
-            made = self._learn(parameters, cut(x), gradient, bias, eta, donate)
+            made = self._learn(parameters, cut(x), gradient, bias, eta)
             name = "steps" if made else "rejected"
             counters[name] = counters[name] + 1
         counters = {name: np.asarray(count) for name, count in counters.items()}
@@ -178,7 +178,7 @@ class WhitenedMemory(Memory):
 
     def _learn(
         self, parameters: dict[str, Array], phi: Array, gradient: Array, bias: tuple[Array, Array] | None,
-        eta: float, donate: bool,
+        eta: float,
     ) -> bool:  # fmt: skip
         """Take a step, and say whether one was taken: not if it is no number or leads too far."""
         xp = self.xp
@@ -190,7 +190,7 @@ class WhitenedMemory(Memory):
         parameters["W"] = W
         if bias is not None and "bias" in parameters:
             ids, change = (xp.asarray(array) for array in bias)
-            biases = parameters["bias"] if donate else parameters["bias"].copy()
+            biases = parameters["bias"].copy()  # an array that somebody else may hold, however many steps ago
             biases[0, ids] += change.astype(self.dtype)
             parameters["bias"] = biases
         return True
@@ -228,7 +228,7 @@ class WhitenedMemory(Memory):
     flush = scan = observe
 
     def reset(self, state: MemoryState, kind: str = "hard") -> MemoryState:
-        """Return ``state`` emptied as ``Memory.reset`` does; ``soft`` keeps the whitening, which the window's keys need."""
+        """Return ``state`` emptied as ``Memory.reset`` does; ``soft`` keeps the whitening: the window's keys need it."""
         new = super().reset(state, kind)
         if kind == "hard":
             return new

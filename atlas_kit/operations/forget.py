@@ -396,7 +396,8 @@ def _learned_again(
     from atlas_kit.settings.atlas_settings import AtlasSettings
 
     tokens, done = arrays.tokens.tolist(), 0
-    with AtlasSession(engine, AtlasSettings.from_saved(state.settings)) as session:
+    settings = AtlasSettings.from_saved(state.settings).replace(episode_tokens=0)  # they are there already
+    with AtlasSession(engine, settings) as session:
         for begin, end, anew in _runs(arrays):
             if anew:
                 session.forget_context()

@@ -9,9 +9,11 @@ from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.formats.detect import detect
 from atlas_kit.formats.opening import edit_memory
+from atlas_kit.operations.episodes import is_of_episodes
 from atlas_kit.operations.get import not_found
 from atlas_kit.operations.inputs import unknown_format
 from atlas_kit.operations.ls import matches
+from atlas_kit.persistence.entry_keys import CONTEXT, TEXTS
 from atlas_kit.storage.given import takes_source
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source
@@ -74,6 +76,8 @@ def remove_keys(
         chosen = _choose(memory, wanted, glob, ignore_missing, source)
         for key in chosen:
             memory.remove(key)
+        if memory.version > 1 and any(key in (CONTEXT, TEXTS) or is_of_episodes(key) for key in chosen):
+            memory.save(backup=backup)  # whole: what somebody read and said is not to stay in its bytes
     return Removed(source.name, chosen, False)
 
 

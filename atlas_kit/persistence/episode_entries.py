@@ -61,9 +61,13 @@ class EpisodeCounts(NamedTuple):
 
 
 def counts_of(arrays: EpisodeArrays) -> EpisodeCounts:
-    """Count what there is of episodes."""
-    turns = int(np.count_nonzero(arrays.kind))  # 0 is a document
-    return EpisodeCounts(len(arrays), len(arrays.kind) - turns, turns)
+    """Count what there is of episodes; a document that something was forgotten from is one still."""
+    document = arrays.kind == 0
+    same = np.zeros(len(document), bool)
+    same[1:] = np.logical_and.reduce(
+        [row[1:] == row[:-1] for row in (arrays.kind, arrays.source, arrays.time_ms)]
+    )
+    return EpisodeCounts(len(arrays), int((document & ~same).sum()), int((~document).sum()))
 
 
 # --- writing -------------------------------------------------------------------------------------------
@@ -304,6 +308,10 @@ def read_part(file: MemoryFile, number: int) -> dict[str, Array]:
             file,
             part_key(number, "tokens"),
             f"a part of episodes has 1 to {PART_TOKENS:,} tokens, and this one has {tokens:,}",
+        )
+    if int(part["tokens"].max()) >= 1 << 31:  # llama.cpp's tokens have a sign
+        raise _damaged(
+            file, part_key(number, "tokens"), f"{part['tokens'].max()} is no token of any vocabulary"
         )
     for name in ("block_start", "episode_start"):
         if len(part[name]) and int(part[name].max()) >= tokens:

@@ -17,6 +17,7 @@ from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import access_error
 
 if TYPE_CHECKING:
+    from atlas_kit.episodes import EpisodeArrays
     from atlas_kit.persistence.session_state import SessionState
 
 
@@ -64,6 +65,20 @@ class Place:
         write_session_state(self.file, state, backup=backup or theirs, **options, **self._keys.options())
         self._stamp = _stamp(self.file)
         return theirs
+
+    def save_episodes(self, episodes: EpisodeArrays, identity: str, **options: Any) -> bool:
+        """Save what was read and said, and nothing else: quick; ``options`` are those of ``save_episodes``.
+
+        Returns False when somebody else has written the file meanwhile: then nothing is written, and the next `save`
+        keeps theirs.
+        """
+        from atlas_kit.persistence.session_file import save_episodes
+
+        if _stamp(self.file) not in (None, self._stamp):
+            return False
+        save_episodes(self.file, episodes, identity=identity, **options, **self._keys.options())
+        self._stamp = _stamp(self.file)
+        return True
 
 
 def _stamp(file: str) -> tuple[int, ...] | None:

@@ -24,12 +24,14 @@ from atlas_kit.errors import (
     FileCorruptError,
     InvalidParamError,
     VersionMismatchError,
+    WrongModelError,
 )
 from atlas_kit.persistence.entry_keys import CONTEXT, TEXTS
 from atlas_kit.persistence.session_state import SessionState, require_identity
 from atlas_kit.storage.given import Given, StrPath
 
 if TYPE_CHECKING:
+    from atlas_kit.episodes import EpisodeArrays
     from atlas_kit.formats.atlas import MemoryFile
     from atlas_kit.persistence.snapshot import LoadedMemory, MemoryDescription
 
@@ -87,6 +89,56 @@ def write_session_state(
 def _place_of(file: MemoryFile) -> tuple[int, ...] | None:
     """Return what changes whenever a file is replaced or written to: of an opened one, as it was then."""
     return None if file.store is None else file.store.source.identity
+
+
+def save_episodes(
+    path: StrPath,
+    episodes: EpisodeArrays,
+    *,
+    identity: str,
+    codec: str | None = None,
+    level: int | None = None,
+    passphrase: str | bytes | None = None,
+    key: bytes | None = None,
+) -> None:
+    """Write what was read and said into a memory's file, and leave the rest of it as it is: quick, for it appends.
+
+    The memory in it may be of a moment before. A file that does not exist is made; it has no memory yet.
+
+    Parameters
+    ----------
+    path, episodes
+        Where, and what.
+    identity
+        Of the model whose tokens they are.
+    codec, level
+        How to store them: ``none``, ``lz4``, ``zlib`` or ``zstd`` (versions 2 and 3).
+    passphrase, key
+        The secret of a version 3 file.
+
+    Raises
+    ------
+    WrongModelError
+        The file is another model's.
+    InvalidParamError
+        The episodes contradict themselves.
+    """
+    from atlas_kit.formats.opening import edit_memory
+    from atlas_kit.persistence.episode_entries import put_episodes
+    from atlas_kit.persistence.snapshot import is_small_change
+    from atlas_kit.storage.keys import Keys, passphrase_bytes
+
+    require_identity(identity)
+    keys = Keys(None if passphrase is None else passphrase_bytes(passphrase), key)
+    new = not os.path.lexists(path)
+    with edit_memory(path, keys, create=new, version=3 if keys.given else 2) as file:
+        if any(file.model_hash) and file.model_hash != bytes.fromhex(identity):
+            raise WrongModelError(file.model_hash, bytes.fromhex(identity), path=os.fspath(path))
+        if file.model_hash != bytes.fromhex(identity):
+            file.model_hash = identity
+        grown = put_episodes(file, episodes, codec=codec, level=level)
+        if not new and not (grown and is_small_change(file)):
+            file.save()  # whole: what went is to be gone, and updates are not to pile up
 
 
 def session_state_bytes(

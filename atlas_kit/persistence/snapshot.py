@@ -283,14 +283,14 @@ def save_memory(
                 file.remove(stale)
         _fill(file, written, entries or {}, codec, level)
         may_append = further is not None and further(file) and not new and not backup
-        if may_append and _is_small_change(file):
+        if may_append and is_small_change(file):
             file.commit(force=force)
         else:
             file.save(backup=backup, force=force)  # whole: updates of everything would only pile up
         return _described(file)
 
 
-def _is_small_change(file: MemoryFile) -> bool:
+def is_small_change(file: MemoryFile) -> bool:
     """Tell whether to append what changed: it is less than what stays, and nothing is owed to a whole save."""
     changed = kept = 0
     for entry in file.entries():

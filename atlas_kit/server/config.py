@@ -7,7 +7,6 @@ the same meaning, its spellings and its variable (``LLAMA_ARG_...``) work, too.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import Any
 
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.server.config_files import json_object, read_file, read_keys
+from atlas_kit.server.config_memory import MemoryRows
 from atlas_kit.server.config_rows import Row, row
 
 #: Settings that have the names of ``Sampling``.
@@ -26,7 +26,7 @@ SAMPLING = (
 
 
 @dataclass(frozen=True)
-class ServerConfig:
+class ServerConfig(MemoryRows):
     """What can be set about a server; every setting has a default but the model.
 
     Raises
@@ -563,217 +563,6 @@ class ServerConfig:
         group="Network",
     )
 
-    atlas: bool = row(
-        False,
-        bool,
-        "Put a memory beside every conversation.",
-        "atlas",
-        off=("no-atlas",),
-        variables=("ATLAS",),
-        group="Memory",
-    )
-    atlas_auto: bool = row(
-        False,
-        bool,
-        "The same, with the settings that `recommend` suggests.",
-        "atlas-auto",
-        variables=("ATLAS_AUTO",),
-        group="Memory",
-    )
-    atlas_memory_persist: bool = row(
-        False,
-        bool,
-        "Keep the memory that all requests without a session share in MODEL_memory.atlas.",
-        "atlas-memory-persist",
-        variables=("ATLAS_MEMORY_PERSIST",),
-        group="Memory",
-    )
-    atlas_memory_file: str | None = row(
-        None,
-        str,
-        "Keep it in this file instead.",
-        "atlas-memory-file",
-        "atlas-file",
-        metavar="FILE",
-        variables=("ATLAS_MEMORY_FILE",),
-        group="Memory",
-    )
-    atlas_memory_dir: str | None = row(
-        None,
-        str,
-        "The folder of memories that clients may save and load by name, and of sessions.",
-        "atlas-memory-dir",
-        metavar="DIR",
-        variables=("ATLAS_MEMORY_DIR",),
-        group="Memory",
-    )
-    atlas_auto_save_interval: float = row(
-        300.0,
-        float,
-        "Seconds between two saves of what has changed.",
-        "atlas-auto-save-interval",
-        metavar="S",
-        least=1,
-        most=86400 * 365,
-        variables=("ATLAS_AUTO_SAVE_INTERVAL",),
-        group="Memory",
-    )
-    atlas_auto_save: bool = row(
-        True,
-        bool,
-        "Save while running, too, not only at the end.",
-        "atlas-auto-save",
-        off=("atlas-no-auto-save",),
-        variables=("ATLAS_AUTO_SAVE",),
-        group="Memory",
-    )
-    atlas_memory_compress: bool = row(
-        False,
-        bool,
-        "Compress saved memories.",
-        "atlas-memory-compress",
-        off=("no-atlas-memory-compress",),
-        variables=("ATLAS_MEMORY_COMPRESS",),
-        group="Memory",
-    )
-    atlas_memory_backup_count: int = row(
-        3,
-        int,
-        "Older versions of a saved memory to keep.",
-        "atlas-memory-backup-count",
-        metavar="N",
-        least=0,
-        most=1000,
-        variables=("ATLAS_MEMORY_BACKUP_COUNT",),
-        group="Memory",
-    )
-    atlas_warm_sessions: int = row(
-        64,
-        int,
-        "Named sessions that stay in main memory; the others are in files until they are asked for.",
-        "atlas-warm-sessions",
-        metavar="N",
-        least=0,
-        most=1 << 20,
-        variables=("ATLAS_WARM_SESSIONS",),
-        group="Memory",
-    )
-    cache_ram: int = row(
-        8192,
-        int,
-        "MiB of main memory for conversations that are in no slot; -1: any number.",
-        "cache-ram",
-        "cram",
-        metavar="MIB",
-        least=-1,
-        most=1 << 24,
-        variables=("LLAMA_ARG_CACHE_RAM",),
-        group="Memory",
-    )
-    atlas_context_disk: int = row(
-        16384,
-        int,
-        "MiB of contexts in the files of sessions, so that their texts are not read again; -1: any number.",
-        "atlas-context-disk",
-        metavar="MIB",
-        least=-1,
-        most=1 << 24,
-        variables=("ATLAS_CONTEXT_DISK",),
-        group="Memory",
-    )
-    atlas_load_optimizer: bool = row(
-        True,
-        bool,
-        "Load the optimiser's state with a memory.",
-        "atlas-load-optimizer",
-        off=("atlas-no-load-optimizer",),
-        variables=("ATLAS_LOAD_OPTIMIZER",),
-        group="Memory",
-    )
-    atlas_load_window: bool = row(
-        True,
-        bool,
-        "Load the window with a memory.",
-        "atlas-load-window",
-        off=("atlas-no-load-window",),
-        variables=("ATLAS_LOAD_WINDOW",),
-        group="Memory",
-    )
-    atlas_window: int | None = row(
-        None,
-        int,
-        "Pairs that the exact window keeps (window_size).",
-        "atlas-window",
-        "atlas-window-size",
-        metavar="N",
-        least=0,
-        most=1 << 24,
-        variables=("ATLAS_WINDOW",),
-        group="Memory",
-    )
-    atlas_blend: str | None = row(
-        None,
-        str,
-        "Weight of the window's prediction, or adaptive (blend_ratio).",
-        "atlas-blend",
-        "atlas-blend-ratio",
-        metavar="X",
-        variables=("ATLAS_BLEND",),
-        group="Memory",
-    )
-    atlas_learning_rate: float | None = row(
-        None,
-        float,
-        "Step size of the learned memory.",
-        "atlas-learning-rate",
-        metavar="X",
-        least=0,
-        most=100,
-        variables=("ATLAS_LEARNING_RATE",),
-        group="Memory",
-    )
-    atlas_polynomial: int | None = row(
-        None,
-        int,
-        "Degree of the feature map (polynomial_degree).",
-        "atlas-polynomial",
-        "atlas-polynomial-degree",
-        metavar="N",
-        least=1,
-        most=3,
-        variables=("ATLAS_POLYNOMIAL",),
-        group="Memory",
-    )
-    atlas_memory_dim: int | None = row(
-        None,
-        int,
-        "Width of the memory's keys (memory_dim).",
-        "atlas-memory-dim",
-        metavar="N",
-        least=1,
-        most=4096,
-        variables=("ATLAS_MEMORY_DIM",),
-        group="Memory",
-    )
-    atlas_muon: bool | None = row(
-        None,
-        bool,
-        "Orthogonalise the steps (use_muon).",
-        "atlas-muon",
-        off=("no-atlas-muon",),
-        variables=("ATLAS_MUON",),
-        group="Memory",
-    )
-    device: str = row(
-        "cpu",
-        str,
-        "Where memories compute.",
-        "device",
-        choices=("cpu", "cuda"),
-        variables=("ATLAS_DEVICE",),
-        group="Memory",
-    )
-
     def __post_init__(self) -> None:
         for one in table():
             object.__setattr__(self, one.name, one.check(getattr(self, one.name)))
@@ -785,33 +574,6 @@ class ServerConfig:
         for name in ("atlas_memory_dir", "atlas_memory_file", "slot_save_path"):
             if getattr(self, name) == "":
                 raise InvalidParamError(f"{name} is empty", key=name, hint="Leave it out, or name one.")
-
-    @property
-    def remembers(self) -> bool:
-        """Whether conversations have a memory where a request does not say."""
-        return self.atlas or self.atlas_auto or self.persists
-
-    @property
-    def persists(self) -> bool:
-        """Whether requests without a session share a memory that is kept."""
-        return self.atlas_memory_persist or self.atlas_memory_file is not None
-
-    @property
-    def changes(self) -> dict[str, Any]:
-        """The settings of memories that were chosen, under their usual names."""
-        blend: Any = self.atlas_blend
-        if blend is not None:
-            with contextlib.suppress(ValueError):
-                blend = float(blend)
-        found = {
-            "window_size": self.atlas_window,
-            "blend_ratio": blend,
-            "learning_rate": self.atlas_learning_rate,
-            "polynomial_degree": self.atlas_polynomial,
-            "memory_dim": self.atlas_memory_dim,
-            "use_muon": self.atlas_muon,
-        }
-        return {name: value for name, value in found.items() if value is not None}
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -886,7 +648,9 @@ _TABLE: list[Row] = []
 def table() -> list[Row]:
     """Return a row for each setting."""
     if not _TABLE:
-        for one in dataclasses.fields(ServerConfig):
+        memory = dataclasses.fields(MemoryRows)
+        own = [one for one in dataclasses.fields(ServerConfig) if one not in memory]
+        for one in (*own, *memory):
             more = {"variables": (f"ATLAS_{one.name.upper()}",), **one.metadata}
             _TABLE.append(Row(name=one.name, default=one.default, **more))
     return _TABLE

@@ -29,7 +29,7 @@ from atlas_kit.errors import (
     InvalidParamError,
     OutOfMemoryError,
 )
-from atlas_kit.llama.parking import Parked, light_state_of, park, parked_of, state_of, unpark
+from atlas_kit.llama.parking import Parked, light_state_of, new_parked, park, parked_of, state_of, unpark
 from atlas_kit.llama.session import DEVICES, AtlasSession
 from atlas_kit.llama.steps import Stats, common_length
 from atlas_kit.server.branches import Spelling, match
@@ -327,14 +327,18 @@ class Conversations:
 
     def new(self, key: Key, settings: AtlasSettings | None) -> Conversation:
         """Return a conversation that has read nothing."""
-        memory = None if settings is None else self.new_memory(settings)
-        return Conversation(key, settings, parked=Parked(memory), writing=self.writing_of(key))
+        parked = Parked() if settings is None else self.new_inside(settings)
+        return Conversation(key, settings, parked=parked, writing=self.writing_of(key))
 
     def new_memory(self, settings: AtlasSettings) -> TokenMemory:
         """Return an empty memory."""
-        from atlas_kit.llama.token_memory import TokenMemory
+        found = self.new_inside(settings).memory
+        assert found is not None
+        return found
 
-        return TokenMemory(self.engine.output_rows(), settings, DEVICES[self._device])
+    def new_inside(self, settings: AtlasSettings) -> Parked:
+        """Return a session at rest that has read nothing."""
+        return new_parked(self.engine, settings, DEVICES[self._device])
 
     def drop(self, conversation: Conversation) -> None:
         """Forget a conversation and its memory; who uses it now does so to the end."""
@@ -679,7 +683,7 @@ class Conversations:
         assert files is not None
         assert conversation.settings is not None
         if not conversation.saved and not files.exists(conversation.key):  # it has never read anything
-            conversation.parked = Parked(self.new_memory(conversation.settings))
+            conversation.parked = self.new_inside(conversation.settings)
             return
         try:
             await self._take_back(conversation, files)
@@ -695,7 +699,7 @@ class Conversations:
             aside = await asyncio.to_thread(files.set_aside, conversation.key)
             log.warning("a session starts anew, its file was set aside as %s: %s", aside, why)
             conversation.problem = f"The saved session could not be used, and starts anew: {why}."
-            conversation.parked = Parked(self.new_memory(conversation.settings))
+            conversation.parked = self.new_inside(conversation.settings)
             conversation.forget_texts()
 
     async def _take_back(self, conversation: Conversation, files: SessionFiles) -> None:

@@ -18,6 +18,7 @@ from atlas_kit.llama.llama_sampler import MOST_RULES
 from atlas_kit.llama.schema_grammar import MOST_CHARACTERS, quoted, schema_rules, up_to
 from atlas_kit.server.answers import HERMES, AnswerParser, CallFormat, call_format, thought_tags
 from atlas_kit.server.channels import ChannelParser, channel_rules, in_channels
+from atlas_kit.server.said import Said, said_in
 from atlas_kit.server.thoughts import Budget
 
 if TYPE_CHECKING:
@@ -92,11 +93,14 @@ class Dialogue:
         Settings of ``Sampling`` that follow: ``grammar`` or ``json_schema``.
     stops
         Strings that end an answer beside those that are asked for.
+    said
+        Who says what in it.
     """
 
     tokens: list[int]
     sampling: dict[str, Any]
     stops: tuple[str, ...]
+    said: Said
     _make: Callable[..., AnswerParser]
     _parser: dict[str, Any]
 
@@ -133,10 +137,15 @@ def dialogue(
     known = call_format(source) is not None
     if not known and (form is not None or _speaks_of_tools(messages)):
         messages = _told_in_words(messages, tools if form is not None else {})
-    tokens = _read(template, messages, asked, list(tools.values()) if form is not None and known else None)
-    transcript = source == TRANSCRIPT
-    if transcript and tuple(tokens[: len(engine.begin)]) != engine.begin:
-        tokens = [*engine.begin, *tokens]
+    listed, transcript = list(tools.values()) if form is not None and known else None, source == TRANSCRIPT
+
+    def read(of: list[dict[str, Any]]) -> list[int]:
+        found = _read(template, of, asked, listed)
+        if transcript and tuple(found[: len(engine.begin)]) != engine.begin:
+            found = [*engine.begin, *found]
+        return found
+
+    tokens = read(messages)
     thoughts = thought_tags(source)
     thinking = thoughts is not None and _ends_with(engine, tokens, thoughts[0])
     goes_on = asked.generation_prompt and messages[-1]["role"] == "assistant"
@@ -145,6 +154,7 @@ def dialogue(
         tokens,
         _grammar(form, schemas, choice, asked, thoughts, thinking),
         TRANSCRIPT_STOPS if transcript else (),
+        said_in(messages, read),
         AnswerParser,
         {
             "thoughts": None if asked.reasoning_format == "none" else thoughts,
@@ -179,6 +189,7 @@ def _in_channels(
         tokens,
         sampling,
         (),
+        said_in(messages, lambda of: _read(template, of, asked, listed)),
         ChannelParser,
         {
             "tools": schemas,

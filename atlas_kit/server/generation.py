@@ -10,10 +10,11 @@ import contextlib
 import dataclasses
 import time
 from array import array
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from atlas_kit.episodes import Kind
 from atlas_kit.errors import ClosedError, InvalidParamError
 from atlas_kit.llama.batch import between
 from atlas_kit.llama.forking import fork, point_of
@@ -24,6 +25,8 @@ from atlas_kit.server.conversation import Conversation, Slot
 from atlas_kit.server.jobs import Watched, finished
 from atlas_kit.server.keys import SHARED, Key, looked_at
 from atlas_kit.server.problems import ApiError, too_long, unavailable
+from atlas_kit.server.recall import Question
+from atlas_kit.server.said import Said, Span
 
 if TYPE_CHECKING:
     from atlas_kit.codecs.numbers import Array
@@ -31,10 +34,14 @@ if TYPE_CHECKING:
     from atlas_kit.llama.parking import Parked
     from atlas_kit.llama.reading import Reading
     from atlas_kit.llama.session import AtlasSession
-    from atlas_kit.llama.steps import Token
+    from atlas_kit.llama.steps import Finish, Token
     from atlas_kit.server.conversations import Conversations
     from atlas_kit.server.metrics import Metrics, Request
     from atlas_kit.server.prefixes import Reader
+
+
+#: Tokens that are looked through beside the event loop.
+LONG = 2048
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,8 @@ class Generation:
         Makes another sampler of the sampler.
     progress
         Take down how much of the text is read after each step, and let ``tokens()`` yield an empty group then.
+    said
+        What of the text somebody said or wrote, for the memory's episodes; None: nothing of it is kept there.
     """
 
     tokens: Sequence[int]
@@ -77,6 +86,7 @@ class Generation:
     slot: int | None = None
     around: Callable[[Sampler], Sampler] | None = None
     progress: bool = False
+    said: Said | None = None
 
 
 class Progress(NamedTuple):
@@ -171,6 +181,8 @@ class Generating:
         ``atlas`` object.
     namespace
         Of the API key that asks.
+    recalls
+        Whether the shared memory may give back word for word what it read: it has read nothing of others.
     """
 
     def __init__(
@@ -184,8 +196,9 @@ class Generating:
         before: Hook | None = None,
         after: Hook | None = None,
         namespace: str = "",
+        recalls: bool = True,
     ) -> None:
-        self._namespace = namespace
+        self._namespace, self._recalls = namespace, recalls
         self._conversations, self._choose, self._asked = conversations, choose, asked
         self._remembers, self._before, self._after = remembers, before, after
         self._metrics, self._cut = metrics, False
@@ -226,6 +239,7 @@ class Generating:
         self._began = self._first = 0.0
         self._blend = Blend()
         self._answering = False
+        self._question: Question | None = None
         self._progress: list[Progress] = []
         self._progress_told = 0
 
@@ -371,7 +385,10 @@ class Generating:
         asked, outcome, session = self._asked, self.outcome, slot.session
         scheduler = self._conversations.scheduler
         self._began = time.monotonic()
-        follows, found = conversation.known(asked.tokens, self._conversations.spelling)
+        spelling = self._conversations.spelling
+        follows, found = conversation.known(asked.tokens, spelling)
+        spans = await self._spans(session, conversation)
+        self._question = await self._asks(session, spans)
         if not asked.reuse or (asked.score_prompt and session.memory is None):
             follows, found = -1, Match(0, 0)  # what was read before is read again: nobody learns it twice
         known = list(conversation.branches[follows][: found.known]) if follows >= 0 else []
@@ -400,10 +417,15 @@ class Generating:
             shifted = session.stats["rollovers"] > rollovers
             outcome.truncated = shifted or (self._cut and outcome.finish_reason == "length")
             if self._job is not None:
-                self._remember(conversation, self._job.job.stop is not None, known, fresh, follows)
+                read, said = self._remember(
+                    conversation, self._job.job.stop is not None, known, fresh, follows
+                )
+                self._keep(session, spans, found.wanted, len(read), said)
             outcome.atlas = atlas_statistics(
                 session, conversation, outcome, blend=self._blend.mean, steps=_steps(session) - steps
             )
+            if self._question is not None:
+                outcome.atlas |= recalled_for(self._question)
             if session.memory is not None:
                 self._conversations.measure(conversation, session.memory)
                 if tuned is not None:
@@ -417,7 +439,9 @@ class Generating:
         if known or session.context_tokens:
             yield from session.placing(history, known)
         session.observer = self._look
-        reader = self._reader
+        reader, question = self._reader, self._question
+        if question is not None:
+            return (yield from question.answering(session, fresh, self._generating(session)))
         if reader is not None and session.memory is not None and [*known, *fresh] == list(asked.tokens):
             yield from self._reading(session, reader, len(known))
         elif fresh:
@@ -432,16 +456,65 @@ class Generating:
             copies = fork(session, len(self._copies))
             for copy, parked in zip(self._copies, copies, strict=True):
                 self._loop.call_soon_threadsafe(copy.give, parked)
-        self._answering = True
-        return (
-            yield from session.generating(
-                None,
-                max_tokens=asked.max_tokens,
-                stop=asked.stops,
-                sampler=self._sampler,
-                top_logprobs=asked.top_logprobs,
-            )
-        )
+        return (yield from self._generating(session)(()))
+
+    def _generating(self, session: AtlasSession) -> Callable[[Sequence[int]], Generator[Any, Any, Finish]]:
+        """Return what reads tokens and says what follows."""
+        asked = self._asked
+
+        def work(tokens: Sequence[int]) -> Generator[Any, Any, Finish]:
+            self._answering = True
+            try:
+                return (
+                    yield from session.generating(
+                        tokens or None,
+                        max_tokens=asked.max_tokens,
+                        stop=asked.stops,
+                        sampler=self._sampler,
+                        top_logprobs=asked.top_logprobs,
+                    )
+                )
+            finally:
+                self._answering = False
+
+        return work
+
+    async def _spans(self, session: AtlasSession, conversation: Conversation) -> list[Span]:
+        """Return which of the text's tokens are whose, where anybody keeps that."""
+        said, shared, tokens = self._asked.said, conversation.key == SHARED, self._asked.tokens
+        if said is None or session.episodes is None or (shared and not self._recalls):
+            return []
+        if len(tokens) < LONG:
+            return said.spans(session.engine, tokens)
+        return await asyncio.to_thread(said.spans, session.engine, tokens)
+
+    async def _asks(self, session: AtlasSession, spans: list[Span]) -> Question | None:
+        """Return the question that the memory is asked with; None where there is none, or nothing to be asked."""
+        asked, memory, episodes = self._asked, session.memory, session.episodes
+        if asked.said is None or not asked.said.asks or not spans or episodes is None or not len(episodes):
+            return None
+        if memory is None or asked.max_tokens == 0 or asked.score_prompt or self._copies:
+            return None
+        if asked.changes.get("recall", memory.settings.recall) == "off":
+            return None
+        # the index is made, and the text written, beside the others' tokens
+        question = await asyncio.to_thread(Question, session.engine, asked.said)
+        if not question.usable:
+            return None
+        await asyncio.to_thread(episodes.search, question.text, 1)
+        return question
+
+    def _keep(
+        self, session: AtlasSession, spans: Sequence[Span], known: int, read: int, said: Sequence[int]
+    ) -> None:
+        """Keep what was read and said, to be found again; of the text, ``known`` tokens were not new."""
+        asked, end = self._asked, known + read
+        for kind, start, stop in spans:
+            if known < stop and start < end:
+                source = asked.said.source if asked.said is not None else ""
+                session.remember(kind, asked.tokens[start : min(stop, end)], source)
+        if spans and said:
+            session.remember(Kind.ASSISTANT, said)
 
     def _reading(self, session: AtlasSession, reader: Reader, at: int) -> AnyWork:
         """Read the rest of a text in parts, and stop where others want to go on by themselves."""
@@ -506,15 +579,21 @@ class Generating:
 
     def _remember(
         self, conversation: Conversation, stopped: bool, known: list[int], fresh: list[int], follows: int
-    ) -> None:
-        """Take note of what was read and said, also where it was cut short."""
-        read = fresh[: self.outcome.read_tokens]
+    ) -> tuple[list[int], list[int]]:
+        """Take note of what was read and said, also where it was cut short; return both."""
+        count = self.outcome.read_tokens
+        read = fresh[:count]
         said = [token.id for token in self.outcome.tokens if token.id >= 0]
         if stopped and said:
             said.pop()  # what completed a stop string ends the text, and is not read
+        if self._question is not None and self._question.aside:
+            # it was said in a branch, and is read behind its question, if nobody ended that
+            said = said[: max(0, count - len(fresh))]
+            self.outcome.read_tokens = len(read)
         conversation.learned += len(read) + len(said)
         if known or read or said:
             conversation.remember([*known, *read, *said], follows)
+        return read, said
 
 
 class Copy(Generating):
@@ -617,6 +696,15 @@ class Blend:
     def mean(self) -> float | None:
         """The mean weight of memory and window together, 0 to 1; None where nothing was predicted."""
         return self._sum / self._count if self._count else None
+
+
+def recalled_for(question: Question) -> dict[str, Any]:
+    """Return what was read again for an answer, and why, as a part of the ``atlas`` object."""
+    found = question.recalled
+    return {
+        "recalled": [piece.to_json() for piece in found.pieces],
+        "recall": {"reason": found.reason, "gain": found.gain, "judged": len(found.candidates)},
+    }
 
 
 def _steps(session: AtlasSession) -> int:

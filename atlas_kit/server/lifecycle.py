@@ -23,7 +23,7 @@ from atlas_kit.errors import (
     NoSuchFileError,
     WrongModelError,
 )
-from atlas_kit.llama.parking import Parked, parked_of
+from atlas_kit.llama.parking import Parked, new_parked, parked_of
 from atlas_kit.persistence.auto_save import AutoSave
 from atlas_kit.persistence.backups import list_backups, make_room, newest_good, prune
 from atlas_kit.persistence.place import Place, automatic_path
@@ -152,10 +152,8 @@ class SharedMemory:
         found.problem = self.report.problem
         if held is None:
             from atlas_kit.llama.session import DEVICES
-            from atlas_kit.llama.token_memory import TokenMemory
 
-            memory = TokenMemory(self._engine.output_rows(), self._settings, DEVICES[self._config.device])
-            found.parked = Parked(memory)
+            found.parked = new_parked(self._engine, self._settings, DEVICES[self._config.device])
             return found
         assert held.parked.memory is not None
         try:

@@ -335,17 +335,17 @@ class Memories:
         return found
 
     async def reset(self, conversation: Conversation, *, hard: bool) -> None:
-        """Forget what was learned; ``hard``: the optimiser, the window and the context, too.
+        """Forget what was learned; ``hard``: the optimiser, the window, the context and what was read, too.
 
         A text that is sent again afterwards is learned again.
         """
         await self._warm(conversation)
         conversations = self._service.conversations
         assert conversation.settings is not None
-        fresh = conversations.new_memory(conversation.settings)
         if hard:
-            await self._replace(conversation, Parked(fresh), None)
+            await self._replace(conversation, conversations.new_inside(conversation.settings), None)
             return
+        fresh = conversations.new_memory(conversation.settings)
         async with conversations.resting(conversation):
             memory, slot = conversation.memory, conversation.slot
             assert memory is not None
@@ -379,7 +379,7 @@ def without_texts(state: SessionState) -> SessionState:
     """
     waiting = {name: array for name, array in state.waiting.items() if name == "log_eta"}
     return dataclasses.replace(
-        state, waiting=waiting, tokens=(), position=0, output={}, context=None, texts=()
+        state, waiting=waiting, tokens=(), position=0, output={}, context=None, texts=(), episodes=None
     )
 
 

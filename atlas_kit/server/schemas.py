@@ -41,6 +41,17 @@ class AtlasOptions(Open):
     warmup_tokens: int | None = Field(
         None, ge=0, le=1 << 24, description="Tokens that are watched before the memory learns."
     )
+    recall: Literal["auto", "off", "always"] | None = Field(
+        None,
+        description="Read again, before an answer, what was read or said earlier: auto where it helps, off, or always.",
+    )
+    recall_segments: int | None = Field(None, ge=1, le=16, description="Pieces that are read again at most.")
+    recall_gate: float | None = Field(
+        None, ge=-100, le=100, description="Nats per token of the question that a piece must gain."
+    )
+    source: str | None = Field(
+        None, max_length=255, description="What the text of a completion is called: a document's name."
+    )
     memory_file: str | None = Field(
         None,
         min_length=1,

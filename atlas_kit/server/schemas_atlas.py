@@ -145,7 +145,8 @@ class ResetRequest(Open):
 
     session_id: str | None = SessionId
     mode: Literal["soft", "hard"] = Field(
-        "soft", description="soft: what was learned; hard: the optimiser, the window and the context, too."
+        "soft",
+        description="soft: what was learned; hard: optimiser, window, context and what was read, too.",
     )
 
 

@@ -463,6 +463,7 @@ class Service:
             before=None if atlas.get("memory_file") is None else begin,
             after=keep if atlas.get("save_memory") else None,
             namespace=namespace,
+            recalls=len(self.config.keys) <= 1,
         )  # fmt: skip
 
     def _note(self, request: Request) -> None:
@@ -481,7 +482,8 @@ class Service:
 
 #: Settings of a memory that a request may name.
 SETTINGS = (
-    "window_size", "blend_ratio", "learning_rate", "polynomial_degree", "use_muon", "warmup_tokens",
+    "window_size", "blend_ratio", "learning_rate", "polynomial_degree", "use_muon", "warmup_tokens", "recall",
+    "recall_segments", "recall_gate",
 )  # fmt: skip
 
 

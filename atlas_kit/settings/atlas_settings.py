@@ -107,7 +107,7 @@ class AtlasSettings:
         ADAPTIVE, "weight of the window's prediction; adaptive: learned while reading", 0.0, 1.0, ADAPTIVE
     )
     features: str = _row("polynomial", "features of the learned memory", None, None, *FEATURES)
-    memory_rank: int = _row(128, "directions of the states that a whitened memory learns on", 1, 4096)
+    memory_rank: int = _row(192, "directions of the states that a whitened memory learns on", 1, 4096)
     omega_window: int = _row(64, "tokens that one gradient looks at: c of the Omega rule", 1, 1024)
     chunk_size: int = _row(STEPS, "tokens per step of the learned memory", 1, 256)
     sharpness: float = _row(14.0, "theta of the softmax over cosines in the window; learned from there", 0.01, 1000.0)
@@ -120,7 +120,7 @@ class AtlasSettings:
         "auto", "read again what helps with a question: auto, off, or always the best", None, None, *RECALLS
     )
     recall_segments: int = _row(1, "pieces that are read again for a question at most", 1, 16)
-    recall_gate: float = _row(1.0, "nats per token of the question that a piece must gain", -100.0, 100.0)
+    recall_gate: float = _row(0.5, "nats per token of the question that a piece must gain", -100.0, 100.0)
     # fmt: on
 
     def __post_init__(self) -> None:

@@ -48,7 +48,10 @@ def test_a_document_goes(run_cli, memory):
     assert "would forget 171 tokens of 1 document\n" in result.stdout
     assert "left: 36 tokens of 1 turn of talk\n" in result.stdout
     assert "a.txt:1" in result.stdout
-    assert "the saved context, the window of its last tokens would go as well" in result.stdout
+    assert (
+        "would also remove, since it holds text: the saved context, the window of its last tokens"
+        in result.stdout
+    )
     assert len(read_session_state(memory).episodes) == 207
     result = run_cli("forget", memory, "--source", "a.txt")
     assert "forgot 171 tokens of 1 document\n" in result.stdout

@@ -110,6 +110,7 @@ def test_random_arrays_are_refused_or_harmless(rows, end, dropped):
         episodes.segment(block)
 
 
+@pytest.mark.slow
 def test_a_million_tiny_blocks_are_harmless():
     n = 1_000_000
     starts = np.arange(n, dtype=np.uint32)
@@ -127,7 +128,6 @@ def test_a_million_tiny_blocks_are_harmless():
     )
     episodes = loaded(arrays, limit=n)
     assert [hit.segment.start for hit in episodes.search("x", 2)] == [n - 1, n - 2]
-    assert len(episodes.select(about="x")) == len(episodes.episodes) == n
     episodes.append(b"y")
     assert len(episodes) < n
 

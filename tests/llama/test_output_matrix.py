@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -24,6 +27,20 @@ class Counted:
         self.asked += len(tokens)
         assert (np.diff(tokens) > 0).all()
         return MATRIX[tokens]
+
+
+def test_a_small_matrix_is_asked_for_as_a_whole():
+    for whole_bytes, cache_bytes, expected in (
+        (1600, 1600, 50),
+        (1599, 1600, 2),
+        (1600, 1599, 2),
+        (0, 1600, 2),
+    ):
+        matrix = Counted()
+        rows = OutputRows(matrix, 50, 8, whole_bytes=whole_bytes, cache_bytes=cache_bytes)
+        for tokens in ([3, 7], [3, 7]):
+            np.testing.assert_array_equal(rows(np.array(tokens)), MATRIX[tokens])
+        assert matrix.asked == expected
 
 
 def test_rows_are_asked_for_once():
@@ -160,3 +177,34 @@ def test_many_misses_sort_once(monkeypatch):
     for token in range(50):
         rows(np.array([token]))
     assert len(sorts) <= 6
+
+
+def test_threads_do_not_take_each_others_rows():
+    """A cache of 16 rows, in which every call drops what the other thread's last one brought."""
+    rows = OutputRows(lambda tokens: MATRIX[tokens], 50, 8, cache_bytes=16 * 8 * 4)
+    wrong, vector = [], np.arange(8, dtype=np.float32)
+
+    def work(seed):
+        random, out = np.random.default_rng(seed), np.empty(8, np.float32)
+        for _ in range(400):
+            tokens = np.sort(random.choice(50, 8, replace=False))
+            rows.times(vector, tokens, out)
+            found = (
+                (rows(tokens), MATRIX[tokens]),
+                (rows.gathered(tokens[::-1]), MATRIX[tokens[::-1]]),
+                (out, MATRIX[tokens] @ vector),
+                (rows.product(vector[None], tokens)[0], MATRIX[tokens] @ vector),
+            )
+            wrong.extend(1 for one, other in found if not np.allclose(one, other, rtol=1e-5))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not wrong

@@ -20,6 +20,7 @@ from atlas_kit.operations.get import get_value
 from atlas_kit.operations.inspect import inspect_file
 from atlas_kit.operations.merge import merge_files
 from atlas_kit.operations.repair import repair_file
+from atlas_kit.operations.rm import remove_keys
 from atlas_kit.operations.validate import validate_file
 from atlas_kit.persistence.entry_keys import EPISODES
 from atlas_kit.persistence.episode_entries import put_episodes, read_episodes
@@ -250,6 +251,15 @@ def test_repair_mends_what_lost_a_part(secret, memory, tmp_path):
     assert left.kind.tolist() == [1, 0]
     assert bytes(left.tokens[:20].tolist()).decode() == TALK[2]
     assert validate_file(tmp_path / "out.atlas", keys).ok
+
+
+def test_what_is_removed_is_gone_from_the_bytes(memory):
+    path = memory("m", BOOK, TALK)
+    text = np.frombuffer(TALK[2].encode(), np.uint8).astype("<u4").tobytes()
+    assert text in path.read_bytes()
+    remove_keys(path, ["episodes*"], glob=True)
+    assert text not in path.read_bytes()
+    assert read_session_state(path).episodes is None
 
 
 def test_repair_leaves_whole_ones_alone(memory, tmp_path):

@@ -135,6 +135,24 @@ def test_the_session_goes_on_with_what_it_learned(path, state):
         assert file["atlas_memory"].json()["metadata"]["note"] == "kept"
 
 
+@pytest.mark.parametrize("length", [50, 1500])
+@pytest.mark.parametrize("kind", [{}, {"features": "whitened"}], ids=["paper", "whitened"])
+def test_a_memory_of_any_kind_goes_on(kind, length, tmp_path):
+    """Also one that has not seen enough yet to know how to whiten."""
+    path = tmp_path / "m.atlas"
+    settings = SMALL.replace(**kind)
+    with AtlasSession(FakeEngine(), settings) as session:
+        session.feed(("now is the winter of our discontent. " * 50)[:length])
+        state = dataclasses.replace(session.state(), episodes=store().arrays())
+    write_session_state(path, state)
+    assert forget(str(path), Choice(about="parcel"), words=WORDS).others == ["context", "window"]
+    assert not in_bytes(all_bytes(path), "discontent")
+    with AtlasSession(FakeEngine(), path) as session:
+        for _ in range(3):
+            assert np.isfinite(session.feed(TEXT * 8).logprob).all()
+        assert session.memory.tokens_seen > length
+
+
 def test_what_it_learned_is_learned_again(path, state):
     """It is what a new memory is that has read what is left, and no number is from what went."""
     result = forget(str(path), Choice(source="letters.txt"), engine=FakeEngine())

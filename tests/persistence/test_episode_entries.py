@@ -15,13 +15,24 @@ import pytest
 
 from atlas_kit.episodes import EpisodeArrays, Episodes, Kind
 from atlas_kit.episodes.arrays import DTYPES
-from atlas_kit.errors import AtlasError, FileCorruptError, InvalidParamError, VersionMismatchError
+from atlas_kit.errors import (
+    AtlasError,
+    FileCorruptError,
+    InvalidParamError,
+    VersionMismatchError,
+    WrongModelError,
+)
 from atlas_kit.formats.atlas import MemoryFile
 from atlas_kit.llama import AtlasSession, FakeEngine
 from atlas_kit.persistence import episode_entries
-from atlas_kit.persistence.entry_keys import EPISODES
+from atlas_kit.persistence.entry_keys import DESCRIPTION, EPISODES
 from atlas_kit.persistence.episode_entries import find_counts, put_episodes, read_episodes
-from atlas_kit.persistence.session_file import read_session_state, session_state_bytes, write_session_state
+from atlas_kit.persistence.session_file import (
+    read_session_state,
+    save_episodes,
+    session_state_bytes,
+    write_session_state,
+)
 from atlas_kit.persistence.tables import PART_ARRAYS, is_part_key, part_key
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
@@ -77,7 +88,7 @@ def path(tmp_path):
 def state():
     with AtlasSession(FakeEngine(), SMALL) as session:
         session.feed(TEXT[:45])
-        return session.state(context=False)
+        return dataclasses.replace(session.state(context=False), episodes=None)
 
 
 @pytest.fixture
@@ -267,6 +278,59 @@ def test_an_encrypted_file_shows_no_text(state, path):
     assert b"episodes" not in sealed
 
 
+def test_a_turn_is_appended_by_itself(state, path):
+    """It costs what it is, and at most the part that it is in; the memory is not written again."""
+    episodes = some(9, 20_000)
+    save_episodes(path, episodes.arrays(), identity=state.identity)
+    assert DESCRIPTION not in MemoryFile.load(path)
+    write_session_state(path, with_episodes(state, episodes))
+    inode, memory, grown = os.stat(path).st_ino, contents_of(path), []
+    for number in range(40):
+        episodes.begin(Kind.USER, "", number)
+        episodes.append(list(TEXT.encode()))
+        before = os.path.getsize(path)
+        save_episodes(path, episodes.arrays(), identity=state.identity)
+        grown.append(os.path.getsize(path) - before)
+        assert values(read_session_state(path).episodes) == values(episodes.arrays())
+        with MemoryFile.open(path) as file:
+            assert file.garbage <= file.file_size // 2
+    assert os.stat(path).st_ino != inode  # it was written whole now and then
+    assert sum(size < 300_000 for size in grown) == 40
+    assert contents_of(path) == memory
+
+
+def contents_of(path):
+    with MemoryFile.load(path) as file:
+        return {entry.key: entry.data for entry in file.entries() if not entry.key.startswith(EPISODES)}
+
+
+def test_episodes_of_another_model_are_not_mixed_in(state, path):
+    write_session_state(path, with_episodes(state, some()))
+    before = path.read_bytes()
+    with pytest.raises(WrongModelError):
+        save_episodes(path, some(2).arrays(), identity="ab" * 32)
+    assert path.read_bytes() == before
+
+
+def test_what_went_is_gone_when_episodes_are_saved_by_themselves(state, path):
+    secret = "the parcel lies under the blue stone"
+    episodes = store((Kind.DOCUMENT, "a.txt", TEXT * 600), (Kind.USER, "", secret))
+    write_session_state(path, with_episodes(state, episodes))
+    assert in_bytes(path.read_bytes(), secret)
+    episodes.forget(about="parcel")
+    save_episodes(path, episodes.arrays(), identity=state.identity)
+    assert not in_bytes(path.read_bytes(), secret)
+
+
+def test_episodes_are_saved_by_themselves_encrypted(state, path):
+    episodes = some(3)
+    for _ in range(2):
+        save_episodes(path, episodes.arrays(), identity=state.identity, passphrase=SECRET)
+        episodes.append(list(TEXT.encode()))
+    assert MemoryFile.open(path, passphrase=SECRET).version == 3
+    assert not in_bytes(path.read_bytes(), "tis nobler")
+
+
 # --- killed while it saves --------------------------------------------------------------------------------
 
 WRITER = """
@@ -360,6 +424,7 @@ HOSTILE = {
     "too few kinds": {"kind": np.zeros(1, np.uint8)},
     "a float for a token": {"tokens": np.zeros(50, np.float32)},
     "another type of integer": {"tokens": np.zeros(50, np.int64)},
+    "a token of no vocabulary": {"tokens": np.full(340, 1 << 31, np.uint32)},
     "a table of tokens": {"tokens": np.zeros((5, 10), np.uint32)},
     "no tokens": {"tokens": None},
     "no kinds": {"kind": None},
@@ -473,6 +538,13 @@ def test_counts(state, path):
     assert (
         summary == f"{counts.tokens:,} tokens of 3 documents and 6 turns of talk can be read from this file"
     )
+    episodes = store(
+        (Kind.DOCUMENT, "a.txt", f"{TEXT * 9}one stone {TEXT * 9}"), (Kind.DOCUMENT, "b.txt", TEXT)
+    )
+    assert episodes.forget(about="stone")
+    assert len(episodes.episodes) == 3
+    assert episode_entries.counts_of(episodes.arrays())[1:] == (2, 0)
+    assert episode_entries.counts_of(EpisodeArrays.empty()) == (0, 0, 0)
     one = episode_entries.EpisodeCounts(1, 0, 1)
     assert one.summary == "1 token of 1 turn of talk can be read from this file"
     assert {row.name for row in PART_ARRAYS} == set(DTYPES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import pytest
@@ -50,6 +51,47 @@ def test_what_somebody_else_wrote_is_kept(states, tmp_path):
 
 def tokens_in_state(state):
     return int(state.memory.counters["seen"])
+
+
+def test_what_was_said_to_somebody_else_is_kept_apart(states, tmp_path):
+    """Two that save into one file do not mix what they were told, and what the one had is in the backup."""
+    from atlas_kit.episodes import Episodes, Kind
+
+    def told(text):
+        made = Episodes(lambda token: bytes([token]), 256)
+        made.begin(Kind.USER)
+        made.append(list(text.encode() * 500))
+        return made.arrays()
+
+    path = tmp_path / "m.atlas"
+    first, second = Place(str(path), "model.gguf"), Place(str(path), "model.gguf")
+    ours, theirs = told("ours is this. "), told("and this is theirs. ")
+    assert not first.save(dataclasses.replace(states[0], episodes=theirs))
+    assert not first.save(dataclasses.replace(states[0], episodes=theirs))
+    assert second.save(dataclasses.replace(states[0], episodes=ours))
+    assert read_session_state(path).episodes.tokens.tolist() == ours.tokens.tolist()
+    assert b"theirs" not in path.read_bytes().replace(b"\0", b"")
+    assert read_session_state(f"{path}.bak").episodes.tokens.tolist() == theirs.tokens.tolist()
+
+
+def test_what_was_said_is_saved_by_itself(states, tmp_path):
+    """A turn is safe without the memory being written; what somebody else wrote meanwhile is left alone."""
+    from atlas_kit.episodes import Episodes, Kind
+
+    path, identity = tmp_path / "m.atlas", states[0].identity
+    made = Episodes(lambda token: bytes([token]), 256)
+    made.begin(Kind.USER)
+    made.append(list(b"a question. " * 9))
+    first, second = Place(str(path), "model.gguf"), Place(str(path), "model.gguf")
+    assert first.save_episodes(made.arrays(), identity)
+    assert not second.save_episodes(made.arrays(), identity)
+    assert not first.save(dataclasses.replace(states[0], episodes=made.arrays()))
+    made.append(list(b"and one more. "))
+    assert first.save_episodes(made.arrays(), identity)
+    found = read_session_state(path)
+    assert found.episodes.tokens.tolist() == made.arrays().tokens.tolist()
+    assert int(found.memory.counters["seen"]) == int(states[0].memory.counters["seen"])
+    assert not first.save(states[0])
 
 
 def test_places_that_are_none(tmp_path):

@@ -295,22 +295,61 @@ def test_a_session_in_a_file_is_listed_and_goes_on(page: Page, serve: Server, tm
 
 
 def test_what_was_recalled_is_shown_with_its_place(page: Page, serve: Server):
-    server = serve(saying("Fine."))
+    """A turn and a document, from the real engine's answer: what a user sees of the pieces."""
+    server = serve(saying("Fine."), atlas=True)
     open_page(page, server)
-    recalled = [{"text": "My boat is <b>blue</b>.", "position": 1234, "source": "anna"}]
+    expect(page.locator(".recalled")).to_have_text("There is no answer yet.")
+    recalled = [
+        {"text": "My boat is <b>blue</b>.", "kind": "user", "line": 1, "time_ms": 1.7e12, "gain": 1.5},
+        {
+            "text": "Boats.",
+            "kind": "document",
+            "source": "boats.txt",
+            "line": 1234,
+            "time_ms": 0,
+            "gain": None,
+        },
+    ]
     choice = {"index": 0, "delta": {"content": "Blue."}, "finish_reason": None}
     usage = {"prompt_tokens": 1, "completion_tokens": 1}
-    atlas = {"enabled": True, "recalled": recalled}
-    events = [{"choices": [choice]}, {"choices": [], "atlas": atlas, "usage": usage}]
-    text = "".join(f"data: {json.dumps(one)}\n\n" for one in events) + "data: [DONE]\n\n"
-    page.route(
-        "**/v1/chat/completions",
-        lambda route: route.fulfill(body=text, headers={"content-type": "text/event-stream"}),
+
+    def answer(atlas: Any) -> None:
+        events = [{"choices": [choice]}, {"choices": [], "atlas": {"enabled": True, **atlas}, "usage": usage}]
+        text = "".join(f"data: {json.dumps(one)}\n\n" for one in events) + "data: [DONE]\n\n"
+        page.unroute("**/v1/chat/completions")
+        page.route(
+            "**/v1/chat/completions",
+            lambda route: route.fulfill(body=text, headers={"content-type": "text/event-stream"}),
+        )
+        say(page, "What colour is it?")
+
+    answer({"recalled": recalled})
+    assert page.locator(".recalled q").all_inner_texts() == ["My boat is <b>blue</b>.", "Boats."]
+    first, second = page.locator(".recalled li span").all_inner_texts()
+    assert re.fullmatch(
+        r"you said · Nov 1[45], 2023, .* · makes the question 4\.5 times likelier per token", first
     )
-    expect(page.locator(".recalled")).to_have_text("There is no answer yet.")
-    say(page, "What colour is it?")
-    assert page.locator(".recalled q").inner_text() == "My boat is <b>blue</b>."
-    expect(page.locator(".recalled li span")).to_have_text("anna · token 1,234")
+    assert second == "boats.txt · line 1,234"
+    answer(
+        {
+            "recalled": [],
+            "recall": {"judged": 1, "gain": 0.1, "reason": "nothing that was found helps enough"},
+        }
+    )
+    expect(page.locator(".recalled")).to_contain_text("Nothing that was read or said earlier helps")
+    expect(page.locator(".recalled")).to_contain_text("1 piece was looked at")
+
+
+def test_a_real_answer_shows_what_was_read_again_for_it(page: Page, serve: Server):
+    server = serve(saying("Fine."), atlas=True, atlas_recall="always")
+    open_page(page, server)
+    say(page, "The lighthouse keeper of Skagen is called Bertram.")
+    page.get_by_role("button", name="New conversation").click()
+    say(page, "What is the lighthouse keeper called?")
+    assert page.locator(".recalled q").all_inner_texts() == [
+        "The lighthouse keeper of Skagen is called Bertram."
+    ]
+    assert page.locator(".recalled li span").inner_text().startswith("you said")
 
 
 @pytest.fixture

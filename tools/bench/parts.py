@@ -29,33 +29,45 @@ sys.path[:0] = [str(ROOT)]
 
 import numpy as np  # noqa: E402
 
-from atlas_kit.llama import AtlasSession, Sampling, SessionPool, open_engine, side_by_side  # noqa: E402
+from atlas_kit.llama import (  # noqa: E402
+    AtlasSession,
+    Sampling,
+    SessionPool,
+    open_engine,
+    side_by_side,
+    token_memory,
+    whitened_reading,
+)
 from atlas_kit.llama.batch import Batches  # noqa: E402
 from atlas_kit.llama.llama_engine import LlamaEngine  # noqa: E402
 from atlas_kit.llama.llama_sampler import LlamaSampler  # noqa: E402
 from atlas_kit.llama.output_matrix import OutputRows  # noqa: E402
 from atlas_kit.llama.reading import Reading  # noqa: E402
 from atlas_kit.llama.token_memory import TokenMemory  # noqa: E402
-from atlas_kit.memory import Memory  # noqa: E402
+from atlas_kit.memory import Memory, WhitenedMemory  # noqa: E402
 from atlas_kit.memory.learning import Learner  # noqa: E402
 
 SAMPLE = ROOT / "sample_data" / "models" / "tiny-python.gguf"
 TEXT = ROOT / "sample_data" / "documents" / "argparse.py"
 PROMPT = 32
+READINGS = (side_by_side, whitened_reading)
 
 #: What is looked into: a name for each part, and the functions that are it (owner, attribute).
 PARTS: dict[str, list[tuple[Any, str]]] = {
     "decode": [(LlamaEngine, "_decode")],
-    "read: logits summarized": [(side_by_side, "summarize")],
-    "read: memory's answer": [(Memory, "read_each")],
-    "read: candidates": [(TokenMemory, "candidates_of")],
-    "read: their rows": [(OutputRows, "times")],
-    "read: window": [(side_by_side, "_look_up")],
-    "read: gate": [(side_by_side, "gated")],
+    "read: logits summarized": [(module, "summarize") for module in READINGS],
+    "read: memory's answer": [(Memory, "read_each"), (WhitenedMemory, "read_each")],
+    "read: candidates": [(TokenMemory, "candidates_of"), (whitened_reading, "likely")],
+    "read: their rows": [(OutputRows, "times"), (OutputRows, "gathered")],
+    "read: their move": [(whitened_reading, "moved")],
+    "read: window": [(module, "look_up") for module in READINGS],
+    "read: gate": [(module, "gated") for module in READINGS],
+    "read: one token": [(token_memory, "read_side_by_side"), (token_memory, "read_whitened")],
     "read: the rest": [(Batches, "_read_ahead")],
     "blend": [(Reading, "log_probabilities"), (Reading, "likeliest")],
     "sample": [(LlamaSampler, "sample"), (LlamaSampler, "sample_among")],
     "learn: outcome": [(Reading, "outcome")],
+    "learn: what is asked for": [(token_memory, "asked_for")],
     "learn: the rest": [(TokenMemory, "learn")],
     "commit: gate": [(TokenMemory, "_learn_blend")],
     "commit: rows": [(TokenMemory, "_readout")],

@@ -137,6 +137,7 @@ class _Answer:
             "chat",
             around=budget_for(service, found, asked.thinking_budget),
             progress=bool(asked.stream and asked.return_progress),
+            said=found.said,
         )
         count = asked.n or asked.n_cmpl or 1
         self._runs = several(service, namespace, atlas, generation, count)

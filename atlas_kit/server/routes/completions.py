@@ -30,6 +30,7 @@ from atlas_kit.server.routes.common import (
     verbose_of,
     wants_verbose,
 )
+from atlas_kit.server.said import Said
 from atlas_kit.server.schemas import CompletionRequest
 from atlas_kit.server.service import Service, settings_in
 from atlas_kit.server.streams import DONE, GAP, Events, event, streamed, unless_gone
@@ -92,6 +93,7 @@ class _Answer:
                 "completion",
                 score_prompt=bool(asked.echo) and asked.logprobs is not None,
                 progress=bool(asked.stream and asked.return_progress),
+                said=Said(source=atlas.get("source") or ""),
             )
             prompt.runs = several(service, namespace, atlas, generation, made)
         self._runs = [run for prompt in self._prompts for run in prompt.runs]

@@ -109,6 +109,7 @@ class _Answer:
             changes=settings_in(atlas),
             task="messages",
             around=budget_for(service, found, _budget(asked)),
+            said=found.said,
         )
         self._foreseen = foreseen(service, namespace, atlas, found.tokens) if asked.stream else 0
         self._talk = Talk(service.generate(namespace, atlas, generation), found.parser())

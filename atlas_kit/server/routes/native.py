@@ -22,6 +22,7 @@ from atlas_kit.server.routes.common import (
     several,
     stops_of,
 )
+from atlas_kit.server.said import Said
 from atlas_kit.server.schemas_native import InfillRequest, NativeOptions, NativeRequest
 from atlas_kit.server.service import Service, settings_in
 from atlas_kit.server.streams import event, streamed, unless_gone
@@ -129,6 +130,7 @@ class _Answers:
             reuse=asked.cache_prompt is not False,
             slot=slot,
             progress=bool(asked.stream and asked.return_progress),
+            said=None if task == "infill" else Said(source=atlas.get("source") or ""),
         )
         return several(self._service, namespace, atlas, generation, count)
 

@@ -283,6 +283,7 @@ class _Answer:
             "responses",
             around=budget_for(service, found, asked.thinking_budget),
             progress=bool(asked.stream and asked.return_progress),
+            said=found.said,
         )
         self._run = service.generate(self._namespace, atlas, generation, goes_on=self._goes_on(atlas))
         return self._run

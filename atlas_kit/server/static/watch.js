@@ -293,11 +293,11 @@ export class Watch {
   showAnswer(atlas) {
     const pieces = /** @type {Reply[]} */ (atlas?.recalled ?? []);
     if (!pieces.length) {
-      fill(this.recalled, el("p", { class: "faint", text: atlas?.enabled === false ? "This answer was given without a memory." : atlas ? "Nothing was recalled word for word. The memory still had its part in choosing each word." : "There is no answer yet." }));
+      fill(this.recalled, el("p", { class: "faint", text: nothingRecalled(atlas) }));
       return;
     }
     fill(this.recalled, el("ol", {}, ...pieces.map((piece) => el("li", {},
-      el("q", { text: piece.text ?? "" }),
+      el("q", { text: (piece.text ?? "").trim() }),
       el("span", { class: "faint", text: place(piece) })))));
   }
 
@@ -315,14 +315,31 @@ export class Watch {
   }
 }
 
+/** Whose words a turn is. */
+const SPEAKERS = /** @type {Record<string, string>} */ ({ user: "you said", assistant: "the model said", tool: "a tool said", system: "instructions" });
+
 /**
  * Where a piece of text was recalled from, in words.
  * @param {Reply} piece
  */
 function place(piece) {
   const found = [];
-  if (piece.source) found.push(String(piece.source));
-  if (piece.position !== undefined) found.push(`token ${count(piece.position)}`);
-  if (piece.score !== undefined) found.push(`weight ${Number(piece.score).toPrecision(2)}`);
+  if (piece.kind && piece.kind !== "document") found.push(SPEAKERS[piece.kind] ?? String(piece.kind));
+  else found.push(piece.source ? String(piece.source) : "a text");
+  if (piece.kind === "document" && piece.line) found.push(`line ${count(piece.line)}`);
+  if (piece.time_ms) found.push(new Date(piece.time_ms).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }));
+  if (typeof piece.gain === "number") found.push(`makes the question ${Math.exp(piece.gain).toPrecision(2)} times likelier per token`);
   return found.join(" · ");
+}
+
+/**
+ * Why nothing was recalled word for word, in words.
+ * @param {Reply | null} atlas
+ */
+function nothingRecalled(atlas) {
+  if (!atlas) return "There is no answer yet.";
+  if (atlas.enabled === false) return "This answer was given without a memory.";
+  const judged = atlas.recall?.judged;
+  const why = judged ? `Nothing that was read or said earlier helps with this question; ${many(judged, "piece")} ${judged === 1 ? "was" : "were"} looked at.` : "Nothing was recalled word for word.";
+  return `${why} The memory still had its part in choosing each word.`;
 }

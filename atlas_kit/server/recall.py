@@ -1,0 +1,130 @@
+"""Answers for which something of a conversation's episodes is read again, in steps of its session. Knows no HTTP.
+
+What helps with a question is looked for and judged in a branch (``atlas_kit.llama.branching``), behind what the model
+is told at the beginning and nothing else, and answered there. Question and answer then enter the conversation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from atlas_kit.llama.asking import follows_up, found_for
+from atlas_kit.llama.asking_prompts import LEAD, MIDDLE, PARTS, Form
+from atlas_kit.llama.branching import Branch
+from atlas_kit.llama.recalling import LONGEST_QUESTION, Piece, Recall, Recalled, recall_of, recalling
+from atlas_kit.llama.steps import Finish, Step, Token
+from atlas_kit.server.said import Said
+
+if TYPE_CHECKING:
+    from atlas_kit.llama.engine import Engine
+    from atlas_kit.llama.session import AtlasSession
+
+Answering = Callable[[Sequence[int]], Generator[Any, Any, Finish]]
+
+
+class Question:
+    """What a user wants to know at the end of a text.
+
+    Attributes
+    ----------
+    recalled
+        What was found, and why it is used or not.
+    aside
+        Whether the answer is made in a branch.
+
+    Parameters
+    ----------
+    engine
+        The model.
+    said
+        What is said in the text; it asks something.
+    """
+
+    def __init__(self, engine: Engine, said: Said) -> None:
+        self.recalled, self.aside = Recalled(), False
+        self.text = said.turns[-1].text
+        talk = [turn.text for turn in said.turns[-3:-1]]
+        self._leading = " ".join(talk) if talk and follows_up(self.text) else ""
+        tokens = list(said.alone())
+        spans = said.spans(engine, tokens)
+        # one token stays before it, from whose output the question's first one is predicted
+        start, stop = (spans[-1].start, spans[-1].stop) if spans else (0, 0)
+        self.usable = start > 0 and stop - start <= LONGEST_QUESTION
+        if not self.usable:
+            return
+        read = engine.tokenize
+        self._asked = read(f"{self._leading} {self.text}") if self._leading else tokens[start:stop]
+        self._form = Form(
+            tuple(tokens[:start]), tuple(read(LEAD)), tuple(read(MIDDLE)), (), tuple(tokens[stop:]), tuple(read(PARTS))
+        )  # fmt: skip
+
+    def answering(
+        self, session: AtlasSession, fresh: Sequence[int], answer: Answering
+    ) -> Generator[Step | Token, Any, Finish]:
+        """Look for what helps, and answer with it or without.
+
+        Parameters
+        ----------
+        fresh
+            What of the text is not read yet.
+        answer
+            Reads tokens and says what follows.
+        """
+        found, recall = self._found(session)
+        if not found or session.episodes is None:
+            return (yield from _plainly(session, fresh, answer))
+        branch, said = Branch(session), list[int]()
+        finish: Finish | None = None
+        try:
+            self.recalled = yield from recalling(
+                branch, session.episodes, self._form, self._asked, found, recall
+            )
+            if self.recalled.pieces:
+                self.aside = True
+                finish = yield from _noting(answer(self._form.behind), said)
+        finally:
+            branch.close()
+        if finish is None:
+            return (yield from _plainly(session, fresh, answer))
+        if finish.stop is not None and said:
+            said.pop()  # what completed a stop string ends the text, and is not read
+        yield from session.reading([*fresh, *said], score=False)
+        return finish
+
+    def _found(self, session: AtlasSession) -> tuple[list[Piece], Recall]:
+        """Return what may help, and how the memory is asked."""
+        assert session.memory is not None
+        recall = recall_of(session.memory.settings)
+        needed = recall.segments * (recall.tokens + len(self._form.parts))
+        if self._form.room(session.engine.n_ctx, self._asked) < needed:
+            self.recalled = Recalled(reason="the context has no room for it")
+            return [], recall
+        found = found_for(session, self.text, self._leading, recall)
+        if not found:
+            self.recalled = Recalled(reason="nothing was found")
+        return found, recall
+
+
+def _plainly(
+    session: AtlasSession, fresh: Sequence[int], answer: Answering
+) -> Generator[Step | Token, Any, Finish]:
+    if fresh:
+        yield from session.reading(fresh)
+    return (yield from answer(()))
+
+
+def _noting(work: Generator[Any, Any, Finish], said: list[int]) -> Generator[Any, Any, Finish]:
+    """Do some work, and take down the tokens that it says."""
+    outputs: Any = None
+    try:
+        while True:
+            item = work.send(outputs)
+            if isinstance(item, Token) and item.id >= 0:
+                said.append(item.id)
+            outputs = yield item
+    except StopIteration as done:
+        found: Finish = done.value
+        return found
+    finally:
+        work.close()

@@ -1,0 +1,329 @@
+"""Asking a session: what is stored, what is read again, what stays, and what leaves no trace."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from atlas_kit.episodes import Kind
+from atlas_kit.errors import InvalidParamError
+from atlas_kit.llama import AtlasSession, AtlasSettings, FakeEngine, Sampling, Scheduler
+from atlas_kit.llama.asking import asking, follows_up
+from atlas_kit.llama.recalling import Recall
+
+SETTINGS = AtlasSettings(window_size=64, memory_dim=8, omega_window=16, chunk_size=8, candidates=16)
+ALWAYS = Recall("always", tokens=64)
+BRIDGE = "The bridge was built in 1932 by Anna Rask.\n"
+LAKE = "The lake is deep, cold and green.\n"
+
+
+@pytest.fixture
+def engine():
+    return FakeEngine(n_ctx=400, n_sequences=2, n_batch=64)
+
+
+@pytest.fixture
+def session(engine):
+    with AtlasSession(engine, SETTINGS) as session:
+        session.remember(Kind.DOCUMENT, BRIDGE + LAKE * 8, "notes.txt")
+        session.remember(Kind.USER, "My dog is called Bella.")
+        yield session
+
+
+def stored(session):
+    """Return (kind, source, text) of each episode."""
+    return [(e.kind, e.source, session.episodes.text(e.start, e.stop)) for e in session.episodes.episodes]
+
+
+def inside(session):
+    """Return all that a question must not change."""
+    memory = session.memory
+    arrays = [array.tobytes() for group in memory.pin().groups().values() for array in group.values()]
+    return (
+        session.context_tokens, session.position, memory.tokens_seen, arrays, stored(session), session.learns,
+        session.engine.save_sequence(session.sequence), session.counts.tokens_read,
+    )  # fmt: skip
+
+
+# --- storing ----------------------------------------------------------------------------------------------
+
+
+def test_what_is_read_and_said_is_stored(engine):
+    with AtlasSession(engine, SETTINGS) as session:
+        session.feed("one ", source="a.txt")
+        session.feed("two", source="a.txt")
+        session.feed("other", source="b.txt")
+        said = "".join(map(str, session.generate("Well? ", max_tokens=5, sampling=Sampling(temperature=0))))
+        session.feed("not kept", kind=None)
+        kinds = [(kind, source) for kind, source, _ in stored(session)]
+        assert kinds == [
+            (Kind.DOCUMENT, "a.txt"), (Kind.DOCUMENT, "b.txt"), (Kind.USER, ""), (Kind.ASSISTANT, ""),
+        ]  # fmt: skip
+        texts = [text for _, _, text in stored(session)]
+        assert texts[:3] == ["one two", "other", "Well? "]
+        assert len(session.episodes.tokens(*session.episodes.episodes[-1][:2])) == 5
+        assert said.startswith(texts[3][:1])
+
+
+def test_a_text_that_begins_again_is_another_episode(engine):
+    with AtlasSession(engine, SETTINGS) as session:
+        session.feed("one")
+        session.forget_context()
+        session.feed("two")
+        assert [text for _, _, text in stored(session)] == ["one", "two"]
+
+
+@pytest.mark.parametrize("sizes", [[1], [7, 50], [64, 3], [500]])
+def test_any_split_stores_the_same(engine, sizes):
+    text = (BRIDGE + LAKE) * 6
+    with AtlasSession(engine, SETTINGS) as whole, AtlasSession(engine, SETTINGS) as parts:
+        whole.feed(text, source="a")
+        at, turn = 0, itertools.cycle(sizes)
+        while at < len(text):
+            size = next(turn)
+            parts.feed(text[at : at + size], source="a")
+            at += size
+        one, other = whole.episodes.arrays(), parts.episodes.arrays()
+        for name in ("tokens", "block_start", "episode_start", "kind", "position", "line"):
+            assert np.array_equal(getattr(one, name), getattr(other, name)), name
+
+
+def test_nothing_is_stored(engine):
+    with AtlasSession(engine, SETTINGS, learn=False) as session:
+        session.feed("abc")
+        session.remember(Kind.USER, "abc")
+        assert len(session.episodes) == 0
+    with AtlasSession(engine, SETTINGS.replace(episode_tokens=0)) as session:
+        session.feed("abc")
+        session.remember(Kind.USER, "abc")
+        assert session.episodes is None
+        assert session.ask("abc?", max_tokens=2).pieces == ()
+    with AtlasSession(engine, None) as session:
+        session.feed("abc")
+        assert session.episodes is None
+
+
+def test_what_is_watched_is_not_stored(session):
+    before = stored(session)
+    with session.aside():
+        session.feed("abc")
+        session.perplexity("def")
+    assert stored(session) == before
+
+
+def test_the_generators_store_only_when_asked_to(engine):
+    with AtlasSession(engine, SETTINGS) as session:
+        session.run(session.reading(list(b"abc")))
+        assert len(session.episodes) == 0
+
+
+def test_control_tokens_are_not_stored(engine, monkeypatch):
+    monkeypatch.setattr(FakeEngine, "piece", lambda self, token, **_: b"" if token == 65 else bytes([token]))
+    with AtlasSession(engine, SETTINGS) as session:
+        session.feed(list(b"xAyA"))
+        assert stored(session)[0][2] == "xy"
+
+
+def test_states_and_files_keep_them(session, engine, tmp_path):
+    before = stored(session)
+    session.save(tmp_path / "m.atlas")
+    state = session.state()
+    session.remember(Kind.USER, "more")
+    with AtlasSession(engine, tmp_path / "m.atlas") as other:
+        assert stored(other) == before
+        assert other.ask("Who built the bridge?", recall=ALWAYS, keep=False, max_tokens=3).pieces
+    session.restore(state)
+    assert stored(session) == before
+    session.reset()
+    assert stored(session) == []
+
+
+# --- asking -----------------------------------------------------------------------------------------------
+
+
+def test_a_question_is_answered_from_what_was_stored(session):
+    answer = session.ask("Who built the bridge?", recall=ALWAYS, keep=False, max_tokens=4)
+    (piece,) = answer.pieces
+    assert BRIDGE.strip() in piece.text
+    assert (piece.kind, piece.source, piece.line, piece.start) == ("document", "notes.txt", 1, 0)
+    assert piece.place.startswith("notes.txt, line 1, 20")
+    assert answer.recalled.gain == piece.gain
+    assert (len(answer.tokens), answer.reason) == (4, "length")
+    document = answer.to_json()
+    assert document["pieces"][0]["source"] == "notes.txt"
+    assert document["question"] == "Who built the bridge?"
+
+
+def test_the_line_of_a_piece_counts_from_the_document(session):
+    answer = session.ask("Is the lake green?", recall=Recall("always", tokens=40), keep=False, max_tokens=2)
+    (piece,) = answer.pieces
+    assert piece.text.strip() == LAKE.strip()
+    assert piece.line >= 2
+
+
+def test_it_leaves_no_trace(session):
+    session.feed("something before. ", kind=None)
+    before = inside(session)
+    going_on = Sampling(temperature=0)
+    for mode in ("always", "off"):
+        session.ask("Who built the bridge?", recall=Recall(mode, tokens=64), keep=False, max_tokens=4)
+        assert inside(session) == before
+    with AtlasSession(session.engine, SETTINGS) as other:
+        other.feed("something before. ", kind=None)
+        assert [str(t) for t in session.generate(max_tokens=6, sampling=going_on)] == [
+            str(t) for t in other.generate(max_tokens=6, sampling=going_on)
+        ]
+
+
+def test_question_and_answer_enter_the_conversation_without_what_was_read_again(session):
+    seen = session.memory.tokens_seen
+    answer = session.ask("Who built the bridge?", recall=ALWAYS, max_tokens=4)
+    said = [token.id for token in answer.tokens if token.id >= 0]
+    expected = b"Question: Who built the bridge?\nAnswer:" + bytes(said)
+    assert bytes(session.context_tokens) == expected
+    assert session.memory.tokens_seen == seen + len(expected) - 1
+    assert [(kind, text) for kind, _, text in stored(session)][-2][1] == "Who built the bridge?"
+    assert stored(session)[-1][0] == Kind.ASSISTANT
+    assert session.talked == [("Who built the bridge?", answer.text)]
+
+
+def test_the_gate(session):
+    def ask(**options):
+        return session.ask(
+            "Who built the bridge?", recall=Recall(tokens=64, **options), keep=False, max_tokens=2
+        )
+
+    gain = ask(mode="always").recalled.gain
+    taken = ask(gate=gain)
+    left = ask(gate=gain + 0.01)
+    assert taken.pieces
+    assert left.pieces == ()
+    assert left.recalled.candidates == taken.recalled.candidates
+    assert "nothing that was found helps enough" in left.recalled.reason
+    assert ask(mode="off").recalled.candidates == ()
+
+
+def test_what_is_still_in_the_context_is_not_read_again(session):
+    session.feed(BRIDGE, kind=None)
+    answer = session.ask(
+        "Who built the bridge?", recall=Recall("always", tokens=48), keep=False, max_tokens=2
+    )
+    assert all("1932" not in piece.text for piece in answer.recalled.candidates)
+
+
+def test_questions_are_not_read_again(session):
+    for _ in range(2):
+        answer = session.ask("What is my dog called?", recall=ALWAYS, max_tokens=2)
+        session.forget_context()
+        assert all("What is" not in piece.text for piece in answer.recalled.candidates)
+    assert any("Bella" in piece.text for piece in answer.recalled.candidates)
+
+
+def test_several_pieces(session):
+    answer = session.ask(
+        "Who built the bridge and the dog?",
+        recall=Recall("always", segments=2, tokens=48),
+        keep=False,
+        max_tokens=2,
+    )
+    assert len(answer.pieces) == 2
+    assert answer.pieces[0].start < answer.pieces[1].start
+
+
+def test_a_follow_up_leans_on_the_question_before(session):
+    before = [("Who built the bridge?", "Anna Rask.")]
+    alone = session.ask("And when?", recall=ALWAYS, keep=False, max_tokens=2)
+    leaning = session.ask("And when?", recall=ALWAYS, keep=False, max_tokens=2, before=before)
+    assert all("bridge" not in piece.text for piece in alone.recalled.candidates)
+    assert any("bridge" in piece.text for piece in leaning.recalled.candidates)
+    session.ask("Who built the bridge?", recall=ALWAYS, max_tokens=2)
+    session.engine.forget(session.sequence)
+    session.forget_context()
+    assert session.talked == []
+
+
+@pytest.mark.parametrize(
+    ("question", "leans"),
+    [
+        ("And when was that?", True), ("Why?", True), ("What does he eat?", True), ("Wie alt ist er?", True),
+        ("那座桥在哪里？", True), ("When was the bridge built?", False), ("Wer hat die Brücke gebaut?", False),
+    ],
+)  # fmt: skip
+def test_what_is_a_follow_up(question, leans):
+    assert follows_up(question) is leans
+
+
+def test_a_context_that_is_full(session):
+    session.feed("abc " * 120, kind=None)
+    before = inside(session)
+    assert session.ask("Who built the bridge?", recall=ALWAYS, keep=False, max_tokens=4).pieces
+    assert inside(session) == before
+    assert session.ask("Who built the bridge?", recall=ALWAYS, max_tokens=4).pieces
+
+
+def test_a_context_that_is_too_small():
+    with AtlasSession(FakeEngine(n_ctx=64), SETTINGS) as session:
+        session.remember(Kind.DOCUMENT, BRIDGE)
+        answer = session.ask("Who built the bridge?", recall=ALWAYS, keep=False, max_tokens=2)
+        assert answer.pieces == ()
+        assert "no room" in answer.recalled.reason
+
+
+def test_a_model_that_takes_nothing_back():
+    with AtlasSession(FakeEngine(n_ctx=400, n_batch=64, shiftable=False), SETTINGS) as session:
+        session.remember(Kind.DOCUMENT, BRIDGE + LAKE)
+        session.feed("before. ", kind=None)
+        before = inside(session)
+        assert session.ask("Who built the bridge?", recall=ALWAYS, keep=False, max_tokens=4).pieces
+        assert inside(session) == before
+
+
+def test_what_is_wrong(session):
+    with pytest.raises(InvalidParamError, match="empty"):
+        session.ask("  ")
+    for wrong in ({"mode": "maybe"}, {"segments": 0}, {"candidates": True}, {"tokens": "many"}):
+        with pytest.raises(InvalidParamError):
+            Recall(**wrong)
+
+
+def test_a_decode_that_fails_leaves_the_session_as_it_was(session, monkeypatch):
+    session.feed("before. ", kind=None)
+    before = inside(session)
+    decode, left = session.engine.decode, iter([True, True, False])
+
+    def failing(feeds, **options):
+        if not next(left, True):
+            raise RuntimeError("out of luck")
+        return decode(feeds, **options)
+
+    monkeypatch.setattr(session.engine, "decode", failing)
+    with pytest.raises(RuntimeError):
+        session.ask("Who built the bridge?", recall=ALWAYS, keep=False, max_tokens=4)
+    assert inside(session) == before
+
+
+def test_somebody_does_not_want_more(session):
+    said = []
+    answer = session.ask(
+        "Who built the bridge?", recall=ALWAYS, told=said.append, until=lambda: len(said) >= 2, max_tokens=9
+    )
+    assert (len(answer.tokens), answer.reason) == (2, "cancelled")
+    assert bytes(session.context_tokens).endswith(bytes(token.id for token in said))
+
+
+def test_a_scheduler_asks_several_at_once(engine):
+    with AtlasSession(engine, SETTINGS) as one, AtlasSession(engine, SETTINGS) as other:
+        for session, text in ((one, BRIDGE), (other, LAKE)):
+            session.remember(Kind.DOCUMENT, text)
+        asked = (one, "the bridge?"), (other, "the lake?")
+        alone = [s.ask(q, recall=ALWAYS, keep=False, max_tokens=4) for s, q in asked]
+        with Scheduler(engine) as scheduler:
+            jobs = [
+                scheduler.submit(s, asking(s, q, recall=ALWAYS, keep=False, max_tokens=4)) for s, q in asked
+            ]
+            answers = [job.result(20) for job in jobs]
+    assert [answer.text for answer in answers] == [answer.text for answer in alone]
+    assert [answer.pieces[0].text for answer in answers] == [BRIDGE, LAKE]
+    assert [len(job.tokens) for job in jobs] == [len(answer.tokens) for answer in answers]

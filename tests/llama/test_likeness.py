@@ -1,0 +1,138 @@
+"""What is like a question without sharing a word with it, by vectors that are made up here."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from atlas_kit.episodes import TURNS, Episodes, Kind
+from atlas_kit.llama import FakeEngine
+from atlas_kit.llama.engine import ModelInfo
+from atlas_kit.llama.excerpts import excerpt
+from atlas_kit.llama.likeness import Likeness
+from atlas_kit.llama.output_matrix import OutputRows
+
+PLAIN = "The water was cold that day .\nNobody went near the shore .\n"
+SAID = "what kills insects ? wasps die of soap and the cat sleeps here every day"
+WORDS = sorted({*SAID.split(), *PLAIN.split()})
+ALIKE = [("insects", "wasps"), ("kills", "die")]
+
+
+class Words(FakeEngine):
+    """Whose tokens are whole words, some of which have nearly the same vector."""
+
+    def __init__(self) -> None:
+        super().__init__(n_ctx=256)
+        self.made = 0
+        self.pieces = [b" " + word.encode() for word in WORDS] + [b"\n"]
+        matrix = np.random.default_rng(1).standard_normal((len(self.pieces), 32)).astype(np.float32)
+        for one, other in ALIKE:
+            matrix[WORDS.index(other)] = matrix[WORDS.index(one)] + 0.2 * matrix[WORDS.index(other)]
+        self.matrix = matrix
+        info = {name: getattr(self.info, name) for name in ModelInfo.__dataclass_fields__}
+        self.info = ModelInfo(**{**info, "n_vocab": len(self.pieces)})
+
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        tokens = []
+        for number, line in enumerate(text.split("\n")):
+            tokens += ([len(WORDS)] if number else []) + [WORDS.index(word) for word in line.split()]
+        return tokens
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        return self.pieces[token]
+
+    def output_rows(self) -> OutputRows:
+        self.made += 1
+        return OutputRows(lambda tokens: self.matrix[tokens], *self.matrix.shape)
+
+
+@pytest.fixture
+def engine():
+    return Words()
+
+
+@pytest.fixture
+def episodes(engine):
+    found = Episodes(engine.piece, engine.info.n_vocab)
+    for kind, source, text in (
+        (Kind.DOCUMENT, "a.txt", PLAIN * 20),
+        (Kind.DOCUMENT, "b.txt", PLAIN * 2 + "wasps die of soap .\n" + PLAIN * 2),
+        (Kind.USER, "", "the cat sleeps here every day"),
+    ):
+        found.begin(kind, source)
+        found.append(engine.tokenize(text))
+    return found
+
+
+def found(engine, episodes, text, **options):
+    likeness, arrays = Likeness(engine), episodes.arrays()
+    question = likeness.question(arrays, engine.tokenize(text))
+    return [episodes.text(one.start, one.stop) for one in likeness.search(arrays, question, 4, **options)]
+
+
+def test_what_shares_no_word_is_found(engine, episodes):
+    assert "wasps die" in found(engine, episodes, "kills insects")[0]
+    assert "wasps die" in found(engine, episodes, "wasps")[0]
+
+
+def test_nothing_is_like_it(engine, episodes):
+    empty = Episodes(engine.piece, engine.info.n_vocab)
+    assert found(engine, empty, "insects") == []
+    assert found(engine, episodes, "") == []
+
+
+def test_only_some_kinds_are_searched(engine, episodes):
+    assert all("cat sleeps" in text for text in found(engine, episodes, "cat insects", kinds=TURNS))
+    assert found(engine, episodes, "cat", kinds=TURNS)
+
+
+def test_segments_do_not_overlap(engine, episodes):
+    likeness, arrays = Likeness(engine), episodes.arrays()
+    question = likeness.question(arrays, engine.tokenize("soap shore insects cat"))
+    spans = sorted((one.start, one.stop) for one in likeness.search(arrays, question, 50))
+    assert len(spans) >= 2
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
+
+
+def test_positions_are_absolute(engine, episodes):
+    want = found(engine, episodes, "insects")[0]
+    episodes.forget(source="a.txt")
+    assert found(engine, episodes, "insects")[0] == want
+
+
+def test_what_is_new_is_found_and_the_vectors_are_made_once(engine, episodes):
+    likeness = Likeness(engine)
+    asked = engine.tokenize("insects")
+    before = likeness.search(episodes.arrays(), likeness.question(episodes.arrays(), asked), 3)
+    episodes.begin(Kind.USER)
+    episodes.append(engine.tokenize("every insects"))
+    arrays = episodes.arrays()
+    after = likeness.search(arrays, likeness.question(arrays, asked), 3)
+    assert after[0].stop == episodes.end
+    assert (before[0].start, before[0].stop) in [(one.start, one.stop) for one in after]
+    Likeness(engine).question(arrays, asked)
+    assert engine.made == 1
+
+
+def test_a_longer_text_gains_nothing_by_chance(engine, episodes):
+    """The score is what chance would give: the same match in a longer segment counts less."""
+    question = Likeness(engine).question(episodes.arrays(), engine.tokenize("wasps"))
+    nearest = question.nearest(engine.tokenize("wasps die"))
+    assert question.score(nearest, 200) < question.score(nearest, 20)
+
+
+def test_the_excerpt_is_about_the_question(engine, episodes):
+    segment = next(
+        episodes.segment(block)
+        for block in range(episodes.blocks)
+        if episodes.segment(block).source == "b.txt"
+    )
+    question = Likeness(engine).question(episodes.arrays(), engine.tokenize("what kills insects"))
+    start, stop = excerpt(episodes, segment, question, frozenset(), 16)
+    assert "wasps die" in episodes.text(start, stop)
+    assert stop - start <= 16
+    assert episodes.text(segment.start, start).rstrip().endswith(".")  # whole sentences
+    whole = excerpt(episodes, segment, question, frozenset(), 500)
+    assert whole == (segment.start, segment.stop)

@@ -1,0 +1,281 @@
+"""The whitened memory beside a model, against its equations written out slowly in float64."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from atlas_kit.errors import InvalidParamError
+from atlas_kit.llama.token_memory import BIAS_STEP, ETA_BOUND, ETA_RATE, TokenMemory, read_ahead
+from atlas_kit.llama.whitened_reading import LIFT, bias_step, likely
+from atlas_kit.memory.whitened import whitening
+from atlas_kit.settings.atlas_settings import GATE_START, WHITENED_AFTER, AtlasSettings
+from tests.llama.test_token_memory import E, Model, V, softmax, text
+
+SMALL = AtlasSettings(
+    features="whitened", memory_rank=8, memory_dim=5, window_size=24, chunk_size=4, candidates=12, learning_rate=0.5
+)  # fmt: skip
+
+
+class Reference:
+    """One token at a time, in float64: the learned part alone."""
+
+    def __init__(self, memory: TokenMemory):
+        self.rows, self.s = memory.rows, memory.settings
+        self.R, self.mu = self.rows.whole().astype("f8"), self.rows.mean.astype("f8")
+        self.Q = self.rows.evening.astype("f8")
+        self.W = self.P = self.origin = None
+        self.b, self.log_eta, self.steps = np.zeros(V), 0.0, 0
+        self.seen: list[np.ndarray] = []
+        self.pending: list[tuple] = []
+
+    def cap(self, z):
+        return z if self.rows.softcap is None else self.rows.softcap * np.tanh(z / self.rows.softcap)
+
+    def uncap(self, z):
+        return z if self.rows.softcap is None else self.rows.softcap * np.arctanh(z / self.rows.softcap)
+
+    def phi(self, h):
+        x = (h - self.origin) @ self.P
+        return x * min(1.0, 2.0 / np.linalg.norm(x))
+
+    def learn(self, h, z, token, posterior_of):
+        """Return what the memory gave to the token, having learned the tokens before it."""
+        h, z = h.astype("f8"), z.astype("f8")
+        top = np.argsort(-(z + LIFT * np.maximum(self.b, 0)), kind="stable")[: self.s.candidates]
+        changed, moved = z.copy(), np.zeros(V)
+        if self.W is not None:
+            y = self.phi(h) @ self.W
+            moved[top] = self.rows.scale * ((self.R[top] - self.mu) @ y) + self.b[top]
+            changed[top] = self.cap(self.uncap(z[top]) + moved[top])
+            moved = changed - z
+        p = softmax(changed)
+        slope = np.ones(V) if self.rows.softcap is None else 1 - np.square(changed / self.rows.softcap)
+        g = np.zeros(V)
+        g[top] = p[top] * slope[top]
+        if token in top:
+            g[token] -= slope[token]
+        gain = moved[token] - (p[top] * moved[top]).sum()
+        self.pending.append((h, g, gain, posterior_of(softmax(z)[token], p[token])))
+        self.seen.append(h)
+        if len(self.pending) == self.s.chunk_size:
+            self.step()
+        return p[token]
+
+    def step(self):
+        if self.W is not None:
+            hidden, g, gain, posterior = (np.array(one) for one in zip(*self.pending, strict=True))
+            asked = gain * posterior
+            if self.steps and np.square(asked).mean() > 0:
+                self.log_eta += ETA_RATE * asked.mean() / math.sqrt(np.square(asked).mean())
+                self.log_eta = min(max(self.log_eta, -ETA_BOUND), ETA_BOUND)
+            eta = self.s.learning_rate * math.exp(self.log_eta)
+            D = self.rows.scale * (g @ (self.R - self.mu)) @ self.Q
+            for one, d in zip(hidden, D, strict=True):
+                self.W -= eta * np.outer(self.phi(one), d)
+            self.b -= BIAS_STEP * g.sum(axis=0)
+            self.steps += 1
+        elif len(self.seen) >= WHITENED_AFTER:
+            states = np.array(self.seen).astype("f4").astype("f8")
+            self.origin, self.P = whitening(states, min(self.s.memory_rank, E))
+            self.W = np.zeros((self.P.shape[1], E))
+        self.pending = []
+
+
+def followed(memory, model, tokens, parts=(10**9,), start=0, end=None):
+    """Return probabilities (n, 3) and gate weights (n, 3) of a text from ``start`` to ``end``, read in parts."""
+    hidden, logits = model.outputs(tokens[:-1])
+    found, weights, at, turn = [], [], start, 0
+    end = len(tokens) - 1 if end is None else end
+    while at < end:
+        stop = min(at + parts[turn % len(parts)], end)
+        turn += 1
+        for reading, _, p in memory.follow(
+            hidden[at:stop], logits[at:stop], tokens[at:stop], tokens[at + 1 : stop + 1]
+        ):
+            found.append(p)
+            weights.append(reading.weights)
+        at = stop
+    return np.concatenate(found), np.concatenate(weights)
+
+
+@pytest.mark.parametrize("made", [{}, {"scale": 0.5}, {"softcap": 20.0, "biased": True}])
+@pytest.mark.parametrize("parts", [(10**9,), (1,), (3, 1, 6)])
+def test_it_is_what_its_equations_say(made, parts):
+    model, tokens = Model(**made), text(700)
+    memory = TokenMemory(model.rows, SMALL)
+    p, weights = followed(memory, model, tokens, parts)
+    reference = Reference(memory)
+    hidden, logits = model.outputs(tokens[:-1])
+    for place, (h, z, token) in enumerate(zip(hidden, logits, tokens[1:], strict=True)):
+
+        def posterior_of(alone, learned, place=place):
+            shares = weights[place] * (alone, learned, p[place, 2])
+            return shares[1] / shares.sum()
+
+        expected = reference.learn(h, z, int(token), posterior_of)
+        assert p[place, 1] == pytest.approx(expected, rel=2e-3, abs=1e-6), place
+    assert reference.steps > 40
+    assert int(memory.state.counters["steps"]) == reference.steps
+    assert memory.log_eta == pytest.approx(reference.log_eta, abs=1e-3)
+    np.testing.assert_allclose(memory.state.parameters["W"], reference.W, atol=2e-3)
+    np.testing.assert_allclose(memory.state.parameters["bias"][0], reference.b, atol=1e-3)
+    learned, alone = (-np.log(p[560:, one]).mean() for one in (1, 0))
+    assert learned < alone - 0.01
+
+
+def test_nothing_is_corrected_before_the_states_are_whitened():
+    model, tokens = Model(), text(560)
+    p, _ = followed(TokenMemory(model.rows, SMALL), model, tokens)
+    np.testing.assert_allclose(p[:512, 1], p[:512, 0], rtol=1e-5)
+    assert abs(p[530:, 1] / p[530:, 0] - 1).max() > 1e-3
+
+
+def test_the_windows_keys_are_made_anew_when_the_states_are_whitened():
+    model, tokens = Model(), text(WHITENED_AFTER + 8)
+    memory = TokenMemory(model.rows, SMALL.replace(window_size=1000))
+    hidden, _ = model.outputs(tokens[:-1])
+    followed(memory, model, tokens, end=WHITENED_AFTER - 4)
+    before = np.array(memory.slots().keys)
+    followed(memory, model, tokens, start=WHITENED_AFTER - 4)
+    parameters, keys = memory.state.parameters, memory.slots().keys
+    assert len(before) >= WHITENED_AFTER - 8
+    x = (hidden[: len(keys)] - parameters["origin"]) @ parameters["P"]
+    wanted = x[:, :5] / np.linalg.norm(x[:, :5], axis=1, keepdims=True)
+    np.testing.assert_allclose(keys[:WHITENED_AFTER], wanted[:WHITENED_AFTER], atol=2e-3)
+    assert abs(before[:100] - keys[:100]).max() > 0.1
+    assert memory.stats()["window"] == len(keys)
+
+
+def test_one_distribution_whatever_the_memory_says():
+    model, tokens = Model(softcap=15.0), text(640)
+    memory = TokenMemory(model.rows, SMALL)
+    followed(memory, model, tokens)
+    hidden, logits = model.outputs(tokens)
+    for some in (slice(600, 601), slice(600, 603)):
+        reading = memory.read(hidden[some], logits[some], tokens[some])
+        for row in range(len(reading)):
+            assert np.exp(reading.log_probabilities(row).astype("f8")).sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_sessions_side_by_side_read_what_each_reads_alone():
+    model = Model()
+    texts = [text(count, seed=seed) for seed, count in enumerate((560, 600, 530, 40))]
+    memories = [TokenMemory(model.rows, SMALL) for _ in texts]
+    for memory, tokens in zip(memories, texts, strict=True):
+        followed(memory, model, tokens)
+    outputs = [model.outputs(tokens) for tokens in texts]
+    hidden = np.array([one[0][-1] for one in outputs])
+    logits, current = [one[1][-1] for one in outputs], [int(tokens[-1]) for tokens in texts]
+    alone = [
+        memory.read(hidden[row : row + 1], logits[row][None], np.array([current[row]]))
+        for row, memory in enumerate(memories)
+    ]
+    read_ahead(memories, hidden, logits, current)
+    for row, memory in enumerate(memories):
+        together = memory.read(hidden[row : row + 1], logits[row][None], np.array([current[row]]))
+        assert together.log_probabilities().tobytes() == alone[row].log_probabilities().tobytes()
+        assert together.pull is not None
+        assert together.pull.tobytes() == alone[row].pull.tobytes()
+
+
+def test_a_state_depends_on_the_tokens_one_by_one_and_not_on_who_asked():
+    model, tokens = Model(), text(620)
+    plain, stopped = (TokenMemory(model.rows, SMALL) for _ in range(2))
+    followed(plain, model, tokens, (1,))
+    followed(stopped, model, tokens, (1,), end=302)
+    kept, waiting = stopped.pin(), stopped.waiting()
+    before = {name: array.tobytes() for name, array in kept.parameters.items()}
+    restored = TokenMemory(model.rows, SMALL)
+    restored.restore(kept, waiting)
+    for memory in (stopped, restored):
+        followed(memory, model, tokens, (1,), start=302)
+        for name, array in plain.state.parameters.items():
+            assert memory.state.parameters[name].tobytes() == array.tobytes(), name
+        for name, array in plain.state.window.items():
+            assert memory.state.window[name].tobytes() == array.tobytes(), name
+    assert {name: array.tobytes() for name, array in kept.parameters.items()} == before
+
+
+def test_a_pinned_state_stays_as_it_is_while_the_memory_learns():
+    model, tokens = Model(), text(700)
+    memory = TokenMemory(model.rows, SMALL)
+    followed(memory, model, tokens[:601])
+    state = memory.pin()
+    before = {
+        (group, name): array.tobytes()
+        for group, arrays in state.groups().items()
+        for name, array in arrays.items()
+    }
+    followed(memory, model, tokens[600:])
+    after = {
+        (group, name): array.tobytes()
+        for group, arrays in state.groups().items()
+        for name, array in arrays.items()
+    }
+    assert before == after
+    assert memory.state.parameters["W"].tobytes() != state.parameters["W"].tobytes()
+
+
+def test_what_waits_must_fit():
+    model, tokens = Model(), text(40)
+    memory = TokenMemory(model.rows, SMALL)
+    followed(memory, model, tokens[:15])
+    waiting = memory.waiting()
+    assert waiting["gradient"].shape == (2, E)
+    assert waiting["share"].shape == (2, 12)
+    for name in ("gradient", "share"):
+        with pytest.raises(InvalidParamError):
+            TokenMemory(model.rows, SMALL).restore(memory.pin(), {**waiting, name: waiting[name][:, :-1]})
+
+
+@pytest.mark.parametrize("count", [5, 12, 30])
+def test_another_number_of_candidates_changes_nothing_that_waits(count):
+    model, tokens = Model(), text(640)
+    memory = TokenMemory(model.rows, SMALL)
+    followed(memory, model, tokens[:603])
+    memory.retune({"candidates": count})
+    followed(memory, model, tokens[602:])
+    assert np.isfinite(memory.state.parameters["W"]).all()
+    assert int(memory.state.counters["seen"]) == 636
+
+
+def test_states_that_are_no_numbers_are_left_out():
+    model, tokens = Model(), text(700)
+    hidden, logits = model.outputs(tokens[:-1])
+    hidden[100], hidden[600] = np.nan, np.inf
+    memory = TokenMemory(model.rows, SMALL)
+    list(memory.follow(hidden, logits, tokens[:-1], tokens[1:]))
+    assert int(memory.state.counters["dropped"]) == 2
+    for arrays in memory.state.groups().values():
+        for name, array in arrays.items():
+            assert np.isfinite(array).all(), name
+
+
+def test_without_a_learned_part_the_windows_keys_are_whitened():
+    model, tokens = Model(), text(600)
+    memory = TokenMemory(model.rows, SMALL.replace(learning_rate=0))
+    p, weights = followed(memory, model, tokens)
+    assert (p[:, 1] == p[:, 0]).all()
+    assert (weights[:, 1] == 0).all()
+    assert memory.whitened is not None
+    assert memory.whitened.is_whitened(memory.state)
+    assert "bias" not in memory.state.parameters
+
+
+def test_the_gate_starts_with_little_weight_for_a_short_window():
+    memory = TokenMemory(Model().rows, SMALL)
+    assert memory.state.gate["w"].tolist() == [pytest.approx(row) for row in GATE_START]
+    alone = TokenMemory(Model().rows, SMALL.replace(window_size=0))
+    assert alone.state.gate["w"].tolist() == [pytest.approx(GATE_START[0])]
+
+
+def test_candidates_and_bias_steps():
+    z = np.array([0.0, 3.0, 1.0, 2.0], np.float32)
+    assert likely(z, None, 2).tolist() == [1, 3]
+    assert likely(z, np.array([5.0, 0, 0, 0], np.float32), 2).tolist() == [0, 1]
+    ids, change = bias_step(np.array([[3, 7], [1, 3]]), np.array([[0.5, 0.25], [0.1, -1.0]]), 2.0)
+    assert ids.tolist() == [1, 3, 7]
+    assert change.tolist() == pytest.approx([-0.2, 1.0, -0.5])

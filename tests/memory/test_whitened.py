@@ -1,0 +1,179 @@
+"""Whitening, and the step of a memory on whitened states, by hand and against NumPy's own arithmetic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from atlas_kit.errors import InvalidParamError
+from atlas_kit.memory import (
+    CrossEntropy,
+    Features,
+    Identity,
+    Memory,
+    MemoryConfig,
+    WhitenedMatrix,
+    WhitenedMemory,
+)
+from atlas_kit.memory.modules import MOST_LENGTH, cut
+from atlas_kit.memory.whitened import RIDGE, UNLIKE, whitening
+
+D, RANK, KEY, AFTER, CHUNK = 6, 4, 3, 20, 4
+
+
+def config(**changes):
+    base = MemoryConfig(
+        D, D, Features(Identity(), projection=KEY), WhitenedMatrix(RANK, 9, AFTER), CrossEntropy(), eta=0.5,
+        omega_window=AFTER + 1, chunk_size=CHUNK, step="chunk", window_size=12, window_dtype="float16",
+    )  # fmt: skip
+    return base.replace(**changes)
+
+
+def states(count, seed=0):
+    random = np.random.default_rng(seed)
+    return (random.standard_normal((count, D)) @ random.standard_normal((D, D)) + 3).astype(np.float32)
+
+
+def taken(memory, state, hidden, **options):
+    for at in range(0, len(hidden), CHUNK):
+        some = hidden[at : at + CHUNK]
+        targets = {"token": np.arange(at, at + len(some)) % 9, "lse": np.zeros(len(some))}
+        state = memory.step(state, some, targets, **options)
+    return state
+
+
+def test_whitened_states_have_no_mean_equal_variances_and_length_one():
+    x = states(4000).astype("f8")
+    origin, P = whitening(x, D)
+    w = (x[UNLIKE:] - origin) @ P
+    np.testing.assert_allclose(w.mean(axis=0), 0, atol=1e-9)
+    assert np.square(w).sum(axis=1).mean() == pytest.approx(1)
+    variance = np.linalg.eigvalsh(np.cov(x[UNLIKE:].T, bias=True))[::-1]
+    flat = variance / (variance + RIDGE * variance.mean())
+    np.testing.assert_allclose(w.T @ w / len(w), np.diag(flat / flat.sum()), atol=1e-9)
+
+
+def test_the_directions_of_most_variance_come_first_and_signs_are_fixed():
+    x = np.random.default_rng(1).standard_normal((300, 5)) * (1, 9, 3, 0.1, 5)
+    for sign in (1, -1):
+        _, P = whitening(sign * x, 3)
+        assert np.abs(P).argmax(axis=0).tolist() == [1, 4, 2]
+        assert (P[[1, 4, 2], range(3)] > 0).all()
+
+
+@pytest.mark.parametrize("x", [np.zeros((30, D)), np.ones((30, D)), states(3), np.zeros((0, D))])
+def test_states_that_hardly_differ_can_be_whitened(x):
+    origin, P = whitening(x.astype("f8"), RANK)
+    assert np.isfinite(origin).all()
+    assert np.isfinite(P).all()
+    assert P.shape == (D, RANK)
+
+
+def test_the_step_is_the_gradients_outer_product():
+    memory = WhitenedMemory(config())
+    state = taken(memory, memory.init(), states(AFTER))
+    assert memory.is_whitened(state)
+    assert (state.parameters["W"] == 0).all()
+    hidden, g = states(CHUNK, 2), states(CHUNK, 3)
+    targets = {"token": np.arange(CHUNK), "lse": np.zeros(CHUNK)}
+    new = memory.step(
+        state, hidden, targets, gradient=g, bias=(np.array([2, 5]), np.array([0.5, -1.0])), eta=0.25
+    )
+    phi = cut((hidden - state.parameters["origin"]) @ state.parameters["P"])
+    assert np.sqrt(np.square(phi).sum(axis=1)).max() <= MOST_LENGTH * 1.0001
+    np.testing.assert_allclose(new.parameters["W"], -0.25 * phi.T @ g, rtol=1e-5, atol=1e-6)
+    assert new.parameters["bias"][0].tolist() == [0, 0, 0.5, 0, 0, -1.0, 0, 0, 0]
+    assert int(new.counters["steps"]) == 1
+    y, key = memory.read_and_direct(new, hidden)
+    np.testing.assert_allclose(y, phi @ new.parameters["W"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.square(key).sum(axis=1), 1, rtol=1e-5)
+    assert (state.parameters["W"] == 0).all()  # it was not donated
+    kept, tokens = memory.remembered(new)
+    np.testing.assert_allclose(kept[-CHUNK:], key, atol=2e-3)
+    assert tokens[-CHUNK:].tolist() == list(range(CHUNK))
+
+
+def test_donating_gives_the_same_bits():
+    memory, hidden, g = WhitenedMemory(config()), states(80), states(CHUNK, 3)
+    plain, given = (
+        taken(
+            memory,
+            memory.init(),
+            hidden,
+            gradient=g,
+            bias=(np.array([1]), np.array([0.1])),
+            eta=0.1,
+            donate=donate,
+        )
+        for donate in (False, True)
+    )
+    for group, arrays in plain.groups().items():
+        for name, array in arrays.items():
+            assert np.asarray(array).tobytes() == np.asarray(given.groups()[group][name]).tobytes(), name
+
+
+def test_a_snapshot_goes_on_to_the_same_bits():
+    memory, hidden, g = WhitenedMemory(config()), states(80), states(CHUNK, 3)
+    half = taken(memory, memory.init(), hidden[:40], gradient=g, eta=0.1)
+    from atlas_kit.memory import snapshot
+
+    again = memory.restore(snapshot(half))
+    for one in (half, again):
+        end = taken(memory, one, hidden[40:], gradient=g, eta=0.1)
+        assert int(end.counters["steps"]) == 15
+        assert memory.is_whitened(end)
+        if one is half:
+            wanted = end
+    for group, arrays in wanted.groups().items():
+        for name, array in arrays.items():
+            assert np.asarray(array).tobytes() == np.asarray(end.groups()[group][name]).tobytes(), name
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_a_step_that_leads_too_far_is_not_taken(bad):
+    memory = WhitenedMemory(config())
+    state = taken(memory, memory.init(), states(AFTER))
+    g = np.full((CHUNK, D), bad, np.float32)
+    new = taken(memory, state, states(CHUNK, 5), gradient=g, bias=(np.array([0]), np.array([1.0])), eta=1.0)
+    assert (new.parameters["W"] == 0).all()
+    assert (new.parameters["bias"] == 0).all()
+    assert int(new.counters["rejected"]) == 1
+
+
+def test_a_soft_reset_keeps_the_whitening():
+    memory = WhitenedMemory(config())
+    state = taken(memory, memory.init(), states(40), gradient=states(CHUNK, 3), eta=0.1)
+    soft, hard = memory.reset(state, "soft"), memory.reset(state)
+    assert (soft.parameters["W"] == 0).all()
+    assert soft.parameters["P"].tobytes() == state.parameters["P"].tobytes()
+    assert hard.parameters["P"].tobytes() == memory.init().parameters["P"].tobytes()
+
+
+def test_only_step_learns():
+    memory = WhitenedMemory(config())
+    for call in (memory.observe, memory.flush, memory.scan):
+        with pytest.raises(InvalidParamError):
+            call(memory.init())
+    plain = Memory(config())
+    hidden = states(CHUNK)
+    targets = {"token": np.zeros(CHUNK, np.int64), "hidden": hidden, "lse": np.zeros(CHUNK)}
+    with pytest.raises(InvalidParamError):
+        plain.observe(plain.init(), hidden, targets)
+
+
+@pytest.mark.parametrize("changes", [{"module": WhitenedMatrix(2, 9, AFTER)}, {"omega_window": 10}])
+def test_settings_that_do_not_fit(changes):
+    with pytest.raises(InvalidParamError):
+        WhitenedMemory(config(**changes))
+    with pytest.raises(InvalidParamError):
+        WhitenedMemory(MemoryConfig(D, D))
+
+
+@pytest.mark.parametrize("changes", [{"rank": 0}, {"tokens": -1}, {"after": 1}, {"rank": 1.5}])
+def test_modules_out_of_range(changes):
+    with pytest.raises(InvalidParamError):
+        WhitenedMatrix(**changes)
+
+
+def test_json_and_back():
+    assert MemoryConfig.from_json(config().to_json()) == config()
