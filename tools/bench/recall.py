@@ -56,6 +56,8 @@ COLUMNS = {
     "memory": "memory without recall",
     "ask": "**ask**",
 }
+#: Columns that answer the general questions, too.
+WITH_GENERAL = ("alone", "bm25-1", "ask")
 #: What a column's questions are asked with (``llama.recalling.Recall``), of those that atlas_kit answers.
 ASKED = {"memory": {"mode": "off"}, "ask": {}}
 #: Tokens of context that a question has, and how many are answered side by side.
@@ -215,6 +217,16 @@ def show_hits(counts: dict[str, dict[str, Any]], columns: Sequence[str]) -> None
                     print(f"{title:46}" + "".join(f"{cell:>13}" for cell in cells))
 
 
+def show_mistaken(rows: Sequence[dict[str, Any]], name: str) -> None:
+    """Print the answers of a column that say what a look-alike would, and where they come from."""
+    for row in rows:
+        said = row["columns"].get(name, {})
+        if said.get("mistaken"):
+            print(f"\n{row['ask']}\n  {said['answer']}\n  right would be: {row['key'][0]}")
+            for piece in said.get("pieces", []):
+                print(f"  from {piece['place']}: {' '.join(piece['text'].split())}")
+
+
 def show(counts: dict[str, dict[str, Any]], columns: Sequence[str]) -> None:
     """Print the table."""
     print(f"\n{'right answers':46}" + "".join(f"{name:>13}" for name in columns))
@@ -249,7 +261,7 @@ def measure(options: argparse.Namespace, path: str) -> dict[str, Any]:
         reader = Reader(engine, KEPT / f"answers-{identity[:12]}.jsonl")
         for name in columns:
             if name in RIVALS:
-                asked = [q for q in questions if q.group != GENERAL or name in ("alone", "bm25-1")]
+                asked = [q for q in questions if q.group != GENERAL or name in WITH_GENERAL]
                 said = RIVALS[name](reader, chosen, asked)
                 found[name] = _spread(said, asked, questions)
                 print(f"{COLUMNS[name]}: asked", flush=True)
@@ -259,7 +271,9 @@ def measure(options: argparse.Namespace, path: str) -> dict[str, Any]:
         file = known.pop("file")
         for name in columns:
             if name in ASKED:
-                found[name], times[name] = product(options, path, file, name, questions)
+                asked = [q for q in questions if q.group != GENERAL or name in WITH_GENERAL]
+                said, times[name] = product(options, path, file, name, asked)
+                found[name] = _spread(said, asked, questions)
                 print(f"{COLUMNS[name]}: asked", flush=True)
     rows = []
     for number, question in enumerate(questions):
@@ -331,6 +345,7 @@ def main() -> int:
     found |= {"threads": options.threads, "cpus": multiprocessing.cpu_count()} | measure(options, path)
     show(found["table"], found["columns"])
     show_hits(found["table"], found["columns"])
+    show_mistaken(found["questions"], "ask")
     for name, times in found["times"].items():
         print(f"\n{name}: " + ", ".join(f"{what} {_short(value)}" for what, value in times.items()))
     KEPT.mkdir(parents=True, exist_ok=True)
