@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_kit.episodes.words import of_run, runs, words
+from atlas_kit.episodes.words import is_unspaced, of_run, runs, words
 
 Array: TypeAlias = NDArray[Any]
 
@@ -130,15 +130,14 @@ class Index:
         found = list(dict.fromkeys(words(text)))
         holds = np.zeros((len(found), self.blocks + len(self._last_length)), bool)
         for row, word in zip(holds, found, strict=True):
-            if (number := self._runs.words.get(word)) is not None:
-                row[self._posts([number])[0]] = True
+            row[self._posts(self._runs.numbers_of(word))[0]] = True
         return holds
 
     def _terms(self, question: str) -> list[list[int]]:
         """What a question looks for: each known word, and each family of words, by their numbers."""
         known = self._runs
         found = list(dict.fromkeys(words(question)))[-_MOST_WORDS:]
-        terms = [[known.words[word]] for word in found if word in known.words]
+        terms = [numbers for word in found if (numbers := known.numbers_of(word))]
         families = dict.fromkeys(family for word in found if (family := _family(word)))
         return [*terms, *(known.families[family] for family in families if family in known.families)]
 
@@ -203,6 +202,13 @@ class _Runs(dict[str, int]):
         self._edges.append(len(self._numbers))
         self[run] = number = len(self)
         return number
+
+    def numbers_of(self, word: str) -> list[int]:
+        """Return the numbers under which a word is known: none, one, or those of all pairs with its one letter."""
+        if len(word) == 1 and is_unspaced(word):
+            return [number for known, number in self.words.items() if word in known]
+        number = self.words.get(word)
+        return [] if number is None else [number]
 
     def edges(self, runs: Array) -> tuple[Array, Array]:
         """Return where the words of runs begin and end."""

@@ -67,6 +67,11 @@ def words(text: str) -> list[str]:
     return [word for run in runs(text) for word in of_run(run)]
 
 
+def is_unspaced(word: str) -> bool:
+    """Tell whether a word begins with a letter that does not stand between spaces word by word."""
+    return _UNSPACED_LETTER.match(word) is not None
+
+
 def _of_script(part: str) -> list[str]:
     """Words of a part of a run in which either all letters stand without spaces or none."""
     if not _UNSPACED_LETTER.match(part):

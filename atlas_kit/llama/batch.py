@@ -340,8 +340,7 @@ class Batches:
                 if not self._room_beside:
                     events += self._learned(due)
                     due = []
-                most = -(-sum(job.waiting is not None for job in self.jobs) // 2) if two_stages else None
-                batch = self._batch(due, most)
+                batch = self._batch(due, self._half() if two_stages else None)
                 if not two_stages:
                     events += self._one_stage(batch)
             if two_stages:
@@ -419,8 +418,8 @@ class Batches:
             self._other.shutdown()
             self._other = None
 
-    def _batch(self, learning: list[Job], most: int | None = None) -> list[Job]:
-        """Choose whose steps are decoded next: in turn, as long as they fit, at most so many.
+    def _batch(self, learning: list[Job], among: list[Job] | None = None) -> list[Job]:
+        """Choose whose steps are decoded next: in turn, as long as they fit, of all or ``among`` some.
 
         Who has learning due waits for it.
 
@@ -430,10 +429,8 @@ class Batches:
         chosen: list[Job] = []
         total, kinds = 0, set[bool]()
         free = set(map(id, learning))
-        for job in self.jobs:
+        for job in self.jobs if among is None else among:
             if (step := job.waiting) is None or (job.session.due and id(job) not in free):
-                continue
-            if job in self._fresh:
                 continue
             size = len(step.feed.tokens)
             kind = None if not step.hidden and step.feed.outputs == size else step.hidden  # None: with either
@@ -443,8 +440,6 @@ class Batches:
                 kinds.add(kind)
             chosen.append(job)
             total += size
-            if len(chosen) == most:
-                break
         return chosen
 
     def _one_stage(self, batch: list[Job]) -> list[tuple[Job, list[Token]]]:
@@ -510,6 +505,21 @@ class Batches:
         return self._times.gains(
             sum(job.waiting is not None and job.session.memory is not None for job in self.jobs)
         )
+
+    def _half(self) -> list[Job]:
+        """Return those of one half who wait to be decoded for.
+
+        A half are sequences in a row: llama.cpp decodes those in one go, and others one by one.
+        """
+        waiting = sorted(
+            (job for job in self.jobs if job.waiting is not None), key=lambda job: job.session.sequence
+        )
+        middle = -(-len(waiting) // 2)
+        low, high = (
+            [job for job in half if job not in self._fresh] for half in (waiting[:middle], waiting[middle:])
+        )
+        half = set(low if len(low) >= len(high) else high)
+        return [job for job in self.jobs if job in half]  # whoever waited longest comes first
 
     def _two_stages(self, batch: list[Job]) -> list[tuple[Job, list[Token]]]:
         """Decode on the other thread; meanwhile go on with those for whom it was done the last time.

@@ -357,7 +357,26 @@ def _read_state(
         )
 
 
-def context_bytes(given: Given | MemoryFile) -> int:
+def seal(path: StrPath, *, passphrase: str | bytes | None = None, key: bytes | None = None) -> bool:
+    """Encrypt a memory's file if it is not; tell whether it was not. Without a secret nothing is done.
+
+    Raises
+    ------
+    AtlasError
+        The file cannot be read or written; it stays as it was.
+    """
+    from atlas_kit.formats.atlas import MemoryFile
+
+    if passphrase is None and key is None:
+        return False
+    with MemoryFile.open(path, passphrase=passphrase, key=key) as file:
+        if file.version == 3:
+            return False
+        file.save(version=3)
+        return True
+
+
+def context_bytes(given: Given | MemoryFile, **secret: Any) -> int:
     """Return how large the engine's own copy of the context is in a file; 0 where there is none.
 
     Raises
@@ -367,12 +386,12 @@ def context_bytes(given: Given | MemoryFile) -> int:
     """
     from atlas_kit.persistence.snapshot import opened_memory
 
-    with opened_memory(given) as file:
+    with opened_memory(given, **secret) as file:
         entry = file.get(CONTEXT)
         return 0 if entry is None else int(entry.size)
 
 
-def drop_context(path: StrPath) -> None:
+def drop_context(path: StrPath, **secret: Any) -> None:
     """Remove the engine's own copy of the context from a file: its tokens stay, and are read again.
 
     Raises
@@ -382,7 +401,7 @@ def drop_context(path: StrPath) -> None:
     """
     from atlas_kit.formats.atlas import MemoryFile
 
-    with MemoryFile.edit(path) as file:
+    with MemoryFile.edit(path, **secret) as file:
         if file.remove(CONTEXT):
             file.save()  # whole, or it would keep its size
 

@@ -86,6 +86,15 @@ class MemoryRows:
         variables=("ATLAS_MEMORY_COMPRESS",),
         group="Memory",
     )
+    atlas_key_file: str | None = row(
+        None,
+        str,
+        "Encrypt what is saved of memories and sessions, with the 32 bytes in this file.",
+        "atlas-key-file",
+        metavar="FILE",
+        variables=("ATLAS_KEY_FILE",),
+        group="Memory",
+    )
     atlas_memory_backup_count: int = row(
         3,
         int,

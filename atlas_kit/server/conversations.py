@@ -27,7 +27,9 @@ from atlas_kit.errors import (
     ConflictError,
     FileAccessError,
     InvalidParamError,
+    KeyRequiredError,
     OutOfMemoryError,
+    WrongKeyError,
 )
 from atlas_kit.llama.parking import Parked, light_state_of, new_parked, park, parked_of, state_of, unpark
 from atlas_kit.llama.session import DEVICES, AtlasSession
@@ -691,7 +693,8 @@ class Conversations:
             if conversation.closed:  # its file has gone meanwhile; one that is there now is that of the next
                 raise _deleted() from None
             # nothing is wrong with the file where too many are open, a disk is away for a moment, or others are at it
-            if type(error) is FileAccessError or isinstance(error, ConflictError):
+            kept = (ConflictError, KeyRequiredError, WrongKeyError)
+            if type(error) is FileAccessError or isinstance(error, kept):
                 raise
             if isinstance(error, MemoryError):
                 raise OutOfMemoryError("there is not enough RAM for this session now") from error

@@ -19,20 +19,23 @@ from atlas_kit.errors import (
     AtlasError,
     FileAccessError,
     FileCorruptError,
+    KeyRequiredError,
     LockedError,
     NoSuchFileError,
+    WrongKeyError,
     WrongModelError,
 )
 from atlas_kit.llama.parking import Parked, new_parked, parked_of
 from atlas_kit.persistence.auto_save import AutoSave
 from atlas_kit.persistence.backups import list_backups, make_room, newest_good, prune
 from atlas_kit.persistence.place import Place, automatic_path
-from atlas_kit.persistence.session_file import read_session_state
+from atlas_kit.persistence.session_file import read_session_state, seal
 from atlas_kit.server.conversation import Conversation, about, take_over
 from atlas_kit.server.jobs import finished
 from atlas_kit.server.keys import SHARED
 from atlas_kit.server.session_files import make_private, session_info
 from atlas_kit.storage.atomic import lock
+from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.pace import gently
 
 if TYPE_CHECKING:
@@ -87,7 +90,10 @@ class SharedMemory:
         is no error: ``report`` says so, and it is tried again with each save.
     """
 
-    def __init__(self, config: ServerConfig, engine: Engine, settings: AtlasSettings) -> None:
+    def __init__(
+        self, config: ServerConfig, engine: Engine, settings: AtlasSettings, keys: Keys | None = None
+    ) -> None:
+        self._keys = Keys() if keys is None else keys
         self._config, self._engine, self._settings = config, engine, settings
         self.path = config.atlas_memory_file or automatic_path(engine.info.path, config.atlas_memory_dir)
         self.report = Report()
@@ -108,7 +114,7 @@ class SharedMemory:
 
     def _opened(self) -> Place:
         """Return the place of the file, which is this server's from now on."""
-        place = Place(self.path, self._engine.info.path)
+        place = Place(self.path, self._engine.info.path, self._keys)
         try:
             self._held.enter_context(lock(f"{os.path.realpath(self.path)}.server", timeout=1.0))
         except LockedError as error:
@@ -144,8 +150,12 @@ class SharedMemory:
         held: _Held | None = None
         if os.path.lexists(self.path):
             try:
+                seal(self.path, **self._keys.options())
                 held = self._read(self.path)
                 self.report.loaded = True
+            except (KeyRequiredError, WrongKeyError) as error:  # nothing is wrong with the file
+                error.hint, error.remedy = "Give its key with --atlas-key-file.", None
+                raise
             except Exception as error:  # whatever a file does to its reader, the server starts
                 self._set_aside(error)
                 held = self._newest_backup()
@@ -174,9 +184,10 @@ class SharedMemory:
         config = self._config
         state = read_session_state(
             file, expect_model=self._engine.info.identity, optimizer=config.atlas_load_optimizer,
-            window=config.atlas_load_window,
+            window=config.atlas_load_window, **self._keys.options(),
         )  # fmt: skip
-        return _Held(parked_of(self._engine, state, DEVICES[config.device]), state, session_info(file))
+        info = session_info(file, **self._keys.options())
+        return _Held(parked_of(self._engine, state, DEVICES[config.device]), state, info)
 
     def _set_aside(self, error: Exception) -> None:
         """Move a file that is no good out of the way; what is said has no folder in it."""
@@ -207,7 +218,7 @@ class SharedMemory:
                 raise FileCorruptError("the backup is damaged", path=file.path) from error
 
         with contextlib.suppress(AtlasError):
-            found = newest_good(list_backups(self.path, accept=accept))
+            found = newest_good(list_backups(self.path, self._keys, accept=accept))
             if found is not None:
                 read = self._read(found[1].path)
                 self.report.backup, self.report.loaded = os.path.basename(found[1].path), True

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from atlas_kit.errors import AtlasError, NoSuchFileError
 from atlas_kit.llama.parking import Parked, parked_of, unpark
 from atlas_kit.llama.session import DEVICES
-from atlas_kit.persistence.session_file import read_session_state, write_session_state
+from atlas_kit.persistence.session_file import read_session_state, seal, write_session_state
 from atlas_kit.server.conversation import Conversation, about, take_over
 from atlas_kit.server.file_names import checked_file_name, inside
 from atlas_kit.server.jobs import finished
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from atlas_kit.server.conversations import Conversations
     from atlas_kit.server.lifecycle import SharedMemory
     from atlas_kit.settings.atlas_settings import AtlasSettings
+    from atlas_kit.storage.keys import Keys
 
 SUFFIX = ".atlas"
 
@@ -57,6 +58,7 @@ class Host(Protocol):
     conversations: Conversations
     settings: AtlasSettings
     shared: SharedMemory | None
+    keys: Keys
 
 
 class Memories:
@@ -132,7 +134,7 @@ class Memories:
             "tokens_learned": None, "fits": False, "problem": None,
         }  # fmt: skip
         try:
-            description = describe_memory(path)
+            description = describe_memory(path, **self._service.keys.options())
         except AtlasError as error:
             return {**found, "problem": error.message}
         fits = description.model_hash == self._service.engine.info.identity
@@ -179,7 +181,10 @@ class Memories:
         except OSError as error:
             raise access_error(error, folder, "write") from error
         options: dict[str, Any] = {"codec": "lz4"} if self._service.config.atlas_memory_compress else {}
-        write_session_state(path, state, metadata={"session": info}, window=window, **options)
+        secret = self._service.keys.options()
+        if secret and os.path.lexists(path):
+            seal(path, **secret)
+        write_session_state(path, state, metadata={"session": info}, window=window, **options, **secret)
 
     async def load(self, namespace: str, conversation: Conversation, name: str) -> None:
         """Let a conversation go on with the memory in a file; its own is lost.
@@ -198,7 +203,7 @@ class Memories:
         config = self._service.config
         return read_session_state(
             path, expect_model=self._service.engine.info.identity, optimizer=config.atlas_load_optimizer,
-            window=config.atlas_load_window,
+            window=config.atlas_load_window, **self._service.keys.options(),
         )  # fmt: skip
 
     # --- what requests ask for -----------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from atlas_kit.server.memory_views import MemoryViews
 from atlas_kit.server.metrics import Metrics, Request
 from atlas_kit.server.problems import ApiError, unavailable
 from atlas_kit.server.session_files import SessionFiles, make_private
+from atlas_kit.storage.keys import Keys, key_from_file
 
 if TYPE_CHECKING:
     from atlas_kit.llama.chat import ChatTemplate
@@ -86,6 +87,8 @@ class Service:
         #: Is taken by a request that begins.
         self.turn = asyncio.Lock()
         self.session_problem: str | None = None
+        #: What encrypts the files of memories and sessions.
+        self.keys = Keys()
         self.memories = Memories(self)
         self.memory_views = MemoryViews(self)
 
@@ -122,6 +125,8 @@ class Service:
         self.engine = await asyncio.wrap_future(self._loading)
         for note in self.engine.notes:
             log.info("%s", note)
+        if self.config.atlas_key_file is not None:
+            self.keys = Keys(key=await asyncio.to_thread(key_from_file, self.config.atlas_key_file))
         self.template = await asyncio.to_thread(self._chat_template)
         self.settings = await asyncio.to_thread(memory_settings, self.config, self.engine.info.path)
         self.text_form = await asyncio.to_thread(text_form, self.engine.info.path, self.config.pooling)
@@ -130,7 +135,7 @@ class Service:
         if self.config.persists:
             from atlas_kit.server.lifecycle import SharedMemory
 
-            self.shared = SharedMemory(self.config, self.engine, self.settings)
+            self.shared = SharedMemory(self.config, self.engine, self.settings, self.keys)
         self.scheduler = Scheduler(self.engine)
         self.conversations = Conversations(
             self.engine, self.scheduler, most_waiting=self.config.max_queue, device=self.config.device,
@@ -168,17 +173,20 @@ class Service:
             try:
                 if make_private(folder):
                     log.info("the folder of memories was made: %s", folder)
-                return SessionFiles(os.path.join(folder, "sessions"), codec, most)
+                return SessionFiles(os.path.join(folder, "sessions"), codec, most, self.keys)
             except LockedError:
                 raise
             except AtlasError as error:
                 self.session_problem = f"sessions do not outlive a restart: {error.message}"
                 log.warning("%s", self.session_problem)
-        return SessionFiles(None, codec, most)
+        return SessionFiles(None, codec, most, self.keys)
 
     def _kept_responses(self) -> KeptResponses:
         """Return where answers are that later requests go on from: in a file, where sessions outlive a restart."""
         if not self.files.outlives:
+            return self.responses
+        if self.keys.given:
+            log.info("answers do not outlive a restart: the file of answers would not be encrypted")
             return self.responses
         from atlas_kit.server.response_file import ResponseFile
 

@@ -25,6 +25,7 @@ from atlas_kit.persistence.session_file import (
     context_bytes,
     drop_context,
     read_session_state,
+    seal,
     write_session_state,
 )
 from atlas_kit.server.keys import Key
@@ -34,6 +35,7 @@ from atlas_kit.storage.source import access_error
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import MemoryFile
     from atlas_kit.persistence.session_state import SessionState
+    from atlas_kit.storage.keys import Keys
 
 log = logging.getLogger("atlas_kit.server")
 _SUFFIX = ".atlas"
@@ -70,6 +72,8 @@ class SessionFiles:
     most_context
         Bytes of models' contexts that all files together may hold; None: any number. Those of the sessions used last
         stay, and the others' texts are read again.
+    keys
+        What encrypts them.
 
     Raises
     ------
@@ -84,7 +88,9 @@ class SessionFiles:
         folder: str | os.PathLike[str] | None = None,
         codec: str | None = None,
         most_context: int | None = None,
+        keys: Keys | None = None,
     ) -> None:
+        self._secret = {} if keys is None else keys.options()
         self._most_context = most_context
         self._contexts: dict[str, _Kept] | None = None  # by path; not looked for yet
         self._counting = threading.Lock()
@@ -173,7 +179,9 @@ class SessionFiles:
         used = float(used) if isinstance(used, (int, float)) else time.time()
         if not self._has_room(path, len(state.context or b""), used):
             state = dataclasses.replace(state, context=None, output={}, position=len(state.tokens))
-        write_session_state(path, state, metadata={"session": info}, force=True, **options)
+        if self._secret and os.path.lexists(path):
+            seal(path, **self._secret)
+        write_session_state(path, state, metadata={"session": info}, force=True, **options, **self._secret)
         with contextlib.suppress(OSError):
             os.utime(path, (used, used))  # files are as old as what is in them
 
@@ -191,7 +199,7 @@ class SessionFiles:
                 if total <= left or kept.used > used:
                     break
                 with contextlib.suppress(AtlasError):  # a file that is gone, or no good, is in nobody's way
-                    drop_context(one)
+                    drop_context(one, **self._secret)
                     os.utime(one, (kept.used, kept.used))
                 total -= kept.size
                 del others[one]
@@ -206,7 +214,7 @@ class SessionFiles:
             for entry in entries:
                 if entry.name.endswith(_SUFFIX) and not entry.name.startswith("."):
                     with contextlib.suppress(AtlasError):
-                        if size := context_bytes(entry.path):
+                        if size := context_bytes(entry.path, **self._secret):
                             found[entry.path] = _Kept(size, entry.stat().st_mtime)
         return found
 
@@ -219,7 +227,8 @@ class SessionFiles:
             There is none, or it is damaged, or another model's.
         """
         path = self.path_of(key)
-        return read_session_state(path, expect_model=model), session_info(path)
+        state = read_session_state(path, expect_model=model, **self._secret)
+        return state, session_info(path, **self._secret)
 
     def delete(self, key: Key) -> bool:
         """Remove the file of a session; tell whether there was one.
@@ -281,7 +290,7 @@ class SessionFiles:
                 if len(found) == count:
                     break
                 with contextlib.suppress(AtlasError):
-                    description = describe_memory(path)
+                    description = describe_memory(path, **self._secret)
                     info = description.metadata.get("session")
                     info = info if isinstance(info, dict) else {}
                     match info.get("namespace"), info.get("name"):
@@ -299,7 +308,7 @@ class SessionFiles:
         kept = self._seen.get(entry.name)
         if kept is None or kept[0] != stamp:
             try:
-                info = session_info(entry.path)
+                info = session_info(entry.path, **self._secret)
             except AtlasError:
                 info = {}
             kept = self._seen[entry.name] = (stamp, {**info, "bytes": found.st_size})
@@ -370,9 +379,9 @@ def remove_abandoned() -> int:
     return removed
 
 
-def session_info(file: str | MemoryFile) -> dict[str, Any]:
+def session_info(file: str | MemoryFile, **secret: Any) -> dict[str, Any]:
     """Return what a file says of the session in it, besides its memory."""
     from atlas_kit.persistence.snapshot import describe_memory
 
-    info = describe_memory(file).metadata.get("session")
+    info = describe_memory(file, **secret).metadata.get("session")
     return info if isinstance(info, dict) else {}

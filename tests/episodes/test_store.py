@@ -173,6 +173,15 @@ def test_languages(said, question):
     assert found(episodes, question)[0] == said
 
 
+def test_a_word_of_one_letter_is_found_in_the_pairs():
+    episodes = store()
+    say(episodes, "我家有一只猫和一只狗")
+    say(episodes, "今天天气很好")
+    assert found(episodes, "猫", 3) == ["我家有一只猫和一只狗"]
+    assert episodes.forget(about="狗") > 0
+    assert found(episodes, "猫", 3) == []
+
+
 def test_words_of_one_family_are_found():
     episodes = store()
     say(episodes, "She installed it on Monday.")

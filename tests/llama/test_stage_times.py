@@ -147,3 +147,21 @@ def test_an_engine_that_somebody_else_uses(monkeypatch):
     with engine.lock:
         pool.run()
     assert [len(job.tokens) for job in jobs] == [20] * 4
+
+
+def test_halves_are_sequences_in_a_row(monkeypatch):
+    """Others are decoded one after the other, whatever the order in which the sessions came."""
+    engine, batches = FakeEngine(n_ctx=128, n_sequences=4), []
+    sessions = [AtlasSession(engine, SMALL) for _ in range(4)]
+    pool, _ = in_two_stages(monkeypatch, engine, [sessions[at] for at in (2, 0, 3, 1)])
+    plain = engine.decode
+
+    def decode(feeds, *, hidden=False):
+        batches.append(sorted(feed.sequence for feed in feeds))
+        return plain(feeds, hidden=hidden)
+
+    engine.decode = decode
+    for _ in range(8):
+        pool.step()
+    assert {(0, 1), (2, 3)} <= set(map(tuple, batches))
+    assert all(one in ([0, 1], [2, 3], [0], [1], [2], [3]) for one in batches)

@@ -17,7 +17,7 @@ from atlas_kit.formats.atlas.tables import MAGIC
 from atlas_kit.llama.parking import Parked, unpark
 from atlas_kit.llama.sampling import Sampling
 from atlas_kit.llama.session import AtlasSession
-from atlas_kit.persistence.session_file import read_session_state, write_session_state
+from atlas_kit.persistence.session_file import read_session_state, seal, write_session_state
 from atlas_kit.server.conversation import Conversation, Slot
 from atlas_kit.server.file_names import inside
 from atlas_kit.server.native_answer import settings_of
@@ -170,12 +170,21 @@ async def _save(service: Service, slot: Slot, namespace: str, path: Path) -> dic
             return session.state()
         return SlotContext(list(session.context_tokens), service.engine.save_sequence(session.sequence))
 
+    secret = service.keys.options()
+
     def write(found: Any) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(found, SlotContext):
+            if secret:
+                raise ApiError(
+                    400, "Without a memory a slot is saved unencrypted, and this server encrypts its files.",
+                    code="not_encrypted",
+                )  # fmt: skip
             write_atomically(path, written(found))
         else:
-            write_session_state(path, found)
+            if path.exists():
+                seal(path, **secret)
+            write_session_state(path, found, **secret)
         return path.stat().st_size
 
     found = await service.conversations.on(conversation, state)
@@ -201,7 +210,7 @@ async def _restore(service: Service, slot: Slot, namespace: str, path: Path) -> 
             if is_slot_file(file.read(4)):
                 file.seek(0)
                 return read(file.read(), engine.info.n_vocab, engine.n_ctx)
-        return read_session_state(path, expect_model=engine.info.identity)
+        return read_session_state(path, expect_model=engine.info.identity, **service.keys.options())
 
     try:
         found = await asyncio.to_thread(state)
