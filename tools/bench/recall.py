@@ -158,8 +158,11 @@ def product(
     from tools.bench._recall_product import load_and_ask
 
     recall = ASKED[name] | (options.recall if name == "ask" else {})
-    found = _elsewhere(load_and_ask, path, file, list(questions), recall, CONTEXT, options.threads)
-    asked = Asked(*(found.pop(part) for part in ("answers", "considered", "taken", "more")))
+    kept = file.with_name(f"{file.stem}-{name}.jsonl")
+    if not options.reuse:
+        kept.unlink(missing_ok=True)
+    found = _elsewhere(load_and_ask, path, file, list(questions), recall, kept, CONTEXT, options.threads)
+    asked = Asked(*(found.pop(part) for part in ("answer", "considered", "taken", "more")))
     assert asked.more is not None
     for what in ("first_token_seconds", "first_token_cpu_seconds"):
         times = sorted(row[what] for row in asked.more)
@@ -321,7 +324,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--recall", type=json.loads, default={}, metavar="JSON", help='settings of ask: {"gate": 0.5}'
     )
-    found.add_argument("--reuse", action="store_true", help="ask the memory that the last run saved")
+    found.add_argument(
+        "--reuse", action="store_true", help="go on with the memory and the answers of the last run"
+    )
     found.add_argument("--save", action="store_true", help="write tools/bench/results/recall-MODEL.json")
     return found
 
