@@ -40,7 +40,7 @@ MEMORY_LAB = """\
 from pathlib import Path
 from atlas_kit.widgets import MemoryLab
 
-MemoryLab("sample_data/models/tiny-python.gguf", Path("sample_data/documents/argparse.py"))"""
+MemoryLab("sample_data/models/tiny-python.gguf", Path("sample_data/documents/argparse.py"), height=150)"""
 #: Two memories that have read different documents; then what tells them apart on a text that neither has read.
 LEARN_TWO = """\
 from pathlib import Path
@@ -87,6 +87,10 @@ def memory_lab(page: Page, lab: Lab) -> bytes:
         timeout=300_000,
     )
     output.get_by_role("button", name="Pause").click()
+    output.get_by_label("Recall").select_option("always")
+    output.get_by_label("Question").fill("How is an argument added to a parser?")
+    output.get_by_label("Question").press("Enter")
+    expect(output.locator(".atlas-recall .answer > ol")).to_be_visible(timeout=60_000)
     return picture_of(page)
 
 

@@ -33,7 +33,7 @@ COMMANDS = {
     "run": Row("run_cmd", "Generate text, with a memory that learns while it reads."),
     "serve": Row("serve_cmd", "Serve a model over HTTP, with a memory that outlives a restart."),
     "learn": Row("learn_cmd", "Read documents into a memory."),
-    "ask": Row("ask_cmd", "Ask about what was read or said, and get the answer with its sources."),
+    "ask": Row("ask_cmd", "Ask about what was read or said; answers name their sources."),
     "forget": Row("forget_cmd", "Forget part of what a memory has read and heard."),
     "perplexity": Row("perplexity_cmd", "Measure what a memory is worth: perplexity with and without it."),
     "recall": Row("recall_cmd", "Measure what a memory recalls, over distance."),

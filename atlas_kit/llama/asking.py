@@ -18,7 +18,6 @@ from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama import arguments
 from atlas_kit.llama.asking_prompts import Form, form_of, template_of
 from atlas_kit.llama.branching import Branch
-from atlas_kit.llama.likeness import Likeness
 from atlas_kit.llama.recalling import (
     LONGEST_QUESTION,
     Piece,
@@ -141,7 +140,7 @@ def asking(
         found, recalled = [], Recalled(reason="the context has no room for it")
     said: tuple[Finish, list[Token], float] | None = None
     if found or not keep:
-        branch = Branch(session)
+        branch = Branch(session)  # apart from the conversation, in which a question is likely anyway
         try:
             if found and session.episodes is not None:
                 recalled = yield from recalling(branch, session.episodes, fresh, whole, found, recall)
@@ -235,17 +234,12 @@ class _Talk:
 
 def found_for(session: Inside, question: str, leading: str, recall: Recall) -> list[Piece]:
     """Return what may help with a question behind ``leading``, where something is to be found at all."""
-    read = session.engine.tokenize
-    asked = read(f" {question}")
-    if recall.mode == "off" or len(asked) > LONGEST_QUESTION:
+    if recall.mode == "off" or len(session.engine.tokenize(question)) > LONGEST_QUESTION:
         return []
     assert session.episodes is not None
-    if session.likeness is None:
-        session.likeness = Likeness(session.engine)
     return candidates(
-        session.episodes, session.likeness, question, asked, recall,
-        context=session.context_tokens, before=leading, more=read(f" {leading}") if leading else (),
-    )  # fmt: skip
+        session.engine, session.episodes, question, recall, context=session.context_tokens, before=leading
+    )
 
 
 def follows_up(question: str) -> bool:

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from atlas_kit.llama.chat import ChatTemplate
     from atlas_kit.llama.engine import Engine
 
-#: The form in which SmolLM2-135M answers most; see docs/how-it-works.md.
-LEAD, MIDDLE = "This was read or said earlier:\n", "\n\nAnswer this question with it: "
+#: Of ten forms the one in which SmolLM2-135M read most from the right piece: 30 of 41 questions right, 24 without the
+#: quotation marks and the word "question". It marks the piece's end and the question's beginning.
+LEAD, MIDDLE = 'This was read or said earlier: "', '"\n\nAnswer the question with it. Question: '
 PARTS = "\n\n"  # between two pieces
 
 

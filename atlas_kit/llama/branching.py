@@ -1,7 +1,7 @@
 """A side way out of a session: read, go back, read something else, and leave no trace in the session.
 
-What is read there nobody learns or stores. It begins with an empty context; the engine's bytes of the session's own
-are kept meanwhile, which takes far less time than to read it again.
+What is read there nobody learns or stores. It begins with an empty context, while the engine's bytes of the session's
+own are kept, which takes far less time than to read it again; or it goes on behind the session's context.
 """
 
 from __future__ import annotations
@@ -34,9 +34,12 @@ class Branch:
     ----------
     session
         It owes its context nothing (``catching_up`` was done).
+    most
+        None: begin with an empty context. Else go on behind the session's, where so many tokens are read and said at
+        most: where there is room for them and the engine can take them back, nothing is copied.
     """
 
-    def __init__(self, session: Inside) -> None:
+    def __init__(self, session: Inside, most: int | None = None) -> None:
         self._session, engine = session, session.engine
         if session._last_output is not None:
             session._last_output.keep()
@@ -45,13 +48,18 @@ class Branch:
             session.observer, session._counts,
         )  # fmt: skip
         self._watched = None if session.memory is None else session.memory.watched
-        self._saved = engine.save_sequence(session.sequence) if session._context else b""
+        stays = most is not None and engine.can_shift and session._position + most <= engine.n_ctx
+        self._saved = None if stays or not session._context else engine.save_sequence(session.sequence)
         session.observer, session.learns, session._counts, session.memory = None, False, Stats(), None
-        session._context, session._position, session._last_output = [], 0, None
-        engine.forget(session.sequence)
+        session._context = session._context[:]
+        if most is None:
+            session._context, session._position, session._last_output = [], 0, None
+            engine.forget(session.sequence)
 
     def remember(self) -> None:
         """Begin where the session is, and let its memory answer, too; it does not learn.
+
+        Only where it began with an empty context.
 
         Raises
         ------
@@ -60,7 +68,7 @@ class Branch:
         """
         session, context = self._session, self._was[0]
         session.engine.forget(session.sequence)
-        if context and not session.engine.load_sequence(session.sequence, self._saved):
+        if context and not session.engine.load_sequence(session.sequence, self._saved or b""):
             raise ModelError("the context cannot be restored", path=session.engine.info.path)
         session._context, session._position = context[:], self._was[1]
         session._last_output, session.memory = self._was[2], self._was[3]
@@ -114,8 +122,8 @@ class Branch:
             raise ModelError("the context cannot be restored", path=session.engine.info.path)
         session._context, session._position, session._last_output = list(place.context), place.position, None
 
-    def close(self) -> None:
-        """Let the session go on where it was.
+    def close(self, *, failed: bool = False) -> None:
+        """Let the session go on where it was; ``failed``: a decode did, so what was not copied is read again.
 
         Raises
         ------
@@ -130,8 +138,14 @@ class Branch:
             session.memory.watched = self._watched
         if session.closed:
             return
+        if self._saved is None and session._context and not failed:
+            session.engine.forget(session.sequence, session._position)
+            return
         session.engine.forget(session.sequence)
-        if session._context and not session.engine.load_sequence(session.sequence, self._saved):
+        if self._saved is None:
+            session._owed, session._context, session._position = session._context, [], 0
+            session._last_output = session._last_output if not session._owed else None
+        elif session._context and not session.engine.load_sequence(session.sequence, self._saved):
             session.forget_context()
             raise ModelError("the context cannot be restored", path=session.engine.info.path)
 

@@ -12,7 +12,6 @@ from atlas_kit.llama.sampling import Sampling
 from atlas_kit.llama.steps import Finish, Observer, Stats, Step, Token, Work
 
 if TYPE_CHECKING:
-    from atlas_kit.llama.likeness import Likeness
     from atlas_kit.llama.token_memory import TokenMemory
 
 
@@ -22,7 +21,6 @@ class Inside(Protocol):
     engine: Engine
     memory: TokenMemory | None
     episodes: Episodes | None
-    likeness: Likeness | None
     sequence: int
     learns: bool
     observer: Observer | None

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from atlas_kit.codecs.numbers import Array
-from atlas_kit.episodes import EpisodeArrays, Kind
+from atlas_kit.episodes import EpisodeArrays, Episodes, Kind
 from atlas_kit.llama.engine import Engine
 from atlas_kit.llama.output_matrix import OutputRows
 
@@ -95,7 +95,8 @@ class Likeness:
     """An index of what is stored, by token. It follows its store: what is new is taken in when it is asked."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        #: Whose vectors these are.
+        self.engine = engine
         self._of: tuple[int, int] = (-1, -1)
         self._tokens: Array = np.empty(0, np.int64)
         self._vectors: Array = np.empty((0, 0), np.float32)
@@ -107,7 +108,7 @@ class Likeness:
         found, counts = np.unique(arrays.tokens, return_counts=True)
         new = np.setdiff1d(found, self._tokens, assume_unique=True)
         if len(new):
-            rows = vectors_of(self._engine)(new.astype(np.int64))
+            rows = vectors_of(self.engine)(new.astype(np.int64))
             tokens = np.concatenate((self._tokens, new))
             held = rows if not len(self._tokens) else np.concatenate((self._vectors, rows))
             order = np.argsort(tokens)
@@ -125,10 +126,10 @@ class Likeness:
     def question(self, arrays: EpisodeArrays, asked: Sequence[int]) -> Question:
         """Return how near what is stored is to a question's tokens."""
         self._update(arrays)
-        telling = np.unique([token for token in asked if _tells(self._engine.piece(token))]).astype(np.int64)
+        telling = np.unique([token for token in asked if _tells(self.engine.piece(token))]).astype(np.int64)
         if not len(telling) or not len(self._tokens):
             return Question(self._tokens, np.ones((0, len(self._tokens)), np.float32))
-        near = self._vectors @ vectors_of(self._engine)(telling).T
+        near = self._vectors @ vectors_of(self.engine)(telling).T
         tails = np.empty((len(telling), len(self._tokens)), np.float32)
         for row in range(len(telling)):
             order = np.argsort(-near[:, row])
@@ -180,6 +181,16 @@ class Likeness:
             start, stop = int(edges[block]) + shift, int(edges[last[block]]) + shift
             best.append(Near(start, stop, block, float(total[block])))
         return best
+
+
+_indexes: weakref.WeakKeyDictionary[Episodes, Likeness] = weakref.WeakKeyDictionary()
+
+
+def likeness_of(engine: Engine, episodes: Episodes) -> Likeness:
+    """Return the index of some episodes, which is made when they are asked for the first time."""
+    if (found := _indexes.get(episodes)) is None or found.engine is not engine:
+        found = _indexes[episodes] = Likeness(engine)
+    return found
 
 
 def _surprise(tails: Array, counts: Any) -> Array:

@@ -87,7 +87,6 @@ def park(session: AtlasSession, *, context: bool = True) -> Parked:
         session._last_output, session._counts, session.episodes,
     )  # fmt: skip
     session.memory, session.learns, session._counts, session.episodes = None, True, Stats(), None
-    session.likeness = None
     session.forget_context()
     return parked
 
@@ -99,7 +98,7 @@ def unpark(session: AtlasSession, parked: Parked) -> None:
     """
     session.forget_context()
     session.memory, session.learns, session._counts = parked.memory, parked.learns, parked.counts
-    session.episodes, session.likeness = parked.episodes, None
+    session.episodes = parked.episodes
     if not parked.context:
         session._owed = parked.owed  # a context that was cleared to be read again, and was cut short
         return

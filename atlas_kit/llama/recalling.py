@@ -21,13 +21,14 @@ from atlas_kit.episodes import TURNS, Episodes, Found, Kind, Segment
 from atlas_kit.episodes.words import words
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.excerpts import excerpt
-from atlas_kit.llama.likeness import Likeness, Near
+from atlas_kit.llama.likeness import Near, likeness_of
 from atlas_kit.llama.steps import Work
 from atlas_kit.settings.atlas_settings import RECALLS, AtlasSettings
 
 if TYPE_CHECKING:
     from atlas_kit.llama.asking_prompts import Form
     from atlas_kit.llama.branching import Branch, Place
+    from atlas_kit.llama.engine import Engine
 
 #: Segments that each search gives, of which the best together are read.
 WIDE = 24
@@ -153,8 +154,8 @@ class Recalled:
 
 
 def candidates(
-    episodes: Episodes, likeness: Likeness, question: str, asked: Sequence[int], recall: Recall, *,
-    context: Sequence[int] = (), before: str = "", more: Sequence[int] = (),
+    engine: Engine, episodes: Episodes, question: str, recall: Recall, *, context: Sequence[int] = (),
+    before: str = "",
 ) -> list[Piece]:  # fmt: skip
     """Return the pieces that may answer a question, those to read first at the front.
 
@@ -162,20 +163,18 @@ def candidates(
 
     Parameters
     ----------
-    asked
-        The question's tokens.
     context
         The tokens in the model's context: what is there is not read again.
-    before, more
-        What was said before the question, and its tokens: where the question alone says too little, they count, too.
+    before
+        What was said before the question: where that alone says too little, it counts, too.
     """
     said = frozenset(words(question))
     leading = said.union(words(before))
     if not said or not len(episodes):
         return []
     arrays = episodes.arrays()
-    like = likeness.question(arrays, [*more, *asked])
-    text, count = f"{before} {question}" if before else question, WIDE
+    text, count, likeness = f"{before} {question}".strip(), WIDE, likeness_of(engine, episodes)
+    like = likeness.question(arrays, engine.tokenize(f" {text}"))
     rows = [
         (1.0, [_as_found(episodes, one) for one in likeness.search(arrays, like, count)]),
         (
@@ -257,7 +256,7 @@ def recalling(
         The question's tokens.
     """
     if not found:
-        return Recalled(reason="nothing was found by its words")
+        return Recalled(reason="nothing was found")
     judged = asked[-JUDGED:]
     rest = asked[: len(asked) - len(judged)]
     yield from branch.read(form.before[:-1])

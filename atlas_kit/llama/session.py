@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -37,6 +36,7 @@ from atlas_kit.llama.steps import (
     Token,
     Work,
     common_length,
+    drawn,
     likeliest,
     log_softmax,
     scores,
@@ -49,7 +49,6 @@ from atlas_kit.settings.atlas_settings import AtlasSettings
 if TYPE_CHECKING:
     from atlas_kit.episodes import Episodes
     from atlas_kit.llama.asking import Answer
-    from atlas_kit.llama.likeness import Likeness
     from atlas_kit.llama.reading import Reading
     from atlas_kit.llama.token_memory import TokenMemory
 
@@ -150,7 +149,6 @@ class AtlasSession:
         self.puts_off = False
         #: What was read and said, to be found again; None: nobody keeps it.
         self.episodes: Episodes | None = None
-        self.likeness: Likeness | None = None  # an index of them, made when they are asked
         self.talked: list[tuple[str, str]] = []  # what was asked and answered since the context was emptied
         self._open_episode: tuple[Kind, str] | None = None
         self._counts = Stats()
@@ -359,6 +357,10 @@ class AtlasSession:
         if self._expected is not None:
             for row, token in enumerate(tokens):
                 self._expected(int(token), reading.log_probabilities(row))
+        if len(p) == 1:  # numbers one by one take less time than arrays of one
+            gave, weights = p[0].tolist(), reading.weights[0].tolist()
+            mixed = sum([one * weight for one, weight in zip(gave, weights, strict=True)])
+            return np.log([[max(gave[0], 1e-300), max(mixed, 1e-300)]])
         both: Array = np.empty((len(p), 2))
         both[:, 0], both[:, 1] = p[:, 0], reading.blended(p)
         np.maximum(both, 1e-300, out=both)
@@ -403,15 +405,15 @@ class AtlasSession:
         return was.reading
 
     def _count(self, logprob: Array) -> None:
-        for column, total in enumerate(np.add.reduce(logprob, axis=0).tolist()):
+        for column, total in enumerate((logprob[0] if len(logprob) == 1 else logprob.sum(axis=0)).tolist()):
             self._counts.losses[column] -= total
         self._counts.scored += len(logprob)
 
     # --- context -------------------------------------------------------------------------------------------
 
-    def _make_room(self) -> Work[None]:
-        """Drop the older half of the context if it is full, but for the begin token."""
-        if self._position < self.engine.n_ctx or self.engine.info.recurrent:
+    def _make_room(self, count: int = 1) -> Work[None]:
+        """Drop the older half of the context, but for the begin token, if so many tokens have no room behind it."""
+        if self._position + count <= self.engine.n_ctx or self.engine.info.recurrent:
             return
         begin = self.engine.begin
         keep = len(begin) if tuple(self._context[: len(begin)]) == begin else 0
@@ -670,14 +672,14 @@ class AtlasSession:
                 tokens, logp = some
                 token = sampler.sample_among(tokens, logp + np.float32(reading.lse[0]))
                 if most is not None and sampler.candidates:
-                    return token, *_drawn(sampler.candidates, token, most)
+                    return token, *drawn(sampler.candidates, token, most)
                 top = tuple((int(tokens[place]), chance) for place, chance in likeliest(logp, most or 0))
                 return token, float(logp[tokens == token][0]), top
             logp = reading.log_probabilities()
             # on the scale of the model's own logits, which a repeat penalty multiplies
             token = sampler.sample(logp + np.float32(reading.lse[0]), None)
         if most is not None and sampler.candidates:
-            return token, *_drawn(sampler.candidates, token, most)
+            return token, *drawn(sampler.candidates, token, most)
         return token, float(logp[token]), likeliest(logp, most or 0)
 
     def _advance(self, said: Token) -> Generator[Step, Outputs, None]:
@@ -898,11 +900,3 @@ class AtlasSession:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _drawn(
-    candidates: Sequence[tuple[int, float]], token: int, most: int
-) -> tuple[float, tuple[tuple[int, float], ...]]:
-    """Return the logarithms of the probabilities that a token was drawn with, and the likeliest."""
-    chances = dict(candidates)
-    return math.log(chances.get(token, 1e-45)), tuple((one, math.log(p)) for one, p in candidates[:most])

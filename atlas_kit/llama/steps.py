@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -148,6 +149,14 @@ def likeliest(logp: Array, count: int) -> tuple[tuple[int, float], ...]:
     places = most_likely(logp, min(count, len(logp)))
     ordered = places[np.lexsort((places, -logp[places]))]
     return tuple((int(place), float(logp[place])) for place in ordered)
+
+
+def drawn(
+    candidates: Sequence[tuple[int, float]], token: int, most: int
+) -> tuple[float, tuple[tuple[int, float], ...]]:
+    """Return the logarithms of the probabilities that a token was drawn with, and the likeliest."""
+    chances = dict(candidates)
+    return math.log(chances.get(token, 1e-45)), tuple((one, math.log(p)) for one, p in candidates[:most])
 
 
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:

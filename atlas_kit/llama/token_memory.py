@@ -27,6 +27,7 @@ from atlas_kit.llama.output_matrix import OutputRows
 from atlas_kit.llama.reading import NO_SLOTS, Reading, Slots, change_of, far_off, summarize, with_bound
 from atlas_kit.llama.side_by_side import read_side_by_side
 from atlas_kit.llama.whitened_reading import (
+    LEAST_LIFT,
     LIFT,
     Asking,
     asked_for,
@@ -162,7 +163,7 @@ class TokenMemory:
         self._asking: list[tuple[Asking, Array]] = []
         self._waiting = 0
         self._due = False
-        self._lift: Array | None = None
+        self._lift: tuple[Array, Array] | None = None
         self._ahead: tuple[Reading, int] | None = None
         self._line: list[int] = []  # the last tokens that were learned, or wait for it
         self.log_eta = 0.0
@@ -233,8 +234,9 @@ class TokenMemory:
             _, lse, entropy = summarize(logits, 0)
             top = np.array([likely(row, self.lift, self.count) for row in logits])
             tokens, own, corrected, log_z, before, behind, expected, pull = correct_all(
-                self.rows, hidden, logits, top, y, lse, self.bias, self.require_formula, self._matrix
-            )
+                self.rows, hidden, logits, top, y, lse, self.bias, self.require_formula, self._matrix,
+                knows=self.whitened.is_whitened(self.state),
+            )  # fmt: skip
         else:
             top, lse, entropy = summarize(logits, self.count)
             tokens, own, corrected, log_z, before = self._corrected(hidden, logits, top, lse, y)
@@ -275,10 +277,11 @@ class TokenMemory:
         return np.asarray(to_host(self.state.parameters["bias"])[0])
 
     @property
-    def lift(self) -> Array | None:
+    def lift(self) -> tuple[Array, Array] | None:
         """What counts beside the logits when candidates are chosen: the same for a whole step."""
         if self._lift is None and (bias := self.bias) is not None:
-            self._lift = np.float32(LIFT) * np.maximum(bias, 0)
+            tokens = np.flatnonzero(bias > LEAST_LIFT)
+            self._lift = tokens, np.float32(LIFT) * bias[tokens]
         return self._lift
 
     def _answers(self, hidden: Array) -> tuple[Array, Array]:

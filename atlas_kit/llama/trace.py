@@ -175,11 +175,17 @@ def _best(tokens: Array, p: Array) -> tuple[Array, Array]:
 
 
 def follow(
-    session: AtlasSession, tokens: Sequence[int], trace: Trace, after: Callable[[], None] | None = None
+    session: AtlasSession,
+    tokens: Sequence[int],
+    trace: Trace,
+    after: Callable[[], None] | None = None,
+    *,
+    stores: bool = False,
 ) -> None:
     """Read tokens and trace all of them, also the one that nothing came before.
 
-    ``after`` is called after each step of the memory, on this thread.
+    ``after`` is called after each step of the memory, on this thread. ``stores``: the episode that is open goes on with
+    what is read.
 
     Raises
     ------
@@ -199,7 +205,7 @@ def follow(
 
     before, session.observer = session.observer, observe
     try:
-        session.run(session.reading(tokens))
+        session.run(session.reading(tokens, stores=stores))
         while unscored:  # it was the only one
             trace.begin(unscored.pop())
     finally:

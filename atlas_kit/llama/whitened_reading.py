@@ -17,6 +17,7 @@ from atlas_kit.codecs.numbers import Array
 from atlas_kit.llama.output_matrix import BLOCK_BYTES
 from atlas_kit.llama.reading import Reading, change_of, far_off, most_likely, summarize, with_bound
 from atlas_kit.llama.side_by_side import OneMemory, gated, look_up
+from atlas_kit.memory import WhitenedMemory
 from atlas_kit.memory.backend import quiet, to_host
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 #: How much a token's bias above zero counts when candidates are chosen: what came lately is worth a look before it is
 #: likely. Below zero it does not count: a token that the model finds likely must not lose its correction.
 LIFT = 2.0
+#: Biases up to this lift nothing.
+LEAST_LIFT = 0.02
 
 
 class OneWhitened(OneMemory, Protocol):
@@ -35,15 +38,27 @@ class OneWhitened(OneMemory, Protocol):
         """The tokens' biases (n_vocab,); None: all are zero."""
 
     @property
-    def lift(self) -> Array | None:
-        """``LIFT`` times the biases above zero."""
+    def lift(self) -> tuple[Array, Array] | None:
+        """Tokens with biases above ``LEAST_LIFT``, ascending, and ``LIFT`` times these."""
 
 
-def likely(logits: Array, lift: Array | None, count: int) -> Array:
-    """Return the ``count`` candidates behind logits (n_vocab,), ascending."""
+def likely(logits: Array, lift: tuple[Array, Array] | None, count: int) -> Array:
+    """Return the ``count`` candidates behind logits (n_vocab,), ascending: the largest when some are lifted.
+
+    ``lift``: tokens (k,), and how far they are lifted (k,), none down; so only those that come to lie above the
+    ``count``-th largest of all need a look.
+    """
     if count >= len(logits):
         return np.arange(len(logits))
-    found = most_likely(logits if lift is None else logits + lift, count)
+    found = most_likely(logits, count)
+    if lift is not None and len(lift[0]):
+        lifted = logits[lift[0]] + lift[1]
+        above = (lifted > logits[found].min()).nonzero()[0]
+        if len(above):
+            tokens, lifted = lift[0][above], lifted[above]
+            tokens = np.concatenate((tokens, np.setdiff1d(found, tokens)))
+            lifted = np.concatenate((lifted, logits[tokens[len(lifted) :]]))
+            found = tokens[np.argpartition(lifted, len(lifted) - count)[len(lifted) - count :]]
     found.sort()
     return found
 
@@ -54,7 +69,6 @@ def read_whitened(
 ) -> list[Reading]:
     """Return what each whitened memory expects after one token; as ``read_side_by_side``."""
     first = memories[0]
-    rows = first.rows
     y, directions = first.memory.read_each([one.state for one in memories], hidden)
     _, lse, entropy = summarize(logits, 0)
     count = len(memories)
@@ -64,17 +78,7 @@ def read_whitened(
         top[row] = likely(logits[row], one.lift, first.count)
         np.take(logits[row], top[row], out=own[row], mode="clip")
         one.require_formula(hidden[row : row + 1], own[row : row + 1], top[row])
-    biases = [one.bias for one in memories]
-    # as many at a time as leave their rows in the processor's cache
-    at_once = max(1, BLOCK_BYTES // (4 * rows.n_embd * first.count))
-    parts = [
-        _moved_side_by_side(rows, own[some], top[some], y[some], lse[some], biases[some])
-        for at in range(0, count, at_once)
-        for some in (slice(at, at + at_once),)
-    ]
-    corrected, log_z, before, behind, expected, pull = (
-        parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
-    )
+    corrected, log_z, before, behind, expected, pull = _moved_each(memories, own, top, y, lse)
     slots, windows, seen = look_up(memories, directions, current)
     features, weights = gated(memories, entropy, slots, seen)
     return [
@@ -85,6 +89,42 @@ def read_whitened(
         for row in range(count)
         for one in (slice(row, row + 1),)
     ]  # fmt: skip
+
+
+def _moved_each(
+    memories: Sequence[OneWhitened], own: Array, top: Array, y: Array, lse: Array
+) -> tuple[Array, ...]:
+    """Return ``moved`` of one token of each session, and the pull (R, n_embd): of most of them nothing.
+
+    A memory that is not whitened yet corrects nothing, and learns nothing: all that it takes is left out.
+    """
+    rows, count = memories[0].rows, len(memories)
+    found = _unmoved(own, lse, rows.n_embd)
+    knowing = [row for row, one in enumerate(memories) if WhitenedMemory.is_whitened(one.state)]
+    if not knowing:
+        return found
+    # as many at a time as leave their rows in the processor's cache
+    at_once = max(1, BLOCK_BYTES // (4 * rows.n_embd * top.shape[1]))
+    parts = [
+        _moved_side_by_side(
+            rows, own[some], top[some], y[some], lse[some], [memories[row].bias for row in some]
+        )
+        for at in range(0, len(knowing), at_once)
+        for some in (knowing[at : at + at_once],)
+    ]
+    of_them = parts[0] if len(parts) == 1 else tuple(map(np.concatenate, zip(*parts, strict=True)))
+    if len(knowing) == count:
+        return of_them
+    found = tuple(array.copy() for array in found)
+    for array, part in zip(found, of_them, strict=True):
+        array[knowing] = part
+    return found
+
+
+def _unmoved(own: Array, lse: Array, n_embd: int) -> tuple[Array, ...]:
+    """Return ``moved`` by nothing, and no pull."""
+    before = np.exp(own - lse[:, None])
+    return own, lse, before, before, np.zeros(len(own)), np.zeros((len(own), n_embd), np.float32)
 
 
 def _moved_side_by_side(
@@ -138,7 +178,7 @@ def _slope(corrected: Array, softcap: float) -> Array:
 @quiet
 def correct_all(
     rows: OutputRows, hidden: Array, logits: Array, tops: Array, y: Array, lse: Array, bias: Array | None,
-    check: Any, scratch: Array,
+    check: Any, scratch: Array, *, knows: bool,
 ) -> tuple[Array, ...]:  # fmt: skip
     """Return the candidates (U,) of ``n`` tokens together, and what ``Reading`` says of them.
 
@@ -150,6 +190,8 @@ def correct_all(
         Called with states, logits and tokens (see ``TokenMemory.require_formula``).
     scratch
         Takes the rows, if it is large enough.
+    knows
+        Whether the memory is whitened: before, it corrects nothing, and no row is looked at.
 
     Returns
     -------
@@ -160,6 +202,8 @@ def correct_all(
     tokens = np.flatnonzero(flags)
     own = logits[:, tokens]
     check(hidden, own, tokens)
+    if not knows:
+        return (tokens, own, *_unmoved(own, lse, rows.n_embd))
     block = rows(tokens, scratch)
     change = (y @ block.T - (y @ rows.mean)[:, None]) * np.float32(rows.scale)
     if bias is not None:

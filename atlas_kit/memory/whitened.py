@@ -78,9 +78,13 @@ class WhitenedMemory(Memory):
         for row, state in enumerate(states):
             parameters = state.parameters
             self.xp.dot(queries[row] - parameters["origin"][0], parameters["P"], out=x[row])
-        phi = cut(x)
-        for row, state in enumerate(states):
-            self.xp.dot(phi[row], state.parameters["W"], out=y[row])
+        knowing = [row for row, state in enumerate(states) if self.is_whitened(state)]
+        if len(knowing) < len(states):
+            y[:] = 0  # W is zero until then
+        if knowing:
+            phi = cut(x)
+            for row in knowing:
+                self.xp.dot(phi[row], states[row].parameters["W"], out=y[row])
         return y, self.unit(x[:, : config.d_key])
 
     def directions(self, state: MemoryState, queries: Array) -> Array:
@@ -228,7 +232,7 @@ class WhitenedMemory(Memory):
     flush = scan = observe
 
     def reset(self, state: MemoryState, kind: str = "hard") -> MemoryState:
-        """Return ``state`` emptied as ``Memory.reset`` does; ``soft`` keeps the whitening: the window's keys need it."""
+        """Return ``state`` emptied as ``Memory.reset`` does; ``soft`` keeps the whitening: the keys need it."""
         new = super().reset(state, kind)
         if kind == "hard":
             return new

@@ -75,7 +75,7 @@ def ask(
         raise InvalidParamError(
             "there is nothing in this memory to ask about",
             path=name or None,
-            hint="`atlas-tool learn` stores what it reads.",
+            hint="Let it learn documents, or talk with it.",
         )
     result = Asked(name, session.engine.info.name, len(session.episodes))
     chosen = recall_of(None if session.memory is None else session.memory.settings, **(recall or {}))

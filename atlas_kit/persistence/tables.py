@@ -114,9 +114,7 @@ WAITING = (
     KeptRow("probabilities", "float64", ("n", "3"), "of the token that came: model, with memory, window"),
     KeptRow("slope", "float64", ("n", "4"), "three derivatives of the ranking, and that of the step size"),
     KeptRow("gradient", "float32", ("n", "width"), "if whitened: the gradient of the answer", True),
-    KeptRow(
-        "share", "float32", ("n", "candidates"), "if whitened: the gradient of the logits of `top`", True
-    ),
+    KeptRow("share", "float32", ("n", "candidates"), "if whitened: the gradient of `top`'s logits", True),
     KeptRow("recent", "int32", ("at most 1024",), "tokens that came lately, oldest first"),
     KeptRow("log_eta", "float64", (), "log of the factor by which the step size has moved"),
 )

@@ -114,7 +114,7 @@ class AtlasSettings:
     ranking: bool = _row(True, "also rank the window by what preceded and by age, learned while reading")
     candidates: int = _row(256, "most likely tokens whose logits the memory corrects; 0: all", 0, 1 << 24)
     episode_tokens: int = _row(
-        1_000_000, "tokens of what was read and said that are kept to be asked about; 0: none", 0, 1 << 30
+        1_000_000, "tokens of what was read and said that are kept; 0: none", 0, 1 << 30
     )
     recall: str = _row(
         "auto", "read again what helps with a question: auto, off, or always the best", None, None, *RECALLS

@@ -613,3 +613,46 @@ def test_a_context_too_small(tiny_model, run_cli):
     result = run_real(run_cli, tiny_model, "-p", "hello", "--n-ctx", "2")
     assert result.exit_code == 2
     assert "n_ctx" in result.stderr
+
+
+# --- what is read again ---------------------------------------------------------------------------------------
+
+TALK = "The key lies under the blue stone.\n/reset context\nWhere is the key?\n/recall\n"
+
+
+def chat(run_cli, model, *arguments, stdin):
+    return run_cli("run", model, "--temperature", "0", "--max-tokens", "4", *arguments, stdin=stdin)
+
+
+def test_a_chat_recalls_what_was_said(run_cli, tiny_model, tmp_path):
+    file = tmp_path / "m.atlas"
+    result = chat(run_cli, tiny_model, "-m", file, "--recall", "always", stdin=TALK)
+    assert result.exit_code == 0, result.stderr
+    assert "[from user, 20" in result.stderr
+    assert "for the last answer: it makes the question likelier" in result.stdout
+    assert "    The key lies under the blue stone." in result.stdout
+    with AtlasSession(str(tiny_model), file, engine_options={"n_ctx": 256}) as session:
+        said = [session.episodes.text(one.start, one.stop) for one in session.episodes.episodes]
+        assert said[0::2] == ["The key lies under the blue stone.", "Where is the key?"]
+        assert session.memory.settings.recall == "always"
+
+
+def test_a_chat_that_shall_not_recall(run_cli, tiny_model):
+    off = chat(run_cli, tiny_model, "--atlas", "--recall", "off", stdin=TALK)
+    assert "[from" not in off.stderr
+    assert "for the last answer: off" in off.stdout
+    typed = chat(run_cli, tiny_model, "--atlas", stdin="/recall\n/recall off\n/recall maybe\n" + TALK)
+    assert "nothing was asked yet" in typed.stdout
+    assert "recall is off now" in typed.stdout
+    assert "/recall can be auto, off, always, not maybe" in typed.stderr
+    assert "for the last answer: off" in typed.stdout
+    without = chat(run_cli, tiny_model, stdin="/recall\n")
+    assert "nothing is kept that could be recalled" in without.stderr
+
+
+def test_plain_text_goes_on_as_it_did(run_cli, tiny_model, tmp_path):
+    result = chat(run_cli, tiny_model, "-m", tmp_path / "m.atlas", "--no-chat", "-p", "Where is", stdin="")
+    assert result.exit_code == 0
+    with AtlasSession(str(tiny_model), tmp_path / "m.atlas", engine_options={"n_ctx": 256}) as session:
+        said = [session.episodes.text(one.start, one.stop) for one in session.episodes.episodes]
+        assert said[0] == "Where is"

@@ -11,7 +11,7 @@ from atlas_kit.episodes import TURNS, Episodes, Kind
 from atlas_kit.llama import FakeEngine
 from atlas_kit.llama.engine import ModelInfo
 from atlas_kit.llama.excerpts import excerpt
-from atlas_kit.llama.likeness import Likeness
+from atlas_kit.llama.likeness import Likeness, likeness_of
 from atlas_kit.llama.output_matrix import OutputRows
 
 PLAIN = "The water was cold that day .\nNobody went near the shore .\n"
@@ -136,3 +136,11 @@ def test_the_excerpt_is_about_the_question(engine, episodes):
     assert episodes.text(segment.start, start).rstrip().endswith(".")  # whole sentences
     whole = excerpt(episodes, segment, question, frozenset(), 500)
     assert whole == (segment.start, segment.stop)
+
+
+def test_each_store_has_an_index_of_its_own(engine, episodes):
+    other = Episodes(engine.piece, engine.info.n_vocab)
+    one = likeness_of(engine, episodes)
+    assert likeness_of(engine, episodes) is one
+    assert likeness_of(engine, other) is not one
+    assert likeness_of(Words(), episodes) is not one

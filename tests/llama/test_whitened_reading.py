@@ -9,7 +9,7 @@ import pytest
 
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.token_memory import BIAS_STEP, ETA_BOUND, ETA_RATE, TokenMemory, read_ahead
-from atlas_kit.llama.whitened_reading import LIFT, bias_step, likely
+from atlas_kit.llama.whitened_reading import LEAST_LIFT, LIFT, bias_step, likely
 from atlas_kit.memory.whitened import whitening
 from atlas_kit.settings.atlas_settings import GATE_START, WHITENED_AFTER, AtlasSettings
 from tests.llama.test_token_memory import E, Model, V, softmax, text
@@ -44,7 +44,7 @@ class Reference:
     def learn(self, h, z, token, posterior_of):
         """Return what the memory gave to the token, having learned the tokens before it."""
         h, z = h.astype("f8"), z.astype("f8")
-        top = np.argsort(-(z + LIFT * np.maximum(self.b, 0)), kind="stable")[: self.s.candidates]
+        top = np.argsort(-(z + LIFT * self.b * (self.b > LEAST_LIFT)), kind="stable")[: self.s.candidates]
         changed, moved = z.copy(), np.zeros(V)
         if self.W is not None:
             y = self.phi(h) @ self.W
@@ -275,7 +275,17 @@ def test_the_gate_starts_with_little_weight_for_a_short_window():
 def test_candidates_and_bias_steps():
     z = np.array([0.0, 3.0, 1.0, 2.0], np.float32)
     assert likely(z, None, 2).tolist() == [1, 3]
-    assert likely(z, np.array([5.0, 0, 0, 0], np.float32), 2).tolist() == [0, 1]
+    lift = (np.array([0, 2]), np.array([5.0, 0.5], np.float32))
+    assert likely(z, lift, 2).tolist() == [0, 1]
+    assert likely(z, lift, 9).tolist() == [0, 1, 2, 3]
+    random = np.random.default_rng(0)
+    for count in (1, 8, 60):
+        z = random.standard_normal(4000).astype(np.float32)
+        ids = np.sort(random.choice(4000, 300, replace=False))
+        all_of = np.zeros(4000, np.float32)
+        all_of[ids] = random.random(300) * 4
+        wanted = np.sort(np.argsort(-(z + all_of))[:count])
+        assert likely(z, (ids, all_of[ids]), count).tolist() == wanted.tolist()
     ids, change = bias_step(np.array([[3, 7], [1, 3]]), np.array([[0.5, 0.25], [0.1, -1.0]]), 2.0)
     assert ids.tolist() == [1, 3, 7]
     assert change.tolist() == pytest.approx([-0.2, 1.0, -0.5])

@@ -456,7 +456,7 @@ ATLAS_KEYS: tuple[KeyRow, ...] = (
     KeyRow("atlas.memory.sharpness", "f64", "theta of the softmax over cosines in the window; learned from there"),
     KeyRow("atlas.memory.ranking", "bool", "also rank the window by what preceded and by age, learned while reading"),
     KeyRow("atlas.memory.candidates", "u32", "most likely tokens whose logits the memory corrects; 0: all"),
-    KeyRow("atlas.memory.episode_tokens", "u32", "tokens of what was read and said that are kept to be asked about; 0: none"),
+    KeyRow("atlas.memory.episode_tokens", "u32", "tokens of what was read and said that are kept; 0: none"),
     KeyRow("atlas.memory.recall", "str", "read again what helps with a question: auto, off, or always the best"),
     KeyRow("atlas.memory.recall_segments", "u32", "pieces that are read again for a question at most"),
     KeyRow("atlas.memory.recall_gate", "f64", "nats per token of the question that a piece must gain"),

@@ -1,7 +1,7 @@
 """The controls of ``MemoryLab``: buttons, sliders, the text to read, files. They say what was asked, and do nothing.
 
 Every control calls ``on(what, value)``: ``start``, ``pause``, ``step``, ``stop``, ``reset``; ``settings`` with a dict;
-``text`` with a string or a ``Path``; ``save`` and ``load`` with a file name.
+``text`` with a string or a ``Path``, and the name of what has one; ``save`` and ``load`` with a file name.
 """
 
 from __future__ import annotations
@@ -181,11 +181,13 @@ class Controls(ipywidgets.VBox):  # type: ignore[misc]
 
     def _chosen(self, change: Any) -> None:
         if change.new in self._documents:
-            self._on("text", self._documents[change.new])
+            self._on("text", self._documents[change.new], change.new)
 
     def _uploaded(self, change: Any) -> None:
         if change.new:
-            self._on("text", bytes(change.new[0]["content"]).decode("utf-8", "surrogateescape"))
+            file = change.new[0]
+            text = bytes(file["content"]).decode("utf-8", "surrogateescape")
+            self._on("text", text, str(file.get("name", "")))
 
     def show_text(self, text: str) -> None:
         """Show the text that is read next; of a long one, that it is there."""

@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
+from atlas_kit.episodes import Episodes, Kind
 from atlas_kit.errors import InvalidParamError
+from atlas_kit.llama.asking import Answer, asking
+from atlas_kit.llama.recalling import Recall, recall_of
 from atlas_kit.llama.session import AtlasSession
 from atlas_kit.llama.snapshots import Snapshots
 from atlas_kit.llama.token_memory import TokenMemory
@@ -30,6 +33,8 @@ from atlas_kit.widgets.lab import static_view as static
 from atlas_kit.widgets.lab.controls import Controls
 from atlas_kit.widgets.lab.history import History
 from atlas_kit.widgets.lab.matrix_pane import MatrixPane
+from atlas_kit.widgets.lab.recall_pane import RecallPane, watched
+from atlas_kit.widgets.lab.recollection import Recollection
 from atlas_kit.widgets.lab.view import LabView
 from atlas_kit.widgets.live import Runner, Turns, sentence
 from atlas_kit.widgets.remote import is_address
@@ -38,6 +43,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from atlas_kit.llama.engine import Engine
+    from atlas_kit.llama.steps import Token
 
 
 #: Settings that act at once, because they leave the arrays as they are.
@@ -119,14 +125,16 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self._wanted: AtlasSettings = self.session.memory.settings
         self._snapshots = Snapshots(snapshot_every)
         self._text, self._at = "", 0
+        self._source, self._typed = "", 0  # what is read, and how many texts had no name
+        self._kept, self._end = 0, 0  # tokens of it that can be found again; where the episodes ended then
         self._tokens: list[int] = []
         self._portion, self._goal = MOST_TOKENS // 4, 0
         self._rates: deque[tuple[float, int]] = deque(maxlen=16)
         self._build(documents, height)
         self._begin()
-        super().__init__([self.controls, self.view, self.matrices])
+        super().__init__([self.controls, self.view, self.recalled, self.matrices])
         self.add_class("atlas-memory-lab")
-        self.text_to_read = content
+        self._take(content, "" if isinstance(text, str) else os.fspath(text))
         _LABS[id(self.session.engine)] = self
         if displaced:
             self._tell("An earlier MemoryLab on this model was stopped: two cannot read at the same time.")
@@ -139,6 +147,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
             lambda: lab._read(), lambda: lab._frame(), lambda: lab._changed(), lambda: lab.view.ready
         )
         self.controls = Controls(_documents(documents), self._wanted, self._on)
+        self.recalled = RecallPane(lambda *asked: lab._answer(*asked))
         self.matrices = MatrixPane(
             self._state, self.view.measured, lambda error: self._tell(error=error), height
         )
@@ -184,10 +193,20 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
 
     @text_to_read.setter
     def text_to_read(self, text: str | os.PathLike[str]) -> None:
-        new = text if isinstance(text, str) else _content(text)
+        self._take(
+            text if isinstance(text, str) else _content(text),
+            "" if isinstance(text, str) else os.fspath(text),
+        )
+
+    def _take(self, text: str, source: str) -> None:
+        """Have a text to read; what is found of it again is said to be of ``source``."""
         self.stop()
-        self._text, self._tokens, self._at = new, [], 0
-        self.controls.show_text(new)
+        if not source and text:
+            self._typed += 1
+            source = "text" if self._typed == 1 else f"text {self._typed}"
+        self._text, self._tokens, self._at = text, [], 0
+        self._source, self._kept = source, 0
+        self.controls.show_text(text)
         self.view.show()
 
     def start(self) -> None:
@@ -256,6 +275,60 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
             del found["learning_rate"]  # with or without a learned memory: other arrays
         return found
 
+    def ask(self, question: str, *, recall: Recall | None = None, **options: Any) -> Answer:
+        """Ask about what was read, between two steps and as if in a new conversation, and wait for the answer.
+
+        Nothing of it is learned or stored, and reading goes on where it stood. The pane shows what was recalled.
+
+        Parameters
+        ----------
+        recall
+            How the memory is asked; by default as its settings say.
+        options
+            ``max_tokens``, ``stop``, ``sampling``, ``template`` and the others of ``AtlasSession.ask``.
+
+        Raises
+        ------
+        AtlasError
+            What the session raises.
+        """
+        chosen = recall_of(self.settings) if recall is None else recall
+        self.recalled.take(self._recollection(question, chosen, lambda: False, lambda _: None, **options))
+        assert self.answer is not None
+        return self.answer
+
+    @property
+    def answer(self) -> Answer | None:
+        """The last answer, with the pieces that it was given; None before the first."""
+        return None if self.recalled.last is None else self.recalled.last.answer
+
+    def _answer(
+        self, question: str, mode: str, stale: Callable[[], bool], told: Callable[[Token], None]
+    ) -> Recollection:
+        """Answer what the pane asks."""
+        return self._recollection(question, recall_of(self.settings, mode=mode), stale, told)
+
+    def _recollection(
+        self,
+        question: str,
+        recall: Recall,
+        stale: Callable[[], bool],
+        told: Callable[[Token], None],
+        **options: Any,
+    ) -> Recollection:
+        session = self.session
+        with self.lock:
+            stored = self._stored()
+            with session.aside():
+                session.forget_context()  # what is in it would not be looked for
+                work = asking(session, question, recall=recall, keep=False, **options)
+                answer = session.run(watched(work, stale, told))  # type: ignore[arg-type]
+        return Recollection(answer, recall, stored)
+
+    def _stored(self) -> int:
+        """Return how many tokens can be found again."""
+        return -1 if self.session.episodes is None else len(self.session.episodes)
+
     def save(self, path: str | os.PathLike[str], **options: Any) -> None:
         """Write the memory into a ``.atlas`` file, between two steps; options as for ``AtlasSession.save``."""
         with self.lock:
@@ -280,11 +353,12 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         if self._owns:
             with self.lock:  # a step may still be in progress
                 self.session.close()
-        for widget in (*self.controls.parts(), *self.matrices.parts(), self.view):
+        for widget in (*self.controls.parts(), *self.matrices.parts(), self.recalled, self.view):
             widget.close()
         super().close()
 
     def _leave(self) -> None:
+        self.recalled.disable()
         self.runner.close()
         self.matrices.stop()
         if _LABS.get(id(self.session.engine)) is self:
@@ -300,12 +374,17 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self._snapshots.offer(self.session)
         self.view.take(self.trace, Words(self.session.engine, self.trace))
         self.matrices.begin()
+        self._kept = self._end = 0
+        self.recalled.clear()
+        self.recalled.stored, self.recalled.mode = self._stored(), self.settings.recall
 
     def _prepare(self, tokens: int | None = None) -> None:
         """Have tokens to read, from the beginning if there are no more; ``tokens``: how many of them."""
         if not self.runner.alive and self._at >= len(self._tokens):
             with self.lock:
                 self._tokens, self._at = self.session.tokens_of(self._text), 0
+                if _holds(self.session.episodes, self._tokens):
+                    self._kept = len(self._tokens)
             if not self._tokens:
                 raise InvalidParamError(
                     "there is no text to read", key="text", hint="Type one, or choose a document."
@@ -323,18 +402,31 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         """Read a portion: one step of the runner."""
         whole = self._whole()
         count = min(whole, self._goal - self._at)
+        stores = self._at >= self._kept  # a text that is read again is stored once
+        if not stores:
+            count = min(count, self._kept - self._at)
+        elif stores := self.session.learns:
+            self._open_document()
         part, before = self._tokens[self._at : self._at + count], len(self.trace)
         started = time.thread_time()
         try:
-            follow(self.session, part, self.trace, self.runner.frame)
+            follow(self.session, part, self.trace, self.runner.frame, stores=stores)
         finally:
             self._at += len(self.trace) - before
+            self._kept = max(self._kept, self._at)
+            self._end = 0 if self.session.episodes is None else self.session.episodes.end
         self._rates.append((time.monotonic(), len(self.trace)))
         if count == whole:  # by the time of the processor: a busy machine must not make batches small
             rate = count / max(time.thread_time() - started, 1e-6)
             self._portion = _portion(rate, self.session.engine.n_batch)
         self._snapshots.offer(self.session)
         return self._at < len(self._tokens)
+
+    def _open_document(self) -> None:
+        """Have what is read kept in the episode of this text; if something else was stored since, in another one."""
+        episodes = self.session.episodes
+        if episodes is not None and (self._at == 0 or episodes.end != self._end):
+            episodes.begin(Kind.DOCUMENT, self._source)
 
     def _whole(self) -> int:
         """Return how many tokens to read now: about a portion, but no small rest of a step or of the context.
@@ -349,6 +441,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
 
     def _frame(self) -> None:
         self.view.show()
+        self.recalled.stored = self._stored()
         self.matrices.frame(len(self.trace))
 
     def _changed(self) -> None:
@@ -363,6 +456,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self._snapshots.keep(self.session)
         self._tell(_SAID.get(state, ""), error=error)
         self.view.show()
+        self.recalled.stored = self._stored()
         self.matrices.show()
         self.matrices.measure(len(self.trace))
 
@@ -410,8 +504,10 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
 
     # --- the controls ----------------------------------------------------------------------------------------
 
-    def _on(self, what: str, value: Any = None) -> None:
-        """Do what a control asks for; what goes wrong stands in the status line."""
+    def _on(self, what: str, value: Any = None, name: str = "") -> None:
+        """Do what a control asks for; what goes wrong stands in the status line. ``name``: of a text that has one."""
+        if what not in ("pause", "stop"):
+            self.recalled.stop()  # what needs the session does not wait for an answer
         orders: dict[str, Callable[[], None]] = {
             "start": self.start,
             "pause": self.pause,
@@ -419,7 +515,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
             "stop": self.stop,
             "reset": self.reset,
             "settings": lambda: self.set(**value),
-            "text": lambda: setattr(self, "text_to_read", value),
+            "text": lambda: self._read_next(value, name),
             "save": lambda: self.save(_named(value)),
             "load": lambda: self.load(_named(value)),
         }
@@ -427,6 +523,13 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
             orders[what]()
         except Exception as error:  # a control never ends in a traceback
             self._tell(error=sentence(error))
+
+    def _read_next(self, text: str | os.PathLike[str], name: str) -> None:
+        """Take a text from a control."""
+        if isinstance(text, str) and name:
+            self._take(text, name)
+        else:
+            self.text_to_read = text
 
     # --- without a page --------------------------------------------------------------------------------------
 
@@ -441,7 +544,8 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
 
     def html(self) -> str:
         """Return the figure, the numbers, and the newest text coloured by surprise."""
-        return page(self.png(), self.text()) + static.coloured(self)
+        last = self.recalled.last
+        return page(self.png(), self.text()) + static.coloured(self) + ("" if last is None else last.html())
 
 
 _SAID = {
@@ -496,6 +600,16 @@ def _displace(session: AtlasSession) -> bool:
 def _documents(given: Any) -> dict[str, Any]:
     """Return texts to choose from by name."""
     return dict(given) if isinstance(given, Mapping) else {Path(one).name: Path(one) for one in given}
+
+
+def _holds(episodes: Episodes | None, tokens: list[int]) -> bool:
+    """Tell whether a whole document is one that can be found again."""
+    return episodes is not None and any(
+        one.kind == Kind.DOCUMENT
+        and one.stop - one.start == len(tokens)
+        and episodes.tokens(one.start, one.stop) == tokens
+        for one in episodes.episodes
+    )
 
 
 def _content(path: str | os.PathLike[str]) -> str:

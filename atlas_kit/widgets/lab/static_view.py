@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from atlas_kit.llama.trace_frames import GivenWords, Words
     from atlas_kit.widgets.lab.history import History
     from atlas_kit.widgets.lab.matrix_pane import MatrixPane
+    from atlas_kit.widgets.lab.recall_pane import RecallPane
 
 
 #: Okabe and Ito's colours, as ``static/lab/lab.css`` has them: model, memory, window; surprise.
@@ -64,6 +65,7 @@ class ShownLab(ShownRun, Protocol):
 
     session: AtlasSession
     matrices: MatrixPane
+    recalled: RecallPane
 
     @property
     def snapshots(self) -> Snapshots:
@@ -87,7 +89,7 @@ def running_mean(values: Array, span: int = SPAN) -> Array:
 
 
 def text(lab: ShownLab) -> str:
-    """Return how things stand, in four lines."""
+    """Return how things stand, in four lines, and what was asked last."""
     history, facts = lab.history, lab.facts()
     lines = [f"MemoryLab: {lab.session.engine.info.name}, {lab.state}"]
     read = f"{len(history.tokens):,} tokens read"
@@ -101,6 +103,8 @@ def text(lab: ShownLab) -> str:
     )
     if lab.error:
         lines.append(f"error: {lab.error}")
+    if lab.recalled.last is not None:
+        lines += lab.recalled.last.lines()
     return "\n".join(lines)
 
 
