@@ -93,6 +93,7 @@ bench: $(VENV)/.dev
 	@status=0; $(BIN)/python tools/bench/formats.py || status=1; \
 	$(BIN)/python tools/bench/repair_score.py || status=1; \
 	$(BIN)/python tools/bench/memory.py || status=1; \
+	$(BIN)/python tools/bench/episodes.py || status=1; \
 	$(BIN)/python tools/bench/runtime.py || status=1; \
 	$(BIN)/python tools/bench/quality.py || status=1; \
 	$(BIN)/python tools/bench/widgets.py || status=1; \

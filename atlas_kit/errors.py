@@ -86,6 +86,7 @@ REMEDIES: dict[str, str] = {
     "give-secret": "Give a passphrase or a key.",
     "give-passphrase": "Give the passphrase.",
     "give-key": "Give the key.",
+    "give-server-key": "Give the server its key.",
     "leave-secret-out": "Leave out the passphrase or key, or convert the file to atlas-v3.",
     "make-key": "Make a key of 32 random bytes.",
     # memories and models that do not belong together

@@ -6,8 +6,9 @@
 # record of what came once. To *remember*, one has to look it up.
 #
 # So the memory has a third part, **episodes**: the tokens of everything that was read and said, with where and
-# when. For a question it finds a few pieces by their words, lets the model judge which of them helps, and puts
-# the best one in front of the question. Here we hide facts in a text, close everything, come back, and ask.
+# when. For a question it finds a few pieces by their words, or by words that the model holds to be alike, lets
+# the model judge which of them helps, and puts the best one in front of the question. Here we hide facts in a
+# text, close everything, come back, and ask.
 #
 # *It runs in a minute on the sample model, which has 8 million parameters and was trained on Python code. It
 # cannot answer a question; it can complete a line of code, and so we ask by the beginning of one. If
@@ -47,7 +48,7 @@ print(f"{engine.info.name}: looks back {engine.n_ctx:,} tokens")
 class LineOfCode:
     """Puts a name to the model as the beginning of a line: ``NAME =``."""
 
-    def around(self, system=None, *, going_on=False):
+    def around(self, system=None, **_):
         return list(engine.begin), engine.tokenize(" =")
 
 
@@ -147,9 +148,9 @@ counts = [sum(right(thing, answers[thing]) for thing in COLOURS) for answers in 
 print(f"{'right':<10}" + "".join(f"{f'{count} of {len(COLOURS)}':<32}" for count in counts))
 
 # %% [markdown]
-# The sample model gets 0, 1 and 6 of 8 (SmolLM2, asked in English: 0, 2 and 6). What it gets wrong with recall, it
-# gets wrong with the right line before its eyes: look at the pieces below. That is the model's share, and a larger
-# one reads better. What the memory has to do is to find the line.
+# Alone the model knows none of them, with what it learned one or two, with recall most: the sample model and SmolLM2
+# alike. What is wrong with recall is wrong with the right line before its eyes (see the next picture). That is the
+# model's share, and a larger one reads better. What the memory has to do is to find the line.
 #
 # *And the window?* It keeps the last tokens exactly, and completes a line that is still in it. We gave it 1,024
 # tokens; with the 12,288 that `recommend` gives the sample model, the whole text would still be in it, and it
@@ -158,7 +159,7 @@ print(f"{'right':<10}" + "".join(f"{f'{count} of {len(COLOURS)}':<32}" for count
 #
 # ## A picture: which piece, and why that one?
 #
-# Words find up to four candidates. The model reads each of them, and then the question: how much less surprised
+# There are up to four candidates. The model reads each of them, and then the question: how much less surprised
 # is it by the question than without? The bars are that gain. Blue is the piece that holds the fact. What does
 # not reach the dashed line, the **gate**, is not used.
 
@@ -217,12 +218,11 @@ with AtlasSession(engine, memory=file) as session:
         pieces = table["recall"][thing].pieces
         alone = log_probability(session, f" {ends}", begins)
         helped = log_probability(session, f" {ends}", pieces[0].text + begins) if pieces else alone
-        print(
-            f"{thing:<10} ln p {alone:6.1f} -> {helped:5.1f}    {np.exp(helped - alone):>12,.1f} times as likely"
-        )
+        print(f"{thing:<10} ln p {alone:6.1f} -> {helped:5.1f}    {helped - alone:+5.1f} nats")
 
 # %% [markdown]
-# Mostly the right answer has become far likelier, also where another one was still likelier than that.
+# Mostly the right answer has become far likelier (by 5 nats: 150 times as likely), also where another one is still
+# likelier than that.
 #
 # ## What fools it
 #
@@ -233,7 +233,7 @@ with AtlasSession(engine, memory=file) as session:
 if talks:
     strange = ["How many legs does a spider have?", "What is the colour of the castle gate?"]
 else:
-    strange = ["MAXIMUM_SIZE", "HARBOUR_DOOR_COLOR"]
+    strange = ["HTTP_STATUS_CODES", "HARBOUR_DOOR_COLOR"]
 
 with AtlasSession(engine, memory=file) as session:
     for asks in strange:
@@ -308,7 +308,7 @@ lab
 #
 # The gate decides between two mistakes: leaving out what would help, and bringing in what has nothing to do with
 # the question. Where should it be? Ask for all `COLOURS`, and for the names in `others`, which were never
-# stored, with gates of 0, 1, 2, 4 and 8 nats (`Recall(gate=...)`), and count how often something is recalled.
+# stored, with gates of 0, 0.5, 1, 2 and 4 nats (`Recall(gate=...)`), and count how often something is recalled.
 # (Close the lab's session first: this model has room for one.)
 
 # %% tags=["solution"]
@@ -317,10 +317,10 @@ session.close()
 if talks:
     others = ["Who wrote Hamlet?", "What is twelve times twelve?", "Where do penguins live?", "Is water wet?"]
 else:
-    others = ["sys.maxsize", "self.assertEqual(result)", "import threading", "os.path.sep"]
+    others = ["MAXIMUM_SIZE", "self.assertEqual(result)", "DATABASE_URL", "os.path.sep"]
 
 print("gate   of what it knows   of what it does not")
-for gate in (0, 1, 2, 4, 8):
+for gate in (0, 0.5, 1, 2, 4):
     with AtlasSession(engine, memory=file) as session:
         recall = Recall(gate=gate)
         known, strangers = (
@@ -329,8 +329,8 @@ for gate in (0, 1, 2, 4, 8):
         )
     print(f"{gate:>4}{sum(known):>12} of {len(known)}{sum(strangers):>18} of {len(strangers)}")
 
-# With a low gate whatever shares a word is brought in, with a high one nothing is. The default was found by measuring
-# on real models. (The harbour was forgotten above: what is recalled for it at a gate of 0 is about something else.)
+# With a low gate whatever is a little like the question is brought in, with a high one nothing is. The default was
+# found by measuring on real models. (The harbour was forgotten: what comes for it at a low gate is about other things.)
 
 # %% [markdown]
 # ## What to read in the code

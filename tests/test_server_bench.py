@@ -46,6 +46,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.chunk(b"data: " + (document if isinstance(document, bytes) else json.dumps(document).encode()) + b"\\n\\n")
 
     def do_GET(self):
+        if self.path == "/v1/atlas/sessions":
+            return self.answer({"data": []})
         self.answer({"status": "ok"}, 200 if self.path in ("/health", "/metrics") else 404)
 
     def do_POST(self):
@@ -55,6 +57,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             os.makedirs(folder, exist_ok=True)
             open(os.path.join(folder, asked["memory_file"]), "wb").write(bytes(1000))
             return self.answer({})
+        if self.path.endswith("/fork"):
+            return self.answer({"id": asked["session_id"]})
         chats = self.path.startswith("/v1/chat")
         if not chats and not self.path.startswith("/v1/completions"):
             return self.answer({"error": {"message": "no such place"}}, 404)
@@ -271,8 +275,8 @@ def test_both_servers_get_the_same_settings(bench):
 
 def test_only_ours_hears_of_memory(bench):
     assert bench.asks("peer", "anna") == bench.asks("off", "anna") == {}
-    assert bench.asks("on") == {"atlas": {"enabled": True}}
-    assert bench.asks("on", "anna") == {"atlas": {"enabled": True, "session_id": "anna"}}
+    assert bench.asks("on") == {"atlas": {"enabled": True, "recall": "off"}}
+    assert bench.asks("on", "anna") == {"atlas": {"enabled": True, "recall": "off", "session_id": "anna"}}
 
 
 def test_the_control_is_the_peer_three_times(bench):
@@ -366,7 +370,34 @@ def test_rounds_take_turns_and_the_first_does_not_count(bench, monkeypatch):
     found = bench.turns(["a", "b", "c"], server.COMPLETIONS, lambda: [{"seed": 1}], rounds=2)
     assert order == [*"abc", *"bca", *"cab"]
     assert [load.tokens for load in found["peer"]] == [6, 8]
-    assert found["on"][0].answers == [{"seed": 1, "atlas": {"enabled": True}}]
+    assert found["on"][0].answers == [{"seed": 1, "atlas": {"enabled": True, "recall": "off"}}]
+
+
+def test_memories_are_at_work_before_the_first_round(bench, monkeypatch):
+    """One session reads, the others begin with what it has read, and none twice."""
+    model, did = bench.models[0], []
+
+    def load(asked, path, bodies):
+        did.append((asked, [body.get("atlas", {}).get("session_id") for body in bodies]))
+        return server.Load(1.0, 1, 0.0, bodies)
+
+    async def ask(port, path, body=None, method="POST"):
+        if method == "POST":
+            did.append((path, body["session_id"]))
+        return SimpleNamespace(json=lambda: {"data": []})
+
+    monkeypatch.setattr(server, "load", load)
+    monkeypatch.setattr(server, "ask", ask)
+    monkeypatch.setattr(bench, "prompt", lambda model, count: [count])
+    servers = [SimpleNamespace(port=port) for port in range(3)]
+    bench.turns(servers, server.COMPLETIONS, lambda: [{}, {}], rounds=1, warm=False, at_work=model)
+    assert did == [
+        (servers[2], ["client-0"]),
+        ("/v1/atlas/sessions/client-0/fork", "client-1"),
+        (servers[0], [None, None]),
+        (servers[1], [None, None]),
+        (servers[2], ["client-0", "client-1"]),
+    ]
 
 
 def test_what_others_use_is_what_is_left(monkeypatch):

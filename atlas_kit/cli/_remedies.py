@@ -50,6 +50,7 @@ WORDS: dict[str, str] = {
     "give-secret": "Give --passphrase-file or --key-file, or set ATLAS_PASSPHRASE.",
     "give-passphrase": "Give the passphrase (--passphrase-file, or ATLAS_PASSPHRASE in the environment).",
     "give-key": "Give the key file (--key-file).",
+    "give-server-key": "Give it with --atlas-key-file.",
     "leave-secret-out": "Leave out the key and unset ATLAS_PASSPHRASE, or convert the file to atlas-v3.",
     "make-key": "Make one with: head -c 32 /dev/urandom > KEY",
     # memories and models that do not belong together

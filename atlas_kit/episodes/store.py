@@ -53,9 +53,10 @@ class Episode(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """What is found and read again: a block and the next of its episode, as absolute token positions.
+    """What is found and read again, as absolute token positions: a block and the next one, where that belongs to it.
 
-    ``line`` is the line of the document on which its first token stands, from 1.
+    Where it is a question and its answer, ``kind``, ``source`` and ``time_ms`` are the answer's. ``line`` is the line
+    of the document on which the first token stands, from 1.
     """
 
     start: int
@@ -130,7 +131,8 @@ class Episodes:
         self._end = arrays.end
         self.dropped = arrays.dropped
         self._index: Index | None = None
-        self._indexed_end = -1
+        self._indexed_end = self._follows_at = -1
+        self._followed = np.zeros(0, bool)
         self._lines = _Growing(np.zeros(0, np.int64))
 
     # What is held.
@@ -177,10 +179,28 @@ class Episodes:
         return [int(t) for t in self._rows["tokens"].values[self._held(start) : self._held(stop)]]
 
     def segment(self, block: int) -> Segment:
-        """Return a block and the next of the same episode."""
+        """Return a block and what follows it, as ``search`` finds them."""
         if not 0 <= block < self.blocks:
             raise InvalidParamError(f"there is no block {block}", key="block")
-        return self._segment(block, self.blocks)
+        return self._segments(np.array([block]), np.array([block + 1 + self.follows()[block]]))[0]
+
+    def follows(self) -> Array:
+        """Return (b,) bool: whether a block is read with the next one.
+
+        That is the next of its episode, or the user's answer to the question that the block ends with. Where blocks
+        are ranked in another way than by words, they are the same segments so.
+        """
+        if self._follows_at != self._end:
+            asks = self._indexed().asks
+            same = self._same_episode()
+            kind, position = self._rows["kind"].values, self._rows["position"].values
+            lengths = np.diff(self._rows["episode_start"].values.astype(np.int64), append=len(self))
+            asked = (kind == Kind.ASSISTANT) & (_shifted(kind) == Kind.USER)
+            asked &= position + lengths == _shifted(position)
+            answered = asks & ~_shifted(asks) & asked[self._episode_of_blocks()] & ~same
+            self._followed, self._follows_at = same | answered, self._end
+            self._followed.flags.writeable = False
+        return self._followed
 
     # What is read and said.
 
@@ -280,7 +300,7 @@ class Episodes:
         if kinds is not None:
             wanted = np.isin(self._rows["kind"].values, [int(kind) for kind in kinds])
             searched &= wanted[self._episode_of_blocks()]
-        follows = (self._follows() | self._answers(index.asks)) & _shifted(searched)
+        follows = self.follows() & _shifted(searched)
         scores = index.search(question, follows, searched) * self._worth(index.asks, follows)
         best = _apart(scores, follows, count)
         firsts = np.array(best, np.int64)
@@ -450,15 +470,6 @@ class Episodes:
         starts = self._rows["episode_start"].values
         return np.searchsorted(starts, self._rows["block_start"].values, side="right") - 1
 
-    def _segment(self, block: int, blocks: int) -> Segment:
-        """A block and the next of its episode, if that is one of the first ``blocks``."""
-        starts, episodes = self._rows["block_start"].values, self._rows["episode_start"].values
-        follows = block + 1 < blocks
-        if follows:
-            at = int(np.searchsorted(episodes, starts[block + 1]))
-            follows = at == len(episodes) or episodes[at] != starts[block + 1]
-        return self._segments(np.array([block]), np.array([block + 1 + follows]))[0]
-
     def _segments(self, firsts: Array, lasts: Array) -> list[Segment]:
         """Return segments: the first block of each, and the one behind the last. The last block says whose it is."""
         if not len(firsts):
@@ -494,18 +505,10 @@ class Episodes:
             self._lines.extend(sums[min(1, known) :])
         return self._lines.values
 
-    def _follows(self) -> Array:
+    def _same_episode(self) -> Array:
         """(b,) bool: whether the next block belongs to the same episode."""
         episode = self._episode_of_blocks()
         return np.asarray(_shifted(episode) == episode)
-
-    def _answers(self, asks: Array) -> Array:
-        """(b,) bool: whether a block ends with a question to the user, whose answer is the next block."""
-        kind = self._rows["kind"].values
-        asked = (kind == Kind.ASSISTANT) & (_shifted(kind) == Kind.USER)
-        lengths = np.diff(self._rows["episode_start"].values.astype(np.int64), append=len(self))
-        asked &= self._rows["position"].values + lengths == _shifted(self._rows["position"].values)
-        return np.asarray(asks & ~_shifted(asks) & asked[self._episode_of_blocks()] & ~self._follows())
 
     def _indexed(self) -> Index:
         """Return the index of all that is held: only what is new is looked at."""

@@ -143,7 +143,12 @@ def asking(
         branch = Branch(session)  # apart from the conversation, in which a question is likely anyway
         try:
             if found and session.episodes is not None:
-                recalled = yield from recalling(branch, session.episodes, fresh, whole, found, recall)
+                behind = None
+                if leading:
+                    behind = form_of(engine, chosen, system=system, talk=talked[-1:]), asked
+                recalled = yield from recalling(
+                    branch, session.episodes, fresh, whole, found, recall, behind=behind
+                )
             if recalled.pieces:
                 said = yield from talk.answering(list(fresh.behind))
             elif not keep:

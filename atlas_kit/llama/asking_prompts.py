@@ -59,22 +59,26 @@ class Form:
 
 
 def form_of(
-    engine: Engine, template: ChatTemplate | None, *, system: str | None = None, going_on: bool = False
-) -> Form:
+    engine: Engine, template: ChatTemplate | None, *, system: str | None = None, going_on: bool = False,
+    talk: Sequence[tuple[str, str]] = (),
+) -> Form:  # fmt: skip
     """Return the form for a model.
 
     Parameters
     ----------
     going_on
         There is something in the context already.
+    talk
+        Questions and answers that stand in front.
     """
     read = engine.tokenize
     if template is not None:
-        before, behind = template.around(system, going_on=going_on)
+        before, behind = template.around(system, going_on=going_on, talk=talk)
         return Form(
             tuple(before), tuple(read(LEAD)), tuple(read(MIDDLE)), (), tuple(behind), tuple(read(PARTS))
         )
-    before = read("\n\n") if going_on else [*engine.begin, *read("")]
+    said = "".join(f"Question: {asked}\nAnswer: {answered}\n\n" for asked, answered in talk)
+    before = read("\n\n") if going_on else [*engine.begin, *read(said)]
     return Form(
         tuple(before), (), tuple(read("\n\nQuestion:")), tuple(read("Question:")), tuple(read("\nAnswer:")),
         tuple(read(PARTS)), ("\n",), " ",

@@ -1,13 +1,14 @@
 """A side way out of a session: read, go back, read something else, and leave no trace in the session.
 
-What is read there nobody learns or stores. It begins with an empty context, while the engine's bytes of the session's
-own are kept, which takes far less time than to read it again; or it goes on behind the session's context.
+What is read there nobody learns or stores. It begins with an empty context; the engine's bytes of the session's own
+are kept meanwhile, which takes far less time than to read it again.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,10 @@ from atlas_kit.llama.steps import Stats, Work
 
 if TYPE_CHECKING:
     from atlas_kit.llama.inside import Inside
+
+
+#: What the last branch began with, and the engine's bytes of it.
+_begun: weakref.WeakKeyDictionary[Any, tuple[tuple[int, ...], bytes]] = weakref.WeakKeyDictionary()
 
 
 class Place(NamedTuple):
@@ -34,12 +39,9 @@ class Branch:
     ----------
     session
         It owes its context nothing (``catching_up`` was done).
-    most
-        None: begin with an empty context. Else go on behind the session's, where so many tokens are read and said at
-        most: where there is room for them and the engine can take them back, nothing is copied.
     """
 
-    def __init__(self, session: Inside, most: int | None = None) -> None:
+    def __init__(self, session: Inside) -> None:
         self._session, engine = session, session.engine
         if session._last_output is not None:
             session._last_output.keep()
@@ -48,18 +50,13 @@ class Branch:
             session.observer, session._counts,
         )  # fmt: skip
         self._watched = None if session.memory is None else session.memory.watched
-        stays = most is not None and engine.can_shift and session._position + most <= engine.n_ctx
-        self._saved = None if stays or not session._context else engine.save_sequence(session.sequence)
+        self._saved = engine.save_sequence(session.sequence) if session._context else b""
         session.observer, session.learns, session._counts, session.memory = None, False, Stats(), None
-        session._context = session._context[:]
-        if most is None:
-            session._context, session._position, session._last_output = [], 0, None
-            engine.forget(session.sequence)
+        session._context, session._position, session._last_output = [], 0, None
+        engine.forget(session.sequence)
 
     def remember(self) -> None:
         """Begin where the session is, and let its memory answer, too; it does not learn.
-
-        Only where it began with an empty context.
 
         Raises
         ------
@@ -68,10 +65,33 @@ class Branch:
         """
         session, context = self._session, self._was[0]
         session.engine.forget(session.sequence)
-        if context and not session.engine.load_sequence(session.sequence, self._saved or b""):
+        if context and not session.engine.load_sequence(session.sequence, self._saved):
             raise ModelError("the context cannot be restored", path=session.engine.info.path)
         session._context, session._position = context[:], self._was[1]
         session._last_output, session.memory = self._was[2], self._was[3]
+
+    def begin(self, tokens: Sequence[int]) -> Work[None]:
+        """Read what every question begins with; the engine's bytes of it are kept for the next question.
+
+        They are also put back where it was just read: a cache that was loaded is laid out anew, and sums of float16
+        depend on their order, so that the first question would be judged otherwise than the same one later.
+        """
+        session, engine = self._session, self._session.engine
+        kept = _begun.get(engine)
+        if kept is None or kept[0] != tuple(tokens):
+            yield from self.read(tokens)
+            kept = _begun[engine] = tuple(tokens), engine.save_sequence(session.sequence)
+        if not tokens:
+            return
+        if not engine.load_sequence(session.sequence, kept[1]):
+            del _begun[engine]
+            raise ModelError("the context cannot be restored", path=engine.info.path)
+        session._context, session._position, session._last_output = list(tokens), len(tokens), None
+
+    def plain(self, tokens: Sequence[int]) -> list[int]:
+        """Return tokens without control tokens, which a file that somebody made may hold."""
+        piece = self._session.engine.piece
+        return [token for token in tokens if piece(token)]
 
     def read(self, tokens: Sequence[int]) -> Work[None]:
         """Read tokens, of which nobody wants to know anything."""
@@ -122,8 +142,8 @@ class Branch:
             raise ModelError("the context cannot be restored", path=session.engine.info.path)
         session._context, session._position, session._last_output = list(place.context), place.position, None
 
-    def close(self, *, failed: bool = False) -> None:
-        """Let the session go on where it was; ``failed``: a decode did, so what was not copied is read again.
+    def close(self) -> None:
+        """Let the session go on where it was.
 
         Raises
         ------
@@ -138,14 +158,8 @@ class Branch:
             session.memory.watched = self._watched
         if session.closed:
             return
-        if self._saved is None and session._context and not failed:
-            session.engine.forget(session.sequence, session._position)
-            return
         session.engine.forget(session.sequence)
-        if self._saved is None:
-            session._owed, session._context, session._position = session._context, [], 0
-            session._last_output = session._last_output if not session._owed else None
-        elif session._context and not session.engine.load_sequence(session.sequence, self._saved):
+        if session._context and not session.engine.load_sequence(session.sequence, self._saved):
             session.forget_context()
             raise ModelError("the context cannot be restored", path=session.engine.info.path)
 

@@ -139,26 +139,32 @@ class ChatTemplate:
             return self.tokens(messages[-1:])
         return self._read(text[start + len(answered) :], contents)
 
-    def around(self, system: str | None = None, *, going_on: bool = False) -> tuple[list[int], list[int]]:
+    def around(
+        self, system: str | None = None, *, going_on: bool = False, talk: Sequence[tuple[str, str]] = ()
+    ) -> tuple[list[int], list[int]]:
         """Return the tokens before and behind what a user says, up to where the answer starts.
 
         Parameters
         ----------
         going_on
             Behind an answer, as ``following``; else at the beginning of a conversation.
+        talk
+            What was said and answered before, and stands in front.
 
         Raises
         ------
         ModelError
             The template does not show where what is said stands.
         """
-        talk = [_message("user", "-"), _message("assistant", "-")] if going_on else []
-        messages = [*([_message("system", system)] if system else []), *talk, _message("user", "-")]
+        messages = [_message("system", system)] if system else []
+        for said, answered in [("-", "-")] if going_on else talk:
+            messages += [_message("user", said), _message("assistant", answered)]
+        messages.append(_message("user", "-"))
         text, contents = self._rendered(messages, True)
         start = 0
         if going_on:
-            answered = _PLACE.format(len(messages) - 2)
-            start = text.find(answered) + len(answered)
+            last = _PLACE.format(len(messages) - 2)
+            start = text.find(last) + len(last)
         place = _PLACE.format(len(messages) - 1)
         if text.count(place) != 1 or start > text.index(place):
             raise ModelError(

@@ -42,6 +42,11 @@ LONGEST_QUESTION = 256
 SEAM = 2
 
 
+#: Nats per token within which a later turn counts as a correction of an earlier one.
+CLOSE = 0.3
+HELPS = "it makes the question likelier"
+
+
 @dataclass(frozen=True)
 class Recall:
     """How the memory is asked.
@@ -64,7 +69,7 @@ class Recall:
 
     mode: str = "auto"
     segments: int = 1
-    gate: float = 0.5
+    gate: float = 0.3
     candidates: int = 4
     tokens: int = 112
     sure: float = 2.0
@@ -238,13 +243,9 @@ def _in_context(tokens: Sequence[int], held: bytes) -> bool:
 
 
 def recalling(
-    branch: Branch,
-    episodes: Episodes,
-    form: Form,
-    asked: Sequence[int],
-    found: Sequence[Piece],
-    recall: Recall,
-) -> Work[Recalled]:
+    branch: Branch, episodes: Episodes, form: Form, asked: Sequence[int], found: Sequence[Piece], recall: Recall, *,
+    behind: tuple[Form, Sequence[int]] | None = None,
+) -> Work[Recalled]:  # fmt: skip
     """Judge candidates by what they do for a question, in steps; leave the best one and the question in the branch.
 
     Where pieces are taken, the branch's context ends behind them and the question; ``form.behind`` and the answer
@@ -254,12 +255,16 @@ def recalling(
     ----------
     asked
         The question's tokens.
+    behind
+        Where a follow-up is judged together with what was said before, in one text: the form in which that stands in
+        front as a conversation, and the question alone. So it is answered.
     """
     if not found:
         return Recalled(reason="nothing was found")
     judged = asked[-JUDGED:]
     rest = asked[: len(asked) - len(judged)]
-    yield from branch.read(form.before[:-1])
+    start = branch.place()
+    yield from branch.begin(form.before[:-1])
     begun, last = branch.place(), form.before[-1:]
     plain = yield from branch.likelihood([*last, *form.plain, *rest], judged)
     branch.back(begun)
@@ -269,7 +274,7 @@ def recalling(
     read: list[Piece] = []
     for number, piece in enumerate(found):
         branch.back(led)
-        tokens = [*episodes.tokens(piece.start, piece.stop), *form.middle, *rest]
+        tokens = [*branch.plain(episodes.tokens(piece.start, piece.stop)), *form.middle, *rest]
         likelihood = yield from branch.likelihood(tokens, judged)
         gain = (likelihood - plain) / len(judged)
         read.append(dataclasses.replace(piece, gain=gain))
@@ -279,21 +284,44 @@ def recalling(
         if over:
             break
     assert best is not None
-    ordered = sorted(read, key=lambda piece: -(piece.gain or 0.0))
+    ordered = newest_first(sorted(read, key=lambda piece: -(piece.gain or 0.0)), recall)
     if recall.mode == "auto" and best[0] < recall.gate:
         return Recalled((), tuple(ordered), best[0], "nothing that was found helps enough")
     taken = [piece for piece in ordered[: recall.segments] if _taken(piece, recall)] or ordered[:1]
-    if len(taken) == 1:
+    if behind is None and len(taken) == 1 and taken[0].gain == best[0]:
         branch.back(best[1])
-    else:
-        taken.sort(key=lambda piece: piece.start)
+        return Recalled(tuple(taken), tuple(ordered), best[0], HELPS)
+    if behind is None:
         branch.back(led)
-        for number, piece in enumerate(taken):
-            yield from branch.read(
-                [*(form.parts if number else ()), *episodes.tokens(piece.start, piece.stop)]
-            )
-        yield from branch.read([*form.middle, *asked])
-    return Recalled(tuple(taken), tuple(ordered), best[0], "it makes the question likelier")
+    else:
+        branch.back(start)
+        form, asked = behind
+        yield from branch.read([*form.before, *form.lead])
+    taken.sort(key=lambda piece: piece.start)
+    for number, piece in enumerate(taken):
+        inside = branch.plain(episodes.tokens(piece.start, piece.stop))
+        yield from branch.read([*(form.parts if number else ()), *inside])
+    yield from branch.read([*form.middle, *asked])
+    return Recalled(tuple(taken), tuple(ordered), best[0], HELPS)
+
+
+def newest_first(pieces: list[Piece], recall: Recall) -> list[Piece]:
+    """Put in front, of turns that help nearly as much as the best one, the newest: what was said later corrects.
+
+    So does the same document, read again later.
+    """
+    first = pieces[0]
+    close = [
+        piece
+        for piece in pieces
+        if (first.gain or 0.0) - (piece.gain or 0.0) <= CLOSE
+        and _taken(piece, recall)
+        and (piece.kind != "document" if first.kind != "document" else piece.source == first.source)
+    ]
+    if first.kind == "document":  # within one reading of it, nothing corrects what stands before
+        close = [piece for piece in close if piece.time_ms > first.time_ms]
+    newest = max(close, key=lambda piece: (piece.time_ms, piece.start), default=first)
+    return [newest, *(piece for piece in pieces if piece is not newest)]
 
 
 def _taken(piece: Piece, recall: Recall) -> bool:

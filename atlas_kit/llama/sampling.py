@@ -212,7 +212,10 @@ class Sampling:
     @property
     def decided_by(self) -> int:
         """How many of the most likely tokens are all that samplers choose among; 0: it may be any number."""
-        if self.mirostat or self.looks_back or self.grammar is not None or self.json_schema is not None:
+        whole = (
+            self.mirostat or self.looks_back or "infill" in self.order
+        )  # which ends a text with its own token
+        if whole or self.grammar is not None or self.json_schema is not None:
             return 0
         if self.greedy:
             return 1

@@ -20,6 +20,7 @@ from atlas_kit.codecs.numbers import Array
 from atlas_kit.episodes import Kind
 from atlas_kit.errors import ClosedError, InvalidParamError, ModelError
 from atlas_kit.llama import arguments, memory_choice, session_states
+from atlas_kit.llama.choosing import Chosen, choose, choose_blended
 from atlas_kit.llama.engine import COPIED, Engine, Feed, Outputs
 from atlas_kit.llama.interrupts import interrupts_put_off
 from atlas_kit.llama.last_output import LastOutput
@@ -36,8 +37,6 @@ from atlas_kit.llama.steps import (
     Token,
     Work,
     common_length,
-    drawn,
-    likeliest,
     log_softmax,
     scores,
 )
@@ -411,9 +410,9 @@ class AtlasSession:
 
     # --- context -------------------------------------------------------------------------------------------
 
-    def _make_room(self, count: int = 1) -> Work[None]:
-        """Drop the older half of the context, but for the begin token, if so many tokens have no room behind it."""
-        if self._position + count <= self.engine.n_ctx or self.engine.info.recurrent:
+    def _make_room(self) -> Work[None]:
+        """Drop the older half of the context if it is full, but for the begin token."""
+        if self._position < self.engine.n_ctx or self.engine.info.recurrent:
             return
         begin = self.engine.begin
         keep = len(begin) if tuple(self._context[: len(begin)]) == begin else 0
@@ -653,34 +652,14 @@ class AtlasSession:
             self._counts.tokens_generated += count
             self._counts.seconds_generating += time.perf_counter() - started if count else 0.0
 
-    def _choose(
-        self, sampler: Sampler, most: int | None
-    ) -> tuple[int, float | None, tuple[tuple[int, float], ...]]:
+    def _choose(self, sampler: Sampler, most: int | None) -> Chosen:
         self._require_open()
         was = self._last_output
         assert was is not None
-        if self.memory is None:
-            index, decode = was.place or (-1, -1)
-            token = sampler.sample(was.logits[0], index if decode == self.engine.decodes else None)
-            if most is None:
-                return token, None, ()
-            logp = log_softmax(was.logits[0])
-        else:
-            reading = self._reading_of(was)
-            some = reading.likeliest(max(sampler.few, most or 0)) if sampler.few else None
-            if some is not None:
-                tokens, logp = some
-                token = sampler.sample_among(tokens, logp + np.float32(reading.lse[0]))
-                if most is not None and sampler.candidates:
-                    return token, *drawn(sampler.candidates, token, most)
-                top = tuple((int(tokens[place]), chance) for place, chance in likeliest(logp, most or 0))
-                return token, float(logp[tokens == token][0]), top
-            logp = reading.log_probabilities()
-            # on the scale of the model's own logits, which a repeat penalty multiplies
-            token = sampler.sample(logp + np.float32(reading.lse[0]), None)
-        if most is not None and sampler.candidates:
-            return token, *drawn(sampler.candidates, token, most)
-        return token, float(logp[token]), likeliest(logp, most or 0)
+        if self.memory is not None:
+            return choose_blended(sampler, self._reading_of(was), most)
+        index, decode = was.place or (-1, -1)
+        return choose(sampler, was.logits[0], index if decode == self.engine.decodes else None, most)
 
     def _advance(self, said: Token) -> Generator[Step, Outputs, None]:
         """Append a generated token; where this is cut short, the context still owes it."""

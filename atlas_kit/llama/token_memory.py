@@ -570,7 +570,7 @@ class TokenMemory:
         if self.learns and memory.is_whitened(state) and len(rows["token"]):
             if self.settings.blend_ratio == ADAPTIVE and int(state.counters["steps"]):
                 self._adapt(rows["slope"][:, -1] * posterior[:, 1])
-            gradient = self._on_device(rows["gradient"] @ self.rows.evening)
+            gradient = self._on_device(self.rows.even(rows["gradient"]))
             bias = bias_step(rows["top"], rows["share"], BIAS_STEP)
         before = memory.is_whitened(state)
         self.state = memory.step(

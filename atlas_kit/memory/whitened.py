@@ -23,6 +23,7 @@ from atlas_kit.memory import window as ring
 from atlas_kit.memory.backend import Array
 from atlas_kit.memory.config import RATES, MemoryConfig
 from atlas_kit.memory.modules import WhitenedMatrix, cut
+from atlas_kit.memory.muon import newton_schulz
 from atlas_kit.memory.neural_memory import Memory
 from atlas_kit.memory.state import MemoryState
 
@@ -131,6 +132,8 @@ class WhitenedMemory(Memory):
         The new state, whitened when ``after`` tokens have come.
         """
         config, xp, n = self.config, self.xp, len(hidden)
+        hidden = hidden.astype(self.dtype, copy=False)
+        gradient = None if gradient is None else gradient.astype(self.dtype, copy=False)
         finite = xp.isfinite(hidden).all(axis=1)
         good = bool(finite.all())
         if not good:  # zeros of no weight, as elsewhere
@@ -187,6 +190,8 @@ class WhitenedMemory(Memory):
         """Take a step, and say whether one was taken: not if it is no number or leads too far."""
         xp = self.xp
         step = (self.dtype.type(-eta) * phi).T @ gradient
+        if self.config.use_muon:
+            step = self.dtype.type(eta) * newton_schulz(step)
         W = xp.add(parameters["W"], step, out=step)
         squares = float(xp.vdot(W, W))
         if not squares <= self.config.max_norm**2:
@@ -253,12 +258,21 @@ def whitening(states: Array, rank: int) -> tuple[Array, Array]:
         return np.zeros(d), np.eye(d)[:, :rank]
     origin = some.mean(axis=0)
     x = some - origin
-    variance, directions = np.linalg.eigh(x.T @ x / len(x))
-    largest = np.arange(d - 1, d - 1 - rank, -1)
-    ridge = RIDGE * float(variance.sum()) / d
+    ridge = RIDGE * float(np.square(x).sum()) / x.size
     if not ridge > 0:
-        return origin, directions[:, largest]
-    P = directions[:, largest] / np.sqrt(np.maximum(variance[largest], 0) + ridge)
+        return origin, np.eye(d)[:, :rank]
+    n = len(x)
+    if n > d or n <= rank:
+        variance, directions = np.linalg.eigh(x.T @ x / n)
+        largest = np.arange(d - 1, d - 1 - rank, -1)
+        variance, directions = np.maximum(variance[largest], 0), directions[:, largest]
+    else:  # the states' products have the same variances, and are fewer: seconds, where states are wide
+        variance, mixed = np.linalg.eigh(x @ x.T / n)
+        largest = np.arange(n - 1, n - 1 - rank, -1)
+        variance = np.maximum(variance[largest], 0)
+        length = np.sqrt(n * variance)
+        directions = x.T @ mixed[:, largest] / np.where(length > 0, length, np.inf)
+    P = directions / np.sqrt(variance + ridge)
     # which of two opposite directions it is, is not the library's to say
     P *= np.where(P[np.abs(P).argmax(axis=0), np.arange(rank)] < 0, -1.0, 1.0)
     length = float(np.sqrt(np.square(x @ P).sum(axis=1).mean()))

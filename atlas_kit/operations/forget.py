@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from atlas_kit.codecs.json_text import named
-from atlas_kit.errors import InvalidParamError, KeyNotFoundError, WrongModelError
+from atlas_kit.errors import InvalidParamError, KeyNotFoundError, Remedy, WrongModelError
 from atlas_kit.formats.atlas.tables import DataType
 from atlas_kit.formats.opening import open_memory
 from atlas_kit.persistence.entry_keys import DESCRIPTION, EPISODES
@@ -362,7 +362,11 @@ def _write(
     description = describe_memory(file)
     state = read_session_state(file, episodes=False)
     if engine is not None and not force:
-        state.require_model(engine.info.identity, path=path, hint="Use --force to take it all the same.")
+        try:
+            state.require_model(engine.info.identity, path=path)
+        except WrongModelError as error:
+            error.hint, error.remedy = None, Remedy("force-load")
+            raise
     kept = {"context": bool(state.tokens), "texts": bool(state.texts), "window": description.window}
     result.others = [name for name, there in kept.items() if there]
     if result.dry_run:

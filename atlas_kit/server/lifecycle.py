@@ -22,6 +22,7 @@ from atlas_kit.errors import (
     KeyRequiredError,
     LockedError,
     NoSuchFileError,
+    Remedy,
     WrongKeyError,
     WrongModelError,
 )
@@ -154,7 +155,7 @@ class SharedMemory:
                 held = self._read(self.path)
                 self.report.loaded = True
             except (KeyRequiredError, WrongKeyError) as error:  # nothing is wrong with the file
-                error.hint, error.remedy = "Give its key with --atlas-key-file.", None
+                error.hint, error.remedy = None, Remedy("give-server-key")
                 raise
             except Exception as error:  # whatever a file does to its reader, the server starts
                 self._set_aside(error)

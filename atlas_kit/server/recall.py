@@ -46,18 +46,14 @@ class Question:
         self.text = said.turns[-1].text
         talk = [turn.text for turn in said.turns[-3:-1]]
         self._leading = " ".join(talk) if talk and follows_up(self.text) else ""
-        tokens = list(said.alone())
-        spans = said.spans(engine, tokens)
-        # one token stays before it, from whose output the question's first one is predicted
-        start, stop = (spans[-1].start, spans[-1].stop) if spans else (0, 0)
-        self.usable = start > 0 and stop - start <= LONGEST_QUESTION
-        if not self.usable:
-            return
-        read = engine.tokenize
-        self._asked = read(f"{self._leading} {self.text}") if self._leading else tokens[start:stop]
-        self._form = Form(
-            tuple(tokens[:start]), tuple(read(LEAD)), tuple(read(MIDDLE)), (), tuple(tokens[stop:]), tuple(read(PARTS))
-        )  # fmt: skip
+        self._form, self._asked = _form(engine, said, 1)
+        #: Where a follow-up is judged together with what was said before it: how it is answered behind that.
+        self._behind: tuple[Form, list[int]] | None = None
+        #: Whether it can be looked up at all.
+        self.usable = bool(self._form.before) and 0 < len(self._asked) <= LONGEST_QUESTION
+        if self._leading and self.usable:
+            self._behind = _form(engine, said, 1 + len(talk))
+            self._asked = engine.tokenize(f"{self._leading} {self.text}")
 
     def answering(
         self, session: AtlasSession, fresh: Sequence[int], answer: Answering
@@ -78,7 +74,7 @@ class Question:
         finish: Finish | None = None
         try:
             self.recalled = yield from recalling(
-                branch, session.episodes, self._form, self._asked, found, recall
+                branch, session.episodes, self._form, self._asked, found, recall, behind=self._behind
             )
             if self.recalled.pieces:
                 self.aside = True
@@ -104,6 +100,16 @@ class Question:
         if not found:
             self.recalled = Recalled(reason="nothing was found")
         return found, recall
+
+
+def _form(engine: Engine, said: Said, turns: int) -> tuple[Form, list[int]]:
+    """Return what stands around the last of so many turns, and its tokens; nothing, where it is not found."""
+    tokens, read = list(said.alone(turns)), engine.tokenize
+    spans = said.spans(engine, tokens)
+    start, stop = (spans[-1].start, spans[-1].stop) if spans else (0, 0)
+    before, behind = tuple(tokens[:start]), tuple(tokens[stop:])
+    form = Form(before, tuple(read(LEAD)), tuple(read(MIDDLE)), (), behind, tuple(read(PARTS)))
+    return form, tokens[start:stop]
 
 
 def _plainly(

@@ -45,12 +45,12 @@ class Said:
     source
         What that text is called, where it is a document's.
     alone
-        Returns the tokens of what the model is told at the beginning and of the last turn, without those between.
+        Returns the tokens of what the model is told at the beginning and of so many turns at the end.
     """
 
     turns: tuple[Turn, ...] = ()
     source: str = ""
-    alone: Callable[[], Sequence[int]] = tuple
+    alone: Callable[[int], Sequence[int]] = lambda count: ()
 
     @property
     def asks(self) -> bool:
@@ -101,8 +101,8 @@ def said_in(
         Turn(_KINDS[one["role"]], one["content"].strip()) for one in messages if one.get("role") in _KINDS
     ]
 
-    def alone() -> Sequence[int]:
-        told = [one for one in messages[:-1] if one.get("role") == "system"]
-        return () if tokens is None else tokens([*told, messages[-1]])
+    def alone(count: int) -> Sequence[int]:
+        told = [one for one in messages[:-count] if one.get("role") == "system"]
+        return () if tokens is None else tokens([*told, *messages[-count:]])
 
     return Said(tuple(turns), alone=alone)

@@ -99,20 +99,20 @@ class AtlasSettings:
     # fmt: off
     window_size: int = _row(1024, "pairs of state and next token that the exact window keeps", 0, 1 << 24)
     learning_rate: float = _row(0.3, "step size eta of the learned memory; 0 leaves it out", 0.0, 100.0)
-    polynomial_degree: int = _row(2, "degree of the feature map phi", 1, 3)
+    polynomial_degree: int = _row(2, "degree of the feature map phi, where features is polynomial", 1, 3)
     use_muon: bool = _row(False, "orthogonalise the steps (Newton-Schulz)")
     memory_dim: int = _row(64, "width that states are projected to before phi, and of the window's keys", 1, 4096)
     warmup_tokens: int = _row(0, "tokens that are watched before the memory learns", 0, 1 << 24)
     blend_ratio: float | str = _row(
         ADAPTIVE, "weight of the window's prediction; adaptive: learned while reading", 0.0, 1.0, ADAPTIVE
     )
-    features: str = _row("polynomial", "features of the learned memory", None, None, *FEATURES)
+    features: str = _row(WHITENED, "features of the learned memory", None, None, *FEATURES)
     memory_rank: int = _row(192, "directions of the states that a whitened memory learns on", 1, 4096)
-    omega_window: int = _row(64, "tokens that one gradient looks at: c of the Omega rule", 1, 1024)
+    omega_window: int = _row(64, "tokens that one gradient looks at: c of the Omega rule; whitened: a step's", 1, 1024)
     chunk_size: int = _row(STEPS, "tokens per step of the learned memory", 1, 256)
     sharpness: float = _row(14.0, "theta of the softmax over cosines in the window; learned from there", 0.01, 1000.0)
     ranking: bool = _row(True, "also rank the window by what preceded and by age, learned while reading")
-    candidates: int = _row(256, "most likely tokens whose logits the memory corrects; 0: all", 0, 1 << 24)
+    candidates: int = _row(192, "most likely tokens whose logits the memory corrects; 0: all", 0, 1 << 24)
     episode_tokens: int = _row(
         1_000_000, "tokens of what was read and said that are kept; 0: none", 0, 1 << 30
     )
@@ -120,7 +120,7 @@ class AtlasSettings:
         "auto", "read again what helps with a question: auto, off, or always the best", None, None, *RECALLS
     )
     recall_segments: int = _row(1, "pieces that are read again for a question at most", 1, 16)
-    recall_gate: float = _row(0.5, "nats per token of the question that a piece must gain", -100.0, 100.0)
+    recall_gate: float = _row(0.3, "nats per token of the question that a piece must gain", -100.0, 100.0)
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -132,11 +132,6 @@ class AtlasSettings:
                 key="omega_window",
                 hint=f"Choose at least {self.chunk_size}, or a smaller chunk_size.",
             )
-        if self.whitened and self.use_muon:
-            raise InvalidParamError(
-                "use_muon is for the paper's forms of the learned memory, and a whitened one is not",
-                key="use_muon", hint="Choose features polynomial, sparse or fourier as well.",
-            )  # fmt: skip
         if not self.window_size and not self.learning_rate:
             raise InvalidParamError(
                 "window_size and learning_rate are both 0, so there is no memory", key="window_size"
@@ -177,7 +172,10 @@ class AtlasSettings:
             For a value out of range.
         """
         known = {row.name for row in settings_table()}
-        return cls.from_json({name: value for name, value in document.items() if name in known})
+        earlier = {} if "memory_rank" in document else BEFORE_WHITENING
+        return cls.from_json(
+            {**earlier, **{name: value for name, value in document.items() if name in known}}
+        )
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> AtlasSettings:
@@ -264,6 +262,7 @@ class AtlasSettings:
             omega_window=WHITENED_AFTER + 1,  # states that are kept, to whiten them
             chunk_size=self.chunk_size,
             step="chunk",
+            use_muon=self.use_muon,
             window_size=self.window_size,
             window_dtype="float16",
             gate=Gate(1 + learns + (self.window_size > 0), GATE_FEATURES, rate=GATE_RATE, start=start),
@@ -289,6 +288,8 @@ class AtlasSettings:
         return Polynomial(degree, (0.0, 0.25, *(1.0,) * (degree - 1)), constant=False)
 
 
+#: Defaults that are others now, for documents that know no ``memory_rank``.
+BEFORE_WHITENING = {"features": "polynomial", "candidates": 256}
 #: A warm-up that never ends.
 NEVER = 1 << 60
 

@@ -3,12 +3,13 @@
 Only metadata and tensor infos are read, so that it takes no time on a model of any size. The rule, by what a model
 says of itself (numbers in ``RULE``):
 
-- ``memory_dim``: 64, narrower for very narrow models. d_phi grows with its square, the learned memory with d_phi.
+- ``memory_dim``: 64, narrower for very narrow models: the width of the window's keys.
+- ``memory_rank``: 192, or as wide as the model is: the learned memory grows with it, and gains little from more.
 - ``window_size``: a power of two, or one and a half of it, whose keys take ``window_bytes``, or a small share of what
   the model reads per token anyway. It should hold several contexts: what is still in the context needs no second
   memory.
-- ``learning_rate``: 1 for small models, as swept; it adapts while reading, so that 0.3 ends almost alike. Smaller for
-  larger models is a guess: without adapting, the better of two small models needed smaller steps.
+- ``learning_rate``: 0.3 for all. Steps are scaled by the model's own output matrix, so that one size moves the logits
+  of all models alike, and they adapt while reading.
 - ``candidates``: all tokens of a small vocabulary, fewer of a very large one, whose rows cost more than they gain.
 - ``chunk_size``, then ``memory_dim``: cheaper in steps (``cheaper``) until the estimate is within ``time_share`` of
   the model's own time, or within ``time_free``, which nobody notices.
@@ -57,8 +58,7 @@ class Rule:
 
     # fmt: off
     memory_dim: tuple[tuple[float, int], ...] = ((128, 32), (_ANY, 64))                            #: by width
-    learning_rate: tuple[tuple[float, float], ...] = ((2e7, 1.0), (1e9, 0.3), (_ANY, 0.1))  #: by parameters
-    candidates: tuple[tuple[float, int], ...] = ((1024, 0), (100_000, 256), (_ANY, 64))            #: by vocabulary
+    candidates: tuple[tuple[float, int], ...] = ((1024, 0), (100_000, 192), (_ANY, 128))            #: by vocabulary
     chunk_size: tuple[tuple[float, int], ...] = ((5e8, 16), (_ANY, 32))                            #: by parameters
     window_least: int = 1 << 10        #: pairs
     window_most: int = 1 << 14
@@ -68,7 +68,7 @@ class Rule:
     time_share: float = 0.12           #: what the memory may add to the time of a token,
     time_free: float = 1e-3            #: or, in seconds, in any case
     cheaper: tuple[tuple[str, int], ...] = (   #: what is tried, in this order, where it adds more
-        ("chunk_size", 32), ("chunk_size", 64), ("memory_dim", 48), ("memory_dim", 32),
+        ("chunk_size", 32), ("memory_rank", 128), ("memory_rank", 64), ("chunk_size", 64),
     )
     bandwidth: float = 20e9            #: bytes/s that a processor reads, and floating-point operations/s that it
     flops: float = 60e9                #: does: of the estimate only
@@ -78,7 +78,7 @@ class Rule:
 
 RULE = Rule()
 
-#: Nats per token that other values cost the sample model, on text for choosing settings, from token 4,096 on.
+#: Nats per token that other values cost the sample model beside polynomial features, on text for choosing settings, from token 4,096 on.
 SWEPT: dict[str, dict[str, float]] = {
     "window_size": {"1024": 0.065, "4096": 0.021},
     "learning_rate": {"0": 0.016, "0.3": 0.001, "2.0": 0.001},
@@ -187,28 +187,27 @@ def _settings(facts: ModelFacts) -> tuple[AtlasSettings, dict[str, str]]:
     )
     settings = AtlasSettings(
         memory_dim=_pick(RULE.memory_dim, facts.width),
-        learning_rate=_pick(RULE.learning_rate, facts.parameters),
         chunk_size=_pick(RULE.chunk_size, facts.parameters),
     )
     if facts.vocabulary is not None:
         settings = settings.replace(candidates=_pick(RULE.candidates, facts.vocabulary))
-    reasons["learning_rate"] = (
-        f"for a model of {short(facts.parameters)} parameters, a guess beyond {short(int(RULE.learning_rate[0][0]))}; "
-        "it adapts while reading"
+    reasons["learning_rate"] = "steps are scaled by the model's output matrix, and adapt while reading"
+    reasons["features"] = (
+        "states are whitened: cheaper, and worth more, than the forms of the paper, which polynomial, sparse and "
+        "fourier are"
     )
     reasons["candidates"] = _candidates_reason(facts, settings)
     settings, changed = _affordable(facts, settings)
-    config = settings.memory_config(facts.width)
-    reasons["memory_dim"] = (
-        f"{config.d_key} of {facts.width:,} dimensions make {config.d_phi:,} features of degree "
-        f"{settings.polynomial_degree}, and a matrix of {sized(config.d_phi * facts.width * 4)}"
+    config = _config_of(facts, settings)
+    reasons["memory_dim"] = f"the window's keys are the {config.d_key} directions in which states vary most"
+    reasons["memory_rank"] = (
+        f"{min(settings.memory_rank, facts.width)} of {facts.width:,} directions, and two matrices of "
+        f"{sized(min(settings.memory_rank, facts.width) * facts.width * 4)}"
     )
-    reasons["polynomial_degree"] = (
-        "products of two dimensions tell keys apart that lie close together; three would take "
-        f"{math.comb(config.d_key + 3, 3) / config.d_phi:,.0f} times the space"
-    )
+    reasons["polynomial_degree"] = "the default, of no effect where states are whitened"
+    reasons["omega_window"] = reasons["polynomial_degree"]
     reasons["use_muon"] = (
-        f"Newton-Schulz steps would cost {_flop(_muon_flops(config, settings))} more per token"
+        f"Newton-Schulz steps would cost {_flop(_muon_flops(config, settings))} more per token, and gain nothing"
     )
     reasons["chunk_size"] = "tokens per step: fewer cost more, and learn sooner"
     for name in changed:
@@ -277,7 +276,7 @@ def costs_of(facts: ModelFacts, settings: AtlasSettings) -> Costs:
     """Return what a memory with these settings takes beside a model; nothing is allocated for it."""
     from atlas_kit.memory.arrays import constants_nbytes, layout
 
-    config = settings.memory_config(facts.width)
+    config = _config_of(facts, settings)
     arrays = {name: expected.nbytes(()) for name, expected in layout(config).items()}
 
     def taken(*prefixes: str) -> int:
@@ -285,16 +284,17 @@ def costs_of(facts: ModelFacts, settings: AtlasSettings) -> Costs:
 
     pairs = ("window.key", "window.token", "window.valid")
     matrix = taken("parameters.")
+    more = ", whitening and a bias for every token" if settings.whitened else ""
     rows = min(RULE.row_cache, 4 * facts.width * (facts.vocabulary or RULE.row_cache))
     memory = (
-        (f"learned memory, {config.d_phi:,} x {facts.width:,} float32", matrix),
+        (f"learned memory, {_rows_of(config):,} x {facts.width:,} float32{more}", matrix),
         (f"window, {max(config.window_size, config.recall):,} keys and tokens", taken(*pairs)),
         (
             f"hidden states of the last {config.recall} tokens, blend, counters",
             sum(arrays.values()) - matrix - taken(*pairs),
         ),
         ("fixed random projection", constants_nbytes(config) // 2),  # drawn in float64, kept in float32
-        ("room for one step", matrix),
+        ("room for one step", arrays["parameters.W"]),
         ("rows of the output matrix, at most", rows),
     )
     flops, read = _work(facts, settings, config)
@@ -303,8 +303,19 @@ def costs_of(facts: ModelFacts, settings: AtlasSettings) -> Costs:
     return Costs(memory, sum(arrays.values()), int(flops), int(read), seconds, seconds / alone)
 
 
+def _config_of(facts: ModelFacts, settings: AtlasSettings) -> MemoryConfig:
+    return settings.memory_config(facts.width, n_vocab=facts.vocabulary or 0)
+
+
+def _rows_of(config: MemoryConfig) -> int:
+    """Return how many features the learned memory has."""
+    return config.module.shapes(config.d_phi, config.d_v)["W"][0]
+
+
 def _work(facts: ModelFacts, settings: AtlasSettings, config: MemoryConfig) -> tuple[float, float]:
     """Return (floating-point operations, bytes read) per token, reading and learning."""
+    if settings.whitened:
+        return _whitened_work(facts, settings, config)
     width, features = facts.width, config.d_phi if settings.learning_rate else 0
     chunk = config.chunk_size
     looked_at = max(config.omega_window, chunk)  # tokens that one gradient looks at
@@ -322,9 +333,25 @@ def _work(facts: ModelFacts, settings: AtlasSettings, config: MemoryConfig) -> t
     return read + mapped + step / chunk + muon, moved
 
 
+def _whitened_work(facts: ModelFacts, settings: AtlasSettings, config: MemoryConfig) -> tuple[float, float]:
+    """Return ``_work`` of a memory on whitened states: two products to read, and few more for a step."""
+    width, rank, vocabulary = facts.width, _rows_of(config), facts.vocabulary or 1 << 16
+    learns = settings.learning_rate > 0
+    candidates = min(settings.candidates or vocabulary, vocabulary) if learns else 0
+    matrix = rank * width
+    read: float = 2 * matrix * (1 + learns) + 2 * config.window_size * config.d_key + 4 * candidates * width
+    step = 2 * matrix * (1 + learns) + (
+        4 * 128 * width if learns else 0
+    )  # of each token: again, made even, learned
+    moved: float = 4 * matrix * (1 + learns) + 2 * config.window_size * config.d_key + 4 * candidates * width
+    moved += 3 * 4 * matrix / config.chunk_size if learns else 0
+    muon = _muon_flops(config, settings) if settings.use_muon else 0.0
+    return read + step + muon, moved
+
+
 def _muon_flops(config: MemoryConfig, settings: AtlasSettings) -> float:
     """Return what five Newton-Schulz steps cost per token: X X^T, its square, and their product with X."""
-    short_side, long_side = sorted((config.d_phi, config.d_v))
+    short_side, long_side = sorted((_rows_of(config), config.d_v))
     return 5 * (4.0 * short_side**2 * long_side + 2.0 * short_side**3) / settings.chunk_size
 
 
@@ -359,7 +386,9 @@ def _notes(facts: ModelFacts, file: GGUFFile) -> list[str]:
         notes.append(
             "the file is ATLAS-native: it carries settings of its own, which are used unless others are chosen"
         )
-    notes.append("in brackets: what other values cost the sample model, in nats per token")
+    notes.append(
+        "in brackets: what other values cost the sample model beside features=polynomial, in nats per token"
+    )
     notes.append(
         "metadata do not say how good a model is, what it was trained on, or how large its numbers are: compare "
         "learning rates by the perplexity that they give"

@@ -120,6 +120,8 @@ def test_an_answer_is_found_with_the_question_that_it_answers():
         (hit,) = episodes.search("called", 1, kinds=kinds)
         assert episodes.text(hit.segment.start, hit.segment.stop) == "How nice. What is she called?Murmel. "
         assert (hit.segment.kind, hit.segment.time_ms) == (Kind.USER, 3000)
+        assert hit.segment == episodes.segment(1)
+    assert episodes.follows().tolist() == [False, True, False, False, False]
     assert found(episodes, "called", kinds={Kind.ASSISTANT}) == ["How nice. What is she called?"]
     assert found(episodes, "good name") == ["What a good name. Are you from here?"]
     episodes.forget(about="Murmel")

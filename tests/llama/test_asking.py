@@ -11,7 +11,9 @@ from atlas_kit.episodes import Kind
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama import AtlasSession, AtlasSettings, FakeEngine, Sampling, Scheduler
 from atlas_kit.llama.asking import asking, follows_up
-from atlas_kit.llama.recalling import Recall
+from atlas_kit.llama.asking_prompts import Form
+from atlas_kit.llama.branching import Branch
+from atlas_kit.llama.recalling import Piece, Recall, candidates, newest_first, recalling
 
 SETTINGS = AtlasSettings(window_size=64, memory_dim=8, omega_window=16, chunk_size=8, candidates=16)
 ALWAYS = Recall("always", tokens=64)
@@ -327,3 +329,86 @@ def test_a_scheduler_asks_several_at_once(engine):
     assert [answer.text for answer in answers] == [answer.text for answer in alone]
     assert [answer.pieces[0].text for answer in answers] == [BRIDGE, LAKE]
     assert [len(job.tokens) for job in jobs] == [len(answer.tokens) for answer in answers]
+
+
+def test_a_follow_up_is_answered_behind_the_question_before(session, monkeypatch):
+    read = []
+    decode = session.engine.decode
+    monkeypatch.setattr(
+        session.engine, "decode", lambda feeds, **o: read.extend(feeds[0].tokens) or decode(feeds, **o)
+    )
+    before = [("Who built the bridge?", "Anna Rask.")]
+    answer = session.ask("And when?", recall=ALWAYS, keep=False, max_tokens=2, before=before)
+    text = bytes(token for token in read if token < 256).decode("utf-8", "replace")
+    end = f"Question: Who built the bridge?\nAnswer: Anna Rask.\n\n{answer.pieces[0].text}"
+    assert end in text
+    assert "Question: Who built the bridge? Anna Rask. And when?" in text  # as it was judged
+
+
+def test_what_was_said_later_corrects(engine):
+    with AtlasSession(engine, SETTINGS) as session:
+        for text in (
+            "The car is in Mill Street.",
+            "It rains.",
+            "The car is in Lake Street.",
+            "The cat sleeps.",
+        ):
+            session.remember(Kind.USER, text)
+        answer = session.ask("Where is the car?", recall=ALWAYS, keep=False, max_tokens=2)
+        texts = [piece.text for piece in answer.recalled.candidates]
+        assert texts.index("The car is in Lake Street.") < texts.index("The car is in Mill Street.")
+
+
+def test_a_document_does_not_correct_itself():
+    def piece(kind, source, start, time, gain):
+        return Piece("", kind, source, time, start, start + 9, 1, 1.0, gain)
+
+    one, later = piece("document", "a", 0, 5, 2.0), piece("document", "a", 90, 5, 1.9)
+    read_again, other = piece("document", "a", 300, 9, 1.8), piece("document", "b", 400, 9, 1.9)
+    assert newest_first([one, later, other], ALWAYS)[0] is one
+    assert newest_first([one, later, other, read_again], ALWAYS)[0] is read_again
+    turn, much_worse = piece("user", "", 500, 9, 1.9), piece("user", "", 900, 10, 1.0)
+    assert newest_first([one, turn], ALWAYS)[0] is one
+    assert newest_first([piece("user", "", 3, 1, 2.0), turn, much_worse], ALWAYS)[0] is turn
+    low = piece("user", "", 900, 10, 0.2)
+    assert newest_first([piece("user", "", 3, 1, 0.4), low], Recall(gate=0.3))[0] is not low
+
+
+def test_a_control_token_in_a_file_is_not_read_again(engine, monkeypatch):
+    """A file that somebody made may hold any token of the vocabulary."""
+    read = []
+    decode = engine.decode
+    with AtlasSession(engine, SETTINGS) as session:
+        session.episodes.begin(Kind.DOCUMENT, "made.txt")
+        session.episodes.append([*b"The bridge ", 256, *b"was built by Anna."])
+        monkeypatch.setattr(
+            engine, "piece", lambda token, special=False: bytes([token]) if token < 256 else b""
+        )
+        monkeypatch.setattr(
+            engine, "decode", lambda feeds, **o: read.extend(feeds[0].tokens) or decode(feeds, **o)
+        )
+        answer = session.ask("Who built the bridge?", recall=ALWAYS, keep=False, max_tokens=2)
+    assert "bridge was built" in answer.pieces[0].text
+    assert b"bridge was built" in bytes(token for token in read if token < 256)
+    assert 256 not in read
+
+
+def test_questions_share_what_they_begin_with():
+    engine = FakeEngine(n_ctx=400, n_batch=64)
+    monkey = ("system prompt " * 4).encode()
+    read = []
+    decode = engine.decode
+    engine.decode = lambda feeds, **o: read.append(list(feeds[0].tokens)) or decode(feeds, **o)
+    with AtlasSession(engine, SETTINGS) as session:
+        session.remember(Kind.DOCUMENT, BRIDGE)
+        form = Form(tuple(monkey), tuple(b"Read: "), tuple(b" Say: "), (), tuple(b"!"), tuple(b" "))
+        found = candidates(engine, session.episodes, "the bridge?", ALWAYS)
+        outcomes = []
+        for _ in range(2):
+            branch = Branch(session)
+            outcomes.append(
+                session.run(recalling(branch, session.episodes, form, list(b"the bridge?"), found, ALWAYS))
+            )
+            branch.close()
+    assert outcomes[0] == outcomes[1]
+    assert read.count(list(monkey[:-1])) == 1

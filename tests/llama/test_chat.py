@@ -128,6 +128,30 @@ def test_following_ends_the_answer_before():
     )
 
 
+@pytest.mark.parametrize("system", [None, "Be kind."])
+def test_around_what_a_user_says(system):
+    engine = ChatEngine()
+    template = ChatTemplate(engine)
+    said = engine.tokenize("More")
+    front = [] if system is None else [{"role": "system", "content": system}]
+    before, behind = template.around(system)
+    user = {"role": "user", "content": "More"}
+    assert [*before, *said, *behind] == template.tokens([*front, user])
+    before, behind = template.around(system, going_on=True)
+    assert [*before, *said, *behind] == template.following("More", system)
+    before, behind = template.around(system, talk=[("Hi <|end|>", "Ho")])
+    talk = [{"role": "user", "content": "Hi <|end|>"}, {"role": "assistant", "content": "Ho"}]
+    assert [*before, *said, *behind] == template.tokens([*front, *talk, user])
+
+
+@pytest.mark.parametrize(
+    "template", ["no place", "{{ messages[-1]['content'] }}{{ messages[-1]['content'] }}"]
+)
+def test_a_template_that_does_not_show_where_messages_stand(template):
+    with pytest.raises(ModelError, match="does not show where"):
+        ChatTemplate(ChatEngine(template)).around()
+
+
 def test_following_where_the_template_leaves_answers_out():
     engine = ChatEngine("{{ messages[-1]['content'] }}<|end|>")
     assert shown(engine, ChatTemplate(engine).following("More")) == "More[END]"

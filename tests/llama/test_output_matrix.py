@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from atlas_kit import GGUFFile
 from atlas_kit.errors import FileCorruptError, InvalidParamError
-from atlas_kit.llama.output_matrix import OutputRows, logit_scale, rows_of_model
+from atlas_kit.llama.output_matrix import (
+    COVARIANCE_RIDGE,
+    EVENING,
+    MOVED_LOGIT,
+    OutputRows,
+    logit_scale,
+    rows_of_model,
+)
 
 MATRIX = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32)
 
@@ -208,3 +215,20 @@ def test_threads_do_not_take_each_others_rows():
     finally:
         sys.setswitchinterval(before)
     assert not wrong
+
+
+def test_even_is_a_power_of_the_rows_covariance():
+    matrix = np.random.default_rng(0).standard_normal((200, 6)).astype(np.float32) * [9, 4, 2, 1, 0.5, 0.2]
+    rows = OutputRows(matrix.__getitem__, 200, 6, scale=0.5)
+    centred = matrix - matrix.mean(axis=0)
+    variance, directions = np.linalg.eigh((centred.T @ centred / 200).astype("f8"))
+    even = (variance + COVARIANCE_RIDGE * variance.mean()) ** EVENING
+    wanted = (directions * even) @ directions.T
+    wanted *= MOVED_LOGIT / (0.25 * (even * variance).sum())
+    np.testing.assert_allclose(rows.even(np.eye(6)), wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("matrix", [np.zeros((5, 4)), np.ones((5, 4)), np.eye(4)[:1]])
+def test_rows_that_do_not_differ_can_be_evened(matrix):
+    rows = OutputRows(matrix.astype(np.float32).__getitem__, len(matrix), 4)
+    assert np.isfinite(rows.even(np.ones((2, 4), np.float32))).all()

@@ -69,10 +69,8 @@ def test_memories_that_fill_together_learn_in_turns(processors, at_once, monkeyp
         sessions = [stack.enter_context(AtlasSession(engine, SMALL)) for _ in range(8)]
         commits, memory = [], sessions[0].memory.memory
         assert all(session.memory.memory is memory for session in sessions)
-        observe = memory.observe
-        monkeypatch.setattr(
-            memory, "observe", lambda *args, **more: (commits.append(1), observe(*args, **more))[1]
-        )
+        step = memory.step
+        monkeypatch.setattr(memory, "step", lambda *args, **more: (commits.append(1), step(*args, **more))[1])
         pool = SessionPool(engine)
         jobs = [
             pool.generate(one, PROMPTS[0], max_tokens=20, sampling=GREEDY, stop="never") for one in sessions

@@ -201,6 +201,7 @@ def test_the_candidates_are_what_was_drawn_from(temperature, engine):
         ({"samplers": "pkt", "top_p": 1.0}, 40),
         ({"samplers": "tk"}, 0),
         ({"samplers": "t"}, 0),
+        ({"samplers": "kit"}, 0),
         ({"top_n_sigma": 1.0}, 0),
         ({"repeat_penalty": 1.1}, 0),
         ({"temperature": 0, "frequency_penalty": 0.1}, 0),
@@ -400,11 +401,11 @@ NAMES = ["+".join(one) for one in OPTIONS]
 @pytest.mark.parametrize("memory", [None, True])
 @pytest.mark.parametrize("options", OPTIONS, ids=NAMES)
 def test_every_option_has_its_effect_with_and_without_a_memory(options, memory, talk):
-    sampling = Sampling(**{"seed": 7, **options})
+    sampling = Sampling(**{"seed": 8, **options})
     first, again = (ids(talk(sampling, memory, count=40)) for _ in range(2))
     assert first == again  # whatever is random in it follows the seed
     assert first
-    assert first != ids(talk(Sampling(seed=7), memory, count=40))
+    assert first != ids(talk(Sampling(seed=8), memory, count=40))
 
 
 def _any_of(name, least, most):
@@ -466,7 +467,7 @@ def test_every_option_chooses_as_llama_cpps_own_chain(random_model, real):
     engine, different = real(path=path, n_ctx=512, n_sequences=1, n_batch=512), []
     for options, text in zip(both, theirs, strict=True):
         with AtlasSession(engine, None) as session:
-            sampler = engine.sampler(Sampling(**{"seed": 7, **options}))
+            sampler = engine.sampler(Sampling(**{"seed": 8, **options}))
             sampler.accept(session.tokens_of(PROMPT))
             work = session.generating(PROMPT, max_tokens=count, sampler=sampler)
             said, item = [], None

@@ -623,15 +623,15 @@ def test_an_interrupt_waits_for_the_end_of_a_step():
     with AtlasSession(FakeEngine(), SMALL) as whole, AtlasSession(FakeEngine(), SMALL) as stopped:
         whole.feed(tokens)
         memory, calls = stopped.memory.memory, []
-        observe = memory.observe
+        step = memory.step
 
         def observing(*arguments, **options):
             calls.append(1)
             if len(calls) == 3:
                 os.kill(os.getpid(), signal.SIGINT)
-            return observe(*arguments, **options)
+            return step(*arguments, **options)
 
-        memory.observe = observing
+        memory.step = observing
         with pytest.raises(KeyboardInterrupt):
             stopped.feed(tokens)
         read = stopped.stats["tokens_read"]

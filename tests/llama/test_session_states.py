@@ -61,13 +61,13 @@ def test_nothing_is_copied_for_a_state(session):
 
 
 def test_a_step_donates_what_nobody_holds(session, monkeypatch):
-    donated, observe = [], session.memory.memory.observe
+    donated, step = [], session.memory.memory.step
 
     def observing(*args, donate, **options):
         donated.append(donate)
-        return observe(*args, donate=donate, **options)
+        return step(*args, donate=donate, **options)
 
-    monkeypatch.setattr(session.memory.memory, "observe", observing)
+    monkeypatch.setattr(session.memory.memory, "step", observing)
     session.feed(TEXT[:40])
     session.state()
     session.state()

@@ -10,11 +10,13 @@ from atlas_kit.llama import AtlasSession, FakeEngine
 from atlas_kit.llama import snapshots as module
 from atlas_kit.llama.snapshots import Snapshots, take_snapshot
 from atlas_kit.operations.behaviour import memory_beside
+from atlas_kit.settings.atlas_settings import AtlasSettings
 
 
 @pytest.fixture
 def session():
-    with AtlasSession(FakeEngine()) as session:
+    # of a form that learns from its first step on
+    with AtlasSession(FakeEngine(), AtlasSettings(features="polynomial")) as session:
         yield session
 
 

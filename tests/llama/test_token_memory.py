@@ -27,7 +27,13 @@ from atlas_kit.settings.atlas_settings import AtlasSettings
 
 V, E = 40, 12
 SMALL = AtlasSettings(
-    window_size=14, memory_dim=6, omega_window=12, chunk_size=4, candidates=6, learning_rate=0.5
+    window_size=14,
+    memory_dim=6,
+    omega_window=12,
+    chunk_size=4,
+    candidates=6,
+    learning_rate=0.5,
+    features="polynomial",
 )
 
 

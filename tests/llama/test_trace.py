@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from atlas_kit.episodes import Kind
 from atlas_kit.errors import ModelError
 from atlas_kit.llama import AtlasSession, FakeEngine
 from atlas_kit.llama.trace import TOP, Trace, follow
@@ -93,6 +94,15 @@ def test_a_failure_leaves_the_trace_where_the_session_stopped():
             follow(session, session.tokens_of(TEXT), trace)
         assert session.observer is None
     assert trace.tokens.tolist() == list(TEXT.encode()[:96])  # three decodes of 32
+
+
+def test_what_is_followed_is_kept_if_that_is_wanted():
+    with AtlasSession(FakeEngine()) as session:
+        session.episodes.begin(Kind.DOCUMENT, "play.txt")
+        follow(session, session.tokens_of(TEXT), Trace(), stores=True)
+        follow(session, session.tokens_of("aside"), Trace())
+        [episode] = session.episodes.episodes
+        assert (episode.source, session.episodes.text(episode.start, episode.stop)) == ("play.txt", TEXT)
 
 
 def test_what_is_read_aside_is_not_traced():

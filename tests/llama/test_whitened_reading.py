@@ -25,7 +25,7 @@ class Reference:
     def __init__(self, memory: TokenMemory):
         self.rows, self.s = memory.rows, memory.settings
         self.R, self.mu = self.rows.whole().astype("f8"), self.rows.mean.astype("f8")
-        self.Q = self.rows.evening.astype("f8")
+        self.Q = self.rows.even(np.eye(E))
         self.W = self.P = self.origin = None
         self.b, self.log_eta, self.steps = np.zeros(V), 0.0, 0
         self.seen: list[np.ndarray] = []

@@ -61,6 +61,17 @@ def test_the_directions_of_most_variance_come_first_and_signs_are_fixed():
         assert (P[[1, 4, 2], range(3)] > 0).all()
 
 
+def test_fewer_states_than_they_have_numbers_are_whitened_to_the_same():
+    x = np.random.default_rng(0).standard_normal((40, 60)) * np.linspace(9, 0.1, 60)
+    origin, P = whitening(x, 5)
+    some = x[UNLIKE:] - x[UNLIKE:].mean(axis=0)
+    variance, directions = np.linalg.eigh(some.T @ some / len(some))
+    wanted = directions[:, ::-1][:, :5] / np.sqrt(variance[::-1][:5] + RIDGE * variance.mean())
+    wanted /= np.sqrt(np.square(some @ wanted).sum(axis=1).mean())
+    np.testing.assert_allclose(np.abs(np.sum(P * wanted, axis=0)), np.square(wanted).sum(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(origin, x[UNLIKE:].mean(axis=0))
+
+
 @pytest.mark.parametrize("x", [np.zeros((30, D)), np.ones((30, D)), states(3), np.zeros((0, D))])
 def test_states_that_hardly_differ_can_be_whitened(x):
     origin, P = whitening(x.astype("f8"), RANK)
@@ -91,6 +102,31 @@ def test_the_step_is_the_gradients_outer_product():
     kept, tokens = memory.remembered(new)
     np.testing.assert_allclose(kept[-CHUNK:], key, atol=2e-3)
     assert tokens[-CHUNK:].tolist() == list(range(CHUNK))
+
+
+def test_muon_makes_steps_of_one_length_in_all_directions():
+    memory = WhitenedMemory(config(use_muon=True))
+    state = taken(memory, memory.init(), states(AFTER))
+    g = states(CHUNK, 3)
+    new = taken(memory, state, states(CHUNK, 2), gradient=g, eta=0.25)
+    phi = cut((states(CHUNK, 2) - state.parameters["origin"]) @ state.parameters["P"])
+    singular = np.linalg.svd(new.parameters["W"], compute_uv=False)[:3]
+    assert (singular > 0.1).all()
+    assert (singular < 0.35).all()
+    assert float((new.parameters["W"] * (phi.T @ g)).sum()) < 0  # downhill
+
+
+def test_arrays_of_another_type_change_no_type():
+    memory = WhitenedMemory(config())
+    state = taken(
+        memory, memory.init(), states(40).astype("f8"), gradient=states(CHUNK, 3).astype("f8"), eta=0.1
+    )
+    assert int(state.counters["steps"]) > 0
+    for name, array in memory.init().parameters.items():
+        assert state.parameters[name].dtype == array.dtype, name
+    assert state.window["hidden"].dtype == np.float32
+    y, key = memory.read_each([state], states(1))
+    assert (y.dtype, key.dtype) == (np.float32, np.float32)
 
 
 def test_donating_gives_the_same_bits():

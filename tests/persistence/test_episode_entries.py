@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from atlas_kit.llama import AtlasSession, FakeEngine
 from atlas_kit.persistence import episode_entries
 from atlas_kit.persistence.entry_keys import DESCRIPTION, EPISODES
 from atlas_kit.persistence.episode_entries import find_counts, put_episodes, read_episodes
+from atlas_kit.persistence.episode_salvage import salvaged_episodes
 from atlas_kit.persistence.session_file import (
     read_session_state,
     save_episodes,
@@ -488,6 +490,50 @@ def test_hostile_files_are_an_error_with_a_sentence(version, change, state, path
     assert (error.key or "").startswith("episodes")
     with pytest.raises(AtlasError), MemoryFile.open(path) as file:
         find_counts(file)
+
+
+def odd_number(rng, array):
+    info = np.iinfo(array.dtype)
+    array[rng.randrange(len(array))] = rng.choice([info.min, info.max, 0, 1, min(300, info.max)])
+    return array
+
+
+ODD_VALUES = (0, -1, 257, 1 << 32, 1 << 62, 1 << 70, True, None, "x", [], {}, [1], ["a"], 1.5, "a\x1b")
+ODD_ARRAYS = (
+    odd_number,
+    odd_number,
+    lambda rng, array: array[: rng.randrange(len(array) + 1)],
+    lambda rng, array: array.astype(rng.choice(["u1", "<u2", "<u4", "<i8", "<f4"])),
+    lambda rng, array: np.concatenate([array, array]),
+)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_is_wrong_is_an_error_or_harmless(seed, small_parts):
+    """Also for who puts together what is left: that is whole, whatever it was made of."""
+    rng, refused = random.Random(seed), 0
+    arrays = some(6, 200).arrays()
+    for _ in range(60):
+        file = MemoryFile()
+        put_episodes(file, arrays)
+        key = rng.choice([*file])
+        if key == EPISODES:
+            document = file[key].json()
+            document[rng.choice([*document])] = rng.choice(ODD_VALUES)
+            file.set(key, document)
+        elif rng.random() < 0.2:
+            file.remove(key)
+        else:
+            file.set(key, rng.choice(ODD_ARRAYS)(rng, file[key].array().copy()))
+        try:
+            read_episodes(file)
+        except AtlasError:
+            refused += 1
+        left = salvaged_episodes(file)
+        if left is not None:
+            put_episodes(file, left)
+            assert values(read_episodes(file)) == values(left if left.end else None)
+    assert 30 < refused < 60
 
 
 def test_an_array_that_is_missing_is_named(state, path):

@@ -52,13 +52,18 @@ def test_what_is_whole_is_left_alone(file):
     assert not holds_episodes(MemoryFile())
 
 
-@pytest.mark.parametrize("lost", range(5))
-@pytest.mark.parametrize("name", [row.name for row in PART_ARRAYS if row.name != "block_start"])
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [
+        (row.name, part)
+        for row in PART_ARRAYS
+        for part in range(5)
+        if row.name == "tokens" or (row.name != "block_start" and part != 2)  # no episode begins there
+    ],
+)
 def test_a_part_that_is_lost_takes_its_episodes_with_it(name, lost, file):
     """Episodes begin in the parts 0, 0, 1, 1, 3 and 4 and end in 0, 1, 1, 3, 4 and 4."""
     whole = read_episodes(file)
-    if part_key(lost, name) not in file:
-        pytest.skip("no episode begins in this part")
     file.remove(part_key(lost, name))
     left = salvaged_episodes(file)
     left.check()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from atlas_kit.errors import InvalidParamError, KeyRequiredError, WrongKeyError
+from atlas_kit.errors import InvalidParamError, KeyRequiredError, Remedy, WrongKeyError
 from atlas_kit.formats.atlas import MemoryFile
 from server.conftest import Server, make_service
 
@@ -89,7 +89,7 @@ def test_without_the_key_nothing_is_set_aside(serve: Server, folder: Path, key: 
     with pytest.raises(AssertionError) as refused:
         serve(**settings(folder))
     assert isinstance(refused.value.__cause__, KeyRequiredError)
-    assert "--atlas-key-file" in str(refused.value.__cause__)
+    assert refused.value.__cause__.remedy == Remedy("give-server-key")
     (tmp_path / "other").write_bytes(bytes(32))
     with pytest.raises(AssertionError) as refused:
         serve(**settings(folder, atlas_key_file=str(tmp_path / "other")))

@@ -279,3 +279,27 @@ def test_text_that_looks_like_control_tokens_stays_text(serve: Server) -> None:
     control = set(made.tokenize("<|im_start|><|im_end|>", special=True))
     assert len(control) == 2
     assert not control & set(read)
+
+
+def test_a_follow_up_is_looked_up_with_the_turns_before_it(serve: Server) -> None:
+    """``And where does she live?`` says nothing by itself; what is read then is the piece behind that talk."""
+    made = engine()
+    server = serve(made, atlas_recall="always")
+    chat(server, "Clara, who keeps the lighthouse of Hirtshals, lives in the red house.")
+    filled(server)
+    messages = [
+        {"role": "user", "content": "Who keeps the lighthouse of Hirtshals?"},
+        {"role": "assistant", "content": "Clara."},
+        {"role": "user", "content": "And where does she live?"},
+    ]
+    read: list[str] = []
+    decode = made.decode
+
+    def noting(feeds: Any, **options: Any) -> Any:
+        read.extend(b"".join(made.piece(token) for token in feed.tokens).decode() for feed in feeds)
+        return decode(feeds, **options)
+
+    made.decode = noting  # type: ignore[method-assign]
+    answer = server.post("/v1/chat/completions", messages=messages, max_tokens=8, atlas={"session_id": "anna"})
+    assert "red house" in recalled(answer)[0]
+    assert "<assistant>Clara.</><user>" in "".join(read)

@@ -17,6 +17,8 @@ from atlas_kit.memory import (
     MemoryConfig,
     Polynomial,
     RandomFourier,
+    WhitenedMatrix,
+    WhitenedMemory,
     WinnerTakeAll,
 )
 from atlas_kit.settings.atlas_settings import GATE_FEATURES, NEVER, AtlasSettings, settings_table
@@ -41,7 +43,7 @@ def test_json_and_back(changes):
     try:
         settings = AtlasSettings(**changes)
     except InvalidParamError as error:
-        assert error.key in ("omega_window", "window_size", "use_muon")  # noqa: PT017 - these depend on others
+        assert error.key in ("omega_window", "window_size")  # noqa: PT017 - these depend on others
         return
     document = json.loads(json.dumps(settings.to_json()))
     assert AtlasSettings.from_json(document) == settings
@@ -154,7 +156,9 @@ def test_the_defaults_work_with_every_width():
 
 
 def test_what_a_memory_is_made_of():
-    config = AtlasSettings(sharpness=9.0, omega_window=40, chunk_size=8).memory_config(256, 0.5, 30.0)
+    config = AtlasSettings(features="polynomial", sharpness=9.0, omega_window=40, chunk_size=8).memory_config(
+        256, 0.5, 30.0
+    )
     assert config.objective == CrossEntropy(0.5, 30.0)
     assert (config.step, config.chunk_size, config.omega_window) == ("chunk", 8, 33)
     assert isinstance(config.features.map, Polynomial)
@@ -202,3 +206,26 @@ def test_any_memory_can_be_made(degree, muon, ranking, blend):
     )
     state = Memory(settings.memory_config(16)).init()
     assert state.gate["w"].shape == (2, GATE_FEATURES)
+
+
+def test_whitened_states_are_the_default():
+    config = AtlasSettings(sharpness=9.0, chunk_size=8).memory_config(256, 0.5, 30.0, 4096)
+    assert config.module == WhitenedMatrix(192, 4096, 512)
+    assert config.objective == CrossEntropy(0.5, 30.0)
+    assert (config.step, config.chunk_size, config.recall) == ("chunk", 8, 520)
+    assert (config.d_key, config.window_dtype) == (64, "float16")
+    assert config.ranking.start[0] == 9
+    assert WhitenedMemory(config).init().parameters["bias"].shape == (1, 4096)
+    assert MemoryConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    alone = AtlasSettings(learning_rate=0).memory_config(256, n_vocab=4096)
+    assert alone.module == WhitenedMatrix(64, 0, 512)
+    assert alone.warmup_tokens == NEVER
+
+
+def test_what_was_saved_before_whitening_goes_on_as_it_was():
+    assert AtlasSettings.from_saved({"window_size": 5}).features == "polynomial"
+    assert AtlasSettings.from_saved({"window_size": 5}).candidates == 256
+    saved = AtlasSettings(candidates=7).to_json()
+    assert AtlasSettings.from_saved(saved) == AtlasSettings(candidates=7)
+    del saved["memory_rank"]
+    assert AtlasSettings.from_saved({**saved, "features": "sparse"}).features == "sparse"

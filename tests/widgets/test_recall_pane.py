@@ -267,7 +267,9 @@ def piece(text, gain, line=3):
 
 def recollection(taken, others, mode="auto", gain=None, reason="it makes the question likelier"):
     recalled = Recalled(tuple(taken), (*taken, *others), gain, reason)
-    return Recollection(Answer(QUESTION, "Green.", recalled, (), "stop", 0.1, 0.2), Recall(mode=mode), 100)
+    return Recollection(
+        Answer(QUESTION, "Green.", recalled, (), "stop", 0.1, 0.2), Recall(mode=mode, gate=1.0), 100
+    )
 
 
 def test_as_lines():

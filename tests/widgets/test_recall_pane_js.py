@@ -25,7 +25,9 @@ OTHERS = (
 def came(pieces=(TAKEN,), others=OTHERS, gain=3.5, mode="auto"):
     recalled = Recalled(tuple(pieces), (*pieces, *others), gain, "it makes the question likelier")
     return Recollection(
-        Answer(QUESTION, "It is <u>green</u>.", recalled, (), "stop", 0.1, 0.2), Recall(mode=mode), 1234
+        Answer(QUESTION, "It is <u>green</u>.", recalled, (), "stop", 0.1, 0.2),
+        Recall(mode=mode, gate=1.0),
+        1234,
     )
 
 
@@ -62,7 +64,7 @@ def test_an_answer_with_its_pieces_is_text(shown):
     assert taken.locator("pre").inner_text() == TAKEN.text
     assert taken.locator(".from b").inner_text() == TAKEN.place
     assert "+3.50 nats per token" in taken.inner_text()
-    assert "words 7.3" in taken.inner_text()
+    assert "found 7.25" in taken.inner_text()
     assert shown.page.locator(".answer i i, .answer u, .asked b, pre i").count() == 0
     assert "1,234 tokens can be found again" in shown.page.locator(".title").inner_text()
 
@@ -178,4 +180,4 @@ def test_the_lab_has_it(stage: Stage):
 def test_nothing_is_left_behind(shown):
     shown.page.evaluate("window.endings.forEach((end) => end())")
     assert shown.page.evaluate("window.listening()") == 0
-    assert shown.page.locator(".atlas-lab").count() == 0
+    assert shown.page.locator(".atlas-recall").count() == 0

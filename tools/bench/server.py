@@ -53,7 +53,9 @@ NAMES = {"off": "memory off", "on": "with memory"}
 CLIENTS = (1, 8, 50)
 #: The samplers that llama-server uses by itself, said to both.
 SAMPLING = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
-COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+COMPLETIONS, CHAT, SESSIONS = "/v1/completions", "/v1/chat/completions", "/v1/atlas/sessions"
+#: Tokens that a memory has read when all of it is at work: its keys are whitened, its window is not empty.
+AT_WORK = 1024
 
 LEAST_OFF, LEAST_ON = 0.90, {"sample": 0.60, "smollm2": 0.75, "1b": 0.75}
 MOST_ADDED, MOST_METRICS, MOST_GAP = 0.050, 0.100, 0.5  # seconds
@@ -150,7 +152,8 @@ class Bench:
         """Return what a request says about memory to a server of this kind."""
         if kind != "on" or self.control:
             return {}
-        return {"atlas": {"enabled": True, **({"session_id": session} if session else {})}}
+        # what is read again for a question is measured by tools/bench/recall.py
+        return {"atlas": {"enabled": True, "recall": "off", **({"session_id": session} if session else {})}}
 
     def _text(self, model: Model) -> tuple[Any, list[int]]:
         if model.path not in self._texts:
@@ -202,6 +205,20 @@ class Bench:
         """Return the requests of some clients, all of them different."""
         return [self.completion(model, self.prompt(model, prompt), tokens, seed) for seed in range(clients)]
 
+    def _begin_sessions(self, server: Server, model: Model, count: int) -> None:
+        """Give each client a session that has read ``AT_WORK`` tokens; what one has read, the others begin with."""
+        known = {one["id"] for one in asyncio.run(ask(server.port, SESSIONS, method="GET")).json()["data"]}
+        names = [f"client-{client}" for client in range(count)]
+        for name in names:
+            if name in known:
+                continue
+            if not known:
+                text = self.completion(model, self.prompt(model, AT_WORK), 1)
+                load(server, COMPLETIONS, [text | self.asks("on", name)])
+            else:
+                asyncio.run(ask(server.port, f"{SESSIONS}/{names[0]}/fork", {"session_id": name}))
+            known.add(name)
+
     def turns(
         self,
         servers: Sequence[Server],
@@ -210,14 +227,23 @@ class Bench:
         *,
         rounds: int,
         warm: bool = True,
+        at_work: Model | None = None,
     ) -> dict[str, list[Load]]:
-        """Put the same requests to all servers, in an order that changes; return the rounds of each."""
+        """Put the same requests to all servers, in an order that changes; return the rounds of each.
+
+        ``at_work``: each client has a memory of its own on this model that has read so much that all of it is at work,
+        where fresh ones would spend the whole round on their first tokens.
+        """
         found: dict[str, list[Load]] = {kind: [] for kind in KINDS}
+        if at_work is not None and not self.control:
+            self._begin_sessions(servers[KINDS.index("on")], at_work, len(bodies()))
         turn = list(zip(KINDS, servers, strict=True))
         for number in range(rounds + warm):
             given = bodies()
             for kind, server in turn[number % len(turn) :] + turn[: number % len(turn)]:
-                done = load(server, path, [{**body, **self.asks(kind)} for body in given])
+                names = [f"client-{client}" if at_work else None for client in range(len(given))]
+                asked = [body | self.asks(kind, name) for body, name in zip(given, names, strict=True)]
+                done = load(server, path, asked)
                 if number >= warm:  # the first round warms up
                     found[kind].append(done)
         return found
@@ -285,7 +311,7 @@ def throughput(bench: Bench) -> Iterator[Row]:
                 def bodies(clients: int = clients, count: int = count, model: Model = model) -> list[Body]:
                     return bench.bodies(model, clients, tokens=count, prompt=model.prompt)
 
-                found = bench.turns(servers, COMPLETIONS, bodies, rounds=rounds)
+                found = bench.turns(servers, COMPLETIONS, bodies, rounds=rounds, at_work=model)
                 yield from compared(
                     "throughput", f"{model.title}, {clients_of(clients)}", found, bench, limits
                 )
@@ -301,7 +327,7 @@ def throughput(bench: Bench) -> Iterator[Row]:
                     for seed in range(8)
                 ]
 
-            found = bench.turns(servers, CHAT, chats, rounds=rounds)
+            found = bench.turns(servers, CHAT, chats, rounds=rounds, at_work=model)
             yield from compared("throughput", f"{model.title}, 8 clients that chat", found, bench, limits)
 
 
@@ -420,9 +446,9 @@ def neighbours(bench: Bench) -> Iterator[Row]:
 
         how = {"slots": clients, "context": model.context, "threads": THREADS}
         with running(*bench.commands(model, **how)) as servers:
-            alone = bench.turns(servers, COMPLETIONS, bodies, rounds=rounds)
+            alone = bench.turns(servers, COMPLETIONS, bodies, rounds=rounds, at_work=model)
             with busy_neighbours(900):
-                busy = bench.turns(servers, COMPLETIONS, bodies, rounds=rounds)
+                busy = bench.turns(servers, COMPLETIONS, bodies, rounds=rounds, at_work=model)
         what = f"{model.title}, {clients_of(clients)}"
         yield from compared("neighbours", f"{what} alone, {THREADS} threads", alone, bench, {}, _median)
         yield from compared(

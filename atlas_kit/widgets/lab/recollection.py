@@ -109,7 +109,9 @@ class Recollection:
             parts.append(f"<p>{html.escape(self.why)}</p>")
         parts += map(_block, self.answer.pieces)
         if self.others:
-            parts.append(f"<details><summary>{self.rest}</summary>{''.join(map(_block, self.others))}</details>")
+            parts.append(
+                f"<details><summary>{self.rest}</summary>{''.join(map(_block, self.others))}</details>"
+            )
         return "".join([*parts, "</section>"])
 
 

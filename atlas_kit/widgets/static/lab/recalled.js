@@ -53,8 +53,8 @@ function list(pieces, gate) {
   for (const piece of pieces) {
     const item = element("li");
     const head = element("div", "from");
-    const found = element("span", "faint", `words ${piece.score.toFixed(1)}`);
-    found.title = "BM25: how well the question's words fit the part that this is of";
+    const found = element("span", "faint", `found ${piece.score.toFixed(2)}`);
+    found.title = "how well it was found, before the model judged it: about 1 for the best";
     head.append(element("b", "", piece.place), found, bar(piece.gain, gate, full));
     item.append(head, element("pre", "", piece.text.replace(/^\n+|\s+$/g, "")));
     root.append(item);
@@ -69,7 +69,7 @@ class View {
    */
   constructor(model, el) {
     this.model = model;
-    this.root = element("div", "atlas-lab atlas-recall");
+    this.root = element("div", "atlas-recall");
     const part = element("section");
     const head = element("div", "title");
     this.stored = element("span", "faint");
