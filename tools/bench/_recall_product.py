@@ -107,7 +107,7 @@ def _asked(session: AtlasSession, template: Any, question: Question, recall: Rec
     first: list[float] = []
     started = time.process_time()
     answer = session.ask(
-        question.ask, recall=recall, keep=False, max_tokens=ANSWER,
+        question.ask, recall=recall, keep=False, max_tokens=ANSWER, before=question.before or None,
         told=lambda _: first.append(time.process_time()),
     )  # fmt: skip
     if question.before:
