@@ -164,6 +164,8 @@ def product(
     found = _elsewhere(load_and_ask, path, file, list(questions), recall, kept, CONTEXT, options.threads)
     asked = Asked(*(found.pop(part) for part in ("answer", "considered", "taken", "more")))
     assert asked.more is not None
+    if recall.get("mode") == "off":
+        asked.considered = asked.taken = None
     for what in ("first_token_seconds", "first_token_cpu_seconds"):
         times = sorted(row[what] for row in asked.more)
         found[what] = {"median": statistics.median(times), "most": times[-1]}
