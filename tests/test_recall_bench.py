@@ -14,6 +14,7 @@ import pytest
 from atlas_kit.llama.fake_engine import FakeEngine
 from tools import real_models
 from tools.bench import recall
+from tools.bench._recall_product import load_and_ask, read_and_save
 from tools.bench._recall_rivals import BLOCK, Bm25, Reader, Segment, segments, words
 from tools.bench._recall_set import (
     GENERAL,
@@ -28,6 +29,8 @@ from tools.bench._recall_set import (
     load,
     plain,
 )
+
+SAMPLE_MODEL = str(recall.ROOT / "sample_data" / "models" / "tiny-python.gguf")
 
 
 def question(*right: str, wrong: tuple[str, ...] = (), passage: str = "") -> Question:
@@ -190,6 +193,32 @@ def test_answers_are_those_of_one_at_a_time_and_kept(tmp_path: Path) -> None:
         alone = [Reader(engine).answers([reader.prompt(one, ["some text"])])[0] for one in asked]
     assert together == alone
     assert len(kept.read_text(encoding="utf-8").splitlines()) == 5
+
+
+# --- atlas_kit itself ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.model
+def test_what_was_saved_is_asked_and_a_killed_run_goes_on(tmp_path: Path) -> None:
+    document = Episode("document", "notes.txt", "The depot of the trams is in Quarry Street.\n")
+    turns = [Episode("user", "", "My tram has the number 41."), Episode("assistant", "", "Noted.")]
+    file, kept = tmp_path / "memory.atlas", tmp_path / "asked.jsonl"
+    told = read_and_save(SAMPLE_MODEL, file, [document, *turns], frozenset(turns), 512, 1)
+    assert told["blocks"] == 3
+    assert told["bytes"] == file.stat().st_size
+    follow_up = Question("turn", "Which number has it?", ("41",), before=(("Do I take a tram?", "You do."),))
+    asked = [Question("near", "Where is the depot of the trams?", ("Quarry",)), follow_up]
+    always = {"mode": "always", "candidates": 1}
+    found = load_and_ask(SAMPLE_MODEL, file, asked, always, kept, 512, 1)
+    assert ["Quarry" in "".join(texts) for texts in found["taken"]] == [True, False]
+    assert len(found["answer"]) == len(found["considered"]) == 2
+    assert all(row["first_token_cpu_seconds"] > 0 for row in found["more"])
+    row = json.loads(kept.read_text(encoding="utf-8").splitlines()[0])
+    kept.write_text(json.dumps(row | {"answer": "kept"}) + "\n", encoding="utf-8")
+    again = load_and_ask(SAMPLE_MODEL, file, asked, always, kept, 512, 1)
+    assert again["answer"] == ["kept", found["answer"][1]]
+    assert again["taken"] == found["taken"]
+    assert len(kept.read_text(encoding="utf-8").splitlines()) == 2
 
 
 # --- results -------------------------------------------------------------------------------------------------

@@ -153,6 +153,66 @@ def quality_sentence() -> None:
     )
 
 
+def recall_table() -> None:
+    """Print how many questions each model answers, from what tools/bench/recall.py saved."""
+    import cog
+
+    from tools.bench._recall_set import GENERAL, GROUPS
+    from tools.bench.recall import COLUMNS
+
+    for path in sorted((ROOT / "tools" / "bench" / "results").glob("recall-*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        counts, columns = found["table"], [name for name in COLUMNS if name in found["columns"]]
+        cog.outl(
+            f"| {found['model']}: right answers | of | "
+            + " | ".join(COLUMNS[name] for name in columns)
+            + " |"
+        )
+        cog.outl("|---" * (len(columns) + 2) + "|")
+        for group in [*GROUPS, "all", GENERAL]:
+            if group not in counts:
+                continue
+            title = {"all": "**all of these**", GENERAL: "general questions"}.get(group) or GROUPS[group]
+            cells = [_told(counts[group].get(name, {})) for name in columns]
+            cog.outl(f"| {title} | {counts[group]['questions']} | " + " | ".join(cells) + " |")
+        for what, name in (("hit_considered", "looked at"), ("hit_taken", "put before the question")):
+            cells = [str(counts["all"].get(column, {}).get(what, "")) for column in columns]
+            cog.outl(
+                f"| the right segment is {name} | {counts['all']['questions']} | " + " | ".join(cells) + " |"
+            )
+        cog.outl("")
+        _recall_words(found)
+
+
+def _told(said: dict[str, Any]) -> str:
+    if "right" not in said:
+        return ""
+    return f"{said['right']}" + (f" ({said['mistaken']})" if said.get("mistaken") else "")
+
+
+def _recall_words(found: dict[str, Any]) -> None:
+    import cog
+
+    times, threads = found["times"], found["threads"]
+    on = f"{threads} thread{'s' * (threads != 1)} of an {found['processor']}"
+    if "ask" in times and "memory" in times:
+        cpu = {name: times[name]["first_token_cpu_seconds"] for name in ("ask", "memory")}
+        more = cpu["ask"]["median"] - cpu["memory"]["median"]
+        cog.outl(
+            f"With {times['stored']['tokens']:,} tokens stored, the first token of an answer comes after "
+            f"{cpu['ask']['median']:.2f} s of processor time (median; at most {cpu['ask']['most']:.2f} s), "
+            f"{more:.2f} s more than without recall; a search takes {1000 * times['ask']['search_cpu_seconds']:.1f} ms."
+        )
+    worse = found["table"].get("general", {}).get("ask", {}).get("worse")
+    if worse is not None:
+        cog.outl(
+            f"Of the general questions that the model alone answers, {worse} "
+            f"{'gets' if worse == 1 else 'get'} worse."
+        )
+    cog.outl(f"Measured on {found['date']} with `python tools/bench/recall.py`, {on}.")
+    cog.outl("")
+
+
 def quality_table() -> None:
     """Print the table of perplexities from what tools/bench/quality.py saved."""
     import cog

@@ -1,4 +1,4 @@
-"""What tools/bench/recall.py measures of atlas_kit itself, in two processes: one reads and saves, one loads and is asked.
+"""What tools/bench/recall.py measures of atlas_kit: one process reads and saves, another loads and is asked.
 
 The set's own documents and turns are read by the model, so that the learned memory knows what it can; the text around
 them is only stored. Every question is asked alone and leaves no trace. A follow-up has the exchange before it in the
@@ -7,6 +7,7 @@ model's context, as in a conversation that goes on.
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -59,10 +60,19 @@ def read_and_save(
 
 
 def load_and_ask(
-    model: str, file: Path, questions: Sequence[Question], recall: dict[str, Any], context: int, threads: int
-) -> dict[str, Any]:
-    """Load what was saved, and ask; return answers, what was looked at and taken, and times."""
-    found: dict[str, Any] = {"answers": [], "considered": [], "taken": [], "more": []}
+    model: str, file: Path, questions: Sequence[Question], recall: dict[str, Any], kept: Path,
+    context: int, threads: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Load what was saved, and ask; return answers, what was looked at and taken, and times.
+
+    Each answer is added to the file ``kept`` as it comes, and what is there already is not asked again, so that a run
+    that was killed goes on.
+    """
+    known = {}
+    if kept.exists():
+        rows = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
+        known = {(row["ask"], row["before"]): row for row in rows}
+    found: dict[str, Any] = {}
     with LlamaEngine(model, n_ctx=context, n_threads=threads, n_batch=512) as engine:
         template = template_of(engine)
         started = time.process_time()
@@ -74,31 +84,48 @@ def load_and_ask(
             started = time.process_time()
             session.episodes.search("What was the first question?", 4)
             found["index_cpu_seconds"] = time.process_time() - started
-            searches = []
             for question in questions:
-                started = time.process_time()
-                session.episodes.search(question.ask, 8)
-                searches.append(time.process_time() - started)
-                _talked(session, template, question)
-                first: list[float] = []
-                started = time.process_time()
-                answer = session.ask(
-                    question.ask, recall=Recall(**recall), keep=False, max_tokens=ANSWER,
-                    told=lambda _, first=first: first.append(time.process_time()),
-                )  # fmt: skip
-                found["answers"].append(answer.text)
-                found["considered"].append([piece.text for piece in answer.recalled.candidates])
-                found["taken"].append([piece.text for piece in answer.pieces])
-                found["more"].append({
-                    "gain": answer.recalled.gain,
-                    "pieces": [{"place": piece.place, "text": piece.text} for piece in answer.pieces],
-                    "first_token_seconds": answer.first_token,
-                    "first_token_cpu_seconds": (first[0] if first else time.process_time()) - started,
-                })  # fmt: skip
-                if question.before:
-                    session.forget_context()
-            found["search_cpu_seconds"] = statistics.median(searches)
+                if (question.ask, json.dumps(question.before)) not in known:
+                    row = _asked(session, template, question, Recall(**recall))
+                    known[question.ask, row["before"]] = row
+                    with open(kept, "a", encoding="utf-8") as out:
+                        out.write(json.dumps(row, ensure_ascii=False) + "\n")
+    every = [known[question.ask, json.dumps(question.before)] for question in questions]
+    found["search_cpu_seconds"] = statistics.median(row["search_cpu_seconds"] for row in every)
+    for part in ("answer", "considered", "taken", "more"):
+        found[part] = [row[part] for row in every]
     return found
+
+
+def _asked(session: AtlasSession, template: Any, question: Question, recall: Recall) -> dict[str, Any]:
+    """Ask one question; return what is kept of it."""
+    assert session.episodes is not None
+    started = time.process_time()
+    session.episodes.search(question.ask, 8)
+    searched = time.process_time() - started
+    _talked(session, template, question)
+    first: list[float] = []
+    started = time.process_time()
+    answer = session.ask(
+        question.ask, recall=recall, keep=False, max_tokens=ANSWER, before=question.before or None,
+        told=lambda _: first.append(time.process_time()),
+    )  # fmt: skip
+    if question.before:
+        session.forget_context()
+    return {
+        "ask": question.ask,
+        "before": json.dumps(question.before),
+        "answer": answer.text,
+        "search_cpu_seconds": searched,
+        "considered": [piece.text for piece in answer.recalled.candidates],
+        "taken": [piece.text for piece in answer.pieces],
+        "more": {
+            "gain": answer.recalled.gain,
+            "pieces": [{"place": piece.place, "text": piece.text} for piece in answer.pieces],
+            "first_token_seconds": answer.first_token,
+            "first_token_cpu_seconds": (first[0] if first else time.process_time()) - started,
+        },
+    }
 
 
 def _talked(session: AtlasSession, template: Any, question: Question) -> None:

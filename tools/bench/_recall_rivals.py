@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from atlas_kit.llama.asking_prompts import LEAD, MIDDLE, PARTS
 from atlas_kit.llama.chat import ChatTemplate
 from atlas_kit.llama.engine import Engine, Feed
 from tools.bench._recall_set import Episode, Question
@@ -43,13 +44,9 @@ class Reader:
 
     def prompt(self, question: Question, texts: Sequence[str] = ()) -> list[int]:
         """Return the tokens up to where the answer starts."""
-        context = "\n\n".join(text.strip() for text in texts)
+        context = PARTS.join(text.strip() for text in texts)
         if self.template is not None:
-            lead = (
-                f"This was read or said earlier:\n{context}\n\nAnswer this question with it: "
-                if context
-                else ""
-            )
+            lead = LEAD + context + MIDDLE if context else ""
             messages = []
             for asked, answered in question.before:
                 messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]

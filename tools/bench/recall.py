@@ -56,6 +56,8 @@ COLUMNS = {
     "memory": "memory without recall",
     "ask": "**ask**",
 }
+#: Columns that answer the general questions, too.
+WITH_GENERAL = ("alone", "bm25-1", "ask")
 #: What a column's questions are asked with (``llama.recalling.Recall``), of those that atlas_kit answers.
 ASKED = {"memory": {"mode": "off"}, "ask": {}}
 #: Tokens of context that a question has, and how many are answered side by side.
@@ -156,9 +158,14 @@ def product(
     from tools.bench._recall_product import load_and_ask
 
     recall = ASKED[name] | (options.recall if name == "ask" else {})
-    found = _elsewhere(load_and_ask, path, file, list(questions), recall, CONTEXT, options.threads)
-    asked = Asked(*(found.pop(part) for part in ("answers", "considered", "taken", "more")))
+    kept = file.with_name(f"{file.stem}-{name}.jsonl")
+    if not options.reuse:
+        kept.unlink(missing_ok=True)
+    found = _elsewhere(load_and_ask, path, file, list(questions), recall, kept, CONTEXT, options.threads)
+    asked = Asked(*(found.pop(part) for part in ("answer", "considered", "taken", "more")))
     assert asked.more is not None
+    if recall.get("mode") == "off":
+        asked.considered = asked.taken = None
     for what in ("first_token_seconds", "first_token_cpu_seconds"):
         times = sorted(row[what] for row in asked.more)
         found[what] = {"median": statistics.median(times), "most": times[-1]}
@@ -215,6 +222,16 @@ def show_hits(counts: dict[str, dict[str, Any]], columns: Sequence[str]) -> None
                     print(f"{title:46}" + "".join(f"{cell:>13}" for cell in cells))
 
 
+def show_mistaken(rows: Sequence[dict[str, Any]], name: str) -> None:
+    """Print the answers of a column that say what a look-alike would, and where they come from."""
+    for row in rows:
+        said = row["columns"].get(name, {})
+        if said.get("mistaken"):
+            print(f"\n{row['ask']}\n  {said['answer']}\n  right would be: {row['key'][0]}")
+            for piece in said.get("pieces", []):
+                print(f"  from {piece['place']}: {' '.join(piece['text'].split())}")
+
+
 def show(counts: dict[str, dict[str, Any]], columns: Sequence[str]) -> None:
     """Print the table."""
     print(f"\n{'right answers':46}" + "".join(f"{name:>13}" for name in columns))
@@ -249,7 +266,7 @@ def measure(options: argparse.Namespace, path: str) -> dict[str, Any]:
         reader = Reader(engine, KEPT / f"answers-{identity[:12]}.jsonl")
         for name in columns:
             if name in RIVALS:
-                asked = [q for q in questions if q.group != GENERAL or name in ("alone", "bm25-1", "bm25-3")]
+                asked = [q for q in questions if q.group != GENERAL or name in WITH_GENERAL]
                 said = RIVALS[name](reader, chosen, asked)
                 found[name] = _spread(said, asked, questions)
                 print(f"{COLUMNS[name]}: asked", flush=True)
@@ -259,7 +276,9 @@ def measure(options: argparse.Namespace, path: str) -> dict[str, Any]:
         file = known.pop("file")
         for name in columns:
             if name in ASKED:
-                found[name], times[name] = product(options, path, file, name, questions)
+                asked = [q for q in questions if q.group != GENERAL or name in WITH_GENERAL]
+                said, times[name] = product(options, path, file, name, asked)
+                found[name] = _spread(said, asked, questions)
                 print(f"{COLUMNS[name]}: asked", flush=True)
     rows = []
     for number, question in enumerate(questions):
@@ -307,7 +326,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--recall", type=json.loads, default={}, metavar="JSON", help='settings of ask: {"gate": 0.5}'
     )
-    found.add_argument("--reuse", action="store_true", help="ask the memory that the last run saved")
+    found.add_argument(
+        "--reuse", action="store_true", help="go on with the memory and the answers of the last run"
+    )
     found.add_argument("--save", action="store_true", help="write tools/bench/results/recall-MODEL.json")
     return found
 
@@ -331,6 +352,7 @@ def main() -> int:
     found |= {"threads": options.threads, "cpus": multiprocessing.cpu_count()} | measure(options, path)
     show(found["table"], found["columns"])
     show_hits(found["table"], found["columns"])
+    show_mistaken(found["questions"], "ask")
     for name, times in found["times"].items():
         print(f"\n{name}: " + ", ".join(f"{what} {_short(value)}" for what, value in times.items()))
     KEPT.mkdir(parents=True, exist_ok=True)
