@@ -472,6 +472,12 @@ class WhitenedMatrix:
         )
 
 
+def learned_matrices(parameters: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the matrices among a memory's parameters that steps change: not how states are whitened, nor biases."""
+    fixed = ("P", "origin", "bias") if "origin" in parameters else ()
+    return {name: array for name, array in parameters.items() if name not in fixed}
+
+
 #: Whitened states have about the length 1; longer ones than this are cut, so that none takes a step far too large.
 MOST_LENGTH = 2.0
 

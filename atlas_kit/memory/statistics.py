@@ -12,6 +12,7 @@ from atlas_kit.codecs.numbers import Array as HostArray
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.memory.backend import Array, namespace, quiet, to_host
 from atlas_kit.memory.config import MemoryConfig
+from atlas_kit.memory.modules import learned_matrices
 from atlas_kit.memory.muon import STEPS
 from atlas_kit.memory.state import MemoryState
 
@@ -97,7 +98,9 @@ def statistics(config: MemoryConfig, state: MemoryState) -> Statistics:
         tokens_dropped=count["dropped"],
         muon_iterations=count["steps"] * (STEPS if config.use_muon else 0),
         window_fill=np.minimum(count["filled"], size) / size,
-        memory_utilisation=np.mean([m.utilisation for m in matrices.values()], axis=0),
+        memory_utilisation=np.mean(
+            [matrices[name].utilisation for name in learned_matrices(state.parameters)], axis=0
+        ),
         eta_factor=np.ones(state.batch) if log_eta is None else np.exp(to_host(log_eta)),
         nbytes=state.nbytes,
         matrices=matrices,

@@ -184,10 +184,12 @@ class Slot:
 
 
 def utilization(parameters: Mapping[str, Any]) -> float:
-    """Return the mean share of the directions of some matrices that is in use, 0 to 1."""
+    """Return the mean share of the directions of a memory's matrices that is in use, 0 to 1."""
+    from atlas_kit.memory.modules import learned_matrices
     from atlas_kit.memory.statistics import matrix_statistics
 
-    found = [float(matrix_statistics(array).utilisation.mean()) for array in parameters.values()]
+    learned = learned_matrices(parameters).values()
+    found = [float(matrix_statistics(array).utilisation.mean()) for array in learned]
     return sum(found) / max(1, len(found))
 
 

@@ -40,8 +40,8 @@ def refused(server: Any, path: str, status: int, method: str = "POST", **body: A
 
 def test_an_answer_says_what_the_memory_did(serve: Server) -> None:
     server = serve(engine=fake_engine(n_ctx=64))
-    first = ask(server, "anna", TEXT * 3)["atlas"]
-    whole = 3 * len(TEXT) + 3
+    first = ask(server, "anna", TEXT * 8)["atlas"]
+    whole = 8 * len(TEXT) + 3
     assert first["session_id"] == "anna"
     assert first["conversation_tokens"] == first["context_tokens"] + first["left_context_tokens"] == whole
     assert first["covered_by_memory_tokens"] == first["left_context_tokens"] > 0
@@ -51,7 +51,7 @@ def test_an_answer_says_what_the_memory_did(serve: Server) -> None:
     assert first["tokens_seen"] == whole - 1  # of the last one, it is not known yet what follows
     assert first["tokens_learned"] == whole // 16 * 16
     for _ in range(100):
-        again = ask(server, "anna", TEXT * 3, 0)["atlas"]
+        again = ask(server, "anna", TEXT * 8, 0)["atlas"]
         if again["memory_utilization"] is not None:
             break
     info = server.get("/v1/atlas/memory/info", session_id="anna")["memory"]
@@ -70,9 +70,10 @@ def test_without_learning_the_window_alone_covers(serve: Server) -> None:
 
 def test_muon_iterations_are_those_of_the_answer(serve: Server) -> None:
     server = serve(atlas_muon=True)
-    first, second = (ask(server, "anna", TEXT * count, 0)["atlas"] for count in (2, 3))
-    assert first["muon_iterations"] == 5 * (2 * len(TEXT) // 16)
-    assert second["muon_iterations"] == 5 * (3 * len(TEXT) // 16 - 2 * len(TEXT) // 16)
+    first, second = (ask(server, "anna", TEXT * count, 0)["atlas"] for count in (7, 8))
+    # the first 512 tokens say how states are whitened, and what comes behind them is learned
+    assert first["muon_iterations"] == 5 * ((7 * len(TEXT) - 512) // 16)
+    assert second["muon_iterations"] == 5 * ((8 * len(TEXT) - 512) // 16 - (7 * len(TEXT) - 512) // 16)
 
 
 def test_a_fixed_blend_is_the_blend(serve: Server) -> None:
