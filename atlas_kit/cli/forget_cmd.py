@@ -91,8 +91,8 @@ def command(
                 engine = stack.enter_context(open_model(model, engine_options, quiet=as_json))
         progress = stack.enter_context(_render.progress())
         result = forget(
-            memory, choice, words=words, engine=engine if rebuild else None, force=force, keys=keys,
-            progress=progress, **options,
+            memory, choice, words=words, engine=engine if rebuild else None, device=device, force=force,
+            keys=keys, progress=progress, **options,
         )  # fmt: skip
     return _render.emit(result, _text, as_json)
 
@@ -108,6 +108,8 @@ def _text(result: Forgotten) -> Iterator[_render.Block]:
         forgot = "would forget" if result.dry_run else "forgot"
         yield f"{forgot} {_said(result.counts)}"
         yield f"left: {left}"
+        if result.alike:
+            yield f"documents of the same name stay: {', '.join(map(_render.name, result.alike))}"
         yield from _beside(result)
     yield from _backups(result)
 

@@ -166,6 +166,8 @@ def asking(
     if keep:
         if recalled.pieces:
             yield from session.reading([*talk.plain, *answered], score=False)
+            session._counts.tokens_generated += branch.counts.tokens_generated
+            session._counts.seconds_generating += branch.counts.seconds_generating
         session.talked.append((question, text.strip()))
         session.remember(Kind.USER, question)
         session.remember(Kind.ASSISTANT, [token.id for token in tokens if token.id >= 0])

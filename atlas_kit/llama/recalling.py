@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,8 @@ class Recall:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InvalidParamError(f"{name} is {value!r:.40}", key=name, hint=f"At least {least}.")
+        if not math.isfinite(self.gate):
+            raise InvalidParamError(f"gate is {self.gate}", key="gate", hint="Choose a number of nats.")
 
 
 def recall_of(settings: AtlasSettings | None, **changes: Any) -> Recall:

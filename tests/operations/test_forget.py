@@ -212,7 +212,9 @@ def test_a_name_that_two_documents_have_is_asked_back(path, state):
     write_session_state(path, dataclasses.replace(state, episodes=episodes.arrays()))
     with pytest.raises(InvalidParamError, match=r"plays/hamlet\.txt, other/hamlet\.txt"):
         forget(str(path), Choice(source="hamlet.txt"))
-    assert forget(str(path), Choice(source="other/hamlet.txt")).counts is not None
+    result = forget(str(path), Choice(source="other/hamlet.txt"))
+    assert result.counts is not None
+    assert result.to_json()["alike"] == ["plays/hamlet.txt"]
 
 
 def test_everything_can_be_forgotten(path):
@@ -239,6 +241,24 @@ def test_backups_are_named_and_removed_when_asked(path, state):
     again = forget(str(path), Choice(source="letters.txt"), remove_backups=True)
     assert (again.exit_code, again.backups_removed) == (0, True)
     assert sorted(one.name for one in path.parent.iterdir()) == ["m.atlas", "other.atlas.bak"]
+
+
+def test_backups_behind_a_link_go_and_those_of_other_memories_stay(path, state):
+    others = path.with_name("m_2.atlas"), path.with_name("m_2.atlas.bak")
+    for other in others:
+        other.write_bytes(path.read_bytes())
+    path.with_name("m.atlas.bak").write_bytes(path.read_bytes())
+    folder = path.with_name("elsewhere")
+    folder.mkdir()
+    link = folder / "link.atlas"
+    try:
+        link.symlink_to(path)
+    except OSError:
+        pytest.skip("there are no links here")
+    result = forget(str(link), Choice(source="letters.txt"), remove_backups=True)
+    assert (result.backups, result.backups_removed) == (["m.atlas.bak"], True)
+    assert not path.with_name("m.atlas.bak").exists()
+    assert all(other.exists() for other in others)
 
 
 def test_other_texts_in_the_file_are_named(path):
