@@ -76,7 +76,9 @@ def ask(
         raise InvalidParamError(
             "there is nothing in this memory to ask about",
             path=name or None,
-            hint="Let it learn documents, or talk with it.",
+            hint="Let it learn documents, or talk with it."
+            if session.episodes is not None
+            else "It keeps no text, for its episode_tokens is 0.",
         )
     result = Asked(name, session.engine.info.name, len(session.episodes))
     chosen = recall_of(None if session.memory is None else session.memory.settings, **(recall or {}))

@@ -238,6 +238,11 @@ def learn(
     if save_every < 1:
         raise InvalidParamError(f"save_every is {save_every}", key="save_every", hint="Choose at least 1.")
     assert session.memory is not None
+    if store_only and session.episodes is None:
+        raise InvalidParamError(
+            "this memory stores no documents: its episode_tokens is 0", path=name or None,
+            hint="Give --episode-tokens.",
+        )  # fmt: skip
     result, policy = Learned([], Read(name), {}), AutoSave(tokens=save_every)
     documents = list(documents)
     stored = _stored(session, documents, store_only, stop)

@@ -10,7 +10,8 @@ import errno
 import os
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.errors import FileAccessError, InvalidParamError, NoSuchFileError
+from atlas_kit.errors import AtlasError, FileAccessError, InvalidParamError, NoSuchFileError
+from atlas_kit.persistence.entry_keys import EPISODES
 from atlas_kit.storage.atomic import lock
 from atlas_kit.storage.given import StrPath, same_file
 from atlas_kit.storage.keys import Keys
@@ -65,6 +66,18 @@ class Place:
         write_session_state(self.file, state, backup=backup or theirs, **options, **self._keys.options())
         self._stamp = _stamp(self.file)
         return theirs
+
+    def holds_text_of_another(self, identity: str) -> bool:
+        """Tell whether the file holds what was read or said beside another model, which a save would not keep."""
+        from atlas_kit.formats.opening import open_memory
+
+        if not os.path.lexists(self.file):
+            return False
+        try:
+            with open_memory(self.file, self._keys) as file:
+                return EPISODES in file and any(file.model_hash) and file.model_hash.hex() != identity
+        except AtlasError:
+            return False
 
     def save_episodes(self, episodes: EpisodeArrays, identity: str, **options: Any) -> bool:
         """Save what was read and said, and nothing else: quick; ``options`` are those of ``save_episodes``.

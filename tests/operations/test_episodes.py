@@ -192,6 +192,23 @@ def test_merge_takes_those_of_one_model(prefer, taken, memory, tmp_path, state):
     assert any("what was read and said is that of" in note for note in result.notes)
 
 
+@pytest.mark.parametrize("prefer", ["first", "last", "newest"])
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_merge_takes_one_learned_memory_whole(prefer, order, memory, tmp_path):
+    paths = {"a": memory("a", BOOK), "b": memory("b", TALK, window=False)}
+    with MemoryFile.open(paths["b"]) as file:
+        held = [*file]
+    inputs = [paths[name] for name in order]
+    result = merge_files(inputs, tmp_path / "out.atlas", prefer=prefer)
+    assert texts_in(tmp_path / "out.atlas") == [BOOK[2], TALK[2]]
+    read_session_state(tmp_path / "out.atlas")  # it can be loaded
+    if prefer != "newest":
+        taken = order[0 if prefer == "first" else -1]
+        with MemoryFile.open(tmp_path / "out.atlas") as file:
+            assert (set(file) == set(held)) is (taken == "b")
+        assert [count for path, count in result.taken if path == str(paths[taken])] != [0]
+
+
 def test_joined_of_the_same_is_the_same():
     arrays = arrays_of(BOOK, TALK, REPLY)
     both = joined([arrays, arrays])
