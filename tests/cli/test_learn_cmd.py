@@ -67,6 +67,11 @@ def test_how_much_text_is_kept_can_change(learn, files):
     assert "this memory stores no documents" in refused.stderr
     again = learn(files / "a.txt", "--store-only", "--episode-tokens", "5000")
     assert "800 tokens of text can be asked about" in again.stdout
+    assert "had to go" not in again.stdout
+    less = learn(files / "b.txt", "--store-only", "--episode-tokens", "900", "--json")
+    found = json.loads(less.stdout)
+    assert (found["stored"] <= 900, found["stored"] + found["dropped"]) == (True, 1008 + 2)
+    assert "tokens of text had to go: --episode-tokens" in learn(files / "a.txt", "--store-only").stdout
 
 
 def test_text_that_another_model_read_is_kept_aside(learn, files, fake):
