@@ -8,6 +8,7 @@ that are left. Knows no terminal.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -16,7 +17,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from atlas_kit.codecs.json_text import named
-from atlas_kit.errors import InvalidParamError, KeyNotFoundError, Remedy, WrongModelError
+from atlas_kit.errors import (
+    FileAccessError,
+    InvalidParamError,
+    KeyNotFoundError,
+    LockedError,
+    Remedy,
+    WrongModelError,
+)
 from atlas_kit.formats.atlas.tables import DataType
 from atlas_kit.formats.opening import open_memory
 from atlas_kit.persistence.entry_keys import DESCRIPTION, EPISODES
@@ -179,6 +187,8 @@ def forget(
         Nothing is chosen, or ``about`` without ``words``.
     WrongModelError
         The memory is another model's.
+    LockedError
+        A server has the memory open.
     ConflictError
         Somebody else has saved the memory meanwhile; nothing was forgotten.
     """
@@ -195,7 +205,8 @@ def forget(
             store.forget(*choice)
             result.left = _counts_of(store)
             result.texts = [entry.key for entry in file.entries() if _may_hold_text(entry)]
-            _write(path, file, store.arrays(), result, engine, device, force, keys, progress)
+            with contextlib.nullcontext() if dry_run else _no_server(path):
+                _write(path, file, store.arrays(), result, engine, device, force, keys, progress)
     _see_to_backups(path, result, remove_backups and not dry_run)
     return result
 
@@ -431,6 +442,26 @@ def _runs(arrays: EpisodeArrays) -> Iterator[tuple[int, int, bool]]:
     for number, kind in enumerate(arrays.kind.tolist()):
         yield starts[number], starts[number + 1], kind == 0 or before == 0
         before = kind
+
+
+@contextlib.contextmanager
+def _no_server(path: str) -> Iterator[None]:
+    """Let no server keep its memory in a file meanwhile: it would save what it knows again."""
+    from atlas_kit.persistence.place import lock_of_server
+
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock_of_server(path))
+        except LockedError as error:
+            raise LockedError(
+                "a server keeps its memory in this file, and would save again what is forgotten",
+                path=path,
+                hint="Stop the server first.",
+            ) from error
+        except FileAccessError as error:  # about the lock's file
+            error.path = path
+            raise
+        yield
 
 
 def _codec_of(file: MemoryFile) -> str | None:

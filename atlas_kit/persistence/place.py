@@ -94,6 +94,14 @@ class Place:
         return True
 
 
+def lock_of_server(file: StrPath) -> contextlib.AbstractContextManager[None]:
+    """Return the lock that a server holds as long as it keeps its memory in this file.
+
+    Entering raises ``LockedError`` where one does.
+    """
+    return lock(f"{os.path.realpath(file)}.server", timeout=1.0)
+
+
 def _stamp(file: str) -> tuple[int, ...] | None:
     """Return what changes whenever a file is replaced or written to; None where there is none."""
     try:

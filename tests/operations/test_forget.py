@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from atlas_kit.episodes import Episodes, Kind
-from atlas_kit.errors import ConflictError, InvalidParamError, KeyNotFoundError, WrongModelError
+from atlas_kit.errors import ConflictError, InvalidParamError, KeyNotFoundError, LockedError, WrongModelError
 from atlas_kit.formats.atlas import MemoryFile
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling
 from atlas_kit.operations import forget as operation
 from atlas_kit.operations.forget import Choice, EngineWords, forget, time_of
+from atlas_kit.persistence.place import lock_of_server
 from atlas_kit.persistence.session_file import read_session_state, write_session_state
 from atlas_kit.persistence.snapshot import save_memory
 from atlas_kit.settings.atlas_settings import AtlasSettings
@@ -267,6 +268,16 @@ def test_other_texts_in_the_file_are_named(path):
     assert forget(str(path), Choice(source="letters.txt")).texts == ["chat"]
     with MemoryFile.open(path) as file:
         assert file["chat"].text == f"User: {SECRET}"
+
+
+def test_nothing_is_forgotten_behind_the_back_of_a_server(path):
+    before = path.read_bytes()
+    with lock_of_server(path):
+        assert forget(str(path), Choice(source="letters.txt"), dry_run=True).pieces
+        with pytest.raises(LockedError, match="a server keeps its memory in this file"):
+            forget(str(path), Choice(source="letters.txt"))
+    assert path.read_bytes() == before
+    assert forget(str(path), Choice(source="letters.txt")).pieces
 
 
 def test_a_memory_that_changes_meanwhile_is_not_written_over(path, state, monkeypatch):
