@@ -90,6 +90,14 @@ class Recall:
             raise InvalidParamError(f"gate is {self.gate}", key="gate", hint="Choose a number of nats.")
 
 
+def within(recall: Recall, form: Form, n_ctx: int, asked: Sequence[int]) -> Recall | None:
+    """Return how to ask with as many pieces as a context has room for; None where there is none for a single one."""
+    most = form.room(n_ctx, asked) // (recall.tokens + len(form.parts))
+    if most < 1:
+        return None
+    return dataclasses.replace(recall, segments=min(recall.segments, most))
+
+
 def recall_of(settings: AtlasSettings | None, **changes: Any) -> Recall:
     """Return how a memory of these settings is asked; without settings, as by default."""
     chosen = AtlasSettings() if settings is None else settings
