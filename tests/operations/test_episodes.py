@@ -99,6 +99,15 @@ def test_validate_knows_the_entries(memory):
     assert {finding.code for finding in validate_file(sealed).findings} == {"contents-not-checked"}
 
 
+def test_text_without_its_description_is_told_of(memory):
+    path = memory("m", BOOK, TALK)
+    remove_keys(path, [EPISODES])
+    report = validate_file(path)
+    assert [finding.key for finding in report.findings if finding.severity == "error"] == [EPISODES]
+    found = inspect_file(path).overview["episodes"]
+    assert "the description of the episodes is missing" in found["summary"]
+
+
 def test_validate_warns_of_tiny_blocks(tmp_path):
     starts = np.arange(5000, dtype=np.uint32)
     one = np.asarray([1], np.uint32)
