@@ -49,9 +49,11 @@ class Branch:
             session._context, session._position, session._last_output, session.memory, session.learns,
             session.observer, session._counts,
         )  # fmt: skip
+        #: What is read and said here, which does not count as the session's.
+        self.counts = Stats()
         self._watched = None if session.memory is None else session.memory.watched
         self._saved = engine.save_sequence(session.sequence) if session._context else b""
-        session.observer, session.learns, session._counts, session.memory = None, False, Stats(), None
+        session.observer, session.learns, session._counts, session.memory = None, False, self.counts, None
         session._context, session._position, session._last_output = [], 0, None
         engine.forget(session.sequence)
 

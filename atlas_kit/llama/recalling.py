@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,16 @@ class Recall:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InvalidParamError(f"{name} is {value!r:.40}", key=name, hint=f"At least {least}.")
+        if not math.isfinite(self.gate):
+            raise InvalidParamError(f"gate is {self.gate}", key="gate", hint="Choose a number of nats.")
+
+
+def within(recall: Recall, form: Form, n_ctx: int, asked: Sequence[int]) -> Recall | None:
+    """Return how to ask with as many pieces as a context has room for; None where there is none for a single one."""
+    most = form.room(n_ctx, asked) // (recall.tokens + len(form.parts))
+    if most < 1:
+        return None
+    return dataclasses.replace(recall, segments=min(recall.segments, most))
 
 
 def recall_of(settings: AtlasSettings | None, **changes: Any) -> Recall:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_kit.llama.asking import follows_up, found_for
 from atlas_kit.llama.asking_prompts import LEAD, MIDDLE, PARTS, Form
 from atlas_kit.llama.branching import Branch
-from atlas_kit.llama.recalling import LONGEST_QUESTION, Piece, Recall, Recalled, recall_of, recalling
+from atlas_kit.llama.recalling import LONGEST_QUESTION, Piece, Recall, Recalled, recall_of, recalling, within
 from atlas_kit.llama.steps import Finish, Step, Token
 from atlas_kit.server.said import Said
 
@@ -92,10 +92,11 @@ class Question:
         """Return what may help, and how the memory is asked."""
         assert session.memory is not None
         recall = recall_of(session.memory.settings)
-        needed = recall.segments * (recall.tokens + len(self._form.parts))
-        if self._form.room(session.engine.n_ctx, self._asked) < needed:
+        fitting = within(recall, self._form, session.engine.n_ctx, self._asked)
+        if fitting is None:
             self.recalled = Recalled(reason="the context has no room for it")
             return [], recall
+        recall = fitting
         found = found_for(session, self.text, self._leading, recall)
         if not found:
             self.recalled = Recalled(reason="nothing was found")

@@ -207,6 +207,28 @@ def test_the_gate(session):
     assert ask(mode="off").recalled.candidates == ()
 
 
+@pytest.mark.parametrize("mode", ["always", "off"])
+def test_an_answer_counts_as_generated_however_it_was_made(session, mode):
+    answer = session.ask("Who built the bridge?", recall=Recall(mode, tokens=64), max_tokens=4)
+    assert bool(answer.pieces) is (mode == "always")
+    assert session.counts.tokens_generated == len(answer.tokens) == 4
+
+
+def test_of_more_pieces_than_there_is_room_for_some_are_read(session):
+    answer = session.ask(
+        "Who built the bridge?", recall=Recall("always", 9, tokens=48), keep=False, max_tokens=2
+    )
+    assert 0 < len(answer.pieces) < 9
+    none = session.ask("Who built the bridge?", recall=Recall("always", tokens=400), keep=False, max_tokens=2)
+    assert (none.pieces, none.recalled.reason) == ((), "the context has no room for it")
+
+
+@pytest.mark.parametrize("gate", [float("nan"), float("inf")])
+def test_a_gate_is_a_number(gate):
+    with pytest.raises(InvalidParamError, match="gate is"):
+        Recall(gate=gate)
+
+
 def test_what_is_still_in_the_context_is_not_read_again(session):
     session.feed(BRIDGE, kind=None)
     answer = session.ask(
