@@ -53,6 +53,7 @@ class Branch:
         self._saved = engine.save_sequence(session.sequence) if session._context else b""
         session.observer, session.learns, session._counts, session.memory = None, False, Stats(), None
         session._context, session._position, session._last_output = [], 0, None
+        session._owed = []  # what is owed to a context that nobody goes on from
         engine.forget(session.sequence)
 
     def remember(self) -> None:
