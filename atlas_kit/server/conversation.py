@@ -130,7 +130,8 @@ class Conversation:
     @property
     def memory(self) -> TokenMemory | None:
         """Its memory, where it is in main memory."""
-        return None if self.inside is None else self.inside.memory
+        inside = self.inside
+        return None if inside is None else inside.memory if isinstance(inside, Parked) else inside.own_memory
 
     def known(self, tokens: Sequence[int], spelling: Spelling) -> tuple[int, Match]:
         """Return the branch (or -1) that the longest part of a text is known from, and how much of it."""

@@ -392,6 +392,9 @@ def test_what_is_read_on_the_side_is_no_part_of_what_is_told_of_a_slot(serve: Se
     def looking(feeds: Any, **options: Any) -> Any:
         last = server.service.conversations.slots[0].last
         seen.append(0 if last is None else last.read_so_far - last.outcome.cached_tokens)
+        conversation = server.service.conversations.slots[0].conversation
+        assert conversation is not None
+        assert conversation.memory is not None  # for whoever looks on
         return decode(feeds, **options)
 
     made.decode = looking  # type: ignore[method-assign]
