@@ -236,7 +236,7 @@ class Generating:
         self._fresh: list[Token] = []
         self._at = 0
         self._watch: Request | None = None
-        self._began = self._first = 0.0
+        self._began = self._first = self._said = 0.0
         self._blend = Blend()
         self._answering = False
         self._question: Question | None = None
@@ -411,8 +411,10 @@ class Generating:
             outcome.finish_reason, outcome.stop = self._job.job.finish_reason, self._job.job.stop
         finally:
             session.observer = None
-            now = time.monotonic()
-            outcome.seconds_generating = now - (self._first or self._began)
+            ended, first = time.monotonic(), self._first or self._began
+            if self._question is not None and self._said > first:
+                ended = self._said  # behind that, an answer made on the side is read for the conversation
+            outcome.seconds_generating = ended - first
             outcome.read_tokens = session.tokens_read - before
             self._read_so_far = lambda: outcome.read_tokens
             shifted = session.stats["rollovers"] > rollovers
@@ -478,7 +480,7 @@ class Generating:
                     )
                 )
             finally:
-                self._answering = False
+                self._answering, self._said = False, time.monotonic()
 
         return work
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -417,3 +418,22 @@ def test_progress_is_told_where_nothing_is_read_again(serve: Server) -> None:
     assert len(told) > 1
     assert told[-1] == len(f"<user>{QUESTION}</><assistant>")
     assert "recall" in next(one["atlas"] for one in events if one.get("atlas"))
+
+
+def test_the_time_of_an_answer_is_that_of_its_tokens(serve: Server) -> None:
+    """It is read once more for the conversation, which is no part of that."""
+    made = engine()
+    server = serve(made, atlas_recall="always")
+    chat(server, FACT)
+    filled(server)
+    decode = made.decode
+
+    def slow(feeds: Any, **options: Any) -> Any:
+        if any(b"Fine." in bytes(feed.tokens) for feed in feeds):
+            time.sleep(0.5)
+        return decode(feeds, **options)
+
+    made.decode = slow  # type: ignore[method-assign]
+    answer = chat(server, QUESTION)
+    assert recalled(answer) == [FACT]
+    assert answer["timings"]["predicted_ms"] < 400
