@@ -412,8 +412,9 @@ class Generating:
         finally:
             session.observer = None
             ended, first = time.monotonic(), self._first or self._began
-            if self._question is not None and self._said > first:
-                ended = self._said  # behind that, an answer made on the side is read for the conversation
+            if self._question is not None and self._said:
+                # behind that, an answer made on the side is read for the conversation
+                ended = min(ended, max(self._said, first + 0.001))
             outcome.seconds_generating = ended - first
             outcome.read_tokens = session.tokens_read - before
             self._read_so_far = lambda: outcome.read_tokens
