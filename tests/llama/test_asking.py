@@ -234,7 +234,29 @@ def test_what_is_still_in_the_context_is_not_read_again(session):
     answer = session.ask(
         "Who built the bridge?", recall=Recall("always", tokens=48), keep=False, max_tokens=2
     )
-    assert all("1932" not in piece.text for piece in answer.recalled.candidates)
+    assert all("1932" not in piece.text for piece in answer.pieces)
+
+
+@pytest.mark.parametrize("gain", [1.2, 0.5, 0.1])
+def test_what_was_corrected_in_the_context_is_not_read_again(gain, monkeypatch):
+    """What the context holds is judged, too: where that is newer and helps, the model answers from it."""
+    engine = FakeEngine(n_ctx=600, n_batch=64)
+    old, new = "My cat is called Tom, and she is grey.", "My cat is called Jerry now, and she is grey."
+    monkeypatch.setattr(Branch, "likelihood", lambda branch, tokens, asked: _likelihood(tokens, asked, gain))
+    with AtlasSession(engine, SETTINGS) as session:
+        session.remember(Kind.USER, old)
+        session.remember(Kind.ASSISTANT, "Fine.")
+        session.feed(new, kind=Kind.USER)
+        answer = session.ask("What is my cat called?", recall=Recall(), keep=False, max_tokens=2)
+    assert [piece.text for piece in answer.pieces] == ([] if gain > 0.3 else [old])
+    assert {old, new} <= {piece.text for piece in answer.recalled.candidates}
+
+
+def _likelihood(tokens, asked, gain):
+    """Return 0.9 nats per token for the old name, and ``gain`` for the new one."""
+    yield from ()
+    text = bytes(tokens)
+    return len(asked) * (0.9 if b"Tom" in text else gain if b"Jerry" in text else 0.0)
 
 
 def test_questions_are_not_read_again(session):
