@@ -244,7 +244,7 @@ def learn(
     if store_only and session.episodes is None:
         raise InvalidParamError(
             "this memory stores no documents: its episode_tokens is 0", path=name or None,
-            hint="Give --episode-tokens.",
+            hint="Set episode_tokens.",
         )  # fmt: skip
     result, policy = Learned([], Read(name), {}), AutoSave(tokens=save_every)
     documents = list(documents)
