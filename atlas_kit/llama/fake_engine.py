@@ -157,7 +157,11 @@ class FakeEngine:
 
     def output_rows(self) -> OutputRows:
         """Return the read-out matrix."""
-        return OutputRows(lambda tokens: self._matrix[tokens], *self._matrix.shape)
+        return OutputRows(
+            lambda tokens: self._matrix[tokens],
+            *self._matrix.shape,
+            is_control=lambda token: not self.piece(token),
+        )
 
     def close(self) -> None:
         """Nothing to free."""

@@ -140,6 +140,7 @@ class LlamaEngine:
         self._gives_both: bool | None = None
         self._ends: tuple[int, ...] | None = None
         self._is_end: dict[int, bool] = {}
+        self._controls: dict[int, bool] = {}
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self.decodes = 0
         self._logits, self._states = Rows(), Rows()
@@ -456,9 +457,18 @@ class LlamaEngine:
             assert self._file is not None
             facts = self._facts
             self._rows = rows_of_model(
-                self._file, scale=logit_scale(facts.architecture, facts.logit_scale), softcap=facts.softcap
-            )
+                self._file, scale=logit_scale(facts.architecture, facts.logit_scale), softcap=facts.softcap,
+                is_control=self._is_control,
+            )  # fmt: skip
         return self._rows
+
+    def _is_control(self, token: int) -> bool:
+        """Tell whether a token has no text; of a model that is closed, what was known then."""
+        if (found := self._controls.get(token)) is None:
+            if not self._context:
+                return False
+            found = self._controls[token] = not self.piece(token) and bool(self.piece(token, special=True))
+        return found
 
     def _require_open(self) -> None:
         if not self._context:  # llama.cpp would end the process

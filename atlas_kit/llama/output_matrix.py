@@ -67,13 +67,16 @@ class OutputRows:
         Bound of the cache.
     whole_bytes
         A matrix of no more is brought into the cache as a whole when its first rows are asked for.
+    is_control
+        Tells whether a token is none of a text, but begins or ends a turn or something else.
     """
 
     def __init__(
         self, matrix: Any, n_vocab: int, n_embd: int, *, bias: Array | None = None, scale: float = 1.0,
         softcap: float | None = None, cache_bytes: int = CACHE_BYTES, whole_bytes: int = 0,
+        is_control: Callable[[int], bool] = lambda token: False,
     ) -> None:  # fmt: skip
-        self._matrix = matrix
+        self._matrix, self.is_control = matrix, is_control
         self.n_vocab, self.n_embd = n_vocab, n_embd
         self.bias, self.scale, self.softcap = bias, scale, softcap
         capacity = max(1, min(n_vocab, cache_bytes // (4 * n_embd)))

@@ -55,6 +55,9 @@ class OneMemory(Protocol):
     def require_formula(self, hidden: Array, own: Array, tokens: Array) -> None:
         """Check that the model's logits are what its output matrix gives."""
 
+    def settled(self, current: int) -> bool:
+        """Tell whether the window may say what follows."""
+
     def weights_of_one(self, features: Sequence[float], has_window: bool) -> tuple[float, float, float]:
         """Return how much model, memory and window count for a token."""
 
@@ -129,7 +132,7 @@ def read_side_by_side(
     behind = np.exp(corrected - ends.spread(log_z))
     expected = ends.sum(behind * change_of(own, corrected))
     slots, windows, seen = look_up(memories, directions, current)
-    features, weights = gated(memories, entropy, slots, seen)
+    features, weights = gated(memories, entropy, slots, seen, current)
     return [
         Reading(
             hidden[one], lse[one], top[one], logits[row][None], tokens[row], own[None, place],
@@ -142,15 +145,16 @@ def read_side_by_side(
 
 
 def gated(
-    memories: Sequence[OneMemory], entropy: Array, slots: Sequence[Slots], seen: Sequence[Array]
-) -> tuple[Array, Array]:
+    memories: Sequence[OneMemory], entropy: Array, slots: Sequence[Slots], seen: Sequence[Array],
+    current: Sequence[int],
+) -> tuple[Array, Array]:  # fmt: skip
     """Return what each gate looks at (R, 5), and how much model, memory and window count (R, 3)."""
     similarity, length, confidence = (one.tolist() for one in seen)
     numbers = zip(similarity, entropy.tolist(), length, confidence, strict=True)
     features = [features_of_one(*one) for one in numbers]
     weights = [
-        one.weights_of_one(looks_at, len(held.tokens) > 0)
-        for one, looks_at, held in zip(memories, features, slots, strict=True)
+        one.weights_of_one(looks_at, len(held.tokens) > 0 and one.settled(token))
+        for one, looks_at, held, token in zip(memories, features, slots, current, strict=True)
     ]
     return np.array(features), np.array(weights)
 

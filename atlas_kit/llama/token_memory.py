@@ -52,6 +52,8 @@ from atlas_kit.settings.atlas_settings import ADAPTIVE, GATE_FEATURES, AtlasSett
 
 #: Tokens that came lately and are candidates therefore.
 RECENT = 1024
+#: Tokens behind a control token in which the window does not say what follows.
+SETTLED = 4
 #: Tokens that a match may be long.
 MOST_MATCHED = 255
 #: Bytes of the array that is used again for the candidates' rows of each step.
@@ -247,7 +249,8 @@ class TokenMemory:
         if not self.settings.window_size:
             features[:, [1, 3, 4]] = 0  # all but the constant and the entropy look at the window
         w = to_host(self.state.gate["w"])[None]
-        weights = self.weights_of(w, features[None], np.array([len(slots.tokens) > 0]))
+        has_window = self._settled(current)[None] & (len(slots.tokens) > 0)
+        weights = self.weights_of(w, features[None], has_window)
         return Reading(
             hidden, lse, top, logits, tokens, own, corrected, log_z, before, behind, expected, slots, window,
             weights, features, pull,
@@ -401,15 +404,53 @@ class TokenMemory:
         return self._waiting + len(self.watched)
 
     def history(self, current: int, longest: int) -> Array | list[int]:
-        """Return the last tokens, at most ``longest``, up to and with ``current``, of which the rest is known."""
+        """Return the last tokens, at most ``longest``, up to and with ``current``, of which the rest is known.
+
+        No control token stands before the last one: every turn begins as others do, and that says nothing.
+        """
         if len(self.watched):
             return np.asarray(self._histories(np.array([current]), longest)[0])
         line = self._line
-        return (
+        came = (
             line[-longest:] if line and line[-1] == current else [*line[len(line) - longest + 1 :], current]
         )
+        for back in range(2, len(came) + 1):
+            if self.rows.is_control(came[-back]):
+                return came[1 - back :]
+        return came
+
+    def settled(self, current: int) -> bool:
+        """Tell whether so many tokens have come since the last control token that the window may say what follows.
+
+        Right behind one, all turns are alike, and the window would begin each answer like the one before.
+        """
+        if self.rows.is_control(current):
+            return False
+        if len(self.watched):
+            return bool(self._settled(np.array([current]))[0])
+        line = self._line
+        came = (
+            line[-SETTLED:] if line and line[-1] == current else [*line[len(line) - SETTLED + 1 :], current]
+        )
+        return not any(map(self.rows.is_control, came))
+
+    def _settled(self, current: Array) -> Array:
+        """Return ``settled`` of each of the tokens (n,) that follow each other."""
+        line = self._lines(current, SETTLED)
+        control = np.array([token >= 0 and self.rows.is_control(token) for token in line.ravel().tolist()])
+        return np.asarray(~control.reshape(line.shape).any(axis=1))
 
     def _histories(self, current: Array, longest: int) -> Array:
+        """Return (n, longest): ``history`` of each of ``current``, which follow each other; -1 where there is none."""
+        histories = self._lines(current, longest)
+        before = histories[:, :-1]
+        for token in np.unique(before).tolist():
+            if token >= 0 and self.rows.is_control(token):
+                for row in np.flatnonzero((before == token).any(axis=1)).tolist():
+                    before[row, : int(np.flatnonzero(before[row] == token)[-1]) + 1] = -1
+        return histories
+
+    def _lines(self, current: Array, longest: int) -> Array:
         """Return (n, longest): the tokens up to and with each of ``current``; -1 where there is none."""
         came: Array = np.concatenate(
             (np.full(longest, -1), self.recent[-longest:], *self._pending["token"], self.watched)
@@ -429,7 +470,7 @@ class TokenMemory:
         Parameters
         ----------
         w, features, has_window
-            (R, 2, 5), (R, n, 5), (R,): of R gates, each for its own ``n`` tokens; whether there are slots.
+            (R, 2, 5), (R, n, 5), (R, n): of R gates, each for its own ``n`` tokens; whether the window is asked.
         """
         weights, ratio = np.zeros((*features.shape[:2], 3)), self.settings.blend_ratio
         gate = self.memory.config.gate
@@ -439,7 +480,7 @@ class TokenMemory:
         else:
             weights[..., 2] = float(ratio)
             weights[..., 1 if self.learns else 0] = 1 - float(ratio)
-        weights[~has_window, :, 2] = 0
+        weights[..., 2][~has_window] = 0
         weights = weights.reshape(-1, 3)
         cached = weights[:, 2]
         np.minimum(cached, MOST_WEIGHT * weights.sum(axis=1), out=cached)

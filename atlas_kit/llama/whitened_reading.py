@@ -86,7 +86,7 @@ def read_whitened(
         one.require_formula(hidden[row : row + 1], own[row : row + 1], top[row])
     corrected, log_z, before, behind, expected, pull = _moved_each(memories, own, top, y, lse)
     slots, windows, seen = look_up(memories, directions, current)
-    features, weights = gated(memories, entropy, slots, seen)
+    features, weights = gated(memories, entropy, slots, seen, current)
     return [
         Reading(
             hidden[one], lse[one], top[one], logits[row][None], top[row], own[one], corrected[one], log_z[one],

@@ -33,7 +33,7 @@ def test_weights(ratio, w, features, has_window):
     with FakeEngine() as engine:
         memory = TokenMemory(engine.output_rows(), AtlasSettings(window_size=16, blend_ratio=ratio))
     given_w = np.array(w)
-    expected = memory.weights_of(given_w[None], np.array(features)[None, None], np.array([has_window]))[0]
+    expected = memory.weights_of(given_w[None], np.array(features)[None, None], np.array([[has_window]]))[0]
     fixed = None if ratio == "adaptive" else ratio
     found = weights_of_one(w, features, fixed, has_window)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas_kit.errors import InvalidParamError, ModelError
+from atlas_kit.llama import FakeEngine
+from atlas_kit.llama.engine import Feed
 from atlas_kit.llama.output_matrix import OutputRows
 from atlas_kit.llama.reading import most_likely, summarize
 from atlas_kit.llama.token_memory import (
@@ -698,3 +700,42 @@ def test_an_entropy_is_that_of_a_distribution(size):
     wide = z.astype(np.float64) - z.max(axis=1, keepdims=True)
     p = np.exp(wide) / np.exp(wide).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(entropy, -(p * np.log(np.where(p > 0, p, 1))).sum(axis=1), atol=2e-5)
+
+
+# --- turns ---------------------------------------------------------------------------------------------------
+
+
+def _turns(n_control: int = 256) -> list[int]:
+    """Three turns that begin alike: a control token, two tokens of its form, and six of which the first are alike."""
+    return [
+        token for turn in range(3) for token in (n_control, 1, 2, 7, 8, 9, 10 + turn, 20 + turn, 30 + turn)
+    ]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_window_does_not_begin_a_turn_like_the_one_before(at_once):
+    """Within four tokens behind a control token it has no weight, and no match goes across one, however it is read."""
+    settings = AtlasSettings(window_size=64, memory_dim=8)
+    with FakeEngine() as engine:
+        rows, tokens = engine.output_rows(), np.array(_turns())
+        assert rows.is_control(256)
+        assert not rows.is_control(1)
+        memory = TokenMemory(rows, settings)
+        out = engine.decode([Feed(0, tokens.tolist(), 0, len(tokens))], hidden=True)[0]
+        hidden, logits = np.array(out.hidden), np.array(out.logits)
+        weights, at = [], 0
+        while at < len(tokens) - 1:
+            count = min(memory.room, len(tokens) - 1 - at) if at_once else 1
+            reading = memory.read(hidden[at : at + count], logits[at : at + count], tokens[at : at + count])
+            weights += reading.weights[:, 2].tolist()
+            memory.learn(reading, tokens[at + 1 : at + 1 + count])
+            at += count
+        # what stands before the last turn's control token is no part of a match
+        assert list(memory.history(33, 16)) == [1, 2, 7, 8, 9, 12, 22, 32, 33]
+        assert [one for one in memory._histories(np.array([32, 33]), 16)[1].tolist() if one >= 0] == (
+            [1, 2, 7, 8, 9, 12, 22, 32, 33]
+        )
+    since = [at % 9 for at in range(len(tokens) - 1)]
+    known = [at >= 16 for at in range(len(tokens) - 1)]  # the first step has no window
+    assert all(weight == 0 for weight, one in zip(weights, since, strict=True) if one < 4)
+    assert all(weight > 0 for weight, one, has in zip(weights, since, known, strict=True) if one >= 4 and has)
