@@ -29,6 +29,7 @@ NEEDS: tuple[tuple[str, str, str], ...] = (
     ("own server tests", "of llama.cpp's own, against our server", "tools/llama_server_tests.py has not fetched them"),
     ("llama", "of llama.cpp", "llama-cpp-python is not installed"),
     ("packages of the server|openai|anthropic|pydantic", "of the server", "its packages or clients are not installed"),
+    ("starlette", "of the server", "its packages are not installed"),
     ("cryptography", "of encrypted files", "cryptography is not installed"),
     ("matplotlib", "of figures", "matplotlib is not installed"),
     ("deno", "of the types of the scripts", "deno is not installed"),
@@ -50,6 +51,8 @@ NEEDS: tuple[tuple[str, str, str], ...] = (
     ("package index", "of the wheel", "no package index can be reached"),
     ("hadolint|kubernetes-validate|pyyaml", "of deployment", "no hadolint, kubernetes-validate or pyyaml"),
     ("systemd-analyze", "of the unit for systemd", "no systemd-analyze, or an old one"),
+    ("glibc|heaps", "of how much of the heap threads keep", "another C library"),
+    ("FTS5", "against SQLite's search", "this Python's SQLite has no FTS5"),
     ("the examples ask with curl", "of the examples of the server", "no curl"),
     ("the examples are lines for a shell", "of the examples in help texts", "no bash"),
 )  # fmt: skip

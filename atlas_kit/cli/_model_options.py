@@ -72,7 +72,12 @@ def open_model(path: str, options: dict[str, Any], *, quiet: bool = False) -> It
 
 
 def save_session(place: Place, session: AtlasSession, *, context: bool, **options: Any) -> None:
-    """Save a session's memory, and say so if somebody else's was in its place."""
+    """Save a session's memory, and say so if somebody else's was in its place, or text that another model read."""
+    if options.get("force") and place.holds_text_of_another(session.engine.info.identity):
+        options["backup"] = True
+        _render.note(
+            f"what was read and said beside another model is left out; it is kept as {place.file}.bak"
+        )
     if place.save(session.state(context=context), **options):
         _render.note(
             f"{place.file} was written by somebody else in the meantime; their memory is kept as {place.file}.bak"

@@ -91,8 +91,8 @@ def command(
                 engine = stack.enter_context(open_model(model, engine_options, quiet=as_json))
         progress = stack.enter_context(_render.progress())
         result = forget(
-            memory, choice, words=words, engine=engine if rebuild else None, force=force, keys=keys,
-            progress=progress, **options,
+            memory, choice, words=words, engine=engine if rebuild else None, device=device, force=force,
+            keys=keys, progress=progress, **options,
         )  # fmt: skip
     return _render.emit(result, _text, as_json)
 
@@ -104,16 +104,14 @@ def _text(result: Forgotten) -> Iterator[_render.Block]:
             yield f"documents of similar names: {', '.join(map(_render.name, result.similar))}"
     else:
         yield from _pieces(result)
-        left = "nothing" if result.left is None else _said(result.left)
+        left = "nothing" if result.left is None else result.left.amount
         forgot = "would forget" if result.dry_run else "forgot"
-        yield f"{forgot} {_said(result.counts)}"
+        yield f"{forgot} {result.counts.amount}"
         yield f"left: {left}"
+        if result.alike:
+            yield f"documents of the same name stay: {', '.join(map(_render.name, result.alike))}"
         yield from _beside(result)
     yield from _backups(result)
-
-
-def _said(counts: Any) -> str:
-    return str(counts.summary).removesuffix(" can be read from this file")
 
 
 def _pieces(result: Forgotten) -> Iterator[_render.Block]:

@@ -151,6 +151,11 @@ def _text(result: Learned) -> Iterator[_render.Block]:
     yield f"{result.total.name}: {known}, saved {_render.plural(result.saves, 'time')}"
     if result.stored:
         yield f"{result.stored:,} tokens of text can be asked about"
+    if result.dropped:
+        yield (
+            f"the oldest {_render.plural(result.dropped, 'token')} of text had to go: "
+            "--episode-tokens says how many there is room for"
+        )
 
 
 def _row(read: Read, name: str) -> list[object]:

@@ -216,6 +216,7 @@ class _Talk:
         self._changed = False
         self._mode: str | None = None  # of recalling, where it is not the memory's own
         self._last: Answer | None = None
+        self._places: list[str] = []  # of what it was given, not said yet
 
     def _chat(self) -> ChatTemplate | None:
         has = self.session.engine.info.chat_template is not None
@@ -236,6 +237,15 @@ class _Talk:
         self._answer(prompt)
         if sys.stdout.isatty():
             sys.stdout.write("\n")
+        self._name_sources()
+
+    def _name_sources(self) -> None:
+        """Say from where the last answer is, on lines of their own behind it."""
+        places, self._places = self._places, []
+        if places and not self.quiet:
+            sys.stdout.flush()
+            for place in places:
+                _render.note(f"[from {place}]")
 
     def _answer(self, prompt: str) -> None:
         """Read a prompt and write what follows, until it ends or somebody stops it."""
@@ -275,10 +285,7 @@ class _Talk:
             stop=self._options["stop"], sampling=self._sampling, system=self._options["system"],
             recall=recall_of(None if memory is None else memory.settings, **changes),
         )  # fmt: skip
-        if self._last is not None and not self.quiet:
-            sys.stdout.flush()
-            for piece in self._last.pieces:
-                _render.note(f"\n[from {piece.place}]")
+        self._places = [] if self._last is None else [piece.place for piece in self._last.pieces]
 
     def _read(self, prompt: str) -> bool:
         """Read a prompt in pieces, so that it can be stopped; tell whether it was read to its end."""
@@ -326,6 +333,7 @@ class _Talk:
                 _render.note(f"error: {_remedies.sentence(error)}")
             sys.stdout.write("\n")
             sys.stdout.flush()
+            self._name_sources()
             if self.stop.count > 1:
                 return
         if sys.stdin.isatty():

@@ -26,6 +26,7 @@ from atlas_kit.llama.recalling import (
     candidates,
     recall_of,
     recalling,
+    within,
 )
 from atlas_kit.llama.sampling import Sampling
 from atlas_kit.llama.steps import Finish, Step, Token
@@ -136,7 +137,8 @@ def asking(
     recalled = Recalled(reason="off" if recall.mode == "off" else "nothing was found")
     fresh = form_of(engine, chosen, system=system)
     whole = fresh.question(engine, f"{leading} {question}")
-    if found and fresh.room(engine.n_ctx, whole) < recall.segments * (recall.tokens + len(fresh.parts)):
+    fitting = within(recall, fresh, engine.n_ctx, whole)
+    if found and fitting is None:
         found, recalled = [], Recalled(reason="the context has no room for it")
     said: tuple[Finish, list[Token], float] | None = None
     if found or not keep:
@@ -147,7 +149,7 @@ def asking(
                 if leading:
                     behind = form_of(engine, chosen, system=system, talk=talked[-1:]), asked
                 recalled = yield from recalling(
-                    branch, session.episodes, fresh, whole, found, recall, behind=behind
+                    branch, session.episodes, fresh, whole, found, fitting or recall, behind=behind
                 )
             if recalled.pieces:
                 said = yield from talk.answering(list(fresh.behind))
@@ -166,6 +168,8 @@ def asking(
     if keep:
         if recalled.pieces:
             yield from session.reading([*talk.plain, *answered], score=False)
+            session._counts.tokens_generated += branch.counts.tokens_generated
+            session._counts.seconds_generating += branch.counts.seconds_generating
         session.talked.append((question, text.strip()))
         session.remember(Kind.USER, question)
         session.remember(Kind.ASSISTANT, [token.id for token in tokens if token.id >= 0])

@@ -291,7 +291,8 @@ class Job:
             self.session.learn_due()
         except Exception as own:  # what it wanted to say at its end
             error = error or own
-        if step is not None and step.token is None:  # a token is learned, and the context is given it later
+        # a token is learned, and the context is given it later; what was read on the side has gone back to what was
+        if step is not None and step.token is None and self.session.position == step.feed.position:
             self.session.forget_context()
         self.finish("cancelled", self.tokens, error)
 

@@ -49,10 +49,14 @@ class Branch:
             session._context, session._position, session._last_output, session.memory, session.learns,
             session.observer, session._counts,
         )  # fmt: skip
+        #: What is read and said here, which does not count as the session's.
+        self.counts = Stats()
         self._watched = None if session.memory is None else session.memory.watched
         self._saved = engine.save_sequence(session.sequence) if session._context else b""
-        session.observer, session.learns, session._counts, session.memory = None, False, Stats(), None
+        session._aside = session.memory
+        session.observer, session.learns, session._counts, session.memory = None, False, self.counts, None
         session._context, session._position, session._last_output = [], 0, None
+        session._owed = []  # what is owed to a context that nobody goes on from
         engine.forget(session.sequence)
 
     def remember(self) -> None:
@@ -153,7 +157,7 @@ class Branch:
         session = self._session
         session._context, session._position, session._last_output = self._was[:3]
         session.memory, session.learns, session.observer, session._counts = self._was[3:]
-        session._owed, session._said = [], None
+        session._owed, session._said, session._aside = [], None, None
         if session.memory is not None and self._watched is not None:
             session.memory.watched = self._watched
         if session.closed:

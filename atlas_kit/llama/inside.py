@@ -30,6 +30,7 @@ class Inside(Protocol):
     _position: int
     _last_output: LastOutput | None
     _owed: list[int]
+    _aside: TokenMemory | None
     _said: Token | None
     _counts: Stats
 

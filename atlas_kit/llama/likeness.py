@@ -101,6 +101,12 @@ class Likeness:
         self._tokens: Array = np.empty(0, np.int64)
         self._vectors: Array = np.empty((0, 0), np.float32)
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of main memory that it takes, nearly all of them the vectors'."""
+        arrays = (self._tokens, self._vectors, getattr(self, "_blocks", self._tokens))
+        return sum(int(array.nbytes) for array in arrays)
+
     def _update(self, arrays: EpisodeArrays) -> None:
         now = len(arrays.tokens), arrays.end
         if now == self._of:
@@ -191,6 +197,12 @@ def likeness_of(engine: Engine, episodes: Episodes) -> Likeness:
     if (found := _indexes.get(episodes)) is None or found.engine is not engine:
         found = _indexes[episodes] = Likeness(engine)
     return found
+
+
+def bytes_of(episodes: Episodes) -> int:
+    """Return the bytes that the index of some episodes takes, where it was made."""
+    found = _indexes.get(episodes)
+    return 0 if found is None else found.bytes
 
 
 def _surprise(tails: Array, counts: Any) -> Array:

@@ -23,6 +23,7 @@ from atlas_kit.errors import (
 from atlas_kit.llama import memory_choice
 from atlas_kit.llama.engine import Engine
 from atlas_kit.llama.session import DEVICES, AtlasSession
+from atlas_kit.llama.session_states import episodes_of
 from atlas_kit.persistence.entry_keys import DESCRIPTION
 from atlas_kit.persistence.session_file import about_session, read_session_state
 from atlas_kit.persistence.session_state import SessionState
@@ -114,7 +115,10 @@ def _going_on(
     try:
         _restore(session, state, file, keys)
         assert session.memory is not None
+        before = session.memory.settings.episode_tokens
         session.memory.retune(retuned)
+        if session.memory.settings.episode_tokens != before:
+            session.episodes = episodes_of(engine, state, session.memory.settings)
     except BaseException:
         session.close()
         raise

@@ -84,7 +84,8 @@ class OutputRows:
         self._clock = 0
         self._oldest = np.empty(0, np.int64)  # slots in the order in which they will be needed, oldest first
         self._sorted = 0  # when that order was made
-        self._block = np.empty((max(16, min(capacity, BLOCK_BYTES // (4 * n_embd))), n_embd), np.float32)
+        self._block_rows = max(16, min(capacity, BLOCK_BYTES // (4 * n_embd)))
+        self._blocks = threading.local()
         self._at_once = 4 * n_vocab * n_embd <= min(whole_bytes, cache_bytes)
         self._complete = False  # whether it holds all rows
         self._lock = threading.RLock()  # memories that learn and memories that read may be on two threads
@@ -95,6 +96,14 @@ class OutputRows:
     def cached_bytes(self) -> int:
         """Bytes of the rows that the cache holds now."""
         return int((self._token_in >= 0).sum()) * 4 * self.n_embd
+
+    @property
+    def _block(self) -> Array:
+        """The array of the thread that asks into which rows are gathered: what it keeps there no other overwrites."""
+        found: Array | None = getattr(self._blocks, "rows", None)
+        if found is None:
+            found = self._blocks.rows = np.empty((self._block_rows, self.n_embd), np.float32)
+        return found
 
     @_alone
     def __call__(self, tokens: Array, out: Array | None = None) -> Array:
@@ -122,9 +131,10 @@ class OutputRows:
             return np.asarray(vectors @ self(tokens).T)
         slots = self._slots(tokens)
         result = np.empty((len(vectors), len(tokens)), np.float32)
-        for start in range(0, len(tokens), len(self._block)):
-            part = slots[start : start + len(self._block)]
-            block = np.take(self._rows, part, axis=0, out=self._block[: len(part)], mode="clip")
+        rows = self._block
+        for start in range(0, len(tokens), len(rows)):
+            part = slots[start : start + len(rows)]
+            block = np.take(self._rows, part, axis=0, out=rows[: len(part)], mode="clip")
             result[:, start : start + len(part)] = vectors @ block.T
         return result
 
@@ -134,18 +144,19 @@ class OutputRows:
         if len(tokens) > len(self._rows) or len(tokens) == self.n_vocab:
             np.dot(self(tokens), vector, out=out)
             return
-        slots, size = self._slots(tokens), len(self._block)
+        slots, rows = self._slots(tokens), self._block
+        size = len(rows)
         for start in range(0, len(tokens), size):
             part = slots[start : start + size]
-            block = np.take(self._rows, part, axis=0, out=self._block[: len(part)], mode="clip")
+            block = np.take(self._rows, part, axis=0, out=rows[: len(part)], mode="clip")
             np.dot(block, vector, out=out[start : start + size])
 
     @_alone
     def gathered(self, tokens: Array, *, keep: bool = False) -> Array:
         """Return the rows (n, n_embd) of ``tokens`` (n,), in any order and repeated as they are.
 
-        ``keep``: in an array that the next call may overwrite, where they have room; else in a new one, whose pages
-        take longer to come by than the rows.
+        ``keep``: in an array that the thread's next call may overwrite, where they have room; else in a new one, whose
+        pages take longer to come by than the rows.
         """
         slots = self._slot_of[tokens]
         if not self._complete:
@@ -156,7 +167,7 @@ class OutputRows:
                 slots = self._slots(distinct)[place]
             self._clock += 1
             self._used[slots] = self._clock
-        out = self._block[: len(slots)] if keep and len(slots) <= len(self._block) else None
+        out = self._block[: len(slots)] if keep and len(slots) <= self._block_rows else None
         return self._rows.take(slots, axis=0, out=out, mode="clip")
 
     def _slots(self, tokens: Array) -> Array:

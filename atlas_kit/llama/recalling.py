@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,9 @@ SEAM = 2
 
 #: Nats per token within which a later turn counts as a correction of an earlier one.
 CLOSE = 0.3
-HELPS = "it makes the question likelier"
+#: What of the context is judged, too, is as like the question as this part of the likest piece.
+AS_LIKE = 0.5
+HELPS, STANDS = "it makes the question likelier", "what helps most stands in the context"
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,16 @@ class Recall:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InvalidParamError(f"{name} is {value!r:.40}", key=name, hint=f"At least {least}.")
+        if not math.isfinite(self.gate):
+            raise InvalidParamError(f"gate is {self.gate}", key="gate", hint="Choose a number of nats.")
+
+
+def within(recall: Recall, form: Form, n_ctx: int, asked: Sequence[int]) -> Recall | None:
+    """Return how to ask with as many pieces as a context has room for; None where there is none for a single one."""
+    most = form.room(n_ctx, asked) // (recall.tokens + len(form.parts))
+    if most < 1:
+        return None
+    return dataclasses.replace(recall, segments=min(recall.segments, most))
 
 
 def recall_of(settings: AtlasSettings | None, **changes: Any) -> Recall:
@@ -112,6 +125,8 @@ class Piece:
         How well the segment that it is of was found; about 1 for the best.
     gain
         Nats per token that it gains on the question; None where nobody read it.
+    held
+        It stands in the model's context, so that it is judged and not read again.
     """
 
     text: str
@@ -123,6 +138,7 @@ class Piece:
     line: int
     score: float
     gain: float | None = None
+    held: bool = False
 
     @property
     def place(self) -> str:
@@ -134,7 +150,7 @@ class Piece:
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON-ready data."""
         found = dataclasses.asdict(self)
-        source = found.pop("source")
+        source, _ = found.pop("source"), found.pop("held")
         return {**named("source", source), **found}
 
 
@@ -171,7 +187,8 @@ def candidates(
     Parameters
     ----------
     context
-        The tokens in the model's context: what is there is not read again.
+        The tokens in the model's context: what is there is not read again. Beside others, the best of it is judged,
+        too: it may correct them.
     before
         What was said before the question: where that alone says too little, it counts, too.
     """
@@ -192,17 +209,27 @@ def candidates(
     ]
     held = np.asarray(context, np.int32).tobytes()
     pieces: list[Piece] = []
+    there: Piece | None = None
     for segment, score in _merged(rows):
         start, stop = excerpt(episodes, segment, like, leading, recall.tokens)
         inside = episodes.text(start, stop)
         said_there = episodes.tokens(start, stop)
-        if not set(words(inside)) - said or _is_question(segment, inside) or _in_context(said_there, held):
+        if not set(words(inside)) - said or _is_question(segment, inside):
+            continue
+        known = _in_context(said_there, held)
+        if known and there is not None:
             continue
         line = segment.line + episodes.text(segment.start, start).count("\n")
         kind = segment.kind.name.lower()
-        pieces.append(Piece(inside, kind, segment.source, segment.time_ms, start, stop, line, score))
+        piece = Piece(inside, kind, segment.source, segment.time_ms, start, stop, line, score, held=known)
+        if known:
+            there = piece
+            continue
+        pieces.append(piece)
         if len(pieces) == recall.candidates:
             break
+    if pieces and there is not None and there.score >= AS_LIKE * pieces[0].score:
+        pieces.insert(0, there)
     return pieces
 
 
@@ -289,7 +316,10 @@ def recalling(
     ordered = newest_first(sorted(read, key=lambda piece: -(piece.gain or 0.0)), recall)
     if recall.mode == "auto" and best[0] < recall.gate:
         return Recalled((), tuple(ordered), best[0], "nothing that was found helps enough")
-    taken = [piece for piece in ordered[: recall.segments] if _taken(piece, recall)] or ordered[:1]
+    if any(piece.held and _outdates(piece, ordered[0], recall) for piece in read):
+        return Recalled((), tuple(ordered), best[0], STANDS)
+    likely = [piece for piece in ordered if not piece.held]
+    taken = [piece for piece in likely[: recall.segments] if _taken(piece, recall)] or likely[:1]
     if behind is None and len(taken) == 1 and taken[0].gain == best[0]:
         branch.back(best[1])
         return Recalled(tuple(taken), tuple(ordered), best[0], HELPS)
@@ -305,6 +335,12 @@ def recalling(
         yield from branch.read([*(form.parts if number else ()), *inside])
     yield from branch.read([*form.middle, *asked])
     return Recalled(tuple(taken), tuple(ordered), best[0], HELPS)
+
+
+def _outdates(there: Piece, first: Piece, recall: Recall) -> bool:
+    """Tell whether what stands in the context is what helps most, or may correct that."""
+    newer = (there.time_ms, there.start) >= (first.time_ms, first.start)
+    return newer and _taken(there, recall) and (there.gain or 0.0) >= AS_LIKE * (first.gain or 0.0)
 
 
 def newest_first(pieces: list[Piece], recall: Recall) -> list[Piece]:

@@ -146,6 +146,7 @@ class AtlasSession:
         self.feed_limit = self.engine.n_batch
         #: Steps of the memory that fill while text is generated wait for ``learn_due``, or for what needs them.
         self.puts_off = False
+        self._aside: TokenMemory | None = None  # the memory, while something is read on the side
         #: What was read and said, to be found again; None: nobody keeps it.
         self.episodes: Episodes | None = None
         self.talked: list[tuple[str, str]] = []  # what was asked and answered since the context was emptied
@@ -787,6 +788,11 @@ class AtlasSession:
         )  # fmt: skip
         with about_session(os.fspath(path)):
             self.restore(state, force=True)  # as far as it is forced, it was above
+
+    @property
+    def own_memory(self) -> TokenMemory | None:
+        """The memory, also while something is read on the side without it; other threads may look, too."""
+        return self._aside or self.memory
 
     @property
     def position(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.asking import Answer
+from atlas_kit.llama.asking import ask as answer_to
 from atlas_kit.llama.recalling import recall_of
 from atlas_kit.llama.session import AtlasSession
 from atlas_kit.llama.steps import Token
@@ -58,7 +59,7 @@ def ask(
         What is to be different from the memory's own settings: ``mode``, ``segments``, ``gate`` and the others of
         ``Recall``.
     stop
-        Asked between questions; True ends them.
+        Asked between questions and between tokens; True ends the answer and what comes after it.
     told
         Is given each question, each token of its answer as it comes, and the answer.
     options
@@ -75,7 +76,9 @@ def ask(
         raise InvalidParamError(
             "there is nothing in this memory to ask about",
             path=name or None,
-            hint="Let it learn documents, or talk with it.",
+            hint="Let it learn documents, or talk with it."
+            if session.episodes is not None
+            else "It keeps no text, for its episode_tokens is 0.",
         )
     result = Asked(name, session.engine.info.name, len(session.episodes))
     chosen = recall_of(None if session.memory is None else session.memory.settings, **(recall or {}))
@@ -85,8 +88,12 @@ def ask(
             break
         if told is not None:
             told(question)
-        answer = session.ask(question, recall=chosen, keep=False, told=told, **options)
+        answer = answer_to(session, question, recall=chosen, keep=False, told=told, until=stop, **options)
+        if answer is None:  # stopped before anything was said
+            result.interrupted = True
+            break
         result.answers.append(answer)
+        result.interrupted = answer.reason == "cancelled"
         if told is not None:
             told(answer)
     return result

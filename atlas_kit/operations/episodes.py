@@ -192,8 +192,7 @@ def mend_episodes(memory: MemoryFile) -> str | None:
     put_episodes(memory, arrays)
     if not len(arrays):
         return "nothing of what was read and said could be saved"
-    left = counts_of(arrays).summary.removesuffix(" can be read from this file")
-    return f"of what was read and said, {left} could be saved"
+    return f"of what was read and said, {counts_of(arrays).amount} could be saved"
 
 
 # --- as text --------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ that are left. Knows no terminal.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -16,7 +17,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from atlas_kit.codecs.json_text import named
-from atlas_kit.errors import InvalidParamError, KeyNotFoundError, Remedy, WrongModelError
+from atlas_kit.errors import (
+    FileAccessError,
+    InvalidParamError,
+    KeyNotFoundError,
+    LockedError,
+    Remedy,
+    WrongModelError,
+)
 from atlas_kit.formats.atlas.tables import DataType
 from atlas_kit.formats.opening import open_memory
 from atlas_kit.persistence.entry_keys import DESCRIPTION, EPISODES
@@ -96,6 +104,8 @@ class Forgotten:
         Keys of other entries of text in the file, which stay.
     similar
         Names of documents like the one that is not there.
+    alike
+        Documents of the same file name in other folders, which stay.
     """
 
     path: str
@@ -110,6 +120,7 @@ class Forgotten:
     backups_removed: bool = False
     texts: list[str] = field(default_factory=list)
     similar: list[str] = field(default_factory=list)
+    alike: list[str] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
@@ -131,6 +142,8 @@ class Forgotten:
             "backups": [named("name", name) for name in self.backups],
             "backups_removed": self.backups_removed,
             "other_texts": [named("key", key) for key in self.texts],
+            "similar": self.similar,
+            "alike": self.alike,
         }
 
 
@@ -140,6 +153,7 @@ def forget(
     *,
     words: Words | None = None,
     engine: Engine | None = None,
+    device: str = "cpu",
     remove_backups: bool = False,
     dry_run: bool = False,
     force: bool = False,
@@ -156,6 +170,8 @@ def forget(
         What turns tokens into text; needed for ``about``.
     engine
         The model: the memory is learned again from what is left. None: what it learned stays.
+    device
+        Where it is learned again: ``cpu`` or ``cuda``.
     remove_backups
         Remove the file's backups, too, also when nothing is found.
     dry_run
@@ -171,6 +187,8 @@ def forget(
         Nothing is chosen, or ``about`` without ``words``.
     WrongModelError
         The memory is another model's.
+    LockedError
+        A server has the memory open.
     ConflictError
         Somebody else has saved the memory meanwhile; nothing was forgotten.
     """
@@ -187,7 +205,8 @@ def forget(
             store.forget(*choice)
             result.left = _counts_of(store)
             result.texts = [entry.key for entry in file.entries() if _may_hold_text(entry)]
-            _write(path, file, store.arrays(), result, engine, force, keys, progress)
+            with contextlib.nullcontext() if dry_run else _no_server(path):
+                _write(path, file, store.arrays(), result, engine, device, force, keys, progress)
     _see_to_backups(path, result, remove_backups and not dry_run)
     return result
 
@@ -292,9 +311,10 @@ def _source(store: Episodes, wanted: str | None, result: Forgotten) -> str | Non
     if wanted is None:
         return None
     names = [name for name in store.arrays().sources if name]
-    if source_name(wanted) in names:
-        return wanted
     alike = [name for name in names if os.path.basename(name) == os.path.basename(wanted)]
+    if (own := source_name(wanted)) in names:
+        result.alike = [name for name in alike if name != own]
+        return wanted
     if len(alike) == 1:
         return alike[0]
     if alike:
@@ -345,8 +365,8 @@ def _counts_of(store: Episodes) -> EpisodeCounts | None:
 
 
 def _write(
-    path: str, file: MemoryFile, arrays: EpisodeArrays, result: Forgotten, engine: Engine | None, force: bool,
-    keys: Keys, progress: Progress | None,
+    path: str, file: MemoryFile, arrays: EpisodeArrays, result: Forgotten, engine: Engine | None, device: str,
+    force: bool, keys: Keys, progress: Progress | None,
 ) -> None:  # fmt: skip
     """Write the file without what goes."""
     if DESCRIPTION not in file:
@@ -374,7 +394,7 @@ def _write(
     if engine is None:
         state = _without_text(state, arrays)
     else:
-        state = _learned_again(engine, state, arrays, progress)
+        state = _learned_again(engine, device, state, arrays, progress)
         result.rebuilt = len(arrays)
     write_session_state(
         path, state,
@@ -393,7 +413,7 @@ def _without_text(state: SessionState, arrays: EpisodeArrays) -> SessionState:
 
 
 def _learned_again(
-    engine: Engine, state: SessionState, arrays: EpisodeArrays, progress: Progress | None
+    engine: Engine, device: str, state: SessionState, arrays: EpisodeArrays, progress: Progress | None
 ) -> SessionState:
     """Return the state of a new memory that has read the episodes, in their order; a document begins a new context."""
     from atlas_kit.llama.session import AtlasSession
@@ -401,7 +421,7 @@ def _learned_again(
 
     tokens, done = arrays.tokens.tolist(), 0
     settings = AtlasSettings.from_saved(state.settings).replace(episode_tokens=0)  # they are there already
-    with AtlasSession(engine, settings) as session:
+    with AtlasSession(engine, settings, device=device) as session:
         for begin, end, anew in _runs(arrays):
             if anew:
                 session.forget_context()
@@ -424,6 +444,26 @@ def _runs(arrays: EpisodeArrays) -> Iterator[tuple[int, int, bool]]:
         before = kind
 
 
+@contextlib.contextmanager
+def _no_server(path: str) -> Iterator[None]:
+    """Let no server keep its memory in a file meanwhile: it would save what it knows again."""
+    from atlas_kit.persistence.place import lock_of_server
+
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock_of_server(path))
+        except LockedError as error:
+            raise LockedError(
+                "a server keeps its memory in this file, and would save again what is forgotten",
+                path=path,
+                hint="Stop the server first.",
+            ) from error
+        except FileAccessError as error:  # about the lock's file
+            error.path = path
+            raise
+        yield
+
+
 def _codec_of(file: MemoryFile) -> str | None:
     """Return how the file's arrays are coded, to go on so; version 1 codes nothing."""
     coded = (entry.codec for entry in file.entries() if entry.dtype_id and entry.codec_id)
@@ -436,7 +476,7 @@ def _see_to_backups(path: str, result: Forgotten, remove: bool) -> None:
     result.backups = backup_names(path)
     if not remove:
         return
-    folder = os.path.dirname(os.path.abspath(path))
+    folder = os.path.dirname(os.path.realpath(path))
     for name in result.backups:
         try:
             os.unlink(os.path.join(folder, name))

@@ -14,7 +14,7 @@ from atlas_kit.errors import InvalidParamError, KeyRequiredError, MagicMismatchE
 from atlas_kit.formats.detect import detect
 from atlas_kit.formats.opening import ask_if_encrypted
 from atlas_kit.operations.inputs import Opened, open_given
-from atlas_kit.persistence.entry_keys import DESCRIPTION, EPISODES
+from atlas_kit.persistence.entry_keys import DESCRIPTION, may_hold_episodes
 from atlas_kit.storage.given import Progress, takes_source
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source
@@ -232,7 +232,7 @@ def _memory_overview(opened: Opened, result: Inspection) -> None:
         from atlas_kit.operations.inspect_parts import learned_memory
 
         facts["memory"] = learned_memory(memory)
-    if EPISODES in memory:
+    if may_hold_episodes(memory):
         from atlas_kit.operations.episodes import readable
 
         facts["episodes"] = readable(memory)

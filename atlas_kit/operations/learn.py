@@ -165,7 +165,8 @@ class Read:
 class Learned:
     """What ``learn`` did: the documents, all of them together, how often it was saved, and whether it was stopped.
 
-    ``stored`` are the tokens that can be asked about now, those of earlier times included.
+    ``stored`` are the tokens that can be asked about now, those of earlier times included; ``dropped`` those that had
+    to go for them, since there is room for ``episode_tokens`` only.
     """
 
     documents: list[Read]
@@ -174,6 +175,7 @@ class Learned:
     saves: int = 0
     interrupted: bool = False
     stored: int = 0
+    dropped: int = 0
 
     exit_code = 0
 
@@ -186,6 +188,7 @@ class Learned:
             "saves": self.saves,
             "interrupted": self.interrupted,
             "stored": self.stored,
+            "dropped": self.dropped,
             "memory": self.memory,
         }
         return {**file, **total, "documents": documents, **rest}
@@ -238,8 +241,14 @@ def learn(
     if save_every < 1:
         raise InvalidParamError(f"save_every is {save_every}", key="save_every", hint="Choose at least 1.")
     assert session.memory is not None
+    if store_only and session.episodes is None:
+        raise InvalidParamError(
+            "this memory stores no documents: its episode_tokens is 0", path=name or None,
+            hint="Set episode_tokens.",
+        )  # fmt: skip
     result, policy = Learned([], Read(name), {}), AutoSave(tokens=save_every)
     documents = list(documents)
+    dropped = 0 if session.episodes is None else session.episodes.dropped
     stored = _stored(session, documents, store_only, stop)
     if any(stored.values()):
         trouble = _saved(save, result)
@@ -267,7 +276,8 @@ def learn(
         save()
         result.saves += 1
     result.memory = session.memory.stats()
-    result.stored = 0 if session.episodes is None else len(session.episodes)
+    if session.episodes is not None:
+        result.stored, result.dropped = len(session.episodes), session.episodes.dropped - dropped
     return result
 
 

@@ -12,7 +12,8 @@ from atlas_kit.errors import InvalidParamError
 from atlas_kit.operations.episodes import is_of_episodes
 from atlas_kit.operations.inputs import Opened, open_given
 from atlas_kit.operations.outputs import Output, write_memory_file
-from atlas_kit.persistence.entry_keys import EPISODES
+from atlas_kit.persistence.entry_keys import CONTEXT, DESCRIPTION, EPISODES, TEXTS
+from atlas_kit.persistence.tables import is_array_key
 from atlas_kit.storage.given import Given, check_output
 from atlas_kit.storage.keys import Keys
 
@@ -97,6 +98,7 @@ def _merge(opened: list[Opened], output: Output, prefer: str, version: int | Non
     owner: dict[str, int] = {}
     notes: list[str] = []
     kept = _join_episodes(opened, made, prefer, notes)
+    learned = _learned_in(opened, prefer)
     for number, one in enumerate(opened):
         for entry in one.memory.entries():
             if kept is not None and kept != number and is_of_episodes(entry.key):
@@ -107,16 +109,38 @@ def _merge(opened: list[Opened], output: Output, prefer: str, version: int | Non
                 owner[entry.key] = number
                 continue
             wins = prefer == "last" or (prefer == "newest" and entry.timestamp >= held.timestamp)
+            if learned is not None and _is_of_memory(entry.key):
+                wins = number == learned
             _record(conflicts, opened, owner, number, held, entry, wins)
             if wins:
                 made.set(entry.key, entry)
                 owner[entry.key] = number
+    for key in [key for key in made if learned is not None and _is_of_memory(key)]:
+        if owner[key] != learned:  # the memory that is taken has no such array
+            made.remove(key)
+            del owner[key]
+            conflicts.pop(key, None)
     notes += _header(made, opened, prefer)
     name = os.fsdecode(output) if isinstance(output, (str, os.PathLike)) else "-"
     counts = [sum(1 for value in owner.values() if value == n) for n in range(len(opened))]
     taken = [(one.name, count) for one, count in zip(opened, counts, strict=True)]
     total = len(made)
     return Merged(name, total, write_memory_file(made, output), taken, list(conflicts.values()), notes)
+
+
+def _learned_in(opened: list[Opened], prefer: str) -> int | None:
+    """Return the number of the input whose learned memory is taken, whole; None where at most one has any."""
+    having = [n for n, one in enumerate(opened) if DESCRIPTION in one.memory]
+    if len(having) < 2:
+        return None
+    if prefer == "newest":
+        return max(having, key=lambda n: (opened[n].memory[DESCRIPTION].timestamp, n))
+    return having[0] if prefer == "first" else having[-1]
+
+
+def _is_of_memory(key: str) -> bool:
+    """Tell whether an entry of this key is of use only together with the others of one learned memory."""
+    return key in (DESCRIPTION, CONTEXT, TEXTS) or is_array_key(key)
 
 
 def _join_episodes(opened: list[Opened], made: Any, prefer: str, notes: list[str]) -> int | None:

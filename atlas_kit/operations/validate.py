@@ -166,12 +166,12 @@ def _check_atlas(source: Source, keys: Keys) -> list[Finding]:
 def _episodes(source: Source, keys: Keys) -> list[Finding]:
     """Return what is wrong with what was read and said in a file that is whole as a file."""
     from atlas_kit.formats.atlas import MemoryFile
-    from atlas_kit.persistence.entry_keys import EPISODES
+    from atlas_kit.persistence.entry_keys import may_hold_episodes
 
     if source.read_upto(4, 1) == b"\3" and not keys.given:
         return []
     with MemoryFile.open(source, **keys.options()) as memory:
-        if EPISODES not in memory:
+        if not may_hold_episodes(memory):
             return []
         from atlas_kit.operations.episodes import check_episodes
 

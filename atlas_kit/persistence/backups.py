@@ -106,8 +106,13 @@ def backup_names(path: StrPath) -> list[str]:
 
 
 def _places(path: StrPath) -> list[tuple[Path, str]]:
-    """Return where the backups of a file are, each with the time in its name, which may be empty."""
+    """Return where the backups of a file are, each with the time in its name, which may be empty.
+
+    They lie beside the file itself, not beside a link to it.
+    """
     target = Path(path)
+    if target.is_symlink():
+        target = Path(os.path.realpath(path))
     stem, suffix = _stem_and_suffix(target)
     pattern = re.compile(rf"{re.escape(stem)}(?:_(?P<time>\d[\dT_\-]*))?{re.escape(suffix)}", re.DOTALL)
     try:
@@ -117,9 +122,15 @@ def _places(path: StrPath) -> list[tuple[Path, str]]:
     found = []
     for name in names:
         match = pattern.fullmatch(name)
-        if match or name == f"{target.name}.bak":
+        if name == f"{target.name}.bak" or (match and not _is_anothers(target, name)):
             found.append((target.parent / name, (match["time"] if match else None) or ""))
     return found
+
+
+def _is_anothers(target: Path, name: str) -> bool:
+    """Tell whether a backup is of another file there is: of ``talk_2.atlas``, beside ``talk.atlas``."""
+    own = name.removesuffix(".bak")
+    return own != target.name and os.path.lexists(target.with_name(own))
 
 
 def newest_good(listed: Backups) -> tuple[int, Backup] | None:
@@ -234,7 +245,7 @@ def prune(path: StrPath, count: int) -> list[str]:
     dated = []
     with contextlib.suppress(OSError):
         for name in os.listdir(target.parent):
-            if match := pattern.fullmatch(name):
+            if (match := pattern.fullmatch(name)) and not _is_anothers(target, name):
                 dated.append((_time_of(match["time"]) or 0, name))
     dated.sort(reverse=True)
     gone = []
@@ -257,9 +268,11 @@ def _name_with_time(target: Path, when: int) -> Path:
 
 def keep_aside(target: Path) -> str:
     """Keep the present file under a name with the time, by a second link or a copy."""
+    if target.is_symlink():
+        target = Path(os.path.realpath(target))
     name = _name_with_time(target, int(time.time()))
     try:
-        os.link(os.path.realpath(target), name)
+        os.link(target, name)
     except OSError:
         import shutil
 

@@ -1,6 +1,8 @@
-"""The keys under which a saved memory lies in a ``.atlas`` file. Imports nothing: any file is asked for them."""
+"""The keys under which a saved memory lies in a ``.atlas`` file. Any file is asked for them."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 #: The entry that describes a memory that learned; ``snapshot`` reads it, and is loaded for such files only.
 DESCRIPTION = "atlas_memory"
@@ -10,3 +12,8 @@ CONTEXT = "runtime/context"
 TEXTS = "runtime/texts"
 #: The entry that describes the episodes, what was read and said; ``episode_entries`` reads it and their arrays.
 EPISODES = "episodes"
+
+
+def may_hold_episodes(keys: Iterable[str]) -> bool:
+    """Tell whether there may be episodes in a file of these keys, or what is left of them without a description."""
+    return any(key == EPISODES or key.startswith(f"{EPISODES}.") for key in keys)

@@ -46,14 +46,19 @@ class EpisodeCounts(NamedTuple):
     turns: int
 
     @property
-    def summary(self) -> str:
-        """One line: ``1,234 tokens of 2 documents and 1 turn of talk can be read from this file``."""
+    def amount(self) -> str:
+        """In words: ``1,234 tokens of 2 documents and 1 turn of talk``."""
         documents = f"{self.documents:,} document{'s' * (self.documents != 1)}"
         turns = f"{self.turns:,} turn{'s' * (self.turns != 1)} of talk"
         what = " and ".join(
             text for text, count in ((documents, self.documents), (turns, self.turns)) if count
         )
-        return f"{self.tokens:,} token{'s' * (self.tokens != 1)} of {what} can be read from this file"
+        return f"{self.tokens:,} token{'s' * (self.tokens != 1)} of {what}"
+
+    @property
+    def summary(self) -> str:
+        """One line: ``1,234 tokens of 2 documents and 1 turn of talk can be read from this file``."""
+        return f"{self.amount} can be read from this file"
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON-ready data."""

@@ -10,7 +10,8 @@ import errno
 import os
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.errors import FileAccessError, InvalidParamError, NoSuchFileError
+from atlas_kit.errors import AtlasError, FileAccessError, InvalidParamError, NoSuchFileError
+from atlas_kit.persistence.entry_keys import EPISODES
 from atlas_kit.storage.atomic import lock
 from atlas_kit.storage.given import StrPath, same_file
 from atlas_kit.storage.keys import Keys
@@ -66,6 +67,18 @@ class Place:
         self._stamp = _stamp(self.file)
         return theirs
 
+    def holds_text_of_another(self, identity: str) -> bool:
+        """Tell whether the file holds what was read or said beside another model, which a save would not keep."""
+        from atlas_kit.formats.opening import open_memory
+
+        if not os.path.lexists(self.file):
+            return False
+        try:
+            with open_memory(self.file, self._keys) as file:
+                return EPISODES in file and any(file.model_hash) and file.model_hash.hex() != identity
+        except AtlasError:
+            return False
+
     def save_episodes(self, episodes: EpisodeArrays, identity: str, **options: Any) -> bool:
         """Save what was read and said, and nothing else: quick; ``options`` are those of ``save_episodes``.
 
@@ -79,6 +92,14 @@ class Place:
         save_episodes(self.file, episodes, identity=identity, **options, **self._keys.options())
         self._stamp = _stamp(self.file)
         return True
+
+
+def lock_of_server(file: StrPath) -> contextlib.AbstractContextManager[None]:
+    """Return the lock that a server holds as long as it keeps its memory in this file.
+
+    Entering raises ``LockedError`` where one does.
+    """
+    return lock(f"{os.path.realpath(file)}.server", timeout=1.0)
 
 
 def _stamp(file: str) -> tuple[int, ...] | None:

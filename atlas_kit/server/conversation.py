@@ -60,6 +60,8 @@ class Conversation:
         What went wrong with its file, in a sentence for whoever uses it.
     utilization, measured
         How much of its learned memory is in use, 0 to 1, and after how many steps that was measured.
+    begun
+        It began with what another one read: what it knows has not been kept in its episodes yet.
     """
 
     key: Key
@@ -85,6 +87,7 @@ class Conversation:
     problem: str | None = None
     utilization: float | None = None
     measured: int = 0
+    begun: bool = False
     closed: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -127,7 +130,8 @@ class Conversation:
     @property
     def memory(self) -> TokenMemory | None:
         """Its memory, where it is in main memory."""
-        return None if self.inside is None else self.inside.memory
+        inside = self.inside
+        return None if inside is None else inside.memory if isinstance(inside, Parked) else inside.own_memory
 
     def known(self, tokens: Sequence[int], spelling: Spelling) -> tuple[int, Match]:
         """Return the branch (or -1) that the longest part of a text is known from, and how much of it."""

@@ -239,6 +239,7 @@ class Conversations:
             conversation.history = prefix.tokens[:]
             conversation.branches = [conversation.history]
             conversation.learned = len(prefix.tokens)
+            conversation.begun = True
             conversation.version += 1
         return reader
 

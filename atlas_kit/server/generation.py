@@ -25,7 +25,7 @@ from atlas_kit.server.conversation import Conversation, Slot
 from atlas_kit.server.jobs import Watched, finished
 from atlas_kit.server.keys import SHARED, Key, looked_at
 from atlas_kit.server.problems import ApiError, too_long, unavailable
-from atlas_kit.server.recall import Question
+from atlas_kit.server.recall import Question, question_of
 from atlas_kit.server.said import Said, Span
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ class Generating:
         self._fresh: list[Token] = []
         self._at = 0
         self._watch: Request | None = None
-        self._began = self._first = 0.0
+        self._began = self._first = self._said = 0.0
         self._blend = Blend()
         self._answering = False
         self._question: Question | None = None
@@ -396,7 +396,8 @@ class Generating:
         outcome.cached_tokens = found.wanted
         before, steps, rollovers = session.tokens_read, _steps(session), session.stats["rollovers"]
         outcome.slot, slot.last = slot.number, self
-        self._read_so_far = lambda: session.tokens_read - before
+        # what is read on the side counts for itself
+        self._read_so_far = lambda: max(0, session.tokens_read - before)
         self._loop = asyncio.get_running_loop()
         if asked.progress:
             self._reads(0)
@@ -410,8 +411,11 @@ class Generating:
             outcome.finish_reason, outcome.stop = self._job.job.finish_reason, self._job.job.stop
         finally:
             session.observer = None
-            now = time.monotonic()
-            outcome.seconds_generating = now - (self._first or self._began)
+            ended, first = time.monotonic(), self._first or self._began
+            if self._question is not None and self._said:
+                # behind that, an answer made on the side is read for the conversation
+                ended = min(ended, max(self._said, first + 0.001))
+            outcome.seconds_generating = ended - first
             outcome.read_tokens = session.tokens_read - before
             self._read_so_far = lambda: outcome.read_tokens
             shifted = session.stats["rollovers"] > rollovers
@@ -420,7 +424,8 @@ class Generating:
                 read, said = self._remember(
                     conversation, self._job.job.stop is not None, known, fresh, follows
                 )
-                self._keep(session, spans, found.wanted, len(read), said)
+                since, conversation.begun = 0 if conversation.begun else found.wanted, False
+                self._keep(session, spans, since, found.wanted + len(read), said)
             outcome.atlas = atlas_statistics(
                 session, conversation, outcome, blend=self._blend.mean, steps=_steps(session) - steps
             )
@@ -441,7 +446,8 @@ class Generating:
         session.observer = self._look
         reader, question = self._reader, self._question
         if question is not None:
-            return (yield from question.answering(session, fresh, self._generating(session)))
+            told = self._reads if asked.progress else None
+            return (yield from question.answering(session, fresh, self._generating(session), told))
         if reader is not None and session.memory is not None and [*known, *fresh] == list(asked.tokens):
             yield from self._reading(session, reader, len(known))
         elif fresh:
@@ -475,7 +481,7 @@ class Generating:
                     )
                 )
             finally:
-                self._answering = False
+                self._answering, self._said = False, time.monotonic()
 
         return work
 
@@ -493,24 +499,22 @@ class Generating:
         asked, memory, episodes = self._asked, session.memory, session.episodes
         if asked.said is None or not asked.said.asks or not spans or episodes is None or not len(episodes):
             return None
-        if memory is None or asked.max_tokens == 0 or asked.score_prompt or self._copies:
+        if memory is None or asked.max_tokens == 0 or asked.score_prompt:
+            return None
+        if self._copies or self.outcome.shared:
             return None
         if asked.changes.get("recall", memory.settings.recall) == "off":
             return None
-        # the index is made, and the text written, beside the others' tokens
-        question = await asyncio.to_thread(Question, session.engine, asked.said)
-        if not question.usable:
-            return None
-        await asyncio.to_thread(episodes.search, question.text, 1)
-        return question
+        # the indexes are made, and the text written, beside the others' tokens; to their end: who comes next uses them
+        return await finished(asyncio.to_thread(question_of, session.engine, episodes, asked.said))
 
     def _keep(
-        self, session: AtlasSession, spans: Sequence[Span], known: int, read: int, said: Sequence[int]
+        self, session: AtlasSession, spans: Sequence[Span], since: int, end: int, said: Sequence[int]
     ) -> None:
-        """Keep what was read and said, to be found again; of the text, ``known`` tokens were not new."""
-        asked, end = self._asked, known + read
+        """Keep what was read and said, to be found again; of the text, what lies from ``since`` to ``end``."""
+        asked = self._asked
         for kind, start, stop in spans:
-            if known < stop and start < end:
+            if since < stop and start < end:
                 source = asked.said.source if asked.said is not None else ""
                 session.remember(kind, asked.tokens[start : min(stop, end)], source)
         if spans and said:

@@ -29,13 +29,12 @@ from atlas_kit.errors import (
 from atlas_kit.llama.parking import Parked, new_parked, parked_of
 from atlas_kit.persistence.auto_save import AutoSave
 from atlas_kit.persistence.backups import list_backups, make_room, newest_good, prune
-from atlas_kit.persistence.place import Place, automatic_path
+from atlas_kit.persistence.place import Place, automatic_path, lock_of_server
 from atlas_kit.persistence.session_file import read_session_state, seal
 from atlas_kit.server.conversation import Conversation, about, take_over
 from atlas_kit.server.jobs import finished
 from atlas_kit.server.keys import SHARED
 from atlas_kit.server.session_files import make_private, session_info
-from atlas_kit.storage.atomic import lock
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.pace import gently
 
@@ -117,7 +116,7 @@ class SharedMemory:
         """Return the place of the file, which is this server's from now on."""
         place = Place(self.path, self._engine.info.path, self._keys)
         try:
-            self._held.enter_context(lock(f"{os.path.realpath(self.path)}.server", timeout=1.0))
+            self._held.enter_context(lock_of_server(self.path))
         except LockedError as error:
             raise LockedError(
                 "another server keeps its memory in this file", path=self.path, hint="Name another file."

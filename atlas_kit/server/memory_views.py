@@ -145,7 +145,7 @@ class MemoryViews:
         slot = conversation.slot
         if slot is not None and slot.task and slot.conversation is conversation:
             # its own request is under way, so that the session's memory is its memory, wherever that goes next
-            memory = slot.session.memory
+            memory = slot.session.own_memory
             if memory is None:
                 raise _moved()
             at_work = memory

@@ -232,7 +232,7 @@ def _conversation(service: Service, one: Conversation) -> dict[str, Any]:
         "loss_memory_nats": counts.losses[1],
         "rollovers": counts.rollovers,
     }
-    memory = inside.memory
+    memory = one.memory
     if memory is None:
         return found
     window = memory.memory.config.window_size

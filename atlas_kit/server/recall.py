@@ -6,20 +6,26 @@ is told at the beginning and nothing else, and answered there. Question and answ
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from atlas_kit.episodes import Episodes, Kind
+from atlas_kit.errors import AtlasError
 from atlas_kit.llama.asking import follows_up, found_for
 from atlas_kit.llama.asking_prompts import LEAD, MIDDLE, PARTS, Form
 from atlas_kit.llama.branching import Branch
-from atlas_kit.llama.recalling import LONGEST_QUESTION, Piece, Recall, Recalled, recall_of, recalling
+from atlas_kit.llama.likeness import likeness_of
+from atlas_kit.llama.recalling import LONGEST_QUESTION, Piece, Recall, Recalled, recall_of, recalling, within
 from atlas_kit.llama.steps import Finish, Step, Token
-from atlas_kit.server.said import Said
+from atlas_kit.server.said import Said, Turn
 
 if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.session import AtlasSession
 
+#: Tokens of each turn before a follow-up with which it is looked up and judged.
+MOST_LEADING = 128
 Answering = Callable[[Sequence[int]], Generator[Any, Any, Finish]]
 
 
@@ -44,7 +50,7 @@ class Question:
     def __init__(self, engine: Engine, said: Said) -> None:
         self.recalled, self.aside = Recalled(), False
         self.text = said.turns[-1].text
-        talk = [turn.text for turn in said.turns[-3:-1]]
+        talk = [_telling(engine, turn) for turn in said.turns[-3:-1]]
         self._leading = " ".join(talk) if talk and follows_up(self.text) else ""
         self._form, self._asked = _form(engine, said, 1)
         #: Where a follow-up is judged together with what was said before it: how it is answered behind that.
@@ -52,11 +58,19 @@ class Question:
         #: Whether it can be looked up at all.
         self.usable = bool(self._form.before) and 0 < len(self._asked) <= LONGEST_QUESTION
         if self._leading and self.usable:
-            self._behind = _form(engine, said, 1 + len(talk))
-            self._asked = engine.tokenize(f"{self._leading} {self.text}")
+            with contextlib.suppress(AtlasError):  # the template does not take these messages alone
+                self._behind = _form(engine, said, 1 + len(talk))
+            if self._behind is None or not self._behind[0].before:
+                self._leading, self._behind = "", None
+            else:
+                self._asked = engine.tokenize(f"{self._leading} {self.text}")
 
     def answering(
-        self, session: AtlasSession, fresh: Sequence[int], answer: Answering
+        self,
+        session: AtlasSession,
+        fresh: Sequence[int],
+        answer: Answering,
+        progress: Callable[[int], None] | None = None,
     ) -> Generator[Step | Token, Any, Finish]:
         """Look for what helps, and answer with it or without.
 
@@ -66,10 +80,12 @@ class Question:
             What of the text is not read yet.
         answer
             Reads tokens and says what follows.
+        progress
+            Is told how much of the text is read, where nothing helps.
         """
         found, recall = self._found(session)
         if not found or session.episodes is None:
-            return (yield from _plainly(session, fresh, answer))
+            return (yield from _plainly(session, fresh, answer, progress))
         branch, said = Branch(session), list[int]()
         finish: Finish | None = None
         try:
@@ -82,7 +98,7 @@ class Question:
         finally:
             branch.close()
         if finish is None:
-            return (yield from _plainly(session, fresh, answer))
+            return (yield from _plainly(session, fresh, answer, progress))
         if finish.stop is not None and said:
             said.pop()  # what completed a stop string ends the text, and is not read
         yield from session.reading([*fresh, *said], score=False)
@@ -92,14 +108,31 @@ class Question:
         """Return what may help, and how the memory is asked."""
         assert session.memory is not None
         recall = recall_of(session.memory.settings)
-        needed = recall.segments * (recall.tokens + len(self._form.parts))
-        if self._form.room(session.engine.n_ctx, self._asked) < needed:
+        forms = [(self._form, self._asked), *([self._behind] if self._behind else [])]
+        fitting: Recall | None = recall
+        for form, asked in forms:
+            fitting = fitting and within(fitting, form, session.engine.n_ctx, asked)
+        if fitting is None:
             self.recalled = Recalled(reason="the context has no room for it")
             return [], recall
+        recall = fitting
         found = found_for(session, self.text, self._leading, recall)
         if not found:
             self.recalled = Recalled(reason="nothing was found")
         return found, recall
+
+
+def question_of(engine: Engine, episodes: Episodes, said: Said) -> Question | None:
+    """Return a question that can be looked up, and make the indexes for that; None: the answer does without."""
+    try:
+        question = Question(engine, said)
+    except AtlasError:  # the template does not take the last message alone
+        return None
+    if not question.usable:
+        return None
+    episodes.search(question.text, 1)
+    likeness_of(engine, episodes).question(episodes.arrays(), ())
+    return question
 
 
 def _form(engine: Engine, said: Said, turns: int) -> tuple[Form, list[int]]:
@@ -112,11 +145,20 @@ def _form(engine: Engine, said: Said, turns: int) -> tuple[Form, list[int]]:
     return form, tokens[start:stop]
 
 
+def _telling(engine: Engine, turn: Turn) -> str:
+    """Return what a follow-up leans on: a question stands at its turn's end, an answer at its beginning."""
+    tokens = engine.tokenize(turn.text)
+    if len(tokens) <= MOST_LEADING:
+        return turn.text
+    some = tokens[-MOST_LEADING:] if turn.kind == Kind.USER else tokens[:MOST_LEADING]
+    return b"".join(map(engine.piece, some)).decode("utf-8", "ignore")
+
+
 def _plainly(
-    session: AtlasSession, fresh: Sequence[int], answer: Answering
+    session: AtlasSession, fresh: Sequence[int], answer: Answering, progress: Callable[[int], None] | None
 ) -> Generator[Step | Token, Any, Finish]:
     if fresh:
-        yield from session.reading(fresh)
+        yield from session.reading(fresh, progress=progress)
     return (yield from answer(()))
 
 

@@ -73,6 +73,7 @@ def test_json(ask, tmp_path):
     [
         (["Who?", "--recall", "maybe"], "--recall"),
         (["Who?", "--recall-segments", "0"], "--recall-segments"),
+        (["Who?", "--recall-gate", "nan"], "gate is nan"),
         ([" "], "the question is empty"),
         ([], "QUESTION"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -9,7 +10,9 @@ import signal
 
 import pytest
 
+from atlas_kit.formats.atlas import MemoryFile
 from atlas_kit.llama import AtlasSession, AtlasSettings, FakeEngine
+from atlas_kit.persistence.episode_entries import read_episodes
 
 pytest_plugins = ["model_fixtures"]
 
@@ -54,6 +57,36 @@ def test_it_learns(learn, files):
     ]
     assert "tokens/s, loss" in result.stderr
     assert memory_of(files / "m.atlas")[0] == 1008
+
+
+def test_how_much_text_is_kept_can_change(learn, files):
+    assert learn(files / "a.txt", "--store-only").exit_code == 0
+    assert "can be asked about" not in learn(files / "b.txt", "--episode-tokens", "0").stdout
+    refused = learn(files / "a.txt", "--store-only")
+    assert refused.exit_code == 2
+    assert "this memory stores no documents" in refused.stderr
+    again = learn(files / "a.txt", "--store-only", "--episode-tokens", "5000")
+    assert "800 tokens of text can be asked about" in again.stdout
+    assert "had to go" not in again.stdout
+    less = learn(files / "b.txt", "--store-only", "--episode-tokens", "900", "--json")
+    found = json.loads(less.stdout)
+    assert (found["stored"] <= 900, found["stored"] + found["dropped"]) == (True, 1008 + 2)
+    assert "tokens of text had to go: --episode-tokens" in learn(files / "a.txt", "--store-only").stdout
+
+
+def test_text_that_another_model_read_is_kept_aside(learn, files, fake):
+    assert learn(files / "a.txt", "--store-only").exit_code == 0
+    other = FakeEngine()
+    other.info = dataclasses.replace(other.info, identity="ab" * 32)
+    fake["engine"] = other
+    forced = learn(files / "b.txt", "--force")
+    assert forced.exit_code == 0, forced.stderr
+    assert "what was read and said beside another model is left out" in forced.stderr
+    assert forced.stderr.count("m.atlas.bak") == 1
+    with MemoryFile.open(files / "m.atlas.bak") as file:
+        arrays = read_episodes(file)
+    assert arrays is not None
+    assert arrays.sources == (str(files / "a.txt"),)
 
 
 def test_json(learn, files):

@@ -628,7 +628,8 @@ def test_a_chat_recalls_what_was_said(run_cli, tiny_model, tmp_path):
     file = tmp_path / "m.atlas"
     result = chat(run_cli, tiny_model, "-m", file, "--recall", "always", stdin=TALK)
     assert result.exit_code == 0, result.stderr
-    assert "[from user, 20" in result.stderr
+    assert any(line.startswith("[from user, 20") for line in result.stderr.splitlines())
+    assert "\\x0a" not in result.stderr
     assert "for the last answer: it makes the question likelier" in result.stdout
     assert "    The key lies under the blue stone." in result.stdout
     with AtlasSession(str(tiny_model), file, engine_options={"n_ctx": 256}) as session:

@@ -207,12 +207,56 @@ def test_the_gate(session):
     assert ask(mode="off").recalled.candidates == ()
 
 
+@pytest.mark.parametrize("mode", ["always", "off"])
+def test_an_answer_counts_as_generated_however_it_was_made(session, mode):
+    answer = session.ask("Who built the bridge?", recall=Recall(mode, tokens=64), max_tokens=4)
+    assert bool(answer.pieces) is (mode == "always")
+    assert session.counts.tokens_generated == len(answer.tokens) == 4
+
+
+def test_of_more_pieces_than_there_is_room_for_some_are_read(session):
+    answer = session.ask(
+        "Who built the bridge?", recall=Recall("always", 9, tokens=48), keep=False, max_tokens=2
+    )
+    assert 0 < len(answer.pieces) < 9
+    none = session.ask("Who built the bridge?", recall=Recall("always", tokens=400), keep=False, max_tokens=2)
+    assert (none.pieces, none.recalled.reason) == ((), "the context has no room for it")
+
+
+@pytest.mark.parametrize("gate", [float("nan"), float("inf")])
+def test_a_gate_is_a_number(gate):
+    with pytest.raises(InvalidParamError, match="gate is"):
+        Recall(gate=gate)
+
+
 def test_what_is_still_in_the_context_is_not_read_again(session):
     session.feed(BRIDGE, kind=None)
     answer = session.ask(
         "Who built the bridge?", recall=Recall("always", tokens=48), keep=False, max_tokens=2
     )
-    assert all("1932" not in piece.text for piece in answer.recalled.candidates)
+    assert all("1932" not in piece.text for piece in answer.pieces)
+
+
+@pytest.mark.parametrize("gain", [1.2, 0.5, 0.1])
+def test_what_was_corrected_in_the_context_is_not_read_again(gain, monkeypatch):
+    """What the context holds is judged, too: where that is newer and helps, the model answers from it."""
+    engine = FakeEngine(n_ctx=600, n_batch=64)
+    old, new = "My cat is called Tom, and she is grey.", "My cat is called Jerry now, and she is grey."
+    monkeypatch.setattr(Branch, "likelihood", lambda branch, tokens, asked: _likelihood(tokens, asked, gain))
+    with AtlasSession(engine, SETTINGS) as session:
+        session.remember(Kind.USER, old)
+        session.remember(Kind.ASSISTANT, "Fine.")
+        session.feed(new, kind=Kind.USER)
+        answer = session.ask("What is my cat called?", recall=Recall(), keep=False, max_tokens=2)
+    assert [piece.text for piece in answer.pieces] == ([] if gain > 0.3 else [old])
+    assert {old, new} <= {piece.text for piece in answer.recalled.candidates}
+
+
+def _likelihood(tokens, asked, gain):
+    """Return 0.9 nats per token for the old name, and ``gain`` for the new one."""
+    yield from ()
+    text = bytes(tokens)
+    return len(asked) * (0.9 if b"Tom" in text else gain if b"Jerry" in text else 0.0)
 
 
 def test_questions_are_not_read_again(session):

@@ -232,3 +232,13 @@ def test_even_is_a_power_of_the_rows_covariance():
 def test_rows_that_do_not_differ_can_be_evened(matrix):
     rows = OutputRows(matrix.astype(np.float32).__getitem__, len(matrix), 4)
     assert np.isfinite(rows.even(np.ones((2, 4), np.float32))).all()
+
+
+def test_what_a_thread_keeps_no_other_overwrites():
+    """A memory reads with rows that it has gathered while another one learns beside it."""
+    rows = OutputRows(lambda tokens: MATRIX[tokens], *MATRIX.shape)
+    kept = rows.gathered(np.array([3, 1, 3]), keep=True)
+    other = threading.Thread(target=lambda: rows.product(np.ones((2, 8), np.float32), np.arange(20)))
+    other.start()
+    other.join()
+    assert (kept == MATRIX[[3, 1, 3]]).all()

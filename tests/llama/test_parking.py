@@ -8,6 +8,7 @@ import pytest
 
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling
+from atlas_kit.llama.likeness import likeness_of
 from atlas_kit.llama.parking import Parked, light_state_of, park, parked_of, state_of, unpark
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
@@ -121,3 +122,7 @@ def test_the_size_counts_memory_context_and_episodes() -> None:
         assert parked.memory is not None
         assert parked.data is not None
         assert parked.size == parked.memory.state_bytes + len(parked.data) + 4 * len(TEXT)  # of its episodes
+        assert parked.episodes is not None
+        before, likeness = parked.size, likeness_of(session.engine, parked.episodes)
+        likeness.question(parked.episodes.arrays(), ())
+        assert parked.size == before + likeness.bytes > before

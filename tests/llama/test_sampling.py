@@ -467,7 +467,7 @@ def test_every_option_chooses_as_llama_cpps_own_chain(random_model, real):
     engine, different = real(path=path, n_ctx=512, n_sequences=1, n_batch=512), []
     for options, text in zip(both, theirs, strict=True):
         with AtlasSession(engine, None) as session:
-            sampler = engine.sampler(Sampling(**{"seed": 8, **options}))
+            sampler = engine.sampler(Sampling(**{"seed": 7, **options}))
             sampler.accept(session.tokens_of(PROMPT))
             work = session.generating(PROMPT, max_tokens=count, sampler=sampler)
             said, item = [], None

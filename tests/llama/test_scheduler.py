@@ -18,6 +18,7 @@ from atlas_kit.errors import BusyError, ClosedError, ErrorCode, InvalidParamErro
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling, Scheduler, SessionPool
 from atlas_kit.llama import scheduler as scheduler_module
 from atlas_kit.llama.batch import Job
+from atlas_kit.llama.branching import Branch
 from atlas_kit.llama.engine import Feed
 from atlas_kit.llama.stage_times import StageTimes
 from atlas_kit.llama.steps import Step
@@ -165,6 +166,34 @@ def test_cancelled_in_the_prompt():
         again = scheduler.generate(session, "whole again", max_tokens=4, sampling=GREEDY)
         assert len(ids(again.result(LONG_WAIT))) == 4
         assert session.memory.tokens_seen == seen + len("whole again") - 1 + 4
+
+
+@pytest.mark.usefixtures("stages")
+def test_cancelled_in_a_branch():
+    """What the session has in its context stays: nothing of the branch is a part of it."""
+    engine = Gate(n_ctx=256)
+    engine.open.set()
+    with AtlasSession(engine, SMALL) as session, Scheduler(engine) as scheduler:
+        scheduler.feed(session, TEXT[:100]).result(LONG_WAIT)
+        held = session.context_tokens
+
+        def aside():
+            branch = Branch(session)
+            try:
+                yield from branch.read(list(b"read on the side"))
+                yield from branch.read(list(b"and more"))
+            finally:
+                branch.close()
+
+        engine.open.clear()
+        engine.entered.clear()
+        job = scheduler.submit(session, aside())
+        assert engine.entered.wait(LONG_WAIT)
+        scheduler.cancel(job)
+        engine.open.set()
+        assert job.wait(LONG_WAIT)
+        assert (job.finish_reason, session.context_tokens) == ("cancelled", held)
+        assert len(ids(scheduler.generate(session, max_tokens=3, sampling=GREEDY).result(LONG_WAIT))) == 3
 
 
 @pytest.mark.usefixtures("stages")

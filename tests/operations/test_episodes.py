@@ -99,6 +99,15 @@ def test_validate_knows_the_entries(memory):
     assert {finding.code for finding in validate_file(sealed).findings} == {"contents-not-checked"}
 
 
+def test_text_without_its_description_is_told_of(memory):
+    path = memory("m", BOOK, TALK)
+    remove_keys(path, [EPISODES])
+    report = validate_file(path)
+    assert [finding.key for finding in report.findings if finding.severity == "error"] == [EPISODES]
+    found = inspect_file(path).overview["episodes"]
+    assert "the description of the episodes is missing" in found["summary"]
+
+
 def test_validate_warns_of_tiny_blocks(tmp_path):
     starts = np.arange(5000, dtype=np.uint32)
     one = np.asarray([1], np.uint32)
@@ -190,6 +199,23 @@ def test_merge_takes_those_of_one_model(prefer, taken, memory, tmp_path, state):
     result = merge_files([first, tmp_path / "b.atlas"], tmp_path / "out.atlas", prefer=prefer)
     assert texts_in(tmp_path / "out.atlas") == [taken[2]]
     assert any("what was read and said is that of" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("prefer", ["first", "last", "newest"])
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_merge_takes_one_learned_memory_whole(prefer, order, memory, tmp_path):
+    paths = {"a": memory("a", BOOK), "b": memory("b", TALK, window=False)}
+    with MemoryFile.open(paths["b"]) as file:
+        held = [*file]
+    inputs = [paths[name] for name in order]
+    result = merge_files(inputs, tmp_path / "out.atlas", prefer=prefer)
+    assert texts_in(tmp_path / "out.atlas") == [BOOK[2], TALK[2]]
+    read_session_state(tmp_path / "out.atlas")  # it can be loaded
+    if prefer != "newest":
+        taken = order[0 if prefer == "first" else -1]
+        with MemoryFile.open(tmp_path / "out.atlas") as file:
+            assert (set(file) == set(held)) is (taken == "b")
+        assert [count for path, count in result.taken if path == str(paths[taken])] != [0]
 
 
 def test_joined_of_the_same_is_the_same():

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from atlas_kit.episodes import Episodes, Kind
-from atlas_kit.errors import ConflictError, InvalidParamError, KeyNotFoundError, WrongModelError
+from atlas_kit.errors import ConflictError, InvalidParamError, KeyNotFoundError, LockedError, WrongModelError
 from atlas_kit.formats.atlas import MemoryFile
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling
 from atlas_kit.operations import forget as operation
 from atlas_kit.operations.forget import Choice, EngineWords, forget, time_of
+from atlas_kit.persistence.place import lock_of_server
 from atlas_kit.persistence.session_file import read_session_state, write_session_state
 from atlas_kit.persistence.snapshot import save_memory
 from atlas_kit.settings.atlas_settings import AtlasSettings
@@ -212,7 +213,9 @@ def test_a_name_that_two_documents_have_is_asked_back(path, state):
     write_session_state(path, dataclasses.replace(state, episodes=episodes.arrays()))
     with pytest.raises(InvalidParamError, match=r"plays/hamlet\.txt, other/hamlet\.txt"):
         forget(str(path), Choice(source="hamlet.txt"))
-    assert forget(str(path), Choice(source="other/hamlet.txt")).counts is not None
+    result = forget(str(path), Choice(source="other/hamlet.txt"))
+    assert result.counts is not None
+    assert result.to_json()["alike"] == ["plays/hamlet.txt"]
 
 
 def test_everything_can_be_forgotten(path):
@@ -241,12 +244,40 @@ def test_backups_are_named_and_removed_when_asked(path, state):
     assert sorted(one.name for one in path.parent.iterdir()) == ["m.atlas", "other.atlas.bak"]
 
 
+def test_backups_behind_a_link_go_and_those_of_other_memories_stay(path, state):
+    others = path.with_name("m_2.atlas"), path.with_name("m_2.atlas.bak")
+    for other in others:
+        other.write_bytes(path.read_bytes())
+    path.with_name("m.atlas.bak").write_bytes(path.read_bytes())
+    folder = path.with_name("elsewhere")
+    folder.mkdir()
+    link = folder / "link.atlas"
+    try:
+        link.symlink_to(path)
+    except OSError:
+        pytest.skip("there are no links here")
+    result = forget(str(link), Choice(source="letters.txt"), remove_backups=True)
+    assert (result.backups, result.backups_removed) == (["m.atlas.bak"], True)
+    assert not path.with_name("m.atlas.bak").exists()
+    assert all(other.exists() for other in others)
+
+
 def test_other_texts_in_the_file_are_named(path):
     with MemoryFile.edit(path) as file:
         file.set("chat", f"User: {SECRET}", type=2)
     assert forget(str(path), Choice(source="letters.txt")).texts == ["chat"]
     with MemoryFile.open(path) as file:
         assert file["chat"].text == f"User: {SECRET}"
+
+
+def test_nothing_is_forgotten_behind_the_back_of_a_server(path):
+    before = path.read_bytes()
+    with lock_of_server(path):
+        assert forget(str(path), Choice(source="letters.txt"), dry_run=True).pieces
+        with pytest.raises(LockedError, match="a server keeps its memory in this file"):
+            forget(str(path), Choice(source="letters.txt"))
+    assert path.read_bytes() == before
+    assert forget(str(path), Choice(source="letters.txt")).pieces
 
 
 def test_a_memory_that_changes_meanwhile_is_not_written_over(path, state, monkeypatch):

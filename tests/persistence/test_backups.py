@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from atlas_kit.formats.atlas import MemoryFile
-from atlas_kit.persistence.backups import list_backups, make_room, newest_good, prune
+from atlas_kit.persistence.backups import backup_names, list_backups, make_room, newest_good, prune
 
 NOW = 1_700_000_000
 
@@ -63,3 +63,27 @@ def test_nothing_but_backups_of_this_file_goes(tmp_path: Path) -> None:
 def test_where_there_is_no_backup_there_is_room(tmp_path: Path) -> None:
     make_room(tmp_path / "m.atlas")
     assert prune(tmp_path / "none" / "m.atlas", 3) == []
+
+
+def test_the_backup_of_another_memory_is_its_own(tmp_path: Path) -> None:
+    for name in ("talk.atlas", "talk_2.atlas", "talk_2.atlas.bak", "talk_3.atlas.bak"):
+        (tmp_path / name).write_bytes(b"x")
+    path = tmp_path / "talk.atlas"
+    assert backup_names(path) == ["talk_3.atlas.bak"]
+    assert backup_names(tmp_path / "talk_2.atlas") == ["talk_2.atlas.bak"]
+    assert prune(path, 0) == ["talk_3.atlas.bak"]
+    assert (tmp_path / "talk_2.atlas.bak").exists()
+
+
+def test_backups_lie_beside_what_a_link_leads_to(tmp_path: Path) -> None:
+    folder = tmp_path / "there"
+    folder.mkdir()
+    for number in range(3):
+        save(folder / "m.atlas", number, 2)
+    link = tmp_path / "link.atlas"
+    try:
+        link.symlink_to(folder / "m.atlas")
+    except OSError:
+        pytest.skip("there are no links here")
+    assert backup_names(link) == ["m.atlas.bak", f"m_{NOW}.atlas.bak"]
+    assert [number_in(one.path) for one in list_backups(link).backups] == [1, 0]

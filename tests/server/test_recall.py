@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,19 @@ def chat(server: Any, text: str, session: str | None = "anna", **atlas: Any) -> 
 
 def recalled(answer: Any) -> list[str]:
     return [piece["text"] for piece in answer["atlas"]["recalled"]]
+
+
+def noting(made: Any) -> list[str]:
+    """Return what an engine reads from now on."""
+    read: list[str] = []
+    decode = made.decode
+
+    def noted(feeds: Any, **options: Any) -> Any:
+        read.extend(b"".join(map(made.piece, feed.tokens)).decode("utf-8", "replace") for feed in feeds)
+        return decode(feeds, **options)
+
+    made.decode = noted
+    return read
 
 
 def filled(server: Any, session: str | None = "anna") -> None:
@@ -305,3 +319,121 @@ def test_a_follow_up_is_looked_up_with_the_turns_before_it(serve: Server) -> Non
     )
     assert "red house" in recalled(answer)[0]
     assert "<assistant>Clara.</><user>" in "".join(read)
+
+
+def test_sessions_that_began_alike_all_keep_what_they_began_with(serve: Server) -> None:
+    """The third one begins with what was read for the first two: its words are its own all the same."""
+    server = serve(engine(), atlas_recall="always")
+    for name in ("anna", "bert", "carl", "dora"):
+        chat(server, FACT + " " + FILLER[:128], name)
+    for name in ("anna", "carl", "dora"):
+        filled(server, name)
+        (found,) = recalled(chat(server, QUESTION, name))
+        assert FACT in found
+
+
+def test_no_other_answer_to_the_same_text_reads_anything_again(serve: Server) -> None:
+    made = engine()
+    server = serve(made, atlas_recall="always")
+    chat(server, FACT)
+    filled(server)
+    read = noting(made)
+    server.post(
+        "/v1/chat/completions",
+        messages=[{"role": "user", "content": QUESTION}],
+        n=2,
+        max_tokens=4,
+        atlas={"session_id": "anna"},
+    )
+    assert "This was read" not in "".join(read)
+
+
+@pytest.mark.parametrize("content", ["And he, the keeper of Skagen?", "Who keeps the lighthouse of Skagen?"])
+def test_a_template_that_takes_no_part_of_a_conversation_alone_refuses_no_question(
+    serve: Server, content: str
+) -> None:
+    strict = "{% if messages[0].role != 'user' %}{{ raise_exception('a user begins') }}{% endif %}" + TEMPLATE
+    server = serve(ScriptedEngine("Fine.", template=strict, names=(), n_ctx=512), atlas_recall="always")
+    chat(server, FACT)
+    filled(server)
+    talk = [("user", "zum"), ("user", "Who?"), ("assistant", "Clara."), ("assistant", "Clara.")]
+    messages = [{"role": role, "content": text} for role, text in [*talk, ("user", content)]]
+    answer = server.post(
+        "/v1/chat/completions", messages=messages, max_tokens=8, atlas={"session_id": "anna"}
+    )
+    assert recalled(answer) == [FACT]
+
+
+def test_a_follow_up_of_a_long_text_does_not_read_it_for_every_piece(serve: Server) -> None:
+    made = engine(n_ctx=4096)
+    server = serve(made)
+    text = "\n".join([FILLER] * 2 + [FACT, "Its keeper came late.", "Late came the keeper."] + [FILLER] * 25)
+    server.post("/v1/completions", prompt=text, max_tokens=0, atlas={"session_id": "anna"})
+    messages = [
+        {"role": "user", "content": "bim bam bum bem " * 100},
+        {"role": "assistant", "content": "Clara."},
+        {"role": "user", "content": "Why is that keeper so late?"},
+    ]
+    read = noting(made)
+    answer = server.post(
+        "/v1/chat/completions", messages=messages, max_tokens=8, atlas={"session_id": "anna"}
+    )
+    assert answer["atlas"]["recall"]["judged"] >= 1
+    assert sum(map(len, read)) < 2 * answer["usage"]["prompt_tokens"]
+
+
+def test_what_is_read_on_the_side_is_no_part_of_what_is_told_of_a_slot(serve: Server) -> None:
+    made = engine("Fine. " * 4)
+    server = serve(made, atlas_recall="always")
+    chat(server, FACT)
+    filled(server)
+    seen: list[int] = []
+    decode = made.decode
+
+    def looking(feeds: Any, **options: Any) -> Any:
+        last = server.service.conversations.slots[0].last
+        seen.append(0 if last is None else last.read_so_far - last.outcome.cached_tokens)
+        conversation = server.service.conversations.slots[0].conversation
+        assert conversation is not None
+        assert conversation.memory is not None  # for whoever looks on
+        return decode(feeds, **options)
+
+    made.decode = looking  # type: ignore[method-assign]
+    assert recalled(chat(server, QUESTION)) == [FACT]
+    assert min(seen) >= 0
+
+
+def test_progress_is_told_where_nothing_is_read_again(serve: Server) -> None:
+    server = serve(engine(), atlas_recall_gate=100)
+    chat(server, FACT)
+    filled(server)
+    events = server.events(
+        "/v1/chat/completions",
+        messages=[{"role": "user", "content": QUESTION}],
+        max_tokens=4,
+        return_progress=True,
+        atlas={"session_id": "anna"},
+    )
+    told = [one["prompt_progress"]["processed"] for one in events if "prompt_progress" in one]
+    assert len(told) > 1
+    assert told[-1] == len(f"<user>{QUESTION}</><assistant>")
+    assert "recall" in next(one["atlas"] for one in events if one.get("atlas"))
+
+
+def test_the_time_of_an_answer_is_that_of_its_tokens(serve: Server) -> None:
+    """It is read once more for the conversation, which is no part of that."""
+    made = engine()
+    server = serve(made, atlas_recall="always")
+    chat(server, FACT)
+    filled(server)
+    decode = made.decode
+
+    def slow(feeds: Any, **options: Any) -> Any:
+        if any(b"Fine." in bytes(feed.tokens) for feed in feeds):
+            time.sleep(0.5)
+        return decode(feeds, **options)
+
+    made.decode = slow  # type: ignore[method-assign]
+    answer = chat(server, QUESTION)
+    assert recalled(answer) == [FACT]
+    assert answer["timings"]["predicted_ms"] < 400

@@ -59,7 +59,8 @@ def numbers(piece: Any) -> tuple[Any, Any]:
 def test_what_a_session_reads_and_says_is_told_with_its_losses(serve: Server):
     server = serve()
     onlooker = Onlooker(server, session_id="anna")
-    body = {"max_tokens": 5, "temperature": 0, "logit_bias": {"256": -100}, "atlas": {"session_id": "anna"}}
+    no_letters = {str(token): -100 for token in range(128, 257)}  # and not the end
+    body = {"max_tokens": 5, "temperature": 0, "logit_bias": no_letters, "atlas": {"session_id": "anna"}}
     answer = server.post("/v1/completions", prompt=TEXT, **body)
     said = TEXT + answer["choices"][0]["text"]
     length = len(said.encode()) - 1  # nothing was expected of the first

@@ -50,7 +50,8 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "omega_window": (16, 32, 128, 256),
     "chunk_size": (8, 32, 64),
     "candidates": (0, 32, 64, 128, 512),
-    "features": ("sparse", "fourier"),
+    "features": ("polynomial", "sparse", "fourier"),
+    "memory_rank": (64, 128, 256, 512),
     "sharpness": (10.0, 20.0),
     "ranking": (False,),
 }
