@@ -7,6 +7,10 @@
 #
 # *A minute of computing on one core. The model is the small one of this repository; it has seen neither
 # document.*
+#
+# Both memories have the form of the paper, `features="polynomial"`. A memory of the default form first measures the
+# states of its own text and whitens them: the same row is another direction in each, and two of them cannot be
+# compared or averaged number by number.
 
 # %%
 import tempfile
@@ -24,7 +28,7 @@ from atlas_kit.settings.recommend import recommend
 model = "../sample_data/models/tiny-python.gguf"
 engine = open_engine(model, n_threads=1)
 # Without the exact window: here we want to see what is in the matrix alone.
-settings = recommend(model).settings.replace(window_size=0)
+settings = recommend(model).settings.replace(features="polynomial", window_size=0)
 scratch = Path(tempfile.mkdtemp())
 
 NAMES = ("argparse", "statistics")
@@ -172,7 +176,7 @@ axes.spines[["top", "right"]].set_visible(False)
 plt.show()
 
 # %% [markdown]
-# With half of it forgotten, the memory keeps three quarters of its worth at home, and does hardly any harm
+# With half of it forgotten, the memory keeps seven tenths of its worth at home, and does hardly any harm
 # elsewhere. At 0 there is nothing left but the model.
 #
 # ## Exercise

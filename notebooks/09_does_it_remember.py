@@ -148,7 +148,7 @@ counts = [sum(right(thing, answers[thing]) for thing in COLOURS) for answers in 
 print(f"{'right':<10}" + "".join(f"{f'{count} of {len(COLOURS)}':<32}" for count in counts))
 
 # %% [markdown]
-# Alone the model knows none of them, with what it learned one or two, with recall most: the sample model and SmolLM2
+# Alone the model knows none of them, with what it learned one at most, with recall most: the sample model and SmolLM2
 # alike. What is wrong with recall is wrong with the right line before its eyes (see the next picture). That is the
 # model's share, and a larger one reads better. What the memory has to do is to find the line.
 #

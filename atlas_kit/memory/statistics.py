@@ -164,7 +164,7 @@ def merge(states: Sequence[MemoryState], weights: Sequence[float] | None = None)
     of their reads; for deep modules it is a heuristic. Momentum is averaged likewise. The window cannot be
     averaged: window, adaptation, gate and counters come from the state with the greatest weight (the first of equals).
     The states must come from one configuration, seed included, and centred memories have different means, so that
-    their features do not mean the same: merge those that share a warm-up.
+    their features do not mean the same: merge those that share a warm-up, or, if whitened, P.
 
     Parameters
     ----------

@@ -20,6 +20,7 @@ from atlas_kit.codecs.numbers import Array
 from atlas_kit.memory import MemoryConfig, MemoryState
 from atlas_kit.memory.arrays import summary
 from atlas_kit.memory.backend import to_host
+from atlas_kit.memory.modules import WhitenedMatrix
 from atlas_kit.memory.statistics import MatrixStatistics, matrix_distance, matrix_statistics
 from atlas_kit.memory.window import latest
 from atlas_kit.operations.diff import json_changes
@@ -373,7 +374,7 @@ def not_comparable(a: Side, b: Side) -> list[str]:
             )
     if a.config is not None and b.config is not None:
         found += _other_meaning(a.config, b.config)
-    return found
+    return found + _whitening(a, b)
 
 
 def _other_meaning(a: MemoryConfig, b: MemoryConfig) -> list[str]:
@@ -382,6 +383,26 @@ def _other_meaning(a: MemoryConfig, b: MemoryConfig) -> list[str]:
     if not parts:
         return []
     return [f"They differ in {' and '.join(parts)}: equal numbers would not mean the same thing."]
+
+
+def _whitening(a: Side, b: Side) -> list[str]:
+    """Say of memories on whitened states which have learned nothing yet, and whether their rows mean the same."""
+    kept = [
+        (side, side.config.module)
+        for side in (a, b)
+        if side.config is not None
+        and isinstance(side.config.module, WhitenedMatrix)
+        and side.config.eta != 0
+        and {"W", "P"} <= side.matrices.keys()
+    ]
+    empty = [
+        f"{side.label} has learned nothing yet: the first {module.after:,} tokens only say how states are whitened."
+        for side, module in kept
+        if not side.matrices["W"].any()
+    ]
+    if empty or len(kept) < 2 or np.array_equal(a.matrices["P"], b.matrices["P"]):
+        return list(dict.fromkeys(empty))
+    return ["Each is whitened by a text of its own: the same row of W is another direction in the other."]
 
 
 def _shape(matrix: Array) -> str:

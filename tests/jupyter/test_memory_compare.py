@@ -13,7 +13,7 @@ RUN = """
 from atlas_kit.llama import AtlasSession, FakeEngine
 from atlas_kit.llama.snapshots import Snapshots
 text, taken = "to be or not to be, that is the question. " * 12, Snapshots(every=64)
-session = AtlasSession(FakeEngine(n_ctx=512), memory_dim=16)
+session = AtlasSession(FakeEngine(n_ctx=512), features="polynomial", memory_dim=16)
 for at in range(0, len(text), 64):
     _ = session.feed(text[at : at + 64])
     _ = taken.offer(session)

@@ -20,7 +20,8 @@ from atlas_kit.widgets.compare import behaviour_pane
 from atlas_kit.widgets.newest import Newest
 from tests.conftest import SAMPLES
 
-SMALL = AtlasSettings(window_size=64, memory_dim=16, omega_window=8, chunk_size=4)
+SMALL = AtlasSettings(features="polynomial", window_size=64, memory_dim=16, omega_window=8, chunk_size=4)
+WHITENED = AtlasSettings(window_size=64, memory_dim=16, chunk_size=4)
 ONE = "to be or not to be, that is the question. " * 6
 TWO = "it was the best of times, it was the worst of times. " * 6
 PROBE = "it was the worst question of times, or not to be"
@@ -101,6 +102,31 @@ def test_sessions_are_copied_and_refreshed_when_asked(pair):
         np.linalg.svd(b.memory.state.parameters["W"], compute_uv=False),
         atol=1e-5,
     )
+
+
+def test_memories_on_whitened_states_say_when_there_is_nothing_to_compare_yet():
+    engine = FakeEngine(n_ctx=1024, n_sequences=2)
+    with AtlasSession(engine, WHITENED) as a, AtlasSession(engine, WHITENED) as b:
+        a.feed(ONE)
+        b.feed(TWO)
+        compare = done(MemoryCompare(a, b))
+        assert compare._menu.options[0] == compare.matrix == "W"
+        assert compare._notes.value.count("has learned nothing yet: the first 512 tokens only say") == 2
+        assert "A has learned nothing yet" in compare.text()
+        assert [(one["rank"], max(one["values"])) for one in compare.spectra.series] == [(0, 0)] * 3
+        assert compare.png().startswith(b"\x89PNG")
+        b.feed(TWO * 2)
+        compare.refresh()
+        done(compare)
+        assert compare._notes.value.count("has learned nothing yet") == 1
+        assert compare.table.rows[0]["relative"] == "Infinity"
+        a.feed(ONE * 2)
+        compare.refresh()
+        done(compare)
+        assert compare.matrix == "W"
+        assert "nothing yet" not in compare._notes.value
+        assert "the same row of W is another direction in the other" in compare._notes.value
+        assert [one["rank"] > 1 for one in compare.spectra.series] == [True] * 3
 
 
 def test_files_show_entries_too(files):
