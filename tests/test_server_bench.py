@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from atlas_kit.formats.gguf import GGUFFile
+from atlas_kit.persistence.session_file import read_session_state
 from tools import build_llama
 from tools.bench import _servers, memory, server
 from tools.bench._http import Exchange, RequestFailedError, ask, text_of, unchunked
@@ -417,7 +418,8 @@ def test_the_time_of_all_processes_is_more_than_ours():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(server.GROUPS))
-def test_every_group_measures_what_it_says(stub, bench, name):
+def test_every_group_measures_what_it_says(stub, bench, name, monkeypatch):
+    monkeypatch.setattr(server, "learn_large", lambda model, folder: None)  # the stub makes its own file
     rows = list(server.GROUPS[name](bench))
     assert rows
     for row in rows:
@@ -426,6 +428,17 @@ def test_every_group_measures_what_it_says(stub, bench, name):
         assert row.peer > 0
         assert isinstance(row.ok, bool)
     json.dumps(memory.table_of(rows))
+
+
+@pytest.mark.slow
+def test_the_large_memory_is_of_the_papers_form(bench, tmp_path):
+    """Its size follows from the width of the keys, which that of the default memory does not."""
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    small = server.replace(bench.models[0], large=64)
+    server.learn_large(small, str(tmp_path))
+    (file,) = tmp_path.glob("*.atlas")
+    settings = read_session_state(file).settings
+    assert (settings["features"], settings["memory_dim"]) == ("polynomial", 64)
 
 
 def test_every_group_can_be_chosen():

@@ -80,8 +80,8 @@ def test_another_thread_is_not_slowed(tmp_path: Path) -> None:
 def test_a_block_within_a_block(tmp_path: Path) -> None:
     outer, inner = Hurry(), Hurry()
     with gently(outer):
-        write(tmp_path / "a.atlas", inner, parts=2)
+        write(tmp_path / "a.atlas", inner, parts=5)
         write_under_outer = MemoryFile()
-        write_under_outer.set("large", bytes(3 * pace.PART))
+        write_under_outer.set("large", bytes(6 * pace.PART))
         write_under_outer.save(tmp_path / "b.atlas")
-    assert (inner.waits, outer.waits) == (2, 3)
+    assert (inner.waits, outer.waits) == (5, 6)
