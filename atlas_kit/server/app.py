@@ -142,7 +142,9 @@ def begun_app(service: Service) -> tuple[FastAPI, Callable[[], None]]:
     config = service.config
     keys = Keys(config.keys)
     pages = Pages(config.origins, anybody=bool(keys), hosts=() if keys else config.hosts)
-    app.add_middleware(Gate, keys=keys, max_body=config.max_body, pages=pages)
+    app.add_middleware(
+        Gate, keys=keys, max_body=config.max_body, pages=pages, admin=config.admin if keys else None
+    )
     app.add_middleware(Cors, pages=pages)
     return app, complete
 

@@ -39,6 +39,7 @@ from atlas_kit.server.conversation import Conversation, Slot, about, take_over, 
 from atlas_kit.server.jobs import called, finished
 from atlas_kit.server.keys import SHARED, Key
 from atlas_kit.server.prefixes import LEAST_SHARED, MOST_BYTES, Prefixes, Reader
+from atlas_kit.server.session_names import SessionNames
 from atlas_kit.server.traces import Traces
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ class Conversations:
         Named conversations that stay in main memory, besides those in sequences.
     cache_bytes
         Bytes of main memory that all conversations outside of sequences may take; None: any number.
+    most_named
+        Named conversations that one key may have; 0: any number.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class Conversations:
         files: SessionFiles | None = None,
         warm: int = 64,
         cache_bytes: int | None = None,
+        most_named: int = 0,
     ) -> None:
         self.engine, self.scheduler = engine, scheduler
         self.spelling = Spelling(engine.piece)
@@ -100,6 +104,7 @@ class Conversations:
         self.files, self._warm, self._cache_bytes = files, warm, cache_bytes
         self._device = device
         self.named: dict[Key, Conversation] = {}
+        self.names = SessionNames(most_named)
         self._temporary: list[Conversation] = []
         self.slots: list[Slot] = []
         self._freed = asyncio.Condition()
@@ -136,6 +141,7 @@ class Conversations:
             return found
         if self.files.exists(key):
             found = self.named[key] = Conversation(key, settings, writing=self.writing_of(key))
+            self.names.add(key)
         return found
 
     def writing_of(self, key: Key) -> asyncio.Lock:
@@ -143,9 +149,16 @@ class Conversations:
         return asyncio.Lock() if key.name is None else self._writing.setdefault(key, asyncio.Lock())
 
     def named_or_new(self, key: Key, settings: AtlasSettings | None) -> Conversation:
-        """Return the conversation of a name, which is started where there is none."""
+        """Return the conversation of a name, which is started where there is none.
+
+        Raises
+        ------
+        ApiError
+            Its key has as many as it may have.
+        """
         found = self.find(key, settings)
         if found is None:
+            self.names.begin(key)
             found = self.named[key] = self.new(key, settings)
         return found
 
@@ -348,6 +361,7 @@ class Conversations:
         conversation.closed = True
         if self.named.get(conversation.key) is conversation:
             del self.named[conversation.key]
+            self.names.discard(conversation.key)
         if not conversation.lock.locked():
             conversation.parked = None
 
@@ -582,6 +596,10 @@ class Conversations:
                 assert memory is not None
                 state = await finished(self._copied(state, memory))
             return state, conversation.version
+
+    async def state_at_rest(self, conversation: Conversation) -> SessionState | None:
+        """Return what a conversation knows that one has to oneself (``resting``), without the engine's bytes."""
+        return await finished(self._state(conversation, False))
 
     async def _copied(self, state: SessionState, memory: TokenMemory) -> SessionState:
         """Return a state with arrays of its own, so that the memory at rest, whose they were, may write into them."""

@@ -141,6 +141,7 @@ class Service:
             self.engine, self.scheduler, most_waiting=self.config.max_queue, device=self.config.device,
             files=self.files, warm=self.config.atlas_warm_sessions,
             cache_bytes=None if self.config.cache_ram < 0 else self.config.cache_ram << 20,
+            most_named=self.config.atlas_max_sessions,
         )  # fmt: skip
         self.conversations.context_shift = self.config.context_shift
         if self.shared is not None:
@@ -156,6 +157,11 @@ class Service:
         if self.files.outlives:
             back = self.conversations.bring_back(self.settings, self.engine.n_sequences)
             await asyncio.wait({self.conversations.carry_out(back)}, timeout=BRING_BACK_SECONDS)
+            self.conversations.carry_out(self._count_sessions())
+
+    async def _count_sessions(self) -> None:
+        """Find out which sessions are in files, while the server answers already."""
+        self.conversations.names.update(await asyncio.to_thread(self.files.names))
 
     def _warm_up(self) -> None:
         """Load what the first request needs, so that it does not wait for it."""

@@ -41,6 +41,20 @@ def namespace_of(request: Request) -> str:
     return found
 
 
+def require_admin(request: Request) -> None:
+    """Refuse to let whoever asks change what others share.
+
+    Raises
+    ------
+    ApiError
+        It is not the administrator's key.
+    """
+    if not request.scope["state"]["admin"]:
+        raise ApiError(
+            403, "All keys share this, and only the administrator's may change it.", code="not_admin"
+        )
+
+
 async def prepared(request: Request, function: Callable[[], T]) -> T:
     """Call what reads a request's texts: beside the event loop where they are long, so that nobody's stream waits.
 
