@@ -465,8 +465,8 @@ class ServerConfig(MemoryRows):
     atlas_admin_key: str | None = row(
         None,
         str,
-        "The key that may change what all share: settings of memories, and the shared memory.  "
-        "[default: the first of several keys]",
+        "The key that may change what all share: settings of memories, and the shared memory. Without it, the first of "
+        "several keys.",
         "atlas-admin-key",
         metavar="KEY",
         variables=("ATLAS_ADMIN_KEY",),
