@@ -113,6 +113,8 @@ class LlamaEngine:
         Tokens per decode; None: 512, less for large vocabularies.
     extra_buffers
         llama.cpp's special CPU buffers. None: on, unless the CPU has AMX, with which many builds crash.
+    sleeps
+        Whether ``sleep`` may be called: the vocabulary is loaded a second time for that, which takes a few MB.
 
     Raises
     ------
@@ -131,8 +133,11 @@ class LlamaEngine:
         n_threads: int | None = None,
         n_batch: int | None = None,
         extra_buffers: bool | None = None,
+        sleeps: bool = False,
     ) -> None:
         self._model: Any = None
+        self._words: Any = None  # a model of nothing but the vocabulary, which stays while the other sleeps
+        self._asleep = False
         self._context: Any = None
         self._vocab: Any = None
         self._file: GGUFFile | None = None
@@ -161,6 +166,9 @@ class LlamaEngine:
                 self.notes.append(_AMX_NOTE)
             self._load(path, n_gpu_layers, safe)
             self._make_context(path, n_ctx, n_sequences, n_threads, n_batch)
+            self._again = (path, n_gpu_layers, safe), (path, self.n_ctx, n_sequences, n_threads, n_batch)
+            if sleeps:
+                self._load_words(path)
             self.info = self._info(path)
             self._free_blas = one_blas_thread()
             undo.pop_all()
@@ -178,6 +186,15 @@ class LlamaEngine:
         self._vocab = api.llama_model_get_vocab(self._model)
         if api.llama_model_is_diffusion(self._model) or not api.llama_model_has_decoder(self._model):
             raise _encoder_only(path, "this model")
+
+    def _load_words(self, path: str) -> None:
+        """Take the vocabulary from a model of its own."""
+        params = self._lib.api.llama_model_default_params()
+        params.vocab_only = True
+        self._words = self._lib.api.llama_model_load_from_file(os.fsencode(path), params)
+        if not self._words:
+            raise ModelError(f"llama.cpp does not load this model: {self._lib.last_error()}", path=path)
+        self._vocab = self._lib.api.llama_model_get_vocab(self._words)
 
     def _make_context(
         self, path: str, n_ctx: int | None, n_sequences: int, n_threads: int | None, n_batch: int | None
@@ -224,17 +241,18 @@ class LlamaEngine:
         text = ctypes.create_string_buffer(256)
         api.llama_model_desc(model, text, len(text))
         template = api.llama_model_chat_template(model, None)
+        n_params = int(api.llama_model_n_params(model))
         return ModelInfo(
             path=path,
             name=str(file.get("general.name") or os.path.basename(path)),
             architecture=str(file.architecture),
-            description=text.value.decode("utf-8", "replace"),
+            description=text.value.decode("utf-8", "replace").replace("?B", _in_words(n_params)),
             identity=model_identity(file),
             n_vocab=api.llama_vocab_n_tokens(self._vocab),
             n_embd=api.llama_model_n_embd_out(model),
             n_layer=api.llama_model_n_layer(model),
             n_ctx_train=api.llama_model_n_ctx_train(model),
-            n_params=api.llama_model_n_params(model),
+            n_params=n_params,
             size=api.llama_model_size(model),
             recurrent=bool(api.llama_model_is_recurrent(model)),
             hybrid=bool(api.llama_model_is_hybrid(model)),
@@ -253,7 +271,7 @@ class LlamaEngine:
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Return the tokens of a text; ``special``: names of control tokens in the text become those tokens."""
-        self._require_open()
+        self._require_words()
         data = encoded(text)
         room = len(data) + 16
         while True:
@@ -267,7 +285,7 @@ class LlamaEngine:
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """Return a token's bytes, which may be part of a character; control tokens are empty unless ``special``."""
-        self._require_open()
+        self._require_words()
         known = self._pieces.get((token, special))
         if known is not None:
             return known
@@ -287,7 +305,7 @@ class LlamaEngine:
 
     def is_end(self, token: int) -> bool:
         """Tell whether a token ends an answer."""
-        self._require_open()
+        self._require_words()
         if (ends := self._is_end.get(token)) is None:
             ends = self._is_end[token] = bool(self._lib.api.llama_vocab_is_eog(self._vocab, token))
         return ends
@@ -302,7 +320,7 @@ class LlamaEngine:
     @property
     def infill_tokens(self) -> InfillTokens | None:
         """The tokens around what is to be filled in; None where the vocabulary lacks them."""
-        self._require_open()
+        self._require_words()
         found = [
             int(getattr(self._lib.api, f"llama_vocab_fim_{name}")(self._vocab))
             for name in InfillTokens._fields
@@ -415,8 +433,8 @@ class LlamaEngine:
     def forget(self, sequence: int, start: int = 0, end: int = -1) -> bool:
         """Remove positions [start, end) of a sequence (-1: to its end); False where the model cannot."""
         with self.lock:
-            if not self._context:  # a session may end after its model
-                return False
+            if not self._context:  # a session may end after its model; one that sleeps holds nothing
+                return self._asleep
             return bool(self._lib.api.llama_memory_seq_rm(self._memory, sequence, start, end))
 
     def shift(self, sequence: int, start: int, count: int) -> None:
@@ -475,32 +493,96 @@ class LlamaEngine:
     def _is_control(self, token: int) -> bool:
         """Tell whether a token has no text; of a model that is closed, what was known then."""
         if (found := self._controls.get(token)) is None:
-            if not self._context:
+            if not self._context and not self._asleep:
                 return False
             found = self._controls[token] = not self.piece(token) and bool(self.piece(token, special=True))
         return found
 
     def _require_open(self) -> None:
+        if self._asleep:
+            self.wake()
         if not self._context:  # llama.cpp would end the process
             raise ClosedError("the model is closed", path=self.info.path)
+
+    def _require_words(self) -> None:
+        """Require the vocabulary, which is there while the model sleeps."""
+        if not self._asleep:
+            self._require_open()
+
+    def sleep(self) -> None:
+        """Free weights and contexts, until the model is needed again; nothing of what sequences hold is kept.
+
+        The vocabulary stays, so that texts can be read meanwhile. No sampler may be in use.
+
+        Raises
+        ------
+        InvalidParamError
+            The engine was not opened with ``sleeps``.
+        """
+        with self.lock:
+            if self._words is None:
+                raise InvalidParamError("this model was not opened so that it can sleep", key="sleeps")
+            if self._context:
+                self._logits, self._states = Rows(), Rows()
+                self._free()
+                self._asleep = True
+
+    def _require_same(self) -> None:
+        """Refuse to wake up as another model: memories and contexts are this one's."""
+        from atlas_kit.formats.gguf.digest import model_identity
+
+        with GGUFFile.open(self.info.path) as file:
+            if model_identity(file) != self.info.identity:
+                raise ModelError("the model's file was replaced while it was not in use", path=self.info.path)
+            file.require_data()
+
+    def wake(self) -> None:
+        """Load weights and make contexts again, where the model sleeps; it wakes by itself when it is to decode.
+
+        Raises
+        ------
+        ModelError
+            llama.cpp does not load the model any more.
+        """
+        with self.lock:
+            if not self._asleep:
+                return
+            words, notes = self._vocab, [*self.notes]
+            self._require_same()
+            try:
+                self._load(*self._again[0])
+                self._make_context(*self._again[1])
+            except BaseException:
+                self._free()
+                raise
+            finally:
+                self._vocab, self.notes = words, notes
+            self._asleep = False
 
     def close(self) -> None:
         """Free the model; closing twice is fine."""
         with self.lock:
             self._close()
 
-    def _close(self) -> None:
+    def _free(self) -> None:
         if self._context:
             self._lib.api.llama_free(self._context)
         if self._model:
             self._lib.api.llama_model_free(self._model)
+        self._model = self._context = None
+
+    def _close(self) -> None:
+        self._free()
+        if self._words:
+            self._lib.api.llama_model_free(self._words)
+        self._words, self._asleep = None, False
         if self._free_blas is not None:
             self._free_blas()
             self._free_blas = None
         if self._file is not None:
             self._rows = self._matrix = None
             self._file.close()
-        self._model = self._context = self._file = None
+        self._file = None
 
     def __enter__(self) -> LlamaEngine:
         return self
@@ -511,6 +593,19 @@ class LlamaEngine:
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
             self.close()
+
+
+def _in_words(n_params: int) -> str:
+    """Return how many parameters there are, where llama.cpp knows no name for that size.
+
+    >>> _in_words(263_000), _in_words(134_515_008), _in_words(1_235_814_432)
+    ('263K', '135M', '1.2B')
+    """
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if n_params >= size:
+            count = n_params / size
+            return f"{count:.{1 if count < 10 else 0}f}".removesuffix(".0") + unit
+    return str(n_params)
 
 
 def _fresh_bytes(size: int) -> tuple[bytes, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_kit import __version__
 from atlas_kit.errors import AtlasError, MissingExtraError
 from atlas_kit.server.problems import ApiError
+from atlas_kit.server.sleeping import Awake
 from atlas_kit.server.streams import ClientGoneError, told
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ def begun_app(service: Service) -> tuple[FastAPI, Callable[[], None]]:
     config = service.config
     keys = Keys(config.keys)
     pages = Pages(config.origins, anybody=bool(keys), hosts=() if keys else config.hosts)
+    app.add_middleware(Awake, service=service)
     app.add_middleware(
         Gate, keys=keys, max_body=config.max_body, pages=pages, admin=config.admin if keys else None
     )

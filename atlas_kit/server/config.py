@@ -271,6 +271,17 @@ class ServerConfig(MemoryRows):
         variables=("LLAMA_ARG_MMAP",),
         group="Model",
     )
+    sleep_idle_seconds: int = row(
+        -1,
+        int,
+        "Seconds without a request after which the model leaves main memory until the next one; -1: never.",
+        "sleep-idle-seconds",
+        metavar="SECONDS",
+        least=-1,
+        most=1 << 30,
+        variables=("LLAMA_ARG_SLEEP_IDLE_SECONDS",),
+        group="Model",
+    )
     warmup: bool = row(
         True,
         bool,

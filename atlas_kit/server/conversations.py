@@ -548,6 +548,24 @@ class Conversations:
         async with self._freed:
             self._freed.notify_all()  # who was in it may go elsewhere now
 
+    async def rest(self) -> None:
+        """Take all conversations out of their sequences, between two of their requests."""
+        for slot in self.slots:
+            await self._take(slot)
+            try:
+                await finished(self._move_out(slot))
+            finally:
+                await self._release(slot)
+        self._tidy_soon()
+
+    async def _move_out(self, slot: Slot) -> None:
+        """Park whoever is in a sequence."""
+        before = slot.conversation
+        if before is not None:
+            left = await self._ask(lambda: park(slot.session))
+            slot.conversation = before.slot = None
+            before.parked, before.size = None if before.closed else left, left.size
+
     async def _take(self, slot: Slot) -> None:
         async with self._freed:
             await self._freed.wait_for(lambda: not slot.busy)

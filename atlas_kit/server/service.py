@@ -31,6 +31,7 @@ from atlas_kit.server.memory_views import MemoryViews
 from atlas_kit.server.metrics import Metrics, Request
 from atlas_kit.server.problems import ApiError, unavailable
 from atlas_kit.server.session_files import SessionFiles, make_private
+from atlas_kit.server.sleeping import Sleep
 from atlas_kit.storage.keys import Keys, key_from_file
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class Service:
         self.keys = Keys()
         self.memories = Memories(self)
         self.memory_views = MemoryViews(self)
+        self.sleep = Sleep(self, config.sleep_idle_seconds)
 
     # --- life ------------------------------------------------------------------------------------------------
 
@@ -149,6 +151,7 @@ class Service:
         await asyncio.gather(self._open_conversations(), asyncio.to_thread(self._warm_up))
         self._saver = asyncio.create_task(self._save_now_and_then())
         self.ready = True
+        self.sleep.begin()
         log.info("ready after %.1f s: %s", time.monotonic() - began, self.engine.info.description)
 
     async def _open_conversations(self) -> None:
@@ -201,6 +204,7 @@ class Service:
     async def stop(self) -> None:
         """End all work, and save what is to be kept; stopping twice is fine."""
         self.stopping = True
+        await self.sleep.end()
         if self._saver is not None:
             await self._end_saver(self._saver)
             self._saver = None
@@ -524,6 +528,7 @@ def load_engine(config: ServerConfig) -> Engine:
         "n_gpu_layers": config.n_gpu_layers,
         "n_threads": config.n_threads,
         "n_batch": config.n_batch,
+        "sleeps": config.sleep_idle_seconds >= 0 or None,
     }
     return open_engine(config.model, **{name: one for name, one in options.items() if one is not None})
 

@@ -1,4 +1,4 @@
-"""What was read and said is forgotten on purpose over HTTP; who may change what all share; how many sessions one has."""
+"""What was said is forgotten on purpose over HTTP; who may change what all share; how many sessions one has."""
 
 from __future__ import annotations
 
