@@ -9,6 +9,7 @@ from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.formats.detect import detect
 from atlas_kit.formats.opening import edit_memory
+from atlas_kit.operations import secrecy
 from atlas_kit.operations.episodes import is_of_episodes
 from atlas_kit.operations.get import not_found
 from atlas_kit.operations.inputs import unknown_format
@@ -60,6 +61,7 @@ def remove_keys(
     kind = detect(source)
     keys = Keys() if keys is None else keys
     if kind == "gguf":
+        secrecy.require_no_secret(keys, path=source.name)
         return _from_model(source, wanted, glob, ignore_missing, dry_run, backup)
     if kind is None:
         raise unknown_format(source)
