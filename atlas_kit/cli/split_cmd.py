@@ -27,7 +27,7 @@ tensor is never cut: one that is larger than the size gets a shard of its own. M
 is in shards already is dealt out anew. `atlas-tool join` puts shards together again, to the same bytes.
 
 Examples:
-  atlas-tool split model.gguf --max-size 5K
+  atlas-tool split model.gguf --max-size 20K
   atlas-tool split model.gguf --max-tensors 4 -o parts
   atlas-tool split model.gguf --max-size 2G --max-tensors 3 --dry-run
 """,
