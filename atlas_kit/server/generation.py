@@ -521,6 +521,7 @@ class Generating:
         if not len(episodes) and sum(span.stop - span.start for span in unread) < session.engine.n_ctx:
             return None  # there is nothing but what will be in the context
         from atlas_kit.server.recall import question_of
+
         # the indexes are made, and the text written, beside the others' tokens; to their end: who comes next uses them
         return await finished(
             asyncio.to_thread(question_of, session.engine, episodes, asked.said, len(unread))
