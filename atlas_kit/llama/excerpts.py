@@ -88,17 +88,17 @@ def grown(episodes: Episodes, segment: Segment, start: int, stop: int, most: int
 def _sentences(episodes: Episodes, segment: Segment, most: int) -> list[tuple[int, int]]:
     """Return the spans of a segment's sentences and lines; longer ones are cut."""
     spans, start = [], segment.start
-    tokens = episodes.tokens(segment.start, segment.stop)
-    texts = [episodes.text(at, at + 1) for at in range(segment.start, segment.stop)]
+    texts = episodes.texts(segment.start, segment.stop)
+    end = segment.start + len(texts)
     half = max(1, most // 2)
-    for at in range(segment.start, segment.stop):
+    for at in range(segment.start, end):
         behind = at + 1
         text = texts[at - segment.start]
-        after = texts[behind - segment.start] if behind < segment.stop else " "
+        after = texts[behind - segment.start] if behind < end else " "
         ended = text.endswith("\n") or (
             text.rstrip().endswith(_ENDS) and (after[:1].isspace() or not text.isascii())
         )
-        if ended or behind - start >= half or behind == segment.start + len(tokens):
+        if ended or behind - start >= half or behind == end:
             spans.append((start, behind))
             start = behind
     return spans

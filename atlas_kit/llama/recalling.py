@@ -53,15 +53,14 @@ CLOSE = 0.3
 #: Nats per token that what the model itself said counts less: it may be wrong, and would be its own source.
 ASSISTANT_LESS = 0.5
 #: What a correction gains, as a part of what the corrected one does: it seldom repeats all that the question says.
-CORRECTS_FROM = 0.3
+CORRECTS_FROM = 0.5
 #: Words with which somebody says that something is otherwise than it was.
 _CHANGES = frozenset(
     """
-    now anymore longer instead changed changes change moved moves actually correction corrected meanwhile new since
-    again rather finally replaced postponed cancelled canceled off up became switched sold left stopped no not
-    jetzt nun mehr stattdessen geändert umgezogen inzwischen neu neue neuen neuer neues seit doch verschoben
-    maintenant désormais plus finalement changé déménagé depuis nouveau nouvelle reporté
-    ahora ya finalmente cambiado cambió nuevo nueva desde
+    now anymore longer instead changed moved actually correction corrected meanwhile replaced postponed cancelled canceled
+    jetzt nun stattdessen geändert umgezogen inzwischen mittlerweile verschoben
+    maintenant désormais finalement changé déménagé reporté
+    ahora finalmente cambiado cambió
     """.split()  # noqa: SIM905 (a list of them would take a page)
 )
 _CHANGED = re.compile("现在|不再|改|换|搬|今は|変|지금|이제")
@@ -107,7 +106,7 @@ class Recall:
     candidates: int = 12
     tokens: int = 112
     window: int = 80
-    read: int = 560
+    read: int = 480
     lead: float = 0.1
     sure: float = 2.0
 

@@ -441,13 +441,13 @@ OTHERS = [piece_of(f"Something else that is the matter of number{n}.", 0.1 - n /
 @pytest.mark.parametrize(
     ("later", "gain", "kind", "corrects"),
     [
-        ("The lodger pays 600 from May on instead.", 0.8, "user", True),
-        ("I moved the lodger to the attic.", 0.7, "user", True),
-        ("The lodger is from Porto.", 0.8, "user", False),  # says nothing of a change
-        ("The garage is 90 pounds now.", 0.8, "user", False),  # another matter
-        ("The lodger pays 600 now.", 0.5, "user", False),  # helps too little
-        ("The lodger pays 600 now.", 0.8, "assistant", False),  # only said by the model
-        ("Der Lodger zahlt jetzt 600.", 0.8, "user", True),
+        ("The lodger pays 600 from May on instead.", 1.2, "user", True),
+        ("I moved the lodger to the attic.", 1.1, "user", True),
+        ("The lodger is from Porto.", 1.2, "user", False),  # says nothing of a change
+        ("The garage is 90 pounds now.", 1.2, "user", False),  # another matter
+        ("The lodger pays 600 now.", 0.9, "user", False),  # helps too little
+        ("The lodger pays 600 now.", 1.2, "assistant", False),  # only said by the model
+        ("Der Lodger zahlt jetzt 600.", 1.2, "user", True),
     ],
 )
 def test_a_later_turn_that_says_that_it_is_otherwise_corrects(later, gain, kind, corrects):
