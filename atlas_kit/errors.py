@@ -74,6 +74,10 @@ REMEDIES: dict[str, str] = {
     "name-output": "Name the file to write.",
     "overwrite": "Allow it to be overwritten, or choose another name.",
     "overwrite-sidecar": "Move it away, or allow it to be overwritten.",
+    # models in several files
+    "one-shard": "This shard can be opened alone.",
+    "join-shards": "Joining the shards makes one file of them.",
+    "first-shard": "Change the first shard instead: {first}.",
     # what a file holds
     "list-entries": "List what the file holds.",
     "inspect": "Inspect the file to see what it holds.",

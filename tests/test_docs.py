@@ -175,6 +175,14 @@ def playground(name, samples, tmp_path):
     if name == "ask":
         learned = f"atlas-tool learn {TINY} sample_data/documents/statistics.py -m code.atlas --store-only"
         assert reference.run(learned, folder).returncode == 0
+    if name == "join":
+        split = "atlas-tool split model.gguf --max-tensors 4 -o shards/model"
+        (folder / "shards").mkdir()
+        assert reference.run(split, folder).returncode == 0
+        (folder / "parts").mkdir()
+        data = (folder / "model.gguf").read_bytes()
+        for part, piece in (("aa", data[:3000]), ("ab", data[3000:])):
+            (folder / "parts" / f"model.gguf.{part}").write_bytes(piece)
     for file in IN_THE_WAY.get(name, []):
         (folder / file).unlink()
     (folder / ".config" / "fish" / "completions").mkdir(parents=True)

@@ -22,6 +22,8 @@ COMMANDS = {
     "inspect": Row("inspect_cmd", "Show what a file is and what it holds."),
     "validate": Row("validate_cmd", "Check files and explain everything that is wrong."),
     "convert": Row("convert_cmd", "Convert between .atlas, JSON, safetensors, npz and GGUF."),
+    "split": Row("split_cmd", "Split a model into shards."),
+    "join": Row("join_cmd", "Join the shards or parts of a model into one file."),
     "repair": Row("repair_cmd", "Rescue what is intact in a damaged file."),
     "compress": Row("compress_cmd", "Make a file smaller."),
     "diff": Row("diff_cmd", "Compare two files by what they mean."),

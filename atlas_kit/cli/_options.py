@@ -84,6 +84,25 @@ class _InPlace(click.Path):
 
 IN_PLACE = _InPlace()
 
+
+class _Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A number of bytes, with a unit that counts in thousands (K, M, G, T) or in 1,024s (KiB ...)."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        from atlas_kit.codecs.quantities import parse_size
+
+        found = parse_size(value)
+        if found is None:
+            self.fail(f"{value!r} is not a size such as 2G, 500M or 1.5GiB", param, ctx)
+        return found
+
+
+SIZE = _Size()
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 remove_backups_option = click.option(
     "--remove-backups",
@@ -94,6 +113,9 @@ decrypt_option = click.option(
     "--decrypt", is_flag=True, help="Write OUTPUT unencrypted; otherwise what is encrypted stays so."
 )
 force_option = click.option("-f", "--force", is_flag=True, help="Overwrite OUTPUT when it exists.")
+one_shard_option = click.option(
+    "--one-shard", is_flag=True, help="Of a split model, look at this one file only."
+)
 
 
 def backup_option(function: F) -> F:

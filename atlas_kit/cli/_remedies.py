@@ -38,6 +38,10 @@ WORDS: dict[str, str] = {
     "name-output": "Give -o OUTPUT, or --dry-run.",
     "overwrite": "Use --force to overwrite it, or another name.",
     "overwrite-sidecar": "Move it away, or overwrite it with --force.",
+    # models in several files
+    "one-shard": "Look at this one alone with: atlas-tool inspect {FILE} --one-shard",
+    "join-shards": "Make one file of them with: atlas-tool join {FILE} -o OUT.gguf",
+    "first-shard": "Change the first shard: {first}",
     # what a file holds
     "list-entries": "List what there is with: atlas-tool ls {FILE}",
     "inspect": "See what it holds with: atlas-tool inspect {FILE}",

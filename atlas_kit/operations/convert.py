@@ -273,6 +273,7 @@ def _convert_model(
     source: Source, output: Output, target: str | None, options: ConvertOptions, keys: Keys
 ) -> Converted:
     from atlas_kit.formats.gguf import GGUFFile, to_native, to_stock
+    from atlas_kit.formats.gguf.shards import takes_place_of
 
     if options.native and target == "gguf" and options.to is None:
         target = "atlas-gguf"
@@ -289,9 +290,10 @@ def _convert_model(
     secrecy.require_no_secret(options.new_keys, keys if options.memory is None else None, path=source.name)
     if source.path is None:
         raise InvalidParamError("a model is converted from a file, not from standard input")
-    with GGUFFile.open(source, shards=False) as model:
-        native = "atlas.version" in model.metadata
-        if options.native:
+    with GGUFFile.open(source) as model:
+        native, size = "atlas.version" in model.metadata, model.size
+        as_shard = is_path(output) and takes_place_of(_name(output), model.metadata)
+        if options.native or model.is_split:
             model.require_data()
     if options.to is None and target == "gguf" and not native:
         raise InvalidParamError(
@@ -299,7 +301,7 @@ def _convert_model(
             remedy=Remedy("make-native"),
         )  # fmt: skip
     source_format = "atlas-gguf" if native else "gguf"
-    result = Converted(source.name, source_format, _name(output), target, source.size, 0, None)
+    result = Converted(source.name, source_format, _name(output), target, size, 0, None)
     with (
         _native_values(source, output, options, keys, result) as values,
         scratch_path(output, ".gguf") as path,
@@ -307,6 +309,8 @@ def _convert_model(
         done = to_native(source, path, values=values) if target == "atlas-gguf" else to_stock(source, path)
         result.target_size = done.size
         result.notes += done.notes
+    if as_shard:
+        result.notes.append("this is the first shard alone, by its name: the other shards belong beside it")
     if done.exact is False:
         result.notes.append("the model's own metadata were edited since; the edits were kept")
     return result

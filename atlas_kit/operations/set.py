@@ -12,7 +12,7 @@ from atlas_kit.errors import InvalidParamError, NoSuchFileError, Remedy
 from atlas_kit.formats.detect import detect
 from atlas_kit.formats.opening import edit_memory
 from atlas_kit.operations import secrecy
-from atlas_kit.operations.inputs import unknown_format
+from atlas_kit.operations.inputs import require_metadata, unknown_format
 from atlas_kit.storage.given import Given, name_of, use_source
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source, StrPath
@@ -165,6 +165,7 @@ def _set_in_model(source: Source, key: str, value: bytes, options: SetOptions, k
             "GGUF metadata have no flags, timestamp, codec or .npy arrays", path=source.path
         )
     with GGUFFile.open(source, shards=False) as model:
+        require_metadata(model, [key])
         old = model.metadata.get(key)
         named_type = value_type_of_name(options.type) if options.type else None
         if options.type and named_type is None:
