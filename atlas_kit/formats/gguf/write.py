@@ -138,7 +138,7 @@ def write_laid_out(
     step: int,
     byte_order: str = "<",
     *,
-    backup: bool = False,
+    backup: bool | int = False,
     locked: bool = False,
     progress: Progress | None = None,
 ) -> int:
