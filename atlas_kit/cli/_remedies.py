@@ -47,6 +47,7 @@ WORDS: dict[str, str] = {
     "inspect": "See what it holds with: atlas-tool inspect {FILE}",
     "example-document": "See what one looks like with: atlas-tool convert FILE.atlas FILE.json",
     "set-value": "Set it, for example: atlas-tool set {FILE} {key} {value}",
+    "new-file": "A new memory file needs a name that ends in .atlas, or --new.",
     "set-type": "Set it again: atlas-tool set {FILE} {key} VALUE --type {type}",
     "set-missing": "Convert the model again, or set it: atlas-tool set {FILE} {key} VALUE",
     "change-value": "Change it with: atlas-tool set {FILE} {key} VALUE, or convert again.",

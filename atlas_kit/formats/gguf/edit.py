@@ -22,6 +22,7 @@ from atlas_kit.formats.gguf.tables import PAD_KEY, ValueType
 from atlas_kit.formats.gguf.values import MetadataField
 from atlas_kit.formats.gguf.write import Progress, rebuilt_header, write_with_header
 from atlas_kit.storage.atomic import lock
+from atlas_kit.storage.backup_files import keep_backup, prune
 from atlas_kit.storage.given import Given, as_it_is_now, path_of
 from atlas_kit.storage.source import StrPath, resolved
 
@@ -78,7 +79,7 @@ def edit_metadata(
     *,
     in_place: bool | None = None,
     reserve: int = 0,
-    backup: bool = False,
+    backup: bool | int = False,
     progress: Progress | None = None,
 ) -> EditResult:
     """Change the metadata of one GGUF file (of a split model: of this shard).
@@ -95,7 +96,8 @@ def edit_metadata(
     reserve
         When a new file is written, leave this many bytes of room for later edits in place.
     backup
-        When a new file replaces the old one, keep the old one as ``NAME.bak``.
+        Keep what is there as ``NAME.bak``, as a copy where only the header is written; a number above 1: and so many
+        in all, older ones with their time in the name.
 
     Raises
     ------
@@ -126,7 +128,7 @@ def edit_metadata(
             if in_place is not False:
                 plan = _plan_in_place(file, fields)
                 if plan is not None:
-                    return _overwrite(file, plan)
+                    return _overwrite(file, plan, int(backup))
                 if in_place:
                     raise DataTooLargeError(
                         "the new header does not fit the old one's space",
@@ -257,14 +259,18 @@ def _plan_in_place(file: GGUFFile, fields: list[MetadataField]) -> _Plan | None:
     return _Plan(rebuilt_header(file, [*fields, _pad_field(left)]), space, left)
 
 
-def _overwrite(file: GGUFFile, plan: _Plan) -> EditResult:
+def _overwrite(file: GGUFFile, plan: _Plan, backups: int) -> EditResult:
     path = file.path or ""
     old = file.source.read(0, plan.space)
     keep = old[len(plan.header) :] if len(plan.header) == file.header_size else b""
     new = plan.header + (keep or bytes(plan.space - len(plan.header)))
     if new == old:
         return EditResult(path, "unchanged", len(plan.header), 0, plan.reserved)
+    if backups:
+        keep_backup(path, backups, copy_of=file.source.fileno())
     replace_start(path, old, new)
+    if backups > 1:
+        prune(path, backups)
     return EditResult(path, "in-place", len(plan.header), len(new), plan.reserved)
 
 
@@ -273,7 +279,7 @@ def _rewrite(
     fields: list[MetadataField],
     out: StrPath,
     reserve: int,
-    backup: bool,
+    backup: bool | int,
     locked: bool,
     progress: Progress | None,
 ) -> EditResult:
