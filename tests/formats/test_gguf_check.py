@@ -448,7 +448,7 @@ def test_deep_looks_for_numbers_that_are_not_finite(kind: int, data: bytes, at: 
     (finding,) = check(file, deep=True)
     assert (finding.code, finding.severity, finding.key) == (
         "tensor-not-finite",
-        "warning",
+        "error",
         "output_norm.weight",
     )
     assert finding.offset is not None
