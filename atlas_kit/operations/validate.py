@@ -115,10 +115,11 @@ def validate_file(
     keys: Keys | None = None,
     *,
     strict: bool = False,
+    one_shard: bool = False,
     data: bool = False,
     progress: Progress | None = None,
 ) -> FileReport:
-    """Check one file; what cannot be read at all is a finding too.
+    """Check one file (of a split model all, unless ``one_shard``); what cannot be read at all is a finding too.
 
     Parameters
     ----------
@@ -130,7 +131,8 @@ def validate_file(
     try:
         with use_source(given) as source:
             report.format = detect(source)
-            report.findings = _check(source, report.format, Keys() if keys is None else keys, data, progress)
+            keys = Keys() if keys is None else keys
+            report.findings = _check(source, report.format, keys, one_shard, data, progress)
             if report.format in ("gguf", "safetensors"):
                 whole = not any(one.code == "vocabulary-only" for one in report.findings)
                 report.data_read = data if whole else None
@@ -142,12 +144,12 @@ def validate_file(
 
 
 def _check(
-    source: Source, kind: str | None, keys: Keys, data: bool, progress: Progress | None
+    source: Source, kind: str | None, keys: Keys, one_shard: bool, data: bool, progress: Progress | None
 ) -> list[Finding]:
     if kind == "gguf":
         from atlas_kit.formats.gguf.check import check_gguf
 
-        return check_gguf(source, deep=data, progress=progress)
+        return check_gguf(source, deep=data, shards=not one_shard, progress=progress)
     if kind == "safetensors":
         from atlas_kit.formats.safetensors import check_safetensors
 
