@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from gguf_builder import F16_T, F32_T, Q8_0_T, File, tiny_llama, weights
+from gguf_builder import F16_T, F32, F32_T, F64_T, KV, Q8_0_T, File, tiny_llama, weights
+
+from atlas_kit.formats.atlas import MemoryFile, checksums
 
 MIB = 1 << 20
 
@@ -57,3 +59,40 @@ def nan_scale() -> bytes:
     blocks = bytearray(file.tensors[0].payload)
     blocks[340:342] = b"\xff\xff"
     return file.with_tensor(str(file.tensors[0].name), data=bytes(blocks)).bytes()
+
+
+# --- what llama.cpp loads and dies of ---------------------------------------------------------------------------
+
+
+def nan_epsilon() -> bytes:
+    """The epsilon of the norms is NaN."""
+    return model().with_kv(KV("llama.attention.layer_norm_rms_epsilon", F32, float("nan"))).bytes()
+
+
+def negative_epsilon() -> bytes:
+    """The epsilon of the norms is negative."""
+    return model().with_kv(KV("llama.attention.layer_norm_rms_epsilon", F32, -1e-5)).bytes()
+
+
+def half_norm() -> bytes:
+    """A norm was quantised with the rest."""
+    return model().with_tensor("blk.0.attn_norm.weight", type=F16_T, data=bytes(64)).bytes()
+
+
+def double_attention() -> bytes:
+    """The weights of the attention are doubles."""
+    return model().with_tensor("blk.0.attn_q.weight", type=F64_T, data=bytes(32 * 32 * 8)).bytes()
+
+
+# --- memory files -------------------------------------------------------------------------------------------------
+
+
+def crc32_payload() -> bytes:
+    """A header with FNV-1a, as it should be, and an entry with CRC-32: a writer that followed half of the format."""
+    memory = MemoryFile(version=1, created=1_700_000_000)
+    memory.set("chat", "hello", type=1, timestamp=1_700_000_000)
+    data = bytearray(memory.to_bytes())
+    stored = checksums.fnv1a(b"hello").to_bytes(4, "little")
+    at = data.index(stored)
+    data[at : at + 4] = checksums.crc32(b"hello").to_bytes(4, "little")
+    return bytes(data)

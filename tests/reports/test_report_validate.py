@@ -26,6 +26,12 @@ CASES: dict[str, tuple[Callable[[], bytes], str, int, str]] = {
     "nan weight": (
         built.nan_weight, "--data", 1, '"output_norm.weight": 1 of its numbers are NaN or infinite',
     ),
+    "nan epsilon": (built.nan_epsilon, "", 1, "the epsilon of its norms is nan: llama.cpp aborts at the first token"),
+    "negative epsilon": (built.negative_epsilon, "", 1, "the epsilon of its norms is -1e-05"),
+    "half norm": (built.half_norm, "", 1, "tensor-type-unusable"),
+    "double attention": (built.double_attention, "", 1, "a tensor of type F64 cannot be multiplied"),
+    "crc32": (built.crc32_payload, "", 0, "1 entry with CRC-32 for a checksum, under a header with FNV-1a"),
+    "crc32, strict": (built.crc32_payload, "--strict", 1, "dialect-v1-crc32"),
     "nan scale": (built.nan_scale, "--data", 1, "1 of its scales are NaN or infinite"),
 }  # fmt: skip
 

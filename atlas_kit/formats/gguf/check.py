@@ -1,7 +1,7 @@
 """Everything that is wrong, odd or worth knowing about a GGUF file, in one pass over its header.
 
-The verdict (no finding of severity ``error``) is meant to be stock llama.cpp's: would it load the file? Where
-llama.cpp stops at the first problem, all are listed. Rules about the bytes are here; ``check_model`` knows
+The verdict (no finding of severity ``error``) is meant to be stock llama.cpp's: would it load the file, and
+decode with it? Where llama.cpp stops at the first problem, all are listed. Rules about the bytes are here; ``check_model`` knows
 what llama.cpp asks of a model's keys, vocabulary and tensors. Nothing is written.
 """
 
