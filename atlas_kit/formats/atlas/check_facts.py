@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 REPAIR = Remedy("repair")
 RECOVER = Remedy("recover")
 REWRITE = Remedy("rewrite")
+RESCUE = Remedy("rescue-entries")
 SAVE = "Saving the file again fixes this."
 DISTRUST = "Do not trust this file; restore it from a backup."
 

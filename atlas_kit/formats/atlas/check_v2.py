@@ -19,7 +19,15 @@ from atlas_kit.errors import (
 )
 from atlas_kit.formats.atlas import checksums, layout, scan_v2, v2
 from atlas_kit.formats.atlas import tables as t
-from atlas_kit.formats.atlas.check_facts import DISTRUST, RECOVER, REWRITE, SAVE, entry_facts, header_facts
+from atlas_kit.formats.atlas.check_facts import (
+    DISTRUST,
+    RECOVER,
+    RESCUE,
+    REWRITE,
+    SAVE,
+    entry_facts,
+    header_facts,
+)
 from atlas_kit.formats.atlas.store import encode_key
 from atlas_kit.formats.atlas.verify import Verifier
 
@@ -482,6 +490,7 @@ class CheckV2:
                 f"{self._source.size - header.committed_size} bytes follow the committed part",
                 offset=header.committed_size,
                 hint="An update did not finish, and is ignored; the next save removes the bytes.",
+                remedy=RESCUE,
             )
         named = {row.offset for row in rows.values()}
         used = sorted(named)
@@ -498,6 +507,7 @@ class CheckV2:
                     "a record of another file lies here, outside of any payload",
                     offset=piece.offset,
                     hint="It is ignored when the file is read.",
+                    remedy=RESCUE,
                 )
             elif piece.kind == "gap":
                 self._gap(piece, header, used, indexed=indexed)
@@ -510,6 +520,7 @@ class CheckV2:
                         "a newer record of an entry is not in the index",
                         offset=piece.offset,
                         hint="It is ignored when the file is read.",
+                        remedy=RESCUE,
                     )
                 dead, dead_size = dead + 1, dead_size + piece.size
         if dead:
