@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from atlas_kit.cli import _remedies, _render
-from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options, one_stdin
+from atlas_kit.cli._options import (
+    FILE,
+    command_,
+    given,
+    json_option,
+    keys_options,
+    one_shard_option,
+    one_stdin,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,9 +47,12 @@ Examples:
 @click.argument("files", nargs=-1, required=True, type=FILE, metavar="FILE...")
 @click.option("--strict", is_flag=True, help="Exit with 1 for warnings, too.")
 @click.option("-q", "--quiet", is_flag=True, help="Show only files with errors or warnings.")
+@one_shard_option
 @json_option
 @keys_options
-def command(files: tuple[str, ...], strict: bool, quiet: bool, as_json: bool, keys: Any) -> int:
+def command(
+    files: tuple[str, ...], strict: bool, quiet: bool, one_shard: bool, as_json: bool, keys: Any
+) -> int:
     """Run the command."""
     one_stdin(files)
     from atlas_kit.operations.validate import expand, validate_file
@@ -52,7 +63,7 @@ def command(files: tuple[str, ...], strict: bool, quiet: bool, as_json: bool, ke
         for number, name in enumerate(names):
             if progress:
                 progress(name, number, len(names))
-            reports.append(validate_file(given(name), keys, strict=strict))
+            reports.append(validate_file(given(name), keys, strict=strict, one_shard=one_shard))
     code = _render.emit_all(reports, _quiet_text if quiet else _text, as_json)
     if not as_json and len(reports) > 1:
         bad = sum(not report.ok for report in reports)

@@ -10,6 +10,7 @@ from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import FileAccessError, FileCorruptError, InvalidParamError, KeyRequiredError, Remedy
 from atlas_kit.formats.detect import detect
 from atlas_kit.formats.gguf.lost_file import lost_name, write_lost
+from atlas_kit.operations import secrecy
 from atlas_kit.operations.outputs import Output, is_path, is_stream, scratch_path
 from atlas_kit.operations.validate import validate_file
 from atlas_kit.storage.given import Given, check_output, use_source
@@ -81,6 +82,12 @@ class Repaired:
         return self.mend is not None and not self.mend.changed
 
     @property
+    def passed_on(self) -> bool:
+        """Whether the new file holds all of one that was whole: it is a stream, or was to be of another version."""
+        other = self.rescue is not None and self.rescue.version != self.rescue.out_version
+        return self.intact and (self.stream or other)
+
+    @property
     def exit_code(self) -> int:
         """Return 1 when something was mended or lost, 0 when nothing was wrong."""
         return int(not self.intact)
@@ -109,12 +116,16 @@ class Repaired:
 
 @dataclass
 class RepairOptions:
-    """``version``: of a rescued memory file. ``drop_damaged``: leave damaged tensors out of a model."""
+    """``version``: of a rescued memory file. ``drop_damaged``: leave damaged tensors out of a model.
+
+    ``decrypt``: write plain text although the file is encrypted or there is a secret.
+    """
 
     dry_run: bool = False
     force: bool = False
     version: int | None = None
     drop_damaged: bool = False
+    decrypt: bool = False
 
 
 def repair_file(
@@ -123,7 +134,8 @@ def repair_file(
 ) -> Repaired:  # fmt: skip
     """Repair a file into ``output``, which may be ``None`` for a dry run.
 
-    Where nothing is wrong no file is written (a stream is passed on, as nothing could be made of an empty one).
+    Where nothing is wrong no file is written, unless another version or plain text is asked for; a stream is
+    passed on, as nothing could be made of an empty one.
 
     Raises
     ------
@@ -169,12 +181,12 @@ def _repaired(
         repair(source, None, options, keys, result, progress)
     elif place is not None:
         repair(source, place, options, keys, result, progress)
-        if not result.intact and kind != "gguf":
+        if kind != "gguf" and (not result.intact or result.passed_on):
             write_lost(place, source.path, [])  # one of an earlier output under this name
     else:
         with scratch_path(output, f".{kind or 'atlas'}") as path:
             repair(source, path, options, keys, result, progress, stream=True)
-    if result.intact and not result.stream:
+    if result.intact and not result.passed_on:
         result.output = None
     return result
 
@@ -200,8 +212,18 @@ def _rescue(
     wrong = _errors(result.before)
 
     def rescue() -> RescueResult:
+        version = options.version
+        if keys.given:
+            version = secrecy.output_version(
+                version,
+                secrecy.ENCRYPTED,
+                encrypted=False,
+                keys=keys,
+                decrypt=options.decrypt,
+                path=source.name,
+            )
         return rescue_atlas(
-            source, path, dry_run=options.dry_run, version=options.version, durable=not stream,
+            source, path, dry_run=options.dry_run, version=version, durable=not stream,
             unless_intact=not stream and not wrong, **keys.options(),
         )  # fmt: skip
 
@@ -215,7 +237,7 @@ def _rescue(
         result.rescue.notes += [f"put right: {one.message}" for one in wrong if one.code != "episodes"]
         if options.dry_run:
             result.rescue.notes += [f"{one.message}" for one in wrong if one.code == "episodes"]
-    if path is not None and (stream or not result.rescue.intact or wrong):
+    if path is not None and (result.passed_on or not result.rescue.intact or wrong):
         _mend_episodes(path, keys, result.rescue, durable=not stream)
         result.after = validate_file(path, keys).findings
         if result.rescue.intact:
@@ -240,6 +262,7 @@ def _mend(
 ) -> None:  # fmt: skip
     from atlas_kit.formats.gguf.mend import mend_gguf
 
+    secrecy.require_no_secret(keys, path=source.name)
     if source.path is None:
         raise InvalidParamError("a model is repaired from a file, not from standard input")
     if options.version is not None:

@@ -9,9 +9,10 @@ from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.formats.detect import detect
 from atlas_kit.formats.opening import edit_memory
+from atlas_kit.operations import secrecy
 from atlas_kit.operations.episodes import is_of_episodes
 from atlas_kit.operations.get import not_found
-from atlas_kit.operations.inputs import unknown_format
+from atlas_kit.operations.inputs import require_metadata, unknown_format
 from atlas_kit.operations.ls import matches
 from atlas_kit.persistence.entry_keys import CONTEXT, TEXTS
 from atlas_kit.storage.given import takes_source
@@ -60,6 +61,7 @@ def remove_keys(
     kind = detect(source)
     keys = Keys() if keys is None else keys
     if kind == "gguf":
+        secrecy.require_no_secret(keys, path=source.name)
         return _from_model(source, wanted, glob, ignore_missing, dry_run, backup)
     if kind is None:
         raise unknown_format(source)
@@ -102,6 +104,7 @@ def _from_model(
     from atlas_kit.formats.gguf import Delete, GGUFFile, edit_metadata
 
     with GGUFFile.open(source, shards=False) as model:
+        require_metadata(model, wanted)
         chosen = _choose(model.metadata, wanted, glob, ignore_missing, source)
     if chosen and not dry_run:
         edit_metadata(source, [Delete(key) for key in chosen], backup=backup)

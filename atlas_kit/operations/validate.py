@@ -104,13 +104,15 @@ def _is_special(path: str) -> bool:
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
-def validate_file(given: Given, keys: Keys | None = None, *, strict: bool = False) -> FileReport:
-    """Check one file; what cannot be read at all is a finding too."""
+def validate_file(
+    given: Given, keys: Keys | None = None, *, strict: bool = False, one_shard: bool = False
+) -> FileReport:
+    """Check one file (of a split model all, unless ``one_shard``); what cannot be read at all is a finding too."""
     report = FileReport(name_of(given), strict=strict)
     try:
         with use_source(given) as source:
             report.format = detect(source)
-            report.findings = _check(source, report.format, Keys() if keys is None else keys)
+            report.findings = _check(source, report.format, Keys() if keys is None else keys, one_shard)
     except AtlasError as error:
         misuse = isinstance(error, InvalidParamError) and report.format != "json"  # or else wrong content
         report.readable = not misuse and not isinstance(error, (FileAccessError, NoSuchFileError))
@@ -118,11 +120,11 @@ def validate_file(given: Given, keys: Keys | None = None, *, strict: bool = Fals
     return report
 
 
-def _check(source: Source, kind: str | None, keys: Keys) -> list[Finding]:
+def _check(source: Source, kind: str | None, keys: Keys, one_shard: bool) -> list[Finding]:
     if kind == "gguf":
         from atlas_kit.formats.gguf.check import check_gguf
 
-        return check_gguf(source)
+        return check_gguf(source, shards=not one_shard)
     if kind == "safetensors":
         from atlas_kit.formats.safetensors import check_safetensors
 

@@ -54,7 +54,7 @@ def rescue_atlas(
     durable
         Off: do not wait until the bytes are on the disk.
     unless_intact
-        Write nothing where there is nothing to repair.
+        Write nothing where there is nothing to repair, and no other version is asked for.
 
     Raises
     ------
@@ -115,7 +115,8 @@ def _rescue(
         plan.uncommitted,
         plan.notes,
     )  # fmt: skip
-    if not dry_run and out is not None and not (unless_intact and result.intact):
+    whole = unless_intact and result.intact and target == found
+    if not dry_run and out is not None and not whole:
         with atomic.atomic_write(out, durable=durable) as file:
             _write(file, plan, target, secret)
     return result
