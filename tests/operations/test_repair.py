@@ -192,13 +192,17 @@ def test_a_vocabulary_and_a_tensor_too_many(tmp_path: Path, repair) -> None:
     assert not errors(findings(tmp_path / "out.gguf"))
 
 
-def test_a_whole_file_is_written_where_another_form_is_asked_for(tmp_path: Path, repair) -> None:
+def test_a_whole_file_is_written_where_another_form_is_asked_for(
+    tmp_path: Path, repair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ATLAS_PASSPHRASE")
     path, out = ROOT / "sample_data" / "atlas" / "chat.atlas", tmp_path / "out.atlas"
     assert repair(path, "-o", out, "--to", "atlas-v1") == (0, "there is nothing to repair\n", "")
     assert not out.exists()
     code, said, _ = repair(path, "-o", out, "--to", "atlas-v2")
     assert (code, said.splitlines()[0]) == (0, "nothing is wrong")
     assert not errors(findings(out))
+    monkeypatch.setenv("ATLAS_PASSPHRASE", PASSPHRASE)
     secret = ROOT / "sample_data" / "atlas" / "secret.atlas"
     assert repair(secret, "-o", out, "--force", "--decrypt")[0] == 0
     assert out.read_bytes()[4] == 2
