@@ -19,6 +19,8 @@ REPAIR = Remedy("repair")
 RECOVER = Remedy("recover")
 REWRITE = Remedy("rewrite")
 RESCUE = Remedy("rescue-entries")
+#: What only a file without errors can be treated with.
+WRITTEN_ANEW = (REWRITE, Remedy("canonical"))
 SAVE = "Saving the file again fixes this."
 DISTRUST = "Do not trust this file; restore it from a backup."
 

@@ -168,7 +168,11 @@ class CheckV2:
                 remedy=error.remedy,
             )
         except AtlasError as error:
-            report.error("key-derivation", error.message, offset=layout.offset_of("salt"))
+            hint = (
+                error.hint
+                or "A newer atlas_kit may know it; if the file is damaged, restore it from a backup."
+            )
+            report.error("key-derivation", error.message, hint, offset=layout.offset_of("salt"), remedy=None)
         if self._cipher is None or not self._intact:
             return
         raw = self._source.read(0, layout.HEADER_V3.size)
@@ -520,7 +524,6 @@ class CheckV2:
                         "a newer record of an entry is not in the index",
                         offset=piece.offset,
                         hint="It is ignored when the file is read.",
-                        remedy=RESCUE,
                     )
                 dead, dead_size = dead + 1, dead_size + piece.size
         if dead:

@@ -465,7 +465,7 @@ def _correct(
         )
         result.actions.append(MendAction("tensor-corrected", message, old.info_offset, old.name))
         tensors[index] = info
-    if complete and len(tensors) == len({info.name for info in tensors}):
+    if complete and len(tensors) == len({info.name.partition("\0")[0] for info in tensors}):
         _restore_names(result, tensors)
     return tensors
 
@@ -567,10 +567,11 @@ def _take_tensors(
     for info, nbytes, start in zip(tensors, sizes, placed.starts, strict=True):
         there = 0 if start is None else max(0, min(nbytes, plan.source.size - start))
         piece, missing = _Piece(info, nbytes, start, there), nbytes - there
-        if not info.name or info.name in first:
-            _leave_out(plan, result, piece, first.get(info.name))
+        name = info.name.partition("\0")[0]  # as llama.cpp reads it
+        if not info.name or name in first:
+            _leave_out(plan, result, piece, first.get(name))
             continue
-        first[info.name] = piece
+        first[name] = piece
         state: State = "intact" if not missing else "damaged" if there else "missing"
         filled += missing
         if missing and (drop_damaged or filled > limit):
