@@ -58,7 +58,7 @@ REMEDIES: dict[str, str] = {
     "repair-if-damaged": "If the file is damaged, a repair writes what is intact to a new file.",
     "rescue-entries": "A repair rescues the entries in them.",
     "mend": "A repair writes a mended copy.",
-    "recover": "Restore an earlier version from a backup.",
+    "recover": "Restore an earlier version, if there is a backup.",
     "recover-number": "{backup} would load: restore it.",
     "recover-journal": "Put it back by restoring the file from its journal.",
     "list-backups": "List the backups of the file.",

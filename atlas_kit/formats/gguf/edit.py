@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from atlas_kit.errors import AtlasError, DataTooLargeError, InvalidParamError, KeyNotFoundError
+from atlas_kit.errors import AtlasError, DataTooLargeError, InvalidParamError, KeyNotFoundError, Remedy
 from atlas_kit.formats.gguf import tables
 from atlas_kit.formats.gguf.file import GGUFFile
 from atlas_kit.formats.gguf.journal import recover_journal, replace_start
@@ -178,9 +178,7 @@ def _find(fields: list[MetadataField], key: str) -> int:
 def _only(fields: list[MetadataField], key: str) -> int:
     index = _find(fields, key)
     if any(item.key == key for item in fields[index + 1 :]):
-        raise InvalidParamError(
-            "this key occurs more than once", key=key, hint="Repair the file, or delete the key first."
-        )
+        raise InvalidParamError("this key occurs more than once", key=key, remedy=Remedy("mend"))
     return index
 
 
@@ -217,7 +215,7 @@ def _check_alignment(file: GGUFFile, fields: list[MetadataField]) -> None:
             "another alignment would move the tensor data",
             path=file.path,
             key="general.alignment",
-            hint="Repair writes a new file with another alignment.",
+            hint="It can be chosen only when the model is made.",
         )
 
 
