@@ -31,7 +31,8 @@ COMMANDS = {
     "ls": Row("ls_cmd", "List entries, or metadata and tensors."),
     "get": Row("get_cmd", "Print or save one value."),
     "set": Row("set_cmd", "Store one value."),
-    "rm": Row("rm_cmd", "Remove entries or metadata keys."),
+    "rename": Row("rename_cmd", "Rename entries, metadata keys or tensors."),
+    "rm": Row("rm_cmd", "Remove entries, metadata keys or tensors."),
     "run": Row("run_cmd", "Generate text, with a memory that learns while it reads."),
     "serve": Row("serve_cmd", "Serve a model over HTTP, with a memory that outlives a restart."),
     "learn": Row("learn_cmd", "Read documents into a memory."),
@@ -72,8 +73,8 @@ HELP = """\
 See, check, rescue, convert, shrink and compare the memory of a language model.
 
 Works on .atlas memory files (versions 1, 2 and 3) and on GGUF model files; safetensors, npz and JSON
-come in and go out through `convert`. Commands read by default: only set, rm, forget and recover change a
-file in place, and they replace it whole or not at all. `-` stands for standard input or output.
+come in and go out through `convert`. Commands read by default: only set, rename, rm, forget and recover change
+a file in place, and they replace it whole or not at all. `-` stands for standard input or output.
 
 --json prints strict JSON: NaN and infinities are strings, and a key or path that is not UTF-8 is shown with
 \\xNN escapes, its exact bytes in hexadecimal beside it (`key_hex`, `path_hex`).
