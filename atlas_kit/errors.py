@@ -89,11 +89,16 @@ REMEDIES: dict[str, str] = {
     "change-value": "Change the value, or convert the model again.",
     # secrets
     "give-secret": "Give a passphrase or a key.",
+    "give-new-secret": "Give a new passphrase or key.",
     "give-passphrase": "Give the passphrase.",
     "give-key": "Give the key.",
     "give-server-key": "Give the server its key.",
-    "leave-secret-out": "Leave out the passphrase or key, or convert the file to atlas-v3.",
+    "leave-secret-out": "Leave out the passphrase or key, or encrypt the file.",
     "make-key": "Make a key of 32 random bytes.",
+    "write-plain": "Encrypted is only atlas-v3; ask for plain text if that is meant.",
+    "restore-plain": "Ask for plain text if that is meant, or encrypt the backup first.",
+    "encrypt": "Encrypt it first.",
+    "rekey": "Its passphrase or key can be changed.",
     # memories and models that do not belong together
     "force-load": "Force it to be loaded all the same.",
     "force-into-file": "Force this memory to be put into the file.",

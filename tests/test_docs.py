@@ -90,6 +90,8 @@ STAND_INS = {
     "broken.gguf": "broken/wrong-tensor-count.gguf",
     "models/model.gguf": "gguf/tiny.gguf",
     "pass.txt": "text/passphrase.txt",
+    "new.txt": "text/prefs.json",
+    "secret.atlas": "atlas/secret.atlas",
 }
 #: Examples that find something, as they should.
 FINDS = {
@@ -98,7 +100,12 @@ FINDS = {
     "atlas-tool repair broken.atlas -o rescued.atlas",
 }
 #: Files that would be in the way of a command's examples: what they make, what their `*` must not find.
-IN_THE_WAY = {"convert": ["memory.json"], "compress": ["model-q8_0.gguf"], "merge": ["broken.atlas"]}
+IN_THE_WAY = {
+    "convert": ["memory.json", "secret.atlas"],
+    "encrypt": ["secret.atlas"],
+    "compress": ["model-q8_0.gguf"],
+    "merge": ["broken.atlas"],
+}
 
 
 def make_model(kind: str) -> bytes:

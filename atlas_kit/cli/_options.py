@@ -75,6 +75,14 @@ class _Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 SIZE = _Size()
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+remove_backups_option = click.option(
+    "--remove-backups",
+    is_flag=True,
+    help="Remove the file's backups, which can be read without the new secret.",
+)
+decrypt_option = click.option(
+    "--decrypt", is_flag=True, help="Write OUTPUT unencrypted; otherwise what is encrypted stays so."
+)
 force_option = click.option("-f", "--force", is_flag=True, help="Overwrite OUTPUT when it exists.")
 one_shard_option = click.option(
     "--one-shard", is_flag=True, help="Of a split model, look at this one file only."
@@ -119,6 +127,26 @@ def keys_options(function: F) -> F:
     return wrapper  # type: ignore[return-value]
 
 
+def new_keys_options(function: F) -> F:
+    """Add ``--new-passphrase-file`` and ``--new-key-file``; the command receives them as ``new_keys``, or None."""
+
+    @click.option(
+        "--new-passphrase-file",
+        type=FILE,
+        metavar="F",
+        help="Encrypt with the passphrase in the first line of F.",
+    )
+    @click.option("--new-key-file", type=FILE, metavar="F", help="Encrypt with the raw 32-byte key in F.")
+    @wraps(function)
+    def wrapper(*args: Any, new_passphrase_file: str | None, new_key_file: str | None, **kwargs: Any) -> Any:
+        if new_passphrase_file and new_key_file:
+            raise click.UsageError("give --new-passphrase-file or --new-key-file, not both")
+        new = (new_passphrase_file, new_key_file)
+        return function(*args, new_keys=read_keys(*new) if any(new) else None, **kwargs)
+
+    return wrapper  # type: ignore[return-value]
+
+
 def read_keys(passphrase_file: str | None, key_file: str | None) -> Keys:
     """Collect what opens encrypted files: options, then ``ATLAS_PASSPHRASE``, then a question.
 
@@ -134,8 +162,13 @@ def read_keys(passphrase_file: str | None, key_file: str | None) -> Keys:
         return Keys(passphrase=passphrase_from_file(passphrase_file))
     value = os.environ.get("ATLAS_PASSPHRASE")
     if value:
-        return Keys(passphrase=os.fsencode(value))
-    return Keys(ask=_ask if sys.stdin.isatty() and sys.stderr.isatty() else None)
+        return Keys(passphrase=os.fsencode(value), ambient=True)
+    return Keys(ask=terminal_question())
+
+
+def terminal_question() -> Callable[[str, bool], bytes] | None:
+    """Return what asks for a passphrase on the terminal, or None where there is no terminal."""
+    return _ask if sys.stdin.isatty() and sys.stderr.isatty() else None
 
 
 def _ask(question: str, confirm: bool) -> bytes:

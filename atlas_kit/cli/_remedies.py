@@ -53,11 +53,16 @@ WORDS: dict[str, str] = {
     "change-value": "Change it with: atlas-tool set {FILE} {key} VALUE, or convert again.",
     # secrets
     "give-secret": "Give --passphrase-file or --key-file, or set ATLAS_PASSPHRASE.",
+    "give-new-secret": "Give --new-passphrase-file or --new-key-file.",
     "give-passphrase": "Give the passphrase (--passphrase-file, or ATLAS_PASSPHRASE in the environment).",
     "give-key": "Give the key file (--key-file).",
     "give-server-key": "Give it with --atlas-key-file.",
-    "leave-secret-out": "Leave out the key and unset ATLAS_PASSPHRASE, or convert the file to atlas-v3.",
+    "leave-secret-out": "Leave out the key and unset ATLAS_PASSPHRASE, or encrypt it: atlas-tool encrypt {FILE}",
     "make-key": "Make one with: head -c 32 /dev/urandom > KEY",
+    "write-plain": "Encrypted is only atlas-v3; use --decrypt to write plain text all the same.",
+    "restore-plain": "Use --decrypt to restore it as it is, or encrypt it first: atlas-tool encrypt {FILE}",
+    "encrypt": "Encrypt it with: atlas-tool encrypt {FILE}",
+    "rekey": "Change its passphrase or key with: atlas-tool rekey {FILE}",
     # memories and models that do not belong together
     "force-load": "Use --force to load it all the same.",
     "force-into-file": "Use --force to put this memory in.",

@@ -10,6 +10,7 @@ from atlas_kit.cli import _render
 from atlas_kit.cli._options import (
     FILE,
     command_,
+    decrypt_option,
     force_option,
     given,
     json_option,
@@ -38,7 +39,8 @@ Rescue what is intact in a damaged file, into a new file.
 From a memory file of any version that is cut off, has flipped bits, wrong counts, no header or no index,
 every entry whose bytes are undamaged is saved; remains that nobody understands go to `lost+found/` entries.
 In a GGUF model, counts, offsets, padding, alignment and duplicate keys are mended, and a missing tail is
-reported tensor by tensor. FILE itself is never touched. --dry-run says what would be done.
+reported tensor by tensor. FILE itself is never touched. --dry-run says what would be done. What is rescued is
+encrypted if FILE is, or if a passphrase or key is given.
 
 The exit code is 1 when something was damaged, whether or not it could be saved from elsewhere.
 
@@ -56,16 +58,17 @@ Examples:
 )
 @click.option("--drop-damaged", is_flag=True, help="Leave damaged tensors of a model out, instead of zeros.")
 @force_option
+@decrypt_option
 @json_option
 @keys_options
 def command(
     file: str, output: str | None, dry_run: bool, to: str | None, drop_damaged: bool, force: bool,
-    as_json: bool, keys: Any,
+    decrypt: bool, as_json: bool, keys: Any,
 ) -> int:  # fmt: skip
     """Run the command."""
     from atlas_kit.operations.repair import RepairOptions, repair_file
 
-    how = RepairOptions(dry_run, force, int(to[-1]) if to else None, drop_damaged)
+    how = RepairOptions(dry_run, force, int(to[-1]) if to else None, drop_damaged, decrypt)
     target = place_of(output)
     with _render.progress() as progress:
         result = repair_file(given(file), target, how, keys, progress)

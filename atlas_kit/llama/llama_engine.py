@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from atlas_kit.errors import AtlasError, ClosedError, InvalidParamError, MissingExtraError, ModelError
-from atlas_kit.formats.gguf import GGUFFile
-from atlas_kit.llama import waiting
+from atlas_kit.llama import llama_binding, waiting
 from atlas_kit.llama.blas_threads import one_blas_thread
 from atlas_kit.llama.engine import (
     DecodeError,
@@ -26,9 +25,10 @@ from atlas_kit.llama.engine import (
     encoded,
 )
 from atlas_kit.llama.llama_batch import LlamaBatch, Rows
-from atlas_kit.llama.output_matrix import OutputRows, logit_scale, rows_of_model
+from atlas_kit.llama.model_file import LateInfo, ModelFile
+from atlas_kit.llama.output_matrix import OutputRows
 from atlas_kit.llama.sampling import Sampler, Sampling
-from atlas_kit.settings.model_facts import model_facts
+from atlas_kit.settings.model_facts import require_family
 
 #: Bytes of logits that one decode may return: 64 tokens of a 128k vocabulary.
 OUTPUT_BYTES = 32 << 20
@@ -45,16 +45,16 @@ class _Library:
     def __init__(self) -> None:
         try:
             with waiting.brief_waiting() as late:
-                import llama_cpp
+                self.api = api = llama_binding.low_level()
         except ImportError as error:
             raise MissingExtraError("running a model", "llama") from error
-        self.api = llama_cpp
+        self.version = llama_binding.version()
         self.log: collections.deque[str] = collections.deque(maxlen=20)
         self._level = 0
-        self._callback = llama_cpp.llama_log_callback(self._logged)  # kept alive: C holds only its address
-        llama_cpp.llama_log_set(self._callback, ctypes.c_void_p(0))
-        llama_cpp.llama_backend_init()
-        info = llama_cpp.llama_print_system_info().decode("ascii", "replace")
+        self._callback = api.llama_log_callback(self._logged)  # kept alive: C holds only its address
+        api.llama_log_set(self._callback, ctypes.c_void_p(0))
+        api.llama_backend_init()
+        info = api.llama_print_system_info().decode("ascii", "replace")
         self.has_amx = "AMX_INT8 = 1" in info
         self.notes = waiting.notes(late, info)
 
@@ -112,6 +112,9 @@ class LlamaEngine:
         Tokens per decode; None: 512, less for large vocabularies.
     extra_buffers
         llama.cpp's special CPU buffers. None: on, unless the CPU has AMX, with which many builds crash.
+    check_later
+        Load the model without having looked into the file before: that is done when something is wrong with it, or
+        when its identity or its output matrix are asked for.
 
     Raises
     ------
@@ -130,12 +133,12 @@ class LlamaEngine:
         n_threads: int | None = None,
         n_batch: int | None = None,
         extra_buffers: bool | None = None,
+        check_later: bool = False,
     ) -> None:
         self._model: Any = None
         self._context: Any = None
         self._vocab: Any = None
-        self._file: GGUFFile | None = None
-        self._rows: OutputRows | None = None
+        self._file: ModelFile | None = None
         self._matrix: Any = None
         self._gives_both: bool | None = None
         self._ends: tuple[int, ...] | None = None
@@ -149,9 +152,11 @@ class LlamaEngine:
         path = os.fspath(path)
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
-            self._file = file = GGUFFile.open(path)
-            self._facts = model_facts(file)
-            file.require_data()  # llama.cpp would say so less clearly, or crash
+            self._file = ModelFile(path)
+            if not check_later or "-of-" in os.path.basename(
+                path
+            ):  # other shards could be replaced meanwhile
+                self._file.check()  # llama.cpp would say so less clearly, or crash
             self._lib = library()
             self.notes: list[str] = [*self._lib.notes]
             safe = _safe_buffers(self._lib.has_amx, extra_buffers)
@@ -160,6 +165,8 @@ class LlamaEngine:
             self._load(path, n_gpu_layers, safe)
             self._make_context(path, n_ctx, n_sequences, n_threads, n_batch)
             self.info = self._info(path)
+            if not check_later:
+                self._file.identity()
             self._free_blas = one_blas_thread()
             undo.pop_all()
 
@@ -171,11 +178,17 @@ class LlamaEngine:
         params.use_extra_bufts = extra_buffers
         self._lib.log.clear()
         self._model = api.llama_model_load_from_file(os.fsencode(path), params)
+        assert self._file is not None
         if not self._model:
+            self._file.check()  # which says more clearly what is wrong
             raise ModelError(f"llama.cpp does not load this model: {self._lib.last_error()}", path=path)
         self._vocab = api.llama_model_get_vocab(self._model)
         if api.llama_model_is_diffusion(self._model) or not api.llama_model_has_decoder(self._model):
             raise _encoder_only(path, "this model")
+        causal = self.metadata(f"{self.metadata('general.architecture')}.attention.causal") != "false"
+        require_family(
+            path, self.metadata("general.architecture"), kind=self.metadata("general.type"), causal=causal
+        )
 
     def _make_context(
         self, path: str, n_ctx: int | None, n_sequences: int, n_threads: int | None, n_batch: int | None
@@ -215,19 +228,17 @@ class LlamaEngine:
         self._batch = LlamaBatch(api, n_batch)
 
     def _info(self, path: str) -> ModelInfo:
-        from atlas_kit.formats.gguf.digest import model_identity
-
         api, model, file = self._lib.api, self._model, self._file
         assert file is not None
         text = ctypes.create_string_buffer(256)
         api.llama_model_desc(model, text, len(text))
         template = api.llama_model_chat_template(model, None)
-        return ModelInfo(
+        return LateInfo.of(
+            file,
             path=path,
-            name=str(file.get("general.name") or os.path.basename(path)),
-            architecture=str(file.architecture),
+            name=self.metadata("general.name") or os.path.basename(path),
+            architecture=str(self.metadata("general.architecture")),
             description=text.value.decode("utf-8", "replace"),
-            identity=model_identity(file),
             n_vocab=api.llama_vocab_n_tokens(self._vocab),
             n_embd=api.llama_model_n_embd_out(model),
             n_layer=api.llama_model_n_layer(model),
@@ -237,8 +248,18 @@ class LlamaEngine:
             recurrent=bool(api.llama_model_is_recurrent(model)),
             hybrid=bool(api.llama_model_is_hybrid(model)),
             chat_template=template.decode("utf-8", "replace") if template else None,
-            build=f"llama-cpp-python {api.__version__}",
+            build=f"llama-cpp-python {self._lib.version}",
         )
+
+    def metadata(self, key: str) -> str | None:
+        """Return a value of the model's file as text; None where there is none, or a list of values."""
+        room = 256
+        while True:
+            text = ctypes.create_string_buffer(room)
+            size = self._lib.api.llama_model_meta_val_str(self._model, key.encode(), text, room)
+            if size < room:
+                return text.value.decode("utf-8", "surrogateescape") if size >= 0 else None
+            room = size + 1
 
     # --- text ----------------------------------------------------------------------------------------------
 
@@ -452,15 +473,9 @@ class LlamaEngine:
 
     def output_rows(self) -> OutputRows:
         """Return the read-out matrix, from which logits are made."""
-        if self._rows is None:
-            self._require_open()
-            assert self._file is not None
-            facts = self._facts
-            self._rows = rows_of_model(
-                self._file, scale=logit_scale(facts.architecture, facts.logit_scale), softcap=facts.softcap,
-                is_control=self._is_control,
-            )  # fmt: skip
-        return self._rows
+        self._require_open()
+        assert self._file is not None
+        return self._file.rows(self._is_control)
 
     def _is_control(self, token: int) -> bool:
         """Tell whether a token has no text; of a model that is closed, what was known then."""
@@ -488,7 +503,7 @@ class LlamaEngine:
             self._free_blas()
             self._free_blas = None
         if self._file is not None:
-            self._rows = self._matrix = None
+            self._matrix = None
             self._file.close()
         self._model = self._context = self._file = None
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError, Remedy
 from atlas_kit.formats.detect import detect
+from atlas_kit.operations import secrecy
 from atlas_kit.operations.inputs import Opened, open_given
 from atlas_kit.operations.outputs import Output, is_path, output_file, scratch_path, write_memory_file
 from atlas_kit.storage.given import Given, Progress, check_output, use_source
@@ -93,7 +94,10 @@ def target_of(output: Output, wanted: str | None) -> str | None:
 
 @dataclass
 class ConvertOptions:
-    """Choices that are not part of the target's name. ``new_keys`` re-encrypts with another secret.
+    """Choices that are not part of the target's name.
+
+    ``new_keys`` encrypts with another secret than opens the source; ``decrypt`` allows plain text where there is a
+    secret.
 
     ``auto``, ``settings`` and ``memory`` make a model ATLAS-native. ``settings`` are given what is to be changed
     (what is recommended with ``auto``, what ``memory`` was learned with, or the defaults) and return what is written.
@@ -108,6 +112,7 @@ class ConvertOptions:
     level: int | None = None
     shuffle: bool | None = None
     new_keys: Keys | None = None
+    decrypt: bool = False
     auto: bool = False
     settings: Callable[[AtlasSettings], AtlasSettings] | None = None
     memory: StrPath | None = None
@@ -148,6 +153,7 @@ def _convert(
     kind = detect(source)
     if kind == "gguf":
         if options.byte_order or target in ("safetensors", "npz"):
+            secrecy.require_no_secret(options.new_keys, keys, path=source.name)
             return _convert_tensors(source, output, target, options, progress)
         return _convert_model(source, output, target, options, keys)
     if options.dequantize or options.byte_order:
@@ -165,8 +171,7 @@ def _convert(
             hint="Memory files convert to .atlas, JSON, safetensors and npz.",
         )  # fmt: skip
     with open_given(source, keys) as opened:
-        if target == "atlas":
-            target = f"atlas-v{opened.recorded or 2}"
+        target = _secret_target(opened, str(target), options, keys)
         if not str(target).startswith("atlas") and (options.codec or options.level is not None):
             raise InvalidParamError("only .atlas files have a codec and a level", path=source.name)
         result = Converted(
@@ -176,6 +181,25 @@ def _convert(
         result.notes = _notes(opened.memory, str(target))  # before saving, which reopens the memory
         result.target_size = _write(opened.memory, output, str(target), options, keys, progress)
     return result
+
+
+def _secret_target(opened: Opened, target: str, options: ConvertOptions, keys: Keys) -> str:
+    """Return the target with its version: encrypted if the source is, or if anybody gave a secret."""
+    new = keys if options.new_keys is None else options.new_keys
+    if options.decrypt and options.new_keys is not None:
+        raise InvalidParamError("another passphrase or key was given, and plain text was asked for")
+    encrypted = opened.memory.version == secrecy.ENCRYPTED
+    how: dict[str, Any] = {
+        "encrypted": encrypted,
+        "keys": new,
+        "decrypt": options.decrypt,
+        "path": opened.name,
+    }
+    if not target.startswith("atlas"):
+        secrecy.require_plain(target, **how)
+        return target
+    wanted = int(target[-1]) if target != "atlas" else None
+    return f"atlas-v{secrecy.output_version(wanted, opened.recorded or 2, **how)}"
 
 
 def _name(output: Output) -> str:
@@ -280,6 +304,7 @@ def _convert_model(
             "a stock GGUF file has no settings of a memory",
             remedy=Remedy("choose-format", formats="atlas-gguf"),
         )
+    secrecy.require_no_secret(options.new_keys, keys if options.memory is None else None, path=source.name)
     if source.path is None:
         raise InvalidParamError("a model is converted from a file, not from standard input")
     with GGUFFile.open(source) as model:
@@ -363,7 +388,9 @@ def _native_values(
                     hint="Name a file.",
                 )
             memory = placed.enter_context(use_source(options.memory))  # what is checked is what is copied
-            bound = native_model.check_memory(model, memory, keys=keys, force=options.force)
+            bound = native_model.check_memory(
+                model, memory, keys=keys, force=options.force, decrypt=options.decrypt
+            )
             result.memory = native_model.sidecar_of(output)
             result.notes += bound.notes
         settings = _native_settings(model, options, bound)

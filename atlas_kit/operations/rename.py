@@ -12,6 +12,7 @@ from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError, KeyNotFoundError, Remedy
 from atlas_kit.formats.detect import detect
 from atlas_kit.formats.opening import edit_memory, open_memory
+from atlas_kit.operations import secrecy
 from atlas_kit.operations.get import not_found
 from atlas_kit.operations.inputs import require_metadata, unknown_format
 from atlas_kit.operations.outputs import Output, scratch_path, write_memory_file
@@ -53,7 +54,7 @@ class RenameOptions:
     output: Output | None = None
     force: bool = False
     dry_run: bool = False
-    backup: bool | int = False
+    backup: bool = False
 
 
 @takes_source
@@ -87,6 +88,7 @@ def rename_names(
         )
     change = _changer(old, new, options.how)
     if kind == "gguf":
+        secrecy.require_no_secret(keys, path=source.name)
         names = _in_model(source, old, change, options, progress)
     else:
         names = _in_memory(source, old, change, options, keys)
@@ -228,6 +230,7 @@ def _in_memory(
         with open_memory(source, keys) as memory:
             pairs = _plan(memory, old, change, options, source)
             if not options.dry_run:
+                secrecy.require_encrypted(keys, memory.version, path=source.name)
                 assert options.output is not None
                 _apply(memory, pairs)
                 write_memory_file(memory, options.output)

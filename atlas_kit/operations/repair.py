@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError, KeyRequiredError, Remedy
 from atlas_kit.formats.detect import detect
+from atlas_kit.operations import secrecy
 from atlas_kit.operations.outputs import Output, is_path, scratch_path
 from atlas_kit.storage.given import Given, check_output, use_source
 from atlas_kit.storage.keys import Keys
@@ -65,12 +66,16 @@ class Repaired:
 
 @dataclass
 class RepairOptions:
-    """``version``: of a rescued memory file. ``drop_damaged``: leave damaged tensors out of a model."""
+    """``version``: of a rescued memory file. ``drop_damaged``: leave damaged tensors out of a model.
+
+    ``decrypt``: write plain text although the file is encrypted or there is a secret.
+    """
 
     dry_run: bool = False
     force: bool = False
     version: int | None = None
     drop_damaged: bool = False
+    decrypt: bool = False
 
 
 def repair_file(
@@ -124,13 +129,24 @@ def _repair(
     progress: Progress | None, *, durable: bool = True,
 ) -> None:  # fmt: skip
     if kind == "gguf":
+        secrecy.require_no_secret(keys, path=source.name)
         result.mend = _mend(source, path, options, progress)
         return
     from atlas_kit.formats.atlas.rescue import rescue_atlas
 
     def rescue() -> RescueResult:
+        version = options.version
+        if keys.given:
+            version = secrecy.output_version(
+                version,
+                secrecy.ENCRYPTED,
+                encrypted=False,
+                keys=keys,
+                decrypt=options.decrypt,
+                path=source.name,
+            )
         return rescue_atlas(
-            source, path, dry_run=options.dry_run, version=options.version, durable=durable, **keys.options()
+            source, path, dry_run=options.dry_run, version=version, durable=durable, **keys.options()
         )
 
     try:

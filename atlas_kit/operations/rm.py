@@ -10,6 +10,7 @@ from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.formats.detect import detect
 from atlas_kit.formats.opening import edit_memory, open_memory
+from atlas_kit.operations import secrecy
 from atlas_kit.operations.episodes import is_of_episodes
 from atlas_kit.operations.get import not_found
 from atlas_kit.operations.inputs import require_metadata, unknown_format
@@ -43,7 +44,7 @@ class Removed:
 @takes_source
 def remove_keys(
     source: Source, wanted: Sequence[str], *, glob: bool = False, ignore_missing: bool = False,
-    dry_run: bool = False, backup: bool | int = False, keys: Keys | None = None, output: Output | None = None,
+    dry_run: bool = False, backup: bool = False, keys: Keys | None = None, output: Output | None = None,
     force: bool = False,
 ) -> Removed:  # fmt: skip
     """Remove keys from a file.
@@ -69,6 +70,7 @@ def remove_keys(
     if isinstance(output, (str, os.PathLike)) and not dry_run:
         check_output(output, [source], force)
     if kind == "gguf":
+        secrecy.require_no_secret(keys, path=source.name)
         return _from_model(source, wanted, glob, ignore_missing, dry_run, backup, output)
     if kind is None:
         raise unknown_format(source)
@@ -81,6 +83,7 @@ def remove_keys(
             return Removed(source.name, _choose(memory, wanted, glob, ignore_missing, source), True)
     if output is not None:
         with open_memory(source, keys) as memory:
+            secrecy.require_encrypted(keys, memory.version, path=source.name)
             chosen = _choose(memory, wanted, glob, ignore_missing, source)
             for key in chosen:
                 memory.remove(key)
@@ -111,18 +114,19 @@ def _choose(
 
 
 def _from_model(
-    source: Source, wanted: Sequence[str], glob: bool, ignore_missing: bool, dry_run: bool, backup: bool | int,
+    source: Source, wanted: Sequence[str], glob: bool, ignore_missing: bool, dry_run: bool, backup: bool,
     output: Output | None,
 ) -> Removed:  # fmt: skip
     from atlas_kit.formats.gguf import Delete, GGUFFile, edit_metadata
     from atlas_kit.formats.gguf.tensor_edit import edit_names
 
     with GGUFFile.open(source, shards=output is not None) as model:
+        others = [name for name in wanted if not _choose(model.tensors, [name], glob, True, source)]
+        if output is None and others:
+            require_metadata(model, others)
         chosen = _choose([*model.metadata, *model.tensors], wanted, glob, ignore_missing, source)
         keys = [name for name in chosen if name in model.metadata]
         tensors = [name for name in chosen if name in model.tensors]
-        if output is None and keys:
-            require_metadata(model, keys)
     if dry_run:
         return Removed(source.name, chosen, True)
     names: Any = {"keys": dict.fromkeys(keys), "tensors": dict.fromkeys(tensors)}

@@ -10,6 +10,7 @@ from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.formats.detect import detect
 from atlas_kit.formats.opening import edit_memory
+from atlas_kit.operations import secrecy
 from atlas_kit.operations.inputs import require_metadata, unknown_format
 from atlas_kit.storage.given import Given, name_of, use_source
 from atlas_kit.storage.keys import Keys
@@ -64,7 +65,7 @@ def set_value(path: StrPath, key: str, value: bytes, options: SetOptions, keys: 
     with use_source(path) as source:
         kind = detect(source)
         if kind == "gguf":
-            return _set_in_model(source, key, value, options)
+            return _set_in_model(source, key, value, options, keys)
         if kind == "atlas":
             return _set_in_memory(source, key, value, options, keys, new=False)
         if kind is None:
@@ -130,11 +131,12 @@ def _read_npy(data: bytes) -> Any:
         raise InvalidParamError(f"the value is not a .npy array: {str(error).splitlines()[0]}") from error
 
 
-def _set_in_model(source: Source, key: str, value: bytes, options: SetOptions) -> Stored:
+def _set_in_model(source: Source, key: str, value: bytes, options: SetOptions, keys: Keys) -> Stored:
     from atlas_kit.formats.gguf import GGUFFile, MetadataField, Set, ValueType, edit_metadata
     from atlas_kit.formats.gguf.tables import describe_key, value_type_name, value_type_of_name
     from atlas_kit.operations.gguf_values import parse_value
 
+    secrecy.require_no_secret(keys, path=source.name)
     if options.is_array or options.codec or options.timestamp is not None or options.flags is not None:
         raise InvalidParamError(
             "GGUF metadata have no flags, timestamp, codec or .npy arrays", path=source.path

@@ -54,6 +54,20 @@ class Place:
         _check_place(file, model)
         self._stamp = _stamp(file)
 
+    def require_encrypted(self) -> None:
+        """See that a file which is there is encrypted if there is a passphrase or a key, before any work is done.
+
+        Raises
+        ------
+        InvalidParamError
+            It is not: saving would be refused.
+        """
+        from atlas_kit.formats.opening import open_memory, require_encrypted
+
+        if self._keys.given and os.path.lexists(self.file):
+            with open_memory(self.file, self._keys) as memory:
+                require_encrypted(memory, self._keys)
+
     def save(self, state: SessionState, *, backup: bool = False, **options: Any) -> bool:
         """Save a session's state; ``options`` are those of ``write_session_state``.
 

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.background import start_thread
@@ -21,13 +22,9 @@ from atlas_kit.errors import AtlasError, InvalidParamError, LockedError
 from atlas_kit.server import logs
 from atlas_kit.server.conversation import Conversation
 from atlas_kit.server.conversations import Conversations
-from atlas_kit.server.dialogue import transcript
-from atlas_kit.server.embedding import TextForm, text_form
 from atlas_kit.server.generation import Generating, Generation, checked_session_id
 from atlas_kit.server.kept_responses import KeptResponses
 from atlas_kit.server.keys import SHARED, Key
-from atlas_kit.server.memories import Memories
-from atlas_kit.server.memory_views import MemoryViews
 from atlas_kit.server.metrics import Metrics, Request
 from atlas_kit.server.problems import ApiError, unavailable
 from atlas_kit.server.session_files import SessionFiles, make_private
@@ -38,7 +35,10 @@ if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.scheduler import Scheduler
     from atlas_kit.server.config import ServerConfig
+    from atlas_kit.server.embedding import TextForm
     from atlas_kit.server.lifecycle import SharedMemory
+    from atlas_kit.server.memories import Memories
+    from atlas_kit.server.memory_views import MemoryViews
     from atlas_kit.settings.atlas_settings import AtlasSettings
 
 log = logging.getLogger("atlas_kit.server")
@@ -63,8 +63,6 @@ class Service:
     scheduler: Scheduler
     conversations: Conversations
     settings: AtlasSettings
-    template: ChatTemplate
-    text_form: TextForm
     files: SessionFiles
 
     def __init__(
@@ -89,8 +87,32 @@ class Service:
         self.session_problem: str | None = None
         #: What encrypts the files of memories and sessions.
         self.keys = Keys()
-        self.memories = Memories(self)
-        self.memory_views = MemoryViews(self)
+
+    @cached_property
+    def memories(self) -> Memories:
+        """What can be done to memories by name."""
+        from atlas_kit.server.memories import Memories
+
+        return Memories(self)
+
+    @cached_property
+    def memory_views(self) -> MemoryViews:
+        """A memory for whoever looks on."""
+        from atlas_kit.server.memory_views import MemoryViews
+
+        return MemoryViews(self)
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """How conversations become texts; of a model that brings it, it is compiled for the first of them."""
+        return self._chat_template()
+
+    @cached_property
+    def text_form(self) -> TextForm:
+        """How texts become vectors."""
+        from atlas_kit.server.embedding import text_form
+
+        return text_form(self.engine.info.path, self.config.pooling)
 
     # --- life ------------------------------------------------------------------------------------------------
 
@@ -127,9 +149,13 @@ class Service:
             log.info("%s", note)
         if self.config.atlas_key_file is not None:
             self.keys = Keys(key=await asyncio.to_thread(key_from_file, self.config.atlas_key_file))
-        self.template = await asyncio.to_thread(self._chat_template)
-        self.settings = await asyncio.to_thread(memory_settings, self.config, self.engine.info.path)
-        self.text_form = await asyncio.to_thread(text_form, self.engine.info.path, self.config.pooling)
+        if self.config.chat_template or self.config.chat_template_file or not self.engine.info.chat_template:
+            await asyncio.to_thread(
+                lambda: self.template
+            )  # what is wrong with one that was chosen is said now
+        self.settings = await asyncio.to_thread(
+            memory_settings, self.config, self.engine.info.path, self.engine.metadata
+        )
         self.files = await asyncio.to_thread(self._session_files)
         self.responses = await asyncio.to_thread(self._kept_responses)
         if self.config.persists:
@@ -260,6 +286,7 @@ class Service:
 
     def _chat_template(self) -> ChatTemplate:
         from atlas_kit.llama.chat import ChatTemplate
+        from atlas_kit.server.dialogue import transcript
 
         source = self.config.chat_template or None
         if self.config.chat_template_file is not None:
@@ -518,22 +545,35 @@ def load_engine(config: ServerConfig) -> Engine:
         "n_gpu_layers": config.n_gpu_layers,
         "n_threads": config.n_threads,
         "n_batch": config.n_batch,
+        "check_later": True
+        if not config.remembers
+        else None,  # a memory needs the file's output matrix at once
     }
     return open_engine(config.model, **{name: one for name, one in options.items() if one is not None})
 
 
-def memory_settings(config: ServerConfig, model: str) -> AtlasSettings:
-    """Return the settings of memories that nobody has chosen others for."""
-    from atlas_kit.formats.gguf import GGUFFile
+def memory_settings(
+    config: ServerConfig, model: str, metadata: Callable[[str], str | None] | None = None
+) -> AtlasSettings:
+    """Return the settings of memories that nobody has chosen others for.
+
+    Parameters
+    ----------
+    metadata
+        Gives a value of the model's file by its key, where the model is loaded.
+    """
     from atlas_kit.settings.atlas_settings import AtlasSettings
-    from atlas_kit.settings.native import native_settings
 
     if config.atlas_auto:
         from atlas_kit.settings.recommend import recommend
 
         return recommend(model).settings.replace(**config.changes)
     native = None
-    if os.path.isfile(model):
+    silent = metadata is not None and metadata("atlas.version") is None
+    if os.path.isfile(model) and not silent:
+        from atlas_kit.formats.gguf import GGUFFile
+        from atlas_kit.settings.native import native_settings
+
         with GGUFFile.open(model) as file:
             native = native_settings(file)[0]
     return (native or AtlasSettings()).replace(**config.changes)

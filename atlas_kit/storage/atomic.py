@@ -209,12 +209,17 @@ def _keep_backup(target: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         temporary.unlink()
     try:
-        os.link(target, temporary)
-    except OSError:  # a file system without hard links
-        import shutil
+        try:
+            os.link(target, temporary)
+        except OSError:  # a file system without hard links
+            import shutil
 
-        shutil.copy2(target, temporary)
-    os.replace(temporary, backup)
+            shutil.copy2(target, temporary)
+        os.replace(temporary, backup)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def _remove_stale(target: Path) -> None:

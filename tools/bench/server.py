@@ -160,7 +160,10 @@ class Bench:
         if model.path not in self._texts:
             from atlas_kit.llama.llama_engine import library
 
-            reader = library().api.Llama(model.path, vocab_only=True, verbose=False)
+            library()  # for its silence
+            from llama_cpp import Llama
+
+            reader = Llama(model.path, vocab_only=True, verbose=False)
             text = b"".join((ROOT / "sample_data" / "documents" / name).read_bytes() for name in DOCUMENTS)
             self._texts[model.path] = reader, reader.tokenize(text, add_bos=False)
         return self._texts[model.path]

@@ -7,6 +7,7 @@ What is on disk is read when it is asked for; changes are held in memory until `
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 import struct
@@ -540,6 +541,24 @@ class MemoryFile(MutableMapping[str, Entry]):
         """Number of entries."""
         return len(self)
 
+    def encrypt_with(self, *, passphrase: str | bytes | None = None, key: bytes | None = None) -> None:
+        """Have everything that is saved from now on encrypted with another secret; the file becomes version 3.
+
+        Examples
+        --------
+        >>> memory = MemoryFile()
+        >>> memory.encrypt_with(passphrase="another one")
+        >>> memory.version
+        3
+        """
+        secret = _secret(passphrase, key)
+        if secret is None:
+            raise KeyRequiredError("an encrypted file needs a passphrase or a key", path=self.path)
+        with self._lock:
+            self._require_open()
+            self._secret, self._dirty = secret, True
+            self._info = dataclasses.replace(self._info, version=3, dialect="v3")
+
     # --- saving ---------------------------------------------------------------------------------------
 
     def save(
@@ -655,7 +674,9 @@ class MemoryFile(MutableMapping[str, Entry]):
         from atlas_kit.formats.atlas import v2
 
         store = self._store
-        if not isinstance(store, v2.StoreV2):
+        if not isinstance(store, v2.StoreV2) or store.info.version != self.version:
+            return False
+        if store.cipher is not None and store.cipher.secret != self._secret:
             return False
         if os.stat(target).st_nlink > 1:  # the file's other name is a snapshot, and must not change
             return False

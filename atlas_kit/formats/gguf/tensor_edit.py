@@ -48,7 +48,7 @@ def edit_names(
     keys: Names | None = None,
     tensors: Names | None = None,
     out: StrPath | None = None,
-    backup: bool | int = False,
+    backup: bool = False,
     progress: Progress | None = None,
 ) -> EditResult:
     """Rename and remove metadata keys and tensors, all of them or none.
@@ -81,7 +81,7 @@ def edit_names(
                 return _write_anew(model, fields, infos, out, backup, locked=False, progress=progress)
             header = rebuilt_header(model, fields, list(infos.values()))
             padding = padding_for(model, header)
-            size = write_with_header(out, model, header, padding, backup=bool(backup), progress=progress)
+            size = write_with_header(out, model, header, padding, backup=backup, progress=progress)
             return EditResult(os.fspath(out), "rewritten", len(header), size, 0)
     assert path is not None
     if not os.path.exists(path):
@@ -98,7 +98,7 @@ def edit_names(
             plan = None if backup else plan_in_place(file, fields, listed)
             if plan is not None:
                 return overwrite(file, plan)
-            return rewrite(file, fields, path, 0, bool(backup), True, progress, listed)
+            return rewrite(file, fields, path, 0, backup, True, progress, listed)
 
 
 def _require_one_file(file: GGUFFile) -> None:
@@ -175,7 +175,7 @@ def _write_anew(
     fields: list[MetadataField],
     infos: dict[int, TensorInfo],
     out: StrPath,
-    backup: bool | int,
+    backup: bool,
     *,
     locked: bool,
     progress: Progress | None,
@@ -188,5 +188,5 @@ def _write_anew(
     except FileCorruptError as error:
         error.hint = error.hint or "Repair the file first."
         raise
-    size = write_whole(out, model, whole, backup=bool(backup), locked=locked, progress=progress)
+    size = write_whole(out, model, whole, backup=backup, locked=locked, progress=progress)
     return EditResult(os.fspath(out), "rewritten", len(whole.header), size, 0)
