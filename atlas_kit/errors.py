@@ -67,6 +67,7 @@ REMEDIES: dict[str, str] = {
     "rewrite": "Convert the file to write it anew.",
     "canonical": "Converting the file to atlas-v1 writes the canonical form.",
     "change-version": "Convert the file to atlas-v{version}.",
+    "to-byte-order": "Convert the file to {order}-endian byte order.",
     "choose-format": "Choose one of these formats: {formats}.",
     "make-native": "Choose the format atlas-gguf, or settings, to make it ATLAS-native.",
     "leave-settings-out": "Leave out the memory and its settings.",

@@ -31,6 +31,7 @@ WORDS: dict[str, str] = {
     "rewrite": "Write it anew with: atlas-tool convert {FILE} OUT.atlas",
     "canonical": "Write the canonical form with: atlas-tool convert {FILE} OUT --to atlas-v1",
     "change-version": "Convert it with: atlas-tool convert {FILE} OUT --to atlas-v{version}",
+    "to-byte-order": "Convert it with: atlas-tool convert {FILE} OUT.gguf --byte-order {order}",
     "choose-format": "Use --to with one of: {formats}.",
     "make-native": "Give --to atlas-gguf, --auto or a setting such as --window-size to make it ATLAS-native.",
     "leave-settings-out": "Leave out --auto, --memory and settings.",

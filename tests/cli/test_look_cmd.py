@@ -287,9 +287,18 @@ def test_validate_folders_and_patterns(files, run_cli, parse_json):
     ("harm", "advice"),
     [
         (lambda data: bytes(64) + data[64:], "Rescue what is intact with: atlas-tool repair {} -o OUT"),
-        (lambda data: data[:60], "Restore an earlier version, if there is a backup: atlas-tool recover {} --restore latest"),
-        (lambda data: data[:6], "Restore an earlier version, if there is a backup: atlas-tool recover {} --restore latest"),
-        (lambda data: b"", "Restore an earlier version, if there is a backup: atlas-tool recover {} --restore latest"),
+        (
+            lambda data: data[:60],
+            "Restore an earlier version, if there is a backup: atlas-tool recover {} --restore latest",
+        ),
+        (
+            lambda data: data[:6],
+            "Restore an earlier version, if there is a backup: atlas-tool recover {} --restore latest",
+        ),
+        (
+            lambda data: b"",
+            "Restore an earlier version, if there is a backup: atlas-tool recover {} --restore latest",
+        ),
     ],
     ids=["header lost", "cut off in the header", "cut off at once", "empty"],
 )

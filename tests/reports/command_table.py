@@ -24,6 +24,8 @@ READ_ONLY = {
     "hash": "reports hashes",
     "completion": "prints a script",
 }
+#: Commands that write models, which are never encrypted, or the bytes of a file's parts as they are.
+MODELS = {"split", "join"}
 #: What writes memory files in a process of its own; tests/server/test_encryption.py is about its files.
 SERVES = {"serve"}
 
@@ -68,9 +70,16 @@ WRITING: dict[str, list[Callable[[Path, Path], Arguments]]] = {
         lambda d, f: ["set", d / "new.atlas", "more", "--from", d / "payload.txt", "--to", "atlas-v1"],
         lambda d, f: ["set", d / "new.atlas", "more", "--from", d / "payload.txt", "--to", "atlas-v3"],
     ],
+    "rename": [
+        lambda d, f: ["rename", f, "other", "renamed"],
+        lambda d, f: ["rename", f, "o*", "p*", "--glob", "--backup"],
+        lambda d, f: ["rename", f, "other", "renamed", "-o", d / "out.atlas"],
+        lambda d, f: ["rename", f, "other", "renamed", "-o", "-"],
+    ],
     "rm": [
         lambda d, f: ["rm", f, "other"],
         lambda d, f: ["rm", f, "other", "--backup"],
+        lambda d, f: ["rm", f, "other", "-o", d / "out.atlas"],
     ],
     "recover": [
         lambda d, f: ["recover", f, "--restore", "latest"],

@@ -226,7 +226,7 @@ def _check_start(scan: HeaderScan, report: Report) -> bool:
         report.error(
             "big-endian",
             "the file was written for big-endian machines: llama.cpp on this one refuses it",
-            "llama.cpp's gguf_convert_endian.py converts it.",
+            remedy=Remedy("to-byte-order", order="little"),
             offset=4,
         )
     return True
