@@ -90,6 +90,8 @@ STAND_INS = {
     "broken.gguf": "broken/wrong-tensor-count.gguf",
     "models/model.gguf": "gguf/tiny.gguf",
     "pass.txt": "text/passphrase.txt",
+    "new.txt": "text/prefs.json",
+    "secret.atlas": "atlas/secret.atlas",
 }
 #: Examples that find something, as they should.
 FINDS = {
@@ -98,7 +100,12 @@ FINDS = {
     "atlas-tool repair broken.atlas -o rescued.atlas",
 }
 #: Files that would be in the way of a command's examples: what they make, what their `*` must not find.
-IN_THE_WAY = {"convert": ["memory.json"], "compress": ["model-q8_0.gguf"], "merge": ["broken.atlas"]}
+IN_THE_WAY = {
+    "convert": ["memory.json", "secret.atlas"],
+    "encrypt": ["secret.atlas"],
+    "compress": ["model-q8_0.gguf"],
+    "merge": ["broken.atlas"],
+}
 
 
 def make_model(kind: str) -> bytes:
@@ -168,6 +175,14 @@ def playground(name, samples, tmp_path):
     if name == "ask":
         learned = f"atlas-tool learn {TINY} sample_data/documents/statistics.py -m code.atlas --store-only"
         assert reference.run(learned, folder).returncode == 0
+    if name == "join":
+        split = "atlas-tool split model.gguf --max-tensors 4 -o shards/model"
+        (folder / "shards").mkdir()
+        assert reference.run(split, folder).returncode == 0
+        (folder / "parts").mkdir()
+        data = (folder / "model.gguf").read_bytes()
+        for part, piece in (("aa", data[:3000]), ("ab", data[3000:])):
+            (folder / "parts" / f"model.gguf.{part}").write_bytes(piece)
     for file in IN_THE_WAY.get(name, []):
         (folder / file).unlink()
     (folder / ".config" / "fish" / "completions").mkdir(parents=True)

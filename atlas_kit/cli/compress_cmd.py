@@ -10,6 +10,7 @@ from atlas_kit.cli import _render
 from atlas_kit.cli._options import (
     FILE,
     command_,
+    decrypt_option,
     force_option,
     given,
     json_option,
@@ -34,6 +35,8 @@ The bytes of numbers are grouped first (shuffled), which suits codecs. --quantiz
 fewer bits and reports the error for each; it also works on the weight matrices of a GGUF model, which has no
 codecs.
 
+The result is encrypted if FILE is, or if a passphrase or key is given.
+
 Examples:
   atlas-tool compress llama-7b_memory.atlas -o small.atlas
   atlas-tool compress llama-7b_memory.atlas -o fast.atlas --codec lz4
@@ -53,6 +56,7 @@ Examples:
     "--quantize", type=click.Choice(["f16", "bf16", "q8_0"]), help="Store float tensors with fewer bits."
 )
 @force_option
+@decrypt_option
 @json_option
 @keys_options
 def command(file: str, output: str, as_json: bool, keys: Any, **options: Any) -> int:
@@ -66,6 +70,7 @@ def command(file: str, output: str, as_json: bool, keys: Any, **options: Any) ->
         shuffle=not options["no_shuffle"],
         quantize=options["quantize"],
         force=options["force"],
+        decrypt=options["decrypt"],
     )
     target = place_of(output)
     with _render.progress() as progress:

@@ -16,6 +16,7 @@ from atlas_kit.cli._options import (
     is_standard_output,
     json_option,
     keys_options,
+    one_shard_option,
     output_option,
 )
 
@@ -47,6 +48,7 @@ Examples:
 @click.option(
     "-m", "--model", type=click.Path(), metavar="MODEL", help="The model whose tokens a memory holds."
 )
+@one_shard_option
 @json_option
 @keys_options
 def command(
@@ -56,6 +58,7 @@ def command(
     force: bool,
     npy: bool,
     model: str | None,
+    one_shard: bool,
     as_json: bool,
     keys: Any,
 ) -> int:
@@ -71,7 +74,7 @@ def command(
         from atlas_kit.operations.token_words import words_of
 
         words = words_of(model, source, keys=keys)
-    with get_value(source, key, keys, words=words) as value:
+    with get_value(source, key, keys, words=words, one_shard=one_shard) as value:
         if as_json:
             return _render.emit(value, lambda _: (), True)
         if npy:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from atlas_kit.cli import _render
-from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options
+from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options, one_shard_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,6 +43,7 @@ Examples:
 @click.option(
     "--limit", type=click.IntRange(1), default=200, show_default=True, help="How many fields --hex shows."
 )
+@one_shard_option
 @json_option
 @keys_options
 def command(file: str, as_json: bool, keys: Any, **options: Any) -> int:
@@ -58,6 +59,7 @@ def command(file: str, as_json: bool, keys: Any, **options: Any) -> int:
         map=options["show_map"],
         entry=options["entry"],
         limit=options["limit"],
+        one_shard=options["one_shard"],
     )
     if not options["stats"]:  # everything else is quick, and a bar would only flicker
         return _render.emit(inspect_file(given(file), wanted, keys), _text, as_json)
@@ -184,6 +186,8 @@ def _model_facts(result: Inspection, facts: dict[str, Any]) -> Iterator[tuple[st
         yield "tokenizer", f"{facts['tokenizer']}{pre}, {facts['vocabulary_size'] or 0:,} tokens"
     yield "chat template", "yes" if facts["chat_template"] else "no"
     yield "metadata", f"{_render.plural(facts['metadata_count'], 'key')}, alignment {facts['alignment']}"
+    if facts["shard"]:
+        yield "shard", f"{facts['shard']['number']} of {facts['shard']['count']}, looked at alone"
     if facts["shards"]:
         yield "shards", f"{len(facts['shards'])}: {', '.join(facts['shards'])}"
     for key, value in facts["atlas"].items():

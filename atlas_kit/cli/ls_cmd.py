@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from atlas_kit.cli import _render
-from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options
+from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options, one_shard_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,14 +37,17 @@ Examples:
 @click.argument("patterns", nargs=-1, metavar="[PATTERN]...")
 @click.option("-l", "--long", is_flag=True, help="Show type, size, time and storage too.")
 @click.option("-0", "--null", is_flag=True, help="Print the exact bytes of each name, ended by a NUL.")
+@one_shard_option
 @json_option
 @keys_options
-def command(file: str, patterns: tuple[str, ...], long: bool, null: bool, as_json: bool, keys: Any) -> int:
+def command(
+    file: str, patterns: tuple[str, ...], long: bool, null: bool, one_shard: bool, as_json: bool, keys: Any
+) -> int:
     """Run the command."""
     from atlas_kit.codecs.json_text import to_bytes
     from atlas_kit.operations.ls import list_file
 
-    listing = list_file(given(file), patterns, keys)
+    listing = list_file(given(file), patterns, keys, one_shard=one_shard)
     if null:
         sys.stdout.flush()
         sys.stdout.buffer.write(b"".join(to_bytes(name) + b"\0" for name in listing.names()))

@@ -10,6 +10,7 @@ from atlas_kit.cli import _render
 from atlas_kit.cli._options import (
     FILE,
     command_,
+    decrypt_option,
     force_option,
     given,
     json_option,
@@ -32,7 +33,8 @@ Join several memory files into one.
 Entries keep their order and times. Where files have different entries under one key, --prefer says which
 one is taken: that of the first file, of the last, or the one with the newest timestamp; each such key is
 reported.
-OUTPUT has the highest version of the inputs unless --to says otherwise.
+OUTPUT has the highest version of the inputs unless --to says otherwise, and is encrypted if any input is, or
+if a passphrase or key is given.
 
 Examples:
   atlas-tool merge monday.atlas tuesday.atlas -o week.atlas
@@ -47,11 +49,13 @@ Examples:
 )  # fmt: skip
 @click.option("--to", type=click.Choice(["atlas-v1", "atlas-v2", "atlas-v3"]), help="Version of OUTPUT.")
 @force_option
+@decrypt_option
 @json_option
 @keys_options
 def command(
-    files: tuple[str, ...], output: str, prefer: str, to: str | None, force: bool, as_json: bool, keys: Any
-) -> int:
+    files: tuple[str, ...], output: str, prefer: str, to: str | None, force: bool, decrypt: bool,
+    as_json: bool, keys: Any,
+) -> int:  # fmt: skip
     """Run the command."""
     from atlas_kit.operations.merge import merge_files
 
@@ -62,8 +66,9 @@ def command(
     target = place_of(output)
     version = int(to[-1]) if to else None
     result = merge_files(
-        [given(file) for file in files], target, prefer=prefer, version=version, force=force, keys=keys
-    )
+        [given(file) for file in files], target, prefer=prefer, version=version, force=force, keys=keys,
+        decrypt=decrypt,
+    )  # fmt: skip
     return _render.emit_beside(result, _text, as_json, target)
 
 

@@ -75,13 +75,17 @@ class Compressed:
 
 @dataclass
 class CompressOptions:
-    """How to compress: zstd unless ``codec`` says otherwise; ``quantize`` is f16, bf16, q8_0 or ``None``."""
+    """How to compress: zstd unless ``codec`` says otherwise; ``quantize`` is f16, bf16, q8_0 or ``None``.
+
+    ``decrypt``: write plain text although the source is encrypted or there is a secret.
+    """
 
     codec: str | None = None
     level: int | None = None
     shuffle: bool = True
     quantize: str | None = None
     force: bool = False
+    decrypt: bool = False
 
     @property
     def codec_name(self) -> str:

@@ -42,7 +42,7 @@ class Value:
 
 @contextmanager
 def get_value(
-    given: Given, key: str, keys: Keys | None = None, *, words: Words | None = None
+    given: Given, key: str, keys: Keys | None = None, *, words: Words | None = None, one_shard: bool = False
 ) -> Iterator[Value]:
     """Open a file and find one value in it; the value can be read inside the ``with`` block.
 
@@ -50,13 +50,15 @@ def get_value(
     ----------
     words
         The words of a model's tokens: ``episodes`` is then what was read and said, as text.
+    one_shard
+        Look for the key in this file only, where it is one of a split model.
 
     Raises
     ------
     KeyNotFoundError
         There is no such key; the hint names similar ones.
     """
-    with open_given(given, keys) as opened:
+    with open_given(given, keys, one_shard=one_shard) as opened:
         if opened.kind == "gguf":
             yield _of_model(opened.gguf, key)
         else:

@@ -43,6 +43,7 @@ class Wanted(NamedTuple):
     map: bool = False
     entry: str | None = None
     limit: int = 200
+    one_shard: bool = False
 
     @property
     def overview(self) -> bool:
@@ -245,7 +246,7 @@ def _memory_overview(opened: Opened, result: Inspection) -> None:
 def _inspect_model(source: Source, wanted: Wanted, result: Inspection, progress: Progress | None) -> None:
     from atlas_kit.formats.gguf import GGUFFile
 
-    with GGUFFile.open(source, tolerant=True) as model:
+    with GGUFFile.open(source, shards=not wanted.one_shard, tolerant=True) as model:
         result.size = model.size
         if isinstance(model.error, MagicMismatchError):  # only its name says that it is one
             raise model.error

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError
+from atlas_kit.operations import secrecy
 from atlas_kit.operations.episodes import is_of_episodes
 from atlas_kit.operations.inputs import Opened, open_given
 from atlas_kit.operations.outputs import Output, write_memory_file
@@ -63,7 +64,7 @@ class Merged:
 
 def merge_files(
     inputs: Sequence[Given], output: Output, *, prefer: str = "last", version: int | None = None,
-    force: bool = False, keys: Keys | None = None,
+    force: bool = False, keys: Keys | None = None, decrypt: bool = False,
 ) -> Merged:  # fmt: skip
     """Merge memory files: keys in the order in which they first appear.
 
@@ -72,7 +73,9 @@ def merge_files(
     prefer
         ``first`` or ``last`` input, or the entry with the ``newest`` timestamp (of equal ones the last).
     version
-        Of the output; the highest of the inputs' by default.
+        Of the output; the highest of the inputs' by default, and 3 where there is a secret.
+    decrypt
+        Write plain text although an input is encrypted or there is a secret.
     """
     if prefer not in RULES:
         raise InvalidParamError(f'there is no rule "{prefer}"', hint=f"Use {', '.join(RULES)}.")
@@ -83,16 +86,23 @@ def merge_files(
     try:
         for given in inputs:
             opened.append(open_given(given, keys))
-        return _merge(opened, output, prefer, version, keys)
+        return _merge(opened, output, prefer, _version(opened, version, keys, decrypt), keys)
     finally:
         for one in opened:
             one.close()
 
 
-def _merge(opened: list[Opened], output: Output, prefer: str, version: int | None, keys: Keys) -> Merged:
+def _version(opened: list[Opened], wanted: int | None, keys: Keys, decrypt: bool) -> int:
+    usual = max(one.recorded or one.memory.version for one in opened)
+    encrypted = [one.name for one in opened if one.memory.version == secrecy.ENCRYPTED]
+    return secrecy.output_version(
+        wanted, usual, encrypted=bool(encrypted), keys=keys, decrypt=decrypt, path=next(iter(encrypted), None)
+    )
+
+
+def _merge(opened: list[Opened], output: Output, prefer: str, version: int, keys: Keys) -> Merged:
     from atlas_kit.formats.atlas import MemoryFile
 
-    version = version or max(one.recorded or one.memory.version for one in opened)
     made = MemoryFile(version=version, **(keys.for_writing() if version == 3 else {}))
     conflicts: dict[str, Conflict] = {}
     owner: dict[str, int] = {}

@@ -25,6 +25,8 @@ _KEYS = (
 
 def model_overview(model: GGUFFile) -> dict[str, Any]:
     """Return what one wants to know first, as JSON-ready data."""
+    from atlas_kit.formats.gguf.shards import shard_count
+
     arch = _text(model, "general.architecture")
     facts: dict[str, Any] = {
         "version": model.version,
@@ -45,6 +47,11 @@ def model_overview(model: GGUFFile) -> dict[str, Any]:
     facts["tensor_types"] = _types(model)
     facts["tensor_bytes"] = sum(info.nbytes or 0 for info in model.tensor_infos)
     facts["header_size"] = model.header_size
+    count = shard_count(model.metadata)
+    alone = count > 1 and not model.is_split
+    number = model.get("split.no", 0)
+    number = number + 1 if isinstance(number, int) else None
+    facts["shard"] = {"number": number, "count": count} if alone else None
     facts["shards"] = [str(shard.path) for shard in model.shards] if model.is_split else []
     facts["vocabulary_only"] = model.is_vocabulary_only
     facts["atlas"] = {

@@ -34,7 +34,7 @@ def quantize_model(
     Raises
     ------
     InvalidParamError
-        No way to quantise was chosen, a codec was, or the model is big-endian or split.
+        No way to quantise was chosen, a codec was, or the model is big-endian.
     """
     from atlas_kit.formats.gguf import GGUFFile, write_gguf
 
@@ -60,7 +60,7 @@ def quantize_model(
             for row in rows:
                 _measure(model, made, row)
     name = os.fsdecode(output) if isinstance(output, (str, os.PathLike)) else "-"
-    return Compressed(opened.name, name, opened.source.size, size, rows)
+    return Compressed(opened.name, name, model.size, size, rows)
 
 
 def _require_possible(model: GGUFFile, name: str, options: CompressOptions) -> None:
@@ -71,11 +71,11 @@ def _require_possible(model: GGUFFile, name: str, options: CompressOptions) -> N
             "a GGUF model cannot be made smaller without loss", path=name,
             remedy=Remedy("quantise"),
         )  # fmt: skip
-    if model.is_split or model.byte_order != "<":
-        what = "split" if model.is_split else "big-endian"
-        raise InvalidParamError(f"{what} models cannot be quantised", path=name)
+    if model.byte_order != "<":
+        raise InvalidParamError("big-endian models cannot be quantised", path=name)
     if model.error is not None:
         raise model.error
+    model.require_all_shards()
 
 
 def _plan(model: GGUFFile, info: TensorInfo, target: str) -> tuple[EntryRatio, TensorSource]:
@@ -133,9 +133,12 @@ def _pieces(model: GGUFFile, info: TensorInfo, target: str) -> Callable[[], Iter
 def _fields(model: GGUFFile, target: str) -> list[MetadataField]:
     """Return the metadata with the two keys that speak of the tensors' types brought up to date."""
     from atlas_kit.formats.gguf import MetadataField, ValueType
+    from atlas_kit.formats.gguf.shards import SPLIT_KEYS
 
     fields = []
     for row in model.fields:
+        if row.key in SPLIT_KEYS:  # what comes out is one file
+            continue
         if row.key == "general.file_type":
             row = MetadataField.make(row.key, _FILE_TYPES[target], ValueType.UINT32)
         fields.append(row)

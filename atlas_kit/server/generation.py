@@ -25,7 +25,6 @@ from atlas_kit.server.jobs import Watched, finished
 from atlas_kit.server.keeping import Keeping
 from atlas_kit.server.keys import SHARED, Key, looked_at
 from atlas_kit.server.problems import ApiError, too_long, unavailable
-from atlas_kit.server.recall import Question, question_of
 from atlas_kit.server.said import Said, Span
 
 if TYPE_CHECKING:
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from atlas_kit.server.conversations import Conversations
     from atlas_kit.server.metrics import Metrics, Request
     from atlas_kit.server.prefixes import Reader
+    from atlas_kit.server.recall import Question
 
 
 #: Tokens that are looked through beside the event loop, and those that are kept there.
@@ -524,6 +524,8 @@ class Generating:
         unread = keeping.unread
         if not len(episodes) and sum(span.stop - span.start for span in unread) < session.engine.n_ctx:
             return None  # there is nothing but what will be in the context
+        from atlas_kit.server.recall import question_of
+
         # the indexes are made, and the text written, beside the others' tokens; to their end: who comes next uses them
         return await finished(
             asyncio.to_thread(question_of, session.engine, episodes, asked.said, len(unread))

@@ -83,7 +83,7 @@ def test_documents_and_what_is_old_are_forgotten(serve: Server) -> None:
     assert kept(server) == []
 
 
-def test_what_cannot_be_forgotten_is_refused(serve: Server) -> None:
+def test_what_cannot_be_forgotten_is_refused(serve: Server, tmp_path: Path) -> None:
     server = serve(engine())
     chat(server, CAT)
     path = "/v1/atlas/sessions/anna/forget"
@@ -93,7 +93,7 @@ def test_what_cannot_be_forgotten_is_refused(serve: Server) -> None:
     refused(server, "/v1/atlas/sessions/bert/forget", 404, about="cat")
     refused(server, "/v1/atlas/memory/forget", 400, about="cat")
     refused(
-        serve(engine(), atlas_memory_persist=True, atlas_episode_tokens=0),
+        serve(engine(), atlas_memory_file=str(tmp_path / "m.atlas"), atlas_episode_tokens=0),
         "/v1/atlas/memory/forget",
         404,
         about="cat",
@@ -140,9 +140,9 @@ def test_who_comes_meanwhile_waits(serve: Server) -> None:
     ],
 )
 def test_only_the_administrator_changes_what_all_share(
-    serve: Server, settings: Any, allowed: str, others: list[str]
+    serve: Server, tmp_path: Path, settings: Any, allowed: str, others: list[str]
 ) -> None:
-    server = serve(fake_engine(), atlas_memory_persist=True, **settings)
+    server = serve(fake_engine(), atlas_memory_file=str(tmp_path / "m.atlas"), **settings)
     asked: list[tuple[str, Any]] = [
         ("/v1/atlas/config", {"blend_ratio": 0.5}),
         ("/v1/atlas/memory/reset", {"mode": "hard"}),
