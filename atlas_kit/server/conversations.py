@@ -425,15 +425,18 @@ class Conversations:
             self._tidy_soon()
 
     @contextlib.asynccontextmanager
-    async def resting(self, conversation: Conversation) -> AsyncIterator[None]:
+    async def resting(self, conversation: Conversation, *, first: bool = False) -> AsyncIterator[None]:
         """Have a conversation to oneself where it is, between two of its requests; nobody moves it meanwhile.
+
+        ``first``: before all of its requests that wait.
 
         Raises
         ------
         InvalidParamError
             It was deleted meanwhile.
         """
-        async with conversation.lock:
+        await conversation.lock.acquire(first=first)
+        try:
             if conversation.closed:
                 raise _deleted()
             slot = conversation.slot
@@ -449,6 +452,8 @@ class Conversations:
             finally:
                 if slot is not None:
                     await finished(self._leave(slot))
+        finally:
+            conversation.lock.release()
 
     def end(self) -> None:
         """Let nobody begin any more: who waits for a sequence is told that the server ends."""
@@ -599,14 +604,14 @@ class Conversations:
     async def state(
         self, conversation: Conversation, *, exact: bool = True
     ) -> tuple[SessionState | None, int]:
-        """Return what a conversation knows, between two of its requests, and its version.
+        """Return what a conversation knows, before the next of its requests, and its version.
 
         None: that is in a file already.
 
         ``exact``: with the engine's bytes of the context, which may take a while to copy; else with its tokens, and
         with copies of the memory's arrays that are made beside decoding, where a later step would stop for them.
         """
-        async with self.resting(conversation):
+        async with self.resting(conversation, first=True):
             memory = conversation.memory
             shared = memory is None or memory.pinned
             state = await finished(self._state(conversation, exact))
