@@ -567,7 +567,7 @@ class Batches:
         """Return how many bytes steps give."""
         info = self.engine.info
         rows = sum(len(step.feed.tokens) if step.hidden else step.feed.outputs for step in steps)
-        return 4 * rows * (info.n_vocab + (info.n_embd if any(step.hidden for step in steps) else 0))
+        return int(4 * rows * (info.n_vocab + (info.n_embd if any(step.hidden for step in steps) else 0)))
 
     def _decode_apart(
         self, steps: list[Step], due: deque[Job]
