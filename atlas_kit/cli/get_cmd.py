@@ -10,8 +10,8 @@ import click
 from atlas_kit.cli import _render
 from atlas_kit.cli._options import (
     FILE,
+    LongOption,
     command_,
-    force_option,
     given,
     is_standard_output,
     json_option,
@@ -43,11 +43,14 @@ Examples:
 @click.argument("file", type=FILE)
 @click.argument("key")
 @output_option("Save the value to OUTPUT instead of printing it.")
-@force_option
+@click.option(
+    "-f", "--force", is_flag=True, help="Overwrite OUTPUT when it exists; take the words of another MODEL."
+)
 @click.option("--npy", is_flag=True, help="Give a tensor as a .npy file.")
 @click.option(
-    "-m", "--model", type=click.Path(), metavar="MODEL", help="The model whose tokens a memory holds."
-)
+    "-m", "--model", cls=LongOption, type=click.Path(), metavar="MODEL",
+    help="The model whose tokens a memory holds.",
+)  # fmt: skip
 @one_shard_option
 @json_option
 @keys_options
@@ -73,7 +76,7 @@ def command(
     if model is not None:
         from atlas_kit.operations.token_words import words_of
 
-        words = words_of(model, source, keys=keys)
+        words = words_of(model, source, force=force, keys=keys)
     with get_value(source, key, keys, words=words, one_shard=one_shard) as value:
         if as_json:
             return _render.emit(value, lambda _: (), True)
