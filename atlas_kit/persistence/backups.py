@@ -20,6 +20,7 @@ from atlas_kit.errors import AtlasError, TruncatedError
 from atlas_kit.formats.detect import detect
 from atlas_kit.storage.given import StrPath, open_source
 from atlas_kit.storage.keys import Keys
+from atlas_kit.storage.pace import let_go
 from atlas_kit.storage.source import Source, access_error
 
 if TYPE_CHECKING:
@@ -250,6 +251,7 @@ def prune(path: StrPath, count: int) -> list[str]:
     dated.sort(reverse=True)
     gone = []
     for _, name in dated[max(0, count - os.path.lexists(f"{target}.bak")) :]:
+        let_go(target.with_name(name))
         with contextlib.suppress(OSError):
             os.unlink(target.with_name(name))
             gone.append(name)

@@ -13,6 +13,7 @@ import time
 from typing import IO, TYPE_CHECKING, Any
 
 from atlas_kit.errors import AtlasError, LockedError
+from atlas_kit.storage.pace import let_go
 from atlas_kit.storage.source import StrPath, access_error, resolved
 
 if TYPE_CHECKING:
@@ -164,6 +165,7 @@ def atomic_write(
                     os.fsync(file.fileno())
             if backup and target.exists():
                 _keep_backup(target)
+            let_go(target)
             _replace(temporary, target)
         except BaseException as error:
             with contextlib.suppress(OSError):
@@ -215,6 +217,7 @@ def _keep_backup(target: Path) -> None:
             import shutil
 
             shutil.copy2(target, temporary)
+        let_go(backup)
         os.replace(temporary, backup)
     except BaseException:
         with contextlib.suppress(OSError):
