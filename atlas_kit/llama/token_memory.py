@@ -168,6 +168,9 @@ class TokenMemory:
         self._lift: tuple[Array, Array] | None = None
         self._ahead: tuple[Reading, int] | None = None
         self._line: list[int] = []  # the last tokens that were learned, or wait for it
+        self._plain: int | None = (
+            0  # how many of them came behind the last control token; None: not counted yet
+        )
         self.log_eta = 0.0
         self._window: _Window | None = None
         self._distinct: Array | None = None
@@ -414,7 +417,10 @@ class TokenMemory:
         came = (
             line[-longest:] if line and line[-1] == current else [*line[len(line) - longest + 1 :], current]
         )
-        for back in range(2, len(came) + 1):
+        plain = self._plain_tokens - (1 if line and line[-1] == current else 0)
+        if plain >= 0:
+            return came[-1 - plain :]
+        for back in range(2, len(came) + 1):  # the token itself is a control token
             if self.rows.is_control(came[-back]):
                 return came[1 - back :]
         return came
@@ -429,10 +435,19 @@ class TokenMemory:
         if len(self.watched):
             return bool(self._settled(np.array([current]))[0])
         line = self._line
-        came = (
-            line[-SETTLED:] if line and line[-1] == current else [*line[len(line) - SETTLED + 1 :], current]
-        )
-        return not any(map(self.rows.is_control, came))
+        if line and line[-1] == current:
+            return self._plain_tokens >= min(SETTLED, len(line))
+        return self._plain_tokens >= min(SETTLED - 1, len(line))
+
+    @property
+    def _plain_tokens(self) -> int:
+        """How many tokens were learned, or wait for it, since the last control token."""
+        if self._plain is None:
+            line = self._line
+            self._plain = next(
+                (back for back, token in enumerate(reversed(line)) if self.rows.is_control(token)), len(line)
+            )
+        return self._plain
 
     def _settled(self, current: Array) -> Array:
         """Return ``settled`` of each of the tokens (n,) that follow each other."""
@@ -527,7 +542,9 @@ class TokenMemory:
         if reading.pull is not None:
             self._asking.append((Asking.of(reading), copies[2]))
         self._waiting += len(token)
-        self._line += token.tolist()
+        self._line += (came := token.tolist())
+        for one in came if self._plain is not None else ():
+            self._plain = 0 if self.rows.is_control(one) else self._plain + 1
         if len(self._line) > 4 * MOST_MATCHED:
             del self._line[:-MOST_MATCHED]
         self._ahead = None
@@ -734,6 +751,7 @@ class TokenMemory:
             self._pending[name].append(array)
         self._waiting = count
         self._line = np.concatenate((self.recent, *self._pending["token"]))[-MOST_MATCHED:].tolist()
+        self._plain = None
 
     def _fits(self, recent: Array, log_eta: Array, parts: Mapping[str, Array], count: int) -> bool:
         """Tell whether arrays from a file are what ``waiting`` could have returned."""
