@@ -283,17 +283,22 @@ def test_validate_folders_and_patterns(files, run_cli, parse_json):
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-#: What is advised where nothing is left to repair.
-BACKUP = "Restore an earlier version, if there is a backup: atlas-tool recover {} --restore latest"
-
-
 @pytest.mark.parametrize(
     ("harm", "advice"),
     [
         (lambda data: bytes(64) + data[64:], "Rescue what is intact with: atlas-tool repair {} -o OUT"),
-        (lambda data: data[:60], BACKUP),
-        (lambda data: data[:6], BACKUP),
-        (lambda data: b"", BACKUP),
+        (
+            lambda data: data[:60],
+            "Restore an earlier version, if there is a backup: atlas-tool recover {} --restore latest",
+        ),
+        (
+            lambda data: data[:6],
+            "Restore an earlier version, if there is a backup: atlas-tool recover {} --restore latest",
+        ),
+        (
+            lambda data: b"",
+            "Restore an earlier version, if there is a backup: atlas-tool recover {} --restore latest",
+        ),
     ],
     ids=["header lost", "cut off in the header", "cut off at once", "empty"],
 )

@@ -1,7 +1,7 @@
 """Everything that is wrong, odd or worth knowing about a GGUF file, in one pass over its header.
 
-The verdict (no finding of severity ``error``) is meant to be stock llama.cpp's: would it load the file? Where
-llama.cpp stops at the first problem, all are listed. Rules about the bytes are here; ``check_model`` knows
+The verdict (no finding of severity ``error``) is meant to be stock llama.cpp's: would it load the file, and
+decode with it? Where llama.cpp stops at the first problem, all are listed. Rules about the bytes are here; ``check_model`` knows
 what llama.cpp asks of a model's keys, vocabulary and tensors. Nothing is written.
 """
 
@@ -25,7 +25,7 @@ from atlas_kit.formats.gguf.salvage import Salvage, salvage
 from atlas_kit.formats.gguf.scan import HeaderScan, align, scan_header
 from atlas_kit.formats.gguf.tables import ValueType
 from atlas_kit.formats.gguf.tensors import TensorInfo
-from atlas_kit.storage.given import Given, use_source
+from atlas_kit.storage.given import Given, Progress, use_source
 from atlas_kit.storage.source import Source
 
 if TYPE_CHECKING:
@@ -48,15 +48,20 @@ def is_ok(findings: Sequence[Finding]) -> bool:
     return not any(finding.severity == "error" for finding in findings)
 
 
-def check_gguf(given: Given, *, deep: bool = False, shards: bool = True) -> list[Finding]:
+def check_gguf(
+    given: Given, *, deep: bool = False, shards: bool = True, progress: Progress | None = None
+) -> list[Finding]:
     """List everything that is wrong, odd or worth knowing about a GGUF file.
 
     Parameters
     ----------
     deep
-        Also read all tensor data, looking for numbers that are not finite.
+        Also read all tensor data: numbers that are none, zeros that were never written, data that are there twice.
+        Without it only what shows of that at next to no cost is found.
     shards
         Of the first shard of a split model, also look at the others.
+    progress
+        Called while tensor data are read.
 
     Returns
     -------
@@ -76,7 +81,9 @@ def check_gguf(given: Given, *, deep: bool = False, shards: bool = True) -> list
             check_journal(source.path)
         except AtlasError as error:
             report.error("edit-interrupted", error.message, error.hint or "", offset=0, remedy=error.remedy)
-        return _followable(_check(source, report, deep=deep, shards=shards).findings(), source)
+        return _followable(
+            _check(source, report, deep=deep, shards=shards, progress=progress).findings(), source
+        )
 
 
 def _followable(findings: list[Finding], source: Source) -> list[Finding]:
@@ -111,7 +118,7 @@ def _is_editable(source: Source) -> bool:
         return False
 
 
-def _check(source: Source, report: Report, *, deep: bool, shards: bool) -> Report:
+def _check(source: Source, report: Report, *, deep: bool, shards: bool, progress: Progress | None) -> Report:
     scan = scan_header(source)
     records = _records(scan, source, report)
     if records is None:
@@ -122,16 +129,18 @@ def _check(source: Source, report: Report, *, deep: bool, shards: bool) -> Repor
     if not records.whole:
         return report  # what is missing may be in the part that cannot be read
     data_start = align(records.end, alignment)
-    _check_placement(report, records.tensors, alignment, data_start, source.size, records.end)
-    if deep:
-        from atlas_kit.formats.gguf.check_data import check_values
+    _check_placement(report, source, records.tensors, alignment, data_start, records.end)
+    from atlas_kit.formats.gguf.check_data import check_signs, check_values
 
-        check_values(report, source, records.tensors, data_start, scan.byte_order)
+    if deep:
+        check_values(report, source, records.tensors, data_start, scan.byte_order, progress)
+    else:
+        check_signs(report, source, records.tensors, data_start)
     from atlas_kit.formats.gguf.check_model import check_model
     from atlas_kit.formats.gguf.check_shards import check_shards
 
     join = (
-        partial(check_shards, report, source.path, _sound_records)
+        partial(check_shards, report, source.path, partial(_sound_records, deep=deep, progress=progress))
         if shards and source.is_file and source.path is not None
         else None
     )
@@ -139,9 +148,11 @@ def _check(source: Source, report: Report, *, deep: bool, shards: bool) -> Repor
     return report
 
 
-def _sound_records(source: Source) -> tuple[list[Finding], Records | None]:
+def _sound_records(
+    source: Source, *, deep: bool, progress: Progress | None
+) -> tuple[list[Finding], Records | None]:
     """Return what is wrong with one shard by itself, and its records if the header is sound."""
-    return check_gguf(source, shards=False), read_records(source)
+    return check_gguf(source, deep=deep, shards=False, progress=progress), read_records(source)
 
 
 def read_records(source: Source) -> Records | None:
@@ -215,7 +226,7 @@ def _check_start(scan: HeaderScan, report: Report) -> bool:
         report.error(
             "big-endian",
             "the file was written for big-endian machines: llama.cpp on this one refuses it",
-            "llama.cpp's gguf_convert_endian.py converts it.",
+            remedy=Remedy("to-byte-order", order="little"),
             offset=4,
         )
     return True
@@ -429,9 +440,10 @@ def _check_unknown_type(report: Report, info: TensorInfo) -> None:
 
 
 def _check_placement(
-    report: Report, tensors: list[TensorInfo], alignment: int, data_start: int, size: int, end: int
+    report: Report, source: Source, tensors: list[TensorInfo], alignment: int, data_start: int, end: int
 ) -> None:
     """Check that the tensors lie one after the other, each padded, and inside the file."""
+    size = source.size
     if not tensors:
         if size > end:
             _trailing(report, end, size)
@@ -462,7 +474,10 @@ def _check_placement(
                 key=info.name,
             )
     if expected is not None and size > data_start + expected:
-        _trailing(report, data_start + expected, size)
+        from atlas_kit.formats.gguf.check_data import check_surplus
+
+        if not check_surplus(report, source, tensors, data_start, data_start + expected):
+            _trailing(report, data_start + expected, size)
 
 
 def _check_mapping(report: Report, alignment: int, data_start: int) -> None:

@@ -107,7 +107,7 @@ def write_gguf(
     *,
     version: int = 3,
     byte_order: str = "<",
-    backup: bool = False,
+    backup: bool | int = False,
     progress: Progress | None = None,
 ) -> int:
     """Write a GGUF file atomically and return its size.
@@ -139,7 +139,7 @@ def write_laid_out(
     step: int,
     byte_order: str = "<",
     *,
-    backup: bool = False,
+    backup: bool | int = False,
     locked: bool = False,
     progress: Progress | None = None,
 ) -> int:
@@ -347,7 +347,7 @@ def write_with_header(
     header: bytes,
     padding: bytes,
     *,
-    backup: bool = False,
+    backup: bool | int = False,
     locked: bool = False,
     progress: Progress | None = None,
 ) -> int:
