@@ -88,6 +88,8 @@ REMEDIES: dict[str, str] = {
     "set-type": "Set it again, as a value of type {type}.",
     "set-missing": "Convert the model again, or set the key.",
     "change-value": "Change the value, or convert the model again.",
+    "remove-tensor": "Remove the tensor, or convert the model again.",
+    "rename-tensor": "Rename the tensor.",
     # secrets
     "give-secret": "Give a passphrase or a key.",
     "give-new-secret": "Give a new passphrase or key.",

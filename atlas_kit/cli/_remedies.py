@@ -52,6 +52,8 @@ WORDS: dict[str, str] = {
     "set-type": "Set it again: atlas-tool set {FILE} {key} VALUE --type {type}",
     "set-missing": "Convert the model again, or set it: atlas-tool set {FILE} {key} VALUE",
     "change-value": "Change it with: atlas-tool set {FILE} {key} VALUE, or convert again.",
+    "remove-tensor": "Remove it with: atlas-tool rm {FILE} {key}, or convert the model again.",
+    "rename-tensor": "Rename it with: atlas-tool rename {FILE} {key} NAME",
     # secrets
     "give-secret": "Give --passphrase-file or --key-file, or set ATLAS_PASSPHRASE.",
     "give-new-secret": "Give --new-passphrase-file or --new-key-file.",

@@ -27,8 +27,10 @@ from atlas_kit.cli._options import (
 Print one value, or save it to a file.
 
 The exact bytes of an entry's payload go to standard output, checked against their checksum. A metadata value
-of a GGUF model is printed as text, an array one element a line; a tensor gives its bytes. Binary data is not
-written to a terminal. --json describes the value as well, and shows what is not text as base64.
+of a GGUF model is printed as text, an array one element a line, with line breaks and backslashes in it as \\n and
+\\\\; a tensor gives its bytes. Binary data is not written to a terminal. --npy gives a tensor's numbers, which are
+float32 where it is quantised; with --raw they are what is stored. --json describes the value as well, and shows
+what is not text as base64.
 
 With --model, the entry `episodes` of a memory is what was read and said, as text; without, it is tokens by number, in
 entries such as episodes.0.tokens.
@@ -45,6 +47,7 @@ Examples:
 @output_option("Save the value to OUTPUT instead of printing it.")
 @force_option
 @click.option("--npy", is_flag=True, help="Give a tensor as a .npy file.")
+@click.option("--raw", is_flag=True, help="With --npy: quantised blocks and bfloat16 as they are stored.")
 @click.option(
     "-m", "--model", type=click.Path(), metavar="MODEL", help="The model whose tokens a memory holds."
 )
@@ -57,6 +60,7 @@ def command(
     output: str | None,
     force: bool,
     npy: bool,
+    raw: bool,
     model: str | None,
     one_shard: bool,
     as_json: bool,
@@ -67,6 +71,8 @@ def command(
 
     if as_json and (npy or output):
         raise click.UsageError("--json cannot be combined with --npy or --output")
+    if raw and not npy:
+        raise click.UsageError("--raw goes with --npy; without it the bytes are as they are stored")
     if npy and model is not None:
         raise click.UsageError("--npy cannot be combined with --model")
     source, words = given(file), None
@@ -78,7 +84,9 @@ def command(
         if as_json:
             return _render.emit(value, lambda _: (), True)
         if npy:
-            _write(iter([npy_bytes(value)]), output, force, [file])
+            if value.numbers is not None and not raw:
+                _render.note(f"{value.stored} became float32; --raw gives what is stored")
+            _write(iter([npy_bytes(value, raw=raw)]), output, force, [file])
         elif output or not sys.stdout.isatty():
             _write(value.chunks(), output, force, [file])
         else:
