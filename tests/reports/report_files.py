@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from gguf_builder import F16_T, F32, F32_T, F64_T, KV, Q8_0_T, File, tiny_llama, weights
+from gguf_builder import F16_T, F32, F32_T, F64_T, KV, Q8_0_T, STR, File, Tensor, tiny_llama, weights
 
 from atlas_kit.formats.atlas import MemoryFile, checksums
 
@@ -82,6 +82,38 @@ def half_norm() -> bytes:
 def double_attention() -> bytes:
     """The weights of the attention are doubles."""
     return model().with_tensor("blk.0.attn_q.weight", type=F64_T, data=bytes(32 * 32 * 8)).bytes()
+
+
+# --- headers that promise what is not there -----------------------------------------------------------------------
+
+
+def one_pair_too_many() -> bytes:
+    """The header counts one metadata pair more than there is."""
+    return replace(model(), n_kv=len(model().kv) + 1).bytes()
+
+
+def one_tensor_too_many() -> bytes:
+    """The header counts one tensor more than there is."""
+    return replace(model(), n_tensors=len(model().tensors) + 1).bytes()
+
+
+def version_4() -> bytes:
+    """A version that does not exist."""
+    return replace(model(), version=4).bytes()
+
+
+def truncated() -> bytes:
+    """Two thirds of a model."""
+    data = model(layers=4).bytes()
+    return data[: len(data) * 2 // 3]
+
+
+def doubles() -> bytes:
+    """Numbers that single precision does not hold."""
+    numbers = np.array([1.0, 2.0, 1e300, -1e200], "<f8")
+    return File(
+        (KV("general.architecture", STR, "x"),), (Tensor("a", (4,), F64_T, numbers.tobytes()),)
+    ).bytes()
 
 
 # --- memory files -------------------------------------------------------------------------------------------------
