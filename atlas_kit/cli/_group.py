@@ -31,7 +31,8 @@ COMMANDS = {
     "ls": Row("ls_cmd", "List entries, or metadata and tensors."),
     "get": Row("get_cmd", "Print or save one value."),
     "set": Row("set_cmd", "Store one value."),
-    "rm": Row("rm_cmd", "Remove entries or metadata keys."),
+    "rename": Row("rename_cmd", "Rename entries, metadata keys or tensors."),
+    "rm": Row("rm_cmd", "Remove entries, metadata keys or tensors."),
     "encrypt": Row("encrypt_cmd", "Encrypt a memory file."),
     "decrypt": Row("decrypt_cmd", "Write an encrypted memory file as plain text."),
     "rekey": Row("rekey_cmd", "Change the passphrase or key of an encrypted file."),
@@ -75,8 +76,8 @@ HELP = """\
 See, check, rescue, convert, shrink and compare the memory of a language model.
 
 Works on .atlas memory files (versions 1, 2 and 3) and on GGUF model files; safetensors, npz and JSON
-come in and go out through `convert`. Commands read by default: only set, rm, encrypt, decrypt, rekey, forget
-and recover change a file in place, and they replace it whole or not at all. `-` stands for standard input or
+come in and go out through `convert`. Commands read by default: only set, rename, rm, encrypt, decrypt, rekey,
+forget and recover change a file in place, and they replace it whole or not at all. `-` stands for standard input or
 output.
 
 A passphrase or key, from an option or ATLAS_PASSPHRASE, opens what is encrypted and encrypts what is written: a

@@ -24,8 +24,13 @@ READ_ONLY = {
     "hash": "reports hashes",
     "completion": "prints a script",
 }
+#: Commands that write models, which are never encrypted, or the bytes of a file's parts as they are.
+MODELS = {"split", "join"}
 #: What writes memory files in a process of its own; tests/server/test_encryption.py is about its files.
 SERVES = {"serve"}
+
+#: What writes models, which cannot be encrypted, and opens nothing with a key.
+MODELS = {"split", "join"}
 
 Arguments = list[str]
 #: The ways to call a command that writes: from a folder, the input and whether it is a memory that a model learned.
@@ -65,9 +70,16 @@ WRITING: dict[str, list[Callable[[Path, Path], Arguments]]] = {
         lambda d, f: ["set", d / "new.atlas", "more", "--from", d / "payload.txt", "--to", "atlas-v1"],
         lambda d, f: ["set", d / "new.atlas", "more", "--from", d / "payload.txt", "--to", "atlas-v3"],
     ],
+    "rename": [
+        lambda d, f: ["rename", f, "other", "renamed"],
+        lambda d, f: ["rename", f, "o*", "p*", "--glob", "--backup"],
+        lambda d, f: ["rename", f, "other", "renamed", "-o", d / "out.atlas"],
+        lambda d, f: ["rename", f, "other", "renamed", "-o", "-"],
+    ],
     "rm": [
         lambda d, f: ["rm", f, "other"],
         lambda d, f: ["rm", f, "other", "--backup"],
+        lambda d, f: ["rm", f, "other", "-o", d / "out.atlas"],
     ],
     "recover": [
         lambda d, f: ["recover", f, "--restore", "latest"],
@@ -92,7 +104,7 @@ WRITING: dict[str, list[Callable[[Path, Path], Arguments]]] = {
 
 def unlisted() -> list[str]:
     """Return the commands that are in no table, or in more than one."""
-    tables = [READ_ONLY, SERVES, WRITING]
+    tables = [READ_ONLY, SERVES, MODELS, WRITING]
     return [name for name in group.list_commands(None) if sum(name in table for table in tables) != 1]
 
 

@@ -40,6 +40,7 @@ _INT64_MAX = (1 << 63) - 1
 #: Tensor types of a llama.cpp of October 2026; it refuses numbers beyond.
 GGML_TYPE_COUNT = 43
 _MEND = Remedy("mend")
+_ANEW = "Copy or download it again."
 
 
 def is_ok(findings: Sequence[Finding]) -> bool:
@@ -80,7 +81,41 @@ def check_gguf(
             check_journal(source.path)
         except AtlasError as error:
             report.error("edit-interrupted", error.message, error.hint or "", offset=0, remedy=error.remedy)
-        return _check(source, report, deep=deep, shards=shards, progress=progress).findings()
+        return _followable(
+            _check(source, report, deep=deep, shards=shards, progress=progress).findings(), source
+        )
+
+
+def _followable(findings: list[Finding], source: Source) -> list[Finding]:
+    """Leave out remedies that cannot be followed.
+
+    Nothing can be set in a file that must be mended first, and nothing mended in one of which no record is left.
+    """
+    if _MEND not in [finding.remedy for finding in findings] or _is_editable(source):
+        return findings
+    found = salvage(source)
+    hopeless = not found.fields and not found.tensors
+    out = []
+    for finding in findings:
+        if finding.remedy == _MEND:
+            changed = replace(finding, remedy=None, hint=finding.hint or _ANEW) if hopeless else finding
+        elif finding.remedy is not None and finding.remedy.name.startswith("set-"):
+            changed = replace(finding, remedy=None, hint=_ANEW if hopeless else "Mend the file first.")
+        else:
+            changed = finding
+        out.append(changed)
+    return out
+
+
+def _is_editable(source: Source) -> bool:
+    """Tell whether the header can be read as far as an edit of it needs."""
+    from atlas_kit.formats.gguf.file import GGUFFile
+
+    try:
+        with GGUFFile.open(source, shards=False):
+            return True
+    except AtlasError:
+        return False
 
 
 def check_structure(source: Source) -> tuple[list[Finding], HeaderScan]:
@@ -218,7 +253,7 @@ def _check_start(scan: HeaderScan, report: Report) -> bool:
         report.error(
             "big-endian",
             "the file was written for big-endian machines: llama.cpp on this one refuses it",
-            "llama.cpp's gguf_convert_endian.py converts it.",
+            remedy=Remedy("to-byte-order", order="little"),
             offset=4,
         )
     return True
