@@ -236,7 +236,8 @@ def _check_start(scan: HeaderScan, report: Report) -> bool:
     if scan.stage == "prefix" and error is not None:
         if isinstance(error, MagicMismatchError):
             code = "file-empty" if scan.size == 0 else "not-gguf"
-            report.error(code, error.message, "Is it the right file, and complete?", offset=0)
+            hint = error.hint or ("" if error.remedy else "Is it the right file, and complete?")
+            report.error(code, error.message, hint, offset=0, remedy=error.remedy)
         elif isinstance(error, VersionMismatchError):
             report.error("version-unknown", error.message, remedy=_MEND, offset=4)
         else:
@@ -472,8 +473,8 @@ def _check_placement(
     """Check that the tensors lie one after the other, each padded, and inside the file."""
     size = source.size
     if not tensors:
-        if size > end:
-            _trailing(report, end, size)
+        if size > end and not _joined(report, source, end):
+            _trailing(report, source, end)
         return
     _check_mapping(report, alignment, data_start)
     if data_start > size:
@@ -498,8 +499,9 @@ def _check_placement(
     if expected is not None and size > data_start + expected:
         from atlas_kit.formats.gguf.check_data import check_surplus
 
-        if not check_surplus(report, source, tensors, data_start, data_start + expected):
-            _trailing(report, data_start + expected, size)
+        end = data_start + expected
+        if not _joined(report, source, end) and not check_surplus(report, source, tensors, data_start, end):
+            _trailing(report, source, end)
 
 
 def _missing(report: Report, missing: list[TensorInfo], data_start: int, size: int) -> None:
@@ -558,8 +560,23 @@ def _misplaced(report: Report, info: TensorInfo, expected: int, alignment: int) 
     )
 
 
-def _trailing(report: Report, end: int, size: int) -> None:
-    message = f"{size - end} bytes follow what the header describes"
+def _joined(report: Report, source: Source, end: int) -> bool:
+    """Tell, and say, whether another GGUF file begins where this one ends."""
+    size = source.size
+    at = end - 64 + source.read_upto(max(0, end - 64), 192).find(tables.MAGIC) if end >= 64 else -1
+    if at >= end - 64 and source.read_upto(at + 4, 4) in (b"\1\0\0\0", b"\2\0\0\0", b"\3\0\0\0"):
+        if source.read_upto(at, 4096) == source.read_upto(0, min(4096, at)) and 2 * at == size:
+            message = "the whole file is there twice, one after the other"
+            report.warning("file-doubled", message, "Only the first half is read.", offset=at)
+            return True
+        message = "another GGUF file begins here: shards or files were put together, as with cat"
+        report.warning("files-joined", message, offset=at, remedy=Remedy("join-shards"))
+        return True
+    return False
+
+
+def _trailing(report: Report, source: Source, end: int) -> None:
+    message = f"{source.size - end} bytes follow what the header describes"
     hint = "llama.cpp ignores them; tools that rewrite the file drop them."
     report.note("trailing-bytes", message, hint, offset=end)
 
