@@ -23,6 +23,7 @@ READ_ONLY = {
     "recommend": "looks at a model",
     "hash": "reports hashes",
     "completion": "prints a script",
+    "grep": "prints what it finds",
 }
 #: What writes memory files in a process of its own; tests/server/test_encryption.py is about its files.
 SERVES = {"serve"}
@@ -75,6 +76,26 @@ WRITING: dict[str, list[Callable[[Path, Path], Arguments]]] = {
     "recover": [
         lambda d, f: ["recover", f, "--restore", "latest"],
         lambda d, f: ["recover", f, "--restore", "latest", "-o", d / "out.atlas"],
+    ],
+    "rename": [
+        lambda d, f: ["rename", f, "other", "another"],
+        lambda d, f: ["rename", f, "other", "chat", "--force", "--backup"],
+    ],
+    "append": [
+        lambda d, f: ["append", f, "chat", "some more"],
+        lambda d, f: ["append", f, "chat", "some more", "--role", "user", "--backup"],
+        lambda d, f: ["append", d / "new.atlas", "more", "--from", d / "payload.txt"],
+    ],
+    "import": [
+        lambda d, f: ["import", f, d / "payload.jsonl"],
+        lambda d, f: ["import", f, d / "payload.jsonl", "--key", "chat", "--append", "--backup"],
+        lambda d, f: ["import", d / "new.atlas", d / "payload.jsonl"],
+    ],
+    "export": [
+        lambda d, f: ["export", f, "-o", d / "out.md"],
+        lambda d, f: ["export", f, "-o", d / "out.jsonl"],
+        lambda d, f: ["export", f, "-o", d / "out.sqlite"],
+        lambda d, f: ["export", f, "-o", d / "out", "--each"],
     ],
     "encrypt": [
         lambda d, f: ["encrypt", f],
