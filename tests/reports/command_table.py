@@ -25,11 +25,10 @@ READ_ONLY = {
     "completion": "prints a script",
     "grep": "prints what it finds",
 }
+#: Commands that write models, which are never encrypted, or the bytes of a file's parts as they are.
+MODELS = {"split", "join"}
 #: What writes memory files in a process of its own; tests/server/test_encryption.py is about its files.
 SERVES = {"serve"}
-
-#: What writes models, which cannot be encrypted, and opens nothing with a key.
-MODELS = {"split", "join"}
 
 Arguments = list[str]
 #: The ways to call a command that writes: from a folder, the input and whether it is a memory that a model learned.
@@ -69,17 +68,20 @@ WRITING: dict[str, list[Callable[[Path, Path], Arguments]]] = {
         lambda d, f: ["set", d / "new.atlas", "more", "--from", d / "payload.txt", "--to", "atlas-v1"],
         lambda d, f: ["set", d / "new.atlas", "more", "--from", d / "payload.txt", "--to", "atlas-v3"],
     ],
+    "rename": [
+        lambda d, f: ["rename", f, "other", "renamed"],
+        lambda d, f: ["rename", f, "o*", "p*", "--glob", "--backup"],
+        lambda d, f: ["rename", f, "other", "renamed", "-o", d / "out.atlas"],
+        lambda d, f: ["rename", f, "other", "renamed", "-o", "-"],
+    ],
     "rm": [
         lambda d, f: ["rm", f, "other"],
         lambda d, f: ["rm", f, "other", "--backup"],
+        lambda d, f: ["rm", f, "other", "-o", d / "out.atlas"],
     ],
     "recover": [
         lambda d, f: ["recover", f, "--restore", "latest"],
         lambda d, f: ["recover", f, "--restore", "latest", "-o", d / "out.atlas"],
-    ],
-    "rename": [
-        lambda d, f: ["rename", f, "other", "another"],
-        lambda d, f: ["rename", f, "other", "chat", "--force", "--backup"],
     ],
     "append": [
         lambda d, f: ["append", f, "chat", "some more"],

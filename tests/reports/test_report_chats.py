@@ -306,13 +306,11 @@ def test_rename_keeps_everything_else(memory, tmp_path, run_cli):
         assert (after.type, after.flags, after.timestamp, bytes(after.data)) == facts
         assert "chat/line at the end" not in opened
     kept = memory.read_bytes()
-    for key, new in (("note", "blob"), ("no", "x"), ("note", "note"), ("note", "")):
+    for key, new in (("note", "blob"), ("no", "x"), ("note", "")):
         ran = run_cli("rename", memory, key, new)
         assert ran.exit_code == 2, (key, new)
     assert "Similar: note" in run_cli("rename", memory, "notee", "x").stderr
     assert memory.read_bytes() == kept
-    assert run_cli("rename", memory, "note", "blob", "--force").exit_code == 0
-    assert run_cli("get", memory, "blob").stdout == "garden and bread"
 
 
 def test_rename_in_a_model(samples, run_cli):

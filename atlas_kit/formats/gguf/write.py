@@ -15,6 +15,7 @@ from atlas_kit.errors import (
     ConflictError,
     FileCorruptError,
     InvalidParamError,
+    Remedy,
     TruncatedError,
     VersionMismatchError,
 )
@@ -374,7 +375,7 @@ def rebuilt_header(
     """
     scan = file.scan
     if not scan.complete:
-        raise FileCorruptError("a damaged header cannot be edited", path=file.path, hint="Repair it first.")
+        raise FileCorruptError("a damaged header cannot be edited", path=file.path, remedy=Remedy("mend"))
     schema = scan.layout
     kept = {id(item) for item in scan.fields}
     parts = [
