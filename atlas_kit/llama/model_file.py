@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from atlas_kit.errors import ClosedError
 from atlas_kit.formats.gguf.journal import check_journal
-from atlas_kit.llama.engine import ModelInfo
 from atlas_kit.storage.given import open_source
 
 if TYPE_CHECKING:
@@ -104,24 +102,3 @@ class ModelFile:
             if self._file is not None:
                 self._file.close()
             self._source.close()
-
-
-@dataclass(frozen=True)
-class LateInfo(ModelInfo):
-    """What a model is; which one, it finds out when somebody asks: samples of all of its tensors are read for that."""
-
-    def __getattr__(self, name: str) -> Any:
-        """Return the identity, which is missing until then."""
-        if name != "identity":
-            raise AttributeError(name)
-        found = self.__dict__["file"].identity()
-        object.__setattr__(self, "identity", found)
-        return found
-
-    @classmethod
-    def of(cls, file: ModelFile, **facts: Any) -> LateInfo:
-        """Return what a model in a file is."""
-        found = cls(identity="", **facts)
-        object.__delattr__(found, "identity")
-        object.__setattr__(found, "file", file)
-        return found

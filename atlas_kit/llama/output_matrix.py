@@ -234,7 +234,7 @@ class OutputRows:
         """The mean row (n_embd,), estimated from ``SAMPLE`` rows spread over the vocabulary."""
         if self._mean is None:
             count = min(SAMPLE, self.n_vocab)
-            tokens = np.unique(np.linspace(0, self.n_vocab - 1, count).astype(np.int64))
+            tokens = _spread(self.n_vocab, count)
             self._mean = self._matrix(tokens).mean(axis=0)
         return self._mean
 
@@ -251,7 +251,7 @@ class OutputRows:
     def _made_even(self) -> tuple[np.float32, Array, Array]:
         """Return Q as a number r, directions V (n_embd, k) and numbers m (k,): ``Q = r + V diag(m) V^T``."""
         count = min(COVARIANCE_SAMPLE, self.n_vocab)
-        tokens = np.unique(np.linspace(0, self.n_vocab - 1, count).astype(np.int64))
+        tokens = _spread(self.n_vocab, count)
         rows = self._matrix(tokens).astype(np.float64)
         rows -= rows.mean(axis=0)
         # the products of the rows have the variances of their covariance, and are fewer
@@ -286,6 +286,12 @@ def logit_scale(architecture: str, value: float | None) -> float:
     if not value:
         return 1.0
     return 1 / value if architecture.startswith(DIVIDING) else value
+
+
+def _spread(n_vocab: int, count: int) -> Array:
+    """Return about ``count`` tokens in equal distances; ``np.unique`` would import NumPy's masked arrays for it."""
+    tokens = np.linspace(0, n_vocab - 1, count).astype(np.int64)
+    return tokens[np.diff(tokens, prepend=-1) > 0]
 
 
 def rows_of_model(file: GGUFFile, **options: Any) -> OutputRows:

@@ -25,7 +25,7 @@ def is_path(output: Output) -> bool:
     return isinstance(output, (str, os.PathLike))
 
 
-def _is_stream(path: StrPath) -> bool:
+def is_stream(path: StrPath) -> bool:
     """Tell whether a path is a pipe or a device (``/dev/stdout``), which is written to and not replaced."""
     try:
         mode = os.stat(path).st_mode
@@ -38,7 +38,7 @@ def _is_stream(path: StrPath) -> bool:
 def scratch_path(output: Output, suffix: str = "") -> Iterator[StrPath]:
     """Yield a path to write to: the output itself, or a temporary file that is then copied to the stream."""
     if isinstance(output, (str, os.PathLike)):
-        if not _is_stream(output):
+        if not is_stream(output):
             yield output
             return
         with open(output, "wb") as stream, scratch_path(stream, suffix) as path:
@@ -56,7 +56,7 @@ def scratch_path(output: Output, suffix: str = "") -> Iterator[StrPath]:
 def output_file(output: Output) -> Iterator[IO[bytes]]:
     """Yield a seekable binary file whose bytes become the output when the block ends well."""
     if isinstance(output, (str, os.PathLike)):
-        if not _is_stream(output):
+        if not is_stream(output):
             with atomic_write(output) as file:
                 yield file
             return

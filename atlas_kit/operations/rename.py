@@ -54,7 +54,7 @@ class RenameOptions:
     output: Output | None = None
     force: bool = False
     dry_run: bool = False
-    backup: bool = False
+    backup: bool | int = False
 
 
 @takes_source

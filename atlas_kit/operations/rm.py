@@ -44,7 +44,7 @@ class Removed:
 @takes_source
 def remove_keys(
     source: Source, wanted: Sequence[str], *, glob: bool = False, ignore_missing: bool = False,
-    dry_run: bool = False, backup: bool = False, keys: Keys | None = None, output: Output | None = None,
+    dry_run: bool = False, backup: bool | int = False, keys: Keys | None = None, output: Output | None = None,
     force: bool = False,
 ) -> Removed:  # fmt: skip
     """Remove keys from a file.
@@ -114,7 +114,7 @@ def _choose(
 
 
 def _from_model(
-    source: Source, wanted: Sequence[str], glob: bool, ignore_missing: bool, dry_run: bool, backup: bool,
+    source: Source, wanted: Sequence[str], glob: bool, ignore_missing: bool, dry_run: bool, backup: bool | int,
     output: Output | None,
 ) -> Removed:  # fmt: skip
     from atlas_kit.formats.gguf import Delete, GGUFFile, edit_metadata

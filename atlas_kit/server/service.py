@@ -25,6 +25,7 @@ from atlas_kit.server.conversations import Conversations
 from atlas_kit.server.generation import Generating, Generation, checked_session_id
 from atlas_kit.server.kept_responses import KeptResponses
 from atlas_kit.server.keys import SHARED, Key
+from atlas_kit.server.loading import load_engine
 from atlas_kit.server.metrics import Metrics, Request
 from atlas_kit.server.problems import ApiError, unavailable
 from atlas_kit.server.session_files import SessionFiles, make_private
@@ -144,15 +145,16 @@ class Service:
         if self._loading is None:
             self.begin_loading()
         assert self._loading is not None
+        self._import_meanwhile()
         self.engine = await asyncio.wrap_future(self._loading)
         for note in self.engine.notes:
             log.info("%s", note)
         if self.config.atlas_key_file is not None:
             self.keys = Keys(key=await asyncio.to_thread(key_from_file, self.config.atlas_key_file))
-        if self.config.chat_template or self.config.chat_template_file or not self.engine.info.chat_template:
-            await asyncio.to_thread(
-                lambda: self.template
-            )  # what is wrong with one that was chosen is said now
+        if self.config.chat_template or self.config.chat_template_file is not None:
+            await asyncio.to_thread(lambda: self.template)  # what is wrong with it is said now
+        elif self.engine.info.chat_template is None:
+            log.info("the model has no chat template: conversations are read as a transcript")
         self.settings = await asyncio.to_thread(
             memory_settings, self.config, self.engine.info.path, self.engine.metadata
         )
@@ -176,6 +178,15 @@ class Service:
         self.ready = True
         log.info("ready after %.1f s: %s", time.monotonic() - began, self.engine.info.description)
 
+    def _import_meanwhile(self) -> None:
+        """Import what the first request needs, while the model is loaded."""
+        names = ["numpy.ctypeslib", "atlas_kit.llama.llama_engine", "atlas_kit.llama.llama_sampler"]
+        names += ["atlas_kit.server.light_requests", "atlas_kit.server.completion_answer"]
+        if self.config.remembers:
+            names += ["atlas_kit.llama.token_memory", "atlas_kit.formats.gguf.dequantize"]
+        for name in names:
+            importlib.import_module(name)
+
     async def _open_conversations(self) -> None:
         """Take the sequences, and bring back who used them last: for a moment, the start waits for that, too."""
         await self.conversations.open()
@@ -185,8 +196,6 @@ class Service:
 
     def _warm_up(self) -> None:
         """Load what the first request needs, so that it does not wait for it."""
-        for name in ("numpy.ctypeslib", "numpy.ma", "atlas_kit.llama.llama_sampler"):
-            importlib.import_module(name)  # left by who imports the rest until somebody wants them
         if self.config.remembers:
             self.conversations.new_memory(self.settings)
 
@@ -217,6 +226,10 @@ class Service:
         from atlas_kit.server.response_file import ResponseFile
 
         return KeptResponses(most_waiting=self.config.max_queue, file=ResponseFile(self.files.folder))
+
+    def later(self) -> list[Callable[[], object]]:
+        """Return what has not been found out about the model, as nobody has asked; each in a call of its own."""
+        return [lambda: self.template, lambda: self.text_form, lambda: self.engine.info.identity]
 
     async def stop(self) -> None:
         """End all work, and save what is to be kept; stopping twice is fine."""
@@ -297,7 +310,6 @@ class Service:
             if not source.strip():  # every conversation would be empty
                 raise InvalidParamError("this chat template is empty", path=self.config.chat_template_file)
         if source is None and self.engine.info.chat_template is None:
-            log.info("the model has no chat template: conversations are read as a transcript")
             return transcript(self.engine)
         try:
             return ChatTemplate(self.engine, source, self.config.template_variables)
@@ -525,31 +537,6 @@ SETTINGS = (
 def settings_in(atlas: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a memory in a request's ``atlas`` object."""
     return {name: atlas[name] for name in SETTINGS if atlas.get(name) is not None}
-
-
-def load_engine(config: ServerConfig) -> Engine:
-    """Load the model that is configured, with llama.cpp.
-
-    Raises
-    ------
-    AtlasError
-        It cannot be loaded, or none is named.
-    """
-    from atlas_kit.llama.loading import open_engine
-
-    if not config.model:
-        raise InvalidParamError("no model is named", key="model", hint="Name a GGUF file.")
-    options: dict[str, Any] = {
-        "n_ctx": config.n_ctx_slot or None,
-        "n_sequences": config.n_parallel,
-        "n_gpu_layers": config.n_gpu_layers,
-        "n_threads": config.n_threads,
-        "n_batch": config.n_batch,
-        "check_later": True
-        if not config.remembers
-        else None,  # a memory needs the file's output matrix at once
-    }
-    return open_engine(config.model, **{name: one for name, one in options.items() if one is not None})
 
 
 def memory_settings(

@@ -32,7 +32,7 @@ def test_what_is_asked_for_late_is_of_the_file_that_was_opened(random_model, tmp
 
 def test_an_engine_that_looks_later_is_the_same(real):
     now, later = real(), real(check_later=True)
-    assert later._file._file is None  # nothing was read of it
+    assert later._loaded.file._file is None  # nothing was read of it
     assert later.info.identity == now.info.identity
     assert dataclasses.asdict(later.info) == dataclasses.asdict(now.info)
     assert later.metadata("general.architecture") == "llama"

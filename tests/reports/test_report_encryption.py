@@ -21,7 +21,7 @@ import pytest
 from atlas_kit.errors import AtlasError
 from atlas_kit.formats.atlas import MemoryFile, tables
 from atlas_kit.operations.inputs import open_given
-from tests.reports.command_table import READ_ONLY, WRITING, options_of, unlisted
+from tests.reports.command_table import MODELS, READ_ONLY, WRITING, options_of, unlisted
 
 pytest_plugins = ["tests.cli.model_fixtures"]
 
@@ -132,6 +132,11 @@ def arguments_of(name, number, folder, path, given, other):
 
 def test_every_command_is_in_one_table():
     assert unlisted() == []
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_command_for_models_takes_no_keys(name):
+    assert not options_of(name) & {"--passphrase-file", "--key-file", "--decrypt"}
 
 
 @pytest.mark.parametrize("name", READ_ONLY)

@@ -1,14 +1,14 @@
 """Everything that is wrong, odd or worth knowing about a GGUF file, in one pass over its header.
 
-The verdict (no finding of severity ``error``) is meant to be stock llama.cpp's: would it load the file? Where
-llama.cpp stops at the first problem, all are listed. Rules about the bytes are here; ``check_model`` knows
+The verdict (no finding of severity ``error``) is meant to be stock llama.cpp's: would it load the file, and
+decode with it? Where llama.cpp stops at the first problem, all are listed. Rules about the bytes are here; ``check_model`` knows
 what llama.cpp asks of a model's keys, vocabulary and tensors. Nothing is written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from atlas_kit.formats.gguf.salvage import Salvage, salvage
 from atlas_kit.formats.gguf.scan import HeaderScan, align, scan_header
 from atlas_kit.formats.gguf.tables import ValueType
 from atlas_kit.formats.gguf.tensors import TensorInfo
-from atlas_kit.storage.given import Given, use_source
+from atlas_kit.storage.given import Given, Progress, use_source
 from atlas_kit.storage.source import Source
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ _INT64_MAX = (1 << 63) - 1
 #: Tensor types of a llama.cpp of October 2026; it refuses numbers beyond.
 GGML_TYPE_COUNT = 43
 _MEND = Remedy("mend")
+_ANEW = "Copy or download it again."
 
 
 def is_ok(findings: Sequence[Finding]) -> bool:
@@ -47,15 +48,20 @@ def is_ok(findings: Sequence[Finding]) -> bool:
     return not any(finding.severity == "error" for finding in findings)
 
 
-def check_gguf(given: Given, *, deep: bool = False, shards: bool = True) -> list[Finding]:
+def check_gguf(
+    given: Given, *, deep: bool = False, shards: bool = True, progress: Progress | None = None
+) -> list[Finding]:
     """List everything that is wrong, odd or worth knowing about a GGUF file.
 
     Parameters
     ----------
     deep
-        Also read all tensor data, looking for numbers that are not finite.
+        Also read all tensor data: numbers that are none, zeros that were never written, data that are there twice.
+        Without it only what shows of that at next to no cost is found.
     shards
         Of the first shard of a split model, also look at the others.
+    progress
+        Called while tensor data are read.
 
     Returns
     -------
@@ -75,10 +81,44 @@ def check_gguf(given: Given, *, deep: bool = False, shards: bool = True) -> list
             check_journal(source.path)
         except AtlasError as error:
             report.error("edit-interrupted", error.message, error.hint or "", offset=0, remedy=error.remedy)
-        return _check(source, report, deep=deep, shards=shards).findings()
+        return _followable(
+            _check(source, report, deep=deep, shards=shards, progress=progress).findings(), source
+        )
 
 
-def _check(source: Source, report: Report, *, deep: bool, shards: bool) -> Report:
+def _followable(findings: list[Finding], source: Source) -> list[Finding]:
+    """Leave out remedies that cannot be followed.
+
+    Nothing can be set in a file that must be mended first, and nothing mended in one of which no record is left.
+    """
+    if _MEND not in [finding.remedy for finding in findings] or _is_editable(source):
+        return findings
+    found = salvage(source)
+    hopeless = not found.fields and not found.tensors
+    out = []
+    for finding in findings:
+        if finding.remedy == _MEND:
+            changed = replace(finding, remedy=None, hint=finding.hint or _ANEW) if hopeless else finding
+        elif finding.remedy is not None and finding.remedy.name.startswith("set-"):
+            changed = replace(finding, remedy=None, hint=_ANEW if hopeless else "Mend the file first.")
+        else:
+            changed = finding
+        out.append(changed)
+    return out
+
+
+def _is_editable(source: Source) -> bool:
+    """Tell whether the header can be read as far as an edit of it needs."""
+    from atlas_kit.formats.gguf.file import GGUFFile
+
+    try:
+        with GGUFFile.open(source, shards=False):
+            return True
+    except AtlasError:
+        return False
+
+
+def _check(source: Source, report: Report, *, deep: bool, shards: bool, progress: Progress | None) -> Report:
     scan = scan_header(source)
     records = _records(scan, source, report)
     if records is None:
@@ -89,16 +129,18 @@ def _check(source: Source, report: Report, *, deep: bool, shards: bool) -> Repor
     if not records.whole:
         return report  # what is missing may be in the part that cannot be read
     data_start = align(records.end, alignment)
-    _check_placement(report, records.tensors, alignment, data_start, source.size, records.end)
-    if deep:
-        from atlas_kit.formats.gguf.check_data import check_values
+    _check_placement(report, source, records.tensors, alignment, data_start, records.end)
+    from atlas_kit.formats.gguf.check_data import check_signs, check_values
 
-        check_values(report, source, records.tensors, data_start, scan.byte_order)
+    if deep:
+        check_values(report, source, records.tensors, data_start, scan.byte_order, progress)
+    else:
+        check_signs(report, source, records.tensors, data_start)
     from atlas_kit.formats.gguf.check_model import check_model
     from atlas_kit.formats.gguf.check_shards import check_shards
 
     join = (
-        partial(check_shards, report, source.path, _sound_records)
+        partial(check_shards, report, source.path, partial(_sound_records, deep=deep, progress=progress))
         if shards and source.is_file and source.path is not None
         else None
     )
@@ -106,9 +148,11 @@ def _check(source: Source, report: Report, *, deep: bool, shards: bool) -> Repor
     return report
 
 
-def _sound_records(source: Source) -> tuple[list[Finding], Records | None]:
+def _sound_records(
+    source: Source, *, deep: bool, progress: Progress | None
+) -> tuple[list[Finding], Records | None]:
     """Return what is wrong with one shard by itself, and its records if the header is sound."""
-    return check_gguf(source, shards=False), read_records(source)
+    return check_gguf(source, deep=deep, shards=False, progress=progress), read_records(source)
 
 
 def read_records(source: Source) -> Records | None:
@@ -396,9 +440,10 @@ def _check_unknown_type(report: Report, info: TensorInfo) -> None:
 
 
 def _check_placement(
-    report: Report, tensors: list[TensorInfo], alignment: int, data_start: int, size: int, end: int
+    report: Report, source: Source, tensors: list[TensorInfo], alignment: int, data_start: int, end: int
 ) -> None:
     """Check that the tensors lie one after the other, each padded, and inside the file."""
+    size = source.size
     if not tensors:
         if size > end:
             _trailing(report, end, size)
@@ -429,7 +474,10 @@ def _check_placement(
                 key=info.name,
             )
     if expected is not None and size > data_start + expected:
-        _trailing(report, data_start + expected, size)
+        from atlas_kit.formats.gguf.check_data import check_surplus
+
+        if not check_surplus(report, source, tensors, data_start, data_start + expected):
+            _trailing(report, data_start + expected, size)
 
 
 def _check_mapping(report: Report, alignment: int, data_start: int) -> None:

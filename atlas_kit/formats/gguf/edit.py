@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from atlas_kit.errors import AtlasError, DataTooLargeError, InvalidParamError, KeyNotFoundError
+from atlas_kit.errors import AtlasError, DataTooLargeError, InvalidParamError, KeyNotFoundError, Remedy
 from atlas_kit.formats.gguf import tables
 from atlas_kit.formats.gguf.file import GGUFFile
 from atlas_kit.formats.gguf.journal import recover_journal, replace_start
@@ -23,6 +23,7 @@ from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.formats.gguf.values import MetadataField
 from atlas_kit.formats.gguf.write import Progress, rebuilt_header, write_with_header
 from atlas_kit.storage.atomic import lock
+from atlas_kit.storage.backup_files import keep_backup, prune
 from atlas_kit.storage.given import Given, as_it_is_now, path_of
 from atlas_kit.storage.source import StrPath, resolved
 
@@ -79,7 +80,7 @@ def edit_metadata(
     *,
     in_place: bool | None = None,
     reserve: int = 0,
-    backup: bool = False,
+    backup: bool | int = False,
     progress: Progress | None = None,
 ) -> EditResult:
     """Change the metadata of one GGUF file (of a split model: of this shard).
@@ -96,7 +97,8 @@ def edit_metadata(
     reserve
         When a new file is written, leave this many bytes of room for later edits in place.
     backup
-        When a new file replaces the old one, keep the old one as ``NAME.bak``.
+        Keep what is there as ``NAME.bak``, as a copy where only the header is written; a number above 1: and so many
+        in all, older ones with their time in the name.
 
     Raises
     ------
@@ -127,7 +129,7 @@ def edit_metadata(
             if in_place is not False:
                 plan = plan_in_place(file, fields)
                 if plan is not None:
-                    return overwrite(file, plan)
+                    return overwrite(file, plan, int(backup))
                 if in_place:
                     raise DataTooLargeError(
                         "the new header does not fit the old one's space",
@@ -178,9 +180,7 @@ def _find(fields: list[MetadataField], key: str) -> int:
 def _only(fields: list[MetadataField], key: str) -> int:
     index = _find(fields, key)
     if any(item.key == key for item in fields[index + 1 :]):
-        raise InvalidParamError(
-            "this key occurs more than once", key=key, hint="Repair the file, or delete the key first."
-        )
+        raise InvalidParamError("this key occurs more than once", key=key, remedy=Remedy("mend"))
     return index
 
 
@@ -217,7 +217,7 @@ def check_alignment(file: GGUFFile, fields: list[MetadataField]) -> None:
             "another alignment would move the tensor data",
             path=file.path,
             key="general.alignment",
-            hint="Repair writes a new file with another alignment.",
+            hint="It can be chosen only when the model is made.",
         )
 
 
@@ -265,15 +265,19 @@ def plan_in_place(
     return Plan(rebuilt_header(file, [*fields, _pad_field(left)], tensors), space, left)
 
 
-def overwrite(file: GGUFFile, plan: Plan) -> EditResult:
-    """Write a planned header over the old one."""
+def overwrite(file: GGUFFile, plan: Plan, backups: int) -> EditResult:
+    """Write a planned header over the old one, and keep so many backups."""
     path = file.path or ""
     old = file.source.read(0, plan.space)
     keep = old[len(plan.header) :] if len(plan.header) == file.header_size else b""
     new = plan.header + (keep or bytes(plan.space - len(plan.header)))
     if new == old:
         return EditResult(path, "unchanged", len(plan.header), 0, plan.reserved)
+    if backups:
+        keep_backup(path, backups, copy_of=file.source.fileno())
     replace_start(path, old, new)
+    if backups > 1:
+        prune(path, backups)
     return EditResult(path, "in-place", len(plan.header), len(new), plan.reserved)
 
 
@@ -282,7 +286,7 @@ def rewrite(
     fields: list[MetadataField],
     out: StrPath,
     reserve: int,
-    backup: bool,
+    backup: bool | int,
     locked: bool,
     progress: Progress | None,
     tensors: list[TensorInfo] | None = None,

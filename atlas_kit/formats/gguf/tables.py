@@ -205,6 +205,27 @@ GGML_TYPES: tuple[GGMLTypeRow, ...] = (
 )
 # fmt: on
 
+#: Where the scales of a block are, and of which kind: what else makes its weights worthless if it is not a number.
+#: Plain types have none; those of IQ1_M lie in the upper four bits of four 16-bit numbers.
+SCALES: dict[GGMLType, tuple[tuple[int, str], ...]] = {
+    **dict.fromkeys(
+        (GGMLType.Q4_0, GGMLType.Q5_0, GGMLType.Q8_0, GGMLType.Q1_0, GGMLType.Q2_0, GGMLType.IQ4_NL, GGMLType.IQ4_XS,
+         GGMLType.IQ1_S, GGMLType.IQ2_XXS, GGMLType.IQ2_XS, GGMLType.IQ2_S, GGMLType.IQ3_XXS, GGMLType.IQ3_S),
+        ((0, "f16"),),
+    ),
+    **dict.fromkeys((GGMLType.Q4_1, GGMLType.Q5_1, GGMLType.Q8_1, GGMLType.Q4_K, GGMLType.Q5_K),
+                    ((0, "f16"), (2, "f16"))),
+    GGMLType.Q2_K: ((80, "f16"), (82, "f16")),
+    GGMLType.Q3_K: ((108, "f16"),),
+    GGMLType.Q6_K: ((208, "f16"),),
+    GGMLType.Q8_K: ((0, "f32"),),
+    GGMLType.TQ1_0: ((52, "f16"),),
+    GGMLType.TQ2_0: ((64, "f16"),),
+    GGMLType.IQ1_M: ((48, "iq1_m"),),
+    GGMLType.MXFP4: ((0, "e8m0"),),
+    GGMLType.NVFP4: tuple((offset, "ue4m3") for offset in range(4)),
+}  # fmt: skip
+
 GGML_TYPE_BY_NUMBER: dict[int, GGMLTypeRow] = {int(row.type): row for row in GGML_TYPES}
 
 #: Types that ggml once had and has removed: a reader meets them in old files only.

@@ -48,7 +48,7 @@ def edit_names(
     keys: Names | None = None,
     tensors: Names | None = None,
     out: StrPath | None = None,
-    backup: bool = False,
+    backup: bool | int = False,
     progress: Progress | None = None,
 ) -> EditResult:
     """Rename and remove metadata keys and tensors, all of them or none.
@@ -95,9 +95,9 @@ def edit_names(
             if len(infos) != len(file.tensor_infos):
                 return _write_anew(file, fields, infos, path, backup, locked=True, progress=progress)
             listed = list(infos.values())
-            plan = None if backup else plan_in_place(file, fields, listed)
+            plan = plan_in_place(file, fields, listed)
             if plan is not None:
-                return overwrite(file, plan)
+                return overwrite(file, plan, int(backup))
             return rewrite(file, fields, path, 0, backup, True, progress, listed)
 
 
@@ -175,7 +175,7 @@ def _write_anew(
     fields: list[MetadataField],
     infos: dict[int, TensorInfo],
     out: StrPath,
-    backup: bool,
+    backup: bool | int,
     *,
     locked: bool,
     progress: Progress | None,
