@@ -29,13 +29,42 @@ class HelpfulCommand(click.Command):
         super().__init__(*args, **options)
 
 
+class TakesNumbers(HelpfulCommand):
+    """A command whose arguments may be negative numbers, which otherwise look like options."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Let numbers be arguments, and still refuse options that do not exist."""
+        before = args[: args.index("--")] if "--" in args else args
+        if any(map(_is_negative, before)):
+            ctx.ignore_unknown_options = True
+            names = {name for param in self.params for name in (*param.opts, *param.secondary_opts)}
+            takes = {name for param in self.params if _takes_value(param) for name in param.opts}
+            names |= set(ctx.help_option_names)
+            for last, word in zip(["", *before], before, strict=False):
+                option = word.partition("=")[0]
+                is_option = word[:1] == "-" != word and not _is_negative(word) and last not in takes
+                if is_option and option not in names:
+                    raise click.NoSuchOption(option, possibilities=sorted(names), ctx=ctx)
+        return super().parse_args(ctx, args)
+
+
+def _takes_value(param: click.Parameter) -> bool:
+    return isinstance(param, click.Option) and not param.is_flag and not param.count
+
+
+def _is_negative(word: str) -> bool:
+    return word[:1] == "-" and word[1:2] != "-" and isinstance(_number(word), (int, float))
+
+
 #: How wide help may be, and both names of its option.
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-def command_(name: str, text: str) -> Callable[[Callable[..., Any]], click.Command]:
+def command_(
+    name: str, text: str, cls: type[HelpfulCommand] = HelpfulCommand
+) -> Callable[[Callable[..., Any]], click.Command]:
     """Return the decorator that makes a function the command ``name`` with the help ``text``."""
-    return click.command(name, cls=HelpfulCommand, help=text, context_settings=CONTEXT)
+    return click.command(name, cls=cls, help=text, context_settings=CONTEXT)
 
 
 F = TypeVar("F", bound="Callable[..., Any]")
@@ -75,6 +104,8 @@ class _Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 SIZE = _Size()
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Say nothing where all went well.")
+new_option = click.option("--new", is_flag=True, help="Make the file if it is not there, whatever its name.")
 remove_backups_option = click.option(
     "--remove-backups",
     is_flag=True,
@@ -87,7 +118,29 @@ force_option = click.option("-f", "--force", is_flag=True, help="Overwrite OUTPU
 one_shard_option = click.option(
     "--one-shard", is_flag=True, help="Of a split model, look at this one file only."
 )
-backup_option = click.option("--backup", is_flag=True, help="Keep the previous file as NAME.bak.")
+
+
+def backup_option(function: F) -> F:
+    """Add ``--backup`` and ``--backups N``; the command receives as ``backup`` how many are kept, 0 for none."""
+
+    @click.option(
+        "--backup",
+        is_flag=True,
+        help="Keep the previous file as NAME.bak, and older ones with their dates (see `recover`).",
+    )
+    @click.option(
+        "--backups",
+        type=click.IntRange(1),
+        metavar="N",
+        help="The same, and of all backups only the newest N.",
+    )
+    @wraps(function)
+    def wrapper(*args: Any, backup: bool, backups: int | None, **kwargs: Any) -> Any:
+        from atlas_kit.storage.backup_files import ALL
+
+        return function(*args, backup=backups or (ALL if backup else 0), **kwargs)
+
+    return wrapper  # type: ignore[return-value]
 
 
 def output_option(help_text: str, *, required: bool = False) -> Callable[[F], F]:
@@ -311,6 +364,20 @@ def is_standard_output(output: str) -> bool:
         return stat.S_ISFIFO(info.st_mode) and os.path.samestat(info, os.fstat(sys.stdout.fileno()))
     except (OSError, ValueError):
         return False
+
+
+def read_value(value: str | None, source: str | None) -> bytes:
+    """Return the value that was given as an argument or with ``--from``; ``-`` is standard input."""
+    if (value is None) == (source is None):
+        raise click.UsageError("give the value as VALUE or with --from")
+    if value == "-" or source == "-":
+        return sys.stdin.buffer.read()
+    if source is not None:
+        from atlas_kit.storage.given import open_source
+
+        with open_source(source) as opened:
+            return opened.read(0, opened.size)
+    return (value or "").encode("utf-8", "surrogateescape")
 
 
 def place_of(output: str | None) -> Any:

@@ -47,6 +47,10 @@ the settings, stock llama.cpp still loads it, and --to gguf gives its original b
 learned memory beside it (DST with .atlas for .gguf) and binds it to the model: one of another model is refused,
 unless --force is given.
 
+The tensors of a model go to safetensors and npz as they are stored, quantised ones as bytes, or with --dequantize
+as float32 numbers; metadata go along as JSON. --byte-order turns a model round for machines of the other
+byte order.
+
 An existing DST is overwritten only with --force, and SRC never.
 
 Examples:
@@ -54,6 +58,8 @@ Examples:
   atlas-tool convert memory.json llama-7b_memory_edited.atlas
   atlas-tool convert notes.atlas secret.atlas --passphrase-file pass.txt
   atlas-tool convert model.gguf native.gguf --to atlas-gguf
+  atlas-tool convert model-q8_0.gguf model.safetensors --dequantize
+  atlas-tool convert model.gguf big-endian.gguf --byte-order big
   atlas-tool convert model.gguf model-atlas.gguf --auto --window-size 2048
 """,
 )
@@ -68,6 +74,12 @@ Examples:
 @click.option("--auto", is_flag=True, help="Make a model ATLAS-native with the settings that suit it.")
 @click.option(
     "--memory", type=FILE, metavar="F", help="Bind a learned memory (.atlas) to an ATLAS-native model."
+)
+@click.option("--dequantize", is_flag=True, help="Make float32 of a model's quantised tensors.")
+@click.option(
+    "--byte-order",
+    type=click.Choice(["little", "big"]),
+    help="Write a model for machines of this byte order (llama.cpp reads that of its own).",
 )
 @json_option
 @keys_options
@@ -90,6 +102,8 @@ def command(src: str, dst: str, as_json: bool, keys: Any, new_keys: Any, chosen:
         auto=options["auto"],
         settings=chosen.over if chosen else None,
         memory=options["memory"],
+        dequantize=options["dequantize"],
+        byte_order={"little": "<", "big": ">", None: None}[options["byte_order"]],
     )
     output = place_of(dst)
     with _render.progress() as progress:

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     """\
 List the backups of a file, and restore one.
 
-Backups are NAME.atlas.bak, kept by --backup, and NAME_<timestamp>.atlas.bak; those of a GGUF model end in
-.gguf.bak. Each is checked. --restore puts one back: `latest` (the newest that is intact), its number in the
-list, or its name. The file that was there is kept as NAME_<timestamp>.atlas.bak, so nothing is lost. FILE
-itself need not exist any more.
+Commands with --backup keep the previous file as NAME.atlas.bak and older ones as NAME_<timestamp>.atlas.bak, with
+--backups N no more than N; those of a GGUF model end in .gguf.bak. The newest comes first. Each is checked.
+--restore puts one back: `latest` (the newest that is intact), its number in the list, or its name. The file that
+was there is kept as NAME_<timestamp>.atlas.bak, so nothing is lost. FILE itself need not exist any more.
 
 A backup that is not encrypted takes the place of an encrypted file only with --decrypt.
 

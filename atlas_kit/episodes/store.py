@@ -177,6 +177,11 @@ class Episodes:
         first, last = self._held(start), self._held(stop)
         return self._pieces.text(self._rows["tokens"].values[first:last])
 
+    def texts(self, start: int, stop: int) -> list[str]:
+        """Return what is held of a range of absolute positions as text, token by token."""
+        first, last = self._held(start), self._held(stop)
+        return self._pieces.texts(self._rows["tokens"].values[first:last], np.arange(last - first + 1))
+
     def tokens(self, start: int, stop: int) -> list[int]:
         """Return the token ids that are held of a range of absolute positions."""
         return [int(t) for t in self._rows["tokens"].values[self._held(start) : self._held(stop)]]

@@ -50,7 +50,7 @@ def ask_if_encrypted(source: Source, keys: Keys) -> None:
 
 @contextlib.contextmanager
 def edit_memory(
-    given: Given, keys: Keys, *, create: bool = False, version: int | None = None, backup: bool = False
+    given: Given, keys: Keys, *, create: bool = False, version: int | None = None, backup: bool | int = False
 ) -> Iterator[MemoryFile]:
     """Lock, open and, when the block ends well, commit a memory file, asking for its passphrase if it needs one.
 

@@ -23,6 +23,7 @@ from atlas_kit.llama.engine import (
     check_feeds,
     encoded,
 )
+from atlas_kit.llama.grammar_reach import Grammars
 from atlas_kit.llama.llama_batch import LlamaBatch, Rows
 from atlas_kit.llama.llama_library import LoadedModel, require_range
 from atlas_kit.llama.model_file import ModelFile
@@ -107,6 +108,7 @@ class LlamaEngine:
         self._is_end: dict[int, bool] = {}
         self._controls: dict[int, bool] = {}
         self._pieces: dict[tuple[int, bool], bytes] = {}
+        self._grammars = Grammars(self._all_pieces)
         self.decodes = 0
         self._logits, self._states = Rows(), Rows()
         self.lock, self.taken = threading.RLock(), set[int]()
@@ -225,13 +227,16 @@ class LlamaEngine:
             return known
         if not 0 <= token < self.info.n_vocab:  # llama.cpp would end the process
             raise InvalidParamError(f"there is no token {token}", key="token")
+        found = self._pieces[token, special] = self._spelled(token, special)
+        return found
+
+    def _spelled(self, token: int, special: bool) -> bytes:
         room = 64
         while True:
             text = ctypes.create_string_buffer(room)
             count = self._lib.api.llama_token_to_piece(self._vocab, token, text, room, 0, special)
             if count >= 0:
-                found = self._pieces[token, special] = text.raw[:count]
-                return found
+                return text.raw[:count]
             room = -count
 
     def is_end(self, token: int) -> bool:
@@ -402,7 +407,12 @@ class LlamaEngine:
 
         self._require_open()
         ends = self.end_tokens if sampling.ignore_eos else ()
-        return LlamaSampler(self._lib.api, self._context, self._vocab, self.info, sampling, ends)
+        return LlamaSampler(
+            self._lib.api, self._context, self._vocab, self.info, sampling, ends, grammars=self._grammars
+        )
+
+    def _all_pieces(self) -> list[bytes]:
+        return [self._spelled(token, True) for token in range(self.info.n_vocab)]
 
     def output_rows(self) -> OutputRows:
         """Return the read-out matrix, from which logits are made."""

@@ -99,8 +99,11 @@ class ConvertOptions:
     ``new_keys`` encrypts with another secret than opens the source; ``decrypt`` allows plain text where there is a
     secret.
 
-    Any of the last three makes a model ATLAS-native. ``settings`` are given what is to be changed (what is
-    recommended with ``auto``, what ``memory`` was learned with, or the defaults) and return what is written.
+    ``auto``, ``settings`` and ``memory`` make a model ATLAS-native. ``settings`` are given what is to be changed
+    (what is recommended with ``auto``, what ``memory`` was learned with, or the defaults) and return what is written.
+
+    ``dequantize`` makes float32 of a model's quantised tensors in safetensors and npz; ``byte_order`` (``"<"`` or
+    ``">"``) writes a model for machines of the other one.
     """
 
     to: str | None = None
@@ -113,6 +116,8 @@ class ConvertOptions:
     auto: bool = False
     settings: Callable[[AtlasSettings], AtlasSettings] | None = None
     memory: StrPath | None = None
+    dequantize: bool = False
+    byte_order: str | None = None
 
     @property
     def native(self) -> bool:
@@ -147,7 +152,14 @@ def _convert(
 ) -> Converted:  # fmt: skip
     kind = detect(source)
     if kind == "gguf":
+        if options.byte_order or target in ("safetensors", "npz"):
+            secrecy.require_no_secret(options.new_keys, keys, path=source.name)
+            return _convert_tensors(source, output, target, options, progress)
         return _convert_model(source, output, target, options, keys)
+    if options.dequantize or options.byte_order:
+        raise InvalidParamError(
+            "only a GGUF model is dequantised, or written in another byte order", path=source.name
+        )
     if options.native:
         raise InvalidParamError(
             "only a GGUF model can be given a memory's settings", path=source.name,
@@ -275,12 +287,17 @@ def _convert_model(
     from atlas_kit.formats.gguf import GGUFFile, to_native, to_stock
     from atlas_kit.formats.gguf.shards import takes_place_of
 
+    if options.dequantize:
+        raise InvalidParamError(
+            "a model is dequantised into safetensors or npz", path=source.name,
+            remedy=Remedy("choose-format", formats="safetensors, npz"),
+        )  # fmt: skip
     if options.native and target == "gguf" and options.to is None:
         target = "atlas-gguf"
     if target not in ("gguf", "atlas-gguf"):
         raise InvalidParamError(
-            "a GGUF model converts to atlas-gguf, and back to gguf", path=source.name,
-            remedy=Remedy("choose-format", formats="atlas-gguf, gguf"),
+            "a GGUF model converts to atlas-gguf, and back to gguf, and its tensors to safetensors and npz",
+            path=source.name, remedy=Remedy("choose-format", formats="atlas-gguf, gguf, safetensors, npz"),
         )  # fmt: skip
     if options.native and target == "gguf":
         raise InvalidParamError(
@@ -313,6 +330,41 @@ def _convert_model(
         result.notes.append("this is the first shard alone, by its name: the other shards belong beside it")
     if done.exact is False:
         result.notes.append("the model's own metadata were edited since; the edits were kept")
+    return result
+
+
+def _convert_tensors(
+    source: Source, output: Output, target: str | None, options: ConvertOptions, progress: Progress | None
+) -> Converted:
+    """Write the tensors of a model in a format of arrays, or the model in another byte order."""
+    from atlas_kit.formats.gguf import GGUFFile
+
+    if options.native or (options.byte_order and target != "gguf"):
+        raise InvalidParamError(
+            "only a GGUF file has a byte order, and only one with the settings of a memory is ATLAS-native",
+            remedy=Remedy("choose-format", formats="gguf"),
+        )
+    with GGUFFile.open(source) as model:
+        named = "atlas-gguf" if "atlas.version" in model.metadata else "gguf"
+        result = Converted(source.name, named, _name(output), str(target), model.size, 0, None)
+        for shard in model.shards:
+            if isinstance(output, (str, os.PathLike)):
+                check_output(output, [shard.source], True)
+        if options.byte_order:
+            from atlas_kit.formats.gguf.byte_order import write_in_byte_order
+
+            with scratch_path(output, ".gguf") as path:
+                result.target_size = write_in_byte_order(path, model, options.byte_order)
+            if model.version < 3:
+                result.notes.append("the file is of version 3 now, the first with a byte order")
+            return result
+        from atlas_kit.operations.model_arrays import write_model_arrays
+
+        with output_file(output) as file:
+            result.notes += write_model_arrays(
+                model, file, str(target), dequantize=options.dequantize, progress=progress
+            )
+            result.target_size = file.tell()
     return result
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import Any
 
 from atlas_kit.codecs.json_text import named
-from atlas_kit.errors import InvalidParamError
+from atlas_kit.errors import InvalidParamError, NoSuchFileError, Remedy
 from atlas_kit.formats.detect import detect
 from atlas_kit.formats.opening import edit_memory
 from atlas_kit.operations import secrecy
@@ -39,7 +40,10 @@ class Stored:
 
 @dataclass
 class SetOptions:
-    """How to store a value. ``None`` keeps what the key had, or takes what suits the value."""
+    """How to store a value. ``None`` keeps what the key had, or takes what suits the value.
+
+    ``backup``: keep the file as it was, and so many in all. ``new``: make the file if there is none, whatever its name.
+    """
 
     type: str | None = None
     flags: int | None = None
@@ -48,19 +52,26 @@ class SetOptions:
     level: int | None = None
     is_array: bool = False
     version: int | None = None
-    backup: bool = False
+    backup: bool | int = False
+    new: bool = False
 
 
 def set_value(path: StrPath, key: str, value: bytes, options: SetOptions, keys: Keys | None = None) -> Stored:
-    """Store ``value`` under ``key``; a file that does not exist yet becomes a new memory file.
+    """Store ``value`` under ``key``.
+
+    A file that does not exist yet becomes a new memory file if its name ends in ``.atlas``, or if ``options.new``.
 
     Raises
     ------
+    NoSuchFileError
+        There is no such file, and its name is not that of a memory file.
     InvalidParamError
         The type is not one that the file knows, or the value is not of that type.
     """
     keys = Keys() if keys is None else keys
     if not os.path.lexists(path):
+        if not options.new and not os.fsdecode(path).lower().endswith(".atlas"):
+            raise no_such_file(path)
         return _set_in_memory(path, key, value, options, keys, new=True)
     with use_source(path) as source:
         kind = detect(source)
@@ -74,6 +85,18 @@ def set_value(path: StrPath, key: str, value: bytes, options: SetOptions, keys: 
             f"values can be set in .atlas and GGUF files, and this is {kind}", path=path,
             hint="Convert it to .atlas first.",
         )  # fmt: skip
+
+
+def no_such_file(path: StrPath) -> NoSuchFileError:
+    """Return the error for a file that is not there and is not made, with files of similar names as the hint."""
+    import difflib
+
+    folder, name = os.path.split(os.fsdecode(path))
+    close: list[str] = []
+    with contextlib.suppress(OSError):
+        close = difflib.get_close_matches(name, os.listdir(folder or "."), 3)
+    hint = f"Similar: {', '.join(os.path.join(folder, one) for one in close)}." if close else None
+    return NoSuchFileError("there is no such file", path=path, hint=hint, remedy=Remedy("new-file"))
 
 
 def _set_in_memory(

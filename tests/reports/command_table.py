@@ -23,7 +23,10 @@ READ_ONLY = {
     "recommend": "looks at a model",
     "hash": "reports hashes",
     "completion": "prints a script",
+    "grep": "prints what it finds",
 }
+#: Commands that write models, which are never encrypted, or the bytes of a file's parts as they are.
+MODELS = {"split", "join"}
 #: What writes memory files in a process of its own; tests/server/test_encryption.py is about its files.
 SERVES = {"serve"}
 
@@ -65,13 +68,36 @@ WRITING: dict[str, list[Callable[[Path, Path], Arguments]]] = {
         lambda d, f: ["set", d / "new.atlas", "more", "--from", d / "payload.txt", "--to", "atlas-v1"],
         lambda d, f: ["set", d / "new.atlas", "more", "--from", d / "payload.txt", "--to", "atlas-v3"],
     ],
+    "rename": [
+        lambda d, f: ["rename", f, "other", "renamed"],
+        lambda d, f: ["rename", f, "o*", "p*", "--glob", "--backup"],
+        lambda d, f: ["rename", f, "other", "renamed", "-o", d / "out.atlas"],
+        lambda d, f: ["rename", f, "other", "renamed", "-o", "-"],
+    ],
     "rm": [
         lambda d, f: ["rm", f, "other"],
         lambda d, f: ["rm", f, "other", "--backup"],
+        lambda d, f: ["rm", f, "other", "-o", d / "out.atlas"],
     ],
     "recover": [
         lambda d, f: ["recover", f, "--restore", "latest"],
         lambda d, f: ["recover", f, "--restore", "latest", "-o", d / "out.atlas"],
+    ],
+    "append": [
+        lambda d, f: ["append", f, "chat", "some more"],
+        lambda d, f: ["append", f, "chat", "some more", "--role", "user", "--backup"],
+        lambda d, f: ["append", d / "new.atlas", "more", "--from", d / "payload.txt"],
+    ],
+    "import": [
+        lambda d, f: ["import", f, d / "payload.jsonl"],
+        lambda d, f: ["import", f, d / "payload.jsonl", "--key", "chat", "--append", "--backup"],
+        lambda d, f: ["import", d / "new.atlas", d / "payload.jsonl"],
+    ],
+    "export": [
+        lambda d, f: ["export", f, "-o", d / "out.md"],
+        lambda d, f: ["export", f, "-o", d / "out.jsonl"],
+        lambda d, f: ["export", f, "-o", d / "out.sqlite"],
+        lambda d, f: ["export", f, "-o", d / "out", "--each"],
     ],
     "encrypt": [
         lambda d, f: ["encrypt", f],
@@ -92,7 +118,7 @@ WRITING: dict[str, list[Callable[[Path, Path], Arguments]]] = {
 
 def unlisted() -> list[str]:
     """Return the commands that are in no table, or in more than one."""
-    tables = [READ_ONLY, SERVES, WRITING]
+    tables = [READ_ONLY, SERVES, MODELS, WRITING]
     return [name for name in group.list_commands(None) if sum(name in table for table in tables) != 1]
 
 

@@ -54,6 +54,11 @@ def open_store(
     """
     top = source.read_upto(0, 8)
     if top[:4] != t.MAGIC:
+        from atlas_kit.formats.foreign import foreign_error
+
+        known = foreign_error(source)
+        if known is not None:
+            raise known
         what = "it is empty" if not top else "it does not start with ATLS"
         raise MagicMismatchError(
             f"this is not a .atlas file: {what}", path=source.path, offset=0, remedy=_without_magic(source)
@@ -185,7 +190,7 @@ class MemoryFile(MutableMapping[str, Entry]):
         *,
         create: bool = False,
         timeout: float = 10.0,
-        backup: bool = False,
+        backup: bool | int = False,
         version: int | None = None,
         **secret: Any,
     ) -> Iterator[MemoryFile]:
@@ -566,7 +571,7 @@ class MemoryFile(MutableMapping[str, Entry]):
         path: StrPath | None = None,
         *,
         version: int | None = None,
-        backup: bool = False,
+        backup: bool | int = False,
         force: bool = False,
         codec: str | None = None,
         level: int | None = None,
@@ -582,7 +587,8 @@ class MemoryFile(MutableMapping[str, Entry]):
         version
             1, 2 or 3; unchanged by default.
         backup
-            Keep the previous file as ``NAME.bak``.
+            Keep the previous file as ``NAME.bak``; a number above 1: and so many in all, older ones with their time in
+            the name.
         force
             Save although another process changed the file in the meantime.
         codec, level, shuffle
@@ -629,7 +635,7 @@ class MemoryFile(MutableMapping[str, Entry]):
         version: int | None,
         *,
         append: bool,
-        backup: bool = False,
+        backup: bool | int = False,
         force: bool = False,
         locked: bool = False,
         durable: bool = True,
@@ -687,7 +693,7 @@ class MemoryFile(MutableMapping[str, Entry]):
         self,
         target: str,
         version: int,
-        backup: bool,
+        backup: bool | int,
         durable: bool,
         options: tuple[str, int | None, bool, bool] | None,
     ) -> Cipher | None:

@@ -60,7 +60,7 @@ def to_native(
     out: StrPath,
     *,
     values: Mapping[str, Any] | None = None,
-    backup: bool = False,
+    backup: bool | int = False,
     progress: Progress | None = None,
 ) -> NativeResult:
     """Convert a stock GGUF file to an ATLAS-native one: all metadata and tensors kept, our keys added.
@@ -104,7 +104,7 @@ def _opened(path: Given, out: StrPath) -> GGUFFile:
 
 
 def _joined_native(
-    file: GGUFFile, out: StrPath, added: list[MetadataField], backup: bool, progress: Progress | None
+    file: GGUFFile, out: StrPath, added: list[MetadataField], backup: bool | int, progress: Progress | None
 ) -> int:
     """Write the shards of a model as one ATLAS-native file; its original is the one that they join to."""
     whole = joined(file)
@@ -183,7 +183,7 @@ def _source_fields(original: bytes, header_size: int, size: int, added: list[str
 
 
 def to_stock(
-    path: Given, out: StrPath, *, backup: bool = False, progress: Progress | None = None
+    path: Given, out: StrPath, *, backup: bool | int = False, progress: Progress | None = None
 ) -> NativeResult:
     """Convert an ATLAS-native GGUF file back to the stock file that it was made from, byte for byte.
 

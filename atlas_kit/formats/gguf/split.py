@@ -84,7 +84,7 @@ def write_whole(
     model: GGUFFile,
     whole: Whole,
     *,
-    backup: bool = False,
+    backup: bool | int = False,
     locked: bool = False,
     progress: Progress | None = None,
 ) -> int:

@@ -15,6 +15,7 @@ from atlas_kit.errors import (
     ConflictError,
     FileCorruptError,
     InvalidParamError,
+    Remedy,
     TruncatedError,
     VersionMismatchError,
 )
@@ -106,7 +107,7 @@ def write_gguf(
     *,
     version: int = 3,
     byte_order: str = "<",
-    backup: bool = False,
+    backup: bool | int = False,
     progress: Progress | None = None,
 ) -> int:
     """Write a GGUF file atomically and return its size.
@@ -138,7 +139,7 @@ def write_laid_out(
     step: int,
     byte_order: str = "<",
     *,
-    backup: bool = False,
+    backup: bool | int = False,
     locked: bool = False,
     progress: Progress | None = None,
 ) -> int:
@@ -346,7 +347,7 @@ def write_with_header(
     header: bytes,
     padding: bytes,
     *,
-    backup: bool = False,
+    backup: bool | int = False,
     locked: bool = False,
     progress: Progress | None = None,
 ) -> int:
@@ -374,7 +375,7 @@ def rebuilt_header(
     """
     scan = file.scan
     if not scan.complete:
-        raise FileCorruptError("a damaged header cannot be edited", path=file.path, hint="Repair it first.")
+        raise FileCorruptError("a damaged header cannot be edited", path=file.path, remedy=Remedy("mend"))
     schema = scan.layout
     kept = {id(item) for item in scan.fields}
     parts = [
