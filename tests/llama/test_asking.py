@@ -189,7 +189,9 @@ def test_question_and_answer_enter_the_conversation_without_what_was_read_again(
     said = [token.id for token in answer.tokens if token.id >= 0]
     expected = b"Question: Who built the bridge?\nAnswer:" + bytes(said)
     assert bytes(session.context_tokens) == expected
-    assert session.memory.tokens_seen == seen + len(expected) - len(said) - 1  # its own words it does not learn
+    assert (
+        session.memory.tokens_seen == seen + len(expected) - len(said) - 1
+    )  # its own words it does not learn
     assert [(kind, text) for kind, _, text in stored(session)][-2][1] == "Who built the bridge?"
     assert stored(session)[-1][0] == Kind.ASSISTANT
     assert session.talked == [("Who built the bridge?", answer.text)]
@@ -346,7 +348,9 @@ def test_what_plainly_asks_for_nothing(text, plainly):
 
 def test_nothing_is_looked_up_for_a_statement(session, monkeypatch):
     read = []
-    monkeypatch.setattr(Branch, "likelihood", lambda branch, tokens, asked: read.append(1) or _likelihood([], asked, 0))
+    monkeypatch.setattr(
+        Branch, "likelihood", lambda branch, tokens, asked: read.append(1) or _likelihood([], asked, 0)
+    )
     assert session.ask("My dog is called Rex.", recall=ALWAYS, keep=False, max_tokens=2).pieces
     assert read
     read.clear()
@@ -491,7 +495,9 @@ def test_a_later_turn_that_says_that_it_is_otherwise_corrects(later, gain, kind,
 def test_the_newest_comes_first_whatever_the_order_was(order, gains):
     """Nothing is lost, and what stands in front is the best one or a later one that helps."""
     texts = ["The cat is red.", "The cat is blue now.", "A dog barks.", "It rains again."]
-    pieces = [piece_of(texts[n % 4], gain, n, "assistant" if n > 5 else "user") for n, gain in enumerate(gains)]
+    pieces = [
+        piece_of(texts[n % 4], gain, n, "assistant" if n > 5 else "user") for n, gain in enumerate(gains)
+    ]
     ranked = sorted((pieces[n] for n in order), key=lambda piece: -piece.gain)
     found = newest_first(ranked, Recall())
     assert sorted(map(id, found)) == sorted(map(id, ranked))
