@@ -160,6 +160,8 @@ class Piece:
         Nats per token that it gains on the question; None where nobody read it.
     held
         It stands in the model's context, so that it is judged and not read again.
+    segment
+        Where the segment that it is of starts and stops, and the line there: what it can grow to.
     """
 
     text: str
