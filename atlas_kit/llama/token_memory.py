@@ -641,7 +641,8 @@ class TokenMemory:
             directions = np.asarray(to_host(found))
             even: Callable[[Array], Array] = self.rows.even
             if directions.any():
-                even = self.rows.evening(directions, float(self.state.parameters["rest"][0, 0]))
+                rest = float(self.state.parameters["rest"][0, 0])
+                even = self.rows.evening(directions, rest).__call__
             self._evening = found, even
         return self._evening[1](gradients)
 
