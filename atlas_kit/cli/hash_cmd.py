@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from atlas_kit.cli import _render
-from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options, one_stdin
+from atlas_kit.cli._options import (
+    FILE,
+    command_,
+    given,
+    json_option,
+    keys_options,
+    one_shard_option,
+    one_stdin,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,12 +56,13 @@ Examples:
 @click.option("--file-only", is_flag=True, help="Only the hash of the bytes.")
 @click.option("--identity", is_flag=True, help="Only which model a GGUF file is.")
 @click.option("--full", is_flag=True, help="With --identity: from every byte instead of samples.")
+@one_shard_option
 @json_option
 @keys_options
 @click.pass_context
 def command(
     context: click.Context, files: tuple[str, ...], algorithm: str, file_only: bool, identity: bool, full: bool,
-    as_json: bool, keys: Any,
+    one_shard: bool, as_json: bool, keys: Any,
 ) -> int:  # fmt: skip
     """Run the command."""
     one_stdin(files)
@@ -71,7 +80,14 @@ def command(
                 results.append(identify_model(given(file), full=full, progress=progress))
                 continue
             results.append(
-                hash_file(given(file), algorithm, parts=not file_only, keys=keys, progress=progress)
+                hash_file(
+                    given(file),
+                    algorithm,
+                    parts=not file_only,
+                    keys=keys,
+                    one_shard=one_shard,
+                    progress=progress,
+                )
             )
     return _render.emit_all(results, _text, as_json)
 

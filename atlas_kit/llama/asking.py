@@ -46,6 +46,27 @@ _LEANING = frozenset(
     él ella ellos eso esto ese esta allí entonces también
     """.split()  # noqa: SIM905 (a list of them would take a page)
 )
+#: What a statement of somebody begins with, in the languages that are known here.
+_STATES = frozenset(
+    """
+    i my we our he she it they his her their the this that these those there yes no ok okay thanks thank hello hi bye
+    ich mein meine wir unser unsere er sie es der die das ja nein danke hallo
+    je mon ma mes nous notre nos il elle le la les oui non merci bonjour
+    yo mi mis nosotros el los las sí no gracias hola
+    """.split()  # noqa: SIM905 (a list of them would take a page)
+)
+#: Words by which somebody asks for something without a question mark. In doubt it is a question.
+_ASKS = frozenset(
+    """
+    who whom whose what when where which why how tell remind name list show say explain describe give recall remember
+    know wonder ask question forgot forget look find please want need can could would should
+    wer wen wem wessen was wann wo wohin woher welche welcher welches warum wieso wie sag sage erzähl erzähle nenn nenne
+    zeig zeige erklär erkläre beschreib beschreibe erinnere erinner weiß weiss frage such bitte will kann
+    qui que quoi quand où quel quelle quels quelles pourquoi comment combien dis dites raconte rappelle nomme explique
+    montre sais cherche veux peux
+    quién qué cuándo dónde cuál cuáles cómo cuánto di dime cuenta recuerda explica muestra sé busca quiero puedes
+    """.split()  # noqa: SIM905
+)
 _LEANS = re.compile("[他她它那这其]|それ|その|彼")
 #: Tokens of an answer, where nobody says how many.
 MAX_TOKENS = 256
@@ -243,7 +264,9 @@ class _Talk:
 
 def found_for(session: Inside, question: str, leading: str, recall: Recall) -> list[Piece]:
     """Return what may help with a question behind ``leading``, where something is to be found at all."""
-    if recall.mode == "off" or len(session.engine.tokenize(question)) > LONGEST_QUESTION:
+    if recall.mode == "off" or (recall.mode == "auto" and states(question)):
+        return []
+    if len(session.engine.tokenize(question)) > LONGEST_QUESTION:
         return []
     assert session.episodes is not None
     return candidates(
@@ -259,3 +282,18 @@ def follows_up(question: str) -> bool:
     """
     found = words(question)
     return len(found) <= SHORT or not _LEANING.isdisjoint(found) or bool(_LEANS.search(question))
+
+
+def states(text: str) -> bool:
+    """Tell whether a text plainly asks for nothing, so that nothing need be looked up for it.
+
+    In doubt it asks: a question that is not looked up is worse than a statement that is.
+
+    >>> states("I like tea."), states("I like tea, and you?"), states("Tell me about tea."), states("My tea")
+    (True, False, False, False)
+    """
+    if not text.rstrip().endswith((".", "!")) or any(mark in text for mark in "?？؟;՞"):
+        return False
+    found = words(text)
+    folded = {word.casefold() for word in re.findall(r"[^\W_]+", text)}
+    return bool(found) and found[0] in _STATES and _ASKS.isdisjoint(folded.union(found))

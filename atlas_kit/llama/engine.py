@@ -135,6 +135,9 @@ class Engine(Protocol):
     #: Sequences that sessions have taken.
     taken: set[int]
 
+    def metadata(self, key: str) -> str | None:
+        """Return a value of the model's file as text; None where there is none, or a list of values."""
+
     @property
     def can_shift(self) -> bool:
         """Whether ``shift`` works with this model."""

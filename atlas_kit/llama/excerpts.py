@@ -5,6 +5,8 @@ Knows no model but by the likeness of tokens: what it gives is short, because re
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from atlas_kit.episodes import Episodes, Segment
@@ -14,10 +16,20 @@ from atlas_kit.llama.likeness import Question
 _ENDS = (".", "!", "?", "。", "！", "？", "।")
 
 
-def excerpt(
+class Window(NamedTuple):
+    """A few sentences of a segment: how like a question they are, common words, tokens, absolute positions."""
+
+    score: float
+    common: int
+    count: int
+    start: int
+    stop: int
+
+
+def windows(
     episodes: Episodes, segment: Segment, question: Question, said: frozenset[str], most: int
-) -> tuple[int, int]:
-    """Return the absolute positions of the sentences of a segment that are most like a question.
+) -> list[Window]:
+    """Return all runs of whole sentences of a segment that are not too long, each with how like a question it is.
 
     Parameters
     ----------
@@ -29,7 +41,7 @@ def excerpt(
     spans = _sentences(episodes, segment, most)
     nearest = [question.nearest(episodes.tokens(start, stop)) for start, stop in spans]
     held = [said.intersection(words(episodes.text(start, stop))) for start, stop in spans]
-    best, found = (-1.0, 0, 0), (0, 0)
+    found = []
     for first in range(len(spans)):
         together, common = np.ones(len(question.tails), np.float32), frozenset[str]()
         for last in range(first, len(spans)):
@@ -37,27 +49,56 @@ def excerpt(
             if count > most:
                 break
             together, common = np.minimum(together, nearest[last]), common | held[last]
-            # of those that are as like, the longest: what is asked for stands near what is asked with
-            rank = (question.score(together, segment.stop - segment.start), len(common), count)
-            if rank > best:
-                best, found = rank, (first, last)
-    return spans[found[0]][0], spans[found[1]][1]
+            score = question.score(together, segment.stop - segment.start)
+            found.append(Window(score, len(common), count, spans[first][0], spans[last][1]))
+    return found
+
+
+def excerpt(
+    episodes: Episodes, segment: Segment, question: Question, said: frozenset[str], most: int
+) -> tuple[int, int]:
+    """Return the absolute positions of the sentences of a segment that are most like a question.
+
+    Of those that are as like, the longest: what is asked for stands near what is asked with.
+    """
+    best = max(windows(episodes, segment, question, said, most), key=lambda one: one[:3], default=None)
+    return (0, 0) if best is None else (best.start, best.stop)
+
+
+def grown(episodes: Episodes, segment: Segment, start: int, stop: int, most: int) -> tuple[int, int]:
+    """Return a run of sentences with those of its segment around it: as many as there is room for.
+
+    What is asked for stands as often behind what is asked with as before it, so both sides grow in turn.
+    """
+    spans = _sentences(episodes, segment, most)
+    before = [first for first, _ in spans if first < start]
+    behind = [last for _, last in spans if last > stop]
+    while before or behind:
+        if behind and behind[0] - start > most:
+            behind = []
+        if before and stop - before[-1] > most:
+            before = []
+        if behind:
+            stop = behind.pop(0)
+        if before and stop - before[-1] <= most:
+            start = before.pop()
+    return start, stop
 
 
 def _sentences(episodes: Episodes, segment: Segment, most: int) -> list[tuple[int, int]]:
     """Return the spans of a segment's sentences and lines; longer ones are cut."""
     spans, start = [], segment.start
-    tokens = episodes.tokens(segment.start, segment.stop)
-    texts = [episodes.text(at, at + 1) for at in range(segment.start, segment.stop)]
-    half = max(1, most // 2)
-    for at in range(segment.start, segment.stop):
+    texts = episodes.texts(segment.start, segment.stop)
+    end = segment.start + len(texts)
+    longest = max(1, most)
+    for at in range(segment.start, end):
         behind = at + 1
         text = texts[at - segment.start]
-        after = texts[behind - segment.start] if behind < segment.stop else " "
+        after = texts[behind - segment.start] if behind < end else " "
         ended = text.endswith("\n") or (
             text.rstrip().endswith(_ENDS) and (after[:1].isspace() or not text.isascii())
         )
-        if ended or behind - start >= half or behind == segment.start + len(tokens):
+        if ended or behind - start >= longest or behind == end:
             spans.append((start, behind))
             start = behind
     return spans

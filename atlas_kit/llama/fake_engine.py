@@ -55,6 +55,10 @@ class FakeEngine:
             hybrid=not shiftable,
         )  # fmt: skip
 
+    def metadata(self, key: str) -> str | None:
+        """Return nothing: there is no file."""
+        return None
+
     @property
     def can_shift(self) -> bool:
         """Whether ``shift`` works."""

@@ -237,7 +237,7 @@ class OutputRows:
         """The mean row (n_embd,), estimated from ``SAMPLE`` rows spread over the vocabulary."""
         if self._mean is None:
             count = min(SAMPLE, self.n_vocab)
-            tokens = np.unique(np.linspace(0, self.n_vocab - 1, count).astype(np.int64))
+            tokens = _spread(self.n_vocab, count)
             self._mean = self._matrix(tokens).mean(axis=0)
         return self._mean
 
@@ -250,6 +250,13 @@ class OutputRows:
             self._evening = self._made_even()
         return self._evening(gradients)
 
+    @_alone
+    def prepare(self) -> None:
+        """Find out now what ``mean`` and ``even`` are made of, which takes some ten milliseconds once."""
+        if self._evening is None:
+            self._evening = self._made_even()
+        assert self.mean is not None
+
     def evening(self, directions: Array, rest: float) -> Evening:
         """Return what makes steps even over the directions in which gradients vary, of one size in all models.
 
@@ -259,7 +266,7 @@ class OutputRows:
             (k, n_embd) at right angles, each as long as the root of the mean square in it, and the mean square in all
             directions beside them.
         """
-        found = directions.astype(np.float64)
+        found, rest = directions.astype(np.float64), max(0.0, rest)
         square = np.square(found).sum(axis=1)
         kept = square > 1e-9 * max(float(square.sum()), 1e-30)
         square, found = square[kept], found[kept] / np.sqrt(square[kept])[:, None]
@@ -285,7 +292,7 @@ class OutputRows:
         """Return rows spread over the vocabulary (n, n_embd), less their mean."""
         if self._sampled is None:
             count = min(COVARIANCE_SAMPLE, self.n_vocab)
-            tokens = np.unique(np.linspace(0, self.n_vocab - 1, count).astype(np.int64))
+            tokens = _spread(self.n_vocab, count)
             rows = self._matrix(tokens).astype(np.float64)
             rows -= rows.mean(axis=0)
             self._sampled = rows
@@ -344,6 +351,12 @@ def logit_scale(architecture: str, value: float | None) -> float:
     if not value:
         return 1.0
     return 1 / value if architecture.startswith(DIVIDING) else value
+
+
+def _spread(n_vocab: int, count: int) -> Array:
+    """Return about ``count`` tokens in equal distances; ``np.unique`` would import NumPy's masked arrays for it."""
+    tokens = np.linspace(0, n_vocab - 1, count).astype(np.int64)
+    return tokens[np.diff(tokens, prepend=-1) > 0]
 
 
 def rows_of_model(file: GGUFFile, **options: Any) -> OutputRows:

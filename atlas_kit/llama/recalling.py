@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,8 @@ from atlas_kit.codecs.json_text import named
 from atlas_kit.episodes import TURNS, Episodes, Found, Kind, Segment
 from atlas_kit.episodes.words import words
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.llama.excerpts import excerpt
-from atlas_kit.llama.likeness import Near, likeness_of
+from atlas_kit.llama.excerpts import Window, grown, windows
+from atlas_kit.llama.likeness import Near, Question, likeness_of
 from atlas_kit.llama.steps import Work
 from atlas_kit.settings.atlas_settings import RECALLS, AtlasSettings
 
@@ -34,7 +35,11 @@ if TYPE_CHECKING:
 #: Segments that each search gives, of which the best together are read.
 WIDE = 24
 #: What searches among the turns alone, and for the same words, count beside that for what is like the question.
-TURNS_WEIGHT, WORDS_WEIGHT = 0.0, 0.1
+TURNS_WEIGHT, WORDS_WEIGHT = 0.0, 0.01
+#: Segments, of those found together, in whose sentences the pieces are looked for; what a segment's score counts there.
+SEARCHED, SEGMENT_WEIGHT = 64, 1.0
+#: Tokens that stand around a piece when it is judged, the question included, about.
+AROUND = 28
 #: Tokens of a question that are judged; of a longer one the last.
 JUDGED = 64
 #: Tokens of a text that is still taken for a question.
@@ -45,8 +50,24 @@ SEAM = 2
 
 #: Nats per token within which a later turn counts as a correction of an earlier one.
 CLOSE = 0.3
+#: Nats per token that what the model itself said counts less: it may be wrong, and would be its own source.
+ASSISTANT_LESS = 0.5
+#: What a correction gains, as a part of what the corrected one does: it seldom repeats all that the question says.
+CORRECTS_FROM = 0.5
+#: Words with which somebody says that something is otherwise than it was.
+_CHANGES = frozenset(
+    """
+    now anymore longer instead changed moved actually correction corrected meanwhile replaced postponed cancelled canceled
+    jetzt nun stattdessen geändert umgezogen inzwischen mittlerweile verschoben
+    maintenant désormais finalement changé déménagé reporté
+    ahora finalmente cambiado cambió
+    """.split()  # noqa: SIM905 (a list of them would take a page)
+)
+_CHANGED = re.compile("现在|不再|改|换|搬|今は|変|지금|이제")
 #: What of the context is judged, too, is as like the question as this part of the likest piece.
 AS_LIKE = 0.5
+#: Nats per token from which a piece need not gain more than the others.
+CLEAR = 0.6
 HELPS, STANDS = "it makes the question likelier", "what helps most stands in the context"
 
 
@@ -65,8 +86,15 @@ class Recall:
         more than 0.1, and most of the right pieces 0.4 to 3.8.
     candidates
         Pieces that the model reads to judge them, at most.
+    window
+        Tokens of a piece at most when it is judged.
+    read
+        Tokens that are read to judge them, at most, with the question behind each piece.
+    lead
+        Nats per token by which a piece that gains less than ``CLEAR`` must gain more than any other: on questions that
+        have nothing to do with what was read all pieces gain alike.
     tokens
-        Tokens of a piece at most. Shorter ones lose more answers than a small model gains from reading less: of 44
+        Tokens of a piece at most when it is read for the answer: the sentences around it are read, too. Shorter ones lose more answers than a small model gains from reading less: of 44
         questions SmolLM2-135M answered 30 from 112 tokens, 27 from 80 and 26 from 64.
     sure
         Nats per token at which nothing else is read, if the words are clear, too.
@@ -75,8 +103,11 @@ class Recall:
     mode: str = "auto"
     segments: int = 1
     gate: float = 0.3
-    candidates: int = 4
+    candidates: int = 12
     tokens: int = 112
+    window: int = 80
+    read: int = 480
+    lead: float = 0.1
     sure: float = 2.0
 
     def __post_init__(self) -> None:
@@ -139,6 +170,7 @@ class Piece:
     score: float
     gain: float | None = None
     held: bool = False
+    segment: tuple[int, int, int] | None = None
 
     @property
     def place(self) -> str:
@@ -150,7 +182,7 @@ class Piece:
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON-ready data."""
         found = dataclasses.asdict(self)
-        source, _ = found.pop("source"), found.pop("held")
+        source, _, _ = found.pop("source"), found.pop("held"), found.pop("segment")
         return {**named("source", source), **found}
 
 
@@ -210,21 +242,29 @@ def candidates(
     held = np.asarray(context, np.int32).tobytes()
     pieces: list[Piece] = []
     there: Piece | None = None
-    for segment, score in _merged(rows):
-        start, stop = excerpt(episodes, segment, like, leading, recall.tokens)
+    left = recall.read
+    for segment, window, score in _windows(
+        episodes, _merged(rows), like, leading, min(recall.window, recall.tokens)
+    ):
+        start, stop = window.start, window.stop
         inside = episodes.text(start, stop)
-        said_there = episodes.tokens(start, stop)
         if not set(words(inside)) - said or _is_question(segment, inside):
             continue
-        known = _in_context(said_there, held)
+        known = _in_context(episodes.tokens(start, stop), held)
         if known and there is not None:
             continue
         line = segment.line + episodes.text(segment.start, start).count("\n")
         kind = segment.kind.name.lower()
-        piece = Piece(inside, kind, segment.source, segment.time_ms, start, stop, line, score, held=known)
+        piece = Piece(
+            inside, kind, segment.source, segment.time_ms, start, stop, line, score,
+            held=known, segment=(segment.start, segment.stop, segment.line),
+        )  # fmt: skip
         if known:
             there = piece
             continue
+        left -= window.count + AROUND
+        if pieces and left < 0:
+            break
         pieces.append(piece)
         if len(pieces) == recall.candidates:
             break
@@ -233,27 +273,40 @@ def candidates(
     return pieces
 
 
+def _windows(
+    episodes: Episodes, found: Sequence[Found], like: Question, said: frozenset[str], most: int
+) -> Iterator[tuple[Segment, Window, float]]:
+    """Give runs of sentences of what was found, those most like the question first; none overlaps another."""
+    every = [
+        (window, segment, score)
+        for segment, score in found[:SEARCHED]
+        for window in windows(episodes, segment, like, said, most)
+    ]
+    best = max((window.score for window, _, _ in every), default=0.0) or 1.0
+    ranked = [
+        ((window.score / best + SEGMENT_WEIGHT * score, window.common, window.count), window, segment)
+        for window, segment, score in every
+    ]
+    taken: list[Window] = []
+    for (score, _, _), window, segment in sorted(ranked, key=lambda one: one[0], reverse=True):
+        if not any(window.start < other.stop and other.start < window.stop for other in taken):
+            taken.append(window)
+            yield segment, window, score
+
+
 def _as_found(episodes: Episodes, near: Near) -> Found:
     return Found(episodes.segment(near.block), near.score)
 
 
 def _merged(rows: Sequence[tuple[float, Sequence[Found]]]) -> list[Found]:
-    """Return what several searches found, best first, none overlapping: their scores, as parts of the best, weighed."""
+    """Return what several searches found, best first: their scores, as parts of the best, weighed."""
     totals: dict[tuple[int, int], tuple[float, Segment]] = {}
     for weight, row in rows:
         for segment, score in row:
             place = segment.start, segment.stop
             before = totals[place][0] if place in totals else 0.0
             totals[place] = before + weight * score / row[0].score, segment
-    found: list[Found] = []
-    for total, segment in sorted(totals.values(), key=lambda one: -one[0]):
-        if not any(_overlap(segment, other.segment) for other in found):
-            found.append(Found(segment, total))
-    return found
-
-
-def _overlap(one: Segment, other: Segment) -> bool:
-    return one.start < other.stop and other.start < one.stop
+    return [Found(segment, total) for total, segment in sorted(totals.values(), key=lambda one: -one[0])]
 
 
 def _is_question(segment: Segment, text: str) -> bool:
@@ -299,42 +352,44 @@ def recalling(
     branch.back(begun)
     yield from branch.read([*last, *form.lead])
     led = branch.place()
-    best: tuple[float, Place] | None = None
+    best: tuple[float, Piece, Place] | None = None
     read: list[Piece] = []
     for number, piece in enumerate(found):
         branch.back(led)
         tokens = [*branch.plain(episodes.tokens(piece.start, piece.stop)), *form.middle, *rest]
         likelihood = yield from branch.likelihood(tokens, judged)
         gain = (likelihood - plain) / len(judged)
-        read.append(dataclasses.replace(piece, gain=gain))
+        piece = dataclasses.replace(piece, gain=gain)
+        read.append(piece)
         over = number + 1 == len(found) or _sure(gain, found, number, recall)
-        if best is None or gain > best[0]:
-            best = gain, branch.place(leaves=not over)
+        if best is None or _worth(piece) > best[0]:
+            best = _worth(piece), piece, branch.place(leaves=not over)
         if over:
             break
-    assert best is not None
-    ordered = newest_first(sorted(read, key=lambda piece: -(piece.gain or 0.0)), recall)
-    if recall.mode == "auto" and best[0] < recall.gate:
-        return Recalled((), tuple(ordered), best[0], "nothing that was found helps enough")
+    ordered = newest_first(sorted(read, key=lambda piece: -_worth(piece)), recall)
+    if recall.mode == "auto" and not (_taken(ordered[0], recall) and _stands_out(read, recall)):
+        return Recalled((), tuple(ordered), ordered[0].gain, "nothing that was found helps enough")
     if any(piece.held and _outdates(piece, ordered[0], recall) for piece in read):
-        return Recalled((), tuple(ordered), best[0], STANDS)
+        return Recalled((), tuple(ordered), ordered[0].gain, STANDS)
     likely = [piece for piece in ordered if not piece.held]
     taken = [piece for piece in likely[: recall.segments] if _taken(piece, recall)] or likely[:1]
-    if behind is None and len(taken) == 1 and taken[0].gain == best[0]:
-        branch.back(best[1])
-        return Recalled(tuple(taken), tuple(ordered), best[0], HELPS)
+    shown = [_grown(episodes, piece, recall) for piece in taken]
+    found_gain = ordered[0].gain
+    if behind is None and best is not None and shown == [best[1]]:
+        branch.back(best[2])
+        return Recalled(tuple(shown), tuple(ordered), found_gain, HELPS)
     if behind is None:
         branch.back(led)
     else:
         branch.back(start)
         form, asked = behind
         yield from branch.read([*form.before, *form.lead])
-    taken.sort(key=lambda piece: piece.start)
-    for number, piece in enumerate(taken):
+    shown.sort(key=lambda piece: piece.start)
+    for number, piece in enumerate(shown):
         inside = branch.plain(episodes.tokens(piece.start, piece.stop))
         yield from branch.read([*(form.parts if number else ()), *inside])
     yield from branch.read([*form.middle, *asked])
-    return Recalled(tuple(taken), tuple(ordered), best[0], HELPS)
+    return Recalled(tuple(shown), tuple(ordered), found_gain, HELPS)
 
 
 def _outdates(there: Piece, first: Piece, recall: Recall) -> bool:
@@ -346,27 +401,76 @@ def _outdates(there: Piece, first: Piece, recall: Recall) -> bool:
 def newest_first(pieces: list[Piece], recall: Recall) -> list[Piece]:
     """Put in front, of turns that help nearly as much as the best one, the newest: what was said later corrects.
 
-    So does the same document, read again later.
+    So does the same document, read again later, and a later turn that helps less but says that something is otherwise
+    now: it is about the same as the best one where both hold a word that few of the others do.
     """
     first = pieces[0]
     close = [
         piece
         for piece in pieces
-        if (first.gain or 0.0) - (piece.gain or 0.0) <= CLOSE
+        if _worth(first) - _worth(piece) <= CLOSE
         and _taken(piece, recall)
         and (piece.kind != "document" if first.kind != "document" else piece.source == first.source)
+        and (piece.kind != "assistant" or first.kind == "assistant")  # which corrects nobody else
     ]
     if first.kind == "document":  # within one reading of it, nothing corrects what stands before
         close = [piece for piece in close if piece.time_ms > first.time_ms]
+    else:
+        close += [piece for piece in pieces if _corrects(piece, first, pieces, recall)]
     newest = max(close, key=lambda piece: (piece.time_ms, piece.start), default=first)
     return [newest, *(piece for piece in pieces if piece is not newest)]
 
 
+def _corrects(piece: Piece, first: Piece, pieces: Sequence[Piece], recall: Recall) -> bool:
+    """Tell whether a later turn of the user says that what stands in an earlier one is otherwise now."""
+    if piece.kind != "user" or not _taken(piece, recall) or _worth(piece) < CORRECTS_FROM * _worth(first):
+        return False
+    said = frozenset(words(piece.text))
+    if _CHANGES.isdisjoint(said) and not _CHANGED.search(piece.text):
+        return False
+    return _same_matter(piece, first, pieces)
+
+
+def _same_matter(one: Piece, other: Piece, pieces: Sequence[Piece]) -> bool:
+    """Tell whether two turns are about the same: both hold a word that few of all pieces do."""
+    if "document" in (one.kind, other.kind):
+        return False
+    held = [frozenset(words(piece.text)) for piece in pieces]
+    few = max(2, len(held) // 2)
+    common = frozenset(words(one.text)).intersection(words(other.text))
+    return any(sum(word in said for said in held) <= few for word in common)
+
+
 def _taken(piece: Piece, recall: Recall) -> bool:
-    return recall.mode == "always" or (piece.gain is not None and piece.gain >= recall.gate)
+    return recall.mode == "always" or (piece.gain is not None and _worth(piece) >= recall.gate)
 
 
 def _sure(gain: float, found: Sequence[Piece], number: int, recall: Recall) -> bool:
     """Tell whether nothing else need be read: words and model agree."""
     rivals = [piece.score for piece in found[number + 1 :]]
     return gain >= recall.sure and all(score < 0.6 * found[number].score for score in rivals)
+
+
+def _stands_out(read: Sequence[Piece], recall: Recall) -> bool:
+    """Tell whether the best piece gains much, or at least more than any other: what all of them do is chance."""
+    best = max(read, key=_worth)
+    rivals = [_worth(piece) for piece in read if piece is not best and not _same_matter(piece, best, read)]
+    return _worth(best) >= CLEAR or _worth(best) - max(rivals, default=-math.inf) >= recall.lead
+
+
+def _worth(piece: Piece) -> float:
+    """Return what a piece counts, in nats per token: less where the model itself said it, which may be wrong."""
+    return (piece.gain or 0.0) - (ASSISTANT_LESS if piece.kind == "assistant" else 0.0)
+
+
+def _grown(episodes: Episodes, piece: Piece, recall: Recall) -> Piece:
+    """Return a piece with the sentences around it."""
+    if piece.segment is None:
+        return piece
+    first, last, line = piece.segment
+    segment = Segment(first, last, Kind[piece.kind.upper()], piece.source, piece.time_ms, line)
+    start, stop = grown(episodes, segment, piece.start, piece.stop, recall.tokens)
+    if (start, stop) == (piece.start, piece.stop):
+        return piece
+    line += episodes.text(first, start).count("\n")
+    return dataclasses.replace(piece, text=episodes.text(start, stop), start=start, stop=stop, line=line)

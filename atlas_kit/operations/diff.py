@@ -91,10 +91,14 @@ class Comparison:
 
 @dataclass
 class DiffOptions:
-    """``tolerance``: numbers that differ by no more are equal. ``strict``: times and order count too."""
+    """``tolerance``: numbers that differ by no more are equal. ``strict``: times and order count too.
+
+    ``one_shard``: of a split model, only the file that is given.
+    """
 
     tolerance: float = 0.0
     strict: bool = False
+    one_shard: bool = False
 
 
 def diff_files(
@@ -103,7 +107,8 @@ def diff_files(
 ) -> Comparison:  # fmt: skip
     """Compare two memory files (of any format that holds entries), or two models."""
     options = options or DiffOptions()
-    with open_given(first, keys) as a, open_given(second, keys) as b:
+    one = options.one_shard
+    with open_given(first, keys, one_shard=one) as a, open_given(second, keys, one_shard=one) as b:
         if (a.kind == "gguf") != (b.kind == "gguf"):
             raise InvalidParamError(
                 f"a model and a memory file cannot be compared: {a.name} is {a.kind}, {b.name} is {b.kind}"
@@ -435,10 +440,12 @@ def _diff_models(
 
 
 def _pairs(model: GGUFFile, options: DiffOptions) -> dict[str, MetadataField]:
-    """Return the metadata, without the key that only keeps room for later edits."""
+    """Return the metadata, without keys of layout: room for later edits, the number of files."""
+    from atlas_kit.formats.gguf.shards import SPLIT_KEYS
     from atlas_kit.formats.gguf.tables import PAD_KEY
 
-    return {key: row for key, row in model.metadata.items() if options.strict or key != PAD_KEY}
+    skipped = () if options.strict else (PAD_KEY, *SPLIT_KEYS)
+    return {key: row for key, row in model.metadata.items() if key not in skipped}
 
 
 def _field_text(row: MetadataField) -> str:

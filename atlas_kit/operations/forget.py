@@ -26,7 +26,7 @@ from atlas_kit.errors import (
     WrongModelError,
 )
 from atlas_kit.formats.atlas.tables import DataType
-from atlas_kit.formats.opening import open_memory
+from atlas_kit.formats.opening import open_memory, require_encrypted
 from atlas_kit.persistence.entry_keys import DESCRIPTION, EPISODES
 from atlas_kit.storage.given import Given, name_of
 from atlas_kit.storage.keys import Keys
@@ -196,6 +196,7 @@ def forget(
         raise InvalidParamError("to find words in the memory, its model must be given", key="about")
     keys = Keys() if keys is None else keys
     with open_memory(path, keys) as file:
+        require_encrypted(file, keys)
         store = _store(file, words)
         result = Forgotten(os.fsdecode(path), dry_run, learned=DESCRIPTION in file)
         if (source := _source(store, choice.source, result)) is not None or choice.source is None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import Any
 
 from atlas_kit.codecs.json_text import named
-from atlas_kit.errors import InvalidParamError
+from atlas_kit.errors import InvalidParamError, NoSuchFileError, Remedy
 from atlas_kit.formats.detect import detect
 from atlas_kit.formats.opening import edit_memory
-from atlas_kit.operations.inputs import unknown_format
+from atlas_kit.operations import secrecy
+from atlas_kit.operations.inputs import require_metadata, unknown_format
 from atlas_kit.storage.given import Given, name_of, use_source
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source, StrPath
@@ -38,7 +40,10 @@ class Stored:
 
 @dataclass
 class SetOptions:
-    """How to store a value. ``None`` keeps what the key had, or takes what suits the value."""
+    """How to store a value. ``None`` keeps what the key had, or takes what suits the value.
+
+    ``backup``: keep the file as it was, and so many in all. ``new``: make the file if there is none, whatever its name.
+    """
 
     type: str | None = None
     flags: int | None = None
@@ -47,24 +52,31 @@ class SetOptions:
     level: int | None = None
     is_array: bool = False
     version: int | None = None
-    backup: bool = False
+    backup: bool | int = False
+    new: bool = False
 
 
 def set_value(path: StrPath, key: str, value: bytes, options: SetOptions, keys: Keys | None = None) -> Stored:
-    """Store ``value`` under ``key``; a file that does not exist yet becomes a new memory file.
+    """Store ``value`` under ``key``.
+
+    A file that does not exist yet becomes a new memory file if its name ends in ``.atlas``, or if ``options.new``.
 
     Raises
     ------
+    NoSuchFileError
+        There is no such file, and its name is not that of a memory file.
     InvalidParamError
         The type is not one that the file knows, or the value is not of that type.
     """
     keys = Keys() if keys is None else keys
     if not os.path.lexists(path):
+        if not options.new and not os.fsdecode(path).lower().endswith(".atlas"):
+            raise no_such_file(path)
         return _set_in_memory(path, key, value, options, keys, new=True)
     with use_source(path) as source:
         kind = detect(source)
         if kind == "gguf":
-            return _set_in_model(source, key, value, options)
+            return _set_in_model(source, key, value, options, keys)
         if kind == "atlas":
             return _set_in_memory(source, key, value, options, keys, new=False)
         if kind is None:
@@ -73,6 +85,18 @@ def set_value(path: StrPath, key: str, value: bytes, options: SetOptions, keys: 
             f"values can be set in .atlas and GGUF files, and this is {kind}", path=path,
             hint="Convert it to .atlas first.",
         )  # fmt: skip
+
+
+def no_such_file(path: StrPath) -> NoSuchFileError:
+    """Return the error for a file that is not there and is not made, with files of similar names as the hint."""
+    import difflib
+
+    folder, name = os.path.split(os.fsdecode(path))
+    close: list[str] = []
+    with contextlib.suppress(OSError):
+        close = difflib.get_close_matches(name, os.listdir(folder or "."), 3)
+    hint = f"Similar: {', '.join(os.path.join(folder, one) for one in close)}." if close else None
+    return NoSuchFileError("there is no such file", path=path, hint=hint, remedy=Remedy("new-file"))
 
 
 def _set_in_memory(
@@ -130,16 +154,18 @@ def _read_npy(data: bytes) -> Any:
         raise InvalidParamError(f"the value is not a .npy array: {str(error).splitlines()[0]}") from error
 
 
-def _set_in_model(source: Source, key: str, value: bytes, options: SetOptions) -> Stored:
+def _set_in_model(source: Source, key: str, value: bytes, options: SetOptions, keys: Keys) -> Stored:
     from atlas_kit.formats.gguf import GGUFFile, MetadataField, Set, ValueType, edit_metadata
     from atlas_kit.formats.gguf.tables import describe_key, value_type_name, value_type_of_name
     from atlas_kit.operations.gguf_values import parse_value
 
+    secrecy.require_no_secret(keys, path=source.name)
     if options.is_array or options.codec or options.timestamp is not None or options.flags is not None:
         raise InvalidParamError(
             "GGUF metadata have no flags, timestamp, codec or .npy arrays", path=source.path
         )
     with GGUFFile.open(source, shards=False) as model:
+        require_metadata(model, [key])
         old = model.metadata.get(key)
         named_type = value_type_of_name(options.type) if options.type else None
         if options.type and named_type is None:

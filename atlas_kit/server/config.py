@@ -499,8 +499,8 @@ class ServerConfig(MemoryRows):
     grammars: bool = row(
         True,
         bool,
-        "Let requests bring grammars of their own. One of a few lines can keep llama.cpp busy for ever: leave them out "
-        "where strangers may ask. Schemas and tools make theirs nonetheless.",
+        "Let requests bring grammars of their own; those that would keep llama.cpp busy for ever are refused. Schemas "
+        "and tools make theirs in any case.",
         "grammars",
         off=("no-grammars",),
         group="Network",

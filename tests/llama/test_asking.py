@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from atlas_kit.episodes import Kind
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama import AtlasSession, AtlasSettings, FakeEngine, Sampling, Scheduler
-from atlas_kit.llama.asking import asking, follows_up
+from atlas_kit.llama.asking import asking, follows_up, states
 from atlas_kit.llama.asking_prompts import Form
 from atlas_kit.llama.branching import Branch
 from atlas_kit.llama.recalling import Piece, Recall, candidates, newest_first, recalling
@@ -194,7 +197,7 @@ def test_question_and_answer_enter_the_conversation_without_what_was_read_again(
 def test_the_gate(session):
     def ask(**options):
         return session.ask(
-            "Who built the bridge?", recall=Recall(tokens=64, **options), keep=False, max_tokens=2
+            "Who built the bridge?", recall=Recall(tokens=64, lead=-9.0, **options), keep=False, max_tokens=2
         )
 
     gain = ask(mode="always").recalled.gain
@@ -301,6 +304,31 @@ def test_what_is_a_follow_up(question, leans):
     assert follows_up(question) is leans
 
 
+@pytest.mark.parametrize(
+    ("text", "plainly"),
+    [
+        ("I like tea.", True), ("It rains!", True), ("Ich mag Tee.", True), ("Thanks.", True),
+        ("I like tea, and you?", False), ("I forgot the name of the dog.", False), ("My dog's name", False),
+        ("The capital of France is", False), ("Tell me about tea.", False), ("Erzähl mir von Tee.", False),
+        ("Je veux savoir son nom.", False), ("我喜欢茶。", False), ("Скажи мне имя.", False), ("...", False), ("", False),
+    ],
+)  # fmt: skip
+def test_what_plainly_asks_for_nothing(text, plainly):
+    assert states(text) is plainly
+
+
+def test_nothing_is_looked_up_for_a_statement(session, monkeypatch):
+    read = []
+    monkeypatch.setattr(Branch, "likelihood", lambda branch, tokens, asked: read.append(1) or _likelihood([], asked, 0))
+    assert session.ask("My dog is called Rex.", recall=ALWAYS, keep=False, max_tokens=2).pieces
+    assert read
+    read.clear()
+    for keep in (False, True):
+        said = session.ask("My dog is called Rex.", recall=Recall(tokens=64), keep=keep, max_tokens=2)
+        assert (said.pieces, said.recalled.candidates, read) == ((), (), [])
+    assert session.ask("My dog is called?", recall=Recall(tokens=64), max_tokens=2).recalled.candidates
+
+
 def test_a_context_that_is_full(session):
     session.feed("abc " * 120, kind=None)
     before = inside(session)
@@ -401,6 +429,80 @@ def test_what_was_said_later_corrects(engine):
         answer = session.ask("Where is the car?", recall=ALWAYS, keep=False, max_tokens=2)
         texts = [piece.text for piece in answer.recalled.candidates]
         assert texts.index("The car is in Lake Street.") < texts.index("The car is in Mill Street.")
+
+
+def piece_of(text, gain, start=0, kind="user"):
+    return Piece(text, kind, "", start, start, start + 9, 1, 1.0, gain)
+
+
+OTHERS = [piece_of(f"Something else that is the matter of number{n}.", 0.1 - n / 10, n) for n in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("later", "gain", "kind", "corrects"),
+    [
+        ("The lodger pays 600 from May on instead.", 1.2, "user", True),
+        ("I moved the lodger to the attic.", 1.1, "user", True),
+        ("The lodger is from Porto.", 1.2, "user", False),  # says nothing of a change
+        ("The garage is 90 pounds now.", 1.2, "user", False),  # another matter
+        ("The lodger pays 600 now.", 0.9, "user", False),  # helps too little
+        ("The lodger pays 600 now.", 1.2, "assistant", False),  # only said by the model
+        ("Der Lodger zahlt jetzt 600.", 1.2, "user", True),
+    ],
+)
+def test_a_later_turn_that_says_that_it_is_otherwise_corrects(later, gain, kind, corrects):
+    old = piece_of("The lodger pays 640.", 2.0, 100)
+    pieces = [old, piece_of(later, gain, 900, kind), *OTHERS]
+    found = newest_first(pieces, Recall())
+    assert (found[0].text == later) is corrects
+    assert sorted(found, key=id) == sorted(pieces, key=id)
+    earlier = dataclasses.replace(pieces[1], start=1, time_ms=1)
+    assert newest_first([old, earlier, *OTHERS], Recall())[0] is old
+
+
+@given(st.permutations(range(8)), st.lists(st.floats(-1, 4), min_size=8, max_size=8))
+def test_the_newest_comes_first_whatever_the_order_was(order, gains):
+    """Nothing is lost, and what stands in front is the best one or a later one that helps."""
+    texts = ["The cat is red.", "The cat is blue now.", "A dog barks.", "It rains again."]
+    pieces = [piece_of(texts[n % 4], gain, n, "assistant" if n > 5 else "user") for n, gain in enumerate(gains)]
+    ranked = sorted((pieces[n] for n in order), key=lambda piece: -piece.gain)
+    found = newest_first(ranked, Recall())
+    assert sorted(map(id, found)) == sorted(map(id, ranked))
+    assert found[0] is ranked[0] or (found[0].start > ranked[0].start and found[0].gain >= Recall().gate)
+
+
+def test_what_the_model_said_itself_counts_less(engine, monkeypatch):
+    """Where the user said something that helps as much, that is read again; alone it must help more."""
+    monkeypatch.setattr(
+        Branch, "likelihood",
+        lambda branch, tokens, asked: _likelihood(tokens, asked, 0.7),
+    )  # fmt: skip
+    for said, gain in (("It is Tom.", 0.9), ("It is Jerry.", 0.7)):
+        with AtlasSession(engine, SETTINGS) as session:
+            session.remember(Kind.ASSISTANT, said)
+            alone = session.ask("What is my cat called?", recall=Recall(), keep=False, max_tokens=2)
+            assert alone.recalled.gain == pytest.approx(gain)
+            assert bool(alone.pieces) is (gain > 0.8)
+    with AtlasSession(engine, SETTINGS) as session:
+        session.remember(Kind.USER, "My cat is Jerry.")
+        session.remember(Kind.ASSISTANT, "It is Tom.")
+        answer = session.ask("What is my cat called?", recall=Recall(), keep=False, max_tokens=2)
+        assert [piece.kind for piece in answer.pieces] == ["user"]
+
+
+@pytest.mark.parametrize(("best", "next_one", "taken"), [(0.35, 0.34, 0), (0.35, 0.2, 1), (0.7, 0.69, 1)])
+def test_what_all_pieces_do_is_chance(engine, monkeypatch, best, next_one, taken):
+    def likelihood(branch, tokens, asked):
+        yield from ()
+        text = bytes(tokens)
+        return len(asked) * (best if b"tower" in text else next_one if b"river" in text else 0.0)
+
+    monkeypatch.setattr(Branch, "likelihood", likelihood)
+    with AtlasSession(engine, SETTINGS) as session:
+        session.remember(Kind.DOCUMENT, "The tower is high.", "a")
+        session.remember(Kind.DOCUMENT, "The river is long.", "b")
+        answer = session.ask("Is the tower or the river old?", recall=Recall(), keep=False, max_tokens=2)
+        assert len(answer.pieces) == taken
 
 
 def test_a_document_does_not_correct_itself():

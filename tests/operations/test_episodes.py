@@ -292,4 +292,5 @@ def test_repair_leaves_whole_ones_alone(memory, tmp_path):
     path = memory("m", BOOK, TALK)
     result = repair_file(path, tmp_path / "out.atlas")
     assert (result.exit_code, result.rescue.notes) == (0, [])
-    assert texts_in(tmp_path / "out.atlas") == [BOOK[2], TALK[2]]
+    assert not (tmp_path / "out.atlas").exists()
+    assert texts_in(path) == [BOOK[2], TALK[2]]

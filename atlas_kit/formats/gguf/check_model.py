@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from atlas_kit.errors import Remedy
 from atlas_kit.formats.gguf import architectures
 from atlas_kit.formats.gguf.architectures import MAX_LAYERS
+from atlas_kit.formats.gguf.check_decode import check_decode
 from atlas_kit.formats.gguf.check_tensors import check_tensors
 from atlas_kit.formats.gguf.tables import ValueType, value_type_name
 from atlas_kit.formats.gguf.tensors import TensorInfo
@@ -112,6 +113,8 @@ def check_model(
     elif architecture is not None:
         _check_layers(report, known, architecture)
         check_tensors(report, known, architecture, tensors, tokens)
+        if architecture not in architectures.NOT_LOADABLE:
+            check_decode(report, known, architecture, tensors)
 
 
 # --- what kind of file ------------------------------------------------------------------------------------
