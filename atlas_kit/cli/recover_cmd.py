@@ -15,6 +15,7 @@ from atlas_kit.cli._options import (
     json_option,
     keys_options,
     output_option,
+    quiet_option,
 )
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ Examples:
 @output_option("Restore to OUTPUT instead of FILE.")
 @force_option
 @decrypt_option
+@quiet_option
 @json_option
 @keys_options
 def command(
