@@ -71,7 +71,8 @@ REMEDIES: dict[str, str] = {
     "choose-format": "Choose one of these formats: {formats}.",
     "make-native": "Choose the format atlas-gguf, or settings, to make it ATLAS-native.",
     "leave-settings-out": "Leave out the memory and its settings.",
-    "quantise": "Quantise it to f16, bf16 or q8_0.",
+    "quantise": "Quantise it, for example to q8_0 or q4_k_m.",
+    "requantise": "Start from the model before that, or allow it to be quantised again.",
     "name-output": "Name the file to write.",
     "overwrite": "Allow it to be overwritten, or choose another name.",
     "overwrite-sidecar": "Move it away, or allow it to be overwritten.",
@@ -89,6 +90,8 @@ REMEDIES: dict[str, str] = {
     "set-type": "Set it again, as a value of type {type}.",
     "set-missing": "Convert the model again, or set the key.",
     "change-value": "Change the value, or convert the model again.",
+    "remove-tensor": "Remove the tensor, or convert the model again.",
+    "rename-tensor": "Rename the tensor.",
     # secrets
     "give-secret": "Give a passphrase or a key.",
     "give-new-secret": "Give a new passphrase or key.",

@@ -141,7 +141,7 @@ def make_talk(path, model):
 
 TINY = "sample_data/models/tiny-python.gguf"
 #: Commands whose examples run a model.
-WITH_MODEL = {"run", "serve", "learn", "ask", "forget", "perplexity", "recall"}
+WITH_MODEL = {"run", "serve", "learn", "ask", "forget", "perplexity", "recall", "compress"}
 
 
 @pytest.fixture(

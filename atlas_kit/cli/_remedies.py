@@ -35,7 +35,8 @@ WORDS: dict[str, str] = {
     "choose-format": "Use --to with one of: {formats}.",
     "make-native": "Give --to atlas-gguf, --auto or a setting such as --window-size to make it ATLAS-native.",
     "leave-settings-out": "Leave out --auto, --memory and settings.",
-    "quantise": "Use --quantize f16, bf16 or q8_0.",
+    "quantise": "Use --quantize TYPE, for example q8_0 or q4_k_m.",
+    "requantise": "Start from the model before that, or use --requantize.",
     "name-output": "Give -o OUTPUT, or --dry-run.",
     "overwrite": "Use --force to overwrite it, or another name.",
     "overwrite-sidecar": "Move it away, or overwrite it with --force.",
@@ -53,6 +54,8 @@ WORDS: dict[str, str] = {
     "set-type": "Set it again: atlas-tool set {FILE} {key} VALUE --type {type}",
     "set-missing": "Convert the model again, or set it: atlas-tool set {FILE} {key} VALUE",
     "change-value": "Change it with: atlas-tool set {FILE} {key} VALUE, or convert again.",
+    "remove-tensor": "Remove it with: atlas-tool rm {FILE} {key}, or convert the model again.",
+    "rename-tensor": "Rename it with: atlas-tool rename {FILE} {key} NAME",
     # secrets
     "give-secret": "Give --passphrase-file or --key-file, or set ATLAS_PASSPHRASE.",
     "give-new-secret": "Give --new-passphrase-file or --new-key-file.",

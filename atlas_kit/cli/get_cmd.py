@@ -29,8 +29,10 @@ from atlas_kit.cli._options import (
 Print values, or save them to files.
 
 The exact bytes of an entry's payload go to standard output, checked against their checksum. A metadata value
-of a GGUF model is printed as text, an array one element a line; a tensor gives its bytes. Binary data is not
-written to a terminal. --json describes the value as well, and shows what is not text as base64.
+of a GGUF model is printed as text, an array one element a line, with line breaks and backslashes in it as \\n and
+\\\\; a tensor gives its bytes. Binary data is not written to a terminal. --npy gives a tensor's numbers, which are
+float32 where it is quantised; with --raw they are what is stored. --json describes the value as well, and shows
+what is not text as base64.
 
 Of several KEYs each value is printed below a line `==> KEY <==`; -o OUTPUT is then a folder for a file each, and --json
 prints a list. All of them are there, or nothing is printed.
@@ -51,6 +53,7 @@ Examples:
 @output_option("Save the value to OUTPUT instead of printing it; of several values, to files in OUTPUT.")
 @force_option
 @click.option("--npy", is_flag=True, help="Give a tensor as a .npy file.")
+@click.option("--raw", is_flag=True, help="With --npy: quantised blocks and bfloat16 as they are stored.")
 @click.option(
     "-m", "--model", type=click.Path(), metavar="MODEL", help="The model whose tokens a memory holds."
 )
@@ -63,6 +66,7 @@ def command(
     output: str | None,
     force: bool,
     npy: bool,
+    raw: bool,
     model: str | None,
     one_shard: bool,
     as_json: bool,
@@ -73,6 +77,8 @@ def command(
 
     if as_json and (npy or output):
         raise click.UsageError("--json cannot be combined with --npy or --output")
+    if raw and not npy:
+        raise click.UsageError("--raw goes with --npy; without it the bytes are as they are stored")
     if npy and model is not None:
         raise click.UsageError("--npy cannot be combined with --model")
     source, words = given(file), None
@@ -92,12 +98,15 @@ def command(
             if len(names) > 1 and place is None:
                 _headed(value.key, number)
             if npy:
-                _write(iter([npy_bytes(value)]), place, force, [file])
+                if value.numbers is not None and not raw:
+                    of = f"{value.key}: " if len(names) > 1 else ""
+                    _render.note(f"{of}{value.stored} became float32; --raw gives what is stored")
+                _write(iter([npy_bytes(value, raw=raw)]), place, force, [file])
             elif place or not sys.stdout.isatty():
                 _write(value.chunks(), place, force, [file])
             else:
                 _to_terminal(value)
-    return 0
+    return max(value.exit_code for value in values)
 
 
 def _json(values: list[Any]) -> int:

@@ -42,7 +42,8 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [("inspct", "inspect"), ("insp", "inspect"), ("valdiate", "validate"), ("Convert", "convert"),
-     ("reapir", "repair"), ("show", "inspect"), ("remove", "rm"), ("cat", "get"), ("serach", "grep"), ("quantize", "compress"), ("list", "ls"),
+     ("reapir", "repair"), ("show", "inspect"), ("remove", "rm"), ("cat", "get"), ("serach", "grep"),
+     ("quantize", "compress"), ("list", "ls"),
      ("import-chats", "import"), ("mv", "rename"), ("restore", "recover")],
 )  # fmt: skip
 def test_a_command_that_is_none(run_cli, typed, meant):
