@@ -18,24 +18,27 @@ from atlas_kit.formats.atlas.tables import DATA_TYPE_BY_NAME, U32, U64, DataType
 from atlas_kit.formats.detect import detect
 from atlas_kit.formats.opening import edit_memory
 from atlas_kit.operations import chats
-from atlas_kit.operations.json_document import JSON_STYLES
+from atlas_kit.operations.json_document import JSON_STYLES, entry_from_json
 from atlas_kit.operations.set import no_such_file
 from atlas_kit.storage.given import Given, name_of, use_source
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import StrPath
 
 if TYPE_CHECKING:
-    from atlas_kit.formats.atlas import MemoryFile
+    from atlas_kit.formats.atlas import Entry, MemoryFile
 
 #: What a record's content may stand under.
 _CONTENTS = ("messages", "text", "json")
+#: What an entry has in a memory file that was converted to JSON, where it is no text.
+_EXACT = ("base64", "values", "stored_base64")
 
 
 @dataclass
 class Record:
     """One entry to be made: where it stands in its source, and what it is.
 
-    ``source``: the name of the file, as soon as all of it is read.
+    ``entry``: one that is made already, of numbers or bytes. ``source``: the name of the file, as soon as all of it is
+    read.
     """
 
     where: str
@@ -45,6 +48,7 @@ class Record:
     type: int
     flags: int | None
     timestamp: int | None
+    entry: Entry | None = None
     source: str | None = None
 
 
@@ -182,7 +186,10 @@ def _put(memory: MemoryFile, record: Record, options: ImportOptions, result: Imp
         result.appended.append(record.key)
     else:
         (result.added if held is None else result.replaced).append(record.key)
-    memory.set(record.key, payload, type=kind, flags=record.flags, timestamp=record.timestamp)
+    if record.entry is not None:
+        memory.set(record.key, record.entry.replace(key=record.key))
+    else:
+        memory.set(record.key, payload, type=kind, flags=record.flags, timestamp=record.timestamp)
     result.messages += len(chat.messages) if chat is not None else 0
 
 
@@ -300,6 +307,8 @@ def _record(value: Any, where: str, default: str, form: str) -> Record:
         raise InvalidParamError(f'{where} is not an object with "messages", "text" or "json"')
     if is_message(value):
         value = {"messages": [value]}
+    if any(name in value for name in _EXACT):
+        return _exact(value, where, default)
     given = [name for name in _CONTENTS if name in value]
     if len(given) != 1:
         said = " and ".join(f'"{name}"' for name in given) or 'no "messages", "text" or "json"'
@@ -315,6 +324,16 @@ def _record(value: Any, where: str, default: str, form: str) -> Record:
     if style is None:
         raise InvalidParamError(f'the "json_style" of {where} is not one of {", ".join(JSON_STYLES)}')
     return _made(value, where, key, None, json.dumps(value["json"], **style).encode("utf-8", "surrogatepass"))
+
+
+def _exact(value: dict[str, Any], where: str, default: str) -> Record:
+    """Return an entry of numbers or bytes, as a memory file that was converted to JSON has them."""
+    key = _key_of(value, where, default)
+    try:
+        entry = entry_from_json({**value, "key": key})
+    except AtlasError as error:
+        raise InvalidParamError(f"{where}: {error.message}") from error
+    return Record(where, entry.key, b"", None, int(entry.type), None, None, entry)
 
 
 def _key_of(value: dict[str, Any], where: str, default: str) -> str:

@@ -177,6 +177,16 @@ def test_what_stands_beside(tmp_path, run_cli):
         assert json.loads(memory["d"].text) == MESSAGES
 
 
+def test_the_json_of_a_whole_memory_goes_in_as_well(memory, tmp_path, run_cli):
+    """What ``convert`` wrote: numbers and bytes too."""
+    assert run_cli("convert", memory, tmp_path / "m.json").exit_code == 0
+    ran = run_cli("import", tmp_path / "back.atlas", tmp_path / "m.json")
+    assert ran.exit_code == 0, ran.stderr
+    assert run_cli("diff", memory, tmp_path / "back.atlas").exit_code == 0
+    (tmp_path / "x.json").write_text('[{"key": "k", "base64": "?"}]')
+    assert 'item 1: "base64" is not base64' in run_cli("import", memory, tmp_path / "x.json").stderr
+
+
 BAD = {
     '[{"role": "user", "content": "x"}, {"role": "user"}]': 'item 2 has no "content"',
     '[{"role": "user", "content": "x"}, {"content": "y"}]': 'item 2 has no "role"',

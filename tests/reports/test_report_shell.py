@@ -14,6 +14,7 @@ from atlas_kit.formats.atlas import MemoryFile
 from tests.conftest import SAMPLES
 from tests.reports.command_table import MODELS, WRITING, options_of
 
+pytest.importorskip("cryptography")
 pytest_plugins = ["tests.cli.cli_fixtures"]
 
 #: Commands that change something and print that as their result, or run a model and have their own -q.
