@@ -47,6 +47,7 @@ Examples:
   atlas-tool export sample_data/atlas/chat.atlas -o chats.jsonl
   atlas-tool export sample_data/atlas/chat.atlas 'chat/*garden' -o gardens/ --each
   atlas-tool export sample_data/atlas/chat.atlas -o chats.sqlite
+  atlas-tool export talk.atlas --model sample_data/models/tiny-python.gguf
 """,
 )
 @click.argument("file", type=FILE)

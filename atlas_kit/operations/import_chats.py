@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -309,6 +310,7 @@ def _record(value: Any, where: str, default: str, form: str) -> Record:
         value = {"messages": [value]}
     if any(name in value for name in _EXACT):
         return _exact(value, where, default)
+    value = _of_other_programs(value)
     given = [name for name in _CONTENTS if name in value]
     if len(given) != 1:
         said = " and ".join(f'"{name}"' for name in given) or 'no "messages", "text" or "json"'
@@ -324,6 +326,41 @@ def _record(value: Any, where: str, default: str, form: str) -> Record:
     if style is None:
         raise InvalidParamError(f'the "json_style" of {where} is not one of {", ".join(JSON_STYLES)}')
     return _made(value, where, key, None, json.dumps(value["json"], **style).encode("utf-8", "surrogatepass"))
+
+
+def _of_other_programs(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a conversation as other programs export theirs (Claude, ChatGPT) in the words that are used here."""
+    found = dict(value)
+    if isinstance(value.get("chat_messages"), list):
+        found["messages"] = [
+            {"role": one.get("sender"), "content": one.get("text") or one.get("content")}
+            if isinstance(one, dict) else one
+            for one in value["chat_messages"]
+        ]  # fmt: skip
+        found |= {"title": value["name"]} if value.get("name") else {}
+        found |= {"time": value["created_at"]} if "created_at" in value else {}
+    elif isinstance(value.get("mapping"), dict):
+        found["messages"] = _branch(value["mapping"], value.get("current_node"))
+        if isinstance(value.get("create_time"), (int, float)) and "time" not in value:
+            found["time"] = int(value["create_time"])
+    return found
+
+
+def _branch(nodes: dict[str, Any], last: Any) -> list[Any]:
+    """Return the messages from the first to the current one, of a tree in which each node names its parent."""
+    if last not in nodes:
+        last = next(reversed(nodes), None)
+    messages, seen = [], set()
+    while isinstance(last, str) and last in nodes and last not in seen and isinstance(nodes[last], dict):
+        seen.add(last)
+        message, last = nodes[last].get("message"), nodes[last].get("parent")
+        author = message.get("author") if isinstance(message, dict) else None
+        content = message.get("content") if isinstance(message, dict) else None
+        parts = content.get("parts") if isinstance(content, dict) else None
+        text = "\n".join(part for part in parts or () if isinstance(part, str))
+        if isinstance(author, dict) and text.strip():
+            messages.append({"role": author.get("role"), "content": text})
+    return messages[::-1]
 
 
 def _exact(value: dict[str, Any], where: str, default: str) -> Record:
@@ -402,7 +439,8 @@ def _time(value: dict[str, Any], where: str) -> int | None:
     from atlas_kit.operations.forget import time_of
 
     try:
-        return time_of(str(said).replace(" UTC", "+00:00").replace("Z", "+00:00")) // 1000
+        said = re.sub(r"\.\d+", "", str(said))  # of fractions Python 3.10 knows only some
+        return time_of(said.replace(" UTC", "+00:00").replace("Z", "+00:00")) // 1000
     except InvalidParamError:
         raise InvalidParamError(
             f'the "time" of {where} is not a date and time', hint="Write 2026-11-30T14:00:00Z, or seconds."

@@ -142,6 +142,15 @@ GOOD = {
     "entries": ({"entries": [{"key": "k", "text": "x"}]}, {"k": "x"}),
     "shared": ({"id": "s", "messages": [{"from": "human", "value": "Hello"}]}, {"s": "User: Hello"}),
     "parts": ([{"role": "user", "content": [{"type": "text", "text": "Hi"}]}], {"talk": "User: Hi"}),
+    "Claude's": ([{"uuid": "1", "name": "t", "created_at": "2026-01-02T03:04:05.6789Z", "chat_messages": [
+        {"sender": "human", "text": "Hello"}, {"sender": "assistant", "content": [{"type": "text", "text": "Hi"}]}]}],
+        {"t": "User: Hello\nAssistant: Hi"}),
+    "ChatGPT's": ([{"title": "t", "create_time": 1700000000.5, "current_node": "c", "mapping": {
+        "root": {"message": None, "parent": None},
+        "a": {"parent": "root", "message": {"author": {"role": "user"}, "content": {"parts": ["Hello"]}}},
+        "b": {"parent": "a", "message": {"author": {"role": "assistant"}, "content": {"parts": ["Left"]}}},
+        "c": {"parent": "a", "message": {"author": {"role": "assistant"}, "content": {"parts": ["Hi"]}}}}}],
+        {"t": "User: Hello\nAssistant: Hi"}),
     "a table of one": ({"greeting": "hello"}, {"greeting": "hello"}),
 }  # fmt: skip
 

@@ -77,6 +77,20 @@ def test_a_new_key_that_looks_like_another(folder, run_cli, parse_json):
     assert "did you mean" not in run_cli("set", "m.atlas", "day-2", "4").stdout
 
 
+def test_a_key_that_is_not_there_names_what_may_be_meant(folder, run_cli):
+    for command in ("get", "rm", "rename"):
+        more = ["x"] if command == "rename" else []
+        assert "Similar: greeting" in run_cli(command, "m.atlas", "GREETING", *more).stderr
+        assert "Similar: chat/monday" in run_cli(command, "m.atlas", "chat/mondya", *more).stderr
+        assert "Similar: general.name" in run_cli(command, "model.gguf", "General.Name", *more).stderr
+    many = MemoryFile()
+    for number in range(7000):
+        many.set(f"{'a' * (number % 60)}{number}", "x")
+    many.set("the-last-key", "x")
+    many.save(folder / "many.atlas")
+    assert "Similar: the-last-key" in run_cli("get", "many.atlas", "the-last-kye").stderr
+
+
 # --- quiet ----------------------------------------------------------------------------------------------------------
 
 
