@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 Put conversations written as JSON into a memory file.
 
 A SOURCE is JSON or JSON lines as people write them: a list of messages, each with role and content; objects with `key`
-and `messages` (or `text`, or `json`); a table from keys to any of these; what `export --to jsonl` gives out, and what Claude and ChatGPT export. `time`
-(2026-11-30T14:00:00Z) or `timestamp`, `type` and `flags` may stand beside them. What has no key gets the name of its
-file, and a number where there are several. Histories are stored as text (`User: ...`) where that says the same, or
-with --form json as JSON.
+and `messages` (or `text`, or `json`); a table from keys to any of these; what `export --to jsonl` gives out, and what
+Claude and ChatGPT export. `time` (2026-11-30T14:00:00Z) or `timestamp`, `type` and `flags` may stand beside them. What
+has no key gets the name of its file, and a number where there are several. Histories are stored as text
+(`User: ...`) where that says the same, or with --form json as JSON.
 
 All is put in, or nothing; what makes no sense is said with its line. A key that is there already is refused, unless
 --replace or --append is given: --append keeps the beginning that both have once.
