@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from atlas_kit.cli import _render
+from atlas_kit.cli import _completion, _render
 from atlas_kit.cli._options import (
     FILE,
     command_,
@@ -49,7 +49,7 @@ Examples:
 """,
 )
 @click.argument("file", type=FILE)
-@click.argument("names", nargs=-1, required=True, metavar="KEY...")
+@click.argument("names", nargs=-1, required=True, metavar="KEY...", shell_complete=_completion.keys)
 @output_option("Save the value to OUTPUT instead of printing it; of several values, to files in OUTPUT.")
 @force_option
 @click.option("--npy", is_flag=True, help="Give a tensor as a .npy file.")
