@@ -40,6 +40,7 @@ _INT64_MAX = (1 << 63) - 1
 #: Tensor types of a llama.cpp of October 2026; it refuses numbers beyond.
 GGML_TYPE_COUNT = 43
 _MEND = Remedy("mend")
+_EDITS = ("set-value", "set-type", "set-missing", "change-value", "remove-tensor", "rename-tensor")
 _ANEW = "Copy or download it again."
 
 
@@ -99,7 +100,7 @@ def _followable(findings: list[Finding], source: Source) -> list[Finding]:
     for finding in findings:
         if finding.remedy == _MEND:
             changed = replace(finding, remedy=None, hint=finding.hint or _ANEW) if hopeless else finding
-        elif finding.remedy is not None and finding.remedy.name.startswith("set-"):
+        elif finding.remedy is not None and finding.remedy.name in _EDITS:
             changed = replace(finding, remedy=None, hint=_ANEW if hopeless else "Mend the file first.")
         else:
             changed = finding
@@ -419,7 +420,8 @@ def _check_infos(report: Report, tensors: list[TensorInfo]) -> None:
         name, _, rest = info.name.partition("\0")
         if len(info.name.encode("utf-8", "surrogateescape")) > tables.MAX_TENSOR_NAME:
             message = f"the name has more than {tables.MAX_TENSOR_NAME} bytes"
-            report.error("tensor-name-long", message, "Rename it.", offset=info.info_offset, key=info.name)
+            remedy = None if "\0" in info.name else Remedy("rename-tensor", key=info.name)
+            report.error("tensor-name-long", message, remedy=remedy, offset=info.info_offset, key=info.name)
         if rest or not name:
             message = "the name is empty or holds a NUL"
             report.warning("tensor-name-odd", message, offset=info.info_offset, key=info.name)
