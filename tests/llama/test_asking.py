@@ -319,7 +319,9 @@ def test_what_plainly_asks_for_nothing(text, plainly):
 
 def test_nothing_is_looked_up_for_a_statement(session, monkeypatch):
     read = []
-    monkeypatch.setattr(Branch, "likelihood", lambda branch, tokens, asked: read.append(1) or _likelihood([], asked, 0))
+    monkeypatch.setattr(
+        Branch, "likelihood", lambda branch, tokens, asked: read.append(1) or _likelihood([], asked, 0)
+    )
     assert session.ask("My dog is called Rex.", recall=ALWAYS, keep=False, max_tokens=2).pieces
     assert read
     read.clear()
@@ -464,7 +466,9 @@ def test_a_later_turn_that_says_that_it_is_otherwise_corrects(later, gain, kind,
 def test_the_newest_comes_first_whatever_the_order_was(order, gains):
     """Nothing is lost, and what stands in front is the best one or a later one that helps."""
     texts = ["The cat is red.", "The cat is blue now.", "A dog barks.", "It rains again."]
-    pieces = [piece_of(texts[n % 4], gain, n, "assistant" if n > 5 else "user") for n, gain in enumerate(gains)]
+    pieces = [
+        piece_of(texts[n % 4], gain, n, "assistant" if n > 5 else "user") for n, gain in enumerate(gains)
+    ]
     ranked = sorted((pieces[n] for n in order), key=lambda piece: -piece.gain)
     found = newest_first(ranked, Recall())
     assert sorted(map(id, found)) == sorted(map(id, ranked))
