@@ -86,9 +86,12 @@ REMEDIES: dict[str, str] = {
     "example-document": "Convert a memory file to JSON to see what one looks like.",
     "set-value": "Set it, for example to {value}.",
     "new-file": "A new memory file has a name that ends in .atlas, or must be asked for.",
+    "replace-or-append": "Have it replaced, or gone on with.",
     "set-type": "Set it again, as a value of type {type}.",
     "set-missing": "Convert the model again, or set the key.",
     "change-value": "Change the value, or convert the model again.",
+    "remove-tensor": "Remove the tensor, or convert the model again.",
+    "rename-tensor": "Rename the tensor.",
     # secrets
     "give-secret": "Give a passphrase or a key.",
     "give-new-secret": "Give a new passphrase or key.",

@@ -29,10 +29,14 @@ COMMANDS = {
     "diff": Row("diff_cmd", "Compare two files by what they mean."),
     "merge": Row("merge_cmd", "Join several memory files into one."),
     "ls": Row("ls_cmd", "List entries, or metadata and tensors."),
-    "get": Row("get_cmd", "Print or save one value."),
+    "get": Row("get_cmd", "Print or save values."),
     "set": Row("set_cmd", "Store one value."),
-    "rename": Row("rename_cmd", "Rename entries, metadata keys or tensors."),
     "rm": Row("rm_cmd", "Remove entries, metadata keys or tensors."),
+    "rename": Row("rename_cmd", "Rename entries, metadata keys or tensors."),
+    "append": Row("append_cmd", "Add a line or a message to an entry."),
+    "grep": Row("grep_cmd", "Search entries and metadata."),
+    "export": Row("export_cmd", "Give out conversations as Markdown, JSON lines or SQLite."),
+    "import": Row("import_cmd", "Put conversations written as JSON into a memory file."),
     "encrypt": Row("encrypt_cmd", "Encrypt a memory file."),
     "decrypt": Row("decrypt_cmd", "Write an encrypted memory file as plain text."),
     "rekey": Row("rekey_cmd", "Change the passphrase or key of an encrypted file."),
@@ -76,9 +80,9 @@ HELP = """\
 See, check, rescue, convert, shrink and compare the memory of a language model.
 
 Works on .atlas memory files (versions 1, 2 and 3) and on GGUF model files; safetensors, npz and JSON
-come in and go out through `convert`. Commands read by default: only set, rename, rm, encrypt, decrypt, rekey,
-forget and recover change a file in place, and they replace it whole or not at all. `-` stands for standard input or
-output.
+come in and go out through `convert`. Commands read by default: only set, rm, rename, append, import, encrypt,
+decrypt, rekey, forget and recover change a file in place, and they replace it whole or not at all. `-` stands
+for standard input or output.
 
 A passphrase or key, from an option or ATLAS_PASSPHRASE, opens what is encrypted and encrypts what is written: a
 command that has one writes no plain text unless --decrypt or `decrypt` says so.

@@ -50,9 +50,12 @@ WORDS: dict[str, str] = {
     "example-document": "See what one looks like with: atlas-tool convert FILE.atlas FILE.json",
     "set-value": "Set it, for example: atlas-tool set {FILE} {key} {value}",
     "new-file": "A new memory file needs a name that ends in .atlas, or --new.",
+    "replace-or-append": "Use --replace, or --append to go on with it.",
     "set-type": "Set it again: atlas-tool set {FILE} {key} VALUE --type {type}",
     "set-missing": "Convert the model again, or set it: atlas-tool set {FILE} {key} VALUE",
     "change-value": "Change it with: atlas-tool set {FILE} {key} VALUE, or convert again.",
+    "remove-tensor": "Remove it with: atlas-tool rm {FILE} {key}, or convert the model again.",
+    "rename-tensor": "Rename it with: atlas-tool rename {FILE} {key} NAME",
     # secrets
     "give-secret": "Give --passphrase-file or --key-file, or set ATLAS_PASSPHRASE.",
     "give-new-secret": "Give --new-passphrase-file or --new-key-file.",

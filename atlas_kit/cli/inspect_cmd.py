@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from atlas_kit.cli import _render
+from atlas_kit.cli import _render, _shell
 from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options, one_shard_option
 
 if TYPE_CHECKING:
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from atlas_kit.operations.inspect import Inspection
     from atlas_kit.operations.inspect_parts import OneEntry
     from atlas_kit.operations.tensor_numbers import TensorStats
+
+
+#: Tensors without statistics that are named.
+_LOST_SHOWN = 3
 
 
 @command_(
@@ -92,7 +96,8 @@ def _text(result: Inspection) -> Iterator[_render.Block]:
 
         yield from map_blocks(result.regions, result.size)
     for problem in result.problems:
-        yield _render.Lines([_render.Styled(f"damaged: {problem}", "bad")])
+        advice = f". See all of it with: atlas-tool validate {_shell.path(result.path)}"
+        yield _render.Lines([_render.Styled(f"damaged: {problem.rstrip('.')}{advice}", "bad")])
 
 
 def _entries(result: Inspection) -> Iterator[_render.Block]:
@@ -168,10 +173,17 @@ def _model_facts(result: Inspection, facts: dict[str, Any]) -> Iterator[tuple[st
     yield "file", result.path
     yield "format", f"GGUF model, version {facts['version']}, {facts['byte_order']}"
     yield "size", _render.exact_size(result.size)
-    yield "architecture", facts["architecture"] or "not set"
+    if facts["readable"] or facts["metadata_count"]:
+        yield "architecture", facts["architecture"] or "not set"
     for label in ("name", "type", "license", "file_type"):
         yield label.replace("_", " "), facts[label]
-    if facts["vocabulary_only"]:
+    if not facts["readable"]:
+        number = facts["tensor_count"]
+        yield (
+            "tensors",
+            f"{number:,} of a list that cannot be read to its end" if number else "cannot be read",
+        )
+    elif facts["vocabulary_only"]:
         yield "tensors", "none: the file holds a vocabulary only"
     else:
         yield "parameters", f"{facts['parameters']:,}"
@@ -184,6 +196,9 @@ def _model_facts(result: Inspection, facts: dict[str, Any]) -> Iterator[tuple[st
     if facts["tokenizer"]:
         pre = f", {facts['pre_tokenizer']}" if facts["pre_tokenizer"] else ""
         yield "tokenizer", f"{facts['tokenizer']}{pre}, {facts['vocabulary_size'] or 0:,} tokens"
+    if not facts["readable"]:
+        yield "metadata", f"{_render.plural(facts['metadata_count'], 'key')} that can be read"
+        return
     yield "chat template", "yes" if facts["chat_template"] else "no"
     yield "metadata", f"{_render.plural(facts['metadata_count'], 'key')}, alignment {facts['alignment']}"
     if facts["shard"]:
@@ -206,7 +221,25 @@ def _stats(rows: list[tuple[str, TensorStats | str]]) -> _render.Table:
                 number(stats.std), stats.zeros, bad, _render.name(name)]  # fmt: skip
 
     columns = [">count", ">min", ">max", ">mean", ">std", ">zeros", ">NaN/Inf", "tensor"]
-    return _render.Table(columns, [cells(*row) for row in rows])
+    lost = [row for row in rows if isinstance(row[1], str)]
+    shown = [row for row in rows if not isinstance(row[1], str)] + lost[:_LOST_SHOWN]
+    cut = (
+        []
+        if len(lost) <= _LOST_SHOWN
+        else [
+            [
+                "",
+                "",
+                "",
+                "",
+                "",
+                "",
+                "",
+                _render.Styled(f"and {len(lost) - _LOST_SHOWN} more tensors cannot be read", "bad"),
+            ]
+        ]
+    )
+    return _render.Table(columns, [cells(*row) for row in shown] + cut)
 
 
 def _entry(one: OneEntry) -> Iterator[_render.Block]:

@@ -16,6 +16,7 @@ from atlas_kit.cli._options import (
     keys_options,
     output_option,
     place_of,
+    quiet_option,
 )
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ Examples:
 @force_option
 @click.option("-n", "--dry-run", is_flag=True, help="Change nothing, and list what would be renamed.")
 @backup_option
+@quiet_option
 @json_option
 @keys_options
 def command(
@@ -60,6 +62,7 @@ def command(
     how: str | None,
     output: str | None,
     as_json: bool,
+    quiet: bool,
     keys: Any,
     **options: Any,
 ) -> int:
@@ -71,7 +74,9 @@ def command(
         result = rename_names(
             file, old, new, RenameOptions(how=how or "exact", output=target, **options), keys, progress
         )
-    return _render.emit_beside(result, _text, as_json, None if options["dry_run"] else target)
+    return _render.emit_beside(
+        result, lambda one: () if quiet else _text(one), as_json, None if options["dry_run"] else target
+    )
 
 
 def _text(result: Renamed) -> Iterator[_render.Block]:

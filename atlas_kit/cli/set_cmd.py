@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +15,8 @@ from atlas_kit.cli._options import (
     command_,
     json_option,
     keys_options,
+    new_option,
+    read_value,
 )
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ Examples:
     type=click.Choice(["atlas-v1", "atlas-v2", "atlas-v3"]),
     help="Version of a new file; v2 by default, and v3 with a passphrase or key.",
 )
-@click.option("--new", is_flag=True, help="Make the file if it is not there, whatever its name.")
+@new_option
 @backup_option
 @json_option
 @keys_options
@@ -68,8 +69,6 @@ def command(file: str, key: str, value: str | None, source: str | None, as_json:
     """Run the command."""
     from atlas_kit.operations.set import SetOptions, set_value
 
-    if (value is None) == (source is None):
-        raise click.UsageError("give the value as VALUE or with --from")
     how = SetOptions(
         type=options["kind"],
         flags=options["flags"],
@@ -81,19 +80,8 @@ def command(file: str, key: str, value: str | None, source: str | None, as_json:
         backup=options["backup"],
         new=options["new"],
     )
-    result = set_value(file, key, _read(value, source), how, options["keys"])
+    result = set_value(file, key, read_value(value, source), how, options["keys"])
     return _render.emit(result, _text, as_json)
-
-
-def _read(value: str | None, source: str | None) -> bytes:
-    if value == "-" or source == "-":
-        return sys.stdin.buffer.read()
-    if source is not None:
-        from atlas_kit.storage.given import open_source
-
-        with open_source(source) as opened:
-            return opened.read(0, opened.size)
-    return (value or "").encode("utf-8", "surrogateescape")
 
 
 def _text(result: Stored) -> Iterator[_render.Block]:

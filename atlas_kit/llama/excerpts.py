@@ -90,7 +90,7 @@ def _sentences(episodes: Episodes, segment: Segment, most: int) -> list[tuple[in
     spans, start = [], segment.start
     texts = episodes.texts(segment.start, segment.stop)
     end = segment.start + len(texts)
-    half = max(1, most // 2)
+    longest = max(1, most)
     for at in range(segment.start, end):
         behind = at + 1
         text = texts[at - segment.start]
@@ -98,7 +98,7 @@ def _sentences(episodes: Episodes, segment: Segment, most: int) -> list[tuple[in
         ended = text.endswith("\n") or (
             text.rstrip().endswith(_ENDS) and (after[:1].isspace() or not text.isascii())
         )
-        if ended or behind - start >= half or behind == end:
+        if ended or behind - start >= longest or behind == end:
             spans.append((start, behind))
             start = behind
     return spans

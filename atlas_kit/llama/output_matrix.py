@@ -248,6 +248,13 @@ class OutputRows:
         rest, directions, more = self._evening
         return np.asarray(gradients * rest + ((gradients @ directions) * more) @ directions.T)
 
+    @_alone
+    def prepare(self) -> None:
+        """Find out now what ``mean`` and ``even`` are made of, which takes some ten milliseconds once."""
+        if self._evening is None:
+            self._evening = self._made_even()
+        assert self.mean is not None
+
     def _made_even(self) -> tuple[np.float32, Array, Array]:
         """Return Q as a number r, directions V (n_embd, k) and numbers m (k,): ``Q = r + V diag(m) V^T``."""
         count = min(COVARIANCE_SAMPLE, self.n_vocab)

@@ -299,22 +299,14 @@ def _as_found(episodes: Episodes, near: Near) -> Found:
 
 
 def _merged(rows: Sequence[tuple[float, Sequence[Found]]]) -> list[Found]:
-    """Return what several searches found, best first, none overlapping: their scores, as parts of the best, weighed."""
+    """Return what several searches found, best first: their scores, as parts of the best, weighed."""
     totals: dict[tuple[int, int], tuple[float, Segment]] = {}
     for weight, row in rows:
         for segment, score in row:
             place = segment.start, segment.stop
             before = totals[place][0] if place in totals else 0.0
             totals[place] = before + weight * score / row[0].score, segment
-    found: list[Found] = []
-    for total, segment in sorted(totals.values(), key=lambda one: -one[0]):
-        if not any(_overlap(segment, other.segment) for other in found):
-            found.append(Found(segment, total))
-    return found
-
-
-def _overlap(one: Segment, other: Segment) -> bool:
-    return one.start < other.stop and other.start < one.stop
+    return [Found(segment, total) for total, segment in sorted(totals.values(), key=lambda one: -one[0])]
 
 
 def _is_question(segment: Segment, text: str) -> bool:

@@ -444,7 +444,7 @@ class TokenMemory:
         """Return (n, longest): ``history`` of each of ``current``, which follow each other; -1 where there is none."""
         histories = self._lines(current, longest)
         before = histories[:, :-1]
-        for token in np.unique(before).tolist():
+        for token in set(before.ravel().tolist()):
             if token >= 0 and self.rows.is_control(token):
                 for row in np.flatnonzero((before == token).any(axis=1)).tolist():
                     before[row, : int(np.flatnonzero(before[row] == token)[-1]) + 1] = -1

@@ -6,6 +6,7 @@ here imports NumPy unless numbers are asked for.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -99,7 +100,11 @@ class Inspection:
         if self.metadata is not None:
             out["metadata"] = [field_to_json(row) for row in self.metadata]
         if self.tensors is not None:
-            out["tensors"] = [tensor_to_json(info) for info in self.tensors]
+            shards = len({info.path for info in self.tensors}) > 1  # each with offsets of its own
+            out["tensors"] = [
+                tensor_to_json(info) | ({"shard": os.path.basename(info.path or "")} if shards else {})
+                for info in self.tensors
+            ]
         if self.stats is not None:
             out["stats"] = [
                 {**named("name", name), **({"problem": s} if isinstance(s, str) else s.to_json())}
@@ -245,14 +250,29 @@ def _memory_overview(opened: Opened, result: Inspection) -> None:
 
 def _inspect_model(source: Source, wanted: Wanted, result: Inspection, progress: Progress | None) -> None:
     from atlas_kit.formats.gguf import GGUFFile
+    from atlas_kit.formats.gguf.check import check_structure
 
-    with GGUFFile.open(source, shards=not wanted.one_shard, tolerant=True) as model:
+    errors, scan = check_structure(source)
+    if scan.stage == "prefix" and isinstance(
+        scan.error, MagicMismatchError
+    ):  # only its name says that it is one
+        raise scan.error
+    for error in errors[:1]:
+        about = f'"{error.key}": ' if error.key else ""
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        result.problems.append(f"{about}{error.message}{more}")
+    with (
+        GGUFFile(source, scan, owns_source=False)
+        if errors
+        else GGUFFile.open(source, shards=not wanted.one_shard, tolerant=True)
+    ) as model:
         result.size = model.size
-        if isinstance(model.error, MagicMismatchError):  # only its name says that it is one
-            raise model.error
-        if model.error is not None:
+        if model.error is not None and not errors:
             model.error.path = None
             result.problems.append(str(model.error))
+        for shard in model.shards[1:]:
+            for error in check_structure(shard.source)[0][:1]:
+                result.problems.append(f"{os.path.basename(shard.path or '')}: {error.message}")
         if wanted.overview:
             from atlas_kit.operations.model_overview import model_overview
 

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from atlas_kit.storage.pace import let_go
 from atlas_kit.storage.source import StrPath, access_error, resolved
 
 #: As many backups as there will ever be.
@@ -132,6 +133,7 @@ def prune(path: StrPath, count: int) -> list[str]:
     dated.sort(reverse=True)
     gone = []
     for _, name in dated[max(0, count - os.path.lexists(f"{target}.bak")) :]:
+        let_go(target.with_name(name))
         with contextlib.suppress(OSError):
             os.unlink(target.with_name(name))
             gone.append(name)
@@ -190,6 +192,8 @@ def keep_backup(path: StrPath, count: int = 1, *, copy_of: int | None = None) ->
             _link_or_copy(target, temporary, copy_of)
             if count > 1:
                 make_room(target)
+            else:
+                let_go(backup_name(target))
             os.replace(temporary, backup_name(target))
         except BaseException:
             with contextlib.suppress(OSError):

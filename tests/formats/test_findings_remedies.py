@@ -20,7 +20,7 @@ import pytest
 import test_atlas_check as atlas_cases
 import test_gguf_check as gguf_cases
 import test_gguf_mend as mend_cases
-from gguf_builder import HOSTILE
+from gguf_builder import F32, HOSTILE, KV, split_llama
 
 import atlas_kit
 from atlas_kit.cli._remedies import worded
@@ -56,6 +56,12 @@ def files(folder: Path) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
         yield f"{name}.gguf", make(), {}
     for name, (data, _) in {**mend_cases.MENDABLE, **mend_cases.LOSING}.items():
         yield f"mend {name}.gguf", data, {}
+    tiny = gguf_cases.TINY
+    epsilon, factor = "llama.attention.layer_norm_rms_epsilon", "llama.rope.scaling.factor"
+    yield "eps.gguf", tiny.with_kv(KV(epsilon, F32, -1.0)).bytes(), {}
+    yield "factor.gguf", tiny.with_kv(KV(factor, F32, -1.0)).bytes(), {}
+    shard = split_llama(3)[0]
+    yield "shard.gguf", shard.bytes(), {}
     for name, (file, _) in gguf_cases.CASES.items():
         yield f"{name}.gguf", file.bytes(), {}
     for number, (data, secret) in enumerate(atlas_files(folder)):
@@ -150,7 +156,7 @@ def fails(path: Path, finding: Finding, keys: Keys, options: list[Any], run_cli:
     out = path.with_name(f"out{path.suffix}")
     kind = finding.remedy.arguments.get("type", "u32")
     value = BY_KEY.get(finding.key or "", VALUES.get(kind, "8"))
-    known = {"OUT": str(out), "OUT.atlas": str(out), "VALUE": value}
+    known = {"OUT": str(out), f"OUT{path.suffix}": str(out), "VALUE": value, "NAME": "short"}
     if finding.remedy.name == "recover":  # "if there is a backup"
         shutil.copy(SAMPLES / "atlas" / "chat.atlas", f"{path}.bak")
     done = run_cli(*[known.get(word, word) for word in shlex.split(command[1])], *options)

@@ -228,6 +228,23 @@ def test_even_is_a_power_of_the_rows_covariance():
     np.testing.assert_allclose(rows.even(np.eye(6)), wanted, rtol=1e-4, atol=1e-6)
 
 
+def test_what_is_prepared_is_what_would_be_found_out_later():
+    calls = []
+
+    def matrix(tokens):
+        calls.append(len(tokens))
+        return MATRIX[tokens]
+
+    prepared, later = OutputRows(matrix, *MATRIX.shape), OutputRows(MATRIX.__getitem__, *MATRIX.shape)
+    prepared.prepare()
+    read = len(calls)
+    gradient = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
+    np.testing.assert_array_equal(prepared.even(gradient), later.even(gradient))
+    np.testing.assert_array_equal(prepared.mean, later.mean)
+    prepared.prepare()
+    assert len(calls) == read > 0
+
+
 @pytest.mark.parametrize("matrix", [np.zeros((5, 4)), np.ones((5, 4)), np.eye(4)[:1]])
 def test_rows_that_do_not_differ_can_be_evened(matrix):
     rows = OutputRows(matrix.astype(np.float32).__getitem__, len(matrix), 4)

@@ -25,6 +25,9 @@ WITH_BACKUP = [name for name in COMMANDS if "--backup" in options_of(name)]
 ON_MEMORY = {
     "set": ["set", "FILE", "key", "VALUE"],
     "rm": ["rm", "FILE", "--glob", "k*"],
+    "rename": ["rename", "FILE", "key", "other"],
+    "append": ["append", "FILE", "key", "VALUE"],
+    "import": ["import", "FILE", "JSON"],
     "learn": ["learn", "MODEL", "TEXT", "--memory-file", "FILE"],
     "run": ["run", "MODEL", "-p", "What?", "--max-tokens", "2", "--no-chat", "--memory-file", "FILE"],
 }
@@ -32,6 +35,7 @@ ON_MODEL = {
     "set": [["set", "FILE", "general.name", "VALUE"], ["set", "FILE", "general.name", "VALUE" * 90],
             ["set", "FILE", "llama.context_length", "77"]],
     "rm": [["rm", "FILE", "general.name"]],
+    "rename": [["rename", "FILE", "general.name", "general.other"]],
 }  # fmt: skip
 
 
@@ -39,6 +43,7 @@ ON_MODEL = {
 def folder(tmp_path, fake):
     (tmp_path / "text.txt").write_text("to be or not to be\n")
     (tmp_path / "fake.gguf").write_bytes(tiny_llama(tokenizer="none").bytes())
+    (tmp_path / "chat.json").write_text('[{"role": "user", "content": "Hello"}]')
     memory = MemoryFile()
     memory.update({"key": "value", "kept": "value"})
     memory.save(tmp_path / "memory.atlas")
@@ -48,6 +53,7 @@ def folder(tmp_path, fake):
 
 def filled(call, folder, file):
     places = {"FILE": file, "MODEL": folder / "fake.gguf", "TEXT": folder / "text.txt"}
+    places["JSON"] = folder / "chat.json"
     return [places.get(word, word) for word in call]
 
 

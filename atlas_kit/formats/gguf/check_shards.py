@@ -36,7 +36,7 @@ def check_shards(
     if match is None or match[2] != "00001" or int(match[3]) != count:
         wanted = shard_name("NAME", 1, count)
         message = f"the first shard of {count} must have a name such as {wanted}: llama.cpp refuses any other"
-        report.error("shard-name-wrong", message, "Rename it.", key="split.count")
+        report.error("shard-name-wrong", message, "Give the file this name.", key="split.count")
         return None
     total, seen = list(tensors), {info.name for info in tensors}
     whole = True
