@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import posixpath
 import re
 import shutil
@@ -104,7 +105,7 @@ IN_THE_WAY = {
     "convert": ["memory.json", "secret.atlas"],
     "encrypt": ["secret.atlas"],
     "compress": ["model-q8_0.gguf"],
-    "merge": ["broken.atlas"],
+    "merge": ["broken.atlas", "secret.atlas"],
 }
 
 
@@ -140,7 +141,7 @@ def make_talk(path, model):
 
 TINY = "sample_data/models/tiny-python.gguf"
 #: Commands whose examples run a model.
-WITH_MODEL = {"run", "serve", "learn", "ask", "forget", "perplexity", "recall"}
+WITH_MODEL = {"run", "serve", "learn", "ask", "forget", "perplexity", "recall", "compress"}
 
 
 @pytest.fixture(
@@ -172,6 +173,9 @@ def playground(name, samples, tmp_path):
     with MemoryFile.edit(folder / "notes.atlas", create=True) as memory:
         memory.update({"greeting": "hello", "draft-1": "To do", "embedding": np.arange(8.0)})
     make_talk(folder / "talk.atlas", samples / "models" / "tiny-python.gguf")
+    said = [{"role": "user", "content": "Hello"}]
+    (folder / "messages.json").write_text(json.dumps(said), encoding="utf-8")
+    (folder / "talk.jsonl").write_text(json.dumps({"key": "talk", "messages": said}), encoding="utf-8")
     if name == "ask":
         learned = f"atlas-tool learn {TINY} sample_data/documents/statistics.py -m code.atlas --store-only"
         assert reference.run(learned, folder).returncode == 0

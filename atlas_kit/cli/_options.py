@@ -104,6 +104,7 @@ class _Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 SIZE = _Size()
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+new_option = click.option("--new", is_flag=True, help="Make the file if it is not there, whatever its name.")
 remove_backups_option = click.option(
     "--remove-backups",
     is_flag=True,
@@ -130,6 +131,22 @@ force_option = click.option("-f", "--force", is_flag=True, help="Overwrite OUTPU
 one_shard_option = click.option(
     "--one-shard", is_flag=True, help="Of a split model, look at this one file only."
 )
+
+
+def quiet_option(function: F) -> F:
+    """Add ``-q/--quiet`` to a command that changes something: of what went well, nothing is said."""
+
+    @click.option(
+        "-q", "--quiet", is_flag=True, help="Say nothing of what went well; warnings are still shown."
+    )
+    @wraps(function)
+    def wrapper(*args: Any, quiet: bool, **kwargs: Any) -> Any:
+        from atlas_kit.cli import _render
+
+        with _render.quietly(quiet):
+            return function(*args, **kwargs)
+
+    return wrapper  # type: ignore[return-value]
 
 
 def backup_option(function: F) -> F:
@@ -376,6 +393,20 @@ def is_standard_output(output: str) -> bool:
         return stat.S_ISFIFO(info.st_mode) and os.path.samestat(info, os.fstat(sys.stdout.fileno()))
     except (OSError, ValueError):
         return False
+
+
+def read_value(value: str | None, source: str | None) -> bytes:
+    """Return the value that was given as an argument or with ``--from``; ``-`` is standard input."""
+    if (value is None) == (source is None):
+        raise click.UsageError("give the value as VALUE or with --from")
+    if value == "-" or source == "-":
+        return sys.stdin.buffer.read()
+    if source is not None:
+        from atlas_kit.storage.given import open_source
+
+        with open_source(source) as opened:
+            return opened.read(0, opened.size)
+    return (value or "").encode("utf-8", "surrogateescape")
 
 
 def place_of(output: str | None) -> Any:

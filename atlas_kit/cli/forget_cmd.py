@@ -9,7 +9,14 @@ import click
 
 from atlas_kit.cli import _render
 from atlas_kit.cli._model_options import MODEL, force_option, model_options, open_model
-from atlas_kit.cli._options import IN_PLACE, LongOption, command_, json_option, keys_options
+from atlas_kit.cli._options import (
+    IN_PLACE,
+    LongOption,
+    command_,
+    json_option,
+    keys_options,
+    quiet_option,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,6 +71,7 @@ Examples:
 @click.option("-n", "--dry-run", is_flag=True, help="Change nothing; show what would go.")
 @model_options
 @force_option
+@quiet_option
 @json_option
 @keys_options
 def command(

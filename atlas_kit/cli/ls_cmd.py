@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from atlas_kit.cli import _render
+from atlas_kit.cli import _completion, _render
 from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options, one_shard_option
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ Examples:
 """,
 )
 @click.argument("file", type=FILE)
-@click.argument("patterns", nargs=-1, metavar="[PATTERN]...")
+@click.argument("patterns", nargs=-1, metavar="[PATTERN]...", shell_complete=_completion.keys)
 @click.option("-l", "--long", is_flag=True, help="Show type, size, time and storage too.")
 @click.option("-0", "--null", is_flag=True, help="Print the exact bytes of each name, ended by a NUL.")
 @one_shard_option
@@ -92,7 +93,10 @@ def model_tables(metadata: Sequence[MetadataField], tensors: Sequence[TensorInfo
     if metadata:
         rows = [(row.type_name, _render.name(row.key), show_value(row)) for row in metadata]
         yield _render.Table(["type", "key", "value"], rows)
-    if tensors:
+    shards = list(dict.fromkeys(info.path for info in tensors))
+    for shard in shards:
+        if len(shards) > 1:  # offsets are in the shard, and of no use without it
+            yield f"{_render.name(os.path.basename(shard or ''))}:"
         infos = [
             (
                 info.type_name,
@@ -102,5 +106,6 @@ def model_tables(metadata: Sequence[MetadataField], tensors: Sequence[TensorInfo
                 _render.name(info.name),
             )
             for info in tensors
+            if info.path == shard
         ]
         yield _render.Table(["type", "shape", ">bytes", ">offset", "tensor"], infos)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from atlas_kit.cli import _render
+from atlas_kit.cli import _completion, _render
 from atlas_kit.cli._options import (
     IN_PLACE,
     backup_option,
@@ -16,6 +16,7 @@ from atlas_kit.cli._options import (
     keys_options,
     output_option,
     place_of,
+    quiet_option,
 )
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ Examples:
 """,
 )
 @click.argument("file", type=IN_PLACE)
-@click.argument("old")
+@click.argument("old", shell_complete=_completion.keys)
 @click.argument("new")
 @click.option("--glob", "how", flag_value="glob", help="OLD is a pattern (*, ?, [abc]).")
 @click.option("--regex", "how", flag_value="regex", help="OLD is a regular expression.")
@@ -51,6 +52,7 @@ Examples:
 @force_option
 @click.option("-n", "--dry-run", is_flag=True, help="Change nothing, and list what would be renamed.")
 @backup_option
+@quiet_option
 @json_option
 @keys_options
 def command(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from atlas_kit.cli import _render
+from atlas_kit.cli import _completion, _render
 from atlas_kit.cli._options import (
     FILE,
     IN_PLACE,
@@ -16,6 +15,9 @@ from atlas_kit.cli._options import (
     command_,
     json_option,
     keys_options,
+    new_option,
+    quiet_option,
+    read_value,
 )
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ Examples:
     cls=TakesNumbers,
 )
 @click.argument("file", type=IN_PLACE)
-@click.argument("key")
+@click.argument("key", shell_complete=_completion.keys)
 @click.argument("value", required=False)
 @click.option("--from", "source", type=FILE, metavar="SOURCE", help="Read the value from a file.")
 @click.option("--npy", is_flag=True, help="The value is a .npy array; store it as a tensor.")
@@ -60,16 +62,15 @@ Examples:
     type=click.Choice(["atlas-v1", "atlas-v2", "atlas-v3"]),
     help="Version of a new file; v2 by default, and v3 with a passphrase or key.",
 )
-@click.option("--new", is_flag=True, help="Make the file if it is not there, whatever its name.")
+@new_option
 @backup_option
+@quiet_option
 @json_option
 @keys_options
 def command(file: str, key: str, value: str | None, source: str | None, as_json: bool, **options: Any) -> int:
     """Run the command."""
     from atlas_kit.operations.set import SetOptions, set_value
 
-    if (value is None) == (source is None):
-        raise click.UsageError("give the value as VALUE or with --from")
     how = SetOptions(
         type=options["kind"],
         flags=options["flags"],
@@ -81,19 +82,8 @@ def command(file: str, key: str, value: str | None, source: str | None, as_json:
         backup=options["backup"],
         new=options["new"],
     )
-    result = set_value(file, key, _read(value, source), how, options["keys"])
+    result = set_value(file, key, read_value(value, source), how, options["keys"])
     return _render.emit(result, _text, as_json)
-
-
-def _read(value: str | None, source: str | None) -> bytes:
-    if value == "-" or source == "-":
-        return sys.stdin.buffer.read()
-    if source is not None:
-        from atlas_kit.storage.given import open_source
-
-        with open_source(source) as opened:
-            return opened.read(0, opened.size)
-    return (value or "").encode("utf-8", "surrogateescape")
 
 
 def _text(result: Stored) -> Iterator[_render.Block]:
@@ -101,3 +91,6 @@ def _text(result: Stored) -> Iterator[_render.Block]:
         yield f"created {result.path}"
     what = result.type if result.size is None else f"{result.type}, {_render.exact_size(result.size)}"
     yield f"{'replaced' if result.replaced else 'added'} {result.key} ({what})"
+    if result.similar:
+        meant = " or ".join(result.similar)
+        yield _render.Lines([_render.Styled(f"note: a new key was added; did you mean {meant}?", "warn")])

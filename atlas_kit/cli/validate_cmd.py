@@ -32,8 +32,8 @@ Check files, and explain everything that is wrong with them.
 
 Every finding has a severity, the byte where it is, plain words, and what to do about it. An error means that
 the file cannot be used as it is; for a GGUF model, that stock llama.cpp does not load it, or dies of it at the
-first token. Warnings and notes leave a file usable. Directories are searched for .atlas, .gguf, .safetensors and .npz files; patterns may be
-given in quotes. Nothing is written.
+first token. Warnings and notes leave a file usable. Directories are searched for .atlas, .gguf, .safetensors and
+.npz files; patterns may be given in quotes. Nothing is written.
 
 Checksums of .atlas and .npz files are always verified. GGUF and safetensors have none: there --data reads all
 tensors and finds NaN, infinity, scales that cannot be, zeros that a download never filled, and bytes that it

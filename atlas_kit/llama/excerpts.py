@@ -54,17 +54,6 @@ def windows(
     return found
 
 
-def excerpt(
-    episodes: Episodes, segment: Segment, question: Question, said: frozenset[str], most: int
-) -> tuple[int, int]:
-    """Return the absolute positions of the sentences of a segment that are most like a question.
-
-    Of those that are as like, the longest: what is asked for stands near what is asked with.
-    """
-    best = max(windows(episodes, segment, question, said, most), key=lambda one: one[:3], default=None)
-    return (0, 0) if best is None else (best.start, best.stop)
-
-
 def grown(episodes: Episodes, segment: Segment, start: int, stop: int, most: int) -> tuple[int, int]:
     """Return a run of sentences with those of its segment around it: as many as there is room for.
 
@@ -90,7 +79,7 @@ def _sentences(episodes: Episodes, segment: Segment, most: int) -> list[tuple[in
     spans, start = [], segment.start
     texts = episodes.texts(segment.start, segment.stop)
     end = segment.start + len(texts)
-    half = max(1, most // 2)
+    longest = max(1, most)
     for at in range(segment.start, end):
         behind = at + 1
         text = texts[at - segment.start]
@@ -98,7 +87,7 @@ def _sentences(episodes: Episodes, segment: Segment, most: int) -> list[tuple[in
         ended = text.endswith("\n") or (
             text.rstrip().endswith(_ENDS) and (after[:1].isspace() or not text.isascii())
         )
-        if ended or behind - start >= half or behind == end:
+        if ended or behind - start >= longest or behind == end:
             spans.append((start, behind))
             start = behind
     return spans

@@ -38,8 +38,6 @@ def compress_file(
 ) -> Compressed:  # fmt: skip
     """Write a smaller copy of a memory file, of version 2 (or 3, when the source is encrypted or there is a secret)."""
     options = options or CompressOptions()
-    if options.quantize is not None and options.quantize not in QUANTIZE:
-        raise InvalidParamError(f'"{options.quantize}" is not a way to quantise')
     if isinstance(output, (str, os.PathLike)):
         check_output(output, [given], options.force)
     with open_given(given, keys) as opened:
@@ -48,6 +46,13 @@ def compress_file(
 
             secrecy.require_no_secret(keys, path=opened.name)
             return quantize_model(opened, output, options, progress)
+        if options.quantize is not None and options.quantize not in QUANTIZE:
+            raise InvalidParamError(
+                f"tensors of a memory are quantised to {', '.join(QUANTIZE)}, and not to {options.quantize}",
+                path=opened.name,
+            )
+        if options.check is not None or options.requantize:
+            raise InvalidParamError("only a model reads a text, or is quantised again", path=opened.name)
         memory = opened.memory
         out = _new_like(opened, Keys() if keys is None else keys, options.decrypt)
         rows = _plan(memory, out, options, progress)

@@ -158,10 +158,13 @@ def _hash_model(
 ) -> None:
     from atlas_kit.codecs.json_text import dumps
     from atlas_kit.formats.gguf.shards import SPLIT_KEYS
+    from atlas_kit.formats.gguf.tables import PAD_KEY
     from atlas_kit.operations.gguf_values import plain_value
 
     for row in model.fields:
-        if row.key in SPLIT_KEYS:  # in how many files a model lies is layout
+        if (
+            row.key == PAD_KEY or row.key in SPLIT_KEYS
+        ):  # layout: reserved space, in how many files a model lies
             continue
         value = row.items
         encoded = value.encoded() if hasattr(value, "encoded") else None

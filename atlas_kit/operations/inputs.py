@@ -16,6 +16,7 @@ from atlas_kit.errors import (
     Remedy,
 )
 from atlas_kit.formats.detect import detect
+from atlas_kit.formats.foreign import foreign_error
 from atlas_kit.formats.opening import open_memory
 from atlas_kit.storage.given import Given, open_source, takes_source
 from atlas_kit.storage.keys import Keys
@@ -113,6 +114,10 @@ def unknown_format(source: Source) -> MagicMismatchError:
     """Return the error for a file that no reader recognises."""
     if source.size == 0:
         return MagicMismatchError("the file is empty", path=source.name, remedy=Remedy("recover"))
+    known = foreign_error(source)
+    if known is not None:
+        known.path, known.offset = source.name, None
+        return known
     return MagicMismatchError(
         "this is not a file of a known format",
         path=source.name,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import FileAccessError, FileCorruptError, InvalidParamError, KeyRequiredError, Remedy
 from atlas_kit.formats.detect import detect
+from atlas_kit.formats.foreign import recognise
 from atlas_kit.formats.gguf.lost_file import lost_name, write_lost
 from atlas_kit.operations import secrecy
 from atlas_kit.operations.outputs import Output, is_path, is_stream, scratch_path
@@ -169,6 +170,9 @@ def _repaired(
         raise InvalidParamError(
             f"{kind} files cannot be repaired", path=source.name, hint="Only .atlas and GGUF files can."
         )
+    known = recognise(source) if kind is None or source.read_upto(0, 4) not in (b"ATLS", b"GGUF") else None
+    if known is not None and known.lost:
+        raise InvalidParamError(f"this is {known.what}", path=source.name, hint=known.hint)
     if source.size == 0:
         raise InvalidParamError("the file is empty: there is nothing to rescue", path=source.name)
     place = output if isinstance(output, (str, os.PathLike)) and not is_stream(output) else None

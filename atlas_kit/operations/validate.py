@@ -19,8 +19,9 @@ from atlas_kit.errors import (
     Remedy,
     WrongKeyError,
 )
-from atlas_kit.formats.detect import detect
+from atlas_kit.formats.detect import by_name, detect
 from atlas_kit.formats.findings import Finding
+from atlas_kit.formats.foreign import recognise
 from atlas_kit.storage.given import Given, Progress, name_of, use_source
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source
@@ -133,6 +134,7 @@ def validate_file(
             report.format = detect(source)
             keys = Keys() if keys is None else keys
             report.findings = _check(source, report.format, keys, one_shard, data, progress)
+            report.findings += _named_wrongly(source, report.format)
             if report.format in ("gguf", "safetensors"):
                 whole = not any(one.code == "vocabulary-only" for one in report.findings)
                 report.data_read = data if whole else None
@@ -141,6 +143,25 @@ def validate_file(
         report.readable = not misuse and not isinstance(error, (FileAccessError, NoSuchFileError))
         report.findings = [_as_finding(error)]
     return report
+
+
+_NAMES = {
+    "atlas": "a memory file",
+    "gguf": "GGUF",
+    "safetensors": "safetensors",
+    "npz": "an npz archive",
+    "json": "JSON",
+}
+
+
+def _named_wrongly(source: Source, kind: str | None) -> list[Finding]:
+    """Return a warning if the file is whole and of another format than its name says."""
+    named_as = by_name(source.path)
+    if kind is None or named_as is None or named_as == kind:
+        return []
+    ending = os.path.splitext(source.name)[1]
+    message = f"the name ends in {ending}, and the file is {_NAMES[kind]}"
+    return [Finding("name-misleads", "warning", message, "Programs that go by names will not read it.", 0)]
 
 
 def _check(
@@ -163,10 +184,19 @@ def _check(
 
         read_carrier(source, kind)
         return []
-    if kind == "atlas":
+    known = recognise(source) if kind is None or source.read_upto(1, 3) not in (b"TLS", b"ATL") else None
+    if known is not None and known.name == "zeros" and kind == "atlas":
+        known = None  # its entries may follow
+    if kind == "atlas" and known is None:
         return _check_atlas(source, keys)
     if source.size == 0:
         return [Finding("empty-file", "error", "the file is empty", offset=0, remedy=Remedy("recover"))]
+    if known is not None:
+        return [
+            Finding(
+                f"foreign-{known.name}", "error", f"this is {known.what}", known.hint, 0, remedy=known.remedy
+            )
+        ]
     return [
         Finding(
             "unknown-format",

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.errors import FileAccessError, MissingExtraError
+from atlas_kit.errors import AtlasError, FileAccessError, MissingExtraError
 from atlas_kit.server.app import ROUTES, begun_app, guarded, visit_routes
 from atlas_kit.server.asgi import Capitals
 from atlas_kit.server.light import First
@@ -149,7 +149,12 @@ class _Life:
         app = await self._first.whole()
         for piece in (*map(_importing, LATER), *self._service.later()):
             await self._rest(began)
-            await asyncio.to_thread(piece)
+            try:
+                await asyncio.to_thread(piece)
+            except (
+                AtlasError
+            ) as error:  # llama.cpp takes the file, and something else in it is not as it should be
+                log.warning("%s", error)
         self._complete()
         await asyncio.to_thread(visit_routes, app)
         gc.freeze()  # what is there now stays: later collections, which stop all streams, need not look at it

@@ -190,13 +190,27 @@ class Service:
             names += ["atlas_kit.llama.token_memory", "atlas_kit.formats.gguf.dequantize"]
         for name in names:
             importlib.import_module(name)
+        assert self._loading is not None
+        for name in (
+            "jinja2",
+            "atlas_kit.server.chat_answer",
+        ):  # who chats needs them, and does not wait for them now
+            if not self._loading.done():
+                importlib.import_module(name)
+
+    def _prepare(self) -> None:
+        """Find out what the first turn of a conversation would have to wait for else."""
+        with contextlib.suppress(AtlasError):  # whoever needs it is told
+            assert self.template
+            self.engine.output_rows().prepare()
 
     async def _open_conversations(self) -> None:
         """Take the sequences, and bring back who used them last: for a moment, the start waits for that, too."""
         await self.conversations.open()
         if self.files.outlives:
             back = self.conversations.bring_back(self.settings, self.engine.n_sequences)
-            await asyncio.wait({self.conversations.carry_out(back)}, timeout=BRING_BACK_SECONDS)
+            preparing = asyncio.ensure_future(asyncio.to_thread(self._prepare))
+            await asyncio.wait({self.conversations.carry_out(back), preparing}, timeout=BRING_BACK_SECONDS)
             self.conversations.carry_out(self._count_sessions())
 
     async def _count_sessions(self) -> None:
@@ -238,7 +252,10 @@ class Service:
 
     def later(self) -> list[Callable[[], object]]:
         """Return what has not been found out about the model, as nobody has asked; each in a call of its own."""
-        return [lambda: self.template, lambda: self.text_form, lambda: self.engine.info.identity]
+        found: list[Callable[[], object]] = [lambda: self.template, lambda: self.text_form]
+        if self.config.remembers:
+            found.append(lambda: self.engine.output_rows().prepare())
+        return [*found, lambda: self.engine.info.identity]
 
     async def stop(self) -> None:
         """End all work, and save what is to be kept; stopping twice is fine."""

@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 from atlas_kit.errors import AtlasError, LockedError
 from atlas_kit.storage.backup_files import backup_name as backup_name
 from atlas_kit.storage.backup_files import keep_backup, prune, stem_of
+from atlas_kit.storage.pace import let_go
 from atlas_kit.storage.source import StrPath, access_error, resolved
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ def atomic_write(
                     os.fsync(file.fileno())
             if backup and target.exists():
                 keep_backup(target, int(backup))
+            let_go(target)
             _replace(temporary, target)
         except BaseException as error:
             with contextlib.suppress(OSError):

@@ -23,14 +23,12 @@ READ_ONLY = {
     "recommend": "looks at a model",
     "hash": "reports hashes",
     "completion": "prints a script",
+    "grep": "prints what it finds",
 }
 #: Commands that write models, which are never encrypted, or the bytes of a file's parts as they are.
 MODELS = {"split", "join"}
 #: What writes memory files in a process of its own; tests/server/test_encryption.py is about its files.
 SERVES = {"serve"}
-
-#: What writes models, which cannot be encrypted, and opens nothing with a key.
-MODELS = {"split", "join"}
 
 Arguments = list[str]
 #: The ways to call a command that writes: from a folder, the input and whether it is a memory that a model learned.
@@ -84,6 +82,22 @@ WRITING: dict[str, list[Callable[[Path, Path], Arguments]]] = {
     "recover": [
         lambda d, f: ["recover", f, "--restore", "latest"],
         lambda d, f: ["recover", f, "--restore", "latest", "-o", d / "out.atlas"],
+    ],
+    "append": [
+        lambda d, f: ["append", f, "chat", "some more"],
+        lambda d, f: ["append", f, "chat", "some more", "--role", "user", "--backup"],
+        lambda d, f: ["append", d / "new.atlas", "more", "--from", d / "payload.txt"],
+    ],
+    "import": [
+        lambda d, f: ["import", f, d / "payload.jsonl"],
+        lambda d, f: ["import", f, d / "payload.jsonl", "--key", "chat", "--append", "--backup"],
+        lambda d, f: ["import", d / "new.atlas", d / "payload.jsonl"],
+    ],
+    "export": [
+        lambda d, f: ["export", f, "-o", d / "out.md"],
+        lambda d, f: ["export", f, "-o", d / "out.jsonl"],
+        lambda d, f: ["export", f, "-o", d / "out.sqlite"],
+        lambda d, f: ["export", f, "-o", d / "out", "--each"],
     ],
     "encrypt": [
         lambda d, f: ["encrypt", f],

@@ -6,10 +6,27 @@ other programs. Tests beside this module say what each command makes of them.
 
 from __future__ import annotations
 
+import io
+import zipfile
 from dataclasses import replace
 
 import numpy as np
-from gguf_builder import F16_T, F32, F32_T, F64_T, KV, Q8_0_T, File, tiny_llama, weights
+from gguf_builder import (
+    ARR,
+    F16_T,
+    F32,
+    F32_T,
+    F64_T,
+    KV,
+    Q8_0_T,
+    STR,
+    Array,
+    File,
+    Tensor,
+    split_llama,
+    tiny_llama,
+    weights,
+)
 
 from atlas_kit.formats.atlas import MemoryFile, checksums
 
@@ -82,6 +99,95 @@ def half_norm() -> bytes:
 def double_attention() -> bytes:
     """The weights of the attention are doubles."""
     return model().with_tensor("blk.0.attn_q.weight", type=F64_T, data=bytes(32 * 32 * 8)).bytes()
+
+
+# --- headers that promise what is not there -----------------------------------------------------------------------
+
+
+def one_pair_too_many() -> bytes:
+    """The header counts one metadata pair more than there is."""
+    return replace(model(), n_kv=len(model().kv) + 1).bytes()
+
+
+def one_tensor_too_many() -> bytes:
+    """The header counts one tensor more than there is."""
+    return replace(model(), n_tensors=len(model().tensors) + 1).bytes()
+
+
+def version_4() -> bytes:
+    """A version that does not exist."""
+    return replace(model(), version=4).bytes()
+
+
+def truncated() -> bytes:
+    """Two thirds of a model."""
+    data = model(layers=4).bytes()
+    return data[: len(data) * 2 // 3]
+
+
+def doubles() -> bytes:
+    """Numbers that single precision does not hold."""
+    numbers = np.array([1.0, 2.0, 1e300, -1e200], "<f8")
+    return File(
+        (KV("general.architecture", STR, "x"),), (Tensor("a", (4,), F64_T, numbers.tobytes()),)
+    ).bytes()
+
+
+# --- metadata that is odd -------------------------------------------------------------------------------------------
+
+
+def bad_template() -> bytes:
+    """A chat template whose loop never ends."""
+    return (
+        model().with_kv(KV("tokenizer.chat_template", STR, "{% for m in messages %}{{ m.content }}")).bytes()
+    )
+
+
+def license_array() -> bytes:
+    """A licence that is a list."""
+    return model().with_kv(KV("general.license", ARR, Array(STR, ["mit", "apache-2.0"]))).bytes()
+
+
+# --- files that are something else ----------------------------------------------------------------------------------
+
+
+def web_page() -> bytes:
+    """The page of a model, saved instead of it."""
+    return (
+        b'<!doctype html>\n<html class="">\n<head><title>Some-7B-GGUF at main</title></head>\n'
+        + b"<p>x</p>" * 300
+    )
+
+
+def lfs_pointer() -> bytes:
+    """What git leaves where git-lfs is not installed."""
+    return b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0123abcd" * 8 + b"\nsize 98362432\n"
+
+
+def old_ggml(magic: bytes = b"tjgg", version: int = 3) -> bytes:
+    """The beginning of a model in a format of 2023."""
+    numbers = (32000, 4096, 256, 32, 32, 128, 2)
+    head = magic + (b"" if magic == b"lmgg" else version.to_bytes(4, "little"))
+    return head + b"".join(n.to_bytes(4, "little") for n in numbers) + b"\5\0\0\0<unk>" + bytes(200)
+
+
+def pytorch(name: str = "archive/data.pkl") -> bytes:
+    """What torch.save writes: a zip archive with a pickle."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr(name, b"\x80\x02}q\0.")
+        archive.writestr("archive/data/0", bytes(1000))
+    return made.getvalue()
+
+
+def joined_shards() -> bytes:
+    """Shards that somebody put into one file with cat."""
+    return b"".join(shard.bytes() for shard in split_llama(3))
+
+
+def doubled() -> bytes:
+    """A whole model, twice."""
+    return model().bytes() * 2
 
 
 # --- memory files -------------------------------------------------------------------------------------------------

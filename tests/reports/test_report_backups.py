@@ -25,6 +25,9 @@ WITH_BACKUP = [name for name in COMMANDS if "--backup" in options_of(name)]
 ON_MEMORY = {
     "set": ["set", "FILE", "key", "VALUE"],
     "rm": ["rm", "FILE", "--glob", "k*"],
+    "rename": ["rename", "FILE", "key", "other"],
+    "append": ["append", "FILE", "key", "VALUE"],
+    "import": ["import", "FILE", "JSON"],
     "learn": ["learn", "MODEL", "TEXT", "--memory-file", "FILE"],
     "run": ["run", "MODEL", "-p", "What?", "--max-tokens", "2", "--no-chat", "--memory-file", "FILE"],
 }
@@ -32,6 +35,7 @@ ON_MODEL = {
     "set": [["set", "FILE", "general.name", "VALUE"], ["set", "FILE", "general.name", "VALUE" * 90],
             ["set", "FILE", "llama.context_length", "77"]],
     "rm": [["rm", "FILE", "general.name"]],
+    "rename": [["rename", "FILE", "general.name", "general.other"]],
 }  # fmt: skip
 
 
@@ -39,6 +43,7 @@ ON_MODEL = {
 def folder(tmp_path, fake):
     (tmp_path / "text.txt").write_text("to be or not to be\n")
     (tmp_path / "fake.gguf").write_bytes(tiny_llama(tokenizer="none").bytes())
+    (tmp_path / "chat.json").write_text('[{"role": "user", "content": "Hello"}]')
     memory = MemoryFile()
     memory.update({"key": "value", "kept": "value"})
     memory.save(tmp_path / "memory.atlas")
@@ -48,6 +53,7 @@ def folder(tmp_path, fake):
 
 def filled(call, folder, file):
     places = {"FILE": file, "MODEL": folder / "fake.gguf", "TEXT": folder / "text.txt"}
+    places["JSON"] = folder / "chat.json"
     return [places.get(word, word) for word in call]
 
 
@@ -165,3 +171,26 @@ def test_a_copy_is_whole_without_the_system_s_help(folder, monkeypatch):
     with open(path, "rb") as file:
         backup_files.keep_backup(path, copy_of=file.fileno())
     assert (folder / "large.bak").read_bytes() == path.read_bytes()
+
+
+def test_a_date_means_the_newest_from_then_or_before(folder, run_cli):
+    path = folder / "memory.atlas"
+    for day in (10, 12, 14):
+        memory = MemoryFile()
+        memory["day"] = str(day)
+        memory.save(path)
+        os.utime(path, (1_700_000_000 + day * 86_400,) * 2)  # 14 November 2023 and ten days more
+        assert run_cli("set", path, "other", "x", "--backup").exit_code == 0
+    for which, day in (
+        ("2023-11-25", 10),
+        ("2023-11-26", 12),
+        ("2023-11-27T23:00:00Z", 12),
+        ("2026-01-01", 14),
+    ):
+        ran = run_cli("recover", path, "--restore", which, "-o", folder / "back.atlas", "-f")
+        assert ran.exit_code == 0, ran.stderr
+        with MemoryFile.open(folder / "back.atlas") as memory:
+            assert memory["day"].text == str(day), which
+    ran = run_cli("recover", path, "--restore", "2023-11-23")
+    assert ran.exit_code == 2
+    assert "no backup from 2023-11-23 or before" in ran.stderr

@@ -23,6 +23,7 @@ from atlas_kit.formats.atlas import MemoryFile, tables
 from atlas_kit.operations.inputs import open_given
 from tests.reports.command_table import MODELS, READ_ONLY, WRITING, options_of, unlisted
 
+pytest.importorskip("cryptography")
 pytest_plugins = ["tests.cli.model_fixtures"]
 
 #: Random, so that no codec makes it shorter and no file has it by chance.
@@ -83,12 +84,13 @@ def lay_out(folder: Path, kind: str) -> tuple[Path, dict[str, bytes]]:
     """Write an input and what is beside it; return it and the plain files that are there from the start."""
     path = folder / "memory.atlas"
     for old in [*folder.glob("*.atlas*"), *folder.glob(".*"), *folder.glob("out*")]:
-        old.unlink(missing_ok=True)
+        shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
     path.write_bytes(filled(kind))
     shutil.copy2(path, folder / "memory.atlas.bak")
     (folder / "other-plain.atlas").write_bytes(filled("plain"))
     (folder / "payload.txt").write_text(CANARY)
-    plain = ["other-plain.atlas", "payload.txt"]
+    (folder / "payload.jsonl").write_text(f'{{"key": "imported", "text": "User: {CANARY}"}}\n')
+    plain = ["other-plain.atlas", "payload.txt", "payload.jsonl"]
     if not INPUTS[kind]:
         plain += ["memory.atlas", "memory.atlas.bak"]
     return path, {name: (folder / name).read_bytes() for name in plain}
@@ -184,16 +186,22 @@ def test_an_encrypted_input_needs_its_key_and_nothing_else(folder, run_cli, name
     ran = run_cli(*arguments_of(name, 0, folder, path, given, other))
     if name == "encrypt":
         assert "encrypted already" in ran.stderr
+    elif name == "export":
+        assert "use --decrypt" in ran.stderr
+        assert CANARY in run_cli("export", path, *GIVEN[given]).stdout
     else:
         assert ran.exit_code == 0, ran.stderr
 
 
-@pytest.mark.parametrize("name", ["convert", "merge", "compress", "repair", "recover"])
+@pytest.mark.parametrize("name", ["convert", "merge", "compress", "repair", "recover", "export"])
 def test_plain_text_is_written_when_it_is_said(folder, run_cli, name):
     path, _ = lay_out(folder, "by-passphrase")
     number = {"recover": 1}.get(name, 0)
     ran = run_cli(*arguments_of(name, number, folder, path, "passphrase", "nothing"), "--decrypt")
     assert ran.exit_code == 0, ran.stderr
+    if name == "export":
+        assert CANARY in (folder / "out.md").read_text()
+        return
     assert opens_without_a_key(folder / "out.atlas") == (name != "recover")  # a backup is put back as it is
 
 
@@ -332,6 +340,8 @@ READING = {
     "ls": ["ls", "FILE"],
     "get": ["get", "FILE", "chat"],
     "hash": ["hash", "FILE"],
+    "grep": ["grep", "something", "FILE"],
+    "export": ["export", "FILE"],
 }
 
 

@@ -54,6 +54,11 @@ def open_store(
     """
     top = source.read_upto(0, 8)
     if top[:4] != t.MAGIC:
+        from atlas_kit.formats.foreign import foreign_error
+
+        known = foreign_error(source)
+        if known is not None:
+            raise known
         what = "it is empty" if not top else "it does not start with ATLS"
         raise MagicMismatchError(
             f"this is not a .atlas file: {what}", path=source.path, offset=0, remedy=_without_magic(source)
