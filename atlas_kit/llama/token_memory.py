@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -166,6 +166,7 @@ class TokenMemory:
         self._waiting = 0
         self._due = False
         self._lift: tuple[Array, Array] | None = None
+        self._evening: tuple[Array, Callable[[Array], Array]] | None = None
         self._ahead: tuple[Reading, int] | None = None
         self._line: list[int] = []  # the last tokens that were learned, or wait for it
         self._plain: int | None = (
@@ -626,11 +627,12 @@ class TokenMemory:
         self, memory: WhitenedMemory, state: MemoryState, rows: Mapping[str, Array], posterior: Array
     ) -> None:
         """Take the step of a whitened memory; ``rows`` are what waited."""
-        gradient = bias = None
+        gradient = slopes = bias = None
         if self.learns and memory.is_whitened(state) and len(rows["token"]):
             if self.settings.blend_ratio == ADAPTIVE and int(state.counters["steps"]):
                 self._adapt(rows["slope"][:, -1] * posterior[:, 1])
-            gradient = self._on_device(self.rows.even(rows["gradient"]))
+            slopes = rows["gradient"]
+            gradient = self._on_device(self._even(slopes))
             bias = bias_step(rows["top"], rows["share"], BIAS_STEP)
         before = memory.is_whitened(state)
         self.state = memory.step(
@@ -638,6 +640,7 @@ class TokenMemory:
             self._on_device(rows["hidden"]),
             {name: self._on_device(rows[name]) for name in ("token", "lse")},
             gradient=gradient,
+            slopes=None if slopes is None else self._on_device(slopes),
             bias=bias,
             eta=self.learning_rate,
             donate=not self._pinned,
@@ -647,6 +650,20 @@ class TokenMemory:
             self._window = None  # all of its keys are others
         elif self._window is not None:
             self._window.append(*memory.remembered(self.state, len(rows["token"])))
+
+    def _even(self, gradients: Array) -> Array:
+        """Return gradients of the answers (n, n_embd) made even: as they vary, where that is known already."""
+        found = self.state.parameters.get("directions")
+        if found is None:
+            return self.rows.even(gradients)
+        if self._evening is None or self._evening[0] is not found:
+            directions = np.asarray(to_host(found))
+            even: Callable[[Array], Array] = self.rows.even
+            if directions.any():
+                rest = float(self.state.parameters["rest"][0, 0])
+                even = self.rows.evening(directions, rest).__call__
+            self._evening = found, even
+        return self._evening[1](gradients)
 
     def _adapt(self, gain: Array) -> None:
         """Move the step size: up while larger corrections would have been better, down while smaller ones.

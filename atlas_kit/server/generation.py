@@ -70,6 +70,8 @@ class Generation:
         Makes another sampler of the sampler.
     progress
         Take down how much of the text is read after each step, and let ``tokens()`` yield an empty group then.
+    keeps
+        Tokens at the text's beginning that stay in a context that is full.
     said
         What of the text somebody said or wrote, for the memory's episodes; None: nothing of it is kept there.
     """
@@ -86,6 +88,7 @@ class Generation:
     slot: int | None = None
     around: Callable[[Sampler], Sampler] | None = None
     progress: bool = False
+    keeps: int = 0
     said: Said | None = None
 
 
@@ -448,6 +451,7 @@ class Generating:
     def _work(self, session: AtlasSession, history: list[int], known: list[int], fresh: list[int]) -> AnyWork:
         """Read what is new, and generate."""
         asked = self._asked
+        session.keeps = asked.keeps
         if known or session.context_tokens:
             yield from session.placing(history, known)
         session.observer = self._look

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from atlas_kit.errors import InvalidParamError
+from atlas_kit.llama.output_matrix import KNOWN_EVENING, KNOWN_RIDGE, MOVED_LOGIT
 from atlas_kit.llama.token_memory import BIAS_STEP, ETA_BOUND, ETA_RATE, TokenMemory, read_ahead
 from atlas_kit.llama.whitened_reading import LEAST_LIFT, LIFT, bias_step, likely, moved
 from atlas_kit.memory.whitened import whitening
@@ -15,7 +16,8 @@ from atlas_kit.settings.atlas_settings import GATE_START, WHITENED_AFTER, AtlasS
 from tests.llama.test_token_memory import E, Model, V, softmax, text
 
 SMALL = AtlasSettings(
-    features="whitened", memory_rank=8, memory_dim=5, window_size=24, chunk_size=4, candidates=12, learning_rate=0.5
+    features="whitened", memory_rank=8, memory_dim=5, window_size=24, chunk_size=4, candidates=12, learning_rate=0.5,
+    even_steps=24,
 )  # fmt: skip
 
 
@@ -30,6 +32,32 @@ class Reference:
         self.b, self.log_eta, self.steps = np.zeros(V), 0.0, 0
         self.seen: list[np.ndarray] = []
         self.pending: list[tuple] = []
+        self.sample, self.varied, self.period = [], None, (0, 6)
+
+    def vary(self, D):
+        """Keep every so many of the steps' gradients, and make Q of six and of what was found before."""
+        begun, end = self.period
+        if (self.steps - begun) % ((end - begun) // 6) == 0:
+            self.sample.append(D)
+        if self.steps + 1 < end:
+            return
+        some = np.concatenate(self.sample).astype("f4").astype("f8")
+        length = np.linalg.norm(some, axis=1)
+        some *= np.minimum(1, 4 * np.median(length) / np.maximum(length, 1e-30))[:, None]
+        C, k = some.T @ some / len(some), min(12, E)
+        beside = 0.0
+        if self.varied is not None:
+            C, beside = (C + self.varied[0]) / 2, self.varied[1] * (E - k) / 2
+        square, axes = np.linalg.eigh(C)
+        square, axes = np.maximum(square[::-1], 0), axes[:, ::-1]
+        rest = (square[k:].sum() + beside) / max(1, E - k)
+        self.varied = (axes[:, :k] * square[:k]) @ axes[:, :k].T, rest
+        known = np.append(square[:k], np.full(E - k, rest))
+        q = (known + KNOWN_RIDGE * known.mean()) ** KNOWN_EVENING
+        Q = (axes * q) @ axes.T
+        rows = self.R - self.R.mean(axis=0)
+        self.Q = Q * MOVED_LOGIT / (self.rows.scale**2 * np.einsum("nd,de,ne->n", rows, Q, rows).mean())
+        self.sample, self.period = [], (end, 2 * end)
 
     def cap(self, z):
         return z if self.rows.softcap is None else self.rows.softcap * np.tanh(z / self.rows.softcap)
@@ -72,7 +100,9 @@ class Reference:
                 self.log_eta += ETA_RATE * asked.mean() / math.sqrt(np.square(asked).mean())
                 self.log_eta = min(max(self.log_eta, -ETA_BOUND), ETA_BOUND)
             eta = self.s.learning_rate * math.exp(self.log_eta)
-            D = self.rows.scale * (g @ (self.R - self.mu)) @ self.Q
+            slopes = self.rows.scale * (g @ (self.R - self.mu))
+            D = slopes @ self.Q
+            self.vary(slopes)
             for one, d in zip(hidden, D, strict=True):
                 self.W -= eta * np.outer(self.phi(one), d)
             self.b -= BIAS_STEP * g.sum(axis=0)
