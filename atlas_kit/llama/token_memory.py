@@ -544,7 +544,8 @@ class TokenMemory:
             self._asking.append((Asking.of(reading), copies[2]))
         self._waiting += len(token)
         self._line += (came := token.tolist())
-        if (plain := self._plain) is not None:
+        plain = self._plain
+        if plain is not None:
             for one in came:
                 plain = 0 if self.rows.is_control(one) else plain + 1
             self._plain = plain
