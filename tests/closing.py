@@ -51,6 +51,7 @@ NEEDS: tuple[tuple[str, str, str], ...] = (
     ("package index", "of the wheel", "no package index can be reached"),
     ("hadolint|kubernetes-validate|pyyaml", "of deployment", "no hadolint, kubernetes-validate or pyyaml"),
     ("systemd-analyze", "of the unit for systemd", "no systemd-analyze, or an old one"),
+    ("cannot move data", "of room made inside large models", "this file system cannot move data inside a file"),
     ("links here", "of links to files", "this file system has none"),
     ("glibc|heaps", "of how much of the heap threads keep", "another C library"),
     ("FTS5", "against SQLite's search", "this Python's SQLite has no FTS5"),
