@@ -212,7 +212,10 @@ def test_split_and_join(shards: list[Path], run_cli: Callable[..., Any]) -> None
     assert (listed["kind"], listed["tensors"], listed["size"]) == ("shards", 21, whole.stat().st_size)
     assert (folder / "b.gguf").read_bytes() == whole.read_bytes()
     piped = run_cli("join", made[0], "-o", "-")
-    assert piped.exit_code == 0
+    assert (piped.exit_code, piped.output) == (0, whole.read_bytes())
+    for line in (["split", whole, "--max-size", "50K"], ["join", made[0], "-o", folder / "b.gguf"]):
+        silent = run_cli(*line, "--force", "--quiet")
+        assert (silent.exit_code, silent.output) == (0, b"")
 
 
 @pytest.mark.parametrize("size", ["0", "-1", "x", "1.5", "G", "1e9", "9" * 40, ""])
