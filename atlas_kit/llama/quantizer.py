@@ -6,7 +6,6 @@ choice: mixtures such as Q4_K_M keep some tensors wider. Knows no command and no
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import json
@@ -164,9 +163,11 @@ def _main() -> int:
 def _say(line: bytes) -> None:
     step = _STEP.match(line)
     text = f"{_MARK}{int(step[1])} {int(step[2])}" if step else line.decode("utf-8", "replace")
-    with contextlib.suppress(OSError):
+    try:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
+    except OSError:  # whoever asked for it was killed
+        os._exit(_REFUSED)
 
 
 if __name__ == "__main__":
