@@ -62,6 +62,7 @@ def files(folder: Path) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
     yield "factor.gguf", tiny.with_kv(KV(factor, F32, -1.0)).bytes(), {}
     shard = split_llama(3)[0]
     yield "shard.gguf", shard.bytes(), {}
+    yield "joined.gguf", b"".join(one.bytes() for one in split_llama(3)), {}
     for name, (file, _) in gguf_cases.CASES.items():
         yield f"{name}.gguf", file.bytes(), {}
     for number, (data, secret) in enumerate(atlas_files(folder)):
