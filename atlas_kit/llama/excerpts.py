@@ -21,7 +21,7 @@ class Window(NamedTuple):
 
     score: float
     common: int
-    count: int
+    length: int
     start: int
     stop: int
 
