@@ -2,10 +2,12 @@
 
 llama.cpp may abort the process on a hostile file, so the question goes to a child process that answers one
 line a file and is started again when it dies. The library is the one inside the ``xllamacpp`` wheel, called
-through its C API: only ``llama_model_load_from_file``, so nothing is computed and no CPU feature matters.
+through its C API. ``load`` only loads: nothing is computed and no CPU feature matters. ``decode`` goes on with two
+tokens, of which llama.cpp dies where a model's numbers or types are not what its operations take.
 
     with LlamaOracle() as oracle:
         verdict = oracle.load("model.gguf")       # Verdict(ok=False, reason="key 3 is empty", ...)
+        verdict = oracle.decode("model.gguf")     # Verdict(ok=False, reason="GGML_ASSERT(eps >= 0.0f) ...", ...)
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ import contextlib
 import ctypes
 import importlib.util
 import json
+import math
 import os
 import re
 import selectors
+import struct
 import subprocess
 import sys
 import tempfile
@@ -33,7 +37,7 @@ _REASONS = (
     re.compile(r"^gguf_\w+: (.*)$", re.M),
     re.compile(r"error loading model(?: \w+)?: (?:error loading model \w+: )?(.*)$", re.M),
     re.compile(r"^(.*GGML_ASSERT.*)$", re.M),
-    re.compile(r"^llama_model_load\w*: (.*)$", re.M),
+    re.compile(r"^llama_model_load\w*: (?!loaded meta data)(.*)$", re.M),
 )
 
 
@@ -47,6 +51,8 @@ class Verdict:
     crashed: bool = False
     #: Names that llama.cpp asked for, in its order, found or not.
     wanted: tuple[str, ...] = ()
+    #: Of ``decode``: whether all logits are numbers.
+    finite: bool = True
 
 
 class OracleUnavailableError(RuntimeError):
@@ -66,23 +72,30 @@ class LlamaOracle:
 
     def load(self, path: str | os.PathLike[str], *, vocab_only: bool | None = None) -> Verdict:
         """Load one file; ``vocab_only=None`` means: if it holds no tensors, as llama.cpp's own tests do."""
+        if vocab_only is None:
+            vocab_only = _tensor_count(path) == 0
+        return self._ask(path, vocab_only, 0)
+
+    def decode(self, path: str | os.PathLike[str], tokens: int = 2) -> Verdict:
+        """Load one file and decode so many tokens, one after the other."""
+        return self._ask(path, False, tokens)
+
+    def _ask(self, path: str | os.PathLike[str], vocab_only: bool, tokens: int) -> Verdict:
         if self._child is None:
             self._start()
         assert self._child is not None
         assert self._child.stdin is not None
-        if vocab_only is None:
-            vocab_only = _tensor_count(path) == 0
         self._log.seek(0)
         self._log.truncate()
-        self._child.stdin.write(json.dumps([os.fspath(path), vocab_only]) + "\n")
+        self._child.stdin.write(json.dumps([os.fspath(path), vocab_only, tokens]) + "\n")
         self._child.stdin.flush()
         answer = self._answer()
         self._log.seek(0)
         log = self._log.read().decode("utf-8", "replace")
         wanted = tuple(re.findall(r"create_tensor: loading tensor (\S+)", log))
         if answer:
-            ok = json.loads(answer)
-            return Verdict(ok, "" if ok else _reason(log), log, wanted=wanted)
+            ok, finite = json.loads(answer)
+            return Verdict(ok, "" if ok else _reason(log), log, wanted=wanted, finite=finite)
         code = self._bury()
         return Verdict(False, _reason(log) or f"died with status {code}", log, True, wanted)
 
@@ -148,7 +161,15 @@ def _reason(log: str) -> str:
 
 
 class _Params(ctypes.Structure):
+    """``llama_model_params`` or ``llama_context_params``, which begins with n_ctx, n_batch and n_ubatch."""
+
     _fields_ = (("raw", ctypes.c_ubyte * _PARAMS_SIZE),)
+
+
+class _Batch(ctypes.Structure):
+    """``llama_batch``: n_tokens, and six pointers."""
+
+    _fields_ = (("n_tokens", ctypes.c_int32), *((f"pointer{n}", ctypes.c_void_p) for n in range(6)))
 
 
 def _library() -> ctypes.CDLL:
@@ -164,17 +185,52 @@ def _library() -> ctypes.CDLL:
     library.llama_model_load_from_file.restype = ctypes.c_void_p
     library.llama_model_load_from_file.argtypes = [ctypes.c_char_p, _Params]
     library.llama_model_free.argtypes = [ctypes.c_void_p]
+    library.llama_context_default_params.restype = _Params
+    library.llama_init_from_model.restype = ctypes.c_void_p
+    library.llama_init_from_model.argtypes = [ctypes.c_void_p, _Params]
+    library.llama_free.argtypes = [ctypes.c_void_p]
+    library.llama_batch_get_one.restype = _Batch
+    library.llama_batch_get_one.argtypes = [ctypes.c_void_p, ctypes.c_int32]
+    library.llama_decode.restype = ctypes.c_int32
+    library.llama_decode.argtypes = [ctypes.c_void_p, _Batch]
+    library.llama_get_logits.restype = ctypes.POINTER(ctypes.c_float)
+    library.llama_get_logits.argtypes = [ctypes.c_void_p]
+    library.llama_model_get_vocab.restype = ctypes.c_void_p
+    library.llama_model_get_vocab.argtypes = [ctypes.c_void_p]
+    library.llama_vocab_n_tokens.argtypes = [ctypes.c_void_p]
     library.llama_backend_init()
     return library
 
 
-def _load(library: ctypes.CDLL, path: str, vocab_only: bool) -> bool:
+def _load(library: ctypes.CDLL, path: str, vocab_only: bool, tokens: int = 0) -> tuple[bool, bool]:
+    """Return whether the file loads (and decodes), and whether all logits are finite."""
     params = library.llama_model_default_params()
     params.raw[_VOCAB_ONLY_AT] = vocab_only
     model = library.llama_model_load_from_file(os.fsencode(path), params)
+    answer = bool(model), True
+    if model and tokens:
+        answer = _decode(library, model, tokens)
     if model:
         library.llama_model_free(model)
-    return bool(model)
+    return answer
+
+
+def _decode(library: ctypes.CDLL, model: int, tokens: int) -> tuple[bool, bool]:
+    params = library.llama_context_default_params()
+    params.raw[0:12] = struct.pack("<3I", 64, 64, 64)
+    context = library.llama_init_from_model(model, params)
+    if not context:
+        return False, True
+    ok, finite = True, True
+    size = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
+    for number in range(tokens):
+        token = (ctypes.c_int32 * 1)((5 + 2 * number) % max(1, size))
+        ok = ok and library.llama_decode(context, library.llama_batch_get_one(token, 1)) == 0
+        if ok:
+            logits = library.llama_get_logits(context)
+            finite = finite and all(map(math.isfinite, logits[0:size]))
+    library.llama_free(context)
+    return ok, finite
 
 
 def _prove(library: ctypes.CDLL) -> None:
@@ -198,7 +254,7 @@ def _prove(library: ctypes.CDLL) -> None:
     with tempfile.NamedTemporaryFile(suffix=".gguf") as file:
         file.write(data + b"".join(pairs))
         file.flush()
-        if not _load(library, file.name, True) or _load(library, file.name, False):
+        if not _load(library, file.name, True)[0] or _load(library, file.name, False)[0]:
             raise SystemExit("its llama_model_params has another layout than this oracle knows")
 
 
@@ -211,9 +267,9 @@ def _serve() -> None:
     _prove(library)
     print("ready", flush=True)
     for line in sys.stdin:
-        path, vocab_only = json.loads(line)
+        path, vocab_only, tokens = json.loads(line)
         os.lseek(2, 0, os.SEEK_SET)  # the parent has emptied the log that both share
-        print(json.dumps(_load(library, path, vocab_only)), flush=True)
+        print(json.dumps(_load(library, path, vocab_only, tokens)), flush=True)
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["--serve"]:

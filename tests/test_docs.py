@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import posixpath
 import re
 import shutil
@@ -90,6 +91,8 @@ STAND_INS = {
     "broken.gguf": "broken/wrong-tensor-count.gguf",
     "models/model.gguf": "gguf/tiny.gguf",
     "pass.txt": "text/passphrase.txt",
+    "new.txt": "text/prefs.json",
+    "secret.atlas": "atlas/secret.atlas",
 }
 #: Examples that find something, as they should.
 FINDS = {
@@ -98,7 +101,12 @@ FINDS = {
     "atlas-tool repair broken.atlas -o rescued.atlas",
 }
 #: Files that would be in the way of a command's examples: what they make, what their `*` must not find.
-IN_THE_WAY = {"convert": ["memory.json"], "compress": ["model-q8_0.gguf"], "merge": ["broken.atlas"]}
+IN_THE_WAY = {
+    "convert": ["memory.json", "secret.atlas"],
+    "encrypt": ["secret.atlas"],
+    "compress": ["model-q8_0.gguf"],
+    "merge": ["broken.atlas", "secret.atlas"],
+}
 
 
 def make_model(kind: str) -> bytes:
@@ -133,7 +141,7 @@ def make_talk(path, model):
 
 TINY = "sample_data/models/tiny-python.gguf"
 #: Commands whose examples run a model.
-WITH_MODEL = {"run", "serve", "learn", "ask", "forget", "perplexity", "recall"}
+WITH_MODEL = {"run", "serve", "learn", "ask", "forget", "perplexity", "recall", "compress"}
 
 
 @pytest.fixture(
@@ -165,9 +173,20 @@ def playground(name, samples, tmp_path):
     with MemoryFile.edit(folder / "notes.atlas", create=True) as memory:
         memory.update({"greeting": "hello", "draft-1": "To do", "embedding": np.arange(8.0)})
     make_talk(folder / "talk.atlas", samples / "models" / "tiny-python.gguf")
+    said = [{"role": "user", "content": "Hello"}]
+    (folder / "messages.json").write_text(json.dumps(said), encoding="utf-8")
+    (folder / "talk.jsonl").write_text(json.dumps({"key": "talk", "messages": said}), encoding="utf-8")
     if name == "ask":
         learned = f"atlas-tool learn {TINY} sample_data/documents/statistics.py -m code.atlas --store-only"
         assert reference.run(learned, folder).returncode == 0
+    if name == "join":
+        split = "atlas-tool split model.gguf --max-tensors 4 -o shards/model"
+        (folder / "shards").mkdir()
+        assert reference.run(split, folder).returncode == 0
+        (folder / "parts").mkdir()
+        data = (folder / "model.gguf").read_bytes()
+        for part, piece in (("aa", data[:3000]), ("ab", data[3000:])):
+            (folder / "parts" / f"model.gguf.{part}").write_bytes(piece)
     for file in IN_THE_WAY.get(name, []):
         (folder / file).unlink()
     (folder / ".config" / "fish" / "completions").mkdir(parents=True)

@@ -82,7 +82,7 @@ TOUR = [
         [
             (f"atlas-tool repair {BROKEN}/truncated.atlas -o {OUT}/rescued.atlas", 1),
             (f"atlas-tool ls {OUT}/rescued.atlas", 0),
-            (f"atlas-tool repair {BROKEN}/wrong-tensor-count.gguf -o {OUT}/mended.gguf", 0),
+            (f"atlas-tool repair {BROKEN}/wrong-tensor-count.gguf -o {OUT}/mended.gguf", 1),
             (f"atlas-tool validate {OUT}/rescued.atlas {OUT}/mended.gguf", 0),
         ],
     ),

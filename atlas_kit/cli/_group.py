@@ -22,14 +22,24 @@ COMMANDS = {
     "inspect": Row("inspect_cmd", "Show what a file is and what it holds."),
     "validate": Row("validate_cmd", "Check files and explain everything that is wrong."),
     "convert": Row("convert_cmd", "Convert between .atlas, JSON, safetensors, npz and GGUF."),
+    "split": Row("split_cmd", "Split a model into shards."),
+    "join": Row("join_cmd", "Join the shards or parts of a model into one file."),
     "repair": Row("repair_cmd", "Rescue what is intact in a damaged file."),
     "compress": Row("compress_cmd", "Make a file smaller."),
     "diff": Row("diff_cmd", "Compare two files by what they mean."),
     "merge": Row("merge_cmd", "Join several memory files into one."),
     "ls": Row("ls_cmd", "List entries, or metadata and tensors."),
-    "get": Row("get_cmd", "Print or save one value."),
+    "get": Row("get_cmd", "Print or save values."),
     "set": Row("set_cmd", "Store one value."),
-    "rm": Row("rm_cmd", "Remove entries or metadata keys."),
+    "rm": Row("rm_cmd", "Remove entries, metadata keys or tensors."),
+    "rename": Row("rename_cmd", "Rename entries, metadata keys or tensors."),
+    "append": Row("append_cmd", "Add a line or a message to an entry."),
+    "grep": Row("grep_cmd", "Search entries and metadata."),
+    "export": Row("export_cmd", "Give out conversations as Markdown, JSON lines or SQLite."),
+    "import": Row("import_cmd", "Put conversations written as JSON into a memory file."),
+    "encrypt": Row("encrypt_cmd", "Encrypt a memory file."),
+    "decrypt": Row("decrypt_cmd", "Write an encrypted memory file as plain text."),
+    "rekey": Row("rekey_cmd", "Change the passphrase or key of an encrypted file."),
     "run": Row("run_cmd", "Generate text, with a memory that learns while it reads."),
     "serve": Row("serve_cmd", "Serve a model over HTTP, with a memory that outlives a restart."),
     "learn": Row("learn_cmd", "Read documents into a memory."),
@@ -42,6 +52,34 @@ COMMANDS = {
     "recover": Row("recover_cmd", "List backups and restore one."),
     "completion": Row("completion_cmd", "Print the shell completion script."),
 }
+
+
+#: What other programs call it, and people try.
+_ALSO = {
+    "add": "set append", "cat": "get", "change-password": "rekey", "check": "validate", "chat": "run",
+    "checksum": "hash", "compare": "diff", "cp": "convert", "decode": "decrypt", "del": "rm", "delete": "rm",
+    "dump": "inspect export", "edit": "set", "extract": "get export", "find": "grep", "fix": "repair",
+    "gguf-split": "split join", "head": "inspect", "info": "inspect", "list": "ls", "load": "import",
+    "lock": "encrypt", "mv": "rename", "open": "inspect", "passwd": "rekey", "print": "get", "put": "set import",
+    "query": "ask grep", "quantise": "compress", "quantize": "compress", "read": "get", "recrypt": "rekey",
+    "remove": "rm", "rescue": "repair", "restore": "recover", "search": "grep", "server": "serve",
+    "sha256sum": "hash", "show": "inspect", "train": "learn", "undo": "recover", "unlock": "decrypt",
+    "verify": "validate hash", "view": "inspect", "write": "set",
+}  # fmt: skip
+
+
+def _meant_by(name: str) -> list[str]:
+    """Return the commands that a word may mean which is none."""
+    import difflib
+
+    word = name.lower()
+    if word in _ALSO:
+        return _ALSO[word].split()
+    begun = [one for one in COMMANDS if len(word) > 1 and one.startswith(word)]
+    begun += [one for one in COMMANDS if len(one) > 2 and word.startswith(f"{one}-")]
+    close = begun or difflib.get_close_matches(word, [*COMMANDS, *_ALSO], 3, 0.7)
+    meant = (one for found in close for one in (_ALSO[found].split() if found in _ALSO else [found]))
+    return list(dict.fromkeys(meant))[:3]
 
 
 class LazyGroup(HelpfulCommand, click.Group):
@@ -60,6 +98,17 @@ class LazyGroup(HelpfulCommand, click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or say which ones could be meant."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            close = _meant_by(name)
+            hint = f" Did you mean {' or '.join(close)}?" if close else ""
+            raise click.UsageError(f"No such command '{name}'.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands from the table."""
         with formatter.section("Commands"):
@@ -70,8 +119,12 @@ HELP = """\
 See, check, rescue, convert, shrink and compare the memory of a language model.
 
 Works on .atlas memory files (versions 1, 2 and 3) and on GGUF model files; safetensors, npz and JSON
-come in and go out through `convert`. Commands read by default: only set, rm, forget and recover change a
-file in place, and they replace it whole or not at all. `-` stands for standard input or output.
+come in and go out through `convert`. Commands read by default: only set, rm, rename, append, import, encrypt,
+decrypt, rekey, forget and recover change a file in place, and they replace it whole or not at all. `-` stands
+for standard input or output.
+
+A passphrase or key, from an option or ATLAS_PASSPHRASE, opens what is encrypted and encrypts what is written: a
+command that has one writes no plain text unless --decrypt or `decrypt` says so.
 
 --json prints strict JSON: NaN and infinities are strings, and a key or path that is not UTF-8 is shown with
 \\xNN escapes, its exact bytes in hexadecimal beside it (`key_hex`, `path_hex`).

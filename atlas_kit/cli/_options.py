@@ -29,13 +29,42 @@ class HelpfulCommand(click.Command):
         super().__init__(*args, **options)
 
 
+class TakesNumbers(HelpfulCommand):
+    """A command whose arguments may be negative numbers, which otherwise look like options."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Let numbers be arguments, and still refuse options that do not exist."""
+        before = args[: args.index("--")] if "--" in args else args
+        if any(map(_is_negative, before)):
+            ctx.ignore_unknown_options = True
+            names = {name for param in self.params for name in (*param.opts, *param.secondary_opts)}
+            takes = {name for param in self.params if _takes_value(param) for name in param.opts}
+            names |= set(ctx.help_option_names)
+            for last, word in zip(["", *before], before, strict=False):
+                option = word.partition("=")[0]
+                is_option = word[:1] == "-" != word and not _is_negative(word) and last not in takes
+                if is_option and option not in names:
+                    raise click.NoSuchOption(option, possibilities=sorted(names), ctx=ctx)
+        return super().parse_args(ctx, args)
+
+
+def _takes_value(param: click.Parameter) -> bool:
+    return isinstance(param, click.Option) and not param.is_flag and not param.count
+
+
+def _is_negative(word: str) -> bool:
+    return word[:1] == "-" and word[1:2] != "-" and isinstance(_number(word), (int, float))
+
+
 #: How wide help may be, and both names of its option.
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-def command_(name: str, text: str) -> Callable[[Callable[..., Any]], click.Command]:
+def command_(
+    name: str, text: str, cls: type[HelpfulCommand] = HelpfulCommand
+) -> Callable[[Callable[..., Any]], click.Command]:
     """Return the decorator that makes a function the command ``name`` with the help ``text``."""
-    return click.command(name, cls=HelpfulCommand, help=text, context_settings=CONTEXT)
+    return click.command(name, cls=cls, help=text, context_settings=CONTEXT)
 
 
 F = TypeVar("F", bound="Callable[..., Any]")
@@ -55,9 +84,78 @@ class _InPlace(click.Path):
 
 IN_PLACE = _InPlace()
 
+
+class _Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A number of bytes, with a unit that counts in thousands (K, M, G, T) or in 1,024s (KiB ...)."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        from atlas_kit.codecs.quantities import parse_size
+
+        found = parse_size(value)
+        if found is None:
+            self.fail(f"{value!r} is not a size such as 2G, 500M or 1.5GiB", param, ctx)
+        return found
+
+
+SIZE = _Size()
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+new_option = click.option("--new", is_flag=True, help="Make the file if it is not there, whatever its name.")
+remove_backups_option = click.option(
+    "--remove-backups",
+    is_flag=True,
+    help="Remove the file's backups, which can be read without the new secret.",
+)
+decrypt_option = click.option(
+    "--decrypt", is_flag=True, help="Write OUTPUT unencrypted; otherwise what is encrypted stays so."
+)
 force_option = click.option("-f", "--force", is_flag=True, help="Overwrite OUTPUT when it exists.")
-backup_option = click.option("--backup", is_flag=True, help="Keep the previous file as NAME.bak.")
+one_shard_option = click.option(
+    "--one-shard", is_flag=True, help="Of a split model, look at this one file only."
+)
+
+
+def quiet_option(function: F) -> F:
+    """Add ``-q/--quiet`` to a command that changes something: of what went well, nothing is said."""
+
+    @click.option(
+        "-q", "--quiet", is_flag=True, help="Say nothing of what went well; warnings are still shown."
+    )
+    @wraps(function)
+    def wrapper(*args: Any, quiet: bool, **kwargs: Any) -> Any:
+        from atlas_kit.cli import _render
+
+        with _render.quietly(quiet):
+            return function(*args, **kwargs)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def backup_option(function: F) -> F:
+    """Add ``--backup`` and ``--backups N``; the command receives as ``backup`` how many are kept, 0 for none."""
+
+    @click.option(
+        "--backup",
+        is_flag=True,
+        help="Keep the previous file as NAME.bak, and older ones with their dates (see `recover`).",
+    )
+    @click.option(
+        "--backups",
+        type=click.IntRange(1),
+        metavar="N",
+        help="The same, and of all backups only the newest N.",
+    )
+    @wraps(function)
+    def wrapper(*args: Any, backup: bool, backups: int | None, **kwargs: Any) -> Any:
+        from atlas_kit.storage.backup_files import ALL
+
+        return function(*args, backup=backups or (ALL if backup else 0), **kwargs)
+
+    return wrapper  # type: ignore[return-value]
 
 
 def output_option(help_text: str, *, required: bool = False) -> Callable[[F], F]:
@@ -97,6 +195,26 @@ def keys_options(function: F) -> F:
     return wrapper  # type: ignore[return-value]
 
 
+def new_keys_options(function: F) -> F:
+    """Add ``--new-passphrase-file`` and ``--new-key-file``; the command receives them as ``new_keys``, or None."""
+
+    @click.option(
+        "--new-passphrase-file",
+        type=FILE,
+        metavar="F",
+        help="Encrypt with the passphrase in the first line of F.",
+    )
+    @click.option("--new-key-file", type=FILE, metavar="F", help="Encrypt with the raw 32-byte key in F.")
+    @wraps(function)
+    def wrapper(*args: Any, new_passphrase_file: str | None, new_key_file: str | None, **kwargs: Any) -> Any:
+        if new_passphrase_file and new_key_file:
+            raise click.UsageError("give --new-passphrase-file or --new-key-file, not both")
+        new = (new_passphrase_file, new_key_file)
+        return function(*args, new_keys=read_keys(*new) if any(new) else None, **kwargs)
+
+    return wrapper  # type: ignore[return-value]
+
+
 def read_keys(passphrase_file: str | None, key_file: str | None) -> Keys:
     """Collect what opens encrypted files: options, then ``ATLAS_PASSPHRASE``, then a question.
 
@@ -112,8 +230,13 @@ def read_keys(passphrase_file: str | None, key_file: str | None) -> Keys:
         return Keys(passphrase=passphrase_from_file(passphrase_file))
     value = os.environ.get("ATLAS_PASSPHRASE")
     if value:
-        return Keys(passphrase=os.fsencode(value))
-    return Keys(ask=_ask if sys.stdin.isatty() and sys.stderr.isatty() else None)
+        return Keys(passphrase=os.fsencode(value), ambient=True)
+    return Keys(ask=terminal_question())
+
+
+def terminal_question() -> Callable[[str, bool], bytes] | None:
+    """Return what asks for a passphrase on the terminal, or None where there is no terminal."""
+    return _ask if sys.stdin.isatty() and sys.stderr.isatty() else None
 
 
 def _ask(question: str, confirm: bool) -> bytes:
@@ -256,6 +379,20 @@ def is_standard_output(output: str) -> bool:
         return stat.S_ISFIFO(info.st_mode) and os.path.samestat(info, os.fstat(sys.stdout.fileno()))
     except (OSError, ValueError):
         return False
+
+
+def read_value(value: str | None, source: str | None) -> bytes:
+    """Return the value that was given as an argument or with ``--from``; ``-`` is standard input."""
+    if (value is None) == (source is None):
+        raise click.UsageError("give the value as VALUE or with --from")
+    if value == "-" or source == "-":
+        return sys.stdin.buffer.read()
+    if source is not None:
+        from atlas_kit.storage.given import open_source
+
+        with open_source(source) as opened:
+            return opened.read(0, opened.size)
+    return (value or "").encode("utf-8", "surrogateescape")
 
 
 def place_of(output: str | None) -> Any:

@@ -12,12 +12,14 @@ from atlas_kit.cli._options import (
     atlas_settings_options,
     codec_options,
     command_,
+    decrypt_option,
     force_option,
     given,
     json_option,
     keys_options,
+    new_keys_options,
     place_of,
-    read_keys,
+    quiet_option,
 )
 
 if TYPE_CHECKING:
@@ -34,22 +36,31 @@ _TARGETS = ["atlas-v1", "atlas-v2", "atlas-v3", "json", "safetensors", "npz", "g
 Convert a file into another format, or another version of its own.
 
 The target is known from the suffix of DST or from --to. A bare .atlas means version 2, except that JSON,
-safetensors and npz files made by atlas-tool go back to the version they came from. JSON is readable and
-lossless: edit it and convert it back; unedited it gives the same bytes. Version 3 is encrypted and needs a
-passphrase or a key file.
+safetensors and npz files made by atlas-tool go back to the version they came from, and that what is encrypted stays
+so. JSON is readable and lossless: edit it and convert it back; unedited it gives the same bytes.
+
+Version 3 is encrypted. It is written whenever SRC is encrypted or a passphrase or key is given; formats that cannot be
+encrypted are then refused, unless --decrypt is given. --new-passphrase-file and --new-key-file encrypt DST
+with another secret than SRC.
 
 A GGUF model becomes ATLAS-native with --to atlas-gguf, --auto, --memory or any setting of a memory: it carries
 the settings, stock llama.cpp still loads it, and --to gguf gives its original bytes back. --memory also copies a
 learned memory beside it (DST with .atlas for .gguf) and binds it to the model: one of another model is refused,
 unless --force is given.
 
+The tensors of a model go to safetensors and npz as they are stored, quantised ones as bytes, or with --dequantize
+as float32 numbers; metadata go along as JSON. --byte-order turns a model round for machines of the other
+byte order.
+
 An existing DST is overwritten only with --force, and SRC never.
 
 Examples:
   atlas-tool convert llama-7b_memory.atlas memory.json
   atlas-tool convert memory.json llama-7b_memory_edited.atlas
-  atlas-tool convert notes.atlas secret.atlas --to atlas-v3 --passphrase-file pass.txt
+  atlas-tool convert notes.atlas secret.atlas --passphrase-file pass.txt
   atlas-tool convert model.gguf native.gguf --to atlas-gguf
+  atlas-tool convert model-q8_0.gguf model.safetensors --dequantize
+  atlas-tool convert model.gguf big-endian.gguf --byte-order big
   atlas-tool convert model.gguf model-atlas.gguf --auto --window-size 2048
 """,
 )
@@ -60,34 +71,41 @@ Examples:
 )
 @force_option
 @codec_options
-@click.option(
-    "--new-passphrase-file", type=FILE, metavar="F", help="Encrypt DST with another passphrase than SRC."
-)
-@click.option("--new-key-file", type=FILE, metavar="F", help="Encrypt DST with another key than SRC.")
+@decrypt_option
 @click.option("--auto", is_flag=True, help="Make a model ATLAS-native with the settings that suit it.")
 @click.option(
     "--memory", type=FILE, metavar="F", help="Bind a learned memory (.atlas) to an ATLAS-native model."
 )
+@click.option("--dequantize", is_flag=True, help="Make float32 of a model's quantised tensors.")
+@click.option(
+    "--byte-order",
+    type=click.Choice(["little", "big"]),
+    help="Write a model for machines of this byte order (llama.cpp reads that of its own).",
+)
+@quiet_option
 @json_option
 @keys_options
+@new_keys_options
 @atlas_settings_options
-def command(src: str, dst: str, as_json: bool, keys: Any, chosen: Any, **options: Any) -> int:
+def command(src: str, dst: str, as_json: bool, keys: Any, new_keys: Any, chosen: Any, **options: Any) -> int:
     """Run the command."""
     from atlas_kit.operations.convert import ConvertOptions, convert_file
 
     if options["auto"] and chosen.config is not None:
         raise click.UsageError("--auto and --config both name every setting; give one of them")
-    new = options["new_passphrase_file"], options["new_key_file"]
     how = ConvertOptions(
         to=options["to"],
         force=options["force"],
         codec=options["codec"],
         level=options["level"],
         shuffle=False if options["no_shuffle"] else None,
-        new_keys=read_keys(*new) if any(new) else None,
+        new_keys=new_keys,
+        decrypt=options["decrypt"],
         auto=options["auto"],
         settings=chosen.over if chosen else None,
         memory=options["memory"],
+        dequantize=options["dequantize"],
+        byte_order={"little": "<", "big": ">", None: None}[options["byte_order"]],
     )
     output = place_of(dst)
     with _render.progress() as progress:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from atlas_kit.cli import _render
-from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options
+from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options, one_shard_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,10 +44,18 @@ Examples:
 )  # fmt: skip
 @click.option("--strict", is_flag=True, help="Compare times and the order of entries, too.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing; only set the exit code.")
+@one_shard_option
 @json_option
 @keys_options
 def command(
-    first: str, second: str, tolerance: float, strict: bool, quiet: bool, as_json: bool, keys: Any
+    first: str,
+    second: str,
+    tolerance: float,
+    strict: bool,
+    quiet: bool,
+    one_shard: bool,
+    as_json: bool,
+    keys: Any,
 ) -> int:
     """Run the command."""
     from atlas_kit.operations.diff import DiffOptions, diff_files
@@ -55,7 +63,9 @@ def command(
     if first == "-" and second == "-":
         raise click.UsageError("standard input can be only one of the two files")
     with _render.progress() as progress:
-        result = diff_files(given(first), given(second), DiffOptions(tolerance, strict), keys, progress)
+        result = diff_files(
+            given(first), given(second), DiffOptions(tolerance, strict, one_shard), keys, progress
+        )
     return result.exit_code if quiet else _render.emit(result, _text, as_json)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from typing import Any
 
 import click
 
-from atlas_kit.cli import _render
+from atlas_kit.cli import _completion, _render
 from atlas_kit.cli._options import (
     FILE,
     command_,
@@ -16,6 +18,7 @@ from atlas_kit.cli._options import (
     is_standard_output,
     json_option,
     keys_options,
+    one_shard_option,
     output_option,
 )
 
@@ -23,39 +26,49 @@ from atlas_kit.cli._options import (
 @command_(
     "get",
     """\
-Print one value, or save it to a file.
+Print values, or save them to files.
 
 The exact bytes of an entry's payload go to standard output, checked against their checksum. A metadata value
-of a GGUF model is printed as text, an array one element a line; a tensor gives its bytes. Binary data is not
-written to a terminal. --json describes the value as well, and shows what is not text as base64.
+of a GGUF model is printed as text, an array one element a line, with line breaks and backslashes in it as \\n and
+\\\\; a tensor gives its bytes. Binary data is not written to a terminal. --npy gives a tensor's numbers, which are
+float32 where it is quantised; with --raw they are what is stored. --json describes the value as well, and shows
+what is not text as base64.
+
+Of several KEYs each value is printed below a line `==> KEY <==`; -o OUTPUT is then a folder for a file each, and --json
+prints a list. All of them are there, or nothing is printed.
 
 With --model, the entry `episodes` of a memory is what was read and said, as text; without, it is tokens by number, in
 entries such as episodes.0.tokens.
 
 Examples:
   atlas-tool get llama-7b_memory.atlas chat_history
+  atlas-tool get llama-7b_memory.atlas chat_history user_prefs
   atlas-tool get notes.atlas embedding --npy -o embedding.npy
   atlas-tool get model.gguf tokenizer.ggml.tokens
   atlas-tool get talk.atlas episodes --model sample_data/models/tiny-python.gguf
 """,
 )
 @click.argument("file", type=FILE)
-@click.argument("key")
-@output_option("Save the value to OUTPUT instead of printing it.")
+@click.argument("names", nargs=-1, required=True, metavar="KEY...", shell_complete=_completion.keys)
+@output_option("Save the value to OUTPUT instead of printing it; of several values, to files in OUTPUT.")
 @force_option
 @click.option("--npy", is_flag=True, help="Give a tensor as a .npy file.")
+@click.option("--raw", is_flag=True, help="With --npy: quantised blocks and bfloat16 as they are stored.")
 @click.option(
     "-m", "--model", type=click.Path(), metavar="MODEL", help="The model whose tokens a memory holds."
 )
+@one_shard_option
 @json_option
 @keys_options
 def command(
     file: str,
-    key: str,
+    names: tuple[str, ...],
     output: str | None,
     force: bool,
     npy: bool,
+    raw: bool,
     model: str | None,
+    one_shard: bool,
     as_json: bool,
     keys: Any,
 ) -> int:
@@ -64,23 +77,60 @@ def command(
 
     if as_json and (npy or output):
         raise click.UsageError("--json cannot be combined with --npy or --output")
+    if raw and not npy:
+        raise click.UsageError("--raw goes with --npy; without it the bytes are as they are stored")
     if npy and model is not None:
         raise click.UsageError("--npy cannot be combined with --model")
     source, words = given(file), None
     if model is not None:
-        from atlas_kit.operations.forget import words_of
+        from atlas_kit.operations.token_words import words_of
 
         words = words_of(model, source, keys=keys)
-    with get_value(source, key, keys, words=words) as value:
+    with contextlib.ExitStack() as opened:
+        values = [
+            opened.enter_context(get_value(source, name, keys, words=words, one_shard=one_shard))
+            for name in dict.fromkeys(names)
+        ]
         if as_json:
-            return _render.emit(value, lambda _: (), True)
-        if npy:
-            _write(iter([npy_bytes(value)]), output, force, [file])
-        elif output or not sys.stdout.isatty():
-            _write(value.chunks(), output, force, [file])
-        else:
-            _to_terminal(value)
-    return value.exit_code
+            return _render.emit(values[0], lambda _: (), True) if len(names) == 1 else _json(values)
+        places = [output] if len(names) == 1 else _places(values, output, npy)
+        for number, (value, place) in enumerate(zip(values, places, strict=True)):
+            if len(names) > 1 and place is None:
+                _headed(value.key, number)
+            if npy:
+                if value.numbers is not None and not raw:
+                    of = f"{value.key}: " if len(names) > 1 else ""
+                    _render.note(f"{of}{value.stored} became float32; --raw gives what is stored")
+                _write(iter([npy_bytes(value, raw=raw)]), place, force, [file])
+            elif place or not sys.stdout.isatty():
+                _write(value.chunks(), place, force, [file])
+            else:
+                _to_terminal(value)
+    return max(value.exit_code for value in values)
+
+
+def _json(values: list[Any]) -> int:
+    return _render.emit_all(values, lambda _: (), True)
+
+
+def _places(values: list[Any], folder: str | None, npy: bool) -> list[str | None]:
+    """Return the file of each value in a folder, which is made; None for standard output."""
+    if folder is None or is_standard_output(folder):
+        return [None] * len(values)
+    from atlas_kit.operations.outputs import file_names, make_folder
+
+    make_folder(folder)
+    names = file_names([value.key for value in values], ".npy" if npy else "")
+    return [os.path.join(folder, name) for name in names]
+
+
+def _headed(key: str, number: int) -> None:
+    """Print the line above one of several values."""
+    from atlas_kit.errors import printable
+
+    sys.stdout.flush()
+    line = f"{chr(10) if number else ''}==> {printable(key)} <==\n"
+    sys.stdout.buffer.write(line.encode("utf-8", "replace"))
 
 
 def _write(chunks: Any, output: str | None, force: bool, inputs: list[Any]) -> None:

@@ -6,15 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from atlas_kit.cli import _render
-from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options
+from atlas_kit.cli import _completion, _render, _shell
+from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options, one_shard_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from atlas_kit.formats.gguf.chat_template import ShownTemplate
     from atlas_kit.operations.inspect import Inspection
     from atlas_kit.operations.inspect_parts import OneEntry
     from atlas_kit.operations.tensor_numbers import TensorStats
+
+
+#: Tensors without statistics that are named.
+_LOST_SHOWN = 3
 
 
 @command_(
@@ -29,20 +34,25 @@ value and meaning, and --map draws the file to scale; both work on damaged files
 Examples:
   atlas-tool inspect llama-7b_memory.atlas
   atlas-tool inspect model.gguf --tensors --stats
+  atlas-tool inspect model.gguf --template
   atlas-tool inspect llama-7b_memory.atlas --hex --map
 """,
 )
 @click.argument("file", type=FILE)
 @click.option("--entries", is_flag=True, help="List every entry, or all metadata and tensors.")
-@click.option("--entry", metavar="KEY", help="Show one entry, metadata key or tensor.")
+@click.option(
+    "--entry", metavar="KEY", help="Show one entry, metadata key or tensor.", shell_complete=_completion.keys
+)
 @click.option("--keys", "show_keys", is_flag=True, help="List the keys; of a model with their values.")
 @click.option("--tensors", is_flag=True, help="List the tensors.")
 @click.option("--stats", is_flag=True, help="Min, max, mean, deviation, zeros and NaN of every tensor.")
+@click.option("--template", is_flag=True, help="The chat template, and what it makes of an example.")
 @click.option("--hex", "show_hex", is_flag=True, help="Every field: offset, bytes, name, value, meaning.")
 @click.option("--map", "show_map", is_flag=True, help="Draw the byte ranges of the file to scale.")
 @click.option(
     "--limit", type=click.IntRange(1), default=200, show_default=True, help="How many fields --hex shows."
 )
+@one_shard_option
 @json_option
 @keys_options
 def command(file: str, as_json: bool, keys: Any, **options: Any) -> int:
@@ -58,6 +68,8 @@ def command(file: str, as_json: bool, keys: Any, **options: Any) -> int:
         map=options["show_map"],
         entry=options["entry"],
         limit=options["limit"],
+        template=options["template"],
+        one_shard=options["one_shard"],
     )
     if not options["stats"]:  # everything else is quick, and a bar would only flicker
         return _render.emit(inspect_file(given(file), wanted, keys), _text, as_json)
@@ -79,6 +91,8 @@ def _text(result: Inspection) -> Iterator[_render.Block]:
         yield from model_tables(result.metadata or [], result.tensors or [])
     if result.stats is not None:
         yield _stats(result.stats)
+    if result.template is not None:
+        yield from _template(result.template)
     if result.entry is not None:
         yield from _entry(result.entry)
     if result.fields is not None:
@@ -90,7 +104,8 @@ def _text(result: Inspection) -> Iterator[_render.Block]:
 
         yield from map_blocks(result.regions, result.size)
     for problem in result.problems:
-        yield _render.Lines([_render.Styled(f"damaged: {problem}", "bad")])
+        advice = f". See all of it with: atlas-tool validate {_shell.path(result.path)}"
+        yield _render.Lines([_render.Styled(f"damaged: {problem.rstrip('.')}{advice}", "bad")])
 
 
 def _entries(result: Inspection) -> Iterator[_render.Block]:
@@ -166,10 +181,17 @@ def _model_facts(result: Inspection, facts: dict[str, Any]) -> Iterator[tuple[st
     yield "file", result.path
     yield "format", f"GGUF model, version {facts['version']}, {facts['byte_order']}"
     yield "size", _render.exact_size(result.size)
-    yield "architecture", facts["architecture"] or "not set"
+    if facts["readable"] or facts["metadata_count"]:
+        yield "architecture", facts["architecture"] or "not set"
     for label in ("name", "type", "license", "file_type"):
         yield label.replace("_", " "), facts[label]
-    if facts["vocabulary_only"]:
+    if not facts["readable"]:
+        number = facts["tensor_count"]
+        yield (
+            "tensors",
+            f"{number:,} of a list that cannot be read to its end" if number else "cannot be read",
+        )
+    elif facts["vocabulary_only"]:
         yield "tensors", "none: the file holds a vocabulary only"
     else:
         yield "parameters", f"{facts['parameters']:,}"
@@ -182,8 +204,13 @@ def _model_facts(result: Inspection, facts: dict[str, Any]) -> Iterator[tuple[st
     if facts["tokenizer"]:
         pre = f", {facts['pre_tokenizer']}" if facts["pre_tokenizer"] else ""
         yield "tokenizer", f"{facts['tokenizer']}{pre}, {facts['vocabulary_size'] or 0:,} tokens"
+    if not facts["readable"]:
+        yield "metadata", f"{_render.plural(facts['metadata_count'], 'key')} that can be read"
+        return
     yield "chat template", "yes" if facts["chat_template"] else "no"
     yield "metadata", f"{_render.plural(facts['metadata_count'], 'key')}, alignment {facts['alignment']}"
+    if facts["shard"]:
+        yield "shard", f"{facts['shard']['number']} of {facts['shard']['count']}, looked at alone"
     if facts["shards"]:
         yield "shards", f"{len(facts['shards'])}: {', '.join(facts['shards'])}"
     for key, value in facts["atlas"].items():
@@ -202,7 +229,40 @@ def _stats(rows: list[tuple[str, TensorStats | str]]) -> _render.Table:
                 number(stats.std), stats.zeros, bad, _render.name(name)]  # fmt: skip
 
     columns = [">count", ">min", ">max", ">mean", ">std", ">zeros", ">NaN/Inf", "tensor"]
-    return _render.Table(columns, [cells(*row) for row in rows])
+    lost = [row for row in rows if isinstance(row[1], str)]
+    shown = [row for row in rows if not isinstance(row[1], str)] + lost[:_LOST_SHOWN]
+    cut = (
+        []
+        if len(lost) <= _LOST_SHOWN
+        else [
+            [
+                "",
+                "",
+                "",
+                "",
+                "",
+                "",
+                "",
+                _render.Styled(f"and {len(lost) - _LOST_SHOWN} more tensors cannot be read", "bad"),
+            ]
+        ]
+    )
+    return _render.Table(columns, [cells(*row) for row in shown] + cut)
+
+
+def _template(shown: ShownTemplate) -> Iterator[_render.Block]:
+    yield "chat template:"
+    yield _render.Lines([line.expandtabs() for line in shown.source.split("\n")])
+    if shown.others:
+        yield ""
+        yield f"templates by name: {', '.join(map(_render.name, shown.others))}"
+    if shown.problem is not None:
+        yield ""
+        yield _render.Lines([_render.Styled(f"it fails: {shown.problem}", "bad")])
+    if shown.text is not None:
+        yield ""
+        yield "an example conversation becomes:"
+        yield _render.Lines([line.expandtabs() for line in shown.text.split("\n")])
 
 
 def _entry(one: OneEntry) -> Iterator[_render.Block]:

@@ -98,6 +98,7 @@ def command(
 
     one_stdin(files)
     place = Place(memory_file, model, keys)
+    place.require_encrypted()
     documents = [Document(name) for name in files]
     for document in documents:
         document.check()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from atlas_kit.cli import _render
-from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options
+from atlas_kit.cli import _completion, _render
+from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options, one_shard_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,17 +35,20 @@ Examples:
 """,
 )
 @click.argument("file", type=FILE)
-@click.argument("patterns", nargs=-1, metavar="[PATTERN]...")
+@click.argument("patterns", nargs=-1, metavar="[PATTERN]...", shell_complete=_completion.keys)
 @click.option("-l", "--long", is_flag=True, help="Show type, size, time and storage too.")
 @click.option("-0", "--null", is_flag=True, help="Print the exact bytes of each name, ended by a NUL.")
+@one_shard_option
 @json_option
 @keys_options
-def command(file: str, patterns: tuple[str, ...], long: bool, null: bool, as_json: bool, keys: Any) -> int:
+def command(
+    file: str, patterns: tuple[str, ...], long: bool, null: bool, one_shard: bool, as_json: bool, keys: Any
+) -> int:
     """Run the command."""
     from atlas_kit.codecs.json_text import to_bytes
     from atlas_kit.operations.ls import list_file
 
-    listing = list_file(given(file), patterns, keys)
+    listing = list_file(given(file), patterns, keys, one_shard=one_shard)
     if null:
         sys.stdout.flush()
         sys.stdout.buffer.write(b"".join(to_bytes(name) + b"\0" for name in listing.names()))
@@ -89,7 +93,10 @@ def model_tables(metadata: Sequence[MetadataField], tensors: Sequence[TensorInfo
     if metadata:
         rows = [(row.type_name, _render.name(row.key), show_value(row)) for row in metadata]
         yield _render.Table(["type", "key", "value"], rows)
-    if tensors:
+    shards = list(dict.fromkeys(info.path for info in tensors))
+    for shard in shards:
+        if len(shards) > 1:  # offsets are in the shard, and of no use without it
+            yield f"{_render.name(os.path.basename(shard or ''))}:"
         infos = [
             (
                 info.type_name,
@@ -99,5 +106,6 @@ def model_tables(metadata: Sequence[MetadataField], tensors: Sequence[TensorInfo
                 _render.name(info.name),
             )
             for info in tensors
+            if info.path == shard
         ]
         yield _render.Table(["type", "shape", ">bytes", ">offset", "tensor"], infos)

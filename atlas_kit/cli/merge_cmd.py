@@ -10,12 +10,14 @@ from atlas_kit.cli import _render
 from atlas_kit.cli._options import (
     FILE,
     command_,
+    decrypt_option,
     force_option,
     given,
     json_option,
     keys_options,
     output_option,
     place_of,
+    quiet_option,
 )
 
 if TYPE_CHECKING:
@@ -31,27 +33,34 @@ Join several memory files into one.
 
 Entries keep their order and times. Where files have different entries under one key, --prefer says which
 one is taken: that of the first file, of the last, or the one with the newest timestamp; each such key is
-reported.
-OUTPUT has the highest version of the inputs unless --to says otherwise.
+reported. --prefer both makes one history of two: their common beginning once, then what each has, the older one first;
+of entries that are no text the second is kept as `KEY (2)`.
+
+OUTPUT has the highest version of the inputs unless --to says otherwise, and is encrypted if any input is, or
+if a passphrase or key is given.
 
 Examples:
   atlas-tool merge monday.atlas tuesday.atlas -o week.atlas
+  atlas-tool merge monday.atlas tuesday.atlas -o both.atlas --prefer both
   atlas-tool merge *.atlas -o all.atlas --prefer newest
 """,
 )
 @click.argument("files", nargs=-1, required=True, type=FILE, metavar="A B...")
 @output_option("Where the joined file goes; - is standard output.", required=True)
 @click.option(
-    "--prefer", type=click.Choice(["first", "last", "newest"]), default="last", show_default=True,
+    "--prefer", type=click.Choice(["first", "last", "newest", "both"]), default="last", show_default=True,
     help="Which file's entry to take.",
 )  # fmt: skip
 @click.option("--to", type=click.Choice(["atlas-v1", "atlas-v2", "atlas-v3"]), help="Version of OUTPUT.")
 @force_option
+@decrypt_option
+@quiet_option
 @json_option
 @keys_options
 def command(
-    files: tuple[str, ...], output: str, prefer: str, to: str | None, force: bool, as_json: bool, keys: Any
-) -> int:
+    files: tuple[str, ...], output: str, prefer: str, to: str | None, force: bool, decrypt: bool,
+    as_json: bool, keys: Any,
+) -> int:  # fmt: skip
     """Run the command."""
     from atlas_kit.operations.merge import merge_files
 
@@ -62,8 +71,9 @@ def command(
     target = place_of(output)
     version = int(to[-1]) if to else None
     result = merge_files(
-        [given(file) for file in files], target, prefer=prefer, version=version, force=force, keys=keys
-    )
+        [given(file) for file in files], target, prefer=prefer, version=version, force=force, keys=keys,
+        decrypt=decrypt,
+    )  # fmt: skip
     return _render.emit_beside(result, _text, as_json, target)
 
 
@@ -71,9 +81,9 @@ def _text(result: Merged) -> Iterator[_render.Block]:
     for path, count in result.taken:
         yield f"{path}: {_render.plural(count, 'entry', 'entries')} taken"
     for conflict in result.conflicts:
-        yield _render.Lines(
-            [_render.Styled(f"conflict: {conflict.key}, taken from {conflict.taken}", "warn")]
-        )
+        how = "joined" if conflict.joined else f"taken from {conflict.taken}"
+        others = f"; kept as well: {', '.join(conflict.others)}" if conflict.others else ""
+        yield _render.Lines([_render.Styled(f"conflict: {conflict.key}, {how}{others}", "warn")])
     for note in result.notes:
         yield _render.Lines([_render.Styled(f"note: {note}", "warn")])
     entries = _render.plural(result.entries, "entry", "entries")

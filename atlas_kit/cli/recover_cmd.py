@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from atlas_kit.cli import _render
-from atlas_kit.cli._options import IN_PLACE, command_, force_option, json_option, keys_options, output_option
+from atlas_kit.cli._options import (
+    IN_PLACE,
+    command_,
+    decrypt_option,
+    force_option,
+    json_option,
+    keys_options,
+    output_option,
+    quiet_option,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,10 +30,13 @@ if TYPE_CHECKING:
     """\
 List the backups of a file, and restore one.
 
-Backups are NAME.atlas.bak, kept by --backup, and NAME_<timestamp>.atlas.bak; those of a GGUF model end in
-.gguf.bak. Each is checked. --restore puts one back: `latest` (the newest that is intact), its number in the
-list, or its name. The file that was there is kept as NAME_<timestamp>.atlas.bak, so nothing is lost. FILE
-itself need not exist any more.
+Commands with --backup keep the previous file as NAME.atlas.bak and older ones as NAME_<timestamp>.atlas.bak, with
+--backups N no more than N; those of a GGUF model end in .gguf.bak. The newest comes first. Each is checked.
+--restore puts one back: `latest` (the newest that is intact), its number in the list, its name, or a date (UTC), which
+means the newest from then or before. The file that was there is kept as NAME_<timestamp>.atlas.bak, so nothing is
+lost. FILE itself need not exist any more.
+
+A backup that is not encrypted takes the place of an encrypted file only with --decrypt.
 
 When an edit of a GGUF model in place was interrupted, the list says so, and --restore `journal` undoes it.
 
@@ -37,12 +49,20 @@ Examples:
 """,
 )
 @click.argument("file", type=IN_PLACE)
-@click.option("--restore", metavar="WHICH", help="Restore this backup: latest, a number, a name, or journal.")
+@click.option(
+    "--restore",
+    metavar="WHICH",
+    help="Restore this backup: latest, a number, a name, a date, or journal.",
+)
 @output_option("Restore to OUTPUT instead of FILE.")
 @force_option
+@decrypt_option
+@quiet_option
 @json_option
 @keys_options
-def command(file: str, restore: str | None, output: str | None, force: bool, as_json: bool, keys: Any) -> int:
+def command(
+    file: str, restore: str | None, output: str | None, force: bool, decrypt: bool, as_json: bool, keys: Any
+) -> int:
     """Run the command."""
     from atlas_kit.operations.recover import restore_backup
     from atlas_kit.persistence.backups import list_backups
@@ -51,7 +71,7 @@ def command(file: str, restore: str | None, output: str | None, force: bool, as_
         if output is not None:
             raise click.UsageError("--output needs --restore")
         return _render.emit(list_backups(file, keys), _list, as_json)
-    result = restore_backup(file, restore, output, force=force, keys=keys)
+    result = restore_backup(file, restore, output, force=force, keys=keys, decrypt=decrypt)
     return _render.emit(result, _restored, as_json)
 
 

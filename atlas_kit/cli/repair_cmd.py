@@ -10,12 +10,14 @@ from atlas_kit.cli import _render
 from atlas_kit.cli._options import (
     FILE,
     command_,
+    decrypt_option,
     force_option,
     given,
     json_option,
     keys_options,
     output_option,
     place_of,
+    quiet_option,
 )
 
 if TYPE_CHECKING:
@@ -38,9 +40,11 @@ Rescue what is intact in a damaged file, into a new file.
 From a memory file of any version that is cut off, has flipped bits, wrong counts, no header or no index,
 every entry whose bytes are undamaged is saved; remains that nobody understands go to `lost+found/` entries.
 In a GGUF model, counts, offsets, padding, alignment and duplicate keys are mended, and a missing tail is
-reported tensor by tensor. FILE itself is never touched. --dry-run says what would be done.
+reported tensor by tensor. FILE itself is never touched. --dry-run says what would be done. What is rescued is
+encrypted if FILE is, or if a passphrase or key is given.
 
-The exit code is 1 when something was damaged, whether or not it could be saved from elsewhere.
+The exit code is 0 when nothing is wrong (no file is written then), 1 when something was mended or lost,
+and 2 when a repair cannot help.
 
 Examples:
   atlas-tool repair broken.atlas --dry-run
@@ -56,16 +60,18 @@ Examples:
 )
 @click.option("--drop-damaged", is_flag=True, help="Leave damaged tensors of a model out, instead of zeros.")
 @force_option
+@decrypt_option
+@quiet_option
 @json_option
 @keys_options
 def command(
     file: str, output: str | None, dry_run: bool, to: str | None, drop_damaged: bool, force: bool,
-    as_json: bool, keys: Any,
+    decrypt: bool, as_json: bool, keys: Any,
 ) -> int:  # fmt: skip
     """Run the command."""
     from atlas_kit.operations.repair import RepairOptions, repair_file
 
-    how = RepairOptions(dry_run, force, int(to[-1]) if to else None, drop_damaged)
+    how = RepairOptions(dry_run, force, int(to[-1]) if to else None, drop_damaged, decrypt)
     target = place_of(output)
     with _render.progress() as progress:
         result = repair_file(given(file), target, how, keys, progress)
@@ -73,21 +79,34 @@ def command(
 
 
 def _text(result: Repaired) -> Iterator[_render.Block]:
+    if result.intact and not result.passed_on:
+        yield "there is nothing to repair"
+        return
+    if result.intact:
+        yield "nothing is wrong"
     if result.rescue is not None:
         yield from _rescue(result.rescue)
     if result.mend is not None:
         yield from _mend(result.mend)
+    for finding in result.after:
+        if finding.severity != "note":
+            about = "" if finding.key is None else f' "{finding.key}":'
+            yield f"still: {finding.severity}{about} {finding.message}"
     verb = "would save" if result.dry_run else "saved"
     what = ("entry", "entries") if result.kind == "atlas" else ("part", "parts")
-    damaged = f", {_render.plural(result.lost, 'piece was', 'pieces were')} damaged" if result.lost else ""
-    yield f"{verb} {_render.plural(result.saved, *what)}{damaged}"
+    mended = f", {'would mend' if result.dry_run else 'mended'} {result.mended:,}" if result.mended else ""
+    words = (
+        ("piece was damaged", "pieces were damaged")
+        if result.kind == "atlas"
+        else ("part was lost", "parts were lost")
+    )
+    lost = f", {_render.plural(result.lost, *words)}" if result.lost else ""
+    yield f"{verb} {_render.plural(result.saved, *what)}{mended}{lost}"
     if result.output is not None and not result.dry_run:
         yield f"-> {result.output}"
 
 
 def _rescue(rescue: RescueResult) -> Iterator[_render.Block]:
-    if rescue.intact:
-        yield "there is nothing to repair"
     lines: list[str | _render.Styled] = []
     mended = [entry for entry in rescue.saved if entry.how != "intact"]
     lines += [_render.Styled(f"mended {entry.key}: {entry.how}", "warn") for entry in mended[:LISTED]]
@@ -104,8 +123,6 @@ def _rescue(rescue: RescueResult) -> Iterator[_render.Block]:
 
 
 def _mend(mend: MendResult) -> Iterator[_render.Block]:
-    if not mend.changed:
-        yield "there is nothing to repair"
     lines: list[str | _render.Styled] = []
     for action in mend.actions:
         place = "" if action.offset is None else f" at byte {action.offset:,}"
@@ -113,12 +130,8 @@ def _mend(mend: MendResult) -> Iterator[_render.Block]:
         lines.append(f"[{action.code}]{place}{about} {action.message}")
     for fate in mend.tensors:
         if fate.state != "intact":
-            text = f"{fate.state} {fate.name}: {fate.missing:,} of {fate.nbytes:,} bytes are missing"
+            text = f"{fate.state} {fate.name}: {fate.why}"
             lines.append(_render.Styled(text, _STATES[fate.state]))
-    for finding in mend.after:
-        if finding.severity != "note":
-            about = "" if finding.key is None else f' "{finding.key}":'
-            lines.append(f"still: {finding.severity}{about} {finding.message}")
     if mend.lost_file:
-        lines.append(f"what could not be kept is in {mend.lost_file}")
+        lines.append(f"what is lost is told in {mend.lost_file}")
     yield _render.Lines(lines)

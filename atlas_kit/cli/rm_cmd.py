@@ -6,8 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from atlas_kit.cli import _render
-from atlas_kit.cli._options import IN_PLACE, backup_option, command_, json_option, keys_options
+from atlas_kit.cli import _completion, _render
+from atlas_kit.cli._options import (
+    IN_PLACE,
+    backup_option,
+    command_,
+    force_option,
+    json_option,
+    keys_options,
+    output_option,
+    place_of,
+    quiet_option,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,30 +28,37 @@ if TYPE_CHECKING:
 @command_(
     "rm",
     """\
-Remove entries of a memory file, or metadata keys of a GGUF model.
+Remove entries of a memory file, or metadata keys and tensors of a model.
 
 All KEYs are removed in one step or, when one of them is not there, none. --glob takes the KEYs as patterns;
---dry-run shows what would go.
+--dry-run shows what would go. FILE is changed in place; -o writes a new file instead. A model that loses a tensor
+is written anew, whole or not at all.
 
 Examples:
   atlas-tool rm notes.atlas greeting
   atlas-tool rm notes.atlas --glob 'draft-*' --dry-run
   atlas-tool rm model.gguf tokenizer.chat_template --backup
+  atlas-tool rm model.gguf output.weight -o tied.gguf
 """,
 )
 @click.argument("file", type=IN_PLACE)
-@click.argument("wanted", nargs=-1, required=True, metavar="KEY...")
+@click.argument("wanted", nargs=-1, required=True, metavar="KEY...", shell_complete=_completion.keys)
 @click.option("--glob", is_flag=True, help="KEYs are patterns (*, ?, [abc]).")
 @click.option("--ignore-missing", is_flag=True, help="Ignore keys that are not there.")
 @click.option("-n", "--dry-run", is_flag=True, help="Change nothing.")
+@output_option("Write the result to OUTPUT, and leave FILE as it is.")
+@force_option
 @backup_option
+@quiet_option
 @json_option
 @keys_options
-def command(file: str, wanted: tuple[str, ...], as_json: bool, **options: Any) -> int:
+def command(file: str, wanted: tuple[str, ...], output: str | None, as_json: bool, **options: Any) -> int:
     """Run the command."""
     from atlas_kit.operations.rm import remove_keys
 
-    return _render.emit(remove_keys(file, wanted, **options), _text, as_json)
+    target = place_of(output)
+    result = remove_keys(file, wanted, output=target, **options)
+    return _render.emit_beside(result, _text, as_json, None if options["dry_run"] else target)
 
 
 def _text(result: Removed) -> Iterator[_render.Block]:

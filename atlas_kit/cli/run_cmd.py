@@ -128,6 +128,7 @@ def command(model: str, prompt: str | None, prompt_file: str | None, quiet: bool
     file, place = options["memory_file"], None
     if file is not None and not options["read_only"]:
         place = Place(file, model, options["keys"])
+        place.require_encrypted()
     sampling = _sampling(options)
     if prompt_file is not None:
         from atlas_kit.operations.learn import Document

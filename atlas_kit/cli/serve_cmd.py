@@ -69,15 +69,18 @@ Examples:
 )
 def command(given_model: str | None, config_file: str | None, **options: Any) -> int:
     """Run the command."""
+    from atlas_kit.server.loading import Loading
     from atlas_kit.server.logs import set_up
-    from atlas_kit.server.run import serve
 
     given = {name: value for name, value in options.items() if value not in (None, ())}
     if given_model is not None:
         given.setdefault("model", given_model)
     config = _configuration(given, config_file)
     set_up(config, sys.stderr)
-    serve(config)
+    loading = Loading(config)  # llama.cpp does not need Python, which imports the server meanwhile
+    from atlas_kit.server.run import serve
+
+    serve(config, loading=loading)
     return 0
 
 

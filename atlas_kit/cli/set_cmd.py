@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from atlas_kit.cli import _render
-from atlas_kit.cli._options import FILE, IN_PLACE, backup_option, command_, json_option, keys_options
+from atlas_kit.cli import _completion, _render
+from atlas_kit.cli._options import (
+    FILE,
+    IN_PLACE,
+    TakesNumbers,
+    backup_option,
+    command_,
+    json_option,
+    keys_options,
+    new_option,
+    quiet_option,
+    read_value,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,8 +31,9 @@ if TYPE_CHECKING:
     """\
 Store one value, in place.
 
-VALUE is taken as text; `-` reads it from standard input, --from from a file, byte for byte. An existing key
-keeps its place, type and flags. A memory file that does not exist yet is made. In a GGUF model the metadata
+VALUE is taken as text, negative numbers too; `-` reads it from standard input, --from from a file, byte for byte. Other
+values that begin with `-` go behind `--`. An existing key keeps its place, type and flags. A memory file that does
+not exist yet is made if its name ends in .atlas, and with --new whatever its name. In a GGUF model the metadata
 key keeps its type unless --type says otherwise; arrays are written as JSON. The file is replaced whole or not
 at all, or the change is appended and takes effect with its last write.
 
@@ -30,10 +41,12 @@ Examples:
   atlas-tool set notes.atlas greeting "hello there"
   date | atlas-tool set notes.atlas today -
   atlas-tool set model.gguf general.name "My model" --backup
+  atlas-tool set model.gguf llama.vocab_size 3 --type i32
 """,
+    cls=TakesNumbers,
 )
 @click.argument("file", type=IN_PLACE)
-@click.argument("key")
+@click.argument("key", shell_complete=_completion.keys)
 @click.argument("value", required=False)
 @click.option("--from", "source", type=FILE, metavar="SOURCE", help="Read the value from a file.")
 @click.option("--npy", is_flag=True, help="The value is a .npy array; store it as a tensor.")
@@ -47,17 +60,17 @@ Examples:
 @click.option(
     "--to",
     type=click.Choice(["atlas-v1", "atlas-v2", "atlas-v3"]),
-    help="Version of a new file; v2 by default.",
+    help="Version of a new file; v2 by default, and v3 with a passphrase or key.",
 )
+@new_option
 @backup_option
+@quiet_option
 @json_option
 @keys_options
 def command(file: str, key: str, value: str | None, source: str | None, as_json: bool, **options: Any) -> int:
     """Run the command."""
     from atlas_kit.operations.set import SetOptions, set_value
 
-    if (value is None) == (source is None):
-        raise click.UsageError("give the value as VALUE or with --from")
     how = SetOptions(
         type=options["kind"],
         flags=options["flags"],
@@ -67,20 +80,10 @@ def command(file: str, key: str, value: str | None, source: str | None, as_json:
         is_array=options["npy"],
         version=int(options["to"][-1]) if options["to"] else None,
         backup=options["backup"],
+        new=options["new"],
     )
-    result = set_value(file, key, _read(value, source), how, options["keys"])
+    result = set_value(file, key, read_value(value, source), how, options["keys"])
     return _render.emit(result, _text, as_json)
-
-
-def _read(value: str | None, source: str | None) -> bytes:
-    if value == "-" or source == "-":
-        return sys.stdin.buffer.read()
-    if source is not None:
-        from atlas_kit.storage.given import open_source
-
-        with open_source(source) as opened:
-            return opened.read(0, opened.size)
-    return (value or "").encode("utf-8", "surrogateescape")
 
 
 def _text(result: Stored) -> Iterator[_render.Block]:
@@ -88,3 +91,6 @@ def _text(result: Stored) -> Iterator[_render.Block]:
         yield f"created {result.path}"
     what = result.type if result.size is None else f"{result.type}, {_render.exact_size(result.size)}"
     yield f"{'replaced' if result.replaced else 'added'} {result.key} ({what})"
+    if result.similar:
+        meant = " or ".join(result.similar)
+        yield _render.Lines([_render.Styled(f"note: a new key was added; did you mean {meant}?", "warn")])

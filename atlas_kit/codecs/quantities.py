@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 _YEAR_10000 = 253_402_300_800
@@ -27,3 +28,22 @@ def exact_size(count: int) -> str:
 def utc(seconds: int, form: str = "%Y-%m-%d %H:%M:%S UTC") -> str | None:
     """Return Unix seconds as a time in UTC, ``None`` for 0 (unset) and where no calendar reaches."""
     return time.strftime(form, time.gmtime(seconds)) if 0 < seconds < _YEAR_10000 else None
+
+
+_SIZE = re.compile(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*(?:([KMGT])(i?)B?|B)?\s*", re.IGNORECASE | re.ASCII)
+
+
+def parse_size(text: str) -> int | None:
+    """Return the bytes that ``2G``, ``1.5 GiB`` or ``4096`` stand for, ``None`` for anything else and for nothing.
+
+    K, M, G and T count in thousands, Ki, Mi, Gi and Ti in 1,024s.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        return None
+    from fractions import Fraction
+
+    number, unit, binary = match.groups()
+    step = 1024 if binary else 1000
+    power = "KMGT".index(unit.upper()) + 1 if unit else 0
+    return int(Fraction(number) * step**power) or None

@@ -35,6 +35,7 @@ class Pieces:
         self._ends = np.full(n_vocab, _UNKNOWN, np.uint8)
         self._begins = np.zeros(n_vocab, np.uint8)
         self._line_ends = np.zeros(n_vocab, np.uint16)
+        self._sizes = np.zeros(n_vocab, np.uint16)
 
     def checked(self, tokens: Iterable[int]) -> Array:
         """Return tokens as a row of uint32.
@@ -67,6 +68,11 @@ class Pieces:
         self._learn(tokens)
         return self._line_ends[tokens]
 
+    def sizes(self, tokens: Array) -> Array:
+        """Return the bytes of each token."""
+        self._learn(tokens)
+        return self._sizes[tokens]
+
     def text(self, tokens: Array) -> str:
         """Return tokens as text.
 
@@ -90,6 +96,7 @@ class Pieces:
             self._ends[token] = end_mark(piece)
             self._begins[token] = begin_mark(piece)
             self._line_ends[token] = min(piece.count(b"\n"), 65535)
+            self._sizes[token] = min(len(piece), 65535)
 
 
 def _decoded(data: bytes) -> str:

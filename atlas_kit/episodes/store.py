@@ -7,7 +7,8 @@ position 0, and nothing that is dropped or forgotten changes another token's.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -34,6 +35,8 @@ _KINDS = tuple(Kind)
 _NEWEST = 0.1
 #: What a question of the user counts: it is most like the same question, and holds no answer.
 _ASKED = 0.1
+#: Bytes of space around a turn at most, for it to be known again.
+_SPACE = 8
 #: Parts of the bound of which one goes at a time.
 _DROPS = 16
 #: A bound smaller than this leaves no room for what is being read.
@@ -182,6 +185,35 @@ class Episodes:
     def tokens(self, start: int, stop: int) -> list[int]:
         """Return the token ids that are held of a range of absolute positions."""
         return [int(t) for t in self._rows["tokens"].values[self._held(start) : self._held(stop)]]
+
+    def ends_with(self, kind: Kind, source: str, tokens: Sequence[int]) -> bool:
+        """Tell whether the last episode is of a kind and a source, ends with these tokens, and can go on."""
+        if not len(tokens) or self._begun is not None or not self._is_open():
+            return False
+        last = self._episode(len(self._rows["kind"]) - 1)
+        if (last.kind, last.source) != (kind, source_name(source)) or last.stop - last.start < len(tokens):
+            return False
+        return bool(np.array_equal(self._rows["tokens"].values[-len(tokens) :], list(tokens)))
+
+    def count_of(self, texts: Iterable[tuple[Kind, str]]) -> Counter[tuple[Kind, str]]:
+        """Count the episodes that are of a kind and have a text, but for space around it; for several at once."""
+        found, by_kind = Counter[tuple[Kind, str]](), dict[Kind, set[str]]()
+        for kind, text in texts:
+            by_kind.setdefault(kind, set()).add(text.strip())
+        tokens, starts = self._rows["tokens"].values, self._rows["episode_start"].values
+        edges = np.append(starts, len(self)).astype(np.int64)
+        sizes = np.append([0], np.cumsum(self._pieces.sizes(tokens), dtype=np.int64))
+        sizes = np.diff(sizes[edges])
+        for kind, wanted in by_kind.items():
+            lengths = np.array(sorted({len(text.encode("utf-8", "replace")) for text in wanted}))
+            # the shortest that it may be; of longer ones some are tried in vain
+            near = np.searchsorted(lengths, sizes, side="right") - 1
+            likely = (self._rows["kind"].values == kind) & (near >= 0)
+            likely &= sizes - lengths[np.maximum(near, 0)] <= _SPACE
+            for i in np.flatnonzero(likely).tolist():
+                text = self._pieces.text(tokens[edges[i] : edges[i + 1]]).strip()
+                found[kind, text] += text in wanted
+        return found
 
     def segment(self, block: int) -> Segment:
         """Return a block and what follows it, as ``search`` finds them."""

@@ -6,8 +6,9 @@ import os
 from typing import TYPE_CHECKING, Any, Literal
 
 from atlas_kit.errors import MagicMismatchError
+from atlas_kit.formats.foreign import recognise
 from atlas_kit.storage.given import Given, use_source
-from atlas_kit.storage.source import StrPath
+from atlas_kit.storage.source import Source, StrPath
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import MemoryFile
@@ -34,7 +35,20 @@ def detect(given: Given) -> Format | None:
         The file cannot be read.
     """
     with use_source(given) as source:
-        return by_content(source.read_upto(0, 64), source.size) or by_name(source.path)
+        found = by_content(source.read_upto(0, 64), source.size)
+        if found == "npz" and by_name(source.path) != "npz" and not _holds_arrays(source):
+            return None
+        if found in ("json", None):  # a page or an error that was saved under a model's name is none
+            known = recognise(source)
+            if known is not None and known.lost:
+                return None
+        return found or by_name(source.path)
+
+
+def _holds_arrays(source: Source) -> bool:
+    """Tell whether the first entry of a zip archive is a NumPy array."""
+    head = source.read_upto(0, 1 << 10)
+    return head[30 : 30 + int.from_bytes(head[26:28], "little")].endswith(b".npy")
 
 
 def by_content(head: bytes, size: int) -> Format | None:

@@ -153,6 +153,10 @@ class Report:
         if (code, message) not in self._first:
             self._first[code, message] = Finding(code, severity, message, hint, offset, key, remedy)
 
+    def errors(self) -> list[Finding]:
+        """Return the findings that are errors."""
+        return [finding for finding in self.findings() if finding.severity == "error"]
+
     def findings(self) -> list[Finding]:
         """Return everything that was found: one by one, then what is left out of that, then what was counted."""
         found = list(self._findings)

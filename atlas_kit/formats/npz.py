@@ -236,16 +236,40 @@ class NewArray:
     chunks: Callable[[], Iterable[bytes]]
 
 
-def write_npz(file: IO[bytes], arrays: Iterable[NewArray]) -> None:
+@dataclass(frozen=True)
+class NewMember:
+    """An array to write whose ``.npy`` file is at hand."""
+
+    name: str
+    chunks: Callable[[], Iterable[bytes]]
+
+
+def is_npy(start: bytes, size: int) -> bool:
+    """Tell whether a ``.npy`` file of ``size`` bytes starts so, with an array that is all of it."""
+    import io
+
+    try:
+        with _Reading(None, ""):
+            _read_header("", io.BytesIO(start), size)
+    except AtlasError:
+        return False
+    return True
+
+
+def write_npz(file: IO[bytes], arrays: Iterable[NewArray | NewMember]) -> None:
     """Write an uncompressed archive in bounded memory; the same arrays give the same bytes."""
     import numpy as np
     from numpy.lib import format as npy
 
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for new in arrays:
-            dtype = np.dtype(new.dtype)
             info = zipfile.ZipInfo(f"{new.name}.npy", _DATE)
             info.external_attr = 0o644 << 16
+            if isinstance(new, NewMember):
+                with archive.open(info, "w", force_zip64=True) as stream:
+                    stream.writelines(new.chunks())
+                continue
+            dtype = np.dtype(new.dtype)
             with archive.open(info, "w", force_zip64=True) as stream:
                 header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": new.shape}
                 npy.write_array_header_1_0(stream, header)

@@ -50,7 +50,7 @@ def ask_if_encrypted(source: Source, keys: Keys) -> None:
 
 @contextlib.contextmanager
 def edit_memory(
-    given: Given, keys: Keys, *, create: bool = False, version: int | None = None, backup: bool = False
+    given: Given, keys: Keys, *, create: bool = False, version: int | None = None, backup: bool | int = False
 ) -> Iterator[MemoryFile]:
     """Lock, open and, when the block ends well, commit a memory file, asking for its passphrase if it needs one.
 
@@ -63,9 +63,18 @@ def edit_memory(
     """
     with contextlib.ExitStack() as edit:
         if create:
+            if keys.given and version not in (None, 3):
+                raise InvalidParamError(
+                    f"a passphrase or key was given, and version {version} cannot be encrypted: nothing was written",
+                    path=path_of(given),
+                    key="version",
+                )
+            version = 3 if keys.given else version
             secret = keys.for_writing() if version == 3 else {}
             options: dict[str, Any] = {"create": True, "version": version, **secret}
-            yield edit.enter_context(MemoryFile.edit(given, backup=backup, **options))
+            memory = edit.enter_context(MemoryFile.edit(given, backup=backup, **options))
+            require_encrypted(memory, keys)  # somebody else may have made it meanwhile
+            yield memory
             return
         try:
             memory = edit.enter_context(MemoryFile.edit(given, backup=backup, **keys.options()))
@@ -73,10 +82,21 @@ def edit_memory(
             if not keys.ask_for(name_of(given)):
                 raise
             memory = edit.enter_context(MemoryFile.edit(given, backup=backup, **keys.options()))
-        if keys.given and memory.version < 3:
-            raise InvalidParamError(
-                "a passphrase or key was given, and the file is not encrypted: nothing was written",
-                path=path_of(given),
-                remedy=Remedy("leave-secret-out"),
-            )
+        require_encrypted(memory, keys)
         yield memory
+
+
+def require_encrypted(memory: MemoryFile, keys: Keys) -> None:
+    """See that a file which is to be changed is encrypted if there is a passphrase or a key.
+
+    Raises
+    ------
+    InvalidParamError
+        It is not: was it swapped for another?
+    """
+    if keys.given and memory.version < 3:
+        raise InvalidParamError(
+            "a passphrase or key was given, and the file is not encrypted: nothing was written",
+            path=memory.path,
+            remedy=Remedy("leave-secret-out"),
+        )

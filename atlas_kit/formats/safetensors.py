@@ -7,13 +7,14 @@ it is used. Knows nothing of memory files; element types are safetensors' own na
 from __future__ import annotations
 
 import json
+import math
 import struct
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
 from atlas_kit.errors import AtlasError, FileCorruptError, InvalidParamError, KeyNotFoundError, TruncatedError
-from atlas_kit.formats.findings import Finding
-from atlas_kit.storage.given import Given, open_source
+from atlas_kit.formats.findings import Finding, Report
+from atlas_kit.storage.given import Given, Progress, open_source
 from atlas_kit.storage.source import Source
 
 if TYPE_CHECKING:
@@ -268,15 +269,47 @@ def write_safetensors(
 # --- checking ------------------------------------------------------------------------------------------
 
 
-def check_safetensors(given: Given) -> list[Finding]:
-    """Return what is wrong with a file; the format has no checksums, so only its structure can be."""
+#: Kinds (``formats.weights.regions``) of the types whose numbers may be NaN.
+_KINDS = {"F16": "f16", "BF16": "bf16", "F32": "f32", "F64": "f64", "F8_E4M3": "e4m3", "F8_E5M2": "e5m2"}
+
+
+def check_safetensors(given: Given, *, deep: bool = False, progress: Progress | None = None) -> list[Finding]:
+    """Return what is wrong with a file; the format has no checksums, so only its structure and its numbers can be.
+
+    ``deep`` reads all numbers; without it only such destroyed data are found as show at next to no cost.
+    """
     try:
         with SafetensorsFile.open(given) as file:
-            return [_misaligned(info) for info in file.tensors.values() if _is_misaligned(info)]
+            report = Report()
+            for info in file.tensors.values():
+                if _is_misaligned(info):
+                    report.append(_misaligned(info))
+            _check_data(report, file, deep=deep, progress=progress)
+            return report.findings()
     except FileCorruptError as error:
         code = "truncated" if isinstance(error, TruncatedError) else "safetensors-header"
         hint = "Download or copy the file again." if isinstance(error, TruncatedError) else error.hint or ""
         return [Finding(code, "error", error.message, hint, error.offset, error.key, error.remedy)]
+
+
+def _check_data(report: Report, file: SafetensorsFile, *, deep: bool, progress: Progress | None) -> None:
+    from atlas_kit.formats.weights.regions import Region
+
+    regions = []
+    for info in file.tensors.values():
+        item = max(1, BITS[info.dtype] // 8)
+        matrix = len(info.shape) > 1 and info.size > 0
+        row = max(item, info.size // max(1, math.prod(info.shape[:-1]))) if matrix else info.size
+        numbers = ((0, _KINDS[info.dtype]),) if info.dtype in _KINDS else ()
+        regions.append(Region(info.name, info.offset, info.size, row, item, numbers, matrix))
+    if deep:
+        from atlas_kit.formats.weights.scan import check_weights
+
+        check_weights(report, file.source, regions, progress=progress)
+    else:
+        from atlas_kit.formats.weights.zeros import quick_zeros, report_zeros
+
+        report_zeros(report, file.source, regions, quick_zeros(file.source, regions), thorough=False)
 
 
 def _is_misaligned(info: TensorInfo) -> bool:

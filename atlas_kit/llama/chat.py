@@ -8,14 +8,14 @@ tokens, and the contents are put in their places as plain text.
 from __future__ import annotations
 
 import datetime
-import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from atlas_kit.errors import InvalidParamError, MissingExtraError, ModelError, Remedy
+from atlas_kit.errors import InvalidParamError, ModelError, Remedy
+from atlas_kit.formats.gguf.chat_template import environment
 from atlas_kit.llama.engine import Engine
 
 #: What stands for the content of message ``i``: templates trim, test and join it, and leave letters alone.
@@ -32,6 +32,36 @@ _REMEDY = Remedy("no-chat")
 _OWN = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"})
 
 Message = Mapping[str, Any]
+
+
+class Place(NamedTuple):
+    """Where the content of a message stands: in the plain text that the tokens ``first`` to ``last`` are read from.
+
+    It begins ``before`` bytes before the end of that, and ends ``behind`` bytes before it. A tokenizer may put a space
+    in front of a text, so that places are counted from its end.
+    """
+
+    first: int
+    last: int
+    before: int
+    behind: int
+
+    def shifted(self, count: int) -> Place:
+        """Return it behind so many more tokens."""
+        return self._replace(first=self.first + count, last=self.last + count)
+
+
+class Placed(NamedTuple):
+    """The tokens of a conversation, and the places of its messages by their numbers, as far as the template shows."""
+
+    tokens: list[int]
+    places: dict[int, Place]
+
+    def behind(self, tokens: Sequence[int]) -> Placed:
+        """Return it with other tokens in front."""
+        shift = len(tokens)
+        places = {number: place.shifted(shift) for number, place in self.places.items()}
+        return Placed([*tokens, *self.tokens], places)
 
 
 class ChatTemplate:
@@ -101,6 +131,17 @@ class ChatTemplate:
         ModelError
             The template refuses the messages, or leaves out an answer that is to be continued.
         """
+        return self.placed(messages, answer=answer, tools=tools, variables=variables).tokens
+
+    def placed(
+        self,
+        messages: Sequence[Message],
+        *,
+        answer: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> Placed:
+        """Return the tokens of a conversation, as ``tokens`` does, and where each message stands among them."""
         begun = answer and bool(messages) and messages[-1].get("role") == "assistant"
         text, contents = self._rendered(messages, answer and not begun, tools, variables)
         if begun:
@@ -111,8 +152,10 @@ class ChatTemplate:
                     "the chat template leaves out the answer that is to go on", path=self._engine.info.path
                 )
             text, contents[len(messages) - 1] = text[:end], last  # with the space at its end
-        found = self._read(text, contents)
-        return found if tuple(found[: len(self._begin)]) == self._begin else [*self._begin, *found]
+        places: dict[int, Place] = {}
+        found = self._read(text, contents, places)
+        whole = Placed(found, {number: place for number, place in places.items() if number < len(messages)})
+        return whole if tuple(found[: len(self._begin)]) == self._begin else whole.behind(self._begin)
 
     def text(
         self,
@@ -253,26 +296,45 @@ class ChatTemplate:
             raise _failed(error, self._engine.info.path) from error
         return str(text)
 
-    def _read(self, text: str, contents: list[str]) -> list[int]:
+    def _read(self, text: str, contents: list[str], places: dict[int, Place] | None = None) -> list[int]:
         """Return the tokens of a text with placeholders: control tokens in the template's own parts only.
 
-        Plain text of both is joined before it is read, so that tokens across the seam are as in training.
+        Plain text of both is joined before it is read, so that tokens across the seam are as in training. ``places``
+        takes where the contents stand.
         """
         tokens: list[int] = []
-        plain, at = "", 0
+        plain, size = "", 0  # what is to be joined, and its bytes
+        inside: dict[int, tuple[int, int]] = {}
+
+        def join() -> None:
+            nonlocal plain, size
+            first = len(tokens)
+            tokens.extend(self._engine.tokenize(plain) if plain else [])
+            if places is not None:
+                places.update(
+                    (number, Place(first, len(tokens), size - start, size - stop))
+                    for number, (start, stop) in inside.items()
+                )
+            inside.clear()
+            plain, size = "", 0
+
+        at = 0
         for place in [*_PLACES.finditer(text), None]:
-            part = text[at : len(text) if place is None else place.start()]
-            inside = [] if place is None else [_content(place, contents)]
-            for piece in itertools.chain(self._split(part), inside):
+            for piece in self._split(text[at : len(text) if place is None else place.start()]):
                 if isinstance(piece, str):
-                    plain += piece
+                    plain, size = plain + piece, size + len(piece.encode("utf-8", "replace"))
                     continue
-                if plain:
-                    tokens += self._engine.tokenize(plain)
-                plain = ""
+                join()
                 tokens.append(piece)
-            at = 0 if place is None else place.end()
-        return tokens + (self._engine.tokenize(plain) if plain else [])
+            if place is None:
+                break
+            content, at = _content(place, contents), place.end()
+            start, size = size, size + len(content.encode("utf-8", "replace"))
+            plain += content
+            if not place[2]:
+                inside[int(place[1])] = start, size
+        join()
+        return tokens
 
     def _split(self, text: str) -> Iterator[int | str]:
         """Take a part of the template apart: control tokens as numbers, the rest as text."""
@@ -389,39 +451,12 @@ def _named(source: str) -> Any:
 
 
 def _compile(source: str, path: str) -> Any:
+    made = environment()
+    made.filters["tojson"] = _to_json
     try:
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError as error:
-        raise MissingExtraError("a chat template", "llama") from error
-
-    def refuse(message: object) -> None:
-        raise TemplateError(str(message))
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _generation()]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    try:
-        return environment.from_string(source)
+        return made.from_string(source)
     except Exception as error:  # a syntax error, or one of the compiler that a hostile source provokes
         raise _failed(error, path) from error
-
-
-def _generation() -> type:
-    """Return the extension that lets ``{% generation %}``, which marks answers for training, stand for nothing."""
-    from jinja2.ext import Extension
-
-    class Generation(Extension):
-        tags = {"generation"}  # noqa: RUF012 (as jinja2 declares it)
-
-        def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    return Generation
 
 
 def _token_names(engine: Engine) -> dict[str, str]:

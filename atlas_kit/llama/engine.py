@@ -135,6 +135,9 @@ class Engine(Protocol):
     #: Sequences that sessions have taken.
     taken: set[int]
 
+    def metadata(self, key: str) -> str | None:
+        """Return a value of the model's file as text; None where there is none, or a list of values."""
+
     @property
     def can_shift(self) -> bool:
         """Whether ``shift`` works with this model."""
@@ -183,6 +186,12 @@ class Engine(Protocol):
 
     def output_rows(self) -> OutputRows:
         """Return the read-out matrix, from which logits are made."""
+
+    def sleep(self) -> None:
+        """Free what takes room until something is to be decoded; what sequences hold is lost, texts can be read."""
+
+    def wake(self) -> None:
+        """Bring it back."""
 
     def close(self) -> None:
         """Free the model; closing twice is fine."""

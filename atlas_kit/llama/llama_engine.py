@@ -1,20 +1,18 @@
-"""llama.cpp through llama-cpp-python's low-level API: the one module that imports it, when a model is loaded."""
+"""A model in llama.cpp, through llama-cpp-python's low-level API: contexts, decoding, what comes of it."""
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import ctypes
 import os
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from atlas_kit.errors import AtlasError, ClosedError, InvalidParamError, MissingExtraError, ModelError
-from atlas_kit.formats.gguf import GGUFFile
-from atlas_kit.llama import waiting
+from atlas_kit.errors import ClosedError, InvalidParamError, ModelError
 from atlas_kit.llama.blas_threads import one_blas_thread
 from atlas_kit.llama.engine import (
     DecodeError,
@@ -25,72 +23,36 @@ from atlas_kit.llama.engine import (
     check_feeds,
     encoded,
 )
+from atlas_kit.llama.grammar_reach import Grammars
 from atlas_kit.llama.llama_batch import LlamaBatch, Rows
-from atlas_kit.llama.output_matrix import OutputRows, logit_scale, rows_of_model
+from atlas_kit.llama.llama_library import LoadedModel, require_range
+from atlas_kit.llama.model_file import ModelFile
+from atlas_kit.llama.output_matrix import OutputRows
 from atlas_kit.llama.sampling import Sampler, Sampling
-from atlas_kit.settings.model_facts import model_facts
 
 #: Bytes of logits that one decode may return: 64 tokens of a 128k vocabulary.
 OUTPUT_BYTES = 32 << 20
-_WARN, _ERROR, _CONT = 3, 4, 5
-_AMX_NOTE = (
-    "this CPU has AMX, with which llama.cpp builds of many compilers crash, so its special buffers are off; "
-    "extra_buffers=True (or ATLAS_KIT_EXTRA_BUFFERS=1) switches them on"
-)
 
 
-class _Library:
-    """The loaded library: imported once, its log kept instead of printed."""
+@dataclass(frozen=True)
+class LateInfo(ModelInfo):
+    """What a model is; which one, it finds out when somebody asks: samples of all of its tensors are read for that."""
 
-    def __init__(self) -> None:
-        try:
-            with waiting.brief_waiting() as late:
-                import llama_cpp
-        except ImportError as error:
-            raise MissingExtraError("running a model", "llama") from error
-        self.api = llama_cpp
-        self.log: collections.deque[str] = collections.deque(maxlen=20)
-        self._level = 0
-        self._callback = llama_cpp.llama_log_callback(self._logged)  # kept alive: C holds only its address
-        llama_cpp.llama_log_set(self._callback, ctypes.c_void_p(0))
-        llama_cpp.llama_backend_init()
-        info = llama_cpp.llama_print_system_info().decode("ascii", "replace")
-        self.has_amx = "AMX_INT8 = 1" in info
-        self.notes = waiting.notes(late, info)
+    def __getattr__(self, name: str) -> Any:
+        """Return the identity, which is missing until then."""
+        if name != "identity":
+            raise AttributeError(name)
+        found = self.__dict__["file"].identity()
+        object.__setattr__(self, "identity", found)
+        return found
 
-    def _logged(self, level: int, text: bytes, _: Any) -> None:
-        self._level = self._level if level == _CONT else level
-        if self._level in (_WARN, _ERROR) and text.strip():
-            self.log.append(text.decode("utf-8", "replace").strip())
-
-    def last_error(self) -> str:
-        """The most telling of the last lines that llama.cpp logged."""
-        lines = [line.split(": ", 1)[-1] for line in self.log if "rror" in line] or list(self.log)
-        return lines[0] if lines else "no reason given"
-
-
-_library: _Library | None = None
-
-
-def library() -> _Library:
-    """Return llama.cpp, loaded on the first call.
-
-    Raises
-    ------
-    MissingExtraError
-        When llama-cpp-python is not installed.
-    """
-    global _library  # the backend is initialised once per process
-    if _library is None:
-        _library = _Library()
-    return _library
-
-
-def _safe_buffers(has_amx: bool, wanted: bool | None) -> bool:
-    """Decide about llama.cpp's special CPU buffers: what the caller says, else the environment, else what is safe."""
-    if wanted is None and (text := os.environ.get("ATLAS_KIT_EXTRA_BUFFERS")) in ("0", "1"):
-        wanted = text == "1"
-    return not has_amx if wanted is None else wanted
+    @classmethod
+    def of(cls, file: ModelFile, **facts: Any) -> LateInfo:
+        """Return what a model in a file is."""
+        found = cls(identity="", **facts)
+        object.__delattr__(found, "identity")
+        object.__setattr__(found, "file", file)
+        return found
 
 
 class LlamaEngine:
@@ -112,6 +74,13 @@ class LlamaEngine:
         Tokens per decode; None: 512, less for large vocabularies.
     extra_buffers
         llama.cpp's special CPU buffers. None: on, unless the CPU has AMX, with which many builds crash.
+    check_later
+        Load the model without having looked into the file before: that is done when something is wrong with it, or
+        when its identity or its output matrix are asked for.
+    loaded
+        The model, where llama.cpp has loaded it already; it is the engine's from now on.
+    sleeps
+        Whether ``sleep`` may be called: the vocabulary is loaded a second time for that, which takes a few MB.
 
     Raises
     ------
@@ -130,18 +99,20 @@ class LlamaEngine:
         n_threads: int | None = None,
         n_batch: int | None = None,
         extra_buffers: bool | None = None,
+        check_later: bool = False,
+        loaded: LoadedModel | None = None,
+        sleeps: bool = False,
     ) -> None:
-        self._model: Any = None
+        self._loaded: LoadedModel | None = None
+        self._asleep = False
         self._context: Any = None
-        self._vocab: Any = None
-        self._file: GGUFFile | None = None
-        self._rows: OutputRows | None = None
         self._matrix: Any = None
         self._gives_both: bool | None = None
         self._ends: tuple[int, ...] | None = None
         self._is_end: dict[int, bool] = {}
         self._controls: dict[int, bool] = {}
         self._pieces: dict[tuple[int, bool], bytes] = {}
+        self._grammars = Grammars(self._all_pieces)
         self.decodes = 0
         self._logits, self._states = Rows(), Rows()
         self.lock, self.taken = threading.RLock(), set[int]()
@@ -149,33 +120,21 @@ class LlamaEngine:
         path = os.fspath(path)
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
-            self._file = file = GGUFFile.open(path)
-            self._facts = model_facts(file)
-            file.require_data()  # llama.cpp would say so less clearly, or crash
-            self._lib = library()
-            self.notes: list[str] = [*self._lib.notes]
-            safe = _safe_buffers(self._lib.has_amx, extra_buffers)
-            if self._lib.has_amx and not safe and extra_buffers is None:
-                self.notes.append(_AMX_NOTE)
-            self._load(path, n_gpu_layers, safe)
+            if loaded is None:
+                loaded = LoadedModel(
+                    path, n_gpu_layers=n_gpu_layers, extra_buffers=extra_buffers, check_later=check_later
+                )
+            self._loaded, self._lib = loaded, loaded.library
+            self._model, self._vocab = loaded.model, loaded.vocab
+            self.notes: list[str] = [*loaded.notes]
             self._make_context(path, n_ctx, n_sequences, n_threads, n_batch)
+            if sleeps:
+                self._vocab = loaded.keep_words()
             self.info = self._info(path)
+            if not loaded.checks_later:
+                loaded.file.identity()
             self._free_blas = one_blas_thread()
             undo.pop_all()
-
-    def _load(self, path: str, n_gpu_layers: int, extra_buffers: bool) -> None:
-        api = self._lib.api
-        _require_range("n_gpu_layers", n_gpu_layers, -1, 10_000)
-        params = api.llama_model_default_params()
-        params.n_gpu_layers = n_gpu_layers if n_gpu_layers >= 0 else 10_000
-        params.use_extra_bufts = extra_buffers
-        self._lib.log.clear()
-        self._model = api.llama_model_load_from_file(os.fsencode(path), params)
-        if not self._model:
-            raise ModelError(f"llama.cpp does not load this model: {self._lib.last_error()}", path=path)
-        self._vocab = api.llama_model_get_vocab(self._model)
-        if api.llama_model_is_diffusion(self._model) or not api.llama_model_has_decoder(self._model):
-            raise _encoder_only(path, "this model")
 
     def _make_context(
         self, path: str, n_ctx: int | None, n_sequences: int, n_threads: int | None, n_batch: int | None
@@ -184,21 +143,20 @@ class LlamaEngine:
         trained = api.llama_model_n_ctx_train(self._model)
         n_vocab = api.llama_vocab_n_tokens(self._vocab)
         wanted = min(trained or 4096, 4096) if n_ctx is None else n_ctx
-        _require_range("n_ctx", wanted, 16, 1 << 24)
-        _require_range("n_sequences", n_sequences, 1, 256)
+        require_range("n_ctx", wanted, 16, 1 << 24)
+        require_range("n_sequences", n_sequences, 1, 256)
         if n_batch is None:
             n_batch = min(512, max(16, OUTPUT_BYTES // (4 * n_vocab) // 16 * 16), max(16, wanted))
-        _require_range("n_batch", n_batch, 1, 1 << 16)
+        require_range("n_batch", n_batch, 1, 1 << 16)
         threads = len(os.sched_getaffinity(0)) if n_threads is None else n_threads
-        _require_range("n_threads", threads, 1, 1024)
+        require_range("n_threads", threads, 1, 1024)
         params = api.llama_context_default_params()
         params.n_ctx, params.n_seq_max = wanted * n_sequences, n_sequences
         params.n_batch = params.n_ubatch = n_batch
         params.n_threads = params.n_threads_batch = threads
         params.pooling_type = api.LLAMA_POOLING_TYPE_NONE
         params.no_perf = True
-        self._lib.log.clear()
-        self._context = api.llama_init_from_model(self._model, params)
+        self._context = self._lib.heard(lambda: api.llama_init_from_model(self._model, params))
         if not self._context:
             raise ModelError(
                 f"llama.cpp cannot make a context of {wanted} tokens: {self._lib.last_error()}",
@@ -215,30 +173,35 @@ class LlamaEngine:
         self._batch = LlamaBatch(api, n_batch)
 
     def _info(self, path: str) -> ModelInfo:
-        from atlas_kit.formats.gguf.digest import model_identity
-
-        api, model, file = self._lib.api, self._model, self._file
-        assert file is not None
+        api, model = self._lib.api, self._model
+        assert self._loaded is not None
         text = ctypes.create_string_buffer(256)
         api.llama_model_desc(model, text, len(text))
         template = api.llama_model_chat_template(model, None)
-        return ModelInfo(
+        n_params = int(api.llama_model_n_params(model))
+        return LateInfo.of(
+            self._loaded.file,
             path=path,
-            name=str(file.get("general.name") or os.path.basename(path)),
-            architecture=str(file.architecture),
-            description=text.value.decode("utf-8", "replace"),
-            identity=model_identity(file),
+            name=self.metadata("general.name") or os.path.basename(path),
+            architecture=str(self.metadata("general.architecture")),
+            description=text.value.decode("utf-8", "replace").replace("?B", _in_words(n_params)),
             n_vocab=api.llama_vocab_n_tokens(self._vocab),
             n_embd=api.llama_model_n_embd_out(model),
             n_layer=api.llama_model_n_layer(model),
             n_ctx_train=api.llama_model_n_ctx_train(model),
-            n_params=api.llama_model_n_params(model),
+            n_params=n_params,
             size=api.llama_model_size(model),
             recurrent=bool(api.llama_model_is_recurrent(model)),
             hybrid=bool(api.llama_model_is_hybrid(model)),
             chat_template=template.decode("utf-8", "replace") if template else None,
-            build=f"llama-cpp-python {api.__version__}",
+            build=f"llama-cpp-python {self._lib.version}",
         )
+
+    def metadata(self, key: str) -> str | None:
+        """Return a value of the model's file as text; None where there is none, or a list of values."""
+        self._require_open()
+        assert self._loaded is not None
+        return self._loaded.metadata(key)
 
     # --- text ----------------------------------------------------------------------------------------------
 
@@ -251,7 +214,7 @@ class LlamaEngine:
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Return the tokens of a text; ``special``: names of control tokens in the text become those tokens."""
-        self._require_open()
+        self._require_words()
         data = encoded(text)
         room = len(data) + 16
         while True:
@@ -265,24 +228,27 @@ class LlamaEngine:
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """Return a token's bytes, which may be part of a character; control tokens are empty unless ``special``."""
-        self._require_open()
+        self._require_words()
         known = self._pieces.get((token, special))
         if known is not None:
             return known
         if not 0 <= token < self.info.n_vocab:  # llama.cpp would end the process
             raise InvalidParamError(f"there is no token {token}", key="token")
+        found = self._pieces[token, special] = self._spelled(token, special)
+        return found
+
+    def _spelled(self, token: int, special: bool) -> bytes:
         room = 64
         while True:
             text = ctypes.create_string_buffer(room)
             count = self._lib.api.llama_token_to_piece(self._vocab, token, text, room, 0, special)
             if count >= 0:
-                found = self._pieces[token, special] = text.raw[:count]
-                return found
+                return text.raw[:count]
             room = -count
 
     def is_end(self, token: int) -> bool:
         """Tell whether a token ends an answer."""
-        self._require_open()
+        self._require_words()
         if (ends := self._is_end.get(token)) is None:
             ends = self._is_end[token] = bool(self._lib.api.llama_vocab_is_eog(self._vocab, token))
         return ends
@@ -297,7 +263,7 @@ class LlamaEngine:
     @property
     def infill_tokens(self) -> InfillTokens | None:
         """The tokens around what is to be filled in; None where the vocabulary lacks them."""
-        self._require_open()
+        self._require_words()
         found = [
             int(getattr(self._lib.api, f"llama_vocab_fim_{name}")(self._vocab))
             for name in InfillTokens._fields
@@ -410,8 +376,8 @@ class LlamaEngine:
     def forget(self, sequence: int, start: int = 0, end: int = -1) -> bool:
         """Remove positions [start, end) of a sequence (-1: to its end); False where the model cannot."""
         with self.lock:
-            if not self._context:  # a session may end after its model
-                return False
+            if not self._context:  # a session may end after its model; one that sleeps holds nothing
+                return self._asleep
             return bool(self._lib.api.llama_memory_seq_rm(self._memory, sequence, start, end))
 
     def shift(self, sequence: int, start: int, count: int) -> None:
@@ -448,49 +414,101 @@ class LlamaEngine:
 
         self._require_open()
         ends = self.end_tokens if sampling.ignore_eos else ()
-        return LlamaSampler(self._lib.api, self._context, self._vocab, self.info, sampling, ends)
+        return LlamaSampler(
+            self._lib.api, self._context, self._vocab, self.info, sampling, ends, grammars=self._grammars
+        )
+
+    def _all_pieces(self) -> list[bytes]:
+        return [self._spelled(token, True) for token in range(self.info.n_vocab)]
 
     def output_rows(self) -> OutputRows:
         """Return the read-out matrix, from which logits are made."""
-        if self._rows is None:
-            self._require_open()
-            assert self._file is not None
-            facts = self._facts
-            self._rows = rows_of_model(
-                self._file, scale=logit_scale(facts.architecture, facts.logit_scale), softcap=facts.softcap,
-                is_control=self._is_control,
-            )  # fmt: skip
-        return self._rows
+        self._require_open()
+        assert self._loaded is not None
+        return self._loaded.file.rows(self._is_control)
 
     def _is_control(self, token: int) -> bool:
         """Tell whether a token has no text; of a model that is closed, what was known then."""
         if (found := self._controls.get(token)) is None:
-            if not self._context:
+            if not self._context and not self._asleep:
                 return False
             found = self._controls[token] = not self.piece(token) and bool(self.piece(token, special=True))
         return found
 
     def _require_open(self) -> None:
+        if self._asleep:
+            self.wake()
         if not self._context:  # llama.cpp would end the process
             raise ClosedError("the model is closed", path=self.info.path)
+
+    def _require_words(self) -> None:
+        """Require the vocabulary, which is there while the model sleeps."""
+        if not self._asleep:
+            self._require_open()
+
+    def sleep(self) -> None:
+        """Free weights and contexts, until the model is needed again; nothing of what sequences hold is kept.
+
+        The vocabulary stays, so that texts can be read meanwhile. No sampler may be in use.
+
+        Raises
+        ------
+        InvalidParamError
+            The engine was not opened with ``sleeps``.
+        """
+        with self.lock:
+            if self._loaded is None or not self._context:
+                return
+            if not self._loaded.keeps_words:
+                raise InvalidParamError("this model was not opened so that it can sleep", key="sleeps")
+            self._logits, self._states = Rows(), Rows()
+            self._free()
+            self._loaded.sleep()
+            self._asleep = True
+
+    def wake(self) -> None:
+        """Load weights and make contexts again, where the model sleeps; it wakes by itself when it is to decode.
+
+        Raises
+        ------
+        ModelError
+            llama.cpp does not load the model any more, or its file is another one's by now.
+        """
+        with self.lock:
+            if not self._asleep or self._loaded is None:
+                return
+            notes = [*self.notes]
+            try:
+                self._loaded.wake()
+                self._model = self._loaded.model
+                self._make_context(self.info.path, self.n_ctx, self.n_sequences, self.n_threads, self.n_batch)
+            except BaseException:
+                self._free()
+                self._loaded.sleep()
+                raise
+            finally:
+                self.notes = notes
+            self._asleep = False
 
     def close(self) -> None:
         """Free the model; closing twice is fine."""
         with self.lock:
             self._close()
 
-    def _close(self) -> None:
+    def _free(self) -> None:
         if self._context:
             self._lib.api.llama_free(self._context)
-        if self._model:
-            self._lib.api.llama_model_free(self._model)
+        self._context = None
+
+    def _close(self) -> None:
+        self._free()
         if self._free_blas is not None:
             self._free_blas()
             self._free_blas = None
-        if self._file is not None:
-            self._rows = self._matrix = None
-            self._file.close()
-        self._model = self._context = self._file = None
+        if self._loaded is not None:
+            self._loaded.close()
+        self._loaded = self._matrix = None
+        self._asleep = False
 
     def __enter__(self) -> LlamaEngine:
         return self
@@ -503,20 +521,22 @@ class LlamaEngine:
             self.close()
 
 
+def _in_words(n_params: int) -> str:
+    """Return how many parameters there are, where llama.cpp knows no name for that size.
+
+    >>> _in_words(263_000), _in_words(134_515_008), _in_words(1_235_814_432)
+    ('263K', '135M', '1.2B')
+    """
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if n_params >= size:
+            count = n_params / size
+            return f"{count:.{1 if count < 10 else 0}f}".removesuffix(".0") + unit
+    return str(n_params)
+
+
 def _fresh_bytes(size: int) -> tuple[bytes, Any]:
     """Return bytes that are yet to be filled, and where: a context may be 100 MB, which nobody need copy."""
     make = ctypes.pythonapi.PyBytes_FromStringAndSize
     make.restype, make.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_ssize_t)
     data = make(None, size)
     return data, ctypes.cast(ctypes.c_char_p(data), ctypes.POINTER(ctypes.c_uint8))
-
-
-def _require_range(name: str, value: int, least: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise InvalidParamError(f"{name} is {value!r}", key=name, hint=f"Choose {least} to {most}.")
-
-
-def _encoder_only(path: str, what: str) -> AtlasError:
-    return ModelError(
-        f"{what} does not generate text from left to right", path=path, hint="Use a decoder model."
-    )

@@ -21,6 +21,7 @@ import numpy as np
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.engine import ModelInfo, encoded
+from atlas_kit.llama.grammar_reach import Follower, Grammars
 from atlas_kit.llama.llama_chain import Chain
 from atlas_kit.llama.sampling import Floats, Sampling
 from atlas_kit.llama.schema_grammar import schema_rules
@@ -64,7 +65,10 @@ class _Candidates:
 
 
 class LlamaSampler:
-    """A chain of llama.cpp's samplers; see ``Sampler``. ``ends``: tokens that are never chosen."""
+    """A chain of llama.cpp's samplers; see ``Sampler``. ``ends``: tokens that are never chosen.
+
+    ``grammars``: what is known of those of its vocabulary.
+    """
 
     def __init__(
         self,
@@ -74,6 +78,8 @@ class LlamaSampler:
         info: ModelInfo,
         sampling: Sampling,
         ends: Iterable[int] = (),
+        *,
+        grammars: Grammars,
     ) -> None:
         self._api, self._context = api, context
         self._n_vocab = info.n_vocab
@@ -95,7 +101,8 @@ class LlamaSampler:
         decided_by = sampling.decided_by if lowers else 0
         self.few = decided_by + len(bias) if 0 < decided_by <= _MOST_FEW >= len(bias) else 0
         self._chain = Chain(api, context, vocab, info.n_vocab, sampling).make(bias if chained else {})
-        self._grammar = self._make_grammar(vocab, sampling)
+        self._follower: Follower | None = None
+        self._grammar = self._make_grammar(vocab, sampling, grammars)
 
     @cached_property
     def _all(self) -> _Candidates:
@@ -120,7 +127,7 @@ class LlamaSampler:
         for token in known if count < 0 else known[-count:]:
             self._api.llama_sampler_accept(self._chain, token)
 
-    def _make_grammar(self, vocab: Any, s: Sampling) -> Any:
+    def _make_grammar(self, vocab: Any, s: Sampling, grammars: Grammars) -> Any:
         text, key = s.grammar, "grammar"
         if (schema := s.schema_text) is not None:
             text, key = schema_rules(schema), "json_schema"
@@ -129,6 +136,7 @@ class LlamaSampler:
         text_bytes = encoded(text)
         _require_shallow(text, key)
         _require_finite(text, key)
+        self._follower = grammars.follower(text, key)
         usable = text.strip() and b"\0" not in text_bytes  # llama.cpp takes none for one without rules
         make = self._api.llama_sampler_init_grammar
         grammar, said = _overheard(lambda: usable and make(vocab, text_bytes, b"root"), text_bytes)
@@ -136,6 +144,9 @@ class LlamaSampler:
             found = re.search(r"error parsing grammar: *(.*\S)", said)
             reason = f": {found[1]}" if found else ""
             raise InvalidParamError(f"llama.cpp does not understand this grammar{reason}", key=key)
+        if self._follower is None:  # what is not understood here cannot be bounded
+            self._api.llama_sampler_free(grammar)
+            raise InvalidParamError("this grammar is written in a way that is not understood", key=key)
         return grammar
 
     def sample(self, logits: Floats, index: int | None = None) -> int:
@@ -147,11 +158,14 @@ class LlamaSampler:
         ):
             return int(self._api.llama_sampler_sample(self._chain, self._context, index))
         token = self._choose(logits, constrained=False)
-        if self._grammar is not None:
+        if self._grammar is not None and self._follower is not None:
+            self._follower.require_short(token)
             self._one.rows[0] = (token, 1.0, 0.0)
             self._one.apply(self._grammar)
             if not np.isfinite(self._one.logits[0]):
+                self._follower.require_bounded()
                 token = self._choose(logits, constrained=True)
+            self._follower.accept(token)
             self._api.llama_sampler_accept(self._grammar, token)
         self._api.llama_sampler_accept(self._chain, token)
         return token

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.last_output import last_output_of
-from atlas_kit.llama.likeness import bytes_of
 from atlas_kit.llama.session_states import episodes_of, new_episodes, token_memory
 from atlas_kit.llama.steps import Stats
 from atlas_kit.persistence.session_state import SessionState
@@ -65,6 +64,8 @@ class Parked:
         """Bytes of main memory that it takes."""
         memory = 0 if self.memory is None else self.memory.state_bytes
         if self.episodes is not None:
+            from atlas_kit.llama.likeness import bytes_of
+
             memory += TOKEN_BYTES * len(self.episodes) + bytes_of(self.episodes)
         return memory + (0 if self.data is None else len(self.data))
 

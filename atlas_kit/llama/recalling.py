@@ -247,9 +247,7 @@ def candidates(
     pieces: list[Piece] = []
     there: Piece | None = None
     left = recall.read
-    for segment, window, score in _windows(
-        episodes, _merged(rows), like, leading, min(recall.window, recall.tokens)
-    ):
+    for segment, window, score in _windows(episodes, _merged(rows), like, leading, min(recall.window, recall.tokens)):
         start, stop = window.start, window.stop
         inside = episodes.text(start, stop)
         if not set(words(inside)) - said or _is_question(segment, inside):

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.formats.atlas import tables
+from atlas_kit.operations import secrecy
 from atlas_kit.operations.compressed import Compressed, CompressOptions, EntryRatio
 from atlas_kit.operations.convert import copy_header
-from atlas_kit.operations.inputs import open_given
+from atlas_kit.operations.inputs import Opened, open_given
 from atlas_kit.operations.outputs import Output, write_memory_file
 from atlas_kit.operations.tensor_numbers import difference, entry_numbers
 from atlas_kit.storage.given import Given, Progress, check_output
@@ -35,19 +36,25 @@ def compress_file(
     given: Given, output: Output, options: CompressOptions | None = None, keys: Keys | None = None,
     progress: Progress | None = None,
 ) -> Compressed:  # fmt: skip
-    """Write a smaller copy of a memory file, of version 2 (or 3, when the source is encrypted)."""
+    """Write a smaller copy of a memory file, of version 2 (or 3, when the source is encrypted or there is a secret)."""
     options = options or CompressOptions()
-    if options.quantize is not None and options.quantize not in QUANTIZE:
-        raise InvalidParamError(f'"{options.quantize}" is not a way to quantise')
     if isinstance(output, (str, os.PathLike)):
         check_output(output, [given], options.force)
     with open_given(given, keys) as opened:
         if opened.kind == "gguf":
             from atlas_kit.operations.quantize_model import quantize_model
 
+            secrecy.require_no_secret(keys, path=opened.name)
             return quantize_model(opened, output, options, progress)
+        if options.quantize is not None and options.quantize not in QUANTIZE:
+            raise InvalidParamError(
+                f"tensors of a memory are quantised to {', '.join(QUANTIZE)}, and not to {options.quantize}",
+                path=opened.name,
+            )
+        if options.check is not None or options.requantize:
+            raise InvalidParamError("only a model reads a text, or is quantised again", path=opened.name)
         memory = opened.memory
-        out = _new_like(memory, Keys() if keys is None else keys)
+        out = _new_like(opened, Keys() if keys is None else keys, options.decrypt)
         rows = _plan(memory, out, options, progress)
         name = os.fsdecode(output) if isinstance(output, (str, os.PathLike)) else "-"
         result = Compressed(opened.name, name, opened.source.size, write_memory_file(out, output))
@@ -55,10 +62,13 @@ def compress_file(
     return result
 
 
-def _new_like(memory: MemoryFile, keys: Keys) -> MemoryFile:
+def _new_like(opened: Opened, keys: Keys, decrypt: bool) -> MemoryFile:
     from atlas_kit.formats.atlas import MemoryFile
 
-    if memory.version == 3:
+    usual = secrecy.ENCRYPTED if opened.recorded == secrecy.ENCRYPTED else secrecy.PLAIN
+    encrypted = opened.memory.version == secrecy.ENCRYPTED
+    how: dict[str, Any] = {"encrypted": encrypted, "decrypt": decrypt, "path": opened.name}
+    if secrecy.output_version(None, usual, keys=keys, **how) == secrecy.ENCRYPTED:
         return MemoryFile(version=3, **keys.for_writing())
     return MemoryFile(version=2)
 

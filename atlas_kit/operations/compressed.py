@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import named
 from atlas_kit.operations.tensor_numbers import Difference
+
+if TYPE_CHECKING:
+    from atlas_kit.operations.model_check import ModelCheck
+    from atlas_kit.storage.given import Given
 
 
 @dataclass
@@ -46,13 +50,15 @@ class EntryRatio:
 
 @dataclass
 class Compressed:
-    """Sizes of the files, and one row per entry."""
+    """Sizes of the files, and one row per entry; ``check`` is what a model makes of a text now."""
 
     source: str
     output: str
     size_before: int
     size_after: int
     entries: list[EntryRatio] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    check: ModelCheck | None = None
 
     exit_code = 0
 
@@ -70,18 +76,30 @@ class Compressed:
             "size_after": self.size_after,
             "ratio": self.ratio,
             "entries": [row.to_json() for row in self.entries],
+            **({"notes": self.notes} if self.notes else {}),
+            **({"check": self.check.to_json()} if self.check else {}),
         }
 
 
 @dataclass
 class CompressOptions:
-    """How to compress: zstd unless ``codec`` says otherwise; ``quantize`` is f16, bf16, q8_0 or ``None``."""
+    """How to compress: zstd unless ``codec`` says otherwise.
+
+    ``quantize`` is f16, bf16 or q8_0, of a model also a type of ``llama.quantizer.TYPES``; ``None`` keeps numbers as
+    they are. ``requantize`` takes a model that is quantised already. ``check`` is a text of whose first
+    ``check_tokens`` tokens perplexity and divergence are measured. ``decrypt``: write plain text although the source
+    is encrypted or there is a secret.
+    """
 
     codec: str | None = None
     level: int | None = None
     shuffle: bool = True
     quantize: str | None = None
     force: bool = False
+    requantize: bool = False
+    check: Given | None = None
+    check_tokens: int = 2048
+    decrypt: bool = False
 
     @property
     def codec_name(self) -> str:

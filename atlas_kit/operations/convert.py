@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError, Remedy
 from atlas_kit.formats.detect import detect
+from atlas_kit.operations import secrecy
 from atlas_kit.operations.inputs import Opened, open_given
 from atlas_kit.operations.outputs import Output, is_path, output_file, scratch_path, write_memory_file
 from atlas_kit.storage.given import Given, Progress, check_output, use_source
@@ -93,10 +94,16 @@ def target_of(output: Output, wanted: str | None) -> str | None:
 
 @dataclass
 class ConvertOptions:
-    """Choices that are not part of the target's name. ``new_keys`` re-encrypts with another secret.
+    """Choices that are not part of the target's name.
 
-    Any of the last three makes a model ATLAS-native. ``settings`` are given what is to be changed (what is
-    recommended with ``auto``, what ``memory`` was learned with, or the defaults) and return what is written.
+    ``new_keys`` encrypts with another secret than opens the source; ``decrypt`` allows plain text where there is a
+    secret.
+
+    ``auto``, ``settings`` and ``memory`` make a model ATLAS-native. ``settings`` are given what is to be changed
+    (what is recommended with ``auto``, what ``memory`` was learned with, or the defaults) and return what is written.
+
+    ``dequantize`` makes float32 of a model's quantised tensors in safetensors and npz; ``byte_order`` (``"<"`` or
+    ``">"``) writes a model for machines of the other one.
     """
 
     to: str | None = None
@@ -105,9 +112,12 @@ class ConvertOptions:
     level: int | None = None
     shuffle: bool | None = None
     new_keys: Keys | None = None
+    decrypt: bool = False
     auto: bool = False
     settings: Callable[[AtlasSettings], AtlasSettings] | None = None
     memory: StrPath | None = None
+    dequantize: bool = False
+    byte_order: str | None = None
 
     @property
     def native(self) -> bool:
@@ -142,7 +152,14 @@ def _convert(
 ) -> Converted:  # fmt: skip
     kind = detect(source)
     if kind == "gguf":
+        if options.byte_order or target in ("safetensors", "npz"):
+            secrecy.require_no_secret(options.new_keys, keys, path=source.name)
+            return _convert_tensors(source, output, target, options, progress)
         return _convert_model(source, output, target, options, keys)
+    if options.dequantize or options.byte_order:
+        raise InvalidParamError(
+            "only a GGUF model is dequantised, or written in another byte order", path=source.name
+        )
     if options.native:
         raise InvalidParamError(
             "only a GGUF model can be given a memory's settings", path=source.name,
@@ -154,8 +171,7 @@ def _convert(
             hint="Memory files convert to .atlas, JSON, safetensors and npz.",
         )  # fmt: skip
     with open_given(source, keys) as opened:
-        if target == "atlas":
-            target = f"atlas-v{opened.recorded or 2}"
+        target = _secret_target(opened, str(target), options, keys)
         if not str(target).startswith("atlas") and (options.codec or options.level is not None):
             raise InvalidParamError("only .atlas files have a codec and a level", path=source.name)
         result = Converted(
@@ -165,6 +181,25 @@ def _convert(
         result.notes = _notes(opened.memory, str(target))  # before saving, which reopens the memory
         result.target_size = _write(opened.memory, output, str(target), options, keys, progress)
     return result
+
+
+def _secret_target(opened: Opened, target: str, options: ConvertOptions, keys: Keys) -> str:
+    """Return the target with its version: encrypted if the source is, or if anybody gave a secret."""
+    new = keys if options.new_keys is None else options.new_keys
+    if options.decrypt and options.new_keys is not None:
+        raise InvalidParamError("another passphrase or key was given, and plain text was asked for")
+    encrypted = opened.memory.version == secrecy.ENCRYPTED
+    how: dict[str, Any] = {
+        "encrypted": encrypted,
+        "keys": new,
+        "decrypt": options.decrypt,
+        "path": opened.name,
+    }
+    if not target.startswith("atlas"):
+        secrecy.require_plain(target, **how)
+        return target
+    wanted = int(target[-1]) if target != "atlas" else None
+    return f"atlas-v{secrecy.output_version(wanted, opened.recorded or 2, **how)}"
 
 
 def _name(output: Output) -> str:
@@ -250,24 +285,32 @@ def _convert_model(
     source: Source, output: Output, target: str | None, options: ConvertOptions, keys: Keys
 ) -> Converted:
     from atlas_kit.formats.gguf import GGUFFile, to_native, to_stock
+    from atlas_kit.formats.gguf.shards import takes_place_of
 
+    if options.dequantize:
+        raise InvalidParamError(
+            "a model is dequantised into safetensors or npz", path=source.name,
+            remedy=Remedy("choose-format", formats="safetensors, npz"),
+        )  # fmt: skip
     if options.native and target == "gguf" and options.to is None:
         target = "atlas-gguf"
     if target not in ("gguf", "atlas-gguf"):
         raise InvalidParamError(
-            "a GGUF model converts to atlas-gguf, and back to gguf", path=source.name,
-            remedy=Remedy("choose-format", formats="atlas-gguf, gguf"),
+            "a GGUF model converts to atlas-gguf, and back to gguf, and its tensors to safetensors and npz",
+            path=source.name, remedy=Remedy("choose-format", formats="atlas-gguf, gguf, safetensors, npz"),
         )  # fmt: skip
     if options.native and target == "gguf":
         raise InvalidParamError(
             "a stock GGUF file has no settings of a memory",
             remedy=Remedy("choose-format", formats="atlas-gguf"),
         )
+    secrecy.require_no_secret(options.new_keys, keys if options.memory is None else None, path=source.name)
     if source.path is None:
         raise InvalidParamError("a model is converted from a file, not from standard input")
-    with GGUFFile.open(source, shards=False) as model:
-        native = "atlas.version" in model.metadata
-        if options.native:
+    with GGUFFile.open(source) as model:
+        native, size = "atlas.version" in model.metadata, model.size
+        as_shard = is_path(output) and takes_place_of(_name(output), model.metadata)
+        if options.native or model.is_split:
             model.require_data()
     if options.to is None and target == "gguf" and not native:
         raise InvalidParamError(
@@ -275,7 +318,7 @@ def _convert_model(
             remedy=Remedy("make-native"),
         )  # fmt: skip
     source_format = "atlas-gguf" if native else "gguf"
-    result = Converted(source.name, source_format, _name(output), target, source.size, 0, None)
+    result = Converted(source.name, source_format, _name(output), target, size, 0, None)
     with (
         _native_values(source, output, options, keys, result) as values,
         scratch_path(output, ".gguf") as path,
@@ -283,8 +326,45 @@ def _convert_model(
         done = to_native(source, path, values=values) if target == "atlas-gguf" else to_stock(source, path)
         result.target_size = done.size
         result.notes += done.notes
+    if as_shard:
+        result.notes.append("this is the first shard alone, by its name: the other shards belong beside it")
     if done.exact is False:
         result.notes.append("the model's own metadata were edited since; the edits were kept")
+    return result
+
+
+def _convert_tensors(
+    source: Source, output: Output, target: str | None, options: ConvertOptions, progress: Progress | None
+) -> Converted:
+    """Write the tensors of a model in a format of arrays, or the model in another byte order."""
+    from atlas_kit.formats.gguf import GGUFFile
+
+    if options.native or (options.byte_order and target != "gguf"):
+        raise InvalidParamError(
+            "only a GGUF file has a byte order, and only one with the settings of a memory is ATLAS-native",
+            remedy=Remedy("choose-format", formats="gguf"),
+        )
+    with GGUFFile.open(source) as model:
+        named = "atlas-gguf" if "atlas.version" in model.metadata else "gguf"
+        result = Converted(source.name, named, _name(output), str(target), model.size, 0, None)
+        for shard in model.shards:
+            if isinstance(output, (str, os.PathLike)):
+                check_output(output, [shard.source], True)
+        if options.byte_order:
+            from atlas_kit.formats.gguf.byte_order import write_in_byte_order
+
+            with scratch_path(output, ".gguf") as path:
+                result.target_size = write_in_byte_order(path, model, options.byte_order)
+            if model.version < 3:
+                result.notes.append("the file is of version 3 now, the first with a byte order")
+            return result
+        from atlas_kit.operations.model_arrays import write_model_arrays
+
+        with output_file(output) as file:
+            result.notes += write_model_arrays(
+                model, file, str(target), dequantize=options.dequantize, progress=progress
+            )
+            result.target_size = file.tell()
     return result
 
 
@@ -308,7 +388,9 @@ def _native_values(
                     hint="Name a file.",
                 )
             memory = placed.enter_context(use_source(options.memory))  # what is checked is what is copied
-            bound = native_model.check_memory(model, memory, keys=keys, force=options.force)
+            bound = native_model.check_memory(
+                model, memory, keys=keys, force=options.force, decrypt=options.decrypt
+            )
             result.memory = native_model.sidecar_of(output)
             result.notes += bound.notes
         settings = _native_settings(model, options, bound)

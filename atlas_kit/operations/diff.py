@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import is_utf8, loads, named, plain
 from atlas_kit.errors import InvalidParamError
+from atlas_kit.operations.entry_pairs import Pairs
 from atlas_kit.operations.episodes import is_of_episodes
 from atlas_kit.operations.inputs import Opened, open_given
 from atlas_kit.operations.tensor_numbers import Difference, difference, entry_numbers
@@ -91,10 +92,14 @@ class Comparison:
 
 @dataclass
 class DiffOptions:
-    """``tolerance``: numbers that differ by no more are equal. ``strict``: times and order count too."""
+    """``tolerance``: numbers that differ by no more are equal. ``strict``: times and order count too.
+
+    ``one_shard``: of a split model, only the file that is given.
+    """
 
     tolerance: float = 0.0
     strict: bool = False
+    one_shard: bool = False
 
 
 def diff_files(
@@ -103,7 +108,8 @@ def diff_files(
 ) -> Comparison:  # fmt: skip
     """Compare two memory files (of any format that holds entries), or two models."""
     options = options or DiffOptions()
-    with open_given(first, keys) as a, open_given(second, keys) as b:
+    one = options.one_shard
+    with open_given(first, keys, one_shard=one) as a, open_given(second, keys, one_shard=one) as b:
         if (a.kind == "gguf") != (b.kind == "gguf"):
             raise InvalidParamError(
                 f"a model and a memory file cannot be compared: {a.name} is {a.kind}, {b.name} is {b.kind}"
@@ -125,22 +131,22 @@ def _diff_memories(
     first, second = a.memory, b.memory
     _diff_header(first, second, options, result)
     apart = _diff_episodes(first, second, result)
-    removed: dict[str, Entry] = {}
-    total = len(first)
-    for number, entry in enumerate(first.entries()):
+    pairs, total = Pairs(first, second), len(first)
+    changes: list[tuple[int, Change]] = []
+    for done, (number, entry, other) in enumerate(pairs):
         if apart and is_of_episodes(entry.key):
             continue
-        other = second.get(entry.key)
-        if other is None:
-            removed[entry.key] = entry
-        elif change := diff_entries(entry, other, options):
-            result.changes.append(change)
+        if change := diff_entries(entry, other, options):
+            changes.append((number, change))
         else:
             result.same += 1
         if progress:
-            progress("comparing entries", number + 1, total)
-    added = {entry.key: entry for entry in second.entries() if entry.key not in first}
-    added = {key: entry for key, entry in added.items() if not (apart and is_of_episodes(key))}
+            progress("comparing entries", done + 1, total)
+    result.changes += [change for _, change in sorted(changes, key=lambda pair: pair[0])]
+    removed, added = (
+        {key: entry for key, entry in found.items() if not (apart and is_of_episodes(key))}
+        for found in (pairs.removed, pairs.added)
+    )
     _name_renamed(removed, added, result)
     result.changes += [_gone(entry) for entry in removed.values()]
     result.changes += [_come(entry) for entry in added.values()]
@@ -435,10 +441,12 @@ def _diff_models(
 
 
 def _pairs(model: GGUFFile, options: DiffOptions) -> dict[str, MetadataField]:
-    """Return the metadata, without the key that only keeps room for later edits."""
+    """Return the metadata, without keys of layout: room for later edits, the number of files."""
+    from atlas_kit.formats.gguf.shards import SPLIT_KEYS
     from atlas_kit.formats.gguf.tables import PAD_KEY
 
-    return {key: row for key, row in model.metadata.items() if options.strict or key != PAD_KEY}
+    skipped = () if options.strict else (PAD_KEY, *SPLIT_KEYS)
+    return {key: row for key, row in model.metadata.items() if key not in skipped}
 
 
 def _field_text(row: MetadataField) -> str:

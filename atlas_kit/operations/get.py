@@ -15,16 +15,24 @@ from atlas_kit.storage.given import Given
 from atlas_kit.storage.keys import Keys
 
 if TYPE_CHECKING:
+    from atlas_kit.formats.atlas import Entry
     from atlas_kit.formats.gguf import GGUFFile
-    from atlas_kit.operations.forget import Words
+    from atlas_kit.operations.token_words import Words
 
 #: ``chunks`` is looked at this far to see whether a value is text.
 PEEK = 1 << 12
+#: With how many keys one that is not there is compared.
+_COMPARED = 5000
 
 
 @dataclass
 class Value:
-    """One value. ``chunks()`` yields its bytes, checked; ``info`` is what is known about it."""
+    """One value.
+
+    ``chunks()`` yields its bytes, checked; ``info`` is what is known about it. Of a tensor ``array`` returns what
+    is stored, and ``numbers`` what that means, where the two differ: float32 of bfloat16 and of quantised
+    blocks. ``stored`` names the type.
+    """
 
     key: str
     chunks: Callable[[], Iterable[bytes]]
@@ -32,6 +40,8 @@ class Value:
     is_text: bool
     info: Callable[[], dict[str, Any]]
     array: Callable[[], Any] | None = field(default=None)
+    numbers: Callable[[], Any] | None = field(default=None)
+    stored: str = ""
 
     exit_code = 0
 
@@ -42,7 +52,7 @@ class Value:
 
 @contextmanager
 def get_value(
-    given: Given, key: str, keys: Keys | None = None, *, words: Words | None = None
+    given: Given, key: str, keys: Keys | None = None, *, words: Words | None = None, one_shard: bool = False
 ) -> Iterator[Value]:
     """Open a file and find one value in it; the value can be read inside the ``with`` block.
 
@@ -50,13 +60,15 @@ def get_value(
     ----------
     words
         The words of a model's tokens: ``episodes`` is then what was read and said, as text.
+    one_shard
+        Look for the key in this file only, where it is one of a split model.
 
     Raises
     ------
     KeyNotFoundError
         There is no such key; the hint names similar ones.
     """
-    with open_given(given, keys) as opened:
+    with open_given(given, keys, one_shard=one_shard) as opened:
         if opened.kind == "gguf":
             yield _of_model(opened.gguf, key)
         else:
@@ -77,7 +89,16 @@ def _of_memory(opened: Opened, key: str) -> Value:
 
     is_text = entry.dtype_id == 0 and _looks_like_text(next(iter(entry.chunks()), b""))
     array = (lambda: entry.array(verify=True)) if entry.dtype_id else None
-    return Value(entry.key, entry.chunks, entry.size, is_text, info, array)
+    numbers = (lambda: _entry_numbers(entry)) if entry.dtype in ("bfloat16", "q8_0") else None
+    return Value(entry.key, entry.chunks, entry.size, is_text, info, array, numbers, entry.dtype or "")
+
+
+def _entry_numbers(entry: Entry) -> Any:
+    import numpy as np
+
+    from atlas_kit.operations.tensor_numbers import entry_numbers
+
+    return np.concatenate([np.zeros(0, np.float32), *entry_numbers(entry)]).reshape(entry.shape or ())
 
 
 def _as_text(opened: Opened, key: str, words: Words) -> Value:
@@ -119,6 +140,7 @@ def _looks_like_text(start: bytes) -> bool:
 
 def _of_model(model: GGUFFile, key: str) -> Value:
     from atlas_kit.codecs.json_text import dumps, to_bytes
+    from atlas_kit.formats.gguf.tables import GGMLType
     from atlas_kit.operations.gguf_values import field_to_json, plain_value, tensor_to_json
 
     row = model.metadata.get(key)
@@ -131,7 +153,7 @@ def _of_model(model: GGUFFile, key: str) -> Value:
                 yield dumps(row.items).encode()
             else:
                 for item in plain_value(row.items):
-                    line = to_bytes(item) if isinstance(item, str) else dumps(item).encode()
+                    line = to_bytes(one_line(item)) if isinstance(item, str) else dumps(item).encode()
                     yield line + b"\n"
 
         return Value(key, text, None, True, lambda: field_to_json(row, head=None))
@@ -143,22 +165,50 @@ def _of_model(model: GGUFFile, key: str) -> Value:
         data = b"".join(model.iter_raw(info))
         return {**tensor_to_json(info), "base64": base64.b64encode(data).decode()}
 
-    return Value(key, lambda: model.iter_raw(info), info.nbytes, False, described, lambda: model.array(info))
+    row_of = info.row
+    plain = row_of is None or (row_of.dtype is not None and row_of.type != GGMLType.BF16)
+    return Value(
+        key, lambda: model.iter_raw(info), info.nbytes, False, described, lambda: model.array(info),
+        None if plain else lambda: model.dequantize(info), info.type_name,
+    )  # fmt: skip
+
+
+#: What ends a line, for Python or for a terminal, and the backslash that escapes it.
+_ESCAPES = {ord("\\"): "\\\\", ord("\n"): "\\n", ord("\r"): "\\r"}
+_ESCAPES |= {code: f"\\x{code:02x}" for code in (0x0B, 0x0C, 0x1C, 0x1D, 0x1E, 0x85)}
+_ESCAPES |= {0x2028: "\\u2028", 0x2029: "\\u2029"}
+
+
+def one_line(text: str) -> str:
+    """Return a text with its line breaks and backslashes escaped, as Python and JSON write them."""
+    return text.translate(_ESCAPES)
+
+
+def similar_keys(key: str, known: Iterable[str]) -> list[str]:
+    """Return up to three keys that may be meant by one that is not there: first those of other case, then like it."""
+    import difflib
+    import itertools
+
+    names = list(known)
+    if len(names) > _COMPARED:  # comparing takes microseconds for each
+        names = [
+            name for name in names if abs(len(name) - len(key)) <= 3 or name.casefold() == key.casefold()
+        ]
+    same = [name for name in itertools.islice(names, _COMPARED) if name.casefold() == key.casefold()]
+    close = difflib.get_close_matches(key, names[:_COMPARED], 3)
+    return list(dict.fromkeys([*same, *close]))[:3]
 
 
 def not_found(key: str, known: Iterable[str], path: str | None) -> KeyNotFoundError:
     """Return the error for a key that is not there, with similar ones as the hint."""
-    import difflib
-    import itertools
-
-    close = difflib.get_close_matches(key, list(itertools.islice(known, 2000)), 3)
+    close = similar_keys(key, known)
     hint = f"Similar: {', '.join(close)}" if close else None
     remedy = None if close else Remedy("list-entries")
     return KeyNotFoundError("there is no entry with this key", path=path, key=key, hint=hint, remedy=remedy)
 
 
-def npy_bytes(value: Value) -> bytes:
-    """Return a tensor as a ``.npy`` file."""
+def npy_bytes(value: Value, *, raw: bool = False) -> bytes:
+    """Return a tensor as a ``.npy`` file: its numbers, or (``raw``) what is stored."""
     if value.array is None:
         raise InvalidParamError("the value is not a tensor", key=value.key)
     import io
@@ -166,5 +216,6 @@ def npy_bytes(value: Value) -> bytes:
     import numpy as np
 
     out = io.BytesIO()
-    np.save(out, value.array(), allow_pickle=False)
+    array = value.array() if raw or value.numbers is None else value.numbers()
+    np.save(out, array, allow_pickle=False)
     return out.getvalue()

@@ -77,13 +77,13 @@ def new_digest(algorithm: str) -> Any:
 @takes_source
 def hash_file(
     source: Source, algorithm: str = "sha256", *, parts: bool = True, keys: Keys | None = None,
-    progress: Progress | None = None,
+    one_shard: bool = False, progress: Progress | None = None,
 ) -> Hashes:  # fmt: skip
     """Hash a file; with ``parts`` also its content and every entry or tensor (their payloads, decoded)."""
     result = Hashes(source.name, algorithm, _hash_bytes(source, algorithm, progress))
     if not parts:
         return result
-    with open_given(source, keys) as opened:
+    with open_given(source, keys, one_shard=one_shard) as opened:
         whole = new_digest(algorithm)
         if opened.kind == "gguf":
             _hash_model(opened.gguf, algorithm, whole, result, progress)
@@ -157,9 +157,15 @@ def _hash_model(
     model: GGUFFile, algorithm: str, whole: Any, result: Hashes, progress: Progress | None
 ) -> None:
     from atlas_kit.codecs.json_text import dumps
+    from atlas_kit.formats.gguf.shards import SPLIT_KEYS
+    from atlas_kit.formats.gguf.tables import PAD_KEY
     from atlas_kit.operations.gguf_values import plain_value
 
     for row in model.fields:
+        if (
+            row.key == PAD_KEY or row.key in SPLIT_KEYS
+        ):  # layout: reserved space, in how many files a model lies
+            continue
         value = row.items
         encoded = value.encoded() if hasattr(value, "encoded") else None
         if encoded is None:

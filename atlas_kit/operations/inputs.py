@@ -6,6 +6,7 @@ safetensors and npz files come back as memory files, like ``.atlas`` files do.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import (
@@ -15,6 +16,7 @@ from atlas_kit.errors import (
     Remedy,
 )
 from atlas_kit.formats.detect import detect
+from atlas_kit.formats.foreign import foreign_error
 from atlas_kit.formats.opening import open_memory
 from atlas_kit.storage.given import Given, open_source, takes_source
 from atlas_kit.storage.keys import Keys
@@ -69,8 +71,8 @@ class Opened:
         self.close()
 
 
-def open_given(given: Given, keys: Keys | None = None) -> Opened:
-    """Open a file of any format that holds entries or tensors.
+def open_given(given: Given, keys: Keys | None = None, *, one_shard: bool = False) -> Opened:
+    """Open a file of any format that holds entries or tensors; with ``one_shard`` no more of a model than this file.
 
     Raises
     ------
@@ -79,7 +81,7 @@ def open_given(given: Given, keys: Keys | None = None) -> Opened:
     """
     source = open_source(given)
     try:
-        opened = _open(source, Keys() if keys is None else keys)
+        opened = _open(source, Keys() if keys is None else keys, one_shard)
     except BaseException:
         if source is not given:
             source.close()
@@ -88,14 +90,14 @@ def open_given(given: Given, keys: Keys | None = None) -> Opened:
     return opened
 
 
-def _open(source: Source, keys: Keys) -> Opened:
+def _open(source: Source, keys: Keys, one_shard: bool) -> Opened:
     kind = detect(source)
     if kind == "atlas":
         return Opened(source, kind, open_memory(source, keys))
     if kind == "gguf":
         from atlas_kit.formats.gguf import GGUFFile
 
-        return Opened(source, kind, GGUFFile.open(source))
+        return Opened(source, kind, GGUFFile.open(source, shards=not one_shard))
     if kind in ("json", "safetensors", "npz"):
         from atlas_kit.operations.interchange import read_carrier
 
@@ -112,9 +114,33 @@ def unknown_format(source: Source) -> MagicMismatchError:
     """Return the error for a file that no reader recognises."""
     if source.size == 0:
         return MagicMismatchError("the file is empty", path=source.name, remedy=Remedy("recover"))
+    known = foreign_error(source)
+    if known is not None:
+        known.path, known.offset = source.name, None
+        return known
     return MagicMismatchError(
         "this is not a file of a known format",
         path=source.name,
         hint="Known are .atlas, GGUF, safetensors, npz and the JSON that .atlas files are converted to.",
         remedy=Remedy("repair-if-damaged"),
     )
+
+
+def require_metadata(model: GGUFFile, keys: Iterable[str]) -> None:
+    """Refuse to change metadata of a shard that has none of the model's: only the first one's count.
+
+    Raises
+    ------
+    InvalidParamError
+    """
+    from atlas_kit.formats.gguf.shards import SPLIT_KEYS, shard_count, shard_paths
+
+    number = model.get("split.no")
+    count = shard_count(model.metadata)
+    if count < 2 or number in (0, None) or all(key in SPLIT_KEYS for key in keys):
+        return
+    first = shard_paths(model.path or "", count)[0]
+    raise InvalidParamError(
+        "this is not the first shard of the model, and only the first one's metadata count",
+        path=model.path, remedy=Remedy("first-shard", first=str(first)),
+    )  # fmt: skip

@@ -6,6 +6,7 @@ here imports NumPy unless numbers are asked for.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +21,8 @@ from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source
 
 if TYPE_CHECKING:
-    from atlas_kit.formats.gguf import MetadataField, TensorInfo
+    from atlas_kit.formats.gguf import GGUFFile, MetadataField, TensorInfo
+    from atlas_kit.formats.gguf.chat_template import ShownTemplate
     from atlas_kit.operations.byte_map import MapRegion
     from atlas_kit.operations.entry_rows import EntryRow
     from atlas_kit.operations.hex_line import HexLine
@@ -43,6 +45,8 @@ class Wanted(NamedTuple):
     map: bool = False
     entry: str | None = None
     limit: int = 200
+    template: bool = False
+    one_shard: bool = False
 
     @property
     def overview(self) -> bool:
@@ -52,7 +56,9 @@ class Wanted(NamedTuple):
     @property
     def parts(self) -> bool:
         """Whether something is wanted for which the file must be opened."""
-        return self.entries or self.keys or self.tensors or self.stats or self.entry is not None
+        return (
+            self.entries or self.keys or self.tensors or self.stats or self.template or self.entry is not None
+        )
 
     @property
     def bytes_only(self) -> bool:
@@ -78,11 +84,13 @@ class Inspection:
         self.fields: list[HexLine] | None = None
         self.fields_error: str | None = None
         self.regions: list[MapRegion] | None = None
+        self.template: ShownTemplate | None = None
 
     @property
     def exit_code(self) -> int:
-        """Return 1 when the file is damaged and could be shown only in part."""
-        return int(bool(self.problems or self.fields_error))
+        """Return 1 when the file is damaged and could be shown only in part, or its chat template fails."""
+        fails = self.template is not None and self.template.problem is not None
+        return int(bool(self.problems or self.fields_error or fails))
 
     def to_json(self) -> dict[str, Any]:
         """Return every part that was asked for."""
@@ -98,7 +106,11 @@ class Inspection:
         if self.metadata is not None:
             out["metadata"] = [field_to_json(row) for row in self.metadata]
         if self.tensors is not None:
-            out["tensors"] = [tensor_to_json(info) for info in self.tensors]
+            shards = len({info.path for info in self.tensors}) > 1  # each with offsets of its own
+            out["tensors"] = [
+                tensor_to_json(info) | ({"shard": os.path.basename(info.path or "")} if shards else {})
+                for info in self.tensors
+            ]
         if self.stats is not None:
             out["stats"] = [
                 {**named("name", name), **({"problem": s} if isinstance(s, str) else s.to_json())}
@@ -106,6 +118,8 @@ class Inspection:
             ]
         if self.entry is not None:
             out["entry"] = self.entry.to_json()
+        if self.template is not None:
+            out["template"] = self.template.to_json()
         if self.fields is not None:
             out["fields"] = [line.to_json() for line in self.fields]
             out["fields_error"] = self.fields_error
@@ -143,6 +157,9 @@ def inspect_file(
             raise
         result.overview = _sealed_overview(source)
         return result
+    if wanted.template:
+        opened.close()
+        raise InvalidParamError("only a model has a chat template", path=source.name)
     with opened:
         _inspect_memory(opened, wanted, result, progress)
     return result
@@ -244,14 +261,29 @@ def _memory_overview(opened: Opened, result: Inspection) -> None:
 
 def _inspect_model(source: Source, wanted: Wanted, result: Inspection, progress: Progress | None) -> None:
     from atlas_kit.formats.gguf import GGUFFile
+    from atlas_kit.formats.gguf.check import check_structure
 
-    with GGUFFile.open(source, tolerant=True) as model:
+    errors, scan = check_structure(source)
+    if scan.stage == "prefix" and isinstance(
+        scan.error, MagicMismatchError
+    ):  # only its name says that it is one
+        raise scan.error
+    for error in errors[:1]:
+        about = f'"{error.key}": ' if error.key else ""
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        result.problems.append(f"{about}{error.message}{more}")
+    with (
+        GGUFFile(source, scan, owns_source=False)
+        if errors
+        else GGUFFile.open(source, shards=not wanted.one_shard, tolerant=True)
+    ) as model:
         result.size = model.size
-        if isinstance(model.error, MagicMismatchError):  # only its name says that it is one
-            raise model.error
-        if model.error is not None:
+        if model.error is not None and not errors:
             model.error.path = None
             result.problems.append(str(model.error))
+        for shard in model.shards[1:]:
+            for error in check_structure(shard.source)[0][:1]:
+                result.problems.append(f"{os.path.basename(shard.path or '')}: {error.message}")
         if wanted.overview:
             from atlas_kit.operations.model_overview import model_overview
 
@@ -264,10 +296,20 @@ def _inspect_model(source: Source, wanted: Wanted, result: Inspection, progress:
             from atlas_kit.operations.inspect_parts import model_stats
 
             result.stats = model_stats(model, progress)
+        if wanted.template:
+            _template(model, result)
         if wanted.entry is not None:
             from atlas_kit.operations.inspect_parts import one_of_model
 
             result.entry = one_of_model(model, wanted.entry)
+
+
+def _template(model: GGUFFile, result: Inspection) -> None:
+    from atlas_kit.formats.gguf.chat_template import shown_template
+
+    result.template = shown_template(model)
+    if result.template is None:
+        raise InvalidParamError("the model has no chat template", path=model.path)
 
 
 # --- bytes ---------------------------------------------------------------------------------------------

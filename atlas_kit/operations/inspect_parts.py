@@ -9,6 +9,10 @@ from atlas_kit.errors import AtlasError, printable
 from atlas_kit.operations.hex_line import HexLine
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
     from atlas_kit.formats.atlas import Entry, MemoryFile
     from atlas_kit.formats.gguf import GGUFFile, TensorInfo
     from atlas_kit.operations.tensor_numbers import TensorStats
@@ -120,9 +124,21 @@ def _tensor_stats(model: GGUFFile, info: TensorInfo) -> TensorStats | str:
     from atlas_kit.operations.tensor_numbers import stats_of
 
     try:
-        return stats_of(piece.reshape(-1) for piece in model.iter_dequantized(info))
+        return stats_of(_numbers(model, info))
     except AtlasError as error:
         return error.message
+
+
+def _numbers(model: GGUFFile, info: TensorInfo) -> Iterator[np.ndarray[Any, Any]]:
+    """Yield a tensor's weights as flat arrays: wide numbers as they are, everything else as float32."""
+    import numpy as np
+
+    row = info.row
+    if row is None or row.dtype is None or row.size < 4:
+        yield from (piece.reshape(-1) for piece in model.iter_dequantized(info))
+        return
+    for raw in model.iter_raw(info):
+        yield np.frombuffer(raw, f"{model.byte_order}{row.dtype}")
 
 
 def one_of_model(model: GGUFFile, key: str) -> OneEntry:

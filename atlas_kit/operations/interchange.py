@@ -4,7 +4,8 @@ Both formats hold named arrays and nothing else. Plain payloads travel as arrays
 cannot say (keys that are no valid names, types, timestamps, codecs, order, the header) travels in a side
 record: the text ``atlas_kit`` of safetensors' ``__metadata__``, or the npz array ``__atlas_kit__``. A file of
 other origin has no side record: its arrays become tensor entries, and what ``.atlas`` has no field for is
-kept in the entry ``__safetensors__`` or as the array's ``.npy`` bytes.
+kept in the entry ``__safetensors__`` or as the array's ``.npy`` bytes, in an entry ``NAME.npy`` that becomes the
+array NAME again.
 """
 
 from __future__ import annotations
@@ -205,6 +206,8 @@ class _SafetensorsArrays:
 
 # --- npz -----------------------------------------------------------------------------------------------
 
+#: What the key of an array's ``.npy`` bytes ends with.
+NPY = ".npy"
 _ODD_NAME = re.compile(r"(^|/)\.{0,2}(/|$)|[\\:]")
 
 
@@ -217,18 +220,48 @@ def _is_npz_name(key: str) -> bool:
 
 def write_as_npz(memory: MemoryFile, file: IO[bytes]) -> None:
     """Write a memory file as an npz archive."""
-    from atlas_kit.formats.npz import NewArray, write_npz
+    from atlas_kit.formats.npz import NewArray, NewMember, write_npz
 
-    names = _names(memory, _is_npz_name)
+    whole = _npy_entries(memory)
+    names = {**_names(memory, _is_npz_name), **whole}
     side = _side_record(memory, names).encode()
-    arrays = [NewArray(SIDE_ARRAY, "|u1", (len(side),), lambda: [side])]
+    arrays: list[NewArray | NewMember] = [NewArray(SIDE_ARRAY, "|u1", (len(side),), lambda: [side])]
     for entry in memory.values():
+        if entry.key in whole:
+            arrays.append(NewMember(names[entry.key], entry.chunks))
+            continue
         row = tables.DTYPE_BY_ID.get(entry.dtype_id)
         dtype, shape = "|u1", (entry.size,)
         if row is not None and row.block == 1 and entry.shape is not None:
             dtype, shape = row.numpy, entry.shape
         arrays.append(NewArray(names[entry.key], dtype, shape, entry.chunks))
     write_npz(file, arrays)
+
+
+def _npy_entries(memory: MemoryFile) -> dict[str, str]:
+    """Return, by key, the names of arrays that are in entries as they were in an npz archive."""
+    found = {}
+    for entry in memory.values():
+        stem = entry.key.removesuffix(NPY)
+        if stem != entry.key and not entry.dtype_id and _is_npz_name(stem) and _holds_npy(entry):
+            found[entry.key] = stem
+    clashing = [*found]
+    while clashing:  # who keeps its own key for a name may be in the way of another one
+        clashing = [key for key, stem in found.items() if stem in memory and stem not in found]
+        for key in clashing:
+            del found[key]
+    return found
+
+
+def _holds_npy(entry: Entry) -> bool:
+    from atlas_kit.formats.npz import MAX_HEADER, is_npy
+
+    start = b""
+    for chunk in entry.chunks():
+        start += bytes(chunk)
+        if len(start) > MAX_HEADER + 16:
+            break
+    return is_npy(start, entry.size)
 
 
 def _read_npz(source: Source) -> tuple[MemoryFile, int | None]:
@@ -299,6 +332,10 @@ class _NpzArrays:
         array = self._file.array(name)
         return array.astype(array.dtype.newbyteorder("<"), order="C").tobytes()
 
+    def raw(self, name: str) -> bytes:
+        """Return an array's ``.npy`` bytes."""
+        return self._file.raw(name)
+
     def described(self, name: str) -> tuple[str, tuple[int, ...]]:
         """Return dtype and shape in the words of ``.atlas``."""
         member = self._file.members[name]
@@ -345,7 +382,11 @@ def _from_side(side: dict[str, Any], arrays: _SafetensorsArrays | _NpzArrays, no
         key = name_from(item, "key")
         if key in memory:
             raise FileCorruptError("the side record names this key twice", key=key)
-        memory[key] = _carried(item, arrays.payload(name), *arrays.described(name))
+        if key == name + NPY and "dtype" not in item and isinstance(arrays, _NpzArrays):
+            payload: Any = arrays.raw(name)
+            memory[key] = _carried(item, payload, "uint8", (len(payload),))
+        else:
+            memory[key] = _carried(item, arrays.payload(name), *arrays.described(name))
     for name in left:
         entry = arrays.entry(name, now)
         if entry.key in memory:

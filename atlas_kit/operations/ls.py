@@ -47,9 +47,11 @@ class Listing:
         ]
 
 
-def list_file(given: Given, patterns: Sequence[str] = (), keys: Keys | None = None) -> Listing:
+def list_file(
+    given: Given, patterns: Sequence[str] = (), keys: Keys | None = None, *, one_shard: bool = False
+) -> Listing:
     """List a file; with patterns (``*``, ``?``, ``[...]``) only what one of them matches."""
-    with open_given(given, keys) as opened:
+    with open_given(given, keys, one_shard=one_shard) as opened:
         listing = Listing(opened.name, opened.kind)
         if opened.kind == "gguf":
             listing.metadata = [row for row in opened.gguf.fields if matches(row.key, patterns)]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError
+from atlas_kit.operations import secrecy
 from atlas_kit.operations.episodes import is_of_episodes
 from atlas_kit.operations.inputs import Opened, open_given
 from atlas_kit.operations.outputs import Output, write_memory_file
@@ -20,20 +21,27 @@ from atlas_kit.storage.keys import Keys
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import Entry
 
-RULES = ("first", "last", "newest")
+RULES = ("first", "last", "newest", "both")
 
 
 @dataclass
 class Conflict:
-    """A key that several inputs have with different content, and the input whose entry was taken."""
+    """A key that several inputs have with different content, and the input whose entry was taken.
+
+    ``joined``: all of them were, as one history. ``others``: the keys that further ones got.
+    """
 
     key: str
     inputs: list[str]
     taken: str
+    joined: bool = False
+    others: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return the conflict as JSON-ready data."""
-        return {**named("key", self.key), "inputs": self.inputs, "taken": self.taken}
+        both = {"joined": self.joined, "others": [named("key", key) for key in self.others]}
+        both = both if self.joined or self.others else {}
+        return {**named("key", self.key), "inputs": self.inputs, "taken": self.taken, **both}
 
 
 @dataclass
@@ -63,16 +71,20 @@ class Merged:
 
 def merge_files(
     inputs: Sequence[Given], output: Output, *, prefer: str = "last", version: int | None = None,
-    force: bool = False, keys: Keys | None = None,
+    force: bool = False, keys: Keys | None = None, decrypt: bool = False,
 ) -> Merged:  # fmt: skip
     """Merge memory files: keys in the order in which they first appear.
 
     Parameters
     ----------
     prefer
-        ``first`` or ``last`` input, or the entry with the ``newest`` timestamp (of equal ones the last).
+        ``first`` or ``last`` input, or the entry with the ``newest`` timestamp (of equal ones the last); or ``both``:
+        histories and texts become one, the common beginning once and then what each has, the older one first; of
+        others the second is kept as ``KEY (2)``. Of learned memories the last one's is taken.
     version
-        Of the output; the highest of the inputs' by default.
+        Of the output; the highest of the inputs' by default, and 3 where there is a secret.
+    decrypt
+        Write plain text although an input is encrypted or there is a secret.
     """
     if prefer not in RULES:
         raise InvalidParamError(f'there is no rule "{prefer}"', hint=f"Use {', '.join(RULES)}.")
@@ -83,16 +95,23 @@ def merge_files(
     try:
         for given in inputs:
             opened.append(open_given(given, keys))
-        return _merge(opened, output, prefer, version, keys)
+        return _merge(opened, output, prefer, _version(opened, version, keys, decrypt), keys)
     finally:
         for one in opened:
             one.close()
 
 
-def _merge(opened: list[Opened], output: Output, prefer: str, version: int | None, keys: Keys) -> Merged:
+def _version(opened: list[Opened], wanted: int | None, keys: Keys, decrypt: bool) -> int:
+    usual = max(one.recorded or one.memory.version for one in opened)
+    encrypted = [one.name for one in opened if one.memory.version == secrecy.ENCRYPTED]
+    return secrecy.output_version(
+        wanted, usual, encrypted=bool(encrypted), keys=keys, decrypt=decrypt, path=next(iter(encrypted), None)
+    )
+
+
+def _merge(opened: list[Opened], output: Output, prefer: str, version: int, keys: Keys) -> Merged:
     from atlas_kit.formats.atlas import MemoryFile
 
-    version = version or max(one.recorded or one.memory.version for one in opened)
     made = MemoryFile(version=version, **(keys.for_writing() if version == 3 else {}))
     conflicts: dict[str, Conflict] = {}
     owner: dict[str, int] = {}
@@ -108,7 +127,10 @@ def _merge(opened: list[Opened], output: Output, prefer: str, version: int | Non
                 made.set(entry.key, entry)
                 owner[entry.key] = number
                 continue
-            wins = prefer == "last" or (prefer == "newest" and entry.timestamp >= held.timestamp)
+            if prefer == "both" and not (learned is not None and _is_of_memory(entry.key)):
+                _keep_both(conflicts, opened, owner, number, held, entry, made)
+                continue
+            wins = prefer in ("last", "both") or (prefer == "newest" and entry.timestamp >= held.timestamp)
             if learned is not None and _is_of_memory(entry.key):
                 wins = number == learned
             _record(conflicts, opened, owner, number, held, entry, wins)
@@ -126,6 +148,43 @@ def _merge(opened: list[Opened], output: Output, prefer: str, version: int | Non
     taken = [(one.name, count) for one, count in zip(opened, counts, strict=True)]
     total = len(made)
     return Merged(name, total, write_memory_file(made, output), taken, list(conflicts.values()), notes)
+
+
+def _keep_both(
+    conflicts: dict[str, Conflict], opened: list[Opened], owner: dict[str, int], number: int,
+    held: Entry, entry: Entry, made: Any,
+) -> None:  # fmt: skip
+    """Put two entries of one key into the output: as one history, or the second under another key."""
+    if same_payload(held, entry):
+        return
+    both = _joined(held, entry)
+    _record(conflicts, opened, owner, number, held, entry, False)
+    newest = max(held.timestamp, entry.timestamp)
+    if both is not None:
+        made.set(entry.key, both, type=int(held.type), flags=held.flags, timestamp=newest)
+        conflicts[entry.key].joined = True
+        return
+    tried, key = 2, f"{entry.key} (2)"
+    while key in made or any(key in one.memory for one in opened):
+        tried += 1
+        key = f"{entry.key} ({tried})"
+    made.set(key, entry)
+    owner[key] = number
+    conflicts[entry.key].others.append(key)
+
+
+def _joined(held: Entry, entry: Entry) -> bytes | None:
+    """Return one history of two, the older one's own messages first; None where they are none."""
+    from atlas_kit.operations import chats
+
+    if held.type != entry.type or not all(
+        chats.is_history(int(e.type), bool(e.dtype_id)) for e in (held, entry)
+    ):
+        return None
+    older, newer = sorted((held, entry), key=lambda one: one.timestamp)
+    first, second = chats.chat_of(bytes(older.data)), chats.chat_of(bytes(newer.data))
+    both = None if first is None or second is None else chats.joined(first, second)
+    return None if both is None else both.payload()
 
 
 def _learned_in(opened: list[Opened], prefer: str) -> int | None:

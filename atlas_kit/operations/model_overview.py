@@ -25,9 +25,11 @@ _KEYS = (
 
 def model_overview(model: GGUFFile) -> dict[str, Any]:
     """Return what one wants to know first, as JSON-ready data."""
+    from atlas_kit.formats.gguf.shards import shard_count
+
     arch = _text(model, "general.architecture")
     facts: dict[str, Any] = {
-        "version": model.version,
+        "version": model.version or _claimed_version(model),
         "byte_order": "big-endian" if model.byte_order == ">" else "little-endian",
         "architecture": arch,
     }
@@ -45,14 +47,25 @@ def model_overview(model: GGUFFile) -> dict[str, Any]:
     facts["tensor_types"] = _types(model)
     facts["tensor_bytes"] = sum(info.nbytes or 0 for info in model.tensor_infos)
     facts["header_size"] = model.header_size
+    count = shard_count(model.metadata)
+    alone = count > 1 and not model.is_split
+    number = model.get("split.no", 0)
+    number = number + 1 if isinstance(number, int) else None
+    facts["shard"] = {"number": number, "count": count} if alone else None
     facts["shards"] = [str(shard.path) for shard in model.shards] if model.is_split else []
-    facts["vocabulary_only"] = model.is_vocabulary_only
+    facts["vocabulary_only"] = model.is_vocabulary_only and model.error is None
+    facts["readable"] = model.error is None
     facts["atlas"] = {
         key: _scalar(model, key)
         for key in model.metadata
         if key.startswith("atlas.") and _is_scalar(model, key)
     }
     return facts
+
+
+def _claimed_version(model: GGUFFile) -> int:
+    """Return the version that a header which cannot be read says it has."""
+    return int.from_bytes(model.source.read_upto(4, 4), "little")
 
 
 def _types(model: GGUFFile) -> dict[str, dict[str, int]]:

@@ -40,7 +40,7 @@ class BoundMemory:
 
 
 def check_memory(
-    model: Given, memory: Source, *, keys: Keys | None = None, force: bool = False
+    model: Given, memory: Source, *, keys: Keys | None = None, force: bool = False, decrypt: bool = False
 ) -> BoundMemory:
     """See that a learned memory is whole and belongs to a model; its source stays open for ``placed_memory``.
 
@@ -51,10 +51,11 @@ def check_memory(
     KeyNotFoundError, FileCorruptError
         The file holds no learned memory, or a damaged one.
     InvalidParamError
-        It is of another width than the model.
+        It is of another width than the model; or there is a secret, the memory is not encrypted, and nobody said that
+        it need not be (``decrypt``).
     """
     from atlas_kit.formats.gguf import GGUFFile, model_identity
-    from atlas_kit.formats.opening import open_memory
+    from atlas_kit.formats.opening import open_memory, require_encrypted
     from atlas_kit.persistence.snapshot import load_memory
     from atlas_kit.settings.model_facts import model_facts
 
@@ -62,6 +63,8 @@ def check_memory(
     with GGUFFile.open(model) as file:
         identity, width = model_identity(file), model_facts(file).width
     with open_memory(memory, keys) as opened:
+        if not decrypt:
+            require_encrypted(opened, keys)
         try:
             loaded = load_memory(opened, expect_model_hash=identity, force=force)
         except WrongModelError as error:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
+from atlas_kit.errors import FileAccessError, printable
 from atlas_kit.storage.atomic import atomic_write
-from atlas_kit.storage.source import CHUNK, StrPath
+from atlas_kit.storage.source import CHUNK, StrPath, access_error
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import MemoryFile
@@ -25,7 +27,7 @@ def is_path(output: Output) -> bool:
     return isinstance(output, (str, os.PathLike))
 
 
-def _is_stream(path: StrPath) -> bool:
+def is_stream(path: StrPath) -> bool:
     """Tell whether a path is a pipe or a device (``/dev/stdout``), which is written to and not replaced."""
     try:
         mode = os.stat(path).st_mode
@@ -38,7 +40,7 @@ def _is_stream(path: StrPath) -> bool:
 def scratch_path(output: Output, suffix: str = "") -> Iterator[StrPath]:
     """Yield a path to write to: the output itself, or a temporary file that is then copied to the stream."""
     if isinstance(output, (str, os.PathLike)):
-        if not _is_stream(output):
+        if not is_stream(output):
             yield output
             return
         with open(output, "wb") as stream, scratch_path(stream, suffix) as path:
@@ -56,7 +58,7 @@ def scratch_path(output: Output, suffix: str = "") -> Iterator[StrPath]:
 def output_file(output: Output) -> Iterator[IO[bytes]]:
     """Yield a seekable binary file whose bytes become the output when the block ends well."""
     if isinstance(output, (str, os.PathLike)):
-        if not _is_stream(output):
+        if not is_stream(output):
             with atomic_write(output) as file:
                 yield file
             return
@@ -68,6 +70,42 @@ def output_file(output: Output) -> Iterator[IO[bytes]]:
         scratch.seek(0)
         shutil.copyfileobj(scratch, output, CHUNK)
     output.flush()
+
+
+def make_folder(folder: str) -> None:
+    """Make a folder for files to be written into, unless it is there.
+
+    Raises
+    ------
+    FileAccessError
+        It is a file, or cannot be made.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except FileExistsError:
+        raise FileAccessError("this is a file, and not a folder", path=folder) from None
+    except OSError as error:
+        raise access_error(error, folder, "write") from error
+
+
+def file_names(keys: Iterable[str], suffix: str) -> list[str]:
+    """Return a file name for each key, in one folder and none twice, whatever is in the keys."""
+    used: set[str] = set()
+    names = []
+    for key in keys:
+        stem = re.sub(r"[^\w.,;+@ ()-]", "_", printable(key)).strip(" .") or "_"
+        if len(stem.encode()) > 150:
+            import hashlib
+
+            digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+            stem = f"{stem.encode()[:110].decode('utf-8', 'ignore')}_{digest[:16]}"
+        name, number = stem, 1
+        while name.casefold() in used:  # some file systems do not tell upper from lower case
+            number += 1
+            name = f"{stem}-{number}"
+        used.add(name.casefold())
+        names.append(name + suffix)
+    return names
 
 
 def write_memory_file(memory: MemoryFile, output: Output, **options: Any) -> int:

@@ -1,7 +1,8 @@
-"""Quantise the weight matrices of a GGUF model: f16, bf16 or q8_0, everything else copied.
+"""Quantise the weight matrices of a GGUF model, and say how far each is from what it was.
 
-Follows llama.cpp's choice of tensors: only floating-point tensors of two or more dimensions whose name ends
-in ``weight``; norms, biases and the like stay as they are, and so does what a target cannot represent.
+f16, bf16 and q8_0 are a rounding of each number, made here: only floating-point tensors of two or more dimensions whose
+name ends in ``weight``; norms, biases and the like stay as they are, and so does what a target cannot represent. All
+other types are made by llama.cpp's own quantiser (``llama/quantizer``).
 """
 
 from __future__ import annotations
@@ -18,11 +19,26 @@ from atlas_kit.operations.tensor_numbers import difference
 if TYPE_CHECKING:
     from atlas_kit.formats.gguf import GGUFFile, MetadataField, TensorInfo, TensorSource
     from atlas_kit.operations.inputs import Opened
-    from atlas_kit.storage.given import Progress
+    from atlas_kit.operations.model_check import ModelCheck
+    from atlas_kit.storage.given import Progress, StrPath
 
+#: What is a rounding of each number.
+CASTS = ("f16", "bf16", "q8_0")
+#: What the ``gguf`` package quantises where llama.cpp is not installed.
+BY_GGUF = ("q4_0", "q4_1", "q5_0", "q5_1", "tq1_0", "tq2_0")
 _FLOATS = ("F32", "F16", "BF16", "F64")
 #: What ``general.file_type`` says of a model stored mostly in a type.
-_FILE_TYPES = {"F16": 1, "Q8_0": 7, "BF16": 32}
+_FILE_TYPES = {
+    "F16": 1,
+    "Q8_0": 7,
+    "BF16": 32,
+    "Q4_0": 2,
+    "Q4_1": 3,
+    "Q5_0": 8,
+    "Q5_1": 9,
+    "TQ1_0": 36,
+    "TQ2_0": 37,
+}
 _F16_MAX = 65504.0
 
 
@@ -34,12 +50,91 @@ def quantize_model(
     Raises
     ------
     InvalidParamError
-        No way to quantise was chosen, a codec was, or the model is big-endian or split.
+        No way to quantise was chosen, a codec was, or the model is big-endian, or quantised already.
+    MissingExtraError, ModelError
+        llama.cpp is needed and not installed, or refuses the model.
     """
-    from atlas_kit.formats.gguf import GGUFFile, write_gguf
+    from atlas_kit.formats.gguf import GGUFFile
 
     model = opened.gguf
     _require_possible(model, opened.name, options)
+    name = os.fsdecode(output) if isinstance(output, (str, os.PathLike)) else "-"
+    result = Compressed(opened.name, name, model.size, 0)
+    with scratch_path(output, ".gguf") as path:
+        if str(options.quantize) in CASTS:
+            result.entries = _cast(model, path, options, progress)
+        else:
+            result.notes.append(_quantise(model, path, options, progress))
+            result.entries = _rows(model, path)
+        result.size_after = os.stat(path).st_size
+        with GGUFFile.open(path, shards=False) as made:
+            for number, row in enumerate(result.entries):
+                _measure(model, made, row)
+                if progress:
+                    progress("measuring errors", number + 1, len(result.entries))
+        if options.check is not None:
+            result.check = _checked(model, path, options, progress)
+    return result
+
+
+def _checked(
+    model: GGUFFile, made: StrPath, options: CompressOptions, progress: Progress | None
+) -> ModelCheck:
+    from atlas_kit.operations.model_check import check_models
+
+    assert options.check is not None
+    return check_models(
+        model.shards[0].path or "", made, options.check, tokens=options.check_tokens, progress=progress
+    )
+
+
+# --- types that llama.cpp makes ------------------------------------------------------------------------------
+
+
+def _quantise(model: GGUFFile, path: StrPath, options: CompressOptions, progress: Progress | None) -> str:
+    """Let llama.cpp quantise a model, or the ``gguf`` package where there is no llama.cpp; say which."""
+    from atlas_kit.errors import MissingExtraError
+    from atlas_kit.llama.quantizer import Job, quantize
+    from atlas_kit.storage.atomic import atomic_write
+
+    kind = str(options.quantize)
+    experts = any("_exps." in info.name for info in model.tensor_infos)
+    job = Job(model.shards[0].path or "", kind, options.requantize, pure=kind == "mxfp4" and not experts)
+    told = (lambda done, count: progress("quantising", done, count)) if progress else None
+    try:
+        with atomic_write(path) as out:
+            quantize(job, out, told)
+    except MissingExtraError:
+        if kind not in BY_GGUF:
+            raise
+        _cast(model, path, options, progress)
+        return "quantised by the gguf package, every matrix to the same type: llama.cpp is not installed"
+    return "quantised by llama.cpp, which chooses the type of each tensor"
+
+
+def _rows(model: GGUFFile, path: StrPath) -> list[EntryRatio]:
+    from atlas_kit.formats.gguf import GGUFFile
+
+    rows = []
+    with GGUFFile.open(path, shards=False) as made:
+        for info in model.tensor_infos:
+            size = info.nbytes or 0
+            row = EntryRatio(info.name, size, size, size, "none", info.type_name, info.type_name)
+            if info.name in made.tensors:
+                new = made.tensors[info.name]
+                row.stored_after, row.dtype_after = new.nbytes or 0, new.type_name
+            rows.append(row)
+    return rows
+
+
+# --- types that are a rounding of each number, or that the gguf package makes -----------------------------------
+
+
+def _cast(
+    model: GGUFFile, path: StrPath, options: CompressOptions, progress: Progress | None
+) -> list[EntryRatio]:
+    from atlas_kit.formats.gguf import write_gguf
+
     target = str(options.quantize).upper()
     rows: list[EntryRatio] = []
     sources = []
@@ -53,14 +148,8 @@ def quantize_model(
     told: Callable[[int], None] | None = None
     if progress:
         told = lambda done: progress("quantising", done, total)  # noqa: E731
-    with scratch_path(output, ".gguf") as path:
-        write_gguf(path, _fields(model, target), sources, version=max(2, model.version), progress=told)
-        size = os.stat(path).st_size
-        with GGUFFile.open(path, shards=False) as made:
-            for row in rows:
-                _measure(model, made, row)
-    name = os.fsdecode(output) if isinstance(output, (str, os.PathLike)) else "-"
-    return Compressed(opened.name, name, opened.source.size, size, rows)
+    write_gguf(path, _fields(model, target), sources, version=max(2, model.version), progress=told)
+    return rows
 
 
 def _require_possible(model: GGUFFile, name: str, options: CompressOptions) -> None:
@@ -71,11 +160,24 @@ def _require_possible(model: GGUFFile, name: str, options: CompressOptions) -> N
             "a GGUF model cannot be made smaller without loss", path=name,
             remedy=Remedy("quantise"),
         )  # fmt: skip
-    if model.is_split or model.byte_order != "<":
-        what = "split" if model.is_split else "big-endian"
-        raise InvalidParamError(f"{what} models cannot be quantised", path=name)
+    if options.check is not None and model.path is None:
+        raise InvalidParamError("llama.cpp checks models that lie in a file", path=name)
+    if model.byte_order != "<":
+        raise InvalidParamError("big-endian models cannot be quantised", path=name)
     if model.error is not None:
         raise model.error
+    model.require_all_shards()
+    if options.quantize in CASTS:
+        return
+    if model.path is None:
+        raise InvalidParamError("llama.cpp quantises models that lie in a file", path=name)
+    model.require_data()
+    quantised = [info for info in model.tensor_infos if info.row is not None and info.row.dtype is None]
+    if quantised and not options.requantize:
+        raise InvalidParamError(
+            f"the model is quantised already ({quantised[0].type_name}): its errors would add up",
+            path=name, remedy=Remedy("requantise"),
+        )  # fmt: skip
 
 
 def _plan(model: GGUFFile, info: TensorInfo, target: str) -> tuple[EntryRatio, TensorSource]:
@@ -89,7 +191,7 @@ def _plan(model: GGUFFile, info: TensorInfo, target: str) -> tuple[EntryRatio, T
         return row, keep
     nbytes = tensor_nbytes(info.dims, GGMLType[target])
     if nbytes is None:
-        row.note = f"kept: rows of {info.dims[0]} weights are not whole blocks of 32"
+        row.note = f"kept: rows of {info.dims[0]} weights are not whole blocks"
     elif nbytes >= size:
         row.note = "kept: it is as small already"
     elif not _representable(model, info, target):
@@ -124,22 +226,35 @@ def _pieces(model: GGUFFile, info: TensorInfo, target: str) -> Callable[[], Iter
                 yield numbers.to_q8_0(array).tobytes()
             elif target == "BF16":
                 yield numbers.to_bfloat16(array).tobytes()
-            else:
+            elif target == "F16":
                 yield array.astype("<f2").tobytes()
+            else:
+                yield _by_gguf(array, target)
 
     return pieces
+
+
+def _by_gguf(rows: Any, target: str) -> bytes:
+    import numpy as np
+    from gguf import GGMLQuantizationType, quants
+
+    with np.errstate(all="ignore"):
+        return bytes(quants.quantize(rows, GGMLQuantizationType[target]).tobytes())
 
 
 def _fields(model: GGUFFile, target: str) -> list[MetadataField]:
     """Return the metadata with the two keys that speak of the tensors' types brought up to date."""
     from atlas_kit.formats.gguf import MetadataField, ValueType
+    from atlas_kit.formats.gguf.shards import SPLIT_KEYS
 
     fields = []
     for row in model.fields:
+        if row.key in SPLIT_KEYS:  # what comes out is one file
+            continue
         if row.key == "general.file_type":
             row = MetadataField.make(row.key, _FILE_TYPES[target], ValueType.UINT32)
         fields.append(row)
-    if target == "Q8_0" and "general.quantization_version" not in model.metadata:
+    if target not in ("F16", "BF16") and "general.quantization_version" not in model.metadata:
         fields.append(MetadataField.make("general.quantization_version", 2, ValueType.UINT32))
     return fields
 
@@ -148,7 +263,10 @@ def _measure(model: GGUFFile, made: GGUFFile, row: EntryRatio) -> None:
     if row.dtype_before == row.dtype_after:
         return
     before, after = model.tensor(row.key), made.tensor(row.key)
-    row.error = difference(
-        (piece.reshape(-1) for piece in model.iter_dequantized(before)),
-        (piece.reshape(-1) for piece in made.iter_dequantized(after)),
-    )
+    try:
+        row.error = difference(
+            (piece.reshape(-1) for piece in model.iter_dequantized(before)),
+            (piece.reshape(-1) for piece in made.iter_dequantized(after)),
+        )
+    except InvalidParamError as error:  # a type that nobody here can turn into numbers
+        row.note = f"its error is not known: {error.message}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas_kit.codecs.json_text import named
-from atlas_kit.errors import FileCorruptError, InvalidParamError, KeyNotFoundError, Remedy
+from atlas_kit.errors import AtlasError, FileCorruptError, InvalidParamError, KeyNotFoundError, Remedy
 from atlas_kit.persistence.backups import Backup, Backups, is_interrupted_edit, keep_aside, list_backups
 from atlas_kit.storage.atomic import atomic_write, lock
 from atlas_kit.storage.given import check_output, open_source, same_file
@@ -41,8 +41,9 @@ class Restored:
 
 
 def restore_backup(
-    path: StrPath, which: str, output: StrPath | None = None, *, force: bool = False, keys: Keys | None = None
-) -> Restored:
+    path: StrPath, which: str, output: StrPath | None = None, *, force: bool = False, keys: Keys | None = None,
+    decrypt: bool = False,
+) -> Restored:  # fmt: skip
     """Put a backup back, in place of the file or as ``output``; or undo an edit that was interrupted.
 
     The file that is there now is kept as ``NAME_<timestamp>.atlas.bak`` first; the backup itself stays.
@@ -50,10 +51,12 @@ def restore_backup(
     Parameters
     ----------
     which
-        ``latest`` (the newest that is intact), a number of the list from 1, a backup's path or name, or
-        ``journal`` for the header that an interrupted edit in place was replacing.
+        ``latest`` (the newest that is intact), a number of the list from 1, a backup's path or name, a date or time
+        (the newest from then or before), or ``journal`` for the header that an interrupted edit in place was replacing.
     force
         Restore a damaged backup too, and overwrite ``output``.
+    decrypt
+        Restore a backup that is not encrypted although the file is, or although there is a secret.
 
     Raises
     ------
@@ -61,6 +64,8 @@ def restore_backup(
         There is no such backup.
     FileCorruptError
         The backup is damaged.
+    InvalidParamError
+        It is not encrypted, and should be.
     """
     if which == JOURNAL:
         return _undo_edit(path, output)
@@ -70,6 +75,8 @@ def restore_backup(
             f"the backup is damaged: {chosen.problem}", path=chosen.path,
             remedy=Remedy("restore-damaged"),
         )  # fmt: skip
+    if not decrypt:
+        _require_as_secret(path, chosen.path, Keys() if keys is None else keys)
     target = os.fsdecode(path if output is None else output)
     if output is not None:
         check_output(output, [chosen.path], force)
@@ -81,6 +88,28 @@ def restore_backup(
             for chunk in source.chunks(0, source.size):
                 file.write(chunk)
     return Restored(chosen.path, target, kept)
+
+
+def _require_as_secret(path: StrPath, backup: str, keys: Keys) -> None:
+    """See that what was encrypted does not become plain text by an old backup."""
+    encrypted = {name: _is_encrypted(name) for name in (path, backup)}
+    if encrypted[backup] is False and (encrypted[path] or keys.given):
+        raise InvalidParamError(
+            "the backup is not encrypted, and the file is" if encrypted[path] else
+            "a passphrase or key was given, and the backup is not encrypted",
+            path=backup,
+            remedy=Remedy("restore-plain"),
+        )  # fmt: skip
+
+
+def _is_encrypted(path: StrPath) -> bool | None:
+    """Tell whether a memory file is encrypted; None where it is none."""
+    try:
+        with open_source(path) as source:
+            start = source.read_upto(0, 8)
+    except AtlasError:
+        return None
+    return start == b"ATLS\x03\0\0\0" if start[:4] == b"ATLS" else None
 
 
 def _undo_edit(path: StrPath, output: StrPath | None) -> Restored:
@@ -107,4 +136,23 @@ def _choose(listed: Backups, which: str) -> Backup:
     for backup in listed.backups:
         if which in (backup.path, os.path.basename(backup.path)) or same_file(which, backup.path):
             return backup
+    when = _moment_of(which)
+    if when is not None:
+        before = [backup for backup in listed.backups if backup.time <= when]
+        if not before:
+            raise KeyNotFoundError(
+                f"there is no backup from {which} or before", path=listed.path, remedy=Remedy("list-backups")
+            )
+        return next((backup for backup in before if backup.ok), before[0])
     raise KeyNotFoundError(f"there is no backup {which}", path=listed.path, remedy=Remedy("list-backups"))
+
+
+def _moment_of(text: str) -> int | None:
+    """Return the Unix seconds of a date or time; of a date, the end of the day."""
+    from atlas_kit.operations.forget import time_of
+
+    try:
+        seconds = time_of(text.replace("Z", "+00:00").replace(" UTC", "+00:00")) // 1000
+    except InvalidParamError:
+        return None
+    return seconds + 86_399 if len(text) <= 10 else seconds

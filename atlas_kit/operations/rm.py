@@ -1,20 +1,23 @@
-"""Remove entries of a memory file or metadata keys of a model, all of them or none."""
+"""Remove entries of a memory file, or metadata keys and tensors of a model, all of them or none."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.formats.detect import detect
-from atlas_kit.formats.opening import edit_memory
+from atlas_kit.formats.opening import edit_memory, open_memory
+from atlas_kit.operations import secrecy
 from atlas_kit.operations.episodes import is_of_episodes
 from atlas_kit.operations.get import not_found
-from atlas_kit.operations.inputs import unknown_format
+from atlas_kit.operations.inputs import require_metadata, unknown_format
 from atlas_kit.operations.ls import matches
+from atlas_kit.operations.outputs import Output, scratch_path, write_memory_file
 from atlas_kit.persistence.entry_keys import CONTEXT, TEXTS
-from atlas_kit.storage.given import takes_source
+from atlas_kit.storage.given import check_output, takes_source
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source
 
@@ -41,7 +44,8 @@ class Removed:
 @takes_source
 def remove_keys(
     source: Source, wanted: Sequence[str], *, glob: bool = False, ignore_missing: bool = False,
-    dry_run: bool = False, backup: bool = False, keys: Keys | None = None,
+    dry_run: bool = False, backup: bool | int = False, keys: Keys | None = None, output: Output | None = None,
+    force: bool = False,
 ) -> Removed:  # fmt: skip
     """Remove keys from a file.
 
@@ -51,6 +55,8 @@ def remove_keys(
         ``wanted`` are patterns.
     ignore_missing
         Do not mind keys that are not there.
+    output
+        Write the file without them here, and leave this one as it is.
 
     Raises
     ------
@@ -59,8 +65,13 @@ def remove_keys(
     """
     kind = detect(source)
     keys = Keys() if keys is None else keys
+    if output is not None and backup:
+        raise InvalidParamError("a new file leaves the old one as it is: there is nothing to back up")
+    if isinstance(output, (str, os.PathLike)) and not dry_run:
+        check_output(output, [source], force)
     if kind == "gguf":
-        return _from_model(source, wanted, glob, ignore_missing, dry_run, backup)
+        secrecy.require_no_secret(keys, path=source.name)
+        return _from_model(source, wanted, glob, ignore_missing, dry_run, backup, output)
     if kind is None:
         raise unknown_format(source)
     if kind != "atlas":
@@ -68,10 +79,16 @@ def remove_keys(
             f"keys can be removed from .atlas and GGUF files, and this is {kind}", path=source.path
         )
     if dry_run:
-        from atlas_kit.formats.opening import open_memory
-
         with open_memory(source, keys) as memory:
             return Removed(source.name, _choose(memory, wanted, glob, ignore_missing, source), True)
+    if output is not None:
+        with open_memory(source, keys) as memory:
+            secrecy.require_encrypted(keys, memory.version, path=source.name)
+            chosen = _choose(memory, wanted, glob, ignore_missing, source)
+            for key in chosen:
+                memory.remove(key)
+            write_memory_file(memory, output)
+        return Removed(source.name, chosen, False)
     with edit_memory(source, keys, backup=backup) as memory:
         chosen = _choose(memory, wanted, glob, ignore_missing, source)
         for key in chosen:
@@ -97,12 +114,27 @@ def _choose(
 
 
 def _from_model(
-    source: Source, wanted: Sequence[str], glob: bool, ignore_missing: bool, dry_run: bool, backup: bool
-) -> Removed:
+    source: Source, wanted: Sequence[str], glob: bool, ignore_missing: bool, dry_run: bool, backup: bool | int,
+    output: Output | None,
+) -> Removed:  # fmt: skip
     from atlas_kit.formats.gguf import Delete, GGUFFile, edit_metadata
+    from atlas_kit.formats.gguf.tensor_edit import edit_names
 
-    with GGUFFile.open(source, shards=False) as model:
-        chosen = _choose(model.metadata, wanted, glob, ignore_missing, source)
-    if chosen and not dry_run:
-        edit_metadata(source, [Delete(key) for key in chosen], backup=backup)
-    return Removed(source.name, chosen, dry_run)
+    with GGUFFile.open(source, shards=output is not None) as model:
+        others = [name for name in wanted if not _choose(model.tensors, [name], glob, True, source)]
+        if output is None and others:
+            require_metadata(model, others)
+        chosen = _choose([*model.metadata, *model.tensors], wanted, glob, ignore_missing, source)
+        keys = [name for name in chosen if name in model.metadata]
+        tensors = [name for name in chosen if name in model.tensors]
+    if dry_run:
+        return Removed(source.name, chosen, True)
+    names: Any = {"keys": dict.fromkeys(keys), "tensors": dict.fromkeys(tensors)}
+    if output is not None:
+        with scratch_path(output, ".gguf") as path:
+            edit_names(source, **names, out=path)
+    elif tensors:
+        edit_names(source, **names, backup=backup)
+    elif keys:
+        edit_metadata(source, [Delete(key) for key in keys], backup=backup)
+    return Removed(source.name, chosen, False)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import itertools
 import os
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from atlas_kit.codecs.json_text import named
-from atlas_kit.errors import InvalidParamError
+from atlas_kit.errors import InvalidParamError, NoSuchFileError, Remedy
 from atlas_kit.formats.detect import detect
 from atlas_kit.formats.opening import edit_memory
-from atlas_kit.operations.inputs import unknown_format
+from atlas_kit.operations import secrecy
+from atlas_kit.operations.inputs import require_metadata, unknown_format
 from atlas_kit.storage.given import Given, name_of, use_source
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source, StrPath
@@ -18,7 +24,7 @@ from atlas_kit.storage.source import Source, StrPath
 
 @dataclass
 class Stored:
-    """What was stored."""
+    """What was stored; ``similar`` are keys that may have been meant where a new one was added."""
 
     path: str
     key: str
@@ -27,18 +33,23 @@ class Stored:
     size: int | None
     type: str
     in_place: bool = True
+    similar: list[str] = field(default_factory=list)
 
     exit_code = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON-ready data."""
         return {**named("path", self.path), **named("key", self.key), "created_file": self.created_file,
-                "replaced": self.replaced, "size": self.size, "type": self.type}  # fmt: skip
+                "replaced": self.replaced, "size": self.size, "type": self.type,
+                "similar": [named("key", key) for key in self.similar]}  # fmt: skip
 
 
 @dataclass
 class SetOptions:
-    """How to store a value. ``None`` keeps what the key had, or takes what suits the value."""
+    """How to store a value. ``None`` keeps what the key had, or takes what suits the value.
+
+    ``backup``: keep the file as it was, and so many in all. ``new``: make the file if there is none, whatever its name.
+    """
 
     type: str | None = None
     flags: int | None = None
@@ -47,24 +58,31 @@ class SetOptions:
     level: int | None = None
     is_array: bool = False
     version: int | None = None
-    backup: bool = False
+    backup: bool | int = False
+    new: bool = False
 
 
 def set_value(path: StrPath, key: str, value: bytes, options: SetOptions, keys: Keys | None = None) -> Stored:
-    """Store ``value`` under ``key``; a file that does not exist yet becomes a new memory file.
+    """Store ``value`` under ``key``.
+
+    A file that does not exist yet becomes a new memory file if its name ends in ``.atlas``, or if ``options.new``.
 
     Raises
     ------
+    NoSuchFileError
+        There is no such file, and its name is not that of a memory file.
     InvalidParamError
         The type is not one that the file knows, or the value is not of that type.
     """
     keys = Keys() if keys is None else keys
     if not os.path.lexists(path):
+        if not options.new and not os.fsdecode(path).lower().endswith(".atlas"):
+            raise no_such_file(path)
         return _set_in_memory(path, key, value, options, keys, new=True)
     with use_source(path) as source:
         kind = detect(source)
         if kind == "gguf":
-            return _set_in_model(source, key, value, options)
+            return _set_in_model(source, key, value, options, keys)
         if kind == "atlas":
             return _set_in_memory(source, key, value, options, keys, new=False)
         if kind is None:
@@ -73,6 +91,16 @@ def set_value(path: StrPath, key: str, value: bytes, options: SetOptions, keys: 
             f"values can be set in .atlas and GGUF files, and this is {kind}", path=path,
             hint="Convert it to .atlas first.",
         )  # fmt: skip
+
+
+def no_such_file(path: StrPath) -> NoSuchFileError:
+    """Return the error for a file that is not there and is not made, with files of similar names as the hint."""
+    folder, name = os.path.split(os.fsdecode(path))
+    close: list[str] = []
+    with contextlib.suppress(OSError):
+        close = difflib.get_close_matches(name, os.listdir(folder or "."), 3)
+    hint = f"Similar: {', '.join(os.path.join(folder, one) for one in close)}." if close else None
+    return NoSuchFileError("there is no such file", path=path, hint=hint, remedy=Remedy("new-file"))
 
 
 def _set_in_memory(
@@ -93,8 +121,18 @@ def _set_in_memory(
             level=options.level,
         )
         entry = memory[key]
+        similar = [] if old else _similar(key, memory)
     name = data_type_name(entry.type)
-    return Stored(name_of(given), key, new, old is not None, entry.size, name)
+    return Stored(name_of(given), key, new, old is not None, entry.size, name, similar=similar)
+
+
+def _similar(key: str, known: Iterable[str]) -> list[str]:
+    """Return keys of which the new one may be a slip of the pen; those that differ in a number are not."""
+    without = re.sub(r"\d", "", key)
+    others = (
+        one for one in itertools.islice(known, 2000) if one != key and re.sub(r"\d", "", one) != without
+    )
+    return difflib.get_close_matches(key, others, 2, 0.85)
 
 
 def _type_number(name: str | None, old: Any, value: Any) -> int | None:
@@ -130,17 +168,20 @@ def _read_npy(data: bytes) -> Any:
         raise InvalidParamError(f"the value is not a .npy array: {str(error).splitlines()[0]}") from error
 
 
-def _set_in_model(source: Source, key: str, value: bytes, options: SetOptions) -> Stored:
+def _set_in_model(source: Source, key: str, value: bytes, options: SetOptions, keys: Keys) -> Stored:
     from atlas_kit.formats.gguf import GGUFFile, MetadataField, Set, ValueType, edit_metadata
     from atlas_kit.formats.gguf.tables import describe_key, value_type_name, value_type_of_name
     from atlas_kit.operations.gguf_values import parse_value
 
+    secrecy.require_no_secret(keys, path=source.name)
     if options.is_array or options.codec or options.timestamp is not None or options.flags is not None:
         raise InvalidParamError(
             "GGUF metadata have no flags, timestamp, codec or .npy arrays", path=source.path
         )
     with GGUFFile.open(source, shards=False) as model:
+        require_metadata(model, [key])
         old = model.metadata.get(key)
+        similar = [] if old is not None else _similar(key, model.metadata)
         named_type = value_type_of_name(options.type) if options.type else None
         if options.type and named_type is None:
             raise InvalidParamError(
@@ -158,7 +199,9 @@ def _set_in_model(source: Source, key: str, value: bytes, options: SetOptions) -
     parsed = parse_value(text, kind, element, key)
     MetadataField.make(key, parsed, kind, element)  # say what is wrong before the file is locked
     edit_metadata(source, [Set(key, parsed, kind, element)], backup=options.backup)
-    return Stored(source.name, key, False, old is not None, None, value_type_name(kind, element))
+    return Stored(
+        source.name, key, False, old is not None, None, value_type_name(kind, element), similar=similar
+    )
 
 
 def _usual_type(row: Any, by_name: Any) -> Any:

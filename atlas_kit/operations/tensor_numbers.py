@@ -75,7 +75,9 @@ def stats_of(pieces: Iterable[np.ndarray[Any, Any]]) -> TensorStats:
     """Compute statistics in one pass and in float64, merging moments piece by piece (Chan et al. 1979)."""
     import numpy as np
 
-    stats, finite, mean, squares = TensorStats(), 0, 0.0, 0.0
+    stats, finite = TensorStats(), 0
+    mean: Any = 0.0
+    squares: Any = 0.0
     for piece in pieces:
         stats.count += piece.size
         stats.zeros += int(piece.size - np.count_nonzero(piece))
@@ -88,17 +90,19 @@ def stats_of(pieces: Iterable[np.ndarray[Any, Any]]) -> TensorStats:
         if not numbers.size:
             continue
         low, high = float(numbers.min()), float(numbers.max())
+        if max(-low, high) > 1e150:  # whose squares only wider numbers hold
+            numbers = numbers.astype(np.longdouble)
         stats.min = low if stats.min is None else min(stats.min, low)
         stats.max = high if stats.max is None else max(stats.max, high)
         with np.errstate(over="ignore", invalid="ignore"):
-            count, piece_mean = numbers.size, float(numbers.mean())
-            piece_squares = float(np.square(numbers - piece_mean).sum())
+            count, piece_mean = numbers.size, numbers.mean()
+            piece_squares = np.square(numbers - piece_mean).sum()
             delta, total = piece_mean - mean, finite + count
             mean += delta * count / total
             squares += piece_squares + delta * delta * finite * count / total
         finite = total
     if finite:
-        stats.mean, stats.std = mean, math.sqrt(squares / finite) if squares >= 0 else math.nan
+        stats.mean, stats.std = float(mean), float(np.sqrt(squares / finite)) if squares >= 0 else math.nan
     return stats
 
 

@@ -19,9 +19,10 @@ from atlas_kit.errors import (
     Remedy,
     WrongKeyError,
 )
-from atlas_kit.formats.detect import detect
+from atlas_kit.formats.detect import by_name, detect
 from atlas_kit.formats.findings import Finding
-from atlas_kit.storage.given import Given, name_of, use_source
+from atlas_kit.formats.foreign import recognise
+from atlas_kit.storage.given import Given, Progress, name_of, use_source
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source
 
@@ -31,13 +32,18 @@ SUFFIXES = (".atlas", ".gguf", ".safetensors", ".npz")
 
 @dataclass
 class FileReport:
-    """The findings about one file; ``ok`` means that there is no error among them."""
+    """The findings about one file; ``ok`` means that there is no error among them.
+
+    ``data_read`` says whether the numbers of a model's tensors were looked at; ``None`` where there are none, or
+    where the format has checksums, which are always verified.
+    """
 
     path: str
     format: str | None = None
     findings: list[Finding] = field(default_factory=list)
     readable: bool = True
     strict: bool = False
+    data_read: bool | None = None
 
     @property
     def ok(self) -> bool:
@@ -53,9 +59,10 @@ class FileReport:
         return int(any(finding.severity in worst for finding in self.findings))
 
     def to_json(self) -> dict[str, Any]:
-        """Return path, verdict and findings."""
+        """Return path, verdict, whether tensor data were read, and findings."""
         findings = [finding.to_json() for finding in self.findings]
-        return {**named("path", self.path), "ok": self.ok, "findings": findings}
+        read = {} if self.data_read is None else {"data_read": self.data_read}
+        return {**named("path", self.path), "ok": self.ok, **read, "findings": findings}
 
 
 def expand(names: Sequence[str]) -> Iterator[str]:
@@ -104,13 +111,33 @@ def _is_special(path: str) -> bool:
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
-def validate_file(given: Given, keys: Keys | None = None, *, strict: bool = False) -> FileReport:
-    """Check one file; what cannot be read at all is a finding too."""
+def validate_file(
+    given: Given,
+    keys: Keys | None = None,
+    *,
+    strict: bool = False,
+    one_shard: bool = False,
+    data: bool = False,
+    progress: Progress | None = None,
+) -> FileReport:
+    """Check one file (of a split model all, unless ``one_shard``); what cannot be read at all is a finding too.
+
+    Parameters
+    ----------
+    data
+        Also read the tensors of a GGUF or safetensors file: NaN, scales that cannot be, zeros that were never
+        written, data that are there twice.
+    """
     report = FileReport(name_of(given), strict=strict)
     try:
         with use_source(given) as source:
             report.format = detect(source)
-            report.findings = _check(source, report.format, Keys() if keys is None else keys)
+            keys = Keys() if keys is None else keys
+            report.findings = _check(source, report.format, keys, one_shard, data, progress)
+            report.findings += _named_wrongly(source, report.format)
+            if report.format in ("gguf", "safetensors"):
+                whole = not any(one.code == "vocabulary-only" for one in report.findings)
+                report.data_read = data if whole else None
     except AtlasError as error:
         misuse = isinstance(error, InvalidParamError) and report.format != "json"  # or else wrong content
         report.readable = not misuse and not isinstance(error, (FileAccessError, NoSuchFileError))
@@ -118,15 +145,36 @@ def validate_file(given: Given, keys: Keys | None = None, *, strict: bool = Fals
     return report
 
 
-def _check(source: Source, kind: str | None, keys: Keys) -> list[Finding]:
+_NAMES = {
+    "atlas": "a memory file",
+    "gguf": "GGUF",
+    "safetensors": "safetensors",
+    "npz": "an npz archive",
+    "json": "JSON",
+}
+
+
+def _named_wrongly(source: Source, kind: str | None) -> list[Finding]:
+    """Return a warning if the file is whole and of another format than its name says."""
+    named_as = by_name(source.path)
+    if kind is None or named_as is None or named_as == kind:
+        return []
+    ending = os.path.splitext(source.name)[1]
+    message = f"the name ends in {ending}, and the file is {_NAMES[kind]}"
+    return [Finding("name-misleads", "warning", message, "Programs that go by names will not read it.", 0)]
+
+
+def _check(
+    source: Source, kind: str | None, keys: Keys, one_shard: bool, data: bool, progress: Progress | None
+) -> list[Finding]:
     if kind == "gguf":
         from atlas_kit.formats.gguf.check import check_gguf
 
-        return check_gguf(source)
+        return check_gguf(source, deep=data, shards=not one_shard, progress=progress)
     if kind == "safetensors":
         from atlas_kit.formats.safetensors import check_safetensors
 
-        return check_safetensors(source)
+        return check_safetensors(source, deep=data, progress=progress)
     if kind == "npz":
         from atlas_kit.formats.npz import check_npz
 
@@ -136,10 +184,19 @@ def _check(source: Source, kind: str | None, keys: Keys) -> list[Finding]:
 
         read_carrier(source, kind)
         return []
-    if kind == "atlas":
+    known = recognise(source) if kind is None or source.read_upto(1, 3) not in (b"TLS", b"ATL") else None
+    if known is not None and known.name == "zeros" and kind == "atlas":
+        known = None  # its entries may follow
+    if kind == "atlas" and known is None:
         return _check_atlas(source, keys)
     if source.size == 0:
         return [Finding("empty-file", "error", "the file is empty", offset=0, remedy=Remedy("recover"))]
+    if known is not None:
+        return [
+            Finding(
+                f"foreign-{known.name}", "error", f"this is {known.what}", known.hint, 0, remedy=known.remedy
+            )
+        ]
     return [
         Finding(
             "unknown-format",

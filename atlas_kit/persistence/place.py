@@ -54,7 +54,21 @@ class Place:
         _check_place(file, model)
         self._stamp = _stamp(file)
 
-    def save(self, state: SessionState, *, backup: bool = False, **options: Any) -> bool:
+    def require_encrypted(self) -> None:
+        """See that a file which is there is encrypted if there is a passphrase or a key, before any work is done.
+
+        Raises
+        ------
+        InvalidParamError
+            It is not: saving would be refused.
+        """
+        from atlas_kit.formats.opening import open_memory, require_encrypted
+
+        if self._keys.given and os.path.lexists(self.file):
+            with open_memory(self.file, self._keys) as memory:
+                require_encrypted(memory, self._keys)
+
+    def save(self, state: SessionState, *, backup: bool | int = False, **options: Any) -> bool:
         """Save a session's state; ``options`` are those of ``write_session_state``.
 
         Returns True when somebody else has written the file since it was read or saved here: then theirs is kept as
@@ -119,6 +133,10 @@ def _check_place(file: str, model: str) -> None:
         raise FileAccessError("this is a folder", path=file, hint="Name a file for the memory.")
     if same_file(file, model):
         raise InvalidParamError("the memory cannot be kept in the model's own file", path=file)
+    if file.lower().endswith(".gguf") and not os.path.exists(file):
+        raise InvalidParamError(
+            "this is the name of a model, and there is none", path=file, hint="Name the memory NAME.atlas."
+        )
     if not os.path.isdir(folder):
         raise NoSuchFileError("there is no such folder", path=folder, hint="Create it first.")
     if os.path.exists(file) and not os.path.isfile(file):

@@ -197,7 +197,7 @@ def save_memory(
     dtype: str | None = None,
     codec: str | None = None,
     level: int | None = None,
-    backup: bool = False,
+    backup: bool | int = False,
     force: bool = False,
     keep_other_entries: bool = True,
     entries: Mapping[str, bytes | None] | None = None,
@@ -233,7 +233,8 @@ def save_memory(
     codec, level
         How to store the arrays: ``none``, ``lz4``, ``zlib`` or ``zstd`` (versions 2 and 3).
     backup
-        Keep the previous file as ``NAME.bak``.
+        Keep the previous file as ``NAME.bak``; a number above 1: and so many in all, older ones with their time in the
+        name.
     force
         Save although the file belongs to another model.
     keep_other_entries

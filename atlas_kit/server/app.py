@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 from atlas_kit import __version__
 from atlas_kit.errors import AtlasError, MissingExtraError
 from atlas_kit.server.problems import ApiError
+from atlas_kit.server.sleeping import Awake
 from atlas_kit.server.streams import ClientGoneError, told
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from atlas_kit.server.cors import Pages
     from atlas_kit.server.service import Service
 
 #: The modules with the endpoints, in the order in which the API's document lists them.
@@ -56,10 +58,11 @@ def create_app(service: Service) -> FastAPI:
     return app
 
 
-def begun_app(service: Service) -> tuple[FastAPI, Callable[[], None]]:
+def begun_app(service: Service, *, inner: bool = False) -> tuple[FastAPI, Callable[[], None]]:
     """Return the application of a service with the endpoints that first requests ask for, and what adds the others.
 
-    Whoever asks for another endpoint before that is called gets it nonetheless, somewhat later.
+    Whoever asks for another endpoint before that is called gets it nonetheless, somewhat later. ``inner``: what every
+    request passes is around it already (``guarded``).
 
     Raises
     ------
@@ -75,8 +78,8 @@ def begun_app(service: Service) -> tuple[FastAPI, Callable[[], None]]:
             from starlette.responses import Response
     except ImportError as error:
         raise MissingExtraError("the server", "serve") from error
-    from atlas_kit.server.asgi import Gate, Keys, asks_anthropic
-    from atlas_kit.server.cors import Cors, Pages
+    from atlas_kit.server.asgi import Gate, asks_anthropic
+    from atlas_kit.server.cors import Cors
     from atlas_kit.server.json_response import JsonResponse
 
     app = FastAPI(
@@ -139,12 +142,32 @@ def begun_app(service: Service) -> tuple[FastAPI, Callable[[], None]]:
         return answer(told(error), request)
 
     app.add_middleware(_Completing, complete=complete, paths=paths)
+    if not inner:
+        pages, gate = _guards(service)
+        app.add_middleware(Awake, service=service)
+        app.add_middleware(Gate, **gate)
+        app.add_middleware(Cors, pages=pages)
+    return app, complete
+
+
+def guarded(app: Any, service: Service) -> Any:
+    """Return an application with what every request passes around it."""
+    from atlas_kit.server.asgi import Gate
+    from atlas_kit.server.cors import Cors
+
+    pages, gate = _guards(service)
+    return Cors(Gate(Awake(app, service), **gate), pages)
+
+
+def _guards(service: Service) -> tuple[Pages, dict[str, Any]]:
+    from atlas_kit.server.asgi import Keys
+    from atlas_kit.server.cors import Pages
+
     config = service.config
     keys = Keys(config.keys)
     pages = Pages(config.origins, anybody=bool(keys), hosts=() if keys else config.hosts)
-    app.add_middleware(Gate, keys=keys, max_body=config.max_body, pages=pages)
-    app.add_middleware(Cors, pages=pages)
-    return app, complete
+    admin = config.admin if keys else None
+    return pages, {"keys": keys, "max_body": config.max_body, "pages": pages, "admin": admin}
 
 
 @contextlib.contextmanager
@@ -162,12 +185,6 @@ def _models_later() -> Iterator[None]:
         yield
     finally:
         BaseModel.model_config = before
-
-
-def import_routes() -> None:
-    """Import all endpoints, which may be done on another thread than the application's."""
-    for name in ROUTES:
-        _router(name)
 
 
 def visit_routes(app: FastAPI) -> None:

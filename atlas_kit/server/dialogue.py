@@ -14,17 +14,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import InvalidParamError, MissingExtraError, ModelError
+from atlas_kit.llama.chat import Placed
 from atlas_kit.llama.llama_sampler import MOST_RULES
 from atlas_kit.llama.schema_grammar import MOST_CHARACTERS, quoted, schema_rules, up_to
 from atlas_kit.server.answers import HERMES, AnswerParser, CallFormat, call_format, thought_tags
 from atlas_kit.server.channels import ChannelParser, channel_rules, in_channels
-from atlas_kit.server.said import Said, said_in
+from atlas_kit.server.said import Said, Spoken, said_in
 from atlas_kit.server.thoughts import Budget
 
 if TYPE_CHECKING:
     from atlas_kit.llama.chat import ChatTemplate
     from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.sampling import Sampler
+    from atlas_kit.llama.steps import Token
 
 Message = Mapping[str, Any]
 #: The form of conversations with a model that has none of its own: it was trained on texts, and goes on with one.
@@ -139,33 +141,47 @@ def dialogue(
         messages = _told_in_words(messages, tools if form is not None else {})
     listed, transcript = list(tools.values()) if form is not None and known else None, source == TRANSCRIPT
 
-    def read(of: list[dict[str, Any]]) -> list[int]:
+    def read(of: list[dict[str, Any]]) -> Placed:
         found = _read(template, of, asked, listed)
-        if transcript and tuple(found[: len(engine.begin)]) != engine.begin:
-            found = [*engine.begin, *found]
+        if transcript and tuple(found.tokens[: len(engine.begin)]) != engine.begin:
+            found = found.behind(engine.begin)
         return found
 
-    tokens = read(messages)
-    thoughts = thought_tags(source)
+    placed = read(messages)
+    tokens, thoughts = placed.tokens, thought_tags(source)
     thinking = thoughts is not None and _ends_with(engine, tokens, thoughts[0])
     goes_on = asked.generation_prompt and messages[-1]["role"] == "assistant"
     schemas = {name: one["function"]["parameters"] for name, one in tools.items()}
+    parser: dict[str, Any] = {
+        "thoughts": thoughts,
+        "thinking": thinking,
+        "calls": form,
+        "tools": schemas,
+        "several": asked.parallel,
+        "name_of": lambda token: _control(engine, token),
+        "strip": transcript and not goes_on,
+    }
+    spoken = None if thoughts is None else _spoken(lambda: AnswerParser(**parser))
     return Dialogue(
         tokens,
         _grammar(form, schemas, choice, asked, thoughts, thinking),
         TRANSCRIPT_STOPS if transcript else (),
-        said_in(messages, read),
+        said_in(messages, placed, read, thoughts=thoughts, spoken=spoken),
         AnswerParser,
-        {
-            "thoughts": None if asked.reasoning_format == "none" else thoughts,
-            "thinking": thinking,
-            "calls": form,
-            "tools": schemas,
-            "several": asked.parallel,
-            "name_of": lambda token: _control(engine, token),
-            "strip": transcript and not goes_on,
-        },
+        {**parser, "thoughts": None} if asked.reasoning_format == "none" else parser,
     )
+
+
+def _spoken(new: Callable[[], AnswerParser], *, always: bool = False) -> Spoken:
+    """Return what takes the thoughts out of an answer; ``always``: without any it is not as it stands, either."""
+
+    def spoken(tokens: Sequence[Token]) -> str | None:
+        parser = new()
+        parser.add(tokens)
+        parser.finish("stop")
+        return parser.answer.content if always or parser.answer.reasoning else None
+
+    return spoken
 
 
 def _in_channels(
@@ -178,26 +194,22 @@ def _in_channels(
 ) -> Dialogue:
     """Return what a conversation asks of a model that answers in channels."""
     listed = list(tools.values()) if tools and choice != "none" else None
-    tokens = _read(template, messages, asked, listed)
+    placed = _read(template, messages, asked, listed)
     schemas = {name: one["function"]["parameters"] for name, one in tools.items()} if listed else {}
     shape, forced = schema_of(asked.response_format), choice == "required" or choice.startswith("=")
     chosen = {choice[1:]: schemas[choice[1:]]} if choice.startswith("=") else schemas
     sampling = {}
     if forced or shape is not None:
         sampling = {"grammar": channel_rules(chosen, None if forced else shape)}
-    return Dialogue(
-        tokens,
-        sampling,
-        (),
-        said_in(messages, lambda of: _read(template, of, asked, listed)),
-        ChannelParser,
-        {
-            "tools": schemas,
-            "several": asked.parallel,
-            "split": asked.reasoning_format != "none",
-            "name_of": lambda token: _control(engine, token),
-        },
-    )
+    parser: dict[str, Any] = {
+        "tools": schemas,
+        "several": asked.parallel,
+        "split": asked.reasoning_format != "none",
+        "name_of": lambda token: _control(engine, token),
+    }
+    spoken = _spoken(lambda: ChannelParser(**{**parser, "split": True}), always=True)
+    said = said_in(messages, placed, lambda of: _read(template, of, asked, listed), spoken=spoken)
+    return Dialogue(placed.tokens, sampling, (), said, ChannelParser, parser)
 
 
 # --- messages -------------------------------------------------------------------------------------------------
@@ -257,23 +269,24 @@ def _text(content: Any, number: int) -> str:
 
 def _read(
     template: ChatTemplate, messages: list[dict[str, Any]], asked: Asked, tools: list[Any] | None
-) -> list[int]:
+) -> Placed:
     """Return the tokens; where the template takes no system message, the first user's message begins with it."""
 
-    def tokens(of: list[dict[str, Any]]) -> list[int]:
-        return template.tokens(of, answer=asked.generation_prompt, tools=tools, variables=asked.variables)
+    def placed(of: list[dict[str, Any]]) -> Placed:
+        return template.placed(of, answer=asked.generation_prompt, tools=tools, variables=asked.variables)
 
     try:
         try:
-            return tokens(messages)
+            return placed(messages)
         except ModelError:
             if (merged := _without_system(messages)) is None:
                 raise
             try:
-                return tokens(merged)
+                found = placed(merged)
             except ModelError:
-                pass
-            return tokens(messages)
+                return placed(messages)
+            others = [number for number, one in enumerate(messages) if one["role"] != "system"]
+            return Placed(found.tokens, {others[number]: place for number, place in found.places.items()})
     except ModelError as error:
         raise InvalidParamError(error.message, key="messages") from error
     except InvalidParamError as error:

@@ -14,7 +14,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapp
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from atlas_kit.episodes import Kind
 from atlas_kit.errors import ClosedError, InvalidParamError
 from atlas_kit.llama.batch import between
 from atlas_kit.llama.forking import fork, point_of
@@ -23,9 +22,9 @@ from atlas_kit.llama.steps import likeliest
 from atlas_kit.server.branches import Match
 from atlas_kit.server.conversation import Conversation, Slot
 from atlas_kit.server.jobs import Watched, finished
+from atlas_kit.server.keeping import Keeping
 from atlas_kit.server.keys import SHARED, Key, looked_at
 from atlas_kit.server.problems import ApiError, too_long, unavailable
-from atlas_kit.server.recall import Question, question_of
 from atlas_kit.server.said import Said, Span
 
 if TYPE_CHECKING:
@@ -38,10 +37,11 @@ if TYPE_CHECKING:
     from atlas_kit.server.conversations import Conversations
     from atlas_kit.server.metrics import Metrics, Request
     from atlas_kit.server.prefixes import Reader
+    from atlas_kit.server.recall import Question
 
 
-#: Tokens that are looked through beside the event loop.
-LONG = 2048
+#: Tokens that are looked through beside the event loop, and those that are kept there.
+LONG, MANY = 2048, 256
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ class Generation:
         Makes another sampler of the sampler.
     progress
         Take down how much of the text is read after each step, and let ``tokens()`` yield an empty group then.
+    keeps
+        Tokens at the text's beginning that stay in a context that is full.
     said
         What of the text somebody said or wrote, for the memory's episodes; None: nothing of it is kept there.
     """
@@ -86,6 +88,7 @@ class Generation:
     slot: int | None = None
     around: Callable[[Sampler], Sampler] | None = None
     progress: bool = False
+    keeps: int = 0
     said: Said | None = None
 
 
@@ -240,6 +243,8 @@ class Generating:
         self._blend = Blend()
         self._answering = False
         self._question: Question | None = None
+        #: How much of what is to be read stands before the question, and what keeps that.
+        self._ahead: tuple[int, Callable[[], None]] = 0, lambda: None
         self._progress: list[Progress] = []
         self._progress_told = 0
 
@@ -387,8 +392,10 @@ class Generating:
         self._began = time.monotonic()
         spelling = self._conversations.spelling
         follows, found = conversation.known(asked.tokens, spelling)
+        since, conversation.begun = 0 if conversation.begun else found.wanted, False
         spans = await self._spans(session, conversation)
-        self._question = await self._asks(session, spans)
+        keeping = Keeping(session, asked.said or Said(), asked.tokens, spans, since)
+        self._question = await self._asks(session, keeping)
         if not asked.reuse or (asked.score_prompt and session.memory is None):
             follows, found = -1, Match(0, 0)  # what was read before is read again: nobody learns it twice
         known = list(conversation.branches[follows][: found.known]) if follows >= 0 else []
@@ -402,6 +409,8 @@ class Generating:
         if asked.progress:
             self._reads(0)
         tuned = self._tune(session, conversation)
+        if unread := keeping.unread:
+            self._ahead = max(0, unread[-1].stop - found.wanted), lambda: keeping.read(unread[-1].stop)
         work = self._work(session, list(conversation.history), known, fresh)
         try:
             self._job = Watched(scheduler.submit(session, work), scheduler, self._news)
@@ -420,14 +429,13 @@ class Generating:
             self._read_so_far = lambda: outcome.read_tokens
             shifted = session.stats["rollovers"] > rollovers
             outcome.truncated = shifted or (self._cut and outcome.finish_reason == "length")
+            read, said = list[int](), list[int]()
             if self._job is not None:
                 read, said = self._remember(
                     conversation, self._job.job.stop is not None, known, fresh, follows
                 )
-                since, conversation.begun = 0 if conversation.begun else found.wanted, False
-                self._keep(session, spans, since, found.wanted + len(read), said)
             outcome.atlas = atlas_statistics(
-                session, conversation, outcome, blend=self._blend.mean, steps=_steps(session) - steps
+                session, conversation, outcome, blend=self._blended, steps=_steps(session) - steps
             )
             if self._question is not None:
                 outcome.atlas |= recalled_for(self._question)
@@ -435,19 +443,27 @@ class Generating:
                 self._conversations.measure(conversation, session.memory)
                 if tuned is not None:
                     session.memory.retune(tuned)
+            if self._job is not None:
+                await self._keep(keeping, found.wanted + len(read), len(said))
         if self._job.job.error is not None:
             raise self._job.job.error
 
     def _work(self, session: AtlasSession, history: list[int], known: list[int], fresh: list[int]) -> AnyWork:
         """Read what is new, and generate."""
         asked = self._asked
+        session.keeps = asked.keeps
         if known or session.context_tokens:
             yield from session.placing(history, known)
         session.observer = self._look
         reader, question = self._reader, self._question
         if question is not None:
             told = self._reads if asked.progress else None
-            return (yield from question.answering(session, fresh, self._generating(session), told))
+            ahead, keep = self._ahead
+            return (
+                yield from question.answering(
+                    session, fresh, self._generating(session), told, ahead=ahead, keep=keep
+                )
+            )
         if reader is not None and session.memory is not None and [*known, *fresh] == list(asked.tokens):
             yield from self._reading(session, reader, len(known))
         elif fresh:
@@ -494,10 +510,10 @@ class Generating:
             return said.spans(session.engine, tokens)
         return await asyncio.to_thread(said.spans, session.engine, tokens)
 
-    async def _asks(self, session: AtlasSession, spans: list[Span]) -> Question | None:
+    async def _asks(self, session: AtlasSession, keeping: Keeping) -> Question | None:
         """Return the question that the memory is asked with; None where there is none, or nothing to be asked."""
         asked, memory, episodes = self._asked, session.memory, session.episodes
-        if asked.said is None or not asked.said.asks or not spans or episodes is None or not len(episodes):
+        if asked.said is None or not asked.said.asks or not keeping.spans or episodes is None:
             return None
         if memory is None or asked.max_tokens == 0 or asked.score_prompt:
             return None
@@ -505,20 +521,35 @@ class Generating:
             return None
         if asked.changes.get("recall", memory.settings.recall) == "off":
             return None
-        # the indexes are made, and the text written, beside the others' tokens; to their end: who comes next uses them
-        return await finished(asyncio.to_thread(question_of, session.engine, episodes, asked.said))
+        unread = keeping.unread
+        if not len(episodes) and sum(span.stop - span.start for span in unread) < session.engine.n_ctx:
+            return None  # there is nothing but what will be in the context
+        from atlas_kit.server.recall import question_of
 
-    def _keep(
-        self, session: AtlasSession, spans: Sequence[Span], since: int, end: int, said: Sequence[int]
-    ) -> None:
-        """Keep what was read and said, to be found again; of the text, what lies from ``since`` to ``end``."""
-        asked = self._asked
-        for kind, start, stop in spans:
-            if since < stop and start < end:
-                source = asked.said.source if asked.said is not None else ""
-                session.remember(kind, asked.tokens[start : min(stop, end)], source)
-        if spans and said:
-            session.remember(Kind.ASSISTANT, said)
+        # the indexes are made, and the text written, beside the others' tokens; to their end: who comes next uses them
+        return await finished(
+            asyncio.to_thread(question_of, session.engine, episodes, asked.said, len(unread))
+        )
+
+    async def _keep(self, keeping: Keeping, end: int, said: int) -> None:
+        """Keep what was read up to a token of the text, and so many tokens of the answer, to be found again."""
+        tokens, count = self.outcome.tokens, self.outcome.completion_tokens
+        answer = tokens if said >= count else [token for token in tokens if token.id >= 0][:said]
+
+        def keep() -> None:
+            keeping.read(end)
+            keeping.answered(answer)
+
+        if keeping.left + len(answer) < MANY:
+            keep()
+        else:
+            await finished(asyncio.to_thread(keep))
+
+    @property
+    def _blended(self) -> float | None:
+        """The mean weight of memory and window in the answer; the model alone answers on the side."""
+        aside = self._question is not None and self._question.aside and self._said
+        return 0.0 if aside else self._blend.mean
 
     def _reading(self, session: AtlasSession, reader: Reader, at: int) -> AnyWork:
         """Read the rest of a text in parts, and stop where others want to go on by themselves."""
@@ -542,7 +573,7 @@ class Generating:
         """Take note of what was expected of tokens that came, on the engine's thread."""
         if self._answering:
             self._blend(reading, tokens, probabilities)
-        if self._conversation is not None:
+        if self._conversation is not None and self._conversations.traces.anybody:
             key = looked_at(self._conversation.key, self._namespace)
             self._conversations.traces.take(key, reading, tokens, probabilities)
 
@@ -693,7 +724,11 @@ class Blend:
 
     def __call__(self, reading: Reading, tokens: Any, probabilities: Any) -> None:
         """Take in the predictions of some tokens."""
-        self._sum += float(reading.weights[:, 1:].sum())
+        if len(tokens) == 1:  # numbers one by one take less time than an array of two
+            _, memory, window = reading.weights[0].tolist()
+            self._sum += memory + window
+        else:
+            self._sum += float(reading.weights[:, 1:].sum())
         self._count += len(tokens)
 
     @property

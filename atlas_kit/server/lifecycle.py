@@ -294,7 +294,7 @@ class SharedMemory:
         options: dict[str, Any] = {"codec": "lz4"} if self._config.atlas_memory_compress else {}
         with pace:
             self._place.save(state, backup=count > 0, metadata={"session": info}, **options)
-        prune(self.path, count)
+            prune(self.path, count)
 
     def due(self, conversation: Conversation) -> bool:
         """Tell whether it is time for a save."""

@@ -1,7 +1,9 @@
 """Answers for which something of a conversation's episodes is read again, in steps of its session. Knows no HTTP.
 
 What helps with a question is looked for and judged in a branch (``atlas_kit.llama.branching``), behind what the model
-is told at the beginning and nothing else, and answered there. Question and answer then enter the conversation.
+is told at the beginning and nothing else, and answered there. Question and answer then enter the conversation. What
+the same request says before its question is read and kept first, as if it had been said by itself; the answer stands
+behind as much of it as there is room for.
 """
 
 from __future__ import annotations
@@ -45,9 +47,11 @@ class Question:
         The model.
     said
         What is said in the text; it asks something.
+    unread
+        How many turns before the question nobody has read yet.
     """
 
-    def __init__(self, engine: Engine, said: Said) -> None:
+    def __init__(self, engine: Engine, said: Said, unread: int = 0) -> None:
         self.recalled, self.aside = Recalled(), False
         self.text = said.turns[-1].text
         talk = [_telling(engine, turn) for turn in said.turns[-3:-1]]
@@ -64,6 +68,20 @@ class Question:
                 self._leading, self._behind = "", None
             else:
                 self._asked = engine.tokenize(f"{self._leading} {self.text}")
+        if self.usable and unread > (len(talk) if self._behind else 0):
+            self._behind = self._behind_unread(engine, said, unread) or self._behind
+
+    @staticmethod
+    def _behind_unread(engine: Engine, said: Said, unread: int) -> tuple[Form, list[int]] | None:
+        """Return how the question is answered behind as many turns that nobody has read as there is room for."""
+        while unread:
+            form, asked = Form((), (), (), (), (), ()), list[int]()
+            with contextlib.suppress(AtlasError):  # the template does not take these messages alone
+                form, asked = _form(engine, said, 1 + unread)
+            if form.before and within(Recall(), form, engine.n_ctx, asked) is not None:
+                return form, asked
+            unread = unread // 2 if form.before else unread - 1
+        return None
 
     def answering(
         self,
@@ -71,6 +89,9 @@ class Question:
         fresh: Sequence[int],
         answer: Answering,
         progress: Callable[[int], None] | None = None,
+        *,
+        ahead: int = 0,
+        keep: Callable[[], None] = lambda: None,
     ) -> Generator[Step | Token, Any, Finish]:
         """Look for what helps, and answer with it or without.
 
@@ -78,11 +99,20 @@ class Question:
         ----------
         fresh
             What of the text is not read yet.
+        ahead
+            How much of that stands before the question and is said by itself: it is read first, and kept.
         answer
             Reads tokens and says what follows.
         progress
             Is told how much of the text is read, where nothing helps.
+        keep
+            Keeps what was read ahead.
         """
+        if ahead:
+            yield from session.reading(fresh[:ahead], progress=progress)
+            fresh, told = fresh[ahead:], progress
+            progress = None if told is None else lambda count: told(ahead + count)
+        keep()
         found, recall = self._found(session)
         if not found or session.episodes is None:
             return (yield from _plainly(session, fresh, answer, progress))
@@ -122,27 +152,28 @@ class Question:
         return found, recall
 
 
-def question_of(engine: Engine, episodes: Episodes, said: Said) -> Question | None:
+def question_of(engine: Engine, episodes: Episodes, said: Said, unread: int = 0) -> Question | None:
     """Return a question that can be looked up, and make the indexes for that; None: the answer does without."""
     try:
-        question = Question(engine, said)
+        question = Question(engine, said, unread)
     except AtlasError:  # the template does not take the last message alone
         return None
     if not question.usable:
         return None
-    episodes.search(question.text, 1)
-    likeness_of(engine, episodes).question(episodes.arrays(), ())
+    if len(episodes):
+        episodes.search(question.text, 1)
+        likeness_of(engine, episodes).question(episodes.arrays(), ())
     return question
 
 
 def _form(engine: Engine, said: Said, turns: int) -> tuple[Form, list[int]]:
-    """Return what stands around the last of so many turns, and its tokens; nothing, where it is not found."""
-    tokens, read = list(said.alone(turns)), engine.tokenize
-    spans = said.spans(engine, tokens)
-    start, stop = (spans[-1].start, spans[-1].stop) if spans else (0, 0)
+    """Return what stands around the last of so many turns, and its tokens; nothing, where the template hides it."""
+    tokens, alone = said.alone(turns)
+    read, last = engine.tokenize, len(alone.turns) - 1
+    start, stop = next(((s.start, s.stop) for s in alone.spans(engine, tokens) if s.turn == last), (0, 0))
     before, behind = tuple(tokens[:start]), tuple(tokens[stop:])
     form = Form(before, tuple(read(LEAD)), tuple(read(MIDDLE)), (), behind, tuple(read(PARTS)))
-    return form, tokens[start:stop]
+    return form, list(tokens[start:stop])
 
 
 def _telling(engine: Engine, turn: Turn) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import importlib
 import logging
@@ -12,12 +11,15 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.errors import FileAccessError, MissingExtraError
-from atlas_kit.server.app import begun_app, import_routes, visit_routes
+from atlas_kit.errors import AtlasError, FileAccessError, MissingExtraError
+from atlas_kit.server.app import ROUTES, begun_app, guarded, visit_routes
 from atlas_kit.server.asgi import Capitals
+from atlas_kit.server.light import First
+from atlas_kit.server.loading import Loading, share_one_heap
 from atlas_kit.server.service import Service
 
 if TYPE_CHECKING:
@@ -29,16 +31,26 @@ END_SECONDS = 5
 #: So long a thread may compute in Python while another wants to. Each time the event loop sends something it gives the
 #: interpreter away, and beside an engine's thread that is busy with memories it would wait for it 5 ms each time.
 SWITCH_SECONDS = 0.0005
-#: So long after the start, what only some requests need is loaded.
-LATER_SECONDS = 0.5
-#: The option of glibc's mallopt that says how many arenas there may be.
-M_ARENA_MAX = -8
+#: So long after the start, what only some requests need is loaded, and later where requests are under way: until so
+#: many seconds after it.
+LATER_SECONDS, LATEST_SECONDS = 0.5, 30.0
+#: How often it is looked whether requests are under way.
+REST_SECONDS = 0.05
+#: Modules that are loaded then, beside the application.
+LATER = (
+    *(f"server.routes.{name}" for name in ROUTES), "server.exposition", "server.recall", "server.memory_views",
+    "server.chat_answer", "llama.token_memory", "llama.trace_frames", "persistence.snapshot",
+)  # fmt: skip
+#: New objects after which garbage is looked for during the start, which makes none: ten times as many as imports make.
+START_OBJECTS = 1_000_000
 #: Saving has so long at the end, before the process ends without it.
 SAVE_SECONDS = 60
 
 
-def serve(config: ServerConfig, service: Service | None = None) -> None:
+def serve(config: ServerConfig, service: Service | None = None, loading: Loading | None = None) -> None:
     """Serve a model until SIGTERM, SIGINT or SIGHUP; a second of the first two ends the process at once.
+
+    ``loading`` is the model, where somebody has begun to load it.
 
     Raises
     ------
@@ -50,8 +62,9 @@ def serve(config: ServerConfig, service: Service | None = None) -> None:
         import uvicorn
     except ImportError as error:
         raise MissingExtraError("the server", "serve") from error
-    service = service or Service(config)
-    share_one_heap()
+    if loading is None:
+        share_one_heap()
+    service = service or Service(config, None if loading is None else lambda _: loading.engine())
     with contextlib.ExitStack() as opened:
         listeners: list[socket.socket] = []
         for host in config.hosts:  # all at one port, also where that is any free one
@@ -59,33 +72,30 @@ def serve(config: ServerConfig, service: Service | None = None) -> None:
             one = _listening(host, port, beside_others=len(config.hosts) > 1)
             listeners.append(opened.enter_context(one))
         sys.setswitchinterval(SWITCH_SECONDS)
+        often = gc.get_threshold()
+        gc.set_threshold(START_OBJECTS, *often[1:])
         gc.enable()  # it is off for short runs (cli/main.py): a server would keep all that it ever answered
         service.begin_loading()  # llama.cpp does not need Python meanwhile, which imports the rest
-        asyncio.run(_Life(service, uvicorn, listeners).whole())
+        try:
+            asyncio.run(_Life(service, uvicorn, listeners, often).whole())
+        finally:
+            gc.set_threshold(*often)
     if service.unsaved:  # whoever watches the process should not take this for a good end
         raise FileAccessError(
             "the server has ended, and what it learned since it last saved is lost", hint="Its log says why."
         )
 
 
-def share_one_heap() -> None:
-    """Let all threads take memory from one heap, unless ``MALLOC_ARENA_MAX`` says something else.
-
-    glibc gives threads heaps of their own, of which each keeps what was free in it at its fullest. A memory's arrays
-    are made on one thread and freed on another: with fifty sessions on the sample model the process took 329 MB, and
-    takes 246 MB so. Other C libraries have no such option.
-    """
-    if "MALLOC_ARENA_MAX" not in os.environ:
-        with contextlib.suppress(AttributeError, OSError, TypeError):
-            ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
-
-
 class _Life:
-    def __init__(self, service: Service, uvicorn: Any, listeners: Sequence[socket.socket]) -> None:
+    def __init__(
+        self, service: Service, uvicorn: Any, listeners: Sequence[socket.socket], often: tuple[int, int, int]
+    ) -> None:
+        self._often = often
         self._service, self._config, self._listeners = service, service.config, listeners
-        self._app, self._complete = begun_app(service)
+        self._complete: Callable[[], None] = lambda: None
+        self._first = First(service, self._build)
         settings = uvicorn.Config(
-            Capitals(self._app), log_config=None, access_log=False, lifespan="off",
+            Capitals(guarded(self._first, service)), log_config=None, access_log=False, lifespan="off", ws="none",
             timeout_graceful_shutdown=int(self._config.drain_seconds) + END_SECONDS,
             server_header=False, timeout_keep_alive=75,
         )  # fmt: skip
@@ -93,6 +103,11 @@ class _Life:
         self._server.capture_signals = contextlib.nullcontext  # ours are below
         self._asked = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
+
+    def _build(self) -> Any:
+        """Return the application, which is a third of all that is imported, and which plain requests do not need."""
+        app, self._complete = begun_app(self._service, inner=True)
+        return app
 
     async def whole(self) -> None:
         """Listen, load, answer, end."""
@@ -114,6 +129,8 @@ class _Life:
                 loading.result()
                 log.info("listening at %s", " and ".join(map(_address, self._listeners)))
                 self._start(self._settle())
+                gc.freeze()  # what was imported stays
+                gc.set_threshold(*self._often)
                 await asyncio.wait({listening, asked}, return_when=asyncio.FIRST_COMPLETED)
             await self._end(loading)
             await asyncio.wait({listening})
@@ -125,12 +142,27 @@ class _Life:
             await self._stop()
 
     async def _settle(self) -> None:
-        """Load what the first request does not need, once that has had its turn."""
+        """Load what plain requests do not need: one piece after another, each when none of them is under way."""
+        began = time.monotonic()
         await asyncio.sleep(LATER_SECONDS)
-        await asyncio.to_thread(_import_later)
+        await self._rest(began)
+        app = await self._first.whole()
+        for piece in (*map(_importing, LATER), *self._service.later()):
+            await self._rest(began)
+            try:
+                await asyncio.to_thread(piece)
+            except (
+                AtlasError
+            ) as error:  # llama.cpp takes the file, and something else in it is not as it should be
+                log.warning("%s", error)
         self._complete()
-        await asyncio.to_thread(visit_routes, self._app)
+        await asyncio.to_thread(visit_routes, app)
         gc.freeze()  # what is there now stays: later collections, which stop all streams, need not look at it
+
+    async def _rest(self, began: float) -> None:
+        """Wait until no request is under way, but not for ever."""
+        while self._service.conversations.under_way and time.monotonic() < began + LATEST_SECONDS:
+            await asyncio.sleep(REST_SECONDS)
 
     def _start(self, work: Any) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = asyncio.ensure_future(work)
@@ -186,11 +218,8 @@ class _Life:
             log.info("all is saved, as SIGUSR1 asked")
 
 
-def _import_later() -> None:
-    """Import endpoints and memories, so that whoever asks for them first does not wait for that."""
-    import_routes()
-    for name in ("server.exposition", "llama.token_memory", "persistence.snapshot"):
-        importlib.import_module(f"atlas_kit.{name}")
+def _importing(name: str) -> Callable[[], object]:
+    return lambda: importlib.import_module(f"atlas_kit.{name}")
 
 
 def _listening(host: str, port: int, *, beside_others: bool = False) -> socket.socket:

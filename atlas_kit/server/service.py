@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.background import start_thread
@@ -21,16 +22,14 @@ from atlas_kit.errors import AtlasError, InvalidParamError, LockedError
 from atlas_kit.server import logs
 from atlas_kit.server.conversation import Conversation
 from atlas_kit.server.conversations import Conversations
-from atlas_kit.server.dialogue import transcript
-from atlas_kit.server.embedding import TextForm, text_form
 from atlas_kit.server.generation import Generating, Generation, checked_session_id
 from atlas_kit.server.kept_responses import KeptResponses
 from atlas_kit.server.keys import SHARED, Key
-from atlas_kit.server.memories import Memories
-from atlas_kit.server.memory_views import MemoryViews
+from atlas_kit.server.loading import load_engine
 from atlas_kit.server.metrics import Metrics, Request
 from atlas_kit.server.problems import ApiError, unavailable
 from atlas_kit.server.session_files import SessionFiles, make_private
+from atlas_kit.server.sleeping import Sleep
 from atlas_kit.storage.keys import Keys, key_from_file
 
 if TYPE_CHECKING:
@@ -38,7 +37,10 @@ if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.scheduler import Scheduler
     from atlas_kit.server.config import ServerConfig
+    from atlas_kit.server.embedding import TextForm
     from atlas_kit.server.lifecycle import SharedMemory
+    from atlas_kit.server.memories import Memories
+    from atlas_kit.server.memory_views import MemoryViews
     from atlas_kit.settings.atlas_settings import AtlasSettings
 
 log = logging.getLogger("atlas_kit.server")
@@ -63,8 +65,6 @@ class Service:
     scheduler: Scheduler
     conversations: Conversations
     settings: AtlasSettings
-    template: ChatTemplate
-    text_form: TextForm
     files: SessionFiles
 
     def __init__(
@@ -89,8 +89,33 @@ class Service:
         self.session_problem: str | None = None
         #: What encrypts the files of memories and sessions.
         self.keys = Keys()
-        self.memories = Memories(self)
-        self.memory_views = MemoryViews(self)
+        self.sleep = Sleep(self, config.sleep_idle_seconds)
+
+    @cached_property
+    def memories(self) -> Memories:
+        """What can be done to memories by name."""
+        from atlas_kit.server.memories import Memories
+
+        return Memories(self)
+
+    @cached_property
+    def memory_views(self) -> MemoryViews:
+        """A memory for whoever looks on."""
+        from atlas_kit.server.memory_views import MemoryViews
+
+        return MemoryViews(self)
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """How conversations become texts; of a model that brings it, it is compiled for the first of them."""
+        return self._chat_template()
+
+    @cached_property
+    def text_form(self) -> TextForm:
+        """How texts become vectors."""
+        from atlas_kit.server.embedding import text_form
+
+        return text_form(self.engine.info.path, self.config.pooling)
 
     # --- life ------------------------------------------------------------------------------------------------
 
@@ -122,14 +147,19 @@ class Service:
         if self._loading is None:
             self.begin_loading()
         assert self._loading is not None
+        self._import_meanwhile()
         self.engine = await asyncio.wrap_future(self._loading)
         for note in self.engine.notes:
             log.info("%s", note)
         if self.config.atlas_key_file is not None:
             self.keys = Keys(key=await asyncio.to_thread(key_from_file, self.config.atlas_key_file))
-        self.template = await asyncio.to_thread(self._chat_template)
-        self.settings = await asyncio.to_thread(memory_settings, self.config, self.engine.info.path)
-        self.text_form = await asyncio.to_thread(text_form, self.engine.info.path, self.config.pooling)
+        if self.config.chat_template or self.config.chat_template_file is not None:
+            await asyncio.to_thread(lambda: self.template)  # what is wrong with it is said now
+        elif self.engine.info.chat_template is None:
+            log.info("the model has no chat template: conversations are read as a transcript")
+        self.settings = await asyncio.to_thread(
+            memory_settings, self.config, self.engine.info.path, self.engine.metadata
+        )
         self.files = await asyncio.to_thread(self._session_files)
         self.responses = await asyncio.to_thread(self._kept_responses)
         if self.config.persists:
@@ -141,6 +171,7 @@ class Service:
             self.engine, self.scheduler, most_waiting=self.config.max_queue, device=self.config.device,
             files=self.files, warm=self.config.atlas_warm_sessions,
             cache_bytes=None if self.config.cache_ram < 0 else self.config.cache_ram << 20,
+            most_named=self.config.atlas_max_sessions,
         )  # fmt: skip
         self.conversations.context_shift = self.config.context_shift
         if self.shared is not None:
@@ -148,19 +179,46 @@ class Service:
         await asyncio.gather(self._open_conversations(), asyncio.to_thread(self._warm_up))
         self._saver = asyncio.create_task(self._save_now_and_then())
         self.ready = True
+        self.sleep.begin()
         log.info("ready after %.1f s: %s", time.monotonic() - began, self.engine.info.description)
+
+    def _import_meanwhile(self) -> None:
+        """Import what the first request needs, while the model is loaded."""
+        names = ["numpy.ctypeslib", "atlas_kit.llama.llama_engine", "atlas_kit.llama.llama_sampler"]
+        names += ["atlas_kit.server.light_requests", "atlas_kit.server.completion_answer"]
+        if self.config.remembers:
+            names += ["atlas_kit.llama.token_memory", "atlas_kit.formats.gguf.dequantize"]
+        for name in names:
+            importlib.import_module(name)
+        assert self._loading is not None
+        for name in (
+            "jinja2",
+            "atlas_kit.server.chat_answer",
+        ):  # who chats needs them, and does not wait for them now
+            if not self._loading.done():
+                importlib.import_module(name)
+
+    def _prepare(self) -> None:
+        """Find out what the first turn of a conversation would have to wait for else."""
+        with contextlib.suppress(AtlasError):  # whoever needs it is told
+            assert self.template
+            self.engine.output_rows().prepare()
 
     async def _open_conversations(self) -> None:
         """Take the sequences, and bring back who used them last: for a moment, the start waits for that, too."""
         await self.conversations.open()
         if self.files.outlives:
             back = self.conversations.bring_back(self.settings, self.engine.n_sequences)
-            await asyncio.wait({self.conversations.carry_out(back)}, timeout=BRING_BACK_SECONDS)
+            preparing = asyncio.ensure_future(asyncio.to_thread(self._prepare))
+            await asyncio.wait({self.conversations.carry_out(back), preparing}, timeout=BRING_BACK_SECONDS)
+            self.conversations.carry_out(self._count_sessions())
+
+    async def _count_sessions(self) -> None:
+        """Find out which sessions are in files, while the server answers already."""
+        self.conversations.names.update(await asyncio.to_thread(self.files.names))
 
     def _warm_up(self) -> None:
         """Load what the first request needs, so that it does not wait for it."""
-        for name in ("numpy.ctypeslib", "numpy.ma", "atlas_kit.llama.llama_sampler"):
-            importlib.import_module(name)  # left by who imports the rest until somebody wants them
         if self.config.remembers:
             self.conversations.new_memory(self.settings)
 
@@ -192,9 +250,17 @@ class Service:
 
         return KeptResponses(most_waiting=self.config.max_queue, file=ResponseFile(self.files.folder))
 
+    def later(self) -> list[Callable[[], object]]:
+        """Return what has not been found out about the model, as nobody has asked; each in a call of its own."""
+        found: list[Callable[[], object]] = [lambda: self.template, lambda: self.text_form]
+        if self.config.remembers:
+            found.append(lambda: self.engine.output_rows().prepare())
+        return [*found, lambda: self.engine.info.identity]
+
     async def stop(self) -> None:
         """End all work, and save what is to be kept; stopping twice is fine."""
         self.stopping = True
+        await self.sleep.end()
         if self._saver is not None:
             await self._end_saver(self._saver)
             self._saver = None
@@ -260,6 +326,7 @@ class Service:
 
     def _chat_template(self) -> ChatTemplate:
         from atlas_kit.llama.chat import ChatTemplate
+        from atlas_kit.server.dialogue import transcript
 
         source = self.config.chat_template or None
         if self.config.chat_template_file is not None:
@@ -270,7 +337,6 @@ class Service:
             if not source.strip():  # every conversation would be empty
                 raise InvalidParamError("this chat template is empty", path=self.config.chat_template_file)
         if source is None and self.engine.info.chat_template is None:
-            log.info("the model has no chat template: conversations are read as a transcript")
             return transcript(self.engine)
         try:
             return ChatTemplate(self.engine, source, self.config.template_variables)
@@ -500,40 +566,28 @@ def settings_in(atlas: Mapping[str, Any]) -> dict[str, Any]:
     return {name: atlas[name] for name in SETTINGS if atlas.get(name) is not None}
 
 
-def load_engine(config: ServerConfig) -> Engine:
-    """Load the model that is configured, with llama.cpp.
+def memory_settings(
+    config: ServerConfig, model: str, metadata: Callable[[str], str | None] | None = None
+) -> AtlasSettings:
+    """Return the settings of memories that nobody has chosen others for.
 
-    Raises
-    ------
-    AtlasError
-        It cannot be loaded, or none is named.
+    Parameters
+    ----------
+    metadata
+        Gives a value of the model's file by its key, where the model is loaded.
     """
-    from atlas_kit.llama.loading import open_engine
-
-    if not config.model:
-        raise InvalidParamError("no model is named", key="model", hint="Name a GGUF file.")
-    options: dict[str, Any] = {
-        "n_ctx": config.n_ctx_slot or None,
-        "n_sequences": config.n_parallel,
-        "n_gpu_layers": config.n_gpu_layers,
-        "n_threads": config.n_threads,
-        "n_batch": config.n_batch,
-    }
-    return open_engine(config.model, **{name: one for name, one in options.items() if one is not None})
-
-
-def memory_settings(config: ServerConfig, model: str) -> AtlasSettings:
-    """Return the settings of memories that nobody has chosen others for."""
-    from atlas_kit.formats.gguf import GGUFFile
     from atlas_kit.settings.atlas_settings import AtlasSettings
-    from atlas_kit.settings.native import native_settings
 
     if config.atlas_auto:
         from atlas_kit.settings.recommend import recommend
 
         return recommend(model).settings.replace(**config.changes)
     native = None
-    if os.path.isfile(model):
+    silent = metadata is not None and metadata("atlas.version") is None
+    if os.path.isfile(model) and not silent:
+        from atlas_kit.formats.gguf import GGUFFile
+        from atlas_kit.settings.native import native_settings
+
         with GGUFFile.open(model) as file:
             native = native_settings(file)[0]
     return (native or AtlasSettings()).replace(**config.changes)

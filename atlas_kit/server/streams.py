@@ -68,30 +68,32 @@ def told(error: BaseException) -> ApiError:
     return problem
 
 
-async def streamed(events: AsyncIterator[bytes], *, anthropic: bool = False) -> Response:
-    """Return a response that sends events.
+#: What every stream is sent with.
+STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+STREAM_TYPE = "text/event-stream"
 
-    The first is waited for, so that what is wrong with a request is an error with its own status; later ones that
-    fail end the stream with an event that says so.
-    """
+
+async def streamed(events: AsyncIterator[bytes], *, anthropic: bool = False) -> Response:
+    """Return a response that sends events, once the first is there; see ``begun``."""
     from starlette.responses import StreamingResponse
+
+    body = await begun(events, anthropic=anthropic)
 
     class Closing(StreamingResponse):
         """Ends the work as soon as the client goes away, also where it was just sent something."""
 
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-            sending = asyncio.ensure_future(self.stream_response(send))
-            gone = asyncio.ensure_future(self.listen_for_disconnect(receive))
-            try:
-                await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
-                if sending.done():
-                    sending.result()
-            finally:
-                sending.cancel()
-                gone.cancel()
-                await asyncio.gather(sending, gone, return_exceptions=True)
-                await body.aclose()
+            await send_while_wanted(self.stream_response(send), body, receive)
 
+    return Closing(body, media_type=STREAM_TYPE, headers=STREAM_HEADERS)
+
+
+async def begun(events: AsyncIterator[bytes], *, anthropic: bool = False) -> AsyncGenerator[bytes, None]:
+    """Return events, of which the first is there.
+
+    It is waited for, so that what is wrong with a request is an error with its own status; later ones that
+    fail end the stream with an event that says so.
+    """
     try:
         first = await anext(events)
     except BaseException:
@@ -109,9 +111,22 @@ async def streamed(events: AsyncIterator[bytes], *, anthropic: bool = False) -> 
         finally:
             await _close(events)
 
-    body = whole()
-    headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-    return Closing(body, media_type="text/event-stream", headers=headers)
+    return whole()
+
+
+async def send_while_wanted(work: Awaitable[None], body: AsyncGenerator[bytes, None], receive: Any) -> None:
+    """Carry out what sends a body, and end the body's work as soon as the client goes away."""
+    sending = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if sending.done():
+            sending.result()
+    finally:
+        sending.cancel()
+        gone.cancel()
+        await asyncio.gather(sending, gone, return_exceptions=True)
+        await body.aclose()
 
 
 async def _close(events: AsyncIterator[bytes]) -> None:
@@ -178,8 +193,13 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     ClientGoneError
         It went.
     """
+    return await while_wanted(request.receive, work)
+
+
+async def while_wanted(receive: Any, work: Awaitable[T]) -> T:
+    """Do as ``unless_gone`` does, with what a request is received by."""
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(request))
+    gone = asyncio.ensure_future(_gone(receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
@@ -192,6 +212,6 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
             await asyncio.gather(task, return_exceptions=True)
 
 
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def _gone(receive: Any) -> None:
+    while (await receive())["type"] != "http.disconnect":
         pass

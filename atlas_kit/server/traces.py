@@ -9,16 +9,13 @@ from __future__ import annotations
 import base64
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-from atlas_kit.llama.trace import Trace
-from atlas_kit.llama.trace_frames import Words, packed
 
 if TYPE_CHECKING:
     from atlas_kit.codecs.numbers import Array
     from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.reading import Reading
+    from atlas_kit.llama.trace import Trace
     from atlas_kit.server.keys import Key
 
 #: Tokens of one trace, of some 130 bytes each.
@@ -27,12 +24,18 @@ MOST_TOKENS = 100_000
 MOST_AT_ONCE = 2048
 
 
-@dataclass(eq=False)
 class _Looked:
     """The trace of a session, and how many look on."""
 
-    trace: Trace = field(default_factory=Trace)
-    viewers: int = 0
+    def __init__(self) -> None:
+        self.viewers = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin another trace."""
+        from atlas_kit.llama.trace import Trace
+
+        self.trace: Trace = Trace()
 
 
 class Traces:
@@ -41,13 +44,18 @@ class Traces:
     def __init__(self) -> None:
         self._looked: dict[Key, _Looked] = {}
 
+    @property
+    def anybody(self) -> bool:
+        """Whether anybody looks at any session."""
+        return bool(self._looked)
+
     def take(self, key: Key, reading: Reading, tokens: Array, probabilities: Array) -> None:
         """Take down what was expected of some tokens that came, where somebody looks on; on any thread."""
         looked = self._looked.get(key)
         if looked is None:
             return
         if len(looked.trace) + len(tokens) > MOST_TOKENS:
-            looked.trace = Trace()
+            looked.begin()
         looked.trace(reading, tokens, probabilities)
 
     @contextlib.contextmanager
@@ -71,6 +79,8 @@ class View:
         self._begin(looked.trace)
 
     def _begin(self, trace: Trace) -> None:
+        from atlas_kit.llama.trace_frames import Words
+
         self._trace, self._words, self._at = trace, Words(self._engine, trace), 0
         self._named: set[int] = set()
 
@@ -85,6 +95,8 @@ class View:
         start, end = self._at, min(len(self._trace), self._at + MOST_AT_ONCE)
         if start == end:
             return None
+        from atlas_kit.llama.trace_frames import packed
+
         rows, tokens = packed(self._trace, start, end)
         fresh = sorted({int(token) for token in tokens.ravel() if token >= 0} - self._named)
         self._named.update(fresh)

@@ -169,22 +169,37 @@ def require_decoder(file: GGUFFile) -> Family:
     """
     if file.is_vocabulary_only:
         raise ModelError("this file holds a vocabulary and no weights, so it cannot be run", path=file.path)
-    kind = file.get("general.type")
-    if isinstance(kind, str) and kind in _COMPANIONS:
-        raise ModelError(_COMPANIONS[kind], path=file.path, hint="Give the model itself.")
     architecture = file.architecture
+    require_family(
+        file.path,
+        architecture,
+        kind=file.get("general.type"),
+        causal=file.get(f"{architecture}.attention.causal") is not False,
+    )
+    if not file.tensor_infos:
+        raise ModelError("this file holds no weights, so it cannot be run", path=file.path)
+    return family_of(file, str(architecture))
+
+
+def require_family(path: Any, architecture: str | None, *, kind: Any, causal: bool) -> None:
+    """Raise ``ModelError`` where a model does not generate text from left to right, or is none.
+
+    Parameters
+    ----------
+    architecture, kind, causal
+        ``general.architecture``, ``general.type``, and whether a token sees those before it only.
+    """
+    if isinstance(kind, str) and kind in _COMPANIONS:
+        raise ModelError(_COMPANIONS[kind], path=path, hint="Give the model itself.")
     if architecture is None:
         raise ModelError(
             "the file does not name its architecture, so no program knows how to run it",
-            path=file.path,
+            path=path,
             key="general.architecture",
         )
-    if not file.tensor_infos:
-        raise ModelError("this file holds no weights, so it cannot be run", path=file.path)
-    family = family_of(file, architecture)
-    if family.refusal:
-        raise ModelError(family.refusal, path=file.path, hint=family.hint)
-    return family
+    family = FAMILIES[0] if not causal else next((f for f in FAMILIES if architecture in f.members), None)
+    if family is not None and family.refusal:
+        raise ModelError(family.refusal, path=path, hint=family.hint)
 
 
 def family_of(file: GGUFFile, architecture: str) -> Family:

@@ -13,6 +13,9 @@ import time
 from typing import IO, TYPE_CHECKING, Any
 
 from atlas_kit.errors import AtlasError, LockedError
+from atlas_kit.storage.backup_files import backup_name as backup_name
+from atlas_kit.storage.backup_files import keep_backup, prune, stem_of
+from atlas_kit.storage.pace import let_go
 from atlas_kit.storage.source import StrPath, access_error, resolved
 
 if TYPE_CHECKING:
@@ -58,7 +61,7 @@ def lock(path: StrPath, *, timeout: float = 10.0) -> Iterator[None]:
     from pathlib import Path
 
     target = Path(resolved(path))
-    name = target.with_name(f".{_stem(target)}.lock")
+    name = target.with_name(f".{stem_of(target)}.lock")
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -94,16 +97,6 @@ def _try_lock(fd: int) -> bool:
     return True
 
 
-def _stem(target: Path) -> str:
-    """Return what the names of files beside ``target`` start with; a long name leaves no room for more."""
-    raw = os.fsencode(target.name)
-    if len(raw) <= 200:
-        return target.name
-    import hashlib
-
-    return hashlib.sha256(raw).hexdigest()[:32]
-
-
 def _same_file(fd: int, name: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(fd), os.stat(name))
@@ -113,7 +106,7 @@ def _same_file(fd: int, name: Path) -> bool:
 
 @contextlib.contextmanager
 def atomic_write(
-    path: StrPath, *, backup: bool = False, locked: bool = False, durable: bool = True
+    path: StrPath, *, backup: bool | int = False, locked: bool = False, durable: bool = True
 ) -> Iterator[IO[bytes]]:
     """Write a whole file so that the path always holds the old bytes or the new ones, complete.
 
@@ -124,7 +117,8 @@ def atomic_write(
     Parameters
     ----------
     backup
-        Keep the previous file as ``NAME.bak``.
+        Keep the previous file as ``NAME.bak``; a number above 1: and that many in all, older ones with their time in
+        the name.
     locked
         The caller already holds ``lock(path)``.
     durable
@@ -147,7 +141,7 @@ def atomic_write(
             raise access_error(error, path, "write") from error
         _remove_stale(target)
         try:
-            temporary = str(target.with_name(f".{_stem(target)}.{os.urandom(4).hex()}.tmp"))
+            temporary = str(target.with_name(f".{stem_of(target)}.{os.urandom(4).hex()}.tmp"))
             fd = os.open(temporary, _NEW_FILE, 0o600 if info else 0o666)
         except OSError as error:
             raise access_error(error, path, "write") from error
@@ -163,7 +157,8 @@ def atomic_write(
                 if durable:
                     os.fsync(file.fileno())
             if backup and target.exists():
-                _keep_backup(target)
+                keep_backup(target, int(backup))
+            let_go(target)
             _replace(temporary, target)
         except BaseException as error:
             with contextlib.suppress(OSError):
@@ -173,6 +168,8 @@ def atomic_write(
             raise
         if durable:
             sync_folder(target.parent)
+        if backup > 1:
+            prune(target, int(backup))
 
 
 def _replace(temporary: str, target: Path) -> None:
@@ -194,33 +191,10 @@ def write_atomically(path: StrPath, data: bytes | memoryview, **options: Any) ->
         file.write(data)
 
 
-def backup_name(path: StrPath) -> Path:
-    """Return the name under which the previous version of ``path`` is kept: ``NAME.bak``."""
-    from pathlib import Path
-
-    path = Path(path)
-    return path.with_name(path.name + ".bak")
-
-
-def _keep_backup(target: Path) -> None:
-    """Make ``NAME.bak`` the present file, without a moment in which neither exists."""
-    backup = backup_name(target)
-    temporary = target.with_name(f".{_stem(target)}.{os.getpid()}.bak.tmp")
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
-    try:
-        os.link(target, temporary)
-    except OSError:  # a file system without hard links
-        import shutil
-
-        shutil.copy2(target, temporary)
-    os.replace(temporary, backup)
-
-
 def _remove_stale(target: Path) -> None:
     """Remove what killed writers of ``target`` left (safe: every writer holds the lock)."""
     # exactly our own names: ".a.b.12345678.tmp" may be in use by the writer of "a.b" under its own lock
-    ours = re.compile(rf"\.{re.escape(_stem(target))}\.([a-z0-9_]{{8}}|\d+\.bak)\.tmp")
+    ours = re.compile(rf"\.{re.escape(stem_of(target))}\.([a-z0-9_]{{8}}|\d+\.bak)\.tmp")
     with contextlib.suppress(OSError), os.scandir(target.parent) as entries:
         for entry in entries:
             if ours.fullmatch(entry.name):

@@ -12,17 +12,24 @@ _MAX_KEY_FILE = 4096
 
 
 class Keys:
-    """What opens encrypted files. ``ask(question, confirm)`` is called only when a file needs it."""
+    """What opens encrypted files, and encrypts what is written.
+
+    ``ask(question, confirm)`` is called only when a file needs it. ``ambient``: the secret was given by the
+    environment, for all work, and not for this.
+    """
 
     def __init__(
         self,
         passphrase: bytes | None = None,
         key: bytes | None = None,
         ask: Callable[[str, bool], bytes] | None = None,
+        *,
+        ambient: bool = False,
     ) -> None:
         self.passphrase = passphrase
         self.key = key
         self.ask = ask
+        self.ambient = ambient
 
     @property
     def given(self) -> bool:

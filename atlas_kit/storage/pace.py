@@ -2,7 +2,8 @@
 
 Hundreds of megabytes that are written at once keep a core in the kernel, and the disk's queue full, for a tenth of a
 second: a model whose threads wait for each other many times a token stands still as long. Written in small parts with
-pauses between them, they are hardly noticed. Knows nothing of what is written.
+pauses between them, they are hardly noticed. What is removed costs as much: the kernel frees a file's pages at once,
+14 ms for 200 MB, so that they are let go before, in parts as well. Knows nothing of what is written.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import IO
 
 #: Bytes between two pauses, and the seconds of each: 200 MB take about two seconds more.
 PART, PAUSE = 1 << 20, 0.01
+#: Bytes of a file that is to be removed whose pages go between two pauses.
+LET_GO = 1 << 22
 
 _present = threading.local()
 
@@ -37,8 +40,13 @@ class Pace:
     """Pauses of one file; ``wrote`` is told of each piece. Outside of ``gently`` it does nothing."""
 
     def __init__(self, file: IO[bytes], *, durable: bool = True) -> None:
-        self._file, self._durable, self._since = file, durable, 0
+        self._file, self._durable, self._since, self._synced = file, durable, 0, False
         self._hurry: threading.Event | None = getattr(_present, "hurry", None)
+
+    @property
+    def has_synced(self) -> bool:
+        """Whether the disk has nearly all that was written, as parts of it were synced."""
+        return self._synced
 
     def wrote(self, count: int) -> None:
         """Take in that ``count`` bytes more were given to the file; return when the next ones may follow."""
@@ -52,4 +60,28 @@ class Pace:
             self._file.flush()
             with contextlib.suppress(OSError, ValueError):  # the sync in the end says what is wrong
                 os.fdatasync(self._file.fileno())
+                self._synced = True
         self._hurry.wait(PAUSE)
+
+
+def let_go(path: str | os.PathLike[str]) -> None:
+    """Let the system forget the pages of a file that is about to be removed; outside of ``gently`` it does nothing.
+
+    A file that has another name stays as it is.
+    """
+    hurry: threading.Event | None = getattr(_present, "hurry", None)
+    if hurry is None or not hasattr(os, "posix_fadvise"):
+        return
+    with contextlib.suppress(OSError, ValueError):
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            info = os.fstat(file)
+            if info.st_nlink > 1 or info.st_size <= LET_GO:
+                return
+            for start in range(0, info.st_size, LET_GO):
+                if hurry.is_set():
+                    return
+                os.posix_fadvise(file, start, LET_GO, os.POSIX_FADV_DONTNEED)
+                hurry.wait(PAUSE)
+        finally:
+            os.close(file)

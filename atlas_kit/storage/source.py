@@ -131,6 +131,20 @@ class Source(ABC):
             yield piece
             offset += len(piece)
 
+    def read_into(self, offset: int, room: memoryview) -> None:
+        """Fill a buffer with the bytes at ``offset``, without making another.
+
+        Raises
+        ------
+        TruncatedError
+            The file ends before that.
+        """
+        room[:] = self.read(offset, len(room))
+
+    def holes(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Yield the ranges of (start, stop) for which the file system keeps no bytes: they read as zeros."""
+        yield from ()
+
     def gather(self, offsets: Sequence[int], size: int) -> bytearray:
         """Return the ``size`` bytes at each of ``offsets``, one after the other.
 
@@ -260,6 +274,32 @@ class LocalSource(Source):
             except OSError as error:
                 raise access_error(error, self.path) from error
         return memoryview(self._map)[offset : offset + size]
+
+    def read_into(self, offset: int, room: memoryview) -> None:
+        """Fill a buffer with the bytes at ``offset``, without making another."""
+        read = getattr(os, "preadv", None)
+        if read is None or offset + len(room) > self.size or read(self._fd, (room,), offset) != len(room):
+            super().read_into(offset, room)
+
+    def holes(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Yield the ranges of (start, stop) for which the file system keeps no bytes; none where it cannot tell."""
+        hole, data = getattr(os, "SEEK_HOLE", None), getattr(os, "SEEK_DATA", None)
+        if hole is None or data is None:
+            return
+        stop = min(stop, self.size)
+        with contextlib.suppress(OSError):  # a file system without holes
+            while start < stop:
+                start = os.lseek(self._fd, start, hole)
+                if start >= stop:
+                    return
+                try:
+                    end = min(stop, os.lseek(self._fd, start, data))
+                except OSError as error:
+                    if error.errno != errno.ENXIO:
+                        return
+                    end = stop  # nothing but a hole is left
+                yield start, end
+                start = end
 
     def gather(self, offsets: Sequence[int], size: int) -> bytearray:
         """Return the ``size`` bytes at each of ``offsets``, read into one buffer."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import io
+import json
 import os
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from test_main_cmd import tool
 
 from atlas_kit.formats.atlas import MemoryFile
-from atlas_kit.formats.gguf import GGUFFile
+from atlas_kit.formats.gguf import GGUFFile, edit_metadata
 
 pytest_plugins = ["cli_fixtures"]
 
@@ -181,6 +183,61 @@ def test_set_from_standard_input_and_file(files):
     with MemoryFile.open(files.v2) as memory:
         assert memory["in"].data == memory["file"].data == data
         assert memory["in"].type == 0
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "BF16", "F16"])
+def test_get_npy_gives_numbers_and_raw_what_is_stored(files, kind, run_cli):
+    import gguf
+
+    path, number = files.folder / "q.gguf", gguf.GGMLQuantizationType[kind]
+    values = np.linspace(-1, 1, 128, dtype=np.float32).reshape(2, 64)
+    data = values.astype(np.float16) if kind == "F16" else gguf.quants.quantize(values, number)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor("t", data, raw_dtype=number)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    done = run_cli("get", path, "t", "--npy")
+    array = np.load(io.BytesIO(done.output), allow_pickle=False)
+    assert array.shape == (2, 64)
+    assert array.dtype == (np.float16 if kind == "F16" else np.float32)
+    assert np.array_equal(array, data if kind == "F16" else gguf.quants.dequantize(data, number))
+    assert (kind in done.stderr) == (kind != "F16")
+    raw = run_cli("get", path, "t", "--npy", "--raw")
+    assert np.load(io.BytesIO(raw.output), allow_pickle=False).tobytes() == data.tobytes()
+    assert raw.stderr == ""
+    assert run_cli("get", path, "t", "--raw").exit_code == 2
+    assert run_cli("get", path, "general.architecture", "--npy").exit_code == 2
+
+
+def test_get_npy_of_entries(files, run_cli):
+    for key, dtype in (("brain", np.float32), ("blocks", np.float32), ("half", np.float16)):
+        array = np.load(io.BytesIO(run_cli("get", files.v2, key, "--npy").output), allow_pickle=False)
+        assert array.dtype == dtype
+    raw = np.load(io.BytesIO(run_cli("get", files.v2, "brain", "--npy", "--raw").output), allow_pickle=False)
+    assert raw.dtype == np.uint16
+
+
+def test_get_gives_one_token_a_line(files, run_cli):
+    tokens = ["a\nb", "\r\n", "\\n", "\\", "\u2028", "\x85\x0b", "", "\t", "plain \u00e9"]
+    assert run_cli("set", files.gguf, "x.tokens", json.dumps(tokens), "--type", "arr[str]").exit_code == 0
+    text = run_cli("get", files.gguf, "x.tokens").stdout
+    lines = text.splitlines()
+    assert len(lines) == text.count("\n") == len(tokens)
+    assert [ast.literal_eval('"' + line.replace('"', '\\"') + '"') for line in lines] == tokens
+
+
+def test_the_content_hash_does_not_cover_reserved_space(files, run_cli, parse_json):
+    def content():
+        return parse_json(run_cli("hash", files.gguf, "--json").stdout)[0]["content"]
+
+    before, copy = content(), files.folder / "copy.gguf"
+    copy.write_bytes(files.gguf.read_bytes())
+    edit_metadata(files.gguf, [], in_place=False, reserve=500)
+    assert files.gguf.stat().st_size > copy.stat().st_size
+    assert run_cli("diff", files.gguf, copy).exit_code == 0
+    assert content() == before
 
 
 def test_set_npy(files):

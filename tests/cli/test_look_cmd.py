@@ -287,9 +287,18 @@ def test_validate_folders_and_patterns(files, run_cli, parse_json):
     ("harm", "advice"),
     [
         (lambda data: bytes(64) + data[64:], "Rescue what is intact with: atlas-tool repair {} -o OUT"),
-        (lambda data: data[:60], "Restore an earlier version with: atlas-tool recover {}"),
-        (lambda data: data[:6], "Restore an earlier version with: atlas-tool recover {}"),
-        (lambda data: b"", "Restore an earlier version with: atlas-tool recover {}"),
+        (
+            lambda data: data[:60],
+            "Restore an earlier version, if there is a backup: atlas-tool recover {} --restore latest",
+        ),
+        (
+            lambda data: data[:6],
+            "Restore an earlier version, if there is a backup: atlas-tool recover {} --restore latest",
+        ),
+        (
+            lambda data: b"",
+            "Restore an earlier version, if there is a backup: atlas-tool recover {} --restore latest",
+        ),
     ],
     ids=["header lost", "cut off in the header", "cut off at once", "empty"],
 )
@@ -307,7 +316,7 @@ def test_every_command_names_the_same_remedy(files, run_cli, version, harm, advi
 def test_what_nobody_knows_has_the_same_advice_everywhere(tmp_path, run_cli):
     path = tmp_path / "what.bin"
     for data, advice in ((bytes(200), "If the file is damaged, try: atlas-tool repair"),
-                         (b"", "Restore an earlier version with: atlas-tool recover")):  # fmt: skip
+                         (b"", "Restore an earlier version, if there is a backup: atlas-tool recover")):  # fmt: skip
         path.write_bytes(data)
         assert f"{advice} {path}" in run_cli("validate", path).stdout
         assert f"{advice} {path}" in run_cli("inspect", path).stderr

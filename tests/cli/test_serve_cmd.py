@@ -15,7 +15,8 @@ from atlas_kit.server.config import table
 def served(monkeypatch):
     """Return the configurations that the command would have served."""
     found = []
-    monkeypatch.setattr("atlas_kit.server.run.serve", found.append)
+    monkeypatch.setattr("atlas_kit.server.loading.Loading", lambda config: None)  # no such model is there
+    monkeypatch.setattr("atlas_kit.server.run.serve", lambda config, *, loading: found.append(config))
     for row in table():
         for variable in row.variables:
             monkeypatch.delenv(variable, raising=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from atlas_kit.codecs.quantities import exact_size, size, utc
+from atlas_kit.codecs.quantities import exact_size, parse_size, size, utc
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,22 @@ def test_times():
     assert utc(253_402_300_799) == "9999-12-31 23:59:59 UTC"
     assert utc(86_400, "%Y-%m-%dT%H:%M:%SZ") == "1970-01-02T00:00:00Z"
     assert [utc(seconds) for seconds in (0, -1, 253_402_300_800, 1 << 63)] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("4096", 4096),
+        ("2G", 2_000_000_000),
+        ("2GB", 2_000_000_000),
+        ("2g", 2_000_000_000),
+        ("2GiB", 2 << 30),
+        ("1.5 MiB", 3 << 19),
+        ("0.1K", 100),
+        ("7B", 7),
+        ("1T", 10**12),
+        *((text, None) for text in ("", "0", "0.1", "-1", "G", "1e9", "2X", "1,5G", "9" * 40, "\u0662G")),
+    ],
+)
+def test_sizes_as_people_write_them(text, size):
+    assert parse_size(text) == size

@@ -459,3 +459,46 @@ def test_however_it_came_about_a_store_is_its_arrays(steps):
     episodes.arrays().check(BYTES)
     assert len(episodes) <= 1500
     the_same(episodes, Episodes.from_arrays(episodes.arrays(), piece, BYTES, limit=1500))
+
+
+# --- what is there already -----------------------------------------------------------------------------------
+
+
+def test_an_episode_ends_with_what_was_appended_last_until_another_one_begins():
+    episodes = store()
+    assert not episodes.ends_with(Kind.USER, "", b"a")
+    say(episodes, "one two", Kind.DOCUMENT, "a.txt")
+    assert episodes.ends_with(Kind.DOCUMENT, "a.txt", b"two")
+    assert episodes.ends_with(Kind.DOCUMENT, "a.txt", b"one two")
+    for kind, source, tokens in (
+        (Kind.USER, "a.txt", b"two"), (Kind.DOCUMENT, "b.txt", b"two"), (Kind.DOCUMENT, "a.txt", b"one"),
+        (Kind.DOCUMENT, "a.txt", b"one one two"), (Kind.DOCUMENT, "a.txt", b""),
+    ):  # fmt: skip
+        assert not episodes.ends_with(kind, source, list(tokens))
+    episodes.begin(Kind.USER)
+    assert not episodes.ends_with(Kind.DOCUMENT, "a.txt", b"two")
+    episodes.append(b"two")
+    assert not episodes.ends_with(Kind.USER, "", list(b"one two"))
+    episodes.forget(about="two")
+    assert not episodes.ends_with(Kind.USER, "", b"two")
+
+
+def test_texts_are_counted_by_kind_but_for_space_around_them():
+    episodes = store()
+    assert not episodes.count_of([(Kind.USER, "yes")])
+    for kind, text in (
+        (Kind.USER, "yes"),
+        (Kind.USER, " yes\n"),
+        (Kind.ASSISTANT, "yes"),
+        (Kind.USER, "yes, yes"),
+    ):
+        say(episodes, text, kind)
+    asked = [
+        (Kind.USER, "yes"),
+        (Kind.USER, "yes "),
+        (Kind.USER, "no"),
+        (Kind.TOOL, "yes"),
+        (Kind.USER, "yes, yes"),
+    ]
+    assert +episodes.count_of(asked) == {(Kind.USER, "yes"): 2, (Kind.USER, "yes, yes"): 1}
+    assert +episodes.count_of([(Kind.ASSISTANT, "yes")]) == {(Kind.ASSISTANT, "yes"): 1}

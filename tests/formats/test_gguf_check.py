@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from gguf_builder import (
     F32_T,
     F64,
     F64_T,
+    GGML,
     HOSTILE,
     I32,
     I32_T,
@@ -36,13 +38,15 @@ from gguf_builder import (
     spm_tokens,
     tiny_llama,
     vocab_only,
+    weights,
 )
-from llama_oracle import LlamaOracle, OracleUnavailableError
+from llama_oracle import LlamaOracle, OracleUnavailableError, Verdict
 
 from atlas_kit.errors import NoSuchFileError
 from atlas_kit.formats.findings import Finding
 from atlas_kit.formats.gguf import architectures
 from atlas_kit.formats.gguf.check import MAX_PER_CODE, check_gguf, is_ok
+from atlas_kit.formats.gguf.tables import GGML_TYPES, GGMLTypeRow
 from atlas_kit.storage.given import open_source
 
 TINY = tiny_llama()
@@ -242,8 +246,11 @@ CASES: dict[str, tuple[File, str]] = {
         with_tensor(Tensor("output_norm.weight\0x", (8,))),
         "tensor-name-odd tensor-duplicate",
     ),
-    "integer weights": (TINY.with_tensor("token_embd.weight", type=I32_T), ""),
-    "double weights": (TINY.with_tensor("output_norm.weight", type=F64_T, data=bytes(256)), ""),
+    "integer weights": (TINY.with_tensor("token_embd.weight", type=I32_T), "tensor-type-unusable"),
+    "double weights": (
+        TINY.with_tensor("output_norm.weight", type=F64_T, data=bytes(256)),
+        "tensor-type-unusable",
+    ),
     "short rows": (
         TINY.with_tensor("output_norm.weight", type=Q4_K_T, data=bytes(144)),
         "tensor-row-not-blocks",
@@ -318,11 +325,18 @@ def test_hostile_file_is_explained(name: str) -> None:
     assert set(HURTING[name].split()) <= {finding.code for finding in check(HOSTILE[name]())}
 
 
+def _verdict(oracle: LlamaOracle, path: Path) -> Verdict:
+    """Return whether llama.cpp loads a file and, if there is more than a vocabulary, decodes two tokens."""
+    verdict = oracle.load(path)
+    tensors = int.from_bytes(path.read_bytes()[8:16], "little")
+    return oracle.decode(path) if verdict.ok and tensors else verdict
+
+
 @pytest.mark.parametrize("name", [*CASES, *HOSTILE])
 def test_verdict_is_that_of_llama_cpp(name: str, oracle: LlamaOracle, tmp_path: Path) -> None:
     path = tmp_path / "file.gguf"
     path.write_bytes(CASES[name][0].bytes() if name in CASES else HOSTILE[name]())
-    verdict, findings = oracle.load(path), check_gguf(path)
+    verdict, findings = _verdict(oracle, path), check_gguf(path)
     assert is_ok(findings) == verdict.ok, (verdict.reason, findings)
 
 
@@ -337,7 +351,7 @@ def test_verdict_on_mutants_is_that_of_llama_cpp(seed: int, oracle: LlamaOracle,
         data, header = dice.choice(whole)
         mutant = _mutant(bytearray(data), header, dice)
         path.write_bytes(mutant)
-        verdict, findings = oracle.load(path), check_gguf(path)
+        verdict, findings = _verdict(oracle, path), check_gguf(path)
         assert is_ok(findings) == verdict.ok, (verdict.reason, findings, mutant[:64].hex())
 
 
@@ -443,14 +457,14 @@ def test_every_finding_can_be_shown() -> None:
     ],
 )
 def test_deep_looks_for_numbers_that_are_not_finite(kind: int, data: bytes, at: int) -> None:
-    file = TINY.with_tensor("output_norm.weight", type=kind, data=data)
-    assert check(file) == []
-    (finding,) = check(file, deep=True)
-    assert (finding.code, finding.severity, finding.key) == (
-        "tensor-not-finite",
-        "warning",
-        "output_norm.weight",
+    size = 32 * 32 // GGML[kind][0] * GGML[kind][1]
+    file = TINY.with_tensor(
+        "blk.0.attn_q.weight", type=kind, data=data + weights("w", (size // 2,), F16_T)[len(data) :]
     )
+    assert check(file) == []
+    found = [f for f in check(file, deep=True) if f.code == "tensor-not-finite"]
+    (finding,) = found
+    assert (finding.severity, finding.key) == ("error", "blk.0.attn_q.weight")
     assert finding.offset is not None
     assert file.bytes()[finding.offset : finding.offset + 2] == data[at : at + 2]
 
@@ -458,6 +472,62 @@ def test_deep_looks_for_numbers_that_are_not_finite(kind: int, data: bytes, at: 
 def test_deep_is_silent_about_sound_weights() -> None:
     for kind in (F32_T, F16_T, Q8_0_T):
         assert check(tiny_llama(kind=kind), deep=True) == []
+
+
+# --- what llama.cpp dies of after loading ----------------------------------------------------------------------
+
+WIDE = tiny_llama(layers=1, width=256, ff=256)
+NAN, INF = float("nan"), float("inf")
+NUMBERS = {
+    "attention.layer_norm_rms_epsilon": (NAN, -1e-5, -INF, 0.0, -0.0, 1e30, INF),
+    "rope.freq_base": (NAN, 0.0, -1.0, 1e-30, 1e38, INF),
+    "rope.scaling.factor": (NAN, 0.0, 1e-30, 4.0),
+    "rope.scaling.attn_factor": (NAN, 1.0),
+    "logit_scale": (NAN,),
+}
+
+
+def _typed(file: File, name: str, kind: GGMLTypeRow) -> File:
+    info = next(tensor for tensor in file.tensors if tensor.name == name)
+    count = math.prod(info.dims)
+    return file.with_tensor(name, type=int(kind.type), data=bytes(count // kind.block * kind.size))
+
+
+def _decoding() -> Iterator[tuple[str, File]]:
+    for key, values in NUMBERS.items():
+        for value in values:
+            yield f"{key} {value}", TINY.with_kv(KV(f"llama.{key}", F32, value))
+    for value in (NAN, -1.0, INF, 0.0):
+        yarn = KV("llama.rope.scaling.type", STR, "yarn")
+        yield f"yarn {value}", TINY.with_kv(yarn, KV("llama.rope.scaling.factor", F32, value))
+    for heads in (1, 2, 4, 8, 32):
+        keys = ("llama.attention.head_count", "llama.attention.head_count_kv")
+        yield f"{heads} heads", TINY.with_kv(*(KV(key, U32, heads) for key in keys))
+    for size in (0, 1, 2**32 - 1):
+        yield f"context {size}", TINY.with_kv(KV("llama.context_length", U32, size))
+    yield "no end", TINY.without("tokenizer.ggml.eos_token_id")
+    for kind in GGML_TYPES:
+        for name in ("token_embd.weight", "blk.0.attn_q.weight", "blk.0.ffn_down.weight", "output.weight"):
+            yield f"{name} {kind.type.name}", _typed(WIDE, name, kind)
+        for name in ("output_norm.weight", "blk.0.attn_norm.weight"):
+            yield f"{name} {kind.type.name}", _typed(WIDE, name, kind)
+    for kind, size in ((0, 128), (1, 64), (30, 64), (2, 18), (28, 256)):
+        yield f"bias {kind}", with_tensor(Tensor("blk.0.attn_q.bias", (32,), kind, bytes(size)))
+    for kind, size in ((0, 32), (1, 16), (28, 64)):
+        yield f"frequencies {kind}", with_tensor(Tensor("rope_freqs.weight", (8,), kind, bytes([1] * size)))
+
+
+def test_verdict_at_the_first_tokens_is_that_of_llama_cpp(oracle: LlamaOracle, tmp_path: Path) -> None:
+    """Two tokens are decoded in a child: its death, or logits that are no numbers, are the verdict."""
+    path, wrong, died = tmp_path / "file.gguf", [], 0
+    for name, file in _decoding():
+        path.write_bytes(file.bytes())
+        verdict, findings = oracle.decode(path), check_gguf(path)
+        died += not (verdict.ok and verdict.finite)
+        if is_ok(findings) != (verdict.ok and verdict.finite):
+            wrong.append((name, verdict.ok, verdict.finite, verdict.reason, findings))
+    assert not wrong
+    assert died > 80
 
 
 # --- model families -----------------------------------------------------------------------------------------

@@ -205,7 +205,7 @@ def test_dequantised_like_the_gguf_package(tmp_path: Path) -> None:
 
 
 def test_big_endian_quantised(tmp_path: Path) -> None:
-    """Swapped as ``gguf-convert-endian`` does it: the scales of the types that it knows."""
+    """Swapped as ``gguf-convert-endian`` does it: the numbers of several bytes in a block."""
     rng = np.random.default_rng(2)
     tensors, wanted = [], {}
     for row in GGML_TYPES:
@@ -216,7 +216,7 @@ def test_big_endian_quantised(tmp_path: Path) -> None:
             for offset, size in row.swap:
                 raw[:, offset : offset + size] = raw[:, offset : offset + size][:, ::-1].copy()
             tensors.append(Tensor(row.type.name, (row.block, 2), int(row.type), raw.tobytes()))
-    tensors.append(Tensor("no", (32, 1), 3, bytes(20)))
+    tensors.append(Tensor("no", (256, 1), 16, bytes(66)))
     file = GGUFFile.from_bytes(File((), tuple(tensors), order=">").bytes())
     for name, values in wanted.items():
         np.testing.assert_array_equal(file.dequantize(name), values.reshape(file.tensors[name].shape))

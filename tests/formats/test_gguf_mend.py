@@ -33,9 +33,11 @@ from gguf_builder import (
 from llama_oracle import LlamaOracle, OracleUnavailableError
 
 from atlas_kit.errors import AtlasError, FileCorruptError, InvalidParamError
-from atlas_kit.formats.gguf.check import check_gguf, is_ok
+from atlas_kit.formats.gguf.check import check_gguf, is_ok, read_records
 from atlas_kit.formats.gguf.file import GGUFFile
+from atlas_kit.formats.gguf.lost_file import Lost, write_lost
 from atlas_kit.formats.gguf.mend import MendResult, mend_gguf
+from atlas_kit.storage.given import open_source
 
 TINY = tiny_llama()
 WHOLE = TINY.bytes()
@@ -102,6 +104,24 @@ def at(text: bytes) -> int:
     return WHOLE.index(text)
 
 
+def mappable(align: int) -> bytes:
+    """An alignment below 32 with data that starts at a multiple of 32 all the same."""
+    files = (tiny_llama(align=align).with_kv(KV("x.pad", STR, "p" * size)) for size in range(32))
+    return next(data for data in (file.bytes() for file in files) if starts_at(data) % 32 == 0)
+
+
+def starts_at(data: bytes) -> int:
+    with open_source(data) as source:
+        records = read_records(source)
+    assert records is not None
+    return records[2]
+
+
+#: Another tensor's worth of data.
+OTHER = bytes(range(1, 256)) * (len(TINY.tensors[4].payload) // 255 + 1)
+OTHER = OTHER[: len(TINY.tensors[4].payload)]
+
+
 #: Injuries that can be mended wholly: name -> (bytes, code of the action).
 MENDABLE: dict[str, tuple[bytes, str]] = {
     **{
@@ -150,6 +170,11 @@ MENDABLE: dict[str, tuple[bytes, str]] = {
     "length of a token": (patched(at(b"<0x7A>") - 8, b"\x07"), "length-corrected"),
     "length of a token, absurd": (patched(at(b"<0x7A>") - 4, b"\x99"), "length-corrected"),
     "bos i32": (TINY.with_kv(KV("tokenizer.ggml.bos_token_id", I32, 1)).bytes(), "type-corrected"),
+    "equal tensor twice": (
+        replace(TINY, tensors=(*TINY.tensors, TINY.tensors[4])).bytes(),
+        "duplicate-removed",
+    ),
+    "alignment 16, mappable": (mappable(16), "alignment-corrected"),
     "context u64": (TINY.with_kv(KV("llama.context_length", U64, 64)).bytes(), "type-corrected"),
 }
 
@@ -165,7 +190,10 @@ LOSING: dict[str, tuple[bytes, str]] = {
         replace(TINY, kv=(*TINY.kv[:4], KV("x.y", 77, raw=b"12345678"), *TINY.kv[4:])).bytes(),
         "record-left-out",
     ),
-    "tensor twice": (replace(TINY, tensors=(*TINY.tensors, TINY.tensors[4])).bytes(), "tensor-left-out"),
+    "tensor twice": (
+        replace(TINY, tensors=(*TINY.tensors, replace(TINY.tensors[4], data=OTHER))).bytes(),
+        "tensor-left-out",
+    ),
 }
 
 
@@ -174,6 +202,9 @@ def mended(data: bytes, folder: Path, **options: bool) -> tuple[MendResult, dict
     source.write_bytes(data)
     result = mend_gguf(source, out, **options)
     assert source.read_bytes() == data
+    assert (result.lost_file is not None) == (result.lost > 0) == Path(f"{out}.lost.json").exists()
+    if result.lost_file is not None:
+        assert json.loads(Path(result.lost_file).read_bytes())["lost"]
     return result, tensor_bytes(out), out
 
 
@@ -225,7 +256,7 @@ def test_missing_tail_is_reported_tensor_by_tensor(oracle: LlamaOracle | None, t
     assert sum(fate.missing for fate in fates.values()) > 19_000
     assert result.saved == len(TINY.kv) + COUNT - len(lost)
     assert result.lost == len(lost)
-    assert is_ok(result.after)
+    assert {f.code for f in result.after if f.severity == "error"} == {"tensor-zeroed"}  # what it now holds
     assert oracle is None or oracle.load(out).ok
 
 
@@ -287,12 +318,59 @@ def test_damaged_tensors_can_be_left_out(tmp_path: Path) -> None:
 
 
 def test_header_that_is_cut_off(tmp_path: Path) -> None:
+    """A model without some of its tensors is refused; what is left of it, a vocabulary, is not."""
     result, tensors, _ = mended(WHOLE[:8000], tmp_path)
     assert result.saved == len(TINY.kv)
     assert result.lost == COUNT
-    assert 0 < len(tensors) < COUNT
-    assert {fate.state for fate in result.tensors} == {"missing"}
+    assert not tensors
+    assert 0 < len(result.tensors) < COUNT
+    assert {fate.state for fate in result.tensors} == {"dropped"}
     assert any("cut off" in action.message for action in result.actions)
+    assert is_ok(result.after)
+
+
+@pytest.mark.parametrize("how", ["cut", "zeros", "rubbish"])
+def test_all_tensors_gone(how: str, tmp_path: Path) -> None:
+    """Behind the metadata nothing can be read: every tensor that the header counts is lost."""
+    end = at(b"token_embd.weight") - 8
+    rest = len(WHOLE) - end
+    behind = {"cut": b"", "zeros": bytes(rest), "rubbish": random.Random(1).randbytes(rest)}[how]
+    result, tensors, _ = mended(WHOLE[:end] + behind, tmp_path)
+    assert (result.saved, result.lost, tensors) == (len(TINY.kv), COUNT, {})
+    assert is_ok(result.after)
+
+
+def test_records_at_the_end_of_the_table_gone(tmp_path: Path) -> None:
+    names = [str(tensor.name).encode() for tensor in TINY.tensors]
+    start, stop = at(names[-2]) - 8, at(names[-1]) + len(names[-1]) + 4 + 8 * len(TINY.tensors[-1].dims) + 12
+    result, tensors, _ = mended(WHOLE[:start] + bytes(stop - start) + WHOLE[stop:], tmp_path)
+    assert result.lost == 2
+    assert tensors == {name: data for name, data in DATA.items() if name.encode() not in names[-2:]}
+
+
+def test_a_second_tensor_of_a_name_is_kept_beside_the_output(tmp_path: Path) -> None:
+    result, _, out = mended(LOSING["tensor twice"][0], tmp_path)
+    (entry,) = json.loads(Path(f"{out}.lost.json").read_bytes())["lost"]
+    assert base64.b64decode(entry["base64"]) == OTHER
+    assert entry["tensor"] == TINY.tensors[4].name
+    (fate,) = [fate for fate in result.tensors if fate.state == "dropped"]
+    assert fate.why == "a tensor before it has the same name and other data"
+
+
+def test_what_is_lost_is_written_in_pieces(tmp_path: Path) -> None:
+    data = random.Random(2).randbytes(3_000_001)
+    pieces = [data[start : start + 99_991] for start in range(0, len(data), 99_991)]
+    name = write_lost(tmp_path / "o.gguf", "in", [Lost({"a": 1}, pieces), Lost({"b": 2}), Lost({}, [b""])])
+    assert name is not None
+    found = json.loads(Path(name).read_bytes())
+    assert [entry.keys() for entry in found["lost"]] == [
+        {"a": 1, "base64": 1}.keys(),
+        {"b": 2}.keys(),
+        {"base64"},
+    ]
+    assert base64.b64decode(found["lost"][0]["base64"]) == data
+    assert write_lost(tmp_path / "o.gguf", "in", []) is None
+    assert not Path(name).exists()
 
 
 def test_lost_and_found(tmp_path: Path) -> None:

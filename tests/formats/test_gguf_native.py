@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from llama_oracle import LlamaOracle, OracleUnavailableError
 
-from atlas_kit.errors import InvalidParamError, VersionMismatchError
+from atlas_kit.errors import InvalidParamError, NoSuchFileError, VersionMismatchError
 from atlas_kit.formats.gguf import Delete, GGUFFile, Set, edit_metadata, hash_tensors, to_native, to_stock
 from atlas_kit.formats.gguf.native import is_native
 
@@ -139,14 +139,29 @@ def test_files_that_cannot_be_converted(tmp_path: Path) -> None:
     with pytest.raises(InvalidParamError, match=r"no atlas\.\* keys"):
         to_stock(stock, tmp_path / "x.gguf")
     second = save(tmp_path / "m-00002-of-00003.gguf", split_llama(3)[1])
-    with pytest.raises(InvalidParamError, match="first shard"):
+    with pytest.raises(NoSuchFileError, match="2 of 3 shards"):
         to_native(second, tmp_path / "x.gguf")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(InvalidParamError, match="first shard"):
+        to_native(second, tmp_path / "other" / second.name)
     old = save(tmp_path / "v1.gguf", File((KV("a", U32, 1),), version=1))
     with pytest.raises(VersionMismatchError):
         to_native(old, tmp_path / "x.gguf")
     has = save(tmp_path / "h.gguf", TINY.with_kv(KV("atlas.config", STR, "{}")))
     with pytest.raises(InvalidParamError, match="already"):
         to_native(has, tmp_path / "x.gguf", values={"config": "{}"})
+
+
+@pytest.mark.parametrize("shard", [0, 2])
+def test_a_split_model_becomes_one_file(tmp_path: Path, shard: int) -> None:
+    paths = [save(tmp_path / f"m-{i + 1:05d}-of-00003.gguf", f) for i, f in enumerate(split_llama(3))]
+    to_native(paths[shard], tmp_path / "native.gguf", values={"batch_size": 32})
+    with GGUFFile.open(tmp_path / "native.gguf") as native, GGUFFile.open(paths[0]) as model:
+        assert is_native(native)
+        assert not any(key.startswith("split.") for key in native.metadata)
+        assert hash_tensors(native) == hash_tensors(model)
+    assert to_stock(tmp_path / "native.gguf", tmp_path / "back.gguf").exact is True
+    assert (tmp_path / "back.gguf").read_bytes() == tiny_llama().bytes()
 
 
 def test_the_first_shard_is_converted_alone(tmp_path: Path) -> None:
@@ -159,6 +174,10 @@ def test_the_first_shard_is_converted_alone(tmp_path: Path) -> None:
     with GGUFFile.open(tmp_path / "native" / name) as model:
         assert is_native(model)
         assert model.is_split
+    to_stock(tmp_path / "native" / name, tmp_path / name)
+    assert (tmp_path / name).read_bytes() == first.bytes()
+    with pytest.raises(InvalidParamError, match="several files"):
+        to_stock(tmp_path / "native" / name, tmp_path / "x.gguf")
 
 
 def test_a_file_of_the_fork_loses_its_keys(tmp_path: Path) -> None:

@@ -17,8 +17,7 @@ from atlas_kit.errors import (
     ModelError,
     NoSuchFileError,
 )
-from atlas_kit.llama import FakeEngine
-from atlas_kit.llama import llama_engine as llama_binding
+from atlas_kit.llama import FakeEngine, llama_engine, llama_library
 from atlas_kit.llama.engine import DecodeError, Feed
 
 TOKENS = [72, 101, 108, 108, 111, 44, 32, 119, 111, 114, 108, 100, 33, 10, 72, 101]
@@ -278,7 +277,7 @@ def plain_logits(path, parts, n_ctx=64, n_batch=32):
     """Drive llama.cpp directly and return all logits."""
     import llama_cpp as api
 
-    llama_binding.library()  # for its silence
+    llama_library.library()  # for its silence
     model = api.llama_model_load_from_file(os.fsencode(path), api.llama_model_default_params())
     params = api.llama_context_default_params()
     params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, n_batch, n_batch
@@ -490,8 +489,8 @@ def test_defaults(real, random_model):
 
 def test_a_missing_library(monkeypatch, random_model):
     monkeypatch.setitem(__import__("sys").modules, "llama_cpp", None)
-    monkeypatch.setattr(llama_binding, "_library", None)
-    refused(lambda: llama_binding.LlamaEngine(random_model()), MissingExtraError, "llama")
+    monkeypatch.setattr(llama_library, "_library", None)
+    refused(lambda: llama_engine.LlamaEngine(random_model()), MissingExtraError, "llama")
 
 
 # --- AMX --------------------------------------------------------------------------------------------------
@@ -511,15 +510,15 @@ def test_special_buffers(has_amx, wanted, environment, expected, monkeypatch):
     monkeypatch.delenv("ATLAS_KIT_EXTRA_BUFFERS", raising=False)
     if environment is not None:
         monkeypatch.setenv("ATLAS_KIT_EXTRA_BUFFERS", environment)
-    assert llama_binding._safe_buffers(has_amx, wanted) is expected
+    assert llama_library._safe_buffers(has_amx, wanted) is expected
 
 
 def test_a_cpu_with_amx_is_told_about_once(real, monkeypatch):
-    library = llama_binding.library() if pytest.importorskip("llama_cpp") else None
+    library = llama_library.library() if pytest.importorskip("llama_cpp") else None
     monkeypatch.delenv("ATLAS_KIT_EXTRA_BUFFERS", raising=False)
     monkeypatch.setattr(library, "has_amx", True)
     engine = real()
-    assert [note for note in engine.notes if "AMX" in note] == [llama_binding._AMX_NOTE]
+    assert [note for note in engine.notes if "AMX" in note] == [llama_library._AMX_NOTE]
     read(engine, TOKENS)
     assert len([note for note in engine.notes if "AMX" in note]) == 1
     assert not [note for note in real(extra_buffers=False).notes if "AMX" in note]
@@ -539,7 +538,7 @@ def test_what_llama_cpp_says_is_kept_and_not_printed(real, random_model, tmp_pat
 @pytest.mark.model
 def test_the_log_callback_keeps_whole_lines():
     pytest.importorskip("llama_cpp")
-    library = llama_binding.library()
+    library = llama_library.library()
     library.log.clear()
     library._logged(2, b"information\n", ctypes.c_void_p(0))
     library._logged(5, b"that goes on\n", ctypes.c_void_p(0))

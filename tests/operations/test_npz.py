@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import zipfile
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from atlas_kit.errors import AtlasError, DataTooLargeError, FileCorruptError, InvalidParamError
+from atlas_kit.formats.atlas import MemoryFile
 from atlas_kit.formats.npz import NewArray, NpzFile, check_npz, write_npz
 
 DTYPES = ["?", "u1", "<i2", "<i4", "<i8", "<f2", "<f4", "<f8", "<c8", ">f4", "<U3", "<M8[s]", "S5"]
@@ -148,3 +150,47 @@ def test_mutants_never_escape(place, value):
 def test_writer_counts():
     with pytest.raises(InvalidParamError):
         write_npz(io.BytesIO(), [NewArray("a", "<f4", (2,), lambda: [b"abc"])])
+
+
+def test_arrays_of_any_dtype_come_back_from_a_memory_file(tmp_path, run_cli):
+    """Text, records and dates have no type in .atlas; the archive that is made of it has them again."""
+    records = np.array([(1, 2.5, "a"), (3, 4.5, "bc")], dtype=[("i", "<i4"), ("f", "<f8"), ("s", "<U4")])
+    arrays = {
+        "n": np.arange(6.0).reshape(2, 3),
+        "text": np.array(["a", "b\u00e9", "\n"]),
+        "records": records,
+        "date": np.array(["2020-01-01", "NaT"], "M8[D]"),
+        "span": np.array([1, 2], "m8[s]"),
+        "bytes": np.array([b"ab", b"c"]),
+        "empty": np.array([], "<U3"),
+        "scalar": np.array("x"),
+        "columns": np.asfortranarray(np.array([["a", "b"], ["c", "d"]])),
+        "big": np.array(["x"], ">U1"),
+        "a.npy": np.array(["two"]),
+    }
+    np.savez(tmp_path / "in.npz", **arrays)
+    names = ["in.npz", "a.atlas", "b.npz", "c.atlas", "d.npz", "e.json", "f.npz"]
+    for before, after in itertools.pairwise(names):
+        assert run_cli("convert", tmp_path / before, tmp_path / after).exit_code == 0
+    assert run_cli("diff", tmp_path / "a.atlas", tmp_path / "c.atlas").exit_code == 0
+    for name in ("b.npz", "d.npz", "f.npz"):
+        with np.load(tmp_path / name) as found:
+            assert {*found.files} == {*arrays, "__atlas_kit__"}
+            for key, array in arrays.items():
+                assert (found[key].dtype, found[key].shape) == (array.dtype, array.shape)
+                assert found[key].tobytes() == array.tobytes()
+
+
+def test_entries_that_look_like_arrays_keep_their_keys(tmp_path, run_cli):
+    """An entry whose key ends so need not hold an array, and its name may be taken."""
+    out = io.BytesIO()
+    np.save(out, np.array(["text"]))
+    memory = MemoryFile()
+    array = out.getvalue()
+    entries = {"a.npy": array, "a": b"taken", "a.npy.npy": array, "b.npy": b"none", "c.npy": array + b"more"}
+    for key, data in (entries | {".npy": array}).items():
+        memory.set(key, data, timestamp=7)
+    memory.save(tmp_path / "in.atlas")
+    assert run_cli("convert", tmp_path / "in.atlas", tmp_path / "m.npz").exit_code == 0
+    assert run_cli("convert", tmp_path / "m.npz", tmp_path / "out.atlas").exit_code == 0
+    assert run_cli("diff", "--strict", tmp_path / "in.atlas", tmp_path / "out.atlas").exit_code == 0

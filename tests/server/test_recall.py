@@ -437,3 +437,163 @@ def test_the_time_of_an_answer_is_that_of_its_tokens(serve: Server) -> None:
     answer = chat(server, QUESTION)
     assert recalled(answer) == [FACT]
     assert answer["timings"]["predicted_ms"] < 400
+
+
+def kept(server: Any, session: str = "anna") -> list[str]:
+    """Return the texts of a session's episodes."""
+    inside = next(
+        one.inside for key, one in server.service.conversations.named.items() if key.name == session
+    )
+    return [inside.episodes.text(one.start, one.stop) for one in inside.episodes.episodes]
+
+
+def talk(server: Any, *texts: str, session: str = "anna", system: str = "", **atlas: Any) -> Any:
+    """Say several turns in one request; the first, third ... are the user's."""
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    if system:
+        messages.insert(0, {"role": "system", "content": system})
+    return server.post(
+        "/v1/chat/completions", messages=messages, max_tokens=8, temperature=0,
+        atlas={"session_id": session, **atlas},
+    )  # fmt: skip
+
+
+def test_the_answer_stands_behind_the_other_new_turns_of_its_request(serve: Server) -> None:
+    made = engine()
+    server = serve(made, atlas_recall="always")
+    chat(server, FACT)
+    filled(server)
+    read = noting(made)
+    answer = talk(server, "I am in Skagen.", "Nice.", QUESTION)
+    assert recalled(answer) == [FACT]
+    front = "<user>I am in Skagen.</><assistant>Nice.</><user>This was read or said earlier"
+    assert front in "".join(read)
+    assert kept(server)[-4:] == ["I am in Skagen.", "Nice.", QUESTION, "Fine."]
+
+
+def test_what_a_request_says_before_its_question_can_be_what_is_found(serve: Server) -> None:
+    """As if it had been said by itself: it is in no context any more, because the request is longer than that."""
+    server = serve(engine(), atlas_recall="always")
+    answer = talk(server, FACT, "Fine.", FILLER * 3, "Fine.", QUESTION)
+    assert recalled(answer) == [FACT]
+
+
+def test_new_turns_for_which_there_is_no_room_are_read_all_the_same(serve: Server) -> None:
+    made = engine()
+    server = serve(made, atlas_recall="always")
+    chat(server, FACT)
+    filled(server)
+    read = noting(made)
+    answer = talk(server, "My boat is red.", "Nice.", FILLER * 4, "Fine.", QUESTION)
+    assert recalled(answer)[0] in (FACT, "My boat is red.")
+    assert "<assistant>Fine.</><user>This was read" in "".join(
+        read
+    )  # there is room for one turn, and none for two
+    assert "My boat is red." in kept(server)
+    events = talk(
+        server, "My boat is red.", "Nice.", FILLER * 4, "Fine.", QUESTION, "Fine.", "zum", recall="off"
+    )
+    assert events["usage"]["prompt_tokens_details"]["cached_tokens"] > len(FILLER * 4)
+
+
+def test_progress_goes_on_behind_what_was_read_first(serve: Server) -> None:
+    server = serve(engine(), atlas_recall_gate=100)
+    chat(server, FACT)
+    filled(server)
+    messages = [{"role": "user", "content": one} for one in ("I am in Skagen. " * 8, QUESTION)]
+    events = server.events(
+        "/v1/chat/completions", messages=messages, max_tokens=4, return_progress=True,
+        atlas={"session_id": "anna"},
+    )  # fmt: skip
+    told = [one["prompt_progress"]["processed"] for one in events if "prompt_progress" in one]
+    assert told == sorted(told)
+    assert told[-1] == events[-1]["usage"]["prompt_tokens"] if events[-1].get("usage") else told[-1] > 128
+
+
+@pytest.mark.parametrize("question", ["assistant", "user", "What does the user say of the assistant?"])
+def test_a_question_of_the_template_s_own_words_is_told_from_them(serve: Server, question: str) -> None:
+    made = engine()
+    server = serve(made, atlas_recall="always")
+    chat(server, f"{question} is Bertram, who keeps the lighthouse.")
+    filled(server)
+    read = noting(made)
+    assert recalled(chat(server, question))
+    assert f"Question: {question}</><assistant>" in "".join(read)
+
+
+def test_what_is_read_again_is_kept_once(serve: Server) -> None:
+    """The system prompt has changed, so that the whole conversation is read anew."""
+    server = serve(engine())
+    talk(server, FACT, system="It is Monday.")
+    talk(server, FACT, "Fine.", "yes", system="It is Tuesday.")
+    talk(server, FACT, "Fine.", "yes", "Fine.", "yes", system="It is Wednesday.")
+    assert kept(server) == [FACT, "Fine.", "yes", "Fine.", "yes", "Fine."]
+
+
+def test_what_is_said_again_is_kept_again(serve: Server) -> None:
+    server = serve(engine())
+    chat(server, FACT)
+    talk(server, FACT, "Fine.", "My cat is grey.")
+    talk(server, "My cat is grey.", "Fine.", FACT)
+    assert kept(server)[::2] == [FACT, "My cat is grey.", FACT]
+    talk(server, "red", "Fine.", "blue", "Fine.", "red", session="bert")
+    assert kept(server, "bert")[::2] == ["red", "blue", "red"]
+
+
+def test_of_a_text_that_grows_only_what_is_new_is_kept(serve: Server) -> None:
+    server = serve(engine())
+    lines = ["The first line of a book.\n", "The second line of it.\n", "And a third line.\n"]
+    for count in (1, 2, 3, 3):
+        body = {"prompt": "".join(lines[:count]), "max_tokens": 0}
+        server.post("/v1/completions", **body, atlas={"session_id": "anna", "source": "book.txt"})
+    assert kept(server) == ["".join(lines)]
+    answer = server.post("/v1/completions", prompt="Once", max_tokens=8, atlas={"session_id": "bert"})
+    more = "Once" + answer["choices"][0]["text"] + " upon a time"
+    server.post("/v1/completions", prompt=more, max_tokens=8, atlas={"session_id": "bert"})
+    assert kept(server, "bert") == ["Once", "Fine.", " upon a time", "Fine."]
+
+
+def test_thoughts_are_in_no_episode(serve: Server) -> None:
+    thinking = TEMPLATE + "{# <think> </think> #}"
+    made = ScriptedEngine("<think>Hm, Skagen.</think>Bertram.", template=thinking, names=(), n_ctx=512)
+    server = serve(made)
+    chat_of = {"session_id": "anna"}
+    for form in ("auto", "none"):
+        server.post(
+            "/v1/chat/completions", messages=[{"role": "user", "content": form}], atlas=chat_of, max_tokens=64,
+            reasoning_format=form,
+        )  # fmt: skip
+    assert kept(server) == ["auto", "Bertram.", "none", "Bertram."]
+    server.post(
+        "/v1/chat/completions", messages=[{"role": "user", "content": "cut"}], atlas=chat_of, max_tokens=9
+    )
+    assert kept(server)[4:] == ["cut"]
+
+
+def test_an_answer_on_the_side_is_the_model_s_alone(serve: Server) -> None:
+    server = serve(engine(), atlas_recall="always")
+    chat(server, FACT)
+    filled(server)
+    answer = chat(server, QUESTION)
+    assert recalled(answer)
+    assert answer["atlas"]["blend_ratio_actual"] == 0
+
+
+def test_long_texts_are_kept_beside_the_loop(serve: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+
+    from atlas_kit.server.keeping import Keeping
+
+    names: list[str] = []
+    read = Keeping.read
+
+    def noted(self: Keeping, end: int) -> None:
+        names.append(threading.current_thread().name)
+        read(self, end)
+
+    monkeypatch.setattr(Keeping, "read", noted)
+    server = serve(engine())
+    chat(server, FILLER * 4)
+    chat(server, "short")
+    assert names[0] != "test-server"
+    assert names[1] == "test-server"

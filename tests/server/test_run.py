@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import json
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from atlas_kit.errors import InvalidParamError
+from atlas_kit.llama import FakeEngine
 from atlas_kit.persistence.session_file import read_session_state
 from atlas_kit.server import ServerConfig, Service, run
 from tests.conftest import tool_environment
@@ -383,6 +385,29 @@ def test_a_server_collects_its_garbage_though_short_commands_do_not() -> None:
     finally:
         gc.enable()
     assert seen == [True]
+
+
+def test_what_is_loaded_later_waits_for_requests_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    import uvicorn
+
+    async def wait() -> None:
+        service = Service(ServerConfig(model="fake.gguf"), open_engine=lambda _: FakeEngine())
+        await service.start()
+        try:
+            life = run._Life(service, uvicorn, [], gc.get_threshold())
+            request = asyncio.ensure_future(asyncio.sleep(60))
+            service.conversations.under_way.add(request)
+            resting = asyncio.ensure_future(life._rest(time.monotonic()))
+            await asyncio.sleep(3 * run.REST_SECONDS)
+            assert not resting.done()
+            await asyncio.wait_for(life._rest(time.monotonic() - run.LATEST_SECONDS), 60)
+            service.conversations.under_way.clear()
+            await asyncio.wait_for(resting, 60)
+            request.cancel()
+        finally:
+            await service.stop()
+
+    asyncio.run(wait())
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -67,6 +68,56 @@ def test_nothing_happens_outside_of_the_block(tmp_path: Path, durable: bool) -> 
     with open(tmp_path / "a", "wb") as file:
         Pace(file, durable=durable).wrote(100 * pace.PART)
     assert hurry.waits == 0
+
+
+def test_pages_of_what_is_removed_are_let_go_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, start, size, advice: asked.append((start, size)))
+    path, hurry = tmp_path / "a", Hurry()
+    path.write_bytes(bytes(2 * pace.LET_GO + 1))
+    pace.let_go(path)
+    assert not asked  # nobody is to be spared
+    with gently(hurry):
+        pace.let_go(path)
+        assert asked == [(number * pace.LET_GO, pace.LET_GO) for number in range(3)]
+        assert hurry.waits == 3
+        os.link(path, tmp_path / "b")
+        pace.let_go(path)  # it stays under another name
+        pace.let_go(tmp_path)
+        pace.let_go(tmp_path / "none")
+        assert len(asked) == 3
+        hurry.set()
+        os.unlink(tmp_path / "b")
+        pace.let_go(path)
+        assert len(asked) == 3
+    assert path.read_bytes() == bytes(2 * pace.LET_GO + 1)
+
+
+def test_what_was_synced_in_parts_is_not_dropped_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    monkeypatch.setattr(
+        "atlas_kit.formats.atlas.v2_writer.start_writeback", lambda file, start, size: begun.append(size)
+    )
+    write(tmp_path / "a.atlas", Hurry())
+    assert not begun
+    write(tmp_path / "b.atlas")
+    assert begun == [10 * pace.PART]
+
+
+def test_a_save_lets_go_of_the_backup_that_it_replaces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone: list[str] = []
+    monkeypatch.setattr("atlas_kit.storage.atomic.let_go", lambda path: gone.append(Path(path).name))
+    write(tmp_path / "a.atlas", Hurry(), parts=1)
+    file = MemoryFile()
+    file.set("large", b"x")
+    file.save(tmp_path / "a.atlas", backup=True)
+    assert gone == ["a.atlas", "a.atlas.bak", "a.atlas"]
 
 
 def test_another_thread_is_not_slowed(tmp_path: Path) -> None:

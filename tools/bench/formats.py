@@ -98,6 +98,50 @@ def gguf_header(folder: Path, quick: bool) -> Iterator[Row]:
     )
 
 
+def validate_data(folder: Path, quick: bool) -> Iterator[Row]:
+    """Looking at all weights of a model, against reading its bytes through a hash."""
+    import xxhash
+
+    from atlas_kit.formats.gguf.check import check_gguf
+
+    path, size = folder / "weights.gguf", (64 if quick else 512) * MIB
+    for kind in ("F16", "Q4_K"):
+        _write_weights(path, kind, size)
+
+        def peer() -> None:
+            digest = xxhash.xxh3_64()
+            with open(path, "rb", buffering=0) as file:
+                while piece := file.read(MIB):
+                    digest.update(piece)
+
+        times = alternate(lambda: check_gguf(path, deep=True), peer, 3 if quick else 7)
+        yield Row("validate-data", f"validate --data, {size // MIB} MiB of {kind}", *times, "s",
+                  "reading them through XXH3", 0.6, at_least=True, note="of its speed")  # fmt: skip
+        path.unlink()
+
+
+def _write_weights(path: Path, kind: str, size: int) -> None:
+    """Write a file of 16 matrices with plausible weights of a type."""
+    from gguf import GGMLQuantizationType, GGUFWriter
+
+    rng = np.random.default_rng(5)
+    writer = GGUFWriter(path, "llama")
+    for number in range(16):
+        if kind == "F16":
+            rows = size // 16 // 8192
+            writer.add_tensor(
+                f"m{number}", (rng.standard_normal((rows, 4096), np.float32) / 32).astype("<f2")
+            )
+            continue
+        blocks = rng.integers(0, 256, (size // 16 // 2304, 2304), np.uint8)
+        blocks.reshape(-1, 144)[:, :4] = (3, 16, 3, 16)  # a scale and a minimum, both small
+        writer.add_tensor(f"m{number}", blocks, raw_dtype=GGMLQuantizationType.Q4_K)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 # --- version 2 against safetensors -----------------------------------------------------------------------
 
 
@@ -332,6 +376,7 @@ def compression(folder: Path, quick: bool) -> Iterator[Row]:
 
 GROUPS: dict[str, Callable[[Path, bool], Iterator[Row]]] = {
     "gguf-header": gguf_header,
+    "validate-data": validate_data,
     "v2-tensors": version_2,
     "v1-validate": version_1,
     "v2-one-key": one_key,

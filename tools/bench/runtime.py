@@ -39,7 +39,8 @@ import numpy as np  # noqa: E402
 
 from atlas_kit.llama import AtlasSession, Sampling, open_engine  # noqa: E402
 from atlas_kit.llama.engine import Feed  # noqa: E402
-from atlas_kit.llama.llama_engine import LlamaEngine, library  # noqa: E402
+from atlas_kit.llama.llama_engine import LlamaEngine  # noqa: E402
+from atlas_kit.llama.llama_library import library  # noqa: E402
 from atlas_kit.llama.output_matrix import OutputRows  # noqa: E402
 from atlas_kit.llama.token_memory import TokenMemory  # noqa: E402
 from atlas_kit.llama.waiting import VARIABLES  # noqa: E402

@@ -158,9 +158,12 @@ class Bench:
 
     def _text(self, model: Model) -> tuple[Any, list[int]]:
         if model.path not in self._texts:
-            from atlas_kit.llama.llama_engine import library
+            from atlas_kit.llama.llama_library import library
 
-            reader = library().api.Llama(model.path, vocab_only=True, verbose=False)
+            library()  # for its silence
+            from llama_cpp import Llama
+
+            reader = Llama(model.path, vocab_only=True, verbose=False)
             text = b"".join((ROOT / "sample_data" / "documents" / name).read_bytes() for name in DOCUMENTS)
             self._texts[model.path] = reader, reader.tokenize(text, add_bos=False)
         return self._texts[model.path]
@@ -180,7 +183,7 @@ class Bench:
     def asked(self, model: Model, tokens: int, seed: int = 0) -> Body:
         """Return what every request says: exactly so many tokens, as a stream."""
         if model.path not in self._ends:
-            from atlas_kit.llama.llama_engine import library
+            from atlas_kit.llama.llama_library import library
 
             api, vocabulary = library().api, self._text(model)[0]._model.vocab
             ends = (

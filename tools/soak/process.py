@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.bench._servers import _FOR_NUMPY, OURS, ROOT, TICKS, free_port
+from tools.bench._servers import _OWN, OURS, ROOT, TICKS, free_port
 
 #: MiB of the file system that memories are in.
 DISK = 512
@@ -127,7 +127,7 @@ class Server:
 
     def environment(self) -> dict[str, str]:
         """Return the variables that it runs with."""
-        found = {name: value for name, value in os.environ.items() if name not in _FOR_NUMPY}
+        found = {name: value for name, value in os.environ.items() if name not in _OWN}
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         return {**found, "TMPDIR": str(self.temporary), "PYTHONPATH": path}
 

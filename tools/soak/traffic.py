@@ -277,10 +277,10 @@ async def send(
         else:
             await loop.create_connection(lambda: talk, "127.0.0.1", port)
         answer = await _in_time(traffic, talk)
+    except asyncio.TimeoutError:  # before OSError: from Python 3.11 on it is one
+        why = "no answer in time"
     except OSError:
         why = "refused"
-    except asyncio.TimeoutError:
-        why = "no answer in time"
     except RequestFailedError:
         why = "cut"
     finally:

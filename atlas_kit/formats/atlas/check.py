@@ -7,10 +7,12 @@ shared with rescuing (``scan_v1``, ``scan_v2``); version 1 is checked in ``check
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from atlas_kit.errors import AtlasError, Remedy
 from atlas_kit.formats.atlas import layout
 from atlas_kit.formats.atlas import tables as t
-from atlas_kit.formats.atlas.check_facts import RECOVER, REPAIR
+from atlas_kit.formats.atlas.check_facts import RECOVER, REPAIR, WRITTEN_ANEW
 from atlas_kit.formats.findings import Finding, Report
 from atlas_kit.storage.given import Given, use_source
 from atlas_kit.storage.source import Source
@@ -41,6 +43,8 @@ def check_atlas(
     """
     with use_source(path) as source:
         findings = _check(source, passphrase, key, deep)
+    if any(finding.severity == "error" for finding in findings):  # it cannot be converted as it is
+        findings = [replace(f, remedy=None, hint="") if f.remedy in WRITTEN_ANEW else f for f in findings]
     return sorted(findings, key=lambda finding: -1 if finding.offset is None else finding.offset)
 
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 REPAIR = Remedy("repair")
 RECOVER = Remedy("recover")
 REWRITE = Remedy("rewrite")
+RESCUE = Remedy("rescue-entries")
+#: What only a file without errors can be treated with.
+WRITTEN_ANEW = (REWRITE, Remedy("canonical"))
 SAVE = "Saving the file again fixes this."
 DISTRUST = "Do not trust this file; restore it from a backup."
 

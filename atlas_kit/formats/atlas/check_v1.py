@@ -23,6 +23,7 @@ class CheckV1:
     def __init__(self, source: Source, report: Report) -> None:
         self._source = source
         self._report = report
+        self._dialect = "v1"
 
     def run(self) -> None:
         """Walk over the file and report."""
@@ -57,6 +58,7 @@ class CheckV1:
 
     def _header(self, piece: Piece) -> None:
         report, raw = self._report, piece.raw
+        self._dialect = piece.dialect
         if piece.dialect != "v1":
             report.append(v1.dialect_warning(piece.dialect))
         packer = layout.HEADER_V1_SHORT if "96" in piece.dialect else layout.HEADER_V1
@@ -119,6 +121,8 @@ class CheckV1:
                 "duplicate-key", f"the entry at byte {keys[piece.key]} has the same key", offset=at, key=key
             )
         keys.setdefault(piece.key, at)
+        if piece.kind == "entry" and size:
+            self._checksum(piece, key)
         entry_facts(report, key, at, data_type, timestamp)
         if size == 0:
             report.tally(
@@ -142,6 +146,24 @@ class CheckV1:
                 key=key,
                 hint="The C library may leave old bytes there.",
             )
+
+    def _checksum(self, piece: Piece, key: str) -> None:
+        """Tell of a payload whose checksum is of the other kind than its header's."""
+        crc = self._dialect.endswith("crc32")
+        other = checksums.fnv1a if crc else checksums.crc32
+        start, stop = piece.payload_offset, piece.payload_offset + piece.fields[1]
+        if other(self._source.read(start, stop - start)) != piece.fields[5]:
+            return
+        theirs, ours = ("FNV-1a", "CRC-32") if crc else ("CRC-32", "FNV-1a")
+        self._report.tally(
+            "dialect-mixed" if crc else "dialect-v1-crc32",
+            "warning",
+            f"with {theirs} for a checksum, under a header with {ours}",
+            offset=piece.offset,
+            key=key,
+            hint="The C library may not read the file.",
+            remedy=Remedy("canonical"),
+        )
 
     def _other(self, piece: Piece) -> None:
         """Report what is no entry, between the entries that the header counts."""

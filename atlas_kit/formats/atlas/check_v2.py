@@ -19,7 +19,15 @@ from atlas_kit.errors import (
 )
 from atlas_kit.formats.atlas import checksums, layout, scan_v2, v2
 from atlas_kit.formats.atlas import tables as t
-from atlas_kit.formats.atlas.check_facts import DISTRUST, RECOVER, REWRITE, SAVE, entry_facts, header_facts
+from atlas_kit.formats.atlas.check_facts import (
+    DISTRUST,
+    RECOVER,
+    RESCUE,
+    REWRITE,
+    SAVE,
+    entry_facts,
+    header_facts,
+)
 from atlas_kit.formats.atlas.store import encode_key
 from atlas_kit.formats.atlas.verify import Verifier
 
@@ -160,7 +168,11 @@ class CheckV2:
                 remedy=error.remedy,
             )
         except AtlasError as error:
-            report.error("key-derivation", error.message, offset=layout.offset_of("salt"))
+            hint = (
+                error.hint
+                or "A newer atlas_kit may know it; if the file is damaged, restore it from a backup."
+            )
+            report.error("key-derivation", error.message, hint, offset=layout.offset_of("salt"), remedy=None)
         if self._cipher is None or not self._intact:
             return
         raw = self._source.read(0, layout.HEADER_V3.size)
@@ -482,6 +494,7 @@ class CheckV2:
                 f"{self._source.size - header.committed_size} bytes follow the committed part",
                 offset=header.committed_size,
                 hint="An update did not finish, and is ignored; the next save removes the bytes.",
+                remedy=RESCUE,
             )
         named = {row.offset for row in rows.values()}
         used = sorted(named)
@@ -498,6 +511,7 @@ class CheckV2:
                     "a record of another file lies here, outside of any payload",
                     offset=piece.offset,
                     hint="It is ignored when the file is read.",
+                    remedy=RESCUE,
                 )
             elif piece.kind == "gap":
                 self._gap(piece, header, used, indexed=indexed)

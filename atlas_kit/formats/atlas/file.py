@@ -7,6 +7,7 @@ What is on disk is read when it is asked for; changes are held in memory until `
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 import struct
@@ -53,6 +54,11 @@ def open_store(
     """
     top = source.read_upto(0, 8)
     if top[:4] != t.MAGIC:
+        from atlas_kit.formats.foreign import foreign_error
+
+        known = foreign_error(source)
+        if known is not None:
+            raise known
         what = "it is empty" if not top else "it does not start with ATLS"
         raise MagicMismatchError(
             f"this is not a .atlas file: {what}", path=source.path, offset=0, remedy=_without_magic(source)
@@ -184,7 +190,7 @@ class MemoryFile(MutableMapping[str, Entry]):
         *,
         create: bool = False,
         timeout: float = 10.0,
-        backup: bool = False,
+        backup: bool | int = False,
         version: int | None = None,
         **secret: Any,
     ) -> Iterator[MemoryFile]:
@@ -540,6 +546,24 @@ class MemoryFile(MutableMapping[str, Entry]):
         """Number of entries."""
         return len(self)
 
+    def encrypt_with(self, *, passphrase: str | bytes | None = None, key: bytes | None = None) -> None:
+        """Have everything that is saved from now on encrypted with another secret; the file becomes version 3.
+
+        Examples
+        --------
+        >>> memory = MemoryFile()
+        >>> memory.encrypt_with(passphrase="another one")
+        >>> memory.version
+        3
+        """
+        secret = _secret(passphrase, key)
+        if secret is None:
+            raise KeyRequiredError("an encrypted file needs a passphrase or a key", path=self.path)
+        with self._lock:
+            self._require_open()
+            self._secret, self._dirty = secret, True
+            self._info = dataclasses.replace(self._info, version=3, dialect="v3")
+
     # --- saving ---------------------------------------------------------------------------------------
 
     def save(
@@ -547,7 +571,7 @@ class MemoryFile(MutableMapping[str, Entry]):
         path: StrPath | None = None,
         *,
         version: int | None = None,
-        backup: bool = False,
+        backup: bool | int = False,
         force: bool = False,
         codec: str | None = None,
         level: int | None = None,
@@ -563,7 +587,8 @@ class MemoryFile(MutableMapping[str, Entry]):
         version
             1, 2 or 3; unchanged by default.
         backup
-            Keep the previous file as ``NAME.bak``.
+            Keep the previous file as ``NAME.bak``; a number above 1: and so many in all, older ones with their time in
+            the name.
         force
             Save although another process changed the file in the meantime.
         codec, level, shuffle
@@ -610,7 +635,7 @@ class MemoryFile(MutableMapping[str, Entry]):
         version: int | None,
         *,
         append: bool,
-        backup: bool = False,
+        backup: bool | int = False,
         force: bool = False,
         locked: bool = False,
         durable: bool = True,
@@ -655,7 +680,9 @@ class MemoryFile(MutableMapping[str, Entry]):
         from atlas_kit.formats.atlas import v2
 
         store = self._store
-        if not isinstance(store, v2.StoreV2):
+        if not isinstance(store, v2.StoreV2) or store.info.version != self.version:
+            return False
+        if store.cipher is not None and store.cipher.secret != self._secret:
             return False
         if os.stat(target).st_nlink > 1:  # the file's other name is a snapshot, and must not change
             return False
@@ -666,7 +693,7 @@ class MemoryFile(MutableMapping[str, Entry]):
         self,
         target: str,
         version: int,
-        backup: bool,
+        backup: bool | int,
         durable: bool,
         options: tuple[str, int | None, bool, bool] | None,
     ) -> Cipher | None:

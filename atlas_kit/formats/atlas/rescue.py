@@ -35,6 +35,7 @@ def rescue_atlas(
     passphrase: str | bytes | None = None,
     key: bytes | None = None,
     durable: bool = True,
+    unless_intact: bool = False,
 ) -> RescueResult:
     """Write every entry of a damaged file that is intact, or can be mended, to a new file.
 
@@ -52,6 +53,8 @@ def rescue_atlas(
         1, 2 or 3; by default that of the damaged file.
     durable
         Off: do not wait until the bytes are on the disk.
+    unless_intact
+        Write nothing where there is nothing to repair, and no other version is asked for.
 
     Raises
     ------
@@ -70,7 +73,7 @@ def rescue_atlas(
     with use_source(path) as source:
         if out is not None:
             _require_other(source, out)
-        return _rescue(source, out, dry_run, version, secret, durable)
+        return _rescue(source, out, dry_run, version, secret, durable, unless_intact)
 
 
 def intact_entries(
@@ -94,6 +97,7 @@ def _rescue(
     version: int | None,
     secret: Secret | None,
     durable: bool,
+    unless_intact: bool,
 ) -> RescueResult:
     plan = _plan(source, secret, version)
     found = plan.info.version
@@ -111,7 +115,8 @@ def _rescue(
         plan.uncommitted,
         plan.notes,
     )  # fmt: skip
-    if not dry_run and out is not None:
+    whole = unless_intact and result.intact and target == found
+    if not dry_run and out is not None and not whole:
         with atomic.atomic_write(out, durable=durable) as file:
             _write(file, plan, target, secret)
     return result

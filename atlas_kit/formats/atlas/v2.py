@@ -214,7 +214,7 @@ class StoreV2:
                     "uncommitted-bytes", "warning",
                     f"{source.size - header.committed_size} bytes follow the committed part",
                     "An update did not finish, and is ignored; the next save removes the bytes.",
-                    header.committed_size,
+                    header.committed_size, remedy=Remedy("rescue-entries"),
                 )
             )  # fmt: skip
 

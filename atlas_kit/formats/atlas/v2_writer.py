@@ -110,7 +110,7 @@ class Writer:
             self._file.write(chunk)
             size += len(chunk)
             pace.wrote(len(chunk))
-        if self._durable:
+        if self._durable and not pace.has_synced:  # else it would only drop all of these pages at once
             start_writeback(self._file, start, size)
         return size, digest.intdigest()
 

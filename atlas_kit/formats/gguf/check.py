@@ -1,14 +1,14 @@
 """Everything that is wrong, odd or worth knowing about a GGUF file, in one pass over its header.
 
-The verdict (no finding of severity ``error``) is meant to be stock llama.cpp's: would it load the file? Where
-llama.cpp stops at the first problem, all are listed. Rules about the bytes are here; ``check_model`` knows
-what llama.cpp asks of a model's keys, vocabulary and tensors. Nothing is written.
+The verdict (no finding of severity ``error``) is meant to be stock llama.cpp's: would it load the file, and
+decode with it? Where llama.cpp stops at the first problem, all are listed. Rules about the bytes are here;
+``check_model`` knows what llama.cpp asks of a model's keys, vocabulary and tensors. Nothing is written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from atlas_kit.formats.gguf.salvage import Salvage, salvage
 from atlas_kit.formats.gguf.scan import HeaderScan, align, scan_header
 from atlas_kit.formats.gguf.tables import ValueType
 from atlas_kit.formats.gguf.tensors import TensorInfo
-from atlas_kit.storage.given import Given, use_source
+from atlas_kit.storage.given import Given, Progress, use_source
 from atlas_kit.storage.source import Source
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ _INT64_MAX = (1 << 63) - 1
 #: Tensor types of a llama.cpp of October 2026; it refuses numbers beyond.
 GGML_TYPE_COUNT = 43
 _MEND = Remedy("mend")
+_EDITS = ("set-value", "set-type", "set-missing", "change-value", "remove-tensor", "rename-tensor")
+_ANEW = "Copy or download it again."
 
 
 def is_ok(findings: Sequence[Finding]) -> bool:
@@ -47,15 +49,20 @@ def is_ok(findings: Sequence[Finding]) -> bool:
     return not any(finding.severity == "error" for finding in findings)
 
 
-def check_gguf(given: Given, *, deep: bool = False, shards: bool = True) -> list[Finding]:
+def check_gguf(
+    given: Given, *, deep: bool = False, shards: bool = True, progress: Progress | None = None
+) -> list[Finding]:
     """List everything that is wrong, odd or worth knowing about a GGUF file.
 
     Parameters
     ----------
     deep
-        Also read all tensor data, looking for numbers that are not finite.
+        Also read all tensor data: numbers that are none, zeros that were never written, data that are there twice.
+        Without it only what shows of that at next to no cost is found.
     shards
         Of the first shard of a split model, also look at the others.
+    progress
+        Called while tensor data are read.
 
     Returns
     -------
@@ -75,40 +82,105 @@ def check_gguf(given: Given, *, deep: bool = False, shards: bool = True) -> list
             check_journal(source.path)
         except AtlasError as error:
             report.error("edit-interrupted", error.message, error.hint or "", offset=0, remedy=error.remedy)
-        return _check(source, report, deep=deep, shards=shards).findings()
+        return _followable(
+            _check(source, report, deep=deep, shards=shards, progress=progress).findings(), source
+        )
 
 
-def _check(source: Source, report: Report, *, deep: bool, shards: bool) -> Report:
+def _followable(findings: list[Finding], source: Source) -> list[Finding]:
+    """Leave out remedies that cannot be followed.
+
+    Nothing can be set in a file that must be mended first, and nothing mended in one of which no record is left.
+    """
+    if _MEND not in [finding.remedy for finding in findings] or _is_editable(source):
+        return findings
+    found = salvage(source)
+    hopeless = not found.fields and not found.tensors
+    out = []
+    for finding in findings:
+        if finding.remedy == _MEND:
+            changed = replace(finding, remedy=None, hint=finding.hint or _ANEW) if hopeless else finding
+        elif finding.remedy is not None and finding.remedy.name in _EDITS:
+            changed = replace(finding, remedy=None, hint=_ANEW if hopeless else "Mend the file first.")
+        else:
+            changed = finding
+        out.append(changed)
+    return out
+
+
+def _is_editable(source: Source) -> bool:
+    """Tell whether the header can be read as far as an edit of it needs."""
+    from atlas_kit.formats.gguf.file import GGUFFile
+
+    try:
+        with GGUFFile.open(source, shards=False):
+            return True
+    except AtlasError:
+        return False
+
+
+def check_structure(source: Source) -> tuple[list[Finding], HeaderScan]:
+    """Return what is broken in a file's bytes, as far as that shows at once, and the header that they really hold.
+
+    Nothing that only concerns llama.cpp is looked at. The header is the one that was read, or, where it contradicts
+    itself and all its records can be found, what it should say.
+    """
+    report = Report(most=MAX_PER_CODE)
     scan = scan_header(source)
-    records = _records(scan, source, report)
-    if records is None:
-        return report
-    _check_pairs(report, records.fields)
-    alignment = _check_alignment(report, records.fields)
-    _check_infos(report, records.tensors)
-    if not records.whole:
-        return report  # what is missing may be in the part that cannot be read
-    data_start = align(records.end, alignment)
-    _check_placement(report, records.tensors, alignment, data_start, source.size, records.end)
-    if deep:
-        from atlas_kit.formats.gguf.check_data import check_values
+    records = _check_bytes(scan, source, report)
+    if records is None or records.tensors is scan.tensors or not records.whole:
+        return report.errors(), scan
+    start = align(records.end, scan.alignment)
+    tensors = [replace(info, data_start=start, path=scan.path) for info in records.tensors]
+    mended = replace(scan, fields=records.fields, tensors=tensors, end=records.end, data_start=start)
+    return report.errors(), replace(mended, stage="done", error=None)
 
-        check_values(report, source, records.tensors, data_start, scan.byte_order)
+
+def _check(source: Source, report: Report, *, deep: bool, shards: bool, progress: Progress | None) -> Report:
+    scan = scan_header(source)
+    records = _check_bytes(scan, source, report, deep=deep, progress=progress)
+    if records is None or not records.whole:
+        return report  # what is missing may be in the part that cannot be read
     from atlas_kit.formats.gguf.check_model import check_model
     from atlas_kit.formats.gguf.check_shards import check_shards
 
     join = (
-        partial(check_shards, report, source.path, _sound_records)
+        partial(check_shards, report, source.path, partial(_sound_records, deep=deep, progress=progress))
         if shards and source.is_file and source.path is not None
         else None
     )
-    check_model(report, records.fields, records.tensors, join)
+    check_model(report, records.fields, records.tensors, join, source.path)
     return report
 
 
-def _sound_records(source: Source) -> tuple[list[Finding], Records | None]:
+def _check_bytes(
+    scan: HeaderScan, source: Source, report: Report, *, deep: bool = False, progress: Progress | None = None
+) -> _Records | None:
+    """Check what holds for any GGUF file; return its records if there are any."""
+    records = _records(scan, source, report)
+    if records is None:
+        return None
+    _check_pairs(report, records.fields)
+    alignment = _check_alignment(report, records.fields)
+    _check_infos(report, records.tensors)
+    if not records.whole:
+        return records
+    data_start = align(records.end, alignment)
+    _check_placement(report, source, records.tensors, alignment, data_start, records.end)
+    from atlas_kit.formats.gguf.check_data import check_signs, check_values
+
+    if deep:
+        check_values(report, source, records.tensors, data_start, scan.byte_order, progress)
+    else:
+        check_signs(report, source, records.tensors, data_start)
+    return records
+
+
+def _sound_records(
+    source: Source, *, deep: bool, progress: Progress | None
+) -> tuple[list[Finding], Records | None]:
     """Return what is wrong with one shard by itself, and its records if the header is sound."""
-    return check_gguf(source, shards=False), read_records(source)
+    return check_gguf(source, deep=deep, shards=False, progress=progress), read_records(source)
 
 
 def read_records(source: Source) -> Records | None:
@@ -165,7 +237,8 @@ def _check_start(scan: HeaderScan, report: Report) -> bool:
     if scan.stage == "prefix" and error is not None:
         if isinstance(error, MagicMismatchError):
             code = "file-empty" if scan.size == 0 else "not-gguf"
-            report.error(code, error.message, "Is it the right file, and complete?", offset=0)
+            hint = error.hint or ("" if error.remedy else "Is it the right file, and complete?")
+            report.error(code, error.message, hint, offset=0, remedy=error.remedy)
         elif isinstance(error, VersionMismatchError):
             report.error("version-unknown", error.message, remedy=_MEND, offset=4)
         else:
@@ -182,7 +255,7 @@ def _check_start(scan: HeaderScan, report: Report) -> bool:
         report.error(
             "big-endian",
             "the file was written for big-endian machines: llama.cpp on this one refuses it",
-            "llama.cpp's gguf_convert_endian.py converts it.",
+            remedy=Remedy("to-byte-order", order="little"),
             offset=4,
         )
     return True
@@ -347,7 +420,8 @@ def _check_infos(report: Report, tensors: list[TensorInfo]) -> None:
         name, _, rest = info.name.partition("\0")
         if len(info.name.encode("utf-8", "surrogateescape")) > tables.MAX_TENSOR_NAME:
             message = f"the name has more than {tables.MAX_TENSOR_NAME} bytes"
-            report.error("tensor-name-long", message, "Rename it.", offset=info.info_offset, key=info.name)
+            remedy = None if "\0" in info.name else Remedy("rename-tensor", key=info.name)
+            report.error("tensor-name-long", message, remedy=remedy, offset=info.info_offset, key=info.name)
         if rest or not name:
             message = "the name is empty or holds a NUL"
             report.warning("tensor-name-odd", message, offset=info.info_offset, key=info.name)
@@ -396,18 +470,20 @@ def _check_unknown_type(report: Report, info: TensorInfo) -> None:
 
 
 def _check_placement(
-    report: Report, tensors: list[TensorInfo], alignment: int, data_start: int, size: int, end: int
+    report: Report, source: Source, tensors: list[TensorInfo], alignment: int, data_start: int, end: int
 ) -> None:
     """Check that the tensors lie one after the other, each padded, and inside the file."""
+    size = source.size
     if not tensors:
-        if size > end:
-            _trailing(report, end, size)
+        if size > end and not _joined(report, source, end):
+            _trailing(report, source, end)
         return
     _check_mapping(report, alignment, data_start)
     if data_start > size:
         message = f"tensor data should start at byte {data_start}, and the file ends at {size}"
         report.error("tensor-data-missing", message, "Copy or download it again.", offset=size)
     expected: int | None = 0
+    missing: list[TensorInfo] = []
     for info in tensors:
         nbytes, start = info.nbytes, info.offset
         if expected is not None and start != expected:
@@ -418,18 +494,38 @@ def _check_placement(
             expected = None  # of unknown size: where the next one starts cannot be told
             continue
         expected = align(start + nbytes, alignment)
-        missing = data_start + info.offset + nbytes - size
-        if missing > 0 and data_start <= size:
-            report.error(
-                "tensor-data-missing",
-                f"{min(missing, nbytes)} of the tensor's {nbytes} bytes are past the end of the file",
-                "Copy or download it again.",
-                remedy=_MEND,
-                offset=data_start + info.offset,
-                key=info.name,
-            )
+        if data_start <= size < data_start + info.offset + nbytes:
+            missing.append(info)
+    if missing:
+        _missing(report, missing, data_start, size)
     if expected is not None and size > data_start + expected:
-        _trailing(report, data_start + expected, size)
+        from atlas_kit.formats.gguf.check_data import check_surplus
+
+        end = data_start + expected
+        if not _joined(report, source, end) and not check_surplus(report, source, tensors, data_start, end):
+            _trailing(report, source, end)
+
+
+def _missing(report: Report, missing: list[TensorInfo], data_start: int, size: int) -> None:
+    """Say what a file that was cut off has lost, in one line however many tensors that is."""
+
+    def lost(info: TensorInfo) -> int:
+        return min(data_start + info.offset + (info.nbytes or 0) - size, info.nbytes or 0)
+
+    first = min(missing, key=lambda info: info.offset)
+    message = f"{lost(first)} of the tensor's {first.nbytes} bytes are past the end of the file"
+    others = [info for info in missing if info is not first]
+    if others:
+        number = f"{len(others)} more tensors" if len(others) > 1 else "one more tensor"
+        message += f", and {sum(map(lost, others))} bytes of {number}"
+    report.error(
+        "tensor-data-missing",
+        message,
+        "Copy or download it again.",
+        remedy=_MEND,
+        offset=data_start + first.offset,
+        key=first.name,
+    )
 
 
 def _check_mapping(report: Report, alignment: int, data_start: int) -> None:
@@ -466,8 +562,23 @@ def _misplaced(report: Report, info: TensorInfo, expected: int, alignment: int) 
     )
 
 
-def _trailing(report: Report, end: int, size: int) -> None:
-    message = f"{size - end} bytes follow what the header describes"
+def _joined(report: Report, source: Source, end: int) -> bool:
+    """Tell, and say, whether another GGUF file begins where this one ends."""
+    size = source.size
+    at = end - 64 + source.read_upto(max(0, end - 64), 192).find(tables.MAGIC) if end >= 64 else -1
+    if at >= end - 64 and source.read_upto(at + 4, 4) in (b"\1\0\0\0", b"\2\0\0\0", b"\3\0\0\0"):
+        if source.read_upto(at, 4096) == source.read_upto(0, min(4096, at)) and 2 * at == size:
+            message = "the whole file is there twice, one after the other"
+            report.warning("file-doubled", message, "Only the first half is read.", offset=at)
+            return True
+        message = "another GGUF file begins here: shards or files were put together, as with cat"
+        report.warning("files-joined", message, offset=at, remedy=Remedy("join-shards"))
+        return True
+    return False
+
+
+def _trailing(report: Report, source: Source, end: int) -> None:
+    message = f"{source.size - end} bytes follow what the header describes"
     hint = "llama.cpp ignores them; tools that rewrite the file drop them."
     report.note("trailing-bytes", message, hint, offset=end)
 

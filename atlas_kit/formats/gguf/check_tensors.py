@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from atlas_kit.errors import Remedy
 from atlas_kit.formats.gguf import architectures
 from atlas_kit.formats.gguf.architectures import MAX_LAYERS, Plan
 from atlas_kit.formats.gguf.tensors import TensorInfo
@@ -65,11 +66,10 @@ def _unexpected(report: Report, info: TensorInfo, *, certain: bool) -> None:
         "llama.cpp has no use for this tensor: it says 'wrong number of tensors' and refuses the file"
         if certain
         else "no tensor of this name is known of this model family: llama.cpp may refuse the file",
-        "Keep extra weights in a file of their own, or as atlas.* keys."
-        if info.name.startswith("atlas.")
-        else "Remove it, or convert the model again.",
+        "Convert the model again." if "\0" in info.name else "",  # nobody can type it
         offset=info.info_offset,
         key=info.name,
+        remedy=None if "\0" in info.name else Remedy("remove-tensor", key=info.name),
     )
 
 

@@ -155,7 +155,7 @@ def model_identity(
 
 def _samples(file: GGUFFile, info: TensorInfo, blocks: int) -> Iterator[bytes]:
     file.iter_raw(info)  # raises unless all of the tensor's bytes are there
-    shard = next((shard for shard in file.shards if shard.path == info.path), file)
+    _, shard = file._place(info)
     for start, length in sampled(info, blocks):
         yield shard.source.read(info.file_offset + start, length)
 

@@ -13,19 +13,25 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from atlas_kit.errors import AtlasError, DataTooLargeError, InvalidParamError, KeyNotFoundError
+from atlas_kit.errors import AtlasError, DataTooLargeError, InvalidParamError, KeyNotFoundError, Remedy
 from atlas_kit.formats.gguf import tables
 from atlas_kit.formats.gguf.file import GGUFFile
-from atlas_kit.formats.gguf.journal import recover_journal, replace_start
+from atlas_kit.formats.gguf.journal import grow_start, recover_journal, replace_start
 from atlas_kit.formats.gguf.scan import align
 from atlas_kit.formats.gguf.tables import PAD_KEY, ValueType
+from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.formats.gguf.values import MetadataField
 from atlas_kit.formats.gguf.write import Progress, rebuilt_header, write_with_header
 from atlas_kit.storage.atomic import lock
+from atlas_kit.storage.backup_files import keep_backup, prune
 from atlas_kit.storage.given import Given, as_it_is_now, path_of
+from atlas_kit.storage.ranges import block_size, sole_user
 from atlas_kit.storage.source import StrPath, resolved
 
 _MAX_KEY = 65_535
+#: Room that is left for later edits where a large file had to be moved or written anew, and what is large: a smaller
+#: one is copied in no time.
+_ROOM, _LARGE = 1 << 16, 1 << 26
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ def edit_metadata(
     *,
     in_place: bool | None = None,
     reserve: int = 0,
-    backup: bool = False,
+    backup: bool | int = False,
     progress: Progress | None = None,
 ) -> EditResult:
     """Change the metadata of one GGUF file (of a split model: of this shard).
@@ -90,12 +96,15 @@ def edit_metadata(
     out
         Write the result here and leave the file alone. ``None`` changes the file itself.
     in_place
-        ``None``: overwrite only the header where it fits, else replace the file by a new one. ``True``: fail
-        where it does not fit. ``False``: always a new file.
+        ``None``: overwrite only the header where it fits, or can be made to fit by moving the data of a large file
+        (``grow``), else replace the file by a new one. ``True``: fail where it does not fit. ``False``: always
+        a new file.
     reserve
-        When a new file is written, leave this many bytes of room for later edits in place.
+        When a new file is written, leave this many bytes of room for later edits in place. 0 is none, but for a large
+        file that is replaced by a new one, which is to be for once.
     backup
-        When a new file replaces the old one, keep the old one as ``NAME.bak``.
+        Keep what is there as ``NAME.bak``, as a copy where only the header is written; a number above 1: and so many
+        in all, older ones with their time in the name.
 
     Raises
     ------
@@ -116,7 +125,7 @@ def edit_metadata(
         if in_place:
             raise InvalidParamError("an edit in place has no other output file", path=path)
         with GGUFFile.open(given, shards=False) as file:
-            return _rewrite(file, changed(file, changes), out, reserve, backup, False, progress)
+            return rewrite(file, changed(file, changes), out, reserve, backup, False, progress)
     if not os.path.exists(path):
         GGUFFile.open(path, shards=False)  # raises our error, before a lock file would be made
     with lock(path):
@@ -124,16 +133,19 @@ def edit_metadata(
         with GGUFFile.open(as_it_is_now(given), shards=False) as file:
             fields = changed(file, changes)
             if in_place is not False:
-                plan = _plan_in_place(file, fields)
+                plan = plan_in_place(file, fields)
                 if plan is not None:
-                    return _overwrite(file, plan)
+                    return overwrite(file, plan, int(backup))
+                grown = None if backup else grow(file, fields)
+                if grown is not None:
+                    return grown
                 if in_place:
                     raise DataTooLargeError(
                         "the new header does not fit the old one's space",
                         path=path,
                         hint="Let the file be rewritten, with some room reserved for later edits.",
                     )
-            return _rewrite(file, fields, path, reserve, backup, True, progress)
+            return rewrite(file, fields, path, reserve or room_of(file), backup, True, progress)
 
 
 def changed(file: GGUFFile, changes: Sequence[Change]) -> list[MetadataField]:
@@ -142,7 +154,8 @@ def changed(file: GGUFFile, changes: Sequence[Change]) -> list[MetadataField]:
     fields = [item for item in file.fields if item.key != PAD_KEY]
     try:
         for change in changes:
-            _check_key(change)
+            key = change.new_key if isinstance(change, Rename) else change.key
+            check_key(key, removing=isinstance(change, Delete))
             if isinstance(change, Set):
                 _set(fields, change)
             elif isinstance(change, Delete):
@@ -153,16 +166,16 @@ def changed(file: GGUFFile, changes: Sequence[Change]) -> list[MetadataField]:
     except AtlasError as error:
         error.path = error.path or file.path
         raise
-    _check_alignment(file, fields)
+    check_alignment(file, fields)
     return fields
 
 
-def _check_key(change: Change) -> None:
-    key = change.new_key if isinstance(change, Rename) else change.key
+def check_key(key: str, *, removing: bool = False) -> None:
+    """Raise where a file must not get this key (``removing``: where none can have it)."""
     size = len(key.encode("utf-8", "surrogateescape"))
     if not 0 < size <= _MAX_KEY:
         raise InvalidParamError(f"a key has 1 to {_MAX_KEY} bytes", key=key)
-    if key == PAD_KEY and not isinstance(change, Delete):
+    if key == PAD_KEY and not removing:
         raise InvalidParamError("this key is kept for reserved space", key=key)
 
 
@@ -176,9 +189,7 @@ def _find(fields: list[MetadataField], key: str) -> int:
 def _only(fields: list[MetadataField], key: str) -> int:
     index = _find(fields, key)
     if any(item.key == key for item in fields[index + 1 :]):
-        raise InvalidParamError(
-            "this key occurs more than once", key=key, hint="Repair the file, or delete the key first."
-        )
+        raise InvalidParamError("this key occurs more than once", key=key, remedy=Remedy("mend"))
     return index
 
 
@@ -206,7 +217,7 @@ def _rename(fields: list[MetadataField], change: Rename) -> None:
     fields[index] = fields[index].renamed(change.new_key)
 
 
-def _check_alignment(file: GGUFFile, fields: list[MetadataField]) -> None:
+def check_alignment(file: GGUFFile, fields: list[MetadataField]) -> None:
     """Tensor data is laid out for one alignment; another one needs the data to be moved."""
     from atlas_kit.formats.gguf.write import alignment_of
 
@@ -215,7 +226,7 @@ def _check_alignment(file: GGUFFile, fields: list[MetadataField]) -> None:
             "another alignment would move the tensor data",
             path=file.path,
             key="general.alignment",
-            hint="Repair writes a new file with another alignment.",
+            hint="It can be chosen only when the model is made.",
         )
 
 
@@ -223,7 +234,9 @@ def _check_alignment(file: GGUFFile, fields: list[MetadataField]) -> None:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
+    """A header that takes the place of the old one: its bytes, their room, and what ``atlas.pad`` holds of that."""
+
     header: bytes
     space: int
     reserved: int
@@ -238,49 +251,88 @@ def _pad_least() -> int:
     return 8 + len(PAD_KEY) + 4 + 8  # key length, key, type, text length (versions 2 and 3)
 
 
-def _plan_in_place(file: GGUFFile, fields: list[MetadataField]) -> _Plan | None:
+def plan_in_place(
+    file: GGUFFile, fields: list[MetadataField], tensors: list[TensorInfo] | None = None
+) -> Plan | None:
     """Return the new header if it can take the place of the old one exactly, else ``None``.
+
+    ``tensors`` are the infos of the same tensors under other names.
 
     Readers find tensor data at the next multiple of the alignment behind the header, so the new header must
     end within one alignment step before the data. Where it is shorter, ``atlas.pad`` fills the space.
     """
     space = min(file.data_start, file.size)
-    header = rebuilt_header(file, fields)
+    header = rebuilt_header(file, fields, tensors)
     left = space - len(header)
     if left < 0:
         return None
     ends_well = align(len(header), file.alignment) == align(space, file.alignment)
     if ends_well or (not file.tensor_infos and left < _pad_least()):
-        return _Plan(header, space, 0)
+        return Plan(header, space, 0)
     if left < _pad_least():  # alignments below 32 leave gaps that no pair fits in
         return None
-    return _Plan(rebuilt_header(file, [*fields, _pad_field(left)]), space, left)
+    return Plan(rebuilt_header(file, [*fields, _pad_field(left)], tensors), space, left)
 
 
-def _overwrite(file: GGUFFile, plan: _Plan) -> EditResult:
+def overwrite(file: GGUFFile, plan: Plan, backups: int) -> EditResult:
+    """Write a planned header over the old one, and keep so many backups."""
     path = file.path or ""
     old = file.source.read(0, plan.space)
     keep = old[len(plan.header) :] if len(plan.header) == file.header_size else b""
     new = plan.header + (keep or bytes(plan.space - len(plan.header)))
     if new == old:
         return EditResult(path, "unchanged", len(plan.header), 0, plan.reserved)
+    if backups:
+        keep_backup(path, backups, copy_of=file.source.fileno())
     replace_start(path, old, new)
+    if backups > 1:
+        prune(path, backups)
     return EditResult(path, "in-place", len(plan.header), len(new), plan.reserved)
 
 
-def _rewrite(
+def room_of(file: GGUFFile) -> int:
+    """Return the room to leave in a file that had to be written anew: of a large one, so that it is once only."""
+    return _ROOM if file.size >= _LARGE else 0
+
+
+def grow(
+    file: GGUFFile, fields: list[MetadataField], tensors: list[TensorInfo] | None = None
+) -> EditResult | None:
+    """Put a longer header into a large file whose data the file system can move; ``None`` where it is not done.
+
+    That takes as long for 20 GiB as for one. Nobody else may have the file open: what a program has mapped would move
+    under its feet. A file with several names keeps its bytes under the others, so it is not touched either.
+    """
+    source, fd, path = file.source, file.source.fileno(), file.path
+    if fd is None or path is None or not file.tensor_infos or not _LARGE <= file.size == source.size:
+        return None
+    space, header = file.data_start, rebuilt_header(file, fields, tensors)
+    step = max(block_size(fd), file.alignment)
+    grown = align(max(len(header) + _pad_least() + _ROOM - space, step), step)
+    reserved = space + grown - len(header)
+    new = rebuilt_header(file, [*fields, _pad_field(reserved)], tensors)
+    if os.fstat(fd).st_nlink != 1 or not sole_user(fd) or source.changed():
+        return None
+    if not grow_start(path, source.read(0, space), new, file.size):
+        return None
+    return EditResult(path, "in-place", len(new), len(new), reserved)
+
+
+def rewrite(
     file: GGUFFile,
     fields: list[MetadataField],
     out: StrPath,
     reserve: int,
-    backup: bool,
+    backup: bool | int,
     locked: bool,
     progress: Progress | None,
+    tensors: list[TensorInfo] | None = None,
 ) -> EditResult:
+    """Write a new file with another header and the same data."""
     if reserve > 0:
         reserve = max(reserve, _pad_least())
         fields = [*fields, _pad_field(reserve)]
-    header = rebuilt_header(file, fields)
+    header = rebuilt_header(file, fields, tensors)
     padding = padding_for(file, header)
     size = write_with_header(out, file, header, padding, backup=backup, locked=locked, progress=progress)
     return EditResult(os.fspath(out), "rewritten", len(header), size, max(reserve, 0))

@@ -18,13 +18,14 @@ from atlas_kit.errors import (
     InvalidParamError,
     KeyNotFoundError,
     NoSuchFileError,
+    Remedy,
     TruncatedError,
     VersionMismatchError,
 )
 from atlas_kit.formats.gguf import tables
 from atlas_kit.formats.gguf.journal import check_journal
 from atlas_kit.formats.gguf.scan import HeaderScan, scan_header
-from atlas_kit.formats.gguf.shards import shard_count, shard_paths
+from atlas_kit.formats.gguf.shards import require_single, shard_count, shard_paths
 from atlas_kit.formats.gguf.tables import GGMLType
 from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.formats.gguf.values import MetadataField
@@ -81,6 +82,7 @@ class GGUFFile:
         self.tensors: Mapping[str, TensorInfo] = _first_of((t.name, t) for t in scan.tensors)
         self.shards: tuple[GGUFFile, ...] = (self,)
         self._owners: dict[str, GGUFFile] = {}
+        self._homes: dict[int, GGUFFile] = {}
 
     # --- opening and closing ---------------------------------------------------------------------------
 
@@ -91,7 +93,7 @@ class GGUFFile:
         Parameters
         ----------
         given
-            Its path, its content (of a model that is not split), or a source that is open already and stays so.
+            Its path, its content (of a split model this one shard), or a source that is open already and stays so.
         shards
             ``False`` opens this one file only, whatever it says about others.
         tolerant
@@ -125,8 +127,24 @@ class GGUFFile:
 
     @classmethod
     def from_bytes(cls, data: bytes, *, tolerant: bool = False) -> GGUFFile:
-        """Open a GGUF file that is in memory."""
+        """Open a GGUF file that is in memory; of a split model this one shard."""
         return cls.open(data, tolerant=tolerant)
+
+    @classmethod
+    def of_shards(cls, shards: Sequence[GGUFFile]) -> GGUFFile:
+        """Make one model of its shards, all of them in order and opened one by one; it closes them.
+
+        Raises
+        ------
+        FileCorruptError
+            A shard belongs to another model, or the tensors do not add up.
+        """
+        for number, shard in enumerate(shards):
+            _check_shard(shard, number, len(shards), shards[0])
+        model = cls(shards[0].source, shards[0].scan, owns_source=False)
+        model._adopt(tuple(shards))
+        _check_total(model)
+        return model
 
     def _adopt(self, shards: tuple[GGUFFile, ...]) -> None:
         """Become the model that ``shards`` (opened one by one) make up."""
@@ -137,6 +155,8 @@ class GGUFFile:
         for shard in shards:
             for name in shard.tensors:
                 self._owners.setdefault(name, shard)
+            for info in shard.tensor_infos:
+                self._homes[id(info)] = shard
 
     def close(self) -> None:
         """Release the files; metadata stays readable, views in use keep their map alive."""
@@ -284,8 +304,9 @@ class GGUFFile:
 
     def _place(self, name: str | TensorInfo) -> tuple[TensorInfo, GGUFFile]:
         """Return a tensor's info and the shard that holds its data."""
-        if isinstance(name, TensorInfo):
-            return name, next((s for s in self.shards if s.path == name.path), self)
+        if isinstance(name, TensorInfo):  # shards cut out of one file have its path in common
+            home = self._homes.get(id(name))
+            return name, home or next((s for s in self.shards if s.path == name.path), self)
         return self.tensor(name), self._owners.get(name, self)
 
     def _check(self, info: TensorInfo, shard: GGUFFile) -> tuple[tables.GGMLTypeRow, int]:
@@ -324,6 +345,15 @@ class GGUFFile:
 
     # --- writing back --------------------------------------------------------------------------------------
 
+    def require_all_shards(self) -> None:
+        """Raise where this is one shard that was opened alone: it is not the model."""
+        count = shard_count(self.metadata)
+        if count > 1 and not self.is_split:
+            raise InvalidParamError(
+                f"this is one of {count} shards, and a part of the model only",
+                path=self.source.name, hint="Give the path of one that lies in a folder with the others.",
+            )  # fmt: skip
+
     def require_writable(self) -> None:
         """Raise unless this version may be written (version 1 is read-only)."""
         if self.version not in tables.WRITABLE_VERSIONS:
@@ -358,25 +388,25 @@ def _join(file: GGUFFile) -> GGUFFile:
     FileCorruptError
         A shard belongs to another model, or the tensors do not add up.
     """
-    paths = shard_paths(file.path or "", shard_count(file.metadata))
+    count = shard_count(file.metadata)
+    require_single(file.source, file.scan)
+    paths = shard_paths(file.path or "", count)
     missing = [path for path in paths if not path.exists()]
     if missing:
         names = ", ".join(path.name for path in missing[:3]) + (", ..." if len(missing) > 3 else "")
+        are = "is" if len(missing) == 1 else "are"
         raise NoSuchFileError(
-            f"{len(missing)} of {len(paths)} shards of this model are missing: {names}",
+            f"{len(missing)} of {len(paths)} shards of this model {are} missing: {names}",
             path=file.path,
-            hint="Put all shards into one folder, or look at this one alone (shards=False).",
+            hint="Put all shards into one folder.",
+            remedy=Remedy("one-shard"),
         )
     opened: list[GGUFFile] = []
     try:
-        for number, path in enumerate(paths):
-            shard = file if path == Path(file.path or "") else GGUFFile.open(path, shards=False)
-            opened.append(shard)
-            _check_shard(shard, number, len(paths), file)
-        model = GGUFFile(opened[0].source, opened[0].scan, owns_source=False)
+        for path in paths:
+            opened.append(file if path == Path(file.path or "") else GGUFFile.open(path, shards=False))
+        model = GGUFFile.of_shards(opened)
         model.path = file.path
-        model._adopt(tuple(opened))
-        _check_total(model)
     except BaseException:
         for shard in opened:
             shard.close()

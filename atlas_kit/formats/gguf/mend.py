@@ -7,12 +7,9 @@ lost-and-found file beside the output.
 
 from __future__ import annotations
 
-import base64
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import IO, Any, Literal
 
 from atlas_kit.errors import FileCorruptError, InvalidParamError, printable
@@ -20,18 +17,17 @@ from atlas_kit.formats.findings import Finding
 from atlas_kit.formats.gguf import check_model, tables
 from atlas_kit.formats.gguf.check import MAPPED_ALIGNMENT, check_gguf, read_records
 from atlas_kit.formats.gguf.layout import layout
+from atlas_kit.formats.gguf.lost_file import Lost, lost_name, write_lost
 from atlas_kit.formats.gguf.placement import Placement, correct_infos, place, running
 from atlas_kit.formats.gguf.salvage import Salvage, TailSource, salvage
 from atlas_kit.formats.gguf.scan import align, scan_header
 from atlas_kit.formats.gguf.tables import ValueType
 from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.formats.gguf.values import MetadataField
-from atlas_kit.storage.atomic import atomic_write, write_atomically
+from atlas_kit.storage.atomic import atomic_write
 from atlas_kit.storage.given import Given, name_of, same_file, use_source
 from atlas_kit.storage.source import Source, StrPath
 
-#: Of one lost record so many bytes are kept in the lost-and-found file.
-_MAX_LOST = 1 << 20
 #: Tensors are not filled up with zeros beyond so many times the file, when their sizes and offsets disagree
 #: (one of them is damaged), or beyond so many bytes at all.
 _MAX_GROWTH = 16
@@ -42,6 +38,10 @@ _ZEROS = bytes(1 << 16)
 _LONGEST_INFO = 1024
 #: Counts above this are damage, not records that were lost.
 _PLAUSIBLE_COUNT = 1 << 20
+
+#: Actions that tell of a loss; all others tell of something put right.
+_LOSSES = {"record-left-out", "records-gone"}
+_LOSSES |= {f"tensor-{how}" for how in ("left-out", "damaged", "missing", "dropped")}
 
 State = Literal["intact", "damaged", "missing", "dropped"]
 
@@ -70,7 +70,8 @@ class TensorFate:
     """What became of one tensor.
 
     ``intact`` (all bytes there), ``damaged`` (``missing`` bytes at its end are zeros now), ``missing`` (all
-    of it is zeros now) or ``dropped`` (not in the output).
+    of it is zeros now) or ``dropped`` (not in the output). ``spare``: another tensor of the output is the
+    same in all, so that nothing is lost with it. ``why`` says it in words, where it is not intact.
     """
 
     name: str
@@ -78,6 +79,13 @@ class TensorFate:
     nbytes: int
     missing: int
     offset: int | None
+    why: str = ""
+    spare: bool = False
+
+    @property
+    def lost(self) -> bool:
+        """Whether bytes of it are not in the output."""
+        return self.state != "intact" and not self.spare
 
     def to_json(self) -> dict[str, Any]:
         """Return the fate as JSON-ready data."""
@@ -87,6 +95,7 @@ class TensorFate:
             "nbytes": self.nbytes,
             "missing": self.missing,
             "offset": self.offset,
+            "why": self.why,
         }
 
 
@@ -102,6 +111,8 @@ class MendResult:
         Findings about the input and about the output (empty on a dry run).
     lost_file
         The lost-and-found file, if one was written.
+    written
+        Whether there is an output.
     """
 
     path: str | None
@@ -113,17 +124,23 @@ class MendResult:
     before: list[Finding] = field(default_factory=list)
     after: list[Finding] = field(default_factory=list)
     lost_file: str | None = None
+    written: bool = False
 
     @property
     def changed(self) -> bool:
         """Whether there was anything to mend."""
         return bool(self.actions)
 
+    @property
+    def mended(self) -> int:
+        """Actions by which something was put right, not left out or filled with zeros."""
+        return sum(action.code not in _LOSSES for action in self.actions)
+
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON-ready data."""
         return {
             "path": self.path,
-            "out": self.out,
+            "out": self.out if self.written else None,
             "saved": self.saved,
             "lost": self.lost,
             "actions": [action.to_json() for action in self.actions],
@@ -157,7 +174,7 @@ class _Plan:
     pieces: list[_Piece] = field(default_factory=list)
     alignment: int = tables.DEFAULT_ALIGNMENT
     tail: tuple[int, int] = (0, 0)
-    lost: list[dict[str, Any]] = field(default_factory=list)
+    lost: list[Lost] = field(default_factory=list)
 
 
 def mend_gguf(
@@ -166,6 +183,7 @@ def mend_gguf(
     *,
     dry_run: bool = False,
     drop_damaged: bool = False,
+    only_changed: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> MendResult:
     """Write a mended copy of a GGUF file; tensor data is copied in bounded memory.
@@ -173,12 +191,15 @@ def mend_gguf(
     Parameters
     ----------
     out
-        The new file; may be ``None`` on a dry run. What had to be left out goes to ``OUT.lost.json``.
+        The new file; may be ``None`` on a dry run. What was lost goes to ``OUT.lost.json``; where nothing
+        was, one that an earlier repair left there is removed.
     dry_run
         Only say what would be done.
     drop_damaged
         Leave out tensors of which bytes are missing, instead of filling them up with zeros (which keeps the
         model loadable).
+    only_changed
+        Write nothing where there is nothing to mend.
     progress
         Called with the number of bytes of tensor data written since the last call.
 
@@ -199,15 +220,18 @@ def mend_gguf(
         result = MendResult(source.path, None if out is None else os.fspath(out), before=check_gguf(source))
         plan = _plan(source, result, drop_damaged=drop_damaged)
         result.saved += sum(fate.state == "intact" for fate in result.tensors)
-        result.lost += sum(fate.state != "intact" for fate in result.tensors)
-        if dry_run or out is None:
+        result.lost += sum(fate.lost for fate in result.tensors)
+        if dry_run or out is None or (only_changed and not result.changed):
             return result
-        with atomic_write(out) as file:
-            _write(file, plan, progress)
-    if plan.lost:
-        result.lost_file = os.fspath(Path(out).with_name(Path(out).name + ".lost.json"))
-        content = {"file": result.path, "lost": plan.lost}
-        write_atomically(result.lost_file, json.dumps(content, indent=1, ensure_ascii=True).encode() + b"\n")
+        try:
+            with atomic_write(out) as file:
+                _write(file, plan, progress)
+                result.lost_file = write_lost(out, result.path, plan.lost)  # it must not come too late
+        except BaseException:
+            if result.lost_file is not None:
+                lost_name(out).unlink(missing_ok=True)
+            raise
+        result.written = True
     result.after = check_gguf(out)
     return result
 
@@ -231,22 +255,24 @@ def _plan(source: Source, result: MendResult, *, drop_damaged: bool) -> _Plan:
         _lose(plan, result, gap.start, gap.stop, gap.why, found.raw(gap.start, gap.stop))
     _keep_fields(plan, result, found)
     declared = _declared_alignment(plan.fields)
-    tensors = _correct(result, _keep_tensors(result, found.tensors), found, declared)
+    tensors = _correct(result, list(found.tensors), found, declared)
     sizes = _sizes(tensors, found.source.size)
     damaged = _is_damaged(found)
     misfits = tuple(info.offset for info in tensors) != running(sizes, declared or tables.DEFAULT_ALIGNMENT)
     placed = place(tensors, sizes, found.end, found.source, declared, shifted=damaged or misfits)
-    if _is_cut(found, sum(sizes)):
+    cut = _is_cut(found, sum(sizes))
+    if cut:
         placed = replace(placed, data_start=align(found.end, placed.alignment), starts=(None,) * len(sizes))
-        _lose_rest(plan, result, found)
+    _count_gone(plan, result, found, placed, cut=cut)
     if not placed.exact and damaged and found.tensors:
         message = "records of the header are damaged, so the place of all data is a guess: compare hashes"
         result.actions.append(MendAction("placement-uncertain", message, found.end))
     _choose_alignment(plan, result, placed, declared, found.end)
     _tell_placement(result, placed, tensors, sizes, found.end)
-    _take_tensors(plan, result, tensors, sizes, placed, drop_damaged=drop_damaged)
+    _take_tensors(plan, result, tensors, sizes, placed, drop_damaged=drop_damaged or cut)
     tail = align(placed.stop, placed.alignment) if tensors else found.end
-    if not any(piece.there < piece.nbytes for piece in plan.pieces):
+    readable = bool(tensors) or not found.tensor_count  # what nobody finds a tensor in is no part of a model
+    if readable and not cut and not any(piece.there < piece.nbytes for piece in plan.pieces):
         plan.tail = (tail, max(0, found.source.size - tail))
     return plan
 
@@ -266,6 +292,7 @@ def _find(source: Source, result: MendResult) -> Salvage:
         raise FileCorruptError(
             "nothing of a GGUF file could be found in it", path=source.path, hint="Is it the right file?"
         )
+    found.end = _behind_zeros(found)
     add = result.actions.append
     if found.base:
         add(MendAction("prefix-removed", f"{found.base} bytes before the magic were removed", 0))
@@ -286,6 +313,19 @@ def _find(source: Source, result: MendResult) -> Salvage:
     return found
 
 
+def _behind_zeros(found: Salvage) -> int:
+    """Return where the header may end if zeros took the place of its last tensor infos: no padding is so long."""
+    short = (found.tensor_count or 0) - len(found.tensors)
+    if not found.tensors or not 0 < short <= _PLAUSIBLE_COUNT:
+        return found.end
+    alignment = _declared_alignment(found.fields) or tables.DEFAULT_ALIGNMENT
+    behind = found.source.read_upto(found.end, short * _LONGEST_INFO)
+    zeros = len(behind) - len(behind.lstrip(b"\0"))
+    stop = found.end + zeros
+    stop -= stop % alignment
+    return stop if stop > align(found.end, alignment) and zeros < len(behind) else found.end
+
+
 def _is_damaged(found: Salvage) -> bool:
     """Tell whether records of the header are lost or had wrong lengths, so that bytes may be lacking."""
     counts = (found.field_count, found.tensor_count)
@@ -293,31 +333,48 @@ def _is_damaged(found: Salvage) -> bool:
 
 
 def _is_cut(found: Salvage, data: int) -> bool:
-    """Tell whether the file ends inside its header: what follows the last record is a piece of one."""
+    """Tell whether the file ends inside its header: what follows the last record is at most a piece of one."""
     rest = found.source.size - found.end
     short = len(found.fields) < (found.field_count or 0) or len(found.tensors) < (found.tensor_count or 0)
-    return short and 0 < rest < _LONGEST_INFO and (rest < data or not found.tensors)
+    return short and rest < _LONGEST_INFO and (rest < data or not found.tensors)
 
 
-def _lose_rest(plan: _Plan, result: MendResult, found: Salvage) -> None:
-    """Note the piece of a record at the end of a file that was cut off, and how many records are gone."""
-    size = found.source.size
-    raw = found.source.read(found.end, size - found.end)
-    _lose(plan, result, found.end, size, "the file was cut off inside this record", raw)
-    gone = max(0, (found.field_count or 0) - len(found.fields))
-    gone += max(0, (found.tensor_count or 0) - len(found.tensors))
-    result.lost += gone - 1 if gone <= _PLAUSIBLE_COUNT else 0
+def _count_gone(plan: _Plan, result: MendResult, found: Salvage, placed: Placement, *, cut: bool) -> None:
+    """Note the records that the header counts and that are nowhere, and what is left of one at a file's end.
+
+    A count alone may be wrong, too: records are gone where there is more to show for it, which is that the
+    file ends among them, that bytes cannot be read, or that the tensors found are not all that the data is.
+    """
+    source, missing = found.source, len(found.lost)
+    if cut and source.size > found.end:
+        why, missing = "the file was cut off inside this record", missing + 1
+        _lose(plan, result, found.end, source.size, why, source.read(found.end, source.size - found.end))
+    gone = {
+        "metadata pairs": (found.field_count or 0) - len(found.fields) if missing or cut else 0,
+        "tensors": (found.tensor_count or 0) - len(found.tensors),
+    }
+    if not missing and not cut and found.tensors and (placed.exact or placed.stop >= source.size):
+        gone["tensors"] = 0
+    for what, count in gone.items():
+        if not 0 < count <= _PLAUSIBLE_COUNT:
+            continue
+        more = max(0, count - missing)
+        missing = max(0, missing - count)
+        if more:
+            message = f"{count} {what} that the header promises are gone"
+            result.actions.append(MendAction("records-gone", message, found.end))
+            plan.lost.append(Lost({"offset": found.end, "records": more, "why": message}))
+            result.lost += more
 
 
 def _lose(
     plan: _Plan, result: MendResult, start: int, stop: int, why: str, raw: bytes, key: str | None = None
 ) -> None:
     """Note a record that is left out, with its bytes."""
-    entry: dict[str, Any] = {"offset": start, "size": stop - start, "why": why}
+    facts: dict[str, Any] = {"offset": start, "size": stop - start, "why": why}
     if key is not None:
-        entry["key"] = printable(key)
-    entry["base64"] = base64.b64encode(raw[:_MAX_LOST]).decode()
-    plan.lost.append(entry)
+        facts["key"] = printable(key)
+    plan.lost.append(Lost(facts, [raw]))
     result.lost += 1
     result.actions.append(
         MendAction("record-left-out", f"{stop - start} bytes were left out: {why}", start, key)
@@ -394,20 +451,6 @@ def _declared_alignment(fields: list[MetadataField]) -> int | None:
     return int(value)
 
 
-def _keep_tensors(result: MendResult, tensors: list[TensorInfo]) -> list[TensorInfo]:
-    """Leave out tensors without a name and all but the first of one name, except for their place."""
-    seen: set[str] = set()
-    kept = []
-    for info in tensors:
-        if not info.name or info.name in seen:
-            message = "a tensor before it has the same name" if info.name else "it has no name"
-            result.actions.append(MendAction("tensor-left-out", message, info.info_offset, info.name))
-            result.tensors.append(TensorFate(info.name, "dropped", info.nbytes or 0, 0, None))
-        kept.append(info)
-        seen.add(info.name)
-    return kept
-
-
 def _correct(
     result: MendResult, tensors: list[TensorInfo], found: Salvage, declared: int | None
 ) -> list[TensorInfo]:
@@ -422,7 +465,7 @@ def _correct(
         )
         result.actions.append(MendAction("tensor-corrected", message, old.info_offset, old.name))
         tensors[index] = info
-    if complete and len(tensors) == len({info.name for info in tensors}):
+    if complete and len(tensors) == len({info.name.partition("\0")[0] for info in tensors}):
         _restore_names(result, tensors)
     return tensors
 
@@ -471,9 +514,7 @@ def _choose_alignment(
     """Settle the alignment of the new file, and the key that says so."""
     item = next((f for f in plan.fields if f.key == "general.alignment"), None)
     new = placed.alignment
-    unmappable = align(end, new) % MAPPED_ALIGNMENT != 0
-    if new < MAPPED_ALIGNMENT and (unmappable or declared is None or declared > new):
-        new = MAPPED_ALIGNMENT
+    new = max(new, MAPPED_ALIGNMENT)  # below it some backends of llama.cpp abort
     plan.alignment = new
     right = item is not None and item.type == ValueType.UINT32 and item.items == new
     if right or (item is None and new == tables.DEFAULT_ALIGNMENT):
@@ -521,28 +562,76 @@ def _take_tensors(
         info.offset == offset for info, offset in zip(tensors, running(sizes, placed.alignment), strict=True)
     )
     limit = _MOST_GROWTH if truthful else max(plan.source.size * _MAX_GROWTH, _LEAST_GROWTH)
-    seen: set[str] = set()
+    first: dict[str, _Piece] = {}
     filled = 0
     for info, nbytes, start in zip(tensors, sizes, placed.starts, strict=True):
-        if not info.name or info.name in seen:
-            continue
-        seen.add(info.name)
         there = 0 if start is None else max(0, min(nbytes, plan.source.size - start))
-        missing = nbytes - there
+        piece, missing = _Piece(info, nbytes, start, there), nbytes - there
+        name = info.name.partition("\0")[0]  # as llama.cpp reads it
+        if not info.name or name in first:
+            _leave_out(plan, result, piece, first.get(name))
+            continue
+        first[name] = piece
         state: State = "intact" if not missing else "damaged" if there else "missing"
         filled += missing
         if missing and (drop_damaged or filled > limit):
             filled -= missing
             state = "dropped"
         else:
-            plan.pieces.append(_Piece(info, nbytes, start, there))
-        result.tensors.append(TensorFate(info.name, state, nbytes, missing, start))
+            plan.pieces.append(piece)
+        why = f"{missing:,} of {nbytes:,} bytes are missing" if missing else ""
+        result.tensors.append(TensorFate(info.name, state, nbytes, missing, start, why))
         if missing:
+            _lose_tensor(plan, piece, state, why)
             message = (
                 f"{missing} of its {nbytes} bytes are not in the file: "
                 f"{'it was left out' if state == 'dropped' else 'they are zeros now'}"
             )
             result.actions.append(MendAction(f"tensor-{state}", message, start, info.name))
+
+
+def _leave_out(plan: _Plan, result: MendResult, piece: _Piece, twin: _Piece | None) -> None:
+    """Leave out a tensor without a name, or the second of a name; its data is kept unless the first has it."""
+    info = piece.info
+    spare = twin is not None and _equal(plan.source, piece, twin)
+    why = "it has no name"
+    if twin is not None:
+        why = f"a tensor before it has the same name and {'is equal to it' if spare else 'other data'}"
+    code = "duplicate-removed" if spare else "tensor-left-out"
+    result.actions.append(MendAction(code, why, info.info_offset, info.name))
+    missing = piece.nbytes - piece.there
+    result.tensors.append(TensorFate(info.name, "dropped", piece.nbytes, missing, piece.start, why, spare))
+    if not spare:
+        _lose_tensor(plan, piece, "dropped", why)
+
+
+def _equal(source: Source, one: _Piece, other: _Piece) -> bool:
+    """Tell whether two tensors are the same in all but their place."""
+    shapes = [(piece.info.dims, piece.info.type, piece.nbytes, piece.there) for piece in (one, other)]
+    if shapes[0] != shapes[1]:
+        return False
+    if one.start is None or other.start is None or one.start == other.start:
+        return one.start == other.start
+    pairs = zip(source.chunks(one.start, one.there), source.chunks(other.start, other.there), strict=True)
+    return all(bytes(a) == bytes(b) for a, b in pairs)
+
+
+def _lose_tensor(plan: _Plan, piece: _Piece, state: State, why: str) -> None:
+    """Note a tensor that is not what it was; the data of one that is not in the output is kept."""
+    info = piece.info
+    facts = {
+        "tensor": printable(info.name),
+        "state": state,
+        "why": why,
+        "offset": piece.start,
+        "size": piece.nbytes,
+        "missing": piece.nbytes - piece.there,
+        "dims": list(info.dims),
+        "type": info.type_name,
+    }
+    kept = state == "dropped" and piece.there and piece.start is not None
+    data = plan.source.chunks(piece.start or 0, piece.there) if kept else None
+    plan.lost.append(Lost(facts, data))
 
 
 # --- writing ----------------------------------------------------------------------------------------------

@@ -15,14 +15,16 @@ from typing import Any
 
 import xxhash
 
-from atlas_kit.errors import FileCorruptError, InvalidParamError
+from atlas_kit.errors import FileCorruptError, InvalidParamError, Remedy
 from atlas_kit.formats.gguf import tables
 from atlas_kit.formats.gguf.edit import padding_for
 from atlas_kit.formats.gguf.file import GGUFFile
 from atlas_kit.formats.gguf.scan import align
+from atlas_kit.formats.gguf.shards import takes_place_of
+from atlas_kit.formats.gguf.split import joined
 from atlas_kit.formats.gguf.tables import PAD_KEY, ValueType
 from atlas_kit.formats.gguf.values import MetadataField
-from atlas_kit.formats.gguf.write import Progress, rebuilt_header, write_with_header
+from atlas_kit.formats.gguf.write import Progress, rebuilt_header, write_laid_out, write_with_header
 from atlas_kit.storage.given import Given
 from atlas_kit.storage.source import StrPath
 
@@ -58,10 +60,13 @@ def to_native(
     out: StrPath,
     *,
     values: Mapping[str, Any] | None = None,
-    backup: bool = False,
+    backup: bool | int = False,
     progress: Progress | None = None,
 ) -> NativeResult:
     """Convert a stock GGUF file to an ATLAS-native one: all metadata and tensors kept, our keys added.
+
+    A split model becomes one file, from any of its shards; only where ``out`` has the name of its first shard, that
+    shard alone is written, to lie beside the others.
 
     Parameters
     ----------
@@ -72,19 +77,44 @@ def to_native(
     Raises
     ------
     InvalidParamError
-        The file is ATLAS-native already, is a shard without metadata, or a value does not fit.
+        The file is ATLAS-native already, or a value does not fit.
     """
-    with GGUFFile.open(path, shards=False) as file:
+    with _opened(path, out) as file:
         file.require_writable()
         _check_convertible(file)
         added = _atlas_fields(file, dict(values or {}))
-        added += _source_fields(file, [item.key for item in added])
-        header = rebuilt_header(file, [*file.fields, *added])
-        padding = padding_for(file, header)
-        size = write_with_header(out, file, header, padding, backup=backup, progress=progress)
+        if file.is_split:
+            size = _joined_native(file, out, added, backup, progress)
+        else:
+            original = file.source.read(0, min(file.data_start, file.size))
+            added += _source_fields(original, file.header_size, file.size, [item.key for item in added])
+            header = rebuilt_header(file, [*file.fields, *added])
+            padding = padding_for(file, header)
+            size = write_with_header(out, file, header, padding, backup=backup, progress=progress)
         return NativeResult(
             os.fspath(out), size, tuple(item.key for item in added), notes=_tensor_notes(file)
         )
+
+
+def _opened(path: Given, out: StrPath) -> GGUFFile:
+    """Open all of a model, or one shard where it is to be written as that shard of another set."""
+    with GGUFFile.open(path, shards=False) as file:
+        alone = takes_place_of(out, file.metadata)
+    return GGUFFile.open(path, shards=not alone)
+
+
+def _joined_native(
+    file: GGUFFile, out: StrPath, added: list[MetadataField], backup: bool | int, progress: Progress | None
+) -> int:
+    """Write the shards of a model as one ATLAS-native file; its original is the one that they join to."""
+    whole = joined(file)
+    original = whole.header + bytes(-len(whole.header) % whole.alignment)
+    size = len(original) + whole.data_size
+    added += _source_fields(original, len(whole.header), size, [item.key for item in added])
+    header = rebuilt_header(file.shards[0], [*whole.fields, *added], whole.infos)
+    return write_laid_out(
+        out, header, whole.tensors, whole.alignment, file.byte_order, backup=backup, progress=progress
+    )
 
 
 def _check_convertible(file: GGUFFile) -> None:
@@ -92,13 +122,8 @@ def _check_convertible(file: GGUFFile) -> None:
         raise InvalidParamError(
             "this file is ATLAS-native already", path=file.path, hint="Change its atlas.* keys with set."
         )
-    number = file.metadata.get("split.no")
-    if number is not None and number.items != 0:
-        raise InvalidParamError(
-            "only the first shard of a split model carries metadata",
-            path=file.path,
-            hint="Convert the shard whose name says 00001-of.",
-        )
+    if not file.is_split and file.get("split.no", 0) != 0:
+        raise InvalidParamError("only the first shard of a split model carries metadata", path=file.path)
 
 
 def _tensor_notes(file: GGUFFile) -> tuple[str, ...]:
@@ -143,13 +168,11 @@ def _atlas_fields(file: GGUFFile, values: dict[str, Any]) -> list[MetadataField]
     return fields
 
 
-def _source_fields(file: GGUFFile, added: list[str]) -> list[MetadataField]:
-    """Return the keys that make the way back exact."""
-    start = min(file.data_start, file.size)
-    original = file.source.read(0, start)
-    padding = original[file.header_size :]
+def _source_fields(original: bytes, header_size: int, size: int, added: list[str]) -> list[MetadataField]:
+    """Return the keys that make the way back exact; ``original`` is all before the tensor data."""
+    padding = original[header_size:]
     fields = [
-        MetadataField(_SIZE, ValueType.UINT64, file.size),
+        MetadataField(_SIZE, ValueType.UINT64, size),
         MetadataField(_HASH, ValueType.STRING, xxhash.xxh3_128_hexdigest(original)),
     ]
     if padding.strip(b"\0"):
@@ -160,7 +183,7 @@ def _source_fields(file: GGUFFile, added: list[str]) -> list[MetadataField]:
 
 
 def to_stock(
-    path: Given, out: StrPath, *, backup: bool = False, progress: Progress | None = None
+    path: Given, out: StrPath, *, backup: bool | int = False, progress: Progress | None = None
 ) -> NativeResult:
     """Convert an ATLAS-native GGUF file back to the stock file that it was made from, byte for byte.
 
@@ -172,8 +195,12 @@ def to_stock(
     InvalidParamError
         The file is not ATLAS-native.
     """
-    with GGUFFile.open(path, shards=False) as file:
+    with _opened(path, out) as file:
         file.require_writable()
+        if file.is_split:
+            raise InvalidParamError(
+                "the model is in several files", path=file.path, remedy=Remedy("join-shards")
+            )
         if not any(item.key.startswith(PREFIX) for item in file.fields):
             raise InvalidParamError("this file is not ATLAS-native: it has no atlas.* keys", path=file.path)
         kept, header, padding, exact = _stock_header(file)

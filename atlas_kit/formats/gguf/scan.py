@@ -20,6 +20,7 @@ from atlas_kit.errors import (
     TruncatedError,
     VersionMismatchError,
 )
+from atlas_kit.formats.foreign import foreign_error
 from atlas_kit.formats.gguf import tables
 from atlas_kit.formats.gguf.layout import Layout, layout
 from atlas_kit.formats.gguf.strings import LazyStrings
@@ -203,7 +204,11 @@ def align(offset: int, alignment: int) -> int:
 
 def _scan_prefix(scan: HeaderScan, stream: HeaderStream) -> None:
     head = bytes(stream.buf[: stream.ensure(8)])
-    scan.version, scan.byte_order = version_and_order(head)
+    try:
+        scan.version, scan.byte_order = version_and_order(head)
+    except MagicMismatchError as error:
+        known = foreign_error(stream.source) if stream.source is not None else None
+        raise known or error from None
     prefix = parse(scan.layout.prefix, stream, path=scan.path, what="header")
     scan.tensor_count, scan.field_count = prefix["tensor_count"], prefix["metadata_kv_count"]
     scan.end, scan.stage = stream.pos, "metadata"

@@ -143,7 +143,8 @@ class GGMLTypeRow:
     """One tensor type: ``block`` weights are stored in ``size`` bytes.
 
     ``dtype`` is the NumPy kind and size of a plain type (``None``: quantised). ``swap`` lists the
-    (offset, width) of the multi-byte numbers in a block, where a big-endian file can be decoded.
+    (offset, width) of the multi-byte numbers in a block; ``None`` where that is not known for certain: ggml reads
+    some codebooks as numbers of several widths.
     """
 
     type: GGMLType
@@ -164,26 +165,30 @@ GGML_TYPES: tuple[GGMLTypeRow, ...] = (
     GGMLTypeRow(GGMLType.F32,       1,   4, "single precision", "f4"),
     GGMLTypeRow(GGMLType.F16,       1,   2, "half precision", "f2"),
     GGMLTypeRow(GGMLType.Q4_0,     32,  18, "4 bits and one f16 scale per 32 weights", swap=((0, 2),)),
-    GGMLTypeRow(GGMLType.Q4_1,     32,  20, "4 bits, f16 scale and minimum per 32 weights"),
-    GGMLTypeRow(GGMLType.Q5_0,     32,  22, "5 bits and one f16 scale per 32 weights"),
-    GGMLTypeRow(GGMLType.Q5_1,     32,  24, "5 bits, f16 scale and minimum per 32 weights"),
+    GGMLTypeRow(GGMLType.Q4_1,     32,  20, "4 bits, f16 scale and minimum per 32 weights",
+                swap=((0, 2), (2, 2))),
+    GGMLTypeRow(GGMLType.Q5_0,     32,  22, "5 bits and one f16 scale per 32 weights", swap=((0, 2), (2, 4))),
+    GGMLTypeRow(GGMLType.Q5_1,     32,  24, "5 bits, f16 scale and minimum per 32 weights",
+                swap=((0, 2), (2, 2), (4, 4))),
     GGMLTypeRow(GGMLType.Q8_0,     32,  34, "8 bits and one f16 scale per 32 weights", swap=((0, 2),)),
     # 36 bytes in ggml (two f16); gguf-py still says 40, from when they were two f32
     GGMLTypeRow(GGMLType.Q8_1,     32,  36, "8 bits with scale and sum; only inside computations"),
-    GGMLTypeRow(GGMLType.Q2_K,    256,  84, "2 bits in blocks of 16 with 4-bit scales and minima"),
-    GGMLTypeRow(GGMLType.Q3_K,    256, 110, "3 bits in blocks of 16 with 6-bit scales"),
+    GGMLTypeRow(GGMLType.Q2_K,    256,  84, "2 bits in blocks of 16 with 4-bit scales and minima",
+                swap=((80, 2), (82, 2))),
+    GGMLTypeRow(GGMLType.Q3_K,    256, 110, "3 bits in blocks of 16 with 6-bit scales", swap=((108, 2),)),
     GGMLTypeRow(GGMLType.Q4_K,    256, 144, "4 bits in blocks of 32, 6-bit scales", swap=((0, 2), (2, 2))),
-    GGMLTypeRow(GGMLType.Q5_K,    256, 176, "5 bits in blocks of 32 with 6-bit scales and minima"),
+    GGMLTypeRow(GGMLType.Q5_K,    256, 176, "5 bits in blocks of 32 with 6-bit scales and minima",
+                swap=((0, 2), (2, 2))),
     GGMLTypeRow(GGMLType.Q6_K,    256, 210, "6 bits in blocks of 16 with 8-bit scales", swap=((208, 2),)),
     GGMLTypeRow(GGMLType.Q8_K,    256, 292, "8 bits per 256 weights; only inside computations"),
     GGMLTypeRow(GGMLType.IQ2_XXS, 256,  66, "2.06 bits, codebook, needs an importance matrix"),
     GGMLTypeRow(GGMLType.IQ2_XS,  256,  74, "2.31 bits, codebook, needs an importance matrix"),
     GGMLTypeRow(GGMLType.IQ3_XXS, 256,  98, "3.06 bits, codebook"),
     GGMLTypeRow(GGMLType.IQ1_S,   256,  50, "1.56 bits, codebook, needs an importance matrix"),
-    GGMLTypeRow(GGMLType.IQ4_NL,   32,  18, "4 bits on a curved scale per 32 weights"),
+    GGMLTypeRow(GGMLType.IQ4_NL,   32,  18, "4 bits on a curved scale per 32 weights", swap=((0, 2),)),
     GGMLTypeRow(GGMLType.IQ3_S,   256, 110, "3.44 bits, codebook"),
     GGMLTypeRow(GGMLType.IQ2_S,   256,  82, "2.5 bits, codebook"),
-    GGMLTypeRow(GGMLType.IQ4_XS,  256, 136, "4.25 bits on a curved scale"),
+    GGMLTypeRow(GGMLType.IQ4_XS,  256, 136, "4.25 bits on a curved scale", swap=((0, 2), (2, 2))),
     GGMLTypeRow(GGMLType.I8,        1,   1, "8-bit integers", "i1"),
     GGMLTypeRow(GGMLType.I16,       1,   2, "16-bit integers", "i2"),
     GGMLTypeRow(GGMLType.I32,       1,   4, "32-bit integers", "i4"),
@@ -191,14 +196,35 @@ GGML_TYPES: tuple[GGMLTypeRow, ...] = (
     GGMLTypeRow(GGMLType.F64,       1,   8, "double precision", "f8"),
     GGMLTypeRow(GGMLType.IQ1_M,   256,  56, "1.75 bits, codebook, needs an importance matrix"),
     GGMLTypeRow(GGMLType.BF16,      1,   2, "bfloat16: the upper half of single precision", "u2"),
-    GGMLTypeRow(GGMLType.TQ1_0,   256,  54, "ternary, 1.69 bits"),
-    GGMLTypeRow(GGMLType.TQ2_0,   256,  66, "ternary, 2.06 bits"),
+    GGMLTypeRow(GGMLType.TQ1_0,   256,  54, "ternary, 1.69 bits", swap=((52, 2),)),
+    GGMLTypeRow(GGMLType.TQ2_0,   256,  66, "ternary, 2.06 bits", swap=((64, 2),)),
     GGMLTypeRow(GGMLType.MXFP4,    32,  17, "4-bit floats, one shared exponent per 32 weights", swap=()),
     GGMLTypeRow(GGMLType.NVFP4,    64,  36, "4-bit floats, one 8-bit float scale per 16 weights", swap=()),
     GGMLTypeRow(GGMLType.Q1_0,    128,  18, "1 bit (a sign) and one f16 scale per 128 weights"),
     GGMLTypeRow(GGMLType.Q2_0,     64,  18, "2 bits and one f16 scale per 64 weights"),
 )
 # fmt: on
+
+#: Where the scales of a block are, and of which kind: what else makes its weights worthless if it is not a number.
+#: Plain types have none; those of IQ1_M lie in the upper four bits of four 16-bit numbers.
+SCALES: dict[GGMLType, tuple[tuple[int, str], ...]] = {
+    **dict.fromkeys(
+        (GGMLType.Q4_0, GGMLType.Q5_0, GGMLType.Q8_0, GGMLType.Q1_0, GGMLType.Q2_0, GGMLType.IQ4_NL, GGMLType.IQ4_XS,
+         GGMLType.IQ1_S, GGMLType.IQ2_XXS, GGMLType.IQ2_XS, GGMLType.IQ2_S, GGMLType.IQ3_XXS, GGMLType.IQ3_S),
+        ((0, "f16"),),
+    ),
+    **dict.fromkeys((GGMLType.Q4_1, GGMLType.Q5_1, GGMLType.Q8_1, GGMLType.Q4_K, GGMLType.Q5_K),
+                    ((0, "f16"), (2, "f16"))),
+    GGMLType.Q2_K: ((80, "f16"), (82, "f16")),
+    GGMLType.Q3_K: ((108, "f16"),),
+    GGMLType.Q6_K: ((208, "f16"),),
+    GGMLType.Q8_K: ((0, "f32"),),
+    GGMLType.TQ1_0: ((52, "f16"),),
+    GGMLType.TQ2_0: ((64, "f16"),),
+    GGMLType.IQ1_M: ((48, "iq1_m"),),
+    GGMLType.MXFP4: ((0, "e8m0"),),
+    GGMLType.NVFP4: tuple((offset, "ue4m3") for offset in range(4)),
+}  # fmt: skip
 
 GGML_TYPE_BY_NUMBER: dict[int, GGMLTypeRow] = {int(row.type): row for row in GGML_TYPES}
 
@@ -452,6 +478,11 @@ ATLAS_KEYS: tuple[KeyRow, ...] = (
     KeyRow("atlas.memory.blend_ratio", "str", "weight of the window's prediction; adaptive: learned while reading"),
     KeyRow("atlas.memory.features", "str", "features of the learned memory"),
     KeyRow("atlas.memory.memory_rank", "u32", "directions of the states that a whitened memory learns on"),
+    KeyRow(
+        "atlas.memory.even_steps",
+        "u32",
+        "gradients from which a whitened memory evens its steps; 0: from the output matrix",
+    ),
     KeyRow("atlas.memory.omega_window", "u32", "tokens that one gradient looks at: c of the Omega rule, not whitened"),
     KeyRow("atlas.memory.chunk_size", "u32", "tokens per step of the learned memory"),
     KeyRow("atlas.memory.sharpness", "f64", "theta of the softmax over cosines in the window; learned from there"),

@@ -15,6 +15,7 @@ from atlas_kit.errors import (
     ConflictError,
     FileCorruptError,
     InvalidParamError,
+    Remedy,
     TruncatedError,
     VersionMismatchError,
 )
@@ -106,7 +107,7 @@ def write_gguf(
     *,
     version: int = 3,
     byte_order: str = "<",
-    backup: bool = False,
+    backup: bool | int = False,
     progress: Progress | None = None,
 ) -> int:
     """Write a GGUF file atomically and return its size.
@@ -126,11 +127,25 @@ def write_gguf(
     schema = writable_layout(version, byte_order)
     fields = list(fields)
     _check_unique([f.key for f in fields], "key")
-    _check_unique([t.name for t in tensors], "tensor")
     step = alignment_of(fields)
-    header = build_header(schema, fields, _placed(tensors, step))
+    header = build_header(schema, fields, placed(tensors, step))
+    return write_laid_out(path, header, tensors, step, byte_order, backup=backup, progress=progress)
+
+
+def write_laid_out(
+    path: StrPath,
+    header: bytes,
+    tensors: Sequence[TensorSource],
+    step: int,
+    byte_order: str = "<",
+    *,
+    backup: bool | int = False,
+    locked: bool = False,
+    progress: Progress | None = None,
+) -> int:
+    """Write a header, and the tensors that it lists, as ``placed`` lays them out; return the file's size."""
     try:
-        with atomic_write(path, backup=backup) as out:
+        with atomic_write(path, backup=backup, locked=locked) as out:
             out.write(header)
             _pad(out, len(header), step)
             _write_data(out, tensors, step, byte_order, progress)
@@ -203,7 +218,15 @@ def _check_unique(names: list[str], what: str) -> None:
         seen.add(name)
 
 
-def _placed(tensors: Sequence[TensorSource], step: int) -> list[TensorInfo]:
+def placed(tensors: Sequence[TensorSource], step: int) -> list[TensorInfo]:
+    """Return the infos of tensors that lie in this order, each at a multiple of ``step``, without gaps.
+
+    Raises
+    ------
+    InvalidParamError
+        Two have one name, or one has too many dimensions, or another size than its type and shape need.
+    """
+    _check_unique([t.name for t in tensors], "tensor")
     infos, offset = [], 0
     for tensor in tensors:
         expected = tables.tensor_nbytes(tensor.dims, tensor.type)
@@ -324,7 +347,7 @@ def write_with_header(
     header: bytes,
     padding: bytes,
     *,
-    backup: bool = False,
+    backup: bool | int = False,
     locked: bool = False,
     progress: Progress | None = None,
 ) -> int:
@@ -343,11 +366,16 @@ def write_with_header(
         return out.tell()
 
 
-def rebuilt_header(file: GGUFFile, fields: Sequence[MetadataField]) -> bytes:
-    """Return the header of ``file`` with other metadata; what was read and kept goes in byte for byte."""
+def rebuilt_header(
+    file: GGUFFile, fields: Sequence[MetadataField], tensors: Sequence[TensorInfo] | None = None
+) -> bytes:
+    """Return the header of ``file`` with other metadata; what was read and kept goes in byte for byte.
+
+    ``tensors`` are other infos than its own.
+    """
     scan = file.scan
     if not scan.complete:
-        raise FileCorruptError("a damaged header cannot be edited", path=file.path, hint="Repair it first.")
+        raise FileCorruptError("a damaged header cannot be edited", path=file.path, remedy=Remedy("mend"))
     schema = scan.layout
     kept = {id(item) for item in scan.fields}
     parts = [
@@ -355,7 +383,7 @@ def rebuilt_header(file: GGUFFile, fields: Sequence[MetadataField]) -> bytes:
             schema.prefix,
             {
                 "version": schema.version,
-                "tensor_count": scan.tensor_count,
+                "tensor_count": scan.tensor_count if tensors is None else len(tensors),
                 "metadata_kv_count": len(fields),
             },
         )
@@ -365,6 +393,9 @@ def rebuilt_header(file: GGUFFile, fields: Sequence[MetadataField]) -> bytes:
             parts.append(scan.header_bytes(item.offset, item.offset + item.size))
         else:
             parts.append(build(schema.key_value, item.to_schema()))
-    infos = scan.tensors[0].info_offset if scan.tensors else scan.end
-    parts.append(scan.header_bytes(infos, scan.end))
+    if tensors is None:
+        infos = scan.tensors[0].info_offset if scan.tensors else scan.end
+        parts.append(scan.header_bytes(infos, scan.end))
+    else:
+        parts += [build(schema.tensor_info, info.to_schema()) for info in tensors]
     return b"".join(parts)

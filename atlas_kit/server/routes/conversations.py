@@ -13,8 +13,9 @@ from atlas_kit.server.generation import checked_session_id
 from atlas_kit.server.json_response import JsonResponse
 from atlas_kit.server.kept_responses import Kept, Thread
 from atlas_kit.server.problems import ApiError
+from atlas_kit.server.request_parts import new_id
 from atlas_kit.server.response_items import chat_messages, listed, page
-from atlas_kit.server.routes.common import TheService, namespace_of, new_id
+from atlas_kit.server.routes.common import TheService, namespace_of
 from atlas_kit.server.schemas_open import Open
 from atlas_kit.server.schemas_responses import Metadata
 from atlas_kit.server.service import Service

@@ -13,15 +13,14 @@ from atlas_kit.server.generation import Generating, Generation, together
 from atlas_kit.server.native_answer import NativeAnswer, chosen_fields
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.prompts import gap, prompts_of, shown
-from atlas_kit.server.routes.common import (
-    TheService,
+from atlas_kit.server.request_parts import (
     awake,
-    namespace_of,
     reseeded,
     sampling_of,
     several,
     stops_of,
 )
+from atlas_kit.server.routes.common import TheService, namespace_of
 from atlas_kit.server.said import Said
 from atlas_kit.server.schemas_native import InfillRequest, NativeOptions, NativeRequest
 from atlas_kit.server.service import Service, settings_in
@@ -130,6 +129,7 @@ class _Answers:
             reuse=asked.cache_prompt is not False,
             slot=slot,
             progress=bool(asked.stream and asked.return_progress),
+            keeps=len(tokens) if asked.n_keep == -1 else min(asked.n_keep or 0, len(tokens)),
             said=None if task == "infill" else Said(source=atlas.get("source") or ""),
         )
         return several(self._service, namespace, atlas, generation, count)

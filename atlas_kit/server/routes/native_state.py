@@ -23,7 +23,8 @@ from atlas_kit.server.file_names import inside
 from atlas_kit.server.native_answer import settings_of
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.prompts import shown
-from atlas_kit.server.routes.common import FINGERPRINT, TheService, namespace_of
+from atlas_kit.server.request_parts import FINGERPRINT
+from atlas_kit.server.routes.common import TheService, namespace_of
 from atlas_kit.server.schemas_native import SlotRequest
 from atlas_kit.server.service import Service
 from atlas_kit.server.slot_files import SlotContext, is_slot_file, loadable, read, written
@@ -56,7 +57,7 @@ async def props(service: TheService) -> dict[str, Any]:
         "bos_token": shown(engine, engine.begin),
         "eos_token": shown(engine, engine.end_tokens[:1]),
         "build_info": FINGERPRINT,
-        "is_sleeping": False,
+        "is_sleeping": service.sleep.sleeping,
         "cors_proxy_enabled": False,
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.server.problems import ApiError
-from atlas_kit.server.routes.common import sampling_of
+from atlas_kit.server.request_parts import sampling_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -1,0 +1,102 @@
+"""``atlas-tool export``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from atlas_kit.cli import _completion, _render
+from atlas_kit.cli._options import (
+    FILE,
+    command_,
+    decrypt_option,
+    force_option,
+    given,
+    json_option,
+    keys_options,
+    output_option,
+    place_of,
+    quiet_option,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from atlas_kit.operations.export import Exported
+
+
+@command_(
+    "export",
+    """\
+Give out the conversations of a memory file.
+
+As Markdown to read, as JSON lines (one conversation a line, with its messages by role, which `import` takes back), or
+as an SQLite database with the tables conversations and messages. The name of OUTPUT says which, or --to; without
+-o, Markdown goes to standard output. --each writes a file for each conversation into the folder OUTPUT.
+
+Entries of type conversation are taken, or those that a KEY names (*, ?, [abc]) if they are text. A history is text with
+`User:` and `Assistant:` at the beginnings of lines, or JSON with role and content. With --model, what was said beside
+that model is a conversation of its own, `episodes`. To write an encrypted memory's conversations into files takes
+--decrypt.
+
+The exit code is 1 when there is nothing to give out.
+
+Examples:
+  atlas-tool export llama-7b_memory.atlas
+  atlas-tool export sample_data/atlas/chat.atlas -o chats.jsonl
+  atlas-tool export sample_data/atlas/chat.atlas 'chat/*garden' -o gardens/ --each
+  atlas-tool export sample_data/atlas/chat.atlas -o chats.sqlite
+  atlas-tool export talk.atlas --model sample_data/models/tiny-python.gguf
+""",
+)
+@click.argument("file", type=FILE)
+@click.argument("patterns", nargs=-1, metavar="[KEY]...", shell_complete=_completion.keys)
+@output_option("Where it goes: .md, .jsonl or .sqlite, or with --each a folder.")
+@click.option(
+    "--to", type=click.Choice(["markdown", "jsonl", "sqlite"]), help="Format, where OUTPUT does not say it."
+)
+@click.option("--each", is_flag=True, help="Write a file for each conversation into the folder OUTPUT.")
+@click.option(
+    "-m", "--model", type=click.Path(), metavar="MODEL", help="The model whose tokens a memory holds."
+)
+@force_option
+@decrypt_option
+@quiet_option
+@json_option
+@keys_options
+def command(
+    file: str, patterns: tuple[str, ...], output: str | None, to: str | None, each: bool, model: str | None,
+    force: bool, decrypt: bool, as_json: bool, keys: Any,
+) -> int:  # fmt: skip
+    """Run the command."""
+    from atlas_kit.operations.export import export_chats
+
+    if each and output is None:
+        raise click.UsageError("--each needs -o FOLDER")
+    if as_json and output is None:
+        raise click.UsageError(
+            "--json says what was written to -o OUTPUT; conversations as JSON are --to jsonl"
+        )
+    source, words = given(file), None
+    if model is not None:
+        from atlas_kit.operations.forget import words_of
+
+        words = words_of(model, source, keys=keys)
+    target = place_of("-" if output is None else output)
+    result = export_chats(
+        source, target, patterns, to=to, each=each, force=force, decrypt=decrypt, words=words, keys=keys
+    )
+    return _render.emit_beside(result, _text, as_json, target)
+
+
+def _text(result: Exported) -> Iterator[_render.Block]:
+    for key in result.skipped:
+        yield _render.Lines([_render.Styled(f"left out {key}: it is no text", "warn")])
+    if not result.keys:
+        yield "there is no conversation"
+    else:
+        count = _render.plural(len(result.keys), "conversation")
+        files = f", {_render.plural(len(result.files), 'file')}" if len(result.files) > 1 else ""
+        yield f"{count}, {_render.plural(result.messages, 'message')}"
+        yield f"-> {result.output} ({result.format}{files})"

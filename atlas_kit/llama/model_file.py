@@ -1,0 +1,104 @@
+"""A model's file beside llama.cpp, which reads it by itself: what it is, which model it is, its output matrix.
+
+Reading it here takes as long as llama.cpp takes for a small model, so it can wait until somebody asks. The file is
+opened at once all the same: what is read later is of the file that was loaded, whatever has its name by then.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from atlas_kit.errors import ClosedError
+from atlas_kit.formats.gguf.journal import check_journal
+from atlas_kit.storage.given import open_source
+
+if TYPE_CHECKING:
+    from atlas_kit.formats.gguf import GGUFFile
+    from atlas_kit.llama.output_matrix import OutputRows
+    from atlas_kit.settings.model_facts import ModelFacts
+
+
+class ModelFile:
+    """A model's file, opened.
+
+    Parameters
+    ----------
+    path
+        The model; of a split one, the first shard.
+
+    Raises
+    ------
+    NoSuchFileError, FileAccessError, ConflictError
+        There is no such file, it cannot be read, or it was left in the middle of a change.
+    """
+
+    def __init__(self, path: str) -> None:
+        check_journal(path)
+        self.path = path
+        self._source = open_source(path)
+        self._file: GGUFFile | None = None
+        self._facts: ModelFacts | None = None
+        self._identity: str | None = None
+        self._rows: OutputRows | None = None
+        self._closed = False
+        self._lock = threading.RLock()
+
+    def check(self) -> ModelFacts:
+        """Return what its metadata say, once all of it is there that they speak of.
+
+        Raises
+        ------
+        ModelError, FileCorruptError, MagicMismatchError, VersionMismatchError
+            It does not generate text, or is damaged.
+        """
+        with self._lock:
+            if self._facts is None:
+                from atlas_kit.settings.model_facts import model_facts
+
+                file = self._opened()
+                facts = model_facts(file)
+                file.require_data()
+                self._facts = facts
+            return self._facts
+
+    def identity(self) -> str:
+        """Return which model it is: 64 hexadecimal digits."""
+        with self._lock:
+            if self._identity is None:
+                from atlas_kit.formats.gguf.digest import model_identity
+
+                self.check()
+                self._identity = model_identity(self._opened())
+            return self._identity
+
+    def rows(self, is_control: Callable[[int], bool]) -> OutputRows:
+        """Return the rows of its output matrix."""
+        with self._lock:
+            if self._rows is None:
+                from atlas_kit.llama.output_matrix import logit_scale, rows_of_model
+
+                facts = self.check()
+                self._rows = rows_of_model(
+                    self._opened(), scale=logit_scale(facts.architecture, facts.logit_scale),
+                    softcap=facts.softcap, is_control=is_control,
+                )  # fmt: skip
+            return self._rows
+
+    def _opened(self) -> GGUFFile:
+        if self._closed:
+            raise ClosedError("the model is closed", path=self.path)
+        if self._file is None:
+            from atlas_kit.formats.gguf.file import GGUFFile
+
+            self._file = GGUFFile.open(self._source)
+        return self._file
+
+    def close(self) -> None:
+        """Close it; closing twice is fine."""
+        with self._lock:
+            self._closed, self._rows = True, None
+            if self._file is not None:
+                self._file.close()
+            self._source.close()

@@ -1,0 +1,142 @@
+"""Add to an entry of a memory file: a line of text, or a message of a history."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from atlas_kit.codecs.json_text import named
+from atlas_kit.errors import InvalidParamError
+from atlas_kit.formats.atlas.tables import DataType
+from atlas_kit.formats.detect import detect
+from atlas_kit.formats.opening import edit_memory
+from atlas_kit.operations import chats
+from atlas_kit.operations.inputs import unknown_format
+from atlas_kit.operations.set import no_such_file
+from atlas_kit.storage.given import use_source
+from atlas_kit.storage.keys import Keys
+from atlas_kit.storage.source import StrPath
+
+if TYPE_CHECKING:
+    from atlas_kit.formats.atlas import Entry
+
+
+@dataclass
+class Appended:
+    """What was added to which entry, and its size now; ``messages`` is their number in a history."""
+
+    path: str
+    key: str
+    created_file: bool
+    created: bool
+    size: int
+    messages: int | None
+
+    exit_code = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON-ready data."""
+        return {**named("path", self.path), **named("key", self.key), "created_file": self.created_file,
+                "created": self.created, "size": self.size, "messages": self.messages}  # fmt: skip
+
+
+@dataclass
+class AppendOptions:
+    """How to add. ``role``: as a message of this role. ``exact``: the bytes alone, without a line break before them.
+
+    ``new``: make the file if there is none, whatever its name.
+    """
+
+    role: str | None = None
+    exact: bool = False
+    new: bool = False
+    backup: bool | int = False
+
+
+def append_value(
+    path: StrPath, key: str, value: bytes, options: AppendOptions | None = None, keys: Keys | None = None
+) -> Appended:
+    """Add to an entry, which is made if there is none.
+
+    Text begins on a line of its own; a message is added in the form that the history has, text or JSON.
+
+    Raises
+    ------
+    InvalidParamError
+        The entry is a tensor; or a message is to be added to what is no history.
+    """
+    options, keys = options or AppendOptions(), Keys() if keys is None else keys
+    new = not os.path.lexists(path)
+    if new and not options.new and not os.fsdecode(path).lower().endswith(".atlas"):
+        raise no_such_file(path)
+    if not new:
+        with use_source(path) as source:
+            kind = detect(source)
+            if kind is None:
+                raise unknown_format(source)
+        if kind != "atlas":
+            raise InvalidParamError(f"entries of .atlas files can be added to, and this is {kind}", path=path)
+    with edit_memory(path, keys, create=new, backup=options.backup) as memory:
+        held = memory.get(key)
+        if held is not None and held.dtype_id:
+            raise InvalidParamError(
+                "the entry is a tensor, to which no text can be added", path=path, key=key
+            )
+        chat: chats.Chat | None = None
+        if options.role is not None:
+            chat = _history(held, key)
+            chat.messages.append(chats.Message(*_said(options.role, value, key)))
+            payload = chat.payload()
+        else:
+            payload = _line(b"" if held is None else bytes(held.data), value, options.exact)
+        usual = DataType.CONVERSATION if chat is not None else DataType.TEXT if _is_text(payload) else 0
+        memory.set(
+            key, payload, type=int(usual) if held is None else int(held.type),
+            flags=None if held is None else held.flags,
+        )  # fmt: skip
+    messages = None if chat is None else len(chat.messages)
+    return Appended(os.fsdecode(path), key, new, held is None, len(payload), messages)
+
+
+def _history(held: Entry | None, key: str) -> chats.Chat:
+    if held is None:
+        return chats.Chat([])
+    chat = chats.chat_of(bytes(held.data))
+    if chat is None:
+        raise InvalidParamError("the entry is no history, to which a message could be added", key=key)
+    if not chat.has_speakers and held.size and held.type != DataType.CONVERSATION:
+        raise InvalidParamError(
+            "the entry is no history, to which a message could be added", key=key,
+            hint="Leave the role out to add a line of text.",
+        )  # fmt: skip
+    if chat.messages and chat.form == "text":  # the line break that ends the text is not the message's
+        chat.messages[-1].content = chat.messages[-1].content.removesuffix("\n")
+    return chat
+
+
+def _said(role: str, value: bytes, key: str) -> tuple[str, str]:
+    try:
+        text = value.decode("utf-8")
+    except UnicodeDecodeError:
+        raise InvalidParamError("a message is text, and this is not UTF-8", key=key) from None
+    if not role.strip():
+        raise InvalidParamError("a role is a word such as user or assistant", key=key)
+    return chats.ROLES.get(role.lower(), role), text.removesuffix("\n")
+
+
+def _line(before: bytes, value: bytes, exact: bool) -> bytes:
+    """Return a text with another one below it."""
+    between = b"" if exact or not before or before.endswith(b"\n") else b"\n"
+    return before + between + value
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in data
+
+
+__all__ = ["AppendOptions", "Appended", "append_value"]

@@ -1,0 +1,237 @@
+"""Encrypt a memory file, decrypt one, change the secret of one: in place or into another file, whole or not at all.
+
+No plain text is written on the way but by ``decrypt_file``: what is written is encrypted before it is anywhere.
+Knows no terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from atlas_kit.codecs.json_text import named
+from atlas_kit.errors import InvalidParamError, KeyRequiredError, Remedy
+from atlas_kit.formats.detect import detect
+from atlas_kit.formats.opening import open_memory
+from atlas_kit.operations.inputs import unknown_format
+from atlas_kit.operations.outputs import Output, write_memory_file
+from atlas_kit.operations.secrecy import ENCRYPTED, PLAIN
+from atlas_kit.storage.given import check_output, use_source
+from atlas_kit.storage.source import access_error
+
+if TYPE_CHECKING:
+    from atlas_kit.formats.atlas import MemoryFile
+    from atlas_kit.storage.keys import Keys
+    from atlas_kit.storage.source import Source, StrPath
+
+
+@dataclass
+class Secured:
+    """What was written, and what beside it can still be read without the new secret.
+
+    Attributes
+    ----------
+    what
+        ``encrypted``, ``decrypted`` or ``rekeyed``.
+    output
+        Where it was written; the file itself in place.
+    backups, backups_removed
+        The names of backups that are not encrypted, or only with the secret that was; and whether they are gone.
+    other_names
+        Whether the old content has another name on the disk (a hard link), which still holds it.
+    """
+
+    path: str
+    what: str
+    output: str
+    version: int
+    entries: int
+    backups: list[str] = field(default_factory=list)
+    backups_removed: bool = False
+    other_names: bool = False
+
+    exit_code = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON-ready data."""
+        return {
+            **named("path", self.path),
+            "what": self.what,
+            **named("output", self.output),
+            "version": self.version,
+            "entries": self.entries,
+            "backups": [named("name", name) for name in self.backups],
+            "backups_removed": self.backups_removed,
+            "other_names": self.other_names,
+        }
+
+
+def encrypt_file(
+    path: StrPath,
+    keys: Keys,
+    output: Output | None = None,
+    *,
+    force: bool = False,
+    remove_backups: bool = False,
+) -> Secured:
+    """Encrypt a memory file that is not, with ``keys``; ask for a new passphrase if there is none.
+
+    Parameters
+    ----------
+    output
+        Where to; the file itself is replaced by default.
+    force
+        Overwrite ``output``.
+    remove_backups
+        Remove the file's backups that are not encrypted.
+
+    Raises
+    ------
+    InvalidParamError
+        It is encrypted already, or no memory file.
+    KeyRequiredError
+        There is no passphrase, and nobody to ask.
+    """
+    with _opened(path, None, output, force) as memory:
+        result = _result(path, "encrypted", output, ENCRYPTED, memory)
+        memory.encrypt_with(**keys.for_writing())
+        _write(memory, output, ENCRYPTED)
+    if output is None:
+        result.backups = [name for name in _backups(path) if not _is_encrypted(_beside(path, name))]
+        _see_to_backups(path, result, remove_backups)
+    return result
+
+
+def decrypt_file(
+    path: StrPath, keys: Keys, output: Output | None = None, *, version: int = PLAIN, force: bool = False
+) -> Secured:
+    """Write an encrypted memory file as plain text, of ``version`` 1 or 2.
+
+    Raises
+    ------
+    InvalidParamError
+        It is not encrypted, or no memory file.
+    KeyRequiredError, WrongKeyError
+        The passphrase or key is missing or another.
+    """
+    with _opened(path, keys, output, force) as memory:
+        _require_encrypted(path, memory)
+        result = _result(path, "decrypted", output, version, memory)
+        _write(memory, output, version)
+    return result
+
+
+def rekey_file(
+    path: StrPath, keys: Keys, new_keys: Keys, output: Output | None = None, *, force: bool = False,
+    remove_backups: bool = False,
+) -> Secured:  # fmt: skip
+    """Encrypt a memory file with another passphrase or key; ask for a new passphrase if there is none.
+
+    ``remove_backups`` removes the file's backups, which the old secret opens.
+
+    Raises
+    ------
+    InvalidParamError
+        It is not encrypted, or no memory file.
+    KeyRequiredError, WrongKeyError
+        The old passphrase or key is missing or another; or there is no new one.
+    """
+    with _opened(path, keys, output, force) as memory:
+        _require_encrypted(path, memory)
+        if not new_keys.given and new_keys.ask is None:
+            raise KeyRequiredError(
+                "there is no new passphrase or key", path=path, remedy=Remedy("give-new-secret")
+            )
+        result = _result(path, "rekeyed", output, ENCRYPTED, memory)
+        memory.encrypt_with(**new_keys.for_writing())
+        _write(memory, output, ENCRYPTED)
+    if output is None:
+        result.backups = _backups(path)
+        _see_to_backups(path, result, remove_backups)
+    return result
+
+
+@contextlib.contextmanager
+def _opened(path: StrPath, keys: Keys | None, output: Output | None, force: bool) -> Any:
+    """Yield the memory file; without keys one that is encrypted is not opened."""
+    from atlas_kit.storage.keys import Keys
+
+    if isinstance(output, (str, os.PathLike)):
+        check_output(output, [path], force)
+    with use_source(path) as source:
+        _require_memory_file(source)
+        try:
+            memory = open_memory(source, Keys() if keys is None else keys)
+        except KeyRequiredError:
+            if keys is None:
+                raise InvalidParamError(
+                    "the file is encrypted already", path=path, remedy=Remedy("rekey")
+                ) from None
+            raise
+        with contextlib.closing(memory):
+            yield memory
+
+
+def _require_memory_file(source: Source) -> None:
+    kind = detect(source)
+    if kind is None:
+        raise unknown_format(source)
+    if kind != "atlas":
+        raise InvalidParamError(
+            f"only .atlas memory files can be encrypted, and this is {kind}", path=source.name,
+            hint=None if kind == "gguf" else "Convert it to .atlas first.",
+        )  # fmt: skip
+
+
+def _require_encrypted(path: StrPath, memory: MemoryFile) -> None:
+    if memory.version != ENCRYPTED:
+        raise InvalidParamError("the file is not encrypted", path=path, remedy=Remedy("encrypt"))
+
+
+def _result(path: StrPath, what: str, output: Output | None, version: int, memory: MemoryFile) -> Secured:
+    name = path if output is None else output if isinstance(output, (str, os.PathLike)) else "-"
+    other_names = output is None and os.stat(path).st_nlink > 1
+    return Secured(os.fsdecode(path), what, os.fsdecode(name), version, len(memory), other_names=other_names)
+
+
+def _write(memory: MemoryFile, output: Output | None, version: int) -> None:
+    if output is None:
+        memory.save(version=version)
+    else:
+        write_memory_file(memory, output, version=version)
+
+
+def _backups(path: StrPath) -> list[str]:
+    from atlas_kit.persistence.backups import backup_names
+
+    return backup_names(path)
+
+
+def _beside(path: StrPath, name: str) -> str:
+    return os.path.join(os.path.dirname(os.path.realpath(path)), name)
+
+
+def _is_encrypted(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(8) == b"ATLS\x03\0\0\0"
+    except OSError:
+        return False
+
+
+def _see_to_backups(path: StrPath, result: Secured, remove: bool) -> None:
+    if not remove or not result.backups:
+        return
+    for name in result.backups:
+        try:
+            os.unlink(_beside(path, name))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise access_error(error, _beside(path, name), "write") from error
+    result.backups_removed = True
+
+
+__all__ = ["Secured", "decrypt_file", "encrypt_file", "rekey_file"]

@@ -1,0 +1,60 @@
+"""A model's file that is looked into when somebody asks."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from atlas_kit.errors import AtlasError, ClosedError, FileCorruptError, ModelError, NoSuchFileError
+from atlas_kit.formats.gguf import GGUFFile
+from atlas_kit.formats.gguf.digest import model_identity
+from atlas_kit.llama.model_file import ModelFile
+
+
+def test_what_is_asked_for_late_is_of_the_file_that_was_opened(random_model, tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(random_model().read_bytes())
+    with GGUFFile.open(path) as file:
+        expected = model_identity(file)
+    found = ModelFile(str(path))
+    path.unlink()
+    path.write_bytes(b"another")
+    assert found.identity() == expected
+    assert found.check().architecture == "llama"
+    assert found.rows(lambda token: False) is found.rows(lambda token: False)
+    found.close()
+    found.close()
+    with pytest.raises(ClosedError):
+        found.rows(lambda token: False)
+    assert found.identity() == expected  # it is known by now
+
+
+def test_an_engine_that_looks_later_is_the_same(real):
+    now, later = real(), real(check_later=True)
+    assert later._loaded.file._file is None  # nothing was read of it
+    assert later.info.identity == now.info.identity
+    assert dataclasses.asdict(later.info) == dataclasses.asdict(now.info)
+    assert later.metadata("general.architecture") == "llama"
+    assert later.metadata("no.such.key") is None
+    assert later.metadata("tokenizer.ggml.tokens") is None  # a list
+
+
+def test_what_is_wrong_with_a_file_is_said_as_clearly(real, random_model, tmp_path):
+    whole = random_model().read_bytes()
+    (tmp_path / "text.gguf").write_text("hello " * 100)
+    (tmp_path / "cut.gguf").write_bytes(whole[:-1000])
+    (tmp_path / "empty.gguf").write_bytes(b"")
+    for name, kind in (
+        ("none", NoSuchFileError),
+        ("text", AtlasError),
+        ("cut", FileCorruptError),
+        ("empty", AtlasError),
+    ):
+        with pytest.raises(kind) as later:
+            real(path=tmp_path / f"{name}.gguf", check_later=True)
+        with pytest.raises(kind) as now:
+            real(path=tmp_path / f"{name}.gguf")
+        assert str(later.value) == str(now.value)
+    with pytest.raises(ModelError, match="encoder"):
+        real("bert", check_later=True)

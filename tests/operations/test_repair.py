@@ -1,0 +1,209 @@
+"""``repair``: sentence, exit code and files always say the same, whatever happened to the file.
+
+One rule: 0 nothing was wrong and nothing is written, 1 something was mended or lost, 2 a repair cannot help.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from gguf_builder import F32_T, Tensor, tiny_llama, vocab_only
+
+from atlas_kit.formats.findings import Finding
+from atlas_kit.formats.gguf.lost_file import lost_name
+from atlas_kit.operations.validate import validate_file
+from atlas_kit.storage.keys import Keys
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLES = sorted((ROOT / "sample_data" / "broken").iterdir())
+WHOLE = [
+    *sorted((ROOT / "sample_data" / "atlas").glob("*.atlas")),
+    *sorted((ROOT / "sample_data" / "gguf").glob("*.gguf")),
+]
+PASSPHRASE = "correct horse battery staple"
+Repair = Callable[..., tuple[int, str, str]]
+#: Remedies that promise that ``repair`` does something.
+PROMISES = {"mend", "repair", "rescue-entries"}
+#: Generated breakages of each file.
+TRIES = 12
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def findings(path: Path) -> list[Finding]:
+    return validate_file(path, Keys(passphrase=PASSPHRASE.encode(), ambient=True)).findings
+
+
+def errors(found: list[Finding]) -> list[str]:
+    return [finding.message for finding in found if finding.severity == "error"]
+
+
+@pytest.fixture
+def repair(run_cli, monkeypatch: pytest.MonkeyPatch) -> Repair:
+    def repair(path: Path, *arguments: object) -> tuple[int, str, str]:
+        if "secret" in path.name:  # for a plain file it would ask for an encrypted one
+            monkeypatch.setenv("ATLAS_PASSPHRASE", PASSPHRASE)
+        else:
+            monkeypatch.delenv("ATLAS_PASSPHRASE", raising=False)
+        done = run_cli("repair", path, *arguments)
+        return done.exit_code, done.stdout, done.stderr
+
+    return repair
+
+
+def check(path: Path, folder: Path, repair: Repair) -> int:
+    """Repair a file, and require that all that is said and done agrees; return the exit code."""
+    out = folder / f"out{path.suffix}"
+    lost = lost_name(out)
+    lost.write_text("of an earlier repair")
+    if out.exists():
+        out.unlink()
+    before, old = findings(path), path.read_bytes()
+    code, said, problem = repair(path, "-o", out)
+    assert (code, said, out.exists()) == (2, "", False), "an old lost-and-found file is in the way"
+    lost.unlink()
+    dry = repair(path, "-n", "--json")
+    code, said, problem = repair(path, "-o", out)
+    assert dry[0] == code
+    assert path.read_bytes() == old
+    wrong = bool(errors(before)) or any(f.remedy is not None and f.remedy.name in PROMISES for f in before)
+    assert (code == 0) == (not wrong), before
+    assert (said.strip() == "there is nothing to repair") == (code == 0)
+    assert ("nothing to repair" in said) == (not out.exists() and code == 0)
+    assert out.exists() == (code == 1)
+    assert bool(problem) == (code == 2)
+    if code < 2:
+        counts = json.loads(dry[1])
+        assert counts["intact"] == (code == 0) == (not counts["mended_count"] and not counts["lost_count"])
+    if code == 1:
+        assert counts["mended_count"] or counts["lost_count"]
+        assert (", mended " in said) == bool(counts["mended_count"])
+        assert bool(counts["lost_count"]) == (
+            " damaged" in said.splitlines()[-2] or " lost" in said.splitlines()[-2]
+        )
+        for message in errors(findings(out)):
+            assert message in said, "what is still wrong is said"
+        if path.suffix == ".atlas":
+            assert not errors(findings(out))
+    assert lost.exists() == (code == 1 and path.suffix == ".gguf" and counts["lost_count"] > 0)
+    if lost.exists():
+        assert str(lost) in said
+        assert json.loads(lost.read_bytes())["lost"]
+        lost.unlink()
+    return code
+
+
+@pytest.mark.parametrize("path", [*SAMPLES, *WHOLE], ids=lambda path: path.name)
+def test_all_that_is_said_of_a_sample_agrees(path: Path, tmp_path: Path, repair) -> None:
+    code = check(path, tmp_path, repair)
+    if path in WHOLE:
+        assert code == (2 if path.stem == "big-endian" else 0)
+    elif code == 1:
+        assert not errors(findings(tmp_path / f"out{path.suffix}"))
+
+
+def broken(data: bytes, seed: int) -> Iterator[bytes]:
+    rng = random.Random(seed)
+    for _ in range(TRIES):
+        at = rng.randrange(len(data)) if rng.random() < 0.5 else rng.randrange(min(len(data), 4000))
+        size = rng.choice((1, 4, 32, 400))
+        yield rng.choice(
+            (
+                data[: at + 1],
+                data[:at] + bytes(size) + data[at + size :],
+                data[:at] + rng.randbytes(size) + data[at + size :],
+                data[:at] + data[at + size :],
+                data[:at] + rng.randbytes(size) + data[at:],
+                data + data[at : at + size],
+                rng.randbytes(size) + data,
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in WHOLE if path.stat().st_size < 30_000], ids=lambda path: path.name
+)
+def test_all_that_is_said_of_a_breakage_agrees(path: Path, tmp_path: Path, repair) -> None:
+    codes = set()
+    for number, data in enumerate(broken(path.read_bytes(), path.stat().st_size)):
+        damaged = tmp_path / f"{path.stem}-{number}{path.suffix}"
+        damaged.write_bytes(data)
+        codes.add(check(damaged, tmp_path, repair))
+    assert 1 in codes
+
+
+def test_models_of_which_much_is_gone(tmp_path: Path, repair) -> None:
+    whole = tiny_llama().bytes()
+    table = whole.index(b"token_embd.weight") - 8
+    cut = whole[:-20_000]
+    for data in (whole[:table], whole[: table + 30], whole[:table] + bytes(len(whole) - table), cut):
+        path = tmp_path / "in.gguf"
+        path.write_bytes(data)
+        assert check(path, tmp_path, repair) == 1
+        left = [finding.code for finding in findings(tmp_path / "out.gguf") if finding.severity == "error"]
+        assert left == (
+            ["tensor-zeroed"] if data is cut else []
+        )  # zeros stand for what is gone, and are told
+
+
+def test_what_no_repair_can_mend_is_not_written(tmp_path: Path, repair) -> None:
+    path, out = tmp_path / "in.gguf", tmp_path / "out.gguf"
+    path.write_bytes(tiny_llama().without_tensor("output_norm.weight").bytes())
+    out.write_bytes(b"older")
+    code, said, problem = repair(path, "-o", out, "--force")
+    assert (code, said) == (2, "")
+    assert "a repair cannot help" in problem
+    assert out.read_bytes() == b"older"
+
+
+def test_an_old_account_of_losses_does_not_stay_beside_a_new_file(tmp_path: Path, repair) -> None:
+    gguf, atlas = tmp_path / "in.gguf", ROOT / "sample_data" / "broken" / "bit-flip.atlas"
+    file = tiny_llama()
+    gguf.write_bytes(file.bytes()[:-9])
+    for path in (gguf, atlas):
+        out = tmp_path / f"out{path.suffix}"
+        lost_name(out).write_text("old")
+        code, _, problem = repair(path, "-o", out)
+        assert code == 2
+        assert "exists already" in problem
+        assert lost_name(out).read_text() == "old"
+        assert repair(path, "-o", out, "--force")[0] == 1
+        assert lost_name(out).exists() == (path == gguf)
+    assert json.loads(lost_name(tmp_path / "out.gguf").read_bytes())["lost"]
+    gguf.write_bytes(file.with_kv().bytes().replace(b"GGUF\3", b"GGUF\7", 1))
+    assert repair(gguf, "-o", tmp_path / "out.gguf", "--force")[0] == 1
+    assert not lost_name(tmp_path / "out.gguf").exists()
+
+
+def test_a_vocabulary_and_a_tensor_too_many(tmp_path: Path, repair) -> None:
+    """A file without tensors is whole; one that promises some has lost them."""
+    path = tmp_path / "in.gguf"
+    path.write_bytes(vocab_only("gpt2").bytes())
+    assert check(path, tmp_path, repair) == 0
+    file = tiny_llama()
+    path.write_bytes(file.with_kv().bytes())
+    assert check(path, tmp_path, repair) == 0
+    twice = file.tensors[2]
+    more = (*file.tensors, Tensor(twice.name, twice.dims, F32_T, twice.payload[::-1]))
+    path.write_bytes(type(file)(**{**vars(file), "tensors": more}).bytes())
+    assert check(path, tmp_path, repair) == 1
+    assert not errors(findings(tmp_path / "out.gguf"))
+
+
+def test_a_whole_file_is_written_where_another_form_is_asked_for(tmp_path: Path, repair) -> None:
+    path, out = ROOT / "sample_data" / "atlas" / "chat.atlas", tmp_path / "out.atlas"
+    assert repair(path, "-o", out, "--to", "atlas-v1") == (0, "there is nothing to repair\n", "")
+    assert not out.exists()
+    code, said, _ = repair(path, "-o", out, "--to", "atlas-v2")
+    assert (code, said.splitlines()[0]) == (0, "nothing is wrong")
+    assert not errors(findings(out))
+    secret = ROOT / "sample_data" / "atlas" / "secret.atlas"
+    assert repair(secret, "-o", out, "--force", "--decrypt")[0] == 0
+    assert out.read_bytes()[4] == 2

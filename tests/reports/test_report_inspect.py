@@ -1,0 +1,134 @@
+"""``inspect`` on reported files: one line says that a file is damaged, and nothing false is said beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import report_files as built
+from gguf_builder import KV, STR, split_llama
+
+#: name -> (file, what is said, what is not)
+DAMAGED: dict[str, tuple[Callable[[], bytes], str, str]] = {
+    "pairs": (built.one_pair_too_many, "promises 19 metadata pairs, and the file holds 18", "vocabulary only"),
+    "tensors": (built.one_tensor_too_many, "promises 13 tensors, and the file holds 12", "tensors           13"),
+    "version": (built.version_4, "GGUF version 4 is not known", "version 0"),
+    "cut": (built.truncated, "bytes are past the end of the file", "vocabulary only"),
+    "cut in the header": (lambda: built.truncated()[:9000], "the tensor list is cut off", "vocabulary only"),
+    "cut in the vocabulary": (lambda: built.truncated()[:700], "is cut off", "vocabulary only"),
+    "preallocated": (built.preallocated, "are zeros", "vocabulary only"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged(name: str, tmp_path: Path, run_cli) -> None:
+    make, said, unsaid = DAMAGED[name]
+    path = tmp_path / "model.gguf"
+    path.write_bytes(make())
+    result = run_cli("inspect", path)
+    assert result.exit_code == 1
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("damaged: ")]
+    assert said in line
+    assert line.endswith(f"See all of it with: atlas-tool validate {path}")
+    assert unsaid not in result.stdout
+    assert not result.stderr
+    assert run_cli("validate", path).exit_code == 1
+
+
+def test_whole_models_are_not_damaged(tmp_path: Path, run_cli) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(built.model().bytes())
+    result = run_cli("inspect", path)
+    assert result.exit_code == 0
+    assert "damaged" not in result.stdout
+
+
+def test_counts_are_those_of_what_is_there(tmp_path: Path, run_cli) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(built.one_tensor_too_many())
+    shown = json.loads(run_cli("inspect", path, "--json").stdout)
+    assert shown["tensor_count"] == 12
+    assert len(shown["problems"]) == 1
+    tensors = run_cli("inspect", path, "--tensors").stdout
+    path.write_bytes(built.model().bytes())
+    assert tensors.startswith(run_cli("inspect", path, "--tensors").stdout)
+
+
+def test_a_truncation_is_told_in_a_few_lines(tmp_path: Path, run_cli) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(built.truncated())
+    assert len(run_cli("validate", path).stdout.splitlines()) == 3
+    lines = run_cli("inspect", path, "--stats").stdout.splitlines()
+    assert len([line for line in lines if "cannot be read" in line or "should end at byte" in line]) <= 4
+
+
+@pytest.mark.filterwarnings("error")
+def test_stats_of_doubles_are_theirs(tmp_path: Path, run_cli) -> None:
+    path = tmp_path / "f64.gguf"
+    path.write_bytes(built.doubles())
+    shown = json.loads(run_cli("inspect", path, "--stats", "--json").stdout)["stats"][0]
+    assert (shown["min"], shown["max"], shown["nan"], shown["inf"]) == (-1e200, 1e300, 0, 0)
+    assert shown["mean"] == pytest.approx(2.5e299)
+    assert shown["std"] == pytest.approx(4.330127e299)
+
+
+def test_offsets_of_shards_stand_below_their_file(tmp_path: Path, run_cli) -> None:
+    for number, shard in enumerate(split_llama(3), 1):
+        (tmp_path / f"m-{number:05d}-of-00003.gguf").write_bytes(shard.bytes())
+    path = tmp_path / "m-00001-of-00003.gguf"
+    lines = run_cli("inspect", path, "--tensors").stdout.splitlines()
+    assert [line for line in lines if line.endswith(".gguf:")] == [
+        f"m-{n:05d}-of-00003.gguf:" for n in (1, 2, 3)
+    ]
+    tensors = json.loads(run_cli("inspect", path, "--tensors", "--json").stdout)["tensors"]
+    assert [tensor["shard"] for tensor in tensors[::20]] == ["m-00001-of-00003.gguf", "m-00003-of-00003.gguf"]
+
+
+def test_chat_template(tmp_path: Path, run_cli) -> None:
+    path = tmp_path / "model.gguf"
+    source = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}\n{% endfor %}<|assistant|>"
+    )
+    path.write_bytes(built.model().with_kv(KV("tokenizer.chat_template", STR, source)).bytes())
+    result = run_cli("inspect", path, "--template")
+    assert result.exit_code == 0
+    assert source.split("\n")[0] in result.stdout
+    assert (
+        "<|user|>Hello</s>\n<|assistant|>Hi there</s>\n<|user|>How are you?</s>\n<|assistant|>"
+        in result.stdout
+    )
+    shown = json.loads(run_cli("inspect", path, "--template", "--json").stdout)["template"]
+    assert shown["text"].startswith("<|system|>You are helpful.</s>\n")
+    assert shown["problem"] is None
+
+
+def test_a_template_that_refuses_system_messages_is_shown_without_one(tmp_path: Path, run_cli) -> None:
+    path = tmp_path / "model.gguf"
+    source = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ messages[0].content }}"
+    )
+    path.write_bytes(built.model().with_kv(KV("tokenizer.chat_template", STR, source)).bytes())
+    result = run_cli("inspect", path, "--template")
+    assert result.exit_code == 0
+    assert "becomes:\nHello\n" in result.stdout
+
+
+@pytest.mark.parametrize("source", ["{% for m in messages %}", "{{ messages.nothing.more }}", "{{ 1 / 0 }}"])
+def test_a_template_that_fails(source: str, tmp_path: Path, run_cli) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(built.model().with_kv(KV("tokenizer.chat_template", STR, source)).bytes())
+    result = run_cli("inspect", path, "--template")
+    assert result.exit_code == 1
+    assert source in result.stdout
+    assert "it fails: " in result.stdout
+
+
+def test_no_template(tmp_path: Path, run_cli, samples: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(built.model().bytes())
+    assert "has no chat template" in run_cli("inspect", path, "--template").stderr
+    result = run_cli("inspect", samples / "atlas" / "chat.atlas", "--template")
+    assert result.exit_code == 2
+    assert "only a model has a chat template" in result.stderr
