@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from atlas_kit.episodes import Episodes, Kind
 from atlas_kit.llama.engine import Engine, Outputs
 from atlas_kit.llama.last_output import LastOutput
-from atlas_kit.llama.sampling import Sampler, Sampling
+from atlas_kit.llama.sampling import Sampling
 from atlas_kit.llama.steps import Finish, Observer, Stats, Step, Token, Work
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Inside(Protocol):
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
         sampling: Sampling | None = None,
-        sampler: Sampler | None = None,
+        sampler: Any = None,
     ) -> Generator[Step | Token, Any, Finish]:
         """Read and say what follows, in steps."""
 

@@ -266,7 +266,7 @@ def candidates(
         if known:
             there = piece
             continue
-        left -= window.length + AROUND
+        left -= window.size + AROUND
         if pieces and left < 0:
             break
         pieces.append(piece)
@@ -289,7 +289,7 @@ def _windows(
     ]
     best = max((window.score for window, _, _ in every), default=0.0) or 1.0
     ranked = [
-        ((window.score / best + SEGMENT_WEIGHT * score, window.common, window.length), window, segment)
+        ((window.score / best + SEGMENT_WEIGHT * score, window.common, window.size), window, segment)
         for window, segment, score in every
     ]
     taken: list[Window] = []
