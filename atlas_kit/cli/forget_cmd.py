@@ -76,7 +76,8 @@ def command(
 ) -> int:  # fmt: skip
     """Run the command."""
     from atlas_kit.errors import InvalidParamError
-    from atlas_kit.operations.forget import Choice, EngineWords, forget, require_model, time_of, words_of
+    from atlas_kit.operations.forget import Choice, forget, time_of
+    from atlas_kit.operations.token_words import EngineWords, require_model, words_of
 
     if source is None and about is None and before is None:
         raise click.UsageError("say what to forget: --source, --about or --before")

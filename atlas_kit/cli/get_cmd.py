@@ -83,7 +83,7 @@ def command(
         raise click.UsageError("--npy cannot be combined with --model")
     source, words = given(file), None
     if model is not None:
-        from atlas_kit.operations.forget import words_of
+        from atlas_kit.operations.token_words import words_of
 
         words = words_of(model, source, keys=keys)
     with contextlib.ExitStack() as opened:

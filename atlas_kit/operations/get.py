@@ -17,7 +17,7 @@ from atlas_kit.storage.keys import Keys
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import Entry
     from atlas_kit.formats.gguf import GGUFFile
-    from atlas_kit.operations.forget import Words
+    from atlas_kit.operations.token_words import Words
 
 #: ``chunks`` is looked at this far to see whether a value is text.
 PEEK = 1 << 12
