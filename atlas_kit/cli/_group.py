@@ -53,6 +53,9 @@ COMMANDS = {
     "completion": Row("completion_cmd", "Print the shell completion script."),
 }
 
+#: Names under which a command is called as well; help and completion leave them out.
+ALIASES = {"info": "inspect"}
+
 
 class LazyGroup(HelpfulCommand, click.Group):
     """A group that imports a command when it is called and knows its summary without that."""
@@ -63,7 +66,7 @@ class LazyGroup(HelpfulCommand, click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import and return one command."""
-        row = COMMANDS.get(cmd_name)
+        row = COMMANDS.get(ALIASES.get(cmd_name, cmd_name))
         if row is None:
             return None
         command = importlib.import_module(f"atlas_kit.cli.{row.module}").command
