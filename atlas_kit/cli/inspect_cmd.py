@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from atlas_kit.cli import _render, _shell
+from atlas_kit.cli import _completion, _render, _shell
 from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options, one_shard_option
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ Examples:
 )
 @click.argument("file", type=FILE)
 @click.option("--entries", is_flag=True, help="List every entry, or all metadata and tensors.")
-@click.option("--entry", metavar="KEY", help="Show one entry, metadata key or tensor.")
+@click.option(
+    "--entry", metavar="KEY", help="Show one entry, metadata key or tensor.", shell_complete=_completion.keys
+)
 @click.option("--keys", "show_keys", is_flag=True, help="List the keys; of a model with their values.")
 @click.option("--tensors", is_flag=True, help="List the tensors.")
 @click.option("--stats", is_flag=True, help="Min, max, mean, deviation, zeros and NaN of every tensor.")
