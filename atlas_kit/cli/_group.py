@@ -62,7 +62,7 @@ _ALSO = {
     "add": "set append", "cat": "get", "change-password": "rekey", "check": "validate", "chat": "run",
     "checksum": "hash", "compare": "diff", "cp": "convert", "decode": "decrypt", "del": "rm", "delete": "rm",
     "dump": "inspect export", "edit": "set", "extract": "get export", "find": "grep", "fix": "repair",
-    "gguf-split": "split join", "head": "inspect", "info": "inspect", "list": "ls", "load": "import",
+    "gguf-split": "split join", "head": "inspect", "list": "ls", "load": "import",
     "lock": "encrypt", "mv": "rename", "open": "inspect", "passwd": "rekey", "print": "get", "put": "set import",
     "query": "ask grep", "quantise": "compress", "quantize": "compress", "read": "get", "recrypt": "rekey",
     "remove": "rm", "rescue": "repair", "restore": "recover", "search": "grep", "server": "serve",
@@ -106,7 +106,7 @@ class LazyGroup(HelpfulCommand, click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, or say which ones could be meant."""
         name = args[0]
-        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+        if name not in COMMANDS and name not in ALIASES and not name.startswith("-") and not ctx.resilient_parsing:
             close = _meant_by(name)
             hint = f" Did you mean {' or '.join(close)}?" if close else ""
             raise click.UsageError(f"No such command '{name}'.{hint}", ctx)
