@@ -25,7 +25,8 @@ import numpy as np
 
 from atlas_kit.llama import AtlasSession, open_engine
 from atlas_kit.llama.recalling import Recall
-from atlas_kit.operations.forget import Choice, forget, words_of
+from atlas_kit.operations.forget import Choice, forget
+from atlas_kit.operations.token_words import words_of
 from atlas_kit.settings.recommend import recommend
 from atlas_kit.widgets import MemoryLab
 

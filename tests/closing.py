@@ -55,6 +55,7 @@ NEEDS: tuple[tuple[str, str, str], ...] = (
     ("links here", "of links to files", "this file system has none"),
     ("glibc|heaps", "of how much of the heap threads keep", "another C library"),
     ("FTS5", "against SQLite's search", "this Python's SQLite has no FTS5"),
+    ("coreutils", "against sha256sum and its kin", "coreutils are not installed"),
     ("the examples ask with curl", "of the examples of the server", "no curl"),
     ("the examples are lines for a shell", "of the examples in help texts", "no bash"),
 )  # fmt: skip

@@ -104,7 +104,6 @@ class _Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 SIZE = _Size()
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="Say nothing where all went well.")
 new_option = click.option("--new", is_flag=True, help="Make the file if it is not there, whatever its name.")
 remove_backups_option = click.option(
     "--remove-backups",
@@ -118,6 +117,22 @@ force_option = click.option("-f", "--force", is_flag=True, help="Overwrite OUTPU
 one_shard_option = click.option(
     "--one-shard", is_flag=True, help="Of a split model, look at this one file only."
 )
+
+
+def quiet_option(function: F) -> F:
+    """Add ``-q/--quiet`` to a command that changes something: of what went well, nothing is said."""
+
+    @click.option(
+        "-q", "--quiet", is_flag=True, help="Say nothing of what went well; warnings are still shown."
+    )
+    @wraps(function)
+    def wrapper(*args: Any, quiet: bool, **kwargs: Any) -> Any:
+        from atlas_kit.cli import _render
+
+        with _render.quietly(quiet):
+            return function(*args, **kwargs)
+
+    return wrapper  # type: ignore[return-value]
 
 
 def backup_option(function: F) -> F:

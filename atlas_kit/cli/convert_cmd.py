@@ -19,6 +19,7 @@ from atlas_kit.cli._options import (
     keys_options,
     new_keys_options,
     place_of,
+    quiet_option,
 )
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ Examples:
     type=click.Choice(["little", "big"]),
     help="Write a model for machines of this byte order (llama.cpp reads that of its own).",
 )
+@quiet_option
 @json_option
 @keys_options
 @new_keys_options

@@ -9,7 +9,13 @@ import click
 
 from atlas_kit.cli import _render
 from atlas_kit.cli._model_options import MODEL, force_option, model_options, open_model
-from atlas_kit.cli._options import IN_PLACE, command_, json_option, keys_options
+from atlas_kit.cli._options import (
+    IN_PLACE,
+    command_,
+    json_option,
+    keys_options,
+    quiet_option,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,6 +67,7 @@ Examples:
 @click.option("-n", "--dry-run", is_flag=True, help="Change nothing; show what would go.")
 @model_options
 @force_option
+@quiet_option
 @json_option
 @keys_options
 def command(
@@ -69,7 +76,8 @@ def command(
 ) -> int:  # fmt: skip
     """Run the command."""
     from atlas_kit.errors import InvalidParamError
-    from atlas_kit.operations.forget import Choice, EngineWords, forget, require_model, time_of, words_of
+    from atlas_kit.operations.forget import Choice, forget, time_of
+    from atlas_kit.operations.token_words import EngineWords, require_model, words_of
 
     if source is None and about is None and before is None:
         raise click.UsageError("say what to forget: --source, --about or --before")

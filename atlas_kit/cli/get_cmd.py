@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from atlas_kit.cli import _render
+from atlas_kit.cli import _completion, _render
 from atlas_kit.cli._options import (
     FILE,
     command_,
@@ -49,7 +49,7 @@ Examples:
 """,
 )
 @click.argument("file", type=FILE)
-@click.argument("names", nargs=-1, required=True, metavar="KEY...")
+@click.argument("names", nargs=-1, required=True, metavar="KEY...", shell_complete=_completion.keys)
 @output_option("Save the value to OUTPUT instead of printing it; of several values, to files in OUTPUT.")
 @force_option
 @click.option("--npy", is_flag=True, help="Give a tensor as a .npy file.")
@@ -83,7 +83,7 @@ def command(
         raise click.UsageError("--npy cannot be combined with --model")
     source, words = given(file), None
     if model is not None:
-        from atlas_kit.operations.forget import words_of
+        from atlas_kit.operations.token_words import words_of
 
         words = words_of(model, source, keys=keys)
     with contextlib.ExitStack() as opened:

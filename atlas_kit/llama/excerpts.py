@@ -54,17 +54,6 @@ def windows(
     return found
 
 
-def excerpt(
-    episodes: Episodes, segment: Segment, question: Question, said: frozenset[str], most: int
-) -> tuple[int, int]:
-    """Return the absolute positions of the sentences of a segment that are most like a question.
-
-    Of those that are as like, the longest: what is asked for stands near what is asked with.
-    """
-    best = max(windows(episodes, segment, question, said, most), key=lambda one: one[:3], default=None)
-    return (0, 0) if best is None else (best.start, best.stop)
-
-
 def grown(episodes: Episodes, segment: Segment, start: int, stop: int, most: int) -> tuple[int, int]:
     """Return a run of sentences with those of its segment around it: as many as there is room for.
 

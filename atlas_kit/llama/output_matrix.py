@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -35,6 +35,8 @@ SAMPLE = 1024
 #: Rows that their covariance is estimated from, its directions that are told apart, the power that evens it out, and
 #: what is added to the variances, as a share of their mean. More of each costs seconds and gains nothing.
 COVARIANCE_SAMPLE, COVARIANCE_RANK, EVENING, COVARIANCE_RIDGE = 512, 128, -0.7, 0.1
+#: The same power and share where it is known how the gradients themselves vary.
+KNOWN_EVENING, KNOWN_RIDGE = -0.5, 0.1
 #: A step of size 1 on the answer of one state moves the logit of its token by about this much.
 MOVED_LOGIT = 2.0
 
@@ -93,7 +95,8 @@ class OutputRows:
         self._complete = False  # whether it holds all rows
         self._lock = threading.RLock()  # memories that learn and memories that read may be on two threads
         self._mean: Array | None = None
-        self._evening: tuple[np.float32, Array, Array] | None = None
+        self._evening: Evening | None = None
+        self._sampled: Array | None = None
 
     @property
     def cached_bytes(self) -> int:
@@ -245,8 +248,7 @@ class OutputRows:
         """
         if self._evening is None:
             self._evening = self._made_even()
-        rest, directions, more = self._evening
-        return np.asarray(gradients * rest + ((gradients @ directions) * more) @ directions.T)
+        return self._evening(gradients)
 
     @_alone
     def prepare(self) -> None:
@@ -255,17 +257,55 @@ class OutputRows:
             self._evening = self._made_even()
         assert self.mean is not None
 
-    def _made_even(self) -> tuple[np.float32, Array, Array]:
-        """Return Q as a number r, directions V (n_embd, k) and numbers m (k,): ``Q = r + V diag(m) V^T``."""
-        count = min(COVARIANCE_SAMPLE, self.n_vocab)
-        tokens = _spread(self.n_vocab, count)
-        rows = self._matrix(tokens).astype(np.float64)
-        rows -= rows.mean(axis=0)
+    def evening(self, directions: Array, rest: float) -> Evening:
+        """Return what makes steps even over the directions in which gradients vary, of one size in all models.
+
+        Parameters
+        ----------
+        directions, rest
+            (k, n_embd) at right angles, each as long as the root of the mean square in it, and the mean square in all
+            directions beside them.
+        """
+        found, rest = directions.astype(np.float64), max(0.0, rest)
+        square = np.square(found).sum(axis=1)
+        kept = square > 1e-9 * max(float(square.sum()), 1e-30)
+        square, found = square[kept], found[kept] / np.sqrt(square[kept])[:, None]
+        total = float(square.sum()) + rest * (self.n_embd - len(directions))
+        if not total > 1e-30:
+            return Evening(np.float32(0), np.zeros((self.n_embd, 0), np.float32), np.zeros(0, np.float32))
+        ridge = KNOWN_RIDGE * total / self.n_embd
+        even, others = (square + ridge) ** KNOWN_EVENING, (rest + ridge) ** KNOWN_EVENING
+        rows = self._sample()
+        moved = others * float(np.square(rows).sum()) / len(rows)
+        moved += float((np.square(rows @ found.T).mean(axis=0) * (even - others)).sum())
+        moved *= self.scale**2
+        if not moved > 0:
+            return Evening(np.float32(0), np.zeros((self.n_embd, 0), np.float32), np.zeros(0, np.float32))
+        size = MOVED_LOGIT / moved
+        return Evening(
+            np.float32(size * others),
+            np.ascontiguousarray(found.T, np.float32),
+            (size * (even - others)).astype(np.float32),
+        )
+
+    def _sample(self) -> Array:
+        """Return rows spread over the vocabulary (n, n_embd), less their mean."""
+        if self._sampled is None:
+            count = min(COVARIANCE_SAMPLE, self.n_vocab)
+            tokens = _spread(self.n_vocab, count)
+            rows = self._matrix(tokens).astype(np.float64)
+            rows -= rows.mean(axis=0)
+            self._sampled = rows
+        return self._sampled
+
+    def _made_even(self) -> Evening:
+        """Return Q of the rows alone."""
+        rows = self._sample()
         # the products of the rows have the variances of their covariance, and are fewer
         variance, mixed = np.linalg.eigh(rows @ rows.T / len(rows))
         total, rank = float(np.maximum(variance, 0).sum()), min(COVARIANCE_RANK, self.n_embd, len(rows) - 1)
         if not total > 1e-30:  # rows that do not differ: nothing can be corrected
-            return np.float32(0), np.zeros((self.n_embd, 0), np.float32), np.zeros(0, np.float32)
+            return Evening(np.float32(0), np.zeros((self.n_embd, 0), np.float32), np.zeros(0, np.float32))
         kept = np.flatnonzero(variance > 1e-9 * total)[::-1][:rank]
         variance, mixed = variance[kept], mixed[:, kept]
         directions = rows.T @ mixed / np.sqrt(len(rows) * variance)
@@ -275,9 +315,27 @@ class OutputRows:
         even, rest = (variance + ridge) ** EVENING, (left + ridge) ** EVENING
         moved = self.scale**2 * (float((even * variance).sum()) + rest * left * others)
         size = MOVED_LOGIT / moved
-        return (
+        return Evening(
             np.float32(size * rest), directions.astype(np.float32), (size * (even - rest)).astype(np.float32)
-        )  # fmt: skip
+        )
+
+
+class Evening(NamedTuple):
+    """What steps are multiplied with: ``Q = rest + V diag(more) V^T``.
+
+    >>> Evening(np.float32(1), np.array([[1.0], [0.0]]), np.array([2.0]))(np.array([[1.0, 1.0]])).tolist()
+    [[3.0, 1.0]]
+    """
+
+    rest: np.float32
+    directions: Array
+    more: Array
+
+    def __call__(self, gradients: Array) -> Array:
+        """Return ``g Q`` (n, n_embd)."""
+        return np.asarray(
+            gradients * self.rest + ((gradients @ self.directions) * self.more) @ self.directions.T
+        )
 
 
 #: Architectures that divide their logits by ``logit_scale``; the others multiply.

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -166,8 +166,12 @@ class TokenMemory:
         self._waiting = 0
         self._due = False
         self._lift: tuple[Array, Array] | None = None
+        self._evening: tuple[Array, Callable[[Array], Array]] | None = None
         self._ahead: tuple[Reading, int] | None = None
         self._line: list[int] = []  # the last tokens that were learned, or wait for it
+        self._plain: int | None = (
+            0  # how many of them came behind the last control token; None: not counted yet
+        )
         self.log_eta = 0.0
         self._window: _Window | None = None
         self._distinct: Array | None = None
@@ -414,7 +418,10 @@ class TokenMemory:
         came = (
             line[-longest:] if line and line[-1] == current else [*line[len(line) - longest + 1 :], current]
         )
-        for back in range(2, len(came) + 1):
+        plain = self._plain_tokens - (1 if line and line[-1] == current else 0)
+        if plain >= 0:
+            return came[-1 - plain :]
+        for back in range(2, len(came) + 1):  # the token itself is a control token
             if self.rows.is_control(came[-back]):
                 return came[1 - back :]
         return came
@@ -429,10 +436,19 @@ class TokenMemory:
         if len(self.watched):
             return bool(self._settled(np.array([current]))[0])
         line = self._line
-        came = (
-            line[-SETTLED:] if line and line[-1] == current else [*line[len(line) - SETTLED + 1 :], current]
-        )
-        return not any(map(self.rows.is_control, came))
+        if line and line[-1] == current:
+            return self._plain_tokens >= min(SETTLED, len(line))
+        return self._plain_tokens >= min(SETTLED - 1, len(line))
+
+    @property
+    def _plain_tokens(self) -> int:
+        """How many tokens were learned, or wait for it, since the last control token."""
+        if self._plain is None:
+            line = self._line
+            self._plain = next(
+                (back for back, token in enumerate(reversed(line)) if self.rows.is_control(token)), len(line)
+            )
+        return self._plain
 
     def _settled(self, current: Array) -> Array:
         """Return ``settled`` of each of the tokens (n,) that follow each other."""
@@ -527,7 +543,9 @@ class TokenMemory:
         if reading.pull is not None:
             self._asking.append((Asking.of(reading), copies[2]))
         self._waiting += len(token)
-        self._line += token.tolist()
+        self._line += (came := token.tolist())
+        for one in came if self._plain is not None else ():
+            self._plain = 0 if self.rows.is_control(one) else self._plain + 1
         if len(self._line) > 4 * MOST_MATCHED:
             del self._line[:-MOST_MATCHED]
         self._ahead = None
@@ -607,11 +625,12 @@ class TokenMemory:
         self, memory: WhitenedMemory, state: MemoryState, rows: Mapping[str, Array], posterior: Array
     ) -> None:
         """Take the step of a whitened memory; ``rows`` are what waited."""
-        gradient = bias = None
+        gradient = slopes = bias = None
         if self.learns and memory.is_whitened(state) and len(rows["token"]):
             if self.settings.blend_ratio == ADAPTIVE and int(state.counters["steps"]):
                 self._adapt(rows["slope"][:, -1] * posterior[:, 1])
-            gradient = self._on_device(self.rows.even(rows["gradient"]))
+            slopes = rows["gradient"]
+            gradient = self._on_device(self._even(slopes))
             bias = bias_step(rows["top"], rows["share"], BIAS_STEP)
         before = memory.is_whitened(state)
         self.state = memory.step(
@@ -619,6 +638,7 @@ class TokenMemory:
             self._on_device(rows["hidden"]),
             {name: self._on_device(rows[name]) for name in ("token", "lse")},
             gradient=gradient,
+            slopes=None if slopes is None else self._on_device(slopes),
             bias=bias,
             eta=self.learning_rate,
             donate=not self._pinned,
@@ -628,6 +648,20 @@ class TokenMemory:
             self._window = None  # all of its keys are others
         elif self._window is not None:
             self._window.append(*memory.remembered(self.state, len(rows["token"])))
+
+    def _even(self, gradients: Array) -> Array:
+        """Return gradients of the answers (n, n_embd) made even: as they vary, where that is known already."""
+        found = self.state.parameters.get("directions")
+        if found is None:
+            return self.rows.even(gradients)
+        if self._evening is None or self._evening[0] is not found:
+            directions = np.asarray(to_host(found))
+            even: Callable[[Array], Array] = self.rows.even
+            if directions.any():
+                rest = float(self.state.parameters["rest"][0, 0])
+                even = self.rows.evening(directions, rest).__call__
+            self._evening = found, even
+        return self._evening[1](gradients)
 
     def _adapt(self, gain: Array) -> None:
         """Move the step size: up while larger corrections would have been better, down while smaller ones.
@@ -734,6 +768,7 @@ class TokenMemory:
             self._pending[name].append(array)
         self._waiting = count
         self._line = np.concatenate((self.recent, *self._pending["token"]))[-MOST_MATCHED:].tolist()
+        self._plain = None
 
     def _fits(self, recent: Array, log_eta: Array, parts: Mapping[str, Array], count: int) -> bool:
         """Tell whether arrays from a file are what ``waiting`` could have returned."""

@@ -419,6 +419,8 @@ class WhitenedMatrix:
         Tokens that have a bias each; 0: none.
     after
         States from which the whitening is made.
+    sampled
+        Gradients that are kept, from which it is found in which directions they vary; 0: none.
 
     Raises
     ------
@@ -431,9 +433,10 @@ class WhitenedMatrix:
     rank: int = 192
     tokens: int = 0
     after: int = 512
+    sampled: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("rank", 1), ("tokens", 0), ("after", 2)):
+        for name, least in (("rank", 1), ("tokens", 0), ("after", 2), ("sampled", 0)):
             value = getattr(self, name)
             if not is_whole(value, least):
                 raise InvalidParamError(
@@ -444,7 +447,12 @@ class WhitenedMatrix:
         """Return the shape of each parameter, without leading axes; ``d_in`` does not matter."""
         rank = min(self.rank, d_out)
         shapes: dict[str, tuple[int, ...]] = {"W": (rank, d_out), "P": (d_out, rank), "origin": (1, d_out)}
-        return {**shapes, "bias": (1, self.tokens)} if self.tokens else shapes
+        if self.tokens:
+            shapes["bias"] = (1, self.tokens)
+        if self.sampled:
+            told_apart = min(max(1, self.sampled // 2), d_out)
+            shapes |= {"slopes": (self.sampled, d_out), "directions": (told_apart, d_out), "rest": (1, 1)}
+        return shapes
 
     def init(self, d_in: int, d_out: int, seed: int) -> dict[str, Array]:
         """Return start values, float64 on the host: zeros, and random directions P."""
@@ -473,8 +481,8 @@ class WhitenedMatrix:
 
 
 def learned_matrices(parameters: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the matrices among a memory's parameters that steps change: not how states are whitened, nor biases."""
-    fixed = ("P", "origin", "bias") if "origin" in parameters else ()
+    """Return the matrices among a memory's parameters that read: not what steps are made with, nor biases."""
+    fixed = ("P", "origin", "bias", "slopes", "directions", "rest") if "origin" in parameters else ()
     return {name: array for name, array in parameters.items() if name not in fixed}
 
 

@@ -5,6 +5,8 @@
 P comes from the covariance of the first ``after`` states: its largest directions, each divided by its spread. Every
 chunk takes one step ``W -= eta phi^T g Q``, with g the gradients with respect to y that the reading has found already
 (nothing is learned from but the chunk's own tokens), and Q what makes steps even over the directions of the answers.
+Whoever learns brings g Q; the memory keeps some of the g themselves and finds the directions in which they vary, of
+which Q can be made (``sampled`` of ``WhitenedMatrix``): after so many gradients, and whenever twice as many have come.
 The paper (arXiv 2505.23735) has no such memory: it is equation 10 with c as long as the chunk, on other coordinates.
 States are those of ``Memory`` and are saved as such. Knows no language model, tokens or files.
 """
@@ -106,6 +108,7 @@ class WhitenedMemory(Memory):
         targets: Mapping[str, Array],
         *,
         gradient: Array | None = None,
+        slopes: Array | None = None,
         bias: tuple[Array, Array] | None = None,
         eta: float = 0.0,
         donate: bool = False,
@@ -120,6 +123,8 @@ class WhitenedMemory(Memory):
             ``token`` (n,) and ``lse`` (n,), which the window keeps.
         gradient
             (n, d_v): dl/dy of the answers, made even over their directions; None: nothing is learned.
+        slopes
+            (n, d_v): the same as it was before it was made even, of which some are kept; None: none are.
         bias
             Ascending tokens (k,) on the host, and what is added to their biases (k,).
         eta
@@ -165,6 +170,11 @@ class WhitenedMemory(Memory):
             "dropped": state.counters["dropped"] + (0 if good else n - int(finite.sum())),
         }
         if gradient is not None and self.is_whitened(state):
+            if slopes is not None and "slopes" in parameters:
+                taken = int(counters["steps"]) + int(counters["rejected"])
+                slopes = slopes.astype(self.dtype, copy=False)
+                slopes = xp.where((finite & xp.isfinite(slopes).all(axis=1))[:, None], slopes, 0)
+                self._sample(parameters, slopes, taken)
             made = self._learn(parameters, cut(x), gradient, bias, eta)
             name = "steps" if made else "rejected"
             counters[name] = counters[name] + 1
@@ -203,6 +213,21 @@ class WhitenedMemory(Memory):
             biases[0, ids] += change.astype(self.dtype)
             parameters["bias"] = biases
         return True
+
+    def _sample(self, parameters: dict[str, Array], slopes: Array, taken: int) -> None:
+        """Keep the gradients of a chunk behind ``taken`` others, if it is one of the sample, and use a full sample."""
+        room = len(parameters["slopes"])
+        place, full = sampled(taken, max(1, room // self.config.chunk_size))
+        if place is not None:
+            kept = parameters["slopes"].copy()  # somebody else may hold it, however many steps ago
+            at = place * self.config.chunk_size
+            kept[at : at + len(slopes)] = slopes[: max(0, room - at)]
+            parameters["slopes"] = kept
+        if full:
+            sample, before = (backends.to_host(parameters[name]) for name in ("slopes", "directions"))
+            directions, rest = varying(sample, before, float(parameters["rest"][0, 0]))
+            parameters["directions"] = self.xp.asarray(directions, dtype=self.dtype)
+            parameters["rest"] = self.xp.full((1, 1), rest, self.dtype)
 
     def _whiten(self, state: MemoryState) -> MemoryState:
         """Return the state with P and origin made from the states that it keeps, and with the keys that follow."""
@@ -244,6 +269,66 @@ class WhitenedMemory(Memory):
             return new
         kept = {name: state.parameters[name] for name in ("P", "origin")}
         return dataclasses.replace(new, parameters={**new.parameters, **kept})
+
+
+def sampled(taken: int, room: int) -> tuple[int | None, bool]:
+    """Return where the chunk behind ``taken`` others goes in a sample of ``room`` chunks, and whether it fills that.
+
+    All of the first ``room`` chunks are sampled, of as many behind them all as well, then every second of twice as
+    many, every fourth of four times as many, and so on; a full sample is written over.
+
+    >>> [sampled(taken, 2) for taken in range(8)]
+    [(0, False), (1, True), (0, False), (1, True), (0, False), (None, False), (1, False), (None, True)]
+    """
+    if taken < room:
+        return taken, taken + 1 == room
+    apart = 1 << (taken // room).bit_length() - 1
+    begun = room * apart
+    place, between = divmod(taken - begun, apart)
+    return None if between else place, taken + 1 == 2 * begun
+
+
+def varying(sample: Array, directions: Array, rest: float) -> tuple[Array, float]:
+    """Return in which directions gradients vary, from a sample of them and what was found from those before.
+
+    Parameters
+    ----------
+    sample
+        (n, d).
+    directions, rest
+        What this function returned for the samples before, which count as much as this one: (k, d), each as long as
+        the root of the mean square in it, and the mean square in all directions beside them. 0: there were none.
+
+    Examples
+    --------
+    >>> found, rest = varying(np.array([[3.0, 0, 0], [0, 1, 0], [-3, 0, 0], [0, -1, 0]]), np.zeros((1, 3)), 0.0)
+    >>> np.square(found).round(6).tolist(), round(rest, 6)
+    ([[4.5, 0.0, 0.0]], 0.25)
+    """
+    k, d = directions.shape
+    gradients = sample.astype(np.float64)
+    # one of an odd step must not be all that is seen: a gradient is a few rows' difference, and none is much longer
+    length = np.sqrt(np.einsum("nd,nd->n", gradients, gradients))
+    most = 4 * np.median(length) if len(length) else 0.0
+    gradients *= np.where(length > most, most / np.where(length > 0, length, 1), 1)[:, None]
+    gradients /= np.sqrt(max(1, len(gradients)))
+    if directions.any():
+        gradients = np.concatenate((gradients, directions.astype(np.float64))) / np.sqrt(2)
+    beside = rest * (d - k) / 2
+    n = len(gradients)
+    if n < d:
+        square, mixed = np.linalg.eigh(gradients @ gradients.T)
+    else:
+        square, mixed = np.linalg.eigh(gradients.T @ gradients)
+    largest = np.arange(len(square) - 1, max(-1, len(square) - 1 - k), -1)
+    square = np.maximum(square[largest], 0)
+    found = np.zeros((k, d))
+    if n < d:  # the products of the gradients have the same squares
+        found[: len(largest)] = (gradients.T @ mixed[:, largest]).T
+    else:
+        found[: len(largest)] = (mixed[:, largest] * np.sqrt(square)).T
+    left = max(0.0, float(np.square(gradients).sum() - square.sum())) + beside
+    return found, left / max(1, d - k)
 
 
 def whitening(states: Array, rank: int) -> tuple[Array, Array]:

@@ -29,6 +29,7 @@ from atlas_kit.server.loading import load_engine
 from atlas_kit.server.metrics import Metrics, Request
 from atlas_kit.server.problems import ApiError, unavailable
 from atlas_kit.server.session_files import SessionFiles, make_private
+from atlas_kit.server.sleeping import Sleep
 from atlas_kit.storage.keys import Keys, key_from_file
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class Service:
         self.session_problem: str | None = None
         #: What encrypts the files of memories and sessions.
         self.keys = Keys()
+        self.sleep = Sleep(self, config.sleep_idle_seconds)
 
     @cached_property
     def memories(self) -> Memories:
@@ -169,6 +171,7 @@ class Service:
             self.engine, self.scheduler, most_waiting=self.config.max_queue, device=self.config.device,
             files=self.files, warm=self.config.atlas_warm_sessions,
             cache_bytes=None if self.config.cache_ram < 0 else self.config.cache_ram << 20,
+            most_named=self.config.atlas_max_sessions,
         )  # fmt: skip
         self.conversations.context_shift = self.config.context_shift
         if self.shared is not None:
@@ -176,6 +179,7 @@ class Service:
         await asyncio.gather(self._open_conversations(), asyncio.to_thread(self._warm_up))
         self._saver = asyncio.create_task(self._save_now_and_then())
         self.ready = True
+        self.sleep.begin()
         log.info("ready after %.1f s: %s", time.monotonic() - began, self.engine.info.description)
 
     def _import_meanwhile(self) -> None:
@@ -207,6 +211,11 @@ class Service:
             back = self.conversations.bring_back(self.settings, self.engine.n_sequences)
             preparing = asyncio.ensure_future(asyncio.to_thread(self._prepare))
             await asyncio.wait({self.conversations.carry_out(back), preparing}, timeout=BRING_BACK_SECONDS)
+            self.conversations.carry_out(self._count_sessions())
+
+    async def _count_sessions(self) -> None:
+        """Find out which sessions are in files, while the server answers already."""
+        self.conversations.names.update(await asyncio.to_thread(self.files.names))
 
     def _warm_up(self) -> None:
         """Load what the first request needs, so that it does not wait for it."""
@@ -251,6 +260,7 @@ class Service:
     async def stop(self) -> None:
         """End all work, and save what is to be kept; stopping twice is fine."""
         self.stopping = True
+        await self.sleep.end()
         if self._saver is not None:
             await self._end_saver(self._saver)
             self._saver = None

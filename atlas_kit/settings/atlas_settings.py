@@ -108,6 +108,9 @@ class AtlasSettings:
     )
     features: str = _row(WHITENED, "features of the learned memory", None, None, *FEATURES)
     memory_rank: int = _row(192, "directions of the states that a whitened memory learns on", 1, 4096)
+    even_steps: int = _row(
+        256, "gradients from which a whitened memory evens its steps; 0: from the output matrix", 0, 4096
+    )
     omega_window: int = _row(64, "tokens that one gradient looks at: c of the Omega rule, not whitened", 1, 1024)
     chunk_size: int = _row(STEPS, "tokens per step of the learned memory", 1, 256)
     sharpness: float = _row(14.0, "theta of the softmax over cosines in the window; learned from there", 0.01, 1000.0)
@@ -172,7 +175,7 @@ class AtlasSettings:
             For a value out of range.
         """
         known = {row.name for row in settings_table()}
-        earlier = {} if "memory_rank" in document else BEFORE_WHITENING
+        earlier = {"even_steps": 0} if "memory_rank" in document else BEFORE_WHITENING
         return cls.from_json(
             {**earlier, **{name: value for name, value in document.items() if name in known}}
         )
@@ -256,7 +259,7 @@ class AtlasSettings:
             n_embd,
             n_embd,
             Features(_map_of("identity"), projection=key if key < n_embd else None),
-            WhitenedMatrix(rank, n_vocab if learns else 0, WHITENED_AFTER),
+            WhitenedMatrix(rank, n_vocab if learns else 0, WHITENED_AFTER, self.even_steps if learns else 0),
             CrossEntropy(scale, softcap),
             eta=self.learning_rate,
             omega_window=WHITENED_AFTER + 1,  # states that are kept, to whiten them
@@ -289,7 +292,7 @@ class AtlasSettings:
 
 
 #: Defaults that are others now, for documents that know no ``memory_rank``.
-BEFORE_WHITENING = {"features": "polynomial", "candidates": 256}
+BEFORE_WHITENING = {"features": "polynomial", "candidates": 256, "even_steps": 0}
 #: A warm-up that never ends.
 NEVER = 1 << 60
 

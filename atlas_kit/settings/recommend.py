@@ -4,13 +4,15 @@ Only metadata and tensor infos are read, so that it takes no time on a model of 
 says of itself (numbers in ``RULE``):
 
 - ``memory_dim``: 64, narrower for very narrow models: the width of the window's keys.
-- ``memory_rank``: 192, or as wide as the model is: the learned memory grows with it, and gains little from more.
+- ``memory_rank``: 384 directions of states that are that wide and more, 192 of narrower ones: the learned memory grows
+  with it, and costs more.
 - ``window_size``: a power of two, or one and a half of it, whose keys take ``window_bytes``, or a small share of what
   the model reads per token anyway. It should hold several contexts: what is still in the context needs no second
   memory.
 - ``learning_rate``: 0.3 for all. Steps are scaled by the model's own output matrix, so that one size moves the logits
   of all models alike, and they adapt while reading.
-- ``candidates``: all tokens of a small vocabulary, fewer of a very large one, whose rows cost more than they gain.
+- ``candidates``: all tokens of a small vocabulary, more of a larger one, fewer of a very large one, whose rows cost
+  more than they gain.
 - ``chunk_size``, then ``memory_dim``: cheaper in steps (``cheaper``) until the estimate is within ``time_share`` of
   the model's own time, or within ``time_free``, which nobody notices.
 - everything else: the default of ``AtlasSettings``.
@@ -58,7 +60,8 @@ class Rule:
 
     # fmt: off
     memory_dim: tuple[tuple[float, int], ...] = ((128, 32), (_ANY, 64))                            #: by width
-    candidates: tuple[tuple[float, int], ...] = ((1024, 0), (100_000, 192), (_ANY, 128))            #: by vocabulary
+    memory_rank: tuple[tuple[float, int], ...] = ((511, 192), (_ANY, 384))                         #: by width
+    candidates: tuple[tuple[float, int], ...] = ((1024, 0), (16_384, 192), (100_000, 256), (_ANY, 128))  #: by vocabulary
     chunk_size: tuple[tuple[float, int], ...] = ((5e8, 16), (_ANY, 32))                            #: by parameters
     window_least: int = 1 << 10        #: pairs
     window_most: int = 1 << 14
@@ -68,7 +71,7 @@ class Rule:
     time_share: float = 0.12           #: what the memory may add to the time of a token,
     time_free: float = 1e-3            #: or, in seconds, in any case
     cheaper: tuple[tuple[str, int], ...] = (   #: what is tried, in this order, where it adds more
-        ("chunk_size", 32), ("memory_rank", 128), ("memory_rank", 64), ("chunk_size", 64),
+        ("chunk_size", 32), ("memory_rank", 192), ("memory_rank", 128), ("memory_rank", 64), ("chunk_size", 64),
     )
     bandwidth: float = 20e9            #: bytes/s that a processor reads, and floating-point operations/s that it
     flops: float = 60e9                #: does: of the estimate only
@@ -188,6 +191,7 @@ def _settings(facts: ModelFacts) -> tuple[AtlasSettings, dict[str, str]]:
     )
     settings = AtlasSettings(
         memory_dim=_pick(RULE.memory_dim, facts.width),
+        memory_rank=_pick(RULE.memory_rank, facts.width),
         chunk_size=_pick(RULE.chunk_size, facts.parameters),
     )
     if facts.vocabulary is not None:

@@ -15,6 +15,8 @@ from atlas_kit.errors import FileCorruptError, InvalidParamError
 from atlas_kit.llama.output_matrix import (
     COVARIANCE_RIDGE,
     EVENING,
+    KNOWN_EVENING,
+    KNOWN_RIDGE,
     MOVED_LOGIT,
     OutputRows,
     logit_scale,
@@ -228,6 +230,20 @@ def test_even_is_a_power_of_the_rows_covariance():
     np.testing.assert_allclose(rows.even(np.eye(6)), wanted, rtol=1e-4, atol=1e-6)
 
 
+def test_evening_is_a_power_of_what_gradients_vary_by():
+    random = np.random.default_rng(0)
+    matrix = random.standard_normal((200, 6)).astype(np.float32) * [9, 4, 2, 1, 0.5, 0.2]
+    rows = OutputRows(matrix.__getitem__, 200, 6, scale=0.5)
+    axes = np.linalg.qr(random.standard_normal((6, 6)))[0]
+    square = np.array([5.0, 2.0, 0.3, 0.3, 0.3, 0.3])  # of two directions, and of all others
+    even = (square + KNOWN_RIDGE * square.mean()) ** KNOWN_EVENING
+    wanted = (axes * even) @ axes.T
+    centred = matrix - matrix.mean(axis=0)
+    wanted *= MOVED_LOGIT / (0.25 * np.einsum("nd,de,ne->n", centred, wanted, centred).mean())
+    directions = (axes[:, :2] * np.sqrt(square[:2])).T
+    np.testing.assert_allclose(rows.evening(directions, 0.3)(np.eye(6)), wanted, rtol=1e-4, atol=1e-6)
+
+
 def test_what_is_prepared_is_what_would_be_found_out_later():
     calls = []
 
@@ -249,6 +265,8 @@ def test_what_is_prepared_is_what_would_be_found_out_later():
 def test_rows_that_do_not_differ_can_be_evened(matrix):
     rows = OutputRows(matrix.astype(np.float32).__getitem__, len(matrix), 4)
     assert np.isfinite(rows.even(np.ones((2, 4), np.float32))).all()
+    assert np.isfinite(rows.evening(np.eye(4)[:2], 0.5)(np.ones((2, 4), np.float32))).all()
+    assert np.isfinite(rows.evening(np.zeros((2, 4)), 0.0)(np.ones((2, 4), np.float32))).all()
 
 
 def test_what_a_thread_keeps_no_other_overwrites():

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 
 from atlas_kit.errors import InvalidParamError
+from atlas_kit.llama.output_matrix import KNOWN_EVENING, KNOWN_RIDGE, MOVED_LOGIT
 from atlas_kit.llama.token_memory import BIAS_STEP, ETA_BOUND, ETA_RATE, TokenMemory, read_ahead
-from atlas_kit.llama.whitened_reading import LEAST_LIFT, LIFT, bias_step, likely
+from atlas_kit.llama.whitened_reading import LEAST_LIFT, LIFT, bias_step, likely, moved
 from atlas_kit.memory.whitened import whitening
 from atlas_kit.settings.atlas_settings import GATE_START, WHITENED_AFTER, AtlasSettings
 from tests.llama.test_token_memory import E, Model, V, softmax, text
 
 SMALL = AtlasSettings(
-    features="whitened", memory_rank=8, memory_dim=5, window_size=24, chunk_size=4, candidates=12, learning_rate=0.5
+    features="whitened", memory_rank=8, memory_dim=5, window_size=24, chunk_size=4, candidates=12, learning_rate=0.5,
+    even_steps=24,
 )  # fmt: skip
 
 
@@ -30,6 +32,32 @@ class Reference:
         self.b, self.log_eta, self.steps = np.zeros(V), 0.0, 0
         self.seen: list[np.ndarray] = []
         self.pending: list[tuple] = []
+        self.sample, self.varied, self.period = [], None, (0, 6)
+
+    def vary(self, D):
+        """Keep every so many of the steps' gradients, and make Q of six and of what was found before."""
+        begun, end = self.period
+        if (self.steps - begun) % ((end - begun) // 6) == 0:
+            self.sample.append(D)
+        if self.steps + 1 < end:
+            return
+        some = np.concatenate(self.sample).astype("f4").astype("f8")
+        length = np.linalg.norm(some, axis=1)
+        some *= np.minimum(1, 4 * np.median(length) / np.maximum(length, 1e-30))[:, None]
+        C, k = some.T @ some / len(some), min(12, E)
+        beside = 0.0
+        if self.varied is not None:
+            C, beside = (C + self.varied[0]) / 2, self.varied[1] * (E - k) / 2
+        square, axes = np.linalg.eigh(C)
+        square, axes = np.maximum(square[::-1], 0), axes[:, ::-1]
+        rest = (square[k:].sum() + beside) / max(1, E - k)
+        self.varied = (axes[:, :k] * square[:k]) @ axes[:, :k].T, rest
+        known = np.append(square[:k], np.full(E - k, rest))
+        q = (known + KNOWN_RIDGE * known.mean()) ** KNOWN_EVENING
+        Q = (axes * q) @ axes.T
+        rows = self.R - self.R.mean(axis=0)
+        self.Q = Q * MOVED_LOGIT / (self.rows.scale**2 * np.einsum("nd,de,ne->n", rows, Q, rows).mean())
+        self.sample, self.period = [], (end, 2 * end)
 
     def cap(self, z):
         return z if self.rows.softcap is None else self.rows.softcap * np.tanh(z / self.rows.softcap)
@@ -72,7 +100,9 @@ class Reference:
                 self.log_eta += ETA_RATE * asked.mean() / math.sqrt(np.square(asked).mean())
                 self.log_eta = min(max(self.log_eta, -ETA_BOUND), ETA_BOUND)
             eta = self.s.learning_rate * math.exp(self.log_eta)
-            D = self.rows.scale * (g @ (self.R - self.mu)) @ self.Q
+            slopes = self.rows.scale * (g @ (self.R - self.mu))
+            D = slopes @ self.Q
+            self.vary(slopes)
             for one, d in zip(hidden, D, strict=True):
                 self.W -= eta * np.outer(self.phi(one), d)
             self.b -= BIAS_STEP * g.sum(axis=0)
@@ -289,6 +319,37 @@ def test_candidates_and_bias_steps():
     ids, change = bias_step(np.array([[3, 7], [1, 3]]), np.array([[0.5, 0.25], [0.1, -1.0]]), 2.0)
     assert ids.tolist() == [1, 3, 7]
     assert change.tolist() == pytest.approx([-0.2, 1.0, -0.5])
+
+
+@pytest.mark.parametrize("n_vocab", [2, 40, 500])
+def test_bias_steps_are_the_same_to_the_bit_however_tokens_are_summed(n_vocab, monkeypatch):
+    random = np.random.default_rng(n_vocab)
+    top = random.integers(n_vocab, size=(16, 12))
+    share = random.standard_normal(top.shape).astype(np.float32)
+    found = []
+    for times in (0, 1000):
+        monkeypatch.setattr("atlas_kit.llama.whitened_reading.FEW_TIMES", times)
+        found.append(bias_step(top, share, 0.3))
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+    assert [len(one) for one in bias_step(np.empty((0, 3), np.int64), np.empty((0, 3)), 1.0)] == [0, 0]
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_logits_that_a_model_rules_out_are_moved_by_nothing(softcap):
+    own = np.array([[1.0, -np.inf, 2.0], [0.5, 0.0, 1.0]], np.float32)
+    change = np.array([[0.5, 0.5, -0.5], [0.0, 1.0, 0.0]], np.float32)
+    lse = np.log(np.exp(own.astype("f8")).sum(axis=1))
+    with np.errstate(invalid="ignore"):
+        corrected, log_z, before, behind, expected = moved(own, change, lse, softcap)
+    assert np.isfinite(expected).all()
+    assert np.isfinite(log_z).all()
+    np.testing.assert_allclose(behind.sum(axis=1), 1)
+    with np.errstate(invalid="ignore"):
+        moves = np.where(np.isfinite(own), corrected - own, 0)
+    np.testing.assert_allclose(expected, (behind * moves).sum(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(before.sum(axis=1), 1)
 
 
 def test_what_was_learned_can_be_forgotten_and_the_windows_keys_still_fit():

@@ -16,7 +16,7 @@ from atlas_kit.memory import (
     WhitenedMemory,
 )
 from atlas_kit.memory.modules import MOST_LENGTH, cut
-from atlas_kit.memory.whitened import RIDGE, UNLIKE, whitening
+from atlas_kit.memory.whitened import RIDGE, UNLIKE, sampled, varying, whitening
 
 D, RANK, KEY, AFTER, CHUNK = 6, 4, 3, 20, 4
 
@@ -131,13 +131,18 @@ def test_arrays_of_another_type_change_no_type():
 
 
 def test_donating_gives_the_same_bits():
-    memory, hidden, g = WhitenedMemory(config()), states(80), states(CHUNK, 3)
+    memory, hidden, g = (
+        WhitenedMemory(config(module=WhitenedMatrix(RANK, 9, AFTER, 10))),
+        states(80),
+        states(CHUNK, 3),
+    )
     plain, given = (
         taken(
             memory,
             memory.init(),
             hidden,
             gradient=g,
+            slopes=g,
             bias=(np.array([1]), np.array([0.1])),
             eta=0.1,
             donate=donate,
@@ -150,13 +155,17 @@ def test_donating_gives_the_same_bits():
 
 
 def test_a_snapshot_goes_on_to_the_same_bits():
-    memory, hidden, g = WhitenedMemory(config()), states(80), states(CHUNK, 3)
-    half = taken(memory, memory.init(), hidden[:40], gradient=g, eta=0.1)
+    memory, hidden, g = (
+        WhitenedMemory(config(module=WhitenedMatrix(RANK, 9, AFTER, 10))),
+        states(80),
+        states(CHUNK, 3),
+    )
+    half = taken(memory, memory.init(), hidden[:40], gradient=g, slopes=g, eta=0.1)
     from atlas_kit.memory import snapshot
 
     again = memory.restore(snapshot(half))
     for one in (half, again):
-        end = taken(memory, one, hidden[40:], gradient=g, eta=0.1)
+        end = taken(memory, one, hidden[40:], gradient=g, slopes=g, eta=0.1)
         assert int(end.counters["steps"]) == 15
         assert memory.is_whitened(end)
         if one is half:
@@ -184,6 +193,95 @@ def test_a_soft_reset_keeps_the_whitening():
     assert (soft.parameters["W"] == 0).all()
     assert soft.parameters["P"].tobytes() == state.parameters["P"].tobytes()
     assert hard.parameters["P"].tobytes() == memory.init().parameters["P"].tobytes()
+
+
+@pytest.mark.parametrize("room", [1, 2, 3, 16])
+def test_a_sample_is_spread_over_all_that_came_since_the_last(room):
+    begun, kept = 0, {}
+    for taken_before in range(40 * room):
+        place, full = sampled(taken_before, room)
+        if place is not None:
+            assert place not in kept
+            kept[place] = taken_before
+        if full:
+            assert sorted(kept) == list(range(room))
+            apart = (taken_before + 1 - begun) // room
+            assert [kept[place] for place in range(room)] == [begun + apart * place for place in range(room)]
+            assert taken_before + 1 == (begun + room if not begun else 2 * begun)
+            begun, kept = taken_before + 1, {}
+
+
+@pytest.mark.parametrize(("count", "d"), [(50, 9), (7, 20)])
+def test_directions_are_those_in_which_gradients_vary_most(count, d):
+    gradients = np.random.default_rng(0).standard_normal((count, d)) * np.linspace(3, 0.1, d)
+    square, mixed = np.linalg.eigh(gradients.T @ gradients / count)
+    found, rest = varying(gradients, np.zeros((4, d)), 0.0)
+    np.testing.assert_allclose(np.square(found).sum(axis=1), square[::-1][:4])
+    np.testing.assert_allclose(np.square(found @ mixed[:, ::-1][:, :4]), np.diag(square[::-1][:4]), atol=1e-9)
+    assert rest == pytest.approx(square[::-1][4:].sum() / (d - 4))
+    # the same once more is nothing new; what was left beside the directions stays beside them
+    again, left = varying(gradients, found, rest)
+    assert np.square(again).sum() + (d - 4) * left == pytest.approx(square.sum())
+    np.testing.assert_allclose(np.square(again[0]).sum(), square[-1], rtol=0.02)
+
+
+@pytest.mark.parametrize("sample", [np.zeros((6, 5)), np.eye(5)[:1], 1e30 * np.eye(5), np.zeros((0, 5))])
+def test_gradients_of_any_kind_vary_somehow(sample):
+    found, rest = varying(sample, np.zeros((3, 5)), 0.0)
+    assert np.isfinite(found).all()
+    assert np.isfinite(rest)
+
+
+def test_one_gradient_of_an_odd_token_is_not_all_that_is_seen():
+    gradients = np.random.default_rng(0).standard_normal((50, 9))
+    plain, _ = varying(gradients, np.zeros((2, 9)), 0.0)
+    gradients[3] *= 1e6
+    odd, _ = varying(gradients, np.zeros((2, 9)), 0.0)
+    assert np.square(odd[0]).sum() < 3 * np.square(plain[0]).sum()
+
+
+def test_gradients_are_kept_until_there_are_enough_and_then_their_directions():
+    memory = WhitenedMemory(config(module=WhitenedMatrix(RANK, 9, AFTER, 10)))
+    state = taken(memory, memory.init(), states(AFTER))
+    random = np.random.default_rng(4)
+    for step in range(12):
+        g, q = random.standard_normal((2, CHUNK, D)).astype(np.float32)
+        before = state
+        state = memory.step(
+            state,
+            states(CHUNK, step),
+            {"token": np.arange(CHUNK), "lse": np.zeros(CHUNK)},
+            gradient=q,
+            slopes=g,
+        )
+        place, full = sampled(step, 2)  # ten rows have room for two chunks
+        slopes, was = state.parameters["slopes"], before.parameters["slopes"]
+        if place is None:
+            assert slopes is was
+        else:
+            np.testing.assert_array_equal(slopes[place * CHUNK : (place + 1) * CHUNK], g)
+            assert slopes is not was
+        assert (state.parameters["directions"] is before.parameters["directions"]) != full
+        if full:
+            given = (before.parameters[name] for name in ("directions", "rest"))
+            directions, rest = varying(slopes, next(given), float(next(given)[0, 0]))
+            np.testing.assert_allclose(state.parameters["directions"], directions, rtol=1e-4, atol=1e-6)
+            assert state.parameters["rest"][0, 0] == pytest.approx(rest, rel=1e-5)
+    assert state.parameters["directions"].shape == (5, D)
+    assert state.parameters["directions"].any()
+
+
+def test_what_is_no_number_is_not_kept():
+    memory = WhitenedMemory(config(module=WhitenedMatrix(RANK, 9, AFTER, CHUNK)))
+    state = taken(memory, memory.init(), states(AFTER))
+    g = states(CHUNK, 3)
+    g[1, 2] = np.inf
+    state = taken(memory, state, states(CHUNK), gradient=states(CHUNK, 4), slopes=g)
+    assert (state.parameters["slopes"][1] == 0).all()
+    assert np.isfinite(state.parameters["directions"]).all()
+    from atlas_kit.memory import snapshot
+
+    memory.restore(snapshot(state))
 
 
 def test_only_step_learns():

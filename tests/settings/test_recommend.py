@@ -168,8 +168,12 @@ def test_the_rule_by_size(tmp_path: Path) -> None:
         small.settings.learning_rate == large.settings.learning_rate
     )  # steps are scaled by the model's own rows
     assert small.settings.window_size <= large.settings.window_size
+    assert (small.settings.memory_rank, large.settings.memory_rank) == (192, 384)
     # of a large vocabulary every token has other candidates, and their rows are what costs
-    assert (small.settings.candidates, large.settings.candidates) == (192, 128)
+    middle = recommend(header_of(tmp_path / "m.gguf", width=576, layers=30, ff=1536, vocabulary=49152))
+    assert [one.settings.candidates for one in (small, middle, large)] == [192, 256, 128]
+    assert middle.settings.memory_rank == 384
+    assert middle.costs.state_bytes < 16_000_000
     assert of(tiny_llama()).settings.candidates == 0
     assert small.settings.memory_dim == large.settings.memory_dim == 64
     for result in (small, large):

@@ -210,7 +210,7 @@ def test_any_memory_can_be_made(degree, muon, ranking, blend):
 
 def test_whitened_states_are_the_default():
     config = AtlasSettings(sharpness=9.0, chunk_size=8).memory_config(256, 0.5, 30.0, 4096)
-    assert config.module == WhitenedMatrix(192, 4096, 512)
+    assert config.module == WhitenedMatrix(192, 4096, 512, 256)
     assert config.objective == CrossEntropy(0.5, 30.0)
     assert (config.step, config.chunk_size, config.recall) == ("chunk", 8, 520)
     assert (config.d_key, config.window_dtype) == (64, "float16")
@@ -227,5 +227,7 @@ def test_what_was_saved_before_whitening_goes_on_as_it_was():
     assert AtlasSettings.from_saved({"window_size": 5}).candidates == 256
     saved = AtlasSettings(candidates=7).to_json()
     assert AtlasSettings.from_saved(saved) == AtlasSettings(candidates=7)
+    del saved["even_steps"]
+    assert AtlasSettings.from_saved(saved) == AtlasSettings(candidates=7, even_steps=0)
     del saved["memory_rank"]
     assert AtlasSettings.from_saved({**saved, "features": "sparse"}).features == "sparse"

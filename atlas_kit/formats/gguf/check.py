@@ -149,7 +149,7 @@ def _check(source: Source, report: Report, *, deep: bool, shards: bool, progress
         if shards and source.is_file and source.path is not None
         else None
     )
-    check_model(report, records.fields, records.tensors, join)
+    check_model(report, records.fields, records.tensors, join, source.path)
     return report
 
 

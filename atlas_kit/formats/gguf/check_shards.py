@@ -41,7 +41,9 @@ def check_shards(
     total, seen = list(tensors), {info.name for info in tensors}
     whole = True
     for number in range(2, count + 1):
-        found = _other_shard(report, check, first.with_name(shard_name(match[1], number, count)), number)
+        found = _other_shard(
+            report, check, first.with_name(shard_name(match[1], number, count)), number, count
+        )
         if found is None:
             whole = False
             continue
@@ -64,7 +66,9 @@ def check_shards(
     return total
 
 
-def _other_shard(report: Report, check: Check, path: Path, number: int) -> list[TensorInfo] | None:
+def _other_shard(
+    report: Report, check: Check, path: Path, number: int, count: int
+) -> list[TensorInfo] | None:
     """Return the tensors of another shard, ``None`` when it is missing or broken."""
     if not path.exists():
         report.error("shard-missing", f"shard {number} is missing: {path.name}", "Put all into one folder.")
@@ -75,6 +79,10 @@ def _other_shard(report: Report, check: Check, path: Path, number: int) -> list[
         if worst is None and records is not None:
             fields, tensors, _ = records
             said = next((item.items for item in fields if item.key == "split.no"), None)
+            of = next((item.items for item in fields if item.key == "split.count"), None)
+            if of is not None and of != count:
+                message = f"{path.name} says that there are {of} shards, and the first one says {count}"
+                report.warning("split-count-differs", message, key="split.count")
             if said == number - 1:
                 return tensors
             message = (

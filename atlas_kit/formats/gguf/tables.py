@@ -478,6 +478,11 @@ ATLAS_KEYS: tuple[KeyRow, ...] = (
     KeyRow("atlas.memory.blend_ratio", "str", "weight of the window's prediction; adaptive: learned while reading"),
     KeyRow("atlas.memory.features", "str", "features of the learned memory"),
     KeyRow("atlas.memory.memory_rank", "u32", "directions of the states that a whitened memory learns on"),
+    KeyRow(
+        "atlas.memory.even_steps",
+        "u32",
+        "gradients from which a whitened memory evens its steps; 0: from the output matrix",
+    ),
     KeyRow("atlas.memory.omega_window", "u32", "tokens that one gradient looks at: c of the Omega rule, not whitened"),
     KeyRow("atlas.memory.chunk_size", "u32", "tokens per step of the learned memory"),
     KeyRow("atlas.memory.sharpness", "f64", "theta of the softmax over cosines in the window; learned from there"),
