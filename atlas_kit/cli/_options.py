@@ -113,6 +113,20 @@ remove_backups_option = click.option(
 decrypt_option = click.option(
     "--decrypt", is_flag=True, help="Write OUTPUT unencrypted; otherwise what is encrypted stays so."
 )
+
+
+class LongOption(click.Option):
+    """An option whose short form stays for scripts and is shown nowhere: elsewhere it means something else."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the line of the help, without the short form."""
+        every, self.opts = self.opts, [one for one in self.opts if one.startswith("--")]
+        try:
+            return super().get_help_record(ctx)
+        finally:
+            self.opts = every
+
+
 force_option = click.option("-f", "--force", is_flag=True, help="Overwrite OUTPUT when it exists.")
 one_shard_option = click.option(
     "--one-shard", is_flag=True, help="Of a split model, look at this one file only."

@@ -134,6 +134,14 @@ def note(text: str) -> None:
     sys.stderr.flush()
 
 
+def safely(text: str) -> None:
+    """Write generated text to a terminal, on which its control characters must not act."""
+    from atlas_kit.errors import printable
+
+    lines = text.split("\n")
+    sys.stdout.write("\n".join("\t".join(map(printable, line.split("\t"))) for line in lines))
+
+
 @contextmanager
 def quietly(quiet: bool) -> Iterator[None]:
     """Show nothing meanwhile of what went well: warnings alone, and JSON."""

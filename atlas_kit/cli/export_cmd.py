@@ -80,7 +80,7 @@ def command(
         )
     source, words = given(file), None
     if model is not None:
-        from atlas_kit.operations.forget import words_of
+        from atlas_kit.operations.token_words import words_of
 
         words = words_of(model, source, keys=keys)
     target = place_of("-" if output is None else output)

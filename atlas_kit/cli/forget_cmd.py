@@ -11,6 +11,7 @@ from atlas_kit.cli import _render
 from atlas_kit.cli._model_options import MODEL, force_option, model_options, open_model
 from atlas_kit.cli._options import (
     IN_PLACE,
+    LongOption,
     command_,
     json_option,
     keys_options,
@@ -61,7 +62,10 @@ Examples:
 @click.option(
     "--before", metavar="DATE", help="Forget what was read or said before DATE (2026-11-30, or with T14:00)."
 )
-@click.option("-m", "--model", type=MODEL, metavar="MODEL", help="The model that the memory belongs to.")
+@click.option(
+    "-m", "--model", cls=LongOption, type=MODEL, metavar="MODEL",
+    help="The model that the memory belongs to.",
+)  # fmt: skip
 @click.option("--rebuild", is_flag=True, help="Learn the memory again from what is left.")
 @click.option("--remove-backups", is_flag=True, help="Remove the file's backups, which hold the text, too.")
 @click.option("-n", "--dry-run", is_flag=True, help="Change nothing; show what would go.")

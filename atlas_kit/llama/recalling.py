@@ -247,7 +247,9 @@ def candidates(
     pieces: list[Piece] = []
     there: Piece | None = None
     left = recall.read
-    for segment, window, score in _windows(episodes, _merged(rows), like, leading, min(recall.window, recall.tokens)):
+    for segment, window, score in _windows(
+        episodes, _merged(rows), like, leading, min(recall.window, recall.tokens)
+    ):
         start, stop = window.start, window.stop
         inside = episodes.text(start, stop)
         if not set(words(inside)) - said or _is_question(segment, inside):
@@ -264,7 +266,7 @@ def candidates(
         if known:
             there = piece
             continue
-        left -= window.count + AROUND
+        left -= window.size + AROUND
         if pieces and left < 0:
             break
         pieces.append(piece)
@@ -287,7 +289,7 @@ def _windows(
     ]
     best = max((window.score for window, _, _ in every), default=0.0) or 1.0
     ranked = [
-        ((window.score / best + SEGMENT_WEIGHT * score, window.common, window.count), window, segment)
+        ((window.score / best + SEGMENT_WEIGHT * score, window.common, window.size), window, segment)
         for window, segment, score in every
     ]
     taken: list[Window] = []

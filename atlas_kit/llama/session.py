@@ -698,8 +698,8 @@ class AtlasSession:
         """
         from atlas_kit.llama.asking import ask
 
-        found = ask(self, question, **options)
-        assert found is not None
+        if (found := ask(self, question, **options)) is None:
+            raise ClosedError("the question was given up before anything was answered")
         return found
 
     # --- saving ------------------------------------------------------------------------------------------

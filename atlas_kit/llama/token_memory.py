@@ -544,8 +544,11 @@ class TokenMemory:
             self._asking.append((Asking.of(reading), copies[2]))
         self._waiting += len(token)
         self._line += (came := token.tolist())
-        for one in came if self._plain is not None else ():
-            self._plain = 0 if self.rows.is_control(one) else self._plain + 1
+        plain = self._plain
+        if plain is not None:
+            for one in came:
+                plain = 0 if self.rows.is_control(one) else plain + 1
+            self._plain = plain
         if len(self._line) > 4 * MOST_MATCHED:
             del self._line[:-MOST_MATCHED]
         self._ahead = None

@@ -213,6 +213,19 @@ def _alike(a: MemoryState, b: MemoryState) -> None:
             raise InvalidParamError(
                 f"the states differ in their {group}: {shapes[0]} and {shapes[1]}", key=group
             )
+    whitened = {"P", "origin"} <= a.parameters.keys()
+    if whitened and not all(
+        np.array_equal(_host(a.parameters[n]), _host(b.parameters[n])) for n in ("P", "origin")
+    ):
+        raise InvalidParamError(
+            "the states were whitened by different texts: the same row means another direction in each",
+            key="parameters", hint="Merge memories that began with the same text.",
+        )  # fmt: skip
+
+
+def _host(array: Array) -> Array:
+    """Return an array in main memory."""
+    return np.asarray(array.get() if hasattr(array, "get") else array)
 
 
 @quiet

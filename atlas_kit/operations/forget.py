@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import difflib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -243,13 +244,13 @@ def time_of(text: str) -> int:
 
     Examples
     --------
-    >>> time_of("1970-01-02"), time_of("1970-01-01T00:00:01.5+00:00")
-    (86400000, 1500)
+    >>> time_of("1970-01-02"), time_of("1970-01-01T00:00:01.500+00:00"), time_of("1970-01-01T00:00:02Z")
+    (86400000, 1500, 2000)
     """
     from datetime import datetime, timezone
 
-    try:
-        when = datetime.fromisoformat(text)
+    try:  # Python 3.10 does not know Z
+        when = datetime.fromisoformat(text[:-1] + "+00:00" if text[-1:] in ("Z", "z") else text)
     except ValueError:
         raise InvalidParamError(
             f'"{text}" is not a date', key="before", hint="Write 2026-11-30, or 2026-11-30T14:00."
@@ -354,7 +355,7 @@ def _write(
             put_episodes(file, arrays)
             file.save()
         return
-    from atlas_kit.persistence.session_file import read_session_state, write_session_state
+    from atlas_kit.persistence.session_file import FORGOTTEN, read_session_state, write_session_state
     from atlas_kit.persistence.snapshot import describe_memory
 
     description = describe_memory(file)
@@ -369,6 +370,7 @@ def _write(
     result.others = [name for name, there in kept.items() if there]
     if result.dry_run:
         return
+    kept_metadata = {name: value for name, value in description.metadata.items() if name != "runtime"}
     if engine is None:
         state = _without_text(state, arrays)
     else:
@@ -376,7 +378,7 @@ def _write(
         result.rebuilt = len(arrays)
     write_session_state(
         path, state,
-        metadata={name: value for name, value in description.metadata.items() if name != "runtime"},
+        metadata={**kept_metadata, FORGOTTEN: int(time.time() * 1000)},
         read_from=file, optimizer=description.optimizer, window=engine is not None, dtype=description.dtype,
         codec=_codec_of(file), force=force, **keys.options(),
     )  # fmt: skip

@@ -5,16 +5,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from atlas_kit.server.service import Service
+    from atlas_kit.llama.engine import Engine
+    from atlas_kit.llama.scheduler import Scheduler
+    from atlas_kit.server.conversations import Conversations
 
 log = logging.getLogger("atlas_kit.server")
 #: Requests that need no model, and do not count as work: whoever only looks on wakes nobody up.
 LOOKING_ON = frozenset({"GET", "HEAD", "OPTIONS"})
 #: Seconds between two looks at whether anybody has asked.
 LOOK_SECONDS = 0.2
+
+
+class Sleeper(Protocol):
+    """What is seen of a service here."""
+
+    conversations: Conversations
+    scheduler: Scheduler
+    engine: Engine
+    ready: bool
+    stopping: bool
+    sleep: Sleep
 
 
 class Sleep:
@@ -33,7 +46,7 @@ class Sleep:
         Whether it is gone.
     """
 
-    def __init__(self, service: Service, seconds: float) -> None:
+    def __init__(self, service: Sleeper, seconds: float) -> None:
         self._service, self._seconds = service, seconds
         self.sleeping = False
         self._asking, self._last = 0, time.monotonic()
@@ -101,7 +114,7 @@ class Sleep:
 class Awake:
     """Brings the model back before a request that needs it; plain ASGI, so that streams go through untouched."""
 
-    def __init__(self, app: Any, service: Service) -> None:
+    def __init__(self, app: Any, service: Sleeper) -> None:
         self._app, self._service = app, service
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_kit.errors import AtlasError, FileCorruptError, MissingExtraError
 
 if TYPE_CHECKING:
-    from atlas_kit.formats.gguf import GGUFFile
+    from atlas_kit.formats.gguf.file import GGUFFile
 
 TEMPLATE = "tokenizer.chat_template"
 #: The conversation that shows what a template does.
