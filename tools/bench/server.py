@@ -158,9 +158,9 @@ class Bench:
 
     def _text(self, model: Model) -> tuple[Any, list[int]]:
         if model.path not in self._texts:
-            from atlas_kit.llama.llama_library import library
-
             from llama_cpp import Llama
+
+            from atlas_kit.llama.llama_library import library
 
             library()  # for its silence, which the package ends
             reader = Llama(model.path, vocab_only=True, verbose=False)
