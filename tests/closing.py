@@ -51,9 +51,11 @@ NEEDS: tuple[tuple[str, str, str], ...] = (
     ("package index", "of the wheel", "no package index can be reached"),
     ("hadolint|kubernetes-validate|pyyaml", "of deployment", "no hadolint, kubernetes-validate or pyyaml"),
     ("systemd-analyze", "of the unit for systemd", "no systemd-analyze, or an old one"),
+    ("cannot move data", "of room made inside large models", "this file system cannot move data inside a file"),
     ("links here", "of links to files", "this file system has none"),
     ("glibc|heaps", "of how much of the heap threads keep", "another C library"),
     ("FTS5", "against SQLite's search", "this Python's SQLite has no FTS5"),
+    ("coreutils", "against sha256sum and its kin", "coreutils are not installed"),
     ("the examples ask with curl", "of the examples of the server", "no curl"),
     ("the examples are lines for a shell", "of the examples in help texts", "no bash"),
 )  # fmt: skip

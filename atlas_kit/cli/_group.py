@@ -54,6 +54,34 @@ COMMANDS = {
 }
 
 
+#: What other programs call it, and people try.
+_ALSO = {
+    "add": "set append", "cat": "get", "change-password": "rekey", "check": "validate", "chat": "run",
+    "checksum": "hash", "compare": "diff", "cp": "convert", "decode": "decrypt", "del": "rm", "delete": "rm",
+    "dump": "inspect export", "edit": "set", "extract": "get export", "find": "grep", "fix": "repair",
+    "gguf-split": "split join", "head": "inspect", "info": "inspect", "list": "ls", "load": "import",
+    "lock": "encrypt", "mv": "rename", "open": "inspect", "passwd": "rekey", "print": "get", "put": "set import",
+    "query": "ask grep", "quantise": "compress", "quantize": "compress", "read": "get", "recrypt": "rekey",
+    "remove": "rm", "rescue": "repair", "restore": "recover", "search": "grep", "server": "serve",
+    "sha256sum": "hash", "show": "inspect", "train": "learn", "undo": "recover", "unlock": "decrypt",
+    "verify": "validate hash", "view": "inspect", "write": "set",
+}  # fmt: skip
+
+
+def _meant_by(name: str) -> list[str]:
+    """Return the commands that a word may mean which is none."""
+    import difflib
+
+    word = name.lower()
+    if word in _ALSO:
+        return _ALSO[word].split()
+    begun = [one for one in COMMANDS if len(word) > 1 and one.startswith(word)]
+    begun += [one for one in COMMANDS if len(one) > 2 and word.startswith(f"{one}-")]
+    close = begun or difflib.get_close_matches(word, [*COMMANDS, *_ALSO], 3, 0.7)
+    meant = (one for found in close for one in (_ALSO[found].split() if found in _ALSO else [found]))
+    return list(dict.fromkeys(meant))[:3]
+
+
 class LazyGroup(HelpfulCommand, click.Group):
     """A group that imports a command when it is called and knows its summary without that."""
 
@@ -69,6 +97,17 @@ class LazyGroup(HelpfulCommand, click.Group):
         command = importlib.import_module(f"atlas_kit.cli.{row.module}").command
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or say which ones could be meant."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            close = _meant_by(name)
+            hint = f" Did you mean {' or '.join(close)}?" if close else ""
+            raise click.UsageError(f"No such command '{name}'.{hint}", ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands from the table."""

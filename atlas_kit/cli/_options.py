@@ -104,7 +104,6 @@ class _Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 SIZE = _Size()
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="Say nothing where all went well.")
 new_option = click.option("--new", is_flag=True, help="Make the file if it is not there, whatever its name.")
 remove_backups_option = click.option(
     "--remove-backups",
@@ -114,10 +113,40 @@ remove_backups_option = click.option(
 decrypt_option = click.option(
     "--decrypt", is_flag=True, help="Write OUTPUT unencrypted; otherwise what is encrypted stays so."
 )
+
+
+class LongOption(click.Option):
+    """An option whose short form stays for scripts and is shown nowhere: elsewhere it means something else."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the line of the help, without the short form."""
+        every, self.opts = self.opts, [one for one in self.opts if one.startswith("--")]
+        try:
+            return super().get_help_record(ctx)
+        finally:
+            self.opts = every
+
+
 force_option = click.option("-f", "--force", is_flag=True, help="Overwrite OUTPUT when it exists.")
 one_shard_option = click.option(
     "--one-shard", is_flag=True, help="Of a split model, look at this one file only."
 )
+
+
+def quiet_option(function: F) -> F:
+    """Add ``-q/--quiet`` to a command that changes something: of what went well, nothing is said."""
+
+    @click.option(
+        "-q", "--quiet", is_flag=True, help="Say nothing of what went well; warnings are still shown."
+    )
+    @wraps(function)
+    def wrapper(*args: Any, quiet: bool, **kwargs: Any) -> Any:
+        from atlas_kit.cli import _render
+
+        with _render.quietly(quiet):
+            return function(*args, **kwargs)
+
+    return wrapper  # type: ignore[return-value]
 
 
 def backup_option(function: F) -> F:

@@ -49,6 +49,9 @@ STYLES = {"good": "green", "bad": "bold red", "warn": "yellow", "dim": "dim", "h
 STYLES |= {"remove": "red", "place": "cyan"}
 
 
+#: Whether what went well is not worth a word.
+_quiet = False
+
 # Plain classes: four dataclasses here would cost every command a few per cent of its time.
 
 
@@ -129,8 +132,38 @@ def note(text: str) -> None:
     sys.stderr.flush()
 
 
+def safely(text: str) -> None:
+    """Write generated text to a terminal, on which its control characters must not act."""
+    from atlas_kit.errors import printable
+
+    lines = text.split("\n")
+    sys.stdout.write("\n".join("\t".join(map(printable, line.split("\t"))) for line in lines))
+
+
+@contextmanager
+def quietly(quiet: bool) -> Iterator[None]:
+    """Show nothing meanwhile of what went well: warnings alone, and JSON."""
+    global _quiet
+    before, _quiet = _quiet, quiet or _quiet
+    try:
+        yield
+    finally:
+        _quiet = before
+
+
+def _warnings(blocks: Iterable[Block]) -> Iterator[Block]:
+    """Yield the lines that warn."""
+    for block in blocks:
+        if isinstance(block, Lines):
+            warning = [one for one in block.lines if isinstance(one, Styled) and one.style in ("warn", "bad")]
+            if warning:
+                yield Lines(warning)
+
+
 def show(blocks: Iterable[Block]) -> None:
     """Write blocks to standard output, with an empty line between facts and tables."""
+    if _quiet:
+        blocks = _warnings(blocks)
     console = _rich_console()
     first = True
     for block in blocks:

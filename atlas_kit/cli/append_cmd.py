@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from atlas_kit.cli import _render
+from atlas_kit.cli import _completion, _render
 from atlas_kit.cli._options import (
     FILE,
     IN_PLACE,
@@ -43,7 +43,7 @@ Examples:
     cls=TakesNumbers,
 )
 @click.argument("file", type=IN_PLACE)
-@click.argument("key")
+@click.argument("key", shell_complete=_completion.keys)
 @click.argument("value", required=False)
 @click.option("--from", "source", type=FILE, metavar="SOURCE", help="Read what is added from a file.")
 @click.option("--role", metavar="ROLE", help="Add a message: user, assistant, system ...")
@@ -55,7 +55,7 @@ Examples:
 @keys_options
 def command(
     file: str, key: str, value: str | None, source: str | None, role: str | None, exact: bool, new: bool,
-    backup: int, quiet: bool, as_json: bool, keys: Any,
+    backup: int, as_json: bool, keys: Any,
 ) -> int:  # fmt: skip
     """Run the command."""
     from atlas_kit.operations.append import AppendOptions, append_value
@@ -64,7 +64,7 @@ def command(
         raise click.UsageError("give --role or --exact, not both")
     how = AppendOptions(role, exact, new, backup)
     result = append_value(file, key, read_value(value, source), how, keys)
-    return _render.emit(result, lambda one: () if quiet else _text(one), as_json)
+    return _render.emit(result, _text, as_json)
 
 
 def _text(result: Appended) -> Iterator[_render.Block]:

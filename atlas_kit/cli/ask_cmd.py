@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from atlas_kit.llama.asking import Answer
     from atlas_kit.llama.recalling import Piece
+    from atlas_kit.llama.steps import Token
     from atlas_kit.operations.ask import Asked
 
 
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
     """\
 Ask about what was read or said, and get the answer with its sources.
 
-F is a memory that `learn`, `run` or `serve` keeps. For each QUESTION the pieces of what was stored are found whose
-words and whose likelihood beside the question are best, the best one is put in front of the question, and the model
-answers. Below each answer stand the pieces that it was given, with the file and the line or whose turn it was, and
-when. Where nothing helps with a question, the model answers from what it knows, and that is said. Questions do not
-know of each other, and the memory stays as it is.
+F is a memory that `learn`, `run` or `serve` keeps. For each QUESTION, pieces of the stored text that may help are
+looked up, the model itself judges which of them makes the question likeliest, reads that one again in front of the
+question, and answers. Below each answer stand the pieces that it was given, with the file and the line or whose turn
+it was, and when. Where nothing helps with a question, the model answers from what it knows, and that is said.
+Questions do not know of each other, and the memory stays as it is. On a terminal each answer appears as it comes.
 
 A small model reads badly: what matters is in the pieces.
 
@@ -52,7 +53,10 @@ Examples:
     "--recall-segments", type=click.IntRange(1, 16), metavar="N", help="Pieces before a question at most."
 )
 @click.option(
-    "--recall-gate", type=float, metavar="X", help="Nats per token of the question that a piece must gain."
+    "--recall-gate",
+    type=click.FloatRange(-100, 100),
+    metavar="X",
+    help="Nats per token of the question that a piece must gain.",
 )
 @click.option(
     "--max-tokens", type=click.IntRange(1), default=256, show_default=True, metavar="N",
@@ -94,14 +98,49 @@ def command(
             )
         )
         stop = stack.enter_context(Stopping())
+        live = (
+            _Live(named=len(questions) > 1, verbose=verbose) if sys.stdout.isatty() and not as_json else None
+        )
         result = ask(
             session, questions, name=memory_file, recall=recall, stop=stop, system=options["system"],
-            max_tokens=options["max_tokens"], template=not options["no_chat"],
+            max_tokens=options["max_tokens"], template=not options["no_chat"], told=live,
         )  # fmt: skip
-        code = _render.emit(result, lambda result: _text(result, verbose), as_json)
+        code = result.exit_code
+        if live is None:
+            code = _render.emit(result, lambda result: _text(result, verbose), as_json)
         sys.stdout.flush()
         stop.raise_if_asked()
         return code
+
+
+class _Live:
+    """Writes each answer to a terminal as it comes, and behind it where it is from."""
+
+    def __init__(self, *, named: bool, verbose: bool) -> None:
+        self._named, self._verbose = named, verbose
+        self._count, self._begun = 0, False
+
+    def __call__(self, item: str | Token | Answer) -> None:
+        """Take a question, a token of its answer, or the whole answer."""
+        from atlas_kit.llama.asking import Answer
+
+        if isinstance(item, str):
+            self._begins(item)
+        elif isinstance(item, Answer):
+            sys.stdout.write("\n")
+            _render.show([_render.Lines(list(_sources(item, verbose=self._verbose)))])
+        else:
+            text = item.text if self._begun else item.text.lstrip()
+            self._begun = self._begun or bool(text)
+            _render.safely(text)
+        sys.stdout.flush()
+
+    def _begins(self, question: str) -> None:
+        if self._count:
+            sys.stdout.write("\n")
+        if self._named:
+            _render.show([_render.Lines([_render.Styled(question, "head")])])
+        self._count, self._begun = self._count + 1, False
 
 
 def _text(result: Asked, verbose: bool) -> Iterator[_render.Block]:
@@ -115,6 +154,10 @@ def _lines(answer: Answer, *, named: bool, verbose: bool) -> Iterator[str | _ren
     if named:
         yield _render.Styled(answer.question, "head")
     yield from answer.text.splitlines() or [""]
+    yield from _sources(answer, verbose=verbose)
+
+
+def _sources(answer: Answer, *, verbose: bool) -> Iterator[str | _render.Styled]:
     if not answer.pieces:
         yield _render.Styled(f"  from nothing that was stored: {answer.recalled.reason}", "dim")
     for piece in answer.pieces:

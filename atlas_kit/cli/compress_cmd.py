@@ -17,6 +17,7 @@ from atlas_kit.cli._options import (
     keys_options,
     output_option,
     place_of,
+    quiet_option,
 )
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ Examples:
 )
 @force_option
 @decrypt_option
+@quiet_option
 @json_option
 @keys_options
 def command(file: str, output: str, as_json: bool, keys: Any, **options: Any) -> int:

@@ -19,6 +19,7 @@ from atlas_kit.cli._options import (
     keys_options,
     new_keys_options,
     place_of,
+    quiet_option,
 )
 
 if TYPE_CHECKING:
@@ -75,12 +76,18 @@ Examples:
 @click.option(
     "--memory", type=FILE, metavar="F", help="Bind a learned memory (.atlas) to an ATLAS-native model."
 )
+@click.option(
+    "--no-text",
+    is_flag=True,
+    help="With --memory: leave out what was read and said, and can be read from it.",
+)
 @click.option("--dequantize", is_flag=True, help="Make float32 of a model's quantised tensors.")
 @click.option(
     "--byte-order",
     type=click.Choice(["little", "big"]),
     help="Write a model for machines of this byte order (llama.cpp reads that of its own).",
 )
+@quiet_option
 @json_option
 @keys_options
 @new_keys_options
@@ -102,6 +109,7 @@ def command(src: str, dst: str, as_json: bool, keys: Any, new_keys: Any, chosen:
         auto=options["auto"],
         settings=chosen.over if chosen else None,
         memory=options["memory"],
+        text=not options["no_text"],
         dequantize=options["dequantize"],
         byte_order={"little": "<", "big": ">", None: None}[options["byte_order"]],
     )

@@ -15,6 +15,7 @@ from atlas_kit.cli._options import (
     keys_options,
     output_option,
     place_of,
+    quiet_option,
 )
 from atlas_kit.cli._secured import text
 
@@ -39,6 +40,7 @@ Examples:
     help="Version of the plain file.",
 )  # fmt: skip
 @force_option
+@quiet_option
 @json_option
 @keys_options
 def command(file: str, output: str | None, to: str, force: bool, as_json: bool, keys: Any) -> int:

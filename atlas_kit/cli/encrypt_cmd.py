@@ -15,6 +15,7 @@ from atlas_kit.cli._options import (
     keys_options,
     output_option,
     place_of,
+    quiet_option,
     remove_backups_option,
 )
 from atlas_kit.cli._secured import text
@@ -42,6 +43,7 @@ Examples:
 @output_option("Write the encrypted file to OUTPUT, and leave FILE as it is.")
 @remove_backups_option
 @force_option
+@quiet_option
 @json_option
 @keys_options
 def command(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from atlas_kit.cli import _render
+from atlas_kit.cli import _completion, _render
 from atlas_kit.cli._options import (
     FILE,
     command_,
@@ -47,10 +47,11 @@ Examples:
   atlas-tool export sample_data/atlas/chat.atlas -o chats.jsonl
   atlas-tool export sample_data/atlas/chat.atlas 'chat/*garden' -o gardens/ --each
   atlas-tool export sample_data/atlas/chat.atlas -o chats.sqlite
+  atlas-tool export talk.atlas --model sample_data/models/tiny-python.gguf
 """,
 )
 @click.argument("file", type=FILE)
-@click.argument("patterns", nargs=-1, metavar="[KEY]...")
+@click.argument("patterns", nargs=-1, metavar="[KEY]...", shell_complete=_completion.keys)
 @output_option("Where it goes: .md, .jsonl or .sqlite, or with --each a folder.")
 @click.option(
     "--to", type=click.Choice(["markdown", "jsonl", "sqlite"]), help="Format, where OUTPUT does not say it."
@@ -66,7 +67,7 @@ Examples:
 @keys_options
 def command(
     file: str, patterns: tuple[str, ...], output: str | None, to: str | None, each: bool, model: str | None,
-    force: bool, decrypt: bool, quiet: bool, as_json: bool, keys: Any,
+    force: bool, decrypt: bool, as_json: bool, keys: Any,
 ) -> int:  # fmt: skip
     """Run the command."""
     from atlas_kit.operations.export import export_chats
@@ -79,22 +80,22 @@ def command(
         )
     source, words = given(file), None
     if model is not None:
-        from atlas_kit.operations.forget import words_of
+        from atlas_kit.operations.token_words import words_of
 
         words = words_of(model, source, keys=keys)
     target = place_of("-" if output is None else output)
     result = export_chats(
         source, target, patterns, to=to, each=each, force=force, decrypt=decrypt, words=words, keys=keys
     )
-    return _render.emit_beside(result, lambda one: _text(one, quiet), as_json, target)
+    return _render.emit_beside(result, _text, as_json, target)
 
 
-def _text(result: Exported, quiet: bool) -> Iterator[_render.Block]:
+def _text(result: Exported) -> Iterator[_render.Block]:
     for key in result.skipped:
         yield _render.Lines([_render.Styled(f"left out {key}: it is no text", "warn")])
     if not result.keys:
         yield "there is no conversation"
-    elif not quiet:
+    else:
         count = _render.plural(len(result.keys), "conversation")
         files = f", {_render.plural(len(result.files), 'file')}" if len(result.files) > 1 else ""
         yield f"{count}, {_render.plural(result.messages, 'message')}"

@@ -9,7 +9,14 @@ import click
 
 from atlas_kit.cli import _render
 from atlas_kit.cli._model_options import MODEL, force_option, model_options, open_model
-from atlas_kit.cli._options import IN_PLACE, command_, json_option, keys_options
+from atlas_kit.cli._options import (
+    IN_PLACE,
+    LongOption,
+    command_,
+    json_option,
+    keys_options,
+    quiet_option,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,12 +62,16 @@ Examples:
 @click.option(
     "--before", metavar="DATE", help="Forget what was read or said before DATE (2026-11-30, or with T14:00)."
 )
-@click.option("-m", "--model", type=MODEL, metavar="MODEL", help="The model that the memory belongs to.")
+@click.option(
+    "-m", "--model", cls=LongOption, type=MODEL, metavar="MODEL",
+    help="The model that the memory belongs to.",
+)  # fmt: skip
 @click.option("--rebuild", is_flag=True, help="Learn the memory again from what is left.")
 @click.option("--remove-backups", is_flag=True, help="Remove the file's backups, which hold the text, too.")
 @click.option("-n", "--dry-run", is_flag=True, help="Change nothing; show what would go.")
 @model_options
 @force_option
+@quiet_option
 @json_option
 @keys_options
 def command(
@@ -69,7 +80,8 @@ def command(
 ) -> int:  # fmt: skip
     """Run the command."""
     from atlas_kit.errors import InvalidParamError
-    from atlas_kit.operations.forget import Choice, EngineWords, forget, require_model, time_of, words_of
+    from atlas_kit.operations.forget import Choice, forget, time_of
+    from atlas_kit.operations.token_words import EngineWords, require_model, words_of
 
     if source is None and about is None and before is None:
         raise click.UsageError("say what to forget: --source, --about or --before")

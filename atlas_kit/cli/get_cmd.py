@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from atlas_kit.cli import _render
+from atlas_kit.cli import _completion, _render
 from atlas_kit.cli._options import (
     FILE,
+    LongOption,
     command_,
-    force_option,
     given,
     is_standard_output,
     json_option,
@@ -49,14 +49,17 @@ Examples:
 """,
 )
 @click.argument("file", type=FILE)
-@click.argument("names", nargs=-1, required=True, metavar="KEY...")
+@click.argument("names", nargs=-1, required=True, metavar="KEY...", shell_complete=_completion.keys)
 @output_option("Save the value to OUTPUT instead of printing it; of several values, to files in OUTPUT.")
-@force_option
+@click.option(
+    "-f", "--force", is_flag=True, help="Overwrite OUTPUT when it exists; take the words of another MODEL."
+)
 @click.option("--npy", is_flag=True, help="Give a tensor as a .npy file.")
 @click.option("--raw", is_flag=True, help="With --npy: quantised blocks and bfloat16 as they are stored.")
 @click.option(
-    "-m", "--model", type=click.Path(), metavar="MODEL", help="The model whose tokens a memory holds."
-)
+    "-m", "--model", cls=LongOption, type=click.Path(), metavar="MODEL",
+    help="The model whose tokens a memory holds.",
+)  # fmt: skip
 @one_shard_option
 @json_option
 @keys_options
@@ -83,9 +86,9 @@ def command(
         raise click.UsageError("--npy cannot be combined with --model")
     source, words = given(file), None
     if model is not None:
-        from atlas_kit.operations.forget import words_of
+        from atlas_kit.operations.token_words import words_of
 
-        words = words_of(model, source, keys=keys)
+        words = words_of(model, source, force=force, keys=keys)
     with contextlib.ExitStack() as opened:
         values = [
             opened.enter_context(get_value(source, name, keys, words=words, one_shard=one_shard))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from atlas_kit.cli import _render
+from atlas_kit.cli import _completion, _render
 from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options, one_stdin
 
 if TYPE_CHECKING:
@@ -40,7 +40,10 @@ Examples:
 @click.option("-F", "--fixed-strings", "fixed", is_flag=True, help="PATTERN is plain text.")
 @click.option("-l", "--keys-with-matches", "only_keys", is_flag=True, help="Print only the keys.")
 @click.option("-c", "--count", is_flag=True, help="Print only how many lines match for each key.")
-@click.option("--key", "only", multiple=True, metavar="KEY", help="Search only these keys (*, ?, [abc]).")
+@click.option(
+    "--key", "only", multiple=True, metavar="KEY", help="Search only these keys (*, ?, [abc]).",
+    shell_complete=_completion.keys,
+)  # fmt: skip
 @click.option("--in-keys", is_flag=True, help="Search the keys, and names of tensors, too.")
 @json_option
 @keys_options

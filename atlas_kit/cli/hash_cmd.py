@@ -37,11 +37,17 @@ version, codecs and layout. Below come the payload of every entry, or the data o
 samples of the tensors, so that it takes no time on a model of any size, and stays the same when the file is
 renamed, split or given other metadata. With --full it covers every byte, and is another number.
 
+--manifest prints a list of hashes for sha256sum -c, and --check takes such lists as FILEs (also those of sha512sum,
+md5sum and other programs) and checks the files that they name, from the current directory: OK or FAILED for each,
+and the exit code 1 where one differs or cannot be read.
+
 Examples:
   atlas-tool hash llama-7b_memory.atlas
   atlas-tool hash model.gguf --identity
   atlas-tool hash model.gguf --algorithm xxh3-128 --json
   atlas-tool hash --file-only *.gguf
+  atlas-tool hash --manifest *.atlas > SHA256SUMS
+  atlas-tool hash --check SHA256SUMS --quiet
 """,
 )
 @click.argument("files", nargs=-1, required=True, type=FILE, metavar="FILE...")
@@ -56,23 +62,44 @@ Examples:
 @click.option("--file-only", is_flag=True, help="Only the hash of the bytes.")
 @click.option("--identity", is_flag=True, help="Only which model a GGUF file is.")
 @click.option("--full", is_flag=True, help="With --identity: from every byte instead of samples.")
+@click.option("--manifest", is_flag=True, help="Print lines that sha256sum -c understands.")
+@click.option("-c", "--check", is_flag=True, help="FILEs are such lists: check the files that they name.")
+@click.option("-q", "--quiet", is_flag=True, help="With --check: only files that fail.")
+@click.option("--ignore-missing", is_flag=True, help="With --check: files that are not there do not fail.")
+@click.option("--strict", is_flag=True, help="With --check: exit with 1 for lines of another form, too.")
 @one_shard_option
 @json_option
 @keys_options
 @click.pass_context
 def command(
     context: click.Context, files: tuple[str, ...], algorithm: str, file_only: bool, identity: bool, full: bool,
-    one_shard: bool, as_json: bool, keys: Any,
+    one_shard: bool, manifest: bool, check: bool, quiet: bool, ignore_missing: bool, strict: bool, as_json: bool,
+    keys: Any,
 ) -> int:  # fmt: skip
     """Run the command."""
     one_stdin(files)
     from atlas_kit.operations.hash import hash_file, identify_model
 
+    if (quiet or ignore_missing or strict) and not check:
+        raise click.UsageError("--quiet, --ignore-missing and --strict belong to --check")
+    if (check or manifest) and (check == manifest or file_only or identity or full or one_shard):
+        raise click.UsageError("--check and --manifest each stand alone")
+    if manifest and as_json:
+        raise click.UsageError("--manifest prints lines for sha256sum, and no JSON")
     if full and not identity:
         raise click.UsageError("--full needs --identity")
     chosen = context.get_parameter_source("algorithm") is not click.core.ParameterSource.DEFAULT
     if identity and (file_only or chosen):
         raise click.UsageError("--identity stands alone: it is always the same hash")
+    if manifest or check:
+        from atlas_kit.cli import _manifest
+
+        if manifest:
+            return _manifest.write(files, algorithm)
+        return _manifest.check(
+            files, algorithm if chosen else None, quiet=quiet, ignore_missing=ignore_missing, strict=strict,
+            as_json=as_json,
+        )  # fmt: skip
     results: list[Hashes | Identity] = []
     with _render.progress() as progress:
         for file in files:

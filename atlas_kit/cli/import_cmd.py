@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from atlas_kit.cli import _render
+from atlas_kit.cli import _completion, _render
 from atlas_kit.cli._options import (
     FILE,
     IN_PLACE,
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 Put conversations written as JSON into a memory file.
 
 A SOURCE is JSON or JSON lines as people write them: a list of messages, each with role and content; objects with `key`
-and `messages` (or `text`, or `json`); a table from keys to any of these; and what `export --to jsonl` gives out. `time`
-(2026-11-30T14:00:00Z) or `timestamp`, `type` and `flags` may stand beside them. What has no key gets the name of its
-file, and a number where there are several. Histories are stored as text (`User: ...`) where that says the same, or
-with --form json as JSON.
+and `messages` (or `text`, or `json`); a table from keys to any of these; what `export --to jsonl` gives out, and what
+Claude and ChatGPT export. `time` (2026-11-30T14:00:00Z) or `timestamp`, `type` and `flags` may stand beside them. What
+has no key gets the name of its file, and a number where there are several. Histories are stored as text
+(`User: ...`) where that says the same, or with --form json as JSON.
 
 All is put in, or nothing; what makes no sense is said with its line. A key that is there already is refused, unless
 --replace or --append is given: --append keeps the beginning that both have once.
@@ -48,7 +48,12 @@ Examples:
 )
 @click.argument("file", type=IN_PLACE)
 @click.argument("sources", nargs=-1, required=True, type=FILE, metavar="SOURCE...")
-@click.option("--key", metavar="KEY", help="The key of the one entry that SOURCE holds.")
+@click.option(
+    "--key",
+    metavar="KEY",
+    help="The key of the one entry that SOURCE holds.",
+    shell_complete=_completion.keys,
+)
 @click.option("--form", type=click.Choice(["text", "json"]), default="text", show_default=True,
               help="How histories are stored.")  # fmt: skip
 @click.option("--replace", is_flag=True, help="Replace entries of the same key.")
@@ -60,7 +65,7 @@ Examples:
 @json_option
 @keys_options
 def command(
-    file: str, sources: tuple[str, ...], replace: bool, append: bool, quiet: bool, as_json: bool, keys: Any,
+    file: str, sources: tuple[str, ...], replace: bool, append: bool, as_json: bool, keys: Any,
     **options: Any,
 ) -> int:  # fmt: skip
     """Run the command."""
@@ -72,7 +77,7 @@ def command(
     conflict = "replace" if replace else "append" if append else "refuse"
     how = ImportOptions(on_conflict=conflict, **options)
     result = import_chats(file, [given(source) for source in sources], how, keys)
-    return _render.emit(result, lambda one: () if quiet else _text(one), as_json)
+    return _render.emit(result, _text, as_json)
 
 
 def _text(result: Imported) -> Iterator[_render.Block]:

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from atlas_kit.cli import _render, _shell
+from atlas_kit.cli import _completion, _render, _shell
 from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options, one_shard_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from atlas_kit.formats.gguf.chat_template import ShownTemplate
     from atlas_kit.operations.inspect import Inspection
     from atlas_kit.operations.inspect_parts import OneEntry
     from atlas_kit.operations.tensor_numbers import TensorStats
@@ -33,15 +34,19 @@ value and meaning, and --map draws the file to scale; both work on damaged files
 Examples:
   atlas-tool inspect llama-7b_memory.atlas
   atlas-tool inspect model.gguf --tensors --stats
+  atlas-tool inspect model.gguf --template
   atlas-tool inspect llama-7b_memory.atlas --hex --map
 """,
 )
 @click.argument("file", type=FILE)
 @click.option("--entries", is_flag=True, help="List every entry, or all metadata and tensors.")
-@click.option("--entry", metavar="KEY", help="Show one entry, metadata key or tensor.")
+@click.option(
+    "--entry", metavar="KEY", help="Show one entry, metadata key or tensor.", shell_complete=_completion.keys
+)
 @click.option("--keys", "show_keys", is_flag=True, help="List the keys; of a model with their values.")
 @click.option("--tensors", is_flag=True, help="List the tensors.")
 @click.option("--stats", is_flag=True, help="Min, max, mean, deviation, zeros and NaN of every tensor.")
+@click.option("--template", is_flag=True, help="The chat template, and what it makes of an example.")
 @click.option("--hex", "show_hex", is_flag=True, help="Every field: offset, bytes, name, value, meaning.")
 @click.option("--map", "show_map", is_flag=True, help="Draw the byte ranges of the file to scale.")
 @click.option(
@@ -63,6 +68,7 @@ def command(file: str, as_json: bool, keys: Any, **options: Any) -> int:
         map=options["show_map"],
         entry=options["entry"],
         limit=options["limit"],
+        template=options["template"],
         one_shard=options["one_shard"],
     )
     if not options["stats"]:  # everything else is quick, and a bar would only flicker
@@ -85,6 +91,8 @@ def _text(result: Inspection) -> Iterator[_render.Block]:
         yield from model_tables(result.metadata or [], result.tensors or [])
     if result.stats is not None:
         yield _stats(result.stats)
+    if result.template is not None:
+        yield from _template(result.template)
     if result.entry is not None:
         yield from _entry(result.entry)
     if result.fields is not None:
@@ -240,6 +248,21 @@ def _stats(rows: list[tuple[str, TensorStats | str]]) -> _render.Table:
         ]
     )
     return _render.Table(columns, [cells(*row) for row in shown] + cut)
+
+
+def _template(shown: ShownTemplate) -> Iterator[_render.Block]:
+    yield "chat template:"
+    yield _render.Lines([line.expandtabs() for line in shown.source.split("\n")])
+    if shown.others:
+        yield ""
+        yield f"templates by name: {', '.join(map(_render.name, shown.others))}"
+    if shown.problem is not None:
+        yield ""
+        yield _render.Lines([_render.Styled(f"it fails: {shown.problem}", "bad")])
+    if shown.text is not None:
+        yield ""
+        yield "an example conversation becomes:"
+        yield _render.Lines([line.expandtabs() for line in shown.text.split("\n")])
 
 
 def _entry(one: OneEntry) -> Iterator[_render.Block]:

@@ -16,6 +16,7 @@ from atlas_kit.cli._options import (
     one_stdin,
     output_option,
     place_of,
+    quiet_option,
 )
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ Examples:
 @output_option("The file to write; - is standard output.", required=True)
 @click.option("-n", "--dry-run", is_flag=True, help="Write nothing, and say what would be joined.")
 @force_option
+@quiet_option
 @json_option
 def command(files: tuple[str, ...], output: str, dry_run: bool, force: bool, as_json: bool) -> int:
     """Run the command."""

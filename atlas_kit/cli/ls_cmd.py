@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from atlas_kit.cli import _render
+from atlas_kit.cli import _completion, _render
 from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options, one_shard_option
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ Examples:
 """,
 )
 @click.argument("file", type=FILE)
-@click.argument("patterns", nargs=-1, metavar="[PATTERN]...")
+@click.argument("patterns", nargs=-1, metavar="[PATTERN]...", shell_complete=_completion.keys)
 @click.option("-l", "--long", is_flag=True, help="Show type, size, time and storage too.")
 @click.option("-0", "--null", is_flag=True, help="Print the exact bytes of each name, ended by a NUL.")
 @one_shard_option

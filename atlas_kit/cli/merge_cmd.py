@@ -17,6 +17,7 @@ from atlas_kit.cli._options import (
     keys_options,
     output_option,
     place_of,
+    quiet_option,
 )
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ Examples:
 @click.option("--to", type=click.Choice(["atlas-v1", "atlas-v2", "atlas-v3"]), help="Version of OUTPUT.")
 @force_option
 @decrypt_option
+@quiet_option
 @json_option
 @keys_options
 def command(

@@ -15,6 +15,7 @@ from atlas_kit.cli._options import (
     json_option,
     keys_options,
     output_option,
+    quiet_option,
 )
 
 if TYPE_CHECKING:
@@ -31,8 +32,9 @@ List the backups of a file, and restore one.
 
 Commands with --backup keep the previous file as NAME.atlas.bak and older ones as NAME_<timestamp>.atlas.bak, with
 --backups N no more than N; those of a GGUF model end in .gguf.bak. The newest comes first. Each is checked.
---restore puts one back: `latest` (the newest that is intact), its number in the list, or its name. The file that
-was there is kept as NAME_<timestamp>.atlas.bak, so nothing is lost. FILE itself need not exist any more.
+--restore puts one back: `latest` (the newest that is intact), its number in the list, its name, or a date (UTC), which
+means the newest from then or before. The file that was there is kept as NAME_<timestamp>.atlas.bak, so nothing is
+lost. FILE itself need not exist any more.
 
 A backup that is not encrypted takes the place of an encrypted file only with --decrypt.
 
@@ -47,10 +49,15 @@ Examples:
 """,
 )
 @click.argument("file", type=IN_PLACE)
-@click.option("--restore", metavar="WHICH", help="Restore this backup: latest, a number, a name, or journal.")
+@click.option(
+    "--restore",
+    metavar="WHICH",
+    help="Restore this backup: latest, a number, a name, a date, or journal.",
+)
 @output_option("Restore to OUTPUT instead of FILE.")
 @force_option
 @decrypt_option
+@quiet_option
 @json_option
 @keys_options
 def command(

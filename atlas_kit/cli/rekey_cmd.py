@@ -16,6 +16,7 @@ from atlas_kit.cli._options import (
     new_keys_options,
     output_option,
     place_of,
+    quiet_option,
     remove_backups_option,
     terminal_question,
 )
@@ -42,6 +43,7 @@ Examples:
 @output_option("Write the file with the new secret to OUTPUT, and leave FILE as it is.")
 @remove_backups_option
 @force_option
+@quiet_option
 @json_option
 @keys_options
 @new_keys_options

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from atlas_kit.cli import _render
+from atlas_kit.cli import _completion, _render
 from atlas_kit.cli._options import (
     IN_PLACE,
     backup_option,
@@ -44,7 +44,7 @@ Examples:
 """,
 )
 @click.argument("file", type=IN_PLACE)
-@click.argument("old")
+@click.argument("old", shell_complete=_completion.keys)
 @click.argument("new")
 @click.option("--glob", "how", flag_value="glob", help="OLD is a pattern (*, ?, [abc]).")
 @click.option("--regex", "how", flag_value="regex", help="OLD is a regular expression.")
@@ -62,7 +62,6 @@ def command(
     how: str | None,
     output: str | None,
     as_json: bool,
-    quiet: bool,
     keys: Any,
     **options: Any,
 ) -> int:
@@ -74,9 +73,7 @@ def command(
         result = rename_names(
             file, old, new, RenameOptions(how=how or "exact", output=target, **options), keys, progress
         )
-    return _render.emit_beside(
-        result, lambda one: () if quiet else _text(one), as_json, None if options["dry_run"] else target
-    )
+    return _render.emit_beside(result, _text, as_json, None if options["dry_run"] else target)
 
 
 def _text(result: Renamed) -> Iterator[_render.Block]:

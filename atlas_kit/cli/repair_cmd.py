@@ -17,6 +17,7 @@ from atlas_kit.cli._options import (
     keys_options,
     output_option,
     place_of,
+    quiet_option,
 )
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ Examples:
 @click.option("--drop-damaged", is_flag=True, help="Leave damaged tensors of a model out, instead of zeros.")
 @force_option
 @decrypt_option
+@quiet_option
 @json_option
 @keys_options
 def command(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from atlas_kit.cli import _render
+from atlas_kit.cli import _completion, _render
 from atlas_kit.cli._options import (
     IN_PLACE,
     backup_option,
@@ -16,6 +16,7 @@ from atlas_kit.cli._options import (
     keys_options,
     output_option,
     place_of,
+    quiet_option,
 )
 
 if TYPE_CHECKING:
@@ -41,13 +42,14 @@ Examples:
 """,
 )
 @click.argument("file", type=IN_PLACE)
-@click.argument("wanted", nargs=-1, required=True, metavar="KEY...")
+@click.argument("wanted", nargs=-1, required=True, metavar="KEY...", shell_complete=_completion.keys)
 @click.option("--glob", is_flag=True, help="KEYs are patterns (*, ?, [abc]).")
 @click.option("--ignore-missing", is_flag=True, help="Ignore keys that are not there.")
 @click.option("-n", "--dry-run", is_flag=True, help="Change nothing.")
 @output_option("Write the result to OUTPUT, and leave FILE as it is.")
 @force_option
 @backup_option
+@quiet_option
 @json_option
 @keys_options
 def command(file: str, wanted: tuple[str, ...], output: str | None, as_json: bool, **options: Any) -> int:

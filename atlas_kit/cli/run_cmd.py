@@ -259,7 +259,7 @@ class _Talk:
         answer = self.session.generate(
             max_tokens=None if limit < 0 else limit, stop=self._options["stop"], sampling=self._sampling
         )
-        write = _safely if sys.stdout.isatty() else sys.stdout.write
+        write = _render.safely if sys.stdout.isatty() else sys.stdout.write
         with contextlib.closing(answer):  # type: ignore[type-var]
             for token in answer:
                 self._changed = True
@@ -273,7 +273,7 @@ class _Talk:
         from atlas_kit.llama.asking import ask
         from atlas_kit.llama.recalling import recall_of
 
-        write = _safely if sys.stdout.isatty() else sys.stdout.write
+        write = _render.safely if sys.stdout.isatty() else sys.stdout.write
 
         def told(token: Token) -> None:
             write(token.text)
@@ -335,6 +335,7 @@ class _Talk:
             sys.stdout.write("\n")
             sys.stdout.flush()
             self._name_sources()
+            self._keep_text()
             if self.stop.count > 1:
                 return
         if sys.stdin.isatty():
@@ -446,6 +447,13 @@ class _Talk:
     def _quit(self, _: str) -> bool:
         return False
 
+    def _keep_text(self) -> None:
+        """Append what was said to the memory's file, in case the machine stops; failures are told at the end."""
+        session = self.session
+        if self._place is not None and session.episodes is not None and len(session.episodes):
+            with contextlib.suppress(AtlasError):
+                self._place.save_episodes(session.episodes.arrays(), session.engine.info.identity)
+
     # --- saving the memory ---------------------------------------------------------------------------------
 
     def _write(self, place: Place) -> None:
@@ -505,14 +513,6 @@ def _typed() -> bool:
     """Tell whether something stands on the line that Ctrl-C was pressed on."""
     readline = sys.modules.get("readline")
     return readline is not None and bool(readline.get_line_buffer())
-
-
-def _safely(text: str) -> None:
-    """Write generated text to a terminal, on which its control characters must not act."""
-    from atlas_kit.errors import printable
-
-    lines = text.split("\n")
-    sys.stdout.write("\n".join("\t".join(map(printable, line.split("\t"))) for line in lines))
 
 
 # --- statistics ------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from atlas_kit.cli import _render
+from atlas_kit.cli import _completion, _render
 from atlas_kit.cli._options import (
     FILE,
     IN_PLACE,
@@ -16,6 +16,7 @@ from atlas_kit.cli._options import (
     json_option,
     keys_options,
     new_option,
+    quiet_option,
     read_value,
 )
 
@@ -45,7 +46,7 @@ Examples:
     cls=TakesNumbers,
 )
 @click.argument("file", type=IN_PLACE)
-@click.argument("key")
+@click.argument("key", shell_complete=_completion.keys)
 @click.argument("value", required=False)
 @click.option("--from", "source", type=FILE, metavar="SOURCE", help="Read the value from a file.")
 @click.option("--npy", is_flag=True, help="The value is a .npy array; store it as a tensor.")
@@ -63,6 +64,7 @@ Examples:
 )
 @new_option
 @backup_option
+@quiet_option
 @json_option
 @keys_options
 def command(file: str, key: str, value: str | None, source: str | None, as_json: bool, **options: Any) -> int:
@@ -89,3 +91,6 @@ def _text(result: Stored) -> Iterator[_render.Block]:
         yield f"created {result.path}"
     what = result.type if result.size is None else f"{result.type}, {_render.exact_size(result.size)}"
     yield f"{'replaced' if result.replaced else 'added'} {result.key} ({what})"
+    if result.similar:
+        meant = " or ".join(result.similar)
+        yield _render.Lines([_render.Styled(f"note: a new key was added; did you mean {meant}?", "warn")])

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from atlas_kit.cli import _render
-from atlas_kit.cli._options import FILE, SIZE, command_, given, json_option
+from atlas_kit.cli._options import (
+    FILE,
+    SIZE,
+    command_,
+    given,
+    json_option,
+    quiet_option,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +46,7 @@ Examples:
 @click.option("-o", "--output", "stem", type=click.Path(), metavar="STEM", help="What the names start with.")
 @click.option("-n", "--dry-run", is_flag=True, help="Write nothing, and list the shards.")
 @click.option("-f", "--force", is_flag=True, help="Overwrite shards that exist.")
+@quiet_option
 @json_option
 def command(model: str, as_json: bool, **options: Any) -> int:
     """Run the command."""

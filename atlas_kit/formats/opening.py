@@ -72,7 +72,9 @@ def edit_memory(
             version = 3 if keys.given else version
             secret = keys.for_writing() if version == 3 else {}
             options: dict[str, Any] = {"create": True, "version": version, **secret}
-            yield edit.enter_context(MemoryFile.edit(given, backup=backup, **options))
+            memory = edit.enter_context(MemoryFile.edit(given, backup=backup, **options))
+            require_encrypted(memory, keys)  # somebody else may have made it meanwhile
+            yield memory
             return
         try:
             memory = edit.enter_context(MemoryFile.edit(given, backup=backup, **keys.options()))

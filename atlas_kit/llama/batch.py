@@ -38,6 +38,9 @@ LEARN_AT_ONCE, SPREAD = 2, 8
 #: The same of those that learn beside a decode. A step comes once in 16 tokens or so: were it more than that part of
 #: all, one decode would wait for them and the next have none beside it.
 BESIDE_AT_ONCE, BESIDE_SPREAD = 1, 16
+#: Bytes of outputs that are copied so that one half can go on beside the other's decode. Those of a long text beside a
+#: large vocabulary are several hundred megabytes: they are used up where they are.
+MOST_COPIED = 64 << 20
 
 
 def between() -> Future[None]:
@@ -530,6 +533,9 @@ class Batches:
         Memories' steps are taken by whichever thread is done with its own.
         """
         pairs = [(job, job.waiting) for job in batch if job.waiting is not None]
+        if self._outputs_of([step for _, step in pairs]) > MOST_COPIED:
+            with self.engine.lock:
+                return [*self._go_on(list(self._fresh)), *self._one_stage(batch)]
         due = deque(job for job in batch if job.session.due)
         failed: dict[int, Exception] = {}
         decoding = self._beside(self._decode_apart, [step for _, step in pairs], due) if pairs else None
@@ -556,6 +562,12 @@ class Batches:
                 events.append((job, job.advance(error)))
                 job.session.forget_context()
         return events
+
+    def _outputs_of(self, steps: Sequence[Step]) -> int:
+        """Return how many bytes steps give."""
+        info = self.engine.info
+        rows = sum(len(step.feed.tokens) if step.hidden else step.feed.outputs for step in steps)
+        return int(4 * rows * (info.n_vocab + (info.n_embd if any(step.hidden for step in steps) else 0)))
 
     def _decode_apart(
         self, steps: list[Step], due: deque[Job]

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from atlas_kit.errors import InvalidParamError, MissingExtraError, ModelError, Remedy
+from atlas_kit.errors import InvalidParamError, ModelError, Remedy
+from atlas_kit.formats.gguf.chat_template import environment
 from atlas_kit.llama.engine import Engine
 
 #: What stands for the content of message ``i``: templates trim, test and join it, and leave letters alone.
@@ -450,39 +451,12 @@ def _named(source: str) -> Any:
 
 
 def _compile(source: str, path: str) -> Any:
+    made = environment()
+    made.filters["tojson"] = _to_json
     try:
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError as error:
-        raise MissingExtraError("a chat template", "llama") from error
-
-    def refuse(message: object) -> None:
-        raise TemplateError(str(message))
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _generation()]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    try:
-        return environment.from_string(source)
+        return made.from_string(source)
     except Exception as error:  # a syntax error, or one of the compiler that a hostile source provokes
         raise _failed(error, path) from error
-
-
-def _generation() -> type:
-    """Return the extension that lets ``{% generation %}``, which marks answers for training, stand for nothing."""
-    from jinja2.ext import Extension
-
-    class Generation(Extension):
-        tags = {"generation"}  # noqa: RUF012 (as jinja2 declares it)
-
-        def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    return Generation
 
 
 def _token_names(engine: Engine) -> dict[str, str]:

@@ -52,7 +52,7 @@ def choose_blended(sampler: Sampler, reading: Reading, most: int | None) -> Chos
         token = sampler.sample_among(tokens, logp + scale)
     if most is not None and sampler.candidates:
         return token, *drawn(sampler.candidates, token, most)
-    top = likeliest(logp, most or 0)
+    top = likeliest(logp, most) if most else ()
     if tokens is None:
         return token, float(logp[token]), top
     return token, float(logp[tokens == token][0]), tuple((int(tokens[place]), p) for place, p in top)

@@ -187,6 +187,12 @@ class Engine(Protocol):
     def output_rows(self) -> OutputRows:
         """Return the read-out matrix, from which logits are made."""
 
+    def sleep(self) -> None:
+        """Free what takes room until something is to be decoded; what sequences hold is lost, texts can be read."""
+
+    def wake(self) -> None:
+        """Bring it back."""
+
     def close(self) -> None:
         """Free the model; closing twice is fine."""
 

@@ -21,7 +21,7 @@ class Window(NamedTuple):
 
     score: float
     common: int
-    count: int
+    size: int
     start: int
     stop: int
 
@@ -52,17 +52,6 @@ def windows(
             score = question.score(together, segment.stop - segment.start)
             found.append(Window(score, len(common), count, spans[first][0], spans[last][1]))
     return found
-
-
-def excerpt(
-    episodes: Episodes, segment: Segment, question: Question, said: frozenset[str], most: int
-) -> tuple[int, int]:
-    """Return the absolute positions of the sentences of a segment that are most like a question.
-
-    Of those that are as like, the longest: what is asked for stands near what is asked with.
-    """
-    best = max(windows(episodes, segment, question, said, most), key=lambda one: one[:3], default=None)
-    return (0, 0) if best is None else (best.start, best.stop)
 
 
 def grown(episodes: Episodes, segment: Segment, start: int, stop: int, most: int) -> tuple[int, int]:

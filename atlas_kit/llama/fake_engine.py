@@ -46,6 +46,7 @@ class FakeEngine:
         self.notes: list[str] = []
         self._shiftable = shiftable
         self._contexts: dict[int, list[int]] = {}
+        self.asleep = False
         self.decodes = 0
         self.lock, self.taken = threading.RLock(), set[int]()
         self._given: list[Floats] = []
@@ -63,6 +64,15 @@ class FakeEngine:
     def can_shift(self) -> bool:
         """Whether ``shift`` works."""
         return self._shiftable
+
+    def sleep(self) -> None:
+        """Forget all contexts, until something is to be decoded."""
+        self._contexts.clear()
+        self.asleep = True
+
+    def wake(self) -> None:
+        """Be there again."""
+        self.asleep = False
 
     @property
     def begin(self) -> tuple[int, ...]:
@@ -100,6 +110,7 @@ class FakeEngine:
     def decode(self, feeds: Sequence[Feed], *, hidden: bool = False) -> list[Outputs]:
         """Decode at most ``n_batch`` tokens; one ``Outputs`` for each feed."""
         total = check_feeds(feeds, self.n_batch, self.n_sequences)
+        self.wake()
         for old in self._given:
             old.fill(np.nan)  # views end with the next decode
         self._given = []

@@ -55,6 +55,7 @@ class Inside(Protocol):
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
         sampling: Sampling | None = None,
+        sampler: Any = None,
     ) -> Generator[Step | Token, Any, Finish]:
         """Read and say what follows, in steps."""
 

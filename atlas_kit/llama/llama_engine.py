@@ -79,6 +79,8 @@ class LlamaEngine:
         when its identity or its output matrix are asked for.
     loaded
         The model, where llama.cpp has loaded it already; it is the engine's from now on.
+    sleeps
+        Whether ``sleep`` may be called: the vocabulary is loaded a second time for that, which takes a few MB.
 
     Raises
     ------
@@ -99,8 +101,10 @@ class LlamaEngine:
         extra_buffers: bool | None = None,
         check_later: bool = False,
         loaded: LoadedModel | None = None,
+        sleeps: bool = False,
     ) -> None:
         self._loaded: LoadedModel | None = None
+        self._asleep = False
         self._context: Any = None
         self._matrix: Any = None
         self._gives_both: bool | None = None
@@ -124,6 +128,8 @@ class LlamaEngine:
             self._model, self._vocab = loaded.model, loaded.vocab
             self.notes: list[str] = [*loaded.notes]
             self._make_context(path, n_ctx, n_sequences, n_threads, n_batch)
+            if sleeps:
+                self._vocab = loaded.keep_words()
             self.info = self._info(path)
             if not loaded.checks_later:
                 loaded.file.identity()
@@ -172,17 +178,18 @@ class LlamaEngine:
         text = ctypes.create_string_buffer(256)
         api.llama_model_desc(model, text, len(text))
         template = api.llama_model_chat_template(model, None)
+        n_params = int(api.llama_model_n_params(model))
         return LateInfo.of(
             self._loaded.file,
             path=path,
             name=self.metadata("general.name") or os.path.basename(path),
             architecture=str(self.metadata("general.architecture")),
-            description=text.value.decode("utf-8", "replace"),
+            description=text.value.decode("utf-8", "replace").replace("?B", _in_words(n_params)),
             n_vocab=api.llama_vocab_n_tokens(self._vocab),
             n_embd=api.llama_model_n_embd_out(model),
             n_layer=api.llama_model_n_layer(model),
             n_ctx_train=api.llama_model_n_ctx_train(model),
-            n_params=api.llama_model_n_params(model),
+            n_params=n_params,
             size=api.llama_model_size(model),
             recurrent=bool(api.llama_model_is_recurrent(model)),
             hybrid=bool(api.llama_model_is_hybrid(model)),
@@ -207,7 +214,7 @@ class LlamaEngine:
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Return the tokens of a text; ``special``: names of control tokens in the text become those tokens."""
-        self._require_open()
+        self._require_words()
         data = encoded(text)
         room = len(data) + 16
         while True:
@@ -221,7 +228,7 @@ class LlamaEngine:
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """Return a token's bytes, which may be part of a character; control tokens are empty unless ``special``."""
-        self._require_open()
+        self._require_words()
         known = self._pieces.get((token, special))
         if known is not None:
             return known
@@ -241,7 +248,7 @@ class LlamaEngine:
 
     def is_end(self, token: int) -> bool:
         """Tell whether a token ends an answer."""
-        self._require_open()
+        self._require_words()
         if (ends := self._is_end.get(token)) is None:
             ends = self._is_end[token] = bool(self._lib.api.llama_vocab_is_eog(self._vocab, token))
         return ends
@@ -256,7 +263,7 @@ class LlamaEngine:
     @property
     def infill_tokens(self) -> InfillTokens | None:
         """The tokens around what is to be filled in; None where the vocabulary lacks them."""
-        self._require_open()
+        self._require_words()
         found = [
             int(getattr(self._lib.api, f"llama_vocab_fim_{name}")(self._vocab))
             for name in InfillTokens._fields
@@ -369,8 +376,8 @@ class LlamaEngine:
     def forget(self, sequence: int, start: int = 0, end: int = -1) -> bool:
         """Remove positions [start, end) of a sequence (-1: to its end); False where the model cannot."""
         with self.lock:
-            if not self._context:  # a session may end after its model
-                return False
+            if not self._context:  # a session may end after its model; one that sleeps holds nothing
+                return self._asleep
             return bool(self._lib.api.llama_memory_seq_rm(self._memory, sequence, start, end))
 
     def shift(self, sequence: int, start: int, count: int) -> None:
@@ -423,29 +430,85 @@ class LlamaEngine:
     def _is_control(self, token: int) -> bool:
         """Tell whether a token has no text; of a model that is closed, what was known then."""
         if (found := self._controls.get(token)) is None:
-            if not self._context:
+            if not self._context and not self._asleep:
                 return False
             found = self._controls[token] = not self.piece(token) and bool(self.piece(token, special=True))
         return found
 
     def _require_open(self) -> None:
+        if self._asleep:
+            self.wake()
         if not self._context:  # llama.cpp would end the process
             raise ClosedError("the model is closed", path=self.info.path)
+
+    def _require_words(self) -> None:
+        """Require the vocabulary, which is there while the model sleeps."""
+        if not self._asleep:
+            self._require_open()
+
+    def sleep(self) -> None:
+        """Free weights and contexts, until the model is needed again; nothing of what sequences hold is kept.
+
+        The vocabulary stays, so that texts can be read meanwhile. No sampler may be in use.
+
+        Raises
+        ------
+        InvalidParamError
+            The engine was not opened with ``sleeps``.
+        """
+        with self.lock:
+            if self._loaded is None or not self._context:
+                return
+            if not self._loaded.keeps_words:
+                raise InvalidParamError("this model was not opened so that it can sleep", key="sleeps")
+            self._logits, self._states = Rows(), Rows()
+            self._free()
+            self._loaded.sleep()
+            self._asleep = True
+
+    def wake(self) -> None:
+        """Load weights and make contexts again, where the model sleeps; it wakes by itself when it is to decode.
+
+        Raises
+        ------
+        ModelError
+            llama.cpp does not load the model any more, or its file is another one's by now.
+        """
+        with self.lock:
+            if not self._asleep or self._loaded is None:
+                return
+            notes = [*self.notes]
+            try:
+                self._loaded.wake()
+                self._model = self._loaded.model
+                self._make_context(self.info.path, self.n_ctx, self.n_sequences, self.n_threads, self.n_batch)
+            except BaseException:
+                self._free()
+                self._loaded.sleep()
+                raise
+            finally:
+                self.notes = notes
+            self._asleep = False
 
     def close(self) -> None:
         """Free the model; closing twice is fine."""
         with self.lock:
             self._close()
 
-    def _close(self) -> None:
+    def _free(self) -> None:
         if self._context:
             self._lib.api.llama_free(self._context)
+        self._context = None
+
+    def _close(self) -> None:
+        self._free()
         if self._free_blas is not None:
             self._free_blas()
             self._free_blas = None
         if self._loaded is not None:
             self._loaded.close()
-        self._context = self._loaded = self._matrix = None
+        self._loaded = self._matrix = None
+        self._asleep = False
 
     def __enter__(self) -> LlamaEngine:
         return self
@@ -456,6 +519,19 @@ class LlamaEngine:
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
             self.close()
+
+
+def _in_words(n_params: int) -> str:
+    """Return how many parameters there are, where llama.cpp knows no name for that size.
+
+    >>> _in_words(263_000), _in_words(134_515_008), _in_words(1_235_814_432)
+    ('263K', '135M', '1.2B')
+    """
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if n_params >= size:
+            count = n_params / size
+            return f"{count:.{1 if count < 10 else 0}f}".removesuffix(".0") + unit
+    return str(n_params)
 
 
 def _fresh_bytes(size: int) -> tuple[bytes, Any]:

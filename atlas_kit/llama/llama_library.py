@@ -129,6 +129,7 @@ class LoadedModel:
         file: ModelFile | None = None,
     ) -> None:
         self.model: Any = None
+        self._words: Any = None  # a model of nothing but the vocabulary, which stays while the other sleeps
         path = os.fspath(path)
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
@@ -142,7 +143,8 @@ class LoadedModel:
             safe = _safe_buffers(self.library.has_amx, extra_buffers)
             if self.library.has_amx and not safe and extra_buffers is None:
                 self.notes.append(_AMX_NOTE)
-            self._load(path, n_gpu_layers, safe)
+            self._asked = path, n_gpu_layers, safe
+            self._load(*self._asked)
             undo.pop_all()
 
     def _load(self, path: str, n_gpu_layers: int, extra_buffers: bool) -> None:
@@ -167,16 +169,65 @@ class LoadedModel:
         room = 256
         while True:
             text = ctypes.create_string_buffer(room)
-            size = self.library.api.llama_model_meta_val_str(self.model, key.encode(), text, room)
+            model = self.model or self._words
+            size = self.library.api.llama_model_meta_val_str(model, key.encode(), text, room)
             if size < room:
                 return text.value.decode("utf-8", "surrogateescape") if size >= 0 else None
             room = size + 1
 
-    def close(self) -> None:
-        """Free it; closing twice is fine."""
+    # --- sleeping ------------------------------------------------------------------------------------------
+
+    @property
+    def keeps_words(self) -> bool:
+        """Whether the vocabulary stays while the model sleeps."""
+        return bool(self._words)
+
+    def keep_words(self) -> Any:
+        """Return the vocabulary of a model of its own, which stays while this one sleeps."""
+        api, path = self.library.api, self._asked[0]
+        self.file.identity()  # as long as it is the file that was loaded
+        params = api.llama_model_default_params()
+        params.vocab_only = True
+        self._words = self.library.heard(lambda: api.llama_model_load_from_file(os.fsencode(path), params))
+        if not self._words:
+            raise ModelError(f"llama.cpp does not load this model: {self.library.last_error()}", path=path)
+        self.vocab = api.llama_model_get_vocab(self._words)
+        return self.vocab
+
+    def sleep(self) -> None:
+        """Free the weights, until it wakes up."""
         if self.model:
             self.library.api.llama_model_free(self.model)
             self.model = None
+
+    def wake(self) -> None:
+        """Load the weights again.
+
+        Raises
+        ------
+        ModelError
+            llama.cpp does not load them any more, or the file is another one's by now.
+        """
+        path, vocab = self._asked[0], self.vocab
+        file = ModelFile(path)
+        try:
+            file.check()
+            same = file.identity() == self.file.identity()
+        finally:
+            file.close()
+        if not same:
+            raise ModelError("the model's file was replaced while it was not in use", path=path)
+        try:
+            self._load(*self._asked)
+        finally:
+            self.vocab = vocab
+
+    def close(self) -> None:
+        """Free it; closing twice is fine."""
+        self.sleep()
+        if self._words:
+            self.library.api.llama_model_free(self._words)
+            self._words = None
         if hasattr(self, "file"):
             self.file.close()
 

@@ -127,7 +127,7 @@ class Reading:
             mass = np.bincount(place, self.window.weights[row], len(seen))
             mass *= window
             where, known = find(tokens, seen)
-            if known.all():
+            if np.logical_and.reduce(known):
                 chance[where] += mass
             else:
                 chance[where[known]] += mass[known]
@@ -137,7 +137,9 @@ class Reading:
         if len(tokens) < count:
             return None
         at = len(chance) - count
-        least = float(np.partition(chance, at)[at])
+        ordered = chance.copy()
+        ordered.partition(at)
+        least = float(ordered[at])
         if not least > 0:
             return None
         bound = np.float32(math.log(least) - others)
@@ -300,13 +302,13 @@ def most_likely(z: Array, count: int) -> Array:
         places = (z >= maxima[blocks - count]).nonzero()[0]
         if len(places) >= count:  # fewer only where some are no numbers
             first = len(places) - count
-            return np.asarray(places[np.argpartition(z[places], first)[first:]])
-    return np.argpartition(z, n - count)[n - count :]
+            return np.asarray(places[z[places].argpartition(first)[first:]])
+    return z.argpartition(n - count)[n - count :]
 
 
 def find(ascending: Array, wanted: Array) -> tuple[Array, Array]:
     """Return the places of ``wanted`` in ``ascending``, and which of them are there."""
     if not len(ascending):
         return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.bool_)
-    place = np.minimum(np.searchsorted(ascending, wanted), len(ascending) - 1)
+    place = np.minimum(ascending.searchsorted(wanted), len(ascending) - 1)
     return place, ascending[place] == wanted

@@ -1,9 +1,10 @@
 """What of the episodes is read again for a question: found by words, judged by the model, kept if it helps.
 
-Candidates come from BM25 (``atlas_kit.episodes``), shortened to the sentences around the question's words. The model
-reads them one after the other, each behind the same beginning, and gives the likelihood of the question behind it,
-log p(question | piece). The likeliest is taken if it gains enough over log p(question): the gate. Reading is what
-costs time, so the pieces are short, there are few of them, and what was read of the best one is kept for the answer.
+Candidates are the few sentences that are most like the question, by the model's vectors of its tokens and by words
+(``atlas_kit.episodes``). The model reads them one after the other, each behind the same beginning, and gives the
+likelihood of the question behind it, log p(question | piece). The likeliest is taken if it gains enough over
+log p(question): the gate. Reading is what costs time, so the pieces that are judged are short, and only the best one is
+read with what stands around it.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ CORRECTS_FROM = 0.5
 #: Words with which somebody says that something is otherwise than it was.
 _CHANGES = frozenset(
     """
-    now anymore longer instead changed moved actually correction corrected meanwhile replaced postponed cancelled canceled
-    jetzt nun stattdessen geändert umgezogen inzwischen mittlerweile verschoben
+    now anymore longer instead changed moved actually correction corrected meanwhile replaced postponed
+    cancelled canceled jetzt nun stattdessen geändert umgezogen inzwischen mittlerweile verschoben
     maintenant désormais finalement changé déménagé reporté
     ahora finalmente cambiado cambió
     """.split()  # noqa: SIM905 (a list of them would take a page)
@@ -94,8 +95,9 @@ class Recall:
         Nats per token by which a piece that gains less than ``CLEAR`` must gain more than any other: on questions that
         have nothing to do with what was read all pieces gain alike.
     tokens
-        Tokens of a piece at most when it is read for the answer: the sentences around it are read, too. Shorter ones lose more answers than a small model gains from reading less: of 44
-        questions SmolLM2-135M answered 30 from 112 tokens, 27 from 80 and 26 from 64.
+        Tokens of a piece at most when it is read for the answer: the sentences around it are read, too. Shorter ones
+        lose more answers than a small model gains from reading less: of 44 questions SmolLM2-135M answered 30 from 112
+        tokens, 27 from 80 and 26 from 64.
     sure
         Nats per token at which nothing else is read, if the words are clear, too.
     """
@@ -158,6 +160,8 @@ class Piece:
         Nats per token that it gains on the question; None where nobody read it.
     held
         It stands in the model's context, so that it is judged and not read again.
+    segment
+        Where the segment that it is of starts and stops, and the line there: what it can grow to.
     """
 
     text: str
@@ -262,7 +266,7 @@ def candidates(
         if known:
             there = piece
             continue
-        left -= window.count + AROUND
+        left -= window.size + AROUND
         if pieces and left < 0:
             break
         pieces.append(piece)
@@ -281,10 +285,11 @@ def _windows(
         (window, segment, score)
         for segment, score in found[:SEARCHED]
         for window in windows(episodes, segment, like, said, most)
+        if window.score > 0 or window.common
     ]
     best = max((window.score for window, _, _ in every), default=0.0) or 1.0
     ranked = [
-        ((window.score / best + SEGMENT_WEIGHT * score, window.common, window.count), window, segment)
+        ((window.score / best + SEGMENT_WEIGHT * score, window.common, window.size), window, segment)
         for window, segment, score in every
     ]
     taken: list[Window] = []
@@ -464,13 +469,16 @@ def _worth(piece: Piece) -> float:
 
 
 def _grown(episodes: Episodes, piece: Piece, recall: Recall) -> Piece:
-    """Return a piece with the sentences around it."""
+    """Return a piece with the sentences around it, also of segments beside its own."""
     if piece.segment is None:
         return piece
     first, last, line = piece.segment
+    begins, ends = episodes.episode_at(first)[:2]
+    if ends >= last:  # what is of two turns, a question and its answer, is all that there is
+        first, last = max(begins, piece.start - recall.tokens), min(ends, piece.stop + recall.tokens)
     segment = Segment(first, last, Kind[piece.kind.upper()], piece.source, piece.time_ms, line)
     start, stop = grown(episodes, segment, piece.start, piece.stop, recall.tokens)
     if (start, stop) == (piece.start, piece.stop):
         return piece
-    line += episodes.text(first, start).count("\n")
+    line = piece.line - episodes.text(start, piece.start).count("\n")
     return dataclasses.replace(piece, text=episodes.text(start, stop), start=start, stop=stop, line=line)

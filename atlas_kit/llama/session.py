@@ -120,7 +120,7 @@ class AtlasSession:
         self._owns = isinstance(model, (str, os.PathLike))
         self.engine = engine_of(model, engine_options or {})
         self.memory: TokenMemory | None = None
-        self.sequence = -1
+        self.sequence, self.keeps = -1, 0  # tokens at the beginning of a context that stay when it is full
         self._closed = False
         try:
             self.sequence = claim(self.engine)
@@ -411,12 +411,17 @@ class AtlasSession:
 
     # --- context -------------------------------------------------------------------------------------------
 
+    def _kept(self) -> int:
+        """Return how many tokens at the beginning of the context stay when it is full."""
+        begin = self.engine.begin
+        least = len(begin) if tuple(self._context[: len(begin)]) == begin else 0
+        return max(least, min(self.keeps, len(self._context), self.engine.n_ctx - 4))
+
     def _make_room(self) -> Work[None]:
-        """Drop the older half of the context if it is full, but for the begin token."""
+        """Drop the older half of the context if it is full, but for its beginning (``keeps``)."""
         if self._position < self.engine.n_ctx or self.engine.info.recurrent:
             return
-        begin = self.engine.begin
-        keep = len(begin) if tuple(self._context[: len(begin)]) == begin else 0
+        keep = self._kept()
         drop = max(1, (self.engine.n_ctx - keep) // 2)
         self._counts.rollovers += 1
         if self._rollover == "shift" or (self._rollover == "auto" and self.engine.can_shift):
@@ -460,9 +465,7 @@ class AtlasSession:
             What it shall have been read from.
         """
         yield from self.catching_up()
-        context = self._context
-        begin = self.engine.begin
-        keep = len(begin) if tuple(context[: len(begin)]) == begin else 0
+        context, keep = self._context, self._kept()
         gone = len(history) - len(context)
         whole = gone >= 0 and context[keep:] == list(history[gone + keep :])
         same = keep + common_length(context[keep:], tokens[gone + keep :]) if whole else 0
@@ -474,7 +477,8 @@ class AtlasSession:
             most = self.engine.n_ctx
             owed = list(tokens)
             if len(owed) >= most and not self.engine.info.recurrent:  # as if it had just been full
-                owed = [*begin, *owed[-max(1, (most - len(begin)) // 2) :]]
+                front = owed[: min(self.keeps, most - 4)] or [*self.engine.begin]
+                owed = [*front, *owed[-max(1, (most - len(front)) // 2) :]]
         else:
             del context[same:]
             self._position, self._last_output, owed = same, None, list(tokens[gone + same :])
@@ -694,8 +698,8 @@ class AtlasSession:
         """
         from atlas_kit.llama.asking import ask
 
-        found = ask(self, question, **options)
-        assert found is not None
+        if (found := ask(self, question, **options)) is None:
+            raise ClosedError("the question was given up before anything was answered")
         return found
 
     # --- saving ------------------------------------------------------------------------------------------

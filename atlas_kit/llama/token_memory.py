@@ -169,6 +169,9 @@ class TokenMemory:
         self._evening: tuple[Array, Callable[[Array], Array]] | None = None
         self._ahead: tuple[Reading, int] | None = None
         self._line: list[int] = []  # the last tokens that were learned, or wait for it
+        self._plain: int | None = (
+            0  # how many of them came behind the last control token; None: not counted yet
+        )
         self.log_eta = 0.0
         self._window: _Window | None = None
         self._distinct: Array | None = None
@@ -415,7 +418,10 @@ class TokenMemory:
         came = (
             line[-longest:] if line and line[-1] == current else [*line[len(line) - longest + 1 :], current]
         )
-        for back in range(2, len(came) + 1):
+        plain = self._plain_tokens - (1 if line and line[-1] == current else 0)
+        if plain >= 0:
+            return came[-1 - plain :]
+        for back in range(2, len(came) + 1):  # the token itself is a control token
             if self.rows.is_control(came[-back]):
                 return came[1 - back :]
         return came
@@ -430,10 +436,19 @@ class TokenMemory:
         if len(self.watched):
             return bool(self._settled(np.array([current]))[0])
         line = self._line
-        came = (
-            line[-SETTLED:] if line and line[-1] == current else [*line[len(line) - SETTLED + 1 :], current]
-        )
-        return not any(map(self.rows.is_control, came))
+        if line and line[-1] == current:
+            return self._plain_tokens >= min(SETTLED, len(line))
+        return self._plain_tokens >= min(SETTLED - 1, len(line))
+
+    @property
+    def _plain_tokens(self) -> int:
+        """How many tokens were learned, or wait for it, since the last control token."""
+        if self._plain is None:
+            line = self._line
+            self._plain = next(
+                (back for back, token in enumerate(reversed(line)) if self.rows.is_control(token)), len(line)
+            )
+        return self._plain
 
     def _settled(self, current: Array) -> Array:
         """Return ``settled`` of each of the tokens (n,) that follow each other."""
@@ -528,7 +543,12 @@ class TokenMemory:
         if reading.pull is not None:
             self._asking.append((Asking.of(reading), copies[2]))
         self._waiting += len(token)
-        self._line += token.tolist()
+        self._line += (came := token.tolist())
+        plain = self._plain
+        if plain is not None:
+            for one in came:
+                plain = 0 if self.rows.is_control(one) else plain + 1
+            self._plain = plain
         if len(self._line) > 4 * MOST_MATCHED:
             del self._line[:-MOST_MATCHED]
         self._ahead = None
@@ -751,6 +771,7 @@ class TokenMemory:
             self._pending[name].append(array)
         self._waiting = count
         self._line = np.concatenate((self.recent, *self._pending["token"]))[-MOST_MATCHED:].tolist()
+        self._plain = None
 
     def _fits(self, recent: Array, log_eta: Array, parts: Mapping[str, Array], count: int) -> bool:
         """Tell whether arrays from a file are what ``waiting`` could have returned."""

@@ -8,6 +8,7 @@ comes. Knows neither sessions nor engines.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 #: How much a token's bias above zero counts when candidates are chosen: what came lately is worth a look before it is
 #: likely. Below zero it does not count: a token that the model finds likely must not lose its correction.
 LIFT = 2.0
+#: Where the vocabulary is so many times as large as what is summed, sorting that takes less time than a vocabulary.
+FEW_TIMES = 4
 #: Biases up to this lift nothing.
 LEAST_LIFT = 0.02
 
@@ -55,16 +58,19 @@ def likely(logits: Array, lift: tuple[Array, Array] | None, count: int) -> Array
     if lift is None or not len(lift[0]):
         return found
     own = logits[found]
-    lifted = logits[lift[0]] + lift[1]
-    above = (lifted > own.min()).nonzero()[0]
+    lifted = logits[lift[0]]
+    lifted += lift[1]
+    above = (lifted > np.minimum.reduce(own)).nonzero()[0]
+    if not len(above):
+        return found
     tokens, lifted = lift[0][above], lifted[above]
     place, known = find(found, tokens)
-    if known.all():
+    if np.logical_and.reduce(known):
         return found
     own[place[known]] = lifted[known]
     new = ~known
     found, own = np.concatenate((found, tokens[new])), np.concatenate((own, lifted[new]))
-    found = found[np.argpartition(own, len(own) - count)[len(own) - count :]]
+    found = found[own.argpartition(len(own) - count)[len(own) - count :]]
     found.sort()
     return found
 
@@ -82,7 +88,7 @@ def read_whitened(
     own = np.empty(top.shape, np.float32)
     for row, one in enumerate(memories):
         top[row] = likely(logits[row], one.lift, first.count)
-        np.take(logits[row], top[row], out=own[row], mode="clip")
+        logits[row].take(top[row], out=own[row], mode="clip")
         one.require_formula(hidden[row : row + 1], own[row : row + 1], top[row])
     corrected, log_z, before, behind, expected, pull = _moved_each(memories, own, top, y, lse)
     slots, windows, seen = look_up(memories, directions, current)
@@ -105,10 +111,9 @@ def _moved_each(
     A memory that is not whitened yet corrects nothing, and learns nothing: all that it takes is left out.
     """
     rows, count = memories[0].rows, len(memories)
-    found = _unmoved(own, lse, rows.n_embd)
     knowing = [row for row, one in enumerate(memories) if WhitenedMemory.is_whitened(one.state)]
     if not knowing:
-        return found
+        return _unmoved(own, lse, rows.n_embd)
     # as many at a time as leave their rows in the processor's cache
     at_once = max(1, BLOCK_BYTES // (4 * rows.n_embd * top.shape[1]))
     parts = [
@@ -121,7 +126,7 @@ def _moved_each(
     of_them = parts[0] if len(parts) == 1 else tuple(map(np.concatenate, zip(*parts, strict=True)))
     if len(knowing) == count:
         return of_them
-    found = tuple(array.copy() for array in found)
+    found = tuple(array.copy() for array in _unmoved(own, lse, rows.n_embd))
     for array, part in zip(found, of_them, strict=True):
         array[knowing] = part
     return found
@@ -140,7 +145,8 @@ def _moved_side_by_side(
     block = rows.gathered(top.reshape(-1), keep=True).reshape(*top.shape, rows.n_embd)
     change = np.matmul(block, y[:, :, None])[:, :, 0]
     change -= np.array([one @ rows.mean for one in y], np.float32)[:, None]
-    change *= np.float32(rows.scale)
+    if rows.scale != 1:
+        change *= np.float32(rows.scale)
     for row, bias in enumerate(biases):
         if bias is not None:
             change[row] += bias[top[row]]
@@ -162,12 +168,17 @@ def moved(
     spread = lse[:, None]
     before = np.exp(own - spread)
     # the other tokens keep their logits, so their mass stays what it was
-    rest = np.maximum(1 - before.sum(axis=1), 0)
-    log_z = lse + np.log(rest + np.exp(corrected - spread).sum(axis=1))
-    for row in np.flatnonzero(~np.isfinite(log_z)).tolist():
-        corrected[row], log_z[row] = far_off(own[row], corrected[row], lse[row], rest[row])
-    behind = np.exp(corrected - log_z[:, None])
-    expected = (behind * change_of(own, corrected)).sum(axis=1)
+    rest = np.maximum(1 - np.add.reduce(before, axis=1), 0)
+    behind = corrected - spread
+    log_z = lse + np.log(rest + np.add.reduce(np.exp(behind, out=behind), axis=1))
+    if not all(map(math.isfinite, log_z.tolist())):
+        for row in np.flatnonzero(~np.isfinite(log_z)).tolist():
+            corrected[row], log_z[row] = far_off(own[row], corrected[row], lse[row], rest[row])
+    np.subtract(corrected, log_z[:, None], out=behind)
+    np.exp(behind, out=behind)
+    expected = np.add.reduce(behind * (corrected - own), axis=1)
+    if not all(map(math.isfinite, expected.tolist())):  # a model rules tokens out
+        expected = np.add.reduce(behind * change_of(own, corrected), axis=1)
     return corrected, log_z, before, behind, expected
 
 
@@ -275,5 +286,14 @@ def asked_for(read: Sequence[Asking], token: Array, rows: OutputRows) -> tuple[A
 
 def bias_step(top: Array, share: Array, size: float) -> tuple[Array, Array]:
     """Return tokens (k,), ascending, and by how much their biases move: ``-size`` times the sum of ``share`` (n, K)."""
-    ids, place = np.unique(top, return_inverse=True)
-    return ids, -size * np.bincount(place.reshape(-1), to_host(share).reshape(-1), len(ids))
+    tokens, shares = top.reshape(-1), to_host(share).reshape(-1)
+    most = int(tokens.max(initial=0)) + 1
+    if most <= FEW_TIMES * len(
+        tokens
+    ):  # a sum for each token there is takes less time than sorting those that came
+        flags = np.zeros(most, np.bool_)
+        flags[tokens] = True
+        ids = np.flatnonzero(flags)
+        return ids, -size * np.bincount(tokens, shares, most)[ids]
+    ids, place = np.unique(tokens, return_inverse=True)
+    return ids, -size * np.bincount(place.reshape(-1), shares, len(ids))

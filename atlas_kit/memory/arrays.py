@@ -146,6 +146,8 @@ def summary(config: MemoryConfig) -> str:
     if len(shapes) == 1:
         ((rows, columns),) = shapes.values()
         what = f"{config.module.kind} of {rows:,} x {columns:,}"
+    elif config.module.kind == "whitened-matrix":
+        what = f"matrix on whitened states, {sum(map(math.prod, shapes.values())):,} numbers"
     else:
         what = f"{config.module.kind} of {sum(map(math.prod, shapes.values())):,} numbers"
     feature_map: Any = config.features.map

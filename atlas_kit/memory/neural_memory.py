@@ -332,6 +332,8 @@ class Memory:
     def unit(vectors: Array) -> Array:
         """Return vectors (n, d) of length 1; those of no or no finite length become zeros."""
         scale, known = ring.inverse_length(vectors)
+        if type(vectors) is np.ndarray and known.all():
+            return vectors * scale[:, None]
         return backends.namespace(vectors).where(known[:, None], vectors * scale[:, None], 0)
 
     # ---- blending

@@ -8,6 +8,7 @@ token number ``j`` lies in slot ``j mod capacity``. Knows nothing of objectives,
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -342,11 +343,18 @@ def lookup(
     return CacheRead(weights, xp.clip(top, -1, 1))  # -inf, where no slot is valid, becomes -1
 
 
+@functools.lru_cache
+def _tiny(dtype: Any) -> float:
+    return float(np.finfo(dtype).tiny)
+
+
 def inverse_length(x: Array) -> tuple[Array, Array]:
     """Return ``1 / |x|`` of vectors ``x (..., d)``, 0 for no length, and which lengths are finite."""
     xp = namespace(x)
     square = xp.einsum("...d,...d->...", x, x)
     known = square < xp.inf
     # below the normal range a square has too few digits left to divide by
-    usable = known & (square >= float(xp.finfo(x.dtype).tiny))
+    usable = known & (square >= _tiny(x.dtype))
+    if xp is np and usable.all():  # as nearly always
+        return 1 / np.sqrt(square), known
     return xp.where(usable, 1 / xp.sqrt(xp.where(usable, square, 1)), 0), known

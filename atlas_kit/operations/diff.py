@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import is_utf8, loads, named, plain
 from atlas_kit.errors import InvalidParamError
+from atlas_kit.operations.entry_pairs import Pairs
 from atlas_kit.operations.episodes import is_of_episodes
 from atlas_kit.operations.inputs import Opened, open_given
 from atlas_kit.operations.tensor_numbers import Difference, difference, entry_numbers
@@ -130,22 +131,22 @@ def _diff_memories(
     first, second = a.memory, b.memory
     _diff_header(first, second, options, result)
     apart = _diff_episodes(first, second, result)
-    removed: dict[str, Entry] = {}
-    total = len(first)
-    for number, entry in enumerate(first.entries()):
+    pairs, total = Pairs(first, second), len(first)
+    changes: list[tuple[int, Change]] = []
+    for done, (number, entry, other) in enumerate(pairs):
         if apart and is_of_episodes(entry.key):
             continue
-        other = second.get(entry.key)
-        if other is None:
-            removed[entry.key] = entry
-        elif change := diff_entries(entry, other, options):
-            result.changes.append(change)
+        if change := diff_entries(entry, other, options):
+            changes.append((number, change))
         else:
             result.same += 1
         if progress:
-            progress("comparing entries", number + 1, total)
-    added = {entry.key: entry for entry in second.entries() if entry.key not in first}
-    added = {key: entry for key, entry in added.items() if not (apart and is_of_episodes(key))}
+            progress("comparing entries", done + 1, total)
+    result.changes += [change for _, change in sorted(changes, key=lambda pair: pair[0])]
+    removed, added = (
+        {key: entry for key, entry in found.items() if not (apart and is_of_episodes(key))}
+        for found in (pairs.removed, pairs.added)
+    )
     _name_renamed(removed, added, result)
     result.changes += [_gone(entry) for entry in removed.values()]
     result.changes += [_come(entry) for entry in added.values()]

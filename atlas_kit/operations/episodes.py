@@ -214,7 +214,7 @@ class Text(NamedTuple):
 
 
 def texts_of(arrays: EpisodeArrays, words: Any, progress: Progress | None = None) -> Iterator[Text]:
-    """Yield what was read and said as text; ``words`` are those of the model (``operations.forget.Words``)."""
+    """Yield what was read and said as text; ``words`` are those of the model (``operations.token_words.Words``)."""
     import numpy as np
 
     from atlas_kit.episodes import Kind

@@ -21,7 +21,7 @@ from atlas_kit.storage.keys import Keys
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import Entry, MemoryFile
-    from atlas_kit.operations.forget import Words
+    from atlas_kit.operations.token_words import Words
 
 FORMATS = ("markdown", "jsonl", "sqlite")
 #: What a file name's ending says.

@@ -12,9 +12,10 @@ import contextlib
 import dataclasses
 import difflib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import (
@@ -28,7 +29,6 @@ from atlas_kit.errors import (
 from atlas_kit.formats.atlas.tables import DataType
 from atlas_kit.formats.opening import open_memory, require_encrypted
 from atlas_kit.persistence.entry_keys import DESCRIPTION, EPISODES
-from atlas_kit.storage.given import Given, name_of
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import access_error
 
@@ -37,22 +37,13 @@ if TYPE_CHECKING:
     from atlas_kit.episodes.store import Segment
     from atlas_kit.formats.atlas import Entry, MemoryFile
     from atlas_kit.llama.engine import Engine
+    from atlas_kit.operations.token_words import Words
     from atlas_kit.persistence.episode_entries import EpisodeCounts
     from atlas_kit.persistence.session_state import SessionState
     from atlas_kit.storage.given import Progress
 
 #: Characters of each piece that a result shows.
 SHOWN = 80
-
-
-class Words(Protocol):
-    """What turns tokens into text: ``Vocabulary``, or what an engine knows."""
-
-    def __len__(self) -> int:
-        """Return the number of tokens."""
-
-    def piece(self, token: int) -> bytes:
-        """Return a token's bytes."""
 
 
 class Choice(NamedTuple):
@@ -194,7 +185,7 @@ def forget(
     """
     if choice.about is not None and words is None:
         raise InvalidParamError("to find words in the memory, its model must be given", key="about")
-    keys = Keys() if keys is None else keys
+    keys, removes = Keys() if keys is None else keys, remove_backups and not dry_run
     with open_memory(path, keys) as file:
         require_encrypted(file, keys)
         store = _store(file, words)
@@ -208,8 +199,39 @@ def forget(
             result.texts = [entry.key for entry in file.entries() if _may_hold_text(entry)]
             with contextlib.nullcontext() if dry_run else _no_server(path):
                 _write(path, file, store.arrays(), result, engine, device, force, keys, progress)
-    _see_to_backups(path, result, remove_backups and not dry_run)
+    _see_to_backups(path, result, removes)
     return result
+
+
+def forget_episodes(
+    arrays: EpisodeArrays, choice: Choice, words: Words, *, dry_run: bool = False
+) -> tuple[EpisodeArrays, Forgotten]:
+    """Forget part of what was read and said, in main memory; return what is left, and what went.
+
+    Parameters
+    ----------
+    words
+        What turns tokens into text.
+    dry_run
+        Change nothing: all is left.
+
+    Raises
+    ------
+    InvalidParamError
+        Nothing is chosen, or several documents have the name.
+    """
+    from atlas_kit.episodes import Episodes
+    from atlas_kit.episodes.store import MOST_LIMIT
+
+    result = Forgotten("", dry_run, learned=True)
+    store = Episodes.from_arrays(arrays, words.piece, len(words), limit=MOST_LIMIT)
+    if (source := _source(store, choice.source, result)) is not None or choice.source is None:
+        choice = choice._replace(source=source)
+        _select(store, choice, words, result)
+    if result.pieces and not dry_run:
+        store.forget(*choice)
+    result.left = _counts_of(store)
+    return store.arrays(), result
 
 
 def time_of(text: str) -> int:
@@ -222,62 +244,18 @@ def time_of(text: str) -> int:
 
     Examples
     --------
-    >>> time_of("1970-01-02"), time_of("1970-01-01T00:00:01.5+00:00")
-    (86400000, 1500)
+    >>> time_of("1970-01-02"), time_of("1970-01-01T00:00:01.500+00:00"), time_of("1970-01-01T00:00:02Z")
+    (86400000, 1500, 2000)
     """
     from datetime import datetime, timezone
 
-    try:
-        when = datetime.fromisoformat(text)
+    try:  # Python 3.10 does not know Z
+        when = datetime.fromisoformat(text[:-1] + "+00:00" if text[-1:] in ("Z", "z") else text)
     except ValueError:
         raise InvalidParamError(
             f'"{text}" is not a date', key="before", hint="Write 2026-11-30, or 2026-11-30T14:00."
         ) from None
     return round((when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp() * 1000)
-
-
-def words_of(model: str, memory: Given, *, force: bool = False, keys: Keys | None = None) -> Words:
-    """Return the words of a model's tokens, from its metadata alone.
-
-    Raises
-    ------
-    WrongModelError
-        The memory is another model's, and ``force`` is not given.
-    InvalidParamError
-        The vocabulary is of a kind that only llama.cpp knows.
-    """
-    from atlas_kit.formats.gguf import GGUFFile, model_identity
-    from atlas_kit.formats.gguf.vocabulary import Vocabulary
-
-    with GGUFFile.open(model) as file:
-        if not force:
-            require_model(memory, model_identity(file), keys)
-        return Vocabulary(file)
-
-
-def require_model(memory: Given, identity: str, keys: Keys | None = None) -> None:
-    """Raise ``WrongModelError`` for a memory that belongs to another model."""
-    with open_memory(memory, Keys() if keys is None else keys) as file:
-        if any(file.model_hash) and file.model_hash.hex() != identity:
-            raise WrongModelError(
-                file.model_hash, bytes.fromhex(identity), path=name_of(memory),
-                hint="The words of its tokens are another model's.",
-            )  # fmt: skip
-
-
-class EngineWords:
-    """The words of an engine that is open."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def __len__(self) -> int:
-        """Return the number of tokens."""
-        return self._engine.info.n_vocab
-
-    def piece(self, token: int) -> bytes:
-        """Return a token's bytes."""
-        return self._engine.piece(token)
 
 
 # --- what is meant ---------------------------------------------------------------------------------------
@@ -377,7 +355,7 @@ def _write(
             put_episodes(file, arrays)
             file.save()
         return
-    from atlas_kit.persistence.session_file import read_session_state, write_session_state
+    from atlas_kit.persistence.session_file import FORGOTTEN, read_session_state, write_session_state
     from atlas_kit.persistence.snapshot import describe_memory
 
     description = describe_memory(file)
@@ -392,6 +370,7 @@ def _write(
     result.others = [name for name, there in kept.items() if there]
     if result.dry_run:
         return
+    kept_metadata = {name: value for name, value in description.metadata.items() if name != "runtime"}
     if engine is None:
         state = _without_text(state, arrays)
     else:
@@ -399,7 +378,7 @@ def _write(
         result.rebuilt = len(arrays)
     write_session_state(
         path, state,
-        metadata={name: value for name, value in description.metadata.items() if name != "runtime"},
+        metadata={**kept_metadata, FORGOTTEN: int(time.time() * 1000)},
         read_from=file, optimizer=description.optimizer, window=engine is not None, dtype=description.dtype,
         codec=_codec_of(file), force=force, **keys.options(),
     )  # fmt: skip
@@ -475,17 +454,29 @@ def _see_to_backups(path: str, result: Forgotten, remove: bool) -> None:
     from atlas_kit.persistence.backups import backup_names
 
     result.backups = backup_names(path)
-    if not remove:
-        return
+    if remove:
+        remove_backups(path)
+        result.backups_removed = bool(result.backups)
+
+
+def remove_backups(path: str) -> None:
+    """Remove the backups of a memory's file, which may hold what was forgotten.
+
+    Raises
+    ------
+    FileAccessError
+        One cannot be removed.
+    """
+    from atlas_kit.persistence.backups import backup_names
+
     folder = os.path.dirname(os.path.realpath(path))
-    for name in result.backups:
+    for name in backup_names(path):
         try:
             os.unlink(os.path.join(folder, name))
         except FileNotFoundError:
             continue
         except OSError as error:
             raise access_error(error, os.path.join(folder, name), "write") from error
-    result.backups_removed = bool(result.backups)
 
 
-__all__ = ["Choice", "EngineWords", "Forgotten", "Gone", "forget", "require_model", "time_of", "words_of"]
+__all__ = ["Choice", "Forgotten", "Gone", "forget", "forget_episodes", "remove_backups", "time_of"]

@@ -17,10 +17,12 @@ from atlas_kit.storage.keys import Keys
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import Entry
     from atlas_kit.formats.gguf import GGUFFile
-    from atlas_kit.operations.forget import Words
+    from atlas_kit.operations.token_words import Words
 
 #: ``chunks`` is looked at this far to see whether a value is text.
 PEEK = 1 << 12
+#: With how many keys one that is not there is compared.
+_COMPARED = 5000
 
 
 @dataclass
@@ -182,12 +184,24 @@ def one_line(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
-def not_found(key: str, known: Iterable[str], path: str | None) -> KeyNotFoundError:
-    """Return the error for a key that is not there, with similar ones as the hint."""
+def similar_keys(key: str, known: Iterable[str]) -> list[str]:
+    """Return up to three keys that may be meant by one that is not there: first those of other case, then like it."""
     import difflib
     import itertools
 
-    close = difflib.get_close_matches(key, list(itertools.islice(known, 2000)), 3)
+    names = list(known)
+    if len(names) > _COMPARED:  # comparing takes microseconds for each
+        names = [
+            name for name in names if abs(len(name) - len(key)) <= 3 or name.casefold() == key.casefold()
+        ]
+    same = [name for name in itertools.islice(names, _COMPARED) if name.casefold() == key.casefold()]
+    close = difflib.get_close_matches(key, names[:_COMPARED], 3)
+    return list(dict.fromkeys([*same, *close]))[:3]
+
+
+def not_found(key: str, known: Iterable[str], path: str | None) -> KeyNotFoundError:
+    """Return the error for a key that is not there, with similar ones as the hint."""
+    close = similar_keys(key, known)
     hint = f"Similar: {', '.join(close)}" if close else None
     remedy = None if close else Remedy("list-entries")
     return KeyNotFoundError("there is no entry with this key", path=path, key=key, hint=hint, remedy=remedy)

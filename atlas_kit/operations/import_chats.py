@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,24 +19,27 @@ from atlas_kit.formats.atlas.tables import DATA_TYPE_BY_NAME, U32, U64, DataType
 from atlas_kit.formats.detect import detect
 from atlas_kit.formats.opening import edit_memory
 from atlas_kit.operations import chats
-from atlas_kit.operations.json_document import JSON_STYLES
+from atlas_kit.operations.json_document import JSON_STYLES, entry_from_json
 from atlas_kit.operations.set import no_such_file
 from atlas_kit.storage.given import Given, name_of, use_source
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import StrPath
 
 if TYPE_CHECKING:
-    from atlas_kit.formats.atlas import MemoryFile
+    from atlas_kit.formats.atlas import Entry, MemoryFile
 
 #: What a record's content may stand under.
 _CONTENTS = ("messages", "text", "json")
+#: What an entry has in a memory file that was converted to JSON, where it is no text.
+_EXACT = ("base64", "values", "stored_base64")
 
 
 @dataclass
 class Record:
     """One entry to be made: where it stands in its source, and what it is.
 
-    ``source``: the name of the file, as soon as all of it is read.
+    ``entry``: one that is made already, of numbers or bytes. ``source``: the name of the file, as soon as all of it is
+    read.
     """
 
     where: str
@@ -45,6 +49,7 @@ class Record:
     type: int
     flags: int | None
     timestamp: int | None
+    entry: Entry | None = None
     source: str | None = None
 
 
@@ -182,7 +187,10 @@ def _put(memory: MemoryFile, record: Record, options: ImportOptions, result: Imp
         result.appended.append(record.key)
     else:
         (result.added if held is None else result.replaced).append(record.key)
-    memory.set(record.key, payload, type=kind, flags=record.flags, timestamp=record.timestamp)
+    if record.entry is not None:
+        memory.set(record.key, record.entry.replace(key=record.key))
+    else:
+        memory.set(record.key, payload, type=kind, flags=record.flags, timestamp=record.timestamp)
     result.messages += len(chat.messages) if chat is not None else 0
 
 
@@ -300,6 +308,9 @@ def _record(value: Any, where: str, default: str, form: str) -> Record:
         raise InvalidParamError(f'{where} is not an object with "messages", "text" or "json"')
     if is_message(value):
         value = {"messages": [value]}
+    if any(name in value for name in _EXACT):
+        return _exact(value, where, default)
+    value = _of_other_programs(value)
     given = [name for name in _CONTENTS if name in value]
     if len(given) != 1:
         said = " and ".join(f'"{name}"' for name in given) or 'no "messages", "text" or "json"'
@@ -315,6 +326,51 @@ def _record(value: Any, where: str, default: str, form: str) -> Record:
     if style is None:
         raise InvalidParamError(f'the "json_style" of {where} is not one of {", ".join(JSON_STYLES)}')
     return _made(value, where, key, None, json.dumps(value["json"], **style).encode("utf-8", "surrogatepass"))
+
+
+def _of_other_programs(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a conversation as other programs export theirs (Claude, ChatGPT) in the words that are used here."""
+    found = dict(value)
+    if isinstance(value.get("chat_messages"), list):
+        found["messages"] = [
+            {"role": one.get("sender"), "content": one.get("text") or one.get("content")}
+            if isinstance(one, dict) else one
+            for one in value["chat_messages"]
+        ]  # fmt: skip
+        found |= {"title": value["name"]} if value.get("name") else {}
+        found |= {"time": value["created_at"]} if "created_at" in value else {}
+    elif isinstance(value.get("mapping"), dict):
+        found["messages"] = _branch(value["mapping"], value.get("current_node"))
+        if isinstance(value.get("create_time"), (int, float)) and "time" not in value:
+            found["time"] = int(value["create_time"])
+    return found
+
+
+def _branch(nodes: dict[str, Any], last: Any) -> list[Any]:
+    """Return the messages from the first to the current one, of a tree in which each node names its parent."""
+    if last not in nodes:
+        last = next(reversed(nodes), None)
+    messages, seen = [], set()
+    while isinstance(last, str) and last in nodes and last not in seen and isinstance(nodes[last], dict):
+        seen.add(last)
+        message, last = nodes[last].get("message"), nodes[last].get("parent")
+        author = message.get("author") if isinstance(message, dict) else None
+        content = message.get("content") if isinstance(message, dict) else None
+        parts = content.get("parts") if isinstance(content, dict) else None
+        text = "\n".join(part for part in parts or () if isinstance(part, str))
+        if isinstance(author, dict) and text.strip():
+            messages.append({"role": author.get("role"), "content": text})
+    return messages[::-1]
+
+
+def _exact(value: dict[str, Any], where: str, default: str) -> Record:
+    """Return an entry of numbers or bytes, as a memory file that was converted to JSON has them."""
+    key = _key_of(value, where, default)
+    try:
+        entry = entry_from_json({**value, "key": key})
+    except AtlasError as error:
+        raise InvalidParamError(f"{where}: {error.message}") from error
+    return Record(where, entry.key, b"", None, int(entry.type), None, None, entry)
 
 
 def _key_of(value: dict[str, Any], where: str, default: str) -> str:
@@ -383,7 +439,8 @@ def _time(value: dict[str, Any], where: str) -> int | None:
     from atlas_kit.operations.forget import time_of
 
     try:
-        return time_of(str(said).replace(" UTC", "+00:00").replace("Z", "+00:00")) // 1000
+        said = re.sub(r"\.\d+", "", str(said))  # of fractions Python 3.10 knows only some
+        return time_of(said.replace(" UTC", "+00:00").replace("Z", "+00:00")) // 1000
     except InvalidParamError:
         raise InvalidParamError(
             f'the "time" of {where} is not a date and time', hint="Write 2026-11-30T14:00:00Z, or seconds."

@@ -21,7 +21,8 @@ from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source
 
 if TYPE_CHECKING:
-    from atlas_kit.formats.gguf import MetadataField, TensorInfo
+    from atlas_kit.formats.gguf import GGUFFile, MetadataField, TensorInfo
+    from atlas_kit.formats.gguf.chat_template import ShownTemplate
     from atlas_kit.operations.byte_map import MapRegion
     from atlas_kit.operations.entry_rows import EntryRow
     from atlas_kit.operations.hex_line import HexLine
@@ -44,6 +45,7 @@ class Wanted(NamedTuple):
     map: bool = False
     entry: str | None = None
     limit: int = 200
+    template: bool = False
     one_shard: bool = False
 
     @property
@@ -54,7 +56,9 @@ class Wanted(NamedTuple):
     @property
     def parts(self) -> bool:
         """Whether something is wanted for which the file must be opened."""
-        return self.entries or self.keys or self.tensors or self.stats or self.entry is not None
+        return (
+            self.entries or self.keys or self.tensors or self.stats or self.template or self.entry is not None
+        )
 
     @property
     def bytes_only(self) -> bool:
@@ -80,11 +84,13 @@ class Inspection:
         self.fields: list[HexLine] | None = None
         self.fields_error: str | None = None
         self.regions: list[MapRegion] | None = None
+        self.template: ShownTemplate | None = None
 
     @property
     def exit_code(self) -> int:
-        """Return 1 when the file is damaged and could be shown only in part."""
-        return int(bool(self.problems or self.fields_error))
+        """Return 1 when the file is damaged and could be shown only in part, or its chat template fails."""
+        fails = self.template is not None and self.template.problem is not None
+        return int(bool(self.problems or self.fields_error or fails))
 
     def to_json(self) -> dict[str, Any]:
         """Return every part that was asked for."""
@@ -112,6 +118,8 @@ class Inspection:
             ]
         if self.entry is not None:
             out["entry"] = self.entry.to_json()
+        if self.template is not None:
+            out["template"] = self.template.to_json()
         if self.fields is not None:
             out["fields"] = [line.to_json() for line in self.fields]
             out["fields_error"] = self.fields_error
@@ -149,6 +157,9 @@ def inspect_file(
             raise
         result.overview = _sealed_overview(source)
         return result
+    if wanted.template:
+        opened.close()
+        raise InvalidParamError("only a model has a chat template", path=source.name)
     with opened:
         _inspect_memory(opened, wanted, result, progress)
     return result
@@ -285,10 +296,20 @@ def _inspect_model(source: Source, wanted: Wanted, result: Inspection, progress:
             from atlas_kit.operations.inspect_parts import model_stats
 
             result.stats = model_stats(model, progress)
+        if wanted.template:
+            _template(model, result)
         if wanted.entry is not None:
             from atlas_kit.operations.inspect_parts import one_of_model
 
             result.entry = one_of_model(model, wanted.entry)
+
+
+def _template(model: GGUFFile, result: Inspection) -> None:
+    from atlas_kit.formats.gguf.chat_template import shown_template
+
+    result.template = shown_template(model)
+    if result.template is None:
+        raise InvalidParamError("the model has no chat template", path=model.path)
 
 
 # --- bytes ---------------------------------------------------------------------------------------------

@@ -335,14 +335,13 @@ def _stored(
 
 
 def _is_stored(episodes: Episodes, source: str, tokens: list[int]) -> bool:
-    """Tell whether the last that was stored of a source is the same text."""
-    for episode in reversed(episodes.episodes):
-        if episode.kind == Kind.DOCUMENT and episode.source == source:
-            return (
-                episode.stop - episode.start == len(tokens)
-                and episodes.tokens(episode.start, episode.stop) == tokens
-            )
-    return False
+    """Tell whether the last that was stored of a source is the same text; of a new one, the last of any source."""
+    last = {one.source: one for one in episodes.episodes if one.kind == Kind.DOCUMENT}
+    found = [last[source]] if source in last else [one for one in last.values() if one.source]
+    return any(
+        one.stop - one.start == len(tokens) and episodes.tokens(one.start, one.stop) == tokens
+        for one in found
+    )
 
 
 def _saved(save: Callable[[], None], result: Learned) -> AtlasError | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -96,6 +95,8 @@ def file_names(keys: Iterable[str], suffix: str) -> list[str]:
     for key in keys:
         stem = re.sub(r"[^\w.,;+@ ()-]", "_", printable(key)).strip(" .") or "_"
         if len(stem.encode()) > 150:
+            import hashlib
+
             digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
             stem = f"{stem.encode()[:110].decode('utf-8', 'ignore')}_{digest[:16]}"
         name, number = stem, 1

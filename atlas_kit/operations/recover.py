@@ -51,8 +51,8 @@ def restore_backup(
     Parameters
     ----------
     which
-        ``latest`` (the newest that is intact), a number of the list from 1, a backup's path or name, or
-        ``journal`` for the header that an interrupted edit in place was replacing.
+        ``latest`` (the newest that is intact), a number of the list from 1, a backup's path or name, a date or time
+        (the newest from then or before), or ``journal`` for the header that an interrupted edit in place was replacing.
     force
         Restore a damaged backup too, and overwrite ``output``.
     decrypt
@@ -136,4 +136,23 @@ def _choose(listed: Backups, which: str) -> Backup:
     for backup in listed.backups:
         if which in (backup.path, os.path.basename(backup.path)) or same_file(which, backup.path):
             return backup
+    when = _moment_of(which)
+    if when is not None:
+        before = [backup for backup in listed.backups if backup.time <= when]
+        if not before:
+            raise KeyNotFoundError(
+                f"there is no backup from {which} or before", path=listed.path, remedy=Remedy("list-backups")
+            )
+        return next((backup for backup in before if backup.ok), before[0])
     raise KeyNotFoundError(f"there is no backup {which}", path=listed.path, remedy=Remedy("list-backups"))
+
+
+def _moment_of(text: str) -> int | None:
+    """Return the Unix seconds of a date or time; of a date, the end of the day."""
+    from atlas_kit.operations.forget import time_of
+
+    try:
+        seconds = time_of(text.replace("Z", "+00:00").replace(" UTC", "+00:00")) // 1000
+    except InvalidParamError:
+        return None
+    return seconds + 86_399 if len(text) <= 10 else seconds

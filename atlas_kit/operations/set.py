@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import itertools
 import os
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from atlas_kit.codecs.json_text import named
@@ -20,7 +24,7 @@ from atlas_kit.storage.source import Source, StrPath
 
 @dataclass
 class Stored:
-    """What was stored."""
+    """What was stored; ``similar`` are keys that may have been meant where a new one was added."""
 
     path: str
     key: str
@@ -29,13 +33,15 @@ class Stored:
     size: int | None
     type: str
     in_place: bool = True
+    similar: list[str] = field(default_factory=list)
 
     exit_code = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON-ready data."""
         return {**named("path", self.path), **named("key", self.key), "created_file": self.created_file,
-                "replaced": self.replaced, "size": self.size, "type": self.type}  # fmt: skip
+                "replaced": self.replaced, "size": self.size, "type": self.type,
+                "similar": [named("key", key) for key in self.similar]}  # fmt: skip
 
 
 @dataclass
@@ -89,8 +95,6 @@ def set_value(path: StrPath, key: str, value: bytes, options: SetOptions, keys: 
 
 def no_such_file(path: StrPath) -> NoSuchFileError:
     """Return the error for a file that is not there and is not made, with files of similar names as the hint."""
-    import difflib
-
     folder, name = os.path.split(os.fsdecode(path))
     close: list[str] = []
     with contextlib.suppress(OSError):
@@ -117,8 +121,18 @@ def _set_in_memory(
             level=options.level,
         )
         entry = memory[key]
+        similar = [] if old else _similar(key, memory)
     name = data_type_name(entry.type)
-    return Stored(name_of(given), key, new, old is not None, entry.size, name)
+    return Stored(name_of(given), key, new, old is not None, entry.size, name, similar=similar)
+
+
+def _similar(key: str, known: Iterable[str]) -> list[str]:
+    """Return keys of which the new one may be a slip of the pen; those that differ in a number are not."""
+    without = re.sub(r"\d", "", key)
+    others = (
+        one for one in itertools.islice(known, 2000) if one != key and re.sub(r"\d", "", one) != without
+    )
+    return difflib.get_close_matches(key, others, 2, 0.85)
 
 
 def _type_number(name: str | None, old: Any, value: Any) -> int | None:
@@ -167,6 +181,7 @@ def _set_in_model(source: Source, key: str, value: bytes, options: SetOptions, k
     with GGUFFile.open(source, shards=False) as model:
         require_metadata(model, [key])
         old = model.metadata.get(key)
+        similar = [] if old is not None else _similar(key, model.metadata)
         named_type = value_type_of_name(options.type) if options.type else None
         if options.type and named_type is None:
             raise InvalidParamError(
@@ -184,7 +199,9 @@ def _set_in_model(source: Source, key: str, value: bytes, options: SetOptions, k
     parsed = parse_value(text, kind, element, key)
     MetadataField.make(key, parsed, kind, element)  # say what is wrong before the file is locked
     edit_metadata(source, [Set(key, parsed, kind, element)], backup=options.backup)
-    return Stored(source.name, key, False, old is not None, None, value_type_name(kind, element))
+    return Stored(
+        source.name, key, False, old is not None, None, value_type_name(kind, element), similar=similar
+    )
 
 
 def _usual_type(row: Any, by_name: Any) -> Any:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.errors import AtlasError, FileAccessError, InvalidParamError, NoSuchFileError
+from atlas_kit.errors import AtlasError, ConflictError, FileAccessError, InvalidParamError, NoSuchFileError
 from atlas_kit.persistence.entry_keys import EPISODES
 from atlas_kit.storage.atomic import lock
 from atlas_kit.storage.given import StrPath, same_file
@@ -52,7 +53,7 @@ class Place:
     def __init__(self, file: str, model: str, keys: Keys | None = None) -> None:
         self.file, self._keys = file, Keys() if keys is None else keys
         _check_place(file, model)
-        self._stamp = _stamp(file)
+        self._stamp, self._opened_ms = _stamp(file), int(time.time() * 1000)
 
     def require_encrypted(self) -> None:
         """See that a file which is there is encrypted if there is a passphrase or a key, before any work is done.
@@ -73,13 +74,35 @@ class Place:
 
         Returns True when somebody else has written the file since it was read or saved here: then theirs is kept as
         ``NAME.bak``, as with ``backup``.
+
+        Raises
+        ------
+        ConflictError
+            Text was forgotten from the file meanwhile, which this would bring back.
+        AtlasError
+            As ``write_session_state``.
         """
         from atlas_kit.persistence.session_file import write_session_state
 
         theirs = _stamp(self.file) not in (None, self._stamp)
+        if theirs:
+            self._require_nothing_forgotten()
         write_session_state(self.file, state, backup=backup or theirs, **options, **self._keys.options())
         self._stamp = _stamp(self.file)
         return theirs
+
+    def _require_nothing_forgotten(self) -> None:
+        from atlas_kit.persistence.session_file import forgotten_at
+
+        forgotten = 0
+        with contextlib.suppress(AtlasError):  # what cannot be read is kept aside
+            forgotten = forgotten_at(self.file, self._keys)
+        if forgotten >= self._opened_ms:
+            raise ConflictError(
+                "text was forgotten from this memory while it was open here, and saving would bring it back",
+                path=self.file,
+                hint="Open it again, or save under another name.",
+            )
 
     def holds_text_of_another(self, identity: str) -> bool:
         """Tell whether the file holds what was read or said beside another model, which a save would not keep."""

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
     from atlas_kit.episodes import EpisodeArrays
     from atlas_kit.formats.atlas import MemoryFile
     from atlas_kit.persistence.snapshot import LoadedMemory, MemoryDescription
+    from atlas_kit.storage.keys import Keys
 
+#: Where a file's metadata says when text was last forgotten from it on purpose, in milliseconds since 1970.
+FORGOTTEN = "forgotten_ms"
 #: How often a file is opened at most that is touched while it is read.
 OPENS = 4
 
@@ -89,6 +92,22 @@ def write_session_state(
 def _place_of(file: MemoryFile) -> tuple[int, ...] | None:
     """Return what changes whenever a file is replaced or written to: of an opened one, as it was then."""
     return None if file.store is None else file.store.source.identity
+
+
+def forgotten_at(path: StrPath, keys: Keys) -> int:
+    """Return when text was last forgotten from a memory's file on purpose, in milliseconds since 1970; 0: never.
+
+    Raises
+    ------
+    AtlasError
+        It cannot be read, or is no memory's.
+    """
+    from atlas_kit.formats.opening import open_memory
+    from atlas_kit.persistence.snapshot import describe_memory
+
+    with open_memory(path, keys) as file:
+        found = describe_memory(file).metadata.get(FORGOTTEN)
+    return found if isinstance(found, int) and not isinstance(found, bool) else 0
 
 
 def save_episodes(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_kit import __version__
 from atlas_kit.errors import AtlasError, MissingExtraError
 from atlas_kit.server.problems import ApiError
+from atlas_kit.server.sleeping import Awake
 from atlas_kit.server.streams import ClientGoneError, told
 
 if TYPE_CHECKING:
@@ -143,6 +144,7 @@ def begun_app(service: Service, *, inner: bool = False) -> tuple[FastAPI, Callab
     app.add_middleware(_Completing, complete=complete, paths=paths)
     if not inner:
         pages, gate = _guards(service)
+        app.add_middleware(Awake, service=service)
         app.add_middleware(Gate, **gate)
         app.add_middleware(Cors, pages=pages)
     return app, complete
@@ -154,7 +156,7 @@ def guarded(app: Any, service: Service) -> Any:
     from atlas_kit.server.cors import Cors
 
     pages, gate = _guards(service)
-    return Cors(Gate(app, **gate), pages)
+    return Cors(Gate(Awake(app, service), **gate), pages)
 
 
 def _guards(service: Service) -> tuple[Pages, dict[str, Any]]:
@@ -164,7 +166,8 @@ def _guards(service: Service) -> tuple[Pages, dict[str, Any]]:
     config = service.config
     keys = Keys(config.keys)
     pages = Pages(config.origins, anybody=bool(keys), hosts=() if keys else config.hosts)
-    return pages, {"keys": keys, "max_body": config.max_body, "pages": pages}
+    admin = config.admin if keys else None
+    return pages, {"keys": keys, "max_body": config.max_body, "pages": pages, "admin": admin}
 
 
 @contextlib.contextmanager

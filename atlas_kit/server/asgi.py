@@ -52,8 +52,11 @@ class Keys:
 class Gate:
     """Refuses requests without a key, and those that are too large; gives each an id, and logs it."""
 
-    def __init__(self, app: Any, keys: Keys, max_body: int, pages: Pages | None = None) -> None:
+    def __init__(
+        self, app: Any, keys: Keys, max_body: int, pages: Pages | None = None, admin: str | None = None
+    ) -> None:
         self._app, self._keys, self._max_body, self._pages = app, keys, max_body, pages
+        self._admin = None if admin is None else keys.namespace(admin)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it."""
@@ -123,6 +126,7 @@ class Gate:
             if namespace is None:
                 return ApiError(401, "The API key is missing or wrong.", code="invalid_api_key", param=None)
             state["namespace"] = namespace
+        state["admin"] = self._admin is None or state["namespace"] == self._admin
         size = headers.get(b"content-length", b"0")
         if size.isdigit() and int(size) > self._max_body:
             return _too_large(self._max_body)

@@ -271,6 +271,17 @@ class ServerConfig(MemoryRows):
         variables=("LLAMA_ARG_MMAP",),
         group="Model",
     )
+    sleep_idle_seconds: int = row(
+        -1,
+        int,
+        "Seconds without a request after which the model leaves main memory until the next one; -1: never.",
+        "sleep-idle-seconds",
+        metavar="SECONDS",
+        least=-1,
+        most=1 << 30,
+        variables=("LLAMA_ARG_SLEEP_IDLE_SECONDS",),
+        group="Model",
+    )
     warmup: bool = row(
         True,
         bool,
@@ -462,6 +473,16 @@ class ServerConfig(MemoryRows):
         variables=("LLAMA_ARG_API_KEY_FILE",),
         group="Network",
     )
+    atlas_admin_key: str | None = row(
+        None,
+        str,
+        "The key that may change what all share: settings of memories, and the shared memory. Without it, the first of "
+        "several keys.",
+        "atlas-admin-key",
+        metavar="KEY",
+        variables=("ATLAS_ADMIN_KEY",),
+        group="Network",
+    )
     cors: tuple[str, ...] = row(
         (),
         str,
@@ -615,7 +636,25 @@ class ServerConfig(MemoryRows):
             raise InvalidParamError("the API key is empty", key="api_key", hint="Leave it out, or name one.")
         if self.api_key_file is not None:
             found += read_keys(self.api_key_file)
+        if self.atlas_admin_key is not None:
+            if not self.atlas_admin_key.strip():
+                raise InvalidParamError(
+                    "the key is empty", key="atlas_admin_key", hint="Leave it out, or name one."
+                )
+            if not any(found):  # everybody might ask all the rest
+                raise InvalidParamError(
+                    "there is nobody to tell from whoever has this key", key="atlas_admin_key",
+                    hint="Give an API key as well.",
+                )  # fmt: skip
+            found.append(self.atlas_admin_key.strip())
         return tuple(dict.fromkeys(key for key in found if key))
+
+    @property
+    def admin(self) -> str | None:
+        """The key that may change what all share; None: there are no keys."""
+        if self.atlas_admin_key is not None:
+            return self.atlas_admin_key.strip()
+        return next(iter(self.keys), None)
 
     @classmethod
     def from_sources(

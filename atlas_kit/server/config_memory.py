@@ -117,6 +117,17 @@ class MemoryRows:
         variables=("ATLAS_WARM_SESSIONS",),
         group="Memory",
     )
+    atlas_max_sessions: int = row(
+        10_000,
+        int,
+        "Named sessions that one API key may have, in main memory and in files; 0: any number.",
+        "atlas-max-sessions",
+        metavar="N",
+        least=0,
+        most=1 << 30,
+        variables=("ATLAS_MAX_SESSIONS",),
+        group="Memory",
+    )
     cache_ram: int = row(
         8192,
         int,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from atlas_kit.llama.parking import Parked
 from atlas_kit.server.branches import Match, Spelling, match
 from atlas_kit.server.keys import Key
+from atlas_kit.server.turns import Turns
 
 if TYPE_CHECKING:
     from atlas_kit.llama.session import AtlasSession
@@ -89,7 +90,7 @@ class Conversation:
     measured: int = 0
     begun: bool = False
     closed: bool = False
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    lock: Turns = field(default_factory=Turns)
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property

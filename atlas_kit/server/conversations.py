@@ -39,6 +39,7 @@ from atlas_kit.server.conversation import Conversation, Slot, about, take_over, 
 from atlas_kit.server.jobs import called, finished
 from atlas_kit.server.keys import SHARED, Key
 from atlas_kit.server.prefixes import LEAST_SHARED, MOST_BYTES, Prefixes, Reader
+from atlas_kit.server.session_names import SessionNames
 from atlas_kit.server.traces import Traces
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ class Conversations:
         Named conversations that stay in main memory, besides those in sequences.
     cache_bytes
         Bytes of main memory that all conversations outside of sequences may take; None: any number.
+    most_named
+        Named conversations that one key may have; 0: any number.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class Conversations:
         files: SessionFiles | None = None,
         warm: int = 64,
         cache_bytes: int | None = None,
+        most_named: int = 0,
     ) -> None:
         self.engine, self.scheduler = engine, scheduler
         self.spelling = Spelling(engine.piece)
@@ -100,6 +104,7 @@ class Conversations:
         self.files, self._warm, self._cache_bytes = files, warm, cache_bytes
         self._device = device
         self.named: dict[Key, Conversation] = {}
+        self.names = SessionNames(most_named)
         self._temporary: list[Conversation] = []
         self.slots: list[Slot] = []
         self._freed = asyncio.Condition()
@@ -136,6 +141,7 @@ class Conversations:
             return found
         if self.files.exists(key):
             found = self.named[key] = Conversation(key, settings, writing=self.writing_of(key))
+            self.names.add(key)
         return found
 
     def writing_of(self, key: Key) -> asyncio.Lock:
@@ -143,9 +149,16 @@ class Conversations:
         return asyncio.Lock() if key.name is None else self._writing.setdefault(key, asyncio.Lock())
 
     def named_or_new(self, key: Key, settings: AtlasSettings | None) -> Conversation:
-        """Return the conversation of a name, which is started where there is none."""
+        """Return the conversation of a name, which is started where there is none.
+
+        Raises
+        ------
+        ApiError
+            Its key has as many as it may have.
+        """
         found = self.find(key, settings)
         if found is None:
+            self.names.begin(key)
             found = self.named[key] = self.new(key, settings)
         return found
 
@@ -348,6 +361,7 @@ class Conversations:
         conversation.closed = True
         if self.named.get(conversation.key) is conversation:
             del self.named[conversation.key]
+            self.names.discard(conversation.key)
         if not conversation.lock.locked():
             conversation.parked = None
 
@@ -411,15 +425,18 @@ class Conversations:
             self._tidy_soon()
 
     @contextlib.asynccontextmanager
-    async def resting(self, conversation: Conversation) -> AsyncIterator[None]:
+    async def resting(self, conversation: Conversation, *, first: bool = False) -> AsyncIterator[None]:
         """Have a conversation to oneself where it is, between two of its requests; nobody moves it meanwhile.
+
+        ``first``: before all of its requests that wait.
 
         Raises
         ------
         InvalidParamError
             It was deleted meanwhile.
         """
-        async with conversation.lock:
+        await conversation.lock.acquire(first=first)
+        try:
             if conversation.closed:
                 raise _deleted()
             slot = conversation.slot
@@ -435,6 +452,8 @@ class Conversations:
             finally:
                 if slot is not None:
                     await finished(self._leave(slot))
+        finally:
+            conversation.lock.release()
 
     def end(self) -> None:
         """Let nobody begin any more: who waits for a sequence is told that the server ends."""
@@ -534,6 +553,24 @@ class Conversations:
         async with self._freed:
             self._freed.notify_all()  # who was in it may go elsewhere now
 
+    async def rest(self) -> None:
+        """Take all conversations out of their sequences, between two of their requests."""
+        for slot in self.slots:
+            await self._take(slot)
+            try:
+                await finished(self._move_out(slot))
+            finally:
+                await self._release(slot)
+        self._tidy_soon()
+
+    async def _move_out(self, slot: Slot) -> None:
+        """Park whoever is in a sequence."""
+        before = slot.conversation
+        if before is not None:
+            left = await self._ask(lambda: park(slot.session))
+            slot.conversation = before.slot = None
+            before.parked, before.size = None if before.closed else left, left.size
+
     async def _take(self, slot: Slot) -> None:
         async with self._freed:
             await self._freed.wait_for(lambda: not slot.busy)
@@ -567,14 +604,14 @@ class Conversations:
     async def state(
         self, conversation: Conversation, *, exact: bool = True
     ) -> tuple[SessionState | None, int]:
-        """Return what a conversation knows, between two of its requests, and its version.
+        """Return what a conversation knows, before the next of its requests, and its version.
 
         None: that is in a file already.
 
         ``exact``: with the engine's bytes of the context, which may take a while to copy; else with its tokens, and
         with copies of the memory's arrays that are made beside decoding, where a later step would stop for them.
         """
-        async with self.resting(conversation):
+        async with self.resting(conversation, first=True):
             memory = conversation.memory
             shared = memory is None or memory.pinned
             state = await finished(self._state(conversation, exact))
@@ -582,6 +619,10 @@ class Conversations:
                 assert memory is not None
                 state = await finished(self._copied(state, memory))
             return state, conversation.version
+
+    async def state_at_rest(self, conversation: Conversation) -> SessionState | None:
+        """Return what a conversation knows that one has to oneself (``resting``), without the engine's bytes."""
+        return await finished(self._state(conversation, False))
 
     async def _copied(self, state: SessionState, memory: TokenMemory) -> SessionState:
         """Return a state with arrays of its own, so that the memory at rest, whose they were, may write into them."""

@@ -5,6 +5,7 @@ Each application has a registry of its own. A scrape looks at numbers that are t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,28 @@ class Exposition:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        #: What was told last, and when; what is told while the model sleeps; since when throughputs are counted.
+        self._told, self._told_at = b"", float("-inf")
+        self._still: bytes | None = None
+        self._since = float("-inf")
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
+
+    def scraped(self) -> bytes:
+        """Return all metrics; while the model sleeps, what was true before it did.
+
+        The first who asks then is told the throughput of what was done last, and nobody after that, as by llama-server.
+        """
+        sleep = self._service.sleep
+        if not sleep.sleeping:
+            self._still, self._told, self._told_at = None, self.text(), time.monotonic()
+            return self._told
+        if self._still is not None:
+            return self._still
+        found = self._told if self._told_at > sleep.last else self.text()
+        self._since = time.monotonic()
+        self._still = self.text()
+        return found
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
@@ -94,7 +115,8 @@ class Exposition:
     def _llama_server(self) -> Iterator[str]:
         """Yield what llama-server calls by names of its own; one of its counters has no ``_total``."""
         metrics, now = self._service.metrics, now_of(self._service)
-        total, recent = metrics.totals, metrics.recent.over(_RATE_SECONDS).sums
+        seconds = int(min(_RATE_SECONDS, time.monotonic() - self._since))
+        total, recent = metrics.totals, metrics.recent.over(seconds).sums
         steps = total["generated_tokens"] + total["read_tokens"] / max(1, now.batch)
         rows = (
             ("prompt_tokens_total", "counter", "Number of prompt tokens processed, excluding cached tokens",

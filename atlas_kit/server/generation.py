@@ -70,6 +70,8 @@ class Generation:
         Makes another sampler of the sampler.
     progress
         Take down how much of the text is read after each step, and let ``tokens()`` yield an empty group then.
+    keeps
+        Tokens at the text's beginning that stay in a context that is full.
     said
         What of the text somebody said or wrote, for the memory's episodes; None: nothing of it is kept there.
     """
@@ -86,6 +88,7 @@ class Generation:
     slot: int | None = None
     around: Callable[[Sampler], Sampler] | None = None
     progress: bool = False
+    keeps: int = 0
     said: Said | None = None
 
 
@@ -448,6 +451,7 @@ class Generating:
     def _work(self, session: AtlasSession, history: list[int], known: list[int], fresh: list[int]) -> AnyWork:
         """Read what is new, and generate."""
         asked = self._asked
+        session.keeps = asked.keeps
         if known or session.context_tokens:
             yield from session.placing(history, known)
         session.observer = self._look
@@ -569,7 +573,7 @@ class Generating:
         """Take note of what was expected of tokens that came, on the engine's thread."""
         if self._answering:
             self._blend(reading, tokens, probabilities)
-        if self._conversation is not None:
+        if self._conversation is not None and self._conversations.traces.anybody:
             key = looked_at(self._conversation.key, self._namespace)
             self._conversations.traces.take(key, reading, tokens, probabilities)
 
@@ -720,7 +724,11 @@ class Blend:
 
     def __call__(self, reading: Reading, tokens: Any, probabilities: Any) -> None:
         """Take in the predictions of some tokens."""
-        self._sum += float(reading.weights[:, 1:].sum())
+        if len(tokens) == 1:  # numbers one by one take less time than an array of two
+            _, memory, window = reading.weights[0].tolist()
+            self._sum += memory + window
+        else:
+            self._sum += float(reading.weights[:, 1:].sum())
         self._count += len(tokens)
 
     @property

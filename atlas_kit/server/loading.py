@@ -75,6 +75,7 @@ class Loading:
             "n_sequences": config.n_parallel,
             "n_threads": config.n_threads,
             "n_batch": config.n_batch,
+            "sleeps": config.sleep_idle_seconds >= 0 or None,
         }
         if config.remembers:  # a memory needs the file's output matrix at once
             with contextlib.suppress(AtlasError):  # which is said when it does

@@ -25,6 +25,7 @@ from atlas_kit.storage.source import access_error
 if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.token_memory import TokenMemory
+    from atlas_kit.operations.forget import Choice, Forgotten
     from atlas_kit.persistence.session_state import SessionState
     from atlas_kit.server.config import ServerConfig
     from atlas_kit.server.conversations import Conversations
@@ -294,24 +295,97 @@ class Memories:
     async def _replace(
         self, conversation: Conversation, parked: Parked, state: SessionState | None, only_new: bool = False
     ) -> None:
-        conversations = self._service.conversations
-        async with conversations.resting(conversation):
+        async with self._service.conversations.resting(conversation):
             if only_new and conversation.version:
                 return
-            slot = conversation.slot
-            if slot is not None:
-                session = slot.session
-                ask = conversations.scheduler.ask(lambda: unpark(session, parked))
-                await finished(asyncio.wrap_future(ask))
-            requests = conversation.requests
-            conversation.forget_texts()
-            if state is not None:
-                take_over(conversation, parked, state)
-            conversation.parked = parked if slot is None else None
-            conversation.requests, conversation.exact = requests, False
-            assert parked.memory is not None
-            conversation.settings = parked.memory.settings
-            conversation.utilization, conversation.measured = None, 0
+            await self._put(conversation, parked, state)
+
+    async def _put(self, conversation: Conversation, parked: Parked, state: SessionState | None) -> None:
+        """Give a conversation that one has to oneself another inside."""
+        slot = conversation.slot
+        if slot is not None:
+            session = slot.session
+            ask = self._service.conversations.scheduler.ask(lambda: unpark(session, parked))
+            await finished(asyncio.wrap_future(ask))
+        requests = conversation.requests
+        conversation.forget_texts()
+        if state is not None:
+            take_over(conversation, parked, state)
+        conversation.parked = parked if slot is None else None
+        conversation.requests, conversation.exact = requests, False
+        assert parked.memory is not None
+        conversation.settings = parked.memory.settings
+        conversation.utilization, conversation.measured = None, 0
+
+    async def forget(
+        self,
+        conversation: Conversation,
+        choice: Choice,
+        *,
+        remove_backups: bool = False,
+        dry_run: bool = False,
+    ) -> dict[str, Any]:
+        """Forget part of what was read and said, and save what is left; return what went.
+
+        With it goes what else holds text: context, texts and window. What the matrix learned stays.
+
+        Raises
+        ------
+        ApiError, AtlasError
+            Nothing is kept, nothing or too much is meant, or what is left could not be saved.
+        """
+        from atlas_kit.operations.forget import forget_episodes
+        from atlas_kit.operations.token_words import EngineWords
+
+        service, conversations = self._service, self._service.conversations
+        words, device = EngineWords(service.engine), DEVICES[service.config.device]
+        await self._warm(conversation)
+        async with conversations.resting(conversation):
+            state = await conversations.state_at_rest(conversation)
+            if state is None or state.episodes is None:
+                raise ApiError(404, "This memory keeps no texts.", code="nothing_kept")
+            left, result = await asyncio.to_thread(
+                forget_episodes, state.episodes, choice, words, dry_run=dry_run
+            )
+            if result.pieces and not dry_run:
+                result.others = [
+                    name
+                    for name, held in (
+                        ("context", state.tokens),
+                        ("texts", conversation.branches),
+                        ("window", True),
+                    )
+                    if held
+                ]
+                new = dataclasses.replace(without_texts(without_window(state)), episodes=left)
+                parked = await asyncio.to_thread(parked_of, service.engine, new, device)
+                learned, created = conversation.learned, conversation.created
+                await finished(self._put(conversation, parked, new))
+                conversation.learned, conversation.created = learned, created
+                conversations.prefixes.forget(conversation)
+        if not dry_run:
+            await self._saved_without(conversation, result, remove_backups)
+        found = result.to_json()
+        unused = ("path", "other_texts", "rebuilt_from_tokens")
+        return {name: value for name, value in found.items() if name not in unused} | {
+            "backups": result.backups
+        }
+
+    async def _saved_without(self, conversation: Conversation, result: Forgotten, removes: bool) -> None:
+        """Save what is left, so that what was forgotten is in no file either, but for backups."""
+        from atlas_kit.operations.forget import remove_backups
+        from atlas_kit.persistence.backups import backup_names
+
+        shared = self._service.shared if conversation.key == SHARED else None
+        kept = shared is not None or conversation.key.name is not None
+        problem = await self.save_in_place(conversation) if kept and result.pieces else None
+        if problem is not None:
+            raise ApiError(507, f"It is forgotten, but the file still has it: {problem}.", code="not_saved")
+        if shared is not None:
+            result.backups = await asyncio.to_thread(backup_names, shared.path)
+            if removes:
+                await asyncio.to_thread(remove_backups, shared.path)
+                result.backups_removed = bool(result.backups)
 
     async def fork(self, conversation: Conversation, key: Key) -> Conversation:
         """Return a new session that knows what another one does: both go on by themselves.
@@ -332,6 +406,7 @@ class Memories:
         )
         if conversations.find(key, self._service.settings) is not None:
             raise ApiError(409, "There is a session of this name already.", param="session_id", code="exists")
+        conversations.names.begin(key)
         found = conversations.named[key] = Conversation(
             key, conversation.settings, writing=conversations.writing_of(key)
         )
@@ -386,6 +461,14 @@ def without_texts(state: SessionState) -> SessionState:
     return dataclasses.replace(
         state, waiting=waiting, tokens=(), position=0, output={}, context=None, texts=(), episodes=None
     )
+
+
+def without_window(state: SessionState) -> SessionState:
+    """Return a state without the window, whose values are the last tokens that were read."""
+    from atlas_kit.memory import Memory, snapshot
+
+    arrays = snapshot(state.memory, window=False, copy=False)
+    return dataclasses.replace(state, memory=Memory(state.config).restore(arrays))
 
 
 def _no_such_memory() -> NoSuchFileError:

@@ -150,6 +150,56 @@ class ResetRequest(Open):
     )
 
 
+class ForgetRequest(Open):
+    """Forget part of what was read and said: what all of these hold for that are given."""
+
+    source: str | None = Field(None, min_length=1, max_length=1024, description="The document of this name.")
+    about: str | None = Field(
+        None,
+        min_length=1,
+        max_length=4096,
+        description="Words that all occur in a turn, or in a part of a document.",
+    )
+    before: str | None = Field(
+        None,
+        min_length=1,
+        max_length=64,
+        description="What was read or said before this date or time, in ISO 8601; UTC where no zone is named.",
+    )
+    dry_run: bool = Field(False, description="Only say what would be forgotten.")
+
+
+class ForgetShared(ForgetRequest):
+    """Forget part of what the shared memory, or a session's, holds."""
+
+    session_id: str | None = SessionId
+    remove_backups: bool = Field(
+        False, description="Remove the backups of the shared memory's file, too: they may hold the text."
+    )
+
+
+class ForgottenAnswer(Answer):
+    """What was, or would be, forgotten."""
+
+    object: Literal["atlas.memory.forgotten"] = "atlas.memory.forgotten"
+    session_id: str | None = Field(description="null: the memory that requests without a session share.")
+    dry_run: bool
+    tokens: int = Field(description="Tokens that went.")
+    documents: int
+    turns: int
+    pieces: list[dict[str, Any]] = Field(
+        description="What went: kind, source, line, time_ms (Unix time), tokens, and the beginning of the text."
+    )
+    left: dict[str, int] = Field(description="Tokens, documents and turns that are left.")
+    also_removed: list[str] = Field(
+        description="What else went because it holds text: context, texts, window."
+    )
+    backups: list[str] = Field(
+        description="Backups of the shared memory's file, which may still hold the text."
+    )
+    backups_removed: bool
+
+
 class ListRequest(Open):
     """Which memories are saved."""
 

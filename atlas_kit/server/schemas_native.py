@@ -50,10 +50,16 @@ class NativeOptions(Generate):
         None, ge=0, le=1000, description="A line with less space at its beginning ends the answer."
     )
     n_keep: int | None = Field(
-        None, ge=-1, le=_COUNT, description="Accepted: a context that is full always keeps its first token."
+        None,
+        ge=-1,
+        le=_COUNT,
+        description="Tokens of the prompt that stay in a context that is full; -1: all of them.",
     )
     n_discard: int | None = Field(
-        None, ge=0, le=_COUNT, description="Accepted: a context that is full always drops its older half."
+        None,
+        ge=0,
+        le=_COUNT,
+        description="Accepted: a context that is full drops the older half of what is behind n_keep.",
     )
     n_cache_reuse: int | None = Field(None, ge=0, le=_COUNT, description="Accepted, without effect.")
 

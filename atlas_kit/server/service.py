@@ -29,6 +29,7 @@ from atlas_kit.server.loading import load_engine
 from atlas_kit.server.metrics import Metrics, Request
 from atlas_kit.server.problems import ApiError, unavailable
 from atlas_kit.server.session_files import SessionFiles, make_private
+from atlas_kit.server.sleeping import Sleep
 from atlas_kit.storage.keys import Keys, key_from_file
 
 if TYPE_CHECKING:
@@ -43,6 +44,15 @@ if TYPE_CHECKING:
     from atlas_kit.settings.atlas_settings import AtlasSettings
 
 log = logging.getLogger("atlas_kit.server")
+#: What the first request needs, and what it needs with a memory. It is imported while llama.cpp loads the model, which
+#: more would hold up: threads of one process wait for each other where they ask the system for memory.
+FIRST = (
+    "numpy.ctypeslib", "atlas_kit.llama.llama_engine", "atlas_kit.llama.llama_sampler",
+    "atlas_kit.server.light_requests", "atlas_kit.server.completion_answer",
+)  # fmt: skip
+FIRST_OF_MEMORIES = (
+    "atlas_kit.llama.token_memory", "atlas_kit.episodes.store", "atlas_kit.formats.gguf.dequantize"
+)  # fmt: skip
 #: Seconds that the start waits for sessions that are brought back; the others come while it answers already.
 BRING_BACK_SECONDS = 1.0
 #: Settings of memories that can be changed while the server runs.
@@ -88,6 +98,7 @@ class Service:
         self.session_problem: str | None = None
         #: What encrypts the files of memories and sessions.
         self.keys = Keys()
+        self.sleep = Sleep(self, config.sleep_idle_seconds)
 
     @cached_property
     def memories(self) -> Memories:
@@ -169,6 +180,7 @@ class Service:
             self.engine, self.scheduler, most_waiting=self.config.max_queue, device=self.config.device,
             files=self.files, warm=self.config.atlas_warm_sessions,
             cache_bytes=None if self.config.cache_ram < 0 else self.config.cache_ram << 20,
+            most_named=self.config.atlas_max_sessions,
         )  # fmt: skip
         self.conversations.context_shift = self.config.context_shift
         if self.shared is not None:
@@ -176,26 +188,17 @@ class Service:
         await asyncio.gather(self._open_conversations(), asyncio.to_thread(self._warm_up))
         self._saver = asyncio.create_task(self._save_now_and_then())
         self.ready = True
+        self.sleep.begin()
         log.info("ready after %.1f s: %s", time.monotonic() - began, self.engine.info.description)
 
     def _import_meanwhile(self) -> None:
         """Import what the first request needs, while the model is loaded."""
-        names = ["numpy.ctypeslib", "atlas_kit.llama.llama_engine", "atlas_kit.llama.llama_sampler"]
-        names += ["atlas_kit.server.light_requests", "atlas_kit.server.completion_answer"]
-        if self.config.remembers:
-            names += ["atlas_kit.llama.token_memory", "atlas_kit.formats.gguf.dequantize"]
-        for name in names:
+        for name in FIRST + (FIRST_OF_MEMORIES if self.config.remembers else ()):
             importlib.import_module(name)
-        assert self._loading is not None
-        for name in (
-            "jinja2",
-            "atlas_kit.server.chat_answer",
-        ):  # who chats needs them, and does not wait for them now
-            if not self._loading.done():
-                importlib.import_module(name)
 
     def _prepare(self) -> None:
         """Find out what the first turn of a conversation would have to wait for else."""
+        importlib.import_module("atlas_kit.server.chat_answer")
         with contextlib.suppress(AtlasError):  # whoever needs it is told
             assert self.template
             self.engine.output_rows().prepare()
@@ -207,6 +210,11 @@ class Service:
             back = self.conversations.bring_back(self.settings, self.engine.n_sequences)
             preparing = asyncio.ensure_future(asyncio.to_thread(self._prepare))
             await asyncio.wait({self.conversations.carry_out(back), preparing}, timeout=BRING_BACK_SECONDS)
+            self.conversations.carry_out(self._count_sessions())
+
+    async def _count_sessions(self) -> None:
+        """Find out which sessions are in files, while the server answers already."""
+        self.conversations.names.update(await asyncio.to_thread(self.files.names))
 
     def _warm_up(self) -> None:
         """Load what the first request needs, so that it does not wait for it."""
@@ -251,6 +259,7 @@ class Service:
     async def stop(self) -> None:
         """End all work, and save what is to be kept; stopping twice is fine."""
         self.stopping = True
+        await self.sleep.end()
         if self._saver is not None:
             await self._end_saver(self._saver)
             self._saver = None

@@ -261,18 +261,26 @@ class SessionFiles:
             return os.path.basename(aside)
         return None
 
+    def names(self) -> list[Key]:
+        """Return which sessions have files; of damaged ones, nothing."""
+        named = [(one.get("namespace"), one.get("name")) for one in self._every()]
+        return [Key(key, name) for key, name in named if isinstance(key, str) and isinstance(name, str)]
+
     def infos(self, namespace: str) -> list[dict[str, Any]]:
         """Return what is known about the sessions of a namespace that have files; of damaged ones, nothing."""
+        named = (one for one in self._every() if one.get("namespace") == namespace)
+        return [one for one in named if isinstance(one.get("name"), str)]
+
+    def _every(self) -> list[dict[str, Any]]:
+        """Return what is known about all sessions that have files."""
         found, there = [], set[str]()
         if self._folder is None:
             return []
         with contextlib.suppress(OSError), os.scandir(self.folder) as entries:
             for entry in entries:
                 if entry.name.endswith(_SUFFIX) and not entry.name.startswith("."):
-                    info = self._described(entry)
+                    found.append(self._described(entry))
                     there.add(entry.name)
-                    if info.get("namespace") == namespace and isinstance(info.get("name"), str):
-                        found.append(info)
         self._seen = {name: kept for name, kept in self._seen.items() if name in there}
         return found
 

@@ -44,6 +44,11 @@ class Traces:
     def __init__(self) -> None:
         self._looked: dict[Key, _Looked] = {}
 
+    @property
+    def anybody(self) -> bool:
+        """Whether anybody looks at any session."""
+        return bool(self._looked)
+
     def take(self, key: Key, reading: Reading, tokens: Array, probabilities: Array) -> None:
         """Take down what was expected of some tokens that came, where somebody looks on; on any thread."""
         looked = self._looked.get(key)

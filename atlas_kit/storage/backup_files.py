@@ -10,11 +10,13 @@ import contextlib
 import os
 import re
 import time
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from atlas_kit.storage.pace import let_go
 from atlas_kit.storage.source import StrPath, access_error, resolved
+
+if TYPE_CHECKING:  # every opening of a file imports this module, and pathlib takes a tenth of its time
+    from pathlib import Path
 
 #: As many backups as there will ever be.
 ALL = 1 << 31
@@ -29,6 +31,8 @@ class BackupPlace(NamedTuple):
 
 def backup_name(path: StrPath) -> Path:
     """Return the name under which the previous version of ``path`` is kept: ``NAME.bak``."""
+    from pathlib import Path
+
     path = Path(path)
     return path.with_name(path.name + ".bak")
 
@@ -43,6 +47,8 @@ def places(path: StrPath) -> list[BackupPlace]:
     FileAccessError
         The folder cannot be read.
     """
+    from pathlib import Path
+
     target = Path(path)
     if target.is_symlink():
         target = Path(os.path.realpath(path))
@@ -107,6 +113,8 @@ def make_room(path: StrPath) -> None:
     FileAccessError
         It cannot be renamed.
     """
+    from pathlib import Path
+
     target = Path(os.path.realpath(path))
     before = backup_name(target)
     try:
@@ -122,6 +130,8 @@ def prune(path: StrPath, count: int) -> list[str]:
 
     ``NAME.bak`` is the newest, and what cannot be removed stays.
     """
+    from pathlib import Path
+
     target = Path(os.path.realpath(path))
     stem, suffix = _stem_and_suffix(target)
     pattern = re.compile(rf"{re.escape(stem)}_(?P<time>\d[\dT_\-]*){re.escape(suffix)}", re.DOTALL)
@@ -152,6 +162,8 @@ def name_with_time(target: Path, when: int) -> Path:
 
 def keep_aside(target: Path) -> str:
     """Keep the present file under a name with the time, by a second link or a copy."""
+    from pathlib import Path
+
     if target.is_symlink():
         target = Path(os.path.realpath(target))
     name = name_with_time(target, int(time.time()))
@@ -183,6 +195,8 @@ def keep_backup(path: StrPath, count: int = 1, *, copy_of: int | None = None) ->
     FileAccessError
         It cannot be written; then nothing has changed.
     """
+    from pathlib import Path
+
     target = Path(resolved(path))
     temporary = target.with_name(f".{stem_of(target)}.{os.getpid()}.bak.tmp")
     try:

@@ -94,3 +94,27 @@ def test_files_that_cannot_be_asked(ask, run_cli, tmp_path):
     assert result.exit_code == 2
     assert "there is nothing in this memory to ask about" in result.stderr
     assert ask("Who?", file="-").exit_code == 2
+
+
+def test_on_a_terminal_answers_appear_as_they_come(capsys):
+    from atlas_kit.cli.ask_cmd import _Live
+    from atlas_kit.llama.asking import Answer
+    from atlas_kit.llama.recalling import Recalled
+    from atlas_kit.llama.steps import Token
+
+    live = _Live(named=True, verbose=False)
+    for question in ("Who?", "When?"):
+        live(question)
+        for text in (" ", " Anna", " Rask\x1b.", ""):
+            live(Token(1, text, None))
+            shown = capsys.readouterr().out if text == " Anna" else ""
+            assert shown == "" or shown.endswith("Anna")
+        live(Answer(question, "Anna Rask.", Recalled(reason="off"), (), "stop", 0.1, 0.2))
+    found = capsys.readouterr().out
+    assert "\x1b" not in found
+    assert found.count("from nothing that was stored: off\n") == 1
+
+
+@pytest.mark.parametrize("gate", ["101", "-101", "nan", "x"])
+def test_a_gate_out_of_range_is_refused(ask, gate):
+    assert ask("Who?", "--recall-gate", gate).exit_code == 2

@@ -433,6 +433,43 @@ def test_decrypting_and_encrypting(tmp_path: Path) -> None:
 # --- what an outside review found -------------------------------------------------------------------------
 
 
+def test_another_secret(tmp_path: Path) -> None:
+    """Also by a commit, which must not append to records of the old one."""
+    path = tmp_path / "m.atlas"
+    write(path, passphrase=WORDS)
+    before = load(path, passphrase=WORDS)
+    for save in (MemoryFile.save, MemoryFile.commit):
+        with MemoryFile.open(path, passphrase=WORDS) as memory:
+            memory.encrypt_with(key=KEY)
+            save(memory)
+            memory["more"] = "of the new key"
+            memory.commit()
+        assert load(path, key=KEY)[:-1] == before
+        with pytest.raises(WrongKeyError):
+            MemoryFile.open(path, passphrase=WORDS)
+        with MemoryFile.open(path, key=KEY) as memory:
+            del memory["more"]
+            memory.encrypt_with(passphrase=WORDS)
+            memory.commit()
+        assert load(path, passphrase=WORDS) == before
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_plain_file_is_encrypted_with_the_next_save(tmp_path: Path, version: int) -> None:
+    path = tmp_path / "m.atlas"
+    plain = MemoryFile(version=version)
+    plain[SECRETS[0]] = SECRETS[1]
+    plain.save(path)
+    with MemoryFile.open(path) as memory:
+        memory.encrypt_with(key=KEY)
+        assert memory.version == 3
+        memory.commit()
+    assert not any(text.encode() in path.read_bytes() for text in SECRETS)
+    assert [key for key, *_ in load(path)] == [SECRETS[0]]
+    with MemoryFile.open(path, key=KEY) as memory, pytest.raises(KeyRequiredError):
+        memory.encrypt_with()
+
+
 def test_an_unknown_cipher_is_refused(tmp_path: Path) -> None:
     memory = MemoryFile(version=3, key=KEY)
     memory["a"] = "1"

@@ -18,6 +18,7 @@ from gguf_builder import (
     F32_T,
     F64,
     F64_T,
+    GGML,
     HOSTILE,
     I32,
     I32_T,
@@ -37,6 +38,7 @@ from gguf_builder import (
     spm_tokens,
     tiny_llama,
     vocab_only,
+    weights,
 )
 from llama_oracle import LlamaOracle, OracleUnavailableError, Verdict
 
@@ -455,14 +457,14 @@ def test_every_finding_can_be_shown() -> None:
     ],
 )
 def test_deep_looks_for_numbers_that_are_not_finite(kind: int, data: bytes, at: int) -> None:
-    file = TINY.with_tensor("output_norm.weight", type=kind, data=data)
-    assert check(file) == []
-    (finding,) = check(file, deep=True)
-    assert (finding.code, finding.severity, finding.key) == (
-        "tensor-not-finite",
-        "error",
-        "output_norm.weight",
+    size = 32 * 32 // GGML[kind][0] * GGML[kind][1]
+    file = TINY.with_tensor(
+        "blk.0.attn_q.weight", type=kind, data=data + weights("w", (size // 2,), F16_T)[len(data) :]
     )
+    assert check(file) == []
+    found = [f for f in check(file, deep=True) if f.code == "tensor-not-finite"]
+    (finding,) = found
+    assert (finding.severity, finding.key) == ("error", "blk.0.attn_q.weight")
     assert finding.offset is not None
     assert file.bytes()[finding.offset : finding.offset + 2] == data[at : at + 2]
 

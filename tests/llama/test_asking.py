@@ -7,16 +7,17 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas_kit.episodes import Kind
+from atlas_kit.episodes import Episodes, Kind
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama import AtlasSession, AtlasSettings, FakeEngine, Sampling, Scheduler
 from atlas_kit.llama.asking import asking, follows_up, states
 from atlas_kit.llama.asking_prompts import Form
 from atlas_kit.llama.branching import Branch
-from atlas_kit.llama.recalling import Piece, Recall, candidates, newest_first, recalling
+from atlas_kit.llama.recalling import Piece, Recall, _grown, candidates, newest_first, recalling
+from atlas_kit.llama.steps import Token
 
 SETTINGS = AtlasSettings(window_size=64, memory_dim=8, omega_window=16, chunk_size=8, candidates=16)
 ALWAYS = Recall("always", tokens=64)
@@ -188,10 +189,37 @@ def test_question_and_answer_enter_the_conversation_without_what_was_read_again(
     said = [token.id for token in answer.tokens if token.id >= 0]
     expected = b"Question: Who built the bridge?\nAnswer:" + bytes(said)
     assert bytes(session.context_tokens) == expected
-    assert session.memory.tokens_seen == seen + len(expected) - 1
+    assert (
+        session.memory.tokens_seen == seen + len(expected) - len(said) - 1
+    )  # its own words it does not learn
     assert [(kind, text) for kind, _, text in stored(session)][-2][1] == "Who built the bridge?"
     assert stored(session)[-1][0] == Kind.ASSISTANT
     assert session.talked == [("Who built the bridge?", answer.text)]
+
+
+@pytest.mark.parametrize("mode", ["always", "off"])
+def test_a_memory_does_not_learn_what_the_model_says(session, mode):
+    """Else an answer begins like the one before it; what comes next is learned again."""
+    seen = session.memory.tokens_seen
+    first = session.ask("Who built the bridge?", recall=Recall(mode, tokens=64), max_tokens=9)
+    assert len(first.tokens) == 9
+    assert session.learns
+    asked = len(b"Question: Who built the bridge?\nAnswer:")
+    assert session.memory.tokens_seen == seen + asked - 1
+    session.feed("abc", kind=None)
+    assert session.memory.tokens_seen == seen + asked - 1 + len("abc")  # a: behind the answer's last token
+    told = []
+    session.ask("And why?", recall=Recall("off"), max_tokens=9, told=told.append, until=lambda: len(told) > 1)
+    assert session.learns
+    work = asking(session, "And why?", recall=Recall("off"))
+    item = None
+    while not isinstance(item, Token):
+        item = session._next(work, item)
+    work.close()
+    assert session.learns
+    with AtlasSession(session.engine, SETTINGS, learn=False) as other:
+        other.ask("Who built the bridge?", recall=Recall(mode, tokens=64), max_tokens=3)
+        assert not other.learns
 
 
 def test_the_gate(session):
@@ -310,7 +338,8 @@ def test_what_is_a_follow_up(question, leans):
         ("I like tea.", True), ("It rains!", True), ("Ich mag Tee.", True), ("Thanks.", True),
         ("I like tea, and you?", False), ("I forgot the name of the dog.", False), ("My dog's name", False),
         ("The capital of France is", False), ("Tell me about tea.", False), ("Erzähl mir von Tee.", False),
-        ("Je veux savoir son nom.", False), ("我喜欢茶。", False), ("Скажи мне имя.", False), ("...", False), ("", False),
+        ("Je veux savoir son nom.", False), ("我喜欢茶。", False), ("Скажи мне имя.", False), ("...", False),
+        ("", False),
     ],
 )  # fmt: skip
 def test_what_plainly_asks_for_nothing(text, plainly):
@@ -319,7 +348,9 @@ def test_what_plainly_asks_for_nothing(text, plainly):
 
 def test_nothing_is_looked_up_for_a_statement(session, monkeypatch):
     read = []
-    monkeypatch.setattr(Branch, "likelihood", lambda branch, tokens, asked: read.append(1) or _likelihood([], asked, 0))
+    monkeypatch.setattr(
+        Branch, "likelihood", lambda branch, tokens, asked: read.append(1) or _likelihood([], asked, 0)
+    )
     assert session.ask("My dog is called Rex.", recall=ALWAYS, keep=False, max_tokens=2).pieces
     assert read
     read.clear()
@@ -464,11 +495,43 @@ def test_a_later_turn_that_says_that_it_is_otherwise_corrects(later, gain, kind,
 def test_the_newest_comes_first_whatever_the_order_was(order, gains):
     """Nothing is lost, and what stands in front is the best one or a later one that helps."""
     texts = ["The cat is red.", "The cat is blue now.", "A dog barks.", "It rains again."]
-    pieces = [piece_of(texts[n % 4], gain, n, "assistant" if n > 5 else "user") for n, gain in enumerate(gains)]
+    pieces = [
+        piece_of(texts[n % 4], gain, n, "assistant" if n > 5 else "user") for n, gain in enumerate(gains)
+    ]
     ranked = sorted((pieces[n] for n in order), key=lambda piece: -piece.gain)
     found = newest_first(ranked, Recall())
     assert sorted(map(id, found)) == sorted(map(id, ranked))
     assert found[0] is ranked[0] or (found[0].start > ranked[0].start and found[0].gain >= Recall().gate)
+
+
+LINES = "".join(f"Line {number} tells of the thing {number * 37 % 100}.\n" for number in range(1, 60))
+
+
+@settings(max_examples=30, deadline=None)
+@given(first=st.integers(0, len(LINES) - 2), length=st.integers(1, 60), most=st.integers(60, 300))
+def test_a_piece_grows_in_its_document_and_keeps_its_place(first, length, most):
+    """Also beyond the segment that it was found in; what it was stays inside, and its line is right."""
+    engine = FakeEngine()
+    episodes = Episodes(engine.piece, engine.info.n_vocab)
+    for source, text in (("before", "Before.\n" * 9), ("doc", LINES), ("after", "After.\n" * 9)):
+        episodes.begin(Kind.DOCUMENT, source)
+        episodes.append(engine.tokenize(text))
+    document = episodes.episodes[1]
+    start, stop = document.start + first, min(document.start + first + length, document.stop)
+    block = next(
+        one for number in range(episodes.blocks) if (one := episodes.segment(number)).stop > start
+        if one.source == "doc"
+    )  # fmt: skip
+    line = 1 + LINES[:first].count("\n")
+    text = episodes.text(start, stop)
+    piece = Piece(
+        text, "document", "doc", 0, start, stop, line, 1.0, segment=(block.start, block.stop, block.line)
+    )
+    found = _grown(episodes, piece, Recall(tokens=most))
+    assert document.start <= found.start <= start < stop <= found.stop <= document.stop
+    assert found.stop - found.start <= max(most, stop - start)
+    assert found.text == episodes.text(found.start, found.stop)
+    assert found.line == 1 + LINES[: found.start - document.start].count("\n")
 
 
 def test_what_the_model_said_itself_counts_less(engine, monkeypatch):

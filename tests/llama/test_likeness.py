@@ -6,11 +6,13 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from atlas_kit.episodes import TURNS, Episodes, Kind
 from atlas_kit.llama import FakeEngine
 from atlas_kit.llama.engine import ModelInfo
-from atlas_kit.llama.excerpts import excerpt
+from atlas_kit.llama.excerpts import grown, windows
 from atlas_kit.llama.likeness import Likeness, likeness_of
 from atlas_kit.llama.output_matrix import OutputRows
 
@@ -123,19 +125,41 @@ def test_a_longer_text_gains_nothing_by_chance(engine, episodes):
     assert question.score(nearest, 200) < question.score(nearest, 20)
 
 
-def test_the_excerpt_is_about_the_question(engine, episodes):
-    segment = next(
-        episodes.segment(block)
-        for block in range(episodes.blocks)
-        if episodes.segment(block).source == "b.txt"
-    )
+def segment_of(episodes, source):
+    every = map(episodes.segment, range(episodes.blocks))
+    return next(segment for segment in every if segment.source == source)
+
+
+def test_the_likest_window_is_about_the_question(engine, episodes):
+    segment = segment_of(episodes, "b.txt")
     question = Likeness(engine).question(episodes.arrays(), engine.tokenize("what kills insects"))
-    start, stop = excerpt(episodes, segment, question, frozenset(), 16)
-    assert "wasps die" in episodes.text(start, stop)
-    assert stop - start <= 16
-    assert episodes.text(segment.start, start).rstrip().endswith(".")  # whole sentences
-    whole = excerpt(episodes, segment, question, frozenset(), 500)
-    assert whole == (segment.start, segment.stop)
+    best = max(windows(episodes, segment, question, frozenset(), 16), key=lambda one: one[:3])
+    assert "wasps die" in episodes.text(best.start, best.stop)
+    assert best.size == best.stop - best.start <= 16
+    assert episodes.text(segment.start, best.start).rstrip().endswith(".")  # whole sentences
+    whole = max(windows(episodes, segment, question, frozenset(), 500), key=lambda one: one[:3])
+    assert (whole.start, whole.stop) == (segment.start, segment.stop)
+
+
+@given(most=st.integers(1, 90), question=st.sampled_from(["what kills insects", "the cat", "here"]))
+def test_windows_are_whole_sentences_and_grow_within_their_segment(most, question):
+    """Whatever the length: inside the segment, not too long, and what is grown holds what it was grown from."""
+    engine = Words()
+    episodes = Episodes(engine.piece, engine.info.n_vocab)
+    episodes.begin(Kind.DOCUMENT, "a.txt")
+    episodes.append(engine.tokenize(PLAIN * 2 + "wasps die of soap and the cat sleeps here\n" + PLAIN))
+    segment = segment_of(episodes, "a.txt")
+    asked = Likeness(engine).question(episodes.arrays(), engine.tokenize(question))
+    found = windows(episodes, segment, asked, frozenset(), most)
+    assert found
+    for one in found:
+        assert segment.start <= one.start < one.stop <= segment.stop
+        assert one.size == one.stop - one.start <= most
+        for longer in (most, 2 * most, 500):
+            start, stop = grown(episodes, segment, one.start, one.stop, longer)
+            assert segment.start <= start <= one.start < one.stop <= stop <= segment.stop
+            assert stop - start <= longer
+    assert grown(episodes, segment, found[0].start, found[0].stop, 500) == (segment.start, segment.stop)
 
 
 def test_each_store_has_an_index_of_its_own(engine, episodes):

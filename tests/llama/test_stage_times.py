@@ -11,6 +11,7 @@ from memory_arrays import arrays, assert_same
 
 from atlas_kit.errors import ClosedError, ModelError
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling, SessionPool
+from atlas_kit.llama.engine import Outputs
 from atlas_kit.llama.stage_times import HALF_LIFE, TRIED, TRIED_IN, StageTimes
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
@@ -108,6 +109,37 @@ def test_one_half_is_decoded_for_while_the_other_goes_on(monkeypatch):
         with AtlasSession(engine, SMALL) as alone:
             alone.feed_limit = engine.n_batch // 2
             expected = list(alone.generate(text * 2, max_tokens=20, sampling=GREEDY))
+            assert [token.id for token in expected] == [token.id for token in job.tokens]
+            assert_same(arrays(alone), kept)
+
+
+def test_outputs_of_long_texts_are_not_copied(monkeypatch):
+    """Those of others meanwhile are; and all say what they say alone."""
+    copied, most = [], 40 * 4 * (256 + 1 + 32)
+    plain = Outputs.copied
+
+    def noted(outputs):
+        copied.append(outputs.logits.nbytes)
+        return plain(outputs)
+
+    engine = FakeEngine(n_ctx=256, n_sequences=4, n_batch=128)
+    sessions = [AtlasSession(engine, SMALL) for _ in range(4)]
+    pool, jobs = in_two_stages(monkeypatch, engine, sessions[:2])
+    monkeypatch.setattr(Outputs, "copied", noted)
+    monkeypatch.setattr("atlas_kit.llama.batch.MOST_COPIED", most)
+    jobs += [
+        pool.generate(session, text * 8, max_tokens=20, sampling=GREEDY)
+        for session, text in zip(sessions[2:], TEXTS[2:], strict=True)
+    ]
+    pool.run()
+    assert copied
+    assert max(copied) <= most
+    for session, job, text, times in zip(sessions, jobs, TEXTS, (2, 2, 8, 8), strict=True):
+        kept = arrays(session)
+        session.close()
+        with AtlasSession(engine, SMALL) as alone:
+            alone.feed_limit = engine.n_batch // 2
+            expected = list(alone.generate(text * times, max_tokens=20, sampling=GREEDY))
             assert [token.id for token in expected] == [token.id for token in job.tokens]
             assert_same(arrays(alone), kept)
 

@@ -705,6 +705,30 @@ def test_an_entropy_is_that_of_a_distribution(size):
 # --- turns ---------------------------------------------------------------------------------------------------
 
 
+def test_control_tokens_are_counted_as_they_come_and_anew():
+    """What tokens since the last control token are is counted on the way, and found again after a restart."""
+    settings = AtlasSettings(window_size=64, memory_dim=8)
+    with FakeEngine(n_batch=64) as engine:
+        memory, longest = TokenMemory(engine.output_rows(), settings), 16
+        tokens = [1, 256, 256, 2, 3, 3, 256, *range(4, 30), 256, 5, 5, 6, 7, 8, 256, 9]
+        out = engine.decode([Feed(0, tokens, 0, len(tokens))], hidden=True)[0]
+        hidden, logits = np.array(out.hidden), np.array(out.logits)
+        for at in range(len(tokens) - 1):
+            memory.learn(memory.read(hidden[at : at + 1], logits[at : at + 1], np.array([tokens[at]])),
+                         np.array([tokens[at + 1]]))  # fmt: skip
+            if at < longest:  # the window is empty until then
+                continue
+            for current in (tokens[at + 1], 11, 256):
+                every = [
+                    one for one in memory._histories(np.array([current]), longest)[0].tolist() if one >= 0
+                ]
+                assert list(memory.history(current, longest)) == every
+                assert memory.settled(current) == bool(memory._settled(np.array([current]))[0])
+                counted, memory._plain = memory._plain, None
+                assert list(memory.history(current, longest)) == every
+                assert memory._plain_tokens == counted
+
+
 def _turns(n_control: int = 256) -> list[int]:
     """Three turns that begin alike: a control token, two tokens of its form, and six of which the first are alike."""
     return [

@@ -10,7 +10,7 @@ import pytest
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.output_matrix import KNOWN_EVENING, KNOWN_RIDGE, MOVED_LOGIT
 from atlas_kit.llama.token_memory import BIAS_STEP, ETA_BOUND, ETA_RATE, TokenMemory, read_ahead
-from atlas_kit.llama.whitened_reading import LEAST_LIFT, LIFT, bias_step, likely
+from atlas_kit.llama.whitened_reading import LEAST_LIFT, LIFT, bias_step, likely, moved
 from atlas_kit.memory.whitened import whitening
 from atlas_kit.settings.atlas_settings import GATE_START, WHITENED_AFTER, AtlasSettings
 from tests.llama.test_token_memory import E, Model, V, softmax, text
@@ -319,6 +319,37 @@ def test_candidates_and_bias_steps():
     ids, change = bias_step(np.array([[3, 7], [1, 3]]), np.array([[0.5, 0.25], [0.1, -1.0]]), 2.0)
     assert ids.tolist() == [1, 3, 7]
     assert change.tolist() == pytest.approx([-0.2, 1.0, -0.5])
+
+
+@pytest.mark.parametrize("n_vocab", [2, 40, 500])
+def test_bias_steps_are_the_same_to_the_bit_however_tokens_are_summed(n_vocab, monkeypatch):
+    random = np.random.default_rng(n_vocab)
+    top = random.integers(n_vocab, size=(16, 12))
+    share = random.standard_normal(top.shape).astype(np.float32)
+    found = []
+    for times in (0, 1000):
+        monkeypatch.setattr("atlas_kit.llama.whitened_reading.FEW_TIMES", times)
+        found.append(bias_step(top, share, 0.3))
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+    assert [len(one) for one in bias_step(np.empty((0, 3), np.int64), np.empty((0, 3)), 1.0)] == [0, 0]
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_logits_that_a_model_rules_out_are_moved_by_nothing(softcap):
+    own = np.array([[1.0, -np.inf, 2.0], [0.5, 0.0, 1.0]], np.float32)
+    change = np.array([[0.5, 0.5, -0.5], [0.0, 1.0, 0.0]], np.float32)
+    lse = np.log(np.exp(own.astype("f8")).sum(axis=1))
+    with np.errstate(invalid="ignore"):
+        corrected, log_z, before, behind, expected = moved(own, change, lse, softcap)
+    assert np.isfinite(expected).all()
+    assert np.isfinite(log_z).all()
+    np.testing.assert_allclose(behind.sum(axis=1), 1)
+    with np.errstate(invalid="ignore"):
+        moves = np.where(np.isfinite(own), corrected - own, 0)
+    np.testing.assert_allclose(expected, (behind * moves).sum(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(before.sum(axis=1), 1)
 
 
 def test_what_was_learned_can_be_forgotten_and_the_windows_keys_still_fit():

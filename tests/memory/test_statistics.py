@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import json
 
@@ -193,3 +194,14 @@ def test_distances_keep_their_bounds(size):
     nothing = matrix_distance(0 * a, a * size, 1)
     assert set(nothing.cosine[1:]) == {0}
     assert set(nothing.relative[1:]) == {np.inf}
+
+
+def test_memories_that_were_whitened_by_different_texts_are_not_merged():
+    from atlas_kit.memory.modules import WhitenedMatrix
+
+    one = Memory(MemoryConfig(6, 6, module=WhitenedMatrix(rank=4))).init()
+    merge([one, one])
+    for name in ("P", "origin"):
+        other = dataclasses.replace(one, parameters={**one.parameters, name: one.parameters[name] + 1})
+        with pytest.raises(InvalidParamError, match="whitened by different texts"):
+            merge([one, other])

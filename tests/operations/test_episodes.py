@@ -15,12 +15,12 @@ from atlas_kit.operations.compress import CompressOptions, compress_file
 from atlas_kit.operations.convert import ConvertOptions, convert_file
 from atlas_kit.operations.diff import diff_files
 from atlas_kit.operations.episodes import joined, texts_of
-from atlas_kit.operations.forget import EngineWords
 from atlas_kit.operations.get import get_value
 from atlas_kit.operations.inspect import inspect_file
 from atlas_kit.operations.merge import merge_files
 from atlas_kit.operations.repair import repair_file
 from atlas_kit.operations.rm import remove_keys
+from atlas_kit.operations.token_words import EngineWords
 from atlas_kit.operations.validate import validate_file
 from atlas_kit.persistence.entry_keys import EPISODES
 from atlas_kit.persistence.episode_entries import put_episodes, read_episodes

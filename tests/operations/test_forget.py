@@ -14,7 +14,8 @@ from atlas_kit.errors import ConflictError, InvalidParamError, KeyNotFoundError,
 from atlas_kit.formats.atlas import MemoryFile
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling
 from atlas_kit.operations import forget as operation
-from atlas_kit.operations.forget import Choice, EngineWords, forget, time_of
+from atlas_kit.operations.forget import Choice, forget, time_of
+from atlas_kit.operations.token_words import EngineWords
 from atlas_kit.persistence.place import lock_of_server
 from atlas_kit.persistence.session_file import read_session_state, write_session_state
 from atlas_kit.persistence.snapshot import save_memory

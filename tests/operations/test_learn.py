@@ -218,3 +218,13 @@ def test_nothing_to_read(session, write):
 def test_save_every_is_positive(session):
     with pytest.raises(InvalidParamError, match="save_every"):
         learn(session, [], save=lambda: None, save_every=0)
+
+
+def test_a_file_under_another_name_is_not_stored_again(session, write):
+    """But a file that was another one meanwhile is: what was read last counts."""
+    learn(session, [write(TEXT, "a.txt")], save=lambda: None, store_only=True)
+    learn(session, [write(TEXT, "b.txt"), write(TEXT + "!", "c.txt")], save=lambda: None, store_only=True)
+    assert len(session.episodes) == 2 * len(TEXT) + 1
+    learn(session, [write(TEXT + "!", "a.txt")], save=lambda: None, store_only=True)
+    learn(session, [write(TEXT, "a.txt")], save=lambda: None, store_only=True)
+    assert len(session.episodes) == 4 * len(TEXT) + 2

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from atlas_kit.errors import FileAccessError, InvalidParamError, NoSuchFileError
+from atlas_kit.errors import ConflictError, FileAccessError, InvalidParamError, NoSuchFileError
 from atlas_kit.llama import AtlasSession, FakeEngine
 from atlas_kit.persistence.backups import backup_names, list_backups, newest_good
 from atlas_kit.persistence.place import Place, automatic_path
@@ -134,3 +134,38 @@ def test_names_of_backups_come_in_the_order_of_the_list(tmp_path):
     assert backup_names(path) == ["a_20250131T120000.atlas.bak", "a.atlas.bak", "a_17.atlas.bak"]
     assert [os.path.basename(backup.path) for backup in list_backups(path).backups] == backup_names(path)
     assert backup_names(tmp_path / "none.gguf") == []
+
+
+def test_what_was_forgotten_meanwhile_is_not_brought_back(states, tmp_path):
+    from atlas_kit.episodes import Episodes, Kind
+    from atlas_kit.operations.forget import Choice, forget
+    from atlas_kit.operations.token_words import EngineWords
+
+    path, made = tmp_path / "m.atlas", Episodes(lambda token: bytes([token]), 256)
+    made.begin(Kind.USER)
+    made.append(list(b"the blue stone"))
+    told = dataclasses.replace(states[0], episodes=made.arrays())
+    Place(str(path), "model.gguf").save(told)
+    open_one = Place(str(path), "model.gguf")
+    forget(str(path), Choice(about="stone"), words=EngineWords(FakeEngine()))
+    after = path.read_bytes()
+    with pytest.raises(ConflictError, match="would bring it back"):
+        open_one.save(dataclasses.replace(states[1], episodes=made.arrays()))
+    assert not open_one.save_episodes(made.arrays(), told.identity)
+    assert path.read_bytes() == after
+    later = Place(str(path), "model.gguf")
+    assert not later.save(states[1])
+    open_one = Place(str(path), "model.gguf")
+    write_session_state(path, states[0])
+    assert open_one.save(states[1])  # by somebody who forgot nothing
+
+
+def test_what_forgets_is_known_of_an_encrypted_memory(states, tmp_path):
+    from atlas_kit.storage.keys import Keys
+
+    path, keys = str(tmp_path / "m.atlas"), Keys("secret")
+    place = Place(path, "model.gguf", keys)
+    place.save(states[0])
+    write_session_state(path, states[0], metadata={"forgotten_ms": 4_000_000_000_000}, passphrase="secret")
+    with pytest.raises(ConflictError):
+        place.save(states[1])

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 from gguf_builder import (
+    ARR,
     F16_T,
     F32,
     F32_T,
@@ -19,6 +20,7 @@ from gguf_builder import (
     KV,
     Q8_0_T,
     STR,
+    Array,
     File,
     Tensor,
     split_llama,
@@ -129,6 +131,21 @@ def doubles() -> bytes:
     return File(
         (KV("general.architecture", STR, "x"),), (Tensor("a", (4,), F64_T, numbers.tobytes()),)
     ).bytes()
+
+
+# --- metadata that is odd -------------------------------------------------------------------------------------------
+
+
+def bad_template() -> bytes:
+    """A chat template whose loop never ends."""
+    return (
+        model().with_kv(KV("tokenizer.chat_template", STR, "{% for m in messages %}{{ m.content }}")).bytes()
+    )
+
+
+def license_array() -> bytes:
+    """A licence that is a list."""
+    return model().with_kv(KV("general.license", ARR, Array(STR, ["mit", "apache-2.0"]))).bytes()
 
 
 # --- files that are something else ----------------------------------------------------------------------------------

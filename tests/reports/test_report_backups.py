@@ -171,3 +171,26 @@ def test_a_copy_is_whole_without_the_system_s_help(folder, monkeypatch):
     with open(path, "rb") as file:
         backup_files.keep_backup(path, copy_of=file.fileno())
     assert (folder / "large.bak").read_bytes() == path.read_bytes()
+
+
+def test_a_date_means_the_newest_from_then_or_before(folder, run_cli):
+    path = folder / "memory.atlas"
+    for day in (10, 12, 14):
+        memory = MemoryFile()
+        memory["day"] = str(day)
+        memory.save(path)
+        os.utime(path, (1_700_000_000 + day * 86_400,) * 2)  # 14 November 2023 and ten days more
+        assert run_cli("set", path, "other", "x", "--backup").exit_code == 0
+    for which, day in (
+        ("2023-11-25", 10),
+        ("2023-11-26", 12),
+        ("2023-11-27T23:00:00Z", 12),
+        ("2026-01-01", 14),
+    ):
+        ran = run_cli("recover", path, "--restore", which, "-o", folder / "back.atlas", "-f")
+        assert ran.exit_code == 0, ran.stderr
+        with MemoryFile.open(folder / "back.atlas") as memory:
+            assert memory["day"].text == str(day), which
+    ran = run_cli("recover", path, "--restore", "2023-11-23")
+    assert ran.exit_code == 2
+    assert "no backup from 2023-11-23 or before" in ran.stderr

@@ -142,6 +142,15 @@ GOOD = {
     "entries": ({"entries": [{"key": "k", "text": "x"}]}, {"k": "x"}),
     "shared": ({"id": "s", "messages": [{"from": "human", "value": "Hello"}]}, {"s": "User: Hello"}),
     "parts": ([{"role": "user", "content": [{"type": "text", "text": "Hi"}]}], {"talk": "User: Hi"}),
+    "Claude's": ([{"uuid": "1", "name": "t", "created_at": "2026-01-02T03:04:05.6789Z", "chat_messages": [
+        {"sender": "human", "text": "Hello"}, {"sender": "assistant", "content": [{"type": "text", "text": "Hi"}]}]}],
+        {"t": "User: Hello\nAssistant: Hi"}),
+    "ChatGPT's": ([{"title": "t", "create_time": 1700000000.5, "current_node": "c", "mapping": {
+        "root": {"message": None, "parent": None},
+        "a": {"parent": "root", "message": {"author": {"role": "user"}, "content": {"parts": ["Hello"]}}},
+        "b": {"parent": "a", "message": {"author": {"role": "assistant"}, "content": {"parts": ["Left"]}}},
+        "c": {"parent": "a", "message": {"author": {"role": "assistant"}, "content": {"parts": ["Hi"]}}}}}],
+        {"t": "User: Hello\nAssistant: Hi"}),
     "a table of one": ({"greeting": "hello"}, {"greeting": "hello"}),
 }  # fmt: skip
 
@@ -175,6 +184,16 @@ def test_what_stands_beside(tmp_path, run_cli):
         assert found == {"a": (2, 3, 1_700_000_000), "b": (3, 0, 12), "d": (2, 0, 1_700_000_000)}
         assert (memory["c"].type, memory["c"].text) == (77, "[1, 2]")
         assert json.loads(memory["d"].text) == MESSAGES
+
+
+def test_the_json_of_a_whole_memory_goes_in_as_well(memory, tmp_path, run_cli):
+    """What ``convert`` wrote: numbers and bytes too."""
+    assert run_cli("convert", memory, tmp_path / "m.json").exit_code == 0
+    ran = run_cli("import", tmp_path / "back.atlas", tmp_path / "m.json")
+    assert ran.exit_code == 0, ran.stderr
+    assert run_cli("diff", memory, tmp_path / "back.atlas").exit_code == 0
+    (tmp_path / "x.json").write_text('[{"key": "k", "base64": "?"}]')
+    assert 'item 1: "base64" is not base64' in run_cli("import", memory, tmp_path / "x.json").stderr
 
 
 BAD = {

@@ -23,6 +23,7 @@ from atlas_kit.formats.atlas import MemoryFile, tables
 from atlas_kit.operations.inputs import open_given
 from tests.reports.command_table import MODELS, READ_ONLY, WRITING, options_of, unlisted
 
+pytest.importorskip("cryptography")
 pytest_plugins = ["tests.cli.model_fixtures"]
 
 #: Random, so that no codec makes it shorter and no file has it by chance.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import report_files as built
-from gguf_builder import split_llama
+from gguf_builder import KV, STR, split_llama
 
 #: name -> (file, what is said, what is not)
 DAMAGED: dict[str, tuple[Callable[[], bytes], str, str]] = {
@@ -84,3 +84,51 @@ def test_offsets_of_shards_stand_below_their_file(tmp_path: Path, run_cli) -> No
     ]
     tensors = json.loads(run_cli("inspect", path, "--tensors", "--json").stdout)["tensors"]
     assert [tensor["shard"] for tensor in tensors[::20]] == ["m-00001-of-00003.gguf", "m-00003-of-00003.gguf"]
+
+
+def test_chat_template(tmp_path: Path, run_cli) -> None:
+    path = tmp_path / "model.gguf"
+    source = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}\n{% endfor %}<|assistant|>"
+    )
+    path.write_bytes(built.model().with_kv(KV("tokenizer.chat_template", STR, source)).bytes())
+    result = run_cli("inspect", path, "--template")
+    assert result.exit_code == 0
+    assert source.split("\n")[0] in result.stdout
+    assert (
+        "<|user|>Hello</s>\n<|assistant|>Hi there</s>\n<|user|>How are you?</s>\n<|assistant|>"
+        in result.stdout
+    )
+    shown = json.loads(run_cli("inspect", path, "--template", "--json").stdout)["template"]
+    assert shown["text"].startswith("<|system|>You are helpful.</s>\n")
+    assert shown["problem"] is None
+
+
+def test_a_template_that_refuses_system_messages_is_shown_without_one(tmp_path: Path, run_cli) -> None:
+    path = tmp_path / "model.gguf"
+    source = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ messages[0].content }}"
+    )
+    path.write_bytes(built.model().with_kv(KV("tokenizer.chat_template", STR, source)).bytes())
+    result = run_cli("inspect", path, "--template")
+    assert result.exit_code == 0
+    assert "becomes:\nHello\n" in result.stdout
+
+
+@pytest.mark.parametrize("source", ["{% for m in messages %}", "{{ messages.nothing.more }}", "{{ 1 / 0 }}"])
+def test_a_template_that_fails(source: str, tmp_path: Path, run_cli) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(built.model().with_kv(KV("tokenizer.chat_template", STR, source)).bytes())
+    result = run_cli("inspect", path, "--template")
+    assert result.exit_code == 1
+    assert source in result.stdout
+    assert "it fails: " in result.stdout
+
+
+def test_no_template(tmp_path: Path, run_cli, samples: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(built.model().bytes())
+    assert "has no chat template" in run_cli("inspect", path, "--template").stderr
+    result = run_cli("inspect", samples / "atlas" / "chat.atlas", "--template")
+    assert result.exit_code == 2
+    assert "only a model has a chat template" in result.stderr

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import report_files as built
+from gguf_builder import ARR, BOOL, I32, KV, STR, U16, U32, Array, split_llama
 
 
 def whole() -> bytes:
@@ -26,6 +27,9 @@ CASES: dict[str, tuple[Callable[[], bytes], str, int, str]] = {
     "nan weight": (
         built.nan_weight, "--data", 1, '"output_norm.weight": 1 of its numbers are NaN or infinite',
     ),
+    "template": (built.bad_template, "", 0, "the chat template is not valid Jinja: Unexpected end of template"),
+    "template, strict": (built.bad_template, "--strict", 1, "template-invalid"),
+    "licence": (built.license_array, "", 0, "the value is a list (2 of text), where text is expected"),
     "nan epsilon": (built.nan_epsilon, "", 1, "the epsilon of its norms is nan: llama.cpp aborts at the first token"),
     "negative epsilon": (built.negative_epsilon, "", 1, "the epsilon of its norms is -1e-05"),
     "half norm": (built.half_norm, "", 1, "tensor-type-unusable"),
@@ -52,3 +56,67 @@ def test_json_says_whether_data_were_read(tmp_path: Path, run_cli) -> None:
     for options, read in (((), False), (("--data",), True)):
         (report,) = json.loads(run_cli("validate", path, "--json", *options).stdout)
         assert report["data_read"] is read
+
+
+ODD: dict[str, tuple[KV, str]] = {
+    "name": (KV("general.name", ARR, Array(STR, ["a"])), "key-type-wrong"),  # llama.cpp refuses that one
+    "author": (KV("general.author", U32, 7), "the value is a number, where text is expected"),
+    "url": (KV("general.url", BOOL, 1), "the value is true or false, where text is expected"),
+    "tags": (KV("general.tags", STR, "a, b"), "the value is text, where a list of text is expected"),
+    "languages": (KV("general.languages", ARR, Array(U32, [1])), "where a list of text is expected"),
+    "temperature": (KV("general.sampling.temp", STR, "0.7"), "the value is text, where a number is expected"),
+    "named template": (KV("tokenizer.chat_template.tools", STR, "{{ x"), "template-invalid"),
+    "filter": (KV("tokenizer.chat_template", STR, "{{ x | nofilter }}"), "No filter named 'nofilter'"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_metadata(name: str, tmp_path: Path, run_cli) -> None:
+    pair, said = ODD[name]
+    path = tmp_path / "model.gguf"
+    path.write_bytes(built.model().with_kv(pair).bytes())
+    assert said in run_cli("validate", path).stdout
+    assert run_cli("validate", "--strict", path).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        KV("general.tags", ARR, Array(STR, [])),
+        KV("general.license", STR, "mit"),
+        KV("general.sampling.top_k", U32, 40),
+        KV("llama.attention.sliding_window_pattern", U32, 4),
+        KV("llama.feed_forward_length", ARR, Array(I32, [64])),
+        KV(
+            "tokenizer.chat_template",
+            STR,
+            "{% for m in messages %}{% if m.x %}{% break %}{% endif %}{% endfor %}",
+        ),
+        KV(
+            "tokenizer.chat_template",
+            STR,
+            "{% generation %}{{ messages | tojson(indent=2) }}{% endgeneration %}",
+        ),
+        KV("x.unknown", ARR, Array(STR, ["a"])),
+    ],
+)
+def test_what_is_usual_is_not_odd(pair: KV, tmp_path: Path, run_cli) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(built.model().with_kv(pair).bytes())
+    assert run_cli("validate", "--strict", path).exit_code == 0
+
+
+def test_shards_that_disagree(tmp_path: Path, run_cli) -> None:
+    shards = split_llama(3)
+    paths = [tmp_path / f"m-{number:05d}-of-00003.gguf" for number in (1, 2, 3)]
+    for path, shard in zip(paths, shards, strict=True):
+        path.write_bytes(shard.bytes())
+    assert run_cli("validate", "--strict", paths[0]).exit_code == 0
+    paths[1].write_bytes(shards[1].with_kv(KV("split.count", U16, 4)).bytes())
+    assert "m-00002-of-00003.gguf says that there are 4 shards" in run_cli("validate", paths[0]).stdout
+    assert (
+        "the name says that there are 3 shards, and split.count says 4"
+        in run_cli("validate", paths[1]).stdout
+    )
+    paths[1].write_bytes(shards[2].bytes())
+    assert "the name says that this is shard 2, and split.no says 3" in run_cli("validate", paths[1]).stdout

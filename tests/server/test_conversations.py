@@ -973,3 +973,25 @@ def test_a_save_beside_decoding_leaves_the_memory_its_arrays(
                 assert {name: array.tobytes() for name, array in state.memory.parameters.items()} == was
 
     run(test)
+
+
+def test_who_saves_does_not_queue_behind_requests() -> None:
+    async def test() -> None:
+        async with House(FakeEngine(n_ctx=64, n_sequences=2)) as house:
+            anna, order = house.named("anna"), list[str]()
+
+            async def then(name: str, work: Any) -> None:
+                await work
+                order.append(name)
+
+            async with house.all.lease(anna):
+                waiting = [
+                    asyncio.ensure_future(then(str(one), house.answer(anna, TEXT, 1))) for one in range(3)
+                ]
+                await asyncio.sleep(0.01)
+                waiting.append(asyncio.ensure_future(then("saved", house.all.state(anna, exact=False))))
+                await asyncio.sleep(0.01)
+            await asyncio.gather(*waiting)
+            assert order == ["saved", "0", "1", "2"]
+
+    run(test)

@@ -180,6 +180,21 @@ def test_answers_may_outgrow_the_context(settings, serve: Server):
     assert (found["tokens_predicted"], found["truncated"]) == (60, True)
 
 
+@pytest.mark.parametrize("settings", [{"context_shift": True}, {"atlas": True}])
+@pytest.mark.parametrize("rollover", ["shift", "refeed"])
+@pytest.mark.parametrize(("keep", "kept"), [(None, 0), (0, 0), (10, 10), (-1, 40), (1000, 40)])
+def test_the_beginning_stays_in_a_full_context(settings, rollover, keep, kept, serve: Server):
+    server = serve(fake_engine(n_ctx=64, shiftable=rollover == "shift"), **settings)
+    prompt = TEXT[:40]
+    body = {"prompt": prompt, "ignore_eos": True, "n_predict": 90, "temperature": 0}
+    answer = server.post("/completion", **body, n_keep=keep, return_tokens=True)
+    context = server.service.conversations.slots[0].session.context_tokens
+    whole = [*prompt.encode(), *answer["tokens"]]
+    assert answer["truncated"]
+    behind = len(context) - kept
+    assert list(context) == whole[:kept] + whole[len(whole) - behind :]
+
+
 def test_the_servers_limit_holds_where_a_request_says_nothing(serve: Server):
     server = serve(n_predict=3)
     for asked in ({}, {"n_predict": -1}):

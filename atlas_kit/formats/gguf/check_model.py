@@ -14,6 +14,7 @@ from atlas_kit.errors import Remedy
 from atlas_kit.formats.gguf import architectures
 from atlas_kit.formats.gguf.architectures import MAX_LAYERS
 from atlas_kit.formats.gguf.check_decode import check_decode
+from atlas_kit.formats.gguf.check_keys import check_keys, check_shard_name
 from atlas_kit.formats.gguf.check_tensors import check_tensors
 from atlas_kit.formats.gguf.tables import ValueType, value_type_name
 from atlas_kit.formats.gguf.tensors import TensorInfo
@@ -89,13 +90,21 @@ _BYTE_TOKEN = re.compile(rb"<0x[0-9A-Fa-f]{2}>")
 
 
 def check_model(
-    report: Report, fields: list[MetadataField], tensors: list[TensorInfo], join: Join | None
+    report: Report,
+    fields: list[MetadataField],
+    tensors: list[TensorInfo],
+    join: Join | None,
+    path: str | None = None,
 ) -> None:
     """Check what the records of one file say as a model; ``join`` finds and checks its other shards, if asked to."""
     known: dict[str, MetadataField] = {}
     for item in fields:
         known.setdefault(item.key, item)
     number, count = _check_split(report, known)
+    check_shard_name(report, path, known)
+    family = known.get("general.architecture")
+    name = str(family.items) if family is not None and family.type == _STR else ""
+    check_keys(report, known, frozenset(required_types(name)))
     if number:
         return
     if _is_companion(report, known):

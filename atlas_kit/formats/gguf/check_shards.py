@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atlas_kit.errors import AtlasError
-from atlas_kit.formats.gguf.shards import shard_name
+from atlas_kit.formats.gguf.shards import SPLIT_KEYS, shard_name
 from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.storage.given import open_source
 from atlas_kit.storage.source import Source
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Fields = Mapping[str, "MetadataField"]
 #: Pairs, tensor infos and the end of a sound header.
 Records = tuple[list["MetadataField"], list[TensorInfo], int]
+#: ``split.count`` is a u16.
+MAX_COUNT = 1 << 16
 Check = Callable[[Source], "tuple[list[Finding], Records | None]"]
 
 
@@ -41,7 +43,9 @@ def check_shards(
     total, seen = list(tensors), {info.name for info in tensors}
     whole = True
     for number in range(2, count + 1):
-        found = _other_shard(report, check, first.with_name(shard_name(match[1], number, count)), number)
+        found = _other_shard(
+            report, check, first.with_name(shard_name(match[1], number, count)), number, count
+        )
         if found is None:
             whole = False
             continue
@@ -64,7 +68,24 @@ def check_shards(
     return total
 
 
-def _other_shard(report: Report, check: Check, path: Path, number: int) -> list[TensorInfo] | None:
+def check_others(report: Report, path: str, fields: list[MetadataField]) -> None:
+    """See that the other shards lie beside one that is not the first, by its name."""
+    said = {item.key: item.items for item in reversed(fields) if item.key in SPLIT_KEYS}
+    number, count = said.get("split.no"), said.get("split.count")
+    match = re.fullmatch(r"(?s)(.*)-(\d{5})-of-(\d{5})\.gguf", Path(path).name)
+    if match is None or not isinstance(number, int) or not 0 < number < MAX_COUNT or int(match[3]) != count:
+        return
+    for other in range(1, int(match[3]) + 1):
+        place = Path(path).with_name(shard_name(match[1], other, int(match[3])))
+        if other != number + 1 and not place.exists():
+            report.error(
+                "shard-missing", f"shard {other} is missing: {place.name}", "Put all into one folder."
+            )
+
+
+def _other_shard(
+    report: Report, check: Check, path: Path, number: int, count: int
+) -> list[TensorInfo] | None:
     """Return the tensors of another shard, ``None`` when it is missing or broken."""
     if not path.exists():
         report.error("shard-missing", f"shard {number} is missing: {path.name}", "Put all into one folder.")
@@ -75,6 +96,10 @@ def _other_shard(report: Report, check: Check, path: Path, number: int) -> list[
         if worst is None and records is not None:
             fields, tensors, _ = records
             said = next((item.items for item in fields if item.key == "split.no"), None)
+            of = next((item.items for item in fields if item.key == "split.count"), None)
+            if of is not None and of != count:
+                message = f"{path.name} says that there are {of} shards, and the first one says {count}"
+                report.warning("split-count-differs", message, key="split.count")
             if said == number - 1:
                 return tensors
             message = (

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from atlas_kit.errors import AtlasError, DataTooLargeError, InvalidParamError, KeyNotFoundError, Remedy
 from atlas_kit.formats.gguf import tables
 from atlas_kit.formats.gguf.file import GGUFFile
-from atlas_kit.formats.gguf.journal import recover_journal, replace_start
+from atlas_kit.formats.gguf.journal import grow_start, recover_journal, replace_start
 from atlas_kit.formats.gguf.scan import align
 from atlas_kit.formats.gguf.tables import PAD_KEY, ValueType
 from atlas_kit.formats.gguf.tensors import TensorInfo
@@ -25,9 +25,13 @@ from atlas_kit.formats.gguf.write import Progress, rebuilt_header, write_with_he
 from atlas_kit.storage.atomic import lock
 from atlas_kit.storage.backup_files import keep_backup, prune
 from atlas_kit.storage.given import Given, as_it_is_now, path_of
+from atlas_kit.storage.ranges import block_size, sole_user
 from atlas_kit.storage.source import StrPath, resolved
 
 _MAX_KEY = 65_535
+#: Room that is left for later edits where a large file had to be moved or written anew, and what is large: a smaller
+#: one is copied in no time.
+_ROOM, _LARGE = 1 << 16, 1 << 26
 
 
 @dataclass(frozen=True)
@@ -92,10 +96,12 @@ def edit_metadata(
     out
         Write the result here and leave the file alone. ``None`` changes the file itself.
     in_place
-        ``None``: overwrite only the header where it fits, else replace the file by a new one. ``True``: fail
-        where it does not fit. ``False``: always a new file.
+        ``None``: overwrite only the header where it fits, or can be made to fit by moving the data of a large file
+        (``grow``), else replace the file by a new one. ``True``: fail where it does not fit. ``False``: always
+        a new file.
     reserve
-        When a new file is written, leave this many bytes of room for later edits in place.
+        When a new file is written, leave this many bytes of room for later edits in place. 0 is none, but for a large
+        file that is replaced by a new one, which is to be for once.
     backup
         Keep what is there as ``NAME.bak``, as a copy where only the header is written; a number above 1: and so many
         in all, older ones with their time in the name.
@@ -130,13 +136,16 @@ def edit_metadata(
                 plan = plan_in_place(file, fields)
                 if plan is not None:
                     return overwrite(file, plan, int(backup))
+                grown = None if backup else grow(file, fields)
+                if grown is not None:
+                    return grown
                 if in_place:
                     raise DataTooLargeError(
                         "the new header does not fit the old one's space",
                         path=path,
                         hint="Let the file be rewritten, with some room reserved for later edits.",
                     )
-            return rewrite(file, fields, path, reserve, backup, True, progress)
+            return rewrite(file, fields, path, reserve or room_of(file), backup, True, progress)
 
 
 def changed(file: GGUFFile, changes: Sequence[Change]) -> list[MetadataField]:
@@ -279,6 +288,34 @@ def overwrite(file: GGUFFile, plan: Plan, backups: int) -> EditResult:
     if backups > 1:
         prune(path, backups)
     return EditResult(path, "in-place", len(plan.header), len(new), plan.reserved)
+
+
+def room_of(file: GGUFFile) -> int:
+    """Return the room to leave in a file that had to be written anew: of a large one, so that it is once only."""
+    return _ROOM if file.size >= _LARGE else 0
+
+
+def grow(
+    file: GGUFFile, fields: list[MetadataField], tensors: list[TensorInfo] | None = None
+) -> EditResult | None:
+    """Put a longer header into a large file whose data the file system can move; ``None`` where it is not done.
+
+    That takes as long for 20 GiB as for one. Nobody else may have the file open: what a program has mapped would move
+    under its feet. A file with several names keeps its bytes under the others, so it is not touched either.
+    """
+    source, fd, path = file.source, file.source.fileno(), file.path
+    if fd is None or path is None or not file.tensor_infos or not _LARGE <= file.size == source.size:
+        return None
+    space, header = file.data_start, rebuilt_header(file, fields, tensors)
+    step = max(block_size(fd), file.alignment)
+    grown = align(max(len(header) + _pad_least() + _ROOM - space, step), step)
+    reserved = space + grown - len(header)
+    new = rebuilt_header(file, [*fields, _pad_field(reserved)], tensors)
+    if os.fstat(fd).st_nlink != 1 or not sole_user(fd) or source.changed():
+        return None
+    if not grow_start(path, source.read(0, space), new, file.size):
+        return None
+    return EditResult(path, "in-place", len(new), len(new), reserved)
 
 
 def rewrite(

@@ -17,10 +17,12 @@ from atlas_kit.formats.gguf.edit import (
     EditResult,
     check_alignment,
     check_key,
+    grow,
     overwrite,
     padding_for,
     plan_in_place,
     rewrite,
+    room_of,
 )
 from atlas_kit.formats.gguf.file import GGUFFile
 from atlas_kit.formats.gguf.journal import recover_journal
@@ -98,7 +100,10 @@ def edit_names(
             plan = plan_in_place(file, fields, listed)
             if plan is not None:
                 return overwrite(file, plan, int(backup))
-            return rewrite(file, fields, path, 0, backup, True, progress, listed)
+            grown = None if backup else grow(file, fields, listed)
+            if grown is not None:
+                return grown
+            return rewrite(file, fields, path, room_of(file), backup, True, progress, listed)
 
 
 def _require_one_file(file: GGUFFile) -> None:

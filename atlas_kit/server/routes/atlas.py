@@ -9,14 +9,17 @@ from fastapi import APIRouter, Body, Path, Query, Request
 
 from atlas_kit.server.conversation import Conversation
 from atlas_kit.server.generation import checked_session_id
-from atlas_kit.server.keys import Key
+from atlas_kit.server.keys import SHARED, Key
 from atlas_kit.server.problems import ApiError
-from atlas_kit.server.routes.common import TheService, namespace_of
+from atlas_kit.server.routes.common import TheService, namespace_of, require_admin
 from atlas_kit.server.schemas_atlas import (
     Config,
     ConfigChange,
     DeleteRequest,
     Done,
+    ForgetRequest,
+    ForgetShared,
+    ForgottenAnswer,
     ForkRequest,
     ListRequest,
     LoadRequest,
@@ -56,9 +59,13 @@ async def config(service: TheService) -> Config:
 
 
 @router.post("/config", summary="Change settings of memories")
-async def change(service: TheService, asked: ConfigChange) -> Config:
-    """Change settings of new memories and of the shared one; what decides their sizes stays."""
+async def change(request: Request, service: TheService, asked: ConfigChange) -> Config:
+    """Change settings of new memories and of the shared one; what decides their sizes stays.
+
+    Where there are several API keys, this is for the administrator's.
+    """
     service.require_ready()
+    require_admin(request)
     await service.configure(asked.model_dump(exclude_none=True))
     return Config(**config_of(service))
 
@@ -105,6 +112,7 @@ async def load(request: Request, service: TheService, asked: LoadRequest) -> Don
     namespace, memories = namespace_of(request), service.memories
     memories.require(asked.memory_file)
     if asked.session_id is None:
+        require_admin(request)
         target = memories.target(namespace, None)
     else:
         key = Key(namespace, checked_session_id(asked.session_id))
@@ -145,8 +153,38 @@ async def reset(
     """Let a memory be as new; a text that is sent again is learned again."""
     service.require_ready()
     target = service.memories.target(namespace_of(request), None if asked is None else asked.session_id)
+    if target.key == SHARED:
+        require_admin(request)
     await service.memories.reset(target, hard=asked is not None and asked.mode == "hard")
     return Done(object="atlas.memory.reset", session_id=target.key.name)
+
+
+@router.post("/memory/forget", summary="Forget part of what was read and said")
+async def forget_part(request: Request, service: TheService, asked: ForgetShared) -> ForgottenAnswer:
+    """Forget documents, what something is about, or what is old; of the shared memory, or of a session's.
+
+    The text is then in no file of the memory, but for its backups. What was learned from it stays.
+    """
+    service.require_ready()
+    target = service.memories.target(namespace_of(request), asked.session_id)
+    if target.key == SHARED:
+        require_admin(request)
+    return await _forgotten(service, target, asked, asked.remove_backups)
+
+
+async def _forgotten(
+    service: Service, target: Conversation, asked: ForgetRequest, remove_backups: bool = False
+) -> ForgottenAnswer:
+    from atlas_kit.operations.forget import Choice, time_of
+
+    before = None if asked.before is None else time_of(asked.before)
+    found = await service.memories.forget(
+        target,
+        Choice(asked.source, asked.about, before),
+        remove_backups=remove_backups,
+        dry_run=asked.dry_run,
+    )
+    return ForgottenAnswer(session_id=target.key.name, **found)
 
 
 @router.get("/sessions", summary="The sessions")
@@ -188,6 +226,15 @@ async def reset_session(
     target = _session(service, namespace, session_id)
     await service.memories.reset(target, hard=asked is not None and asked.mode == "hard")
     return _described(service, namespace, target.key)
+
+
+@router.post("/sessions/{session_id:path}/forget", summary="Forget part of what a session holds")
+async def forget_of_session(
+    request: Request, service: TheService, session_id: Name, asked: ForgetRequest
+) -> ForgottenAnswer:
+    """Forget documents, what something is about, or what is old; what was learned from it stays."""
+    target = _session(service, namespace_of(request), session_id)
+    return await _forgotten(service, target, asked)
 
 
 @router.get("/sessions/{session_id:path}", summary="A session")

@@ -8,6 +8,7 @@ from typing import Annotated, TypeVar
 from fastapi import Depends, Request
 
 from atlas_kit.server import request_parts
+from atlas_kit.server.problems import ApiError
 from atlas_kit.server.service import Service
 
 
@@ -25,6 +26,20 @@ def namespace_of(request: Request) -> str:
     """Return the namespace of whoever asks: that of the API key."""
     found: str = request.scope["state"]["namespace"]
     return found
+
+
+def require_admin(request: Request) -> None:
+    """Refuse to let whoever asks change what others share.
+
+    Raises
+    ------
+    ApiError
+        It is not the administrator's key.
+    """
+    if not request.scope["state"]["admin"]:
+        raise ApiError(
+            403, "All keys share this, and only the administrator's may change it.", code="not_admin"
+        )
 
 
 async def prepared(request: Request, function: Callable[[], T]) -> T:

@@ -28,7 +28,7 @@ def _exposition(request: Request) -> Response:
     if getattr(state, "exposition", None) is None:
         state.exposition = Exposition(state.service)
     headers = {"process-start-time-unix": str(int(state.service.started))}
-    return Response(state.exposition.text(), media_type=CONTENT_TYPE, headers=headers)
+    return Response(state.exposition.scraped(), media_type=CONTENT_TYPE, headers=headers)
 
 
 @router.get(

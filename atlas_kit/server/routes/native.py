@@ -129,6 +129,7 @@ class _Answers:
             reuse=asked.cache_prompt is not False,
             slot=slot,
             progress=bool(asked.stream and asked.return_progress),
+            keeps=len(tokens) if asked.n_keep == -1 else min(asked.n_keep or 0, len(tokens)),
             said=None if task == "infill" else Said(source=atlas.get("source") or ""),
         )
         return several(self._service, namespace, atlas, generation, count)

@@ -57,7 +57,7 @@ async def props(service: TheService) -> dict[str, Any]:
         "bos_token": shown(engine, engine.begin),
         "eos_token": shown(engine, engine.end_tokens[:1]),
         "build_info": FINGERPRINT,
-        "is_sleeping": False,
+        "is_sleeping": service.sleep.sleeping,
         "cors_proxy_enabled": False,
     }
 

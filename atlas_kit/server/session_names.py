@@ -1,0 +1,59 @@
+"""How many named sessions each API key has, in main memory and in files, so that none has them without end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from atlas_kit.server.keys import Key
+from atlas_kit.server.problems import ApiError
+
+
+class SessionNames:
+    """The names of sessions by the namespace of their key.
+
+    Parameters
+    ----------
+    most
+        Sessions that one key may have; 0: any number.
+    """
+
+    def __init__(self, most: int = 0) -> None:
+        self._most = most
+        self._names: dict[str, set[str]] = {}
+
+    def add(self, key: Key) -> None:
+        """Take note of a session that is there."""
+        if key.name is not None:
+            self._names.setdefault(key.namespace, set()).add(key.name)
+
+    def update(self, keys: Iterable[Key]) -> None:
+        """Take note of several."""
+        for key in keys:
+            self.add(key)
+
+    def begin(self, key: Key) -> None:
+        """Take note of a session that begins.
+
+        Raises
+        ------
+        ApiError
+            Its key has as many as it may have.
+        """
+        names = self._names.get(key.namespace, ())
+        if key.name is not None and self._most and len(names) >= self._most and key.name not in names:
+            raise ApiError(
+                403,
+                f"There are {len(names):,} named sessions of this API key already, which is the limit. Delete some, or "
+                "ask without a session_id.",
+                param="session_id",
+                code="too_many_sessions",
+            )
+        self.add(key)
+
+    def discard(self, key: Key) -> None:
+        """Take note of a session that is gone."""
+        names = self._names.get(key.namespace)
+        if names is not None and key.name is not None:
+            names.discard(key.name)
+            if not names:
+                del self._names[key.namespace]
