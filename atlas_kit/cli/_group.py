@@ -106,7 +106,12 @@ class LazyGroup(HelpfulCommand, click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, or say which ones could be meant."""
         name = args[0]
-        if name not in COMMANDS and name not in ALIASES and not name.startswith("-") and not ctx.resilient_parsing:
+        if (
+            name not in COMMANDS
+            and name not in ALIASES
+            and not name.startswith("-")
+            and not ctx.resilient_parsing
+        ):
             close = _meant_by(name)
             hint = f" Did you mean {' or '.join(close)}?" if close else ""
             raise click.UsageError(f"No such command '{name}'.{hint}", ctx)

@@ -91,9 +91,11 @@ class Styled:
 def emit(result: R, render: Callable[[R], Iterable[Block]], as_json: bool) -> int:
     """Write a result as JSON or as text, and return its exit code."""
     if as_json:
-        from atlas_kit.codecs.json_text import dumps
+        from atlas_kit.codecs.json_text import dumped
 
-        sys.stdout.write(dumps(result.to_json(), indent=2) + "\n")
+        data = getattr(result, "streamed_json", result.to_json)()  # of what has a million parts
+        sys.stdout.writelines(dumped(data, indent=2))
+        sys.stdout.write("\n")
     else:
         show(render(result))
     return result.exit_code

@@ -67,7 +67,7 @@ def _long(listing: Listing) -> Iterator[_render.Block]:
         yield entry_table(listing.entries)
 
 
-def entry_table(entries: list[EntryRow]) -> _render.Table:
+def entry_table(entries: Sequence[EntryRow]) -> _render.Table:
     """Return the table of entries that `ls -l` and `inspect --entries` show."""
     tensors = any(row.dtype for row in entries)
     coded = any(row.codec != "none" for row in entries)
@@ -83,7 +83,8 @@ def entry_table(entries: list[EntryRow]) -> _render.Table:
 
     columns = ["type", ">size", *([">stored", "codec"] if coded else []), "time",
                *(["tensor"] if tensors else []), "key"]  # fmt: skip
-    return _render.Table(columns, list(map(cells, entries)))
+    rows = map(cells, entries)
+    return _render.Table(columns, rows if len(entries) > _render.RICH_ROWS else list(rows))
 
 
 def model_tables(metadata: Sequence[MetadataField], tensors: Sequence[TensorInfo]) -> Iterator[_render.Block]:

@@ -9,6 +9,7 @@ r"""JSON as this project writes it: strictly valid, safe on a terminal, and loss
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from atlas_kit.errors import FileCorruptError, printable
@@ -21,6 +22,34 @@ def dumps(value: Any, *, indent: int | None = None) -> str:
     text = json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=indent)
     lines = text.split("\n")  # line by line, so that the usual line costs one call
     return "\n".join([line if line.isprintable() else _escaped(line) for line in lines])
+
+
+class Streamed:
+    """An array whose elements are made while it is written: a value of the object that ``dumped`` is given."""
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        self.items = items
+
+
+def dumped(value: Any, *, indent: int) -> Iterator[str]:
+    """Yield the text of ``dumps`` in pieces, in the memory of one element of a ``Streamed`` array."""
+    if not isinstance(value, dict) or not any(isinstance(item, Streamed) for item in value.values()):
+        yield dumps(value, indent=indent)
+        return
+    step, before = " " * indent, "{"
+    for key, item in value.items():
+        yield f"{before}\n{step}{dumps(str(key))}: "
+        before = ","
+        if not isinstance(item, Streamed):
+            yield dumps(item, indent=indent).replace("\n", "\n" + step)
+            continue
+        opened = False
+        for one in item.items:
+            text = dumps(one, indent=indent).replace("\n", "\n" + 2 * step)
+            yield f"{',' if opened else '['}\n{2 * step}{text}"
+            opened = True
+        yield f"\n{step}]" if opened else "[]"
+    yield "\n}"
 
 
 def _escaped(line: str) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import marshal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, overload
 
 from atlas_kit.codecs.json_text import named
 from atlas_kit.formats.atlas.tables import data_type_name
@@ -12,7 +15,7 @@ if TYPE_CHECKING:
     from atlas_kit.formats.atlas import Entry
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class EntryRow:
     """What an entry's header says; nothing of the payload is read for it."""
 
@@ -72,3 +75,29 @@ class EntryRow:
             "payload_offset": self.payload_offset,
             "checksum": f"{self.checksum:x}",
         }
+
+
+_fields = attrgetter(*(field.name for field in fields(EntryRow)))
+
+
+class PackedRows(Sequence[EntryRow]):
+    """Rows of any number of entries, 150 bytes each and not a kilobyte: they become objects when they are asked for."""
+
+    def __init__(self, rows: Iterable[EntryRow]) -> None:
+        self._rows = [marshal.dumps(_fields(row)) for row in rows]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> EntryRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[EntryRow]: ...
+
+    def __getitem__(self, index: int | slice) -> EntryRow | list[EntryRow]:
+        if isinstance(index, slice):
+            return [EntryRow(*marshal.loads(row)) for row in self._rows[index]]
+        return EntryRow(*marshal.loads(self._rows[index]))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)

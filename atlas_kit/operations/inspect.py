@@ -22,6 +22,8 @@ from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
     from atlas_kit.formats.gguf import GGUFFile, MetadataField, TensorInfo
     from atlas_kit.formats.gguf.chat_template import ShownTemplate
     from atlas_kit.formats.imatrix import Imatrix
@@ -78,7 +80,7 @@ class Inspection:
         self.size = size
         self.overview: dict[str, Any] | None = None
         self.problems: list[str] = []
-        self.entries: list[EntryRow] | None = None
+        self.entries: Sequence[EntryRow] | None = None
         self.metadata: list[MetadataField] | None = None
         self.tensors: list[TensorInfo] | None = None
         self.keys: list[str] | None = None
@@ -98,13 +100,22 @@ class Inspection:
 
     def to_json(self) -> dict[str, Any]:
         """Return every part that was asked for."""
+        return self._json(list)
+
+    def streamed_json(self) -> dict[str, Any]:
+        """Return the same with the entries made one by one while they are written."""
+        from atlas_kit.codecs.json_text import Streamed
+
+        return self._json(Streamed)
+
+    def _json(self, listed: Callable[[Iterable[Any]], Any]) -> dict[str, Any]:
         from atlas_kit.operations.gguf_values import field_to_json, tensor_to_json
 
         out: dict[str, Any] = {**named("path", self.path), "format": self.kind, "size": self.size}
         out.update(self.overview or {})
         out["problems"] = self.problems
         if self.entries is not None:
-            out["entries"] = [row.to_json() for row in self.entries]
+            out["entries"] = listed(row.to_json() for row in self.entries)
         if self.keys is not None:
             out["keys"] = [named("key", key) for key in self.keys]
         if self.metadata is not None:
@@ -179,17 +190,17 @@ def inspect_file(
 
 
 def _inspect_memory(opened: Opened, wanted: Wanted, result: Inspection, progress: Progress | None) -> None:
-    from atlas_kit.operations.entry_rows import EntryRow
+    from atlas_kit.operations.entry_rows import EntryRow, PackedRows
 
     memory = opened.memory
     if wanted.overview:
         _memory_overview(opened, result)
     if wanted.entries:
-        result.entries = [EntryRow.of(entry) for entry in memory.entries()]
+        result.entries = PackedRows(map(EntryRow.of, memory.entries()))
     if wanted.keys:
         result.keys = list(memory)
     if wanted.tensors:
-        result.entries = [EntryRow.of(entry) for entry in memory.entries() if entry.dtype_id]
+        result.entries = PackedRows(EntryRow.of(entry) for entry in memory.entries() if entry.dtype_id)
     if wanted.stats:
         from atlas_kit.operations.inspect_parts import memory_stats
 

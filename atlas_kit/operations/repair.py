@@ -12,7 +12,7 @@ from atlas_kit.formats.detect import detect
 from atlas_kit.formats.foreign import recognise
 from atlas_kit.formats.gguf.lost_file import lost_name, write_lost
 from atlas_kit.operations import secrecy
-from atlas_kit.operations.outputs import Output, is_path, is_stream, scratch_path
+from atlas_kit.operations.outputs import Output, is_stream, scratch_path
 from atlas_kit.operations.validate import validate_file
 from atlas_kit.storage.given import Given, check_output, use_source
 from atlas_kit.storage.keys import Keys
@@ -164,8 +164,6 @@ def _repaired(
     kind = detect(source)
     if kind is None and source.name.lower().endswith(".gguf"):
         kind = "gguf"  # its first bytes are damaged
-    if kind == "gguf" and not options.dry_run and output is not None and not is_path(output):
-        raise InvalidParamError("a repaired model goes to a file: what was lost is written beside it")
     if kind in ("safetensors", "npz", "json"):
         raise InvalidParamError(
             f"{kind} files cannot be repaired", path=source.name, hint="Only .atlas and GGUF files can."
@@ -176,6 +174,8 @@ def _repaired(
     if source.size == 0:
         raise InvalidParamError("the file is empty: there is nothing to rescue", path=source.name)
     place = output if isinstance(output, (str, os.PathLike)) and not is_stream(output) else None
+    if kind == "gguf" and not options.dry_run and output is not None and place is None:
+        raise InvalidParamError("a repaired model goes to a file: what was lost is written beside it")
     if place is not None and not options.force and not options.dry_run:
         _require_no_lost_file(place)
     name = None if output is None else os.fsdecode(output) if isinstance(output, (str, os.PathLike)) else "-"
@@ -233,8 +233,9 @@ def _rescue(
 
     try:
         result.rescue = rescue()
-    except KeyRequiredError:
+    except KeyRequiredError as error:
         if not keys.ask_for(source.name):
+            error.path = error.path or source.name
             raise
         result.rescue = rescue()
     if result.rescue.intact:  # but for what is written anew in any file

@@ -7,9 +7,14 @@ import math
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from atlas_kit.cli import _render
-from atlas_kit.codecs.json_text import dumps, named
+from atlas_kit.codecs.json_text import Streamed, dumped, dumps, named
+from atlas_kit.formats.atlas import MemoryFile
+from atlas_kit.operations.entry_rows import PackedRows
+from atlas_kit.operations.inspect import Wanted, inspect_file
 
 pytest_plugins = ["cli_fixtures"]
 
@@ -134,3 +139,30 @@ def test_json_is_strict_and_quiet(parse_json, quiet):
 def test_names_that_are_not_utf8_keep_their_bytes():
     assert named("key", "plain") == {"key": "plain"}
     assert named("key", "a\udcff") == {"key": "a\\xff", "key_hex": "61ff"}
+
+
+@given(
+    st.dictionaries(
+        st.text(), st.one_of(st.lists(st.dictionaries(st.text(), st.text())), st.integers(), st.floats())
+    ),
+    st.sampled_from([1, 2]),
+)
+def test_json_in_pieces_is_the_same_text(value, indent):
+    """What is written element by element looks as if it had been written at once."""
+    pieces = {key: Streamed(iter(item)) if isinstance(item, list) else item for key, item in value.items()}
+    assert "".join(dumped(pieces, indent=indent)) == dumps(value, indent=indent)
+
+
+def test_inspect_writes_entries_one_by_one(tmp_path, run_cli):
+    memory = MemoryFile(created=1)
+    for number in range(700):  # more than a table on a terminal has
+        memory.set(f"k\u2028{number}", b"x" * number, timestamp=number)
+    memory.save(tmp_path / "m.atlas")
+    found = inspect_file(tmp_path / "m.atlas", Wanted(entries=True))
+    text = run_cli("inspect", tmp_path / "m.atlas", "--entries", "--json").stdout
+    assert text == dumps(found.to_json(), indent=2) + "\n"
+    assert isinstance(found.entries, PackedRows)
+    assert found.entries[3].key == "k\u20283"
+    assert [row.size for row in found.entries[:3]] == [0, 1, 2]
+    assert found.entries == [*found.entries]
+    assert run_cli("inspect", tmp_path / "m.atlas", "--entries").stdout.count("\n") == 701

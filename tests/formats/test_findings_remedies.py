@@ -60,8 +60,9 @@ def files(folder: Path) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
     epsilon, factor = "llama.attention.layer_norm_rms_epsilon", "llama.rope.scaling.factor"
     yield "eps.gguf", tiny.with_kv(KV(epsilon, F32, -1.0)).bytes(), {}
     yield "factor.gguf", tiny.with_kv(KV(factor, F32, -1.0)).bytes(), {}
-    shard = split_llama(3)[0]
-    yield "shard.gguf", shard.bytes(), {}
+    shards = [shard.bytes() for shard in split_llama(3)]
+    yield "shard.gguf", shards[0], {}
+    yield "joined.gguf", b"".join(shards), {}
     for name, (file, _) in gguf_cases.CASES.items():
         yield f"{name}.gguf", file.bytes(), {}
     for number, (data, secret) in enumerate(atlas_files(folder)):

@@ -6,6 +6,7 @@ One rule: 0 nothing was wrong and nothing is written, 1 something was mended or 
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -207,3 +208,17 @@ def test_a_whole_file_is_written_where_another_form_is_asked_for(tmp_path: Path,
     secret = ROOT / "sample_data" / "atlas" / "secret.atlas"
     assert repair(secret, "-o", out, "--force", "--decrypt")[0] == 0
     assert out.read_bytes()[4] == 2
+
+
+def test_where_a_model_may_go(tmp_path: Path, repair) -> None:
+    """To a file of any name: beside a stream nothing can be told of what was lost."""
+    path = tmp_path / "in.gguf"
+    path.write_bytes(tiny_llama().bytes()[:-9])
+    os.mkfifo(tmp_path / "pipe")
+    for out in ("-", tmp_path / "pipe", "/dev/full"):
+        code, _, problem = repair(path, "-o", out)
+        assert (code, "goes to a file" in problem) == (2, True)
+    for name in ("n" * 250 + ".gguf", "a\nb\udcff\u202e.gguf"):
+        out = tmp_path / name
+        assert repair(path, "-o", out)[0] == 1
+        assert json.loads(lost_name(out).read_bytes())["lost"]

@@ -35,6 +35,8 @@ sys.path[:0] = [str(ROOT)]
 import numpy as np  # noqa: E402
 
 from atlas_kit.formats.atlas import MemoryFile  # noqa: E402
+from atlas_kit.formats.gguf import Set, edit_metadata  # noqa: E402
+from atlas_kit.operations.diff import diff_files  # noqa: E402
 
 MIB = 1 << 20
 
@@ -322,6 +324,108 @@ def start_up(folder: Path, quick: bool) -> Iterator[Row]:
             yield Row("start", what, *times, "s", "gguf-dump of a small .gguf", 0.5)
 
 
+# --- what a person waits for with large files --------------------------------------------------------------
+
+
+def longer_value(folder: Path, quick: bool) -> Iterator[Row]:
+    """A value that needs more room than a large model's header has; the data is a hole, so that disks are spared.
+
+    The peer writes all of a new file; holes cost it nothing but zeros from the page cache.
+    """
+    tool = Path(sys.executable).parent / "gguf-new-metadata"
+    if not tool.exists():
+        print("a longer value is not measured: gguf-new-metadata is not installed here", file=sys.stderr)
+        return
+    size = (1 << 28) if quick else (1 << 32)
+    path, copy = folder / "large.gguf", folder / "copy.gguf"
+    _write_sparse(path, size)
+    lengths = iter(range(100_000, 100_000_000, 100_000))
+
+    def ours() -> None:
+        result = edit_metadata(path, [Set("general.description", "x" * next(lengths))])
+        assert result.mode == "in-place"
+
+    def peer() -> None:
+        command = [tool, path, copy, "--general-description", "x" * 100_000, "--force"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    yield Row("longer-value", f"GGUF: a longer value in a model of {size >> 20:,} MiB", *alternate(ours, peer, 3),
+              "s", "gguf-new-metadata", 0.1)  # fmt: skip
+
+
+def _write_sparse(path: Path, size: int) -> None:
+    """Write a model of one tensor of ``size`` bytes, all of them a hole."""
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(path, "llama")
+    writer.add_tensor_info("x", (size // 16384, 4096), np.dtype(np.float32), size)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    start = path.stat().st_size
+    os.truncate(path, start + -start % 32 + size)
+
+
+def entries_compared(folder: Path, quick: bool) -> Iterator[Row]:
+    """Comparing two files of many small entries, of which a few differ."""
+    number = 16_384 if quick else 65_536
+    ours, peer = small_entries(folder, number, 2)
+    other, other_peer = folder / "other.atlas", folder / "other.db"
+    shutil.copy(ours, other)
+    shutil.copy(peer, other_peer)
+    changed = [f"key/{n:07d}" for n in range(0, number, 1000)]
+    with MemoryFile.open(other) as memory:
+        for key in changed:
+            memory[key] = b"another value"
+        memory.save()
+    with sqlite3.connect(other_peer) as db:
+        db.executemany(
+            "update entry set value = ? where key = ?", [(b"another value", key) for key in changed]
+        )
+    db.close()
+
+    def compare() -> None:
+        assert len(diff_files(ours, other).changes) == len(changed)
+
+    def compare_peer() -> None:
+        before, after = ({}, {})  # type: dict[str, bytes], dict[str, bytes]
+        for path, rows in ((peer, before), (other_peer, after)):
+            db = sqlite3.connect(path)
+            rows.update(db.execute("select key, value from entry"))
+            db.close()
+        assert sum(after[key] != value for key, value in before.items()) == len(changed)
+
+    yield Row("diff", f"v2: compare two files of {number:,} entries", *alternate(compare, compare_peer, 3), "s",
+              "sqlite3, two dicts", 30)  # fmt: skip
+
+
+def listing(folder: Path, quick: bool) -> Iterator[Row]:
+    """The memory that all entries of a file as JSON take, above the interpreter's; the peer builds the list first."""
+    number = 65_536 if quick else 1_000_000
+    ours, peer = small_entries(folder, number, 2)
+    count = (  # of this process alone: what getrusage says may be its parent's
+        "import re, sys; status = open('/proc/self/status').read(); "
+        "print(re.search(r'VmHWM:\\s+(\\d+)', status)[1], file=sys.stderr)"
+    )
+    tool = f"from atlas_kit.cli.main import run; run(['inspect', {os.fspath(ours)!r}, '--entries', '--json'])"
+    plain = (
+        f"import json, sqlite3; db = sqlite3.connect({os.fspath(peer)!r}); "
+        "rows = db.execute('select key, length(value), hex(substr(value, 1, 8)) from entry').fetchall(); "
+        "print(json.dumps([dict(zip(('key', 'size', 'start'), row)) for row in rows], indent=2))"
+    )
+    env = os.environ | {"PYTHONPATH": os.fspath(ROOT)}
+
+    def peak(code: str) -> float:
+        done = subprocess.run([sys.executable, "-c", f"{code}; {count}"], check=True, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.PIPE, env=env)  # fmt: skip
+        return float(done.stderr.split()[-1]) / 1024
+
+    base = peak("pass")
+    yield Row("listing", f"v2: inspect --entries --json of {number:,}, memory", peak(tool) - base,
+              peak(plain) - base, "MB", "sqlite3 and json.dumps, a quarter of the fields", 2.0)  # fmt: skip
+
+
 # --- how small -------------------------------------------------------------------------------------------
 
 ASK = (
@@ -382,6 +486,9 @@ GROUPS: dict[str, Callable[[Path, bool], Iterator[Row]]] = {
     "v2-one-key": one_key,
     "v1-load": all_keys,
     "start": start_up,
+    "longer-value": longer_value,
+    "diff": entries_compared,
+    "listing": listing,
     "lz4": compression,
 }
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from atlas_kit.errors import Remedy
 from atlas_kit.formats.gguf.chat_template import TEMPLATE, problem_of
-from atlas_kit.formats.gguf.tables import ValueType, describe_key, value_type_of_name
+from atlas_kit.formats.gguf.tables import ValueType, describe_key, value_type_name, value_type_of_name
 
 if TYPE_CHECKING:
     from atlas_kit.formats.findings import Report
@@ -55,12 +55,13 @@ def _check_kind(
         return
     what = f"a list ({item.count} of {given})" if is_array else given
     should = f"a list of {expected}" if kind == ValueType.ARRAY else expected
+    plain = Remedy("set-type", key=item.key, type=value_type_name(kind)) if kind != ValueType.ARRAY else None
     report.warning(
         "key-type-odd",
         f"the value is {what}, where {should} is expected: programs do not show it, or fail",
         offset=item.value_offset,
         key=item.key,
-        remedy=None if kind == ValueType.ARRAY else Remedy("change-value", key=item.key),
+        remedy=plain,
     )
 
 

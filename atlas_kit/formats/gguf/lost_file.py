@@ -19,6 +19,7 @@ from atlas_kit.errors import printable
 from atlas_kit.storage.atomic import atomic_write
 from atlas_kit.storage.source import StrPath
 
+_SUFFIX, _LONGEST = ".lost.json", 255
 #: Whole groups of three bytes become whole groups of four letters.
 _PIECE = 3 << 18
 
@@ -38,7 +39,10 @@ class Lost:
 def lost_name(out: StrPath) -> Path:
     """Return where the lost-and-found file of an output is."""
     path = Path(os.fsdecode(out))
-    return path.with_name(path.name + ".lost.json")
+    raw = os.fsencode(path.name)[
+        : _LONGEST - len(_SUFFIX)
+    ]  # a long name is cut, as no file system takes more
+    return path.with_name(os.fsdecode(raw) + _SUFFIX)
 
 
 def write_lost(out: StrPath, path: str | None, lost: Sequence[Lost]) -> str | None:
