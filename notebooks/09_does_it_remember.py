@@ -160,7 +160,7 @@ print(f"{'right':<10}" + "".join(f"{f'{count} of {len(COLOURS)}':<32}" for count
 #
 # ## A picture: which piece, and why that one?
 #
-# There are up to four candidates. The model reads each of them, and then the question: how much less surprised
+# There are up to twelve candidates. The model reads each of them, and then the question: how much less surprised
 # is it by the question than without? The bars are that gain. Blue is the piece that holds the fact. What does
 # not reach the dashed line, the **gate**, is not used.
 
@@ -180,7 +180,7 @@ for panel, (thing, recalled) in zip(axes.flat, judged.items(), strict=True):
         panel.barh(row, piece.gain, color="#0072b2" if holds else "#bbbbbb", hatch=None if holds else "//")
     panel.axvline(gate, color="#d55e00", linestyle="--")
     panel.axvline(0, color="#999999", linewidth=0.8)
-    panel.set(title=thing, yticks=range(4), yticklabels=["1st", "2nd", "3rd", "4th"])
+    panel.set(title=thing, yticks=[0], yticklabels=["1st"])
     panel.spines[["top", "right"]].set_visible(False)
 axes[0, 0].invert_yaxis()
 figure.supxlabel("gain on the question, in nats per token (dashed: the gate)")

@@ -274,7 +274,7 @@ def test_the_tree_stays_small():
 
 NAMED = re.compile(r"(?<![\w*<{/.])((?:\w+/)*\w+\.py)\b")
 #: Files of other projects that a comment may name.
-ELSEWHERE = {"gguf_convert_endian.py"}
+ELSEWHERE = {"gguf_convert_endian.py", "convert_llama_ggml_to_gguf.py", "convert_hf_to_gguf.py"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

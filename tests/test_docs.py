@@ -99,6 +99,7 @@ FINDS = {
     "atlas-tool diff before.atlas after.atlas",
     "atlas-tool repair broken.atlas --dry-run",
     "atlas-tool repair broken.atlas -o rescued.atlas",
+    "atlas-tool repair broken.gguf -o mended.gguf",
 }
 #: Files that would be in the way of a command's examples: what they make, what their `*` must not find.
 IN_THE_WAY = {

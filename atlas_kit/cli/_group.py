@@ -53,13 +53,16 @@ COMMANDS = {
     "completion": Row("completion_cmd", "Print the shell completion script."),
 }
 
+#: Names under which a command is called as well; help and completion leave them out.
+ALIASES = {"info": "inspect"}
+
 
 #: What other programs call it, and people try.
 _ALSO = {
     "add": "set append", "cat": "get", "change-password": "rekey", "check": "validate", "chat": "run",
     "checksum": "hash", "compare": "diff", "cp": "convert", "decode": "decrypt", "del": "rm", "delete": "rm",
     "dump": "inspect export", "edit": "set", "extract": "get export", "find": "grep", "fix": "repair",
-    "gguf-split": "split join", "head": "inspect", "info": "inspect", "list": "ls", "load": "import",
+    "gguf-split": "split join", "head": "inspect", "list": "ls", "load": "import",
     "lock": "encrypt", "mv": "rename", "open": "inspect", "passwd": "rekey", "print": "get", "put": "set import",
     "query": "ask grep", "quantise": "compress", "quantize": "compress", "read": "get", "recrypt": "rekey",
     "remove": "rm", "rescue": "repair", "restore": "recover", "search": "grep", "server": "serve",
@@ -91,7 +94,7 @@ class LazyGroup(HelpfulCommand, click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import and return one command."""
-        row = COMMANDS.get(cmd_name)
+        row = COMMANDS.get(ALIASES.get(cmd_name, cmd_name))
         if row is None:
             return None
         command = importlib.import_module(f"atlas_kit.cli.{row.module}").command
@@ -103,7 +106,12 @@ class LazyGroup(HelpfulCommand, click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, or say which ones could be meant."""
         name = args[0]
-        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+        if (
+            name not in COMMANDS
+            and name not in ALIASES
+            and not name.startswith("-")
+            and not ctx.resilient_parsing
+        ):
             close = _meant_by(name)
             hint = f" Did you mean {' or '.join(close)}?" if close else ""
             raise click.UsageError(f"No such command '{name}'.{hint}", ctx)

@@ -76,6 +76,11 @@ Examples:
 @click.option(
     "--memory", type=FILE, metavar="F", help="Bind a learned memory (.atlas) to an ATLAS-native model."
 )
+@click.option(
+    "--no-text",
+    is_flag=True,
+    help="With --memory: leave out what was read and said, and can be read from it.",
+)
 @click.option("--dequantize", is_flag=True, help="Make float32 of a model's quantised tensors.")
 @click.option(
     "--byte-order",
@@ -104,6 +109,7 @@ def command(src: str, dst: str, as_json: bool, keys: Any, new_keys: Any, chosen:
         auto=options["auto"],
         settings=chosen.over if chosen else None,
         memory=options["memory"],
+        text=not options["no_text"],
         dequantize=options["dequantize"],
         byte_order={"little": "<", "big": ">", None: None}[options["byte_order"]],
     )

@@ -70,8 +70,10 @@ def _text(found: Found, several: bool, only_keys: bool, count: bool) -> Iterator
     if only_keys:
         yield _render.Lines(f"{place}{key}" for key in found.keys)
     elif count:
-        keys = [match.key for match in found.matches]
-        yield _render.Lines(f"{place}{key}:{keys.count(key)}" for key in found.keys)
+        counts: dict[str, int] = {}
+        for match in found.matches:
+            counts[match.key] = counts.get(match.key, 0) + 1
+        yield _render.Lines(f"{place}{key}:{number}" for key, number in counts.items())
     else:
         yield _render.Lines(
             f"{place}{_render.name(match.key)}:{match.line or 'key'}: {_shown(match)}"

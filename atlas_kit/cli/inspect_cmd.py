@@ -31,6 +31,9 @@ Without options: an overview of a memory file, a GGUF model, a safetensors, npz 
 parts of it instead, several of them one after the other. --hex lists every field of the file with its bytes,
 value and meaning, and --map draws the file to scale; both work on damaged files as well.
 
+Of a LoRA adapter, a projector (mmproj) or an importance matrix (GGUF or .dat) the overview says which model it
+is for, and --fits MODEL whether it fits that one: the exit code is 1 if not.
+
 Examples:
   atlas-tool inspect llama-7b_memory.atlas
   atlas-tool inspect model.gguf --tensors --stats
@@ -47,6 +50,9 @@ Examples:
 @click.option("--tensors", is_flag=True, help="List the tensors.")
 @click.option("--stats", is_flag=True, help="Min, max, mean, deviation, zeros and NaN of every tensor.")
 @click.option("--template", is_flag=True, help="The chat template, and what it makes of an example.")
+@click.option(
+    "--fits", type=FILE, metavar="MODEL", help="Tell whether an adapter, projector or imatrix fits."
+)
 @click.option("--hex", "show_hex", is_flag=True, help="Every field: offset, bytes, name, value, meaning.")
 @click.option("--map", "show_map", is_flag=True, help="Draw the byte ranges of the file to scale.")
 @click.option(
@@ -69,6 +75,7 @@ def command(file: str, as_json: bool, keys: Any, **options: Any) -> int:
         entry=options["entry"],
         limit=options["limit"],
         template=options["template"],
+        fits=options["fits"],
         one_shard=options["one_shard"],
     )
     if not options["stats"]:  # everything else is quick, and a bar would only flicker
@@ -91,6 +98,15 @@ def _text(result: Inspection) -> Iterator[_render.Block]:
         yield from model_tables(result.metadata or [], result.tensors or [])
     if result.stats is not None:
         yield _stats(result.stats)
+    if result.misfits is not None:
+        shown = result.misfits[:_LOST_SHOWN]
+        yield (
+            "it fits the model"
+            if not result.misfits
+            else _render.Lines([_render.Styled(f"it does not fit the model: {why}", "bad") for why in shown])
+        )
+        if len(result.misfits) > len(shown):
+            yield f"and {len(result.misfits) - len(shown)} more tensors"
     if result.template is not None:
         yield from _template(result.template)
     if result.entry is not None:
@@ -115,6 +131,9 @@ def _entries(result: Inspection) -> Iterator[_render.Block]:
 
 
 def _overview(result: Inspection, facts: dict[str, Any]) -> Iterator[_render.Block]:
+    if facts.get("companion"):
+        yield from _companion(result, facts["companion"])
+        return
     if result.kind == "gguf":
         yield _render.Facts([row for row in _model_facts(result, facts) if row[1] not in (None, "")])
         return
@@ -130,6 +149,29 @@ def _overview(result: Inspection, facts: dict[str, Any]) -> Iterator[_render.Blo
         yield entry_table(result.entries)
         if facts["count"] > len(result.entries):
             yield f"... and {facts['count'] - len(result.entries):,} more (--entries)"
+
+
+def _companion(result: Inspection, facts: dict[str, Any]) -> Iterator[_render.Block]:
+    """Yield what a file is that belongs beside a model."""
+    yield _render.Facts(
+        [
+            ("file", result.path),
+            ("size", _render.exact_size(result.size)),
+            *((a, b) for a, b in facts["summary"]),
+        ]
+    )
+    entries = facts.get("entries")
+    if entries:
+        yield ""
+        rows = [
+            [f"{row['columns']:,}", f"{row['matrices']:,}", _span(*row["counts"]), _render.name(row["name"])]
+            for row in entries
+        ]
+        yield _render.Table([">inputs", ">matrices", ">counts", "tensor"], rows)
+
+
+def _span(least: int, most: int) -> str:
+    return f"{most:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def _sealed_facts(result: Inspection, facts: dict[str, Any]) -> Iterator[tuple[str, object]]:

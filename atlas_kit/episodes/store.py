@@ -221,6 +221,13 @@ class Episodes:
             raise InvalidParamError(f"there is no block {block}", key="block")
         return self._segments(np.array([block]), np.array([block + 1 + self.follows()[block]]))[0]
 
+    def episode_at(self, position: int) -> Episode:
+        """Return the document or turn that an absolute position lies in; of one that is not held, the one before."""
+        if not len(self):
+            raise InvalidParamError("nothing is held", key="position")
+        starts = self._rows["position"].values
+        return self._episode(max(0, int(np.searchsorted(starts, position, side="right")) - 1))
+
     def follows(self) -> Array:
         """Return (b,) bool: whether a block is read with the next one.
 

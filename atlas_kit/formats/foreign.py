@@ -23,6 +23,12 @@ _AGAIN = "Download the file itself, not the page that shows it: its address has 
 _REFUSED = "The server refused or did not find the file: check the address and whether it asks for a login."
 
 
+#: Keys of JSON that may be a memory, or a conversation, and is no server's answer.
+_OURS = frozenset(
+    ("entries", "format", "atlas", "version", "messages", "role", "content", "conversation", "text")
+)
+
+
 @dataclass(frozen=True)
 class Foreign:
     """What a file is: a short ``name`` for programs, ``what`` it is in words, and what to do.
@@ -114,11 +120,7 @@ def _json_error(text: bytes) -> Foreign | None:
         value = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError):
         return None
-    if (
-        not isinstance(value, dict)
-        or len(value) > 8
-        or value.keys() & {"entries", "format", "atlas", "version"}
-    ):
+    if not isinstance(value, dict) or len(value) > 8 or value.keys() & _OURS:
         return None
     said = next(
         (value[key] for key in ("error", "errors", "message", "detail", "error_description") if key in value),

@@ -6,8 +6,8 @@ choice: mixtures such as Q4_K_M keep some tensors wider. Knows no command and no
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import errno
 import json
 import os
 import re
@@ -68,6 +68,8 @@ def quantize(job: Job, out: IO[bytes], progress: Callable[[int, int], None] | No
         llama-cpp-python is not installed.
     ModelError
         llama.cpp refuses the model, or crashes on it: in its words.
+    OSError
+        The disk is full.
     """
     fd = out.fileno()
     root = str(Path(__file__).resolve().parents[2])
@@ -100,20 +102,24 @@ def quantize(job: Job, out: IO[bytes], progress: Callable[[int, int], None] | No
         child.stdout.close() if child.stdout else None
     if code == _MISSING:
         raise MissingExtraError("quantising to this type", "llama")
+    if code and os.fstatvfs(fd).f_bavail == 0:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if code:
         raise ModelError(f"llama.cpp does not quantise this model: {_reason(lines, code)}", path=job.source)
 
 
 _REFUSED, _MISSING = 3, 4
-_WHY = re.compile(r"failed to quantize(?: model from '.*')?:\s*(.*)|(.*GGML_ASSERT.*)|(.*rror.*)")
+#: What says why, the most telling first.
+_WHY = (re.compile(r"failed to quantize:\s*(.*)"), re.compile(r"(GGML_ASSERT.*)"), re.compile(r"(.*rror.*)"))
 
 
 def _reason(lines: list[str], code: int) -> str:
     """Return the most telling of the last lines of llama.cpp's log."""
-    for line in reversed(lines):
-        match = _WHY.search(line)
-        if match:
-            return next(filter(None, match.groups()), line).strip()
+    for why in _WHY:
+        for line in reversed(lines):
+            match = why.search(line)
+            if match and match[1].strip():
+                return match[1].strip()
     return lines[-1] if lines else f"it ended with {code}"
 
 
@@ -157,9 +163,11 @@ def _main() -> int:
 def _say(line: bytes) -> None:
     step = _STEP.match(line)
     text = f"{_MARK}{int(step[1])} {int(step[2])}" if step else line.decode("utf-8", "replace")
-    with contextlib.suppress(OSError):
+    try:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
+    except OSError:  # whoever asked for it was killed
+        os._exit(_REFUSED)
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ class Reading:
             mass = np.bincount(place, self.window.weights[row], len(seen))
             mass *= window
             where, known = find(tokens, seen)
-            if known.all():
+            if np.logical_and.reduce(known):
                 chance[where] += mass
             else:
                 chance[where[known]] += mass[known]

@@ -469,13 +469,16 @@ def _worth(piece: Piece) -> float:
 
 
 def _grown(episodes: Episodes, piece: Piece, recall: Recall) -> Piece:
-    """Return a piece with the sentences around it."""
+    """Return a piece with the sentences around it, also of segments beside its own."""
     if piece.segment is None:
         return piece
     first, last, line = piece.segment
+    begins, ends = episodes.episode_at(first)[:2]
+    if ends >= last:  # what is of two turns, a question and its answer, is all that there is
+        first, last = max(begins, piece.start - recall.tokens), min(ends, piece.stop + recall.tokens)
     segment = Segment(first, last, Kind[piece.kind.upper()], piece.source, piece.time_ms, line)
     start, stop = grown(episodes, segment, piece.start, piece.stop, recall.tokens)
     if (start, stop) == (piece.start, piece.stop):
         return piece
-    line += episodes.text(first, start).count("\n")
+    line = piece.line - episodes.text(start, piece.start).count("\n")
     return dataclasses.replace(piece, text=episodes.text(start, stop), start=start, stop=stop, line=line)

@@ -8,6 +8,7 @@ comes. Knows neither sessions nor engines.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -64,7 +65,7 @@ def likely(logits: Array, lift: tuple[Array, Array] | None, count: int) -> Array
         return found
     tokens, lifted = lift[0][above], lifted[above]
     place, known = find(found, tokens)
-    if known.all():
+    if np.logical_and.reduce(known):
         return found
     own[place[known]] = lifted[known]
     new = ~known
@@ -144,7 +145,8 @@ def _moved_side_by_side(
     block = rows.gathered(top.reshape(-1), keep=True).reshape(*top.shape, rows.n_embd)
     change = np.matmul(block, y[:, :, None])[:, :, 0]
     change -= np.array([one @ rows.mean for one in y], np.float32)[:, None]
-    change *= np.float32(rows.scale)
+    if rows.scale != 1:
+        change *= np.float32(rows.scale)
     for row, bias in enumerate(biases):
         if bias is not None:
             change[row] += bias[top[row]]
@@ -169,13 +171,13 @@ def moved(
     rest = np.maximum(1 - np.add.reduce(before, axis=1), 0)
     behind = corrected - spread
     log_z = lse + np.log(rest + np.add.reduce(np.exp(behind, out=behind), axis=1))
-    if not np.isfinite(log_z).all():
+    if not all(map(math.isfinite, log_z.tolist())):
         for row in np.flatnonzero(~np.isfinite(log_z)).tolist():
             corrected[row], log_z[row] = far_off(own[row], corrected[row], lse[row], rest[row])
     np.subtract(corrected, log_z[:, None], out=behind)
     np.exp(behind, out=behind)
     expected = np.add.reduce(behind * (corrected - own), axis=1)
-    if not np.isfinite(expected).all():  # a model rules tokens out
+    if not all(map(math.isfinite, expected.tolist())):  # a model rules tokens out
         expected = np.add.reduce(behind * change_of(own, corrected), axis=1)
     return corrected, log_z, before, behind, expected
 

@@ -480,9 +480,13 @@ class WhitenedMatrix:
         )
 
 
+#: Parameters of a whitened memory that do not read: what steps are made with, or how states are whitened.
+OF_STEPS = frozenset({"P", "origin", "slopes", "directions", "rest"})
+
+
 def learned_matrices(parameters: Mapping[str, Array]) -> dict[str, Array]:
     """Return the matrices among a memory's parameters that read: not what steps are made with, nor biases."""
-    fixed = ("P", "origin", "bias", "slopes", "directions", "rest") if "origin" in parameters else ()
+    fixed = {"bias", *OF_STEPS} if "origin" in parameters else set()
     return {name: array for name, array in parameters.items() if name not in fixed}
 
 

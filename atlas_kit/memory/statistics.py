@@ -12,7 +12,7 @@ from atlas_kit.codecs.numbers import Array as HostArray
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.memory.backend import Array, namespace, quiet, to_host
 from atlas_kit.memory.config import MemoryConfig
-from atlas_kit.memory.modules import learned_matrices
+from atlas_kit.memory.modules import OF_STEPS, learned_matrices
 from atlas_kit.memory.muon import STEPS
 from atlas_kit.memory.state import MemoryState
 
@@ -164,7 +164,8 @@ def merge(states: Sequence[MemoryState], weights: Sequence[float] | None = None)
     of their reads; for deep modules it is a heuristic. Momentum is averaged likewise. The window cannot be
     averaged: window, adaptation, gate and counters come from the state with the greatest weight (the first of equals).
     The states must come from one configuration, seed included, and centred memories have different means, so that
-    their features do not mean the same: merge those that share a warm-up, or, if whitened, P.
+    their features do not mean the same: merge those that share a warm-up. Memories that were whitened by different
+    texts are refused; what a whitened one makes its steps with comes from the heaviest, too.
 
     Parameters
     ----------
@@ -174,7 +175,7 @@ def merge(states: Sequence[MemoryState], weights: Sequence[float] | None = None)
     Raises
     ------
     InvalidParamError
-        For no states, states of different shapes, and weights that do not fit.
+        For no states, states of different shapes, memories that were not whitened alike, and weights that do not fit.
     """
     states = list(states)
     if not states:
@@ -199,6 +200,9 @@ def merge(states: Sequence[MemoryState], weights: Sequence[float] | None = None)
         }
         for group in ("parameters", "momentum")
     }
+    if "origin" in heaviest.parameters:
+        kept = OF_STEPS & heaviest.parameters.keys()
+        groups["parameters"] |= {name: heaviest.parameters[name] for name in kept}
     # as a restore does: the difference of merged parameters to one state's earlier ones would say nothing
     previous = {
         f"previous.{n}": a for n, a in groups["parameters"].items() if "log_eta" in heaviest.adaptation
@@ -213,19 +217,14 @@ def _alike(a: MemoryState, b: MemoryState) -> None:
             raise InvalidParamError(
                 f"the states differ in their {group}: {shapes[0]} and {shapes[1]}", key=group
             )
-    whitened = {"P", "origin"} <= a.parameters.keys()
-    if whitened and not all(
-        np.array_equal(_host(a.parameters[n]), _host(b.parameters[n])) for n in ("P", "origin")
+    if "origin" in a.parameters and not all(
+        np.array_equal(to_host(a.parameters[name]), to_host(b.parameters[name])) for name in ("P", "origin")
     ):
         raise InvalidParamError(
-            "the states were whitened by different texts: the same row means another direction in each",
-            key="parameters", hint="Merge memories that began with the same text.",
-        )  # fmt: skip
-
-
-def _host(array: Array) -> Array:
-    """Return an array in main memory."""
-    return np.asarray(array.get() if hasattr(array, "get") else array)
+            "the states were whitened by different texts, so that their matrices do not mean the same",
+            key="states",
+            hint="Merge memories that began with the same text.",
+        )
 
 
 @quiet

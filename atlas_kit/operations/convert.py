@@ -99,6 +99,7 @@ class ConvertOptions:
     ``new_keys`` encrypts with another secret than opens the source; ``decrypt`` allows plain text where there is a
     secret.
 
+    ``text``: False leaves what was read and said out of the ``memory`` that is put beside the model.
     ``auto``, ``settings`` and ``memory`` make a model ATLAS-native. ``settings`` are given what is to be changed
     (what is recommended with ``auto``, what ``memory`` was learned with, or the defaults) and return what is written.
 
@@ -116,6 +117,7 @@ class ConvertOptions:
     auto: bool = False
     settings: Callable[[AtlasSettings], AtlasSettings] | None = None
     memory: StrPath | None = None
+    text: bool = True
     dequantize: bool = False
     byte_order: str | None = None
 
@@ -389,7 +391,7 @@ def _native_values(
                 )
             memory = placed.enter_context(use_source(options.memory))  # what is checked is what is copied
             bound = native_model.check_memory(
-                model, memory, keys=keys, force=options.force, decrypt=options.decrypt
+                model, memory, keys=keys, force=options.force, decrypt=options.decrypt, text=options.text
             )
             result.memory = native_model.sidecar_of(output)
             result.notes += bound.notes

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError, KeyRequiredError, MagicMismatchError
 from atlas_kit.formats.detect import detect
+from atlas_kit.formats.imatrix import is_dat
 from atlas_kit.formats.opening import ask_if_encrypted
 from atlas_kit.operations.inputs import Opened, open_given
 from atlas_kit.persistence.entry_keys import DESCRIPTION, may_hold_episodes
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from atlas_kit.formats.gguf import GGUFFile, MetadataField, TensorInfo
     from atlas_kit.formats.gguf.chat_template import ShownTemplate
+    from atlas_kit.formats.imatrix import Imatrix
     from atlas_kit.operations.byte_map import MapRegion
     from atlas_kit.operations.entry_rows import EntryRow
     from atlas_kit.operations.hex_line import HexLine
@@ -48,6 +50,7 @@ class Wanted(NamedTuple):
     entry: str | None = None
     limit: int = 200
     template: bool = False
+    fits: str | None = None
     one_shard: bool = False
 
     @property
@@ -87,12 +90,13 @@ class Inspection:
         self.fields_error: str | None = None
         self.regions: list[MapRegion] | None = None
         self.template: ShownTemplate | None = None
+        self.misfits: list[str] | None = None
 
     @property
     def exit_code(self) -> int:
-        """Return 1 when the file is damaged and could be shown only in part, or its chat template fails."""
+        """Return 1 when the file is damaged and shown only in part, its template fails, or it does not fit a model."""
         fails = self.template is not None and self.template.problem is not None
-        return int(bool(self.problems or self.fields_error or fails))
+        return int(bool(self.problems or self.fields_error or fails or self.misfits))
 
     def to_json(self) -> dict[str, Any]:
         """Return every part that was asked for."""
@@ -131,6 +135,9 @@ class Inspection:
             out["entry"] = self.entry.to_json()
         if self.template is not None:
             out["template"] = self.template.to_json()
+        if self.misfits is not None:
+            out["fits"] = not self.misfits
+            out["misfits"] = self.misfits
         if self.fields is not None:
             out["fields"] = [line.to_json() for line in self.fields]
             out["fields_error"] = self.fields_error
@@ -160,6 +167,9 @@ def inspect_file(
         return result
     if kind == "gguf":
         _inspect_model(source, wanted, result, progress)
+        return result
+    if kind is None and is_dat(source):
+        _inspect_imatrix(source, wanted, result)
         return result
     try:
         opened = open_given(source, keys)
@@ -299,6 +309,8 @@ def _inspect_model(source: Source, wanted: Wanted, result: Inspection, progress:
             from atlas_kit.operations.model_overview import model_overview
 
             result.overview = model_overview(model)
+        if wanted.fits is not None:
+            result.misfits = _misfits(model, wanted.fits)
         if wanted.keys or wanted.entries:
             result.metadata = model.fields
         if wanted.tensors or wanted.entries:
@@ -313,6 +325,26 @@ def _inspect_model(source: Source, wanted: Wanted, result: Inspection, progress:
             from atlas_kit.operations.inspect_parts import one_of_model
 
             result.entry = one_of_model(model, wanted.entry)
+
+
+def _inspect_imatrix(source: Source, wanted: Wanted, result: Inspection) -> None:
+    """Look into an importance matrix of the format from before GGUF."""
+    from atlas_kit.formats.imatrix import read_dat
+    from atlas_kit.operations.companions import imatrix_facts
+
+    found = read_dat(source)
+    result.kind = "imatrix"
+    result.overview = {"companion": imatrix_facts(found)}
+    if wanted.fits is not None:
+        result.misfits = _misfits(found, wanted.fits)
+
+
+def _misfits(companion: GGUFFile | Imatrix, path: str) -> list[str]:
+    from atlas_kit.formats.gguf import GGUFFile
+    from atlas_kit.operations.companions import misfits
+
+    with GGUFFile.open(path) as model:
+        return misfits(companion, model)
 
 
 def _template(model: GGUFFile, result: Inspection) -> None:

@@ -1,8 +1,8 @@
 r"""Lists of hashes as ``sha256sum`` writes and checks them: one line a file, names as bytes.
 
 A line is the hash in hexadecimal, two spaces (a space and ``*`` for what some systems call binary), and the name. A
-name with a backslash or an end of line has ``\\``, ``\n`` and ``\r`` in it, and a backslash before the whole line. Lines
-of BSD and of openssl (``SHA256 (name) = ...``) are read, too, and so is what Windows makes of such a file.
+name with a backslash or an end of line has ``\\``, ``\n`` and ``\r`` in it, and a backslash before the whole line.
+Lines of BSD and of openssl (``SHA256 (name) = ...``) are read, too, and so is what Windows makes of such a file.
 """
 
 from __future__ import annotations

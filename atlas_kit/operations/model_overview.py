@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from atlas_kit.operations.companions import companion_facts
+
 if TYPE_CHECKING:
     from atlas_kit.formats.gguf import GGUFFile
 
@@ -60,6 +62,7 @@ def model_overview(model: GGUFFile) -> dict[str, Any]:
         for key in model.metadata
         if key.startswith("atlas.") and _is_scalar(model, key)
     }
+    facts["companion"] = companion_facts(model) if model.error is None else None
     return facts
 
 

@@ -40,9 +40,13 @@ class BoundMemory:
 
 
 def check_memory(
-    model: Given, memory: Source, *, keys: Keys | None = None, force: bool = False, decrypt: bool = False
-) -> BoundMemory:
+    model: Given, memory: Source, *, keys: Keys | None = None, force: bool = False, decrypt: bool = False,
+    text: bool = True,
+) -> BoundMemory:  # fmt: skip
     """See that a learned memory is whole and belongs to a model; its source stays open for ``placed_memory``.
+
+    ``text``: with what was read and said; False leaves that out, and the context and the window with it, which hold
+    text, too.
 
     Raises
     ------
@@ -76,7 +80,9 @@ def check_memory(
                 f"the memory was made for a model of width {config.d_k}, and this one has {width}",
                 path=memory.name,
             )
-    notes = []
+    notes = _without_text_noted(memory, keys, text)
+    if not text:
+        memory = _without_text(memory, keys)
     if loaded.description.model_hash != identity:
         notes.append("the memory does not belong to this model: loading it will have to be forced as well")
     return BoundMemory(memory, identity, _saved_settings(loaded.description), tuple(notes))
@@ -91,6 +97,50 @@ def _saved_settings(description: MemoryDescription) -> AtlasSettings | None:
         with contextlib.suppress(AtlasError):
             return AtlasSettings.from_saved(found)
     return None
+
+
+def _without_text_noted(memory: Source, keys: Keys, text: bool) -> list[str]:
+    """Say how much can be read from a memory, and what becomes of it."""
+    from atlas_kit.formats.opening import open_memory
+    from atlas_kit.persistence.episode_entries import counts_of, read_episodes
+
+    with open_memory(memory, keys) as opened:
+        arrays = read_episodes(opened)
+    if arrays is None or not len(arrays):
+        return []
+    amount = counts_of(arrays).amount
+    return [
+        f"{amount} {'can be read from the memory beside the model' if text else 'were left out of the memory'}"
+    ]
+
+
+def _without_text(memory: Source, keys: Keys) -> Source:
+    """Return a memory of which nothing that was read or said can be read."""
+    import dataclasses
+    import tempfile
+
+    from atlas_kit.formats.opening import open_memory
+    from atlas_kit.persistence.session_file import read_session_state, write_session_state
+    from atlas_kit.persistence.snapshot import describe_memory
+    from atlas_kit.storage.given import open_source
+
+    with open_memory(memory, keys) as opened:
+        description, version = describe_memory(opened), opened.version
+        state = read_session_state(opened, episodes=False)
+    waiting = {name: array for name, array in state.waiting.items() if name == "log_eta"}
+    state = dataclasses.replace(
+        state, waiting=waiting, tokens=(), position=0, output={}, context=None, texts=(), episodes=None
+    )
+    kept = {name: value for name, value in description.metadata.items() if name != "runtime"}
+    secret = keys.options() if version == 3 else {}
+    with tempfile.TemporaryDirectory() as folder:  # encrypted, if it is to be
+        path = os.path.join(folder, "memory.atlas")
+        write_session_state(
+            path, state, metadata=kept, window=False, optimizer=description.optimizer, dtype=description.dtype,
+            **secret,
+        )  # fmt: skip
+        with open(path, "rb") as file:
+            return open_source(file.read())
 
 
 def sidecar_of(output: StrPath) -> str:

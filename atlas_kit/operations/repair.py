@@ -233,8 +233,9 @@ def _rescue(
 
     try:
         result.rescue = rescue()
-    except KeyRequiredError:
+    except KeyRequiredError as error:
         if not keys.ask_for(source.name):
+            error.path = error.path or source.name
             raise
         result.rescue = rescue()
     if result.rescue.intact:  # but for what is written anew in any file

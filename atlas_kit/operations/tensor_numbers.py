@@ -81,7 +81,8 @@ def stats_of(pieces: Iterable[np.ndarray[Any, Any]]) -> TensorStats:
     for piece in pieces:
         stats.count += piece.size
         stats.zeros += int(piece.size - np.count_nonzero(piece))
-        numbers = piece.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # signalling NaN of damaged files
+            numbers = piece.astype(np.float64)
         good = np.isfinite(numbers)
         if not good.all():
             stats.nan += int(np.isnan(numbers).sum())

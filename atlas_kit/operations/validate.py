@@ -22,6 +22,7 @@ from atlas_kit.errors import (
 from atlas_kit.formats.detect import by_name, detect
 from atlas_kit.formats.findings import Finding
 from atlas_kit.formats.foreign import recognise
+from atlas_kit.formats.imatrix import is_dat, read_dat
 from atlas_kit.storage.given import Given, Progress, name_of, use_source
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source
@@ -191,6 +192,10 @@ def _check(
         return _check_atlas(source, keys)
     if source.size == 0:
         return [Finding("empty-file", "error", "the file is empty", offset=0, remedy=Remedy("recover"))]
+    if is_dat(source):
+        read_dat(source)  # raises where it is cut off
+        message = "this is not a model but an importance matrix in the format from before GGUF"
+        return [Finding("not-a-model", "note", message, "llama-quantize reads it.", 0)]
     if known is not None:
         return [
             Finding(

@@ -44,6 +44,15 @@ if TYPE_CHECKING:
     from atlas_kit.settings.atlas_settings import AtlasSettings
 
 log = logging.getLogger("atlas_kit.server")
+#: What the first request needs, and what it needs with a memory. It is imported while llama.cpp loads the model, which
+#: more would hold up: threads of one process wait for each other where they ask the system for memory.
+FIRST = (
+    "numpy.ctypeslib", "atlas_kit.llama.llama_engine", "atlas_kit.llama.llama_sampler",
+    "atlas_kit.server.light_requests", "atlas_kit.server.completion_answer",
+)  # fmt: skip
+FIRST_OF_MEMORIES = (
+    "atlas_kit.llama.token_memory", "atlas_kit.episodes.store", "atlas_kit.formats.gguf.dequantize"
+)  # fmt: skip
 #: Seconds that the start waits for sessions that are brought back; the others come while it answers already.
 BRING_BACK_SECONDS = 1.0
 #: Settings of memories that can be changed while the server runs.
@@ -184,22 +193,12 @@ class Service:
 
     def _import_meanwhile(self) -> None:
         """Import what the first request needs, while the model is loaded."""
-        names = ["numpy.ctypeslib", "atlas_kit.llama.llama_engine", "atlas_kit.llama.llama_sampler"]
-        names += ["atlas_kit.server.light_requests", "atlas_kit.server.completion_answer"]
-        if self.config.remembers:
-            names += ["atlas_kit.llama.token_memory", "atlas_kit.formats.gguf.dequantize"]
-        for name in names:
+        for name in FIRST + (FIRST_OF_MEMORIES if self.config.remembers else ()):
             importlib.import_module(name)
-        assert self._loading is not None
-        for name in (
-            "jinja2",
-            "atlas_kit.server.chat_answer",
-        ):  # who chats needs them, and does not wait for them now
-            if not self._loading.done():
-                importlib.import_module(name)
 
     def _prepare(self) -> None:
         """Find out what the first turn of a conversation would have to wait for else."""
+        importlib.import_module("atlas_kit.server.chat_answer")
         with contextlib.suppress(AtlasError):  # whoever needs it is told
             assert self.template
             self.engine.output_rows().prepare()

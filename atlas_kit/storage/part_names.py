@@ -18,7 +18,7 @@ _PATTERNS = (
         r"(?P<tail>\.[A-Za-z]\w*)?",
         re.IGNORECASE,
     ),
-    re.compile(r"(?P<stem>.+\.)(?P<no>\d{1,6}|[a-z]{2,4})"),
+    re.compile(r"(?P<stem>.+\.)(?P<no>\d{1,6}|[a-z]{1,4})"),
     re.compile(r"(?P<stem>.*?[^a-z0-9.])(?P<no>[a-z]{2,4}|\d{2,6})"),
     re.compile(r"(?P<stem>.*\.gguf|x)(?P<no>[a-z]{2,4}|\d{2,6})"),
     re.compile(r"(?P<stem>.+)(?P<no>[a-z]{2}|\d{2})"),

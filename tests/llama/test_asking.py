@@ -7,16 +7,16 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas_kit.episodes import Kind
+from atlas_kit.episodes import Episodes, Kind
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama import AtlasSession, AtlasSettings, FakeEngine, Sampling, Scheduler
 from atlas_kit.llama.asking import asking, follows_up, states
 from atlas_kit.llama.asking_prompts import Form
 from atlas_kit.llama.branching import Branch
-from atlas_kit.llama.recalling import Piece, Recall, candidates, newest_first, recalling
+from atlas_kit.llama.recalling import Piece, Recall, _grown, candidates, newest_first, recalling
 from atlas_kit.llama.steps import Token
 
 SETTINGS = AtlasSettings(window_size=64, memory_dim=8, omega_window=16, chunk_size=8, candidates=16)
@@ -502,6 +502,36 @@ def test_the_newest_comes_first_whatever_the_order_was(order, gains):
     found = newest_first(ranked, Recall())
     assert sorted(map(id, found)) == sorted(map(id, ranked))
     assert found[0] is ranked[0] or (found[0].start > ranked[0].start and found[0].gain >= Recall().gate)
+
+
+LINES = "".join(f"Line {number} tells of the thing {number * 37 % 100}.\n" for number in range(1, 60))
+
+
+@settings(max_examples=30, deadline=None)
+@given(first=st.integers(0, len(LINES) - 2), length=st.integers(1, 60), most=st.integers(60, 300))
+def test_a_piece_grows_in_its_document_and_keeps_its_place(first, length, most):
+    """Also beyond the segment that it was found in; what it was stays inside, and its line is right."""
+    engine = FakeEngine()
+    episodes = Episodes(engine.piece, engine.info.n_vocab)
+    for source, text in (("before", "Before.\n" * 9), ("doc", LINES), ("after", "After.\n" * 9)):
+        episodes.begin(Kind.DOCUMENT, source)
+        episodes.append(engine.tokenize(text))
+    document = episodes.episodes[1]
+    start, stop = document.start + first, min(document.start + first + length, document.stop)
+    block = next(
+        one for number in range(episodes.blocks) if (one := episodes.segment(number)).stop > start
+        if one.source == "doc"
+    )  # fmt: skip
+    line = 1 + LINES[:first].count("\n")
+    text = episodes.text(start, stop)
+    piece = Piece(
+        text, "document", "doc", 0, start, stop, line, 1.0, segment=(block.start, block.stop, block.line)
+    )
+    found = _grown(episodes, piece, Recall(tokens=most))
+    assert document.start <= found.start <= start < stop <= found.stop <= document.stop
+    assert found.stop - found.start <= max(most, stop - start)
+    assert found.text == episodes.text(found.start, found.stop)
+    assert found.line == 1 + LINES[: found.start - document.start].count("\n")
 
 
 def test_what_the_model_said_itself_counts_less(engine, monkeypatch):

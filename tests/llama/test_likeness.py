@@ -135,7 +135,7 @@ def test_the_likest_window_is_about_the_question(engine, episodes):
     question = Likeness(engine).question(episodes.arrays(), engine.tokenize("what kills insects"))
     best = max(windows(episodes, segment, question, frozenset(), 16), key=lambda one: one[:3])
     assert "wasps die" in episodes.text(best.start, best.stop)
-    assert best.count == best.stop - best.start <= 16
+    assert best.size == best.stop - best.start <= 16
     assert episodes.text(segment.start, best.start).rstrip().endswith(".")  # whole sentences
     whole = max(windows(episodes, segment, question, frozenset(), 500), key=lambda one: one[:3])
     assert (whole.start, whole.stop) == (segment.start, segment.stop)
@@ -154,7 +154,7 @@ def test_windows_are_whole_sentences_and_grow_within_their_segment(most, questio
     assert found
     for one in found:
         assert segment.start <= one.start < one.stop <= segment.stop
-        assert one.count == one.stop - one.start <= most
+        assert one.size == one.stop - one.start <= most
         for longer in (most, 2 * most, 500):
             start, stop = grown(episodes, segment, one.start, one.stop, longer)
             assert segment.start <= start <= one.start < one.stop <= stop <= segment.stop

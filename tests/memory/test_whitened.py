@@ -14,6 +14,7 @@ from atlas_kit.memory import (
     MemoryConfig,
     WhitenedMatrix,
     WhitenedMemory,
+    merge,
 )
 from atlas_kit.memory.modules import MOST_LENGTH, cut
 from atlas_kit.memory.whitened import RIDGE, UNLIKE, sampled, varying, whitening
@@ -282,6 +283,36 @@ def test_what_is_no_number_is_not_kept():
     from atlas_kit.memory import snapshot
 
     memory.restore(snapshot(state))
+
+
+def test_memories_are_merged_if_they_were_whitened_by_the_same_text():
+    memory = WhitenedMemory(config(module=WhitenedMatrix(RANK, 9, AFTER, CHUNK)))
+    common = taken(memory, memory.init(), states(AFTER))
+    one, other = (
+        taken(
+            memory,
+            common,
+            states(CHUNK, seed),
+            gradient=states(CHUNK, seed),
+            slopes=states(CHUNK, seed),
+            eta=0.1,
+        )
+        for seed in (3, 4)
+    )
+    merged = merge([one, other], [1, 3])
+    np.testing.assert_allclose(
+        merged.parameters["W"],
+        0.25 * one.parameters["W"] + 0.75 * other.parameters["W"],
+        rtol=1e-5,
+        atol=1e-7,
+    )
+    for name in ("P", "origin", "slopes", "directions", "rest"):
+        assert merged.parameters[name].tobytes() == other.parameters[name].tobytes(), name
+    assert set(merged.parameters) == set(one.parameters)
+    stranger = taken(memory, memory.init(), states(AFTER, 9))
+    for another in (stranger, memory.init()):
+        with pytest.raises(InvalidParamError, match="whitened by different texts"):
+            merge([one, another])
 
 
 def test_only_step_learns():

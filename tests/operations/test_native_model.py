@@ -481,3 +481,36 @@ def test_sidecars_are_named_after_the_model() -> None:
     assert native_model.sidecar_of("a/b-atlas.gguf") == "a/b-atlas.atlas"
     assert native_model.sidecar_of("a.b/model") == "a.b/model.atlas"
     assert dataclasses.is_dataclass(native_model.BoundMemory)
+
+
+def test_what_can_be_read_from_a_memory_is_said_and_can_be_left_out(tmp_path: Path, stock: Path) -> None:
+    from atlas_kit.episodes import Kind
+    from atlas_kit.llama import AtlasSession, FakeEngine
+    from atlas_kit.persistence.session_file import read_session_state, write_session_state
+
+    engine = FakeEngine(n_embd=32)
+    with GGUFFile.open(stock) as file:
+        engine.info = dataclasses.replace(engine.info, identity=model_identity(file))
+    with AtlasSession(engine, AtlasSettings(window_size=16, memory_dim=8)) as session:
+        session.feed("the blue stone lies in the harbour", kind=Kind.USER)
+        state = session.state()
+    source = tmp_path / "memories.atlas"
+    write_session_state(source, state)
+    text = b"blue stone"
+    result = make_native(stock, tmp_path / "a.gguf", memory=source)
+    assert "34 tokens of 1 turn of talk can be read from the memory beside the model" in result.notes
+    assert text in (tmp_path / "a.atlas").read_bytes().replace(b"\0", b"")
+    result = make_native(stock, tmp_path / "b.gguf", memory=source, text=False)
+    assert "34 tokens of 1 turn of talk were left out of the memory" in result.notes
+    assert text not in (tmp_path / "b.atlas").read_bytes().replace(b"\0", b"")
+    with GGUFFile.open(tmp_path / "b.gguf") as file:
+        placed = (tmp_path / "b.atlas").read_bytes()
+        assert file.get("atlas.memory.hash") == hashlib.sha256(placed).hexdigest()
+    kept = read_session_state(tmp_path / "b.atlas")
+    assert kept.episodes is None
+    assert int(kept.memory.counters["seen"]) == int(state.memory.counters["seen"])
+    secret = Keys("secret")
+    source = tmp_path / "secret.atlas"
+    write_session_state(source, state, passphrase="secret")
+    convert_file(stock, tmp_path / "c.gguf", ConvertOptions(memory=source, text=False), secret)
+    assert read_session_state(tmp_path / "c.atlas", passphrase="secret").episodes is None

@@ -20,6 +20,7 @@ from gguf_builder import (
     KV,
     Q8_0_T,
     STR,
+    U32,
     Array,
     File,
     Tensor,
@@ -28,7 +29,7 @@ from gguf_builder import (
     weights,
 )
 
-from atlas_kit.formats.atlas import MemoryFile, checksums
+from atlas_kit.formats.atlas import MemoryFile, checksums, layout
 
 MIB = 1 << 20
 
@@ -99,6 +100,27 @@ def half_norm() -> bytes:
 def double_attention() -> bytes:
     """The weights of the attention are doubles."""
     return model().with_tensor("blk.0.attn_q.weight", type=F64_T, data=bytes(32 * 32 * 8)).bytes()
+
+
+# --- tensors that are not those of the model ------------------------------------------------------------------------
+
+
+def layers_missing() -> bytes:
+    """The keys speak of two layers, and the tensors are those of one."""
+    return model().with_kv(KV("llama.block_count", U32, 2)).bytes()
+
+
+def tensor_twice() -> bytes:
+    """Two tensors of one name, with different weights."""
+    file = model()
+    again = Tensor("blk.0.attn_norm.weight", (32,), F32_T, weights("again", (32,)))
+    return replace(file, tensors=(*file.tensors, again)).bytes()
+
+
+def prefixed() -> bytes:
+    """All tensors are called model.*, as before conversion."""
+    file = model()
+    return replace(file, tensors=tuple(replace(t, name=f"model.{t.name}") for t in file.tensors)).bytes()
 
 
 # --- headers that promise what is not there -----------------------------------------------------------------------
@@ -191,6 +213,16 @@ def doubled() -> bytes:
 
 
 # --- memory files -------------------------------------------------------------------------------------------------
+
+
+def wrong_total() -> bytes:
+    """The header gives the size of the entries as 7 bytes."""
+    memory = MemoryFile(version=1, created=1_700_000_000)
+    memory.set("chat", "hello", type=1, timestamp=1_700_000_000)
+    data = bytearray(memory.to_bytes())
+    data[32:40] = (7).to_bytes(8, "little")
+    data[8:12] = checksums.fnv1a(bytes(data[layout.SUMMED])).to_bytes(4, "little")
+    return bytes(data)
 
 
 def crc32_payload() -> bytes:

@@ -403,3 +403,29 @@ def test_merge_both(tmp_path, run_cli, parse_json):
     assert conflicts["data"]["others"] == [{"key": "data (2)"}]
     again = run_cli("merge", tmp_path / "m.atlas", one, two, "-o", tmp_path / "n.atlas", "--prefer", "both")
     assert "conflict: chat, joined" in again.stdout
+
+
+def test_what_was_said_beside_a_model(tmp_path):
+    from atlas_kit.episodes import Episodes, Kind
+    from atlas_kit.llama import FakeEngine
+    from atlas_kit.operations.export import export_chats
+    from atlas_kit.operations.token_words import EngineWords
+    from atlas_kit.persistence.episode_entries import put_episodes
+
+    episodes = Episodes(FakeEngine().piece, 257)
+    for kind, text in ((Kind.DOCUMENT, "read"), (Kind.USER, "Where?\n"), (Kind.ASSISTANT, "Here.")):
+        episodes.begin(kind, "", 1_700_000_000_000)
+        episodes.append(list(text.encode()))
+    memory = MemoryFile()
+    memory.set("chat", TALK, type=2)
+    put_episodes(memory, episodes.arrays())
+    memory.save(tmp_path / "m.atlas")
+    words = EngineWords(FakeEngine())
+    result = export_chats(str(tmp_path / "m.atlas"), str(tmp_path / "c.jsonl"), words=words)
+    assert result.keys == ["chat", "episodes"]
+    said = json.loads((tmp_path / "c.jsonl").read_text().splitlines()[1])
+    assert said["messages"] == [
+        {"role": "user", "content": "Where?"},
+        {"role": "assistant", "content": "Here."},
+    ]
+    assert said["time"] == "2023-11-14 22:13:20 UTC"

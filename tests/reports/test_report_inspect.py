@@ -115,7 +115,15 @@ def test_a_template_that_refuses_system_messages_is_shown_without_one(tmp_path: 
     assert "becomes:\nHello\n" in result.stdout
 
 
-@pytest.mark.parametrize("source", ["{% for m in messages %}", "{{ messages.nothing.more }}", "{{ 1 / 0 }}"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for m in messages %}",
+        "{{ messages.nothing.more }}",
+        "{{ 1 / 0 }}",
+        "{% for a in range(9999) %}{% for b in range(9999) %}xx{% endfor %}{% endfor %}",
+    ],
+)
 def test_a_template_that_fails(source: str, tmp_path: Path, run_cli) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(built.model().with_kv(KV("tokenizer.chat_template", STR, source)).bytes())
@@ -132,3 +140,18 @@ def test_no_template(tmp_path: Path, run_cli, samples: Path) -> None:
     result = run_cli("inspect", samples / "atlas" / "chat.atlas", "--template")
     assert result.exit_code == 2
     assert "only a model has a chat template" in result.stderr
+
+
+@pytest.mark.filterwarnings("error")
+def test_stats_of_signalling_nan(tmp_path: Path, run_cli) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(built.model().with_tensor("output_norm.weight", data=b"\1\0\x80\x7f" * 32).bytes())
+    stats = json.loads(run_cli("inspect", path, "--stats", "--json").stdout)["stats"]
+    assert next(row for row in stats if row["name"] == "output_norm.weight")["nan"] == 32
+
+
+def test_a_template_is_not_computed_while_it_is_checked(tmp_path: Path, run_cli) -> None:
+    path = tmp_path / "model.gguf"
+    source = "{{ 'x' * 10 ** 12 }}"
+    path.write_bytes(built.model().with_kv(KV("tokenizer.chat_template", STR, source)).bytes())
+    assert run_cli("validate", "--strict", path).exit_code == 0

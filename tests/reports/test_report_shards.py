@@ -76,10 +76,10 @@ def test_a_look_at_a_set_with_a_gap_says_which_is_missing(
     name: str, shards: list[Path], run_cli: Callable[..., Any]
 ) -> None:
     shards[1].unlink()
-    line = [word.format(shards[0]) for word in LOOKS[name]]
-    result = run_cli(*line)
-    assert result.exit_code in (1, 2)
-    assert shards[1].name in result.stdout + result.stderr
+    for shard in (shards[0], shards[2]):
+        result = run_cli(*[word.format(shard) for word in LOOKS[name]])
+        assert result.exit_code in (1, 2)
+        assert shards[1].name in result.stdout + result.stderr
 
 
 #: Commands that write, and what must come of them: the whole model, or a refusal that names a way out.
@@ -177,6 +177,10 @@ def test_one_shard_can_be_looked_at(shards: list[Path], run_cli: Callable[..., A
         if line[0] != "inspect" or len(line) > 2:
             assert all(name in result.stdout for name in names)
     assert run_cli("validate", lone, "--one-shard").exit_code == 0
+    incomplete = run_cli("validate", lone)
+    assert incomplete.exit_code == 1
+    assert f"shard 1 is missing: {shards[0].name}" in incomplete.stdout
+    assert f"shard 3 is missing: {shards[2].name}" in incomplete.stdout
     assert run_cli("get", lone, "split.no", "--one-shard").stdout == "1"
     assert run_cli("diff", lone, shards[1], "--one-shard").exit_code == 0
     assert run_cli("diff", shards[0], shards[1], "--one-shard").exit_code == 1
@@ -208,7 +212,10 @@ def test_split_and_join(shards: list[Path], run_cli: Callable[..., Any]) -> None
     assert (listed["kind"], listed["tensors"], listed["size"]) == ("shards", 21, whole.stat().st_size)
     assert (folder / "b.gguf").read_bytes() == whole.read_bytes()
     piped = run_cli("join", made[0], "-o", "-")
-    assert piped.exit_code == 0
+    assert (piped.exit_code, piped.output) == (0, whole.read_bytes())
+    for line in (["split", whole, "--max-size", "50K"], ["join", made[0], "-o", folder / "b.gguf"]):
+        silent = run_cli(*line, "--force", "--quiet")
+        assert (silent.exit_code, silent.output) == (0, b"")
 
 
 @pytest.mark.parametrize("size", ["0", "-1", "x", "1.5", "G", "1e9", "9" * 40, ""])

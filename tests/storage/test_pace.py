@@ -112,7 +112,8 @@ def test_a_save_lets_go_of_the_backup_that_it_replaces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone: list[str] = []
-    monkeypatch.setattr("atlas_kit.storage.atomic.let_go", lambda path: gone.append(Path(path).name))
+    for module in ("atomic", "backup_files"):
+        monkeypatch.setattr(f"atlas_kit.storage.{module}.let_go", lambda path: gone.append(Path(path).name))
     write(tmp_path / "a.atlas", Hurry(), parts=1)
     file = MemoryFile()
     file.set("large", b"x")

@@ -60,6 +60,7 @@ def test_a_range_reads_as_a_file() -> None:
         (["m.gguf-split-a", "m.gguf-split-b", "m.gguf-split-c"], 0),
         (["m.gguf.aa", "m.gguf.ab"], 1),
         (["m.gguf.000", "m.gguf.001"], 0),
+        (["m.gguf.a", "m.gguf.b"], 1),
         (["m.part1.gguf", "m.part2.gguf"], 1),
         (["m-part-01-of-02", "m-part-02-of-02"], 1),
         (["m_00", "m_01", "m_02"], 0),

@@ -158,11 +158,11 @@ class Bench:
 
     def _text(self, model: Model) -> tuple[Any, list[int]]:
         if model.path not in self._texts:
-            from atlas_kit.llama.llama_library import library
-
-            library()  # for its silence
             from llama_cpp import Llama
 
+            from atlas_kit.llama.llama_library import library
+
+            library()  # for its silence, which the package ends
             reader = Llama(model.path, vocab_only=True, verbose=False)
             text = b"".join((ROOT / "sample_data" / "documents" / name).read_bytes() for name in DOCUMENTS)
             self._texts[model.path] = reader, reader.tokenize(text, add_bos=False)

@@ -52,6 +52,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "candidates": (0, 32, 64, 128, 512),
     "features": ("polynomial", "sparse", "fourier"),
     "memory_rank": (64, 128, 256, 512),
+    "even_steps": (0, 64, 512),
     "sharpness": (10.0, 20.0),
     "ranking": (False,),
 }

@@ -24,6 +24,8 @@ EXAMPLE: tuple[Mapping[str, str], ...] = (
     {"role": "assistant", "content": "Hi there"},
     {"role": "user", "content": "How are you?"},
 )
+#: Characters that a template may make of it.
+MOST = 1 << 20
 
 
 @dataclass
@@ -69,7 +71,10 @@ def environment() -> Any:
         raise TemplateError(str(message))
 
     made = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        optimized=False,  # or {{ "x" * 10 ** 10 }} is computed while it is compiled
+        extensions=["jinja2.ext.loopcontrols", Generation],
     )
     made.filters["tojson"] = lambda value, **options: json.dumps(value, **{"ensure_ascii": False, **options})
     made.globals["raise_exception"] = refuse
@@ -122,9 +127,15 @@ def shown_template(model: GGUFFile) -> ShownTemplate | None:
 
 
 def _rendered(compiled: Any, messages: Sequence[Mapping[str, str]], names: Mapping[str, str]) -> str:
-    return str(
-        compiled.render(messages=list(map(dict, messages)), add_generation_prompt=True, tools=None, **names)
-    )
+    pieces, size = [], 0
+    for piece in compiled.generate(
+        messages=list(map(dict, messages)), add_generation_prompt=True, tools=None, **names
+    ):
+        pieces.append(piece)
+        size += len(piece)
+        if size > MOST:
+            raise ValueError(f"it makes more than {MOST} characters of four short messages")
+    return "".join(pieces)
 
 
 def _token(model: GGUFFile, name: str) -> str:

@@ -142,7 +142,7 @@ def _check(source: Source, report: Report, *, deep: bool, shards: bool, progress
     if records is None or not records.whole:
         return report  # what is missing may be in the part that cannot be read
     from atlas_kit.formats.gguf.check_model import check_model
-    from atlas_kit.formats.gguf.check_shards import check_shards
+    from atlas_kit.formats.gguf.check_shards import check_others, check_shards
 
     join = (
         partial(check_shards, report, source.path, partial(_sound_records, deep=deep, progress=progress))
@@ -150,6 +150,8 @@ def _check(source: Source, report: Report, *, deep: bool, shards: bool, progress
         else None
     )
     check_model(report, records.fields, records.tensors, join, source.path)
+    if join is not None and source.path is not None:
+        check_others(report, source.path, records.fields)
     return report
 
 

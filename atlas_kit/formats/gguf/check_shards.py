@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atlas_kit.errors import AtlasError
-from atlas_kit.formats.gguf.shards import shard_name
+from atlas_kit.formats.gguf.shards import SPLIT_KEYS, shard_name
 from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.storage.given import open_source
 from atlas_kit.storage.source import Source
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Fields = Mapping[str, "MetadataField"]
 #: Pairs, tensor infos and the end of a sound header.
 Records = tuple[list["MetadataField"], list[TensorInfo], int]
+#: ``split.count`` is a u16.
+MAX_COUNT = 1 << 16
 Check = Callable[[Source], "tuple[list[Finding], Records | None]"]
 
 
@@ -64,6 +66,21 @@ def check_shards(
         message = f"the shards hold {len(seen)} tensors together, and {promised.items} are promised"
         report.error("split-count-wrong", message, offset=promised.value_offset, key=promised.key)
     return total
+
+
+def check_others(report: Report, path: str, fields: list[MetadataField]) -> None:
+    """See that the other shards lie beside one that is not the first, by its name."""
+    said = {item.key: item.items for item in reversed(fields) if item.key in SPLIT_KEYS}
+    number, count = said.get("split.no"), said.get("split.count")
+    match = re.fullmatch(r"(?s)(.*)-(\d{5})-of-(\d{5})\.gguf", Path(path).name)
+    if match is None or not isinstance(number, int) or not 0 < number < MAX_COUNT or int(match[3]) != count:
+        return
+    for other in range(1, int(match[3]) + 1):
+        place = Path(path).with_name(shard_name(match[1], other, int(match[3])))
+        if other != number + 1 and not place.exists():
+            report.error(
+                "shard-missing", f"shard {other} is missing: {place.name}", "Put all into one folder."
+            )
 
 
 def _other_shard(

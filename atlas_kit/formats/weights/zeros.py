@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from atlas_kit.errors import TruncatedError
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 LEAST = 4096
 #: How many places of a file are looked at where its data are not read.
 SAMPLES = 64
+#: Holes that are looked at: a file may have millions.
+_HOLES = 4096
 #: How far a range of zeros is followed where data are not read: whoever has lost so much need not know how much.
 _FAR = 1 << 29
 
@@ -36,13 +39,13 @@ def quick_zeros(source: Source, regions: Sequence[Region]) -> list[Range]:
     if not regions:
         return []
     low, high = regions[0].start, min(source.size, max(region.stop for region in regions))
-    found: list[Range] = []
-    pages = [high - LEAST, *(low + (high - low) * number // SAMPLES for number in range(SAMPLES))]
-    holes = ((start, stop) for start, stop in source.holes(low, high) if stop - start >= LEAST)
-    for start, stop in (*holes, *((page, min(high, page + LEAST)) for page in pages if low <= page)):
-        known = any(a <= start and stop <= b for a, b in found)
-        if not known and (stop - start > LEAST or not any(source.read_upto(start, stop - start))):
-            found.append(extended(source, start, stop, low, high))
+    holes = (hole for hole in islice(source.holes(low, high), _HOLES) if hole[1] - hole[0] >= LEAST)
+    found = [extended(source, *hole, low, high) for hole in holes]
+    for page in (high - LEAST, *(low + (high - low) * number // SAMPLES for number in range(SAMPLES))):
+        start, stop = max(low, page), min(high, page + LEAST)
+        if any(a <= start and stop <= b for a, b in found) or any(source.read_upto(start, stop - start)):
+            continue
+        found.append(extended(source, start, stop, low, high))
     return merged(found)
 
 
