@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import contextlib
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from atlas_kit.episodes import Episodes, Kind
@@ -76,3 +77,13 @@ class Inside(Protocol):
 
     def _next(self, work: Generator[Any, Any, Any], item: Step | Token | None) -> Any:
         """Do what some work asked for, and return what it asks for next."""
+
+
+@contextlib.contextmanager
+def unlearned(session: Inside) -> Iterator[None]:
+    """While it lasts, a session learns nothing of what it reads and says, and keeps none of it."""
+    learns, session.learns = session.learns, False
+    try:
+        yield
+    finally:
+        session.learns = learns
