@@ -66,7 +66,7 @@ Examples:
 @click.option("--no-shuffle", is_flag=True, help="Do not group the bytes of numbers before coding them.")
 @click.option(
     "--quantize",
-    type=click.Choice(_TYPES),
+    type=click.Choice(_TYPES, case_sensitive=False),
     metavar="TYPE",
     help="Store float tensors with fewer bits: f16, bf16 or q8_0; of a model also another type, as above.",
 )

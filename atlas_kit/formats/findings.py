@@ -80,6 +80,10 @@ class Report:
         """Add one finding."""
         self.append(Finding(code, severity, message, hint, offset, key, remedy))
 
+    def has(self, code: str) -> bool:
+        """Tell whether a finding of this code was made."""
+        return self._counts[code] > 0
+
     def append(self, finding: Finding) -> None:
         """Add a finding that was made elsewhere."""
         self._counts[finding.code] += 1

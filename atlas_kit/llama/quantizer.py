@@ -69,7 +69,7 @@ def quantize(job: Job, out: IO[bytes], progress: Callable[[int, int], None] | No
     ModelError
         llama.cpp refuses the model, or crashes on it: in its words.
     OSError
-        The disk is full.
+        The disk is full, or the file may not grow so large.
     """
     fd = out.fileno()
     root = str(Path(__file__).resolve().parents[2])
@@ -105,7 +105,11 @@ def quantize(job: Job, out: IO[bytes], progress: Callable[[int, int], None] | No
     if code and os.fstatvfs(fd).f_bavail == 0:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if code:
-        raise ModelError(f"llama.cpp does not quantise this model: {_reason(lines, code)}", path=job.source)
+        reason = _reason(lines, code)
+        if "iostream error" in reason:  # what C++ says of a failed write; writing on tells why
+            os.pwrite(fd, b"\0", os.fstat(fd).st_size)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        raise ModelError(f"llama.cpp does not quantise this model: {reason}", path=job.source)
 
 
 _REFUSED, _MISSING = 3, 4

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import named
-from atlas_kit.errors import InvalidParamError
+from atlas_kit.errors import InvalidParamError, Remedy
 from atlas_kit.formats.atlas.tables import DataType
 from atlas_kit.formats.detect import detect
 from atlas_kit.formats.opening import edit_memory
@@ -64,7 +64,7 @@ def append_value(
     Raises
     ------
     InvalidParamError
-        The entry is a tensor; or a message is to be added to what is no history.
+        The entry is a tensor; a message is to be added to what is no history, or a line to a history in JSON.
     """
     options, keys = options or AppendOptions(), Keys() if keys is None else keys
     new = not os.path.lexists(path)
@@ -89,6 +89,8 @@ def append_value(
             chat.messages.append(chats.Message(*_said(options.role, value, key)))
             payload = chat.payload()
         else:
+            if held is not None and not options.exact:
+                _require_no_json(bytes(held.data), path, key)
             payload = _line(b"" if held is None else bytes(held.data), value, options.exact)
         usual = DataType.CONVERSATION if chat is not None else DataType.TEXT if _is_text(payload) else 0
         memory.set(
@@ -123,6 +125,16 @@ def _said(role: str, value: bytes, key: str) -> tuple[str, str]:
     if not role.strip():
         raise InvalidParamError("a role is a word such as user or assistant", key=key)
     return chats.ROLES.get(role.lower(), role), text.removesuffix("\n")
+
+
+def _require_no_json(data: bytes, path: StrPath, key: str) -> None:
+    """Refuse a line below a history in JSON: neither would be a history then."""
+    chat = chats.chat_of(data)
+    if chat is not None and chat.form != "text":
+        raise InvalidParamError(
+            "the entry is a history in JSON, and a line of text below it would make it unreadable",
+            path=path, key=key, remedy=Remedy("append-message"),
+        )  # fmt: skip
 
 
 def _line(before: bytes, value: bytes, exact: bool) -> bytes:

@@ -134,7 +134,9 @@ def _shards(sources: Sequence[Source], stack: contextlib.ExitStack) -> GGUFFile 
         raise
     if len(sources) == 1 and part_name(os.path.basename(sources[0].name)):
         as_shard = len(files) == 1 and takes_place_of(sources[0].name, files[0].metadata)
-        if not as_shard and (any(map(_is_cut_off, files)) or shard_count(files[0].metadata) > len(files)):
+        alone = len(files) > 1 and parts_beside(sources[0].name) is None
+        gap = not alone and shard_count(files[0].metadata) > len(files)
+        if not as_shard and (gap or any(map(_is_cut_off, files))):
             return None
     if len(files) == 1 and shard_count(files[0].metadata) < 2:
         raise InvalidParamError(

@@ -76,6 +76,19 @@ def check_models(
         )
 
 
+def require_text(text: Given) -> None:
+    """Refuse a text that cannot be read or is empty, before a model is quantised.
+
+    Raises
+    ------
+    InvalidParamError, NoSuchFileError, FileAccessError
+        It is empty, or not there, or cannot be read.
+    """
+    with use_source(text) as source:
+        if not source.read_upto(0, _BYTES):
+            raise InvalidParamError("the text has too few tokens to predict any", path=name_of(text))
+
+
 def compare_engines(
     first: Engine, second: Engine, tokens: Sequence[int], *, name: str = "-", progress: Progress | None = None
 ) -> ModelCheck:

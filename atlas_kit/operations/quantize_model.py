@@ -50,7 +50,8 @@ def quantize_model(
     Raises
     ------
     InvalidParamError
-        No way to quantise was chosen, a codec was, or the model is big-endian, or quantised already.
+        No way to quantise was chosen, a codec was, or the model is big-endian, or quantised already; or the text to
+        check it with is empty.
     MissingExtraError, ModelError
         llama.cpp is needed and not installed, or refuses the model.
     """
@@ -58,6 +59,10 @@ def quantize_model(
 
     model = opened.gguf
     _require_possible(model, opened.name, options)
+    if options.check is not None:
+        from atlas_kit.operations.model_check import require_text
+
+        require_text(options.check)
     name = os.fsdecode(output) if isinstance(output, (str, os.PathLike)) else "-"
     result = Compressed(opened.name, name, model.size, 0)
     with scratch_path(output, ".gguf") as path:

@@ -138,6 +138,41 @@ def test_llama_cpp_loads_what_it_made(model: Path, tmp_path: Path, run_cli: Call
 
 
 @pytest.mark.model
+def test_a_text_to_check_with_is_looked_at_first(
+    model: Path, tmp_path: Path, run_cli: Callable[..., Any]
+) -> None:
+    out, empty = tmp_path / "out.gguf", tmp_path / "empty.txt"
+    empty.write_bytes(b"")
+    for text, words in (
+        (empty, "too few tokens"),
+        (tmp_path / "none.txt", "no such file"),
+        (tmp_path, "directory"),
+    ):
+        refused = run_cli("compress", model, "-o", out, "--quantize", "Q8_0", "--check", text)
+        assert refused.exit_code == 2
+        assert words in refused.stderr
+        assert not out.exists()
+
+
+def test_a_file_that_may_not_grow_is_no_fault_of_the_model(model: Path, tmp_path: Path) -> None:
+    """llama.cpp says "iostream error" of any write that fails."""
+    import resource
+    import signal
+
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    out = tmp_path / "out.gguf"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with open(out, "w+b") as file, pytest.raises(OSError, match="too large") as caught:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+            quantizer.quantize(quantizer.Job(str(model), "q4_0"), file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not isinstance(caught.value, ModelError)
+
+
 def test_what_llama_cpp_refuses(model: Path, tmp_path: Path, run_cli: Callable[..., Any]) -> None:
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     out = tmp_path / "out.gguf"

@@ -358,6 +358,14 @@ def test_append_adds_lines_and_messages(memory, run_cli):
         assert chat.form == ("text" if "json" not in key else "object" if "object" in key else "list")
     for key in ("weights", "blob", "note"):
         assert run_cli("append", memory, key, "x", "--role", "user").exit_code == 2
+    before = memory.read_bytes()
+    for key in ("json", "json compact", "json object"):  # a line below JSON makes it no JSON
+        refused = run_cli("append", memory, f"chat/{key}", "a line")
+        assert refused.exit_code == 2
+        assert "history in JSON" in refused.stderr
+        assert "--role" in refused.stderr
+    assert memory.read_bytes() == before
+    assert run_cli("append", memory, "chat/json", " ", "--exact").exit_code == 0
     assert run_cli("append", memory, "weights", "x").exit_code == 2
     assert run_cli("append", memory.with_name("typo"), "k", "x").exit_code == 2
 

@@ -328,8 +328,18 @@ def test_shards_that_were_joined_with_cat(shards: list[Path], run_cli: Callable[
     assert looked.exit_code == 2
     assert "one after the other" in looked.stderr
     assert f"atlas-tool join {cat}" in looked.stderr
+    for command in ("validate", "repair"):
+        said = run_cli(command, cat, *(["-n"] if command == "repair" else []))
+        assert "Give the file this name" not in said.stdout + said.stderr
+        assert f"atlas-tool join {cat}" in said.stdout + said.stderr
     assert run_cli("join", cat, "-o", folder / "out.gguf").exit_code == 0
     assert (folder / "out.gguf").read_bytes() == WHOLE.bytes()
+    gap = folder / "cat-gap.gguf"
+    gap.write_bytes(shards[0].read_bytes() + shards[-1].read_bytes())
+    refused = run_cli("join", gap, "-o", folder / "gap-out.gguf")
+    assert refused.exit_code == 2
+    assert "shard 2 of 3 is missing" in refused.stderr
+    assert not (folder / "gap-out.gguf").exists()
     part = pieces(folder / "parts", NAMES["part1of3"], cat.read_bytes())
     assert run_cli("join", part[0], "-o", folder / "out.gguf", "--force").exit_code == 0
     assert (folder / "out.gguf").read_bytes() == WHOLE.bytes()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from atlas_kit.errors import AtlasError
+from atlas_kit.errors import AtlasError, Remedy
 from atlas_kit.formats.gguf.shards import SPLIT_KEYS, shard_name
 from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.storage.given import open_source
@@ -38,7 +38,10 @@ def check_shards(
     if match is None or match[2] != "00001" or int(match[3]) != count:
         wanted = shard_name("NAME", 1, count)
         message = f"the first shard of {count} must have a name such as {wanted}: llama.cpp refuses any other"
-        report.error("shard-name-wrong", message, "Give the file this name.", key="split.count")
+        if report.has("files-joined"):  # the others lie in this file, and no name helps
+            report.error("shard-name-wrong", message, remedy=Remedy("join-shards"), key="split.count")
+        else:
+            report.error("shard-name-wrong", message, "Give the file this name.", key="split.count")
         return None
     total, seen = list(tensors), {info.name for info in tensors}
     whole = True
