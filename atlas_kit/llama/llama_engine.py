@@ -422,7 +422,7 @@ class LlamaEngine:
         return [self._spelled(token, True) for token in range(self.info.n_vocab)]
 
     def output_rows(self) -> OutputRows:
-        """Return the read-out matrix, from which logits are made; it is the file's, and there while the model sleeps."""
+        """Return the read-out matrix, from which logits are made; it is there while the model sleeps."""
         self._require_words()
         assert self._loaded is not None
         return self._loaded.file.rows(self._is_control)

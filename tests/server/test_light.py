@@ -257,7 +257,9 @@ def test_errors_have_the_shape_that_the_client_knows() -> None:
                 light = await both.light.post("/v1/completions", json=body, headers=headers)
                 assert light.json()["type"] == "error"
                 assert both.built == 0
-                assert same(light) == same(await both.full.post("/v1/completions", json=body, headers=headers))
+                assert same(light) == same(
+                    await both.full.post("/v1/completions", json=body, headers=headers)
+                )
             both.service.stopping = True
             light = await both.light.get("/health", headers=headers)
             assert same(light) == same(await both.full.get("/health", headers=headers))
