@@ -168,9 +168,18 @@ def inspect_file(
     if kind == "gguf":
         _inspect_model(source, wanted, result, progress)
         return result
+    if wanted.template and kind is not None:
+        raise InvalidParamError("only a model has a chat template", path=source.name)
     if kind is None and is_dat(source):
+        if wanted.template:
+            raise InvalidParamError("only a model has a chat template", path=source.name)
         _inspect_imatrix(source, wanted, result)
         return result
+    if wanted.fits is not None and kind is not None:
+        raise InvalidParamError(
+            "only adapters, projectors and importance matrices fit a model, and this is none",
+            path=source.name,
+        )
     try:
         opened = open_given(source, keys)
     except KeyRequiredError:
@@ -178,9 +187,6 @@ def inspect_file(
             raise
         result.overview = _sealed_overview(source)
         return result
-    if wanted.template:
-        opened.close()
-        raise InvalidParamError("only a model has a chat template", path=source.name)
     with opened:
         _inspect_memory(opened, wanted, result, progress)
     return result

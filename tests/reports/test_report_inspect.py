@@ -155,3 +155,13 @@ def test_a_template_is_not_computed_while_it_is_checked(tmp_path: Path, run_cli)
     source = "{{ 'x' * 10 ** 12 }}"
     path.write_bytes(built.model().with_kv(KV("tokenizer.chat_template", STR, source)).bytes())
     assert run_cli("validate", "--strict", path).exit_code == 0
+
+
+@pytest.mark.parametrize("size", [4, 5, 6, 7])
+def test_a_header_of_a_few_bytes_has_no_version(size: int, tmp_path, run_cli) -> None:
+    path = tmp_path / "few.gguf"
+    path.write_bytes(b"GGUF\3\0\0\0"[:size])
+    result = run_cli("inspect", path)
+    assert result.exit_code == 1
+    assert "version 0" not in result.stdout
+    assert "damaged: the file ends inside its first 24 bytes" in result.stdout

@@ -122,6 +122,7 @@ def _compare(
     sizes = [architectures.sizes(values, layer, tokens) for layer in range(layers)]
     _check_rotation(report, values, sizes[0], architecture)
     wanted = set()
+    size = "1 layer" if layers == 1 else f"{layers} layers"
     expected = list(_expected(plan, layers, fused))
     prefix = _prefix_of([name for name, _, _, required in expected if required], there)
     for name, dims, layer, required in expected:
@@ -134,7 +135,7 @@ def _compare(
             report.add(
                 "tensor-missing",
                 "error" if certain else "warning",
-                f"a {architecture} model of {layers} layers needs this tensor and it is missing",
+                f"a {architecture} model of {size} needs this tensor and it is missing",
                 "" if prefix else "The file is incomplete: copy, download or convert it again.",
                 key=name,
                 remedy=Remedy("remove-prefix", pattern=f"{prefix}*") if prefix else None,
