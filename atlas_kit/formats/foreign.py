@@ -247,7 +247,7 @@ def _moved(head: bytes, source: Source) -> Foreign | None:
 
 
 def _zeros(head: bytes, source: Source) -> Foreign | None:
-    if any(head) or len(head) < min(4096, source.size):
+    if any(head) or len(head) < 512:
         return None
     if len(head) < 4096:
         what = (
