@@ -7,7 +7,7 @@ import pytest
 
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama import AtlasSession, Sampling
-from atlas_kit.llama.grammar_reach import MOST_STACKS, Follower, Grammars
+from atlas_kit.llama.grammar_reach import MOST_STACKS, Follower, Grammars, Vocabulary
 
 #: Letters, a long word, 64 spaces, parts of a character.
 PIECES = [bytes([code]) for code in range(32, 127)] + [
@@ -130,3 +130,19 @@ def test_the_sample_model_refuses_what_would_keep_it_busy(real):
         )
         with pytest.raises(InvalidParamError, match="begin with each other in too many ways"):
             list(session.generate("a", sampling=Sampling(grammar=rules)))
+
+
+@pytest.mark.parametrize(
+    "pieces", [PIECES, [], [b""], ["\U0001f600a".encode(), b"a", b"ab", b"a", b"abc", b"xbc"]]
+)
+def test_a_vocabulary_is_the_tree_of_its_tokens(pieces):
+    found = Vocabulary(pieces)
+    texts = [""] + [""] * (len(found.codes) - 1)
+    for depth, level in enumerate(found.levels):
+        for node in level.tolist():
+            texts[node] = texts[found.parents[node]] + chr(found.codes[node])
+            assert len(texts[node]) == depth + 1
+    whole = [piece.decode("utf-8", "ignore") for piece in pieces]
+    assert len(set(texts)) == len(texts)
+    assert set(texts) == {text[:length] for text in ["", *whole] for length in range(len(text) + 1)}
+    assert found.weights.tolist() == [whole.count(text) for text in texts]
