@@ -30,6 +30,8 @@ MOST_STEPS = 50_000_000
 _MOST_SETS, _MOST_TRIED = 20_000, 500_000
 #: Stacks that are kept for a grammar; each character of a text may make a new one.
 _MOST_KEPT = 1 << 20
+#: Those after which a grammar is begun anew for the next answer: it is shared by all that ask for the same.
+_MANY_KEPT = 1 << 17
 #: Bits of a character's number.
 _BITS = 21
 #: The end of a text: a stack with nothing on it.
@@ -210,6 +212,11 @@ class Grammar:
             found = self._next[way, number] = self._way(stacks)
         return found
 
+    @property
+    def used_up(self) -> bool:
+        """Whether so much has come together that the next answer had better begin with another one."""
+        return len(self._stacks) > _MANY_KEPT
+
     def require_bounded(self, stacks: Sequence[int]) -> None:
         """Refuse to go on where a look at the whole vocabulary would take too long.
 
@@ -365,4 +372,7 @@ class Grammars:
             There are too many ways to read a text by it.
         """
         grammar = self._made(text, key)
+        if grammar is not None and grammar.used_up:
+            self._made.cache_clear()
+            grammar = self._made(text, key)
         return None if grammar is None else Follower(grammar, self._pieces())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.llama import AtlasSession, Sampling
+from atlas_kit.llama import AtlasSession, Sampling, grammar_reach
 from atlas_kit.llama.grammar_reach import MOST_STACKS, Follower, Grammars, Vocabulary
 
 #: Letters, a long word, 64 spaces, parts of a character.
@@ -146,3 +146,20 @@ def test_a_vocabulary_is_the_tree_of_its_tokens(pieces):
     assert len(set(texts)) == len(texts)
     assert set(texts) == {text[:length] for text in ["", *whole] for length in range(len(text) + 1)}
     assert found.weights.tolist() == [whole.count(text) for text in texts]
+
+
+def test_a_grammar_that_many_ask_for_is_not_used_up(monkeypatch):
+    monkeypatch.setattr(grammar_reach, "_MOST_KEPT", 40)
+    monkeypatch.setattr(grammar_reach, "_MANY_KEPT", 20)
+    shared = Grammars(lambda: PIECES)
+    text = 'root ::= "(" root ")" root | "x"'
+    for _ in range(20):
+        one = shared.follower(text, "grammar")
+        for char in "((x)x":  # places that no answer before had been at are looked at, too
+            one.accept(token(char))
+            one.require_bounded()
+    deep = shared.follower(text, "grammar")
+    with pytest.raises(InvalidParamError, match="too many ways"):
+        for _ in range(100):
+            deep.accept(token("("))
+    shared.follower(text, "grammar").accept(token("("))
