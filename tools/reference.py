@@ -244,5 +244,6 @@ def quality_table() -> None:
     )
     cog.outl(
         f"`python tools/bench/quality.py` measures this; here on {found['machine']['date']} with "
-        f"{found['machine']['cpus']} CPUs."
+        f"{found['machine']['cpus']} CPUs"
+        + (f", kNN-LM on {found['earlier']['date']}." if "earlier" in found else ".")
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from atlas_kit.errors import FileCorruptError, printable
@@ -31,8 +32,12 @@ class Streamed:
         self.items = items
 
 
+#: So many elements are made into text at once.
+_BATCH = 256
+
+
 def dumped(value: Any, *, indent: int) -> Iterator[str]:
-    """Yield the text of ``dumps`` in pieces, in the memory of one element of a ``Streamed`` array."""
+    """Yield the text of ``dumps`` in pieces, in the memory of a few elements of a ``Streamed`` array."""
     if not isinstance(value, dict) or not any(isinstance(item, Streamed) for item in value.values()):
         yield dumps(value, indent=indent)
         return
@@ -43,10 +48,11 @@ def dumped(value: Any, *, indent: int) -> Iterator[str]:
         if not isinstance(item, Streamed):
             yield dumps(item, indent=indent).replace("\n", "\n" + step)
             continue
-        opened = False
-        for one in item.items:
-            text = dumps(one, indent=indent).replace("\n", "\n" + 2 * step)
-            yield f"{',' if opened else '['}\n{2 * step}{text}"
+        items, opened = iter(item.items), False
+        # together, as each call of the json module leaves garbage in a circle, which a command does not collect
+        while batch := list(islice(items, _BATCH)):
+            text = dumps(batch, indent=indent)[1:-2].replace("\n", "\n" + step)
+            yield f"{',' if opened else '['}{text}"
             opened = True
         yield f"\n{step}]" if opened else "[]"
     yield "\n}"

@@ -18,6 +18,7 @@ from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama import arguments
 from atlas_kit.llama.asking_prompts import Form, form_of, template_of
 from atlas_kit.llama.branching import Branch
+from atlas_kit.llama.inside import unlearned
 from atlas_kit.llama.recalling import (
     LONGEST_QUESTION,
     Piece,
@@ -251,33 +252,28 @@ class _Talk:
         # first, so that a grammar that cannot be followed costs no reading
         sampler = session.engine.sampler(arguments.sampling_of(self._sampling))
         work = session.generating(max_tokens=self._max_tokens, stop=self._stops, sampler=sampler)
-        learns, outputs = session.learns, None
+        outputs = None
         try:
             yield from session.reading(tokens, score=False)
-            session.learns = False
-            while True:
-                item = work.send(outputs)
-                if isinstance(item, Token):
-                    first = first or time.perf_counter()
-                    said.append(item)
-                outputs = yield item
-                if isinstance(item, Token) and self._until():
-                    return Finish("cancelled"), said, first
+            with unlearned(session):
+                while True:
+                    item = work.send(outputs)
+                    if isinstance(item, Token):
+                        first = first or time.perf_counter()
+                        said.append(item)
+                    outputs = yield item
+                    if isinstance(item, Token) and self._until():
+                        return Finish("cancelled"), said, first
         except StopIteration as done:
             return done.value, said, first or time.perf_counter()
         finally:
-            session.learns = learns
             sampler.close()
             work.close()
 
     def repeating(self, answered: list[int]) -> Work[None]:
         """Read an answer that was made on the side; it is not learned either."""
-        session = self._session
-        learns, session.learns = session.learns, False
-        try:
-            yield from session.reading(answered, score=False)
-        finally:
-            session.learns = learns
+        with unlearned(self._session):
+            yield from self._session.reading(answered, score=False)
 
 
 def found_for(session: Inside, question: str, leading: str, recall: Recall) -> list[Piece]:

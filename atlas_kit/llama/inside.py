@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import contextlib
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from atlas_kit.episodes import Episodes, Kind
 from atlas_kit.llama.engine import Engine, Outputs
 from atlas_kit.llama.last_output import LastOutput
 from atlas_kit.llama.sampling import Sampling
 from atlas_kit.llama.steps import Finish, Observer, Stats, Step, Token, Work
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the first answer of a server without memories needs none of these
+    from atlas_kit.episodes import Episodes, Kind
     from atlas_kit.llama.token_memory import TokenMemory
 
 
@@ -76,3 +77,13 @@ class Inside(Protocol):
 
     def _next(self, work: Generator[Any, Any, Any], item: Step | Token | None) -> Any:
         """Do what some work asked for, and return what it asks for next."""
+
+
+@contextlib.contextmanager
+def unlearned(session: Inside) -> Iterator[None]:
+    """While it lasts, a session learns nothing of what it reads and says, and keeps none of it."""
+    learns, session.learns = session.learns, False
+    try:
+        yield
+    finally:
+        session.learns = learns

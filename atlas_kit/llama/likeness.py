@@ -100,34 +100,61 @@ class Likeness:
         self._of: tuple[int, int] = (-1, -1)
         self._tokens: Array = np.empty(0, np.int64)
         self._vectors: Array = np.empty((0, 0), np.float32)
+        self._counts: Array = np.empty(0, np.int64)
+        self._first: Array = np.zeros(1, np.int64)
+        self._blocks: Array = np.empty(0, np.int32)
+        #: the block that was the last when it was asked last
+        self._last = 0
 
     @property
     def bytes(self) -> int:
         """Bytes of main memory that it takes, nearly all of them the vectors'."""
-        arrays = (self._tokens, self._vectors, getattr(self, "_blocks", self._tokens))
+        arrays = (self._tokens, self._vectors, self._blocks)
         return sum(int(array.nbytes) for array in arrays)
 
     def _update(self, arrays: EpisodeArrays) -> None:
-        now = len(arrays.tokens), arrays.end
-        if now == self._of:
+        """Take in what is new; where something is gone, all is taken in anew."""
+        before, now = self._of, (len(arrays.tokens), arrays.end)
+        if now == before:
             return
-        found, counts = np.unique(arrays.tokens, return_counts=True)
-        new = np.setdiff1d(found, self._tokens, assume_unique=True)
-        if len(new):
-            rows = vectors_of(self.engine)(new.astype(np.int64))
-            tokens = np.concatenate((self._tokens, new))
-            held = rows if not len(self._tokens) else np.concatenate((self._vectors, rows))
-            order = np.argsort(tokens)
-            self._tokens, self._vectors = tokens[order], held[order]
-        self._parts = np.zeros(len(self._tokens), np.float32)
-        self._parts[np.searchsorted(self._tokens, found)] = counts / max(LEAST, len(arrays.tokens))
-        places = np.searchsorted(self._tokens, arrays.tokens)
+        grown = before[0] > 0 and now[0] - before[0] == now[1] - before[1] > 0
+        if not grown:
+            self._counts = np.zeros(len(self._tokens), np.int64)
+            self._blocks, self._first = np.empty(0, np.int32), np.zeros(len(self._tokens) + 1, np.int64)
+            self._last = 0
+        else:  # the block that was open then may have been cut since
+            open_ones = self._blocks >= self._last
+            gone = np.add.reduceat(np.append(open_ones, False).astype(np.int64), self._first[:-1]) * (
+                self._counts > 0
+            )
+            self._shift(-gone)
+            self._blocks = self._blocks[~open_ones]
+        start = int(arrays.block_start[self._last]) if len(arrays.block_start) else 0
+        new = arrays.tokens[start:].astype(np.int64)
+        self._add_kinds(np.setdiff1d(new, self._tokens))
+        places = np.searchsorted(self._tokens, new)
         order = np.argsort(places, kind="stable")
-        block = np.searchsorted(arrays.block_start, np.arange(len(arrays.tokens)), side="right") - 1
+        block = np.searchsorted(arrays.block_start, np.arange(start, now[0]), side="right") - 1
         #: the blocks in which each token stands, token by token
-        self._blocks = block[order].astype(np.int32)
-        self._first = np.searchsorted(places[order], np.arange(len(self._tokens) + 1))
+        self._blocks = np.insert(self._blocks, self._first[places[order] + 1], block[order].astype(np.int32))
+        self._shift(np.bincount(places, minlength=len(self._tokens)))
+        self._parts = (self._counts / max(LEAST, now[0])).astype(np.float32)
+        self._last = max(0, len(arrays.block_start) - 1)
         self._of = now
+
+    def _shift(self, counts: Array) -> None:
+        """Count so many more of each token."""
+        self._counts = self._counts + counts
+        self._first = np.append([0], np.cumsum(self._counts))
+
+    def _add_kinds(self, new: Array) -> None:
+        """Make room for tokens that were never stored before."""
+        if not len(new):
+            return
+        rows, at = vectors_of(self.engine)(new), np.searchsorted(self._tokens, new)
+        self._vectors = np.insert(self._vectors, at, rows, axis=0) if len(self._tokens) else rows
+        self._tokens, self._counts = np.insert(self._tokens, at, new), np.insert(self._counts, at, 0)
+        self._shift(np.zeros(len(self._tokens), np.int64))
 
     def question(self, arrays: EpisodeArrays, asked: Sequence[int]) -> Question:
         """Return how near what is stored is to a question's tokens."""

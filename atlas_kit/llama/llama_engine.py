@@ -199,7 +199,7 @@ class LlamaEngine:
 
     def metadata(self, key: str) -> str | None:
         """Return a value of the model's file as text; None where there is none, or a list of values."""
-        self._require_open()
+        self._require_words()
         assert self._loaded is not None
         return self._loaded.metadata(key)
 
@@ -422,8 +422,8 @@ class LlamaEngine:
         return [self._spelled(token, True) for token in range(self.info.n_vocab)]
 
     def output_rows(self) -> OutputRows:
-        """Return the read-out matrix, from which logits are made."""
-        self._require_open()
+        """Return the read-out matrix, from which logits are made; it is there while the model sleeps."""
+        self._require_words()
         assert self._loaded is not None
         return self._loaded.file.rows(self._is_control)
 

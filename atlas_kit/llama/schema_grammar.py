@@ -24,6 +24,12 @@ _SAYING = {
     "uniqueItems", "pattern", "format", "minLength", "maxLength", "minimum", "maximum",
     "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
 }  # fmt: skip
+#: Those that say something of values of one type.
+_OF_TYPE = {
+    "object": ("properties", "additionalProperties", "required", "allOf"),
+    "array": ("items", "prefixItems", "minItems", "maxItems"),
+    "string": ("pattern", "format", "minLength", "maxLength"),
+}
 #: What the converter calls any value; a whole answer that nothing is said of is an object, as in llama-server.
 _ANYTHING = {"type": ["object", "array", "string", "number", "boolean", "null"]}
 #: Where schemas stand in a schema: a table of them, a list of them, one of them.
@@ -43,14 +49,14 @@ def schema_rules(schema: Mapping[str, Any] | str, name: str = "root") -> str:
         llama-cpp-python is not installed.
     """
     try:
-        from llama_cpp.llama_grammar import json_schema_to_gbnf
+        from atlas_kit.llama.schema_converter import converted
     except ImportError as error:
         raise MissingExtraError("a grammar from a JSON schema", "llama") from error
     try:
         given = json.loads(schema) if isinstance(schema, str) else schema
         _require_small(given)
-        spelled_out = _spelled_out(given)
-        found = json_schema_to_gbnf(json.dumps({} if spelled_out == _ANYTHING else spelled_out))
+        spelled_out = _spelled_out(_followed(given))
+        found = converted({} if spelled_out == _ANYTHING else spelled_out)
         if len(found) > MOST_CHARACTERS:
             raise InvalidParamError("this schema is too large to become a grammar", key="json_schema")
     except InvalidParamError:
@@ -83,12 +89,44 @@ def _require_small(schema: Any) -> None:
             _require_small(value)
 
 
+def _followed(schema: Any) -> Any:
+    """Return a schema that is not a reference as a whole, as recursive models are to pydantic."""
+    seen = set[str]()
+    while isinstance(schema, Mapping) and isinstance(ref := schema.get("$ref"), str) and ref[:2] == "#/":
+        target: Any = schema
+        for name in ref[2:].split("/"):
+            target = target.get(name) if isinstance(target, Mapping) else None
+        if ref in seen or not isinstance(target, Mapping):
+            break
+        seen.add(ref)
+        schema = {**{name: schema[name] for name in ("$defs", "definitions") if name in schema}, **target}
+    return schema
+
+
+def _by_type(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a schema of several types as one of each: the converter would forget what else it says."""
+    types = schema.get("type")
+    if not isinstance(types, list) or not types or not all(isinstance(one, str) for one in types):
+        return schema
+    if "enum" in schema or "const" in schema:
+        return {name: value for name, value in schema.items() if name != "type"}
+    said = {
+        name: value for name, value in schema.items() if any(name in words for words in _OF_TYPE.values())
+    }
+    if not said or "anyOf" in schema or "oneOf" in schema or "$ref" in schema:
+        return schema
+    rest = {name: value for name, value in schema.items() if name != "type" and name not in said}
+    each = [{"type": one, **{n: v for n, v in said.items() if n in _OF_TYPE.get(one, ())}} for one in types]
+    return {**rest, "anyOf": each}
+
+
 def _spelled_out(schema: Any, place: str = "") -> Any:
     """Return a schema in which those that any value fits say so, as the converter knows none that say nothing."""
     if schema is True or (isinstance(schema, Mapping) and not _SAYING.intersection(schema)):
         return dict(_ANYTHING)
     if not isinstance(schema, Mapping):
         raise InvalidParamError(f"a JSON schema is expected at {place or 'the top'}", key="json_schema")
+    schema = _by_type(schema)
     found, inside = dict(schema), f"{place}." if place else ""
     for key in _TABLES:
         if key in schema:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from atlas_kit.errors import ClosedError, InvalidParamError
 from atlas_kit.llama.batch import between
 from atlas_kit.llama.forking import fork, point_of
+from atlas_kit.llama.inside import unlearned
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.steps import likeliest
 from atlas_kit.server.branches import Match
@@ -481,21 +482,28 @@ class Generating:
         return (yield from self._generating(session)(()))
 
     def _generating(self, session: AtlasSession) -> Callable[[Sequence[int]], Generator[Any, Any, Finish]]:
-        """Return what reads tokens and says what follows."""
+        """Return what reads tokens and says what follows.
+
+        What a conversation answers is not learned: a model that learns its own words begins the next answer like them
+        (see ``llama/asking.py``). It is kept in the episodes all the same.
+        """
         asked = self._asked
+        talks = asked.said is not None and bool(asked.said.turns)
 
         def work(tokens: Sequence[int]) -> Generator[Any, Any, Finish]:
             self._answering = True
             try:
-                return (
-                    yield from session.generating(
-                        tokens or None,
-                        max_tokens=asked.max_tokens,
-                        stop=asked.stops,
-                        sampler=self._sampler,
-                        top_logprobs=asked.top_logprobs,
+                if tokens:
+                    yield from session.reading(tokens, score=False)
+                with unlearned(session) if talks else contextlib.nullcontext():
+                    return (
+                        yield from session.generating(
+                            max_tokens=asked.max_tokens,
+                            stop=asked.stops,
+                            sampler=self._sampler,
+                            top_logprobs=asked.top_logprobs,
+                        )
                     )
-                )
             finally:
                 self._answering, self._said = False, time.monotonic()
 

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+from atlas_kit.server.asgi import asks_anthropic
 from atlas_kit.server.streams import (
     STREAM_HEADERS,
     STREAM_TYPE,
@@ -69,12 +70,12 @@ class First:
         """Answer a request, or let the application do it."""
         if self._app is None and scope["type"] == "http":
             if scope["path"] in HEALTH and scope["method"] == "GET":
-                await self._answer(self._health(), send)
+                await self._answer(self._health(), scope, send)
                 return
             if scope["path"] in MODELS and scope["method"] == "POST":
                 body = _Body(receive)
                 if (asked := await self._read(scope, body)) is not None:
-                    await self._answer(self._generate(scope, asked, body, send), send)
+                    await self._answer(self._generate(scope, asked, body, send), scope, send)
                     return
                 receive = body.again
         await self._pass_on(scope, receive, send)
@@ -100,7 +101,7 @@ class First:
             return None
         return read(MODELS[scope["path"]], bytes(body.data))
 
-    async def _answer(self, work: Awaitable[dict[str, Any] | None], send: Send) -> None:
+    async def _answer(self, work: Awaitable[dict[str, Any] | None], scope: Scope, send: Send) -> None:
         """Send what work gives as JSON, unless it has sent something itself."""
         headers: dict[str, str] = {}
         try:
@@ -109,7 +110,8 @@ class First:
             found, status = {}, 499  # nobody reads it
         except Exception as error:
             problem = told(error)
-            found, status, headers = problem.openai(), problem.status, dict(problem.headers)
+            found = problem.anthropic() if asks_anthropic(scope) else problem.openai()
+            status, headers = problem.status, dict(problem.headers)
         if found is not None:
             data = written(found).encode("utf-8", "replace")
             headers = {**headers, "content-length": str(len(data)), "content-type": "application/json"}

@@ -17,6 +17,7 @@ from atlas_kit.errors import AtlasError
 from atlas_kit.llama.asking import follows_up, found_for
 from atlas_kit.llama.asking_prompts import LEAD, MIDDLE, PARTS, Form
 from atlas_kit.llama.branching import Branch
+from atlas_kit.llama.inside import unlearned
 from atlas_kit.llama.likeness import likeness_of
 from atlas_kit.llama.recalling import LONGEST_QUESTION, Piece, Recall, Recalled, recall_of, recalling, within
 from atlas_kit.llama.steps import Finish, Step, Token
@@ -131,7 +132,9 @@ class Question:
             return (yield from _plainly(session, fresh, answer, progress))
         if finish.stop is not None and said:
             said.pop()  # what completed a stop string ends the text, and is not read
-        yield from session.reading([*fresh, *said], score=False)
+        yield from session.reading(fresh, score=False)
+        with unlearned(session):
+            yield from session.reading(said, score=False)
         return finish
 
     def _found(self, session: AtlasSession) -> tuple[list[Piece], Recall]:

@@ -67,10 +67,14 @@ class Sleep:
 
     async def __aenter__(self) -> None:
         self._asking += 1
-        if self.sleeping:
-            async with self._turn:
-                if self.sleeping:
-                    await self._wake()
+        try:
+            if self.sleeping:
+                async with self._turn:
+                    if self.sleeping:
+                        await self._wake()
+        except BaseException:  # whoever is refused does not ask any more
+            await self.__aexit__()
+            raise
 
     async def __aexit__(self, *_: object) -> None:
         self._asking -= 1
@@ -100,8 +104,12 @@ class Sleep:
     async def _fall_asleep(self) -> None:
         await self._service.conversations.rest()
         if self._is_idle():  # nobody has come meanwhile
-            await asyncio.wrap_future(self._service.scheduler.ask(self._service.engine.sleep))
-            self.sleeping = True
+            self.sleeping = True  # from now on: who comes while it goes waits, and brings it back
+            try:
+                await asyncio.wrap_future(self._service.scheduler.ask(self._service.engine.sleep))
+            except Exception:
+                self.sleeping = False
+                raise
             log.info("nobody asks: the model leaves main memory until somebody does")
 
     async def _wake(self) -> None:

@@ -29,7 +29,7 @@ class Turns:
         except asyncio.CancelledError:
             if mine.done() and not mine.cancelled():
                 self.release()  # it was given to who does not want it any more
-            else:
+            elif mine in self._waiting:  # else somebody's turn ended meanwhile, and this one was passed over
                 self._waiting.remove(mine)
             raise
         return True

@@ -25,8 +25,8 @@ GATE_FEATURES, GATE_RATE = 5, 0.2
 WHITENED = "whitened"
 FEATURES = (WHITENED, "polynomial", "sparse", "fourier")
 #: What the gate starts from beside a whitened memory, for the learned part and the window: what it came to on several
-#: texts, with little weight for a window that is still short.
-GATE_START = ((0.0, 0.0, 0.3, 0.0, 0.0), (-2.0, 0.3, 0.0, 1.0, 1.5))
+#: texts, with little weight for a window that is still short, so that the first thousand tokens lose nothing.
+GATE_START = ((-0.5, 0.0, 0.3, 0.0, 0.0), (-3.0, 0.3, 0.0, 1.0, 1.5))
 WHITENED_AFTER = 512  #: tokens whose states say how to whiten
 RECALLS = ("auto", "off", "always")
 STEPS = 16  #: tokens per step of the learned memory, where nothing else is chosen

@@ -61,7 +61,7 @@ class Rule:
     # fmt: off
     memory_dim: tuple[tuple[float, int], ...] = ((128, 32), (_ANY, 64))                            #: by width
     memory_rank: tuple[tuple[float, int], ...] = ((511, 192), (_ANY, 384))                         #: by width
-    candidates: tuple[tuple[float, int], ...] = ((1024, 0), (16_384, 192), (100_000, 256), (_ANY, 128))  #: by vocabulary
+    candidates: tuple[tuple[float, int], ...] = ((1024, 0), (16_384, 192), (100_000, 256), (_ANY, 128)) #: by tokens
     chunk_size: tuple[tuple[float, int], ...] = ((5e8, 16), (_ANY, 32))                            #: by parameters
     window_least: int = 1 << 10        #: pairs
     window_most: int = 1 << 14
@@ -81,20 +81,18 @@ class Rule:
 
 RULE = Rule()
 
-#: Nats per token that other values cost the sample model beside polynomial features, on text for choosing settings,
-#: from token 4,096 on.
+#: Nats per token that other values cost the sample model, on text for choosing settings, from token 4,096 on.
 SWEPT: dict[str, dict[str, float]] = {
-    "window_size": {"1024": 0.065, "4096": 0.021},
-    "learning_rate": {"0": 0.016, "0.3": 0.001, "2.0": 0.001},
-    "polynomial_degree": {"1": 0.006},
-    "use_muon": {"True": 0.013},
-    "memory_dim": {"32": 0.014, "96": -0.005},
-    "features": {"sparse": 0.006, "fourier": 0.004},
-    "omega_window": {"32": 0.002, "128": 0.001},
-    "chunk_size": {"8": -0.001, "32": 0.008},
-    "sharpness": {"10.0": 0.0, "20.0": 0.0},
-    "ranking": {"False": 0.072},
-    "candidates": {"0": 0.0, "64": -0.001},
+    "window_size": {"1024": 0.084, "4096": 0.025},
+    "learning_rate": {"0": 0.019, "0.1": 0.004, "1.0": 0.002},
+    "use_muon": {"True": 0.011},
+    "memory_dim": {"32": 0.007, "96": 0.0},
+    "features": {"polynomial": -0.003},
+    "memory_rank": {"64": 0.004, "256": -0.001},
+    "even_steps": {"0": 0.001, "512": 0.001},
+    "chunk_size": {"8": -0.003, "32": 0.008},
+    "ranking": {"False": 0.034},
+    "candidates": {"64": 0.004, "512": -0.002},
 }
 
 
@@ -391,9 +389,7 @@ def _notes(facts: ModelFacts, file: GGUFFile) -> list[str]:
         notes.append(
             "the file is ATLAS-native: it carries settings of its own, which are used unless others are chosen"
         )
-    notes.append(
-        "in brackets: what other values cost the sample model beside features=polynomial, in nats per token"
-    )
+    notes.append("in brackets: what other values cost the sample model, in nats per token")
     notes.append(
         "metadata do not say how good a model is, what it was trained on, or how large its numbers are: compare "
         "learning rates by the perplexity that they give"

@@ -168,3 +168,37 @@ def test_each_store_has_an_index_of_its_own(engine, episodes):
     assert likeness_of(engine, episodes) is one
     assert likeness_of(engine, other) is not one
     assert likeness_of(Words(), episodes) is not one
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.sampled_from(WORDS), min_size=1, max_size=200), st.booleans(), st.booleans(), st.booleans()
+        ),
+        min_size=1, max_size=8,
+    )
+)  # fmt: skip
+def test_an_index_that_follows_is_the_one_that_is_made_anew(steps):
+    engine = Words()
+    episodes = Episodes(engine.piece, engine.info.n_vocab, limit=1024)
+    followed = Likeness(engine)
+    for words, begins, asks, forgets in steps:
+        if begins:
+            episodes.begin(Kind.USER)
+        episodes.append(engine.tokenize(" ".join(words)))
+        if forgets:
+            episodes.forget(about=words[0]) if any(char.isalnum() for char in words[0]) else None
+        if asks:
+            followed.question(episodes.arrays(), [1])
+    arrays, fresh = episodes.arrays(), Likeness(engine)
+    if not len(arrays.tokens):
+        assert followed.search(arrays, followed.question(arrays, [1]), 5) == []
+        return
+    asked = engine.tokenize("what kills insects and the cat")
+    one, other = followed.question(arrays, asked), fresh.question(arrays, asked)
+    there = np.isin(followed._tokens, fresh._tokens)
+    np.testing.assert_array_equal(followed._tokens[there], fresh._tokens)
+    np.testing.assert_array_equal(followed._blocks, fresh._blocks)
+    np.testing.assert_array_equal(np.diff(followed._first)[there], np.diff(fresh._first))
+    np.testing.assert_allclose(one.tails[:, there], other.tails, atol=1e-6)
+    assert followed.search(arrays, one, 5) == fresh.search(arrays, other, 5)

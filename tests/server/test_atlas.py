@@ -59,6 +59,22 @@ def test_an_answer_says_what_the_memory_did(serve: Server) -> None:
     assert again["not_unlearned_tokens"] == 3
 
 
+def test_a_conversation_s_answers_are_not_learned(serve: Server) -> None:
+    server = serve(engine=fake_engine())
+    messages = [{"role": "user", "content": TEXT}]
+    for turn in range(3):
+        options = {"session_id": "anna", "recall": "off"}
+        answer = server.post("/v1/chat/completions", messages=messages, max_tokens=64, atlas=options)
+        messages += [{"role": "assistant", "content": answer["choices"][0]["message"]["content"]},
+                     {"role": "user", "content": TEXT}]  # fmt: skip
+        usage, atlas = answer["usage"], answer["atlas"]
+        new = usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
+        assert usage["completion_tokens"] > 16
+        # what was said is no news, and what is behind a whole step waits for the next one
+        assert atlas["tokens_seen"] <= (turn + 1) * (new + 1)
+    assert 0 < atlas["tokens_learned"] <= atlas["tokens_seen"]
+
+
 def test_without_learning_the_window_alone_covers(serve: Server) -> None:
     server = serve(engine=fake_engine(n_ctx=64), atlas_learning_rate=0, atlas_window=100)
     found = ask(server, "anna", TEXT * 4, 0)["atlas"]

@@ -249,6 +249,24 @@ def test_health_needs_no_application() -> None:
     asyncio.run(ask())
 
 
+def test_errors_have_the_shape_that_the_client_knows() -> None:
+    async def ask() -> None:
+        async with Both() as both:
+            headers = {"anthropic-version": "2023-06-01"}
+            for body in ({"prompt": [5000]}, {"prompt": "a", "best_of": 1, "n": 2}):
+                light = await both.light.post("/v1/completions", json=body, headers=headers)
+                assert light.json()["type"] == "error"
+                assert both.built == 0
+                assert same(light) == same(
+                    await both.full.post("/v1/completions", json=body, headers=headers)
+                )
+            both.service.stopping = True
+            light = await both.light.get("/health", headers=headers)
+            assert same(light) == same(await both.full.get("/health", headers=headers))
+
+    asyncio.run(ask())
+
+
 def test_keys_and_sizes_hold_for_the_first_requests_too() -> None:
     async def ask() -> None:
         async with Both(api_key=("secret",), max_body=4096) as both:

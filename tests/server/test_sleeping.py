@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -90,6 +91,30 @@ def test_a_request_that_comes_while_it_falls_asleep_is_answered(
         time.sleep(0.03 * (number % 5))
 
 
+def test_it_sleeps_again_behind_a_request_that_came_while_it_fell_asleep(
+    serve: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    falling, go_on = threading.Event(), threading.Event()
+    sleep = FakeEngine.sleep
+
+    def held(self: FakeEngine) -> None:
+        falling.set()
+        assert go_on.wait(60)
+        sleep(self)
+
+    monkeypatch.setattr(FakeEngine, "sleep", held)
+    engine = fake_engine()
+    server = serve(engine, sleep_idle_seconds=0)
+    assert falling.wait(60)
+    threading.Timer(0.2, go_on.set).start()
+    assert say(server, "a")["choices"]
+    for _ in range(1000):
+        if engine.asleep:
+            break
+        time.sleep(0.01)
+    assert engine.asleep  # not only said to be
+
+
 def test_a_long_answer_keeps_it_awake(serve: Server) -> None:
     engine = fake_engine(n_ctx=4096)
     server = serve(engine, sleep_idle_seconds=0)
@@ -131,6 +156,7 @@ def test_a_model_that_cannot_be_brought_back_is_told_of(
         assert answer.status_code == 500
         assert "secret" not in answer.text
     assert say(server, "a")["choices"]
+    wait(server)
 
 
 def test_a_server_that_sleeps_ends_and_has_saved(serve: Server, tmp_path: Any) -> None:

@@ -61,3 +61,21 @@ def test_who_goes_away_while_waiting_keeps_nobody_else_waiting(given: bool) -> N
 def test_a_turn_is_given_back_once() -> None:
     with pytest.raises(RuntimeError, match="nobody's turn"):
         Turns().release()
+
+
+def test_who_goes_away_as_a_turn_ends_is_passed_over() -> None:
+    async def work() -> None:
+        turns = Turns()
+        await turns.acquire()
+        gone = asyncio.ensure_future(turns.acquire())
+        last = asyncio.ensure_future(turns.acquire())
+        await some_steps()
+        gone.cancel()
+        turns.release()  # before who was cancelled has got to know of it
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        assert await asyncio.wait_for(last, 5)
+        turns.release()
+        assert not turns.locked()
+
+    asyncio.run(work())

@@ -41,11 +41,15 @@ def quick_zeros(source: Source, regions: Sequence[Region]) -> list[Range]:
     low, high = regions[0].start, min(source.size, max(region.stop for region in regions))
     holes = (hole for hole in islice(source.holes(low, high), _HOLES) if hole[1] - hole[0] >= LEAST)
     found = [extended(source, *hole, low, high) for hole in holes]
+    read = 0
     for page in (high - LEAST, *(low + (high - low) * number // SAMPLES for number in range(SAMPLES))):
         start, stop = max(low, page), min(high, page + LEAST)
         if any(a <= start and stop <= b for a, b in found) or any(source.read_upto(start, stop - start)):
             continue
         found.append(extended(source, start, stop, low, high))
+        read += found[-1][1] - found[-1][0]
+        if read >= _FAR:
+            break
     return merged(found)
 
 
