@@ -33,6 +33,23 @@ def test_a_model_that_slept_answers_as_before(real):
         engine.tokenize("a")
 
 
+def test_texts_are_read_while_it_falls_asleep(real, monkeypatch):
+    engine = real(sleeps=True)
+    free, read = engine._loaded.sleep, []
+
+    def slowly():
+        free()
+        read.append((engine.tokenize("def"), engine.piece(5), engine.metadata("general.architecture")))
+
+    before = engine.tokenize("def"), engine.piece(5), engine.metadata("general.architecture")
+    monkeypatch.setattr(engine._loaded, "sleep", slowly)
+    engine.sleep()
+    assert read == [before]
+    assert engine._context is None
+    assert engine.output_rows().n_vocab == engine.info.n_vocab  # of the file
+    assert engine._context is None
+
+
 def test_only_who_was_opened_for_it_sleeps(real):
     with pytest.raises(InvalidParamError, match="so that it can sleep"):
         real().sleep()
