@@ -465,6 +465,7 @@ class LlamaEngine:
             self._asleep = True  # first: other threads read texts meanwhile
             self._free()
             self._loaded.sleep()
+            self._loaded.file.let_go()
 
     def wake(self) -> None:
         """Load weights and make contexts again, where the model sleeps; it wakes by itself when it is to decode.

@@ -46,7 +46,13 @@ def test_texts_are_read_while_it_falls_asleep(real, monkeypatch):
     engine.sleep()
     assert read == [before]
     assert engine._context is None
-    assert engine.output_rows().n_vocab == engine.info.n_vocab  # of the file
+    rows = engine.output_rows()  # the file's
+    assert rows(np.array([1, 2])).shape == (2, engine.info.n_embd)
+    assert engine._context is None
+    engine.wake()
+    monkeypatch.undo()
+    engine.sleep()
+    assert rows.cached_bytes == 0
     assert engine._context is None
 
 
