@@ -12,7 +12,7 @@ from typing import Any
 
 from llama_cpp.llama_grammar import PRIMITIVE_RULES, RESERVED_NAMES, SchemaConverter
 
-from atlas_kit.llama.schema_patterns import plain_pattern
+from atlas_kit.llama.schema_patterns import NotFollowedError, plain_pattern
 
 #: Values of an enumeration above which those that begin alike are put together: llama.cpp follows each one by itself.
 MANY = 100
@@ -42,7 +42,11 @@ class _Converter(SchemaConverter):
 
     def _visit_pattern(self, pattern: str, name: str) -> str:
         converter: Any = super()
-        found: str = converter._visit_pattern(plain_pattern(pattern), name)
+        found: str
+        try:
+            found = converter._visit_pattern(plain_pattern(pattern), name)
+        except NotFollowedError:  # any text, as in llama-server
+            found = self._add_rule(name, converter._add_primitive("string", PRIMITIVE_RULES["string"]))
         return found
 
     def visit(self, schema: Any, name: str) -> str:
