@@ -222,7 +222,8 @@ def _memory_facts(result: Inspection, facts: dict[str, Any]) -> Iterator[tuple[s
 
 def _model_facts(result: Inspection, facts: dict[str, Any]) -> Iterator[tuple[str, object]]:
     yield "file", result.path
-    yield "format", f"GGUF model, version {facts['version']}, {facts['byte_order']}"
+    version = f", version {facts['version']}, {facts['byte_order']}" if facts["version"] else ""
+    yield "format", f"GGUF model{version}"
     yield "size", _render.exact_size(result.size)
     if facts["readable"] or facts["metadata_count"]:
         yield "architecture", facts["architecture"] or "not set"

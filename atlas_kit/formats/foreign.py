@@ -247,8 +247,13 @@ def _moved(head: bytes, source: Source) -> Foreign | None:
 
 
 def _zeros(head: bytes, source: Source) -> Foreign | None:
-    if len(head) < 4096 or any(head):
+    if any(head) or len(head) < 512:
         return None
+    if len(head) < 4096:
+        what = (
+            f"a file of {source.size} zeros and nothing else: room that a download reserved and did not fill"
+        )
+        return Foreign("zeros", what, "Get it again.")
     what = (
         f"a file that begins with {len(head)} zeros or more: room that a download reserved and did not fill"
     )

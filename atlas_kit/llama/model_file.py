@@ -88,6 +88,12 @@ class ModelFile:
                 )  # fmt: skip
             return self._rows
 
+    def let_go(self) -> None:
+        """Free what of it is in main memory, and can be read again."""
+        with self._lock:
+            if self._rows is not None:
+                self._rows.let_go()
+
     def _opened(self) -> GGUFFile:
         if self._closed:
             raise ClosedError("the model is closed", path=self.path)

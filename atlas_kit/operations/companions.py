@@ -70,7 +70,7 @@ def _lora(model: GGUFFile) -> dict[str, Any]:
     if width:
         fits += f" of width {width}"
     if layers:
-        fits += f" with {max(layers) + 1} layers or more"
+        fits += f" with {_count(max(layers) + 1, 'layer')} or more"
     return {
         "kind": "adapter",
         "base": _base(model),
@@ -83,11 +83,15 @@ def _lora(model: GGUFFile) -> dict[str, Any]:
                 "kind",
                 f"LoRA adapter ({model.get('adapter.type') or 'lora'}), rank {rank or 'unknown'}, alpha {alpha}",
             ],
-            ["changes", f"{len(pairs)} tensors in {len(layers)} layers: {changes}"],
+            ["changes", f"{_count(len(pairs), 'tensor')} in {_count(len(layers), 'layer')}: {changes}"],
             ["made for", _base(model) or "not said"],
             ["fits", fits],
         ],
     }
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _width(pairs: dict[str, tuple[TensorInfo | None, TensorInfo | None]]) -> int | None:

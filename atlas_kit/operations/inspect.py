@@ -178,9 +178,18 @@ def inspect_file(
     if kind == "gguf":
         _inspect_model(source, wanted, result, progress)
         return result
+    if wanted.template and kind is not None:
+        raise InvalidParamError("only a model has a chat template", path=source.name)
     if kind is None and is_dat(source):
+        if wanted.template:
+            raise InvalidParamError("only a model has a chat template", path=source.name)
         _inspect_imatrix(source, wanted, result)
         return result
+    if wanted.fits is not None and kind is not None:
+        raise InvalidParamError(
+            "only adapters, projectors and importance matrices fit a model, and this is none",
+            path=source.name,
+        )
     keys = Keys() if keys is None else keys
     try:
         _inspect_opened(source, wanted, result, keys, progress)

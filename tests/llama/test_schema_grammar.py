@@ -78,8 +78,17 @@ NODE = {
 @pytest.mark.parametrize(
     ("schema", "right", "wrong"),
     [
+        ({"type": "string"}, [r'"a\n\u0001\\"', '"\u00e9"'], ['"a\nb"', '"\t"', '"\x00"']),
+        ({"type": "object"}, [r'{"a": "\t"}'], ['{"a": "\t"}', '{"a\n": 1}']),
+        ({"type": "string", "maxLength": 3}, [r'"\n\n\n"'], ['"\n"']),
         (NODE, ['{"v": 1, "next": {"v": 2, "next": null}}'], ['{"v": 1}', '{"v": 1, "next": 2}']),
         ({"type": "string", "pattern": r"^\d{2}\.\d$"}, ['"12.3"'], ['"12x3"', '"1.2"', r'"\d\d.\d"']),
+        ({"type": "string", "pattern": "[0-9]+"}, ['"a1"', '"12"', r'"\n1"'], ['"a"', '""']),
+        (
+            {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(?=a)b$"}}},
+            ['{"a": "x"}'],
+            ['{"a": 1}'],
+        ),
         ({"type": "string", "pattern": '^say "\\w+"$'}, [r'"say \"so\""'], ['"say "so""']),
         ({"type": "string", "pattern": "^a.*z$"}, ['"abcz"', r'"a\"z"'], ['"a"z"', '"abc"']),
         ({"type": ["string", "null"], "enum": ["a", None]}, ['"a"', "null"], ['"b"']),

@@ -74,8 +74,8 @@ def model(tmp_path: Path) -> Path:
 
 
 SAID = {
-    "lora": (lora, ["LoRA adapter (lora), rank 4, alpha 8.0", "2 tensors in 1 layers: attn_q, attn_v", "Example Tiny",
-                    "a llama model of width 32 with 1 layers or more"]),
+    "lora": (lora, ["LoRA adapter (lora), rank 4, alpha 8.0", "2 tensors in 1 layer: attn_q, attn_v", "Example Tiny",
+                    "a llama model of width 32 with 1 layer or more"]),
     "mmproj": (mmproj, ["projector for vision (mlp), images of 336 x 336", "Tiny", "a model of width 32"]),
     "imatrix": (imatrix, ["importance matrix of 2 matrices", "10 chunks of 512 tokens: calibration.txt", "5,120",
                           "blk.0.ffn_up.weight"]),
@@ -112,6 +112,16 @@ def test_whether_it_fits(name: str, model: Path, tmp_path: Path, run_cli) -> Non
     assert result.exit_code == 1
     assert "it does not fit the model: " in result.stdout
     assert json.loads(run_cli("inspect", path, "--fits", model, "--json").stdout)["fits"] is False
+
+
+def test_other_files_fit_nothing(model: Path, samples: Path, tmp_path: Path, run_cli) -> None:
+    """What is no companion is refused; silence and an exit code of 0 would say that it fits."""
+    arrays = tmp_path / "a.npz"
+    np.savez(arrays, x=np.ones(3))
+    for path in (samples / "atlas" / "chat.atlas", samples / "atlas" / "secret.atlas", arrays, model):
+        refused = run_cli("inspect", path, "--fits", model)
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        assert "adapters, projectors and importance matrices" in refused.stderr
 
 
 def test_reasons(model: Path, tmp_path: Path, run_cli) -> None:

@@ -48,6 +48,7 @@ FOREIGN: dict[str, tuple[Callable[[], bytes], str, str]] = {
     "utf-16": (lambda: "GGUF\3".encode("utf-16"), "saved as text (UTF-16)", "Get it again"),
     "something before it": (lambda: b"x" * 100 + WHOLE, "begins only at byte 100", "atlas-tool repair"),
     "zeros": (lambda: bytes(9000), "begins with 9000 zeros", "Get it again"),
+    "few zeros": (lambda: bytes(1000), "a file of 1000 zeros and nothing else", "Get it again"),
 }  # fmt: skip
 #: Commands that open one file.
 COMMANDS = ("inspect", "ls", "validate", "get", "convert", "compress", "diff", "set", "rm", "hash")
