@@ -62,6 +62,7 @@ REMEDIES: dict[str, str] = {
     "recover-number": "{backup} would load: restore it.",
     "recover-journal": "Put it back by restoring the file from its journal.",
     "list-backups": "List the backups of the file.",
+    "restore-locked": "Give its passphrase or key, or force it to be restored as it is.",
     "restore-damaged": "Repair the backup, or force it to be restored as it is.",
     # files to be written anew
     "rewrite": "Convert the file to write it anew.",
@@ -92,6 +93,7 @@ REMEDIES: dict[str, str] = {
     "set-missing": "Convert the model again, or set the key.",
     "change-value": "Change the value, or convert the model again.",
     "remove-tensor": "Remove the tensor, or convert the model again.",
+    "remove-prefix": "Rename the tensors {pattern}, to be called what stands for the star.",
     "rename-tensor": "Rename the tensor.",
     # secrets
     "give-secret": "Give a passphrase or a key.",

@@ -26,6 +26,7 @@ WORDS: dict[str, str] = {
     "recover-number": "{backup} would load: atlas-tool recover {file} --restore {number}",
     "recover-journal": "Put it back with: atlas-tool recover {FILE} --restore journal",
     "list-backups": "List them with: atlas-tool recover {FILE}",
+    "restore-locked": "Give its own (--passphrase-file or --key-file), or use --force to restore it as it is.",
     "restore-damaged": "Rescue it with: atlas-tool repair {FILE} -o OUT, or use --force to restore it as it is.",
     # files to be written anew
     "rewrite": "Write it anew with: atlas-tool convert {FILE} OUT.atlas",
@@ -56,6 +57,7 @@ WORDS: dict[str, str] = {
     "set-missing": "Convert the model again, or set it: atlas-tool set {FILE} {key} VALUE",
     "change-value": "Change it with: atlas-tool set {FILE} {key} VALUE, or convert again.",
     "remove-tensor": "Remove it with: atlas-tool rm {FILE} {key}, or convert the model again.",
+    "remove-prefix": "Take off what stands before the names: atlas-tool rename {FILE} {pattern} '*' --glob",
     "rename-tensor": "Rename it with: atlas-tool rename {FILE} {key} NAME",
     # secrets
     "give-secret": "Give --passphrase-file or --key-file, or set ATLAS_PASSPHRASE.",

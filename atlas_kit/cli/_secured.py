@@ -38,5 +38,5 @@ def text(result: Secured) -> Iterator[_render.Block]:
     if result.backups_removed:
         yield f"removed {_render.plural(len(result.backups), 'backup')}: {names}"
         return
-    said = f"backups {_BACKUPS[result.what]}, remove them with --remove-backups: {names}"
+    said = f"backups {_BACKUPS[result.what]}, and stay until they are deleted: {names}"
     yield _render.Lines([_render.Styled(said, "warn")])

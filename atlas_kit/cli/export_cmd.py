@@ -87,15 +87,23 @@ def command(
     result = export_chats(
         source, target, patterns, to=to, each=each, force=force, decrypt=decrypt, words=words, keys=keys
     )
+    if not isinstance(target, str):  # the conversations themselves are on standard output
+        for line in _left_out(result):
+            _render.note(line)
     return _render.emit_beside(result, _text, as_json, target)
 
 
-def _text(result: Exported) -> Iterator[_render.Block]:
+def _left_out(result: Exported) -> Iterator[str]:
     for key in result.skipped:
-        yield _render.Lines([_render.Styled(f"left out {key}: it is no text", "warn")])
+        yield f"left out {key}: it is no text"
     if not result.keys:
         yield "there is no conversation"
-    else:
+
+
+def _text(result: Exported) -> Iterator[_render.Block]:
+    for line in _left_out(result):
+        yield _render.Lines([_render.Styled(line, "warn")])
+    if result.keys:
         count = _render.plural(len(result.keys), "conversation")
         files = f", {_render.plural(len(result.files), 'file')}" if len(result.files) > 1 else ""
         yield f"{count}, {_render.plural(result.messages, 'message')}"

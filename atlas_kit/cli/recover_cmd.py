@@ -84,9 +84,12 @@ def _list(result: Backups) -> Iterator[_render.Block]:
         return
     rows = []
     for number, backup in enumerate(result.backups, 1):
-        state = (
-            _render.Styled("ok", "good") if backup.ok else _render.Styled(f"damaged: {backup.problem}", "bad")
-        )
+        if backup.ok:
+            state = _render.Styled("ok", "good")
+        elif backup.locked:
+            state = _render.Styled(f"not checked: {backup.problem}", "warn")
+        else:
+            state = _render.Styled(f"damaged: {backup.problem}", "bad")
         entries = "" if backup.entries is None else backup.entries
         rows.append((number, _render.moment(backup.time), backup.size, entries, state, backup.path))
     yield _render.Table([">", "time", ">size", ">entries", "state", "path"], rows)

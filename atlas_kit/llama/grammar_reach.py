@@ -30,6 +30,10 @@ MOST_STEPS = 50_000_000
 _MOST_SETS, _MOST_TRIED = 20_000, 500_000
 #: Stacks that are kept for a grammar; each character of a text may make a new one.
 _MOST_KEPT = 1 << 20
+#: Those after which a grammar is begun anew for the next answer: it is shared by all that ask for the same.
+_MANY_KEPT = 1 << 17
+#: Bits of a character's number.
+_BITS = 21
 #: The end of a text: a stack with nothing on it.
 _END = -1
 
@@ -44,25 +48,28 @@ class Vocabulary:
     """
 
     def __init__(self, pieces: Sequence[bytes]) -> None:
-        children: dict[tuple[int, int], int] = {}
-        parents, codes, weights, levels = [0], [0], [0], list[list[int]]()
-        for piece in pieces:
-            node = 0
-            for depth, code in enumerate(map(ord, _whole(piece))):
-                found = children.get((node, code))
-                if found is None:
-                    found = children[node, code] = len(codes)
-                    parents.append(node)
-                    codes.append(code)
-                    weights.append(0)
-                    if depth == len(levels):
-                        levels.append([])
-                    levels[depth].append(found)
-                node = found
-                weights[node] += 1
-        self.parents, self.codes = np.array(parents, np.int32), np.array(codes, np.int64)
-        self.weights = np.array(weights, np.float64)
-        self.levels = [np.array(level, np.int32) for level in levels]
+        texts = [_whole(piece) for piece in pieces]
+        letters = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32).astype(
+            np.int64
+        )
+        lengths = np.array([len(text) for text in texts], np.int64)
+        starts, node = np.cumsum(lengths) - lengths, np.zeros(len(texts), np.int64)
+        parents, codes, levels = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)], list[Array]()
+        count, alive = 1, np.flatnonzero(lengths)
+        while len(
+            alive
+        ):  # all tokens at once, one character further each time: there may be hundreds of thousands
+            keys, which = np.unique(
+                node[alive] << _BITS | letters[starts[alive] + len(levels)], return_inverse=True
+            )
+            parents.append(keys >> _BITS)
+            codes.append(keys & ((1 << _BITS) - 1))
+            levels.append(np.arange(count, count + len(keys), dtype=np.int32))
+            node[alive] = count + which
+            count += len(keys)
+            alive = alive[lengths[alive] > len(levels)]
+        self.parents, self.codes = np.concatenate(parents).astype(np.int32), np.concatenate(codes)
+        self.weights, self.levels = np.bincount(node, minlength=count).astype(np.float64), levels
 
 
 class Ways(NamedTuple):
@@ -204,6 +211,11 @@ class Grammar:
                 raise self._too_much()
             found = self._next[way, number] = self._way(stacks)
         return found
+
+    @property
+    def used_up(self) -> bool:
+        """Whether so much has come together that the next answer had better begin with another one."""
+        return len(self._stacks) > _MANY_KEPT
 
     def require_bounded(self, stacks: Sequence[int]) -> None:
         """Refuse to go on where a look at the whole vocabulary would take too long.
@@ -360,4 +372,7 @@ class Grammars:
             There are too many ways to read a text by it.
         """
         grammar = self._made(text, key)
+        if grammar is not None and grammar.used_up:
+            self._made.cache_clear()
+            grammar = self._made(text, key)
         return None if grammar is None else Follower(grammar, self._pieces())

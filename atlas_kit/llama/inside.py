@@ -6,13 +6,13 @@ import contextlib
 from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from atlas_kit.episodes import Episodes, Kind
 from atlas_kit.llama.engine import Engine, Outputs
 from atlas_kit.llama.last_output import LastOutput
 from atlas_kit.llama.sampling import Sampling
 from atlas_kit.llama.steps import Finish, Observer, Stats, Step, Token, Work
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the first answer of a server without memories needs none of these
+    from atlas_kit.episodes import Episodes, Kind
     from atlas_kit.llama.token_memory import TokenMemory
 
 

@@ -35,6 +35,12 @@ class _Library:
                 self.api = api = llama_binding.low_level()
         except ImportError as error:
             raise MissingExtraError("running a model", "llama") from error
+        except (OSError, RuntimeError) as error:  # the library itself, or one that it needs, such as CUDA's
+            raise ModelError(
+                f"llama.cpp's library cannot be loaded: {error}",
+                hint="Install a build of llama-cpp-python that is made for this machine; LLAMA_CPP_LIB_PATH names "
+                "another library.",
+            ) from error
         self.version = llama_binding.version()
         self.log: collections.deque[str] = collections.deque(maxlen=20)
         self._level = 0

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llama_cpp.llama_grammar import RESERVED_NAMES, SchemaConverter
+from llama_cpp.llama_grammar import PRIMITIVE_RULES, RESERVED_NAMES, SchemaConverter
 
 from atlas_kit.llama.schema_patterns import plain_pattern
 
@@ -34,6 +34,12 @@ class _Converter(SchemaConverter):
         """Return a text of JSON as GBNF writes it."""
         return _quoted(_plain(literal))
 
+    def _add_rule(self, name: str, rule: str) -> str:
+        """Add a rule; in a string of JSON, no line breaks and no other control characters stand for themselves."""
+        converter: Any = super()
+        found: str = converter._add_rule(name, _CHAR if rule == PRIMITIVE_RULES["char"].content else rule)
+        return found
+
     def _visit_pattern(self, pattern: str, name: str) -> str:
         converter: Any = super()
         found: str = converter._visit_pattern(plain_pattern(pattern), name)
@@ -47,12 +53,14 @@ class _Converter(SchemaConverter):
         if isinstance(values, list) and len(values) > MANY and not _BEFORE.intersection(schema):
             rule_name = f"{name}-" if name in RESERVED_NAMES else name or "root"
             texts = {_plain(json.dumps(value)) for value in values}
-            found = converter._add_rule(rule_name, _one_of(sorted(texts), _DEPTH))
+            found = self._add_rule(rule_name, _one_of(sorted(texts), _DEPTH))
         else:
             found = converter.visit(schema, name)
         return found
 
 
+#: A character of a string, as llama.cpp's own converter has it.
+_CHAR = r'[^"\\\x7F\x00-\x1F] | "\\" (["\\/bfnrt] | "u" [0-9a-fA-F] [0-9a-fA-F] [0-9a-fA-F] [0-9a-fA-F])'
 #: What counts before an enumeration.
 _BEFORE = {"$ref", "oneOf", "anyOf", "const"}
 

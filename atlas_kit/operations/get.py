@@ -146,15 +146,17 @@ def _of_model(model: GGUFFile, key: str) -> Value:
     row = model.metadata.get(key)
     if row is not None:
 
+        def as_text(item: Any) -> bytes:
+            return dumps(item).strip('"').encode()  # NaN and infinities are texts in JSON
+
         def text() -> Iterator[bytes]:
             if isinstance(row.items, str):
                 yield to_bytes(row.items)
             elif not row.is_array:
-                yield dumps(row.items).encode()
+                yield as_text(row.items)
             else:
                 for item in plain_value(row.items):
-                    line = to_bytes(one_line(item)) if isinstance(item, str) else dumps(item).encode()
-                    yield line + b"\n"
+                    yield (to_bytes(one_line(item)) if isinstance(item, str) else as_text(item)) + b"\n"
 
         return Value(key, text, None, True, lambda: field_to_json(row, head=None))
     info = model.tensors.get(key)

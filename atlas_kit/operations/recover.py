@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from atlas_kit.codecs.json_text import named
-from atlas_kit.errors import AtlasError, FileCorruptError, InvalidParamError, KeyNotFoundError, Remedy
+from atlas_kit.errors import (
+    AtlasError,
+    FileCorruptError,
+    InvalidParamError,
+    KeyNotFoundError,
+    KeyRequiredError,
+    Remedy,
+)
 from atlas_kit.persistence.backups import Backup, Backups, is_interrupted_edit, keep_aside, list_backups
 from atlas_kit.storage.atomic import atomic_write, lock
 from atlas_kit.storage.given import check_output, open_source, same_file
@@ -64,12 +71,19 @@ def restore_backup(
         There is no such backup.
     FileCorruptError
         The backup is damaged.
+    KeyRequiredError
+        It is encrypted with another passphrase or key than was given.
     InvalidParamError
         It is not encrypted, and should be.
     """
     if which == JOURNAL:
         return _undo_edit(path, output)
     chosen = _choose(list_backups(path, keys), which)
+    if chosen.locked and not force:
+        raise KeyRequiredError(
+            f"the backup cannot be checked: {chosen.problem}", path=chosen.path,
+            remedy=Remedy("restore-locked"),
+        )  # fmt: skip
     if not chosen.ok and not force:
         raise FileCorruptError(
             f"the backup is damaged: {chosen.problem}", path=chosen.path,

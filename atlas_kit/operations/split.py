@@ -106,16 +106,25 @@ def split_file(source: Source, options: SplitOptions, progress: Progress | None 
         result = Split(source.name, dry_run=options.dry_run)
         for shard, name in zip(shards, names, strict=True):
             result.parts.append(Part(name, len(shard.tensors), shard.size))
-            if options.max_size is not None and shard.size > options.max_size:
-                result.notes.append(
-                    f"shard {shard.number} is larger: one tensor, or the metadata, is too large for the size"
-                )
+        larger = [shard.number for shard in shards if shard.size > (options.max_size or shard.size)]
+        if larger:
+            result.notes.append(_larger(larger))
         if not options.dry_run:
             inputs: list[Given] = [one.source for one in model.shards]
             for name in names:
                 check_output(name, inputs, options.force)
             _write(model, shards, names, progress)
     return result
+
+
+def _larger(numbers: Sequence[int]) -> str:
+    """Return what is said of shards that are larger than the size."""
+    if len(numbers) == 1:
+        return f"shard {numbers[0]} is larger: one tensor, or the metadata, is too large for the size"
+    return (
+        f"{len(numbers)} shards are larger, the first is {numbers[0]}: one tensor, or the metadata, is too large for "
+        "the size"
+    )
 
 
 def _names(model: GGUFFile, stem: StrPath | None, count: int) -> list[str]:

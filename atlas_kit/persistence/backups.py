@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import named
-from atlas_kit.errors import AtlasError, TruncatedError
+from atlas_kit.errors import AtlasError, KeyRequiredError, TruncatedError, WrongKeyError
 from atlas_kit.formats.detect import detect
 from atlas_kit.storage.backup_files import (
     age_of,
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 class Backup:
     """One backup: its time is in its name, or else the file's own.
 
-    ``accepted``: whether it is whole, and is what ``list_backups`` was asked to look for.
+    ``accepted``: whether it is whole, and is what ``list_backups`` was asked to look for. ``locked``: whether it can
+    only be looked at with another passphrase or key.
     """
 
     path: str
@@ -46,11 +47,13 @@ class Backup:
     entries: int | None
     problem: str = ""
     accepted: bool = True
+    locked: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the backup as JSON-ready data."""
         return {**named("path", self.path), "size": self.size, "time": self.time, "ok": self.ok,
-                "entries": self.entries, "problem": self.problem}  # fmt: skip
+                "entries": self.entries, "problem": self.problem,
+                "locked": self.locked}  # fmt: skip
 
 
 @dataclass
@@ -143,6 +146,7 @@ def _describe(
             _look_into(source, keys, backup, accept)
     except AtlasError as error:
         backup.ok, backup.accepted, backup.problem = False, False, error.message
+        backup.locked = isinstance(error, (KeyRequiredError, WrongKeyError))
     return age_of(stamp, info), backup
 
 

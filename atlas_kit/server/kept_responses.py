@@ -21,6 +21,7 @@ from atlas_kit.server.response_records import Record
 
 if TYPE_CHECKING:
     from atlas_kit.server.conversation import Conversation
+    from atlas_kit.server.keys import Key
     from atlas_kit.server.response_file import ResponseFile
 
 #: Answers that are found by their ids, conversations whose text is kept, and bytes of JSON that both may take.
@@ -118,6 +119,13 @@ class Thread:
         """Find out how large it is, with all that was said."""
         said = 0 if self.last is None else sum(one.size for one in self.last._line())
         self.size = said + len(json.dumps(self.metadata))
+
+
+def _is_of(key: Key, namespace: str, kept: Kept) -> bool:
+    """Tell whether a memory has read an answer."""
+    if key.name is None:
+        return kept.session is None and bool(kept.remembers)
+    return (namespace, kept.session) == key
 
 
 class KeptResponses:
@@ -234,6 +242,23 @@ class KeptResponses:
         self._threads.pop((namespace, name), None)
         if self._file is not None:
             self._file.forget(namespace, name)
+
+    async def count_of(self, key: Key) -> int:
+        """Return how many answers the memory of a session, or the shared one, has read: they hold its text, too."""
+        if self._file is not None:
+            return await asyncio.wrap_future(self._file.count_of(*key))
+        return sum(_is_of(key, namespace, kept) for (namespace, _), kept in self._found.items())
+
+    async def forget_of(self, key: Key) -> None:
+        """Forget those answers, and the text of conversations that they lead to."""
+        for where in [where for where, kept in self._found.items() if _is_of(key, where[0], kept)]:
+            self._bytes -= self._found.pop(where).size
+        for where, thread in self._threads.items():
+            if where == key or (thread.last is not None and _is_of(key, where[0], thread.last)):
+                thread.last = None
+                thread.measure()
+        if self._file is not None:
+            await asyncio.wrap_future(self._file.forget_of(*key))
 
     def close(self) -> None:
         """Write what is left to be written."""

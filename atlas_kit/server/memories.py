@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from atlas_kit.persistence.session_state import SessionState
     from atlas_kit.server.config import ServerConfig
     from atlas_kit.server.conversations import Conversations
+    from atlas_kit.server.kept_responses import KeptResponses
     from atlas_kit.server.lifecycle import SharedMemory
     from atlas_kit.settings.atlas_settings import AtlasSettings
     from atlas_kit.storage.keys import Keys
@@ -59,6 +60,7 @@ class Host(Protocol):
     conversations: Conversations
     settings: AtlasSettings
     shared: SharedMemory | None
+    responses: KeptResponses
     keys: Keys
 
 
@@ -324,11 +326,13 @@ class Memories:
         choice: Choice,
         *,
         remove_backups: bool = False,
+        remove_answers: bool = False,
         dry_run: bool = False,
     ) -> dict[str, Any]:
         """Forget part of what was read and said, and save what is left; return what went.
 
-        With it goes what else holds text: context, texts and window. What the matrix learned stays.
+        With it goes what else holds text: context, texts and window, and where that is wished backups and the answers
+        of the Responses API that the memory has read. What the matrix learned stays.
 
         Raises
         ------
@@ -364,12 +368,17 @@ class Memories:
                 await finished(self._put(conversation, parked, new))
                 conversation.learned, conversation.created = learned, created
                 conversations.prefixes.forget(conversation)
+        answers = await service.responses.count_of(conversation.key)
         if not dry_run:
+            if remove_answers:
+                await finished(service.responses.forget_of(conversation.key))
             await self._saved_without(conversation, result, remove_backups)
         found = result.to_json()
         unused = ("path", "other_texts", "rebuilt_from_tokens")
         return {name: value for name, value in found.items() if name not in unused} | {
-            "backups": result.backups
+            "backups": result.backups,
+            "answers": answers,
+            "answers_removed": bool(answers) and remove_answers and not dry_run,
         }
 
     async def _saved_without(self, conversation: Conversation, result: Forgotten, removes: bool) -> None:

@@ -212,6 +212,29 @@ class ResponseFile:
 
         self._submit(write, None)
 
+    def count_of(self, namespace: str, session: str | None) -> Future[int]:
+        """Return how many answers a session's memory has read; None: the memory that all share."""
+        who, values = _read_by(namespace, session)
+
+        def read(database: sqlite3.Connection) -> int:
+            return int(database.execute(f"SELECT count(*) FROM answers WHERE {who}", values).fetchone()[0])
+
+        return self._submit(read, 0)
+
+    def forget_of(self, namespace: str, session: str | None) -> Future[None]:
+        """Forget the answers that a session's memory has read, but for those that another session goes on from."""
+        who, values = _read_by(namespace, session)
+
+        def write(database: sqlite3.Connection) -> None:
+            mine = f"last IN (SELECT n FROM answers WHERE {who}) OR (namespace = ? AND name IS ?)"
+            database.execute(
+                f"UPDATE conversations SET last = NULL WHERE {mine}", (*values, namespace, session)
+            )
+            database.execute(f"UPDATE answers SET id = NULL WHERE {who}", values)
+            self._sweep(database)
+
+        return self._submit(write, None)
+
     def close(self) -> None:
         """Write what is left to be written, and end; what is asked afterwards is not there."""
 
@@ -284,6 +307,13 @@ class ResponseFile:
         oldest = "SELECT rowid FROM conversations ORDER BY used LIMIT ?"
         if count > 0:
             database.execute(f"DELETE FROM conversations WHERE rowid IN ({oldest})", (count,))
+
+
+def _read_by(namespace: str, session: str | None) -> tuple[str, tuple[str, ...]]:
+    """Return the condition that answers were read by a session's memory, and its values."""
+    if session is None:
+        return "session IS NULL AND remembers = 1", ()
+    return "namespace = ? AND session = ?", (namespace, session)
 
 
 def _line(database: sqlite3.Connection, last: int) -> list[Record]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import importlib
+import importlib.util
 import logging
 import os
 import signal
@@ -62,6 +62,8 @@ def serve(config: ServerConfig, service: Service | None = None, loading: Loading
         import uvicorn
     except ImportError as error:
         raise MissingExtraError("the server", "serve") from error
+    if importlib.util.find_spec("fastapi") is None:  # it is imported later, when the server listens already
+        raise MissingExtraError("the server", "serve")
     if loading is None:
         share_one_heap()
     service = service or Service(config, None if loading is None else lambda _: loading.engine())

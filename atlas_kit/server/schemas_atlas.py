@@ -166,6 +166,11 @@ class ForgetRequest(Open):
         max_length=64,
         description="What was read or said before this date or time, in ISO 8601; UTC where no zone is named.",
     )
+    remove_answers: bool = Field(
+        False,
+        description="Remove all answers of the Responses API that this memory has read, too: they may hold the text, "
+        "and what goes on from them is read again.",
+    )
     dry_run: bool = Field(False, description="Only say what would be forgotten.")
 
 
@@ -198,6 +203,10 @@ class ForgottenAnswer(Answer):
         description="Backups of the shared memory's file, which may still hold the text."
     )
     backups_removed: bool
+    answers: int = Field(
+        description="Answers of the Responses API that this memory has read, which may still hold the text."
+    )
+    answers_removed: bool
 
 
 class ListRequest(Open):

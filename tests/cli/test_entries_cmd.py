@@ -78,6 +78,14 @@ def test_get_gives_exact_bytes(files, which):
     assert tool("get", getattr(files, which), "blob").stdout == bytes(range(256))
 
 
+@pytest.mark.parametrize(("given", "printed"), [("-inf", "-Infinity"), ("nan", "NaN"), ("1.5", "1.5")])
+def test_get_prints_numbers_as_they_can_be_set(samples, run_cli, given, printed):
+    model = samples / "gguf" / "tiny.gguf"
+    assert run_cli("set", model, "tiny.x", "--type", "f32", "--", given).exit_code == 0
+    assert run_cli("get", model, "tiny.x").stdout == printed
+    assert run_cli("set", model, "tiny.x", "--", printed).exit_code == 0
+
+
 def test_get_to_a_file_never_overwrites_silently(files, run_cli):
     out = files.folder / "out.bin"
     assert run_cli("get", files.v1, "blob", "-o", out).exit_code == 0

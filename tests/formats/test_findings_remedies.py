@@ -12,6 +12,7 @@ import shlex
 import shutil
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ def files(folder: Path) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
     tiny = gguf_cases.TINY
     epsilon, factor = "llama.attention.layer_norm_rms_epsilon", "llama.rope.scaling.factor"
     yield "eps.gguf", tiny.with_kv(KV(epsilon, F32, -1.0)).bytes(), {}
+    yield "prefixed.gguf", prefixed(), {}
     yield "factor.gguf", tiny.with_kv(KV(factor, F32, -1.0)).bytes(), {}
     shards = [shard.bytes() for shard in split_llama(3)]
     yield "shard.gguf", shards[0], {}
@@ -67,6 +69,12 @@ def files(folder: Path) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
         yield f"{name}.gguf", file.bytes(), {}
     for number, (data, secret) in enumerate(atlas_files(folder)):
         yield f"{number}.atlas", data, secret
+
+
+def prefixed() -> bytes:
+    """Return a model all of whose tensors are called ``model.*``."""
+    tensors = tuple(replace(t, name=f"model.{t.name}") for t in gguf_cases.TINY.tensors)
+    return replace(gguf_cases.TINY, tensors=tensors).bytes()
 
 
 def atlas_files(folder: Path) -> list[tuple[bytes, dict[str, Any]]]:

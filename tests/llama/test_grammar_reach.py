@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.llama import AtlasSession, Sampling
-from atlas_kit.llama.grammar_reach import MOST_STACKS, Follower, Grammars
+from atlas_kit.llama import AtlasSession, Sampling, grammar_reach
+from atlas_kit.llama.grammar_reach import MOST_STACKS, Follower, Grammars, Vocabulary
 
 #: Letters, a long word, 64 spaces, parts of a character.
 PIECES = [bytes([code]) for code in range(32, 127)] + [
@@ -130,3 +130,40 @@ def test_the_sample_model_refuses_what_would_keep_it_busy(real):
         )
         with pytest.raises(InvalidParamError, match="begin with each other in too many ways"):
             list(session.generate("a", sampling=Sampling(grammar=rules)))
+
+
+@pytest.mark.parametrize(
+    "pieces", [PIECES, [], [b""], ["\U0001f600a".encode(), b"a", b"ab", b"a", b"abc", b"xbc"]]
+)
+def test_a_vocabulary_is_the_tree_of_its_tokens(pieces):
+    found = Vocabulary(pieces)
+    texts = [""] + [""] * (len(found.codes) - 1)
+    for depth, level in enumerate(found.levels):
+        for node in level.tolist():
+            texts[node] = texts[found.parents[node]] + chr(found.codes[node])
+            assert len(texts[node]) == depth + 1
+    whole = [piece.decode("utf-8", "ignore") for piece in pieces]
+    assert len(set(texts)) == len(texts)
+    assert set(texts) == {text[:length] for text in ["", *whole] for length in range(len(text) + 1)}
+    assert found.weights.tolist() == [whole.count(text) for text in texts]
+
+
+def test_a_grammar_that_many_ask_for_is_not_used_up(monkeypatch):
+    monkeypatch.setattr(grammar_reach, "_MOST_KEPT", 40)
+    monkeypatch.setattr(grammar_reach, "_MANY_KEPT", 20)
+    shared = Grammars(lambda: PIECES)
+    text = 'root ::= "(" root ")" root | "x"'
+    for _ in range(20):
+        one = shared.follower(text, "grammar")
+        for char in "((x)x":  # places that no answer before had been at are looked at, too
+            one.accept(token(char))
+            one.require_bounded()
+    deep = shared.follower(text, "grammar")
+
+    def go_deep():
+        for _ in range(100):
+            deep.accept(token("("))
+
+    with pytest.raises(InvalidParamError, match="too many ways"):
+        go_deep()
+    shared.follower(text, "grammar").accept(token("("))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -58,3 +59,19 @@ def test_no_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     with pytest.raises(ImportError):
         llama_binding.low_level()
+
+
+@pytest.mark.parametrize("content", [None, b"no library"])
+def test_a_library_that_cannot_be_loaded_is_told_of(tmp_path, content):
+    for name in ("libllama.so", "libllama.dylib", "llama.dll"):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+    code = (
+        "from atlas_kit.errors import ModelError\nfrom atlas_kit.llama.llama_library import library\n"
+        "try:\n    library()\nexcept ModelError as error:\n    print(error.message)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "LLAMA_CPP_LIB_PATH": str(tmp_path)},
+    )  # fmt: skip
+    assert run.stdout.startswith("llama.cpp's library cannot be loaded: "), run.stderr

@@ -78,6 +78,9 @@ NODE = {
 @pytest.mark.parametrize(
     ("schema", "right", "wrong"),
     [
+        ({"type": "string"}, [r'"a\n\u0001\\"', '"\u00e9"'], ['"a\nb"', '"\t"', '"\x00"']),
+        ({"type": "object"}, [r'{"a": "\t"}'], ['{"a": "\t"}', '{"a\n": 1}']),
+        ({"type": "string", "maxLength": 3}, [r'"\n\n\n"'], ['"\n"']),
         (NODE, ['{"v": 1, "next": {"v": 2, "next": null}}'], ['{"v": 1}', '{"v": 1, "next": 2}']),
         ({"type": "string", "pattern": r"^\d{2}\.\d$"}, ['"12.3"'], ['"12x3"', '"1.2"', r'"\d\d.\d"']),
         ({"type": "string", "pattern": '^say "\\w+"$'}, [r'"say \"so\""'], ['"say "so""']),

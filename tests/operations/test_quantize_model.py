@@ -164,8 +164,8 @@ def test_a_file_that_may_not_grow_is_no_fault_of_the_model(model: Path, tmp_path
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
         with open(out, "w+b") as file, pytest.raises(OSError, match="too large") as caught:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
             quantizer.quantize(quantizer.Job(str(model), "q4_0"), file)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

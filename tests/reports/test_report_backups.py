@@ -194,3 +194,29 @@ def test_a_date_means_the_newest_from_then_or_before(folder, run_cli):
     ran = run_cli("recover", path, "--restore", "2023-11-23")
     assert ran.exit_code == 2
     assert "no backup from 2023-11-23 or before" in ran.stderr
+
+
+def test_a_backup_with_another_secret_is_not_damaged(folder, run_cli, parse_json):
+    path, one, two = folder / "memory.atlas", folder / "one.txt", folder / "two.txt"
+    one.write_text("one\n")
+    two.write_text("two\n")
+    memory = MemoryFile(version=3, passphrase=b"one")
+    memory["day"] = "1"
+    memory.save(path)
+    assert run_cli("set", path, "day", "2", "--backup", "--passphrase-file", one).exit_code == 0
+    assert run_cli("rekey", path, "--passphrase-file", one, "--new-passphrase-file", two).exit_code == 0
+    before = path.read_bytes()
+    for secret in ((), ("--passphrase-file", two)):
+        listed = run_cli("recover", path, *secret)
+        assert listed.exit_code == 0
+        assert "damaged" not in listed.stdout
+        assert "not checked: the " in listed.stdout
+        assert parse_json(run_cli("recover", path, *secret, "--json").stdout)["backups"][0]["locked"] is True
+        refused = run_cli("recover", path, "--restore", "latest", *secret)
+        assert refused.exit_code == 2
+        assert "damaged" not in refused.stderr
+        assert "the backup cannot be checked" in refused.stderr
+        assert "--force" in refused.stderr
+    assert path.read_bytes() == before
+    assert run_cli("recover", path, "--restore", "1", "--passphrase-file", one).exit_code == 0
+    assert run_cli("get", path, "day", "--passphrase-file", one).stdout == "1"

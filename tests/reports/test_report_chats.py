@@ -122,9 +122,11 @@ def test_a_file_for_each(tmp_path, run_cli, to, suffix):
 
 def test_keys_choose(memory, tmp_path, run_cli):
     assert "garden and bread" in run_cli("export", memory, "note").stdout
-    assert run_cli("export", memory, "no*such").exit_code == 1
+    ran = run_cli("export", memory, "no*such")
+    assert (ran.exit_code, ran.stdout, ran.stderr) == (1, "", "there is no conversation\n")
     ran = run_cli("export", memory, "weights", "--to", "jsonl")
     assert (ran.exit_code, ran.stdout) == (1, "")
+    assert "left out weights: it is no text" in ran.stderr
     assert run_cli("export", memory, "-o", tmp_path / "c.txt").exit_code == 2
 
 

@@ -64,6 +64,35 @@ def test_a_session_forgets_what_something_is_about(serve: Server, tmp_path: Path
     assert CAT in recalled(chat(again, "What is my cat called?"))
 
 
+@pytest.mark.parametrize("kept_in_files", [True, False])
+def test_answers_that_hold_the_text_are_told_of_and_go_where_that_is_wished(
+    serve: Server, tmp_path: Path, kept_in_files: bool
+) -> None:
+    server = serve(engine(), **({"atlas_memory_dir": str(tmp_path)} if kept_in_files else {}))
+    ask = {"max_output_tokens": 4, "temperature": 0}
+    first = server.post("/v1/responses", input=FACT, atlas={"session_id": "anna"}, **ask)
+    other = server.post("/v1/responses", input=CAT, atlas={"session_id": "bert"}, **ask)
+    talk = server.post("/v1/conversations")
+    server.post("/v1/responses", input=FACT, conversation=talk["id"], **ask)
+    path = "/v1/atlas/sessions/anna/forget"
+    dry = server.post(path, about="lighthouse", remove_answers=True, dry_run=True)
+    assert (dry["answers"], dry["answers_removed"]) == (1, False)
+    stays = server.post(path, about="lighthouse")
+    assert (stays["turns"], stays["answers"], stays["answers_removed"]) == (1, 1, False)
+    assert server.get(f"/v1/responses/{first['id']}")["id"] == first["id"]
+    gone = server.post(path, about="lighthouse", remove_answers=True)
+    assert (gone["answers"], gone["answers_removed"]) == (1, True)
+    assert server.client.get(f"/v1/responses/{first['id']}").status_code == 404
+    assert server.get(f"/v1/responses/{other['id']}")["id"] == other["id"]
+    assert len(server.get(f"/v1/conversations/{talk['id']}/items")["data"]) == 2
+    found = server.post(f"/v1/atlas/sessions/{talk['id']}/forget", about="lighthouse", remove_answers=True)
+    assert found["answers_removed"]
+    assert server.get(f"/v1/conversations/{talk['id']}/items")["data"] == []
+    if kept_in_files:
+        assert b"lighthouse" not in texts_in(tmp_path)
+        assert b"called Tom" in texts_in(tmp_path)
+
+
 def test_documents_and_what_is_old_are_forgotten(serve: Server) -> None:
     server = serve(engine())
     body = {"prompt": FACT, "max_tokens": 0}

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from atlas_kit.errors import InvalidParamError
+from atlas_kit.errors import InvalidParamError, MissingExtraError
 from atlas_kit.llama import FakeEngine
 from atlas_kit.persistence.session_file import read_session_state
 from atlas_kit.server import ServerConfig, Service, run
@@ -490,3 +490,9 @@ def test_threads_share_one_heap_unless_somebody_wants_more(
         pytest.skip("the C library tells nothing of its heaps")
     assert done.returncode == 0, done.stderr
     assert least <= int(done.stdout) <= most
+
+
+def test_a_server_without_its_application_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fastapi", None)  # as where it is not installed
+    with pytest.raises(MissingExtraError, match="not installed"):
+        run.serve(ServerConfig(model="m"), Service(ServerConfig(model="m")))

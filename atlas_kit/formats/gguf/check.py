@@ -40,7 +40,8 @@ _INT64_MAX = (1 << 63) - 1
 #: Tensor types of a llama.cpp of October 2026; it refuses numbers beyond.
 GGML_TYPE_COUNT = 43
 _MEND = Remedy("mend")
-_EDITS = ("set-value", "set-type", "set-missing", "change-value", "remove-tensor", "rename-tensor")
+_EDITS = ("set-value", "set-type", "set-missing", "change-value", "remove-tensor", "rename-tensor",
+          "remove-prefix")  # fmt: skip
 _ANEW = "Copy or download it again."
 
 

@@ -59,7 +59,7 @@ def _values(known: Fields, architecture: str) -> dict[str, Any]:
     return out
 
 
-def _unexpected(report: Report, info: TensorInfo, *, certain: bool) -> None:
+def _unexpected(report: Report, info: TensorInfo, *, certain: bool, prefix: str = "") -> None:
     report.add(
         "tensor-unexpected",
         "error" if certain else "warning",
@@ -69,7 +69,11 @@ def _unexpected(report: Report, info: TensorInfo, *, certain: bool) -> None:
         "Convert the model again." if "\0" in info.name else "",  # nobody can type it
         offset=info.info_offset,
         key=info.name,
-        remedy=None if "\0" in info.name else Remedy("remove-tensor", key=info.name),
+        remedy=Remedy("remove-prefix", pattern=f"{prefix}*")
+        if prefix and info.name.startswith(prefix)
+        else None
+        if "\0" in info.name
+        else Remedy("remove-tensor", key=info.name),
     )
 
 
@@ -118,7 +122,9 @@ def _compare(
     sizes = [architectures.sizes(values, layer, tokens) for layer in range(layers)]
     _check_rotation(report, values, sizes[0], architecture)
     wanted = set()
-    for name, dims, layer, required in _expected(plan, layers, fused):
+    expected = list(_expected(plan, layers, fused))
+    prefix = _prefix_of([name for name, _, _, required in expected if required], there)
+    for name, dims, layer, required in expected:
         info = there.get(name)
         wanted.add(name)
         if info is not None:
@@ -129,12 +135,23 @@ def _compare(
                 "tensor-missing",
                 "error" if certain else "warning",
                 f"a {architecture} model of {layers} layers needs this tensor and it is missing",
-                "The file is incomplete: copy, download or convert it again.",
+                "" if prefix else "The file is incomplete: copy, download or convert it again.",
                 key=name,
+                remedy=Remedy("remove-prefix", pattern=f"{prefix}*") if prefix else None,
             )
     for info in tensors:
         if info.name not in wanted and not _is_scale(info.name, there):
-            _unexpected(report, info, certain=certain)
+            _unexpected(report, info, certain=certain, prefix=prefix)
+
+
+def _prefix_of(required: list[str], there: Mapping[str, TensorInfo]) -> str:
+    """Return what stands before the names of all required tensors (``model.``), or nothing."""
+    if not required or required[0] in there:
+        return ""
+    before = [name.removesuffix(required[0]) for name in there if name.endswith(required[0])]
+    if len(before) != 1 or not re.fullmatch(r"[\w.:/-]*[./:_-]", before[0]):
+        return ""
+    return before[0] if all(f"{before[0]}{name}" in there for name in required) else ""
 
 
 def _is_scale(name: str, there: Mapping[str, TensorInfo]) -> bool:

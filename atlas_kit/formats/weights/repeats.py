@@ -116,6 +116,9 @@ def _pairs(marks: np.ndarray[Any, Any], places: np.ndarray[Any, Any]) -> list[tu
     """Return pairs of places with equal marks, those of one distance together and in their order."""
     import numpy as np
 
+    alone = np.sort(marks)
+    if not (alone[1:] == alone[:-1]).any():  # as in most files, and cheap to see
+        return []
     order = np.lexsort((places, marks))
     marks, places = marks[order], places[order]
     new = np.flatnonzero(np.concatenate(([True], marks[1:] != marks[:-1])))

@@ -33,6 +33,8 @@ _PIECE = CHUNK // 2
 _RARE, _WINDOW = 16384, 32
 #: Pieces that a thread is given at a time.
 _BATCH = 16
+#: Shapes of pieces whose views are kept.
+_KNOWN = 64
 #: Tensors with wrong numbers that are told one by one.
 _TOLD = 5
 _FACTORS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5)
@@ -60,23 +62,96 @@ class _Found:
     zeros: list[tuple[int, int]] = field(default_factory=list)
     marks: list[Any] = field(default_factory=list)
     places: list[Any] = field(default_factory=list)
+    windows: bytearray = field(default_factory=bytearray)
+    starts: list[int] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Numbers:
+    """One number of each block of a piece; ``lowest`` is the least that is wrong with it, without its sign.
+
+    ``bits`` and ``signed`` are views of the piece, or ``None`` where the bits lie apart and must be put together.
+    """
+
+    offset: int
+    name: str
+    kind: Kind
+    limit: int | None
+    lowest: int
+    bits: np.ndarray[Any, Any] | None
+    signed: np.ndarray[Any, Any] | None
+
+
+@dataclass(frozen=True)
+class _Views:
+    """A room as pieces of one shape are looked at, made once: small calls of NumPy add up in large files."""
+
+    numbers: list[_Numbers]
+    data: np.ndarray[Any, Any]
+    sampled: np.ndarray[Any, Any] | None  # words among which zeros are looked for
+    sampled_flags: np.ndarray[Any, Any]
+    words: np.ndarray[Any, Any]  # what windows may begin with
+    words_flags: np.ndarray[Any, Any]
+    step: int
+    inside: int
+    last: int
+
+
 class _Rooms:
     """What a thread reads and works in, made once: new arrays of this size cost more than what is done with them."""
 
-    bytes: memoryview
-    data: np.ndarray[Any, Any]
-    chosen: bytearray
-    flags: np.ndarray[Any, Any]
-
-    @classmethod
-    def new(cls) -> _Rooms:
+    def __init__(self, byte_order: str) -> None:
         import numpy as np
 
-        room, chosen = bytearray(_PIECE), bytearray(_PIECE // 2)
-        return cls(memoryview(room), np.frombuffer(room, np.uint8), chosen, np.frombuffer(chosen, np.bool_))
+        self.order = byte_order
+        self.piece = bytearray(_PIECE)
+        self.bytes = memoryview(self.piece)
+        self.data = np.frombuffer(self.piece, np.uint8)
+        self.chosen, self.dead = bytearray(_PIECE // 2), bytearray(_PIECE // _STEP + 1)
+        self._known: dict[tuple[object, ...], _Views] = {}
+
+    def views(self, region: Region, size: int) -> _Views:
+        """Return the first ``size`` bytes as a piece of a region."""
+        key = (region.block, region.numbers, region.matrix, region.plain, size)
+        views = self._known.get(key)
+        if views is None:
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+            views = self._known[key] = self._views(region, size)
+        return views
+
+    def _views(self, region: Region, size: int) -> _Views:
+        import numpy as np
+
+        data = self.data[:size]
+        sampled = data[: size & ~7].view(np.uint64)[:: _STEP // 8] if size >= 8 else None
+        words, step, inside = _words(region, data)
+        return _Views(
+            [self._numbers(region, size // region.block, *number) for number in region.numbers],
+            data,
+            sampled,
+            np.frombuffer(self.dead, np.bool_)[: 0 if sampled is None else len(sampled)],
+            words,
+            np.frombuffer(self.chosen, np.bool_)[: len(words)],
+            step,
+            inside,
+            min(len(words), (size - _WINDOW - inside) // step + 1) if size > 2 * _WINDOW else 0,
+        )
+
+    def _numbers(self, region: Region, blocks: int, offset: int, name: str) -> _Numbers:
+        import numpy as np
+
+        kind = KINDS[name]
+        limit = kind.absurd if region.matrix or not region.plain else None
+        lowest = min(value for value in (kind.not_finite, limit, 1 << 64) if value is not None)
+        if name == "iq1_m":
+            return _Numbers(offset, name, kind, limit, lowest, None, None)
+        buffer: Any = self.data.data
+        both = (
+            np.ndarray((blocks,), f"{self.order}{sign}{kind.width}", buffer, offset, (region.block,))
+            for sign in "ui"
+        )
+        return _Numbers(offset, name, kind, limit, lowest, *both)
 
 
 def check_weights(
@@ -158,7 +233,7 @@ def _scan(source: Source, regions: Sequence[Region], byte_order: str, progress: 
 
     def work(pieces: list[tuple[int, int, int]]) -> _Found:
         if not hasattr(local, "rooms"):
-            local.rooms = _Rooms.new()
+            local.rooms = _Rooms(byte_order)
         rooms: _Rooms = local.rooms
         out = _Found()
         for number, start, size in pieces:
@@ -166,10 +241,14 @@ def _scan(source: Source, regions: Sequence[Region], byte_order: str, progress: 
             try:
                 source.read_into(start, rooms.bytes[:size])
             except TruncatedError:  # the file became shorter meanwhile
-                return out
-            _look(out, number, region, start, rooms.data[:size], byte_order)
+                break
+            views = rooms.views(region, size)
+            for numbers in views.numbers:
+                _test(out, number, region, start, rooms, views, numbers)
+            _find_zeros(out, start, rooms, views)
             if region.matrix and size > 2 * _WINDOW:
-                _mark(out, region, start, rooms.data[:size], rooms, rare[_class_of(region)])
+                _mark(out, start, rooms, views, rare[_class_of(region)])
+        _hash_windows(out)
         return out
 
     pieces = list(_pieces(regions))
@@ -214,97 +293,87 @@ def _words(region: Region, room: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, 
     return found, region.block, inside
 
 
-def _rare_words(source: Source, regions: Sequence[Region]) -> dict[tuple[int, str], int]:
+def _rare_words(source: Source, regions: Sequence[Region]) -> dict[tuple[int, str], np.uint16]:
     """Return for each class of regions a word that begins a window now and then: one in some thousands.
 
     One comparison finds it wherever the bytes are, and what is a rare word depends on how weights are stored.
     """
     import numpy as np
 
-    counts: dict[tuple[int, str], Any] = {}
+    samples: dict[tuple[int, str], list[Any]] = {}
     matrices = [region for region in regions if region.matrix]
     for region in matrices[:: max(1, len(matrices) // 64)] + matrices[:1]:
         size = min(region.size, 1 << 16) // region.block * region.block
         piece = source.read_upto(
             region.start + (region.size - size) // 2 // region.block * region.block, size
         )
-        words = _words(region, np.frombuffer(piece, np.uint8))[0]
-        kind = _class_of(region)
-        counts[kind] = counts.get(kind, 0) + np.bincount(words, minlength=65536)
-    out = dict.fromkeys((_class_of(region) for region in matrices), 0)
-    for kind, count in counts.items():
+        samples.setdefault(_class_of(region), []).append(_words(region, np.frombuffer(piece, np.uint8))[0])
+    out = dict.fromkeys((_class_of(region) for region in matrices), np.uint16(0))
+    for kind, words in samples.items():
+        count = np.bincount(np.concatenate(words), minlength=65536)
         there = sum(region.size // region.block for region in matrices if _class_of(region) == kind)
         aim = count.sum() / max(16, min(_RARE, there // 512))
-        out[kind] = int(np.abs(count - max(1, aim)).argmin())
+        out[kind] = np.uint16(np.abs(count - max(1, aim)).argmin())
     return out
-
-
-def _look(
-    out: _Found, number: int, region: Region, start: int, room: np.ndarray[Any, Any], order: str
-) -> None:
-    blocks = len(room) // region.block
-    for offset, name in region.numbers:
-        kind = KINDS[name]
-        limit = kind.absurd if region.matrix or not region.plain else None
-        bits = _bits(room, blocks, region.block, offset, kind, name, order)
-        if bits.size:
-            _test(out, number, start + offset, region.block, bits, kind, limit)
-    _find_zeros(out, start, room)
-
-
-def _bits(
-    room: np.ndarray[Any, Any], blocks: int, block: int, offset: int, kind: Kind, name: str, order: str
-) -> Any:
-    """Return the numbers of all blocks as an array of unsigned integers: a view wherever it can be one."""
-    import numpy as np
-
-    buffer: Any = room.data
-    if name == "iq1_m":
-        parts: Any = np.ndarray((4, blocks), f"{order}u2", buffer, offset, (2, block))
-        return (parts[0] >> 12) | (parts[1] >> 8 & 0xF0) | (parts[2] >> 4 & 0xF00) | (parts[3] & 0xF000)
-    return np.ndarray((blocks,), np.dtype(f"{order}u{kind.width}"), buffer, offset, (block,))
 
 
 def _test(
     out: _Found,
     number: int,
+    region: Region,
     start: int,
-    block: int,
-    bits: np.ndarray[Any, Any],
-    kind: Kind,
-    limit: int | None,
+    rooms: _Rooms,
+    views: _Views,
+    numbers: _Numbers,
 ) -> None:
     """Count the numbers that are not finite, and those at or beyond a limit."""
-    lowest = min(value for value in (kind.not_finite, limit, 1 << 64) if value is not None)
+    import numpy as np
+
+    kind, bits, signed = numbers.kind, numbers.bits, numbers.signed
+    if bits is None or signed is None:
+        bits = _joined_bits(views.data, region.block, numbers.offset, rooms.order)
+        signed = bits.view(np.int16)
+    if not len(bits):
+        return
     sign = 1 << (8 * kind.width - 1)
     if kind.signed:
-        signed = bits.view(bits.dtype.str.replace("u", "i"))
-        if int(signed.max()) < lowest and int(bits.max()) < sign | lowest:
+        if np.maximum.reduce(signed) < numbers.lowest and np.maximum.reduce(bits) < sign | numbers.lowest:
             return
         bits = bits & bits.dtype.type(sign - 1)
-    elif int(bits.max()) < lowest:
+    elif np.maximum.reduce(bits) < numbers.lowest:
         return
-    bad = bits >= lowest
+    bad, start = bits >= numbers.lowest, start + numbers.offset
     if kind.not_finite is not None:
         wrong = bits >= kind.not_finite
         bad &= ~wrong
         if wrong.any():
-            first = start + int(wrong.argmax()) * block
+            first = start + int(wrong.argmax()) * region.block
             out.not_finite.setdefault(number, _Bad()).add(int(wrong.sum()), first)
     if bad.any():
-        out.absurd.setdefault(number, _Bad()).add(int(bad.sum()), start + int(bad.argmax()) * block)
+        out.absurd.setdefault(number, _Bad()).add(int(bad.sum()), start + int(bad.argmax()) * region.block)
 
 
-def _find_zeros(out: _Found, start: int, room: np.ndarray[Any, Any]) -> None:
+def _joined_bits(data: np.ndarray[Any, Any], block: int, offset: int, order: str) -> np.ndarray[Any, Any]:
+    """Return the scales of blocks of IQ1_M, of which four bits lie in each of four words."""
+    import numpy as np
+
+    buffer: Any = data.data
+    parts: Any = np.ndarray((4, len(data) // block), f"{order}u2", buffer, offset, (2, block))
+    joined: np.ndarray[Any, Any]
+    joined = (parts[0] >> 12) | (parts[1] >> 8 & 0xF0) | (parts[2] >> 4 & 0xF00) | (parts[3] & 0xF000)
+    return joined
+
+
+def _find_zeros(out: _Found, start: int, rooms: _Rooms, views: _Views) -> None:
     """Keep where sampled words are zero several times in a row, or at either end, where the next piece may go on."""
     import numpy as np
 
-    if len(room) < 8:
-        if not room.any():
-            out.zeros.append((start, start + len(room)))
+    if views.sampled is None:
+        if not views.data.any():
+            out.zeros.append((start, start + len(views.data)))
         return
-    dead = room[: len(room) & ~7].view(np.uint64)[:: _STEP // 8] == 0
-    if not dead.any():
+    dead = np.equal(views.sampled, 0, out=views.sampled_flags)
+    if rooms.dead.find(1, 0, len(dead)) < 0:
         return
     edges = np.flatnonzero(np.diff(np.concatenate(([False], dead, [False])).view(np.int8)))
     first, behind = edges[::2], edges[1::2]
@@ -313,26 +382,28 @@ def _find_zeros(out: _Found, start: int, room: np.ndarray[Any, Any]) -> None:
         out.zeros.append((start + a * _STEP, start + (b - 1) * _STEP + 8))
 
 
-def _mark(
-    out: _Found, region: Region, start: int, room: np.ndarray[Any, Any], rooms: _Rooms, rare: int
-) -> None:
-    """Keep the hashes of some windows, chosen by what they begin with: the same ones wherever the bytes are."""
+def _mark(out: _Found, start: int, rooms: _Rooms, views: _Views, rare: np.uint16) -> None:
+    """Keep some windows, chosen by what they begin with: the same ones wherever the bytes are."""
     import numpy as np
 
-    words, step, inside = _words(region, room)
-    np.equal(words, np.uint16(rare), out=rooms.flags[: len(words)])
-    last = min(len(words), (len(room) - _WINDOW - inside) // step + 1)
-    hits, hit = [], rooms.chosen.find(1, 0, last)  # much faster than NumPy where there are few
+    np.equal(views.words, rare, out=views.words_flags)
+    find, piece, last, step, inside = rooms.chosen.find, rooms.piece, views.last, views.step, views.inside
+    hit = find(1, 0, last)  # much faster than NumPy where there are few
     while hit >= 0:
-        hits.append(hit)
-        hit = rooms.chosen.find(1, hit + 1, last)
-    if not hits:
+        at = hit * step + inside
+        out.windows += piece[at : at + _WINDOW]
+        out.starts.append(start + at)
+        hit = find(1, hit + 1, last)
+
+
+def _hash_windows(out: _Found) -> None:
+    """Make marks of the windows that were kept, but for patterns; many at once, as each call of NumPy has its price."""
+    import numpy as np
+
+    if not out.starts:
         return
-    at = np.array(hits) * step + inside
-    sliding = np.ndarray((len(room) - _WINDOW + 1, _WINDOW), np.uint8, room.data, 0, (1, 1))
-    windows = sliding[at].view(np.uint64)
-    pattern = (windows == windows[:, :1]).all(axis=1)
-    at, windows = at[~pattern], windows[~pattern]
-    hashed = windows * np.array(_FACTORS, np.uint64)
+    windows = np.frombuffer(out.windows, np.uint64).reshape(-1, _WINDOW // 8)
+    varied = (windows != windows[:, :1]).any(axis=1)
+    hashed = windows[varied] * np.array(_FACTORS, np.uint64)
     out.marks.append(np.bitwise_xor.reduce(hashed ^ (hashed >> np.uint64(29)), axis=1))
-    out.places.append(at + start)
+    out.places.append(np.array(out.starts)[varied])

@@ -163,7 +163,8 @@ async def reset(
 async def forget_part(request: Request, service: TheService, asked: ForgetShared) -> ForgottenAnswer:
     """Forget documents, what something is about, or what is old; of the shared memory, or of a session's.
 
-    The text is then in no file of the memory, but for its backups. What was learned from it stays.
+    The text is then in no file of the memory, but for its backups; answers of the Responses API may hold it, too. What
+    was learned from it stays.
     """
     service.require_ready()
     target = service.memories.target(namespace_of(request), asked.session_id)
@@ -182,6 +183,7 @@ async def _forgotten(
         target,
         Choice(asked.source, asked.about, before),
         remove_backups=remove_backups,
+        remove_answers=asked.remove_answers,
         dry_run=asked.dry_run,
     )
     return ForgottenAnswer(session_id=target.key.name, **found)
