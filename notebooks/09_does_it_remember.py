@@ -337,8 +337,8 @@ for gate in (0, 0.5, 1, 2, 4):
     print(f"{gate:>4}{sum(known):>12} of {len(known)}{sum(strangers):>18} of {len(strangers)}")
 
 # With a low gate whatever is a little like the question is brought in, with a high one nothing is. SmolLM2 takes
-# nothing for what was never stored even at 0, and from 2 nats on loses what it knows. The default was found by measuring
-# on real models. (The harbour was forgotten: what comes for it at a low gate is about other things.)
+# nothing for what was never stored even at 0, and from 2 nats on loses what it knows. The default was found by
+# measuring on real models. (The harbour was forgotten: what comes for it at a low gate is about other things.)
 
 # %% [markdown]
 # ## What to read in the code
