@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -158,16 +159,6 @@ def test_a_template_is_not_computed_while_it_is_checked(tmp_path: Path, run_cli)
     assert run_cli("validate", "--strict", path).exit_code == 0
 
 
-@pytest.mark.parametrize("size", [4, 5, 6, 7])
-def test_a_header_of_a_few_bytes_has_no_version(size: int, tmp_path, run_cli) -> None:
-    path = tmp_path / "few.gguf"
-    path.write_bytes(b"GGUF\3\0\0\0"[:size])
-    result = run_cli("inspect", path)
-    assert result.exit_code == 1
-    assert "version 0" not in result.stdout
-    assert "damaged: the file ends inside its first 24 bytes" in result.stdout
-
-
 def cut(data: bytes) -> bytes:
     return data[: len(data) // 2]
 
@@ -247,7 +238,7 @@ def test_nothing_is_left(tmp_path: Path, samples: Path, run_cli) -> None:
         path.write_bytes(rest)
         result = run_cli("inspect", path)
         assert (result.exit_code, result.stdout) == (2, "")
-        assert "atlas-tool repair" in result.stderr or "atlas-tool recover" in result.stderr
+        assert re.search("atlas-tool re(pair|cover) |Get it again", result.stderr)
 
 
 def test_an_archive_of_a_memory_is_no_damaged_one(tmp_path: Path, samples: Path, run_cli) -> None:
@@ -257,3 +248,13 @@ def test_an_archive_of_a_memory_is_no_damaged_one(tmp_path: Path, samples: Path,
     result = run_cli("inspect", path)
     assert result.exit_code == 2
     assert "tar archive" in result.stderr
+
+
+@pytest.mark.parametrize("size", [4, 5, 6, 7])
+def test_a_header_of_a_few_bytes_has_no_version(size: int, tmp_path, run_cli) -> None:
+    path = tmp_path / "few.gguf"
+    path.write_bytes(b"GGUF\3\0\0\0"[:size])
+    result = run_cli("inspect", path)
+    assert result.exit_code == 1
+    assert "version 0" not in result.stdout
+    assert "damaged: the file ends inside its first 24 bytes" in result.stdout
