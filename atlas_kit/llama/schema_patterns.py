@@ -53,20 +53,21 @@ def plain_pattern(pattern: str) -> str:
 
 
 def _plain(pattern: str) -> str:
-    found, at = list[str](), 0
+    found, at, depth = list[str](), 0, 0
     while at < len(pattern):
         char = pattern[at]
         if pattern.startswith("(?:", at):
             found.append("(")
-            at += 3
+            at, depth = at + 3, depth + 1
         elif pattern.startswith("(?", at) or char in "^$":
             raise NotFollowedError
         elif char in "()|":
             found.append(char)
-            at += 1
-        elif (
-            times := _TIMES.match(pattern, at)
-        ) is not None:  # how greedy it is says nothing of what matches
+            at, depth = at + 1, depth + (char == "(") - (char == ")")
+            if depth < 0:
+                raise _invalid(pattern[:at])
+        elif (times := _TIMES.match(pattern, at)) is not None:
+            # how greedy it is says nothing of what matches
             found.append(times[0].removesuffix("?") if times[1] else times[0])
             at = times.end()
         elif char == "[":
@@ -81,6 +82,8 @@ def _plain(pattern: str) -> str:
         else:
             found.append(char if char.isalnum() or char in " _" else _written([(ord(char), ord(char))]))
             at += 1
+    if depth:
+        raise _invalid(pattern)
     return "".join(found)
 
 

@@ -178,11 +178,10 @@ def inspect_file(
     if kind == "gguf":
         _inspect_model(source, wanted, result, progress)
         return result
-    if wanted.template and kind is not None:
+    is_imatrix = kind is None and is_dat(source)
+    if wanted.template and (kind is not None or is_imatrix):
         raise InvalidParamError("only a model has a chat template", path=source.name)
-    if kind is None and is_dat(source):
-        if wanted.template:
-            raise InvalidParamError("only a model has a chat template", path=source.name)
+    if is_imatrix:
         _inspect_imatrix(source, wanted, result)
         return result
     if wanted.fits is not None and kind is not None:

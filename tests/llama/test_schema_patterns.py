@@ -59,7 +59,7 @@ def test_what_no_grammar_follows_is_told_of(pattern: str) -> None:
         plain_pattern(pattern)
 
 
-@pytest.mark.parametrize("pattern", ["^[a$", "^[b-a]$", "^a\\"])
+@pytest.mark.parametrize("pattern", ["^[a$", "^[b-a]$", "^a\\", "(", "^(a$", "^a)(b$", "(?:a"])
 def test_what_is_no_regular_expression_is_refused(pattern: str) -> None:
     with pytest.raises(InvalidParamError, match="no regular expression"):
         plain_pattern(pattern)
