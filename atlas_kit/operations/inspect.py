@@ -24,6 +24,7 @@ from atlas_kit.storage.source import Source
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from atlas_kit.formats.findings import Finding
     from atlas_kit.formats.gguf import GGUFFile, MetadataField, TensorInfo
     from atlas_kit.formats.gguf.chat_template import ShownTemplate
     from atlas_kit.formats.imatrix import Imatrix
@@ -188,6 +189,10 @@ def inspect_file(
         result.overview = _sealed_overview(source)
         return result
     with opened:
+        if kind == "safetensors":
+            from atlas_kit.formats.safetensors import check_safetensors
+
+            _say_first(result, [one for one in check_safetensors(source) if one.severity == "error"])
         _inspect_memory(opened, wanted, result, progress)
     return result
 
@@ -283,6 +288,14 @@ def _memory_overview(opened: Opened, result: Inspection) -> None:
     result.overview = facts
 
 
+def _say_first(result: Inspection, errors: Sequence[Finding]) -> None:
+    """Say the first of the errors that a file has, and how many more there are."""
+    for error in errors[:1]:
+        about = f'"{error.key}": ' if error.key else ""
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        result.problems.append(f"{about}{error.message}{more}")
+
+
 # --- models --------------------------------------------------------------------------------------------
 
 
@@ -295,10 +308,7 @@ def _inspect_model(source: Source, wanted: Wanted, result: Inspection, progress:
         scan.error, MagicMismatchError
     ):  # only its name says that it is one
         raise scan.error
-    for error in errors[:1]:
-        about = f'"{error.key}": ' if error.key else ""
-        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        result.problems.append(f"{about}{error.message}{more}")
+    _say_first(result, errors)
     with (
         GGUFFile(source, scan, owns_source=False)
         if errors
