@@ -32,6 +32,7 @@ from atlas_kit.storage.source import Source
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from atlas_kit.formats.findings import Finding
     from atlas_kit.formats.gguf import GGUFFile, MetadataField, TensorInfo
     from atlas_kit.formats.gguf.chat_template import ShownTemplate
     from atlas_kit.formats.imatrix import Imatrix
@@ -214,6 +215,10 @@ def _inspect_opened(
         _check(source, result, Keys())
         return
     with opened:
+        if opened.kind == "safetensors":
+            from atlas_kit.formats.safetensors import check_safetensors
+
+            _say_first(result, [one for one in check_safetensors(source) if one.severity == "error"])
         _inspect_memory(opened, wanted, result, progress)
         if opened.kind == "atlas" and wanted.overview:
             _check(source, result, keys)
@@ -225,11 +230,7 @@ def _check(source: Source, result: Inspection, keys: Keys) -> None:
 
     if source.size > CHECKED:
         return
-    errors = [one for one in check_atlas(source, **keys.options()) if one.severity == "error"]
-    for error in errors[:1]:
-        about = f'"{error.key}": ' if error.key else ""
-        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        result.problems.append(f"{about}{error.message}{more}")
+    _say_first(result, [one for one in check_atlas(source, **keys.options()) if one.severity == "error"])
 
 
 def _is_memory(source: Source, kind: str | None) -> bool:
@@ -353,6 +354,14 @@ def _memory_overview(opened: Opened, result: Inspection) -> None:
     result.overview = facts
 
 
+def _say_first(result: Inspection, errors: Sequence[Finding]) -> None:
+    """Say the first of the errors that a file has, and how many more there are."""
+    for error in errors[:1]:
+        about = f'"{error.key}": ' if error.key else ""
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        result.problems.append(f"{about}{error.message}{more}")
+
+
 # --- models --------------------------------------------------------------------------------------------
 
 
@@ -365,10 +374,7 @@ def _inspect_model(source: Source, wanted: Wanted, result: Inspection, progress:
         scan.error, MagicMismatchError
     ):  # only its name says that it is one
         raise scan.error
-    for error in errors[:1]:
-        about = f'"{error.key}": ' if error.key else ""
-        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        result.problems.append(f"{about}{error.message}{more}")
+    _say_first(result, errors)
     with (
         GGUFFile(source, scan, owns_source=False)
         if errors

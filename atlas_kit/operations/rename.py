@@ -187,10 +187,14 @@ def _in_model(
     progress: Progress | None,
 ) -> list[tuple[str, str, str]]:
     from atlas_kit.formats.gguf import GGUFFile
+    from atlas_kit.formats.gguf.edit import check_key
+    from atlas_kit.formats.gguf.tables import PAD_KEY
     from atlas_kit.formats.gguf.tensor_edit import check_names, edit_names
 
     with GGUFFile.open(source, shards=options.output is not None) as model:
-        keys = _pairs(model.metadata, change)
+        keys = _pairs((key for key in model.metadata if key != PAD_KEY), change)
+        if old == PAD_KEY and PAD_KEY in model.metadata:
+            check_key(old)
         tensors = _pairs(model.tensors, change)
         known = [*model.metadata, *model.tensors]
         _require_some(keys | tensors, old, options.how, known, source.path)

@@ -118,13 +118,18 @@ def _from_model(
     output: Output | None,
 ) -> Removed:  # fmt: skip
     from atlas_kit.formats.gguf import Delete, GGUFFile, edit_metadata
+    from atlas_kit.formats.gguf.edit import check_key
+    from atlas_kit.formats.gguf.tables import PAD_KEY
     from atlas_kit.formats.gguf.tensor_edit import edit_names
 
     with GGUFFile.open(source, shards=output is not None) as model:
         others = [name for name in wanted if not _choose(model.tensors, [name], glob, True, source)]
         if output is None and others:
             require_metadata(model, others)
-        chosen = _choose([*model.metadata, *model.tensors], wanted, glob, ignore_missing, source)
+        if not glob and PAD_KEY in wanted and PAD_KEY in model.metadata:
+            check_key(PAD_KEY)
+        known = [key for key in (*model.metadata, *model.tensors) if key != PAD_KEY]
+        chosen = _choose(known, wanted, glob, ignore_missing, source)
         keys = [name for name in chosen if name in model.metadata]
         tensors = [name for name in chosen if name in model.tensors]
     if dry_run:

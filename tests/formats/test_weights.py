@@ -12,6 +12,7 @@ import pytest
 from gguf_builder import F16_T, F32_T, Q8_0_T, File, Tensor, tiny_llama, weights
 
 from atlas_kit.formats.findings import Finding, Report
+from atlas_kit.formats.gguf import GGUFFile
 from atlas_kit.formats.gguf.check import check_gguf
 from atlas_kit.formats.gguf.tables import GGML_TYPE_BY_NUMBER, GGML_TYPES, SCALES, GGMLType
 from atlas_kit.formats.safetensors import NewTensor, check_safetensors, write_safetensors
@@ -177,8 +178,23 @@ def test_a_matrix_of_zeros_is_worth_a_warning() -> None:
 def test_a_template_without_weights_is_no_broken_download() -> None:
     file = big_llama()
     file = replace(file, tensors=tuple(replace(t, data=bytes(len(t.payload))) for t in file.tensors))
-    assert all(f.severity != "error" for f in check_gguf(open_source(file.bytes()), deep=True))
-    assert check_gguf(open_source(file.bytes())) == []
+    for deep in (False, True):
+        found = check_gguf(open_source(file.bytes()), deep=deep)
+        assert [(f.code, f.severity) for f in found] == [("tensor-all-zeros", "warning")]
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_room_that_a_download_reserved_for_all_weights_is_no_template(deep: bool, tmp_path: Path) -> None:
+    data = big_llama().bytes()
+    path = tmp_path / "model.gguf"
+    path.write_bytes(data)
+    with GGUFFile.open(path) as model:
+        start = min(info.file_offset for info in model.tensor_infos)
+    os.truncate(path, start)
+    os.truncate(path, len(data))
+    (finding,) = check_gguf(path, deep=deep)
+    assert (finding.code, finding.severity) == ("tensor-zeroed", "error")
+    assert "all weights are zeros" in finding.message
 
 
 # --- zeros that are lost data -----------------------------------------------------------------------------------

@@ -229,6 +229,24 @@ def test_a_prefix_that_a_converter_left(tmp_path: Path, run_cli: Callable[..., A
     assert run_cli("validate", path).exit_code == 0
 
 
+def test_reserved_space_is_no_key_of_anybody(tmp_path: Path, run_cli: Callable[..., Any]) -> None:
+    """A value that became shorter leaves room, under a key that ``ls`` shows."""
+    path = tmp_path / "m.gguf"
+    path.write_bytes(TINY.bytes())
+    for value in ("long" * 1000, "short"):
+        assert run_cli("set", path, "general.name", value).exit_code == 0
+    assert "atlas.pad" in run_cli("ls", path).stdout
+    before = path.read_bytes()
+    for line in (["rm", path, "atlas.pad"], ["rename", path, "atlas.pad", "x"]):
+        refused = run_cli(*line)
+        assert refused.exit_code == 2
+        assert "kept for reserved space" in refused.stderr
+    assert run_cli("rename", path, "atlas.*", "b.*", "--glob").exit_code == 2
+    assert path.read_bytes() == before
+    assert run_cli("rm", path, "*", "--glob", "--dry-run").exit_code == 0
+    assert run_cli("rm", path, "general.*", "atlas.*", "--glob", "--ignore-missing").exit_code == 0
+
+
 def test_split_models(tmp_path: Path, run_cli: Callable[..., Any]) -> None:
     paths = [tmp_path / f"m-{number:05d}-of-00003.gguf" for number in (1, 2, 3)]
     for path, file in zip(paths, split_llama(3), strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tarfile
 from collections.abc import Callable
@@ -258,3 +259,17 @@ def test_a_header_of_a_few_bytes_has_no_version(size: int, tmp_path, run_cli) ->
     assert result.exit_code == 1
     assert "version 0" not in result.stdout
     assert "damaged: the file ends inside its first 24 bytes" in result.stdout
+
+
+def test_a_safetensors_file_that_was_not_filled_is_damaged(tmp_path, run_cli, samples) -> None:
+    path = tmp_path / "model.safetensors"
+    assert run_cli("convert", samples / "models" / "tiny-python.gguf", path).exit_code == 0
+    assert run_cli("inspect", path).exit_code == 0
+    size = path.stat().st_size
+    os.truncate(path, size - 3_000_000)
+    os.truncate(path, size)
+    result = run_cli("inspect", path)
+    assert result.exit_code == 1
+    assert "damaged: " in result.stdout
+    assert f"atlas-tool validate {path}" in result.stdout
+    assert "are zeros" in result.stdout

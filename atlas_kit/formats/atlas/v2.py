@@ -569,7 +569,7 @@ def open_sealed(source: Source, offset: int, outer: EntryHead, cipher: Cipher) -
         whole.update(data)
         if whole.intdigest() != f.data_checksum:
             raise AuthenticationError(
-                "the record is not the one that the index names", path=path, offset=offset
+                "the record is not the one that the index names", path=path, offset=offset, remedy=_REPAIR
             )
         return cipher.open(data_nonce, data, binding)
 

@@ -104,7 +104,18 @@ def report_zeros(
             lost.append(((start, stop), under))
         elif thorough:
             dead += _odd(report, under, start, stop)
-    if dead:
+        elif stop - start >= LEAST and matrices and start <= matrices[0].start and matrices[-1].stop <= stop:
+            dead += matrices
+    if dead and len(dead) == len(matrices) and _is_reserved(source, dead):
+        report.error(
+            "tensor-zeroed",
+            f"all weights are zeros, and nothing was ever written in their place: {named_some(dead)}",
+            "A download that reserved the room and did not fill it leaves this. Get the file again.",
+            offset=dead[0].start,
+            key=dead[0].name,
+            remedy=None,
+        )
+    elif dead:
         report.warning(
             "tensor-all-zeros",
             f"all weights are zeros: {named_some(dead)}",
@@ -122,6 +133,13 @@ def report_zeros(
             key=under[0].name,
             remedy=None,
         )
+
+
+def _is_reserved(source: Source, regions: Sequence[Region]) -> bool:
+    """Tell whether most of the regions' place in the file is a hole."""
+    low, high = regions[0].start, regions[-1].stop
+    empty = sum(stop - start for start, stop in islice(source.holes(low, high), _HOLES))
+    return 2 * empty > high - low
 
 
 def _is_lost(
