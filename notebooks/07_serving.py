@@ -227,7 +227,8 @@ for name in ("Ada", "Ben"):
 # %% [markdown]
 # Any client of OpenAI's or Anthropic's API does this as well (`OpenAI(base_url=f"{url}/v1", api_key="none")`), and
 # the address opens in a browser. `MemoryLab`, which [notebook 5](05_real_model.ipynb) let read, can also look on: it
-# sees what a session reads and says from now on, token by token.
+# sees what a session reads and says from now on, token by token, and, where it is a chat, what was recalled for each
+# answer ([notebook 9](09_does_it_remember.ipynb)).
 
 # %%
 lab = MemoryLab(url, session="Ada")

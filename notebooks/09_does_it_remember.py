@@ -149,13 +149,15 @@ counts = [sum(right(thing, answers[thing]) for thing in COLOURS) for answers in 
 print(f"{'right':<10}" + "".join(f"{f'{count} of {len(COLOURS)}':<32}" for count in counts))
 
 # %% [markdown]
-# Alone the model knows none of them, with what it learned one at most, with recall most: the sample model and SmolLM2
-# alike. What is wrong with recall is wrong with the right line before its eyes (see the next picture). That is the
-# model's share, and a larger one reads better. What the memory has to do is to find the line.
+# Alone either model knows none of them. With what it learned it gets one right, and that by luck: the sample model says
+# the newest colour, orange, of everything. With recall the sample model has seven of eight, and SmolLM2 all of them,
+# though it sometimes goes on with what stands behind the line. What is wrong with recall is wrong with the right line
+# before the model's eyes (see the next picture). That is the model's share, and a larger one reads better. What the
+# memory has to do is to find the line.
 #
 # *And the window?* It keeps the last tokens exactly, and completes a line that is still in it. We gave it 1,024
 # tokens; with the 12,288 that `recommend` gives the sample model, the whole text would still be in it, and it
-# would complete most of these lines by itself. But a window is small, a book is long, and a month of talk is
+# would complete half of these lines by itself. But a window is small, a book is long, and a month of talk is
 # longer. Episodes cost four bytes a token.
 #
 # ## A picture: which piece, and why that one?
@@ -223,7 +225,8 @@ with AtlasSession(engine, memory=file) as session:
 
 # %% [markdown]
 # Mostly the right answer has become far likelier (by 5 nats: 150 times as likely), also where another one is still
-# likelier than that.
+# likelier than that. SmolLM2 gains less, up to 6 nats, and its compass even loses: the bare text is read here. `ask`
+# says in the chat template what the piece is for, and there the compass is right.
 #
 # ## What fools it
 #
@@ -286,6 +289,9 @@ assert before
 assert not in_file("harbour")
 
 # %% [markdown]
+# The compass is still known. Of the harbour the sample model recalls nothing any more. SmolLM2 is given the line of
+# something else, which passes the gate, and says that colour: a look-alike again.
+#
 # What the matrix learned are numbers from which no text can be read; it stays, or is learned anew from what is
 # left (`--rebuild`).
 #
@@ -330,8 +336,9 @@ for gate in (0, 0.5, 1, 2, 4):
         )
     print(f"{gate:>4}{sum(known):>12} of {len(known)}{sum(strangers):>18} of {len(strangers)}")
 
-# With a low gate whatever is a little like the question is brought in, with a high one nothing is. The default was
-# found by measuring on real models. (The harbour was forgotten: what comes for it at a low gate is about other things.)
+# With a low gate whatever is a little like the question is brought in, with a high one nothing is. SmolLM2 takes
+# nothing for what was never stored even at 0, and from 2 nats on loses what it knows. The default was found by
+# measuring on real models. (The harbour was forgotten: what comes for it at a low gate is about other things.)
 
 # %% [markdown]
 # ## What to read in the code

@@ -120,7 +120,8 @@ def _text(result: Inspection) -> Iterator[_render.Block]:
 
         yield from map_blocks(result.regions, result.size)
     for problem in result.problems:
-        advice = f". See all of it with: atlas-tool validate {_shell.path(result.path)}"
+        file = "-" if result.path == "-" else _shell.path(result.path)
+        advice = f". See all of it with: atlas-tool validate {file}"
         yield _render.Lines([_render.Styled(f"damaged: {problem.rstrip('.')}{advice}", "bad")])
 
 
@@ -197,7 +198,7 @@ def _memory_facts(result: Inspection, facts: dict[str, Any]) -> Iterator[tuple[s
         version = facts["recorded_version"]
         yield "format", result.kind + (f", of an .atlas file of version {version}" if version else "")
     yield "size", _render.exact_size(result.size)
-    yield "entries", f"{count:,}"
+    yield "entries", f"{count:,}" if facts.get("readable", True) else f"{count:,} that are intact"
     if count:
         yield "payload", _render.exact_size(facts["payload_size"]) + of
         if facts["stored_size"] != facts["payload_size"]:

@@ -253,6 +253,10 @@ def _zeros(head: bytes, source: Source) -> Foreign | None:
         what = (
             f"a file of {source.size} zeros and nothing else: room that a download reserved and did not fill"
         )
+        if source.name.lower().endswith(
+            ".atlas"
+        ):  # nobody downloads those: a disk was full, or a machine stopped
+            return Foreign("zeros", f"a file of {source.size} zeros and nothing else", "", Remedy("recover"))
         return Foreign("zeros", what, "Get it again.")
     what = (
         f"a file that begins with {len(head)} zeros or more: room that a download reserved and did not fill"

@@ -462,9 +462,10 @@ class LlamaEngine:
             if not self._loaded.keeps_words:
                 raise InvalidParamError("this model was not opened so that it can sleep", key="sleeps")
             self._logits, self._states = Rows(), Rows()
+            self._asleep = True  # first: other threads read texts meanwhile
             self._free()
             self._loaded.sleep()
-            self._asleep = True
+            self._loaded.file.let_go()
 
     def wake(self) -> None:
         """Load weights and make contexts again, where the model sleeps; it wakes by itself when it is to decode.

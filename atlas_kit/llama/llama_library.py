@@ -175,7 +175,7 @@ class LoadedModel:
         room = 256
         while True:
             text = ctypes.create_string_buffer(room)
-            model = self.model or self._words
+            model = self._words or self.model  # the words stay, also while another thread frees the weights
             size = self.library.api.llama_model_meta_val_str(model, key.encode(), text, room)
             if size < room:
                 return text.value.decode("utf-8", "surrogateescape") if size >= 0 else None

@@ -6,11 +6,12 @@ opened at once all the same: what is read later is of the file that was loaded, 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from atlas_kit.errors import ClosedError
+from atlas_kit.errors import ClosedError, ModelError
 from atlas_kit.formats.gguf.journal import check_journal
 from atlas_kit.storage.given import open_source
 
@@ -51,13 +52,14 @@ class ModelFile:
         Raises
         ------
         ModelError, FileCorruptError, MagicMismatchError, VersionMismatchError
-            It does not generate text, or is damaged.
+            It does not generate text, is a shard that is not the first, or is damaged.
         """
         with self._lock:
             if self._facts is None:
                 from atlas_kit.settings.model_facts import model_facts
 
                 file = self._opened()
+                _require_first(file, self.path)
                 facts = model_facts(file)
                 file.require_data()
                 self._facts = facts
@@ -86,6 +88,12 @@ class ModelFile:
                 )  # fmt: skip
             return self._rows
 
+    def let_go(self) -> None:
+        """Free what of it is in main memory, and can be read again."""
+        with self._lock:
+            if self._rows is not None:
+                self._rows.let_go()
+
     def _opened(self) -> GGUFFile:
         if self._closed:
             raise ClosedError("the model is closed", path=self.path)
@@ -102,3 +110,16 @@ class ModelFile:
             if self._file is not None:
                 self._file.close()
             self._source.close()
+
+
+def _require_first(file: GGUFFile, path: str) -> None:
+    """Refuse a shard that is not the first: llama.cpp loads a model by that one and finds the others beside it."""
+    shards = [os.path.basename(shard.path or "") for shard in file.shards]
+    name = os.path.basename(path)
+    if len(shards) < 2 or name not in shards[1:]:
+        return
+    raise ModelError(
+        f"this is shard {shards.index(name) + 1} of {len(shards)}, and a model is loaded by its first",
+        path=path,
+        hint=f"Give {os.path.join(os.path.dirname(path), shards[0])}: the others are found beside it.",
+    )

@@ -103,6 +103,15 @@ class OutputRows:
         """Bytes of the rows that the cache holds now."""
         return int((self._token_in >= 0).sum()) * 4 * self.n_embd
 
+    @_alone
+    def let_go(self) -> None:
+        """Free the rows that the cache holds; they are brought in again when they are asked for."""
+        self._rows = np.empty_like(self._rows)  # no page of which is in use yet
+        self._slot_of.fill(-1)
+        self._token_in.fill(-1)
+        self._used.fill(0)
+        self._oldest, self._sorted, self._complete = np.empty(0, np.int64), 0, False
+
     @property
     def _block(self) -> Array:
         """The array of the thread that asks into which rows are gathered: what it keeps there no other overwrites."""

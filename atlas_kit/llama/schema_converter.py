@@ -12,7 +12,8 @@ from typing import Any
 
 from llama_cpp.llama_grammar import PRIMITIVE_RULES, RESERVED_NAMES, SchemaConverter
 
-from atlas_kit.llama.schema_patterns import plain_pattern
+from atlas_kit.llama.schema_integers import between, bounds_of
+from atlas_kit.llama.schema_patterns import NotFollowedError, plain_pattern
 
 #: Values of an enumeration above which those that begin alike are put together: llama.cpp follows each one by itself.
 MANY = 100
@@ -42,16 +43,22 @@ class _Converter(SchemaConverter):
 
     def _visit_pattern(self, pattern: str, name: str) -> str:
         converter: Any = super()
-        found: str = converter._visit_pattern(plain_pattern(pattern), name)
+        found: str
+        try:
+            found = converter._visit_pattern(plain_pattern(pattern), name)
+        except NotFollowedError:  # any text, as in llama-server
+            found = self._add_rule(name, converter._add_primitive("string", PRIMITIVE_RULES["string"]))
         return found
 
     def visit(self, schema: Any, name: str) -> str:
         """Return the name of a schema's rule, which is there then."""
         found: str
         converter: Any = super()
-        values = schema.get("enum")
-        if isinstance(values, list) and len(values) > MANY and not _BEFORE.intersection(schema):
-            rule_name = f"{name}-" if name in RESERVED_NAMES else name or "root"
+        values, plain = schema.get("enum"), not _BEFORE.intersection(schema)
+        rule_name = f"{name}-" if name in RESERVED_NAMES else name or "root"
+        if plain and schema.get("type") == "integer" and values is None and (ends := bounds_of(schema)):
+            found = self._add_rule(rule_name, f"({between(*ends)}) space")
+        elif plain and isinstance(values, list) and len(values) > MANY:
             texts = {_plain(json.dumps(value)) for value in values}
             found = self._add_rule(rule_name, _one_of(sorted(texts), _DEPTH))
         else:

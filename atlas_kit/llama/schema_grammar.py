@@ -28,6 +28,7 @@ _SAYING = {
 _OF_TYPE = {
     "object": ("properties", "additionalProperties", "required", "allOf"),
     "array": ("items", "prefixItems", "minItems", "maxItems"),
+    "integer": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
     "string": ("pattern", "format", "minLength", "maxLength"),
 }
 #: What the converter calls any value; a whole answer that nothing is said of is an object, as in llama-server.

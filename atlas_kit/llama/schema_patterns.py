@@ -21,36 +21,53 @@ _CLASSES: dict[str, Ranges] = {
 _NAMED = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11}
 #: What JSON has no plain character for in a string, and what it writes behind a backslash instead.
 _IN_JSON = {34: r"[\x22]", 92: r"[\x5C]", 9: "t", 10: "n", 12: "f", 13: "r"}
+#: A dollar sign at the end that stands for itself.
+_ESCAPE_AT_END = re.compile(r"(?<!\\)(?:\\\\)*\\\$\Z")
 _NUMBER = re.compile(r"x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})")
 _TIMES = re.compile(r"(?:[*+?]|\{[\d, ]*\})(\??)")
 
 
+class NotFollowedError(Exception):
+    """A pattern has something that no grammar can follow, such as a look ahead."""
+
+
 def plain_pattern(pattern: str) -> str:
-    r"""Return a regular expression for the text of a JSON string that matches another one.
+    r"""Return a regular expression for the text of a JSON string that matches another one, from end to end.
 
     Raises
     ------
+    NotFollowedError
+        No grammar can follow it.
     InvalidParamError
-        It has something that no grammar can follow, such as a look ahead.
+        It is no regular expression.
 
     >>> print(plain_pattern(r"^\d{3}\.[a-f]+?(?:x|y)$"))
     ^[0-9]{3}[\x2E][a-f]+(x|y)$
     """
-    found, at = list[str](), 0
+    begins, ends = pattern.startswith("^"), pattern.endswith("$") and not _ESCAPE_AT_END.search(pattern)
+    inside = _plain(pattern[begins : len(pattern) - ends])
+    if begins and ends:
+        return f"^{inside}$"
+    anything = f"{_written([(0, _LAST)])}*"
+    return f"^{'' if begins else anything}({inside}){'' if ends else anything}$"
+
+
+def _plain(pattern: str) -> str:
+    found, at, depth = list[str](), 0, 0
     while at < len(pattern):
         char = pattern[at]
-        at_an_end = (char == "^" and at == 0) or (char == "$" and at == len(pattern) - 1)
         if pattern.startswith("(?:", at):
             found.append("(")
-            at += 3
-        elif pattern.startswith("(?", at) or (char in "^$" and not at_an_end):
-            raise _not_followed(pattern[at : at + 3])
-        elif at_an_end or char in "()|":
+            at, depth = at + 3, depth + 1
+        elif pattern.startswith("(?", at) or char in "^$":
+            raise NotFollowedError
+        elif char in "()|":
             found.append(char)
-            at += 1
-        elif (
-            times := _TIMES.match(pattern, at)
-        ) is not None:  # how greedy it is says nothing of what matches
+            at, depth = at + 1, depth + (char == "(") - (char == ")")
+            if depth < 0:
+                raise _invalid(pattern[:at])
+        elif (times := _TIMES.match(pattern, at)) is not None:
+            # how greedy it is says nothing of what matches
             found.append(times[0].removesuffix("?") if times[1] else times[0])
             at = times.end()
         elif char == "[":
@@ -65,6 +82,8 @@ def plain_pattern(pattern: str) -> str:
         else:
             found.append(char if char.isalnum() or char in " _" else _written([(ord(char), ord(char))]))
             at += 1
+    if depth:
+        raise _invalid(pattern)
     return "".join(found)
 
 
@@ -79,11 +98,11 @@ def _class(pattern: str, at: int) -> tuple[Ranges, int]:
         if is_range and len(some) == 1 and some[0][0] == some[0][1]:
             last, at = _one(pattern, at + 1)
             if len(last) != 1 or last[0][0] != last[0][1] or last[0][0] < some[0][0]:
-                raise _not_followed(pattern[begin - 1 : at])
+                raise _invalid(pattern[begin - 1 : at])
             some = [(some[0][0], last[0][1])]
         ranges += some
     if at >= len(pattern):
-        raise _not_followed(pattern[begin - 1 : begin + 2])
+        raise _invalid(pattern[begin - 1 : begin + 2])
     return (_others(ranges) if others else ranges), at + 1
 
 
@@ -107,8 +126,10 @@ def _escape(pattern: str, at: int, *, in_class: bool = False) -> tuple[Ranges, i
     if code < 0 and in_class and char == "b":
         code = 8
     if code < 0:
-        if not char or char.isalnum():
-            raise _not_followed("\\" + char)
+        if not char:
+            raise _invalid("\\")
+        if char.isalnum():
+            raise NotFollowedError
         code = ord(char)
     return [(code, code)], at + 1
 
@@ -133,7 +154,7 @@ def _written(ranges: Ranges) -> str:
     ]
     choices += [rf"[\x5C]{text}" for text in behind]
     if not choices:
-        raise _not_followed("a class of no characters")
+        raise NotFollowedError
     return choices[0] if plain and not behind else f"({'|'.join(choices)})"
 
 
@@ -149,7 +170,7 @@ def _spelled(code: int) -> str:
     return f"\\u{code:04X}" if code < 0x10000 else f"\\U{code:08X}"
 
 
-def _not_followed(what: str) -> InvalidParamError:
+def _invalid(what: str) -> InvalidParamError:
     return InvalidParamError(
-        f"a pattern of this schema has what a grammar cannot follow: {what[:40]}", key="json_schema"
+        f"a pattern of this schema is no regular expression: {what[:40]}", key="json_schema"
     )

@@ -11,8 +11,16 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from atlas_kit.codecs.json_text import named
-from atlas_kit.errors import InvalidParamError, KeyRequiredError, MagicMismatchError
-from atlas_kit.formats.detect import detect
+from atlas_kit.errors import (
+    AtlasError,
+    FileCorruptError,
+    InvalidParamError,
+    KeyRequiredError,
+    MagicMismatchError,
+    VersionMismatchError,
+)
+from atlas_kit.formats.detect import by_content, detect
+from atlas_kit.formats.foreign import recognise
 from atlas_kit.formats.imatrix import is_dat
 from atlas_kit.formats.opening import ask_if_encrypted
 from atlas_kit.operations.inputs import Opened, open_given
@@ -37,6 +45,8 @@ if TYPE_CHECKING:
 #: The overview counts types and codecs of this many entries at most, and lists this many.
 COUNTED = 100_000
 LISTED = 20
+#: Memory files of more bytes are not read through to see whether they are intact.
+CHECKED = 1 << 24
 
 
 class Wanted(NamedTuple):
@@ -156,8 +166,8 @@ def inspect_file(
     Raises
     ------
     AtlasError
-        The file cannot be read, or is too damaged to be opened; ``Wanted(hex=True)`` and ``map`` show such
-        files as far as they go.
+        The file cannot be read, or nothing of it is intact; ``Wanted(hex=True)`` and ``map`` show such files as
+        far as they go. Of what is damaged, the rest is shown, and ``Inspection.problems`` says so.
     """
     wanted = wanted or Wanted()
     kind = detect(source)
@@ -169,11 +179,10 @@ def inspect_file(
     if kind == "gguf":
         _inspect_model(source, wanted, result, progress)
         return result
-    if wanted.template and kind is not None:
+    is_imatrix = kind is None and is_dat(source)
+    if wanted.template and (kind is not None or is_imatrix):
         raise InvalidParamError("only a model has a chat template", path=source.name)
-    if kind is None and is_dat(source):
-        if wanted.template:
-            raise InvalidParamError("only a model has a chat template", path=source.name)
+    if is_imatrix:
         _inspect_imatrix(source, wanted, result)
         return result
     if wanted.fits is not None and kind is not None:
@@ -181,28 +190,85 @@ def inspect_file(
             "only adapters, projectors and importance matrices fit a model, and this is none",
             path=source.name,
         )
+    keys = Keys() if keys is None else keys
     try:
-        opened = open_given(source, keys)
-    except KeyRequiredError:
-        if not wanted.overview:
+        _inspect_opened(source, wanted, result, keys, progress)
+    except (FileCorruptError, MagicMismatchError, VersionMismatchError) as error:
+        if not _is_memory(source, kind) or not _inspect_remains(source, wanted, result, keys, progress):
             raise
-        result.overview = _sealed_overview(source)
-        return result
-    with opened:
-        if kind == "safetensors":
-            from atlas_kit.formats.safetensors import check_safetensors
-
-            _say_first(result, [one for one in check_safetensors(source) if one.severity == "error"])
-        _inspect_memory(opened, wanted, result, progress)
+        result.problems.insert(0, error.message.removeprefix("this is not a .atlas file: "))
     return result
 
 
 # --- memory files --------------------------------------------------------------------------------------
 
 
+def _inspect_opened(
+    source: Source, wanted: Wanted, result: Inspection, keys: Keys, progress: Progress | None
+) -> None:
+    try:
+        opened = open_given(source, keys)
+    except KeyRequiredError:
+        if not wanted.overview:
+            raise
+        result.overview = _sealed_overview(source)
+        _check(source, result, Keys())
+        return
+    with opened:
+        _inspect_memory(opened, wanted, result, progress)
+        if opened.kind == "atlas" and wanted.overview:
+            _check(source, result, keys)
+        elif opened.kind == "safetensors":
+            from atlas_kit.formats.safetensors import check_safetensors
+
+            _say_first(result, [one for one in check_safetensors(source) if one.severity == "error"])
+
+
+def _check(source: Source, result: Inspection, keys: Keys) -> None:
+    """Say of a file that could be opened what is wrong with it all the same, unless that takes long."""
+    from atlas_kit.formats.atlas.check import check_atlas
+
+    if source.size > CHECKED:
+        return
+    _say_first(result, [one for one in check_atlas(source, **keys.options()) if one.severity == "error"])
+
+
+def _is_memory(source: Source, kind: str | None) -> bool:
+    """Tell whether a file that cannot be opened is a damaged memory file, and not some other kind under its name."""
+    if kind != "atlas" and not source.name.lower().endswith(".atlas"):
+        return False
+    known = None if by_content(source.read_upto(0, 64), source.size) == "atlas" else recognise(source)
+    return known is None or not known.lost
+
+
+def _inspect_remains(
+    source: Source, wanted: Wanted, result: Inspection, keys: Keys, progress: Progress | None
+) -> bool:
+    """Look into what is intact of a damaged memory file; tell whether anything is."""
+    from atlas_kit.formats.atlas.remains import open_remains
+
+    try:
+        memory = open_remains(source, **keys.options())
+    except KeyRequiredError:
+        if not keys.ask_for(source.name):
+            return False
+        memory = open_remains(source, **keys.options())
+    except AtlasError:
+        return False
+    if not len(memory):
+        return False
+    result.kind = "atlas"
+    _inspect_memory(Opened(source, "atlas", memory), wanted, result, progress)
+    if result.overview is not None:
+        result.overview["readable"] = False
+    return True
+
+
 def _inspect_memory(opened: Opened, wanted: Wanted, result: Inspection, progress: Progress | None) -> None:
     from atlas_kit.operations.entry_rows import EntryRow, PackedRows
 
+    if wanted.template:
+        raise InvalidParamError("only a model has a chat template", path=opened.name)
     memory = opened.memory
     if wanted.overview:
         _memory_overview(opened, result)

@@ -369,6 +369,7 @@ class Conversations:
         """Forget a conversation, its memory, its file, and its text, unless others began with that."""
         self.drop(conversation)
         self.prefixes.forget(conversation)
+        self.traces.forget(conversation.key)
         key, files = conversation.key, self.files
         if files is not None and key.name is not None:
             self._deleting[key] += 1  # whoever begins one of this name now does not find the file

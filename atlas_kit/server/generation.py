@@ -440,6 +440,7 @@ class Generating:
             )
             if self._question is not None:
                 outcome.atlas |= recalled_for(self._question)
+            self._show_recalled(session, conversation)
             if session.memory is not None:
                 self._conversations.measure(conversation, session.memory)
                 if tuned is not None:
@@ -584,6 +585,20 @@ class Generating:
         if self._conversation is not None and self._conversations.traces.anybody:
             key = looked_at(self._conversation.key, self._namespace)
             self._conversations.traces.take(key, reading, tokens, probabilities)
+
+    def _show_recalled(self, session: AtlasSession, conversation: Conversation) -> None:
+        """Tell those who look on what was recalled for the answer."""
+        traces, key = self._conversations.traces, looked_at(conversation.key, self._namespace)
+        if not traces.looked(key) or self._asked.max_tokens == 0:
+            return
+        from atlas_kit.server.recall import told_of
+
+        outcome, seconds = self.outcome, time.monotonic() - self._began
+        told = told_of(
+            session, self._asked.said, self._question, outcome.text, outcome.finish_reason, seconds
+        )
+        if told is not None:
+            traces.recalled(key, told)
 
     def _expected(self) -> Callable[[int, Array], None] | None:
         """Return what takes down the log-probabilities of the text's tokens while they are read."""

@@ -311,6 +311,7 @@ class Memories:
             await finished(asyncio.wrap_future(ask))
         requests = conversation.requests
         conversation.forget_texts()
+        self._service.conversations.traces.forget(conversation.key)
         if state is not None:
             take_over(conversation, parked, state)
         conversation.parked = parked if slot is None else None

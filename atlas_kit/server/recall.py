@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.session import AtlasSession
 
+#: Characters of a question, and of its answer, that whoever looks on is told.
+MOST_TOLD = 20_000
 #: Tokens of each turn before a follow-up with which it is looked up and judged.
 MOST_LEADING = 128
 Answering = Callable[[Sequence[int]], Generator[Any, Any, Finish]]
@@ -167,6 +169,35 @@ def question_of(engine: Engine, episodes: Episodes, said: Said, unread: int = 0)
         episodes.search(question.text, 1)
         likeness_of(engine, episodes).question(episodes.arrays(), ())
     return question
+
+
+def told_of(
+    session: AtlasSession, said: Said | None, question: Question | None, answer: str, reason: str | None,
+    seconds: float,
+) -> dict[str, Any] | None:  # fmt: skip
+    """Return an answer with what was recalled for it, or why nothing was; None: nobody asked a memory anything.
+
+    ``reason`` is why the answer ended, ``seconds`` what it took.
+    """
+    memory, episodes = session.memory, session.episodes
+    if said is None or not said.asks or memory is None:
+        return None
+    found = Recalled(reason="it was not looked for") if question is None else question.recalled
+    recall = recall_of(memory.settings)
+    return {
+        "object": "atlas.recalled",
+        "question": said.turns[-1].text[:MOST_TOLD],
+        "answer": answer[:MOST_TOLD],
+        "finish_reason": reason,
+        "seconds": seconds,
+        "stored_tokens": None if episodes is None else len(episodes),
+        "recalled": [piece.to_json() for piece in found.pieces],
+        "candidates": [piece.to_json() for piece in found.candidates],
+        "recall": {
+            "mode": recall.mode, "gate": recall.gate,
+            "reason": found.reason, "gain": found.gain, "judged": len(found.candidates),
+        },
+    }  # fmt: skip
 
 
 def _form(engine: Engine, said: Said, turns: int) -> tuple[Form, list[int]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import logging
 import time
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,6 +19,12 @@ log = logging.getLogger("atlas_kit.server")
 LOOKING_ON = frozenset({"GET", "HEAD", "OPTIONS"})
 #: Seconds between two looks at whether anybody has asked.
 LOOK_SECONDS = 0.2
+
+
+def give_back() -> None:
+    """Give memory that is free in the heap back to the system, where the C library can."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Sleeper(Protocol):
@@ -110,6 +118,7 @@ class Sleep:
             except Exception:
                 self.sleeping = False
                 raise
+            await asyncio.to_thread(give_back)
             log.info("nobody asks: the model leaves main memory until somebody does")
 
     async def _wake(self) -> None:

@@ -1,4 +1,4 @@
-"""What sessions go through token by token, for as long as somebody looks on; nothing is taken down else.
+"""What sessions go through token by token, and what they recall, while somebody looks on; nothing is taken down else.
 
 The engine's thread appends, the event loop looks at what is there. A trace holds what was read since the first of those
 who look on came; where it grows too long, another begins.
@@ -8,27 +8,33 @@ from __future__ import annotations
 
 import base64
 import contextlib
+from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+from atlas_kit.server.keys import SHARED, Key
 
 if TYPE_CHECKING:
     from atlas_kit.codecs.numbers import Array
     from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.reading import Reading
     from atlas_kit.llama.trace import Trace
-    from atlas_kit.server.keys import Key
 
 #: Tokens of one trace, of some 130 bytes each.
 MOST_TOKENS = 100_000
 #: Tokens that one piece brings at most.
 MOST_AT_ONCE = 2048
+#: Answers of which it is known what was recalled for them; whoever comes later gets these.
+MOST_ANSWERS = 16
 
 
 class _Looked:
-    """The trace of a session, and how many look on."""
+    """The trace of a session, what it recalled for its answers, and how many look on."""
 
     def __init__(self) -> None:
         self.viewers = 0
+        self.answers: deque[dict[str, Any]] = deque(maxlen=MOST_ANSWERS)
+        self.answered = 0
         self.begin()
 
     def begin(self) -> None:
@@ -58,6 +64,23 @@ class Traces:
             looked.begin()
         looked.trace(reading, tokens, probabilities)
 
+    def looked(self, key: Key) -> bool:
+        """Whether anybody looks at this session."""
+        return key in self._looked
+
+    def recalled(self, key: Key, told: dict[str, Any]) -> None:
+        """Take down what was recalled for an answer, where somebody looks on."""
+        if (looked := self._looked.get(key)) is not None:
+            looked.answers.append(told)
+            looked.answered += 1
+
+    def forget(self, key: Key) -> None:
+        """Forget what a session has read and recalled: whoever looks on sees what comes from now on."""
+        for one, looked in self._looked.items():
+            if one == key or (key == SHARED and one.namespace == SHARED.namespace):
+                looked.answers.clear()
+                looked.begin()
+
     @contextlib.contextmanager
     def looking(self, key: Key, engine: Engine) -> Iterator[View]:
         """Look at a session, also at one that has not begun."""
@@ -75,7 +98,7 @@ class View:
     """What one of those who look on has seen so far."""
 
     def __init__(self, looked: _Looked, engine: Engine) -> None:
-        self._looked, self._engine = looked, engine
+        self._looked, self._engine, self._answered = looked, engine, 0
         self._begin(looked.trace)
 
     def _begin(self, trace: Trace) -> None:
@@ -109,3 +132,10 @@ class View:
             "rows": base64.b64encode(rows.astype("<f4").tobytes()).decode(),
             "tokens": base64.b64encode(tokens.astype("<i4").tobytes()).decode(),
         }
+
+    def answers(self) -> list[dict[str, Any]]:
+        """Return what was recalled for the answers since the last call, oldest first."""
+        looked = self._looked
+        count = min(looked.answered - self._answered, len(looked.answers))
+        self._answered = looked.answered
+        return list(looked.answers)[len(looked.answers) - count :]

@@ -307,7 +307,10 @@ def test_every_command_names_the_same_remedy(files, run_cli, version, harm, advi
     path.write_bytes(harm(path.read_bytes()))
     said = run_cli("validate", path).stdout
     assert f"      {advice.format(path)}\n" in said
-    for command in (["inspect", path], ["convert", path, files.folder / "out.json"], ["ls", path]):
+    commands = [["convert", path, files.folder / "out.json"], ["ls", path]]
+    if path.stat().st_size < 64:  # else there are entries left, which inspect shows: see test_report_inspect
+        commands.append(["inspect", path])
+    for command in commands:
         result = run_cli(*command)
         assert result.exit_code == 2
         assert result.stderr.endswith(f". {advice.format(path)}\n")

@@ -33,6 +33,29 @@ def test_a_model_that_slept_answers_as_before(real):
         engine.tokenize("a")
 
 
+def test_texts_are_read_while_it_falls_asleep(real, monkeypatch):
+    engine = real(sleeps=True)
+    free, read = engine._loaded.sleep, []
+
+    def slowly():
+        free()
+        read.append((engine.tokenize("def"), engine.piece(5), engine.metadata("general.architecture")))
+
+    before = engine.tokenize("def"), engine.piece(5), engine.metadata("general.architecture")
+    monkeypatch.setattr(engine._loaded, "sleep", slowly)
+    engine.sleep()
+    assert read == [before]
+    assert engine._context is None
+    rows = engine.output_rows()  # the file's
+    assert rows(np.array([1, 2])).shape == (2, engine.info.n_embd)
+    assert engine._context is None
+    engine.wake()
+    monkeypatch.undo()
+    engine.sleep()
+    assert rows.cached_bytes == 0
+    assert engine._context is None
+
+
 def test_only_who_was_opened_for_it_sleeps(real):
     with pytest.raises(InvalidParamError, match="so that it can sleep"):
         real().sleep()

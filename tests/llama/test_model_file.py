@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from gguf_builder import split_llama
 
 from atlas_kit.errors import AtlasError, ClosedError, FileCorruptError, ModelError, NoSuchFileError
 from atlas_kit.formats.gguf import GGUFFile
@@ -58,3 +59,18 @@ def test_what_is_wrong_with_a_file_is_said_as_clearly(real, random_model, tmp_pa
         assert str(later.value) == str(now.value)
     with pytest.raises(ModelError, match="encoder"):
         real("bert", check_later=True)
+
+
+def test_a_shard_that_is_not_the_first_names_it(real, tmp_path):
+    paths = [tmp_path / f"m-{number:05d}-of-00003.gguf" for number in (1, 2, 3)]
+    for path, file in zip(paths, split_llama(3), strict=True):
+        path.write_bytes(file.bytes())
+    for number, path in enumerate(paths[1:], 2):
+        with pytest.raises(ModelError, match=f"this is shard {number} of 3") as found:
+            ModelFile(str(path)).check()
+        assert str(paths[0]) in found.value.hint
+        with pytest.raises(ModelError, match=f"this is shard {number} of 3"):
+            real(path=path, check_later=True)
+    first = ModelFile(str(paths[0]))
+    assert first.check().architecture == "llama"
+    first.close()

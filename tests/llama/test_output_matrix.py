@@ -61,6 +61,23 @@ def test_rows_are_asked_for_once():
     assert rows.cached_bytes == 4 * 4 * 8
 
 
+@pytest.mark.parametrize(("capacity", "whole_bytes"), [(3, 0), (50, 0), (50, 1600)])
+def test_rows_that_were_let_go_are_asked_for_again(capacity, whole_bytes):
+    matrix = Counted()
+    rows = OutputRows(matrix, 50, 8, cache_bytes=capacity * 32, whole_bytes=whole_bytes)
+    everything = np.arange(50)
+    for some in ([1, 5, 9], [2, 5], everything):
+        rows(np.array(some))
+    before, held = matrix.asked, rows.whole()
+    rows.let_go()
+    assert rows.cached_bytes == 0
+    for some in ([1, 5, 9], [2, 5], everything, [7]):
+        np.testing.assert_array_equal(rows(np.array(some)), MATRIX[some])
+        np.testing.assert_array_equal(rows.gathered(np.array(some[::-1])), MATRIX[some[::-1]])
+    assert matrix.asked > before
+    np.testing.assert_array_equal(held, MATRIX)
+
+
 def test_no_rows():
     rows = OutputRows(MATRIX.__getitem__, 50, 8)
     assert rows(np.empty(0, np.int64)).shape == (0, 8)

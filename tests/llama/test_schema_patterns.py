@@ -8,7 +8,7 @@ import re
 import pytest
 
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.llama.schema_patterns import plain_pattern
+from atlas_kit.llama.schema_patterns import NotFollowedError, plain_pattern
 
 # fmt: off
 # ruff: noqa: E501
@@ -41,9 +41,25 @@ def _for_python(pattern: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "pattern",
-    ["^(?=a)b$", "^(?!a)b$", r"^\bword$", r"^(a)\1$", r"^\p{L}$", "^a^$", "^[a$", "^[b-a]$", "^[]$", "^a\\"],
+    "pattern", [r"\d", r"^a", r"b$", r"a|7", r"^", "$", "", r"\$5", r"^a\$", r"\\$", r"a\$"]
 )
-def test_what_no_grammar_follows_is_refused(pattern: str) -> None:
-    with pytest.raises(InvalidParamError, match="cannot follow"):
+def test_what_has_no_end_may_have_anything_there(pattern: str) -> None:
+    plain = re.compile(_for_python(plain_pattern(pattern)))
+    searched = re.compile(re.sub(r"(?<!\\)((?:\\\\)*)\$\Z", r"\1\\Z", pattern))
+    for text in [*TEXTS, "a$", "a$b"]:
+        written = json.dumps(text, ensure_ascii=False)[1:-1]
+        assert (plain.fullmatch(written) is not None) == (searched.search(text) is not None), (pattern, text)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["^(?=a)b$", "^(?!a)b$", r"^\bword$", r"^(a)\1$", r"^\p{L}$", "^a^$", "^[]$", "^a|^b$"]
+)
+def test_what_no_grammar_follows_is_told_of(pattern: str) -> None:
+    with pytest.raises(NotFollowedError):
+        plain_pattern(pattern)
+
+
+@pytest.mark.parametrize("pattern", ["^[a$", "^[b-a]$", "^a\\", "(", "^(a$", "^a)(b$", "(?:a"])
+def test_what_is_no_regular_expression_is_refused(pattern: str) -> None:
+    with pytest.raises(InvalidParamError, match="no regular expression"):
         plain_pattern(pattern)

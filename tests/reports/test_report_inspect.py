@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -156,6 +158,97 @@ def test_a_template_is_not_computed_while_it_is_checked(tmp_path: Path, run_cli)
     source = "{{ 'x' * 10 ** 12 }}"
     path.write_bytes(built.model().with_kv(KV("tokenizer.chat_template", STR, source)).bytes())
     assert run_cli("validate", "--strict", path).exit_code == 0
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def zeros_within(data: bytes) -> bytes:
+    return data[: len(data) // 2] + bytes(200) + data[len(data) // 2 + 200 :]
+
+
+HARMS: dict[str, Callable[[bytes], bytes]] = {
+    "cut": cut,
+    "zeros within": zeros_within,
+    "magic": lambda data: b"XXXX" + data[4:],
+    "header": lambda data: data[:20] + b"\xff" * 8 + data[28:],
+    "version": lambda data: data[:4] + b"\x09" + data[5:],
+    "no header": lambda data: data[200:],
+    "end": lambda data: data[:-40],
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("name", ["all-types", "chat", "learned"])
+def test_what_is_intact_of_a_damaged_memory_is_shown(
+    name: str, harm: str, tmp_path: Path, samples: Path, run_cli
+) -> None:
+    whole, path = samples / "atlas" / f"{name}.atlas", tmp_path / "m.atlas"
+    path.write_bytes(HARMS[harm](whole.read_bytes()))
+    result = run_cli("inspect", path)
+    assert (result.exit_code, result.stderr) == (1, "")
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("damaged: ")]
+    assert line.endswith(f"See all of it with: atlas-tool validate {path}")
+    assert "that are intact" in result.stdout
+    assert run_cli("validate", path).exit_code == 1
+    keys = json.loads(run_cli("inspect", path, "--keys", "--json").stdout)
+    shown = {row["key"] for row in keys["keys"]}
+    assert shown
+    assert shown <= set(run_cli("ls", whole).stdout.splitlines())
+    entries = json.loads(run_cli("inspect", path, "--entries", "--json").stdout)["entries"]
+    assert {row["key"] for row in entries} == shown
+    saved = run_cli("repair", path, "-o", tmp_path / "out.atlas", "--json")
+    assert saved.exit_code in (0, 1)
+    kept = run_cli("ls", tmp_path / "out.atlas").stdout.splitlines()
+    assert shown == {key for key in kept if not key.startswith("lost+found/")}
+
+
+@pytest.mark.parametrize("name", ["bit-flip", "secret-altered"])
+def test_a_memory_that_opens_and_is_damaged(name: str, samples: Path, run_cli) -> None:
+    """A payload whose checksum is wrong, of an encrypted file without its key as well."""
+    result = run_cli("inspect", samples / "broken" / f"{name}.atlas")
+    assert result.exit_code == 1
+    assert len([line for line in result.stdout.splitlines() if line.startswith("damaged: ")]) == 1
+
+
+def test_whole_memories_are_not_damaged(samples: Path, run_cli) -> None:
+    for path in (samples / "atlas").glob("*.atlas"):
+        result = run_cli("inspect", path)
+        assert result.exit_code == 0, result.stdout
+        assert "damaged" not in result.stdout
+
+
+def test_what_is_left_of_an_encrypted_memory_needs_its_key(
+    tmp_path: Path, samples: Path, run_cli, monkeypatch
+) -> None:
+    path = tmp_path / "s.atlas"
+    path.write_bytes((samples / "atlas" / "secret.atlas").read_bytes()[:-100])
+    assert "damaged: " in run_cli("inspect", path).stdout
+    assert run_cli("inspect", path, "--entries").exit_code == 2
+    monkeypatch.setenv("ATLAS_PASSPHRASE", (samples / "text" / "passphrase.txt").read_text().strip())
+    result = run_cli("inspect", path, "--entries")
+    assert result.exit_code == 1
+    assert "conversation" in result.stdout or "text" in result.stdout
+
+
+def test_nothing_is_left(tmp_path: Path, samples: Path, run_cli) -> None:
+    data = (samples / "atlas" / "chat.atlas").read_bytes()
+    path = tmp_path / "m.atlas"
+    for rest in (data[:40], data[:6], b"", bytes(3000), b"no such thing " * 100):
+        path.write_bytes(rest)
+        result = run_cli("inspect", path)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert re.search("atlas-tool re(pair|cover) |Get it again", result.stderr)
+
+
+def test_an_archive_of_a_memory_is_no_damaged_one(tmp_path: Path, samples: Path, run_cli) -> None:
+    path = tmp_path / "m.atlas"
+    with tarfile.open(path, "w") as archive:
+        archive.add(samples / "atlas" / "chat.atlas", "chat.atlas")
+    result = run_cli("inspect", path)
+    assert result.exit_code == 2
+    assert "tar archive" in result.stderr
 
 
 @pytest.mark.parametrize("size", [4, 5, 6, 7])

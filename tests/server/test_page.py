@@ -352,6 +352,27 @@ def test_a_real_answer_shows_what_was_read_again_for_it(page: Page, serve: Serve
     assert page.locator(".recalled li span").inner_text().startswith("you said")
 
 
+def test_what_was_recalled_for_an_answer_of_another_client_is_shown(page: Page, serve: Server):
+    server = serve(saying("Fine."), atlas=True)
+
+    def chat(text: str) -> None:
+        messages = [{"role": "user", "content": text}]
+        server.post(
+            "/v1/chat/completions", messages=messages, max_tokens=4, atlas={"session_id": "anna", "recall": "always"}
+        )  # fmt: skip
+
+    chat("The lighthouse keeper of Skagen is called Bertram.")
+    open_page(page, server)
+    page.get_by_role("button", name="anna").click()
+    for _ in range(100):
+        if server.service.conversations.traces.anybody:
+            break
+        page.wait_for_timeout(50)
+    chat("What is the lighthouse keeper called?")
+    expect(page.locator(".recalled q")).to_have_text("The lighthouse keeper of Skagen is called Bertram.")
+    expect(page.locator(".recalled li span")).to_contain_text("you said")
+
+
 @pytest.fixture
 def held():
     """Return an engine that waits in a decode until it may go on, and what lets it."""

@@ -337,7 +337,8 @@ def test_a_memory_that_is_forgotten_reads_the_text_again(serve: Server) -> None:
     second = server.post("/v1/responses", input="More", previous_response_id=first["id"])
     assert second["atlas"]["enabled"] is True
     assert second["usage"]["input_tokens_details"]["cached_tokens"] == 0
-    assert second["atlas"]["tokens_seen"] >= second["usage"]["input_tokens"]
+    # of the last one, it is not known yet what follows
+    assert second["atlas"]["tokens_seen"] >= second["usage"]["input_tokens"] - 1
 
 
 def test_a_session_that_is_deleted_begins_anew(serve: Server) -> None:

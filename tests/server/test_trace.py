@@ -16,7 +16,8 @@ pytest.importorskip("fastapi", reason="the packages of the server are not instal
 from atlas_kit.llama import AtlasSession, FakeEngine
 from atlas_kit.server.keys import Key
 from atlas_kit.server.traces import Traces
-from tests.server.conftest import Live, Server
+from tests.server.conftest import TEMPLATE, Live, Server
+from tests.server.scripted import ScriptedEngine
 
 TEXT = "to be or not to be, that is the question. "
 
@@ -45,9 +46,44 @@ class Onlooker:
             found += "".join(self.pieces.get(timeout=60)["texts"])
         return found
 
+    def recalled(self, question: str) -> Any:
+        """Return what was recalled for the answer to a question."""
+        while True:
+            piece = self.pieces.get(timeout=60)
+            if piece["object"] == "atlas.recalled" and piece["question"] == question:
+                return piece
+
     def end(self) -> None:
         self._thread.join(60)
         assert not self._thread.is_alive()
+
+
+FACT = "The lighthouse keeper of Skagen is called Bertram."
+QUESTION = "What is the lighthouse keeper called?"
+
+
+def scripted() -> ScriptedEngine:
+    return ScriptedEngine("Fine.", template=TEMPLATE, names=(), n_ctx=512)
+
+
+def chat(server: Live, text: str, headers: Any = None, session: str | None = "anna", **atlas: Any) -> Any:
+    answer = server.client.post(
+        "/v1/chat/completions",
+        json={
+            "messages": [{"role": "user", "content": text}], "max_tokens": 8, "temperature": 0,
+            "atlas": {"enabled": True, **({} if session is None else {"session_id": session}), **atlas},
+        },
+        headers=headers,
+    )  # fmt: skip
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def filled(server: Live, **options: Any) -> None:
+    """Say a fact, and so much else that it leaves the context."""
+    chat(server, FACT, **options)
+    for _ in range(4):
+        chat(server, "zum zam zim zem " * 12, **options)
 
 
 def numbers(piece: Any) -> tuple[Any, Any]:
@@ -162,3 +198,104 @@ def test_a_trace_that_grows_too_long_begins_again(monkeypatch):
             assert piece["from"] == 0
             assert set("".join(piece["texts"])) == {"z"}
     assert not traces._looked
+
+
+def test_what_was_recalled_for_an_answer_is_told_behind_it(serve: Server):
+    server = serve(scripted())
+    filled(server)
+    onlooker = Onlooker(server, session_id="anna")
+    answer = chat(server, QUESTION, recall="always")
+    told = onlooker.recalled(QUESTION)
+    assert (told["answer"], told["finish_reason"]) == (answer["choices"][0]["message"]["content"], "stop")
+    assert told["recalled"] == answer["atlas"]["recalled"]
+    assert [piece["text"] for piece in told["recalled"]] == [FACT]
+    assert told["recalled"][0] in told["candidates"]
+    assert (told["recall"]["mode"], told["recall"]["judged"]) == ("always", len(told["candidates"]))
+    assert told["stored_tokens"] > len(FACT)
+    late = Onlooker(server, session_id="anna")
+    assert late.recalled(QUESTION) == told
+    chat(server, "And now?", recall="off")
+    for one in (onlooker, late):
+        told = one.recalled("And now?")
+        assert (told["recalled"], told["recall"]["mode"]) == ([], "off")
+    server.service.stopping = True
+    onlooker.end()
+    late.end()
+
+
+def test_a_text_that_goes_on_asks_nothing(serve: Server):
+    server = serve(scripted())
+    onlooker = Onlooker(server, session_id="anna")
+    body = {"max_tokens": 1, "temperature": 0, "atlas": {"session_id": "anna"}}
+    server.post("/v1/completions", prompt=TEXT, **body)
+    chat(server, "Hello?")
+    first = onlooker.pieces.get(timeout=60)
+    while first["object"] == "atlas.trace":
+        first = onlooker.pieces.get(timeout=60)
+    assert first["question"] == "Hello?"
+    server.service.stopping = True
+    onlooker.end()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_nobody_sees_what_was_recalled_for_another_key(serve: Server, tmp_path, shared):
+    file = {"atlas_memory_file": str(tmp_path / "m.atlas")} if shared else {}
+    mine, strange = ({"authorization": f"Bearer {key}"} for key in ("one", "two"))
+    server = serve(scripted(), api_key=("one", "two"), headers=mine, **file)
+    session = None if shared else "anna"
+    onlooker = Onlooker(server, **({} if shared else {"session_id": session}))
+    filled(server, headers=strange, session=session)
+    chat(server, QUESTION, strange, session, recall="always")
+    chat(server, "Hello?", mine, session)
+    seen = []
+    while not seen or seen[-1]["object"] != "atlas.recalled":
+        seen.append(onlooker.pieces.get(timeout=60))
+    assert seen[-1]["question"] == "Hello?"
+    assert "Skagen" not in json.dumps([one for one in seen if one["object"] == "atlas.recalled"])
+    assert onlooker.pieces.empty()
+    server.service.stopping = True
+    onlooker.end()
+
+
+@pytest.mark.parametrize("way", ["forget", "delete", "reset"])
+def test_what_is_forgotten_is_shown_to_nobody_who_comes_later(serve: Server, way):
+    server = serve(scripted())
+    filled(server)
+    onlooker = Onlooker(server, session_id="anna")
+    chat(server, QUESTION, recall="always")
+    onlooker.recalled(QUESTION)
+    if way == "forget":
+        server.post("/v1/atlas/sessions/anna/forget", about="Skagen")
+    elif way == "reset":
+        server.post("/v1/atlas/memory/reset", session_id="anna", mode="hard")
+    else:
+        assert server.client.delete("/v1/atlas/sessions/anna").status_code == 200
+    late = Onlooker(server, session_id="anna")
+    chat(server, "Hello?", recall="off")
+    seen = []
+    while not seen or seen[-1]["object"] != "atlas.recalled":
+        seen.append(late.pieces.get(timeout=60))
+    said = "".join("".join(one.get("texts", [])) for one in seen) + json.dumps(seen[-1])
+    assert "Skagen" not in said
+    assert "lighthouse" not in said
+    server.service.stopping = True
+    onlooker.end()
+    late.end()
+
+
+def test_no_more_answers_are_kept_than_a_few(monkeypatch):
+    monkeypatch.setattr("atlas_kit.server.traces.MOST_ANSWERS", 3)
+    traces, key = Traces(), Key("", "anna")
+    traces.recalled(key, {"number": -1})  # nobody looks on
+    with traces.looking(key, FakeEngine()) as view:
+        assert view.answers() == []
+        for number in range(5):
+            traces.recalled(key, {"number": number})
+        assert [one["number"] for one in view.answers()] == [2, 3, 4]
+        assert view.answers() == []
+        traces.recalled(key, {"number": 5})
+        assert [one["number"] for one in view.answers()] == [5]
+        traces.forget(key)
+        assert view.answers() == []
+        traces.recalled(key, {"number": 6})
+        assert [one["number"] for one in view.answers()] == [6]

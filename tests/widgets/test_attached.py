@@ -14,8 +14,10 @@ from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama import FakeEngine
 from atlas_kit.widgets import MemoryLab
 from atlas_kit.widgets.lab.attached import AttachedLab
+from atlas_kit.widgets.lab.recollection import Recollection
 from tests.server import conftest as servers
 from tests.server.conftest import Live
+from tests.server.test_trace import FACT, QUESTION, chat, filled, scripted
 
 serve = servers.serve
 TEXT = "to be or not to be, that is the question. "
@@ -64,6 +66,74 @@ def test_a_lab_shows_what_a_session_reads_and_says(serve, labs):
     assert TEXT[1:].strip() in re.sub("<[^>]*>", "", lab.html())
     lab.close()
     assert lab.state == "done"
+
+
+def test_a_lab_shows_what_was_recalled_for_an_answer(serve, labs):
+    server = serve(scripted())
+    filled(server)
+    lab = labs(server.url, session="anna")
+    assert lab.answer is None
+    assert "What it recalled" not in lab.html()
+    until(lambda: server.service.conversations.traces._looked)
+    answer = chat(server, QUESTION, recall="always")
+    until(lambda: lab.answer is not None)
+    [piece] = lab.answer.pieces
+    assert (lab.answer.question, lab.answer.text) == (QUESTION, answer["choices"][0]["message"]["content"])
+    assert (piece.text, piece.kind, piece.gain) == (FACT, "user", answer["atlas"]["recalled"][0]["gain"])
+    shown = lab.recalled.answer
+    assert (shown["pieces"][0]["place"], shown["why"], shown["gate"]) == (piece.place, "", None)
+    assert lab.recalled.stored > len(FACT)
+    assert f"recalled from {piece.place}" in lab.text()
+    assert FACT in lab.html()
+    chat(server, "And now?", recall="off")
+    until(lambda: lab.answer.question == "And now?")
+    assert lab.recalled.answer["why"] == "Nothing was recalled: recall is off."
+    chat(server, "Hello?", session="bert")
+    read(server)  # what comes of it comes behind what bert was asked
+    until(lambda: lab.words.texts(len(lab.trace) - 2, len(lab.trace)))
+    assert lab.answer.question == "And now?"
+
+
+def test_nothing_is_asked_from_a_lab_that_looks_on(serve, labs):
+    lab = labs(serve().url, session="anna")
+    lab.recalled.put("Hello?")
+    assert (lab.recalled.asks, lab.recalled.busy, lab.recalled.answer) == (False, False, {})
+
+
+TOLD = {
+    "question": "q", "answer": "a", "finish_reason": "stop", "seconds": 1.5, "stored_tokens": 9,
+    "recall": {"mode": "auto", "gate": 0.3, "reason": "it helps", "gain": 1.0, "judged": 1},
+    "recalled": [], "candidates": [],
+}  # fmt: skip
+PIECE = {
+    "text": "t", "kind": "user", "source": "", "time_ms": 0, "start": 0, "stop": 1, "line": 1, "score": 1.0,
+    "gain": None,
+}  # fmt: skip
+
+
+def test_what_a_server_tells_becomes_what_an_answer_here_is():
+    given = Recollection.of_server(
+        {**TOLD, "recalled": [PIECE], "candidates": [PIECE, {**PIECE, "text": "u"}]}
+    )
+    assert given.lines() == ["asked: q", "    a", "recalled from user, 1970-01-01 00:00 UTC:", "    t",
+                             "1 other candidate read and not taken"]  # fmt: skip
+    assert (given.gate, given.stored) == (0.3, 9)
+    assert Recollection.of_server({**TOLD, "stored_tokens": None}).stored == -1
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        [], {}, {**TOLD, "question": 3}, {**TOLD, "recall": None}, {**TOLD, "recalled": [{}]},
+        {**TOLD, "recalled": [{**PIECE, "time_ms": 1 << 70}]}, {**TOLD, "recalled": [{**PIECE, "gain": float("nan")}]},
+        {**TOLD, "candidates": [{**PIECE, "stop": float("inf")}]}, {**TOLD, "seconds": "soon"},
+        {**TOLD, "recall": {**TOLD["recall"], "mode": "never"}},
+        {**TOLD, "recall": {**TOLD["recall"], "gate": float("inf")}},
+    ],
+)  # fmt: skip
+def test_what_no_server_tells_is_one_error(told):
+    with pytest.raises(ValueError, match="this is not what a server recalled"):
+        Recollection.of_server(told)
 
 
 def test_the_shared_memory_is_looked_at_without_a_name(serve, labs, tmp_path):

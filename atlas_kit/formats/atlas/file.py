@@ -173,6 +173,13 @@ class MemoryFile(MutableMapping[str, Entry]):
             if isinstance(error, AtlasError) and error.path is None:
                 error.path = source.path
             raise
+        return cls.of_store(store, passphrase=passphrase, key=key)
+
+    @classmethod
+    def of_store(
+        cls, store: Store, *, passphrase: str | bytes | None = None, key: bytes | None = None
+    ) -> MemoryFile:
+        """Return what a store holds as a memory file."""
         memory = cls(version=store.info.version, passphrase=passphrase, key=key)
         memory._adopt(store)
         return memory

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from atlas_kit.formats.atlas.crypto import Secret
     from atlas_kit.formats.atlas.entry import Entry
 
-__all__ = ["LostPiece", "RescueResult", "SavedEntry", "intact_entries", "rescue_atlas"]
+__all__ = ["LostPiece", "RescueResult", "SavedEntry", "intact_entries", "plan_of", "rescue_atlas"]
 
 
 def rescue_atlas(
@@ -86,8 +86,13 @@ def intact_entries(
     MagicMismatchError, KeyRequiredError, WrongKeyError
         As ``rescue_atlas`` does.
     """
-    plan = _plan(source, _secret(passphrase, key), None)
+    plan = plan_of(source, passphrase=passphrase, key=key)
     return [entry for entry, _ in plan.entries.values()]
+
+
+def plan_of(source: Source, *, passphrase: str | bytes | None = None, key: bytes | None = None) -> Plan:
+    """Return what ``rescue_atlas`` would do with a file; it raises the same."""
+    return _plan(source, _secret(passphrase, key), None)
 
 
 def _rescue(

@@ -1,4 +1,4 @@
-"""``/v1/atlas/trace``: what a session reads and says, token by token, with what was expected of each."""
+"""``/v1/atlas/trace``: what a session reads and says, with what was expected of each token, and what it recalls."""
 
 from __future__ import annotations
 
@@ -26,7 +26,16 @@ _ALIVE_SECONDS = 15.0
     "/trace",
     summary="A session token by token, as it reads",
     response_class=Response,
-    responses={200: {"content": {"text/event-stream": {}}}},
+    responses={
+        200: {
+            "description": "Server-sent events. `atlas.trace`: `from`, `texts`, `names`, and `rows` and `tokens` in "
+            "base64. `atlas.recalled`: `question`, `answer`, `finish_reason`, `seconds`, `stored_tokens` (that can be "
+            "found again; null: none are kept), `recalled` (the pieces: `text`, `kind`, `source`, `line`, `time_ms` in "
+            "Unix time, `start` and `stop` in tokens, `score`, and `gain` in nats per token of the question), "
+            "`candidates` (all pieces that were judged), and `recall` (`mode`, `gate`, `reason`, `gain`, `judged`).",
+            "content": {"text/event-stream": {}},
+        }
+    },
 )
 async def trace(
     request: Request,
@@ -38,8 +47,11 @@ async def trace(
 ) -> Any:
     """Send what the memory of a session learns from now on, until the client goes or the server stops.
 
-    Each event has the texts of some tokens, their losses with and without the memory, how much model, memory and
-    window gave to each and counted, and the likeliest tokens.
+    An event of the object `atlas.trace` has the texts of some tokens, their losses with and without the memory, how
+    much model, memory and window gave to each and counted, and the likeliest tokens. One of `atlas.recalled` comes
+    behind each answer of a chat, message or response: the question, the answer, and the pieces of what was read or said
+    earlier that it was given, with their places, or why there are none. Whoever comes while others look on first gets
+    what these have seen. A key sees its own requests alone.
     """
     service.require_ready()
     if session_id is not None:
@@ -61,6 +73,9 @@ async def trace(
                     yield event(piece)
                     said = loop.time()
                     continue
+                for answer in view.answers():
+                    yield event(answer)
+                    said = loop.time()
                 if loop.time() - said > _ALIVE_SECONDS:
                     yield _ALIVE
                     said = loop.time()

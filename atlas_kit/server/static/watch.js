@@ -206,6 +206,10 @@ export class Watch {
       const looking = untilUnseen(UNSEEN_MS, signal);
       try {
         for await (const piece of this._server.events(`/v1/atlas/trace${query}`, { signal: looking.signal })) {
+          if (piece.object === "atlas.recalled") {
+            this.showAnswer(piece); // also of an answer that was asked for elsewhere
+            continue;
+          }
           if (piece.from === 0) this._clear();
           const message = { from: piece.from, texts: piece.texts, names: piece.names };
           this.run.take(message, [bytesOf(piece.rows), bytesOf(piece.tokens)]);

@@ -1,4 +1,4 @@
-"""``MemoryLab`` on a running server: what a session there reads and says, live, without disturbing it.
+"""``MemoryLab`` on a running server: what a session there reads, says and recalls, live, without disturbing it.
 
 One background thread reads what the server sends of the session (``/v1/atlas/trace``), and asks how things stand; the
 view is that of any lab. Nothing can be changed from here. Knows the server by its API alone.
@@ -26,11 +26,15 @@ from atlas_kit.llama.trace_frames import GivenWords, unpacked
 from atlas_kit.widgets.base import Shown, page
 from atlas_kit.widgets.lab import static_view as static
 from atlas_kit.widgets.lab.history import History
+from atlas_kit.widgets.lab.recall_pane import RecallPane
+from atlas_kit.widgets.lab.recollection import Recollection
 from atlas_kit.widgets.lab.view import LabView
 from atlas_kit.widgets.remote import PATIENCE, Remote
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from atlas_kit.llama.asking import Answer
 
 #: Seconds until a server is asked again that did not answer.
 AGAIN = 2.0
@@ -74,7 +78,8 @@ class AttachedLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
             self._remote.require_shared()
         self.view = LabView(self.facts)
         self.view.take(self.trace, self.words)
-        super().__init__([self.view])
+        self.recalled = RecallPane(None)
+        super().__init__([self.view, self.recalled])
         self.add_class("atlas-memory-lab")
         self.view.state = "running"
         # the thread must not keep the lab alive
@@ -107,6 +112,11 @@ class AttachedLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         count, loss = len(self.trace), self.trace.loss
         return History(self.trace.tokens[:count].copy(), loss[:count, 0].copy(), loss[:count, 1].copy())
 
+    @property
+    def answer(self) -> Answer | None:
+        """The last answer since this lab looks on, with the pieces that it was given; None before the first."""
+        return None if self.recalled.last is None else self.recalled.last.answer
+
     def facts(self) -> dict[str, Any]:
         """Return the numbers of the moment as JSON-ready data."""
         return self._facts
@@ -117,6 +127,7 @@ class AttachedLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
             return
         self._leave("")
         self._thread.join(PATIENCE)
+        self.recalled.close()
         self.view.close()
         super().close()
 
@@ -127,7 +138,10 @@ class AttachedLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
     # --- what comes ------------------------------------------------------------------------------------------
 
     def _take(self, piece: dict[str, Any]) -> None:
-        """Take in what the session has read since."""
+        """Take in what the session has read since, or recalled for an answer."""
+        if piece.get("object") == "atlas.recalled":
+            self.recalled.take(Recollection.of_server(piece))
+            return
         if piece["from"] == 0:
             self.trace, self.words = Trace(), GivenWords()
             self.view.take(self.trace, self.words)
@@ -177,8 +191,9 @@ class AttachedLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         return static.attached_figure(self)
 
     def html(self) -> str:
-        """Return the figure, the numbers, and the newest text coloured by surprise."""
-        return page(self.png(), self.text()) + static.coloured(self)
+        """Return the figure, the numbers, the newest text coloured by surprise, and what was recalled last."""
+        last = self.recalled.last
+        return page(self.png(), self.text()) + static.coloured(self) + ("" if last is None else last.html())
 
 
 class _Follower:
@@ -202,14 +217,15 @@ class _Follower:
         """Read, and where the server goes away, ask again until it is there."""
         with contextlib.suppress(ReferenceError):  # nobody has the lab any more
             while not self._stopped.is_set():
+                said = "the server ended the stream"
                 try:
                     self._read()
-                    problem = "The server ended the stream."
                 except (AtlasError, OSError, HTTPException, ValueError) as error:
                     said = error.message if isinstance(error, AtlasError) else "the server went away"
-                    problem = said[:1].upper() + said[1:] + "."
+                except (LookupError, TypeError, AttributeError):  # it says something else than it should
+                    said = self._remote.stranger().message
                 if not self._stopped.is_set():  # else whoever stopped it has said so
-                    self._tell(f"{problem} It is asked again.")
+                    self._tell(f"{said[:1].upper()}{said[1:]}. It is asked again.")
                     self._stopped.wait(AGAIN)
 
     def _read(self) -> None:

@@ -1,7 +1,7 @@
 """The pane "What it recalled" of ``MemoryLab``: a question, its answer as it comes, and the pieces that it was given.
 
 A question is answered in a thread of its own, so that the notebook goes on meanwhile. Knows neither model nor session:
-who answers is given. Drawing is in ``static/lab/recalled.js``.
+who answers is given; or nobody, where it only shows what is asked elsewhere. Drawing is in ``static/lab/recalled.js``.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class RecallPane(anywidget.AnyWidget):
     Parameters
     ----------
     ask
-        Answers.
+        Answers; None: what is asked elsewhere is shown here, and there is no field.
     """
 
     _esm = joined("lab/recalled.js")
@@ -81,22 +81,25 @@ class RecallPane(anywidget.AnyWidget):
     stored = traitlets.Int(0).tag(sync=True)
     busy = traitlets.Bool(False).tag(sync=True)
     closed = traitlets.Bool(False).tag(sync=True)
+    #: Whether there is a field for a question.
+    asks = traitlets.Bool(True).tag(sync=True)
     error = traitlets.Unicode().tag(sync=True)
     #: ``Recollection.to_json``; ``question``, ``text`` and ``done`` while it comes; empty before the first.
     answer = traitlets.Dict().tag(sync=True)
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: Ask | None) -> None:
         self._ask, self._lock, self._asked = ask, threading.RLock(), 0
         self._newest = Newest(lambda _, error: self._end(self._asked, sentence(error)))
         #: What came of the last question; None before the first.
         self.last: Recollection | None = None
-        super().__init__()
+        super().__init__(asks=ask is not None)
         self.on_msg(self._answer)
 
     def put(self, question: str) -> None:
         """Have a question answered in the background; one that is still being answered is stopped for it."""
+        ask = self._ask
         with self._lock:
-            if self.closed:
+            if self.closed or ask is None:
                 return
             self._asked += 1
             number, mode = self._asked, self.mode
@@ -113,7 +116,7 @@ class RecallPane(anywidget.AnyWidget):
                         self.answer = {"question": question, "text": said, "done": False}
 
                 try:
-                    self.take(self._ask(question[:LONGEST], mode, stale, told))
+                    self.take(ask(question[:LONGEST], mode, stale, told))
                     self._end(number)
                 except StoppedError:
                     self._show()

@@ -1,14 +1,17 @@
 """A question, its answer and the pieces of what was read that it was given: as data, as lines and as HTML.
 
-Knows no widgets: the live view and what stands where nothing runs say the same, because it is said here.
+It is made of an answer of this process, or of what a server tells of one of its own. Knows no widgets: the live view
+and what stands where nothing runs say the same, because it is said here.
 """
 
 from __future__ import annotations
 
 import html
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from atlas_kit.errors import AtlasError
 from atlas_kit.widgets.base import CODE
 
 if TYPE_CHECKING:
@@ -36,6 +39,34 @@ class Recollection:
     answer: Answer
     recall: Recall
     stored: int
+
+    @classmethod
+    def of_server(cls, told: Any) -> Recollection:
+        """Return what a server says of an answer (``atlas.recalled`` of its trace).
+
+        Raises
+        ------
+        ValueError
+            That is not what a server says.
+        """
+        from atlas_kit.llama.asking import Answer
+        from atlas_kit.llama.recalling import Recall, Recalled
+
+        try:
+            recall, seconds = told["recall"], float(told["seconds"])
+            chosen = Recall(mode=recall["mode"], gate=float(recall["gate"]))
+            recalled = Recalled(
+                tuple(map(_piece, told["recalled"])), tuple(map(_piece, told["candidates"])),
+                _number(recall["gain"]), _text(recall["reason"]),
+            )  # fmt: skip
+            answer = Answer(
+                _text(told["question"]), _text(told["answer"]), recalled, (), str(told["finish_reason"]),
+                seconds, seconds,
+            )  # fmt: skip
+            stored = told["stored_tokens"]
+            return cls(answer, chosen, -1 if stored is None else int(stored))
+        except (AtlasError, LookupError, TypeError, ValueError, OverflowError, OSError) as error:
+            raise ValueError("this is not what a server recalled") from error
 
     @property
     def gate(self) -> float | None:
@@ -117,6 +148,30 @@ class Recollection:
 
 def _data(piece: Piece) -> dict[str, Any]:
     return {"text": piece.text, "place": piece.place, "gain": piece.gain, "score": round(piece.score, 2)}
+
+
+def _piece(told: Any) -> Piece:
+    """Return a piece as a server tells it."""
+    from atlas_kit.llama.recalling import Piece
+
+    whole = {name: int(told[name]) for name in ("time_ms", "start", "stop", "line")}
+    text = {name: _text(told[name]) for name in ("text", "kind", "source")}
+    piece = Piece(**text, **whole, score=_number(told["score"]) or 0.0, gain=_number(told["gain"]))  # type: ignore[arg-type]
+    if not piece.place:  # which no time gives that there is not
+        raise ValueError("this is no place")
+    return piece
+
+
+def _text(told: Any) -> str:
+    if not isinstance(told, str):
+        raise TypeError("this is no text")
+    return told
+
+
+def _number(told: Any) -> float | None:
+    if told is not None and not math.isfinite(told):
+        raise ValueError("this is no number")
+    return None if told is None else float(told)
 
 
 def _gain(piece: Piece) -> str:

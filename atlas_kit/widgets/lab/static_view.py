@@ -60,12 +60,17 @@ class ShownRun(Protocol):
         """Return the numbers of the moment."""
 
 
-class ShownLab(ShownRun, Protocol):
+class ShownAttached(ShownRun, Protocol):
+    """What is shown of a lab that looks on."""
+
+    recalled: RecallPane
+
+
+class ShownLab(ShownAttached, Protocol):
     """What is shown of a lab: ``MemoryLab``, which can do more."""
 
     session: AtlasSession
     matrices: MatrixPane
-    recalled: RecallPane
 
     @property
     def snapshots(self) -> Snapshots:
@@ -118,8 +123,8 @@ def _mean(history: History) -> list[str]:
     ]
 
 
-def attached_text(lab: ShownRun, what: str) -> str:
-    """Return how things stand for who looks on: ``what`` is looked at."""
+def attached_text(lab: ShownAttached, what: str) -> str:
+    """Return how things stand for who looks on: ``what`` is looked at; and what was asked last."""
     history, facts = lab.history, lab.facts()
     lines = [f"MemoryLab: {what}, {lab.state}"]
     lines.append(f"{len(history.tokens):,} tokens seen from here, {facts['seen']:,} by the memory")
@@ -127,6 +132,8 @@ def attached_text(lab: ShownRun, what: str) -> str:
     lines.append(f"window {facts['window']:,} of {facts['window_size']:,}")
     if lab.error:
         lines.append(f"error: {lab.error}")
+    if lab.recalled.last is not None:
+        lines += lab.recalled.last.lines()
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ import { element, thousands } from "./curves.js";
  *            pieces?: Piece[], others?: Piece[], rest?: string}} Answer
  */
 
-const NAMES = ["mode", "stored", "busy", "closed", "error", "answer"];
+const NAMES = ["mode", "stored", "busy", "closed", "asks", "error", "answer"];
 /** @type {Record<string, string>} */
 const MODES = {
   auto: "take a piece if it helps enough",
@@ -123,14 +123,16 @@ class View {
     const get = (/** @type {string} */ name) => this.model.get(name);
     const stored = get("stored");
     const off = get("closed") || stored < 0;
-    this.stored.textContent = stored < 0 ? "" : `${thousands(stored)} tokens can be found again`;
+    const answer = /** @type {Answer} */ (get("answer"));
+    const unknown = stored < 0 || (!get("asks") && !answer.question);
+    this.stored.textContent = unknown ? "" : `${thousands(stored)} tokens can be found again`;
+    this.form.hidden = !get("asks");
     this.mode.value = get("mode");
     for (const control of [this.question, this.mode, this.ask]) control.disabled = off;
     this.stop.hidden = !get("busy");
-    const answer = /** @type {Answer} */ (get("answer"));
     if (get("busy")) this.said.textContent = answer.done === false ? "Answering …" : "Looking for it …";
     else if (stored < 0) this.said.textContent = "This memory keeps no text: episode_tokens is 0.";
-    else this.said.textContent = answer.question ? answer.why || "" : "Nothing has been asked yet.";
+    else this.said.textContent = answer.question ? answer.why || "" : `Nothing has been asked ${get("asks") ? "yet" : "since this lab looks on"}.`;
     this.said.hidden = !this.said.textContent;
     this.error.textContent = get("error");
     this.error.hidden = !get("error");

@@ -1,0 +1,41 @@
+"""The pane "What it recalled" of a lab on a running server, in a real Chromium: pieces with their places, no field."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the packages of the server are not installed")
+
+from playwright.sync_api import expect
+
+from atlas_kit.widgets import MemoryLab
+from tests.server import conftest as servers
+from tests.server.test_trace import FACT, chat, filled, scripted
+from tests.widgets.conftest import Stage
+from tests.widgets.test_attached import until
+
+serve = servers.serve
+QUESTION = "What is the <b>lighthouse keeper</b> called?"
+
+
+def test_a_lab_on_a_server_shows_it_without_a_field_to_ask(stage: Stage, serve):
+    server = serve(scripted())
+    filled(server)
+    lab = MemoryLab(server.url, session="anna")
+    until(lambda: server.service.conversations.traces._looked)
+    stage.show(lab.recalled)
+    expect(stage.page.get_by_role("status")).to_have_text("Nothing has been asked since this lab looks on.")
+    assert stage.page.get_by_label("Question").is_hidden()
+    assert stage.page.locator(".title").inner_text().strip() == "What it recalled"
+    chat(server, QUESTION, recall="always")
+    until(lambda: lab.answer is not None)
+    stage.deliver()
+    assert stage.page.locator(".asked").inner_text() == QUESTION
+    [taken] = stage.page.locator(".answer > ol > li").all()
+    assert taken.locator("pre").inner_text() == FACT
+    assert taken.locator(".from b").inner_text() == lab.answer.pieces[0].place
+    assert taken.locator(".from b").inner_text().startswith("user, ")
+    assert "nats per token" in taken.inner_text()
+    assert "tokens can be found again" in stage.page.locator(".title").inner_text()
+    assert stage.page.get_by_label("Question").is_hidden()
+    lab.close()
