@@ -29,7 +29,8 @@ Show what a file is and what it holds.
 
 Without options: an overview of a memory file, a GGUF model, a safetensors, npz or JSON file. The options show
 parts of it instead, several of them one after the other. --hex lists every field of the file with its bytes,
-value and meaning, and --map draws the file to scale; both work on damaged files as well.
+value and meaning, and --map draws the file to scale; both work on damaged files as well. Of a damaged file,
+what is intact is shown, a line says what is wrong, and the exit code is 1.
 
 Of a LoRA adapter, a projector (mmproj) or an importance matrix (GGUF or .dat) the overview says which model it
 is for, and --fits MODEL whether it fits that one: the exit code is 1 if not.

@@ -7,6 +7,7 @@ rules of their own. What llama.cpp does not understand is None here: it says its
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -227,7 +228,7 @@ class _Parser:
             ranges.append((first, last))
         if ranges:  # an empty one adds nothing
             found = tuple(sorted(one for one in ranges if one[0] <= one[1]))
-            parts.append(Chars(_others(found) if others else found))
+            parts.append(Chars(all_but(found) if others else found))
         return at + 1
 
     def _char(self, at: int) -> tuple[int, int]:
@@ -315,10 +316,10 @@ def _number(digits: str) -> int:
     return int(digits.lstrip("0")[:20] or "0")
 
 
-def _others(ranges: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
-    """Return all that is in none of some ranges, in order."""
+def all_but(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Return all characters that are in none of some ranges, as ranges in order."""
     found, at = [], 0
-    for first, last in ranges:
+    for first, last in sorted(ranges):
         if first > at:
             found.append((at, first - 1))
         at = max(at, last + 1)

@@ -8,8 +8,10 @@ what JSON has to escape as it stands in JSON.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from atlas_kit.errors import InvalidParamError
+from atlas_kit.llama.grammar_rules import all_but
 
 Ranges = list[tuple[int, int]]
 _LAST = 0x10FFFF
@@ -74,7 +76,7 @@ def _plain(pattern: str) -> str:
             ranges, at = _class(pattern, at + 1)
             found.append(_written(ranges))
         elif char == ".":
-            found.append(_written(_others([(10, 10), (13, 13)])))
+            found.append(_written(all_but([(10, 10), (13, 13)])))
             at += 1
         elif char == "\\":
             ranges, at = _escape(pattern, at + 1)
@@ -103,7 +105,7 @@ def _class(pattern: str, at: int) -> tuple[Ranges, int]:
         ranges += some
     if at >= len(pattern):
         raise _invalid(pattern[begin - 1 : begin + 2])
-    return (_others(ranges) if others else ranges), at + 1
+    return ([*all_but(ranges)] if others else ranges), at + 1
 
 
 def _one(pattern: str, at: int) -> tuple[Ranges, int]:
@@ -118,7 +120,7 @@ def _escape(pattern: str, at: int, *, in_class: bool = False) -> tuple[Ranges, i
     char = pattern[at : at + 1]
     if char.lower() in _CLASSES:
         ranges = _CLASSES[char.lower()]
-        return (ranges if char.islower() else _others(ranges)), at + 1
+        return (ranges if char.islower() else [*all_but(ranges)]), at + 1
     if (number := _NUMBER.match(pattern, at)) is not None:
         code = int(number[1] or number[2], 16)
         return [(code, code)], number.end()
@@ -134,20 +136,10 @@ def _escape(pattern: str, at: int, *, in_class: bool = False) -> tuple[Ranges, i
     return [(code, code)], at + 1
 
 
-def _others(ranges: Ranges) -> Ranges:
-    """Return all that is in none of some ranges."""
-    found, at = Ranges(), 0
-    for first, last in sorted(ranges):
-        if first > at:
-            found.append((at, first - 1))
-        at = max(at, last + 1)
-    return [*found, (at, _LAST)] if at <= _LAST else found
-
-
-def _written(ranges: Ranges) -> str:
+def _written(ranges: Iterable[tuple[int, int]]) -> str:
     """Return a class of characters as they stand in a JSON string."""
-    outside = _others(ranges)
-    plain = _others([*outside, (0, 31), (34, 34), (92, 92), (0xD800, 0xDFFF)])
+    outside = all_but(ranges)
+    plain = all_but([*outside, (0, 31), (34, 34), (92, 92), (0xD800, 0xDFFF)])
     choices = ["[" + "".join(map(_range, plain)) + "]"] if plain else []
     behind = [
         text for code, text in _IN_JSON.items() if not any(first <= code <= last for first, last in outside)

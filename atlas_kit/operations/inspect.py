@@ -215,6 +215,10 @@ def _inspect_opened(
         _check(source, result, Keys())
         return
     with opened:
+        if opened.kind == "safetensors":
+            from atlas_kit.formats.safetensors import check_safetensors
+
+            _say_first(result, [one for one in check_safetensors(source) if one.severity == "error"])
         _inspect_memory(opened, wanted, result, progress)
         if opened.kind == "atlas" and wanted.overview:
             _check(source, result, keys)
