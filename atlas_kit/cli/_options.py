@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from atlas_kit.settings.atlas_settings import AtlasSettings, SettingRow
     from atlas_kit.storage.given import Given
@@ -204,6 +204,7 @@ def keys_options(function: F) -> F:
     )
     @wraps(function)
     def wrapper(*args: Any, passphrase_file: str | None, key_file: str | None, **kwargs: Any) -> Any:
+        _keep_secrets((passphrase_file, key_file), kwargs)
         return function(*args, keys=read_keys(passphrase_file, key_file), **kwargs)
 
     return wrapper  # type: ignore[return-value]
@@ -224,9 +225,20 @@ def new_keys_options(function: F) -> F:
         if new_passphrase_file and new_key_file:
             raise click.UsageError("give --new-passphrase-file or --new-key-file, not both")
         new = (new_passphrase_file, new_key_file)
+        _keep_secrets(new, kwargs)
         return function(*args, new_keys=read_keys(*new) if any(new) else None, **kwargs)
 
     return wrapper  # type: ignore[return-value]
+
+
+def _keep_secrets(files: Iterable[str | None], parameters: Mapping[str, Any]) -> None:
+    """Refuse an output that would overwrite the only copy of a passphrase or key."""
+    from atlas_kit.errors import InvalidParamError
+    from atlas_kit.storage.given import same_file
+
+    for output in filter(None, (parameters.get("output"), parameters.get("dst"))):
+        if os.path.isfile(output) and any(same_file(output, file) for file in files if file):
+            raise InvalidParamError("the output is the file of the passphrase or key", path=output)
 
 
 def read_keys(passphrase_file: str | None, key_file: str | None) -> Keys:

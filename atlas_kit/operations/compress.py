@@ -39,7 +39,7 @@ def compress_file(
     """Write a smaller copy of a memory file, of version 2 (or 3, when the source is encrypted or there is a secret)."""
     options = options or CompressOptions()
     if isinstance(output, (str, os.PathLike)):
-        check_output(output, [given], options.force)
+        check_output(output, [given, *([] if options.check is None else [options.check])], options.force)
     with open_given(given, keys) as opened:
         if opened.kind == "gguf":
             from atlas_kit.operations.quantize_model import quantize_model

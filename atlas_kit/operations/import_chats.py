@@ -19,6 +19,7 @@ from atlas_kit.formats.atlas.tables import DATA_TYPE_BY_NAME, U32, U64, DataType
 from atlas_kit.formats.detect import detect
 from atlas_kit.formats.opening import edit_memory
 from atlas_kit.operations import chats
+from atlas_kit.operations.inputs import unknown_format
 from atlas_kit.operations.json_document import JSON_STYLES, entry_from_json
 from atlas_kit.operations.set import no_such_file
 from atlas_kit.storage.given import Given, name_of, use_source
@@ -148,9 +149,11 @@ def _dry_run(
 def _require_memory_file(path: StrPath) -> None:
     with use_source(path) as source:
         kind = detect(source)
+        if kind is None:
+            raise unknown_format(source)
     if kind != "atlas":
         raise InvalidParamError(
-            f"entries are imported into .atlas memory files, and this is {kind or 'none'}", path=path,
+            f"entries are imported into .atlas memory files, and this is {kind}", path=path,
             remedy=Remedy("new-file"),
         )  # fmt: skip
 

@@ -222,6 +222,10 @@ def _inspect_opened(
         _inspect_memory(opened, wanted, result, progress)
         if opened.kind == "atlas" and wanted.overview:
             _check(source, result, keys)
+        elif opened.kind == "safetensors":
+            from atlas_kit.formats.safetensors import check_safetensors
+
+            _say_first(result, [one for one in check_safetensors(source) if one.severity == "error"])
 
 
 def _check(source: Source, result: Inspection, keys: Keys) -> None:

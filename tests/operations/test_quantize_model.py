@@ -152,6 +152,10 @@ def test_a_text_to_check_with_is_looked_at_first(
         assert refused.exit_code == 2
         assert words in refused.stderr
         assert not out.exists()
+    out.write_text("a text that is worth keeping")
+    refused = run_cli("compress", model, "-o", out, "--quantize", "q8_0", "--check", out, "--force")
+    assert refused.exit_code == 2
+    assert out.read_text() == "a text that is worth keeping"
 
 
 def test_a_file_that_may_not_grow_is_no_fault_of_the_model(model: Path, tmp_path: Path) -> None:

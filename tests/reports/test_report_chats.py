@@ -238,6 +238,16 @@ def test_what_makes_no_sense_is_said_with_its_place(memory, tmp_path, run_cli, t
     assert not (tmp_path / "new.atlas").exists()
 
 
+def test_a_page_that_was_saved_as_a_memory_is_called_that(tmp_path, run_cli):
+    path, talk = tmp_path / "page.atlas", tmp_path / "talk.json"
+    path.write_text("<!doctype html><title>Hi</title>")
+    talk.write_text(json.dumps(MESSAGES))
+    refused = run_cli("import", path, talk)
+    assert refused.exit_code == 2
+    assert 'a web page ("Hi")' in refused.stderr
+    assert "needs a name" not in refused.stderr
+
+
 def test_a_key_that_is_there(memory, tmp_path, run_cli):
     longer = [*MESSAGES, {"role": "assistant", "content": "See you"}]
     (tmp_path / "t.jsonl").write_text(

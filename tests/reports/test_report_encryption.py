@@ -430,3 +430,26 @@ def test_the_answer_on_a_terminal_is_not_shown(folder):
     )
     assert ran.returncode == 2
     assert b"is encrypted" in ran.stderr
+
+
+def test_the_file_of_a_secret_is_not_overwritten(tmp_path, run_cli):
+    """With it the only way into the encrypted file would be gone, also where --force is given."""
+    plain, secret, key, link = (tmp_path / name for name in ("plain.atlas", "pass.txt", "key", "link"))
+    memory = MemoryFile()
+    memory["k"] = "v"
+    memory.save(plain)
+    secret.write_bytes(b"words\n")
+    key.write_bytes(bytes(range(32)))
+    link.symlink_to(secret)
+    before = {path: path.read_bytes() for path in (plain, secret, key)}
+    for line in (
+        ["encrypt", plain, "-o", secret, "--passphrase-file", secret],
+        ["encrypt", plain, "-o", link, "--passphrase-file", secret],
+        ["encrypt", plain, "-o", key, "--key-file", key],
+        ["convert", plain, key, "--to", "atlas-v3", "--new-key-file", key],
+        ["compress", plain, "-o", secret, "--passphrase-file", secret],
+    ):
+        refused = run_cli(*line, "--force")
+        assert refused.exit_code == 2
+        assert "the output is the file of the passphrase or key" in refused.stderr
+    assert {path: path.read_bytes() for path in before} == before

@@ -340,6 +340,8 @@ class GGUFFile:
                 path=shard.path,
                 key=info.name,
                 offset=info.file_offset,
+                hint="Copy or download it again.",
+                remedy=Remedy("mend"),
             )
         return row, nbytes
 
