@@ -61,6 +61,8 @@ class Conversation:
         What went wrong with its file, in a sentence for whoever uses it.
     utilization, measured
         How much of its learned memory is in use, 0 to 1, and after how many steps that was measured.
+    told
+        What was recalled for its last answer, by who may see it (``keys.looked_at``); no file has it.
     begun
         It began with what another one read: what it knows has not been kept in its episodes yet.
     """
@@ -88,6 +90,7 @@ class Conversation:
     problem: str | None = None
     utilization: float | None = None
     measured: int = 0
+    told: dict[Key, dict[str, Any]] = field(default_factory=dict)
     begun: bool = False
     closed: bool = False
     lock: Turns = field(default_factory=Turns)
@@ -159,6 +162,7 @@ class Conversation:
     def forget_texts(self) -> None:
         """Take note that nothing of what was read is known any more."""
         self.branches, self.history, self.learned = [], array("i"), 0
+        self.told.clear()
         self.version += 1
 
 

@@ -587,9 +587,8 @@ class Generating:
             self._conversations.traces.take(key, reading, tokens, probabilities)
 
     def _show_recalled(self, session: AtlasSession, conversation: Conversation) -> None:
-        """Tell those who look on what was recalled for the answer."""
-        traces, key = self._conversations.traces, looked_at(conversation.key, self._namespace)
-        if not traces.looked(key) or self._asked.max_tokens == 0:
+        """Tell those who look on, and who comes next, what was recalled for the answer."""
+        if self._asked.max_tokens == 0 or (conversation.key.name is None and conversation.key != SHARED):
             return
         from atlas_kit.server.recall import told_of
 
@@ -598,7 +597,9 @@ class Generating:
             session, self._asked.said, self._question, outcome.text, outcome.finish_reason, seconds
         )
         if told is not None:
-            traces.recalled(key, told)
+            key = looked_at(conversation.key, self._namespace)
+            conversation.told[key] = told
+            self._conversations.traces.recalled(key, told)
 
     def _expected(self) -> Callable[[int, Array], None] | None:
         """Return what takes down the log-probabilities of the text's tokens while they are read."""

@@ -64,10 +64,6 @@ class Traces:
             looked.begin()
         looked.trace(reading, tokens, probabilities)
 
-    def looked(self, key: Key) -> bool:
-        """Whether anybody looks at this session."""
-        return key in self._looked
-
     def recalled(self, key: Key, told: dict[str, Any]) -> None:
         """Take down what was recalled for an answer, where somebody looks on."""
         if (looked := self._looked.get(key)) is not None:
@@ -82,10 +78,12 @@ class Traces:
                 looked.begin()
 
     @contextlib.contextmanager
-    def looking(self, key: Key, engine: Engine) -> Iterator[View]:
-        """Look at a session, also at one that has not begun."""
+    def looking(self, key: Key, engine: Engine, told: dict[str, Any] | None = None) -> Iterator[View]:
+        """Look at a session, also at one that has not begun; ``told`` is what it recalled last."""
         looked = self._looked.setdefault(key, _Looked())
         looked.viewers += 1
+        if told is not None and not looked.answered:
+            self.recalled(key, told)
         try:
             yield View(looked, engine)
         finally:

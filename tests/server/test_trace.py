@@ -223,6 +223,35 @@ def test_what_was_recalled_for_an_answer_is_told_behind_it(serve: Server):
     late.end()
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_first_who_comes_gets_what_was_recalled_last_for_the_same_key(serve: Server, tmp_path, shared):
+    file = {"atlas_memory_file": str(tmp_path / "m.atlas")} if shared else {}
+    mine, strange = ({"authorization": f"Bearer {key}"} for key in ("one", "two"))
+    server = serve(scripted(), api_key=("one", "two"), headers=mine, **file)
+    session = None if shared else "anna"
+    named = {} if shared else {"session_id": session}
+    filled(server, session=session)
+    chat(server, QUESTION, mine, session, recall="always")
+    chat(server, "Hello?", strange, session, recall="off")
+    onlooker = Onlooker(server, **named)
+    told = onlooker.pieces.get(timeout=60)
+    assert (told["object"], told["question"]) == ("atlas.recalled", QUESTION)
+    assert onlooker.pieces.empty()
+    server.service.stopping = True
+    onlooker.end()
+    server.service.stopping = False
+    way = "/v1/atlas/memory/reset"
+    server.post(way, mode="soft", **named)
+    onlooker = Onlooker(server, **named)
+    chat(server, "And now?", mine, session, recall="off")
+    first = onlooker.pieces.get(timeout=60)
+    while first["object"] == "atlas.trace":
+        first = onlooker.pieces.get(timeout=60)
+    assert first["question"] == "And now?"
+    server.service.stopping = True
+    onlooker.end()
+
+
 def test_a_text_that_goes_on_asks_nothing(serve: Server):
     server = serve(scripted())
     onlooker = Onlooker(server, session_id="anna")

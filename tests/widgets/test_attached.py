@@ -70,13 +70,12 @@ def test_a_lab_shows_what_a_session_reads_and_says(serve, labs):
 
 def test_a_lab_shows_what_was_recalled_for_an_answer(serve, labs):
     server = serve(scripted())
-    filled(server)
     lab = labs(server.url, session="anna")
     assert lab.answer is None
     assert "What it recalled" not in lab.html()
-    until(lambda: server.service.conversations.traces._looked)
+    filled(server)
     answer = chat(server, QUESTION, recall="always")
-    until(lambda: lab.answer is not None)
+    until(lambda: lab.answer is not None and lab.answer.question == QUESTION)
     [piece] = lab.answer.pieces
     assert (lab.answer.question, lab.answer.text) == (QUESTION, answer["choices"][0]["message"]["content"])
     assert (piece.text, piece.kind, piece.gain) == (FACT, "user", answer["atlas"]["recalled"][0]["gain"])
@@ -92,6 +91,16 @@ def test_a_lab_shows_what_was_recalled_for_an_answer(serve, labs):
     read(server)  # what comes of it comes behind what bert was asked
     until(lambda: lab.words.texts(len(lab.trace) - 2, len(lab.trace)))
     assert lab.answer.question == "And now?"
+
+
+def test_a_lab_that_comes_later_shows_what_was_recalled_last(serve, labs):
+    server = serve(scripted())
+    filled(server)
+    chat(server, QUESTION, recall="always")
+    lab = labs(server.url, session="anna")
+    until(lambda: lab.answer is not None)
+    assert (lab.answer.question, [piece.text for piece in lab.answer.pieces]) == (QUESTION, [FACT])
+    assert not len(lab.trace)
 
 
 def test_nothing_is_asked_from_a_lab_that_looks_on(serve, labs):

@@ -20,15 +20,15 @@ QUESTION = "What is the <b>lighthouse keeper</b> called?"
 
 def test_a_lab_on_a_server_shows_it_without_a_field_to_ask(stage: Stage, serve):
     server = serve(scripted())
-    filled(server)
     lab = MemoryLab(server.url, session="anna")
     until(lambda: server.service.conversations.traces._looked)
     stage.show(lab.recalled)
-    expect(stage.page.get_by_role("status")).to_have_text("Nothing has been asked since this lab looks on.")
+    expect(stage.page.get_by_role("status")).to_have_text("Nothing has been asked yet.")
     assert stage.page.get_by_label("Question").is_hidden()
     assert stage.page.locator(".title").inner_text().strip() == "What it recalled"
+    filled(server)
     chat(server, QUESTION, recall="always")
-    until(lambda: lab.answer is not None)
+    until(lambda: lab.answer is not None and lab.answer.question == QUESTION)
     stage.deliver()
     assert stage.page.locator(".asked").inner_text() == QUESTION
     [taken] = stage.page.locator(".answer > ol > li").all()

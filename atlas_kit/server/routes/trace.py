@@ -51,21 +51,25 @@ async def trace(
     much model, memory and window gave to each and counted, and the likeliest tokens. One of `atlas.recalled` comes
     behind each answer of a chat, message or response: the question, the answer, and the pieces of what was read or said
     earlier that it was given, with their places, or why there are none. Whoever comes while others look on first gets
-    what these have seen. A key sees its own requests alone.
+    what these have seen; whoever comes first, what was recalled last since the start, if there is that. A key sees its
+    own requests alone.
     """
     service.require_ready()
     if session_id is not None:
-        key = Key(namespace_of(request), checked_session_id(session_id))
+        meant = Key(namespace_of(request), checked_session_id(session_id))
     elif service.shared is not None:
-        key = looked_at(SHARED, namespace_of(request))
+        meant = SHARED
     else:
         raise ApiError(
             404, "There is no shared memory: name a session.", param="session_id", code="not_found"
         )
 
+    key, conversation = looked_at(meant, namespace_of(request)), service.conversations.named.get(meant)
+    told = None if conversation is None else conversation.told.get(key)
+
     async def events() -> AsyncIterator[bytes]:
         loop = asyncio.get_running_loop()
-        with service.conversations.traces.looking(key, service.engine) as view:
+        with service.conversations.traces.looking(key, service.engine, told) as view:
             yield _ALIVE
             said = loop.time()
             while not service.stopping:

@@ -132,7 +132,7 @@ class View {
     this.stop.hidden = !get("busy");
     if (get("busy")) this.said.textContent = answer.done === false ? "Answering …" : "Looking for it …";
     else if (stored < 0) this.said.textContent = "This memory keeps no text: episode_tokens is 0.";
-    else this.said.textContent = answer.question ? answer.why || "" : `Nothing has been asked ${get("asks") ? "yet" : "since this lab looks on"}.`;
+    else this.said.textContent = answer.question ? answer.why || "" : "Nothing has been asked yet.";
     this.said.hidden = !this.said.textContent;
     this.error.textContent = get("error");
     this.error.hidden = !get("error");
