@@ -372,7 +372,9 @@ def _say_first(result: Inspection, errors: Sequence[Finding]) -> None:
 def _inspect_model(source: Source, wanted: Wanted, result: Inspection, progress: Progress | None) -> None:
     from atlas_kit.formats.gguf import GGUFFile
     from atlas_kit.formats.gguf.check import check_structure
+    from atlas_kit.formats.gguf.journal import check_journal
 
+    check_journal(source.path)
     errors, scan = check_structure(source)
     if scan.stage == "prefix" and isinstance(
         scan.error, MagicMismatchError

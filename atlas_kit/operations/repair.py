@@ -265,6 +265,7 @@ def _mend(
     source: Source, path: StrPath | None, options: RepairOptions, keys: Keys, result: Repaired,
     progress: Progress | None, *, stream: bool = False,
 ) -> None:  # fmt: skip
+    from atlas_kit.formats.gguf.journal import check_journal
     from atlas_kit.formats.gguf.mend import mend_gguf
 
     secrecy.require_no_secret(keys, path=source.name)
@@ -272,6 +273,7 @@ def _mend(
         raise InvalidParamError("a model is repaired from a file, not from standard input")
     if options.version is not None:
         raise InvalidParamError("a version can be chosen only for a memory file", path=source.name)
+    check_journal(source.path)
     total, done = source.size, 0
 
     def told(more: int) -> None:

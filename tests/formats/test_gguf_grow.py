@@ -205,3 +205,24 @@ def test_a_journal_of_another_file_does_no_harm(model: Path) -> None:
         assert not recover_journal(model)
         assert model.read_bytes() == old
         assert not journal_path(model).exists()
+
+
+@pytest.mark.parametrize("moment", ["data moved", "half a header"])
+def test_every_look_at_an_interrupted_edit_names_the_journal(model: Path, moment: str, run_cli: Any) -> None:
+    """Zeros at the beginning are the edit's, and not what a download left: to get the file again would be wrong."""
+
+    def work() -> None:
+        {"data moved": after_insertion, "half a header": half_a_header}[moment]()
+        edit_metadata(model, [LONG])
+
+    old = model.read_bytes()
+    assert killed(work)
+    for line in (["inspect"], ["validate"], ["validate", "--data"], ["repair", "-n"], ["ls"], ["hash"]):
+        ran = run_cli(line[0], model, *line[1:])
+        said = ran.stdout + ran.stderr
+        assert ran.exit_code in (1, 2)
+        assert f"atlas-tool recover {model} --restore journal" in said
+        assert "Get it again" not in said
+        assert "atlas-tool repair" not in said
+    assert run_cli("recover", model, "--restore", "journal").exit_code == 0
+    assert model.read_bytes() == old

@@ -83,6 +83,7 @@ def check_gguf(
             check_journal(source.path)
         except AtlasError as error:
             report.error("edit-interrupted", error.message, error.hint or "", offset=0, remedy=error.remedy)
+            return report.findings()  # all that is odd besides comes of it, and goes with it
         return _followable(
             _check(source, report, deep=deep, shards=shards, progress=progress).findings(), source
         )
