@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from typing import Any
@@ -119,8 +120,11 @@ def test_a_long_answer_keeps_it_awake(serve: Server) -> None:
     engine = fake_engine(n_ctx=4096)
     server = serve(engine, sleep_idle_seconds=0)
     body = {"prompt": "a", "max_tokens": 2000, "stream": True, "ignore_eos": True}
+    body["stream_options"] = {"include_usage": True}
     with server.client.stream("POST", "/v1/completions", json=body) as answer:
-        assert sum(line.startswith("data: ") for line in answer.iter_lines()) > 100
+        events = [line.removeprefix("data: ") for line in answer.iter_lines() if line.startswith("data: {")]
+    # a slow reader gets many tokens in one event
+    assert json.loads(events[-1])["usage"]["completion_tokens"] == 2000
     wait(server)
 
 
