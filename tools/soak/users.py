@@ -37,7 +37,8 @@ WRONG: tuple[tuple[str, Any, int], ...] = (
     ("/v1/messages", {"messages": "a"}, 400),
     ("/completion", {"prompt": {"a": 1}}, 400),
     ("/v1/atlas/memory/load", {"memory_file": "../shared"}, 400),
-    ("/v1/atlas/memory/load", {"memory_file": "of-nobody"}, 404),
+    ("/v1/atlas/memory/load", {"memory_file": "of-nobody"}, 403),
+    ("/v1/atlas/memory/load", {"session_id": "mine", "memory_file": "of-nobody"}, 404),
     ("/v1/atlas/config", {"learning_rate": 1000}, 400),
     ("/v1/nothing", {}, 404),
 )
