@@ -228,12 +228,13 @@ def _read_header(name: str, stream: IO[bytes], file_size: int) -> Member:
 
 @dataclass(frozen=True)
 class NewArray:
-    """An array to write; ``chunks`` yields its bytes (little-endian, C order) when the time comes."""
+    """An array to write; ``chunks`` yields its bytes, in the order that is said, when the time comes."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     chunks: Callable[[], Iterable[bytes]]
+    fortran_order: bool = False
 
 
 @dataclass(frozen=True)
@@ -271,7 +272,11 @@ def write_npz(file: IO[bytes], arrays: Iterable[NewArray | NewMember]) -> None:
                 continue
             dtype = np.dtype(new.dtype)
             with archive.open(info, "w", force_zip64=True) as stream:
-                header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": new.shape}
+                header = {
+                    "descr": npy.dtype_to_descr(dtype),
+                    "fortran_order": new.fortran_order,
+                    "shape": new.shape,
+                }
                 npy.write_array_header_1_0(stream, header)
                 written = sum(stream.write(piece) for piece in new.chunks())
             if written != int(np.prod(new.shape, dtype=object)) * dtype.itemsize:
