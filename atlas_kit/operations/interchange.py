@@ -54,6 +54,29 @@ def read_carrier(source: Source, kind: str) -> tuple[MemoryFile, int | None]:
     return read_document(source.read(0, source.size), source.path)
 
 
+def read_remains(source: Source, kind: str, *, read: bool) -> tuple[MemoryFile, int | None, str]:
+    """Open what is intact of a damaged safetensors or npz file as ``read_carrier`` does, and say how much that is.
+
+    ``read``: also read the arrays of an npz archive, which have checksums.
+
+    Raises
+    ------
+    FileCorruptError
+        Nothing of the format can be found.
+    """
+    if kind == "npz":
+        from atlas_kit.formats.npz import NpzFile
+
+        archive, count = NpzFile.remains(source, read=read)
+        said = f"{len(archive.members)} of {count} arrays are intact" if count else "no array is intact"
+        return *_of_npz(archive, source), said
+    from atlas_kit.formats.safetensors import remains
+
+    file, count = remains(source)
+    said = f"{len(file.tensors)} of {count} tensors are intact" if count else "no tensor is intact"
+    return *_of_safetensors(file, source), said
+
+
 def _side_record(memory: MemoryFile, names: dict[str, str], key: str | None = None, inline: str = "") -> str:
     """Return the side record; the text of one entry, which is no array then, may be in it."""
     entries = [
@@ -152,12 +175,16 @@ def _read_safetensors(source: Source) -> tuple[MemoryFile, int | None]:
     from atlas_kit.formats.safetensors import SafetensorsFile
 
     with SafetensorsFile.open(source) as file:
-        side = file.metadata.get(SIDE_TEXT)
-        if side is not None:
-            record = _parse_side(side, source.path)
-            arrays = _SafetensorsArrays(file)
-            return _from_side(record, arrays, source.modified), recorded_version(record)
-        return _from_foreign_safetensors(file, source.modified), None
+        return _of_safetensors(file, source)
+
+
+def _of_safetensors(file: SafetensorsFile, source: Source) -> tuple[MemoryFile, int | None]:
+    side = file.metadata.get(SIDE_TEXT)
+    if side is not None:
+        record = _parse_side(side, source.path)
+        arrays = _SafetensorsArrays(file)
+        return _from_side(record, arrays, source.modified), recorded_version(record)
+    return _from_foreign_safetensors(file, source.modified), None
 
 
 def _from_foreign_safetensors(file: SafetensorsFile, now: int) -> MemoryFile:
@@ -283,7 +310,10 @@ def _holds_npy(entry: Entry) -> bool:
 def _read_npz(source: Source) -> tuple[MemoryFile, int | None]:
     from atlas_kit.formats.npz import NpzFile
 
-    file = NpzFile.open(source)
+    return _of_npz(NpzFile.open(source), source)
+
+
+def _of_npz(file: NpzFile, source: Source) -> tuple[MemoryFile, int | None]:
     try:
         now = source.modified
         arrays = _NpzArrays(file)
