@@ -44,7 +44,7 @@ class Listed:
     name: str
     algorithm: str
     digest: str
-    others: tuple[str, ...] = ()
+    others: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass
@@ -146,7 +146,7 @@ def _lines(source: Source) -> list[bytes]:
 
 def _parse(line: bytes, algorithm: str | None) -> Listed | None:
     tagged = _TAGGED.fullmatch(line)
-    kind, others = algorithm, ()
+    kind, others = algorithm, tuple[str, ...]()
     if tagged is not None:
         escaped, tag, name, digest = tagged.groups()
         kind = _BY_TAG.get(tag.decode().upper().replace("-", ""))
@@ -228,5 +228,6 @@ def _which(listed: list[Listed], known: dict[str, str], result: ManifestCheck) -
         if one.algorithm in known:
             return f"the hashes are of {known[one.algorithm]}, which the lines do not say"
         if result.different:
-            return f"the lines do not say which hash they are, and {' and '.join((one.algorithm, *one.others))} were tried"
+            tried = " and ".join((one.algorithm, *one.others))
+            return f"the lines do not say which hash they are, and {tried} were tried"
     return ""
