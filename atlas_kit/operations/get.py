@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.errors import InvalidParamError, KeyNotFoundError, Remedy
+from atlas_kit.errors import InvalidParamError
 from atlas_kit.operations.inputs import Opened, open_given
+from atlas_kit.operations.names import not_found
 from atlas_kit.persistence.entry_keys import EPISODES
 from atlas_kit.storage.given import Given
 from atlas_kit.storage.keys import Keys
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 #: ``chunks`` is looked at this far to see whether a value is text.
 PEEK = 1 << 12
-#: With how many keys one that is not there is compared.
-_COMPARED = 5000
 
 
 @dataclass
@@ -184,29 +183,6 @@ _ESCAPES |= {0x2028: "\\u2028", 0x2029: "\\u2029"}
 def one_line(text: str) -> str:
     """Return a text with its line breaks and backslashes escaped, as Python and JSON write them."""
     return text.translate(_ESCAPES)
-
-
-def similar_keys(key: str, known: Iterable[str]) -> list[str]:
-    """Return up to three keys that may be meant by one that is not there: first those of other case, then like it."""
-    import difflib
-    import itertools
-
-    names = list(known)
-    if len(names) > _COMPARED:  # comparing takes microseconds for each
-        names = [
-            name for name in names if abs(len(name) - len(key)) <= 3 or name.casefold() == key.casefold()
-        ]
-    same = [name for name in itertools.islice(names, _COMPARED) if name.casefold() == key.casefold()]
-    close = difflib.get_close_matches(key, names[:_COMPARED], 3)
-    return list(dict.fromkeys([*same, *close]))[:3]
-
-
-def not_found(key: str, known: Iterable[str], path: str | None) -> KeyNotFoundError:
-    """Return the error for a key that is not there, with similar ones as the hint."""
-    close = similar_keys(key, known)
-    hint = f"Similar: {', '.join(close)}" if close else None
-    remedy = None if close else Remedy("list-entries")
-    return KeyNotFoundError("there is no entry with this key", path=path, key=key, hint=hint, remedy=remedy)
 
 
 def npy_bytes(value: Value, *, raw: bool = False) -> bytes:

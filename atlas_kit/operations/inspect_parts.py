@@ -74,7 +74,7 @@ def learned_memory(memory: MemoryFile) -> dict[str, Any] | None:
 def one_entry(memory: MemoryFile, key: str, path: str) -> OneEntry:
     """Return everything about one entry."""
     from atlas_kit.operations.entry_rows import EntryRow
-    from atlas_kit.operations.get import not_found
+    from atlas_kit.operations.names import not_found
 
     entry = memory.get(key)
     if entry is None:
@@ -144,8 +144,8 @@ def _numbers(model: GGUFFile, info: TensorInfo) -> Iterator[np.ndarray[Any, Any]
 def one_of_model(model: GGUFFile, key: str) -> OneEntry:
     """Return everything about one metadata field or tensor."""
     from atlas_kit.codecs.json_text import dumps, to_bytes
-    from atlas_kit.operations.get import not_found
     from atlas_kit.operations.gguf_values import field_to_json, tensor_to_json
+    from atlas_kit.operations.names import not_found
 
     row = model.metadata.get(key)
     if row is not None:
