@@ -100,6 +100,7 @@ def command(
         for number, (value, place) in enumerate(zip(values, places, strict=True)):
             if len(names) > 1 and place is None:
                 _headed(value.key, number)
+            _require_ending(value, place, npy)
             if npy:
                 if value.numbers is not None and not raw:
                     of = f"{value.key}: " if len(names) > 1 else ""
@@ -110,6 +111,20 @@ def command(
             else:
                 _to_terminal(value)
     return max(value.exit_code for value in values)
+
+
+def _require_ending(value: Any, place: str | None, npy: bool) -> None:
+    """See that a tensor's numbers, or its bytes alone, are not written under a name that promises something else."""
+    from atlas_kit.formats.endings import ending_of, require_ending
+
+    if npy:
+        require_ending(place, "npy")
+    elif value.array is not None and place is not None:
+        if ending_of(place) == ".npy":
+            raise click.UsageError(
+                f"{place} would be the tensor's bytes alone; --npy makes it an array of NumPy's"
+            )
+        require_ending(place, "bytes")
 
 
 def _json(values: list[Any]) -> int:

@@ -26,14 +26,6 @@ SUFFIXES: dict[str, Format] = {
     ".npz": "npz",
     ".json": "json",
 }
-#: What a file of each format is called in a sentence.
-NAMES: dict[Format, str] = {
-    "atlas": "a memory file",
-    "gguf": "a GGUF model",
-    "safetensors": "a safetensors file",
-    "npz": "an npz archive",
-    "json": "JSON",
-}
 
 
 def detect(given: Given) -> Format | None:

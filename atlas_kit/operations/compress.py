@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.formats.atlas import tables
+from atlas_kit.formats.endings import require_ending
 from atlas_kit.operations import secrecy
 from atlas_kit.operations.compressed import Compressed, CompressOptions, EntryRatio
 from atlas_kit.operations.convert import copy_header
@@ -39,6 +40,7 @@ def compress_file(
     options = options or CompressOptions()
     require_free(output, [given, *([] if options.check is None else [options.check])], options.force)
     with open_given(given, keys) as opened:
+        require_ending(output, "gguf" if opened.kind == "gguf" else "atlas")
         if opened.kind == "gguf":
             from atlas_kit.operations.quantize_model import quantize_model
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import AtlasError, InvalidParamError, KeyRequiredError, Remedy
 from atlas_kit.formats.detect import is_encrypted
+from atlas_kit.formats.endings import require_ending
 from atlas_kit.formats.opening import open_memory
 from atlas_kit.operations.inputs import require_kind
 from atlas_kit.operations.outputs import Output, output_name, require_free, write_memory_file
@@ -159,6 +160,7 @@ def _opened(path: StrPath, keys: Keys | None, output: Output | None, force: bool
     from atlas_kit.storage.keys import Keys
 
     require_free(output, [path], force)
+    require_ending(output, "atlas")
     with use_source(path) as source:
         require_kind(source, ["atlas"], "only .atlas memory files can be encrypted")
         try:

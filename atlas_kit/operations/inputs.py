@@ -18,7 +18,8 @@ from atlas_kit.errors import (
     NoSuchFileError,
     Remedy,
 )
-from atlas_kit.formats.detect import NAMES, detect
+from atlas_kit.formats.detect import detect
+from atlas_kit.formats.endings import KINDS, require_ending
 from atlas_kit.formats.foreign import foreign_error
 from atlas_kit.formats.opening import open_memory
 from atlas_kit.storage.given import Given, open_source, takes_source
@@ -129,7 +130,7 @@ def require_kind(source: Source, kinds: Sequence[str], only: str) -> str:
     if kind not in kinds:
         can = "atlas" in kinds and kind != "gguf"
         raise InvalidParamError(
-            f"{only}, and this is {NAMES[kind]}", path=source.name,
+            f"{only}, and this is {KINDS[kind][0]}", path=source.name,
             hint="Convert it to .atlas first." if can else None,
         )  # fmt: skip
     return kind
@@ -159,10 +160,13 @@ def is_new(path: StrPath, any_name: bool) -> bool:
     ------
     NoSuchFileError
         There is none, and it is not called so; files of similar names are the hint.
+    InvalidParamError
+        Its name promises another kind of file.
     """
     if os.path.lexists(path):
         return False
     if any_name or os.fsdecode(path).lower().endswith(".atlas"):
+        require_ending(path, "atlas")
         return True
     import difflib
 

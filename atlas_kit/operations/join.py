@@ -21,8 +21,9 @@ from atlas_kit.errors import (
     TruncatedError,
 )
 from atlas_kit.formats.detect import detect
+from atlas_kit.formats.endings import require_ending
 from atlas_kit.formats.gguf.tables import MAGIC
-from atlas_kit.operations.outputs import Output, is_path, output_file, output_name, require_free, scratch_path
+from atlas_kit.operations.outputs import Output, output_file, output_name, require_free, scratch_path
 from atlas_kit.storage.given import Given, Progress, name_of, open_source, same_file
 from atlas_kit.storage.part_names import Parts, part_name, parts_beside, parts_of
 from atlas_kit.storage.parts import JoinedSource
@@ -195,10 +196,8 @@ def _join_shards(
 ) -> Joined:
     from atlas_kit.formats.gguf.split import joined, write_whole
 
-    if is_path(output):
-        for shard in model.shards:
-            if same_file(output, shard.source):
-                raise InvalidParamError("the output is one of the shards", path=output)
+    require_ending(output, "gguf")
+    require_free(output, [shard.source for shard in model.shards], True)
     model.require_data()
     whole = joined(model)
     size = len(whole.header) + -len(whole.header) % whole.alignment + whole.data_size
@@ -225,9 +224,7 @@ def _join_parts(
         _require_all(parts)
         if len(names) == 1:
             names = parts.paths
-            for name in names:
-                if is_path(output) and same_file(output, name):
-                    raise InvalidParamError("the output is one of the parts", path=output)
+            require_free(output, names, True)
             sources = [_opened(name, stack) for name in names]
         else:
             by_name = dict(zip(names, sources, strict=True))
@@ -249,6 +246,7 @@ def _join_parts(
         if model.is_split:
             return _join_shards(model, names, output, dry_run, progress)
         result.tensors = len(model.tensor_infos)
+    require_ending(output, kind)
     if not dry_run:
         _copy(sources, whole.size, output, progress)
     return result

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, TypeGuard
 
 from atlas_kit.errors import FileAccessError, InvalidParamError, printable
+from atlas_kit.formats.endings import require_ending
 from atlas_kit.storage.atomic import atomic_write
 from atlas_kit.storage.given import Given, check_output
 from atlas_kit.storage.source import CHUNK, StrPath, access_error
@@ -45,17 +46,19 @@ def require_free(output: Output | None, inputs: Sequence[Given], force: bool) ->
 
 
 def check_place(
-    source: Given, output: Output | None, *, force: bool, backup: bool | int, dry_run: bool
+    source: Given, output: Output | None, kind: str, *, force: bool, backup: bool | int, dry_run: bool
 ) -> None:
-    """See that a file can be changed where somebody wants it: in place, or (``output``) in a new file.
+    """See that a file of this kind can be changed where somebody wants it: in place, or (``output``) in a new file.
 
     Raises
     ------
     InvalidParamError, FileAccessError
-        The new file is the old one, or exists already; or a backup is asked for, which only a change in place needs.
+        The new file is the old one, or exists already, or its name promises another kind; or a backup is asked for,
+        which only a change in place needs.
     """
     if output is not None and backup:
         raise InvalidParamError("a new file leaves the old one as it is: there is nothing to back up")
+    require_ending(output, kind)
     if not dry_run:
         require_free(output, [source], force)
 

@@ -79,8 +79,10 @@ def rename_names(
         A new name is taken or not allowed, or a pattern makes no sense; then nothing was renamed.
     """
     options, keys = options or RenameOptions(), Keys() if keys is None else keys
-    check_place(source, options.output, force=options.force, backup=options.backup, dry_run=options.dry_run)
     kind = require_kind(source, ["atlas", "gguf"], "names can be changed in .atlas and GGUF files")
+    check_place(
+        source, options.output, kind, force=options.force, backup=options.backup, dry_run=options.dry_run
+    )
     change = _changer(old, new, options.how)
     if kind == "gguf":
         secrecy.require_no_secret(keys, path=source.name)

@@ -67,7 +67,7 @@ def remove_keys(
     """
     kind = require_kind(source, ["atlas", "gguf"], "keys can be removed from .atlas and GGUF files")
     keys = Keys() if keys is None else keys
-    check_place(source, output, force=force, backup=backup, dry_run=dry_run)
+    check_place(source, output, kind, force=force, backup=backup, dry_run=dry_run)
     if kind == "gguf":
         secrecy.require_no_secret(keys, path=source.name)
         chosen = _from_model(source, wanted, glob, ignore_missing, dry_run, backup, output)

@@ -19,7 +19,8 @@ from atlas_kit.errors import (
     Remedy,
     WrongKeyError,
 )
-from atlas_kit.formats.detect import NAMES, Format, by_name, detect
+from atlas_kit.formats.detect import Format, by_name, detect
+from atlas_kit.formats.endings import KINDS
 from atlas_kit.formats.findings import Finding
 from atlas_kit.formats.foreign import recognise
 from atlas_kit.formats.imatrix import is_dat, read_dat
@@ -153,7 +154,7 @@ def _named_wrongly(source: Source, kind: Format | None) -> list[Finding]:
     if kind is None or named_as is None or named_as == kind:
         return []
     ending = os.path.splitext(source.name)[1]
-    message = f"the name ends in {ending}, and the file is {NAMES[kind]}"
+    message = f"the name ends in {ending}, and the file is {KINDS[kind][0]}"
     return [Finding("name-misleads", "warning", message, "Programs that go by names will not read it.", 0)]
 
 
