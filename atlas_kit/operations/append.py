@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import named
+from atlas_kit.codecs.text import as_text
 from atlas_kit.errors import InvalidParamError, Remedy
 from atlas_kit.formats.atlas.tables import DataType
 from atlas_kit.formats.opening import edit_memory
@@ -82,7 +83,13 @@ def append_value(
             if held is not None and not options.exact:
                 _require_no_json(bytes(held.data), path, key)
             payload = _line(b"" if held is None else bytes(held.data), value, options.exact)
-        usual = DataType.CONVERSATION if chat is not None else DataType.TEXT if _is_text(payload) else 0
+        usual = (
+            DataType.CONVERSATION
+            if chat is not None
+            else DataType.TEXT
+            if as_text(payload) is not None
+            else DataType.GENERIC
+        )
         memory.set(
             key, payload, type=int(usual) if held is None else int(held.type),
             flags=None if held is None else held.flags,
@@ -131,14 +138,6 @@ def _line(before: bytes, value: bytes, exact: bool) -> bytes:
     """Return a text with another one below it."""
     between = b"" if exact or not before or before.endswith(b"\n") else b"\n"
     return before + between + value
-
-
-def _is_text(data: bytes) -> bool:
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return b"\0" not in data
 
 
 __all__ = ["AppendOptions", "Appended", "append_value"]

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from atlas_kit.codecs.text import text_at_start
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.operations.inputs import Opened, open_given
 from atlas_kit.operations.names import not_found
@@ -86,7 +87,8 @@ def _of_memory(opened: Opened, key: str) -> Value:
     def info() -> dict[str, Any]:
         return {**entry_to_json(entry), **EntryRow.of(entry).to_json()}
 
-    is_text = entry.dtype_id == 0 and _looks_like_text(next(iter(entry.chunks()), b""))
+    start = bytes(next(iter(entry.chunks()), b"")[:PEEK])
+    is_text = entry.dtype_id == 0 and text_at_start(start, cut=len(start) < entry.size) is not None
     array = (lambda: entry.array(verify=True)) if entry.dtype_id else None
     numbers = (lambda: _entry_numbers(entry)) if entry.dtype in ("bfloat16", "q8_0") else None
     return Value(entry.key, entry.chunks, entry.size, is_text, info, array, numbers, entry.dtype or "")
@@ -124,17 +126,6 @@ def _as_text(opened: Opened, key: str, words: Words) -> Value:
         return {"key": key, "episodes": [one.to_json() for one in texts_of(arrays, words)]}
 
     return Value(key, chunks, None, True, info)
-
-
-def _looks_like_text(start: bytes) -> bool:
-    start = bytes(start[:PEEK])
-    if b"\0" in start:
-        return False
-    try:
-        start.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return error.start > 0 and len(start) == PEEK and error.start >= PEEK - 3
-    return True
 
 
 def _of_model(model: GGUFFile, key: str) -> Value:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import named
+from atlas_kit.codecs.text import as_text
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.operations.inputs import open_given
 from atlas_kit.operations.names import matches
@@ -116,13 +117,8 @@ def _lines(entry: Entry) -> Sequence[str]:
     """Return the lines of an entry, none of one that is no text."""
     if entry.dtype_id:
         return ()
-    data = bytes(entry.data)
-    if b"\0" in data[:4096]:
-        return ()
-    try:
-        return data.decode("utf-8").split("\n")
-    except UnicodeDecodeError:
-        return ()
+    text = as_text(bytes(entry.data))
+    return () if text is None else text.split("\n")
 
 
 def _of_model(model: GGUFFile, options: GrepOptions) -> Iterator[tuple[str, int, str]]:

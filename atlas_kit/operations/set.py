@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from atlas_kit.codecs.json_text import named
+from atlas_kit.codecs.text import as_text
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.formats.opening import edit_memory
 from atlas_kit.operations import secrecy
@@ -102,7 +103,7 @@ def _set_in_memory(
 
 
 def _type_number(name: str | None, old: Any, value: Any) -> int | None:
-    from atlas_kit.formats.atlas.tables import DATA_TYPE_BY_NAME
+    from atlas_kit.formats.atlas.tables import DATA_TYPE_BY_NAME, DataType
 
     if name is not None:
         if name in DATA_TYPE_BY_NAME:
@@ -115,11 +116,7 @@ def _type_number(name: str | None, old: Any, value: Any) -> int | None:
     if old is not None:
         return int(old.type)
     if isinstance(value, bytes):
-        try:
-            value.decode("utf-8")
-        except UnicodeDecodeError:
-            return 0
-        return 0 if b"\0" in value else 1
+        return int(DataType.GENERIC if as_text(value) is None else DataType.TEXT)
     return None
 
 
