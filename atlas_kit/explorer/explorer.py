@@ -95,6 +95,11 @@ class Explorer:
             self.contents.close()
         self.contents, self.problem, self._item = contents, contents.problem, None
 
+    @property
+    def passphrase(self) -> str | bytes | None:
+        """What has opened an encrypted file; None where nothing has."""
+        return getattr(self.contents, "passphrase", None)
+
     def _require_open(self) -> None:
         if self._closed:
             raise _closed_error(self.path)
@@ -361,7 +366,7 @@ class Explorer:
         """Open the file as it is now."""
         self._require_open()
         self._check = None
-        self._open(getattr(self.contents, "passphrase", None))
+        self._open(self.passphrase)
         return self._op_summary()
 
     def _op_backups(self) -> dict[str, Any]:
@@ -379,7 +384,7 @@ class Explorer:
         if not self._moves or name not in (os.path.basename(self._home), *self._backups()):
             raise InvalidParamError("this is not a backup that can be shown here", path=self.path)
         path = os.path.join(os.path.dirname(self._home), name)
-        self._take(open_contents(path, getattr(self.contents, "passphrase", None), tolerant=True))
+        self._take(open_contents(path, self.passphrase, tolerant=True))
         self.path, self._check = path, None
         return self._op_summary()
 
@@ -387,8 +392,7 @@ class Explorer:
         """Begin to check the file, in the background; the findings come with a later call."""
         if self._check is None and start:
             self._require_open()
-            secret = getattr(self.contents, "passphrase", None)
-            self._check = _Check(self.path, self.contents.source, secret)
+            self._check = _Check(self.path, self.contents.source, self.passphrase)
         if self._check is None:
             return {"state": "idle"}
         return self._check.to_json(self.contents)

@@ -89,7 +89,8 @@ def page(title: str, panels: Sequence[Panel], chosen: str = "") -> str:
 
     What would make it longer than ``MOST`` is left out, from its end, with a word in its place.
     """
-    shown, length = [], 0
+    shown: list[Panel] = []
+    length = 0
     for panel in panels:
         length += len(panel.body)
         body = panel.body if length <= MOST else '<p class="ak-dim">This is too much for a saved page.</p>'
@@ -143,7 +144,7 @@ def _cell(value: Any) -> str:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], total: int | None = None) -> str:
     """Return rows of numbers and texts as a table; of more than ``MOST_ROWS`` the first, and how many there are."""
-    shown = []
+    shown: list[str] = []
     rest = 0
     for row in rows:
         if len(shown) < MOST_ROWS:
@@ -317,7 +318,7 @@ def newest(models: Sequence[str]) -> Any:
 
     The Lab's extension asks for it before it saves a notebook (``jupyter/static/still.js``).
     """
-    from IPython.display import JSON
+    from IPython import display
     from ipywidgets.widgets import widget as known
 
     found: dict[str, dict[str, str]] = {}
@@ -329,7 +330,8 @@ def newest(models: Sequence[str]) -> Any:
                 found[model] = bundle()
             except Exception:  # what one widget cannot show must not keep a notebook from being saved
                 continue
-    return JSON(found)
+    as_json: Any = display.JSON
+    return as_json(found)
 
 
 #: What a program's notebook shows, by the id of its output: the widget, and what it said last.
@@ -338,19 +340,21 @@ _displayed: dict[str, tuple[weakref.ReferenceType[Any], str]] = {}
 
 def display_for_program(shown: Any) -> None:
     """Display a widget's static forms in a notebook that a program runs, and anew after each cell that changes it."""
-    from IPython.display import display
+    from IPython import display
 
+    show: Any = display.display
     shell: Any = sys.modules["IPython"].get_ipython()
     name = uuid4().hex
-    display(shown.static_bundle(), raw=True, display_id=name)
+    show(shown.static_bundle(), raw=True, display_id=name)
     _displayed[name] = weakref.ref(shown), shown.text()
     if _after_cell not in shell.events.callbacks["post_run_cell"]:
         shell.events.register("post_run_cell", _after_cell)
 
 
 def _after_cell(_result: object = None) -> None:
-    from IPython.display import update_display
+    from IPython import display
 
+    update: Any = display.update_display
     for name, (reference, before) in list(_displayed.items()):
         shown = reference()
         if shown is None:
@@ -359,4 +363,4 @@ def _after_cell(_result: object = None) -> None:
         now = shown.text()
         if now != before:
             _displayed[name] = reference, now
-            update_display(shown.static_bundle(), raw=True, display_id=name)
+            update(shown.static_bundle(), raw=True, display_id=name)
