@@ -47,6 +47,12 @@ DOWNLOAD = 1 << 25
 LABELS = 48
 #: Backups that are offered: the newest.
 BACKUPS = 8
+#: Findings of files that are whole, but that not every program, or none on this machine, can use as they are.
+WHOLE = frozenset({
+    "big-endian", "version-1", "version-unknown", "bad-version", "wrong-key", "shard-missing", "architecture-unknown",
+    "architecture-not-loadable", "pre-tokenizer-unknown", "tokenizer-unknown", "tensor-type-unknown",
+    "tensor-type-removed", "tensor-type-unusable", "alignment-unmappable", "tensor-name-long", "edit-interrupted",
+})  # fmt: skip
 Answer = tuple[dict[str, Any], list[bytes]]
 
 
@@ -442,7 +448,22 @@ class _Check:
             if row["offset"] is None and place is not None:
                 row["offset"] = contents.item(*place).start
             rows.append(row)
-        return {"state": "done", "ok": report.ok, "findings": rows}
+        return {"state": "done", "ok": report.ok, **_verdict(report), "findings": rows}
+
+
+def _verdict(report: FileReport) -> dict[str, str]:
+    """Say what the findings come to, in a word and in a sentence."""
+    errors = {finding.code for finding in report.findings if finding.severity == "error"}
+    if not report.findings:
+        return {"verdict": "sound", "sentence": "Nothing is wrong with this file."}
+    if report.ok:
+        return {"verdict": "sound", "sentence": "The file can be used as it is."}
+    if errors <= WHOLE:
+        return {
+            "verdict": "cannot be used as it is",
+            "sentence": "The file is not damaged, but it cannot be used here as it is.",
+        }
+    return {"verdict": "damaged", "sentence": "The file is damaged."}
 
 
 def open_contents(

@@ -148,6 +148,20 @@ def test_a_file_that_changes_is_shown_at_the_place_that_was_looked_at(lab_page: 
     expect(viewer.locator(".ax-notice")).to_be_empty()
 
 
+def test_a_link_is_opened_and_one_to_nothing_is_a_plain_sentence(
+    lab_page: Page, lab_server: Lab, tmp_path: Path
+):
+    shutil.copy(lab_server.root / "sample_data" / "gguf" / "tiny.gguf", tmp_path / "4f7a")
+    (lab_server.root / "cached.gguf").symlink_to(tmp_path / "4f7a")
+    open_path(lab_page, "cached.gguf")
+    viewer = lab_page.locator(VIEWER)
+    expect(viewer.get_by_role("heading", name="cached.gguf")).to_be_visible()
+    (tmp_path / "4f7a").unlink()
+    viewer.get_by_role("tab", name="Tensors").click()
+    expect(viewer).to_contain_text("This link leads to a file that is not there.")
+    expect(viewer).not_to_contain_text("did not answer")
+
+
 def test_files_have_icons_of_their_own(lab_page: Page, huge_model: Path):
     open_path(lab_page, huge_model.name)
     icon = "[data-icon='atlas-kit:gguf']"

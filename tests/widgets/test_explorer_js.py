@@ -219,6 +219,31 @@ def test_tables_are_sorted_and_filtered(stage: Stage):
     expect(page.get_by_text("Nothing matches the filter.")).to_be_visible()
 
 
+def test_a_head_sorts_wherever_it_is_clicked(stage: Stage):
+    page = show(stage, TINY)
+    open_tab(stage, "Tensors")
+    head = page.get_by_role("grid", name="Tensors").get_by_role("columnheader", name="Bytes")
+    box = head.bounding_box()
+    assert box is not None
+    for x, state in ((3, "ascending"), (box["width"] - 12, "descending"), (box["width"] / 2, "none")):
+        head.click(position={"x": x, "y": box["height"] / 2})
+        expect(head).to_have_attribute("aria-sort", state)
+    head.get_by_role("button").press("Enter")
+    expect(head).to_have_attribute("aria-sort", "ascending")
+    stage.settle()
+
+
+def test_what_takes_long_is_said_while_it_works(stage: Stage):
+    page = show(stage, TINY)
+    open_tab(stage, "Tensors")
+    stage.silent = True
+    rows_of(page, "Tensors").first.click()
+    expect(page.locator(".ax-detail-pane")).to_have_text("Reading …")
+    stage.wake()
+    expect(page.get_by_role("article", name="token_embd.weight")).to_be_visible()
+    stage.settle()
+
+
 def test_a_table_is_one_stop_with_an_active_row(stage: Stage):
     page = show(stage, TINY)
     open_tab(stage, "Metadata")

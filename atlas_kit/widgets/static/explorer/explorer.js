@@ -14,6 +14,9 @@ import { itemPane } from "./item.js";
 /** @type {Record<string, string>} */
 const SEVERITY = { error: "✖ error", warning: "▲ warning", note: "● note" };
 
+/** After so long it is said that something is being read. */
+const SLOW_MS = 250;
+
 /** Remedies of files that are damaged, for which a backup may be the better one. */
 const RESTORABLE = new Set(["recover", "recover-journal", "repair", "repair-if-damaged"]);
 
@@ -60,7 +63,9 @@ export function mount(node, { request, openNotebook, openBackup, onSelect }) {
       if (found.reply.changed && !gone) changed();
       return found;
     } catch (error) {
-      return { reply: { error: `The server did not answer: ${(error instanceof Error && error.message) || error}` }, buffers: [] };
+      const said = (error instanceof Error && error.message) || String(error);
+      const answered = error instanceof Error && "response" in error; // it did, and says why not
+      return { reply: { error: answered ? said : `The server did not answer: ${said}` }, buffers: [] };
     }
   }
   /** @type {import("./dom.js").Ask} */
@@ -125,7 +130,13 @@ export function mount(node, { request, openNotebook, openBackup, onSelect }) {
     parts.push(shell);
     fill(page, shell.root);
   }
-  ask({ op: "summary" }).then((summary) => show(summary));
+  const slow = setTimeout(() => {
+    if (!page.childElementCount) fill(page, el("p", { class: "ax-hint", role: "status", text: "Opening the file …" }));
+  }, SLOW_MS);
+  ask({ op: "summary" }).then((summary) => {
+    clearTimeout(slow);
+    show(summary);
+  });
   const end = () => {
     gone = true;
     unfollow();
@@ -313,7 +324,9 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reo
      * @param {import("./item.js").Place | null} at
      */
     const open = async (row, at = null) => {
+      const slow = setTimeout(() => fill(side, el("p", { class: "ax-hint", role: "status", text: "Reading …" })), SLOW_MS);
       const item = await ask({ op: "item", table: id, row });
+      clearTimeout(slow);
       if (shown) shown.destroy();
       if (item.error) {
         shown = null;
@@ -380,15 +393,9 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reo
       fill(findingsBody, alert_(findings));
       return;
     }
-    const verdict =
-      findings.findings.length === 0
-        ? "Nothing is wrong with this file."
-        : findings.ok
-          ? "The file can be used as it is."
-          : "The file is damaged.";
     fill(
       findingsBody,
-      el("p", { class: findings.ok ? "ax-good" : "ax-bad", text: `${findings.ok ? "✔" : "✖"} ${verdict}` }),
+      el("p", { class: findings.ok ? "ax-good" : "ax-bad", text: `${findings.ok ? "✔" : "✖"} ${findings.sentence}` }),
       backups(findings.findings),
       el("ul", {}, ...findings.findings.map(finding)),
     );
@@ -461,7 +468,7 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reo
     clearTimeout(timer);
     findings = await ask({ op: "validate" });
     drawFindings();
-    const verdict = findings.ok ? "✔ sound" : "✖ damaged";
+    const verdict = `${findings.ok ? "✔" : "✖"} ${findings.verdict}`;
     const said = /** @type {Record<string, string>} */ ({ running: "Checking …", done: verdict });
     state.textContent = said[findings.state] ?? "";
     check.disabled = findings.state === "running";

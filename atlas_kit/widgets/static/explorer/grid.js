@@ -81,10 +81,15 @@ export function grid({ ask, table, info, open, place = null }) {
   const heads = columns.map((column) =>
     el(
       "div",
-      { role: "columnheader", "aria-sort": "none", class: `ax-c-${column.kind}` },
+      {
+        role: "columnheader",
+        "aria-sort": "none",
+        class: `ax-c-${column.kind}`,
+        onclick: () => sortBy(column.name), // the whole cell, not its word alone: a click on the button comes here, too
+      },
       el(
         "button",
-        { type: "button", class: "ax-sort", onclick: () => sortBy(column.name) },
+        { type: "button", class: "ax-sort" },
         column.label,
         el("span", { class: "ax-arrow", "aria-hidden": "true" }),
       ),
@@ -140,7 +145,11 @@ export function grid({ ask, table, info, open, place = null }) {
     if (chunks.has(number) || pending.has(number)) return;
     pending.add(number);
     const now = version;
+    const slow = setTimeout(() => {
+      if (now === version) status.textContent = "Reading …";
+    }, 250);
     const reply = await ask({ op: "rows", table, start: number * CHUNK, count: CHUNK, ...order });
+    clearTimeout(slow);
     if (now !== version) return;
     pending.delete(number);
     if (reply.error) {

@@ -91,7 +91,12 @@ export function itemPane({ ask, request, table, row, item, bytes, place = null }
    * @returns {Promise<Reply | null>}
    */
   async function get(panel, message) {
+    const slow = setTimeout(() => {
+      status.textContent = "Reading …";
+    }, 250);
     const reply = await ask(message.op === "rows" ? message : { ...where, ...message });
+    clearTimeout(slow);
+    if (status.textContent === "Reading …") status.textContent = "";
     if (!reply.error) return reply;
     panel.append(
       el("p", { class: "ax-alert", role: "alert", text: `${reply.error}${reply.hint ? `. ${reply.hint}` : ""}` }),
