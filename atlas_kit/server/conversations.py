@@ -41,6 +41,7 @@ from atlas_kit.server.keys import SHARED, Key
 from atlas_kit.server.prefixes import LEAST_SHARED, MOST_BYTES, Prefixes, Reader
 from atlas_kit.server.session_names import SessionNames
 from atlas_kit.server.traces import Traces
+from atlas_kit.storage.pace import copied
 
 if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine
@@ -639,7 +640,7 @@ class Conversations:
 
     async def _copied(self, state: SessionState, memory: TokenMemory) -> SessionState:
         """Return a state with arrays of its own, so that the memory at rest, whose they were, may write into them."""
-        copy = await asyncio.to_thread(state.memory.map, lambda array: array.copy())
+        copy = await asyncio.to_thread(state.memory.map, copied)
         memory.release(state.memory)
         return dataclasses.replace(state, memory=copy)
 
