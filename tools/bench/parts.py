@@ -58,7 +58,7 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "decode": [(LlamaEngine, "_decode")],
     "read: logits summarized": [(module, "summarize") for module in READINGS],
     "read: memory's answer": [(Memory, "read_each"), (WhitenedMemory, "read_each")],
-    "read: candidates": [(TokenMemory, "candidates_of"), (whitened_reading, "likely")],
+    "read: candidates": [(TokenMemory, "candidates_of"), (whitened_reading, "likely_and_beside")],
     "read: their rows": [(OutputRows, "times"), (OutputRows, "gathered")],
     "read: their move": [(whitened_reading, "moved")],
     "read: window": [(module, "look_up") for module in READINGS],
