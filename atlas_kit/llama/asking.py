@@ -6,6 +6,7 @@ nothing of that is learned or stored. Question and answer then enter the convers
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -18,7 +19,7 @@ from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama import arguments
 from atlas_kit.llama.asking_prompts import Form, form_of, template_of
 from atlas_kit.llama.branching import Branch
-from atlas_kit.llama.inside import unlearned
+from atlas_kit.llama.inside import unblended, unlearned
 from atlas_kit.llama.recalling import (
     LONGEST_QUESTION,
     Piece,
@@ -177,11 +178,11 @@ def asking(
                 said = yield from talk.answering(list(fresh.behind))
             elif not keep:
                 branch.remember()
-                said = yield from talk.answering(talk.plain)
+                said = yield from talk.answering(talk.plain, alone=recalled.unrelated)
         finally:
             branch.close()
     if said is None:
-        said = yield from talk.answering(talk.plain)
+        said = yield from talk.answering(talk.plain, alone=recalled.unrelated)
         answered: list[int] = []
     else:
         answered = [token.id for token in said[1] if token.id >= 0]
@@ -242,9 +243,13 @@ class _Talk:
         #: What is read where nothing is read again.
         self.plain = [*form.before, *form.plain, *asked, *form.behind]
 
-    def answering(self, tokens: list[int]) -> Generator[Step | Token, Any, tuple[Finish, list[Token], float]]:
+    def answering(
+        self, tokens: list[int], *, alone: bool = False
+    ) -> Generator[Step | Token, Any, tuple[Finish, list[Token], float]]:
         """Read tokens and say what follows; return why it ended, what was said, and when the first token came.
 
+        ``alone``: the memory has no say in it. Where the episodes know nothing of a question, what was learned of the
+        same texts makes it worse: 3 of 50 general questions, of SmolLM2-135M.
         The memory does not learn what is said: a model that learns its own answers begins the next one like them.
         SmolLM2-135M said 3 of 20 capitals, painters and the like in one conversation so, and 13 without.
         """
@@ -255,7 +260,7 @@ class _Talk:
         outputs = None
         try:
             yield from session.reading(tokens, score=False)
-            with unlearned(session):
+            with unlearned(session), unblended(session) if alone else contextlib.nullcontext():
                 while True:
                     item = work.send(outputs)
                     if isinstance(item, Token):

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from atlas_kit.episodes import Episodes, Kind
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.llama import AtlasSession, AtlasSettings, FakeEngine, Sampling, Scheduler
+from atlas_kit.llama import AtlasSession, AtlasSettings, FakeEngine, Sampling, Scheduler, choosing
+from atlas_kit.llama import session as sessions
 from atlas_kit.llama.asking import asking, follows_up, states
 from atlas_kit.llama.asking_prompts import Form
 from atlas_kit.llama.branching import Branch
@@ -236,6 +237,22 @@ def test_the_gate(session):
     assert left.recalled.candidates == taken.recalled.candidates
     assert "nothing that was found helps enough" in left.recalled.reason
     assert ask(mode="off").recalled.candidates == ()
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize(("mode", "blended"), [("auto", 0), ("off", 4)])
+def test_what_has_nothing_to_do_with_the_memory_the_model_answers_alone(
+    session, monkeypatch, mode, blended, keep
+):
+    asked = []
+    monkeypatch.setattr(
+        sessions, "choose_blended", lambda *given: asked.append(1) or choosing.choose_blended(*given)
+    )
+    answer = session.ask("Who built the bridge?", recall=Recall(mode, gate=99.0), keep=keep, max_tokens=4)
+    assert answer.pieces == ()
+    assert answer.recalled.unrelated is (mode == "auto")
+    assert len(asked) == blended
+    assert session.blends
 
 
 @pytest.mark.parametrize("mode", ["always", "off"])
@@ -543,7 +560,7 @@ def test_what_the_model_said_itself_counts_less(engine, monkeypatch):
     for said, gain in (("It is Tom.", 0.9), ("It is Jerry.", 0.7)):
         with AtlasSession(engine, SETTINGS) as session:
             session.remember(Kind.ASSISTANT, said)
-            alone = session.ask("What is my cat called?", recall=Recall(), keep=False, max_tokens=2)
+            alone = session.ask("What is my cat called?", recall=Recall(gate=0.3), keep=False, max_tokens=2)
             assert alone.recalled.gain == pytest.approx(gain)
             assert bool(alone.pieces) is (gain > 0.8)
     with AtlasSession(engine, SETTINGS) as session:
