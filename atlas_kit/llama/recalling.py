@@ -30,7 +30,7 @@ from atlas_kit.settings.atlas_settings import RECALLS, AtlasSettings
 
 if TYPE_CHECKING:
     from atlas_kit.llama.asking_prompts import Form
-    from atlas_kit.llama.branching import Branch, Place
+    from atlas_kit.llama.branching import Branch
     from atlas_kit.llama.engine import Engine
 
 #: Segments that each search gives, of which the best together are read.
@@ -363,7 +363,6 @@ def recalling(
     branch.back(begun)
     yield from branch.read([*last, *form.lead])
     led = branch.place()
-    best: tuple[float, Piece, Place] | None = None
     read: list[Piece] = []
     for number, piece in enumerate(found):
         branch.back(led)
@@ -372,10 +371,7 @@ def recalling(
         gain = (likelihood - plain) / len(judged)
         piece = dataclasses.replace(piece, gain=gain)
         read.append(piece)
-        over = number + 1 == len(found) or _sure(gain, found, number, recall)
-        if best is None or _worth(piece) > best[0]:
-            best = _worth(piece), piece, branch.place(leaves=not over)
-        if over:
+        if _sure(gain, found, number, recall):
             break
     ordered = newest_first(sorted(read, key=lambda piece: -_worth(piece)), recall)
     if recall.mode == "auto" and not (_taken(ordered[0], recall) and _stands_out(read, recall)):
@@ -385,22 +381,25 @@ def recalling(
     likely = [piece for piece in ordered if not piece.held]
     taken = [piece for piece in likely[: recall.segments] if _taken(piece, recall)] or likely[:1]
     shown = [_grown(episodes, piece, recall) for piece in taken]
-    found_gain = ordered[0].gain
-    if behind is None and best is not None and shown == [best[1]]:
-        branch.back(best[2])
-        return Recalled(tuple(shown), tuple(ordered), found_gain, HELPS)
+    shown.sort(key=lambda piece: piece.start)
     if behind is None:
-        branch.back(led)
+        branch.back(begun)
     else:
         branch.back(start)
         form, asked = behind
-        yield from branch.read([*form.before, *form.lead])
-    shown.sort(key=lambda piece: piece.start)
+        last = form.before
+    yield from branch.read([*last, *branch.written(*_told(form, shown, asked))])
+    return Recalled(tuple(shown), tuple(ordered), ordered[0].gain, HELPS)
+
+
+def _told(form: Form, shown: Sequence[Piece], asked: Sequence[int]) -> Iterator[str | Sequence[int]]:
+    """Give what is read for an answer: pieces, without the space around them, and the question."""
+    yield form.lead
     for number, piece in enumerate(shown):
-        inside = branch.plain(episodes.tokens(piece.start, piece.stop))
-        yield from branch.read([*(form.parts if number else ()), *inside])
-    yield from branch.read([*form.middle, *asked])
-    return Recalled(tuple(shown), tuple(ordered), found_gain, HELPS)
+        yield form.parts if number else ()
+        yield piece.text.strip()
+    yield form.middle
+    yield asked
 
 
 def _outdates(there: Piece, first: Piece, recall: Recall) -> bool:

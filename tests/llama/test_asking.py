@@ -460,7 +460,7 @@ def test_a_follow_up_is_answered_behind_the_question_before(session, monkeypatch
     before = [("Who built the bridge?", "Anna Rask.")]
     answer = session.ask("And when?", recall=ALWAYS, keep=False, max_tokens=2, before=before)
     text = bytes(token for token in read if token < 256).decode("utf-8", "replace")
-    end = f"Question: Who built the bridge?\nAnswer: Anna Rask.\n\n{answer.pieces[0].text}"
+    end = f"Question: Who built the bridge?\nAnswer: Anna Rask.\n\n{answer.pieces[0].text.strip()}"
     assert end in text
     assert "Question: Who built the bridge? Anna Rask. And when?" in text  # as it was judged
 
@@ -617,6 +617,24 @@ def test_a_control_token_in_a_file_is_not_read_again(engine, monkeypatch):
     assert "bridge was built" in answer.pieces[0].text
     assert b"bridge was built" in bytes(token for token in read if token < 256)
     assert 256 not in read
+
+
+def test_what_is_read_again_and_the_question_are_one_text(engine, monkeypatch):
+    """A token may reach from one into the other, as it would in a text."""
+    read = []
+    monkeypatch.setattr(Branch, "read", lambda branch, tokens: read.append(list(tokens)) or iter(()))
+    monkeypatch.setattr(
+        Branch, "likelihood", lambda branch, tokens, asked: _likelihood(tokens, asked, 0.7)
+    )
+    tokenize = engine.tokenize
+    monkeypatch.setattr(
+        engine, "tokenize",
+        lambda text, **options: tokenize(text.replace(": What", ":\0What").replace("\n", " "), **options),
+    )  # fmt: skip
+    with AtlasSession(engine, SETTINGS) as session:
+        session.remember(Kind.USER, "  My cat is Jerry.  ")
+        session.ask("What is my cat called?", recall=ALWAYS, keep=False, max_tokens=2)
+    assert any(bytes(tokens).endswith(b"My cat is Jerry.  Question:\0What is my cat called?") for tokens in read)
 
 
 def test_questions_share_what_they_begin_with():
