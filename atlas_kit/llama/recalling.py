@@ -388,11 +388,11 @@ def recalling(
         branch.back(start)
         form, asked = behind
         last = form.before
-    yield from branch.read([*last, *branch.written(*_told(form, shown, asked))])
+    yield from branch.read([*last, *branch.written(*told(form, shown, asked))])
     return Recalled(tuple(shown), tuple(ordered), ordered[0].gain, HELPS)
 
 
-def _told(form: Form, shown: Sequence[Piece], asked: Sequence[int]) -> Iterator[str | Sequence[int]]:
+def told(form: Form, shown: Sequence[Piece], asked: Sequence[int]) -> Iterator[str | Sequence[int]]:
     """Give what is read for an answer: pieces, without the space around them, and the question."""
     yield form.lead
     for number, piece in enumerate(shown):
@@ -400,6 +400,12 @@ def _told(form: Form, shown: Sequence[Piece], asked: Sequence[int]) -> Iterator[
         yield piece.text.strip()
     yield form.middle
     yield asked
+
+
+def again(form: Form, shown: Sequence[Piece], asked: Sequence[int]) -> Iterator[str | Sequence[int]]:
+    """Give what is read for another answer: the question, and what was read for the first one."""
+    yield from ("Question: ", asked, "\n\n")
+    yield from told(form, shown, asked)
 
 
 def _outdates(there: Piece, first: Piece, recall: Recall) -> bool:
