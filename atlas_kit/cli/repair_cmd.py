@@ -11,6 +11,7 @@ from atlas_kit.cli._options import (
     FILE,
     command_,
     decrypt_option,
+    dry_run_option,
     force_option,
     given,
     json_option,
@@ -38,13 +39,13 @@ _STATES = {"intact": "good", "damaged": "warn", "missing": "bad", "dropped": "ba
 Rescue what is intact in a damaged file, into a new file.
 
 From a memory file of any version that is cut off, has flipped bits, wrong counts, no header or no index,
-every entry whose bytes are undamaged is saved; remains that nobody understands go to `lost+found/` entries.
+every entry whose bytes are undamaged is saved; what cannot be identified goes to `lost+found/` entries.
 In a GGUF model, counts, offsets, padding, alignment and duplicate keys are mended, and a missing tail is
-reported tensor by tensor. FILE itself is never touched. --dry-run says what would be done. What is rescued is
-encrypted if FILE is, or if a passphrase or key is given.
+reported tensor by tensor. FILE itself is never touched. What is rescued is encrypted if FILE is, or if a
+passphrase or key is given.
 
 The exit code is 0 when nothing is wrong (no file is written then), 1 when something was mended or lost,
-and 2 when a repair cannot help.
+and 2 when FILE cannot be repaired.
 
 Examples:
   atlas-tool repair broken.atlas --dry-run
@@ -54,11 +55,15 @@ Examples:
 )
 @click.argument("file", type=FILE)
 @output_option("Where the rescued file goes; - is standard output.")
-@click.option("-n", "--dry-run", is_flag=True, help="Write nothing, and say what would be done.")
+@dry_run_option
 @click.option(
     "--to", type=click.Choice(["atlas-v1", "atlas-v2", "atlas-v3"]), help="Version of the rescued file."
 )
-@click.option("--drop-damaged", is_flag=True, help="Leave damaged tensors of a model out, instead of zeros.")
+@click.option(
+    "--drop-damaged",
+    is_flag=True,
+    help="Leave damaged tensors of a model out, instead of zeros.",
+)
 @force_option
 @decrypt_option
 @quiet_option

@@ -5,7 +5,8 @@ milliseconds before it sleeps. As soon as other processes keep the processors bu
 no processor, because those that wait have it, and generating comes to a tenth of its speed. Sleeping at once
 (``OMP_WAIT_POLICY=passive``) is no way out: where waking is dear, as on virtual machines, a small model then runs at a
 tenth of its speed on a quiet machine. Spinning about as long as sleeping and waking would take keeps the speed on a
-quiet machine and half of it on a busy one (``tools/bench/runtime.py``, group ``neighbours``).
+quiet machine and half of it on a busy one (``tools/bench/runtime.py``, group ``neighbours``). Where two of them have
+come to share one processor, every barrier takes as long as one of them spins: the shorter, the less that costs.
 
 Builds without OpenMP have barriers at which threads spin without end, whatever the thread pool's ``poll`` is, and come
 to a tenth of their speed; nothing helps them from outside, so the user is told.
@@ -24,9 +25,10 @@ from collections.abc import Iterator
 
 #: What a user may have set himself; then nothing is changed.
 VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-#: Looks at a barrier before a thread sleeps: 0.1 to 0.5 ms. libgomp's own number is 300,000.
-#: From 1,000 to 20,000 the measured speeds hardly differ, quiet or busy; below, waking costs a small model a third.
-SPINS = 10_000
+#: Looks at a barrier before a thread sleeps: 0.05 to 0.1 ms. libgomp's own number is 300,000.
+#: From 1,000 to 20,000 the measured speeds hardly differ, quiet or busy; below, waking costs a small model a third. But
+#: a token for which two threads share one processor took SmolLM2 190 ms with 10,000, and 50 ms with 2,000.
+SPINS = 2_000
 LIBRARY = "libgomp.so.1"
 LATE = (
     "another package had loaded OpenMP before llama.cpp, so its threads wait spinning, which is slow beside busy "

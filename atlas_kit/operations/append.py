@@ -10,6 +10,7 @@ from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError, Remedy
 from atlas_kit.formats.atlas.tables import DataType
 from atlas_kit.formats.detect import detect
+from atlas_kit.formats.endings import require_ending
 from atlas_kit.formats.opening import edit_memory
 from atlas_kit.operations import chats
 from atlas_kit.operations.inputs import unknown_format
@@ -70,7 +71,9 @@ def append_value(
     new = not os.path.lexists(path)
     if new and not options.new and not os.fsdecode(path).lower().endswith(".atlas"):
         raise no_such_file(path)
-    if not new:
+    if new:
+        require_ending(path, "atlas")
+    else:
         with use_source(path) as source:
             kind = detect(source)
             if kind is None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.formats.atlas import tables
+from atlas_kit.formats.endings import require_ending
 from atlas_kit.operations import secrecy
 from atlas_kit.operations.compressed import Compressed, CompressOptions, EntryRatio
 from atlas_kit.operations.convert import copy_header
@@ -41,6 +42,7 @@ def compress_file(
     if isinstance(output, (str, os.PathLike)):
         check_output(output, [given, *([] if options.check is None else [options.check])], options.force)
     with open_given(given, keys) as opened:
+        require_ending(output, "gguf" if opened.kind == "gguf" else "atlas")
         if opened.kind == "gguf":
             from atlas_kit.operations.quantize_model import quantize_model
 

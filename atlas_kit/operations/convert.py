@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError, Remedy
 from atlas_kit.formats.detect import detect
+from atlas_kit.formats.endings import require_ending
 from atlas_kit.operations import secrecy
 from atlas_kit.operations.inputs import Opened, open_given
 from atlas_kit.operations.outputs import Output, is_path, output_file, scratch_path, write_memory_file
@@ -172,6 +173,7 @@ def _convert(
             "only a GGUF model can be converted to GGUF", path=source.name,
             hint="Memory files convert to .atlas, JSON, safetensors and npz.",
         )  # fmt: skip
+    require_ending(output, _kind_of(target))
     with open_given(source, keys) as opened:
         target = _secret_target(opened, str(target), options, keys)
         if not str(target).startswith("atlas") and (options.codec or options.level is not None):
@@ -202,6 +204,11 @@ def _secret_target(opened: Opened, target: str, options: ConvertOptions, keys: K
         return target
     wanted = int(target[-1]) if target != "atlas" else None
     return f"atlas-v{secrecy.output_version(wanted, opened.recorded or 2, **how)}"
+
+
+def _kind_of(target: str | None) -> str:
+    """Return the kind of file that a target is."""
+    return "gguf" if target == "atlas-gguf" else "atlas" if str(target).startswith("atlas") else str(target)
 
 
 def _name(output: Output) -> str:
@@ -306,6 +313,7 @@ def _convert_model(
             "a stock GGUF file has no settings of a memory",
             remedy=Remedy("choose-format", formats="atlas-gguf"),
         )
+    require_ending(output, "gguf")
     secrecy.require_no_secret(options.new_keys, keys if options.memory is None else None, path=source.name)
     if source.path is None:
         raise InvalidParamError("a model is converted from a file, not from standard input")
@@ -346,6 +354,7 @@ def _convert_tensors(
             "only a GGUF file has a byte order, and only one with the settings of a memory is ATLAS-native",
             remedy=Remedy("choose-format", formats="gguf"),
         )
+    require_ending(output, _kind_of(target))
     with GGUFFile.open(source) as model:
         named = "atlas-gguf" if "atlas.version" in model.metadata else "gguf"
         result = Converted(source.name, named, _name(output), str(target), model.size, 0, None)

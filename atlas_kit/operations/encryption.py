@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError, KeyRequiredError, Remedy
 from atlas_kit.formats.detect import detect
+from atlas_kit.formats.endings import require_ending
 from atlas_kit.formats.opening import open_memory
 from atlas_kit.operations.inputs import unknown_format
 from atlas_kit.operations.outputs import Output, write_memory_file
@@ -160,6 +161,7 @@ def _opened(path: StrPath, keys: Keys | None, output: Output | None, force: bool
 
     if isinstance(output, (str, os.PathLike)):
         check_output(output, [path], force)
+        require_ending(output, "atlas")
     with use_source(path) as source:
         _require_memory_file(source)
         try:

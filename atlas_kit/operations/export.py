@@ -12,6 +12,7 @@ from atlas_kit.codecs.json_text import dumps, named
 from atlas_kit.codecs.quantities import utc
 from atlas_kit.errors import InvalidParamError, Remedy, printable
 from atlas_kit.formats.atlas.tables import DataType, data_type_name
+from atlas_kit.formats.endings import require_ending
 from atlas_kit.operations import chats, secrecy
 from atlas_kit.operations.inputs import open_given
 from atlas_kit.operations.ls import matches
@@ -179,6 +180,7 @@ def export_chats(
         elif histories:
             if is_file:
                 check_output(name, [given], force)
+                require_ending(name, how)
                 result.files = [name]
             with output_file(output) as file:
                 _write(histories, file, how)

@@ -17,6 +17,7 @@ from atlas_kit.codecs.json_text import loads, name_from, named
 from atlas_kit.errors import AtlasError, InvalidParamError, Remedy
 from atlas_kit.formats.atlas.tables import DATA_TYPE_BY_NAME, U32, U64, DataType
 from atlas_kit.formats.detect import detect
+from atlas_kit.formats.endings import require_ending
 from atlas_kit.formats.opening import edit_memory
 from atlas_kit.operations import chats
 from atlas_kit.operations.inputs import unknown_format
@@ -122,7 +123,9 @@ def import_chats(
     new = not os.path.lexists(path)
     if new and not options.new and not os.fsdecode(path).lower().endswith(".atlas"):
         raise no_such_file(path)
-    if not new:
+    if new:
+        require_ending(path, "atlas")
+    else:
         _require_memory_file(path)
     result = Imported(os.fsdecode(path), created_file=new, dry_run=options.dry_run)
     if options.dry_run:

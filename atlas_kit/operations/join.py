@@ -21,6 +21,7 @@ from atlas_kit.errors import (
     TruncatedError,
 )
 from atlas_kit.formats.detect import detect
+from atlas_kit.formats.endings import require_ending
 from atlas_kit.formats.gguf.tables import MAGIC
 from atlas_kit.operations.outputs import Output, output_file, scratch_path
 from atlas_kit.storage.given import Given, Progress, check_output, name_of, open_source, same_file
@@ -199,6 +200,7 @@ def _join_shards(
 ) -> Joined:
     from atlas_kit.formats.gguf.split import joined, write_whole
 
+    require_ending(output, "gguf")
     if isinstance(output, (str, os.PathLike)):
         for shard in model.shards:
             if same_file(output, shard.source):
@@ -253,6 +255,7 @@ def _join_parts(
         if model.is_split:
             return _join_shards(model, names, output, dry_run, progress)
         result.tensors = len(model.tensor_infos)
+    require_ending(output, kind)
     if not dry_run:
         _copy(sources, whole.size, output, progress)
     return result

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError
+from atlas_kit.formats.endings import require_ending
 from atlas_kit.operations import secrecy
 from atlas_kit.operations.episodes import is_of_episodes
 from atlas_kit.operations.inputs import Opened, open_given
@@ -90,6 +91,7 @@ def merge_files(
         raise InvalidParamError(f'there is no rule "{prefer}"', hint=f"Use {', '.join(RULES)}.")
     if isinstance(output, (str, os.PathLike)):
         check_output(output, list(inputs), force)
+        require_ending(output, "atlas")
     keys = Keys() if keys is None else keys
     opened: list[Opened] = []
     try:

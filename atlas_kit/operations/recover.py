@@ -21,6 +21,8 @@ from atlas_kit.errors import (
     KeyRequiredError,
     Remedy,
 )
+from atlas_kit.formats.detect import detect
+from atlas_kit.formats.endings import require_ending
 from atlas_kit.persistence.backups import Backup, Backups, is_interrupted_edit, keep_aside, list_backups
 from atlas_kit.storage.atomic import atomic_write, lock
 from atlas_kit.storage.given import check_output, open_source, same_file
@@ -94,6 +96,7 @@ def restore_backup(
     target = os.fsdecode(path if output is None else output)
     if output is not None:
         check_output(output, [chosen.path], force)
+        require_ending(output, detect(chosen.path) or "atlas")
     elif same_file(path, chosen.path):
         raise InvalidParamError("the backup is the file itself", path=target)
     with lock(target), open_source(chosen.path) as source:

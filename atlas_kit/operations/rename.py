@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError, KeyNotFoundError, Remedy
 from atlas_kit.formats.detect import detect
+from atlas_kit.formats.endings import require_ending
 from atlas_kit.formats.opening import edit_memory, open_memory
 from atlas_kit.operations import secrecy
 from atlas_kit.operations.get import not_found
@@ -86,6 +87,7 @@ def rename_names(
         raise InvalidParamError(
             f"names can be changed in .atlas and GGUF files, and this is {kind}", path=source.path
         )
+    require_ending(options.output, kind)
     change = _changer(old, new, options.how)
     if kind == "gguf":
         secrecy.require_no_secret(keys, path=source.name)

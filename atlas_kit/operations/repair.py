@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import FileAccessError, FileCorruptError, InvalidParamError, KeyRequiredError, Remedy
 from atlas_kit.formats.detect import detect
+from atlas_kit.formats.endings import require_ending
 from atlas_kit.formats.foreign import recognise
 from atlas_kit.formats.gguf.lost_file import lost_name, write_lost
 from atlas_kit.operations import secrecy
@@ -178,6 +179,7 @@ def _repaired(
         raise InvalidParamError("a repaired model goes to a file: what was lost is written beside it")
     if place is not None and not options.force and not options.dry_run:
         _require_no_lost_file(place)
+    require_ending(output, "gguf" if kind == "gguf" else "atlas")
     name = None if output is None else os.fsdecode(output) if isinstance(output, (str, os.PathLike)) else "-"
     result = Repaired(source.name, name, options.dry_run, output is not None and place is None)
     repair = _mend if kind == "gguf" else _rescue

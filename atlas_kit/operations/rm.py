@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.formats.detect import detect
+from atlas_kit.formats.endings import require_ending
 from atlas_kit.formats.opening import edit_memory, open_memory
 from atlas_kit.operations import secrecy
 from atlas_kit.operations.episodes import is_of_episodes
@@ -69,6 +70,8 @@ def remove_keys(
         raise InvalidParamError("a new file leaves the old one as it is: there is nothing to back up")
     if isinstance(output, (str, os.PathLike)) and not dry_run:
         check_output(output, [source], force)
+    if kind in ("gguf", "atlas"):
+        require_ending(output, kind)
     if kind == "gguf":
         secrecy.require_no_secret(keys, path=source.name)
         return _from_model(source, wanted, glob, ignore_missing, dry_run, backup, output)

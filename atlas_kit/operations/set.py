@@ -14,6 +14,7 @@ from typing import Any
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError, NoSuchFileError, Remedy
 from atlas_kit.formats.detect import detect
+from atlas_kit.formats.endings import require_ending
 from atlas_kit.formats.opening import edit_memory
 from atlas_kit.operations import secrecy
 from atlas_kit.operations.inputs import require_metadata, unknown_format
@@ -78,6 +79,7 @@ def set_value(path: StrPath, key: str, value: bytes, options: SetOptions, keys: 
     if not os.path.lexists(path):
         if not options.new and not os.fsdecode(path).lower().endswith(".atlas"):
             raise no_such_file(path)
+        require_ending(path, "atlas")
         return _set_in_memory(path, key, value, options, keys, new=True)
     with use_source(path) as source:
         kind = detect(source)

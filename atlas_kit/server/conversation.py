@@ -65,6 +65,8 @@ class Conversation:
         What was recalled for its last answer, by who may see it (``keys.looked_at``); no file has it.
     begun
         It began with what another one read: what it knows has not been kept in its episodes yet.
+    unread, asking
+        A request has begun it, and nothing was read for that yet; and how many requests are about to use it or do.
     """
 
     key: Key
@@ -92,6 +94,8 @@ class Conversation:
     measured: int = 0
     told: dict[Key, dict[str, Any]] = field(default_factory=dict)
     begun: bool = False
+    unread: bool = False
+    asking: int = 0
     closed: bool = False
     lock: Turns = field(default_factory=Turns)
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -156,7 +160,7 @@ class Conversation:
         self.branches.append(text)
         # without a memory, nothing is known but what the context holds
         del self.branches[: -1 if self.settings is None else -MOST_BRANCHES]
-        self.history = text
+        self.history, self.unread = text, False
         self.version += 1
 
     def forget_texts(self) -> None:

@@ -41,6 +41,7 @@ from atlas_kit.server.keys import SHARED, Key
 from atlas_kit.server.prefixes import LEAST_SHARED, MOST_BYTES, Prefixes, Reader
 from atlas_kit.server.session_names import SessionNames
 from atlas_kit.server.traces import Traces
+from atlas_kit.storage.pace import copied
 
 if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine
@@ -160,7 +161,19 @@ class Conversations:
         if found is None:
             self.names.begin(key)
             found = self.named[key] = self.new(key, settings)
+            found.unread = True
         return found
+
+    @contextlib.asynccontextmanager
+    async def asking(self, conversation: Conversation) -> AsyncIterator[None]:
+        """Be about to use a conversation: a session that is begun for this goes again where nothing comes of it."""
+        conversation.asking += 1
+        try:
+            yield
+        finally:
+            conversation.asking -= 1
+            if conversation.unread and not conversation.asking and not conversation.closed:
+                await finished(self.delete(conversation))
 
     @property
     def temporary_ones(self) -> tuple[Conversation, ...]:
@@ -627,7 +640,7 @@ class Conversations:
 
     async def _copied(self, state: SessionState, memory: TokenMemory) -> SessionState:
         """Return a state with arrays of its own, so that the memory at rest, whose they were, may write into them."""
-        copy = await asyncio.to_thread(state.memory.map, lambda array: array.copy())
+        copy = await asyncio.to_thread(state.memory.map, copied)
         memory.release(state.memory)
         return dataclasses.replace(state, memory=copy)
 

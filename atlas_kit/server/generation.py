@@ -350,19 +350,8 @@ class Generating:
         try:
             with self._metrics.request(self._asked, self.outcome) as watch:
                 conversation = self._conversation = self._choose()
-                if not conversation.taken:
-                    self._told = conversation
-                    conversation.begins(self._asked.tokens)
-                if self._before is not None:
-                    await self._before(conversation)
-                await self._conversations.follow(conversation, self._asked.tokens)
-                if self._shares(conversation):
-                    self._reader = await self._conversations.share(conversation, self._asked.tokens)
-                async with self._conversations.lease(conversation, self._asked.task) as slot:
-                    self.outcome.seconds_waiting = time.monotonic() - began
-                    watch.begins(slot.session)
-                    self._watch = watch
-                    await self._answer(slot, conversation)
+                async with self._conversations.asking(conversation):
+                    await self._take_turn(conversation, watch, began)
             if self._after is not None:
                 self.outcome.atlas.update(await self._after(conversation) or {})
         except ClosedError as error:
@@ -375,6 +364,22 @@ class Generating:
             self._sampler.close()
             for copy in self._copies:
                 copy.give(None)  # where it was not given any
+
+    async def _take_turn(self, conversation: Conversation, watch: Request, began: float) -> None:
+        """Have the conversation to oneself as soon as it is one's turn, and answer."""
+        if not conversation.taken:
+            self._told = conversation
+            conversation.begins(self._asked.tokens)
+        if self._before is not None:
+            await self._before(conversation)
+        await self._conversations.follow(conversation, self._asked.tokens)
+        if self._shares(conversation):
+            self._reader = await self._conversations.share(conversation, self._asked.tokens)
+        async with self._conversations.lease(conversation, self._asked.task) as slot:
+            self.outcome.seconds_waiting = time.monotonic() - began
+            watch.begins(slot.session)
+            self._watch = watch
+            await self._answer(slot, conversation)
 
     def _shares(self, conversation: Conversation) -> bool:
         """Tell whether a fresh memory may begin with what others have read, and they with what it reads."""

@@ -105,12 +105,13 @@ class Kept:
 class Thread:
     """The text of a conversation: its last answer, what a client noted, and a lock for whoever adds to it.
 
-    ``size`` is in bytes, about.
+    ``size`` is in bytes, about; ``begun``: there is something that it keeps, or was.
     """
 
     last: Kept | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     size: int = 0
+    begun: bool = False
     created: float = field(default_factory=time.time)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     waiting: int = 0
@@ -217,11 +218,14 @@ class KeptResponses:
                 finally:
                     changed = thread.last is not before[0] or thread.metadata is not before[1]
                     if changed:
+                        thread.begun = True
                         thread.measure()
                     if changed and self._threads.get((namespace, name)) is thread:
                         self._note(namespace, name, thread, before[0])
         finally:
             thread.waiting -= 1
+            if not thread.begun and not thread.waiting and self._threads.get((namespace, name)) is thread:
+                del self._threads[namespace, name]  # nothing came of the request that began it
             self._forget_threads()
 
     async def thread(self, namespace: str, name: str) -> Thread | None:
@@ -231,7 +235,7 @@ class KeptResponses:
             noted = await asyncio.wrap_future(self._file.noted(namespace, name))
             found = self._threads.get((namespace, name))  # somebody else may have been faster
             if found is None and noted is not None:
-                found = Thread(self._linked(noted.line), noted.metadata, created=noted.created)
+                found = Thread(self._linked(noted.line), noted.metadata, begun=True, created=noted.created)
                 found.measure()
                 self._threads[namespace, name] = found
                 self._forget_threads(found)

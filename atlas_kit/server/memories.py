@@ -215,12 +215,8 @@ class Memories:
         """Let a conversation that is new begin with the memory in a file."""
         if conversation.version or conversation.requests or conversation.cold:
             return
-        try:
-            state = await asyncio.to_thread(self._read, self.path(conversation.key.namespace, name))
-            await self.restore(conversation, state, only_new=True)
-        except BaseException:
-            self._service.conversations.drop(conversation)
-            raise
+        state = await asyncio.to_thread(self._read, self.path(conversation.key.namespace, name))
+        await self.restore(conversation, state, only_new=True)
 
     async def save_in_place(self, conversation: Conversation) -> str | None:
         """Save a memory where it is kept anyway; return why the shared one was not saved.
@@ -301,6 +297,7 @@ class Memories:
             if only_new and conversation.version:
                 return
             await self._put(conversation, parked, state)
+            conversation.unread &= only_new
 
     async def _put(self, conversation: Conversation, parked: Parked, state: SessionState | None) -> None:
         """Give a conversation that one has to oneself another inside."""

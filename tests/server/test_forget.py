@@ -224,6 +224,26 @@ def test_a_key_has_so_many_sessions_and_no_more(serve: Server, tmp_path: Path) -
     assert [begin(again, name) for name in ("e", "b", "c")] == [403, 200, 200]
 
 
+def test_a_conversation_is_a_session_once_something_is_answered_in_it(serve: Server) -> None:
+    """Those that hold text alone, or are answered without a memory, take nobody's place."""
+    server = serve(engine(), atlas_max_sessions=1)
+    user = {"type": "message", "role": "user", "content": "Hi"}
+    names = [server.post("/v1/conversations", items=[user])["id"] for _ in range(3)]
+    ask = {"input": "More", "max_output_tokens": 1}
+    assert server.get("/v1/atlas/sessions")["data"] == []
+    for name in names:
+        server.post("/v1/responses", conversation=name, atlas={"enabled": False}, **ask)
+    assert server.get("/v1/atlas/sessions")["data"] == []
+    server.post("/v1/responses", conversation=names[0], **ask)
+    error = refused(server, "/v1/responses", 403, conversation=names[1], **ask)
+    assert error["code"] == "too_many_sessions"
+    assert "conversations" in error["message"]
+    assert len(server.get(f"/v1/conversations/{names[1]}/items")["data"]) == 3  # what it has, and nothing of that
+    assert server.client.delete(f"/v1/conversations/{names[0]}").is_success
+    server.post("/v1/responses", conversation=names[1], **ask)
+    assert [one["id"] for one in server.get("/v1/atlas/sessions")["data"]] == [names[1]]
+
+
 def test_any_number_of_sessions(serve: Server) -> None:
     server = serve(fake_engine(), atlas_max_sessions=0)
     assert {begin(server, str(number)) for number in range(20)} == {200}

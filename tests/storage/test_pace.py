@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from atlas_kit.formats.atlas import MemoryFile
+from atlas_kit.formats.atlas import MemoryFile, checksums
 from atlas_kit.storage import pace
 from atlas_kit.storage.pace import Pace, gently
 
@@ -137,3 +139,59 @@ def test_a_block_within_a_block(tmp_path: Path) -> None:
         write_under_outer.set("large", bytes(6 * pace.PART))
         write_under_outer.save(tmp_path / "b.atlas")
     assert (inner.waits, outer.waits) == (5, 6)
+
+
+@pytest.mark.parametrize("shape", [(pace.COPIED // 4 + 1,), (5, pace.COPIED // 8), (3, pace.COPIED // 4, 1)])
+def test_a_large_array_is_copied_in_parts(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    array = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+
+    class Watched(np.ndarray):
+        """An array that sees how much of it is looked at in one go."""
+
+        def __getitem__(self, index: Any) -> Any:
+            part = super().__getitem__(index)
+            assert part.nbytes <= pace.COPIED
+            return part
+
+    monkeypatch.setattr("time.sleep", pauses.append)
+    copy = pace.copied(array.view(Watched))
+    assert copy.tobytes() == array.tobytes()
+    assert not np.shares_memory(copy, array)
+    assert pauses == [pace.COPY_PAUSE] * -(-array.nbytes // pace.COPIED)
+
+
+@pytest.mark.parametrize(
+    "array", [np.arange(8.0), np.zeros(0), np.float32(3)[()] * np.ones(()), np.eye(600).T[::2]]
+)
+def test_other_arrays_are_copied_at_once(array: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("it pauses"))
+    copy = pace.copied(array)
+    assert (copy == array).all()
+    assert not np.shares_memory(copy, array)
+
+
+def test_nothing_is_written_or_hashed_in_larger_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What takes one call is short beside a token, whether it holds Python's lock or only a processor."""
+    sizes: list[int] = []
+    new = checksums.xxh3_64
+
+    def watched() -> Any:
+        digest = new()
+
+        class Digest:
+            def update(self, data: bytes) -> None:
+                sizes.append(len(data))
+                digest.update(data)
+
+            def intdigest(self) -> int:
+                return digest.intdigest()
+
+        return Digest()
+
+    monkeypatch.setattr(checksums, "xxh3_64", watched)
+    write(tmp_path / "a.atlas", Hurry())
+    assert sum(sizes) >= 10 * pace.PART
+    assert max(sizes) <= pace.PART
