@@ -409,10 +409,12 @@ class FsspecStore(Store):
         if name in ("FileExpired", "PreconditionFailed") or "pre-condition" in said or "precondition" in said:
             return self._other_now()
         if isinstance(error, (TimeoutError, asyncio.TimeoutError)) or "timeout" in name.lower():
-            return _TryAgainError("the store does not answer in time")
+            return self.problem(
+                "the store does not answer in time"
+            )  # its own library has tried again already
         passing = ("EndpointConnectionError", "ClientConnectorError", "ConnectError", "ConnectionClosedError")
         if isinstance(error, ConnectionError) or name in passing or name.startswith("Connect"):
-            return _TryAgainError("the store cannot be reached")
+            return self.problem("the store cannot be reached")
         if name in ("IncompleteReadError", "ResponseStreamingError", "ClientPayloadError", "HTTPClientError"):
             return _TryAgainError("the connection was cut")
         if isinstance(error, (ValueError, TypeError)):
