@@ -18,40 +18,56 @@ class Row(NamedTuple):
     summary: str
 
 
-COMMANDS = {
-    "inspect": Row("inspect_cmd", "Show what a file is and what it holds."),
-    "validate": Row("validate_cmd", "Check files and explain everything that is wrong."),
-    "convert": Row("convert_cmd", "Convert between .atlas, JSON, safetensors, npz and GGUF."),
-    "split": Row("split_cmd", "Split a model into shards."),
-    "join": Row("join_cmd", "Join the shards or parts of a model into one file."),
-    "repair": Row("repair_cmd", "Rescue what is intact in a damaged file."),
-    "compress": Row("compress_cmd", "Make a file smaller."),
-    "diff": Row("diff_cmd", "Compare two files by what they mean."),
-    "merge": Row("merge_cmd", "Join several memory files into one."),
-    "ls": Row("ls_cmd", "List entries, or metadata and tensors."),
-    "get": Row("get_cmd", "Print or save values."),
-    "set": Row("set_cmd", "Store one value."),
-    "rm": Row("rm_cmd", "Remove entries, metadata keys or tensors."),
-    "rename": Row("rename_cmd", "Rename entries, metadata keys or tensors."),
-    "append": Row("append_cmd", "Add a line or a message to an entry."),
-    "grep": Row("grep_cmd", "Search entries and metadata."),
-    "export": Row("export_cmd", "Give out conversations as Markdown, JSON lines or SQLite."),
-    "import": Row("import_cmd", "Put conversations written as JSON into a memory file."),
-    "encrypt": Row("encrypt_cmd", "Encrypt a memory file."),
-    "decrypt": Row("decrypt_cmd", "Write an encrypted memory file as plain text."),
-    "rekey": Row("rekey_cmd", "Change the passphrase or key of an encrypted file."),
-    "run": Row("run_cmd", "Generate text, with a memory that learns while it reads."),
-    "serve": Row("serve_cmd", "Serve a model over HTTP, with a memory that outlives a restart."),
-    "learn": Row("learn_cmd", "Read documents into a memory."),
-    "ask": Row("ask_cmd", "Ask about what was read or said; answers name their sources."),
-    "forget": Row("forget_cmd", "Forget part of what a memory has read and heard."),
-    "perplexity": Row("perplexity_cmd", "Measure what a memory is worth: perplexity with and without it."),
-    "recall": Row("recall_cmd", "Measure what a memory recalls, over distance."),
-    "recommend": Row("recommend_cmd", "Recommend the memory that suits a model."),
-    "hash": Row("hash_cmd", "Print hashes of a file, its content and each part."),
-    "recover": Row("recover_cmd", "List backups and restore one."),
-    "completion": Row("completion_cmd", "Print the shell completion script."),
+#: The commands as `atlas-tool --help` lists them: under a heading, in the order of everyday use.
+SECTIONS = {
+    "Look into files": {
+        "inspect": Row("inspect_cmd", "Show what a file is and what it holds."),
+        "validate": Row("validate_cmd", "Check files and explain everything that is wrong."),
+        "diff": Row("diff_cmd", "Compare two files by what they mean."),
+        "hash": Row("hash_cmd", "Print hashes of a file, its content and each part."),
+        "ls": Row("ls_cmd", "List entries, or metadata and tensors."),
+        "get": Row("get_cmd", "Print or save values."),
+        "grep": Row("grep_cmd", "Search entries and metadata."),
+    },
+    "Change files": {
+        "set": Row("set_cmd", "Store one value."),
+        "append": Row("append_cmd", "Add a line or a message to an entry."),
+        "rm": Row("rm_cmd", "Remove entries, metadata keys or tensors."),
+        "rename": Row("rename_cmd", "Rename entries, metadata keys or tensors."),
+        "import": Row("import_cmd", "Import conversations from JSON into a memory file."),
+        "encrypt": Row("encrypt_cmd", "Encrypt a memory file."),
+        "decrypt": Row("decrypt_cmd", "Write an encrypted memory file as plain text."),
+        "rekey": Row("rekey_cmd", "Change the passphrase or key of an encrypted file."),
+    },
+    "Make new files": {
+        "convert": Row("convert_cmd", "Convert between .atlas, JSON, safetensors, npz and GGUF."),
+        "export": Row("export_cmd", "Export conversations as Markdown, JSON lines or SQLite."),
+        "compress": Row("compress_cmd", "Make a file smaller."),
+        "merge": Row("merge_cmd", "Merge several memory files into one."),
+        "split": Row("split_cmd", "Split a model into shards."),
+        "join": Row("join_cmd", "Join the shards or parts of a model into one file."),
+    },
+    "Rescue files": {
+        "repair": Row("repair_cmd", "Rescue what is intact in a damaged file."),
+        "recover": Row("recover_cmd", "List backups and restore one."),
+    },
+    "Run models with a memory": {
+        "run": Row("run_cmd", "Generate text, with a memory that learns while it reads."),
+        "serve": Row("serve_cmd", "Serve a model over HTTP, with a memory that outlives a restart."),
+        "learn": Row("learn_cmd", "Read documents into a memory."),
+        "ask": Row("ask_cmd", "Ask about what was read or said; answers name their sources."),
+        "forget": Row("forget_cmd", "Forget part of what a memory has read and heard."),
+        "perplexity": Row(
+            "perplexity_cmd", "Measure what a memory is worth: perplexity with and without it."
+        ),
+        "recall": Row("recall_cmd", "Measure what a memory recalls, over distance."),
+        "recommend": Row("recommend_cmd", "Recommend the memory that suits a model."),
+    },
+    "Set up the shell": {
+        "completion": Row("completion_cmd", "Print the shell completion script."),
+    },
 }
+COMMANDS = {name: row for section in SECTIONS.values() for name, row in section.items()}
 
 #: Names under which a command is called as well; help and completion leave them out.
 ALIASES = {"info": "inspect"}
@@ -89,7 +105,7 @@ class LazyGroup(HelpfulCommand, click.Group):
     """A group that imports a command when it is called and knows its summary without that."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names in the order of the table, which is the order of everyday use."""
+        """Return the names in the order of the table."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -118,17 +134,19 @@ class LazyGroup(HelpfulCommand, click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands from the table."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, row.summary) for name, row in COMMANDS.items()])
+        """List the commands from the table, the summaries of all sections in one column."""
+        width = max(map(len, COMMANDS))
+        for heading, section in SECTIONS.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(width), row.summary) for name, row in section.items()])
 
 
 HELP = """\
 See, check, rescue, convert, shrink and compare the memory of a language model.
 
 Works on .atlas memory files (versions 1, 2 and 3) and on GGUF model files; safetensors, npz and JSON
-come in and go out through `convert`. Commands read by default: only set, rm, rename, append, import, encrypt,
-decrypt, rekey, forget and recover change a file in place, and they replace it whole or not at all. `-` stands
+come in and go out through `convert`. Most commands only read, or write a new file; set, append, rm, rename,
+import, encrypt, decrypt, rekey, forget and recover change a file in place, whole or not at all. `-` stands
 for standard input or output.
 
 A passphrase or key, from an option or ATLAS_PASSPHRASE, opens what is encrypted and encrypts what is written: a
@@ -143,9 +161,10 @@ Examples:
   atlas-tool diff before.atlas after.atlas
 
 Exit codes:
-  0  fine
-  1  findings or differences
-  2  misuse, or a file that cannot be read
+    0  fine
+    1  findings or differences, or nothing found
+    2  misuse, or a file that cannot be read
+  130  interrupted
 
 Environment:
   ATLAS_PASSPHRASE   passphrase of encrypted files

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
 
     from atlas_kit.settings.atlas_settings import AtlasSettings, SettingRow
     from atlas_kit.storage.given import Given
@@ -104,14 +104,16 @@ class _Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 SIZE = _Size()
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-new_option = click.option("--new", is_flag=True, help="Make the file if it is not there, whatever its name.")
+new_option = click.option(
+    "--new", is_flag=True, help="Create FILE if it does not exist, even if its name does not end in .atlas."
+)
 remove_backups_option = click.option(
     "--remove-backups",
     is_flag=True,
     help="Remove the file's backups, which can be read without the new secret.",
 )
 decrypt_option = click.option(
-    "--decrypt", is_flag=True, help="Write OUTPUT unencrypted; otherwise what is encrypted stays so."
+    "--decrypt", is_flag=True, help="Write OUTPUT unencrypted; otherwise what is encrypted stays encrypted."
 )
 
 
@@ -127,7 +129,21 @@ class LongOption(click.Option):
             self.opts = every
 
 
+dry_run_option = click.option(
+    "-n", "--dry-run", is_flag=True, help="Change nothing; show what would be done."
+)
+words_option = click.option(
+    "-m", "--model", cls=LongOption, type=click.Path(), metavar="MODEL",
+    help="The model whose tokens the memory holds.",
+)  # fmt: skip
 force_option = click.option("-f", "--force", is_flag=True, help="Overwrite OUTPUT when it exists.")
+#: Of commands that have ``words_option`` as well.
+force_words_option = click.option(
+    "-f",
+    "--force",
+    is_flag=True,
+    help="Overwrite OUTPUT when it exists; accept a MODEL that is not the memory's.",
+)
 one_shard_option = click.option(
     "--one-shard", is_flag=True, help="Of a split model, look at this one file only."
 )
@@ -136,9 +152,7 @@ one_shard_option = click.option(
 def quiet_option(function: F) -> F:
     """Add ``-q/--quiet`` to a command that changes something: of what went well, nothing is said."""
 
-    @click.option(
-        "-q", "--quiet", is_flag=True, help="Say nothing of what went well; warnings are still shown."
-    )
+    @click.option("-q", "--quiet", is_flag=True, help="Print only warnings and errors.")
     @wraps(function)
     def wrapper(*args: Any, quiet: bool, **kwargs: Any) -> Any:
         from atlas_kit.cli import _render
@@ -161,7 +175,7 @@ def backup_option(function: F) -> F:
         "--backups",
         type=click.IntRange(1),
         metavar="N",
-        help="The same, and of all backups only the newest N.",
+        help="The same, but keep only the newest N backups.",
     )
     @wraps(function)
     def wrapper(*args: Any, backup: bool, backups: int | None, **kwargs: Any) -> Any:
@@ -390,9 +404,9 @@ def atlas_settings_options(function: F) -> F:
     return decorated  # type: ignore[no-any-return]
 
 
-def one_stdin(files: Sequence[str]) -> None:
+def one_stdin(*files: str) -> None:
     """Refuse more than one ``-``: standard input can be read only once."""
-    if list(files).count("-") > 1:
+    if sum(file == "-" for file in files) > 1:
         raise click.UsageError("standard input can be only one of the files")
 
 

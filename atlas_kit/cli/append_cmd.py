@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     """\
 Add a line, or a message, to an entry of a memory file.
 
-VALUE is added to the text of the entry, on a line of its own; --exact adds the bytes alone. With --role it becomes a
-message of the history that the entry is, in the form that it has: `User: ...` or JSON. An entry that is not there is
-made, and a file whose name ends in .atlas as well. `-` reads VALUE from standard input, --from from a file.
+VALUE is added to the text of the entry, on a line of its own; --exact adds just the bytes. With --role it becomes a
+message of the conversation in the entry, in the form that this has: `User: ...` or JSON. An entry that does not
+exist is created, and so is a file whose name ends in .atlas. `-` reads VALUE from standard input, --from from a file.
 
 Examples:
   atlas-tool append notes.atlas greeting "and a second line"
@@ -45,9 +45,9 @@ Examples:
 @click.argument("file", type=IN_PLACE)
 @click.argument("key", shell_complete=_completion.keys)
 @click.argument("value", required=False)
-@click.option("--from", "source", type=FILE, metavar="SOURCE", help="Read what is added from a file.")
+@click.option("--from", "source", type=FILE, metavar="SOURCE", help="Read the value from a file.")
 @click.option("--role", metavar="ROLE", help="Add a message: user, assistant, system ...")
-@click.option("--exact", is_flag=True, help="Add the bytes alone, without a line break before them.")
+@click.option("--exact", is_flag=True, help="Add just the bytes, without a line break before them.")
 @new_option
 @backup_option
 @quiet_option

@@ -9,6 +9,7 @@ import click
 from atlas_kit.cli import _render
 from atlas_kit.cli._options import (
     FILE,
+    codec_options,
     command_,
     decrypt_option,
     force_option,
@@ -34,16 +35,16 @@ _TYPES = ["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4
 @command_(
     "compress",
     """\
-Make a file smaller, without loss unless asked.
+Make a file smaller, without loss unless asked to.
 
-Each entry of a memory file is coded on its own, and stays as it is where coding does not make it smaller.
-The bytes of numbers are grouped first (shuffled), which suits codecs. --quantize stores float tensors with
-fewer bits and reports the error for each; it also works on the weight matrices of a GGUF model, which has no
-codecs.
+Each entry of a memory file is coded on its own, and stays as it is where coding does not make it smaller. The bytes
+of numbers are grouped first (shuffled), which suits codecs; the codec is zstd unless --codec says otherwise.
+--quantize stores float tensors with fewer bits and reports the error for each; it also works on the weight matrices
+of a GGUF model, which has no codecs.
 
 Other types than f16, bf16 and q8_0 are made by llama.cpp's own quantiser, which keeps some tensors wider: q2_k,
 q3_k_s, q3_k_m, q3_k_l, q4_0, q4_1, q4_k_s, q4_k_m, q5_0, q5_1, q5_k_s, q5_k_m, q6_k, iq4_nl, iq4_xs, mxfp4,
-tq1_0 and tq2_0. --check has both models read a text, and says what quantising costs.
+tq1_0 and tq2_0. --check has both models read a text and reports what quantising costs.
 
 The result is encrypted if FILE is, or if a passphrase or key is given.
 
@@ -57,20 +58,14 @@ Examples:
 )
 @click.argument("file", type=FILE)
 @output_option("Where the smaller file goes; - is standard output.", required=True)
-@click.option(
-    "--codec",
-    type=click.Choice(["lz4", "zlib", "zstd", "none"]),
-    help="How to code payloads; zstd by default.",
-)
-@click.option("--level", type=int, help="How hard to try; the range depends on the codec.")
-@click.option("--no-shuffle", is_flag=True, help="Do not group the bytes of numbers before coding them.")
+@codec_options
 @click.option(
     "--quantize",
     type=click.Choice(_TYPES, case_sensitive=False),
     metavar="TYPE",
-    help="Store float tensors with fewer bits: f16, bf16 or q8_0; of a model also another type, as above.",
+    help="Store float tensors with fewer bits: f16, bf16 or q8_0, and for a model the types above.",
 )
-@click.option("--requantize", is_flag=True, help="Also quantise a model that is quantised already.")
+@click.option("--requantize", is_flag=True, help="Quantise even a model that is quantised already.")
 @click.option(
     "--check",
     type=FILE,
@@ -83,7 +78,7 @@ Examples:
     default=2048,
     show_default=True,
     metavar="N",
-    help="How many tokens of it.",
+    help="How many tokens of TEXT to read.",
 )
 @force_option
 @decrypt_option

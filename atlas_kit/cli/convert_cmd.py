@@ -35,24 +35,24 @@ _TARGETS = ["atlas-v1", "atlas-v2", "atlas-v3", "json", "safetensors", "npz", "g
     """\
 Convert a file into another format, or another version of its own.
 
-The target is known from the suffix of DST or from --to. A bare .atlas means version 2, except that JSON,
-safetensors and npz files made by atlas-tool go back to the version they came from, and that what is encrypted stays
-so. JSON is readable and lossless: edit it and convert it back; unedited it gives the same bytes.
+The suffix of OUTPUT, or --to, says which format. A bare .atlas means version 2, except that JSON, safetensors and
+npz files made by atlas-tool go back to the version they came from, and that what is encrypted stays encrypted. JSON
+is readable and lossless: edit it and convert it back; unedited it gives the same bytes.
 
-Version 3 is encrypted. It is written whenever SRC is encrypted or a passphrase or key is given; formats that cannot be
-encrypted are then refused, unless --decrypt is given. --new-passphrase-file and --new-key-file encrypt DST
-with another secret than SRC.
+Version 3 is encrypted. It is written whenever FILE is encrypted or a passphrase or key is given; formats that cannot
+be encrypted are then refused, unless --decrypt is given. --new-passphrase-file and --new-key-file encrypt OUTPUT
+with another secret than FILE's.
 
 A GGUF model becomes ATLAS-native with --to atlas-gguf, --auto, --memory or any setting of a memory: it carries
 the settings, stock llama.cpp still loads it, and --to gguf gives its original bytes back. --memory also copies a
-learned memory beside it (DST with .atlas for .gguf) and binds it to the model: one of another model is refused,
+learned memory beside it (OUTPUT with .atlas for .gguf) and binds it to the model: one of another model is refused,
 unless --force is given.
 
 The tensors of a model go to safetensors and npz as they are stored, quantised ones as bytes, or with --dequantize
-as float32 numbers; metadata go along as JSON. --byte-order turns a model round for machines of the other
+as float32 numbers; the metadata go with them as JSON. --byte-order writes a model for machines with the other
 byte order.
 
-An existing DST is overwritten only with --force, and SRC never.
+An existing OUTPUT is overwritten only with --force, and FILE never.
 
 Examples:
   atlas-tool convert llama-7b_memory.atlas memory.json
@@ -64,11 +64,9 @@ Examples:
   atlas-tool convert model.gguf model-atlas.gguf --auto --window-size 2048
 """,
 )
-@click.argument("src", type=FILE)
-@click.argument("dst", type=FILE)
-@click.option(
-    "--to", type=click.Choice(_TARGETS), help="Target format, where the suffix of DST does not say it."
-)
+@click.argument("src", type=FILE, metavar="FILE")
+@click.argument("dst", type=FILE, metavar="OUTPUT")
+@click.option("--to", type=click.Choice(_TARGETS), help="Format of OUTPUT, where its suffix does not say it.")
 @force_option
 @codec_options
 @decrypt_option
@@ -79,13 +77,13 @@ Examples:
 @click.option(
     "--no-text",
     is_flag=True,
-    help="With --memory: leave out what was read and said, and can be read from it.",
+    help="With --memory: leave out the text of what was read and said.",
 )
-@click.option("--dequantize", is_flag=True, help="Make float32 of a model's quantised tensors.")
+@click.option("--dequantize", is_flag=True, help="Write a model's quantised tensors as float32.")
 @click.option(
     "--byte-order",
     type=click.Choice(["little", "big"]),
-    help="Write a model for machines of this byte order (llama.cpp reads that of its own).",
+    help="Write a model for machines with this byte order (llama.cpp reads only its own machine's).",
 )
 @quiet_option
 @json_option

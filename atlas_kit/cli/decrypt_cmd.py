@@ -26,7 +26,7 @@ from atlas_kit.cli._secured import text
 Write an encrypted memory file as plain text, in place or elsewhere.
 
 The file becomes version 2, or with --to atlas-v1 version 1, and can then be read by whoever has it. The passphrase or
-key that it was encrypted with is needed; a terminal asks for it. The file is replaced whole or not at all.
+key that it was encrypted with is needed; you are asked for it on a terminal. The file is replaced whole or not at all.
 
 Examples:
   atlas-tool decrypt secret.atlas --passphrase-file pass.txt -o plain.atlas

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from atlas_kit.cli import _render
-from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options, one_shard_option
+from atlas_kit.cli._options import (
+    FILE,
+    command_,
+    given,
+    json_option,
+    keys_options,
+    one_shard_option,
+    one_stdin,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,8 +68,7 @@ def command(
     """Run the command."""
     from atlas_kit.operations.diff import DiffOptions, diff_files
 
-    if first == "-" and second == "-":
-        raise click.UsageError("standard input can be only one of the two files")
+    one_stdin(first, second)
     with _render.progress() as progress:
         result = diff_files(
             given(first), given(second), DiffOptions(tolerance, strict, one_shard), keys, progress

@@ -27,12 +27,12 @@ from atlas_kit.cli._secured import text
 Encrypt a memory file, in place or into another file.
 
 The file becomes version 3: entries, keys and sizes can be read only with the passphrase or the 32 bytes of a key file
-that it is encrypted with. Without --passphrase-file, --key-file and ATLAS_PASSPHRASE a terminal asks for a new
-passphrase, twice. The file is replaced whole or not at all, and no plain text is written on the way. Who loses
-passphrase or key loses the file.
+that it is encrypted with. Without --passphrase-file, --key-file and ATLAS_PASSPHRASE, you are asked for a new
+passphrase on the terminal, twice. The file is replaced whole or not at all, and no plain text is written on the way.
+Without the passphrase or key, nobody can read the file again.
 
-Backups from before are not encrypted; they are named, and --remove-backups removes them. What the disk keeps of a
-file that was replaced is not ours to say.
+Earlier backups are not encrypted; they are listed, and --remove-backups removes them. The disk itself may still hold
+what a replaced file held: that is beyond this command.
 
 Examples:
   atlas-tool encrypt notes.atlas -o secret.atlas --passphrase-file pass.txt

@@ -11,13 +11,14 @@ from atlas_kit.cli._options import (
     FILE,
     command_,
     decrypt_option,
-    force_option,
+    force_words_option,
     given,
     json_option,
     keys_options,
     output_option,
     place_of,
     quiet_option,
+    words_option,
 )
 
 if TYPE_CHECKING:
@@ -29,18 +30,18 @@ if TYPE_CHECKING:
 @command_(
     "export",
     """\
-Give out the conversations of a memory file.
+Export the conversations of a memory file.
 
-As Markdown to read, as JSON lines (one conversation a line, with its messages by role, which `import` takes back), or
-as an SQLite database with the tables conversations and messages. The name of OUTPUT says which, or --to; without
--o, Markdown goes to standard output. --each writes a file for each conversation into the folder OUTPUT.
+They are written as Markdown to read, as JSON lines (one conversation to a line, which `import` takes back), or as an
+SQLite database with the tables conversations and messages. The suffix of OUTPUT, or --to, says which; without -o,
+Markdown goes to standard output. --each writes a file for each conversation into the folder OUTPUT.
 
-Entries of type conversation are taken, or those that a KEY names (*, ?, [abc]) if they are text. A history is text with
-`User:` and `Assistant:` at the beginnings of lines, or JSON with role and content. With --model, what was said beside
-that model is a conversation of its own, `episodes`. To write an encrypted memory's conversations into files takes
---decrypt.
+Entries of type conversation are exported, or those that a KEY names (*, ?, [abc]) if they are text. A conversation is
+text with `User:` and `Assistant:` at the start of lines, or JSON with role and content. With --model, what was said
+to and by that model is a conversation, too, called `episodes`. Writing an encrypted memory's conversations to files
+needs --decrypt.
 
-The exit code is 1 when there is nothing to give out.
+The exit code is 1 when there is nothing to export.
 
 Examples:
   atlas-tool export llama-7b_memory.atlas
@@ -52,15 +53,15 @@ Examples:
 )
 @click.argument("file", type=FILE)
 @click.argument("patterns", nargs=-1, metavar="[KEY]...", shell_complete=_completion.keys)
-@output_option("Where it goes: .md, .jsonl or .sqlite, or with --each a folder.")
+@output_option("Where they go: .md, .jsonl or .sqlite, or with --each a folder.")
 @click.option(
-    "--to", type=click.Choice(["markdown", "jsonl", "sqlite"]), help="Format, where OUTPUT does not say it."
+    "--to",
+    type=click.Choice(["markdown", "jsonl", "sqlite"]),
+    help="Format of OUTPUT, where its suffix does not say it.",
 )
 @click.option("--each", is_flag=True, help="Write a file for each conversation into the folder OUTPUT.")
-@click.option(
-    "-m", "--model", type=click.Path(), metavar="MODEL", help="The model whose tokens a memory holds."
-)
-@force_option
+@words_option
+@force_words_option
 @decrypt_option
 @quiet_option
 @json_option
@@ -82,7 +83,7 @@ def command(
     if model is not None:
         from atlas_kit.operations.token_words import words_of
 
-        words = words_of(model, source, keys=keys)
+        words = words_of(model, source, force=force, keys=keys)
     target = place_of("-" if output is None else output)
     result = export_chats(
         source, target, patterns, to=to, each=each, force=force, decrypt=decrypt, words=words, keys=keys
@@ -95,7 +96,7 @@ def command(
 
 def _left_out(result: Exported) -> Iterator[str]:
     for key in result.skipped:
-        yield f"left out {key}: it is no text"
+        yield f"left out {key}: it is not text"
     if not result.keys:
         yield "there is no conversation"
 

@@ -13,6 +13,7 @@ from atlas_kit.cli._options import (
     IN_PLACE,
     LongOption,
     command_,
+    dry_run_option,
     json_option,
     keys_options,
     quiet_option,
@@ -45,8 +46,8 @@ of the conversation and the window of the last tokens hold text as well, and go 
 
 What the memory's matrix learned is no text, and stays; --rebuild learns it again from what is left, which takes as long
 as reading that did. --about and --rebuild need the --model that the memory belongs to. Stop what runs with the memory
-first: a session that has it open would save again what it knows. What the disk keeps of a file that was replaced is
-not ours to say.
+first: a session that has it open would save again what it knows. The disk itself may still hold what a
+replaced file held: that is beyond this command.
 
 The exit code is 1 when there is nothing to forget.
 
@@ -68,7 +69,7 @@ Examples:
 )  # fmt: skip
 @click.option("--rebuild", is_flag=True, help="Learn the memory again from what is left.")
 @click.option("--remove-backups", is_flag=True, help="Remove the file's backups, which hold the text, too.")
-@click.option("-n", "--dry-run", is_flag=True, help="Change nothing; show what would go.")
+@dry_run_option
 @model_options
 @force_option
 @quiet_option
@@ -155,8 +156,7 @@ def _beside(result: Forgotten) -> Iterator[_render.Block]:
 def _backups(result: Forgotten) -> Iterator[_render.Block]:
     if not result.backups:
         return
-    names = ", ".join(_render.name(name, 60) for name in result.backups[:5])
-    names += f" and {len(result.backups) - 5:,} more" if len(result.backups) > 5 else ""
+    names = _render.listed(result.backups)
     if result.backups_removed:
         yield f"removed {_render.plural(len(result.backups), 'backup')}: {names}"
     else:

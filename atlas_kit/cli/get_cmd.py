@@ -12,14 +12,15 @@ import click
 from atlas_kit.cli import _completion, _render
 from atlas_kit.cli._options import (
     FILE,
-    LongOption,
     command_,
+    force_words_option,
     given,
     is_standard_output,
     json_option,
     keys_options,
     one_shard_option,
     output_option,
+    words_option,
 )
 
 
@@ -29,16 +30,16 @@ from atlas_kit.cli._options import (
 Print values, or save them to files.
 
 The exact bytes of an entry's payload go to standard output, checked against their checksum. A metadata value
-of a GGUF model is printed as text, an array one element a line, with line breaks and backslashes in it as \\n and
-\\\\; a tensor gives its bytes. Binary data is not written to a terminal. --npy gives a tensor's numbers, which are
-float32 where it is quantised; with --raw they are what is stored. --json describes the value as well, and shows
-what is not text as base64.
+of a GGUF model is printed as text, an array one element to a line, with line breaks and backslashes as \\n and
+\\\\; a tensor gives its bytes. Binary data is not written to a terminal. --npy writes a tensor's numbers, as float32
+where it is quantised, or with --raw as they are stored. --json describes the value as well, and shows what is
+not text as base64.
 
-Of several KEYs each value is printed below a line `==> KEY <==`; -o OUTPUT is then a folder for a file each, and --json
-prints a list. All of them are there, or nothing is printed.
+With several KEYs, each value is printed below a line `==> KEY <==`; -o OUTPUT is then a folder with a file for each,
+and --json prints a list. If any of them does not exist, nothing is printed.
 
-With --model, the entry `episodes` of a memory is what was read and said, as text; without, it is tokens by number, in
-entries such as episodes.0.tokens.
+With --model, the entry `episodes` of a memory is the text of what was read and said; without it, these are token
+numbers, in entries such as episodes.0.tokens.
 
 Examples:
   atlas-tool get llama-7b_memory.atlas chat_history
@@ -50,16 +51,15 @@ Examples:
 )
 @click.argument("file", type=FILE)
 @click.argument("names", nargs=-1, required=True, metavar="KEY...", shell_complete=_completion.keys)
-@output_option("Save the value to OUTPUT instead of printing it; of several values, to files in OUTPUT.")
-@click.option(
-    "-f", "--force", is_flag=True, help="Overwrite OUTPUT when it exists; take the words of another MODEL."
+@output_option(
+    "Save the value to OUTPUT instead of printing it; several values, to files in the folder OUTPUT."
 )
-@click.option("--npy", is_flag=True, help="Give a tensor as a .npy file.")
-@click.option("--raw", is_flag=True, help="With --npy: quantised blocks and bfloat16 as they are stored.")
+@force_words_option
+@click.option("--npy", is_flag=True, help="Write a tensor as a .npy file.")
 @click.option(
-    "-m", "--model", cls=LongOption, type=click.Path(), metavar="MODEL",
-    help="The model whose tokens a memory holds.",
-)  # fmt: skip
+    "--raw", is_flag=True, help="With --npy: write quantised blocks and bfloat16 as they are stored."
+)
+@words_option
 @one_shard_option
 @json_option
 @keys_options
@@ -100,6 +100,7 @@ def command(
         for number, (value, place) in enumerate(zip(values, places, strict=True)):
             if len(names) > 1 and place is None:
                 _headed(value.key, number)
+            _require_ending(value, place, npy)
             if npy:
                 if value.numbers is not None and not raw:
                     of = f"{value.key}: " if len(names) > 1 else ""
@@ -110,6 +111,20 @@ def command(
             else:
                 _to_terminal(value)
     return max(value.exit_code for value in values)
+
+
+def _require_ending(value: Any, place: str | None, npy: bool) -> None:
+    """See that a tensor's numbers, or its bytes alone, are not written under a name that promises something else."""
+    from atlas_kit.formats.endings import ending_of, require_ending
+
+    if npy:
+        require_ending(place, "npy")
+    elif value.array is not None and place is not None:
+        if ending_of(place) == ".npy":
+            raise click.UsageError(
+                f"{place} would be the tensor's bytes alone; --npy makes it an array of NumPy's"
+            )
+        require_ending(place, "bytes")
 
 
 def _json(values: list[Any]) -> int:

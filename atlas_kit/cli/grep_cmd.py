@@ -22,11 +22,11 @@ LONGEST = 400
     """\
 Search the entries of memory files, and the metadata of models.
 
-PATTERN is a regular expression (Python's). Each line that matches is printed behind its key and its number; in a model
-the elements of an array are the lines. Entries that are no text are passed over. With several FILEs each line begins
+PATTERN is a regular expression (Python's). Each line that matches is printed after its key and its number; in a model,
+the elements of an array are the lines. Entries that are not text are skipped. With several FILEs, each line begins
 with the file's name.
 
-The exit code is 1 when nothing was found.
+The exit code is 1 when nothing is found.
 
 Examples:
   atlas-tool grep -i assistant llama-7b_memory.atlas
@@ -36,15 +36,17 @@ Examples:
 )
 @click.argument("pattern")
 @click.argument("files", nargs=-1, required=True, type=FILE, metavar="FILE...")
-@click.option("-i", "--ignore-case", is_flag=True, help="Do not tell upper from lower case.")
-@click.option("-F", "--fixed-strings", "fixed", is_flag=True, help="PATTERN is plain text.")
+@click.option("-i", "--ignore-case", is_flag=True, help="Ignore the difference between upper and lower case.")
+@click.option(
+    "-F", "--fixed-strings", "fixed", is_flag=True, help="PATTERN is plain text, not a regular expression."
+)
 @click.option("-l", "--keys-with-matches", "only_keys", is_flag=True, help="Print only the keys.")
 @click.option("-c", "--count", is_flag=True, help="Print only how many lines match for each key.")
 @click.option(
     "--key", "only", multiple=True, metavar="KEY", help="Search only these keys (*, ?, [abc]).",
     shell_complete=_completion.keys,
 )  # fmt: skip
-@click.option("--in-keys", is_flag=True, help="Search the keys, and names of tensors, too.")
+@click.option("--in-keys", is_flag=True, help="Search the keys and the names of tensors, too.")
 @json_option
 @keys_options
 def command(
@@ -56,7 +58,7 @@ def command(
 
     if only_keys and count:
         raise click.UsageError("give -l or -c, not both")
-    one_stdin(files)
+    one_stdin(*files)
     how = GrepOptions(only=only, **options)
     search = compiled(pattern, how)
     found = [grep_file(given(file), search, how, keys) for file in files]

@@ -77,7 +77,7 @@ def command(
     keys: Any,
 ) -> int:  # fmt: skip
     """Run the command."""
-    one_stdin(files)
+    one_stdin(*files)
     from atlas_kit.operations.hash import hash_file, identify_model
 
     if (quiet or ignore_missing or strict) and not check:

@@ -12,6 +12,7 @@ from atlas_kit.cli._options import (
     IN_PLACE,
     backup_option,
     command_,
+    dry_run_option,
     given,
     json_option,
     keys_options,
@@ -29,16 +30,16 @@ if TYPE_CHECKING:
 @command_(
     "import",
     """\
-Put conversations written as JSON into a memory file.
+Import conversations from JSON into a memory file.
 
 A SOURCE is JSON or JSON lines as people write them: a list of messages, each with role and content; objects with `key`
-and `messages` (or `text`, or `json`); a table from keys to any of these; what `export --to jsonl` gives out, and what
+and `messages` (or `text`, or `json`); an object from keys to any of these; what `export --to jsonl` writes; and what
 Claude and ChatGPT export. `time` (2026-11-30T14:00:00Z) or `timestamp`, `type` and `flags` may stand beside them. What
-has no key gets the name of its file, and a number where there are several. Histories are stored as text
+has no key is named after its file, with a number where there are several. Conversations are stored as text
 (`User: ...`) where that says the same, or with --form json as JSON.
 
-All is put in, or nothing; what makes no sense is said with its line. A key that is there already is refused, unless
---replace or --append is given: --append keeps the beginning that both have once.
+Everything is imported, or nothing; errors name the line. A key that exists already is refused, unless --replace or
+--append is given; --append keeps a common beginning only once.
 
 Examples:
   atlas-tool import notes.atlas talk.jsonl
@@ -55,10 +56,10 @@ Examples:
     shell_complete=_completion.keys,
 )
 @click.option("--form", type=click.Choice(["text", "json"]), default="text", show_default=True,
-              help="How histories are stored.")  # fmt: skip
+              help="How conversations are stored.")  # fmt: skip
 @click.option("--replace", is_flag=True, help="Replace entries of the same key.")
-@click.option("--append", is_flag=True, help="Go on with histories of the same key.")
-@click.option("-n", "--dry-run", is_flag=True, help="Change nothing; say what would be done.")
+@click.option("--append", is_flag=True, help="Continue conversations of the same key.")
+@dry_run_option
 @new_option
 @backup_option
 @quiet_option
@@ -73,7 +74,7 @@ def command(
 
     if replace and append:
         raise click.UsageError("give --replace or --append, not both")
-    one_stdin(sources)
+    one_stdin(*sources)
     conflict = "replace" if replace else "append" if append else "refuse"
     how = ImportOptions(on_conflict=conflict, **options)
     result = import_chats(file, [given(source) for source in sources], how, keys)

@@ -10,6 +10,7 @@ from atlas_kit.cli import _render
 from atlas_kit.cli._options import (
     FILE,
     command_,
+    dry_run_option,
     force_option,
     given,
     json_option,
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
     """\
 Join the shards or parts of a model into one file.
 
-Give one of them, and the others are found beside it by their names; or give all, in any order. Shards are known
+Give one of them, and the others are found beside it by name; or give all, in any order. Shards are known
 by what is in them (STEM-00001-of-00003.gguf, as `atlas-tool split` and llama-gguf-split make them, or renamed),
-also when they were put into one file with `cat`. Parts are what a file was cut into by its bytes: NAME.part1of3,
-NAME.aa and NAME.ab, NAME-split-a, NAME.001. Where one is missing, nothing is written, and its name is said.
+even after they were put into one file with `cat`. Parts are what a file was cut into, byte by byte: NAME.part1of3,
+NAME.aa and NAME.ab, NAME-split-a, NAME.001. Where one is missing, it is named and nothing is written.
 
 Examples:
   atlas-tool join shards/model-00001-of-00003.gguf -o whole.gguf
@@ -43,13 +44,13 @@ Examples:
 )
 @click.argument("files", nargs=-1, required=True, type=FILE, metavar="FILE...")
 @output_option("The file to write; - is standard output.", required=True)
-@click.option("-n", "--dry-run", is_flag=True, help="Write nothing, and say what would be joined.")
+@dry_run_option
 @force_option
 @quiet_option
 @json_option
 def command(files: tuple[str, ...], output: str, dry_run: bool, force: bool, as_json: bool) -> int:
     """Run the command."""
-    one_stdin(files)
+    one_stdin(*files)
     from atlas_kit.operations.join import join_files
 
     target = place_of(output)
@@ -61,7 +62,7 @@ def command(files: tuple[str, ...], output: str, dry_run: bool, force: bool, as_
 
 
 def _text(result: Joined) -> Iterator[_render.Block]:
-    yield _render.Lines(result.sources)
+    yield _render.Lines(result.inputs)
     tensors = "" if result.tensors is None else f", {_render.plural(result.tensors, 'tensor')}"
     would = "would be " if result.dry_run else ""
     yield f"-> {would}{result.output} ({_render.exact_size(result.size)}{tensors})"

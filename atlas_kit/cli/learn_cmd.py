@@ -96,7 +96,7 @@ def command(
     from atlas_kit.operations.learn import Document, learn
     from atlas_kit.persistence.place import Place
 
-    one_stdin(files)
+    one_stdin(*files)
     place = Place(memory_file, model, keys)
     place.require_encrypted()
     documents = [Document(name) for name in files]

@@ -15,6 +15,7 @@ from atlas_kit.cli._options import (
     given,
     json_option,
     keys_options,
+    one_stdin,
     output_option,
     place_of,
     quiet_option,
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
 @command_(
     "merge",
     """\
-Join several memory files into one.
+Merge several memory files into one.
 
 Entries keep their order and times. Where files have different entries under one key, --prefer says which
 one is taken: that of the first file, of the last, or the one with the newest timestamp; each such key is
-reported. --prefer both makes one history of two: their common beginning once, then what each has, the older one first;
-of entries that are no text the second is kept as `KEY (2)`.
+reported. --prefer both makes one history of two: their common beginning once, then the rest of each, the older one
+first; of entries that are not text, the second is kept as `KEY (2)`.
 
 OUTPUT has the highest version of the inputs unless --to says otherwise, and is encrypted if any input is, or
 if a passphrase or key is given.
@@ -46,7 +47,7 @@ Examples:
 """,
 )
 @click.argument("files", nargs=-1, required=True, type=FILE, metavar="A B...")
-@output_option("Where the joined file goes; - is standard output.", required=True)
+@output_option("Where the merged file goes; - is standard output.", required=True)
 @click.option(
     "--prefer", type=click.Choice(["first", "last", "newest", "both"]), default="last", show_default=True,
     help="Which file's entry to take.",
@@ -66,8 +67,7 @@ def command(
 
     if len(files) < 2:
         raise click.UsageError("give at least two files to merge")
-    if files.count("-") > 1:
-        raise click.UsageError("standard input can be only one of the files")
+    one_stdin(*files)
     target = place_of(output)
     version = int(to[-1]) if to else None
     result = merge_files(

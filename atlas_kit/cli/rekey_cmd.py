@@ -29,10 +29,10 @@ from atlas_kit.cli._secured import text
 Change the passphrase or key of an encrypted memory file.
 
 --passphrase-file, --key-file or ATLAS_PASSPHRASE open the file; --new-passphrase-file or --new-key-file encrypt it
-anew. A terminal asks for what is not given. The file is replaced whole or not at all, and no plain text is written
-on the way.
+anew. You are asked for what is missing on a terminal. The file is replaced whole or not at all, and no plain text
+is written on the way.
 
-Backups from before open with the old passphrase or key; they are named, and --remove-backups removes them.
+Earlier backups open with the old passphrase or key; they are listed, and --remove-backups removes them.
 
 Examples:
   atlas-tool rekey secret.atlas --passphrase-file pass.txt --new-passphrase-file new.txt

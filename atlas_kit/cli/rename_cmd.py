@@ -11,6 +11,7 @@ from atlas_kit.cli._options import (
     IN_PLACE,
     backup_option,
     command_,
+    dry_run_option,
     force_option,
     json_option,
     keys_options,
@@ -30,11 +31,11 @@ if TYPE_CHECKING:
     """\
 Rename entries of a memory file, or metadata keys and tensors of a model.
 
-OLD is a name, with --glob a pattern of names, with --regex a regular expression that is searched for in each name
-and replaced by NEW. With --glob each `*` of NEW stands for what that of OLD matched; with --regex, \\1 is the first
-group. All are renamed in one step or, where a new name is taken or not allowed, none. FILE is changed in place,
-of a model only its header where the new names fit; -o writes a new file instead. Renamed entries of a
-memory file go to the end of its order.
+OLD is a name; with --glob, a pattern; with --regex, a regular expression that is searched for in each name and
+replaced by NEW. With --glob, each `*` of NEW stands for what the same `*` of OLD matched; with --regex, \\1 is the
+first group. All are renamed in one step or, if a new name is taken or not allowed, none. FILE is changed in place,
+and of a model only the header where the new names fit; -o writes a new file instead. Renamed entries of a memory
+file move to its end.
 
 Examples:
   atlas-tool rename notes.atlas greeting welcome
@@ -50,7 +51,7 @@ Examples:
 @click.option("--regex", "how", flag_value="regex", help="OLD is a regular expression.")
 @output_option("Write the result to OUTPUT, and leave FILE as it is.")
 @force_option
-@click.option("-n", "--dry-run", is_flag=True, help="Change nothing, and list what would be renamed.")
+@dry_run_option
 @backup_option
 @quiet_option
 @json_option
@@ -83,5 +84,5 @@ def _text(result: Renamed) -> Iterator[_render.Block]:
     )
     if not result.names:
         yield "nothing to rename"
-    elif result.output is not None and not result.dry_run:
+    if result.output is not None and not result.dry_run:
         yield f"-> {result.output}"

@@ -11,6 +11,7 @@ from atlas_kit.cli._options import (
     IN_PLACE,
     backup_option,
     command_,
+    dry_run_option,
     force_option,
     json_option,
     keys_options,
@@ -30,9 +31,8 @@ if TYPE_CHECKING:
     """\
 Remove entries of a memory file, or metadata keys and tensors of a model.
 
-All KEYs are removed in one step or, when one of them is not there, none. --glob takes the KEYs as patterns;
---dry-run shows what would go. FILE is changed in place; -o writes a new file instead. A model that loses a tensor
-is written anew, whole or not at all.
+All KEYs are removed in one step or, if one of them does not exist, none. FILE is changed in place; -o writes a new
+file instead. A model that loses a tensor is rewritten, whole or not at all.
 
 Examples:
   atlas-tool rm notes.atlas greeting
@@ -44,8 +44,8 @@ Examples:
 @click.argument("file", type=IN_PLACE)
 @click.argument("wanted", nargs=-1, required=True, metavar="KEY...", shell_complete=_completion.keys)
 @click.option("--glob", is_flag=True, help="KEYs are patterns (*, ?, [abc]).")
-@click.option("--ignore-missing", is_flag=True, help="Ignore keys that are not there.")
-@click.option("-n", "--dry-run", is_flag=True, help="Change nothing.")
+@click.option("--ignore-missing", is_flag=True, help="Ignore keys that do not exist.")
+@dry_run_option
 @output_option("Write the result to OUTPUT, and leave FILE as it is.")
 @force_option
 @backup_option
@@ -66,3 +66,5 @@ def _text(result: Removed) -> Iterator[_render.Block]:
     yield _render.Lines(f"{verb} {key}" for key in result.keys)
     if not result.keys:
         yield "nothing to remove"
+    if result.output is not None and not result.dry_run:
+        yield f"-> {result.output}"

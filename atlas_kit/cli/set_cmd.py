@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     """\
 Store one value, in place.
 
-VALUE is taken as text, negative numbers too; `-` reads it from standard input, --from from a file, byte for byte. Other
-values that begin with `-` go behind `--`. An existing key keeps its place, type and flags. A memory file that does
-not exist yet is made if its name ends in .atlas, and with --new whatever its name. In a GGUF model the metadata
-key keeps its type unless --type says otherwise; arrays are written as JSON. The file is replaced whole or not
-at all, or the change is appended and takes effect with its last write.
+VALUE is text, and may be a negative number; `-` reads it from standard input, --from from a file, byte for byte. Put
+`--` before any other value that begins with `-`. An existing key keeps its place, type and flags. A memory file
+that does not exist yet is created if its name ends in .atlas, or with --new whatever its name. In a GGUF model, a
+metadata key keeps its type unless --type says otherwise; arrays are written as JSON. The file is replaced whole or
+not at all, or the change is appended and takes effect with its last write.
 
 Examples:
   atlas-tool set notes.atlas greeting "hello there"
@@ -53,10 +53,12 @@ Examples:
 @click.option(
     "--type", "kind", metavar="TYPE", help="Entry type (text, context, 7) or GGUF type (u32, arr[str])."
 )
-@click.option("--flags", type=click.IntRange(0, 2**32 - 1), help="The application's flags.")
-@click.option("--timestamp", type=click.IntRange(0, 2**64 - 1), help="Unix seconds instead of now.")
+@click.option("--flags", type=click.IntRange(0, 2**32 - 1), help="The application's own flags.")
+@click.option(
+    "--timestamp", type=click.IntRange(0, 2**64 - 1), help="Unix time of the entry, instead of now."
+)
 @click.option("--codec", type=click.Choice(["lz4", "zlib", "zstd", "none"]), help="How to code this payload.")
-@click.option("--level", type=int, help="How hard the codec tries.")
+@click.option("--level", type=int, help="How hard to try; the range depends on the codec.")
 @click.option(
     "--to",
     type=click.Choice(["atlas-v1", "atlas-v2", "atlas-v3"]),

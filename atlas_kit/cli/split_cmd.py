@@ -11,6 +11,7 @@ from atlas_kit.cli._options import (
     FILE,
     SIZE,
     command_,
+    dry_run_option,
     given,
     json_option,
     quiet_option,
@@ -29,9 +30,9 @@ Split a GGUF model into shards that llama.cpp loads.
 
 The shards are called STEM-00001-of-00003.gguf and so on, STEM being the model's own name unless -o says another;
 llama.cpp is given the first one and finds the others beside it. --max-size counts the whole file: 2G is
-2,000,000,000 bytes, 2GiB is 2,147,483,648. With --max-tensors as well, the limit that is reached first counts. A
+2,000,000,000 bytes, 2GiB is 2,147,483,648. With --max-tensors as well, whichever limit is reached first counts. A
 tensor is never cut: one that is larger than the size gets a shard of its own. MODEL stays as it is; one that
-is in shards already is dealt out anew. `atlas-tool join` puts shards together again, to the same bytes.
+is in shards already is split afresh. `atlas-tool join` puts the shards together again, to the same bytes.
 
 Examples:
   atlas-tool split model.gguf --max-size 20K
@@ -41,10 +42,12 @@ Examples:
 )
 @click.argument("model", type=FILE)
 @click.option("--max-size", type=SIZE, metavar="SIZE", help="No shard is larger than this: 2G, 500M, 1.5GiB.")
-@click.option("--max-tensors", type=click.IntRange(1), metavar="N", help="No shard has more tensors.")
+@click.option(
+    "--max-tensors", type=click.IntRange(1), metavar="N", help="No shard has more tensors than this."
+)
 @click.option("--metadata-alone", is_flag=True, help="Put no tensors into the first shard.")
-@click.option("-o", "--output", "stem", type=click.Path(), metavar="STEM", help="What the names start with.")
-@click.option("-n", "--dry-run", is_flag=True, help="Write nothing, and list the shards.")
+@click.option("-o", "--output", "stem", type=click.Path(), metavar="STEM", help="Start of the shards' names.")
+@dry_run_option
 @click.option("-f", "--force", is_flag=True, help="Overwrite shards that exist.")
 @quiet_option
 @json_option
@@ -65,4 +68,4 @@ def _text(result: Split) -> Iterator[_render.Block]:
     for note in result.notes:
         yield _render.Lines([_render.Styled(f"note: {note}", "warn")])
     verb = "would write" if result.dry_run else "wrote"
-    yield f"{verb} {_render.plural(len(result.parts), 'shard')} of {result.source}"
+    yield f"{verb} {_render.plural(len(result.parts), 'shard')} of {result.path}"

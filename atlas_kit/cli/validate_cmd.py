@@ -66,7 +66,7 @@ def command(
     keys: Any,
 ) -> int:
     """Run the command."""
-    one_stdin(files)
+    one_stdin(*files)
     from atlas_kit.operations.validate import expand, validate_file
 
     reports = []

@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import AtlasError, ConflictError, FileAccessError, InvalidParamError, NoSuchFileError
+from atlas_kit.formats.endings import require_ending
 from atlas_kit.persistence.entry_keys import EPISODES
 from atlas_kit.storage.atomic import lock
 from atlas_kit.storage.given import StrPath, same_file
@@ -160,6 +161,8 @@ def _check_place(file: str, model: str) -> None:
         raise InvalidParamError(
             "this is the name of a model, and there is none", path=file, hint="Name the memory NAME.atlas."
         )
+    if not os.path.exists(file):
+        require_ending(file, "atlas")
     if not os.path.isdir(folder):
         raise NoSuchFileError("there is no such folder", path=folder, hint="Create it first.")
     if os.path.exists(file) and not os.path.isfile(file):

@@ -161,7 +161,19 @@ class Conversations:
         if found is None:
             self.names.begin(key)
             found = self.named[key] = self.new(key, settings)
+            found.unread = True
         return found
+
+    @contextlib.asynccontextmanager
+    async def asking(self, conversation: Conversation) -> AsyncIterator[None]:
+        """Be about to use a conversation: a session that is begun for this goes again where nothing comes of it."""
+        conversation.asking += 1
+        try:
+            yield
+        finally:
+            conversation.asking -= 1
+            if conversation.unread and not conversation.asking and not conversation.closed:
+                await finished(self.delete(conversation))
 
     @property
     def temporary_ones(self) -> tuple[Conversation, ...]:

@@ -11,17 +11,18 @@ import contextlib
 import json
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from atlas_kit.errors import BusyError, DataTooLargeError
+from atlas_kit.server.keys import SHARED, Key
 from atlas_kit.server.response_records import Record
+from atlas_kit.server.turns import Passage
 
 if TYPE_CHECKING:
     from atlas_kit.server.conversation import Conversation
-    from atlas_kit.server.keys import Key
     from atlas_kit.server.response_file import ResponseFile
 
 #: Answers that are found by their ids, conversations whose text is kept, and bytes of JSON that both may take.
@@ -105,12 +106,13 @@ class Kept:
 class Thread:
     """The text of a conversation: its last answer, what a client noted, and a lock for whoever adds to it.
 
-    ``size`` is in bytes, about.
+    ``size`` is in bytes, about; ``begun``: there is something that it keeps, or was.
     """
 
     last: Kept | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     size: int = 0
+    begun: bool = False
     created: float = field(default_factory=time.time)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     waiting: int = 0
@@ -119,6 +121,11 @@ class Thread:
         """Find out how large it is, with all that was said."""
         said = 0 if self.last is None else sum(one.size for one in self.last._line())
         self.size = said + len(json.dumps(self.metadata))
+
+
+def _passage(key: Key) -> Key:
+    """Return under which key those wait for each other who read a session's answers and who forget them."""
+    return SHARED if key.name is None else key
 
 
 def _is_of(key: Key, namespace: str, kept: Kept) -> bool:
@@ -154,6 +161,7 @@ class KeptResponses:
         self._found: OrderedDict[tuple[str, str], Kept] = OrderedDict()
         self._threads: OrderedDict[tuple[str, str], Thread] = OrderedDict()
         self._bytes = 0
+        self._passages: WeakValueDictionary[Key, Passage] = WeakValueDictionary()
         self._file = file
         #: What came from the file, so that several ids that lead into one conversation share it.
         self._loaded: WeakValueDictionary[int, Kept] = WeakValueDictionary()
@@ -217,11 +225,14 @@ class KeptResponses:
                 finally:
                     changed = thread.last is not before[0] or thread.metadata is not before[1]
                     if changed:
+                        thread.begun = True
                         thread.measure()
                     if changed and self._threads.get((namespace, name)) is thread:
                         self._note(namespace, name, thread, before[0])
         finally:
             thread.waiting -= 1
+            if not thread.begun and not thread.waiting and self._threads.get((namespace, name)) is thread:
+                del self._threads[namespace, name]  # nothing came of the request that began it
             self._forget_threads()
 
     async def thread(self, namespace: str, name: str) -> Thread | None:
@@ -231,7 +242,7 @@ class KeptResponses:
             noted = await asyncio.wrap_future(self._file.noted(namespace, name))
             found = self._threads.get((namespace, name))  # somebody else may have been faster
             if found is None and noted is not None:
-                found = Thread(self._linked(noted.line), noted.metadata, created=noted.created)
+                found = Thread(self._linked(noted.line), noted.metadata, begun=True, created=noted.created)
                 found.measure()
                 self._threads[namespace, name] = found
                 self._forget_threads(found)
@@ -242,6 +253,25 @@ class KeptResponses:
         self._threads.pop((namespace, name), None)
         if self._file is not None:
             self._file.forget(namespace, name)
+
+    @contextlib.asynccontextmanager
+    async def reading(self, namespace: str, sessions: Collection[str | None]) -> AsyncIterator[None]:
+        """Go on from answers that the memories of some sessions have read, and keep what comes of it.
+
+        Whoever forgets those answers waits for that, and whoever comes behind waits for them. None: no session.
+        """
+        keys = sorted({_passage(Key(namespace, one)) for one in sessions}, key=str)  # all in one order
+        async with contextlib.AsyncExitStack() as stack:
+            for key in keys:
+                await stack.enter_async_context(self._passages.setdefault(key, Passage()).through())
+            yield
+
+    @contextlib.asynccontextmanager
+    async def forgetting(self, key: Key) -> AsyncIterator[None]:
+        """Have the answers of a session to oneself: what is under way there has ended, and was kept."""
+        passage = self._passages.setdefault(_passage(key), Passage())
+        async with passage.through(alone=True):
+            yield
 
     async def count_of(self, key: Key) -> int:
         """Return how many answers the memory of a session, or the shared one, has read: they hold its text, too."""

@@ -43,8 +43,8 @@ class SessionNames:
         if key.name is not None and self._most and len(names) >= self._most and key.name not in names:
             raise ApiError(
                 403,
-                f"There are {len(names):,} named sessions of this API key already, which is the limit. Delete some, or "
-                "ask without a session_id.",
+                f"There are {len(names):,} named sessions and conversations of this API key already, which is the "
+                "limit. Delete some, or ask without a name.",
                 param="session_id",
                 code="too_many_sessions",
             )

@@ -99,7 +99,8 @@ def test_places_that_are_none(tmp_path):
     model.write_bytes(b"GGUF")
     for file, error in (
         ("", InvalidParamError), ("a\0b", InvalidParamError), (str(tmp_path), FileAccessError),
-        (str(model), InvalidParamError), (str(tmp_path / "no" / "m.atlas"), NoSuchFileError),
+        (str(model), InvalidParamError), (str(tmp_path / "new.json"), InvalidParamError),
+        (str(tmp_path / "other.gguf"), InvalidParamError), (str(tmp_path / "no" / "m.atlas"), NoSuchFileError),
     ):  # fmt: skip
         with pytest.raises(error):
             Place(file, str(model))

@@ -22,6 +22,8 @@ LONGEST = 2400
 #: A grammar is made of it.
 SCHEMA = {"type": "object", "properties": {"name": {"enum": ["a", "b"]}}, "required": ["name"]}
 TOOL = {"type": "function", "function": {"name": "look", "parameters": SCHEMA}}
+#: What changes the memory that all keys share, and there is no such file.
+ALL_SHARE = {"memory_file": "of-nobody"}
 #: Requests that are wrong, and what they are told.
 WRONG: tuple[tuple[str, Any, int], ...] = (
     ("/v1/completions", {"prompt": None, "max_tokens": "many"}, 400),
@@ -37,7 +39,8 @@ WRONG: tuple[tuple[str, Any, int], ...] = (
     ("/v1/messages", {"messages": "a"}, 400),
     ("/completion", {"prompt": {"a": 1}}, 400),
     ("/v1/atlas/memory/load", {"memory_file": "../shared"}, 400),
-    ("/v1/atlas/memory/load", {"memory_file": "of-nobody"}, 404),
+    ("/v1/atlas/memory/load", ALL_SHARE, 404),
+    ("/v1/atlas/memory/load", {"session_id": "mine", "memory_file": "of-nobody"}, 404),
     ("/v1/atlas/config", {"learning_rate": 1000}, 400),
     ("/v1/nothing", {}, 404),
 )
@@ -318,6 +321,8 @@ class User:
     async def err(self) -> None:
         """Ask for what cannot be."""
         path, body, status = self._chance.choice(WRONG)
+        if body == ALL_SHARE and self.key != KEYS[0]:
+            status = 403  # The first key is the administrator's.
         if isinstance(body.get("prompt"), str):
             body = {**body, "prompt": self.words(1)}
         await self.ask(Ask("wrong request", path, body, expect={status}))

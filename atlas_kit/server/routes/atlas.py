@@ -117,12 +117,8 @@ async def load(request: Request, service: TheService, asked: LoadRequest) -> Don
     else:
         key = Key(namespace, checked_session_id(asked.session_id))
         target = service.conversations.named_or_new(key, service.settings)
-    try:
+    async with service.conversations.asking(target):
         await memories.load(namespace, target, asked.memory_file)
-    except BaseException:
-        if not target.version and not target.requests and not target.cold and target.key.name is not None:
-            service.conversations.drop(target)
-        raise
     return Done(object="atlas.memory.loaded", session_id=asked.session_id, memory_file=asked.memory_file)
 
 
