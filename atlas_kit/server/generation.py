@@ -593,9 +593,10 @@ class Generating:
 
     @property
     def _blended(self) -> float | None:
-        """The mean weight of memory and window in the answer; the model alone answers on the side."""
-        aside = self._question is not None and self._question.aside and self._said
-        return 0.0 if aside else self._blend.mean
+        """The mean weight of memory and window in the answer; the model alone answers on the side, and what is unrelated."""
+        asked = self._question
+        alone = asked is not None and (asked.aside or asked.recalled.unrelated) and self._said
+        return 0.0 if alone else self._blend.mean
 
     def _reading(self, session: AtlasSession, reader: Reader, at: int) -> AnyWork:
         """Read the rest of a text in parts, and stop where others want to go on by themselves."""

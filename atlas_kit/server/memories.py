@@ -387,8 +387,7 @@ class Memories:
 
     async def _saved_without(self, conversation: Conversation, result: Forgotten, removes: bool) -> None:
         """Save what is left, so that what was forgotten is in no file either, but for backups."""
-        from atlas_kit.operations.forget import remove_backups
-        from atlas_kit.persistence.backups import backup_names
+        from atlas_kit.persistence.backups import backup_names, remove_backups
 
         shared = self._service.shared if conversation.key == SHARED else None
         kept = shared is not None or conversation.key.name is not None

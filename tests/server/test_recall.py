@@ -579,6 +579,15 @@ def test_an_answer_on_the_side_is_the_model_s_alone(serve: Server) -> None:
     assert answer["atlas"]["blend_ratio_actual"] == 0
 
 
+def test_what_has_nothing_to_do_with_the_memory_the_model_answers_alone(serve: Server) -> None:
+    server = serve(engine(), atlas_recall_gate=100)
+    chat(server, FACT)
+    filled(server)
+    told = chat(server, QUESTION, max_tokens=4)["atlas"]
+    assert told["blend_ratio_actual"] == 0
+    assert chat(server, "I like tea.", max_tokens=4)["atlas"]["blend_ratio_actual"] > 0
+
+
 def test_long_texts_are_kept_beside_the_loop(serve: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
