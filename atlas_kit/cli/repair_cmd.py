@@ -58,8 +58,8 @@ From a memory file of any version that is cut off, has flipped bits, wrong count
 every entry whose bytes are undamaged is saved; what cannot be identified goes to `lost+found/` entries.
 In a GGUF model, counts, offsets, padding, alignment and duplicate keys are mended, and a missing tail is
 reported tensor by tensor. FILE itself is never touched. Numbers in a model's tensors cannot be mended;
---data looks at them, too, as `validate --data` does, and says what is wrong with them. --dry-run says what would be
-done. What is rescued is encrypted if FILE is, or if a passphrase or key is given.
+--data looks at them, too, as `validate --data` does, and says what is wrong with them. What is rescued is
+encrypted if FILE is, or if a passphrase or key is given.
 
 The exit code is 0 when nothing is wrong (no file is written then), 1 when something was mended or lost,
 and 2 when FILE cannot be repaired.
@@ -77,7 +77,11 @@ Examples:
     "--to", type=click.Choice(["atlas-v1", "atlas-v2", "atlas-v3"]), help="Version of the rescued file."
 )
 @click.option("--data", is_flag=True, help="Look at a model's tensor data, too.")
-@click.option("--drop-damaged", is_flag=True, help="Leave damaged tensors of a model out, instead of zeros.")
+@click.option(
+    "--drop-damaged",
+    is_flag=True,
+    help="Leave damaged tensors of a model out, instead of zeros.",
+)
 @force_option
 @decrypt_option
 @quiet_option

@@ -400,7 +400,12 @@ class Generating:
         follows, found = conversation.known(asked.tokens, spelling)
         since, conversation.begun = 0 if conversation.begun else found.wanted, False
         spans = await self._spans(session, conversation)
-        keeping = Keeping(session, asked.said or Said(), asked.tokens, spans, since)
+        branch = conversation.branches[follows] if follows >= 0 else array("i")
+        keeping = Keeping(
+            session, asked.said or Said(), asked.tokens, spans, since,
+            common=found.wanted, left=branch[found.known :],
+            returned=conversation.branched and follows != len(conversation.branches) - 1,
+        )  # fmt: skip
         self._question = await self._asks(session, keeping)
         if not asked.reuse or (asked.score_prompt and session.memory is None):
             follows, found = -1, Match(0, 0)  # what was read before is read again: nobody learns it twice
@@ -452,6 +457,7 @@ class Generating:
                     session.memory.retune(tuned)
             if self._job is not None:
                 await self._keep(keeping, found.wanted + len(read), len(said))
+                conversation.branched |= keeping.left_out
         if self._job.job.error is not None:
             raise self._job.job.error
 
@@ -554,7 +560,7 @@ class Generating:
             keeping.read(end)
             keeping.answered(answer)
 
-        if keeping.left + len(answer) < MANY:
+        if keeping.left + len(answer) < MANY and not keeping.takes_long:
             keep()
         else:
             await finished(asyncio.to_thread(keep))

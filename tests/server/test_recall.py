@@ -55,8 +55,8 @@ def noting(made: Any) -> list[str]:
 
 def filled(server: Any, session: str | None = "anna") -> None:
     """Say so much else that what was said before is no longer in the context."""
-    for _ in range(4):
-        chat(server, FILLER, session)
+    for number in range(4):  # other words each time: who says the same again asks for another answer to it
+        chat(server, f"{number} {FILLER}", session)
 
 
 def test_what_was_said_long_ago_is_read_again_and_told(serve: Server) -> None:
