@@ -13,9 +13,9 @@ from atlas_kit.formats.endings import require_ending
 from atlas_kit.formats.foreign import recognise
 from atlas_kit.formats.gguf.lost_file import lost_name, write_lost
 from atlas_kit.operations import secrecy
-from atlas_kit.operations.outputs import Output, is_stream, scratch_path
+from atlas_kit.operations.outputs import Output, is_path, is_stream, output_name, require_free, scratch_path
 from atlas_kit.operations.validate import validate_file
-from atlas_kit.storage.given import Given, check_output, use_source
+from atlas_kit.storage.given import Given, use_source
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source, StrPath
 
@@ -159,8 +159,7 @@ def repair_file(
     options, keys = options or RepairOptions(), Keys() if keys is None else keys
     if output is None and not options.dry_run:
         raise InvalidParamError("the repaired file needs a name", remedy=Remedy("name-output"))
-    if isinstance(output, (str, os.PathLike)):
-        check_output(output, [given], options.force or options.dry_run)
+    require_free(output, [given], options.force or options.dry_run)
     with use_source(given) as source:
         return _repaired(source, output, options, keys, progress)
 
@@ -180,13 +179,13 @@ def _repaired(
         raise InvalidParamError(f"this is {known.what}", path=source.name, hint=known.hint)
     if source.size == 0:
         raise InvalidParamError("the file is empty: there is nothing to rescue", path=source.name)
-    place = output if isinstance(output, (str, os.PathLike)) and not is_stream(output) else None
+    place = output if is_path(output) and not is_stream(output) else None
     if kind == "gguf" and not options.dry_run and output is not None and place is None:
         raise InvalidParamError("a repaired model goes to a file: what was lost is written beside it")
     if place is not None and not options.force and not options.dry_run:
         _require_no_lost_file(place)
     require_ending(output, "gguf" if kind == "gguf" else "atlas")
-    name = None if output is None else os.fsdecode(output) if isinstance(output, (str, os.PathLike)) else "-"
+    name = None if output is None else output_name(output)
     result = Repaired(source.name, name, options.dry_run, output is not None and place is None)
     repair = _mend if kind == "gguf" else _rescue
     if options.dry_run or output is None:
