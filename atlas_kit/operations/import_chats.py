@@ -6,15 +6,26 @@ from keys to any of these, one object a line; and what ``export`` gives out. Wha
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.codecs.json_text import loads, name_from, named
+from atlas_kit.codecs.json_text import (
+    digits,
+    json_bytes,
+    loads,
+    name_from,
+    named,
+    pairs_once,
+    refuse_constant,
+    to_utf8,
+)
 from atlas_kit.codecs.quantities import parse_time
-from atlas_kit.errors import AtlasError, InvalidParamError, Remedy
+from atlas_kit.errors import AtlasError, FileCorruptError, InvalidParamError, Remedy
 from atlas_kit.formats.atlas.tables import DATA_TYPE_BY_NAME, U32, U64, DataType
 from atlas_kit.formats.opening import edit_memory
 from atlas_kit.operations import chats
@@ -174,10 +185,15 @@ def _put(memory: MemoryFile, record: Record, options: ImportOptions, result: Imp
         result.appended.append(record.key)
     else:
         (result.added if held is None else result.replaced).append(record.key)
-    if record.entry is not None:
-        memory.set(record.key, record.entry.replace(key=record.key))
-    else:
-        memory.set(record.key, payload, type=kind, flags=record.flags, timestamp=record.timestamp)
+    try:
+        if record.entry is not None:
+            memory.set(record.key, record.entry.replace(key=record.key))
+        else:
+            memory.set(record.key, payload, type=kind, flags=record.flags, timestamp=record.timestamp)
+    except AtlasError as error:  # a key that the file cannot have
+        raise InvalidParamError(
+            f"{record.where}: {error.message}", path=record.source, key=record.key
+        ) from error
     result.messages += len(chat.messages) if chat is not None else 0
 
 
@@ -193,7 +209,7 @@ def read_records(given: Given, form: str = "text") -> list[Record]:
         It is neither, or something in it makes no sense.
     """
     with use_source(given) as source:
-        data, name = source.read(0, source.size).removeprefix(b"\xef\xbb\xbf"), source.name
+        data, name = _utf8(source.read(0, source.size)), source.name
     stem = os.path.splitext(os.path.basename(name))[0] if name != "-" else "conversation"
     try:
         records = _read(data, name, stem, form)
@@ -205,10 +221,17 @@ def read_records(given: Given, form: str = "text") -> list[Record]:
     return records
 
 
+def _utf8(data: bytes) -> bytes:
+    """Return text in UTF-8 without a byte order mark, also of what a shell of Windows has written in UTF-16."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        data = data.decode("utf-16", "replace").encode()
+    return data.removeprefix(b"\xef\xbb\xbf")
+
+
 def _read(data: bytes, name: str, stem: str, form: str) -> list[Record]:
     if name.lower().endswith((".jsonl", ".ndjson")) or _is_lines(data):
         return list(_of_lines(data, stem, form))
-    return list(_of_value(loads(data, what="JSON"), stem, form))
+    return list(_of_value(loads(data, what="JSON", unique=True), stem, form))
 
 
 def _is_lines(data: bytes) -> bool:
@@ -224,18 +247,21 @@ def _is_lines(data: bytes) -> bool:
 
 def _of_lines(data: bytes, stem: str, form: str) -> Iterator[Record]:
     values = []
-    for number, line in enumerate(data.split(b"\n"), 1):
+    for number, line in enumerate(re.split(rb"\r\n|\r|\n", data), 1):  # none of them is inside a value
         if not line.strip():
             continue
         where = f"line {number}"
         try:
-            values.append((where, json.loads(line)))
+            values.append(
+                (where, json.loads(line, parse_constant=refuse_constant, object_pairs_hook=pairs_once))
+            )
         except json.JSONDecodeError as error:
             raise InvalidParamError(f"{where} is not JSON (column {error.colno}): {error.msg}") from error
         except UnicodeDecodeError as error:
             raise InvalidParamError(f"{where} is not UTF-8 text") from error
         except (ValueError, RecursionError) as error:
-            raise InvalidParamError(f"{where} is not JSON that can be read: {error}") from error
+            why = digits(error) if isinstance(error, ValueError) else "it is nested too deeply"
+            raise InvalidParamError(f"{where} is not JSON that can be read: {why}") from error
     yield from _of_items(values, stem, form)
 
 
@@ -268,7 +294,9 @@ def _of_items(items: list[tuple[str, Any]], stem: str, form: str) -> Iterator[Re
     """Yield one entry of messages, or one for each item."""
     if items and is_message(items[0][1]):
         messages = [chats.message_from(one, where) for where, one in items]
-        yield _made({}, items[0][0], stem, chats.Chat(messages, "text" if form == "text" else "list"))
+        with _with_place(items[0][0]):
+            made = _made({}, items[0][0], stem, chats.Chat(messages, "text" if form == "text" else "list"))
+        yield made
         return
     width = len(str(len(items)))
     for number, (where, one) in enumerate(items, 1):
@@ -290,7 +318,21 @@ def _of_pair(key: str, value: Any, form: str) -> Record:
     return _record({"key": key, "json": value}, where, key, form)
 
 
+@contextlib.contextmanager
+def _with_place(where: str) -> Iterator[None]:
+    """Say where it is what no bytes can be made of."""
+    try:
+        yield
+    except FileCorruptError as error:
+        raise InvalidParamError(f"{where}: {error.message}", hint=error.hint) from error
+
+
 def _record(value: Any, where: str, default: str, form: str) -> Record:
+    with _with_place(where):
+        return _record_of(value, where, default, form)
+
+
+def _record_of(value: Any, where: str, default: str, form: str) -> Record:
     if not isinstance(value, dict):
         raise InvalidParamError(f'{where} is not an object with "messages", "text" or "json"')
     if is_message(value):
@@ -308,11 +350,11 @@ def _record(value: Any, where: str, default: str, form: str) -> Record:
     if given[0] == "text":
         if not isinstance(value["text"], str):
             raise InvalidParamError(f'the "text" of {where} is not text')
-        return _made(value, where, key, None, value["text"].encode("utf-8", "surrogatepass"))
+        return _made(value, where, key, None, to_utf8(value["text"]))
     style = JSON_STYLES.get(str(value.get("json_style", "spaced")))
     if style is None:
         raise InvalidParamError(f'the "json_style" of {where} is not one of {", ".join(JSON_STYLES)}')
-    return _made(value, where, key, None, json.dumps(value["json"], **style).encode("utf-8", "surrogatepass"))
+    return _made(value, where, key, None, json_bytes(value["json"], **style))
 
 
 def _of_other_programs(value: dict[str, Any]) -> dict[str, Any]:
@@ -365,8 +407,14 @@ def _key_of(value: dict[str, Any], where: str, default: str) -> str:
         return name_from(value, "key")
     for name in ("key", "title", "id"):
         if name in value:
-            if not isinstance(value[name], str) or not value[name]:
+            if name != "key" and not value[name]:  # programs write null for what has no title
+                continue
+            if not isinstance(value[name], str):
                 raise InvalidParamError(f'the "{name}" of {where} is not text')
+            if not value[name]:
+                raise InvalidParamError(f'the "{name}" of {where} is empty')
+            if "\0" in value[name]:
+                raise InvalidParamError(f'the "{name}" of {where} holds a NUL, and keys have none')
             return str(value[name])
     return default
 
