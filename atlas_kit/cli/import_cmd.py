@@ -88,7 +88,7 @@ def _text(result: Imported) -> Iterator[_render.Block]:
     for verb, keys in (
         ("added", result.added),
         ("replaced", result.replaced),
-        ("gone on with", result.appended),
+        ("continued", result.appended),
     ):
         if keys:
             yield _render.Lines(f"{would}{verb} {key}" for key in keys)

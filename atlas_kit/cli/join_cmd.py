@@ -65,4 +65,4 @@ def _text(result: Joined) -> Iterator[_render.Block]:
     yield _render.Lines(result.inputs)
     tensors = "" if result.tensors is None else f", {_render.plural(result.tensors, 'tensor')}"
     would = "would be " if result.dry_run else ""
-    yield f"-> {would}{result.output} ({_render.exact_size(result.size)}{tensors})"
+    yield f"-> {would}{result.output} ({_render.size(result.size)}{tensors})"
