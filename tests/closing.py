@@ -50,6 +50,7 @@ NEEDS: tuple[tuple[str, str, str], ...] = (
     ("the image is made of", "of the image's steps", "no package index can be reached"),
     ("package index", "of the wheel", "no package index can be reached"),
     ("hadolint|kubernetes-validate|pyyaml", "of deployment", "no hadolint, kubernetes-validate or pyyaml"),
+    ("cloud extra", "of remote files and fleets", "the packages of atlas-kit[cloud] are not all installed"),
     ("systemd-analyze", "of the unit for systemd", "no systemd-analyze, or an old one"),
     ("cannot move data", "of room made inside large models", "this file system cannot move data inside a file"),
     ("links here", "of links to files", "this file system has none"),

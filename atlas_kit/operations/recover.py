@@ -17,6 +17,7 @@ from atlas_kit.codecs.json_text import named
 from atlas_kit.codecs.quantities import parse_time
 from atlas_kit.errors import (
     AtlasError,
+    ConflictError,
     FileCorruptError,
     InvalidParamError,
     KeyNotFoundError,
@@ -27,6 +28,7 @@ from atlas_kit.formats.detect import detect, is_encrypted
 from atlas_kit.formats.endings import require_ending
 from atlas_kit.persistence.backups import Backup, Backups, is_interrupted_edit, keep_aside, list_backups
 from atlas_kit.storage.atomic import atomic_write, lock
+from atlas_kit.storage.copying import copy_data
 from atlas_kit.storage.given import check_output, open_source, same_file
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import StrPath
@@ -104,8 +106,12 @@ def restore_backup(
     with lock(target), open_source(chosen.path) as source:
         kept = keep_aside(Path(target)) if output is None and os.path.lexists(target) else None
         with atomic_write(target, locked=True) as file:
-            for chunk in source.chunks(0, source.size):
-                file.write(chunk)
+            fd = source.fileno()
+            if fd is None:
+                for chunk in source.chunks(0, source.size):
+                    file.write(chunk)
+            elif not copy_data(fd, file.fileno(), source.size):
+                raise ConflictError("the backup was changed while it was being restored", path=chosen.path)
     return Restored(chosen.path, target, kept)
 
 

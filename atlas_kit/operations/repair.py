@@ -34,6 +34,8 @@ class Repaired:
     ----------
     before, after
         What is wrong with the file, and with the new one (empty on a dry run).
+    data_read
+        Whether the numbers of a model's tensors were looked at; ``None`` for a memory file, which has checksums.
     output
         The new file; ``None`` where nothing is written.
     stream
@@ -48,6 +50,7 @@ class Repaired:
     mend: MendResult | None = None
     before: list[Finding] = field(default_factory=list)
     after: list[Finding] = field(default_factory=list)
+    data_read: bool | None = None
 
     @property
     def kind(self) -> str:
@@ -110,6 +113,7 @@ class Repaired:
             **named("path", self.path),
             **output,
             "format": self.kind,
+            **({} if self.data_read is None else {"data_read": self.data_read}),
             **summary,
             **counts,
             **findings,
@@ -120,7 +124,8 @@ class Repaired:
 class RepairOptions:
     """``version``: of a rescued memory file. ``drop_damaged``: leave damaged tensors out of a model.
 
-    ``decrypt``: write plain text although the file is encrypted or there is a secret.
+    ``decrypt``: write plain text although the file is encrypted or there is a secret. ``data``: look at the numbers of
+    a model's tensors, too.
     """
 
     dry_run: bool = False
@@ -128,6 +133,7 @@ class RepairOptions:
     version: int | None = None
     drop_damaged: bool = False
     decrypt: bool = False
+    data: bool = False
 
 
 def repair_file(
@@ -285,9 +291,9 @@ def _mend(
 
     result.mend = mend_gguf(
         source, path, dry_run=options.dry_run, drop_damaged=options.drop_damaged, only_changed=not stream,
-        progress=told,
+        deep=options.data, progress=told, reading=progress,
     )  # fmt: skip
-    result.before, result.after = result.mend.before, result.mend.after
+    result.before, result.after, result.data_read = result.mend.before, result.mend.after, options.data
     wrong = _errors(result.before)
     if wrong and not result.mend.changed:
         first, more = wrong[0], len(wrong) - 1
