@@ -44,8 +44,8 @@ Examples:
 )
 @click.argument("files", nargs=-1, required=True, type=FILE, metavar="FILE...")
 @output_option("The file to write; - is standard output.", required=True)
-@dry_run_option
 @force_option
+@dry_run_option
 @quiet_option
 @json_option
 def command(files: tuple[str, ...], output: str, dry_run: bool, force: bool, as_json: bool) -> int:

@@ -61,8 +61,9 @@ def _arguments(command: str, path: Path, folder: Path) -> list[object]:
     more = {
         "get": ["key"], "convert": [folder / "out.atlas"], "compress": ["-o", folder / "out.bin"],
         "diff": [path], "set": ["key", "value"], "rm": ["key"], "append": ["key", "value"], "rename": ["key", "new"],
-        "import": [path.with_suffix(".json")], "export": ["-o", folder / "out.md"], "merge": [path, "-o", folder / "out"],
-        "split": ["--max-size", "1K"], "join": ["-o", folder / "out"], "repair": ["-o", folder / "out"],
+        "import": [path.with_suffix(".json")], "export": ["-o", folder / "out.md"],
+        "merge": [path, "-o", folder / "out"], "split": ["--max-size", "1K"], "join": ["-o", folder / "out"],
+        "repair": ["-o", folder / "out"],
         "encrypt": ["--key-file", folder / "key"], "decrypt": ["--key-file", folder / "key"],
         "rekey": ["--key-file", folder / "key", "--new-key-file", folder / "key"],
     }  # fmt: skip
