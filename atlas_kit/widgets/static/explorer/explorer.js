@@ -309,11 +309,8 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reo
   /** @param {string} id */
   function tablePanel(id) {
     const info = summary.tables[id];
-    const side = el(
-      "div",
-      { class: "ax-detail-pane" },
-      el("p", { class: "ax-hint", text: info.count ? "Choose a row to look at it." : "" }),
-    );
+    const side = el("div", { class: "ax-detail-pane" });
+    const split = el("div", { class: "ax-split" });
     /** @type {ReturnType<typeof itemPane> | null} */
     let shown = null;
     const before = place?.tables[id] ?? null;
@@ -324,22 +321,54 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reo
      * @param {import("./item.js").Place | null} at
      */
     const open = async (row, at = null) => {
-      const slow = setTimeout(() => fill(side, el("p", { class: "ax-hint", role: "status", text: "Reading …" })), SLOW_MS);
+      const slow = setTimeout(() => {
+        fill(side, el("p", { class: "ax-hint", role: "status", text: "Reading …" }));
+        opened(Boolean(at));
+      }, SLOW_MS);
       const item = await ask({ op: "item", table: id, row });
       clearTimeout(slow);
       if (shown) shown.destroy();
       if (item.error) {
         shown = null;
-        fill(side, alert_(item));
+        fill(side, closer(), alert_(item));
+        opened(Boolean(at));
         return;
       }
       chosen = { name: item.name, row };
       shown = itemPane({ ask, request: full, table: id, row, item, bytes: toBytes, place: at });
-      fill(side, shown.root);
+      fill(side, closer(), shown.root);
+      opened(Boolean(at));
       wanted = { offset: item.start, size: Math.max(1, item.size) };
       if (!at) map.select(wanted.offset, wanted.size);
       if (onSelect) onSelect({ name: item.name, start: item.start, size: item.size, table: id, row });
     };
+    /**
+     * Make room for what was chosen, and see that it is seen.
+     * @param {boolean} quietly
+     */
+    function opened(quietly) {
+      if (split.classList.contains("ax-open")) return;
+      split.classList.add("ax-open");
+      requestAnimationFrame(() => {
+        rows.keepActive();
+        if (!quietly) side.scrollIntoView({ block: "nearest" });
+      });
+    }
+    function close() {
+      shown?.destroy();
+      shown = null;
+      chosen = null;
+      fill(side);
+      split.classList.remove("ax-open");
+      rows.focus();
+    }
+    const closer = () =>
+      el("button", { type: "button", class: "ax-small ax-close", "aria-label": "Close", title: "Close", text: "×", onclick: close });
+    side.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape" || event.defaultPrevented) return;
+      event.stopPropagation();
+      close();
+    });
     /** Open what was open before the file changed, wherever it is now. */
     async function openAgain() {
       if (before?.row === null || before?.row === undefined) return;
@@ -357,8 +386,9 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reo
       },
     });
     openAgain();
+    split.append(rows.root, side);
     return {
-      root: el("div", { class: "ax-split" }, rows.root, side),
+      root: split,
       revive: rows.revive,
       /** @returns {TablePlace} */
       place: () => ({
