@@ -23,9 +23,9 @@ const RESTORABLE = new Set(["recover", "recover-journal", "repair", "repair-if-d
 /**
  * @typedef {{request: import("./dom.js").Request, openNotebook?: () => void,
  *            openBackup?: (name: string) => Promise<Reply | null>,
- *            onSelect?: (selection: Record<string, unknown>) => void}} Sources  `openBackup` shows a file of the same
+ *            onSelect?: (selection: Record<string, unknown>) => void, onTab?: (tab: string) => void}} Sources  `openBackup` shows a file of the same
  *            folder: here, and then it answers with its summary, or elsewhere; `onSelect` hears what is chosen: name,
- *            start, size, table and row
+ *            start, size, table and row; `onTab` the tab that is looked at
  * @typedef {{destroy: () => void}} Part
  * @typedef {{tab: string | null, tables: Record<string, TablePlace>, bytes: import("./hex.js").Place | null,
  *            map: {start: number, stop: number, whole: boolean}, checked: boolean, typed: string, focus: Focus | null}} Place
@@ -42,7 +42,7 @@ const RESTORABLE = new Set(["recover", "recover-journal", "repair", "repair-if-d
  * @returns {(() => void) & {changed: () => Promise<void>}} removes it; `changed` shows the file as it is now, at the place
  *          that was looked at, and says so
  */
-export function mount(node, { request, openNotebook, openBackup, onSelect }) {
+export function mount(node, { request, openNotebook, openBackup, onSelect, onTab }) {
   const root = el("section", { class: "ax", "aria-label": "File explorer", "data-lm-suppress-shortcuts": "true" });
   const notice = el("div", { class: "ax-notice", role: "status" });
   const page = el("div", { class: "ax-page" });
@@ -126,7 +126,7 @@ export function mount(node, { request, openNotebook, openBackup, onSelect }) {
       return;
     }
     root.setAttribute("aria-label", `File ${summary.name}`);
-    const shell = fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reopen: show, place });
+    const shell = fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, onTab, reopen: show, place });
     parts.push(shell);
     fill(page, shell.root);
   }
@@ -175,7 +175,7 @@ function alert_({ error, hint }) {
  * @param {Omit<Sources, "request"> & {ask: import("./dom.js").Ask, full: import("./dom.js").Request, summary: Reply,
  *         reopen: (summary: Reply, place?: Place | null) => void, place: Place | null}} given
  */
-function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reopen, place }) {
+function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, onTab, reopen, place }) {
   const { size } = summary;
   /** @type {Part[]} */
   const parts = [];
@@ -238,6 +238,7 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reo
     roots.set(id, made);
     fill(panel, made);
     tables.get(id)?.revive();
+    onTab?.(id);
     if (id === "bytes" && wanted) hexBytes?.show(wanted.offset, wanted.size);
     if (id === "bytes") wanted = null;
   });
