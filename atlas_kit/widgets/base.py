@@ -55,7 +55,10 @@ class Shown:
     def _repr_mimebundle_(self, **options: Any) -> Any:
         """Return the live view with the static ones beside it: data and metadata, as IPython asks for them."""
         view = getattr(super(), "_repr_mimebundle_", lambda **_: None)
-        live = view(**options) if is_watched() else None
+        closed = (
+            getattr(self, "comm", self) is None
+        )  # a page would look for its model, and say that there is none
+        live = view(**options) if is_watched() and not closed else None
         data, metadata = live if isinstance(live, tuple) else (live or {}, {})
         return {**data, **self.static_bundle()}, metadata
 
