@@ -43,13 +43,13 @@ def test_an_export_shows_what_was_last_seen_and_can_be_looked_around_in(
     expect(model.get_by_role("img", name="blk.0.ffn_up.weight, 64 x 32")).to_be_visible()
     values = model.locator("svg title").all_text_contents()
     assert any(value.startswith("rows 0 to 1, column 0: ") for value in values)
-    model.get_by_text("Tensors", exact=True).click()
+    model.locator("label", has_text="Tensors").click()
     expect(model.get_by_text("4 of 12: ffn")).to_be_visible()
     expect(model.locator("td", has_text="blk.0.ffn_gate.weight")).to_be_visible()
     expect(model.locator("td", has_text="attn_q")).to_have_count(0)
     memory = exported.get_by_role("region", name="A: learned.atlas and B: learned-more.atlas")
     expect(memory.get_by_role("img", name="B − A, W, 8 x 6")).to_be_visible()
-    memory.get_by_text("Entries", exact=True).click()
+    memory.locator("label", has_text="Entries").click()
     expect(memory.get_by_text("84 of 96 numbers differ")).to_be_visible()
     wide = exported.evaluate(
         "[...document.querySelectorAll('.ak')].map((node) => node.scrollWidth - node.clientWidth)"
