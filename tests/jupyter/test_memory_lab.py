@@ -42,6 +42,12 @@ def test_start_learn_stop(lab_server: Lab, notebook, page: Page):
     text = page.locator(".atlas-lab .tokens").evaluate("(node) => node.textContent")
     assert kernel_json(page, "''.join(lab.words.texts(0, len(lab.trace)))") == text
 
+    # who cannot see the sliders hears their names
+    names = page.locator(".atlas-memory-lab [role=slider]").evaluate_all(
+        "(all) => all.map((one) => one.ariaLabel)"
+    )
+    assert {"learning rate", "window", "degree", "share"} <= set(names)
+
     # while a cell runs, a picture of the run grows
     shown = page.locator(".atlas-lab").get_attribute("data-shown")
     kernel_json(page, "lab.state", code="lab.run(200)")

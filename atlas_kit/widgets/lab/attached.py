@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 #: Seconds until a server is asked again that did not answer.
 AGAIN = 2.0
 _NOTHING = {
-    "at": 0, "total": 0, "seen": 0, "window": 0, "window_size": 0, "learning_rate": 0.0, "learning_rate_set": 0.0,
-    "speed": 0.0,
+    "at": 0, "total": 0, "context": 0, "seen": 0, "window": 0, "window_size": 0, "learning_rate": 0.0,
+    "learning_rate_set": 0.0, "speed": 0.0,
 }  # fmt: skip
 
 
@@ -165,6 +165,7 @@ class AttachedLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
             self._facts = {
                 "at": len(self.trace),
                 "total": 0,
+                "context": 0,
                 "seen": memory["tokens_seen"],
                 "window": memory["window_tokens"],
                 "window_size": memory["window_size"],

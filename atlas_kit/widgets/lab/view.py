@@ -7,6 +7,7 @@ is in ``static/lab/lab.js``.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import weakref
@@ -147,14 +148,20 @@ class LabView(anywidget.AnyWidget):
         if self.comm is not None:
             self.send({"kind": "who"})
         view, over = weakref.ref(self), threading.Event()
-        start_thread(lambda: over.wait(ANSWER_SECONDS) or _count(view), name="atlas-views", stop=over.set)
+
+        def count() -> None:
+            if not over.wait(ANSWER_SECONDS):
+                _count(view)
+
+        start_thread(count, name="atlas-views", stop=over.set)
 
     def _nobody(self) -> None:
         with self._lock:
             if self.views or self.gone:
                 return
             self.gone = True
-        self._looked_at(False)
+        with contextlib.suppress(ReferenceError):  # who made this is gone, too
+            self._looked_at(False)
 
 
 def _count(reference: weakref.ref[LabView]) -> None:

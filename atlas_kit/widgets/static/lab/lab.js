@@ -8,7 +8,7 @@ import { EXPERTS, LEVELS, share, Story, TextPane } from "./text.js";
 /**
  * @typedef {import("../matrix/matrix.js").Model} Model
  * @typedef {import("./text.js").Mode} Mode
- * @typedef {{total: number, at: number, window: number, window_size: number, learning_rate: number,
+ * @typedef {{total: number, at: number, context: number, window: number, window_size: number, learning_rate: number,
  *            learning_rate_set: number, speed: number}} Facts  of the memory and of the text that it reads
  * @typedef {{kind: string, number: number, facts: Facts, from: number, texts: string[],
  *            names: [number, string][]}} Frame
@@ -114,7 +114,11 @@ class Headline {
       this.put("memory", memory.toFixed(3), `nats · perplexity ${Math.exp(memory).toPrecision(3)}`);
       const less = 100 * (1 - Math.exp(-gap));
       this.put("gap", gap.toFixed(3), `nats · perplexity ${less >= 0 ? "−" : "+"}${Math.abs(less).toFixed(0)} %`);
-      this.places.gap.main.closest(".tile")?.classList.toggle("worse", gap < 0);
+      const early = gap < 0 && facts !== null && run.count <= facts.context;
+      const tile = this.places.gap.main.closest(".tile");
+      tile?.classList.toggle("worse", gap < 0 && !early);
+      tile?.classList.toggle("early", early);
+      if (early) this.places.gap.small.textContent = "the model's own context still holds everything";
     } else for (const key of ["model", "memory", "gap"]) this.put(key, "–");
     if (!facts) return;
     this.put("read", thousands(run.count), facts.total ? `of this text ${share(facts.at / facts.total)}` : "", facts.total ? facts.at / facts.total : 0);
@@ -334,6 +338,7 @@ class View {
     }
     this._readLoss();
     this._readWeights();
+    this.loss.context = this.facts?.context ?? 0;
     this.loss.draw();
     this.weights.draw();
     this.root.dataset.shown = String(this.run.count);
