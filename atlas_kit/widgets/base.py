@@ -7,10 +7,12 @@ This module knows no widget library; it finds the live view's own bundle further
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import io
 import os
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,8 +42,9 @@ class Shown:
         from PIL import Image  # matplotlib draws with it, too
 
         drawn, file = io.BytesIO(), io.BytesIO()
-        self.figure().savefig(drawn, format="png", dpi=DPI, bbox_inches="tight")
-        picture = Image.open(drawn).convert("RGB")
+        with pages_style():
+            self.figure().savefig(drawn, format="png", dpi=DPI, bbox_inches="tight")
+        picture = Image.open(drawn).convert("RGBA")
         picture.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(file, "png")
         return file.getvalue()
 
@@ -63,6 +66,15 @@ class Shown:
         picture = base64.b64encode(self.png()).decode("ascii")
         static = {"text/plain": self.text(), "text/html": self.html(), "image/png": picture}
         return {**data, **static}, metadata
+
+
+@contextlib.contextmanager
+def pages_style() -> Iterator[None]:
+    """Draw figures for a page, which may be light or dark, whatever the notebook's own style is."""
+    from matplotlib import style
+
+    with style.context("atlas_kit.widgets.page", after_reset=True):
+        yield
 
 
 def is_watched() -> bool:

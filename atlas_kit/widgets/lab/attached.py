@@ -81,6 +81,8 @@ class AttachedLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self.recalled = RecallPane(None)
         super().__init__([self.view, self.recalled])
         self.add_class("atlas-memory-lab")
+        self.recalled.add_class("atlas-lab-recall")
+        self.view.panes = ["text", "recall", "weights"]
         self.view.state = "running"
         # the thread must not keep the lab alive
         lab = weakref.proxy(self)

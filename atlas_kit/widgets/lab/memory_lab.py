@@ -152,6 +152,8 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self._begin()
         super().__init__([self.controls, self.view, self.recalled, self.matrices])
         self.add_class("atlas-memory-lab")
+        self.recalled.add_class("atlas-lab-recall")
+        self.matrices.add_class("atlas-lab-matrix")
         self._take(content, source)
         _LABS[id(self.session.engine)] = self
         if displaced:
@@ -345,6 +347,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         """
         chosen = recall_of(self.settings) if recall is None else recall
         self.recalled.take(self._recollection(question, chosen, lambda: False, lambda _: None, **options))
+        self.view.tab = "recall"
         assert self.answer is not None
         return self.answer
 

@@ -51,6 +51,9 @@ class LabView(anywidget.AnyWidget):
     error = traitlets.Unicode().tag(sync=True)
     #: ``name``, ``tokens`` seen, ``values`` and effective ``rank``; empty before the first.
     spectrum = traitlets.Dict().tag(sync=True)
+    #: What can be shown below the curves, in this order of ``static/lab/lab.js``, and what is.
+    panes = traitlets.List(["text", "recall", "matrix", "weights"]).tag(sync=True)
+    tab = traitlets.Unicode("text").tag(sync=True)
 
     def __init__(
         self, facts: Callable[[], dict[str, Any]], looked_at: Callable[[bool], None] = lambda _: None
