@@ -181,7 +181,7 @@ with folded():
             config = MemoryConfig(d, d, features, Matrix(), eta=eta, omega_window=16)
             curves.append([stored.recall() for stored in stream(config, keys, values, counts)])
         curve = max(curves, key=lambda curve: np.nan_to_num(held(curve)))
-    holds = f"{held(curve):.0f} pairs" if np.isfinite(held(curve)) else "never nine of ten"
+        holds = f"{held(curve):.0f} pairs" if np.isfinite(held(curve)) else "never nine of ten"
         found_again = [recall.accuracy for recall in curve]
         left.plot(counts, found_again, mark, color=colour, label=f"{coefficients}: {holds}")
         phi = features.phi(keys[0].astype(float), {})

@@ -20,6 +20,7 @@ HEAVY = ["numpy", "construct", "rich", "gguf", "lz4", "zstandard", "xxhash", "cr
 #: Everything that only the extras install.
 EXTRAS = ["cryptography", "safetensors", "pytest", "_pytest", "xdist", "execnet", "hypothesis", "mypy"]
 EXTRAS += ["ruff", "deno", "importlinter", "grimp", "cogapp", "mkdocs", "material", "latex2mathml"]
+EXTRAS += ["fsspec", "aiohttp", "s3fs", "gcsfs", "huggingface_hub", "distributed", "pandas", "pyarrow"]
 EXTRAS += ["llama_cpp", "jinja2", "diskcache", "xllamacpp"]
 EXTRAS += ["ipywidgets", "anywidget", "traitlets", "IPython", "jupyterlab", "jupyter_server", "tornado"]
 EXTRAS += ["matplotlib", "PIL", "plotly", "playwright", "jupytext", "nbclient", "nbconvert", "threadpoolctl"]

@@ -29,11 +29,14 @@ if TYPE_CHECKING:
 class BufferStream:
     """A read-only, seekable stream over a buffer; ``buf`` lets bulk constructs look without copying."""
 
-    __slots__ = ("buf", "end", "pos")
+    __slots__ = ("buf", "end", "far", "left", "pos", "usual")
 
     def __init__(self, buf: Any, pos: int = 0) -> None:
+        self.far = False  # whether loading more is a journey
+        self.left = 0  # how many records are to be read yet, where that is known
         self.buf = memoryview(buf)
         self.pos = pos
+        self.usual = 0.0  # bytes of a string in the array that was read last, 0 before the first
         self.end = len(self.buf)
 
     def read(self, count: int | None = -1) -> bytes:
@@ -55,6 +58,9 @@ class BufferStream:
     def seekable(self) -> bool:
         """Streams over buffers can always seek."""
         return True
+
+    def foresee(self, stop: int) -> None:
+        """Be told where what is being read is likely to end; a stream that loads from far away goes by it."""
 
     def ensure(self, stop: int) -> int:
         """Make ``buf`` hold the bytes up to ``stop`` if there are so many; return how far it may be read.

@@ -1,4 +1,4 @@
-"""What somebody gives to be read: a path, the content itself, or a source that is open already.
+"""What somebody gives to be read: a path or an address, the content itself, or a source that is open already.
 
 The one place where that is told apart. An operation says ``@takes_source`` (or ``use_source``, for more than one)
 and sees an opened ``Source``; what it hands the source on to shares it.
@@ -14,11 +14,12 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from atlas_kit.errors import FileAccessError, InvalidParamError, Remedy
 from atlas_kit.storage.source import STDIN, BytesSource, Source, StrPath, open_path
+from atlas_kit.storage.urls import is_url, local_path, shown
 
 __all__ = ["STDIN", "Given", "Progress", "StrPath", "as_it_is_now", "check_output", "name_of", "open_source", "path_of",
            "same_file", "sha256_of", "takes_source", "use_source"]  # fmt: skip
 
-#: A path, the content itself, or an opened source of it.
+#: A path or an address (``https://``, ``s3://``, ...), the content itself, or an opened source of it.
 Given = StrPath | bytes | Source
 #: Called with what is being done, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
@@ -37,7 +38,20 @@ def open_source(given: Given) -> Source:
     """
     if isinstance(given, Source):
         return given
-    return BytesSource(given) if isinstance(given, bytes) else open_path(given)
+    if isinstance(given, bytes):
+        return BytesSource(given)
+    if is_url(given):
+        return _open_address(os.fspath(given))
+    return open_path(given)
+
+
+def _open_address(url: str) -> Source:
+    path = local_path(url)
+    if path is not None:
+        return open_path(path)
+    from atlas_kit.storage.remote import open_url
+
+    return open_url(url)
 
 
 @contextmanager
@@ -64,9 +78,9 @@ def takes_source(operation: Callable[Concatenate[Source, _P], _R]) -> Callable[C
 
 def name_of(given: Given) -> str:
     """Return what to call an input in messages: its path, or ``-``."""
-    return (
-        given.name if isinstance(given, Source) else STDIN if isinstance(given, bytes) else os.fsdecode(given)
-    )
+    if isinstance(given, Source):
+        return given.name
+    return STDIN if isinstance(given, bytes) else shown(os.fsdecode(given))
 
 
 def path_of(given: Given) -> StrPath:
@@ -75,11 +89,16 @@ def path_of(given: Given) -> StrPath:
     Raises
     ------
     InvalidParamError
-        There is none: bytes lie in no file.
+        There is none: bytes lie in no file, or it is not on this machine.
     """
     path = given.path if isinstance(given, Source) else given
     if path is None or isinstance(path, bytes):
         raise InvalidParamError("only a file can be changed in place, and these are bytes without one")
+    if is_url(path):
+        raise InvalidParamError(
+            "only a file on this machine can be changed in place", path=shown(os.fspath(path)),
+            hint="Write the result to a new file.",
+        )  # fmt: skip
     return path
 
 
@@ -108,6 +127,8 @@ def same_file(first: Given, second: Given) -> bool:
     a, b = (given.path if isinstance(given, Source) else given for given in (first, second))
     if a is None or b is None or isinstance(a, bytes) or isinstance(b, bytes):
         return False
+    if is_url(a) or is_url(b):
+        return shown(os.fsdecode(a)) == shown(os.fsdecode(b))
     try:
         return os.path.samefile(a, b)
     except (OSError, ValueError):

@@ -22,6 +22,11 @@ class SliceSource(Source):
         self.size = max(0, min(size, whole.size - start))
         self.path = whole.path
         self.identity = whole.identity
+        self.far = whole.far
+
+    def prepare(self, offset: int, size: int) -> None:
+        """Pass on what is going to be read."""
+        self.whole.prepare(self.start + offset, max(0, min(size, self.size - offset)))
 
     def read_upto(self, offset: int, size: int) -> bytes:
         """Return up to ``size`` bytes at ``offset``, fewer at the end of the range."""

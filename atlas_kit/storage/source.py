@@ -72,12 +72,15 @@ class Source(ABC):
         What another file, or other bytes, at the same place would not have; empty where nothing can change.
     is_file
         Whether ``path`` is a regular file, beside which others may lie; False for what a pipe held.
+    far
+        Whether each read may be a journey, so that few large ones are better than many small ones.
     """
 
     size: int
     path: str | None
     identity: tuple[int, ...] = ()
     is_file = False
+    far = False
 
     @property
     def name(self) -> str:
@@ -102,6 +105,9 @@ class Source(ABC):
         TruncatedError
             The source ends before that.
         """
+
+    def prepare(self, offset: int, size: int) -> None:  # noqa: B027 (what is near needs nothing)
+        """Be told that all of a range is going to be read; what is far away is then asked for at once."""
 
     def read(self, offset: int, size: int) -> bytes:
         """Return exactly ``size`` bytes at ``offset``.

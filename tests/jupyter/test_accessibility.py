@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -64,7 +65,9 @@ def test_a_notebook_with_the_widgets(page: Page, lab_server: Lab, notebook: Call
     outputs = page.locator(".jp-OutputArea-output")
     expect(outputs).to_have_count(5)
     page.wait_for_load_state("networkidle")
-    page.wait_for_function(
-        "document.querySelector('[role=slider]') && !document.querySelector('[role=slider]:not([aria-label])')"
-    )
+    handles = page.locator(".jp-OutputArea-output .noUi-handle")
+    expect(handles.first).to_have_accessible_name(re.compile(r"\w"))
+    assert handles.count() > 5
+    for handle in handles.all():
+        expect(handle).to_have_accessible_name(re.compile(r"\w"))
     assert serious_findings(page, ".jp-OutputArea-output") == []

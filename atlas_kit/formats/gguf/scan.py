@@ -44,10 +44,12 @@ class HeaderStream(BufferStream):
     readable when the file has been closed.
     """
 
-    __slots__ = ("source",)
+    __slots__ = ("foreseen", "source")
 
     def __init__(self, source: Source) -> None:
         super().__init__(b"")
+        self.foreseen = 0
+        self.far = source.far
         self.buf: Any = bytearray()
         self.source: Source | None = source
         self.end = source.size
@@ -60,8 +62,8 @@ class HeaderStream(BufferStream):
             return stop
         if self.source is None:
             raise FileCorruptError("the header was not read this far", offset=have)
-        ahead = min(max(have, FIRST_READ), LARGEST_READ)  # read ahead as much as was needed so far
-        goal = min(self.end, max(stop, have + ahead))
+        goal = min(self.end, self._goal(have, stop))
+        self.source.prepare(have, goal - have)
         while have < goal:
             piece = self.source.read_upto(have, min(LARGEST_READ, goal - have))
             if not piece:
@@ -69,6 +71,21 @@ class HeaderStream(BufferStream):
             self.buf += piece
             have += len(piece)
         return stop
+
+    def _goal(self, have: int, stop: int) -> int:
+        """Return how far to load when ``stop`` is needed: as much ahead as was needed so far, within bounds.
+
+        From far away in few requests instead: up to what is known or foreseen of the header, and a sixth more,
+        which is never much too much.
+        """
+        if self.source is None or not self.source.far:
+            return max(stop, have + min(max(have, FIRST_READ), LARGEST_READ))
+        known = max(stop, self.foreseen)
+        return max(known + known // 6, have + FIRST_READ)
+
+    def foresee(self, stop: int) -> None:
+        """Be told where what is being read is likely to end."""
+        self.foreseen = stop
 
     def read(self, count: int | None = -1) -> bytes:
         """Return ``count`` bytes, or none when the file ends before that."""
@@ -219,7 +236,9 @@ def _scan_fields(scan: HeaderScan, stream: HeaderStream) -> None:
     schema = scan.layout.fields
     early = _early_check(lambda: schema.check(stream, count, "metadata pairs"))
     fit = (stream.end - stream.pos) // schema.smallest
+    stream.left = count
     for item in schema.each(stream, min(count, fit)):
+        stream.left -= 1
         scan.fields.append(field_of(item, scan.end, stream.pos))
         scan.end = stream.pos
     if early is not None:

@@ -30,6 +30,12 @@ WORTH_NUMPY = 1 << 17
 #: Below this, setting up a round costs more than plain steps.
 SHORT = 64
 _LONGEST_BURST = 4096
+#: Bytes of a string of which nothing is known yet, its length included: fewer than most vocabularies have.
+_USUAL = 14
+#: So many bytes of an array say how long its strings are.
+_SAMPLE = 1 << 10
+#: An array of so many strings that has more than a few pairs behind it is a vocabulary.
+_VOCABULARY, _FEW = 1 << 12, 4
 
 
 def walk_strings(stream: BufferStream, count: int, prefix: Struct) -> Sequence[int]:
@@ -56,13 +62,37 @@ def walk_strings(stream: BufferStream, count: int, prefix: Struct) -> Sequence[i
             f"an array of {count} strings is promised, and {max(left, 0)} bytes are left",
             offset=stream.pos,
         )
+    _foresee(stream, stream.pos, (), 0, count)
     vector = count >= SHORT and ("numpy" in sys.modules or count > WORTH_NUMPY)
     walk = _walk_vector if vector else _walk_plain
     offsets: Any = walk(stream, count, prefix)
+    if count >= SHORT:
+        stream.usual = (int(offsets[count]) - stream.pos) / count
     stream.pos = int(offsets[count])
+    stream.foresee(stream.pos)
     stream.ensure(stream.pos)
     found: Sequence[int] = offsets
     return found
+
+
+def _window(stream: BufferStream, pos: int, count: int) -> int:
+    """Return up to where to look for ``count`` strings at first: what is at hand tells how much more to ask for."""
+    stop = min(stream.end, pos + min(WINDOW, count * 24 + 64))
+    return min(stop, len(stream.buf)) if stream.far and len(stream.buf) >= pos + _SAMPLE else stop
+
+
+def _foresee(stream: BufferStream, pos: int, offsets: Sequence[int], done: int, count: int) -> None:
+    """Say where the array probably ends, by the strings that were read last: vocabularies begin with short ones.
+
+    Before the first, a string has about as many bytes as those of the array before (a merge is a token and a space).
+    Behind a vocabulary, unless it is among the last pairs, stands at least one number for each of its tokens.
+    """
+    if done >= SHORT:
+        usual = (pos - int(offsets[done // 2])) / (done - done // 2)
+    else:
+        usual = stream.usual + 1 if stream.usual else _USUAL
+    more = 4 * count if not stream.usual and count >= _VOCABULARY and stream.left > _FEW else 0
+    stream.foresee(pos + int((count - done) * usual) + more)
 
 
 def _too_long(offset: int, length: int, left: int) -> TruncatedError:
@@ -77,7 +107,8 @@ def _walk_plain(stream: BufferStream, count: int, prefix: Struct) -> array[int]:
     loaded = 0
     for _ in range(count):
         if pos + width > loaded:
-            loaded = stream.ensure(min(end, pos + WINDOW))
+            _foresee(stream, pos, offsets, len(offsets), count)
+            loaded = stream.ensure(_window(stream, pos, count - len(offsets)))
             if pos + width > loaded:
                 raise _too_long(pos, width, loaded - pos)
         length = unpack(stream.buf, pos)[0]
@@ -116,8 +147,8 @@ class _Walk:
         """Walk the strings of one window."""
         import numpy as np
 
-        guess = (self.count - self.done) * 24 + 64
-        stop = self.stream.ensure(min(self.stream.end, self.pos + min(WINDOW, guess)))
+        _foresee(self.stream, self.pos, self.offsets, self.done, self.count)
+        stop = self.stream.ensure(_window(self.stream, self.pos, self.count - self.done))
         size = stop - self.pos
         if size < self.prefix.size:
             raise _too_long(self.pos, self.prefix.size, size)

@@ -62,9 +62,10 @@ def report_repeats(
 def report_resumed(report: Report, source: Source, regions: Sequence[Region], surplus: int) -> bool:
     """Look for the place where a download that is ``surplus`` bytes too long was resumed too early; say so if found.
 
-    Without reading the data: whatever was written twice is ``surplus`` bytes before its second copy.
+    Without reading the data: whatever was written twice is ``surplus`` bytes before its second copy. Of a file that
+    is far away nothing is looked at: each place would be a journey.
     """
-    if surplus < LEAST:
+    if surplus < LEAST or source.far:
         return False
     step = max(surplus // 2, source.size // 4096, 1)
     for at in range(0, max(0, source.size - surplus), step):

@@ -35,8 +35,11 @@ Range = tuple[int, int]
 
 
 def quick_zeros(source: Source, regions: Sequence[Region]) -> list[Range]:
-    """Return ranges of zeros that show without reading the data: holes, the end, and around some sampled places."""
-    if not regions:
+    """Return ranges of zeros that show without reading the data: holes, the end, and around some sampled places.
+
+    None of a file that is far away, where each place would be a journey.
+    """
+    if not regions or source.far:
         return []
     low, high = regions[0].start, min(source.size, max(region.stop for region in regions))
     holes = (hole for hole in islice(source.holes(low, high), _HOLES) if hole[1] - hole[0] >= LEAST)
