@@ -238,7 +238,9 @@ def test_a_conversation_is_a_session_once_something_is_answered_in_it(serve: Ser
     error = refused(server, "/v1/responses", 403, conversation=names[1], **ask)
     assert error["code"] == "too_many_sessions"
     assert "conversations" in error["message"]
-    assert len(server.get(f"/v1/conversations/{names[1]}/items")["data"]) == 3  # what it has, and nothing of that
+    assert (
+        len(server.get(f"/v1/conversations/{names[1]}/items")["data"]) == 3
+    )  # what it has, and nothing of that
     assert server.client.delete(f"/v1/conversations/{names[0]}").is_success
     server.post("/v1/responses", conversation=names[1], **ask)
     assert [one["id"] for one in server.get("/v1/atlas/sessions")["data"]] == [names[1]]
