@@ -104,7 +104,9 @@ class _Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 SIZE = _Size()
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-new_option = click.option("--new", is_flag=True, help="Create FILE if it does not exist, whatever its name.")
+new_option = click.option(
+    "--new", is_flag=True, help="Create FILE if it does not exist, even if its name does not end in .atlas."
+)
 remove_backups_option = click.option(
     "--remove-backups",
     is_flag=True,

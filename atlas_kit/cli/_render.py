@@ -343,6 +343,12 @@ def name(text: str, width: int = 120) -> str:
     return text if len(text) <= width else f"{text[: width - 23]}...{text[-20:]}"
 
 
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Return names with commas, of many the first and how many there are more."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(name(one, 60) for one in names[:most]) + more
+
+
 def shape(dims: Sequence[int] | None) -> str:
     """Return a shape as ``2 x 3``."""
     return "" if dims is None else " x ".join(map(str, dims)) or "scalar"

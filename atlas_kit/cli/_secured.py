@@ -33,8 +33,7 @@ def text(result: Secured) -> Iterator[_render.Block]:
         )
     if not result.backups:
         return
-    names = ", ".join(_render.name(name, 60) for name in result.backups[:5])
-    names += f" and {len(result.backups) - 5:,} more" if len(result.backups) > 5 else ""
+    names = _render.listed(result.backups)
     if result.backups_removed:
         yield f"removed {_render.plural(len(result.backups), 'backup')}: {names}"
         return

@@ -62,7 +62,7 @@ def command(files: tuple[str, ...], output: str, dry_run: bool, force: bool, as_
 
 
 def _text(result: Joined) -> Iterator[_render.Block]:
-    yield _render.Lines(result.sources)
+    yield _render.Lines(result.inputs)
     tensors = "" if result.tensors is None else f", {_render.plural(result.tensors, 'tensor')}"
     would = "would be " if result.dry_run else ""
     yield f"-> {would}{result.output} ({_render.exact_size(result.size)}{tensors})"

@@ -84,5 +84,5 @@ def _text(result: Renamed) -> Iterator[_render.Block]:
     )
     if not result.names:
         yield "nothing to rename"
-    elif result.output is not None and not result.dry_run:
+    if result.output is not None and not result.dry_run:
         yield f"-> {result.output}"

@@ -66,3 +66,5 @@ def _text(result: Removed) -> Iterator[_render.Block]:
     yield _render.Lines(f"{verb} {key}" for key in result.keys)
     if not result.keys:
         yield "nothing to remove"
+    if result.output is not None and not result.dry_run:
+        yield f"-> {result.output}"

@@ -68,4 +68,4 @@ def _text(result: Split) -> Iterator[_render.Block]:
     for note in result.notes:
         yield _render.Lines([_render.Styled(f"note: {note}", "warn")])
     verb = "would write" if result.dry_run else "wrote"
-    yield f"{verb} {_render.plural(len(result.parts), 'shard')} of {result.source}"
+    yield f"{verb} {_render.plural(len(result.parts), 'shard')} of {result.path}"

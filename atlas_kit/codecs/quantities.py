@@ -30,6 +30,27 @@ def utc(seconds: int, form: str = "%Y-%m-%d %H:%M:%S UTC") -> str | None:
     return time.strftime(form, time.gmtime(seconds)) if 0 < seconds < _YEAR_10000 else None
 
 
+def parse_time(text: str) -> int | None:
+    """Return a date or a time in ISO 8601 as milliseconds since 1970, ``None`` for anything else.
+
+    It is UTC where no zone is named; ``2026-11-30 14:00:00 UTC``, as ``utc`` writes it, is understood, too.
+
+    Examples
+    --------
+    >>> parse_time("1970-01-02"), parse_time("1970-01-01T00:00:01.500+00:00"), parse_time("1970-01-01T00:00:02Z")
+    (86400000, 1500, 2000)
+    """
+    from datetime import datetime, timezone
+
+    # Python 3.10 knows no Z, and of fractions those of three or six digits
+    text = re.sub(r"\.\d+", lambda digits: f"{digits[0]:0<7}"[:7], re.sub(r"(?: UTC|[Zz])$", "+00:00", text))
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return round((when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp() * 1000)
+
+
 _SIZE = re.compile(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*(?:([KMGT])(i?)B?|B)?\s*", re.IGNORECASE | re.ASCII)
 
 

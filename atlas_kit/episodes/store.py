@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -150,6 +150,11 @@ class Episodes:
         return len(self._rows["block_start"])
 
     @property
+    def count(self) -> int:
+        """The number of documents and turns."""
+        return len(self._rows["kind"])
+
+    @property
     def end(self) -> int:
         """The absolute position that the next token will have."""
         return self._end
@@ -197,7 +202,20 @@ class Episodes:
 
     def count_of(self, texts: Iterable[tuple[Kind, str]]) -> Counter[tuple[Kind, str]]:
         """Count the episodes that are of a kind and have a text, but for space around it; for several at once."""
-        found, by_kind = Counter[tuple[Kind, str]](), dict[Kind, set[str]]()
+        return Counter(one for _, one in self._like(texts))
+
+    def numbers_of(self, kind: Kind, text: str) -> list[int]:
+        """Return the numbers of the episodes that are of a kind and have a text, but for space; the oldest first."""
+        return [number for number, _ in self._like([(kind, text)])]
+
+    def turn(self, number: int) -> tuple[Kind, str]:
+        """Return the kind and the text, without space around it, of the episode of a number."""
+        one = self._episode(number)
+        return one.kind, self.text(one.start, one.stop).strip()
+
+    def _like(self, texts: Iterable[tuple[Kind, str]]) -> Iterator[tuple[int, tuple[Kind, str]]]:
+        """Yield the numbers of episodes of these kinds and texts, each with both."""
+        by_kind = dict[Kind, set[str]]()
         for kind, text in texts:
             by_kind.setdefault(kind, set()).add(text.strip())
         tokens, starts = self._rows["tokens"].values, self._rows["episode_start"].values
@@ -212,8 +230,8 @@ class Episodes:
             likely &= sizes - lengths[np.maximum(near, 0)] <= _SPACE
             for i in np.flatnonzero(likely).tolist():
                 text = self._pieces.text(tokens[edges[i] : edges[i + 1]]).strip()
-                found[kind, text] += text in wanted
-        return found
+                if text in wanted:
+                    yield i, (kind, text)
 
     def segment(self, block: int) -> Segment:
         """Return a block and what follows it, as ``search`` finds them."""
@@ -393,6 +411,12 @@ class Episodes:
         if chosen.any():
             self._keep(~chosen)
         return before - len(self)
+
+    def leave_out(self, numbers: Iterable[int]) -> None:
+        """Forget the episodes of some numbers; those behind them have others then."""
+        kept = ~np.isin(self._episode_of_blocks(), list(numbers))
+        if not kept.all():
+            self._keep(kept)
 
     def _chosen(self, source: str | None, about: str | None, before_ms: int | None) -> Array:
         """(b,) bool: the blocks that are selected."""

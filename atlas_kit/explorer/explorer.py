@@ -47,6 +47,12 @@ DOWNLOAD = 1 << 25
 LABELS = 48
 #: Backups that are offered: the newest.
 BACKUPS = 8
+#: Findings of files that are whole, but that not every program, or none on this machine, can use as they are.
+WHOLE = frozenset({
+    "big-endian", "version-1", "version-unknown", "bad-version", "wrong-key", "shard-missing", "architecture-unknown",
+    "architecture-not-loadable", "pre-tokenizer-unknown", "tokenizer-unknown", "tensor-type-unknown",
+    "tensor-type-removed", "tensor-type-unusable", "alignment-unmappable", "tensor-name-long", "edit-interrupted",
+})  # fmt: skip
 Answer = tuple[dict[str, Any], list[bytes]]
 
 
@@ -94,6 +100,11 @@ class Explorer:
         if contents.source is not self.contents.source:
             self.contents.close()
         self.contents, self.problem, self._item = contents, contents.problem, None
+
+    @property
+    def passphrase(self) -> str | bytes | None:
+        """What has opened an encrypted file; None where nothing has."""
+        return getattr(self.contents, "passphrase", None)
 
     def _require_open(self) -> None:
         if self._closed:
@@ -361,7 +372,7 @@ class Explorer:
         """Open the file as it is now."""
         self._require_open()
         self._check = None
-        self._open(getattr(self.contents, "passphrase", None))
+        self._open(self.passphrase)
         return self._op_summary()
 
     def _op_backups(self) -> dict[str, Any]:
@@ -379,7 +390,7 @@ class Explorer:
         if not self._moves or name not in (os.path.basename(self._home), *self._backups()):
             raise InvalidParamError("this is not a backup that can be shown here", path=self.path)
         path = os.path.join(os.path.dirname(self._home), name)
-        self._take(open_contents(path, getattr(self.contents, "passphrase", None), tolerant=True))
+        self._take(open_contents(path, self.passphrase, tolerant=True))
         self.path, self._check = path, None
         return self._op_summary()
 
@@ -387,8 +398,7 @@ class Explorer:
         """Begin to check the file, in the background; the findings come with a later call."""
         if self._check is None and start:
             self._require_open()
-            secret = getattr(self.contents, "passphrase", None)
-            self._check = _Check(self.path, self.contents.source, secret)
+            self._check = _Check(self.path, self.contents.source, self.passphrase)
         if self._check is None:
             return {"state": "idle"}
         return self._check.to_json(self.contents)
@@ -438,7 +448,22 @@ class _Check:
             if row["offset"] is None and place is not None:
                 row["offset"] = contents.item(*place).start
             rows.append(row)
-        return {"state": "done", "ok": report.ok, "findings": rows}
+        return {"state": "done", "ok": report.ok, **_verdict(report), "findings": rows}
+
+
+def _verdict(report: FileReport) -> dict[str, str]:
+    """Say what the findings come to, in a word and in a sentence."""
+    errors = {finding.code for finding in report.findings if finding.severity == "error"}
+    if not report.findings:
+        return {"verdict": "sound", "sentence": "Nothing is wrong with this file."}
+    if report.ok:
+        return {"verdict": "sound", "sentence": "The file can be used as it is."}
+    if errors <= WHOLE:
+        return {
+            "verdict": "cannot be used as it is",
+            "sentence": "The file is not damaged, but it cannot be used here as it is.",
+        }
+    return {"verdict": "damaged", "sentence": "The file is damaged."}
 
 
 def open_contents(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from atlas_kit.codecs.json_text import loads, plain
+from atlas_kit.codecs.text import text_at_start
 from atlas_kit.errors import AtlasError, DataTooLargeError, printable
 from atlas_kit.explorer.matrix import StoredMatrix
 
@@ -76,13 +77,7 @@ class Item:
     def is_text(self) -> bool:
         """Whether the payload is UTF-8 text without NUL."""
         start = self.shown[:4096]
-        if b"\0" in start:
-            return False
-        try:
-            start.decode("utf-8")
-        except UnicodeDecodeError as error:
-            return len(start) == 4096 and error.start >= 4093
-        return True
+        return text_at_start(start, cut=len(start) == 4096) is not None
 
     def views(self) -> list[str]:
         """Return the ways to see it, the best one first."""

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Format = Literal["atlas", "gguf", "safetensors", "npz", "json"]
 
+#: What a memory file of version 3 starts with: the mark and the version.
+_ENCRYPTED = b"ATLS\x03\0\0\0"
 #: Suffixes, for files whose content does not tell (damaged, empty, or not there yet).
 SUFFIXES: dict[str, Format] = {
     ".atlas": "atlas",
@@ -43,6 +45,19 @@ def detect(given: Given) -> Format | None:
             if known is not None and known.lost:
                 return None
         return found or by_name(source.path)
+
+
+def is_encrypted(given: Given) -> bool | None:
+    """Tell whether a memory file is encrypted, by its first bytes; ``None`` for what is no memory file.
+
+    Raises
+    ------
+    NoSuchFileError, FileAccessError
+        The file cannot be read.
+    """
+    with use_source(given) as source:
+        start = source.read_upto(0, 8)
+    return start == _ENCRYPTED if start[:4] == _ENCRYPTED[:4] else None
 
 
 def _holds_arrays(source: Source) -> bool:

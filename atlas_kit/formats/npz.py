@@ -92,6 +92,37 @@ class NpzFile:
             with self._reading(name), self._archive.open(info) as stream:
                 self.members[name] = _read_header(name, stream, info.file_size)
 
+    @classmethod
+    def remains(cls, source: Source, *, read: bool) -> tuple[NpzFile, int]:
+        """Return what is intact of a damaged archive, and how many arrays there were, as far as that can be told.
+
+        ``read``: only arrays whose bytes were read and fit their CRC-32 count as intact.
+
+        Raises
+        ------
+        FileCorruptError
+            Nothing of an archive can be found.
+        """
+        try:
+            archive = _open_archive(source)
+        except FileCorruptError:
+            archive = _ScannedArchive(source.stream())
+        file = cls(archive, source, owns_source=False)
+        infos = [info for info in archive.infolist() if not info.filename.endswith("/")]
+        for info in infos:
+            name = info.filename.removesuffix(".npy")
+            if name in file.members:
+                continue
+            try:
+                file._require_plausible(info, name)
+                with file._reading(name), archive.open(info) as stream:
+                    file.members[name] = _read_header(name, stream, info.file_size)
+                for _ in file.chunks(name) if read else ():
+                    pass
+            except (FileCorruptError, DataTooLargeError):
+                file.members.pop(name, None)
+        return file, len(infos)
+
     def _require_plausible(self, info: zipfile.ZipInfo, name: str) -> None:
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise FileCorruptError("the archive uses another method than deflate", path=self.path, key=name)
@@ -164,6 +195,43 @@ def _open_archive(source: Source) -> zipfile.ZipFile:
         raise FileCorruptError(f"the archive is damaged: {error}", path=source.path) from error
 
 
+class _ScannedArchive(zipfile.ZipFile):
+    """An archive without its directory, which stands at its end: its members are found one behind the other."""
+
+    def _RealGetContents(self) -> None:  # noqa: N802 (zipfile's own name; it reads the directory)
+        file: Any = self.fp
+        at = 0
+        while True:
+            file.seek(at)
+            fixed = file.read(30)
+            if len(fixed) < 30 or fixed[:4] != b"PK\3\4":
+                break
+            flags, method, _, _, crc, packed, size, name_size, more = struct.unpack("<HHHHIIIHH", fixed[6:])
+            raw, extra = file.read(name_size), file.read(more)
+            if packed == size == 0xFFFFFFFF or (flags & 8 and not packed):
+                size, packed = _large_sizes(extra)
+            info = zipfile.ZipInfo(raw.decode("utf-8" if flags & 0x800 else "cp437", "replace"))
+            info.flag_bits, info.compress_type, info.CRC = flags, method, crc
+            info.compress_size, info.file_size, info.header_offset = packed, size, at
+            self.filelist.append(info)
+            self.NameToInfo.setdefault(info.filename, info)
+            at += 30 + name_size + more + packed
+            if not packed:
+                break  # its size stands behind it
+
+
+def _large_sizes(extra: bytes) -> tuple[int, int]:
+    """Return the sizes, unpacked and packed, that the extra field of a large member gives; zeros without one."""
+    at = 0
+    while at + 4 <= len(extra):
+        kind, length = struct.unpack_from("<HH", extra, at)
+        if kind == 1 and length >= 16 and at + 20 <= len(extra):
+            size, packed = struct.unpack_from("<QQ", extra, at + 4)
+            return size, packed
+        at += 4 + length
+    return 0, 0
+
+
 class _Reading:
     """Turns what zipfile and NumPy raise over damaged bytes into our error."""
 
@@ -228,12 +296,13 @@ def _read_header(name: str, stream: IO[bytes], file_size: int) -> Member:
 
 @dataclass(frozen=True)
 class NewArray:
-    """An array to write; ``chunks`` yields its bytes (little-endian, C order) when the time comes."""
+    """An array to write; ``chunks`` yields its bytes, in the order that is said, when the time comes."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     chunks: Callable[[], Iterable[bytes]]
+    fortran_order: bool = False
 
 
 @dataclass(frozen=True)
@@ -271,7 +340,11 @@ def write_npz(file: IO[bytes], arrays: Iterable[NewArray | NewMember]) -> None:
                 continue
             dtype = np.dtype(new.dtype)
             with archive.open(info, "w", force_zip64=True) as stream:
-                header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": new.shape}
+                header = {
+                    "descr": npy.dtype_to_descr(dtype),
+                    "fortran_order": new.fortran_order,
+                    "shape": new.shape,
+                }
                 npy.write_array_header_1_0(stream, header)
                 written = sum(stream.write(piece) for piece in new.chunks())
             if written != int(np.prod(new.shape, dtype=object)) * dtype.itemsize:

@@ -8,6 +8,7 @@ from typing import Any
 
 from atlas_kit.errors import InvalidParamError, KeyRequiredError, Remedy
 from atlas_kit.formats.atlas import MemoryFile
+from atlas_kit.formats.detect import is_encrypted
 from atlas_kit.storage.given import Given, name_of, open_source, path_of
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source
@@ -36,7 +37,7 @@ def _open(source: Source, keys: Keys) -> MemoryFile:
 
 def ask_if_encrypted(source: Source, keys: Keys) -> None:
     """Ask for the passphrase of an encrypted file, however damaged it is; not for that of one with a key file."""
-    if keys.given or keys.ask is None or source.read_upto(0, 8) != b"ATLS\x03\0\0\0":
+    if keys.given or keys.ask is None or not is_encrypted(source):
         return
     from atlas_kit.formats.atlas import layout, tables
 

@@ -157,6 +157,56 @@ def _read(source: Source) -> SafetensorsFile:
     return file
 
 
+def remains(source: Source) -> tuple[SafetensorsFile, int]:
+    """Return what is intact of a damaged file, and how many tensors there were, as far as its header can be read.
+
+    Tensors are intact whose rows of the header make sense and whose bytes are all there and no other's.
+    """
+    try:
+        length = header_length(source)
+    except FileCorruptError:  # cut off inside, or another length
+        length = max(0, min(source.size - LENGTH.size, MAX_HEADER))
+    start = LENGTH.size + length
+    file = SafetensorsFile(source, data_start=start, owns_source=False)
+    header = _leading_items(source.read_upto(LENGTH.size, length))
+    try:
+        file.metadata = _read_metadata(header.pop(METADATA, {}))
+    except FileCorruptError:
+        file.metadata = {}
+    infos = []
+    for name, value in header.items():
+        try:
+            infos.append(_read_info(name, value, start))
+        except FileCorruptError:
+            continue
+    position = start
+    for info in sorted(infos, key=lambda info: (info.offset, info.size)):
+        if position <= info.offset and info.offset + info.size <= source.size:
+            file.tensors[info.name] = info
+            position = info.offset + info.size
+    return file, len(header)
+
+
+def _leading_items(raw: bytes) -> dict[str, Any]:
+    """Return the pairs of a JSON object up to where it is damaged; of two with one name the first."""
+    text, decoder = raw.decode("utf-8", "replace"), json.JSONDecoder()
+    found: dict[str, Any] = {}
+    at = 1 if text[:1] == "{" else len(text)
+    try:
+        while at < len(text):
+            at += len(text[at:]) - len(text[at:].lstrip(" \t\r\n,")) if text[at] in " \t\r\n," else 0
+            name, at = decoder.raw_decode(text, at)
+            at = text.index(":", at) + 1
+            while text[at] in " \t\r\n":
+                at += 1
+            value, at = decoder.raw_decode(text, at)
+            if isinstance(name, str):
+                found.setdefault(name, value)
+    except (ValueError, IndexError, RecursionError):
+        pass
+    return found
+
+
 def _parse_json(raw: bytes) -> dict[str, Any]:
     if raw[:1] != b"{":
         raise FileCorruptError("the header does not start with a brace", offset=LENGTH.size)

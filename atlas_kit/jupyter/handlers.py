@@ -19,11 +19,15 @@ from jupyter_server.base.handlers import APIHandler, JupyterHandler
 from jupyter_server.utils import ensure_async, url_path_join
 from tornado import web
 
+from atlas_kit.errors import printable
 from atlas_kit.explorer.explorer import pack, preload
 from atlas_kit.jupyter.lending import OpenExplorers
-from atlas_kit.jupyter.places import find_file
+from atlas_kit.jupyter.places import find_file, is_dangling
 
 T = TypeVar("T")
+
+_NO_FILE = "There is no such file in the server's folder."
+_DANGLING = "This link leads to a file that is not there."
 
 #: A question names a few numbers and a filter; the longest address that common proxies pass is shorter.
 MAX_QUESTION = 8 * 1024
@@ -69,12 +73,13 @@ class ExploreHandler(APIHandler):
         if not root:
             raise web.HTTPError(501, "This server does not keep its files on a disk")
         file = await self._in_thread(find_file, root, path)
-        if file is None or await self._is_hidden(path, file.relative_to(Path(root).resolve())):
-            raise web.HTTPError(
-                404, "There is no such file in the server's folder. Links out of it are not followed"
-            )
+        if file is None:
+            dangling = await self._in_thread(is_dangling, root, path)
+            raise web.HTTPError(404, _DANGLING if dangling else _NO_FILE)
+        if await self._is_hidden(path):
+            raise web.HTTPError(404, _NO_FILE)
         view = self.get_query_argument("view", "")[:MAX_NAME]
-        reply = await self._in_thread(self._answer, file, view, question)
+        reply = await self._in_thread(self._answer, file, path, view, question)
         self.set_header("Cache-Control", "no-store")
         self.set_header("Content-Disposition", "attachment")
         self.finish(reply, set_content_type="application/octet-stream")
@@ -82,17 +87,16 @@ class ExploreHandler(APIHandler):
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
-    async def _is_hidden(self, path: str, real: Path) -> bool:
-        """Tell whether the server hides the file, or the file that a link leads to."""
+    async def _is_hidden(self, path: str) -> bool:
+        """Tell whether the server hides the file."""
         contents = self.contents_manager
         if contents.allow_hidden:
             return False
         # is_hidden is a coroutine in some managers, and a coroutine that is not awaited is always true
         is_hidden: Callable[[str], Any] = contents.is_hidden
-        hidden = [await ensure_async(is_hidden(name)) for name in (path, real.as_posix())]
-        return any(hidden)
+        return bool(await ensure_async(is_hidden(path)))
 
-    def _answer(self, file: Path, view: str, question: dict[str, Any]) -> bytes:
+    def _answer(self, file: Path, path: str, view: str, question: dict[str, Any]) -> bytes:
         """Return the packed reply. Runs in a worker thread."""
         try:
             with self._explorers.lend(file, view) as explorer:
@@ -101,6 +105,8 @@ class ExploreHandler(APIHandler):
             raise web.HTTPError(404, f"The file cannot be read: {error.strerror}") from None
         if sum(len(buffer) for buffer in buffers) > MAX_REPLY:
             raise web.HTTPError(413, "The question asks for more than can be shown at once")
+        if "tables" in reply:  # a summary; in a cache of models, what a link leads to is called by a number
+            reply["name"] = printable(path.rstrip("/").rpartition("/")[2])
         return pack(reply, buffers)
 
 

@@ -25,6 +25,7 @@ class _Loan:
     """One explorer and who uses it."""
 
     explorer: Explorer | None = None
+    passphrase: str | bytes | None = None  # of what the view saw before the file changed
     users: int = 0
     dropped: bool = False
     opening: threading.Lock = field(default_factory=threading.Lock)
@@ -52,7 +53,8 @@ class OpenExplorers:
         try:
             with loan.opening:  # others who want the same file wait here, not in front of all files
                 if loan.explorer is None:
-                    loan.explorer = Explorer(path)
+                    known = () if loan.passphrase is None else (loan.passphrase,)
+                    loan.explorer = Explorer(path, *known)
             yield loan.explorer
         finally:
             self._give_back(identity, loan)
@@ -68,6 +70,11 @@ class OpenExplorers:
             self._loans.move_to_end(identity)
             loan.users += 1
             earlier = [known for known in self._loans if known[0] == identity[0] and known != identity]
+            for known in earlier:  # who has unlocked the file has unlocked it as it is now
+                before = self._loans[known]
+                loan.passphrase = (
+                    getattr(before.explorer, "passphrase", None) or before.passphrase or loan.passphrase
+                )
             oldest = list(self._loans)[: max(0, len(self._loans) - self._limit)]
             self._drop([*earlier, *oldest])
             return loan

@@ -97,6 +97,16 @@ class Branch:
         piece = self._session.engine.piece
         return [token for token in tokens if piece(token)]
 
+    def written(self, *parts: str | Sequence[int]) -> list[int]:
+        """Return the tokens of some parts as one text, without control tokens.
+
+        Where parts meet, that is what a text has there. Behind a space that is a token of its own a small model reads
+        a question worse.
+        """
+        engine = self._session.engine
+        row = [part.encode() if isinstance(part, str) else b"".join(map(engine.piece, part)) for part in parts]
+        return engine.tokenize(b"".join(row).decode("utf-8", "replace"))
+
     def read(self, tokens: Sequence[int]) -> Work[None]:
         """Read tokens, of which nobody wants to know anything."""
         session, limit = self._session, self._limit
@@ -120,11 +130,10 @@ class Branch:
     def _limit(self) -> int:
         return min(self._session.feed_limit, self._session.engine.n_batch)
 
-    def place(self, *, leaves: bool = False) -> Place:
-        """Return where it is; ``leaves``: to come back to it from somewhere else than what lies behind it."""
+    def place(self) -> Place:
+        """Return where it is, to come back to it from what lies behind it."""
         session = self._session
-        keep = leaves or not session.engine.can_shift
-        data = session.engine.save_sequence(session.sequence) if keep else None
+        data = None if session.engine.can_shift else session.engine.save_sequence(session.sequence)
         return Place(tuple(session._context), session._position, data)
 
     def back(self, place: Place) -> None:

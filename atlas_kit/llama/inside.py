@@ -24,6 +24,7 @@ class Inside(Protocol):
     episodes: Episodes | None
     sequence: int
     learns: bool
+    blends: bool
     observer: Observer | None
     feed_limit: int
     talked: list[tuple[str, str]]
@@ -87,3 +88,13 @@ def unlearned(session: Inside) -> Iterator[None]:
         yield
     finally:
         session.learns = learns
+
+
+@contextlib.contextmanager
+def unblended(session: Inside) -> Iterator[None]:
+    """While it lasts, what a session says is what the model alone would say."""
+    blends, session.blends = session.blends, False
+    try:
+        yield
+    finally:
+        session.blends = blends

@@ -66,6 +66,8 @@ class Reading:
         (n, 5): what the gate looks at.
     pull
         (n, n_embd): the mean of the candidates' rows, as ``behind`` weighs them; of whitened memories only.
+    beside
+        Of a single token: no logit is larger of those that are no candidates'; None: not known.
     """
 
     hidden: Array
@@ -84,6 +86,7 @@ class Reading:
     weights: Array
     features: Array
     pull: Array | None = None
+    beside: float | None = None
 
     def __len__(self) -> int:
         return len(self.lse)
@@ -122,6 +125,7 @@ class Reading:
         others = float(np.logaddexp(model_log, memory_log))  # what is added to all other logits
         chance = self.before[row] * model
         chance += self.behind[row] * memory
+        beside = math.inf if self.beside is None or len(tokens) < count else self.beside
         if window > 0:
             seen, place = self.slots.distinct
             mass = np.bincount(place, self.window.weights[row], len(seen))
@@ -132,22 +136,26 @@ class Reading:
             else:
                 chance[where[known]] += mass[known]
                 new = ~known
-                tokens, own = np.concatenate((tokens, seen[new])), np.concatenate((own, logits[seen[new]]))
-                chance = np.concatenate((chance, np.exp(own[len(chance) :] + others) + mass[new]))
+                if (
+                    beside + others < 0
+                ):  # of the rest, whatever is less likely with all that it can have needs no look
+                    new &= mass >= _least(chance, count) - (1 + 1e-3) * math.exp(beside + others)
+                if len(new := new.nonzero()[0]):
+                    more = seen[new]
+                    tokens, own = np.concatenate((tokens, more)), np.concatenate((own, logits[more]))
+                    chance = np.concatenate((chance, np.exp(own[len(chance) :] + others) + mass[new]))
         if len(tokens) < count:
             return None
-        at = len(chance) - count
-        ordered = chance.copy()
-        ordered.partition(at)
-        least = float(ordered[at])
+        least = _least(chance, count)
         if not least > 0:
             return None
         bound = np.float32(math.log(least) - others)
-        likelier = (logits > bound).nonzero()[0]
-        if len(likelier) > np.count_nonzero(own > bound):
-            likelier = likelier[~np.isin(likelier, tokens)]
-            tokens = np.concatenate((tokens, likelier))
-            chance = np.concatenate((chance, np.exp(logits[likelier] + others)))
+        if not bound >= beside:
+            likelier = (logits > bound).nonzero()[0]
+            if len(likelier) > np.count_nonzero(own > bound):
+                likelier = likelier[~np.isin(likelier, tokens)]
+                tokens = np.concatenate((tokens, likelier))
+                chance = np.concatenate((chance, np.exp(logits[likelier] + others)))
         places = (chance >= least).nonzero()[0]
         return tokens[places], np.log(chance[places]).astype(np.float32)
 
@@ -221,6 +229,13 @@ class Reading:
         """Return the blended probability (n,) from what ``probabilities_of`` gave."""
         mixed: Array = (self.weights * probabilities).sum(axis=1)
         return mixed
+
+
+def _least(chance: Array, count: int) -> float:
+    """Return the ``count``-th largest of some numbers."""
+    ordered, at = chance.copy(), len(chance) - count
+    ordered.partition(at)
+    return float(ordered[at])
 
 
 def change_of(own: Array, corrected: Array) -> Array:

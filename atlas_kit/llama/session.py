@@ -147,6 +147,7 @@ class AtlasSession:
         #: Steps of the memory that fill while text is generated wait for ``learn_due``, or for what needs them.
         self.puts_off = False
         self._aside: TokenMemory | None = None  # the memory, while something is read on the side
+        self.blends = True  # what the memory expects counts in what is said
         #: What was read and said, to be found again; None: nobody keeps it.
         self.episodes: Episodes | None = None
         self.talked: list[tuple[str, str]] = []  # what was asked and answered since the context was emptied
@@ -661,7 +662,7 @@ class AtlasSession:
         self._require_open()
         was = self._last_output
         assert was is not None
-        if self.memory is not None:
+        if self.memory is not None and self.blends:
             return choose_blended(sampler, self._reading_of(was), most)
         index, decode = was.place or (-1, -1)
         return choose(sampler, was.logits[0], index if decode == self.engine.decodes else None, most)

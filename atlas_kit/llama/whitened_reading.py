@@ -51,28 +51,36 @@ def likely(logits: Array, lift: tuple[Array, Array] | None, count: int) -> Array
     ``lift``: tokens (k,), and how far they are lifted (k,), none down; so only those that come to lie above the
     ``count``-th largest of all need a look.
     """
+    return likely_and_beside(logits, lift, count)[0]
+
+
+def likely_and_beside(logits: Array, lift: tuple[Array, Array] | None, count: int) -> tuple[Array, float]:
+    """Return the same, and what no logit of the other tokens exceeds."""
     if count >= len(logits):
-        return np.arange(len(logits))
+        return np.arange(len(logits)), -math.inf
     found = most_likely(logits, count)
     found.sort()
-    if lift is None or not len(lift[0]):
-        return found
     own = logits[found]
+    least = np.minimum.reduce(own)
+    if lift is None or not len(lift[0]):
+        return found, float(least)
     lifted = logits[lift[0]]
     lifted += lift[1]
-    above = (lifted > np.minimum.reduce(own)).nonzero()[0]
+    above = (lifted > least).nonzero()[0]
     if not len(above):
-        return found
+        return found, float(least)
     tokens, lifted = lift[0][above], lifted[above]
     place, known = find(found, tokens)
     if np.logical_and.reduce(known):
-        return found
+        return found, float(least)
     own[place[known]] = lifted[known]
     new = ~known
     found, own = np.concatenate((found, tokens[new])), np.concatenate((own, lifted[new]))
-    found = found[own.argpartition(len(own) - count)[len(own) - count :]]
+    ordered = own.argpartition(len(own) - count)[len(own) - count :]
+    least = own[ordered[0]]
+    found = found[ordered]
     found.sort()
-    return found
+    return found, float(least)
 
 
 @quiet
@@ -86,8 +94,10 @@ def read_whitened(
     count = len(memories)
     top = np.empty((count, first.count), np.int64)
     own = np.empty(top.shape, np.float32)
+    beside = []
     for row, one in enumerate(memories):
-        top[row] = likely(logits[row], one.lift, first.count)
+        top[row], least = likely_and_beside(logits[row], one.lift, first.count)
+        beside.append(least)
         logits[row].take(top[row], out=own[row], mode="clip")
         one.require_formula(hidden[row : row + 1], own[row : row + 1], top[row])
     corrected, log_z, before, behind, expected, pull = _moved_each(memories, own, top, y, lse)
@@ -96,7 +106,7 @@ def read_whitened(
     return [
         Reading(
             hidden[one], lse[one], top[one], logits[row][None], top[row], own[one], corrected[one], log_z[one],
-            before[one], behind[one], expected[one], slots[row], windows[row], weights[one], features[one], pull[one],
+            before[one], behind[one], expected[one], slots[row], windows[row], weights[one], features[one], pull[one], beside[row],
         )
         for row in range(count)
         for one in (slice(row, row + 1),)

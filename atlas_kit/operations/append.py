@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import named
+from atlas_kit.codecs.text import as_text
 from atlas_kit.errors import InvalidParamError, Remedy
 from atlas_kit.formats.atlas.tables import DataType
-from atlas_kit.formats.detect import detect
-from atlas_kit.formats.endings import require_ending
 from atlas_kit.formats.opening import edit_memory
 from atlas_kit.operations import chats
-from atlas_kit.operations.inputs import unknown_format
-from atlas_kit.operations.set import no_such_file
-from atlas_kit.storage.given import use_source
+from atlas_kit.operations.inputs import is_new, require_kind
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import StrPath
 
@@ -68,18 +65,9 @@ def append_value(
         The entry is a tensor; a message is to be added to what is no history, or a line to a history in JSON.
     """
     options, keys = options or AppendOptions(), Keys() if keys is None else keys
-    new = not os.path.lexists(path)
-    if new and not options.new and not os.fsdecode(path).lower().endswith(".atlas"):
-        raise no_such_file(path)
-    if new:
-        require_ending(path, "atlas")
-    else:
-        with use_source(path) as source:
-            kind = detect(source)
-            if kind is None:
-                raise unknown_format(source)
-        if kind != "atlas":
-            raise InvalidParamError(f"entries of .atlas files can be added to, and this is {kind}", path=path)
+    new = is_new(path, options.new)
+    if not new:
+        require_kind(path, ["atlas"], "only entries of .atlas files can be added to")
     with edit_memory(path, keys, create=new, backup=options.backup) as memory:
         held = memory.get(key)
         if held is not None and held.dtype_id:
@@ -95,7 +83,13 @@ def append_value(
             if held is not None and not options.exact:
                 _require_no_json(bytes(held.data), path, key)
             payload = _line(b"" if held is None else bytes(held.data), value, options.exact)
-        usual = DataType.CONVERSATION if chat is not None else DataType.TEXT if _is_text(payload) else 0
+        usual = (
+            DataType.CONVERSATION
+            if chat is not None
+            else DataType.TEXT
+            if as_text(payload) is not None
+            else DataType.GENERIC
+        )
         memory.set(
             key, payload, type=int(usual) if held is None else int(held.type),
             flags=None if held is None else held.flags,
@@ -144,14 +138,6 @@ def _line(before: bytes, value: bytes, exact: bool) -> bytes:
     """Return a text with another one below it."""
     between = b"" if exact or not before or before.endswith(b"\n") else b"\n"
     return before + between + value
-
-
-def _is_text(data: bytes) -> bool:
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return b"\0" not in data
 
 
 __all__ = ["AppendOptions", "Appended", "append_value"]

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from atlas_kit.codecs.text import as_text
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.formats.atlas.tables import DataType
 from atlas_kit.operations.json_document import JSON_STYLES
@@ -89,11 +90,8 @@ def messages_in(text: str) -> list[Message]:
 
 def chat_of(data: bytes) -> Chat | None:
     """Return the history that an entry's payload is, None where it is no text."""
-    if b"\0" in data[:4096]:
-        return None
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError:
+    text = as_text(data)
+    if text is None:
         return None
     if text.lstrip()[:1] in ("[", "{"):
         chat = _of_json(text)

@@ -6,7 +6,6 @@ the stored numbers are from the given ones.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +16,9 @@ from atlas_kit.operations import secrecy
 from atlas_kit.operations.compressed import Compressed, CompressOptions, EntryRatio
 from atlas_kit.operations.convert import copy_header
 from atlas_kit.operations.inputs import Opened, open_given
-from atlas_kit.operations.outputs import Output, write_memory_file
+from atlas_kit.operations.outputs import Output, output_name, require_free, write_memory_file
 from atlas_kit.operations.tensor_numbers import difference, entry_numbers
-from atlas_kit.storage.given import Given, Progress, check_output
+from atlas_kit.storage.given import Given, Progress
 from atlas_kit.storage.keys import Keys
 
 if TYPE_CHECKING:
@@ -39,8 +38,7 @@ def compress_file(
 ) -> Compressed:  # fmt: skip
     """Write a smaller copy of a memory file, of version 2 (or 3, when the source is encrypted or there is a secret)."""
     options = options or CompressOptions()
-    if isinstance(output, (str, os.PathLike)):
-        check_output(output, [given, *([] if options.check is None else [options.check])], options.force)
+    require_free(output, [given, *([] if options.check is None else [options.check])], options.force)
     with open_given(given, keys) as opened:
         require_ending(output, "gguf" if opened.kind == "gguf" else "atlas")
         if opened.kind == "gguf":
@@ -58,7 +56,7 @@ def compress_file(
         memory = opened.memory
         out = _new_like(opened, Keys() if keys is None else keys, options.decrypt)
         rows = _plan(memory, out, options, progress)
-        name = os.fsdecode(output) if isinstance(output, (str, os.PathLike)) else "-"
+        name = output_name(output)
         result = Compressed(opened.name, name, opened.source.size, write_memory_file(out, output))
         result.entries = _finish(rows, out)
     return result

@@ -70,8 +70,9 @@ class Compressed:
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON-ready data."""
         return {
-            **named("source", self.source),
+            **named("path", self.source),
             **named("output", self.output),
+            **named("source", self.source),  # as version 0.1.0 has it
             "size_before": self.size_before,
             "size_after": self.size_after,
             "ratio": self.ratio,

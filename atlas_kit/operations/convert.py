@@ -14,8 +14,16 @@ from atlas_kit.formats.detect import detect
 from atlas_kit.formats.endings import require_ending
 from atlas_kit.operations import secrecy
 from atlas_kit.operations.inputs import Opened, open_given
-from atlas_kit.operations.outputs import Output, is_path, output_file, scratch_path, write_memory_file
-from atlas_kit.storage.given import Given, Progress, check_output, use_source
+from atlas_kit.operations.outputs import (
+    Output,
+    is_path,
+    output_file,
+    output_name,
+    require_free,
+    scratch_path,
+    write_memory_file,
+)
+from atlas_kit.storage.given import Given, Progress, use_source
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source
 
@@ -53,7 +61,9 @@ class Converted:
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON-ready data."""
         return {
-            **named("source", self.source),
+            **named("path", self.source),
+            **named("output", self.target),
+            **named("source", self.source),  # as version 0.1.0 has it, and target
             "source_format": self.source_format,
             **named("target", self.target),
             "target_format": self.target_format,
@@ -77,7 +87,7 @@ def target_of(output: Output, wanted: str | None) -> str | None:
         if wanted not in TARGETS:
             raise InvalidParamError(f'there is no format "{wanted}"', hint=f"Use {', '.join(TARGETS)}.")
         return wanted
-    if isinstance(output, (str, os.PathLike)):
+    if is_path(output):
         name = os.fsdecode(output).lower()
         if name.endswith((".atlas", ".atlas.bak")):
             return "atlas"
@@ -88,7 +98,7 @@ def target_of(output: Output, wanted: str | None) -> str | None:
             return found
     raise InvalidParamError(
         "the output's name does not say its format",
-        path=os.fsdecode(output) if isinstance(output, (str, os.PathLike)) else "-",
+        path=output_name(output),
         remedy=Remedy("choose-format", formats=", ".join(TARGETS)),
     )
 
@@ -143,8 +153,7 @@ def convert_file(
     """
     options, keys = options or ConvertOptions(), Keys() if keys is None else keys
     target = target_of(output, options.to)
-    if isinstance(output, (str, os.PathLike)):
-        check_output(output, [given], options.force)
+    require_free(output, [given], options.force)
     with use_source(given) as source:
         return _convert(source, output, target, options, keys, progress)
 
@@ -179,7 +188,7 @@ def _convert(
         if not str(target).startswith("atlas") and (options.codec or options.level is not None):
             raise InvalidParamError("only .atlas files have a codec and a level", path=source.name)
         result = Converted(
-            opened.name, _format_name(opened), _name(output), str(target), source.size, 0,
+            opened.name, _format_name(opened), output_name(output), str(target), source.size, 0,
             len(opened.memory),
         )  # fmt: skip
         result.notes = _notes(opened.memory, str(target))  # before saving, which reopens the memory
@@ -209,10 +218,6 @@ def _secret_target(opened: Opened, target: str, options: ConvertOptions, keys: K
 def _kind_of(target: str | None) -> str:
     """Return the kind of file that a target is."""
     return "gguf" if target == "atlas-gguf" else "atlas" if str(target).startswith("atlas") else str(target)
-
-
-def _name(output: Output) -> str:
-    return os.fsdecode(output) if isinstance(output, (str, os.PathLike)) else "-"
 
 
 def _format_name(opened: Opened) -> str:
@@ -319,7 +324,7 @@ def _convert_model(
         raise InvalidParamError("a model is converted from a file, not from standard input")
     with GGUFFile.open(source) as model:
         native, size = "atlas.version" in model.metadata, model.size
-        as_shard = is_path(output) and takes_place_of(_name(output), model.metadata)
+        as_shard = is_path(output) and takes_place_of(output_name(output), model.metadata)
         if options.native or model.is_split:
             model.require_data()
     if options.to is None and target == "gguf" and not native:
@@ -328,7 +333,7 @@ def _convert_model(
             remedy=Remedy("make-native"),
         )  # fmt: skip
     source_format = "atlas-gguf" if native else "gguf"
-    result = Converted(source.name, source_format, _name(output), target, size, 0, None)
+    result = Converted(source.name, source_format, output_name(output), target, size, 0, None)
     with (
         _native_values(source, output, options, keys, result) as values,
         scratch_path(output, ".gguf") as path,
@@ -357,10 +362,8 @@ def _convert_tensors(
     require_ending(output, _kind_of(target))
     with GGUFFile.open(source) as model:
         named = "atlas-gguf" if "atlas.version" in model.metadata else "gguf"
-        result = Converted(source.name, named, _name(output), str(target), model.size, 0, None)
-        for shard in model.shards:
-            if isinstance(output, (str, os.PathLike)):
-                check_output(output, [shard.source], True)
+        result = Converted(source.name, named, output_name(output), str(target), model.size, 0, None)
+        require_free(output, [shard.source for shard in model.shards], True)
         if options.byte_order:
             from atlas_kit.formats.gguf.byte_order import write_in_byte_order
 
@@ -393,7 +396,7 @@ def _native_values(
     bound = None
     with contextlib.ExitStack() as placed:
         if options.memory is not None:
-            if not isinstance(output, (str, os.PathLike)):
+            if not is_path(output):
                 raise InvalidParamError(
                     "the memory is put beside the model, which is impossible on standard output",
                     hint="Name a file.",
@@ -406,7 +409,7 @@ def _native_values(
             result.notes += bound.notes
         settings = _native_settings(model, options, bound)
         values = native.native_values(settings)
-        if bound is not None and isinstance(output, (str, os.PathLike)):
+        if bound is not None and is_path(output):
             values |= placed.enter_context(native_model.placed_memory(bound, output, force=options.force))
         yield values
 

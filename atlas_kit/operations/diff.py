@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import is_utf8, loads, named, plain
+from atlas_kit.codecs.text import as_text
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.operations.entry_pairs import Pairs
 from atlas_kit.operations.episodes import is_of_episodes
@@ -360,13 +361,10 @@ def _equal(a: Any, b: Any, tolerance: float) -> bool:
 
 
 def _text_pair(one: bytes, two: bytes) -> tuple[list[str], list[str]] | None:
-    try:
-        texts = one.decode("utf-8"), two.decode("utf-8")
-    except UnicodeDecodeError:
+    first, second = as_text(one), as_text(two)
+    if first is None or second is None:
         return None
-    if "\0" in texts[0] or "\0" in texts[1]:
-        return None
-    lines = texts[0].split("\n"), texts[1].split("\n")
+    lines = first.split("\n"), second.split("\n")
     return lines if max(map(len, lines)) <= MAX_TEXT_LINES else None
 
 

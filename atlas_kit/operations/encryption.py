@@ -12,20 +12,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import named
-from atlas_kit.errors import InvalidParamError, KeyRequiredError, Remedy
-from atlas_kit.formats.detect import detect
+from atlas_kit.errors import AtlasError, InvalidParamError, KeyRequiredError, Remedy
+from atlas_kit.formats.detect import is_encrypted
 from atlas_kit.formats.endings import require_ending
 from atlas_kit.formats.opening import open_memory
-from atlas_kit.operations.inputs import unknown_format
-from atlas_kit.operations.outputs import Output, write_memory_file
+from atlas_kit.operations.inputs import require_kind
+from atlas_kit.operations.outputs import Output, output_name, require_free, write_memory_file
 from atlas_kit.operations.secrecy import ENCRYPTED, PLAIN
-from atlas_kit.storage.given import check_output, use_source
-from atlas_kit.storage.source import access_error
+from atlas_kit.persistence.backups import backup_names, beside, remove_backups
+from atlas_kit.storage.given import use_source
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import MemoryFile
     from atlas_kit.storage.keys import Keys
-    from atlas_kit.storage.source import Source, StrPath
+    from atlas_kit.storage.source import StrPath
 
 
 @dataclass
@@ -100,7 +100,7 @@ def encrypt_file(
         memory.encrypt_with(**keys.for_writing())
         _write(memory, output, ENCRYPTED)
     if output is None:
-        result.backups = [name for name in _backups(path) if not _is_encrypted(_beside(path, name))]
+        result.backups = [name for name in backup_names(path) if _can_be_read(beside(path, name))]
         _see_to_backups(path, result, remove_backups)
     return result
 
@@ -149,7 +149,7 @@ def rekey_file(
         memory.encrypt_with(**new_keys.for_writing())
         _write(memory, output, ENCRYPTED)
     if output is None:
-        result.backups = _backups(path)
+        result.backups = backup_names(path)
         _see_to_backups(path, result, remove_backups)
     return result
 
@@ -159,11 +159,10 @@ def _opened(path: StrPath, keys: Keys | None, output: Output | None, force: bool
     """Yield the memory file; without keys one that is encrypted is not opened."""
     from atlas_kit.storage.keys import Keys
 
-    if isinstance(output, (str, os.PathLike)):
-        check_output(output, [path], force)
-        require_ending(output, "atlas")
+    require_free(output, [path], force)
+    require_ending(output, "atlas")
     with use_source(path) as source:
-        _require_memory_file(source)
+        require_kind(source, ["atlas"], "only .atlas memory files can be encrypted")
         try:
             memory = open_memory(source, Keys() if keys is None else keys)
         except KeyRequiredError:
@@ -176,24 +175,13 @@ def _opened(path: StrPath, keys: Keys | None, output: Output | None, force: bool
             yield memory
 
 
-def _require_memory_file(source: Source) -> None:
-    kind = detect(source)
-    if kind is None:
-        raise unknown_format(source)
-    if kind != "atlas":
-        raise InvalidParamError(
-            f"only .atlas memory files can be encrypted, and this is {kind}", path=source.name,
-            hint=None if kind == "gguf" else "Convert it to .atlas first.",
-        )  # fmt: skip
-
-
 def _require_encrypted(path: StrPath, memory: MemoryFile) -> None:
     if memory.version != ENCRYPTED:
         raise InvalidParamError("the file is not encrypted", path=path, remedy=Remedy("encrypt"))
 
 
 def _result(path: StrPath, what: str, output: Output | None, version: int, memory: MemoryFile) -> Secured:
-    name = path if output is None else output if isinstance(output, (str, os.PathLike)) else "-"
+    name = path if output is None else output_name(output)
     other_names = output is None and os.stat(path).st_nlink > 1
     return Secured(os.fsdecode(path), what, os.fsdecode(name), version, len(memory), other_names=other_names)
 
@@ -205,35 +193,18 @@ def _write(memory: MemoryFile, output: Output | None, version: int) -> None:
         write_memory_file(memory, output, version=version)
 
 
-def _backups(path: StrPath) -> list[str]:
-    from atlas_kit.persistence.backups import backup_names
-
-    return backup_names(path)
-
-
-def _beside(path: StrPath, name: str) -> str:
-    return os.path.join(os.path.dirname(os.path.realpath(path)), name)
-
-
-def _is_encrypted(path: str) -> bool:
+def _can_be_read(backup: str) -> bool:
+    """Tell whether a backup can be read without a secret; one that went away cannot."""
     try:
-        with open(path, "rb") as file:
-            return file.read(8) == b"ATLS\x03\0\0\0"
-    except OSError:
+        return not is_encrypted(backup)
+    except AtlasError:
         return False
 
 
 def _see_to_backups(path: StrPath, result: Secured, remove: bool) -> None:
-    if not remove or not result.backups:
-        return
-    for name in result.backups:
-        try:
-            os.unlink(_beside(path, name))
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise access_error(error, _beside(path, name), "write") from error
-    result.backups_removed = True
+    if remove and result.backups:
+        remove_backups(path, result.backups)
+        result.backups_removed = True
 
 
 __all__ = ["Secured", "decrypt_file", "encrypt_file", "rekey_file"]

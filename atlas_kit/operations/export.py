@@ -15,8 +15,8 @@ from atlas_kit.formats.atlas.tables import DataType, data_type_name
 from atlas_kit.formats.endings import require_ending
 from atlas_kit.operations import chats, secrecy
 from atlas_kit.operations.inputs import open_given
-from atlas_kit.operations.ls import matches
-from atlas_kit.operations.outputs import Output, file_names, make_folder, output_file
+from atlas_kit.operations.names import matches
+from atlas_kit.operations.outputs import Output, file_names, is_path, make_folder, output_file, output_name
 from atlas_kit.storage.given import Given, check_output
 from atlas_kit.storage.keys import Keys
 
@@ -113,7 +113,7 @@ def format_of(output: Output, wanted: str | None, each: bool) -> str:
         if wanted not in FORMATS:
             raise InvalidParamError(f'there is no format "{wanted}"', hint=f"Use {', '.join(FORMATS)}.")
         return wanted
-    if each or not isinstance(output, (str, os.PathLike)):
+    if each or not is_path(output):
         return "markdown"
     found = SUFFIXES.get(os.path.splitext(os.fsdecode(output).lower())[1])
     if found is None:
@@ -157,7 +157,7 @@ def export_chats(
     """
     how = format_of(output, to, each)
     keys = Keys() if keys is None else keys
-    is_file = isinstance(output, (str, os.PathLike))
+    is_file = is_path(output)
     if each and not is_file:
         raise InvalidParamError("one file for each history needs a folder, and not standard output")
     with open_given(given, keys) as opened:
@@ -172,7 +172,7 @@ def export_chats(
             )
         skipped: list[str] = []
         histories = [*_histories(memory, patterns, skipped), *_said(memory, words)]
-        name = os.fsdecode(output) if isinstance(output, (str, os.PathLike)) else "-"
+        name = output_name(output)
         count = sum(len(one.chat.messages) for one in histories)
         result = Exported(opened.name, how, name, [], [one.key for one in histories], count, skipped)
         if each:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from atlas_kit.codecs.json_text import named
+from atlas_kit.codecs.quantities import parse_time
 from atlas_kit.errors import (
     FileAccessError,
     InvalidParamError,
@@ -30,7 +31,6 @@ from atlas_kit.formats.atlas.tables import DataType
 from atlas_kit.formats.opening import open_memory, require_encrypted
 from atlas_kit.persistence.entry_keys import DESCRIPTION, EPISODES
 from atlas_kit.storage.keys import Keys
-from atlas_kit.storage.source import access_error
 
 if TYPE_CHECKING:
     from atlas_kit.episodes import EpisodeArrays, Episodes
@@ -241,21 +241,13 @@ def time_of(text: str) -> int:
     ------
     InvalidParamError
         It is neither.
-
-    Examples
-    --------
-    >>> time_of("1970-01-02"), time_of("1970-01-01T00:00:01.500+00:00"), time_of("1970-01-01T00:00:02Z")
-    (86400000, 1500, 2000)
     """
-    from datetime import datetime, timezone
-
-    try:  # Python 3.10 does not know Z
-        when = datetime.fromisoformat(text[:-1] + "+00:00" if text[-1:] in ("Z", "z") else text)
-    except ValueError:
+    found = parse_time(text)
+    if found is None:
         raise InvalidParamError(
             f'"{text}" is not a date', key="before", hint="Write 2026-11-30, or 2026-11-30T14:00."
-        ) from None
-    return round((when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp() * 1000)
+        )
+    return found
 
 
 # --- what is meant ---------------------------------------------------------------------------------------
@@ -451,32 +443,12 @@ def _codec_of(file: MemoryFile) -> str | None:
 
 
 def _see_to_backups(path: str, result: Forgotten, remove: bool) -> None:
-    from atlas_kit.persistence.backups import backup_names
+    from atlas_kit.persistence.backups import backup_names, remove_backups
 
     result.backups = backup_names(path)
     if remove:
-        remove_backups(path)
+        remove_backups(path, result.backups)
         result.backups_removed = bool(result.backups)
 
 
-def remove_backups(path: str) -> None:
-    """Remove the backups of a memory's file, which may hold what was forgotten.
-
-    Raises
-    ------
-    FileAccessError
-        One cannot be removed.
-    """
-    from atlas_kit.persistence.backups import backup_names
-
-    folder = os.path.dirname(os.path.realpath(path))
-    for name in backup_names(path):
-        try:
-            os.unlink(os.path.join(folder, name))
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise access_error(error, os.path.join(folder, name), "write") from error
-
-
-__all__ = ["Choice", "Forgotten", "Gone", "forget", "forget_episodes", "remove_backups", "time_of"]
+__all__ = ["Choice", "Forgotten", "Gone", "forget", "forget_episodes", "time_of"]

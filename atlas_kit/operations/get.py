@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.errors import InvalidParamError, KeyNotFoundError, Remedy
+from atlas_kit.codecs.text import text_at_start
+from atlas_kit.errors import InvalidParamError
 from atlas_kit.operations.inputs import Opened, open_given
+from atlas_kit.operations.names import not_found
 from atlas_kit.persistence.entry_keys import EPISODES
 from atlas_kit.storage.given import Given
 from atlas_kit.storage.keys import Keys
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
 
 #: ``chunks`` is looked at this far to see whether a value is text.
 PEEK = 1 << 12
-#: With how many keys one that is not there is compared.
-_COMPARED = 5000
 
 
 @dataclass
@@ -87,7 +87,8 @@ def _of_memory(opened: Opened, key: str) -> Value:
     def info() -> dict[str, Any]:
         return {**entry_to_json(entry), **EntryRow.of(entry).to_json()}
 
-    is_text = entry.dtype_id == 0 and _looks_like_text(next(iter(entry.chunks()), b""))
+    start = bytes(next(iter(entry.chunks()), b"")[:PEEK])
+    is_text = entry.dtype_id == 0 and text_at_start(start, cut=len(start) < entry.size) is not None
     array = (lambda: entry.array(verify=True)) if entry.dtype_id else None
     numbers = (lambda: _entry_numbers(entry)) if entry.dtype in ("bfloat16", "q8_0") else None
     return Value(entry.key, entry.chunks, entry.size, is_text, info, array, numbers, entry.dtype or "")
@@ -125,17 +126,6 @@ def _as_text(opened: Opened, key: str, words: Words) -> Value:
         return {"key": key, "episodes": [one.to_json() for one in texts_of(arrays, words)]}
 
     return Value(key, chunks, None, True, info)
-
-
-def _looks_like_text(start: bytes) -> bool:
-    start = bytes(start[:PEEK])
-    if b"\0" in start:
-        return False
-    try:
-        start.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return error.start > 0 and len(start) == PEEK and error.start >= PEEK - 3
-    return True
 
 
 def _of_model(model: GGUFFile, key: str) -> Value:
@@ -184,29 +174,6 @@ _ESCAPES |= {0x2028: "\\u2028", 0x2029: "\\u2029"}
 def one_line(text: str) -> str:
     """Return a text with its line breaks and backslashes escaped, as Python and JSON write them."""
     return text.translate(_ESCAPES)
-
-
-def similar_keys(key: str, known: Iterable[str]) -> list[str]:
-    """Return up to three keys that may be meant by one that is not there: first those of other case, then like it."""
-    import difflib
-    import itertools
-
-    names = list(known)
-    if len(names) > _COMPARED:  # comparing takes microseconds for each
-        names = [
-            name for name in names if abs(len(name) - len(key)) <= 3 or name.casefold() == key.casefold()
-        ]
-    same = [name for name in itertools.islice(names, _COMPARED) if name.casefold() == key.casefold()]
-    close = difflib.get_close_matches(key, names[:_COMPARED], 3)
-    return list(dict.fromkeys([*same, *close]))[:3]
-
-
-def not_found(key: str, known: Iterable[str], path: str | None) -> KeyNotFoundError:
-    """Return the error for a key that is not there, with similar ones as the hint."""
-    close = similar_keys(key, known)
-    hint = f"Similar: {', '.join(close)}" if close else None
-    remedy = None if close else Remedy("list-entries")
-    return KeyNotFoundError("there is no entry with this key", path=path, key=key, hint=hint, remedy=remedy)
 
 
 def npy_bytes(value: Value, *, raw: bool = False) -> bytes:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import named
+from atlas_kit.codecs.text import as_text
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.operations.inputs import open_given
-from atlas_kit.operations.ls import matches as key_matches
+from atlas_kit.operations.names import matches
 from atlas_kit.storage.given import Given
 from atlas_kit.storage.keys import Keys
 
@@ -104,7 +105,7 @@ def grep_file(
 
 def _of_memory(memory: Any, options: GrepOptions) -> Iterator[tuple[str, int, str]]:
     for entry in memory.entries():
-        if not key_matches(entry.key, options.only):
+        if not matches(entry.key, options.only):
             continue
         if options.in_keys:
             yield entry.key, 0, entry.key
@@ -116,13 +117,8 @@ def _lines(entry: Entry) -> Sequence[str]:
     """Return the lines of an entry, none of one that is no text."""
     if entry.dtype_id:
         return ()
-    data = bytes(entry.data)
-    if b"\0" in data[:4096]:
-        return ()
-    try:
-        return data.decode("utf-8").split("\n")
-    except UnicodeDecodeError:
-        return ()
+    text = as_text(bytes(entry.data))
+    return () if text is None else text.split("\n")
 
 
 def _of_model(model: GGUFFile, options: GrepOptions) -> Iterator[tuple[str, int, str]]:
@@ -130,7 +126,7 @@ def _of_model(model: GGUFFile, options: GrepOptions) -> Iterator[tuple[str, int,
     from atlas_kit.operations.gguf_values import plain_value
 
     for row in model.fields:
-        if not key_matches(row.key, options.only):
+        if not matches(row.key, options.only):
             continue
         if options.in_keys:
             yield row.key, 0, row.key
@@ -143,7 +139,7 @@ def _of_model(model: GGUFFile, options: GrepOptions) -> Iterator[tuple[str, int,
                 yield row.key, number, item if isinstance(item, str) else dumps(item)
     if options.in_keys:
         yield from (
-            (info.name, 0, info.name) for info in model.tensor_infos if key_matches(info.name, options.only)
+            (info.name, 0, info.name) for info in model.tensor_infos if matches(info.name, options.only)
         )
 
 

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import named, to_bytes
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.formats.detect import detect
-from atlas_kit.operations.inputs import open_given
+from atlas_kit.operations.inputs import open_given, require_kind
 from atlas_kit.storage.given import Progress, takes_source
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source
@@ -110,8 +109,7 @@ def identify_model(source: Source, *, full: bool = False, progress: Progress | N
     """
     from atlas_kit.formats.gguf import model_identity
 
-    if detect(source) not in ("gguf", None):
-        raise InvalidParamError("only a GGUF model has an identity", path=source.name)
+    require_kind(source, ["gguf"], "only a GGUF model has an identity")
     with open_given(source) as opened:
         model = opened.gguf
         total = sum(info.nbytes or 0 for info in model.tensor_infos)

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import loads, name_from, named
+from atlas_kit.codecs.quantities import parse_time
 from atlas_kit.errors import AtlasError, InvalidParamError, Remedy
 from atlas_kit.formats.atlas.tables import DATA_TYPE_BY_NAME, U32, U64, DataType
-from atlas_kit.formats.detect import detect
-from atlas_kit.formats.endings import require_ending
 from atlas_kit.formats.opening import edit_memory
 from atlas_kit.operations import chats
-from atlas_kit.operations.inputs import unknown_format
+from atlas_kit.operations.inputs import is_new, require_kind
 from atlas_kit.operations.json_document import JSON_STYLES, entry_from_json
-from atlas_kit.operations.set import no_such_file
 from atlas_kit.storage.given import Given, name_of, use_source
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import StrPath
@@ -120,13 +117,9 @@ def import_chats(
             )  # fmt: skip
         records[0].key = options.key
     _require_distinct(records)
-    new = not os.path.lexists(path)
-    if new and not options.new and not os.fsdecode(path).lower().endswith(".atlas"):
-        raise no_such_file(path)
-    if new:
-        require_ending(path, "atlas")
-    else:
-        _require_memory_file(path)
+    new = is_new(path, options.new)
+    if not new:
+        require_kind(path, ["atlas"], "entries are imported into .atlas memory files")
     result = Imported(os.fsdecode(path), created_file=new, dry_run=options.dry_run)
     if options.dry_run:
         _dry_run(path, new, records, options, keys, result)
@@ -147,18 +140,6 @@ def _dry_run(
     for record in records:
         _put(memory, record, options, result)
     memory.close()
-
-
-def _require_memory_file(path: StrPath) -> None:
-    with use_source(path) as source:
-        kind = detect(source)
-        if kind is None:
-            raise unknown_format(source)
-    if kind != "atlas":
-        raise InvalidParamError(
-            f"entries are imported into .atlas memory files, and this is {kind}", path=path,
-            remedy=Remedy("new-file"),
-        )  # fmt: skip
 
 
 def _require_distinct(records: list[Record]) -> None:
@@ -442,15 +423,12 @@ def _time(value: dict[str, Any], where: str) -> int | None:
     said = value.get("time")
     if said is None:
         return None
-    from atlas_kit.operations.forget import time_of
-
-    try:
-        said = re.sub(r"\.\d+", "", str(said))  # of fractions Python 3.10 knows only some
-        return time_of(said.replace(" UTC", "+00:00").replace("Z", "+00:00")) // 1000
-    except InvalidParamError:
+    milliseconds = parse_time(str(said))
+    if milliseconds is None:
         raise InvalidParamError(
             f'the "time" of {where} is not a date and time', hint="Write 2026-11-30T14:00:00Z, or seconds."
-        ) from None
+        )
+    return milliseconds // 1000
 
 
 __all__ = ["ImportOptions", "Imported", "Record", "import_chats", "read_records"]

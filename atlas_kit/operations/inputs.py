@@ -6,21 +6,25 @@ safetensors and npz files come back as memory files, like ``.atlas`` files do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import os
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import (
     AtlasError,
     InvalidParamError,
     MagicMismatchError,
+    NoSuchFileError,
     Remedy,
 )
 from atlas_kit.formats.detect import detect
+from atlas_kit.formats.endings import KINDS, require_ending
 from atlas_kit.formats.foreign import foreign_error
 from atlas_kit.formats.opening import open_memory
 from atlas_kit.storage.given import Given, open_source, takes_source
 from atlas_kit.storage.keys import Keys
-from atlas_kit.storage.source import Source
+from atlas_kit.storage.source import Source, StrPath
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import MemoryFile
@@ -110,6 +114,29 @@ def _open(source: Source, keys: Keys, one_shard: bool) -> Opened:
 
 
 @takes_source
+def require_kind(source: Source, kinds: Sequence[str], only: str) -> str:
+    """Return the format of a file, which must be one of ``kinds``; ``only`` says so, as a clause.
+
+    Raises
+    ------
+    MagicMismatchError
+        No reader recognises the file.
+    InvalidParamError
+        It is of another format.
+    """
+    kind = detect(source)
+    if kind is None:
+        raise unknown_format(source)
+    if kind not in kinds:
+        can = "atlas" in kinds and kind != "gguf"
+        raise InvalidParamError(
+            f"{only}, and this is {KINDS[kind][0]}", path=source.name,
+            hint="Convert it to .atlas first." if can else None,
+        )  # fmt: skip
+    return kind
+
+
+@takes_source
 def unknown_format(source: Source) -> MagicMismatchError:
     """Return the error for a file that no reader recognises."""
     if source.size == 0:
@@ -124,6 +151,31 @@ def unknown_format(source: Source) -> MagicMismatchError:
         hint="Known are .atlas, GGUF, safetensors, npz and the JSON that .atlas files are converted to.",
         remedy=Remedy("repair-if-damaged"),
     )
+
+
+def is_new(path: StrPath, any_name: bool) -> bool:
+    """Tell whether a memory file is to be made: there is none, and it is called ``*.atlas`` unless ``any_name``.
+
+    Raises
+    ------
+    NoSuchFileError
+        There is none, and it is not called so; files of similar names are the hint.
+    InvalidParamError
+        Its name promises another kind of file.
+    """
+    if os.path.lexists(path):
+        return False
+    if any_name or os.fsdecode(path).lower().endswith(".atlas"):
+        require_ending(path, "atlas")
+        return True
+    import difflib
+
+    folder, name = os.path.split(os.fsdecode(path))
+    close: list[str] = []
+    with contextlib.suppress(OSError):
+        close = difflib.get_close_matches(name, os.listdir(folder or "."), 3)
+    hint = f"Similar: {', '.join(os.path.join(folder, one) for one in close)}." if close else None
+    raise NoSuchFileError("there is no such file", path=path, hint=hint, remedy=Remedy("new-file"))
 
 
 def require_metadata(model: GGUFFile, keys: Iterable[str]) -> None:

@@ -194,6 +194,9 @@ def inspect_file(
     try:
         _inspect_opened(source, wanted, result, keys, progress)
     except (FileCorruptError, MagicMismatchError, VersionMismatchError) as error:
+        if kind in ("safetensors", "npz"):
+            _inspect_carrier(source, kind, wanted, result, progress, error)
+            return result
         if not _is_memory(source, kind) or not _inspect_remains(source, wanted, result, keys, progress):
             raise
         result.problems.insert(0, error.message.removeprefix("this is not a .atlas file: "))
@@ -222,10 +225,10 @@ def _inspect_opened(
         _inspect_memory(opened, wanted, result, progress)
         if opened.kind == "atlas" and wanted.overview:
             _check(source, result, keys)
-        elif opened.kind == "safetensors":
-            from atlas_kit.formats.safetensors import check_safetensors
+        elif opened.kind == "npz" and wanted.overview and source.size <= CHECKED:
+            from atlas_kit.formats.npz import check_npz
 
-            _say_first(result, [one for one in check_safetensors(source) if one.severity == "error"])
+            _say_first(result, [one for one in check_npz(source) if one.severity == "error"])
 
 
 def _check(source: Source, result: Inspection, keys: Keys) -> None:
@@ -266,6 +269,28 @@ def _inspect_remains(
     if result.overview is not None:
         result.overview["readable"] = False
     return True
+
+
+def _inspect_carrier(
+    source: Source,
+    kind: str,
+    wanted: Wanted,
+    result: Inspection,
+    progress: Progress | None,
+    error: AtlasError,
+) -> None:
+    """Look into what is intact of a damaged safetensors or npz file."""
+    from atlas_kit.operations.interchange import read_remains
+
+    try:
+        memory, recorded, said = read_remains(source, kind, read=source.size <= CHECKED)
+    except AtlasError:
+        raise error from None
+    about = f'"{error.key}": ' if error.key else ""
+    result.problems.append(f"{about}{error.message.rstrip('.')}; {said}")
+    _inspect_memory(Opened(source, kind, memory, recorded), wanted, result, progress)
+    if result.overview is not None:
+        result.overview["readable"] = False
 
 
 def _inspect_memory(opened: Opened, wanted: Wanted, result: Inspection, progress: Progress | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from atlas_kit.codecs.text import text_at_start
 from atlas_kit.errors import AtlasError, printable
 from atlas_kit.operations.hex_line import HexLine
 
@@ -74,7 +75,7 @@ def learned_memory(memory: MemoryFile) -> dict[str, Any] | None:
 def one_entry(memory: MemoryFile, key: str, path: str) -> OneEntry:
     """Return everything about one entry."""
     from atlas_kit.operations.entry_rows import EntryRow
-    from atlas_kit.operations.get import not_found
+    from atlas_kit.operations.names import not_found
 
     entry = memory.get(key)
     if entry is None:
@@ -97,17 +98,12 @@ def _preview(entry: Entry, one: OneEntry) -> None:
     for chunk in entry.chunks():
         if len(start) < PREVIEW + 4:
             start += bytes(chunk[: PREVIEW + 4 - len(start)])
-    text = start[:PREVIEW]
     one.truncated = entry.size > PREVIEW
-    try:
-        text.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if not one.truncated or error.start < PREVIEW - 3:
-            one.preview = start[:256]
-            one.truncated = entry.size > 256
-            return
-        text = text[: error.start]  # the cut went through a character
-    one.preview, one.is_text = text, b"\0" not in text
+    text = text_at_start(start[:PREVIEW], cut=one.truncated)
+    if text is None:
+        one.preview, one.truncated = start[:256], entry.size > 256
+    else:
+        one.preview, one.is_text = text.encode(), True
 
 
 def model_stats(model: GGUFFile, progress: Progress | None) -> list[tuple[str, TensorStats | str]]:
@@ -144,8 +140,8 @@ def _numbers(model: GGUFFile, info: TensorInfo) -> Iterator[np.ndarray[Any, Any]
 def one_of_model(model: GGUFFile, key: str) -> OneEntry:
     """Return everything about one metadata field or tensor."""
     from atlas_kit.codecs.json_text import dumps, to_bytes
-    from atlas_kit.operations.get import not_found
     from atlas_kit.operations.gguf_values import field_to_json, tensor_to_json
+    from atlas_kit.operations.names import not_found
 
     row = model.metadata.get(key)
     if row is not None:

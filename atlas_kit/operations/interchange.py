@@ -5,7 +5,7 @@ cannot say (keys that are no valid names, types, timestamps, codecs, order, the 
 record: the text ``atlas_kit`` of safetensors' ``__metadata__``, or the npz array ``__atlas_kit__``. A file of
 other origin has no side record: its arrays become tensor entries, and what ``.atlas`` has no field for is
 kept in the entry ``__safetensors__`` or as the array's ``.npy`` bytes, in an entry ``NAME.npy`` that becomes the
-array NAME again.
+array NAME again. Byte order and order of axes are kept in the entry ``__npz__`` (``npz_orders``).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from atlas_kit.operations.json_document import (
     read_document,
     recorded_version,
 )
+from atlas_kit.operations.npz_orders import ORDERS, is_turned, orders_of, record_of, turned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +39,8 @@ SIDE_TEXT = "atlas_kit"
 SIDE_ARRAY = "__atlas_kit__"
 #: The entry that keeps what a foreign safetensors file says beyond what tensors can say.
 FOREIGN = "__safetensors__"
+#: In a side record: the text of an entry that is no array of the file.
+INLINE = "text"
 
 _BY_SAFETENSORS = {row.safetensors: row for row in tables.DTYPES if row.safetensors}
 
@@ -51,8 +54,35 @@ def read_carrier(source: Source, kind: str) -> tuple[MemoryFile, int | None]:
     return read_document(source.read(0, source.size), source.path)
 
 
-def _side_record(memory: MemoryFile, names: dict[str, str]) -> str:
-    entries = [{"name": names[entry.key], **entry_facts(entry)} for entry in memory.values()]
+def read_remains(source: Source, kind: str, *, read: bool) -> tuple[MemoryFile, int | None, str]:
+    """Open what is intact of a damaged safetensors or npz file as ``read_carrier`` does, and say how much that is.
+
+    ``read``: also read the arrays of an npz archive, which have checksums.
+
+    Raises
+    ------
+    FileCorruptError
+        Nothing of the format can be found.
+    """
+    if kind == "npz":
+        from atlas_kit.formats.npz import NpzFile
+
+        archive, count = NpzFile.remains(source, read=read)
+        said = f"{len(archive.members)} of {count} arrays are intact" if count else "no array is intact"
+        return *_of_npz(archive, source), said
+    from atlas_kit.formats.safetensors import remains
+
+    file, count = remains(source)
+    said = f"{len(file.tensors)} of {count} tensors are intact" if count else "no tensor is intact"
+    return *_of_safetensors(file, source), said
+
+
+def _side_record(memory: MemoryFile, names: dict[str, str], key: str | None = None, inline: str = "") -> str:
+    """Return the side record; the text of one entry, which is no array then, may be in it."""
+    entries = [
+        {"name": names[entry.key], **entry_facts(entry), **({INLINE: inline} if entry.key == key else {})}
+        for entry in memory.values()
+    ]
     return dumps({**file_facts(memory), "entries": entries})
 
 
@@ -145,12 +175,16 @@ def _read_safetensors(source: Source) -> tuple[MemoryFile, int | None]:
     from atlas_kit.formats.safetensors import SafetensorsFile
 
     with SafetensorsFile.open(source) as file:
-        side = file.metadata.get(SIDE_TEXT)
-        if side is not None:
-            record = _parse_side(side, source.path)
-            arrays = _SafetensorsArrays(file)
-            return _from_side(record, arrays, source.modified), recorded_version(record)
-        return _from_foreign_safetensors(file, source.modified), None
+        return _of_safetensors(file, source)
+
+
+def _of_safetensors(file: SafetensorsFile, source: Source) -> tuple[MemoryFile, int | None]:
+    side = file.metadata.get(SIDE_TEXT)
+    if side is not None:
+        record = _parse_side(side, source.path)
+        arrays = _SafetensorsArrays(file)
+        return _from_side(record, arrays, source.modified), recorded_version(record)
+    return _from_foreign_safetensors(file, source.modified), None
 
 
 def _from_foreign_safetensors(file: SafetensorsFile, now: int) -> MemoryFile:
@@ -224,11 +258,20 @@ def write_as_npz(memory: MemoryFile, file: IO[bytes]) -> None:
 
     whole = _npy_entries(memory)
     names = {**_names(memory, _is_npz_name), **whole}
-    side = _side_record(memory, names).encode()
+    orders = orders_of(memory)
+    aside = ORDERS if orders else None
+    inline = bytes(memory[ORDERS].data).decode() if orders else ""
+    side = _side_record(memory, names, aside, inline).encode()
     arrays: list[NewArray | NewMember] = [NewArray(SIDE_ARRAY, "|u1", (len(side),), lambda: [side])]
     for entry in memory.values():
         if entry.key in whole:
             arrays.append(NewMember(names[entry.key], entry.chunks))
+            continue
+        if entry.key == aside:
+            continue
+        if entry.key in orders:
+            order, shape = orders[entry.key], entry.shape or ()
+            arrays.append(NewArray(names[entry.key], order[0], shape, turned(entry, *order), order[1]))
             continue
         row = tables.DTYPE_BY_ID.get(entry.dtype_id)
         dtype, shape = "|u1", (entry.size,)
@@ -267,7 +310,10 @@ def _holds_npy(entry: Entry) -> bool:
 def _read_npz(source: Source) -> tuple[MemoryFile, int | None]:
     from atlas_kit.formats.npz import NpzFile
 
-    file = NpzFile.open(source)
+    return _of_npz(NpzFile.open(source), source)
+
+
+def _of_npz(file: NpzFile, source: Source) -> tuple[MemoryFile, int | None]:
     try:
         now = source.modified
         arrays = _NpzArrays(file)
@@ -287,6 +333,11 @@ def _from_foreign_npz(file: NpzFile, arrays: _NpzArrays, now: int) -> MemoryFile
         if entry.key in memory:
             raise FileCorruptError("two arrays would get this key", path=file.path, key=entry.key)
         memory[entry.key] = entry
+    record = record_of(
+        member for member in file.members.values() if member.name in memory and memory[member.name].dtype_id
+    )
+    if record is not None and ORDERS not in memory:
+        memory[ORDERS] = make_entry({"key": ORDERS, "type": "metadata", "timestamp": now}, record.encode())
     return memory
 
 
@@ -360,7 +411,7 @@ class _NpzArrays:
 
 
 def _is_plain(member: Member) -> bool:
-    return member.dtype.byteorder in "=<|" and (not member.fortran_order or len(member.shape) < 2)
+    return not is_turned(member)
 
 
 # --- both ----------------------------------------------------------------------------------------------
@@ -375,13 +426,16 @@ def _from_side(side: dict[str, Any], arrays: _SafetensorsArrays | _NpzArrays, no
     memory = make_memory(side)
     left = dict.fromkeys(arrays.names())
     for item in side["entries"]:
-        name = item["name"]
-        if name not in left:
+        name, inline = item["name"], item.pop(INLINE, None)
+        if name not in left and not isinstance(inline, str):
             continue
-        del left[name]
         key = name_from(item, "key")
         if key in memory:
             raise FileCorruptError("the side record names this key twice", key=key)
+        if name not in left:
+            memory[key] = make_entry(item, str(inline).encode("utf-8", "surrogateescape"))
+            continue
+        del left[name]
         if key == name + NPY and "dtype" not in item and isinstance(arrays, _NpzArrays):
             payload: Any = arrays.raw(name)
             memory[key] = _carried(item, payload, "uint8", (len(payload),))

@@ -23,8 +23,8 @@ from atlas_kit.errors import (
 from atlas_kit.formats.detect import detect
 from atlas_kit.formats.endings import require_ending
 from atlas_kit.formats.gguf.tables import MAGIC
-from atlas_kit.operations.outputs import Output, output_file, scratch_path
-from atlas_kit.storage.given import Given, Progress, check_output, name_of, open_source, same_file
+from atlas_kit.operations.outputs import Output, output_file, output_name, require_free, scratch_path
+from atlas_kit.storage.given import Given, Progress, name_of, open_source, same_file
 from atlas_kit.storage.part_names import Parts, part_name, parts_beside, parts_of
 from atlas_kit.storage.parts import JoinedSource
 from atlas_kit.storage.source import Source
@@ -40,7 +40,7 @@ NAMED = 3
 class Joined:
     """What was (or, in a dry run, would be) joined; ``kind`` says of what: shards, or parts cut by their bytes."""
 
-    sources: list[str]
+    inputs: list[str]
     output: str
     kind: str
     size: int
@@ -53,7 +53,7 @@ class Joined:
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON-ready data."""
         return {
-            "sources": [named("path", path) for path in self.sources],
+            "inputs": [named("path", path) for path in self.inputs],
             **named("output", self.output),
             "kind": self.kind,
             "size": self.size,
@@ -86,8 +86,8 @@ def join_files(
     _require_different(inputs)
     with contextlib.ExitStack() as stack:
         sources = [_opened(given, stack) for given in inputs]
-        if isinstance(output, (str, os.PathLike)) and not dry_run:
-            check_output(output, list(sources), force)
+        if not dry_run:
+            require_free(output, sources, force)
         if all(_is_gguf(source) for source in sources):
             shards = _shards(sources, stack)
             if shards is not None:
@@ -112,10 +112,6 @@ def _require_different(inputs: Sequence[Given]) -> None:
     for number, one in enumerate(inputs):
         if any(same_file(one, other) for other in inputs[:number]):
             raise InvalidParamError("this file is given twice", path=name_of(one))
-
-
-def _output_name(output: Output) -> str:
-    return os.fsdecode(output) if isinstance(output, (str, os.PathLike)) else "-"
 
 
 # --- shards --------------------------------------------------------------------------------------------
@@ -201,14 +197,11 @@ def _join_shards(
     from atlas_kit.formats.gguf.split import joined, write_whole
 
     require_ending(output, "gguf")
-    if isinstance(output, (str, os.PathLike)):
-        for shard in model.shards:
-            if same_file(output, shard.source):
-                raise InvalidParamError("the output is one of the shards", path=output)
+    require_free(output, [shard.source for shard in model.shards], True)
     model.require_data()
     whole = joined(model)
     size = len(whole.header) + -len(whole.header) % whole.alignment + whole.data_size
-    result = Joined(names, _output_name(output), "shards", size, len(whole.tensors), dry_run)
+    result = Joined(names, output_name(output), "shards", size, len(whole.tensors), dry_run)
     if not dry_run:
         with scratch_path(output, ".gguf") as path:
             write_whole(
@@ -231,9 +224,7 @@ def _join_parts(
         _require_all(parts)
         if len(names) == 1:
             names = parts.paths
-            for name in names:
-                if isinstance(output, (str, os.PathLike)) and same_file(output, name):
-                    raise InvalidParamError("the output is one of the parts", path=output)
+            require_free(output, names, True)
             sources = [_opened(name, stack) for name in names]
         else:
             by_name = dict(zip(names, sources, strict=True))
@@ -249,7 +240,7 @@ def _join_parts(
             "joined in this order, the parts are no file of a known format", path=names[0],
             hint="Is the first part missing, or the order another one?",
         )  # fmt: skip
-    result = Joined(names, _output_name(output), "parts", whole.size, dry_run=dry_run)
+    result = Joined(names, output_name(output), "parts", whole.size, dry_run=dry_run)
     if kind == "gguf":
         model = _whole_model(whole, sources)
         if model.is_split:

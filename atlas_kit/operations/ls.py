@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.operations.inputs import open_given
+from atlas_kit.operations.names import matches
 from atlas_kit.storage.given import Given
 from atlas_kit.storage.keys import Keys
 
@@ -63,8 +63,3 @@ def list_file(
                 EntryRow.of(entry) for entry in opened.memory.entries() if matches(entry.key, patterns)
             ]
     return listing
-
-
-def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Tell whether a name matches one of the patterns, or there are none."""
-    return not patterns or any(name == p or fnmatch.fnmatchcase(name, p) for p in patterns)

@@ -20,8 +20,9 @@ from atlas_kit.storage.source import Source, open_path
 
 #: Longer files are no lists of hashes.
 MOST = 256 << 20
-#: Which hash has how many hexadecimal digits, where neither a line nor the caller says which it is.
-_BY_LENGTH = {32: "md5", 40: "sha1", 64: "sha256", 128: "sha512"}
+#: Which hashes have how many hexadecimal digits, where neither a line nor the caller says which it is: the usual one
+#: first. The files tell: ``b2sum`` and ``sha512sum`` write lists that look the same.
+_BY_LENGTH = {32: ("md5", "xxh3-128"), 40: ("sha1",), 64: ("sha256",), 128: ("sha512", "blake2b")}
 _BY_TAG = {
     "MD5": "md5",
     "SHA1": "sha1",
@@ -38,11 +39,12 @@ _ESCAPES = {b"\\\\": b"\\", b"\\n": b"\n", b"\\r": b"\r"}
 
 @dataclass(frozen=True)
 class Listed:
-    """One line of a list: a file's name, its hash, and which hash that is."""
+    """One line of a list: a file's name, its hash, and which hash that is, or which ``others`` it may be."""
 
     name: str
     algorithm: str
     digest: str
+    others: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass
@@ -144,7 +146,7 @@ def _lines(source: Source) -> list[bytes]:
 
 def _parse(line: bytes, algorithm: str | None) -> Listed | None:
     tagged = _TAGGED.fullmatch(line)
-    kind = algorithm
+    kind, others = algorithm, tuple[str, ...]()
     if tagged is not None:
         escaped, tag, name, digest = tagged.groups()
         kind = _BY_TAG.get(tag.decode().upper().replace("-", ""))
@@ -155,7 +157,8 @@ def _parse(line: bytes, algorithm: str | None) -> Listed | None:
         if plain is None:
             return None
         escaped, digest, name = plain.groups()
-        kind = algorithm or _BY_LENGTH.get(len(digest))
+        kinds = (algorithm,) if algorithm else _BY_LENGTH.get(len(digest), (None,))
+        kind, others = kinds[0], tuple(filter(None, kinds[1:]))
     if kind is None or len(digest) != 2 * new_digest(kind).digest_size:
         return None
     if escaped:
@@ -164,7 +167,7 @@ def _parse(line: bytes, algorithm: str | None) -> Listed | None:
         name = re.sub(rb"\\[\\nr]", lambda match: _ESCAPES[match[0]], name)
     if b"\0" in name:
         return None
-    return Listed(os.fsdecode(name), kind, digest.decode().lower())
+    return Listed(os.fsdecode(name), kind, digest.decode().lower(), others)
 
 
 @takes_source
@@ -181,13 +184,15 @@ def check_manifest(
     """
     listed, malformed = read_manifest(source, algorithm)
     result = ManifestCheck(source.name, malformed=malformed, strict=strict)
+    known: dict[str, str] = {}
     for number, one in enumerate(listed):
         if ignore_missing and not os.path.lexists(one.name):
             result.ignored += 1
             continue
-        result.files.append(_check(one))
+        result.files.append(_check(one, known))
         if progress:
             progress("checking files", number + 1, len(listed))
+    result.note = _which(listed, known, result)
     folder = os.path.dirname(source.path or "")
     if folder and result.files and result.unread == len(result.files):
         beside = [one for one in listed if os.path.lexists(os.path.join(folder, one.name))]
@@ -196,12 +201,33 @@ def check_manifest(
     return result
 
 
-def _check(one: Listed) -> Checked:
-    digest = new_digest(one.algorithm)
+def _check(one: Listed, known: dict[str, str]) -> Checked:
+    """Hash one file; ``known`` are the hashes that lists of the usual ones turned out to be."""
+    kinds = [known[one.algorithm]] if one.algorithm in known else [one.algorithm, *one.others]
+    digests = {kind: new_digest(kind) for kind in kinds}
     try:
         with open_path(one.name) as file:
             for chunk in file.chunks(0, file.size):
-                digest.update(chunk)
+                for digest in digests.values():
+                    digest.update(chunk)
     except AtlasError as error:
         return Checked(one.name, False, error.message)
-    return Checked(one.name, str(digest.hexdigest()) == one.digest)
+    for kind, digest in digests.items():
+        if str(digest.hexdigest()) == one.digest:
+            if one.others:
+                known[one.algorithm] = kind
+            return Checked(one.name, True)
+    return Checked(one.name, False)
+
+
+def _which(listed: list[Listed], known: dict[str, str], result: ManifestCheck) -> str:
+    """Say which hash the lines are, where that is not the usual one or nothing shows it."""
+    for one in listed:
+        if not one.others or known.get(one.algorithm) == one.algorithm:
+            continue
+        if one.algorithm in known:
+            return f"the hashes are of {known[one.algorithm]}, which the lines do not say"
+        if result.different:
+            tried = " and ".join((one.algorithm, *one.others))
+            return f"the lines do not say which hash they are, and {tried} were tried"
+    return ""

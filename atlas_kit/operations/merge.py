@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,10 +12,10 @@ from atlas_kit.formats.endings import require_ending
 from atlas_kit.operations import secrecy
 from atlas_kit.operations.episodes import is_of_episodes
 from atlas_kit.operations.inputs import Opened, open_given
-from atlas_kit.operations.outputs import Output, write_memory_file
+from atlas_kit.operations.outputs import Output, output_name, require_free, write_memory_file
 from atlas_kit.persistence.entry_keys import CONTEXT, DESCRIPTION, EPISODES, TEXTS
 from atlas_kit.persistence.tables import is_array_key
-from atlas_kit.storage.given import Given, check_output
+from atlas_kit.storage.given import Given
 from atlas_kit.storage.keys import Keys
 
 if TYPE_CHECKING:
@@ -89,9 +88,8 @@ def merge_files(
     """
     if prefer not in RULES:
         raise InvalidParamError(f'there is no rule "{prefer}"', hint=f"Use {', '.join(RULES)}.")
-    if isinstance(output, (str, os.PathLike)):
-        check_output(output, list(inputs), force)
-        require_ending(output, "atlas")
+    require_free(output, inputs, force)
+    require_ending(output, "atlas")
     keys = Keys() if keys is None else keys
     opened: list[Opened] = []
     try:
@@ -145,7 +143,7 @@ def _merge(opened: list[Opened], output: Output, prefer: str, version: int, keys
             del owner[key]
             conflicts.pop(key, None)
     notes += _header(made, opened, prefer)
-    name = os.fsdecode(output) if isinstance(output, (str, os.PathLike)) else "-"
+    name = output_name(output)
     counts = [sum(1 for value in owner.values() if value == n) for n in range(len(opened))]
     taken = [(one.name, count) for one, count in zip(opened, counts, strict=True)]
     total = len(made)

@@ -7,12 +7,14 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeGuard
 
-from atlas_kit.errors import FileAccessError, printable
+from atlas_kit.errors import FileAccessError, InvalidParamError, printable
+from atlas_kit.formats.endings import require_ending
 from atlas_kit.storage.atomic import atomic_write
+from atlas_kit.storage.given import Given, check_output
 from atlas_kit.storage.source import CHUNK, StrPath, access_error
 
 if TYPE_CHECKING:
@@ -22,9 +24,43 @@ if TYPE_CHECKING:
 Output = str | os.PathLike[str] | IO[bytes]
 
 
-def is_path(output: Output) -> bool:
+def is_path(output: Output | None) -> TypeGuard[StrPath]:
     """Tell whether an output is a path."""
     return isinstance(output, (str, os.PathLike))
+
+
+def output_name(output: Output) -> str:
+    """Return what to call an output: its path, or ``-`` for a stream."""
+    return os.fsdecode(output) if is_path(output) else "-"
+
+
+def require_free(output: Output | None, inputs: Sequence[Given], force: bool) -> None:
+    """Refuse an output that is one of the inputs, or a file that exists already unless ``force``.
+
+    Raises
+    ------
+    InvalidParamError, FileAccessError
+    """
+    if is_path(output):
+        check_output(output, list(inputs), force)
+
+
+def check_place(
+    source: Given, output: Output | None, kind: str, *, force: bool, backup: bool | int, dry_run: bool
+) -> None:
+    """See that a file of this kind can be changed where somebody wants it: in place, or (``output``) in a new file.
+
+    Raises
+    ------
+    InvalidParamError, FileAccessError
+        The new file is the old one, or exists already, or its name promises another kind; or a backup is asked for,
+        which only a change in place needs.
+    """
+    if output is not None and backup:
+        raise InvalidParamError("a new file leaves the old one as it is: there is nothing to back up")
+    require_ending(output, kind)
+    if not dry_run:
+        require_free(output, [source], force)
 
 
 def is_stream(path: StrPath) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import InvalidParamError, Remedy
 from atlas_kit.operations.compressed import Compressed, CompressOptions, EntryRatio
-from atlas_kit.operations.outputs import Output, scratch_path
+from atlas_kit.operations.outputs import Output, output_name, scratch_path
 from atlas_kit.operations.tensor_numbers import difference
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def quantize_model(
         from atlas_kit.operations.model_check import require_text
 
         require_text(options.check)
-    name = os.fsdecode(output) if isinstance(output, (str, os.PathLike)) else "-"
+    name = output_name(output)
     result = Compressed(opened.name, name, model.size, 0)
     with scratch_path(output, ".gguf") as path:
         if str(options.quantize) in CASTS:

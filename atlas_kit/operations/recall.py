@@ -2,7 +2,8 @@
 
 One stream of tokens for all: filler, the facts with some filler between them, filler. When ``distance`` tokens have
 come since a fact, its beginning is fed once more, and what follows greedily is compared with what followed then: by
-the model alone and by model and memory, from the same context. Asking leaves no trace, so every fact is asked at
+the model alone, by model and learned memory (with the window), from the same context, and by the whole memory, which
+also finds what was read and reads it again. Asking leaves no trace, so every fact is asked at
 every distance, and no question helps another one.
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from atlas_kit.errors import InvalidParamError
+from atlas_kit.llama.completing import complete
 from atlas_kit.llama.engine import Engine
 from atlas_kit.llama.sampling import Sampling
 from atlas_kit.llama.session import AtlasSession
@@ -48,8 +50,9 @@ class Row:
     ----------
     reach
         What of all kept surely holds the fact: ``context``, ``window``, or (``learned memory``) nothing but that.
-    right_model, right
-        Facts whose answer came exactly: from the model alone, with the memory.
+    right_model, right, right_recalled
+        Facts whose answer came exactly: from the model alone, with learned memory and window, with the episodes, too;
+        None where those are not asked.
     nats_model, nats
         Mean -log p of the whole answer: how far from sure.
     """
@@ -59,6 +62,7 @@ class Row:
     facts: int = 0
     right_model: int = 0
     right: int = 0
+    right_recalled: int | None = None
     nats_model: float = 0.0
     nats: float = 0.0
 
@@ -99,6 +103,7 @@ class Recall:
         rows = []
         for row in self.rows:
             shares = {"accuracy_model": _share(row.right_model, row), "accuracy": _share(row.right, row)}
+            shares["accuracy_recalled"] = _share(row.right_recalled, row)
             rows.append({**asdict(row), **shares})
         rest = {name: value for name, value in vars(self).items() if name != "rows"}
         return {
@@ -109,8 +114,8 @@ class Recall:
         }
 
 
-def _share(right: int, row: Row) -> float | None:
-    return right / row.facts if row.facts else None
+def _share(right: int | None, row: Row) -> float | None:
+    return right / row.facts if row.facts and right is not None else None
 
 
 def recall(
@@ -363,6 +368,9 @@ def _ask(session: AtlasSession, fact: Fact, row: Row) -> None:
     row.facts += 1
     row.right_model += _answered(session, question, fact, alone=True)
     row.right += _answered(session, question, fact, alone=False)
+    if session.episodes is not None and session.memory is not None and session.memory.settings.recall != "off":
+        text, _ = complete(session, question, len(rest))
+        row.right_recalled = (row.right_recalled or 0) + _is_right(text, fact)
     count = _answer_length(session.engine, rest, fact.value)
     with session.aside():
         logprob = session.feed([*question, *rest[:count]]).logprob[-count:]
@@ -379,6 +387,10 @@ def _answered(session: AtlasSession, question: Sequence[int], fact: Fact, *, alo
         session.feed(question, score=False)
         answer = session.generate(max_tokens=count, sampling=Sampling(temperature=0))
         text = "".join(map(str, answer))
+    return _is_right(text, fact)
+
+
+def _is_right(text: str, fact: Fact) -> bool:
     return re.match(rf"\s*{re.escape(fact.value)}(?!\w)", text) is not None
 
 

@@ -7,24 +7,28 @@ interrupted has left a journal beside the file, which is a backup of its header.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from atlas_kit.codecs.json_text import named
+from atlas_kit.codecs.quantities import parse_time
 from atlas_kit.errors import (
     AtlasError,
+    ConflictError,
     FileCorruptError,
     InvalidParamError,
     KeyNotFoundError,
     KeyRequiredError,
     Remedy,
 )
-from atlas_kit.formats.detect import detect
+from atlas_kit.formats.detect import detect, is_encrypted
 from atlas_kit.formats.endings import require_ending
 from atlas_kit.persistence.backups import Backup, Backups, is_interrupted_edit, keep_aside, list_backups
 from atlas_kit.storage.atomic import atomic_write, lock
+from atlas_kit.storage.copying import copy_data
 from atlas_kit.storage.given import check_output, open_source, same_file
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import StrPath
@@ -102,31 +106,28 @@ def restore_backup(
     with lock(target), open_source(chosen.path) as source:
         kept = keep_aside(Path(target)) if output is None and os.path.lexists(target) else None
         with atomic_write(target, locked=True) as file:
-            for chunk in source.chunks(0, source.size):
-                file.write(chunk)
+            fd = source.fileno()
+            if fd is None:
+                for chunk in source.chunks(0, source.size):
+                    file.write(chunk)
+            elif not copy_data(fd, file.fileno(), source.size):
+                raise ConflictError("the backup was changed while it was being restored", path=chosen.path)
     return Restored(chosen.path, target, kept)
 
 
 def _require_as_secret(path: StrPath, backup: str, keys: Keys) -> None:
     """See that what was encrypted does not become plain text by an old backup."""
-    encrypted = {name: _is_encrypted(name) for name in (path, backup)}
-    if encrypted[backup] is False and (encrypted[path] or keys.given):
+    encrypted: dict[StrPath, bool | None] = {}
+    for name in (path, backup):
+        with contextlib.suppress(AtlasError):  # one of them may be gone, or not be readable
+            encrypted[name] = is_encrypted(name)
+    if encrypted.get(backup) is False and (encrypted.get(path) or keys.given):
         raise InvalidParamError(
-            "the backup is not encrypted, and the file is" if encrypted[path] else
+            "the backup is not encrypted, and the file is" if encrypted.get(path) else
             "a passphrase or key was given, and the backup is not encrypted",
             path=backup,
             remedy=Remedy("restore-plain"),
         )  # fmt: skip
-
-
-def _is_encrypted(path: StrPath) -> bool | None:
-    """Tell whether a memory file is encrypted; None where it is none."""
-    try:
-        with open_source(path) as source:
-            start = source.read_upto(0, 8)
-    except AtlasError:
-        return None
-    return start == b"ATLS\x03\0\0\0" if start[:4] == b"ATLS" else None
 
 
 def _undo_edit(path: StrPath, output: StrPath | None) -> Restored:
@@ -166,10 +167,7 @@ def _choose(listed: Backups, which: str) -> Backup:
 
 def _moment_of(text: str) -> int | None:
     """Return the Unix seconds of a date or time; of a date, the end of the day."""
-    from atlas_kit.operations.forget import time_of
-
-    try:
-        seconds = time_of(text.replace("Z", "+00:00").replace(" UTC", "+00:00")) // 1000
-    except InvalidParamError:
+    milliseconds = parse_time(text)
+    if milliseconds is None:
         return None
-    return seconds + 86_399 if len(text) <= 10 else seconds
+    return milliseconds // 1000 + (86_399 if len(text) <= len("2026-11-30") else 0)

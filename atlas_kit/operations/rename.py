@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import named
-from atlas_kit.errors import InvalidParamError, KeyNotFoundError, Remedy
-from atlas_kit.formats.detect import detect
-from atlas_kit.formats.endings import require_ending
-from atlas_kit.formats.opening import edit_memory, open_memory
+from atlas_kit.errors import InvalidParamError
+from atlas_kit.formats.opening import edit_memory, open_memory, require_encrypted
 from atlas_kit.operations import secrecy
-from atlas_kit.operations.get import not_found
-from atlas_kit.operations.inputs import require_metadata, unknown_format
-from atlas_kit.operations.outputs import Output, scratch_path, write_memory_file
-from atlas_kit.storage.given import Progress, check_output, takes_source
+from atlas_kit.operations.inputs import require_kind, require_metadata
+from atlas_kit.operations.names import no_match, not_found
+from atlas_kit.operations.outputs import (
+    Output,
+    check_place,
+    output_name,
+    scratch_path,
+    write_memory_file,
+)
+from atlas_kit.storage.given import Progress, takes_source
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source
 
@@ -41,7 +44,7 @@ class Renamed:
         rows = [{"part": part, **named("old", old), **named("new", new)} for part, old, new in self.names]
         return {
             **named("path", self.path),
-            "output": self.output,
+            **named("output", self.path if self.output is None else self.output),
             "renamed": rows,
             "dry_run": self.dry_run,
         }
@@ -76,18 +79,10 @@ def rename_names(
         A new name is taken or not allowed, or a pattern makes no sense; then nothing was renamed.
     """
     options, keys = options or RenameOptions(), Keys() if keys is None else keys
-    if options.output is not None and options.backup:
-        raise InvalidParamError("a new file leaves the old one as it is: there is nothing to back up")
-    if isinstance(options.output, (str, os.PathLike)) and not options.dry_run:
-        check_output(options.output, [source], options.force)
-    kind = detect(source)
-    if kind is None:
-        raise unknown_format(source)
-    if kind not in ("gguf", "atlas"):
-        raise InvalidParamError(
-            f"names can be changed in .atlas and GGUF files, and this is {kind}", path=source.path
-        )
-    require_ending(options.output, kind)
+    kind = require_kind(source, ["atlas", "gguf"], "names can be changed in .atlas and GGUF files")
+    check_place(
+        source, options.output, kind, force=options.force, backup=options.backup, dry_run=options.dry_run
+    )
     change = _changer(old, new, options.how)
     if kind == "gguf":
         secrecy.require_no_secret(keys, path=source.name)
@@ -95,7 +90,7 @@ def rename_names(
     else:
         names = _in_memory(source, old, change, options, keys)
     output = options.output
-    where = None if output is None else os.fsdecode(output) if isinstance(output, (str, os.PathLike)) else "-"
+    where = None if output is None else output_name(output)
     return Renamed(source.name, where, names, options.dry_run)
 
 
@@ -175,7 +170,7 @@ def _require_some(found: dict[str, str], old: str, how: str, known: list[str], p
         return
     if how == "exact":
         raise not_found(old, known, path)
-    raise KeyNotFoundError("no name matches this", path=path, key=old, remedy=Remedy("list-entries"))
+    raise no_match(old, path)
 
 
 # --- models --------------------------------------------------------------------------------------------
@@ -236,7 +231,7 @@ def _in_memory(
         with open_memory(source, keys) as memory:
             pairs = _plan(memory, old, change, options, source)
             if not options.dry_run:
-                secrecy.require_encrypted(keys, memory.version, path=source.name)
+                require_encrypted(memory, keys)
                 assert options.output is not None
                 _apply(memory, pairs)
                 write_memory_file(memory, options.output)

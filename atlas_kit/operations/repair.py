@@ -13,9 +13,9 @@ from atlas_kit.formats.endings import require_ending
 from atlas_kit.formats.foreign import recognise
 from atlas_kit.formats.gguf.lost_file import lost_name, write_lost
 from atlas_kit.operations import secrecy
-from atlas_kit.operations.outputs import Output, is_stream, scratch_path
+from atlas_kit.operations.outputs import Output, is_path, is_stream, output_name, require_free, scratch_path
 from atlas_kit.operations.validate import validate_file
-from atlas_kit.storage.given import Given, check_output, use_source
+from atlas_kit.storage.given import Given, use_source
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source, StrPath
 
@@ -34,6 +34,8 @@ class Repaired:
     ----------
     before, after
         What is wrong with the file, and with the new one (empty on a dry run).
+    data_read
+        Whether the numbers of a model's tensors were looked at; ``None`` for a memory file, which has checksums.
     output
         The new file; ``None`` where nothing is written.
     stream
@@ -48,6 +50,7 @@ class Repaired:
     mend: MendResult | None = None
     before: list[Finding] = field(default_factory=list)
     after: list[Finding] = field(default_factory=list)
+    data_read: bool | None = None
 
     @property
     def kind(self) -> str:
@@ -110,6 +113,7 @@ class Repaired:
             **named("path", self.path),
             **output,
             "format": self.kind,
+            **({} if self.data_read is None else {"data_read": self.data_read}),
             **summary,
             **counts,
             **findings,
@@ -120,7 +124,8 @@ class Repaired:
 class RepairOptions:
     """``version``: of a rescued memory file. ``drop_damaged``: leave damaged tensors out of a model.
 
-    ``decrypt``: write plain text although the file is encrypted or there is a secret.
+    ``decrypt``: write plain text although the file is encrypted or there is a secret. ``data``: look at the numbers of
+    a model's tensors, too.
     """
 
     dry_run: bool = False
@@ -128,6 +133,7 @@ class RepairOptions:
     version: int | None = None
     drop_damaged: bool = False
     decrypt: bool = False
+    data: bool = False
 
 
 def repair_file(
@@ -153,8 +159,7 @@ def repair_file(
     options, keys = options or RepairOptions(), Keys() if keys is None else keys
     if output is None and not options.dry_run:
         raise InvalidParamError("the repaired file needs a name", remedy=Remedy("name-output"))
-    if isinstance(output, (str, os.PathLike)):
-        check_output(output, [given], options.force or options.dry_run)
+    require_free(output, [given], options.force or options.dry_run)
     with use_source(given) as source:
         return _repaired(source, output, options, keys, progress)
 
@@ -174,13 +179,13 @@ def _repaired(
         raise InvalidParamError(f"this is {known.what}", path=source.name, hint=known.hint)
     if source.size == 0:
         raise InvalidParamError("the file is empty: there is nothing to rescue", path=source.name)
-    place = output if isinstance(output, (str, os.PathLike)) and not is_stream(output) else None
+    place = output if is_path(output) and not is_stream(output) else None
     if kind == "gguf" and not options.dry_run and output is not None and place is None:
         raise InvalidParamError("a repaired model goes to a file: what was lost is written beside it")
     if place is not None and not options.force and not options.dry_run:
         _require_no_lost_file(place)
     require_ending(output, "gguf" if kind == "gguf" else "atlas")
-    name = None if output is None else os.fsdecode(output) if isinstance(output, (str, os.PathLike)) else "-"
+    name = None if output is None else output_name(output)
     result = Repaired(source.name, name, options.dry_run, output is not None and place is None)
     repair = _mend if kind == "gguf" else _rescue
     if options.dry_run or output is None:
@@ -286,9 +291,9 @@ def _mend(
 
     result.mend = mend_gguf(
         source, path, dry_run=options.dry_run, drop_damaged=options.drop_damaged, only_changed=not stream,
-        progress=told,
+        deep=options.data, progress=told, reading=progress,
     )  # fmt: skip
-    result.before, result.after = result.mend.before, result.mend.after
+    result.before, result.after, result.data_read = result.mend.before, result.mend.after, options.data
     wrong = _errors(result.before)
     if wrong and not result.mend.changed:
         first, more = wrong[0], len(wrong) - 1

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import named
-from atlas_kit.errors import InvalidParamError
-from atlas_kit.formats.detect import detect
-from atlas_kit.formats.endings import require_ending
-from atlas_kit.formats.opening import edit_memory, open_memory
+from atlas_kit.formats.opening import edit_memory, open_memory, require_encrypted
 from atlas_kit.operations import secrecy
 from atlas_kit.operations.episodes import is_of_episodes
-from atlas_kit.operations.get import not_found
-from atlas_kit.operations.inputs import require_metadata, unknown_format
-from atlas_kit.operations.ls import matches
-from atlas_kit.operations.outputs import Output, scratch_path, write_memory_file
+from atlas_kit.operations.inputs import require_kind, require_metadata
+from atlas_kit.operations.names import matches, no_match, not_found
+from atlas_kit.operations.outputs import Output, check_place, output_name, scratch_path, write_memory_file
 from atlas_kit.persistence.entry_keys import CONTEXT, TEXTS
-from atlas_kit.storage.given import check_output, takes_source
+from atlas_kit.storage.given import takes_source
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source
 
@@ -28,18 +23,24 @@ if TYPE_CHECKING:
 
 @dataclass
 class Removed:
-    """The keys that were (or, in a dry run, would be) removed."""
+    """The keys that were (or, in a dry run, would be) removed; ``output`` is ``None`` in place."""
 
     path: str
     keys: list[str]
     dry_run: bool
+    output: str | None = None
 
     exit_code = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON-ready data."""
         removed = [named("key", key) for key in self.keys]
-        return {**named("path", self.path), "removed": removed, "dry_run": self.dry_run}
+        return {
+            **named("path", self.path),
+            **named("output", self.path if self.output is None else self.output),
+            "removed": removed,
+            "dry_run": self.dry_run,
+        }
 
 
 @takes_source
@@ -64,41 +65,37 @@ def remove_keys(
     KeyNotFoundError
         A key is not there; then nothing was removed.
     """
-    kind = detect(source)
+    kind = require_kind(source, ["atlas", "gguf"], "keys can be removed from .atlas and GGUF files")
     keys = Keys() if keys is None else keys
-    if output is not None and backup:
-        raise InvalidParamError("a new file leaves the old one as it is: there is nothing to back up")
-    if isinstance(output, (str, os.PathLike)) and not dry_run:
-        check_output(output, [source], force)
-    if kind in ("gguf", "atlas"):
-        require_ending(output, kind)
+    check_place(source, output, kind, force=force, backup=backup, dry_run=dry_run)
     if kind == "gguf":
         secrecy.require_no_secret(keys, path=source.name)
-        return _from_model(source, wanted, glob, ignore_missing, dry_run, backup, output)
-    if kind is None:
-        raise unknown_format(source)
-    if kind != "atlas":
-        raise InvalidParamError(
-            f"keys can be removed from .atlas and GGUF files, and this is {kind}", path=source.path
-        )
-    if dry_run:
+        chosen = _from_model(source, wanted, glob, ignore_missing, dry_run, backup, output)
+    else:
+        chosen = _from_memory(source, wanted, glob, ignore_missing, dry_run, backup, output, keys)
+    return Removed(source.name, chosen, dry_run, None if output is None else output_name(output))
+
+
+def _from_memory(
+    source: Source, wanted: Sequence[str], glob: bool, ignore_missing: bool, dry_run: bool, backup: bool | int,
+    output: Output | None, keys: Keys,
+) -> list[str]:  # fmt: skip
+    if dry_run or output is not None:
         with open_memory(source, keys) as memory:
-            return Removed(source.name, _choose(memory, wanted, glob, ignore_missing, source), True)
-    if output is not None:
-        with open_memory(source, keys) as memory:
-            secrecy.require_encrypted(keys, memory.version, path=source.name)
             chosen = _choose(memory, wanted, glob, ignore_missing, source)
-            for key in chosen:
-                memory.remove(key)
-            write_memory_file(memory, output)
-        return Removed(source.name, chosen, False)
+            if output is not None and not dry_run:
+                require_encrypted(memory, keys)
+                for key in chosen:
+                    memory.remove(key)
+                write_memory_file(memory, output)
+        return chosen
     with edit_memory(source, keys, backup=backup) as memory:
         chosen = _choose(memory, wanted, glob, ignore_missing, source)
         for key in chosen:
             memory.remove(key)
         if memory.version > 1 and any(key in (CONTEXT, TEXTS) or is_of_episodes(key) for key in chosen):
             memory.save(backup=backup)  # whole: what somebody read and said is not to stay in its bytes
-    return Removed(source.name, chosen, False)
+    return chosen
 
 
 def _choose(
@@ -112,14 +109,14 @@ def _choose(
         chosen = [name for name in dict.fromkeys(wanted) if name in names]
         missing = [name for name in wanted if name not in names]
     if missing and not ignore_missing:
-        raise not_found(missing[0], names, source.name)
+        raise no_match(missing[0], source.name) if glob else not_found(missing[0], names, source.name)
     return chosen
 
 
 def _from_model(
     source: Source, wanted: Sequence[str], glob: bool, ignore_missing: bool, dry_run: bool, backup: bool | int,
     output: Output | None,
-) -> Removed:  # fmt: skip
+) -> list[str]:  # fmt: skip
     from atlas_kit.formats.gguf import Delete, GGUFFile, edit_metadata
     from atlas_kit.formats.gguf.edit import check_key
     from atlas_kit.formats.gguf.tables import PAD_KEY
@@ -136,7 +133,7 @@ def _from_model(
         keys = [name for name in chosen if name in model.metadata]
         tensors = [name for name in chosen if name in model.tensors]
     if dry_run:
-        return Removed(source.name, chosen, True)
+        return chosen
     names: Any = {"keys": dict.fromkeys(keys), "tensors": dict.fromkeys(tensors)}
     if output is not None:
         with scratch_path(output, ".gguf") as path:
@@ -145,4 +142,4 @@ def _from_model(
         edit_names(source, **names, backup=backup)
     elif keys:
         edit_metadata(source, [Delete(key) for key in keys], backup=backup)
-    return Removed(source.name, chosen, False)
+    return chosen

@@ -81,18 +81,3 @@ def require_no_secret(*keys: Keys | None, path: str | None = None) -> None:
         raise InvalidParamError(
             "a passphrase or key was given, and models cannot be encrypted: nothing was written", path=path
         )
-
-
-def require_encrypted(keys: Keys, version: int, *, path: str | None = None) -> None:
-    """See that a file that is written as it was, with a secret at hand, is encrypted: it may have been swapped.
-
-    Raises
-    ------
-    InvalidParamError
-        A passphrase or a key was given, and the file is not encrypted.
-    """
-    if keys.given and version != ENCRYPTED:
-        raise InvalidParamError(
-            "a passphrase or key was given, and the file is not encrypted: nothing was written",
-            path=path, remedy=Remedy("leave-secret-out"),
-        )  # fmt: skip

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import itertools
-import os
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from atlas_kit.codecs.json_text import named
-from atlas_kit.errors import InvalidParamError, NoSuchFileError, Remedy
-from atlas_kit.formats.detect import detect
-from atlas_kit.formats.endings import require_ending
+from atlas_kit.codecs.text import as_text
+from atlas_kit.errors import InvalidParamError
 from atlas_kit.formats.opening import edit_memory
 from atlas_kit.operations import secrecy
-from atlas_kit.operations.inputs import require_metadata, unknown_format
+from atlas_kit.operations.inputs import is_new, require_kind, require_metadata
+from atlas_kit.operations.names import misspelled
 from atlas_kit.storage.given import Given, name_of, use_source
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source, StrPath
@@ -76,33 +70,13 @@ def set_value(path: StrPath, key: str, value: bytes, options: SetOptions, keys: 
         The type is not one that the file knows, or the value is not of that type.
     """
     keys = Keys() if keys is None else keys
-    if not os.path.lexists(path):
-        if not options.new and not os.fsdecode(path).lower().endswith(".atlas"):
-            raise no_such_file(path)
-        require_ending(path, "atlas")
+    if is_new(path, options.new):
         return _set_in_memory(path, key, value, options, keys, new=True)
     with use_source(path) as source:
-        kind = detect(source)
+        kind = require_kind(source, ["atlas", "gguf"], "values can be set in .atlas and GGUF files")
         if kind == "gguf":
             return _set_in_model(source, key, value, options, keys)
-        if kind == "atlas":
-            return _set_in_memory(source, key, value, options, keys, new=False)
-        if kind is None:
-            raise unknown_format(source)
-        raise InvalidParamError(
-            f"values can be set in .atlas and GGUF files, and this is {kind}", path=path,
-            hint="Convert it to .atlas first.",
-        )  # fmt: skip
-
-
-def no_such_file(path: StrPath) -> NoSuchFileError:
-    """Return the error for a file that is not there and is not made, with files of similar names as the hint."""
-    folder, name = os.path.split(os.fsdecode(path))
-    close: list[str] = []
-    with contextlib.suppress(OSError):
-        close = difflib.get_close_matches(name, os.listdir(folder or "."), 3)
-    hint = f"Similar: {', '.join(os.path.join(folder, one) for one in close)}." if close else None
-    return NoSuchFileError("there is no such file", path=path, hint=hint, remedy=Remedy("new-file"))
+        return _set_in_memory(source, key, value, options, keys, new=False)
 
 
 def _set_in_memory(
@@ -123,22 +97,13 @@ def _set_in_memory(
             level=options.level,
         )
         entry = memory[key]
-        similar = [] if old else _similar(key, memory)
+        similar = [] if old else misspelled(key, memory)
     name = data_type_name(entry.type)
     return Stored(name_of(given), key, new, old is not None, entry.size, name, similar=similar)
 
 
-def _similar(key: str, known: Iterable[str]) -> list[str]:
-    """Return keys of which the new one may be a slip of the pen; those that differ in a number are not."""
-    without = re.sub(r"\d", "", key)
-    others = (
-        one for one in itertools.islice(known, 2000) if one != key and re.sub(r"\d", "", one) != without
-    )
-    return difflib.get_close_matches(key, others, 2, 0.85)
-
-
 def _type_number(name: str | None, old: Any, value: Any) -> int | None:
-    from atlas_kit.formats.atlas.tables import DATA_TYPE_BY_NAME
+    from atlas_kit.formats.atlas.tables import DATA_TYPE_BY_NAME, DataType
 
     if name is not None:
         if name in DATA_TYPE_BY_NAME:
@@ -151,11 +116,7 @@ def _type_number(name: str | None, old: Any, value: Any) -> int | None:
     if old is not None:
         return int(old.type)
     if isinstance(value, bytes):
-        try:
-            value.decode("utf-8")
-        except UnicodeDecodeError:
-            return 0
-        return 0 if b"\0" in value else 1
+        return int(DataType.GENERIC if as_text(value) is None else DataType.TEXT)
     return None
 
 
@@ -183,7 +144,7 @@ def _set_in_model(source: Source, key: str, value: bytes, options: SetOptions, k
     with GGUFFile.open(source, shards=False) as model:
         require_metadata(model, [key])
         old = model.metadata.get(key)
-        similar = [] if old is not None else _similar(key, model.metadata)
+        similar = [] if old is not None else misspelled(key, model.metadata)
         named_type = value_type_of_name(options.type) if options.type else None
         if options.type and named_type is None:
             raise InvalidParamError(

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.formats.detect import detect
-from atlas_kit.operations.inputs import unknown_format
+from atlas_kit.operations.inputs import require_kind
 from atlas_kit.storage.given import Given, Progress, StrPath, check_output, takes_source
 from atlas_kit.storage.source import Source
 
@@ -38,7 +37,7 @@ class Part:
 class Split:
     """The shards that were (or, in a dry run, would be) written."""
 
-    source: str
+    path: str
     parts: list[Part] = field(default_factory=list)
     dry_run: bool = False
     notes: list[str] = field(default_factory=list)
@@ -48,7 +47,7 @@ class Split:
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON-ready data."""
         return {
-            **named("source", self.source),
+            **named("path", self.path),
             "shards": [part.to_json() for part in self.parts],
             "dry_run": self.dry_run,
             "notes": self.notes,
@@ -85,11 +84,7 @@ def split_file(source: Source, options: SplitOptions, progress: Progress | None 
     from atlas_kit.formats.gguf import GGUFFile
     from atlas_kit.formats.gguf.split import plan_shards
 
-    kind = detect(source)
-    if kind is None:
-        raise unknown_format(source)
-    if kind != "gguf":
-        raise InvalidParamError(f"only a GGUF model is split, and this is {kind}", path=source.name)
+    require_kind(source, ["gguf"], "only a GGUF model is split")
     if options.max_size is None and options.max_tensors is None:
         raise InvalidParamError("a size or a number of tensors must say where to split", path=source.name)
     with GGUFFile.open(source) as model:

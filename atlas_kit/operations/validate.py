@@ -19,10 +19,12 @@ from atlas_kit.errors import (
     Remedy,
     WrongKeyError,
 )
-from atlas_kit.formats.detect import by_name, detect
+from atlas_kit.formats.detect import Format, by_name, detect
+from atlas_kit.formats.endings import KINDS
 from atlas_kit.formats.findings import Finding
 from atlas_kit.formats.foreign import recognise
 from atlas_kit.formats.imatrix import is_dat, read_dat
+from atlas_kit.operations.inputs import unknown_format
 from atlas_kit.storage.given import Given, Progress, name_of, use_source
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source
@@ -40,7 +42,7 @@ class FileReport:
     """
 
     path: str
-    format: str | None = None
+    format: Format | None = None
     findings: list[Finding] = field(default_factory=list)
     readable: bool = True
     strict: bool = False
@@ -146,22 +148,13 @@ def validate_file(
     return report
 
 
-_NAMES = {
-    "atlas": "a memory file",
-    "gguf": "GGUF",
-    "safetensors": "safetensors",
-    "npz": "an npz archive",
-    "json": "JSON",
-}
-
-
-def _named_wrongly(source: Source, kind: str | None) -> list[Finding]:
+def _named_wrongly(source: Source, kind: Format | None) -> list[Finding]:
     """Return a warning if the file is whole and of another format than its name says."""
     named_as = by_name(source.path)
     if kind is None or named_as is None or named_as == kind:
         return []
     ending = os.path.splitext(source.name)[1]
-    message = f"the name ends in {ending}, and the file is {_NAMES[kind]}"
+    message = f"the name ends in {ending}, and the file is {KINDS[kind][0]}"
     return [Finding("name-misleads", "warning", message, "Programs that go by names will not read it.", 0)]
 
 
@@ -196,22 +189,9 @@ def _check(
         read_dat(source)  # raises where it is cut off
         message = "this is not a model but an importance matrix in the format from before GGUF"
         return [Finding("not-a-model", "note", message, "llama-quantize reads it.", 0)]
-    if known is not None:
-        return [
-            Finding(
-                f"foreign-{known.name}", "error", f"this is {known.what}", known.hint, 0, remedy=known.remedy
-            )
-        ]
-    return [
-        Finding(
-            "unknown-format",
-            "error",
-            "this is not a file of a known format",
-            "Known are .atlas, GGUF, safetensors, npz and the JSON that .atlas files are converted to.",
-            0,
-            remedy=Remedy("repair-if-damaged"),
-        )
-    ]
+    error = unknown_format(source)
+    code = "unknown-format" if known is None else f"foreign-{known.name}"
+    return [Finding(code, "error", error.message, error.hint or "", 0, remedy=error.remedy)]
 
 
 def _check_atlas(source: Source, keys: Keys) -> list[Finding]:

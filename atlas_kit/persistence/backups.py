@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,6 +115,29 @@ def backup_names(path: StrPath) -> list[str]:
     return [name for _, name in sorted(found)]
 
 
+def remove_backups(path: StrPath, names: Sequence[str] | None = None) -> None:
+    """Remove a file's backups, or only those of ``names``, for what can be read in them.
+
+    Raises
+    ------
+    FileAccessError
+        One cannot be removed.
+    """
+    for name in backup_names(path) if names is None else names:
+        place = beside(path, name)
+        try:
+            os.unlink(place)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise access_error(error, place, "write") from error
+
+
+def beside(path: StrPath, name: str) -> str:
+    """Return the path of a file that lies beside another: beside the file itself, not beside a link to it."""
+    return os.path.join(os.path.dirname(os.path.realpath(os.fsdecode(path))), name)
+
+
 def newest_good(listed: Backups) -> tuple[int, Backup] | None:
     """Return the newest backup that is whole and was accepted, with its number from 1; None where none is."""
     good = ((number, backup) for number, backup in enumerate(listed.backups, 1) if backup.accepted)
@@ -188,10 +211,12 @@ __all__ = [
     "Backup",
     "Backups",
     "backup_names",
+    "beside",
     "is_interrupted_edit",
     "keep_aside",
     "list_backups",
     "make_room",
     "newest_good",
     "prune",
+    "remove_backups",
 ]

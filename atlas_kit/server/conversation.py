@@ -65,6 +65,8 @@ class Conversation:
         What was recalled for its last answer, by who may see it (``keys.looked_at``); no file has it.
     begun
         It began with what another one read: what it knows has not been kept in its episodes yet.
+    branched
+        Something of a text that was left may have gone from its episodes.
     unread, asking
         A request has begun it, and nothing was read for that yet; and how many requests are about to use it or do.
     """
@@ -94,6 +96,7 @@ class Conversation:
     measured: int = 0
     told: dict[Key, dict[str, Any]] = field(default_factory=dict)
     begun: bool = False
+    branched: bool = False
     unread: bool = False
     asking: int = 0
     closed: bool = False
@@ -142,11 +145,11 @@ class Conversation:
         return None if inside is None else inside.memory if isinstance(inside, Parked) else inside.own_memory
 
     def known(self, tokens: Sequence[int], spelling: Spelling) -> tuple[int, Match]:
-        """Return the branch (or -1) that the longest part of a text is known from, and how much of it."""
+        """Return the branch (or -1) that the longest part of a text is known from, the newest, and how much of it."""
         best, longest = -1, Match(0, 0)
         for number, branch in enumerate(self.branches):
             found = match(branch, tokens, spelling)
-            if found.wanted > longest.wanted:
+            if found.wanted and found.wanted >= longest.wanted:
                 best, longest = number, found
         return best, longest
 
@@ -217,6 +220,7 @@ def take_over(
     if end and (not texts or list(texts[-1][-1:]) != end[-1:]):
         texts.append(array("i", end))
     conversation.branches = texts[-MOST_BRANCHES:]
+    conversation.branched = len(texts) > 1
     conversation.history = texts[-1] if texts else array("i")
     info = info or {}
     conversation.learned = _whole(info.get("learned"), parked.memory.tokens_seen)

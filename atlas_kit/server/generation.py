@@ -400,7 +400,12 @@ class Generating:
         follows, found = conversation.known(asked.tokens, spelling)
         since, conversation.begun = 0 if conversation.begun else found.wanted, False
         spans = await self._spans(session, conversation)
-        keeping = Keeping(session, asked.said or Said(), asked.tokens, spans, since)
+        branch = conversation.branches[follows] if follows >= 0 else array("i")
+        keeping = Keeping(
+            session, asked.said or Said(), asked.tokens, spans, since,
+            common=found.wanted, left=branch[found.known :],
+            returned=conversation.branched and follows != len(conversation.branches) - 1,
+        )  # fmt: skip
         self._question = await self._asks(session, keeping)
         if not asked.reuse or (asked.score_prompt and session.memory is None):
             follows, found = -1, Match(0, 0)  # what was read before is read again: nobody learns it twice
@@ -452,6 +457,7 @@ class Generating:
                     session.memory.retune(tuned)
             if self._job is not None:
                 await self._keep(keeping, found.wanted + len(read), len(said))
+                conversation.branched |= keeping.left_out
         if self._job.job.error is not None:
             raise self._job.job.error
 
@@ -554,16 +560,17 @@ class Generating:
             keeping.read(end)
             keeping.answered(answer)
 
-        if keeping.left + len(answer) < MANY:
+        if keeping.left + len(answer) < MANY and not keeping.takes_long:
             keep()
         else:
             await finished(asyncio.to_thread(keep))
 
     @property
     def _blended(self) -> float | None:
-        """The mean weight of memory and window in the answer; the model alone answers on the side."""
-        aside = self._question is not None and self._question.aside and self._said
-        return 0.0 if aside else self._blend.mean
+        """The mean weight of memory and window in the answer; the model alone answers on the side, and what is unrelated."""
+        asked = self._question
+        alone = asked is not None and (asked.aside or asked.recalled.unrelated) and self._said
+        return 0.0 if alone else self._blend.mean
 
     def _reading(self, session: AtlasSession, reader: Reader, at: int) -> AnyWork:
         """Read the rest of a text in parts, and stop where others want to go on by themselves."""

@@ -11,17 +11,18 @@ import contextlib
 import json
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from atlas_kit.errors import BusyError, DataTooLargeError
+from atlas_kit.server.keys import SHARED, Key
 from atlas_kit.server.response_records import Record
+from atlas_kit.server.turns import Passage
 
 if TYPE_CHECKING:
     from atlas_kit.server.conversation import Conversation
-    from atlas_kit.server.keys import Key
     from atlas_kit.server.response_file import ResponseFile
 
 #: Answers that are found by their ids, conversations whose text is kept, and bytes of JSON that both may take.
@@ -122,6 +123,11 @@ class Thread:
         self.size = said + len(json.dumps(self.metadata))
 
 
+def _passage(key: Key) -> Key:
+    """Return under which key those wait for each other who read a session's answers and who forget them."""
+    return SHARED if key.name is None else key
+
+
 def _is_of(key: Key, namespace: str, kept: Kept) -> bool:
     """Tell whether a memory has read an answer."""
     if key.name is None:
@@ -155,6 +161,7 @@ class KeptResponses:
         self._found: OrderedDict[tuple[str, str], Kept] = OrderedDict()
         self._threads: OrderedDict[tuple[str, str], Thread] = OrderedDict()
         self._bytes = 0
+        self._passages: WeakValueDictionary[Key, Passage] = WeakValueDictionary()
         self._file = file
         #: What came from the file, so that several ids that lead into one conversation share it.
         self._loaded: WeakValueDictionary[int, Kept] = WeakValueDictionary()
@@ -246,6 +253,25 @@ class KeptResponses:
         self._threads.pop((namespace, name), None)
         if self._file is not None:
             self._file.forget(namespace, name)
+
+    @contextlib.asynccontextmanager
+    async def reading(self, namespace: str, sessions: Collection[str | None]) -> AsyncIterator[None]:
+        """Go on from answers that the memories of some sessions have read, and keep what comes of it.
+
+        Whoever forgets those answers waits for that, and whoever comes behind waits for them. None: no session.
+        """
+        keys = sorted({_passage(Key(namespace, one)) for one in sessions}, key=str)  # all in one order
+        async with contextlib.AsyncExitStack() as stack:
+            for key in keys:
+                await stack.enter_async_context(self._passages.setdefault(key, Passage()).through())
+            yield
+
+    @contextlib.asynccontextmanager
+    async def forgetting(self, key: Key) -> AsyncIterator[None]:
+        """Have the answers of a session to oneself: what is under way there has ended, and was kept."""
+        passage = self._passages.setdefault(_passage(key), Passage())
+        async with passage.through(alone=True):
+            yield
 
     async def count_of(self, key: Key) -> int:
         """Return how many answers the memory of a session, or the shared one, has read: they hold its text, too."""

@@ -336,6 +336,24 @@ class Memories:
         ApiError, AtlasError
             Nothing is kept, nothing or too much is meant, or what is left could not be saved.
         """
+        removes = remove_answers and not dry_run
+        answers = self._service.responses.forgetting(conversation.key)
+        async with answers if removes else contextlib.nullcontext():
+            result = await self._forget_episodes(conversation, choice, dry_run)
+            found = await self._service.responses.count_of(conversation.key)
+            if removes:
+                await finished(self._service.responses.forget_of(conversation.key))
+        if not dry_run:
+            await self._saved_without(conversation, result, remove_backups)
+        unused = ("path", "other_texts", "rebuilt_from_tokens")
+        return {name: value for name, value in result.to_json().items() if name not in unused} | {
+            "backups": result.backups,
+            "answers": found,
+            "answers_removed": bool(found) and removes,
+        }
+
+    async def _forget_episodes(self, conversation: Conversation, choice: Choice, dry_run: bool) -> Forgotten:
+        """Forget part of what was read and said, and what else holds text, before the next request."""
         from atlas_kit.operations.forget import forget_episodes
         from atlas_kit.operations.token_words import EngineWords
 
@@ -365,23 +383,11 @@ class Memories:
                 await finished(self._put(conversation, parked, new))
                 conversation.learned, conversation.created = learned, created
                 conversations.prefixes.forget(conversation)
-        answers = await service.responses.count_of(conversation.key)
-        if not dry_run:
-            if remove_answers:
-                await finished(service.responses.forget_of(conversation.key))
-            await self._saved_without(conversation, result, remove_backups)
-        found = result.to_json()
-        unused = ("path", "other_texts", "rebuilt_from_tokens")
-        return {name: value for name, value in found.items() if name not in unused} | {
-            "backups": result.backups,
-            "answers": answers,
-            "answers_removed": bool(answers) and remove_answers and not dry_run,
-        }
+        return result
 
     async def _saved_without(self, conversation: Conversation, result: Forgotten, removes: bool) -> None:
         """Save what is left, so that what was forgotten is in no file either, but for backups."""
-        from atlas_kit.operations.forget import remove_backups
-        from atlas_kit.persistence.backups import backup_names
+        from atlas_kit.persistence.backups import backup_names, remove_backups
 
         shared = self._service.shared if conversation.key == SHARED else None
         kept = shared is not None or conversation.key.name is not None

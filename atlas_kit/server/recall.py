@@ -17,7 +17,7 @@ from atlas_kit.errors import AtlasError
 from atlas_kit.llama.asking import follows_up, found_for
 from atlas_kit.llama.asking_prompts import LEAD, MIDDLE, PARTS, Form
 from atlas_kit.llama.branching import Branch
-from atlas_kit.llama.inside import unlearned
+from atlas_kit.llama.inside import unblended, unlearned
 from atlas_kit.llama.likeness import likeness_of
 from atlas_kit.llama.recalling import LONGEST_QUESTION, Piece, Recall, Recalled, recall_of, recalling, within
 from atlas_kit.llama.steps import Finish, Step, Token
@@ -131,7 +131,8 @@ class Question:
         finally:
             branch.close()
         if finish is None:
-            return (yield from _plainly(session, fresh, answer, progress))
+            with unblended(session) if self.recalled.unrelated else contextlib.nullcontext():
+                return (yield from _plainly(session, fresh, answer, progress))
         if finish.stop is not None and said:
             said.pop()  # what completed a stop string ends the text, and is not read
         yield from session.reading(fresh, score=False)

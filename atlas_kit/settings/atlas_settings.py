@@ -123,7 +123,7 @@ class AtlasSettings:
         "auto", "read again what helps with a question: auto, off, or always the best", None, None, *RECALLS
     )
     recall_segments: int = _row(1, "pieces that are read again for a question at most", 1, 16)
-    recall_gate: float = _row(0.3, "nats per token of the question that a piece must gain", -100.0, 100.0)
+    recall_gate: float = _row(0.1, "nats per token of the question that a piece must gain", -100.0, 100.0)
     # fmt: on
 
     def __post_init__(self) -> None:

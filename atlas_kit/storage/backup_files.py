@@ -12,6 +12,7 @@ import re
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from atlas_kit.storage.copying import copy_file
 from atlas_kit.storage.pace import let_go
 from atlas_kit.storage.source import StrPath, access_error, resolved
 
@@ -170,11 +171,11 @@ def keep_aside(target: Path) -> str:
     try:
         os.link(target, name)
     except OSError:
-        import shutil
-
         try:
-            shutil.copy2(target, name)
+            _link_or_copy(target, name, None)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                name.unlink()
             raise access_error(error, name, "write") from error
     return str(name)
 
@@ -227,20 +228,9 @@ def _link_or_copy(target: Path, name: Path, copy_of: int | None) -> None:
     with contextlib.ExitStack() as opened:  # a file system without hard links
         old = opened.enter_context(open(target, "rb")).fileno() if copy_of is None else copy_of
         new = opened.enter_context(open(name, "xb"))
-        _copy(old, new.fileno())
+        copy_file(old, new.fileno())
         os.fsync(new.fileno())
     shutil.copystat(target, name)
-
-
-def _copy(old: int, new: int) -> None:
-    """Copy a whole file; where the file system can, the two share their blocks, which costs nothing."""
-    at = 0
-    if hasattr(os, "copy_file_range"):
-        with contextlib.suppress(OSError):
-            while done := os.copy_file_range(old, new, 1 << 30, at, at):
-                at += done
-    while piece := os.pread(old, 1 << 20, at):  # what is left where that is impossible
-        at += os.pwrite(new, piece, at)
 
 
 def stem_of(target: Path) -> str:

@@ -55,11 +55,29 @@ class Shown:
     def _repr_mimebundle_(self, **options: Any) -> Any:
         """Return the live view with the static ones beside it: data and metadata, as IPython asks for them."""
         view = getattr(super(), "_repr_mimebundle_", lambda **_: None)
-        live = view(**options) if is_watched() else None
+        closed = (
+            getattr(self, "comm", self) is None
+        )  # a page would look for its model, and say that there is none
+        live = view(**options) if is_watched() and not closed else None
         data, metadata = live if isinstance(live, tuple) else (live or {}, {})
+        return {**data, **self.static_bundle()}, metadata
+
+    def static_bundle(self) -> dict[str, str]:
+        """Return what is saved of the widget as it is now: media types -> contents.
+
+        A notebook that is saved in JupyterLab, or run by a program, asks for it anew (``saved.py``), so that what was
+        seen last is what is saved.
+        """
         picture = base64.b64encode(self.png()).decode("ascii")
-        static = {"text/plain": self.text(), "text/html": self.html(), "image/png": picture}
-        return {**data, **static}, metadata
+        return {"text/plain": self.text(), "text/html": self.html(), "image/png": picture}
+
+    def _ipython_display_(self) -> None:
+        """Display the widget where a program runs the notebook; elsewhere IPython asks for the bundle above."""
+        if is_watched():
+            raise NotImplementedError
+        from atlas_kit.widgets.saved import display_for_program
+
+        display_for_program(self)
 
 
 def is_watched() -> bool:

@@ -111,6 +111,11 @@ class Runner:
         """Whether a thread is at work."""
         return self._thread is not None
 
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended for good."""
+        return self._closed
+
     # --- orders, from any thread ---------------------------------------------------------------------------
 
     def start(self, enough: Callable[[], bool] | None = None) -> None:

@@ -11,7 +11,6 @@ import html
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anywidget
@@ -25,11 +24,11 @@ from atlas_kit.widgets.base import Shown, page
 from atlas_kit.widgets.frame_gate import FrameGate
 from atlas_kit.widgets.link import Link
 from atlas_kit.widgets.sources import Array, Measured, TileSource, as_source, measure
+from atlas_kit.widgets.static_modules import joined, joined_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_STATIC = Path(__file__).parent / "static" / "matrix"
 #: Rows and columns of the largest tile: a megabyte per message.
 TILE = 512
 #: Rows of the saved picture; width to height is in between, and a number gets at most so many pixels.
@@ -81,8 +80,8 @@ class MatrixView(Shown, anywidget.AnyWidget):
     """
 
     # Text, not paths: anywidget watches a path for the life of the process, and keeps every view alive for it.
-    _esm = (_STATIC / "matrix.js").read_text(encoding="utf-8")
-    _css = (_STATIC / "matrix.css").read_text(encoding="utf-8")
+    _esm = joined("matrix/matrix.js")
+    _css = joined_style("matrix/matrix.css")
     _link: Link | None = None
 
     # The first three go together as one message, and are made when they are sent: nothing can mix two matrices.

@@ -502,3 +502,25 @@ def test_texts_are_counted_by_kind_but_for_space_around_them():
     ]
     assert +episodes.count_of(asked) == {(Kind.USER, "yes"): 2, (Kind.USER, "yes, yes"): 1}
     assert +episodes.count_of([(Kind.ASSISTANT, "yes")]) == {(Kind.ASSISTANT, "yes"): 1}
+
+
+def test_episodes_are_found_by_their_text_and_left_out_by_their_number():
+    made = store()
+    for text in ("red", " harbour ", "red", "bread"):
+        say(made, text)
+    made.begin(Kind.ASSISTANT)
+    made.append(b"red")
+    numbers = made.numbers_of(Kind.USER, "red")
+    assert [made.turn(number) for number in numbers] == [(Kind.USER, "red")] * 2
+    assert made.numbers_of(Kind.USER, "re") == []
+    assert made.turn(1) == (Kind.USER, "harbour")
+    assert made.count == 5
+    found(made, "harbour")  # there is an index by now
+    made.leave_out([numbers[1], 4])
+    assert [made.turn(number)[1] for number in range(made.count)] == ["red", "harbour", "bread"]
+    made.arrays().check(N_VOCAB)
+    assert found(made, "harbour")
+    made.leave_out([])
+    assert made.count == 3
+    say(made, "more")  # what was open is closed: nothing is added to what stands before it
+    assert made.turn(3) == (Kind.USER, "more")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -857,3 +859,36 @@ def test_a_file_is_opened_once(samples: Path, monkeypatch: pytest.MonkeyPatch, n
     with Explorer(samples / name) as explorer:
         explorer.answer({"op": "open"})
         assert opened == [str(samples / name)]
+
+
+def finished_check(explorer: Explorer) -> dict[str, Any]:
+    """Return the reply of a check that has ended."""
+    while (reply := explorer.answer({"op": "validate"})[0])["state"] == "running":
+        time.sleep(0.01)
+    return reply
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict", "sentence"),
+    [
+        ("gguf/tiny.gguf", "sound", "Nothing is wrong with this file."),
+        (
+            "gguf/big-endian.gguf",
+            "cannot be used as it is",
+            "The file is not damaged, but it cannot be used here as it is.",
+        ),
+        ("broken/truncated.gguf", "damaged", "The file is damaged."),
+        ("broken/bit-flip.atlas", "damaged", "The file is damaged."),
+    ],
+)  # fmt: skip
+def test_a_whole_file_is_not_called_damaged(sample_data: Path, name: str, verdict: str, sentence: str):
+    with Explorer(sample_data / name) as explorer:
+        reply = finished_check(explorer)
+    assert (reply["verdict"], reply["sentence"]) == (verdict, sentence)
+
+
+def test_no_sentence_of_the_explorer_names_a_command_or_a_placeholder(sample_data: Path):
+    for path in sorted((sample_data / "broken").iterdir()) + sorted((sample_data / "gguf").iterdir()):
+        with Explorer(path) as explorer:
+            said = json.dumps([explorer.answer({"op": "summary"})[0]["problem"], finished_check(explorer)])
+        assert not re.search(r"[Aa]tlas-tool|\b(FILE|OUT|OUTPUT|VALUE)\b|--[a-z]", said), path

@@ -106,8 +106,6 @@ ESCAPES = {
     "backslashes": "..%5c..%5c..%5c..{encoded}",
     "absolute": "{outside}",
     "absolute, encoded": "{encoded}",
-    "link": "link.gguf",
-    "linked folder": "linked/secret.gguf",
     "loop of links": "loop.gguf",
     "folder": "sample_data",
     "missing": "sample_data/none.gguf",
@@ -130,15 +128,33 @@ def test_nothing_outside_the_root_is_shown(lab_server: Lab, outside: Path, path:
     assert b"tensor" not in body
 
 
-@pytest.mark.parametrize("name", [".hidden.gguf", ".folder/model.gguf", "shown.gguf"])
+@pytest.mark.parametrize("name", ["link.gguf", "linked/secret.gguf"])
+def test_a_link_to_a_model_is_followed_as_the_lab_follows_it(lab_server: Lab, outside: Path, name: str):
+    assert fetch(lab_server, f"api/contents/{name}", token=lab_server.token)[0] == 200
+    status, _, body = explore(lab_server, name, q=SUMMARY)
+    assert status == 200
+    assert reply_of(body)["kind"] == "gguf"
+    assert reply_of(body)["name"] == name.rpartition("/")[2]  # not what the cache calls it
+
+
+def test_a_link_to_nothing_says_so(lab_server: Lab):
+    (lab_server.root / "gone.gguf").symlink_to("nothing.gguf")
+    status, _, body = explore(lab_server, "gone.gguf", q=SUMMARY)
+    assert status == 404
+    assert json.loads(body)["message"] == "This link leads to a file that is not there."
+
+
+@pytest.mark.parametrize("name", [".hidden.gguf", ".folder/model.gguf"])
 def test_hidden_files_stay_hidden(lab_server: Lab, name: str):
     hidden = lab_server.root / ".folder" / "model.gguf"
     hidden.parent.mkdir(exist_ok=True)
     shutil.copy(lab_server.root / MODEL, hidden)
     shutil.copy(lab_server.root / MODEL, lab_server.root / ".hidden.gguf")
-    (lab_server.root / "shown.gguf").unlink(missing_ok=True)
-    (lab_server.root / "shown.gguf").symlink_to(hidden)
     assert explore(lab_server, name, q=SUMMARY)[0] == 404
+    link = lab_server.root / "shown.gguf"
+    link.unlink(missing_ok=True)
+    link.symlink_to(hidden)  # whoever made it wants it to be seen
+    assert explore(lab_server, link.name, q=SUMMARY)[0] == 200
 
 
 @pytest.mark.parametrize(

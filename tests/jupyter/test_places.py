@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas_kit.jupyter.places import find_file
+from atlas_kit.jupyter.places import find_file, is_dangling
 
 
 @pytest.fixture
@@ -18,6 +18,8 @@ def root(tmp_path: Path) -> Path:
         (tmp_path / name).write_bytes(b"GGUF")
     (tmp_path / "root" / "out.gguf").symlink_to(tmp_path / "root2" / "c.gguf")
     (tmp_path / "root" / "in.gguf").symlink_to("sub/b.gguf")
+    (tmp_path / "root" / "gone.gguf").symlink_to("nothing.gguf")
+    (tmp_path / "root" / "loop.gguf").symlink_to("loop.gguf")
     (tmp_path / "alias").symlink_to("root")
     return tmp_path / "root"
 
@@ -47,13 +49,32 @@ def test_files_below_the_root(root: Path, path: str, real: str):
         "../root2/c.gguf",
         "sub/../a.gguf",
         "./a.gguf",
-        "out.gguf",
+        "gone.gguf",
         "a.gguf/",
         "a\0",
     ],
 )
 def test_anything_else_is_no_file(root: Path, path: str):
     assert find_file(root, path) is None or path == "a.gguf/"
+
+
+def test_a_link_leads_where_it_leads_in_the_lab(root: Path):
+    assert find_file(root, "out.gguf") == root.parent / "root2" / "c.gguf"
+
+
+@pytest.mark.parametrize(
+    ("path", "dangling"),
+    [
+        ("gone.gguf", True),
+        ("loop.gguf", True),
+        ("none", False),
+        ("a.gguf", False),
+        ("../alias", False),
+        ("", False),
+    ],
+)
+def test_a_link_to_nothing_is_told_from_no_file(root: Path, path: str, dangling: bool):
+    assert is_dangling(root, path) == dangling
 
 
 def test_a_root_that_is_gone(tmp_path: Path):

@@ -110,6 +110,64 @@ def test_no_kernel_at_all_shows_the_picture(page: Page, lab_server: Lab, saved: 
     expect(page.locator(".jp-OutputArea-output")).not_to_contain_text("Loading widget")
 
 
+PAGED = SHOW.replace(
+    "slider = Slider(3)",
+    """
+from atlas_kit.widgets import saved
+
+class Slider(Slider):
+    def html(self):
+        words = saved.Panel("Words", saved.text(self.text()))
+        return saved.page("Slid", [words, saved.Panel("Other", "<p>the other tab</p>")])
+
+slider = Slider(3)""",
+)
+
+
+def test_what_was_seen_last_is_what_is_saved(
+    page: Page, lab_server: Lab, browser: Browser, notebook: Callable[..., str]
+):
+    import nbformat
+
+    name = notebook(PAGED)
+    open_notebook(page, lab_server, name)
+    assert run_all(page) == []
+    handle = page.locator(LIVE).element_handle()
+    assert handle is not None
+    kernel_json(page, "slider.value", "slider.value = 7")
+    save(page)
+    data = saved_output(lab_server, name)
+    assert data["text/plain"] == "a slider at 7"
+    assert VIEW in data
+    assert handle.is_visible()  # the living view is the one that was there: nothing was drawn anew
+    kernel_json(page, "slider.value", "slider.value = 8")
+    expect(page.locator(LIVE)).to_contain_text("8")
+
+    page.evaluate("window.jupyterapp.serviceManager.sessions.shutdownAll().then(() => null)")
+    open_notebook(page, lab_server, name)
+    frame = page.frame_locator("iframe.atlas-kit-still")
+    expect(frame.get_by_text("a slider at 7")).to_be_visible()
+    frame.get_by_text("Other", exact=True).click()
+    expect(frame.get_by_text("the other tab")).to_be_visible()
+
+    exported_page = browser.new_context(java_script_enabled=False).new_page()
+    exported_page.set_content(exported(nbformat.read(lab_server.root / name, as_version=4)))
+    expect(exported_page.get_by_text("a slider at 7")).to_be_visible()
+    exported_page.context.close()
+
+
+def test_a_kernel_at_work_does_not_keep_a_notebook_from_being_saved(
+    page: Page, lab_server: Lab, notebook: Callable[..., str]
+):
+    name = notebook(SHOW, "import time; time.sleep(60)")
+    open_notebook(page, lab_server, name)
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
+    expect(page.locator(LIVE)).to_be_visible()
+    save(page)
+    assert saved_output(lab_server, name)["text/plain"] == "a slider at 3"
+    page.evaluate("window.jupyterapp.serviceManager.sessions.shutdownAll().then(() => null)")
+
+
 # --- exported ---------------------------------------------------------------------------------------------
 
 
@@ -148,3 +206,20 @@ def test_a_notebook_run_by_a_program_is_exported_with_its_picture(
     ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert_shows_picture(browser, (tmp_path / "show.html").read_text(encoding="utf-8"))
+
+
+def test_a_notebook_run_by_a_program_keeps_what_a_later_cell_made_of_a_widget(
+    wheel: Unpacked, tmp_path: Path
+):
+    import nbformat
+
+    (tmp_path / "show.ipynb").write_text(notebook_json(SHOW, "slider.value = 9"), encoding="utf-8")
+    command = [sys.executable, "-m", "jupyter", "nbconvert", "--execute", "--to", "notebook", "--inplace"]
+    environment = private_environment(tmp_path / "home", wheel.environment)
+    ran = subprocess.run(
+        [*command, "show.ipynb"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    (first, second) = nbformat.read(tmp_path / "show.ipynb", as_version=4).cells
+    assert first.outputs[0].data["text/plain"] == "a slider at 9"
+    assert second.outputs == []

@@ -70,6 +70,98 @@ def test_the_view_follows_the_file(lab_page: Page, lab_server: Lab):
     expect(lab_page.locator(VIEWER)).to_contain_text(f"{path.stat().st_size:,}")
 
 
+def wait_for_looks(page: Page, name: str, looks: int) -> None:
+    """Return when the view has asked so many times whether its file has changed."""
+    for _ in range(looks):
+        with page.expect_response(lambda r: "/api/contents" in r.url and name in r.url):
+            pass
+    page.wait_for_load_state("networkidle")
+
+
+def test_a_view_that_nobody_changes_stays_as_it_is(lab_page: Page, lab_server: Lab):
+    path = lab_server.root / "still.atlas"
+    shutil.copy(lab_server.root / "sample_data" / "broken" / "bit-flip.atlas", path)
+    open_path(lab_page, path.name)
+    viewer = lab_page.locator(VIEWER)
+    viewer.get_by_role("button", name="Check the file").first.click()
+    expect(viewer.locator(".ax-finding").first).to_be_visible()
+    shell = viewer.locator(".ax-shell").element_handle()
+    wait_for_looks(lab_page, path.name, 3)
+    expect(viewer.locator(".ax-finding").first).to_be_visible()
+    assert shell is not None
+    assert shell.is_visible()
+    expect(viewer.locator(".ax-notice")).to_be_empty()
+
+
+def test_a_half_typed_passphrase_stays_when_the_file_changes(lab_page: Page, lab_server: Lab):
+    path = lab_server.root / "sealed.atlas"
+    shutil.copy(lab_server.root / "sample_data" / "atlas" / "secret.atlas", path)
+    open_path(lab_page, path.name)
+    viewer = lab_page.locator(VIEWER)
+    box = viewer.get_by_label("Passphrase")
+    box.fill("half")
+    os.utime(path, (1, 1))
+    expect(viewer.locator(".ax-notice")).to_contain_text("The file has changed.")
+    expect(box).to_have_value("half")
+    expect(box).to_be_focused()
+    box.fill((lab_server.root / "sample_data" / "text" / "passphrase.txt").read_text().strip())
+    box.press("Enter")
+    expect(viewer.get_by_role("tab", name="Entries")).to_be_visible()
+    os.utime(path, (2, 2))
+    expect(viewer.locator(".ax-notice")).to_contain_text("The file has changed.")
+    expect(viewer.get_by_role("tab", name="Entries")).to_be_visible()  # it stays unlocked
+
+
+def test_a_file_that_changes_is_shown_at_the_place_that_was_looked_at(lab_page: Page, lab_server: Lab):
+    from atlas_kit.formats.atlas import MemoryFile
+
+    path = lab_server.root / "edited.atlas"
+    memory = MemoryFile()
+    for number in range(300):
+        memory.set(f"note/{number:03}", f"words {number}\n" * 400)
+    memory.save(path)
+    open_path(lab_page, path.name)
+    viewer = lab_page.locator(VIEWER)
+    viewer.get_by_role("tab", name="Entries").click()
+    box = viewer.get_by_role("searchbox")
+    box.fill("note/2")
+    grid = viewer.get_by_role("grid", name="Entries")
+    expect(grid).to_have_attribute("aria-rowcount", "101")
+    grid.evaluate("(node) => { node.scrollTop = 1300 }")
+    grid.get_by_role("gridcell", name="note/255", exact=True).click()
+    text = viewer.locator(".ax-pre")
+    expect(text).to_contain_text("words 255")
+    text.evaluate("(node) => { node.scrollTop = 700 }")
+    box.focus()
+    with MemoryFile.edit(path) as edited:
+        edited["added"] = "later"
+    expect(viewer.locator(".ax-notice")).to_contain_text("The file has changed.")
+    expect(viewer.get_by_role("tab", name="Entries 301")).to_have_attribute("aria-selected", "true")
+    expect(box).to_have_value("note/2")
+    expect(box).to_be_focused()
+    expect(grid).to_have_attribute("aria-rowcount", "101")
+    expect(grid.get_by_role("gridcell", name="note/255", exact=True)).to_be_visible()
+    expect(viewer.get_by_role("article", name="note/255")).to_be_visible()
+    lab_page.wait_for_function("document.querySelector('.atlas-kit-Viewer .ax-pre')?.scrollTop === 700")
+    assert grid.evaluate("(node) => node.scrollTop") == 1300
+    viewer.get_by_role("button", name="OK").click()
+    expect(viewer.locator(".ax-notice")).to_be_empty()
+
+
+def test_a_link_is_opened_and_one_to_nothing_is_a_plain_sentence(
+    lab_page: Page, lab_server: Lab, tmp_path: Path
+):
+    shutil.copy(lab_server.root / "sample_data" / "gguf" / "tiny.gguf", tmp_path / "4f7a")
+    (lab_server.root / "cached.gguf").symlink_to(tmp_path / "4f7a")
+    open_path(lab_page, "cached.gguf")
+    viewer = lab_page.locator(VIEWER)
+    expect(viewer.get_by_role("heading", name="cached.gguf")).to_be_visible()
+    (tmp_path / "4f7a").unlink()
+    viewer.get_by_role("tab", name="Tensors").click()
+    expect(viewer).to_contain_text("This link leads to a file that is not there.")
+    expect(viewer).not_to_contain_text("did not answer")
+
+
 def test_files_have_icons_of_their_own(lab_page: Page, huge_model: Path):
     open_path(lab_page, huge_model.name)
     icon = "[data-icon='atlas-kit:gguf']"

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from atlas_kit.episodes import Episodes, Kind
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.llama import AtlasSession, AtlasSettings, FakeEngine, Sampling, Scheduler
+from atlas_kit.llama import AtlasSession, AtlasSettings, FakeEngine, Sampling, Scheduler, choosing
+from atlas_kit.llama import session as sessions
 from atlas_kit.llama.asking import asking, follows_up, states
 from atlas_kit.llama.asking_prompts import Form
 from atlas_kit.llama.branching import Branch
@@ -238,6 +239,22 @@ def test_the_gate(session):
     assert ask(mode="off").recalled.candidates == ()
 
 
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize(("mode", "blended"), [("auto", 0), ("off", 4)])
+def test_what_has_nothing_to_do_with_the_memory_the_model_answers_alone(
+    session, monkeypatch, mode, blended, keep
+):
+    asked = []
+    monkeypatch.setattr(
+        sessions, "choose_blended", lambda *given: asked.append(1) or choosing.choose_blended(*given)
+    )
+    answer = session.ask("Who built the bridge?", recall=Recall(mode, gate=99.0), keep=keep, max_tokens=4)
+    assert answer.pieces == ()
+    assert answer.recalled.unrelated is (mode == "auto")
+    assert len(asked) == blended
+    assert session.blends
+
+
 @pytest.mark.parametrize("mode", ["always", "off"])
 def test_an_answer_counts_as_generated_however_it_was_made(session, mode):
     answer = session.ask("Who built the bridge?", recall=Recall(mode, tokens=64), max_tokens=4)
@@ -443,7 +460,7 @@ def test_a_follow_up_is_answered_behind_the_question_before(session, monkeypatch
     before = [("Who built the bridge?", "Anna Rask.")]
     answer = session.ask("And when?", recall=ALWAYS, keep=False, max_tokens=2, before=before)
     text = bytes(token for token in read if token < 256).decode("utf-8", "replace")
-    end = f"Question: Who built the bridge?\nAnswer: Anna Rask.\n\n{answer.pieces[0].text}"
+    end = f"Question: Who built the bridge?\nAnswer: Anna Rask.\n\n{answer.pieces[0].text.strip()}"
     assert end in text
     assert "Question: Who built the bridge? Anna Rask. And when?" in text  # as it was judged
 
@@ -543,7 +560,7 @@ def test_what_the_model_said_itself_counts_less(engine, monkeypatch):
     for said, gain in (("It is Tom.", 0.9), ("It is Jerry.", 0.7)):
         with AtlasSession(engine, SETTINGS) as session:
             session.remember(Kind.ASSISTANT, said)
-            alone = session.ask("What is my cat called?", recall=Recall(), keep=False, max_tokens=2)
+            alone = session.ask("What is my cat called?", recall=Recall(gate=0.3), keep=False, max_tokens=2)
             assert alone.recalled.gain == pytest.approx(gain)
             assert bool(alone.pieces) is (gain > 0.8)
     with AtlasSession(engine, SETTINGS) as session:
@@ -600,6 +617,24 @@ def test_a_control_token_in_a_file_is_not_read_again(engine, monkeypatch):
     assert "bridge was built" in answer.pieces[0].text
     assert b"bridge was built" in bytes(token for token in read if token < 256)
     assert 256 not in read
+
+
+def test_what_is_read_again_and_the_question_are_one_text(engine, monkeypatch):
+    """A token may reach from one into the other, as it would in a text."""
+    read = []
+    monkeypatch.setattr(Branch, "read", lambda branch, tokens: read.append(list(tokens)) or iter(()))
+    monkeypatch.setattr(
+        Branch, "likelihood", lambda branch, tokens, asked: _likelihood(tokens, asked, 0.7)
+    )
+    tokenize = engine.tokenize
+    monkeypatch.setattr(
+        engine, "tokenize",
+        lambda text, **options: tokenize(text.replace(": What", ":\0What").replace("\n", " "), **options),
+    )  # fmt: skip
+    with AtlasSession(engine, SETTINGS) as session:
+        session.remember(Kind.USER, "  My cat is Jerry.  ")
+        session.ask("What is my cat called?", recall=ALWAYS, keep=False, max_tokens=2)
+    assert any(bytes(tokens).endswith(b"My cat is Jerry.  Question:\0What is my cat called?") for tokens in read)
 
 
 def test_questions_share_what_they_begin_with():

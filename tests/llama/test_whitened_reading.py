@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
 from atlas_kit.errors import InvalidParamError
+from atlas_kit.llama import reading as reading_module
 from atlas_kit.llama.output_matrix import KNOWN_EVENING, KNOWN_RIDGE, MOVED_LOGIT
 from atlas_kit.llama.token_memory import BIAS_STEP, ETA_BOUND, ETA_RATE, TokenMemory, read_ahead
-from atlas_kit.llama.whitened_reading import LEAST_LIFT, LIFT, bias_step, likely, moved
+from atlas_kit.llama.whitened_reading import LEAST_LIFT, LIFT, bias_step, likely, likely_and_beside, moved
 from atlas_kit.memory.whitened import whitening
 from atlas_kit.settings.atlas_settings import GATE_START, WHITENED_AFTER, AtlasSettings
 from tests.llama.test_token_memory import E, Model, V, softmax, text
@@ -190,6 +192,38 @@ def test_one_distribution_whatever_the_memory_says():
             assert np.exp(reading.log_probabilities(row).astype("f8")).sum() == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("lifted", [False, True])
+@pytest.mark.parametrize("blend", ["adaptive", 0.0, 0.5, 1.0])
+def test_what_bounds_the_other_tokens_changes_nothing_of_the_likeliest(blend, lifted, monkeypatch):
+    """Neither which they are nor their order nor a bit of their chances: only what cannot be among them is left out."""
+    model, tokens = Model(), text(720)
+    memory = TokenMemory(model.rows, SMALL.replace(blend_ratio=blend, window_size=300))
+    followed(memory, model, tokens, end=640)
+    if lifted:  # far down, so that likelier tokens are no candidates
+        bias = memory.state.parameters["bias"].copy()
+        bias[0, ::3] += 4
+        memory.state.parameters["bias"] = bias
+        memory._lift = None
+    hidden, logits = model.outputs(tokens)
+    looked, every = [], reading_module._least
+    monkeypatch.setattr(
+        reading_module, "_least", lambda chance, count: looked.append(len(chance)) or every(chance, count)
+    )
+    fewer = 0
+    for at in range(640, 700):
+        reading = memory.read(hidden[at : at + 1], logits[at : at + 1], tokens[at : at + 1])
+        slowly = dataclasses.replace(reading, beside=None)
+        for count in (1, 4, 12, 20):
+            looked.clear()
+            wanted, found = slowly.likeliest(count), reading.likeliest(count)
+            assert (found is None) == (wanted is None)
+            if found is not None:
+                assert [one.tobytes() for one in found] == [one.tobytes() for one in wanted]
+                fewer += looked[-1] < looked[0]
+        memory.watch(reading, tokens[at + 1 : at + 2])
+    assert fewer or blend == 0.0
+
+
 def test_sessions_side_by_side_read_what_each_reads_alone():
     model = Model()
     texts = [text(count, seed=seed) for seed, count in enumerate((560, 600, 530, 40))]
@@ -316,6 +350,9 @@ def test_candidates_and_bias_steps():
         all_of[ids] = random.random(300) * 4
         wanted = np.sort(np.argsort(-(z + all_of))[:count])
         assert likely(z, (ids, all_of[ids]), count).tolist() == wanted.tolist()
+        for given in (None, (ids, all_of[ids]), (ids[:0], all_of[:0]), (ids, np.full(300, 9, np.float32))):
+            found, beside = likely_and_beside(z, given, count)
+            assert np.delete(z, found).max() <= beside
     ids, change = bias_step(np.array([[3, 7], [1, 3]]), np.array([[0.5, 0.25], [0.1, -1.0]]), 2.0)
     assert ids.tolist() == [1, 3, 7]
     assert change.tolist() == pytest.approx([-0.2, 1.0, -0.5])

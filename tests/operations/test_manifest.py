@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,6 +70,48 @@ def test_lists_of_coreutils_are_checked(
     assert result.stdout.count(": OK\n") == len(files)
     assert result.stderr == ""
     assert run_cli("hash", "--check", "SUMS", "--quiet", *chosen).stdout == ""
+
+
+def sums(algorithm: str, names: list[str]) -> bytes:
+    return b"".join(
+        manifest_line(name, hashlib.new(algorithm, Path(name).read_bytes()).hexdigest()) for name in names
+    )
+
+
+def test_a_list_that_does_not_say_which_hash_it_is(files: list[str], run_cli: Callable[..., Any]) -> None:
+    Path("SUMS").write_bytes(sums("blake2b", files))
+    result = run_cli("hash", "--check", "SUMS")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.count(": OK\n") == len(files)
+    assert "the hashes are of blake2b, which the lines do not say" in result.stderr
+    Path(files[0]).write_bytes(b"changed")  # the first, when it is not known yet which hash it is
+    Path(files[3]).write_bytes(b"changed")
+    result = run_cli("hash", "--check", "SUMS")
+    assert result.exit_code == 1
+    assert result.stdout.count(": FAILED\n") == 2
+    assert "the hashes are of blake2b" in result.stderr
+    for name in files:
+        Path(name).write_bytes(b"changed")
+    result = run_cli("hash", "--check", "SUMS")
+    assert result.exit_code == 1
+    assert "do not say which hash they are, and sha512 and blake2b were tried" in result.stderr
+    assert run_cli("hash", "--check", "SUMS", "-a", "blake2b").exit_code == 1
+
+
+def test_lists_of_two_kinds_do_not_mix(files: list[str], run_cli: Callable[..., Any]) -> None:
+    Path("SUMS").write_bytes(sums("sha512", files[:2]) + sums("blake2b", files[2:4]))
+    result = run_cli("hash", "--check", "SUMS")
+    assert result.exit_code == 1
+    assert result.stdout.count(": OK\n") == 2
+    assert "blake2b" not in result.stderr
+
+
+def test_a_list_of_xxhsum(files: list[str], run_cli: Callable[..., Any]) -> None:
+    lines = [manifest_line(name, xxhash.xxh3_128_hexdigest(Path(name).read_bytes())) for name in files]
+    Path("SUMS").write_bytes(b"".join(lines))
+    result = run_cli("hash", "--check", "SUMS")
+    assert result.exit_code == 0
+    assert "the hashes are of xxh3-128" in result.stderr
 
 
 def test_what_is_wrong_is_said_as_sha256sum_says_it(files: list[str], run_cli: Callable[..., Any]) -> None:

@@ -194,3 +194,82 @@ def test_entries_that_look_like_arrays_keep_their_keys(tmp_path, run_cli):
     assert run_cli("convert", tmp_path / "in.atlas", tmp_path / "m.npz").exit_code == 0
     assert run_cli("convert", tmp_path / "m.npz", tmp_path / "out.atlas").exit_code == 0
     assert run_cli("diff", "--strict", tmp_path / "in.atlas", tmp_path / "out.atlas").exit_code == 0
+
+
+# --- byte order and order of axes -------------------------------------------------------------------------------
+
+TURNED = {
+    "big": np.arange(12, dtype=">f4").reshape(3, 4),
+    "big-half": np.arange(4, dtype=">f2"),
+    "big-long": np.array(-5, dtype=">i8"),
+    "big-empty": np.zeros((0, 3), ">u2"),
+    "fortran": np.asfortranarray(np.arange(24, dtype="<i4").reshape(2, 3, 4)),
+    "big-fortran": np.asfortranarray(np.arange(6, dtype=">f8").reshape(2, 3)),
+    "little": np.arange(5, dtype="<u2"),
+    "text": np.array(["a", "b"], dtype=">U3"),
+    "bytes": np.arange(5, dtype="u1"),
+    "complex": np.array([1 + 2j], dtype=">c8"),
+    "\u00fc": np.arange(3, dtype=">i2"),
+}
+
+
+def assert_as_they_were(path, arrays=TURNED):
+    with np.load(path, allow_pickle=False) as loaded:
+        assert set(loaded.files) - {"__atlas_kit__"} == set(arrays)
+        for name, array in arrays.items():
+            again = loaded[name]
+            assert again.dtype.str == array.dtype.str, name
+            assert again.shape == array.shape
+            assert np.array_equal(again, array)
+            assert again.flags.f_contiguous == array.flags.f_contiguous, name
+
+
+def test_arrays_of_any_order_come_back_from_a_memory_file(tmp_path, run_cli):
+    source, memory, back = tmp_path / "a.npz", tmp_path / "m.atlas", tmp_path / "b.npz"
+    np.savez(source, **TURNED)
+    assert run_cli("convert", source, memory).exit_code == 0
+    assert run_cli("convert", memory, back).exit_code == 0
+    assert_as_they_were(back)
+    with MemoryFile.open(memory) as file:
+        for name in ("big", "fortran", "big-fortran"):
+            assert np.array_equal(file[name].array(), TURNED[name])
+
+
+@pytest.mark.parametrize("through", ["atlas", "json", "safetensors", "npz"])
+def test_orders_survive_other_formats(tmp_path, run_cli, through):
+    source, between = tmp_path / "a.npz", tmp_path / f"between.{through}"
+    first, second = tmp_path / "first.atlas", tmp_path / "second.atlas"
+    np.savez(source, **TURNED)
+    for line in ((source, first), (first, between), (between, second), (second, tmp_path / "b.npz")):
+        ran = run_cli("convert", *line)
+        assert ran.exit_code == 0, ran.stderr
+    assert second.read_bytes() == first.read_bytes()
+    assert_as_they_were(tmp_path / "b.npz")
+
+
+def test_an_array_that_was_changed_is_written_as_it_is(tmp_path, run_cli):
+    source, memory, back = tmp_path / "a.npz", tmp_path / "m.atlas", tmp_path / "b.npz"
+    np.savez(source, big=TURNED["big"], other=TURNED["big-long"])
+    assert run_cli("convert", source, memory).exit_code == 0
+    with MemoryFile.open(memory) as file:
+        file.set("big", np.arange(6, dtype="<i4"))
+        file.save()
+    assert run_cli("convert", memory, back).exit_code == 0
+    assert_as_they_were(back, {"big": np.arange(6, dtype="<i4"), "other": TURNED["big-long"]})
+
+
+@pytest.mark.parametrize(
+    "record",
+    [b"", b"{", b"[]", b'{"arrays": 3}', b'{"arrays": {"big": 3}}', b'{"arrays": {"big": {"descr": "O"}}}',
+     b'{"arrays": {"big": {"descr": ">f4", "fortran_order": 2}}}', b"\xff", b'{"arrays": {"none": {}}}',
+     b'{"arrays": {"big": {"descr": ["x"], "fortran_order": true}}}'],
+)  # fmt: skip
+def test_a_record_that_makes_no_sense_is_an_entry_like_any(tmp_path, run_cli, record):
+    memory = MemoryFile()
+    memory.set("big", np.arange(3, dtype="<f4"))
+    memory.set("__npz__", record)
+    memory.save(tmp_path / "m.atlas")
+    for line in (("m.atlas", "b.npz"), ("b.npz", "again.atlas")):
+        ran = run_cli("convert", *(tmp_path / name for name in line))
+        assert ran.exit_code == 0, ran.stderr
+    assert (tmp_path / "again.atlas").read_bytes() == (tmp_path / "m.atlas").read_bytes()

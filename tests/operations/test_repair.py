@@ -76,7 +76,9 @@ def check(path: Path, folder: Path, repair: Repair) -> int:
     assert path.read_bytes() == old
     wrong = bool(errors(before)) or any(f.remedy is not None and f.remedy.name in PROMISES for f in before)
     assert (code == 0) == (not wrong), before
-    assert (said.strip() == "there is nothing to repair") == (code == 0)
+    assert said.startswith("there is nothing to repair") == (code == 0)
+    if code == 0 and path.suffix == ".gguf":
+        assert "tensor data were not looked at (--data does)" in said
     assert ("nothing to repair" in said) == (not out.exists() and code == 0)
     assert out.exists() == (code == 1)
     assert bool(problem) == (code == 2)
@@ -222,3 +224,78 @@ def test_where_a_model_may_go(tmp_path: Path, repair) -> None:
         out = tmp_path / name
         assert repair(path, "-o", out)[0] == 1
         assert json.loads(lost_name(out).read_bytes())["lost"]
+
+
+# --- what tensors hold ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spoilt(tmp_path: Path) -> Path:
+    """A model whose header is sound, and one of whose weights is none."""
+    data = bytearray(tiny_llama().bytes())
+    data[-64:-60] = b"\0\0\xc0\x7f"
+    path = tmp_path / "spoilt.gguf"
+    path.write_bytes(data)
+    assert errors(validate_file(path, data=True).findings)
+    return path
+
+
+def test_what_was_not_looked_at_is_not_said_to_be_whole(spoilt: Path, tmp_path: Path, repair) -> None:
+    out = tmp_path / "out.gguf"
+    code, said, _ = repair(spoilt, "-o", out)
+    assert (code, out.exists()) == (0, False)
+    assert said.strip() == (
+        "there is nothing to repair in the header; tensor data were not looked at (--data does)"
+    )
+    for options in (["-n"], ["-o", out]):
+        code, said, problem = repair(spoilt, "--data", *options)
+        assert (code, said, out.exists()) == (2, "", False)
+        assert "a repair cannot help: 1 of its numbers are NaN or infinite" in problem
+
+
+def test_what_tensors_hold_is_still_wrong_in_a_mended_copy(spoilt: Path, tmp_path: Path, repair) -> None:
+    data = spoilt.read_bytes()
+    spoilt.write_bytes(data[:8] + (1).to_bytes(8, "little") + data[16:])  # another count of tensors
+    out = tmp_path / "out.gguf"
+    code, said, _ = repair(spoilt, "-o", out)
+    assert (code, "NaN" in said) == (1, False)
+    code, said, _ = repair(spoilt, "-o", out, "--data", "--force")
+    assert code == 1
+    assert "still: error" in said
+    assert "NaN or infinite" in said
+    assert errors(validate_file(out, data=True).findings)
+
+
+def test_a_whole_model_whose_data_were_looked_at(tmp_path: Path, repair) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(tiny_llama().bytes())
+    code, said, _ = repair(path, "-n", "--data")
+    assert code == 0
+    assert said.startswith("there is nothing to repair: header and tensor data were looked at\n")
+    warned = [f.message for f in validate_file(path, data=True).findings if f.severity == "warning"]
+    assert all(message in said for message in warned)
+    assert json.loads(repair(path, "-n", "--data", "--json")[1])["data_read"] is True
+    assert json.loads(repair(path, "-n", "--json")[1])["data_read"] is False
+
+
+def test_a_long_cut_tail_is_told_once(tmp_path: Path, repair) -> None:
+    data = (ROOT / "sample_data" / "models" / "tiny-python.gguf").read_bytes()
+    path, out = tmp_path / "cut.gguf", tmp_path / "out.gguf"
+    path.write_bytes(data[: len(data) // 10])
+    code, said, _ = repair(path, "-o", out)
+    assert code == 1
+    lines = said.splitlines()
+    assert len(lines) < 50
+    assert sum(line.startswith("missing ") for line in lines) < 41
+    assert "more tensors, of which" in said
+    still = [line for line in lines if line.startswith("still: error")]
+    assert len(still) == 1
+    assert "zeros that take the place of what is lost" in still[0]
+    lost = json.loads(lost_name(out).read_bytes())["lost"]
+    assert f"{len(lost)} parts were lost" in lines[-2]
+    path.write_bytes(data[: len(data) // 2])
+    code, said, _ = repair(path, "-o", out, "--force", "--drop-damaged")
+    assert code == 1
+    assert len(said.splitlines()) < 60
+    assert "more like these: tensor-missing" in said
+    assert "needs this tensor and it is missing" in said

@@ -220,3 +220,46 @@ def test_a_backup_with_another_secret_is_not_damaged(folder, run_cli, parse_json
     assert path.read_bytes() == before
     assert run_cli("recover", path, "--restore", "1", "--passphrase-file", one).exit_code == 0
     assert run_cli("get", path, "day", "--passphrase-file", one).stdout == "1"
+
+
+# --- files with holes -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sparse(folder):
+    """A model that a downloader has reserved room for, most of which is a hole."""
+    path = folder / "sparse.gguf"
+    path.write_bytes((SAMPLES / "gguf" / "tiny.gguf").read_bytes())
+    os.truncate(path, 256 << 20)
+    if os.stat(path).st_blocks * 512 > 1 << 20:
+        pytest.skip("the file system has no holes")
+    return path
+
+
+def small(path: Path) -> bool:
+    return os.stat(path).st_blocks * 512 < 1 << 20
+
+
+def test_a_backup_of_a_sparse_file_is_sparse(sparse, run_cli, monkeypatch):
+    def no_links(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", no_links)
+    for value in ("in place", "x" * 200_000):  # the second does not fit, so that the file is written anew
+        assert run_cli("set", sparse, "general.name", value, "--backups", "3").exit_code == 0
+        assert small(sparse)
+    assert len([*sparse.parent.glob("sparse*.bak")]) == 2
+    assert all(small(path) for path in sparse.parent.glob("sparse*.bak"))
+    size = sparse.stat().st_size
+    ran = run_cli("recover", sparse, "--restore", "latest", "--force")
+    assert ran.exit_code == 0, ran.stderr
+    assert sparse.stat().st_size < size
+    assert small(sparse)
+    assert all(small(path) for path in sparse.parent.glob("sparse*.bak"))
+    assert (
+        run_cli(
+            "recover", sparse, "--restore", "latest", "-o", sparse.with_name("out.gguf"), "--force"
+        ).exit_code
+        == 0
+    )
+    assert small(sparse.with_name("out.gguf"))

@@ -57,7 +57,7 @@ def memory(tmp_path):
 def test_json_lines_come_back_as_they_were(memory, tmp_path, run_cli):
     ran = run_cli("export", memory, "-o", tmp_path / "c.jsonl")
     assert ran.exit_code == 0, ran.stderr
-    assert "left out blob: it is no text" in ran.stdout
+    assert "left out blob: it is not text" in ran.stdout
     lines = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
     assert [line["key"] for line in lines] == [f"chat/{key}" for key in ODD]
     assert lines[0]["messages"] == MESSAGES
@@ -126,7 +126,7 @@ def test_keys_choose(memory, tmp_path, run_cli):
     assert (ran.exit_code, ran.stdout, ran.stderr) == (1, "", "there is no conversation\n")
     ran = run_cli("export", memory, "weights", "--to", "jsonl")
     assert (ran.exit_code, ran.stdout) == (1, "")
-    assert "left out weights: it is no text" in ran.stderr
+    assert "left out weights: it is not text" in ran.stderr
     assert run_cli("export", memory, "-o", tmp_path / "c.txt").exit_code == 2
 
 

@@ -137,4 +137,4 @@ def test_a_name_that_misleads(tmp_path: Path, run_cli) -> None:
     path.write_bytes(WHOLE)
     result = run_cli("validate", path)
     assert result.exit_code == 0
-    assert "the name ends in .safetensors, and the file is GGUF" in result.stdout
+    assert "the name ends in .safetensors, and the file is a GGUF model" in result.stdout

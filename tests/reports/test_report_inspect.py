@@ -273,3 +273,84 @@ def test_a_safetensors_file_that_was_not_filled_is_damaged(tmp_path, run_cli, sa
     assert "damaged: " in result.stdout
     assert f"atlas-tool validate {path}" in result.stdout
     assert "are zeros" in result.stdout
+
+
+# --- safetensors and npz ------------------------------------------------------------------------------------------
+
+
+def _carrier(path: Path, **how: object) -> bytes:
+    """Write arrays as a file of the kind that the name says, and return its bytes."""
+    import numpy as np
+
+    arrays = {f"layer.{number}": np.arange(500, dtype=np.float32) + number for number in range(6)}
+    if path.suffix == ".npz":
+        (np.savez_compressed if how.get("packed") else np.savez)(path, **arrays)
+    else:
+        from atlas_kit.formats.safetensors import NewTensor, write_safetensors
+
+        with open(path, "wb") as file:
+            write_safetensors(
+                file,
+                [NewTensor(n, "F32", a.shape, lambda a=a: [a.tobytes()]) for n, a in arrays.items()],
+                {"format": "pt"},
+            )
+    return path.read_bytes()
+
+
+def _flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :]
+
+
+CARRIERS: dict[str, tuple[str, Callable[[bytes], bytes], str, int]] = {
+    "cut": (".safetensors", lambda d: d[: len(d) // 2], "2 of 6 tensors are intact", 2),
+    "one byte short": (".safetensors", lambda d: d[:-1], "5 of 6 tensors are intact", 5),
+    "header alone": (".safetensors", lambda d: d[: 8 + int.from_bytes(d[:8], "little")], "0 of 6 tensors", 0),
+    "cut in the header": (".safetensors", lambda d: d[:200], "the file ends before that; 0 of ", 0),
+    "cut in the length": (".safetensors", lambda d: d[:5], "too short for a safetensors header; no tensor", 0),
+    "more behind": (".safetensors", lambda d: d + b"more", "4 bytes follow the last tensor; 6 of 6", 6),
+    "a dtype": (".safetensors", lambda d: d.replace(b"F32", b"F99", 1), "'F99' is not known; 5 of 6", 5),
+    "a bad brace": (".safetensors", lambda d: d.replace(b'"layer.3"', b'xlayer.3"'), "not valid JSON", 3),
+    "npz cut": (".npz", lambda d: d[: len(d) // 2], "the archive is damaged: File is not a zip file; 3 of ", 3),
+    "npz without directory": (".npz", lambda d: d[: d.index(b"PK\1\2")], "6 of 6 arrays are intact", 6),
+    "npz beginning": (".npz", lambda d: d[:20], "no array is intact", 0),
+    "npz flipped": (".npz", lambda d: _flipped(d, 1000), "CRC", 5),
+    "npz method": (".npz", lambda d: _flipped(d, d.index(b"PK\1\2") + 10), "another method than deflate; 5 of 6", 5),
+    "npz header": (".npz", lambda d: d.replace(b"'<f4'", b"'<f9'", 1), "5 of 6 arrays are intact", 5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CARRIERS)
+def test_what_is_intact_of_damaged_arrays_is_shown(name: str, tmp_path: Path, run_cli) -> None:
+    suffix, breaks, said, intact = CARRIERS[name]
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(breaks(_carrier(path)))
+    result = run_cli("inspect", path)
+    assert (result.exit_code, result.stderr) == (1, "")
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("damaged: ")]
+    assert said in line
+    assert line.endswith(f"See all of it with: atlas-tool validate {path}")
+    shown = json.loads(run_cli("inspect", path, "--json", "--entries").stdout)
+    assert sum(row["key"].startswith("layer.") for row in shown["entries"]) == intact
+    assert len(shown["problems"]) == 1
+    assert run_cli("validate", path).exit_code == 1
+
+
+def test_a_compressed_archive_that_was_cut(tmp_path: Path, run_cli) -> None:
+    path = tmp_path / "model.npz"
+    data = _carrier(path, packed=True)
+    path.write_bytes(data[: len(data) * 2 // 3])
+    result = run_cli("inspect", path)
+    assert result.exit_code == 1
+    assert re.search(r"damaged: .*[2-4] of [3-5] arrays are intact", result.stdout)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_cut_anywhere_it_is_damaged_and_never_more(suffix: str, tmp_path: Path, run_cli) -> None:
+    path = tmp_path / f"model{suffix}"
+    data = _carrier(path)
+    for at in range(1, len(data), 97):
+        for made in (data[:at], _flipped(data, at)):
+            path.write_bytes(made)
+            result = run_cli("inspect", path)
+            assert result.exit_code == 1 or (result.exit_code == 0 and len(made) == len(data)) or at < 9, at
+            assert "internal error" not in result.stderr

@@ -138,6 +138,38 @@ def test_quiet_says_nothing_of_what_went_well(folder, run_cli, name):
     assert wrong.exit_code in (1, 2)
 
 
+#: What writes a file that may be another than the one it reads.
+WRITES = {
+    "rm": [*CALLS["rm"], "-o", "out.atlas"],
+    "rename": [*CALLS["rename"], "-o", "out.atlas"],
+    **{
+        name: CALLS[name]
+        for name in ("convert", "compress", "merge", "export", "encrypt", "decrypt", "rekey")
+    },
+    "repair": ["repair", "damaged.atlas", "-o", "out.atlas"],
+    "join": ["join", "shard-00001-of-00003.gguf", "-o", "out.gguf"],
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_results_call_what_was_read_and_what_was_written_alike(folder, run_cli, parse_json, name):
+    (folder / "damaged.atlas").write_bytes((folder / "m.atlas").read_bytes()[:-200])
+    run_cli("split", "model.gguf", "--max-tensors", "5", "-o", "shard", "-q")
+    call = WRITES[name]
+    found = parse_json(run_cli(*call, "--json").stdout)
+    several = name in ("merge", "join")
+    read = found["inputs"][0]["path"] if several else found["path"]
+    assert read == call[1]
+    written = next((word for word in call if word.startswith("out.")), call[1])
+    assert found["output"] == written
+    assert (folder / written).is_file()
+
+
+@pytest.mark.parametrize("name", ["set", "append", "import", "rename", "rm", "encrypt"])
+def test_results_of_changes_in_place_name_the_file(folder, run_cli, parse_json, name):
+    assert parse_json(run_cli(*CALLS[name], "--json").stdout)["path"] == "m.atlas"
+
+
 def test_quiet_still_warns(samples, run_cli):
     broken = samples / "broken" / "truncated.atlas"
     ran = run_cli("repair", broken, "-o", samples / "out.atlas", "-q")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +157,51 @@ def test_who_comes_meanwhile_waits(serve: Server) -> None:
         server.post("/v1/atlas/sessions/anna/forget", about="lighthouse")
         chat(server, FACT)
         assert kept(server).count(FACT) == 1
+
+
+@pytest.mark.parametrize("by", ["conversation", "previous_response_id", "shared"])
+def test_an_answer_under_way_is_waited_for_and_not_written_back(
+    serve: Server, tmp_path: Path, by: str
+) -> None:
+    """What comes behind goes on with what is left."""
+    settings: Any = {"atlas_memory_persist": True} if by == "shared" else {}
+    server = serve(engine("Fine.", "Slow " * 50, "Fine."), atlas_memory_dir=str(tmp_path), **settings)
+    more: dict[str, Any] = {"temperature": 0, "max_output_tokens": 300}
+    if by == "conversation":
+        more["conversation"] = "anna"
+    elif by == "previous_response_id":
+        more["atlas"] = {"session_id": "anna"}
+    first = server.post("/v1/responses", input=FACT, **more)
+    on: dict[str, Any] = {} if by == "conversation" else {"previous_response_id": first["id"]}
+    path = "/v1/atlas/memory/forget" if by == "shared" else "/v1/atlas/sessions/anna/forget"
+    with ThreadPoolExecutor(2) as others:
+        with server.client.stream(
+            "POST", "/v1/responses", json={**more, **on, "input": CAT, "stream": True}
+        ) as answer:
+            lines = answer.iter_lines()
+            next(line for line in lines if "output_text.delta" in line)
+            forgets = others.submit(server.post, path, about="lighthouse", remove_answers=True)
+            for _ in range(1000):
+                if any(passage._waiting for passage in server.service.responses._passages.values()):
+                    break
+                time.sleep(0.01)
+            asks = {**more, "input": "More", **({} if by == "conversation" else {"conversation": "bert"})}
+            behind = others.submit(server.client.post, "/v1/responses", json={**asks, **on})
+            last = [line for line in lines if line.startswith("data: ")][-1]
+        found = forgets.result()
+        assert behind.result().status_code == (200 if by == "conversation" else 400)
+    assert found["answers"] == 2
+    assert found["answers_removed"] is True
+    one = json.loads(last.removeprefix("data: "))["response"]
+    assert one["status"] == "completed"
+    for gone in (first, one):
+        assert server.client.get(f"/v1/responses/{gone['id']}").status_code == 404
+    if by == "conversation":
+        said = server.get("/v1/conversations/anna/items")["data"]
+        assert [item["content"][0]["text"] for item in said] == ["Fine.", "More"]
+        assert FACT not in kept(server)
+    server.stop()
+    assert b"lighthouse keeper" not in texts_in(tmp_path)
 
 
 # --- what all share ------------------------------------------------------------------------------------------

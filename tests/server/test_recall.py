@@ -55,8 +55,8 @@ def noting(made: Any) -> list[str]:
 
 def filled(server: Any, session: str | None = "anna") -> None:
     """Say so much else that what was said before is no longer in the context."""
-    for _ in range(4):
-        chat(server, FILLER, session)
+    for number in range(4):  # other words each time: who says the same again asks for another answer to it
+        chat(server, f"{number} {FILLER}", session)
 
 
 def test_what_was_said_long_ago_is_read_again_and_told(serve: Server) -> None:
@@ -577,6 +577,15 @@ def test_an_answer_on_the_side_is_the_model_s_alone(serve: Server) -> None:
     answer = chat(server, QUESTION)
     assert recalled(answer)
     assert answer["atlas"]["blend_ratio_actual"] == 0
+
+
+def test_what_has_nothing_to_do_with_the_memory_the_model_answers_alone(serve: Server) -> None:
+    server = serve(engine(), atlas_recall_gate=100)
+    chat(server, FACT)
+    filled(server)
+    told = chat(server, QUESTION, max_tokens=4)["atlas"]
+    assert told["blend_ratio_actual"] == 0
+    assert chat(server, "I like tea.", max_tokens=4)["atlas"]["blend_ratio_actual"] > 0
 
 
 def test_long_texts_are_kept_beside_the_loop(serve: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 
-from atlas_kit.server.turns import Turns
+from atlas_kit.server.turns import Passage, Turns
 
 
 async def some_steps() -> None:
@@ -77,5 +77,54 @@ def test_who_goes_away_as_a_turn_ends_is_passed_over() -> None:
         assert await asyncio.wait_for(last, 5)
         turns.release()
         assert not turns.locked()
+
+    asyncio.run(work())
+
+
+def test_many_pass_at_once_or_one_alone_in_the_order_in_which_they_came() -> None:
+    async def work() -> list[str]:
+        passage, found = Passage(), list[str]()
+        inside = set[str]()
+
+        async def one(name: str) -> None:
+            async with passage.through(alone=name.isupper()):
+                inside.add(name)
+                found.append("".join(sorted(inside)))
+                await some_steps()
+                inside.discard(name)
+
+        tasks = [asyncio.ensure_future(one(name)) for name in "abCdeFG"]
+        await asyncio.gather(*tasks)
+        async with passage.through(alone=True):
+            pass
+        return found
+
+    assert asyncio.run(work()) == ["a", "ab", "C", "d", "de", "F", "G"]
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_who_gives_up_before_passing_lets_the_next_pass(given: bool) -> None:
+    async def work() -> None:
+        passage = Passage()
+
+        async def one(alone: bool) -> None:
+            async with passage.through(alone=alone):
+                pass
+
+        async with passage.through():
+            leaves = asyncio.ensure_future(one(True))
+            behind = asyncio.ensure_future(one(False))
+            await some_steps()
+            assert not behind.done()
+            if not given:
+                leaves.cancel()
+                await some_steps()
+                assert behind.done()
+        if given:
+            leaves.cancel()  # in the moment in which it is let in
+        await asyncio.wait({leaves, behind}, timeout=5)
+        assert behind.done()
+        assert leaves.cancelled()
+        await asyncio.wait_for(one(True), 5)
 
     asyncio.run(work())

@@ -153,6 +153,46 @@ def test_a_file_that_changed_is_told_and_opened_again(stage: Stage, samples: Pat
     expect(page.get_by_role("button", name="Reload")).to_have_count(0)
 
 
+def test_a_reload_that_fails_leaves_what_is_seen(stage: Stage, samples: Path):
+    path = samples / "atlas/assistant.atlas"
+    page = show(stage, path)
+    open_tab(stage, "Entries")
+    choose(stage, "Entries", "notes/today")
+    kept = path.read_bytes()
+    path.write_bytes(kept[:10])  # somebody is writing it
+    open_tab(stage, "Bytes")
+    stage.widget.explorer.answer = lambda message: ({"error": "it cannot be read now"}, [])
+    page.get_by_role("button", name="Reload").click()
+    expect(page.locator(".ax-notice")).to_contain_text(
+        "It cannot be read now. What is shown is what was read last."
+    )
+    expect(page.get_by_role("tab", name="Entries 7")).to_be_visible()
+    del stage.widget.explorer.answer
+    path.write_bytes(kept)
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator(".ax-notice")).to_be_empty()
+    expect(page.get_by_role("tab", name="Bytes")).to_have_attribute("aria-selected", "true")
+    open_tab(stage, "Entries")
+    expect(page.get_by_role("article", name="notes/today")).to_be_visible()
+
+
+def test_tabs_keep_where_their_tables_stand(stage: Stage, tmp_path: Path):
+    path = tmp_path / "many.atlas"
+    memory = MemoryFile()
+    for number in range(300):
+        memory.set(f"note/{number:03}", "words")
+    memory.save(path)
+    page = show(stage, path)
+    open_tab(stage, "Entries")
+    grid = page.get_by_role("grid", name="Entries")
+    grid.evaluate("(node) => { node.scrollTop = 2600 }")
+    stage.settle()
+    open_tab(stage, "Summary")
+    open_tab(stage, "Entries")
+    assert grid.evaluate("(node) => node.scrollTop") == 2600
+    expect(grid.get_by_role("gridcell", name="note/105", exact=True)).to_be_visible()
+
+
 def test_a_kernel_that_does_not_answer_is_a_sentence(page: Page):
     native(page, {"fails": True})
     expect(page.get_by_role("alert")).to_contain_text("The server did not answer: the server is gone.")
@@ -177,6 +217,31 @@ def test_tables_are_sorted_and_filtered(stage: Stage):
     expect(rows_of(page, "Tensors")).to_have_count(3)
     page.get_by_role("searchbox").fill("nothing like it")
     expect(page.get_by_text("Nothing matches the filter.")).to_be_visible()
+
+
+def test_a_head_sorts_wherever_it_is_clicked(stage: Stage):
+    page = show(stage, TINY)
+    open_tab(stage, "Tensors")
+    head = page.get_by_role("grid", name="Tensors").get_by_role("columnheader", name="Bytes")
+    box = head.bounding_box()
+    assert box is not None
+    for x, state in ((3, "ascending"), (box["width"] - 12, "descending"), (box["width"] / 2, "none")):
+        head.click(position={"x": x, "y": box["height"] / 2})
+        expect(head).to_have_attribute("aria-sort", state)
+    head.get_by_role("button").press("Enter")
+    expect(head).to_have_attribute("aria-sort", "ascending")
+    stage.settle()
+
+
+def test_what_takes_long_is_said_while_it_works(stage: Stage):
+    page = show(stage, TINY)
+    open_tab(stage, "Tensors")
+    stage.silent = True
+    rows_of(page, "Tensors").first.click()
+    expect(page.locator(".ax-detail-pane")).to_have_text("Reading …")
+    stage.wake()
+    expect(page.get_by_role("article", name="token_embd.weight")).to_be_visible()
+    stage.settle()
 
 
 def test_a_table_is_one_stop_with_an_active_row(stage: Stage):

@@ -25,7 +25,7 @@ from atlas_kit.formats.gguf.tables import ValueType
 from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.formats.gguf.values import MetadataField
 from atlas_kit.storage.atomic import atomic_write
-from atlas_kit.storage.given import Given, name_of, same_file, use_source
+from atlas_kit.storage.given import Given, Progress, name_of, same_file, use_source
 from atlas_kit.storage.source import Source, StrPath
 
 #: Tensors are not filled up with zeros beyond so many times the file, when their sizes and offsets disagree
@@ -184,7 +184,9 @@ def mend_gguf(
     dry_run: bool = False,
     drop_damaged: bool = False,
     only_changed: bool = False,
+    deep: bool = False,
     progress: Callable[[int], object] | None = None,
+    reading: Progress | None = None,
 ) -> MendResult:
     """Write a mended copy of a GGUF file; tensor data is copied in bounded memory.
 
@@ -200,8 +202,12 @@ def mend_gguf(
         model loadable).
     only_changed
         Write nothing where there is nothing to mend.
+    deep
+        Also look at all tensor data, before and after: nothing of that can be mended, but said.
     progress
         Called with the number of bytes of tensor data written since the last call.
+    reading
+        Called while tensor data are looked at.
 
     Raises
     ------
@@ -217,7 +223,8 @@ def mend_gguf(
             "the input is never overwritten", path=name_of(given), hint="Give the mended copy another name."
         )
     with use_source(given) as source:
-        result = MendResult(source.path, None if out is None else os.fspath(out), before=check_gguf(source))
+        result = MendResult(source.path, None if out is None else os.fspath(out))
+        result.before = check_gguf(source, deep=deep, progress=reading)
         plan = _plan(source, result, drop_damaged=drop_damaged)
         result.saved += sum(fate.state == "intact" for fate in result.tensors)
         result.lost += sum(fate.lost for fate in result.tensors)
@@ -232,7 +239,7 @@ def mend_gguf(
                 lost_name(out).unlink(missing_ok=True)
             raise
         result.written = True
-    result.after = check_gguf(out)
+    result.after = check_gguf(out, deep=deep, progress=reading)
     return result
 
 

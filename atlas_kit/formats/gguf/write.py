@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from atlas_kit.formats.gguf.tables import GGMLType, ValueType
 from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.formats.gguf.values import MetadataField
 from atlas_kit.storage.atomic import atomic_write
+from atlas_kit.storage.copying import copy_data
 from atlas_kit.storage.source import CHUNK, Source, StrPath
 
 if TYPE_CHECKING:
@@ -314,29 +314,20 @@ def copy_range(
     return size
 
 
-_NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
-_KERNEL_STEP = 64 << 20
-
-
 def _copy_in_kernel(source: Source, offset: int, size: int, out: IO[bytes], progress: Progress | None) -> int:
-    """Copy as much as the kernel is willing to; return how much that was."""
+    """Copy as much as can be copied from file to file, holes as holes; return how much that was."""
     fd = source.fileno()
-    copy = getattr(os, "copy_file_range", None)
-    if fd is None or copy is None or size == 0:
+    if fd is None or size == 0:
+        return 0
+    try:
+        to_fd = out.fileno()
+    except OSError:  # a file in memory
         return 0
     out.flush()
-    done, start = 0, out.tell()
-    try:
-        while done < size:
-            count = copy(fd, out.fileno(), min(_KERNEL_STEP, size - done), offset + done, start + done)
-            if count == 0:
-                break
-            done += count
-            if progress is not None:
-                progress(done)
-    except OSError as error:
-        if error.errno not in _NO_KERNEL_COPY:
-            raise
+    start = out.tell()
+    if os.fstat(to_fd).st_size > start:  # what is there would shine through the holes
+        return 0
+    done = size if copy_data(fd, to_fd, size, start=offset, to=start, progress=progress) else 0
     out.seek(start + done)
     return done
 

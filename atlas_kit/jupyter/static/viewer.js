@@ -116,38 +116,31 @@ export async function viewerPlugin(shared, home) {
       this._app = app;
       this._context = context;
       this._name = UUID.uuid4();
-      /** @type {typeof import("../../widgets/static/explorer/explorer.js").mount | null} */
-      this._mount = null;
       this._seen = "";
       this._timer = 0;
-      this._cleanup = () => {};
+      /** @type {ReturnType<typeof import("../../widgets/static/explorer/explorer.js").mount> | null} */
+      this._explorer = null;
       context.ready.then(() => this._show());
     }
 
     dispose() {
       if (this.isDisposed) return;
       clearTimeout(this._timer);
-      this._cleanup();
+      this._explorer?.();
       super.dispose();
     }
 
     async _show() {
-      this._seen = stamp(this._context.contentsModel);
+      // Before it is read, so that a change while it is read is seen; not what the Lab knows of the file, which has
+      // other fields than an answer.
+      this._seen = (await this._stamp()) ?? "";
       const { mount } = await import(`${home}/explorer/explorer.js`);
       if (this.isDisposed) return;
-      this._mount = mount;
-      this._remount();
-      this._lookIn(LOOK_EVERY_MS);
-    }
-
-    _remount() {
-      this._cleanup();
-      this.node.replaceChildren();
-      if (!this._mount) return;
-      this._cleanup = this._mount(this.node, {
-        request: (message) => this._request(message),
-        openBackup: (name) => this._openBackup(name),
+      this._explorer = mount(this.node, {
+        request: (/** @type {Record<string, unknown>} */ message) => this._request(message),
+        openBackup: (/** @type {string} */ name) => this._openBackup(name),
       });
+      this._lookIn(LOOK_EVERY_MS);
     }
 
     /**
@@ -185,25 +178,26 @@ export async function viewerPlugin(shared, home) {
     /** Show the file again if it is another one now; false where nobody can say. */
     async _look() {
       if (!this.isVisible || document.hidden) return true;
-      let now;
-      try {
-        now = stamp(await this._app.serviceManager.contents.get(this._context.path, { content: false }));
-      } catch {
-        return false; // the file is gone, or the server is: what is on the screen is the last that is known
-      }
+      const now = await this._stamp();
+      if (now === null) return false; // the file is gone, or the server is: what is on the screen is the last that is known
       if (now !== this._seen && !this.isDisposed) {
+        const first = this._seen === "";
         this._seen = now;
-        this._remount();
+        if (!first) await this._explorer?.changed();
       }
       return true;
     }
-  }
 
-  /**
-   * @param {FromLab} model
-   * @returns {string}
-   */
-  const stamp = (model) => `${model?.last_modified} ${model?.size}`;
+    /** What differs if the file does; null where nobody can say. */
+    async _stamp() {
+      try {
+        const model = await this._app.serviceManager.contents.get(this._context.path, { content: false });
+        return `${model.last_modified} ${model.size}`;
+      } catch {
+        return null;
+      }
+    }
+  }
 
   /**
    * Make a notebook beside the file, open it, and run its one cell.

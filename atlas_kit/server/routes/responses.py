@@ -208,24 +208,38 @@ class _Answer:
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[Any]:
         """Have the text of the conversation to oneself, where there is one, and know what came before."""
-        if self._name is None:
-            if (previous := self._asked.previous_response_id) is not None:
-                self._before = await self._service.responses.find(self._namespace, previous)
-                if self._before is None:
-                    raise ApiError(
-                        400,
-                        f"There is no response with the id {previous!r} to go on from: it was not stored, or so many "
-                        "came since that it was forgotten. Send the whole conversation.",
-                        param="previous_response_id",
-                        code="previous_response_not_found",
-                    )
-            yield None
+        responses, atlas = self._service.responses, self._asked.atlas
+        chosen = None if atlas is None else atlas.session_id
+        if self._name is not None:
+            self._service.conversations.require_room()
+            async with responses.turn(self._namespace, self._name) as thread:
+                responses.require_room(thread)
+                sessions = {chosen or self._name, None if thread.last is None else thread.last.session}
+                async with responses.reading(self._namespace, sessions):
+                    self._before = thread.last
+                    yield thread
             return
-        self._service.conversations.require_room()
-        async with self._service.responses.turn(self._namespace, self._name) as thread:
-            self._service.responses.require_room(thread)
-            self._before = thread.last
-            yield thread
+        previous = await self._previous()
+        before = None if previous is None else previous.session
+        sessions = {chosen or before, before}
+        async with responses.reading(self._namespace, sessions):
+            self._before = await self._previous()  # it may be forgotten meanwhile
+            yield None
+
+    async def _previous(self) -> Kept | None:
+        """Return the answer that this one goes on from by its id; None: there is to be none."""
+        if (previous := self._asked.previous_response_id) is None:
+            return None
+        found = await self._service.responses.find(self._namespace, previous)
+        if found is None:
+            raise ApiError(
+                400,
+                f"There is no response with the id {previous!r} to go on from: it was not stored, or so many "
+                "came since that it was forgotten. Send the whole conversation.",
+                param="previous_response_id",
+                code="previous_response_not_found",
+            )
+        return found
 
     async def _read(self) -> Dialogue:
         """Return what is read: the text so far and what is new, or what comes behind a session's own text."""

@@ -43,8 +43,8 @@ export default {
     });
     const onSelect = (selection) => { model.set("selection", selection); model.save_changes(); };
     const openBackup = async (name) => (await request({ op: "open_backup", name })).reply;
-    const cleanup = mount(el, { request, onSelect, openBackup });
-    return () => { model.off("msg:custom", take); cleanup(); };
+    const end = mount(el, { request, onSelect, openBackup });
+    return () => { model.off("msg:custom", take); end(); };
   },
 };
 """

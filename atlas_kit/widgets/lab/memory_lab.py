@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 import weakref
 from collections import deque
@@ -19,22 +20,25 @@ import ipywidgets
 
 from atlas_kit.episodes import Episodes, Kind
 from atlas_kit.errors import InvalidParamError
+from atlas_kit.llama import memory_choice
 from atlas_kit.llama.asking import Answer, asking
 from atlas_kit.llama.recalling import Recall, recall_of
 from atlas_kit.llama.session import AtlasSession
 from atlas_kit.llama.snapshots import Snapshots
 from atlas_kit.llama.token_memory import TokenMemory
 from atlas_kit.llama.trace import Trace, follow
-from atlas_kit.llama.trace_frames import Words
+from atlas_kit.llama.trace_frames import GivenWords, Words
 from atlas_kit.memory import MemoryState
+from atlas_kit.persistence.session_file import write_session_state
 from atlas_kit.settings.atlas_settings import AtlasSettings
-from atlas_kit.widgets.base import Shown, page
+from atlas_kit.widgets.base import Shown, is_watched, page
 from atlas_kit.widgets.lab import static_view as static
 from atlas_kit.widgets.lab.controls import Controls
 from atlas_kit.widgets.lab.history import History
 from atlas_kit.widgets.lab.matrix_pane import MatrixPane
 from atlas_kit.widgets.lab.recall_pane import RecallPane, watched
 from atlas_kit.widgets.lab.recollection import Recollection
+from atlas_kit.widgets.lab.shared_model import Loan
 from atlas_kit.widgets.lab.view import LabView
 from atlas_kit.widgets.live import Runner, Turns, sentence
 from atlas_kit.widgets.remote import is_address
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
 
     from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.steps import Token
+    from atlas_kit.persistence.session_state import SessionState
 
 
 #: Settings that act at once, because they leave the arrays as they are.
@@ -62,9 +67,9 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
     Parameters
     ----------
     model
-        An ``AtlasSession`` with a memory; or a path of a GGUF file or an engine, for which one is opened. The address
-        of a running server (``"http://127.0.0.1:8080"``) gives an ``AttachedLab``, which looks on; it takes ``session``
-        and ``key``.
+        An ``AtlasSession`` with a memory; or a path of a GGUF file or an engine, for which one is opened. Of a
+        file there is one engine in a process, and one lab reads with it: the newest. The address of a running server
+        (``"http://127.0.0.1:8080"``) gives an ``AttachedLab``, which looks on; it takes ``session`` and ``key``.
     text
         What it reads: a string, or the path of a file as a ``Path``.
     documents
@@ -114,21 +119,28 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
     ) -> None:
         content = text if isinstance(text, str) else _content(text)
         self._owns = not isinstance(model, AtlasSession)
-        self.session = model if isinstance(model, AtlasSession) else _opened(model, options)
-        if self.session.memory is None:
-            if self._owns:
-                self.session.close()
-            raise InvalidParamError(
-                "this session has no memory", key="memory", hint="Open it with memory=True."
-            )
-        displaced = _displace(self.session)
+        self._loan: Loan | None = None
+        self._left: SessionState | None = None  # what the session knew when it had to make room
+        if isinstance(model, AtlasSession):
+            if model.memory is None:
+                raise _no_memory()
+            displaced, self.session = _displace(model.engine), model
+        else:
+            displaced, self.session = self._open(model, options)
+        assert self.session.memory is not None
         self._wanted: AtlasSettings = self.session.memory.settings
         self._snapshots = Snapshots(snapshot_every)
+        self.words: Words | GivenWords
         self._text, self._at = "", 0
         self._source, self._typed = "", 0  # what is read, and how many texts had no name
         self._kept, self._end = 0, 0  # tokens of it that can be found again; where the episodes ended then
         self._tokens: list[int] = []
         self._portion, self._goal = MOST_TOKENS // 4, 0
+        self._cell, self._displayed = _cell(), False
+        self._waited_for, self._unseen = (
+            0,
+            False,
+        )  # runs that somebody waits for; paused because nobody looked
         self._rates: deque[tuple[float, int]] = deque(maxlen=16)
         self._build(documents, height)
         self._begin()
@@ -139,10 +151,39 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         if displaced:
             self._tell("An earlier MemoryLab on this model was stopped: two cannot read at the same time.")
 
+    def _open(self, model: Any, options: dict[str, Any]) -> tuple[bool, AtlasSession]:
+        """Open a session; also tell whether another lab had to make room for it."""
+        displaced = False
+
+        def clear(engine: Engine) -> None:
+            nonlocal displaced
+            displaced = _displace(engine, for_good=True)
+
+        if isinstance(model, (str, os.PathLike)):
+            # llama.cpp leaves one processor to the page, or both wait for each other
+            free = max(1, len(os.sched_getaffinity(0)) - 1) if hasattr(os, "sched_getaffinity") else None
+            self._loan = Loan(
+                model, {"n_threads": free, **(options.pop("engine_options", None) or {})}, clear
+            )
+            # whoever drops the last reference to a lab gives its model back
+            self._returned = weakref.finalize(self, self._loan.give_back)
+            self._returned.atexit = False
+        try:
+            engine = model if self._loan is None else self._loan.engine
+            options = {"memory": True, **options}
+            _check(engine, options)
+            displaced = _displace(engine, for_good=self._loan is not None) or displaced
+            session = AtlasSession(engine, **options)
+        except BaseException:
+            if self._loan is not None:
+                self._loan.give_back()
+            raise
+        return displaced, session
+
     def _build(self, documents: Any, height: int) -> None:
-        self.view = LabView(self.facts)
-        # the runner must not keep the lab alive
+        # neither runner nor view must keep the lab alive
         lab = weakref.proxy(self)
+        self.view = LabView(lambda: lab.facts(), lambda seen: lab._looked_at(seen))
         self.runner = Runner(
             lambda: lab._read(), lambda: lab._frame(), lambda: lab._changed(), lambda: lab.view.ready
         )
@@ -211,15 +252,18 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
 
     def start(self) -> None:
         """Read in the background: on from where it stands, or again from the beginning when it was done."""
+        self._unseen = False
         self._prepare()
         self.runner.start()
 
     def pause(self) -> None:
         """Stop after the step in progress; ``start`` goes on."""
+        self._unseen = False
         self.runner.pause()
 
     def stop(self) -> None:
         """Stop, and go back to the beginning of the text; the memory keeps what it has learned."""
+        self._unseen = False
         self.runner.stop()
         self._at, self._tokens = 0, []
 
@@ -241,7 +285,11 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
             What the session raises.
         """
         self._prepare(tokens)
-        self.runner.run(self._enough)
+        self._waited_for += 1
+        try:
+            self.runner.run(self._enough)
+        finally:
+            self._waited_for -= 1
 
     def reset(self) -> None:
         """Stop and forget everything: memory, context, history. Settings that changed since then act now."""
@@ -332,7 +380,11 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
     def save(self, path: str | os.PathLike[str], **options: Any) -> None:
         """Write the memory into a ``.atlas`` file, between two steps; options as for ``AtlasSession.save``."""
         with self.lock:
-            self.session.save(path, **options)
+            if self._left is None:
+                self.session.save(path, **options)
+            else:  # another lab reads with the model: what was learned is still here, and no context
+                options.pop("context", None)
+                write_session_state(path, self._left, **options)
         self._tell(f"Saved to {os.fspath(path)}.")
 
     def load(self, path: str | os.PathLike[str], **options: Any) -> None:
@@ -352,10 +404,29 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self._leave()
         if self._owns:
             with self.lock:  # a step may still be in progress
-                self.session.close()
+                self._part()
         for widget in (*self.controls.parts(), *self.matrices.parts(), self.recalled, self.view):
             widget.close()
         super().close()
+        self.__dict__.pop("_repr_mimebundle_", None)  # what was read can be shown all the same
+
+    def _part(self) -> None:
+        """Close the session, and have the model no longer; what was read can still be told."""
+        if not self.session.closed:
+            self.words = told = self._told()
+            self.view.words, self._left = told, self.session.state(context=False)
+            self.session.close()
+        if self._loan is not None:
+            self._loan.give_back()
+
+    def _told(self) -> GivenWords:
+        """Return how what was read is spelled, without the model."""
+        words, count = GivenWords(), len(self.trace)
+        known = {*self.trace.tokens[:count].tolist(), *self.trace.top[:count].ravel().tolist()}
+        words.take(
+            self.words.texts(0, count), [(token, self.words.name(token)) for token in known if token >= 0]
+        )
+        return words
 
     def _leave(self) -> None:
         self.recalled.disable()
@@ -363,6 +434,38 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self.matrices.stop()
         if _LABS.get(id(self.session.engine)) is self:
             del _LABS[id(self.session.engine)]
+
+    def _make_room(self, *, for_good: bool) -> None:
+        """Read no more, because another lab reads with the model now; ``for_good``: it needs the session's place."""
+        self._leave()
+        with self.lock:  # its step is over
+            if for_good and self._owns:
+                self._part()
+        if for_good and self._is_gone():
+            if self.view.views or self.view.gone:
+                self._snapshots.clear()  # a notebook's Out keeps what a cell once gave
+            self.close()
+            return
+        self.controls.disable()
+        self._tell("Another MemoryLab reads with this model now; run this cell again to take it back.")
+
+    def _is_gone(self) -> bool:
+        """Tell whether nobody sees this lab: it was never shown, its last view is gone, or its cell runs again."""
+        cell = _cell()
+        if self._cell is not None and cell is not None and self._cell[0] == cell[0] and self._cell != cell:
+            return True
+        return self.view.gone or not (self.view.views or self._displayed)
+
+    def _looked_at(self, seen: bool) -> None:
+        """Rest while no page shows this, and go on when one does again; a run that Python waits for goes on."""
+        if self.runner.closed:
+            if not seen:
+                self.close()
+        elif seen and self._unseen:
+            self.start()
+        elif not seen and self.state == "running" and not self._waited_for:
+            self._unseen = True
+            self.runner.pause()
 
     # --- the run ---------------------------------------------------------------------------------------------
 
@@ -533,6 +636,10 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
 
     # --- without a page --------------------------------------------------------------------------------------
 
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        self._displayed = self._displayed or is_watched()
+        return super()._repr_mimebundle_(**options)
+
     def text(self) -> str:
         """Return how things stand, in a few lines."""
         return static.text(self)
@@ -575,26 +682,36 @@ def _portion(rate: float, n_batch: int) -> int:
     return min(1 << int(math.log2(max(1.0, rate * STEP_SECONDS))), MOST_TOKENS, n_batch)
 
 
-def _opened(model: Any, options: dict[str, Any]) -> AtlasSession:
-    """Open a session; llama.cpp leaves one processor to the page, or both wait for each other."""
-    if isinstance(model, (str, os.PathLike)):
-        free = max(1, len(os.sched_getaffinity(0)) - 1) if hasattr(os, "sched_getaffinity") else None
-        engine = {"n_threads": free, **(options.pop("engine_options", None) or {})}
-        return AtlasSession(model, **{"memory": True, **options}, engine_options=engine)
-    return AtlasSession(model, **{"memory": True, **options})
+def _no_memory() -> InvalidParamError:
+    return InvalidParamError("this session has no memory", key="memory", hint="Open it with memory=True.")
 
 
-def _displace(session: AtlasSession) -> bool:
-    """Stop the lab that reads with this session's engine; True if there was one."""
-    other = _LABS.get(id(session.engine))
+def _check(engine: Engine, options: dict[str, Any]) -> None:
+    """Refuse settings that a session would refuse, while another lab still has the model."""
+    names = {"window": "window_size"}
+    own = ("memory", "device", "rollover", "learn")
+    changes = {names.get(name, name): value for name, value in options.items() if name not in own}
+    chosen = {name: value for name, value in changes.items() if value is not None}
+    if memory_choice.choose(engine, options["memory"], chosen) == (None, None):
+        raise _no_memory()
+
+
+def _displace(engine: Engine, *, for_good: bool = False) -> bool:
+    """Stop the lab that reads with an engine; True if there was one that may be seen. ``for_good``: whoever has it."""
+    other = _LABS.get(id(engine))
     if other is None:
         return False
-    other._leave()
-    with other.lock:
-        pass  # its step is over
-    other.controls.disable()
-    other._tell("Another MemoryLab reads with this model now; run this cell again to take it back.")
-    return True
+    other._make_room(for_good=for_good or len(engine.taken) >= engine.n_sequences)
+    return other.comm is not None
+
+
+def _cell() -> tuple[str, str] | None:
+    """Return the notebook's cell that is running, and which of its runs this is; None where nobody says so."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    kernel: Any = getattr(shell, "kernel", None)
+    request = (kernel.get_parent() or {}) if hasattr(kernel, "get_parent") else {}
+    cell = request.get("metadata", {}).get("cellId")
+    return (str(cell), str(request.get("header", {}).get("msg_id", ""))) if cell else None
 
 
 def _documents(given: Any) -> dict[str, Any]:

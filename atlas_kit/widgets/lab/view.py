@@ -1,13 +1,15 @@
 """The live view of ``MemoryLab``: what a trace holds, sent to the browser piece by piece as it draws.
 
 Frames are acknowledged (``frame_gate.py``); a page that was loaded again says hello and gets everything from the start.
-Knows a trace and who names its tokens; drawing is in ``static/lab/lab.js``.
+A view that ends says bye, and when none is left, who made this is told. Knows a trace and who names its tokens; drawing
+is in ``static/lab/lab.js``.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,7 @@ import anywidget
 import numpy as np
 import traitlets
 
+from atlas_kit.background import start_thread
 from atlas_kit.llama.trace import Trace
 from atlas_kit.llama.trace_frames import GivenWords, Words, packed
 from atlas_kit.widgets.frame_gate import PATIENCE, FrameGate
@@ -24,6 +27,8 @@ from atlas_kit.widgets.static_modules import STATIC, joined
 MOST_TOKENS = 4096
 #: After a frame the page rests this many times as long as it took to draw it: learning may need the same processor.
 REST = 2.0
+#: Seconds that the other views have to say that they are still there.
+ANSWER_SECONDS = 2.0
 
 
 class LabView(anywidget.AnyWidget):
@@ -33,6 +38,8 @@ class LabView(anywidget.AnyWidget):
     ----------
     facts
         Is asked for the numbers of the moment with each frame.
+    looked_at
+        Is told when the last view that was there is gone (False), and when one is there again (True).
     """
 
     _esm = joined("lab/lab.js")
@@ -44,8 +51,12 @@ class LabView(anywidget.AnyWidget):
     #: ``name``, ``tokens`` seen, ``values`` and effective ``rank``; empty before the first.
     spectrum = traitlets.Dict().tag(sync=True)
 
-    def __init__(self, facts: Callable[[], dict[str, Any]]) -> None:
-        self._facts = facts
+    def __init__(
+        self, facts: Callable[[], dict[str, Any]], looked_at: Callable[[bool], None] = lambda _: None
+    ) -> None:
+        self._facts, self._looked_at = facts, looked_at
+        #: The views that said hello; whether there was one, and none is left.
+        self.views, self.gone = set[str](), False
         self._lock = threading.RLock()
         self._gate = FrameGate()
         self._sent_at = self._next = 0.0
@@ -102,13 +113,50 @@ class LabView(anywidget.AnyWidget):
 
     def _answer(self, _: Any, message: dict[str, Any], __: Any) -> None:
         number: int | None = None
-        if message.get("kind") == "hello":
+        kind, who = message.get("kind"), str(message.get("view", ""))
+        if kind in ("hello", "here"):
+            self._came(who)
+        if kind == "hello":
             with self._lock:
                 self._sent, self._named = 0, set()
                 number = self._gate.force()
-        elif message.get("kind") == "shown":
+        elif kind == "bye":
+            self._went(who)
+        elif kind == "shown":
             now = time.monotonic()
             self._next = now + REST * min(now - self._sent_at, PATIENCE)
             number = self._gate.acknowledge(int(message.get("number", 0)))
         if number is not None:
             self._post(number)
+
+    # --- who looks -------------------------------------------------------------------------------------------
+
+    def _came(self, who: str) -> None:
+        with self._lock:
+            again, self.gone = self.gone, False
+            self.views.add(who)
+        if again:
+            self._looked_at(True)
+
+    def _went(self, who: str) -> None:
+        """Ask who is left: a page that was loaded again took its views with it without a word."""
+        with self._lock:
+            if who not in self.views:
+                return
+            self.views.clear()
+        if self.comm is not None:
+            self.send({"kind": "who"})
+        view, over = weakref.ref(self), threading.Event()
+        start_thread(lambda: over.wait(ANSWER_SECONDS) or _count(view), name="atlas-views", stop=over.set)
+
+    def _nobody(self) -> None:
+        with self._lock:
+            if self.views or self.gone:
+                return
+            self.gone = True
+        self._looked_at(False)
+
+
+def _count(reference: weakref.ref[LabView]) -> None:
+    if (view := reference()) is not None:
+        view._nobody()

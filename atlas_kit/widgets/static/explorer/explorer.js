@@ -14,6 +14,9 @@ import { itemPane } from "./item.js";
 /** @type {Record<string, string>} */
 const SEVERITY = { error: "✖ error", warning: "▲ warning", note: "● note" };
 
+/** After so long it is said that something is being read. */
+const SLOW_MS = 250;
+
 /** Remedies of files that are damaged, for which a backup may be the better one. */
 const RESTORABLE = new Set(["recover", "recover-journal", "repair", "repair-if-damaged"]);
 
@@ -24,13 +27,20 @@ const RESTORABLE = new Set(["recover", "recover-journal", "repair", "repair-if-d
  *            folder: here, and then it answers with its summary, or elsewhere; `onSelect` hears what is chosen: name,
  *            start, size, table and row
  * @typedef {{destroy: () => void}} Part
+ * @typedef {{tab: string | null, tables: Record<string, TablePlace>, bytes: import("./hex.js").Place | null,
+ *            map: {start: number, stop: number, whole: boolean}, checked: boolean, typed: string, focus: Focus | null}} Place
+ *            all that somebody did to see what is seen: kept when the file is shown anew
+ * @typedef {{grid: import("./grid.js").Place, name: string | null, row: number | null,
+ *            item: import("./item.js").Place | null}} TablePlace
+ * @typedef {{label: string, from: number | null, to: number | null}} Focus
  */
 
 /**
  * Show a file in an element.
  * @param {HTMLElement} node
  * @param {Sources} options
- * @returns {() => void} removes it
+ * @returns {(() => void) & {changed: () => Promise<void>}} removes it; `changed` shows the file as it is now, at the place
+ *          that was looked at, and says so
  */
 export function mount(node, { request, openNotebook, openBackup, onSelect }) {
   const root = el("section", { class: "ax", "aria-label": "File explorer", "data-lm-suppress-shortcuts": "true" });
@@ -53,7 +63,9 @@ export function mount(node, { request, openNotebook, openBackup, onSelect }) {
       if (found.reply.changed && !gone) changed();
       return found;
     } catch (error) {
-      return { reply: { error: `The server did not answer: ${(error instanceof Error && error.message) || error}` }, buffers: [] };
+      const said = (error instanceof Error && error.message) || String(error);
+      const answered = error instanceof Error && "response" in error; // it did, and says why not
+      return { reply: { error: answered ? said : `The server did not answer: ${said}` }, buffers: [] };
     }
   }
   /** @type {import("./dom.js").Ask} */
@@ -65,43 +77,94 @@ export function mount(node, { request, openNotebook, openBackup, onSelect }) {
       notice,
       el("span", { text: "The file has changed since it was opened." }),
       " ",
-      el("button", {
-        type: "button",
-        class: "ax-small",
-        text: "Reload",
-        onclick: async () => {
-          fill(notice);
-          show(await ask({ op: "reload" }));
-        },
-      }),
+      el("button", { type: "button", class: "ax-small", text: "Reload", onclick: () => again("reload") }),
     );
+  }
+  /**
+   * Show the file as it is now, at the place that was looked at; where it cannot be shown, what is seen stays.
+   * @param {string} op
+   * @param {string} said
+   */
+  async function again(op, said = "") {
+    const summary = await ask({ op });
+    if (gone) return;
+    if (summary.error && parts.length) {
+      fill(notice, failed(summary), " ", retry(() => again(op, said)));
+      return;
+    }
+    const place = parts[0]?.place() ?? null;
+    fill(notice);
+    const scrolled = scrollsAbove(root);
+    const stay = page.offsetHeight;
+    page.style.minHeight = `${stay}px`;
+    show(summary, place);
+    scrolled.forEach(([node, top]) => {
+      node.scrollTop = top;
+    });
+    setTimeout(() => {
+      page.style.minHeight = "";
+    }, 1500);
+    if (said && parts.length) {
+      const close = el("button", { type: "button", class: "ax-small", text: "OK", onclick: () => fill(notice) });
+      fill(notice, el("span", { text: said }), " ", close);
+    }
   }
   function clear() {
     parts.forEach((part) => part.destroy());
     parts = [];
   }
 
-  /** @param {Reply} summary */
-  function show(summary) {
-    clear();
+  /**
+   * @param {Reply} summary
+   * @param {Place | null} place
+   */
+  function show(summary, place = null) {
     if (gone) return;
+    clear();
     if (summary.error) {
-      fill(page, alert_(summary));
+      fill(page, alert_(summary), retry(() => again("summary")));
       return;
     }
     root.setAttribute("aria-label", `File ${summary.name}`);
-    const shell = fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reopen: show });
+    const shell = fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reopen: show, place });
     parts.push(shell);
     fill(page, shell.root);
   }
-  ask({ op: "summary" }).then(show);
-  return () => {
+  const slow = setTimeout(() => {
+    if (!page.childElementCount) fill(page, el("p", { class: "ax-hint", role: "status", text: "Opening the file …" }));
+  }, SLOW_MS);
+  ask({ op: "summary" }).then((summary) => {
+    clearTimeout(slow);
+    show(summary);
+  });
+  const end = () => {
     gone = true;
     unfollow();
     clear();
     root.remove();
   };
+  const now = () => new Date().toLocaleTimeString("en-GB");
+  return Object.assign(end, { changed: () => again("reload", `The file has changed. This is how it was at ${now()}.`) });
 }
+
+/** @param {() => void} work */
+const retry = (work) => el("button", { type: "button", class: "ax-small", text: "Try again", onclick: work });
+
+/**
+ * The elements around a node that are scrolled, and how far.
+ * @param {HTMLElement} node
+ * @returns {[HTMLElement, number][]}
+ */
+function scrollsAbove(node) {
+  /** @type {[HTMLElement, number][]} */
+  const found = [];
+  for (let at = node.parentElement; at; at = at.parentElement) if (at.scrollTop) found.push([at, at.scrollTop]);
+  return found;
+}
+
+/** @param {Reply} reply */
+const failed = ({ error, hint }) =>
+  el("span", { text: `${sentence(error)}${hint ? ` ${sentence(hint)}` : ""} What is shown is what was read last.` });
 
 /** @param {Reply} failed */
 function alert_({ error, hint }) {
@@ -110,9 +173,9 @@ function alert_({ error, hint }) {
 
 /**
  * @param {Omit<Sources, "request"> & {ask: import("./dom.js").Ask, full: import("./dom.js").Request, summary: Reply,
- *         reopen: (summary: Reply) => void}} given
+ *         reopen: (summary: Reply, place?: Place | null) => void, place: Place | null}} given
  */
-function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reopen }) {
+function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reopen, place }) {
   const { size } = summary;
   /** @type {Part[]} */
   const parts = [];
@@ -164,12 +227,17 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reo
   /** @type {Reply | null} */
   let findings = null;
   let timer = 0;
+  /** Whether it was checked before it changed. */
+  const stale = place?.checked ?? false;
+  /** @type {HTMLInputElement | null} */
+  let word = null;
   /** @type {{offset: number, size: number} | null} bytes of what was chosen last, for when they are looked at */
   let wanted = null;
   const main = tabs("What to look at", list, (id, panel) => {
     const made = roots.get(id) ?? makePanel(id);
     roots.set(id, made);
     fill(panel, made);
+    tables.get(id)?.revive();
     if (id === "bytes" && wanted) hexBytes?.show(wanted.offset, wanted.size);
     if (id === "bytes") wanted = null;
   });
@@ -185,13 +253,20 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reo
     main.panel,
   );
   drawFindings();
-  queueMicrotask(() => main.choose("summary"));
+  queueMicrotask(() => {
+    main.choose(place?.tab && list.some(({ id }) => id === place.tab) ? place.tab : "summary");
+    if (!place) return;
+    if (!place.map.whole) map.look(place.map.start, place.map.stop);
+    if (word) word.value = place.typed;
+    if (place.focus) refocus(root, place.focus);
+  });
 
   /** @param {string} id */
   function makePanel(id) {
     if (id === "summary") return summaryPanel();
     if (id === "bytes") {
-      hexBytes = keep(hexPane({ request: full, size, seen: (offset, long) => map.select(offset, long) }));
+      const { bytes: before = null } = place ?? {};
+      hexBytes = keep(hexPane({ request: full, size, seen: (offset, long) => map.select(offset, long), place: before }));
       return hexBytes.root;
     }
     if (id === "findings") return findingsBody;
@@ -241,28 +316,57 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reo
     );
     /** @type {ReturnType<typeof itemPane> | null} */
     let shown = null;
-    const open = async (/** @type {number} */ row) => {
+    const before = place?.tables[id] ?? null;
+    /** @type {{name: string, row: number} | null} */
+    let chosen = null;
+    /**
+     * @param {number} row
+     * @param {import("./item.js").Place | null} at
+     */
+    const open = async (row, at = null) => {
+      const slow = setTimeout(() => fill(side, el("p", { class: "ax-hint", role: "status", text: "Reading …" })), SLOW_MS);
       const item = await ask({ op: "item", table: id, row });
+      clearTimeout(slow);
       if (shown) shown.destroy();
       if (item.error) {
         shown = null;
         fill(side, alert_(item));
         return;
       }
-      shown = itemPane({ ask, request: full, table: id, row, item, bytes: toBytes });
+      chosen = { name: item.name, row };
+      shown = itemPane({ ask, request: full, table: id, row, item, bytes: toBytes, place: at });
       fill(side, shown.root);
       wanted = { offset: item.start, size: Math.max(1, item.size) };
-      map.select(wanted.offset, wanted.size);
+      if (!at) map.select(wanted.offset, wanted.size);
       if (onSelect) onSelect({ name: item.name, start: item.start, size: item.size, table: id, row });
     };
-    const rows = keep(grid({ ask, table: id, info, open }));
+    /** Open what was open before the file changed, wherever it is now. */
+    async function openAgain() {
+      if (before?.row === null || before?.row === undefined) return;
+      const { place: now } = before.name === null ? { place: null } : await ask({ op: "find", name: before.name });
+      if (now?.table === id || before.row < info.count) {
+        const row = now?.table === id ? now.row : before.row;
+        rows.mark(row);
+        await open(row, before.item);
+      }
+    }
+    const rows = keep(grid({ ask, table: id, info, open: (row) => open(row), place: before?.grid ?? null }));
     keep({
       destroy() {
         if (shown) shown.destroy();
       },
     });
+    openAgain();
     return {
       root: el("div", { class: "ax-split" }, rows.root, side),
+      revive: rows.revive,
+      /** @returns {TablePlace} */
+      place: () => ({
+        grid: rows.place(),
+        name: chosen?.name ?? null,
+        row: chosen?.row ?? null,
+        item: shown?.place() ?? null,
+      }),
       pick: async (/** @type {number} */ row) => {
         await rows.show(row);
         await open(row);
@@ -274,7 +378,9 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reo
     if (!findings) {
       fill(
         findingsBody,
-        el("p", { text: "The file has not been checked. Checking reads all of it, in the background." }),
+        el("p", {
+          text: `${stale ? "The file has changed since it was checked." : "The file has not been checked."} Checking reads all of it, in the background.`,
+        }),
         el("button", { type: "button", text: "Check the file", onclick: validate, disabled: !size }),
       );
       return;
@@ -287,15 +393,9 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reo
       fill(findingsBody, alert_(findings));
       return;
     }
-    const verdict =
-      findings.findings.length === 0
-        ? "Nothing is wrong with this file."
-        : findings.ok
-          ? "The file can be used as it is."
-          : "The file is damaged.";
     fill(
       findingsBody,
-      el("p", { class: findings.ok ? "ax-good" : "ax-bad", text: `${findings.ok ? "✔" : "✖"} ${verdict}` }),
+      el("p", { class: findings.ok ? "ax-good" : "ax-bad", text: `${findings.ok ? "✔" : "✖"} ${findings.sentence}` }),
       backups(findings.findings),
       el("ul", {}, ...findings.findings.map(finding)),
     );
@@ -368,7 +468,7 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reo
     clearTimeout(timer);
     findings = await ask({ op: "validate" });
     drawFindings();
-    const verdict = findings.ok ? "✔ sound" : "✖ damaged";
+    const verdict = `${findings.ok ? "✔" : "✖"} ${findings.verdict}`;
     const said = /** @type {Record<string, string>} */ ({ running: "Checking …", done: verdict });
     state.textContent = said[findings.state] ?? "";
     check.disabled = findings.state === "running";
@@ -384,12 +484,13 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reo
   }
 
   function unlock() {
-    const word = el("input", {
+    const input = el("input", {
       type: "password",
       autocomplete: "off",
       "aria-label": "Passphrase",
       onkeydown: (/** @type {KeyboardEvent} */ event) => event.stopPropagation(),
     });
+    word = input;
     const said = el("span", { role: "alert" });
     return el(
       "form",
@@ -398,14 +499,14 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reo
         onsubmit: async (/** @type {SubmitEvent} */ event) => {
           event.preventDefault();
           said.textContent = " …";
-          const reply = await ask({ op: "unlock", passphrase: word.value });
+          const reply = await ask({ op: "unlock", passphrase: input.value });
           if (reply.error) {
             said.textContent = sentence(reply.error);
-            word.select();
-          } else reopen(reply);
+            input.select();
+          } else reopen(reply, null);
         },
       },
-      el("label", {}, "Passphrase ", word),
+      el("label", {}, "Passphrase ", input),
       " ",
       el("button", { type: "submit", text: "Unlock" }),
       " ",
@@ -415,9 +516,46 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reo
   return {
     root,
     redraw: map.redraw,
+    /** @returns {Place} */
+    place() {
+      const kept = Object.entries(place?.tables ?? {}).filter(([id]) => !tables.has(id));
+      return {
+        tab: main.chosen,
+        tables: Object.fromEntries([...kept, ...[...tables].map(([id, table]) => [id, table.place()])]),
+        bytes: hexBytes?.place() ?? place?.bytes ?? null,
+        map: map.place(),
+        checked: Boolean(findings) || stale,
+        typed: word?.value ?? "",
+        focus: focusIn(root),
+      };
+    },
     destroy() {
       clearTimeout(timer);
       parts.forEach((part) => part.destroy());
     },
   };
+}
+
+/**
+ * What has the focus, by its name, and what is selected of what was typed.
+ * @param {HTMLElement} root
+ * @returns {Focus | null}
+ */
+function focusIn(root) {
+  const at = document.activeElement;
+  const label = at && root.contains(at) ? at.getAttribute("aria-label") : null;
+  if (label === null) return null;
+  const typed = at instanceof HTMLInputElement && at.type !== "range" ? at : null;
+  return { label, from: typed?.selectionStart ?? null, to: typed?.selectionEnd ?? null };
+}
+
+/**
+ * @param {HTMLElement} root
+ * @param {Focus} focus
+ */
+function refocus(root, { label, from, to }) {
+  const node = [...root.querySelectorAll("[aria-label]")].find((one) => one.getAttribute("aria-label") === label);
+  if (!(node instanceof HTMLElement)) return;
+  node.focus({ preventScroll: true });
+  if (node instanceof HTMLInputElement && from !== null) node.setSelectionRange(from, to);
 }

@@ -21,21 +21,26 @@ const WIDTHS = {
 /**
  * @typedef {{name: string, label: string, kind: string}} Column
  * @typedef {any[]} Row  its number, then its cells
+ * @typedef {{sort: string, descending: boolean, filter: string, scroll: number, active: number}} Place
  */
 
 /**
  * @param {{ask: import("./dom.js").Ask, table: string,
  *          info: {title: string, count: number, columns: Column[], numbered?: boolean},
- *          open: (row: number, cells: any[]) => void}} options
+ *          open: (row: number, cells: any[]) => void, place?: Place | null}} options `place` is where another table of
+ *        the same kind stood
  */
-export function grid({ ask, table, info, open }) {
+export function grid({ ask, table, info, open, place = null }) {
   const columns = info.numbered ? [{ name: "", label: "#", kind: "number" }, ...info.columns] : info.columns;
   const skip = info.numbered ? 0 : 1; // a row comes with its number first
-  const order = { sort: "", descending: false, filter: "" };
+  const order = { sort: place?.sort ?? "", descending: place?.descending ?? false, filter: place?.filter ?? "" };
   const name = uniqueId("grid");
   let matched = info.count,
-    active = 0,
-    version = 0;
+    active = place?.active ?? 0,
+    version = 0,
+    scrolled = place?.scroll ?? 0; // an element that is not in the page forgets it
+  /** Whether the table has still to be scrolled to where it stood. */
+  let behind = scrolled > 0;
   /** @type {Map<number, Row[]>} */
   let chunks = new Map();
   /** @type {Set<number>} */
@@ -76,10 +81,15 @@ export function grid({ ask, table, info, open }) {
   const heads = columns.map((column) =>
     el(
       "div",
-      { role: "columnheader", "aria-sort": "none", class: `ax-c-${column.kind}` },
+      {
+        role: "columnheader",
+        "aria-sort": "none",
+        class: `ax-c-${column.kind}`,
+        onclick: () => sortBy(column.name), // the whole cell, not its word alone: a click on the button comes here, too
+      },
       el(
         "button",
-        { type: "button", class: "ax-sort", onclick: () => sortBy(column.name) },
+        { type: "button", class: "ax-sort" },
         column.label,
         el("span", { class: "ax-arrow", "aria-hidden": "true" }),
       ),
@@ -135,7 +145,11 @@ export function grid({ ask, table, info, open }) {
     if (chunks.has(number) || pending.has(number)) return;
     pending.add(number);
     const now = version;
+    const slow = setTimeout(() => {
+      if (now === version) status.textContent = "Reading …";
+    }, 250);
     const reply = await ask({ op: "rows", table, start: number * CHUNK, count: CHUNK, ...order });
+    clearTimeout(slow);
     if (now !== version) return;
     pending.delete(number);
     if (reply.error) {
@@ -146,6 +160,7 @@ export function grid({ ask, table, info, open }) {
     const oldest = chunks.keys().next();
     if (chunks.size > 40 && !oldest.done) chunks.delete(oldest.value);
     if (matched !== reply.matched) resize(reply.matched);
+    if (behind && body.isConnected) catchUp();
     say();
     draw();
   }
@@ -159,7 +174,14 @@ export function grid({ ask, table, info, open }) {
     body.setAttribute("aria-rowcount", String(total + 1));
     active = Math.max(0, Math.min(active, total - 1));
   }
+  /** Scroll to where the table stood. */
+  function catchUp() {
+    body.scrollTop = scrolled;
+    behind = false;
+  }
   function refresh() {
+    scrolled = 0;
+    behind = false;
     version += 1;
     chunks = new Map();
     pending = new Set();
@@ -172,13 +194,16 @@ export function grid({ ask, table, info, open }) {
     if (order.sort !== column) Object.assign(order, { sort: column, descending: false });
     else if (!order.descending) order.descending = true;
     else Object.assign(order, { sort: "", descending: false });
+    showOrder();
+    refresh();
+  }
+  function showOrder() {
     columns.forEach((c, i) =>
       heads[i].setAttribute(
         "aria-sort",
-        c.name !== order.sort ? "none" : order.descending ? "descending" : "ascending",
+        !order.sort || c.name !== order.sort ? "none" : order.descending ? "descending" : "ascending",
       ),
     );
-    refresh();
   }
   /**
    * @param {number} number
@@ -265,13 +290,37 @@ export function grid({ ask, table, info, open }) {
     event.preventDefault();
     event.stopPropagation();
   });
-  body.addEventListener("scroll", () => requestAnimationFrame(draw));
+  body.addEventListener("scroll", () => {
+    if (body.isConnected && !behind) scrolled = body.scrollTop;
+    requestAnimationFrame(draw);
+  });
   const stopWatching = onResize(body, draw);
+  filter.value = order.filter;
+  showOrder();
   resize(info.count);
   fetchChunk(0);
   return {
     root,
     refresh,
+    /** Stand where the table stood before it left the page. */
+    revive() {
+      requestAnimationFrame(() => {
+        if (!body.isConnected) return;
+        behind = scrolled > 0 && !chunks.size;
+        if (chunks.size) catchUp();
+        draw();
+      });
+    },
+    /** @returns {Place} */
+    place: () => ({ ...order, scroll: scrolled, active }),
+    /**
+     * Make a row the chosen one without going there.
+     * @param {number} row
+     */
+    mark(row) {
+      chosen = row;
+      draw();
+    },
     /**
      * Make a row the active and chosen one, wherever it stands now.
      * @param {number} row

@@ -12,13 +12,14 @@ const WIDE = 16,
 /**
  * @typedef {{name: string, type: string, size: number, offset: number, value: string, meaning: string}} Field
  * @typedef {Field & {tint: number}} TintedField
+ * @typedef {{offset: number, cursor: number}} Place  the first byte in view, and the one at the cursor
  */
 
 /**
- * @param {{request: import("./dom.js").Request, size: number, seen: import("./dom.js").ShowBytes}} options `seen` hears
- *        which bytes are chosen
+ * @param {{request: import("./dom.js").Request, size: number, seen: import("./dom.js").ShowBytes,
+ *          place?: Place | null}} options `seen` hears which bytes are chosen; `place` is where another pane stood
  */
-export function hexPane({ request, size, seen }) {
+export function hexPane({ request, size, seen, place: before = null }) {
   const digits = Math.max(8, size.toString(16).length);
   const name = uniqueId("byte");
   const goto_ = el("input", {
@@ -61,8 +62,8 @@ export function hexPane({ request, size, seen }) {
     ),
   );
 
-  let top = 0,
-    cursor = 0,
+  let top = Math.floor((before?.offset ?? 0) / WIDE),
+    cursor = Math.max(0, Math.min(before?.cursor ?? 0, size - 1)),
     across = WIDE;
   /** @type {{offset: number, data: Uint8Array, fields: Field[]}} */
   let page = { offset: 0, data: new Uint8Array(), fields: [] };
@@ -335,13 +336,16 @@ export function hexPane({ request, size, seen }) {
   const stopWatching = onResize(root, () => {
     const now = root.clientWidth < 560 ? NARROW : WIDE;
     if (now !== across) {
+      top = Math.floor((before ? top * across : cursor) / now);
       across = now;
-      top = Math.floor(cursor / across);
     }
+    before = null;
     if (size) scrollTo(Math.min(top, lastTop()));
   });
   return {
     root,
+    /** @returns {Place} */
+    place: () => ({ offset: top * across, cursor }),
     /**
      * Show and choose the bytes of a range.
      * @param {number} offset

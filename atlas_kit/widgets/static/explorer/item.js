@@ -6,6 +6,7 @@ import { storedMatrix } from "./matrix.js";
 
 /** @typedef {import("./dom.js").Reply} Reply */
 /** @typedef {HTMLLIElement & {toggle: (open: boolean) => Promise<void>}} TreeItem */
+/** @typedef {{view: string | null, scroll: number, grid: import("./grid.js").Place | null}} Place */
 
 /** @type {Record<string, string>} */
 const LABELS = {
@@ -20,9 +21,10 @@ const ROLES = new Set(["user", "human", "assistant", "bot", "ai", "system", "too
 
 /**
  * @param {{ask: import("./dom.js").Ask, request: import("./dom.js").Request, table: string, row: number, item: Reply,
- *          bytes: import("./dom.js").ShowBytes}} options `bytes` shows the item's bytes
+ *          bytes: import("./dom.js").ShowBytes, place?: Place | null}} options `bytes` shows the item's bytes; `place` is
+ *        how another one was looked at
  */
-export function itemPane({ ask, request, table, row, item, bytes }) {
+export function itemPane({ ask, request, table, row, item, bytes, place = null }) {
   const where = { table, row };
   /** @type {(() => void)[]} */
   let ends = [];
@@ -58,8 +60,12 @@ export function itemPane({ ask, request, table, row, item, bytes }) {
     facts,
   );
 
+  /** @type {ReturnType<typeof tabs> | null} */
+  let views = null;
+  /** @type {ReturnType<typeof grid> | null} */
+  let inner = null;
   if (item.views.length) {
-    const views = tabs(
+    views = tabs(
       "Views",
       item.views.map((/** @type {string} */ id) => ({ id, label: LABELS[id] })),
       (id, panel) => {
@@ -69,9 +75,11 @@ export function itemPane({ ask, request, table, row, item, bytes }) {
       },
     );
     root.append(views.list, views.panel);
-    queueMicrotask(() => views.choose(item.views[0]));
+    const first = item.views.includes(place?.view) ? place?.view : item.views[0];
+    queueMicrotask(() => views?.choose(first));
   }
   function end() {
+    inner = null;
     ends.forEach((work) => work());
     ends = [];
   }
@@ -83,7 +91,12 @@ export function itemPane({ ask, request, table, row, item, bytes }) {
    * @returns {Promise<Reply | null>}
    */
   async function get(panel, message) {
+    const slow = setTimeout(() => {
+      status.textContent = "Reading …";
+    }, 250);
     const reply = await ask(message.op === "rows" ? message : { ...where, ...message });
+    clearTimeout(slow);
+    if (status.textContent === "Reading …") status.textContent = "";
     if (!reply.error) return reply;
     panel.append(
       el("p", { class: "ax-alert", role: "alert", text: `${reply.error}${reply.hint ? `. ${reply.hint}` : ""}` }),
@@ -163,9 +176,12 @@ export function itemPane({ ask, request, table, row, item, bytes }) {
         open: (row, cells) => {
           detail.textContent = `${row}: ${cells.join(", ")}`;
         },
+        place: place?.grid ?? null,
       });
+      inner = list;
       ends.push(list.destroy);
       panel.append(list.root, detail);
+      list.revive();
     },
     async matrix(panel) {
       const reply = await get(panel, { op: "matrix" });
@@ -201,6 +217,7 @@ export function itemPane({ ask, request, table, row, item, bytes }) {
     const reply = await get(panel, message(start));
     if (!reply) return;
     const next = add(reply);
+    if (start === 0 && place?.scroll) body.scrollTop = place.scroll;
     if (next === null || next === undefined) {
       if (reply.shown < reply.size)
         panel.append(
@@ -307,7 +324,16 @@ export function itemPane({ ask, request, table, row, item, bytes }) {
     });
     return node;
   }
-  return { root, destroy: end };
+  return {
+    root,
+    destroy: end,
+    /** @returns {Place} */
+    place: () => ({
+      view: views?.chosen ?? null,
+      scroll: root.querySelector(".ax-pre, .ax-chat")?.scrollTop ?? 0,
+      grid: inner?.place() ?? null,
+    }),
+  };
 }
 
 /** @param {HTMLElement} node */

@@ -491,6 +491,7 @@ export function byteMap({ ask, size, pick }) {
     root,
     look,
     redraw: draw,
+    place: () => ({ start, stop, whole: start === 0 && stop === size }),
     /**
      * Show which bytes are looked at elsewhere.
      * @param {number} offset

@@ -1,5 +1,5 @@
 // MemoryLab's live view: a learning memory as numbers, curves, a coloured text, and the story of one token.
-// The kernel sends frames and waits for each to be drawn; a view that opens asks for everything again.
+// The kernel sends frames and waits for each to be drawn; a view that opens asks for everything again, until it comes.
 
 import { element, thousands, LossCurve, SpectrumCurve, WeightCurve } from "./curves.js";
 import { Run } from "./run.js";
@@ -17,6 +17,10 @@ import { EXPERTS, LEVELS, share, Story, TextPane } from "./text.js";
 const SPANS = [64, 256, 1024];
 /** Milliseconds that the newest token's story stays. */
 const STORY = 400;
+/** Milliseconds until a greeting that was not answered is repeated, each time twice as long, and at most so long. */
+const [SOON, LATE] = [1000, 8000];
+/** Greetings without an answer, after which the reader is told. */
+const PATIENT = 3;
 
 /**
  * @param {string} className
@@ -147,10 +151,15 @@ class View {
     this.number = 0; // of the newest frame
     this.drawing = 0;
     this.nextStory = 0;
+    this.id = Math.random().toString(36).slice(2);
+    this.waiting = 0; // the timer of a greeting without an answer
+    this.greetings = 0; // that were not answered
     this.root = element("div", "atlas-lab");
     this.state = element("span", "state");
     this.said = element("span", "said");
     this.error = element("span", "error");
+    this.away = element("span", "error away");
+    this.away.hidden = true;
     this.headline = new Headline();
     this.loss = new LossCurve(this.run, 250);
     this.lossLegend = legend([["model", "model alone"], ["memory", "with memory"], ["gap", "gap"]]);
@@ -176,7 +185,8 @@ class View {
     const bar = element("div", "status");
     this.said.setAttribute("role", "status");
     this.error.setAttribute("role", "alert");
-    bar.append(this.state, this.said, this.error);
+    this.away.setAttribute("role", "status");
+    bar.append(this.state, this.said, this.error, this.away);
     return bar;
   }
 
@@ -304,8 +314,12 @@ class View {
    * @param {DataView[]} buffers
    */
   receive(message, buffers) {
+    if (message.kind === "who") this.send({ kind: "here", view: this.id });
     if (message.kind !== "frame") return;
-    if (this.run.take(message, buffers)) this.facts = message.facts;
+    if (this.run.take(message, buffers)) {
+      this.facts = message.facts;
+      this._answered();
+    } else if (message.from > this.run.count && !this.waiting) this.greet(); // a frame was lost on the way
     this.number = message.number;
     if (!this.drawing) this.drawing = requestAnimationFrame(() => this._draw());
   }
@@ -323,10 +337,48 @@ class View {
     this.loss.draw();
     this.weights.draw();
     this.root.dataset.shown = String(this.run.count);
-    this.model.send({ kind: "shown", number: this.number });
+    this.send({ kind: "shown", number: this.number });
+  }
+
+  /**
+   * A kernel that is gone, or a connection that is closed, hears nothing: that is no error here.
+   * @param {Record<string, unknown>} message
+   */
+  send(message) {
+    try {
+      this.model.send(message);
+    } catch {
+      // it is said again, or nobody is there any more
+    }
+  }
+
+  /** Ask for everything from the start, and ask again until it comes: what is sent while a page opens may be lost. */
+  greet() {
+    clearTimeout(this.waiting);
+    this.send({ kind: "hello", view: this.id });
+    this.waiting = setTimeout(() => this._again(), Math.min(LATE, SOON * 2 ** this.greetings));
+  }
+
+  _again() {
+    this.greetings += 1;
+    if (this.greetings >= PATIENT) {
+      this.away.textContent =
+        "The kernel does not answer: it is busy with a cell, was restarted, or is gone. This is what was seen last.";
+      this.away.hidden = false;
+    }
+    this.greet();
+  }
+
+  _answered() {
+    clearTimeout(this.waiting);
+    this.waiting = 0;
+    this.greetings = 0;
+    this.away.hidden = true;
   }
 
   close() {
+    clearTimeout(this.waiting);
+    this.send({ kind: "bye", view: this.id });
     cancelAnimationFrame(this.drawing);
     for (const curve of [this.loss, this.weights, this.spectrum]) curve.close();
     this.root.remove();
@@ -342,12 +394,15 @@ function render({ model, el }) {
   model.on("msg:custom", receive);
   for (const name of ["state", "status", "error"]) model.on(`change:${name}`, tell);
   model.on("change:spectrum", measured);
+  const connected = () => view.greet(); // or not any more: then nobody answers
+  model.on("comm_live_update", connected);
   measured();
-  model.send({ kind: "hello" });
+  view.greet();
   return () => {
     model.off("msg:custom", receive);
     for (const name of ["state", "status", "error"]) model.off(`change:${name}`, tell);
     model.off("change:spectrum", measured);
+    model.off("comm_live_update", connected);
     view.close();
   };
 }

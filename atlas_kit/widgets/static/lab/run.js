@@ -77,7 +77,7 @@ export class Run {
    */
   take(message, buffers) {
     if (message.from === 0) this.clear();
-    if (message.from !== this.count) return false; // of another view's replay
+    if (message.from !== this.count) return false; // of another view's replay, or something is missing
     for (const [token, name] of message.names) this.names.set(token, name);
     if (message.texts.length) {
       this.rows.put(this.count, numbers(Float32Array, buffers[0]));

@@ -4,6 +4,8 @@
 // colour scale. From here go {kind: "shown", number}, {kind: "tile", box} and {kind: "value", row, column}; a value
 // comes back as a custom message, a tile as the next frame. Nothing is loaded from anywhere: a plain module.
 
+import { nameSliders } from "./sliders.js";
+
 // Shades of the colour table and the marks after them: the same as in colour.py.
 const SHADES = 249, NAN = 249, POSITIVE = 251, NEGATIVE = 253;
 const KNEE = 1000;                        // symlog: linear below the limit divided by this
@@ -859,7 +861,11 @@ class View {
 /** @param {{model: Model, el: Element}} given */
 function render({ model, el }) {
   const view = new View(model, el);
-  return () => view.end();
+  const unname = nameSliders(); // those beside the matrices: every widget of several parts has one
+  return () => {
+    unname();
+    view.end();
+  };
 }
 
 export default { render };

@@ -1,0 +1,73 @@
+"""Going on with a text as it went on when it was read, however long ago that is.
+
+As asking.py does with questions: a beginning (``The code of Bamiru is``) takes the place of a question, and no words
+stand around it. Knows no chat templates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from atlas_kit.llama.asking_prompts import Form
+from atlas_kit.llama.branching import Branch
+from atlas_kit.llama.inside import unblended
+from atlas_kit.llama.recalling import Recall, Recalled, candidates, recall_of, recalling, within
+from atlas_kit.llama.sampling import Sampling
+from atlas_kit.llama.steps import Step, Token
+
+if TYPE_CHECKING:
+    from atlas_kit.llama.inside import Inside
+
+
+def completing(
+    session: Inside, beginning: Sequence[int], max_tokens: int, *, recall: Recall | None = None
+) -> Generator[Step | Token, Any, Recalled]:
+    """Go on greedily behind some tokens, in steps; yields tokens as they come, and leaves no trace.
+
+    What helps is read again in front of them, in place of the context; where nothing does, they stand behind it.
+    """
+    yield from session.catching_up()
+    engine = session.engine
+    if recall is None:
+        recall = recall_of(None if session.memory is None else session.memory.settings)
+    line = tuple(engine.tokenize("\n"))
+    form = Form((*engine.begin, *line), (), line, (), (), line)
+    recalled = Recalled(reason="off" if recall.mode == "off" else "nothing was found")
+    fitting = within(recall, form, engine.n_ctx, beginning)
+    found, asked, rest = [], list(beginning[:-1]), list(beginning)
+    if asked and session.episodes is not None and fitting is not None and recall.mode != "off":
+        text = b"".join(map(engine.piece, beginning)).decode("utf-8", "replace")
+        found = candidates(engine, session.episodes, text, fitting, context=session.context_tokens)
+    branch = Branch(session)
+    try:
+        if found and fitting is not None and session.episodes is not None:
+            recalled = yield from recalling(branch, session.episodes, form, asked, found, fitting)
+        if recalled.pieces:
+            rest = rest[-1:]
+        else:
+            branch.remember()
+        yield from session.reading(rest, score=False)
+        with unblended(session) if recalled.unrelated else contextlib.nullcontext():
+            yield from session.generating(max_tokens=max_tokens, sampling=Sampling(temperature=0))
+    finally:
+        branch.close()
+    return recalled
+
+
+def complete(session: Inside, beginning: Sequence[int], max_tokens: int, **options: Any) -> tuple[str, Recalled]:
+    """Do ``completing``; return what was said, and what was read again for it."""
+    work = completing(session, beginning, max_tokens, **options)
+    item: Step | Token | None = None
+    said: list[str] = []
+    try:
+        while True:
+            item = session._next(work, item)
+            if isinstance(item, Token):
+                said.append(item.text)
+    except StopIteration as done:
+        recalled: Recalled = done.value
+        return "".join(said), recalled
+    finally:
+        work.close()

@@ -1,0 +1,172 @@
+"""What is saved of a widget: pages that run nothing, have an end, and are made anew where a program runs a notebook."""
+
+from __future__ import annotations
+
+import gc
+import html
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from playwright.sync_api import Browser, expect
+
+from atlas_kit.widgets import saved
+from atlas_kit.widgets.base import Shown
+from atlas_kit.widgets.saved import Curve, Panel
+
+
+class Said(Shown, ipywidgets.VBox):
+    words = "first"
+
+    def text(self) -> str:
+        return self.words
+
+    def figure(self) -> Figure:
+        return Figure(figsize=(1, 1))
+
+    def html(self) -> str:
+        return saved.page("A <widget>", [Panel("Words", saved.text(self.words))])
+
+
+def test_a_page_runs_and_loads_nothing_and_is_the_same_twice():
+    bodies = [
+        saved.curves([Curve("a <b>", np.arange(9), np.arange(9.0))], "x <y>", "nats", "t <u>"),
+        saved.matrix(np.eye(5, dtype=np.float32), "m <n>"),
+        saved.table(["name <i>"], [["<script>alert(1)</script>"]]),
+        saved.facts([("<b>", "<script>")]),
+        saved.text("<script>"),
+    ]
+    page = saved.page("A <script>", [Panel(f"<{n}>", body) for n, body in enumerate(bodies)])
+    assert "<script" not in page
+    assert "http" not in page
+    assert " on" not in page.partition("</style>")[2].replace(" on ", "")
+    assert page == saved.page("A <script>", [Panel(f"<{n}>", body) for n, body in enumerate(bodies)])
+
+
+def test_a_page_has_an_end():
+    long = Panel("Long", "x" * saved.MOST)
+    page = saved.page("Much", [Panel("First", "short"), long, Panel("Last", "<p>last</p>")])
+    assert len(page) < saved.MOST
+    assert "This is too much for a saved page." in page
+    assert "<p>last</p>" in page
+
+
+def test_a_long_table_says_how_long_it_is():
+    table = saved.table(["n"], ([n] for n in range(1000)))
+    assert table.count("<tr>") == 1 + saved.MOST_ROWS
+    assert "The first 300 of 1,000." in table
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[], [np.nan, np.nan], [1.0], [2.0, 2.0, np.nan, 2.0], [-np.inf, 1.0, np.inf], list(range(5000))],
+)
+def test_curves_of_any_numbers_are_a_picture_or_a_sentence(values: list[float]):
+    drawn = saved.curves([Curve("line", np.arange(len(values)), values)], "x", "y", "title")
+    assert "nan" not in drawn.partition("<text")[0]
+    assert ("<svg" in drawn) == bool(np.isfinite(np.array(values)).any())
+    assert drawn.count("<title") + drawn.count('class="ak-at"') <= saved.POINTS
+
+
+def test_gaps_of_a_curve_stay_gaps():
+    drawn = saved.curves([Curve("line", np.arange(5), [1, 2, np.nan, 3, 4])], "x", "y", "title")
+    assert drawn.count("<polyline") == 2
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (0, 4), (3, 5000), (700, 2), (41, 65)])
+def test_a_matrix_says_the_values_under_the_pointer(shape: tuple[int, int]):
+    values = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    drawn = saved.matrix(values, "m")
+    if not values.size:
+        assert "There are no numbers in it." in drawn
+        return
+    rows, columns = shape
+    assert f"{values.max():.4g}</title>" in drawn
+    assert drawn.count("<title>") <= saved.CELLS[0] * saved.CELLS[1]
+    last = drawn.rpartition("<title>")[2]
+    assert f"{rows - 1:,}, column" in last
+    assert f"{columns - 1:,}: " in last
+
+
+def test_tabs_are_chosen_by_pointer_and_keys_without_scripts(browser: Browser):
+    panels = [Panel("One", "<p>first</p>"), Panel("Two", "<p>second</p>")]
+    both = saved.page("A", panels, "Two") + saved.page("B", panels)
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.set_content(saved.document(both, "two pages"))
+    a, b = page.get_by_role("region", name="A"), page.get_by_role("region", name="B")
+    expect(a.get_by_text("second")).to_be_visible()
+    expect(a.get_by_text("first")).to_be_hidden()
+    expect(b.get_by_text("first")).to_be_visible()
+    b.get_by_text("Two", exact=True).click()
+    expect(b.get_by_text("second")).to_be_visible()
+    expect(a.get_by_text("second")).to_be_visible()
+    b.get_by_role("radio", name="Two").press("ArrowLeft")
+    expect(b.get_by_text("first")).to_be_visible()
+    b.get_by_role("radio", name="One").press("Enter")
+    expect(b.get_by_text("first")).to_be_visible()
+    context.close()
+
+
+def test_the_newest_is_asked_for_by_id_and_what_fails_is_left_out():
+    shown, broken, other = Said(), Said(), ipywidgets.IntSlider()
+    shown.words = "second"
+    broken.static_bundle = lambda: 1 / 0  # type: ignore[method-assign,assignment,return-value]
+    found = saved.newest([shown.model_id, broken.model_id, other.model_id, "gone"]).data
+    assert list(found) == [shown.model_id]
+    assert found[shown.model_id]["text/plain"] == "second"
+    assert html.escape("A <widget>") in found[shown.model_id]["text/html"]
+
+
+class FakeShell:
+    """What IPython's shell does for displays: events after cells."""
+
+    def __init__(self) -> None:
+        self.events = self
+        self.callbacks: dict[str, list[Callable[..., None]]] = {"post_run_cell": []}
+
+    def register(self, event: str, function: Callable[..., None]) -> None:
+        self.callbacks[event].append(function)
+
+    def end_cell(self) -> None:
+        for function in self.callbacks["post_run_cell"]:
+            function(None)
+
+
+def test_what_a_program_shows_is_shown_anew_after_a_cell_that_changed_it(monkeypatch: pytest.MonkeyPatch):
+    import IPython
+    from IPython import display
+
+    shell, sent = FakeShell(), []
+    monkeypatch.setattr(IPython, "get_ipython", lambda: shell)
+
+    def send(data: dict[str, str], *, raw: bool, display_id: str) -> None:
+        assert raw
+        sent.append((display_id, data["text/plain"]))
+
+    monkeypatch.setattr(display, "display", send)
+    monkeypatch.setattr(display, "update_display", send)
+    monkeypatch.setattr(saved, "_displayed", {})
+    shown: Any = Said()
+    saved.display_for_program(shown)
+    saved.display_for_program(Said())  # one function after a cell is enough for all
+    assert len(shell.callbacks["post_run_cell"]) == 1
+    shell.end_cell()
+    assert [words for _, words in sent] == ["first", "first"]
+    shown.words = "second"
+    shell.end_cell()
+    shell.end_cell()
+    assert sent[2:] == [(sent[0][0], "second")]
+    ipywidgets.Widget.close_all()
+    del shown
+    gc.collect()
+    shell.end_cell()
+    assert saved._displayed == {}
+
+
+def test_a_person_is_shown_the_living_view():
+    with pytest.raises(NotImplementedError):
+        Said()._ipython_display_()
