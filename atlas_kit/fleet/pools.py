@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import queue
 import signal
 import time
@@ -153,13 +154,13 @@ class DaskCluster(Pool):
 
     def __init__(self, address: str) -> None:
         try:
-            from distributed import Client
+            distributed: Any = importlib.import_module("distributed")
         except ImportError:
             raise MissingExtraError("a Dask cluster", "cloud") from None
         self.address = shown(address)
         self._ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
         try:
-            self._client: Any = Client(address, timeout=10, set_as_default=False)
+            self._client: Any = distributed.Client(address, timeout=10, set_as_default=False)
             self.workers = max(1, sum(self._client.nthreads().values()))
         except (OSError, ValueError, TimeoutError) as error:
             why = "is not an address" if isinstance(error, ValueError) else "does not answer"
