@@ -37,7 +37,7 @@ NEEDS: tuple[tuple[str, str, str], ...] = (
     ("gguf", "against the package gguf", "gguf is not installed"),
     ("ipywidgets|ipykernel|jupytext|nbclient", "of widgets and notebooks", "Jupyter's packages are not all installed"),
     ("tomllib|TOML reader", "that read TOML", "Python 3.10 has no reader for it"),
-    ("sparse files", "with files larger than the disk", "no sparse files in this file system"),
+    ("sparse files|no holes", "with files larger than the disk", "no sparse files in this file system"),
     ("root may", "of files that may not be read or written", "root may read and write everything"),
     ("mounting needs root|be mounted here", "of a disk that is really full", "only root may mount one"),
     ("pseudo-terminals", "of questions on a terminal", "this system has no pseudo-terminals"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -106,7 +107,6 @@ def test_lists_of_two_kinds_do_not_mix(files: list[str], run_cli: Callable[..., 
 
 
 def test_a_list_of_xxhsum(files: list[str], run_cli: Callable[..., Any]) -> None:
-    xxhash = pytest.importorskip("xxhash")
     lines = [manifest_line(name, xxhash.xxh3_128_hexdigest(Path(name).read_bytes())) for name in files]
     Path("SUMS").write_bytes(b"".join(lines))
     result = run_cli("hash", "--check", "SUMS")
