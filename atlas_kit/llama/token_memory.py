@@ -24,7 +24,16 @@ from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError, ModelError
 from atlas_kit.llama.gating import MOST_WEIGHT, weights_of_one
 from atlas_kit.llama.output_matrix import OutputRows
-from atlas_kit.llama.reading import NO_SLOTS, Reading, Slots, change_of, far_off, summarize, with_bound
+from atlas_kit.llama.reading import (
+    NO_SLOTS,
+    Reading,
+    SlotRow,
+    Slots,
+    change_of,
+    far_off,
+    summarize,
+    with_bound,
+)
 from atlas_kit.llama.side_by_side import read_side_by_side
 from atlas_kit.llama.whitened_reading import (
     LEAST_LIFT,
@@ -46,7 +55,7 @@ from atlas_kit.memory import (
     gate_features,
     match_lengths,
 )
-from atlas_kit.memory.backend import choose, namespace, quiet, to_host
+from atlas_kit.memory.backend import choose, quiet, to_host
 from atlas_kit.memory.ranking import Ranked, Ranking
 from atlas_kit.settings.atlas_settings import ADAPTIVE, GATE_FEATURES, AtlasSettings
 
@@ -82,38 +91,6 @@ class _NoReadout:
 
     def evaluate(self, y: Array, targets: Mapping[str, Array]) -> tuple[Array, Array]:
         return y[..., 0] * 0, y * 0
-
-
-class _Window:
-    """The slots in a row, oldest first, kept up step by step.
-
-    The state's ring wraps around and holds float16; making unit vectors of 32,768 keys takes as long as looking 16
-    queries up. So they lie in arrays with room behind them, and move to new ones when it is used up.
-    """
-
-    def __init__(self, size: int, keys: Array, tokens: Array) -> None:
-        self._size = size
-        self.slots = Slots(keys, np.asarray(to_host(tokens), np.int64))
-        self._move()
-
-    def _move(self) -> None:
-        """Begin new arrays; the old ones may be looked at elsewhere."""
-        was, room = self.slots, self._size + max(256, self._size // 8)
-        self._end = len(was.tokens)
-        self._keys = namespace(was.keys).empty((room, was.keys.shape[1]), was.keys.dtype)
-        self._tokens = np.empty(room, np.int64)
-        self._keys[: self._end], self._tokens[: self._end] = was.keys, was.tokens
-
-    def append(self, keys: Array, tokens: Array) -> None:
-        """Take in the newest slots."""
-        count = len(tokens)
-        if self._end + count > len(self._tokens):
-            self._move()
-        new = slice(self._end, self._end + count)
-        self._keys[new], self._tokens[new] = keys, to_host(tokens)
-        self._end += count
-        held = slice(max(0, self._end - self._size), self._end)
-        self.slots = Slots(self._keys[held], self._tokens[held])
 
 
 class TokenMemory:
@@ -173,7 +150,7 @@ class TokenMemory:
             0  # how many of them came behind the last control token; None: not counted yet
         )
         self.log_eta = 0.0
-        self._window: _Window | None = None
+        self._window: SlotRow | None = None
         self._distinct: Array | None = None
         self._matrix = np.empty((0, self.rows.n_embd), np.float32)
 
@@ -412,7 +389,7 @@ class TokenMemory:
         if not self.settings.window_size:
             return NO_SLOTS
         if self._window is None:
-            self._window = _Window(self.settings.window_size, *self.memory.remembered(self.state))
+            self._window = SlotRow(self.settings.window_size, *self.memory.remembered(self.state))
         return self._window.slots
 
     @property
