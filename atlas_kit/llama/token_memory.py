@@ -829,7 +829,7 @@ class TokenMemory:
             self._pending["share"][place] = fitting
 
     def stats(self) -> dict[str, Any]:
-        """Return counts and sizes as JSON-ready data."""
+        """Return counts and sizes as JSON-ready data; nothing is changed: another thread may be at work."""
         config, counters = self.memory.config, self.state.counters
         gate, rank = self.state.gate.get("w"), self.state.gate.get("rank")
         return {
@@ -851,7 +851,10 @@ class TokenMemory:
         state = self.state
         groups = (state.parameters, state.momentum, state.window, state.adaptation, state.gate)
         kept = sum(int(array.nbytes) for group in groups for array in group.values())
-        return kept + sum(array.nbytes for array in self._unlearned().values())
+        # what is still to be asked for counts as what it will be, and is not made: another thread may be at it
+        asked = sum(one.pull.nbytes + one.corrected.nbytes for one, _ in tuple(self._asking))
+        waiting = sum(array.nbytes for parts in self._pending.values() for array in tuple(parts))
+        return kept + asked + waiting + self.recent.nbytes + np.asarray(self.log_eta).nbytes
 
 
 def read_ahead(
