@@ -56,7 +56,9 @@ def completing(
     return recalled
 
 
-def complete(session: Inside, beginning: Sequence[int], max_tokens: int, **options: Any) -> tuple[str, Recalled]:
+def complete(
+    session: Inside, beginning: Sequence[int], max_tokens: int, **options: Any
+) -> tuple[str, Recalled]:
     """Do ``completing``; return what was said, and what was read again for it."""
     work = completing(session, beginning, max_tokens, **options)
     item: Step | Token | None = None

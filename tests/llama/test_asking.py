@@ -623,9 +623,7 @@ def test_what_is_read_again_and_the_question_are_one_text(engine, monkeypatch):
     """A token may reach from one into the other, as it would in a text."""
     read = []
     monkeypatch.setattr(Branch, "read", lambda branch, tokens: read.append(list(tokens)) or iter(()))
-    monkeypatch.setattr(
-        Branch, "likelihood", lambda branch, tokens, asked: _likelihood(tokens, asked, 0.7)
-    )
+    monkeypatch.setattr(Branch, "likelihood", lambda branch, tokens, asked: _likelihood(tokens, asked, 0.7))
     tokenize = engine.tokenize
     monkeypatch.setattr(
         engine, "tokenize",
@@ -634,7 +632,9 @@ def test_what_is_read_again_and_the_question_are_one_text(engine, monkeypatch):
     with AtlasSession(engine, SETTINGS) as session:
         session.remember(Kind.USER, "  My cat is Jerry.  ")
         session.ask("What is my cat called?", recall=ALWAYS, keep=False, max_tokens=2)
-    assert any(bytes(tokens).endswith(b"My cat is Jerry.  Question:\0What is my cat called?") for tokens in read)
+    assert any(
+        bytes(tokens).endswith(b"My cat is Jerry.  Question:\0What is my cat called?") for tokens in read
+    )
 
 
 def test_questions_share_what_they_begin_with():
