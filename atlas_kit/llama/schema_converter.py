@@ -24,7 +24,6 @@ from llama_cpp.llama_grammar import (  # noqa: E402
     SchemaConverter,
 )
 
-
 #: Values of an enumeration above which those that begin alike are put together: llama.cpp follows each one by itself.
 MANY = 100
 #: llama.cpp repeats nothing more often than this: what may come more often comes as often as it likes.
