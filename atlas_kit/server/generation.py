@@ -593,7 +593,7 @@ class Generating:
 
     @property
     def _blended(self) -> float | None:
-        """The mean weight of memory and window in the answer; the model alone answers on the side, and what is unrelated."""
+        """The mean weight of memory and window in the answer: none on the side, and where a question is unrelated."""
         asked = self._question
         alone = asked is not None and (asked.aside or asked.recalled.unrelated) and self._said
         return 0.0 if alone else self._blend.mean
