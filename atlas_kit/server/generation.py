@@ -228,10 +228,7 @@ class Generating:
         self._copies: list[Copy] = []
         self._seen: list[Scored] = []
         # first, so that a grammar that cannot be followed costs neither a wait nor any reading
-        self._sampler: Sampler = conversations.engine.sampler(asked.sampling)
-        if asked.around is not None:
-            self._sampler = asked.around(self._sampler)
-        self._sampler.accept(asked.tokens)
+        self._sampler = self._new_sampler()
         self._conversation: Conversation | None = None
         self._told: Conversation | None = None
         self._reader: Reader | None = None
@@ -502,8 +499,13 @@ class Generating:
         asked = self._asked
         talks = asked.said is not None and bool(asked.said.turns)
 
+        begun: list[Sampler] = []
+
         def work(tokens: Sequence[int]) -> Generator[Any, Any, Finish]:
             self._answering = True
+            if begun:  # an answer that is asked for once more; the first one's is closed
+                self._sampler = self._new_sampler()
+            begun.append(self._sampler)
             try:
                 if tokens:
                     yield from session.reading(tokens, score=False)
@@ -520,6 +522,14 @@ class Generating:
                 self._answering, self._said = False, time.monotonic()
 
         return work
+
+    def _new_sampler(self) -> Sampler:
+        """Return a sampler that has not said anything."""
+        sampler = self._conversations.engine.sampler(self._asked.sampling)
+        if self._asked.around is not None:
+            sampler = self._asked.around(sampler)
+        sampler.accept(self._asked.tokens)
+        return sampler
 
     async def _spans(self, session: AtlasSession, conversation: Conversation) -> list[Span]:
         """Return which of the text's tokens are whose, where anybody keeps that."""
