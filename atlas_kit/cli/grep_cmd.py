@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from atlas_kit.cli import _completion, _render
-from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options, one_stdin
+from atlas_kit.cli._options import FILE, command_, given, json_option, one_stdin, several_keys_options
 
 if TYPE_CHECKING:
     from atlas_kit.operations.grep import Found, Match
@@ -48,7 +48,7 @@ Examples:
 )  # fmt: skip
 @click.option("--in-keys", is_flag=True, help="Search the keys and the names of tensors, too.")
 @json_option
-@keys_options
+@several_keys_options
 def command(
     pattern: str, files: tuple[str, ...], only_keys: bool, count: bool, only: tuple[str, ...], as_json: bool,
     keys: Any, **options: Any,

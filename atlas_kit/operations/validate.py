@@ -196,9 +196,10 @@ def _check(
 
 def _check_atlas(source: Source, keys: Keys) -> list[Finding]:
     from atlas_kit.formats.atlas.check import check_atlas
-    from atlas_kit.formats.opening import ask_if_encrypted
+    from atlas_kit.formats.opening import ask_if_encrypted, fitting_keys
 
     ask_if_encrypted(source, keys)
+    keys = fitting_keys(source, keys)
     findings = check_atlas(source, **keys.options())
     return (
         findings if any(one.severity == "error" for one in findings) else findings + _episodes(source, keys)
