@@ -72,6 +72,7 @@ Examples:
 )
 @click.argument("file", type=FILE)
 @output_option("Where the rescued file goes; - is standard output.")
+@force_option
 @dry_run_option
 @click.option(
     "--to", type=click.Choice(["atlas-v1", "atlas-v2", "atlas-v3"]), help="Version of the rescued file."
@@ -82,7 +83,6 @@ Examples:
     is_flag=True,
     help="Leave damaged tensors of a model out, instead of zeros.",
 )
-@force_option
 @decrypt_option
 @quiet_option
 @json_option

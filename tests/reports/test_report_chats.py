@@ -325,7 +325,7 @@ def test_a_key_that_is_there(memory, tmp_path, run_cli):
     assert "Use --replace, or --append" in ran.stderr
     assert memory.read_bytes() == before
     assert (
-        "would have gone on with chat/plain"
+        "would continue chat/plain"
         in run_cli("import", memory, tmp_path / "t.jsonl", "--append", "-n").stdout
     )
     assert memory.read_bytes() == before
