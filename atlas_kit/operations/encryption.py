@@ -119,7 +119,7 @@ def decrypt_file(
         The passphrase or key is missing or another.
     """
     with _opened(given, keys, output, force) as memory:
-        _require_encrypted(given, memory, "inspect")  # as it is
+        _require_encrypted(given, memory, Remedy("inspect"))  # as it is
         result = _result(given, "decrypted", output, version, memory)
         _write(memory, output, version)
     return result
@@ -141,7 +141,7 @@ def rekey_file(
         The old passphrase or key is missing or another; or there is no new one.
     """
     with _opened(given, keys, output, force) as memory:
-        _require_encrypted(given, memory, "encrypt")
+        _require_encrypted(given, memory, Remedy("encrypt"))
         if not new_keys.given and new_keys.ask is None:
             raise KeyRequiredError(
                 "there is no new passphrase or key", path=name_of(given), remedy=Remedy("give-new-secret")
@@ -177,9 +177,9 @@ def _opened(given: Given, keys: Keys | None, output: Output | None, force: bool)
             yield memory
 
 
-def _require_encrypted(given: Given, memory: MemoryFile, remedy: str) -> None:
+def _require_encrypted(given: Given, memory: MemoryFile, remedy: Remedy) -> None:
     if memory.version != ENCRYPTED:
-        raise InvalidParamError("the file is not encrypted", path=name_of(given), remedy=Remedy(remedy))
+        raise InvalidParamError("the file is not encrypted", path=name_of(given), remedy=remedy)
 
 
 def _result(given: Given, what: str, output: Output | None, version: int, memory: MemoryFile) -> Secured:
