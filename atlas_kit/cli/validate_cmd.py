@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from atlas_kit.operations.validate import FileReport
 
+#: Findings of one code that are listed one by one.
+ALIKE = 20
 _STYLES = {"error": "bad", "warning": "warn", "note": "dim"}
 
 
@@ -98,12 +101,21 @@ def _text(report: FileReport) -> Iterator[_render.Block]:
     if not report.ok:
         verdict = _render.Styled(f"{report.path}: not ok", "bad")
     lines.append(verdict)
+    said = ""
+    count: Counter[str] = Counter()
     for finding in report.findings:
+        count[finding.code] += 1
+        if count[finding.code] > ALIKE:
+            continue
         place = "" if finding.offset is None else f" at byte {finding.offset:,}"
         about = "" if finding.key is None else f' "{_render.name(finding.key)}":'
         text = f"  {finding.severity}{place} [{finding.code}]{about} {finding.message}"
         lines.append(_render.Styled(text, _STYLES[finding.severity]))
         advice = _remedies.advice(finding, report.path)
-        if advice:
+        if advice and advice != said:  # what helps with the one before helps with this one, too
             lines.append(_render.Styled(f"      {advice}", "dim"))
+        said = advice
+    for code, number in count.items():
+        if number > ALIKE:
+            lines.append(f"  ... and {number - ALIKE:,} more of [{code}] (--json lists all)")
     yield _render.Lines(lines)
