@@ -224,6 +224,47 @@ def keys_options(function: F) -> F:
     return wrapper  # type: ignore[return-value]
 
 
+def several_keys_options(function: F) -> F:
+    """The same for a command that reads several files: each option may be given several times."""
+    from atlas_kit.errors import WrongKeyError
+
+    @click.option(
+        "--passphrase-file",
+        "passphrase_files",
+        multiple=True,
+        type=FILE,
+        metavar="F",
+        help="Read a passphrase from the first line of F; one option for each passphrase.",
+    )
+    @click.option(
+        "--key-file",
+        "key_files",
+        multiple=True,
+        type=FILE,
+        metavar="F",
+        help="Read a raw 32-byte key from F; one option for each key.",
+    )
+    @wraps(function)
+    def wrapper(
+        *args: Any, passphrase_files: tuple[str, ...], key_files: tuple[str, ...], **kwargs: Any
+    ) -> Any:
+        one_stdin(*passphrase_files, *key_files)
+        _keep_secrets((*passphrase_files, *key_files), kwargs)
+        read = [read_keys(one, None) for one in passphrase_files] + [
+            read_keys(None, one) for one in key_files
+        ]
+        first, *others = read or [read_keys(None, None)]
+        first.others += others
+        try:
+            return function(*args, keys=first, **kwargs)
+        except WrongKeyError as error:
+            if error.hint is None and error.remedy is None:
+                error.hint = "Give --passphrase-file or --key-file once for each secret that the files have."
+            raise
+
+    return wrapper  # type: ignore[return-value]
+
+
 def new_keys_options(function: F) -> F:
     """Add ``--new-passphrase-file`` and ``--new-key-file``; the command receives them as ``new_keys``, or None."""
 

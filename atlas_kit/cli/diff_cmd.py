@@ -13,9 +13,9 @@ from atlas_kit.cli._options import (
     command_,
     given,
     json_option,
-    keys_options,
     one_shard_option,
     one_stdin,
+    several_keys_options,
 )
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ Examples:
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing; only set the exit code.")
 @one_shard_option
 @json_option
-@keys_options
+@several_keys_options
 def command(
     first: str,
     second: str,

@@ -12,9 +12,9 @@ from atlas_kit.cli._options import (
     command_,
     given,
     json_option,
-    keys_options,
     one_shard_option,
     one_stdin,
+    several_keys_options,
 )
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ Examples:
 @click.option("--strict", is_flag=True, help="With --check: exit with 1 for lines of another form, too.")
 @one_shard_option
 @json_option
-@keys_options
+@several_keys_options
 @click.pass_context
 def command(
     context: click.Context, files: tuple[str, ...], algorithm: str, file_only: bool, identity: bool, full: bool,

@@ -163,12 +163,17 @@ def _rescue(rescue: RescueResult) -> Iterator[_render.Block]:
 
 def _mend(mend: MendResult) -> Iterator[_render.Block]:
     lines: list[str | _render.Styled] = []
+    count: Counter[str] = Counter()
     for action in mend.actions:
         if action.code in _FATES:  # told below
+            continue
+        count[action.code] += 1
+        if count[action.code] > ALIKE:
             continue
         place = "" if action.offset is None else f" at byte {action.offset:,}"
         about = "" if action.key is None else f' "{action.key}":'
         lines.append(f"[{action.code}]{place}{about} {action.message}")
+    lines += [f"[{code}] {number - ALIKE:,} more" for code, number in count.items() if number > ALIKE]
     lost = [fate for fate in mend.tensors if fate.state != "intact"]
     for fate in lost[:LISTED]:
         instead = "" if fate.state == "dropped" else ", and zeros take their place"

@@ -13,9 +13,9 @@ from atlas_kit.cli._options import (
     command_,
     given,
     json_option,
-    keys_options,
     one_shard_option,
     one_stdin,
+    several_keys_options,
 )
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ Examples:
 @click.option("-q", "--quiet", is_flag=True, help="Show only files with errors or warnings.")
 @one_shard_option
 @json_option
-@keys_options
+@several_keys_options
 def command(
     files: tuple[str, ...],
     data: bool,

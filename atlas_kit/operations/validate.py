@@ -188,7 +188,7 @@ def _check(
     if is_dat(source):
         read_dat(source)  # raises where it is cut off
         message = "this is not a model but an importance matrix in the format from before GGUF"
-        return [Finding("not-a-model", "note", message, "llama-quantize reads it.", 0)]
+        return [Finding("not-a-model", "note", message, "llama.cpp's quantiser reads it.", 0)]
     error = unknown_format(source)
     code = "unknown-format" if known is None else f"foreign-{known.name}"
     return [Finding(code, "error", error.message, error.hint or "", 0, remedy=error.remedy)]
@@ -196,9 +196,10 @@ def _check(
 
 def _check_atlas(source: Source, keys: Keys) -> list[Finding]:
     from atlas_kit.formats.atlas.check import check_atlas
-    from atlas_kit.formats.opening import ask_if_encrypted
+    from atlas_kit.formats.opening import ask_if_encrypted, fitting_keys
 
     ask_if_encrypted(source, keys)
+    keys = fitting_keys(source, keys)
     findings = check_atlas(source, **keys.options())
     return (
         findings if any(one.severity == "error" for one in findings) else findings + _episodes(source, keys)

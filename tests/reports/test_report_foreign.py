@@ -156,3 +156,15 @@ def test_a_name_that_misleads(tmp_path: Path, run_cli) -> None:
     result = run_cli("validate", path)
     assert result.exit_code == 0
     assert "the name ends in .safetensors, and the file is a GGUF model" in result.stdout
+
+
+def test_a_safetensors_file_does_not_become_a_model(tmp_path, run_cli):
+    from atlas_kit.formats.safetensors import NewTensor, write_safetensors
+
+    path = tmp_path / "model.safetensors"
+    with open(path, "wb") as file:
+        write_safetensors(file, [NewTensor("a", "F32", (2,), lambda: [bytes(8)])], {})
+    ran = run_cli("convert", path, tmp_path / "model.gguf")
+    assert ran.exit_code == 2
+    assert "convert_hf_to_gguf.py" in ran.stderr
+    assert not (tmp_path / "model.gguf").exists()
