@@ -107,7 +107,7 @@ def _text(report: FileReport) -> Iterator[_render.Block]:
     if not report.ok:
         verdict = _render.Styled(f"{report.path}: not ok", "bad")
     lines.append(verdict)
-    said = ""
+    said = ("", "")
     count: Counter[str] = Counter()
     for finding in report.findings:
         count[finding.code] += 1
@@ -118,9 +118,9 @@ def _text(report: FileReport) -> Iterator[_render.Block]:
         text = f"  {finding.severity}{place} [{finding.code}]{about} {finding.message}"
         lines.append(_render.Styled(text, _STYLES[finding.severity]))
         advice = _remedies.advice(finding, report.path)
-        if advice and advice != said:  # what helps with the one before helps with this one, too
+        if advice and (finding.code, advice) != said:  # what helps with one of a kind helps with the next
             lines.append(_render.Styled(f"      {advice}", "dim"))
-        said = advice
+        said = finding.code, advice
     for code, number in count.items():
         if number > ALIKE:
             lines.append(f"  ... and {number - ALIKE:,} more of [{code}] (--json lists all)")
