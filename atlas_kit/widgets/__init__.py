@@ -12,13 +12,22 @@ from atlas_kit.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from atlas_kit.widgets.compare.memory_compare import MemoryCompare
+    from atlas_kit.widgets.compare.model_compare import ModelCompare
     from atlas_kit.widgets.explorer.file_explorer import FileExplorer
     from atlas_kit.widgets.lab.memory_lab import MemoryLab
     from atlas_kit.widgets.matrix import MatrixView
     from atlas_kit.widgets.playground import CapacityPlayground
     from atlas_kit.widgets.remote import ServerMemory
 
-__all__ = ["CapacityPlayground", "FileExplorer", "MatrixView", "MemoryCompare", "MemoryLab", "ServerMemory"]
+__all__ = [
+    "CapacityPlayground",
+    "FileExplorer",
+    "MatrixView",
+    "MemoryCompare",
+    "MemoryLab",
+    "ModelCompare",
+    "ServerMemory",
+]
 
 _HOMES = {
     "CapacityPlayground": ".playground",
@@ -26,6 +35,7 @@ _HOMES = {
     "MatrixView": ".matrix",
     "MemoryCompare": ".compare.memory_compare",
     "MemoryLab": ".lab.memory_lab",
+    "ModelCompare": ".compare.model_compare",
     "ServerMemory": ".remote",
 }
 _EXTRA = ("ipywidgets", "anywidget", "traitlets", "matplotlib")
