@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from atlas_kit.cli import _render
+from atlas_kit.cli._fleet import fleet_options
 from atlas_kit.cli._options import (
     FILE,
     command_,
@@ -43,6 +44,9 @@ Times and the order of entries count only with --strict. JSON, safetensors and n
 --html writes a page that any browser opens, without a network: of two models the error of each tensor as a
 picture, by layer, with all tensors, metadata, tokens and templates; of memory files what differs.
 
+With --workers, --scheduler or --table, FIRST and SECOND are folders (or addresses that end in /), whose files are
+compared by their names.
+
 The exit code is 0 when there is no difference, and 1 when there is one.
 
 Examples:
@@ -66,6 +70,7 @@ Examples:
 @one_shard_option
 @json_option
 @keys_options
+@fleet_options("diff")
 def command(
     first: str,
     second: str,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from atlas_kit.widgets.compare.memory_compare import MemoryCompare
     from atlas_kit.widgets.compare.model_compare import ModelCompare
     from atlas_kit.widgets.explorer.file_explorer import FileExplorer
+    from atlas_kit.widgets.folding import folded
     from atlas_kit.widgets.lab.memory_lab import MemoryLab
     from atlas_kit.widgets.matrix import MatrixView
     from atlas_kit.widgets.playground import CapacityPlayground
@@ -27,6 +28,7 @@ __all__ = [
     "MemoryLab",
     "ModelCompare",
     "ServerMemory",
+    "folded",
 ]
 
 _HOMES = {
@@ -37,6 +39,7 @@ _HOMES = {
     "MemoryLab": ".lab.memory_lab",
     "ModelCompare": ".compare.model_compare",
     "ServerMemory": ".remote",
+    "folded": ".folding",
 }
 _EXTRA = ("ipywidgets", "anywidget", "traitlets", "matplotlib")
 
