@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from atlas_kit.cli import _render
+from atlas_kit.cli._fleet import fleet_options, more_files
 from atlas_kit.cli._options import (
     FILE,
     codec_options,
@@ -48,6 +49,9 @@ tq1_0 and tq2_0. --check has both models read a text and reports what quantising
 
 The result is encrypted if FILE is, or if a passphrase or key is given.
 
+Of several files, or a pattern, each is written below the folder OUTPUT under its own name; --workers, --scheduler and
+--table spread them, and what is wrong with one stops no other.
+
 Examples:
   atlas-tool compress llama-7b_memory.atlas -o small.atlas
   atlas-tool compress llama-7b_memory.atlas -o fast.atlas --codec lz4
@@ -57,7 +61,10 @@ Examples:
 """,
 )
 @click.argument("file", type=FILE)
-@output_option("Where the smaller file goes; - is standard output.", required=True)
+@more_files
+@output_option(
+    "Where the smaller file goes; - is standard output. For several files a folder.", required=True
+)
 @codec_options
 @click.option(
     "--quantize",
@@ -85,6 +92,7 @@ Examples:
 @quiet_option
 @json_option
 @keys_options
+@fleet_options("compress")
 def command(file: str, output: str, as_json: bool, keys: Any, **options: Any) -> int:
     """Run the command."""
     from atlas_kit.operations.compress import compress_file

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from atlas_kit.cli import _render
+from atlas_kit.cli._fleet import fleet_options
 from atlas_kit.cli._options import (
     FILE,
     command_,
@@ -36,6 +37,9 @@ Memory files are compared entry by entry, whatever their version, codecs and lay
 by path, tensors by largest and relative error and cosine. GGUF models are compared by metadata and tensors.
 Times and the order of entries count only with --strict. JSON, safetensors and npz files can take part.
 
+With --workers, --scheduler or --table, FIRST and SECOND are folders (or addresses that end in /), whose files are
+compared by their names.
+
 The exit code is 0 when there is no difference, and 1 when there is one.
 
 Examples:
@@ -55,6 +59,7 @@ Examples:
 @one_shard_option
 @json_option
 @keys_options
+@fleet_options("diff")
 def command(
     first: str,
     second: str,

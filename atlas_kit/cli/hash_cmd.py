@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from atlas_kit.cli import _render
+from atlas_kit.cli._fleet import fleet_options
 from atlas_kit.cli._options import (
     FILE,
     command_,
@@ -41,6 +42,9 @@ renamed, split or given other metadata. With --full it covers every byte, and is
 md5sum and other programs) and checks the files that they name, from the current directory: OK or FAILED for each,
 and the exit code 1 where one differs or cannot be read.
 
+--workers, --scheduler and --table hash many files at once, also those of a store; what is in the table and unchanged
+is not read again.
+
 Examples:
   atlas-tool hash llama-7b_memory.atlas
   atlas-tool hash model.gguf --identity
@@ -70,6 +74,7 @@ Examples:
 @one_shard_option
 @json_option
 @keys_options
+@fleet_options("hash")
 @click.pass_context
 def command(
     context: click.Context, files: tuple[str, ...], algorithm: str, file_only: bool, identity: bool, full: bool,

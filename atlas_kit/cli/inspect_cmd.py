@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from atlas_kit.cli import _completion, _render, _shell
+from atlas_kit.cli._fleet import fleet_options, more_files
 from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options, one_shard_option
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ what is intact is shown, a line says what is wrong, and the exit code is 1.
 Of a LoRA adapter, a projector (mmproj) or an importance matrix (GGUF or .dat) the overview says which model it
 is for, and --fits MODEL whether it fits that one: the exit code is 1 if not.
 
+Of several files, or a pattern such as s3://bucket/**/*.gguf, a table says what each is. --workers, --scheduler and
+--table spread them, and what is wrong with one stops no other.
+
 Examples:
   atlas-tool inspect llama-7b_memory.atlas
   atlas-tool inspect model.gguf --tensors --stats
@@ -43,6 +47,7 @@ Examples:
 """,
 )
 @click.argument("file", type=FILE)
+@more_files
 @click.option("--entries", is_flag=True, help="List every entry, or all metadata and tensors.")
 @click.option(
     "--entry", metavar="KEY", help="Show one entry, metadata key or tensor.", shell_complete=_completion.keys
@@ -62,6 +67,7 @@ Examples:
 @one_shard_option
 @json_option
 @keys_options
+@fleet_options("inspect")
 def command(file: str, as_json: bool, keys: Any, **options: Any) -> int:
     """Run the command."""
     from atlas_kit.operations.inspect import Wanted, inspect_file

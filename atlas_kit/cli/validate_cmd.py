@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from atlas_kit.cli import _remedies, _render
+from atlas_kit.cli._fleet import fleet_options
 from atlas_kit.cli._options import (
     FILE,
     command_,
@@ -42,11 +43,15 @@ wrote twice. Without it only such damage is found as shows at once: holes in the
 The exit code is 0 when no file has an error, 1 when one has, 2 when one cannot be read. --json prints a list
 with path, ok and findings for each file.
 
+--workers, --scheduler and --table check many files at once, also those of a store (s3://bucket/**/*.gguf): what is
+wrong with one stops no other, and what is in the table and unchanged is not checked again.
+
 Examples:
   atlas-tool validate llama-7b_memory.atlas
   atlas-tool validate models/ 'backups/*.atlas'
   atlas-tool validate model.gguf --data
   atlas-tool validate model.gguf --json
+  atlas-tool validate models/ --workers 2 --table checked.jsonl
 """,
 )
 @click.argument("files", nargs=-1, required=True, type=FILE, metavar="FILE...")
@@ -56,6 +61,7 @@ Examples:
 @one_shard_option
 @json_option
 @keys_options
+@fleet_options("validate")
 def command(
     files: tuple[str, ...],
     data: bool,

@@ -10,11 +10,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import struct
 from dataclasses import dataclass
 
 from atlas_kit.errors import MagicMismatchError, Remedy, printable
 from atlas_kit.storage.part_names import part_name
 from atlas_kit.storage.source import Source
+
+#: What an importance matrix in the ``.dat`` format may have at most: entries, and bytes of a name.
+DAT_MOST_ENTRIES, DAT_LONGEST_NAME = 1 << 16, 256
 
 #: How much of a file is looked at.
 HEAD = 1 << 16
@@ -48,7 +52,7 @@ def recognise(source: Source) -> Foreign | None:
     head = source.read_upto(0, HEAD)
     if not head:
         return None
-    for look in (_pointer, _by_magic, _old_ggml, _zip, _marked, _text, _moved, _zeros):
+    for look in (_pointer, _by_magic, _old_ggml, _zip, _marked, _text, _moved, _zeros, _imatrix):
         found = look(head, source)
         if found is not None:
             return found
@@ -262,6 +266,34 @@ def _zeros(head: bytes, source: Source) -> Foreign | None:
         f"a file that begins with {len(head)} zeros or more: room that a download reserved and did not fill"
     )
     return Foreign("zeros", what, "Get it again.", Remedy("repair-if-damaged"), lost=False)
+
+
+def is_dat(source: Source) -> bool:
+    """Tell whether a file starts as an importance matrix in the ``.dat`` format does."""
+    head = source.read_upto(0, 8 + DAT_LONGEST_NAME)
+    if len(head) < 20:
+        return False
+    count, length = struct.unpack("<ii", head[:8])
+    name = head[8 : 8 + max(0, length)]
+    return (
+        0 < count <= DAT_MOST_ENTRIES
+        and 0 < length <= DAT_LONGEST_NAME
+        and len(name) == length
+        and name.endswith((b".weight", b".bias"))
+        and name.isascii()
+        and name.decode().isprintable()
+    )
+
+
+def _imatrix(head: bytes, source: Source) -> Foreign | None:
+    if not is_dat(source):
+        return None
+    return Foreign(
+        "imatrix",
+        "an importance matrix in the format from before GGUF, and neither a model nor a memory",
+        "llama.cpp's quantiser reads it.",
+        Remedy("inspect"),
+    )
 
 
 def _piece(source: Source) -> Foreign | None:

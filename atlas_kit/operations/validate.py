@@ -22,8 +22,8 @@ from atlas_kit.errors import (
 from atlas_kit.formats.detect import Format, by_name, detect
 from atlas_kit.formats.endings import KINDS
 from atlas_kit.formats.findings import Finding
-from atlas_kit.formats.foreign import recognise
-from atlas_kit.formats.imatrix import is_dat, read_dat
+from atlas_kit.formats.foreign import is_dat, recognise
+from atlas_kit.formats.imatrix import read_dat
 from atlas_kit.operations.inputs import unknown_format
 from atlas_kit.storage.given import Given, Progress, name_of, use_source
 from atlas_kit.storage.keys import Keys
@@ -188,7 +188,7 @@ def _check(
     if is_dat(source):
         read_dat(source)  # raises where it is cut off
         message = "this is not a model but an importance matrix in the format from before GGUF"
-        return [Finding("not-a-model", "note", message, "llama-quantize reads it.", 0)]
+        return [Finding("not-a-model", "note", message, "llama.cpp's quantiser reads it.", 0)]
     error = unknown_format(source)
     code = "unknown-format" if known is None else f"foreign-{known.name}"
     return [Finding(code, "error", error.message, error.hint or "", 0, remedy=error.remedy)]

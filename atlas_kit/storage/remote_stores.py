@@ -59,8 +59,9 @@ WHOLE_LIMIT = 1 << 30
 _IN_MEMORY = 1 << 24
 #: Answers after which the same question may get another one.
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+#: What to know when nobody is let in.
 _WORTH_NAMING = {401: "it wants to know who asks", 403: "permission is denied"}
-_CREDENTIALS = "Credentials are looked for where the store's own tools look for them."
+CREDENTIALS = "Credentials are looked for where the store's own tools look for them."
 
 
 @dataclass(frozen=True)
@@ -316,7 +317,7 @@ class HTTPStore(Store):
             raise self._other_now()
         why = _WORTH_NAMING.get(status)
         said = f"the server answers {_named(status, reason)}" + (f", {why}" if why else "")
-        raise self.problem(said, _CREDENTIALS if why else None)
+        raise self.problem(said, CREDENTIALS if why else None)
 
 
 def _named(status: int, reason: str | None) -> str:
@@ -350,7 +351,7 @@ class FsspecStore(Store):
 
     def __init__(self, url: str, patience: Patience | None = None) -> None:
         super().__init__(url, patience)
-        self._fs, self._place = _resolved(url, self.path)
+        self._fs, self._place = file_system_of(url, self.path)
 
     def _ask(self, start: int, size: int, state: str | None) -> Piece:
         def once() -> Piece:
@@ -391,7 +392,7 @@ class FsspecStore(Store):
         if isinstance(error, FileNotFoundError) or name in ("EntryNotFoundError", "RepositoryNotFoundError"):
             return self._gone()
         if isinstance(error, PermissionError) or name == "GatedRepoError":
-            return self.problem("permission is denied", _CREDENTIALS)
+            return self.problem("permission is denied", CREDENTIALS)
         if name in (
             "NoCredentialsError",
             "PartialCredentialsError",
@@ -399,7 +400,7 @@ class FsspecStore(Store):
             "ProfileNotFound",
         ):
             return self.problem(
-                "the store wants to know who asks, and no credentials were found", _CREDENTIALS
+                "the store wants to know who asks, and no credentials were found", CREDENTIALS
             )
         if isinstance(error, IsADirectoryError):
             return self.problem("it is a directory")
@@ -505,7 +506,7 @@ def _file_system(protocol: str, path: str, **options: Any) -> Any:
         return fsspec.filesystem(protocol, **options)
 
 
-def _resolved(url: str, path: str) -> tuple[Any, str]:
+def file_system_of(url: str, path: str) -> tuple[Any, str]:
     """Return fsspec's file system for an address, and what the file is called in it."""
     with translated(path):
         core: Any = importlib.import_module("fsspec.core")
@@ -538,5 +539,5 @@ def translated(path: str) -> Any:
         raise FileAccessError(
             f"cannot read: the store could not be opened ({type(error).__name__})",
             path=path,
-            hint=_CREDENTIALS,
+            hint=CREDENTIALS,
         ) from None

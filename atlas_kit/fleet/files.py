@@ -1,0 +1,117 @@
+"""Which files a fleet works on: names, patterns and folders, here and in stores, each with its size and state.
+
+Nothing is opened; what is listed is enough to know later whether a file is still the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from atlas_kit.operations.validate import SUFFIXES, expand
+from atlas_kit.storage.urls import is_url, local_path, shown
+
+
+@dataclass(frozen=True)
+class FleetFile:
+    """One file: its name as it is opened and as it is shown, its size and what its state is called, if known."""
+
+    name: str
+    path: str
+    size: int | None = None
+    mark: str = ""
+    other: str = ""  # the file that it is compared with
+
+
+def found(names: Sequence[str], endings: Sequence[str] = SUFFIXES) -> Iterator[FleetFile]:
+    """Yield the files that names stand for: themselves, what patterns match, what is below folders; none twice.
+
+    Raises
+    ------
+    NoSuchFileError
+        A pattern matches nothing, or a folder holds nothing of a known kind.
+    """
+    seen: set[str] = set()
+    for name in names:
+        for file in _of(name, endings):
+            if file.name not in seen:
+                seen.add(file.name)
+                yield file
+
+
+def _of(name: str, endings: Sequence[str]) -> Iterator[FleetFile]:
+    path = local_path(name) if is_url(name) else name
+    if path is None:
+        from atlas_kit.storage.remote_listing import is_pattern, listed
+
+        if is_pattern(name) or name.endswith("/"):
+            for one in listed(name, endings):
+                yield FleetFile(one.name, shown(one.name), one.size, one.mark)
+        else:
+            yield FleetFile(name, shown(name))
+        return
+    for each in expand([path]):
+        yield here(each)
+
+
+def here(path: str) -> FleetFile:
+    """Return a file of this machine; one that cannot be looked at is somebody's finding later."""
+    try:
+        info = os.stat(path)
+    except (OSError, ValueError):
+        return FleetFile(path, path)
+    return FleetFile(path, path, info.st_size, str(info.st_mtime_ns))
+
+
+def current(file: FleetFile) -> FleetFile:
+    """Return a file with its present size and state, asking its store if it was only named."""
+    if file.mark or not is_url(file.name) or local_path(file.name) is not None:
+        return file
+    from atlas_kit.errors import AtlasError
+    from atlas_kit.storage.remote_listing import look
+
+    try:
+        now = look(file.name)
+    except AtlasError:
+        return file
+    return FleetFile(file.name, file.path, now.size, now.mark, file.other)
+
+
+def pairs(first: str, second: str) -> Iterator[FleetFile]:
+    """Yield the files below two folders (or addresses that end in ``/``) by what they are called in both.
+
+    One that is in the second only has an empty ``name``, one in the first only an empty ``other``.
+    """
+    left, right = (
+        {relative(file.path, place): file for file in found([_folder(place)])} for place in (first, second)
+    )
+    for name in sorted({*left, *right}):
+        a, b = left.get(name), right.get(name)
+        if a is None and b is not None:
+            yield FleetFile("", b.path, b.size, b.mark, b.name)
+        elif a is not None:
+            marks = f"{a.mark}|{b.mark}" if b else a.mark
+            yield FleetFile(a.name, a.path, a.size, marks, b.name if b else "")
+
+
+def _folder(place: str) -> str:
+    return place if not is_url(place) or place.endswith("/") else f"{place}/"
+
+
+def relative(path: str, folder: str) -> str:
+    """Return what a file is called below a folder, with slashes."""
+    if is_url(path):
+        return path.removeprefix(shown(_folder(folder)))
+    return os.path.relpath(path, folder).replace(os.sep, "/")
+
+
+def common_folder(files: Sequence[FleetFile]) -> str:
+    """Return the longest folder that all files lie in, or the address of one."""
+    cut = [file.path.rpartition("/")[0].split("/") for file in files]
+    same = []
+    for parts in zip(*cut, strict=False):
+        if len(set(parts)) > 1:
+            break
+        same.append(parts[0])
+    return "/".join(same)

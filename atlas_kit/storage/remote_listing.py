@@ -1,0 +1,88 @@
+"""What lies in a store: the files below an address, or those that a pattern matches, with size and state.
+
+One request tells of many files, so that a million of them can be listed; none of them is opened.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from atlas_kit.errors import AtlasError, FileAccessError, MissingExtraError, NoSuchFileError
+from atlas_kit.storage.remote_stores import CREDENTIALS, Patience, file_system_of, state_of, store_of
+from atlas_kit.storage.urls import chain, is_url, shown
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One file of a store: its address (``name``), how large it is, and what its state is called."""
+
+    name: str
+    size: int | None
+    mark: str
+
+
+def is_pattern(url: str) -> bool:
+    """Tell whether an address stands for several files: ``*`` or ``[``, and ``?`` where it begins no query."""
+    place = chain(url)[0]
+    first = re.sub(r"^[^:]+://[^/]*", "", place)  # an address of six numbers has brackets
+    return any(mark in first for mark in ("*", "[")) or (
+        "?" in first and not place.lower().startswith("http")
+    )
+
+
+def listed(url: str, endings: Iterable[str] = ()) -> Iterator[Listed]:
+    """Yield the files that a pattern matches, or those with an ending below an address that ends in ``/``, sorted.
+
+    Raises
+    ------
+    NoSuchFileError
+        There is none.
+    FileAccessError
+        The store cannot be asked.
+    """
+    fs, place = file_system_of(url, shown(url))
+    whole = not is_pattern(url)
+    try:
+        found = fs.find(place, detail=True) if whole else fs.glob(place, detail=True)
+    except AtlasError:
+        raise
+    except FileNotFoundError:
+        found = {}
+    except ImportError:
+        raise MissingExtraError("listing a store", "cloud") from None
+    except Exception as error:
+        why = "permission is denied" if isinstance(error, PermissionError) else f"({type(error).__name__})"
+        raise FileAccessError(f"cannot list: {why}", path=shown(url), hint=CREDENTIALS) from None
+    wanted = tuple(endings)
+    some = False
+    for name, info in sorted(found.items()):
+        if info.get("type") == "directory" or (whole and wanted and not name.lower().endswith(wanted)):
+            continue
+        some = True
+        yield Listed(_whole_name(fs, name, url), _size(info), state_of(info)[0])
+    if not some:
+        what = "no file is below this address" if whole else "the pattern matches no file"
+        raise NoSuchFileError(what, path=shown(url))
+
+
+def look(url: str) -> Listed:
+    """Return size and state of one file, which one request tells."""
+    now = store_of(url, Patience(tries=2)).look()
+    return Listed(url, now.total, now.state)
+
+
+def _whole_name(fs: Any, name: str, url: str) -> str:
+    parts = chain(url)
+    full = name if is_url(name) else str(fs.unstrip_protocol(name))
+    scheme = parts[0].split("://", 1)[0]
+    if len(parts) == 1 and "://" in full:  # the same scheme as was asked with: gs and gcs are one
+        full = f"{scheme}://{full.split('://', 1)[1]}"
+    return "::".join([full, *parts[1:]])
+
+
+def _size(info: dict[str, Any]) -> int | None:
+    size = info.get("size")
+    return int(size) if size is not None else None

@@ -1,0 +1,238 @@
+"""Many files at once: what is done before is left out, what is wrong with one stops no other, who dies is replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atlas_kit.cli.main import run
+from atlas_kit.errors import FileAccessError, InvalidParamError
+from atlas_kit.fleet import Task, run_fleet
+from atlas_kit.fleet.files import common_folder, found, here, pairs
+from atlas_kit.fleet.pools import OwnProcess, Processes, spread
+
+SAMPLES = Path(__file__).parents[2] / "sample_data"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    place = tmp_path / "models"
+    (place / "deep").mkdir(parents=True)
+    for number in range(6):
+        shutil.copy(SAMPLES / "gguf" / "tiny.gguf", place / f"{number}.gguf")
+        shutil.copy(SAMPLES / "atlas" / "all-types.atlas", place / "deep" / f"{number}.atlas")
+    shutil.copy(SAMPLES / "broken" / "truncated.atlas", place / "bad.atlas")
+    return place
+
+
+def test_a_row_for_each_file_whatever_is_wrong_with_others(folder: Path) -> None:
+    result = run_fleet(Task("validate"), found([str(folder), str(folder / "none.gguf")]))
+    assert [row["path"] for row in result.rows][:1] == [str(folder / "0.gguf")]
+    assert len(result.rows) == 14
+    assert {Path(row["path"]).name for row in result.failed} == {"bad.atlas", "none.gguf"}
+    assert result.exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.parquet"])
+def test_what_is_in_the_table_is_not_done_again(folder: Path, tmp_path: Path, name: str) -> None:
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow", reason="needs the cloud extra")
+    table = str(tmp_path / name)
+    task = Task("validate", {"data": True})
+    first = run_fleet(task, found([str(folder)]), table=table)
+    assert first.before == 0
+    os.utime(folder / "0.gguf", ns=(1, 1))
+    shutil.copy(SAMPLES / "gguf" / "micro.gguf", folder / "1.gguf")
+    (folder / "2.gguf").unlink()
+    told: list[str] = []
+    again = run_fleet(task, found([str(folder)]), table=table, tell=lambda row: told.append(row["path"]))
+    assert again.before == 10
+    assert sorted(told) == [str(folder / "0.gguf"), str(folder / "1.gguf")]
+    assert run_fleet(Task("validate"), found([str(folder)]), table=table).before == 0  # other options
+    assert sorted(os.listdir(tmp_path)) == ["models", name]
+
+
+def test_a_table_that_was_cut_off_goes_on(folder: Path, tmp_path: Path) -> None:
+    table = tmp_path / "t.jsonl"
+    run_fleet(Task("validate"), found([str(folder)]), table=str(table))
+    lines = table.read_bytes().splitlines(keepends=True)
+    table.write_bytes(b"".join(lines[:5]) + lines[5][:20])
+    assert run_fleet(Task("validate"), found([str(folder)]), table=str(table)).before == 5
+    rows = [json.loads(line) for line in table.read_bytes().splitlines() if line.endswith(b"}")]
+    assert len({row["path"] for row in rows}) == 13
+
+
+@pytest.mark.parametrize("content", [b"GGUF\3\0\0\0\n", b"plain text\n", b'{"a": 1}\n', b"\xff\xfe"])
+def test_a_table_that_is_another_file_stays_as_it_is(folder: Path, tmp_path: Path, content: bytes) -> None:
+    table = tmp_path / "other"
+    table.write_bytes(content)
+    with pytest.raises(InvalidParamError, match="not a table of results"):
+        run_fleet(Task("validate"), found([str(folder)]), table=str(table))
+    assert table.read_bytes() == content
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_rows(folder: Path) -> None:
+    files = list(found([str(folder)]))
+    alone, spread_out = (run_fleet(Task("hash"), files, workers=n).rows for n in (1, 2))
+    kept = ("path", "ok", "result", "size", "mark")
+    assert [[row[k] for k in kept] for row in alone] == [[row[k] for k in kept] for row in spread_out]
+    assert {row["worker"] for row in alone}.isdisjoint({row["worker"] for row in spread_out})
+
+
+def _work(items: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Do what each item says, in a process of its own."""
+    for what, place in items:
+        mark = Path(place)
+        if what == "die" or (what == "die once" and not mark.exists()):
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "hang once" and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if what == "raise":
+            raise OSError("no")
+    return [(what, "done") for what, _ in items]
+
+
+def _spread(items: list[tuple[str, str]]) -> Counter[tuple[str, str]]:
+    pool = Processes(2)
+    try:
+        return Counter(
+            spread(pool, _work, items, lambda item: (item[0], "died"), lambda item, why: (item[0], "failed"))
+        )
+    finally:
+        pool.close()
+
+
+@pytest.mark.slow
+def test_who_dies_is_replaced_and_who_kills_is_found(tmp_path: Path) -> None:
+    items = [("well", "")] * 20 + [("die once", str(tmp_path / "a"))] + [("well", "")] * 20
+    assert _spread(items) == {("well", "done"): 40, ("die once", "done"): 1}
+    items = [("well", "")] * 10 + [("die", str(tmp_path / "b")), ("raise", "")] + [("well", "")] * 10
+    assert _spread(items) == {("well", "done"): 20, ("die", "died"): 1, ("raise", "failed"): 1}
+
+
+@pytest.mark.slow
+def test_who_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from atlas_kit.fleet import pools
+
+    monkeypatch.setattr(pools, "_SLOW_SECONDS", 1.0)
+    items = [("well", "")] * 10 + [("hang once", str(tmp_path / "a"))] + [("well", "")] * 10
+    assert _spread(items) == {("well", "done"): 20, ("hang once", "done"): 1}
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_mid_way(folder: Path, tmp_path: Path) -> None:
+    files = list(found([str(folder)])) * 40
+    killed: list[int] = []
+
+    def kill(row: dict[str, Any]) -> None:
+        if len(killed) < 2 and row["worker"]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(row["worker"].rpartition(":")[2]), signal.SIGKILL)
+                killed.append(1)
+
+    result = run_fleet(Task("validate"), files, workers=2, tell=kill)
+    assert killed
+    assert len(result.rows) == len(files)
+    assert {Path(row["path"]).name for row in result.failed} == {"bad.atlas"}
+    assert all(row["problem"] is None for row in result.rows)
+
+
+def test_own_process_needs_no_other() -> None:
+    assert list(spread(OwnProcess(), lambda batch: [2 * n for n in batch], [1, 2], int, lambda n, _: n)) == [
+        2,
+        4,
+    ]
+
+
+def test_secrets_do_not_go_to_other_machines() -> None:
+    with pytest.raises(InvalidParamError, match="not sent to other machines"):
+        run_fleet(Task("validate", secret=(b"geheim", None)), [], scheduler="tcp://127.0.0.1:1")
+    assert "geheim" not in repr(Task("validate", secret=(b"geheim", None)))
+
+
+def test_folders_are_compared_by_names(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    (other / "1.gguf").unlink()
+    shutil.copy(SAMPLES / "gguf" / "micro.gguf", other / "new.gguf")
+    result = run_fleet(Task("diff"), pairs(str(folder), str(other)))
+    by_name = {Path(row["path"]).name: row for row in result.rows}
+    assert by_name["0.gguf"]["ok"]
+    assert "only in the first folder" in by_name["1.gguf"]["problem"]
+    assert "only in the second folder" in by_name["new.gguf"]["problem"]
+
+
+def test_the_folder_of_all_files() -> None:
+    assert common_folder([here("/a/b/c.gguf"), here("/a/b/d/e.gguf")]) == "/a/b"
+    assert common_folder([here("c.gguf"), here("d/e.gguf")]) == ""
+
+
+# --- the command line ------------------------------------------------------------------------------------------
+
+
+def test_commands_with_a_table(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = str(tmp_path / "t.jsonl")
+    assert run(["validate", str(folder), "--table", table]) == 1
+    out = capsys.readouterr().out
+    assert "bad.atlas: [entry-count]" in out
+    assert "13 files, 1 not well; " in out
+    assert run(["validate", str(folder), "--table", table]) == 1
+    assert "13 files, 1 not well, 13 done before" in capsys.readouterr().out
+
+
+def test_commands_on_several_files(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(folder / "0.gguf"), str(folder / "deep" / "1.atlas")]
+    assert run(["inspect", *files]) == 0
+    assert "2 files, all well" in capsys.readouterr().out
+    assert run(["inspect", *files, "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["result"]["format"] for row in rows] == ["gguf", "atlas"]
+    out = tmp_path / "out"
+    assert run(["compress", files[1], str(folder / "deep" / "2.atlas"), "-o", str(out)]) == 0
+    assert sorted(os.listdir(out)) == ["1.atlas", "2.atlas"]
+    capsys.readouterr()
+    assert run(["hash", *files, "--table", str(tmp_path / "h.jsonl"), "--file-only", "-a", "md5"]) == 0
+    assert files[0] in capsys.readouterr().out
+    assert run(["diff", str(folder), str(folder), "--table", str(tmp_path / "d.jsonl")]) == 2
+    assert "13 files, 1 not well" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["inspect", "a", "b", "--hex"], "--hex is for one file at a time"),
+        (["inspect", "a", "-"], "standard input is not one of many files"),
+        (["hash", "a", "--workers", "2", "--manifest"], "--manifest is for one file at a time"),
+        (["validate", "a", "--workers", "2", "--scheduler", "tcp://x:1"], "--workers are processes"),
+        (["compress", "a", "b", "-o", "-"], "standard output is none"),
+    ],
+)
+def test_what_many_files_cannot_be_asked(
+    arguments: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_is_not_there() -> None:
+    pytest.importorskip("distributed", reason="needs the cloud extra")
+    with pytest.raises(FileAccessError, match="the scheduler does not answer"):
+        run_fleet(Task("validate"), [here("a")], scheduler="tcp://127.0.0.1:1")
