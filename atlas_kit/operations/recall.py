@@ -368,7 +368,11 @@ def _ask(session: AtlasSession, fact: Fact, row: Row) -> None:
     row.facts += 1
     row.right_model += _answered(session, question, fact, alone=True)
     row.right += _answered(session, question, fact, alone=False)
-    if session.episodes is not None and session.memory is not None and session.memory.settings.recall != "off":
+    if (
+        session.episodes is not None
+        and session.memory is not None
+        and session.memory.settings.recall != "off"
+    ):
         text, _ = complete(session, question, len(rest))
         row.right_recalled = (row.right_recalled or 0) + _is_right(text, fact)
     count = _answer_length(session.engine, rest, fact.value)
