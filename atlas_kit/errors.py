@@ -75,6 +75,7 @@ REMEDIES: dict[str, str] = {
     "quantise": "Quantise it, for example to q8_0 or q4_k_m.",
     "requantise": "Start from the model before that, or allow it to be quantised again.",
     "name-output": "Name the file to write.",
+    "as-array": "Write it as a NumPy array (.npy) instead.",
     "fit-ending": "Choose a name that ends in {ending}; other formats are converted to.",
     "overwrite": "Allow it to be overwritten, or choose another name.",
     "overwrite-sidecar": "Move it away, or allow it to be overwritten.",

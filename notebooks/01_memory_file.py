@@ -19,7 +19,9 @@ from atlas_kit.operations.convert import convert_file
 from atlas_kit.operations.inspect import Wanted, inspect_file
 from atlas_kit.operations.repair import RepairOptions, repair_file
 from atlas_kit.operations.validate import validate_file
+from atlas_kit.widgets import folded
 
+plt.style.use("atlas_kit.widgets.page")  # readable on a light page and on a dark one
 sample = Path("../sample_data/atlas/llama-7b_memory.atlas")
 scratch = Path(tempfile.mkdtemp())  # whatever we break, we break here
 
@@ -35,7 +37,7 @@ with MemoryFile.open(sample) as memory:
         print(f"\n{entry}\n{entry.text}")
 
 # %% [markdown]
-# A short chat, and somebody who likes it dark. That is all, and it takes 266 bytes. Where do they go?
+# A short chat, and somebody who likes a dark screen. That is all, and it takes 266 bytes. Where do they go?
 #
 # ## A picture of every byte
 #
@@ -59,7 +61,16 @@ def draw_bytes(axes, data, colours, labels):
     picture[: len(data)] = [[int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)] for colour in colours]
     axes.imshow(picture.reshape(rows, 16, 3), aspect="auto")
     for place, label in enumerate(labels):
-        axes.text(place % 16, place // 16, label, ha="center", va="center", size=7, family="monospace")
+        axes.text(
+            place % 16,
+            place // 16,
+            label,
+            ha="center",
+            va="center",
+            size=7,
+            family="monospace",
+            color="black",
+        )
     axes.set_xticks(range(16), [f"{n:x}" for n in range(16)])
     axes.set_yticks(range(rows), [f"{16 * n:#05x}" for n in range(rows)])
     axes.tick_params(length=0, labelsize=7)
@@ -101,7 +112,7 @@ for field in inspect_file(sample, Wanted(hex=True)).fields:
         print(f"{field.offset:4}  {shown:<25}{name:<12}{field.value[:18]:<20}{field.meaning[:50]}")
 
 # %% [markdown]
-# The same by hand and eye: click into the bytes, and the field they belong to lights up.
+# The same by hand and eye: open the tab *Bytes* and click into them, and the field that they belong to lights up.
 
 # %%
 from atlas_kit.widgets import FileExplorer
@@ -228,20 +239,23 @@ plt.show()
 # version 2), survey it in the same way, and find out which bytes are still unguarded. Do they matter?
 
 # %% tags=["solution"]
-convert_file(sample, scratch / "new.atlas")
-new = (scratch / "new.atlas").read_bytes()
-found = survey(new)
-report(found)
+with folded():
+    convert_file(sample, scratch / "new.atlas")
+    new = (scratch / "new.atlas").read_bytes()
+    found = survey(new)
+    report(found)
 
-unguarded = {place for place, row in enumerate(found) if row[0]}
-for region in inspect_file(scratch / "new.atlas", Wanted(map=True)).regions:
-    if inside := unguarded & set(range(region.offset, region.offset + region.size)):
-        values = {new[place] for place in inside}
-        print(f"unguarded: {len(inside)} bytes of {region.kind} at byte {region.offset}, which hold {values}")
+    unguarded = {place for place, row in enumerate(found) if row[0]}
+    for region in inspect_file(scratch / "new.atlas", Wanted(map=True)).regions:
+        if inside := unguarded & set(range(region.offset, region.offset + region.size)):
+            values = {new[place] for place in inside}
+            print(
+                f"unguarded: {len(inside)} bytes of {region.kind} at byte {region.offset}, which hold {values}"
+            )
 
-# Padding, zeros that nobody reads: they move the next record to a multiple of 8. In version 2 each record has
-# a checksum over its whole head, so the type, the time and the key are as safe as the payload.
-assert all(new[place] == 0 for place in unguarded)
+    # Padding, zeros that nobody reads: they move the next record to a multiple of 8. In version 2 each record has
+    # a checksum over its whole head, so the type, the time and the key are as safe as the payload.
+    assert all(new[place] == 0 for place in unguarded)
 
 # %% [markdown]
 # ## What to read in the code

@@ -19,7 +19,9 @@ from atlas_kit import GGUFFile
 from atlas_kit.operations.convert import ConvertOptions, convert_file
 from atlas_kit.operations.diff import diff_files
 from atlas_kit.operations.inspect import Wanted, inspect_file
+from atlas_kit.widgets import folded
 
+plt.style.use("atlas_kit.widgets.page")  # readable on a light page and on a dark one
 micro = "../sample_data/gguf/micro.gguf"  # 3 kB: the smallest model that llama.cpp loads
 tiny = "../sample_data/models/tiny-python.gguf"  # 8.8 MB: it has read Python, and continues it
 scratch = Path(tempfile.mkdtemp())
@@ -27,7 +29,7 @@ scratch = Path(tempfile.mkdtemp())
 # %% [markdown]
 # ## The smallest example
 #
-# Four numbers, then *metadata* (named values), then *tensors* (named arrays of numbers).
+# A mark, a version and two counts, then *metadata* (named values), then *tensors* (named arrays of numbers).
 
 # %%
 for field in inspect_file(micro, Wanted(hex=True)).fields[:4]:
@@ -49,8 +51,8 @@ with GGUFFile.open(micro) as model:
 #
 # ## A picture: where do the megabytes go?
 #
-# Each square centimetre of ink is as many bytes as any other. Above the small model, below the one that we
-# will use from now on.
+# Above the small model, below the one that we will use from now on. Each strip is a whole file with a scale of its
+# own, so that a finger's width is some hundred bytes above, and half a million below.
 
 # %%
 INK = {
@@ -87,10 +89,11 @@ figure.legend(handles=patches, loc="outside lower center", ncols=6, frameon=Fals
 plt.show()
 
 # %% [markdown]
-# In the small one the words *about* the model take half the file. In the real one they are a sliver (the
-# vocabulary's 4,096 tokens, mostly), and nine layers of attention and feed-forward fill the rest.
+# In the small one the words *about* the model (the three blues) take nearly half the file. In the real one they are a
+# sliver, mostly the spelling of 4,096 tokens. Green are the rows of numbers that stand for the tokens, and nine layers
+# of attention and feed-forward fill the rest.
 #
-# The same with a mouse: click on a part of the map, sort the tensors by size, look into one.
+# The same with a mouse: click on a part of the map, or open the tab *Tensors*, sort them by size and look into one.
 
 # %%
 from atlas_kit.widgets import FileExplorer
@@ -183,14 +186,15 @@ assert stock.read_bytes() == Path(tiny).read_bytes()
 # with theirs. (In this vocabulary a space is written `Ġ`: look for `Ġ==`.)
 
 # %% tags=["solution"]
-vocabulary = list(model.get("tokenizer.ggml.tokens"))
-unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
-for word in ("Ġ==", "Ġfirst", "Ġimport", "Ġread"):
-    cosine = unit @ unit[vocabulary.index(word)]
-    nearest = np.argsort(-cosine)[1:6]  # the nearest of all is the word itself
-    print(f"{word:<9}", *(f"{vocabulary[n]} {cosine[n]:.2f}  " for n in nearest))
+with folded():
+    vocabulary = list(model.get("tokenizer.ggml.tokens"))
+    unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
+    for word in ("Ġ==", "Ġfirst", "Ġimport", "Ġread"):
+        cosine = unit @ unit[vocabulary.index(word)]
+        nearest = np.argsort(-cosine)[1:6]  # the nearest of all is the word itself
+        print(f"{word:<9}", *(f"{vocabulary[n]} {cosine[n]:.2f}  " for n in nearest))
 
-# Nobody told the model that == and != belong together, or first and last. It read 29 million characters of Python.
+    # Nobody told the model that == and != belong together, or first and last. It read 29 million characters of Python.
 
 # %%
 model.close()

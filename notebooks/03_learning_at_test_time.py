@@ -15,8 +15,9 @@ import numpy as np
 
 from atlas_kit.memory import Features, Identity, Memory, MemoryConfig
 from atlas_kit.memory.capacity import random_pairs
-from atlas_kit.widgets import MatrixView
+from atlas_kit.widgets import MatrixView, folded
 
+plt.style.use("atlas_kit.widgets.page")  # readable on a light page and on a dark one
 np.set_printoptions(precision=2, suppress=True)
 
 # %% [markdown]
@@ -85,7 +86,7 @@ MatrixView(
 #
 # After every pair we ask for all pairs so far, and compare each answer with the right value by their cosine: 1 is
 # perfect, 0 is guessing. Each row below is one pair and time goes to the right, so a row that stays dark is a pair
-# that is remembered.
+# that is remembered. Grey is what has not been read yet.
 
 
 # %%
@@ -100,6 +101,7 @@ def remembered(history, keys, values):
 def draw(ax, history, title):
     """Draw what is remembered; return the picture for a colour bar."""
     found = remembered(history, keys, values)
+    ax.set_facecolor("#dddddd")  # not read yet
     picture = ax.imshow(found, vmin=0, vmax=1, cmap="viridis_r", interpolation="nearest")
     ax.set(
         title=f"{title}\nin the end: {np.nanmean(found[:, -1]):.2f}",
@@ -168,8 +170,8 @@ plt.show()
 # ## From scratch: momentum and Muon
 #
 # The memory called *Atlas* goes one step further (equations 32 and 33). It collects gradients in a momentum $S$, and
-# before the step it makes all directions of $S$ equally long, so that rare directions are learned as well as common
-# ones. This is *Muon*; the equalising is done by five *Newton-Schulz* steps, because a singular value decomposition
+# before the step it makes all directions of $S$ about equally long, so that rare directions are learned as well as
+# common ones. This is *Muon*; the equalising is done by five *Newton-Schulz* steps, because a singular value decomposition
 # per token would be slow:
 #
 # $$S_t = \theta_t S_{t-1} + \nabla_t \tag{32}$$
@@ -240,32 +242,33 @@ for name, (ours, settings) in rules.items():
 # of $K$. When does that make some direction of $M$ longer?*
 
 # %% tags=["solution"]
-# An eigenvector of K.T @ K with the eigenvalue lambda is multiplied by 1 - eta lambda. That is beyond -1, so that the
-# direction grows with every step, as soon as eta > 2 / lambda. The keys of a window are alike, and their common
-# direction has a large lambda: up to c, if all are the same. For c = 1 it is 1, so the limit of the Delta rule is 2.
-figure, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-steps = np.geomspace(0.02, 2.5, 60)
-for c, colour, dashes in ((1, "#0072B2", "-"), (8, "#D55E00", "--"), (32, "#009E73", ":")):
-    windows = [keys[max(0, t - c + 1) : t + 1] for t in range(pairs)]
-    limit = 2 / max(np.linalg.eigvalsh(K.T @ K).max() for K in windows)
-    errors = []
-    for eta in steps:
-        answers = keys @ omega_rule(keys, values, eta, c)[-1]
-        errors.append(np.linalg.norm(answers - values) / np.linalg.norm(values))
-    ax.plot(steps, errors, dashes, color=colour, label=f"c = {c}: at most {limit:.2f}")
-    ax.axvline(limit, color=colour, linestyle=dashes, linewidth=0.8)
-    print(
-        f"c = {c:2}: the limit is {limit:.2f}, and the least error is at eta = {steps[np.argmin(errors)]:.2f}"
+with folded():
+    # An eigenvector of K.T @ K with the eigenvalue lambda is multiplied by 1 - eta lambda. That is beyond -1, so that
+    # the direction grows with every step, as soon as eta > 2 / lambda. The keys of a window are alike, and their
+    # common direction has a large lambda: up to c, if all are the same. For c = 1 it is 1: the limit is 2.
+    figure, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    steps = np.geomspace(0.02, 2.5, 60)
+    for c, colour, dashes in ((1, "#0072B2", "-"), (8, "#D55E00", "--"), (32, "#009E73", ":")):
+        windows = [keys[max(0, t - c + 1) : t + 1] for t in range(pairs)]
+        limit = 2 / max(np.linalg.eigvalsh(K.T @ K).max() for K in windows)
+        errors = []
+        for eta in steps:
+            answers = keys @ omega_rule(keys, values, eta, c)[-1]
+            errors.append(np.linalg.norm(answers - values) / np.linalg.norm(values))
+        ax.plot(steps, errors, dashes, color=colour, label=f"c = {c}: at most {limit:.2f}")
+        ax.axvline(limit, color=colour, linestyle=dashes, linewidth=0.8)
+        print(
+            f"c = {c:2}: the limit is {limit:.2f}, and the least error is at eta = {steps[np.argmin(errors)]:.2f}"
+        )
+    ax.set_xscale("log")
+    ax.set(
+        xlabel="step size",
+        ylabel="error in the end",
+        ylim=(0, 2),
+        title="Beyond its limit, a step does more harm than good",
     )
-ax.set_xscale("log")
-ax.set(
-    xlabel="step size",
-    ylabel="error in the end",
-    ylim=(0, 2),
-    title="Beyond its limit, a step does more harm than good",
-)
-ax.legend(frameon=False, loc="upper left")
-plt.show()
+    ax.legend(frameon=False, loc="upper left")
+    plt.show()
 
 # %% [markdown]
 # ## What to read in the code

@@ -24,7 +24,9 @@ from atlas_kit.llama import AtlasSession, open_engine
 from atlas_kit.memory import distance, merge, statistics
 from atlas_kit.operations.merge import merge_files
 from atlas_kit.settings.recommend import recommend
+from atlas_kit.widgets import folded
 
+plt.style.use("atlas_kit.widgets.page")  # readable on a light page and on a dark one
 model = "../sample_data/models/tiny-python.gguf"
 engine = open_engine(model, n_threads=1)
 # Without the exact window: here we want to see what is in the matrix alone.
@@ -76,8 +78,9 @@ comparison.compare_behaviour()
 comparison
 
 # %% [markdown]
-# The last picture is the telling one: each bar is a token of a page about command lines. Where it points
-# down, the memory that has read about command lines expected it more.
+# The text at the end is the telling one, a page about command lines. A token is blue where the memory that has read
+# about command lines held it for likelier, and orange where the other one did. (Where no kernel runs, each token is a
+# bar instead, and blue ones point down.)
 #
 # ## The same over time
 #
@@ -109,7 +112,7 @@ table = np.array([[worth(state, unread[name]) for name in NAMES] for state in (a
 figure, axes = plt.subplots(figsize=(6, 2.8), layout="constrained")
 axes.imshow(table, cmap="PuOr", vmin=-16, vmax=16, aspect="auto")
 for (row, column), value in np.ndenumerate(table):
-    axes.text(column, row, f"{value:+.1f} %", ha="center", va="center", fontsize=12)
+    axes.text(column, row, f"{value:+.1f} %", ha="center", va="center", fontsize=12, color="black")
 axes.set_xticks(range(2), [f"the next page of {name}" for name in NAMES])
 axes.set_yticks(range(3), [f"memory of {NAMES[0]}", f"memory of {NAMES[1]}", "both, merged"])
 axes.set_title("how much lower is the perplexity?", fontsize=10)
@@ -185,16 +188,17 @@ plt.show()
 # weights from all `a` to all `b`. Is the half the best compromise?
 
 # %% tags=["solution"]
-weights = np.linspace(0, 1, 6)
-lines = {name: [worth(merge([a, b], [1 - w, w]), unread[name]) for w in weights] for name in NAMES}
+with folded():
+    weights = np.linspace(0, 1, 6)
+    lines = {name: [worth(merge([a, b], [1 - w, w]), unread[name]) for w in weights] for name in NAMES}
 
-figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
-for (name, line), style in zip(lines.items(), ("o-", "s--"), strict=True):
-    axes.plot(weights, line, style, label=f"on the next page of {name}")
-axes.plot(weights, np.mean(list(lines.values()), axis=0), "k:", label="mean of both")
-axes.set(xlabel="weight of the memory of statistics", ylabel="perplexity lower by (%)")
-axes.legend(frameon=False)
-plt.show()
+    figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
+    for (name, line), style in zip(lines.items(), ("o-", "s--"), strict=True):
+        axes.plot(weights, line, style, label=f"on the next page of {name}")
+    axes.plot(weights, np.mean(list(lines.values()), axis=0), ":", color="#7a7a7a", label="mean of both")
+    axes.set(xlabel="weight of the memory of statistics", ylabel="perplexity lower by (%)")
+    axes.legend(frameon=False)
+    plt.show()
 
 # %% [markdown]
 # ## What to read in the code

@@ -31,11 +31,13 @@ from atlas_kit.operations.diff import diff_files
 from atlas_kit.operations.inspect import Wanted, inspect_file
 from atlas_kit.operations.repair import repair_file
 from atlas_kit.operations.validate import validate_file
+from atlas_kit.widgets import folded
 
+plt.style.use("atlas_kit.widgets.page")  # readable on a light page and on a dark one
 archive = Path("../sample_data/broken")
 laboratory = Path(tempfile.mkdtemp())
 victim = laboratory / "assistant.atlas"
-shutil.copy(archive / "bit-flip.atlas", victim)  # its name in the archive says too much
+_ = shutil.copy(archive / "bit-flip.atlas", victim)  # its name in the archive says too much
 
 # %% [markdown]
 # ## First look: the smallest example of a broken memory
@@ -71,7 +73,7 @@ codes = sorted(set().union(*prints.values()))
 
 figure, axes = plt.subplots(figsize=(9, 2.8), layout="constrained")
 for row, (who, left) in enumerate(prints.items()):
-    axes.axhline(row, color="#e4e4e4", zorder=0)
+    axes.axhline(row, color="#7a7a7a", alpha=0.3, zorder=0)
     columns = [codes.index(code) for code in left]
     axes.scatter(columns, [row] * len(columns), s=190, color="#c44e52" if who == "our case" else "#4c72b0")
 axes.set_xticks(range(len(codes)), codes, rotation=25, ha="right")
@@ -102,20 +104,22 @@ assert promised == victim.stat().st_size  # not a byte is missing
 print(fields["header.checksum"].meaning)
 
 # %% [markdown]
-# **The Other Program.** It uses CRC-32 where FNV-1a is asked for. Then *all* checksums would be wrong, and
-# six of seven fit:
+# **The Other Program.** It uses CRC-32 where FNV-1a is asked for. Then *all* checksums would be wrong, but the header's
+# fits, and so do six of the seven entries'. (First the bytes as they stand in the file, the lowest first; then the
+# number that they are.)
 
 # %%
 for name, field in fields.items():
     if name.endswith(".checksum"):
-        print(f"{name:<20}{field.data.hex()}  {field.meaning.split(': ')[1]}")
+        number = int.from_bytes(field.data, "little")  # the lowest byte stands first in the file
+        print(f"{name:<20}{field.data.hex(' ')}  = 0x{number:08x}  {field.meaning.split(': ')[1]}")
 
 # %% [markdown]
 # Two suspects are left: the Intruder, and the Cosmic Ray.
 #
 # ## The scene of the crime
 #
-# Have a look around yourself: the map shows where it hurts, and *findings* takes you there.
+# Have a look around yourself: press *Check the file*: the map shows where it hurts, and *Findings* takes you there.
 
 # %%
 from atlas_kit.widgets import FileExplorer
@@ -185,7 +189,7 @@ for row, (label, byte) in enumerate((("written", before), ("found", after))):
     for column in range(8):
         changed = 7 - column == bit
         right.text(column, row, (byte >> (7 - column)) & 1, ha="center", va="center", fontsize=15,
-                   color="#c44e52" if changed else "black", weight="bold" if changed else "normal")  # fmt: skip
+                   color="#c44e52" if changed else "#7a7a7a", weight="bold" if changed else "normal")  # fmt: skip
 right.set(xlim=(-4.8, 7.6), ylim=(2.6, -1.6))
 right.axis("off")
 plt.show()
@@ -228,30 +232,34 @@ assert not comparison.changes
 # length with nothing but the equation above. (`repair` can do it too. How did it know?)
 
 # %% tags=["solution"]
-scene = archive / "length-hit.atlas"
-try:
-    MemoryFile.open(scene)
-except AtlasError as error:
-    print("the library:", error.message)
+with folded():
+    scene = archive / "length-hit.atlas"
+    try:
+        MemoryFile.open(scene)
+    except AtlasError as error:
+        print("the library:", error.message)
 
-fields = {field.name: field for field in inspect_file(scene, Wanted(hex=True)).fields}
-print("the length field:", fields["entries[1].data_size"].data.hex(" "))
-start = fields["entries[1].key_length"].offset + 32 + len("chat/002-bicycle") + 1
-rest = scene.read_bytes()[start:]
+    fields = {field.name: field for field in inspect_file(scene, Wanted(hex=True)).fields}
+    length = fields["entries[1].data_size"]
+    print(
+        "the length field:", length.data.hex(" "), "or, the highest byte first,", f"0x{int(length.value):08x}"
+    )
+    start = fields["entries[1].key_length"].offset + 32 + len("chat/002-bicycle") + 1
+    rest = scene.read_bytes()[start:]
 
-# The checksum is computed byte by byte. So run it until it is what the file says: there the payload ends.
-wanted = int.from_bytes(fields["entries[1].checksum"].data, "little")
-running = 0x811C9DC5
-for length, byte in enumerate(rest, start=1):
-    running = (running ^ byte) * 0x01000193 % 2**32
-    if running == wanted:
-        print("the true length:", length)
-        break
-assert length == len(statement)
+    # The checksum is computed byte by byte. So run it until it is what the file says: there the payload ends.
+    wanted = int.from_bytes(fields["entries[1].checksum"].data, "little")
+    running = 0x811C9DC5
+    for length, byte in enumerate(rest, start=1):
+        running = (running ^ byte) * 0x01000193 % 2**32
+        if running == wanted:
+            print("the true length:", length)
+            break
+    assert length == len(statement)
 
-# A second proof: the header's total_size counts all entries, and the others account for all but this many bytes.
-for entry in repair_file(scene, laboratory / "second.atlas").rescue.saved:
-    print(f"  {entry.key:<18}{entry.size:5} bytes, {entry.how}")
+    # A second proof: the header's total_size counts all entries, and the others account for all but this many bytes.
+    for entry in repair_file(scene, laboratory / "second.atlas").rescue.saved:
+        print(f"  {entry.key:<18}{entry.size:5} bytes, {entry.how}")
 
 # %% [markdown]
 # ## What to read in the code

@@ -28,8 +28,9 @@ from atlas_kit.llama.recalling import Recall
 from atlas_kit.operations.forget import Choice, forget
 from atlas_kit.operations.token_words import words_of
 from atlas_kit.settings.recommend import recommend
-from atlas_kit.widgets import MemoryLab
+from atlas_kit.widgets import MemoryLab, folded
 
+plt.style.use("atlas_kit.widgets.page")  # readable on a light page and on a dark one
 sample = Path("../sample_data/models/tiny-python.gguf")
 real = Path("../build/real-models/SmolLM2-135M-Instruct.Q4_1.gguf")
 model = real if real.exists() else sample
@@ -319,26 +320,32 @@ lab
 # (Close the lab's session first: this model has room for one.)
 
 # %% tags=["solution"]
-lab.close()
-session.close()
-if talks:
-    others = ["Who wrote Hamlet?", "What is twelve times twelve?", "Where do penguins live?", "Is water wet?"]
-else:
-    others = ["MAXIMUM_SIZE", "self.assertEqual(result)", "DATABASE_URL", "os.path.sep"]
+with folded():
+    lab.close()
+    session.close()
+    if talks:
+        others = [
+            "Who wrote Hamlet?",
+            "What is twelve times twelve?",
+            "Where do penguins live?",
+            "Is water wet?",
+        ]
+    else:
+        others = ["MAXIMUM_SIZE", "self.assertEqual(result)", "DATABASE_URL", "os.path.sep"]
 
-print("gate   of what it knows   of what it does not")
-for gate in (0, 0.5, 1, 2, 4):
-    with AtlasSession(engine, memory=file) as session:
-        recall = Recall(gate=gate)
-        known, strangers = (
-            [bool(session.ask(asks, recall=recall, keep=False, **manner).pieces) for asks in questions]
-            for questions in (map(question, COLOURS), others)
-        )
-    print(f"{gate:>4}{sum(known):>12} of {len(known)}{sum(strangers):>18} of {len(strangers)}")
+    print("gate   of what it knows   of what it does not")
+    for gate in (0, 0.5, 1, 2, 4):
+        with AtlasSession(engine, memory=file) as session:
+            recall = Recall(gate=gate)
+            known, strangers = (
+                [bool(session.ask(asks, recall=recall, keep=False, **manner).pieces) for asks in questions]
+                for questions in (map(question, COLOURS), others)
+            )
+        print(f"{gate:>4}{sum(known):>12} of {len(known)}{sum(strangers):>18} of {len(strangers)}")
 
-# With a low gate whatever is a little like the question is brought in, with a high one nothing is. SmolLM2 takes
-# nothing for what was never stored even at 0, and from 2 nats on loses what it knows. The default was found by
-# measuring on real models. (The harbour was forgotten: what comes for it at a low gate is about other things.)
+    # With a low gate whatever is a little like the question is brought in, with a high one nothing is. SmolLM2 takes
+    # nothing for what was never stored even at 0, and from 2 nats on loses what it knows. The default was found by
+    # measuring on real models. (The harbour was forgotten: what comes for it at a low gate is about other things.)
 
 # %% [markdown]
 # ## What to read in the code

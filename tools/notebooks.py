@@ -96,7 +96,7 @@ def shown(source: Path) -> bool:
 
 
 def read(source: Path) -> NotebookNode:
-    """Return the notebook of a source, without outputs; solutions are folded."""
+    """Return the notebook of a source, without outputs; the code of solutions is folded."""
     import jupytext
     import nbformat
 
@@ -108,7 +108,9 @@ def read(source: Path) -> NotebookNode:
         cell.id = f"cell-{number}"
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
         if "solution" in tags and cell.cell_type == "code":
-            cell.metadata["jupyter"] = {"source_hidden": True, "outputs_hidden": True}
+            cell.metadata["jupyter"] = {
+                "source_hidden": True
+            }  # what it gives is ``folded``: that stays so when it runs
     return notebook
 
 

@@ -49,7 +49,7 @@ def check(
                 )
             )
     if as_json:
-        return _render.emit_all(results, lambda _: (), True)
+        return _render.emit_json(results)
     for result in results:
         _show(result, quiet)
     return max(result.exit_code for result in results)

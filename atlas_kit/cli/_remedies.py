@@ -39,6 +39,7 @@ WORDS: dict[str, str] = {
     "quantise": "Use --quantize TYPE, for example q8_0 or q4_k_m.",
     "requantise": "Start from the model before that, or use --requantize.",
     "name-output": "Give -o OUTPUT, or --dry-run.",
+    "as-array": "--npy makes it an array for NumPy.",
     "fit-ending": "Use a name that ends in {ending}; other formats are written by: atlas-tool convert",
     "overwrite": "Use --force to overwrite it, or another name.",
     "overwrite-sidecar": "Move it away, or overwrite it with --force.",

@@ -104,11 +104,16 @@ def emit(result: R, render: Callable[[R], Iterable[Block]], as_json: bool) -> in
 def emit_all(results: Sequence[R], render: Callable[[R], Iterable[Block]], as_json: bool) -> int:
     """Write results, as JSON in one list, and return the largest exit code."""
     if as_json:
-        from atlas_kit.codecs.json_text import dumps
+        return emit_json(results)
+    show(block for result in results for block in render(result))
+    return max((result.exit_code for result in results), default=0)
 
-        sys.stdout.write(dumps([result.to_json() for result in results], indent=2) + "\n")
-    else:
-        show(block for result in results for block in render(result))
+
+def emit_json(results: Sequence[R]) -> int:
+    """Write results as JSON in one list, and return the largest exit code."""
+    from atlas_kit.codecs.json_text import dumps
+
+    sys.stdout.write(dumps([result.to_json() for result in results], indent=2) + "\n")
     return max((result.exit_code for result in results), default=0)
 
 

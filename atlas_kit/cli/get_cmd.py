@@ -20,6 +20,7 @@ from atlas_kit.cli._options import (
     keys_options,
     one_shard_option,
     output_option,
+    place_of,
     words_option,
 )
 
@@ -76,7 +77,9 @@ def command(
     keys: Any,
 ) -> int:
     """Run the command."""
-    from atlas_kit.operations.get import get_value, npy_bytes
+    from atlas_kit.operations.get import get_values, write_value
+    from atlas_kit.operations.token_words import words_of
+    from atlas_kit.storage.given import use_source
 
     if as_json and (npy or output):
         raise click.UsageError("--json cannot be combined with --npy or --output")
@@ -84,51 +87,31 @@ def command(
         raise click.UsageError("--raw goes with --npy; without it the bytes are as they are stored")
     if npy and model is not None:
         raise click.UsageError("--npy cannot be combined with --model")
-    source, words = given(file), None
-    if model is not None:
-        from atlas_kit.operations.token_words import words_of
-
-        words = words_of(model, source, force=force, keys=keys)
     with contextlib.ExitStack() as opened:
-        values = [
-            opened.enter_context(get_value(source, name, keys, words=words, one_shard=one_shard))
-            for name in dict.fromkeys(names)
-        ]
+        source = opened.enter_context(use_source(given(file)))
+        words = None
+        if model is not None:
+            words = words_of(model, source, force=force, keys=keys)
+        values = opened.enter_context(
+            get_values(source, dict.fromkeys(names), keys, words=words, one_shard=one_shard)
+        )
+        several = len(values) > 1
         if as_json:
-            return _render.emit(values[0], lambda _: (), True) if len(names) == 1 else _json(values)
-        places = [output] if len(names) == 1 else _places(values, output, npy)
+            return _render.emit_json(values) if several else _render.emit(values[0], lambda _: (), True)
+        places = _places(values, output, npy) if several else [output]
         for number, (value, place) in enumerate(zip(values, places, strict=True)):
-            if len(names) > 1 and place is None:
+            target = place_of("-" if place is None else place)
+            if several and place is None:
                 _headed(value.key, number)
-            _require_ending(value, place, npy)
-            if npy:
-                if value.numbers is not None and not raw:
-                    of = f"{value.key}: " if len(names) > 1 else ""
-                    _render.note(f"{of}{value.stored} became float32; --raw gives what is stored")
-                _write(iter([npy_bytes(value, raw=raw)]), place, force, [file])
-            elif place or not sys.stdout.isatty():
-                _write(value.chunks(), place, force, [file])
-            else:
+            if npy and value.numbers is not None and not raw:
+                of = f"{value.key}: " if several else ""
+                _render.note(f"{of}{value.stored} became float32; --raw gives what is stored")
+            if place is None and not npy and sys.stdout.isatty():
                 _to_terminal(value)
+            else:
+                sys.stdout.flush()
+                write_value(value, target, npy=npy, raw=raw, force=force, inputs=[file])
     return max(value.exit_code for value in values)
-
-
-def _require_ending(value: Any, place: str | None, npy: bool) -> None:
-    """See that a tensor's numbers, or its bytes alone, are not written under a name that promises something else."""
-    from atlas_kit.formats.endings import ending_of, require_ending
-
-    if npy:
-        require_ending(place, "npy")
-    elif value.array is not None and place is not None:
-        if ending_of(place) == ".npy":
-            raise click.UsageError(
-                f"{place} would be the tensor's bytes alone; --npy makes it an array of NumPy's"
-            )
-        require_ending(place, "bytes")
-
-
-def _json(values: list[Any]) -> int:
-    return _render.emit_all(values, lambda _: (), True)
 
 
 def _places(values: list[Any], folder: str | None, npy: bool) -> list[str | None]:
@@ -149,22 +132,6 @@ def _headed(key: str, number: int) -> None:
     sys.stdout.flush()
     line = f"{chr(10) if number else ''}==> {printable(key)} <==\n"
     sys.stdout.buffer.write(line.encode("utf-8", "replace"))
-
-
-def _write(chunks: Any, output: str | None, force: bool, inputs: list[Any]) -> None:
-    from atlas_kit.operations.outputs import output_file
-    from atlas_kit.storage.given import check_output
-
-    if output is None or is_standard_output(output):
-        sys.stdout.flush()
-        for chunk in chunks:
-            sys.stdout.buffer.write(chunk)
-        sys.stdout.buffer.flush()
-        return
-    check_output(output, inputs, force)
-    with output_file(output) as file:
-        for chunk in chunks:
-            file.write(chunk)
 
 
 def _to_terminal(value: Any) -> None:

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from atlas_kit.cli import _completion, _render
-from atlas_kit.cli._options import FILE, command_, given, json_option, keys_options, one_stdin
+from atlas_kit.cli._options import (
+    FILE,
+    command_,
+    given,
+    json_option,
+    keys_options,
+    one_shard_option,
+    one_stdin,
+)
 
 if TYPE_CHECKING:
     from atlas_kit.operations.grep import Found, Match
@@ -47,6 +55,7 @@ Examples:
     shell_complete=_completion.keys,
 )  # fmt: skip
 @click.option("--in-keys", is_flag=True, help="Search the keys and the names of tensors, too.")
+@one_shard_option
 @json_option
 @keys_options
 def command(

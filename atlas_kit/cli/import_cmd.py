@@ -84,13 +84,12 @@ def command(
 def _text(result: Imported) -> Iterator[_render.Block]:
     if result.created_file:
         yield f"{'would create' if result.dry_run else 'created'} {result.path}"
-    would = "would have " if result.dry_run else ""
-    for verb, keys in (
-        ("added", result.added),
-        ("replaced", result.replaced),
-        ("gone on with", result.appended),
+    for done, would, keys in (
+        ("added", "would add", result.added),
+        ("replaced", "would replace", result.replaced),
+        ("continued", "would continue", result.appended),
     ):
         if keys:
-            yield _render.Lines(f"{would}{verb} {key}" for key in keys)
+            yield _render.Lines(f"{would if result.dry_run else done} {key}" for key in keys)
     count = len(result.added) + len(result.replaced) + len(result.appended)
     yield f"{_render.plural(count, 'entry', 'entries')}, {_render.plural(result.messages, 'message')}"

@@ -44,8 +44,8 @@ Examples:
 )
 @click.argument("files", nargs=-1, required=True, type=FILE, metavar="FILE...")
 @output_option("The file to write; - is standard output.", required=True)
-@dry_run_option
 @force_option
+@dry_run_option
 @quiet_option
 @json_option
 def command(files: tuple[str, ...], output: str, dry_run: bool, force: bool, as_json: bool) -> int:
@@ -65,4 +65,4 @@ def _text(result: Joined) -> Iterator[_render.Block]:
     yield _render.Lines(result.inputs)
     tensors = "" if result.tensors is None else f", {_render.plural(result.tensors, 'tensor')}"
     would = "would be " if result.dry_run else ""
-    yield f"-> {would}{result.output} ({_render.exact_size(result.size)}{tensors})"
+    yield f"-> {would}{result.output} ({_render.size(result.size)}{tensors})"

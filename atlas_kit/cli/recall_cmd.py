@@ -123,7 +123,12 @@ def _text(result: Recall) -> Iterator[_render.Block]:
     rows = [_row(row) for row in result.rows]
     yield _render.Table(
         [
-            ">distance", "known to", ">model alone", ">with memory", ">with recall", ">nats alone",
+            ">distance",
+            "known to",
+            ">model alone",
+            ">with memory",
+            ">with recall",
+            ">nats alone",
             ">nats with memory",
         ],
         rows,

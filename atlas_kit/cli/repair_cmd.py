@@ -72,6 +72,7 @@ Examples:
 )
 @click.argument("file", type=FILE)
 @output_option("Where the rescued file goes; - is standard output.")
+@force_option
 @dry_run_option
 @click.option(
     "--to", type=click.Choice(["atlas-v1", "atlas-v2", "atlas-v3"]), help="Version of the rescued file."
@@ -82,7 +83,6 @@ Examples:
     is_flag=True,
     help="Leave damaged tensors of a model out, instead of zeros.",
 )
-@force_option
 @decrypt_option
 @quiet_option
 @json_option
@@ -163,12 +163,17 @@ def _rescue(rescue: RescueResult) -> Iterator[_render.Block]:
 
 def _mend(mend: MendResult) -> Iterator[_render.Block]:
     lines: list[str | _render.Styled] = []
+    count: Counter[str] = Counter()
     for action in mend.actions:
         if action.code in _FATES:  # told below
+            continue
+        count[action.code] += 1
+        if count[action.code] > ALIKE:
             continue
         place = "" if action.offset is None else f" at byte {action.offset:,}"
         about = "" if action.key is None else f' "{action.key}":'
         lines.append(f"[{action.code}]{place}{about} {action.message}")
+    lines += [f"[{code}] {number - ALIKE:,} more" for code, number in count.items() if number > ALIKE]
     lost = [fate for fate in mend.tensors if fate.state != "intact"]
     for fate in lost[:LISTED]:
         instead = "" if fate.state == "dropped" else ", and zeros take their place"

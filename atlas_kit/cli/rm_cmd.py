@@ -45,9 +45,9 @@ Examples:
 @click.argument("wanted", nargs=-1, required=True, metavar="KEY...", shell_complete=_completion.keys)
 @click.option("--glob", is_flag=True, help="KEYs are patterns (*, ?, [abc]).")
 @click.option("--ignore-missing", is_flag=True, help="Ignore keys that do not exist.")
-@dry_run_option
 @output_option("Write the result to OUTPUT, and leave FILE as it is.")
 @force_option
+@dry_run_option
 @backup_option
 @quiet_option
 @json_option

@@ -47,8 +47,8 @@ Examples:
 )
 @click.option("--metadata-alone", is_flag=True, help="Put no tensors into the first shard.")
 @click.option("-o", "--output", "stem", type=click.Path(), metavar="STEM", help="Start of the shards' names.")
-@dry_run_option
 @click.option("-f", "--force", is_flag=True, help="Overwrite shards that exist.")
+@dry_run_option
 @quiet_option
 @json_option
 def command(model: str, as_json: bool, **options: Any) -> int:

@@ -141,12 +141,50 @@ def brief(value: Any, most: int = 120) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def loads(text: str | bytes, *, what: str = "JSON", path: str | None = None) -> Any:
-    """Parse strict JSON; every defect is a ``FileCorruptError`` in one sentence."""
+def to_utf8(text: str) -> bytes:
+    r"""Return a text's bytes.
+
+    Raises
+    ------
+    FileCorruptError
+        It holds what is no character and has none, such as half a surrogate pair, which JSON can write as ``\ud83d``.
+    """
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise FileCorruptError(
+            f"\\u{code:04x} is half a surrogate pair, which is no character",
+            hint="Write the other half, too, or another character.",
+        ) from error
+
+
+def json_bytes(value: Any, **style: Any) -> bytes:
+    """Return a value as JSON in UTF-8.
+
+    Raises
+    ------
+    FileCorruptError
+        It holds what JSON or UTF-8 has no way to write.
+    """
     import json
 
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return to_utf8(json.dumps(value, allow_nan=False, **style))
+    except ValueError as error:
+        raise FileCorruptError("it holds a number that is too large for JSON, or none") from error
+
+
+def loads(text: str | bytes, *, what: str = "JSON", path: str | None = None, unique: bool = False) -> Any:
+    """Parse strict JSON; every defect is a ``FileCorruptError`` in one sentence.
+
+    ``unique``: a name that an object has twice is a defect, too: nobody can say which value is meant.
+    """
+    import json
+
+    hook = pairs_once if unique else None
+    try:
+        return json.loads(text, parse_constant=refuse_constant, object_pairs_hook=hook)
     except UnicodeDecodeError as error:
         raise FileCorruptError(f"the {what} is not UTF-8 text", path=path, offset=error.start) from error
     except json.JSONDecodeError as error:
@@ -156,8 +194,26 @@ def loads(text: str | bytes, *, what: str = "JSON", path: str | None = None) -> 
     except RecursionError as error:
         raise FileCorruptError(f"the {what} is nested too deeply", path=path) from error
     except ValueError as error:  # our own refusal, and numbers of thousands of digits
-        raise FileCorruptError(f"the {what} is not valid: {error}", path=path) from error
+        raise FileCorruptError(f"the {what} is not valid: {digits(error)}", path=path) from error
 
 
-def _refuse_constant(name: str) -> Any:
+def refuse_constant(name: str) -> Any:
+    """Refuse NaN and infinities, which Python reads and JSON does not have."""
     raise ValueError(f"{name} is not a JSON number")
+
+
+def pairs_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its pairs, and refuse a name that it has twice."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f'an object has "{brief(printable(name), 60)}" twice')
+            seen.add(name)
+    return made
+
+
+def digits(error: ValueError) -> str:
+    """Return what is wrong in words: of a number that is too long Python names a function of its own."""
+    return "a number has thousands of digits" if "int_max_str_digits" in str(error) else str(error)

@@ -48,7 +48,7 @@ def recognise(source: Source) -> Foreign | None:
     head = source.read_upto(0, HEAD)
     if not head:
         return None
-    for look in (_pointer, _by_magic, _old_ggml, _zip, _marked, _text, _moved, _zeros):
+    for look in (_pointer, _by_magic, _old_ggml, _zip, _marked, _text, _moved, _zeros, _imatrix):
         found = look(head, source)
         if found is not None:
             return found
@@ -262,6 +262,19 @@ def _zeros(head: bytes, source: Source) -> Foreign | None:
         f"a file that begins with {len(head)} zeros or more: room that a download reserved and did not fill"
     )
     return Foreign("zeros", what, "Get it again.", Remedy("repair-if-damaged"), lost=False)
+
+
+def _imatrix(head: bytes, source: Source) -> Foreign | None:
+    from atlas_kit.formats.imatrix import is_dat
+
+    if not is_dat(source):
+        return None
+    return Foreign(
+        "imatrix",
+        "an importance matrix in the format from before GGUF, and neither a model nor a memory",
+        "llama.cpp's quantiser reads it.",
+        Remedy("inspect"),
+    )
 
 
 def _piece(source: Source) -> Foreign | None:

@@ -214,16 +214,16 @@ def _checked(
     """Answer behind pieces and question; an answer that says nothing of the pieces is asked for in another way."""
     says, behind = saying(question, [piece.text for piece in pieces]), list(form.behind)
     first, held, when = yield from held_back(talk.answering(behind), says)
-    if first is not None and not held:
-        return first[0], first[1], when or first[2]
+    if first is not None and when:
+        return first[0], first[1], when
     if first is not None and first[0].reason != "stop" and len(held) < LEAST:
         return (yield from talk.telling(held, first))
     branch.back(empty)
     yield from branch.read([*form.before, *branch.written(*again(form, pieces, asked))])
     if first is None:  # nothing was said in time, so this is as good
         return (yield from talk.answering(behind))
-    second, other, when = yield from held_back(talk.answering(behind), says)
-    if second is not None and second[1] and not other:
+    second, _, when = yield from held_back(talk.answering(behind), says)
+    if second is not None and when:
         return second[0], second[1], when
     return (yield from talk.telling(held, first))
 

@@ -104,7 +104,9 @@ class Branch:
         a question worse.
         """
         engine = self._session.engine
-        row = [part.encode() if isinstance(part, str) else b"".join(map(engine.piece, part)) for part in parts]
+        row = [
+            part.encode() if isinstance(part, str) else b"".join(map(engine.piece, part)) for part in parts
+        ]
         return engine.tokenize(b"".join(row).decode("utf-8", "replace"))
 
     def read(self, tokens: Sequence[int]) -> Work[None]:

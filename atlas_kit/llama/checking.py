@@ -1,9 +1,9 @@
 """Whether an answer says anything of what was read again for it; where it does not, it is asked for once more.
 
 A small model that finds nothing in a piece repeats the question, or says something of its own. With the question in
-front of the piece as well it reads the piece with the question in mind: of 65 questions with the right piece in front,
-SmolLM2-135M answered 36 rightly, and 39 where the 14 answers that said nothing of the piece were asked for so. Asked for
-so at once, it answered 37, and others. Knows neither engines nor sessions.
+front of the piece as well it reads the piece with the question in mind: of 65 questions with the right piece in front
+SmolLM2-135M answered 36 rightly, and 39 where the 14 answers that said nothing of the piece were asked for so. Asked
+for so at once, it answered 37, and others. Knows neither engines nor sessions.
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ SOON, LEAST = 32, 8
 #: Words that say nothing by themselves, and those with which answers begin.
 _SMALL = frozenset(
     """
-    a an and are as at be been but by can could did do does for from had has have he her his how i in into is it its me
-    my no not of off on or our out she so than that the their them then there they this to up was we were what when
-    where which who whom whose will with would yes you your answer question given text passage based according
-    aber als am an auf aus bei bin bis das dem den der des die du ein eine einem einen einer er es für hat ich ihr im in
-    ist ja kein man mein mit nein nicht oder sein seine sich sie sind um und uns von war was wer wie wir wird wo zu zum
-    zur antwort frage
-    au aux avec ce ces cette dans de des du elle en est et il ils je la le les leur lui mais ne non nous on ou où par pas
-    pour qu que qui sa se ses son sont sur un une vous à réponse
-    al como con del el ella en es esta este la las lo los más mi no para pero por que se si sin su sus un una y respuesta
+    a an and are as at be been but by can could did do does for from had has have he her his how i in into is it its
+    me my no not of off on or our out she so than that the their them then there they this to up was we were what
+    when where which who whom whose will with would yes you your answer question given text passage based according
+    aber als am an auf aus bei bin bis das dem den der des die du ein eine einem einen einer er es für hat ich ihr
+    im in ist ja kein man mein mit nein nicht oder sein seine sich sie sind um und uns von war was wer wie wir wird
+    wo zu zum zur antwort frage au aux avec ce ces cette dans de des du elle en est et il ils je la le les leur lui
+    mais ne non nous on ou où par pas pour qu que qui sa se ses son sont sur un une vous à réponse al como con del
+    el ella en es esta este la las lo los más mi no para pero por que se si sin su sus un una y respuesta
     """.split()  # noqa: SIM905 (a list of them would take a page)
 )
 
@@ -51,8 +50,8 @@ def held_back(
 ) -> Generator[Step | Token, Any, tuple[T | None, list[Token], float]]:
     """Do some work in steps, and let its tokens through once they say something.
 
-    Returns what the work returned, the tokens that were held back (none once something was said), and when the first was
-    let through. None for work that was given up, as it said nothing for long.
+    Returns what the work returned, the tokens that were held back (none once something was said), and when the first
+    was let through. None for work that was given up, as it said nothing for long.
     """
     held: list[Token] = []
     through, outputs, when = False, None, 0.0
@@ -70,8 +69,7 @@ def held_back(
             through = says("".join(token.text for token in held))
             if through:
                 when = time.perf_counter()
-                for token in held:
-                    yield token
+                yield from held
                 held = []
             elif len(held) >= SOON:
                 return None, held, when

@@ -6,13 +6,11 @@ stand around it. Knows no chat templates.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.llama.asking_prompts import Form
 from atlas_kit.llama.branching import Branch
-from atlas_kit.llama.inside import unblended
 from atlas_kit.llama.recalling import Recall, Recalled, candidates, recall_of, recalling, within
 from atlas_kit.llama.sampling import Sampling
 from atlas_kit.llama.steps import Step, Token
@@ -49,14 +47,15 @@ def completing(
         else:
             branch.remember()
         yield from session.reading(rest, score=False)
-        with unblended(session) if recalled.unrelated else contextlib.nullcontext():
-            yield from session.generating(max_tokens=max_tokens, sampling=Sampling(temperature=0))
+        yield from session.generating(max_tokens=max_tokens, sampling=Sampling(temperature=0))
     finally:
         branch.close()
     return recalled
 
 
-def complete(session: Inside, beginning: Sequence[int], max_tokens: int, **options: Any) -> tuple[str, Recalled]:
+def complete(
+    session: Inside, beginning: Sequence[int], max_tokens: int, **options: Any
+) -> tuple[str, Recalled]:
     """Do ``completing``; return what was said, and what was read again for it."""
     work = completing(session, beginning, max_tokens, **options)
     item: Step | Token | None = None

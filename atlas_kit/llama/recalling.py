@@ -404,7 +404,7 @@ def told(form: Form, shown: Sequence[Piece], asked: Sequence[int]) -> Iterator[s
 
 def again(form: Form, shown: Sequence[Piece], asked: Sequence[int]) -> Iterator[str | Sequence[int]]:
     """Give what is read for another answer: the question, and what was read for the first one."""
-    yield from ("Question: ", asked, "\n\n")
+    yield from ("Question:" if form.space else "Question: ", asked, "\n\n")
     yield from told(form, shown, asked)
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from atlas_kit.errors import InvalidParamError, MissingExtraError
 
-#: How often a schema may repeat something, in ``maxLength`` or ``{m,n}`` of a pattern, for example.
-MOST_REPEATED = 1000
+#: How often a schema may demand something, by ``minLength`` or ``{m,n}`` of a pattern, for example.
+MOST_REPEATED = 2000
 #: Properties of one object, and characters of a grammar: the time that both take grows faster than their number.
-MOST_PROPERTIES, MOST_CHARACTERS = 400, 1 << 17
-_COUNTS = frozenset({"minLength", "maxLength", "minItems", "maxItems"})
+MOST_PROPERTIES, MOST_CHARACTERS = 400, 1 << 18
+_COUNTS = frozenset({"minLength", "minItems"})
 #: Keywords of JSON Schema that say what a value is. Any value fits a schema that has none of them, whatever else is in
 #: it: a title alone is what pydantic makes of ``typing.Any``.
 _SAYING = {
@@ -36,7 +36,7 @@ _ANYTHING = {"type": ["object", "array", "string", "number", "boolean", "null"]}
 #: Where schemas stand in a schema: a table of them, a list of them, one of them.
 _TABLES = ("properties", "$defs", "definitions")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
-_SINGLE = ("items", "additionalProperties")
+_SINGLE = ("items", "additionalItems", "additionalProperties")
 
 
 def schema_rules(schema: Mapping[str, Any] | str, name: str = "root") -> str:
@@ -80,7 +80,7 @@ def _require_small(schema: Any) -> None:
             counts = [int(one) for one in re.findall(r"\d{1,18}", " ".join(re.findall(r"\{([^}]*)", value)))]
         if any(count > MOST_REPEATED for count in counts):
             raise InvalidParamError(
-                f"a schema may repeat something {MOST_REPEATED:,} times at most", key="json_schema"
+                f"a schema may ask for something {MOST_REPEATED:,} times at most", key="json_schema"
             )
         if key == "properties" and isinstance(value, Mapping) and len(value) > MOST_PROPERTIES:
             raise InvalidParamError(
@@ -150,7 +150,7 @@ def _spelled_out(schema: Any, place: str = "") -> Any:
     for key in _SINGLE:
         if isinstance(schema.get(key), list):  # what prefixItems was called before
             found[key] = [_spelled_out(one, f"{inside}{key}.{n}"[:200]) for n, one in enumerate(schema[key])]
-        elif key in schema and not (key == "additionalProperties" and isinstance(schema[key], bool)):
+        elif key in schema and schema[key] is not False and (key == "items" or schema[key] is not True):
             found[key] = _spelled_out(schema[key], f"{inside}{key}"[:200])
     return found
 

@@ -106,7 +106,8 @@ def read_whitened(
     return [
         Reading(
             hidden[one], lse[one], top[one], logits[row][None], top[row], own[one], corrected[one], log_z[one],
-            before[one], behind[one], expected[one], slots[row], windows[row], weights[one], features[one], pull[one], beside[row],
+            before[one], behind[one], expected[one], slots[row], windows[row], weights[one], features[one], pull[one],
+            beside[row],
         )
         for row in range(count)
         for one in (slice(row, row + 1),)

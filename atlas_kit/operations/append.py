@@ -12,7 +12,7 @@ from atlas_kit.errors import InvalidParamError, Remedy
 from atlas_kit.formats.atlas.tables import DataType
 from atlas_kit.formats.opening import edit_memory
 from atlas_kit.operations import chats
-from atlas_kit.operations.inputs import is_new, require_kind
+from atlas_kit.operations.inputs import memory_to_change
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import StrPath
 
@@ -65,10 +65,10 @@ def append_value(
         The entry is a tensor; a message is to be added to what is no history, or a line to a history in JSON.
     """
     options, keys = options or AppendOptions(), Keys() if keys is None else keys
-    new = is_new(path, options.new)
-    if not new:
-        require_kind(path, ["atlas"], "only entries of .atlas files can be added to")
-    with edit_memory(path, keys, create=new, backup=options.backup) as memory:
+    with (
+        memory_to_change(path, options.new, "only entries of .atlas files can be added to") as (given, new),
+        edit_memory(given, keys, create=new, backup=options.backup) as memory,
+    ):
         held = memory.get(key)
         if held is not None and held.dtype_id:
             raise InvalidParamError(
@@ -83,13 +83,8 @@ def append_value(
             if held is not None and not options.exact:
                 _require_no_json(bytes(held.data), path, key)
             payload = _line(b"" if held is None else bytes(held.data), value, options.exact)
-        usual = (
-            DataType.CONVERSATION
-            if chat is not None
-            else DataType.TEXT
-            if as_text(payload) is not None
-            else DataType.GENERIC
-        )
+        usual = DataType.GENERIC if as_text(payload) is None else DataType.TEXT
+        usual = DataType.CONVERSATION if chat is not None else usual
         memory.set(
             key, payload, type=int(usual) if held is None else int(held.type),
             flags=None if held is None else held.flags,

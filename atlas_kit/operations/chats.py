@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from atlas_kit.codecs.json_text import json_bytes, to_utf8
 from atlas_kit.codecs.text import as_text
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.formats.atlas.tables import DataType
@@ -61,10 +62,10 @@ class Chat:
         if self.form == "text":
             text = text_of(self.messages)
             if text is not None:
-                return text.encode("utf-8", "surrogatepass")
+                return to_utf8(text)
         messages = [message.to_json() for message in self.messages]
         value = {**self.around, "messages": messages} if self.form == "object" else messages
-        return json.dumps(value, **JSON_STYLES[self.style]).encode("utf-8", "surrogatepass")
+        return json_bytes(value, **JSON_STYLES[self.style])
 
 
 def text_of(messages: list[Message]) -> str | None:

@@ -13,7 +13,7 @@ from atlas_kit.errors import InvalidParamError, Remedy
 from atlas_kit.formats.detect import detect
 from atlas_kit.formats.endings import require_ending
 from atlas_kit.operations import secrecy
-from atlas_kit.operations.inputs import Opened, open_given
+from atlas_kit.operations.inputs import Opened, open_given, unknown_format
 from atlas_kit.operations.outputs import (
     Output,
     is_path,
@@ -177,7 +177,15 @@ def _convert(
             "only a GGUF model can be given a memory's settings", path=source.name,
             remedy=Remedy("leave-settings-out"),
         )  # fmt: skip
+    if kind is None:
+        raise unknown_format(source)
     if target in ("gguf", "atlas-gguf"):
+        if kind == "safetensors":
+            raise InvalidParamError(
+                "a GGUF model also needs the configuration and the vocabulary, which are not in this file",
+                path=source.name,
+                hint="llama.cpp's convert_hf_to_gguf.py makes one of the folder with all of them.",
+            )
         raise InvalidParamError(
             "only a GGUF model can be converted to GGUF", path=source.name,
             hint="Memory files convert to .atlas, JSON, safetensors and npz.",

@@ -118,7 +118,7 @@ def decrypt_file(
         The passphrase or key is missing or another.
     """
     with _opened(path, keys, output, force) as memory:
-        _require_encrypted(path, memory)
+        _require_encrypted(path, memory, "inspect")  # as it is
         result = _result(path, "decrypted", output, version, memory)
         _write(memory, output, version)
     return result
@@ -140,7 +140,7 @@ def rekey_file(
         The old passphrase or key is missing or another; or there is no new one.
     """
     with _opened(path, keys, output, force) as memory:
-        _require_encrypted(path, memory)
+        _require_encrypted(path, memory, "encrypt")
         if not new_keys.given and new_keys.ask is None:
             raise KeyRequiredError(
                 "there is no new passphrase or key", path=path, remedy=Remedy("give-new-secret")
@@ -175,9 +175,9 @@ def _opened(path: StrPath, keys: Keys | None, output: Output | None, force: bool
             yield memory
 
 
-def _require_encrypted(path: StrPath, memory: MemoryFile) -> None:
+def _require_encrypted(path: StrPath, memory: MemoryFile, remedy: str) -> None:
     if memory.version != ENCRYPTED:
-        raise InvalidParamError("the file is not encrypted", path=path, remedy=Remedy("encrypt"))
+        raise InvalidParamError("the file is not encrypted", path=path, remedy=Remedy(remedy))
 
 
 def _result(path: StrPath, what: str, output: Output | None, version: int, memory: MemoryFile) -> Secured:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.text import text_at_start
-from atlas_kit.errors import InvalidParamError
+from atlas_kit.errors import InvalidParamError, Remedy
+from atlas_kit.formats.endings import ending_of, require_ending
 from atlas_kit.operations.inputs import Opened, open_given
 from atlas_kit.operations.names import not_found
+from atlas_kit.operations.outputs import Output, is_path, output_file, require_free
 from atlas_kit.persistence.entry_keys import EPISODES
 from atlas_kit.storage.given import Given
 from atlas_kit.storage.keys import Keys
@@ -68,11 +71,69 @@ def get_value(
     KeyNotFoundError
         There is no such key; the hint names similar ones.
     """
-    with open_given(given, keys, one_shard=one_shard) as opened:
+    with get_values(given, [key], keys, words=words, one_shard=one_shard) as (value,):
+        yield value
+
+
+@contextmanager
+def get_values(
+    given: Given, names: Iterable[str], keys: Keys | None = None, *, words: Words | None = None,
+    one_shard: bool = False,
+) -> Iterator[list[Value]]:  # fmt: skip
+    """Open a file once and find several values in it, as ``get_value`` does; all of them are there."""
+
+    def find(opened: Opened, key: str) -> Value:
         if opened.kind == "gguf":
-            yield _of_model(opened.gguf, key)
-        else:
-            yield _of_memory(opened, key) if words is None else _as_text(opened, key, words)
+            return _of_model(opened.gguf, key)
+        return _of_memory(opened, key) if words is None else _as_text(opened, key, words)
+
+    with open_given(given, keys, one_shard=one_shard) as opened:
+        yield [find(opened, name) for name in names]
+
+
+def write_value(
+    value: Value, output: Output, *, npy: bool = False, raw: bool = False, force: bool = False,
+    inputs: Sequence[Given] = (),
+) -> None:  # fmt: skip
+    """Write a value's bytes, or (``npy``) a tensor's numbers as a ``.npy`` file; a file whole or not at all.
+
+    Parameters
+    ----------
+    raw
+        With ``npy``: what is stored, where that is quantised or bfloat16.
+    force
+        Overwrite a file that exists.
+    inputs
+        What is never overwritten.
+
+    Raises
+    ------
+    InvalidParamError
+        The value is not a tensor and ``npy`` is on; or the output's name promises another kind of file.
+    FileAccessError
+        The output exists and ``force`` is off.
+    """
+    _require_fitting(value, output, npy)
+    require_free(output, inputs, force)
+    chunks = [npy_bytes(value, raw=raw)] if npy else value.chunks()
+    if isinstance(output, (str, os.PathLike)):
+        with output_file(output) as file:
+            file.writelines(chunks)
+    else:
+        output.writelines(chunks)
+        output.flush()
+
+
+def _require_fitting(value: Value, output: Output, npy: bool) -> None:
+    """See that a tensor's numbers, or its bytes alone, are not written under a name that promises something else."""
+    if npy:
+        require_ending(output, "npy")
+    elif value.array is not None and is_path(output):
+        if ending_of(output) == ".npy":
+            raise InvalidParamError(
+                "this would be the tensor's bytes alone", path=output, remedy=Remedy("as-array")
+            )
+        require_ending(output, "bytes")
 
 
 def _of_memory(opened: Opened, key: str) -> Value:

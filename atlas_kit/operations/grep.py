@@ -59,12 +59,13 @@ class Found:
 
 @dataclass(frozen=True)
 class GrepOptions:
-    """How to search: without case, the pattern as plain text, in keys too, in these keys only."""
+    """How to search: without case, the pattern as plain text, in keys too, in these keys or this shard only."""
 
     ignore_case: bool = False
     fixed: bool = False
     in_keys: bool = False
     only: tuple[str, ...] = ()
+    one_shard: bool = False
 
 
 def compiled(pattern: str, options: GrepOptions) -> re.Pattern[str]:
@@ -91,7 +92,7 @@ def grep_file(
 ) -> Found:
     """Search one file: entries that are text, or the metadata of a model (each element of an array is a line)."""
     options = options or GrepOptions()
-    with open_given(given, keys) as opened:
+    with open_given(given, keys, one_shard=options.one_shard) as opened:
         found = Found(opened.name)
         lines = (
             _of_model(opened.gguf, options) if opened.kind == "gguf" else _of_memory(opened.memory, options)

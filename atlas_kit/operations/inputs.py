@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import (
@@ -22,7 +22,7 @@ from atlas_kit.formats.detect import detect
 from atlas_kit.formats.endings import KINDS, require_ending
 from atlas_kit.formats.foreign import foreign_error
 from atlas_kit.formats.opening import open_memory
-from atlas_kit.storage.given import Given, open_source, takes_source
+from atlas_kit.storage.given import Given, open_source, takes_source, use_source
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source, StrPath
 
@@ -176,6 +176,20 @@ def is_new(path: StrPath, any_name: bool) -> bool:
         close = difflib.get_close_matches(name, os.listdir(folder or "."), 3)
     hint = f"Similar: {', '.join(os.path.join(folder, one) for one in close)}." if close else None
     raise NoSuchFileError("there is no such file", path=path, hint=hint, remedy=Remedy("new-file"))
+
+
+@contextlib.contextmanager
+def memory_to_change(path: StrPath, any_name: bool, only: str) -> Iterator[tuple[Given, bool]]:
+    """Yield a memory file that is to be changed, opened, and False; or the path of one to be made, and True.
+
+    ``any_name`` and ``only`` are what ``is_new`` and ``require_kind`` take, and these are the errors.
+    """
+    if is_new(path, any_name):
+        yield path, True
+        return
+    with use_source(path) as source:
+        require_kind(source, ["atlas"], only)
+        yield source, False
 
 
 def require_metadata(model: GGUFFile, keys: Iterable[str]) -> None:

@@ -22,7 +22,9 @@ from atlas_kit.errors import (
 )
 from atlas_kit.formats.detect import detect
 from atlas_kit.formats.endings import require_ending
+from atlas_kit.formats.foreign import recognise
 from atlas_kit.formats.gguf.tables import MAGIC
+from atlas_kit.operations.inputs import unknown_format
 from atlas_kit.operations.outputs import Output, output_file, output_name, require_free, scratch_path
 from atlas_kit.storage.given import Given, Progress, name_of, open_source, same_file
 from atlas_kit.storage.part_names import Parts, part_name, parts_beside, parts_of
@@ -230,12 +232,14 @@ def _join_parts(
             by_name = dict(zip(names, sources, strict=True))
             names, sources = parts.paths, [by_name[name] for name in parts.paths]
     if len(sources) < 2:
+        _require_no_page(sources[0])
         raise InvalidParamError(
             "no other part of this file lies beside it", path=names[0], hint="Give all parts, in their order."
         )
     whole = JoinedSource(sources)
     kind = detect(whole)
     if kind is None:
+        _require_no_page(whole)
         raise InvalidParamError(
             "joined in this order, the parts are no file of a known format", path=names[0],
             hint="Is the first part missing, or the order another one?",
@@ -250,6 +254,13 @@ def _join_parts(
     if not dry_run:
         _copy(sources, whole.size, output, progress)
     return result
+
+
+def _require_no_page(source: Source) -> None:
+    """Refuse a web page or another file of which nothing can be joined, and say what it is."""
+    known = recognise(source)
+    if known is not None and known.lost:
+        raise unknown_format(source)
 
 
 def _require_all(parts: Parts) -> None:

@@ -20,7 +20,7 @@ import math
 from typing import IO, TYPE_CHECKING, Any
 
 from atlas_kit.codecs import table as codecs
-from atlas_kit.codecs.json_text import dumps, loads, name_from, named
+from atlas_kit.codecs.json_text import dumps, json_bytes, loads, name_from, named, to_utf8
 from atlas_kit.errors import AtlasError, FileCorruptError, Remedy, VersionMismatchError
 from atlas_kit.formats.atlas import tables
 from atlas_kit.formats.atlas.entry import Entry, MemoryPayload
@@ -375,7 +375,7 @@ def read_document(data: bytes, path: str | None = None) -> tuple[MemoryFile, int
     FileCorruptError
         It is not such a document, or something in it makes no sense; the message names the entry.
     """
-    document = loads(data.removeprefix(b"\xef\xbb\xbf"), what="JSON document", path=path)
+    document = loads(data.removeprefix(b"\xef\xbb\xbf"), what="JSON document", path=path, unique=True)
     if not isinstance(document, dict) or not isinstance(document.get("entries"), list):
         raise FileCorruptError(
             'this is not the JSON of a memory file: there is no list "entries"', path=path,
@@ -439,12 +439,12 @@ def _payload_of(item: dict[str, Any], form: str) -> tuple[bytes, dict[str, Any]]
     if form == "text":
         if not isinstance(value, str):
             raise FileCorruptError('"text" is not text')
-        return value.encode("utf-8", "surrogatepass"), item
+        return to_utf8(value), item
     if form == "json":
         style = JSON_STYLES.get(str(item.get("json_style", "spaced")))
         if style is None:
             raise FileCorruptError(f'"json_style" is not one of {", ".join(JSON_STYLES)}')
-        return json.dumps(value, **style).encode("utf-8", "surrogatepass"), item
+        return json_bytes(value, **style), item
     try:
         data, shape = _bytes_of_values(value, str(item.get("dtype", "float32")), item.get("shape"))
     except (ValueError, TypeError, OverflowError) as error:

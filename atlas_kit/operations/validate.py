@@ -188,7 +188,7 @@ def _check(
     if is_dat(source):
         read_dat(source)  # raises where it is cut off
         message = "this is not a model but an importance matrix in the format from before GGUF"
-        return [Finding("not-a-model", "note", message, "llama-quantize reads it.", 0)]
+        return [Finding("not-a-model", "note", message, "llama.cpp's quantiser reads it.", 0)]
     error = unknown_format(source)
     code = "unknown-format" if known is None else f"foreign-{known.name}"
     return [Finding(code, "error", error.message, error.hint or "", 0, remedy=error.remedy)]

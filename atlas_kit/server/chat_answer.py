@@ -49,7 +49,9 @@ async def chat_answer(service: Service, asked: ChatRequest, namespace: str, size
         Bytes of the request, where it says so.
     """
     service.require_ready()
-    found = await prepared(service, size, lambda: dialogue_of(service, asked))
+    # a schema of a few bytes may become a large grammar
+    formed = asked.tools or asked.response_format or asked.json_schema
+    found = await prepared(service, None if formed else size, lambda: dialogue_of(service, asked))
     return ChatAnswer(service, asked, found, namespace)
 
 

@@ -89,7 +89,7 @@ class MemoryRows:
     atlas_key_file: str | None = row(
         None,
         str,
-        "Encrypt what is saved of memories and sessions, with the 32 bytes in this file.",
+        "Encrypt what is saved of memories, sessions and answers, with the 32 bytes in this file.",
         "atlas-key-file",
         metavar="FILE",
         variables=("ATLAS_KEY_FILE",),

@@ -38,6 +38,7 @@ from atlas_kit.server.branches import Spelling, match
 from atlas_kit.server.conversation import Conversation, Slot, about, take_over, utilization
 from atlas_kit.server.jobs import called, finished
 from atlas_kit.server.keys import SHARED, Key
+from atlas_kit.server.making import Making
 from atlas_kit.server.prefixes import LEAST_SHARED, MOST_BYTES, Prefixes, Reader
 from atlas_kit.server.session_names import SessionNames
 from atlas_kit.server.traces import Traces
@@ -126,6 +127,7 @@ class Conversations:
         )
         #: Work for requests that has not ended.
         self.under_way: set[asyncio.Task[None]] = set()
+        self.making = Making(self.carry_out)
 
     async def open(self) -> None:
         """Take all sequences of the engine."""
@@ -416,13 +418,13 @@ class Conversations:
         InvalidParamError
             It was deleted meanwhile.
         """
-        with self._queued():
+        with self.queued():
             await conversation.lock.acquire()
         try:
             self._require_open(conversation)
             if conversation.cold:
                 await self._warm_up(conversation)
-            with self._queued():
+            with self.queued():
                 slot = await self._slot_of(conversation)
             try:
                 self._require_open(conversation)
@@ -504,7 +506,8 @@ class Conversations:
             )
 
     @contextlib.contextmanager
-    def _queued(self) -> Iterator[None]:
+    def queued(self) -> Iterator[None]:
+        """Count as one who waits."""
         self.require_room()
         self.waiting += 1
         try:

@@ -25,6 +25,7 @@ from atlas_kit.server.conversation import Conversation, Slot
 from atlas_kit.server.jobs import Watched, finished
 from atlas_kit.server.keeping import Keeping
 from atlas_kit.server.keys import SHARED, Key, looked_at
+from atlas_kit.server.making import takes_long
 from atlas_kit.server.problems import ApiError, too_long, unavailable
 from atlas_kit.server.said import Said, Span
 
@@ -227,11 +228,9 @@ class Generating:
         conversations.require_room()
         self._copies: list[Copy] = []
         self._seen: list[Scored] = []
-        # first, so that a grammar that cannot be followed costs neither a wait nor any reading
-        self._sampler: Sampler = conversations.engine.sampler(asked.sampling)
-        if asked.around is not None:
-            self._sampler = asked.around(self._sampler)
-        self._sampler.accept(asked.tokens)
+        self._sampler: Sampler | None = None
+        if not takes_long(asked.sampling, len(asked.tokens)):
+            self._sampler = self._made()
         self._conversation: Conversation | None = None
         self._told: Conversation | None = None
         self._reader: Reader | None = None
@@ -248,6 +247,28 @@ class Generating:
         self._ahead: tuple[int, Callable[[], None]] = 0, lambda: None
         self._progress: list[Progress] = []
         self._progress_told = 0
+
+    def _made(self) -> Sampler:
+        """Make what chooses tokens."""
+        asked = self._asked
+        found: Sampler = self._conversations.engine.sampler(asked.sampling)
+        if asked.around is not None:
+            found = asked.around(found)
+        found.accept(asked.tokens)
+        return found
+
+    async def ready(self) -> Sampler:
+        """Make what chooses tokens, where it is not made yet; who sends something before the tokens waits for it.
+
+        Raises
+        ------
+        InvalidParamError
+            The grammar cannot be followed.
+        """
+        if self._sampler is None:
+            with self._conversations.queued():
+                self._sampler = await self._conversations.making.beside(self._made)
+        return self._sampler
 
     @property
     def asked(self) -> Generation:
@@ -348,6 +369,7 @@ class Generating:
     async def _carry_out(self) -> None:
         began = time.monotonic()
         try:
+            await self.ready()
             with self._metrics.request(self._asked, self.outcome) as watch:
                 conversation = self._conversation = self._choose()
                 async with self._conversations.asking(conversation):
@@ -361,7 +383,7 @@ class Generating:
             self._reads_no_more()
             if self._told is not None:
                 self._told.ends()
-            self._sampler.close()
+            self._free()
             for copy in self._copies:
                 copy.give(None)  # where it was not given any
 
@@ -380,6 +402,10 @@ class Generating:
             watch.begins(slot.session)
             self._watch = watch
             await self._answer(slot, conversation)
+
+    def _free(self) -> None:
+        if self._sampler is not None:
+            self._sampler.close()
 
     def _shares(self, conversation: Conversation) -> bool:
         """Tell whether a fresh memory may begin with what others have read, and they with what it reads."""
@@ -499,7 +525,7 @@ class Generating:
         What a conversation answers is not learned: a model that learns its own words begins the next answer like them
         (see ``llama/asking.py``). It is kept in the episodes all the same.
         """
-        asked = self._asked
+        asked, sampler = self._asked, self._sampler
         talks = asked.said is not None and bool(asked.said.turns)
 
         def work(tokens: Sequence[int]) -> Generator[Any, Any, Finish]:
@@ -512,7 +538,7 @@ class Generating:
                         yield from session.generating(
                             max_tokens=asked.max_tokens,
                             stop=asked.stops,
-                            sampler=self._sampler,
+                            sampler=sampler,
                             top_logprobs=asked.top_logprobs,
                         )
                     )
@@ -567,7 +593,7 @@ class Generating:
 
     @property
     def _blended(self) -> float | None:
-        """The mean weight of memory and window in the answer; the model alone answers on the side, and what is unrelated."""
+        """The mean weight of memory and window in the answer: none on the side, and where a question is unrelated."""
         asked = self._question
         alone = asked is not None and (asked.aside or asked.recalled.unrelated) and self._said
         return 0.0 if alone else self._blend.mean
@@ -705,7 +731,7 @@ class Copy(Generating):
                 if self.conversation is not None:
                     self.conversation.closed = True
         finally:
-            self._sampler.close()
+            self._free()
 
 
 class Speaking(Protocol):

@@ -2,7 +2,8 @@
 
 Everything is done on one thread of its own, in the order in which it was asked for; nobody waits for a disk but who
 asks for something that is only there. A file that is no good is set aside, and what cannot be written is told in the
-log: a server goes on without.
+log: a server goes on without. With a key the rows are sealed (response_forms.py); what an earlier server left there
+unsealed is sealed when the file is opened, and what was sealed with another key is left alone.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from atlas_kit.errors import AtlasError, AuthenticationError, MissingExtraError
+from atlas_kit.server.response_forms import Form, Plain, Sealed
 from atlas_kit.server.response_records import Noted, Record
+from atlas_kit.storage.keys import Keys
 
 log = logging.getLogger("atlas_kit.server")
 T = TypeVar("T")
@@ -40,6 +44,7 @@ CREATE TABLE IF NOT EXISTS conversations (
     namespace TEXT NOT NULL, name TEXT NOT NULL, last INTEGER, metadata TEXT NOT NULL, created REAL NOT NULL,
     used REAL NOT NULL, PRIMARY KEY (namespace, name)
 );
+CREATE TABLE IF NOT EXISTS seal (kdf INTEGER, log2_n INTEGER, r INTEGER, p INTEGER, salt BLOB, proof BLOB);
 """
 #: What no id and no conversation leads to goes; a text that a later answer goes on from stays.
 _SWEEP = """
@@ -69,6 +74,13 @@ class ResponseFile:
         Where the file is; nobody else writes there.
     most, most_conversations, most_bytes
         How much is kept.
+    keys
+        What seals it; None, or none given: it is kept as it is.
+
+    Raises
+    ------
+    MissingExtraError
+        It is to be sealed, and ``cryptography`` is not installed.
     """
 
     def __init__(
@@ -77,7 +89,10 @@ class ResponseFile:
         most: int = MOST_ANSWERS,
         most_conversations: int = MOST_CONVERSATIONS,
         most_bytes: int = MOST_BYTES,
+        keys: Keys | None = None,
     ) -> None:
+        self._keys = Keys() if keys is None else keys
+        self._form: Form = Plain()
         self._path = os.path.join(os.fspath(folder), FILE_NAME)
         self._most, self._most_conversations, self._most_bytes = most, most_conversations, most_bytes
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="atlas-responses")
@@ -96,20 +111,77 @@ class ResponseFile:
                 )  # what is forgotten is not left between the pages
                 database.execute("PRAGMA journal_mode = WAL")
                 database.execute("PRAGMA synchronous = NORMAL")
+                database.execute("PRAGMA temp_store = MEMORY")
                 database.executescript(_TABLES)
                 if database.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
                     raise sqlite3.DatabaseError("the database is damaged")
                 with contextlib.suppress(OSError):
                     os.chmod(self._path, 0o600)
+                self._form = self._formed(database)
                 return int(database.execute("SELECT coalesce(max(n), 0) + 1 FROM answers").fetchone()[0])
+            except MissingExtraError:
+                self._let_go()
+                raise
+            except AtlasError as error:  # it is sealed, and this is not the key
+                self._let_go()
+                log.warning("%s is left as it is: %s", FILE_NAME, error.message)
+                break
             except sqlite3.Error as error:
-                if self._database is not None:
-                    self._database.close()
-                self._database = None
+                self._let_go()
                 if again or not self._set_aside(error):
                     break
         log.warning("answers do not outlive a restart: %s cannot be used", FILE_NAME)
         return 1
+
+    def _let_go(self) -> None:
+        database, self._database = self._database, None
+        if database is not None:
+            database.close()
+
+    def _formed(self, database: sqlite3.Connection) -> Form:
+        """Return how the rows are to be read and written; those that are to be sealed and are not are sealed now.
+
+        Raises
+        ------
+        AtlasError
+            They are sealed, and this is not the key.
+        """
+        found = database.execute("SELECT kdf, log2_n, r, p, salt, proof FROM seal").fetchone()
+        if found is None and not self._keys.given:
+            return Plain()
+        from atlas_kit.formats.atlas.crypto import Cipher, KdfParams, Secret, unlock
+
+        secret = Secret.of(**self._keys.options())
+        if found is not None:
+            *how, proof = found
+            return Sealed(unlock(KdfParams(*how), proof, secret))
+        assert secret is not None
+        cipher = Cipher.fresh(secret)
+        form, how = Sealed(cipher), cipher.params
+        with database:
+            database.execute("BEGIN")
+            for (number,) in database.execute("SELECT n FROM answers").fetchall():
+                row = database.execute(f"SELECT {_COLUMNS} FROM answers WHERE n = ?", (number,)).fetchone()
+                try:
+                    columns = form.columns(_record(Plain(), row))
+                except ValueError:  # nobody could read it
+                    database.execute("DELETE FROM answers WHERE n = ?", (number,))
+                    continue
+                database.execute(
+                    "UPDATE answers SET id = ?, session = ?, response = ?, items = ?, messages = ? WHERE n = ?",
+                    (*columns, number),
+                )
+            rows = database.execute("SELECT rowid, name, metadata FROM conversations").fetchall()
+            for row, name, metadata in rows:
+                with contextlib.suppress(ValueError):
+                    metadata = json.loads(metadata)
+                noted = form.name(name), form.noted(name, metadata if isinstance(metadata, dict) else {}), row
+                database.execute("UPDATE conversations SET name = ?, metadata = ? WHERE rowid = ?", noted)
+            values = how.kdf, how.log2_n, how.r, how.p, how.salt, cipher.check
+            database.execute("INSERT INTO seal VALUES (?, ?, ?, ?, ?, ?)", values)
+        database.execute("VACUUM")  # nothing of what it was before is left between the pages
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return form
 
     def _set_aside(self, error: sqlite3.Error) -> bool:
         """Move a file that is no database out of the way; tell whether a new one may be tried."""
@@ -134,10 +206,8 @@ class ResponseFile:
 
     def put(self, namespace: str, record: Record) -> None:
         """Keep an answer; without an ``id``, for what leads to it alone."""
-        row = (
-            record.number, namespace, record.id, record.before, record.session, record.remembers,
-            *(json.dumps(part) for part in record[5:]),
-        )  # fmt: skip
+        name, session, *parts = self._form.columns(record)
+        row = record.number, namespace, name, record.before, session, record.remembers, *parts
 
         def write(database: sqlite3.Connection) -> None:
             database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
@@ -152,7 +222,7 @@ class ResponseFile:
         """Forget the id of an answer, and its text where nothing goes on from it; tell whether there was one."""
 
         def write(database: sqlite3.Connection) -> bool:
-            where = (namespace, name)
+            where = (namespace, self._form.name(name))
             found = database.execute("UPDATE answers SET id = NULL WHERE namespace = ? AND id = ?", where)
             if found.rowcount:
                 self._sweep(database)
@@ -165,8 +235,8 @@ class ResponseFile:
 
         def read(database: sqlite3.Connection) -> list[Record]:
             ask = "SELECT n FROM answers WHERE namespace = ? AND id = ?"
-            found = database.execute(ask, (namespace, name)).fetchone()
-            return [] if found is None else _line(database, found[0])
+            found = database.execute(ask, (namespace, self._form.name(name))).fetchone()
+            return [] if found is None else self._line(database, found[0])
 
         return self._submit(read, [])
 
@@ -181,7 +251,8 @@ class ResponseFile:
         sweep: bool = False,
     ) -> None:
         """Keep a conversation; ``last`` is the number of its last answer. ``sweep``: something of it was left out."""
-        row = (namespace, name, last, json.dumps(metadata), created, time.time())
+        hidden, noted = self._form.name(name), self._form.noted(name, metadata)
+        row = (namespace, hidden, last, noted, created, time.time())
 
         def write(database: sqlite3.Connection) -> None:
             database.execute("INSERT OR REPLACE INTO conversations VALUES (?, ?, ?, ?, ?, ?)", row)
@@ -195,11 +266,12 @@ class ResponseFile:
 
         def read(database: sqlite3.Connection) -> Noted | None:
             ask = "SELECT last, metadata, created FROM conversations WHERE namespace = ? AND name = ?"
-            found = database.execute(ask, (namespace, name)).fetchone()
+            found = database.execute(ask, (namespace, self._form.name(name))).fetchone()
             if found is None:
                 return None
             last, metadata, created = found
-            return Noted([] if last is None else _line(database, last), json.loads(metadata), created)
+            line = [] if last is None else self._line(database, last)
+            return Noted(line, self._form.notes(name, metadata), created)
 
         return self._submit(read, None)
 
@@ -207,14 +279,15 @@ class ResponseFile:
         """Forget a conversation, and what only it leads to."""
 
         def write(database: sqlite3.Connection) -> None:
-            database.execute("DELETE FROM conversations WHERE namespace = ? AND name = ?", (namespace, name))
+            where = (namespace, self._form.name(name))
+            database.execute("DELETE FROM conversations WHERE namespace = ? AND name = ?", where)
             self._sweep(database)
 
         self._submit(write, None)
 
     def count_of(self, namespace: str, session: str | None) -> Future[int]:
         """Return how many answers a session's memory has read; None: the memory that all share."""
-        who, values = _read_by(namespace, session)
+        who, values = self._read_by(namespace, session)
 
         def read(database: sqlite3.Connection) -> int:
             return int(database.execute(f"SELECT count(*) FROM answers WHERE {who}", values).fetchone()[0])
@@ -223,12 +296,13 @@ class ResponseFile:
 
     def forget_of(self, namespace: str, session: str | None) -> Future[None]:
         """Forget the answers that a session's memory has read, but for those that another session goes on from."""
-        who, values = _read_by(namespace, session)
+        who, values = self._read_by(namespace, session)
 
         def write(database: sqlite3.Connection) -> None:
             mine = f"last IN (SELECT n FROM answers WHERE {who}) OR (namespace = ? AND name IS ?)"
             database.execute(
-                f"UPDATE conversations SET last = NULL WHERE {mine}", (*values, namespace, session)
+                f"UPDATE conversations SET last = NULL WHERE {mine}",
+                (*values, namespace, self._form.name(session)),
             )
             database.execute(f"UPDATE answers SET id = NULL WHERE {who}", values)
             self._sweep(database)
@@ -262,7 +336,7 @@ class ResponseFile:
                 if self._swept:  # what is gone is not left in the log of changes, either
                     database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 self._swept = self._failing = False
-            except (sqlite3.Error, ValueError, TypeError) as error:
+            except (sqlite3.Error, ValueError, TypeError, AuthenticationError) as error:
                 if not self._failing:  # said once, until it works again
                     log.warning("answers are not kept in %s: %s", FILE_NAME, error)
                 self._failing = True
@@ -275,6 +349,16 @@ class ResponseFile:
             done: Future[T] = Future()
             done.set_result(nothing)
             return done
+
+    def _read_by(self, namespace: str, session: str | None) -> tuple[str, tuple[Any, ...]]:
+        """Return the condition that answers were read by a session's memory, and its values."""
+        if session is None:
+            return "session IS NULL AND remembers = 1", ()
+        return "namespace = ? AND session = ?", (namespace, self._form.name(session))
+
+    def _line(self, database: sqlite3.Connection, last: int) -> list[Record]:
+        """Return the answers that lead to one, that last."""
+        return [_record(self._form, row) for row in database.execute(_LINE, (last,))]
 
     def _sweep(self, database: sqlite3.Connection) -> None:
         database.execute(_SWEEP)
@@ -309,18 +393,8 @@ class ResponseFile:
             database.execute(f"DELETE FROM conversations WHERE rowid IN ({oldest})", (count,))
 
 
-def _read_by(namespace: str, session: str | None) -> tuple[str, tuple[str, ...]]:
-    """Return the condition that answers were read by a session's memory, and its values."""
-    if session is None:
-        return "session IS NULL AND remembers = 1", ()
-    return "namespace = ? AND session = ?", (namespace, session)
-
-
-def _line(database: sqlite3.Connection, last: int) -> list[Record]:
-    """Return the answers that lead to one, that last."""
-    found = []
-    for number, name, before, session, remembers, *parts in database.execute(_LINE, (last,)):
-        loaded = [json.loads(part) for part in parts]
-        remembered = None if remembers is None else bool(remembers)
-        found.append(Record(number, name, before, session, remembered, *loaded))
-    return found
+def _record(form: Form, row: Sequence[Any]) -> Record:
+    """Return an answer from its row, as ``_COLUMNS`` has it."""
+    number, name, before, session, remembers, response, items, messages = row
+    remembered = None if remembers is None else bool(remembers)
+    return form.record(number, before, remembered, (name, session, response, items, messages))

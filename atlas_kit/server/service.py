@@ -242,12 +242,11 @@ class Service:
         """Return where answers are that later requests go on from: in a file, where sessions outlive a restart."""
         if not self.files.outlives:
             return self.responses
-        if self.keys.given:
-            log.info("answers do not outlive a restart: the file of answers would not be encrypted")
-            return self.responses
         from atlas_kit.server.response_file import ResponseFile
 
-        return KeptResponses(most_waiting=self.config.max_queue, file=ResponseFile(self.files.folder))
+        return KeptResponses(
+            most_waiting=self.config.max_queue, file=ResponseFile(self.files.folder, keys=self.keys)
+        )
 
     def later(self) -> list[Callable[[], object]]:
         """Return what has not been found out about the model, as nobody has asked; each in a call of its own."""

@@ -31,6 +31,10 @@ class Talk:
         self._run, self._parser = run, parser
         self.reasoning_tokens = 0
 
+    async def ready(self) -> None:
+        """Wait until nothing is wrong with what was asked for; who sends something before the parts does so."""
+        await self._run.ready()
+
     async def parts(self) -> AsyncGenerator[tuple[list[Token], list[Part]], None]:
         """Yield the tokens as they come, in groups, and what each group adds; the last has no tokens."""
         async with contextlib.aclosing(self._run.tokens()) as groups:

@@ -13,12 +13,21 @@ from atlas_kit.lazy_names import lazy_names
 if TYPE_CHECKING:
     from atlas_kit.widgets.compare.memory_compare import MemoryCompare
     from atlas_kit.widgets.explorer.file_explorer import FileExplorer
+    from atlas_kit.widgets.folding import folded
     from atlas_kit.widgets.lab.memory_lab import MemoryLab
     from atlas_kit.widgets.matrix import MatrixView
     from atlas_kit.widgets.playground import CapacityPlayground
     from atlas_kit.widgets.remote import ServerMemory
 
-__all__ = ["CapacityPlayground", "FileExplorer", "MatrixView", "MemoryCompare", "MemoryLab", "ServerMemory"]
+__all__ = [
+    "CapacityPlayground",
+    "FileExplorer",
+    "MatrixView",
+    "MemoryCompare",
+    "MemoryLab",
+    "ServerMemory",
+    "folded",
+]
 
 _HOMES = {
     "CapacityPlayground": ".playground",
@@ -27,6 +36,7 @@ _HOMES = {
     "MemoryCompare": ".compare.memory_compare",
     "MemoryLab": ".lab.memory_lab",
     "ServerMemory": ".remote",
+    "folded": ".folding",
 }
 _EXTRA = ("ipywidgets", "anywidget", "traitlets", "matplotlib")
 

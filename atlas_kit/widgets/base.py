@@ -7,10 +7,12 @@ This module knows no widget library; it finds the live view's own bundle further
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import io
 import os
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,8 +42,9 @@ class Shown:
         from PIL import Image  # matplotlib draws with it, too
 
         drawn, file = io.BytesIO(), io.BytesIO()
-        self.figure().savefig(drawn, format="png", dpi=DPI, bbox_inches="tight")
-        picture = Image.open(drawn).convert("RGB")
+        with pages_style():
+            self.figure().savefig(drawn, format="png", dpi=DPI, bbox_inches="tight")
+        picture = Image.open(drawn).convert("RGBA")
         picture.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(file, "png")
         return file.getvalue()
 
@@ -55,9 +58,8 @@ class Shown:
     def _repr_mimebundle_(self, **options: Any) -> Any:
         """Return the live view with the static ones beside it: data and metadata, as IPython asks for them."""
         view = getattr(super(), "_repr_mimebundle_", lambda **_: None)
-        closed = (
-            getattr(self, "comm", self) is None
-        )  # a page would look for its model, and say that there is none
+        # of one that is closed a page would look for the model, and say that there is none
+        closed = getattr(self, "comm", self) is None
         live = view(**options) if is_watched() and not closed else None
         data, metadata = live if isinstance(live, tuple) else (live or {}, {})
         return {**data, **self.static_bundle()}, metadata
@@ -78,6 +80,15 @@ class Shown:
         from atlas_kit.widgets.saved import display_for_program
 
         display_for_program(self)
+
+
+@contextlib.contextmanager
+def pages_style() -> Iterator[None]:
+    """Draw figures for a page, which may be light or dark, whatever the notebook's own style is."""
+    from matplotlib import style
+
+    with style.context("atlas_kit.widgets.page", after_reset=True):
+        yield
 
 
 def is_watched() -> bool:

@@ -206,8 +206,8 @@ class Runner:
             self.frame()
         except Exception as error:  # whatever it is, the kernel lives and the page says so
             return self._rest("failed", error)
-        if not more:
-            return self._rest("done")
+        if not more:  # or it was stopped within the step, and what was left is gone
+            return self._rest("done" if self._wanted or self._then != "idle" else "idle")
         return True
 
     def _rest(self, state: str, failure: Exception | None = None) -> bool:

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 #: Characters of a page, and rows of a table in it.
 MOST = 1_500_000
 MOST_ROWS = 300
-#: Points of a curve, and cells of a matrix down and across, that say their values.
+#: Points of a curve, and cells of a matrix down and across, that say their values; of one among several, fewer.
 POINTS = 240
 CELLS = 40, 64
+FEW = 24, 32
 #: Rows and columns of a matrix's picture.
 PIXELS = 384
 #: Okabe and Ito's colours that can be seen on white and on black; the dashes tell them apart in print.
@@ -98,8 +99,9 @@ def page(title: str, panels: Sequence[Panel], chosen: str = "") -> str:
         shown.append(Panel(panel.label, body))
     labels = [panel.label for panel in shown[:_TABS]]
     at = labels.index(chosen) if chosen in labels else 0
+    checked = ' checked="checked"'
     heads = "".join(
-        f'<label class="ak-name"><input type="radio" name="tab"{" checked" * (number == at)}>'
+        f'<label class="ak-name"><input type="radio" name="tab"{checked * (number == at)}/>'
         f"{html.escape(label)}</label>"
         for number, label in enumerate(labels)
     )
@@ -177,7 +179,7 @@ def text(words: str) -> str:
 def picture(png: bytes, alt: str) -> str:
     """Return a PNG file as an element."""
     source = base64.b64encode(png).decode("ascii")
-    return f'<img src="data:image/png;base64,{source}" alt="{html.escape(alt)}">'
+    return f'<img src="data:image/png;base64,{source}" alt="{html.escape(alt)}"/>'
 
 
 def curves(lines: Sequence[Curve], x_label: str, y_label: str, title: str) -> str:
@@ -269,27 +271,38 @@ def _readings(drawn: Sequence[tuple[Curve, Array, Array]], across: Callable[[flo
     return parts
 
 
-def matrix(values: Array, name: str, limit: float | None = None, transform: str = "linear") -> str:
+def matrix(
+    values: Array, name: str, limit: float | None = None, transform: str = "linear",
+    shape: tuple[int, int] | None = None, blocks: tuple[int, int] = (1, 1), most: tuple[int, int] = CELLS,
+) -> str:  # fmt: skip
     """Return a matrix (m, n) as a picture that says under the pointer what is largest there.
 
-    ``limit`` is the value of the strongest colour, by default the largest.
+    Parameters
+    ----------
+    limit
+        The value of the strongest colour, by default the largest.
+    shape, blocks
+        Of which matrix these are blocks of so many rows and columns; by default they are the matrix.
+    most
+        Cells down and across that say their values; fewer where there are several matrices.
     """
     from atlas_kit.explorer.pooling import block, pool, pool_blocks
     from atlas_kit.widgets import colour
 
     if not values.size:
         return '<p class="ak-dim">There are no numbers in it.</p>'
-    rows, columns = values.shape
+    rows, columns = shape or values.shape
     shown = pool(values, PIXELS, PIXELS)
     finite = np.abs(shown[np.isfinite(shown)])
     limit = limit or float(finite.max(initial=0.0)) or 1.0
     png = colour.png(colour.indices(shown, limit, transform), colour.palette())
     source = base64.b64encode(png).decode("ascii")
-    step_y, step_x = block(rows, CELLS[0]), block(columns, CELLS[1])
+    down, across = block(values.shape[0], most[0]), block(values.shape[1], most[1])
+    step_y, step_x = down * blocks[0], across * blocks[1]
     wide, high = 640, max(60, min(420, round(640 * rows / columns)))
     cell_x, cell_y = wide * step_x / columns, high * step_y / rows
     cells = []
-    for (y, x), value in np.ndenumerate(pool_blocks(values, step_y, step_x)):
+    for (y, x), value in np.ndenumerate(pool_blocks(values, down, across)):
         at = _places("row", y * step_y, step_y, rows), _places("column", x * step_x, step_x, columns)
         cells.append(
             f'<rect x="{x * cell_x:.1f}" y="{y * cell_y:.1f}"><title>{at[0]}, {at[1]}: {value:.4g}</title></rect>'
@@ -302,6 +315,24 @@ def matrix(values: Array, name: str, limit: float | None = None, transform: str 
         f'<image href="data:image/png;base64,{source}" width="{wide}" height="{high}" preserveAspectRatio="none" '
         f'style="image-rendering:pixelated"/><g class="ak-cells" style="--w:{cell_x:.2f}px;--h:{cell_y:.2f}px">'
         f"{''.join(cells)}</g></svg></figure>"
+    )
+
+
+def bars(counts: Sequence[int], ends: tuple[float, float], title: str) -> str:
+    """Return how often values occur between two ends, as bars that say their counts under the pointer."""
+    (low, high), most = ends, max(counts, default=0) or 1
+    wide, parts = 640 / max(1, len(counts)), []
+    for at, count in enumerate(counts):
+        tall = 0.0 if not count else max(1.5, count / most * 150)
+        start, end = (low + (high - low) * (at + n) / len(counts) for n in (0, 1))
+        parts.append(
+            f'<rect x="{at * wide:.1f}" y="{160 - tall:.1f}" width="{max(1.0, wide - 1):.1f}" height="{tall:.1f}" '
+            f'fill="{COLOURS[0]}"><title>{count:,} from {start:.4g} to {end:.4g}</title></rect>'
+        )
+    return (
+        f'<figure><figcaption><b>{html.escape(title)}</b></figcaption><svg viewBox="0 0 640 180" width="640" '
+        f'role="img" aria-label="{html.escape(title)}">{"".join(parts)}<text x="0" y="176">{low:.4g}</text>'
+        f'<text x="640" y="176" text-anchor="end">{high:.4g}</text></svg></figure>'
     )
 
 

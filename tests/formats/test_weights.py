@@ -173,6 +173,10 @@ def test_a_matrix_of_zeros_is_worth_a_warning() -> None:
     assert check_gguf(open_source(file.bytes())) == []
     (finding,) = check_gguf(open_source(file.bytes()), deep=True)
     assert (finding.code, finding.severity) == ("tensor-all-zeros", "warning")
+    assert "other layers hold numbers there" in finding.hint
+    both = file.with_tensor("blk.1.ffn_up.weight", data=bytes(96 * 4096 * 2))
+    (finding,) = check_gguf(open_source(both.bytes()), deep=True)
+    assert "a part that is not used" in finding.hint
 
 
 def test_a_template_without_weights_is_no_broken_download() -> None:

@@ -42,6 +42,12 @@ def test_start_learn_stop(lab_server: Lab, notebook, page: Page):
     text = page.locator(".atlas-lab .tokens").evaluate("(node) => node.textContent")
     assert kernel_json(page, "''.join(lab.words.texts(0, len(lab.trace)))") == text
 
+    # who cannot see the sliders hears their names
+    names = page.locator(".atlas-memory-lab [role=slider]").evaluate_all(
+        "(all) => all.map((one) => one.ariaLabel)"
+    )
+    assert {"learning rate", "window", "degree", "share"} <= set(names)
+
     # while a cell runs, a picture of the run grows
     shown = page.locator(".atlas-lab").get_attribute("data-shown")
     kernel_json(page, "lab.state", code="lab.run(200)")
@@ -52,6 +58,34 @@ def test_start_learn_stop(lab_server: Lab, notebook, page: Page):
     # what goes wrong is a sentence
     kernel_json(page, "1", code="lab.controls.path.value = 'missing.atlas'; lab.controls.load.click()")
     expect(page.locator(".atlas-lab [role=alert]")).to_contain_text("missing.atlas")
+
+
+@pytest.mark.parametrize("width", [1280, 1920])
+def test_start_and_the_curves_share_a_screen_and_the_rest_is_in_tabs(lab_server, notebook, page: Page, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    open_notebook(page, lab_server, notebook(OPEN.replace("\nlab\n", "\nlab.run(100)\nlab\n")))
+    assert run_all(page) == []
+    page.wait_for_function("document.querySelector('.atlas-lab')?.dataset.shown === '100'")
+    lab, curve = page.locator(".atlas-memory-lab"), page.locator(".atlas-lab .loss canvas")
+    top = page.locator(".atlas-memory-lab button", has_text="Start").first.bounding_box()["y"]
+    bottom = curve.bounding_box()["y"] + curve.bounding_box()["height"]
+    assert bottom - top < 520
+    panes = {
+        "Text": ".atlas-lab .tokens",
+        "Recall": ".atlas-recall",
+        "Matrix": ".atlas-lab-matrix canvas >> nth=0",
+        "Weights": ".weights canvas",
+    }
+    for name, pane in panes.items():
+        page.locator(".atlas-lab .tabs button", has_text=name).click()
+        for other, selector in panes.items():
+            expect(page.locator(selector)).to_be_visible(visible=other == name)
+        assert lab.bounding_box()["height"] < 900
+        sideways = lab.evaluate(
+            """(lab) => [...lab.querySelectorAll("*")].filter((one) => one.scrollWidth > one.clientWidth + 1
+                && ["auto", "scroll"].includes(getComputedStyle(one).overflowX)).map((one) => one.className)"""
+        )
+        assert sideways == []
 
 
 def test_a_page_that_is_loaded_again_shows_the_run(lab_server: Lab, notebook, page: Page):

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from atlas_kit.episodes import Episodes, Kind
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama import AtlasSession, AtlasSettings, FakeEngine, Sampling, Scheduler, choosing
+from atlas_kit.llama import asking as asking_module
 from atlas_kit.llama import session as sessions
 from atlas_kit.llama.asking import asking, follows_up, states
 from atlas_kit.llama.asking_prompts import Form
 from atlas_kit.llama.branching import Branch
 from atlas_kit.llama.recalling import Piece, Recall, _grown, candidates, newest_first, recalling
-from atlas_kit.llama.steps import Token
+from atlas_kit.llama.steps import Finish, Token
 
 SETTINGS = AtlasSettings(window_size=64, memory_dim=8, omega_window=16, chunk_size=8, candidates=16)
 ALWAYS = Recall("always", tokens=64)
@@ -623,9 +624,7 @@ def test_what_is_read_again_and_the_question_are_one_text(engine, monkeypatch):
     """A token may reach from one into the other, as it would in a text."""
     read = []
     monkeypatch.setattr(Branch, "read", lambda branch, tokens: read.append(list(tokens)) or iter(()))
-    monkeypatch.setattr(
-        Branch, "likelihood", lambda branch, tokens, asked: _likelihood(tokens, asked, 0.7)
-    )
+    monkeypatch.setattr(Branch, "likelihood", lambda branch, tokens, asked: _likelihood(tokens, asked, 0.7))
     tokenize = engine.tokenize
     monkeypatch.setattr(
         engine, "tokenize",
@@ -634,7 +633,47 @@ def test_what_is_read_again_and_the_question_are_one_text(engine, monkeypatch):
     with AtlasSession(engine, SETTINGS) as session:
         session.remember(Kind.USER, "  My cat is Jerry.  ")
         session.ask("What is my cat called?", recall=ALWAYS, keep=False, max_tokens=2)
-    assert any(bytes(tokens).endswith(b"My cat is Jerry.  Question:\0What is my cat called?") for tokens in read)
+    assert any(
+        bytes(tokens).endswith(b"My cat is Jerry.  Question:\0What is my cat called?") for tokens in read
+    )
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize(
+    ("answers", "tried", "said"),
+    [
+        ([["Anna ", "Rask."]], 1, "Anna Rask."),
+        ([["Who ", "built it?"], ["Anna ", "Rask."]], 2, "Anna Rask."),
+        ([["Who ", "built it?"], ["The ", "bridge."]], 2, "Who built it?"),
+        ([["So ", "it ", "is. "] * 20, ["The ", "bridge."]], 2, "The bridge."),
+        ([[""], ["In 1932."]], 2, "In 1932."),
+        ([[], []], 2, ""),
+    ],
+)
+def test_an_answer_that_says_nothing_of_the_piece_is_asked_for_again(
+    session, monkeypatch, answers, tried, said, keep
+):
+    seen = []
+
+    def answering(talk, tokens, *, alone=False):
+        yield from talk._session.reading(tokens, score=False)
+        seen.append(bytes(talk._session.context_tokens).decode())
+        tokens = [Token(number, text, None) for number, text in enumerate(answers[len(seen) - 1])]
+        yield from tokens
+        return Finish("stop"), tokens, 1.0
+
+    monkeypatch.setattr(asking_module._Talk, "answering", answering)
+    told = []
+    before = inside(session)
+    answer = session.ask("Who built the bridge?", recall=ALWAYS, keep=keep, told=told.append)
+    assert (answer.text, len(seen)) == (said, tried)
+    assert "".join(token.text for token in told).strip() == said
+    assert "bridge was built" in seen[0]
+    if tried == 2:
+        front, _, behind = seen[1].partition("\n\n")
+        assert front == "Question: Who built the bridge?"
+        assert behind == seen[0]
+    assert keep or inside(session) == before
 
 
 def test_questions_share_what_they_begin_with():

@@ -140,3 +140,165 @@ def test_a_long_enumeration_is_followed_where_its_values_differ():
         assert not takes(schema, wrong)
     named = {"type": "object", "properties": {"char": schema}, "required": ["char"]}
     assert takes(named, '{"char": "item-00007"}')
+
+
+WHOLE, TEXT = {"type": "integer"}, {"type": "string"}
+PAIR = {"type": "array", "prefixItems": [WHOLE, TEXT]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "right", "wrong"),
+    [
+        ({"type": "array", "prefixItems": [WHOLE, {"$ref": "#/prefixItems/0"}]}, [[1, 2]], [[1, "a"], [1]]),
+        ({"anyOf": [WHOLE, {"type": "array", "items": {"$ref": "#/anyOf/1"}}]}, [1, [], [[], [[]]]], [[1], "a"]),
+        (
+            {"type": "object", "properties": {"a": {"$ref": "#"}}, "additionalProperties": False},
+            [{}, {"a": {"a": {}}}],
+            [{"b": 1}, {"a": 1}],
+        ),
+        (
+            {
+                "$defs": {"a/b": WHOLE, "c~d": TEXT, "e f": {"type": "null"}},
+                "prefixItems": [
+                    {"$ref": "#/$defs/a~1b"}, {"$ref": "#/$defs/c~0d"}, {"$ref": "#/$defs/e%20f"},
+                ],
+            },
+            [[1, "a", None]],
+            [["a", 1, None]],
+        ),
+        (  # of one name, and one that grammars have for something else
+            {
+                "$defs": {
+                    "x": {"properties": {"v": WHOLE}}, "y": {"properties": {"v": TEXT}},
+                    "string": WHOLE, "root": TEXT,
+                },
+                "prefixItems": [
+                    {"$ref": "#/$defs/x/properties/v"}, {"$ref": "#/$defs/y/properties/v"},
+                    {"$ref": "#/$defs/string"}, {"$ref": "#/$defs/root"},
+                ],
+            },
+            [[1, "a", 2, "b"]],
+            [[1, 1, 2, "b"], [1, "a", "2", "b"], [1, "a", 2, 3]],
+        ),
+        (  # a property, and what is meant by a reference
+            {
+                "$defs": {"a": {"properties": {"b": WHOLE, "a": {"$ref": "#/$defs/a"}}, "required": ["b"]}},
+                "properties": {"a": TEXT, "c": {"$ref": "#/$defs/a"}},
+                "required": ["a", "c"],
+            },
+            [{"a": "x", "c": {"b": 2, "a": {"b": 1}}}],
+            [{"a": {"b": 1}, "c": {"b": 2}}],
+        ),
+        ({"properties": {"$ref": TEXT}, "required": ["$ref"]}, [{"$ref": "a"}], [{"$ref": 1}]),
+        (PAIR, [[1, "a"]], [[1], [1, "a", 2]]),
+        ({**PAIR, "minItems": 2, "maxItems": 2}, [[1, "a"]], [[1], [1, "a", 2]]),
+        ({**PAIR, "items": False}, [[1, "a"]], [[1, "a", 2]]),
+        ({**PAIR, "items": {"type": "boolean"}}, [[1, "a"], [1, "a", True, False]], [[1], [1, "a", 2]]),
+        ({**PAIR, "items": True}, [[1, "a", None, [2]]], [["a"]]),
+        ({**PAIR, "minItems": 0}, [[], [1], [1, "a"]], [["a"], [1, 2]]),
+        ({**PAIR, "minItems": 1}, [[1], [1, "a"]], [[]]),
+        ({**PAIR, "minItems": 3}, [[1, "a", None], [1, "a", 2, 3]], [[1, "a"]]),
+        ({**PAIR, "maxItems": 1}, [[1]], [[1, "a"], []]),
+        (
+            {**PAIR, "items": WHOLE, "minItems": 3, "maxItems": 4},
+            [[1, "a", 2], [1, "a", 2, 3]],
+            [[1, "a"], [1, "a", 2, 3, 4]],
+        ),
+        (
+            {**PAIR, "items": WHOLE, "minItems": 0, "maxItems": 2001},
+            [[], [1], [1, "a", *[2] * 1999]],
+            [[1, "a", *[2] * 2000]],
+        ),
+        ({"prefixItems": [], "items": WHOLE, "minItems": 2}, [[1, 2], [1, 2, 3]], [[1], ["a", "b"]]),
+        ({"type": "array", "items": [WHOLE, TEXT], "additionalItems": False}, [[1, "a"]], [[1], [1, "a", 2]]),
+        ({"type": "array", "items": [WHOLE], "additionalItems": TEXT}, [[1], [1, "a", "b"]], [[1, 2]]),
+        ({"type": "array", "items": False}, [[]], [[1]]),
+        (
+            {"properties": {"p": {"type": "array", "prefixItems": [WHOLE, WHOLE]}}, "required": ["p"]},
+            [{"p": [1, 2]}],
+            [{"p": [1]}],
+        ),
+        ({"type": "array", "items": WHOLE, "maxItems": 0}, [[]], [[1]]),
+        ({"type": "array", "items": WHOLE, "minItems": 1, "maxItems": 1}, [[1]], [[], [1, 2]]),
+        ({"type": "array", "items": WHOLE, "minItems": 2}, [[1, 2], [1, 2, 3]], [[1]]),
+        ({"type": "string", "pattern": "^(ab){2,1500}c$"}, ["ababc", "ab" * 1500 + "c"], ["abc"]),
+        ({"type": "string", "pattern": "^a{3}b{0,}c{2,}$"}, ["aaacc", "aaabbccc"], ["aac", "aaabc"]),
+    ],
+)  # fmt: skip
+def test_lists_references_and_counts_are_followed(schema, right, wrong):
+    for value in right:
+        assert takes(schema, json.dumps(value)), value
+    for value in wrong:
+        assert not takes(schema, json.dumps(value)), value
+
+
+@pytest.mark.parametrize("count", [1, 2, 1000, 1001, 1500, 2000])
+def test_how_often_something_may_come_is_counted(count):
+    def longest(schema, one):
+        """Whether it takes as many as it says, and no more."""
+        made = [
+            json.dumps([one] * number if isinstance(one, int) else one * number)
+            for number in (count, count + 1)
+        ]
+        return [takes(schema, text) for text in made]
+
+    assert longest({"type": "string", "maxLength": count}, "a") == [True, False]
+    assert longest({"type": "array", "items": WHOLE, "maxItems": count}, 1) == [True, False]
+    assert longest({"type": "string", "minLength": count + 1 if count < 2000 else count}, "a")[1]
+    assert not takes({"type": "string", "minLength": count}, json.dumps("a" * (count - 1)))
+    assert not takes({"type": "array", "items": WHOLE, "minItems": count}, json.dumps([1] * (count - 1)))
+
+
+@pytest.mark.parametrize("most", [2100, 1 << 20, 1e9])
+def test_what_may_come_more_often_than_llama_cpp_counts_has_no_end(most):
+    assert takes({"type": "string", "maxLength": most}, json.dumps("a" * 2500))
+    assert takes({"type": "array", "items": WHOLE, "minItems": 1, "maxItems": most}, json.dumps([1] * 2500))
+    with pytest.raises(InvalidParamError, match="2,000 times at most"):
+        schema_rules({"type": "string", "minLength": most})
+
+
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        ({"$ref": "#/nothing"}, "there is nothing at #/nothing"),
+        ({"anyOf": [WHOLE, {"$ref": "#/anyOf/7"}]}, "there is nothing at #/anyOf/7"),
+        ({"anyOf": [WHOLE, {"$ref": "#/anyOf/-1"}]}, "there is nothing at #/anyOf/-1"),
+        ({"anyOf": [WHOLE, {"$ref": "#/anyOf"}]}, "there is no schema at #/anyOf"),
+        (
+            {"anyOf": [WHOLE, {"$ref": "https://example.com/a"}]},
+            "https://example.com/a is not in this schema",
+        ),
+        ({"type": "array", "items": WHOLE, "minItems": 3, "maxItems": 2}, "at least 3 and at most 2"),
+    ],
+)
+def test_what_is_wrong_with_a_schema_is_said(schema, says):
+    with pytest.raises(InvalidParamError, match=says):
+        schema_rules(schema)
+
+
+#: No two of them begin alike.
+SIGNS = [chr(0x4E00 + number) + chr(0x4E00 + number * 7 % 3000) for number in range(3000)]
+NAMES = [f"{number * 7919 % 99991:05d}" for number in range(8000)]
+
+
+@pytest.mark.parametrize("values", [SIGNS, NAMES], ids=["signs", "names"])
+@pytest.mark.parametrize("form", ["enum", "anyOf", "oneOf", "nested", "or null"])
+def test_there_may_be_thousands_of_alternatives(values, form):
+    each = [{"const": value, "title": "one of them"} for value in values]
+    schema = {
+        "enum": {"enum": values},
+        "anyOf": {"anyOf": each},
+        "oneOf": {"oneOf": each},
+        "nested": {"anyOf": [{"enum": values[:700]}, {"anyOf": each[700:]}]},
+        "or null": {"anyOf": [*each, {"type": "null"}]},
+    }[form]
+    pieces = [value.encode() for value in values[:500]] + [bytes([number]) for number in range(256)]
+    rules = rules_of(schema_rules(schema))
+    rules.require_bounded("json_schema")
+    grammar = Grammar(rules, Vocabulary(pieces))
+    grammar.require_bounded(grammar.start)
+    for value in (values[0], values[1234], values[-1]):
+        assert -1 in grammar.said(grammar.start, json.dumps(value, ensure_ascii=False))
+    for wrong in ("nothing", values[0] + values[1], values[0][:-1]):
+        assert -1 not in grammar.said(grammar.start, json.dumps(wrong, ensure_ascii=False))
+    assert (-1 in grammar.said(grammar.start, "null")) == (form == "or null")

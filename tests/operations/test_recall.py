@@ -113,6 +113,32 @@ def test_the_kind_of_text_is_what_the_model_expects(session, style):
     assert session.context_tokens == ()
 
 
+def test_the_whole_memory_reads_again_what_was_read(monkeypatch):
+    asked = []
+
+    def complete(session, question, count):
+        text = bytes(question).decode()
+        asked.append(text)
+        return (session.episodes.text(0, session.episodes.end).split(text)[1], None)
+
+    monkeypatch.setattr(recalling, "complete", complete)
+    settings = AtlasSettings(window_size=64, learning_rate=0, recall_gate=-100)
+    with AtlasSession(FakeEngine(n_embd=64), settings) as session:
+        result = recall(session, facts=3, distances=[40, 900], template=TEMPLATE)
+        assert [row.right_recalled for row in result.rows] == [3, 3]
+        assert [row["accuracy_recalled"] for row in result.to_json()["results"]] == [1.0, 1.0]
+        assert len(asked) == 6
+
+
+@pytest.mark.parametrize("changes", [{"recall": "off"}, {"episode_tokens": 0}])
+def test_a_memory_without_recall_has_no_such_answers(changes):
+    settings = AtlasSettings(window_size=64, learning_rate=0, **changes)
+    with AtlasSession(FakeEngine(n_embd=64), settings) as session:
+        result = recall(session, facts=2, distances=[40], template=TEMPLATE)
+    assert result.rows[0].right_recalled is None
+    assert result.to_json()["results"][0]["accuracy_recalled"] is None
+
+
 def test_given_filler(session):
     result = recall(session, facts=2, distances=[30], filler="x = f(y)\n" * 400)
     assert (result.filler, result.template) == ("given", recalling.TEMPLATES["code"])

@@ -217,6 +217,25 @@ BAD = {
     "[]": "nothing to import",
     '"text"': "neither a list nor an object",
     "NaN": "NaN",
+    '[{"key": "k", "json": [NaN]}]': "NaN is not a JSON number",
+    '[{"key": "k", "json": [1, -1e999]}]': "item 1: it holds a number that is too large for JSON",
+    f'[{{"key": "k", "json": {"9" * 5000}}}]': "a number has thousands of digits",
+    f'{{"key": "k", "text": "x"}}\n{{"key": "j", "json": {"9" * 5000}}}': "line 2 is not JSON that can be read: a num",
+    '{"key": "", "text": "x"}': 'the "key" of the object is empty',
+    '{"key": null, "text": "x"}': 'the "key" of the object is not text',
+    '{"key": "a\\u0000", "text": "x"}': 'the "key" of the object holds a NUL',
+    '{"": "x"}': 'the "key" of "" is empty',
+    f'[{{"key": "{"k" * 70_000}", "text": "x"}}]': "item 1: ",
+    '{"key": "k", "text": "x", "text": "y"}': 'an object has "text" twice',
+    '{"a": "x", "a": "y"}': 'an object has "a" twice',
+    '[{"key": "k", "json": {"d": [{"e": 1, "e": 1}]}}]': 'an object has "e" twice',
+    '{"key": "k", "text": "x"}\n{"key": "j", "key": "l", "text": "x"}': "line 2 is not JSON that can be read: an obj",
+    '{"key": "k", "text": "x \\ud83d y"}': "the object: \\ud83d is half a surrogate pair",
+    '{"key": "k\\udc00", "text": "x"}': "half a surrogate pair",
+    '{"k\\udc00": "x"}': "half a surrogate pair",
+    '[{"role": "user", "content": "\\ude00\\ud83d"}]': "item 1: \\ude00 is half a",
+    '[{"key": "k", "json": {"\\ud83d": 1}}]': "item 1: \\ud83d is half a surrogate pair",
+    '{"key": "k", "text": "x"}\n{"key": "j", "messages": [{"role": "\\ud83d", "content": ""}]}': "line 2: \\ud83d is",
     "": "line 1, column 1",
     '{"key": "a", "text": "x"}\n{"key": "b", "text": }\n': "line 2 is not JSON (column 22)",
     '{"key": "a", "text": "x"}\n{"key": "b", "messages": [{"role": "user"}]}': 'message 1 of line 2 has no "content"',
@@ -236,6 +255,52 @@ def test_what_makes_no_sense_is_said_with_its_place(memory, tmp_path, run_cli, t
         assert "internal error" not in ran.stderr
     assert memory.read_bytes() == before
     assert not (tmp_path / "new.atlas").exists()
+
+
+LINES = '{"key": "a", "text": "x \u00fc"}\n{"key": "b", "text": "line\\u0000\\ud83d\\ude00"}\n'
+WRITTEN = {
+    "plain": LINES.encode(),
+    "BOM": b"\xef\xbb\xbf" + LINES.encode(),
+    "a BOM each": b"\xef\xbb\xbf" + LINES.encode().replace(b"\n{", b"\n\xef\xbb\xbf{"),
+    "Windows": LINES.replace("\n", "\r\n").encode(),
+    "old Macintosh": LINES.replace("\n", "\r").encode(),
+    "no end": LINES.rstrip().encode(),
+    "empty lines": b"\n\r\n" + LINES.replace("\n", "\n\n \n").encode(),
+    "UTF-16": LINES.encode("utf-16"),
+    "UTF-16 of the other order": b"\xfe\xff" + LINES.encode("utf-16-be"),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_lines_as_any_system_writes_them(name, tmp_path, run_cli):
+    (tmp_path / "talk.jsonl").write_bytes(WRITTEN[name])
+    ran = run_cli("import", tmp_path / "new.atlas", tmp_path / "talk.jsonl")
+    assert ran.exit_code == 0, ran.stderr
+    with MemoryFile.open(tmp_path / "new.atlas") as memory:
+        assert bytes(memory["a"].data).decode() == "x \u00fc"
+        assert bytes(memory["b"].data).decode() == "line\0\U0001f600"
+
+
+def test_a_conversation_without_a_title_gets_a_key(tmp_path, run_cli):
+    (tmp_path / "talk.json").write_text(
+        json.dumps([{"title": None, "messages": MESSAGES}, {"title": "", "messages": MESSAGES}])
+    )
+    assert run_cli("import", tmp_path / "new.atlas", tmp_path / "talk.json").exit_code == 0
+    assert run_cli("ls", tmp_path / "new.atlas").stdout.split() == ["talk/1", "talk/2"]
+
+
+def test_a_document_of_a_memory_is_as_strict(tmp_path, run_cli):
+    entry = '{"key": "k", "text": "x \\ud83d"}'
+    for entries, words in (
+        (entry, "\\ud83d is half a surrogate pair"),
+        ('{"key": "k", "text": "x", "text": "y"}', 'an object has "text" twice'),
+        ('{"key": "k", "json": 1e999}', "a number that is too large"),
+    ):
+        (tmp_path / "m.json").write_text(f'{{"entries": [{entries}]}}')
+        ran = run_cli("convert", tmp_path / "m.json", tmp_path / "m.atlas")
+        assert ran.exit_code == 2
+        assert words in ran.stderr
+        assert not (tmp_path / "m.atlas").exists()
 
 
 def test_a_page_that_was_saved_as_a_memory_is_called_that(tmp_path, run_cli):
@@ -260,7 +325,7 @@ def test_a_key_that_is_there(memory, tmp_path, run_cli):
     assert "Use --replace, or --append" in ran.stderr
     assert memory.read_bytes() == before
     assert (
-        "would have gone on with chat/plain"
+        "would continue chat/plain"
         in run_cli("import", memory, tmp_path / "t.jsonl", "--append", "-n").stdout
     )
     assert memory.read_bytes() == before

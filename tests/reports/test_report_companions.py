@@ -155,3 +155,21 @@ def test_a_dat_that_is_cut_off(tmp_path: Path, run_cli) -> None:
         result = run_cli(command, path)
         assert result.exit_code in (1, 2)
         assert "the file ends before" in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["ls F", "get F x", "hash F", "diff F F", "convert F out.gguf", "convert F out.atlas", "set F a b", "rm F a",
+     "rename F a b", "compress F -o out.gguf", "repair F -o out.atlas", "merge F F -o out.atlas", "export F",
+     "append F a b", "encrypt F", "split F --max-size 1M", "grep a F", "recommend F", "run F -p x", "forget F a",
+     "import F F"],
+)  # fmt: skip
+def test_every_command_knows_a_dat(line: str, tmp_path: Path, run_cli, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("c.dat").write_bytes(imatrix_dat())
+    result = run_cli(*("c.dat" if word == "F" else word for word in line.split()))
+    assert result.exit_code == 2
+    if line not in ("forget F a", "import F F"):
+        assert "an importance matrix in the format from before GGUF" in result.stderr
+    assert "internal error" not in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["c.dat"]

@@ -453,3 +453,11 @@ def test_the_file_of_a_secret_is_not_overwritten(tmp_path, run_cli):
         assert refused.exit_code == 2
         assert "the output is the file of the passphrase or key" in refused.stderr
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_what_is_said_of_a_plain_file_can_be_wanted(folder, run_cli):
+    path, _ = lay_out(folder, "plain")
+    said = run_cli("decrypt", path, "-o", folder / "out.atlas").stderr
+    assert "the file is not encrypted. See what it holds with: atlas-tool inspect" in said
+    assert "Encrypt it" not in said
+    assert "Encrypt it with: atlas-tool encrypt" in run_cli("rekey", path, "--new-key-file", "new.key").stderr

@@ -12,6 +12,8 @@ import pytest
 import report_files as built
 import zstandard
 
+from atlas_kit.cli._group import COMMANDS as ALL_COMMANDS
+
 WHOLE = built.model().bytes()
 
 #: name -> (content, what is said, what to do)
@@ -50,15 +52,23 @@ FOREIGN: dict[str, tuple[Callable[[], bytes], str, str]] = {
     "zeros": (lambda: bytes(9000), "begins with 9000 zeros", "Get it again"),
     "few zeros": (lambda: bytes(1000), "a file of 1000 zeros and nothing else", "Get it again"),
 }  # fmt: skip
-#: Commands that open one file.
-COMMANDS = ("inspect", "ls", "validate", "get", "convert", "compress", "diff", "set", "rm", "hash")
+#: Commands that are given no such file, or make it into a memory's text.
+OTHER = {"completion", "recover", "serve", "run", "learn", "ask", "forget", "perplexity", "recall"}
+COMMANDS = tuple(name for name in ALL_COMMANDS if name not in OTHER)
 
 
 def _arguments(command: str, path: Path, folder: Path) -> list[object]:
     more = {
         "get": ["key"], "convert": [folder / "out.atlas"], "compress": ["-o", folder / "out.bin"],
-        "diff": [path], "set": ["key", "value"], "rm": ["key"],
+        "diff": [path], "set": ["key", "value"], "rm": ["key"], "append": ["key", "value"], "rename": ["key", "new"],
+        "import": [path.with_suffix(".json")], "export": ["-o", folder / "out.md"],
+        "merge": [path, "-o", folder / "out"], "split": ["--max-size", "1K"], "join": ["-o", folder / "out"],
+        "repair": ["-o", folder / "out"],
+        "encrypt": ["--key-file", folder / "key"], "decrypt": ["--key-file", folder / "key"],
+        "rekey": ["--key-file", folder / "key", "--new-key-file", folder / "key"],
     }  # fmt: skip
+    if command == "grep":
+        return [command, "x", path]
     return [command, path, *more.get(command, [])]
 
 
@@ -79,6 +89,14 @@ def test_validate_says_what_it_is(name: str, suffix: str, tmp_path: Path, run_cl
         assert hint in result.stdout
 
 
+@pytest.fixture
+def beside(tmp_path: Path) -> None:
+    """Put beside the file what commands need besides it."""
+    (tmp_path / "key").write_bytes(bytes(32))
+    (tmp_path / "model.json").write_text('{"key": "a", "text": "b"}')
+
+
+@pytest.mark.usefixtures("beside")
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("name", ["web page", "pointer", "json error", "ggjt 3", "pytorch", "gzip", "zip"])
 def test_every_command_says_what_it_is(name: str, command: str, tmp_path: Path, run_cli) -> None:
@@ -138,3 +156,15 @@ def test_a_name_that_misleads(tmp_path: Path, run_cli) -> None:
     result = run_cli("validate", path)
     assert result.exit_code == 0
     assert "the name ends in .safetensors, and the file is a GGUF model" in result.stdout
+
+
+def test_a_safetensors_file_does_not_become_a_model(tmp_path, run_cli):
+    from atlas_kit.formats.safetensors import NewTensor, write_safetensors
+
+    path = tmp_path / "model.safetensors"
+    with open(path, "wb") as file:
+        write_safetensors(file, [NewTensor("a", "F32", (2,), lambda: [bytes(8)])], {})
+    ran = run_cli("convert", path, tmp_path / "model.gguf")
+    assert ran.exit_code == 2
+    assert "convert_hf_to_gguf.py" in ran.stderr
+    assert not (tmp_path / "model.gguf").exists()

@@ -183,6 +183,7 @@ def test_one_shard_can_be_looked_at(shards: list[Path], run_cli: Callable[..., A
     assert f"shard 1 is missing: {shards[0].name}" in incomplete.stdout
     assert f"shard 3 is missing: {shards[2].name}" in incomplete.stdout
     assert run_cli("get", lone, "split.no", "--one-shard").stdout == "1"
+    assert "split.no" in run_cli("grep", "no", lone, "--in-keys", "--one-shard").stdout
     assert run_cli("diff", lone, shards[1], "--one-shard").exit_code == 0
     assert run_cli("diff", shards[0], shards[1], "--one-shard").exit_code == 1
 

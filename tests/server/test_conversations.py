@@ -52,7 +52,9 @@ class House:
             self.all.files.close()
 
     def named(self, name: str) -> Conversation:
-        return self.all.named_or_new(Key("", name), SMALL)
+        found = self.all.named_or_new(Key("", name), SMALL)
+        found.unread = False  # it was there before whoever asks
+        return found
 
     def generating(self, conversation: Any, text: str | bytes, count: int = 4, **more: Any) -> Generating:
         tokens = list(text.encode() if isinstance(text, str) else text)

@@ -116,6 +116,73 @@ def test_what_was_saved_without_a_key_is_encrypted_with_the_next_save(
     assert names.isdisjoint(shown(folder))
 
 
+def test_kept_answers_outlive_a_restart_encrypted(serve: Server, folder: Path, key: str) -> None:
+    ask: dict[str, Any] = {"max_output_tokens": 2, "temperature": 0}
+    server = serve(**settings(folder, atlas_key_file=key))
+    first = server.post("/v1/responses", input=TEXT, atlas={"session_id": f"about {SECRET}"}, **ask)
+    talk = server.post("/v1/conversations", metadata={"note": SECRET})["id"]
+    server.post("/v1/responses", input=TEXT, conversation=talk, **ask)
+    for path in folder.rglob("*sqlite*"):  # not even while it runs
+        assert SECRET.encode() not in path.read_bytes()
+        assert first["id"].encode() not in path.read_bytes()
+    server.stop()
+    assert shown(folder) == []
+    again = serve(**settings(folder, atlas_key_file=key))
+    assert again.get(f"/v1/responses/{first['id']}") == first
+    assert again.get(f"/v1/conversations/{talk}")["metadata"] == {"note": SECRET}
+    assert len(again.get(f"/v1/conversations/{talk}/items")["data"]) == 2
+    on = again.post("/v1/responses", input="More", previous_response_id=first["id"], **ask)
+    assert on["atlas"]["session_id"] == f"about {SECRET}"
+    found = again.post(f"/v1/atlas/sessions/about {SECRET}/forget", about="parcel", remove_answers=True)
+    assert found["answers"] == 2
+    assert again.client.get(f"/v1/responses/{first['id']}").status_code == 404
+    assert again.client.delete(f"/v1/conversations/{talk}").is_success
+    again.stop()
+    assert shown(folder) == []
+
+
+def test_answers_that_were_kept_without_a_key_are_encrypted_at_once(
+    serve: Server, folder: Path, key: str
+) -> None:
+    server = serve(**settings(folder))
+    first = server.post("/v1/responses", input=TEXT, max_output_tokens=2)
+    talk = server.post(
+        "/v1/conversations", metadata={"note": SECRET}, items=[{"role": "user", "content": SECRET}]
+    )
+    gone = server.post("/v1/responses", input=f"{SECRET} once more", max_output_tokens=2)
+    server.client.delete(f"/v1/responses/{gone['id']}")
+    server.stop()
+    assert "responses.sqlite" in shown(folder)
+    server = serve(**settings(folder, atlas_key_file=key))
+    assert not {name for name in shown(folder) if "sqlite" in name}
+    assert server.get(f"/v1/responses/{first['id']}") == first
+    assert server.get(f"/v1/conversations/{talk['id']}")["metadata"] == {"note": SECRET}
+    assert server.client.get(f"/v1/responses/{gone['id']}").status_code == 404
+
+
+def test_answers_of_another_key_are_left_alone(
+    serve: Server, folder: Path, key: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    only = {"atlas_memory_dir": str(folder)}
+    server = serve(**only, atlas_key_file=key)
+    first = server.post("/v1/responses", input=TEXT, max_output_tokens=2)
+    server.stop()
+    file = next(folder.rglob("responses.sqlite"))
+    before = file.read_bytes()
+    (tmp_path / "other").write_bytes(bytes(32))
+    for other in ({}, {"atlas_key_file": str(tmp_path / "other")}):
+        caplog.clear()
+        server = serve(**only, **other)
+        assert "responses.sqlite is left as it is" in caplog.text
+        assert server.client.get(f"/v1/responses/{first['id']}").status_code == 404
+        kept = server.post("/v1/responses", input=TEXT, max_output_tokens=2)  # in main memory
+        assert server.get(f"/v1/responses/{kept['id']}") == kept
+        server.stop()
+        assert file.read_bytes() == before
+    again = serve(**only, atlas_key_file=key)
+    assert again.get(f"/v1/responses/{first['id']}") == first
+
+
 def test_a_slot_without_a_memory_is_not_saved_in_the_clear(serve: Server, folder: Path, key: str) -> None:
     server = serve(slot_save_path=str(folder), atlas_key_file=key)
     server.post("/completion", prompt=TEXT, n_predict=2, id_slot=0)

@@ -126,8 +126,10 @@ def test_a_grammar_that_cannot_be_followed_costs_nothing() -> None:
     async def test() -> None:
         async with House() as house:
             decodes = house.engine.decodes
-            with pytest.raises(InvalidParamError):
-                house.generating(house.named("anna"), TEXT, sampling=Sampling(grammar="root ::= x"))
+            for wait in (Generating.ready, _listen):
+                run = house.generating(house.named("anna"), TEXT, sampling=Sampling(grammar="root ::= x"))
+                with pytest.raises(InvalidParamError):
+                    await wait(run)
             assert house.engine.decodes == decodes
             assert not house.all.under_way
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 
 from atlas_kit.server.kept_responses import Kept, KeptResponses
 from atlas_kit.server.response_file import FILE_NAME, LOOK_EVERY, ResponseFile
+from atlas_kit.server.response_forms import Sealed
+from atlas_kit.storage.keys import Keys
 
 Open = Callable[..., ResponseFile]
 
@@ -21,7 +24,7 @@ def opened(tmp_path: Path) -> Iterator[Open]:
     """Return what opens the file of this test; whatever was opened before is closed first."""
     files: list[ResponseFile] = []
 
-    def open_file(**bounds: int) -> ResponseFile:
+    def open_file(**bounds: Any) -> ResponseFile:
         for one in files:
             one.close()
         files.append(ResponseFile(tmp_path, **bounds))
@@ -189,3 +192,82 @@ def test_closing_twice_and_asking_afterwards_is_fine(opened: Open) -> None:
     assert found(responses, "two") is not None
     assert found(responses, "three") is None
     assert found(KeptResponses(file=opened()), "one") is not None
+
+
+KEYS = Keys(key=bytes(range(32)))
+
+
+def test_a_row_that_was_altered_or_moved_is_no_answer(opened: Open, tmp_path: Path) -> None:
+    responses = KeptResponses(file=opened(keys=KEYS))
+    for name in ("first", "second", "third"):
+        responses.keep("", answer(name))
+    responses.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as database, database:
+        rows = database.execute("SELECT response, items, messages FROM answers ORDER BY n").fetchall()
+        database.execute("UPDATE answers SET response = ?, items = ?, messages = ? WHERE n = 1", rows[1])
+        database.execute("UPDATE answers SET messages = zeroblob(40) WHERE n = 2")
+    responses = KeptResponses(file=opened(keys=KEYS))
+    assert found(responses, "first") is None
+    assert found(responses, "second") is None
+    third = found(responses, "third")
+    assert third is not None
+    assert third.response == {"id": "third"}
+
+
+@pytest.mark.parametrize("keys", [None, KEYS])
+def test_sealed_or_not_all_that_is_asked_of_it_is_the_same(opened: Open, keys: Keys | None) -> None:
+    file = opened(keys=keys, most=3)
+    responses = KeptResponses(file=file)
+    for number in range(5):
+        responses.keep("", answer(str(number), session=("anna", "ben")[number % 2], remembers=True))
+    assert file.count_of("", "anna").result() == 3
+    assert file.count_of("other", "anna").result() == 0
+    file.forget_of("", "anna").result()
+    assert file.count_of("", "anna").result() == 0
+    assert file.count_of("", "ben").result() == 2
+    file.note("", "anna", None, {"a": "b"}, 1.5)
+    noted = file.noted("", "anna").result()
+    assert noted is not None
+    assert (noted.metadata, noted.created, noted.line) == ({"a": "b"}, 1.5, [])
+    assert file.hide("", "1").result()
+    assert not file.hide("", "1").result()
+    for number in range(LOOK_EVERY):
+        responses.keep("", answer(f"more {number}"))
+    assert file.find("", "3").result() == []  # the oldest went
+
+
+def test_what_cannot_be_read_is_not_sealed_and_gone(opened: Open, tmp_path: Path) -> None:
+    responses = KeptResponses(file=opened())
+    for name in ("a canary", "kept"):
+        responses.keep("", answer(name))
+    opened().note("", "anna", None, {"a": "b"}, 1.0)
+    opened().close()
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as database, database:
+        database.execute("UPDATE answers SET response = '{half a canary' WHERE n = 1")
+        database.execute("UPDATE conversations SET metadata = 'a canary'")
+    file = opened(keys=KEYS)
+    assert file.find("", "a canary").result() == []
+    assert file.find("", "kept").result()[0].messages == [{"role": "user", "content": "kept"}]
+    noted = file.noted("", "anna").result()
+    assert noted is not None
+    assert noted.metadata == {}
+    file.close()
+    assert all(b"canary" not in path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_while_it_is_sealed_loses_nothing(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    responses = KeptResponses(file=opened())
+    responses.keep("", answer("kept"))
+    responses.close()
+    before = (tmp_path / FILE_NAME).read_bytes()
+
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sealed, "columns", full)
+        assert opened(keys=KEYS).find("", "kept").result() == []
+    assert (tmp_path / FILE_NAME).read_bytes() == before
+    assert len(opened(keys=KEYS).find("", "kept").result()) == 1

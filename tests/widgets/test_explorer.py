@@ -72,6 +72,26 @@ def test_static_forms_of_what_is_wrong(name: str):
     assert explorer.png().startswith(PNG)
 
 
+def test_what_a_passphrase_protects_is_not_saved_with_a_notebook():
+    path, word = SAMPLES / "atlas/secret.atlas", (SAMPLES / "text/passphrase.txt").read_text().strip()
+    explorer = FileExplorer(path, word)
+    names = [row[1] for row in explorer.explorer.answer({"op": "rows", "table": "entries"})[0]["rows"]]
+    assert names
+    explorer.selection = {"name": names[0], "start": 0, "size": 1, "table": "entries", "row": 0}
+    page = explorer.html()
+    assert "what is in it is not saved" in page
+    assert not [name for name in names if name in page]
+
+
+def test_the_saved_page_shows_each_kind_of_item(tmp_path: Path):
+    for name, table in (("atlas/assistant.atlas", "entries"), ("gguf/tiny.gguf", "metadata")):
+        explorer = FileExplorer(SAMPLES / name)
+        count = explorer.explorer.contents.table(table).count
+        for row in range(count):
+            explorer.selection = {"name": "", "start": 0, "size": 0, "table": table, "row": row}
+            ElementTree.fromstring(explorer.html())
+
+
 def test_odd_names_are_safe_in_html(tmp_path: Path):
     path = tmp_path / '<b>"\u202e$x_1$&.bin'
     path.write_bytes(b"?")

@@ -244,6 +244,75 @@ def test_what_takes_long_is_said_while_it_works(stage: Stage):
     stage.settle()
 
 
+LONG = "model_context_0.a_rather_long_name_of_a_layer.window"
+
+
+@pytest.fixture
+def alike(tmp_path: Path) -> Path:
+    """Return a memory of entries whose names differ at their ends."""
+    memory = MemoryFile()
+    for end in ("keys", "values", "weights"):
+        memory.set(f"{LONG}.{end}", "words")
+    memory.save(tmp_path / "alike.atlas")
+    return tmp_path / "alike.atlas"
+
+
+def test_names_are_cut_in_their_middle_and_columns_can_be_widened(stage: Stage, alike: Path):
+    stage.page.set_viewport_size({"width": 620, "height": 900})
+    page = show(stage, alike)
+    open_tab(stage, "Entries")
+    cut = "(node) => node.scrollWidth > node.clientWidth"
+    for end in ("keys", "values", "weights"):
+        name = page.get_by_role("gridcell", name=f"{LONG}.{end}", exact=True)
+        assert name.locator(".ax-start").evaluate(cut)
+        tail = name.locator(".ax-tail")
+        assert tail.inner_text().endswith(f".{end}")
+        ends, cell = tail.bounding_box(), name.bounding_box()
+        assert ends is not None
+        assert cell is not None
+        assert ends["x"] + ends["width"] <= cell["x"] + cell["width"] + 1
+    head = page.get_by_role("columnheader", name="Key")
+    before = (head.bounding_box() or {})["width"]
+    head.get_by_role("button").press("Shift+ArrowRight")
+    assert (head.bounding_box() or {})["width"] == pytest.approx(before + 24, abs=1)
+    head.get_by_role("button").press("Shift+ArrowLeft")
+    edge = head.locator(".ax-edge")
+    box = edge.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 4, box["y"] + 4)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 64, box["y"] + 4, steps=4)
+    page.mouse.up()
+    assert (head.bounding_box() or {})["width"] == pytest.approx(before + 60, abs=2)
+    expect(head).to_have_attribute("aria-sort", "none")  # to drag is not to sort
+    edge.dblclick()
+    assert not name.locator(".ax-start").evaluate(cut)
+    page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_what_was_chosen_stands_beside_its_table_or_below_it(stage: Stage):
+    page = show(stage, TINY)
+    open_tab(stage, "Tensors")
+    grid = page.get_by_role("grid", name="Tensors")
+    page_wide = page.locator(".ax-shell").bounding_box() or {}
+    assert (grid.bounding_box() or {})["width"] == pytest.approx(
+        page_wide["width"], abs=4
+    )  # nothing is chosen yet
+    choose(stage, "Tensors", "output.weight")
+    for width, beside in ((1000, False), (1600, True)):
+        page.set_viewport_size({"width": width, "height": 900})
+        stage.settle()
+        table, item = grid.bounding_box(), page.get_by_role("article").bounding_box()
+        assert table is not None
+        assert item is not None
+        assert (item["x"] > table["x"] + table["width"]) == beside
+        assert (item["y"] > table["y"] + table["height"]) != beside
+    page.get_by_role("article").get_by_role("tab").first.press("Escape")
+    expect(page.get_by_role("article")).to_have_count(0)
+    expect(grid).to_be_focused()
+    page.set_viewport_size({"width": 1280, "height": 900})
+
+
 def test_a_table_is_one_stop_with_an_active_row(stage: Stage):
     page = show(stage, TINY)
     open_tab(stage, "Metadata")

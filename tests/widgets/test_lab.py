@@ -13,6 +13,7 @@ import pytest
 
 from atlas_kit.errors import AtlasError, InvalidParamError, ModelError
 from atlas_kit.llama import AtlasSession, AtlasSettings, FakeEngine
+from atlas_kit.settings.recommend import recommend
 from atlas_kit.widgets import MemoryCompare, MemoryLab
 from atlas_kit.widgets.lab.memory_lab import LIVE
 from tests.conftest import SAMPLES
@@ -129,6 +130,16 @@ def test_stop_while_running_begins_no_other_step(gated):
     assert gated.state == "idle"
     assert decodes <= 4  # the one that it waited in, and what belonged to the same step
     assert not gated.runner.alive
+
+
+def test_a_step_that_ends_long_after_stop_does_not_say_that_all_was_read(gated):
+    gated.start()
+    assert gated.session.engine.inside.wait(LONG)
+    gated.stop()  # which does not wait for ever
+    assert gated.runner.alive
+    gated.session.engine.go.set()
+    assert gated.wait(LONG)
+    assert gated.state == "idle"
 
 
 def test_a_failure_is_a_sentence_and_reading_goes_on(make):
@@ -307,6 +318,60 @@ def test_long_texts_are_read_and_not_shown(lab):
 def test_a_document_that_is_not_there_is_an_error(make, tmp_path):
     with pytest.raises(AtlasError, match=r"nothing\.txt"):
         make(text=tmp_path / "nothing.txt")
+
+
+@pytest.mark.parametrize(
+    "name", ["missing.txt", "a/b/guide.md", "/no/such/place.py", "C:\\\\texts\\\\one.txt", "x.c"]
+)
+def test_the_name_of_a_missing_file_is_no_text(make, lab, name):
+    with pytest.raises(AtlasError, match="no such file"):
+        make(text=name)
+    with pytest.raises(AtlasError, match="no such file"):
+        lab.text_to_read = name
+    assert lab.text_to_read == TEXT
+
+
+@pytest.mark.parametrize(
+    "text", ["word", "A sentence.", "3.14", "see guide.md", "e.g.", "...", "a.b.", "one\ntwo.txt"]
+)
+def test_a_text_is_no_file(make, text):
+    assert make(text=text).text_to_read == text
+
+
+def test_a_string_that_is_a_file_is_read(make, tmp_path, monkeypatch):
+    (tmp_path / "my notes").write_text("to be")
+    monkeypatch.chdir(tmp_path)
+    assert make(text="my notes").text_to_read == "to be"
+
+
+def test_what_is_typed_is_a_text_whatever_it_looks_like(lab):
+    lab.controls.text.value = "missing.txt"
+    assert (lab.text_to_read, lab.error) == ("missing.txt", "")
+
+
+def test_a_learning_rate_of_zero_is_shown_as_such(make):
+    lab = make(learning_rate=0)
+    assert lab.controls.learning_rate.value == 0
+    assert lab.controls.learning_rate.label == "0 (off)"
+    lab.controls.learning_rate.value = 0.3
+    assert "learning rate 0.3" in lab.view.status
+
+
+def test_a_load_that_fails_does_not_go_back(lab, tmp_path):
+    lab.run(100)
+    with pytest.raises(AtlasError):
+        lab.load(tmp_path / "missing.atlas")
+    assert (lab.state, lab.facts()["at"]) == ("paused", 100)
+
+
+def test_it_says_what_the_context_of_the_model_holds(make):
+    lab = make(FakeEngine(n_ctx=128))
+    lab.run(100)
+    assert lab.facts()["context"] == 128
+    assert "still in the model's own context of 128 tokens" in lab.text()
+    lab.run(100)
+    assert "own context" not in lab.text()
+    assert "context full: 128 tokens" in [one.get_text() for one in lab.figure().axes[0].texts]
 
 
 # --- files and snapshots -------------------------------------------------------------------------------------
@@ -519,6 +584,8 @@ def test_the_sample_model_learns_a_document():
     model = SAMPLES / "models" / "tiny-python.gguf"
     lab = MemoryLab(model, SAMPLES / "documents" / "statistics.py", engine_options={"n_threads": 1})
     try:
+        assert lab.settings == recommend(model).settings
+        assert lab.settings != AtlasSettings()
         lab.run(700)
         without, with_memory = lab.history.mean
         assert with_memory < without - 0.2

@@ -202,6 +202,55 @@ def test_a_page_that_is_not_heard_gets_no_second_frame(stage: Stage, lab, monkey
     assert tokens(stage).count() == 32
 
 
+def test_a_loss_while_the_context_holds_everything_is_no_alarm(stage: Stage):
+    lab = MemoryLab(FakeEngine(n_ctx=256), "".join(map(chr, range(32, 127))) * 20, learning_rate=5.0)
+    lab.trace.extend(
+        {
+            name: np.zeros((1, *getattr(lab.trace, name).shape[1:]), getattr(lab.trace, name).dtype)
+            for name in ("tokens", "loss", "parts", "weights", "top", "top_p")
+        }
+        | {"loss": np.array([[1.0, 2.0]], np.float32), "tokens": np.array([65], np.int32)}
+    )
+    stage.show(lab.view)
+    assert "early" in stage.page.locator(".tile.gap").get_attribute("class")
+    assert "worse" not in stage.page.locator(".tile.gap").get_attribute("class")
+    assert "own context still holds everything" in inner(stage, ".tile.gap small")
+    lab.close()
+
+
+def test_a_greeting_is_repeated_until_it_is_answered(stage: Stage, lab):
+    stage.silent = True
+    lab.run(32)
+    stage.show(lab.view)
+    stage.page.wait_for_function(
+        "window.sent.filter((one) => one.kind === 'hello').length >= 3", timeout=20_000
+    )
+    expect(stage.page.locator(".away")).to_contain_text("does not answer", timeout=20_000)
+    stage.waiting.clear()
+    stage.silent = False
+    stage.page.wait_for_function(
+        "document.querySelector('.atlas-lab').dataset.shown === '32'", timeout=20_000
+    )
+    expect(stage.page.locator(".away")).to_be_hidden()
+
+
+def test_what_was_lost_on_the_way_is_asked_for_again(stage: Stage, lab):
+    stage.show(lab.view)
+    lab.run(32)
+    stage.wire.take()  # the connection stalls
+    receive(lab.view, {"method": "custom", "content": {"kind": "shown", "number": lab.view._gate._number}})
+    lab.run(32)
+    stage.deliver()
+    stage.page.wait_for_function("document.querySelector('.atlas-lab').dataset.shown === '64'")
+    assert stage.page.locator(".tokens").evaluate("(node) => node.textContent") == TEXT[:64]
+
+
+def test_a_view_says_when_it_ends(read):
+    read.page.evaluate("window.endings.forEach((end) => end())")
+    hello, *_, bye = read.page.evaluate("window.sent")
+    assert (hello["kind"], bye) == ("hello", {"kind": "bye", "view": hello["view"]})
+
+
 def test_an_error_is_an_alert(read, lab):
     lab.controls.path.value = "nowhere/missing.atlas"
     lab.controls.load.click()

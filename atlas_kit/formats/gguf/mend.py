@@ -19,6 +19,7 @@ from atlas_kit.formats.gguf.check import MAPPED_ALIGNMENT, check_gguf, read_reco
 from atlas_kit.formats.gguf.layout import layout
 from atlas_kit.formats.gguf.lost_file import Lost, lost_name, write_lost
 from atlas_kit.formats.gguf.placement import Placement, correct_infos, place, running
+from atlas_kit.formats.gguf.rebuild import rebuild
 from atlas_kit.formats.gguf.salvage import Salvage, TailSource, salvage
 from atlas_kit.formats.gguf.scan import align, scan_header
 from atlas_kit.formats.gguf.tables import ValueType
@@ -301,6 +302,11 @@ def _find(source: Source, result: MendResult) -> Salvage:
         )
     found.end = _behind_zeros(found)
     add = result.actions.append
+    for name in rebuild(found):
+        message = (
+            "its record is lost and was made again: the other layers and the room for its data leave one"
+        )
+        add(MendAction("record-rebuilt", message, key=name))
     if found.base:
         add(MendAction("prefix-removed", f"{found.base} bytes before the magic were removed", 0))
     if not found.head_ok:
@@ -336,7 +342,9 @@ def _behind_zeros(found: Salvage) -> int:
 def _is_damaged(found: Salvage) -> bool:
     """Tell whether records of the header are lost or had wrong lengths, so that bytes may be lacking."""
     counts = (found.field_count, found.tensor_count)
-    return bool(found.lost or found.healed or counts != (len(found.fields), len(found.tensors)))
+    return bool(
+        found.lost or found.healed or found.cut_out or counts != (len(found.fields), len(found.tensors))
+    )
 
 
 def _is_cut(found: Salvage, data: int) -> bool:

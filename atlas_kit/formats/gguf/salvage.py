@@ -61,6 +61,8 @@ class Salvage:
         Whether magic and version are as they should be.
     healed
         Keys of pairs whose length or count was wrong and could be found out.
+    cut_out
+        Whether bytes of records that were made again are not in the file, so that all behind them is elsewhere.
     end
         Behind the last record.
     """
@@ -76,6 +78,7 @@ class Salvage:
     tensors: list[TensorInfo] = field(default_factory=list)
     lost: list[LostRange] = field(default_factory=list)
     healed: list[str] = field(default_factory=list)
+    cut_out: bool = False
     end: int = 0
     stream: HeaderStream | None = field(default=None, repr=False)
 

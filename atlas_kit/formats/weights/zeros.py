@@ -31,6 +31,8 @@ _FAR = 1 << 29
 #: Tensors with a row for each token: tokens that are not used are the last ones, and zeros.
 _ROWS_OF_TOKENS = re.compile(r"emb|output|lm_head|wte")
 
+_NUMBER = re.compile(r"\d+")
+
 Range = tuple[int, int]
 
 
@@ -122,7 +124,7 @@ def report_zeros(
         report.warning(
             "tensor-all-zeros",
             f"all weights are zeros: {named_some(dead)}",
-            "Right for an adapter that was not trained; otherwise the data are lost.",
+            _hint(matrices, dead),
             offset=dead[0].start,
             key=dead[0].name,
         )
@@ -136,6 +138,19 @@ def report_zeros(
             key=under[0].name,
             remedy=None,
         )
+
+
+def _hint(matrices: Sequence[Region], dead: Sequence[Region]) -> str:
+    """Return what zeros mean: programs load them, and whether they are rightful shows by the layers beside them."""
+    zeros = {region.name for region in dead}
+    kinds = {_NUMBER.sub("#", name) for name in zeros}
+    alive = any(_NUMBER.sub("#", region.name) in kinds for region in matrices if region.name not in zeros)
+    if alive:
+        return (
+            "Programs load it, and other layers hold numbers there: unless this one was switched off on purpose "
+            "(pruned), its data are lost. Compare the hash with the original's."
+        )
+    return "Programs load it. Right for an adapter that was not trained, or a part that is not used; otherwise lost."
 
 
 def _is_reserved(source: Source, regions: Sequence[Region]) -> bool:

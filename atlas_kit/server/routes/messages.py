@@ -123,6 +123,7 @@ class _Answer:
 
     async def events(self) -> AsyncIterator[bytes]:
         """Yield the answer as it comes, in Anthropic's events; the last one has the ``atlas`` object."""
+        await self._talk.ready()
         outcome = self._talk.outcome
         # what is known already may be less when it is this request's turn: the last event says
         usage = _usage(outcome, self._foreseen, 0)

@@ -178,6 +178,7 @@ class _Answer:
         async with self._turn() as thread:
             found = await self._read()
             talk = Talk(self._generate(found), found.parser())
+            await talk.ready()
             empty = self._shape("in_progress", [])
             yield {"type": "response.created", "response": empty}
             yield {"type": "response.in_progress", "response": empty}

@@ -181,6 +181,11 @@ class MemoryCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
         return self._moments.side(self._at[1])
 
     @property
+    def sealed(self) -> bool:
+        """Whether a passphrase has opened what is compared."""
+        return self._keys.passphrase is not None
+
+    @property
     def matrix(self) -> str:
         """The name of the matrix in view; "" where there is none."""
         return self._menu.value or ""
@@ -542,7 +547,7 @@ class MemoryCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
         return static.figure(self)
 
     def html(self) -> str:
-        """Return the picture, and what was found of the behaviour, as HTML that runs nothing."""
+        """Return pictures, tables, and what was found of the behaviour, as a page of HTML that runs nothing."""
         return static.page(self)
 
     def close(self) -> None:

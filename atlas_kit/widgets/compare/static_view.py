@@ -13,15 +13,15 @@ from atlas_kit.explorer.pooling import pool
 from atlas_kit.operations import compare as numbers
 from atlas_kit.operations.compare import Side, WindowDifference
 from atlas_kit.operations.diff import Change, Comparison
-from atlas_kit.widgets import colour
+from atlas_kit.widgets import colour, saved
 from atlas_kit.widgets.base import CODE
-from atlas_kit.widgets.base import page as picture_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from atlas_kit.memory.statistics import MatrixStatistics
     from atlas_kit.operations.behaviour import Behaviour
+    from atlas_kit.widgets.compare.panes import CompareTable
     from atlas_kit.widgets.matrix import MatrixView
 
 #: A, B and their difference: Okabe and Ito's blue and vermilion, and grey; with dashes, so that print shows them, too.
@@ -46,6 +46,14 @@ class ShownComparison(Protocol):
     a: Side
     b: Side
     views: list[MatrixView]
+    table: CompareTable
+    window: CompareTable
+    settings: CompareTable
+    entries: CompareTable
+
+    @property
+    def sealed(self) -> bool:
+        """Whether a passphrase or key has opened what is compared."""
 
     @property
     def behaviour(self) -> ShownBehaviour:
@@ -63,9 +71,6 @@ class ShownComparison(Protocol):
 
     def text(self) -> str:
         """Return the comparison in plain lines."""
-
-    def png(self) -> bytes:
-        """Return the picture as a PNG file."""
 
 
 def titles(a: str, b: str) -> dict[str, str]:
@@ -260,8 +265,66 @@ def _gain(axis: Any, compare: ShownComparison) -> None:
 
 
 def page(compare: ShownComparison) -> str:
-    """Return picture, text and the coloured probe as HTML that loads and runs nothing."""
-    return picture_page(compare.png(), compare.text()) + _probe(compare)
+    """Return matrices, spectra, tables and the coloured probe as HTML that loads and runs nothing."""
+    names = titles(compare.a.label, compare.b.label)
+    panels = [
+        saved.Panel("Pictures", _matrices(compare, names) + _spectra_page(compare, names)),
+        saved.Panel("Numbers", _rows_page(compare.table)),
+        saved.Panel("Window", _rows_page(compare.window)),
+        saved.Panel("Settings", _rows_page(compare.settings)),
+    ]
+    if not compare.sealed:  # what a passphrase protects does not go into a notebook that is passed on
+        panels.append(saved.Panel("Entries", _rows_page(compare.entries)))
+    if compare.behaviour.result is not None:
+        panels.append(saved.Panel("Behaviour", _gain_page(compare) + _probe(compare)))
+    panels.append(saved.Panel("In words", saved.text(compare.text())))
+    return saved.page(f"{names['a']} and {names['b']}", panels)
+
+
+def _matrices(compare: ShownComparison, names: dict[str, str]) -> str:
+    name = compare.matrix
+    matrices = {
+        "a": compare.a.matrices.get(name),
+        "b": compare.b.matrices.get(name),
+        "b-a": numbers.difference(compare.a, compare.b, name),
+    }
+    limit, transform = compare.views[0].vmax or 1.0, compare.views[0].transform
+    parts = [
+        saved.matrix(np.asarray(matrix), f"{names[which]}, {name}", limit, transform, most=saved.FEW)
+        for which, matrix in matrices.items()
+        if matrix is not None and matrix.ndim == 2
+    ]
+    boxes = "".join(f'<div style="flex:1 1 300px;min-width:0">{part}</div>' for part in parts)
+    return f'<div style="display:flex;flex-wrap:wrap;gap:14px">{boxes}</div>'
+
+
+def _spectra_page(compare: ShownComparison, names: dict[str, str]) -> str:
+    lines = []
+    for which in LINES:
+        found = compare.spectrum(which)
+        if found is None or not found.spectrum.size or not found.spectrum[0]:
+            continue
+        values = np.where(found.spectrum > found.spectrum[0] * 1e-7, np.log10(found.spectrum), np.nan)
+        label = f"{names[which]}, effective rank {float(found.effective_rank):.1f}"
+        lines.append(saved.Curve(label, np.arange(1, len(values) + 1), values))
+    if not lines:
+        return ""
+    return saved.curves(lines, "singular value number", "logarithm to base 10", "Singular values")
+
+
+def _rows_page(table: CompareTable) -> str:
+    """Return a table of the widget as it is."""
+    if not table.rows:
+        return '<p class="ak-dim">There is nothing to compare here.</p>'
+    rows = ([row.get(column["key"]) for column in table.columns] for row in table.rows)
+    return saved.table([column["label"] for column in table.columns], rows)
+
+
+def _gain_page(compare: ShownComparison) -> str:
+    found = compare.behaviour.result
+    assert found is not None
+    line = saved.Curve("log p(B) − log p(A)", np.arange(1, len(found) + 1), found.gain)
+    return saved.curves([line], "token of the probe text", "above 0: likelier in B", "What the two expect")
 
 
 def _probe(compare: ShownComparison) -> str:

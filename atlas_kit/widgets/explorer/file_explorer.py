@@ -43,7 +43,8 @@ export default {
     });
     const onSelect = (selection) => { model.set("selection", selection); model.save_changes(); };
     const openBackup = async (name) => (await request({ op: "open_backup", name })).reply;
-    const end = mount(el, { request, onSelect, openBackup });
+    const onTab = (tab) => model.send({ op: "seen", tab });
+    const end = mount(el, { request, onSelect, onTab, openBackup });
     return () => { model.off("msg:custom", take); end(); };
   },
 };
@@ -76,11 +77,18 @@ class FileExplorer(Shown, anywidget.AnyWidget):
 
     def __init__(self, path: str | os.PathLike[str], passphrase: str | None = None) -> None:
         self.explorer = Explorer(path, passphrase, moves=True)
+        self._seen = static_view.Seen()
         super().__init__()
         self.on_msg(self._answer)
 
     def _answer(self, _: Any, message: Any, __: Any) -> None:
+        if isinstance(message, dict) and message.get("op") == "seen":
+            self._seen.tab = str(message.get("tab"))
+            return
         reply, buffers = self.explorer.answer(message)
+        if isinstance(message, dict) and message.get("op") == "rows" and "error" not in reply:
+            order = {key: message[key] for key in ("sort", "descending", "filter") if key in message}
+            self._seen.orders[str(message["table"])] = order
         number = message.get("id") if isinstance(message, dict) else None
         self.send({"id": number, "reply": reply}, buffers)
 
@@ -123,8 +131,10 @@ class FileExplorer(Shown, anywidget.AnyWidget):
         return static_view.text(self.explorer)
 
     def html(self) -> str:
-        """Return the summary as a page with the byte map as a picture."""
-        return static_view.html(self.explorer)
+        """Return what was looked at as a page: the byte map, tabs, the tables as they were sorted, what was chosen."""
+        table, row = self.selection.get("table"), self.selection.get("row")
+        self._seen.chosen = (str(table), int(row)) if table is not None and row is not None else None
+        return static_view.html(self.explorer, self._seen)
 
     def figure(self) -> Figure:
         """Return the byte map as a figure."""

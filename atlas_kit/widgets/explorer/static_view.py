@@ -1,12 +1,16 @@
-"""The explorer without JavaScript: the summary as text and as a page, the byte map as a picture."""
+"""The explorer without JavaScript: the summary as text, all that was looked at as a page, the byte map as a picture."""
 
 from __future__ import annotations
 
 import html as markup
 import re
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from atlas_kit.codecs.quantities import size as in_words
+from atlas_kit.codecs.quantities import utc
 from atlas_kit.explorer.regions import KINDS
+from atlas_kit.widgets import saved
 from atlas_kit.widgets.static_modules import STATIC
 
 if TYPE_CHECKING:
@@ -23,6 +27,17 @@ _STYLE = dict(
 COLOURS = {kind: _STYLE[kind.replace(" ", "-")] for kind in KINDS}
 HATCHED = ("damaged", "garbage", "uncommitted", "trailing", "unused")
 _WIDTH, _HEIGHT, _LEAST = 1000, 40, 2.5
+#: Characters of a text, and messages, in a saved page.
+MOST_TEXT = 30_000
+
+
+@dataclass
+class Seen:
+    """What was looked at last: the name of a tab, the order of each table, and the row that was chosen."""
+
+    tab: str = "summary"
+    orders: dict[str, dict[str, Any]] = field(default_factory=dict)
+    chosen: tuple[str, int] | None = None
 
 
 def text(explorer: Explorer) -> str:
@@ -35,24 +50,124 @@ def text(explorer: Explorer) -> str:
     return "\n".join(lines)
 
 
-def html(explorer: Explorer) -> str:
-    """Return the summary as HTML that loads nothing: facts, and the byte map as SVG."""
+def html(explorer: Explorer, seen: Seen | None = None) -> str:
+    """Return what there is to see as HTML that loads and runs nothing: tabs as in the explorer, values on hover."""
+    seen = seen or Seen()
     summary = explorer.answer({"op": "summary"})[0]
-    quote = markup.escape
-    rows = "".join(
-        f'<tr><th scope="row" style="text-align:left;padding-right:1.5em">{quote(label)}</th>'
-        f'<td style="text-align:left"><bdi>{quote(value)}</bdi></td></tr>'
-        for label, value in summary["facts"]
-    )
-    problem = ""
-    if summary["problem"]:
-        hint = summary["problem"]["hint"] or ""
-        problem = f"<p><strong>{quote(summary['problem']['error'])}.</strong> {quote(hint)}</p>"
-    caption = quote(f"{summary['name']}: {summary['title']}")
-    return (
-        f'<figure style="margin:0">{_svg(explorer, caption)}<figcaption><strong>{caption}</strong></figcaption>'
-        f"{problem}<table>{rows}</table></figure>"
-    )
+    title = f"{summary['name']}: {summary['title']}"
+    panels = {"summary": saved.Panel("Summary", _problem(summary) + saved.facts(summary["facts"]))}
+    if (
+        explorer.passphrase is not None
+    ):  # what a passphrase protects does not go into a notebook that is passed on
+        note = "<p>The file is encrypted: what is in it is not saved with the notebook.</p>"
+        panels["summary"] = saved.Panel("Summary", note + panels["summary"].body)
+        summary["tables"] = {}
+    elif seen.chosen is not None and (item := _item(explorer, *seen.chosen)) is not None:
+        panels["item"] = item
+    for name in summary["tables"]:
+        panels[name] = _table(explorer, name, seen.orders.get(name, {}))
+    findings = explorer.answer({"op": "validate", "start": False})[0]
+    if findings["state"] == "done":
+        panels["findings"] = saved.Panel("Findings", _findings(findings))
+    at = "item" if "item" in panels and seen.tab in summary["tables"] else seen.tab
+    chosen = panels[at].label if at in panels else "Summary"
+    page = saved.page(title, list(panels.values()), chosen)
+    return page.replace("<form ", f"{_svg(explorer, markup.escape(title))}<form ", 1)
+
+
+def _problem(found: dict[str, Any]) -> str:
+    """Return what is wrong with the file as a paragraph; empty where nothing is."""
+    if not found["problem"]:
+        return ""
+    hint = markup.escape(found["problem"]["hint"] or "")
+    return f"<p><strong>{markup.escape(found['problem']['error'])}.</strong> {hint}</p>"
+
+
+def _table(explorer: Explorer, name: str, order: dict[str, Any]) -> saved.Panel:
+    """Return a table as it was sorted and filtered."""
+    reply = explorer.answer({"op": "rows", "table": name, "count": saved.MOST_ROWS, **order})[0]
+    if "error" in reply:
+        return saved.Panel(name, saved.text(reply["error"]))
+    columns = reply["columns"]
+    rows = [
+        [_cell(value, c["kind"]) for value, c in zip(row[1:], columns, strict=True)] for row in reply["rows"]
+    ]
+    note = ""
+    if order.get("filter"):
+        note = f"<p>{reply['matched']:,} of {reply['total']:,}: {markup.escape(str(order['filter']))}</p>"
+    body = saved.table([column["label"] for column in columns], rows, reply["matched"])
+    return saved.Panel(reply["title"], note + body)
+
+
+def _cell(value: Any, kind: str) -> Any:
+    """Return a cell as the explorer shows it."""
+    if value is None:
+        return None
+    if kind == "bytes":
+        return in_words(value)
+    if kind == "hex":
+        return hex(value)
+    if kind == "time":
+        return (utc(value, "%Y-%m-%d %H:%M:%S") or "far in the future") if value else "unset"
+    return value
+
+
+def _item(explorer: Explorer, table: str, row: int) -> saved.Panel | None:
+    """Return what was chosen: its facts, and its text, conversation or numbers."""
+    item = explorer.answer({"op": "item", "table": table, "row": row})[0]
+    if "error" in item:
+        return None
+    where = {"table": table, "row": row}
+    parts = [f"<h4>{markup.escape(item['name'])}</h4>", saved.facts(item["facts"])]
+    if item["problem"]:
+        parts.append(f"<p><strong>{markup.escape(item['problem'])}</strong></p>")
+    views = item["views"]
+    if "chat" in views:
+        reply = explorer.answer({"op": "chat", **where})[0]
+        parts += [
+            saved.table(["who", "what"], [[m["role"], m["text"][:MOST_TEXT]] for m in reply["messages"]])
+        ]
+    elif "text" in views:
+        parts.append(saved.text(explorer.answer({"op": "text", **where})[0]["text"][:MOST_TEXT]))
+    elif "values" in views:
+        parts.append(_table(explorer, item["values"], {}).body)
+    elif "matrix" in views:
+        parts.append(_matrix(explorer, item["name"], where))
+    if "histogram" in views:
+        found = explorer.answer({"op": "histogram", **where})[0]
+        if found.get("counts"):
+            parts.append(
+                saved.bars(
+                    found["counts"], (found["edges"][0], found["edges"][1]), f"The values of {item['name']}"
+                )
+            )
+    label = item["name"] if len(item["name"]) <= 28 else f"{item['name'][:10]}…{item['name'][-16:]}"
+    return saved.Panel(label, "".join(parts))
+
+
+def _matrix(explorer: Explorer, name: str, where: dict[str, Any]) -> str:
+    found = explorer.item(**where).matrix
+    if found is None:
+        return ""
+    matrix = found()
+    rows, columns = matrix.shape
+    tile, blocks, _ = matrix.sampled_tile(0, rows, 0, columns, saved.PIXELS, saved.PIXELS)
+    return saved.matrix(tile, name, shape=(rows, columns), blocks=(int(blocks[0]), int(blocks[1])))
+
+
+def _findings(found: dict[str, Any]) -> str:
+    rows = [
+        [
+            row["severity"],
+            row["code"],
+            row["offset"],
+            f"{row['key']}: " * bool(row["key"]) + row["message"],
+            row["hint"],
+        ]
+        for row in found["findings"]
+    ]
+    said = f"<p><strong>{markup.escape(found['sentence'])}</strong></p>"
+    return said + (saved.table(["", "code", "byte", "what was found", "what to do"], rows) if rows else "")
 
 
 def _svg(explorer: Explorer, caption: str) -> str:
@@ -62,7 +177,7 @@ def _svg(explorer: Explorer, caption: str) -> str:
     for item in sorted(data.get("items", []), key=lambda i: -i["size"]):
         x = min(item["offset"] / size * _WIDTH, _WIDTH - _LEAST)
         wide = max(_LEAST, item["size"] / size * _WIDTH)
-        named = f": {item['name']}" if item.get("name") else ""
+        named = f": {item['name']}" if item.get("name") and explorer.passphrase is None else ""
         title = markup.escape(f"{item['kind']}{named}, {item['size']:,} bytes at {item['offset']:,}")
         boxes.append(
             f'<rect x="{x:.1f}" y="0" width="{wide:.1f}" height="{_HEIGHT}" fill="{COLOURS[item["kind"]]}">'

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 #: Seconds until a server is asked again that did not answer.
 AGAIN = 2.0
 _NOTHING = {
-    "at": 0, "total": 0, "seen": 0, "window": 0, "window_size": 0, "learning_rate": 0.0, "learning_rate_set": 0.0,
-    "speed": 0.0,
+    "at": 0, "total": 0, "context": 0, "seen": 0, "window": 0, "window_size": 0, "learning_rate": 0.0,
+    "learning_rate_set": 0.0, "speed": 0.0,
 }  # fmt: skip
 
 
@@ -81,6 +81,8 @@ class AttachedLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self.recalled = RecallPane(None)
         super().__init__([self.view, self.recalled])
         self.add_class("atlas-memory-lab")
+        self.recalled.add_class("atlas-lab-recall")
+        self.view.panes = ["text", "recall", "weights"]
         self.view.state = "running"
         # the thread must not keep the lab alive
         lab = weakref.proxy(self)
@@ -165,6 +167,7 @@ class AttachedLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
             self._facts = {
                 "at": len(self.trace),
                 "total": 0,
+                "context": 0,
                 "seen": memory["tokens_seen"],
                 "window": memory["window_tokens"],
                 "window_size": memory["window_size"],

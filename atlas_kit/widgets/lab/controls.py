@@ -28,9 +28,20 @@ _BUTTONS = {
     "stop": ("Stop", "stop", "Stop, and go back to the beginning of the text; the memory is kept"),
     "reset": ("Reset", "undo", "Forget everything; new settings take effect"),
 }
+_STEPS = (10, 12, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90)
 _WINDOWS = (0, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 #: Characters that a text field shows; longer texts are read all the same.
 MOST_CHARACTERS = 200_000
+
+
+def _rates(own: float = 0.0) -> list[tuple[str, float]]:
+    """Return learning rates with what a slider says of each: round ones, ``own``, and 0, with which nothing is learned.
+
+    >>> [name for name, rate in _rates(0.37) if rate < 0.002 or 0.3 <= rate < 0.5]
+    ['0 (off)', '0.001', '0.0012', '0.0015', '0.3', '0.37', '0.4']
+    """
+    rates = {float(f"{step}e{power}") for power in range(-4, 0) for step in _STEPS} | {10.0, 0.0, own}
+    return [(f"{rate:.4g}" if rate else "0 (off)", rate) for rate in sorted(rates)]
 
 
 def _row(*widgets: ipywidgets.Widget) -> ipywidgets.HBox:
@@ -94,9 +105,9 @@ class Controls(ipywidgets.VBox):  # type: ignore[misc]
     # --- settings --------------------------------------------------------------------------------------------
 
     def _make_settings(self) -> None:
-        self.learning_rate = ipywidgets.FloatLogSlider(
-            description="learning rate", min=-3, max=1, step=0.05, readout_format=".3f", tooltip="takes effect at once",
-            continuous_update=False, **_wide(),
+        self.learning_rate = ipywidgets.SelectionSlider(
+            description="learning rate", options=_rates(), continuous_update=False,
+            tooltip="takes effect at once; to and from 0 at the next Reset", **_wide(),
         )  # fmt: skip
         self.window = ipywidgets.SelectionSlider(
             description="window ↺", options=[(f"{size:,}", size) for size in _WINDOWS], continuous_update=False,
@@ -145,8 +156,8 @@ class Controls(ipywidgets.VBox):  # type: ignore[misc]
         """Put the sliders where settings are; nothing is asked for."""
         self._quiet = True
         try:
-            if settings.learning_rate:
-                self.learning_rate.value = settings.learning_rate
+            self.learning_rate.options = _rates(settings.learning_rate)
+            self.learning_rate.value = settings.learning_rate
             sizes = sorted({*_WINDOWS, settings.window_size})
             self.window.options = [(f"{size:,}", size) for size in sizes]
             self.window.value = settings.window_size

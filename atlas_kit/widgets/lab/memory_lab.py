@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 import time
 import weakref
@@ -57,6 +58,9 @@ LIVE = ("learning_rate", "blend_ratio", "use_muon")
 #: cost llama.cpp twice the time, more than 256 save nothing.
 STEP_SECONDS, MOST_TOKENS = 0.45, 256
 
+#: A string that names a file and is no text: one word with an ending.
+_FILE_NAME = re.compile(r"(?=.{3,1024}$)[^\s<>\"|?*]*[^\s<>\"|?*./\\]\.[A-Za-z][A-Za-z0-9]{0,5}")
+
 #: The lab that reads with an engine, by the engine's id: it is alive as long as its lab.
 _LABS: weakref.WeakValueDictionary[int, MemoryLab] = weakref.WeakValueDictionary()
 
@@ -71,7 +75,8 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         file there is one engine in a process, and one lab reads with it: the newest. The address of a running server
         (``"http://127.0.0.1:8080"``) gives an ``AttachedLab``, which looks on; it takes ``session`` and ``key``.
     text
-        What it reads: a string, or the path of a file as a ``Path``.
+        What it reads: a string, or a file as a ``Path``; a string that looks like a file's name, such as
+        ``"docs/guide.md"``, is one.
     documents
         Texts to choose from: paths, or a mapping of names to strings or paths.
     height
@@ -79,7 +84,8 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
     snapshot_every
         Tokens from one snapshot to the next; the distance doubles whenever there are too many.
     options
-        For ``AtlasSession``, where one is opened: ``window``, ``blend_ratio``, any name of ``AtlasSettings``.
+        For ``AtlasSession``, where one is opened: ``window``, ``blend_ratio``, any name of ``AtlasSettings``. A file
+        that asks for no settings of its own gets those that ``recommend`` says; ``memory=True`` takes the defaults.
 
     Raises
     ------
@@ -117,7 +123,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         snapshot_every: int = 256,
         **options: Any,
     ) -> None:
-        content = text if isinstance(text, str) else _content(text)
+        content, source = _given(text)
         self._owns = not isinstance(model, AtlasSession)
         self._loan: Loan | None = None
         self._left: SessionState | None = None  # what the session knew when it had to make room
@@ -146,7 +152,9 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self._begin()
         super().__init__([self.controls, self.view, self.recalled, self.matrices])
         self.add_class("atlas-memory-lab")
-        self._take(content, "" if isinstance(text, str) else os.fspath(text))
+        self.recalled.add_class("atlas-lab-recall")
+        self.matrices.add_class("atlas-lab-matrix")
+        self._take(content, source)
         _LABS[id(self.session.engine)] = self
         if displaced:
             self._tell("An earlier MemoryLab on this model was stopped: two cannot read at the same time.")
@@ -170,7 +178,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
             self._returned.atexit = False
         try:
             engine = model if self._loan is None else self._loan.engine
-            options = {"memory": True, **options}
+            options = {"memory": True if self._loan is None else _recommended(engine), **options}
             _check(engine, options)
             displaced = _displace(engine, for_good=self._loan is not None) or displaced
             session = AtlasSession(engine, **options)
@@ -229,15 +237,12 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
 
     @property
     def text_to_read(self) -> str:
-        """The text; a new one, or a ``Path``, is read from its beginning at the next start."""
+        """The text; a new one, or a file's path, is read from its beginning at the next start."""
         return self._text
 
     @text_to_read.setter
     def text_to_read(self, text: str | os.PathLike[str]) -> None:
-        self._take(
-            text if isinstance(text, str) else _content(text),
-            "" if isinstance(text, str) else os.fspath(text),
-        )
+        self._take(*_given(text))
 
     def _take(self, text: str, source: str) -> None:
         """Have a text to read; what is found of it again is said to be of ``source``."""
@@ -342,6 +347,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         """
         chosen = recall_of(self.settings) if recall is None else recall
         self.recalled.take(self._recollection(question, chosen, lambda: False, lambda _: None, **options))
+        self.view.tab = "recall"
         assert self.answer is not None
         return self.answer
 
@@ -389,9 +395,9 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
 
     def load(self, path: str | os.PathLike[str], **options: Any) -> None:
         """Stop, and go on with the memory in a ``.atlas`` file; options as for ``AtlasSession.load``."""
-        self.stop()
         with self.lock:
-            self.session.load(path, **options)
+            self.session.load(path, **options)  # what fails changes nothing: a run goes on
+            self.stop()
             self._wanted = self.settings
             self._begin()
         self.controls.show_settings(self._wanted)
@@ -471,6 +477,9 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
 
     def _begin(self) -> None:
         """Begin a history."""
+        engine = self.session.engine
+        #: Tokens of this history that the model's own context holds; 0: nobody knows, or it has no end.
+        self._context = 0 if engine.info.recurrent else max(0, engine.n_ctx - self.session.position)
         self.trace = Trace()
         self.words = Words(self.session.engine, self.trace)
         self._snapshots.clear()
@@ -571,6 +580,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         return {
             "at": self._at,
             "total": len(self._tokens),
+            "context": self._context,
             "seen": memory.tokens_seen,
             "window": min(int(memory.state.counters["filled"]), size),
             "window_size": size,
@@ -628,8 +638,8 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
             self._tell(error=sentence(error))
 
     def _read_next(self, text: str | os.PathLike[str], name: str) -> None:
-        """Take a text from a control."""
-        if isinstance(text, str) and name:
+        """Take a text from a control: what somebody types is a text, whatever it looks like."""
+        if isinstance(text, str):
             self._take(text, name)
         else:
             self.text_to_read = text
@@ -680,6 +690,11 @@ def _portion(rate: float, n_batch: int) -> int:
     [1, 2, 16, 64, 256]
     """
     return min(1 << int(math.log2(max(1.0, rate * STEP_SECONDS))), MOST_TOKENS, n_batch)
+
+
+def _recommended(engine: Engine) -> Any:
+    """Return which memory a model's file gets: its own settings where it has some, else what is recommended for it."""
+    return True if memory_choice.of_native(engine) != (None, None) else "auto"
 
 
 def _no_memory() -> InvalidParamError:
@@ -734,6 +749,21 @@ def _content(path: str | os.PathLike[str]) -> str:
 
     with open_source(path) as source:
         return source.read(0, source.size).decode("utf-8", "surrogateescape")
+
+
+def _given(text: str | os.PathLike[str]) -> tuple[str, str]:
+    """Return a text and the name of its file, if it has one.
+
+    >>> _given("to be or not to be")
+    ('to be or not to be', '')
+    """
+    if isinstance(text, str) and not (_FILE_NAME.fullmatch(text) or _is_file(text)):
+        return text, ""
+    return _content(text), os.fspath(text)
+
+
+def _is_file(text: str) -> bool:
+    return 0 < len(text) < 1024 and "\0" not in text and os.path.isfile(text)
 
 
 def _named(path: str) -> str:

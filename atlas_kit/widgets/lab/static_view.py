@@ -102,6 +102,8 @@ def text(lab: ShownLab) -> str:
         read += f", {facts['at']:,} of {facts['total']:,} of this text"
     lines.append(read)
     lines += _mean(history)
+    if 0 < len(history.tokens) <= facts["context"]:
+        lines.append(f"all of it is still in the model's own context of {facts['context']:,} tokens")
     lines.append(
         f"window {facts['window']:,} of {facts['window_size']:,}; learning rate {facts['learning_rate']:.3g}; "
         f"{len(lab.snapshots)} snapshots"
@@ -155,7 +157,7 @@ def figure(lab: ShownLab) -> Figure:
     figure = Figure(figsize=(9.6, 6.2), layout="constrained")
     grid = figure.add_gridspec(2, 3, height_ratios=(1.15, 1))
     history = lab.history
-    _losses(figure.add_subplot(grid[0, :], label="loss"), history)
+    _losses(figure.add_subplot(grid[0, :], label="loss"), history, lab.facts()["context"])
     _weights(figure.add_subplot(grid[1, 0], label="weights"), lab.trace.weights)
     name, matrix = lab.matrices.in_view()
     _matrix(figure, figure.add_subplot(grid[1, 1], label="matrix"), name, matrix)
@@ -163,7 +165,7 @@ def figure(lab: ShownLab) -> Figure:
     return figure
 
 
-def _losses(axes: Axes, history: History) -> None:
+def _losses(axes: Axes, history: History, context: int = 0) -> None:
     axes.set(xlabel="tokens read", ylabel="loss (nats, running mean)")
     axes.spines[["top", "right"]].set_visible(False)
     if not history.scored:
@@ -184,7 +186,23 @@ def _losses(axes: Axes, history: History) -> None:
     low, high = np.nanmin(calm), np.nanmax(calm)
     axes.set_ylim(max(0.0, low - 0.1), high + 0.1)
     axes.margins(x=0)
-    axes.set_title(f"The memory saves {model - memory:.3f} nats per token", loc="left", fontweight="bold")
+    if context:
+        end = min(context, len(both) - 1)
+        axes.axvspan(0, end, color="#808080", alpha=0.1, lw=0)
+        whole = context >= len(both) - 1
+        says = "all of it in the model's own context" if whole else f"context full: {context:,} tokens"
+        at_end = {"ha": "right", "xytext": (-4, -4)} if whole else {"ha": "left", "xytext": (4, -4)}
+        axes.annotate(
+            says, (end, 1), xycoords=("data", "axes fraction"), textcoords="offset points", va="top",
+            fontsize=8, color="#6b6b6b", **at_end,
+        )  # fmt: skip
+    early = context and len(both) <= context and model < memory
+    title = (
+        "So far the model's own context holds everything"
+        if early
+        else f"The memory saves {model - memory:.3f} nats per token"
+    )
+    axes.set_title(title, loc="left", fontweight="bold")
     axes.legend(fontsize=9, framealpha=0.85, loc="best")
 
 

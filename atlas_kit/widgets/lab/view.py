@@ -7,6 +7,7 @@ is in ``static/lab/lab.js``.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import weakref
@@ -50,6 +51,9 @@ class LabView(anywidget.AnyWidget):
     error = traitlets.Unicode().tag(sync=True)
     #: ``name``, ``tokens`` seen, ``values`` and effective ``rank``; empty before the first.
     spectrum = traitlets.Dict().tag(sync=True)
+    #: What can be shown below the curves, in this order of ``static/lab/lab.js``, and what is.
+    panes = traitlets.List(["text", "recall", "matrix", "weights"]).tag(sync=True)
+    tab = traitlets.Unicode("text").tag(sync=True)
 
     def __init__(
         self, facts: Callable[[], dict[str, Any]], looked_at: Callable[[bool], None] = lambda _: None
@@ -147,14 +151,20 @@ class LabView(anywidget.AnyWidget):
         if self.comm is not None:
             self.send({"kind": "who"})
         view, over = weakref.ref(self), threading.Event()
-        start_thread(lambda: over.wait(ANSWER_SECONDS) or _count(view), name="atlas-views", stop=over.set)
+
+        def count() -> None:
+            if not over.wait(ANSWER_SECONDS):
+                _count(view)
+
+        start_thread(count, name="atlas-views", stop=over.set)
 
     def _nobody(self) -> None:
         with self._lock:
             if self.views or self.gone:
                 return
             self.gone = True
-        self._looked_at(False)
+        with contextlib.suppress(ReferenceError):  # who made this is gone, too
+            self._looked_at(False)
 
 
 def _count(reference: weakref.ref[LabView]) -> None:

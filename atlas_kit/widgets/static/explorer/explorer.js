@@ -23,9 +23,9 @@ const RESTORABLE = new Set(["recover", "recover-journal", "repair", "repair-if-d
 /**
  * @typedef {{request: import("./dom.js").Request, openNotebook?: () => void,
  *            openBackup?: (name: string) => Promise<Reply | null>,
- *            onSelect?: (selection: Record<string, unknown>) => void}} Sources  `openBackup` shows a file of the same
+ *            onSelect?: (selection: Record<string, unknown>) => void, onTab?: (tab: string) => void}} Sources  `openBackup` shows a file of the same
  *            folder: here, and then it answers with its summary, or elsewhere; `onSelect` hears what is chosen: name,
- *            start, size, table and row
+ *            start, size, table and row; `onTab` the tab that is looked at
  * @typedef {{destroy: () => void}} Part
  * @typedef {{tab: string | null, tables: Record<string, TablePlace>, bytes: import("./hex.js").Place | null,
  *            map: {start: number, stop: number, whole: boolean}, checked: boolean, typed: string, focus: Focus | null}} Place
@@ -42,7 +42,7 @@ const RESTORABLE = new Set(["recover", "recover-journal", "repair", "repair-if-d
  * @returns {(() => void) & {changed: () => Promise<void>}} removes it; `changed` shows the file as it is now, at the place
  *          that was looked at, and says so
  */
-export function mount(node, { request, openNotebook, openBackup, onSelect }) {
+export function mount(node, { request, openNotebook, openBackup, onSelect, onTab }) {
   const root = el("section", { class: "ax", "aria-label": "File explorer", "data-lm-suppress-shortcuts": "true" });
   const notice = el("div", { class: "ax-notice", role: "status" });
   const page = el("div", { class: "ax-page" });
@@ -126,7 +126,7 @@ export function mount(node, { request, openNotebook, openBackup, onSelect }) {
       return;
     }
     root.setAttribute("aria-label", `File ${summary.name}`);
-    const shell = fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reopen: show, place });
+    const shell = fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, onTab, reopen: show, place });
     parts.push(shell);
     fill(page, shell.root);
   }
@@ -175,7 +175,7 @@ function alert_({ error, hint }) {
  * @param {Omit<Sources, "request"> & {ask: import("./dom.js").Ask, full: import("./dom.js").Request, summary: Reply,
  *         reopen: (summary: Reply, place?: Place | null) => void, place: Place | null}} given
  */
-function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reopen, place }) {
+function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, onTab, reopen, place }) {
   const { size } = summary;
   /** @type {Part[]} */
   const parts = [];
@@ -238,6 +238,7 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reo
     roots.set(id, made);
     fill(panel, made);
     tables.get(id)?.revive();
+    onTab?.(id);
     if (id === "bytes" && wanted) hexBytes?.show(wanted.offset, wanted.size);
     if (id === "bytes") wanted = null;
   });
@@ -309,11 +310,8 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reo
   /** @param {string} id */
   function tablePanel(id) {
     const info = summary.tables[id];
-    const side = el(
-      "div",
-      { class: "ax-detail-pane" },
-      el("p", { class: "ax-hint", text: info.count ? "Choose a row to look at it." : "" }),
-    );
+    const side = el("div", { class: "ax-detail-pane" });
+    const split = el("div", { class: "ax-split" });
     /** @type {ReturnType<typeof itemPane> | null} */
     let shown = null;
     const before = place?.tables[id] ?? null;
@@ -324,22 +322,54 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reo
      * @param {import("./item.js").Place | null} at
      */
     const open = async (row, at = null) => {
-      const slow = setTimeout(() => fill(side, el("p", { class: "ax-hint", role: "status", text: "Reading …" })), SLOW_MS);
+      const slow = setTimeout(() => {
+        fill(side, el("p", { class: "ax-hint", role: "status", text: "Reading …" }));
+        opened(Boolean(at));
+      }, SLOW_MS);
       const item = await ask({ op: "item", table: id, row });
       clearTimeout(slow);
       if (shown) shown.destroy();
       if (item.error) {
         shown = null;
-        fill(side, alert_(item));
+        fill(side, closer(), alert_(item));
+        opened(Boolean(at));
         return;
       }
       chosen = { name: item.name, row };
       shown = itemPane({ ask, request: full, table: id, row, item, bytes: toBytes, place: at });
-      fill(side, shown.root);
+      fill(side, closer(), shown.root);
+      opened(Boolean(at));
       wanted = { offset: item.start, size: Math.max(1, item.size) };
       if (!at) map.select(wanted.offset, wanted.size);
       if (onSelect) onSelect({ name: item.name, start: item.start, size: item.size, table: id, row });
     };
+    /**
+     * Make room for what was chosen, and see that it is seen.
+     * @param {boolean} quietly
+     */
+    function opened(quietly) {
+      if (split.classList.contains("ax-open")) return;
+      split.classList.add("ax-open");
+      requestAnimationFrame(() => {
+        rows.keepActive();
+        if (!quietly) side.scrollIntoView({ block: "nearest" });
+      });
+    }
+    function close() {
+      shown?.destroy();
+      shown = null;
+      chosen = null;
+      fill(side);
+      split.classList.remove("ax-open");
+      rows.focus();
+    }
+    const closer = () =>
+      el("button", { type: "button", class: "ax-small ax-close", "aria-label": "Close", title: "Close", text: "×", onclick: close });
+    side.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape" || event.defaultPrevented) return;
+      event.stopPropagation();
+      close();
+    });
     /** Open what was open before the file changed, wherever it is now. */
     async function openAgain() {
       if (before?.row === null || before?.row === undefined) return;
@@ -357,8 +387,9 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, reo
       },
     });
     openAgain();
+    split.append(rows.root, side);
     return {
-      root: el("div", { class: "ax-split" }, rows.root, side),
+      root: split,
       revive: rows.revive,
       /** @returns {TablePlace} */
       place: () => ({

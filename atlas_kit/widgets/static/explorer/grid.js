@@ -8,6 +8,8 @@ import { cell, count, el, fill, onResize, settled, uniqueId } from "./dom.js";
 
 const ROW = 26; // CSS pixels
 const CHUNK = 120; // rows that one request brings
+const NARROWEST = 40, WIDEST = 2400, STEP = 24; // CSS pixels of a column, and of a key
+const TAIL = 16; // characters at the end of a name that are never cut: they tell names apart
 const TALLEST = 6e6; // CSS pixels: browsers draw no taller elements; longer tables are scrolled proportionally
 /** @type {Record<string, string>} */
 const WIDTHS = {
@@ -21,8 +23,20 @@ const WIDTHS = {
 /**
  * @typedef {{name: string, label: string, kind: string}} Column
  * @typedef {any[]} Row  its number, then its cells
- * @typedef {{sort: string, descending: boolean, filter: string, scroll: number, active: number}} Place
+ * @typedef {{sort: string, descending: boolean, filter: string, scroll: number, active: number,
+ *            widths: (number | null)[]}} Place
  */
+
+/**
+ * A long text in two: the beginning, which is cut where there is no room, and the end, which never is.
+ * @param {string} text
+ * @returns {[string, string] | null}
+ */
+function halves(text) {
+  if (text.length <= TAIL + 4) return null;
+  const letters = [...text.slice(0, 4000)];
+  return letters.length > TAIL + 4 && text.length <= 4000 ? [letters.slice(0, -TAIL).join(""), letters.slice(-TAIL).join("")] : null;
+}
 
 /**
  * @param {{ask: import("./dom.js").Ask, table: string,
@@ -57,8 +71,9 @@ export function grid({ ask, table, info, open, place = null }) {
           ? "minmax(9em, 2fr)"
           : WIDTHS[c.kind],
   );
-  const template = widths.join(" ");
   const least = widths.reduce((sum, width) => sum + Number.parseFloat(width.replace("minmax(", "")) + 0.8, 1);
+  /** @type {(number | null)[]} what somebody has made of the widths, in CSS pixels */
+  const given = place?.widths?.length === columns.length ? [...place.widths] : columns.map(() => null);
   const status = el("span", { class: "ax-dim", role: "status" });
   const filter = el("input", {
     type: "search",
@@ -78,7 +93,7 @@ export function grid({ ask, table, info, open, place = null }) {
       }
     },
   });
-  const heads = columns.map((column) =>
+  const heads = columns.map((column, i) =>
     el(
       "div",
       {
@@ -89,15 +104,27 @@ export function grid({ ask, table, info, open, place = null }) {
       },
       el(
         "button",
-        { type: "button", class: "ax-sort" },
+        {
+          type: "button",
+          class: "ax-sort",
+          "aria-description": "Shift and the arrow keys change the width",
+          onkeydown: (/** @type {KeyboardEvent} */ event) => widenByKey(event, i),
+        },
         column.label,
         el("span", { class: "ax-arrow", "aria-hidden": "true" }),
       ),
+      el("span", {
+        class: "ax-edge",
+        title: "Drag to change the width; twice clicked, it fits",
+        onclick: (/** @type {MouseEvent} */ event) => event.stopPropagation(),
+        ondblclick: () => widen(i, fitting(i)),
+        onpointerdown: (/** @type {PointerEvent} */ event) => drag(event, i),
+      }),
     ),
   );
   const head = el(
     "div",
-    { role: "row", class: "ax-row ax-head-row", style: `grid-template-columns:${template}`, "aria-rowindex": "1" },
+    { role: "row", class: "ax-row ax-head-row", "aria-rowindex": "1" },
     ...heads,
   );
   const rows = el("div", { class: "ax-rows", role: "presentation" });
@@ -117,7 +144,7 @@ export function grid({ ask, table, info, open, place = null }) {
   );
   const root = el(
     "div",
-    { class: "ax-table", style: `--ax-least: ${least}em` },
+    { class: "ax-table" },
     el("div", { class: "ax-bar" }, filter, status),
     body,
   );
@@ -129,6 +156,56 @@ export function grid({ ask, table, info, open, place = null }) {
   function first() {
     const room = tall() - high();
     return room <= 0 ? 0 : (body.scrollTop / room) * Math.max(0, matched - high() / ROW);
+  }
+  function layOut() {
+    const template = widths.map((width, i) => (given[i] === null ? width : `${given[i]}px`)).join(" ");
+    const extra = given.reduce((/** @type {number} */ sum, width) => sum + (width ?? 0), 0);
+    root.style.setProperty("--ax-columns", template);
+    root.style.setProperty("--ax-least", extra ? `max(${least}em, ${extra + 120}px)` : `${least}em`);
+  }
+  /**
+   * @param {number} i
+   * @param {number} width  in CSS pixels
+   */
+  function widen(i, width) {
+    given[i] = Math.round(Math.max(NARROWEST, Math.min(width, WIDEST)));
+    layOut();
+  }
+  /**
+   * @param {KeyboardEvent} event
+   * @param {number} i
+   */
+  function widenByKey(event, i) {
+    const by = /** @type {Steps} */ ({ ArrowRight: STEP, ArrowLeft: -STEP })[event.key];
+    if (!event.shiftKey || by === undefined) return;
+    event.preventDefault();
+    event.stopPropagation();
+    widen(i, heads[i].offsetWidth + by);
+  }
+  /**
+   * @param {PointerEvent} event
+   * @param {number} i
+   */
+  function drag(event, i) {
+    event.preventDefault();
+    event.stopPropagation();
+    const edge = /** @type {HTMLElement} */ (event.currentTarget);
+    const from = event.clientX,
+      width = heads[i].offsetWidth;
+    edge.setPointerCapture(event.pointerId);
+    edge.onpointermove = (moved) => widen(i, width + moved.clientX - from);
+    edge.onpointerup = edge.onpointercancel = () => {
+      edge.onpointermove = edge.onpointerup = edge.onpointercancel = null;
+    };
+  }
+  /**
+   * The width at which no cell in view is cut.
+   * @param {number} i
+   */
+  function fitting(i) {
+    const cells = [...rows.children].flatMap((row) => [...(row.children[i]?.children ?? [])]);
+    const wide = cells.map((one) => [...one.children].reduce((sum, part) => sum + part.scrollWidth, 0) || one.scrollWidth);
+    return Math.max(heads[i].children[0].scrollWidth + 24, ...wide) + 6;
   }
   /** @param {number} row */
   function scrollTo(row) {
@@ -165,7 +242,8 @@ export function grid({ ask, table, info, open, place = null }) {
     draw();
   }
   function say() {
-    status.textContent = order.filter ? `${count(matched)} of ${count(info.count)}` : `${count(info.count)}`;
+    const all = order.filter ? `${count(matched)} of ${count(info.count)}` : `${count(info.count)}`;
+    status.textContent = chosen === null && info.count && !info.numbered ? `${all}. Choose a row to look at it.` : all;
   }
   /** @param {number} total */
   function resize(total) {
@@ -234,13 +312,22 @@ export function grid({ ask, table, info, open, place = null }) {
   /** @param {number} number */
   function line(number) {
     const data = rowAt(number);
-    const cells = columns.map((column, i) =>
-      el(
+    const cells = columns.map((column, i) => {
+      const text = data ? cell(data[i + skip], column.kind) : "…";
+      const parts = column.kind === "text" ? halves(text) : null;
+      return el(
         "div",
-        { role: "gridcell", class: `ax-c-${column.kind}`, "aria-colindex": String(i + 1) },
-        el("bdi", { text: data ? cell(data[i + skip], column.kind) : "…" }),
-      ),
-    );
+        { role: "gridcell", class: `ax-c-${column.kind}`, "aria-colindex": String(i + 1), "aria-label": parts && text },
+        parts
+          ? el(
+              "bdi",
+              { class: "ax-middle", title: text },
+              el("span", { class: "ax-start", text: parts[0] }),
+              el("span", { class: "ax-tail", text: parts[1] }),
+            )
+          : el("bdi", { text }),
+      );
+    });
     const isChosen = data !== undefined && data[0] === chosen;
     const marks = [number === active && "ax-active", isChosen && "ax-chosen", number % 2 && "ax-odd"];
     return el(
@@ -249,7 +336,6 @@ export function grid({ ask, table, info, open, place = null }) {
         role: "row",
         id: `${name}-${number}`,
         class: ["ax-row", ...marks],
-        style: `grid-template-columns:${template}`,
         "aria-rowindex": String(number + 2),
         "aria-selected": String(isChosen),
         onclick: () => {
@@ -265,6 +351,7 @@ export function grid({ ask, table, info, open, place = null }) {
     const data = rowAt(active);
     if (!data) return;
     chosen = data[0];
+    say();
     draw();
     open(data[0], data.slice(1));
   }
@@ -296,12 +383,19 @@ export function grid({ ask, table, info, open, place = null }) {
   });
   const stopWatching = onResize(body, draw);
   filter.value = order.filter;
+  layOut();
   showOrder();
   resize(info.count);
   fetchChunk(0);
   return {
     root,
     refresh,
+    focus: () => body.focus({ preventScroll: true }),
+    /** See that the active row is in view, after the table has become lower. */
+    keepActive() {
+      scrollTo(active);
+      draw();
+    },
     /** Stand where the table stood before it left the page. */
     revive() {
       requestAnimationFrame(() => {
@@ -312,13 +406,14 @@ export function grid({ ask, table, info, open, place = null }) {
       });
     },
     /** @returns {Place} */
-    place: () => ({ ...order, scroll: scrolled, active }),
+    place: () => ({ ...order, scroll: scrolled, active, widths: given }),
     /**
      * Make a row the chosen one without going there.
      * @param {number} row
      */
     mark(row) {
       chosen = row;
+      say();
       draw();
     },
     /**

@@ -262,7 +262,9 @@ export function byteMap({ ask, size, pick }) {
   function shortened(context, text, room) {
     if (context.measureText(text).width <= room) return text;
     const each = context.measureText(text).width / text.length;
-    return `${text.slice(0, Math.max(1, Math.floor(room / each) - 1))}…`;
+    const letters = Math.max(1, Math.floor(room / each) - 1),
+      end = Math.ceil(letters * 0.6); // the end is what tells names apart
+    return letters < 4 ? `${text.slice(0, letters)}…` : `${text.slice(0, letters - end)}…${text.slice(-end)}`;
   }
   /**
    * @param {CanvasRenderingContext2D} context

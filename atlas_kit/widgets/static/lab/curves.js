@@ -216,6 +216,7 @@ export class LossCurve extends Curves {
   constructor(run, height) {
     super("Running loss of the model alone and with the memory. Arrow keys move a cursor.", height);
     this.run = run;
+    this.context = 0; // tokens of the run that the model's own context holds; 0: nobody knows
   }
 
   /** @override */
@@ -271,11 +272,44 @@ export class LossCurve extends Curves {
     this.scale(pen, nats.map((value) => ({ y: y(value), text: value.toFixed(nats[1] - nats[0] < 0.1 ? 2 : 1) })), "left");
     this.scale(pen, nats.map((value) => ({ y: y(value), text: Math.exp(value).toPrecision(3) })), "right");
     this.below(pen, "tokens");
+    this._covered(pen);
     this._gap(pen, columns, y);
     this._line(pen, columns, y, 0);
     this._line(pen, columns, y, 1);
     this.crosshair(pen);
     if (this.cursor !== null) this._dots(pen, y, this.cursor);
+  }
+
+  /**
+   * Mark how far the model's own context holds everything: so long a memory has little to add.
+   * @param {CanvasRenderingContext2D} pen
+   */
+  _covered(pen) {
+    if (!this.context) return;
+    const box = this.box;
+    const end = Math.min(box.right, this.x(this.context));
+    pen.fillStyle = this.colour("--covered");
+    pen.fillRect(box.left, box.top, end - box.left, box.bottom - box.top);
+    pen.fillStyle = this.colour("--faint");
+    pen.textBaseline = "top";
+    const text = "in the model's own context";
+    const wide = pen.measureText(text).width;
+    if (wide + 8 < end - box.left) {
+      pen.textAlign = "right";
+      pen.fillText(text, end - 5, box.top + 3);
+    }
+    if (this.context >= this.last) return;
+    pen.strokeStyle = this.colour("--faint");
+    pen.lineWidth = 1;
+    pen.setLineDash([4, 3]);
+    pen.beginPath();
+    pen.moveTo(Math.round(end) + 0.5, box.top);
+    pen.lineTo(Math.round(end) + 0.5, box.bottom);
+    pen.stroke();
+    pen.setLineDash([]);
+    const more = `context full: ${thousands(this.context)}`;
+    pen.textAlign = "left";
+    if (pen.measureText(more).width + 8 < box.right - end) pen.fillText(more, end + 5, box.top + 3);
   }
 
   /**
@@ -290,7 +324,8 @@ export class LossCurve extends Curves {
     while (start < columns.length - 1) {
       let end = start + 1;
       while (end < columns.length - 1 && better(end) === better(start)) end += 1;
-      pen.fillStyle = this.colour(better(start) ? "--gain-fill" : "--loss-fill");
+      const early = this.context && columns[end] <= this.context;
+      pen.fillStyle = this.colour(better(start) ? "--gain-fill" : early ? "--early-fill" : "--loss-fill");
       pen.beginPath();
       for (let place = start; place <= end; place += 1) pen.lineTo(this.x(columns[place]), y(this.run.running(columns[place])[0]));
       for (let place = end; place >= start; place -= 1) pen.lineTo(this.x(columns[place]), y(this.run.running(columns[place])[1]));

@@ -8,13 +8,20 @@ import { EXPERTS, LEVELS, share, Story, TextPane } from "./text.js";
 /**
  * @typedef {import("../matrix/matrix.js").Model} Model
  * @typedef {import("./text.js").Mode} Mode
- * @typedef {{total: number, at: number, window: number, window_size: number, learning_rate: number,
+ * @typedef {{total: number, at: number, context: number, window: number, window_size: number, learning_rate: number,
  *            learning_rate_set: number, speed: number}} Facts  of the memory and of the text that it reads
  * @typedef {{kind: string, number: number, facts: Facts, from: number, texts: string[],
  *            names: [number, string][]}} Frame
  */
 
 const SPANS = [64, 256, 1024];
+/** What stands below the curves, one at a time, and how it is called. */
+const PANES = /** @type {[string, string][]} */ ([
+  ["text", "Text"],
+  ["recall", "Recall"],
+  ["matrix", "Matrix"],
+  ["weights", "Weights"],
+]);
 /** Milliseconds that the newest token's story stays. */
 const STORY = 400;
 /** Milliseconds until a greeting that was not answered is repeated, each time twice as long, and at most so long. */
@@ -73,7 +80,6 @@ class Headline {
       ["read", "tokens read"],
       ["window", "exact window"],
       ["rate", "learning rate"],
-      ["speed", "speed"],
     ]) {
       const tile = element("div", `tile ${key}`);
       const value = element("dd");
@@ -114,13 +120,18 @@ class Headline {
       this.put("memory", memory.toFixed(3), `nats · perplexity ${Math.exp(memory).toPrecision(3)}`);
       const less = 100 * (1 - Math.exp(-gap));
       this.put("gap", gap.toFixed(3), `nats · perplexity ${less >= 0 ? "−" : "+"}${Math.abs(less).toFixed(0)} %`);
-      this.places.gap.main.closest(".tile")?.classList.toggle("worse", gap < 0);
+      const early = gap < 0 && facts !== null && run.count <= facts.context;
+      const tile = this.places.gap.main.closest(".tile");
+      tile?.classList.toggle("worse", gap < 0 && !early);
+      tile?.classList.toggle("early", early);
+      if (early) this.places.gap.small.textContent = "the model's own context still holds everything";
     } else for (const key of ["model", "memory", "gap"]) this.put(key, "–");
     if (!facts) return;
-    this.put("read", thousands(run.count), facts.total ? `of this text ${share(facts.at / facts.total)}` : "", facts.total ? facts.at / facts.total : 0);
+    const speed = facts.speed ? `${thousands(facts.speed)} a second` : "";
+    const read = facts.total ? share(facts.at / facts.total) : "";
+    this.put("read", thousands(run.count), [read, speed].filter(Boolean).join(" · "), facts.total ? facts.at / facts.total : 0);
     this.put("window", thousands(facts.window), `of ${thousands(facts.window_size)}`, facts.window_size ? facts.window / facts.window_size : 0);
     this.put("rate", facts.learning_rate.toPrecision(3), `set to ${Number(facts.learning_rate_set.toPrecision(3))}`);
-    this.put("speed", facts.speed ? thousands(facts.speed) : "–", "tokens per second");
   }
 }
 
@@ -161,7 +172,7 @@ class View {
     this.away = element("span", "error away");
     this.away.hidden = true;
     this.headline = new Headline();
-    this.loss = new LossCurve(this.run, 250);
+    this.loss = new LossCurve(this.run, 210);
     this.lossLegend = legend([["model", "model alone"], ["memory", "with memory"], ["gap", "gap"]]);
     this.story = new Story(this.run);
     this.text = new TextPane(this.run, (at, byKey) => {
@@ -169,14 +180,16 @@ class View {
       if (byKey) this.live.textContent = at === null ? "Follows the newest token." : this.story.sentence(at);
     });
     this.ramp = element("div", "ramp");
-    this.weights = new WeightCurve(this.run, 130);
+    this.weights = new WeightCurve(this.run, 240);
     this.weightLegend = legend(EXPERTS.map((who) => [`${who}-area`, who]));
-    this.spectrum = new SpectrumCurve(130);
+    this.spectrum = new SpectrumCurve(240);
     this.rank = element("span", "faint");
     this.live = element("p", "heard"); // only what keys ask for: frames are not read out
     this.live.setAttribute("aria-live", "polite");
-    this.root.append(this._status(), this.headline.root, this._losses(), this._text(), this._below(), this.live);
+    this.tabs = this._tabs();
+    this.root.append(this._status(), this.headline.root, this._losses(), this.tabs, this._text(), this._below(), this.live);
     el.append(this.root);
+    this.placing = setInterval(() => this._place(), 30);
     this.story.show(null);
     this._tell();
   }
@@ -188,6 +201,36 @@ class View {
     this.away.setAttribute("role", "status");
     bar.append(this.state, this.said, this.error, this.away);
     return bar;
+  }
+
+  /** Which of the panes is shown; two of them are widgets of their own, below this one. */
+  _tabs() {
+    const there = PANES.filter(([pane]) => this.model.get("panes").includes(pane));
+    const bar = choice("What to show below", there, this.model.get("tab"), (pane) => {
+      this.model.set("tab", pane);
+      try {
+        this.model.save_changes();
+      } catch {
+        // without a kernel it is shown all the same
+      }
+      this._place();
+    });
+    bar.classList.add("tabs");
+    bar.hidden = true;
+    return bar;
+  }
+
+  /** Where this stands in a lab, one pane is shown at a time; alone, all that it has. */
+  _place() {
+    if (!this.root.isConnected) return;
+    clearInterval(this.placing);
+    const lab = this.root.closest(".atlas-memory-lab");
+    if (!(lab instanceof HTMLElement)) return;
+    const tab = this.model.get("tab");
+    this.tabs.hidden = false;
+    this.root.dataset.tab = lab.dataset.tab = tab;
+    const names = PANES.filter(([pane]) => this.model.get("panes").includes(pane)).map(([pane]) => pane);
+    [...this.tabs.querySelectorAll("button")].forEach((button, k) => button.setAttribute("aria-pressed", String(names[k] === tab)));
   }
 
   _tell() {
@@ -207,7 +250,7 @@ class View {
       this._readLoss();
     });
     spans.prepend(element("span", "", "mean over"));
-    const part = titled("loss", "Loss while reading (nats; right: perplexity)", this.lossLegend.list, spans);
+    const part = titled("loss", "Loss (nats; right: perplexity)", this.lossLegend.list, spans);
     part.append(this.loss.canvas);
     this.loss.onCursor = (at, byKey) => {
       this._readLoss();
@@ -244,7 +287,7 @@ class View {
       this._scale(mode);
     });
     this._scale("surprise");
-    const row = element("div", "columns");
+    const row = element("div", "columns reading");
     const read = titled("text", "What it reads", modes, this.ramp);
     read.append(this.text.root);
     const expected = titled("expected", "Expected here, and recalled");
@@ -278,7 +321,7 @@ class View {
       this._readSpectrum();
       if (byKey && at !== null) this.live.textContent = this.rank.textContent;
     };
-    const row = element("div", "columns even");
+    const row = element("div", "columns even weighing");
     const weights = titled("weights", "Who counts", this.weightLegend.list);
     weights.append(this.weights.canvas);
     const spectrum = titled("spectrum", "Singular values", this.rank);
@@ -334,6 +377,7 @@ class View {
     }
     this._readLoss();
     this._readWeights();
+    this.loss.context = this.facts?.context ?? 0;
     this.loss.draw();
     this.weights.draw();
     this.root.dataset.shown = String(this.run.count);
@@ -378,6 +422,7 @@ class View {
 
   close() {
     clearTimeout(this.waiting);
+    clearInterval(this.placing);
     this.send({ kind: "bye", view: this.id });
     cancelAnimationFrame(this.drawing);
     for (const curve of [this.loss, this.weights, this.spectrum]) curve.close();
@@ -394,6 +439,8 @@ function render({ model, el }) {
   model.on("msg:custom", receive);
   for (const name of ["state", "status", "error"]) model.on(`change:${name}`, tell);
   model.on("change:spectrum", measured);
+  const placed = () => view._place();
+  model.on("change:tab", placed);
   const connected = () => view.greet(); // or not any more: then nobody answers
   model.on("comm_live_update", connected);
   measured();
@@ -403,6 +450,7 @@ function render({ model, el }) {
     for (const name of ["state", "status", "error"]) model.off(`change:${name}`, tell);
     model.off("change:spectrum", measured);
     model.off("comm_live_update", connected);
+    model.off("change:tab", placed);
     view.close();
   };
 }
