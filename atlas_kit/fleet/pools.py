@@ -64,9 +64,12 @@ class Pool(ABC):
 
 
 class OwnProcess(Pool):
-    """No other process: a call is made when its future is waited for."""
+    """No other process: a call is made at once, for ``batch`` items."""
 
     workers = 1
+
+    def __init__(self, batch: int = 1) -> None:
+        self.batch = batch
 
     def submit(self, call: Callable[[Any], Any], batch: Any) -> Any:
         """Make the call at once."""
@@ -207,8 +210,8 @@ def spread(
     Each item is yielded once, also where slow work was given out twice.
     """
     if isinstance(pool, OwnProcess):
-        for item in items:
-            yield from work([item])
+        for start in range(0, len(items), pool.batch):
+            yield from work(items[start : start + pool.batch])
         return
     again: deque[tuple[list[_T], int]] = deque()
     rest: deque[_T] = deque(items)
