@@ -10,11 +10,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import struct
 from dataclasses import dataclass
 
 from atlas_kit.errors import MagicMismatchError, Remedy, printable
 from atlas_kit.storage.part_names import part_name
 from atlas_kit.storage.source import Source
+
+#: What an importance matrix in the ``.dat`` format may have at most: entries, and bytes of a name.
+DAT_MOST_ENTRIES, DAT_LONGEST_NAME = 1 << 16, 256
 
 #: How much of a file is looked at.
 HEAD = 1 << 16
@@ -264,9 +268,24 @@ def _zeros(head: bytes, source: Source) -> Foreign | None:
     return Foreign("zeros", what, "Get it again.", Remedy("repair-if-damaged"), lost=False)
 
 
-def _imatrix(head: bytes, source: Source) -> Foreign | None:
-    from atlas_kit.formats.imatrix import is_dat
+def is_dat(source: Source) -> bool:
+    """Tell whether a file starts as an importance matrix in the ``.dat`` format does."""
+    head = source.read_upto(0, 8 + DAT_LONGEST_NAME)
+    if len(head) < 20:
+        return False
+    count, length = struct.unpack("<ii", head[:8])
+    name = head[8 : 8 + max(0, length)]
+    return (
+        0 < count <= DAT_MOST_ENTRIES
+        and 0 < length <= DAT_LONGEST_NAME
+        and len(name) == length
+        and name.endswith((b".weight", b".bias"))
+        and name.isascii()
+        and name.decode().isprintable()
+    )
 
+
+def _imatrix(head: bytes, source: Source) -> Foreign | None:
     if not is_dat(source):
         return None
     return Foreign(

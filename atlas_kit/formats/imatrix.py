@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import FileCorruptError, TruncatedError
+from atlas_kit.formats.foreign import DAT_LONGEST_NAME
 from atlas_kit.storage.source import Source
 
 if TYPE_CHECKING:
     from atlas_kit.formats.gguf import GGUFFile
-
-_MOST_ENTRIES, _LONGEST_NAME = 1 << 16, 256
 
 
 @dataclass(frozen=True)
@@ -56,23 +55,6 @@ class Imatrix:
         return [entry.name for entry in self.entries if entry.counts[0] == 0]
 
 
-def is_dat(source: Source) -> bool:
-    """Tell whether a file starts as a ``.dat`` importance matrix does."""
-    head = source.read_upto(0, 8 + _LONGEST_NAME)
-    if len(head) < 20:
-        return False
-    count, length = struct.unpack("<ii", head[:8])
-    name = head[8 : 8 + max(0, length)]
-    return (
-        0 < count <= _MOST_ENTRIES
-        and 0 < length <= _LONGEST_NAME
-        and len(name) == length
-        and name.endswith((b".weight", b".bias"))
-        and name.isascii()
-        and name.decode().isprintable()
-    )
-
-
 def read_dat(source: Source) -> Imatrix:
     """Read a ``.dat`` importance matrix without its numbers.
 
@@ -88,7 +70,7 @@ def read_dat(source: Source) -> Imatrix:
     made, at = Imatrix(), 4
     for index in range(number(0)):
         length = number(at)
-        if not 0 < length <= _LONGEST_NAME:
+        if not 0 < length <= DAT_LONGEST_NAME:
             raise FileCorruptError(
                 f"the name of matrix {index + 1} has {length} bytes", path=source.path, offset=at
             )

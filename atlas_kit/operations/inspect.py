@@ -20,8 +20,7 @@ from atlas_kit.errors import (
     VersionMismatchError,
 )
 from atlas_kit.formats.detect import by_content, detect
-from atlas_kit.formats.foreign import recognise
-from atlas_kit.formats.imatrix import is_dat
+from atlas_kit.formats.foreign import is_dat, recognise
 from atlas_kit.formats.opening import ask_if_encrypted
 from atlas_kit.operations.inputs import Opened, open_given
 from atlas_kit.persistence.entry_keys import DESCRIPTION, may_hold_episodes

@@ -22,8 +22,8 @@ from atlas_kit.errors import (
 from atlas_kit.formats.detect import Format, by_name, detect
 from atlas_kit.formats.endings import KINDS
 from atlas_kit.formats.findings import Finding
-from atlas_kit.formats.foreign import recognise
-from atlas_kit.formats.imatrix import is_dat, read_dat
+from atlas_kit.formats.foreign import is_dat, recognise
+from atlas_kit.formats.imatrix import read_dat
 from atlas_kit.operations.inputs import unknown_format
 from atlas_kit.storage.given import Given, Progress, name_of, use_source
 from atlas_kit.storage.keys import Keys
