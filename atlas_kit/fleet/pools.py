@@ -138,12 +138,11 @@ class Processes(Pool):
         if pool is None:
             return
         processes = list((pool._processes or {}).values())  # a stopped one would never end by itself
-        pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             with contextlib.suppress(Exception):
                 process.kill()
-        pool.shutdown(wait=True)
-        del pool
+        pool.shutdown(wait=True, cancel_futures=True)
+        del pool, processes
         gc.collect()  # which gives back its semaphores, also where the interpreter is not taken apart
 
 
