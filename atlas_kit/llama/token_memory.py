@@ -857,7 +857,7 @@ class TokenMemory:
             self._pending["share"][place] = fitting
 
     def stats(self) -> dict[str, Any]:
-        """Return counts and sizes as JSON-ready data."""
+        """Return counts and sizes as JSON-ready data; nothing is changed: another thread may be at work."""
         config, counters = self.memory.config, self.present.counters
         gate, rank = self.present.gate.get("w"), self.present.gate.get("rank")
         return {
@@ -879,9 +879,9 @@ class TokenMemory:
         state = self.present
         groups = (state.parameters, state.momentum, state.window, state.adaptation, state.gate)
         kept = sum(int(array.nbytes) for group in groups for array in group.values())
-        kept += sum(array.nbytes for parts in self._pending.values() for array in parts)
+        kept += sum(array.nbytes for parts in self._pending.values() for array in tuple(parts))
         kept += sum(
-            4 * len(token) * sum(self._asked_widths) for _, token in self._asking
+            4 * len(token) * sum(self._asked_widths) for _, token in tuple(self._asking)
         )  # once it is asked for
         return kept + self.recent.nbytes + np.asarray(self.log_eta).nbytes
 
