@@ -19,7 +19,24 @@ function name() {
     if (!label) continue;
     label.id ||= `atlas-slider-${++lastId}`;
     handle.setAttribute("aria-labelledby", label.id);
+    sayReadout(handle);
   }
+}
+
+/**
+ * Let a handle say the number that stands beside it, which is not always its own.
+ * @param {Element} handle
+ */
+function sayReadout(handle) {
+  const readout = handle.closest(".widget-slider")?.querySelector(".widget-readout");
+  if (!readout) return;
+  const say = () => {
+    const text = readout.textContent ?? "";
+    if (handle.getAttribute("aria-valuetext") !== text) handle.setAttribute("aria-valuetext", text);
+  };
+  new MutationObserver(say).observe(readout, { childList: true, characterData: true, subtree: true });
+  new MutationObserver(say).observe(handle, { attributeFilter: ["aria-valuetext"] }); // which it sets by itself
+  say();
 }
 
 /**
