@@ -425,7 +425,15 @@ class LlamaEngine:
         """Return the read-out matrix, from which logits are made; it is there while the model sleeps."""
         self._require_words()
         assert self._loaded is not None
-        return self._loaded.file.rows(self._is_control)
+        return self._loaded.file.rows(self._is_control, self._plain_matrix())
+
+    def _plain_matrix(self) -> tuple[int, int] | None:
+        """Return the shape of a read-out matrix that need not be looked at before one of its rows is needed."""
+        assert self._loaded is not None
+        if not self._loaded.checks_later:
+            return None
+        keys = (f"{self.info.architecture}.{name}" for name in ("logit_scale", "final_logit_softcapping"))
+        return None if any(map(self.metadata, keys)) else (self.info.n_vocab, self.info.n_embd)
 
     def _is_control(self, token: int) -> bool:
         """Tell whether a token has no text; of a model that is closed, what was known then."""
