@@ -106,7 +106,7 @@ REMEDIES: dict[str, str] = {
     "give-server-key": "Give the server its key.",
     "leave-secret-out": "Leave out the passphrase or key, or encrypt the file.",
     "make-key": "Make a key of 32 random bytes.",
-    "write-plain": "Encrypted is only atlas-v3; ask for plain text if that is meant.",
+    "write-plain": "Only atlas-v3 is encrypted; ask for plain text if that is meant.",
     "restore-plain": "Ask for plain text if that is meant, or encrypt the backup first.",
     "encrypt": "Encrypt it first.",
     "rekey": "Its passphrase or key can be changed.",

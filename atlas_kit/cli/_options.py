@@ -255,8 +255,7 @@ def several_keys_options(function: F) -> F:
     def wrapper(
         *args: Any, passphrase_files: tuple[str, ...], key_files: tuple[str, ...], **kwargs: Any
     ) -> Any:
-        if [*passphrase_files, *key_files].count("-") > 1:
-            raise click.UsageError("standard input can be only one of the files")
+        one_stdin(*passphrase_files, *key_files)
         _keep_secrets((*passphrase_files, *key_files), kwargs)
         read = [read_keys(one, None) for one in passphrase_files] + [
             read_keys(None, one) for one in key_files

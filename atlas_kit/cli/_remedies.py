@@ -70,7 +70,7 @@ WORDS: dict[str, str] = {
     "give-server-key": "Give it with --atlas-key-file.",
     "leave-secret-out": "Leave out the key and unset ATLAS_PASSPHRASE, or encrypt it: atlas-tool encrypt {FILE}",
     "make-key": "Make one with: head -c 32 /dev/urandom > KEY",
-    "write-plain": "Encrypted is only atlas-v3; use --decrypt to write plain text all the same.",
+    "write-plain": "Only atlas-v3 is encrypted; use --decrypt to write plain text all the same.",
     "restore-plain": "Use --decrypt to restore it as it is, or encrypt it first: atlas-tool encrypt {FILE}",
     "encrypt": "Encrypt it with: atlas-tool encrypt {FILE}",
     "rekey": "Change its passphrase or key with: atlas-tool rekey {FILE}",
