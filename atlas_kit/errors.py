@@ -90,6 +90,7 @@ REMEDIES: dict[str, str] = {
     "set-value": "Set it, for example to {value}.",
     "new-file": "A new memory file has a name that ends in .atlas, or must be asked for.",
     "replace-or-append": "Have it replaced, or gone on with.",
+    "append-exact": "Ask for the bytes exactly if they are meant.",
     "append-message": "Say whose message it is, or add the exact bytes if that is meant.",
     "set-type": "Set it again, as a value of type {type}.",
     "set-missing": "Convert the model again, or set the key.",

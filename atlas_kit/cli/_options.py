@@ -85,6 +85,13 @@ class _InPlace(click.Path):
 IN_PLACE = _InPlace()
 
 
+def changed(file: str, output: str | None, dry_run: bool = False) -> Given:
+    """Return the file that a command changes: in place, or where the result goes elsewhere standard input as well."""
+    if output is not None or (dry_run and file == "-"):
+        return given(file)
+    return str(IN_PLACE.convert(file, None, None))
+
+
 class _Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """A number of bytes, with a unit that counts in thousands (K, M, G, T) or in 1,024s (KiB ...)."""
 

@@ -54,6 +54,7 @@ WORDS: dict[str, str] = {
     "set-value": "Set it, for example: atlas-tool set {FILE} {key} {value}",
     "new-file": "A new memory file needs a name that ends in .atlas, or --new.",
     "replace-or-append": "Use --replace, or --append to go on with it.",
+    "append-exact": "Use --exact if the bytes are meant.",
     "append-message": "Use --role ROLE to add a message, or --exact if the bytes are meant.",
     "set-type": "Set it again: atlas-tool set {FILE} {key} VALUE --type {type}",
     "set-missing": "Convert the model again, or set it: atlas-tool set {FILE} {key} VALUE",

@@ -16,7 +16,6 @@ from atlas_kit.errors import (
     InvalidParamError,
     KeyRequiredError,
     NoSuchFileError,
-    Remedy,
     WrongKeyError,
 )
 from atlas_kit.formats.detect import Format, by_name, detect
@@ -184,7 +183,8 @@ def _check(
     if kind == "atlas" and known is None:
         return _check_atlas(source, keys)
     if source.size == 0:
-        return [Finding("empty-file", "error", "the file is empty", offset=0, remedy=Remedy("recover"))]
+        empty = unknown_format(source)
+        return [Finding("empty-file", "error", empty.message, offset=0, remedy=empty.remedy)]
     if is_dat(source):
         read_dat(source)  # raises where it is cut off
         message = "this is not a model but an importance matrix in the format from before GGUF"

@@ -495,7 +495,8 @@ def test_files_with_different_secrets_are_merged(three, folder, run_cli):
 @pytest.mark.parametrize(
     "line",
     [["diff", "b.atlas", "c.atlas"], ["validate", "a.atlas", "b.atlas", "c.atlas"], ["hash", "a.atlas", "c.atlas"],
-     ["grep", CANARY, "a.atlas", "b.atlas", "c.atlas"]],
+     ["grep", CANARY, "a.atlas", "b.atlas", "c.atlas"],
+     ["validate", "a.atlas", "b.atlas", "c.atlas", "--workers", "2"]],
 )  # fmt: skip
 def test_files_with_different_secrets_are_read(three, run_cli, line):
     ran = run_cli(*line, *three)
