@@ -96,6 +96,18 @@ function time(seconds) {
 export const sentence = (text) => text[0].toUpperCase() + text.slice(1) + (/[.!?…]$/.test(text) ? "" : ".");
 
 /**
+ * Have the browser save a file.
+ * @param {BlobPart} data
+ * @param {string} name
+ * @param {string} type
+ */
+export function saveFile(data, name, type = "application/octet-stream") {
+  const address = URL.createObjectURL(new Blob([data], { type }));
+  el("a", { href: address, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 10000);
+}
+
+/**
  * Return the element with what is in it replaced.
  * @template {Element} E
  * @param {E} node

@@ -145,9 +145,40 @@ export function grid({ ask, table, info, open, place = null }) {
   const root = el(
     "div",
     { class: "ax-table" },
-    el("div", { class: "ax-bar" }, filter, status),
+    el("div", { class: "ax-bar" }, filter, info.numbered ? goTo() : null, status),
     body,
   );
+
+  /** A box that leads to a row by its number, or to the first that is, begins with or holds a text. */
+  function goTo() {
+    const box = el("input", {
+      class: "ax-goto",
+      "aria-label": "Go to number or text",
+      placeholder: "Go to number or text",
+      spellcheck: "false",
+      onkeydown: async (/** @type {KeyboardEvent} */ event) => {
+        event.stopPropagation();
+        if (event.key !== "Enter" || !box.value) return;
+        event.preventDefault();
+        const number = Number(box.value.trim().replaceAll(",", ""));
+        let row = Number.isInteger(number) && number >= 0 && number < info.count && box.value.trim() ? number : null;
+        if (row === null) row = (await ask({ op: "locate", table, text: box.value })).row ?? null;
+        if (row === null) {
+          status.textContent = `There is no “${box.value.slice(0, 40)}”.`;
+          return;
+        }
+        if (order.filter) {
+          filter.value = order.filter = "";
+          refresh();
+        }
+        await api.show(row);
+        say();
+        const data = rowAt(active);
+        if (data) open(data[0], data.slice(1));
+      },
+    });
+    return box;
+  }
 
   const high = () => Math.max(ROW, body.clientHeight - head.offsetHeight); // what is left for rows
   const view = () => Math.max(1, Math.floor(high() / ROW));
@@ -387,7 +418,7 @@ export function grid({ ask, table, info, open, place = null }) {
   showOrder();
   resize(info.count);
   fetchChunk(0);
-  return {
+  const api = {
     root,
     refresh,
     focus: () => body.focus({ preventScroll: true }),
@@ -430,4 +461,5 @@ export function grid({ ask, table, info, open, place = null }) {
       stopWatching();
     },
   };
+  return api;
 }
