@@ -527,6 +527,29 @@ def test_a_server_runs_no_template_and_no_tokenizer(page: Page):
     expect(page.get_by_role("button", name="Cut a text into tokens")).to_have_count(0)
 
 
+def test_rows_and_bytes_are_copied(stage: Stage):
+    page = show(stage, TINY)
+    page.evaluate(
+        """() => {
+            if (navigator.clipboard) navigator.clipboard.writeText = async (text) => { window.copied = text; };
+            else document.execCommand = () => { window.copied = document.activeElement.value; return true; };
+        }"""
+    )
+    open_tab(stage, "Tensors")
+    grid = page.get_by_role("grid", name="Tensors")
+    grid.press("ArrowDown")
+    grid.press("Control+c")
+    expect(page.get_by_text("The row is copied.")).to_be_visible()
+    assert page.evaluate("window.copied").startswith("blk.0.attn_norm.weight\tF32\t32\t32\t128\t")
+    expect(grid).to_be_focused()
+    open_tab(stage, "Bytes")
+    page.get_by_role("grid", name="Bytes").press("Home")
+    page.get_by_role("grid", name="Bytes").press("Control+c")
+    expect(page.get_by_text("4 bytes are copied.")).to_be_visible()
+    assert page.evaluate("window.copied") == "47 47 55 46"
+    stage.settle()
+
+
 # --- looking for things, mending ------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 //
 // One tab stop: arrow keys, Page and Home/End move the row that is active (aria-activedescendant), Enter opens it.
 
-import { cell, count, el, fill, onResize, settled, uniqueId } from "./dom.js";
+import { cell, copyText, count, el, fill, isCopy, onResize, settled, uniqueId } from "./dom.js";
 
 /** @typedef {import("./dom.js").Steps} Steps */
 
@@ -392,7 +392,20 @@ export function grid({ ask, table, info, open, place = null }) {
     scrollTo(active);
     draw();
   }
+  /** Copy the active row, its cells apart by tabs. */
+  async function copyRow() {
+    const data = rowAt(active);
+    if (!data) return;
+    await copyText(data.slice(skip).map((value) => String(value ?? "")).join("\t"));
+    status.textContent = "The row is copied.";
+  }
   body.addEventListener("keydown", (event) => {
+    if (isCopy(event)) {
+      event.preventDefault();
+      event.stopPropagation();
+      copyRow();
+      return;
+    }
     if (/** @type {Element} */ (event.target).closest(".ax-sort") || event.ctrlKey || event.metaKey || event.altKey) return;
     const to = /** @type {Steps} */ ({
       ArrowDown: active + 1,

@@ -1,7 +1,7 @@
 // The bytes of the file, a page at a time, beside the fields that they belong to: a byte shows its field, a field its
 // bytes. Only the bytes in view are asked for, so that offsets of 40 GB are as near as the first.
 
-import { count, el, fill, hex, newest, onResize, sentence, uniqueId } from "./dom.js";
+import { copyText, count, el, fill, hex, isCopy, newest, onResize, sentence, uniqueId } from "./dom.js";
 
 /** @typedef {import("./dom.js").Steps} Steps */
 
@@ -359,7 +359,21 @@ export function hexPane({ request, size, seen, place: before = null }) {
 
   // --- keys and mouse ------------------------------------------------------------------------------------------
 
+  /** Copy the bytes that are chosen, as far as they are in view, in hexadecimal digits. */
+  async function copyBytes() {
+    const from = Math.max(0, (chosen ? chosen.offset : cursor) - page.offset),
+      to = Math.min(page.data.length, (chosen ? chosen.offset + chosen.size : cursor + 1) - page.offset);
+    const bytes = [...page.data.subarray(from, to)];
+    await copyText(bytes.map((byte) => byte.toString(16).padStart(2, "0")).join(" "));
+    status.textContent = `${count(bytes.length)} ${bytes.length === 1 ? "byte is" : "bytes are"} copied.`;
+  }
   rows.addEventListener("keydown", (event) => {
+    if (isCopy(event)) {
+      event.preventDefault();
+      event.stopPropagation();
+      copyBytes();
+      return;
+    }
     const whole = event.ctrlKey || event.metaKey;
     const to = /** @type {Steps} */ ({
       ArrowRight: cursor + 1,
