@@ -16,10 +16,10 @@ from atlas_kit.cli._options import (
     force_option,
     given,
     json_option,
-    keys_options,
     one_shard_option,
     one_stdin,
     place_of,
+    several_keys_options,
 )
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ Examples:
 @decrypt_option
 @one_shard_option
 @json_option
-@keys_options
+@several_keys_options
 @fleet_options("diff")
 def command(
     first: str,
