@@ -17,8 +17,13 @@ if TYPE_CHECKING:
 
     from atlas_kit.llama.asking import Answer
     from atlas_kit.llama.recalling import Piece
+    from atlas_kit.llama.session import AtlasSession
     from atlas_kit.llama.steps import Token
     from atlas_kit.operations.ask import Asked
+
+
+#: Files without anything to ask about that are named.
+_LEFT_OUT_SHOWN = 10
 
 
 @command_(
@@ -31,6 +36,10 @@ looked up, the model itself judges which of them makes the question likeliest, r
 question, and answers. Below each answer stand the pieces that it was given, with the file and the line or whose turn
 it was, and when. Where nothing helps with a question, the model answers from what it knows, and that is said.
 Questions do not know of each other, and the memory stays as it is. On a terminal each answer appears as it comes.
+
+F may be an address, and it may stand for many memories: a folder, or a pattern such as 's3://bucket/memories/**'. What
+all of them have read and heard is then searched as one, and each piece names its file. Memories of other models are
+left out, and so is what was learned.
 
 A small model reads badly: what matters is in the pieces.
 
@@ -86,17 +95,22 @@ def command(
         raise NoSuchFileError("a memory is read from a file", path=memory_file, hint="Give its name.")
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(open_model(model, options["engine_options"], quiet=quiet))
-        session = stack.enter_context(
-            open_session(
-                engine,
-                True,
-                file=memory_file,
-                device=options["device"],
-                learn=False,
-                force=options["force"],
-                keys=keys,
+        if (files := _many(memory_file)) is not None:
+            session = stack.enter_context(
+                _over_many(engine, files, keys, options["device"], force=options["force"], quiet=quiet)
             )
-        )
+        else:
+            session = stack.enter_context(
+                open_session(
+                    engine,
+                    True,
+                    file=memory_file,
+                    device=options["device"],
+                    learn=False,
+                    force=options["force"],
+                    keys=keys,
+                )
+            )
         stop = stack.enter_context(Stopping())
         live = (
             _Live(named=len(questions) > 1, verbose=verbose) if sys.stdout.isatty() and not as_json else None
@@ -111,6 +125,40 @@ def command(
         sys.stdout.flush()
         stop.raise_if_asked()
         return code
+
+
+def _many(name: str) -> list[str] | None:
+    """Return the files that the name of a memory stands for, None where it is one file's own."""
+    import glob
+    import os
+
+    from atlas_kit.storage.urls import is_url
+
+    if is_url(name):
+        from atlas_kit.storage.remote_listing import is_pattern
+
+        if not (name.endswith("/") or is_pattern(name)):
+            return None
+    elif not os.path.isdir(name) and (os.path.lexists(name) or not glob.has_magic(name)):
+        return None
+    from atlas_kit.fleet.files import found
+
+    files = [file.name for file in found([name], (".atlas",))]
+    return [file for file in files if file.lower().endswith(".atlas")] or files
+
+
+def _over_many(
+    engine: Any, files: list[str], keys: Any, device: str, *, force: bool, quiet: bool
+) -> AtlasSession:
+    """Return a session over what many memories have read and heard, and say what is left out."""
+    from atlas_kit.operations.many_memories import gather, session_over
+
+    gathered = gather(files, engine.info.identity, keys=keys, force=force)
+    for why in [] if quiet else gathered.left_out[:_LEFT_OUT_SHOWN]:
+        _render.note(f"left out: {why}")
+    if not quiet and len(gathered.left_out) > _LEFT_OUT_SHOWN:
+        _render.note(f"left out: {len(gathered.left_out) - _LEFT_OUT_SHOWN:,} more")
+    return session_over(engine, gathered, device=device)
 
 
 class _Live:

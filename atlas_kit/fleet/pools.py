@@ -64,9 +64,12 @@ class Pool(ABC):
 
 
 class OwnProcess(Pool):
-    """No other process: a call is made when its future is waited for."""
+    """No other process: a call is made at once, for ``batch`` items."""
 
     workers = 1
+
+    def __init__(self, batch: int = 1) -> None:
+        self.batch = batch
 
     def submit(self, call: Callable[[Any], Any], batch: Any) -> Any:
         """Make the call at once."""
@@ -135,12 +138,11 @@ class Processes(Pool):
         if pool is None:
             return
         processes = list((pool._processes or {}).values())  # a stopped one would never end by itself
-        pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             with contextlib.suppress(Exception):
                 process.kill()
-        pool.shutdown(wait=True)
-        del pool
+        pool.shutdown(wait=True, cancel_futures=True)
+        del pool, processes
         gc.collect()  # which gives back its semaphores, also where the interpreter is not taken apart
 
 
@@ -207,8 +209,8 @@ def spread(
     Each item is yielded once, also where slow work was given out twice.
     """
     if isinstance(pool, OwnProcess):
-        for item in items:
-            yield from work([item])
+        for start in range(0, len(items), pool.batch):
+            yield from work(items[start : start + pool.batch])
         return
     again: deque[tuple[list[_T], int]] = deque()
     rest: deque[_T] = deque(items)

@@ -12,8 +12,9 @@ from atlas_kit.errors import InvalidParamError
 from atlas_kit.fleet.files import FleetFile, current
 from atlas_kit.fleet.pools import DaskCluster, OwnProcess, Pool, Processes, spread
 from atlas_kit.fleet.table import ResultTable
-from atlas_kit.fleet.tasks import Row, Task, lost, run_many
+from atlas_kit.fleet.tasks import THREADS, Row, Task, lost, run_many
 from atlas_kit.storage.given import Progress
+from atlas_kit.storage.urls import is_url
 
 
 @dataclass
@@ -100,7 +101,13 @@ def _done(
 ) -> Iterator[tuple[int, Row]]:
     if not files:
         return
-    pool: Pool = DaskCluster(scheduler) if scheduler else Processes(workers) if workers > 1 else OwnProcess()
+    pool: Pool
+    if scheduler is not None:
+        pool = DaskCluster(scheduler)
+    elif workers > 1:
+        pool = Processes(workers)
+    else:
+        pool = OwnProcess(THREADS if any(is_url(file.name) for _, file in files) else 1)
     try:
         yield from spread(pool, partial(_numbered, task), files, partial(_died, task), partial(_failed, task))
     finally:
@@ -122,7 +129,8 @@ def _failed(task: Task, item: tuple[int, FleetFile], problem: str) -> tuple[int,
 
 def task_of(name: str, options: dict[str, Any], keys: Any = None) -> Task:
     """Return a task with the secret that was given for this work, unless it comes from the environment anyway."""
-    secret = None
+    secret, others = None, []
     if keys is not None and keys.given and not keys.ambient:
         secret = (keys.passphrase, keys.key)
-    return Task(name, options, secret)
+        others = [(one.passphrase, one.key) for one in keys.others]
+    return Task(name, options, secret, tuple(others))

@@ -8,11 +8,8 @@ from typing import Any
 from atlas_kit.errors import MissingExtraError
 from atlas_kit.fleet.files import FleetFile, found
 from atlas_kit.fleet.running import run_fleet
-from atlas_kit.fleet.tasks import Row, Task, run_one
+from atlas_kit.fleet.tasks import THREADS, Row, Task, run_one
 from atlas_kit.storage.given import Progress
-
-#: So many files are read at once, each of which waits for its store most of the time.
-THREADS = 16
 
 
 def scan(

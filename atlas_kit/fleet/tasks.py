@@ -18,8 +18,12 @@ from atlas_kit.errors import AtlasError, InvalidParamError
 from atlas_kit.fleet.files import FleetFile
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source
+from atlas_kit.storage.urls import is_url
 
 Row = dict[str, Any]
+
+#: So many files of stores are worked on at once in one process: most of the time each waits.
+THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,13 @@ class Task:
     """One operation for many files.
 
     ``options`` are JSON-ready; ``secret`` is (passphrase, key) for processes of this machine, and None where workers
-    look into their own environment.
+    look into their own environment; ``others`` are what else may open a file.
     """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     secret: tuple[bytes | None, bytes | None] | None = field(default=None, repr=False)
+    others: tuple[tuple[bytes | None, bytes | None], ...] = field(default=(), repr=False)
 
     @property
     def mark(self) -> str:
@@ -43,14 +48,19 @@ class Task:
     def keys(self) -> Keys:
         """Return what opens encrypted files where the work is done."""
         if self.secret is not None:
-            return Keys(*self.secret)
+            return Keys(*self.secret, others=[Keys(*one) for one in self.others])
         value = os.environ.get("ATLAS_PASSPHRASE")
         return Keys(passphrase=os.fsencode(value), ambient=True) if value else Keys()
 
 
 def run_many(task: Task, files: Sequence[FleetFile]) -> list[Row]:
-    """Do the work for several files, one after the other: what a worker is sent at once."""
-    return [run_one(task, file) for file in files]
+    """Do the work for several files: what a worker is sent at once. Those of stores are waited for together."""
+    if len(files) < 2 or not any(is_url(file.name) for file in files):
+        return [run_one(task, file) for file in files]
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(min(THREADS, len(files))) as pool:
+        return list(pool.map(lambda file: run_one(task, file), files))
 
 
 def run_one(task: Task, file: FleetFile) -> Row:
@@ -125,7 +135,6 @@ def _compress(file: FleetFile, keys: Keys, row: Row, *, folder: str, below: str,
     from atlas_kit.operations.compress import compress_file
     from atlas_kit.operations.compressed import CompressOptions
     from atlas_kit.operations.outputs import make_folder
-    from atlas_kit.storage.urls import is_url
 
     output = f"{folder.rstrip('/')}/{relative(file.path, below) if below else os.path.basename(file.path)}"
     if not is_url(output):

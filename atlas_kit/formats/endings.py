@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from atlas_kit.errors import InvalidParamError, Remedy
+from atlas_kit.storage.urls import shown
 
 #: What may be written: how it is called, and the endings that promise it, the usual one first.
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -53,7 +54,7 @@ def require_ending(path: object, kind: str) -> None:
         return
     raise InvalidParamError(
         f"the name ends in {ending}, and {what} would be written",
-        path=os.fsdecode(path), remedy=Remedy("fit-ending", ending=fitting[0]),
+        path=shown(os.fsdecode(path)), remedy=Remedy("fit-ending", ending=fitting[0]),
     )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from atlas_kit.persistence.session_file import about_session, read_session_state
 from atlas_kit.persistence.session_state import SessionState
 from atlas_kit.settings.atlas_settings import AtlasSettings
 from atlas_kit.storage.keys import Keys
+from atlas_kit.storage.urls import is_url
 
 
 def open_session(
@@ -80,7 +81,7 @@ def open_session(
             memory = native[0] is not None
     if not memory:
         return AtlasSession(engine, None, device=device, learn=learn)
-    if file is not None and os.path.lexists(file):
+    if file is not None and (is_url(file) or os.path.lexists(file)):
         with _naming_a_backup(file, keys):
             state = _read(
                 engine, file, DEVICES.get(device, "numpy"), context=context, force=force, keys=keys,

@@ -182,6 +182,7 @@ class Piece:
         """Where and when it was read or said, for people."""
         when = datetime.datetime.fromtimestamp(self.time_ms / 1000, datetime.timezone.utc)
         what = f"{self.source or 'text'}, line {self.line}" if self.kind == "document" else self.kind
+        what += f" in {self.source}" if self.source and self.kind != "document" else ""
         return f"{what}, {when:%Y-%m-%d %H:%M} UTC"
 
     def to_json(self) -> dict[str, Any]:

@@ -11,11 +11,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, TypeGuard
 
-from atlas_kit.errors import FileAccessError, InvalidParamError, printable
+from atlas_kit.errors import AtlasError, FileAccessError, InvalidParamError, printable
 from atlas_kit.formats.endings import require_ending
 from atlas_kit.storage.atomic import atomic_write
 from atlas_kit.storage.given import Given, check_output
 from atlas_kit.storage.source import CHUNK, StrPath, access_error
+from atlas_kit.storage.urls import is_url, local_path, shown
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import MemoryFile
@@ -31,7 +32,7 @@ def is_path(output: Output | None) -> TypeGuard[StrPath]:
 
 def output_name(output: Output) -> str:
     """Return what to call an output: its path, or ``-`` for a stream."""
-    return os.fsdecode(output) if is_path(output) else "-"
+    return shown(os.fsdecode(output)) if is_path(output) else "-"
 
 
 def require_free(output: Output | None, inputs: Sequence[Given], force: bool) -> None:
@@ -73,13 +74,43 @@ def is_stream(path: StrPath) -> bool:
 
 
 @contextmanager
+def _writing(output: StrPath) -> Iterator[None]:
+    """Name the device or pipe that cannot be written to."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if isinstance(error, AtlasError):
+            raise
+        raise access_error(error, output, "write") from error
+
+
+@contextmanager
+def published_at(url: str) -> Iterator[str]:
+    """Yield a path to write to, of which the file goes to an address when the block ends well."""
+    path = local_path(url)
+    if path is not None:
+        yield path
+        return
+    from atlas_kit.storage.remote_writing import published
+
+    with published(url) as path:
+        yield path
+
+
+@contextmanager
 def scratch_path(output: Output, suffix: str = "") -> Iterator[StrPath]:
     """Yield a path to write to: the output itself, or a temporary file that is then copied to the stream."""
     if isinstance(output, (str, os.PathLike)):
+        if is_url(output):
+            with published_at(os.fspath(output)) as here:
+                yield here
+            return
         if not is_stream(output):
             yield output
             return
-        with open(output, "wb") as stream, scratch_path(stream, suffix) as path:
+        with _writing(output), open(output, "wb") as stream, scratch_path(stream, suffix) as path:
             yield path
         return
     with tempfile.TemporaryDirectory(prefix="atlas-kit-") as folder:
@@ -94,11 +125,16 @@ def scratch_path(output: Output, suffix: str = "") -> Iterator[StrPath]:
 def output_file(output: Output) -> Iterator[IO[bytes]]:
     """Yield a seekable binary file whose bytes become the output when the block ends well."""
     if isinstance(output, (str, os.PathLike)):
+        if is_url(output):
+            with published_at(os.fspath(output)) as path, open(path, "w+b") as file:
+                yield file
+                file.flush()
+            return
         if not is_stream(output):
             with atomic_write(output) as file:
                 yield file
             return
-        with open(output, "wb") as stream, output_file(stream) as file:
+        with _writing(output), open(output, "wb") as stream, output_file(stream) as file:
             yield file
         return
     with tempfile.TemporaryFile() as scratch:

@@ -13,11 +13,20 @@ from atlas_kit.formats.endings import require_ending
 from atlas_kit.formats.foreign import recognise
 from atlas_kit.formats.gguf.lost_file import lost_name, write_lost
 from atlas_kit.operations import secrecy
-from atlas_kit.operations.outputs import Output, is_path, is_stream, output_name, require_free, scratch_path
+from atlas_kit.operations.outputs import (
+    Output,
+    is_path,
+    is_stream,
+    output_name,
+    published_at,
+    require_free,
+    scratch_path,
+)  # fmt: skip
 from atlas_kit.operations.validate import validate_file
 from atlas_kit.storage.given import Given, use_source
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source, StrPath
+from atlas_kit.storage.urls import is_url
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas.rescue import RescueResult
@@ -179,6 +188,12 @@ def _repaired(
         raise InvalidParamError(f"this is {known.what}", path=source.name, hint=known.hint)
     if source.size == 0:
         raise InvalidParamError("the file is empty: there is nothing to rescue", path=source.name)
+    if is_path(output) and is_url(output):
+        with published_at(os.fspath(output)) as path:
+            result = _repaired(source, path, options, keys, progress)
+            if result.output is not None:
+                result.output = output_name(output)
+            return result
     place = output if is_path(output) and not is_stream(output) else None
     if kind == "gguf" and not options.dry_run and output is not None and place is None:
         raise InvalidParamError("a repaired model goes to a file: what was lost is written beside it")

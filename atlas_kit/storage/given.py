@@ -140,8 +140,18 @@ def check_output(output: StrPath, inputs: list[Given], force: bool) -> None:
     for given in inputs:
         if same_file(output, given):
             raise InvalidParamError(
-                "the output is the input itself", path=output, hint="Choose another name for the output."
+                "the output is the input itself",
+                path=name_of(output),
+                hint="Choose another name for the output.",
             )
+    if is_url(output):
+        where = local_path(os.fspath(output))
+        if where is None:
+            from atlas_kit.storage.remote_writing import require_writable
+
+            require_writable(os.fspath(output), force=force)
+            return
+        output = where
     try:
         if os.path.lexists(output) and not force and not _is_device(output):
             raise FileAccessError("the file exists already", path=output, remedy=Remedy("overwrite"))

@@ -154,8 +154,8 @@ class RemoteSource(Source):
             stop = min(end, start + BULK)
             self.prepare(start, stop - start)
             yield from super().chunks(start, stop - start, chunk)
-        if offset + size > end:
-            self.read(end, offset + size - end)  # which says where the file ends
+        if size > 0 and offset + size > end:
+            self.read(max(offset, end), offset + size - max(offset, end))  # which says where the file ends
 
     def view(self, offset: int, size: int) -> memoryview:
         """Return a view of a copy of a range: in main memory, or in a temporary file where it is large."""

@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from typing import IO, TYPE_CHECKING
 
 from atlas_kit.errors import AtlasError, FileAccessError, InvalidParamError, NoSuchFileError, TruncatedError
+from atlas_kit.storage.urls import is_url, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -397,8 +398,12 @@ def resolved(path: StrPath) -> str:
     Raises
     ------
     InvalidParamError
-        No file can have that name.
+        No file can have that name, or it is an address.
     """
+    if is_url(path):
+        raise InvalidParamError(
+            "cannot write: this is an address, and not a file here", path=shown(os.fspath(path))
+        )
     try:
         return os.path.realpath(os.fspath(path))
     except (ValueError, TypeError) as error:  # a NUL, half a character, or no path at all

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 #: A scheme has two characters or more, so that no drive of Windows is one; ``::`` joins file systems in one another.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+(?:://|::)")
@@ -59,7 +59,7 @@ def _shown(part: str) -> str:
             (f"{path}?{query}" if query else path),
             "",
         )  # a question mark may be in a key, or in a pattern
-    return urlunsplit((scheme, place, path, "", ""))
+    return f"{scheme}://{place}{path}"
 
 
 def last_part(name: str) -> str:

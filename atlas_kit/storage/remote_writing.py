@@ -1,0 +1,118 @@
+"""A new file at an address: written here first, and put into the store whole, or not at all.
+
+What is made of files may have to be read again while it is written, which no store allows; so a temporary file takes
+it. Object stores show a file when all of it is there; in others it gets another name first and is then renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from atlas_kit.errors import AtlasError, FileAccessError, InvalidParamError, MissingExtraError, Remedy
+from atlas_kit.storage.remote_stores import CREDENTIALS, file_system_of
+from atlas_kit.storage.urls import chain, last_part, shown
+
+#: Parts of a large file that go at once, and how large they are: so much of it is in main memory.
+_PART, _PARTS = 1 << 24, 2
+#: Stores in which a file is there when all of it is.
+_WHOLE = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "hf", "memory"})
+_READ_ONLY = frozenset({"http", "https", "github", "data", "zip", "tar", "libarchive", "reference"})
+
+
+def require_writable(url: str, *, force: bool) -> None:
+    """Refuse an address that nothing can be written to, or (unless ``force``) at which a file is already.
+
+    Raises
+    ------
+    InvalidParamError, FileAccessError
+    """
+    scheme = url.split(":", 1)[0].lower()
+    if scheme in _READ_ONLY or len(chain(url)) > 1:
+        raise InvalidParamError(
+            f"nothing can be written to an address of the kind {scheme}://", path=shown(url)
+        )
+    if not last_part(url):
+        raise InvalidParamError("the address of a file ends in its name", path=shown(url))
+    if force:
+        return
+    with _told(url):
+        fs, place = file_system_of(url, shown(url))
+        fs.invalidate_cache()
+        if fs.exists(place):
+            raise FileAccessError("the file exists already", path=shown(url), remedy=Remedy("overwrite"))
+
+
+@contextlib.contextmanager
+def published(url: str) -> Iterator[str]:
+    """Yield a path to write to; when the block ends well, what is there, and beside it, goes to the address.
+
+    Raises
+    ------
+    FileAccessError
+        The store did not take it; then it has what it had before.
+    """
+    with tempfile.TemporaryDirectory(prefix="atlas-kit-") as folder:
+        path = os.path.join(folder, last_part(url) or "output")
+        yield path
+        names = sorted(
+            os.listdir(folder), key=lambda name: name == os.path.basename(path)
+        )  # the file itself last
+        for name in names:
+            here = os.path.join(folder, name)
+            if os.path.isfile(here) and not name.startswith("."):
+                put(here, f"{url.rpartition('/')[0]}/{name}" if name != os.path.basename(path) else url)
+
+
+def put(path: str, url: str) -> None:
+    """Put a file of this machine to an address, whole.
+
+    Raises
+    ------
+    FileAccessError
+        The store did not take it.
+    """
+    scheme = url.split(":", 1)[0].lower()
+    with _told(url):
+        fs, place = file_system_of(url, shown(url))
+        if scheme in ("s3", "s3a"):
+            fs.put_file(path, place, chunksize=_PART, max_concurrency=_PARTS)
+        elif scheme in _WHOLE:
+            fs.put_file(path, place)
+        else:
+            folder, _, name = place.rpartition("/")
+            with contextlib.suppress(NotImplementedError, FileExistsError):
+                fs.makedirs(folder, exist_ok=True)
+            temporary = f"{folder}/.{name}.{os.urandom(4).hex()}.tmp"
+            try:
+                fs.put_file(path, temporary)
+                fs.mv(temporary, place)
+            except BaseException:
+                with contextlib.suppress(Exception):
+                    fs.rm_file(temporary)
+                raise
+
+
+@contextlib.contextmanager
+def _told(url: str) -> Iterator[Any]:
+    """Turn what a store says against a file into one sentence without addresses and keys."""
+    try:
+        yield
+    except AtlasError:
+        raise
+    except ImportError:
+        raise MissingExtraError("writing to an address", "cloud") from None
+    except Exception as error:
+        name, hint = type(error).__name__, None
+        if isinstance(error, PermissionError) or "Credentials" in name:
+            why, hint = "permission is denied", CREDENTIALS
+        elif isinstance(error, FileNotFoundError):
+            why = "there is no such bucket or folder"
+        elif isinstance(error, (ConnectionError, TimeoutError)) or "Connect" in name:
+            why = "the store cannot be reached"
+        else:
+            why = f"the store refuses it ({name})"
+        raise FileAccessError(f"cannot write: {why}", path=shown(url), hint=hint) from None
