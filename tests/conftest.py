@@ -153,3 +153,11 @@ def run_tool() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+def pytest_unconfigure() -> None:
+    """Close what llama-cpp-python opens when all of it is imported, and never closes: two times /dev/null."""
+    package = sys.modules.get("llama_cpp._utils")
+    for name in ("outnull_file", "errnull_file"):
+        if package is not None:
+            getattr(package, name).close()

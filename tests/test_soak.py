@@ -349,3 +349,20 @@ def test_a_server_that_does_not_start_is_a_violation(tmp_path: Path, repository:
     assert code == 1
     assert "the server ended at its start" in said
     assert found["violations"]["kinds"]["start"] >= 1
+
+
+def test_what_is_told_in_a_stream_that_waited_is_what_it_would_have_been_told_at_once():
+    gone = b'{"error":{"message":"The session was deleted meanwhile.","type":"invalid_request_error","code":null}}'
+    waited, begun = (
+        b":\n\ndata: " + gone + b"\n\n",
+        b'data: {"choices":[{"text":"a"}]}\n\ndata: ' + gone + b"\n\n",
+    )
+
+    def read(body: bytes, expect: set[int]) -> Reply:
+        answer = soak_traffic.Answer(0.0, 200, streamed=True, body=body)
+        return soak_traffic.read(answer, Ask("", "/v1/completions", {}, stream="openai", expect=expect))
+
+    assert read(waited, {200, 400}).status == 400
+    assert not read(waited, {200, 400}).why
+    assert read(waited, {200}).why == "an event tells of an error"
+    assert read(begun, {200, 400}).why == "an event tells of an error"

@@ -63,14 +63,19 @@ def _kept(schema: dict[str, Any], known: dict[str, Any], *, top: bool = False) -
 
 
 def written() -> str:
-    """Return the module: one property in a line."""
-    lines = ["FIELDS: dict[str, dict[str, Any]] = {"]
-    for model, schema in fields().items():
+    """Return the module: one property in a line, and those that all requests have once."""
+    models = fields()
+    first, *others = (schema["properties"] for schema in models.values())
+    shared = {key: one for key, one in first.items() if all(other.get(key) == one for other in others)}
+    lines = ["#: Of every request.", "SHARED: dict[str, Any] = {"]
+    lines += [f"    {key!r}: {one!r}," for key, one in shared.items()]
+    lines += ["}", "FIELDS: dict[str, dict[str, Any]] = {"]
+    for model, schema in models.items():
         lines.append(f"    {model!r}: {{")
         for name, value in schema.items():
             if name == "properties":
-                lines.append("        'properties': {")
-                lines += [f"            {key!r}: {one!r}," for key, one in value.items()]
+                lines += ["        'properties': {", "            **SHARED,"]
+                lines += [f"            {key!r}: {one!r}," for key, one in value.items() if key not in shared]
                 lines.append("        },")
             else:
                 lines.append(f"        {name!r}: {value!r},")

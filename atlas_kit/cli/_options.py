@@ -85,6 +85,13 @@ class _InPlace(click.Path):
 IN_PLACE = _InPlace()
 
 
+def changed(file: str, output: str | None, dry_run: bool = False) -> Given:
+    """Return the file that a command changes: in place, or where the result goes elsewhere standard input as well."""
+    if output is not None or (dry_run and file == "-"):
+        return given(file)
+    return str(IN_PLACE.convert(file, None, None))
+
+
 class _Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """A number of bytes, with a unit that counts in thousands (K, M, G, T) or in 1,024s (KiB ...)."""
 
@@ -220,6 +227,47 @@ def keys_options(function: F) -> F:
     def wrapper(*args: Any, passphrase_file: str | None, key_file: str | None, **kwargs: Any) -> Any:
         _keep_secrets((passphrase_file, key_file), kwargs)
         return function(*args, keys=read_keys(passphrase_file, key_file), **kwargs)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def several_keys_options(function: F) -> F:
+    """The same for a command that reads several files: each option may be given several times."""
+    from atlas_kit.errors import WrongKeyError
+
+    @click.option(
+        "--passphrase-file",
+        "passphrase_files",
+        multiple=True,
+        type=FILE,
+        metavar="F",
+        help="Read a passphrase from the first line of F; one option for each passphrase.",
+    )
+    @click.option(
+        "--key-file",
+        "key_files",
+        multiple=True,
+        type=FILE,
+        metavar="F",
+        help="Read a raw 32-byte key from F; one option for each key.",
+    )
+    @wraps(function)
+    def wrapper(
+        *args: Any, passphrase_files: tuple[str, ...], key_files: tuple[str, ...], **kwargs: Any
+    ) -> Any:
+        one_stdin(*passphrase_files, *key_files)
+        _keep_secrets((*passphrase_files, *key_files), kwargs)
+        read = [read_keys(one, None) for one in passphrase_files] + [
+            read_keys(None, one) for one in key_files
+        ]
+        first, *others = read or [read_keys(None, None)]
+        first.others += others
+        try:
+            return function(*args, keys=first, **kwargs)
+        except WrongKeyError as error:
+            if error.hint is None and error.remedy is None:
+                error.hint = "Give --passphrase-file or --key-file once for each secret that the files have."
+            raise
 
     return wrapper  # type: ignore[return-value]
 

@@ -49,7 +49,8 @@ learned memory beside it (OUTPUT with .atlas for .gguf) and binds it to the mode
 unless --force is given.
 
 The tensors of a model go to safetensors and npz as they are stored, quantised ones as bytes, or with --dequantize
-as float32 numbers; the metadata go with them as JSON. --byte-order writes a model for machines with the other
+as float32 numbers; the metadata go with them as JSON, and --to gguf makes
+the model of them again. --byte-order writes a model for machines with the other
 byte order.
 
 An existing OUTPUT is overwritten only with --force, and FILE never.

@@ -8,7 +8,8 @@ import click
 
 from atlas_kit.cli import _render
 from atlas_kit.cli._options import (
-    IN_PLACE,
+    FILE,
+    changed,
     command_,
     force_option,
     json_option,
@@ -33,7 +34,7 @@ Examples:
   atlas-tool decrypt secret.atlas --passphrase-file pass.txt
 """,
 )
-@click.argument("file", type=IN_PLACE)
+@click.argument("file", type=FILE)
 @output_option("Write the plain file to OUTPUT, and leave FILE as it is.")
 @click.option(
     "--to", type=click.Choice(["atlas-v1", "atlas-v2"]), default="atlas-v2", show_default=True,
@@ -48,5 +49,5 @@ def command(file: str, output: str | None, to: str, force: bool, as_json: bool, 
     from atlas_kit.operations.encryption import decrypt_file
 
     target = place_of(output)
-    result = decrypt_file(file, keys, target, version=int(to[-1]), force=force)
+    result = decrypt_file(changed(file, output), keys, target, version=int(to[-1]), force=force)
     return _render.emit_beside(result, text, as_json, target)

@@ -12,16 +12,20 @@ from atlas_kit.cli._fleet import fleet_options
 from atlas_kit.cli._options import (
     FILE,
     command_,
+    decrypt_option,
+    force_option,
     given,
     json_option,
-    keys_options,
     one_shard_option,
     one_stdin,
+    place_of,
+    several_keys_options,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from atlas_kit.explorer.diff_page import PageWritten
     from atlas_kit.operations.diff import Change, Comparison
 
 _MARKS = {"added": ("+", "add"), "removed": ("-", "remove"), "changed": ("~", "warn"),
@@ -37,6 +41,9 @@ Memory files are compared entry by entry, whatever their version, codecs and lay
 by path, tensors by largest and relative error and cosine. GGUF models are compared by metadata and tensors.
 Times and the order of entries count only with --strict. JSON, safetensors and npz files can take part.
 
+--html writes a page that any browser opens, without a network: of two models the error of each tensor as a
+picture, by layer, with all tensors, metadata, tokens and templates; of memory files what differs.
+
 With --workers, --scheduler or --table, FIRST and SECOND are folders (or addresses that end in /), whose files are
 compared by their names.
 
@@ -45,6 +52,7 @@ The exit code is 0 when there is no difference, and 1 when there is one.
 Examples:
   atlas-tool diff before.atlas after.atlas
   atlas-tool diff model-f16.gguf model-q8_0.gguf --tolerance 0.01
+  atlas-tool diff model-f16.gguf model-q8_0.gguf --html compared.html
   atlas-tool diff llama-7b_memory.atlas memory.json
 """,
 )
@@ -55,17 +63,23 @@ Examples:
     help="Treat numbers as equal if they differ by no more than this.",
 )  # fmt: skip
 @click.option("--strict", is_flag=True, help="Compare times and the order of entries, too.")
+@click.option("--html", "page", type=FILE, metavar="OUTPUT", help="Write what differs as a page to OUTPUT.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing; only set the exit code.")
+@force_option
+@decrypt_option
 @one_shard_option
 @json_option
-@keys_options
+@several_keys_options
 @fleet_options("diff")
 def command(
     first: str,
     second: str,
     tolerance: float,
     strict: bool,
+    page: str | None,
     quiet: bool,
+    force: bool,
+    decrypt: bool,
     one_shard: bool,
     as_json: bool,
     keys: Any,
@@ -74,11 +88,26 @@ def command(
     from atlas_kit.operations.diff import DiffOptions, diff_files
 
     one_stdin(first, second)
+    if page is not None:
+        from atlas_kit.explorer.diff_page import write_diff_page
+
+        options, target = DiffOptions(tolerance, strict, one_shard), place_of(page)
+        with _render.progress() as progress:
+            written = write_diff_page(
+                given(first), given(second), target, options, keys=keys, force=force, decrypt=decrypt,
+                progress=progress,
+            )  # fmt: skip
+        return written.exit_code if quiet else _render.emit_beside(written, _written, as_json, target)
     with _render.progress() as progress:
         result = diff_files(
             given(first), given(second), DiffOptions(tolerance, strict, one_shard), keys, progress
         )
     return result.exit_code if quiet else _render.emit(result, _text, as_json)
+
+
+def _written(result: PageWritten) -> Iterator[_render.Block]:
+    yield result.sentence
+    yield f"{_render.name(result.output)} shows it"
 
 
 def _text(result: Comparison) -> Iterator[_render.Block]:

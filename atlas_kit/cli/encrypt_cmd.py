@@ -8,7 +8,8 @@ import click
 
 from atlas_kit.cli import _render
 from atlas_kit.cli._options import (
-    IN_PLACE,
+    FILE,
+    changed,
     command_,
     force_option,
     json_option,
@@ -39,7 +40,7 @@ Examples:
   atlas-tool encrypt notes.atlas --passphrase-file pass.txt
 """,
 )
-@click.argument("file", type=IN_PLACE)
+@click.argument("file", type=FILE)
 @output_option("Write the encrypted file to OUTPUT, and leave FILE as it is.")
 @remove_backups_option
 @force_option
@@ -55,5 +56,5 @@ def command(
     if remove_backups and output is not None:
         raise click.UsageError("--remove-backups is for a file that is changed in place")
     target = place_of(output)
-    result = encrypt_file(file, keys, target, force=force, remove_backups=remove_backups)
+    result = encrypt_file(changed(file, output), keys, target, force=force, remove_backups=remove_backups)
     return _render.emit_beside(result, text, as_json, target)

@@ -13,9 +13,9 @@ from atlas_kit.cli._options import (
     command_,
     given,
     json_option,
-    keys_options,
     one_shard_option,
     one_stdin,
+    several_keys_options,
 )
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ Examples:
 @click.option("--in-keys", is_flag=True, help="Search the keys and the names of tensors, too.")
 @one_shard_option
 @json_option
-@keys_options
+@several_keys_options
 def command(
     pattern: str, files: tuple[str, ...], only_keys: bool, count: bool, only: tuple[str, ...], as_json: bool,
     keys: Any, **options: Any,

@@ -13,9 +13,9 @@ from atlas_kit.cli._options import (
     command_,
     given,
     json_option,
-    keys_options,
     one_shard_option,
     one_stdin,
+    several_keys_options,
 )
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ Examples:
 @click.option("--strict", is_flag=True, help="With --check: exit with 1 for lines of another form, too.")
 @one_shard_option
 @json_option
-@keys_options
+@several_keys_options
 @fleet_options("hash")
 @click.pass_context
 def command(

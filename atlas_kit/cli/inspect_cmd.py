@@ -170,7 +170,6 @@ def _companion(result: Inspection, facts: dict[str, Any]) -> Iterator[_render.Bl
     )
     entries = facts.get("entries")
     if entries:
-        yield ""
         rows = [
             [f"{row['columns']:,}", f"{row['matrices']:,}", _span(*row["counts"]), _render.name(row["name"])]
             for row in entries

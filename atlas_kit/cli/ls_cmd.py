@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 @command_(
     "ls",
     """\
-List what a file holds, one name a line.
+List what a file holds, one name to a line.
 
 For a memory file these are the keys of its entries, for a GGUF model its metadata keys and tensor names.
 PATTERNs choose among them: `*` stands for anything, `?` for one character. Characters that do not print are
 shown as \\xNN; --null prints the exact bytes, each name ended by a NUL, for scripts.
+
+The exit code is 1 when there are PATTERNs and nothing matches.
 
 Examples:
   atlas-tool ls llama-7b_memory.atlas
@@ -36,7 +38,7 @@ Examples:
 )
 @click.argument("file", type=FILE)
 @click.argument("patterns", nargs=-1, metavar="[PATTERN]...", shell_complete=_completion.keys)
-@click.option("-l", "--long", is_flag=True, help="Show type, size, time and storage too.")
+@click.option("-l", "--long", is_flag=True, help="Also show type, size, time and storage.")
 @click.option("-0", "--null", is_flag=True, help="Print the exact bytes of each name, ended by a NUL.")
 @one_shard_option
 @json_option

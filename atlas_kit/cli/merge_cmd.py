@@ -14,11 +14,12 @@ from atlas_kit.cli._options import (
     force_option,
     given,
     json_option,
-    keys_options,
+    new_keys_options,
     one_stdin,
     output_option,
     place_of,
     quiet_option,
+    several_keys_options,
 )
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ reported. --prefer both makes one history of two: their common beginning once, t
 first; of entries that are not text, the second is kept as `KEY (2)`.
 
 OUTPUT has the highest version of the inputs unless --to says otherwise, and is encrypted if any input is, or
-if a passphrase or key is given.
+if a passphrase or key is given. Inputs with different secrets need each of them: give --passphrase-file or
+--key-file once for each. OUTPUT is encrypted with the first, or with --new-passphrase-file or --new-key-file.
 
 Examples:
   atlas-tool merge monday.atlas tuesday.atlas -o week.atlas
@@ -57,10 +59,11 @@ Examples:
 @decrypt_option
 @quiet_option
 @json_option
-@keys_options
+@several_keys_options
+@new_keys_options
 def command(
     files: tuple[str, ...], output: str, prefer: str, to: str | None, force: bool, decrypt: bool,
-    as_json: bool, keys: Any,
+    as_json: bool, keys: Any, new_keys: Any,
 ) -> int:  # fmt: skip
     """Run the command."""
     from atlas_kit.operations.merge import merge_files
@@ -72,7 +75,7 @@ def command(
     version = int(to[-1]) if to else None
     result = merge_files(
         [given(file) for file in files], target, prefer=prefer, version=version, force=force, keys=keys,
-        decrypt=decrypt,
+        decrypt=decrypt, new_keys=new_keys,
     )  # fmt: skip
     return _render.emit_beside(result, _text, as_json, target)
 

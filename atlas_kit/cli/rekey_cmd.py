@@ -8,7 +8,8 @@ import click
 
 from atlas_kit.cli import _render
 from atlas_kit.cli._options import (
-    IN_PLACE,
+    FILE,
+    changed,
     command_,
     force_option,
     json_option,
@@ -39,7 +40,7 @@ Examples:
   atlas-tool rekey secret.atlas --passphrase-file new.txt --new-passphrase-file pass.txt -o again.atlas
 """,
 )
-@click.argument("file", type=IN_PLACE)
+@click.argument("file", type=FILE)
 @output_option("Write the file with the new secret to OUTPUT, and leave FILE as it is.")
 @remove_backups_option
 @force_option
@@ -59,5 +60,7 @@ def command(
     target = place_of(output)
     if new_keys is None:
         new_keys = Keys(ask=terminal_question())
-    result = rekey_file(file, keys, new_keys, target, force=force, remove_backups=remove_backups)
+    result = rekey_file(
+        changed(file, output), keys, new_keys, target, force=force, remove_backups=remove_backups
+    )
     return _render.emit_beside(result, text, as_json, target)

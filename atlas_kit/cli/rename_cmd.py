@@ -8,8 +8,9 @@ import click
 
 from atlas_kit.cli import _completion, _render
 from atlas_kit.cli._options import (
-    IN_PLACE,
+    FILE,
     backup_option,
+    changed,
     command_,
     dry_run_option,
     force_option,
@@ -44,7 +45,7 @@ Examples:
   atlas-tool rename model.gguf '^blk\\.(\\d+)' 'layer.\\1' --regex --backup
 """,
 )
-@click.argument("file", type=IN_PLACE)
+@click.argument("file", type=FILE)
 @click.argument("old", shell_complete=_completion.keys)
 @click.argument("new")
 @click.option("--glob", "how", flag_value="glob", help="OLD is a pattern (*, ?, [abc]).")
@@ -70,10 +71,10 @@ def command(
     from atlas_kit.operations.rename import RenameOptions, rename_names
 
     target = place_of(output)
+    source = changed(file, output, options["dry_run"])
+    how_and_where = RenameOptions(how=how or "exact", output=target, **options)
     with _render.progress() as progress:
-        result = rename_names(
-            file, old, new, RenameOptions(how=how or "exact", output=target, **options), keys, progress
-        )
+        result = rename_names(source, old, new, how_and_where, keys, progress)
     return _render.emit_beside(result, _text, as_json, None if options["dry_run"] else target)
 
 

@@ -8,8 +8,9 @@ import click
 
 from atlas_kit.cli import _completion, _render
 from atlas_kit.cli._options import (
-    IN_PLACE,
+    FILE,
     backup_option,
+    changed,
     command_,
     dry_run_option,
     force_option,
@@ -41,7 +42,7 @@ Examples:
   atlas-tool rm model.gguf output.weight -o tied.gguf
 """,
 )
-@click.argument("file", type=IN_PLACE)
+@click.argument("file", type=FILE)
 @click.argument("wanted", nargs=-1, required=True, metavar="KEY...", shell_complete=_completion.keys)
 @click.option("--glob", is_flag=True, help="KEYs are patterns (*, ?, [abc]).")
 @click.option("--ignore-missing", is_flag=True, help="Ignore keys that do not exist.")
@@ -57,7 +58,7 @@ def command(file: str, wanted: tuple[str, ...], output: str | None, as_json: boo
     from atlas_kit.operations.rm import remove_keys
 
     target = place_of(output)
-    result = remove_keys(file, wanted, output=target, **options)
+    result = remove_keys(changed(file, output, options["dry_run"]), wanted, output=target, **options)
     return _render.emit_beside(result, _text, as_json, None if options["dry_run"] else target)
 
 

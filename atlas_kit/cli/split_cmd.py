@@ -13,6 +13,7 @@ from atlas_kit.cli._options import (
     command_,
     dry_run_option,
     given,
+    is_standard_output,
     json_option,
     quiet_option,
 )
@@ -57,6 +58,10 @@ def command(model: str, as_json: bool, **options: Any) -> int:
 
     if options["max_size"] is None and options["max_tensors"] is None:
         raise click.UsageError("say where to split: --max-size SIZE, --max-tensors N, or both")
+    if options["stem"] is not None and is_standard_output(options["stem"]):
+        raise click.UsageError(
+            "shards are files: -o names what their names start with, and not standard output"
+        )
     with _render.progress() as progress:
         result = split_file(given(model), SplitOptions(**options), progress)
     return _render.emit(result, _text, as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,9 +14,9 @@ from atlas_kit.cli._options import (
     command_,
     given,
     json_option,
-    keys_options,
     one_shard_option,
     one_stdin,
+    several_keys_options,
 )
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from atlas_kit.operations.validate import FileReport
 
+#: Findings of one code that are listed one by one.
+ALIKE = 20
 _STYLES = {"error": "bad", "warning": "warn", "note": "dim"}
 
 
@@ -60,7 +63,7 @@ Examples:
 @click.option("-q", "--quiet", is_flag=True, help="Show only files with errors or warnings.")
 @one_shard_option
 @json_option
-@keys_options
+@several_keys_options
 @fleet_options("validate")
 def command(
     files: tuple[str, ...],
@@ -104,12 +107,21 @@ def _text(report: FileReport) -> Iterator[_render.Block]:
     if not report.ok:
         verdict = _render.Styled(f"{report.path}: not ok", "bad")
     lines.append(verdict)
+    said = ("", "")
+    count: Counter[str] = Counter()
     for finding in report.findings:
+        count[finding.code] += 1
+        if count[finding.code] > ALIKE:
+            continue
         place = "" if finding.offset is None else f" at byte {finding.offset:,}"
         about = "" if finding.key is None else f' "{_render.name(finding.key)}":'
         text = f"  {finding.severity}{place} [{finding.code}]{about} {finding.message}"
         lines.append(_render.Styled(text, _STYLES[finding.severity]))
         advice = _remedies.advice(finding, report.path)
-        if advice:
+        if advice and (finding.code, advice) != said:  # what helps with one of a kind helps with the next
             lines.append(_render.Styled(f"      {advice}", "dim"))
+        said = finding.code, advice
+    for code, number in count.items():
+        if number > ALIKE:
+            lines.append(f"  ... and {number - ALIKE:,} more of [{code}] (--json lists all)")
     yield _render.Lines(lines)

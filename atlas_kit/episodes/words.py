@@ -7,6 +7,7 @@ that do not end a word with a space are overlapping pairs of characters.
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 
@@ -20,25 +21,31 @@ _SIGNS = (
     "\u0670\u0900-\u0963\u0966-\u096f\u0971-\u0df3\u0e01-\u0e5b\u0e81-\u0edf\u1000-\u109f\u1780-\u17dd\u3099\u309a"
 )
 #: Those of them that are left out: accents, and the vowels of Arabic and Hebrew, which are seldom written.
-_LEFT_OUT = re.compile("[\u0300-\u036f\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u064b-\u065f\u0670ـ]")
+_LEFT_OUT = "[\u0300-\u036f\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u064b-\u065f\u0670ـ]"
 
 _JOINED = r"[._\-/@:+'’‐,]"
 _ASCII_RUN = re.compile(rf"[A-Za-z0-9]+(?:{_JOINED}[A-Za-z0-9]+)*")
-_RUN = re.compile(rf"(?:[^\W_]|[{_SIGNS}])+(?:{_JOINED}(?:[^\W_]|[{_SIGNS}])+)*")
+_RUN = rf"(?:[^\W_]|[{_SIGNS}])+(?:{_JOINED}(?:[^\W_]|[{_SIGNS}])+)*"
 _SPLIT = re.compile(_JOINED)
 _APOSTROPHE = re.compile("['’]")
 #: Parts of a name that is written in one: CamelCase, HTTPServer, 512MB.
 _PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _HUMP = re.compile(r"[a-z][A-Z]|[A-Z]{2}[a-z]|^\d+[A-Za-z]")
-_BY_SCRIPT = re.compile("|".join(f"[{script}]+" for script in _UNSPACED) + f"|[^{''.join(_UNSPACED)}]+")
-_UNSPACED_LETTER = re.compile(f"[{''.join(_UNSPACED)}]")
+_BY_SCRIPT = "|".join(f"[{script}]+" for script in _UNSPACED) + f"|[^{''.join(_UNSPACED)}]+"
+_UNSPACED_LETTER = f"[{''.join(_UNSPACED)}]"
 #: Longer than this it is no word: a key, a picture as text.
 _LONGEST = 64
+#: The patterns that only other texts than ASCII need are made for the first of them: that takes 15 ms.
+_pattern = functools.cache(re.compile)
 
 
 def runs(text: str) -> list[str]:
     """Return what stands between spaces and punctuation, as it is written: what ``of_run`` makes words of."""
-    return _ASCII_RUN.findall(text) if text.isascii() else _RUN.findall(unicodedata.normalize("NFKC", text))
+    return (
+        _ASCII_RUN.findall(text)
+        if text.isascii()
+        else _pattern(_RUN).findall(unicodedata.normalize("NFKC", text))
+    )
 
 
 def of_run(run: str) -> list[str]:
@@ -46,8 +53,8 @@ def of_run(run: str) -> list[str]:
     if run.isascii():
         if run.isalpha() and (run.islower() or run[1:].islower() or run.isupper()):
             return [run.lower()[:_LONGEST]]
-    elif _UNSPACED_LETTER.search(run):
-        return [word for part in _BY_SCRIPT.findall(run) for word in _of_script(part)]
+    elif _pattern(_UNSPACED_LETTER).search(run):
+        return [word for part in _pattern(_BY_SCRIPT).findall(run) for word in _of_script(part)]
     found: list[str] = []
     commas = run.split(",")
     if len(commas) > 1 and not all(part.isdigit() for part in commas):
@@ -69,12 +76,12 @@ def words(text: str) -> list[str]:
 
 def is_unspaced(word: str) -> bool:
     """Tell whether a word begins with a letter that does not stand between spaces word by word."""
-    return _UNSPACED_LETTER.match(word) is not None
+    return _pattern(_UNSPACED_LETTER).match(word) is not None
 
 
 def _of_script(part: str) -> list[str]:
     """Words of a part of a run in which either all letters stand without spaces or none."""
-    if not _UNSPACED_LETTER.match(part):
+    if not _pattern(_UNSPACED_LETTER).match(part):
         return of_run(part) if re.search(r"[^\W_]", part) else []
     return [part[i : i + 2] for i in range(max(1, len(part) - 1))]
 
@@ -90,5 +97,5 @@ def _of_name(piece: str) -> list[str]:
 def _folded(word: str) -> str:
     if word.isascii():
         return word.lower()[:_LONGEST]
-    plain = _LEFT_OUT.sub("", unicodedata.normalize("NFKD", word.casefold()))
+    plain = _pattern(_LEFT_OUT).sub("", unicodedata.normalize("NFKD", word.casefold()))
     return unicodedata.normalize("NFC", plain)[:_LONGEST]

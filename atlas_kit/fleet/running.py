@@ -129,7 +129,8 @@ def _failed(task: Task, item: tuple[int, FleetFile], problem: str) -> tuple[int,
 
 def task_of(name: str, options: dict[str, Any], keys: Any = None) -> Task:
     """Return a task with the secret that was given for this work, unless it comes from the environment anyway."""
-    secret = None
+    secret, others = None, []
     if keys is not None and keys.given and not keys.ambient:
         secret = (keys.passphrase, keys.key)
-    return Task(name, options, secret)
+        others = [(one.passphrase, one.key) for one in keys.others]
+    return Task(name, options, secret, tuple(others))

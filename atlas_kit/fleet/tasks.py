@@ -31,12 +31,13 @@ class Task:
     """One operation for many files.
 
     ``options`` are JSON-ready; ``secret`` is (passphrase, key) for processes of this machine, and None where workers
-    look into their own environment.
+    look into their own environment; ``others`` are what else may open a file.
     """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     secret: tuple[bytes | None, bytes | None] | None = field(default=None, repr=False)
+    others: tuple[tuple[bytes | None, bytes | None], ...] = field(default=(), repr=False)
 
     @property
     def mark(self) -> str:
@@ -47,7 +48,7 @@ class Task:
     def keys(self) -> Keys:
         """Return what opens encrypted files where the work is done."""
         if self.secret is not None:
-            return Keys(*self.secret)
+            return Keys(*self.secret, others=[Keys(*one) for one in self.others])
         value = os.environ.get("ATLAS_PASSPHRASE")
         return Keys(passphrase=os.fsencode(value), ambient=True) if value else Keys()
 

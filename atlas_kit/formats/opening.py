@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from atlas_kit.errors import InvalidParamError, KeyRequiredError, Remedy
+from atlas_kit.errors import AtlasError, InvalidParamError, KeyRequiredError, Remedy, WrongKeyError
 from atlas_kit.formats.atlas import MemoryFile
 from atlas_kit.formats.detect import is_encrypted
 from atlas_kit.storage.given import Given, name_of, open_source, path_of
@@ -33,6 +33,31 @@ def _open(source: Source, keys: Keys) -> MemoryFile:
         if not keys.ask_for(source.name):
             raise
         return MemoryFile.open(source, **keys.options())
+    except WrongKeyError as error:
+        for one in keys.others:
+            with contextlib.suppress(WrongKeyError):
+                return MemoryFile.open(source, **one.options())
+        if keys.ask_for_another(source.name):
+            return MemoryFile.open(source, **keys.others[-1].options())
+        if keys.others:
+            raise WrongKeyError(
+                "none of the passphrases and keys is the one that the file was written with", path=source.name
+            ) from error
+        raise
+
+
+def fitting_keys(source: Source, keys: Keys) -> Keys:
+    """Return the one of several passphrases and keys that opens a file; the first where none does, or one need not."""
+    if keys.others and is_encrypted(source):
+        for one in (keys, *keys.others):
+            try:
+                MemoryFile.open(source, **one.options()).close()
+            except WrongKeyError:
+                continue
+            except AtlasError:  # it opens, and is damaged
+                pass
+            return one
+    return keys
 
 
 def ask_if_encrypted(source: Source, keys: Keys) -> None:

@@ -19,7 +19,7 @@ from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama import arguments
 from atlas_kit.llama.asking_prompts import Form, form_of, template_of
 from atlas_kit.llama.branching import Branch, Place
-from atlas_kit.llama.checking import LEAST, held_back, saying
+from atlas_kit.llama.checking import checked, saying
 from atlas_kit.llama.inside import unblended, unlearned
 from atlas_kit.llama.recalling import (
     LONGEST_QUESTION,
@@ -212,20 +212,16 @@ def _checked(
     asked: Sequence[int],
 ) -> Generator[Step | Token, Any, tuple[Finish, list[Token], float]]:  # fmt: skip
     """Answer behind pieces and question; an answer that says nothing of the pieces is asked for in another way."""
-    says, behind = saying(question, [piece.text for piece in pieces]), list(form.behind)
-    first, held, when = yield from held_back(talk.answering(behind), says)
-    if first is not None and when:
-        return first[0], first[1], when
-    if first is not None and first[0].reason != "stop" and len(held) < LEAST:
-        return (yield from talk.telling(held, first))
-    branch.back(empty)
-    yield from branch.read([*form.before, *branch.written(*again(form, pieces, asked))])
-    if first is None:  # nothing was said in time, so this is as good
-        return (yield from talk.answering(behind))
-    second, _, when = yield from held_back(talk.answering(behind), says)
-    if second is not None and when:
-        return second[0], second[1], when
-    return (yield from talk.telling(held, first))
+
+    def otherwise() -> Work[None]:
+        branch.back(empty)
+        yield from branch.read([*form.before, *branch.written(*again(form, pieces, asked))])
+
+    says = saying(question, [piece.text for piece in pieces])
+    made, held, when = yield from checked(
+        lambda: talk.answering(list(form.behind)), otherwise, says, lambda made: made[0].reason != "stop"
+    )
+    return (yield from talk.telling(held, made)) if held else (made[0], made[1], when or made[2])
 
 
 def ask(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable
 from typing import Any, TypeVar
 
 from atlas_kit.episodes.words import words
-from atlas_kit.llama.steps import Step, Token
+from atlas_kit.llama.steps import Step, Token, Work
 
 T = TypeVar("T")
 #: Tokens in which an answer must have said something of a piece; of a shorter one that was cut off nobody can say.
@@ -77,3 +77,31 @@ def held_back(
         return done.value, held, when
     finally:
         work.close()
+
+
+def checked(
+    answer: Callable[[], Generator[Step | Token, Any, T]], otherwise: Callable[[], Work[None]],
+    says: Callable[[str], bool], cut: Callable[[T], bool],
+) -> Generator[Step | Token, Any, tuple[T, list[Token], float]]:  # fmt: skip
+    """Answer in steps, and once more where that says nothing.
+
+    Returns what the work of the answer that is taken returned, its tokens where they are still to be told, and when the
+    first was told (0.0 where that is not known).
+
+    Parameters
+    ----------
+    answer
+        Begins an answer.
+    otherwise
+        Reads what stands in front of it in another way.
+    cut
+        Tells whether an answer was cut off.
+    """
+    first, held, when = yield from held_back(answer(), says)
+    if first is not None and (when or (len(held) < LEAST and cut(first))):
+        return first, held, when
+    yield from otherwise()
+    if first is None:  # nothing was said in time, so whatever comes is as good
+        return (yield from answer()), [], 0.0
+    second, _, when = yield from held_back(answer(), says)
+    return (second, [], when) if second is not None and when else (first, held, 0.0)

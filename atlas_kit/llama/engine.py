@@ -134,6 +134,8 @@ class Engine(Protocol):
     lock: threading.RLock
     #: Sequences that sessions have taken.
     taken: set[int]
+    #: Whether it sleeps; it wakes by itself when it is to decode.
+    asleep: bool
 
     def metadata(self, key: str) -> str | None:
         """Return a value of the model's file as text; None where there is none, or a list of values."""

@@ -104,7 +104,7 @@ class LlamaEngine:
         sleeps: bool = False,
     ) -> None:
         self._loaded: LoadedModel | None = None
-        self._asleep = False
+        self.asleep = False
         self._context: Any = None
         self._matrix: Any = None
         self._gives_both: bool | None = None
@@ -377,7 +377,7 @@ class LlamaEngine:
         """Remove positions [start, end) of a sequence (-1: to its end); False where the model cannot."""
         with self.lock:
             if not self._context:  # a session may end after its model; one that sleeps holds nothing
-                return self._asleep
+                return self.asleep
             return bool(self._lib.api.llama_memory_seq_rm(self._memory, sequence, start, end))
 
     def shift(self, sequence: int, start: int, count: int) -> None:
@@ -425,25 +425,33 @@ class LlamaEngine:
         """Return the read-out matrix, from which logits are made; it is there while the model sleeps."""
         self._require_words()
         assert self._loaded is not None
-        return self._loaded.file.rows(self._is_control)
+        return self._loaded.file.rows(self._is_control, self._plain_matrix())
+
+    def _plain_matrix(self) -> tuple[int, int] | None:
+        """Return the shape of a read-out matrix that need not be looked at before one of its rows is needed."""
+        assert self._loaded is not None
+        if not self._loaded.checks_later:
+            return None
+        keys = (f"{self.info.architecture}.{name}" for name in ("logit_scale", "final_logit_softcapping"))
+        return None if any(map(self.metadata, keys)) else (self.info.n_vocab, self.info.n_embd)
 
     def _is_control(self, token: int) -> bool:
         """Tell whether a token has no text; of a model that is closed, what was known then."""
         if (found := self._controls.get(token)) is None:
-            if not self._context and not self._asleep:
+            if not self._context and not self.asleep:
                 return False
             found = self._controls[token] = not self.piece(token) and bool(self.piece(token, special=True))
         return found
 
     def _require_open(self) -> None:
-        if self._asleep:
+        if self.asleep:
             self.wake()
         if not self._context:  # llama.cpp would end the process
             raise ClosedError("the model is closed", path=self.info.path)
 
     def _require_words(self) -> None:
         """Require the vocabulary, which is there while the model sleeps."""
-        if not self._asleep:
+        if not self.asleep:
             self._require_open()
 
     def sleep(self) -> None:
@@ -462,7 +470,7 @@ class LlamaEngine:
             if not self._loaded.keeps_words:
                 raise InvalidParamError("this model was not opened so that it can sleep", key="sleeps")
             self._logits, self._states = Rows(), Rows()
-            self._asleep = True  # first: other threads read texts meanwhile
+            self.asleep = True  # first: other threads read texts meanwhile
             self._free()
             self._loaded.sleep()
             self._loaded.file.let_go()
@@ -476,7 +484,7 @@ class LlamaEngine:
             llama.cpp does not load the model any more, or its file is another one's by now.
         """
         with self.lock:
-            if not self._asleep or self._loaded is None:
+            if not self.asleep or self._loaded is None:
                 return
             notes = [*self.notes]
             try:
@@ -489,7 +497,7 @@ class LlamaEngine:
                 raise
             finally:
                 self.notes = notes
-            self._asleep = False
+            self.asleep = False
 
     def close(self) -> None:
         """Free the model; closing twice is fine."""
@@ -509,7 +517,7 @@ class LlamaEngine:
         if self._loaded is not None:
             self._loaded.close()
         self._loaded = self._matrix = None
-        self._asleep = False
+        self.asleep = False
 
     def __enter__(self) -> LlamaEngine:
         return self

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from atlas_kit.errors import ClosedError, ModelError
+from atlas_kit.errors import AtlasError, ClosedError, ModelError
 from atlas_kit.formats.gguf.journal import check_journal
 from atlas_kit.storage.given import open_source
 
@@ -43,6 +43,7 @@ class ModelFile:
         self._facts: ModelFacts | None = None
         self._identity: str | None = None
         self._rows: OutputRows | None = None
+        self._problem: AtlasError | None = None
         self._closed = False
         self._lock = threading.RLock()
 
@@ -75,18 +76,43 @@ class ModelFile:
                 self._identity = model_identity(self._opened())
             return self._identity
 
-    def rows(self, is_control: Callable[[int], bool]) -> OutputRows:
-        """Return the rows of its output matrix."""
-        with self._lock:
-            if self._rows is None:
-                from atlas_kit.llama.output_matrix import logit_scale, rows_of_model
+    def rows(self, is_control: Callable[[int], bool], plain: tuple[int, int] | None = None) -> OutputRows:
+        """Return the rows of its output matrix.
 
+        ``plain``: the matrix is so large (n_vocab, n_embd), and the logits are neither scaled nor capped, as llama.cpp
+        says that has loaded it; then the file is looked into when the first row is asked for.
+
+        Raises
+        ------
+        AtlasError
+            As for ``check``, or the matrix cannot be read; also where that was found out since it was asked for.
+        """
+        with self._lock:
+            if self._problem is not None:
+                raise self._problem
+            if self._rows is None and plain is not None:
+                from atlas_kit.llama.output_matrix import rows_found_later
+
+                self._rows = rows_found_later(
+                    lambda: self._found_rows(is_control), *plain, is_control=is_control
+                )
+            elif self._rows is None:
+                self._rows = self._found_rows(is_control)
+            return self._rows
+
+    def _found_rows(self, is_control: Callable[[int], bool]) -> OutputRows:
+        from atlas_kit.llama.output_matrix import logit_scale, rows_of_model
+
+        with self._lock:
+            try:
                 facts = self.check()
-                self._rows = rows_of_model(
+                return rows_of_model(
                     self._opened(), scale=logit_scale(facts.architecture, facts.logit_scale),
                     softcap=facts.softcap, is_control=is_control,
                 )  # fmt: skip
-            return self._rows
+            except AtlasError as error:
+                self._problem = None if self._closed else error
+                raise
 
     def let_go(self) -> None:
         """Free what of it is in main memory, and can be read again."""
@@ -106,7 +132,7 @@ class ModelFile:
     def close(self) -> None:
         """Close it; closing twice is fine."""
         with self._lock:
-            self._closed, self._rows = True, None
+            self._closed, self._rows, self._problem = True, None, None
             if self._file is not None:
                 self._file.close()
             self._source.close()

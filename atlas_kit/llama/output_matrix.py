@@ -62,7 +62,7 @@ class OutputRows:
     n_vocab, n_embd
         Shape of the matrix.
     bias
-        (n_vocab,) what the model adds to its logits, or None.
+        (n_vocab,) what the model adds to its logits, or None; or what returns that.
     scale, softcap
         What the model does to them then: ``scale * (W_out h + bias)``, then ``cap tanh(z / cap)``.
     cache_bytes
@@ -74,13 +74,15 @@ class OutputRows:
     """
 
     def __init__(
-        self, matrix: Any, n_vocab: int, n_embd: int, *, bias: Array | None = None, scale: float = 1.0,
-        softcap: float | None = None, cache_bytes: int = CACHE_BYTES, whole_bytes: int = 0,
+        self, matrix: Any, n_vocab: int, n_embd: int, *, bias: Array | Callable[[], Array | None] | None = None,
+        scale: float = 1.0, softcap: float | None = None, cache_bytes: int = CACHE_BYTES, whole_bytes: int = 0,
         is_control: Callable[[int], bool] = lambda token: False,
     ) -> None:  # fmt: skip
         self._matrix, self.is_control = matrix, is_control
         self.n_vocab, self.n_embd = n_vocab, n_embd
-        self.bias, self.scale, self.softcap = bias, scale, softcap
+        self._bias, self.scale, self.softcap = bias, scale, softcap
+        #: Whether the matrix has been looked at; what need not be known yet can wait until it is.
+        self.opened = True
         capacity = max(1, min(n_vocab, cache_bytes // (4 * n_embd)))
         self._rows = np.empty((capacity, n_embd), np.float32)
         self._slot_of = np.full(n_vocab, -1, np.int32)  # token -> slot
@@ -97,6 +99,11 @@ class OutputRows:
         self._mean: Array | None = None
         self._evening: Evening | None = None
         self._sampled: Array | None = None
+
+    @property
+    def bias(self) -> Array | None:
+        """What the model adds to its logits (n_vocab,), or None."""
+        return self._bias() if callable(self._bias) else self._bias
 
     @property
     def cached_bytes(self) -> int:
@@ -395,3 +402,28 @@ def rows_of_model(file: GGUFFile, **options: Any) -> OutputRows:
     options.setdefault("whole_bytes", WHOLE_BYTES)
     bias = file.dequantize("output.bias").ravel() if "output.bias" in file.tensors else None
     return OutputRows(matrix, info.rows, info.row_length, bias=bias, **options)
+
+
+def rows_found_later(find: Callable[[], OutputRows], n_vocab: int, n_embd: int, **options: Any) -> OutputRows:
+    """Return the read-out rows of a model whose file is read when the first row is asked for, by ``find``.
+
+    Its logits are neither scaled nor capped, and of this shape. Whoever asks for a row may get what ``find`` raises,
+    and ``FileCorruptError`` where the file says something else.
+    """
+
+    @functools.cache
+    def found() -> OutputRows:
+        rows = find()
+        if (rows.n_vocab, rows.n_embd, rows.scale, rows.softcap) != (n_vocab, n_embd, 1.0, None):
+            raise FileCorruptError(
+                "the output matrix is not the one of the loaded model", key="output.weight"
+            )
+        late.opened = True
+        return rows
+
+    late = OutputRows(
+        lambda tokens: found()._matrix(tokens), n_vocab, n_embd, bias=lambda: found().bias, whole_bytes=WHOLE_BYTES,
+        **options,
+    )  # fmt: skip
+    late.opened = False
+    return late

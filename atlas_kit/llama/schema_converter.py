@@ -12,15 +12,17 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llama_cpp.llama_grammar import (
+from atlas_kit.llama.llama_binding import low_level
+from atlas_kit.llama.schema_integers import between, bounds_of
+from atlas_kit.llama.schema_patterns import NotFollowedError, plain_pattern
+
+low_level()  # first: else all of that package is imported, which takes half a second and opens files that stay open
+from llama_cpp.llama_grammar import (  # noqa: E402
     INVALID_RULE_CHARS_RE,
     PRIMITIVE_RULES,
     RESERVED_NAMES,
     SchemaConverter,
 )
-
-from atlas_kit.llama.schema_integers import between, bounds_of
-from atlas_kit.llama.schema_patterns import NotFollowedError, plain_pattern
 
 #: Values of an enumeration above which those that begin alike are put together: llama.cpp follows each one by itself.
 MANY = 100

@@ -341,6 +341,8 @@ class TokenMemory:
         """Check once that the model's logits are what ``OutputRows`` says, or a correction would be meaningless."""
         if self._checked:
             return
+        if self._can_wait:
+            return
         self._checked = True
         error = self.rows.logits(hidden[:1], self.rows(tokens), tokens) - own[:1]
         if float(np.square(error).mean()) > MOST_ERROR**2 * float(own[:1].var()):
@@ -348,6 +350,17 @@ class TokenMemory:
                 "the model's logits do not follow from its last state and its output matrix as they do elsewhere",
                 hint="Use the window alone: learning_rate=0.",
             )
+
+    @property
+    def _can_wait(self) -> bool:
+        """Whether the output matrix has not been looked at, and need not be: nothing is corrected yet."""
+        memory = self.whitened
+        return not self.rows.opened and memory is not None and not memory.is_whitened(self.state)
+
+    @property
+    def _asked_widths(self) -> tuple[int, int]:
+        """How many numbers a token asks for: of ``_ASKED``."""
+        return self.rows.n_embd, self.count
 
     def _candidates(self, top: Array, lately: Array) -> Array:
         if self.count >= self.rows.n_vocab:
@@ -619,7 +632,12 @@ class TokenMemory:
         """Let what waits be what is asked for: once for a whole step."""
         if asking := self._asking:
             read, tokens = zip(*asking, strict=True)
-            found = asked_for(read, np.concatenate(tokens), self.rows)
+            if self._can_wait:  # what is asked of a memory that does not learn yet is looked at by nobody
+                found = tuple(
+                    np.zeros((sum(map(len, tokens)), width), np.float32) for width in self._asked_widths
+                )
+            else:
+                found = asked_for(read, np.concatenate(tokens), self.rows)
             for name, value in zip(_ASKED, found, strict=True):
                 self._pending[name].append(value)
             self._asking = []
@@ -829,7 +847,7 @@ class TokenMemory:
             self._pending["share"][place] = fitting
 
     def stats(self) -> dict[str, Any]:
-        """Return counts and sizes as JSON-ready data."""
+        """Return counts and sizes as JSON-ready data; nothing is changed: another thread may be at work."""
         config, counters = self.memory.config, self.state.counters
         gate, rank = self.state.gate.get("w"), self.state.gate.get("rank")
         return {
@@ -851,7 +869,11 @@ class TokenMemory:
         state = self.state
         groups = (state.parameters, state.momentum, state.window, state.adaptation, state.gate)
         kept = sum(int(array.nbytes) for group in groups for array in group.values())
-        return kept + sum(array.nbytes for array in self._unlearned().values())
+        kept += sum(array.nbytes for parts in self._pending.values() for array in tuple(parts))
+        kept += sum(
+            4 * len(token) * sum(self._asked_widths) for _, token in tuple(self._asking)
+        )  # once it is asked for
+        return kept + self.recent.nbytes + np.asarray(self.log_eta).nbytes
 
 
 def read_ahead(

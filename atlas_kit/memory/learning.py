@@ -7,6 +7,7 @@ The state's leading axes are flattened to one, R; the chunk's tokens are the las
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,10 +43,12 @@ class Learner:
         self.config, self.xp = config, xp
         self.dtype: Any = np.dtype(config.dtype)
         self.fields = config.objective.fields(config.d_v)
-        self.constants = {
-            name: xp.asarray(array, dtype=self.dtype)
-            for name, array in config.features.constants(config.d_k, config.seed).items()
-        }
+
+    @functools.cached_property
+    def constants(self) -> dict[str, Array]:
+        """The fixed random numbers of the features, drawn when they are needed: a whitened memory never does."""
+        drawn = self.config.features.constants(self.config.d_k, self.config.seed)
+        return {name: self.xp.asarray(array, dtype=self.dtype) for name, array in drawn.items()}
 
     def phi(self, flat: MemoryState, projected: Array) -> Array:
         """Return the features (R, n, d_phi) of projected keys (R, n, d_key)."""

@@ -8,6 +8,7 @@ here, its W2 ``W_in`` and its W3 ``W_gate``, each transposed. A gradient is neve
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -455,10 +456,9 @@ class WhitenedMatrix:
         return shapes
 
     def init(self, d_in: int, d_out: int, seed: int) -> dict[str, Array]:
-        """Return start values, float64 on the host: zeros, and random directions P."""
-        values = {name: np.zeros(shape) for name, shape in self.shapes(d_in, d_out).items()}
-        shape = values["P"].shape
-        values["P"] = random_normal(seed, "whitened-matrix/P", shape) / math.sqrt(shape[1])
+        """Return start values, float64 on the host, which are not to be written to: zeros, and random directions P."""
+        values = {name: np.broadcast_to(0.0, shape) for name, shape in self.shapes(d_in, d_out).items()}
+        values["P"] = _random_directions(seed, *values["P"].shape)
         return values
 
     def forward(self, params: Mapping[str, Array], x: Array) -> tuple[Array, tuple[Any, ...]]:
@@ -478,6 +478,14 @@ class WhitenedMatrix:
             key="module",
             hint="Choose another module, or use WhitenedMemory.",
         )
+
+
+@functools.lru_cache(maxsize=4)
+def _random_directions(seed: int, d: int, rank: int) -> Array:
+    """Return P (d, rank) before there is a whitening: every new session of a server begins with the same."""
+    found = random_normal(seed, "whitened-matrix/P", (d, rank)) / math.sqrt(rank)
+    found.setflags(write=False)
+    return found
 
 
 #: Parameters of a whitened memory that do not read: what steps are made with, or how states are whitened.

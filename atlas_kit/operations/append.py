@@ -6,9 +6,9 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.codecs.json_text import named
+from atlas_kit.codecs.json_text import loads, named
 from atlas_kit.codecs.text import as_text
-from atlas_kit.errors import InvalidParamError, Remedy
+from atlas_kit.errors import FileCorruptError, InvalidParamError, Remedy
 from atlas_kit.formats.atlas.tables import DataType
 from atlas_kit.formats.opening import edit_memory
 from atlas_kit.operations import chats
@@ -81,7 +81,7 @@ def append_value(
             payload = chat.payload()
         else:
             if held is not None and not options.exact:
-                _require_no_json(bytes(held.data), path, key)
+                _require_text(bytes(held.data), value, path, key)
             payload = _line(b"" if held is None else bytes(held.data), value, options.exact)
         usual = DataType.GENERIC if as_text(payload) is None else DataType.TEXT
         usual = DataType.CONVERSATION if chat is not None else usual
@@ -119,14 +119,35 @@ def _said(role: str, value: bytes, key: str) -> tuple[str, str]:
     return chats.ROLES.get(role.lower(), role), text.removesuffix("\n")
 
 
-def _require_no_json(data: bytes, path: StrPath, key: str) -> None:
-    """Refuse a line below a history in JSON: neither would be a history then."""
+def _require_text(data: bytes, value: bytes, path: StrPath, key: str) -> None:
+    """Refuse a line below what it would make unreadable: bytes that are no text, and JSON, histories in it foremost."""
+    if data and as_text(data) is None:
+        raise InvalidParamError(
+            "the entry is not text, and a line of text below it would make it unreadable",
+            path=path, key=key, remedy=Remedy("append-exact"),
+        )  # fmt: skip
     chat = chats.chat_of(data)
     if chat is not None and chat.form != "text":
         raise InvalidParamError(
             "the entry is a history in JSON, and a line of text below it would make it unreadable",
             path=path, key=key, remedy=Remedy("append-message"),
         )  # fmt: skip
+    if _is_json(data) and not _is_json(value):  # or else lines of JSON
+        raise InvalidParamError(
+            "the entry is JSON, and a line of text below it would make it unreadable",
+            path=path, key=key, remedy=Remedy("append-exact"),
+        )  # fmt: skip
+
+
+def _is_json(data: bytes) -> bool:
+    """Tell whether bytes are an object or a list of JSON."""
+    if data.lstrip()[:1] not in (b"{", b"["):
+        return False
+    try:
+        loads(data)
+    except FileCorruptError:
+        return False
+    return True
 
 
 def _line(before: bytes, value: bytes, exact: bool) -> bytes:

@@ -180,6 +180,10 @@ def _convert(
     if kind is None:
         raise unknown_format(source)
     if target in ("gguf", "atlas-gguf"):
+        if target == "gguf" and kind in ("safetensors", "npz"):
+            made = _model_of_arrays(source, kind, output, options, keys, progress)
+            if made is not None:
+                return made
         if kind == "safetensors":
             raise InvalidParamError(
                 "a GGUF model also needs the configuration and the vocabulary, which are not in this file",
@@ -387,6 +391,22 @@ def _convert_tensors(
                 model, file, str(target), dequantize=options.dequantize, progress=progress
             )
             result.target_size = file.tell()
+    return result
+
+
+def _model_of_arrays(
+    source: Source, kind: str, output: Output, options: ConvertOptions, keys: Keys, progress: Progress | None
+) -> Converted | None:
+    """Make a model of the arrays that one was converted to; ``None`` where they are others."""
+    from atlas_kit.operations.model_from_arrays import holds_model, write_model_of_arrays
+
+    if not holds_model(source, kind):
+        return None
+    secrecy.require_no_secret(options.new_keys, keys, path=source.name)
+    require_ending(output, "gguf")
+    result = Converted(source.name, kind, output_name(output), "gguf", source.size, 0, None)
+    with scratch_path(output, ".gguf") as path:
+        result.target_size, result.notes = write_model_of_arrays(source, kind, path, progress)
     return result
 
 

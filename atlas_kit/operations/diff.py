@@ -406,20 +406,9 @@ def _at(chunk: bytes, at: int, place: int) -> str:
 def _diff_models(
     a: GGUFFile, b: GGUFFile, options: DiffOptions, result: Comparison, progress: Progress | None
 ) -> None:
-    ours, theirs = _pairs(a, options), _pairs(b, options)
-    for key, row in ours.items():
-        other = theirs.get(key)
-        if other is None:
-            result.changes.append(Change("removed", "metadata", key, [("value", _field_text(row), None)]))
-        elif change := _diff_fields(row, other, options):
-            result.changes.append(change)
-        else:
-            result.same += 1
-    result.changes += [
-        Change("added", "metadata", key, [("value", None, _field_text(row))])
-        for key, row in theirs.items()
-        if key not in ours
-    ]
+    changes, same = diff_metadata(a, b, options)
+    result.changes += changes
+    result.same += same
     total = len(a.tensors)
     for number, (name, info) in enumerate(a.tensors.items()):
         twin = b.tensors.get(name)
@@ -436,6 +425,27 @@ def _diff_models(
         for name, info in b.tensors.items()
         if name not in a.tensors
     ]
+
+
+def diff_metadata(a: GGUFFile, b: GGUFFile, options: DiffOptions) -> tuple[list[Change], int]:
+    """Compare the metadata of two models; return what differs, and how many values are the same."""
+    ours, theirs = _pairs(a, options), _pairs(b, options)
+    changes: list[Change] = []
+    same = 0
+    for key, row in ours.items():
+        other = theirs.get(key)
+        if other is None:
+            changes.append(Change("removed", "metadata", key, [("value", _field_text(row), None)]))
+        elif change := _diff_fields(row, other, options):
+            changes.append(change)
+        else:
+            same += 1
+    changes += [
+        Change("added", "metadata", key, [("value", None, _field_text(row))])
+        for key, row in theirs.items()
+        if key not in ours
+    ]
+    return changes, same
 
 
 def _pairs(model: GGUFFile, options: DiffOptions) -> dict[str, MetadataField]:

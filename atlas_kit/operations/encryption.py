@@ -20,7 +20,7 @@ from atlas_kit.operations.inputs import require_kind
 from atlas_kit.operations.outputs import Output, output_name, require_free, write_memory_file
 from atlas_kit.operations.secrecy import ENCRYPTED, PLAIN
 from atlas_kit.persistence.backups import backup_names, beside, remove_backups
-from atlas_kit.storage.given import use_source
+from atlas_kit.storage.given import Given, name_of, path_of, use_source
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import MemoryFile
@@ -70,7 +70,7 @@ class Secured:
 
 
 def encrypt_file(
-    path: StrPath,
+    given: Given,
     keys: Keys,
     output: Output | None = None,
     *,
@@ -95,18 +95,19 @@ def encrypt_file(
     KeyRequiredError
         There is no passphrase, and nobody to ask.
     """
-    with _opened(path, None, output, force) as memory:
-        result = _result(path, "encrypted", output, ENCRYPTED, memory)
+    with _opened(given, None, output, force) as memory:
+        result = _result(given, "encrypted", output, ENCRYPTED, memory)
         memory.encrypt_with(**keys.for_writing())
         _write(memory, output, ENCRYPTED)
     if output is None:
+        path = path_of(given)
         result.backups = [name for name in backup_names(path) if _can_be_read(beside(path, name))]
         _see_to_backups(path, result, remove_backups)
     return result
 
 
 def decrypt_file(
-    path: StrPath, keys: Keys, output: Output | None = None, *, version: int = PLAIN, force: bool = False
+    given: Given, keys: Keys, output: Output | None = None, *, version: int = PLAIN, force: bool = False
 ) -> Secured:
     """Write an encrypted memory file as plain text, of ``version`` 1 or 2.
 
@@ -117,15 +118,15 @@ def decrypt_file(
     KeyRequiredError, WrongKeyError
         The passphrase or key is missing or another.
     """
-    with _opened(path, keys, output, force) as memory:
-        _require_encrypted(path, memory, "inspect")  # as it is
-        result = _result(path, "decrypted", output, version, memory)
+    with _opened(given, keys, output, force) as memory:
+        _require_encrypted(given, memory, Remedy("inspect"))  # as it is
+        result = _result(given, "decrypted", output, version, memory)
         _write(memory, output, version)
     return result
 
 
 def rekey_file(
-    path: StrPath, keys: Keys, new_keys: Keys, output: Output | None = None, *, force: bool = False,
+    given: Given, keys: Keys, new_keys: Keys, output: Output | None = None, *, force: bool = False,
     remove_backups: bool = False,
 ) -> Secured:  # fmt: skip
     """Encrypt a memory file with another passphrase or key; ask for a new passphrase if there is none.
@@ -139,51 +140,52 @@ def rekey_file(
     KeyRequiredError, WrongKeyError
         The old passphrase or key is missing or another; or there is no new one.
     """
-    with _opened(path, keys, output, force) as memory:
-        _require_encrypted(path, memory, "encrypt")
+    with _opened(given, keys, output, force) as memory:
+        _require_encrypted(given, memory, Remedy("encrypt"))
         if not new_keys.given and new_keys.ask is None:
             raise KeyRequiredError(
-                "there is no new passphrase or key", path=path, remedy=Remedy("give-new-secret")
+                "there is no new passphrase or key", path=name_of(given), remedy=Remedy("give-new-secret")
             )
-        result = _result(path, "rekeyed", output, ENCRYPTED, memory)
+        result = _result(given, "rekeyed", output, ENCRYPTED, memory)
         memory.encrypt_with(**new_keys.for_writing())
         _write(memory, output, ENCRYPTED)
     if output is None:
+        path = path_of(given)
         result.backups = backup_names(path)
         _see_to_backups(path, result, remove_backups)
     return result
 
 
 @contextlib.contextmanager
-def _opened(path: StrPath, keys: Keys | None, output: Output | None, force: bool) -> Any:
+def _opened(given: Given, keys: Keys | None, output: Output | None, force: bool) -> Any:
     """Yield the memory file; without keys one that is encrypted is not opened."""
     from atlas_kit.storage.keys import Keys
 
-    require_free(output, [path], force)
+    require_free(output, [given], force)
     require_ending(output, "atlas")
-    with use_source(path) as source:
+    with use_source(given) as source:
         require_kind(source, ["atlas"], "only .atlas memory files can be encrypted")
         try:
             memory = open_memory(source, Keys() if keys is None else keys)
         except KeyRequiredError:
             if keys is None:
                 raise InvalidParamError(
-                    "the file is encrypted already", path=path, remedy=Remedy("rekey")
+                    "the file is encrypted already", path=name_of(given), remedy=Remedy("rekey")
                 ) from None
             raise
         with contextlib.closing(memory):
             yield memory
 
 
-def _require_encrypted(path: StrPath, memory: MemoryFile, remedy: str) -> None:
+def _require_encrypted(given: Given, memory: MemoryFile, remedy: Remedy) -> None:
     if memory.version != ENCRYPTED:
-        raise InvalidParamError("the file is not encrypted", path=path, remedy=Remedy(remedy))
+        raise InvalidParamError("the file is not encrypted", path=name_of(given), remedy=remedy)
 
 
-def _result(path: StrPath, what: str, output: Output | None, version: int, memory: MemoryFile) -> Secured:
-    name = path if output is None else output_name(output)
-    other_names = output is None and os.stat(path).st_nlink > 1
-    return Secured(os.fsdecode(path), what, os.fsdecode(name), version, len(memory), other_names=other_names)
+def _result(given: Given, what: str, output: Output | None, version: int, memory: MemoryFile) -> Secured:
+    name = name_of(given) if output is None else output_name(output)
+    other_names = output is None and os.stat(path_of(given)).st_nlink > 1
+    return Secured(name_of(given), what, name, version, len(memory), other_names=other_names)
 
 
 def _write(memory: MemoryFile, output: Output | None, version: int) -> None:

@@ -140,6 +140,8 @@ def require_kind(source: Source, kinds: Sequence[str], only: str) -> str:
 def unknown_format(source: Source) -> MagicMismatchError:
     """Return the error for a file that no reader recognises."""
     if source.size == 0:
+        if source.path is None:
+            return MagicMismatchError("nothing came through standard input", path=source.name)
         return MagicMismatchError("the file is empty", path=source.name, remedy=Remedy("recover"))
     known = foreign_error(source)
     if known is not None:

@@ -19,15 +19,19 @@ if TYPE_CHECKING:
 
 @dataclass
 class Listing:
-    """Entries, or metadata fields and tensors, in the file's order."""
+    """Entries, or metadata fields and tensors, in the file's order; ``chosen`` where patterns chose among them."""
 
     path: str
     kind: str
     entries: list[EntryRow] = field(default_factory=list)
     metadata: list[MetadataField] = field(default_factory=list)
     tensors: list[TensorInfo] = field(default_factory=list)
+    chosen: bool = False
 
-    exit_code = 0
+    @property
+    def exit_code(self) -> int:
+        """Return 1 when there were patterns and no name matches one."""
+        return int(self.chosen and not (self.entries or self.metadata or self.tensors))
 
     def names(self) -> Iterable[str]:
         """Yield every key and name."""
@@ -52,7 +56,7 @@ def list_file(
 ) -> Listing:
     """List a file; with patterns (``*``, ``?``, ``[...]``) only what one of them matches."""
     with open_given(given, keys, one_shard=one_shard) as opened:
-        listing = Listing(opened.name, opened.kind)
+        listing = Listing(opened.name, opened.kind, chosen=bool(patterns))
         if opened.kind == "gguf":
             listing.metadata = [row for row in opened.gguf.fields if matches(row.key, patterns)]
             listing.tensors = [info for info in opened.gguf.tensor_infos if matches(info.name, patterns)]

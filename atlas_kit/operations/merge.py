@@ -71,7 +71,7 @@ class Merged:
 
 def merge_files(
     inputs: Sequence[Given], output: Output, *, prefer: str = "last", version: int | None = None,
-    force: bool = False, keys: Keys | None = None, decrypt: bool = False,
+    force: bool = False, keys: Keys | None = None, decrypt: bool = False, new_keys: Keys | None = None,
 ) -> Merged:  # fmt: skip
     """Merge memory files: keys in the order in which they first appear.
 
@@ -85,6 +85,8 @@ def merge_files(
         Of the output; the highest of the inputs' by default, and 3 where there is a secret.
     decrypt
         Write plain text although an input is encrypted or there is a secret.
+    new_keys
+        Encrypt with another secret than opens the inputs.
     """
     if prefer not in RULES:
         raise InvalidParamError(f'there is no rule "{prefer}"', hint=f"Use {', '.join(RULES)}.")
@@ -95,7 +97,10 @@ def merge_files(
     try:
         for given in inputs:
             opened.append(open_given(given, keys))
-        return _merge(opened, output, prefer, _version(opened, version, keys, decrypt), keys)
+        new = keys if new_keys is None else new_keys
+        if decrypt and new_keys is not None:
+            raise InvalidParamError("another passphrase or key was given, and plain text was asked for")
+        return _merge(opened, output, prefer, _version(opened, version, new, decrypt), new)
     finally:
         for one in opened:
             one.close()

@@ -2,7 +2,7 @@
 
 Plain types keep their numbers. A quantised tensor that is not dequantised becomes its blocks: bytes, the last dimension
 counting those of a row. What the target cannot say (types, metadata, names that it does not allow) goes along as JSON:
-under ``gguf`` in safetensors' metadata, or in the npz array ``__gguf__``.
+under ``gguf`` in safetensors' metadata, or in the npz array ``__gguf__``; ``model_from_arrays`` reads it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
-from atlas_kit.codecs.json_text import dumps, is_utf8
+from atlas_kit.codecs.json_text import dumps, is_utf8, named, to_bytes
 from atlas_kit.errors import InvalidParamError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ MOST_SIDE = 32 << 20
 LONG_ARRAY = 1000
 
 #: ggml's plain types in the words of safetensors and of NumPy; NumPy has no bfloat16.
-_PLAIN = {
+PLAIN = {
     "F64": ("F64", "<f8"),
     "F32": ("F32", "<f4"),
     "F16": ("F16", "<f2"),
@@ -104,7 +104,7 @@ def _told(arrays: list[_Array], progress: Progress) -> list[_Array]:
 
 def _array(model: GGUFFile, info: TensorInfo, name: str, target: str, dequantize: bool) -> _Array:
     column = 0 if target == "safetensors" else 1
-    plain = _PLAIN.get(info.type_name)
+    plain = PLAIN.get(info.type_name)
     dtype = plain[column] if plain else None
     if plain is None:
         if not dequantize:
@@ -157,15 +157,19 @@ def _side(model: GGUFFile, names: dict[str, str], notes: list[str]) -> str:
         "version": model.version,
         "tensors": [
             {"name": names[info.name], "type": info.type_name, "shape": list(info.shape)}
-            | ({"gguf_name": info.name} if names[info.name] != info.name else {})
+            | (named("gguf_name", info.name) if names[info.name] != info.name else {})
             for info in model.tensor_infos
         ],
         "metadata": [field_to_json(row, head=None) for row in model.fields],
     }
+    for item, row in zip(record["metadata"], model.fields, strict=True):
+        if row.is_array and any(isinstance(one, str) and not is_utf8(one) for one in row.items):
+            item["items_hex"] = [to_bytes(one).hex() for one in row.items]
     text = dumps(record)
     if len(text) > MOST_SIDE:
         long = [row for row in model.fields if row.is_array and row.count > LONG_ARRAY]
         record["metadata"] = [field_to_json(row, head=None) for row in model.fields if row not in long]
+        record["left_out"] = [row.key for row in long]
         notes.append(
             f"{len(long)} long arrays of metadata were left out: {', '.join(row.key for row in long)}"
         )

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, TypeGuard
 
-from atlas_kit.errors import FileAccessError, InvalidParamError, printable
+from atlas_kit.errors import AtlasError, FileAccessError, InvalidParamError, printable
 from atlas_kit.formats.endings import require_ending
 from atlas_kit.storage.atomic import atomic_write
 from atlas_kit.storage.given import Given, check_output
@@ -87,6 +87,19 @@ def published_at(url: str) -> Iterator[str]:
 
 
 @contextmanager
+def _writing(output: StrPath) -> Iterator[None]:
+    """Name the device or pipe that cannot be written to."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if isinstance(error, AtlasError):
+            raise
+        raise access_error(error, output, "write") from error
+
+
+@contextmanager
 def scratch_path(output: Output, suffix: str = "") -> Iterator[StrPath]:
     """Yield a path to write to: the output itself, or a temporary file that is then copied to the stream."""
     if isinstance(output, (str, os.PathLike)):
@@ -97,7 +110,7 @@ def scratch_path(output: Output, suffix: str = "") -> Iterator[StrPath]:
         if not is_stream(output):
             yield output
             return
-        with open(output, "wb") as stream, scratch_path(stream, suffix) as path:
+        with _writing(output), open(output, "wb") as stream, scratch_path(stream, suffix) as path:
             yield path
         return
     with tempfile.TemporaryDirectory(prefix="atlas-kit-") as folder:
@@ -121,7 +134,7 @@ def output_file(output: Output) -> Iterator[IO[bytes]]:
             with atomic_write(output) as file:
                 yield file
             return
-        with open(output, "wb") as stream, output_file(stream) as file:
+        with _writing(output), open(output, "wb") as stream, output_file(stream) as file:
             yield file
         return
     with tempfile.TemporaryFile() as scratch:

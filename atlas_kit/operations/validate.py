@@ -16,7 +16,6 @@ from atlas_kit.errors import (
     InvalidParamError,
     KeyRequiredError,
     NoSuchFileError,
-    Remedy,
     WrongKeyError,
 )
 from atlas_kit.formats.detect import Format, by_name, detect
@@ -184,7 +183,8 @@ def _check(
     if kind == "atlas" and known is None:
         return _check_atlas(source, keys)
     if source.size == 0:
-        return [Finding("empty-file", "error", "the file is empty", offset=0, remedy=Remedy("recover"))]
+        empty = unknown_format(source)
+        return [Finding("empty-file", "error", empty.message, offset=0, remedy=empty.remedy)]
     if is_dat(source):
         read_dat(source)  # raises where it is cut off
         message = "this is not a model but an importance matrix in the format from before GGUF"
@@ -196,9 +196,10 @@ def _check(
 
 def _check_atlas(source: Source, keys: Keys) -> list[Finding]:
     from atlas_kit.formats.atlas.check import check_atlas
-    from atlas_kit.formats.opening import ask_if_encrypted
+    from atlas_kit.formats.opening import ask_if_encrypted, fitting_keys
 
     ask_if_encrypted(source, keys)
+    keys = fitting_keys(source, keys)
     findings = check_atlas(source, **keys.options())
     return (
         findings if any(one.severity == "error" for one in findings) else findings + _episodes(source, keys)

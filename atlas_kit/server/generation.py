@@ -525,11 +525,17 @@ class Generating:
         What a conversation answers is not learned: a model that learns its own words begins the next answer like them
         (see ``llama/asking.py``). It is kept in the episodes all the same.
         """
-        asked, sampler = self._asked, self._sampler
+        asked = self._asked
         talks = asked.said is not None and bool(asked.said.turns)
+        begun: list[Sampler] = []
 
         def work(tokens: Sequence[int]) -> Generator[Any, Any, Finish]:
             self._answering = True
+            if begun:  # an answer that is asked for once more; the first one's is closed
+                self._sampler = self._made()
+            sampler = self._sampler
+            assert sampler is not None
+            begun.append(sampler)
             try:
                 if tokens:
                     yield from session.reading(tokens, score=False)

@@ -36,7 +36,7 @@ from atlas_kit.server.jobs import finished
 from atlas_kit.server.keys import SHARED
 from atlas_kit.server.session_files import make_private, session_info
 from atlas_kit.storage.keys import Keys
-from atlas_kit.storage.pace import gently
+from atlas_kit.storage.pace import gently, give_back
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import MemoryFile
@@ -295,6 +295,7 @@ class SharedMemory:
         with pace:
             self._place.save(state, backup=count > 0, metadata={"session": info}, **options)
             prune(self.path, count)
+        state.memory.map(give_back)
 
     def due(self, conversation: Conversation) -> bool:
         """Tell whether it is time for a save."""

@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.background import start_thread
-from atlas_kit.errors import AtlasError, InvalidParamError
+from atlas_kit.errors import InvalidParamError
 
 if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine
@@ -77,9 +77,6 @@ class Loading:
             "n_batch": config.n_batch,
             "sleeps": config.sleep_idle_seconds >= 0 or None,
         }
-        if config.remembers:  # a memory needs the file's output matrix at once
-            with contextlib.suppress(AtlasError):  # which is said when it does
-                self._file.check()
         self._thread.join()
         if self._error is not None:
             raise self._error

@@ -16,11 +16,21 @@ from atlas_kit.episodes import Episodes, Kind
 from atlas_kit.errors import AtlasError
 from atlas_kit.llama.asking import follows_up, found_for
 from atlas_kit.llama.asking_prompts import LEAD, MIDDLE, PARTS, Form
-from atlas_kit.llama.branching import Branch
+from atlas_kit.llama.branching import Branch, Place
+from atlas_kit.llama.checking import checked, saying
 from atlas_kit.llama.inside import unblended, unlearned
 from atlas_kit.llama.likeness import likeness_of
-from atlas_kit.llama.recalling import LONGEST_QUESTION, Piece, Recall, Recalled, recall_of, recalling, within
-from atlas_kit.llama.steps import Finish, Step, Token
+from atlas_kit.llama.recalling import (
+    LONGEST_QUESTION,
+    Piece,
+    Recall,
+    Recalled,
+    again,
+    recall_of,
+    recalling,
+    within,
+)
+from atlas_kit.llama.steps import Finish, Step, Token, Work
 from atlas_kit.server.said import Said, Turn
 
 if TYPE_CHECKING:
@@ -120,6 +130,7 @@ class Question:
         if not found or session.episodes is None:
             return (yield from _plainly(session, fresh, answer, progress))
         branch, said = Branch(session), list[int]()
+        empty = branch.place()
         finish: Finish | None = None
         try:
             self.recalled = yield from recalling(
@@ -127,7 +138,7 @@ class Question:
             )
             if self.recalled.pieces:
                 self.aside = True
-                finish = yield from _noting(answer(self._form.behind), said)
+                finish = yield from _noting(self._checked(branch, empty, answer), said)
         finally:
             branch.close()
         if finish is None:
@@ -138,6 +149,24 @@ class Question:
         yield from session.reading(fresh, score=False)
         with unlearned(session):
             yield from session.reading(said, score=False)
+        return finish
+
+    def _checked(
+        self, branch: Branch, empty: Place, answer: Answering
+    ) -> Generator[Step | Token, Any, Finish]:
+        """Answer behind what is read again; what says nothing of it is asked for in another way."""
+        form, asked = self._behind or (self._form, self._asked)
+        pieces = self.recalled.pieces
+
+        def otherwise() -> Work[None]:
+            branch.back(empty)
+            yield from branch.read([*form.before, *branch.written(*again(form, pieces, asked))])
+
+        says = saying(self.text, [piece.text for piece in pieces])
+        finish, held, _ = yield from checked(
+            lambda: answer(form.behind), otherwise, says, lambda finish: finish.reason != "stop"
+        )
+        yield from held
         return finish
 
     def _found(self, session: AtlasSession) -> tuple[list[Piece], Recall]:

@@ -47,19 +47,20 @@ class Sleep:
         Whose model it is.
     seconds
         Without a request, after which it goes; negative: never.
-
-    Attributes
-    ----------
-    sleeping
-        Whether it is gone.
     """
 
     def __init__(self, service: Sleeper, seconds: float) -> None:
         self._service, self._seconds = service, seconds
-        self.sleeping = False
+        self._goes = False
         self._asking, self._last = 0, time.monotonic()
         self._turn = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def sleeping(self) -> bool:
+        """Whether the model is gone, or going: who comes now has to bring it back."""
+        engine: Engine | None = getattr(self._service, "engine", None)  # none is there until it is loaded
+        return self._goes or (engine is not None and engine.asleep)
 
     def begin(self) -> None:
         """Begin to look at whether anybody asks."""
@@ -112,19 +113,17 @@ class Sleep:
     async def _fall_asleep(self) -> None:
         await self._service.conversations.rest()
         if self._is_idle():  # nobody has come meanwhile
-            self.sleeping = True  # from now on: who comes while it goes waits, and brings it back
+            self._goes = True  # from now on: who comes while it goes waits, and brings it back
             try:
                 await asyncio.wrap_future(self._service.scheduler.ask(self._service.engine.sleep))
-            except Exception:
-                self.sleeping = False
-                raise
+            finally:
+                self._goes = False
             await asyncio.to_thread(give_back)
             log.info("nobody asks: the model leaves main memory until somebody does")
 
     async def _wake(self) -> None:
         began = time.monotonic()
         await asyncio.wrap_future(self._service.scheduler.ask(self._service.engine.wake))
-        self.sleeping = False
         log.info("the model is back after %.1f s", time.monotonic() - began)
 
 

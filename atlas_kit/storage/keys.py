@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from atlas_kit.errors import InvalidParamError, KeyRequiredError, Remedy
@@ -15,7 +15,8 @@ class Keys:
     """What opens encrypted files, and encrypts what is written.
 
     ``ask(question, confirm)`` is called only when a file needs it. ``ambient``: the secret was given by the
-    environment, for all work, and not for this.
+    environment, for all work, and not for this. ``others``: what else may open a file, tried in this order; what is
+    written is encrypted with the first.
     """
 
     def __init__(
@@ -25,11 +26,14 @@ class Keys:
         ask: Callable[[str, bool], bytes] | None = None,
         *,
         ambient: bool = False,
+        others: Sequence[Keys] = (),
     ) -> None:
         self.passphrase = passphrase
         self.key = key
         self.ask = ask
         self.ambient = ambient
+        self.others = list(others)
+        self._asked = False
 
     @property
     def given(self) -> bool:
@@ -56,6 +60,14 @@ class Keys:
         if self.given or self.ask is None:
             return False
         self.passphrase = self.ask(f"Passphrase for {name}", False)
+        self._asked = True
+        return True
+
+    def ask_for_another(self, name: str) -> bool:
+        """Ask for the passphrase of another file than the one it was asked for; tell whether somebody was asked."""
+        if not self._asked or self.ask is None:
+            return False
+        self.others.append(Keys(self.ask(f"Passphrase for {name}", False)))
         return True
 
 

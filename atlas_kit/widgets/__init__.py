@@ -12,6 +12,7 @@ from atlas_kit.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from atlas_kit.widgets.compare.memory_compare import MemoryCompare
+    from atlas_kit.widgets.compare.model_compare import ModelCompare
     from atlas_kit.widgets.explorer.file_explorer import FileExplorer
     from atlas_kit.widgets.folding import folded
     from atlas_kit.widgets.lab.memory_lab import MemoryLab
@@ -25,6 +26,7 @@ __all__ = [
     "MatrixView",
     "MemoryCompare",
     "MemoryLab",
+    "ModelCompare",
     "ServerMemory",
     "folded",
 ]
@@ -35,6 +37,7 @@ _HOMES = {
     "MatrixView": ".matrix",
     "MemoryCompare": ".compare.memory_compare",
     "MemoryLab": ".lab.memory_lab",
+    "ModelCompare": ".compare.model_compare",
     "ServerMemory": ".remote",
     "folded": ".folding",
 }

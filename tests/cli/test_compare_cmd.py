@@ -40,6 +40,22 @@ def test_same_content_in_other_clothes(files, run_cli):
         assert result.stdout == "no difference in 5 items\n"
 
 
+def test_what_differs_can_be_written_as_a_page(files, run_cli, parse_json, sample_data):
+    page = files.folder / "page.html"
+    models = [sample_data / f"gguf/{name}.gguf" for name in ("tiny", "micro")]
+    result = run_cli("diff", *models, "--html", page)
+    assert result.exit_code == 1
+    assert result.stdout.startswith("12 of 12 tensors differ; ")
+    assert "Error of each tensor, by layer" in page.read_text(encoding="utf-8")
+    assert run_cli("diff", *models, "--html", page).exit_code == 2  # it is there already
+    same = run_cli("diff", files.v1, files.v1, "--html", page, "--force", "--json")
+    assert same.exit_code == 0
+    assert parse_json(same.stdout)["sentence"] == "0 differ, 5 are the same."
+    assert run_cli("diff", files.v1, models[0], "--html", page, "-f").exit_code == 2
+    streamed = run_cli("diff", files.v1, files.v1, "--html", "-")
+    assert streamed.stdout.startswith("<!doctype html>")
+
+
 def test_text_json_tensors_and_keys(files, run_cli, parse_json):
     with MemoryFile.open(files.v2) as memory:
         weights = memory["weights"].array().copy()

@@ -20,6 +20,9 @@ ODD = "bad\udcff\x1b[31m[bold]"
 
 
 def test_ls_lists_keys_in_order(files, run_cli, quiet):
+    assert run_cli("ls", files.v1, "no*such").exit_code == 1
+    assert run_cli("ls", files.v1, "no*such", "-0").exit_code == 1
+    assert run_cli("ls", files.gguf, "no*such", "general.*").exit_code == 0
     result = run_cli("ls", files.v1)
     assert result.stdout == "greeting\nprefs\nblob\ncaf\u00e9/\U0001f9e0\nbad\\xff\\x1b[31m[bold]\n"
     assert quiet(result.stdout)

@@ -275,7 +275,7 @@ def test_errors_name_the_key_even_a_short_one(run_cli, tmp_path):
     path = tmp_path / "x.safetensors"
     header = b'{"a":{"dtype":"F32","shape":"?","data_offsets":[0,8]}}'
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
-    assert f'{path}: at byte 8: "a": ' in run_cli("inspect", path).stderr
+    assert f'{path}: at byte 8: "a": ' in run_cli("ls", path).stderr
 
 
 def test_errors_in_other_formats_name_the_file(run_cli, tmp_path):

@@ -46,6 +46,20 @@ def test_a_package_that_is_there_already_is_taken():
     ) == ["True True"]
 
 
+def test_a_schema_needs_no_more_of_the_package_and_leaves_no_file_open():
+    code = (
+        "import sys; from atlas_kit.llama.schema_grammar import schema_rules; schema_rules({'type': 'string'}); "
+        "print(sorted(name for name in sys.modules if name.startswith('llama_cpp.')))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-W", "always::ResourceWarning", "-c", code],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    wanted = ["_ctypes_extensions", "llama_cpp", "llama_grammar"]
+    assert run.stdout.strip() == str([f"llama_cpp.{name}" for name in wanted])
+    assert run.stderr == ""
+
+
 def test_grammars_of_schemas_find_their_module():
     assert said(
         "from atlas_kit.llama import llama_binding as b; b.low_level(); "

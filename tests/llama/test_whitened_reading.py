@@ -10,6 +10,7 @@ import pytest
 
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama import reading as reading_module
+from atlas_kit.llama import token_memory as token_memory_module
 from atlas_kit.llama.output_matrix import KNOWN_EVENING, KNOWN_RIDGE, MOVED_LOGIT
 from atlas_kit.llama.token_memory import BIAS_STEP, ETA_BOUND, ETA_RATE, TokenMemory, read_ahead
 from atlas_kit.llama.whitened_reading import LEAST_LIFT, LIFT, bias_step, likely, likely_and_beside, moved
@@ -179,6 +180,21 @@ def test_the_windows_keys_are_made_anew_when_the_states_are_whitened():
     np.testing.assert_allclose(keys[:WHITENED_AFTER], wanted[:WHITENED_AFTER], atol=2e-3)
     assert abs(before[:100] - keys[:100]).max() > 0.1
     assert memory.stats()["window"] == len(keys)
+
+
+def test_asking_for_counts_changes_nothing(monkeypatch):
+    """Metrics are asked for while another thread reads: what is still to be worked out is left to that thread."""
+    model, tokens = Model(), text(WHITENED_AFTER + 20)
+    memory = TokenMemory(model.rows, SMALL)
+    followed(memory, model, tokens, end=len(tokens) - 2)
+    with monkeypatch.context() as at_work:
+        at_work.setattr(token_memory_module, "asked_for", None)
+        stats = memory.stats()
+        with pytest.raises(TypeError):  # something is to be worked out
+            memory.waiting()
+    waiting = memory.waiting()
+    assert waiting["gradient"].shape == (len(waiting["token"]), E)
+    assert memory.stats() == stats
 
 
 def test_one_distribution_whatever_the_memory_says():

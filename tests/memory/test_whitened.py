@@ -343,3 +343,16 @@ def test_modules_out_of_range(changes):
 
 def test_json_and_back():
     assert MemoryConfig.from_json(config().to_json()) == config()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_new_memories_begin_alike_and_share_no_array(dtype, batch):
+    memory = WhitenedMemory(config(dtype=dtype))
+    first, second = (memory.init(batch) for _ in range(2))
+    for group, arrays in first.groups().items():
+        for name, array in arrays.items():
+            other = second.groups()[group][name]
+            assert np.array_equal(array, other)
+            assert array.flags.writeable
+            assert not np.shares_memory(array, other)

@@ -213,3 +213,100 @@ def test_every_type_there_and_back(model: Path, tmp_path: Path, run_cli: Callabl
     assert refused.exit_code == 2
     assert "cannot be converted to another byte order" in refused.stderr
     assert not (tmp_path / "no.gguf").exists()
+
+
+# --- back to a model ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "npz"])
+@pytest.mark.parametrize("name", ["gguf/tiny.gguf", "gguf/micro.gguf", "models/tiny-python.gguf"])
+def test_a_model_comes_back_to_the_bit(
+    tmp_path: Path, run_cli: Callable[..., Any], samples: Path, name: str, suffix: str
+) -> None:
+    arrays, back = tmp_path / f"a.{suffix}", tmp_path / "back.gguf"
+    assert run_cli("convert", samples / name, arrays).exit_code == 0
+    ran = run_cli("convert", arrays, back)
+    assert ran.exit_code == 0, ran.stderr
+    assert back.read_bytes() == (samples / name).read_bytes()
+    assert "note" not in ran.stdout
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "npz"])
+def test_every_type_comes_back(model: Path, tmp_path: Path, run_cli: Callable[..., Any], suffix: str) -> None:
+    arrays, back = tmp_path / f"a.{suffix}", tmp_path / "back.gguf"
+    assert run_cli("convert", model, arrays).exit_code == 0
+    assert run_cli("convert", arrays, back).exit_code == 0
+    assert back.read_bytes() == model.read_bytes()
+
+
+def test_values_that_json_lacks_come_back(tmp_path: Path, run_cli: Callable[..., Any]) -> None:
+    from atlas_kit.formats.gguf import MetadataField
+
+    path, back = tmp_path / "m.gguf", tmp_path / "back.gguf"
+    fields = [
+        MetadataField.make("a.text", "x\udcff\x1b\u202e\n"),
+        MetadataField.make("a.texts", ["\udc80", "\u00fc", ""]),
+        MetadataField.make("a.float", float("inf")),
+        MetadataField.make("a.floats", [0.1, float("-inf"), 1e-45], 9, 6),
+        MetadataField.make("a.long", 2**64 - 1, 10),
+        MetadataField.make("a.truth", [True, False]),
+        MetadataField.make("a.none", [], 9, 8),
+        MetadataField.make("general.alignment", 64, 4),
+    ]
+    sources = [TensorSource("\udcff\n/..", (4,), 0, bytes(16), 16), TensorSource("b", (2,), 1, b"abcd", 4)]
+    write_gguf(path, fields, sources)
+    for suffix in ("safetensors", "npz"):
+        assert run_cli("convert", path, tmp_path / f"a.{suffix}").exit_code == 0
+        ran = run_cli("convert", tmp_path / f"a.{suffix}", back, "--force")
+        assert ran.exit_code == 0, ran.stderr
+        assert back.read_bytes() == path.read_bytes()
+
+
+def test_shards_come_back_as_one(tmp_path: Path, run_cli: Callable[..., Any], samples: Path) -> None:
+    shard = samples / "gguf" / "tiny-split-00001-of-00002.gguf"
+    assert run_cli("join", shard, "-o", tmp_path / "whole.gguf").exit_code == 0
+    assert run_cli("convert", shard, tmp_path / "a.safetensors").exit_code == 0
+    assert run_cli("convert", tmp_path / "a.safetensors", tmp_path / "back.gguf").exit_code == 0
+    assert run_cli("diff", tmp_path / "whole.gguf", tmp_path / "back.gguf").exit_code == 0
+
+
+def test_numbers_that_were_changed_are_written(
+    tmp_path: Path, run_cli: Callable[..., Any], samples: Path
+) -> None:
+    arrays, back = tmp_path / "a.npz", tmp_path / "back.gguf"
+    assert run_cli("convert", samples / "gguf" / "tiny.gguf", arrays, "--dequantize").exit_code == 0
+    with np.load(arrays) as loaded:
+        made = {name: loaded[name] for name in loaded.files}
+    made["token_embd.weight"] = np.asfortranarray(made["token_embd.weight"] * 2).astype(">f4")
+    made["added"] = np.arange(6, dtype=np.float16).reshape(2, 3)
+    del made["output_norm.weight"]
+    np.savez_compressed(arrays, **made)
+    ran = run_cli("convert", arrays, back)
+    assert ran.exit_code == 0, ran.stderr
+    assert "tensors are others than the model had" in ran.stdout
+    with GGUFFile.open(back) as model:
+        assert "output_norm.weight" not in model.tensors
+        assert np.array_equal(model.array("token_embd.weight"), made["token_embd.weight"])
+        assert np.array_equal(model.array("added"), made["added"])
+        assert model.tensors["blk.0.ffn_up.weight"].type_name == "F32"
+
+
+def test_arrays_that_are_no_model(tmp_path: Path, run_cli: Callable[..., Any], samples: Path) -> None:
+    arrays, back = tmp_path / "a.npz", tmp_path / "back.gguf"
+    np.savez(arrays, a=np.zeros(3))
+    ran = run_cli("convert", arrays, back)
+    assert ran.exit_code == 2
+    assert "only a GGUF model can be converted to GGUF" in ran.stderr
+    for record in (b"", b"{", b"[]", b'{"metadata": 3, "tensors": [], "version": 3}', b"{}",
+                   b'{"metadata": [{}], "tensors": [], "version": 3}',
+                   b'{"metadata": [{"key": "a", "type": "x", "value": 1}], "tensors": [], "version": 3}',
+                   b'{"metadata": [{"key": "a", "type": "u8", "value": "x"}], "tensors": [], "version": 3}',
+                   b'{"metadata": [{"key": "a", "type": "u8", "value": 900}], "tensors": [], "version": 3}',
+                   b'{"metadata": [], "tensors": [{"name": "a"}], "version": 3}',
+                   b'{"metadata": [], "tensors": [{"name": "a", "type": "Q4_0", "shape": ["x"]}], "version": 3}',
+                   b'{"metadata": [], "tensors": [], "version": 3, "left_out": ["a.tokens"]}'):  # fmt: skip
+        np.savez(arrays, a=np.zeros(3), __gguf__=np.frombuffer(record, np.uint8))
+        ran = run_cli("convert", arrays, back)
+        assert ran.exit_code == 2, record
+        assert "internal error" not in ran.stderr, record
+        assert not back.exists()

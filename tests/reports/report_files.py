@@ -117,9 +117,9 @@ def tensor_twice() -> bytes:
     return replace(file, tensors=(*file.tensors, again)).bytes()
 
 
-def prefixed() -> bytes:
+def prefixed(layers: int = 1) -> bytes:
     """All tensors are called model.*, as before conversion."""
-    file = model()
+    file = model(layers=layers)
     return replace(file, tensors=tuple(replace(t, name=f"model.{t.name}") for t in file.tensors)).bytes()
 
 

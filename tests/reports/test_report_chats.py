@@ -514,3 +514,29 @@ def test_what_was_said_beside_a_model(tmp_path):
         {"role": "assistant", "content": "Here."},
     ]
     assert said["time"] == "2023-11-14 22:13:20 UTC"
+
+
+def test_a_line_makes_nothing_unreadable(tmp_path, run_cli):
+    path = tmp_path / "m.atlas"
+    memory = MemoryFile()
+    held = {
+        "bytes": b"\x00\xff\x01",
+        "settings": b'{"theme": "dark"}',
+        "lines": b'{"a": 1}',
+        "note": b"[draft] x",
+    }
+    for key, value in held.items():
+        memory.set(key, value)
+    memory.save(path)
+    for key, words in (("bytes", "the entry is not text"), ("settings", "the entry is JSON")):
+        ran = run_cli("append", path, key, "more")
+        assert ran.exit_code == 2
+        assert words in ran.stderr
+        assert "Use --exact" in ran.stderr
+        assert run_cli("append", path, key, "more", "--exact").exit_code == 0
+    assert run_cli("append", path, "lines", '{"a": 2}').exit_code == 0
+    assert run_cli("append", path, "note", "more").exit_code == 0
+    with MemoryFile.open(path) as memory:
+        assert bytes(memory["bytes"].data) == b"\x00\xff\x01more"
+        assert bytes(memory["lines"].data) == b'{"a": 1}\n{"a": 2}'
+        assert bytes(memory["note"].data) == b"[draft] x\nmore"

@@ -461,3 +461,86 @@ def test_what_is_said_of_a_plain_file_can_be_wanted(folder, run_cli):
     assert "the file is not encrypted. See what it holds with: atlas-tool inspect" in said
     assert "Encrypt it" not in said
     assert "Encrypt it with: atlas-tool encrypt" in run_cli("rekey", path, "--new-key-file", "new.key").stderr
+
+
+# --- files with different secrets ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three(folder):
+    """Return files that a passphrase, another one and a key open, and the options that open all of them."""
+    for name, secret in (("a", {"passphrase": OLD}), ("b", {"passphrase": NEW}), ("c", {"key": OLD_KEY})):
+        memory = MemoryFile(version=3, **secret)
+        memory.set(name, CANARY)
+        memory.save(folder / f"{name}.atlas")
+    return ["--passphrase-file", "old.txt", "--passphrase-file", "new.txt", "--key-file", "old.key"]
+
+
+def opened_by(path, **secret):
+    with MemoryFile.open(path, **secret) as memory:
+        return list(memory)
+
+
+def test_files_with_different_secrets_are_merged(three, folder, run_cli):
+    files = ["a.atlas", "b.atlas", "c.atlas"]
+    assert run_cli("merge", *files, "-o", "out.atlas", *three).exit_code == 0
+    assert opened_by("out.atlas", passphrase=OLD) == ["a", "b", "c"]
+    new = ["--new-passphrase-file", "new.txt"]
+    assert run_cli("merge", *files, "-o", "out.atlas", *three, *new, "--force").exit_code == 0
+    assert opened_by("out.atlas", passphrase=NEW) == ["a", "b", "c"]
+    refused = run_cli("merge", *files, "-o", "out2.atlas", *three, *new, "--decrypt")
+    assert (refused.exit_code, (folder / "out2.atlas").exists()) == (2, False)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [["diff", "b.atlas", "c.atlas"], ["validate", "a.atlas", "b.atlas", "c.atlas"], ["hash", "a.atlas", "c.atlas"],
+     ["grep", CANARY, "a.atlas", "b.atlas", "c.atlas"],
+     ["validate", "a.atlas", "b.atlas", "c.atlas", "--workers", "2"]],
+)  # fmt: skip
+def test_files_with_different_secrets_are_read(three, run_cli, line):
+    ran = run_cli(*line, *three)
+    assert ran.exit_code == (1 if line[0] == "diff" else 0), ran.stderr
+    assert run_cli(*line, *three[:2]).exit_code == (1 if line[0] == "validate" else 2)
+
+
+def test_a_secret_that_is_missing_is_said(three, folder, run_cli):
+    ran = run_cli("merge", "a.atlas", "b.atlas", "-o", "out.atlas", *three[:2])
+    assert ran.exit_code == 2
+    assert "b.atlas: the passphrase is not the one" in ran.stderr
+    assert "once for each secret" in ran.stderr
+    ran = run_cli("merge", "a.atlas", "b.atlas", "-o", "out.atlas", *three[:2], *three[4:])
+    assert "b.atlas: none of the passphrases and keys is the one" in ran.stderr
+    assert not (folder / "out.atlas").exists()
+
+
+def test_a_terminal_asks_for_each_file(three, run_cli, monkeypatch):
+    from atlas_kit.cli import _options
+
+    asked = []
+
+    def ask(question: str, confirm: bool) -> bytes:
+        asked.append(question)
+        return (NEW if "b.atlas" in question else OLD).encode()
+
+    monkeypatch.setattr(_options, "terminal_question", lambda: ask)
+    assert run_cli("merge", "a.atlas", "b.atlas", "-o", "out.atlas").exit_code == 0
+    assert asked == ["Passphrase for a.atlas", "Passphrase for b.atlas"]
+    assert opened_by("out.atlas", passphrase=OLD) == ["a", "b"]
+
+
+def test_the_output_is_none_of_several_secrets(three, folder, run_cli):
+    (folder / "c.txt.atlas").write_text(OLD)
+    ran = run_cli(
+        "merge",
+        "a.atlas",
+        "b.atlas",
+        "-o",
+        "c.txt.atlas",
+        *three,
+        "--passphrase-file",
+        "c.txt.atlas",
+        "--force",
+    )
+    assert ran.exit_code == 2
+    assert (folder / "c.txt.atlas").read_text() == OLD

@@ -124,3 +124,17 @@ def test_shards_that_disagree(tmp_path: Path, run_cli) -> None:
     )
     paths[1].write_bytes(shards[2].bytes())
     assert "the name says that this is shard 2, and split.no says 3" in run_cli("validate", paths[1]).stdout
+
+
+def test_findings_of_one_kind_are_a_few_lines_with_what_helps_once(tmp_path: Path, run_cli) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(built.prefixed(layers=6))
+    (report,) = json.loads(run_cli("validate", path, "--json").stdout)
+    missing = [one for one in report["findings"] if one["code"] == "tensor-missing"]
+    assert len(missing) == 6 * 9 + 2
+    lines = run_cli("validate", path).stdout.splitlines()
+    assert len([line for line in lines if line.startswith("  error [tensor-missing]")]) == 20
+    assert f"  ... and {len(missing) - 20} more of [tensor-missing] (--json lists all)" in lines
+    assert (
+        len([line for line in lines if "atlas-tool rename" in line]) == 2
+    )  # for what is missing, and what is no use

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from atlas_kit.llama import Sampling
 from server.conftest import TEMPLATE, Server
 from server.scripted import ScriptedEngine
 
@@ -579,13 +580,43 @@ def test_an_answer_on_the_side_is_the_model_s_alone(serve: Server) -> None:
     assert answer["atlas"]["blend_ratio_actual"] == 0
 
 
+def test_an_answer_that_says_nothing_is_asked_for_again_with_a_new_sampler(
+    serve: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = engine()
+    server = serve(made, atlas_recall="always")
+    chat(server, FACT)
+    filled(server)
+    make, closed, used = made.sampler, list[object](), list[object]()
+
+    def sampler(sampling: Sampling) -> Any:
+        new = make(sampling)
+        sample = new.sample
+
+        def sampled(*given: Any) -> int:
+            assert new not in closed
+            if new not in used:
+                used.append(new)
+            return sample(*given)
+
+        new.sample, new.close = sampled, lambda: closed.append(new)  # type: ignore[method-assign]
+        return new
+
+    monkeypatch.setattr(made, "sampler", sampler)
+    monkeypatch.setattr("atlas_kit.server.recall.saying", lambda *_: lambda answer: False)
+    read = noting(made)
+    assert recalled(chat(server, QUESTION)) == [FACT]
+    assert len(used) == 2
+    assert any(f"Question: {QUESTION}" in text for text in read)
+
+
 def test_what_has_nothing_to_do_with_the_memory_the_model_answers_alone(serve: Server) -> None:
     server = serve(engine(), atlas_recall_gate=100)
     chat(server, FACT)
     filled(server)
-    told = chat(server, QUESTION, max_tokens=4)["atlas"]
+    told = chat(server, QUESTION)["atlas"]
     assert told["blend_ratio_actual"] == 0
-    assert chat(server, "I like tea.", max_tokens=4)["atlas"]["blend_ratio_actual"] > 0
+    assert chat(server, "I like tea.")["atlas"]["blend_ratio_actual"] > 0
 
 
 def test_long_texts_are_kept_beside_the_loop(serve: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,3 +170,16 @@ def test_a_server_that_sleeps_ends_and_has_saved(serve: Server, tmp_path: Any) -
     server.stop()
     again = serve(fake_engine(), atlas_memory_dir=str(tmp_path))
     assert [one["id"] for one in again.get("/v1/atlas/sessions")["data"]] == ["anna"]
+
+
+def test_who_sleeps_is_the_model_s_own_word(serve: Server) -> None:
+    """Where it has woken by itself, nobody says that it sleeps; and it falls asleep again."""
+    engine = fake_engine()
+    server = serve(engine, sleep_idle_seconds=0)
+    wait(server)
+    assert server.get("/props")["is_sleeping"] is True
+    server.service.sleep._seconds = 60
+    engine.wake()
+    assert server.get("/props")["is_sleeping"] is False
+    server.service.sleep._seconds = 0
+    wait(server)

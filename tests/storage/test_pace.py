@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 from pathlib import Path
@@ -195,3 +196,21 @@ def test_nothing_is_written_or_hashed_in_larger_parts(
     write(tmp_path / "a.atlas", Hurry())
     assert sum(sizes) >= 10 * pace.PART
     assert max(sizes) <= pace.PART
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="the system takes memory back as a whole")
+def test_what_was_copied_is_given_back_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    array = np.ones(5 * pace.COPIED // 8 + 3)
+    copy, other, small = pace.copied(array), array[1:], pace.copied(array[:9])
+    pauses: list[float] = []
+    monkeypatch.setattr("time.sleep", pauses.append)
+    assert pace.give_back(copy) is copy
+    assert pauses == [pace.COPY_PAUSE] * 6
+    assert not copy.any()  # its pages are gone
+    for one in (array, other, small, 7):
+        pace.give_back(one)
+    assert array.all()
+    assert other.all()
+    assert small.all()
+    assert len(pauses) == 6

@@ -326,6 +326,12 @@ def read(answer: Answer, ask: Ask) -> Reply:
                 return Reply(answer.status, body, why="an event is no JSON")
     text = body + "\n" + "".join(map(piece_of, events))
     if (error := error_in(events)) is not None:
+        if (
+            error.get("type") == "invalid_request_error"
+            and 400 in ask.expect
+            and not any(map(piece_of, events))
+        ):
+            return Reply(400, text)  # while it waited for its turn, a sign of life had begun the stream
         away = error.get("code") in AWAY_CODES or error.get("type") == "overloaded_error"
         return Reply(answer.status, text, why="told" if away else "an event tells of an error")
     ended = any(one in body for one in ENDS[ask.stream])

@@ -246,7 +246,7 @@ def _check_start(scan: HeaderScan, report: Report) -> bool:
         elif isinstance(error, VersionMismatchError):
             report.error("version-unknown", error.message, remedy=_MEND, offset=4)
         else:
-            hint = "Copy or download it again."
+            hint = _ANEW
             report.error(
                 "header-truncated", "the file ends inside its first 24 bytes", hint, offset=scan.size
             )
@@ -330,7 +330,7 @@ def _explain_stop(scan: HeaderScan, found: Salvage, report: Report) -> None:
         report.error(
             "header-truncated",
             message,
-            "Copy or download it again.",
+            _ANEW,
             remedy=_MEND,
             offset=where,
             key=error.key,
@@ -485,7 +485,7 @@ def _check_placement(
     _check_mapping(report, alignment, data_start)
     if data_start > size:
         message = f"tensor data should start at byte {data_start}, and the file ends at {size}"
-        report.error("tensor-data-missing", message, "Copy or download it again.", offset=size)
+        report.error("tensor-data-missing", message, _ANEW, offset=size)
     expected: int | None = 0
     missing: list[TensorInfo] = []
     for info in tensors:
@@ -525,7 +525,7 @@ def _missing(report: Report, missing: list[TensorInfo], data_start: int, size: i
     report.error(
         "tensor-data-missing",
         message,
-        "Copy or download it again.",
+        _ANEW,
         remedy=_MEND,
         offset=data_start + first.offset,
         key=first.name,

@@ -858,46 +858,12 @@ class View {
   }
 }
 
-// --- sliders ---------------------------------------------------------------------------------------------------
-
-/**
- * Name the sliders around a view for who cannot see them: what moves has no name in ipywidgets, and says a number that
- * is not always the one beside it.
- * @param {Element} el
- */
-function nameSliders(el) {
-  let whole = el.closest(".widget-vbox");
-  for (let above = whole; above; above = above.parentElement?.closest(".widget-vbox") ?? null) whole = above;
-  for (const slider of whole?.querySelectorAll(".widget-slider:not([data-named])") ?? []) {
-    const [label, readout] = [".widget-label", ".widget-readout"].map((part) => slider.querySelector(part));
-    const handle = slider.querySelector("[role=slider]");
-    if (!(slider instanceof HTMLElement) || !handle || !label?.textContent) continue;
-    slider.dataset.named = "";
-    handle.setAttribute("aria-label", label.textContent.replace("↺", "").trim());
-    if (!readout) continue;
-    const say = () => {
-      const text = readout.textContent ?? "";
-      if (handle.getAttribute("aria-valuetext") !== text) handle.setAttribute("aria-valuetext", text);
-    };
-    new MutationObserver(say).observe(readout, { childList: true, characterData: true, subtree: true });
-    new MutationObserver(say).observe(handle, { attributeFilter: ["aria-valuetext"] }); // which it sets by itself
-    say();
-  }
-}
-
 /** @param {{model: Model, el: Element}} given */
 function render({ model, el }) {
   const view = new View(model, el);
-<<<<<<< HEAD
-  // the sliders may come later than this
-  const timers = [0, 300, 2000].map((wait) => setTimeout(() => nameSliders(el), wait));
-  return () => {
-    timers.forEach(clearTimeout);
-=======
   const unname = nameSliders(); // those beside the matrices: every widget of several parts has one
   return () => {
     unname();
->>>>>>> main
     view.end();
   };
 }

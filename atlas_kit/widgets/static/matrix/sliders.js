@@ -1,25 +1,42 @@
-// Names for the handles of ipywidgets' sliders: a screen reader would say "slider, 16" and not of what.
+// Names for the handles of ipywidgets' sliders: a screen reader would say "slider, 16" and not of what, and a number that
+// is not always the one that stands beside it.
 //
-// A handle is named by the label that stands beside it, so that a label that changes is the name that changes. One
-// watcher serves all widgets of a page, and ends with the last of them.
+// One watcher serves all widgets of a page, whenever their sliders come, and ends with the last of them.
 
-const UNNAMED = ".widget-slider .noUi-handle:not([aria-labelledby])";
+const UNNAMED = ".widget-slider:not([data-named])";
 const LOOK_AFTER_MS = 120;
 
 let views = 0;
-let lastId = 0;
 let timer = 0;
 /** @type {MutationObserver | null} */
 let watcher = null;
 
-function name() {
+function nameAll() {
   timer = 0;
-  for (const handle of document.querySelectorAll(UNNAMED)) {
-    const label = handle.closest(".widget-slider")?.querySelector(".widget-label");
-    if (!label) continue;
-    label.id ||= `atlas-slider-${++lastId}`;
-    handle.setAttribute("aria-labelledby", label.id);
+  for (const slider of document.querySelectorAll(UNNAMED)) {
+    const label = slider.querySelector(".widget-label"),
+      readout = slider.querySelector(".widget-readout");
+    const handles = slider.querySelectorAll("[role=slider]");
+    if (!(slider instanceof HTMLElement) || !handles.length || !label?.textContent) continue;
+    slider.dataset.named = "";
+    for (const handle of handles) handle.setAttribute("aria-label", label.textContent.replace("↺", "").trim());
+    if (readout && handles.length === 1) sayReadout(handles[0], readout);
   }
+}
+
+/**
+ * Have a handle say what stands beside it.
+ * @param {Element} handle
+ * @param {Element} readout
+ */
+function sayReadout(handle, readout) {
+  const say = () => {
+    const text = readout.textContent ?? "";
+    if (text && handle.getAttribute("aria-valuetext") !== text) handle.setAttribute("aria-valuetext", text);
+  };
+  new MutationObserver(say).observe(readout, { childList: true, characterData: true, subtree: true });
+  new MutationObserver(say).observe(handle, { attributeFilter: ["aria-valuetext"] }); // which it sets by itself
+  say();
 }
 
 /**
@@ -29,10 +46,10 @@ function name() {
 export function nameSliders() {
   views += 1;
   watcher ??= new MutationObserver(() => {
-    timer ||= setTimeout(name, LOOK_AFTER_MS);
+    timer ||= setTimeout(nameAll, LOOK_AFTER_MS);
   });
   if (views === 1) watcher.observe(document.body, { childList: true, subtree: true });
-  name();
+  nameAll();
   return () => {
     views -= 1;
     if (views === 0) watcher?.disconnect();
