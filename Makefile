@@ -56,7 +56,8 @@ demo: $(VENV)/.llama
 	@$(BIN)/python tools/demo.py
 
 lab: $(VENV)/.lab
-	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/README.md --LabApp.app_settings_dir=tools/lab \
+	  $(foreach name,__pycache__ '*.pyc' '0?_*.py',--ContentsManager.hide_globs=$(name)) $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
 
 serve: $(VENV)/.serve
 	@mkdir -p build/memories

@@ -171,8 +171,8 @@ plt.show()
 #
 # The memory called *Atlas* goes one step further (equations 32 and 33). It collects gradients in a momentum $S$, and
 # before the step it makes all directions of $S$ about equally long, so that rare directions are learned as well as
-# common ones. This is *Muon*; the equalising is done by five *Newton-Schulz* steps, because a singular value decomposition
-# per token would be slow:
+# common ones. This is *Muon*; the equalising is done by five *Newton-Schulz* steps, because a singular value
+# decomposition per token would be slow:
 #
 # $$S_t = \theta_t S_{t-1} + \nabla_t \tag{32}$$
 # $$\mathcal M_t = \alpha_t \mathcal M_{t-1} - \eta_t \, \text{NewtonSchulz}_5(S_t) \tag{33}$$

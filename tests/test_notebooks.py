@@ -74,6 +74,9 @@ class TestEveryNotebook:
         for output in shown:  # what a reader would see instead of a view
             text = output.get("text", "") or output.get("data", {}).get("text/plain", "")
             assert not re.search(r"<[\w.]+ object at 0x|<[\w.]+ at 0x", text), text[:200]
+        for cell in ran.cells:
+            if "solution" in cell.metadata.get("tags", []):
+                assert all(o.data["text/html"].startswith("<details><summary") for o in cell.outputs)
         assert len(notebooks.written(ran)) < notebooks.LARGEST
         # what it wrote it wrote elsewhere
         assert sorted(p.name for p in (tmp_path / "notebooks").iterdir()) == []
@@ -92,6 +95,15 @@ class TestEveryNotebook:
             if any("solution" in c.metadata.get("tags", []) for c in cells)
         ]
         assert solved == ["exercise"]
+
+    def test_the_solution_and_what_it_gives_are_folded(self, source):
+        for cell in notebooks.read(source).cells:
+            if "solution" in cell.metadata.get("tags", []):
+                # the first line is what a folded cell shows
+                first, *rest = cell.source.splitlines()
+                assert first == "with folded():"
+                assert all(line.startswith("    ") for line in rest if line)
+                assert cell.metadata["jupyter"]["source_hidden"]
 
     def test_what_it_names_exists(self, source):
         cells = notebooks.read(source).cells

@@ -24,10 +24,11 @@ def folded(title: str = "What it gives") -> Iterator[None]:
         with folded():
             print("42")
     """
-    from IPython.display import display
+    from IPython import display
     from IPython.utils.capture import capture_output
 
-    captured = None
+    show: Any = display.display
+    captured: Any = None
     try:
         with capture_output() as captured:
             yield
@@ -35,7 +36,7 @@ def folded(title: str = "What it gives") -> Iterator[None]:
         if captured is not None:
             captured.show()  # whatever led to an error is not for later
         raise
-    display(_details(title, captured.stdout + captured.stderr, captured.outputs), raw=True)
+    show(_details(title, captured.stdout + captured.stderr, captured.outputs), raw=True)
 
 
 def _details(title: str, text: str, outputs: list[Any]) -> dict[str, str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -43,10 +46,8 @@ def test_start_learn_stop(lab_server: Lab, notebook, page: Page):
     assert kernel_json(page, "''.join(lab.words.texts(0, len(lab.trace)))") == text
 
     # who cannot see the sliders hears their names
-    names = page.locator(".atlas-memory-lab [role=slider]").evaluate_all(
-        "(all) => all.map((one) => one.ariaLabel)"
-    )
-    assert {"learning rate", "window", "degree", "share"} <= set(names)
+    for name in ("learning rate", "window", "degree", "share"):
+        expect(page.get_by_role("slider", name=name)).to_have_count(1)
 
     # while a cell runs, a picture of the run grows
     shown = page.locator(".atlas-lab").get_attribute("data-shown")
@@ -76,7 +77,7 @@ def test_start_and_the_curves_share_a_screen_and_the_rest_is_in_tabs(lab_server,
         "Matrix": ".atlas-lab-matrix canvas >> nth=0",
         "Weights": ".weights canvas",
     }
-    for name, pane in panes.items():
+    for name in panes:
         page.locator(".atlas-lab .tabs button", has_text=name).click()
         for other, selector in panes.items():
             expect(page.locator(selector)).to_be_visible(visible=other == name)
@@ -86,6 +87,28 @@ def test_start_and_the_curves_share_a_screen_and_the_rest_is_in_tabs(lab_server,
                 && ["auto", "scroll"].includes(getComputedStyle(one).overflowX)).map((one) => one.className)"""
         )
         assert sideways == []
+
+
+def test_what_was_seen_last_is_saved_and_can_be_looked_around_in(lab_server, notebook, page: Page):
+    name = notebook(OPEN)
+    open_notebook(page, lab_server, name)
+    assert run_all(page) == []
+    press(page, "Start")
+    page.wait_for_function(
+        "Number(document.querySelector('.atlas-lab').dataset.shown) > 300", timeout=120_000
+    )
+    page.evaluate("window.jupyterapp.commands.execute('docmanager:save').then(() => null)")
+    cells = json.loads((lab_server.root / name).read_text())["cells"]
+    bundle = cells[0]["outputs"][0]["data"]
+    read = int(re.search(r"([\d,]+) tokens read", "".join(bundle["text/plain"]))[1].replace(",", ""))
+    assert read > 100
+    page.goto("about:blank")
+    page.set_content(f"<!doctype html><body>{''.join(bundle['text/html'])}</body>")
+    page.locator(".ak-at rect").nth(60).hover()
+    expect(page.locator(".ak-at:hover text")).to_contain_text("with memory")
+    for tab, seen in (("Text", "[title*='nats without memory']"), ("Matrix", "svg image")):
+        page.locator(".ak-name", has_text=tab).click()
+        expect(page.locator(f".ak-panel:visible {seen}").first).to_be_visible()
 
 
 def test_a_page_that_is_loaded_again_shows_the_run(lab_server: Lab, notebook, page: Page):

@@ -531,7 +531,11 @@ def test_the_page_has_the_text_coloured_and_escaped(make):
     page = lab.html()
     assert "<script" not in page
     assert "nats without memory" in page
-    assert page.count("<span style") == len(lab.text_to_read) - 1
+    assert page.count('<span style="background') == len(lab.text_to_read) - 1
+    for tab in ("Curves", "Text", "Matrix", "In words"):
+        assert f"{tab}</label>" in page
+    assert "with memory" in page  # the values under the pointer
+    assert "row 0, column 0: " in page
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from atlas_kit.background import start_thread
 from atlas_kit.errors import AtlasError
 from atlas_kit.llama.trace import Trace
 from atlas_kit.llama.trace_frames import GivenWords, unpacked
-from atlas_kit.widgets.base import Shown, page
+from atlas_kit.widgets.base import Shown
 from atlas_kit.widgets.lab import static_view as static
 from atlas_kit.widgets.lab.history import History
 from atlas_kit.widgets.lab.recall_pane import RecallPane
@@ -194,9 +194,8 @@ class AttachedLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         return static.attached_figure(self)
 
     def html(self) -> str:
-        """Return the figure, the numbers, the newest text coloured by surprise, and what was recalled last."""
-        last = self.recalled.last
-        return page(self.png(), self.text()) + static.coloured(self) + ("" if last is None else last.html())
+        """Return curves, the newest text coloured by surprise, and what was recalled last, to look around in."""
+        return static.attached_page(self, self._what)
 
 
 class _Follower:

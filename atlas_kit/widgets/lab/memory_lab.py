@@ -32,7 +32,7 @@ from atlas_kit.llama.trace_frames import GivenWords, Words
 from atlas_kit.memory import MemoryState
 from atlas_kit.persistence.session_file import write_session_state
 from atlas_kit.settings.atlas_settings import AtlasSettings
-from atlas_kit.widgets.base import Shown, is_watched, page
+from atlas_kit.widgets.base import Shown, is_watched
 from atlas_kit.widgets.lab import static_view as static
 from atlas_kit.widgets.lab.controls import Controls
 from atlas_kit.widgets.lab.history import History
@@ -659,10 +659,15 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         with self.lock:
             return static.figure(self)
 
+    def static_bundle(self) -> dict[str, str]:
+        """Return what is saved of the lab as it is now; a run rests meanwhile: a page that saves waits."""
+        with self.lock:
+            return super().static_bundle()
+
     def html(self) -> str:
-        """Return the figure, the numbers, and the newest text coloured by surprise."""
-        last = self.recalled.last
-        return page(self.png(), self.text()) + static.coloured(self) + ("" if last is None else last.html())
+        """Return curves, the text coloured by surprise, matrix and what was recalled, to look around in."""
+        with self.lock:
+            return static.page(self)
 
 
 _SAID = {

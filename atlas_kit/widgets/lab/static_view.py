@@ -11,7 +11,7 @@ from atlas_kit.codecs.numbers import Array
 from atlas_kit.explorer.pooling import pool
 from atlas_kit.llama.trace import EXPERTS
 from atlas_kit.memory.statistics import matrix_statistics
-from atlas_kit.widgets import colour
+from atlas_kit.widgets import colour, saved
 from atlas_kit.widgets.base import CODE
 
 if TYPE_CHECKING:
@@ -91,6 +91,68 @@ def running_mean(values: Array, span: int = SPAN) -> Array:
         if weight:
             found[row] = total / weight
     return found
+
+
+def page(lab: ShownLab) -> str:
+    """Return the run as a page to look around in without a kernel: curves, text, matrix, what was recalled."""
+    name, array = lab.matrices.in_view()
+    found = matrix_statistics(array.astype(np.float32))
+    positive = found.spectrum[found.spectrum > 0]
+    spectrum = saved.Curve("log10 of the singular value", np.arange(1, len(positive) + 1), np.log10(positive))
+    title = f"Singular values: effective rank {float(found.effective_rank):.1f} of {len(found.spectrum)}"
+    matrix = saved.Panel(
+        "Matrix", saved.matrix(array, name) + saved.curves([spectrum], "rank", "logarithm to base 10", title)
+    )
+    return _page(lab, f"MemoryLab: {lab.session.engine.info.name}", text(lab), [matrix])
+
+
+def attached_page(lab: ShownAttached, what: str) -> str:
+    """Return what was seen of a session as a page to look around in without a kernel."""
+    return _page(lab, f"MemoryLab: {what}", attached_text(lab, what), [])
+
+
+def _page(lab: ShownAttached, title: str, words: str, more: list[saved.Panel]) -> str:
+    last = lab.recalled.last
+    panels = [
+        saved.Panel("Curves", _summary(lab) + _curves(lab)),
+        saved.Panel("Text", coloured(lab) or "<p>Nothing has been read yet.</p>"),
+        *more,
+        *([] if last is None else [saved.Panel("Recall", last.html())]),
+        saved.Panel("In words", saved.text(words)),
+    ]
+    return saved.page(title, panels)
+
+
+def _summary(lab: ShownRun) -> str:
+    """Return the numbers that stand above the curves."""
+    history, facts = lab.history, lab.facts()
+    rows = [("tokens read", f"{len(history.tokens):,}")]
+    if history.scored:
+        model, memory = history.mean
+        rows += [
+            ("the model alone", f"{model:.3f} nats, perplexity {np.exp(model):.1f}"),
+            ("with the memory", f"{memory:.3f} nats, perplexity {np.exp(memory):.1f}"),
+            ("the memory saves", f"{model - memory:+.3f} nats per token"),
+        ]
+    if facts["context"]:
+        rows.append(("the model's own context", f"holds the first {facts['context']:,} tokens"))
+    return saved.facts(rows)
+
+
+def _curves(lab: ShownRun) -> str:
+    history, weights = lab.history, lab.trace.weights
+    both = running_mean(np.stack((history.loss_model, history.loss), axis=1))
+    at = np.arange(len(both))
+    lines = [
+        saved.Curve(name, at, both[:, column]) for column, name in ((1, "with memory"), (0, "model alone"))
+    ]
+    mean = running_mean(weights, 64) if len(weights) else weights
+    counts = [
+        saved.Curve(name, np.arange(len(mean)), 100 * mean[:, column]) for column, name in enumerate(EXPERTS)
+    ]
+    return saved.curves(lines, "tokens read", "nats, running mean", "Loss") + saved.curves(
+        counts, "tokens read", "percent", "Who counts"
+    )
 
 
 def text(lab: ShownLab) -> str:
