@@ -197,8 +197,8 @@ def pytorch(name: str = "archive/data.pkl") -> bytes:
     """What torch.save writes: a zip archive with a pickle."""
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w") as archive:
-        archive.writestr(name, b"\x80\x02}q\0.")
-        archive.writestr("archive/data/0", bytes(1000))
+        archive.writestr(zipfile.ZipInfo(name), b"\x80\x02}q\0.")  # whose date is always the same
+        archive.writestr(zipfile.ZipInfo("archive/data/0"), bytes(1000))
     return made.getvalue()
 
 
