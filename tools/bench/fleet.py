@@ -10,7 +10,8 @@ times are of all processes together, so that other work on the machine hardly co
 counts for something on an idle machine only. A second run finds all in the table.
 
 The model at the end is a sum: files times seconds of a processor over workers (but no sooner than the work is given
-out), files times requests times latency over how many wait at once. Exit 1 when the fleet costs more than a limit beside the loop.
+out), files times requests times latency over how many wait at once. Exit 1 when the fleet costs more than a limit
+beside the loop.
 """
 
 from __future__ import annotations
