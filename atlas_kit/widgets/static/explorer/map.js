@@ -261,6 +261,8 @@ export function byteMap({ ask, size, pick }) {
    */
   function shortened(context, text, room) {
     if (context.measureText(text).width <= room) return text;
+    text = text.replace(/\.weight$/, ""); // which all of them have
+    if (context.measureText(text).width <= room) return text;
     const each = context.measureText(text).width / text.length;
     const letters = Math.max(1, Math.floor(room / each) - 1),
       end = Math.ceil(letters * 0.6); // the end is what tells names apart
