@@ -424,6 +424,10 @@ class Explorer:
         """Return how an item's numbers are spread."""
         return self._matrix(table, row).histogram()
 
+    def _op_range(self, table: str, row: int, percent: float) -> dict[str, Any]:
+        """Return the size that so many per cent of an item's numbers do not exceed: a range for colours."""
+        return {"limit": self._matrix(table, row).largest_of(float(percent))}
+
     def _matrix(self, table: str, row: int) -> StoredMatrix:
         found = self.item(table, row)
         if found.matrix is None:

@@ -402,6 +402,28 @@ def test_a_matrix_is_drawn_from_tiles_and_says_exact_values(stage: Stage):
     assert float(shown) == pytest.approx(wanted, rel=1e-5)
 
 
+def test_colours_can_leave_out_the_few_largest_numbers(stage: Stage, tmp_path: Path):
+    numbers = np.ones((40, 50), np.float32)
+    numbers[3, 4] = 1000.0
+    memory = MemoryFile()
+    memory.set("numbers", numbers)
+    memory.save(tmp_path / "outlier.atlas")
+    page = show(stage, tmp_path / "outlier.atlas")
+    open_tab(stage, "Entries")
+    choose(stage, "Entries", "numbers")
+    pixel = """() => {
+        const canvas = document.querySelector(".ax-item canvas");
+        return [...canvas.getContext("2d").getImageData(canvas.width >> 1, canvas.height >> 1, 1, 1).data];
+    }"""
+    before = page.evaluate(pixel)
+    page.get_by_label("Colour range").select_option("99")
+    stage.settle()
+    assert page.evaluate(pixel) != before
+    page.get_by_label("Colour range").select_option("100")
+    stage.settle()
+    assert page.evaluate(pixel) == before
+
+
 def test_names_and_texts_are_never_markup(stage: Stage, tmp_path: Path):
     evil = "</script><img src=x onerror='window.evil=1'>"
     path = tmp_path / "<img src=x onerror=evil=1>.atlas"
