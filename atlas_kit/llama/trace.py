@@ -41,6 +41,8 @@ class Trace:
     top, top_p
         (n, 2, 6): the most likely tokens of the model alone and of the blend, likeliest first, and their
         probabilities; -1 and 0 where there is none.
+    source
+        (n,): the number in this trace of the token that the window knew it from; -1 where it did not.
 
     Examples
     --------
@@ -74,7 +76,9 @@ class Trace:
                    for name, (shape, dtype) in _COLUMNS.items()}  # fmt: skip
         self._append({**nothing, "tokens": np.asarray([token])})
 
-    def __call__(self, reading: Reading, tokens: Array, probabilities: Array) -> None:
+    def __call__(
+        self, reading: Reading, tokens: Array, probabilities: Array, source: Array | None = None
+    ) -> None:
         """Take in what was expected of some tokens that came; see ``session.Observer``."""
         blended = reading.blended(probabilities)
         own = np.stack((probabilities[:, 0], blended), axis=-1)
@@ -87,6 +91,7 @@ class Trace:
                 "weights": reading.weights,
                 "top": top,
                 "top_p": top_p,
+                **({} if source is None else {"source": source}),
             }
         )
 
@@ -99,8 +104,8 @@ class Trace:
         end = self._count + count
         if end > len(self._columns["tokens"]):
             self._columns = {name: _grown(array, end) for name, array in self._columns.items()}
-        for name, values in rows.items():
-            self._columns[name][self._count : end] = values
+        for name, column in self._columns.items():
+            column[self._count : end] = rows.get(name, -1)
         self._count = end
 
 
@@ -111,7 +116,10 @@ _COLUMNS: dict[str, tuple[tuple[int, ...], type]] = {
     "weights": ((3,), np.float32),
     "top": ((2, TOP), np.int32),
     "top_p": ((2, TOP), np.float32),
+    "source": ((), np.int32),
 }
+#: What of the window's weight a token's source must have.
+_LEAST = 0.1
 
 
 def _grown(array: Array, least: int) -> Array:
@@ -199,7 +207,7 @@ def follow(
     def observe(reading: Reading, came: Array, probabilities: Array) -> None:
         while unscored:
             trace.begin(unscored.pop())
-        trace(reading, came, probabilities)
+        trace(reading, came, probabilities, _sources(session, reading, came, trace))
         if after is not None:
             after()
 
@@ -210,3 +218,25 @@ def follow(
             trace.begin(unscored.pop())
     finally:
         session.observer = before
+
+
+def _sources(session: AtlasSession, reading: Reading, came: Array, trace: Trace) -> Array:
+    """Return the numbers (n,) in a trace of the tokens that the window knew the next ``n`` from; -1: it did not.
+
+    The window's slots are the tokens up to the step that the present ones are in, oldest first.
+    """
+    found = np.full(len(came), -1, np.int32)
+    memory, slots = session.memory, reading.slots.tokens
+    if memory is None or not len(slots):
+        return found
+    chunk = memory.settings.chunk_size
+    waits = (chunk - memory.room) or chunk  # of the step, with those that came
+    newest = len(trace) - 1 - (waits - len(came))
+    if not 0 <= newest < len(trace) or trace.tokens[newest] != slots[-1]:
+        return found  # a session that does not learn, or had a memory before this trace
+    weights = reading.window.weights * (slots[None, :] == came[:, None])
+    best = weights.argmax(axis=1)
+    number = newest - (len(slots) - 1 - best)
+    known = (weights[np.arange(len(came)), best] >= _LEAST) & (number >= 0)
+    found[known] = number[known]
+    return found

@@ -13,6 +13,7 @@ import pytest
 
 from atlas_kit.errors import AtlasError, InvalidParamError, ModelError
 from atlas_kit.llama import AtlasSession, AtlasSettings, FakeEngine
+from atlas_kit.llama.recalling import Recall
 from atlas_kit.settings.recommend import recommend
 from atlas_kit.widgets import MemoryCompare, MemoryLab
 from atlas_kit.widgets.lab.memory_lab import LIVE
@@ -506,6 +507,43 @@ def test_characters_of_several_tokens_stand_with_the_last(make):
     lab.run()
     assert lab.words.texts(0, 5) == ["a", "", "", "\N{EURO SIGN}", "b"]
     assert lab.words.name(0xE2) == "\\xe2"
+
+
+# --- where things were read -----------------------------------------------------------------------------------
+
+
+def test_a_token_that_the_window_knew_says_from_where(lab):
+    lab.run(400)
+    source, tokens = lab.trace.source, lab.trace.tokens
+    known = np.flatnonzero(source >= 0)
+    assert len(known) > 200
+    assert (source[known] < known).all()
+    assert (tokens[source[known]] == tokens[known]).all()
+    # the window finds it by what stood before it, too
+    before = source[known] > 0
+    assert (tokens[source[known][before] - 1] == tokens[known[before] - 1]).mean() > 0.9
+
+
+def test_nothing_is_claimed_of_a_window_from_before(make):
+    with AtlasSession(FakeEngine()) as session:
+        session.feed("something else altogether: 1234567890 " * 4)
+        lab = make(session)
+        lab.run(120)
+        source = lab.trace.source
+        known = np.flatnonzero(source >= 0)
+        assert (lab.trace.tokens[source[known]] == lab.trace.tokens[known]).all()
+
+
+def test_the_pieces_of_an_answer_lie_where_they_were_read(make):
+    lab = make(FakeEngine(n_ctx=512), "The lantern in the hall is green. The harbour is yellow. " * 4)
+    lab.run()
+    lab.ask("lantern", recall=Recall(mode="always"), max_tokens=4)
+    (first, end, asked) = lab.view.passages[0]
+    assert "".join(lab.words.texts(first, end)) == lab.answer.pieces[0].text
+    assert asked == len(lab.trace) - 1
+    assert lab.recalled.answer["pieces"][0]["at"] == first
+    lab.reset()
+    assert lab.view.passages == []
 
 
 # --- without a page ------------------------------------------------------------------------------------------

@@ -114,6 +114,32 @@ def test_one_token_has_its_story(read, lab):
     assert f"#{len(TEXT) - 1}" in inner(read, ".story")
 
 
+def test_a_token_says_from_which_passage_it_was_known(read, lab):
+    at = 300
+    source = int(lab.trace.source[at])
+    assert 0 <= source < at
+    read.page.locator(f"[data-at='{at}']").click()
+    expect(read.page.locator(".tokens .source")).to_have_attribute("data-at", str(source))
+    because = read.page.locator(".story .because")
+    expect(because).to_contain_text("the window knew it from")
+    because.get_by_role("button", name=f"#{source}").click()
+    expect(read.page.locator(".tokens .looked")).to_have_attribute("data-at", str(source))
+
+
+def test_what_an_answer_was_given_is_marked_and_can_be_gone_to(read, lab):
+    lab.view.passages = [[40, 80, 500]]
+    read.deliver()
+    expect(read.page.locator(".tokens .passage")).to_have_count(40)
+    read.page.evaluate(
+        """() => {
+            const lab = document.querySelector(".atlas-lab").parentElement;
+            lab.classList.add("atlas-memory-lab");
+            lab.dispatchEvent(new CustomEvent("atlas-show", { bubbles: true, detail: 40 }));
+        }"""
+    )
+    expect(read.page.locator(".tokens .looked")).to_have_attribute("data-at", "40")
+
+
 def test_keys_walk_through_the_text_and_say_what_is_there(read):
     read.page.locator(".tokens").focus()
     read.page.keyboard.press("ArrowLeft")

@@ -37,6 +37,7 @@ from atlas_kit.widgets.lab import static_view as static
 from atlas_kit.widgets.lab.controls import Controls
 from atlas_kit.widgets.lab.history import History
 from atlas_kit.widgets.lab.matrix_pane import MatrixPane
+from atlas_kit.widgets.lab.read_at import ReadAt
 from atlas_kit.widgets.lab.recall_pane import RecallPane, watched
 from atlas_kit.widgets.lab.recollection import Recollection
 from atlas_kit.widgets.lab.shared_model import Loan
@@ -196,7 +197,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
             lambda: lab._read(), lambda: lab._frame(), lambda: lab._changed(), lambda: lab.view.ready
         )
         self.controls = Controls(_documents(documents), self._wanted, self._on)
-        self.recalled = RecallPane(lambda *asked: lab._answer(*asked))
+        self.recalled = RecallPane(lambda *asked: lab._answer(*asked), lambda last: lab._show_passages(last))
         self.matrices = MatrixPane(
             self._state, self.view.measured, lambda error: self._tell(error=error), height
         )
@@ -377,7 +378,23 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
                 session.forget_context()  # what is in it would not be looked for
                 work = asking(session, question, recall=recall, keep=False, **options)
                 answer = session.run(watched(work, stale, told))  # type: ignore[arg-type]
-        return Recollection(answer, recall, stored)
+        places = {
+            piece.start: place
+            for piece in (*answer.pieces, *answer.recalled.candidates)
+            if (place := self._read_at.number(piece.start)) is not None
+        }
+        return Recollection(answer, recall, stored, places)
+
+    def _show_passages(self, recollection: Recollection | None) -> None:
+        """Mark on curve and text where what the last answer was given was read."""
+        pieces = () if recollection is None else recollection.answer.pieces
+        spans = [
+            (self._read_at.number(piece.start), self._read_at.number(piece.stop - 1)) for piece in pieces
+        ]
+        asked = max(0, len(self.trace) - 1)
+        self.view.passages = [
+            [first, last + 1, asked] for first, last in spans if first is not None and last is not None
+        ]
 
     def _stored(self) -> int:
         """Return how many tokens can be found again."""
@@ -487,6 +504,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self.view.take(self.trace, Words(self.session.engine, self.trace))
         self.matrices.begin()
         self._kept = self._end = 0
+        self._read_at = ReadAt()
         self.recalled.clear()
         self.recalled.stored, self.recalled.mode = self._stored(), self.settings.recall
 
@@ -520,13 +538,18 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         elif stores := self.session.learns:
             self._open_document()
         part, before = self._tokens[self._at : self._at + count], len(self.trace)
+        episodes = self.session.episodes
+        end = 0 if episodes is None else episodes.end
         started = time.thread_time()
         try:
             follow(self.session, part, self.trace, self.runner.frame, stores=stores)
         finally:
             self._at += len(self.trace) - before
             self._kept = max(self._kept, self._at)
-            self._end = 0 if self.session.episodes is None else self.session.episodes.end
+            self._end = 0 if episodes is None else episodes.end
+            if self._end > end:
+                kept = [at for at, token in enumerate(part) if self.session.engine.piece(token)]
+                self._read_at.add(end, [before + at for at in kept[: self._end - end]])
         self._rates.append((time.monotonic(), len(self.trace)))
         if count == whole:  # by the time of the processor: a busy machine must not make batches small
             rate = count / max(time.thread_time() - started, 1e-6)

@@ -70,6 +70,8 @@ class RecallPane(anywidget.AnyWidget):
     ----------
     ask
         Answers; None: what is asked elsewhere is shown here, and there is no field.
+    shown
+        Is told what is shown: what came of a question, or nothing any more.
     """
 
     _esm = joined("lab/recalled.js")
@@ -87,7 +89,10 @@ class RecallPane(anywidget.AnyWidget):
     #: ``Recollection.to_json``; ``question``, ``text`` and ``done`` while it comes; empty before the first.
     answer = traitlets.Dict().tag(sync=True)
 
-    def __init__(self, ask: Ask | None) -> None:
+    def __init__(
+        self, ask: Ask | None, shown: Callable[[Recollection | None], None] = lambda _: None
+    ) -> None:
+        self._shown = shown
         self._ask, self._lock, self._asked = ask, threading.RLock(), 0
         self._newest = Newest(lambda _, error: self._end(self._asked, sentence(error)))
         #: What came of the last question; None before the first.
@@ -140,6 +145,7 @@ class RecallPane(anywidget.AnyWidget):
 
     def _show(self) -> None:
         self.answer = {} if self.last is None else self.last.to_json()
+        self._shown(self.last)
 
     def clear(self) -> None:
         """Show another memory, which nobody has asked yet."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import html
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import AtlasError
@@ -34,11 +35,14 @@ class Recollection:
         How the memory was asked.
     stored
         Tokens that could be found again then.
+    read_at
+        For the ``start`` of each piece that was read in the run that is shown, the number of its token there.
     """
 
     answer: Answer
     recall: Recall
     stored: int
+    read_at: Mapping[int, int] = field(default_factory=dict)
 
     @classmethod
     def of_server(cls, told: Any) -> Recollection:
@@ -112,10 +116,14 @@ class Recollection:
             "why": self.why,
             "gate": self.gate,
             "seconds": round(self.answer.seconds, 2),
-            "pieces": [_data(piece) for piece in self.answer.pieces],
+            "pieces": [self._data(piece) for piece in self.answer.pieces],
             "rest": self.rest,
-            "others": [_data(piece) for piece in self.others],
+            "others": [self._data(piece) for piece in self.others],
         }
+
+    def _data(self, piece: Piece) -> dict[str, Any]:
+        found = {"text": piece.text, "place": piece.place, "gain": piece.gain, "score": round(piece.score, 2)}
+        return {**found, "at": self.read_at.get(piece.start)}
 
     def lines(self) -> list[str]:
         """Return it as plain lines."""
@@ -144,10 +152,6 @@ class Recollection:
                 f"<details><summary>{self.rest}</summary>{''.join(map(_block, self.others))}</details>"
             )
         return "".join([*parts, "</section>"])
-
-
-def _data(piece: Piece) -> dict[str, Any]:
-    return {"text": piece.text, "place": piece.place, "gain": piece.gain, "score": round(piece.score, 2)}
 
 
 def _piece(told: Any) -> Piece:

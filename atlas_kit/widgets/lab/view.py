@@ -54,6 +54,8 @@ class LabView(anywidget.AnyWidget):
     #: What can be shown below the curves, in this order of ``static/lab/lab.js``, and what is.
     panes = traitlets.List(["text", "recall", "matrix", "weights"]).tag(sync=True)
     tab = traitlets.Unicode("text").tag(sync=True)
+    #: Where what an answer was given was read: ``[first, end, asked]``, numbers of tokens.
+    passages = traitlets.List(traitlets.List(traitlets.Int())).tag(sync=True)
 
     def __init__(
         self, facts: Callable[[], dict[str, Any]], looked_at: Callable[[bool], None] = lambda _: None
@@ -104,7 +106,8 @@ class LabView(anywidget.AnyWidget):
                 "facts": self._facts(),
             }
             self._sent_at = time.monotonic()
-            self.send(content, [rows.tobytes(), tokens.tobytes()])
+            sources = np.ascontiguousarray(self.trace.source[start:end])
+            self.send(content, [rows.tobytes(), tokens.tobytes(), sources.tobytes()])
             self._sent = end
             if end < len(self.trace):
                 self._gate.ask()  # not now: with the acknowledgement

@@ -216,6 +216,8 @@ export class LossCurve extends Curves {
   constructor(run, height) {
     super("Running loss of the model alone and with the memory. Arrow keys move a cursor.", height);
     this.run = run;
+    /** @type {[number, number][]} tokens, and where they were known from */
+    this.links = [];
     this.context = 0; // tokens of the run that the model's own context holds; 0: nobody knows
   }
 
@@ -276,8 +278,30 @@ export class LossCurve extends Curves {
     this._gap(pen, columns, y);
     this._line(pen, columns, y, 0);
     this._line(pen, columns, y, 1);
+    this._links(pen);
     this.crosshair(pen);
     if (this.cursor !== null) this._dots(pen, y, this.cursor);
+  }
+
+  /**
+   * A line from where something was used to where it was read.
+   * @param {CanvasRenderingContext2D} pen
+   */
+  _links(pen) {
+    const floor = this.box.bottom - 2;
+    pen.strokeStyle = pen.fillStyle = this.colour("--window");
+    pen.lineWidth = 1.5;
+    for (const [from, to] of this.links) {
+      if (from >= this.length + 1 || to >= this.length || to < 0) continue;
+      const [a, b] = [this.x(Math.min(from, this.last)), this.x(to)];
+      pen.beginPath();
+      pen.moveTo(a, floor);
+      pen.quadraticCurveTo((a + b) / 2, floor - Math.min(120, 20 + Math.abs(a - b) / 3), b, floor);
+      pen.stroke();
+      pen.beginPath();
+      pen.arc(b, floor, 3.5, 0, 2 * Math.PI);
+      pen.fill();
+    }
   }
 
   /**

@@ -174,9 +174,13 @@ class View {
     this.headline = new Headline();
     this.loss = new LossCurve(this.run, 210);
     this.lossLegend = legend([["model", "model alone"], ["memory", "with memory"], ["gap", "gap"]]);
-    this.story = new Story(this.run);
+    this.story = new Story(this.run, (at) => {
+      this.text.kept = true;
+      this.text.go(at);
+    });
     this.text = new TextPane(this.run, (at, byKey) => {
       this.story.show(at ?? this.run.count - 1);
+      this._link();
       if (byKey) this.live.textContent = at === null ? "Follows the newest token." : this.story.sentence(at);
     });
     this.ramp = element("div", "ramp");
@@ -330,6 +334,22 @@ class View {
     return row;
   }
 
+  /** Lines on the curve: from the token that is looked at, and from the last question, to where they were read. */
+  _link() {
+    const at = this.text.looked;
+    const source = at === null ? -1 : this.run.source(at);
+    /** @type {[number, number][]} */
+    const links = this.model.get("passages").map((/** @type {number[]} */ [first, , asked]) => [asked, first]);
+    if (at !== null && source >= 0) links.push([at, source]);
+    this.loss.links = links;
+    this.loss.draw();
+  }
+
+  _passages() {
+    this.text.mark(this.model.get("passages"));
+    this._link();
+  }
+
   _readWeights() {
     const at = this.weights.cursor ?? this.run.count - 1;
     const mean = at >= 0 ? this.run.weightsOver(Math.max(0, at - 32), at + 1) : null;
@@ -441,9 +461,21 @@ function render({ model, el }) {
   model.on("change:spectrum", measured);
   const placed = () => view._place();
   model.on("change:tab", placed);
+  const passed = () => view._passages();
+  model.on("change:passages", passed);
+  /** @param {Event} event  of the pane beside this one: a piece is to be shown where it was read */
+  const shown = (event) => {
+    if (!(event instanceof CustomEvent) || !view.root.closest(".atlas-memory-lab")?.contains(/** @type {Node} */ (event.target))) return;
+    model.set("tab", "text");
+    view._place();
+    view.text.kept = true;
+    view.text.go(event.detail);
+  };
+  document.addEventListener("atlas-show", shown);
   const connected = () => view.greet(); // or not any more: then nobody answers
   model.on("comm_live_update", connected);
   measured();
+  view._passages();
   view.greet();
   return () => {
     model.off("msg:custom", receive);
@@ -451,6 +483,8 @@ function render({ model, el }) {
     model.off("change:spectrum", measured);
     model.off("comm_live_update", connected);
     model.off("change:tab", placed);
+    model.off("change:passages", passed);
+    document.removeEventListener("atlas-show", shown);
     view.close();
   };
 }

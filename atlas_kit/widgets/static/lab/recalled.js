@@ -5,7 +5,7 @@ import { element, thousands } from "./curves.js";
 
 /**
  * @typedef {import("../matrix/matrix.js").Model} Model
- * @typedef {{text: string, place: string, gain: number | null, score: number}} Piece
+ * @typedef {{text: string, place: string, gain: number | null, score: number, at?: number | null}} Piece
  * @typedef {{question: string, text: string, done: boolean, why?: string, gate?: number | null, seconds?: number,
  *            pieces?: Piece[], others?: Piece[], rest?: string}} Answer
  */
@@ -56,6 +56,14 @@ function list(pieces, gate) {
     const found = element("span", "faint", `found ${piece.score.toFixed(2)}`);
     found.title = "how well it was found, before the model judged it: about 1 for the best";
     head.append(element("b", "", piece.place), found, bar(piece.gain, gate, full));
+    const { at } = piece;
+    if (at !== null && at !== undefined) {
+      const button = element("button", "", `read at #${thousands(at)}`);
+      button.type = "button";
+      button.title = "Show it in the text";
+      button.addEventListener("click", () => button.dispatchEvent(new CustomEvent("atlas-show", { bubbles: true, detail: at })));
+      head.append(button);
+    }
     item.append(head, element("pre", "", piece.text.replace(/^\n+|\s+$/g, "")));
     root.append(item);
   }

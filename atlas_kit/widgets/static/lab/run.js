@@ -58,6 +58,7 @@ export class Run {
     this.names = new Map();
     this.rows = new Column(Float32Array, PER_TOKEN);
     this.tokens = new Column(Int32Array, 2 * LIKELY + 1); // the likely ones, and the one that came
+    this.sources = new Column(Int32Array, 1);
     this.means = new Column(Float32Array, 2);
     this.weights = new Column(Float64Array, 4); // sums up to and with each token, and of how many
     this._mean = [0, 0, 0];
@@ -82,6 +83,7 @@ export class Run {
     if (message.texts.length) {
       this.rows.put(this.count, numbers(Float32Array, buffers[0]));
       this.tokens.put(this.count, numbers(Int32Array, buffers[1]));
+      this.sources.put(this.count, buffers[2] ? numbers(Int32Array, buffers[2]) : new Int32Array(message.texts.length).fill(-1));
       this.texts.push(...message.texts);
       const start = this.count;
       this.count += message.texts.length;
@@ -167,6 +169,14 @@ export class Run {
    */
   name(at) {
     return this.names.get(this.token(at)) ?? "";
+  }
+
+  /**
+   * The number of the token that the window knew this one from, or -1.
+   * @param {number} at
+   */
+  source(at) {
+    return at >= 0 && at < this.count ? this.sources.values[at] : -1;
   }
 
   /** Means of everything so far. */

@@ -78,10 +78,14 @@ export class TextPane {
     this.root.setAttribute("role", "group");
     this.root.setAttribute("aria-label", "The text, token by token. Arrow keys look at tokens, Escape follows the newest.");
     this.done = 0; // tokens that are in the page or were
+    /** @type {number[][]} */
+    this.passages = [];
     /** @type {Map<number, HTMLElement[]>} by the number of a character's last token; two where a block ends in it */
     this.spans = new Map();
     /** @type {number | null} */
     this.looked = null;
+    /** @type {number | null} the token that it was known from */
+    this.source = null;
     this.kept = false;
     this.follows = true;
     this.root.addEventListener("pointerover", (event) => this._over(event));
@@ -185,6 +189,16 @@ export class TextPane {
     const looked = span.classList.contains("looked");
     span.className = marks(this.mode, ...this._loss(at));
     if (looked) span.classList.add("looked");
+    if (this.passages.some(([first, end]) => at >= first && at < end)) span.classList.add("passage");
+  }
+
+  /**
+   * Mark where what an answer was given was read.
+   * @param {number[][]} passages
+   */
+  mark(passages) {
+    this.passages = passages;
+    this.colour(this.mode);
   }
 
   /** @param {Mode} mode */
@@ -249,8 +263,11 @@ export class TextPane {
    */
   look(at, byKey = false) {
     for (const span of this._spansAt(this.looked)) span.classList.remove("looked");
+    for (const span of this._spansAt(this.source)) span.classList.remove("source");
     this.looked = at;
+    this.source = at === null ? null : this.run.source(at);
     for (const span of this._spansAt(at)) span.classList.add("looked");
+    for (const span of this._spansAt(this.source)) span.classList.add("source");
     this.onToken(at, byKey);
   }
 }
@@ -272,9 +289,13 @@ function bar(className, length, text) {
 
 /** One token's story. */
 export class Story {
-  /** @param {Run} run */
-  constructor(run) {
+  /**
+   * @param {Run} run
+   * @param {(at: number) => void} onGo  looks at another token
+   */
+  constructor(run, onGo = () => {}) {
     this.run = run;
+    this.onGo = onGo;
     this.root = element("div", "story");
   }
 
@@ -300,8 +321,25 @@ export class Story {
     const [model, memory] = this.run.loss(at);
     const parts = [this._heading(at)];
     if (Number.isNaN(model)) parts.push(element("p", "faint", "Nothing was expected here: no text came before."));
-    else parts.push(this._losses(model, memory), this._experts(at), this._lists(at));
+    else parts.push(this._losses(model, memory), this._experts(at), ...this._because(at), this._lists(at));
     this.root.replaceChildren(...parts);
+  }
+
+  /**
+   * The passage from which the window knew a token.
+   * @param {number} at
+   */
+  _because(at) {
+    const source = this.run.source(at);
+    if (source < 0) return [];
+    const line = element("div", "because");
+    const before = this.run.texts.slice(Math.max(0, source - 14), source).join("").replaceAll("\n", "⏎").slice(-40);
+    const button = element("button", "", `#${thousands(source)}`);
+    button.type = "button";
+    button.title = "Look at where it was read";
+    button.addEventListener("click", () => this.onGo(source));
+    line.append(element("span", "head", "the window knew it from"), button, element("code", "before", before), element("code", "came", shown(this.run.name(source))));
+    return [line];
   }
 
   /** @param {number} at */
