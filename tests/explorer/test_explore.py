@@ -909,3 +909,23 @@ def test_the_range_of_colours_can_leave_out_the_largest(tmp_path: Path):
             found = explorer.answer({"op": "range", "percent": percent, **row["numbers"]})[0]["limit"]
             assert found == pytest.approx(limit, rel=0.01)
         assert explorer.answer({"op": "range", "percent": 99, **row["nothing"]})[0]["limit"] == 0
+
+
+@pytest.mark.parametrize(
+    ("by", "first", "count"),
+    [("layer", "outside of the layers", 2), ("role", "token_embd", 12), ("type", "Q8_0", 3)],
+)
+def test_the_map_groups_tensors(sample_data: Path, by: str, first: str, count: int):
+    with Explorer(sample_data / "gguf/tiny.gguf") as explorer:
+        reply = explorer.answer({"op": "map", "by": by})[0]
+        assert explorer.answer({"op": "summary"})[0]["groupings"] == ["layer", "role", "type"]
+        assert "groups" not in explorer.answer({"op": "map", "by": "nonsense"})[0]
+    groups = reply["groups"]
+    assert groups[0]["name"] == first
+    assert len(groups) == count
+    assert sum(group["count"] for group in groups) == 12
+    of_tensors = {item["group"] for item in reply["items"] if item["kind"] == "tensor" and item["count"] == 1}
+    assert of_tensors == set(range(count))
+    assert all(
+        item["group"] is None for item in reply["items"] if item["kind"] == "metadata" and item["count"] == 1
+    )

@@ -477,6 +477,28 @@ def test_values_are_saved_through_the_browser(stage: Stage, tmp_path: Path):
         assert np.array_equal(np.load(tmp_path / "v.npy"), memory["state/values"].numbers())
 
 
+def test_the_map_can_be_coloured_by_layer_role_and_type(stage: Stage):
+    page = show(stage, TINY)
+    legend = page.get_by_role("list", name="What the file is made of")
+    pixel = """() => {
+        const canvas = document.querySelector(".ax-detail");
+        const at = [Math.round(canvas.width * 0.97), Math.round(canvas.height * 0.9)];
+        return [...canvas.getContext("2d").getImageData(...at, 1, 1).data];
+    }"""
+    before = page.evaluate(pixel)
+    seen = [before]
+    for by, text in (("layer", "layer 0 9"), ("role", "attn_q 1"), ("type", "Q8_0 4")):
+        page.get_by_label("Colour the map by").select_option(by)
+        expect(legend).to_contain_text(text)
+        stage.settle()
+        seen.append(page.evaluate(pixel))
+        assert seen[-1] != before
+    page.get_by_label("Colour the map by").select_option("")
+    expect(legend).to_contain_text("tensor 12")
+    stage.settle()
+    assert page.evaluate(pixel) == before
+
+
 # --- language ---------------------------------------------------------------------------------------------------
 
 

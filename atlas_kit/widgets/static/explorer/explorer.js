@@ -218,6 +218,7 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, onT
     byteMap({
       ask,
       size,
+      groupings: summary.groupings ?? [],
       pick: (offset, long) => {
         toBytes(offset, long);
       },
