@@ -64,6 +64,7 @@ def session_state(waiting: int, context: bool) -> SessionState:
         candidates=3,
         blend_ratio=0.5,
         features="polynomial",
+        recall_gate=0.3,
     )
     memory = Memory(settings.memory_config(WIDTH, 1.0, None), "numpy")
     empty = memory.init()

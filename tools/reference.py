@@ -209,7 +209,8 @@ def _recall_words(found: dict[str, Any]) -> None:
             f"Of the general questions that the model alone answers, {worse} "
             f"{'gets' if worse == 1 else 'get'} worse."
         )
-    cog.outl(f"Measured on {found['date']} with `python tools/bench/recall.py`, {on}.")
+    remarks = "".join(f" {remark}" for remark in found.get("remarks", ()))
+    cog.outl(f"Measured on {found['date']} with `python tools/bench/recall.py`, {on}.{remarks}")
     cog.outl("")
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound="Callable[..., Any]")
 
 MODEL = click.Path()
-force_option = click.option("--force", is_flag=True, help="Take the memory of another model, too.")
+force_option = click.option("--force", is_flag=True, help="Accept the memory of another model.")
 memory_file_help = "Keep the memory in F: continue with the one that is there, or start one."
 
 

@@ -62,7 +62,7 @@ Examples:
     "--tolerance", type=click.FloatRange(0, sys.float_info.max), default=0.0, show_default=True,
     help="Treat numbers as equal if they differ by no more than this.",
 )  # fmt: skip
-@click.option("--strict", is_flag=True, help="Compare times and the order of entries, too.")
+@click.option("--strict", is_flag=True, help="Also compare times and the order of entries.")
 @click.option("--html", "page", type=FILE, metavar="OUTPUT", help="Write what differs as a page to OUTPUT.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing; only set the exit code.")
 @force_option

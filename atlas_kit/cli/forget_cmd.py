@@ -68,7 +68,7 @@ Examples:
     help="The model that the memory belongs to.",
 )  # fmt: skip
 @click.option("--rebuild", is_flag=True, help="Learn the memory again from what is left.")
-@click.option("--remove-backups", is_flag=True, help="Remove the file's backups, which hold the text, too.")
+@click.option("--remove-backups", is_flag=True, help="Also remove the file's backups, which hold the text.")
 @dry_run_option
 @model_options
 @force_option

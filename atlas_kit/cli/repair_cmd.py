@@ -77,7 +77,7 @@ Examples:
 @click.option(
     "--to", type=click.Choice(["atlas-v1", "atlas-v2", "atlas-v3"]), help="Version of the rescued file."
 )
-@click.option("--data", is_flag=True, help="Look at a model's tensor data, too.")
+@click.option("--data", is_flag=True, help="Also look at a model's tensor data.")
 @click.option(
     "--drop-damaged",
     is_flag=True,

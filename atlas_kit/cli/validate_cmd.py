@@ -41,7 +41,7 @@ first token. Warnings and notes leave a file usable. Directories are searched fo
 
 Checksums of .atlas and .npz files are always verified. GGUF and safetensors have none: there --data reads all
 tensors and finds NaN, infinity, scales that cannot be, zeros that a download never filled, and bytes that it
-wrote twice. Without it only such damage is found as shows at once: holes in the file, a zeroed end.
+wrote twice. Without it, only what shows at once is found: holes in the file, a zeroed end.
 
 The exit code is 0 when no file has an error, 1 when one has, 2 when one cannot be read. --json prints a list
 with path, ok and findings for each file.
@@ -58,8 +58,8 @@ Examples:
 """,
 )
 @click.argument("files", nargs=-1, required=True, type=FILE, metavar="FILE...")
-@click.option("--data", is_flag=True, help="Read all tensor data, too.")
-@click.option("--strict", is_flag=True, help="Exit with 1 for warnings, too.")
+@click.option("--data", is_flag=True, help="Also read all tensor data.")
+@click.option("--strict", is_flag=True, help="Also exit with 1 for warnings.")
 @click.option("-q", "--quiet", is_flag=True, help="Show only files with errors or warnings.")
 @one_shard_option
 @json_option

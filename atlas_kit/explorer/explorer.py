@@ -24,11 +24,12 @@ from atlas_kit.errors import (
     FileAccessError,
     InvalidParamError,
     NoSuchFileError,
+    Remedy,
     WrongKeyError,
     printable,
 )
 from atlas_kit.explorer.contents import Contents
-from atlas_kit.explorer.items import Item
+from atlas_kit.explorer.items import Item, visible
 from atlas_kit.formats.detect import detect
 from atlas_kit.storage.atomic import atomic_write
 from atlas_kit.storage.given import open_source
@@ -37,6 +38,7 @@ from atlas_kit.storage.source import Source, access_error
 
 if TYPE_CHECKING:
     from atlas_kit.explorer.matrix import StoredMatrix
+    from atlas_kit.llama.words_only import WordsOnly
     from atlas_kit.operations.validate import FileReport
     from atlas_kit.storage.given import Given, StrPath
 
@@ -47,6 +49,10 @@ DOWNLOAD = 1 << 25
 LABELS = 48
 #: Backups that are offered: the newest.
 BACKUPS = 8
+#: Bytes of a file that is checked when it is opened, and the seconds that opening waits for it.
+SMALL, MOMENT = 1 << 21, 0.5
+#: What a model shows of language, and the value of its metadata beside which it stands.
+PANES = {"tokenizer": "tokenizer.ggml.tokens", "template": "tokenizer.chat_template"}
 #: Findings of files that are whole, but that not every program, or none on this machine, can use as they are.
 WHOLE = frozenset({
     "big-endian", "version-1", "version-unknown", "bad-version", "wrong-key", "shard-missing", "architecture-unknown",
@@ -84,6 +90,7 @@ class Explorer:
         self._lock = threading.RLock()
         self._closed = False
         self._check: _Check | None = None
+        self._words: WordsOnly | None = None
         self._item: tuple[tuple[str, int], Item] | None = None
         self.problem: AtlasError | None = None
         self.contents: Contents = Contents(open_source(b""))
@@ -100,6 +107,9 @@ class Explorer:
         if contents.source is not self.contents.source:
             self.contents.close()
         self.contents, self.problem, self._item = contents, contents.problem, None
+        if self._words is not None:
+            self._words.close()
+            self._words = None
 
     @property
     def passphrase(self) -> str | bytes | None:
@@ -150,8 +160,8 @@ class Explorer:
             raise InvalidParamError(f"the explorer does not know the operation {op!r}")
         return act(**given)
 
-    def _op_summary(self) -> dict[str, Any]:
-        """Say what the file is, what it holds, and what is wrong with it."""
+    def _op_summary(self, check: bool = False) -> dict[str, Any]:
+        """Say what the file is, what it holds, what is wrong with it; ``check``: and the findings of a small one."""
         contents = self.contents
         size = contents.source.size
         facts = [("Size", exact_size(size)), *contents.facts()]
@@ -160,9 +170,27 @@ class Explorer:
             "title": contents.title, "size": size, "locked": contents.locked,
             "problem": None if self.problem is None else _error(self.problem),
             "backup_of": None if self.path == self._home else os.path.basename(self._home),
-            "facts": [[label, printable(value)] for label, value in facts],
+            "facts": [[label, printable(value)] for label, value in facts], "panes": self._panes(),
             "tables": {name: table.to_json() for name, table in contents.tables.items()},
+            **({"findings": found} if check and (found := self._checked_soon()) else {}),
         }  # fmt: skip
+
+    def _checked_soon(self) -> dict[str, Any] | None:
+        """Return what is wrong with a small file that is open; None where that takes longer than a moment."""
+        size = self.contents.source.size
+        if self._closed or not 0 < size <= SMALL or self.contents.locked:
+            return None
+        self._op_validate()
+        assert self._check is not None
+        found = self._check.wait(MOMENT).to_json(self.contents)
+        return found if found["state"] == "done" else None
+
+    def _panes(self) -> list[str]:
+        """Return what a model can show of language here: ``tokenizer``, ``template``."""
+        model = getattr(self.contents, "model", None)
+        if not self._moves or model is None or self.problem is not None:
+            return []
+        return [pane for pane, key in PANES.items() if key in model.metadata]
 
     def _op_map(self, start: int = 0, stop: int | None = None, bins: int = 800) -> dict[str, Any]:
         """Return the regions between two offsets for a picture of ``bins`` pixels; the widest have names."""
@@ -230,6 +258,83 @@ class Explorer:
             reply["position"] = rows.position(locate, *order)
         return {**reply, "columns": rows.to_json()["columns"], "title": rows.title}
 
+    def _op_search(
+        self, text: str, form: str = "text", start: int = 0, any_case: bool = True, back: bool = False
+    ) -> dict[str, Any]:
+        """Look for a text, or for bytes in hexadecimal digits, from an offset on; ``next``: where to go on."""
+        from atlas_kit.explorer.searching import needle, search
+
+        wanted = needle(str(text), form)
+        return search(
+            self.contents.source, wanted, int(start), any_case=any_case and form == "text", back=back
+        )
+
+    def _op_locate(self, table: str, text: str) -> dict[str, Any]:
+        """Return the row of a table whose value is a text, or else begins with it, or holds it; None where none is."""
+        return {"row": self.contents.table(table).locate(str(text))}
+
+    def _op_tokenize(self, text: str, special: bool = False) -> dict[str, Any]:
+        """Return how the model cuts a text into tokens. Only where the explorer is its user's own (``moves``)."""
+        self._require_open()
+        self._require_own("how a model cuts a text")
+        from atlas_kit.explorer.language import tokens_of
+
+        if self._words is None:
+            from atlas_kit.llama.words_only import WordsOnly
+
+            self._words = WordsOnly(self.path)
+        return {"tokens": tokens_of(self._words, str(text), special)}
+
+    def _op_template(
+        self, messages: Sequence[dict[str, Any]] | None = None, answer: bool = True
+    ) -> dict[str, Any]:
+        """Return a conversation, by default an example, as the model's template writes it."""
+        self._require_own("what a template writes")
+        from atlas_kit.explorer.gguf import GGUFContents
+        from atlas_kit.explorer.language import EXAMPLE, in_template
+
+        if not isinstance(self.contents, GGUFContents):
+            raise InvalidParamError("only models have chat templates", path=self.path)
+        given = list(EXAMPLE if messages is None else messages)
+        return {"messages": given, "text": visible(in_template(self.contents.model, given, answer))}
+
+    def _require_own(self, what: str) -> None:
+        """See that the explorer belongs to who asks: what runs for them runs in a process of theirs."""
+        if not self._moves:
+            raise InvalidParamError(
+                f"{what} is shown in a notebook only, whose kernel is its user's own",
+                path=self.path, hint="Open the file in a notebook.",
+            )  # fmt: skip
+
+    def _op_mend(self) -> Answer:
+        """Return a mended copy of the file, as ``repair`` writes it, to be saved by the browser."""
+        self._require_open()
+        import tempfile
+
+        from atlas_kit.operations.repair import repair_file
+
+        source = self.contents.source
+        if source.size > DOWNLOAD:
+            raise InvalidParamError(
+                f"the file has more than {DOWNLOAD >> 20} MiB, which is too much for the browser", path=self.path,
+                remedy=Remedy("repair"),
+            )  # fmt: skip
+        if self.passphrase is not None:
+            raise InvalidParamError(
+                "an encrypted file is not mended here", path=self.path, remedy=Remedy("repair")
+            )
+        stem, dot, ending = os.path.basename(self.path).rpartition(".")
+        with tempfile.TemporaryDirectory(prefix="atlas-kit-") as folder:
+            place = os.path.join(folder, f"mended.{ending}" if dot else "mended")
+            done = repair_file(self.path, place)
+            if not os.path.exists(place):
+                raise InvalidParamError("there is nothing to mend in this file", path=self.path)
+            with open(place, "rb") as file:
+                data = file.read()
+        name = f"{stem}-mended.{ending}" if dot else f"{ending}-mended"
+        facts = {"mended": done.mended, "lost": done.lost, "saved": done.saved}
+        return {"filename": printable(name), "size": len(data), **facts}, [data]
+
     def _op_find(self, name: str) -> dict[str, Any]:
         """Return where a key or tensor is."""
         place = self.contents.find(name)
@@ -283,7 +388,10 @@ class Explorer:
 
     def _op_item(self, table: str, row: int) -> dict[str, Any]:
         """Return what is known about a row, and the ways to see it."""
-        return self.item(table, row).to_json()
+        item = self.item(table, row)
+        reply = item.to_json()
+        reply["views"] += [pane for pane in self._panes() if PANES[pane] == item.name and table == "metadata"]
+        return reply
 
     def _op_text(self, table: str, row: int, start: int = 0) -> dict[str, Any]:
         """Return a page of an item's text."""
@@ -368,12 +476,12 @@ class Explorer:
         self._check = None  # with the passphrase, there is more to be found
         return self._op_summary()
 
-    def _op_reload(self) -> dict[str, Any]:
-        """Open the file as it is now."""
+    def _op_reload(self, check: bool = False) -> dict[str, Any]:
+        """Open the file as it is now; ``check`` as for ``summary``."""
         self._require_open()
         self._check = None
         self._open(self.passphrase)
-        return self._op_summary()
+        return self._op_summary(check)
 
     def _op_backups(self) -> dict[str, Any]:
         """Return the names of the file's newest backups."""
@@ -419,7 +527,7 @@ class _Check:
         self._given: Given = path if source.path is None else self._source
         try:
             # to close it is to stop: the next read ends the check
-            start_thread(self._run, name="atlas-validate", stop=self._source.close)
+            self._thread = start_thread(self._run, name="atlas-validate", stop=self._source.close)
         except BaseException:
             self._source.close()
             raise
@@ -432,6 +540,11 @@ class _Check:
                 self._report = validate_file(self._given, Keys(self._secret))
         except Exception as error:  # whatever it is: it must reach the reader, not the kernel's log
             self._failed = f"checking stopped: {printable(str(error)) or type(error).__name__}"
+
+    def wait(self, seconds: float) -> _Check:
+        """Wait for the end, but no longer than that."""
+        self._thread.join(seconds)
+        return self
 
     def to_json(self, contents: Contents) -> dict[str, Any]:
         """Return the state, and the findings with their places."""

@@ -103,6 +103,22 @@ class FileTable:
         places = np.flatnonzero(order == number)
         return int(places[0]) if len(places) else None
 
+    def locate(self, text: str) -> int | None:
+        """Return the first row that is a text, else begins with it, else holds it; None where no row does.
+
+        A space is also what tokenizers write in its place.
+        """
+        rows = [str(cell) for cell in self._cells(self._searched[0])]
+        for form in dict.fromkeys((text, text.replace(" ", "\u2581"), text.replace(" ", "\u0120"))):
+            if form in rows:
+                return rows.index(form)
+        wanted = text.casefold()
+        for found in (str.startswith, str.__contains__):
+            place = next((n for n, row in enumerate(rows) if wanted and found(row.casefold(), wanted)), None)
+            if place is not None:
+                return place
+        return None
+
     def _order(self, sort: str, descending: bool, filter: str) -> Array | None:
         """Return the numbers of the rows to show, None for all of them in their order."""
         wanted = (sort, descending, filter)

@@ -7,6 +7,7 @@ heavy; knows no command.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -52,7 +53,7 @@ def recognise(source: Source) -> Foreign | None:
     head = source.read_upto(0, HEAD)
     if not head:
         return None
-    for look in (_pointer, _by_magic, _old_ggml, _zip, _marked, _text, _moved, _zeros, _imatrix):
+    for look in (_pointer, _by_magic, _old_ggml, _zip, _marked, _text, _as_text, _moved, _zeros, _imatrix):
         found = look(head, source)
         if found is not None:
             return found
@@ -116,6 +117,26 @@ def _text(head: bytes, source: Source) -> Foreign | None:
     line = text[:200].split(b"\n", 1)[0].decode("latin-1")
     if len(head) < 2048 and line.isprintable() and any(line.lower().startswith(word) for word in words):
         return Foreign("error-text", f"an error message{_quoted(line.encode())}, and not a model", _REFUSED)
+    return None
+
+
+_BASE64 = re.compile(rb"[A-Za-z0-9+/\r\n]{64,}")
+_HEX = re.compile(rb"(?:[0-9A-Fa-f]{6,8}:?\s+)?((?:[0-9A-Fa-f]{2}\s?){8})")
+_INSIDE = {b"GGUF": "a GGUF model", b"ATLS": "a memory file", b"PK\3\4": "an archive"}
+
+
+def _as_text(head: bytes, source: Source) -> Foreign | None:
+    """Recognise a file that was written down in letters, as for a mail."""
+    if _BASE64.match(head[:128]):
+        what = _INSIDE.get(base64.b64decode(b"".join(head[:128].split())[:8])[:4])
+        if what is not None:
+            return Foreign("base64", f"{what} in base64, which is text", "Decode it: base64 -d.")
+    digits = _HEX.match(head[:128])
+    if digits is not None:
+        what = _INSIDE.get(bytes.fromhex("".join(digits[1].decode().split()))[:4])
+        if what is not None:
+            how = "xxd -r" if b":" in head[:12] else "xxd -r -p"
+            return Foreign("hex", f"{what} in hexadecimal digits, which is text", f"Turn it back: {how}.")
     return None
 
 

@@ -219,7 +219,7 @@ def _checked(
 
     says = saying(question, [piece.text for piece in pieces])
     made, held, when = yield from checked(
-        lambda: talk.answering(list(form.behind)), otherwise, says, lambda made: made[0].reason != "stop"
+        lambda: talk.answering(list(form.behind)), otherwise, says, lambda made: made[0].reason
     )
     return (yield from talk.telling(held, made)) if held else (made[0], made[1], when or made[2])
 

@@ -615,7 +615,7 @@ class Batches:
                 logits.append(outputs.logits[-1])
                 tokens.append(step.feed.tokens[-1])
         if len(memories) > 1:
-            from atlas_kit.llama.token_memory import read_ahead
+            from atlas_kit.llama.reading_ahead import read_ahead
 
             read_ahead(memories, np.concatenate(hidden), logits, tokens)
 

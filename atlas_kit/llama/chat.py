@@ -459,6 +459,28 @@ def _compile(source: str, path: str) -> Any:
         raise _failed(error, path) from error
 
 
+def written_out(
+    source: str, messages: Sequence[Message], names: Mapping[str, str], *, answer: bool = True, path: str = ""
+) -> str:
+    """Return a conversation as a template writes it, for people to look at; no model is needed.
+
+    ``names``: what the template calls ``bos_token`` and ``eos_token``. What is not plain text stays in it: only
+    ``ChatTemplate`` keeps messages from being read as control tokens.
+
+    Raises
+    ------
+    ModelError
+        The template is no Jinja, or refuses the messages.
+    """
+    template = _named(source) or _compile(source, path)
+    try:
+        return str(
+            template.render(messages=list(messages), add_generation_prompt=answer, **{**_today(), **names})
+        )
+    except Exception as error:  # a template can raise whatever a program can
+        raise _failed(error, path) from error
+
+
 def _token_names(engine: Engine) -> dict[str, str]:
     """Return the names of the tokens that begin and end a text, which templates write out."""
     names = {"bos_token": "", "eos_token": ""}

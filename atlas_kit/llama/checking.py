@@ -81,7 +81,7 @@ def held_back(
 
 def checked(
     answer: Callable[[], Generator[Step | Token, Any, T]], otherwise: Callable[[], Work[None]],
-    says: Callable[[str], bool], cut: Callable[[T], bool],
+    says: Callable[[str], bool], reason: Callable[[T], str],
 ) -> Generator[Step | Token, Any, tuple[T, list[Token], float]]:  # fmt: skip
     """Answer in steps, and once more where that says nothing.
 
@@ -94,12 +94,14 @@ def checked(
         Begins an answer.
     otherwise
         Reads what stands in front of it in another way.
-    cut
-        Tells whether an answer was cut off.
+    reason
+        Returns why an answer ended: one that nobody wants any more, or that had no room, is not asked for again.
     """
     first, held, when = yield from held_back(answer(), says)
-    if first is not None and (when or (len(held) < LEAST and cut(first))):
-        return first, held, when
+    if first is not None:
+        ended = reason(first)
+        if when or ended == "cancelled" or (ended == "length" and len(held) < LEAST):
+            return first, held, when
     yield from otherwise()
     if first is None:  # nothing was said in time, so whatever comes is as good
         return (yield from answer()), [], 0.0

@@ -17,6 +17,7 @@ from atlas_kit.errors import AtlasError, InvalidParamError, MissingExtraError, M
 from atlas_kit.llama import llama_binding, waiting
 from atlas_kit.llama.model_file import ModelFile
 from atlas_kit.settings.model_facts import require_family
+from atlas_kit.storage.urls import require_here
 
 T = TypeVar("T")
 _WARN, _ERROR, _CONT = 3, 4, 5
@@ -137,6 +138,7 @@ class LoadedModel:
         self.model: Any = None
         self._words: Any = None  # a model of nothing but the vocabulary, which stays while the other sleeps
         path = os.fspath(path)
+        require_here(path, "llama.cpp runs models from files on this machine only")
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
             self.file = ModelFile(path) if file is None else file

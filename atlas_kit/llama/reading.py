@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from atlas_kit.codecs.numbers import Array
+from atlas_kit.memory.backend import namespace, to_host
 from atlas_kit.memory.ranking import Ranked, Ranking
 
 #: So many numbers are summed in float64, which takes no time.
@@ -38,6 +39,38 @@ class Slots:
             self._behind = np.full(len(self.tokens) + longest, -2)
             self._behind[longest + 1 :] = self.tokens[:-1]
         return self._behind
+
+
+class SlotRow:
+    """The window's slots in a row, oldest first, kept up step by step.
+
+    The state's ring wraps around and holds float16; making unit vectors of 32,768 keys takes as long as looking 16
+    queries up. So they lie in arrays with room behind them, and move to new ones when it is used up.
+    """
+
+    def __init__(self, size: int, keys: Array, tokens: Array) -> None:
+        self._size = size
+        self.slots = Slots(keys, np.asarray(to_host(tokens), np.int64))
+        self._move()
+
+    def _move(self) -> None:
+        """Begin new arrays; the old ones may be looked at elsewhere."""
+        was, room = self.slots, self._size + max(256, self._size // 8)
+        self._end = len(was.tokens)
+        self._keys = namespace(was.keys).empty((room, was.keys.shape[1]), was.keys.dtype)
+        self._tokens = np.empty(room, np.int64)
+        self._keys[: self._end], self._tokens[: self._end] = was.keys, was.tokens
+
+    def append(self, keys: Array, tokens: Array) -> None:
+        """Take in the newest slots."""
+        count = len(tokens)
+        if self._end + count > len(self._tokens):
+            self._move()
+        new = slice(self._end, self._end + count)
+        self._keys[new], self._tokens[new] = keys, to_host(tokens)
+        self._end += count
+        held = slice(max(0, self._end - self._size), self._end)
+        self.slots = Slots(self._keys[held], self._tokens[held])
 
 
 NO_SLOTS = Slots(np.empty((0, 0), np.float32), np.empty(0, np.int64))

@@ -15,6 +15,7 @@ from typing import Any
 from atlas_kit.llama.llama_binding import low_level
 from atlas_kit.llama.schema_integers import between, bounds_of
 from atlas_kit.llama.schema_patterns import NotFollowedError, plain_pattern
+from atlas_kit.llama.schema_words import TABLES, VALUES
 
 low_level()  # first: else all of that package is imported, which takes half a second and opens files that stay open
 from llama_cpp.llama_grammar import (  # noqa: E402
@@ -67,7 +68,11 @@ class _Converter(SchemaConverter):
             elif isinstance(one, dict):
                 if isinstance(ref := one.get("$ref"), str):
                     self._refs[ref] = pointed_at(schema, ref)
-                todo += [value for key, value in one.items() if key not in _VALUES]
+                for key, value in one.items():
+                    if key in TABLES and isinstance(value, dict):  # whatever the names in it are
+                        todo += value.values()
+                    elif key not in VALUES:
+                        todo.append(value)
         return schema
 
     def _resolve_ref(self, ref: str) -> str:
@@ -239,8 +244,6 @@ def _tuple_of(schema: Any) -> tuple[list[Any], Any] | None:
 _CHAR = r'[^"\\\x7F\x00-\x1F] | "\\" (["\\/bfnrt] | "u" [0-9a-fA-F] [0-9a-fA-F] [0-9a-fA-F] [0-9a-fA-F])'
 #: What counts before an enumeration.
 _BEFORE = {"$ref", "oneOf", "anyOf", "const", "enum"}
-#: What holds values, and no schemas.
-_VALUES = {"enum", "const", "default", "examples"}
 
 
 def _plain(literal: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from atlas_kit.errors import InvalidParamError, MissingExtraError
+from atlas_kit.llama.schema_words import LISTS, SINGLE, TABLES, VALUES
 
 #: How often a schema may demand something, by ``minLength`` or ``{m,n}`` of a pattern, for example.
 MOST_REPEATED = 2000
@@ -33,10 +34,6 @@ _OF_TYPE = {
 }
 #: What the converter calls any value; a whole answer that nothing is said of is an object, as in llama-server.
 _ANYTHING = {"type": ["object", "array", "string", "number", "boolean", "null"]}
-#: Where schemas stand in a schema: a table of them, a list of them, one of them.
-_TABLES = ("properties", "$defs", "definitions")
-_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
-_SINGLE = ("items", "additionalItems", "additionalProperties")
 
 
 def schema_rules(schema: Mapping[str, Any] | str, name: str = "root") -> str:
@@ -86,7 +83,9 @@ def _require_small(schema: Any) -> None:
             raise InvalidParamError(
                 f"an object of a schema may have {MOST_PROPERTIES} properties at most", key="json_schema"
             )
-        if key not in ("enum", "const", "default", "examples"):
+        if key in TABLES and isinstance(value, Mapping):
+            _require_small([*value.values()])
+        elif key not in VALUES:
             _require_small(value)
 
 
@@ -129,7 +128,7 @@ def _spelled_out(schema: Any, place: str = "") -> Any:
         raise InvalidParamError(f"a JSON schema is expected at {place or 'the top'}", key="json_schema")
     schema = _by_type(schema)
     found, inside = dict(schema), f"{place}." if place else ""
-    for key in _TABLES:
+    for key in TABLES:
         if key in schema:
             if not isinstance(schema[key], Mapping):
                 raise InvalidParamError(
@@ -138,7 +137,7 @@ def _spelled_out(schema: Any, place: str = "") -> Any:
             found[key] = {
                 name: _spelled_out(one, f"{inside}{key}.{name}"[:200]) for name, one in schema[key].items()
             }
-    for key in _LISTS:
+    for key in LISTS:
         if key in schema:
             if not isinstance(schema[key], list):
                 raise InvalidParamError(
@@ -147,7 +146,7 @@ def _spelled_out(schema: Any, place: str = "") -> Any:
             found[key] = [
                 _spelled_out(one, f"{inside}{key}.{number}"[:200]) for number, one in enumerate(schema[key])
             ]
-    for key in _SINGLE:
+    for key in SINGLE:
         if isinstance(schema.get(key), list):  # what prefixItems was called before
             found[key] = [_spelled_out(one, f"{inside}{key}.{n}"[:200]) for n, one in enumerate(schema[key])]
         elif key in schema and schema[key] is not False and (key == "items" or schema[key] is not True):
@@ -165,6 +164,27 @@ def _renamed(rules: str, name: str) -> str:
         return name if word == "root" else f"{name}-{word}"
 
     return re.sub(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|\{[\d, ]*\}|[A-Za-z][\w-]*', one, rules)
+
+
+def rebased(schema: Any, place: str) -> Any:
+    """Return a schema whose references still mean the same where it stands at a place of another one.
+
+    >>> rebased({"a": {"$ref": "#/b"}}, "/properties/c")
+    {'a': {'$ref': '#/properties/c/b'}}
+    """
+    if isinstance(schema, list):
+        return [rebased(one, place) for one in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    found: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in TABLES and isinstance(value, Mapping):  # whatever the names in it are
+            found[key] = {name: rebased(one, place) for name, one in value.items()}
+        else:
+            found[key] = value if key in VALUES else rebased(value, place)
+    if isinstance(ref := schema.get("$ref"), str) and ref.startswith("#"):
+        found["$ref"] = f"#{place}{ref[1:]}"
+    return found
 
 
 def quoted(text: str) -> str:

@@ -32,7 +32,7 @@ class OneMemory(Protocol):
     """What reading asks of a memory: ``TokenMemory`` says what it is."""
 
     memory: Memory
-    state: MemoryState
+    present: MemoryState
     rows: OutputRows
 
     @property
@@ -108,7 +108,7 @@ def read_side_by_side(
         As ``TokenMemory.read``.
     """
     first = memories[0]
-    y, directions = first.memory.read_each([one.state for one in memories], hidden)
+    y, directions = first.memory.read_each([one.present for one in memories], hidden)
     top, lse, entropy = summarize(logits, first.count)
     tokens = [one.candidates_of(top[row]) for row, one in enumerate(memories)]
     ends = Ends([len(one) for one in tokens])
@@ -199,7 +199,7 @@ def _ranked(
     features (3, slots), weights (slots,), and the greatest cosine, match length and confidence.
     """
     ranking: Any = memory.memory.config.ranking
-    by_cosine, by_match, by_age = memory.state.gate["rank"].tolist()
+    by_cosine, by_match, by_age = memory.present.gate["rank"].tolist()
     tokens = slots.tokens
     cosine, match, age = features = np.empty((3, len(tokens)), np.float32)
     np.dot(slots.keys, direction, out=cosine)

@@ -23,8 +23,18 @@ import numpy as np
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError, ModelError
 from atlas_kit.llama.gating import MOST_WEIGHT, weights_of_one
+from atlas_kit.llama.looking import Looking
 from atlas_kit.llama.output_matrix import OutputRows
-from atlas_kit.llama.reading import NO_SLOTS, Reading, Slots, change_of, far_off, summarize, with_bound
+from atlas_kit.llama.reading import (
+    NO_SLOTS,
+    Reading,
+    SlotRow,
+    Slots,
+    change_of,
+    far_off,
+    summarize,
+    with_bound,
+)
 from atlas_kit.llama.side_by_side import read_side_by_side
 from atlas_kit.llama.whitened_reading import (
     LEAST_LIFT,
@@ -46,8 +56,9 @@ from atlas_kit.memory import (
     gate_features,
     match_lengths,
 )
-from atlas_kit.memory.backend import choose, namespace, quiet, to_host
+from atlas_kit.memory.backend import choose, quiet, to_host
 from atlas_kit.memory.ranking import Ranked, Ranking
+from atlas_kit.memory.whitened import Found
 from atlas_kit.settings.atlas_settings import ADAPTIVE, GATE_FEATURES, AtlasSettings
 
 #: Tokens that came lately and are candidates therefore.
@@ -82,38 +93,6 @@ class _NoReadout:
 
     def evaluate(self, y: Array, targets: Mapping[str, Array]) -> tuple[Array, Array]:
         return y[..., 0] * 0, y * 0
-
-
-class _Window:
-    """The slots in a row, oldest first, kept up step by step.
-
-    The state's ring wraps around and holds float16; making unit vectors of 32,768 keys takes as long as looking 16
-    queries up. So they lie in arrays with room behind them, and move to new ones when it is used up.
-    """
-
-    def __init__(self, size: int, keys: Array, tokens: Array) -> None:
-        self._size = size
-        self.slots = Slots(keys, np.asarray(to_host(tokens), np.int64))
-        self._move()
-
-    def _move(self) -> None:
-        """Begin new arrays; the old ones may be looked at elsewhere."""
-        was, room = self.slots, self._size + max(256, self._size // 8)
-        self._end = len(was.tokens)
-        self._keys = namespace(was.keys).empty((room, was.keys.shape[1]), was.keys.dtype)
-        self._tokens = np.empty(room, np.int64)
-        self._keys[: self._end], self._tokens[: self._end] = was.keys, was.tokens
-
-    def append(self, keys: Array, tokens: Array) -> None:
-        """Take in the newest slots."""
-        count = len(tokens)
-        if self._end + count > len(self._tokens):
-            self._move()
-        new = slice(self._end, self._end + count)
-        self._keys[new], self._tokens[new] = keys, to_host(tokens)
-        self._end += count
-        held = slice(max(0, self._end - self._size), self._end)
-        self.slots = Slots(self._keys[held], self._tokens[held])
 
 
 class TokenMemory:
@@ -156,7 +135,9 @@ class TokenMemory:
 
     def _begin(self, state: MemoryState) -> None:
         """Start from a state, and with nothing that waits."""
-        self.state = state
+        #: The state, but for what only its next step needs, which may still be looked for.
+        self.present = state
+        self._looking = Looking[Found]()
         self._pinned = False
         self.recent = np.empty(0, np.int32)
         #: The last tokens that came without being learned: what follows is matched with them all the same.
@@ -173,9 +154,31 @@ class TokenMemory:
             0  # how many of them came behind the last control token; None: not counted yet
         )
         self.log_eta = 0.0
-        self._window: _Window | None = None
+        self._window: SlotRow | None = None
         self._distinct: Array | None = None
         self._matrix = np.empty((0, self.rows.n_embd), np.float32)
+
+    @property
+    def state(self) -> MemoryState:
+        """What it has learned so far, whole."""
+        found = self._looking.found()
+        return (
+            self.present
+            if found is None or self.whitened is None
+            else self.whitened.with_directions(self.present, found)
+        )
+
+    @state.setter
+    def state(self, state: MemoryState) -> None:
+        self._looking.drop()
+        self.present = state
+
+    def _complete(self) -> None:
+        """Wait for what the next step needs."""
+        try:
+            self.present = self.state
+        finally:
+            self._looking.drop()
 
     @property
     def learns(self) -> bool:
@@ -212,7 +215,7 @@ class TokenMemory:
     @property
     def tokens_seen(self) -> int:
         """Tokens taken in so far."""
-        return int(self.state.counters["seen"]) + self._waiting
+        return int(self.present.counters["seen"]) + self._waiting
 
     # --- reading -------------------------------------------------------------------------------------------
 
@@ -241,7 +244,7 @@ class TokenMemory:
             top = np.array([likely(row, self.lift, self.count) for row in logits])
             tokens, own, corrected, log_z, before, behind, expected, pull = correct_all(
                 self.rows, hidden, logits, top, y, lse, self.bias, self.require_formula, self._matrix,
-                knows=self.whitened.is_whitened(self.state),
+                knows=self.whitened.is_whitened(self.present),
             )  # fmt: skip
         else:
             top, lse, entropy = summarize(logits, self.count)
@@ -252,7 +255,7 @@ class TokenMemory:
         features = gate_features(window.similarity, entropy, window.length, window.confidence)
         if not self.settings.window_size:
             features[:, [1, 3, 4]] = 0  # all but the constant and the entropy look at the window
-        w = to_host(self.state.gate["w"])[None]
+        w = to_host(self.present.gate["w"])[None]
         has_window = self._settled(current)[None] & (len(slots.tokens) > 0)
         weights = self.weights_of(w, features[None], has_window)
         return Reading(
@@ -264,10 +267,14 @@ class TokenMemory:
         """Read one token, where it was not read ahead."""
         ahead, self._ahead = self._ahead, None
         if ahead is None or ahead[1] != current or ahead[0].hidden.tobytes() != hidden.tobytes():
-            return _read_each([self], hidden, [logits[0]], [current])[0]
+            return read_each([self], hidden, [logits[0]], [current])[0]
         found = ahead[0]
         found.hidden, found.logits = hidden, logits  # the very same, but what was given then is the engine's
         return found
+
+    def will_read(self, reading: Reading, token: int) -> None:
+        """Keep what was read ahead: it is what ``read`` returns, if it is asked for that."""
+        self._ahead = reading, token
 
     @property
     def kind(self) -> tuple[Any, ...] | None:
@@ -279,9 +286,9 @@ class TokenMemory:
     @property
     def bias(self) -> Array | None:
         """What a whitened memory adds to the logits of tokens (n_vocab,), on the host; None: nothing yet."""
-        if not int(self.state.counters["steps"]):
+        if not int(self.present.counters["steps"]):
             return None
-        return np.asarray(to_host(self.state.parameters["bias"])[0])
+        return np.asarray(to_host(self.present.parameters["bias"])[0])
 
     @property
     def lift(self) -> tuple[Array, Array] | None:
@@ -293,7 +300,7 @@ class TokenMemory:
 
     def _answers(self, hidden: Array) -> tuple[Array, Array]:
         """Return what the learned memory answers to states (n, n_embd), and as what the window is asked for them."""
-        given, memory, state = self._on_device(hidden), self.memory, self.state
+        given, memory, state = self._on_device(hidden), self.memory, self.present
         looks = self._looks
         if self.learns and looks:
             y, directions = memory.read_and_direct(state, given)
@@ -355,7 +362,7 @@ class TokenMemory:
     def _can_wait(self) -> bool:
         """Whether the output matrix has not been looked at, and need not be: nothing is corrected yet."""
         memory = self.whitened
-        return not self.rows.opened and memory is not None and not memory.is_whitened(self.state)
+        return not self.rows.opened and memory is not None and not memory.is_whitened(self.present)
 
     @property
     def _asked_widths(self) -> tuple[int, int]:
@@ -404,7 +411,7 @@ class TokenMemory:
         ages = np.arange(len(tokens) + n - 1, 0, -1, dtype=np.float32)
         ages += self.unlearned
         age = ages[None] if n == 1 else ages[np.arange(n - 1, -1, -1)[:, None] + np.arange(len(tokens))]
-        w = to_host(self.state.gate["rank"])
+        w = to_host(self.present.gate["rank"])
         return slots, ranking.read(w, cosine, match, age, tokens)
 
     def slots(self) -> Slots:
@@ -412,7 +419,7 @@ class TokenMemory:
         if not self.settings.window_size:
             return NO_SLOTS
         if self._window is None:
-            self._window = _Window(self.settings.window_size, *self.memory.remembered(self.state))
+            self._window = SlotRow(self.settings.window_size, *self.memory.remembered(self.present))
         return self._window.slots
 
     @property
@@ -522,7 +529,7 @@ class TokenMemory:
     def weights_of_one(self, features: Sequence[float], has_window: bool) -> tuple[float, float, float]:
         """Return ``weights_of`` one token with its five features, where there are memory and window."""
         ratio = None if self.settings.blend_ratio == ADAPTIVE else float(self.settings.blend_ratio)
-        return weights_of_one(self.state.gate["w"].tolist(), features, ratio, has_window)
+        return weights_of_one(self.present.gate["w"].tolist(), features, ratio, has_window)
 
     @property
     def _experts(self) -> slice | list[int]:
@@ -603,13 +610,14 @@ class TokenMemory:
         """Take the step that is due, if one is: gate, learned memory, window."""
         if not self._due:
             return
+        self._complete()
         self._due, self._ahead = False, None
         self._ask()
         rows = {name: np.concatenate(parts) for name, parts in self._pending.items()}
         self._pending = {name: [] for name in self._waits_with}
         self._waiting = 0
         device = self._on_device
-        state, posterior = self._learn_blend(self.state, rows)
+        state, posterior = self._learn_blend(self.present, rows)
         self.recent = np.concatenate((self.recent, rows["token"].astype(np.int32)))[-RECENT:]
         self._distinct, self._lift = None, None
         if self.whitened is not None:
@@ -621,12 +629,12 @@ class TokenMemory:
         if self.learns and self.settings.blend_ratio == ADAPTIVE and int(state.counters["steps"]):
             self._adapt(rows["slope"][:, -1] * posterior[:, 1])
         eta = device(np.full(len(rows["token"]), self.learning_rate, np.float32))
-        self.state, _ = self.memory.observe(
+        self.present, _ = self.memory.observe(
             state, targets["hidden"], targets, readout=readout, eta=eta, donate=not self._pinned
         )
         self._pinned = False  # the new arrays are this memory's alone
         if self._window is not None:
-            self._window.append(*self.memory.remembered(self.state, len(rows["token"])))
+            self._window.append(*self.memory.remembered(self.present, len(rows["token"])))
 
     def _ask(self) -> None:
         """Let what waits be what is asked for: once for a whole step."""
@@ -654,7 +662,7 @@ class TokenMemory:
             gradient = self._on_device(self._even(slopes))
             bias = bias_step(rows["top"], rows["share"], BIAS_STEP)
         before = memory.is_whitened(state)
-        self.state = memory.step(
+        self.present = memory.step(
             state,
             self._on_device(rows["hidden"]),
             {name: self._on_device(rows[name]) for name in ("token", "lse")},
@@ -663,23 +671,24 @@ class TokenMemory:
             bias=bias,
             eta=self.learning_rate,
             donate=not self._pinned,
+            later=self._looking.begin,
         )
         self._pinned = False
-        if memory.is_whitened(self.state) != before:
+        if memory.is_whitened(self.present) != before:
             self._window = None  # all of its keys are others
         elif self._window is not None:
-            self._window.append(*memory.remembered(self.state, len(rows["token"])))
+            self._window.append(*memory.remembered(self.present, len(rows["token"])))
 
     def _even(self, gradients: Array) -> Array:
         """Return gradients of the answers (n, n_embd) made even: as they vary, where that is known already."""
-        found = self.state.parameters.get("directions")
+        found = self.present.parameters.get("directions")
         if found is None:
             return self.rows.even(gradients)
         if self._evening is None or self._evening[0] is not found:
             directions = np.asarray(to_host(found))
             even: Callable[[Array], Array] = self.rows.even
             if directions.any():
-                rest = float(self.state.parameters["rest"][0, 0])
+                rest = float(self.present.parameters["rest"][0, 0])
                 even = self.rows.evening(directions, rest).__call__
             self._evening = found, even
         return self._evening[1](gradients)
@@ -742,8 +751,9 @@ class TokenMemory:
     def pin(self) -> MemoryState:
         """Return the present state, whose arrays stay as they are: the next step copies what it would write into."""
         self.commit()
+        self._complete()
         self._pinned = True
-        return self.state
+        return self.present
 
     @property
     def pinned(self) -> bool:
@@ -752,7 +762,7 @@ class TokenMemory:
 
     def release(self, state: MemoryState) -> None:
         """Take back a pin that nobody else has asked for: ``state``, which ``pin`` gave, is not used any more."""
-        if self.state is state:
+        if self.present is state:
             self._pinned = False
 
     def waiting(self) -> dict[str, Array]:
@@ -848,8 +858,8 @@ class TokenMemory:
 
     def stats(self) -> dict[str, Any]:
         """Return counts and sizes as JSON-ready data; nothing is changed: another thread may be at work."""
-        config, counters = self.memory.config, self.state.counters
-        gate, rank = self.state.gate.get("w"), self.state.gate.get("rank")
+        config, counters = self.memory.config, self.present.counters
+        gate, rank = self.present.gate.get("w"), self.present.gate.get("rank")
         return {
             "tokens_seen": self.tokens_seen,
             "tokens_learned": int(counters["learned"]) if self.learns else 0,
@@ -866,7 +876,7 @@ class TokenMemory:
     @property
     def state_bytes(self) -> int:
         """Bytes of everything that is kept: parameters, optimiser, window, gate and what waits."""
-        state = self.state
+        state = self.present
         groups = (state.parameters, state.momentum, state.window, state.adaptation, state.gate)
         kept = sum(int(array.nbytes) for group in groups for array in group.values())
         kept += sum(array.nbytes for parts in self._pending.values() for array in tuple(parts))
@@ -876,38 +886,13 @@ class TokenMemory:
         return kept + self.recent.nbytes + np.asarray(self.log_eta).nbytes
 
 
-def read_ahead(
-    memories: Sequence[TokenMemory], hidden: Array, logits: Sequence[Array], current: Sequence[int]
-) -> None:
-    """Let memories of sessions that go on side by side read what each is about to be asked for.
-
-    Each finds its answer, the same to the bit, when it reads that.
-
-    Parameters
-    ----------
-    hidden, logits, current
-        (R, n_embd), R times (n_vocab,), (R,): a state for each, its logits, and the token they are of.
-    """
-    kinds: dict[Any, list[int]] = {}
-    for row, memory in enumerate(memories):
-        if (kind := memory.kind) is not None:
-            memory.commit()
-            kinds.setdefault(kind, []).append(row)
-    for rows in kinds.values():
-        if len(rows) > 1:
-            group, tokens = [memories[row] for row in rows], [int(current[row]) for row in rows]
-            readings = _read_each(group, hidden[rows], [logits[row] for row in rows], tokens)
-            for one, reading, token in zip(group, readings, tokens, strict=True):
-                one._ahead = reading, token
-
-
 @functools.lru_cache(maxsize=8)
 def _memory_of(config: MemoryConfig, backend: str) -> Memory:
     """Return the memory of a kind: it holds constants and no state, so that sessions may share it."""
     return (WhitenedMemory if isinstance(config.module, WhitenedMatrix) else Memory)(config, backend)
 
 
-def _read_each(
+def read_each(
     memories: Sequence[TokenMemory], hidden: Array, logits: Sequence[Array], current: Sequence[int]
 ) -> list[Reading]:
     """Read one token each of memories of one kind."""

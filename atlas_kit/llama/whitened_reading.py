@@ -89,7 +89,7 @@ def read_whitened(
 ) -> list[Reading]:
     """Return what each whitened memory expects after one token; as ``read_side_by_side``."""
     first = memories[0]
-    y, directions = first.memory.read_each([one.state for one in memories], hidden)
+    y, directions = first.memory.read_each([one.present for one in memories], hidden)
     _, lse, entropy = summarize(logits, 0)
     count = len(memories)
     top = np.empty((count, first.count), np.int64)
@@ -122,7 +122,7 @@ def _moved_each(
     A memory that is not whitened yet corrects nothing, and learns nothing: all that it takes is left out.
     """
     rows, count = memories[0].rows, len(memories)
-    knowing = [row for row, one in enumerate(memories) if WhitenedMemory.is_whitened(one.state)]
+    knowing = [row for row, one in enumerate(memories) if WhitenedMemory.is_whitened(one.present)]
     if not knowing:
         return _unmoved(own, lse, rows.n_embd)
     # as many at a time as leave their rows in the processor's cache

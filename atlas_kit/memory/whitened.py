@@ -14,7 +14,8 @@ States are those of ``Memory`` and are saved as such. Knows no language model, t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -29,6 +30,8 @@ from atlas_kit.memory.muon import newton_schulz
 from atlas_kit.memory.neural_memory import Memory
 from atlas_kit.memory.state import MemoryState
 
+#: What ``varying`` returns: directions and the rest.
+Found = tuple[Array, float]
 #: Added to the variances, as a share of their mean: directions that few states tell apart are no better than noise.
 RIDGE = 0.1
 #: The first states of a text are unlike all others.
@@ -112,6 +115,7 @@ class WhitenedMemory(Memory):
         bias: tuple[Array, Array] | None = None,
         eta: float = 0.0,
         donate: bool = False,
+        later: Callable[[Callable[[], Found]], object] | None = None,
     ) -> MemoryState:
         """Take in one chunk, and learn from it if the states are whitened.
 
@@ -131,6 +135,10 @@ class WhitenedMemory(Memory):
             The step size.
         donate
             As for ``observe``: the arrays of the window may be written to; all others are new ones anyway.
+        later
+            Is given what finds the directions in which gradients vary, whenever a sample is full: some milliseconds
+            that nothing needs before the next step, for which ``with_directions`` takes what it returns. None: they
+            are in the new state already.
 
         Returns
         -------
@@ -174,7 +182,7 @@ class WhitenedMemory(Memory):
                 taken = int(counters["steps"]) + int(counters["rejected"])
                 slopes = slopes.astype(self.dtype, copy=False)
                 slopes = xp.where((finite & xp.isfinite(slopes).all(axis=1))[:, None], slopes, 0)
-                self._sample(parameters, slopes, taken)
+                self._sample(parameters, slopes, taken, later)
             made = self._learn(parameters, cut(x), gradient, bias, eta)
             name = "steps" if made else "rejected"
             counters[name] = counters[name] + 1
@@ -214,7 +222,13 @@ class WhitenedMemory(Memory):
             parameters["bias"] = biases
         return True
 
-    def _sample(self, parameters: dict[str, Array], slopes: Array, taken: int) -> None:
+    def _sample(
+        self,
+        parameters: dict[str, Array],
+        slopes: Array,
+        taken: int,
+        later: Callable[[Callable[[], Found]], object] | None,
+    ) -> None:
         """Keep the gradients of a chunk behind ``taken`` others, if it is one of the sample, and use a full sample."""
         room = len(parameters["slopes"])
         place, full = sampled(taken, max(1, room // self.config.chunk_size))
@@ -225,9 +239,22 @@ class WhitenedMemory(Memory):
             parameters["slopes"] = kept
         if full:
             sample, before = (backends.to_host(parameters[name]) for name in ("slopes", "directions"))
-            directions, rest = varying(sample, before, float(parameters["rest"][0, 0]))
-            parameters["directions"] = self.xp.asarray(directions, dtype=self.dtype)
-            parameters["rest"] = self.xp.full((1, 1), rest, self.dtype)
+            find = functools.partial(varying, sample, before, float(parameters["rest"][0, 0]))
+            if later is None:
+                parameters.update(self._found(find()))
+            else:
+                later(find)
+
+    def _found(self, found: Found) -> dict[str, Array]:
+        directions, rest = found
+        return {
+            "directions": self.xp.asarray(directions, dtype=self.dtype),
+            "rest": self.xp.full((1, 1), rest, self.dtype),
+        }
+
+    def with_directions(self, state: MemoryState, found: Found) -> MemoryState:
+        """Return a state with the directions in which gradients vary, which were looked for beside its last step."""
+        return dataclasses.replace(state, parameters={**state.parameters, **self._found(found)})
 
     def _whiten(self, state: MemoryState) -> MemoryState:
         """Return the state with P and origin made from the states that it keeps, and with the keys that follow."""

@@ -220,14 +220,14 @@ def _inspect_opened(
         if opened.kind == "safetensors":
             from atlas_kit.formats.safetensors import check_safetensors
 
-            _say_first(result, [one for one in check_safetensors(source) if one.severity == "error"])
+            _say_first(result, check_safetensors(source))
         _inspect_memory(opened, wanted, result, progress)
         if opened.kind == "atlas" and wanted.overview:
             _check(source, result, keys)
         elif opened.kind == "npz" and wanted.overview and source.size <= CHECKED:
             from atlas_kit.formats.npz import check_npz
 
-            _say_first(result, [one for one in check_npz(source) if one.severity == "error"])
+            _say_first(result, check_npz(source))
 
 
 def _check(source: Source, result: Inspection, keys: Keys) -> None:
@@ -236,7 +236,7 @@ def _check(source: Source, result: Inspection, keys: Keys) -> None:
 
     if source.size > CHECKED:
         return
-    _say_first(result, [one for one in check_atlas(source, **keys.options()) if one.severity == "error"])
+    _say_first(result, check_atlas(source, **keys.options()))
 
 
 def _is_memory(source: Source, kind: str | None) -> bool:
@@ -382,8 +382,9 @@ def _memory_overview(opened: Opened, result: Inspection) -> None:
     result.overview = facts
 
 
-def _say_first(result: Inspection, errors: Sequence[Finding]) -> None:
-    """Say the first of the errors that a file has, and how many more there are."""
+def _say_first(result: Inspection, findings: Sequence[Finding]) -> None:
+    """Say the first error that a file has, and how many more there are."""
+    errors = [finding for finding in findings if finding.severity == "error"]
     for error in errors[:1]:
         about = f'"{error.key}": ' if error.key else ""
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""

@@ -14,7 +14,7 @@ import re
 from typing import IO, TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import dumps, is_utf8, loads, name_from
-from atlas_kit.errors import FileCorruptError, InvalidParamError
+from atlas_kit.errors import AtlasError, FileCorruptError, InvalidParamError
 from atlas_kit.formats.atlas import tables
 from atlas_kit.formats.atlas.entry import Entry, MemoryPayload
 from atlas_kit.operations.json_document import (
@@ -69,12 +69,20 @@ def read_remains(source: Source, kind: str, *, read: bool) -> tuple[MemoryFile, 
 
         archive, count = NpzFile.remains(source, read=read)
         said = f"{len(archive.members)} of {count} arrays are intact" if count else "no array is intact"
-        return *_of_npz(archive, source), said
+        try:
+            return *_of_npz(archive, source), said
+        except AtlasError:  # the side record itself is damaged
+            archive, _ = NpzFile.remains(source, read=read)
+            archive.members.pop(SIDE_ARRAY, None)
+            return _from_foreign_npz(archive, _NpzArrays(archive), source.modified), None, said
     from atlas_kit.formats.safetensors import remains
 
     file, count = remains(source)
     said = f"{len(file.tensors)} of {count} tensors are intact" if count else "no tensor is intact"
-    return *_of_safetensors(file, source), said
+    try:
+        return *_of_safetensors(file, source), said
+    except AtlasError:
+        return _from_foreign_safetensors(file, source.modified), None, said
 
 
 def _side_record(memory: MemoryFile, names: dict[str, str], key: str | None = None, inline: str = "") -> str:

@@ -17,7 +17,8 @@ from atlas_kit.episodes import Episodes, Kind
 from atlas_kit.errors import AtlasError, InvalidParamError
 from atlas_kit.llama.session import AtlasSession
 from atlas_kit.persistence.auto_save import AutoSave
-from atlas_kit.storage.given import STDIN
+from atlas_kit.storage.given import STDIN, open_source
+from atlas_kit.storage.urls import is_url, shown
 
 #: Bytes that are read, and turned into tokens, at a time.
 PIECE = 1 << 20
@@ -43,8 +44,8 @@ class Document:
     def __init__(self, name: str) -> None:
         self.name, self.done = name, 0
         self.size = None if name == STDIN or not os.path.isfile(name) else os.path.getsize(name)
-        self.again = self.size is not None
-        self.source = "" if name == STDIN else name
+        self.again = self.size is not None or is_url(name)
+        self.source = "" if name == STDIN else shown(name)
 
     def check(self) -> None:
         """Raise what ``pieces`` would raise at once; standard input is left alone.
@@ -88,6 +89,11 @@ class Document:
 
         if self.name == STDIN:
             yield sys.stdin.buffer
+            return
+        if is_url(self.name):
+            with open_source(self.name) as source, source.stream() as far:
+                source.prepare(0, source.size)
+                yield far  # type: ignore[misc]
             return
         try:
             stream = open(self.name, "rb")  # noqa: SIM115 (closed below)

@@ -73,6 +73,28 @@ def is_stream(path: StrPath) -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
 
 
+def address_of(output: Output) -> str | None:
+    """Return the address that an output is, None for a path, a stream, and what is a file here after all."""
+    return (
+        os.fspath(output)
+        if isinstance(output, str) and is_url(output) and local_path(output) is None
+        else None
+    )
+
+
+def _as_path(output: StrPath) -> StrPath:
+    return (local_path(output) or output) if isinstance(output, str) and is_url(output) else output
+
+
+@contextmanager
+def published_at(url: str) -> Iterator[str]:
+    """Yield a path to write to, of which the file goes to an address when the block ends well."""
+    from atlas_kit.storage.remote_writing import published
+
+    with published(url) as path:
+        yield path
+
+
 @contextmanager
 def _writing(output: StrPath) -> Iterator[None]:
     """Name the device or pipe that cannot be written to."""
@@ -87,26 +109,14 @@ def _writing(output: StrPath) -> Iterator[None]:
 
 
 @contextmanager
-def published_at(url: str) -> Iterator[str]:
-    """Yield a path to write to, of which the file goes to an address when the block ends well."""
-    path = local_path(url)
-    if path is not None:
-        yield path
-        return
-    from atlas_kit.storage.remote_writing import published
-
-    with published(url) as path:
-        yield path
-
-
-@contextmanager
 def scratch_path(output: Output, suffix: str = "") -> Iterator[StrPath]:
     """Yield a path to write to: the output itself, or a temporary file that is then copied to the stream."""
     if isinstance(output, (str, os.PathLike)):
-        if is_url(output):
-            with published_at(os.fspath(output)) as here:
+        if (url := address_of(output)) is not None:
+            with published_at(url) as here:
                 yield here
             return
+        output = _as_path(output)
         if not is_stream(output):
             yield output
             return
@@ -125,11 +135,12 @@ def scratch_path(output: Output, suffix: str = "") -> Iterator[StrPath]:
 def output_file(output: Output) -> Iterator[IO[bytes]]:
     """Yield a seekable binary file whose bytes become the output when the block ends well."""
     if isinstance(output, (str, os.PathLike)):
-        if is_url(output):
-            with published_at(os.fspath(output)) as path, open(path, "w+b") as file:
+        if (url := address_of(output)) is not None:
+            with published_at(url) as path, open(path, "w+b") as file:
                 yield file
                 file.flush()
             return
+        output = _as_path(output)
         if not is_stream(output):
             with atomic_write(output) as file:
                 yield file

@@ -15,6 +15,7 @@ from atlas_kit.formats.gguf.lost_file import lost_name, write_lost
 from atlas_kit.operations import secrecy
 from atlas_kit.operations.outputs import (
     Output,
+    address_of,
     is_path,
     is_stream,
     output_name,
@@ -26,7 +27,6 @@ from atlas_kit.operations.validate import validate_file
 from atlas_kit.storage.given import Given, use_source
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source, StrPath
-from atlas_kit.storage.urls import is_url
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas.rescue import RescueResult
@@ -188,8 +188,8 @@ def _repaired(
         raise InvalidParamError(f"this is {known.what}", path=source.name, hint=known.hint)
     if source.size == 0:
         raise InvalidParamError("the file is empty: there is nothing to rescue", path=source.name)
-    if is_path(output) and is_url(output):
-        with published_at(os.fspath(output)) as path:
+    if output is not None and not options.dry_run and (url := address_of(output)) is not None:
+        with published_at(url) as path:
             result = _repaired(source, path, options, keys, progress)
             if result.output is not None:
                 result.output = output_name(output)

@@ -27,6 +27,7 @@ from atlas_kit.storage.backup_files import (
 from atlas_kit.storage.given import StrPath, open_source
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source, access_error
+from atlas_kit.storage.urls import require_here
 
 if TYPE_CHECKING:
     from atlas_kit.formats.atlas import MemoryFile
@@ -90,6 +91,7 @@ def list_backups(
     FileAccessError
         The folder cannot be read.
     """
+    require_here(path, "backups are beside files on this machine only")
     result = Backups(os.fsdecode(path), os.path.lexists(path), interrupted=is_interrupted_edit(path))
     keys = Keys() if keys is None else keys
     found = []

@@ -18,6 +18,7 @@ from atlas_kit.storage.atomic import lock
 from atlas_kit.storage.given import StrPath, same_file
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import access_error
+from atlas_kit.storage.urls import require_here
 
 if TYPE_CHECKING:
     from atlas_kit.episodes import EpisodeArrays
@@ -150,6 +151,7 @@ def _stamp(file: str) -> tuple[int, ...] | None:
 
 
 def _check_place(file: str, model: str) -> None:
+    require_here(file, "a memory that changes is kept in a file on this machine only")
     folder = os.path.dirname(file) or "."
     if not file or "\0" in file:
         raise InvalidParamError(f"{file!r} is not a file name", key="memory_file")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_kit.errors import InvalidParamError, MissingExtraError, ModelError
 from atlas_kit.llama.chat import Placed
 from atlas_kit.llama.llama_sampler import MOST_RULES
-from atlas_kit.llama.schema_grammar import MOST_CHARACTERS, quoted, schema_rules, up_to
+from atlas_kit.llama.schema_grammar import MOST_CHARACTERS, quoted, rebased, schema_rules, up_to
 from atlas_kit.server.answers import HERMES, AnswerParser, CallFormat, call_format, thought_tags
 from atlas_kit.server.channels import ChannelParser, channel_rules, in_channels
 from atlas_kit.server.said import Said, Spoken, said_in
@@ -478,12 +478,9 @@ def _call_rules(form: CallFormat, schemas: Mapping[str, Any], *, several: bool) 
             rules.append(schema_rules(schema, f"{rule}-arguments"))
             rules.append(f"{rule} ::= {quoted(f'{name}{form.named}')} {rule}-arguments {_close(form)}")
             continue
-        properties = {form.name: {"const": name}, form.arguments: schema}
+        inside = rebased(schema, f"/properties/{form.arguments}")
+        properties = {form.name: {"const": name}, form.arguments: inside}
         whole = {"type": "object", "properties": properties, "required": list(properties)}
-        if isinstance(schema.get("$defs"), Mapping):  # what they refer to is at the top
-            whole["$defs"] = schema["$defs"]
-        if isinstance(schema.get("definitions"), Mapping):
-            whole["definitions"] = schema["definitions"]
         rules.append(schema_rules(whole, rule))
     one, opens = f"( {' | '.join(names)} )", quoted(form.opens)
     if form.bare:

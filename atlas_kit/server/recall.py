@@ -164,7 +164,7 @@ class Question:
 
         says = saying(self.text, [piece.text for piece in pieces])
         finish, held, _ = yield from checked(
-            lambda: answer(form.behind), otherwise, says, lambda finish: finish.reason != "stop"
+            lambda: answer(form.behind), otherwise, says, lambda finish: finish.reason
         )
         yield from held
         return finish

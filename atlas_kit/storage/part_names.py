@@ -26,40 +26,10 @@ _PATTERNS = (
 #: More missing pieces than this mean a name that only looks like that of a piece.
 _MOST_MISSING = 1000
 #: Endings that look like the letters of a piece, and mean something else where the pieces do not reach that far.
-_ENDINGS = {
-    "bak",
-    "bin",
-    "bz",
-    "cfg",
-    "csv",
-    "db",
-    "gguf",
-    "gz",
-    "ini",
-    "js",
-    "json",
-    "lock",
-    "log",
-    "md",
-    "npz",
-}
-_ENDINGS |= {
-    "old",
-    "orig",
-    "png",
-    "py",
-    "sh",
-    "sig",
-    "so",
-    "tar",
-    "tmp",
-    "txt",
-    "xz",
-    "yaml",
-    "yml",
-    "zip",
-    "zst",
-}
+_ENDINGS = frozenset({
+    "bak", "bin", "bz", "cfg", "csv", "db", "gguf", "gz", "ini", "js", "json", "lock", "log", "md", "npz",
+    "old", "orig", "png", "py", "sh", "sig", "so", "tar", "tmp", "txt", "xz", "yaml", "yml", "zip", "zst",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,14 @@ def listed(url: str, endings: Iterable[str] = ()) -> Iterator[Listed]:
     except ImportError:
         raise MissingExtraError("listing a store", "cloud") from None
     except Exception as error:
-        why = "permission is denied" if isinstance(error, PermissionError) else f"({type(error).__name__})"
-        raise FileAccessError(f"cannot list: {why}", path=shown(url), hint=CREDENTIALS) from None
+        why, hint = f"the store refuses ({type(error).__name__})", None
+        if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
+            why, hint = "permission is denied", CREDENTIALS
+        elif isinstance(error, ValueError):
+            why = "the address is not a valid one for its store"
+        elif isinstance(error, (ConnectionError, TimeoutError)) or "Connect" in type(error).__name__:
+            why = "the store cannot be reached"
+        raise FileAccessError(f"cannot list: {why}", path=shown(url), hint=hint) from None
     wanted = tuple(endings)
     some = False
     for name, info in sorted(found.items()):

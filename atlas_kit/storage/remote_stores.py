@@ -14,6 +14,7 @@ import errno
 import importlib
 import random
 import re
+import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -61,6 +62,8 @@ _IN_MEMORY = 1 << 24
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 #: What to know when nobody is let in.
 _WORTH_NAMING = {401: "it wants to know who asks", 403: "permission is denied"}
+#: Schemes for which the extra has what is needed.
+_EXTRA = frozenset({"http", "https", "s3", "s3a", "gs", "gcs", "hf"})
 CREDENTIALS = "Credentials are looked for where the store's own tools look for them."
 
 
@@ -170,7 +173,10 @@ class HTTPStore(Store):
         return self._run(self._get(start, size, state))
 
     def _look(self) -> Piece:
-        return self._run(self._head())
+        if self._whole is not None:
+            return self._run(self._head())
+        now = self._run(self._get(0, 1, None))  # an address that is signed for GET is not good for HEAD
+        return Piece(b"", now.total, now.state, now.modified)
 
     def close(self) -> None:
         """Remove what was fetched whole."""
@@ -521,8 +527,15 @@ def translated(path: str) -> Any:
         yield
     except AtlasError:
         raise
-    except ImportError:
+    except ImportError as error:
         scheme = re.split(r"://|::", path, maxsplit=1)[0]
+        if "fsspec" in sys.modules and sys.modules["fsspec"] is not None and scheme.lower() not in _EXTRA:
+            wanted = " ".join(str(error).split())  # fsspec's own sentence names the package
+            raise FileAccessError(
+                f"cannot read: {scheme}:// addresses need another package",
+                path=path,
+                hint=wanted if len(wanted) < 200 and "://" not in wanted else None,
+            ) from None
         raise MissingExtraError(f"reading {scheme}:// addresses", "cloud") from None
     except ValueError as error:
         if "not known" in str(error) or "Protocol" in str(error):

@@ -9,6 +9,8 @@ import os
 import re
 from urllib.parse import unquote, urlsplit
 
+from atlas_kit.errors import InvalidParamError
+
 #: A scheme has two characters or more, so that no drive of Windows is one; ``::`` joins file systems in one another.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+(?:://|::)")
 _LOCAL = ("file://", "local://")
@@ -33,7 +35,7 @@ def shown(name: str) -> str:
     """Return an address as it may be shown: without user, password, query (it may be signed) and fragment."""
     if not is_url(name):
         return name
-    return "::".join(map(_shown, chain(name)))
+    return "::".join(map(_shown, chain(name))) if name.count("[") == name.count("]") else _shown(name)
 
 
 def chain(name: str) -> list[str]:
@@ -47,7 +49,7 @@ def _shown(part: str) -> str:
     try:
         scheme, place, path, query, _ = urlsplit(part, allow_fragments=part[:4].lower() == "http")
     except ValueError:  # brackets that hold no address
-        return f"{part.split('://', 1)[0]}://..."
+        return f"{part.partition('://')[0]}://..."
     place = place.rpartition("@")[2]
     host, mark, port = place.rpartition(":")
     if (
@@ -60,6 +62,18 @@ def _shown(part: str) -> str:
             "",
         )  # a question mark may be in a key, or in a pattern
     return f"{scheme}://{place}{path}"
+
+
+def require_here(name: object, why: str, hint: str = "Download it, and work on the copy.") -> None:
+    """Refuse an address where only a file on this machine will do.
+
+    Raises
+    ------
+    InvalidParamError
+        It is one.
+    """
+    if isinstance(name, str) and is_url(name):
+        raise InvalidParamError(why, path=shown(name), hint=hint)
 
 
 def last_part(name: str) -> str:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import csv
 import html
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
+
+from atlas_kit.errors import InvalidParamError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,6 +50,62 @@ class Shown:
         picture = Image.open(drawn).convert("RGBA")
         picture.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(file, "png")
         return file.getvalue()
+
+    def svg(self) -> str:
+        """Return the picture as SVG, which stays sharp at any size."""
+        drawn = io.StringIO()
+        self.figure().savefig(drawn, format="svg", bbox_inches="tight")
+        return drawn.getvalue()
+
+    def sheet(self) -> tuple[Sequence[str], Iterable[Sequence[Any]]]:
+        """Return what is shown as a table: names of the columns, and rows of texts and numbers.
+
+        Raises
+        ------
+        InvalidParamError
+            It is no table.
+        """
+        raise InvalidParamError("there is no table in what is shown")
+
+    def csv(self) -> str:
+        """Return what is shown as a table in CSV, with the names of the columns in its first line."""
+        columns, rows = self.sheet()
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([_cell(value) for value in row] for row in rows)
+        return file.getvalue()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save what is shown as a file: ``.png``, ``.svg``, ``.html`` (a page of its own), ``.csv`` or ``.txt``.
+
+        Raises
+        ------
+        InvalidParamError
+            The name ends otherwise, or there is no table to be saved as ``.csv``.
+        FileAccessError
+            The file cannot be written.
+        """
+        from atlas_kit.storage.atomic import atomic_write
+
+        data = self.shared(os.path.splitext(os.fspath(path))[1][1:].lower())
+        with atomic_write(path) as file:
+            file.write(data)
+
+    def shared(self, form: str) -> bytes:
+        """Return the bytes of a file of one of the forms that ``save`` knows."""
+        if form == "png":
+            return self.png()
+        if form == "html":
+            from atlas_kit.explorer.page import document
+
+            return document(self.html(), self.text().partition("\n")[0]).encode("utf-8", "replace")
+        makers = {"svg": self.svg, "csv": self.csv, "txt": self.text}
+        if form not in makers:
+            raise InvalidParamError(
+                f"a widget cannot be saved as {form!r}", hint="Take png, svg, html, csv or txt."
+            )
+        return makers[form]().encode("utf-8", "replace")
 
     def html(self) -> str:
         """Return the picture and the text as a piece of HTML that loads nothing and runs nothing."""
@@ -89,6 +148,11 @@ def pages_style() -> Iterator[None]:
 
     with style.context("atlas_kit.widgets.page", after_reset=True):
         yield
+
+
+def _cell(value: Any) -> Any:
+    """Return a cell of a table; a text that a spreadsheet would take for a formula is marked as a text."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 
 def is_watched() -> bool:

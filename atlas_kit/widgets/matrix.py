@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,10 @@ class Frame:
     nan: int
     infinite: int
     counted: bool  # False: at least so many of both
+
+
+#: Numbers of a matrix that are saved as a table.
+MOST_SAVED = 4_000_000
 
 
 class MatrixView(Shown, anywidget.AnyWidget):
@@ -367,6 +371,20 @@ class MatrixView(Shown, anywidget.AnyWidget):
         row, column = min(self.cursor[0], rows - 1), min(self.cursor[1], columns - 1)
         lines.append(f"{self.row_name} {row}, {self.column_name} {column}: {self.value(row, column)}")
         return "\n".join(lines)
+
+    def sheet(self) -> tuple[Sequence[str], Iterable[Sequence[Any]]]:
+        """Return the numbers of the matrix, a row for each of its rows, under the numbers of its columns.
+
+        Raises
+        ------
+        InvalidParamError
+            There are more than ``MOST_SAVED`` of them.
+        """
+        rows, columns = self._source.shape
+        if rows * columns > MOST_SAVED:
+            raise InvalidParamError(f"the matrix has more than {MOST_SAVED:,} numbers, too many for a table")
+        numbers = self._source.tile(0, rows, 0, columns, rows, columns)
+        return ["row", *map(str, range(columns))], ([n, *row] for n, row in enumerate(numbers.tolist()))
 
     def figure(self) -> Figure:
         """Return the matrix with its colour bar as a matplotlib figure of its own."""

@@ -11,7 +11,7 @@ import functools
 import html
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
@@ -407,6 +407,15 @@ class CapacityPlayground(Shown, ipywidgets.VBox):  # type: ignore[misc]
             )
             lines.append(f"{curve.trial.label}{_holds(curve)}{end}; {_allowed(curve.trial)}")
         return "\n".join(lines)
+
+    def sheet(self) -> tuple[Sequence[str], Iterable[Sequence[Any]]]:
+        """Return a row for each point of each curve."""
+        rows = [
+            [curve.trial.label, point.pairs, point.accuracy, point.cosine]
+            for curve in self.curves
+            for point in curve.points
+        ]
+        return ["memory", "pairs stored", "found again", "cosine"], rows
 
     def figure(self) -> Figure:
         """Return the curves, and what the newest memory answers, as a matplotlib figure."""

@@ -120,6 +120,34 @@ def newest(models: Sequence[str]) -> Any:
     return as_json(found)
 
 
+def shared(model: str, form: str) -> Any:
+    """Return a file of what a widget shows now, as JSON for a page: ``filename``, ``type`` and ``data`` in base64."""
+    from IPython import display
+    from ipywidgets.widgets import widget as known
+
+    as_json: Any = display.JSON
+    shown = known._instances.get(model)
+    if not hasattr(shown, "shared"):
+        return as_json({"error": "The widget is gone: run its cell again."})
+    try:
+        data = shown.shared(form)
+    except Exception as error:  # whatever it is: it must reach the reader
+        said = getattr(error, "message", "") or str(error) or type(error).__name__
+        return as_json({"error": f"{said[:1].upper()}{said[1:]}."})
+    name = "".join(letter if letter.isalnum() else "-" for letter in type(shown).__name__)
+    return as_json({
+        "filename": f"{name}.{form}", "type": _TYPES[form], "data": base64.b64encode(data).decode("ascii")
+    })  # fmt: skip
+
+
+_TYPES = {
+    "png": "image/png",
+    "svg": "image/svg+xml",
+    "html": "text/html",
+    "csv": "text/csv",
+    "txt": "text/plain",
+}
+
 #: What a program's notebook shows, by the id of its output: the widget, and what it said last.
 _displayed: dict[str, tuple[weakref.ReferenceType[Any], str]] = {}
 
@@ -172,6 +200,7 @@ __all__ = [
     "page",
     "part",
     "picture",
+    "shared",
     "table",
     "text",
 ]

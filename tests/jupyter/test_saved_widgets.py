@@ -7,6 +7,7 @@ from collections.abc import Callable
 from playwright.sync_api import Browser, Page, expect
 
 from tests.jupyter.labdriver import Lab, open_notebook, run_all
+from tests.jupyter.test_accessibility import serious_findings
 
 SHOWN = (
     "from atlas_kit.widgets import FileExplorer\nFileExplorer('sample_data/gguf/tiny.gguf')",
@@ -56,3 +57,24 @@ def test_an_export_shows_what_was_last_seen_and_can_be_looked_around_in(
     )
     assert wide == [0, 0]  # nothing is cut at the right
     context.close()
+
+
+def test_what_is_shown_can_be_saved_as_a_file(page: Page, lab_server: Lab, notebook: Callable[..., str]):
+    open_notebook(page, lab_server, notebook(SHOWN[0]))
+    assert run_all(page) == []
+    explorer = page.locator(".ax").first
+    explorer.get_by_role("tab", name="Tensors").click()
+    expect(explorer.get_by_role("gridcell", name="output.weight", exact=True)).to_be_visible()
+    bar = page.get_by_role("group", name="Save what is shown")
+    for form, begins in (
+        ("PNG", b"\x89PNG"),
+        ("SVG", b"<?xml"),
+        ("HTML", b"<!doctype html>"),
+        ("CSV", b"Name,Type,"),
+    ):
+        with page.expect_download() as download:
+            bar.get_by_role("button", name=form).click()
+        assert download.value.suggested_filename == f"FileExplorer.{form.lower()}"
+        assert download.value.path().read_bytes().startswith(begins)
+        expect(bar.get_by_role("status")).to_have_text(f"Saved FileExplorer.{form.lower()}")
+    assert serious_findings(page, ".atlas-kit-share") == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from atlas_kit.llama.checking import SOON, held_back, saying
+from atlas_kit.llama.checking import LEAST, SOON, checked, held_back, saying
 from atlas_kit.llama.engine import Feed
 from atlas_kit.llama.steps import Finish, Step, Token
 
@@ -96,3 +96,25 @@ def test_who_gives_up_ends_the_work():
     work.send(None)
     work.close()
     assert closed == [True]
+
+
+@pytest.mark.parametrize(
+    ("reason", "length", "tries"),
+    [
+        ("cancelled", SOON - 1, 1),
+        ("length", LEAST - 1, 1),
+        ("length", LEAST, 2),
+        ("stop", 1, 2),
+        ("stop", 0, 2),
+    ],
+)
+def test_when_it_is_asked_for_again(reason, length, tries):
+    begun = []
+
+    def answer():
+        begun.append(True)
+        return saying_words(["a "] * length, Finish(reason))
+
+    work = checked(answer, lambda: iter(()), lambda text: False, lambda finish: finish.reason)
+    out, _, (finish, held, when) = driven(work)
+    assert (len(begun), finish.reason, len(held), out, when) == (tries, reason, length, [], 0.0)

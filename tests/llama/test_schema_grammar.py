@@ -9,7 +9,7 @@ import pytest
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.grammar_reach import Grammar, Vocabulary
 from atlas_kit.llama.grammar_rules import rules_of
-from atlas_kit.llama.schema_grammar import schema_rules
+from atlas_kit.llama.schema_grammar import rebased, schema_rules
 
 pytestmark = pytest.mark.model
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
@@ -189,6 +189,15 @@ PAIR = {"type": "array", "prefixItems": [WHOLE, TEXT]}
             [{"a": "x", "c": {"b": 2, "a": {"b": 1}}}],
             [{"a": {"b": 1}, "c": {"b": 2}}],
         ),
+        (  # names of properties that are words of schemas
+            {
+                "$defs": {"w": WHOLE},
+                "properties": {"default": {"$ref": "#/$defs/w"}, "enum": {"$ref": "#/properties/default"}},
+                "required": ["default", "enum"],
+            },
+            [{"default": 1, "enum": 2}],
+            [{"default": "1", "enum": 2}, {"default": 1, "enum": "2"}],
+        ),
         ({"properties": {"$ref": TEXT}, "required": ["$ref"]}, [{"$ref": "a"}], [{"$ref": 1}]),
         (PAIR, [[1, "a"]], [[1], [1, "a", 2]]),
         ({**PAIR, "minItems": 2, "maxItems": 2}, [[1, "a"]], [[1], [1, "a", 2]]),
@@ -302,3 +311,22 @@ def test_there_may_be_thousands_of_alternatives(values, form):
     for wrong in ("nothing", values[0] + values[1], values[0][:-1]):
         assert -1 not in grammar.said(grammar.start, json.dumps(wrong, ensure_ascii=False))
     assert (-1 in grammar.said(grammar.start, "null")) == (form == "or null")
+
+
+def test_references_move_with_their_schema():
+    schema = {
+        "$defs": {"w": WHOLE},
+        "properties": {
+            "a": {"$ref": "#/$defs/w"},
+            "default": {"$ref": "#/properties/a"},
+            "again": {"$ref": "#"},
+        },
+        "required": ["a", "default"],
+        "examples": [{"$ref": "#/none"}],
+    }
+    inside = rebased(schema, "/properties/arguments")
+    assert inside["examples"] == schema["examples"]
+    whole = {"properties": {"arguments": inside}, "required": ["arguments"]}
+    assert takes(whole, '{"arguments": {"a": 1, "default": 2, "again": {"a": 1, "default": 2}}}')
+    assert not takes(whole, '{"arguments": {"a": 1, "default": "2"}}')
+    assert not takes(whole, '{"arguments": {"a": 1, "default": 2, "again": {"arguments": {}}}}')

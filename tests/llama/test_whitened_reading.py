@@ -12,8 +12,10 @@ from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama import reading as reading_module
 from atlas_kit.llama import token_memory as token_memory_module
 from atlas_kit.llama.output_matrix import KNOWN_EVENING, KNOWN_RIDGE, MOVED_LOGIT
-from atlas_kit.llama.token_memory import BIAS_STEP, ETA_BOUND, ETA_RATE, TokenMemory, read_ahead
+from atlas_kit.llama.reading_ahead import read_ahead
+from atlas_kit.llama.token_memory import BIAS_STEP, ETA_BOUND, ETA_RATE, TokenMemory
 from atlas_kit.llama.whitened_reading import LEAST_LIFT, LIFT, bias_step, likely, likely_and_beside, moved
+from atlas_kit.memory import WhitenedMemory
 from atlas_kit.memory.whitened import whitening
 from atlas_kit.settings.atlas_settings import GATE_START, WHITENED_AFTER, AtlasSettings
 from tests.llama.test_token_memory import E, Model, V, softmax, text
@@ -420,3 +422,88 @@ def test_what_was_learned_can_be_forgotten_and_the_windows_keys_still_fit():
     assert memory.slots().keys.tobytes() == keys
     followed(memory, model, tokens)
     assert (memory.state.parameters["W"] != 0).any()
+
+
+class Late:
+    """Looks for something when somebody asks for it, and counts."""
+
+    made, asked = 0, 0
+
+    def __init__(self):
+        self.find = None
+
+    def begin(self, find):
+        self.find, Late.made = find, Late.made + 1
+
+    def found(self):
+        if self.find is None:
+            return None
+        Late.asked += 1
+        return self.find()
+
+    def drop(self):
+        self.find = None
+
+    def __class_getitem__(cls, kind):
+        return cls
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_directions_that_are_looked_for_beside_are_those_that_the_step_would_have_found(pinned, monkeypatch):
+    """Whenever they are there: nothing but the next step and who takes the state looks at them."""
+    model, tokens = Model(), text(760)
+    beside, late = TokenMemory(model.rows, SMALL), None
+    step = WhitenedMemory.step
+    with monkeypatch.context() as patched:
+        patched.setattr(WhitenedMemory, "step", lambda *given, later=None, **how: step(*given, **how))
+        at_once = TokenMemory(model.rows, SMALL)
+        expected, weights = followed(at_once, model, tokens)
+    with monkeypatch.context() as patched:
+        patched.setattr("atlas_kit.llama.token_memory.Looking", Late)
+        late = TokenMemory(model.rows, SMALL)
+    for memory in (beside, late):
+        found = []
+        for at in range(0, len(tokens) - 1, 10):
+            found.append(followed(memory, model, tokens, start=at, end=min(at + 10, len(tokens) - 1)))
+            if pinned:
+                state = memory.pin()
+                assert memory.pin() is state
+                memory.release(state)
+        p, w = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        assert np.allclose(p, expected, rtol=1e-4)
+        assert np.allclose(w, weights, rtol=1e-3, atol=1e-6)
+    assert Late.made >= 3
+    assert Late.asked >= Late.made
+    for name, array in beside.state.parameters.items():
+        assert array.tobytes() == late.state.parameters[name].tobytes(), name
+        np.testing.assert_allclose(array, at_once.state.parameters[name], atol=1e-4)
+    assert beside.state.parameters["directions"].any()
+
+
+def test_a_state_is_whole_whoever_looks_at_it(monkeypatch):
+    model, tokens = (
+        Model(),
+        text(WHITENED_AFTER + 4 * 6 + 1),
+    )  # a sample of six steps is full with the last of them
+    monkeypatch.setattr("atlas_kit.llama.token_memory.Looking", Late)
+    memory = TokenMemory(model.rows, SMALL)
+    followed(memory, model, tokens)
+    assert memory._looking.find is not None
+    assert not memory.present.parameters["directions"].any()
+    assert memory.state.parameters["directions"].any()
+    assert memory.pin().parameters["directions"].any()
+    assert memory._looking.find is None
+    memory.reset()
+    assert not memory.state.parameters["directions"].any()
+
+
+def test_what_goes_wrong_while_it_is_looked_for_is_said_to_the_next_step(monkeypatch):
+    model, tokens = Model(), text(WHITENED_AFTER + 4 * 8 + 1)
+    monkeypatch.setattr("atlas_kit.memory.whitened.varying", lambda *_: 1 / 0)
+    memory = TokenMemory(model.rows, SMALL)
+    followed(memory, model, tokens, end=WHITENED_AFTER + 4 * 6)
+    with pytest.raises(ZeroDivisionError):
+        followed(memory, model, tokens, start=WHITENED_AFTER + 4 * 6, end=WHITENED_AFTER + 4 * 7)
+    before = int(memory.state.counters["steps"])
+    followed(memory, model, tokens, start=WHITENED_AFTER + 4 * 7)  # it goes on without
+    assert int(memory.state.counters["steps"]) == before + 2

@@ -299,3 +299,44 @@ def test_a_long_cut_tail_is_told_once(tmp_path: Path, repair) -> None:
     assert len(said.splitlines()) < 60
     assert "more like these: tensor-missing" in said
     assert "needs this tensor and it is missing" in said
+
+
+# --- bytes that a download wrote twice --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sample() -> bytes:
+    return (ROOT / "sample_data" / "models" / "tiny-python.gguf").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("again", "at"),
+    [(3000, 6_000_000), (200_000, 6_000_000), (5_000_000, 6_000_000), (200_000, None), (5_000_000, None)],
+)
+def test_a_download_that_was_resumed_too_early_is_whole_again(
+    sample: bytes, again: int, at: int | None, tmp_path: Path, repair, run_cli
+) -> None:
+    """Resumed ``again`` bytes too early at a place, or begun again (``None``) after so many bytes."""
+    made = sample[:again] + sample if at is None else sample[:at] + sample[at - again :]
+    path, out = tmp_path / "m.gguf", tmp_path / "out.gguf"
+    path.write_bytes(made)
+    said = run_cli("validate", path)
+    assert said.exit_code == 1
+    assert "Without them the file is whole" in said.stdout
+    assert f"atlas-tool repair {path} -o OUT" in said.stdout
+    assert repair(path, "-n")[0] == 1
+    code, text, _ = repair(path, "-o", out)
+    assert code == 1
+    assert f"{again} bytes that a download wrote twice were taken out" in text
+    assert out.read_bytes() == sample
+    assert not lost_name(out).exists()
+
+
+def test_what_is_there_twice_for_other_reasons_stays(sample: bytes, tmp_path: Path, repair) -> None:
+    path, out = tmp_path / "m.gguf", tmp_path / "out.gguf"
+    for made in (sample + bytes(200_000), sample + os.urandom(5000), sample + sample):
+        path.write_bytes(made)
+        assert repair(path, "-o", out)[0] == 0
+    path.write_bytes(sample[:6_000_000] + sample[5_990_000:6_090_000])  # and cut off besides
+    code, text, _ = repair(path, "-o", out)
+    assert (code, "wrote twice" in text) == (1, False)

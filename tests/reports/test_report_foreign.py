@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import bz2
 import gzip
 import lzma
@@ -49,6 +50,13 @@ FOREIGN: dict[str, tuple[Callable[[], bytes], str, str]] = {
     ),
     "utf-16": (lambda: "GGUF\3".encode("utf-16"), "saved as text (UTF-16)", "Get it again"),
     "something before it": (lambda: b"x" * 100 + WHOLE, "begins only at byte 100", "atlas-tool repair"),
+    "base64": (lambda: base64.encodebytes(WHOLE), "a GGUF model in base64", "base64 -d"),
+    "base64 in one line": (lambda: base64.b64encode(WHOLE), "a GGUF model in base64", "base64 -d"),
+    "hexadecimal": (lambda: WHOLE.hex().encode(), "a GGUF model in hexadecimal digits", "xxd -r -p"),
+    "hexadecimal with spaces": (lambda: WHOLE.hex(" ").encode(), "a GGUF model in hexadecimal", "xxd -r -p"),
+    "a dump": (
+        lambda: b"00000000: 4747 5546 0300 0000 1d00 0000 0000 0000  GGUF....\n" * 30, "in hexadecimal", "xxd -r.",
+    ),
     "zeros": (lambda: bytes(9000), "begins with 9000 zeros", "Get it again"),
     "few zeros": (lambda: bytes(1000), "a file of 1000 zeros and nothing else", "Get it again"),
 }  # fmt: skip

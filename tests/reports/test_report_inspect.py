@@ -354,3 +354,21 @@ def test_cut_anywhere_it_is_damaged_and_never_more(suffix: str, tmp_path: Path, 
             result = run_cli("inspect", path)
             assert result.exit_code == 1 or (result.exit_code == 0 and len(made) == len(data)) or at < 9, at
             assert "internal error" not in result.stderr
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_a_damaged_side_record_hides_no_array(suffix: str, tmp_path: Path, run_cli) -> None:
+    import numpy as np
+
+    path = tmp_path / f"model{suffix}"
+    if suffix == ".npz":
+        np.savez(path, a=np.arange(3), __atlas_kit__=np.frombuffer(b"{", np.uint8))
+    else:
+        from atlas_kit.formats.safetensors import NewTensor, write_safetensors
+
+        with open(path, "wb") as file:
+            write_safetensors(file, [NewTensor("a", "U8", (3,), lambda: [b"abc"])], {"atlas_kit": "{}"})
+    result = run_cli("inspect", path)
+    assert (result.exit_code, result.stderr) == (1, "")
+    assert "side record of atlas_kit" in result.stdout
+    assert json.loads(run_cli("inspect", path, "--json").stdout)["entries"][0]["key"] == "a"

@@ -265,6 +265,15 @@ def test_redirects_are_followed_once(web: WebServer) -> None:
         open_source(web.url("/odd"))
 
 
+def test_a_server_that_answers_nothing_but_get(web: WebServer) -> None:
+    """As stores do for addresses that are signed for one method."""
+    web.pages["/cut.gguf"] = Page((SAMPLES / "gguf" / "tiny.gguf").read_bytes()[:500], gets_only=True)
+    with open_source(web.url("/cut.gguf")) as source:
+        assert not source.changed()
+    with pytest.raises(TruncatedError):
+        GGUFFile.open(web.url("/cut.gguf"))
+
+
 def test_nobody_there() -> None:
     with serving({}) as server:
         url = server.url("/data")
@@ -358,3 +367,51 @@ def test_files_here_import_none_of_it() -> None:
     file = str(SAMPLES / "gguf" / "tiny.gguf")
     done = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+# --- commands --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "URL/m.gguf", "-p", "x"], "llama.cpp runs models from files on this machine only"),
+        (["serve", "-m", "URL/m.gguf"], "llama.cpp runs models from files on this machine only"),
+        (["set", "URL/a.atlas", "k", "v"], "only a file on this machine can be changed in place"),
+        (["rm", "URL/m.gguf", "general.name"], "only a file on this machine can be changed in place"),
+        (["encrypt", "URL/a.atlas"], "only a file on this machine can be changed in place"),
+        (["recover", "URL/a.atlas"], "backups are beside files on this machine only"),
+        (["inspect", "URL/none.gguf"], "there is no such file"),
+        (["inspect", "ssh://x/y"], "ssh:// addresses need another package"),
+        (["inspect", "hf://x"], "not a valid one for its store"),
+    ],
+)
+def test_what_an_address_cannot_be(
+    web: WebServer,
+    arguments: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from atlas_kit.cli.main import run
+
+    if arguments[-1].startswith("ssh"):
+        monkeypatch.setitem(sys.modules, "paramiko", None)
+    if arguments[0] in ("run", "serve"):
+        pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    web.pages["/m.gguf"] = Page((SAMPLES / "gguf" / "tiny.gguf").read_bytes())
+    web.pages["/a.atlas"] = Page((SAMPLES / "atlas" / "all-types.atlas").read_bytes())
+    base = web.url("").replace("://", "://anna:geheim@")
+    assert run([word.replace("URL", base) for word in arguments]) == 2
+    heard = capsys.readouterr().err
+    assert said in heard
+    assert len(heard.splitlines()) == 1
+    assert "geheim" not in heard
+
+
+def test_a_model_is_written_anew_in_few_requests(web: WebServer, tmp_path: Path) -> None:
+    from atlas_kit.operations.convert import ConvertOptions, convert_file
+
+    web.pages["/m.gguf"] = Page((SAMPLES / "gguf" / "tiny.gguf").read_bytes())
+    convert_file(web.url("/m.gguf"), str(tmp_path / "m.gguf"), ConvertOptions(byte_order=">"))
+    assert len(web.asked) <= 3

@@ -126,6 +126,9 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
         convert_file(memory, "s3://bucket/", ConvertOptions(to="json"))
     convert_file(memory, f"file://{tmp_path}/b.json")
     assert (tmp_path / "b.json").exists()
+    compress_file(memory, f"file://{tmp_path}/b.atlas")
+    assert validate_file(f"file://{tmp_path}/b.atlas").ok
+    assert sorted(os.listdir(tmp_path)) == ["b.atlas", "b.json"]
 
 
 def test_stores_that_show_half_a_file_get_it_under_another_name_first(

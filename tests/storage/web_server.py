@@ -30,6 +30,7 @@ class Page:
     headers: dict[str, str] = field(default_factory=dict)
     before: Callable[[Page], None] | None = None  # called before each answer
     careful: bool = True  # minds If-Match
+    gets_only: bool = False  # refuses HEAD
 
 
 class WebServer:
@@ -91,6 +92,8 @@ def _handler(server: WebServer) -> type[BaseHTTPRequestHandler]:
                 page.hangs -= 1
                 time.sleep(1.5)
                 self.close_connection = True
+            elif page.gets_only and self.command == "HEAD":
+                self.answer(403)
             elif page.fails:
                 self.answer(page.fails.pop(0), **page.headers)
             elif page.password and self.headers.get("Authorization") != f"Basic {page.password}":

@@ -455,6 +455,144 @@ def test_values_are_saved_through_the_browser(stage: Stage, tmp_path: Path):
         assert np.array_equal(np.load(tmp_path / "v.npy"), memory["state/values"].numbers())
 
 
+# --- language ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.model
+def test_a_text_is_cut_into_tokens_that_lead_to_the_vocabulary(stage: Stage):
+    page = show(stage, TINY)
+    page.get_by_role("button", name="Cut a text into tokens").click()
+    stage.settle()
+    expect(page.get_by_text("Type a text to see its tokens.")).to_be_visible()
+    page.get_by_label("Text to be cut into tokens").fill("Hello")
+    tokens = page.get_by_role("group", name="Tokens").get_by_role("button")
+    expect(tokens).to_have_count(6)
+    expect(page.get_by_text("6 tokens for 5 characters: 0.83 characters each.")).to_be_visible()
+    expect(tokens.nth(1)).to_have_text("H75")
+    tokens.nth(1).click()
+    stage.settle()
+    grid = page.get_by_role("grid", name="Values")
+    expect(grid.locator(".ax-active [role=gridcell]").first).to_have_text("75")
+    box = page.get_by_label("Go to number or text")
+    for text, row in (("200", "200"), ("</s>", "2"), ("\u2581", "259")):
+        box.fill(text)
+        box.press("Enter")
+        stage.settle()
+        expect(grid.locator(".ax-active [role=gridcell]").first).to_have_text(row)
+    box.fill("no such token")
+    box.press("Enter")
+    expect(page.get_by_text("There is no “no such token”.")).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    ("template", "shown"),
+    [
+        ("{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{{ '<answer>' if add_generation_prompt }}",
+         "<user>And of Italy?\n<answer>"),
+        ("{{ raise_exception('no') }}", "The model's chat template failed: no"),
+        ("{% for", "The model's chat template failed"),
+    ],
+)  # fmt: skip
+def test_a_conversation_is_shown_as_the_template_writes_it(
+    stage: Stage, tmp_path: Path, template: str, shown: str
+):
+    from gguf_builder import ARR, STR, Array, File
+    from gguf_builder import KV as Pair
+
+    path = tmp_path / "talks.gguf"
+    pairs = (
+        Pair("tokenizer.ggml.tokens", ARR, Array(STR, ("a", "b"))),
+        Pair("tokenizer.chat_template", STR, template),
+    )
+    path.write_bytes(File(pairs).bytes())
+    page = show(stage, path)
+    page.get_by_role("button", name="See a conversation in its template").click()
+    stage.settle()
+    article = page.get_by_role("article", name="tokenizer.chat_template")
+    expect(article.locator(".ax-two")).to_contain_text(shown)
+    if not shown.startswith("<"):
+        return
+    article.get_by_role("textbox", name="Message 4").fill("And of <Spain>?")
+    expect(article.get_by_label("What the model reads")).to_contain_text("<user>And of <Spain>?\n<answer>")
+    article.get_by_role("button", name="Remove message 1").click()
+    expect(article.get_by_label("What the model reads")).not_to_contain_text("briefly")
+    article.get_by_role("checkbox", name="the model answers next").uncheck()
+    expect(article.get_by_label("What the model reads")).not_to_contain_text("<answer>")
+    stage.settle()
+
+
+def test_a_server_runs_no_template_and_no_tokenizer(page: Page):
+    native(page, {})
+    expect(page.get_by_role("tab", name="Summary")).to_be_visible()
+    expect(page.get_by_role("button", name="Cut a text into tokens")).to_have_count(0)
+
+
+def test_rows_and_bytes_are_copied(stage: Stage):
+    page = show(stage, TINY)
+    page.evaluate(
+        """() => {
+            if (navigator.clipboard) navigator.clipboard.writeText = async (text) => { window.copied = text; };
+            else document.execCommand = () => { window.copied = document.activeElement.value; return true; };
+        }"""
+    )
+    open_tab(stage, "Tensors")
+    grid = page.get_by_role("grid", name="Tensors")
+    grid.press("ArrowDown")
+    grid.press("Control+c")
+    expect(page.get_by_text("The row is copied.")).to_be_visible()
+    assert page.evaluate("window.copied").startswith("blk.0.attn_norm.weight\tF32\t32\t32\t128\t")
+    expect(grid).to_be_focused()
+    open_tab(stage, "Bytes")
+    page.get_by_role("grid", name="Bytes").press("Home")
+    page.get_by_role("grid", name="Bytes").press("Control+c")
+    expect(page.get_by_text("4 bytes are copied.")).to_be_visible()
+    assert page.evaluate("window.copied") == "47 47 55 46"
+    stage.settle()
+
+
+# --- looking for things, mending ------------------------------------------------------------------------------------
+
+
+def test_texts_and_bytes_are_found_across_the_file(stage: Stage):
+    page = show(stage, TINY)
+    data = TINY.read_bytes()
+    open_tab(stage, "Bytes")
+    box = page.get_by_label("Find in the file")
+    wanted = [at for at in range(len(data)) if data.lower().startswith(b"attn_q", at)]
+    box.fill("ATTN_q")
+    for at in (*wanted, wanted[0]):
+        box.press("Enter")
+        stage.settle()
+        expect(page.get_by_text(f"At byte {at:,}")).to_be_visible()
+        expect(page.locator(".ax-byte.ax-at")).to_have_attribute("data-o", str(at))
+        assert highlighted(page) == list(range(at, at + 6))
+    page.get_by_label("What to find").select_option("exact")
+    box.fill("ATTN_q")
+    box.press("Enter")
+    expect(page.get_by_text("It is nowhere in the file.")).to_be_visible()
+    page.get_by_label("What to find").select_option("hex")
+    box.fill("47 47 55 46")
+    box.press("Shift+Enter")
+    expect(page.locator(".ax-byte.ax-at")).to_have_attribute("data-o", "0")
+    box.fill("4x")
+    page.get_by_role("button", name="Find the next").click()
+    expect(page.get_by_text("These are no bytes in hexadecimal digits")).to_be_visible()
+
+
+def test_a_small_file_is_checked_by_itself_and_a_mended_copy_can_be_saved(stage: Stage, tmp_path: Path):
+    page = show(stage, SAMPLES / "broken/wrong-tensor-count.gguf")
+    expect(page.locator(".ax-head [role=status]")).to_have_text("✖ damaged")
+    expect(page.get_by_role("tab", name="Summary")).to_have_attribute("aria-selected", "true")  # nobody asked
+    open_tab(stage, "Findings")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save a mended copy").click()
+    assert download.value.suggested_filename == "wrong-tensor-count-mended.gguf"
+    download.value.save_as(tmp_path / "mended.gguf")
+    with Explorer(tmp_path / "mended.gguf") as mended:
+        assert mended.problem is None
+    expect(page.get_by_text("Nothing was lost.")).to_be_visible()
+
+
 # --- bytes and the map --------------------------------------------------------------------------------------------
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import gc
 import html
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ipywidgets
@@ -13,6 +15,9 @@ import pytest
 from matplotlib.figure import Figure
 from playwright.sync_api import Browser, expect
 
+from atlas_kit import widgets
+from atlas_kit.errors import InvalidParamError
+from atlas_kit.llama import FakeEngine
 from atlas_kit.widgets import saved
 from atlas_kit.widgets.base import Shown
 from atlas_kit.widgets.saved import Curve, Panel
@@ -170,3 +175,76 @@ def test_what_a_program_shows_is_shown_anew_after_a_cell_that_changed_it(monkeyp
 def test_a_person_is_shown_the_living_view():
     with pytest.raises(NotImplementedError):
         Said()._ipython_display_()
+
+
+# --- sharing ----------------------------------------------------------------------------------------------
+
+
+class Tabled(Said):
+    def figure(self) -> Figure:
+        figure = Figure(figsize=(1, 1))
+        figure.add_subplot().plot([0, 1])
+        return figure
+
+    def sheet(self) -> tuple[list[str], list[list[Any]]]:
+        return ["name", "n"], [['a, "b"\n', 1.5], ["=1+1", None], ["@x", -2]]
+
+
+@pytest.mark.parametrize(
+    ("form", "begins"),
+    [
+        ("png", b"\x89PNG"),
+        ("svg", b"<?xml"),
+        ("html", b"<!doctype html>"),
+        ("csv", b"name,n\n"),
+        ("txt", b"first"),
+    ],
+)
+def test_a_widget_is_saved_in_each_form(tmp_path: Path, form: str, begins: bytes):
+    shown = Tabled()
+    shown.save(tmp_path / f"shown.{form}")
+    assert (tmp_path / f"shown.{form}").read_bytes().startswith(begins)
+    found = saved.shared(shown.model_id, form).data
+    assert found["filename"] == f"Tabled.{form}"
+    assert base64.b64decode(found["data"]).startswith(begins)
+
+
+def test_texts_that_a_spreadsheet_would_run_are_marked_as_texts():
+    assert Tabled().csv() == 'name,n\n"a, ""b""\n",1.5\n\'=1+1,\n\'@x,-2\n'
+
+
+def test_what_cannot_be_saved_is_a_sentence(tmp_path: Path):
+    with pytest.raises(InvalidParamError, match="cannot be saved as 'gif'"):
+        Tabled().save(tmp_path / "shown.gif")
+    with pytest.raises(InvalidParamError, match="no table"):
+        Said().save(tmp_path / "shown.csv")
+    assert list(tmp_path.iterdir()) == []
+    assert saved.shared(Said().model_id, "csv").data == {"error": "There is no table in what is shown."}
+    assert "run its cell again" in saved.shared("gone", "png").data["error"]
+
+
+def test_every_widget_has_a_table():
+    samples = Path(__file__).resolve().parents[2] / "sample_data"
+    lab = widgets.MemoryLab(FakeEngine(), "to be or not to be, " * 20)
+    lab.run()
+    compare = widgets.MemoryCompare(samples / "atlas/learned.atlas", samples / "atlas/learned-more.atlas")
+    assert compare.wait(60)
+    models = widgets.ModelCompare(samples / "gguf/tiny.gguf", samples / "gguf/micro.gguf")
+    assert models.wait(60)
+    explorer = widgets.FileExplorer(samples / "gguf/tiny.gguf")
+    explorer._answer(
+        None, {"op": "rows", "table": "tensors", "sort": "name", "descending": True, "filter": "ffn"}, None
+    )
+    explorer._answer(None, {"op": "seen", "tab": "tensors"}, None)
+    tables = {
+        "lab": lab.csv(), "compare": compare.csv(), "models": models.csv(), "explorer": explorer.csv(),
+        "matrix": widgets.MatrixView(np.eye(3)).csv(), "playground": widgets.CapacityPlayground().csv(),
+    }  # fmt: skip
+    assert tables["lab"].count("\n") > 50
+    assert tables["compare"].splitlines()[1].startswith("W,")
+    assert tables["models"].count("\n") == 1 + models.found.total
+    assert [line.split(",")[0] for line in tables["explorer"].splitlines()] == [
+        "Name", "blk.0.ffn_up.weight", "blk.0.ffn_norm.weight", "blk.0.ffn_gate.weight", "blk.0.ffn_down.weight",
+    ]  # fmt: skip
+    assert tables["matrix"].splitlines()[1] == "0,1.0,0.0,0.0"
+    assert tables["playground"].startswith("memory,pairs stored")

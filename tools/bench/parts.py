@@ -45,7 +45,7 @@ from atlas_kit.llama.llama_sampler import LlamaSampler  # noqa: E402
 from atlas_kit.llama.output_matrix import OutputRows  # noqa: E402
 from atlas_kit.llama.reading import Reading  # noqa: E402
 from atlas_kit.llama.token_memory import TokenMemory  # noqa: E402
-from atlas_kit.memory import Memory, WhitenedMemory  # noqa: E402
+from atlas_kit.memory import Memory, WhitenedMemory, whitened  # noqa: E402
 from atlas_kit.memory.learning import Learner  # noqa: E402
 
 SAMPLE = ROOT / "sample_data" / "models" / "tiny-python.gguf"
@@ -75,6 +75,7 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "commit: update": [(Learner, "_step"), (WhitenedMemory, "step")],
     "commit: even": [(TokenMemory, "_even")],
     "commit: sample": [(WhitenedMemory, "_sample")],
+    "beside: directions": [(whitened, "varying")],
     "commit: gradient": [(Learner, "chunk")],
     "commit: the rest": [(TokenMemory, "commit")],
     "steps": [(Batches, "step")],

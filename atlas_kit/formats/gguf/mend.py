@@ -25,6 +25,7 @@ from atlas_kit.formats.gguf.scan import align, scan_header
 from atlas_kit.formats.gguf.tables import ValueType
 from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.formats.gguf.values import MetadataField
+from atlas_kit.formats.weights.repeats import resumed
 from atlas_kit.storage.atomic import atomic_write
 from atlas_kit.storage.given import Given, Progress, name_of, same_file, use_source
 from atlas_kit.storage.source import Source, StrPath
@@ -226,6 +227,12 @@ def mend_gguf(
     with use_source(given) as source:
         result = MendResult(source.path, None if out is None else os.fspath(out))
         result.before = check_gguf(source, deep=deep, progress=reading)
+        twice = _written_twice(source)
+        if twice is not None:
+            _take_out(source, out, result, *twice, dry_run=dry_run, progress=progress)
+            if result.written and out is not None:
+                result.after = check_gguf(out, deep=deep, progress=reading)
+            return result
         plan = _plan(source, result, drop_damaged=drop_damaged)
         result.saved += sum(fate.state == "intact" for fate in result.tensors)
         result.lost += sum(fate.lost for fate in result.tensors)
@@ -242,6 +249,56 @@ def mend_gguf(
         result.written = True
     result.after = check_gguf(out, deep=deep, progress=reading)
     return result
+
+
+# --- bytes that a download wrote twice ------------------------------------------------------------------------
+
+
+def _written_twice(source: Source) -> tuple[int, int] | None:
+    """Return where a download that is too long was resumed too early, and how many bytes it wrote again.
+
+    The header is sound, and the file is longer than its tensors by just as many bytes: without them it is whole.
+    """
+    if source.size > _MOST_GROWTH or read_records(source) is None:
+        return None
+    scan = scan_header(source)
+    if scan.data_start is None:
+        return None
+    ends = [scan.data_start + info.offset + (info.nbytes or 0) for info in scan.tensors]
+    if not ends or any(info.nbytes is None for info in scan.tensors):
+        return None
+    last = max(ends)
+    alignment = _declared_alignment(scan.fields) or tables.DEFAULT_ALIGNMENT
+    for surplus in dict.fromkeys((source.size - align(last, alignment), source.size - last)):
+        found = resumed(source, surplus)
+        if found is not None and found[1] >= surplus and found[0] + surplus < last:
+            return found[0], surplus
+    return None
+
+
+def _take_out(
+    source: Source, out: StrPath | None, result: MendResult, start: int, size: int, *, dry_run: bool,
+    progress: Callable[[int], object] | None,
+) -> None:  # fmt: skip
+    """Write the file without bytes that are there twice."""
+    message = f"{size} bytes that a download wrote twice were taken out"
+    result.actions.append(MendAction("repeated-removed", message, start + size))
+    scan = scan_header(source)
+    result.saved = len(scan.fields) + len(scan.tensors)
+    result.tensors = [
+        TensorFate(info.name, "intact", info.nbytes or 0, 0, (scan.data_start or 0) + info.offset)
+        for info in scan.tensors
+    ]
+    if dry_run or out is None:
+        return
+    with atomic_write(out) as file:
+        for first, stop in ((0, start), (start + size, source.size)):
+            for chunk in source.chunks(first, stop - first):
+                file.write(chunk)
+                if progress is not None:
+                    progress(len(chunk))
+        write_lost(out, result.path, [])
+    result.written = True
 
 
 # --- planning ---------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from atlas_kit.formats.gguf.edit import (
 from atlas_kit.formats.gguf.file import GGUFFile
 from atlas_kit.formats.gguf.journal import recover_journal
 from atlas_kit.formats.gguf.split import joined, write_whole
-from atlas_kit.formats.gguf.tables import PAD_KEY
+from atlas_kit.formats.gguf.tables import MAX_TENSOR_NAME, PAD_KEY
 from atlas_kit.formats.gguf.write import Progress, TensorSource, rebuilt_header, write_with_header
 from atlas_kit.storage.atomic import lock
 from atlas_kit.storage.given import Given, as_it_is_now, path_of
@@ -36,9 +36,6 @@ from atlas_kit.storage.source import StrPath, resolved
 if TYPE_CHECKING:
     from atlas_kit.formats.gguf.tensors import TensorInfo
     from atlas_kit.formats.gguf.values import MetadataField
-
-#: ggml keeps names in 64 bytes, the last of them a NUL.
-MAX_TENSOR_NAME = 63
 
 #: What becomes of a name: another one, or ``None`` where it goes.
 Names = Mapping[str, str | None]

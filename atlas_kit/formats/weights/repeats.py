@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from atlas_kit.errors import Remedy
 from atlas_kit.formats.weights.regions import Region, region_at
 from atlas_kit.storage.source import CHUNK, Source
 
@@ -65,17 +66,28 @@ def report_resumed(report: Report, source: Source, regions: Sequence[Region], su
     Without reading the data: whatever was written twice is ``surplus`` bytes before its second copy. Of a file that
     is far away nothing is looked at: each place would be a journey.
     """
-    if surplus < LEAST or source.far:
+    found = resumed(source, surplus)
+    if found is None:
         return False
+    _say(report, regions, found[0], surplus, found[1], whole_without=found[1] >= surplus)
+    return True
+
+
+def resumed(source: Source, surplus: int) -> tuple[int, int] | None:
+    """Return where bytes begin that stand again ``surplus`` bytes behind it, and how many; ``None`` if there are none.
+
+    They are nearly as many as ``surplus``, or more.
+    """
+    if surplus < LEAST or source.far:
+        return None
     step = max(surplus // 2, source.size // 4096, 1)
     for at in range(0, max(0, source.size - surplus), step):
         first = source.read_upto(at, 64)
         if len(set(first)) > 8 and first == source.read_upto(at + surplus, 64):
             begin, length = _extent(source, at, at + surplus, surplus + step)
             if 10 * length >= 9 * surplus:
-                _say(report, regions, begin, surplus, length)
-                return True
-    return False
+                return begin, length
+    return None
 
 
 def report_shifted(report: Report, source: Source, regions: Sequence[Region], offset: int) -> None:
@@ -93,7 +105,15 @@ def report_shifted(report: Report, source: Source, regions: Sequence[Region], of
         stop = start
 
 
-def _say(report: Report, regions: Sequence[Region], start: int, distance: int, length: int) -> None:
+def _say(
+    report: Report,
+    regions: Sequence[Region],
+    start: int,
+    distance: int,
+    length: int,
+    *,
+    whole_without: bool = False,
+) -> None:
     again = start + distance
     region = region_at(regions, again)
     if any(one.code == "data-repeated" and one.offset == again for one in report.findings()):
@@ -106,10 +126,10 @@ def _say(report: Report, regions: Sequence[Region], start: int, distance: int, l
     report.error(
         "data-repeated",
         what,
-        "Get the file again.",
+        "Without them the file is whole." if whole_without else "Get the file again.",
         offset=again,
         key=region.name if region else None,
-        remedy=None,
+        remedy=Remedy("mend") if whole_without else None,
     )
 
 

@@ -2,6 +2,8 @@
 // widget has no kernel. Without this JupyterLab says "Error displaying widget: model not found", hides the picture that
 // it has, and saves the picture of the moment at which the cell ran.
 
+import { askSaved, shareBar } from "./share.js";
+
 /** @typedef {import("./viewer.js").FromLab} FromLab */
 /** @typedef {import("./viewer.js").Shared} Shared */
 
@@ -81,8 +83,9 @@ function pageFrame(page, title, dark) {
  * Make one renderer of a widget show what was saved until, and unless, the living view is there. What a save writes
  * into the output is no reason to draw that view anew.
  * @param {FromLab} renderer
+ * @param {() => FromLab} kernel
  */
-function standIn(renderer) {
+function standIn(renderer, kernel) {
   const render = renderer.renderModel.bind(renderer);
   let living = "";
   renderer.renderModel = async (/** @type {FromLab} */ model) => {
@@ -94,6 +97,8 @@ function standIn(renderer) {
     showStill(renderer.node, model.data);
     await rendered;
     if (!renderer.widgets.length && !renderer.isHidden) showStill(renderer.node, model.data);
+    else if (!renderer.isHidden && !renderer.node.querySelector(":scope > .atlas-kit-share"))
+      renderer.node.append(shareBar(kernel, wanted));
   };
   return renderer;
 }
@@ -112,19 +117,6 @@ function shownWidgets(notebook) {
     }
   }
   return found;
-}
-
-/**
- * Ask the kernel what of its widgets is to be saved now.
- * @param {FromLab} kernel
- * @param {string[]} models
- * @returns {Promise<Record<string, Record<string, string>>>}
- */
-async function newest(kernel, models) {
-  const value = `__import__("atlas_kit.widgets.saved", fromlist=["newest"]).newest(${JSON.stringify(models)})`;
-  const future = kernel.requestExecute({ code: "", silent: true, store_history: false, user_expressions: { value } });
-  const reply = await future.done;
-  return reply?.content?.user_expressions?.value?.data?.["application/json"] ?? {};
 }
 
 /**
@@ -152,11 +144,12 @@ function saveWhatIsSeen(context) {
       const kernel = context.sessionContext.session?.kernel;
       if (outputs.length && kernel?.connectionStatus === "connected" && !asking) {
         asking = true;
-        const asked = newest(kernel, outputs.map((output) => output.data[WIDGET_VIEW].model_id)).finally(() => {
+        const models = outputs.map((output) => output.data[WIDGET_VIEW].model_id);
+        const asked = askSaved(kernel, "newest", models).finally(() => {
           asking = false;
         });
         const late = new Promise((done) => setTimeout(() => done({}), SAVE_WAITS_MS));
-        const data = await Promise.race([asked, late]);
+        const data = (await Promise.race([asked, late])) ?? {};
         for (const output of outputs) {
           const fresh = data[output.data[WIDGET_VIEW].model_id];
           if (fresh && whole(output.data["text/html"]) !== fresh["text/html"])
@@ -189,11 +182,12 @@ export async function stillPlugin(shared) {
       notebooks.widgetAdded.connect((/** @type {FromLab} */ _, /** @type {FromLab} */ panel) => {
         saveWhatIsSeen(panel.context);
         // The widget manager replaces its renderer factory as kernels come, so the place that asks it is the one to hold.
+        const kernel = () => panel.sessionContext.session?.kernel;
         const { rendermime } = panel.content;
         const create = rendermime.createRenderer.bind(rendermime);
         rendermime.createRenderer = (/** @type {string} */ mimeType, /** @type {FromLab[]} */ ...rest) => {
           const renderer = create(mimeType, ...rest);
-          return mimeType === WIDGET_VIEW ? standIn(renderer) : renderer;
+          return mimeType === WIDGET_VIEW ? standIn(renderer, kernel) : renderer;
         };
       });
     },

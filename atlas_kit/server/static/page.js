@@ -51,7 +51,7 @@ class Page {
     const { loss, text, memory, recalled, server, file } = this.watch.parts;
     return el("main", {},
       el("div", { class: "talk" }, this.chat.root),
-      el("div", { class: "right atlas-lab" }, loss, text, recalled, memory),
+      el("div", { class: "right atlas-lab" }, loss, recalled, text, memory),
       el("aside", { class: "left atlas-lab", "aria-label": "Sessions and server" }, this.sessions.root, file, server));
   }
 

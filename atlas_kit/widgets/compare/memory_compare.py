@@ -10,7 +10,7 @@ import html
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
@@ -541,6 +541,13 @@ class MemoryCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
     def text(self) -> str:
         """Return the comparison in plain lines."""
         return static.text(self)
+
+    def sheet(self) -> tuple[Sequence[str], Iterable[Sequence[Any]]]:
+        """Return a row for each matrix."""
+        columns = self.table.columns
+        return [c["label"] for c in columns], [
+            [row.get(c["key"]) for c in columns] for row in self.table.rows
+        ]
 
     def figure(self) -> Figure:
         """Return A, B and B - A with their spectra as a matplotlib figure."""

@@ -10,8 +10,8 @@ import html
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
@@ -252,6 +252,10 @@ class ModelCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
         """Return all of it as a page that loads and runs nothing."""
         at = self._tabs.selected_index or 0
         return diff_page.model_page(self.found, self.check, _TABS[at])
+
+    def sheet(self) -> tuple[Sequence[str], Iterable[Sequence[Any]]]:
+        """Return a row for each tensor."""
+        return diff_page.TENSOR_COLUMNS, diff_page.tensor_rows(self.found)
 
     def figure(self) -> Figure:
         """Return the error of each tensor as a matplotlib figure: a line for each role over the layers."""

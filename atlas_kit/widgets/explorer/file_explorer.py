@@ -19,6 +19,7 @@ from atlas_kit.widgets.static_modules import joined, joined_style
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterable, Sequence
 
     from matplotlib.figure import Figure
 
@@ -135,6 +136,10 @@ class FileExplorer(Shown, anywidget.AnyWidget):
         table, row = self.selection.get("table"), self.selection.get("row")
         self._seen.chosen = (str(table), int(row)) if table is not None and row is not None else None
         return static_view.html(self.explorer, self._seen)
+
+    def sheet(self) -> tuple[Sequence[str], Iterable[Sequence[Any]]]:
+        """Return the table that is looked at, as it is sorted and filtered; elsewhere the summary."""
+        return static_view.sheet(self.explorer, self._seen)
 
     def figure(self) -> Figure:
         """Return the byte map as a figure."""

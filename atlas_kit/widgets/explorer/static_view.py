@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.quantities import size as in_words
 from atlas_kit.codecs.quantities import utc
+from atlas_kit.errors import InvalidParamError
 from atlas_kit.explorer.regions import KINDS
 from atlas_kit.widgets import saved
 from atlas_kit.widgets.static_modules import STATIC
@@ -97,6 +98,23 @@ def _table(explorer: Explorer, name: str, order: dict[str, Any]) -> saved.Panel:
         note = f"<p>{reply['matched']:,} of {reply['total']:,}: {markup.escape(str(order['filter']))}</p>"
     body = saved.table([column["label"] for column in columns], rows, reply["matched"])
     return saved.Panel(reply["title"], note + body)
+
+
+def sheet(explorer: Explorer, seen: Seen) -> tuple[list[str], list[list[Any]]]:
+    """Return the whole table that is looked at, as numbers and texts; elsewhere the summary."""
+    if seen.tab not in explorer.contents.tables:
+        return ["", "value"], explorer.answer({"op": "summary"})[0]["facts"]
+    order = seen.orders.get(seen.tab, {})
+    rows: list[list[Any]] = []
+    while True:
+        reply = explorer.answer({"op": "rows", "table": seen.tab, "start": len(rows), "count": 500, **order})[
+            0
+        ]
+        if "error" in reply:
+            raise InvalidParamError(reply["error"])
+        rows += [row[1:] for row in reply["rows"]]
+        if len(rows) >= reply["matched"] or not reply["rows"]:
+            return [column["label"] for column in reply["columns"]], rows
 
 
 def _cell(value: Any, kind: str) -> Any:

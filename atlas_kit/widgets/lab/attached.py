@@ -13,7 +13,7 @@ import socket
 import threading
 import urllib.parse
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
@@ -188,6 +188,10 @@ class AttachedLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
     def text(self) -> str:
         """Return how things stand, in a few lines."""
         return static.attached_text(self, self._what)
+
+    def sheet(self) -> tuple[Sequence[str], Iterable[Sequence[Any]]]:
+        """Return a row for each token that was read, with its losses."""
+        return static.sheet(self)
 
     def figure(self) -> Figure:
         """Return loss curves and weights as a matplotlib figure of its own."""

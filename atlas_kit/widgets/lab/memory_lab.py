@@ -13,7 +13,7 @@ import sys
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -720,6 +720,10 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
     def text(self) -> str:
         """Return how things stand, in a few lines."""
         return static.text(self)
+
+    def sheet(self) -> tuple[Sequence[str], Iterable[Sequence[Any]]]:
+        """Return a row for each token that was read, with its losses."""
+        return static.sheet(self)
 
     def figure(self) -> Figure:
         """Return loss curves, weights, matrix and spectrum as a matplotlib figure of its own."""

@@ -213,6 +213,19 @@ def attached_text(lab: ShownAttached, what: str) -> str:
     return "\n".join(lines)
 
 
+def sheet(lab: ShownRun) -> tuple[list[str], list[list[Any]]]:
+    """Return a row for each token that was read: its number, id and text, and its losses in nats."""
+    history = lab.history
+    count = len(history.tokens)
+    rows = [
+        [at, int(token), text, *(None if np.isnan(loss) else float(loss) for loss in losses)]
+        for at, (token, text, *losses) in enumerate(
+            zip(history.tokens, lab.words.texts(0, count), history.loss_model, history.loss, strict=False)
+        )
+    ]
+    return ["number", "token", "text", "nats without memory", "nats with memory"], rows
+
+
 def attached_figure(lab: ShownRun) -> Figure:
     """Return loss curves and weights in one figure."""
     from matplotlib.figure import Figure

@@ -96,6 +96,44 @@ function time(seconds) {
 export const sentence = (text) => text[0].toUpperCase() + text.slice(1) + (/[.!?…]$/.test(text) ? "" : ".");
 
 /**
+ * Have the browser save a file.
+ * @param {BlobPart} data
+ * @param {string} name
+ * @param {string} type
+ */
+export function saveFile(data, name, type = "application/octet-stream") {
+  const address = URL.createObjectURL(new Blob([data], { type }));
+  el("a", { href: address, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 10000);
+}
+
+/**
+ * Put a text on the clipboard.
+ * @param {string} text
+ */
+export async function copyText(text) {
+  if (navigator.clipboard) await navigator.clipboard.writeText(text);
+  else {
+    // a page without https: the way of old
+    const before = document.activeElement;
+    const box = el("textarea", { style: "position:fixed;opacity:0" });
+    box.value = text;
+    document.body.append(box);
+    box.select();
+    document.execCommand("copy");
+    box.remove();
+    if (before instanceof HTMLElement) before.focus({ preventScroll: true });
+  }
+}
+
+/**
+ * Whether a key means to copy what is chosen; not where a text is selected, which is copied as ever.
+ * @param {KeyboardEvent} event
+ */
+export const isCopy = (event) =>
+  (event.ctrlKey || event.metaKey) && !event.altKey && event.key.toLowerCase() === "c" && !String(getSelection() ?? "");
+
+/**
  * Return the element with what is in it replaced.
  * @template {Element} E
  * @param {E} node

@@ -4,12 +4,21 @@
 // click in JupyterLab). Plain ES modules without a build; the notebook joins them (widgets/static_modules.py).
 
 import { byteMap } from "./map.js";
-import { bytes, count, el, fill, followTheme, sentence, tabs } from "./dom.js";
+import { bytes, count, el, fill, followTheme, saveFile, sentence, tabs } from "./dom.js";
 import { grid } from "./grid.js";
 import { hexPane } from "./hex.js";
 import { itemPane } from "./item.js";
 
 /** @typedef {import("./dom.js").Reply} Reply */
+
+/**
+ * What a model shows of language, and the value of its metadata that it stands beside.
+ * @type {Record<string, {key: string, label: string}>}
+ */
+const PANES = {
+  tokenizer: { key: "tokenizer.ggml.tokens", label: "Cut a text into tokens" },
+  template: { key: "tokenizer.chat_template", label: "See a conversation in its template" },
+};
 
 /** @type {Record<string, string>} */
 const SEVERITY = { error: "✖ error", warning: "▲ warning", note: "● note" };
@@ -19,6 +28,9 @@ const SLOW_MS = 250;
 
 /** Remedies of files that are damaged, for which a backup may be the better one. */
 const RESTORABLE = new Set(["recover", "recover-journal", "repair", "repair-if-damaged"]);
+
+/** Remedies that a repair brings. */
+const MENDABLE = new Set(["repair", "repair-if-damaged", "rescue-entries", "mend"]);
 
 /**
  * @typedef {{request: import("./dom.js").Request, openNotebook?: () => void,
@@ -86,7 +98,7 @@ export function mount(node, { request, openNotebook, openBackup, onSelect, onTab
    * @param {string} said
    */
   async function again(op, said = "") {
-    const summary = await ask({ op });
+    const summary = await ask({ op, check: true });
     if (gone) return;
     if (summary.error && parts.length) {
       fill(notice, failed(summary), " ", retry(() => again(op, said)));
@@ -133,7 +145,7 @@ export function mount(node, { request, openNotebook, openBackup, onSelect, onTab
   const slow = setTimeout(() => {
     if (!page.childElementCount) fill(page, el("p", { class: "ax-hint", role: "status", text: "Opening the file …" }));
   }, SLOW_MS);
-  ask({ op: "summary" }).then((summary) => {
+  ask({ op: "summary", check: true }).then((summary) => {
     clearTimeout(slow);
     show(summary);
   });
@@ -189,7 +201,7 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, onT
   };
   const state = el("span", { class: "ax-dim", role: "status" });
   const findingsBody = el("div", { class: "ax-findings" });
-  const check = el("button", { type: "button", text: "Check the file", onclick: validate });
+  const check = el("button", { type: "button", text: "Check the file", onclick: () => validate() });
   const head = el(
     "header",
     { class: "ax-head" },
@@ -225,7 +237,7 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, onT
   /** @type {ReturnType<typeof hexPane> | null} */
   let hexBytes = null;
   /** @type {Reply | null} */
-  let findings = null;
+  let findings = summary.findings ?? null;
   let timer = 0;
   /** Whether it was checked before it changed. */
   const stale = place?.checked ?? false;
@@ -261,6 +273,7 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, onT
     if (word) word.value = place.typed;
     if (place.focus) refocus(root, place.focus);
   });
+  if (findings) tellFindings(); // small files are checked as they are opened
 
   /** @param {string} id */
   function makePanel(id) {
@@ -294,6 +307,17 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, onT
     await tables.get(table)?.pick(row);
   }
 
+  /**
+   * Show what a model makes of language.
+   * @param {string} pane
+   */
+  async function toPane(pane) {
+    const { place: at } = await ask({ op: "find", name: PANES[pane].key });
+    if (!at) return;
+    main.choose(at.table);
+    await tables.get(at.table)?.pick(at.row, { view: pane, scroll: 0, grid: null });
+  }
+
   // --- the panels --------------------------------------------------------------------------------------------------
 
   function summaryPanel() {
@@ -304,7 +328,10 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, onT
         el("div", {}, el("dt", { text: label }), el("dd", {}, el("bdi", { text: value }))),
       ),
     );
-    return el("div", { class: "ax-summary" }, facts);
+    const panes = (summary.panes ?? []).map((/** @type {string} */ id) =>
+      el("button", { type: "button", class: "ax-small", text: PANES[id].label, onclick: () => toPane(id) }),
+    );
+    return el("div", { class: "ax-summary" }, facts, panes.length ? el("p", { class: "ax-actions" }, ...panes) : null);
   }
 
   /** @param {string} id */
@@ -398,9 +425,13 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, onT
         row: chosen?.row ?? null,
         item: shown?.place() ?? null,
       }),
-      pick: async (/** @type {number} */ row) => {
+      /**
+       * @param {number} row
+       * @param {import("./item.js").Place | null} at
+       */
+      pick: async (row, at = null) => {
         await rows.show(row);
-        await open(row);
+        await open(row, at);
       },
     };
   }
@@ -412,7 +443,7 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, onT
         el("p", {
           text: `${stale ? "The file has changed since it was checked." : "The file has not been checked."} Checking reads all of it, in the background.`,
         }),
-        el("button", { type: "button", text: "Check the file", onclick: validate, disabled: !size }),
+        el("button", { type: "button", text: "Check the file", onclick: () => validate(), disabled: !size }),
       );
       return;
     }
@@ -428,8 +459,25 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, onT
       findingsBody,
       el("p", { class: findings.ok ? "ax-good" : "ax-bad", text: `${findings.ok ? "✔" : "✖"} ${findings.sentence}` }),
       backups(findings.findings),
+      findings.findings.some((/** @type {Reply} */ one) => one.remedy && MENDABLE.has(one.remedy.name)) ? mender() : null,
       el("ul", {}, ...findings.findings.map(finding)),
     );
+  }
+  /** A button that saves a mended copy of the file. */
+  function mender() {
+    const said = el("span", { class: "ax-dim", role: "status" });
+    const mend = async () => {
+      said.textContent = "Mending …";
+      const { reply, buffers } = await full({ op: "mend" });
+      if (reply.error) {
+        said.textContent = `${sentence(reply.error)}${reply.hint ? ` ${sentence(reply.hint)}` : ""}`;
+        return;
+      }
+      saveFile(buffers[0], reply.filename);
+      const lost = reply.lost ? ` ${count(reply.lost)} could not be saved.` : " Nothing was lost.";
+      said.textContent = `Saved ${reply.filename}.${lost}`;
+    };
+    return el("p", {}, el("button", { type: "button", class: "ax-small", text: "Save a mended copy", onclick: mend }), " ", said);
   }
   /**
    * Offer the file's backups where one of them may help; empty where there are none, and in a backup.
@@ -499,19 +547,21 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, onT
     clearTimeout(timer);
     findings = await ask({ op: "validate" });
     drawFindings();
+    tellFindings();
+    check.disabled = findings.state === "running";
+    if (findings.state === "running") timer = setTimeout(validate, 250);
+    else if (findings.findings) main.choose("findings");
+  }
+  /** Say beside the name, on the tab and on the map what was found. */
+  function tellFindings() {
+    if (!findings) return;
     const verdict = `${findings.ok ? "✔" : "✖"} ${findings.verdict}`;
     const said = /** @type {Record<string, string>} */ ({ running: "Checking …", done: verdict });
     state.textContent = said[findings.state] ?? "";
-    check.disabled = findings.state === "running";
-    if (findings.state === "running") {
-      timer = setTimeout(validate, 250);
-      return;
-    }
     if (findings.error) state.textContent = findings.error;
     if (!findings.findings) return;
-    main.badge("findings", count(findings.findings.length));
+    if (findings.findings.length || !summary.findings) main.badge("findings", count(findings.findings.length));
     map.mark(findings.findings);
-    main.choose("findings");
   }
 
   function unlock() {

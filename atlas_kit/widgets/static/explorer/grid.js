@@ -2,7 +2,7 @@
 //
 // One tab stop: arrow keys, Page and Home/End move the row that is active (aria-activedescendant), Enter opens it.
 
-import { cell, count, el, fill, onResize, settled, uniqueId } from "./dom.js";
+import { cell, copyText, count, el, fill, isCopy, onResize, settled, uniqueId } from "./dom.js";
 
 /** @typedef {import("./dom.js").Steps} Steps */
 
@@ -145,9 +145,40 @@ export function grid({ ask, table, info, open, place = null }) {
   const root = el(
     "div",
     { class: "ax-table" },
-    el("div", { class: "ax-bar" }, filter, status),
+    el("div", { class: "ax-bar" }, filter, info.numbered ? goTo() : null, status),
     body,
   );
+
+  /** A box that leads to a row by its number, or to the first that is, begins with or holds a text. */
+  function goTo() {
+    const box = el("input", {
+      class: "ax-goto",
+      "aria-label": "Go to number or text",
+      placeholder: "Go to number or text",
+      spellcheck: "false",
+      onkeydown: async (/** @type {KeyboardEvent} */ event) => {
+        event.stopPropagation();
+        if (event.key !== "Enter" || !box.value) return;
+        event.preventDefault();
+        const number = Number(box.value.trim().replaceAll(",", ""));
+        let row = Number.isInteger(number) && number >= 0 && number < info.count && box.value.trim() ? number : null;
+        if (row === null) row = (await ask({ op: "locate", table, text: box.value })).row ?? null;
+        if (row === null) {
+          status.textContent = `There is no “${box.value.slice(0, 40)}”.`;
+          return;
+        }
+        if (order.filter) {
+          filter.value = order.filter = "";
+          refresh();
+        }
+        await api.show(row);
+        say();
+        const data = rowAt(active);
+        if (data) open(data[0], data.slice(1));
+      },
+    });
+    return box;
+  }
 
   const high = () => Math.max(ROW, body.clientHeight - head.offsetHeight); // what is left for rows
   const view = () => Math.max(1, Math.floor(high() / ROW));
@@ -361,7 +392,20 @@ export function grid({ ask, table, info, open, place = null }) {
     scrollTo(active);
     draw();
   }
+  /** Copy the active row, its cells apart by tabs. */
+  async function copyRow() {
+    const data = rowAt(active);
+    if (!data) return;
+    await copyText(data.slice(skip).map((value) => String(value ?? "")).join("\t"));
+    status.textContent = "The row is copied.";
+  }
   body.addEventListener("keydown", (event) => {
+    if (isCopy(event)) {
+      event.preventDefault();
+      event.stopPropagation();
+      copyRow();
+      return;
+    }
     if (/** @type {Element} */ (event.target).closest(".ax-sort") || event.ctrlKey || event.metaKey || event.altKey) return;
     const to = /** @type {Steps} */ ({
       ArrowDown: active + 1,
@@ -387,7 +431,7 @@ export function grid({ ask, table, info, open, place = null }) {
   showOrder();
   resize(info.count);
   fetchChunk(0);
-  return {
+  const api = {
     root,
     refresh,
     focus: () => body.focus({ preventScroll: true }),
@@ -430,4 +474,5 @@ export function grid({ ask, table, info, open, place = null }) {
       stopWatching();
     },
   };
+  return api;
 }

@@ -1,7 +1,7 @@
 // The bytes of the file, a page at a time, beside the fields that they belong to: a byte shows its field, a field its
 // bytes. Only the bytes in view are asked for, so that offsets of 40 GB are as near as the first.
 
-import { count, el, fill, hex, newest, onResize, sentence, uniqueId } from "./dom.js";
+import { copyText, count, el, fill, hex, isCopy, newest, onResize, sentence, uniqueId } from "./dom.js";
 
 /** @typedef {import("./dom.js").Steps} Steps */
 
@@ -53,7 +53,7 @@ export function hexPane({ request, size, seen, place: before = null }) {
   const root = el(
     "div",
     { class: "ax-bytes" },
-    el("div", { class: "ax-bar" }, el("label", {}, "Go to ", goto_), status),
+    el("div", { class: "ax-bar" }, el("label", {}, "Go to ", goto_), status, searchBar()),
     el(
       "div",
       { class: "ax-bytes-body" },
@@ -127,6 +127,82 @@ export function hexPane({ request, size, seen, place: before = null }) {
     }
     place(offset);
     rows.focus();
+  }
+
+  // --- looking for a text or for bytes -------------------------------------------------------------------------
+
+  function searchBar() {
+    const word = el("input", {
+      type: "search",
+      class: "ax-filter",
+      "aria-label": "Find in the file",
+      placeholder: "Find a text, or bytes: 47 47 55 46",
+      spellcheck: "false",
+      onkeydown: (/** @type {KeyboardEvent} */ event) => {
+        event.stopPropagation();
+        if (event.key !== "Enter") return;
+        event.preventDefault();
+        find(event.shiftKey);
+      },
+    });
+    const form = el("select", { "aria-label": "What to find" });
+    for (const [value, text] of [["text", "text"], ["exact", "text, upper and lower case"], ["hex", "bytes in hexadecimal"]]) {
+      form.append(el("option", { value, text }));
+    }
+    const said = el("span", { class: "ax-dim", role: "status" });
+    let run = 0;
+    /** @param {boolean} back */
+    async function find(back) {
+      const mine = ++run;
+      if (!word.value) return;
+      const start = found === null ? cursor : back ? found : found + 1;
+      /** @type {number | null} */
+      let at = start;
+      let wrapped = false;
+      while (mine === run) {
+        const { reply } = await request({
+          op: "search",
+          text: word.value,
+          form: form.value === "hex" ? "hex" : "text",
+          any_case: form.value === "text",
+          start: at,
+          back,
+        });
+        if (mine !== run) return;
+        if (reply.error) {
+          said.textContent = sentence(reply.error);
+          return;
+        }
+        if (reply.offset !== null) {
+          found = reply.offset;
+          said.textContent = `At byte ${count(reply.offset)}${wrapped ? ", from the other end" : ""}.`;
+          place(reply.offset, {
+            field: { name: "what was found", type: "bytes", size: reply.size, offset: reply.offset, value: "", meaning: "" },
+          });
+          return;
+        }
+        if (reply.next !== null) {
+          at = reply.next;
+          said.textContent = `Looking … ${Math.round((100 * (reply.next ?? 0)) / size)} %`;
+        } else if (wrapped || start === (back ? size : 0)) {
+          said.textContent = "It is nowhere in the file.";
+          return;
+        } else {
+          wrapped = true;
+          at = back ? size : 0;
+        }
+      }
+    }
+    /** @type {number | null} */
+    let found = null;
+    word.addEventListener("input", () => {
+      run += 1;
+      found = null;
+      said.textContent = "";
+    });
+    const step = (/** @type {string} */ label, /** @type {string} */ text, /** @type {boolean} */ back) =>
+      el("button", { type: "button", class: "ax-small", "aria-label": label, title: label, text, onclick: () => find(back) });
+    return el("span", { class: "ax-find", role: "search" }, word, form, step("Find the next", "▼", false), step("Find the one before", "▲", true), said);
   }
 
   // --- drawing -------------------------------------------------------------------------------------------------
@@ -283,7 +359,21 @@ export function hexPane({ request, size, seen, place: before = null }) {
 
   // --- keys and mouse ------------------------------------------------------------------------------------------
 
+  /** Copy the bytes that are chosen, as far as they are in view, in hexadecimal digits. */
+  async function copyBytes() {
+    const from = Math.max(0, (chosen ? chosen.offset : cursor) - page.offset),
+      to = Math.min(page.data.length, (chosen ? chosen.offset + chosen.size : cursor + 1) - page.offset);
+    const bytes = [...page.data.subarray(from, to)];
+    await copyText(bytes.map((byte) => byte.toString(16).padStart(2, "0")).join(" "));
+    status.textContent = `${count(bytes.length)} ${bytes.length === 1 ? "byte is" : "bytes are"} copied.`;
+  }
   rows.addEventListener("keydown", (event) => {
+    if (isCopy(event)) {
+      event.preventDefault();
+      event.stopPropagation();
+      copyBytes();
+      return;
+    }
     const whole = event.ctrlKey || event.metaKey;
     const to = /** @type {Steps} */ ({
       ArrowRight: cursor + 1,

@@ -1,7 +1,8 @@
 // One entry, metadata value or tensor: facts, a view per kind (text, chat, JSON, values, matrix, histogram), saving.
 
-import { count, el, fill, tabs } from "./dom.js";
+import { count, el, fill, saveFile, tabs } from "./dom.js";
 import { grid } from "./grid.js";
+import { templatePane, tokenizerPane } from "./language.js";
 import { storedMatrix } from "./matrix.js";
 
 /** @typedef {import("./dom.js").Reply} Reply */
@@ -16,6 +17,8 @@ const LABELS = {
   values: "Values",
   matrix: "Matrix",
   histogram: "Histogram",
+  tokenizer: "Tokenizer",
+  template: "Conversation",
 };
 const ROLES = new Set(["user", "human", "assistant", "bot", "ai", "system", "tool"]);
 
@@ -109,9 +112,7 @@ export function itemPane({ ask, request, table, row, item, bytes, place = null }
     const { reply, buffers } = await request({ op: "export", ...where, form });
     status.textContent = reply.error ? `${reply.error}. ${reply.hint ?? ""}` : `Saved ${reply.filename}`;
     if (reply.error) return;
-    const address = URL.createObjectURL(new Blob([buffers[0]], { type: "application/octet-stream" }));
-    el("a", { href: address, download: reply.filename }).click();
-    setTimeout(() => URL.revokeObjectURL(address), 10000);
+    saveFile(buffers[0], reply.filename);
   }
 
   // --- the views -------------------------------------------------------------------------------------------------
@@ -198,6 +199,16 @@ export function itemPane({ ask, request, table, row, item, bytes, place = null }
       }
       ends.push(view.destroy);
       panel.append(view.root);
+    },
+    tokenizer(panel) {
+      const show = (/** @type {number} */ token) => {
+        place = { view: "values", scroll: 0, grid: { sort: "", descending: false, filter: "", scroll: 26 * token, active: token, widths: [] } };
+        views?.choose("values");
+      };
+      panel.append(tokenizerPane({ ask, show }).root);
+    },
+    template(panel) {
+      panel.append(templatePane({ ask }).root);
     },
     async histogram(panel) {
       const reply = await get(panel, { op: "histogram" });
