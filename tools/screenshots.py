@@ -81,12 +81,12 @@ def memory_lab(page: Page, lab: Lab) -> bytes:
     output = page.locator(".jp-OutputArea-output").last
     output.get_by_role("button", name="Start").click()
     page.wait_for_function(
-        """(least) => [...document.body.innerText.matchAll(/([\\d,]+) tokens/g)]
-            .some(([, count]) => Number(count.replaceAll(",", "")) >= least)""",
+        "(least) => Number(document.querySelector('.atlas-lab').dataset.shown) >= least",
         arg=READ,
         timeout=300_000,
     )
     output.get_by_role("button", name="Pause").click()
+    output.locator(".tabs").get_by_role("button", name="Recall").click()
     output.get_by_label("Recall").select_option("always")
     output.get_by_label("Question").fill("How is an argument added to a parser?")
     output.get_by_label("Question").press("Enter")

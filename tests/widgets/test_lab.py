@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import datetime
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from atlas_kit.llama.recalling import Recall
 from atlas_kit.settings.recommend import recommend
 from atlas_kit.widgets import MemoryCompare, MemoryLab
 from atlas_kit.widgets.lab.memory_lab import LIVE
+from atlas_kit.widgets.lab.static_view import running_mean
 from tests.conftest import SAMPLES
 from tests.widgets.conftest import receive, wired
 
@@ -507,6 +509,78 @@ def test_characters_of_several_tokens_stand_with_the_last(make):
     lab.run()
     assert lab.words.texts(0, 5) == ["a", "", "", "\N{EURO SIGN}", "b"]
     assert lab.words.name(0xE2) == "\\xe2"
+
+
+# --- to compare and to pass on ------------------------------------------------------------------------------
+
+
+def test_runs_from_before_stay_for_comparison(lab):
+    lab.run(200)
+    last = lab.history.loss.copy()
+    lab.set(learning_rate=0.9)
+    lab.reset()
+    lab.run(20)
+    lab.reset()  # too short to be compared
+    lab.run(100)
+    lab.reset(keep="quick")
+    lab.run(100)
+    lab.reset(keep="quick")
+    assert lab.runs == ["learning rate 0.9, window 1,024", "quick", "quick (2)"]
+    first = lab.view.runs[0]
+    assert (first["at"][0], first["at"][-1]) == (1, 199)
+    assert first["loss"][-1] == pytest.approx(running_mean(last[:, None])[-1, 0], abs=1e-3)
+    lab.forget_runs("quick")
+    assert len(lab.runs) == 2
+    lab.forget_runs()
+    assert lab.runs == []
+
+
+def test_no_more_runs_than_can_be_told_apart(lab):
+    for number in range(7):
+        lab.run(40)
+        lab.reset(keep=str(number))
+    assert lab.runs == ["2", "3", "4", "5", "6"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "begins"),
+    [("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.GIF", b"GIF89a"), ("a.html", b"<!doctype html>")],
+)
+def test_a_run_can_be_passed_on(lab, tmp_path, name, begins):
+    lab.run(120)
+    lab.controls.path.value = str(tmp_path / name)
+    lab.controls.save.click()
+    assert lab.error == ""
+    assert "Saved to" in lab.view.status
+    assert (tmp_path / name).read_bytes().startswith(begins)
+
+
+def test_a_table_has_every_token(lab, tmp_path):
+    lab.run(120)
+    lab.export(tmp_path / "a.csv")
+    with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert "".join(row["text"] for row in rows) == TEXT[:120]
+    assert rows[0]["loss"] == ""
+    assert float(rows[100]["loss"]) == pytest.approx(lab.history.loss[100], rel=1e-4)
+
+
+def test_an_animation_moves_and_ends(lab, tmp_path):
+    from PIL import Image
+
+    with pytest.raises(InvalidParamError, match="nothing has been read"):
+        lab.export(tmp_path / "a.gif")
+    lab.run(200)
+    lab.export(tmp_path / "a.gif")
+    with Image.open(tmp_path / "a.gif") as film:
+        assert film.n_frames == 30
+
+
+def test_a_kind_that_there_is_not(lab, tmp_path):
+    with pytest.raises(InvalidParamError, match=r"\.png, \.svg"):
+        lab.export(tmp_path / "a.webm")
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- where things were read -----------------------------------------------------------------------------------

@@ -140,6 +140,26 @@ def test_what_an_answer_was_given_is_marked_and_can_be_gone_to(read, lab):
     expect(read.page.locator(".tokens .looked")).to_have_attribute("data-at", "40")
 
 
+def test_runs_from_before_are_drawn_and_named(stage: Stage, lab):
+    lab.run(200)
+    lab.reset(keep="<b>slow</b>")
+    stage.show(lab.view)
+    expect(stage.page.locator(".former li")).to_have_count(1)
+    expect(stage.page.locator(".former")).to_contain_text("<b>slow</b>")
+    painted = """() => {
+        const c = document.querySelector(".loss canvas");
+        const d = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
+        let count = 0;
+        for (let i = 0; i < d.length; i += 4) if (d[i + 3] > 100 && d[i] > d[i + 2] + 60) count += 1;
+        return count;
+    }"""
+    assert stage.page.evaluate(painted) > 50
+    lab.forget_runs()
+    stage.deliver()
+    expect(stage.page.locator(".former")).to_be_hidden()
+    assert stage.page.evaluate(painted) == 0
+
+
 def test_keys_walk_through_the_text_and_say_what_is_there(read):
     read.page.locator(".tokens").focus()
     read.page.keyboard.press("ArrowLeft")

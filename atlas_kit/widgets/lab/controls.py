@@ -217,11 +217,12 @@ class Controls(ipywidgets.VBox):  # type: ignore[misc]
 
     def _make_files(self) -> None:
         self.path = ipywidgets.Text(
-            value="memory.atlas", description="file", continuous_update=False, tooltip="A .atlas file",
+            value="memory.atlas", description="file", continuous_update=False,
+            tooltip="A .atlas file for the memory; .png, .svg, .gif, .csv or .html for what is shown",
             style={"description_width": "36px"}, layout=ipywidgets.Layout(width="320px"),
         )  # fmt: skip
         self.save = ipywidgets.Button(
-            description="Save", icon="download", tooltip="Write the memory to the file"
+            description="Save", icon="download", tooltip="Write the memory, or what is shown, to the file"
         )
         self.load = ipywidgets.Button(
             description="Load", icon="upload", tooltip="Continue with the memory in the file"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
+import numpy as np
 
 from atlas_kit.episodes import Episodes, Kind
 from atlas_kit.errors import InvalidParamError
@@ -33,6 +34,7 @@ from atlas_kit.memory import MemoryState
 from atlas_kit.persistence.session_file import write_session_state
 from atlas_kit.settings.atlas_settings import AtlasSettings
 from atlas_kit.widgets.base import Shown, is_watched
+from atlas_kit.widgets.lab import share
 from atlas_kit.widgets.lab import static_view as static
 from atlas_kit.widgets.lab.controls import Controls
 from atlas_kit.widgets.lab.history import History
@@ -59,6 +61,8 @@ LIVE = ("learning_rate", "blend_ratio", "use_muon")
 #: cost llama.cpp twice the time, more than 256 save nothing.
 STEP_SECONDS, MOST_TOKENS = 0.45, 256
 
+#: Runs that are kept for comparison at most, the tokens that one must have, and the points of its curve.
+MOST_RUNS, LEAST_RUN, POINTS = 5, 32, 240
 #: A string that names a file and is no text: one word with an ending.
 _FILE_NAME = re.compile(r"(?=.{3,1024}$)[^\s<>\"|?*]*[^\s<>\"|?*./\\]\.[A-Za-z][A-Za-z0-9]{0,5}")
 
@@ -297,15 +301,43 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         finally:
             self._waited_for -= 1
 
-    def reset(self) -> None:
-        """Stop and forget everything: memory, context, history. Settings that changed since then act now."""
+    def reset(self, *, keep: str = "") -> None:
+        """Stop and forget everything: memory, context, history. Settings that changed since then act now.
+
+        The curve of the run stays for comparison, as ``keep`` or by its settings; the last ``MOST_RUNS`` do.
+        """
         self.stop()
         with self.lock:
+            self._keep_run(keep)
             session = self.session
             session.memory = TokenMemory(session.engine.output_rows(), self._wanted, session.backend)
             session.reset()
             self._begin()
         self._tell()
+
+    @property
+    def runs(self) -> list[str]:
+        """The names of the runs that are shown for comparison."""
+        return [run["name"] for run in self.view.runs]
+
+    def forget_runs(self, *names: str) -> None:
+        """Show runs of these names no longer, or none at all."""
+        self.view.runs = [run for run in self.view.runs if names and run["name"] not in names]
+
+    def _keep_run(self, name: str) -> None:
+        history = self.history
+        if history.scored < LEAST_RUN:
+            return
+        memory = static.running_mean(history.loss[:, None])[:, 0]
+        at = np.unique(np.linspace(1, len(memory) - 1, POINTS).astype(int))
+        at = at[np.isfinite(memory[at])]
+        taken = {run["name"] for run in self.view.runs}
+        name = base = name or static.named(self.settings)
+        number = 2
+        while name in taken:
+            name, number = f"{base} ({number})", number + 1
+        run = {"name": name, "at": at.tolist(), "loss": [round(float(one), 4) for one in memory[at]]}
+        self.view.runs = [*self.view.runs, run][-MOST_RUNS:]
 
     def set(self, **changes: Any) -> None:
         """Change settings: step size, blend and Muon at once, those that decide what the arrays are at the next reset.
@@ -419,6 +451,18 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
             self._begin()
         self.controls.show_settings(self._wanted)
         self._tell(f"Loaded {os.fspath(path)}.")
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write what is shown into a file to pass on: ``.png``, ``.svg``, ``.gif``, ``.csv`` or ``.html``.
+
+        Raises
+        ------
+        AtlasError
+            Its name ends otherwise, there is nothing to animate, or it cannot be written.
+        """
+        with self.lock:
+            share.write(self, path)
+        self._tell(f"Saved to {os.fspath(path)}.")
 
     def close(self) -> None:
         """End the thread, close every view, and the session if it was opened here."""
@@ -652,7 +696,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
             "reset": self.reset,
             "settings": lambda: self.set(**value),
             "text": lambda: self._read_next(value, name),
-            "save": lambda: self.save(_named(value)),
+            "save": lambda: (self.export if share.is_shared(value) else self.save)(_named(value)),
             "load": lambda: self.load(_named(value)),
         }
         try:

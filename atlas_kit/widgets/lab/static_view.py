@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from atlas_kit.llama.snapshots import Snapshots
     from atlas_kit.llama.trace import Trace
     from atlas_kit.llama.trace_frames import GivenWords, Words
+    from atlas_kit.settings.atlas_settings import AtlasSettings
     from atlas_kit.widgets.lab.history import History
     from atlas_kit.widgets.lab.matrix_pane import MatrixPane
     from atlas_kit.widgets.lab.recall_pane import RecallPane
@@ -91,6 +92,17 @@ def running_mean(values: Array, span: int = SPAN) -> Array:
         if weight:
             found[row] = total / weight
     return found
+
+
+def named(settings: AtlasSettings) -> str:
+    """Return what a run with some settings is called."""
+    rate = f"learning rate {settings.learning_rate:.4g}" if settings.learning_rate else "window alone"
+    parts = [rate, f"window {settings.window_size:,}" if settings.window_size else "no window"]
+    if settings.features == "polynomial":
+        parts.append(f"degree {settings.polynomial_degree}")
+    if settings.use_muon:
+        parts.append("Muon")
+    return ", ".join(parts)
 
 
 def page(lab: ShownLab) -> str:

@@ -54,6 +54,8 @@ class LabView(anywidget.AnyWidget):
     #: What can be shown below the curves, in this order of ``static/lab/lab.js``, and what is.
     panes = traitlets.List(["text", "recall", "matrix", "weights"]).tag(sync=True)
     tab = traitlets.Unicode("text").tag(sync=True)
+    #: Runs from before, for comparison: ``name``, ``at`` and ``loss``, the running mean with the memory.
+    runs = traitlets.List(traitlets.Dict()).tag(sync=True)
     #: Where what an answer was given was read: ``[first, end, asked]``, numbers of tokens.
     passages = traitlets.List(traitlets.List(traitlets.Int())).tag(sync=True)
 

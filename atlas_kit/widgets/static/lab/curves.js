@@ -216,6 +216,8 @@ export class LossCurve extends Curves {
   constructor(run, height) {
     super("Running loss of the model alone and with the memory. Arrow keys move a cursor.", height);
     this.run = run;
+    /** @type {{name: string, at: number[], loss: number[]}[]} runs from before */
+    this.runs = [];
     /** @type {[number, number][]} tokens, and where they were known from */
     this.links = [];
     this.context = 0; // tokens of the run that the model's own context holds; 0: nobody knows
@@ -228,7 +230,7 @@ export class LossCurve extends Curves {
 
   /** @override */
   get last() {
-    return Math.max(255, this.run.count - 1);
+    return Math.max(255, this.run.count - 1, ...this.runs.map((run) => run.at.at(-1) ?? 0));
   }
 
   /** One index per pixel, the newest among them. */
@@ -255,6 +257,13 @@ export class LossCurve extends Curves {
       low = Math.min(low, model, memory);
       high = Math.max(high, model, memory);
     }
+    for (const run of this.runs) {
+      run.loss.forEach((loss, k) => {
+        if (run.at[k] < 48) return;
+        low = Math.min(low, loss);
+        high = Math.max(high, loss);
+      });
+    }
     if (!(low <= high)) return [0, 4];
     const room = Math.max(0.15, 0.08 * (high - low));
     return [Math.max(0, low - room), high + room];
@@ -275,12 +284,34 @@ export class LossCurve extends Curves {
     this.scale(pen, nats.map((value) => ({ y: y(value), text: Math.exp(value).toPrecision(3) })), "right");
     this.below(pen, "tokens");
     this._covered(pen);
+    this._former(pen, y);
     this._gap(pen, columns, y);
     this._line(pen, columns, y, 0);
     this._line(pen, columns, y, 1);
     this._links(pen);
     this.crosshair(pen);
     if (this.cursor !== null) this._dots(pen, y, this.cursor);
+  }
+
+  /**
+   * Runs from before, each with its number in the list below the curve.
+   * @param {CanvasRenderingContext2D} pen
+   * @param {Scale} y
+   */
+  _former(pen, y) {
+    this.runs.forEach((run, number) => {
+      pen.strokeStyle = pen.fillStyle = this.colour(`--run${number % 5}`);
+      pen.lineWidth = 1.5;
+      pen.setLineDash([2, 2 + number]);
+      pen.beginPath();
+      run.at.forEach((at, k) => pen.lineTo(this.x(at), y(run.loss[k])));
+      pen.stroke();
+      pen.setLineDash([]);
+      if (!run.at.length) return;
+      pen.textAlign = "right";
+      pen.textBaseline = "bottom";
+      pen.fillText(String(number + 1), this.x(run.at[run.at.length - 1]) - 2, y(run.loss[run.loss.length - 1]) - 2);
+    });
   }
 
   /**

@@ -173,6 +173,8 @@ class View {
     this.away.hidden = true;
     this.headline = new Headline();
     this.loss = new LossCurve(this.run, 210);
+    this.former = element("ol", "former");
+    this.former.setAttribute("aria-label", "Runs from before");
     this.lossLegend = legend([["model", "model alone"], ["memory", "with memory"], ["gap", "gap"]]);
     this.story = new Story(this.run, (at) => {
       this.text.kept = true;
@@ -255,7 +257,7 @@ class View {
     });
     spans.prepend(element("span", "", "mean over"));
     const part = titled("loss", "Loss (nats; right: perplexity)", this.lossLegend.list, spans);
-    part.append(this.loss.canvas);
+    part.append(this.loss.canvas, this.former);
     this.loss.onCursor = (at, byKey) => {
       this._readLoss();
       if (byKey && at !== null) this.live.textContent = `Token ${thousands(at)}: ${this.lossSentence(at)}`;
@@ -342,6 +344,22 @@ class View {
     const links = this.model.get("passages").map((/** @type {number[]} */ [first, , asked]) => [asked, first]);
     if (at !== null && source >= 0) links.push([at, source]);
     this.loss.links = links;
+    this.loss.draw();
+  }
+
+  _runs() {
+    /** @type {{name: string, at: number[], loss: number[]}[]} */
+    const runs = this.model.get("runs");
+    this.loss.runs = runs;
+    this.former.hidden = !runs.length;
+    this.former.replaceChildren(...runs.map((run, number) => {
+      const item = element("li");
+      const swatch = element("b", "", String(number + 1));
+      swatch.style.color = `var(--run${number % 5})`;
+      const last = run.loss[run.loss.length - 1];
+      item.append(swatch, element("span", "", `${run.name}: ${last.toFixed(2)} nats after ${thousands(run.at[run.at.length - 1] + 1)} tokens`));
+      return item;
+    }));
     this.loss.draw();
   }
 
@@ -463,6 +481,8 @@ function render({ model, el }) {
   model.on("change:tab", placed);
   const passed = () => view._passages();
   model.on("change:passages", passed);
+  const compared = () => view._runs();
+  model.on("change:runs", compared);
   /** @param {Event} event  of the pane beside this one: a piece is to be shown where it was read */
   const shown = (event) => {
     if (!(event instanceof CustomEvent) || !view.root.closest(".atlas-memory-lab")?.contains(/** @type {Node} */ (event.target))) return;
@@ -476,6 +496,7 @@ function render({ model, el }) {
   model.on("comm_live_update", connected);
   measured();
   view._passages();
+  view._runs();
   view.greet();
   return () => {
     model.off("msg:custom", receive);
@@ -484,6 +505,7 @@ function render({ model, el }) {
     model.off("comm_live_update", connected);
     model.off("change:tab", placed);
     model.off("change:passages", passed);
+    model.off("change:runs", compared);
     document.removeEventListener("atlas-show", shown);
     view.close();
   };
