@@ -47,6 +47,8 @@ PAGE = 1 << 12
 DOWNLOAD = 1 << 25
 #: Regions that are named in one picture of the map: the widest.
 LABELS = 48
+#: Regions that share a pixel and are looked at for a group that all of them have.
+GROUPED = 64
 #: Backups that are offered: the newest.
 BACKUPS = 8
 #: Bytes of a file that is checked when it is opened, and the seconds that opening waits for it.
@@ -212,8 +214,13 @@ class Explorer:
             groups = self.contents.groups(by)
             number = {name: at for at, (name, *_) in enumerate(groups)}
             for item in items:
-                if item["count"] == 1:
-                    group = self.contents.group_of(regions[regions.at(item["offset"])], by)
+                if item["count"] <= GROUPED:  # what shares a pixel has a colour if it has one group
+                    first = regions.at(item["offset"])
+                    members = (regions[first + n] for n in range(item["count"]))
+                    found = {
+                        self.contents.group_of(region, by) for region in members if region.kind != "padding"
+                    }
+                    group = found.pop() if len(found) == 1 else None
                     item["group"] = None if group is None else number[group]
             reply["groups"] = [{"name": name, "count": n, "size": size} for name, n, size in groups]
         return reply

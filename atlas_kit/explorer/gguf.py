@@ -144,7 +144,8 @@ class GGUFContents(Contents):
             name = _group(info, by)
             count, size = found.get(name, (0, 0))
             found[name] = count + 1, size + (info.nbytes or 0)
-        return [(name, count, size) for name, (count, size) in found.items()]
+        names = sorted(found, key=_layer_number) if by == "layer" else list(found)
+        return [(name, *found[name]) for name in names]
 
     def place_of(self, region: RecordRegion) -> tuple[str, int] | None:
         """Return the table and the row that a region shows, where there is one."""
@@ -337,6 +338,12 @@ class GGUFContents(Contents):
         """Release the file."""
         self.model.close()
         self.source.close()
+
+
+def _layer_number(name: str) -> tuple[int, int, str]:
+    """Return a sort key by which layers come in their order, behind what belongs to none."""
+    number = name.rpartition(" ")[2].rpartition(".")[2]
+    return (1, int(number), name) if number.isdecimal() else (0, 0, name)
 
 
 def _group(info: TensorInfo, by: str) -> str:

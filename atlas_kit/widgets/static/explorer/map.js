@@ -11,7 +11,7 @@ import { bytes, count, el, hex, newest, onResize, paintable, settled } from "./d
  * @typedef {Record<string, number>} Kinds  how many bytes are of which kind
  * @typedef {{offset: number, size: number, count: number, kind: string, name: string, kinds?: Kinds,
  *            group?: number | null}} Item
- * @typedef {{count: number, kinds: Kinds}} Pile  of items that share a pixel
+ * @typedef {{count: number, kinds: Kinds, group?: number | null}} Pile  of items that share a pixel
  * @typedef {{name: string, count: number, size: number}} Group
  * @typedef {{items: Item[], totals: {kind: string, count: number, size: number}[], groups?: Group[]}} Strip
  * @typedef {{offset: number, severity: string}} Finding
@@ -174,6 +174,8 @@ export function byteMap({ ask, size, pick, groupings = [] }) {
       tall = height - top;
     const items = data ? data.items : [];
     const inView = items.filter((item) => item.offset + item.size >= from && item.offset <= to);
+    /** @type {Map<number, number | null>} */
+    const groups = new Map(); // those of the columns whose items have one and the same
     /** @type {Map<number, Kinds>} */
     const columns = new Map(); // what is narrower than LEAST stays visible: it is stacked, beside what is large
     for (const item of inView) {
@@ -181,10 +183,15 @@ export function byteMap({ ask, size, pick, groupings = [] }) {
       const wide = item.size * scale;
       if (wide >= LEAST)
         box(context, item, Math.max(-2, left), Math.min(wide, width + 4), top, tall, width, colour, named);
-      else pile(columns, Math.min(Math.floor(left / LEAST), Math.floor(width / LEAST) - 1), item);
+      else {
+        const column = Math.min(Math.floor(left / LEAST), Math.floor(width / LEAST) - 1);
+        const group = item.group ?? null;
+        groups.set(column, !groups.has(column) || groups.get(column) === group ? group : null);
+        pile(columns, column, item);
+      }
     }
     for (const [column, kinds] of columns) {
-      box(context, { kinds, count: 2 }, column * LEAST, LEAST, top, tall, width, colour, named);
+      box(context, { kinds, count: 2, group: groups.get(column) }, column * LEAST, LEAST, top, tall, width, colour, named);
     }
     outline(context, x, width, top, tall, colour, named);
     if (!named && (start > 0 || stop < size)) frame(context, x, height, colour);

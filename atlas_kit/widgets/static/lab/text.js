@@ -297,6 +297,7 @@ export class Story {
     this.run = run;
     this.onGo = onGo;
     this.root = element("div", "story");
+    this.root.tabIndex = 0; // it scrolls, and keys must reach that
   }
 
   /**
