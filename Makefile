@@ -95,6 +95,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python tools/bench/repair_score.py || status=1; \
 	$(BIN)/python tools/bench/memory.py || status=1; \
 	$(BIN)/python tools/bench/episodes.py || status=1; \
+	$(BIN)/python tools/bench/fleet.py || status=1; \
 	$(BIN)/python tools/bench/runtime.py || status=1; \
 	$(BIN)/python tools/bench/quality.py || status=1; \
 	$(BIN)/python tools/bench/widgets.py || status=1; \

@@ -76,8 +76,10 @@ def help_text(name: str | None = None) -> str:
     import click
 
     from atlas_kit.cli._group import group
+    from atlas_kit.cli._options import CONTEXT
 
-    context = click.Context(group, info_name="atlas-tool", terminal_width=WIDTH)
+    names: Any = CONTEXT["help_option_names"]
+    context = click.Context(group, info_name="atlas-tool", terminal_width=WIDTH, help_option_names=names)
     if name is None:
         return group.get_help(context)
     command = group.get_command(context, name)

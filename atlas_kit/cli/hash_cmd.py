@@ -67,7 +67,9 @@ Examples:
 @click.option("--identity", is_flag=True, help="Only which model a GGUF file is.")
 @click.option("--full", is_flag=True, help="With --identity: from every byte instead of samples.")
 @click.option("--manifest", is_flag=True, help="Print lines that sha256sum -c understands.")
-@click.option("-c", "--check", is_flag=True, help="FILEs are lists of hashes: check the files that they name.")
+@click.option(
+    "-c", "--check", is_flag=True, help="FILEs are lists of hashes: check the files that they name."
+)
 @click.option("-q", "--quiet", is_flag=True, help="With --check: show only files that fail.")
 @click.option("--ignore-missing", is_flag=True, help="With --check: ignore files that do not exist.")
 @click.option("--strict", is_flag=True, help="With --check: also exit with 1 for malformed lines.")

@@ -56,7 +56,8 @@ Rescue what is intact in a damaged file, into a new file.
 
 From a memory file of any version that is cut off, has flipped bits, wrong counts, no header or no index,
 every entry whose bytes are undamaged is saved; what cannot be identified goes to `lost+found/` entries.
-In a GGUF model, counts, offsets, padding, alignment and duplicate keys are mended, and a missing tail is
+In a GGUF model, counts, offsets, padding, alignment and duplicate keys are mended, records of tensors are made again
+where the other layers show what they were, bytes that a download wrote twice are taken out, and a missing tail is
 reported tensor by tensor. FILE itself is never touched. Numbers in a model's tensors cannot be mended;
 --data looks at them, too, as `validate --data` does, and says what is wrong with them. What is rescued is
 encrypted if FILE is, or if a passphrase or key is given.

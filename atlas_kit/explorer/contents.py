@@ -62,6 +62,17 @@ class Contents:
         """Return what a region is called: a key, a tensor."""
         return ""
 
+    #: By what else than its kind a region can be coloured.
+    groupings: tuple[str, ...] = ()
+
+    def group_of(self, region: RecordRegion, by: str) -> str | None:
+        """Return the group of a region by one of ``groupings``; None where it has none."""
+        return None
+
+    def groups(self, by: str) -> list[tuple[str, int, int]]:
+        """Return (name, count, bytes) of each group, in the order of the file."""
+        return []
+
     def place_of(self, region: RecordRegion) -> tuple[str, int] | None:
         """Return the table and row that a region belongs to."""
         return None

@@ -39,8 +39,11 @@ class Scale:
 
     @classmethod
     def of(cls, found: ModelComparison) -> Scale | None:
-        """Return the scale of a comparison; None where no number differs."""
-        errors = [pair.error for pair in found.tensors if pair.error and math.isfinite(pair.error)]
+        """Return the scale of a comparison, for its layers where they differ; None where no number does."""
+        differing = [pair for pair in found.tensors if pair.error and math.isfinite(pair.error)]
+        errors = [pair.error for pair in differing if pair.layer and pair.error] or [
+            p.error for p in differing if p.error
+        ]
         if not errors:
             return None
         high = max(errors)

@@ -171,6 +171,7 @@ class Explorer:
             "problem": None if self.problem is None else _error(self.problem),
             "backup_of": None if self.path == self._home else os.path.basename(self._home),
             "facts": [[label, printable(value)] for label, value in facts], "panes": self._panes(),
+            "groupings": list(contents.groupings) if "tensors" in contents.tables else [],
             "tables": {name: table.to_json() for name, table in contents.tables.items()},
             **({"findings": found} if check and (found := self._checked_soon()) else {}),
         }  # fmt: skip
@@ -192,8 +193,13 @@ class Explorer:
             return []
         return [pane for pane, key in PANES.items() if key in model.metadata]
 
-    def _op_map(self, start: int = 0, stop: int | None = None, bins: int = 800) -> dict[str, Any]:
-        """Return the regions between two offsets for a picture of ``bins`` pixels; the widest have names."""
+    def _op_map(
+        self, start: int = 0, stop: int | None = None, bins: int = 800, by: str = ""
+    ) -> dict[str, Any]:
+        """Return the regions between two offsets for a picture of ``bins`` pixels; the widest have names.
+
+        ``by``: one of the groupings; then there are ``groups``, and an item has the number of its ``group``.
+        """
         regions = self.contents.regions
         stop = regions.size if stop is None else min(stop, regions.size)
         items = regions.window(max(0, start), stop, max(1, min(bins, 4000)))
@@ -201,7 +207,16 @@ class Explorer:
             if item["count"] == 1:
                 item["name"] = self._name_at(item["offset"])
         totals = [{"kind": k, "count": n, "size": size} for k, n, size in regions.totals()]
-        return {"start": start, "stop": stop, "size": regions.size, "items": items, "totals": totals}
+        reply = {"start": start, "stop": stop, "size": regions.size, "items": items, "totals": totals}
+        if by in self.contents.groupings:
+            groups = self.contents.groups(by)
+            number = {name: at for at, (name, *_) in enumerate(groups)}
+            for item in items:
+                if item["count"] == 1:
+                    group = self.contents.group_of(regions[regions.at(item["offset"])], by)
+                    item["group"] = None if group is None else number[group]
+            reply["groups"] = [{"name": name, "count": n, "size": size} for name, n, size in groups]
+        return reply
 
     def _name_at(self, offset: int) -> str:
         regions = self.contents.regions
@@ -423,6 +438,10 @@ class Explorer:
     def _op_histogram(self, table: str, row: int) -> dict[str, Any]:
         """Return how an item's numbers are spread."""
         return self._matrix(table, row).histogram()
+
+    def _op_range(self, table: str, row: int, percent: float) -> dict[str, Any]:
+        """Return the size that so many per cent of an item's numbers do not exceed: a range for colours."""
+        return {"limit": self._matrix(table, row).largest_of(float(percent))}
 
     def _matrix(self, table: str, row: int) -> StoredMatrix:
         found = self.item(table, row)

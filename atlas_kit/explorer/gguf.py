@@ -26,6 +26,7 @@ from atlas_kit.explorer.table import Column, FileTable
 from atlas_kit.formats.gguf import GGUFFile, LazyStrings, MetadataField, TensorInfo
 from atlas_kit.formats.gguf.scan import record_fields
 from atlas_kit.formats.gguf.tables import describe_key, describe_value
+from atlas_kit.formats.gguf.tensor_names import layer_and_role
 from atlas_kit.operations.gguf_values import plain_value, show_value
 from atlas_kit.operations.model_overview import model_overview
 from atlas_kit.storage.source import Source
@@ -127,6 +128,23 @@ class GGUFContents(Contents):
         if region.kind == "metadata":
             return self.model.fields[region.record].key
         return self.model.tensor_infos[region.record].name
+
+    groupings = ("layer", "role", "type")
+
+    def group_of(self, region: RecordRegion, by: str) -> str | None:
+        """Return the layer, role or type of a tensor."""
+        if region.kind != "tensor" or region.record < 0:
+            return None
+        return _group(self.model.tensor_infos[region.record], by)
+
+    def groups(self, by: str) -> list[tuple[str, int, int]]:
+        """Return (name, count, bytes) of each layer, role or type, in the order of the file."""
+        found: dict[str, tuple[int, int]] = {}
+        for info in self.model.tensor_infos:
+            name = _group(info, by)
+            count, size = found.get(name, (0, 0))
+            found[name] = count + 1, size + (info.nbytes or 0)
+        return [(name, count, size) for name, (count, size) in found.items()]
 
     def place_of(self, region: RecordRegion) -> tuple[str, int] | None:
         """Return the table and the row that a region shows, where there is one."""
@@ -319,6 +337,15 @@ class GGUFContents(Contents):
         """Release the file."""
         self.model.close()
         self.source.close()
+
+
+def _group(info: TensorInfo, by: str) -> str:
+    if by == "type":
+        return info.type_name
+    layer, role = layer_and_role(info.name)
+    if by == "layer":
+        return f"layer {layer}" if layer else "outside of the layers"
+    return printable(role)
 
 
 def _at(rows: Any, number: int) -> Any:

@@ -134,6 +134,12 @@ class StoredMatrix:
         )  # fmt: skip
         return facts
 
+    def largest_of(self, percent: float) -> float:
+        """Return the size that so many per cent of (a sample of) the finite numbers do not exceed; 0 without any."""
+        numbers, _ = self._sample()
+        sizes = np.abs(numbers[np.isfinite(numbers)])
+        return float(np.quantile(sizes, min(max(percent, 0.0), 100.0) / 100)) if sizes.size else 0.0
+
     def _sample(self) -> tuple[Array, float]:
         height, width = self.shape
         if height * width == 0:

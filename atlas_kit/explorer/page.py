@@ -50,7 +50,7 @@ class Curve:
 # --- the page -----------------------------------------------------------------------------------------------
 
 _STYLE = """
-.ak{color:var(--jp-ui-font-color1,light-dark(#222,#e4e6ea));background:var(--jp-layout-color0,light-dark(#fff,#16181d));
+.ak{color:var(--jp-ui-font-color1,light-dark(#222,#e4e6ea));background:none;
 font:13px/1.45 var(--jp-ui-font-family,system-ui,sans-serif);padding:8px 10px;max-width:100%;box-sizing:border-box}
 .ak h3{font-size:1.15em;margin:0 0 .4em}.ak p{margin:.4em 0}.ak figure{margin:.4em 0}
 .ak form{margin:0}.ak .ak-name{display:inline-block;padding:4px 12px;cursor:pointer;border-bottom:3px solid transparent}

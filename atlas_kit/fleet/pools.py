@@ -15,7 +15,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from typing import Any, Generic, TypeVar
 
 from atlas_kit.errors import FileAccessError, MissingExtraError
@@ -129,7 +129,7 @@ class Processes(Pool):
 
         try:
             return future.result()
-        except BrokenProcessPool:
+        except (BrokenProcessPool, CancelledError):
             raise WorkerDiedError from None
 
     def close(self) -> None:

@@ -162,11 +162,9 @@ class TokenMemory:
     def state(self) -> MemoryState:
         """What it has learned so far, whole."""
         found = self._looking.found()
-        return (
-            self.present
-            if found is None or self.whitened is None
-            else self.whitened.with_directions(self.present, found)
-        )
+        if found is None or self.whitened is None:
+            return self.present
+        return self.whitened.with_directions(self.present, found)
 
     @state.setter
     def state(self, state: MemoryState) -> None:
@@ -556,12 +554,13 @@ class TokenMemory:
             raise InvalidParamError(f"{len(token)} tokens do not fit into a step with room for {self.room}")
         self.watched = self.watched[:0]
         probabilities, slope = reading.outcome(token, self.memory.config.ranking)
-        values = (reading.hidden, reading.lse, token, reading.top, reading.features, probabilities, slope)
-        copies = [np.array(value) for value in values]  # all of them, or none waits
-        for name, value in zip(_PENDING, copies, strict=True):
+        # copies of what others may write into
+        hidden, token, gave = np.array(reading.hidden), np.array(token), np.array(probabilities)
+        values = (hidden, reading.lse, token, reading.top, reading.features, gave, slope)
+        for name, value in zip(_PENDING, values, strict=True):
             self._pending[name].append(value)
         if reading.pull is not None:
-            self._asking.append((Asking.of(reading), copies[2]))
+            self._asking.append((Asking.of(reading), token))
         self._waiting += len(token)
         self._line += (came := token.tolist())
         plain = self._plain
@@ -880,9 +879,8 @@ class TokenMemory:
         groups = (state.parameters, state.momentum, state.window, state.adaptation, state.gate)
         kept = sum(int(array.nbytes) for group in groups for array in group.values())
         kept += sum(array.nbytes for parts in self._pending.values() for array in tuple(parts))
-        kept += sum(
-            4 * len(token) * sum(self._asked_widths) for _, token in tuple(self._asking)
-        )  # once it is asked for
+        asked = 4 * sum(self._asked_widths)  # bytes of a token, once it is asked for
+        kept += sum(asked * len(token) for _, token in tuple(self._asking))
         return kept + self.recent.nbytes + np.asarray(self.log_eta).nbytes
 
 

@@ -32,6 +32,7 @@ class WordsOnly:
         path = os.fspath(path)
         with contextlib.closing(ModelFile(path)) as file:
             file.check()
+        self._count = _count_of(path)
         self._library = library()
         api = self._library.api
         params = api.llama_model_default_params()
@@ -80,6 +81,8 @@ class WordsOnly:
 
     def piece(self, token: int) -> bytes:
         """Return a token's bytes, which may be part of a character; control tokens have their names."""
+        if not 0 <= token < self._count:  # llama.cpp would end the process
+            raise InvalidParamError(f"there is no token {token}", key="token")
         room = 64
         while True:
             text = ctypes.create_string_buffer(room)
@@ -87,3 +90,19 @@ class WordsOnly:
             if count >= 0:
                 return text.raw[:count]
             room = -count
+
+
+def _count_of(path: str) -> int:
+    """Return how many tokens a model has; one without any is refused: llama.cpp would end the process over it."""
+    from atlas_kit.formats.gguf.file import GGUFFile
+
+    with GGUFFile.open(path) as file:
+        kind, tokens = file.get("tokenizer.ggml.model"), file.metadata.get("tokenizer.ggml.tokens")
+        if (
+            kind in (None, "", "none", "no_vocab")
+            or tokens is None
+            or not tokens.is_array
+            or not tokens.count
+        ):
+            raise ModelError("the model has no vocabulary", path=path)
+        return int(tokens.count)

@@ -503,14 +503,17 @@ MOST_LENGTH = 2.0
 
 
 def cut(x: Array) -> Array:
-    """Return vectors x (..., d), those longer than ``MOST_LENGTH`` at that length.
+    """Return vectors x (..., d), those longer than ``MOST_LENGTH`` at that length; x itself where none is.
 
     >>> cut(np.array([[0.0, 4.0], [0.5, 0.0]])).tolist()
     [[0.0, 2.0], [0.5, 0.0]]
     """
     xp = namespace(x)
-    length = xp.sqrt(xp.einsum("...d,...d->...", x, x))
-    scale = MOST_LENGTH / xp.maximum(length, MOST_LENGTH)
+    squares = xp.einsum("...d,...d->...", x, x)
+    # most are not too long, and stay as they are to the bit
+    if xp is np and bool((squares <= MOST_LENGTH**2).all()):
+        return x
+    scale = MOST_LENGTH / xp.maximum(xp.sqrt(squares), MOST_LENGTH)
     return x * scale[..., None].astype(x.dtype)
 
 

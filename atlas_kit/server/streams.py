@@ -210,6 +210,8 @@ async def while_wanted(receive: Any, work: Awaitable[T]) -> T:
         if not task.done():
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+        elif not task.cancelled():
+            task.exception()  # it has been looked at, also where nobody waits any more
 
 
 async def _gone(receive: Any) -> None:

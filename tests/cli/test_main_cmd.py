@@ -81,7 +81,7 @@ def test_group_help_lists_commands_and_exit_codes(run_cli):
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["nope"], ["inspect"], ["inspect", "--nope", "x"], ["inspect", "a", "b"], ["diff", "a"],
+    [[], ["nope"], ["inspect"], ["inspect", "--nope", "x"], ["diff", "a"],
      ["get", "a"], ["set", "a", "b"], ["set", "a", "b", "c", "--from", "d"], ["rm", "a"],
      ["convert", "a"], ["merge", "a"],
      ["compress", "a"], ["diff", "-", "-"], ["completion", "tcsh"], ["hash"], ["validate"],

@@ -892,3 +892,40 @@ def test_no_sentence_of_the_explorer_names_a_command_or_a_placeholder(sample_dat
         with Explorer(path) as explorer:
             said = json.dumps([explorer.answer({"op": "summary"})[0]["problem"], finished_check(explorer)])
         assert not re.search(r"[Aa]tlas-tool|\b(FILE|OUT|OUTPUT|VALUE)\b|--[a-z]", said), path
+
+
+def test_the_range_of_colours_can_leave_out_the_largest(tmp_path: Path):
+    numbers = np.arange(1, 1001, dtype=np.float32).reshape(10, 100)
+    numbers[0, :3] = np.nan, np.inf, -5000
+    memory = MemoryFile()
+    memory.set("numbers", numbers)
+    memory.set("nothing", np.full((2, 2), np.nan, np.float32))
+    memory.save(tmp_path / "numbers.atlas")
+    with Explorer(tmp_path / "numbers.atlas") as explorer:
+        row = {
+            name: explorer.answer({"op": "find", "name": name})[0]["place"] for name in ("numbers", "nothing")
+        }
+        for percent, limit in ((100, 5000.0), (99, 991.0), (0, 4.0), (1000, 5000.0)):
+            found = explorer.answer({"op": "range", "percent": percent, **row["numbers"]})[0]["limit"]
+            assert found == pytest.approx(limit, rel=0.01)
+        assert explorer.answer({"op": "range", "percent": 99, **row["nothing"]})[0]["limit"] == 0
+
+
+@pytest.mark.parametrize(
+    ("by", "first", "count"),
+    [("layer", "outside of the layers", 2), ("role", "token_embd", 12), ("type", "Q8_0", 3)],
+)
+def test_the_map_groups_tensors(sample_data: Path, by: str, first: str, count: int):
+    with Explorer(sample_data / "gguf/tiny.gguf") as explorer:
+        reply = explorer.answer({"op": "map", "by": by})[0]
+        assert explorer.answer({"op": "summary"})[0]["groupings"] == ["layer", "role", "type"]
+        assert "groups" not in explorer.answer({"op": "map", "by": "nonsense"})[0]
+    groups = reply["groups"]
+    assert groups[0]["name"] == first
+    assert len(groups) == count
+    assert sum(group["count"] for group in groups) == 12
+    of_tensors = {item["group"] for item in reply["items"] if item["kind"] == "tensor" and item["count"] == 1}
+    assert of_tensors == set(range(count))
+    assert all(
+        item["group"] is None for item in reply["items"] if item["kind"] == "metadata" and item["count"] == 1
+    )

@@ -14,7 +14,6 @@ from atlas_kit.cli._group import group
 READ_ONLY = {
     "inspect": "shows what a file holds",
     "validate": "reports findings",
-    "diff": "reports differences",
     "ls": "lists",
     "get": "gives out one value, wherever it is asked to put it",
     "ask": "answers",
@@ -73,6 +72,9 @@ WRITING: dict[str, list[Callable[[Path, Path], Arguments]]] = {
         lambda d, f: ["rename", f, "o*", "p*", "--glob", "--backup"],
         lambda d, f: ["rename", f, "other", "renamed", "-o", d / "out.atlas"],
         lambda d, f: ["rename", f, "other", "renamed", "-o", "-"],
+    ],
+    "diff": [
+        lambda d, f: ["diff", f, d / "other-plain.atlas", "--html", d / "out.html"],
     ],
     "rm": [
         lambda d, f: ["rm", f, "other"],

@@ -186,6 +186,8 @@ def test_an_encrypted_input_needs_its_key_and_nothing_else(folder, run_cli, name
     ran = run_cli(*arguments_of(name, 0, folder, path, given, other))
     if name == "encrypt":
         assert "encrypted already" in ran.stderr
+    elif name == "diff":
+        assert "use --decrypt" in ran.stderr
     elif name == "export":
         assert "use --decrypt" in ran.stderr
         assert CANARY in run_cli("export", path, *GIVEN[given]).stdout

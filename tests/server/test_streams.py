@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
 
-from atlas_kit.server.streams import COMMENT, begun_awake
+from atlas_kit.server.streams import COMMENT, begun_awake, while_wanted
 
 
 class Events:
@@ -73,3 +75,28 @@ def test_what_fails_before_the_first_event_is_raised() -> None:
         assert [one async for one in begun_awake(nothing(), 1)] == []
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("steps", range(1, 5))
+def test_what_fails_as_its_client_goes_is_nobodys_trouble(steps: int) -> None:
+    told: list[Any] = []
+
+    async def test() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+
+        async def fail() -> None:
+            raise ValueError
+
+        async def stay() -> dict[str, str]:
+            await asyncio.sleep(60)
+            return {"type": "http.disconnect"}
+
+        waiting = asyncio.ensure_future(while_wanted(stay, fail()))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        gc.collect()
+
+    asyncio.run(test())
+    assert told == []

@@ -402,6 +402,28 @@ def test_a_matrix_is_drawn_from_tiles_and_says_exact_values(stage: Stage):
     assert float(shown) == pytest.approx(wanted, rel=1e-5)
 
 
+def test_colours_can_leave_out_the_few_largest_numbers(stage: Stage, tmp_path: Path):
+    numbers = np.ones((40, 50), np.float32)
+    numbers[3, 4] = 1000.0
+    memory = MemoryFile()
+    memory.set("numbers", numbers)
+    memory.save(tmp_path / "outlier.atlas")
+    page = show(stage, tmp_path / "outlier.atlas")
+    open_tab(stage, "Entries")
+    choose(stage, "Entries", "numbers")
+    pixel = """() => {
+        const canvas = document.querySelector(".ax-item canvas");
+        return [...canvas.getContext("2d").getImageData(canvas.width >> 1, canvas.height >> 1, 1, 1).data];
+    }"""
+    before = page.evaluate(pixel)
+    page.get_by_label("Colour range").select_option("99")
+    stage.settle()
+    assert page.evaluate(pixel) != before
+    page.get_by_label("Colour range").select_option("100")
+    stage.settle()
+    assert page.evaluate(pixel) == before
+
+
 def test_names_and_texts_are_never_markup(stage: Stage, tmp_path: Path):
     evil = "</script><img src=x onerror='window.evil=1'>"
     path = tmp_path / "<img src=x onerror=evil=1>.atlas"
@@ -453,6 +475,28 @@ def test_values_are_saved_through_the_browser(stage: Stage, tmp_path: Path):
     assert download.value.suggested_filename == "state_values.npy"
     with MemoryFile.open(MEMORY) as memory:
         assert np.array_equal(np.load(tmp_path / "v.npy"), memory["state/values"].numbers())
+
+
+def test_the_map_can_be_coloured_by_layer_role_and_type(stage: Stage):
+    page = show(stage, TINY)
+    legend = page.get_by_role("list", name="What the file is made of")
+    pixel = """() => {
+        const canvas = document.querySelector(".ax-detail");
+        const at = [Math.round(canvas.width * 0.97), Math.round(canvas.height * 0.9)];
+        return [...canvas.getContext("2d").getImageData(...at, 1, 1).data];
+    }"""
+    before = page.evaluate(pixel)
+    seen = [before]
+    for by, text in (("layer", "layer 0 9"), ("role", "attn_q 1"), ("type", "Q8_0 4")):
+        page.get_by_label("Colour the map by").select_option(by)
+        expect(legend).to_contain_text(text)
+        stage.settle()
+        seen.append(page.evaluate(pixel))
+        assert seen[-1] != before
+    page.get_by_label("Colour the map by").select_option("")
+    expect(legend).to_contain_text("tensor 12")
+    stage.settle()
+    assert page.evaluate(pixel) == before
 
 
 # --- language ---------------------------------------------------------------------------------------------------

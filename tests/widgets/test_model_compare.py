@@ -84,3 +84,27 @@ def test_a_widget_that_is_closed_has_let_go():
     compare.close()
     compare.close()
     assert compare.wait(10)
+
+
+@pytest.mark.model
+def test_both_cut_a_text_that_is_typed():
+    compare = done(A, SAMPLES / "models/tiny-python.gguf")
+    compare._words.value = "def <b>():"
+    assert compare.wait(60)
+    shown = compare._cut_text.value
+    assert "A: " in shown
+    assert "B: " in shown
+    assert "&lt;" in shown
+    assert "<b>()" not in shown
+    compare._words.value = ""
+    assert compare.wait(60)
+    assert compare._cut_text.value == ""
+    compare.close()
+
+
+@pytest.mark.model
+def test_a_model_without_words_is_a_sentence():
+    compare = done()
+    compare._words.value = "words"
+    assert compare.wait(60)
+    assert "the model has no vocabulary" in compare._cut_text.value

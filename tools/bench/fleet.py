@@ -9,8 +9,9 @@ for each file into a table; with two workers and more it does so in processes, w
 times are of all processes together, so that other work on the machine hardly counts; the scaling is of wall times, and
 counts for something on an idle machine only. A second run finds all in the table.
 
-The model at the end is a sum: files times seconds of a processor over workers, files times requests times latency over
-how many wait at once. Exit 1 when the fleet costs more than a limit beside the loop.
+The model at the end is a sum: files times seconds of a processor over workers (but no sooner than the work is given
+out), files times requests times latency over how many wait at once. Exit 1 when the fleet costs more than a limit
+beside the loop.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ def clocked(work: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - wall, _processor() - processor
 
 
-def _processor() -> float:
-    every = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+def _processor(*which: int) -> float:
+    every = map(resource.getrusage, which or (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(one.ru_utime + one.ru_stime for one in every)
 
 
@@ -76,9 +77,12 @@ def measure(count: int, workers: list[int]) -> dict[str, Any]:
                 assert len(result.rows) == count
                 assert not result.failed
 
+            before = _processor(resource.RUSAGE_SELF)
             wall, processor = clocked(work)
+            own = _processor(resource.RUSAGE_SELF) - before
+            size = os.path.getsize(table)
             rows.append(
-                {"workers": number, "wall_s": wall, "cpu_s": processor, "table_bytes": os.path.getsize(table)}
+                {"workers": number, "wall_s": wall, "cpu_s": processor, "own_cpu_s": own, "table_bytes": size}
             )
         again = clocked(
             lambda: run_fleet(Task("validate"), found([str(folder)]), table=table_of(name, workers[0]))
@@ -108,13 +112,20 @@ def told(figures: dict[str, Any]) -> list[str]:
             f"  {row['workers']} worker{'s' if row['workers'] > 1 else ' '}    {1e3 * row['cpu_s'] / count:8.3f}"
             f" {1e3 * row['wall_s'] / count:8.3f}   {beside:+.3f} beside the loop, {scaling:.2f} times as fast as 1"
         )
+    last = figures["fleets"][-1]
+    if last["workers"] > 1:
+        lines.append(
+            f"  who gives the work out takes {1e3 * last['own_cpu_s'] / count:.3f} of it, and so keeps at most"
+            f" {max(1.0, (last['cpu_s'] - last['own_cpu_s']) / last['own_cpu_s']):.0f} workers busy"
+        )
     lines.append(f"  found in the table instead: {1e3 * figures['again_s'] / count:.3f} (processor)")
     per_file = first["cpu_s"] / count
     row_bytes = first["table_bytes"] / count
     lines.append("a million such files, by these figures:")
     for workers in (1, 2, 16, 64):
         waits = MILLION * REQUESTS * LATENCY / (workers * THREADS)
-        computes = MILLION * per_file / workers
+        gives = MILLION * last["own_cpu_s"] / count if workers > 1 and last["workers"] > 1 else 0.0
+        computes = max(MILLION * per_file / workers, gives)
         lines.append(
             f"  {workers:3} workers: {_span(computes)} of computing here; in a store {REQUESTS} request of"
             f" {1e3 * LATENCY:.0f} ms each adds {_span(waits)}"

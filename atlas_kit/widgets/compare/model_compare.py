@@ -26,6 +26,7 @@ from atlas_kit.widgets.newest import Newest
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from atlas_kit.llama.words_only import WordsOnly
     from atlas_kit.operations.model_check import ModelCheck
 
 #: Seconds between two pictures while tensors are being compared.
@@ -92,6 +93,7 @@ class ModelCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
         #: What both models made of a text; None before that.
         self.check: ModelCheck | None = None
         self._problem = ""
+        self._vocabularies: list[WordsOnly] = []
         self._newest = Newest(self._failed)
         self._build(text)
         super().__init__([self._heading, self._status, self._tabs])
@@ -140,7 +142,14 @@ class ModelCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self._go = ipywidgets.Button(description="Read it", icon="play")
         self._go.on_click(lambda _: self._newest.submit("text", self._read))
         behaviour = ipywidgets.VBox([self._text, self._go, self._result])
-        panes = [self._picture, self.tensors, self.metadata, self.tokens, self._template, behaviour]
+        self._words = ipywidgets.Text(
+            placeholder="Type a text to see how both cut it into tokens", continuous_update=True,
+            layout=ipywidgets.Layout(width="100%"),
+        )  # fmt: skip
+        self._words.observe(lambda _: self._newest.submit("tokens", self._cut), "value")
+        self._cut_text = ipywidgets.HTML()
+        tokens = ipywidgets.VBox([self._words, self._cut_text, self.tokens])
+        panes = [self._picture, self.tensors, self.metadata, tokens, self._template, behaviour]
         self._tabs = ipywidgets.Tab(panes, titles=_TABS)
 
     def _show_heads(self) -> None:
@@ -215,12 +224,30 @@ class ModelCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
             finally:
                 self._go.disabled = False
 
+    def _cut(self, stale: Callable[[], bool]) -> None:
+        """Show how both models cut the text that was typed."""
+        from atlas_kit.explorer.language import tokens_of
+        from atlas_kit.llama.words_only import WordsOnly
+
+        text = self._words.value
+        if not text:
+            self._cut_text.value = ""
+            return
+        if not self._vocabularies:
+            self._cut_text.value = '<p role="status">Reading both vocabularies …</p>'
+            self._vocabularies = [WordsOnly(path) for path in self._paths]
+        both = [tokens_of(words, text) for words in self._vocabularies]
+        if not stale():
+            self._cut_text.value = saved.part("".join(map(_pieces, "AB", both, reversed(both))))
+
     def _failed(self, name: str, error: Exception) -> None:
         """Say what went wrong."""
         if not self._open:
             return
         said = error.sentence(error.advice) if isinstance(error, AtlasError) else str(error)
-        if name == "text":
+        if name == "tokens":
+            self._cut_text.value = f'<p role="alert">{html.escape(said)}</p>'
+        elif name == "text":
             self._result.value = f'<p role="alert">{html.escape(said)}</p>'
         else:
             self._problem = f"The tensors could not be compared: {said}"
@@ -234,6 +261,8 @@ class ModelCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self._newest.stop()
         self._newest.wait(10)
         self._pair.close()
+        for words in self._vocabularies:
+            words.close()
         super().close()
 
     # --- static -----------------------------------------------------------------------------------------------
@@ -283,6 +312,26 @@ def _by_role(found: ModelComparison) -> dict[str, Sequence[tuple[int, float]]]:
         if pair.layer and error:
             lines.setdefault(pair.role, []).append((int(pair.layer.rpartition(".")[2]), error))
     return {role: sorted(points) for role, points in lines.items()}
+
+
+def _pieces(label: str, tokens: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> str:
+    """Return the tokens of a text as boxes; those that the other model does not cut alike are framed."""
+    ends: set[int] = set()
+    at = 0
+    for token in others:
+        at += len(token["bytes"].split())
+        ends.add(at)
+    boxes, at = [], 0
+    for token in tokens:
+        start, at = at, at + len(token["bytes"].split())
+        alike = (start == 0 or start in ends) and at in ends
+        frame = "1px solid #8886" if alike else "2px solid #d55e00"
+        boxes.append(
+            f'<span style="display:inline-block;border:{frame};border-radius:3px;padding:0 4px;margin:1px;'
+            f'white-space:pre" '
+            f'title="token {token["id"]}"><bdi>{html.escape(token["text"])}</bdi></span>'
+        )
+    return f"<p><b>{label}: {len(tokens):,} tokens</b><br>{''.join(boxes)}</p>"
 
 
 def _finite(value: float | None) -> float | None:

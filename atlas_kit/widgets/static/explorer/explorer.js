@@ -218,6 +218,7 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, onT
     byteMap({
       ask,
       size,
+      groupings: summary.groupings ?? [],
       pick: (offset, long) => {
         toBytes(offset, long);
       },
@@ -347,11 +348,12 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, onT
     /**
      * @param {number} row
      * @param {import("./item.js").Place | null} at
+     * @param {boolean} quietly  whether nothing is to move for it
      */
-    const open = async (row, at = null) => {
+    const open = async (row, at = null, quietly = false) => {
       const slow = setTimeout(() => {
         fill(side, el("p", { class: "ax-hint", role: "status", text: "Reading …" }));
-        opened(Boolean(at));
+        opened(quietly);
       }, SLOW_MS);
       const item = await ask({ op: "item", table: id, row });
       clearTimeout(slow);
@@ -359,15 +361,15 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, onT
       if (item.error) {
         shown = null;
         fill(side, closer(), alert_(item));
-        opened(Boolean(at));
+        opened(quietly);
         return;
       }
       chosen = { name: item.name, row };
       shown = itemPane({ ask, request: full, table: id, row, item, bytes: toBytes, place: at });
       fill(side, closer(), shown.root);
-      opened(Boolean(at));
+      opened(quietly);
       wanted = { offset: item.start, size: Math.max(1, item.size) };
-      if (!at) map.select(wanted.offset, wanted.size);
+      if (!quietly) map.select(wanted.offset, wanted.size);
       if (onSelect) onSelect({ name: item.name, start: item.start, size: item.size, table: id, row });
     };
     /**
@@ -404,7 +406,7 @@ function fileShell({ ask, full, summary, openNotebook, openBackup, onSelect, onT
       if (now?.table === id || before.row < info.count) {
         const row = now?.table === id ? now.row : before.row;
         rows.mark(row);
-        await open(row, before.item);
+        await open(row, before.item, true);
       }
     }
     const rows = keep(grid({ ask, table: id, info, open: (row) => open(row), place: before?.grid ?? null }));

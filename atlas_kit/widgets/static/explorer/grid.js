@@ -468,6 +468,7 @@ export function grid({ ask, table, info, open, place = null }) {
       const reply = await ask({ op: "rows", table, start: 0, count: 0, locate: row, ...order });
       if (reply.position === null || reply.position === undefined) return;
       chosen = row;
+      say();
       move(reply.position);
     },
     destroy() {

@@ -192,6 +192,7 @@ export function itemPane({ ask, request, table, row, item, bytes, place = null }
         shape: reply.shape,
         dtype: reply.dtype,
         name: item.name,
+        ranges: true,
       });
       if ("error" in view) {
         panel.append(el("p", { class: "ax-alert", role: "alert", text: view.error }));

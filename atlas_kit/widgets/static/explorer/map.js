@@ -9,21 +9,27 @@ import { bytes, count, el, hex, newest, onResize, paintable, settled } from "./d
  * @typedef {import("./dom.js").Reply} Reply
  * @typedef {(name: string) => string} Colour  of the style sheet, as canvases take it
  * @typedef {Record<string, number>} Kinds  how many bytes are of which kind
- * @typedef {{offset: number, size: number, count: number, kind: string, name: string, kinds?: Kinds}} Item
+ * @typedef {{offset: number, size: number, count: number, kind: string, name: string, kinds?: Kinds,
+ *            group?: number | null}} Item
  * @typedef {{count: number, kinds: Kinds}} Pile  of items that share a pixel
- * @typedef {{items: Item[], totals: {kind: string, count: number, size: number}[]}} Strip
+ * @typedef {{name: string, count: number, size: number}} Group
+ * @typedef {{items: Item[], totals: {kind: string, count: number, size: number}[], groups?: Group[]}} Strip
  * @typedef {{offset: number, severity: string}} Finding
  * @typedef {{offset: number, size: number}} Range
  */
 
 const HATCHED = new Set(["damaged", "garbage", "uncommitted", "trailing", "unused"]);
 const LEAST = 2.5; // CSS pixels that the smallest region gets
+const MOST_GROUPS = 12; // in the legend
+/** Paul Tol's light colours, on which black can be read and which colour-blind readers tell apart. */
+const GROUPS = ["#77aadd", "#ee8866", "#eedd88", "#ffaabb", "#99ddff", "#44bb99", "#bbcc33", "#aaaa00", "#dddddd"];
 const MARGIN = 9; // room for the marks of findings
 
 /**
- * @param {{ask: import("./dom.js").Ask, size: number, pick: import("./dom.js").ShowBytes}} options
+ * @param {{ask: import("./dom.js").Ask, size: number, pick: import("./dom.js").ShowBytes, groupings?: string[]}} options
+ *        `groupings`: by what else than their kinds regions can be coloured
  */
-export function byteMap({ ask, size, pick }) {
+export function byteMap({ ask, size, pick, groupings = [] }) {
   const overview = el("canvas", { class: "ax-overview", "aria-hidden": "true" });
   const detail = el("canvas", {
     class: "ax-detail",
@@ -46,6 +52,9 @@ export function byteMap({ ask, size, pick }) {
     zoomBy("Zoom out", "−", () => zoom(2)),
     zoomBy("Show the whole file", "⤢", () => look(0, size)),
   );
+  const by = el("select", { "aria-label": "Colour the map by", onchange: () => recolour() });
+  for (const name of ["kind", ...groupings]) by.append(el("option", { value: name === "kind" ? "" : name, text: `by ${name}` }));
+  if (groupings.length) buttons.prepend(by);
   const probe = el("span", { hidden: true });
   const root = el(
     "section",
@@ -70,7 +79,8 @@ export function byteMap({ ask, size, pick }) {
 
   const load = newest(async () => {
     const bins = Math.max(200, Math.round(detail.clientWidth));
-    const fresh = await ask({ op: "map", start: Math.floor(start), stop: Math.ceil(stop), bins });
+    const grouping = by.value ? { by: by.value } : {};
+    const fresh = await ask({ op: "map", start: Math.floor(start), stop: Math.ceil(stop), bins, ...grouping });
     if (fresh.error) {
       line.textContent = fresh.error;
       return;
@@ -83,6 +93,24 @@ export function byteMap({ ask, size, pick }) {
     draw();
   });
   const loadSoon = settled(load, 60);
+  /** Ask again, in the colours that are wanted now. */
+  async function recolour() {
+    whole = null;
+    const kept = [start, stop];
+    start = 0;
+    stop = size;
+    await load();
+    [start, stop] = kept;
+    if (kept[0] > 0 || kept[1] < size) load();
+  }
+  /**
+   * The colour of a group: layers go through the hues in their order, so that neighbours are alike; others differ.
+   * @param {number} group
+   */
+  function hue(group) {
+    const many = part?.groups?.length ?? 1;
+    return by.value === "layer" ? `hsl(${Math.round((300 * group) / Math.max(1, many - 1))} 55% 52%)` : GROUPS[group % GROUPS.length];
+  }
 
   /**
    * @param {number} from
@@ -187,6 +215,7 @@ export function byteMap({ ask, size, pick }) {
    */
   function box(context, item, left, wide, top, tall, width, colour, named) {
     left = Math.min(left, width - LEAST);
+    const group = "group" in item && typeof item.group === "number" ? item.group : null;
     /** @type {[string, number][]} */
     const kinds = "kind" in item && !item.kinds ? [[item.kind, item.size]] : Object.entries(item.kinds ?? {});
     const total = kinds.reduce((sum, [, part]) => sum + part, 0) || 1;
@@ -197,7 +226,7 @@ export function byteMap({ ask, size, pick }) {
     for (const [kind, part] of kinds) {
       // what shares a pixel is stacked in it
       const high = least + (room * part) / total;
-      context.fillStyle = colour(kind);
+      context.fillStyle = group === null ? colour(kind) : hue(group);
       context.fillRect(left, y, wide - gap, high);
       if (HATCHED.has(kind)) hatch(context, left, y, wide - gap, high, colour("hatch"));
       y += high;
@@ -242,7 +271,7 @@ export function byteMap({ ask, size, pick }) {
     context.beginPath();
     context.rect(left, top, wide - 3, tall);
     context.clip();
-    context.fillStyle = colour(`${item.kind} ink`);
+    context.fillStyle = typeof item.group === "number" ? "#000" : colour(`${item.kind} ink`);
     context.font = `11px ${getComputedStyle(root).fontFamily}`;
     context.textBaseline = "middle";
     context.direction = "ltr";
@@ -260,6 +289,8 @@ export function byteMap({ ask, size, pick }) {
    * @param {number} room
    */
   function shortened(context, text, room) {
+    if (context.measureText(text).width <= room) return text;
+    text = text.replace(/\.weight$/, ""); // which all of them have
     if (context.measureText(text).width <= room) return text;
     const each = context.measureText(text).width / text.length;
     const letters = Math.max(1, Math.floor(room / each) - 1),
@@ -324,7 +355,21 @@ export function byteMap({ ask, size, pick }) {
     }
   }
   /** @param {Strip} strip */
-  function showLegend({ totals }) {
+  function showLegend({ totals, groups }) {
+    if (groups) {
+      const shown = groups.slice(0, MOST_GROUPS).map((group, at) =>
+        el(
+          "li",
+          {},
+          el("span", { class: "ax-swatch", style: `--swatch: ${hue(at)}`, "aria-hidden": "true" }),
+          `${group.name} `,
+          el("span", { class: "ax-dim", text: `${count(group.count)} · ${bytes(group.size)} · ${share(group.size)}` }),
+        ),
+      );
+      if (groups.length > MOST_GROUPS) shown.push(el("li", { class: "ax-dim", text: `and ${count(groups.length - MOST_GROUPS)} more` }));
+      legend.replaceChildren(...shown);
+      return;
+    }
     legend.replaceChildren(
       ...totals.map((row) =>
         el(

@@ -19,9 +19,10 @@ const NAN = "b4f000 000000",
 /**
  * ``refresh`` of what comes back shows what is there by now.
  * @param {{request: import("./dom.js").Request, shape: [number, number],
- *          dtype: string, name: string, height?: number, rows?: string, columns?: string}} options
+ *          dtype: string, name: string, height?: number, rows?: string, columns?: string,
+ *          ranges?: boolean}} options `ranges`: whether who answers knows the operation `range`
  */
-export async function storedMatrix({ request, shape, dtype, name, height = 400, rows = "row", columns = "column" }) {
+export async function storedMatrix({ request, shape, dtype, name, height = 400, rows = "row", columns = "column", ranges = false }) {
   const note = el("p", { class: "ax-dim", role: "status" });
   const host = el("div");
   /** @type {Record<string, unknown>} */
@@ -138,11 +139,32 @@ export async function storedMatrix({ request, shape, dtype, name, height = 400, 
       );
     },
   };
+  /** The size that so many per cent of the numbers do not exceed has the strongest colour: 100 is the largest. */
+  async function range() {
+    const percent = Number(choice.value);
+    if (percent === 100) {
+      set("limit", whole);
+      return;
+    }
+    const { reply } = await request({ op: "range", percent });
+    if (reply.error) note.textContent = reply.error;
+    else if (Number(choice.value) === percent) set("limit", reply.limit || whole);
+  }
+  const choice = el("select", {
+    "aria-label": "Colour range",
+    onchange: range,
+    onkeydown: (/** @type {KeyboardEvent} */ event) => event.stopPropagation(),
+  });
+  for (const [value, text] of [["100", "up to the largest"], ["99.9", "99.9 % of the numbers"], ["99", "99 % of the numbers"], ["95", "95 % of the numbers"]]) {
+    choice.append(el("option", { value, text }));
+  }
   const first = await load([0, 0, ...shape]);
   if (first.error) return { error: first.error };
+  const whole = first.largest || 1;
   const end = matrix.render({ model, el: host });
   const refresh = () => load([0, 0, ...shape], true);
-  return { root: el("div", { class: "ax-matrix" }, host, note), destroy: end, refresh };
+  const bar = ranges ? el("p", { class: "ax-dim" }, el("label", {}, "Colours ", choice)) : "";
+  return { root: el("div", { class: "ax-matrix" }, bar, host, note), destroy: end, refresh };
 }
 
 /** @param {string} text */
