@@ -337,7 +337,7 @@ own = open_engine(mine) if mine else engine
 print(f"the model is {own.info.name}")
 
 # %%
-MINE = folder / "notes.txt"  # or Path("/home/me/Documents"): texts, Markdown and code in it are read
+MINE = folder / "notes.txt"  # or Path.home() / "Documents": texts, Markdown and code in it are read
 if mine:
     ASK, RIGHT = "What is the wifi password of the cottage?", "marmalade-77"
     MINE.write_text(

@@ -28,6 +28,7 @@ TARGET = ROOT / "build" / "pictures"
 THEMES, WIDTHS = ("Light", "Dark"), (1280, 1920)
 #: CSS pixels of the longest picture, and of a screen.
 TALLEST, SCREEN = 14_000, 900
+OUTER = "window.jupyterapp.shell.currentWidget.content.node.querySelector('.jp-WindowedPanel-outer')"
 
 
 def pictures(page: Page, name: str, theme: str, target: Path) -> list[str]:
@@ -36,10 +37,9 @@ def pictures(page: Page, name: str, theme: str, target: Path) -> list[str]:
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": SCREEN})
         page.wait_for_timeout(500)
-        tall = page.evaluate(
-            "window.jupyterapp.shell.currentWidget.content.node.querySelector('.jp-WindowedPanel-outer').scrollHeight"
-        )
+        tall = page.evaluate(f"{OUTER}.scrollHeight")
         page.set_viewport_size({"width": width, "height": min(TALLEST, int(tall) + 120)})
+        page.evaluate(f"{OUTER}.scrollTo(0, 0)")  # running has moved it to the last cell
         page.wait_for_timeout(1500)  # canvases are drawn anew
         file = f"{name}-{theme.lower()}-{width}.png"
         (target / file).write_bytes(palette(page.screenshot()))
