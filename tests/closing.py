@@ -35,7 +35,7 @@ NEEDS: tuple[tuple[str, str, str], ...] = (
     ("deno", "of the types of the scripts", "deno is not installed"),
     ("jinja2", "of chat templates", "jinja2 is not installed"),
     ("gguf", "against the package gguf", "gguf is not installed"),
-    ("ipywidgets|ipykernel|jupytext|nbclient|IPython", "of widgets and notebooks", "Jupyter's packages are not all installed"),
+    ("ipywidgets|ipykernel|jupytext|nbclient|IPython", "of widgets and notebooks", "not all of Jupyter is installed"),
     ("tomllib|TOML reader", "that read TOML", "Python 3.10 has no reader for it"),
     ("sparse files|no holes", "with files larger than the disk", "no sparse files in this file system"),
     ("root may", "of files that may not be read or written", "root may read and write everything"),
