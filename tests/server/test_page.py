@@ -338,6 +338,9 @@ def test_what_was_recalled_is_shown_with_its_place(page: Page, serve: Server):
     )
     expect(page.locator(".recalled")).to_contain_text("Nothing that was read or said earlier helps")
     expect(page.locator(".recalled")).to_contain_text("1 piece was looked at")
+    expect(page.locator(".recalled")).to_contain_text("The memory still had its part")
+    answer({"recalled": [], "recall": {"judged": 1}, "blend_ratio_actual": 0})
+    expect(page.locator(".recalled")).to_contain_text("So the model answered by itself.")
 
 
 def test_a_real_answer_shows_what_was_read_again_for_it(page: Page, serve: Server):

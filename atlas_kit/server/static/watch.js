@@ -345,5 +345,5 @@ function nothingRecalled(atlas) {
   if (atlas.enabled === false) return "This answer was given without a memory.";
   const judged = atlas.recall?.judged;
   const why = judged ? `Nothing that was read or said earlier helps with this question; ${many(judged, "piece")} ${judged === 1 ? "was" : "were"} looked at.` : "Nothing was recalled word for word.";
-  return `${why} The memory still had its part in choosing each word.`;
+  return `${why} ${atlas.blend_ratio_actual === 0 ? "So the model answered by itself." : "The memory still had its part in choosing each word."}`;
 }
