@@ -59,8 +59,7 @@ font:13px/1.45 var(--jp-ui-font-family,system-ui,sans-serif);padding:8px 10px;ma
 .ak table.ak-table{border-collapse:collapse;font-size:12.5px;margin:0}.ak .ak-scroll{overflow:auto;max-height:34em}
 .ak .ak-table th,.ak .ak-table td{text-align:left;padding:2px 14px 2px 0;border-bottom:1px solid #8884;
 vertical-align:top;max-width:38em;overflow-wrap:anywhere;white-space:pre-wrap}
-
-.ak .ak-table th{font-weight:600;white-space:nowrap}
+.ak .ak-table th,.ak .ak-table .ak-w{white-space:nowrap}.ak .ak-table th{font-weight:600}
 .ak .ak-table .ak-n{text-align:right;font-variant-numeric:tabular-nums}
 .ak .ak-dim{opacity:.75}.ak .ak-bad{color:light-dark(#b3261e,#ff8a80)}
 .ak pre{margin:0;white-space:pre-wrap;overflow-wrap:anywhere;max-height:34em;overflow:auto;
@@ -139,7 +138,9 @@ def _cell(value: Any) -> str:
         return "<td></td>"
     if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
         return f'<td class="ak-n">{number(value if isinstance(value, int) else float(value))}</td>'
-    return f"<td><bdi>{html.escape(str(value))}</bdi></td>"
+    words = str(value)
+    whole = ' class="ak-w"' if len(words) <= 16 else ""  # a word of a few letters is not to be cut in two
+    return f"<td{whole}><bdi>{html.escape(words)}</bdi></td>"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], total: int | None = None) -> str:
@@ -269,8 +270,16 @@ def _readings(drawn: Sequence[tuple[Curve, Array, Array]], across: Callable[[flo
     return parts
 
 
-def bars(counts: Sequence[int], ends: tuple[float, float], title: str) -> str:
-    """Return how often values occur between two ends, as bars that say their counts under the pointer."""
+def bars(
+    counts: Sequence[int],
+    ends: tuple[float, float],
+    title: str,
+    say: Callable[[float], str] = "{:.4g}".format,
+) -> str:
+    """Return how often values occur between two ends, as bars that say their counts under the pointer.
+
+    ``say`` writes a value, with its unit where it has one.
+    """
     (low, high), most = ends, max(counts, default=0) or 1
     wide, parts = 640 / max(1, len(counts)), []
     for at, count in enumerate(counts):
@@ -278,12 +287,12 @@ def bars(counts: Sequence[int], ends: tuple[float, float], title: str) -> str:
         start, end = (low + (high - low) * (at + n) / len(counts) for n in (0, 1))
         parts.append(
             f'<rect x="{at * wide:.1f}" y="{160 - tall:.1f}" width="{max(1.0, wide - 1):.1f}" height="{tall:.1f}" '
-            f'fill="{COLOURS[0]}"><title>{count:,} from {start:.4g} to {end:.4g}</title></rect>'
+            f'fill="{COLOURS[0]}"><title>{count:,} from {say(start)} to {say(end)}</title></rect>'
         )
     return (
         f'<figure><figcaption><b>{html.escape(title)}</b></figcaption><svg viewBox="0 0 640 180" width="640" '
-        f'role="img" aria-label="{html.escape(title)}">{"".join(parts)}<text x="0" y="176">{low:.4g}</text>'
-        f'<text x="640" y="176" text-anchor="end">{high:.4g}</text></svg></figure>'
+        f'role="img" aria-label="{html.escape(title)}">{"".join(parts)}<text x="0" y="176">{html.escape(say(low))}</text>'
+        f'<text x="640" y="176" text-anchor="end">{html.escape(say(high))}</text></svg></figure>'
     )
 
 
@@ -299,17 +308,24 @@ def heat(share: float) -> str:
     return "#" + "".join(f"{round(x + part * (y - x)):02x}" for x, y in zip(a, b, strict=True))
 
 
+def _shortened(name: str, most: int = 24) -> str:
+    """Return a name that fits beside a picture: the middle of a long one is left out."""
+    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"
+
+
 def heatmap(
-    rows: Sequence[str], columns: Sequence[str], cells: dict[tuple[int, int], tuple[float, str]], title: str
+    rows: Sequence[str],
+    columns: Sequence[str],
+    cells: dict[tuple[int, int], tuple[float | None, str]],
+    title: str,
 ) -> str:
     """Return a grid of shares (0 to 1) as coloured boxes, each of which says its text under the pointer.
 
-    ``cells``: (row, column) -> (share, text); what is not in it stays empty.
+    ``cells``: (row, column) -> (share, text); without a share it is an empty frame, and what is not in it is nothing.
     """
-    left, top = (
-        12 + 7 * max((len(name) for name in rows), default=0),
-        12 + 6 * max((len(n) for n in columns), default=0),
-    )
+    rows, columns = ([_shortened(name) for name in names] for names in (rows, columns))
+    longest = max((len(name) for name in columns), default=0)
+    left, top = 12 + 7 * max((len(name) for name in rows), default=0), 12 + 6 * longest
     wide, high = 34, 18 if len(rows) <= 40 else 11
     parts = [
         f'<text x="{left - 6}" y="{top + (at + 0.75) * high:.0f}" text-anchor="end">{html.escape(name)}</text>'
@@ -319,12 +335,14 @@ def heatmap(
     for at, name in enumerate(columns):
         x = left + (at + 0.6) * wide
         parts.append(f'<text transform="translate({x:.0f} {top - 6}) rotate(-50)">{html.escape(name)}</text>')
+    frame = 'fill="transparent" stroke="#888" stroke-dasharray="3 2"'
     for (row, column), (share, said) in cells.items():
+        look = frame if share is None else f'fill="{heat(share)}"'
         parts.append(
             f'<rect x="{left + column * wide}" y="{top + row * high}" width="{wide - 1}" height="{high - 1}" '
-            f'fill="{heat(share)}"><title>{html.escape(said)}</title></rect>'
+            f"{look}><title>{html.escape(said)}</title></rect>"
         )
-    size = left + len(columns) * wide + 60, top + len(rows) * high + 4
+    size = left + len(columns) * wide + max(60, 5 * longest), top + len(rows) * high + 4
     return (
         f'<figure><figcaption><b>{html.escape(title)}</b></figcaption><svg viewBox="0 0 {size[0]} {size[1]}" '
         f'width="{size[0]}" role="img" aria-label="{html.escape(title)}">{"".join(parts)}</svg></figure>'

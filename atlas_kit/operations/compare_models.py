@@ -108,13 +108,9 @@ class ModelComparison:
         differing = sum(not pair.same for pair in self.tensors)
         done = "" if self.complete else f" so far ({len(self.tensors):,} of {self.total:,} compared)"
         parts = [
-            f"{differing:,} of {len(self.tensors):,} tensors differ{done}",
-            f"{len(self.metadata):,} metadata values differ"
-            if self.metadata
-            else "all metadata are the same",
-            f"{self.differing_tokens:,} tokens differ"
-            if self.differing_tokens
-            else "the tokens are the same",
+            f"{differing:,} of {len(self.tensors):,} tensors {'differs' if differing == 1 else 'differ'}{done}",
+            _count(len(self.metadata), "metadata value") if self.metadata else "all metadata are the same",
+            _count(self.differing_tokens, "token") if self.differing_tokens else "the tokens are the same",
         ]
         if self.template:
             parts.append("the chat templates differ")
