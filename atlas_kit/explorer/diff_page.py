@@ -84,8 +84,9 @@ def picture(found: ModelComparison) -> str:
     scale = Scale.of(found)
 
     def cell(pair: TensorPair) -> tuple[float | None, str]:
-        compared = pair.error is not None
-        return (scale.share(pair.error) if scale else 0.0) if compared else None, _told(pair)
+        if pair.error is None or not math.isfinite(pair.error):
+            return pair.error, _told(pair)
+        return scale.share(pair.error) if scale else 0.0, _told(pair)
 
     placed = [pair for pair in found.tensors if pair.layer]
     layers = sorted({pair.layer for pair in placed}, key=_natural)[:_LAYERS]
@@ -123,7 +124,7 @@ def _keys(found: ModelComparison, scale: Scale | None) -> list[tuple[str, str]]:
         steps = [scale.low * (scale.high / scale.low) ** part for part in (0, 1 / 3, 2 / 3, 1)]
         keys += [(say(step), f"background:{heat(scale.share(step))}") for step in steps]
     if any(pair.error is not None and not math.isfinite(pair.error) for pair in found.tensors):
-        keys.append(("not finite", f"background:{heat(1.0)}"))
+        keys.append(("not finite", "background:currentColor"))
     if any(pair.error is None for pair in found.tensors):
         keys.append(("not comparable", "border:1px dashed #888"))
     return keys
@@ -355,7 +356,8 @@ def write_diff_page(
         found = diff_files(first, second, options, keys, progress)
         body, names = comparison_page(found), (found.first, found.second)
         count = len(found.changes)
-        said = f"{count:,} {'differs' if count == 1 else 'differ'}, {found.same:,} {'is' if found.same == 1 else 'are'} the same."
+        said = f"{count:,} {'differs' if count == 1 else 'differ'}, "
+        said += f"{found.same:,} {'is' if found.same == 1 else 'are'} the same."
         differs = bool(found.changes)
     title = title_of(*names)
     with output_file(output) as file:

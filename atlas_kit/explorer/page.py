@@ -40,11 +40,12 @@ class Panel:
 
 @dataclass(frozen=True)
 class Curve:
-    """A line: its name, and its points. NaN leaves a gap."""
+    """A line: its name, its points (NaN leaves a gap), and its colour where its place does not give it one."""
 
     name: str
     x: Any
     y: Any
+    colour: str = ""
 
 
 # --- the page -----------------------------------------------------------------------------------------------
@@ -197,25 +198,29 @@ def curves(lines: Sequence[Curve], x_label: str, y_label: str, title: str) -> st
     def down(y: float) -> float:
         return _TOP + (high - y) / (high - low) * (_HIGH - _TOP - _BOTTOM)
 
-    parts = []
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        y, x = low + share * (high - low), low_x + share * (high_x - low_x)
-        parts.append(
-            f'<line x1="{_LEFT}" x2="{_WIDE - 24}" y1="{down(y):.1f}" y2="{down(y):.1f}" stroke="#8884"/>'
-            f'<text x="{_LEFT - 6}" y="{down(y) + 4:.1f}" text-anchor="end">{number(_short(y))}</text>'
-            f'<text x="{across(x):.1f}" y="{_HIGH - 18}" text-anchor="middle">{number(_short(x))}</text>'
-        )
-    for at, (_, xs, ys) in enumerate(drawn):
-        style = f'stroke="{COLOURS[at % len(COLOURS)]}" stroke-dasharray="{DASHES[at % len(DASHES)]}"'
+    parts = [
+        f'<line x1="{_LEFT}" x2="{_WIDE - 24}" y1="{down(y):.1f}" y2="{down(y):.1f}" stroke="#8884"/>'
+        f'<text x="{_LEFT - 6}" y="{down(y) + 4:.1f}" text-anchor="end">{number(y)}</text>'
+        for y in ticks(low, high)
+    ]
+    parts += [
+        f'<text x="{across(x):.1f}" y="{_HIGH - 18}" text-anchor="middle">{number(x)}</text>'
+        for x in ticks(low_x, high_x)
+    ]
+    looks = [
+        f'stroke="{html.escape(line.colour or COLOURS[at % len(COLOURS)])}" '
+        f'stroke-dasharray="{DASHES[at % len(DASHES)]}"'
+        for at, (line, *_) in enumerate(drawn)
+    ]
+    for style, (_, xs, ys) in zip(looks, drawn, strict=True):
         for run in _runs(xs, ys):
             points = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in run)
             parts.append(f'<polyline points="{points}" fill="none" stroke-width="1.8" {style}/>')
     parts += _readings(drawn, across)
     legend = "".join(
         f'<span style="margin-right:1.4em"><svg width="26" height="8" style="display:inline"><line x1="0" x2="26" '
-        f'y1="4" y2="4" stroke-width="3" stroke="{COLOURS[at % len(COLOURS)]}" '
-        f'stroke-dasharray="{DASHES[at % len(DASHES)]}"/></svg> {html.escape(line.name)}</span>'
-        for at, (line, *_) in enumerate(drawn)
+        f'y1="4" y2="4" stroke-width="3" {style}/></svg> {html.escape(line.name)}</span>'
+        for style, (line, *_) in zip(looks, drawn, strict=True)
     )
     return (
         f"<figure><figcaption><b>{html.escape(title)}</b> "
@@ -224,6 +229,20 @@ def curves(lines: Sequence[Curve], x_label: str, y_label: str, title: str) -> st
         f'{"".join(parts)}<text x="{_WIDE / 2}" y="{_HIGH}" text-anchor="middle">{html.escape(x_label)}</text></svg>'
         f"<div>{legend}</div></figure>"
     )
+
+
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Return round values from ``low`` to ``high``, at most so many.
+
+    >>> ticks(8, 2000), ticks(2.02, 3.41), ticks(-0.3, 0.1)
+    ([500.0, 1000.0, 1500.0, 2000.0], [2.5, 3.0], [-0.3, -0.2, -0.1, 0.0, 0.1])
+    """
+    least = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next(power * times for times in (1, 2, 5, 10) if power * times >= least * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    digits = max(0, -math.floor(math.log10(step)))
+    return [round(at * step, digits) for at in range(first, last + 1)]
 
 
 def _short(value: float) -> float:
@@ -291,7 +310,8 @@ def bars(
         )
     return (
         f'<figure><figcaption><b>{html.escape(title)}</b></figcaption><svg viewBox="0 0 640 180" width="640" '
-        f'role="img" aria-label="{html.escape(title)}">{"".join(parts)}<text x="0" y="176">{html.escape(say(low))}</text>'
+        f'role="img" aria-label="{html.escape(title)}">{"".join(parts)}'
+        f'<text x="0" y="176">{html.escape(say(low))}</text>'
         f'<text x="640" y="176" text-anchor="end">{html.escape(say(high))}</text></svg></figure>'
     )
 
@@ -321,7 +341,8 @@ def heatmap(
 ) -> str:
     """Return a grid of shares (0 to 1) as coloured boxes, each of which says its text under the pointer.
 
-    ``cells``: (row, column) -> (share, text); without a share it is an empty frame, and what is not in it is nothing.
+    ``cells``: (row, column) -> (share, text); without a share it is an empty frame, with one that is not finite it has
+    the colour of the text, and what is not in it is nothing.
     """
     rows, columns = ([_shortened(name) for name in names] for names in (rows, columns))
     longest = max((len(name) for name in columns), default=0)
@@ -337,7 +358,7 @@ def heatmap(
         parts.append(f'<text transform="translate({x:.0f} {top - 6}) rotate(-50)">{html.escape(name)}</text>')
     frame = 'fill="transparent" stroke="#888" stroke-dasharray="3 2"'
     for (row, column), (share, said) in cells.items():
-        look = frame if share is None else f'fill="{heat(share)}"'
+        look = frame if share is None else f'fill="{heat(share) if math.isfinite(share) else "currentColor"}"'
         parts.append(
             f'<rect x="{left + column * wide}" y="{top + row * high}" width="{wide - 1}" height="{high - 1}" '
             f"{look}><title>{html.escape(said)}</title></rect>"

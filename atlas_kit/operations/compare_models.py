@@ -151,11 +151,20 @@ class ModelPair:
         """Let go of both files."""
         self._stack.close()
 
+    def _templates(self) -> list[str]:
+        """Return as a text diff what one line became, or the template that only one of the models has."""
+        lines = []
+        for sign, model in (("-", self._a), ("+", self._b)):
+            row = model.metadata.get(TEMPLATE)
+            if row is not None:
+                lines += [sign + line for line in str(row.items).split("\n")]
+        return lines
+
     def _compare_heads(self) -> None:
         changes, _ = diff_metadata(self._a, self._b, self._options)
         found = self.found
         found.metadata = changes
-        found.template = next((c.lines for c in changes if c.name == TEMPLATE), [])
+        found.template = next((c.lines or self._templates() for c in changes if c.name == TEMPLATE), [])
         before, after = _tokens(self._a), _tokens(self._b)
         found.token_counts = len(before), len(after)
         for number in range(max(len(before), len(after))):
