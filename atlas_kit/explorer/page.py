@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 #: Characters of a page, and rows of a table in it.
 MOST = 1_500_000
 MOST_ROWS = 300
-#: Points of a curve that say their values.
-POINTS = 240
+#: Points of a curve, and how many of them say their values.
+POINTS, READINGS = 240, 100
 #: Okabe and Ito's colours that can be seen on white and on black; the dashes tell them apart in print.
 COLOURS = ("#0072b2", "#d55e00", "#7f7f7f", "#009e73", "#cc79a7", "#56b4e9")
 DASHES = ("", "7 4", "2 3", "9 3 2 3")
@@ -270,6 +270,7 @@ def _runs(xs: Array, ys: Array) -> list[list[tuple[float, float]]]:
 def _readings(drawn: Sequence[tuple[Curve, Array, Array]], across: Callable[[float], float]) -> list[str]:
     """Return a strip for each point of the longest line, which says all values there when it is pointed at."""
     xs = max((x for _, x, _ in drawn), key=len)
+    xs = xs[np.unique(np.linspace(0, len(xs) - 1, min(len(xs), READINGS)).astype(np.int64))]
     edges = [across(x) for x in xs.tolist()]
     parts = []
     for at, (x, edge) in enumerate(zip(xs.tolist(), edges, strict=True)):

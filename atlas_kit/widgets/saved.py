@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 #: Cells of a matrix down and across that say their values; of one among several, fewer.
 CELLS = 40, 64
-FEW = 24, 32
+FEW = 12, 16
 #: Rows and columns of a matrix's picture; of one among several, fewer.
 PIXELS, FEW_PIXELS = 384, 160
 
