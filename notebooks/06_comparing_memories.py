@@ -79,8 +79,8 @@ comparison
 
 # %% [markdown]
 # The text at the end is the telling one, a page about command lines. A token is blue where the memory that has read
-# about command lines held it for likelier, and orange where the other one did. (Where no kernel runs, each token is a
-# bar instead, and blue ones point down.)
+# about command lines held it for likelier, and orange where the other one did. (Where no kernel runs, the text
+# is in the tab *Behaviour*.)
 #
 # ## The same over time
 #

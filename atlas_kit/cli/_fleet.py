@@ -136,7 +136,9 @@ def _options(task: str, given: dict[str, Any]) -> dict[str, Any]:
         default = context.get_parameter_source(name) in (None, click.core.ParameterSource.DEFAULT)
         if not known and not default and value not in (None, False):
             option = next(one.opts[-1] for one in context.command.params if one.name == name)
-            raise click.UsageError(f"{option} is for one file at a time")
+            raise click.UsageError(
+                f"{option} is for {'two files' if task == 'diff' else 'one file'} at a time"
+            )
     options = {inside: given[name] for name, inside in taken.items() if name in given}
     if task == "hash":
         if options["identity"]:

@@ -81,7 +81,13 @@ def title_of(first: str, second: str) -> str:
 
 def picture(found: ModelComparison) -> str:
     """Return the error of each tensor as a grid of layers and roles, and of what belongs to no layer as a row."""
-    scale = Scale.of(found) or Scale(0.1, 1.0)
+    scale = Scale.of(found)
+
+    def cell(pair: TensorPair) -> tuple[float | None, str]:
+        if pair.error is None or not math.isfinite(pair.error):
+            return pair.error, _told(pair)
+        return scale.share(pair.error) if scale else 0.0, _told(pair)
+
     placed = [pair for pair in found.tensors if pair.layer]
     layers = sorted({pair.layer for pair in placed}, key=_natural)[:_LAYERS]
     known = {name: at for at, name in enumerate(_ORDER.split())}
@@ -90,25 +96,38 @@ def picture(found: ModelComparison) -> str:
     if layers:
         rows, columns = ({name: at for at, name in enumerate(names)} for names in (layers, roles))
         cells = {
-            (rows[pair.layer], columns[pair.role]): (scale.share(pair.error), _told(pair))
+            (rows[pair.layer], columns[pair.role]): cell(pair)
             for pair in placed
             if pair.layer in rows and pair.role in columns
         }
         parts.append(heatmap([f"layer {n}" for n in layers], roles, cells, "Error of each tensor, by layer"))
     others = [pair for pair in found.tensors if not pair.layer][:_ROLES]
     if others:
-        cells = {(0, at): (scale.share(pair.error), _told(pair)) for at, pair in enumerate(others)}
+        cells = {(0, at): cell(pair) for at, pair in enumerate(others)}
         parts.append(heatmap(["model"], [pair.role for pair in others], cells, "Outside of the layers"))
     if not parts:
         return '<p class="ak-dim">No tensor has been compared yet.</p>'
-    steps = [scale.low * (scale.high / scale.low) ** part for part in (0, 1 / 3, 2 / 3, 1)]
-    keys = [("the same", 0.0), *((say(step), scale.share(step)) for step in steps)]
     legend = "".join(
         f'<span style="margin-right:1.2em"><span style="display:inline-block;width:1em;height:1em;'
-        f'vertical-align:-2px;background:{heat(strength)}"></span> {html.escape(name)}</span>'
-        for name, strength in keys
+        f'vertical-align:-2px;box-sizing:border-box;{look}"></span> {html.escape(name)}</span>'
+        for name, look in _keys(found, scale)
     )
     return f"<p>Relative error, |B − A| / |A|: {legend}</p>{''.join(parts)}"
+
+
+def _keys(found: ModelComparison, scale: Scale | None) -> list[tuple[str, str]]:
+    """Return what the colours of the picture mean, those that are in it: names and styles."""
+    keys = []
+    if any(pair.error == 0 for pair in found.tensors):
+        keys.append(("the same", f"background:{heat(0.0)}"))
+    if scale is not None:
+        steps = [scale.low * (scale.high / scale.low) ** part for part in (0, 1 / 3, 2 / 3, 1)]
+        keys += [(say(step), f"background:{heat(scale.share(step))}") for step in steps]
+    if any(pair.error is not None and not math.isfinite(pair.error) for pair in found.tensors):
+        keys.append(("not finite", "background:currentColor"))
+    if any(pair.error is None for pair in found.tensors):
+        keys.append(("not comparable", "border:1px dashed #888"))
+    return keys
 
 
 def _natural(layer: str) -> tuple[str, int]:
@@ -130,14 +149,14 @@ TENSOR_COLUMNS = (
     "tensor",
     "layer",
     "role",
-    "",
-    "A",
-    "B",
+    "how",
+    "type A",
+    "type B",
     "shape",
     "size A",
     "size B",
-    "error",
-    "largest",
+    "relative error",
+    "max |B − A|",
     "cosine",
 )
 
@@ -217,7 +236,7 @@ def _spread(found: ModelComparison) -> str:
     counts = [0] * 24
     for error in errors:
         counts[min(int((error - low) / (high - low or 1.0) * 24), 23)] += 1
-    return bars(counts, (low, high), "How many tensors have which relative error")
+    return bars(counts, (low, high), "How many tensors have which relative error", say)
 
 
 def _tokens(found: ModelComparison) -> str:
@@ -238,7 +257,10 @@ def change_cells(change: Change) -> tuple[str, str]:
         after += [] if y is None else [f"{name}: {brief(y, 200)}"]
     if change.numbers is not None:
         n = change.numbers
-        after.append(f"{n.differing:,} of {n.count:,} numbers differ, relative L2 {n.relative_l2:.4g}")
+        after.append(
+            f"{n.differing:,} of {n.count:,} numbers {'differs' if n.differing == 1 else 'differ'}, "
+            f"relative L2 {n.relative_l2:.4g}"
+        )
     for path, _, x, y in change.paths:
         before += [] if x is None else [f"{path}: {brief(x, 200)}"]
         after += [] if y is None else [f"{path}: {brief(y, 200)}"]
@@ -259,7 +281,7 @@ def changes_table(changes: Sequence[Change]) -> str:
     if not changes:
         return "<p>Nothing differs.</p>"
     rows = ([change.what, change.part, printable(change.name), *change_cells(change)] for change in changes)
-    return table(["", "of", "name", "A", "B"], rows, len(changes))
+    return table(["how", "what", "name", "A", "B"], rows, len(changes))
 
 
 def comparison_page(found: Comparison) -> str:
@@ -333,7 +355,10 @@ def write_diff_page(
     else:
         found = diff_files(first, second, options, keys, progress)
         body, names = comparison_page(found), (found.first, found.second)
-        said, differs = f"{len(found.changes):,} differ, {found.same:,} are the same.", bool(found.changes)
+        count = len(found.changes)
+        said = f"{count:,} {'differs' if count == 1 else 'differ'}, "
+        said += f"{found.same:,} {'is' if found.same == 1 else 'are'} the same."
+        differs = bool(found.changes)
     title = title_of(*names)
     with output_file(output) as file:
         file.write(document(body, title).encode("utf-8", "replace"))

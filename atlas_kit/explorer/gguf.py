@@ -57,6 +57,11 @@ _OF_TOKENS = (("score", "Score", "tokenizer.ggml.scores"), ("kind", "Kind", "tok
 _TOKEN_KINDS = {1: "normal", 2: "unknown", 3: "control", 4: "user defined", 5: "unused", 6: "byte"}
 
 
+def _fact(key: str, value: Any) -> str:
+    unit = {"context_length": " tokens", "vocabulary_size": " tokens"}.get(key, "")
+    return f"{value:,}{unit}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
 class GGUFContents(Contents):
     """A GGUF file of which the header was read as far as it goes."""
 
@@ -99,7 +104,7 @@ class GGUFContents(Contents):
         """Return what the file is, as (name, value) rows."""
         found = model_overview(self.model)
         rows = [("Format", f"GGUF version {found['version']}, {found['byte_order']}")]
-        rows += [(label, str(found[key])) for label, key in _FACTS if found[key] not in (None, "")]
+        rows += [(label, _fact(key, found[key])) for label, key in _FACTS if found[key] not in (None, "")]
         if found["tensor_count"]:
             kinds = ", ".join(f"{row['count']} {name}" for name, row in found["tensor_types"].items())
             rows.append(("Parameters", f"{found['parameters']:,}"))

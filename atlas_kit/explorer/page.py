@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 #: Characters of a page, and rows of a table in it.
 MOST = 1_500_000
 MOST_ROWS = 300
-#: Points of a curve that say their values.
-POINTS = 240
+#: Points of a curve, and how many of them say their values.
+POINTS, READINGS = 240, 100
 #: Okabe and Ito's colours that can be seen on white and on black; the dashes tell them apart in print.
 COLOURS = ("#0072b2", "#d55e00", "#7f7f7f", "#009e73", "#cc79a7", "#56b4e9")
 DASHES = ("", "7 4", "2 3", "9 3 2 3")
@@ -40,11 +40,12 @@ class Panel:
 
 @dataclass(frozen=True)
 class Curve:
-    """A line: its name, and its points. NaN leaves a gap."""
+    """A line: its name, its points (NaN leaves a gap), and its colour where its place does not give it one."""
 
     name: str
     x: Any
     y: Any
+    colour: str = ""
 
 
 # --- the page -----------------------------------------------------------------------------------------------
@@ -59,8 +60,7 @@ font:13px/1.45 var(--jp-ui-font-family,system-ui,sans-serif);padding:8px 10px;ma
 .ak table.ak-table{border-collapse:collapse;font-size:12.5px;margin:0}.ak .ak-scroll{overflow:auto;max-height:34em}
 .ak .ak-table th,.ak .ak-table td{text-align:left;padding:2px 14px 2px 0;border-bottom:1px solid #8884;
 vertical-align:top;max-width:38em;overflow-wrap:anywhere;white-space:pre-wrap}
-
-.ak .ak-table th{font-weight:600;white-space:nowrap}
+.ak .ak-table th,.ak .ak-table .ak-w{white-space:nowrap}.ak .ak-table th{font-weight:600}
 .ak .ak-table .ak-n{text-align:right;font-variant-numeric:tabular-nums}
 .ak .ak-dim{opacity:.75}.ak .ak-bad{color:light-dark(#b3261e,#ff8a80)}
 .ak pre{margin:0;white-space:pre-wrap;overflow-wrap:anywhere;max-height:34em;overflow:auto;
@@ -139,7 +139,9 @@ def _cell(value: Any) -> str:
         return "<td></td>"
     if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
         return f'<td class="ak-n">{number(value if isinstance(value, int) else float(value))}</td>'
-    return f"<td><bdi>{html.escape(str(value))}</bdi></td>"
+    words = str(value)
+    whole = ' class="ak-w"' if len(words) <= 16 else ""  # a word of a few letters is not to be cut in two
+    return f"<td{whole}><bdi>{html.escape(words)}</bdi></td>"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], total: int | None = None) -> str:
@@ -196,25 +198,29 @@ def curves(lines: Sequence[Curve], x_label: str, y_label: str, title: str) -> st
     def down(y: float) -> float:
         return _TOP + (high - y) / (high - low) * (_HIGH - _TOP - _BOTTOM)
 
-    parts = []
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        y, x = low + share * (high - low), low_x + share * (high_x - low_x)
-        parts.append(
-            f'<line x1="{_LEFT}" x2="{_WIDE - 24}" y1="{down(y):.1f}" y2="{down(y):.1f}" stroke="#8884"/>'
-            f'<text x="{_LEFT - 6}" y="{down(y) + 4:.1f}" text-anchor="end">{number(_short(y))}</text>'
-            f'<text x="{across(x):.1f}" y="{_HIGH - 18}" text-anchor="middle">{number(_short(x))}</text>'
-        )
-    for at, (_, xs, ys) in enumerate(drawn):
-        style = f'stroke="{COLOURS[at % len(COLOURS)]}" stroke-dasharray="{DASHES[at % len(DASHES)]}"'
+    parts = [
+        f'<line x1="{_LEFT}" x2="{_WIDE - 24}" y1="{down(y):.1f}" y2="{down(y):.1f}" stroke="#8884"/>'
+        f'<text x="{_LEFT - 6}" y="{down(y) + 4:.1f}" text-anchor="end">{number(y)}</text>'
+        for y in ticks(low, high)
+    ]
+    parts += [
+        f'<text x="{across(x):.1f}" y="{_HIGH - 18}" text-anchor="middle">{number(x)}</text>'
+        for x in ticks(low_x, high_x)
+    ]
+    looks = [
+        f'stroke="{html.escape(line.colour or COLOURS[at % len(COLOURS)])}" '
+        f'stroke-dasharray="{DASHES[at % len(DASHES)]}"'
+        for at, (line, *_) in enumerate(drawn)
+    ]
+    for style, (_, xs, ys) in zip(looks, drawn, strict=True):
         for run in _runs(xs, ys):
             points = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in run)
             parts.append(f'<polyline points="{points}" fill="none" stroke-width="1.8" {style}/>')
     parts += _readings(drawn, across)
     legend = "".join(
         f'<span style="margin-right:1.4em"><svg width="26" height="8" style="display:inline"><line x1="0" x2="26" '
-        f'y1="4" y2="4" stroke-width="3" stroke="{COLOURS[at % len(COLOURS)]}" '
-        f'stroke-dasharray="{DASHES[at % len(DASHES)]}"/></svg> {html.escape(line.name)}</span>'
-        for at, (line, *_) in enumerate(drawn)
+        f'y1="4" y2="4" stroke-width="3" {style}/></svg> {html.escape(line.name)}</span>'
+        for style, (line, *_) in zip(looks, drawn, strict=True)
     )
     return (
         f"<figure><figcaption><b>{html.escape(title)}</b> "
@@ -223,6 +229,20 @@ def curves(lines: Sequence[Curve], x_label: str, y_label: str, title: str) -> st
         f'{"".join(parts)}<text x="{_WIDE / 2}" y="{_HIGH}" text-anchor="middle">{html.escape(x_label)}</text></svg>'
         f"<div>{legend}</div></figure>"
     )
+
+
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Return round values from ``low`` to ``high``, at most so many.
+
+    >>> ticks(8, 2000), ticks(2.02, 3.41), ticks(-0.3, 0.1)
+    ([500.0, 1000.0, 1500.0, 2000.0], [2.5, 3.0], [-0.3, -0.2, -0.1, 0.0, 0.1])
+    """
+    least = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next(power * times for times in (1, 2, 5, 10) if power * times >= least * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    digits = max(0, -math.floor(math.log10(step)))
+    return [round(at * step, digits) for at in range(first, last + 1)]
 
 
 def _short(value: float) -> float:
@@ -250,6 +270,7 @@ def _runs(xs: Array, ys: Array) -> list[list[tuple[float, float]]]:
 def _readings(drawn: Sequence[tuple[Curve, Array, Array]], across: Callable[[float], float]) -> list[str]:
     """Return a strip for each point of the longest line, which says all values there when it is pointed at."""
     xs = max((x for _, x, _ in drawn), key=len)
+    xs = xs[np.unique(np.linspace(0, len(xs) - 1, min(len(xs), READINGS)).astype(np.int64))]
     edges = [across(x) for x in xs.tolist()]
     parts = []
     for at, (x, edge) in enumerate(zip(xs.tolist(), edges, strict=True)):
@@ -269,8 +290,16 @@ def _readings(drawn: Sequence[tuple[Curve, Array, Array]], across: Callable[[flo
     return parts
 
 
-def bars(counts: Sequence[int], ends: tuple[float, float], title: str) -> str:
-    """Return how often values occur between two ends, as bars that say their counts under the pointer."""
+def bars(
+    counts: Sequence[int],
+    ends: tuple[float, float],
+    title: str,
+    say: Callable[[float], str] = "{:.4g}".format,
+) -> str:
+    """Return how often values occur between two ends, as bars that say their counts under the pointer.
+
+    ``say`` writes a value, with its unit where it has one.
+    """
     (low, high), most = ends, max(counts, default=0) or 1
     wide, parts = 640 / max(1, len(counts)), []
     for at, count in enumerate(counts):
@@ -278,12 +307,13 @@ def bars(counts: Sequence[int], ends: tuple[float, float], title: str) -> str:
         start, end = (low + (high - low) * (at + n) / len(counts) for n in (0, 1))
         parts.append(
             f'<rect x="{at * wide:.1f}" y="{160 - tall:.1f}" width="{max(1.0, wide - 1):.1f}" height="{tall:.1f}" '
-            f'fill="{COLOURS[0]}"><title>{count:,} from {start:.4g} to {end:.4g}</title></rect>'
+            f'fill="{COLOURS[0]}"><title>{count:,} from {say(start)} to {say(end)}</title></rect>'
         )
     return (
         f'<figure><figcaption><b>{html.escape(title)}</b></figcaption><svg viewBox="0 0 640 180" width="640" '
-        f'role="img" aria-label="{html.escape(title)}">{"".join(parts)}<text x="0" y="176">{low:.4g}</text>'
-        f'<text x="640" y="176" text-anchor="end">{high:.4g}</text></svg></figure>'
+        f'role="img" aria-label="{html.escape(title)}">{"".join(parts)}'
+        f'<text x="0" y="176">{html.escape(say(low))}</text>'
+        f'<text x="640" y="176" text-anchor="end">{html.escape(say(high))}</text></svg></figure>'
     )
 
 
@@ -299,17 +329,25 @@ def heat(share: float) -> str:
     return "#" + "".join(f"{round(x + part * (y - x)):02x}" for x, y in zip(a, b, strict=True))
 
 
+def _shortened(name: str, most: int = 24) -> str:
+    """Return a name that fits beside a picture: the middle of a long one is left out."""
+    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"
+
+
 def heatmap(
-    rows: Sequence[str], columns: Sequence[str], cells: dict[tuple[int, int], tuple[float, str]], title: str
+    rows: Sequence[str],
+    columns: Sequence[str],
+    cells: dict[tuple[int, int], tuple[float | None, str]],
+    title: str,
 ) -> str:
     """Return a grid of shares (0 to 1) as coloured boxes, each of which says its text under the pointer.
 
-    ``cells``: (row, column) -> (share, text); what is not in it stays empty.
+    ``cells``: (row, column) -> (share, text); without a share it is an empty frame, with one that is not finite it has
+    the colour of the text, and what is not in it is nothing.
     """
-    left, top = (
-        12 + 7 * max((len(name) for name in rows), default=0),
-        12 + 6 * max((len(n) for n in columns), default=0),
-    )
+    rows, columns = ([_shortened(name) for name in names] for names in (rows, columns))
+    longest = max((len(name) for name in columns), default=0)
+    left, top = 12 + 7 * max((len(name) for name in rows), default=0), 12 + 6 * longest
     wide, high = 34, 18 if len(rows) <= 40 else 11
     parts = [
         f'<text x="{left - 6}" y="{top + (at + 0.75) * high:.0f}" text-anchor="end">{html.escape(name)}</text>'
@@ -319,12 +357,14 @@ def heatmap(
     for at, name in enumerate(columns):
         x = left + (at + 0.6) * wide
         parts.append(f'<text transform="translate({x:.0f} {top - 6}) rotate(-50)">{html.escape(name)}</text>')
+    frame = 'fill="transparent" stroke="#888" stroke-dasharray="3 2"'
     for (row, column), (share, said) in cells.items():
+        look = frame if share is None else f'fill="{heat(share) if math.isfinite(share) else "currentColor"}"'
         parts.append(
             f'<rect x="{left + column * wide}" y="{top + row * high}" width="{wide - 1}" height="{high - 1}" '
-            f'fill="{heat(share)}"><title>{html.escape(said)}</title></rect>'
+            f"{look}><title>{html.escape(said)}</title></rect>"
         )
-    size = left + len(columns) * wide + 60, top + len(rows) * high + 4
+    size = left + len(columns) * wide + max(60, 5 * longest), top + len(rows) * high + 4
     return (
         f'<figure><figcaption><b>{html.escape(title)}</b></figcaption><svg viewBox="0 0 {size[0]} {size[1]}" '
         f'width="{size[0]}" role="img" aria-label="{html.escape(title)}">{"".join(parts)}</svg></figure>'

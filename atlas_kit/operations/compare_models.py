@@ -108,13 +108,9 @@ class ModelComparison:
         differing = sum(not pair.same for pair in self.tensors)
         done = "" if self.complete else f" so far ({len(self.tensors):,} of {self.total:,} compared)"
         parts = [
-            f"{differing:,} of {len(self.tensors):,} tensors differ{done}",
-            f"{len(self.metadata):,} metadata values differ"
-            if self.metadata
-            else "all metadata are the same",
-            f"{self.differing_tokens:,} tokens differ"
-            if self.differing_tokens
-            else "the tokens are the same",
+            f"{differing:,} of {len(self.tensors):,} tensors {'differs' if differing == 1 else 'differ'}{done}",
+            _count(len(self.metadata), "metadata value") if self.metadata else "all metadata are the same",
+            _count(self.differing_tokens, "token") if self.differing_tokens else "the tokens are the same",
         ]
         if self.template:
             parts.append("the chat templates differ")
@@ -155,11 +151,20 @@ class ModelPair:
         """Let go of both files."""
         self._stack.close()
 
+    def _templates(self) -> list[str]:
+        """Return as a text diff what one line became, or the template that only one of the models has."""
+        lines = []
+        for sign, model in (("-", self._a), ("+", self._b)):
+            row = model.metadata.get(TEMPLATE)
+            if row is not None:
+                lines += [sign + line for line in str(row.items).split("\n")]
+        return lines
+
     def _compare_heads(self) -> None:
         changes, _ = diff_metadata(self._a, self._b, self._options)
         found = self.found
         found.metadata = changes
-        found.template = next((c.lines for c in changes if c.name == TEMPLATE), [])
+        found.template = next((c.lines or self._templates() for c in changes if c.name == TEMPLATE), [])
         before, after = _tokens(self._a), _tokens(self._b)
         found.token_counts = len(before), len(after)
         for number in range(max(len(before), len(after))):

@@ -13,6 +13,7 @@ import html
 import io
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ class Shown:
         from PIL import Image  # matplotlib draws with it, too
 
         drawn, file = io.BytesIO(), io.BytesIO()
-        with pages_style():
+        with pages_style(), _quiet():
             self.figure().savefig(drawn, format="png", dpi=DPI, bbox_inches="tight")
         picture = Image.open(drawn).convert("RGBA")
         picture.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(file, "png")
@@ -54,7 +55,8 @@ class Shown:
     def svg(self) -> str:
         """Return the picture as SVG, which stays sharp at any size."""
         drawn = io.StringIO()
-        self.figure().savefig(drawn, format="svg", bbox_inches="tight")
+        with _quiet():
+            self.figure().savefig(drawn, format="svg", bbox_inches="tight")
         return drawn.getvalue()
 
     def sheet(self) -> tuple[Sequence[str], Iterable[Sequence[Any]]]:
@@ -147,6 +149,14 @@ def pages_style() -> Iterator[None]:
     from matplotlib import style
 
     with style.context("atlas_kit.widgets.page", after_reset=True):
+        yield
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Draw letters that matplotlib's font lacks as boxes, without a warning above the widget for each of them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
 

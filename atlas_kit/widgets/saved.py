@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
 #: Cells of a matrix down and across that say their values; of one among several, fewer.
 CELLS = 40, 64
-FEW = 24, 32
-#: Rows and columns of a matrix's picture.
-PIXELS = 384
+FEW = 12, 16
+#: Rows and columns of a matrix's picture; of one among several, fewer.
+PIXELS, FEW_PIXELS = 384, 160
 
 
 def matrix(
@@ -65,7 +65,8 @@ def matrix(
     if not values.size:
         return '<p class="ak-dim">There are no numbers in it.</p>'
     rows, columns = shape or values.shape
-    shown = pool(values, PIXELS, PIXELS)
+    pixels = PIXELS if most == CELLS else FEW_PIXELS
+    shown = pool(values, pixels, pixels)
     finite = np.abs(shown[np.isfinite(shown)])
     limit = limit or float(finite.max(initial=0.0)) or 1.0
     png = colour.png(colour.indices(shown, limit, transform), colour.palette())
@@ -83,7 +84,7 @@ def matrix(
     title = html.escape(f"{name}, {rows:,} x {columns:,}")
     return (
         f"<figure><figcaption><b>{title}</b> "
-        f'<span class="ak-dim">blue to red: {-limit:.4g} to {limit:.4g}</span></figcaption>'
+        f'<div class="ak-dim">blue to red: {-limit:.4g} to {limit:.4g}</div></figcaption>'
         f'<svg viewBox="0 0 {wide} {high}" width="{wide}" role="img" aria-label="{title}">'
         f'<image href="data:image/png;base64,{source}" width="{wide}" height="{high}" preserveAspectRatio="none" '
         f'style="image-rendering:pixelated"/><g class="ak-cells" style="--w:{cell_x:.2f}px;--h:{cell_y:.2f}px">'

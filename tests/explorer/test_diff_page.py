@@ -42,6 +42,36 @@ def test_the_picture_has_a_box_for_each_tensor_and_says_its_error():
     assert f'fill="{heat(1.0)}"' in page
 
 
+def test_what_cannot_be_compared_is_not_shown_as_the_same():
+    found = ModelComparison("a", "b")
+    found.tensors = [TensorPair("blk.0.attn_q.weight", "F32", "F32", (2,), (3,), 8, 12)]
+    picture = diff_page.picture(found)
+    assert ">not comparable<" in picture.replace("</span> ", ">").replace("</span>", "<")
+    assert heat(0.0) not in picture
+    assert "the same" not in picture
+    assert " %" not in picture  # nor a scale of errors that nobody measured
+    found.tensors.append(pair("blk.1.attn_q.weight", 0.02))
+    assert "2 %" in diff_page.picture(found)
+    assert "not finite" not in diff_page.picture(found)
+
+
+def test_a_long_name_is_shortened_beside_the_picture_and_whole_under_the_pointer():
+    found = ModelComparison("a", "b")
+    name = f"blk.0.{'long' * 30}.weight"
+    found.tensors = [pair(name, 0.02)]
+    picture = diff_page.picture(found)
+    assert f">{'long' * 30}<" not in picture
+    assert f"<title>{name}, " in picture
+
+
+def test_errors_say_their_unit_and_counts_are_in_good_english():
+    found = ModelComparison("a", "b", total=2, differing_tokens=1)
+    found.tensors = [pair("blk.0.q", 0.01), pair("blk.1.q", 0.04)]
+    assert "from 1 % to " in diff_page.model_page(found)
+    assert "; 1 token differs." in found.sentence()
+    assert "relative error" in diff_page.TENSOR_COLUMNS
+
+
 def test_errors_that_are_alike_are_told_apart_no_more_than_they_differ():
     found = ModelComparison("a", "b")
     found.tensors = [pair("blk.0.q", 0.0100), pair("blk.1.q", 0.0101)]

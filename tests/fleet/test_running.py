@@ -215,6 +215,7 @@ def test_commands_on_several_files(folder: Path, tmp_path: Path, capsys: pytest.
         (["inspect", "a", "b", "--hex"], "--hex is for one file at a time"),
         (["inspect", "a", "-"], "standard input is not one of many files"),
         (["hash", "a", "--workers", "2", "--manifest"], "--manifest is for one file at a time"),
+        (["diff", "a", "b", "--workers", "2", "--html", "page.html"], "--html is for two files at a time"),
         (["validate", "a", "--workers", "2", "--scheduler", "tcp://x:1"], "--workers are processes"),
         (["compress", "a", "b", "-o", "-"], "standard output is none"),
     ],

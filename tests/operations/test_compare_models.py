@@ -75,6 +75,15 @@ def test_tokens_and_template_are_told_apart(pair: tuple[Path, Path]):
     )
 
 
+def test_a_template_of_one_line_or_in_one_model_only_differs_too(tmp_path: Path):
+    a, b = (model(tmp_path / f"{name}.gguf", ("x",), f"{name} {'w' * 300}") for name in "ab")
+    found = compare_models(a, b)
+    assert found.template == ["-a " + "w" * 300, "+b " + "w" * 300]
+    assert found.sentence().endswith("the chat templates differ.")
+    (tmp_path / "c.gguf").write_bytes(File((Pair("general.architecture", STR, "llama"),), ()).bytes())
+    assert compare_models(tmp_path / "c.gguf", b).template == ["+b " + "w" * 300]
+
+
 def test_a_tolerance_makes_what_is_close_the_same(pair: tuple[Path, Path]):
     found = compare_models(*pair, DiffOptions(tolerance=0.6))
     assert {p.name: p.verdict for p in found.tensors}["blk.0.attn_q.weight"] == "same"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import subprocess
 import sys
+import warnings
 
 import ipywidgets
 import pytest
@@ -42,6 +43,19 @@ def test_a_box_of_widgets_has_all_four_forms():
 def test_what_is_no_widget_has_the_static_forms():
     data, _ = Plain()._repr_mimebundle_()
     assert set(data) == {"text/plain", "text/html", "image/png"}
+
+
+def test_a_name_in_a_script_that_the_font_lacks_gives_no_warning():
+    class Named(Plain):
+        def figure(self) -> Figure:
+            figure = Figure()
+            figure.text(0.5, 0.5, "\u6a21\u578b")
+            return figure
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Named().png()
+        Named().svg()
 
 
 def test_html_holds_the_picture_and_runs_nothing():

@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, expect
 
 from atlas_kit import widgets
 from atlas_kit.errors import InvalidParamError
+from atlas_kit.explorer.page import ticks
 from atlas_kit.llama import FakeEngine
 from atlas_kit.widgets import saved
 from atlas_kit.widgets.base import Shown
@@ -248,3 +249,15 @@ def test_every_widget_has_a_table():
     ]  # fmt: skip
     assert tables["matrix"].splitlines()[1] == "0,1.0,0.0,0.0"
     assert tables["playground"].startswith("memory,pairs stored")
+
+
+def test_axes_have_round_values_and_lines_their_own_colours():
+    drawn = saved.curves([Curve("line", [8, 1004, 2000], [2.0, 2.5, 3.41], "#123456")], "x", "y", "title")
+    assert drawn.count("#123456") == 2  # the line and its place in the legend
+    for label in ("500", "1,000", "1,500", "2,000", "2.5", "3"):
+        assert f">{label}</text>" in drawn
+    assert ">506<" not in drawn
+    for low, high in ((0, 1), (-5e-9, 3e-9), (1e300, 2e300), (0.1, 0.1000001)):
+        found = ticks(low, high)
+        assert 2 <= len(found) <= 7
+        assert all(-1e-6 <= (tick - low) / (high - low) <= 1 + 1e-6 for tick in found)

@@ -39,7 +39,7 @@ _TENSOR_COLUMNS = [
     {"key": "verdict", "label": "how", "kind": "text"},
     {"key": "types", "label": "type", "kind": "text"},
     {"key": "shape", "label": "shape", "kind": "text"},
-    {"key": "error", "label": "error", "kind": "number", "note": "relative L2: ‖B − A‖ / ‖A‖"},
+    {"key": "error", "label": "relative error", "kind": "number", "note": "relative L2: ‖B − A‖ / ‖A‖"},
     {"key": "largest", "label": "max |B − A|", "kind": "number"},
     {"key": "cosine", "label": "cosine", "kind": "number", "note": "of A and B as vectors"},
 ]
@@ -136,7 +136,7 @@ class ModelCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self.tokens = CompareTable(columns=_TOKEN_COLUMNS)
         self._text = ipywidgets.Textarea(
             text, placeholder="A text of your own, for both models to read",
-            layout=ipywidgets.Layout(width="100%", height="110px"),
+            layout=ipywidgets.Layout(width="auto", height="110px"),
         )  # fmt: skip
         self._text.add_class("atlas-model-text")
         self._go = ipywidgets.Button(description="Read it", icon="play")
@@ -144,7 +144,7 @@ class ModelCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
         behaviour = ipywidgets.VBox([self._text, self._go, self._result])
         self._words = ipywidgets.Text(
             placeholder="Type a text to see how both cut it into tokens", continuous_update=True,
-            layout=ipywidgets.Layout(width="100%"),
+            layout=ipywidgets.Layout(width="auto"),
         )  # fmt: skip
         self._words.observe(lambda _: self._newest.submit("tokens", self._cut), "value")
         self._cut_text = ipywidgets.HTML()

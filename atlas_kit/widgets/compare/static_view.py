@@ -95,9 +95,8 @@ def heading(a: Side, b: Side) -> str:
 
 def window_sentence(found: WindowDifference) -> str:
     """Say what two windows share."""
-    slots = (
-        f"{found.shared:,} slots are the same in both, of {found.slots_a:,} in A and {found.slots_b:,} in B"
-    )
+    slots = f"{found.shared:,} slots are the same in both (key and token), "
+    slots += f"of {found.slots_a:,} in A and {found.slots_b:,} in B"
     if found.tokens_shared is None:
         return f"{slots}."
     tokens = f"{found.tokens_shared:,} tokens occur in both"

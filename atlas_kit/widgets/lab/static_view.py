@@ -155,12 +155,15 @@ def _curves(lab: ShownRun) -> str:
     history, weights = lab.history, lab.trace.weights
     both = running_mean(np.stack((history.loss_model, history.loss), axis=1))
     at = np.arange(len(both))
+    model, memory, _ = COLOURS
     lines = [
-        saved.Curve(name, at, both[:, column]) for column, name in ((1, "with memory"), (0, "model alone"))
+        saved.Curve(name, at, both[:, column], colour)
+        for column, name, colour in ((1, "with memory", memory), (0, "model alone", model))
     ]
     mean = running_mean(weights, 64) if len(weights) else weights
     counts = [
-        saved.Curve(name, np.arange(len(mean)), 100 * mean[:, column]) for column, name in enumerate(EXPERTS)
+        saved.Curve(name, np.arange(len(mean)), 100 * mean[:, column], COLOURS[column])
+        for column, name in enumerate(EXPERTS)
     ]
     return saved.curves(lines, "tokens read", "nats, running mean", "Loss") + saved.curves(
         counts, "tokens read", "percent", "Who counts"

@@ -90,10 +90,12 @@ function time(seconds) {
 }
 
 /**
- * Return a message as a sentence: a capital first, a stop at its end.
+ * Return a message as a sentence: a capital first (but the names of programs and files stay as they are), a stop at its
+ * end.
  * @param {string} text
  */
-export const sentence = (text) => text[0].toUpperCase() + text.slice(1) + (/[.!?…]$/.test(text) ? "" : ".");
+export const sentence = (text) =>
+  (/^(\w+\.\w|atlas-tool)/.test(text) ? text : text[0].toUpperCase() + text.slice(1)) + (/[.!?…]$/.test(text) ? "" : ".");
 
 /**
  * Have the browser save a file.

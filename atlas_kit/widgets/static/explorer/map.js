@@ -286,7 +286,8 @@ export function byteMap({ ask, size, pick, groupings = [] }) {
     context.fillText(name, left + 5, top + tall / 2 - (item.name && tall > 34 ? 7 : 0));
     if (item.name && tall > 34) {
       context.globalAlpha = 0.8;
-      context.fillText(bytes(item.size), left + 5, top + tall / 2 + 8);
+      const size = bytes(item.size);
+      if (context.measureText(size).width <= wide - 8) context.fillText(size, left + 5, top + tall / 2 + 8);
     }
     context.restore();
   }
@@ -300,9 +301,11 @@ export function byteMap({ ask, size, pick, groupings = [] }) {
     text = text.replace(/\.weight$/, ""); // which all of them have
     if (context.measureText(text).width <= room) return text;
     const each = context.measureText(text).width / text.length;
-    const letters = Math.max(1, Math.floor(room / each) - 1),
-      end = Math.ceil(letters * 0.6); // the end is what tells names apart
-    return letters < 4 ? `${text.slice(0, letters)}…` : `${text.slice(0, letters - end)}…${text.slice(-end)}`;
+    for (let letters = Math.max(1, Math.floor(room / each)); ; letters--) {
+      const end = Math.ceil(letters * 0.6); // the end is what tells names apart
+      const short = letters < 4 ? `${text.slice(0, letters)}…` : `${text.slice(0, letters - end)}…${text.slice(-end)}`;
+      if (letters <= 1 || context.measureText(short).width <= room) return short;
+    }
   }
   /**
    * @param {CanvasRenderingContext2D} context
