@@ -7,6 +7,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -147,6 +150,41 @@ def test_a_worker_that_is_killed_mid_way(folder: Path, tmp_path: Path) -> None:
     assert len(result.rows) == len(files)
     assert {Path(row["path"]).name for row in result.failed} == {"bad.atlas"}
     assert all(row["problem"] is None for row in result.rows)
+
+
+@pytest.mark.slow
+def test_workers_end_with_who_started_them(tmp_path: Path) -> None:
+    script = tmp_path / "owner.py"
+    script.write_text(
+        "import os, time\n"
+        "from atlas_kit.fleet.pools import Processes\n"
+        "if __name__ == '__main__':\n"
+        "    pool = Processes(2)\n"
+        "    given = [pool.submit(os.getpgid, 0), pool.submit(time.sleep, 1000)]\n"
+        "    given[0].result()\n"
+        "    print(*pool._pool._processes, flush=True)\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(SAMPLES.parent)}
+    with open(tmp_path / "pids", "w+") as pids:  # not a pipe, which orphans would hold open
+        ended = subprocess.run([sys.executable, str(script)], stdout=pids, stderr=pids, env=environment)
+        assert ended.returncode == -signal.SIGKILL
+        pids.seek(0)
+        workers = [int(pid) for pid in pids.readline().split()]
+    assert workers
+    deadline = time.monotonic() + 60
+    while any(_lives(pid) for pid in workers):
+        assert time.monotonic() < deadline, "workers live on without anybody who gives them work"
+        time.sleep(0.05)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_own_process_needs_no_other() -> None:
