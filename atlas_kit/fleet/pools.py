@@ -104,7 +104,9 @@ class Processes(Pool):
         from concurrent.futures import ProcessPoolExecutor
 
         self.close()
-        context = multiprocessing.get_context("spawn")  # threads of fsspec and NumPy do not live through a fork
+        context = multiprocessing.get_context(
+            "spawn"
+        )  # threads of fsspec and NumPy do not live through a fork
         self._pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_live_as_its_owner)
 
     def submit(self, call: Callable[[Any], Any], batch: Any) -> Any:
