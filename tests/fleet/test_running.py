@@ -20,7 +20,7 @@ import pytest
 from atlas_kit.cli.main import run
 from atlas_kit.errors import FileAccessError, InvalidParamError
 from atlas_kit.fleet import Task, run_fleet
-from atlas_kit.fleet.files import common_folder, found, here, pairs
+from atlas_kit.fleet.files import FleetFile, found, here, pairs, placed
 from atlas_kit.fleet.pools import OwnProcess, Processes, spread
 
 SAMPLES = Path(__file__).parents[2] / "sample_data"
@@ -212,9 +212,58 @@ def test_folders_are_compared_by_names(folder: Path, tmp_path: Path) -> None:
     assert "only in the second folder" in by_name["new.gguf"]["problem"]
 
 
-def test_the_folder_of_all_files() -> None:
-    assert common_folder([here("/a/b/c.gguf"), here("/a/b/d/e.gguf")]) == "/a/b"
-    assert common_folder([here("c.gguf"), here("d/e.gguf")]) == ""
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["/a/b/c.gguf", "/a/b/d/e.gguf"], ["c.gguf", "d/e.gguf"]),
+        (["c.gguf", "d/e.gguf"], ["c.gguf", "d/e.gguf"]),
+        (["a/x.atlas", "b/x.atlas"], ["a/x.atlas", "b/x.atlas"]),
+        (["/one/x.atlas", "/two/x.atlas"], ["one/x.atlas", "two/x.atlas"]),
+        (["a/../b/x.atlas", "b/c/x.atlas"], ["x.atlas", "c/x.atlas"]),
+        (["s3://b/k/x.atlas", "s3://b/k/l/x.atlas"], ["x.atlas", "l/x.atlas"]),
+        (["s3://b/x.atlas", "s3://c/x.atlas"], ["b/x.atlas", "c/x.atlas"]),
+        (["s3://b/../../x.atlas", "s3://b/x.atlas"], ["", "x.atlas"]),
+        (["s3://b/x.atlas"], ["x.atlas"]),
+        ([], []),
+    ],
+)
+def test_where_results_of_many_files_go(paths: list[str], names: list[str]) -> None:
+    files = [FleetFile(path, path) for path in paths]
+    assert [file.other for file in placed(files, "out")] == names
+
+
+def test_no_two_results_go_to_one_file() -> None:
+    for paths in (["a/x.atlas", "./a/x.atlas"], ["s3://b/k//x.atlas", "s3://b/k/x.atlas"]):
+        with pytest.raises(InvalidParamError, match="would be written to the same file"):
+            placed([FleetFile(path, path) for path in paths], "out")
+    placed([FleetFile(path, path) for path in ("s3://b/k//x.atlas", "s3://b/k/x.atlas")], "s3://b/out")
+
+
+def test_files_of_one_name_are_all_kept(folder: Path, tmp_path: Path) -> None:
+    small = SAMPLES / "atlas" / "llama-7b_memory.atlas"
+    (folder / "other").mkdir()
+    shutil.copy(small, folder / "other" / "1.atlas")
+    files = [str(folder / "deep" / "1.atlas"), str(folder / "other" / "1.atlas")]
+    assert run(["compress", *files, "-o", f"file://{tmp_path}/out", "--force"]) == 0
+    assert (tmp_path / "out" / "deep" / "1.atlas").stat().st_size > 2 * small.stat().st_size
+    assert (tmp_path / "out" / "other" / "1.atlas").exists()
+
+
+def test_results_that_a_run_left_without_a_row(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, table = tmp_path / "out", tmp_path / "t.jsonl"
+    command = ["compress", str(folder / "deep"), "-o", str(out), "--table", str(table)]
+    assert run(command) == 0
+    lines = table.read_bytes().splitlines(keepends=True)
+    table.write_bytes(b"".join(lines[:2]) + lines[2][:20])
+    (out / "5.atlas").write_bytes(b"somebody else's")
+    capsys.readouterr()
+    assert run(command) == 2
+    said = capsys.readouterr().out
+    assert "6 files, 1 not well, 2 done before" in said
+    assert "5.atlas: the file exists already" in said
+    assert (out / "5.atlas").read_bytes() == b"somebody else's"
 
 
 # --- the command line ------------------------------------------------------------------------------------------
