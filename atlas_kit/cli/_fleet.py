@@ -100,6 +100,8 @@ def _run(
     names = _names(given)
     if "-" in names:
         raise click.UsageError("standard input is not one of many files")
+    if table == "-":
+        raise click.UsageError("--table is a file; --json writes the rows to standard output")
     options = _options(task, given)
     started = time.monotonic()
     files = _files(task, given, names, options, table)

@@ -22,6 +22,7 @@ from atlas_kit.errors import FileAccessError, InvalidParamError
 from atlas_kit.fleet import Task, run_fleet
 from atlas_kit.fleet.files import FleetFile, found, here, pairs, placed
 from atlas_kit.fleet.pools import OwnProcess, Processes, spread
+from atlas_kit.fleet.table import ResultTable
 
 SAMPLES = Path(__file__).parents[2] / "sample_data"
 
@@ -72,6 +73,59 @@ def test_a_table_that_was_cut_off_goes_on(folder: Path, tmp_path: Path) -> None:
     assert run_fleet(Task("validate"), found([str(folder)]), table=str(table)).before == 5
     rows = [json.loads(line) for line in table.read_bytes().splitlines() if line.endswith(b"}")]
     assert len({row["path"] for row in rows}) == 13
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.parquet"])
+def test_a_table_keeps_the_rows_of_other_work(folder: Path, tmp_path: Path, name: str) -> None:
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow", reason="needs the cloud extra")
+    table = str(tmp_path / name)
+    files = list(found([str(folder)]))
+    run_fleet(Task("validate"), files, table=table)
+    run_fleet(Task("hash"), files, table=table)
+    kept = list(ResultTable(table, "any").rows())
+    assert Counter(row["task"].partition("-")[0] for row in kept) == {"validate": 13, "hash": 13}
+    assert run_fleet(Task("validate"), files, table=table).before == 13
+    assert len(ResultTable(table, Task("hash").mark).done) == 12
+
+
+def test_two_runs_at_one_parquet_table(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="needs the cloud extra")
+    table, path = str(tmp_path / "t.parquet"), "t.parquet"
+
+    def row(name: str) -> dict[str, Any]:
+        return {
+            "path": name,
+            "size": 1,
+            "mark": "1",
+            "task": "t",
+            "ok": True,
+            "exit_code": 0,
+            "problem": None,
+        }
+
+    first, second = ResultTable(table, "t"), ResultTable(table, "t")
+    first.add(row("a"))
+    second.add(row("b"))
+    first.close()
+    assert sorted(os.listdir(tmp_path)) == [path, f"{path}.lines"]  # which the second still writes to
+    assert [one["path"] for one in ResultTable(table, "t").done.values()] == ["a", "b"]
+    second.add(row("c"))
+    third = ResultTable(table, "t")
+    second.close()
+    assert os.listdir(tmp_path) == [path]
+    third.add(row("d"))
+    third.close()
+    assert os.listdir(tmp_path) == [path]
+    assert [one["path"] for one in ResultTable(table, "t").rows()] == ["a", "b", "c", "d"]
+
+
+def test_what_is_no_place_for_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place in (str(tmp_path), os.devnull):
+        with pytest.raises(InvalidParamError, match="the table of results is a file"):
+            run_fleet(Task("validate"), [], table=place)
+    assert run(["validate", str(tmp_path), "--table", "-"]) == 2
+    assert "--json writes the rows" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b"GGUF\3\0\0\0\n", b"plain text\n", b'{"a": 1}\n', b"\xff\xfe"])
