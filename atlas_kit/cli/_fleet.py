@@ -100,9 +100,11 @@ def _run(
     names = _names(given)
     if "-" in names:
         raise click.UsageError("standard input is not one of many files")
+    if table == "-":
+        raise click.UsageError("--table is a file; --json writes the rows to standard output")
     options = _options(task, given)
     started = time.monotonic()
-    files = _files(task, given, names, options)
+    files = _files(task, given, names, options, table)
     with _render.progress() as progress:
         result = run_fleet(
             task_of(task, options, given.get("keys")), files, workers=workers or 1, scheduler=scheduler, table=table,
@@ -151,17 +153,20 @@ def _options(task: str, given: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _files(task: str, given: dict[str, Any], names: list[str], options: dict[str, Any]) -> list[FleetFile]:
-    from atlas_kit.fleet.files import common_folder, found, pairs
+def _files(
+    task: str, given: dict[str, Any], names: list[str], options: dict[str, Any], table: str | None
+) -> list[FleetFile]:
+    from atlas_kit.fleet.files import found, pairs, placed
 
     if task == "diff":
         return list(pairs(given["first"], given["second"]))
     files = list(found(names))
     if task == "compress":
-        options["folder"] = given["output"]
-        options["below"] = common_folder(files)
         if given["output"] == "-":
             raise click.UsageError("several files are written into a folder, and standard output is none")
+        options["folder"] = given["output"]
+        options["resume"] = table is not None
+        return placed(files, given["output"])
     return files
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from atlas_kit.errors import InvalidParamError
 from atlas_kit.operations.validate import SUFFIXES, expand
 from atlas_kit.storage.urls import is_url, local_path, shown
 
@@ -21,7 +22,7 @@ class FleetFile:
     path: str
     size: int | None = None
     mark: str = ""
-    other: str = ""  # the file that it is compared with
+    other: str = ""  # the file that it is compared with, or what it is made into, below the folder for all
 
 
 def found(names: Sequence[str], endings: Sequence[str] = SUFFIXES) -> Iterator[FleetFile]:
@@ -106,12 +107,45 @@ def relative(path: str, folder: str) -> str:
     return os.path.relpath(path, folder).replace(os.sep, "/")
 
 
-def common_folder(files: Sequence[FleetFile]) -> str:
-    """Return the longest folder that all files lie in, or the address of one."""
-    cut = [file.path.rpartition("/")[0].split("/") for file in files]
-    same = []
-    for parts in zip(*cut, strict=False):
-        if len(set(parts)) > 1:
+def placed(files: Sequence[FleetFile], folder: str) -> list[FleetFile]:
+    """Return files with what each is made into below a folder: its name below the deepest one that holds all.
+
+    One whose name would lead out of the folder (a key of a store may have ``..`` in it) gets an empty ``other``.
+
+    Raises
+    ------
+    InvalidParamError
+        Two would be made into the same file.
+    """
+    cut = [_parts(file.path) for file in files]
+    depth = 0
+    for same in zip(*(parts[:-1] for parts in cut), strict=False):
+        if len(set(same)) > 1:
             break
-        same.append(parts[0])
-    return "/".join(same)
+        depth += 1
+    made = []
+    taken: dict[str, str] = {}
+    for file, parts in zip(files, cut, strict=True):
+        name = "/".join(parts[depth:])
+        if "." in parts[depth:] or ".." in parts[depth:]:
+            name = ""
+        elif (before := taken.setdefault(_key(name, folder), file.path)) != file.path:
+            raise InvalidParamError(
+                f"{before} would be written to the same file",
+                path=file.path,
+                hint="Do one of them by itself.",
+            )
+        made.append(replace(file, other=name))
+    return made
+
+
+def _parts(path: str) -> list[str]:
+    """Return the folders, and last the name, on the way to a file; of an address its scheme is the first."""
+    if is_url(path):
+        scheme, _, rest = path.partition("://")
+        return [scheme, *rest.split("/")]
+    return os.path.abspath(path).strip(os.sep).split(os.sep)
+
+
+def _key(name: str, folder: str) -> str:
+    return name if is_url(folder) else os.path.normpath(name).lstrip("/")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import os
 import queue
 import signal
 import time
@@ -106,7 +107,7 @@ class Processes(Pool):
         context = multiprocessing.get_context(
             "spawn"
         )  # threads of fsspec and NumPy do not live through a fork
-        self._pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_leave_interrupts)
+        self._pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_live_as_its_owner)
 
     def submit(self, call: Callable[[Any], Any], batch: Any) -> Any:
         """Send a batch to one of them."""
@@ -146,9 +147,20 @@ class Processes(Pool):
         gc.collect()  # which gives back its semaphores, also where the interpreter is not taken apart
 
 
-def _leave_interrupts() -> None:
-    """Let Ctrl-C be the business of who started the workers."""
+def _live_as_its_owner() -> None:
+    """Let Ctrl-C be the business of who started the workers, and end when that process does, however it ends."""
+    import multiprocessing
+    import threading
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    owner = multiprocessing.parent_process()
+    if owner is not None:
+        threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
+
+
+def _end_with(owner: Any) -> None:
+    owner.join()  # a worker waits for work at a pipe of which it has both ends: it would never see that nobody is there
+    os._exit(1)
 
 
 class DaskCluster(Pool):

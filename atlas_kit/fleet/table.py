@@ -1,18 +1,22 @@
 """The table of results: a row for each file, JSON lines or Parquet, which says what need not be done again.
 
-Rows are appended as they come, each line whole, so that whatever ends the work loses none of it. A Parquet file cannot
-be appended to: it is made at the end, from the lines that lie beside it until then.
+Rows are appended as they come, each line whole, so that whatever ends the work loses none of it, and several runs may
+write to one table. A Parquet file cannot be appended to: it is made anew at the end, with the lines that lie beside it
+until then.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
 from atlas_kit.errors import InvalidParamError, MissingExtraError
 from atlas_kit.fleet.files import FleetFile
+from atlas_kit.storage.atomic import lock
 from atlas_kit.storage.source import access_error
 from atlas_kit.storage.urls import is_url, shown
 
@@ -26,11 +30,13 @@ class ResultTable:
     def __init__(self, place: str | None, task: str) -> None:
         if place is not None and is_url(place):
             raise InvalidParamError("the table is written here and not to an address", path=shown(place))
+        if place is not None and os.path.exists(place) and not os.path.isfile(place):
+            raise InvalidParamError("the table of results is a file, and this is none", path=place)
         self.place = place
         self.task = task
         self.is_parquet = place is not None and place.lower().endswith((".parquet", ".pq"))
         self._lines = f"{place}.lines" if self.is_parquet else place
-        self._file: IO[bytes] | None = None
+        self._fd: int | None = None
         self.done: dict[tuple[str, int | None, str], Row] = {}
         if self.is_parquet:
             _pyarrow()  # said before the work, not after it
@@ -43,8 +49,15 @@ class ResultTable:
         return self.done.get((file.path, file.size, file.mark)) if file.mark else None
 
     def rows(self) -> Iterator[Row]:
-        """Yield the rows that are there; a line that was cut off is none."""
-        if self._lines is not None and os.path.exists(self._lines):
+        """Yield the rows that are there, older ones first; a line that was cut off is none."""
+        if self.is_parquet and self.place is not None and _has_bytes(self.place):
+            try:
+                table = _pyarrow().parquet.read_table(self.place)
+            except Exception:
+                raise InvalidParamError("this is not a table of results", path=self.place) from None
+            for row in table.to_pylist():
+                yield {**row, "result": json.loads(row["result"]) if row.get("result") else None}
+        if self._lines is not None and _has_bytes(self._lines):
             try:
                 with open(self._lines, "rb") as file:
                     for number, line in enumerate(file):
@@ -53,52 +66,58 @@ class ResultTable:
                             yield row
                         elif number == 0 and (line.endswith(b"\n") or line[:1] != b"{"):
                             raise InvalidParamError("this is not a table of results", path=self._lines)
+            except FileNotFoundError:  # another run has just finished with it
+                return
             except OSError as error:
                 raise access_error(error, self._lines) from error
-        elif self.is_parquet and self.place is not None and os.path.exists(self.place):
-            try:
-                table = _pyarrow().parquet.read_table(self.place)
-            except Exception:
-                raise InvalidParamError("this is not a table of results", path=self.place) from None
-            for row in table.to_pylist():
-                yield {**row, "result": json.loads(row["result"]) if row.get("result") else None}
 
     def add(self, row: Row) -> None:
-        """Put down a row at once."""
+        """Put down a row at once, whole also where another run writes to the same table."""
         if self._lines is None:
             return
+        line = json.dumps(row, ensure_ascii=True, default=str).encode() + b"\n"
         try:
-            if self._file is None:
-                self._file = self._opened(self._lines)
-            self._file.write(json.dumps(row, ensure_ascii=True, default=str).encode() + b"\n")
-            self._file.flush()
+            if self._fd is None:
+                self._fd = self._opened(self._lines)
+            while line:
+                line = line[os.write(self._fd, line) :]
         except OSError as error:
             raise access_error(error, self._lines, "write") from error
 
-    def _opened(self, lines: str) -> IO[bytes]:
-        if self.is_parquet and not os.path.exists(lines):
-            with open(lines, "wb") as made:
-                made.writelines(json.dumps(row, default=str).encode() + b"\n" for row in self.done.values())
-        file = open(lines, "a+b")  # noqa: SIM115 (closed by ``close``)
-        if file.seek(0, os.SEEK_END):
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":  # what ended the work before cut a line off
-                file.write(b"\n")
-        return file
+    def _opened(self, lines: str) -> int:
+        """Open the lines to append to; shared, so that nobody who is done removes them meanwhile."""
+        while True:
+            fd = os.open(lines, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), os.stat(lines)):
+                    break
+            os.close(fd)
+        size = os.fstat(fd).st_size
+        if size and os.pread(fd, 1, size - 1) != b"\n":  # what ended the work before cut a line off
+            os.write(fd, b"\n")
+        return fd
 
     def close(self) -> None:
         """Finish: of several rows of a file the last one counts; Parquet is written whole."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        if (
-            self.is_parquet
-            and self.place is not None
-            and self._lines is not None
-            and os.path.exists(self._lines)
-        ):
-            self._write_parquet(self.place)
-            os.unlink(self._lines)
+        try:
+            if self.is_parquet and self.place is not None and self._lines is not None:
+                self._finish(self.place, self._lines)
+        finally:
+            if self._fd is not None:
+                os.close(self._fd)
+                self._fd = None
+
+    def _finish(self, place: str, lines: str) -> None:
+        with lock(place):
+            if not os.path.exists(lines):
+                return
+            if self._fd is None:
+                self._fd = self._opened(lines)
+            self._write_parquet(place)
+            with contextlib.suppress(OSError):  # another run still adds to them, and will do this again
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(lines)
 
     def _write_parquet(self, place: str) -> None:
         from atlas_kit.storage.atomic import atomic_write
@@ -114,10 +133,17 @@ class ResultTable:
             "seconds": arrow.float64(),
         }
         schema = arrow.schema([(name, kinds.get(name, arrow.string())) for name in _COLUMNS])
-        with atomic_write(place) as file:
+        with atomic_write(place, locked=True) as file:
             arrow.parquet.write_table(
                 arrow.table({name: columns[name] for name in _COLUMNS}, schema=schema), file
             )
+
+
+def _has_bytes(path: str) -> bool:
+    try:
+        return os.stat(path).st_size > 0
+    except OSError:
+        return False
 
 
 def _row(line: bytes) -> Row | None:

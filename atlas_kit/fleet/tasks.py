@@ -9,16 +9,18 @@ import hashlib
 import json
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from atlas_kit.errors import AtlasError, InvalidParamError
+from atlas_kit.errors import AtlasError, FileAccessError, InvalidParamError
 from atlas_kit.fleet.files import FleetFile
+from atlas_kit.storage.given import sha256_of
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source
-from atlas_kit.storage.urls import is_url
+from atlas_kit.storage.urls import is_url, local_path, shown
 
 Row = dict[str, Any]
 
@@ -130,17 +132,34 @@ def _hash(
         return hash_file(source, keys=keys, **options)
 
 
-def _compress(file: FleetFile, keys: Keys, row: Row, *, folder: str, below: str, **options: Any) -> Any:
-    from atlas_kit.fleet.files import relative
+def _compress(
+    file: FleetFile, keys: Keys, row: Row, *, folder: str, resume: bool = False, **options: Any
+) -> Any:
+    """Compress into ``folder``; with ``resume``, what is there already and is the same is from a run that was ended."""
     from atlas_kit.operations.compress import compress_file
     from atlas_kit.operations.compressed import CompressOptions
     from atlas_kit.operations.outputs import make_folder
 
-    output = f"{folder.rstrip('/')}/{relative(file.path, below) if below else os.path.basename(file.path)}"
-    if not is_url(output):
-        make_folder(os.path.dirname(output))
+    if not file.other:
+        raise InvalidParamError("its address leads out of the folder that results go to", path=file.path)
+    output = f"{folder.rstrip('/')}/{file.other}"
+    here = local_path(output) if is_url(output) else output
+    if here is not None:
+        make_folder(os.path.dirname(here))
+    wanted = CompressOptions(**options)
     with _opened(file, row) as source:
-        return compress_file(source, output, CompressOptions(**options), keys)
+        try:
+            return compress_file(source, output, wanted, keys)
+        except FileAccessError as error:
+            if not resume or error.remedy is None or error.remedy.name != "overwrite":
+                raise
+            with tempfile.TemporaryDirectory(prefix="atlas-kit-") as place:
+                again = os.path.join(place, os.path.basename(file.other))
+                result = compress_file(source, again, wanted, keys)
+                if sha256_of(again) != sha256_of(output):
+                    raise
+            result.output = shown(output)
+            return result
 
 
 def _diff(file: FleetFile, keys: Keys, row: Row, **options: Any) -> Any:

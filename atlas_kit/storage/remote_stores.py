@@ -58,6 +58,10 @@ PATIENCE = Patience()
 #: The most that is fetched whole from a server that cannot send a part.
 WHOLE_LIMIT = 1 << 30
 _IN_MEMORY = 1 << 24
+#: Bytes a second: a part that comes slower than this is asked for again, and given up in the end.
+SLOWEST = 1 << 11
+#: A part that was cut off behind so many bytes is gone on with; one with fewer is asked for again.
+_WORTH_KEEPING = 1 << 14
 #: Answers after which the same question may get another one.
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 #: What to know when nobody is let in.
@@ -245,7 +249,7 @@ class HTTPStore(Store):
                 raise _TryAgainError("the address that the server led to has expired")
             if answer.status == 416 and start == 0:
                 return await self._empty(answer)
-            if answer.status >= 400:
+            if answer.status not in (200, 206):  # nor is a redirect to nowhere an empty file
                 self._refused(answer)
             found = _state(answer)
             if answer.status == 206:
@@ -265,18 +269,30 @@ class HTTPStore(Store):
         return Piece(b"", 0, *_state(answer))
 
     async def _part(self, answer: Any, start: int, size: int, found: tuple[str, int]) -> Piece:
+        import aiohttp
+
         match = _RANGE.match(answer.headers.get("Content-Range", ""))
-        if match is None or match[1] is None or int(match[1]) != start or match[3] == "*":
+        if (
+            match is None
+            or match[1] is None
+            or int(match[1]) != start
+            or match[3] == "*"
+            or int(match[2]) < start
+        ):
             raise self.problem("the server's answer does not say which part of the file it is")
         total, promised = int(match[3]), min(size, int(match[2]) + 1 - start)
         if answer.headers.get("Content-Encoding", "identity") != "identity":
             raise self.problem("the server sends it coded, so that its parts cannot be told")
         data = bytearray()
-        async for chunk in answer.content.iter_any():
-            data += chunk
-            if len(data) >= promised:
-                break
-        if len(data) < promised:
+        until = time.monotonic() + self.patience.read + promised / SLOWEST
+        with contextlib.suppress(aiohttp.ClientPayloadError):  # cut off: what came before counts
+            async for chunk in answer.content.iter_any():
+                data += chunk
+                if len(data) >= promised:
+                    break
+                if time.monotonic() > until:
+                    raise _TryAgainError("the server sends it too slowly")
+        if len(data) < min(promised, _WORTH_KEEPING):
             raise _TryAgainError("the connection was cut")
         return Piece(bytes(data[:promised]), total, *found)
 

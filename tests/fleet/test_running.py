@@ -7,6 +7,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +20,9 @@ import pytest
 from atlas_kit.cli.main import run
 from atlas_kit.errors import FileAccessError, InvalidParamError
 from atlas_kit.fleet import Task, run_fleet
-from atlas_kit.fleet.files import common_folder, found, here, pairs
+from atlas_kit.fleet.files import FleetFile, found, here, pairs, placed
 from atlas_kit.fleet.pools import OwnProcess, Processes, spread
+from atlas_kit.fleet.table import ResultTable
 
 SAMPLES = Path(__file__).parents[2] / "sample_data"
 
@@ -69,6 +73,59 @@ def test_a_table_that_was_cut_off_goes_on(folder: Path, tmp_path: Path) -> None:
     assert run_fleet(Task("validate"), found([str(folder)]), table=str(table)).before == 5
     rows = [json.loads(line) for line in table.read_bytes().splitlines() if line.endswith(b"}")]
     assert len({row["path"] for row in rows}) == 13
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.parquet"])
+def test_a_table_keeps_the_rows_of_other_work(folder: Path, tmp_path: Path, name: str) -> None:
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow", reason="needs the cloud extra")
+    table = str(tmp_path / name)
+    files = list(found([str(folder)]))
+    run_fleet(Task("validate"), files, table=table)
+    run_fleet(Task("hash"), files, table=table)
+    kept = list(ResultTable(table, "any").rows())
+    assert Counter(row["task"].partition("-")[0] for row in kept) == {"validate": 13, "hash": 13}
+    assert run_fleet(Task("validate"), files, table=table).before == 13
+    assert len(ResultTable(table, Task("hash").mark).done) == 12
+
+
+def test_two_runs_at_one_parquet_table(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="needs the cloud extra")
+    table, path = str(tmp_path / "t.parquet"), "t.parquet"
+
+    def row(name: str) -> dict[str, Any]:
+        return {
+            "path": name,
+            "size": 1,
+            "mark": "1",
+            "task": "t",
+            "ok": True,
+            "exit_code": 0,
+            "problem": None,
+        }
+
+    first, second = ResultTable(table, "t"), ResultTable(table, "t")
+    first.add(row("a"))
+    second.add(row("b"))
+    first.close()
+    assert sorted(os.listdir(tmp_path)) == [path, f"{path}.lines"]  # which the second still writes to
+    assert [one["path"] for one in ResultTable(table, "t").done.values()] == ["a", "b"]
+    second.add(row("c"))
+    third = ResultTable(table, "t")
+    second.close()
+    assert os.listdir(tmp_path) == [path]
+    third.add(row("d"))
+    third.close()
+    assert os.listdir(tmp_path) == [path]
+    assert [one["path"] for one in ResultTable(table, "t").rows()] == ["a", "b", "c", "d"]
+
+
+def test_what_is_no_place_for_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place in (str(tmp_path), os.devnull):
+        with pytest.raises(InvalidParamError, match="the table of results is a file"):
+            run_fleet(Task("validate"), [], table=place)
+    assert run(["validate", str(tmp_path), "--table", "-"]) == 2
+    assert "--json writes the rows" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b"GGUF\3\0\0\0\n", b"plain text\n", b'{"a": 1}\n', b"\xff\xfe"])
@@ -149,6 +206,41 @@ def test_a_worker_that_is_killed_mid_way(folder: Path, tmp_path: Path) -> None:
     assert all(row["problem"] is None for row in result.rows)
 
 
+@pytest.mark.slow
+def test_workers_end_with_who_started_them(tmp_path: Path) -> None:
+    script = tmp_path / "owner.py"
+    script.write_text(
+        "import os, time\n"
+        "from atlas_kit.fleet.pools import Processes\n"
+        "if __name__ == '__main__':\n"
+        "    pool = Processes(2)\n"
+        "    given = [pool.submit(os.getpgid, 0), pool.submit(time.sleep, 1000)]\n"
+        "    given[0].result()\n"
+        "    print(*pool._pool._processes, flush=True)\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(SAMPLES.parent)}
+    with open(tmp_path / "pids", "w+") as pids:  # not a pipe, which orphans would hold open
+        ended = subprocess.run([sys.executable, str(script)], stdout=pids, stderr=pids, env=environment)
+        assert ended.returncode == -signal.SIGKILL
+        pids.seek(0)
+        workers = [int(pid) for pid in pids.readline().split()]
+    assert workers
+    deadline = time.monotonic() + 60
+    while any(_lives(pid) for pid in workers):
+        assert time.monotonic() < deadline, "workers live on without anybody who gives them work"
+        time.sleep(0.05)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
 def test_own_process_needs_no_other() -> None:
     assert list(spread(OwnProcess(), lambda batch: [2 * n for n in batch], [1, 2], int, lambda n, _: n)) == [
         2,
@@ -174,9 +266,58 @@ def test_folders_are_compared_by_names(folder: Path, tmp_path: Path) -> None:
     assert "only in the second folder" in by_name["new.gguf"]["problem"]
 
 
-def test_the_folder_of_all_files() -> None:
-    assert common_folder([here("/a/b/c.gguf"), here("/a/b/d/e.gguf")]) == "/a/b"
-    assert common_folder([here("c.gguf"), here("d/e.gguf")]) == ""
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["/a/b/c.gguf", "/a/b/d/e.gguf"], ["c.gguf", "d/e.gguf"]),
+        (["c.gguf", "d/e.gguf"], ["c.gguf", "d/e.gguf"]),
+        (["a/x.atlas", "b/x.atlas"], ["a/x.atlas", "b/x.atlas"]),
+        (["/one/x.atlas", "/two/x.atlas"], ["one/x.atlas", "two/x.atlas"]),
+        (["a/../b/x.atlas", "b/c/x.atlas"], ["x.atlas", "c/x.atlas"]),
+        (["s3://b/k/x.atlas", "s3://b/k/l/x.atlas"], ["x.atlas", "l/x.atlas"]),
+        (["s3://b/x.atlas", "s3://c/x.atlas"], ["b/x.atlas", "c/x.atlas"]),
+        (["s3://b/../../x.atlas", "s3://b/x.atlas"], ["", "x.atlas"]),
+        (["s3://b/x.atlas"], ["x.atlas"]),
+        ([], []),
+    ],
+)
+def test_where_results_of_many_files_go(paths: list[str], names: list[str]) -> None:
+    files = [FleetFile(path, path) for path in paths]
+    assert [file.other for file in placed(files, "out")] == names
+
+
+def test_no_two_results_go_to_one_file() -> None:
+    for paths in (["a/x.atlas", "./a/x.atlas"], ["s3://b/k//x.atlas", "s3://b/k/x.atlas"]):
+        with pytest.raises(InvalidParamError, match="would be written to the same file"):
+            placed([FleetFile(path, path) for path in paths], "out")
+    placed([FleetFile(path, path) for path in ("s3://b/k//x.atlas", "s3://b/k/x.atlas")], "s3://b/out")
+
+
+def test_files_of_one_name_are_all_kept(folder: Path, tmp_path: Path) -> None:
+    small = SAMPLES / "atlas" / "llama-7b_memory.atlas"
+    (folder / "other").mkdir()
+    shutil.copy(small, folder / "other" / "1.atlas")
+    files = [str(folder / "deep" / "1.atlas"), str(folder / "other" / "1.atlas")]
+    assert run(["compress", *files, "-o", f"file://{tmp_path}/out", "--force"]) == 0
+    assert (tmp_path / "out" / "deep" / "1.atlas").stat().st_size > 2 * small.stat().st_size
+    assert (tmp_path / "out" / "other" / "1.atlas").exists()
+
+
+def test_results_that_a_run_left_without_a_row(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, table = tmp_path / "out", tmp_path / "t.jsonl"
+    command = ["compress", str(folder / "deep"), "-o", str(out), "--table", str(table)]
+    assert run(command) == 0
+    lines = table.read_bytes().splitlines(keepends=True)
+    table.write_bytes(b"".join(lines[:2]) + lines[2][:20])
+    (out / "5.atlas").write_bytes(b"somebody else's")
+    capsys.readouterr()
+    assert run(command) == 2
+    said = capsys.readouterr().out
+    assert "6 files, 1 not well, 2 done before" in said
+    assert "5.atlas: the file exists already" in said
+    assert (out / "5.atlas").read_bytes() == b"somebody else's"
 
 
 # --- the command line ------------------------------------------------------------------------------------------

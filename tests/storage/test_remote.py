@@ -176,6 +176,9 @@ def test_an_empty_file(web: WebServer) -> None:
         (401, FileAccessError, "401 Unauthorized, it wants to know who asks"),
         (403, FileAccessError, "403 Forbidden, permission is denied"),
         (418, FileAccessError, "418"),
+        (204, FileAccessError, "the server answers 204 No Content"),
+        (302, FileAccessError, "the server answers 302 Found"),  # and does not say where to
+        (304, FileAccessError, "the server answers 304 Not Modified"),
     ],
 )
 def test_refusals_are_one_sentence_and_not_tried_again(
@@ -206,6 +209,31 @@ def test_a_cut_connection_is_taken_up_again(web: WebServer) -> None:
         assert source.read(0, len(data)) == data
     web.pages["/data"].cuts = [10] * 9
     with pytest.raises(FileAccessError, match="the connection was cut, 4 times in a row"):
+        open_source(web.url("/data"))
+
+
+def test_connections_that_are_always_cut_after_a_while(web: WebServer) -> None:
+    data = os.urandom(200_000)
+    web.pages["/data"] = Page(data, cuts=[20_000] * 99)
+    with open_source(web.url("/data")) as source:
+        assert source.read(0, len(data)) == data
+        assert source.requests == 10
+
+
+def test_a_server_that_sends_drop_by_drop(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_stores, "PATIENCE", remote_stores.Patience(read=0.2, tries=2, first_wait=0.01))
+    monkeypatch.setattr(remote_stores, "SLOWEST", 1 << 30)
+    web.pages["/data"] = Page(bytes(1000), drips=0.05)
+    with pytest.raises(FileAccessError, match="the server sends it too slowly, 2 times in a row"):
+        open_source(web.url("/data"))
+
+
+@pytest.mark.parametrize(
+    "said", ["bytes 5-2/10", "bytes 1-9/10", "bytes */10", "bytes 0-9/*", "nonsense", ""]
+)
+def test_a_part_that_is_another_one(web: WebServer, said: str) -> None:
+    web.pages["/data"] = Page(bytes(10), headers={"Content-Range": said})
+    with pytest.raises(FileAccessError, match="does not say which part of the file it is"):
         open_source(web.url("/data"))
 
 

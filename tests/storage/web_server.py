@@ -25,6 +25,7 @@ class Page:
     fails: list[int] = field(default_factory=list)  # answers that come first
     cuts: list[int] = field(default_factory=list)  # after how many bytes the first answers end
     hangs: int = 0  # how many requests are not answered
+    drips: float = 0.0  # seconds between one byte and the next
     to: str | None = None  # redirected there
     password: str | None = None  # base64 of user:password
     headers: dict[str, str] = field(default_factory=dict)
@@ -118,7 +119,7 @@ def _handler(server: WebServer) -> type[BaseHTTPRequestHandler]:
             if start >= size:
                 self.answer(416, **{"Content-Range": f"bytes */{size}"})
                 return
-            head["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+            head.setdefault("Content-Range", f"bytes {start}-{stop - 1}/{size}")
             self.answer(206, page.data[start:stop], page, **head)
 
         def answer(self, status: int, body: bytes = b"", page: Page | None = None, **head: str) -> None:
@@ -133,6 +134,14 @@ def _handler(server: WebServer) -> type[BaseHTTPRequestHandler]:
                 body = body[: page.cuts.pop(0)]
                 self.close_connection = True
             server.sent += len(body)
-            self.wfile.write(body)
+            if page is None or not page.drips:
+                self.wfile.write(body)
+                return
+            for at in range(len(body)):
+                time.sleep(page.drips)
+                try:
+                    self.wfile.write(body[at : at + 1])
+                except OSError:  # nobody waits for it any more
+                    return
 
     return Handler
