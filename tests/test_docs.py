@@ -97,6 +97,7 @@ STAND_INS = {
 #: Examples that find something, as they should.
 FINDS = {
     "atlas-tool diff before.atlas after.atlas",
+    "atlas-tool diff model-f16.gguf model-q8_0.gguf --html compared.html",
     "atlas-tool repair broken.atlas --dry-run",
     "atlas-tool repair broken.atlas -o rescued.atlas",
     "atlas-tool repair broken.gguf -o mended.gguf",

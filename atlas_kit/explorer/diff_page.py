@@ -335,15 +335,18 @@ def write_diff_page(
     Raises
     ------
     InvalidParamError
-        The files are of different kinds; or one is encrypted, and nobody said that plain text is meant (``decrypt``).
+        The files are of different kinds; the output's name promises another one; or one is encrypted, and nobody
+        said that plain text is meant (``decrypt``).
     FileAccessError
         The output exists already (and ``force`` is off), or cannot be written.
     """
+    from atlas_kit.formats.endings import require_ending
     from atlas_kit.operations.diff import diff_files
     from atlas_kit.operations.outputs import output_file, output_name, require_free
     from atlas_kit.operations.secrecy import require_plain
 
     keys = keys or Keys()
+    require_ending(output, "html")
     require_free(output, [first, second], force)
     require_plain("an HTML page", encrypted=False, keys=keys, decrypt=decrypt, path=output_name(output))
     if _is_model(first) and _is_model(second):

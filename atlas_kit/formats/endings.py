@@ -22,11 +22,12 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "json": ("JSON", (".json", ".txt")),
     "jsonl": ("JSON lines", (".jsonl", ".ndjson", ".json", ".txt")),
     "markdown": ("Markdown", (".md", ".markdown", ".txt")),
+    "html": ("an HTML page", (".html", ".htm")),
     "sqlite": ("a SQLite database", (".sqlite", ".sqlite3", ".db")),
 }
 #: Endings of what is never written, but is known well enough to mislead.
 OTHERS = frozenset({
-    ".7z", ".bz2", ".ckpt", ".csv", ".doc", ".docx", ".gz", ".h5", ".hdf5", ".htm", ".html",
+    ".7z", ".bz2", ".ckpt", ".csv", ".doc", ".docx", ".gz", ".h5", ".hdf5",
     ".key", ".log", ".onnx", ".parquet", ".pdf", ".pickle", ".pkl", ".png", ".pt", ".pth", ".py",
     ".rar", ".tar", ".tgz", ".toml", ".tsv", ".xml", ".xz", ".yaml", ".yml", ".zst",
 })  # fmt: skip

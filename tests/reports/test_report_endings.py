@@ -18,7 +18,7 @@ from tests.reports.command_table import MODELS, READ_ONLY, SERVES, WRITING, opti
 
 pytest.importorskip("cryptography")
 
-ENDINGS = [".atlas", ".gguf", ".json", ".safetensors", ".npz", ".npy", ".md", ".sqlite", ".pdf"]
+ENDINGS = [".atlas", ".gguf", ".json", ".safetensors", ".npz", ".npy", ".md", ".sqlite", ".html", ".pdf"]
 FITTING = {"atlas": {".atlas"}, "gguf": {".gguf"}}
 
 #: From the output: what writes a memory file there.
@@ -56,6 +56,8 @@ OTHERS = {
     "export-sqlite": (lambda out: ["export", "m.atlas", "-o", out, "--to", "sqlite"], {".sqlite"}),
     "convert-json": (lambda out: ["convert", "m.atlas", out, "--to", "json"], {".json"}),
     "convert-npz": (lambda out: ["convert", "model.gguf", out, "--to", "npz"], {".npz"}),
+    "diff": (lambda out: ["diff", "m.atlas", "other.atlas", "--html", out], {".html"}),
+    "diff-models": (lambda out: ["diff", "model.gguf", "model.gguf", "--html", out], {".html"}),
     "get-npy": (lambda out: ["get", "m.atlas", "tensor", "--npy", "-o", out], {".npy"}),
     "get-tensor": (lambda out: ["get", "m.atlas", "tensor", "-o", out], set()),
 }
