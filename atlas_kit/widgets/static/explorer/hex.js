@@ -136,7 +136,7 @@ export function hexPane({ request, size, seen, place: before = null }) {
       type: "search",
       class: "ax-filter",
       "aria-label": "Find in the file",
-      placeholder: "Find a text, or bytes: 47 47 55 46",
+      placeholder: "Text, or bytes: 47 47 55",
       spellcheck: "false",
       onkeydown: (/** @type {KeyboardEvent} */ event) => {
         event.stopPropagation();

@@ -36,7 +36,8 @@ export function itemPane({ ask, request, table, row, item, bytes, place = null }
     "dl",
     { class: "ax-facts" },
     ...item.facts.map((/** @type {[string, string]} */ [label, value]) =>
-      el("div", {}, el("dt", { text: label }), el("dd", {}, el("bdi", { text: value }))),
+      // a long value has a line of its own
+      el("div", { class: value.length > 40 ? "ax-long" : "" }, el("dt", { text: label }), el("dd", {}, el("bdi", { text: value }))),
     ),
   );
   const actions = el(

@@ -381,7 +381,7 @@ class View {
     const at = this.spectrum.cursor;
     if (!found.values) this.rank.textContent = "";
     else if (at !== null) this.rank.textContent = `${found.name} σ${at + 1} = ${this.spectrum.values[at].toPrecision(3)}`;
-    else this.rank.textContent = `${found.name} after ${thousands(found.tokens)} tokens: effective rank ${found.rank.toFixed(1)} of ${found.values.length}`;
+    else this.rank.textContent = `${found.name} after ${thousands(found.tokens)} tokens: effective rank ${found.rank.toFixed(1)} of ${found.values.length}${this.spectrum.before.length ? "; grey: the moment before" : ""}`;
   }
 
   _measured() {
