@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from conftest import Stage
+from gguf_builder import F32, STR, File, Tensor
+from gguf_builder import KV as Pair
 from playwright.sync_api import Page, expect
 
 from atlas_kit.explorer.explorer import Explorer
@@ -946,3 +948,15 @@ def test_text_has_contrast(stage: Stage, dark: bool):
     for ink in inks:
         light, deep = max(back, ink), min(back, ink)
         assert (light + 0.05) / (deep + 0.05) >= 4.5
+
+
+def test_the_name_of_a_program_keeps_its_small_letter(stage: Stage, tmp_path: Path):
+    path = tmp_path / "some.gguf"
+    norm = Tensor("output_norm.weight", (4,), F32, bytes(16))
+    path.write_bytes(File((Pair("general.architecture", STR, "llama"),), (norm,)).bytes())
+    page = show(stage, path)
+    page.get_by_role("button", name="Check the file").click()
+    page.get_by_role("tab", name="Findings").click()
+    findings = page.locator(".ax-findings")
+    expect(findings).to_contain_text("llama.cpp needs this key and it is missing.")
+    expect(findings).not_to_contain_text("Llama.cpp")
