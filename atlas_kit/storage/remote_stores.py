@@ -33,7 +33,7 @@ from atlas_kit.errors import (
 from atlas_kit.storage.urls import chain, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
 
 _T = TypeVar("_T")
 
@@ -308,7 +308,8 @@ class HTTPStore(Store):
             if total > WHOLE_LIMIT:
                 file.close()
                 raise self._too_large()
-            file.write(chunk)
+            with room_for(self.path):
+                file.write(chunk)
         if length is not None and total < int(length) and "Content-Encoding" not in answer.headers:
             file.close()
             raise _TryAgainError("the connection was cut")
@@ -512,6 +513,21 @@ def _plain(why: str) -> str:
         if len(said) < 80 and "/" not in said
         else "the store failed"
     )
+
+
+@contextlib.contextmanager
+def room_for(path: str, to: str = "read") -> Iterator[None]:
+    """Say which disk is full where a file at an address is kept here meanwhile."""
+    try:
+        yield
+    except OSError as error:
+        number = error.errno or getattr(error.__cause__, "errno", None)
+        if number not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise FileAccessError(
+            f"cannot {to}: the folder for temporary files is full", path=path,
+            hint="TMPDIR names another one with more room.",
+        ) from None  # fmt: skip
 
 
 def store_of(url: str, patience: Patience | None = None) -> Store:

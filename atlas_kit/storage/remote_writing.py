@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from atlas_kit.errors import AtlasError, FileAccessError, InvalidParamError, MissingExtraError, Remedy
-from atlas_kit.storage.remote_stores import CREDENTIALS, file_system_of
+from atlas_kit.storage.remote_stores import CREDENTIALS, file_system_of, room_for
 from atlas_kit.storage.urls import chain, last_part, shown
 
 #: Parts of a large file that go at once, and how large they are: so much of it is in main memory.
@@ -57,7 +57,8 @@ def published(url: str) -> Iterator[str]:
     """
     with tempfile.TemporaryDirectory(prefix="atlas-kit-") as folder:
         path = os.path.join(folder, last_part(url) or "output")
-        yield path
+        with room_for(shown(url), "write"):
+            yield path
         names = sorted(
             os.listdir(folder), key=lambda name: name == os.path.basename(path)
         )  # the file itself last

@@ -252,6 +252,8 @@ def test_secrets_do_not_go_to_other_machines() -> None:
     with pytest.raises(InvalidParamError, match="not sent to other machines"):
         run_fleet(Task("validate", secret=(b"geheim", None)), [], scheduler="tcp://127.0.0.1:1")
     assert "geheim" not in repr(Task("validate", secret=(b"geheim", None)))
+    signed = list(found(["https://user:geheim@host/a.gguf?signature=geheim"]))
+    assert "geheim" not in repr(signed)  # a cluster's logs have the arguments of what failed
 
 
 def test_folders_are_compared_by_names(folder: Path, tmp_path: Path) -> None:

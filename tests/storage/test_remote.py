@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import struct
@@ -33,6 +34,7 @@ from atlas_kit.operations.inspect import Wanted, inspect_file
 from atlas_kit.operations.validate import validate_file
 from atlas_kit.storage import remote, remote_stores
 from atlas_kit.storage.given import name_of, open_source, sha256_of
+from atlas_kit.storage.remote_writing import published
 from atlas_kit.storage.urls import is_url, local_path, shown
 from tests.storage.web_server import Page, WebServer, serving
 
@@ -272,6 +274,50 @@ def test_a_server_without_ranges_is_asked_once(web: WebServer, monkeypatch: pyte
     monkeypatch.setattr(remote_stores, "WHOLE_LIMIT", 1000)
     with pytest.raises(DataTooLargeError, match="sends files only whole"):
         open_source(web.url("/data"))
+
+
+def test_a_disk_that_is_full_is_named(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    from atlas_kit.storage.source import access_error
+
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    class Full:
+        def __enter__(self) -> Full:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def write(self, _: bytes) -> None:
+            raise full
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile", lambda **_: Full())
+    monkeypatch.setattr("tempfile.TemporaryFile", Full)
+    monkeypatch.setattr(remote, "LARGE_VIEW", 100)
+    web.pages["/whole"] = Page(bytes(1000), ranges=False)
+    web.pages["/data"] = Page(bytes(1000))
+    with pytest.raises(FileAccessError, match="cannot read: the folder for temporary files is full"):
+        open_source(web.url("/whole"))
+    with (
+        open_source(web.url("/data")) as source,
+        pytest.raises(FileAccessError, match="cannot read: the folder"),
+    ):
+        source.view(0, 1000)
+    for ours in (False, True):  # as it comes, and as the writer of a file here has told it
+        with (
+            pytest.raises(
+                FileAccessError,
+                match=r"memory://x/a\.json: cannot write: the folder for temporary files is full",
+            ),
+            published("memory://x/a.json") as path,
+        ):
+            try:
+                raise full
+            except OSError as error:
+                if ours:
+                    raise access_error(error, path, "write") from error
+                raise
 
 
 def test_redirects_are_followed_once(web: WebServer) -> None:
