@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import errno
 import importlib
+import logging
 import random
 import re
 import sys
@@ -68,6 +69,9 @@ _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _WORTH_NAMING = {401: "it wants to know who asks", 403: "permission is denied"}
 #: Schemes for which the extra has what is needed.
 _EXTRA = frozenset({"http", "https", "s3", "s3a", "gs", "gcs", "hf"})
+#: Libraries that log what they raise as well, addresses included.
+_TALKATIVE = ("fsspec", "gcsfs", "s3fs", "aiobotocore", "botocore", "huggingface_hub")
+_NOWHERE = logging.NullHandler()
 CREDENTIALS = "Credentials are looked for where the store's own tools look for them."
 
 
@@ -555,6 +559,8 @@ def file_system_of(url: str, path: str) -> tuple[Any, str]:
 @contextlib.contextmanager
 def translated(path: str) -> Any:
     """Turn what fsspec says of an address that it cannot handle into our errors."""
+    for library in _TALKATIVE:  # without a handler, what they log would be on standard error
+        logging.getLogger(library).addHandler(_NOWHERE)
     try:
         yield
     except AtlasError:
@@ -580,6 +586,10 @@ def translated(path: str) -> Any:
         raise FileAccessError(
             "cannot read: the address is not a valid one for its store", path=path
         ) from None
+    except FileNotFoundError:
+        raise NoSuchFileError("there is no such file", path=path, hint="Check the address.") from None
+    except (ConnectionError, TimeoutError):
+        raise FileAccessError("cannot read: the store cannot be reached", path=path) from None
     except Exception as error:
         raise FileAccessError(
             f"cannot read: the store could not be opened ({type(error).__name__})",

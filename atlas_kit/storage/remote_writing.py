@@ -20,6 +20,8 @@ from atlas_kit.storage.urls import chain, last_part, shown
 _PART, _PARTS = 1 << 24, 2
 #: Stores in which a file is there when all of it is.
 _WHOLE = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "hf", "memory"})
+#: Stores of which the first part of an address is a bucket.
+_BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "oci", "oss"})
 _READ_ONLY = frozenset({"http", "https", "github", "data", "zip", "tar", "libarchive", "reference"})
 
 
@@ -35,7 +37,7 @@ def require_writable(url: str, *, force: bool) -> None:
         raise InvalidParamError(
             f"nothing can be written to an address of the kind {scheme}://", path=shown(url)
         )
-    if not last_part(url):
+    if not last_part(url) or (scheme in _BUCKETS and "/" not in url.split("://", 1)[1].strip("/")):
         raise InvalidParamError("the address of a file ends in its name", path=shown(url))
     if force:
         return
