@@ -78,7 +78,11 @@ def listed(url: str, endings: Iterable[str] = ()) -> Iterator[Listed]:
     wanted = tuple(endings)
     some = False
     for name, info in sorted(found.items()):
-        if info.get("type") == "directory" or (whole and wanted and not name.lower().endswith(wanted)):
+        if (
+            info.get("type") == "directory"
+            or name.endswith("/")
+            or (whole and wanted and not name.lower().endswith(wanted))
+        ):
             continue
         some = True
         yield Listed(_whole_name(fs, name, url), _size(info), state_of(info)[0])

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -239,6 +240,29 @@ def _lives(pid: int) -> bool:
         return False
     stat = Path(f"/proc/{pid}/stat")
     return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_who_stops_waits_for_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    from atlas_kit.fleet import tasks
+
+    release, begun = threading.Event(), []
+
+    def work(task: Task, file: FleetFile) -> dict[str, Any]:
+        begun.append(file)
+        if file.name.endswith("0"):
+            raise KeyboardInterrupt
+        release.wait(60)
+        return {}
+
+    monkeypatch.setattr(tasks, "run_one", work)
+    files = [FleetFile(f"http://127.0.0.1/m.gguf?{number}", "") for number in range(40)]
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            tasks.run_many(Task("hash"), files)
+        assert not release.is_set()
+        assert len(begun) < len(files)
+    finally:
+        release.set()
 
 
 def test_own_process_needs_no_other() -> None:

@@ -35,7 +35,7 @@ from atlas_kit.operations.validate import validate_file
 from atlas_kit.storage import remote, remote_stores
 from atlas_kit.storage.given import name_of, open_source, sha256_of
 from atlas_kit.storage.remote_writing import published
-from atlas_kit.storage.urls import is_url, local_path, shown
+from atlas_kit.storage.urls import is_url, local_path, shown, without_secrets
 from tests.storage.web_server import Page, WebServer, serving
 
 SAMPLES = Path(__file__).parents[2] / "sample_data"
@@ -382,6 +382,37 @@ def test_secrets_are_used_and_never_shown(web: WebServer) -> None:
 )
 def test_how_addresses_are_shown(url: str, seen: str) -> None:
     assert shown(url) == seen
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["validate"], ["validate", "none"], ["inspect"], ["inspect", "--table", "{table}"], ["hash"], ["ls"],
+        ["get", "{url}"], ["rekey", "{url}", "{url}"], ["perplexity", "{url}"], ["compress", "-o", "{url}"],
+        ["validate", "--scheduler", "{url}"],
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("status", [200, 403, 404])
+def test_no_command_shows_a_secret(
+    web: WebServer, capsys: pytest.CaptureFixture[str], tmp_path: Path, command: list[str], status: int
+) -> None:
+    from atlas_kit.cli.main import run
+
+    fails = [] if status == 200 else [status] * 9
+    web.pages["/m.atlas"] = Page((SAMPLES / "atlas" / "all-types.atlas").read_bytes(), fails=fails)
+    url = web.url("/m.atlas").replace("//", "//user:geheim@") + "?X-Amz-Signature=geheim&x=*[1]"
+    table = tmp_path / "t.jsonl"
+    code = run([command[0], url, *(one.format(url=url, table=table) for one in command[1:])])
+    said = "".join(capsys.readouterr()) + (table.read_text() if table.exists() else "")
+    assert "geheim" not in said
+    assert "pattern" not in said
+    assert (code == 0) == (status == 200 and command[0] in ("validate", "inspect", "hash", "ls") and not {
+        "none", "--scheduler"} & set(command)), said  # fmt: skip
+
+
+def test_addresses_in_a_text() -> None:
+    said = without_secrets('no "s3://a:b@c/d?e=f" (https://u:p@h/x?s=1 y) and http:// http://[ it is')
+    assert said == 'no "s3://c/d" (https://h/x y) and http:// http://... it is'
 
 
 def test_what_an_address_is() -> None:
