@@ -68,8 +68,8 @@ def fleet_options(task: str) -> Callable[[F], F]:
         def wrapper(
             *args: Any, workers: int | None, scheduler: str | None, table: str | None, **kwargs: Any
         ) -> Any:
-            many = "more" in kwargs and (bool(kwargs["more"]) or _stands_for_many(kwargs["file"]))
-            if not (workers or scheduler or table or many):
+            many = bool(kwargs.get("more")) or any(map(_stands_for_many, _names(kwargs)))
+            if workers is None and scheduler is None and table is None and not many:
                 kwargs.pop("more", None)
                 return function(*args, **kwargs)
             return _run(task, kwargs, workers, scheduler, table)
@@ -81,13 +81,13 @@ def fleet_options(task: str) -> Callable[[F], F]:
 
 def _stands_for_many(name: str) -> bool:
     """Tell whether the name of a file is a pattern at an address, or an address that ends in ``/``."""
-    from atlas_kit.storage.urls import is_url
+    from atlas_kit.storage.urls import is_url, local_path
 
-    if not is_url(name):
+    if not is_url(name) or local_path(name) is not None:
         return False
-    from atlas_kit.storage.remote_listing import is_pattern
+    from atlas_kit.storage.remote_listing import stands_for_many
 
-    return name.endswith("/") or is_pattern(name)
+    return stands_for_many(name)
 
 
 def _run(

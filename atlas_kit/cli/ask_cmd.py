@@ -135,9 +135,9 @@ def _many(name: str) -> list[str] | None:
     from atlas_kit.storage.urls import is_url
 
     if is_url(name):
-        from atlas_kit.storage.remote_listing import is_pattern
+        from atlas_kit.storage.remote_listing import stands_for_many
 
-        if not (name.endswith("/") or is_pattern(name)):
+        if not stands_for_many(name):
             return None
     elif not os.path.isdir(name) and (os.path.lexists(name) or not glob.has_magic(name)):
         return None

@@ -151,6 +151,10 @@ def _fail(message: str, code: int) -> int:
     except OSError:
         _quiet_stdout(code)
     message = printable(message)
+    if "://" in message:  # an address that click, or an entry's key, repeats as it was typed
+        from atlas_kit.storage.urls import without_secrets
+
+        message = without_secrets(message)
     if len(message) > LONGEST:  # a key may have megabytes
         message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
     try:

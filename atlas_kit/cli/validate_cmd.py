@@ -77,13 +77,14 @@ def command(
     """Run the command."""
     one_stdin(*files)
     from atlas_kit.operations.validate import expand, validate_file
+    from atlas_kit.storage.urls import shown
 
     reports = []
     names = list(expand(files))
     with _render.progress() as progress:
         for number, name in enumerate(names):
             if progress:
-                progress(name, number, len(names))
+                progress(shown(name), number, len(names))
             report = validate_file(
                 given(name), keys, strict=strict, one_shard=one_shard, data=data, progress=progress
             )

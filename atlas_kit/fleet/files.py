@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.operations.validate import SUFFIXES, expand
@@ -18,11 +18,12 @@ from atlas_kit.storage.urls import is_url, local_path, shown
 class FleetFile:
     """One file: its name as it is opened and as it is shown, its size and what its state is called, if known."""
 
-    name: str
+    name: str = field(repr=False)  # may have a password in it, or a signature
     path: str
     size: int | None = None
     mark: str = ""
-    other: str = ""  # the file that it is compared with, or what it is made into, below the folder for all
+    #: The file that it is compared with, or what it is made into, below the folder for all.
+    other: str = field(default="", repr=False)
 
 
 def found(names: Sequence[str], endings: Sequence[str] = SUFFIXES) -> Iterator[FleetFile]:
@@ -44,9 +45,9 @@ def found(names: Sequence[str], endings: Sequence[str] = SUFFIXES) -> Iterator[F
 def _of(name: str, endings: Sequence[str]) -> Iterator[FleetFile]:
     path = local_path(name) if is_url(name) else name
     if path is None:
-        from atlas_kit.storage.remote_listing import is_pattern, listed
+        from atlas_kit.storage.remote_listing import listed, stands_for_many
 
-        if is_pattern(name) or name.endswith("/"):
+        if stands_for_many(name):
             for one in listed(name, endings):
                 yield FleetFile(one.name, shown(one.name), one.size, one.mark)
         else:

@@ -31,6 +31,8 @@ LARGEST_BATCH = 64
 _BATCHES_AHEAD = 2
 #: How often work is given out again after its worker died, before it is tried alone.
 TRIES = 3
+#: How long a scheduler may take to answer, and how long it may be without any worker, in seconds.
+CONNECT_SECONDS, WITHOUT_WORKERS = 10, 120
 #: Work that takes so many times what others took, and so many seconds, is given to somebody idle as well.
 _SLOW, _SLOW_SECONDS = 4.0, 10.0
 
@@ -172,13 +174,26 @@ class DaskCluster(Pool):
         except ImportError:
             raise MissingExtraError("a Dask cluster", "cloud") from None
         self.address = shown(address)
+        _require_scheduler(address, self.address)
         self._ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._client: Any = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
         try:
-            self._client: Any = distributed.Client(address, timeout=10, set_as_default=False)
-            self.workers = max(1, sum(self._client.nthreads().values()))
-        except (OSError, ValueError, TimeoutError) as error:
-            why = "is not an address" if isinstance(error, ValueError) else "does not answer"
-            raise FileAccessError(f"the scheduler {why}", path=self.address) from None
+            self._client.wait_for_workers(1, timeout=WITHOUT_WORKERS)
+        except (OSError, TimeoutError):
+            self.close()
+            raise self._deserted() from None
+        self.workers = self._count() or 1
+        self._last_seen = time.monotonic()
+
+    def _count(self) -> int:
+        with contextlib.suppress(Exception):  # a scheduler that is gone is noticed by its status
+            return sum(self._client.nthreads().values())
+        return 0
+
+    def _deserted(self) -> FileAccessError:
+        return FileAccessError(
+            f"the scheduler has had no workers for {WITHOUT_WORKERS} seconds", path=self.address
+        )
 
     def submit(self, call: Callable[[Any], Any], batch: Any) -> Any:
         """Send a batch to the scheduler."""
@@ -195,6 +210,12 @@ class DaskCluster(Pool):
                 ready.add(self._ready.get_nowait())
         if not ready and self._client.status not in ("running", "connecting"):
             raise FileAccessError("the scheduler is not there any more", path=self.address)
+        if not ready:
+            present = self._count()
+            if present:
+                self._last_seen, self.workers = time.monotonic(), present
+            elif time.monotonic() - self._last_seen > WITHOUT_WORKERS:
+                raise self._deserted()
         return ready & futures
 
     def result(self, future: Any) -> Any:
@@ -211,6 +232,44 @@ class DaskCluster(Pool):
         """Leave the cluster as it was."""
         with contextlib.suppress(Exception):
             self._client.close(timeout=5)
+
+
+def _require_scheduler(address: str, shown_as: str) -> None:
+    """Ask who is at an address: Dask's own client would wait for ever for somebody who is no scheduler.
+
+    Raises
+    ------
+    FileAccessError
+        It is not a valid address, nobody is there, or somebody else.
+    """
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
+    try:
+        with ThreadPoolExecutor(1) as apart:  # a notebook has a loop of its own in this thread
+            found = apart.submit(
+                lambda: asyncio.run(asyncio.wait_for(_identity(address), CONNECT_SECONDS))
+            ).result()
+        kind = found.get("type")
+    except ValueError:
+        raise FileAccessError("the scheduler is not an address", path=shown_as) from None
+    except (OSError, TimeoutError, asyncio.TimeoutError):
+        raise FileAccessError("the scheduler does not answer", path=shown_as) from None
+    except Exception:
+        kind = None
+    if kind != "Scheduler":
+        raise FileAccessError("what answers there is not a Dask scheduler", path=shown_as)
+
+
+async def _identity(address: str) -> Any:
+    distributed: Any = importlib.import_module("distributed")
+    with_keys = distributed.Security().get_connection_args("client")
+    stream = await distributed.core.connect(address, timeout=CONNECT_SECONDS, **with_keys)
+    try:
+        await stream.write({"op": "identity", "reply": True})
+        return await stream.read()
+    finally:
+        stream.abort()
 
 
 def spread(

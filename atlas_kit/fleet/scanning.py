@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from atlas_kit.errors import MissingExtraError
-from atlas_kit.fleet.files import FleetFile, found
+from atlas_kit.fleet.files import found
 from atlas_kit.fleet.running import run_fleet
-from atlas_kit.fleet.tasks import THREADS, Row, Task, run_one
+from atlas_kit.fleet.tasks import THREADS, Row, Task, by_threads
 from atlas_kit.storage.given import Progress
 
 
@@ -47,20 +47,12 @@ def scan(
             task, files, workers=workers, scheduler=scheduler, table=table, progress=progress
         ).rows
     else:
-        rows = _by_threads(task, files, threads, progress)
-    return pandas.DataFrame([flat(row) for row in rows])
-
-
-def _by_threads(task: Task, files: list[FleetFile], threads: int, progress: Progress | None) -> list[Row]:
-    from concurrent.futures import ThreadPoolExecutor
-
-    rows = []
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        for number, row in enumerate(pool.map(lambda file: run_one(task, file), files)):
+        rows = []
+        for row in by_threads(task, files, threads):
             rows.append(row)
             if progress is not None:
-                progress(row["path"], number + 1, len(files))
-    return rows
+                progress(row["path"], len(rows), len(files))
+    return pandas.DataFrame([flat(row) for row in rows])
 
 
 def flat(row: Row) -> Row:

@@ -11,7 +11,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,10 +59,18 @@ def run_many(task: Task, files: Sequence[FleetFile]) -> list[Row]:
     """Do the work for several files: what a worker is sent at once. Those of stores are waited for together."""
     if len(files) < 2 or not any(is_url(file.name) for file in files):
         return [run_one(task, file) for file in files]
+    return list(by_threads(task, files))
+
+
+def by_threads(task: Task, files: Sequence[FleetFile], threads: int = THREADS) -> Iterator[Row]:
+    """Do the work in so many threads, and yield the rows in the files' order; who stops does not wait for the rest."""
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(min(THREADS, len(files))) as pool:
-        return list(pool.map(lambda file: run_one(task, file), files))
+    pool = ThreadPoolExecutor(max(1, min(threads, len(files))))
+    try:
+        yield from pool.map(lambda file: run_one(task, file), files)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def run_one(task: Task, file: FleetFile) -> Row:

@@ -99,8 +99,8 @@ class Document:
             stream = open(self.name, "rb")  # noqa: SIM115 (closed below)
         except (OSError, ValueError) as error:
             if isinstance(error, ValueError):
-                raise InvalidParamError("this is not a valid path", path=self.name) from error
-            raise access_error(error, self.name) from error
+                raise InvalidParamError("this is not a valid path", path=shown(self.name)) from error
+            raise access_error(error, shown(self.name)) from error
         with stream:
             yield stream
 
@@ -110,12 +110,14 @@ class Document:
         try:
             return stream.read(size)
         except OSError as error:
-            raise access_error(error, self.name) from error
+            raise access_error(error, shown(self.name)) from error
 
     def _require_text(self, data: bytes) -> None:
         if b"\0" in data:
             raise InvalidParamError(
-                "this is not a text file: it has NUL bytes", path=self.name, hint="Give UTF-8 text files."
+                "this is not a text file: it has NUL bytes",
+                path=shown(self.name),
+                hint="Give UTF-8 text files.",
             )
 
 

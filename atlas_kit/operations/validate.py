@@ -27,6 +27,7 @@ from atlas_kit.operations.inputs import unknown_format
 from atlas_kit.storage.given import Given, Progress, name_of, use_source
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.source import Source
+from atlas_kit.storage.urls import is_url, local_path
 
 #: What is looked for in a directory.
 SUFFIXES = (".atlas", ".gguf", ".safetensors", ".npz")
@@ -76,6 +77,10 @@ def expand(names: Sequence[str]) -> Iterator[str]:
         A pattern matches nothing, or a directory holds no file of a known kind.
     """
     for name in names:
+        if is_url(name) and local_path(name) is None:  # what is behind its question mark is no pattern
+            yield name
+            continue
+        name = (local_path(name) or name) if is_url(name) else name
         if os.path.isdir(name):
             found = sorted(_walk(name))
             if not found:

@@ -168,10 +168,14 @@ class RemoteSource(Source):
         if size <= LARGE_VIEW:
             self.prepare(offset, size)
             return memoryview(self.read(offset, size))
+        from atlas_kit.storage.remote_stores import room_for
+
         with tempfile.TemporaryFile() as file:
             for piece in self.chunks(offset, size):
-                file.write(piece)
-            file.flush()
+                with room_for(self.path):
+                    file.write(piece)
+            with room_for(self.path):
+                file.flush()
             return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
 
     def changed(self) -> bool:

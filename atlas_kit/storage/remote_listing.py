@@ -5,6 +5,7 @@ One request tells of many files, so that a million of them can be listed; none o
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -25,12 +26,24 @@ class Listed:
 
 
 def is_pattern(url: str) -> bool:
-    """Tell whether an address stands for several files: ``*`` or ``[``, and ``?`` where it begins no query."""
-    place = chain(url)[0]
-    first = re.sub(r"^[^:]+://[^/]*", "", place)  # an address of six numbers has brackets
-    return any(mark in first for mark in ("*", "[")) or (
-        "?" in first and not place.lower().startswith("http")
-    )
+    """Tell whether an address may stand for several files: ``*`` or ``[``, and ``?`` where it begins no query."""
+    first = chain(url)[0]
+    if first.lower().startswith("http"):  # before the path may be brackets, behind it anything
+        first = re.sub(r"^[^:]+://[^/]*", "", first).partition("?")[0]
+    return any(mark in first.rpartition("@")[2] for mark in "*[?")
+
+
+def stands_for_many(url: str) -> bool:
+    """Tell whether an address is a folder's (it ends in ``/``) or a pattern; one that is a file's name is neither."""
+    if url.endswith("/"):
+        return True
+    if not is_pattern(url):
+        return False
+    if "*" not in url:  # who names a file so? but brackets and question marks are in some
+        with contextlib.suppress(AtlasError):
+            look(url)
+            return False
+    return True
 
 
 def listed(url: str, endings: Iterable[str] = ()) -> Iterator[Listed]:
@@ -65,7 +78,11 @@ def listed(url: str, endings: Iterable[str] = ()) -> Iterator[Listed]:
     wanted = tuple(endings)
     some = False
     for name, info in sorted(found.items()):
-        if info.get("type") == "directory" or (whole and wanted and not name.lower().endswith(wanted)):
+        if (
+            info.get("type") == "directory"
+            or name.endswith("/")
+            or (whole and wanted and not name.lower().endswith(wanted))
+        ):
             continue
         some = True
         yield Listed(_whole_name(fs, name, url), _size(info), state_of(info)[0])

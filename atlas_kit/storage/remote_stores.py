@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import errno
 import importlib
+import logging
 import random
 import re
 import sys
@@ -33,7 +34,7 @@ from atlas_kit.errors import (
 from atlas_kit.storage.urls import chain, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
 
 _T = TypeVar("_T")
 
@@ -68,6 +69,9 @@ _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _WORTH_NAMING = {401: "it wants to know who asks", 403: "permission is denied"}
 #: Schemes for which the extra has what is needed.
 _EXTRA = frozenset({"http", "https", "s3", "s3a", "gs", "gcs", "hf"})
+#: Libraries that log what they raise as well, addresses included.
+_TALKATIVE = ("fsspec", "gcsfs", "s3fs", "aiobotocore", "botocore", "huggingface_hub")
+_NOWHERE = logging.NullHandler()
 CREDENTIALS = "Credentials are looked for where the store's own tools look for them."
 
 
@@ -308,7 +312,8 @@ class HTTPStore(Store):
             if total > WHOLE_LIMIT:
                 file.close()
                 raise self._too_large()
-            file.write(chunk)
+            with room_for(self.path):
+                file.write(chunk)
         if length is not None and total < int(length) and "Content-Encoding" not in answer.headers:
             file.close()
             raise _TryAgainError("the connection was cut")
@@ -514,6 +519,21 @@ def _plain(why: str) -> str:
     )
 
 
+@contextlib.contextmanager
+def room_for(path: str, to: str = "read") -> Iterator[None]:
+    """Say which disk is full where a file at an address is kept here meanwhile."""
+    try:
+        yield
+    except OSError as error:
+        number = error.errno or getattr(error.__cause__, "errno", None)
+        if number not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise FileAccessError(
+            f"cannot {to}: the folder for temporary files is full", path=path,
+            hint="TMPDIR names another one with more room.",
+        ) from None  # fmt: skip
+
+
 def store_of(url: str, patience: Patience | None = None) -> Store:
     """Return the store that an address is in."""
     scheme = url.split("://", 1)[0].lower()
@@ -539,6 +559,8 @@ def file_system_of(url: str, path: str) -> tuple[Any, str]:
 @contextlib.contextmanager
 def translated(path: str) -> Any:
     """Turn what fsspec says of an address that it cannot handle into our errors."""
+    for library in _TALKATIVE:  # without a handler, what they log would be on standard error
+        logging.getLogger(library).addHandler(_NOWHERE)
     try:
         yield
     except AtlasError:
@@ -564,6 +586,10 @@ def translated(path: str) -> Any:
         raise FileAccessError(
             "cannot read: the address is not a valid one for its store", path=path
         ) from None
+    except FileNotFoundError:
+        raise NoSuchFileError("there is no such file", path=path, hint="Check the address.") from None
+    except (ConnectionError, TimeoutError):
+        raise FileAccessError("cannot read: the store cannot be reached", path=path) from None
     except Exception as error:
         raise FileAccessError(
             f"cannot read: the store could not be opened ({type(error).__name__})",

@@ -13,13 +13,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from atlas_kit.errors import AtlasError, FileAccessError, InvalidParamError, MissingExtraError, Remedy
-from atlas_kit.storage.remote_stores import CREDENTIALS, file_system_of
+from atlas_kit.storage.remote_stores import CREDENTIALS, file_system_of, room_for
 from atlas_kit.storage.urls import chain, last_part, shown
 
 #: Parts of a large file that go at once, and how large they are: so much of it is in main memory.
 _PART, _PARTS = 1 << 24, 2
 #: Stores in which a file is there when all of it is.
 _WHOLE = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "hf", "memory"})
+#: Stores of which the first part of an address is a bucket.
+_BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "oci", "oss"})
 _READ_ONLY = frozenset({"http", "https", "github", "data", "zip", "tar", "libarchive", "reference"})
 
 
@@ -35,7 +37,7 @@ def require_writable(url: str, *, force: bool) -> None:
         raise InvalidParamError(
             f"nothing can be written to an address of the kind {scheme}://", path=shown(url)
         )
-    if not last_part(url):
+    if not last_part(url) or (scheme in _BUCKETS and "/" not in url.split("://", 1)[1].strip("/")):
         raise InvalidParamError("the address of a file ends in its name", path=shown(url))
     if force:
         return
@@ -57,7 +59,8 @@ def published(url: str) -> Iterator[str]:
     """
     with tempfile.TemporaryDirectory(prefix="atlas-kit-") as folder:
         path = os.path.join(folder, last_part(url) or "output")
-        yield path
+        with room_for(shown(url), "write"):
+            yield path
         names = sorted(
             os.listdir(folder), key=lambda name: name == os.path.basename(path)
         )  # the file itself last

@@ -13,6 +13,7 @@ from atlas_kit.errors import InvalidParamError
 
 #: A scheme has two characters or more, so that no drive of Windows is one; ``::`` joins file systems in one another.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+(?:://|::)")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+://[^\s\"'<>]+")
 _LOCAL = ("file://", "local://")
 _CHAIN = re.compile(r"::(?![0-9A-Fa-f:.]*\])")  # not the colons of an address in brackets
 
@@ -36,6 +37,11 @@ def shown(name: str) -> str:
     if not is_url(name):
         return name
     return "::".join(map(_shown, chain(name))) if name.count("[") == name.count("]") else _shown(name)
+
+
+def without_secrets(text: str) -> str:
+    """Return a text with each address in it as it may be shown."""
+    return _ADDRESS.sub(lambda found: shown(found[0]), text)
 
 
 def chain(name: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -110,6 +111,45 @@ def test_a_scheduler_that_is_not_there() -> None:
         run_fleet(Task("validate"), [here("a")], scheduler="tcp://127.0.0.1:1")
     with pytest.raises(FileAccessError, match="the scheduler is not an address"):
         run_fleet(Task("validate"), [here("a")], scheduler="nonsense://x")
+
+
+def test_who_is_no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
+    from atlas_kit.fleet import pools
+
+    monkeypatch.setattr(pools, "CONNECT_SECONDS", 1)
+    silent = socket.create_server(("127.0.0.1", 0))
+    with silent, pytest.raises(FileAccessError, match="the scheduler does not answer"):
+        pools.DaskCluster(f"tcp://127.0.0.1:{silent.getsockname()[1]}")
+    for address in (
+        "",
+        "tcp://",
+        "nonsense",
+        "http://127.0.0.1:1/",
+        "tcp://user:geheim@127.0.0.1:1",
+        "tcp://[::1",
+    ):
+        with pytest.raises(FileAccessError, match="the scheduler is not an address") as caught:
+            pools.DaskCluster(address)
+        assert "geheim" not in str(caught.value)
+
+
+def test_a_worker_is_no_scheduler_and_none_is_missed(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from distributed import Client
+
+    from atlas_kit.fleet import pools
+
+    with Client(cluster, set_as_default=False) as client:
+        worker = next(iter(client.scheduler_info()["workers"]))
+    with pytest.raises(FileAccessError, match="what answers there is not a Dask scheduler"):
+        pools.DaskCluster(worker)
+    pool = pools.DaskCluster(cluster)
+    try:
+        monkeypatch.setattr(pools, "WITHOUT_WORKERS", -1)
+        monkeypatch.setattr(pool, "_count", lambda: 0)
+        with pytest.raises(FileAccessError, match="the scheduler has had no workers for"):
+            pool.wait(set(), 0.01)
+    finally:
+        pool.close()
 
 
 def test_a_table_of_metadata(files: list[str]) -> None:

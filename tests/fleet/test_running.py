@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -241,6 +242,29 @@ def _lives(pid: int) -> bool:
     return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
+def test_who_stops_waits_for_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    from atlas_kit.fleet import tasks
+
+    release, begun = threading.Event(), []
+
+    def work(task: Task, file: FleetFile) -> dict[str, Any]:
+        begun.append(file)
+        if file.name.endswith("0"):
+            raise KeyboardInterrupt
+        release.wait(60)
+        return {}
+
+    monkeypatch.setattr(tasks, "run_one", work)
+    files = [FleetFile(f"http://127.0.0.1/m.gguf?{number}", "") for number in range(40)]
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            tasks.run_many(Task("hash"), files)
+        assert not release.is_set()
+        assert len(begun) < len(files)
+    finally:
+        release.set()
+
+
 def test_own_process_needs_no_other() -> None:
     assert list(spread(OwnProcess(), lambda batch: [2 * n for n in batch], [1, 2], int, lambda n, _: n)) == [
         2,
@@ -252,6 +276,8 @@ def test_secrets_do_not_go_to_other_machines() -> None:
     with pytest.raises(InvalidParamError, match="not sent to other machines"):
         run_fleet(Task("validate", secret=(b"geheim", None)), [], scheduler="tcp://127.0.0.1:1")
     assert "geheim" not in repr(Task("validate", secret=(b"geheim", None)))
+    signed = list(found(["https://user:geheim@host/a.gguf?signature=geheim"]))
+    assert "geheim" not in repr(signed)  # a cluster's logs have the arguments of what failed
 
 
 def test_folders_are_compared_by_names(folder: Path, tmp_path: Path) -> None:

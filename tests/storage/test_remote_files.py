@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import struct
@@ -33,7 +34,8 @@ from atlas_kit.operations.inspect import Wanted, inspect_file
 from atlas_kit.operations.validate import validate_file
 from atlas_kit.storage import remote, remote_stores
 from atlas_kit.storage.given import name_of, open_source, sha256_of
-from atlas_kit.storage.urls import is_url, local_path, shown
+from atlas_kit.storage.remote_writing import published
+from atlas_kit.storage.urls import is_url, local_path, shown, without_secrets
 from tests.storage.web_server import Page, WebServer, serving
 
 SAMPLES = Path(__file__).parents[2] / "sample_data"
@@ -274,6 +276,43 @@ def test_a_server_without_ranges_is_asked_once(web: WebServer, monkeypatch: pyte
         open_source(web.url("/data"))
 
 
+def test_a_disk_that_is_full_is_named(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    from atlas_kit.storage.source import access_error
+
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    class Full:
+        def __enter__(self) -> Full:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def write(self, _: bytes) -> None:
+            raise full
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile", lambda **_: Full())
+    monkeypatch.setattr("tempfile.TemporaryFile", Full)
+    monkeypatch.setattr(remote, "LARGE_VIEW", 100)
+    web.pages["/whole"] = Page(bytes(1000), ranges=False)
+    web.pages["/data"] = Page(bytes(1000))
+    with pytest.raises(FileAccessError, match="cannot read: the folder for temporary files is full"):
+        open_source(web.url("/whole"))
+    with (
+        open_source(web.url("/data")) as source,
+        pytest.raises(FileAccessError, match="cannot read: the folder"),
+    ):
+        source.view(0, 1000)
+    for told in (full, access_error(full, "here", "write")):
+        told.__cause__ = None if told is full else full
+        with pytest.raises(FileAccessError) as caught, published("memory://x/a.json"):
+            raise told
+        assert str(caught.value).startswith(
+            "memory://x/a.json: cannot write: the folder for temporary files is full"
+        )
+
+
 def test_redirects_are_followed_once(web: WebServer) -> None:
     web.pages["/here"] = Page(to="/there?X-Amz-Signature=geheim")
     web.pages["/there"] = Page(bytes(300_000))
@@ -345,6 +384,37 @@ def test_how_addresses_are_shown(url: str, seen: str) -> None:
     assert shown(url) == seen
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["validate"], ["validate", "none"], ["inspect"], ["inspect", "--table", "{table}"], ["hash"], ["ls"],
+        ["get", "{url}"], ["rekey", "{url}", "{url}"], ["perplexity", "{url}"], ["compress", "-o", "{url}"],
+        ["validate", "--scheduler", "{url}"],
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("status", [200, 403, 404])
+def test_no_command_shows_a_secret(
+    web: WebServer, capsys: pytest.CaptureFixture[str], tmp_path: Path, command: list[str], status: int
+) -> None:
+    from atlas_kit.cli.main import run
+
+    fails = [] if status == 200 else [status] * 9
+    web.pages["/m.atlas"] = Page((SAMPLES / "atlas" / "all-types.atlas").read_bytes(), fails=fails)
+    url = web.url("/m.atlas").replace("//", "//user:geheim@") + "?X-Amz-Signature=geheim&x=*[1]"
+    table = tmp_path / "t.jsonl"
+    code = run([command[0], url, *(one.format(url=url, table=table) for one in command[1:])])
+    said = "".join(capsys.readouterr()) + (table.read_text() if table.exists() else "")
+    assert "geheim" not in said
+    assert "pattern" not in said
+    assert (code == 0) == (status == 200 and command[0] in ("validate", "inspect", "hash", "ls") and not {
+        "none", "--scheduler"} & set(command)), said  # fmt: skip
+
+
+def test_addresses_in_a_text() -> None:
+    said = without_secrets('no "s3://a:b@c/d?e=f" (https://u:p@h/x?s=1 y) and http:// http://[ it is')
+    assert said == 'no "s3://c/d" (https://h/x y) and http:// http://... it is'
+
+
 def test_what_an_address_is() -> None:
     assert all(map(is_url, ("s3://b/k", "hf://a/b/c", "https://h", "memory://x", "simplecache::s3://b/k")))
     assert not any(map(is_url, ("c:/x", "a.gguf", "./s3://", "-", b"s3://b", Path("s3://b"), "")))
@@ -369,6 +439,20 @@ def test_any_store_that_fsspec_knows() -> None:
         fs.pipe("/f/large", bytes(200_000) + b"x" * 100_000)
         with pytest.raises(ConflictError):
             source.read(200_000, 10)
+
+
+def test_stores_that_cannot_be_opened() -> None:
+    with pytest.raises(FileAccessError, match="cannot read: the store cannot be reached"):
+        open_source("ftp://user:geheim@127.0.0.1:1/a.gguf")
+    with pytest.raises(NoSuchFileError, match="there is no such file"):
+        open_source("zip://a.gguf::file:///none/at/all.zip")
+    script = (
+        "import logging, sys\nfrom atlas_kit.storage.remote_stores import file_system_of\n"
+        "file_system_of('memory://x', 'memory://x')\n"
+        "for name in ('gcsfs', 's3fs', 'fsspec.asyn'): logging.getLogger(name).error('https://geheim')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ended.stderr == ""
 
 
 def test_unknown_schemes_and_files_that_are_not_here() -> None:

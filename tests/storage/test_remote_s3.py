@@ -91,3 +91,39 @@ def test_nobody_there_and_no_credentials(s3: S3Server, monkeypatch: pytest.Monke
     with pytest.raises(FileAccessError, match="cannot be reached") as caught:
         open_source("s3://bucket/key")
     assert "geheim" not in str(caught.value)
+
+
+def test_names_that_look_like_patterns(s3: S3Server, capsys: pytest.CaptureFixture[str]) -> None:
+    from atlas_kit.cli.main import run
+
+    model = (SAMPLES / "gguf" / "micro.gguf").read_bytes()
+    for name in ("odd/a[1].gguf", "odd/b?.gguf"):
+        s3.put(name, model)
+        for command in (["inspect"], ["validate", "--workers", "1"], ["hash"]):
+            assert run([*command, f"s3://bucket/{name}"]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    for name in ("odd/", "odd/*.gguf", "odd/**"):
+        assert run(["validate", f"s3://bucket/{name}"]) == 0
+        assert "2 files, all well" in capsys.readouterr().out
+    assert run(["inspect", "s3://bucket/odd/none[1].gguf"]) == 2
+    assert "the pattern matches no file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("url", "pattern"),
+    [
+        ("s3://b/a.gguf", False),
+        ("s3://b/*.gguf", True),
+        ("s3://b/a[12].gguf", True),
+        ("s3://b/a?.gguf", True),
+        ("https://h/a?x[1]=*", False),
+        ("https://h/*.gguf?x=1", True),
+        ("https://[::1]/a.gguf", False),
+        ("zip://*.gguf::s3://b/a.zip", True),
+        ("zip://a.gguf::s3://b/*.zip", False),
+    ],
+)
+def test_what_is_a_pattern(url: str, pattern: bool) -> None:
+    from atlas_kit.storage.remote_listing import is_pattern
+
+    assert is_pattern(url) is pattern

@@ -122,8 +122,9 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
         with pytest.raises(InvalidParamError, match="nothing can be written") as caught:
             convert_file(memory, url, ConvertOptions(to="json"))
         assert "geheim" not in str(caught.value)
-    with pytest.raises(InvalidParamError, match="ends in its name"):
-        convert_file(memory, "s3://bucket/", ConvertOptions(to="json"))
+    for url in ("s3://bucket/", "s3://bucket", "gs://bucket", "s3://"):
+        with pytest.raises(InvalidParamError, match="ends in its name"):
+            convert_file(memory, url, ConvertOptions(to="json", force=True))
     convert_file(memory, f"file://{tmp_path}/b.json")
     assert (tmp_path / "b.json").exists()
     compress_file(memory, f"file://{tmp_path}/b.atlas")
