@@ -152,17 +152,22 @@ class Processes(Pool):
 def _live_as_its_owner() -> None:
     """Let Ctrl-C be the business of who started the workers, and end when that process does, however it ends."""
     import multiprocessing
-    import threading
+    from multiprocessing import connection
+
+    from atlas_kit.background import start_thread
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     owner = multiprocessing.parent_process()
-    if owner is not None:
-        threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
+    if owner is None:
+        return
+    sentinel = owner.sentinel
+    told, tell = os.pipe()
 
+    def watch() -> None:  # who waits for work has both ends of its pipe, and never sees that nobody is there
+        if sentinel in connection.wait([sentinel, told]):
+            os._exit(1)
 
-def _end_with(owner: Any) -> None:
-    owner.join()  # a worker waits for work at a pipe of which it has both ends: it would never see that nobody is there
-    os._exit(1)
+    start_thread(watch, name="atlas-kit owner", stop=lambda: os.write(tell, b"."))
 
 
 class DaskCluster(Pool):
