@@ -646,7 +646,7 @@ class TokenMemory:
             else:
                 found = asked_for(read, np.concatenate(tokens), self.rows)
             for name, value in zip(_ASKED, found, strict=True):
-                self._pending[name].append(value)
+                self._pending[name].append(value.astype(np.float32, copy=False))
             self._asking = []
 
     def _step(

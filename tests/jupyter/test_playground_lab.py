@@ -16,7 +16,7 @@ def test_start_draws_a_curve_and_stop_ends_a_long_run(
 ):
     open_notebook(page, lab_server, notebook(CODE))
     assert run_all(page) == []
-    status = page.locator(".jp-OutputArea-output [role=status]")
+    status = page.locator(".jp-OutputArea-output p[role=status]")
     expect(status).to_contain_text("Start stores random pairs")
 
     def press(name: str) -> None:

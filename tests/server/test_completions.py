@@ -272,8 +272,6 @@ def test_grammars_that_mean_harm_are_400_and_cost_nothing(inside, real):
                 {"grammar": "root ::= this is (not valid"},
                 {"grammar": "root ::= root"},
                 {"json_schema": {"type": "nonsense"}},
-                {"json_schema": {"type": "string", "maxLength": 10**9}},
-                {"json_schema": {"type": "array", "maxItems": 10**9, "items": {"type": "null"}}},
                 {"json_schema": {"type": "string", "pattern": "^(a{1,9}){1,100000}$"}},
                 {"json_schema": {"type": "string", "pattern": "^" + "(" * 3000 + "a" + ")" * 3000 + "$"}},
                 {"json_schema": {"enum": [f"value {number}" for number in range(50_000)]}},
@@ -289,6 +287,14 @@ def test_grammars_that_mean_harm_are_400_and_cost_nothing(inside, real):
                 assert answer.status_code == 400, (str(body)[:80], answer.text[:200])
                 assert answer.json()["error"]["param"] in ("grammar", "json_schema")
             assert engine.decodes == 0
+            for body in (  # too far off to be counted: without an end, as in llama-server
+                {"json_schema": {"type": "string", "maxLength": 10**9}},
+                {"json_schema": {"type": "array", "maxItems": 10**9, "items": {"type": "null"}}},
+            ):
+                answer = await server.client.post(
+                    "/v1/completions", json={"prompt": "a", "max_tokens": 1, **body}
+                )
+                assert answer.status_code == 200, answer.text
             # as clients of llama-server send none
             none = await server.client.post(
                 "/v1/completions", json={"prompt": "a", "grammar": "", "max_tokens": 1}
