@@ -31,7 +31,7 @@ from atlas_kit.llama.token_memory import TokenMemory
 from atlas_kit.llama.trace import Trace, follow
 from atlas_kit.llama.trace_frames import GivenWords, Words
 from atlas_kit.memory import MemoryState
-from atlas_kit.persistence.session_file import write_session_state
+from atlas_kit.persistence.session_file import read_session_state, session_state_bytes, write_session_state
 from atlas_kit.settings.atlas_settings import AtlasSettings
 from atlas_kit.widgets.base import Shown, is_watched
 from atlas_kit.widgets.lab import share
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 
     from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.steps import Token
-    from atlas_kit.persistence.session_state import SessionState
 
 
 #: Settings that act at once, because they leave the arrays as they are.
@@ -131,7 +130,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         content, source = _given(text)
         self._owns = not isinstance(model, AtlasSession)
         self._loan: Loan | None = None
-        self._left: SessionState | None = None  # what the session knew when it had to make room
+        self._left: bytes | None = None  # what the session knew when it had to make room, as a file
         if isinstance(model, AtlasSession):
             if model.memory is None:
                 raise _no_memory()
@@ -439,7 +438,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
                 self.session.save(path, **options)
             else:  # another lab reads with the model: what was learned is still here, and no context
                 options.pop("context", None)
-                write_session_state(path, self._left, **options)
+                write_session_state(path, read_session_state(self._left), **options)
         self._tell(f"Saved to {os.fspath(path)}.")
 
     def load(self, path: str | os.PathLike[str], **options: Any) -> None:
@@ -481,8 +480,13 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         """Close the session, and have the model no longer; what was read can still be told."""
         if not self.session.closed:
             self.words = told = self._told()
-            self.view.words, self._left = told, self.session.state(context=False)
+            self.view.words = told
+            # a notebook's Out keeps every lab: a file has what was learned, and no room for what may still come
+            self._left = session_state_bytes(self.session.state(context=False), codec="lz4")
+            self._snapshots.clear()  # there is no way back without the model
             self.session.close()
+            if self.session.memory is not None:
+                self.session.memory.reset()
         if self._loan is not None:
             self._loan.give_back()
 
@@ -632,7 +636,8 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
             self._rates.clear()
             self._tell()
             return
-        self._snapshots.keep(self.session)
+        if self._left is None:
+            self._snapshots.keep(self.session)
         self._tell(_SAID.get(state, ""), error=error)
         self.view.show()
         self.recalled.stored = self._stored()
