@@ -479,13 +479,14 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
     def _part(self) -> None:
         """Close the session, and have the model no longer; what was read can still be told."""
         if not self.session.closed:
-            self.words = told = self._told()
-            self.view.words = told
-            # a notebook's Out keeps every lab: a file has what was learned, and no room for what may still come
-            self._left = session_state_bytes(self.session.state(context=False), codec="lz4")
-            self._snapshots.clear()  # there is no way back without the model
+            if not sys.is_finalizing():  # nobody asks afterwards, and nothing can be imported
+                self.words = told = self._told()
+                self.view.words = told
+                # a notebook's Out keeps every lab: a file has what was learned, and no room for what may come
+                self._left = session_state_bytes(self.session.state(context=False), codec="lz4")
+                self._snapshots.clear()  # there is no way back without the model
             self.session.close()
-            if self.session.memory is not None:
+            if self._left is not None and self.session.memory is not None:
                 self.session.memory.reset()
         if self._loan is not None:
             self._loan.give_back()
