@@ -22,7 +22,7 @@ import numpy as np
 
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError, ModelError
-from atlas_kit.llama.gating import MOST_WEIGHT, weights_of_one
+from atlas_kit.llama.gating import TRUSTED_AFTER, brought_to_one, weights_of_one
 from atlas_kit.llama.looking import Looking
 from atlas_kit.llama.middle_layers import seen
 from atlas_kit.llama.output_matrix import OutputRows
@@ -523,19 +523,19 @@ class TokenMemory:
             weights[..., 2] = float(ratio)
             weights[..., 1 if self.learns else 0] = 1 - float(ratio)
         weights[..., 2][~has_window] = 0
-        weights = weights.reshape(-1, 3)
-        cached = weights[:, 2]
-        np.minimum(cached, MOST_WEIGHT * weights.sum(axis=1), out=cached)
-        nothing = weights[:, :2].sum(axis=1) <= 0
-        if nothing.any():
-            weights[nothing, 0] = 1 - MOST_WEIGHT
-        weights /= weights.sum(axis=1, keepdims=True)
-        return weights
+        return brought_to_one(weights.reshape(-1, 3), self.trust)
+
+    @property
+    def trust(self) -> float:
+        """The share of its weight that a learned memory has by now: of a young whitened one, little."""
+        if self.whitened is None or self.settings.blend_ratio != ADAPTIVE:
+            return 1.0
+        return min(1.0, int(self.present.counters["steps"]) / TRUSTED_AFTER)
 
     def weights_of_one(self, features: Sequence[float], has_window: bool) -> tuple[float, float, float]:
         """Return ``weights_of`` one token with its five features, where there are memory and window."""
         ratio = None if self.settings.blend_ratio == ADAPTIVE else float(self.settings.blend_ratio)
-        return weights_of_one(self.present.gate["w"].tolist(), features, ratio, has_window)
+        return weights_of_one(self.present.gate["w"].tolist(), features, ratio, has_window, self.trust)
 
     @property
     def _experts(self) -> slice | list[int]:
