@@ -7,6 +7,7 @@ they compute, and so do the lists around them. Every number is the same to the b
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,13 +16,29 @@ from atlas_kit.codecs.numbers import Array
 from atlas_kit.llama.gating import features_of_one
 from atlas_kit.llama.reading import NO_SLOTS, Reading, summary, with_bound
 from atlas_kit.llama.side_by_side import ranked
-from atlas_kit.llama.whitened_reading import OneWhitened, likely_and_beside, moved, sloped, unmoved
+from atlas_kit.llama.whitened_reading import (
+    OneWhitened,
+    likely_and_beside,
+    moved,
+    read_whitened,
+    sloped,
+    unmoved,
+)
 from atlas_kit.memory import WhitenedMemory
 from atlas_kit.memory.backend import quiet
 from atlas_kit.memory.ranking import NOTHING_FOUND, Ranked
 
 if TYPE_CHECKING:
     from atlas_kit.llama.output_matrix import OutputRows
+
+
+def read_few(
+    memories: Sequence[OneWhitened], hidden: Array, logits: Sequence[Array], current: Sequence[int]
+) -> list[Reading]:
+    """Do as ``read_whitened``, in whichever way takes less time."""
+    if len(memories) == 1:
+        return [read_one(memories[0], hidden, logits[0], current[0])]
+    return read_whitened(memories, hidden, logits, current)
 
 
 @quiet

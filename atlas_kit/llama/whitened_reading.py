@@ -93,10 +93,6 @@ def read_whitened(
 ) -> list[Reading]:
     """Return what each whitened memory expects after one token; as ``read_side_by_side``."""
     first = memories[0]
-    if len(memories) == 1:
-        from atlas_kit.llama.reading_one import read_one
-
-        return [read_one(first, hidden, logits[0], current[0])]
     y, directions = first.memory.read_each([one.present for one in memories], hidden)
     _, lse, entropy = summarize(logits, 0)
     count = len(memories)

@@ -72,7 +72,7 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "read: their move": [(whitened_reading, "moved"), (reading_one, "_moved")],
     "read: window": [*((module, "look_up") for module in READINGS), (reading_one, "ranked")],
     "read: gate": [*((module, "gated") for module in READINGS), (TokenMemory, "weights_of_one")],
-    "read: one token": [(token_memory, "read_side_by_side"), (token_memory, "read_whitened")],
+    "read: one token": [(token_memory, "read_side_by_side"), (token_memory, "read_few")],
     "read: the rest": [(Batches, "_read_ahead")],
     "blend": [(Reading, "log_probabilities"), (Reading, "likeliest")],
     "sample": [(LlamaSampler, "sample"), (LlamaSampler, "sample_among")],
