@@ -51,7 +51,7 @@ FIRST = (
     "atlas_kit.server.light_requests", "atlas_kit.server.completion_answer",
 )  # fmt: skip
 FIRST_OF_MEMORIES = (
-    "atlas_kit.llama.token_memory", "atlas_kit.episodes.store"
+    "atlas_kit.llama.token_memory", "atlas_kit.episodes.store", "numpy.random",
 )  # fmt: skip
 #: Seconds that the start waits for sessions that are brought back; the others come while it answers already.
 BRING_BACK_SECONDS = 1.0
