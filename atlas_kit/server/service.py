@@ -506,7 +506,7 @@ class Service:
         self.require_ready()
         remembers = self._remembers(atlas)
         if asked.slot is not None:
-            self.conversations.require_slot(asked.slot)
+            self.conversations.sequences.require(asked.slot)
         if goes_on is not None:
             remembers = goes_on.settings is not None
 
