@@ -46,7 +46,7 @@ def let_go(watcher: Watcher) -> None:
 
 
 def look() -> None:
-    """Let everyone glance once. What goes wrong for one (its page is gone, its file cannot be asked) is left at that."""
+    """Let everyone glance once. What goes wrong for one (its page is gone, its file cannot be asked) stays its own."""
     for watcher in tuple(_watchers):
         with contextlib.suppress(Exception):
             watcher.glance()
