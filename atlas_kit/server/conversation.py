@@ -67,6 +67,8 @@ class Conversation:
         It began with what another one read: what it knows has not been kept in its episodes yet.
     branched
         Something of a text that was left may have gone from its episodes.
+    ticket, moved
+        What its file may be changed with (``SessionFiles.ticket``); and whether another server has the session now.
     unread, asking
         A request has begun it, and nothing was read for that yet; and how many requests are about to use it or do.
     """
@@ -99,6 +101,8 @@ class Conversation:
     branched: bool = False
     unread: bool = False
     asking: int = 0
+    ticket: int = 0
+    moved: bool = False
     closed: bool = False
     lock: Turns = field(default_factory=Turns)
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)

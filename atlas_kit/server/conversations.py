@@ -35,10 +35,12 @@ from atlas_kit.llama.parking import Parked, light_state_of, new_parked, park, pa
 from atlas_kit.llama.session import DEVICES, AtlasSession
 from atlas_kit.llama.steps import Stats, common_length
 from atlas_kit.server.branches import Spelling, match
+from atlas_kit.server.claims import Claims, gone
 from atlas_kit.server.conversation import Conversation, Slot, about, take_over, utilization
 from atlas_kit.server.jobs import called, finished
 from atlas_kit.server.keys import SHARED, Key
 from atlas_kit.server.making import Making
+from atlas_kit.server.moved import LeaseLostError
 from atlas_kit.server.prefixes import LEAST_SHARED, MOST_BYTES, Prefixes, Reader
 from atlas_kit.server.session_names import SessionNames
 from atlas_kit.server.traces import Traces
@@ -107,6 +109,7 @@ class Conversations:
         self._device = device
         self.named: dict[Key, Conversation] = {}
         self.names = SessionNames(most_named)
+        self.claims = Claims()
         self._temporary: list[Conversation] = []
         self.slots: list[Slot] = []
         self._freed = asyncio.Condition()
@@ -143,9 +146,14 @@ class Conversations:
         if found is not None or self.files is None or settings is None or key in self._deleting:
             return found
         if self.files.exists(key):
-            found = self.named[key] = Conversation(key, settings, writing=self.writing_of(key))
+            found = self.named[key] = self.begun(key, settings)
             self.names.add(key)
         return found
+
+    def begun(self, key: Key, settings: AtlasSettings | None, **more: Any) -> Conversation:
+        """Return a conversation with nothing inside, unless it is given."""
+        ticket = 0 if self.files is None or key.name is None else self.files.ticket(key)
+        return Conversation(key, settings, writing=self.writing_of(key), ticket=ticket, **more)
 
     def writing_of(self, key: Key) -> asyncio.Lock:
         """Return the lock of a session's file; of a temporary conversation, its own."""
@@ -359,7 +367,7 @@ class Conversations:
     def new(self, key: Key, settings: AtlasSettings | None) -> Conversation:
         """Return a conversation that has read nothing."""
         parked = Parked() if settings is None else self.new_inside(settings)
-        return Conversation(key, settings, parked=parked, writing=self.writing_of(key))
+        return self.begun(key, settings, parked=parked)
 
     def new_memory(self, settings: AtlasSettings) -> TokenMemory:
         """Return an empty memory."""
@@ -394,6 +402,10 @@ class Conversations:
                 self._deleting[key] -= 1
                 if not self._deleting[key]:
                     del self._deleting[key]
+        await self.vacate(conversation)
+
+    async def vacate(self, conversation: Conversation) -> None:
+        """Let a conversation that was dropped leave its sequence, unless it is still at work there."""
         slot = conversation.slot
         if slot is not None and not conversation.lock.locked():
             await self._take(slot)
@@ -401,7 +413,7 @@ class Conversations:
 
     async def _delete_file(self, conversation: Conversation, files: SessionFiles) -> None:
         async with conversation.writing:  # what is being written goes, too
-            await asyncio.to_thread(files.delete, conversation.key)
+            await asyncio.to_thread(files.delete, conversation.key, conversation.ticket)
 
     # --- leasing -------------------------------------------------------------------------------------------
 
@@ -454,7 +466,7 @@ class Conversations:
         await conversation.lock.acquire(first=first)
         try:
             if conversation.closed:
-                raise _deleted()
+                raise gone(conversation)
             slot = conversation.slot
             if slot is not None:
                 async with self._freed:
@@ -479,7 +491,7 @@ class Conversations:
         if self._ending:
             raise ClosedError("the server is shutting down")
         if conversation.closed:
-            raise _deleted()
+            raise gone(conversation)
 
     @contextlib.asynccontextmanager
     async def borrowed(self, namespace: str, task: str) -> AsyncIterator[Slot]:
@@ -534,7 +546,8 @@ class Conversations:
             # packed into the lowest ones: batches of sequences without gaps are decoded fastest
             free = self._places(conversation)
             empty = [one for one in free if one.conversation is None]
-            slot = conversation.slot or (empty[0] if empty else min(free, key=_age))
+            oldest = min(free, key=lambda one: getattr(one.conversation, "used", 0.0))
+            slot = conversation.slot or (empty[0] if empty else oldest)
             conversation.wants = None
             slot.busy = True
         if slot.conversation is not conversation:
@@ -550,7 +563,7 @@ class Conversations:
         """Let a conversation take over a sequence; who was there is parked."""
         before, inside, session = slot.conversation, conversation.parked, slot.session
         if inside is None:
-            raise _deleted()
+            raise gone(conversation)
 
         def move() -> Parked | None:
             left = None if before is None else park(session)
@@ -658,7 +671,8 @@ class Conversations:
             state = state_of(self.engine, conversation.parked)
         else:
             return None
-        return _with_texts(state, conversation)
+        found: SessionState = dataclasses.replace(state, texts=tuple(conversation.branches))
+        return found
 
     def carry_out(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Let the work for a request go on by itself; what it fails with is for whoever waits for it, if anybody."""
@@ -707,7 +721,9 @@ class Conversations:
             state, version = await self.state(conversation, exact=exact)
             if state is None or conversation.closed:
                 return False
-            await finished(asyncio.to_thread(self.files.write, conversation.key, state, about(conversation)))
+            await finished(asyncio.to_thread(
+                self.files.write, conversation.key, state, about(conversation), conversation.ticket
+            ))  # fmt: skip
             conversation.saved, conversation.exact = version, exact or not state.tokens
             return True
 
@@ -750,7 +766,7 @@ class Conversations:
             await self._take_back(conversation, files)
         except Exception as error:
             if conversation.closed:  # its file has gone meanwhile; one that is there now is that of the next
-                raise _deleted() from None
+                raise gone(conversation) from None
             # nothing is wrong with the file where too many are open, a disk is away for a moment, or others are at it
             kept = (ConflictError, KeyRequiredError, WrongKeyError)
             if type(error) is FileAccessError or isinstance(error, kept):
@@ -841,6 +857,8 @@ class Conversations:
             try:
                 if not await self.spill(one):
                     return  # it was used meanwhile: whoever did so asks for this again
+            except LeaseLostError:
+                continue  # it is dropped
             except AtlasError as error:
                 self._tidy_after = time.monotonic() + RETRY_SECONDS
                 self.spill_problem = error.message
@@ -874,17 +892,5 @@ class Conversations:
         self.slots = []
 
 
-def _with_texts(state: SessionState, conversation: Conversation) -> SessionState:
-    return dataclasses.replace(state, texts=tuple(conversation.branches))
-
-
-def _deleted() -> InvalidParamError:
-    return InvalidParamError("the session was deleted meanwhile", key="session_id")
-
-
 def _last_use(conversation: Conversation) -> float:
     return conversation.used
-
-
-def _age(slot: Slot) -> float:
-    return 0.0 if slot.conversation is None else slot.conversation.used
