@@ -7,19 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from atlas_kit.errors import AtlasError, InvalidParamError
-from atlas_kit.server.moved import LeaseLostError
-
 if TYPE_CHECKING:
     from atlas_kit.server.conversation import Conversation
     from atlas_kit.server.keys import Key
-
-
-def gone(conversation: Conversation) -> AtlasError:
-    """Return what is said of a conversation that is not here any more."""
-    if conversation.moved:
-        return LeaseLostError()
-    return InvalidParamError("the session was deleted meanwhile", key="session_id")
 
 
 class Claims:

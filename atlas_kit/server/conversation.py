@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from atlas_kit.errors import AtlasError, InvalidParamError
 from atlas_kit.llama.parking import Parked
 from atlas_kit.server.branches import Match, Spelling, match
 from atlas_kit.server.keys import Key
+from atlas_kit.server.moved import LeaseLostError
 from atlas_kit.server.turns import Turns
 
 if TYPE_CHECKING:
@@ -249,3 +251,10 @@ def about(conversation: Conversation) -> dict[str, Any]:
 
 def _whole(value: Any, default: int) -> int:
     return value if isinstance(value, int) and value >= 0 else default
+
+
+def gone(conversation: Conversation) -> AtlasError:
+    """Return what whoever waits for a conversation is told that is not here any more."""
+    if conversation.moved:
+        return LeaseLostError()
+    return InvalidParamError("the session was deleted meanwhile", key="session_id")
