@@ -94,6 +94,9 @@ class SharedClaims(Claims):
                 ) from error
             else:
                 self._claimed[self._files.id_of(key)] = time.time()
+                one = self._conversations.named.get(key)
+                if one is not None and one.ticket != self._files.ticket(key):  # it is of an earlier lease
+                    self._drop_one(one)
                 return
             await asyncio.sleep(LOOK_SECONDS)
 
@@ -139,8 +142,11 @@ class SharedClaims(Claims):
         """Drop what is in main memory of a session that another server has."""
         one = self._named(session)
         if one is not None:
-            self._leave_memory(one)
-            self._conversations.carry_out(self._conversations.vacate(one))
+            self._drop_one(one)
+
+    def _drop_one(self, one: Conversation) -> None:
+        self._leave_memory(one)
+        self._conversations.carry_out(self._conversations.vacate(one))
 
     def _leave_memory(self, one: Conversation) -> None:
         one.moved = True
@@ -158,16 +164,18 @@ class SharedClaims(Claims):
             one, claimed = self._named(session), self._claimed.pop(session, 0.0)
             if one is None or one.used < claimed:
                 await asyncio.sleep(claimed + GRACE_SECONDS - time.time())
-                one = self._named(session)
-            if one is not None and not await self._is_free(one):
-                return  # its server is asked again
+            one = self._named(session)
+            if one is None:
+                self._files.let_go(session)
+            elif not await self._is_free(one, session):
+                return  # it is wanted still, which the next round finds
             await finished(asyncio.to_thread(self._files.release, session))
         except AtlasError as error:
             log.info("a session that another server wants stays for now: %s", error.message)
         finally:
             self._leaving.discard(session)
 
-    async def _is_free(self, one: Conversation) -> bool:
+    async def _is_free(self, one: Conversation, session: str) -> bool:
         """Save a session and let it leave main memory; tell whether nobody has used it meanwhile."""
         until = self._loop.time() + BUSY_SECONDS
         while one.asking and self._loop.time() < until:
@@ -176,6 +184,7 @@ class SharedClaims(Claims):
         async with one.lock:
             if one.closed or one.saved != one.version:
                 return False
+            self._files.let_go(session)
             self._leave_memory(one)
             one.parked = None
         await self._conversations.vacate(one)

@@ -64,6 +64,8 @@ class _Held:
         Of the last state that was put under this lease.
     keeps
         Whether the state in the store is to stay beside the next one, as it is damaged.
+    leaves
+        Whether it is about to be given back, unless somebody claims it before.
     """
 
     lease: Lease
@@ -71,6 +73,7 @@ class _Held:
     waits: bool = False
     number: int = 0
     keeps: bool = False
+    leaves: bool = False
 
 
 class SharedSessions(SessionFiles):
@@ -120,7 +123,9 @@ class SharedSessions(SessionFiles):
     def holds(self, key: Key) -> bool:
         """Tell whether this server surely holds a session: then the folder has it, and nobody need be asked."""
         held = self._sessions.get(self.id_of(key))
-        return held is not None and held.here and held.lease.turn == self._leases.turn and self._leases.sure
+        if held is None or held.leaves or not held.here:
+            return False
+        return held.lease.turn == self._leases.turn and self._leases.sure
 
     def ticket(self, key: Key) -> int:
         """Return the fencing number under which a session is held now; 0: it is not."""
@@ -143,6 +148,7 @@ class SharedSessions(SessionFiles):
         with self._turn(session):
             held = self._sessions.get(session)
             if held is not None:
+                held.leaves = False
                 try:
                     with self.store.asking():
                         self._leases.confirm(held.lease)
@@ -204,8 +210,14 @@ class SharedSessions(SessionFiles):
             if name != but:
                 self._objects.delete(name)
 
+    def let_go(self, session: str) -> None:
+        """Say that a session is to be given back: whoever uses it from now on claims it first."""
+        held = self._sessions.get(session)
+        if held is not None:
+            held.leaves = True
+
     def release(self, session: str) -> None:
-        """Give a session back, whose conversation is in main memory no more; what waits is put first.
+        """Give a session back that was let go, unless it was claimed since; what waits is put first.
 
         Raises
         ------
@@ -216,6 +228,8 @@ class SharedSessions(SessionFiles):
             held = self._sessions.get(session)
             if held is None:
                 self._leases.unask(session)
+                return
+            if not held.leaves:
                 return
             try:
                 if held.waits:
