@@ -13,6 +13,7 @@ import hashlib
 import os
 import threading
 from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-#: Parts of a large file, of which one is in main memory at a time.
-PART = 1 << 24
+#: Parts of a large file, and how many of them go at once: so much of it is in main memory.
+PART, AT_ONCE = 1 << 24, 2
 
 
 @dataclass(frozen=True)
@@ -307,11 +308,15 @@ class _InS3(_Place):
         upload = self._call("create_multipart_upload")["UploadId"]
         try:
             parts: list[dict[str, Any]] = []
-            with open(path, "rb") as file:
-                while piece := file.read(size):
-                    number = len(parts) + 1
-                    tag = self._call("upload_part", UploadId=upload, PartNumber=number, Body=piece)["ETag"]
-                    parts.append({"PartNumber": number, "ETag": tag})
+
+            def send(numbered: tuple[int, bytes]) -> dict[str, Any]:
+                number, piece = numbered
+                sent = self._call("upload_part", UploadId=upload, PartNumber=number, Body=piece)
+                return {"PartNumber": number, "ETag": sent["ETag"]}
+
+            with open(path, "rb") as file, ThreadPoolExecutor(AT_ONCE) as pool:
+                while pieces := [piece for _ in range(AT_ONCE) if (piece := file.read(size))]:
+                    parts += pool.map(send, enumerate(pieces, len(parts) + 1))
             done = self._call(
                 "complete_multipart_upload", UploadId=upload, MultipartUpload={"Parts": parts}, **condition
             )

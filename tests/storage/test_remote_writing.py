@@ -73,6 +73,45 @@ def test_nothing_is_overwritten_unasked(s3: S3Server) -> None:
         convert_file(place, place, ConvertOptions(force=True))
 
 
+def test_what_appears_while_the_output_is_made_stays(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from atlas_kit.operations import convert
+
+    memory = str(SAMPLES / "atlas" / "all-types.atlas")
+    made = convert.convert_file(memory, str(tmp_path / "expected.json"))
+    assert made.target_size
+    write = remote_writing.put
+
+    def late(path: str, url: str, *, new: bool = False) -> None:
+        s3.file_system().pipe("bucket/late.json", b"somebody else's")
+        write(path, url, new=new)
+
+    monkeypatch.setattr(remote_writing, "put", late)
+    s3.forget()
+    with pytest.raises(FileAccessError, match="the file exists already"):
+        convert_file(memory, "s3://bucket/late.json")
+    assert s3.file_system().cat("bucket/late.json") == b"somebody else's"
+    convert_file(memory, "s3://bucket/late.json", ConvertOptions(force=True))
+    assert s3.file_system().cat("bucket/late.json") == (tmp_path / "expected.json").read_bytes()
+    monkeypatch.undo()
+
+
+def test_a_store_like_s3_without_conditions_is_looked_at_instead(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from atlas_kit.storage import remote_conditional
+
+    def unknown(*_: Any) -> str:
+        raise remote_conditional._UnknownError
+
+    monkeypatch.setattr(remote_conditional._InS3, "put", unknown)
+    memory = str(SAMPLES / "atlas" / "all-types.atlas")
+    convert_file(memory, "s3://bucket/older-store.json")
+    with pytest.raises(FileAccessError, match="the file exists already"):
+        convert_file(memory, "s3://bucket/older-store.json")
+
+
 def test_what_fails_leaves_nothing(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     import s3fs
 
@@ -80,10 +119,14 @@ def test_what_fails_leaves_nothing(s3: S3Server, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(AtlasError):
         convert_file(str(SAMPLES / "broken" / "truncated.atlas"), "s3://bucket/none/a.json")
 
-    async def cut(*_: Any, **__: Any) -> None:
-        raise ConnectionResetError("geheim")
+    call = s3fs.S3FileSystem._call_s3
 
-    monkeypatch.setattr(s3fs.S3FileSystem, "_put_file", cut)
+    async def cut(self: Any, method: str, *args: Any, **options: Any) -> Any:
+        if method == "put_object":
+            raise ConnectionResetError("geheim")
+        return await call(self, method, *args, **options)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", cut)
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(FileAccessError, match="cannot write: the store cannot be reached") as caught:
         convert_file(memory, "s3://bucket/none/a.json")
@@ -139,6 +182,7 @@ def test_stores_that_show_half_a_file_get_it_under_another_name_first(
     from fsspec.implementations.memory import MemoryFileSystem
 
     monkeypatch.setattr(remote_writing, "_WHOLE", frozenset())
+    monkeypatch.setattr(remote_writing, "has_conditions", lambda url: False)
     put, names = MemoryFileSystem.put_file, []
 
     def noted(self: Any, here: str, there: str, **options: Any) -> None:
