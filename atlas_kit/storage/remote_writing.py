@@ -8,6 +8,7 @@ nothing may be overwritten, the store itself is told so if it can be.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -16,16 +17,18 @@ from typing import Any
 
 from atlas_kit.errors import (
     AtlasError,
-    ConflictError,
     FileAccessError,
     InvalidParamError,
     MissingExtraError,
     Remedy,
 )
-from atlas_kit.storage.remote_conditional import AT_ONCE, PART, create, has_conditions
 from atlas_kit.storage.remote_stores import CREDENTIALS, file_system_of, room_for
 from atlas_kit.storage.urls import chain, last_part, shown
 
+#: Parts of a large file that go at once, and how large they are: so much of it is in main memory.
+_PART, _PARTS = 1 << 24, 2
+#: Stores that can be told to put a file only where none is.
+_CONDITIONAL = frozenset({"s3", "s3a", "gs", "gcs"})
 #: Addresses at which there was no file when somebody looked who may not overwrite one.
 _FREE: ContextVar[frozenset[str]] = ContextVar("free", default=frozenset())
 #: Stores in which a file is there when all of it is.
@@ -101,44 +104,67 @@ def put(path: str, url: str, *, new: bool = False) -> None:
     Raises
     ------
     FileAccessError
-        The store did not take it.
+        The store did not take it, or has a file already.
     """
-    if new and _put_new(path, url):
-        return
     scheme = url.split(":", 1)[0].lower()
     with _told(url):
         fs, place = file_system_of(url, shown(url))
-        if scheme in ("s3", "s3a"):
-            fs.put_file(path, place, chunksize=PART, max_concurrency=AT_ONCE)
-        elif scheme in _WHOLE:
-            fs.put_file(path, place)
-        else:
-            folder, _, name = place.rpartition("/")
-            with contextlib.suppress(NotImplementedError, FileExistsError):
-                fs.makedirs(folder, exist_ok=True)
-            temporary = f"{folder}/.{name}.{os.urandom(4).hex()}.tmp"
+        if new and scheme in _CONDITIONAL:
             try:
-                fs.put_file(path, temporary)
-                fs.mv(temporary, place)
-            except BaseException:
-                with contextlib.suppress(Exception):
-                    fs.rm_file(temporary)
-                raise
-
-
-def _put_new(path: str, url: str) -> bool:
-    """Put a file where none is, if the store can see to that itself; else look, and leave putting it to the caller."""
-    if has_conditions(url):
+                _put_whole(fs, path, place, scheme, mode="create")
+            except Exception as error:
+                if _is_unmet(error):
+                    if _holds(fs, place, path):
+                        return  # it is our own write, of which the answer was lost
+                    raise _taken(url) from None
+                if (
+                    getattr(error, "errno", None) != errno.ENOSYS
+                ):  # a store that is like S3, without conditions
+                    raise
+            else:
+                return
+        if new:
+            _require_free(url)
+        if scheme in _WHOLE:
+            _put_whole(fs, path, place, scheme)
+            return
+        folder, _, name = place.rpartition("/")
+        with contextlib.suppress(NotImplementedError, FileExistsError):
+            fs.makedirs(folder, exist_ok=True)
+        temporary = f"{folder}/.{name}.{os.urandom(4).hex()}.tmp"
         try:
-            create(url, path)
-        except ConflictError:
-            raise _taken(url) from None
-        except InvalidParamError:  # it is of a kind that can, and cannot
-            pass
-        else:
-            return True
-    _require_free(url)
-    return False
+            fs.put_file(path, temporary)
+            fs.mv(temporary, place)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                fs.rm_file(temporary)
+            raise
+
+
+def _put_whole(fs: Any, path: str, place: str, scheme: str, **options: Any) -> None:
+    if scheme in ("s3", "s3a"):
+        options |= {"chunksize": _PART, "max_concurrency": _PARTS}
+    fs.put_file(path, place, **options)
+
+
+def _is_unmet(error: Exception) -> bool:
+    """Tell whether a store says that there is a file already, or that another write of it is under way."""
+    said = f"{getattr(error, 'code', '')} {error}".lower()
+    return isinstance(error, FileExistsError) or any(
+        word in said for word in ("precondition", "pre-condition", "412", "conditional request")
+    )
+
+
+def _holds(fs: Any, place: str, path: str) -> bool:
+    """Tell whether a store has just the bytes of a file of this machine."""
+    fs.invalidate_cache()
+    if fs.info(place)["size"] != os.path.getsize(path):
+        return False
+    with fs.open(place, "rb", block_size=_PART) as there, open(path, "rb") as here:
+        while piece := here.read(_PART):
+            if there.read(len(piece)) != piece:
+                return False
+    return True
 
 
 @contextlib.contextmanager

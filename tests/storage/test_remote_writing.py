@@ -100,16 +100,37 @@ def test_what_appears_while_the_output_is_made_stays(
 def test_a_store_like_s3_without_conditions_is_looked_at_instead(
     s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from atlas_kit.storage import remote_conditional
+    import errno
 
-    def unknown(*_: Any) -> str:
-        raise remote_conditional._UnknownError
+    import s3fs
 
-    monkeypatch.setattr(remote_conditional._InS3, "put", unknown)
+    put = s3fs.S3FileSystem._put_file
+
+    async def unknown(self: Any, *args: Any, mode: str = "overwrite", **options: Any) -> None:
+        if mode == "create":
+            raise OSError(errno.ENOSYS, "A header you provided implies functionality that is not implemented")
+        await put(self, *args, **options)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_put_file", unknown)
+    s3fs.S3FileSystem.clear_instance_cache()
     memory = str(SAMPLES / "atlas" / "all-types.atlas")
     convert_file(memory, "s3://bucket/older-store.json")
     with pytest.raises(FileAccessError, match="the file exists already"):
         convert_file(memory, "s3://bucket/older-store.json")
+
+
+@pytest.mark.parametrize("size", [100, pytest.param((2 << 24) + 7, marks=pytest.mark.slow)])
+def test_a_write_whose_answer_was_lost_finds_itself(s3: S3Server, tmp_path: Path, size: int) -> None:
+    file, url = tmp_path / "x", f"s3://bucket/lost-{size}"
+    file.write_bytes(os.urandom(size))
+    remote_writing.put(str(file), url, new=True)
+    remote_writing.put(str(file), url, new=True)
+    kept = file.read_bytes()
+    file.write_bytes(os.urandom(size))
+    with pytest.raises(FileAccessError, match="the file exists already"):
+        remote_writing.put(str(file), url, new=True)
+    assert s3.file_system().cat(f"bucket/lost-{size}") == kept
+    assert not s3.file_system().call_s3("list_multipart_uploads", Bucket="bucket").get("Uploads")
 
 
 def test_what_fails_leaves_nothing(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,14 +140,10 @@ def test_what_fails_leaves_nothing(s3: S3Server, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(AtlasError):
         convert_file(str(SAMPLES / "broken" / "truncated.atlas"), "s3://bucket/none/a.json")
 
-    call = s3fs.S3FileSystem._call_s3
+    async def cut(*_: Any, **__: Any) -> None:
+        raise ConnectionResetError("geheim")
 
-    async def cut(self: Any, method: str, *args: Any, **options: Any) -> Any:
-        if method == "put_object":
-            raise ConnectionResetError("geheim")
-        return await call(self, method, *args, **options)
-
-    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", cut)
+    monkeypatch.setattr(s3fs.S3FileSystem, "_put_file", cut)
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(FileAccessError, match="cannot write: the store cannot be reached") as caught:
         convert_file(memory, "s3://bucket/none/a.json")
@@ -182,7 +199,7 @@ def test_stores_that_show_half_a_file_get_it_under_another_name_first(
     from fsspec.implementations.memory import MemoryFileSystem
 
     monkeypatch.setattr(remote_writing, "_WHOLE", frozenset())
-    monkeypatch.setattr(remote_writing, "has_conditions", lambda url: False)
+    monkeypatch.setattr(remote_writing, "_CONDITIONAL", frozenset())
     put, names = MemoryFileSystem.put_file, []
 
     def noted(self: Any, here: str, there: str, **options: Any) -> None:
