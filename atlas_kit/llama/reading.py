@@ -316,21 +316,25 @@ def summarize(logits: Sequence[Array] | Array, count: int) -> tuple[Array, Array
     top = np.empty((n, count), np.int64)
     with np.errstate(invalid="ignore"):
         for row in range(n):  # row by row: the temporaries then stay in the processor's cache
-            z = logits[row]
-            largest = np.maximum.reduce(z)
-            below = z - largest
-            e = np.exp(below)
-            # the sum of many is made in pairs: as exact as the logits, and twice as fast
-            total = float(np.add.reduce(e, dtype=np.float64 if len(e) <= FEW else None))
-            lse[row] = float(largest) + math.log(total)
-            # never positive, so that nothing cancels however large the logits are
-            mean = float(e @ below)
-            if not math.isfinite(mean):  # a model may rule tokens out: -inf times 0
-                mean = float(e @ np.where(e > 0, below, 0))
-            entropy[row] = math.log(total) - mean / total
+            lse[row], entropy[row] = summary(logits[row])
             if count:
-                top[row] = most_likely(z, count)
+                top[row] = most_likely(logits[row], count)
     return top, lse, entropy
+
+
+def summary(z: Array) -> tuple[float, float]:
+    """Return log-sum-exp and entropy of logits (n_vocab,), in nats."""
+    largest = np.maximum.reduce(z)
+    below = z - largest
+    e = np.exp(below)
+    # the sum of many is made in pairs: as exact as the logits, and twice as fast
+    total = float(np.add.reduce(e, dtype=np.float64 if len(e) <= FEW else None))
+    logarithm = math.log(total)
+    # never positive, so that nothing cancels however large the logits are
+    mean = float(e @ below)
+    if not math.isfinite(mean):  # a model may rule tokens out: -inf times 0
+        mean = float(e @ np.where(e > 0, below, 0))
+    return float(largest) + logarithm, logarithm - mean / total
 
 
 def most_likely(z: Array, count: int) -> Array:
@@ -345,17 +349,44 @@ def most_likely(z: Array, count: int) -> Array:
     n = len(z)
     if count >= n:
         return np.arange(n)
-    size = n // (4 * count)
+    places = _at_least(z, count)
+    if places is not None:
+        first = len(places) - count
+        return np.asarray(places[z[places].argpartition(first)[first:]])
+    return z.argpartition(n - count)[n - count :]
+
+
+def _at_least(z: Array, count: int) -> Array | None:
+    """Return ascending places of which the ``count`` largest of z are some; None where nothing bounds them."""
+    size = len(z) // (4 * count)
     if size >= 8:
-        blocks = n // size
+        blocks = len(z) // size
         # of numbers that lie apart, so that the maxima of all blocks are taken side by side
         maxima = np.maximum.reduce(z[: blocks * size].reshape(size, blocks), axis=0)
         maxima.partition(blocks - count)
         places = (z >= maxima[blocks - count]).nonzero()[0]
         if len(places) >= count:  # fewer only where some are no numbers
-            first = len(places) - count
-            return np.asarray(places[z[places].argpartition(first)[first:]])
-    return z.argpartition(n - count)[n - count :]
+            return np.asarray(places)
+    return None
+
+
+def largest(z: Array, count: int) -> tuple[Array, float]:
+    """Return the places of the ``count`` largest of z (n,), ascending, and the least of these; ties as they come.
+
+    >>> largest(np.array([3.0, 1.0, 2.0, 5.0]), 2)[0].tolist()
+    [0, 3]
+    """
+    places = _at_least(z, count)
+    numbers = z if places is None else z[places]
+    ordered = numbers.copy()
+    ordered.partition(len(ordered) - count)
+    least = ordered[len(ordered) - count]
+    above = (numbers >= least).nonzero()[0]
+    if len(above) == count:
+        return above if places is None else places[above], float(least)
+    found = most_likely(z, count)
+    found.sort()
+    return found, float(np.minimum.reduce(z[found]))
 
 
 def find(ascending: Array, wanted: Array) -> tuple[Array, Array]:

@@ -22,13 +22,15 @@ from atlas_kit.errors import AtlasError, InvalidParamError, LockedError
 from atlas_kit.server import logs
 from atlas_kit.server.conversation import Conversation
 from atlas_kit.server.conversations import Conversations
-from atlas_kit.server.generation import Generating, Generation, checked_session_id
+from atlas_kit.server.generation import Generating
 from atlas_kit.server.kept_responses import KeptResponses
 from atlas_kit.server.keys import SHARED, Key
 from atlas_kit.server.loading import load_engine
 from atlas_kit.server.metrics import Metrics, Request
+from atlas_kit.server.outcome import Generation
 from atlas_kit.server.problems import ApiError, unavailable
 from atlas_kit.server.session_files import SessionFiles, make_private
+from atlas_kit.server.session_names import checked_session_id
 from atlas_kit.server.sleeping import Sleep
 from atlas_kit.storage.keys import Keys, key_from_file
 
@@ -504,7 +506,7 @@ class Service:
         self.require_ready()
         remembers = self._remembers(atlas)
         if asked.slot is not None:
-            self.conversations.require_slot(asked.slot)
+            self.conversations.sequences.require(asked.slot)
         if goes_on is not None:
             remembers = goes_on.settings is not None
 

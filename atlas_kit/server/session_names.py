@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
+from atlas_kit.errors import InvalidParamError
 from atlas_kit.server.keys import Key
 from atlas_kit.server.problems import ApiError
 
@@ -57,3 +59,18 @@ class SessionNames:
             names.discard(key.name)
             if not names:
                 del self._names[key.namespace]
+
+
+def checked_session_id(name: Any) -> str:
+    """Return a session's name.
+
+    Raises
+    ------
+    InvalidParamError
+        It is empty, longer than 128 characters, or holds characters that cannot be printed.
+    """
+    if not isinstance(name, str) or not 0 < len(name) <= 128 or not name.isprintable():
+        raise InvalidParamError(
+            "a session_id has 1 to 128 printable characters", key="session_id", hint="Choose another."
+        )
+    return name

@@ -9,7 +9,6 @@ from pydantic import Field
 from starlette.responses import Response
 
 from atlas_kit.server.conversation import Conversation
-from atlas_kit.server.generation import checked_session_id
 from atlas_kit.server.json_response import JsonResponse
 from atlas_kit.server.kept_responses import Kept, Thread
 from atlas_kit.server.problems import ApiError
@@ -19,6 +18,7 @@ from atlas_kit.server.routes.common import TheService, namespace_of
 from atlas_kit.server.schemas_open import Open
 from atlas_kit.server.schemas_responses import Metadata
 from atlas_kit.server.service import Service
+from atlas_kit.server.session_names import checked_session_id
 
 router = APIRouter(prefix="/v1/conversations", tags=["OpenAI"])
 

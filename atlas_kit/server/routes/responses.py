@@ -19,11 +19,11 @@ from starlette.responses import Response
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.server.dialogue import Asked, Dialogue, dialogue
 from atlas_kit.server.dialogue_parts import budget_for, reasoning_format_of, sampling_for, shape_of
-from atlas_kit.server.generation import Generation, Outcome, checked_session_id
 from atlas_kit.server.json_response import JsonResponse
 from atlas_kit.server.kept_responses import Kept
 from atlas_kit.server.logprobs import Released, chat_logprobs
 from atlas_kit.server.native_answer import told_progress
+from atlas_kit.server.outcome import Generation, Outcome
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.request_parts import (
     limit_of,
@@ -37,6 +37,7 @@ from atlas_kit.server.response_items import Output, chat_messages, chat_tools, l
 from atlas_kit.server.routes.common import TheService, namespace_of
 from atlas_kit.server.schemas_responses import ResponsesRequest
 from atlas_kit.server.service import Service, settings_in
+from atlas_kit.server.session_names import checked_session_id
 from atlas_kit.server.streams import event, kept_awake, streamed, told, unless_gone
 from atlas_kit.server.talk import Talk
 

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from atlas_kit.server.generation import checked_session_id
 from atlas_kit.server.keys import SHARED, Key, looked_at
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.routes.common import TheService, namespace_of
+from atlas_kit.server.session_names import checked_session_id
 from atlas_kit.server.streams import event, streamed
 
 router = APIRouter(prefix="/v1/atlas", tags=["ATLAS"])
