@@ -37,4 +37,5 @@ def use_page_style() -> None:
     plt.rcParams["figure.facecolor"] = "white"
     config: Any = InlineBackend.instance(parent=shell)
     config.print_figure_kwargs = {**config.print_figure_kwargs, "facecolor": "none"}
-    set_matplotlib_formats(*config.figure_formats, facecolor="none")
+    formats: Any = set_matplotlib_formats
+    formats(*config.figure_formats, facecolor="none")

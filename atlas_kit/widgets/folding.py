@@ -31,7 +31,7 @@ def folded(title: str = "What it gives") -> Iterator[None]:
     captured: Any = None
     try:
         shell: Any = get_ipython()
-        publisher = getattr(shell, "display_pub", None)
+        publisher: Any = getattr(shell, "display_pub", None)
         with capture_output() as captured:
             if hasattr(publisher, "set_parent"):
                 # JupyterLab's messages to widgets come in another thread, which says so to whatever publishes: without
