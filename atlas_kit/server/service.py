@@ -514,6 +514,8 @@ class Service:
             self.conversations.sequences.require(asked.slot)
         if goes_on is not None:
             remembers = goes_on.settings is not None
+        if atlas.get("replaces"):
+            asked = dataclasses.replace(asked, replaces=True)
 
         def choose() -> Conversation:
             if goes_on is not None and not goes_on.closed:
