@@ -551,6 +551,8 @@ class Service:
             self.conversations.sequences.require(asked.slot)
         if goes_on is not None:
             remembers = goes_on.settings is not None
+        if atlas.get("replaces"):
+            asked = dataclasses.replace(asked, replaces=True)
 
         name = atlas.get("session_id")
         key = None if name is None else Key(namespace, checked_session_id(name))
