@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.parking import Parked
 from atlas_kit.server.branches import Match, Spelling, match
 from atlas_kit.server.keys import Key
@@ -245,3 +246,8 @@ def about(conversation: Conversation) -> dict[str, Any]:
 
 def _whole(value: Any, default: int) -> int:
     return value if isinstance(value, int) and value >= 0 else default
+
+
+def deleted() -> InvalidParamError:
+    """Return what whoever waits for a conversation is told that was deleted."""
+    return InvalidParamError("the session was deleted meanwhile", key="session_id")

@@ -22,13 +22,15 @@ from atlas_kit.errors import AtlasError, InvalidParamError, LockedError
 from atlas_kit.server import logs
 from atlas_kit.server.conversation import Conversation
 from atlas_kit.server.conversations import Conversations
-from atlas_kit.server.generation import Generating, Generation, checked_session_id
+from atlas_kit.server.generation import Generating
 from atlas_kit.server.kept_responses import KeptResponses
 from atlas_kit.server.keys import SHARED, Key
 from atlas_kit.server.loading import load_engine
 from atlas_kit.server.metrics import Metrics, Request
-from atlas_kit.server.problems import ApiError, unavailable
+from atlas_kit.server.outcome import Generation
+from atlas_kit.server.problems import SESSION, ApiError, naming, unavailable
 from atlas_kit.server.session_files import SessionFiles, make_private
+from atlas_kit.server.session_names import checked_session_id
 from atlas_kit.server.sleeping import Sleep
 from atlas_kit.storage.keys import Keys, key_from_file
 
@@ -51,7 +53,7 @@ FIRST = (
     "atlas_kit.server.light_requests", "atlas_kit.server.completion_answer",
 )  # fmt: skip
 FIRST_OF_MEMORIES = (
-    "atlas_kit.llama.token_memory", "atlas_kit.episodes.store"
+    "atlas_kit.llama.token_memory", "atlas_kit.episodes.store", "numpy.random",
 )  # fmt: skip
 #: Seconds that the start waits for sessions that are brought back; the others come while it answers already.
 BRING_BACK_SECONDS = 1.0
@@ -491,10 +493,12 @@ class Service:
         asked: Generation,
         *,
         goes_on: Conversation | None = None,
+        named: str = SESSION,
     ) -> Generating:
         """Begin to generate; iterate the result's ``tokens()``.
 
         ``goes_on`` is the conversation of a request before, which this one continues unless it was closed meanwhile.
+        ``named`` is the property of the request that names the session.
 
         Raises
         ------
@@ -502,9 +506,12 @@ class Service:
             The request cannot be carried out.
         """
         self.require_ready()
-        remembers = self._remembers(atlas)
+        with naming(named):
+            remembers = self._remembers(atlas)
+            if (name := atlas.get("session_id")) is not None:  # before anything of the answer is sent
+                self.conversations.names.require_room(Key(namespace, name))
         if asked.slot is not None:
-            self.conversations.require_slot(asked.slot)
+            self.conversations.sequences.require(asked.slot)
         if goes_on is not None:
             remembers = goes_on.settings is not None
 
@@ -522,8 +529,8 @@ class Service:
             return await self.memories.keep(conversation, atlas.get("memory_file"))
 
         if atlas.get("save_memory"):
-            named = atlas.get("session_id") is not None or atlas.get("memory_file") is not None
-            if not remembers or not (named or self.config.persists):
+            goes_somewhere = atlas.get("session_id") is not None or atlas.get("memory_file") is not None
+            if not remembers or not (goes_somewhere or self.config.persists):
                 raise ApiError(
                     400,
                     "Name a session_id or a memory_file whose memory is saved.",
@@ -536,6 +543,7 @@ class Service:
             after=keep if atlas.get("save_memory") else None,
             namespace=namespace,
             recalls=len(self.config.keys) <= 1,
+            named=named,
         )  # fmt: skip
 
     def _note(self, request: Request) -> None:

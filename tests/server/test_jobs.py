@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling, Scheduler
+from atlas_kit.server import jobs as jobs_module
 from atlas_kit.server.jobs import Watched, called
 
 SESSIONS, TOKENS = 5, 12
@@ -55,3 +56,32 @@ def test_a_call_on_the_engine_s_thread_is_heard_of_in_every_loop() -> None:
 
     with AtlasSession(engine, None) as session, Scheduler(engine) as scheduler:
         assert [asyncio.run(answer(session, scheduler)) for _ in range(3)] == [0, 0, 0]
+
+
+def test_tokens_that_come_quickly_are_looked_for_now_and_then(monkeypatch) -> None:
+    """Only a first token and an end are told at once, so that an answer is complete however seldom anybody looks."""
+    monkeypatch.setattr(jobs_module, "APART", 60.0)
+    engine, rung = FakeEngine(), 0
+
+    async def main() -> list[list[int]]:
+        loop = asyncio.get_running_loop()
+        wake_up: Callable[..., Any] = loop.call_soon_threadsafe
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            nonlocal rung
+            rung += 1
+            return wake_up(*arguments, **options)
+
+        with AtlasSession(engine, None) as session, Scheduler(engine) as scheduler:
+            loop.call_soon_threadsafe = counted  # type: ignore[method-assign]
+            answers = []
+            for _ in range(3):
+                job = scheduler.generate(session, "abc" * 5, max_tokens=400, sampling=Sampling(temperature=0))
+                watched = Watched(job, scheduler)
+                answers.append([token.id async for group in watched.tokens() for token in group])
+                assert answers[-1] == [token.id for token in job.tokens]
+            return answers
+
+    answers = asyncio.run(asyncio.wait_for(main(), 30))
+    assert [len([token for token in answer if token >= 0]) for answer in answers] == [400] * 3
+    assert rung <= 4 * len(answers)

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Path, Query, Request
 
 from atlas_kit.server.conversation import Conversation
-from atlas_kit.server.generation import checked_session_id
 from atlas_kit.server.keys import SHARED, Key
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.routes.common import TheService, namespace_of, require_admin
@@ -33,6 +32,7 @@ from atlas_kit.server.schemas_atlas import (
     Status,
 )
 from atlas_kit.server.service import Service
+from atlas_kit.server.session_names import checked_session_id
 from atlas_kit.server.standing import config_of, memory_of, sessions_of, status_of
 
 router = APIRouter(prefix="/v1/atlas", tags=["ATLAS"])
