@@ -11,6 +11,7 @@ import dataclasses
 import time
 from array import array
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import ClosedError
@@ -27,7 +28,7 @@ from atlas_kit.server.keeping import Keeping
 from atlas_kit.server.keys import SHARED, Key, looked_at
 from atlas_kit.server.making import takes_long
 from atlas_kit.server.outcome import Generation, Outcome, Progress, Scored
-from atlas_kit.server.problems import ApiError, too_long, unavailable
+from atlas_kit.server.problems import SESSION, ApiError, naming, too_long, unavailable
 from atlas_kit.server.said import Said, Span
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class Generating:
         What is asked for, and what counts it.
     remembers
         Whether that conversation has a memory, so that the text may be longer than the context.
+    key
+        The session that goes on, where it has a name: it is claimed first.
     before, after
         Called with the conversation before it is its turn, and when it is over: what ``after`` returns goes into the
         ``atlas`` object.
@@ -74,6 +77,8 @@ class Generating:
         Of the API key that asks.
     recalls
         Whether the shared memory may give back word for word what it read: it has read nothing of others.
+    named
+        The property of the request that names the session.
     """
 
     def __init__(
@@ -84,14 +89,16 @@ class Generating:
         metrics: Metrics,
         *,
         remembers: bool,
+        key: Key | None = None,
         before: Hook | None = None,
         after: Hook | None = None,
         namespace: str = "",
         recalls: bool = True,
+        named: str = SESSION,
     ) -> None:
-        self._namespace, self._recalls = namespace, recalls
+        self._namespace, self._recalls, self._named = namespace, recalls, named
         self._conversations, self._choose, self._asked = conversations, choose, asked
-        self._remembers, self._before, self._after = remembers, before, after
+        self._remembers, self._key, self._before, self._after = remembers, key, before, after
         self._metrics, self._cut = metrics, False
         self._read_so_far: Callable[[], int] = lambda: 0
         self.outcome = Outcome(prompt_tokens=len(asked.tokens))
@@ -233,7 +240,8 @@ class Generating:
                 not task.done()
             ):  # who closes this early finds the work ended, unless they are cancelled once more
                 await asyncio.wait({task})
-        task.result()
+        with naming(self._named):
+            task.result()
 
     def _pull(self) -> None:
         """Take note of the tokens that came since."""
@@ -256,10 +264,14 @@ class Generating:
         began = time.monotonic()
         try:
             await self.ready()
+            claims = self._conversations.claims
             with self._metrics.request(self._asked, self.outcome) as watch:
+                if self._key is not None:
+                    await claims.claim(self._key)
                 conversation = self._conversation = self._choose()
                 async with self._conversations.asking(conversation):
                     await self._take_turn(conversation, watch, began)
+                await claims.confirm(conversation)
             if self._after is not None:
                 self.outcome.atlas.update(await self._after(conversation) or {})
         except ClosedError as error:
@@ -379,7 +391,7 @@ class Generating:
         session.keeps = asked.keeps
         if known or session.context_tokens:
             yield from session.placing(history, known)
-        session.observer = self._look
+        session.observer = partial(self._look, session)
         reader, question = self._reader, self._question
         if question is not None:
             told = self._reads if asked.progress else None
@@ -508,13 +520,13 @@ class Generating:
                 else:
                     self._loop.call_soon_threadsafe(reached, reader, at, point)
 
-    def _look(self, reading: Reading, tokens: Any, probabilities: Any) -> None:
+    def _look(self, session: AtlasSession, reading: Reading, tokens: Any, probabilities: Any) -> None:
         """Take note of what was expected of tokens that came, on the engine's thread."""
         if self._answering:
             self._blend(reading, tokens, probabilities)
         if self._conversation is not None and self._conversations.traces.anybody:
             key = looked_at(self._conversation.key, self._namespace)
-            self._conversations.traces.take(key, reading, tokens, probabilities)
+            self._conversations.traces.take(key, reading, tokens, probabilities, session)
 
     def _show_recalled(self, session: AtlasSession, conversation: Conversation) -> None:
         """Tell those who look on, and who comes next, what was recalled for the answer."""

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from atlas_kit.server.conversations import Conversations
     from atlas_kit.server.kept_responses import KeptResponses
     from atlas_kit.server.lifecycle import SharedMemory
+    from atlas_kit.server.session_files import SessionFiles
+    from atlas_kit.server.shared_store import SharedStore
     from atlas_kit.settings.atlas_settings import AtlasSettings
     from atlas_kit.storage.keys import Keys
 
@@ -60,6 +62,8 @@ class Host(Protocol):
     conversations: Conversations
     settings: AtlasSettings
     shared: SharedMemory | None
+    store: SharedStore | None
+    files: SessionFiles
     responses: KeptResponses
     keys: Keys
 
@@ -229,6 +233,8 @@ class Memories:
         service = self._service
         if conversation.key != SHARED:
             await service.conversations.save(conversation)
+            if service.store is not None and service.files.waits(conversation.key):
+                return f"the store is away ({service.store.problem}), and gets it when it is back"
             return None
         assert service.shared is not None
         saved = await service.shared.save(service.conversations, conversation)
@@ -250,8 +256,10 @@ class Memories:
 
     # --- what is done to a conversation --------------------------------------------------------------------
 
-    def target(self, namespace: str, session_id: str | None) -> Conversation:
+    async def target(self, namespace: str, session_id: str | None) -> Conversation:
         """Return the conversation that is meant: a session, or the memory that requests without one share.
+
+        A session is this server's from then on.
 
         Raises
         ------
@@ -260,7 +268,9 @@ class Memories:
         """
         service = self._service
         if session_id is not None:
-            found = service.conversations.find(Key(namespace, session_id), service.settings)
+            key = Key(namespace, session_id)
+            await service.conversations.claims.claim(key)
+            found = service.conversations.find(key, service.settings)
             if found is None:
                 raise ApiError(
                     404, "There is no session of this name.", param="session_id", code="session_not_found"
@@ -409,6 +419,7 @@ class Memories:
             There is a session of this name.
         """
         conversations = self._service.conversations
+        await conversations.claims.claim(key)
         if conversations.find(key, self._service.settings) is not None:
             raise ApiError(409, "There is a session of this name already.", param="session_id", code="exists")
         await self._warm(conversation)
@@ -420,9 +431,7 @@ class Memories:
         if conversations.find(key, self._service.settings) is not None:
             raise ApiError(409, "There is a session of this name already.", param="session_id", code="exists")
         conversations.names.begin(key)
-        found = conversations.named[key] = Conversation(
-            key, conversation.settings, writing=conversations.writing_of(key)
-        )
+        found = conversations.named[key] = conversations.begun(key, conversation.settings)
         take_over(found, parked, state, {"learned": conversation.learned})
         found.version = 1
         return found

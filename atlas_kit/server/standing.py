@@ -84,6 +84,7 @@ def status_of(service: Service) -> dict[str, Any]:
             **summed,
         },
         "memory_file": _file(service),
+        "store": None if service.store is None else service.store.status(),
         "sessions": {
             **now.sessions,
             "outlive_a_restart": service.files.outlives,

@@ -14,6 +14,7 @@ import io
 import os
 import sys
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 DPI = 110
 #: Code keeps its columns: a page's own style for ``pre`` need not.
 CODE = "font-family:var(--jp-code-font-family,monospace)"
+#: Widgets that were closed and are still there, by the ids of their models: pages ask what was seen last.
+closed: weakref.WeakValueDictionary[str, Shown] = weakref.WeakValueDictionary()
 
 
 class Shown:
@@ -32,6 +35,17 @@ class Shown:
 
     A subclass gives `text` and `figure`; the rest follows from them.
     """
+
+    #: Whether one that is closed can still say what was seen last; if not, its picture stays the one saved before.
+    _tells_when_closed = True
+
+    def close(self) -> None:
+        """Take the view off every page; the picture of what was seen last stays there."""
+        comm = getattr(self, "comm", None)
+        if comm is not None and self._tells_when_closed:
+            closed[comm.comm_id] = self
+        with_view: Any = super()
+        with_view.close()
 
     def text(self) -> str:
         """Return a few plain lines: for terminals, tests and screen readers."""
