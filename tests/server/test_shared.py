@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from atlas_kit.errors import FileAccessError
+from atlas_kit.errors import FileAccessError, LockedError
 from atlas_kit.server.leases import Leases
-from atlas_kit.storage.objects import OtherObjects
+from atlas_kit.storage.objects import OtherObjects, objects_at
 from server.conftest import Inside, Insider
 
 pytest.importorskip("fastapi", reason="the packages of the server are not installed")
@@ -34,7 +34,7 @@ def replica(inside: Insider, address: str, tmp_path: Path) -> Any:
     @contextlib.asynccontextmanager
     async def start(name: str, **settings: Any) -> AsyncIterator[Inside]:
         given = {
-            "atlas_memory_dir": address, "atlas_memory_spool": str(tmp_path / name), "atlas_lease_seconds": 1.0,
+            "atlas_memory_dir": address, "atlas_memory_spool": str(tmp_path / name), "atlas_lease_seconds": 2.0,
             "atlas_replica_name": name,
         }  # fmt: skip
         async with inside(**{**given, **settings}) as server:
@@ -233,7 +233,7 @@ def test_where_the_store_has_moved_on_both_are_kept(replica: Any, switch: Switch
             switch.away = True
             await say(one, "before and meanwhile")
         switch.away = False
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(2.2)
         async with replica("two") as two:
             await say(two, "before and elsewhere", save_memory=True)
             async with replica("one") as one:
@@ -259,5 +259,89 @@ def test_a_store_that_is_away_from_the_start_keeps_no_server_from_starting(
             while not (await status(one))["reachable"]:
                 await asyncio.sleep(0.05)
             await say(one, "hello")
+
+    asyncio.run(test())
+
+
+# --- memories under names of their own --------------------------------------------------------------------
+
+
+def test_memories_that_clients_save_are_there_for_all(replica: Any, switch: Switch) -> None:
+    async def test() -> None:
+        async with replica("one") as one, replica("two") as two:
+            await say(one, "what anna knows")
+            saved = await one.client.post(
+                "/v1/atlas/memory/save", json={"session_id": "anna", "memory_file": "kept"}
+            )
+            assert saved.status_code == 200, saved.text
+            listed = (await two.client.post("/v1/atlas/memory/list")).json()["data"]
+            assert [(row["memory_file"], row["fits"]) for row in listed] == [("kept.atlas", True)]
+            load = {"session_id": "carl", "memory_file": "kept"}
+            assert (await two.client.post("/v1/atlas/memory/load", json=load)).status_code == 200
+            assert "what anna knows" in await history(two, "carl")
+            switch.away = True
+            refused = await two.client.post(
+                "/v1/atlas/memory/save", json={"session_id": "carl", "memory_file": "late"}
+            )
+            assert refused.status_code == 507
+            switch.away = False
+            while (await status(two))["waiting"]:
+                await asyncio.sleep(0.05)
+            one.service.store.try_again()
+            assert len((await one.client.post("/v1/atlas/memory/list")).json()["data"]) == 2
+            assert (
+                await one.client.post("/v1/atlas/memory/delete", json={"memory_file": "kept"})
+            ).status_code == 200
+            assert (await two.client.post("/v1/atlas/memory/load", json=load)).status_code == 404
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_the_shared_memory_may_be_at_an_address(
+    replica: Any, address: str, switch: Switch, kind: str
+) -> None:
+    settings: dict[str, Any] = (
+        {"atlas_memory_file": f"{address}/all.atlas", "atlas_memory_dir": None}
+        if kind == "file"
+        else {"atlas_memory_persist": True}
+    )
+    name = "all.atlas" if kind == "file" else "fake_memory.atlas"
+
+    async def tell(server: Inside, prompt: str) -> Any:
+        body = {"prompt": prompt, **SMALL, "atlas": {"save_memory": True}}
+        return (await server.client.post("/v1/completions", json=body)).json()["atlas"]
+
+    async def learned(server: Inside) -> int:
+        found = (await server.client.get("/v1/atlas/memory")).json()["memory"]["tokens_seen"]
+        assert isinstance(found, int)
+        return found
+
+    async def test() -> None:
+        async with replica("one", **settings) as one:
+            assert (await tell(one, "what all know"))["saved"]
+            first = await learned(one)
+            with pytest.raises(LockedError, match="one"):
+                async with replica("two", **settings):
+                    pass
+            switch.away = True
+            told = await tell(one, "and meanwhile")
+            assert (told["saved"], "away" in told["problem"]) == (False, True)
+            second = await learned(one)
+            assert second > first > 0
+        assert one.service.unput == 1
+        switch.away = False
+        async with replica("one", **settings) as one:
+            assert await learned(one) == second
+            while (await status(one))["waiting"]:
+                await asyncio.sleep(0.05)
+        async with replica("two", **settings) as two:
+            assert await learned(two) == second
+            objects_at(address).put(name, b"somebody else's")
+            told = await tell(two, "not over that")
+            assert "somebody else" in told["problem"]
+        assert objects_at(address).read(name).data == b"somebody else's"  # type: ignore[union-attr]
+        beside = [one for one in objects_at(address).listed("") if one.endswith(".aside.atlas")]
+        assert len(beside) == 1
 
     asyncio.run(test())
