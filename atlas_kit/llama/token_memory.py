@@ -35,6 +35,7 @@ from atlas_kit.llama.reading import (
     summarize,
     with_bound,
 )
+from atlas_kit.llama.reading_one import read_few
 from atlas_kit.llama.side_by_side import read_side_by_side
 from atlas_kit.llama.whitened_reading import (
     LEAST_LIFT,
@@ -44,7 +45,6 @@ from atlas_kit.llama.whitened_reading import (
     bias_step,
     correct_all,
     likely,
-    read_whitened,
 )
 from atlas_kit.memory import (
     Memory,
@@ -894,5 +894,5 @@ def read_each(
     memories: Sequence[TokenMemory], hidden: Array, logits: Sequence[Array], current: Sequence[int]
 ) -> list[Reading]:
     """Read one token each of memories of one kind."""
-    read = read_side_by_side if memories[0].whitened is None else read_whitened
+    read = read_side_by_side if memories[0].whitened is None else read_few
     return read(memories, hidden, logits, current)

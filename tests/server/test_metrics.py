@@ -15,8 +15,8 @@ pytest.importorskip("fastapi", reason="the packages of the server are not instal
 from prometheus_client.parser import text_string_to_metric_families
 
 from atlas_kit.errors import DivergedError
-from atlas_kit.server.generation import Generation, Outcome
 from atlas_kit.server.metrics import COUNTERS, LONGEST_WINDOW, TIMES, Distribution, Metrics, Values
+from atlas_kit.server.outcome import Generation, Outcome
 from tests.server.conftest import Insider, Server, fake_engine
 
 TEXT = "to be or not to be, that is the question. " * 3
