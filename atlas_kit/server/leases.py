@@ -251,7 +251,9 @@ class Leases:
                 if self.is_alive(holder):
                     self._ask(holder, session)
                     raise HeldElsewhereError(record.name)
-                with contextlib.suppress(AtlasError):  # so that it sees what has become of it when it wakes up
+                with contextlib.suppress(
+                    AtlasError
+                ):  # so that it sees what has become of it when it wakes up
                     self.objects.delete(f"{_BEATS}/{holder}")
             turn = self.turn
             new = dataclasses.replace(record, fence=record.fence + 1, holder=self.me, name=self.name)

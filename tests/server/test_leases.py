@@ -186,7 +186,9 @@ def test_no_two_records_are_the_same_bytes() -> None:
     assert Record.from_bytes(record.to_bytes()) == record
 
 
-@pytest.mark.parametrize("data", [b"", b"\xff", b"7", b"{}", b"[]", b'{"fence": "x"}', Record(about=[]).to_bytes()])  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff", b"7", b"{}", b"[]", b'{"fence": "x"}', Record(about=[]).to_bytes()]
+)  # type: ignore[arg-type]
 def test_a_damaged_record_is_told(data: bytes) -> None:
     with pytest.raises(FileCorruptError):
         Record.from_bytes(data)
