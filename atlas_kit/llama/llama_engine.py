@@ -290,8 +290,10 @@ class LlamaEngine:
         api = self._lib.api
         total = check_feeds(feeds, self.n_batch, self.n_sequences)
         # llama.cpp takes ascending, consecutive sequences in one go, and splits others into smaller batches
-        order = sorted(range(len(feeds)), key=[feed.sequence for feed in feeds].__getitem__)
-        feeds = [feeds[i] for i in order]
+        order = [0]
+        if len(feeds) > 1:
+            order = sorted(range(len(feeds)), key=[feed.sequence for feed in feeds].__getitem__)
+            feeds = [feeds[i] for i in order]
         # an engine with embeddings makes every token an output, so all are asked for
         self._batch.fill(feeds, all_outputs=hidden)
         if hidden:
@@ -306,6 +308,8 @@ class LlamaEngine:
                 path=self.info.path,
                 emptied=self._taken_back(feeds, status),
             )
+        if len(feeds) == 1:
+            return self._outputs(feeds, total, hidden)
         found: list[Any] = [None] * len(order)
         for place, outputs in zip(order, self._outputs(feeds, total, hidden), strict=True):
             found[place] = outputs

@@ -33,6 +33,11 @@ class Slots:
         seen, place = np.unique(self.tokens, return_inverse=True)
         return seen, place.reshape(-1)
 
+    @functools.cached_property
+    def bounds(self) -> tuple[int, int]:
+        """The least and the greatest token that occur; they may come from a file that says anything."""
+        return int(self.tokens.min()), int(self.tokens.max())
+
     def behind(self, longest: int) -> Array:
         """Return (slots + longest,): each slot's own token where it is known, behind as many that equal none."""
         if self._behind is None or len(self._behind) != len(self.tokens) + longest:
@@ -163,23 +168,12 @@ class Reading:
         chance += self.behind[row] * memory
         beside = math.inf if self.beside is None or len(tokens) < count else self.beside
         if window > 0:
-            seen, place = self.slots.distinct
-            mass = np.bincount(place, self.window.weights[row], len(seen))
-            mass *= window
-            where, known = find(tokens, seen)
-            if np.logical_and.reduce(known):
-                chance[where] += mass
-            else:
-                chance[where[known]] += mass[known]
-                new = ~known
-                if (
-                    beside + others < 0
-                ):  # of the rest, whatever is less likely with all that it can have needs no look
-                    new &= mass >= _least(chance, count) - (1 + 1e-3) * math.exp(beside + others)
-                if len(new := new.nonzero()[0]):
-                    more = seen[new]
-                    tokens, own = np.concatenate((tokens, more)), np.concatenate((own, logits[more]))
-                    chance = np.concatenate((chance, np.exp(own[len(chance) :] + others) + mass[new]))
+            # of the rest, whatever is less likely with all that it can have needs no look
+            apart = (1 + 1e-3) * math.exp(beside + others) if beside + others < 0 else math.inf
+            more, mass = self._beside(tokens, chance, apart, count, window, row)
+            if len(more):
+                tokens, own = np.concatenate((tokens, more)), np.concatenate((own, logits[more]))
+                chance = np.concatenate((chance, np.exp(own[len(chance) :] + others) + mass))
         if len(tokens) < count:
             return None
         least = _least(chance, count)
@@ -194,6 +188,35 @@ class Reading:
                 chance = np.concatenate((chance, np.exp(logits[likelier] + others)))
         places = (chance >= least).nonzero()[0]
         return tokens[places], np.log(chance[places]).astype(np.float32)
+
+    def _beside(
+        self, tokens: Array, chance: Array, apart: float, count: int, window: float, row: int
+    ) -> tuple[Array, Array]:
+        """Add what the window gives to the candidates' chances; return who else may be likely, and what it gives them.
+
+        ``apart``: what all others have beside it at most; inf: nobody knows.
+        """
+        weights, n_vocab = self.window.weights[row], self.logits.shape[1]
+        # where there are few tokens, a sum for each takes less time than finding those that occur
+        dense = n_vocab <= FEW and self.slots.bounds[0] >= 0 and self.slots.bounds[1] < n_vocab
+        if dense:
+            every: Array = np.bincount(self.slots.tokens, weights, n_vocab)
+            every *= window
+            chance += every[tokens]
+            if (least := _least(chance, count) - apart if apart < math.inf else 0.0) > 0:
+                every[tokens] = 0
+                new = (every >= least).nonzero()[0]
+                return new, every[new]
+        seen, place = self.slots.distinct
+        mass: Array = np.bincount(place, weights, len(seen))
+        mass *= window
+        where, known = find(tokens, seen)
+        if not dense:
+            chance[where[known]] += mass[known]
+        new = ~known
+        if apart < math.inf and new.any():
+            new &= mass >= _least(chance, count) - apart
+        return seen[new], mass[new]
 
     def probabilities_of(self, token: Array) -> Array:
         """Return (n, 3): what the model alone, the model with the memory, and the window gave to ``token`` (n,)."""

@@ -11,6 +11,7 @@ import dataclasses
 import time
 from array import array
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import ClosedError
@@ -20,14 +21,14 @@ from atlas_kit.llama.inside import unlearned
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.steps import likeliest
 from atlas_kit.server.atlas_object import Blend, atlas_statistics, recalled_for, steps_of
-from atlas_kit.server.branches import Match
+from atlas_kit.server.branches import Match, match
 from atlas_kit.server.conversation import Conversation, Slot
 from atlas_kit.server.jobs import Watched, finished
 from atlas_kit.server.keeping import Keeping
 from atlas_kit.server.keys import SHARED, Key, looked_at
 from atlas_kit.server.making import takes_long
 from atlas_kit.server.outcome import Generation, Outcome, Progress, Scored
-from atlas_kit.server.problems import ApiError, too_long, unavailable
+from atlas_kit.server.problems import SESSION, ApiError, naming, too_long, unavailable
 from atlas_kit.server.said import Said, Span
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class Generating:
         Of the API key that asks.
     recalls
         Whether the shared memory may give back word for word what it read: it has read nothing of others.
+    named
+        The property of the request that names the session.
     """
 
     def __init__(
@@ -91,8 +94,9 @@ class Generating:
         after: Hook | None = None,
         namespace: str = "",
         recalls: bool = True,
+        named: str = SESSION,
     ) -> None:
-        self._namespace, self._recalls = namespace, recalls
+        self._namespace, self._recalls, self._named = namespace, recalls, named
         self._conversations, self._choose, self._asked = conversations, choose, asked
         self._remembers, self._key, self._before, self._after = remembers, key, before, after
         self._metrics, self._cut = metrics, False
@@ -236,7 +240,8 @@ class Generating:
                 not task.done()
             ):  # who closes this early finds the work ended, unless they are cancelled once more
                 await asyncio.wait({task})
-        task.result()
+        with naming(self._named):
+            task.result()
 
     def _pull(self) -> None:
         """Take note of the tokens that came since."""
@@ -320,9 +325,12 @@ class Generating:
         since, conversation.begun = 0 if conversation.begun else found.wanted, False
         spans = await self._spans(session, conversation)
         branch = conversation.branches[follows] if follows >= 0 else array("i")
+        shared, left = found, branch
+        if asked.replaces:
+            shared, left = match(conversation.history, asked.tokens, spelling), conversation.history
         keeping = Keeping(
             session, asked.said or Said(), asked.tokens, spans, since,
-            common=found.wanted, left=branch[found.known :],
+            common=shared.wanted, left=left[shared.known :], replaces=asked.replaces,
             returned=conversation.branched and follows != len(conversation.branches) - 1,
         )  # fmt: skip
         self._question = await self._asks(session, keeping)
@@ -386,7 +394,7 @@ class Generating:
         session.keeps = asked.keeps
         if known or session.context_tokens:
             yield from session.placing(history, known)
-        session.observer = self._look
+        session.observer = partial(self._look, session)
         reader, question = self._reader, self._question
         if question is not None:
             told = self._reads if asked.progress else None
@@ -515,13 +523,13 @@ class Generating:
                 else:
                     self._loop.call_soon_threadsafe(reached, reader, at, point)
 
-    def _look(self, reading: Reading, tokens: Any, probabilities: Any) -> None:
+    def _look(self, session: AtlasSession, reading: Reading, tokens: Any, probabilities: Any) -> None:
         """Take note of what was expected of tokens that came, on the engine's thread."""
         if self._answering:
             self._blend(reading, tokens, probabilities)
         if self._conversation is not None and self._conversations.traces.anybody:
             key = looked_at(self._conversation.key, self._namespace)
-            self._conversations.traces.take(key, reading, tokens, probabilities)
+            self._conversations.traces.take(key, reading, tokens, probabilities, session)
 
     def _show_recalled(self, session: AtlasSession, conversation: Conversation) -> None:
         """Tell those who look on, and who comes next, what was recalled for the answer."""

@@ -28,7 +28,7 @@ from atlas_kit.server.keys import SHARED, Key
 from atlas_kit.server.loading import load_engine
 from atlas_kit.server.metrics import Metrics, Request
 from atlas_kit.server.outcome import Generation
-from atlas_kit.server.problems import ApiError, unavailable
+from atlas_kit.server.problems import SESSION, ApiError, naming, unavailable
 from atlas_kit.server.session_files import SessionFiles, make_private
 from atlas_kit.server.session_names import checked_session_id
 from atlas_kit.server.sleeping import Sleep
@@ -56,7 +56,7 @@ FIRST = (
     "atlas_kit.server.light_requests", "atlas_kit.server.completion_answer",
 )  # fmt: skip
 FIRST_OF_MEMORIES = (
-    "atlas_kit.llama.token_memory", "atlas_kit.episodes.store"
+    "atlas_kit.llama.token_memory", "atlas_kit.episodes.store", "numpy.random",
 )  # fmt: skip
 #: Seconds that the start waits for sessions that are brought back; the others come while it answers already.
 BRING_BACK_SECONDS = 1.0
@@ -563,10 +563,12 @@ class Service:
         asked: Generation,
         *,
         goes_on: Conversation | None = None,
+        named: str = SESSION,
     ) -> Generating:
         """Begin to generate; iterate the result's ``tokens()``.
 
         ``goes_on`` is the conversation of a request before, which this one continues unless it was closed meanwhile.
+        ``named`` is the property of the request that names the session.
 
         Raises
         ------
@@ -574,11 +576,16 @@ class Service:
             The request cannot be carried out.
         """
         self.require_ready()
-        remembers = self._remembers(atlas)
+        with naming(named):
+            remembers = self._remembers(atlas)
+            if (name := atlas.get("session_id")) is not None:  # before anything of the answer is sent
+                self.conversations.names.require_room(Key(namespace, name))
         if asked.slot is not None:
             self.conversations.sequences.require(asked.slot)
         if goes_on is not None:
             remembers = goes_on.settings is not None
+        if atlas.get("replaces"):
+            asked = dataclasses.replace(asked, replaces=True)
 
         name = atlas.get("session_id")
         key = None if name is None else Key(namespace, checked_session_id(name))
@@ -597,8 +604,8 @@ class Service:
             return await self.memories.keep(conversation, atlas.get("memory_file"))
 
         if atlas.get("save_memory"):
-            named = atlas.get("session_id") is not None or atlas.get("memory_file") is not None
-            if not remembers or not (named or self.config.persists):
+            goes_somewhere = atlas.get("session_id") is not None or atlas.get("memory_file") is not None
+            if not remembers or not (goes_somewhere or self.config.persists):
                 raise ApiError(
                     400,
                     "Name a session_id or a memory_file whose memory is saved.",
@@ -612,6 +619,7 @@ class Service:
             after=keep if atlas.get("save_memory") else None,
             namespace=namespace,
             recalls=len(self.config.keys) <= 1,
+            named=named,
         )  # fmt: skip
 
     def _note(self, request: Request) -> None:

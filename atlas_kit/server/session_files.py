@@ -21,6 +21,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from atlas_kit.errors import AtlasError, FileAccessError, LockedError
+from atlas_kit.persistence.index_places import drop_indexes
 from atlas_kit.persistence.session_file import (
     context_bytes,
     drop_context,
@@ -252,6 +253,7 @@ class SessionFiles:
         with self._counting:
             if self._contexts is not None:
                 self._contexts.pop(path, None)
+        drop_indexes(path)
         try:
             os.unlink(path)
         except FileNotFoundError:

@@ -34,7 +34,12 @@ class SessionNames:
             self.add(key)
 
     def begin(self, key: Key) -> None:
-        """Take note of a session that begins.
+        """Take note of a session that begins; see ``require_room``."""
+        self.require_room(key)
+        self.add(key)
+
+    def require_room(self, key: Key) -> None:
+        """Refuse a session that is not there yet, where there is no room for another.
 
         Raises
         ------
@@ -50,7 +55,6 @@ class SessionNames:
                 param="session_id",
                 code="too_many_sessions",
             )
-        self.add(key)
 
     def discard(self, key: Key) -> None:
         """Take note of a session that is gone."""
@@ -61,8 +65,8 @@ class SessionNames:
                 del self._names[key.namespace]
 
 
-def checked_session_id(name: Any) -> str:
-    """Return a session's name.
+def checked_session_id(name: Any, named: str = "session_id") -> str:
+    """Return a session's name; ``named`` is the property that has it.
 
     Raises
     ------
@@ -70,7 +74,8 @@ def checked_session_id(name: Any) -> str:
         It is empty, longer than 128 characters, or holds characters that cannot be printed.
     """
     if not isinstance(name, str) or not 0 < len(name) <= 128 or not name.isprintable():
+        what = "a session_id" if named.endswith("session_id") else "the name of a conversation"
         raise InvalidParamError(
-            "a session_id has 1 to 128 printable characters", key="session_id", hint="Choose another."
+            f"{what} has 1 to 128 printable characters", key=named, hint="Choose another."
         )
     return name

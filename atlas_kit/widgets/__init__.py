@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from atlas_kit.widgets.compare.memory_compare import MemoryCompare
     from atlas_kit.widgets.compare.model_compare import ModelCompare
     from atlas_kit.widgets.explorer.file_explorer import FileExplorer
+    from atlas_kit.widgets.figures import use_page_style
     from atlas_kit.widgets.folding import folded
     from atlas_kit.widgets.lab.memory_lab import MemoryLab
     from atlas_kit.widgets.matrix import MatrixView
@@ -29,6 +30,7 @@ __all__ = [
     "ModelCompare",
     "ServerMemory",
     "folded",
+    "use_page_style",
 ]
 
 _HOMES = {
@@ -40,6 +42,7 @@ _HOMES = {
     "ModelCompare": ".compare.model_compare",
     "ServerMemory": ".remote",
     "folded": ".folding",
+    "use_page_style": ".figures",
 }
 _EXTRA = ("ipywidgets", "anywidget", "traitlets", "matplotlib")
 

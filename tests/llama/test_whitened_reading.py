@@ -239,6 +239,10 @@ def test_what_bounds_the_other_tokens_changes_nothing_of_the_likeliest(blend, li
             if found is not None:
                 assert [one.tobytes() for one in found] == [one.tobytes() for one in wanted]
                 fewer += looked[-1] < looked[0]
+                with monkeypatch.context() as searched:  # as where a vocabulary is large
+                    searched.setattr(reading_module, "FEW", 0)
+                    again = reading.likeliest(count)
+                assert [one.tobytes() for one in again] == [one.tobytes() for one in wanted]
         memory.watch(reading, tokens[at + 1 : at + 2])
     assert fewer or blend == 0.0
 

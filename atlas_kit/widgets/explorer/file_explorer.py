@@ -85,6 +85,8 @@ class FileExplorer(Shown, anywidget.AnyWidget):
     >>> FileExplorer("model.gguf")  # doctest: +SKIP
     """
 
+    _tells_when_closed = False  # the file is closed, too
+
     _esm = joined("explorer/explorer.js") + _RENDER
     _css = joined_style("explorer/explorer.css")
 
