@@ -19,9 +19,9 @@ from atlas_kit.operations.convert import convert_file
 from atlas_kit.operations.inspect import Wanted, inspect_file
 from atlas_kit.operations.repair import RepairOptions, repair_file
 from atlas_kit.operations.validate import validate_file
-from atlas_kit.widgets import folded
+from atlas_kit.widgets import folded, use_page_style
 
-plt.style.use("atlas_kit.widgets.page")  # readable on a light page and on a dark one
+use_page_style()  # figures that read on a light page and on a dark one
 sample = Path("../sample_data/atlas/llama-7b_memory.atlas")
 scratch = Path(tempfile.mkdtemp())  # whatever we break, we break here
 
@@ -57,9 +57,9 @@ regions = inspect_file(sample, Wanted(map=True)).regions
 def draw_bytes(axes, data, colours, labels):
     """Draw bytes as squares, 16 in a row. colours: one per byte; labels: the text in each square."""
     rows = -(-len(data) // 16)
-    picture = np.ones((rows * 16, 3))
-    picture[: len(data)] = [[int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)] for colour in colours]
-    axes.imshow(picture.reshape(rows, 16, 3), aspect="auto")
+    picture = np.zeros((rows * 16, 4))  # red, green, blue, and how opaque: nothing behind the last byte
+    picture[: len(data)] = [[*(int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)), 1] for colour in colours]
+    axes.imshow(picture.reshape(rows, 16, 4), aspect="auto")
     for place, label in enumerate(labels):
         axes.text(
             place % 16,
@@ -267,5 +267,5 @@ with folded():
 # | `atlas_kit/formats/atlas/check.py` | what `validate` looks for |
 # | `atlas_kit/formats/atlas/rescue.py` | how `repair` finds entries when lengths and counts cannot be trusted |
 #
-# Next: [What is in a GGUF?](02_gguf.ipynb) And if you liked breaking things: [Debugging a broken
-# memory](08_broken_memory.ipynb).
+# Next: [What is in a GGUF?](02_gguf.ipynb) And if you liked breaking things: [Who broke the
+# memory?](08_broken_memory.ipynb).

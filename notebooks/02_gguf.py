@@ -19,9 +19,9 @@ from atlas_kit import GGUFFile
 from atlas_kit.operations.convert import ConvertOptions, convert_file
 from atlas_kit.operations.diff import diff_files
 from atlas_kit.operations.inspect import Wanted, inspect_file
-from atlas_kit.widgets import folded
+from atlas_kit.widgets import folded, use_page_style
 
-plt.style.use("atlas_kit.widgets.page")  # readable on a light page and on a dark one
+use_page_style()  # figures that read on a light page and on a dark one
 micro = "../sample_data/gguf/micro.gguf"  # 3 kB: the smallest model that llama.cpp loads
 tiny = "../sample_data/models/tiny-python.gguf"  # 8.8 MB: it has read Python, and continues it
 scratch = Path(tempfile.mkdtemp())
@@ -78,7 +78,7 @@ figure, strips = plt.subplots(2, 1, figsize=(10, 2.6), layout="constrained")
 for strip, path in zip(strips, (micro, tiny), strict=True):
     regions = inspect_file(path, Wanted(map=True)).regions
     for region in regions:
-        colour = INK.get(part_of(region), "white")  # white: padding
+        colour = INK.get(part_of(region), "none")  # a gap: padding
         strip.barh(0, region.size, left=region.offset, color=colour, edgecolor="white", linewidth=0.6)
     end = regions[-1].offset + regions[-1].size
     strip.set(yticks=[], xlim=(0, end), title=f"{Path(path).name}: {end:,} bytes")

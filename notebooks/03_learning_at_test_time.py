@@ -15,9 +15,9 @@ import numpy as np
 
 from atlas_kit.memory import Features, Identity, Memory, MemoryConfig
 from atlas_kit.memory.capacity import random_pairs
-from atlas_kit.widgets import MatrixView, folded
+from atlas_kit.widgets import MatrixView, folded, use_page_style
 
-plt.style.use("atlas_kit.widgets.page")  # readable on a light page and on a dark one
+use_page_style()  # figures that read on a light page and on a dark one
 np.set_printoptions(precision=2, suppress=True)
 
 # %% [markdown]

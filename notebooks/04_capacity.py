@@ -15,9 +15,9 @@ import numpy as np
 from atlas_kit.memory import Features, Matrix, MemoryConfig, Polynomial
 from atlas_kit.memory.capacity import held, least_squares, random_pairs, relative_error, stream
 from atlas_kit.memory.trials import TRIALS, Trial
-from atlas_kit.widgets import CapacityPlayground, folded
+from atlas_kit.widgets import CapacityPlayground, folded, use_page_style
 
-plt.style.use("atlas_kit.widgets.page")  # readable on a light page and on a dark one
+use_page_style()  # figures that read on a light page and on a dark one
 
 # %% [markdown]
 # ## The smallest example
@@ -101,7 +101,7 @@ for (p, results), colour, mark in zip(found.items(), ("#0072B2", "#D55E00", "#00
         results,
         mark,
         color=colour,
-        label=f"degree {p}: {results[2]} pairs at d = 8, grows like d^{slope:.1f}",
+        label=f"degree {p}: {results[2]} pairs at d = 8, grows like $d^{{{slope:.1f}}}$",
     )
     free = [Trial("polynomial", d=width, degree=p).free_numbers for width in widths]
     ax.plot(widths, free, "--", color=colour, linewidth=1)

@@ -22,9 +22,9 @@ from IPython.display import HTML
 from atlas_kit.llama import AtlasSession, open_engine
 from atlas_kit.operations.perplexity import NOTES, compare
 from atlas_kit.settings.recommend import recommend
-from atlas_kit.widgets import folded
+from atlas_kit.widgets import folded, use_page_style
 
-plt.style.use("atlas_kit.widgets.page")  # readable on a light page and on a dark one
+use_page_style()  # figures that read on a light page and on a dark one
 model = "../sample_data/models/tiny-python.gguf"
 text = Path("../sample_data/documents/argparse.py").read_text()
 engine = open_engine(model, n_threads=1)  # quick enough, and the rest of your computer stays awake
@@ -106,7 +106,7 @@ for kind, score in result.results.items():
     print(f"{NOTES[kind]:<38}{numbers}")
 
 # %%
-COLOURS = dict(zip(kinds, ("#555555", "#56b4e9", "#ddaac8", "#e69f00", "#cc79a7", "#0072b2"), strict=True))
+COLOURS = dict(zip(kinds, ("#7a7a7a", "#56b4e9", "#ddaac8", "#e69f00", "#cc79a7", "#0072b2"), strict=True))
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), width_ratios=(1, 1.25), layout="constrained")
 scores = [result.results[kind].perplexity_after for kind in kinds]
@@ -123,10 +123,10 @@ for kind, style in (("omega", "s--"), ("knn", "^-."), ("atlas", "D-")):
     lower = 100 * (1 - np.array(result.results[kind].curve) / alone)
     right.plot(middle, lower, style, color=COLOURS[kind], label=NOTES[kind])
 right.axvline(engine.n_ctx, color="#999999", linestyle=":")
-right.text(engine.n_ctx, 1, "  the model's own context ends here", color="#777777")
+right.text(engine.n_ctx, 28, "  the model's own context ends here", color="#777777")
 right.set(title="along the text: how much lower than the model alone", xlabel="token", ylabel="percent")
 right.set_ylim(0, None)
-right.legend(frameon=False, loc="upper left")
+right.legend(frameon=False, loc="upper left", bbox_to_anchor=(0.06, 1))  # beside the dotted line
 right.spines[["top", "right"]].set_visible(False)
 plt.show()
 
@@ -142,8 +142,8 @@ plt.show()
 # ## Now you: press Start
 #
 # The same, live, on `statistics.py` or what you like. Press **Start** and follow the two curves: the loss of
-# the model alone, and with the memory. The gap between them is what the memory is worth. Around them you see
-# what surprises it *in the text*, what it recalls, and the matrix as it learns. Move the sliders, **Reset**,
+# the model alone, and with the memory. The gap between them is what the memory is worth. Below them, in
+# tabs, is what surprises it in the text, what it recalls, and the matrix as it learns. Move the sliders, **Reset**,
 # try a text of your own.
 
 # %%
@@ -188,4 +188,4 @@ with folded():
 # | `atlas_kit/llama/session.py` | `AtlasSession`: what happens when the context is full |
 # | `tools/bench/quality.py` | the numbers in README: longer texts, other settings |
 #
-# Next: [Comparing memories](06_comparing_memories.ipynb)
+# Next: [How do two memories differ?](06_comparing_memories.ipynb)

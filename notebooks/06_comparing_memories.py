@@ -24,9 +24,9 @@ from atlas_kit.llama import AtlasSession, open_engine
 from atlas_kit.memory import distance, merge, statistics
 from atlas_kit.operations.merge import merge_files
 from atlas_kit.settings.recommend import recommend
-from atlas_kit.widgets import folded
+from atlas_kit.widgets import folded, use_page_style
 
-plt.style.use("atlas_kit.widgets.page")  # readable on a light page and on a dark one
+use_page_style()  # figures that read on a light page and on a dark one
 model = "../sample_data/models/tiny-python.gguf"
 engine = open_engine(model, n_threads=1)
 # Without the exact window: here we want to see what is in the matrix alone.
@@ -210,4 +210,4 @@ with folded():
 # | `atlas_kit/operations/behaviour.py` | one text, two memories: where do their predictions differ most? |
 # | `atlas_kit/operations/merge.py` | the other merge, of files |
 #
-# Next: [Serving and watching](07_serving.ipynb)
+# Next: [How do you watch a memory at work?](07_serving.ipynb)

@@ -24,9 +24,9 @@ from IPython.display import display
 
 from atlas_kit.llama import AtlasSession, Sampling, SessionPool, open_engine
 from atlas_kit.settings.recommend import recommend
-from atlas_kit.widgets import MemoryCompare, MemoryLab, folded
+from atlas_kit.widgets import MemoryCompare, MemoryLab, folded, use_page_style
 
-plt.style.use("atlas_kit.widgets.page")  # readable on a light page and on a dark one
+use_page_style()  # figures that read on a light page and on a dark one
 model = "../sample_data/models/tiny-python.gguf"
 settings = recommend(model).settings
 engine = open_engine(model, n_sequences=3, n_threads=1)  # one model, room for three
@@ -74,7 +74,7 @@ def draw(looks):
         left.plot(read, [look["loss"] for look in stats], MARKS[name], color=COLOURS[name], label=name)
         right.barh(name, stats[-1]["memory"]["window"] if stats else 0, color=COLOURS[name])
     left.set(xlabel="tokens read", ylabel="mean loss, nats per token", xlim=(0, 2600))
-    left.set_title("dotted: the model alone; with marks: and its memory", fontsize=10)
+    left.set_title("dotted: the model alone; with marks: with its memory", fontsize=10)
     left.legend(frameon=False, ncols=3, loc="upper right")
     right.set(xlabel="tokens in the window", xlim=(0, 2600))
     right.invert_yaxis()

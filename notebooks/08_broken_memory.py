@@ -31,9 +31,9 @@ from atlas_kit.operations.diff import diff_files
 from atlas_kit.operations.inspect import Wanted, inspect_file
 from atlas_kit.operations.repair import repair_file
 from atlas_kit.operations.validate import validate_file
-from atlas_kit.widgets import folded
+from atlas_kit.widgets import folded, use_page_style
 
-plt.style.use("atlas_kit.widgets.page")  # readable on a light page and on a dark one
+use_page_style()  # figures that read on a light page and on a dark one
 archive = Path("../sample_data/broken")
 laboratory = Path(tempfile.mkdtemp())
 victim = laboratory / "assistant.atlas"
@@ -119,7 +119,8 @@ for name, field in fields.items():
 #
 # ## The scene of the crime
 #
-# Have a look around yourself: press *Check the file*: the map shows where it hurts, and *Findings* takes you there.
+# Have a look around yourself. A small file is checked as it is opened (a larger one when you press *Check the file*):
+# the red mark on the map shows where it hurts, and *Findings* takes you there.
 
 # %%
 from atlas_kit.widgets import FileExplorer
@@ -271,4 +272,5 @@ with folded():
 # | `atlas_kit/operations/diff.py` | comparing by meaning: text, JSON, numbers |
 # | `sample_data/MANIFEST.toml` | all twenty cases in the archive, nine of them models, with what should be found |
 #
-# More about bytes: [What is in a memory file?](01_memory_file.ipynb)
+# Next: [Does it remember?](09_does_it_remember.ipynb) And more about bytes: [What is in a memory
+# file?](01_memory_file.ipynb)

@@ -33,9 +33,9 @@ from atlas_kit.llama.recalling import Recall
 from atlas_kit.operations.forget import Choice, forget
 from atlas_kit.operations.token_words import words_of
 from atlas_kit.settings.recommend import recommend
-from atlas_kit.widgets import MemoryLab, folded
+from atlas_kit.widgets import MemoryLab, folded, use_page_style
 
-plt.style.use("atlas_kit.widgets.page")  # readable on a light page and on a dark one
+use_page_style()  # figures that read on a light page and on a dark one
 sample = Path("../sample_data/models/tiny-python.gguf")
 real = Path("../build/real-models/SmolLM2-135M-Instruct.Q4_1.gguf")
 model = real if real.exists() else sample
@@ -156,10 +156,10 @@ print(f"{'right':<10}" + "".join(f"{f'{count} of {len(COLOURS)}':<32}" for count
 
 # %% [markdown]
 # Alone either model knows none of them. With what it learned it gets one right, and that by luck: the sample model says
-# the newest colour, orange, of everything. With recall the sample model has seven of eight, and SmolLM2 all of them,
-# though it sometimes goes on with what stands behind the line. What is wrong with recall is wrong with the right line
-# before the model's eyes (see the next picture). That is the model's share, and a larger one reads better. What the
-# memory has to do is to find the line.
+# the newest colour, orange, of everything. With recall the sample model has most of them, and SmolLM2 all, though it
+# sometimes goes on with what stands behind the line. What is wrong with recall is wrong with the right line before the
+# model's eyes (see the next picture). That is the model's share, and a larger one reads better. What the memory has to
+# do is to find the line.
 #
 # *And the window?* It keeps the last tokens exactly, and completes a line that is still in it. We gave it 1,024
 # tokens; with the 12,288 that `recommend` gives the sample model, the whole text would still be in it, and it
@@ -295,8 +295,8 @@ assert before
 assert not in_file("harbour")
 
 # %% [markdown]
-# The compass is still known. Of the harbour the sample model recalls nothing any more. SmolLM2 is given the line of
-# something else, which passes the gate, and says that colour: a look-alike again.
+# The compass is still known. The harbour's colour is gone: if something is recalled for it, it is the line of something
+# else, which passes the gate, and the model says that colour. A look-alike again.
 #
 # What the matrix learned are numbers from which no text can be read; it stays, or is learned anew from what is
 # left (`--rebuild`).
@@ -375,8 +375,8 @@ print("It remembered." if RIGHT in answer.text else found)
 # %% [markdown]
 # ## Now you: ask while it reads
 #
-# `MemoryLab` has a pane *What it recalled*. Press **Start**, and ask between two steps about what it has read so
-# far: the answer comes with its pieces, the gain of each, the gate, and what else was considered. (In the pane
+# `MemoryLab` has a tab *Recall*. Press **Start**, and ask there between two steps about what it has read so
+# far: the answer comes with its pieces, the gain of each, the gate, and what else was considered. (There
 # the question goes into the model's chat template. The sample model's answers are nonsense there, and the pieces
 # are still worth a look: choose *recall always*.)
 

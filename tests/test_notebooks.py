@@ -70,6 +70,8 @@ class TestEveryNotebook:
         shown = outputs(ran.cells)
         assert not [o for o in shown if o.get("name") == "stderr"]
         assert not [o for o in shown if notebooks.WIDGET_VIEW in o.get("data", {})]
+        # JupyterLab would put white behind the figure of a dark page
+        assert not [o for o in shown if "needs_background" in o.get("metadata", {})]
         assert any(is_picture(o) for o in outputs(sections(ran)["picture"]))
         for output in shown:  # what a reader would see instead of a view
             text = output.get("text", "") or output.get("data", {}).get("text/plain", "")
@@ -88,13 +90,27 @@ class TestEveryNotebook:
         assert [name for name in parts if name] == PLAN
         set_up = next(cell for cell in parts[""] if cell.cell_type == "code")
         assert re.search(r"^(from|import) .*atlas_kit", set_up.source, re.MULTILINE)
-        assert "$" in "".join(cell.source for cell in parts["equation"])
+        written = sections(notebooks.read(source, latex=True))
+        assert "$$" in "".join(cell.source for cell in written["equation"])
+        assert "<dl><dd>" in "".join(cell.source for cell in parts["equation"])
         solved = [
             name
             for name, cells in parts.items()
             if any("solution" in c.metadata.get("tags", []) for c in cells)
         ]
         assert solved == ["exercise"]
+
+    def test_its_formulas_are_seen_without_a_network(self, source):
+        prose = [cell.source for cell in notebooks.read(source).cells if cell.cell_type == "markdown"]
+        assert not [text for text in prose if re.search(r"\$|\\[a-z]", re.sub(r"`[^`]*`", "", text))]
+
+    def test_what_follows_is_called_what_it_is_called(self, source):
+        ends = notebooks.read(source).cells[-1].source
+        titles = {other.name: notebooks.read(other).cells[0].source.splitlines()[0] for other in SOURCES}
+        for label, name in re.findall(r"\[([^\]]+)\]\((\d\d_\w+)\.ipynb\)", ends):
+            assert re.sub(r"^# \d+\. ", "", titles[f"{name}.py"]) == " ".join(label.split())
+        number = NAMES.index(source.stem)
+        assert number + 1 == len(NAMES) or f"({NAMES[number + 1]}.ipynb)" in ends
 
     def test_the_solution_and_what_it_gives_are_folded(self, source):
         for cell in notebooks.read(source).cells:

@@ -16,10 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]
+
+from tools.formulas import in_markdown  # noqa: E402
+
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
 #: Committed with their outputs, by number.
 SHOWN = ("05", "06")
@@ -95,8 +99,11 @@ def shown(source: Path) -> bool:
 # ---- source to notebook
 
 
-def read(source: Path) -> NotebookNode:
-    """Return the notebook of a source, without outputs; the code of solutions is folded."""
+def read(source: Path, *, latex: bool = False) -> NotebookNode:
+    """Return the notebook of a source, without outputs; the code of solutions is folded.
+
+    Formulas are HTML, which every reader shows, also without a network; ``latex``: as they stand in the source.
+    """
     import jupytext
     import nbformat
 
@@ -104,6 +111,8 @@ def read(source: Path) -> NotebookNode:
     notebook.metadata = nbformat.from_dict(METADATA)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     for number, cell in enumerate(notebook.cells, start=1):
+        if cell.cell_type == "markdown" and not latex:
+            cell.source = in_markdown(cell.source)
         tags = cell.metadata.get("tags", [])
         cell.id = f"cell-{number}"
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})

@@ -100,11 +100,16 @@ def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
     """Return a notebook as Markdown, and its pictures by name."""
     import nbformat
 
+    from tools import notebooks
+
     pieces: list[str] = []
     pictures: dict[str, bytes] = {}
-    for cell in nbformat.read(path, as_version=4).cells:
+    source = notebooks.read(path.with_suffix(".py"), latex=True)  # formulas are drawn as such here
+    for cell, written in zip(nbformat.read(path, as_version=4).cells, source.cells, strict=True):
         if cell.cell_type == "markdown":
-            pieces.append(cell.source.replace("$$\n$$", "$$\n\n$$"))  # an equation is a paragraph of its own
+            pieces.append(
+                written.source.replace("$$\n$$", "$$\n\n$$")
+            )  # an equation is a paragraph of its own
             continue
         parts = [f"```python\n{cell.source}\n```"]
         for output in cell.get("outputs", []):

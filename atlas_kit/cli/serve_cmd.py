@@ -69,6 +69,7 @@ Examples:
 )
 def command(given_model: str | None, config_file: str | None, **options: Any) -> int:
     """Run the command."""
+    from atlas_kit.llama.blas_threads import one_thread_from_the_start
     from atlas_kit.server.loading import Loading
     from atlas_kit.server.logs import set_up
 
@@ -77,8 +78,9 @@ def command(given_model: str | None, config_file: str | None, **options: Any) ->
         given.setdefault("model", given_model)
     config = _configuration(given, config_file)
     set_up(config, sys.stderr)
-    loading = Loading(config)  # llama.cpp does not need Python, which imports the server meanwhile
-    from atlas_kit.server.run import serve
+    with one_thread_from_the_start():
+        loading = Loading(config)  # llama.cpp does not need Python, which imports the server meanwhile
+        from atlas_kit.server.run import serve
 
     serve(config, loading=loading)
     return 0

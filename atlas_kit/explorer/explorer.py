@@ -35,6 +35,7 @@ from atlas_kit.storage.atomic import atomic_write
 from atlas_kit.storage.given import open_source
 from atlas_kit.storage.keys import Keys, passphrase_bytes
 from atlas_kit.storage.source import Source, access_error
+from atlas_kit.storage.urls import is_url
 
 if TYPE_CHECKING:
     from atlas_kit.explorer.matrix import StoredMatrix
@@ -121,6 +122,23 @@ class Explorer:
     def _require_open(self) -> None:
         if self._closed:
             raise _closed_error(self.path)
+
+    def changed_on_disk(self) -> tuple[int, ...] | None:
+        """Return what tells the file at the path from others, if it is another than what is shown; None if it is not.
+
+        None as well where nothing is at the path, so that what was read last is all that is known, and for an address,
+        which would have to be asked.
+        """
+        if self._closed or is_url(self.path):
+            return None
+        try:
+            now = os.stat(self.path)
+        except OSError:
+            return None
+        appeared = isinstance(self.problem, NoSuchFileError)
+        if not (appeared or self.contents.source.changed()):
+            return None
+        return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
 
     def close(self) -> None:
         """Release the file; questions that still come are answered with a sentence."""

@@ -335,6 +335,13 @@ class Batches:
     def step(self) -> list[tuple[Job, list[Token]]]:
         """Decode once for as many sessions as fit; return what each of them generated."""
         with interrupts_put_off():
+            if len(self.jobs) == 1 and not self._fresh and _only_generates(job := self.jobs[0]):
+                with self.engine.lock:
+                    events = self._one_stage([job])
+                if job.over:
+                    self._sweep()
+                return events
+            begun = time.perf_counter()
             with self.engine.lock:
                 events = [(job, job.resume()) for job in list(self.jobs) if self._may_go_on(job)]
                 self._end_closed()
@@ -346,10 +353,13 @@ class Batches:
                     events += self._learned(due)
                     due = []
                 batch = self._batch(due, among)
+                generates = _size(batch) == len(batch)
                 if not two_stages:
                     events += self._one_stage(batch)
             if two_stages:
                 events += self._two_stages(batch)
+            if generates:
+                self._times.stepped(two_stages, len(batch), time.perf_counter() - begun)
             chosen = set(map(id, batch))
             self.jobs = [
                 *(job for job in self.jobs if id(job) not in chosen),
@@ -470,16 +480,17 @@ class Batches:
         learned = self._learning([job for job in batch if job.session.due])
         failed: dict[int, Exception] = {}
         pairs = [(job, job.waiting) for job in batch if job.waiting is not None]
+        steps = [step for _, step in pairs]
         try:
             try:
-                found = self._decode([step for _, step in pairs])
+                found = self._decode(steps)
             finally:
                 failed = learned()
         except AtlasError as error:
             yield from self._each_alone(pairs, error, failed)
             return
-        if not failed:
-            self._read_ahead([step for _, step in pairs], batch, found)
+        if not failed and len(batch) > 1:
+            self._read_ahead(steps, batch, found)
         for job, outputs in zip(batch, found, strict=True):
             yield job, failed.get(id(job), outputs)
 
@@ -651,6 +662,12 @@ class Batches:
                 del self._queues[job.session]
                 job.session.feed_limit = self._limits.pop(job.session)
                 job.session.puts_off = False
+
+
+def _only_generates(job: Job) -> bool:
+    """Tell whether a token of a job waits to be decoded, and nothing else is to be done for it."""
+    step = job.waiting
+    return step is not None and step.token is not None and not (job.session.due or job.session.closed)
 
 
 def _size(jobs: Sequence[Job]) -> int:

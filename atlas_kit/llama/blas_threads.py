@@ -10,8 +10,15 @@ about models.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+#: What NumPy's BLAS may be (OpenBLAS, or one on OpenMP), and reads when it is loaded.
+VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+_begun_with_one = False
 
 
 class SharedLimit:
@@ -53,7 +60,38 @@ class SharedLimit:
         return let_go
 
 
+@contextlib.contextmanager
+def one_thread_from_the_start() -> Iterator[None]:
+    """Import NumPy inside this block, and its BLAS makes no threads, which would spin while a process starts.
+
+    For a process that has a model for as long as it runs. Two processors that load a model and import modules lose a
+    tenth of a second to them. The user's own choice stays, and child processes inherit nothing.
+    """
+    global _begun_with_one
+    if "numpy" in sys.modules or any(name in os.environ for name in VARIABLES):
+        yield
+        return
+    os.environ[VARIABLES[0]] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(VARIABLES[0], None)
+        _begun_with_one = "numpy" in sys.modules and "OPENBLAS" in _blas_of_numpy()
+
+
+def _blas_of_numpy() -> str:
+    """Return the name of NumPy's BLAS in capitals; nothing where it does not tell."""
+    try:
+        from numpy.__config__ import CONFIG
+
+        return str(CONFIG["Build Dependencies"]["blas"]["name"]).upper()
+    except (ImportError, KeyError, TypeError):
+        return ""
+
+
 def _impose() -> Callable[[], object]:
+    if _begun_with_one:  # there is nothing to limit, and looking for it takes some milliseconds
+        return lambda: None
     try:
         from threadpoolctl import threadpool_limits
     except ImportError:  # part of the extra, and still nothing to fail for

@@ -212,7 +212,7 @@ def check_feeds(feeds: Sequence[Feed], n_batch: int, n_sequences: int) -> int:
     InvalidParamError
         They are none or more than ``n_batch``, or one of them asks for what there is not.
     """
-    total = sum(len(feed.tokens) for feed in feeds)
+    total = sum([len(feed.tokens) for feed in feeds])
     if not 0 < total <= n_batch:
         raise InvalidParamError(f"{total} tokens are not 1 to {n_batch} (n_batch)", key="feeds")
     for feed in feeds:

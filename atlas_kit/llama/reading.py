@@ -33,6 +33,11 @@ class Slots:
         seen, place = np.unique(self.tokens, return_inverse=True)
         return seen, place.reshape(-1)
 
+    @functools.cached_property
+    def bounds(self) -> tuple[int, int]:
+        """The least and the greatest token that occur; they may come from a file that says anything."""
+        return int(self.tokens.min()), int(self.tokens.max())
+
     def behind(self, longest: int) -> Array:
         """Return (slots + longest,): each slot's own token where it is known, behind as many that equal none."""
         if self._behind is None or len(self._behind) != len(self.tokens) + longest:
@@ -163,23 +168,12 @@ class Reading:
         chance += self.behind[row] * memory
         beside = math.inf if self.beside is None or len(tokens) < count else self.beside
         if window > 0:
-            seen, place = self.slots.distinct
-            mass = np.bincount(place, self.window.weights[row], len(seen))
-            mass *= window
-            where, known = find(tokens, seen)
-            if np.logical_and.reduce(known):
-                chance[where] += mass
-            else:
-                chance[where[known]] += mass[known]
-                new = ~known
-                if (
-                    beside + others < 0
-                ):  # of the rest, whatever is less likely with all that it can have needs no look
-                    new &= mass >= _least(chance, count) - (1 + 1e-3) * math.exp(beside + others)
-                if len(new := new.nonzero()[0]):
-                    more = seen[new]
-                    tokens, own = np.concatenate((tokens, more)), np.concatenate((own, logits[more]))
-                    chance = np.concatenate((chance, np.exp(own[len(chance) :] + others) + mass[new]))
+            # of the rest, whatever is less likely with all that it can have needs no look
+            apart = (1 + 1e-3) * math.exp(beside + others) if beside + others < 0 else math.inf
+            more, mass = self._beside(tokens, chance, apart, count, window, row)
+            if len(more):
+                tokens, own = np.concatenate((tokens, more)), np.concatenate((own, logits[more]))
+                chance = np.concatenate((chance, np.exp(own[len(chance) :] + others) + mass))
         if len(tokens) < count:
             return None
         least = _least(chance, count)
@@ -194,6 +188,35 @@ class Reading:
                 chance = np.concatenate((chance, np.exp(logits[likelier] + others)))
         places = (chance >= least).nonzero()[0]
         return tokens[places], np.log(chance[places]).astype(np.float32)
+
+    def _beside(
+        self, tokens: Array, chance: Array, apart: float, count: int, window: float, row: int
+    ) -> tuple[Array, Array]:
+        """Add what the window gives to the candidates' chances; return who else may be likely, and what it gives them.
+
+        ``apart``: what all others have beside it at most; inf: nobody knows.
+        """
+        weights, n_vocab = self.window.weights[row], self.logits.shape[1]
+        # where there are few tokens, a sum for each takes less time than finding those that occur
+        dense = n_vocab <= FEW and self.slots.bounds[0] >= 0 and self.slots.bounds[1] < n_vocab
+        if dense:
+            every: Array = np.bincount(self.slots.tokens, weights, n_vocab)
+            every *= window
+            chance += every[tokens]
+            if (least := _least(chance, count) - apart if apart < math.inf else 0.0) > 0:
+                every[tokens] = 0
+                new = (every >= least).nonzero()[0]
+                return new, every[new]
+        seen, place = self.slots.distinct
+        mass: Array = np.bincount(place, weights, len(seen))
+        mass *= window
+        where, known = find(tokens, seen)
+        if not dense:
+            chance[where[known]] += mass[known]
+        new = ~known
+        if apart < math.inf and new.any():
+            new &= mass >= _least(chance, count) - apart
+        return seen[new], mass[new]
 
     def probabilities_of(self, token: Array) -> Array:
         """Return (n, 3): what the model alone, the model with the memory, and the window gave to ``token`` (n,)."""
@@ -316,21 +339,25 @@ def summarize(logits: Sequence[Array] | Array, count: int) -> tuple[Array, Array
     top = np.empty((n, count), np.int64)
     with np.errstate(invalid="ignore"):
         for row in range(n):  # row by row: the temporaries then stay in the processor's cache
-            z = logits[row]
-            largest = np.maximum.reduce(z)
-            below = z - largest
-            e = np.exp(below)
-            # the sum of many is made in pairs: as exact as the logits, and twice as fast
-            total = float(np.add.reduce(e, dtype=np.float64 if len(e) <= FEW else None))
-            lse[row] = float(largest) + math.log(total)
-            # never positive, so that nothing cancels however large the logits are
-            mean = float(e @ below)
-            if not math.isfinite(mean):  # a model may rule tokens out: -inf times 0
-                mean = float(e @ np.where(e > 0, below, 0))
-            entropy[row] = math.log(total) - mean / total
+            lse[row], entropy[row] = summary(logits[row])
             if count:
-                top[row] = most_likely(z, count)
+                top[row] = most_likely(logits[row], count)
     return top, lse, entropy
+
+
+def summary(z: Array) -> tuple[float, float]:
+    """Return log-sum-exp and entropy of logits (n_vocab,), in nats."""
+    largest = np.maximum.reduce(z)
+    below = z - largest
+    e = np.exp(below)
+    # the sum of many is made in pairs: as exact as the logits, and twice as fast
+    total = float(np.add.reduce(e, dtype=np.float64 if len(e) <= FEW else None))
+    logarithm = math.log(total)
+    # never positive, so that nothing cancels however large the logits are
+    mean = float(e @ below)
+    if not math.isfinite(mean):  # a model may rule tokens out: -inf times 0
+        mean = float(e @ np.where(e > 0, below, 0))
+    return float(largest) + logarithm, logarithm - mean / total
 
 
 def most_likely(z: Array, count: int) -> Array:
@@ -345,17 +372,44 @@ def most_likely(z: Array, count: int) -> Array:
     n = len(z)
     if count >= n:
         return np.arange(n)
-    size = n // (4 * count)
+    places = _at_least(z, count)
+    if places is not None:
+        first = len(places) - count
+        return np.asarray(places[z[places].argpartition(first)[first:]])
+    return z.argpartition(n - count)[n - count :]
+
+
+def _at_least(z: Array, count: int) -> Array | None:
+    """Return ascending places of which the ``count`` largest of z are some; None where nothing bounds them."""
+    size = len(z) // (4 * count)
     if size >= 8:
-        blocks = n // size
+        blocks = len(z) // size
         # of numbers that lie apart, so that the maxima of all blocks are taken side by side
         maxima = np.maximum.reduce(z[: blocks * size].reshape(size, blocks), axis=0)
         maxima.partition(blocks - count)
         places = (z >= maxima[blocks - count]).nonzero()[0]
         if len(places) >= count:  # fewer only where some are no numbers
-            first = len(places) - count
-            return np.asarray(places[z[places].argpartition(first)[first:]])
-    return z.argpartition(n - count)[n - count :]
+            return np.asarray(places)
+    return None
+
+
+def largest(z: Array, count: int) -> tuple[Array, float]:
+    """Return the places of the ``count`` largest of z (n,), ascending, and the least of these; ties as they come.
+
+    >>> largest(np.array([3.0, 1.0, 2.0, 5.0]), 2)[0].tolist()
+    [0, 3]
+    """
+    places = _at_least(z, count)
+    numbers = z if places is None else z[places]
+    ordered = numbers.copy()
+    ordered.partition(len(ordered) - count)
+    least = ordered[len(ordered) - count]
+    above = (numbers >= least).nonzero()[0]
+    if len(above) == count:
+        return above if places is None else places[above], float(least)
+    found = most_likely(z, count)
+    found.sort()
+    return found, float(np.minimum.reduce(z[found]))
 
 
 def find(ascending: Array, wanted: Array) -> tuple[Array, Array]:

@@ -179,7 +179,7 @@ def look_up(
         held = memory.slots()
         if len(held.tokens):
             slots[row] = held
-            features, weights, *found = _ranked(memory, held, directions[row], current[row])
+            features, weights, *found = ranked(memory, held, directions[row], current[row])
             similarity[row], length[row], confidence[row] = found
             one = slice(row, row + 1)
             mean = np.dot(features, weights)
@@ -189,7 +189,7 @@ def look_up(
     return slots, windows, (similarity, length, confidence)
 
 
-def _ranked(
+def ranked(
     memory: OneMemory, slots: Slots, direction: Array, current: int
 ) -> tuple[Array, Array, float, float, float]:
     """Do ``Ranking.read`` for one query, (d_key,), behind the token ``current``.

@@ -36,6 +36,7 @@ from atlas_kit.llama.reading import (
     summarize,
     with_bound,
 )
+from atlas_kit.llama.reading_one import read_few
 from atlas_kit.llama.side_by_side import read_side_by_side
 from atlas_kit.llama.waiting_rows import ASKED, PENDING, rows_fit
 from atlas_kit.llama.whitened_reading import (
@@ -46,7 +47,6 @@ from atlas_kit.llama.whitened_reading import (
     bias_step,
     correct_all,
     likely,
-    read_whitened,
 )
 from atlas_kit.memory import (
     Memory,
@@ -894,5 +894,5 @@ def read_each(
     memories: Sequence[TokenMemory], hidden: Array, logits: Sequence[Array], current: Sequence[int]
 ) -> list[Reading]:
     """Read one token each of memories of one kind."""
-    read = read_side_by_side if memories[0].whitened is None else read_whitened
+    read = read_side_by_side if memories[0].whitened is None else read_few
     return read(memories, seen(hidden, memories[0].width), logits, current)

@@ -6,6 +6,7 @@ takes some 130 bytes. Knows no widgets.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,32 @@ TOP = 6
 #: Predictions, in this order along the axis of length 2, and experts along that of length 3.
 WHO, EXPERTS = ("model", "blended"), ("model", "memory", "window")
 _FIRST_ROOM = 1024
+#: Tokens that a memory may have learned unseen before its numbers begin anew.
+_MOST_GAP = 1 << 16
+
+
+class Places:
+    """Where in a trace the tokens are that a memory learned, by their numbers in the memory."""
+
+    def __init__(self) -> None:
+        self._first, self._numbers = 0, array("i")
+
+    def put(self, start: int, number: int, count: int) -> None:
+        """Take down that the tokens from ``start`` on of a memory are those from ``number`` on of the trace."""
+        gap = start - self._first - len(self._numbers)  # what was learned while nobody took it down
+        if not self._numbers or not 0 <= gap <= _MOST_GAP:
+            self._first, self._numbers, gap = start, array("i"), 0
+        self._numbers.extend([-1] * gap)
+        self._numbers.extend(range(number, number + count))
+
+    def of(self, start: int, count: int) -> Array:
+        """Return the numbers (count,) in the trace of a memory's tokens; -1 of those that are not in it."""
+        found = np.full(count, -1, np.int32)
+        end = self._first + len(self._numbers)
+        first, last = max(start, self._first), min(start + count, end)
+        if first < last:
+            found[first - start : last - start] = self._numbers[first - self._first : last - self._first]
+        return found
 
 
 class Trace:
@@ -43,6 +70,8 @@ class Trace:
         probabilities; -1 and 0 where there is none.
     source
         (n,): the number in this trace of the token that the window knew it from; -1 where it did not.
+    places
+        Where in this trace the tokens are that the memory learned.
 
     Examples
     --------
@@ -57,6 +86,7 @@ class Trace:
 
     def __init__(self) -> None:
         self._count = 0
+        self.places = Places()
         self._columns: dict[str, Array] = {
             name: np.empty((_FIRST_ROOM, *shape), dtype) for name, (shape, dtype) in _COLUMNS.items()
         }
@@ -98,6 +128,11 @@ class Trace:
     def extend(self, rows: Mapping[str, Array]) -> None:
         """Take in rows that another trace had: an array for each of its attributes."""
         self._append(dict(rows))
+
+    def rows(self) -> dict[str, Array]:
+        """Return all that there is, as ``extend`` takes it."""
+        count = self._count
+        return {name: array[:count] for name, array in self._columns.items()}
 
     def _append(self, rows: dict[str, Array]) -> None:
         count = len(rows["tokens"])
@@ -207,7 +242,7 @@ def follow(
     def observe(reading: Reading, came: Array, probabilities: Array) -> None:
         while unscored:
             trace.begin(unscored.pop())
-        trace(reading, came, probabilities, _sources(session, reading, came, trace))
+        trace(reading, came, probabilities, sources(session, reading, came, trace))
         if after is not None:
             after()
 
@@ -220,23 +255,28 @@ def follow(
         session.observer = before
 
 
-def _sources(session: AtlasSession, reading: Reading, came: Array, trace: Trace) -> Array:
+def sources(session: AtlasSession, reading: Reading, came: Array, trace: Trace) -> Array:
     """Return the numbers (n,) in a trace of the tokens that the window knew the next ``n`` from; -1: it did not.
 
-    The window's slots are the tokens up to the step that the present ones are in, oldest first.
+    For observers, before the trace takes them in. The window's slots are the tokens that the memory learned up to the
+    step that the present ones are in, oldest first.
     """
     found = np.full(len(came), -1, np.int32)
     memory, slots = session.memory, reading.slots.tokens
-    if memory is None or not len(slots):
+    if memory is None:
         return found
-    chunk = memory.settings.chunk_size
-    waits = (chunk - memory.room) or chunk  # of the step, with those that came
-    newest = len(trace) - 1 - (waits - len(came))
-    if not 0 <= newest < len(trace) or trace.tokens[newest] != slots[-1]:
-        return found  # a session that does not learn, or had a memory before this trace
+    chunk, seen = memory.settings.chunk_size, memory.tokens_seen
+    waits = chunk - memory.room
+    if session.learns:  # with those that came, which may have filled the step
+        waits = waits or chunk
+        trace.places.put(seen - len(came), len(trace), len(came))
+    if not len(slots):
+        return found
+    numbers = trace.places.of(seen - waits - len(slots), len(slots))
     weights = reading.window.weights * (slots[None, :] == came[:, None])
     best = weights.argmax(axis=1)
-    number = newest - (len(slots) - 1 - best)
-    known = (weights[np.arange(len(came)), best] >= _LEAST) & (number >= 0)
+    number = numbers[best]
+    known = (weights[np.arange(len(came)), best] >= _LEAST) & (number >= 0) & (number < len(trace))
+    known[known] = trace.tokens[number[known]] == came[known]  # a memory that was put back holds others there
     found[known] = number[known]
     return found

@@ -71,11 +71,18 @@ def packed(trace: Trace, start: int, end: int) -> tuple[np.ndarray[Any, Any], np
     return np.concatenate(numbers, axis=1), np.concatenate([flat("top"), flat("tokens")], axis=1)
 
 
-def unpacked(rows: bytes, tokens: bytes) -> dict[str, Array]:
-    """Return what ``packed`` was given, from the bytes of what it gave: an array for each of a trace's attributes."""
+def unpacked(rows: bytes, tokens: bytes, sources: bytes = b"", start: int = 0) -> dict[str, Array]:
+    """Return what ``packed`` was given, from the bytes of what it gave: an array for each of a trace's attributes.
+
+    ``sources`` are those of the tokens from ``start`` on, where there are some; a source stands before its token.
+    """
     numbers = np.frombuffer(rows, "<f4").reshape(-1, 20)
     names = np.frombuffer(tokens, "<i4").reshape(-1, 13)
     n = len(numbers)
+    known = np.full(n, -1, np.int32)
+    if sources:
+        given = np.frombuffer(sources, "<i4")
+        known[:] = np.where((given >= 0) & (given < start + np.arange(n)), given, -1)
     return {
         "tokens": names[:, 12],
         "loss": numbers[:, :2],
@@ -83,4 +90,5 @@ def unpacked(rows: bytes, tokens: bytes) -> dict[str, Array]:
         "weights": numbers[:, 5:8],
         "top": names[:, :12].reshape(n, 2, TOP),
         "top_p": numbers[:, 8:].reshape(n, 2, TOP),
+        "source": known,
     }

@@ -16,7 +16,7 @@ import numpy as np
 
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.llama.output_matrix import BLOCK_BYTES
-from atlas_kit.llama.reading import Reading, change_of, far_off, find, most_likely, summarize, with_bound
+from atlas_kit.llama.reading import Reading, change_of, far_off, find, largest, summarize, with_bound
 from atlas_kit.llama.side_by_side import OneMemory, gated, look_up
 from atlas_kit.memory import WhitenedMemory
 from atlas_kit.memory.backend import quiet, to_host
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 LIFT = 2.0
 #: Where the vocabulary is so many times as large as what is summed, sorting that takes less time than a vocabulary.
 FEW_TIMES = 4
+#: Where it is not so many times as large as the number of candidates, all of it is looked at at once.
+MANY_TIMES = 32
 #: Biases up to this lift nothing.
 LEAST_LIFT = 0.02
 
@@ -61,29 +63,31 @@ def likely_and_beside(logits: Array, lift: tuple[Array, Array] | None, count: in
     """Return the same, and what no logit of the other tokens exceeds."""
     if count >= len(logits):
         return np.arange(len(logits)), -math.inf
-    found = most_likely(logits, count)
-    found.sort()
-    own = logits[found]
-    least = np.minimum.reduce(own)
     if lift is None or not len(lift[0]):
-        return found, float(least)
+        return largest(logits, count)
+    if len(logits) < MANY_TIMES * count:  # raising a copy of all takes less time than what follows
+        raised = logits.copy()
+        raised[lift[0]] += lift[1]
+        return largest(raised, count)
+    found, least = largest(logits, count)
     lifted = logits[lift[0]]
     lifted += lift[1]
     above = (lifted > least).nonzero()[0]
     if not len(above):
-        return found, float(least)
+        return found, least
     tokens, lifted = lift[0][above], lifted[above]
     place, known = find(found, tokens)
     if np.logical_and.reduce(known):
-        return found, float(least)
+        return found, least
+    own = logits[found]
     own[place[known]] = lifted[known]
     new = ~known
     found, own = np.concatenate((found, tokens[new])), np.concatenate((own, lifted[new]))
     ordered = own.argpartition(len(own) - count)[len(own) - count :]
-    least = own[ordered[0]]
+    least = float(own[ordered[0]])
     found = found[ordered]
     found.sort()
-    return found, float(least)
+    return found, least
 
 
 @quiet
@@ -127,7 +131,7 @@ def _moved_each(
     rows, count = memories[0].rows, len(memories)
     knowing = [row for row, one in enumerate(memories) if WhitenedMemory.is_whitened(one.present)]
     if not knowing:
-        return _unmoved(own, lse, rows.n_embd)
+        return unmoved(own, lse, rows.n_embd)
     # as many at a time as leave their rows in the processor's cache
     at_once = max(1, BLOCK_BYTES // (4 * rows.n_embd * top.shape[1]))
     parts = [
@@ -140,13 +144,13 @@ def _moved_each(
     of_them = parts[0] if len(parts) == 1 else tuple(map(np.concatenate, zip(*parts, strict=True)))
     if len(knowing) == count:
         return of_them
-    found = tuple(array.copy() for array in _unmoved(own, lse, rows.n_embd))
+    found = tuple(array.copy() for array in unmoved(own, lse, rows.n_embd))
     for array, part in zip(found, of_them, strict=True):
         array[knowing] = part
     return found
 
 
-def _unmoved(own: Array, lse: Array, n_embd: int) -> tuple[Array, ...]:
+def unmoved(own: Array, lse: Array, n_embd: int) -> tuple[Array, ...]:
     """Return ``moved`` by nothing, and no pull."""
     before = np.exp(own - lse[:, None])
     return own, lse, before, before, np.zeros(len(own)), np.zeros((len(own), n_embd), np.float32)
@@ -165,7 +169,7 @@ def _moved_side_by_side(
         if bias is not None:
             change[row] += bias[top[row]]
     found = moved(own, change, lse, rows.softcap)
-    return *found, np.matmul(_sloped(found[3], found[0], rows.softcap)[:, None, :], block)[:, 0]
+    return *found, np.matmul(sloped(found[3], found[0], rows.softcap)[:, None, :], block)[:, 0]
 
 
 def moved(
@@ -196,7 +200,7 @@ def moved(
     return corrected, log_z, before, behind, expected
 
 
-def _sloped(probabilities: Array, corrected: Array, softcap: float | None) -> Array:
+def sloped(probabilities: Array, corrected: Array, softcap: float | None) -> Array:
     """Return how far each probability moves with the answer's product with its row: less, near a bound."""
     p = probabilities.astype(np.float32)
     return p if softcap is None else np.asarray(p * _slope(corrected, softcap))
@@ -234,7 +238,7 @@ def correct_all(
     own = logits[:, tokens]
     check(hidden, own, tokens)
     if not knows:
-        return (tokens, own, *_unmoved(own, lse, rows.n_embd))
+        return (tokens, own, *unmoved(own, lse, rows.n_embd))
     block = rows(tokens, scratch)
     change = (y @ block.T - (y @ rows.mean)[:, None]) * np.float32(rows.scale)
     if bias is not None:
@@ -243,7 +247,7 @@ def correct_all(
     np.put_along_axis(mine, np.searchsorted(tokens, tops), True, axis=1)
     change[~mine] = 0
     found = moved(own, change, lse, rows.softcap)
-    share = _sloped(found[3], found[0], rows.softcap)
+    share = sloped(found[3], found[0], rows.softcap)
     share[~mine] = 0
     return (tokens, own, *found, share @ block)
 
@@ -281,7 +285,7 @@ def asked_for(read: Sequence[Asking], token: Array, rows: OutputRows) -> tuple[A
         (n, n_embd): dl/dy. (n, K): dl/dz of the reading's ``top``, which is zero for a token that is none of them.
     """
     pull, behind, corrected, top = (np.concatenate(parts) for parts in zip(*read, strict=True))
-    share = _sloped(behind, corrected, rows.softcap)
+    share = sloped(behind, corrected, rows.softcap)
     total = share.sum(axis=1)
     hit = top == token[:, None]  # at most one of each row
     known = hit.any(axis=1)

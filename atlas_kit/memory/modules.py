@@ -511,7 +511,9 @@ def cut(x: Array) -> Array:
     xp = namespace(x)
     squares = xp.einsum("...d,...d->...", x, x)
     # most are not too long, and stay as they are to the bit
-    if xp is np and bool((squares <= MOST_LENGTH**2).all()):
+    if xp is np and (
+        squares.item() <= MOST_LENGTH**2 if squares.size == 1 else (squares <= MOST_LENGTH**2).all()
+    ):
         return x
     scale = MOST_LENGTH / xp.maximum(xp.sqrt(squares), MOST_LENGTH)
     return x * scale[..., None].astype(x.dtype)

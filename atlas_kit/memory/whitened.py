@@ -93,6 +93,14 @@ class WhitenedMemory(Memory):
                 self.xp.dot(phi[row], states[row].parameters["W"], out=y[row])
         return y, self.unit(x[:, : config.d_key])
 
+    def read_one(self, state: MemoryState, query: Array) -> tuple[Array | None, Array]:
+        """Return ``read_each`` of one session and its query (d_k,), on the host: y, None for zeros, and (d_key,)."""
+        parameters, y = state.parameters, None
+        x = np.dot(query - parameters["origin"][0], parameters["P"])[None]
+        if self.is_whitened(state):
+            y = np.dot(cut(x)[0], parameters["W"])
+        return y, self.unit(x[:, : self.config.d_key])[0]
+
     def directions(self, state: MemoryState, queries: Array) -> Array:
         """Return states (n, d_k) as what the window's keys are compared with, (n, d_key)."""
         return self.unit(self._whitened(state.parameters, queries)[:, : self.config.d_key])

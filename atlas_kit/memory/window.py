@@ -353,6 +353,8 @@ def inverse_length(x: Array) -> tuple[Array, Array]:
     xp = namespace(x)
     square = xp.einsum("...d,...d->...", x, x)
     known = square < xp.inf
+    if xp is np and square.size == 1 and _tiny(x.dtype) <= square.item() < math.inf:
+        return 1 / np.sqrt(square), known
     # below the normal range a square has too few digits left to divide by
     usable = known & (square >= _tiny(x.dtype))
     if xp is np and usable.all():  # as nearly always

@@ -13,9 +13,9 @@ from atlas_kit.llama.steps import Token
 from atlas_kit.server.answers import Answer, Part
 from atlas_kit.server.dialogue import Asked, Dialogue, dialogue
 from atlas_kit.server.dialogue_parts import budget_for, reasoning_format_of
-from atlas_kit.server.generation import Generation, together
 from atlas_kit.server.logprobs import Released, chat_logprobs
 from atlas_kit.server.native_answer import told_progress
+from atlas_kit.server.outcome import Generation
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.request_parts import (
     FINGERPRINT,
@@ -33,6 +33,7 @@ from atlas_kit.server.request_parts import (
 )
 from atlas_kit.server.service import Service, settings_in
 from atlas_kit.server.streams import DONE, GAP, Events, event
+from atlas_kit.server.together import together
 
 if TYPE_CHECKING:
     from atlas_kit.server.schemas import ChatRequest

@@ -10,9 +10,10 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.llama.steps import Token
-from atlas_kit.server.generation import Generating, Generation, Outcome, together
+from atlas_kit.server.generation import Generating
 from atlas_kit.server.logprobs import Released, legacy_logprobs
 from atlas_kit.server.native_answer import told_progress
+from atlas_kit.server.outcome import Generation, Outcome
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.request_parts import (
     FINGERPRINT,
@@ -31,6 +32,7 @@ from atlas_kit.server.request_parts import (
 from atlas_kit.server.said import Said
 from atlas_kit.server.service import Service, settings_in
 from atlas_kit.server.streams import DONE, GAP, Events, event
+from atlas_kit.server.together import together
 
 if TYPE_CHECKING:
     from atlas_kit.server.schemas import CompletionRequest

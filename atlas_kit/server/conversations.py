@@ -26,20 +26,22 @@ from atlas_kit.errors import (
     ClosedError,
     ConflictError,
     FileAccessError,
-    InvalidParamError,
     KeyRequiredError,
     OutOfMemoryError,
     WrongKeyError,
 )
-from atlas_kit.llama.parking import Parked, light_state_of, new_parked, park, parked_of, state_of, unpark
+from atlas_kit.llama.parking import Parked, light_state_of, new_parked, parked_of, state_of
 from atlas_kit.llama.session import DEVICES, AtlasSession
 from atlas_kit.llama.steps import Stats, common_length
 from atlas_kit.server.branches import Spelling, match
-from atlas_kit.server.conversation import Conversation, Slot, about, take_over, utilization
+from atlas_kit.server.claims import Claims
+from atlas_kit.server.conversation import Conversation, Slot, about, gone, take_over, utilization
 from atlas_kit.server.jobs import called, finished
 from atlas_kit.server.keys import SHARED, Key
 from atlas_kit.server.making import Making
+from atlas_kit.server.moved import LeaseLostError
 from atlas_kit.server.prefixes import LEAST_SHARED, MOST_BYTES, Prefixes, Reader
+from atlas_kit.server.sequences import Sequences
 from atlas_kit.server.session_names import SessionNames
 from atlas_kit.server.traces import Traces
 from atlas_kit.storage.pace import copied
@@ -107,9 +109,10 @@ class Conversations:
         self._device = device
         self.named: dict[Key, Conversation] = {}
         self.names = SessionNames(most_named)
+        self.claims = Claims()
         self._temporary: list[Conversation] = []
-        self.slots: list[Slot] = []
-        self._freed = asyncio.Condition()
+        self.sequences = Sequences(engine, scheduler, device=device)
+        self._ask = self.sequences.ask
         self.waiting = 0
         #: Whether a conversation without a memory may lose the beginning of its context.
         self.context_shift = False
@@ -131,9 +134,12 @@ class Conversations:
 
     async def open(self) -> None:
         """Take all sequences of the engine."""
-        for number in range(self.engine.n_sequences):
-            make = self.scheduler.ask(lambda: AtlasSession(self.engine, None, device=self._device))
-            self.slots.append(Slot(number, await asyncio.wrap_future(make)))
+        await self.sequences.open()
+
+    @property
+    def slots(self) -> list[Slot]:
+        """The sequences of the engine."""
+        return self.sequences.slots
 
     # --- finding -------------------------------------------------------------------------------------------
 
@@ -143,9 +149,14 @@ class Conversations:
         if found is not None or self.files is None or settings is None or key in self._deleting:
             return found
         if self.files.exists(key):
-            found = self.named[key] = Conversation(key, settings, writing=self.writing_of(key))
+            found = self.named[key] = self.begun(key, settings)
             self.names.add(key)
         return found
+
+    def begun(self, key: Key, settings: AtlasSettings | None, **more: Any) -> Conversation:
+        """Return a conversation with nothing inside, unless it is given."""
+        ticket = 0 if self.files is None or key.name is None else self.files.ticket(key)
+        return Conversation(key, settings, writing=self.writing_of(key), ticket=ticket, **more)
 
     def writing_of(self, key: Key) -> asyncio.Lock:
         """Return the lock of a session's file; of a temporary conversation, its own."""
@@ -319,20 +330,13 @@ class Conversations:
         InvalidParamError
             There is no such sequence.
         """
-        self.require_slot(number)
+        self.sequences.require(number)
         there = self.slots[number].conversation
         if there in self._temporary and there.key.namespace == namespace and there.settings == settings:
             whole = match(there.history, tokens, self.spelling).known == len(there.history)
             if settings is None or (whole and len(there.branches) <= 1):
                 return there
         return self.for_slot(number, namespace, settings)
-
-    def require_slot(self, number: int) -> None:
-        """Raise ``InvalidParamError`` where there is no such sequence."""
-        if not 0 <= number < len(self.slots):
-            raise InvalidParamError(
-                f"there is no slot {number}", key="id_slot", hint=f"Choose 0 to {len(self.slots) - 1}."
-            )
 
     def for_slot(self, number: int, namespace: str, settings: AtlasSettings | None = None) -> Conversation:
         """Return a new temporary conversation, which will be in a sequence of a number."""
@@ -359,7 +363,7 @@ class Conversations:
     def new(self, key: Key, settings: AtlasSettings | None) -> Conversation:
         """Return a conversation that has read nothing."""
         parked = Parked() if settings is None else self.new_inside(settings)
-        return Conversation(key, settings, parked=parked, writing=self.writing_of(key))
+        return self.begun(key, settings, parked=parked)
 
     def new_memory(self, settings: AtlasSettings) -> TokenMemory:
         """Return an empty memory."""
@@ -394,14 +398,18 @@ class Conversations:
                 self._deleting[key] -= 1
                 if not self._deleting[key]:
                     del self._deleting[key]
+        await self.vacate(conversation)
+
+    async def vacate(self, conversation: Conversation) -> None:
+        """Let a conversation that was dropped leave its sequence, unless it is still at work there."""
         slot = conversation.slot
         if slot is not None and not conversation.lock.locked():
-            await self._take(slot)
-            await finished(self._leave(slot))
+            await self.sequences.take(slot)
+            await finished(self.sequences.leave(slot))
 
     async def _delete_file(self, conversation: Conversation, files: SessionFiles) -> None:
         async with conversation.writing:  # what is being written goes, too
-            await asyncio.to_thread(files.delete, conversation.key)
+            await asyncio.to_thread(files.delete, conversation.key, conversation.ticket)
 
     # --- leasing -------------------------------------------------------------------------------------------
 
@@ -425,7 +433,7 @@ class Conversations:
             if conversation.cold:
                 await self._warm_up(conversation)
             with self.queued():
-                slot = await self._slot_of(conversation)
+                slot = await self.sequences.enter(conversation)
             try:
                 self._require_open(conversation)
                 slot.task = task
@@ -435,7 +443,7 @@ class Conversations:
             finally:
                 conversation.used = time.time()
                 slot.task = ""
-                await finished(self._leave(slot))
+                await finished(self.sequences.leave(slot))
         finally:
             conversation.lock.release()
             self._tidy_soon()
@@ -454,20 +462,9 @@ class Conversations:
         await conversation.lock.acquire(first=first)
         try:
             if conversation.closed:
-                raise _deleted()
-            slot = conversation.slot
-            if slot is not None:
-                async with self._freed:
-                    was = slot
-                    await self._freed.wait_for(lambda: conversation.slot is not was or not was.busy)
-                    slot = conversation.slot  # it may have left for somebody else's sake
-                    if slot is not None:
-                        slot.busy = True
-            try:
+                raise gone(conversation)
+            async with self.sequences.held(conversation):
                 yield
-            finally:
-                if slot is not None:
-                    await finished(self._leave(slot))
         finally:
             conversation.lock.release()
 
@@ -479,7 +476,7 @@ class Conversations:
         if self._ending:
             raise ClosedError("the server is shutting down")
         if conversation.closed:
-            raise _deleted()
+            raise gone(conversation)
 
     @contextlib.asynccontextmanager
     async def borrowed(self, namespace: str, task: str) -> AsyncIterator[Slot]:
@@ -518,98 +515,12 @@ class Conversations:
     @property
     def _at_once(self) -> bool:
         """Whether somebody who comes now would not wait."""
-        return self.waiting == 0 and any(not slot.busy for slot in self.slots)
-
-    def _places(self, conversation: Conversation) -> list[Slot]:
-        """Return the sequences that a conversation may take now."""
-        places = self.slots if conversation.slot is None else [conversation.slot]
-        wants = conversation.wants if conversation.slot is None else None
-        return [one for one in places if not one.busy and wants in (None, one.number)]
-
-    async def _slot_of(self, conversation: Conversation) -> Slot:
-        """Return the sequence that a conversation is in by now, taken for it."""
-        async with self._freed:
-            # it may be about to leave the sequence that it is in, for somebody else's sake
-            await self._freed.wait_for(lambda: bool(self._places(conversation)))
-            # packed into the lowest ones: batches of sequences without gaps are decoded fastest
-            free = self._places(conversation)
-            empty = [one for one in free if one.conversation is None]
-            slot = conversation.slot or (empty[0] if empty else min(free, key=_age))
-            conversation.wants = None
-            slot.busy = True
-        if slot.conversation is not conversation:
-            try:
-                # to its end: half a move would leave a memory in two places, or in none
-                await finished(self._move_in(slot, conversation))
-            except BaseException:
-                await finished(self._leave(slot))
-                raise
-        return slot
-
-    async def _move_in(self, slot: Slot, conversation: Conversation) -> None:
-        """Let a conversation take over a sequence; who was there is parked."""
-        before, inside, session = slot.conversation, conversation.parked, slot.session
-        if inside is None:
-            raise _deleted()
-
-        def move() -> Parked | None:
-            left = None if before is None else park(session)
-            try:
-                unpark(session, inside)
-            except BaseException:
-                if left is not None:
-                    unpark(session, left)
-                raise
-            return left
-
-        left = await self._ask(move)
-        if before is not None:
-            before.slot, before.parked = None, None if before.closed else left
-            before.size = 0 if left is None else left.size
-        slot.conversation, conversation.slot, conversation.parked = conversation, slot, None
-        async with self._freed:
-            self._freed.notify_all()  # who was in it may go elsewhere now
+        return self.waiting == 0 and self.sequences.any_free
 
     async def rest(self) -> None:
         """Take all conversations out of their sequences, between two of their requests."""
-        for slot in self.slots:
-            await self._take(slot)
-            try:
-                await finished(self._move_out(slot))
-            finally:
-                await self._release(slot)
+        await self.sequences.clear()
         self._tidy_soon()
-
-    async def _move_out(self, slot: Slot) -> None:
-        """Park whoever is in a sequence."""
-        before = slot.conversation
-        if before is not None:
-            left = await self._ask(lambda: park(slot.session))
-            slot.conversation = before.slot = None
-            before.parked, before.size = None if before.closed else left, left.size
-
-    async def _take(self, slot: Slot) -> None:
-        async with self._freed:
-            await self._freed.wait_for(lambda: not slot.busy)
-            slot.busy = True
-
-    async def _leave(self, slot: Slot) -> None:
-        """Give a sequence back; what is in it stays, unless it was deleted."""
-        left = slot.conversation
-        if left is not None and left.closed:
-            slot.conversation = left.slot = None
-            with contextlib.suppress(AtlasError):  # the scheduler is closed
-                await self._ask(lambda: park(slot.session, context=False))
-        await self._release(slot)
-
-    async def _release(self, slot: Slot) -> None:
-        async with self._freed:
-            slot.busy = False
-            self._freed.notify_all()
-
-    async def _ask(self, function: Callable[[], Any]) -> Any:
-        """Call a function on the engine's thread between two decodes."""
-        return await asyncio.wrap_future(self.scheduler.ask(function))
 
     # --- work on one ---------------------------------------------------------------------------------------
 
@@ -707,7 +618,9 @@ class Conversations:
             state, version = await self.state(conversation, exact=exact)
             if state is None or conversation.closed:
                 return False
-            await finished(asyncio.to_thread(self.files.write, conversation.key, state, about(conversation)))
+            await finished(asyncio.to_thread(
+                self.files.write, conversation.key, state, about(conversation), conversation.ticket
+            ))  # fmt: skip
             conversation.saved, conversation.exact = version, exact or not state.tokens
             return True
 
@@ -750,7 +663,7 @@ class Conversations:
             await self._take_back(conversation, files)
         except Exception as error:
             if conversation.closed:  # its file has gone meanwhile; one that is there now is that of the next
-                raise _deleted() from None
+                raise gone(conversation) from None
             # nothing is wrong with the file where too many are open, a disk is away for a moment, or others are at it
             kept = (ConflictError, KeyRequiredError, WrongKeyError)
             if type(error) is FileAccessError or isinstance(error, kept):
@@ -807,7 +720,7 @@ class Conversations:
                 one.used = min(one.used, used)
                 empty = any(slot.conversation is None and not slot.busy for slot in self.slots)
                 if empty and number < max(1, len(self.slots) // 2):
-                    await finished(self._leave(await self._slot_of(one)))
+                    await finished(self.sequences.leave(await self.sequences.enter(one)))
 
     def _tidy_soon(self) -> None:
         if (self._tidying is None or self._tidying.done()) and not self._ending and self._too_much():
@@ -841,6 +754,8 @@ class Conversations:
             try:
                 if not await self.spill(one):
                     return  # it was used meanwhile: whoever did so asks for this again
+            except LeaseLostError:
+                continue  # it is dropped
             except AtlasError as error:
                 self._tidy_after = time.monotonic() + RETRY_SECONDS
                 self.spill_problem = error.message
@@ -869,22 +784,12 @@ class Conversations:
         self._ending = True
         if self._tidying is not None:
             await asyncio.wait({self._tidying})
-        for slot in self.slots:
-            await asyncio.wrap_future(self.scheduler.ask(slot.session.close))
-        self.slots = []
+        await self.sequences.close()
 
 
 def _with_texts(state: SessionState, conversation: Conversation) -> SessionState:
     return dataclasses.replace(state, texts=tuple(conversation.branches))
 
 
-def _deleted() -> InvalidParamError:
-    return InvalidParamError("the session was deleted meanwhile", key="session_id")
-
-
 def _last_use(conversation: Conversation) -> float:
     return conversation.used
-
-
-def _age(slot: Slot) -> float:
-    return 0.0 if slot.conversation is None else slot.conversation.used

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from atlas_kit.llama.pooling import pooled_states
-from atlas_kit.server.generation import Generation, Outcome
 from atlas_kit.server.jobs import Watched, finished
+from atlas_kit.server.outcome import Generation, Outcome
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

@@ -10,23 +10,25 @@ import contextlib
 import dataclasses
 import time
 from array import array
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from atlas_kit.errors import ClosedError, InvalidParamError
+from atlas_kit.errors import ClosedError
 from atlas_kit.llama.batch import between
 from atlas_kit.llama.forking import fork, point_of
 from atlas_kit.llama.inside import unlearned
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.steps import likeliest
-from atlas_kit.server.branches import Match
+from atlas_kit.server.atlas_object import Blend, atlas_statistics, recalled_for, steps_of
+from atlas_kit.server.branches import Match, match
 from atlas_kit.server.conversation import Conversation, Slot
 from atlas_kit.server.jobs import Watched, finished
 from atlas_kit.server.keeping import Keeping
 from atlas_kit.server.keys import SHARED, Key, looked_at
 from atlas_kit.server.making import takes_long
-from atlas_kit.server.problems import ApiError, too_long, unavailable
+from atlas_kit.server.outcome import Generation, Outcome, Progress, Scored
+from atlas_kit.server.problems import SESSION, ApiError, naming, too_long, unavailable
 from atlas_kit.server.said import Said, Span
 
 if TYPE_CHECKING:
@@ -44,121 +46,6 @@ if TYPE_CHECKING:
 
 #: Tokens that are looked through beside the event loop, and those that are kept there.
 LONG, MANY = 2048, 256
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What is asked for.
-
-    Attributes
-    ----------
-    tokens
-        The whole text so far.
-    sampling, max_tokens, stops
-        How tokens are chosen, how many at most (None: until the model ends), and strings that end the text.
-    top_logprobs
-        Log-probabilities of so many most likely tokens; None: none are told.
-    changes
-        Settings of the memory that differ for this conversation.
-    task
-        What the request is called in lists of what is under way.
-    score_prompt
-        Also tell the log-probabilities of the text's own tokens.
-    reuse
-        False: nothing that is known of the text is used, and all of it is read.
-    slot
-        The sequence that it is to be generated in.
-    around
-        Makes another sampler of the sampler.
-    progress
-        Take down how much of the text is read after each step, and let ``tokens()`` yield an empty group then.
-    keeps
-        Tokens at the text's beginning that stay in a context that is full.
-    said
-        What of the text somebody said or wrote, for the memory's episodes; None: nothing of it is kept there.
-    """
-
-    tokens: Sequence[int]
-    sampling: Sampling = field(default_factory=Sampling)
-    max_tokens: int | None = None
-    stops: Sequence[str] = ()
-    top_logprobs: int | None = None
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    task: str = ""
-    score_prompt: bool = False
-    reuse: bool = True
-    slot: int | None = None
-    around: Callable[[Sampler], Sampler] | None = None
-    progress: bool = False
-    keeps: int = 0
-    said: Said | None = None
-
-
-class Progress(NamedTuple):
-    """How much of a text is read: all its tokens, those known before, those read or known by now, and since when."""
-
-    total: int
-    cached: int
-    read: int
-    seconds: float
-
-
-class Scored(NamedTuple):
-    """A token of the text that was sent; the first has no log-probability, nor has one that was read before."""
-
-    id: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass
-class Outcome:
-    """What came of it, filled while it goes on.
-
-    Attributes
-    ----------
-    prompt_tokens, cached_tokens, read_tokens
-        Tokens of the text that was sent; of them, those that were known already; and those that were read now.
-    prompt
-        The text's own tokens, where their log-probabilities were asked for.
-    shared
-        The text was read for another answer to the same.
-    tokens
-        What was generated, end included.
-    finish_reason, stop
-        ``"stop"`` or ``"length"``, and the stop string that ended it.
-    truncated, slot
-        Whether the context was too small for it, and the number of the sequence that it happened in.
-    seconds_waiting, seconds_reading, seconds_generating
-        Until it was its turn; until the first token; from then to the end.
-    atlas
-        What the memory did, as the ``atlas`` object of an answer.
-    """
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    read_tokens: int = 0
-    prompt: list[Scored] = field(default_factory=list)
-    shared: bool = False
-    tokens: list[Token] = field(default_factory=list)
-    finish_reason: str | None = None
-    stop: str | None = None
-    truncated: bool = False
-    slot: int = -1
-    seconds_waiting: float = 0.0
-    seconds_reading: float = 0.0
-    seconds_generating: float = 0.0
-    atlas: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def text(self) -> str:
-        """What was generated."""
-        return "".join(token.text for token in self.tokens)
-
-    @property
-    def completion_tokens(self) -> int:
-        """How many tokens were generated; the text that was held back at the end is none."""
-        return sum(token.id >= 0 for token in self.tokens)
 
 
 Hook = Callable[[Conversation], Awaitable["dict[str, Any] | None"]]
@@ -181,6 +68,8 @@ class Generating:
         What is asked for, and what counts it.
     remembers
         Whether that conversation has a memory, so that the text may be longer than the context.
+    key
+        The session that goes on, where it has a name: it is claimed first.
     before, after
         Called with the conversation before it is its turn, and when it is over: what ``after`` returns goes into the
         ``atlas`` object.
@@ -188,6 +77,8 @@ class Generating:
         Of the API key that asks.
     recalls
         Whether the shared memory may give back word for word what it read: it has read nothing of others.
+    named
+        The property of the request that names the session.
     """
 
     def __init__(
@@ -198,14 +89,16 @@ class Generating:
         metrics: Metrics,
         *,
         remembers: bool,
+        key: Key | None = None,
         before: Hook | None = None,
         after: Hook | None = None,
         namespace: str = "",
         recalls: bool = True,
+        named: str = SESSION,
     ) -> None:
-        self._namespace, self._recalls = namespace, recalls
+        self._namespace, self._recalls, self._named = namespace, recalls, named
         self._conversations, self._choose, self._asked = conversations, choose, asked
-        self._remembers, self._before, self._after = remembers, before, after
+        self._remembers, self._key, self._before, self._after = remembers, key, before, after
         self._metrics, self._cut = metrics, False
         self._read_so_far: Callable[[], int] = lambda: 0
         self.outcome = Outcome(prompt_tokens=len(asked.tokens))
@@ -347,7 +240,8 @@ class Generating:
                 not task.done()
             ):  # who closes this early finds the work ended, unless they are cancelled once more
                 await asyncio.wait({task})
-        task.result()
+        with naming(self._named):
+            task.result()
 
     def _pull(self) -> None:
         """Take note of the tokens that came since."""
@@ -370,10 +264,14 @@ class Generating:
         began = time.monotonic()
         try:
             await self.ready()
+            claims = self._conversations.claims
             with self._metrics.request(self._asked, self.outcome) as watch:
+                if self._key is not None:
+                    await claims.claim(self._key)
                 conversation = self._conversation = self._choose()
                 async with self._conversations.asking(conversation):
                     await self._take_turn(conversation, watch, began)
+                await claims.confirm(conversation)
             if self._after is not None:
                 self.outcome.atlas.update(await self._after(conversation) or {})
         except ClosedError as error:
@@ -427,9 +325,12 @@ class Generating:
         since, conversation.begun = 0 if conversation.begun else found.wanted, False
         spans = await self._spans(session, conversation)
         branch = conversation.branches[follows] if follows >= 0 else array("i")
+        shared, left = found, branch
+        if asked.replaces:
+            shared, left = match(conversation.history, asked.tokens, spelling), conversation.history
         keeping = Keeping(
             session, asked.said or Said(), asked.tokens, spans, since,
-            common=found.wanted, left=branch[found.known :],
+            common=shared.wanted, left=left[shared.known :], replaces=asked.replaces,
             returned=conversation.branched and follows != len(conversation.branches) - 1,
         )  # fmt: skip
         self._question = await self._asks(session, keeping)
@@ -438,7 +339,7 @@ class Generating:
         known = list(conversation.branches[follows][: found.known]) if follows >= 0 else []
         fresh = list(asked.tokens[found.wanted :])
         outcome.cached_tokens = found.wanted
-        before, steps, rollovers = session.tokens_read, _steps(session), session.stats["rollovers"]
+        before, steps, rollovers = session.tokens_read, steps_of(session), session.stats["rollovers"]
         outcome.slot, slot.last = slot.number, self
         # what is read on the side counts for itself
         self._read_so_far = lambda: max(0, session.tokens_read - before)
@@ -472,7 +373,7 @@ class Generating:
                     conversation, self._job.job.stop is not None, known, fresh, follows
                 )
             outcome.atlas = atlas_statistics(
-                session, conversation, outcome, blend=self._blended, steps=_steps(session) - steps
+                session, conversation, outcome, blend=self._blended, steps=steps_of(session) - steps
             )
             if self._question is not None:
                 outcome.atlas |= recalled_for(self._question)
@@ -493,7 +394,7 @@ class Generating:
         session.keeps = asked.keeps
         if known or session.context_tokens:
             yield from session.placing(history, known)
-        session.observer = self._look
+        session.observer = partial(self._look, session)
         reader, question = self._reader, self._question
         if question is not None:
             told = self._reads if asked.progress else None
@@ -622,13 +523,13 @@ class Generating:
                 else:
                     self._loop.call_soon_threadsafe(reached, reader, at, point)
 
-    def _look(self, reading: Reading, tokens: Any, probabilities: Any) -> None:
+    def _look(self, session: AtlasSession, reading: Reading, tokens: Any, probabilities: Any) -> None:
         """Take note of what was expected of tokens that came, on the engine's thread."""
         if self._answering:
             self._blend(reading, tokens, probabilities)
         if self._conversation is not None and self._conversations.traces.anybody:
             key = looked_at(self._conversation.key, self._namespace)
-            self._conversations.traces.take(key, reading, tokens, probabilities)
+            self._conversations.traces.take(key, reading, tokens, probabilities, session)
 
     def _show_recalled(self, session: AtlasSession, conversation: Conversation) -> None:
         """Tell those who look on, and who comes next, what was recalled for the answer."""
@@ -738,150 +639,3 @@ class Copy(Generating):
                     self.conversation.closed = True
         finally:
             self._free()
-
-
-class Speaking(Protocol):
-    """What yields tokens as they come, in groups."""
-
-    def tokens(self) -> AsyncGenerator[list[Token], None]:
-        """Yield them; who closes it early ends the work."""
-
-
-async def together(runs: Sequence[Speaking]) -> AsyncGenerator[tuple[int, list[Token] | None], None]:
-    """Yield the tokens of several generations as they come, with their numbers; None is the end of one.
-
-    What one fails with ends all of them, and so does closing the iteration.
-    """
-    if len(runs) == 1:  # nothing to wait for beside it
-        async with contextlib.aclosing(runs[0].tokens()) as groups:
-            async for fresh in groups:
-                yield 0, fresh
-        yield 0, None
-        return
-    came: asyncio.Queue[tuple[int, list[Token] | BaseException | None]] = asyncio.Queue()
-
-    async def one(number: int, run: Speaking) -> None:
-        try:
-            async with contextlib.aclosing(run.tokens()) as groups:
-                async for tokens in groups:
-                    came.put_nowait((number, tokens))
-            came.put_nowait((number, None))
-        except Exception as error:
-            came.put_nowait((number, error))
-
-    tasks = [asyncio.create_task(one(number, run)) for number, run in enumerate(runs)]
-    left = len(tasks)
-    try:
-        while left:
-            number, item = await came.get()
-            if isinstance(item, BaseException):
-                raise item
-            left -= item is None
-            yield number, item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-class Blend:
-    """Adds up how much of the predictions was the memory's and the window's: a session's observer."""
-
-    def __init__(self) -> None:
-        self._sum, self._count = 0.0, 0
-
-    def __call__(self, reading: Reading, tokens: Any, probabilities: Any) -> None:
-        """Take in the predictions of some tokens."""
-        if len(tokens) == 1:  # numbers one by one take less time than an array of two
-            _, memory, window = reading.weights[0].tolist()
-            self._sum += memory + window
-        else:
-            self._sum += float(reading.weights[:, 1:].sum())
-        self._count += len(tokens)
-
-    @property
-    def mean(self) -> float | None:
-        """The mean weight of memory and window together, 0 to 1; None where nothing was predicted."""
-        return self._sum / self._count if self._count else None
-
-
-def recalled_for(question: Question) -> dict[str, Any]:
-    """Return what was read again for an answer, and why, as a part of the ``atlas`` object."""
-    found = question.recalled
-    return {
-        "recalled": [piece.to_json() for piece in found.pieces],
-        "recall": {"reason": found.reason, "gain": found.gain, "judged": len(found.candidates)},
-    }
-
-
-def _steps(session: AtlasSession) -> int:
-    """Return how many steps a session's memory has taken."""
-    return 0 if session.memory is None else int(session.memory.state.counters["steps"])
-
-
-def atlas_statistics(
-    session: AtlasSession, conversation: Conversation, outcome: Outcome, *, blend: float | None, steps: int
-) -> dict[str, Any]:
-    """Return what a memory did for an answer: the ``atlas`` object.
-
-    Parameters
-    ----------
-    blend
-        The mean weight of memory and window in the predictions of this answer.
-    steps
-        Steps that the memory took while it read the text and answered.
-    """
-    in_context = len(session.context_tokens)
-    whole = len(conversation.history)
-    gone = max(0, whole - in_context)
-    found: dict[str, Any] = {
-        "enabled": session.memory is not None,
-        "session_id": conversation.key.name,
-        "conversation_tokens": whole,
-        "context_tokens": in_context,
-        "left_context_tokens": gone,
-        "covered_by_memory_tokens": 0,
-        "not_unlearned_tokens": conversation.dropped,
-        "cached_tokens": outcome.cached_tokens,
-        "recalled": [],
-    }
-    if conversation.problem is not None:
-        found["problem"], conversation.problem = conversation.problem, None
-    memory = session.memory
-    if memory is None:
-        return found
-    from atlas_kit.memory.muon import STEPS
-
-    stats = memory.stats()
-    filled = stats["window"] / stats["window_size"] if stats["window_size"] else 0.0
-    # the window holds what came last, and the context the end of that
-    covered = stats["tokens_learned"] if memory.learns else max(0, stats["window"] - in_context)
-    losses = session.stats
-    return {
-        **found,
-        "covered_by_memory_tokens": min(gone, covered),
-        "memory_utilization": conversation.utilization,
-        "window_fill_ratio": filled,
-        "omega_loss": losses["loss"],
-        "model_loss": losses["loss_model"],
-        "muon_iterations": steps * STEPS if memory.settings.use_muon else 0,
-        "blend_ratio_actual": blend,
-        "tokens_learned": stats["tokens_learned"],
-        "tokens_seen": stats["tokens_seen"],
-        "state_bytes": stats["state_bytes"],
-    }
-
-
-def checked_session_id(name: Any) -> str:
-    """Return a session's name.
-
-    Raises
-    ------
-    InvalidParamError
-        It is empty, longer than 128 characters, or holds characters that cannot be printed.
-    """
-    if not isinstance(name, str) or not 0 < len(name) <= 128 or not name.isprintable():
-        raise InvalidParamError(
-            "a session_id has 1 to 128 printable characters", key="session_id", hint="Choose another."
-        )
-    return name

@@ -10,7 +10,8 @@ from typing import Any
 
 from atlas_kit.llama.sampling import Sampling
 from atlas_kit.llama.steps import Token
-from atlas_kit.server.generation import Generating, Outcome, Progress
+from atlas_kit.server.generation import Generating
+from atlas_kit.server.outcome import Outcome, Progress
 
 Piece = Callable[[int], bytes]
 #: Where a log-probability is -infinity, which JSON does not know.

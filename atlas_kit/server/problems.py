@@ -5,7 +5,8 @@ An endpoint raises ``ApiError``, or lets an ``AtlasError`` through; each API fam
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from atlas_kit.errors import (
@@ -63,6 +64,8 @@ _STATUS: tuple[tuple[type[AtlasError], int, str | None], ...] = (
     (OutOfMemoryError, 503, "out_of_memory"),
     (InvalidParamError, 400, None),
 )
+#: The property that names a session in most requests.
+SESSION = "atlas.session_id"
 GENERIC = "Something went wrong in the server; its log says what, under this request's id."
 
 
@@ -141,6 +144,19 @@ def problem_of(error: BaseException) -> ApiError:
                 retry = 1 if status in (429, 503) else None
                 return ApiError(status, _sentence(error), param=error.key, code=code, retry_after=retry)
     return ApiError(500, GENERIC, code="internal_error")
+
+
+@contextlib.contextmanager
+def naming(param: str) -> Iterator[None]:
+    """Within it, what is wrong with a ``session_id`` is wrong with the property that the client has named it in."""
+    try:
+        yield
+    except ApiError as error:
+        error.param = param if error.param == "session_id" else error.param
+        raise
+    except AtlasError as error:
+        error.key = param if error.key == "session_id" else error.key
+        raise
 
 
 def _sentence(error: AtlasError) -> str:

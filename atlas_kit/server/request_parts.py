@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from atlas_kit import __version__
 from atlas_kit.llama.sampling import Sampling
-from atlas_kit.server.generation import Generating, Generation, Outcome
+from atlas_kit.server.generation import Generating
+from atlas_kit.server.outcome import Generation, Outcome
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.sampling_parts import NAMES, biases_of
 from atlas_kit.server.streams import begun_awake

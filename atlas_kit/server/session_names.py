@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
+from atlas_kit.errors import InvalidParamError
 from atlas_kit.server.keys import Key
 from atlas_kit.server.problems import ApiError
 
@@ -32,7 +34,12 @@ class SessionNames:
             self.add(key)
 
     def begin(self, key: Key) -> None:
-        """Take note of a session that begins.
+        """Take note of a session that begins; see ``require_room``."""
+        self.require_room(key)
+        self.add(key)
+
+    def require_room(self, key: Key) -> None:
+        """Refuse a session that is not there yet, where there is no room for another.
 
         Raises
         ------
@@ -48,7 +55,6 @@ class SessionNames:
                 param="session_id",
                 code="too_many_sessions",
             )
-        self.add(key)
 
     def discard(self, key: Key) -> None:
         """Take note of a session that is gone."""
@@ -57,3 +63,19 @@ class SessionNames:
             names.discard(key.name)
             if not names:
                 del self._names[key.namespace]
+
+
+def checked_session_id(name: Any, named: str = "session_id") -> str:
+    """Return a session's name; ``named`` is the property that has it.
+
+    Raises
+    ------
+    InvalidParamError
+        It is empty, longer than 128 characters, or holds characters that cannot be printed.
+    """
+    if not isinstance(name, str) or not 0 < len(name) <= 128 or not name.isprintable():
+        what = "a session_id" if named.endswith("session_id") else "the name of a conversation"
+        raise InvalidParamError(
+            f"{what} has 1 to 128 printable characters", key=named, hint="Choose another."
+        )
+    return name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
@@ -112,6 +113,32 @@ async def begun(events: AsyncIterator[bytes], *, anthropic: bool = False) -> Asy
             await _close(events)
 
     return whole()
+
+
+async def ahead(steps: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """Yield what something yields that goes on however slowly that is taken; closing this early ends it.
+
+    For work that keeps others waiting until it is done: a client that reads slowly is none of their business.
+    """
+    came: asyncio.Queue[T | None] = asyncio.Queue()
+
+    async def work() -> None:
+        async with contextlib.aclosing(steps):
+            async for one in steps:
+                came.put_nowait(one)
+
+    task = asyncio.create_task(work())
+    task.add_done_callback(lambda _: came.put_nowait(None))
+    try:
+        while (one := await came.get()) is not None:
+            yield one
+        task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # it has been looked at
 
 
 async def send_while_wanted(work: Awaitable[None], body: AsyncGenerator[bytes, None], receive: Any) -> None:

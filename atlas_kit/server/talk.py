@@ -12,7 +12,8 @@ from atlas_kit.server.keys import Key
 if TYPE_CHECKING:
     from atlas_kit.llama.steps import Token
     from atlas_kit.server.answers import Answer, AnswerParser, Part
-    from atlas_kit.server.generation import Generating, Outcome
+    from atlas_kit.server.generation import Generating
+    from atlas_kit.server.outcome import Outcome
     from atlas_kit.server.service import Service
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from atlas_kit.codecs.numbers import Array
     from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.reading import Reading
+    from atlas_kit.llama.session import AtlasSession
     from atlas_kit.llama.trace import Trace
 
 #: Tokens of one trace, of some 130 bytes each.
@@ -55,14 +56,28 @@ class Traces:
         """Whether anybody looks at any session."""
         return bool(self._looked)
 
-    def take(self, key: Key, reading: Reading, tokens: Array, probabilities: Array) -> None:
-        """Take down what was expected of some tokens that came, where somebody looks on; on any thread."""
+    def take(
+        self,
+        key: Key,
+        reading: Reading,
+        tokens: Array,
+        probabilities: Array,
+        session: AtlasSession | None = None,
+    ) -> None:
+        """Take down what was expected of some tokens that came, where somebody looks on; on the engine's thread.
+
+        ``session`` has read them: with it, it is taken down where its window knew them from.
+        """
         looked = self._looked.get(key)
         if looked is None:
             return
         if len(looked.trace) + len(tokens) > MOST_TOKENS:
             looked.begin()
-        looked.trace(reading, tokens, probabilities)
+        from atlas_kit.llama.trace import sources
+
+        trace = looked.trace
+        known = None if session is None else sources(session, reading, tokens, trace)
+        trace(reading, tokens, probabilities, known)
 
     def recalled(self, key: Key, told: dict[str, Any]) -> None:
         """Take down what was recalled for an answer, where somebody looks on."""
@@ -109,7 +124,8 @@ class View:
         """Return what came since the last piece as JSON-ready data; None: nothing.
 
         ``from`` is 0 where a trace begins. ``rows`` and ``tokens`` are little-endian float32 (n, 20) and int32 (n, 13)
-        in base64, as ``trace_frames.packed`` gives them; ``names`` are those of tokens that had none yet.
+        in base64, as ``trace_frames.packed`` gives them; ``sources`` are int32 (n,): the numbers in the trace of the
+        tokens that the window knew them from, or -1. ``names`` are those of tokens that had none yet.
         """
         if self._trace is not self._looked.trace:
             self._begin(self._looked.trace)
@@ -129,6 +145,7 @@ class View:
             "names": [(token, self._words.name(token)) for token in fresh],
             "rows": base64.b64encode(rows.astype("<f4").tobytes()).decode(),
             "tokens": base64.b64encode(tokens.astype("<i4").tobytes()).decode(),
+            "sources": base64.b64encode(self._trace.source[start:end].astype("<i4").tobytes()).decode(),
         }
 
     def answers(self) -> list[dict[str, Any]]:

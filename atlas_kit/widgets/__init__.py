@@ -1,5 +1,8 @@
 """Widgets for notebooks: matrices, files and memories that can be looked at, in JupyterLab, Notebook 7 and VS Code.
 
+In marimo, which shows nothing of ipywidgets, ``FileExplorer`` and ``MatrixView`` are live, and the others are pages that
+one can look around in.
+
 The names below are loaded when they are used, so that importing this package needs nothing of the ``notebook`` extra.
 """
 
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
     from atlas_kit.widgets.compare.memory_compare import MemoryCompare
     from atlas_kit.widgets.compare.model_compare import ModelCompare
     from atlas_kit.widgets.explorer.file_explorer import FileExplorer
+    from atlas_kit.widgets.figures import use_page_style
     from atlas_kit.widgets.folding import folded
     from atlas_kit.widgets.lab.memory_lab import MemoryLab
     from atlas_kit.widgets.matrix import MatrixView
@@ -29,6 +33,7 @@ __all__ = [
     "ModelCompare",
     "ServerMemory",
     "folded",
+    "use_page_style",
 ]
 
 _HOMES = {
@@ -40,6 +45,7 @@ _HOMES = {
     "ModelCompare": ".compare.model_compare",
     "ServerMemory": ".remote",
     "folded": ".folding",
+    "use_page_style": ".figures",
 }
 _EXTRA = ("ipywidgets", "anywidget", "traitlets", "matplotlib")
 

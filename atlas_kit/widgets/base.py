@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import InvalidParamError
+from atlas_kit.widgets.closed import closed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,6 +33,17 @@ class Shown:
 
     A subclass gives `text` and `figure`; the rest follows from them.
     """
+
+    #: Whether one that is closed can still say what was seen last; if not, its picture stays the one saved before.
+    _tells_when_closed = True
+
+    def close(self) -> None:
+        """Take the view off every page; the picture of what was seen last stays there."""
+        comm = getattr(self, "comm", None)
+        if comm is not None and self._tells_when_closed:
+            closed[comm.comm_id] = self
+        with_view: Any = super()
+        with_view.close()
 
     def text(self) -> str:
         """Return a few plain lines: for terminals, tests and screen readers."""

@@ -37,6 +37,7 @@ _KIND_NAMES = {
     "linear": "matrix", "polynomial": "matrix behind polynomial features", "deep": "deep", "gated": "deep, gated"
 }  # fmt: skip
 _MEASURES = {"exact retrieval": "accuracy", "cosine": "cosine"}
+_POWERS = {1: "", 2: "²", 3: "³"}
 
 
 @dataclasses.dataclass
@@ -190,7 +191,10 @@ class CapacityPlayground(Shown, ipywidgets.VBox):  # type: ignore[misc]
     # --- the controls ---------------------------------------------------------------------------------------
 
     def _build(self) -> None:
-        row, wide = {"description_width": "70px"}, ipywidgets.Layout(width="330px")
+        row, wide = (
+            {"description_width": "70px"},
+            ipywidgets.Layout(width="350px"),
+        )  # the longest choice is seen whole
         self._preset = ipywidgets.Dropdown(
             options=[_OWN, *TRIALS], description="Preset", style=row, layout=wide
         )
@@ -476,7 +480,7 @@ def _allowed(trial: Trial) -> str:
     free = f"{trial.free_numbers:,.0f}"
     return {
         "linear": f"d_k = {trial.d} (proposition 1)",
-        "polynomial": f"its {free} features are of the order of d_k^{trial.degree} (proposition 2)",
+        "polynomial": f"its {free} features are of the order of d_k{_POWERS[trial.degree]} (proposition 2)",
     }.get(trial.kind, f"it has {free} parameters per number of a value (theorem 1)")
 
 
@@ -484,7 +488,9 @@ def _limits(trial: Trial) -> list[tuple[float, str]]:
     """Return the numbers of pairs at which theory expects an end."""
     limits = [(float(trial.d), f"d_k = {trial.d}")]
     if trial.kind == "polynomial":
-        limits.append((trial.free_numbers, f"{trial.free_numbers:,.0f} features, O(d_k^{trial.degree})"))
+        limits.append(
+            (trial.free_numbers, f"{trial.free_numbers:,.0f} features, O(d_k{_POWERS[trial.degree]})")
+        )
     elif trial.kind != "linear":
         limits.append((trial.free_numbers, f"{trial.free_numbers:,.0f} parameters per output"))
     return limits

@@ -33,6 +33,7 @@ from atlas_kit.explorer.page import (
     table,
     text,
 )
+from atlas_kit.widgets.closed import closed
 
 if TYPE_CHECKING:
     from atlas_kit.codecs.numbers import Array
@@ -103,14 +104,14 @@ def _places(what: str, first: int, step: int, count: int) -> str:
 def newest(models: Sequence[str]) -> Any:
     """Return what of these widgets is to be saved now: their ids -> media types -> contents, as JSON for a page.
 
-    The Lab's extension asks for it before it saves a notebook (``jupyter/static/still.js``).
+    The Lab's extension asks before it saves a notebook, and when a widget was closed (``jupyter/static/still.js``).
     """
     from IPython import display
     from ipywidgets.widgets import widget as known
 
     found: dict[str, dict[str, str]] = {}
     for model in models:
-        shown = known._instances.get(model)
+        shown = known._instances.get(model) or closed.get(model)
         bundle = getattr(shown, "static_bundle", None)
         if bundle is not None:
             try:

@@ -156,6 +156,21 @@ def test_what_was_seen_last_is_what_is_saved(
     exported_page.context.close()
 
 
+def test_a_widget_that_is_closed_leaves_what_was_seen_last(
+    page: Page, lab_server: Lab, notebook: Callable[..., str]
+):
+    name = notebook(PAGED, "slider.value = 8", "slider.close()")
+    open_notebook(page, lab_server, name)
+    assert run_all(page) == []
+    frame = page.frame_locator("iframe.atlas-kit-still")
+    expect(frame.get_by_text("a slider at 8")).to_be_visible()
+    expect(page.locator(LIVE)).to_have_count(0)
+    save(page)
+    assert saved_output(lab_server, name)["text/plain"] == "a slider at 8"
+    open_notebook(page, lab_server, name)
+    expect(frame.get_by_text("a slider at 8")).to_be_visible()
+
+
 def test_a_kernel_at_work_does_not_keep_a_notebook_from_being_saved(
     page: Page, lab_server: Lab, notebook: Callable[..., str]
 ):

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, Request, expect
 
-from tests.jupyter.labdriver import Lab, cell_errors, double_click, open_lab, open_path, wait_for_kernel
+from tests.jupyter.labdriver import (
+    Lab,
+    cell_errors,
+    double_click,
+    open_lab,
+    open_notebook,
+    open_path,
+    run_all,
+    wait_for_kernel,
+)
 
 VIEWER = ".atlas-kit-Viewer"
 #: Larger than what any code that reads it all would survive in a test.
@@ -146,6 +156,26 @@ def test_a_file_that_changes_is_shown_at_the_place_that_was_looked_at(lab_page: 
     assert grid.evaluate("(node) => node.scrollTop") == 1300
     viewer.get_by_role("button", name="OK").click()
     expect(viewer.locator(".ax-notice")).to_be_empty()
+
+
+def test_an_explorer_in_a_notebook_follows_its_file_by_itself(
+    page: Page, lab_server: Lab, notebook: Callable[..., str]
+):
+    path = lab_server.root / "grows.atlas"
+    shutil.copy(lab_server.root / "sample_data" / "atlas" / "secret.atlas", path)
+    open_notebook(
+        page, lab_server, notebook('from atlas_kit.widgets import FileExplorer\nFileExplorer("grows.atlas")')
+    )
+    assert run_all(page) == []
+    box = page.get_by_label("Passphrase")
+    box.fill("half")
+    os.utime(path, (1, 1))
+    expect(page.locator(".ax-notice")).to_contain_text("The file has changed. This is how it was at")
+    expect(box).to_have_value("half")
+    expect(box).to_be_focused()
+    path.unlink()
+    shutil.copy(lab_server.root / "sample_data" / "atlas" / "chat.atlas", path)
+    expect(page.locator(".ax")).to_contain_text(f"{path.stat().st_size:,}")
 
 
 def test_a_link_is_opened_and_one_to_nothing_is_a_plain_sentence(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -146,3 +149,50 @@ def test_a_model_that_is_refused_leaves_nothing(several, tmp_path):
     with pytest.raises(AtlasError):
         open_engine(path)
     assert blas_threads() == several
+
+
+BEGUN = """
+import os
+from atlas_kit.llama.blas_threads import one_blas_thread, one_thread_from_the_start
+{before}
+with one_thread_from_the_start():
+    import numpy
+import threadpoolctl
+def threads():
+    return {{one["num_threads"] for one in threadpoolctl.threadpool_info() if one["user_api"] == "blas"}}
+was = threads()
+let_go = one_blas_thread()
+held = threads()
+let_go()
+print(was, held, threads() == was, os.environ.get("OPENBLAS_NUM_THREADS"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "chosen", "told"),
+    [
+        ("", None, "{1} {1} True None"),
+        (
+            "import numpy",
+            None,
+            "{1} True None",
+        ),  # it has its threads already, which are taken while they are not wanted
+        ("", "2", "{1} True 2"),
+        ("", "1", "{1} {1} True 1"),
+    ],
+)
+def test_numpy_makes_no_threads_where_none_are_wanted_from_the_start(before, chosen, told):
+    """The user's own choice counts, and nothing of it is left for child processes."""
+    environment = {
+        n: v for n, v in os.environ.items() if n not in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+    }
+    if chosen is not None:
+        environment["OPENBLAS_NUM_THREADS"] = chosen
+    done = subprocess.run(
+        [sys.executable, "-c", BEGUN.format(before=before)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip().endswith(told)

@@ -8,7 +8,8 @@ import pytest
 from atlas_kit.episodes import Kind
 from atlas_kit.errors import ModelError
 from atlas_kit.llama import AtlasSession, FakeEngine
-from atlas_kit.llama.trace import TOP, Trace, follow
+from atlas_kit.llama.trace import TOP, Places, Trace, follow
+from atlas_kit.llama.trace_frames import packed, unpacked
 
 TEXT = "It is what it is, said the cat; it is what it was, said the other cat. " * 6
 
@@ -128,3 +129,43 @@ def test_views_stay_as_they_were_while_the_trace_grows():
     assert trace.tokens[:2].tolist() == [5, 0]
     with pytest.raises(AttributeError):
         _ = trace.nothing
+
+
+def test_sources_are_told_of_a_session_that_had_a_memory_before():
+    trace = Trace()
+    with AtlasSession(FakeEngine()) as session:
+        session.feed("Nobody looks on yet. " * 3)
+        follow(session, session.tokens_of(TEXT), trace)
+    known = np.flatnonzero(trace.source >= 0)
+    assert len(known) > len(trace) // 2
+    assert (trace.tokens[trace.source[known]] == trace.tokens[known]).all()
+    assert (trace.source[known] < known).all()
+
+
+def test_numbers_of_a_memory_that_goes_back_or_far_ahead_begin_anew():
+    places = Places()
+    places.put(10, 0, 3)
+    places.put(15, 3, 2)
+    assert places.of(8, 9).tolist() == [-1, -1, 0, 1, 2, -1, -1, 3, 4]
+    places.put(12, 5, 1)
+    assert places.of(10, 8).tolist() == [-1, -1, 5, -1, -1, -1, -1, -1]
+    places.put(1 << 40, 6, 1)
+    assert places.of((1 << 40) - 1, 3).tolist() == [-1, 6, -1]
+    assert places.of(0, 0).tolist() == []
+
+
+def test_what_a_trace_sends_comes_back_and_no_source_stands_behind_its_token():
+    trace = Trace()
+    with AtlasSession(FakeEngine()) as session:
+        follow(session, session.tokens_of(TEXT), trace)
+    rows, tokens = packed(trace, 5, 9)
+    back = unpacked(rows.tobytes(), tokens.tobytes(), trace.source[5:9].tobytes(), 5)
+    assert back["source"].tolist() == trace.source[5:9].tolist()
+    assert unpacked(rows.tobytes(), tokens.tobytes())["source"].tolist() == [-1] * 4
+    hostile = np.asarray([5, -7, 6, 1 << 30], "<i4")
+    assert unpacked(rows.tobytes(), tokens.tobytes(), hostile.tobytes(), 5)["source"].tolist() == [
+        -1,
+        -1,
+        6,
+        -1,
+    ]

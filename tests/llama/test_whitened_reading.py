@@ -13,8 +13,9 @@ from atlas_kit.llama import reading as reading_module
 from atlas_kit.llama import token_memory as token_memory_module
 from atlas_kit.llama.gating import TRUSTED_AFTER
 from atlas_kit.llama.output_matrix import KNOWN_EVENING, KNOWN_RIDGE, MOVED_LOGIT
+from atlas_kit.llama.reading import Reading
 from atlas_kit.llama.reading_ahead import read_ahead
-from atlas_kit.llama.token_memory import BIAS_STEP, ETA_BOUND, ETA_RATE, TokenMemory
+from atlas_kit.llama.token_memory import BIAS_STEP, ETA_BOUND, ETA_RATE, TokenMemory, read_each
 from atlas_kit.llama.whitened_reading import LEAST_LIFT, LIFT, bias_step, likely, likely_and_beside, moved
 from atlas_kit.memory import WhitenedMemory
 from atlas_kit.memory.whitened import whitening
@@ -264,8 +265,52 @@ def test_what_bounds_the_other_tokens_changes_nothing_of_the_likeliest(blend, li
             if found is not None:
                 assert [one.tobytes() for one in found] == [one.tobytes() for one in wanted]
                 fewer += looked[-1] < looked[0]
+                with monkeypatch.context() as searched:  # as where a vocabulary is large
+                    searched.setattr(reading_module, "FEW", 0)
+                    again = reading.likeliest(count)
+                assert [one.tobytes() for one in again] == [one.tobytes() for one in wanted]
         memory.watch(reading, tokens[at + 1 : at + 2])
     assert fewer or blend == 0.0
+
+
+@pytest.mark.parametrize("softcap", [None, 9.0])
+@pytest.mark.parametrize("learned", [0, 40, 560])
+@pytest.mark.parametrize("outputs", ["plain", "one is ruled out", "too far", "no numbers"])
+def test_one_token_alone_is_read_number_by_number(softcap, learned, outputs, monkeypatch):
+    """What is said of one token is what several sessions would be told, to the bit, whatever the model gave."""
+    model = Model()
+    model.rows.softcap = softcap
+    memories = [TokenMemory(model.rows, SMALL) for _ in range(2)]
+    tokens = text(learned + 2)
+    if learned:
+        for memory in memories:
+            followed(memory, model, tokens, end=learned)
+    hidden, logits = (array[-1:].copy() for array in model.outputs(tokens))
+    if outputs == "one is ruled out":
+        logits[0, int(logits[0].argmax())] = -np.inf
+    elif outputs == "too far":
+        memories[0].state.parameters["bias"][:] = memories[1].state.parameters["bias"][:] = 1e4
+        for memory in memories:
+            memory._lift = None
+    elif outputs == "no numbers":
+        hidden[:] = np.nan
+    monkeypatch.setattr(TokenMemory, "require_formula", lambda *_: None)
+    current = int(tokens[-1])
+    alone = read_each(memories[:1], hidden, [logits[0]], [current])[0]
+    among = read_each(memories, np.repeat(hidden, 2, axis=0), [logits[0]] * 2, [current] * 2)[0]
+    for field in dataclasses.fields(Reading):
+        one, other = getattr(alone, field.name), getattr(among, field.name)
+        if field.name == "slots":
+            one, other = one.tokens, other.tokens
+        if field.name == "window":
+            assert [(x.tobytes(), x.dtype, x.shape) for x in vars(one).values()] == [
+                (x.tobytes(), x.dtype, x.shape) for x in vars(other).values()
+            ]
+        elif isinstance(one, np.ndarray):
+            same = (one.tobytes(), one.dtype, one.shape) == (other.tobytes(), other.dtype, other.shape)
+            assert same, field.name
+        else:
+            assert one == other, field.name
 
 
 def test_sessions_side_by_side_read_what_each_reads_alone():
@@ -387,7 +432,7 @@ def test_candidates_and_bias_steps():
     assert likely(z, lift, 2).tolist() == [0, 1]
     assert likely(z, lift, 9).tolist() == [0, 1, 2, 3]
     random = np.random.default_rng(0)
-    for count in (1, 8, 60):
+    for count in (1, 8, 60, 200):  # with few and with many times as many tokens as candidates
         z = random.standard_normal(4000).astype(np.float32)
         ids = np.sort(random.choice(4000, 300, replace=False))
         all_of = np.zeros(4000, np.float32)

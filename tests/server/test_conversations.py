@@ -21,10 +21,11 @@ from atlas_kit.server import conversations as module
 from atlas_kit.server import session_files
 from atlas_kit.server.conversation import Conversation
 from atlas_kit.server.conversations import Conversations
-from atlas_kit.server.generation import Generating, Generation
+from atlas_kit.server.generation import Generating
 from atlas_kit.server.jobs import called
 from atlas_kit.server.keys import Key
 from atlas_kit.server.metrics import Metrics
+from atlas_kit.server.outcome import Generation
 from atlas_kit.server.session_files import SessionFiles
 from atlas_kit.settings.atlas_settings import AtlasSettings
 

@@ -11,11 +11,13 @@ import pytest
 
 from atlas_kit.errors import ClosedError, InvalidParamError
 from atlas_kit.llama import FakeEngine, Sampling
+from atlas_kit.server.atlas_object import Blend
 from atlas_kit.server.conversation import Conversation
-from atlas_kit.server.generation import Blend, Generating, Generation
+from atlas_kit.server.generation import Generating
 from atlas_kit.server.jobs import finished
 from atlas_kit.server.keys import Key
 from atlas_kit.server.metrics import Metrics
+from atlas_kit.server.outcome import Generation
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.session_files import SessionFiles
 from server.test_conversations import SMALL, TEXT, House

@@ -630,8 +630,10 @@ def test_how_long_it_took_is_told(serve: Server) -> None:
         ),
         ({"input": "x", "previous_response_id": "resp_x"}, "previous_response_id", "go on from"),
         ({"input": "x", "previous_response_id": "r", "conversation": "c"}, "previous_response_id", "one of them"),
-        ({"input": "x", "conversation": "a\nb"}, "session_id", "session_id"),
-        ({"input": "x", "conversation": ""}, "session_id", "session_id"),
+        ({"input": "x", "conversation": "a\nb"}, "conversation", "name of a conversation"),
+        ({"input": "x", "conversation": ""}, "conversation", "name of a conversation"),
+        ({"input": "x", "atlas": {"session_id": "a\nb"}}, "atlas.session_id", "session_id"),
+        ({"input": "x", "conversation": "c", "atlas": {"session_id": "a\nb"}}, "atlas.session_id", "session_id"),
         ({"input": "x", "background": True}, "background", "background"),
         ({"input": "x", "prompt": {"id": "p"}}, "prompt", "prompts"),
         ({"input": "x", "n": 2}, "n", "one answer"),
@@ -711,6 +713,99 @@ def test_too_many_wait_is_told_before_the_stream_begins(inside: Insider) -> None
                 body = {"input": "Hi", "stream": True, **more}
                 answer = await server.client.post("/v1/responses", json=body)
                 assert answer.status_code == 429
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/chat/completions", "/v1/completions", "/v1/messages"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_too_many_sessions_is_said_of_the_property_that_names_one(
+    inside: Insider, path: str, stream: bool
+) -> None:
+    async def test() -> None:
+        async with inside(plain("One"), atlas_max_sessions=1) as server:
+            first = await server.client.post("/v1/responses", json={"input": "Hi", "conversation": "anna"})
+            assert first.status_code == 200
+            body = {
+                "input": "Hi", "prompt": "Hi", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4,
+                "stream": stream,
+            }  # fmt: skip
+            named: list[tuple[dict[str, Any], str]] = [
+                ({"atlas": {"session_id": "bert"}}, "atlas.session_id")
+            ]
+            if path == "/v1/responses":
+                del body["prompt"]  # there, it is another thing
+                named.append(({"conversation": "bert"}, "conversation"))
+                named.append(({"conversation": "c", "atlas": {"session_id": "bert"}}, "atlas.session_id"))
+            for more, param in named:
+                answer = await server.client.post(path, json={**body, **more})
+                assert answer.status_code == 403, answer.text
+                if path != "/v1/messages":  # Anthropic's errors have no place for it
+                    assert answer.json()["error"]["param"] == param
+
+    asyncio.run(test())
+
+
+def test_a_session_that_is_gone_is_said_of_the_answer_that_was_gone_on_from(inside: Insider) -> None:
+    async def test() -> None:
+        async with inside(plain("One", "Two"), atlas_max_sessions=1) as server:
+            post = server.client.post
+            asked = {"input": "Hi", "atlas": {"session_id": "anna"}}
+            first = (await post("/v1/responses", json=asked)).json()
+            await server.client.delete("/v1/atlas/sessions/anna")
+            await post("/v1/responses", json={"input": "Hi", "atlas": {"session_id": "bert"}})
+            on = {"input": "More", "previous_response_id": first["id"]}
+            answer = await post("/v1/responses", json=on)
+            assert (answer.status_code, answer.json()["error"]["param"]) == (403, "previous_response_id")
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("named", ["conversation", "previous_response_id"])
+def test_a_client_that_reads_slowly_keeps_nobody_waiting(inside: Insider, named: str) -> None:
+    """What goes on from its answer, and who forgets it, wait for the work and not for the client."""
+
+    async def test() -> None:
+        async with inside(plain("One two three", "Two", "Three")) as server:
+            post, app = server.client.post, server.client._transport.app  # type: ignore[attr-defined]
+            more: dict[str, Any] = {"atlas": {"session_id": "anna"}}
+            if named == "conversation":
+                more = {"conversation": "anna"}
+            body = json.dumps({"input": "Hi", "stream": True, **more}).encode()
+            wanted, sent = asyncio.Event(), list[bytes]()
+            asked, never = iter([{"type": "http.request", "body": body, "more_body": False}]), asyncio.Event()
+
+            async def receive() -> Any:
+                if (one := next(asked, None)) is None:
+                    await never.wait()
+                return one
+
+            async def send(message: Any) -> None:
+                sent.append(message.get("body", b""))
+                if b"response.created" in sent[-1]:
+                    await wanted.wait()  # the network takes no more of it
+
+            scope = {
+                "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST",
+                "scheme": "http", "path": "/v1/responses", "raw_path": b"/v1/responses", "query_string": b"",
+                "headers": [(b"content-type", b"application/json"), (b"host", b"server")],
+                "client": ("127.0.0.1", 1), "server": ("server", 80), "root_path": "",
+            }  # fmt: skip
+            slow = asyncio.create_task(app(scope, receive, send))
+            while not any(b"response.created" in one for one in sent):
+                await asyncio.sleep(0.01)
+            path = "/v1/atlas/sessions/anna/forget"
+            found = await asyncio.wait_for(post(path, json={"about": "Hi", "remove_answers": True}), 60)
+            assert found.status_code == 200
+            assert found.json()["answers"] == 1
+            next_one = await asyncio.wait_for(post("/v1/responses", json={"input": "More", **more}), 60)
+            assert next_one.status_code == 200
+            assert not slow.done()
+            wanted.set()
+            await asyncio.wait_for(slow, 60)
+            events = [one for one in b"".join(sent).split(b"\n\n") if one]
+            last = json.loads(events[-1].partition(b"data: ")[2])
+            assert (last["type"], text_of(last["response"])) == ("response.completed", "One two three")
 
     asyncio.run(test())
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 
-from atlas_kit.server.streams import COMMENT, begun_awake, while_wanted
+from atlas_kit.server.streams import COMMENT, ahead, begun_awake, while_wanted
 
 
 class Events:
@@ -100,3 +101,58 @@ def test_what_fails_as_its_client_goes_is_nobodys_trouble(steps: int) -> None:
 
     asyncio.run(test())
     assert told == []
+
+
+def test_work_goes_on_ahead_of_who_takes_it() -> None:
+    done = list[str]()
+
+    async def steps() -> AsyncGenerator[int, None]:
+        try:
+            for number in range(5):
+                yield number
+                await asyncio.sleep(0)
+            done.append("whole")
+        finally:
+            done.append("closed")
+
+    async def whole() -> None:
+        async with contextlib.aclosing(ahead(steps())) as taken:
+            assert await anext(taken) == 0
+            while len(done) < 2:  # nobody takes the next one
+                await asyncio.sleep(0)
+            assert [one async for one in taken] == [1, 2, 3, 4]
+
+    asyncio.run(whole())
+    assert done == ["whole", "closed"]
+
+
+def test_who_closes_what_goes_on_ahead_ends_it() -> None:
+    done = list[str]()
+
+    async def steps() -> AsyncGenerator[int, None]:
+        try:
+            yield 1
+            await asyncio.Event().wait()
+        finally:
+            done.append("closed")
+
+    async def early() -> None:
+        async with contextlib.aclosing(ahead(steps())) as taken:
+            assert await anext(taken) == 1
+        assert done == ["closed"]
+
+    asyncio.run(early())
+
+
+def test_what_goes_wrong_ahead_is_raised_behind_what_came() -> None:
+    async def steps() -> AsyncGenerator[int, None]:
+        yield 1
+        raise ValueError("no")
+
+    async def failing() -> None:
+        taken = ahead(steps())
+        assert await anext(taken) == 1
+        with pytest.raises(ValueError, match="no"):
+            await anext(taken)
+
+    asyncio.run(failing())

@@ -46,6 +46,14 @@ class Onlooker:
             found += "".join(self.pieces.get(timeout=60)["texts"])
         return found
 
+    def traced(self, until: Any) -> list[Any]:
+        """Return the pieces of the trace that come until their text is as it shall be."""
+        found: list[Any] = []
+        while not until("".join("".join(one["texts"]) for one in found)):
+            piece = self.pieces.get(timeout=60)
+            found += [piece] if piece["object"] == "atlas.trace" else []
+        return found
+
     def recalled(self, question: str) -> Any:
         """Return what was recalled for the answer to a question."""
         while True:
@@ -114,6 +122,59 @@ def test_what_a_session_reads_and_says_is_told_with_its_losses(serve: Server):
     assert rows[:, 1].mean() == pytest.approx(answer["atlas"]["omega_loss"], rel=1e-4)
     assert rows[:, 0].mean() == pytest.approx(answer["atlas"]["model_loss"], rel=1e-4)
     assert 0 <= answer["atlas"]["blend_ratio_actual"] <= 1
+    server.service.stopping = True
+    onlooker.end()
+
+
+def sources(pieces: Any) -> Any:
+    return np.concatenate([np.frombuffer(base64.b64decode(one["sources"]), "<i4") for one in pieces])
+
+
+def test_who_looks_on_is_told_where_the_window_knew_a_token_from(serve: Server):
+    """Also a session that learned before anybody looked, and that answered in between, which is not learned."""
+    server = serve(scripted())
+    body = {"max_tokens": 0, "temperature": 0, "atlas": {"session_id": "anna"}}
+    server.post("/v1/completions", prompt="Nobody looks on yet. " * 4, **body)
+    onlooker = Onlooker(server, session_id="anna")
+    pieces: list[Any] = []
+    parts = [
+        "The keeper of Skagen lit the lamp. " * 6,
+        "Another evening; the keeper of Skagen lit the lamp again. " * 3,
+    ]
+    for part in parts:
+        server.post("/v1/completions", prompt=part, **body)
+        chat(server, "Hm?", recall="off")
+    pieces = onlooker.traced(lambda text: text.count("Fine.") == 2)
+    came = np.concatenate([numbers(one)[1][:, -1] for one in pieces])
+    weights = np.concatenate([numbers(one)[0][:, 5:8] for one in pieces])
+    found = sources(pieces)
+    known = np.flatnonzero(found >= 0)
+    assert len(known) > 100
+    assert (found[known] < known).all()
+    assert (came[found[known]] == came[known]).all()
+    assert (weights[known, 2] > 0).all()
+    text = "".join("".join(one["texts"]) for one in pieces)
+    again = [at for at in known if at >= text.index("Another")]
+    assert any(
+        found[at] < text.index("Another") for at in again
+    )  # behind an answer, it still knows the first text
+    server.service.stopping = True
+    onlooker.end()
+
+
+def test_a_memory_that_begins_anew_points_at_nothing_that_it_has_lost(serve: Server):
+    server = serve(scripted())
+    onlooker = Onlooker(server, session_id="anna")
+    body = {"max_tokens": 0, "temperature": 0, "atlas": {"session_id": "anna"}}
+    text = "The keeper of Skagen lit the lamp. " * 4
+    server.post("/v1/completions", prompt=text, **body)
+    onlooker.text(len(text) - 1)
+    server.post("/v1/atlas/memory/reset", session_id="anna", mode="hard")
+    server.post("/v1/completions", prompt=text, **body)
+    pieces = onlooker.traced(lambda read: len(read) >= len(text) - 1)
+    first = pieces[0]["from"]
+    found = sources(pieces)
+    assert ((found < 0) | (found >= first)).all()
     server.service.stopping = True
     onlooker.end()
 

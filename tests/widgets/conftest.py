@@ -16,6 +16,8 @@ import ipywidgets
 import pytest
 from playwright.sync_api import Page
 
+from atlas_kit.widgets.explorer import watching
+
 #: What anywidget gives to `render`, over a plain object.
 STUB = """
 const bytes = (text) => new DataView(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
@@ -140,10 +142,15 @@ class Stage:
 
     def deliver(self) -> int:
         """Carry what Python sent to the page; return how many messages that were."""
+        number = self.deliver_at_once()
+        self.settle()
+        return number
+
+    def deliver_at_once(self) -> int:
+        """Carry it, and do not wait for what comes of it: the kernel may be silent."""
         messages = [_json(message) for message in self.wire.take()]
         for message in messages:
             self.page.evaluate("(message) => window.deliver(message)", message)
-        self.settle()
         return len(messages)
 
     def wake(self) -> None:
@@ -184,6 +191,12 @@ def _json(message: dict[str, Any]) -> dict[str, Any]:
 def stage(page: Page) -> Stage:
     """Return an empty stage in Chromium."""
     return Stage(page)
+
+
+@pytest.fixture(autouse=True)
+def _nobody_glances(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have explorers look at their files when a test says so, and not every two seconds."""
+    monkeypatch.setattr(watching, "EVERY_SECONDS", 3600.0)
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import threading
+import time
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -12,6 +15,7 @@ from conftest import receive, wired
 
 from atlas_kit.errors import KeyNotFoundError
 from atlas_kit.widgets import FileExplorer, MatrixView
+from atlas_kit.widgets.explorer import watching
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_data"
 TINY = SAMPLES / "gguf/tiny.gguf"
@@ -44,6 +48,117 @@ def test_nothing_of_the_file_is_in_the_state_that_a_notebook_saves():
     state = {key: value for key, value in explorer.get_state().items() if not key.startswith("_")}
     assert "passphrase" not in repr(state)
     assert set(state) <= {"layout", "selection", "tabbable", "tooltip"}
+
+
+def changes(wire: Any) -> int:
+    return sum(message.get("content") == {"changed": True} for message in wire.take())
+
+
+@pytest.fixture
+def followed(tmp_path: Path) -> Any:
+    """Return an explorer that a page has asked something, its wire, and its file."""
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(TINY.read_bytes())
+    explorer = FileExplorer(path)
+    wire = wired(explorer)
+    receive(explorer, {"method": "custom", "content": {"op": "summary", "id": "1"}})
+    wire.take()
+    return explorer, wire, path
+
+
+class TestFollowingTheFile:
+    def test_each_change_is_told_once(self, followed: Any):
+        explorer, wire, path = followed
+        watching.look()
+        assert changes(wire) == 0
+        for size in (10, 100):
+            path.write_bytes(TINY.read_bytes()[:size])
+            watching.look()
+            watching.look()
+            assert changes(wire) == 1
+        receive(explorer, {"method": "custom", "content": {"op": "reload", "id": "2"}})
+        wire.take()
+        watching.look()
+        assert changes(wire) == 0
+
+    @pytest.mark.parametrize("instead", ["nothing", "folder"])
+    def test_what_cannot_be_read_is_not_told_over_and_over(self, followed: Any, instead: str):
+        explorer, wire, path = followed
+        path.unlink()
+        if instead == "folder":
+            path.mkdir()
+        for _ in range(3):
+            watching.look()
+            receive(explorer, {"method": "custom", "content": {"op": "reload", "id": "2"}})
+        assert changes(wire) == (instead == "folder")
+
+    def test_a_file_that_is_there_at_last_is_told(self, tmp_path: Path):
+        explorer = FileExplorer(tmp_path / "later.gguf")
+        wire = wired(explorer)
+        receive(explorer, {"method": "custom", "content": {"op": "summary", "id": "1"}})
+        wire.take()
+        watching.look()
+        assert changes(wire) == 0
+        (tmp_path / "later.gguf").write_bytes(TINY.read_bytes())
+        watching.look()
+        assert changes(wire) == 1
+        receive(explorer, {"method": "custom", "content": {"op": "reload", "id": "2"}})
+        (answer,) = wire.take()
+        assert answer["content"]["reply"]["title"] == "GGUF model"
+        watching.look()
+        assert changes(wire) == 0
+
+    def test_a_file_that_a_passphrase_opens_is_followed(self, tmp_path: Path):
+        path = tmp_path / "secret.atlas"
+        path.write_bytes((SAMPLES / "atlas/secret.atlas").read_bytes())
+        explorer = FileExplorer(path, (SAMPLES / "text/passphrase.txt").read_text().strip())
+        wire = wired(explorer)
+        receive(explorer, {"method": "custom", "content": {"op": "summary", "id": "1"}})
+        wire.take()
+        watching.look()
+        assert changes(wire) == 0
+        os.utime(path, (1, 1))
+        watching.look()
+        assert changes(wire) == 1
+
+    def test_one_that_fails_does_not_keep_others_from_looking(self, followed: Any):
+        _, wire, path = followed
+        bad = FileExplorer(TINY)
+        wired(bad)
+        receive(bad, {"method": "custom", "content": {"op": "summary"}})
+        bad.glance = lambda: 1 / 0
+        os.utime(path, (1, 1))
+        watching.look()
+        assert changes(wire) == 1
+
+    def test_a_closed_explorer_is_not_told(self, followed: Any):
+        explorer, wire, path = followed
+        explorer.close()
+        os.utime(path, (1, 1))
+        watching.look()
+        explorer.glance()
+        assert changes(wire) == 0
+
+    def test_a_thread_looks_as_long_as_there_is_one_to_look_for(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(watching, "EVERY_SECONDS", 0.01)
+        watching.end(10)
+        seen = threading.Event()
+
+        class Watcher:
+            def glance(self) -> None:
+                seen.set()
+
+        watcher = Watcher()
+        watching.watch(watcher)
+        assert seen.wait(30)
+        del watcher
+        for _ in range(1000):
+            if watching.is_idle():
+                break
+            time.sleep(0.02)
+        assert watching.is_idle()
 
 
 def test_static_forms():

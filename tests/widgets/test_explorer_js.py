@@ -20,6 +20,7 @@ from playwright.sync_api import Page, expect
 from atlas_kit.explorer.explorer import Explorer
 from atlas_kit.formats.atlas import MemoryFile
 from atlas_kit.widgets import FileExplorer, colour
+from atlas_kit.widgets.explorer import watching
 from atlas_kit.widgets.static_modules import STATIC
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_data"
@@ -153,6 +154,62 @@ def test_a_file_that_changed_is_told_and_opened_again(stage: Stage, samples: Pat
     page.get_by_role("button", name="Reload").click()
     expect(page.get_by_role("tab", name="Entries 8")).to_be_visible()
     expect(page.get_by_role("button", name="Reload")).to_have_count(0)
+
+
+def test_a_file_that_changes_is_shown_anew_without_a_question(stage: Stage, tmp_path: Path):
+    path = tmp_path / "many.atlas"
+    memory = MemoryFile()
+    for number in range(300):
+        memory.set(f"note/{number:03}", "words")
+    memory.save(path)
+    page = show(stage, path)
+    open_tab(stage, "Entries")
+    page.get_by_role("searchbox").fill("note/1")
+    grid = page.get_by_role("grid", name="Entries")
+    expect(grid).to_have_attribute("aria-rowcount", "101")
+    grid.evaluate("(node) => { node.scrollTop = 1300 }")
+    choose(stage, "Entries", "note/155")
+    page.get_by_role("searchbox").focus()
+    watching.look()
+    assert stage.deliver() == 0
+    with MemoryFile.edit(path) as edited:
+        edited["added"] = "later"
+    watching.look()
+    watching.look()
+    assert stage.deliver() == 1  # once for each change
+    expect(page.get_by_role("tab", name="Entries 301")).to_have_attribute("aria-selected", "true")
+    expect(page.locator(".ax-notice")).to_contain_text("The file has changed. This is how it was at")
+    expect(page.get_by_role("searchbox")).to_have_value("note/1")
+    expect(page.get_by_role("searchbox")).to_be_focused()
+    expect(page.get_by_role("article", name="note/155")).to_be_visible()
+    assert grid.evaluate("(node) => node.scrollTop") == 1300
+    watching.look()
+    assert stage.deliver() == 0
+
+
+def test_changes_while_the_kernel_is_busy_are_shown_once_it_answers(stage: Stage, samples: Path):
+    path = samples / "atlas/assistant.atlas"
+    page = show(stage, path)
+    open_tab(stage, "Entries")
+    stage.silent = True
+    for number in range(3):
+        with MemoryFile.edit(path) as memory:
+            memory[f"added/{number}"] = "later"
+        watching.look()
+        stage.deliver_at_once()
+    assert [content["content"]["op"] for content in stage.waiting] == ["reload"]
+    stage.wake()
+    expect(page.get_by_role("tab", name="Entries 10")).to_be_visible()
+    expect(page.locator(".ax-notice")).to_contain_text("The file has changed.")
+
+
+def test_a_page_that_is_opened_after_a_change_shows_the_file_as_it_is(stage: Stage, samples: Path):
+    path = samples / "atlas/assistant.atlas"
+    explorer = FileExplorer(path)
+    with MemoryFile.edit(path) as memory:
+        memory["added"] = "later"
+    stage.show(explorer)
+    expect(stage.page.get_by_role("tab", name="Entries 8")).to_be_visible()
 
 
 def test_a_reload_that_fails_leaves_what_is_seen(stage: Stage, samples: Path):

@@ -35,6 +35,14 @@ def test_what_is_printed_is_folded_and_escaped():
     assert "What it gives" in data["text/html"]
 
 
+def test_messages_that_come_meanwhile_find_the_publisher_that_they_ask_for(shell):
+    heard = []
+    shell.display_pub.set_parent = heard.append  # as a kernel's, which is asked in another thread
+    with folded():
+        shell.display_pub.set_parent({"header": 1})
+    assert heard == [{"header": 1}]
+
+
 def test_pictures_and_html_are_folded_with_it():
     from IPython.display import HTML, Image, display
 

@@ -80,6 +80,28 @@ function pageFrame(page, title, dark) {
 }
 
 /**
+ * Keep what was last seen of a widget that was closed where its view was: at once as it was saved, then as the kernel
+ * tells it.
+ * @param {FromLab} renderer
+ * @param {FromLab} model
+ * @param {() => FromLab} kernel
+ * @param {string} closed  the id of the widget
+ */
+async function keepSeen(renderer, model, kernel, closed) {
+  renderer.show();
+  showStill(renderer.node, model.data);
+  try {
+    const asked = kernel() ? await askSaved(kernel(), "newest", [closed]) : null;
+    const fresh = asked?.[closed];
+    if (!fresh || renderer.isDisposed) return;
+    model.setData({ data: { ...model.data, ...fresh }, metadata: model.metadata });
+    showStill(renderer.node, model.data);
+  } catch (error) {
+    console.warn("atlas-kit: a widget that was closed is shown as it was saved", error);
+  }
+}
+
+/**
  * Make one renderer of a widget show what was saved until, and unless, the living view is there. What a save writes
  * into the output is no reason to draw that view anew.
  * @param {FromLab} renderer
@@ -92,10 +114,19 @@ function standIn(renderer, kernel) {
     const wanted = model.data[WIDGET_VIEW]?.model_id ?? "";
     if (wanted && wanted === living && renderer.widgets.length) return;
     living = wanted;
+    if (!wanted && model.data["image/png"]) {
+      renderer.show(); // it was closed
+      showStill(renderer.node, model.data);
+      return;
+    }
     const rendered = render(model); // ends never where no kernel is, and empties the node before a view comes
     if (!model.data["image/png"]) return rendered;
     showStill(renderer.node, model.data);
     await rendered;
+    // The widget manager hides what was closed.
+    renderer.widgets[0]?.disposed.connect(() => {
+      if (!renderer.isDisposed) keepSeen(renderer, model, kernel, wanted);
+    });
     if (!renderer.widgets.length && !renderer.isHidden) showStill(renderer.node, model.data);
     else if (!renderer.isHidden && !renderer.node.querySelector(":scope > .atlas-kit-share"))
       renderer.node.append(shareBar(kernel, wanted));

@@ -9,7 +9,6 @@ from pydantic import Field
 from starlette.responses import Response
 
 from atlas_kit.server.conversation import Conversation
-from atlas_kit.server.generation import checked_session_id
 from atlas_kit.server.json_response import JsonResponse
 from atlas_kit.server.kept_responses import Kept, Thread
 from atlas_kit.server.problems import ApiError
@@ -19,6 +18,7 @@ from atlas_kit.server.routes.common import TheService, namespace_of
 from atlas_kit.server.schemas_open import Open
 from atlas_kit.server.schemas_responses import Metadata
 from atlas_kit.server.service import Service
+from atlas_kit.server.session_names import checked_session_id
 
 router = APIRouter(prefix="/v1/conversations", tags=["OpenAI"])
 
@@ -137,7 +137,7 @@ def _split(thread: Thread | None, name: str) -> tuple[dict[str, Any], list[dict[
 async def _found(service: Service, namespace: str, name: str) -> tuple[Thread | None, Conversation | None]:
     """Return a conversation's text and its session, one of which there is."""
     thread = await service.responses.thread(namespace, name)
-    session = service.session(namespace, checked_session_id(name))
+    session = await service.session(namespace, checked_session_id(name, "conversation_id"))
     if thread is None and session is None:
         raise ApiError(
             404, f"There is no conversation {name[:128]!r}.", param="conversation_id", code="not_found"

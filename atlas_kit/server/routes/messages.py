@@ -17,7 +17,7 @@ from fastapi import APIRouter, Request
 from atlas_kit.server.anthropic_shape import Blocks, chat_choice, chat_messages, chat_tools, stop_of
 from atlas_kit.server.dialogue import Asked, Dialogue, dialogue
 from atlas_kit.server.dialogue_parts import budget_for, reasoning_format_of, sampling_for, shape_of
-from atlas_kit.server.generation import Generation, Outcome
+from atlas_kit.server.outcome import Generation, Outcome
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.request_parts import limit_of, new_id, stops_of
 from atlas_kit.server.routes.common import TheService, namespace_of

@@ -9,8 +9,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from atlas_kit.llama.sampling import Sampling
-from atlas_kit.server.generation import Generating, Generation, together
+from atlas_kit.server.generation import Generating
 from atlas_kit.server.native_answer import NativeAnswer, chosen_fields
+from atlas_kit.server.outcome import Generation
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.prompts import gap, prompts_of, shown
 from atlas_kit.server.request_parts import (
@@ -25,6 +26,7 @@ from atlas_kit.server.said import Said
 from atlas_kit.server.schemas_native import InfillRequest, NativeOptions, NativeRequest
 from atlas_kit.server.service import Service, settings_in
 from atlas_kit.server.streams import event, streamed, unless_gone
+from atlas_kit.server.together import together
 
 router = APIRouter(tags=["llama-server"])
 #: Answers to one request at most.

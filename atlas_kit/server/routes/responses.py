@@ -19,12 +19,12 @@ from starlette.responses import Response
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.server.dialogue import Asked, Dialogue, dialogue
 from atlas_kit.server.dialogue_parts import budget_for, reasoning_format_of, sampling_for, shape_of
-from atlas_kit.server.generation import Generation, Outcome, checked_session_id
 from atlas_kit.server.json_response import JsonResponse
 from atlas_kit.server.kept_responses import Kept
 from atlas_kit.server.logprobs import Released, chat_logprobs
 from atlas_kit.server.native_answer import told_progress
-from atlas_kit.server.problems import ApiError
+from atlas_kit.server.outcome import Generation, Outcome
+from atlas_kit.server.problems import SESSION, ApiError, naming
 from atlas_kit.server.request_parts import (
     limit_of,
     new_id,
@@ -37,7 +37,8 @@ from atlas_kit.server.response_items import Output, chat_messages, chat_tools, l
 from atlas_kit.server.routes.common import TheService, namespace_of
 from atlas_kit.server.schemas_responses import ResponsesRequest
 from atlas_kit.server.service import Service, settings_in
-from atlas_kit.server.streams import event, kept_awake, streamed, told, unless_gone
+from atlas_kit.server.session_names import checked_session_id
+from atlas_kit.server.streams import ahead, event, kept_awake, streamed, told, unless_gone
 from atlas_kit.server.talk import Talk
 
 if TYPE_CHECKING:
@@ -129,8 +130,11 @@ class _Answer:
         self._service, self._asked, self._namespace = service, asked, namespace
         _require_possible(asked)
         self._name = asked.conversation_name
+        self._named = SESSION
+        if asked.atlas is None or asked.atlas.session_id is None:
+            self._named = "previous_response_id" if self._name is None else "conversation"
         if self._name is not None:
-            checked_session_id(self._name)
+            checked_session_id(self._name, "conversation")
         self._tools, self._choice, self._offered = chat_tools(asked.tools, asked.tool_choice)
         self._format = shape_of(asked, text_format(asked.text))
         self._messages = chat_messages(asked.input)
@@ -157,7 +161,7 @@ class _Answer:
     async def events(self) -> AsyncIterator[bytes]:
         """Yield the answer as it comes, in OpenAI's events; the last one has the whole of it."""
         number = 0
-        async with contextlib.aclosing(self._steps()) as steps:
+        async with contextlib.aclosing(ahead(self._steps())) as steps:
             try:
                 async for one in steps:
                     yield event({**one, "sequence_number": number}, one["type"])
@@ -203,6 +207,7 @@ class _Answer:
                 thread.last = self._keep(talk)
             elif self._asked.store is not False:
                 self._keep(talk)
+            await self._service.responses.settled()
             timings = self._response["timings"]
             yield {"type": f"response.{status}", "response": self._response, "timings": timings}
 
@@ -275,7 +280,8 @@ class _Answer:
         """Let the new message follow what the session of the conversation has read, where its text is not kept."""
         if [one["role"] for one in self._messages] != ["user"] or self._tools:
             return found
-        history = await self._service.history_of(self._namespace, str(self._name))
+        with naming("conversation"):
+            history = await self._service.history_of(self._namespace, str(self._name))
         if not history:
             return found
         template, content = self._service.template, self._messages[0]["content"]
@@ -299,7 +305,9 @@ class _Answer:
             progress=bool(asked.stream and asked.return_progress),
             said=found.said,
         )
-        self._run = service.generate(self._namespace, atlas, generation, goes_on=self._goes_on(atlas))
+        self._run = service.generate(
+            self._namespace, atlas, generation, goes_on=self._goes_on(atlas), named=self._named
+        )
         return self._run
 
     def _goes_on(self, atlas: dict[str, Any]) -> Conversation | None:

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from atlas_kit.server.generation import checked_session_id
 from atlas_kit.server.keys import SHARED, Key, looked_at
 from atlas_kit.server.problems import ApiError
 from atlas_kit.server.routes.common import TheService, namespace_of
+from atlas_kit.server.session_names import checked_session_id
 from atlas_kit.server.streams import event, streamed
 
 router = APIRouter(prefix="/v1/atlas", tags=["ATLAS"])
@@ -28,11 +28,12 @@ _ALIVE_SECONDS = 15.0
     response_class=Response,
     responses={
         200: {
-            "description": "Server-sent events. `atlas.trace`: `from`, `texts`, `names`, and `rows` and `tokens` in "
-            "base64. `atlas.recalled`: `question`, `answer`, `finish_reason`, `seconds`, `stored_tokens` (that can be "
-            "found again; null: none are kept), `recalled` (the pieces: `text`, `kind`, `source`, `line`, `time_ms` in "
-            "Unix time, `start` and `stop` in tokens, `score`, and `gain` in nats per token of the question), "
-            "`candidates` (all pieces that were judged), and `recall` (`mode`, `gate`, `reason`, `gain`, `judged`).",
+            "description": "Server-sent events. `atlas.trace`: `from`, `texts`, `names`, and `rows`, `tokens` and "
+            "`sources` in base64. `atlas.recalled`: `question`, `answer`, `finish_reason`, `seconds`, `stored_tokens` "
+            "(that can be found again; null: none are kept), `recalled` (the pieces: `text`, `kind`, `source`, `line`, "
+            "`time_ms` in Unix time, `start` and `stop` in tokens, `score`, and `gain` in nats per token of the "
+            "question), `candidates` (all pieces that were judged), and `recall` (`mode`, `gate`, `reason`, `gain`, "
+            "`judged`).",
             "content": {"text/event-stream": {}},
         }
     },
@@ -48,11 +49,11 @@ async def trace(
     """Send what the memory of a session learns from now on, until the client goes or the server stops.
 
     An event of the object `atlas.trace` has the texts of some tokens, their losses with and without the memory, how
-    much model, memory and window gave to each and counted, and the likeliest tokens. One of `atlas.recalled` comes
-    behind each answer of a chat, message or response: the question, the answer, and the pieces of what was read or said
-    earlier that it was given, with their places, or why there are none. Whoever comes while others look on first gets
-    what these have seen; whoever comes first, what was recalled last since the start, if there is that. A key sees its
-    own requests alone.
+    much model, memory and window gave to each and counted, which earlier one of these tokens the window knew each from,
+    and the likeliest tokens. One of `atlas.recalled` comes behind each answer of a chat, message or response: the
+    question, the answer, and the pieces of what was read or said earlier that it was given, with their places, or why
+    there are none. Whoever comes while others look on first gets what these have seen; whoever comes first, what was
+    recalled last since the start, if there is that. A key sees its own requests alone.
     """
     service.require_ready()
     if session_id is not None:

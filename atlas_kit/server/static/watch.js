@@ -212,7 +212,7 @@ export class Watch {
           }
           if (piece.from === 0) this._clear();
           const message = { from: piece.from, texts: piece.texts, names: piece.names };
-          this.run.take(message, [bytesOf(piece.rows), bytesOf(piece.tokens)]);
+          this.run.take(message, [piece.rows, piece.tokens, piece.sources].map(bytesOf));
           this._drawRun();
         }
       } catch (error) {

@@ -14,7 +14,7 @@ import traitlets
 from atlas_kit.errors import AtlasError
 from atlas_kit.explorer.explorer import Explorer
 from atlas_kit.widgets.base import Shown
-from atlas_kit.widgets.explorer import static_view
+from atlas_kit.widgets.explorer import static_view, watching
 from atlas_kit.widgets.static_modules import joined, joined_style
 
 if TYPE_CHECKING:
@@ -30,23 +30,37 @@ export default {
   render({ model, el }) {
     let last = 0;
     const waiting = new Map();
+    // What has changed is shown once at a time: a busy kernel may say so again before it has answered.
+    let following = false, more = false;
+    const follow = async () => {
+      more = true;
+      if (following) return;
+      following = true;
+      while (more) { more = false; await end.changed(); }
+      following = false;
+    };
     const take = (message, buffers) => {
+      if (message.changed) { follow(); return; }
       const resolve = waiting.get(message.id);
       if (!resolve) return;
       waiting.delete(message.id);
       resolve({ reply: message.reply, buffers });
     };
     model.on("msg:custom", take);
-    const request = (message) => new Promise((resolve) => {
+    const request = async (message) => {
       const id = `${++last}-${Math.random()}`;
-      waiting.set(id, resolve);
-      model.send({ ...message, id });
-    });
+      const found = await new Promise((resolve) => {
+        waiting.set(id, resolve);
+        model.send({ ...message, id });
+      });
+      if (message.op === "summary" && found.reply.changed) setTimeout(follow); // it changed while nobody looked
+      return found;
+    };
     const onSelect = (selection) => { model.set("selection", selection); model.save_changes(); };
     const openBackup = async (name) => (await request({ op: "open_backup", name })).reply;
     const onTab = (tab) => model.send({ op: "seen", tab });
     const end = mount(el, { request, onSelect, onTab, openBackup });
-    return () => { model.off("msg:custom", take); end(); };
+    return () => { more = false; model.off("msg:custom", take); end(); };
   },
 };
 """
@@ -56,7 +70,8 @@ class FileExplorer(Shown, anywidget.AnyWidget):
     """A memory file or a model, to be looked at: summary, byte map, bytes, tables, values, findings.
 
     Opening reads the header or the index only, whatever the size. A file that is damaged, encrypted or not there is
-    shown as far as it goes, with one sentence that says what is wrong.
+    shown as far as it goes, with one sentence that says what is wrong. The file is followed while it is looked at: when
+    it changes, it is shown anew at the same place.
 
     Parameters
     ----------
@@ -70,6 +85,8 @@ class FileExplorer(Shown, anywidget.AnyWidget):
     >>> FileExplorer("model.gguf")  # doctest: +SKIP
     """
 
+    _tells_when_closed = False  # the file is closed, too
+
     _esm = joined("explorer/explorer.js") + _RENDER
     _css = joined_style("explorer/explorer.css")
 
@@ -79,10 +96,19 @@ class FileExplorer(Shown, anywidget.AnyWidget):
     def __init__(self, path: str | os.PathLike[str], passphrase: str | None = None) -> None:
         self.explorer = Explorer(path, passphrase, moves=True)
         self._seen = static_view.Seen()
+        self._told: tuple[int, ...] | None = None
         super().__init__()
         self.on_msg(self._answer)
 
+    def glance(self) -> None:
+        """Tell the page if the file has changed since it was opened, once for each change; called every two seconds."""
+        now = self.explorer.changed_on_disk()
+        if now is not None and now != self._told:
+            self.send({"changed": True})
+        self._told = now
+
     def _answer(self, _: Any, message: Any, __: Any) -> None:
+        watching.watch(self)
         if isinstance(message, dict) and message.get("op") == "seen":
             self._seen.tab = str(message.get("tab"))
             return
@@ -122,6 +148,7 @@ class FileExplorer(Shown, anywidget.AnyWidget):
 
     def close(self) -> None:
         """Release the file and the view."""
+        watching.let_go(self)
         self.explorer.close()
         super().close()
 
