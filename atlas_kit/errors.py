@@ -98,6 +98,7 @@ REMEDIES: dict[str, str] = {
     "remove-tensor": "Remove the tensor, or convert the model again.",
     "remove-prefix": "Rename the tensors {pattern}, to be called what stands for the star.",
     "rename-tensor": "Rename the tensor.",
+    "index-memories": "Make indexes of them, with the model whose memories they are.",
     # secrets
     "give-secret": "Give a passphrase or a key.",
     "give-new-secret": "Give a new passphrase or key.",

@@ -179,6 +179,33 @@ def memory_kept(table: str) -> str:
     return markdown_table(["array", "type", "shape", "meaning"], rows)
 
 
+def memory_index_fields() -> str:
+    """Return the fields of the description of an index."""
+    from atlas_kit.persistence.index_tables import FIELDS
+
+    return markdown_table(
+        ["field", "type", "meaning"], [(f"`{row.name}`", row.type, row.note) for row in FIELDS]
+    )
+
+
+def memory_index_arrays() -> str:
+    """Return the entries of an index that are read whole."""
+    from atlas_kit.persistence.index_tables import ARRAYS
+    from atlas_kit.persistence.tables import shape_of
+
+    rows = [(f"`{row.name}`", row.type, shape_of(row), row.note) for row in ARRAYS]
+    return markdown_table(["entry", "type", "shape", "meaning"], rows)
+
+
+def memory_index_ranges() -> str:
+    """Return the entries of an index of which ranges are read."""
+    from atlas_kit.persistence.index_tables import RANGES
+
+    return markdown_table(
+        ["entry", "holds", "meaning"], [(f"`{row.name}`", row.type, row.note) for row in RANGES]
+    )
+
+
 def memory_arrays() -> str:
     """Return the arrays of a layer."""
     from atlas_kit.memory.arrays import ARRAYS

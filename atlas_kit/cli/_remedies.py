@@ -62,6 +62,7 @@ WORDS: dict[str, str] = {
     "remove-tensor": "Remove it with: atlas-tool rm {FILE} {key}, or convert the model again.",
     "remove-prefix": "Take off what stands before the names: atlas-tool rename {FILE} {pattern} '*' --glob",
     "rename-tensor": "Rename it with: atlas-tool rename {FILE} {key} NAME",
+    "index-memories": "Make indexes of them with: atlas-tool ask MODEL -m {FILE} --index",
     # secrets
     "give-secret": "Give --passphrase-file or --key-file, or set ATLAS_PASSPHRASE.",
     "give-new-secret": "Give --new-passphrase-file or --new-key-file.",

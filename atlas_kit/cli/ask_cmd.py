@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from atlas_kit.llama.session import AtlasSession
     from atlas_kit.llama.steps import Token
     from atlas_kit.operations.ask import Asked
+    from atlas_kit.operations.many_memories import Searched
+    from atlas_kit.operations.memory_indexes import Memory
 
 
 #: Files without anything to ask about that are named.
@@ -39,19 +41,41 @@ Questions do not know of each other, and the memory stays as it is. On a termina
 
 F may be an address, and it may stand for many memories: a folder, or a pattern such as 's3://bucket/memories/**'. What
 all of them have read and heard is then searched as one, and each piece names its file. Memories of other models are
-left out, and so is what was learned.
+left out, and so is what was learned. --index keeps an index beside each of them, of which a question reads only what
+it needs; it holds the words of the memory for all to read, and none is made of an encrypted one.
+
+Without a model, FILES (a memory with an index, or many of them) are searched for the words of each QUESTION, and the
+pieces are shown; --model M answers from them.
 
 A small model reads badly: what matters is in the pieces.
 
 Examples:
   atlas-tool ask sample_data/models/tiny-python.gguf "How is a file opened?" -m code.atlas --max-tokens 20
   atlas-tool ask sample_data/models/tiny-python.gguf "Who?" "When?" -m code.atlas --max-tokens 20 --json
+  atlas-tool ask sample_data/models/tiny-python.gguf -m code.atlas --index
+  atlas-tool ask code.atlas "How is a file opened?"
 """,
 )
-@click.argument("model", type=MODEL)
-@click.argument("questions", nargs=-1, required=True, metavar="QUESTION...")
+@click.argument("model", type=MODEL, metavar="MODEL|FILES")
+@click.argument("questions", nargs=-1, metavar="[QUESTION]...")
 @click.option(
-    "-m", "--memory-file", type=click.Path(), required=True, metavar="F", help="Ask the memory in F."
+    "-m",
+    "--memory-file",
+    type=click.Path(),
+    metavar="F",
+    help="Ask the memory in F, or all that F stands for.",
+)
+@click.option("--model", "answering", type=MODEL, metavar="M", help="Answer with M, where FILES come first.")
+@click.option(
+    "--index", is_flag=True, help="Make an index beside each memory that has none of its present state."
+)
+@click.option(
+    "--pieces",
+    type=click.IntRange(1, 1000),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="Pieces to show for each question, where no model answers.",
 )
 @click.option(
     "--recall",
@@ -80,8 +104,8 @@ Examples:
 @json_option
 @keys_options
 def command(
-    model: str, questions: tuple[str, ...], memory_file: str, as_json: bool, quiet: bool, keys: Any,
-    verbose: bool, **options: Any,
+    model: str, questions: tuple[str, ...], memory_file: str | None, answering: str | None, index: bool, pieces: int,
+    as_json: bool, quiet: bool, keys: Any, verbose: bool, **options: Any,
 ) -> int:  # fmt: skip
     """Run the command."""
     from atlas_kit.errors import NoSuchFileError
@@ -89,6 +113,20 @@ def command(
     from atlas_kit.operations.ask import ask
     from atlas_kit.storage.given import STDIN
 
+    if answering is not None:
+        if memory_file is not None:
+            raise click.UsageError("name the model once: in front, or with --model")
+        model, memory_file = answering, model
+    if memory_file is None:
+        if index:
+            raise click.UsageError("--index needs a model, and the memories with -m F")
+        return _search(model, questions, pieces, as_json=as_json, quiet=quiet, verbose=verbose)
+    if index:
+        code = _index(model, memory_file, options, as_json=as_json and not questions, quiet=quiet)
+        if not questions:
+            return code
+    elif not questions:
+        raise click.UsageError("QUESTION... is missing")
     names = {"mode": "recall", "segments": "recall_segments", "gate": "recall_gate"}
     recall = {name: options[option] for name, option in names.items() if options[option] is not None}
     if memory_file == STDIN:
@@ -127,7 +165,7 @@ def command(
         return code
 
 
-def _many(name: str) -> list[str] | None:
+def _many(name: str) -> list[Memory] | None:
     """Return the files that the name of a memory stands for, None where it is one file's own."""
     import glob
     import os
@@ -142,23 +180,103 @@ def _many(name: str) -> list[str] | None:
     elif not os.path.isdir(name) and (os.path.lexists(name) or not glob.has_magic(name)):
         return None
     from atlas_kit.fleet.files import found
+    from atlas_kit.operations.memory_indexes import memories_of
+    from atlas_kit.persistence.index_tables import ENDING
 
-    files = [file.name for file in found([name], (".atlas",))]
-    return [file for file in files if file.lower().endswith(".atlas")] or files
+    files = list(found([name], (".atlas", ENDING)))
+    memories = [file for file in files if file.name.lower().endswith(".atlas")]
+    others = [file for file in files if not file.name.lower().endswith(ENDING)]
+    return memories_of(memories or others)
 
 
+def _one(name: str) -> Memory:
+    """Return one memory, with its present state."""
+    from atlas_kit.fleet.files import current, found
+    from atlas_kit.operations.memory_indexes import memories_of
+
+    return memories_of([current(next(iter(found([name]))))])[0]
+
+
+def _index(model: str, name: str, options: dict[str, Any], *, as_json: bool, quiet: bool) -> int:
+    """Make the indexes that are missing."""
+    from atlas_kit.operations.memory_indexes import make_indexes
+    from atlas_kit.operations.token_words import EngineWords
+
+    memories = _many(name) or [_one(name)]
+    with (
+        open_model(model, options["engine_options"], quiet=quiet) as engine, Stopping() as stop,
+        _render.progress() as progress,
+    ):  # fmt: skip
+        result = make_indexes(
+            memories, EngineWords(engine), engine.info.identity, model=engine.info.name, force=options["force"],
+            stop=stop, progress=progress,
+        )  # fmt: skip
+        stop.raise_if_asked()
+    if as_json:
+        return _render.emit(result, lambda result: (), as_json)
+    if not quiet:
+        for place in result.cached:
+            _render.note(f"nothing can be written beside the memory; its index is {place}")
+        made, kept = len(result.made), len(result.kept)
+        _render.note(f"{made:,} index{'es' * (made != 1)} made, {kept:,} stood already")
+        _say_left_out(result.left_out)
+    return result.exit_code
+
+
+def _search(
+    name: str, questions: tuple[str, ...], pieces: int, *, as_json: bool, quiet: bool, verbose: bool
+) -> int:
+    """Show what is like the questions, without a model."""
+    from atlas_kit.operations.many_memories import search_memories
+    from atlas_kit.storage.urls import is_url
+
+    if not is_url(name) and name.lower().endswith(".gguf"):
+        raise click.UsageError("name the memory to ask: -m F")
+    if not questions:
+        raise click.UsageError("QUESTION... is missing")
+    result = search_memories(_many(name) or [_one(name)], questions, count=pieces, name=name)
+    code = _render.emit(result, _found, as_json)
+    if not quiet:
+        _say_left_out(result.left_out)
+    return code
+
+
+def _found(result: Searched) -> Iterator[_render.Block]:
+    for number, (question, found) in enumerate(result.questions):
+        if number:
+            yield ""
+        lines: list[str | _render.Styled] = []
+        if len(result.questions) > 1:
+            lines.append(_render.Styled(question, "head"))
+        if not found:
+            lines.append(_render.Styled("  nothing has these words", "dim"))
+        for piece in found:
+            lines.append(_render.Styled(f"  {piece.place}", "place"))
+            lines += [f"    {line}" for line in piece.text.strip().splitlines()]
+        yield _render.Lines(lines)
+
+
+def _say_left_out(left_out: list[str]) -> None:
+    for why in left_out[:_LEFT_OUT_SHOWN]:
+        _render.note(f"left out: {why}")
+    if len(left_out) > _LEFT_OUT_SHOWN:
+        _render.note(f"left out: {len(left_out) - _LEFT_OUT_SHOWN:,} more")
+
+
+@contextlib.contextmanager
 def _over_many(
-    engine: Any, files: list[str], keys: Any, device: str, *, force: bool, quiet: bool
-) -> AtlasSession:
-    """Return a session over what many memories have read and heard, and say what is left out."""
+    engine: Any, files: list[Memory], keys: Any, device: str, *, force: bool, quiet: bool
+) -> Iterator[AtlasSession]:
+    """Give a session over what many memories have read and heard, and say what is left out."""
     from atlas_kit.operations.many_memories import gather, session_over
 
-    gathered = gather(files, engine.info.identity, keys=keys, force=force)
-    for why in [] if quiet else gathered.left_out[:_LEFT_OUT_SHOWN]:
-        _render.note(f"left out: {why}")
-    if not quiet and len(gathered.left_out) > _LEFT_OUT_SHOWN:
-        _render.note(f"left out: {len(gathered.left_out) - _LEFT_OUT_SHOWN:,} more")
-    return session_over(engine, gathered, device=device)
+    words = (engine.piece, engine.info.n_vocab)
+    gathered = gather(files, engine.info.identity, keys=keys, force=force, words=words)
+    with contextlib.closing(gathered):
+        if not quiet:
+            _say_left_out(gathered.left_out)
+        with session_over(engine, gathered, device=device) as session:
+            yield session
 
 
 class _Live:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +71,29 @@ class Index:
             keys, times = (np.concatenate(rows) for rows in zip(*self._parts[-2:], strict=True))
             order = np.argsort(keys, kind="stable")
             self._parts[-2:] = [(keys[order], times[order])]
+
+    @property
+    def lengths(self) -> Array:
+        """(b,) the words in each block, the one that still grows included."""
+        return np.concatenate((self._lengths, self._last_length))
+
+    def posts(self) -> Posts:
+        """Return all that is known of the words, to be kept elsewhere."""
+        rows = [*self._parts, *filter(None, [self._last])]
+        keys = np.concatenate([np.zeros(0, np.int64), *(keys for keys, _ in rows)])
+        times = np.concatenate([np.zeros(0, np.float32), *(times for _, times in rows)])
+        numbers = keys >> _BLOCK_BITS
+        known = sorted(((word.encode(), number) for word, number in self._runs.words.items()))
+        rank = np.zeros(len(known), np.int64)
+        rank[[number for _, number in known]] = np.arange(len(known))
+        order = np.lexsort((keys & _BLOCK_MASK, rank[numbers]))
+        counts = np.bincount(rank[numbers], minlength=len(known))
+        return Posts(
+            [word.decode() for word, _ in known],
+            np.append([0], np.cumsum(counts)).astype(np.int64),
+            (keys & _BLOCK_MASK)[order],
+            times[order].astype(np.int64),
+        )
 
     def keep(self, kept: Array) -> None:
         """Keep those blocks for which (b,) bool is true; they are numbered anew."""
@@ -182,6 +205,71 @@ class Index:
         return keys[new], times, lengths
 
 
+class Posts(NamedTuple):
+    """Words in the order of their bytes, and where each occurs: word i from ``first[i]`` to ``first[i + 1]``.
+
+    Attributes
+    ----------
+    first
+        (w + 1,) int64.
+    blocks, times
+        (p,) int64 and (p,) int64: numbers of blocks, ascending for each word, and how often it is in each.
+    """
+
+    words: list[str]
+    first: Array
+    blocks: Array
+    times: Array
+
+
+class Wanted(NamedTuple):
+    """What a question looks for in an index that lies elsewhere: whole words, families, and letters within words."""
+
+    words: list[str]
+    families: list[str]
+    letters: list[str]
+
+    def takes(self, word: str) -> bool:
+        """Tell whether what is known of a word is needed."""
+        return (
+            word in self.words or _family(word) in self.families or any(one in word for one in self.letters)
+        )
+
+
+def wanted(question: str) -> Wanted:
+    """Return what must be known of an index for ``Index.search`` to find what it would find in all of it."""
+    found = list(dict.fromkeys(words(question)))[-_MOST_WORDS:]
+    letters = [word for word in found if len(word) == 1 and is_unspaced(word)]
+    families = list(dict.fromkeys(family for word in found if (family := _family(word))))
+    return Wanted([word for word in found if word not in letters], families, letters)
+
+
+class PartOfIndex(Index):
+    """An index of which only some words are known: for questions that ask for no others.
+
+    Parameters
+    ----------
+    lengths
+        (b,) the words in each block.
+    asks
+        (b,) bool: whether a block ends with a question mark.
+    posts
+        Words, and for each the blocks and the times; a word may be there several times, for different blocks.
+    """
+
+    def __init__(self, lengths: Array, asks: Array, posts: Iterable[tuple[str, Array, Array]]) -> None:
+        super().__init__()
+        self._lengths, self._asks = lengths.astype(np.float32), asks.astype(bool)
+        rows: list[tuple[Array, Array]] = []
+        for word, blocks, times in posts:
+            number = self._runs.number_of(word)
+            rows.append((blocks.astype(np.int64) | (number << _BLOCK_BITS), times.astype(np.float32)))
+        if rows:
+            keys, times = (np.concatenate(some) for some in zip(*rows, strict=True))
+            order = np.argsort(keys, kind="stable")
+            self._parts = [(keys[order], times[order])]
+
+
 class _Runs(dict[str, int]):
     """Runs of letters by number, each with the numbers of its words: looked up once per run and not once per place."""
 
@@ -194,13 +282,17 @@ class _Runs(dict[str, int]):
 
     def __missing__(self, run: str) -> int:
         for word in of_run(run):
-            known = len(self.words)
-            word_number = self.words.setdefault(word, known)
-            if word_number == known and (family := _family(word)):
-                self.families.setdefault(family, []).append(word_number)
-            self._numbers.append(word_number)
+            self._numbers.append(self.number_of(word))
         self._edges.append(len(self._numbers))
         self[run] = number = len(self)
+        return number
+
+    def number_of(self, word: str) -> int:
+        """Return a word's number; one that was not known gets the next."""
+        known = len(self.words)
+        number = self.words.setdefault(word, known)
+        if number == known and (family := _family(word)):
+            self.families.setdefault(family, []).append(number)
         return number
 
     def numbers_of(self, word: str) -> list[int]:

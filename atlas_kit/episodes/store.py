@@ -24,7 +24,7 @@ from atlas_kit.episodes.arrays import (
 )
 from atlas_kit.episodes.cut import BLOCK_TOKENS, cuts
 from atlas_kit.episodes.pieces import Pieces
-from atlas_kit.episodes.search import Index
+from atlas_kit.episodes.search import Index, Posts
 from atlas_kit.episodes.words import words
 from atlas_kit.errors import InvalidParamError
 
@@ -330,6 +330,15 @@ class Episodes:
             self._rows[name].extend([value])
 
     # What is asked.
+
+    def looked_up(self) -> tuple[Posts, Array, Array, Array]:
+        """Return the index, to be kept elsewhere: where words are; of each block words, question, line ends."""
+        index = self._indexed()
+        ends = self._pieces.line_ends(self._rows["tokens"].values).astype(np.int64)
+        lines = (
+            np.add.reduceat(ends, self._rows["block_start"].values.astype(np.int64)) if len(ends) else ends
+        )
+        return index.posts(), index.lengths, index.asks, lines
 
     def search(
         self,

@@ -5,13 +5,18 @@ Nothing is opened; what is listed is enough to know later whether a file is stil
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.operations.validate import SUFFIXES, expand
 from atlas_kit.storage.urls import is_url, local_path, shown
+
+#: Stores are asked for so many files at once.
+_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,28 @@ def found(names: Sequence[str], endings: Sequence[str] = SUFFIXES) -> Iterator[F
             if file.name not in seen:
                 seen.add(file.name)
                 yield file
+
+
+def told_apart(files: Sequence[FleetFile]) -> list[FleetFile]:
+    """Return files of which no two are shown in the same way: addresses may differ only in what is not shown.
+
+    Then a few letters stand for that, which are the same in the next run.
+    """
+    names: dict[str, set[str]] = {}
+    for file in files:
+        names.setdefault(file.path, set()).add(file.name)
+    return [
+        file
+        if len(names[file.path]) < 2
+        else replace(file, path=f"{file.path}?...{hashlib.sha256(file.name.encode()).hexdigest()[:8]}")
+        for file in files
+    ]
+
+
+def all_current(files: Sequence[FleetFile]) -> list[FleetFile]:
+    """Return files with their present sizes and states; stores are asked for several at once."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(current, files))
 
 
 def _of(name: str, endings: Sequence[str]) -> Iterator[FleetFile]:
@@ -77,7 +104,7 @@ def current(file: FleetFile) -> FleetFile:
         now = look(file.name)
     except AtlasError:
         return file
-    return FleetFile(file.name, file.path, now.size, now.mark, file.other)
+    return replace(file, size=now.size, mark=now.mark)
 
 
 def pairs(first: str, second: str) -> Iterator[FleetFile]:

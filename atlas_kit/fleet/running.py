@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.fleet.files import FleetFile, current
+from atlas_kit.fleet.files import FleetFile, all_current, told_apart
 from atlas_kit.fleet.pools import DaskCluster, OwnProcess, Pool, Processes, spread
 from atlas_kit.fleet.table import ResultTable
 from atlas_kit.fleet.tasks import THREADS, Row, Task, lost, run_many
@@ -74,11 +74,10 @@ def run_fleet(
         )
     result = FleetResult()
     known: dict[int, Row] = {}
-    every = list(files)
+    every = told_apart(list(files))
     with closing(ResultTable(table, task.mark)) as kept:
         missing: list[tuple[int, FleetFile]] = []
-        for number, file in enumerate(every):
-            now = current(file) if kept.done else file
+        for number, now in enumerate(all_current(every) if kept.done else every):
             row = kept.has(now)
             if row is None:
                 missing.append((number, now))

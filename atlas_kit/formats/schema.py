@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 class BufferStream:
     """A read-only, seekable stream over a buffer; ``buf`` lets bulk constructs look without copying."""
 
-    __slots__ = ("buf", "end", "far", "left", "pos", "usual")
+    __slots__ = ("before", "buf", "end", "far", "left", "pos")
 
     def __init__(self, buf: Any, pos: int = 0) -> None:
         self.far = False  # whether loading more is a journey
         self.left = 0  # how many records are to be read yet, where that is known
         self.buf = memoryview(buf)
         self.pos = pos
-        self.usual = 0.0  # bytes of a string in the array that was read last, 0 before the first
+        self.before: Any = None  # where the strings of the array that was read last begin, and the end
         self.end = len(self.buf)
 
     def read(self, count: int | None = -1) -> bytes:
@@ -59,8 +59,11 @@ class BufferStream:
         """Streams over buffers can always seek."""
         return True
 
-    def foresee(self, stop: int) -> None:
-        """Be told where what is being read is likely to end; a stream that loads from far away goes by it."""
+    def foresee(self, stop: int, least: int = 0) -> None:
+        """Be told where what is being read is likely to end, and how far it goes at least (0: it is as likely).
+
+        A stream that loads from far away goes by it.
+        """
 
     def ensure(self, stop: int) -> int:
         """Make ``buf`` hold the bytes up to ``stop`` if there are so many; return how far it may be read.

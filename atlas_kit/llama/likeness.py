@@ -11,7 +11,7 @@ what is the same most, and long segments gain nothing.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -216,6 +216,44 @@ class Likeness:
         return best
 
 
+class FarLikeness(Likeness):
+    """An index of what is stored elsewhere: of the tokens that are near to a question it is told where they stand.
+
+    Parameters
+    ----------
+    tokens, counts
+        (u,) the different stored tokens, ascending, and (u,) how often each is stored.
+    total
+        All stored tokens.
+    blocks_of
+        Gives, for some tokens (ascending), those that are there, each with blocks in which it is, in parts.
+    """
+
+    def __init__(
+        self, engine: Engine, tokens: Array, counts: Array, total: int,
+        blocks_of: Callable[[Array], Iterable[tuple[int, Array]]],
+    ) -> None:  # fmt: skip
+        super().__init__(engine)
+        self._blocks_of = blocks_of
+        self._add_kinds(tokens)
+        self._parts = (counts / max(LEAST, total)).astype(np.float32)
+
+    def _update(self, arrays: EpisodeArrays) -> None:
+        """Nothing is ever new."""
+
+    def question(self, arrays: EpisodeArrays, asked: Sequence[int]) -> Question:
+        """Return how near what is stored is to a question's tokens."""
+        question = super().question(arrays, asked)
+        near = self._tokens[(question.tails < FURTHEST).any(axis=0)]
+        found: list[list[Array]] = [[] for _ in self._tokens]
+        for token, blocks in self._blocks_of(near):
+            found[int(np.searchsorted(self._tokens, token))].append(blocks)
+        rows = [np.concatenate(row) if row else np.empty(0, np.int64) for row in found]
+        self._blocks = np.concatenate([np.empty(0, np.int32), *rows]).astype(np.int32)
+        self._first = np.append([0], np.cumsum([len(row) for row in rows])).astype(np.int64)
+        return question
+
+
 _indexes: weakref.WeakKeyDictionary[Episodes, Likeness] = weakref.WeakKeyDictionary()
 
 
@@ -224,6 +262,11 @@ def likeness_of(engine: Engine, episodes: Episodes) -> Likeness:
     if (found := _indexes.get(episodes)) is None or found.engine is not engine:
         found = _indexes[episodes] = Likeness(engine)
     return found
+
+
+def use_likeness(episodes: Episodes, likeness: Likeness) -> None:
+    """Have some episodes looked up in an index that was made already."""
+    _indexes[episodes] = likeness
 
 
 def bytes_of(episodes: Episodes) -> int:

@@ -19,6 +19,7 @@ from atlas_kit.operations.outputs import (
     is_path,
     output_file,
     output_name,
+    require_apart,
     require_free,
     scratch_path,
     write_memory_file,
@@ -375,7 +376,7 @@ def _convert_tensors(
     with GGUFFile.open(source) as model:
         named = "atlas-gguf" if "atlas.version" in model.metadata else "gguf"
         result = Converted(source.name, named, output_name(output), str(target), model.size, 0, None)
-        require_free(output, [shard.source for shard in model.shards], True)
+        require_apart(output, [shard.source for shard in model.shards])
         if options.byte_order:
             from atlas_kit.formats.gguf.byte_order import write_in_byte_order
 

@@ -20,6 +20,7 @@ from atlas_kit.operations.inputs import require_kind
 from atlas_kit.operations.outputs import Output, output_name, require_free, write_memory_file
 from atlas_kit.operations.secrecy import ENCRYPTED, PLAIN
 from atlas_kit.persistence.backups import backup_names, beside, remove_backups
+from atlas_kit.persistence.index_places import drop_indexes
 from atlas_kit.storage.given import Given, name_of, path_of, use_source
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def encrypt_file(
         _write(memory, output, ENCRYPTED)
     if output is None:
         path = path_of(given)
+        drop_indexes(path)  # they hold its words for all to read
         result.backups = [name for name in backup_names(path) if _can_be_read(beside(path, name))]
         _see_to_backups(path, result, remove_backups)
     return result

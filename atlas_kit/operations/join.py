@@ -25,7 +25,14 @@ from atlas_kit.formats.endings import require_ending
 from atlas_kit.formats.foreign import recognise
 from atlas_kit.formats.gguf.tables import MAGIC
 from atlas_kit.operations.inputs import unknown_format
-from atlas_kit.operations.outputs import Output, output_file, output_name, require_free, scratch_path
+from atlas_kit.operations.outputs import (
+    Output,
+    output_file,
+    output_name,
+    require_apart,
+    require_free,
+    scratch_path,
+)
 from atlas_kit.storage.given import Given, Progress, name_of, open_source, same_file
 from atlas_kit.storage.part_names import Parts, part_name, parts_beside, parts_of
 from atlas_kit.storage.parts import JoinedSource
@@ -199,7 +206,7 @@ def _join_shards(
     from atlas_kit.formats.gguf.split import joined, write_whole
 
     require_ending(output, "gguf")
-    require_free(output, [shard.source for shard in model.shards], True)
+    require_apart(output, [shard.source for shard in model.shards])
     model.require_data()
     whole = joined(model)
     size = len(whole.header) + -len(whole.header) % whole.alignment + whole.data_size
@@ -226,7 +233,7 @@ def _join_parts(
         _require_all(parts)
         if len(names) == 1:
             names = parts.paths
-            require_free(output, names, True)
+            require_apart(output, names)
             sources = [_opened(name, stack) for name in names]
         else:
             by_name = dict(zip(names, sources, strict=True))

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeGuard
 from atlas_kit.errors import AtlasError, FileAccessError, InvalidParamError, printable
 from atlas_kit.formats.endings import require_ending
 from atlas_kit.storage.atomic import atomic_write
-from atlas_kit.storage.given import Given, check_output
+from atlas_kit.storage.given import Given, check_apart, check_output
 from atlas_kit.storage.source import CHUNK, StrPath, access_error
 from atlas_kit.storage.urls import is_url, local_path, shown
 
@@ -44,6 +44,12 @@ def require_free(output: Output | None, inputs: Sequence[Given], force: bool) ->
     """
     if is_path(output):
         check_output(output, list(inputs), force)
+
+
+def require_apart(output: Output | None, inputs: Sequence[Given]) -> None:
+    """Refuse an output that is one of the inputs, where it is known already that nothing else is in its place."""
+    if is_path(output):
+        check_apart(output, list(inputs))
 
 
 def check_place(

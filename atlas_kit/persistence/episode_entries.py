@@ -26,7 +26,9 @@ from atlas_kit.errors import (
 from atlas_kit.formats.atlas.tables import DataType
 from atlas_kit.persistence import tables
 from atlas_kit.persistence.entry_keys import EPISODES
+from atlas_kit.persistence.index_places import drop_indexes
 from atlas_kit.persistence.tables import PART_ARRAYS, PART_TOKENS, is_part_key, part_key
+from atlas_kit.storage.urls import is_url
 
 if TYPE_CHECKING:
     from atlas_kit.episodes import EpisodeArrays
@@ -83,6 +85,8 @@ def put_episodes(
 ) -> bool:
     """Put episodes into an opened file, in place of those that it has; what is there already is left as it is.
 
+    Where something goes of what could be read, the file's indexes go, too: they hold its words.
+
     Parameters
     ----------
     arrays
@@ -97,7 +101,7 @@ def put_episodes(
     InvalidParamError
         The episodes contradict themselves.
     """
-    grown = EPISODES in file
+    grown = had = EPISODES in file
     kept: set[str] = set()
     if arrays is not None and (len(arrays) or arrays.end):
         arrays.check()
@@ -133,6 +137,8 @@ def put_episodes(
         if key not in kept and (is_part_key(key) or (key == EPISODES and _is_ours(file))):
             file.remove(key)
             grown = False
+    if had and not grown and file.path is not None and not is_url(file.path):
+        drop_indexes(file.path)
     return grown
 
 

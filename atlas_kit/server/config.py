@@ -17,6 +17,7 @@ from atlas_kit.errors import InvalidParamError
 from atlas_kit.server.config_files import json_object, read_file, read_keys
 from atlas_kit.server.config_memory import MemoryRows
 from atlas_kit.server.config_rows import Row, row
+from atlas_kit.storage.urls import local_path
 
 #: Settings that have the names of ``Sampling``.
 SAMPLING = (
@@ -595,6 +596,8 @@ class ServerConfig(MemoryRows):
         for name in ("atlas_memory_dir", "atlas_memory_file", "slot_save_path"):
             if getattr(self, name) == "":
                 raise InvalidParamError(f"{name} is empty", key=name, hint="Leave it out, or name one.")
+            if (given := getattr(self, name)) is not None and (here := local_path(given)) is not None:
+                object.__setattr__(self, name, here)
 
     @property
     def sampling(self) -> dict[str, Any]:

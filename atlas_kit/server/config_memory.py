@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from atlas_kit.server.config_rows import row
+from atlas_kit.storage.urls import is_url
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,39 @@ class MemoryRows:
     atlas_memory_dir: str | None = row(
         None,
         str,
-        "The folder of memories that clients may save and load by name, and of sessions.",
+        "The folder of memories that clients may save and load by name, and of sessions; or an address, such as s3://.",
         "atlas-memory-dir",
         metavar="DIR",
         variables=("ATLAS_MEMORY_DIR",),
+        group="Memory",
+    )
+    atlas_memory_spool: str | None = row(
+        None,
+        str,
+        "Where files of an address are worked on, and wait while that is away: else ~/.local/state/atlas-kit.",
+        "atlas-memory-spool",
+        metavar="DIR",
+        variables=("ATLAS_MEMORY_SPOOL",),
+        group="Memory",
+    )
+    atlas_lease_seconds: float = row(
+        15.0,
+        float,
+        "Seconds without a sign of life after which servers of one address take another's sessions.",
+        "atlas-lease-seconds",
+        metavar="S",
+        least=0.5,
+        most=3600,
+        variables=("ATLAS_LEASE_SECONDS",),
+        group="Memory",
+    )
+    atlas_replica_name: str | None = row(
+        None,
+        str,
+        "What others call this server, where several share an address.  [default: the machine's name]",
+        "atlas-replica-name",
+        metavar="NAME",
+        variables=("ATLAS_REPLICA_NAME",),
         group="Memory",
     )
     atlas_auto_save_interval: float = row(
@@ -295,6 +325,11 @@ class MemoryRows:
     def persists(self) -> bool:
         """Whether requests without a session share a memory that is kept."""
         return self.atlas_memory_persist or self.atlas_memory_file is not None
+
+    @property
+    def memory_address(self) -> str | None:
+        """The address of the folder of memories, where it is not on this machine."""
+        return self.atlas_memory_dir if is_url(self.atlas_memory_dir) else None
 
     @property
     def changes(self) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from atlas_kit.errors import InvalidParamError
+from atlas_kit.errors import AtlasError, InvalidParamError
 from atlas_kit.llama.parking import Parked
 from atlas_kit.server.branches import Match, Spelling, match
 from atlas_kit.server.keys import Key
+from atlas_kit.server.moved import LeaseLostError
 from atlas_kit.server.turns import Turns
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class Conversation:
         It began with what another one read: what it knows has not been kept in its episodes yet.
     branched
         Something of a text that was left may have gone from its episodes.
+    ticket, moved
+        What its file may be changed with (``SessionFiles.ticket``); and whether another server has the session now.
     unread, asking
         A request has begun it, and nothing was read for that yet; and how many requests are about to use it or do.
     """
@@ -100,6 +103,8 @@ class Conversation:
     branched: bool = False
     unread: bool = False
     asking: int = 0
+    ticket: int = 0
+    moved: bool = False
     closed: bool = False
     lock: Turns = field(default_factory=Turns)
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -248,6 +253,8 @@ def _whole(value: Any, default: int) -> int:
     return value if isinstance(value, int) and value >= 0 else default
 
 
-def deleted() -> InvalidParamError:
-    """Return what whoever waits for a conversation is told that was deleted."""
+def gone(conversation: Conversation) -> AtlasError:
+    """Return what whoever waits for a conversation is told that is not here any more."""
+    if conversation.moved:
+        return LeaseLostError()
     return InvalidParamError("the session was deleted meanwhile", key="session_id")

@@ -34,10 +34,12 @@ from atlas_kit.llama.parking import Parked, light_state_of, new_parked, parked_o
 from atlas_kit.llama.session import DEVICES, AtlasSession
 from atlas_kit.llama.steps import Stats, common_length
 from atlas_kit.server.branches import Spelling, match
-from atlas_kit.server.conversation import Conversation, Slot, about, deleted, take_over, utilization
+from atlas_kit.server.claims import Claims
+from atlas_kit.server.conversation import Conversation, Slot, about, gone, take_over, utilization
 from atlas_kit.server.jobs import called, finished
 from atlas_kit.server.keys import SHARED, Key
 from atlas_kit.server.making import Making
+from atlas_kit.server.moved import LeaseLostError
 from atlas_kit.server.prefixes import LEAST_SHARED, MOST_BYTES, Prefixes, Reader
 from atlas_kit.server.sequences import Sequences
 from atlas_kit.server.session_names import SessionNames
@@ -107,6 +109,7 @@ class Conversations:
         self._device = device
         self.named: dict[Key, Conversation] = {}
         self.names = SessionNames(most_named)
+        self.claims = Claims()
         self._temporary: list[Conversation] = []
         self.sequences = Sequences(engine, scheduler, device=device)
         self._ask = self.sequences.ask
@@ -146,9 +149,14 @@ class Conversations:
         if found is not None or self.files is None or settings is None or key in self._deleting:
             return found
         if self.files.exists(key):
-            found = self.named[key] = Conversation(key, settings, writing=self.writing_of(key))
+            found = self.named[key] = self.begun(key, settings)
             self.names.add(key)
         return found
+
+    def begun(self, key: Key, settings: AtlasSettings | None, **more: Any) -> Conversation:
+        """Return a conversation with nothing inside, unless it is given."""
+        ticket = 0 if self.files is None or key.name is None else self.files.ticket(key)
+        return Conversation(key, settings, writing=self.writing_of(key), ticket=ticket, **more)
 
     def writing_of(self, key: Key) -> asyncio.Lock:
         """Return the lock of a session's file; of a temporary conversation, its own."""
@@ -355,7 +363,7 @@ class Conversations:
     def new(self, key: Key, settings: AtlasSettings | None) -> Conversation:
         """Return a conversation that has read nothing."""
         parked = Parked() if settings is None else self.new_inside(settings)
-        return Conversation(key, settings, parked=parked, writing=self.writing_of(key))
+        return self.begun(key, settings, parked=parked)
 
     def new_memory(self, settings: AtlasSettings) -> TokenMemory:
         """Return an empty memory."""
@@ -390,6 +398,10 @@ class Conversations:
                 self._deleting[key] -= 1
                 if not self._deleting[key]:
                     del self._deleting[key]
+        await self.vacate(conversation)
+
+    async def vacate(self, conversation: Conversation) -> None:
+        """Let a conversation that was dropped leave its sequence, unless it is still at work there."""
         slot = conversation.slot
         if slot is not None and not conversation.lock.locked():
             await self.sequences.take(slot)
@@ -397,7 +409,7 @@ class Conversations:
 
     async def _delete_file(self, conversation: Conversation, files: SessionFiles) -> None:
         async with conversation.writing:  # what is being written goes, too
-            await asyncio.to_thread(files.delete, conversation.key)
+            await asyncio.to_thread(files.delete, conversation.key, conversation.ticket)
 
     # --- leasing -------------------------------------------------------------------------------------------
 
@@ -450,7 +462,7 @@ class Conversations:
         await conversation.lock.acquire(first=first)
         try:
             if conversation.closed:
-                raise deleted()
+                raise gone(conversation)
             async with self.sequences.held(conversation):
                 yield
         finally:
@@ -464,7 +476,7 @@ class Conversations:
         if self._ending:
             raise ClosedError("the server is shutting down")
         if conversation.closed:
-            raise deleted()
+            raise gone(conversation)
 
     @contextlib.asynccontextmanager
     async def borrowed(self, namespace: str, task: str) -> AsyncIterator[Slot]:
@@ -606,7 +618,9 @@ class Conversations:
             state, version = await self.state(conversation, exact=exact)
             if state is None or conversation.closed:
                 return False
-            await finished(asyncio.to_thread(self.files.write, conversation.key, state, about(conversation)))
+            await finished(asyncio.to_thread(
+                self.files.write, conversation.key, state, about(conversation), conversation.ticket
+            ))  # fmt: skip
             conversation.saved, conversation.exact = version, exact or not state.tokens
             return True
 
@@ -649,7 +663,7 @@ class Conversations:
             await self._take_back(conversation, files)
         except Exception as error:
             if conversation.closed:  # its file has gone meanwhile; one that is there now is that of the next
-                raise deleted() from None
+                raise gone(conversation) from None
             # nothing is wrong with the file where too many are open, a disk is away for a moment, or others are at it
             kept = (ConflictError, KeyRequiredError, WrongKeyError)
             if type(error) is FileAccessError or isinstance(error, kept):
@@ -740,6 +754,8 @@ class Conversations:
             try:
                 if not await self.spill(one):
                     return  # it was used meanwhile: whoever did so asks for this again
+            except LeaseLostError:
+                continue  # it is dropped
             except AtlasError as error:
                 self._tidy_after = time.monotonic() + RETRY_SECONDS
                 self.spill_problem = error.message

@@ -88,6 +88,7 @@ class Exposition:
             one = metrics.times[name]
             yield HistogramMetricFamily(name, what, one.cumulative(), one.sum)
         yield from self._now(now_of(self._service))
+        yield from self._store()
 
     def _now(self, now: Now) -> Iterator[Any]:
         yield GaugeMetricFamily("num_requests_running", "Requests that are being answered.", now.running)
@@ -111,6 +112,19 @@ class Exposition:
             yield GaugeMetricFamily(
                 "last_save_time_seconds", "When the memory was last saved, in Unix seconds.", now.last_saved
             )
+
+    def _store(self) -> Iterator[Any]:
+        """Yield what is known of the store, where memories are kept in one."""
+        store = self._service.store or self._service.memory_store
+        if store is None:
+            return
+        yield GaugeMetricFamily(
+            "store_reachable", "Whether the store of memories answered last time.", store.problem is None
+        )
+        yield GaugeMetricFamily("store_waiting", "Saves that wait for the store.", len(store.waiting()))
+        yield CounterMetricFamily("store_puts", "Saves that the store took.", store.puts)
+        yield CounterMetricFamily("store_failures", "How often the store did not answer.", store.failures)
+        yield CounterMetricFamily("leases_lost", "Sessions that other servers took over.", store.lost)
 
     def _llama_server(self) -> Iterator[str]:
         """Yield what llama-server calls by names of its own; one of its counters has no ``_total``."""

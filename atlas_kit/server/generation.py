@@ -21,7 +21,7 @@ from atlas_kit.llama.inside import unlearned
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.steps import likeliest
 from atlas_kit.server.atlas_object import Blend, atlas_statistics, recalled_for, steps_of
-from atlas_kit.server.branches import Match
+from atlas_kit.server.branches import Match, match
 from atlas_kit.server.conversation import Conversation, Slot
 from atlas_kit.server.jobs import Watched, finished
 from atlas_kit.server.keeping import Keeping
@@ -68,6 +68,8 @@ class Generating:
         What is asked for, and what counts it.
     remembers
         Whether that conversation has a memory, so that the text may be longer than the context.
+    key
+        The session that goes on, where it has a name: it is claimed first.
     before, after
         Called with the conversation before it is its turn, and when it is over: what ``after`` returns goes into the
         ``atlas`` object.
@@ -87,6 +89,7 @@ class Generating:
         metrics: Metrics,
         *,
         remembers: bool,
+        key: Key | None = None,
         before: Hook | None = None,
         after: Hook | None = None,
         namespace: str = "",
@@ -95,7 +98,7 @@ class Generating:
     ) -> None:
         self._namespace, self._recalls, self._named = namespace, recalls, named
         self._conversations, self._choose, self._asked = conversations, choose, asked
-        self._remembers, self._before, self._after = remembers, before, after
+        self._remembers, self._key, self._before, self._after = remembers, key, before, after
         self._metrics, self._cut = metrics, False
         self._read_so_far: Callable[[], int] = lambda: 0
         self.outcome = Outcome(prompt_tokens=len(asked.tokens))
@@ -261,10 +264,14 @@ class Generating:
         began = time.monotonic()
         try:
             await self.ready()
+            claims = self._conversations.claims
             with self._metrics.request(self._asked, self.outcome) as watch:
+                if self._key is not None:
+                    await claims.claim(self._key)
                 conversation = self._conversation = self._choose()
                 async with self._conversations.asking(conversation):
                     await self._take_turn(conversation, watch, began)
+                await claims.confirm(conversation)
             if self._after is not None:
                 self.outcome.atlas.update(await self._after(conversation) or {})
         except ClosedError as error:
@@ -318,9 +325,12 @@ class Generating:
         since, conversation.begun = 0 if conversation.begun else found.wanted, False
         spans = await self._spans(session, conversation)
         branch = conversation.branches[follows] if follows >= 0 else array("i")
+        shared, left = found, branch
+        if asked.replaces:
+            shared, left = match(conversation.history, asked.tokens, spelling), conversation.history
         keeping = Keeping(
             session, asked.said or Said(), asked.tokens, spans, since,
-            common=found.wanted, left=branch[found.known :],
+            common=shared.wanted, left=left[shared.known :], replaces=asked.replaces,
             returned=conversation.branched and follows != len(conversation.branches) - 1,
         )  # fmt: skip
         self._question = await self._asks(session, keeping)

@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from atlas_kit.errors import AtlasError, ConflictError, FileCorruptError
+from atlas_kit.server.moved import HeldElsewhereError, LeaseLostError
 from atlas_kit.storage.objects import ABSENT, Objects
 
 log = logging.getLogger("atlas_kit.server")
@@ -45,21 +46,6 @@ def clock() -> float:
     """Return seconds that go on while the machine sleeps, where the system counts those."""
     boot = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if boot is None else time.clock_gettime(boot)
-
-
-class HeldElsewhereError(ConflictError):
-    """Another replica has the session, and is alive; ``holder`` is what it is called."""
-
-    def __init__(self, holder: str) -> None:
-        super().__init__(f"another server has this session now: {holder}")
-        self.holder = holder
-
-
-class LeaseLostError(ConflictError):
-    """Another replica has taken the session since."""
-
-    def __init__(self) -> None:
-        super().__init__("another server has taken this session over", hint="Ask again.")
 
 
 @dataclass
@@ -110,12 +96,16 @@ class Record:
 
 @dataclass
 class Lease:
-    """A session that this replica holds: its record, the version of that, and the turn in which that was looked at."""
+    """A session that this replica holds: its record, the version of that, and the turn in which that was looked at.
+
+    ``inherited``: whoever held it before did not give it back, and may have left what no record leads to.
+    """
 
     id: str
     record: Record
     version: str
     turn: int
+    inherited: bool = False
 
     @property
     def fence(self) -> int:
@@ -260,7 +250,7 @@ class Leases:
             with contextlib.suppress(ConflictError):
                 version = self._put(session, new, version)
                 self._asked.pop(session, None)
-                return Lease(session, new, version, turn)
+                return Lease(session, new, version, turn, inherited=holder is not None)
         raise HeldElsewhereError("several want it at once")
 
     def confirm(self, lease: Lease) -> None:

@@ -119,8 +119,7 @@ class First:
             await send({"type": "http.response.body", "body": data})
 
     async def _health(self) -> dict[str, Any]:
-        self._service.require_ready()
-        return {"status": "ok"}
+        return self._service.health()
 
     async def _generate(self, scope: Scope, asked: Any, body: _Body, send: Send) -> dict[str, Any] | None:
         from atlas_kit.server.request_parts import awake

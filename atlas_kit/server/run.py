@@ -86,6 +86,11 @@ def serve(config: ServerConfig, service: Service | None = None, loading: Loading
         raise FileAccessError(
             "the server has ended, and what it learned since it last saved is lost", hint="Its log says why."
         )
+    if service.unput:
+        raise FileAccessError(
+            f"the server has ended, and its store lacks {service.unput} of what it saved",
+            hint="It is kept here for the next server that starts with the same address: the log says where.",
+        )
 
 
 class _Life:

@@ -97,6 +97,9 @@ class Status(Answer):
     memory_file: dict[str, Any] | None = Field(
         description="What became of the shared memory's file; null where none is kept."
     )
+    store: dict[str, Any] | None = Field(
+        description="The address that memories are kept at, and what waits for it; null where that is a folder."
+    )
     sessions: dict[str, Any] = Field(description="Named sessions, and where they are.")
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_kit.errors import AtlasError, InvalidParamError
 from atlas_kit.llama.parking import Parked, park, unpark
 from atlas_kit.llama.session import AtlasSession
-from atlas_kit.server.conversation import Conversation, Slot, deleted
+from atlas_kit.server.conversation import Conversation, Slot, gone
 from atlas_kit.server.jobs import finished
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Sequences:
         """Let a conversation take over a sequence; who was there is parked."""
         before, inside, session = slot.conversation, conversation.parked, slot.session
         if inside is None:
-            raise deleted()
+            raise gone(conversation)
 
         def move() -> Parked | None:
             left = None if before is None else park(session)

@@ -33,6 +33,7 @@ from atlas_kit.server.session_files import SessionFiles, make_private
 from atlas_kit.server.session_names import checked_session_id
 from atlas_kit.server.sleeping import Sleep
 from atlas_kit.storage.keys import Keys, key_from_file
+from atlas_kit.storage.urls import is_url
 
 if TYPE_CHECKING:
     from atlas_kit.llama.chat import ChatTemplate
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from atlas_kit.server.lifecycle import SharedMemory
     from atlas_kit.server.memories import Memories
     from atlas_kit.server.memory_views import MemoryViews
+    from atlas_kit.server.shared_files import SharedFile, SharedMemories
+    from atlas_kit.server.shared_store import SharedStore
     from atlas_kit.settings.atlas_settings import AtlasSettings
 
 log = logging.getLogger("atlas_kit.server")
@@ -90,7 +93,14 @@ class Service:
         self.stopping = False
         #: Whether something that was to outlive the server did not, as it was not saved at its end.
         self.unsaved = False
+        #: How many saves a store did not take that is away.
+        self.unput = 0
         self.shared: SharedMemory | None = None
+        #: Where memories are kept, if their directory is an address, those among them that clients save by name, and
+        #: the store beside the shared memory's file, if that is at one of its own.
+        self.store: SharedStore | None = None
+        self.far: SharedMemories | None = None
+        self.memory_store: SharedStore | None = None
         self.responses = KeptResponses(most_waiting=config.max_queue)
         self._loading: Future[Engine] | None = None
         self._saver: asyncio.Task[None] | None = None
@@ -171,12 +181,17 @@ class Service:
         self.settings = await asyncio.to_thread(
             memory_settings, self.config, self.engine.info.path, self.engine.metadata
         )
+        if self.config.memory_address is not None:
+            from atlas_kit.server.shared_files import opened
+
+            self.store, self.far, self.config = await asyncio.to_thread(opened, self.config)
         self.files = await asyncio.to_thread(self._session_files)
         self.responses = await asyncio.to_thread(self._kept_responses)
         if self.config.persists:
             from atlas_kit.server.lifecycle import SharedMemory
 
-            self.shared = SharedMemory(self.config, self.engine, self.settings, self.keys)
+            far = await asyncio.to_thread(self._memory_at_address)
+            self.shared = SharedMemory(self.config, self.engine, self.settings, self.keys, far)
         self.scheduler = Scheduler(self.engine)
         self.conversations = Conversations(
             self.engine, self.scheduler, most_waiting=self.config.max_queue, device=self.config.device,
@@ -185,6 +200,13 @@ class Service:
             most_named=self.config.atlas_max_sessions,
         )  # fmt: skip
         self.conversations.context_shift = self.config.context_shift
+        if self.store is not None:
+            from atlas_kit.server.shared_claims import SharedClaims
+            from atlas_kit.server.shared_sessions import SharedSessions
+
+            assert isinstance(self.files, SharedSessions)
+            self.conversations.claims = claims = SharedClaims(self.conversations, self.files)
+            self.store.wanted = claims.wanted
         if self.shared is not None:
             self.conversations.named[SHARED] = await asyncio.to_thread(self.shared.load)
         await asyncio.gather(self._open_conversations(), asyncio.to_thread(self._warm_up))
@@ -228,6 +250,10 @@ class Service:
         codec = "lz4" if self.config.atlas_memory_compress else None
         folder = self.config.atlas_memory_dir
         most = None if self.config.atlas_context_disk < 0 else self.config.atlas_context_disk << 20
+        if self.store is not None:
+            from atlas_kit.server.shared_sessions import SharedSessions
+
+            return SharedSessions(self.store, codec, most, self.keys)
         if folder is not None:
             try:
                 if make_private(folder):
@@ -239,6 +265,26 @@ class Service:
                 self.session_problem = f"sessions do not outlive a restart: {error.message}"
                 log.warning("%s", self.session_problem)
         return SessionFiles(None, codec, most, self.keys)
+
+    def _memory_at_address(self) -> SharedFile | None:
+        """Return the file of the shared memory, if that is kept at an address: open, and this server's."""
+        from atlas_kit.persistence.place import automatic_path
+
+        file = self.config.atlas_memory_file
+        if self.store is None and not is_url(file):
+            return None
+        from atlas_kit.server.shared_files import SharedFile, shared_file
+
+        if file is None:
+            assert self.store is not None
+            name = os.path.basename(automatic_path(self.engine.info.path))
+            found = SharedFile(self.store, self.store.objects, name)
+        elif is_url(file):
+            self.memory_store, found = shared_file(self.config, file)
+        else:
+            return None
+        found.open()
+        return found
 
     def _kept_responses(self) -> KeptResponses:
         """Return where answers are that later requests go on from: in a file, where sessions outlive a restart."""
@@ -277,8 +323,14 @@ class Service:
         if self.shared is not None:
             self.shared.close()
         await asyncio.to_thread(self.responses.close)
+        stores = [one for one in (self.store, self.memory_store) if one is not None]
+        for store in stores:
+            self.unput += len(await asyncio.to_thread(store.end))
         if hasattr(self, "files"):
             await asyncio.to_thread(self.files.close)
+        for store in stores:
+            store.close()
+        self.store = self.memory_store = None
 
     async def _end_saver(self, saver: asyncio.Task[None]) -> None:
         """Let what is being saved be saved, and no more."""
@@ -391,6 +443,18 @@ class Service:
         if not self.ready:
             raise unavailable()
 
+    def health(self) -> dict[str, Any]:
+        """Return what is said of a server that is well; of its store, too, where it has one: it goes on without.
+
+        Raises
+        ------
+        ApiError
+            It is not: see ``require_ready``.
+        """
+        self.require_ready()
+        store = self.store or self.memory_store
+        return {"status": "ok", **({} if store is None else {"store": store.brief()})}
+
     @property
     def model_name(self) -> str:
         """What the model is called in answers."""
@@ -468,13 +532,15 @@ class Service:
         changes = settings_in(atlas)
         return self.settings.replace(**changes) if changes else self.settings
 
-    def session(self, namespace: str, name: str) -> Conversation | None:
-        """Return the session of a name."""
-        return self.conversations.find(Key(namespace, checked_session_id(name)), self.settings)
+    async def session(self, namespace: str, name: str) -> Conversation | None:
+        """Return the session of a name, as soon as this server holds it."""
+        key = Key(namespace, checked_session_id(name))
+        await self.conversations.claims.claim(key)
+        return self.conversations.find(key, self.settings)
 
     async def history_of(self, namespace: str, name: str) -> list[int]:
         """Return the tokens that the session of a name has read last; none where there is no such session."""
-        found = self.session(namespace, name)
+        found = await self.session(namespace, name)
         if found is None:
             return []
         await self.conversations.wake(found)
@@ -482,7 +548,7 @@ class Service:
 
     async def forget(self, namespace: str, name: str) -> None:
         """Forget the session of a name, its memory and its file, where there is one."""
-        found = self.session(namespace, name)
+        found = await self.session(namespace, name)
         if found is not None:
             await self.conversations.delete(found)
 
@@ -514,6 +580,11 @@ class Service:
             self.conversations.sequences.require(asked.slot)
         if goes_on is not None:
             remembers = goes_on.settings is not None
+        if atlas.get("replaces"):
+            asked = dataclasses.replace(asked, replaces=True)
+
+        name = atlas.get("session_id")
+        key = None if name is None else Key(namespace, checked_session_id(name))
 
         def choose() -> Conversation:
             if goes_on is not None and not goes_on.closed:
@@ -539,6 +610,7 @@ class Service:
         return Generating(
             self.conversations, choose, asked, self.metrics,
             remembers=remembers,
+            key=key,
             before=None if atlas.get("memory_file") is None else begin,
             after=keep if atlas.get("save_memory") else None,
             namespace=namespace,

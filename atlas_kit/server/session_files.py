@@ -21,6 +21,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from atlas_kit.errors import AtlasError, FileAccessError, LockedError
+from atlas_kit.persistence.index_places import drop_indexes
 from atlas_kit.persistence.session_file import (
     context_bytes,
     drop_context,
@@ -165,7 +166,15 @@ class SessionFiles:
         except OSError as error:
             raise access_error(error, path) from error
 
-    def write(self, key: Key, state: SessionState, info: dict[str, Any]) -> None:
+    def ticket(self, key: Key) -> int:
+        """Return what says that a session is this server's, and still the same: whoever changes its file has it."""
+        return 0
+
+    def waits(self, key: Key) -> bool:
+        """Tell whether what was written of a session last is not yet where it is kept for good."""
+        return False
+
+    def write(self, key: Key, state: SessionState, info: dict[str, Any], ticket: int = 0) -> None:
         """Write a session; ``info``: what is known about it besides.
 
         Raises
@@ -230,7 +239,7 @@ class SessionFiles:
         state = read_session_state(path, expect_model=model, **self._secret)
         return state, session_info(path, **self._secret)
 
-    def delete(self, key: Key) -> bool:
+    def delete(self, key: Key, ticket: int = 0) -> bool:
         """Remove the file of a session; tell whether there was one.
 
         Raises
@@ -244,6 +253,7 @@ class SessionFiles:
         with self._counting:
             if self._contexts is not None:
                 self._contexts.pop(path, None)
+        drop_indexes(path)
         try:
             os.unlink(path)
         except FileNotFoundError:
@@ -270,6 +280,10 @@ class SessionFiles:
         """Return what is known about the sessions of a namespace that have files; of damaged ones, nothing."""
         named = (one for one in self._every() if one.get("namespace") == namespace)
         return [one for one in named if isinstance(one.get("name"), str)]
+
+    def all_infos(self, namespace: str) -> list[dict[str, Any]]:
+        """Return the same of sessions that other servers have, too, where they share a store."""
+        return self.infos(namespace)
 
     def _every(self) -> list[dict[str, Any]]:
         """Return what is known about all sessions that have files."""

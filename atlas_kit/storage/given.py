@@ -16,8 +16,8 @@ from atlas_kit.errors import FileAccessError, InvalidParamError, Remedy
 from atlas_kit.storage.source import STDIN, BytesSource, Source, StrPath, open_path
 from atlas_kit.storage.urls import is_url, local_path, shown
 
-__all__ = ["STDIN", "Given", "Progress", "StrPath", "as_it_is_now", "check_output", "name_of", "open_source", "path_of",
-           "same_file", "sha256_of", "takes_source", "use_source"]  # fmt: skip
+__all__ = ["STDIN", "Given", "Progress", "StrPath", "as_it_is_now", "check_apart", "check_output", "name_of",
+           "open_source", "path_of", "same_file", "sha256_of", "takes_source", "use_source"]  # fmt: skip
 
 #: A path or an address (``https://``, ``s3://``, ...), the content itself, or an opened source of it.
 Given = StrPath | bytes | Source
@@ -137,13 +137,7 @@ def same_file(first: Given, second: Given) -> bool:
 
 def check_output(output: StrPath, inputs: list[Given], force: bool) -> None:
     """Refuse an output that is one of the inputs, or that exists already unless ``force``."""
-    for given in inputs:
-        if same_file(output, given):
-            raise InvalidParamError(
-                "the output is the input itself",
-                path=name_of(output),
-                hint="Choose another name for the output.",
-            )
+    check_apart(output, inputs)
     if is_url(output):
         where = local_path(os.fspath(output))
         if where is None:
@@ -157,6 +151,17 @@ def check_output(output: StrPath, inputs: list[Given], force: bool) -> None:
             raise FileAccessError("the file exists already", path=output, remedy=Remedy("overwrite"))
     except ValueError as error:
         raise FileAccessError("the name is not a valid path", path=output) from error
+
+
+def check_apart(output: StrPath, inputs: list[Given]) -> None:
+    """Refuse an output that is one of the inputs."""
+    for given in inputs:
+        if same_file(output, given):
+            raise InvalidParamError(
+                "the output is the input itself",
+                path=name_of(output),
+                hint="Choose another name for the output.",
+            )
 
 
 def _is_device(path: StrPath) -> bool:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from atlas_kit.errors import ConflictError, TruncatedError
 from atlas_kit.storage.source import CHUNK, Source
-from atlas_kit.storage.urls import last_part, shown
+from atlas_kit.storage.urls import chain, last_part, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,6 +84,16 @@ class RemoteSource(Source):
     def requests(self) -> int:
         """How often the store was asked for something."""
         return self._store.requests
+
+    def beside(self, name: str) -> str | None:
+        """Return the address of a file of that name in the same folder.
+
+        None where what stands behind the name says more of this file alone: it may be a signature.
+        """
+        own = last_part(self.url)
+        if len(chain(self.url)) > 1 or not own or not self.url.endswith(f"/{own}"):
+            return None
+        return f"{self.url[: -len(own)]}{name}"
 
     def prepare(self, offset: int, size: int) -> None:
         """Be told that all of a range is going to be read: the next request for some of it asks for all."""

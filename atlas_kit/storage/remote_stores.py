@@ -574,7 +574,7 @@ def translated(path: str) -> Any:
                 path=path,
                 hint=wanted if len(wanted) < 200 and "://" not in wanted else None,
             ) from None
-        raise MissingExtraError(f"reading {scheme}:// addresses", "cloud") from None
+        raise MissingExtraError(f"a file at {scheme}://", "cloud") from None
     except ValueError as error:
         if "not known" in str(error) or "Protocol" in str(error):
             scheme = re.split(r"://|::", path, maxsplit=1)[0]

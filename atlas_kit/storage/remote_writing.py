@@ -1,23 +1,36 @@
 """A new file at an address: written here first, and put into the store whole, or not at all.
 
 What is made of files may have to be read again while it is written, which no store allows; so a temporary file takes
-it. Object stores show a file when all of it is there; in others it gets another name first and is then renamed.
+it. Object stores show a file when all of it is there; in others it gets another name first and is then renamed. Where
+nothing may be overwritten, the store itself is told so if it can be.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
-from atlas_kit.errors import AtlasError, FileAccessError, InvalidParamError, MissingExtraError, Remedy
+from atlas_kit.errors import (
+    AtlasError,
+    FileAccessError,
+    InvalidParamError,
+    MissingExtraError,
+    Remedy,
+)
 from atlas_kit.storage.remote_stores import CREDENTIALS, file_system_of, room_for
 from atlas_kit.storage.urls import chain, last_part, shown
 
 #: Parts of a large file that go at once, and how large they are: so much of it is in main memory.
 _PART, _PARTS = 1 << 24, 2
+#: Stores that can be told to put a file only where none is.
+_CONDITIONAL = frozenset({"s3", "s3a", "gs", "gcs"})
+#: Addresses at which there was no file when somebody looked who may not overwrite one.
+_FREE: ContextVar[frozenset[str]] = ContextVar("free", default=frozenset())
 #: Stores in which a file is there when all of it is.
 _WHOLE = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "hf", "memory"})
 #: Stores of which the first part of an address is a bucket.
@@ -27,6 +40,8 @@ _READ_ONLY = frozenset({"http", "https", "github", "data", "zip", "tar", "libarc
 
 def require_writable(url: str, *, force: bool) -> None:
     """Refuse an address that nothing can be written to, or (unless ``force``) at which a file is already.
+
+    Where none is, ``published`` puts one there only if that is so still.
 
     Raises
     ------
@@ -40,12 +55,22 @@ def require_writable(url: str, *, force: bool) -> None:
     if not last_part(url) or (scheme in _BUCKETS and "/" not in url.split("://", 1)[1].strip("/")):
         raise InvalidParamError("the address of a file ends in its name", path=shown(url))
     if force:
+        _FREE.set(_FREE.get() - {url})
         return
+    _require_free(url)
+    _FREE.set(_FREE.get() | {url})
+
+
+def _require_free(url: str) -> None:
     with _told(url):
         fs, place = file_system_of(url, shown(url))
         fs.invalidate_cache()
         if fs.exists(place):
-            raise FileAccessError("the file exists already", path=shown(url), remedy=Remedy("overwrite"))
+            raise _taken(url)
+
+
+def _taken(url: str) -> FileAccessError:
+    return FileAccessError("the file exists already", path=shown(url), remedy=Remedy("overwrite"))
 
 
 @contextlib.contextmanager
@@ -67,36 +92,79 @@ def published(url: str) -> Iterator[str]:
         for name in names:
             here = os.path.join(folder, name)
             if os.path.isfile(here) and not name.startswith("."):
-                put(here, f"{url.rpartition('/')[0]}/{name}" if name != os.path.basename(path) else url)
+                if name != os.path.basename(path):
+                    put(here, f"{url.rpartition('/')[0]}/{name}")
+                else:
+                    put(here, url, new=url in _FREE.get())
 
 
-def put(path: str, url: str) -> None:
-    """Put a file of this machine to an address, whole.
+def put(path: str, url: str, *, new: bool = False) -> None:
+    """Put a file of this machine to an address, whole; with ``new``, only if none is there.
 
     Raises
     ------
     FileAccessError
-        The store did not take it.
+        The store did not take it, or has a file already.
     """
     scheme = url.split(":", 1)[0].lower()
     with _told(url):
         fs, place = file_system_of(url, shown(url))
-        if scheme in ("s3", "s3a"):
-            fs.put_file(path, place, chunksize=_PART, max_concurrency=_PARTS)
-        elif scheme in _WHOLE:
-            fs.put_file(path, place)
-        else:
-            folder, _, name = place.rpartition("/")
-            with contextlib.suppress(NotImplementedError, FileExistsError):
-                fs.makedirs(folder, exist_ok=True)
-            temporary = f"{folder}/.{name}.{os.urandom(4).hex()}.tmp"
+        if new and scheme in _CONDITIONAL:
             try:
-                fs.put_file(path, temporary)
-                fs.mv(temporary, place)
-            except BaseException:
-                with contextlib.suppress(Exception):
-                    fs.rm_file(temporary)
-                raise
+                _put_whole(fs, path, place, scheme, mode="create")
+            except Exception as error:
+                if _is_unmet(error):
+                    if _holds(fs, place, path):
+                        return  # it is our own write, of which the answer was lost
+                    raise _taken(url) from None
+                if (
+                    getattr(error, "errno", None) != errno.ENOSYS
+                ):  # a store that is like S3, without conditions
+                    raise
+            else:
+                return
+        if new:
+            _require_free(url)
+        if scheme in _WHOLE:
+            _put_whole(fs, path, place, scheme)
+            return
+        folder, _, name = place.rpartition("/")
+        with contextlib.suppress(NotImplementedError, FileExistsError):
+            fs.makedirs(folder, exist_ok=True)
+        temporary = f"{folder}/.{name}.{os.urandom(4).hex()}.tmp"
+        try:
+            fs.put_file(path, temporary)
+            fs.mv(temporary, place)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                fs.rm_file(temporary)
+            raise
+
+
+def _put_whole(fs: Any, path: str, place: str, scheme: str, **options: Any) -> None:
+    if scheme in ("s3", "s3a"):
+        options |= {"chunksize": _PART, "max_concurrency": _PARTS}
+    fs.put_file(path, place, **options)
+
+
+def _is_unmet(error: Exception) -> bool:
+    """Tell whether a store says that there is a file already, or that another write of it is under way."""
+    said = f"{getattr(error, 'code', '')} {error}".lower()
+    return isinstance(error, FileExistsError) or any(
+        word in said for word in ("precondition", "pre-condition", "412", "conditional request")
+    )
+
+
+def _holds(fs: Any, place: str, path: str) -> bool:
+    """Tell whether a store has just the bytes of a file of this machine."""
+    fs.invalidate_cache()
+    if fs.info(place)["size"] != os.path.getsize(path):
+        return False
+    with fs.open(place, "rb", block_size=_PART) as there, open(path, "rb") as here:
+        while piece := here.read(_PART):
+            if there.read(len(piece)) != piece:
+                return False
+    return True
 
 
 @contextlib.contextmanager

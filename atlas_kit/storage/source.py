@@ -107,6 +107,12 @@ class Source(ABC):
             The source ends before that.
         """
 
+    def beside(self, name: str) -> str | None:
+        """Return the path or address of a file of that name in the same folder; None where this lies in none."""
+        if not self.is_file or self.path is None:
+            return None
+        return os.path.join(os.path.dirname(os.fsdecode(self.path)), name)
+
     def prepare(self, offset: int, size: int) -> None:  # noqa: B027 (what is near needs nothing)
         """Be told that all of a range is going to be read; what is far away is then asked for at once."""
 

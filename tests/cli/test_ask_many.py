@@ -88,3 +88,65 @@ def test_memories_at_addresses(ask, tmp_path):
     one = ask("Who built the bridge?", file="memory://memories/a.atlas")
     assert one.exit_code == 0, one.stderr
     assert "notes.txt, line 1" in one.stdout
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATLAS_INDEX_DIR", str(tmp_path / "cache"))
+
+
+def test_indexes_are_made_once_and_change_no_answer(ask, run_cli, tmp_path):
+    folder = tmp_path / "memories"
+
+    def answers():
+        found = json.loads(ask("Who built the bridge?", "--json").stdout)
+        for answer in found["answers"]:
+            for name in [name for name in answer if "seconds" in name]:
+                answer.pop(name)
+        return found
+
+    before = answers()
+    made = run_cli("ask", tmp_path / "model.gguf", "-m", folder, "--index")
+    assert (made.exit_code, made.stdout) == (0, "")
+    assert "2 indexes made, 0 stood already" in made.stderr
+    assert sorted(path.name for path in folder.rglob("*.idx")) == ["a.atlas.idx", "b.atlas.idx"]
+    assert before["answers"][0]["pieces"]
+    assert answers() == before
+    again = json.loads(run_cli("ask", tmp_path / "model.gguf", "-m", folder, "--index", "--json").stdout)
+    assert (len(again["kept"]), again["made"]) == (2, [])
+
+
+def test_without_a_model_pieces_are_shown(ask, run_cli, tmp_path):
+    folder = tmp_path / "memories"
+    none = run_cli("ask", folder, "Who built the bridge?")
+    assert none.exit_code == 2
+    assert "it has no index, and without its model none can be made" in none.stderr
+    assert "--index" in none.stderr
+    run_cli("ask", tmp_path / "model.gguf", "-m", folder, "--index")
+    result = run_cli("ask", folder, "Who built the bridge?", "Many fish?")
+    assert result.exit_code == 0, result.stderr
+    assert f"  {folder}/a.atlas: {tmp_path}/notes.txt, line 1, 20" in result.stdout
+    assert "    The bridge was built in 1932 by Anna Rask.\n" in result.stdout
+    data = json.loads(run_cli("ask", f"{folder}/**/*.atlas", "fish", "--json", "--pieces", "1").stdout)
+    assert data["files"] == 2
+    (piece,) = data["questions"][0]["pieces"]
+    assert piece["source"].startswith(f"{folder}/deep/b.atlas: ")
+    one = run_cli("ask", folder / "a.atlas", "bridge")
+    assert "Anna Rask" in one.stdout
+    assert run_cli("ask", folder, "xyzzy").exit_code == 1
+
+
+def test_files_first_and_a_model_that_answers(ask, run_cli, tmp_path):
+    folder, model = tmp_path / "memories", tmp_path / "model.gguf"
+    options = ("--max-tokens", "4", "--recall", "always")
+    result = run_cli("ask", folder, "Who built the bridge?", "--model", model, *options)
+    assert result.exit_code == 0, result.stderr
+    assert f"from {folder}/a.atlas: " in result.stdout
+    for arguments, words in (
+        (["--model", model, "-m", folder], "name the model once"),
+        (["--index"], "--index needs a model"),
+    ):
+        wrong = run_cli("ask", folder, "Who?", *arguments)
+        assert wrong.exit_code == 2
+        assert words in wrong.stderr
+    assert "name the memory to ask: -m F" in run_cli("ask", model, "Who?").stderr

@@ -346,6 +346,61 @@ def test_results_that_a_run_left_without_a_row(
     assert (out / "5.atlas").read_bytes() == b"somebody else's"
 
 
+def test_encrypted_results_that_a_run_left_without_a_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their bytes are never the same twice; what is in them is."""
+    from atlas_kit import MemoryFile
+
+    monkeypatch.setenv("ATLAS_PASSPHRASE", "geheim")
+    for number in range(3):
+        with MemoryFile(version=2) as memory:
+            memory["text"] = f"secret {number} " * 300
+            memory.encrypt_with(passphrase="geheim")
+            memory.save(tmp_path / f"{number}.atlas", version=3)
+    out, table = tmp_path / "out", tmp_path / "t.jsonl"
+    files = [str(tmp_path / f"{number}.atlas") for number in range(3)]
+    command = ["compress", *files, "-o", str(out), "--table", str(table)]
+    assert run(command) == 0, capsys.readouterr()
+    table.unlink()
+    shutil.copy(out / "1.atlas", out / "2.atlas")  # somebody else's
+    before = (out / "2.atlas").read_bytes()
+    capsys.readouterr()
+    assert run(command) == 2
+    said = capsys.readouterr().out
+    assert "3 files, 1 not well" in said
+    assert "2.atlas: the file exists already" in said
+    assert (out / "2.atlas").read_bytes() == before
+
+
+def test_addresses_that_differ_in_what_is_not_shown_have_rows_of_their_own(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="needs the cloud extra")
+    names = [f"memory://x/y.gguf?id={number}&sig=geheim" for number in (1, 2)]
+    files = [FleetFile(name, "memory://x/y.gguf") for name in names]
+    table = str(tmp_path / "t.parquet")
+    rows = run_fleet(Task("validate"), files, table=table).rows
+    assert len({row["path"] for row in rows}) == 2
+    assert all(row["path"].startswith("memory://x/y.gguf?...") for row in rows)
+    kept = list(ResultTable(table, "").rows())
+    assert {row["path"] for row in kept} == {row["path"] for row in rows}
+    assert "geheim" not in str(kept)
+    assert run_fleet(Task("validate"), files[:1]).rows[0]["path"] == "memory://x/y.gguf"
+
+
+def test_stores_are_asked_for_several_states_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from atlas_kit.fleet import files as module
+
+    together = threading.Barrier(4, timeout=30)
+
+    def slow(file: FleetFile) -> FleetFile:
+        together.wait()
+        return file
+
+    monkeypatch.setattr(module, "current", slow)
+    files = [FleetFile(f"memory://x/{number}.gguf", f"memory://x/{number}.gguf") for number in range(8)]
+    assert module.all_current(files) == files
+
+
 # --- the command line ------------------------------------------------------------------------------------------
 
 

@@ -28,6 +28,7 @@ class S3Server:
         self.latency = latency
         self.asked: list[tuple[str, str]] = []
         self.fails: list[int] = []
+        self.refuses: Callable[[str, str], bool] = lambda method, path: False
         self._app = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
         self.endpoint = f"http://127.0.0.1:{self._server.port}"
@@ -37,8 +38,8 @@ class S3Server:
     def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         self.asked.append((environ["REQUEST_METHOD"], environ["PATH_INFO"]))
         time.sleep(self.latency)
-        if self.fails:
-            start(f"{self.fails.pop(0)} Slow Down", [("Content-Length", "0")])
+        if self.fails or self.refuses(*self.asked[-1]):
+            start(f"{self.fails.pop(0) if self.fails else 503} Slow Down", [("Content-Length", "0")])
             return []
         answer: Iterable[bytes] = self._app(environ, start)
         return answer

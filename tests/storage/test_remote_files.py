@@ -29,11 +29,13 @@ from atlas_kit.errors import (
     TruncatedError,
 )
 from atlas_kit.formats.gguf import GGUFFile
+from atlas_kit.formats.gguf.scan import scan_header
 from atlas_kit.operations.get import get_value
 from atlas_kit.operations.inspect import Wanted, inspect_file
 from atlas_kit.operations.validate import validate_file
 from atlas_kit.storage import remote, remote_stores
 from atlas_kit.storage.given import name_of, open_source, sha256_of
+from atlas_kit.storage.remote import RemoteSource
 from atlas_kit.storage.remote_writing import published
 from atlas_kit.storage.urls import is_url, local_path, shown, without_secrets
 from tests.storage.web_server import Page, WebServer, serving
@@ -100,6 +102,52 @@ def test_header_of_262144_tokens_in_four_requests(web: WebServer, merges: bool, 
     inspect_file(web.url("/m.gguf"), Wanted())
     assert len(web.asked) <= 4
     assert web.sent <= 1.2 * len(head)
+
+
+class _InHand(remote_stores.Store):
+    """A store without a network, for headers of which many are tried."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__("https://example.org/m.gguf")
+        self.data = data
+
+    def _ask(self, start: int, size: int, state: str | None) -> remote_stores.Piece:
+        return remote_stores.Piece(self.data[start : start + size], len(self.data), "one")
+
+    def _look(self) -> remote_stores.Piece:
+        return remote_stores.Piece(b"", len(self.data), "one")
+
+
+_SHAPES = {
+    "shrinking": lambda n: 9 - 6 * n // TOKENS,
+    "shrinking much": lambda n: 20 - 17 * n // TOKENS,
+    "growing": lambda n: 3 + 6 * n // TOKENS,
+    "long ones first": lambda n: 30 if n < 6000 else 4,
+    "a long third": lambda n: 20 if n < TOKENS // 3 else 4,
+    "long ones near the front": lambda n: 20 if 20_000 < n < 60_000 else 4,
+    "empty ones": lambda n: 0 if n % 3 else 12,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("merges", [False, True])
+@pytest.mark.parametrize("shape", list(_SHAPES))
+def test_whatever_the_lengths_of_tokens_little_is_read_in_vain(shape: str, merges: bool) -> None:
+    lengths = list(map(_SHAPES[shape], range(TOKENS)))
+    strings = lambda texts: struct.pack("<iiQ", 9, 8, len(texts)) + b"".join(map(_text, texts))  # noqa: E731
+    kinds = struct.pack("<iiQ", 9, 5, TOKENS) + bytes(4 * TOKENS)
+    pairs = [(b"tokenizer.ggml.tokens", strings([b"t" * n for n in lengths]))]
+    if not merges:
+        pairs.append((b"tokenizer.ggml.scores", struct.pack("<iiQ", 9, 6, TOKENS) + bytes(4 * TOKENS)))
+    pairs.append((b"tokenizer.ggml.token_type", kinds))
+    if merges:
+        pairs.append((b"tokenizer.ggml.merges", strings([b"t" * (n + 1) for n in lengths])))
+    pairs += [(b"tokenizer.ggml.id_%d" % n, struct.pack("<iI", 4, n)) for n in range(8)]
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, len(pairs)) + b"".join(_text(k) + v for k, v in pairs)
+    source = RemoteSource("https://example.org/m.gguf", _InHand(head + bytes(3 * len(head))))
+    assert scan_header(source).stage == "done"
+    assert source.requests <= 4
+    assert source.received <= 1.2 * len(head)
 
 
 def test_one_entry_reads_header_index_and_that_entry(web: WebServer, tmp_path: Path) -> None:

@@ -73,6 +73,66 @@ def test_nothing_is_overwritten_unasked(s3: S3Server) -> None:
         convert_file(place, place, ConvertOptions(force=True))
 
 
+def test_what_appears_while_the_output_is_made_stays(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from atlas_kit.operations import convert
+
+    memory = str(SAMPLES / "atlas" / "all-types.atlas")
+    made = convert.convert_file(memory, str(tmp_path / "expected.json"))
+    assert made.target_size
+    write = remote_writing.put
+
+    def late(path: str, url: str, *, new: bool = False) -> None:
+        s3.file_system().pipe("bucket/late.json", b"somebody else's")
+        write(path, url, new=new)
+
+    monkeypatch.setattr(remote_writing, "put", late)
+    s3.forget()
+    with pytest.raises(FileAccessError, match="the file exists already"):
+        convert_file(memory, "s3://bucket/late.json")
+    assert s3.file_system().cat("bucket/late.json") == b"somebody else's"
+    convert_file(memory, "s3://bucket/late.json", ConvertOptions(force=True))
+    assert s3.file_system().cat("bucket/late.json") == (tmp_path / "expected.json").read_bytes()
+    monkeypatch.undo()
+
+
+def test_a_store_like_s3_without_conditions_is_looked_at_instead(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    import s3fs
+
+    put = s3fs.S3FileSystem._put_file
+
+    async def unknown(self: Any, *args: Any, mode: str = "overwrite", **options: Any) -> None:
+        if mode == "create":
+            raise OSError(errno.ENOSYS, "A header you provided implies functionality that is not implemented")
+        await put(self, *args, **options)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_put_file", unknown)
+    s3fs.S3FileSystem.clear_instance_cache()
+    memory = str(SAMPLES / "atlas" / "all-types.atlas")
+    convert_file(memory, "s3://bucket/older-store.json")
+    with pytest.raises(FileAccessError, match="the file exists already"):
+        convert_file(memory, "s3://bucket/older-store.json")
+
+
+@pytest.mark.parametrize("size", [100, pytest.param((2 << 24) + 7, marks=pytest.mark.slow)])
+def test_a_write_whose_answer_was_lost_finds_itself(s3: S3Server, tmp_path: Path, size: int) -> None:
+    file, url = tmp_path / "x", f"s3://bucket/lost-{size}"
+    file.write_bytes(os.urandom(size))
+    remote_writing.put(str(file), url, new=True)
+    remote_writing.put(str(file), url, new=True)
+    kept = file.read_bytes()
+    file.write_bytes(os.urandom(size))
+    with pytest.raises(FileAccessError, match="the file exists already"):
+        remote_writing.put(str(file), url, new=True)
+    assert s3.file_system().cat(f"bucket/lost-{size}") == kept
+    assert not s3.file_system().call_s3("list_multipart_uploads", Bucket="bucket").get("Uploads")
+
+
 def test_what_fails_leaves_nothing(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     import s3fs
 
@@ -139,6 +199,7 @@ def test_stores_that_show_half_a_file_get_it_under_another_name_first(
     from fsspec.implementations.memory import MemoryFileSystem
 
     monkeypatch.setattr(remote_writing, "_WHOLE", frozenset())
+    monkeypatch.setattr(remote_writing, "_CONDITIONAL", frozenset())
     put, names = MemoryFileSystem.put_file, []
 
     def noted(self: Any, here: str, there: str, **options: Any) -> None:

@@ -73,6 +73,10 @@ class MemoryPayload:
         """Return the bytes."""
         return memoryview(self._data)
 
+    def part(self, start: int, size: int) -> bytes:
+        """Return some of the bytes."""
+        return bytes(memoryview(self._data)[start : start + size])
+
 
 class FilePayload:
     """A range of a file with its XXH3-64 (version 2)."""
@@ -109,6 +113,10 @@ class FilePayload:
     def view(self) -> memoryview:
         """Map the stored bytes."""
         return self._source.view(self.offset, self.size)
+
+    def part(self, start: int, size: int) -> bytes:
+        """Return some of the stored bytes, which nothing checks: the checksum is of all."""
+        return self._source.read(self.offset + start, size)
 
 
 class FnvPayload(FilePayload):
@@ -299,6 +307,24 @@ class Entry:
         """Yield the decoded payload in pieces of about a MiB; damage raises, at the end at the latest."""
         with self._telling():
             yield from self._decoded(self.payload.chunks())
+
+    def part(self, start: int, size: int) -> bytes:
+        """Return a range of a payload that is stored as it is, and read no more.
+
+        Its checksum, which is of all of it, is not looked at.
+
+        Raises
+        ------
+        InvalidParamError
+            The range is not in it, or it is compressed or encrypted.
+        """
+        payload = self.payload
+        if self.codec_id or self.filter_id or not isinstance(payload, (MemoryPayload, FilePayload)):
+            raise InvalidParamError("only what is stored as it is can be read in part", key=self.key)
+        if start < 0 or size < 0 or start + size > self.size:
+            raise InvalidParamError(f"there are no {size} bytes at {start} in it", key=self.key)
+        with self._telling():
+            return payload.part(start, size) if size else b""
 
     def verify(self) -> None:
         """Read the whole payload, check its checksum and that it can be decoded; raise otherwise."""

@@ -23,6 +23,7 @@ from atlas_kit.formats.findings import Finding, Report
 from atlas_kit.formats.gguf import tables
 from atlas_kit.formats.gguf.salvage import Salvage, salvage
 from atlas_kit.formats.gguf.scan import HeaderScan, align, scan_header
+from atlas_kit.formats.gguf.shards import has_others
 from atlas_kit.formats.gguf.tables import ValueType
 from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.storage.given import Given, Progress, use_source
@@ -147,13 +148,13 @@ def _check(source: Source, report: Report, *, deep: bool, shards: bool, progress
     from atlas_kit.formats.gguf.check_shards import check_others, check_shards
 
     join = (
-        partial(check_shards, report, source.path, partial(_sound_records, deep=deep, progress=progress))
-        if shards and source.is_file and source.path is not None
+        partial(check_shards, report, source, partial(_sound_records, deep=deep, progress=progress))
+        if shards and has_others(source)
         else None
     )
     check_model(report, records.fields, records.tensors, join, source.path)
     if join is not None and source.path is not None:
-        check_others(report, source.path, records.fields)
+        check_others(report, source, records.fields)
     return report
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import (
@@ -25,17 +25,20 @@ from atlas_kit.errors import (
 from atlas_kit.formats.gguf import tables
 from atlas_kit.formats.gguf.journal import check_journal
 from atlas_kit.formats.gguf.scan import HeaderScan, scan_header
-from atlas_kit.formats.gguf.shards import require_single, shard_count, shard_paths
+from atlas_kit.formats.gguf.shards import has_others, require_single, shard_count, shard_names
 from atlas_kit.formats.gguf.tables import GGMLType
 from atlas_kit.formats.gguf.tensors import TensorInfo
 from atlas_kit.formats.gguf.values import MetadataField
 from atlas_kit.storage.given import Given, open_source
 from atlas_kit.storage.source import CHUNK, Source
+from atlas_kit.storage.urls import last_part
 
 if TYPE_CHECKING:
     from atlas_kit.codecs.numbers import Array
 
 
+#: Shards at addresses that are opened at once.
+_AT_ONCE = 8
 #: No bytes back up the other dimensions of an empty tensor: this one is believed, larger ones are not.
 _LARGEST_EMPTY = 1 << 24
 
@@ -117,7 +120,7 @@ class GGUFFile:
                 if source.changed():
                     raise ConflictError("the file was changed while it was being read", path=source.path)
                 raise file.error
-            if shards and file.error is None and source.is_file and shard_count(file.metadata) > 1:
+            if shards and file.error is None and has_others(source) and shard_count(file.metadata) > 1:
                 return _join(file)
         except BaseException:
             if source is not given:
@@ -392,21 +395,33 @@ def _join(file: GGUFFile) -> GGUFFile:
     """
     count = shard_count(file.metadata)
     require_single(file.source, file.scan)
-    paths = shard_paths(file.path or "", count)
-    missing = [path for path in paths if not path.exists()]
-    if missing:
-        names = ", ".join(path.name for path in missing[:3]) + (", ..." if len(missing) > 3 else "")
-        are = "is" if len(missing) == 1 else "are"
-        raise NoSuchFileError(
-            f"{len(missing)} of {len(paths)} shards of this model {are} missing: {names}",
-            path=file.path,
-            hint="Put all shards into one folder.",
-            remedy=Remedy("one-shard"),
-        )
-    opened: list[GGUFFile] = []
+    own = last_part(file.path or "")
+    names = shard_names(file.path or "", count)
+    found: list[GGUFFile | AtlasError] = []
+    step = _AT_ONCE if file.source.far else len(names)
+    with ThreadPoolExecutor(_AT_ONCE if file.source.far else 1) as pool:
+        for at in range(0, len(names), step):  # what claims thousands of shards is not asked for all of them
+            some = names[at : at + step]
+            found += pool.map(lambda name: file if name == own else _beside(file.source, name), some)
+            if any(isinstance(shard, NoSuchFileError) for shard in found):
+                break
+    opened = [shard for shard in found if isinstance(shard, GGUFFile)]
     try:
-        for path in paths:
-            opened.append(file if path == Path(file.path or "") else GGUFFile.open(path, shards=False))
+        missing = [
+            name for name, shard in zip(names, found, strict=False) if isinstance(shard, NoSuchFileError)
+        ]
+        if missing:
+            first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+            are = "is" if len(missing) == 1 else "are"
+            raise NoSuchFileError(
+                f"{len(missing)} of {count} shards of this model {are} missing: {first}",
+                path=file.path,
+                hint="Put all shards into one folder.",
+                remedy=Remedy("one-shard"),
+            )
+        for shard in found:
+            if isinstance(shard, AtlasError):
+                raise shard
         model = GGUFFile.of_shards(opened)
         model.path = file.path
     except BaseException:
@@ -453,3 +468,11 @@ def _check_total(model: GGUFFile) -> None:
             if info.name in seen:
                 raise FileCorruptError("two shards hold this tensor", path=info.path, key=info.name)
             seen.add(info.name)
+
+
+def _beside(source: Source, name: str) -> GGUFFile | AtlasError:
+    """Open the shard of that name beside another one; what is wrong with it is the answer, too."""
+    try:
+        return GGUFFile.open(source.beside(name) or name, shards=False)
+    except AtlasError as error:
+        return error

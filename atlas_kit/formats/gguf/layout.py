@@ -191,6 +191,8 @@ class NumberItems(_Items):
         size = self.element.sizeof()
         count = self._count(stream, context, size, "numbers")
         start = stream.pos
+        if self.type_label == "f32[]" and stream.before is not None and len(stream.before) == count + 1:
+            stream.foresee(start + 2 * count * size)  # scores of tokens, behind which stand their types
         stop = _need(stream, count * size, "an array")
         stream.pos = stop
         return LazyNumbers(stream, start, count, self.element)

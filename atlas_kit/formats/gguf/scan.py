@@ -44,11 +44,11 @@ class HeaderStream(BufferStream):
     readable when the file has been closed.
     """
 
-    __slots__ = ("foreseen", "source")
+    __slots__ = ("foreseen", "least", "source")
 
     def __init__(self, source: Source) -> None:
         super().__init__(b"")
-        self.foreseen = 0
+        self.foreseen = self.least = 0
         self.far = source.far
         self.buf: Any = bytearray()
         self.source: Source | None = source
@@ -75,17 +75,19 @@ class HeaderStream(BufferStream):
     def _goal(self, have: int, stop: int) -> int:
         """Return how far to load when ``stop`` is needed: as much ahead as was needed so far, within bounds.
 
-        From far away in few requests instead: up to what is known or foreseen of the header, and a sixth more,
-        which is never much too much.
+        From far away in few requests instead: up to what is known or foreseen of the header, as far as that is
+        sure, and a sixth more, which is never much too much.
         """
         if self.source is None or not self.source.far:
             return max(stop, have + min(max(have, FIRST_READ), LARGEST_READ))
         known = max(stop, self.foreseen)
+        if self.least > have:  # a guess of little that was read may be twice too much
+            known = min(known, max(stop, self.least))
         return max(known + known // 6, have + FIRST_READ)
 
-    def foresee(self, stop: int) -> None:
-        """Be told where what is being read is likely to end."""
-        self.foreseen = stop
+    def foresee(self, stop: int, least: int = 0) -> None:
+        """Be told where what is being read is likely to end, and how far it goes at least."""
+        self.foreseen, self.least = stop, least
 
     def read(self, count: int | None = -1) -> bytes:
         """Return ``count`` bytes, or none when the file ends before that."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from atlas_kit.errors import FileCorruptError, Remedy
 from atlas_kit.formats.gguf import tables
 from atlas_kit.storage.parts import SliceSource
+from atlas_kit.storage.urls import last_part
 
 if TYPE_CHECKING:
     from atlas_kit.formats.gguf.scan import HeaderScan
@@ -40,15 +41,25 @@ def shard_count(metadata: Mapping[str, MetadataField]) -> int:
 
 
 def shard_paths(file: str, count: int) -> list[Path]:
-    """Return the paths of all ``count`` shards of the model that ``file`` is one of.
+    """Return the paths of all shards of the model that ``file`` is one of; raises what ``shard_names`` does."""
+    path = Path(file)
+    return [path.with_name(name) for name in shard_names(file, count)]
+
+
+def has_others(source: Source) -> bool:
+    """Tell whether other files may lie beside a source, so that a shard is looked at with the others."""
+    return source.beside("other") is not None
+
+
+def shard_names(file: str, count: int) -> list[str]:
+    """Return what all ``count`` shards of the model are called that ``file`` (a path or an address) is one of.
 
     Raises
     ------
     FileCorruptError
         The file's name does not say which shard it is, or contradicts its metadata.
     """
-    path = Path(file)
-    match = _NAME.fullmatch(path.name)
+    match = _NAME.fullmatch(last_part(file))
     if match is None:
         raise FileCorruptError(
             f"this is one of {count} shards, and its name does not say which",
@@ -62,7 +73,7 @@ def shard_paths(file: str, count: int) -> list[Path]:
             path=file,
             key="split.count",
         )
-    return [path.with_name(shard_name(match["stem"], no, count)) for no in range(1, count + 1)]
+    return [shard_name(match["stem"], no, count) for no in range(1, count + 1)]
 
 
 def takes_place_of(out: StrPath, metadata: Mapping[str, MetadataField]) -> bool:

@@ -36,6 +36,9 @@ _USUAL = 14
 _SAMPLE = 1 << 10
 #: An array of so many strings that has more than a few pairs behind it is a vocabulary.
 _VOCABULARY, _FEW = 1 << 12, 4
+#: At least this part of what is likely is asked for; of an array of which less than one string in so many was read no
+#: more than so many bytes for each, which most vocabularies have.
+_SURE, _TELLING, _FEWEST = 0.8, 8, 12.5
 
 
 def walk_strings(stream: BufferStream, count: int, prefix: Struct) -> Sequence[int]:
@@ -62,12 +65,12 @@ def walk_strings(stream: BufferStream, count: int, prefix: Struct) -> Sequence[i
             f"an array of {count} strings is promised, and {max(left, 0)} bytes are left",
             offset=stream.pos,
         )
-    _foresee(stream, stream.pos, (), 0, count)
+    _foresee(stream, stream.pos, (), 0, count, prefix.size)
     vector = count >= SHORT and ("numpy" in sys.modules or count > WORTH_NUMPY)
     walk = _walk_vector if vector else _walk_plain
     offsets: Any = walk(stream, count, prefix)
     if count >= SHORT:
-        stream.usual = (int(offsets[count]) - stream.pos) / count
+        stream.before = offsets
     stream.pos = int(offsets[count])
     stream.foresee(stream.pos)
     stream.ensure(stream.pos)
@@ -81,18 +84,36 @@ def _window(stream: BufferStream, pos: int, count: int) -> int:
     return min(stop, len(stream.buf)) if stream.far and len(stream.buf) >= pos + _SAMPLE else stop
 
 
-def _foresee(stream: BufferStream, pos: int, offsets: Sequence[int], done: int, count: int) -> None:
-    """Say where the array probably ends, by the strings that were read last: vocabularies begin with short ones.
+def _foresee(
+    stream: BufferStream, pos: int, offsets: Sequence[int], done: int, count: int, width: int
+) -> None:
+    """Say where the array probably ends, and how far it goes at least.
 
-    Before the first, a string has about as many bytes as those of the array before (a merge is a token and a space).
-    Behind a vocabulary, unless it is among the last pairs, stands at least one number for each of its tokens.
+    That is told by the strings that were read last: vocabularies begin with short ones, and some with long ones, so
+    that a small part of them says little. Of a second array the first tells where its strings get longer: a merge is
+    a token and a space, in the same order. Behind a vocabulary, unless it is among the last pairs, stands at least
+    one number for each of its tokens.
     """
-    if done >= SHORT:
-        usual = (pos - int(offsets[done // 2])) / (done - done // 2)
+    left, sure = count - done, 0.0
+    before, more = stream.before, 0
+    if before is not None:
+        at = done * (len(before) - 1) // count
+        usual = (int(before[-1]) - int(before[at])) / max(1, len(before) - 1 - at) + 1
+        sure = 1.0
     else:
-        usual = stream.usual + 1 if stream.usual else _USUAL
-    more = 4 * count if not stream.usual and count >= _VOCABULARY and stream.left > _FEW else 0
-    stream.foresee(pos + int((count - done) * usual) + more)
+        usual = float(_USUAL)
+        more = 4 * count if count >= _VOCABULARY and stream.left > _FEW else 0
+    if done >= SHORT:
+        recent = (pos - int(offsets[done // 2])) / (done - done // 2)
+        if before is None:
+            usual, sure = recent, _SURE if done * _TELLING >= count else min(_SURE, _FEWEST / recent)
+        else:  # what was read says by how much the strings of this array are longer than those
+            again = done * (len(before) - 1) // count
+            usual += (
+                (pos - int(offsets[0])) / done - (int(before[again]) - int(before[0])) / max(1, again) - 1
+            )
+    least = max(width + 1.0, sure * usual)
+    stream.foresee(pos + int(left * usual) + more, pos + int(left * least) + more)
 
 
 def _too_long(offset: int, length: int, left: int) -> TruncatedError:
@@ -107,7 +128,7 @@ def _walk_plain(stream: BufferStream, count: int, prefix: Struct) -> array[int]:
     loaded = 0
     for _ in range(count):
         if pos + width > loaded:
-            _foresee(stream, pos, offsets, len(offsets), count)
+            _foresee(stream, pos, offsets, len(offsets), count, width)
             loaded = stream.ensure(_window(stream, pos, count - len(offsets)))
             if pos + width > loaded:
                 raise _too_long(pos, width, loaded - pos)
@@ -147,7 +168,7 @@ class _Walk:
         """Walk the strings of one window."""
         import numpy as np
 
-        _foresee(self.stream, self.pos, self.offsets, self.done, self.count)
+        _foresee(self.stream, self.pos, self.offsets, self.done, self.count, self.prefix.size)
         stop = self.stream.ensure(_window(self.stream, self.pos, self.count - self.done))
         size = stop - self.pos
         if size < self.prefix.size:

@@ -74,7 +74,7 @@ async def change(request: Request, service: TheService, asked: ConfigChange) -> 
 async def memory(request: Request, service: TheService, session_id: Which = None) -> MemoryAnswer:
     """Return counts, sizes and settings of a session's memory, or of the shared one."""
     service.require_ready()
-    target = service.memories.target(namespace_of(request), session_id)
+    target = await service.memories.target(namespace_of(request), session_id)
     return MemoryAnswer(**memory_of(target))
 
 
@@ -82,7 +82,7 @@ async def memory(request: Request, service: TheService, session_id: Which = None
 async def info(request: Request, service: TheService, session_id: Which = None) -> MemoryAnswer:
     """Return the same with what its matrices hold: norms, effective ranks, and how much of them is in use."""
     service.require_ready()
-    target = service.memories.target(namespace_of(request), session_id)
+    target = await service.memories.target(namespace_of(request), session_id)
     measured = await service.memories.info(target)
     return MemoryAnswer(**{**memory_of(target), "memory": measured})
 
@@ -92,7 +92,7 @@ async def save(request: Request, service: TheService, asked: SaveRequest) -> Sav
     """Save a memory under a name, or where it is kept anyway."""
     service.require_ready()
     namespace = namespace_of(request)
-    target = service.memories.target(namespace, asked.session_id)
+    target = await service.memories.target(namespace, asked.session_id)
     if asked.memory_file is not None:
         found = await service.memories.save(namespace, target, asked.memory_file)
         return SavedMemory(**{**found, "object": "atlas.memory.saved", "session_id": asked.session_id})
@@ -113,9 +113,10 @@ async def load(request: Request, service: TheService, asked: LoadRequest) -> Don
     memories.require(asked.memory_file)
     if asked.session_id is None:
         require_admin(request)
-        target = memories.target(namespace, None)
+        target = await memories.target(namespace, None)
     else:
         key = Key(namespace, checked_session_id(asked.session_id))
+        await service.conversations.claims.claim(key)
         target = service.conversations.named_or_new(key, service.settings)
     async with service.conversations.asking(target):
         await memories.load(namespace, target, asked.memory_file)
@@ -148,7 +149,7 @@ async def reset(
 ) -> Done:
     """Let a memory be as new; a text that is sent again is learned again."""
     service.require_ready()
-    target = service.memories.target(namespace_of(request), None if asked is None else asked.session_id)
+    target = await service.memories.target(namespace_of(request), None if asked is None else asked.session_id)
     if target.key == SHARED:
         require_admin(request)
     await service.memories.reset(target, hard=asked is not None and asked.mode == "hard")
@@ -163,7 +164,7 @@ async def forget_part(request: Request, service: TheService, asked: ForgetShared
     was learned from it stays.
     """
     service.require_ready()
-    target = service.memories.target(namespace_of(request), asked.session_id)
+    target = await service.memories.target(namespace_of(request), asked.session_id)
     if target.key == SHARED:
         require_admin(request)
     return await _forgotten(service, target, asked, asked.remove_backups)
@@ -189,7 +190,7 @@ async def _forgotten(
 async def sessions(request: Request, service: TheService) -> Sessions:
     """Return the named sessions of the API key, the one that was used last first."""
     service.require_ready()
-    files = await asyncio.to_thread(service.files.infos, namespace_of(request))
+    files = await asyncio.to_thread(service.files.all_infos, namespace_of(request))
     return Sessions(data=[Session(**one) for one in sessions_of(service, namespace_of(request), files)])
 
 
@@ -199,7 +200,7 @@ async def sessions(request: Request, service: TheService) -> Sessions:
 async def fork(request: Request, service: TheService, session_id: Name, asked: ForkRequest) -> Session:
     """Begin a session with what another one knows; both go on by themselves."""
     namespace = namespace_of(request)
-    source = _session(service, namespace, session_id)
+    source = await _session(service, namespace, session_id)
     key = Key(namespace, checked_session_id(asked.session_id))
     await service.memories.fork(source, key)
     return _described(service, namespace, key)
@@ -208,7 +209,7 @@ async def fork(request: Request, service: TheService, session_id: Name, asked: F
 @router.post("/sessions/{session_id:path}/save", summary="Save a session")
 async def save_session(request: Request, service: TheService, session_id: Name) -> Done:
     """Write a session into its file now."""
-    target = _session(service, namespace_of(request), session_id)
+    target = await _session(service, namespace_of(request), session_id)
     return await _saved(service, target)
 
 
@@ -221,7 +222,7 @@ async def reset_session(
 ) -> Session:
     """Let the memory of a session be as new."""
     namespace = namespace_of(request)
-    target = _session(service, namespace, session_id)
+    target = await _session(service, namespace, session_id)
     await service.memories.reset(target, hard=asked is not None and asked.mode == "hard")
     return _described(service, namespace, target.key)
 
@@ -231,7 +232,7 @@ async def forget_of_session(
     request: Request, service: TheService, session_id: Name, asked: ForgetRequest
 ) -> ForgottenAnswer:
     """Forget documents, what something is about, or what is old; what was learned from it stays."""
-    target = _session(service, namespace_of(request), session_id)
+    target = await _session(service, namespace_of(request), session_id)
     return await _forgotten(service, target, asked)
 
 
@@ -239,21 +240,21 @@ async def forget_of_session(
 async def session(request: Request, service: TheService, session_id: Name) -> Session:
     """Return what there is to say of a session."""
     namespace = namespace_of(request)
-    target = _session(service, namespace, session_id)
+    target = await _session(service, namespace, session_id)
     return _described(service, namespace, target.key)
 
 
 @router.delete("/sessions/{session_id:path}", summary="Forget a session")
 async def forget(request: Request, service: TheService, session_id: Name) -> Done:
     """Forget a session, its memory and its file."""
-    target = _session(service, namespace_of(request), session_id)
+    target = await _session(service, namespace_of(request), session_id)
     await service.conversations.delete(target)
     return Done(object="atlas.session.deleted", session_id=session_id)
 
 
-def _session(service: Service, namespace: str, name: str) -> Conversation:
+async def _session(service: Service, namespace: str, name: str) -> Conversation:
     service.require_ready()
-    return service.memories.target(namespace, checked_session_id(name))
+    return await service.memories.target(namespace, checked_session_id(name))
 
 
 def _described(service: Service, namespace: str, key: Key) -> Session:

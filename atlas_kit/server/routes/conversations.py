@@ -137,7 +137,7 @@ def _split(thread: Thread | None, name: str) -> tuple[dict[str, Any], list[dict[
 async def _found(service: Service, namespace: str, name: str) -> tuple[Thread | None, Conversation | None]:
     """Return a conversation's text and its session, one of which there is."""
     thread = await service.responses.thread(namespace, name)
-    session = service.session(namespace, checked_session_id(name, "conversation_id"))
+    session = await service.session(namespace, checked_session_id(name, "conversation_id"))
     if thread is None and session is None:
         raise ApiError(
             404, f"There is no conversation {name[:128]!r}.", param="conversation_id", code="not_found"

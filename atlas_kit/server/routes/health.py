@@ -15,6 +15,8 @@ router = APIRouter(tags=["health"])
 @router.get("/v1/health", include_in_schema=False)
 @router.get("/ready", summary="Whether requests are answered")
 async def health(service: TheService) -> dict[str, Any]:
-    """Return ``{"status": "ok"}``; 503 while the model loads and once the server stops."""
-    service.require_ready()
-    return {"status": "ok"}
+    """Return ``{"status": "ok"}``; 503 while the model loads and once the server stops.
+
+    Where memories are kept at an address, ``store`` says whether that answers, and how much waits for it.
+    """
+    return service.health()

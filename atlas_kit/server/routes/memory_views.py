@@ -62,7 +62,7 @@ async def file(request: Request, service: TheService, session_id: Which = None) 
     window with the newest tokens, where several keys share it.
     """
     service.require_ready()
-    target = service.memories.target(namespace_of(request), session_id)
+    target = await service.memories.target(namespace_of(request), session_id)
     views = service.memory_views
     tag = await views.tag(target)
     headers = {"etag": tag, "cache-control": "private, no-cache"}
@@ -98,7 +98,7 @@ async def matrix(
 ) -> Matrix:
     """Return what is in a part of a memory's matrix, also while the memory learns."""
     service.require_ready()
-    target = service.memories.target(namespace_of(request), session_id)
+    target = await service.memories.target(namespace_of(request), session_id)
     part = Part(top, left, bottom, right, rows, columns)
     found = await service.memory_views.matrix(target, name, part)
     return Matrix(session_id=target.key.name, **found)
