@@ -287,7 +287,7 @@ class Memories:
         service = self._service
         if session_id is not None:
             key = Key(namespace, session_id)
-            await service.conversations.claims.claim(key)
+            await service.conversations.claims.claim(key, begin=False)
             found = service.conversations.find(key, service.settings)
             if found is None:
                 raise ApiError(

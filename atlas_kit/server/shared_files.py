@@ -239,6 +239,7 @@ class SharedFile:
         """Take the lease, and see what the store has: newer than what waits here, that is put aside."""
         leases = self._store.leases
         self._lease = leases.take(_LEASE)
+        assert self._lease is not None
         known = self._lease.record.about.get("version")
         found = self._objects.listed(self._name).get(self._name, ABSENT)
         if self._waits and os.path.lexists(self.path) and found in (known, ABSENT):
@@ -288,6 +289,7 @@ class SharedFile:
                 try:
                     if self._lease is None:  # the store was away when it began
                         self._lease = self._store.leases.take(_LEASE)
+                        assert self._lease is not None
                         self._version = self._lease.record.about.get("version", ABSENT)
                     else:
                         self._store.leases.confirm(self._lease)
