@@ -36,7 +36,7 @@ def folded(title: str = "What it gives") -> Iterator[None]:
             if hasattr(publisher, "set_parent"):
                 # JupyterLab's messages to widgets come in another thread, which says so to whatever publishes: without
                 # this a widget that is open meanwhile would not hear them.
-                shell.display_pub.set_parent = publisher.set_parent  # type: ignore[union-attr]
+                shell.display_pub.set_parent = publisher.set_parent
             yield
     except BaseException:
         if captured is not None:
