@@ -133,7 +133,11 @@ class SharedMemories:
         with self.store.asking():
             found = self._objects.listed(self._name(folder).removesuffix("/."))
         there = {os.path.join(self.folder, *name.split("/")[1:]) for name in found}
-        return sorted(there | {path for path in self._marked() if path.startswith(folder + os.sep)})
+        return sorted(there.union(self.waiting_in(folder)))
+
+    def waiting_in(self, folder: str) -> list[str]:
+        """Return the files of a folder that the store lacks."""
+        return [path for path in self._marked() if path.startswith(folder + os.sep)]
 
     def addresses(self, folder: str) -> list[str]:
         """Return the addresses of the memories in a folder, of which the newest is not here.
