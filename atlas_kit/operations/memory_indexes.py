@@ -17,6 +17,7 @@ from atlas_kit.codecs.json_text import named
 from atlas_kit.errors import AtlasError
 from atlas_kit.persistence.index_places import beside, cached
 from atlas_kit.storage.given import Progress, name_of
+from atlas_kit.storage.source import access_error
 from atlas_kit.storage.urls import is_url, local_path
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def _index_one(memory: Memory, words: Words, identity: str, force: bool, result:
         _as_private_as(memory.name, place)
     except AtlasError:
         place = cached(memory.name)
-        os.makedirs(os.path.dirname(place), mode=0o700, exist_ok=True)
+        _make_private(os.path.dirname(place))
         _save(made, place)
         result.cached.append(place)
     result.made.append(name_of(place))
@@ -161,6 +162,13 @@ def other_model(file: MemoryFile, identity: str) -> str:
     if file.model_hash.hex() == identity:
         return ""
     return "it is another model's" if any(file.model_hash) else "it does not say whose it is"
+
+
+def _make_private(folder: str) -> None:
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise access_error(error, folder, "write") from error
 
 
 def _as_private_as(name: str, place: str) -> None:

@@ -260,6 +260,21 @@ def test_where_nothing_can_be_written_the_index_lies_in_the_users_folder(
     assert find_index(memories[0]) is None
 
 
+def test_where_no_index_can_be_written_at_all_that_is_said(
+    engine: FakeEngine, memories: list[Memory], own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from atlas_kit.operations import memory_indexes
+
+    own_cache.write_text("a file, and no folder")
+
+    def refused(made: MemoryFile, place: str) -> None:
+        raise AtlasError("the disk is full")
+
+    monkeypatch.setattr(memory_indexes, "_save", refused)
+    result = make_indexes(memories, Words(engine), engine.info.identity)
+    assert (result.made, len(result.left_out)) == ([], 4)
+
+
 def test_who_may_not_read_the_memory_may_not_read_its_index(
     engine: FakeEngine, memories: list[Memory]
 ) -> None:

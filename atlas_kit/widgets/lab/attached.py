@@ -150,7 +150,9 @@ class AttachedLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         elif piece["from"] != len(self.trace):
             return  # of a stream that ended meanwhile: the next one begins at 0
         self.words.take(piece["texts"], ((int(token), name) for token, name in piece["names"]))
-        rows, tokens, sources = (base64.b64decode(piece.get(name, "")) for name in ("rows", "tokens", "sources"))
+        rows, tokens, sources = (
+            base64.b64decode(piece.get(name, "")) for name in ("rows", "tokens", "sources")
+        )
         self.trace.extend(unpacked(rows, tokens, sources, start=len(self.trace)))
 
     def _take_facts(self, report: dict[str, Any]) -> None:
