@@ -43,8 +43,12 @@ def weights_of_one(
     (0.5, 0.5, 0.0)
     """
     if ratio is None:
-        f = [max(min(one, _LARGEST), -_LARGEST) if math.isfinite(one) else 0.0 for one in features]
-        memory, window = (sum([a * b for a, b in zip(row, f, strict=True)]) for row in w)
+        f, (m, n) = features, w
+        if not -_LARGEST <= min(f) <= max(f) <= _LARGEST or math.isnan(sum(f)):
+            f = [max(min(one, _LARGEST), -_LARGEST) if math.isfinite(one) else 0.0 for one in features]
+        one, two, three, four, five = f
+        memory = m[0] * one + m[1] * two + m[2] * three + m[3] * four + m[4] * five
+        window = n[0] * one + n[1] * two + n[2] * three + n[3] * four + n[4] * five
         largest = max(0.0, memory, window)
         parts = math.exp(-largest), math.exp(memory - largest), math.exp(window - largest)
         total = sum(parts)

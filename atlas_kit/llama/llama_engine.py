@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from atlas_kit.errors import ClosedError, InvalidParamError, ModelError
+from atlas_kit.errors import ClosedError, InvalidParamError
 from atlas_kit.llama.blas_threads import one_blas_thread
 from atlas_kit.llama.engine import (
     DecodeError,
@@ -25,13 +25,11 @@ from atlas_kit.llama.engine import (
 )
 from atlas_kit.llama.grammar_reach import Grammars
 from atlas_kit.llama.llama_batch import LlamaBatch, Rows
-from atlas_kit.llama.llama_library import LoadedModel, require_range
+from atlas_kit.llama.llama_context import Wanted, context_of
+from atlas_kit.llama.llama_library import LoadedModel
 from atlas_kit.llama.model_file import ModelFile
 from atlas_kit.llama.output_matrix import OutputRows
 from atlas_kit.llama.sampling import Sampler, Sampling
-
-#: Bytes of logits that one decode may return: 64 tokens of a 128k vocabulary.
-OUTPUT_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ class LlamaEngine:
             self._loaded, self._lib = loaded, loaded.library
             self._model, self._vocab = loaded.model, loaded.vocab
             self.notes: list[str] = [*loaded.notes]
-            self._make_context(path, n_ctx, n_sequences, n_threads, n_batch)
+            self._make_context(Wanted(n_ctx, n_sequences, n_threads, n_batch))
             if sleeps:
                 self._vocab = loaded.keep_words()
             self.info = self._info(path)
@@ -136,41 +134,14 @@ class LlamaEngine:
             self._free_blas = one_blas_thread()
             undo.pop_all()
 
-    def _make_context(
-        self, path: str, n_ctx: int | None, n_sequences: int, n_threads: int | None, n_batch: int | None
-    ) -> None:
-        api = self._lib.api
-        trained = api.llama_model_n_ctx_train(self._model)
-        n_vocab = api.llama_vocab_n_tokens(self._vocab)
-        wanted = min(trained or 4096, 4096) if n_ctx is None else n_ctx
-        require_range("n_ctx", wanted, 16, 1 << 24)
-        require_range("n_sequences", n_sequences, 1, 256)
-        if n_batch is None:
-            n_batch = min(512, max(16, OUTPUT_BYTES // (4 * n_vocab) // 16 * 16), max(16, wanted))
-        require_range("n_batch", n_batch, 1, 1 << 16)
-        threads = len(os.sched_getaffinity(0)) if n_threads is None else n_threads
-        require_range("n_threads", threads, 1, 1024)
-        params = api.llama_context_default_params()
-        params.n_ctx, params.n_seq_max = wanted * n_sequences, n_sequences
-        params.n_batch = params.n_ubatch = n_batch
-        params.n_threads = params.n_threads_batch = threads
-        params.pooling_type = api.LLAMA_POOLING_TYPE_NONE
-        params.no_perf = True
-        self._context = self._lib.heard(lambda: api.llama_init_from_model(self._model, params))
-        if not self._context:
-            raise ModelError(
-                f"llama.cpp cannot make a context of {wanted} tokens: {self._lib.last_error()}",
-                path=path,
-                key="n_ctx",
-            )
-        self._memory = api.llama_get_memory(self._context)
-        self.n_ctx, self.n_sequences, self.n_batch = wanted, n_sequences, n_batch
-        self.n_threads = threads
-        if trained and wanted > trained:
-            self.notes.append(
-                f"a context of {wanted} tokens is more than the {trained} that the model was trained with"
-            )
-        self._batch = LlamaBatch(api, n_batch)
+    def _make_context(self, wanted: Wanted) -> None:
+        assert self._loaded is not None
+        made = context_of(self._loaded, wanted)
+        self._context, self._memory = made.pointer, self._lib.api.llama_get_memory(made.pointer)
+        self.n_ctx, self.n_sequences, self.n_batch = made.n_ctx, made.n_sequences, made.n_batch
+        self.n_threads = made.n_threads
+        self.notes += made.notes
+        self._batch = LlamaBatch(self._lib.api, made.n_batch)
 
     def _info(self, path: str) -> ModelInfo:
         api, model = self._lib.api, self._model
@@ -494,7 +465,7 @@ class LlamaEngine:
             try:
                 self._loaded.wake()
                 self._model = self._loaded.model
-                self._make_context(self.info.path, self.n_ctx, self.n_sequences, self.n_threads, self.n_batch)
+                self._make_context(Wanted(self.n_ctx, self.n_sequences, self.n_threads, self.n_batch))
             except BaseException:
                 self._free()
                 self._loaded.sleep()

@@ -136,6 +136,8 @@ class LoadedModel:
         file: ModelFile | None = None,
     ) -> None:
         self.model: Any = None
+        #: A context that was made ahead (llama_context.py): what was wanted, what it is, and its pointer.
+        self.prepared: tuple[Any, Any, Any] | None = None
         self._words: Any = None  # a model of nothing but the vocabulary, which stays while the other sleeps
         path = os.fspath(path)
         require_here(path, "llama.cpp runs models from files on this machine only")
@@ -202,8 +204,20 @@ class LoadedModel:
         self.vocab = api.llama_model_get_vocab(self._words)
         return self.vocab
 
+    @property
+    def path(self) -> str:
+        """Where the model is."""
+        return self._asked[0]
+
+    def free_prepared(self) -> None:
+        """Free a context that nobody has taken over."""
+        if self.prepared is not None:
+            self.library.api.llama_free(self.prepared[2])
+            self.prepared = None
+
     def sleep(self) -> None:
         """Free the weights, until it wakes up."""
+        self.free_prepared()
         if self.model:
             self.library.api.llama_model_free(self.model)
             self.model = None

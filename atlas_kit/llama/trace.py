@@ -129,6 +129,11 @@ class Trace:
         """Take in rows that another trace had: an array for each of its attributes."""
         self._append(dict(rows))
 
+    def rows(self) -> dict[str, Array]:
+        """Return all that there is, as ``extend`` takes it."""
+        count = self._count
+        return {name: array[:count] for name, array in self._columns.items()}
+
     def _append(self, rows: dict[str, Array]) -> None:
         count = len(rows["tokens"])
         end = self._count + count

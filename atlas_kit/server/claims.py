@@ -20,3 +20,7 @@ class Claims:
 
     async def confirm(self, conversation: Conversation) -> None:
         """See that a session was this server's while it was used."""
+
+    def ticket(self, key: Key) -> int:
+        """Return the fencing number under which a session is held; without a store there is none."""
+        return 0

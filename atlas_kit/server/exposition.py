@@ -115,7 +115,7 @@ class Exposition:
 
     def _store(self) -> Iterator[Any]:
         """Yield what is known of the store, where memories are kept in one."""
-        store = self._service.store
+        store = self._service.store or self._service.memory_store
         if store is None:
             return
         yield GaugeMetricFamily(

@@ -21,7 +21,7 @@ from atlas_kit.llama.inside import unlearned
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.steps import likeliest
 from atlas_kit.server.atlas_object import Blend, atlas_statistics, recalled_for, steps_of
-from atlas_kit.server.branches import Match
+from atlas_kit.server.branches import Match, match
 from atlas_kit.server.conversation import Conversation, Slot
 from atlas_kit.server.jobs import Watched, finished
 from atlas_kit.server.keeping import Keeping
@@ -325,9 +325,12 @@ class Generating:
         since, conversation.begun = 0 if conversation.begun else found.wanted, False
         spans = await self._spans(session, conversation)
         branch = conversation.branches[follows] if follows >= 0 else array("i")
+        shared, left = found, branch
+        if asked.replaces:
+            shared, left = match(conversation.history, asked.tokens, spelling), conversation.history
         keeping = Keeping(
             session, asked.said or Said(), asked.tokens, spans, since,
-            common=found.wanted, left=branch[found.known :],
+            common=shared.wanted, left=left[shared.known :], replaces=asked.replaces,
             returned=conversation.branched and follows != len(conversation.branches) - 1,
         )  # fmt: skip
         self._question = await self._asks(session, keeping)

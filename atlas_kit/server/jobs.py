@@ -9,6 +9,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
+from atlas_kit.server.waking import waking
+
 if TYPE_CHECKING:
     from atlas_kit.llama.batch import Job
     from atlas_kit.llama.scheduler import Scheduler
@@ -113,16 +115,14 @@ class _Bell:
         self._rung = self._looks = False  # whether the loop will answer; whether by itself
         self._looking: asyncio.TimerHandle | None = None
         self._answered = -math.inf
+        self._wake_up = waking(loop, self._answer)
 
     def ring(self) -> None:
         """Wake the loop up, where there is something and it has not been told yet."""
         if not self.fresh or (self._rung and not (self._looks and self.pressing)):
             return
         self._looks, self._rung = False, True
-        try:
-            self.loop.call_soon_threadsafe(self._answer)
-        except RuntimeError:  # the loop is closed: nobody waits any more
-            return
+        self._wake_up()
 
     def _answer(self) -> None:
         if self._looking is not None:

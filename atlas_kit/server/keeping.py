@@ -4,8 +4,10 @@ A client sends a conversation whole each time. Where its beginning is no longer 
 prompt, an edited turn), all of it is read again; what was said in it was said once.
 
 Where an answer is asked for again, or the question before it was corrected, the newest counts: what was left goes from
-the episodes. Whether a client has gone back to an earlier place, or begins another talk in the same words, nobody
-says: only what was certainly replaced goes, and never what stands behind an opening that two talks may share.
+the episodes. Whether a client has gone back to an earlier place, or begins another talk in the same words, a request
+says with ``replaces``, or nobody does: then only what was certainly replaced goes, and never what stands behind an
+opening that two talks may share. The first question of all is such an opening: "Anna's code is 1234." and "Berta's code
+is 1234." are two facts, and no correction.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ class Keeping:
         So many tokens are the beginning of a text that was read; and what that goes on with.
     returned
         It is a text that was left before: turns of it may have gone from the episodes.
+    replaces
+        It is said to correct the text before it: all that this left goes, also a first question.
 
     Attributes
     ----------
@@ -60,10 +64,11 @@ class Keeping:
         common: int = 0,
         left: Sequence[int] = (),
         returned: bool = False,
+        replaces: bool = False,
     ) -> None:
         self._session, self._said, self._tokens, self.spans = session, said, tokens, list(spans)
         self._since, self._next = since, 0
-        self._common, self._left, self._returned = common, left, returned
+        self._common, self._left, self._returned, self._replaces = common, left, returned, replaces
         self._before: dict[int, bool] | None = None
         self._held = 0 if session.episodes is None else session.episodes.count
         #: Whether something was taken out of the episodes.
@@ -82,7 +87,7 @@ class Keeping:
     @property
     def takes_long(self) -> bool:
         """Whether all that is held has to be looked through."""
-        return self._returned or (bool(self._left) and bool(self._read_before))
+        return self._returned or (bool(self._left) and (self._replaces or bool(self._read_before)))
 
     @property
     def left(self) -> int:
@@ -118,25 +123,31 @@ class Keeping:
         """Take what this answer replaces out of the episodes."""
         session, episodes = self._session, self._session.episodes
         common = self._read_before
-        if episodes is None or not session.learns or not self._left or not common:
+        if episodes is None or not session.learns or not self._left or not (common or self._replaces):
             return
-        last, new = common[-1], self.spans[len(common) :]
+        new = self.spans[len(common) :]
         begun = min(new[0].start, self._common) if new else self._common
         left = _text(session, [*self._tokens[begun : self._common], *self._left])
-        first, found = self._gone(last, left) if left.strip() else (0, [])
-        if not found or (new and not self._corrects(found[0], new, common)):
-            return
-        whose = [turn[0] for turn in found]
-        if Kind.USER in whose[1:]:  # what was said behind that may be another talk's
-            del found[whose.index(Kind.USER, 1) :]
-        if not new and whose[0] == Kind.USER:
+        first, found = self._gone(common[-1] if common else None, left) if left.strip() else (0, [])
+        if not found or (not self._replaces and not self._certainly_gone(found, new, common)):
             return
         # a question that is answered again stands before its answer
-        asked = not new and last.kind == Kind.USER
+        asked = not new and common[-1].kind == Kind.USER
         episodes.leave_out(range(first - asked, first + len(found)))
         self.left_out = True
         if asked:
-            self._keep_whole(last)
+            self._keep_whole(common[-1])
+
+    def _certainly_gone(
+        self, found: list[tuple[Kind, str]], new: Sequence[Span], common: Sequence[Span]
+    ) -> bool:
+        """Tell whether turns that were left are replaced; leave out those that may be another talk's."""
+        if new and not self._corrects(found[0], new, common):
+            return False
+        whose = [turn[0] for turn in found]
+        if Kind.USER in whose[1:]:  # what was said behind that may be another talk's
+            del found[whose.index(Kind.USER, 1) :]
+        return bool(new) or whose[0] != Kind.USER
 
     def _corrects(self, old: tuple[Kind, str], new: Sequence[Span], common: Sequence[Span]) -> bool:
         """Tell whether what comes behind the common turns is a correction of a turn that was left."""
@@ -146,24 +157,25 @@ class Keeping:
         # an answer tells one talk from another; a greeting does not
         return old[0] != Kind.USER or any(span.kind == Kind.ASSISTANT for span in common)
 
-    def _gone(self, last: Span, text: str) -> tuple[int, list[tuple[Kind, str]]]:
+    def _gone(self, last: Span | None, text: str) -> tuple[int, list[tuple[Kind, str]]]:
         """Return which episodes stand behind a turn and are in the text that was left: their first number, and they.
 
-        Those of another talk that was kept in between end that.
+        Those of another talk that was kept in between end that. ``last`` is None: the text begins with the first.
         """
         episodes = self._session.episodes
         assert episodes is not None
-        for number in reversed(episodes.numbers_of(last.kind, self._text(last))):
+        starts = range(self._held) if last is None else episodes.numbers_of(last.kind, self._text(last))
+        for number in reversed(starts):
             found: list[tuple[Kind, str]] = []
             at = 0
-            for turn in map(episodes.turn, range(number + 1, self._held)):
+            for turn in map(episodes.turn, range(number + (last is not None), self._held)):
                 at = text.find(turn[1], at)
-                if turn[0] not in _TALK or at < 0:
+                if turn[0] not in _TALK or at < 0 or (last is None and not found and text[:at].strip()):
                     break
                 at += len(turn[1])
                 found.append(turn)
             if found:
-                return number + 1, found
+                return number + (last is not None), found
         return 0, []
 
     def _text(self, span: Span) -> str:

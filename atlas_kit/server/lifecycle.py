@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from atlas_kit.persistence.session_state import SessionState
     from atlas_kit.server.config import ServerConfig
     from atlas_kit.server.conversations import Conversations
+    from atlas_kit.server.shared_files import SharedFile
     from atlas_kit.settings.atlas_settings import AtlasSettings
 
 log = logging.getLogger("atlas_kit.server")
@@ -80,6 +81,8 @@ class SharedMemory:
     ----------
     config, engine, settings
         How the server is set up, the model, and what a new memory is like.
+    far
+        Where the file is put after each save, if it is kept at an address; it is open.
 
     Raises
     ------
@@ -91,11 +94,18 @@ class SharedMemory:
     """
 
     def __init__(
-        self, config: ServerConfig, engine: Engine, settings: AtlasSettings, keys: Keys | None = None
+        self,
+        config: ServerConfig,
+        engine: Engine,
+        settings: AtlasSettings,
+        keys: Keys | None = None,
+        far: SharedFile | None = None,
     ) -> None:
         self._keys = Keys() if keys is None else keys
         self._config, self._engine, self._settings = config, engine, settings
-        self.path = config.atlas_memory_file or automatic_path(engine.info.path, config.atlas_memory_dir)
+        self._far = far
+        given = config.atlas_memory_file if far is None else far.path
+        self.path = given or automatic_path(engine.info.path, config.atlas_memory_dir)
         self.report = Report()
         self._policy = AutoSave(seconds=config.atlas_auto_save_interval)
         self._saving = asyncio.Lock()
@@ -295,7 +305,14 @@ class SharedMemory:
         with pace:
             self._place.save(state, backup=count > 0, metadata={"session": info}, **options)
             prune(self.path, count)
+        if self._far is not None:
+            self._far.put()
         state.memory.map(give_back)
+
+    @property
+    def lacking(self) -> str | None:
+        """Why what was saved last is not where the file is kept; None: it is."""
+        return None if self._far is None else self._far.lacking
 
     def due(self, conversation: Conversation) -> bool:
         """Tell whether it is time for a save."""

@@ -20,7 +20,9 @@ from atlas_kit.server.file_names import checked_file_name, inside
 from atlas_kit.server.jobs import finished
 from atlas_kit.server.keys import SHARED, Key
 from atlas_kit.server.problems import ApiError
+from atlas_kit.storage.given import use_source
 from atlas_kit.storage.source import access_error
+from atlas_kit.storage.urls import is_url, last_part
 
 if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from atlas_kit.server.kept_responses import KeptResponses
     from atlas_kit.server.lifecycle import SharedMemory
     from atlas_kit.server.session_files import SessionFiles
+    from atlas_kit.server.shared_files import SharedMemories
     from atlas_kit.server.shared_store import SharedStore
     from atlas_kit.settings.atlas_settings import AtlasSettings
     from atlas_kit.storage.keys import Keys
@@ -63,6 +66,7 @@ class Host(Protocol):
     settings: AtlasSettings
     shared: SharedMemory | None
     store: SharedStore | None
+    far: SharedMemories | None
     files: SessionFiles
     responses: KeptResponses
     keys: Keys
@@ -123,21 +127,22 @@ class Memories:
         return await asyncio.to_thread(self._list, self._folder(namespace))
 
     def _list(self, folder: str) -> list[dict[str, Any]]:
-        found = []
+        far = self._service.far
+        found = [] if far is None else [self._described(url) for url in far.addresses(folder)]
         with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.endswith(SUFFIX) and not entry.name.startswith("."):
                     with contextlib.suppress(OSError):
-                        if entry.is_file(follow_symlinks=False):
+                        if entry.is_file(follow_symlinks=False) and (far is None or far.waits(entry.path)):
                             found.append(self._described(entry.path))
         return sorted(found, key=lambda one: str(one["memory_file"]))
 
     def _described(self, path: str) -> dict[str, Any]:
         from atlas_kit.persistence.snapshot import describe_memory
 
-        stat = os.stat(path)
+        size, modified = _size_of(path)
         found: dict[str, Any] = {
-            "memory_file": os.path.basename(path), "bytes": stat.st_size, "modified": stat.st_mtime,
+            "memory_file": last_part(path), "bytes": size, "modified": modified,
             "tokens_learned": None, "fits": False, "problem": None,
         }  # fmt: skip
         try:
@@ -157,13 +162,19 @@ class Memories:
         """
         path = self.path(namespace, name, writing=True)
 
+        far = self._service.far
+
         def remove() -> None:
+            if far is not None:
+                far.bring(path)
             try:
                 os.unlink(path)
             except FileNotFoundError as error:
                 raise _no_such_memory() from error
             except OSError as error:
                 raise access_error(error, path, "write") from error
+            if far is not None:
+                far.put(path)
 
         await finished(asyncio.to_thread(remove))
 
@@ -179,6 +190,9 @@ class Memories:
             state = without_texts(state)
         info = {**about(conversation), "namespace": None, "name": None}
         await finished(asyncio.to_thread(self._write, path, state, info, window=not several))
+        far = self._service.far
+        if far is not None and far.waits(path):
+            raise ApiError(507, f"The memory was not saved: {far.store.lacking}.", code="not_saved")
         return self._described(path)
 
     def _write(self, path: str, state: SessionState, info: dict[str, Any], *, window: bool = True) -> None:
@@ -192,6 +206,8 @@ class Memories:
         if secret and os.path.lexists(path):
             seal(path, **secret)
         write_session_state(path, state, metadata={"session": info}, window=window, **options, **secret)
+        if self._service.far is not None:
+            self._service.far.put(path)
 
     async def load(self, namespace: str, conversation: Conversation, name: str) -> None:
         """Let a conversation go on with the memory in a file; its own is lost.
@@ -205,6 +221,8 @@ class Memories:
         await self.restore(conversation, state)
 
     def _read(self, path: str) -> SessionState:
+        if self._service.far is not None:
+            self._service.far.bring(path)
         if not os.path.isfile(path):
             raise _no_such_memory()
         config = self._service.config
@@ -234,11 +252,11 @@ class Memories:
         if conversation.key != SHARED:
             await service.conversations.save(conversation)
             if service.store is not None and service.files.waits(conversation.key):
-                return f"the store is away ({service.store.problem}), and gets it when it is back"
+                return service.store.lacking
             return None
         assert service.shared is not None
         saved = await service.shared.save(service.conversations, conversation)
-        return None if saved else service.shared.report.last_problem
+        return service.shared.lacking if saved else service.shared.report.last_problem
 
     async def keep(self, conversation: Conversation, name: str | None) -> dict[str, Any]:
         """Save the memory of an answer: into the file that the request names, or where it is kept anyway.
@@ -491,6 +509,15 @@ def without_window(state: SessionState) -> SessionState:
 
     arrays = snapshot(state.memory, window=False, copy=False)
     return dataclasses.replace(state, memory=Memory(state.config).restore(arrays))
+
+
+def _size_of(path: str) -> tuple[int, float]:
+    """Return how large a file is, here or at an address, and when it was written, in Unix seconds."""
+    if is_url(path):
+        with use_source(path) as source:
+            return source.size, float(source.modified)
+    found = os.stat(path)
+    return found.st_size, found.st_mtime
 
 
 def _no_such_memory() -> NoSuchFileError:

@@ -43,6 +43,8 @@ class Generation:
         Tokens at the text's beginning that stay in a context that is full.
     said
         What of the text somebody said or wrote, for the memory's episodes; None: nothing of it is kept there.
+    replaces
+        The text corrects the one that was read before: what this left is no longer kept.
     """
 
     tokens: Sequence[int]
@@ -59,6 +61,7 @@ class Generation:
     progress: bool = False
     keeps: int = 0
     said: Said | None = None
+    replaces: bool = False
 
 
 class Progress(NamedTuple):

@@ -52,6 +52,10 @@ class AtlasOptions(Open):
     source: str | None = Field(
         None, max_length=255, description="What the text of a completion is called: a document's name."
     )
+    replaces: bool | None = Field(
+        None,
+        description="This text corrects the one before it: what that said else is no longer recalled.",
+    )
     memory_file: str | None = Field(
         None,
         min_length=1,

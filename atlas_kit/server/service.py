@@ -33,6 +33,7 @@ from atlas_kit.server.session_files import SessionFiles, make_private
 from atlas_kit.server.session_names import checked_session_id
 from atlas_kit.server.sleeping import Sleep
 from atlas_kit.storage.keys import Keys, key_from_file
+from atlas_kit.storage.urls import is_url
 
 if TYPE_CHECKING:
     from atlas_kit.llama.chat import ChatTemplate
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from atlas_kit.server.lifecycle import SharedMemory
     from atlas_kit.server.memories import Memories
     from atlas_kit.server.memory_views import MemoryViews
+    from atlas_kit.server.shared_files import SharedFile, SharedMemories
     from atlas_kit.server.shared_store import SharedStore
     from atlas_kit.settings.atlas_settings import AtlasSettings
 
@@ -94,8 +96,11 @@ class Service:
         #: How many saves a store did not take that is away.
         self.unput = 0
         self.shared: SharedMemory | None = None
-        #: Where memories are kept, if their directory is an address.
+        #: Where memories are kept, if their directory is an address, those among them that clients save by name, and
+        #: the store beside the shared memory's file, if that is at one of its own.
         self.store: SharedStore | None = None
+        self.far: SharedMemories | None = None
+        self.memory_store: SharedStore | None = None
         self.responses = KeptResponses(most_waiting=config.max_queue)
         self._loading: Future[Engine] | None = None
         self._saver: asyncio.Task[None] | None = None
@@ -177,15 +182,16 @@ class Service:
             memory_settings, self.config, self.engine.info.path, self.engine.metadata
         )
         if self.config.memory_address is not None:
-            from atlas_kit.server.shared_store import opened
+            from atlas_kit.server.shared_files import opened
 
-            self.store, self.config = await asyncio.to_thread(opened, self.config)
+            self.store, self.far, self.config = await asyncio.to_thread(opened, self.config)
         self.files = await asyncio.to_thread(self._session_files)
         self.responses = await asyncio.to_thread(self._kept_responses)
         if self.config.persists:
             from atlas_kit.server.lifecycle import SharedMemory
 
-            self.shared = SharedMemory(self.config, self.engine, self.settings, self.keys)
+            there = await asyncio.to_thread(self._memory_at_address)
+            self.shared = SharedMemory(self.config, self.engine, self.settings, self.keys, there)
         self.scheduler = Scheduler(self.engine)
         self.conversations = Conversations(
             self.engine, self.scheduler, most_waiting=self.config.max_queue, device=self.config.device,
@@ -196,11 +202,15 @@ class Service:
         self.conversations.context_shift = self.config.context_shift
         if self.store is not None:
             from atlas_kit.server.shared_claims import SharedClaims
+            from atlas_kit.server.shared_responses import SharedResponses
             from atlas_kit.server.shared_sessions import SharedSessions
 
             assert isinstance(self.files, SharedSessions)
-            self.conversations.claims = claims = SharedClaims(self.conversations, self.files)
-            await asyncio.to_thread(self.store.begin, claims.wanted)
+            claims = SharedClaims(self.conversations, self.files)
+            far = SharedResponses(self.files, self.keys)
+            self.conversations.claims, self.store.wanted = claims, claims.wanted
+            self.responses = KeptResponses(most_waiting=self.config.max_queue, far=far, claims=claims)
+            claims.is_busy = self.responses.is_busy
         if self.shared is not None:
             self.conversations.named[SHARED] = await asyncio.to_thread(self.shared.load)
         await asyncio.gather(self._open_conversations(), asyncio.to_thread(self._warm_up))
@@ -260,9 +270,29 @@ class Service:
                 log.warning("%s", self.session_problem)
         return SessionFiles(None, codec, most, self.keys)
 
+    def _memory_at_address(self) -> SharedFile | None:
+        """Return the file of the shared memory, if that is kept at an address: open, and this server's."""
+        from atlas_kit.persistence.place import automatic_path
+
+        file = self.config.atlas_memory_file
+        if self.store is None and not is_url(file):
+            return None
+        from atlas_kit.server.shared_files import SharedFile, shared_file
+
+        if file is None:
+            assert self.store is not None
+            name = os.path.basename(automatic_path(self.engine.info.path))
+            found = SharedFile(self.store, self.store.objects, name)
+        elif is_url(file):
+            self.memory_store, found = shared_file(self.config, file)
+        else:
+            return None
+        found.open()
+        return found
+
     def _kept_responses(self) -> KeptResponses:
         """Return where answers are that later requests go on from: in a file, where sessions outlive a restart."""
-        if not self.files.outlives:
+        if not self.files.outlives or self.store is not None:
             return self.responses
         from atlas_kit.server.response_file import ResponseFile
 
@@ -297,12 +327,14 @@ class Service:
         if self.shared is not None:
             self.shared.close()
         await asyncio.to_thread(self.responses.close)
-        if self.store is not None:
-            self.unput = len(await asyncio.to_thread(self.store.end))
+        stores = [one for one in (self.store, self.memory_store) if one is not None]
+        for store in stores:
+            self.unput += len(await asyncio.to_thread(store.end))
         if hasattr(self, "files"):
             await asyncio.to_thread(self.files.close)
-        if self.store is not None:
-            self.store.close()
+        for store in stores:
+            store.close()
+        self.store = self.memory_store = None
 
     async def _end_saver(self, saver: asyncio.Task[None]) -> None:
         """Let what is being saved be saved, and no more."""
@@ -424,7 +456,8 @@ class Service:
             It is not: see ``require_ready``.
         """
         self.require_ready()
-        return {"status": "ok", **({} if self.store is None else {"store": self.store.brief()})}
+        store = self.store or self.memory_store
+        return {"status": "ok", **({} if store is None else {"store": store.brief()})}
 
     @property
     def model_name(self) -> str:
@@ -551,6 +584,8 @@ class Service:
             self.conversations.sequences.require(asked.slot)
         if goes_on is not None:
             remembers = goes_on.settings is not None
+        if atlas.get("replaces"):
+            asked = dataclasses.replace(asked, replaces=True)
 
         name = atlas.get("session_id")
         key = None if name is None else Key(namespace, checked_session_id(name))

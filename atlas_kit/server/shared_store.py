@@ -13,7 +13,6 @@ are ``shared_sessions.py``'s; who holds what, ``leases.py``'s.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import logging
@@ -23,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from atlas_kit.background import start_thread
 from atlas_kit.errors import AtlasError, ConflictError, FileAccessError, LockedError
@@ -32,27 +31,12 @@ from atlas_kit.server.session_files import make_private
 from atlas_kit.storage.atomic import lock, write_atomically
 from atlas_kit.storage.objects import objects_at
 
-if TYPE_CHECKING:
-    from atlas_kit.server.config import ServerConfig
-
 log = logging.getLogger("atlas_kit.server")
 #: Seconds until a store that was away is tried again: the first time, and at most.
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
 #: Spools of one address that servers on this machine may have at the same time.
 MOST_SPOOLS = 64
 _ID = "replica.json"
-
-
-def opened(config: ServerConfig) -> tuple[SharedStore, ServerConfig]:
-    """Return the store that a server is set up with, and the same set-up with a folder of the spool in its place."""
-    assert config.memory_address is not None
-    found = SharedStore(
-        config.memory_address,
-        config.atlas_memory_spool,
-        config.atlas_lease_seconds,
-        config.atlas_replica_name,
-    )
-    return found, dataclasses.replace(config, atlas_memory_dir=found.folder("memories"))
 
 
 class Waiting(Protocol):
@@ -72,13 +56,11 @@ class Waiting(Protocol):
 
 
 def spool_of(url: str, folder: str | None) -> str:
-    """Return the folder in which the spools of an address are."""
-    if folder is not None:
-        return folder
-    state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
-    return os.path.join(
-        state, "atlas-kit", "spool", hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
-    )
+    """Return the folder in which the spools of an address are: each address has one of its own."""
+    if folder is None:
+        state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+        folder = os.path.join(state, "atlas-kit", "spool")
+    return os.path.join(folder, hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16])
 
 
 class SharedStore:
@@ -110,7 +92,8 @@ class SharedStore:
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._puts: list[Waiting] = []
-        self._wanted: Callable[[str], None] = lambda _: None
+        #: Called with the ids of sessions that other replicas want, on the thread that goes round.
+        self.wanted: Callable[[str], None] = lambda _: None
         self._probed = False
         self.leases = Leases(self.objects, self._identity(), name or socket.gethostname(), seconds)
         #: What is wrong with the store; None: it answered last time.
@@ -231,6 +214,11 @@ class SharedStore:
         """Return the names of the files in the spool that the store lacks."""
         return [name for one in self._puts for name in one.waiting()]
 
+    @property
+    def lacking(self) -> str:
+        """What is said of something that waits for the store."""
+        return f"the store is away ({self.problem}), and gets it when it is back"
+
     def has_put(self) -> None:
         """Take note that something was saved in the store."""
         self.puts, self.last_put = self.puts + 1, time.time()
@@ -241,9 +229,8 @@ class SharedStore:
         """Let what somebody has in the spool be put when the store is back."""
         self._puts.append(one)
 
-    def begin(self, wanted: Callable[[str], None]) -> None:
-        """Go round from now on; ``wanted`` is called with the ids of sessions that other replicas want."""
-        self._wanted = wanted
+    def begin(self) -> None:
+        """Go round from now on."""
         self._go_round()
         for work, what in ((self._work, "atlas-leases"), (self._put, "atlas-store")):
             self._threads.append(start_thread(work, name=what, stop=self._stop.set))
@@ -273,7 +260,7 @@ class SharedStore:
         if self.leases.me != me:
             self._new_identity(self.leases.me)
         for one in wanted:
-            self._wanted(one)
+            self.wanted(one)
 
     def _put(self) -> None:
         """Put what waits, as soon as the store is back."""

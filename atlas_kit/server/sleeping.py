@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
 import logging
 import time
 from typing import TYPE_CHECKING, Any, Protocol
+
+from atlas_kit.heap import give_back
 
 if TYPE_CHECKING:
     from atlas_kit.llama.engine import Engine
@@ -19,12 +19,6 @@ log = logging.getLogger("atlas_kit.server")
 LOOKING_ON = frozenset({"GET", "HEAD", "OPTIONS"})
 #: Seconds between two looks at whether anybody has asked.
 LOOK_SECONDS = 0.2
-
-
-def give_back() -> None:
-    """Give memory that is free in the heap back to the system, where the C library can."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Sleeper(Protocol):

@@ -84,7 +84,7 @@ def status_of(service: Service) -> dict[str, Any]:
             **summed,
         },
         "memory_file": _file(service),
-        "store": None if service.store is None else service.store.status(),
+        "store": None if (store := service.store or service.memory_store) is None else store.status(),
         "sessions": {
             **now.sessions,
             "outlive_a_restart": service.files.outlives,
@@ -106,6 +106,7 @@ def _file(service: Service) -> dict[str, Any] | None:
     found, shared = memory_file(service), service.shared
     if found is None or shared is None:
         return found
+    found["lacking"] = shared.lacking
     with contextlib.suppress(OSError):
         free = shutil.disk_usage(os.path.dirname(shared.path) or ".").free
         found |= {"disk_free_bytes": free, "disk_is_nearly_full": free < LOW_DISK}

@@ -14,11 +14,11 @@ import io
 import os
 import sys
 import warnings
-import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import InvalidParamError
+from atlas_kit.widgets.closed import closed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 DPI = 110
 #: Code keeps its columns: a page's own style for ``pre`` need not.
 CODE = "font-family:var(--jp-code-font-family,monospace)"
-#: Widgets that were closed and are still there, by the ids of their models: pages ask what was seen last.
-closed: weakref.WeakValueDictionary[str, Shown] = weakref.WeakValueDictionary()
 
 
 class Shown:

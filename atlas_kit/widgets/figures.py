@@ -25,7 +25,7 @@ def use_page_style() -> None:
     plt.style.use(STYLE)
     try:
         from IPython import get_ipython
-        from matplotlib_inline.backend_inline import set_matplotlib_formats
+        from matplotlib_inline import backend_inline
         from matplotlib_inline.config import InlineBackend
     except ModuleNotFoundError:
         return
@@ -37,5 +37,5 @@ def use_page_style() -> None:
     plt.rcParams["figure.facecolor"] = "white"
     config: Any = InlineBackend.instance(parent=shell)
     config.print_figure_kwargs = {**config.print_figure_kwargs, "facecolor": "none"}
-    formats: Any = set_matplotlib_formats
-    formats(*config.figure_formats, facecolor="none")
+    inline: Any = backend_inline
+    inline.set_matplotlib_formats(*config.figure_formats, facecolor="none")

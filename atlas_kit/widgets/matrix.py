@@ -225,6 +225,12 @@ class MatrixView(Shown, anywidget.AnyWidget):
         """Let views share their colour scale, what part is in view, and the cursor."""
         Link(views)
 
+    def forget(self) -> None:
+        """Hold no numbers any more; a page that shows some keeps them."""
+        self._take(np.zeros((1, 1), np.float32))
+        with self._lock:
+            self._make(0)
+
     def unlink(self) -> None:
         """Leave the others that this view is linked with."""
         if self._link is not None:

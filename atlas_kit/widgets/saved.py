@@ -33,6 +33,7 @@ from atlas_kit.explorer.page import (
     table,
     text,
 )
+from atlas_kit.widgets.closed import closed
 
 if TYPE_CHECKING:
     from atlas_kit.codecs.numbers import Array
@@ -107,8 +108,6 @@ def newest(models: Sequence[str]) -> Any:
     """
     from IPython import display
     from ipywidgets.widgets import widget as known
-
-    from atlas_kit.widgets.base import closed
 
     found: dict[str, dict[str, str]] = {}
     for model in models:

@@ -184,3 +184,55 @@ def test_who_goes_away_during_a_new_answer_keeps_one(serve: Server) -> None:
     first, said = kept(server)
     assert first == ASK
     assert said == "Bertram." or said.startswith("Carla")
+
+
+def test_two_first_questions_are_two_talks_unless_one_is_said_to_replace_the_other(serve: Server) -> None:
+    server = serve(engine("Ah.", "Oh.", "Uh."))
+    talk(server, "Anna's code is 1234.")
+    talk(server, "Berta's code is 1234.")
+    assert kept(server) == ["Anna's code is 1234.", "Ah.", "Berta's code is 1234.", "Oh."]
+    talk(server, "Berta's code is 1243.", replaces=True)
+    assert kept(server) == ["Anna's code is 1234.", "Ah.", "Berta's code is 1243.", "Uh."]
+    talk(server, "Berta's code is 1243.", "Uh.", "Really?", replaces=True)  # nothing is left: it goes on
+    assert kept(server)[2:] == ["Berta's code is 1243.", "Uh.", "Really?", "Uh."]
+
+
+def test_what_replaces_takes_the_rest_of_the_text_before_it_along_and_no_other(serve: Server) -> None:
+    server = serve(engine("Hello.", "Tom!", "Nice.", "Rex!", "Fine."))
+    talk(server, "Good day")
+    talk(server, "Good day", "Hello.", "My cat is called Tom.")
+    talk(server, "Good day", "Hello.", "My cat is called Tom.", "Tom!", "And I am Anna.")
+    talk(server, "My dog is called Rex.")  # another talk
+    talk(server, "Your dog is called Rex.", replaces=True)
+    said = ["Good day", "Hello.", "My cat is called Tom.", "Tom!", "And I am Anna.", "Nice."]
+    assert kept(server) == [*said, "Your dog is called Rex.", "Fine."]
+    talk(server, "Good day", "Hello.", "What?", replaces=True)  # the text before it was the dog's
+    assert kept(server) == [*said, "What?", "Fine."]
+
+
+@pytest.mark.parametrize("system", ["", "Be brief."])
+def test_a_first_question_is_replaced_below_a_system_prompt_and_in_every_api(
+    serve: Server, system: str
+) -> None:
+    server = serve(engine("One.", "Two.", "Three."))
+    talk(server, "My cat is Tom.", system=system)
+    talk(server, "My cat is Tim.", system=system, replaces=True)
+    assert kept(server) == ["My cat is Tim.", "Two."]
+    body = {
+        "messages": [{"role": "user", "content": "My cat is Tam."}], "max_tokens": 16,
+        "atlas": {"session_id": "anna", "replaces": True}, **({"system": system} if system else {}),
+    }  # fmt: skip
+    server.post("/v1/messages", **body)
+    assert kept(server) == ["My cat is Tam.", "Three."]
+
+
+@pytest.mark.parametrize("value", [1, "yes", []])
+def test_whether_a_text_replaces_another_is_yes_or_no(serve: Server, value: Any) -> None:
+    server = serve(engine("One."))
+    body = {
+        "messages": [{"role": "user", "content": "a"}],
+        "atlas": {"session_id": "anna", "replaces": value},
+    }
+    answer = server.client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"].startswith("atlas.replaces")

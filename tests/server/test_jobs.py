@@ -6,28 +6,41 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling, Scheduler
 from atlas_kit.server import jobs as jobs_module
+from atlas_kit.server import waking as waking_module
 from atlas_kit.server.jobs import Watched, called
 
 SESSIONS, TOKENS = 5, 12
 
 
-def test_the_loop_is_woken_up_once_behind_a_step() -> None:
+@pytest.fixture(params=[True, False], ids=["keeping the interpreter", "by the loop"])
+def counted(request, monkeypatch) -> list[None]:
+    """How loops are woken up, and how often they were."""
+    rung: list[None] = []
+    if not request.param:
+        monkeypatch.setattr(waking_module, "_write", lambda: None)
+
+    def waking(loop: asyncio.AbstractEventLoop, answer: Callable[[], object]) -> Callable[[], None]:
+        wake_up = waking_module.waking(loop, answer)
+
+        def ring() -> None:
+            rung.append(None)
+            wake_up()
+
+        return ring
+
+    monkeypatch.setattr(jobs_module, "waking", waking)
+    return rung
+
+
+def test_the_loop_is_woken_up_once_behind_a_step(counted) -> None:
     engine = FakeEngine(n_sequences=SESSIONS)
     sessions = [AtlasSession(engine, None) for _ in range(SESSIONS)]
-    rung = 0
 
     async def main() -> list[int]:
-        loop = asyncio.get_running_loop()
-        wake_up: Callable[..., Any] = loop.call_soon_threadsafe
-
-        def counted(*arguments: Any, **options: Any) -> Any:
-            nonlocal rung
-            rung += 1
-            return wake_up(*arguments, **options)
-
-        loop.call_soon_threadsafe = counted  # type: ignore[method-assign]
         with Scheduler(engine) as scheduler:
             jobs = [
                 Watched(
@@ -45,7 +58,7 @@ def test_the_loop_is_woken_up_once_behind_a_step() -> None:
             return await asyncio.gather(*map(count, jobs))
 
     assert asyncio.run(main()) == [TOKENS] * SESSIONS
-    assert 0 < rung <= engine.decodes + SESSIONS  # a job may also be done before anybody listens
+    assert 0 < len(counted) <= engine.decodes + SESSIONS  # a job may also be done before anybody listens
 
 
 def test_a_call_on_the_engine_s_thread_is_heard_of_in_every_loop() -> None:
@@ -58,22 +71,13 @@ def test_a_call_on_the_engine_s_thread_is_heard_of_in_every_loop() -> None:
         assert [asyncio.run(answer(session, scheduler)) for _ in range(3)] == [0, 0, 0]
 
 
-def test_tokens_that_come_quickly_are_looked_for_now_and_then(monkeypatch) -> None:
+def test_tokens_that_come_quickly_are_looked_for_now_and_then(counted, monkeypatch) -> None:
     """Only a first token and an end are told at once, so that an answer is complete however seldom anybody looks."""
     monkeypatch.setattr(jobs_module, "APART", 60.0)
-    engine, rung = FakeEngine(), 0
+    engine = FakeEngine()
 
     async def main() -> list[list[int]]:
-        loop = asyncio.get_running_loop()
-        wake_up: Callable[..., Any] = loop.call_soon_threadsafe
-
-        def counted(*arguments: Any, **options: Any) -> Any:
-            nonlocal rung
-            rung += 1
-            return wake_up(*arguments, **options)
-
         with AtlasSession(engine, None) as session, Scheduler(engine) as scheduler:
-            loop.call_soon_threadsafe = counted  # type: ignore[method-assign]
             answers = []
             for _ in range(3):
                 job = scheduler.generate(session, "abc" * 5, max_tokens=400, sampling=Sampling(temperature=0))
@@ -84,4 +88,4 @@ def test_tokens_that_come_quickly_are_looked_for_now_and_then(monkeypatch) -> No
 
     answers = asyncio.run(asyncio.wait_for(main(), 30))
     assert [len([token for token in answer if token >= 0]) for answer in answers] == [400] * 3
-    assert rung <= 4 * len(answers)
+    assert len(counted) <= 4 * len(answers)

@@ -30,7 +30,7 @@ pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
 pytestmark = pytest.mark.slow
 MODEL = Path(__file__).parents[2] / "sample_data" / "models" / "tiny-python.gguf"
-LEASE, SECONDS = 1.5, 60.0
+LEASE, SECONDS = 2.5, 60.0
 
 
 class Replica:

@@ -709,3 +709,61 @@ def test_the_sample_model_learns_a_document():
         assert lab.text_to_read.startswith("".join(lab.words.texts(begin, 700)))
     finally:
         lab.close()
+
+
+# --- texts that take long to be cut into tokens --------------------------------------------------------------------
+
+
+class SlowToCut(FakeEngine):
+    """An engine that cuts texts when it is told to."""
+
+    def __init__(self):
+        super().__init__()
+        self.go, self.texts = threading.Event(), []
+
+    def tokenize(self, text, **options):
+        self.texts.append(text)
+        if len(text) > 100:
+            assert self.go.wait(30)
+        return super().tokenize(text, **options)
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    monkeypatch.setattr("atlas_kit.widgets.lab.memory_lab.SOON", 200)
+    lab = MemoryLab(SlowToCut(), "a long one. " * 50)
+    yield lab
+    lab.session.engine.go.set()
+    lab.close()
+
+
+def test_a_long_text_is_cut_beside_the_cell_that_starts_and_says_so(slow):
+    slow.start()
+    for _ in range(3000):
+        if slow.view.status:
+            break
+        threading.Event().wait(0.01)
+    assert slow.view.status == "Cutting 600 characters into tokens ..."
+    assert (slow.state, slow.facts()["total"]) == ("running", 0)
+    slow.session.engine.go.set()
+    assert slow.wait(30)
+    assert "Cutting" not in slow.view.status
+    assert (slow.state, slow.facts()["total"], len(slow.history.tokens)) == ("done", 600, 600)
+
+
+def test_another_text_that_is_chosen_while_one_is_cut_is_the_one_that_is_read(slow):
+    slow.start()
+    slow.text_to_read = "a short one"  # waits half a second for the other, at most
+    slow.session.engine.go.set()
+    assert slow.wait(30)
+    slow.run()
+    assert "".join(slow.words.texts(0, 100)) == "a short one"
+    assert slow.facts()["total"] == len("a short one")
+
+
+def test_a_text_that_is_none_for_the_model_is_a_sentence(make, monkeypatch):
+    monkeypatch.setattr(FakeEngine, "tokenize", lambda *_, **__: [])
+    lab = make()
+    with pytest.raises(InvalidParamError, match="no text to read"):
+        lab.run()
+    assert (lab.state, "no text to read" in lab.error) == ("failed", True)

@@ -308,3 +308,29 @@ def test_nothing_is_left_behind(read):
     read.page.evaluate("window.endings.forEach((end) => end())")
     assert read.page.evaluate("window.listening()") == 0
     assert read.page.locator(".atlas-lab").count() == 0
+
+
+@pytest.mark.parametrize(("first", "cut"), [(4.0, False), (40.0, True)])
+def test_no_loss_is_clipped_without_a_word(stage: Stage, first, cut):
+    """The first few are wild: they are in view, or it is said how high they reach."""
+    lab = MemoryLab(FakeEngine(), "x")
+    stage.show(lab.view)
+    rows = {name: np.zeros((400, *array.shape[1:]), array.dtype) for name, array in lab.trace.rows().items()}
+    rows["loss"][:] = np.linspace(3.5, 3, 400)[:, None]
+    rows["loss"][:4] = first
+    lab.trace.extend(rows)
+    lab.view.show()
+    stage.deliver()
+    drawn = stage.page.evaluate(
+        """() => new Promise((done) => {
+            const pen = CanvasRenderingContext2D.prototype, said = [], high = [], line = pen.lineTo;
+            pen.fillText = (text) => said.push(text);
+            pen.lineTo = function (x, y) { high.push(y); return line.call(this, x, y); };
+            dispatchEvent(new Event("resize"));
+            document.querySelector(".loss [aria-label^='Tokens of'] button").click();
+            requestAnimationFrame(() => setTimeout(() => done({ said, top: Math.min(...high) })));
+        })"""
+    )
+    assert any(text.startswith("▴ up to") for text in drawn["said"]) is cut
+    assert (drawn["top"] < 0) is cut  # it leaves through the upper edge, and is no flat line along it
+    lab.close()

@@ -5,15 +5,17 @@ from __future__ import annotations
 import gc
 import os
 import threading
+import tracemalloc
 import weakref
 
+import ipywidgets
 import numpy as np
 import pytest
 
 from atlas_kit.errors import InvalidParamError
-from atlas_kit.llama import FakeEngine
-from atlas_kit.widgets import MemoryLab
-from atlas_kit.widgets.lab import memory_lab, shared_model
+from atlas_kit.llama import AtlasSession, FakeEngine
+from atlas_kit.widgets import MemoryLab, ending
+from atlas_kit.widgets.lab import shared_model
 from tests.widgets.conftest import receive, wired
 
 TEXT = "to be or not to be, that is the question. " * 12
@@ -157,14 +159,83 @@ def test_a_lab_in_view_says_why_it_reads_no_more(make):
     )  # it was loaded again
 
 
-def test_one_of_the_same_cell_is_closed_though_its_view_is_still_there(make, monkeypatch):
-    runs = iter(("run 1", "run 2", "run 2", "run 2"))
-    monkeypatch.setattr(memory_lab, "_cell", lambda: ("cell", next(runs)))
+@pytest.fixture
+def cell(monkeypatch):
+    """The cell that is running, and its run: a list to change."""
+    now = ["cell", "run 1"]
+    monkeypatch.setattr(ending, "cell", lambda: tuple(now))
+    monkeypatch.setattr(ending, "_made", {})
+    return now
+
+
+def test_one_of_the_same_cell_is_closed_though_its_view_is_still_there(make, cell):
     first = make()
     receive(first.view, {"method": "custom", "content": {"kind": "hello", "view": "a"}})
+    beside = MemoryLab(FakeEngine(), TEXT)  # of the same run
+    assert first.comm is not None
+    cell[1] = "run 2"
     make()
-    assert first.comm is None
+    assert first.comm is beside.comm is None
     assert set(first._repr_mimebundle_()[0]) == {"text/plain", "text/html", "image/png"}
+
+
+def test_another_model_in_the_same_cell_leaves_none_behind(make, cell, tmp_path, opened):
+    first = make()
+    (tmp_path / "other.gguf").write_bytes(b"GGUF")
+    cell[1] = "run 2"
+    make(tmp_path / "other.gguf")
+    assert first.comm is None
+    assert [engine.is_closed for engine in opened] == [True, False]
+
+
+def test_what_another_cell_shows_stays(make, cell, tmp_path):
+    first = make()
+    cell[:] = "another", "run 2"
+    first._repr_mimebundle_()
+    cell[:] = "cell", "run 3"
+    (tmp_path / "other.gguf").write_bytes(b"GGUF")
+    make(tmp_path / "other.gguf")
+    assert first.comm is not None
+
+
+def test_a_cell_that_is_run_again_leaves_no_widget_and_next_to_no_memory(make, cell):
+    known = ipywidgets.widgets.widget._instances
+    labs, counts, sizes = [], [], []
+    tracemalloc.start()
+    for run in range(5):
+        cell[1] = f"run {run}"
+        labs.append(make(text=TEXT))
+        labs[-1].run()
+        gc.collect()
+        counts.append(len(known))
+        sizes.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert len(set(counts[1:])) == 1
+    assert sizes[-1] - sizes[2] < 2 * 400_000
+    # what they have read can be told all the same
+    assert [len(lab.history.tokens) for lab in labs] == 5 * [len(TEXT)]
+    assert "".join(labs[0].words.texts(0, len(TEXT))) == TEXT
+    assert labs[0].text_to_read == TEXT
+    name, matrix = labs[0].matrices.in_view()
+    assert name == labs[-1].matrices.in_view()[0]
+    assert np.array_equal(matrix, labs[-1].matrices.in_view()[1])
+    assert labs[0].text().splitlines()[1:3] == labs[-1].text().splitlines()[1:3]
+
+
+def test_a_closed_lab_whose_session_goes_on_can_be_told(make):
+    with AtlasSession(FakeEngine(), memory=True) as session:
+        lab = MemoryLab(session, TEXT)
+        lab.run(40)
+        lab.close()
+        assert session.memory.tokens_seen == 39
+        assert "40 tokens read" in lab.text()
+        lab.close()
+    other = AtlasSession(FakeEngine(), memory=True)
+    lab = MemoryLab(other, TEXT)
+    lab.run(40)
+    other.close()
+    lab.close()
+    assert len(lab.history.tokens) == 40
 
 
 # --- who looks -------------------------------------------------------------------------------------------------

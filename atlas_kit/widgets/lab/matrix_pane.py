@@ -125,6 +125,10 @@ class MatrixPane(ipywidgets.VBox):  # type: ignore[misc]
         """Compute nothing more."""
         self._newest.stop()
 
+    def forget(self) -> None:
+        """Hold no numbers any more: nobody looks at them on a page."""
+        self.view.forget()
+
     def parts(self) -> Iterator[ipywidgets.Widget]:
         """Every widget of this, and this."""
         yield from (self.choice, self.view, self)

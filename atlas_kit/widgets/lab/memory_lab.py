@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 import numpy as np
 
+from atlas_kit import heap
 from atlas_kit.episodes import Episodes, Kind
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama import memory_choice
@@ -31,14 +32,16 @@ from atlas_kit.llama.token_memory import TokenMemory
 from atlas_kit.llama.trace import Trace, follow
 from atlas_kit.llama.trace_frames import GivenWords, Words
 from atlas_kit.memory import MemoryState
-from atlas_kit.persistence.session_file import read_session_state, session_state_bytes, write_session_state
+from atlas_kit.persistence.session_file import session_state_bytes, write_session_state
 from atlas_kit.settings.atlas_settings import AtlasSettings
+from atlas_kit.widgets import ending
 from atlas_kit.widgets.base import Shown, is_watched
 from atlas_kit.widgets.lab import share
 from atlas_kit.widgets.lab import static_view as static
 from atlas_kit.widgets.lab.controls import Controls
 from atlas_kit.widgets.lab.history import History
 from atlas_kit.widgets.lab.matrix_pane import MatrixPane
+from atlas_kit.widgets.lab.past import Past
 from atlas_kit.widgets.lab.read_at import ReadAt
 from atlas_kit.widgets.lab.recall_pane import RecallPane, watched
 from atlas_kit.widgets.lab.recollection import Recollection
@@ -59,6 +62,9 @@ LIVE = ("learning_rate", "blend_ratio", "use_muon")
 #: Seconds that a step of the run may take, because Stop waits for it; and its tokens at most. Fewer than 64 at a time
 #: cost llama.cpp twice the time, more than 256 save nothing.
 STEP_SECONDS, MOST_TOKENS = 0.45, 256
+
+#: Characters that are cut into tokens before anybody asks what goes on.
+SOON = 500_000
 
 #: Runs that are kept for comparison at most, the tokens that one must have, and the points of its curve.
 MOST_RUNS, LEAST_RUN, POINTS = 5, 32, 240
@@ -130,7 +136,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         content, source = _given(text)
         self._owns = not isinstance(model, AtlasSession)
         self._loan: Loan | None = None
-        self._left: bytes | None = None  # what the session knew when it had to make room, as a file
+        self._past: Past | None = None  # what is still known when it is closed, or had to make room
         if isinstance(model, AtlasSession):
             if model.memory is None:
                 raise _no_memory()
@@ -140,13 +146,14 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         assert self.session.memory is not None
         self._wanted: AtlasSettings = self.session.memory.settings
         self._snapshots = Snapshots(snapshot_every)
-        self.words: Words | GivenWords
         self._text, self._at = "", 0
         self._source, self._typed = "", 0  # what is read, and how many texts had no name
         self._kept, self._end = 0, 0  # tokens of it that can be found again; where the episodes ended then
         self._tokens: list[int] = []
-        self._portion, self._goal = MOST_TOKENS // 4, 0
-        self._cell, self._displayed = _cell(), False
+        self._busy = ""  # what takes long now
+        self._cut_of = ""  # the text that these are the tokens of
+        self._portion, self._goal = MOST_TOKENS // 4, 0.0
+        self._cell, self._displayed = ending.cell(), False
         self._waited_for, self._unseen = (
             0,
             False,
@@ -160,6 +167,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self.matrices.add_class("atlas-lab-matrix")
         self._take(content, source)
         _LABS[id(self.session.engine)] = self
+        ending.replace(self)
         if displaced:
             self._tell("An earlier MemoryLab on this model was stopped: two cannot read at the same time.")
 
@@ -225,14 +233,27 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
     @property
     def settings(self) -> AtlasSettings:
         """The settings in force."""
+        if self._past is not None:
+            return self._past.settings
         assert self.session.memory is not None
         return self.session.memory.settings
 
     @property
+    def trace(self) -> Trace:
+        """What was read, and what was expected of it."""
+        return self._trace if self._past is None else self._past.trace
+
+    @property
+    def words(self) -> Words | GivenWords:
+        """How it is spelled."""
+        return self._words if self._past is None else self._past.words
+
+    @property
     def history(self) -> History:
         """What came, and its losses."""
-        count, loss = len(self.trace), self.trace.loss
-        return History(self.trace.tokens[:count].copy(), loss[:count, 0].copy(), loss[:count, 1].copy())
+        trace = self.trace
+        count, loss = len(trace), trace.loss
+        return History(trace.tokens[:count].copy(), loss[:count, 0].copy(), loss[:count, 1].copy())
 
     @property
     def snapshots(self) -> Snapshots:
@@ -242,7 +263,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
     @property
     def text_to_read(self) -> str:
         """The text; a new one, or a file's path, is read from its beginning at the next start."""
-        return self._text
+        return self._text if self._past is None else self._past.text
 
     @text_to_read.setter
     def text_to_read(self, text: str | os.PathLike[str]) -> None:
@@ -434,11 +455,12 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
     def save(self, path: str | os.PathLike[str], **options: Any) -> None:
         """Write the memory into a ``.atlas`` file, between two steps; options as for ``AtlasSession.save``."""
         with self.lock:
-            if self._left is None:
+            state = None if self._past is None else self._past.session_state
+            if state is None:
                 self.session.save(path, **options)
             else:  # another lab reads with the model: what was learned is still here, and no context
                 options.pop("context", None)
-                write_session_state(path, read_session_state(self._left), **options)
+                write_session_state(path, state, **options)
         self._tell(f"Saved to {os.fspath(path)}.")
 
     def load(self, path: str | os.PathLike[str], **options: Any) -> None:
@@ -468,37 +490,39 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         if not hasattr(self, "matrices"):  # ipywidgets also closes what could not be made
             return
         self._leave()
-        if self._owns:
-            with self.lock:  # a step may still be in progress
-                self._part()
-        for widget in (*self.controls.parts(), *self.matrices.parts(), self.recalled, self.view):
-            widget.close()
+        with self.lock:  # a step may still be in progress
+            self._put_away()
+        if not sys.is_finalizing():
+            self.controls.show_text("")
+            self.matrices.forget()
+        ending.close(*self.controls.parts(), *self.matrices.parts(), self.recalled, self.view)
+        ending.close_looks(self)
         super().close()
         self.__dict__.pop("_repr_mimebundle_", None)  # what was read can be shown all the same
 
-    def _part(self) -> None:
-        """Close the session, and have the model no longer; what was read can still be told."""
-        if not self.session.closed:
-            if not sys.is_finalizing():  # nobody asks afterwards, and nothing can be imported
-                self.words = told = self._told()
-                self.view.words = told
-                # a notebook's Out keeps every lab: a file has what was learned, and no room for what may come
-                self._left = session_state_bytes(self.session.state(context=False), codec="lz4")
-                self._snapshots.clear()  # there is no way back without the model
+    def _put_away(self) -> None:
+        """Have the model no longer, and what was read on the shelf: it can still be told."""
+        if (
+            self._past is None and not sys.is_finalizing()
+        ):  # nobody asks afterwards, and nothing can be imported
+            session, memory = self.session, None
+            if self._owns and not session.closed:
+                memory = session_state_bytes(session.state(context=False), codec="lz4")
+            self._past = past = Past.of(
+                self.facts(), self.settings, self._trace, self._words, self._text, memory
+            )
+            self.view.look_at(lambda: (past.trace, past.words))
+            del self._trace, self._words
+            self._text, self._tokens = "", []
+            self._snapshots.clear()  # there is no way back without the model
+        if self._owns:
+            if not self.session.closed:
+                self.session.forget_context()
             self.session.close()
-            if self._left is not None and self.session.memory is not None:
-                self.session.memory.reset()
+            self.session.memory = self.session.episodes = None
         if self._loan is not None:
             self._loan.give_back()
-
-    def _told(self) -> GivenWords:
-        """Return how what was read is spelled, without the model."""
-        words, count = GivenWords(), len(self.trace)
-        known = {*self.trace.tokens[:count].tolist(), *self.trace.top[:count].ravel().tolist()}
-        words.take(
-            self.words.texts(0, count), [(token, self.words.name(token)) for token in known if token >= 0]
-        )
-        return words
+        heap.give_back()  # else the C library keeps what was free for the next lab, in pieces that do not fit
 
     def _leave(self) -> None:
         self.recalled.disable()
@@ -512,10 +536,8 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self._leave()
         with self.lock:  # its step is over
             if for_good and self._owns:
-                self._part()
+                self._put_away()
         if for_good and self._is_gone():
-            if self.view.views or self.view.gone:
-                self._snapshots.clear()  # a notebook's Out keeps what a cell once gave
             self.close()
             return
         self.controls.disable()
@@ -523,7 +545,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
 
     def _is_gone(self) -> bool:
         """Tell whether nobody sees this lab: it was never shown, its last view is gone, or its cell runs again."""
-        cell = _cell()
+        cell = ending.cell()
         if self._cell is not None and cell is not None and self._cell[0] == cell[0] and self._cell != cell:
             return True
         return self.view.gone or not (self.view.views or self._displayed)
@@ -546,11 +568,11 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         engine = self.session.engine
         #: Tokens of this history that the model's own context holds; 0: nobody knows, or it has no end.
         self._context = 0 if engine.info.recurrent else max(0, engine.n_ctx - self.session.position)
-        self.trace = Trace()
-        self.words = Words(self.session.engine, self.trace)
+        self._trace = Trace()
+        self._words = Words(self.session.engine, self._trace)
         self._snapshots.clear()
         self._snapshots.offer(self.session)
-        self.view.take(self.trace, Words(self.session.engine, self.trace))
+        self.view.take(self._trace, Words(self.session.engine, self._trace))
         self.matrices.begin()
         self._kept = self._end = 0
         self._read_at = ReadAt()
@@ -559,16 +581,31 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
 
     def _prepare(self, tokens: int | None = None) -> None:
         """Have tokens to read, from the beginning if there are no more; ``tokens``: how many of them."""
-        if not self.runner.alive and self._at >= len(self._tokens):
-            with self.lock:
-                self._tokens, self._at = self.session.tokens_of(self._text), 0
-                if _holds(self.session.episodes, self._tokens):
-                    self._kept = len(self._tokens)
-            if not self._tokens:
-                raise InvalidParamError(
-                    "there is no text to read", key="text", hint="Type one, or choose a document."
-                )
-        self._goal = len(self._tokens) if tokens is None else min(len(self._tokens), self._at + tokens)
+        if self.runner.closed:
+            raise InvalidParamError("this lab is closed", hint="Make a new one.")
+        if not self._text:
+            raise _no_text()
+        if not self.runner.alive and (self._at >= len(self._tokens) or self._cut_of is not self._text):
+            self._tokens, self._at = [], 0
+        self._goal = math.inf if tokens is None else self._at + tokens
+
+    def _cut(self) -> None:
+        """Cut the text into tokens, on the thread that reads: ten million characters take seconds."""
+        text = self._text
+        if len(text) > SOON:
+            self._busy = f"Cutting {len(text):,} characters into tokens ..."
+            self._tell(self._busy)
+        try:
+            tokens = self.session.tokens_of(text)
+        finally:
+            self._busy = ""
+        if not tokens:
+            raise _no_text()
+        if _holds(self.session.episodes, tokens):
+            self._kept = len(tokens)
+        self._tokens, self._cut_of = tokens, text
+        if len(text) > SOON and not self.runner.closed:
+            self._tell()
 
     def _enough(self) -> bool:
         return len(self._tokens) > self._at >= self._goal
@@ -579,8 +616,11 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
 
     def _read(self) -> bool:
         """Read a portion: one step of the runner."""
+        if not self._tokens or self._cut_of is not self._text:
+            self._cut()
+            return True
         whole = self._whole()
-        count = min(whole, self._goal - self._at)
+        count = int(min(whole, self._goal - self._at, len(self._tokens)))
         stores = self._at >= self._kept  # a text that is read again is stored once
         if not stores:
             count = min(count, self._kept - self._at)
@@ -635,9 +675,9 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self.controls.show_state(state)
         if state == "running":
             self._rates.clear()
-            self._tell()
+            self._tell(self._busy)
             return
-        if self._left is None:
+        if self._past is None:
             self._snapshots.keep(self.session)
         self._tell(_SAID.get(state, ""), error=error)
         self.view.show()
@@ -647,6 +687,8 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
 
     def facts(self) -> dict[str, Any]:
         """Return the numbers of the moment as JSON-ready data."""
+        if self._past is not None:
+            return self._past.facts
         memory = self.session.memory
         assert memory is not None
         size = memory.settings.window_size
@@ -663,6 +705,8 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         }
 
     def _state(self) -> MemoryState:
+        if self._past is not None and (learned := self._past.memory) is not None:
+            return learned
         assert self.session.memory is not None
         return self.session.memory.state
 
@@ -721,6 +765,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
         self._displayed = self._displayed or is_watched()
+        ending.shown(self)
         return super()._repr_mimebundle_(**options)
 
     def text(self) -> str:
@@ -779,6 +824,10 @@ def _recommended(engine: Engine) -> Any:
     return True if memory_choice.of_native(engine) != (None, None) else "auto"
 
 
+def _no_text() -> InvalidParamError:
+    return InvalidParamError("there is no text to read", key="text", hint="Type one, or choose a document.")
+
+
 def _no_memory() -> InvalidParamError:
     return InvalidParamError("this session has no memory", key="memory", hint="Open it with memory=True.")
 
@@ -800,15 +849,6 @@ def _displace(engine: Engine, *, for_good: bool = False) -> bool:
         return False
     other._make_room(for_good=for_good or len(engine.taken) >= engine.n_sequences)
     return other.comm is not None
-
-
-def _cell() -> tuple[str, str] | None:
-    """Return the notebook's cell that is running, and which of its runs this is; None where nobody says so."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    kernel: Any = getattr(shell, "kernel", None)
-    request = (kernel.get_parent() or {}) if hasattr(kernel, "get_parent") else {}
-    cell = request.get("metadata", {}).get("cellId")
-    return (str(cell), str(request.get("header", {}).get("msg_id", ""))) if cell else None
 
 
 def _documents(given: Any) -> dict[str, Any]:

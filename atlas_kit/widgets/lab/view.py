@@ -74,10 +74,16 @@ class LabView(anywidget.AnyWidget):
     def take(self, trace: Trace, words: Words | GivenWords) -> None:
         """Show another run from its start; ``words`` is for this view alone, or may be asked by any thread."""
         with self._lock:
-            self.trace, self.words = trace, words
-            self._sent, self._named = 0, set[int]()
+            self.look_at(lambda: (trace, words))
+            self._sent = 0
             self.spectrum = {}
         self.show()
+
+    def look_at(self, run: Callable[[], tuple[Trace, Words | GivenWords]]) -> None:
+        """Have the run that is shown from elsewhere from now on."""
+        with self._lock:
+            self._run = run
+            self._named = set[int]()
 
     def measured(self, spectrum: dict[str, Any]) -> None:
         """Show a spectrum: ``name``, ``tokens``, ``values`` and effective ``rank``."""
@@ -96,22 +102,23 @@ class LabView(anywidget.AnyWidget):
 
     def _post(self, number: int) -> None:
         with self._lock:
-            start, end = self._sent, min(len(self.trace), self._sent + MOST_TOKENS)
-            rows, tokens = packed(self.trace, start, end)
-            names = [(int(token), self.words.name(int(token))) for token in self._unnamed(tokens)]
+            trace, words = self._run()
+            start, end = self._sent, min(len(trace), self._sent + MOST_TOKENS)
+            rows, tokens = packed(trace, start, end)
+            names = [(int(token), words.name(int(token))) for token in self._unnamed(tokens)]
             content = {
                 "kind": "frame",
                 "number": number,
                 "from": start,
-                "texts": self.words.texts(start, end),
+                "texts": words.texts(start, end),
                 "names": names,
                 "facts": self._facts(),
             }
             self._sent_at = time.monotonic()
-            sources = np.ascontiguousarray(self.trace.source[start:end])
+            sources = np.ascontiguousarray(trace.source[start:end])
             self.send(content, [rows.tobytes(), tokens.tobytes(), sources.tobytes()])
             self._sent = end
-            if end < len(self.trace):
+            if end < len(trace):
                 self._gate.ask()  # not now: with the acknowledgement
 
     def _unnamed(self, tokens: np.ndarray[Any, Any]) -> list[int]:

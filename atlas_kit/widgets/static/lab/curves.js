@@ -207,6 +207,9 @@ class Curves {
   }
 }
 
+/** How many times the spread of the calm losses all of them may have until the first are cut off. */
+const WILD = 3;
+
 /** Running loss of the model alone and with the memory, and the gap between them. */
 export class LossCurve extends Curves {
   /**
@@ -220,6 +223,7 @@ export class LossCurve extends Curves {
     this.runs = [];
     /** @type {[number, number][]} tokens, and where they were known from */
     this.links = [];
+    this.above = NaN; // the highest of the losses that are cut off; NaN: none is
     this.context = 0; // tokens of the run that the model's own context holds; 0: nobody knows
   }
 
@@ -246,27 +250,28 @@ export class LossCurve extends Curves {
   }
 
   /**
-   * Limits of the losses behind the first few, which are wild.
+   * Limits of the losses. The first few are wild: where they would press the others flat they are cut off, and it is said.
    * @param {number[]} columns
    */
   _limits(columns) {
-    const calm = columns.filter((at) => at >= Math.min(48, this.length / 4));
-    let [low, high] = [Infinity, -Infinity];
-    for (const at of calm) {
-      const [model, memory] = this.run.running(at);
-      low = Math.min(low, model, memory);
-      high = Math.max(high, model, memory);
-    }
-    for (const run of this.runs) {
-      run.loss.forEach((loss, k) => {
-        if (run.at[k] < 48) return;
-        low = Math.min(low, loss);
-        high = Math.max(high, loss);
-      });
-    }
+    /** @type {[number, number][]} */
+    const points = [];
+    for (const at of columns) for (const loss of this.run.running(at)) if (Number.isFinite(loss)) points.push([at, loss]);
+    for (const run of this.runs) run.loss.forEach((loss, k) => points.push([run.at[k], loss]));
+    const calm = points.filter(([at]) => at >= Math.min(48, this.length / 4));
+    /** @param {[number, number][]} some */
+    const ends = (some) => {
+      const losses = some.map(([, loss]) => loss);
+      return [Math.min(...losses), Math.max(...losses)];
+    };
+    let [low, high] = ends(calm.length ? calm : points);
+    this.above = NaN;
     if (!(low <= high)) return [0, 4];
+    const [least, most] = ends(points);
+    if (most - least <= WILD * Math.max(high - low, 0.5)) [low, high] = [least, most];
+    else this.above = most > high ? most : NaN;
     const room = Math.max(0.15, 0.08 * (high - low));
-    return [Math.max(0, low - room), high + room];
+    return [Math.max(0, Math.min(low, least) - room), high + room];
   }
 
   /**
@@ -278,16 +283,22 @@ export class LossCurve extends Curves {
     const columns = this.length ? this._columns() : [];
     const [low, high] = this._limits(columns);
     /** @type {Scale} */
-    const y = (loss) => Math.max(box.top, Math.min(box.bottom, box.bottom - ((loss - low) / (high - low)) * (box.bottom - box.top)));
+    const y = (loss) => Math.min(box.bottom, box.bottom - ((loss - low) / (high - low)) * (box.bottom - box.top));
     const nats = ticks(low, high, 5);
     this.scale(pen, nats.map((value) => ({ y: y(value), text: value.toFixed(nats[1] - nats[0] < 0.1 ? 2 : 1) })), "left");
     this.scale(pen, nats.map((value) => ({ y: y(value), text: Math.exp(value).toPrecision(3) })), "right");
     this.below(pen, "tokens");
     this._covered(pen);
+    pen.save();
+    pen.beginPath();
+    pen.rect(box.left, box.top - 2, box.right - box.left + 2, box.bottom - box.top + 4);
+    pen.clip(); // what is cut off leaves through the upper edge
     this._former(pen, y);
     this._gap(pen, columns, y);
     this._line(pen, columns, y, 0);
     this._line(pen, columns, y, 1);
+    pen.restore();
+    this._cut(pen);
     this._links(pen);
     this.crosshair(pen);
     if (this.cursor !== null) this._dots(pen, y, this.cursor);
@@ -333,6 +344,18 @@ export class LossCurve extends Curves {
       pen.arc(b, floor, 3.5, 0, 2 * Math.PI);
       pen.fill();
     }
+  }
+
+  /**
+   * Say how high the first tokens reach where they are cut off.
+   * @param {CanvasRenderingContext2D} pen
+   */
+  _cut(pen) {
+    if (Number.isNaN(this.above)) return;
+    pen.fillStyle = this.colour("--faint");
+    pen.textAlign = "left";
+    pen.textBaseline = "top";
+    pen.fillText(`▴ up to ${this.above.toFixed(1)}`, this.box.left + 6, this.box.top + 16);
   }
 
   /**

@@ -438,7 +438,7 @@ class View {
   greet() {
     clearTimeout(this.waiting);
     this.send({ kind: "hello", view: this.id });
-    this.waiting = setTimeout(() => this._again(), Math.min(LATE, SOON * 2 ** this.greetings));
+    this.waiting = setTimeout(() => this._again(), Math.min(LATE, SOON * 2 ** Math.abs(this.greetings)));
   }
 
   _again() {
@@ -449,6 +449,18 @@ class View {
       this.away.hidden = false;
     }
     this.greet();
+  }
+
+  /**
+   * Say at once that the kernel which knew this is gone; ipywidgets says it of every widget by a class.
+   * @param {boolean} alive
+   */
+  connected(alive) {
+    if (alive) return;
+    this.away.textContent =
+      "The kernel was restarted or is gone, so that it does not answer. This picture is from before: run the cell again.";
+    this.away.hidden = false;
+    this.greetings = -Infinity; // nothing else is to be said
   }
 
   _answered() {
@@ -492,7 +504,10 @@ function render({ model, el }) {
     view.text.go(event.detail);
   };
   document.addEventListener("atlas-show", shown);
-  const connected = () => view.greet(); // or not any more: then nobody answers
+  const connected = () => {
+    view.greet(); // or not any more: then nobody answers
+    setTimeout(() => view.connected(!el.closest(".jupyter-widgets-disconnected")));
+  };
   model.on("comm_live_update", connected);
   measured();
   view._passages();

@@ -1,0 +1,58 @@
+"""A loop is woken up by another thread that keeps the interpreter, and the file for it is closed with the last user."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+
+import pytest
+
+from atlas_kit.server import waking as waking_module
+from atlas_kit.server.waking import waking
+
+
+def open_files() -> int:
+    gc.collect()
+    return len(os.listdir("/dev/fd"))
+
+
+@pytest.fixture(params=["eventfd", "no eventfd", "no file is left"])
+def how(request, monkeypatch) -> str:
+    if request.param == "no eventfd":
+        monkeypatch.setattr(waking_module, "_write", lambda: None)
+    elif request.param == "no file is left":
+
+        def refused(*_: int) -> int:
+            raise OSError("too many open files")
+
+        monkeypatch.setattr(os, "eventfd", refused, raising=False)
+    return str(request.param)
+
+
+def test_a_loop_answers_on_its_own_thread_and_nothing_stays_open(how) -> None:
+    async def main() -> tuple[list[int], object]:
+        answered: list[int] = []
+        came = asyncio.Event()
+
+        def answer() -> None:
+            answered.append(threading.get_ident())
+            came.set()
+
+        wake_up = waking(asyncio.get_running_loop(), answer)
+        for _ in range(3):
+            came.clear()
+            other = threading.Thread(target=wake_up)
+            other.start()
+            await asyncio.wait_for(came.wait(), 30)
+            other.join()
+        return answered, wake_up
+
+    asyncio.run(asyncio.sleep(0))
+    before = open_files()
+    answered, wake_up = asyncio.run(main())
+    assert answered == [threading.get_ident()] * 3
+    wake_up()  # type: ignore[operator]  # the loop is closed, and nobody hears it
+    del wake_up
+    assert open_files() == before
