@@ -154,7 +154,8 @@ class Objects(ABC):
         name, said = type(error).__name__, str(error).lower()
         number = getattr(error, "errno", None)
         if (
-            "precondition" in said
+            isinstance(error, FileExistsError)  # what gcsfs makes of a condition that does not hold
+            or "precondition" in said
             or "pre-condition" in said
             or "conditionalrequest" in said
             or "412" in said[:8]
@@ -162,7 +163,7 @@ class Objects(ABC):
             return _changed(self.path)
         if number in (errno.ENOSPC, errno.EDQUOT):
             return FileAccessError("cannot write: the disk is full", path=self.path)
-        if isinstance(error, PermissionError) or "Credentials" in name:
+        if isinstance(error, PermissionError) or "Credentials" in name or said.startswith("forbidden"):
             return FileAccessError(_DENIED, path=self.path, hint=CREDENTIALS)
         if "timeout" in name.lower() or isinstance(error, TimeoutError):
             return FileAccessError("the store does not answer in time", path=self.path)
@@ -271,7 +272,11 @@ class GoogleObjects(Objects):
         with self._told():
             try:
                 version = self._generation(name)
-                return Found(bytes(self._fs.cat_file(f"{self.place(name)}#{version}")), version)
+                while True:  # what was read must be of the version that is told
+                    data = bytes(self._fs.cat_file(self.place(name)))
+                    before, version = version, self._generation(name)
+                    if version == before:
+                        return Found(data, version)
             except FileNotFoundError:
                 return None
 

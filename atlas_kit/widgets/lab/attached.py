@@ -185,19 +185,11 @@ class AttachedLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
             self.view.take(self._trace, self._words)
         elif piece["from"] != len(self._trace):
             return  # of a stream that ended meanwhile: the next one begins at 0
-<<<<<<< HEAD
         self._words.take(piece["texts"], ((int(token), name) for token, name in piece["names"]))
         rows, tokens, sources = (
             base64.b64decode(piece.get(name, "")) for name in ("rows", "tokens", "sources")
         )
         self._trace.extend(unpacked(rows, tokens, sources, start=len(self._trace)))
-=======
-        self.words.take(piece["texts"], ((int(token), name) for token, name in piece["names"]))
-        rows, tokens, sources = (
-            base64.b64decode(piece.get(name, "")) for name in ("rows", "tokens", "sources")
-        )
-        self.trace.extend(unpacked(rows, tokens, sources, start=len(self.trace)))
->>>>>>> wt-f
 
     def _take_facts(self, report: dict[str, Any]) -> None:
         """Take in how things stand."""
