@@ -375,8 +375,8 @@ print("It remembered." if RIGHT in answer.text else found)
 # %% [markdown]
 # ## Now you: ask while it reads
 #
-# `MemoryLab` has a pane *What it recalled*. Press **Start**, and ask between two steps about what it has read so
-# far: the answer comes with its pieces, the gain of each, the gate, and what else was considered. (In the pane
+# `MemoryLab` has a tab *Recall*. Press **Start**, and ask there between two steps about what it has read so
+# far: the answer comes with its pieces, the gain of each, the gate, and what else was considered. (There
 # the question goes into the model's chat template. The sample model's answers are nonsense there, and the pieces
 # are still worth a look: choose *recall always*.)
 

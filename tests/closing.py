@@ -32,6 +32,7 @@ NEEDS: tuple[tuple[str, str, str], ...] = (
     ("starlette", "of the server", "its packages are not installed"),
     ("cryptography", "of encrypted files", "cryptography is not installed"),
     ("matplotlib", "of figures", "matplotlib is not installed"),
+    ("marimo", "in marimo", "it could not be installed"),
     ("latex2mathml", "of formulas", "latex2mathml is not installed"),
     ("deno", "of the types of the scripts", "deno is not installed"),
     ("jinja2", "of chat templates", "jinja2 is not installed"),

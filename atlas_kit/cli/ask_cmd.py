@@ -328,16 +328,18 @@ def _sources(answer: Answer, *, verbose: bool) -> Iterator[str | _render.Styled]
         yield _render.Styled(f"  from nothing that was stored: {answer.recalled.reason}", "dim")
     for piece in answer.pieces:
         yield from piece_lines(piece)
+    for piece in answer.recalled.earlier:
+        yield from piece_lines(piece, taken=False, word="corrects")
     if verbose:
         for piece in answer.recalled.candidates:
-            if piece not in answer.pieces:
+            if piece not in (*answer.pieces, *answer.recalled.earlier):
                 yield from piece_lines(piece, taken=False)
 
 
-def piece_lines(piece: Piece, *, taken: bool = True) -> Iterator[str | _render.Styled]:
-    """Yield a piece for people: where it stands, what it gains, and its text."""
+def piece_lines(piece: Piece, *, taken: bool = True, word: str = "") -> Iterator[str | _render.Styled]:
+    """Yield a piece for people: where it stands, what it gains, and its text; ``word`` stands in front."""
     gain = "" if piece.gain is None else f" ({piece.gain:+.2f} nats per token)"
-    word = "from" if taken else "not from"
+    word = word or ("from" if taken else "not from")
     yield _render.Styled(f"  {word} {piece.place}{gain}", "place" if taken else "dim")
     for line in piece.text.strip().splitlines():
         yield _render.Styled(f"    {line}", "dim")

@@ -42,7 +42,8 @@ Measure what a memory recalls, over distance.
 Plants facts (names with numbers) in a text, buries them under more text, and asks: the beginning of a fact is fed
 once more, and an answer counts when the exact number follows, greedily. The same text, facts and context are given
 to the model alone, to model and learned memory (`with memory`), and to the whole memory, which also finds what was
-read and reads it again as `ask` does (`with recall`; --recall off leaves that out). Every fact is asked at every
+read and reads it again as `ask` does (`with recall`; --recall off leaves that out). `with the fact` is what recalling
+can reach: the model is asked with the fact and the text around it right in front. Every fact is asked at every
 distance, and asking leaves no trace. A fact that has left the model's context can be known to the memory only, and
 one that has left the window (--window-size) to its learned part and to the text that was kept. The context is 512
 tokens unless --n-ctx says otherwise. `nats` is what the whole answer cost, -log p: a guess costs ln 9000 = 9.1.
@@ -128,6 +129,7 @@ def _text(result: Recall) -> Iterator[_render.Block]:
             ">model alone",
             ">with memory",
             ">with recall",
+            ">with the fact",
             ">nats alone",
             ">nats with memory",
         ],
@@ -141,9 +143,9 @@ def _text(result: Recall) -> Iterator[_render.Block]:
 
 def _row(row: Row) -> list[object]:
     if not row.facts:
-        return [f"{row.distance:,}", row.reach, "", "", "", "", ""]
+        return [f"{row.distance:,}", row.reach, "", "", "", "", "", ""]
     share = [
         _render.Styled("-" if right is None else f"{right / row.facts:.0%}", "good" if right else "dim")
-        for right in (row.right_model, row.right, row.right_recalled)
+        for right in (row.right_model, row.right, row.right_recalled, row.right_given)
     ]
     return [f"{row.distance:,}", row.reach, *share, f"{row.nats_model:.2f}", f"{row.nats:.2f}"]

@@ -118,6 +118,7 @@ class Answer:
             "gain": self.recalled.gain,
             "reason": self.recalled.reason,
             "pieces": [piece.to_json() for piece in self.pieces],
+            "earlier": [piece.to_json() for piece in self.recalled.earlier],
             "candidates": [piece.to_json() for piece in self.recalled.candidates],
             "first_token_seconds": round(self.first_token, 3),
             "seconds": round(self.seconds, 3),

@@ -341,6 +341,7 @@ class Batches:
                 if job.over:
                     self._sweep()
                 return events
+            begun = time.perf_counter()
             with self.engine.lock:
                 events = [(job, job.resume()) for job in list(self.jobs) if self._may_go_on(job)]
                 self._end_closed()
@@ -352,10 +353,13 @@ class Batches:
                     events += self._learned(due)
                     due = []
                 batch = self._batch(due, among)
+                generates = _size(batch) == len(batch)
                 if not two_stages:
                     events += self._one_stage(batch)
             if two_stages:
                 events += self._two_stages(batch)
+            if generates:
+                self._times.stepped(two_stages, len(batch), time.perf_counter() - begun)
             chosen = set(map(id, batch))
             self.jobs = [
                 *(job for job in self.jobs if id(job) not in chosen),

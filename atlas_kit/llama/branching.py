@@ -97,6 +97,10 @@ class Branch:
         piece = self._session.engine.piece
         return [token for token in tokens if piece(token)]
 
+    def text(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens, without control tokens."""
+        return b"".join(map(self._session.engine.piece, tokens)).decode("utf-8", "replace")
+
     def written(self, *parts: str | Sequence[int]) -> list[int]:
         """Return the tokens of some parts as one text, without control tokens.
 

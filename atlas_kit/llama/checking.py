@@ -20,7 +20,7 @@ T = TypeVar("T")
 #: Tokens in which an answer must have said something of a piece; of a shorter one that was cut off nobody can say.
 SOON, LEAST = 32, 8
 #: Words that say nothing by themselves, and those with which answers begin.
-_SMALL = frozenset(
+SMALL = frozenset(
     """
     a an and are as at be been but by can could did do does for from had has have he her his how i in into is it its
     me my no not of off on or our out she so than that the their them then there they this to up was we were what
@@ -41,7 +41,7 @@ def saying(question: str, pieces: Iterable[str]) -> Callable[[str], bool]:
     >>> says("The answer to this question is: your doctor"), says("She is called Tarr.")
     (False, True)
     """
-    news = {word for piece in pieces for word in words(piece)}.difference(words(question), _SMALL)
+    news = {word for piece in pieces for word in words(piece)}.difference(words(question), SMALL)
     return lambda answer: not news.isdisjoint(words(answer))
 
 

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
 
 def completing(
-    session: Inside, beginning: Sequence[int], max_tokens: int, *, recall: Recall | None = None
-) -> Generator[Step | Token, Any, Recalled]:
+    session: Inside, beginning: Sequence[int], max_tokens: int, *, recall: Recall | None = None,
+    given: Sequence[int] = (),
+) -> Generator[Step | Token, Any, Recalled]:  # fmt: skip
     """Go on greedily behind some tokens, in steps; yields tokens as they come, and leaves no trace.
 
     What helps is read again in front of them, in place of the context; where nothing does, they stand behind it.
+    ``given`` are tokens to read in front of them instead, as if just these had been found.
     """
     yield from session.catching_up()
     engine = session.engine
@@ -35,14 +37,18 @@ def completing(
     recalled = Recalled(reason="off" if recall.mode == "off" else "nothing was found")
     fitting = within(recall, form, engine.n_ctx, beginning)
     found, asked, rest = [], list(beginning[:-1]), list(beginning)
-    if asked and session.episodes is not None and fitting is not None and recall.mode != "off":
+    searched = asked and not given and recall.mode != "off"
+    if searched and session.episodes is not None and fitting is not None:
         text = b"".join(map(engine.piece, beginning)).decode("utf-8", "replace")
         found = candidates(engine, session.episodes, text, fitting, context=session.context_tokens)
     branch = Branch(session)
     try:
         if found and fitting is not None and session.episodes is not None:
             recalled = yield from recalling(branch, session.episodes, form, asked, found, fitting)
-        if recalled.pieces:
+        if given:
+            told = b"".join(map(engine.piece, given)).decode("utf-8", "replace").strip()
+            yield from branch.read([*form.before, *branch.written(told, line, beginning[:-1])])
+        if given or recalled.pieces:
             rest = rest[-1:]
         else:
             branch.remember()

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from atlas_kit.errors import ClosedError, InvalidParamError, ModelError
+from atlas_kit.errors import ClosedError, InvalidParamError
 from atlas_kit.llama.blas_threads import one_blas_thread
 from atlas_kit.llama.engine import (
     DecodeError,
@@ -25,13 +25,13 @@ from atlas_kit.llama.engine import (
 )
 from atlas_kit.llama.grammar_reach import Grammars
 from atlas_kit.llama.llama_batch import LlamaBatch, Rows
-from atlas_kit.llama.llama_library import LoadedModel, require_range
+from atlas_kit.llama.llama_context import Wanted, context_of
+from atlas_kit.llama.llama_library import LoadedModel
+from atlas_kit.llama.middle_layers import middle_of
 from atlas_kit.llama.model_file import ModelFile
 from atlas_kit.llama.output_matrix import OutputRows
 from atlas_kit.llama.sampling import Sampler, Sampling
-
-#: Bytes of logits that one decode may return: 64 tokens of a 128k vocabulary.
-OUTPUT_BYTES = 32 << 20
+from atlas_kit.settings.model_facts import LEAST_LAYERS, MIDDLE_STATES
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,16 @@ class LlamaEngine:
         self._context: Any = None
         self._matrix: Any = None
         self._gives_both: bool | None = None
+        self.middle = False
+        self._show_middle: Any = None
+        self._give_middle: Any = None
         self._ends: tuple[int, ...] | None = None
         self._is_end: dict[int, bool] = {}
         self._controls: dict[int, bool] = {}
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self._grammars = Grammars(self._all_pieces)
         self.decodes = 0
-        self._logits, self._states = Rows(), Rows()
+        self._logits, self._states, self._inner = Rows(), Rows(), Rows()
         self.lock, self.taken = threading.RLock(), set[int]()
         self._free_blas: Callable[[], None] | None = None
         path = os.fspath(path)
@@ -127,7 +130,7 @@ class LlamaEngine:
             self._loaded, self._lib = loaded, loaded.library
             self._model, self._vocab = loaded.model, loaded.vocab
             self.notes: list[str] = [*loaded.notes]
-            self._make_context(path, n_ctx, n_sequences, n_threads, n_batch)
+            self._make_context(Wanted(n_ctx, n_sequences, n_threads, n_batch))
             if sleeps:
                 self._vocab = loaded.keep_words()
             self.info = self._info(path)
@@ -136,41 +139,16 @@ class LlamaEngine:
             self._free_blas = one_blas_thread()
             undo.pop_all()
 
-    def _make_context(
-        self, path: str, n_ctx: int | None, n_sequences: int, n_threads: int | None, n_batch: int | None
-    ) -> None:
-        api = self._lib.api
-        trained = api.llama_model_n_ctx_train(self._model)
-        n_vocab = api.llama_vocab_n_tokens(self._vocab)
-        wanted = min(trained or 4096, 4096) if n_ctx is None else n_ctx
-        require_range("n_ctx", wanted, 16, 1 << 24)
-        require_range("n_sequences", n_sequences, 1, 256)
-        if n_batch is None:
-            n_batch = min(512, max(16, OUTPUT_BYTES // (4 * n_vocab) // 16 * 16), max(16, wanted))
-        require_range("n_batch", n_batch, 1, 1 << 16)
-        threads = len(os.sched_getaffinity(0)) if n_threads is None else n_threads
-        require_range("n_threads", threads, 1, 1024)
-        params = api.llama_context_default_params()
-        params.n_ctx, params.n_seq_max = wanted * n_sequences, n_sequences
-        params.n_batch = params.n_ubatch = n_batch
-        params.n_threads = params.n_threads_batch = threads
-        params.pooling_type = api.LLAMA_POOLING_TYPE_NONE
-        params.no_perf = True
-        self._context = self._lib.heard(lambda: api.llama_init_from_model(self._model, params))
-        if not self._context:
-            raise ModelError(
-                f"llama.cpp cannot make a context of {wanted} tokens: {self._lib.last_error()}",
-                path=path,
-                key="n_ctx",
-            )
-        self._memory = api.llama_get_memory(self._context)
-        self.n_ctx, self.n_sequences, self.n_batch = wanted, n_sequences, n_batch
-        self.n_threads = threads
-        if trained and wanted > trained:
-            self.notes.append(
-                f"a context of {wanted} tokens is more than the {trained} that the model was trained with"
-            )
-        self._batch = LlamaBatch(api, n_batch)
+    def _make_context(self, wanted: Wanted) -> None:
+        assert self._loaded is not None
+        made = context_of(self._loaded, wanted)
+        self._context, self._memory = made.pointer, self._lib.api.llama_get_memory(made.pointer)
+        self.n_ctx, self.n_sequences, self.n_batch = made.n_ctx, made.n_sequences, made.n_batch
+        self.n_threads = made.n_threads
+        self.notes += made.notes
+        self._batch = LlamaBatch(self._lib.api, made.n_batch)
+        if self.middle:  # it was asleep
+            self._show_middle(self._context, middle_of(self.info.n_layer), True)
 
     def _info(self, path: str) -> ModelInfo:
         api, model = self._lib.api, self._model
@@ -272,6 +250,39 @@ class LlamaEngine:
             return None
         return InfillTokens(*found[:3], *(token if token >= 0 else None for token in found[3:]))
 
+    # --- the state of a middle layer ----------------------------------------------------------------------
+
+    def show_middle(self) -> bool:
+        """Give states of a middle layer, too, from now on; False where this cannot be.
+
+        Where llama.cpp's graph of an architecture lacks them, it would end the process, so only those are asked that
+        were tried (``MIDDLE_STATES``); and only on the processor.
+        """
+        if self.middle:
+            return True
+        found, loaded = self._lib.middle_states, self._loaded
+        if found is None or loaded is None or loaded.on_gpu or self.info.architecture not in MIDDLE_STATES:
+            return False
+        if (
+            self.info.n_layer < LEAST_LAYERS
+            or self._lib.api.llama_model_n_embd(self._model) != self.info.n_embd
+        ):
+            return False
+        with self.lock:
+            self._show_middle, self._give_middle = found
+            self.middle = True
+            if self._context:
+                self._show_middle(self._context, middle_of(self.info.n_layer), True)
+        return True
+
+    def _with_middle(self, states: Any) -> Any:
+        """Return final states (n, n_embd) with those of the middle layer behind them, in memory of its own."""
+        n, width = states.shape
+        given = self._give_middle(self._context, middle_of(self.info.n_layer))
+        found = np.empty((n, 2 * width), np.float32)
+        found[:, :width], found[:, width:] = states, self._inner.rows(given, n, width)
+        return found
+
     # --- decoding ------------------------------------------------------------------------------------------
 
     def decode(self, feeds: Sequence[Feed], *, hidden: bool = False) -> list[Outputs]:
@@ -339,6 +350,8 @@ class LlamaEngine:
                 self._gives_both = bool(logits[0].any())
             if not self._gives_both:  # lfm2's graph gives either of them
                 np.copyto(logits, self._logits_of(states))  # where its samplers look for them, too
+            if self.middle:
+                states = self._with_middle(states)
         for feed in feeds:
             first = at + len(feed.tokens) - feed.outputs
             start = first if hidden else row
@@ -473,7 +486,7 @@ class LlamaEngine:
                 return
             if not self._loaded.keeps_words:
                 raise InvalidParamError("this model was not opened so that it can sleep", key="sleeps")
-            self._logits, self._states = Rows(), Rows()
+            self._logits, self._states, self._inner = Rows(), Rows(), Rows()
             self.asleep = True  # first: other threads read texts meanwhile
             self._free()
             self._loaded.sleep()
@@ -494,7 +507,7 @@ class LlamaEngine:
             try:
                 self._loaded.wake()
                 self._model = self._loaded.model
-                self._make_context(self.info.path, self.n_ctx, self.n_sequences, self.n_threads, self.n_batch)
+                self._make_context(Wanted(self.n_ctx, self.n_sequences, self.n_threads, self.n_batch))
             except BaseException:
                 self._free()
                 self._loaded.sleep()

@@ -180,7 +180,8 @@ class OutputRows:
         ``keep``: in an array that the thread's next call may overwrite, where they have room; else in a new one, whose
         pages take longer to come by than the rows.
         """
-        slots = self._slot_of[tokens]
+        # where all have room, a row's slot is its token
+        slots = tokens if self._complete else self._slot_of[tokens]
         if not self._complete:
             if (slots < 0).any():
                 distinct, place = np.unique(tokens, return_inverse=True)

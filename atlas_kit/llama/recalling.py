@@ -13,7 +13,7 @@ import dataclasses
 import datetime
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from atlas_kit.codecs.json_text import named
 from atlas_kit.episodes import TURNS, Episodes, Found, Kind, Segment
 from atlas_kit.episodes.words import words
 from atlas_kit.errors import InvalidParamError
+from atlas_kit.llama.checking import SMALL
 from atlas_kit.llama.excerpts import Window, grown, windows
 from atlas_kit.llama.likeness import Near, Question, likeness_of
 from atlas_kit.llama.steps import Work
@@ -55,6 +56,8 @@ CLOSE = 0.3
 ASSISTANT_LESS = 0.5
 #: What a correction gains, as a part of what the corrected one does: it seldom repeats all that the question says.
 CORRECTS_FROM = 0.5
+#: Letters that the forms of a word have in common, and earlier turns that are shown as corrected.
+STEM, EARLIER = 5, 3
 #: Words with which somebody says that something is otherwise than it was.
 _CHANGES = frozenset(
     """
@@ -206,12 +209,16 @@ class Recalled:
         The best one's, in nats per token; None where nothing was found.
     reason
         In a few words, why pieces were taken or not.
+    earlier
+        What was said earlier about the same, and what was taken corrects, the last first. It is not put before the
+        question.
     """
 
     pieces: tuple[Piece, ...] = ()
     candidates: tuple[Piece, ...] = ()
     gain: float | None = None
     reason: str = "off"
+    earlier: tuple[Piece, ...] = ()
 
     @property
     def unrelated(self) -> bool:
@@ -374,7 +381,8 @@ def recalling(
         read.append(piece)
         if _sure(gain, found, number, recall):
             break
-    ordered = newest_first(sorted(read, key=lambda piece: -_worth(piece)), recall)
+    said = frozenset(words(branch.text(asked)))
+    ordered = newest_first(sorted(read, key=lambda piece: -_worth(piece)), recall, said)
     if recall.mode == "auto" and not (_taken(ordered[0], recall) and _stands_out(read, recall)):
         return Recalled((), tuple(ordered), ordered[0].gain, UNRELATED)
     if any(piece.held and _outdates(piece, ordered[0], recall) for piece in read):
@@ -390,7 +398,8 @@ def recalling(
         form, asked = behind
         last = form.before
     yield from branch.read([*last, *branch.written(*told(form, shown, asked))])
-    return Recalled(tuple(shown), tuple(ordered), ordered[0].gain, HELPS)
+    earlier = earlier_than(ordered[0], ordered, recall, said) if len(shown) == 1 else ()
+    return Recalled(tuple(shown), tuple(ordered), ordered[0].gain, HELPS, earlier)
 
 
 def told(form: Form, shown: Sequence[Piece], asked: Sequence[int]) -> Iterator[str | Sequence[int]]:
@@ -415,11 +424,19 @@ def _outdates(there: Piece, first: Piece, recall: Recall) -> bool:
     return newer and _taken(there, recall) and (there.gain or 0.0) >= AS_LIKE * (first.gain or 0.0)
 
 
-def newest_first(pieces: list[Piece], recall: Recall) -> list[Piece]:
+def newest_first(pieces: list[Piece], recall: Recall, said: frozenset[str] = frozenset()) -> list[Piece]:
     """Put in front, of turns that help nearly as much as the best one, the newest: what was said later corrects.
 
-    So does the same document, read again later, and a later turn that helps less but says that something is otherwise
-    now: it is about the same as the best one where both hold a word that few of the others do.
+    So does the same document, read again later, and a later turn that helps less but is about the same as the best one:
+    both hold a word that few of the others do, and the later one says that something is otherwise now, or holds all of
+    the question's words that the best one does. Or it takes up what the best one says (``Doctor Marsh has retired``).
+    Of SmolLM2-135M's 29 questions on corrected facts and look-alikes (tune half), the right turn was taken for 23
+    without the question's words, and for 29 with them.
+
+    Parameters
+    ----------
+    said
+        The question's words.
     """
     first = pieces[0]
     close = [
@@ -433,19 +450,67 @@ def newest_first(pieces: list[Piece], recall: Recall) -> list[Piece]:
     if first.kind == "document":  # within one reading of it, nothing corrects what stands before
         close = [piece for piece in close if piece.time_ms > first.time_ms]
     else:
-        close += [piece for piece in pieces if _corrects(piece, first, pieces, recall)]
+        close += [piece for piece in pieces if _corrects(piece, first, pieces, recall, said)]
     newest = max(close, key=lambda piece: (piece.time_ms, piece.start), default=first)
     return [newest, *(piece for piece in pieces if piece is not newest)]
 
 
-def _corrects(piece: Piece, first: Piece, pieces: Sequence[Piece], recall: Recall) -> bool:
+def earlier_than(
+    newest: Piece, pieces: Sequence[Piece], recall: Recall, said: frozenset[str]
+) -> tuple[Piece, ...]:
+    """Return the turns about the same that a later one corrects, the last first."""
+    found = [
+        piece
+        for piece in pieces
+        if piece.kind == "user"
+        and (piece.time_ms, piece.start) < (newest.time_ms, newest.start)
+        and _taken(piece, recall)
+        and not piece.held
+        and _covers(piece, newest, said)
+        and _corrects(newest, piece, pieces, recall, said)
+    ]
+    return tuple(sorted(found, key=lambda piece: (piece.time_ms, piece.start), reverse=True)[:EARLIER])
+
+
+def _corrects(
+    piece: Piece, first: Piece, pieces: Sequence[Piece], recall: Recall, said: frozenset[str]
+) -> bool:
     """Tell whether a later turn of the user says that what stands in an earlier one is otherwise now."""
-    if piece.kind != "user" or not _taken(piece, recall) or _worth(piece) < CORRECTS_FROM * _worth(first):
+    if piece.kind != "user" or not _taken(piece, recall):
         return False
-    said = frozenset(words(piece.text))
-    if _CHANGES.isdisjoint(said) and not _CHANGED.search(piece.text):
+    if not piece.held and _answers_to(
+        piece, first, pieces, said
+    ):  # for what is in the context: ``_outdates``
+        return True
+    if _worth(piece) < CORRECTS_FROM * _worth(first):
+        return False
+    if not _changes(piece) and not (said and _covers(piece, first, said)):
         return False
     return _same_matter(piece, first, pieces)
+
+
+def _answers_to(piece: Piece, first: Piece, pieces: Sequence[Piece], said: frozenset[str]) -> bool:
+    """Tell whether a later turn takes up what an earlier one says: of the question, and of what answers it."""
+    held = [frozenset(words(one.text)) for one in pieces]
+    common = frozenset(words(piece.text)).intersection(words(first.text)) - SMALL
+    rare = {word for word in common if sum(word in one for one in held) <= 2}
+    return bool(said) and not common.isdisjoint(said) and not _stems(rare) <= _stems(said)
+
+
+def _changes(piece: Piece) -> bool:
+    """Tell whether something says that it is otherwise now."""
+    return not _CHANGES.isdisjoint(words(piece.text)) or bool(_CHANGED.search(piece.text))
+
+
+def _covers(piece: Piece, first: Piece, said: frozenset[str]) -> bool:
+    """Tell whether a piece holds all of the question's words that another one does, in any form."""
+    asked = _stems(said - SMALL)
+    return asked.intersection(_stems(words(first.text))) <= _stems(words(piece.text))
+
+
+def _stems(found: Iterable[str]) -> set[str]:
+    """Return the beginnings of words, which their forms have in common: leaves, leave."""
+    return {word[:STEM].rstrip("s") if word.isascii() else word[:STEM] for word in found}
 
 
 def _same_matter(one: Piece, other: Piece, pieces: Sequence[Piece]) -> bool:

@@ -2,13 +2,18 @@
 
 A decode of half as many tokens takes more than half as long: the model's weights are read for it all the same. So two
 stages gain where what is done beside a decode takes longer than that fixed part, which is estimated from how long
-decodes of different sizes took. Of a large model it is nearly all, of a small one nearly nothing. Knows neither engines
-nor sessions.
+decodes of different sizes took. Of a large model it is nearly all, of a small one nearly nothing.
+
+That says what two processors could do. Where others keep them busy, two threads wait for each other's turn, and one
+that does everything itself may be faster. So where two stages should gain, one is tried as well, now and then, and
+whichever took less time for a token lately is gone on with. Knows neither engines nor sessions.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
+from collections import deque
 
 #: What was measured counts half after so many more measurements.
 HALF_LIFE = 64
@@ -18,6 +23,12 @@ _LEAST_SPREAD = 0.1
 #: So many times in a row, of so many, two stages are tried where nothing is known of the fixed part, as long as what is
 #: done beside takes this share of a decode at least.
 TRIED, TRIED_IN, WORTH_TRYING = 4, 48, 0.125
+#: So many steps of either kind are compared, by their medians, and so many in a row, of so many, are of the other kind.
+COMPARED, OTHER, OTHER_IN = 16, 12, 384
+#: The first steps behind a change are of neither kind.
+CHANGING = 2
+#: Steps of numbers of sessions that differ by more than this share are not compared.
+ALIKE = 0.25
 
 
 class StageTimes:
@@ -38,7 +49,9 @@ class StageTimes:
     def __init__(self) -> None:
         self._sums = [0.0] * 5  # of decodes: number, size, seconds, size squared, size times seconds
         self._tokens = self._seconds = 0.0
-        self._asked = 0
+        self._asked = self._turn = self._sessions = self._since = 0
+        self._stages = False  # whether the last step was in two
+        self._steps = {stages: deque[float](maxlen=COMPARED) for stages in (False, True)}
         #: Seconds of all decodes.
         self.decoding = 0.0
 
@@ -51,6 +64,13 @@ class StageTimes:
     def went_on(self, size: int, seconds: float) -> None:
         """Take in how long it took, behind a decode, to go on with its ``size`` tokens."""
         self._tokens, self._seconds = _KEPT * self._tokens + size, _KEPT * self._seconds + seconds
+
+    def stepped(self, two_stages: bool, size: int, seconds: float) -> None:
+        """Take in how long a step took in which ``size`` tokens were decoded, with all that was done beside that."""
+        self._since = self._since + 1 if two_stages == self._stages else 0
+        self._stages = two_stages
+        if size and self._since >= CHANGING:
+            self._steps[two_stages].append(seconds / size)
 
     @property
     def fixed(self) -> float:
@@ -84,8 +104,23 @@ class StageTimes:
             return False
         beside, fixed = self._seconds / self._tokens * sessions, self.fixed
         if beside > fixed:
-            return True
+            return self._faster(sessions)
         if self._known or beside < WORTH_TRYING * fixed:
             return False
         self._asked += 1
         return self._asked % TRIED_IN >= TRIED_IN - TRIED
+
+    def _faster(self, sessions: int) -> bool:
+        """Whether two stages were faster lately, or are to be looked at now."""
+        if abs(sessions - self._sessions) > ALIKE * self._sessions:
+            self._sessions, self._turn = sessions, 0
+            for steps in self._steps.values():
+                steps.clear()
+        one, two = self._steps[False], self._steps[True]
+        if len(two) < COMPARED // 2:
+            return True
+        if len(one) < COMPARED // 2:
+            return False
+        self._turn += 1
+        best = statistics.median(two) <= statistics.median(one)
+        return best if self._turn % OTHER_IN < OTHER_IN - OTHER else not best

@@ -89,12 +89,22 @@ def require_text(text: Given) -> None:
             raise InvalidParamError("the text has too few tokens to predict any", path=name_of(text))
 
 
+def different_vocabularies() -> InvalidParamError:
+    """Return why two models cannot be compared on a text whose tokens are not the same in both."""
+    return InvalidParamError(
+        "the two models have different vocabularies",
+        hint="One predicts other tokens than the other, so that there is no divergence between their predictions.",
+    )
+
+
 def compare_engines(
     first: Engine, second: Engine, tokens: Sequence[int], *, name: str = "-", progress: Progress | None = None
 ) -> ModelCheck:
     """Compare what two engines, with contexts of ``WINDOW`` tokens, predict of a text's tokens."""
-    if first.info.n_vocab != second.info.n_vocab:
-        raise InvalidParamError("the two models have different vocabularies")
+    if first.info.n_vocab != second.info.n_vocab or any(
+        first.piece(token) != second.piece(token) for token in set(tokens)
+    ):
+        raise different_vocabularies()
     begin = list(first.begin)
     step = min(WINDOW, first.n_ctx, second.n_ctx) - len(begin)
     sums = _Sums()

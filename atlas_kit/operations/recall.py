@@ -20,6 +20,7 @@ import numpy as np
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.completing import complete
 from atlas_kit.llama.engine import Engine
+from atlas_kit.llama.recalling import recall_of
 from atlas_kit.llama.sampling import Sampling
 from atlas_kit.llama.session import AtlasSession
 
@@ -50,9 +51,10 @@ class Row:
     ----------
     reach
         What of all kept surely holds the fact: ``context``, ``window``, or (``learned memory``) nothing but that.
-    right_model, right, right_recalled
+    right_model, right, right_recalled, right_given
         Facts whose answer came exactly: from the model alone, with learned memory and window, with the episodes, too;
-        None where those are not asked.
+        and from the model where the fact and the text around it stand right in front, as if it had been found for sure:
+        what recalling can reach. None where the episodes are not asked.
     nats_model, nats
         Mean -log p of the whole answer: how far from sure.
     """
@@ -63,6 +65,7 @@ class Row:
     right_model: int = 0
     right: int = 0
     right_recalled: int | None = None
+    right_given: int | None = None
     nats_model: float = 0.0
     nats: float = 0.0
 
@@ -104,6 +107,7 @@ class Recall:
         for row in self.rows:
             shares = {"accuracy_model": _share(row.right_model, row), "accuracy": _share(row.right, row)}
             shares["accuracy_recalled"] = _share(row.right_recalled, row)
+            shares["accuracy_given"] = _share(row.right_given, row)
             rows.append({**asdict(row), **shares})
         rest = {name: value for name, value in vars(self).items() if name != "rows"}
         return {
@@ -174,7 +178,7 @@ def recall(
                 progress("reading and asking", at, len(stream))
         if result.interrupted:
             break
-        _ask(session, planted[i], row)
+        _ask(session, planted[i], row, _around(session, stream, planted[i], ends[i]))
     for row in result.rows:
         if row.facts:
             row.nats_model, row.nats = row.nats_model / row.facts, row.nats / row.facts
@@ -361,7 +365,18 @@ def _function(rng: random.Random) -> str:
 # --- asking ----------------------------------------------------------------------------------------------
 
 
-def _ask(session: AtlasSession, fact: Fact, row: Row) -> None:
+def _around(session: AtlasSession, stream: Sequence[int], fact: Fact, stop: int) -> Sequence[int]:
+    """Return a fact, which ends there, with the text before and behind it: as many tokens as are read for an answer.
+
+    Nothing where the context has no room for the fact, its question and an answer.
+    """
+    length = len(fact.tokens)
+    room = session.engine.n_ctx * 3 // 4 - length
+    more = (min(recall_of(None).tokens, room) - length) // 2
+    return stream[max(0, stop - length - more) : stop + more] if more >= 0 else ()
+
+
+def _ask(session: AtlasSession, fact: Fact, row: Row, given: Sequence[int]) -> None:
     """Ask for one fact, the model alone and then with its memory, and count."""
     question = fact.tokens[: fact.question]
     rest = fact.tokens[fact.question :]
@@ -375,6 +390,9 @@ def _ask(session: AtlasSession, fact: Fact, row: Row) -> None:
     ):
         text, _ = complete(session, question, len(rest))
         row.right_recalled = (row.right_recalled or 0) + _is_right(text, fact)
+        if given:
+            text, _ = complete(session, question, len(rest), given=given)
+            row.right_given = (row.right_given or 0) + _is_right(text, fact)
     count = _answer_length(session.engine, rest, fact.value)
     with session.aside():
         logprob = session.feed([*question, *rest[:count]]).logprob[-count:]

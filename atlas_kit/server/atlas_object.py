@@ -38,6 +38,7 @@ def recalled_for(question: Question) -> dict[str, Any]:
     found = question.recalled
     return {
         "recalled": [piece.to_json() for piece in found.pieces],
+        "earlier": [piece.to_json() for piece in found.earlier],
         "recall": {"reason": found.reason, "gain": found.gain, "judged": len(found.candidates)},
     }
 

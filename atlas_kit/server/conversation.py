@@ -190,6 +190,10 @@ class Answered(Protocol):
     def read_so_far(self) -> int:
         """How many tokens of the text are read or known by now."""
 
+    @property
+    def conversation(self) -> Conversation | None:
+        """Whose memory reads and answers."""
+
     outcome: Any
 
 

@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from atlas_kit.errors import BusyError, DataTooLargeError
+from atlas_kit.server.claims import Claims
 from atlas_kit.server.keys import SHARED, Key
+from atlas_kit.server.problems import ApiError
 from atlas_kit.server.response_records import Record
 from atlas_kit.server.turns import Passage
 
 if TYPE_CHECKING:
     from atlas_kit.server.conversation import Conversation
     from atlas_kit.server.response_file import ResponseFile
+    from atlas_kit.server.shared_responses import SharedResponses
 
 #: Answers that are found by their ids, conversations whose text is kept, and bytes of JSON that both may take.
 MOST_RESPONSES = 1000
@@ -106,7 +109,8 @@ class Kept:
 class Thread:
     """The text of a conversation: its last answer, what a client noted, and a lock for whoever adds to it.
 
-    ``size`` is in bytes, about; ``begun``: there is something that it keeps, or was.
+    ``size`` is in bytes, about; ``begun``: there is something that it keeps, or was; ``ticket``: the fencing
+    number of its session, where servers share those.
     """
 
     last: Kept | None = None
@@ -116,6 +120,7 @@ class Thread:
     created: float = field(default_factory=time.time)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     waiting: int = 0
+    ticket: int = 0
 
     def measure(self) -> None:
         """Find out how large it is, with all that was said."""
@@ -146,6 +151,8 @@ class KeptResponses:
         Requests of one conversation that may wait for their turn.
     file
         Keeps all of it, too; None: nothing outlives the server.
+    far, claims
+        Keeps all of it for several servers instead, and says which conversations are this one's.
     """
 
     def __init__(
@@ -155,6 +162,8 @@ class KeptResponses:
         most_bytes: int = MOST_BYTES,
         most_waiting: int = 256,
         file: ResponseFile | None = None,
+        far: SharedResponses | None = None,
+        claims: Claims | None = None,
     ) -> None:
         self._most_waiting = most_waiting
         self._most, self._most_conversations, self._most_bytes = most, most_conversations, most_bytes
@@ -162,7 +171,8 @@ class KeptResponses:
         self._threads: OrderedDict[tuple[str, str], Thread] = OrderedDict()
         self._bytes = 0
         self._passages: WeakValueDictionary[Key, Passage] = WeakValueDictionary()
-        self._file = file
+        self._file, self._far = file, far
+        self._claims = Claims() if claims is None else claims
         #: What came from the file, so that several ids that lead into one conversation share it.
         self._loaded: WeakValueDictionary[int, Kept] = WeakValueDictionary()
 
@@ -184,6 +194,8 @@ class KeptResponses:
     async def find(self, namespace: str, name: str) -> Kept | None:
         """Return the answer of an id."""
         kept = self._found.get((namespace, name))
+        if self._far is not None:
+            return await self._find_far(self._far, namespace, name)
         if kept is not None:
             self._found.move_to_end((namespace, name))
         elif self._file is not None:
@@ -192,12 +204,39 @@ class KeptResponses:
                 self._hold(namespace, kept)
         return kept
 
+    async def _find_far(self, far: SharedResponses, namespace: str, name: str) -> Kept | None:
+        """Return the answer of an id, which another server may have made or forgotten."""
+        try:
+            found = self._linked(await asyncio.wrap_future(far.find(namespace, name)))
+        except ApiError:
+            if (namespace, name) not in self._found:
+                raise
+            return self._found[namespace, name]  # the store is away
+        old = self._found.pop((namespace, name), None)
+        self._bytes -= 0 if old is None else old.size
+        if found is not None:
+            self._hold(namespace, found)
+        return found
+
+    async def settled(self) -> None:
+        """Wait until what was kept is found by all servers that share a store."""
+        if self._far is not None:
+            await asyncio.gather(*map(asyncio.wrap_future, self._far.settled()))
+
+    def is_busy(self, key: Key) -> bool:
+        """Tell whether something is done to the text of a conversation."""
+        thread = self._threads.get((key.namespace, str(key.name)))
+        return (thread is not None and thread.waiting > 0) or (
+            self._far is not None and self._far.is_noting(key)
+        )
+
     async def delete(self, namespace: str, name: str) -> bool:
         """Forget the id of an answer; what goes on from it stays whole. Tell whether there was one."""
         kept = self._found.pop((namespace, name), None)
         if kept is not None:
             self._bytes -= kept.size
-        hidden = self._file is not None and await asyncio.wrap_future(self._file.hide(namespace, name))
+        file = self._far or self._file
+        hidden = file is not None and await asyncio.wrap_future(file.hide(namespace, name))
         return kept is not None or hidden
 
     @contextlib.asynccontextmanager
@@ -209,7 +248,10 @@ class KeptResponses:
         BusyError
             Too many wait for theirs already.
         """
-        thread = await self.thread(namespace, name) or self._threads.setdefault((namespace, name), Thread())
+        await self._claims.claim(Key(namespace, name))
+        found = await self.thread(namespace, name)
+        new = Thread(ticket=self._claims.ticket(Key(namespace, name)))
+        thread = found or self._threads.setdefault((namespace, name), new)
         self._threads.move_to_end((namespace, name))
         if thread.waiting > self._most_waiting:
             raise BusyError(
@@ -237,12 +279,19 @@ class KeptResponses:
 
     async def thread(self, namespace: str, name: str) -> Thread | None:
         """Return the text of a conversation, to be looked at."""
+        key, file = Key(namespace, name), self._far or self._file
+        await self._claims.claim(key, begin=False)
         found = self._threads.get((namespace, name))
-        if found is None and self._file is not None:
-            noted = await asyncio.wrap_future(self._file.noted(namespace, name))
+        ticket = self._claims.ticket(key)
+        if found is not None and found.ticket != ticket and not found.waiting:
+            del self._threads[namespace, name]  # another server may have added to it since
+            found = None
+        if found is None and file is not None:
+            noted = await asyncio.wrap_future(file.noted(namespace, name))
             found = self._threads.get((namespace, name))  # somebody else may have been faster
             if found is None and noted is not None:
                 found = Thread(self._linked(noted.line), noted.metadata, begun=True, created=noted.created)
+                found.ticket = ticket
                 found.measure()
                 self._threads[namespace, name] = found
                 self._forget_threads(found)
@@ -250,7 +299,10 @@ class KeptResponses:
 
     def forget(self, namespace: str, name: str) -> None:
         """Forget the text of a conversation."""
-        self._threads.pop((namespace, name), None)
+        thread = self._threads.pop((namespace, name), None)
+        if self._far is not None:
+            key = Key(namespace, name)
+            self._far.forget(key, self._claims.ticket(key) if thread is None else thread.ticket)
         if self._file is not None:
             self._file.forget(namespace, name)
 
@@ -275,8 +327,9 @@ class KeptResponses:
 
     async def count_of(self, key: Key) -> int:
         """Return how many answers the memory of a session, or the shared one, has read: they hold its text, too."""
-        if self._file is not None:
-            return await asyncio.wrap_future(self._file.count_of(*key))
+        file = self._far or self._file
+        if file is not None:
+            return await asyncio.wrap_future(file.count_of(*key))
         return sum(_is_of(key, namespace, kept) for (namespace, _), kept in self._found.items())
 
     async def forget_of(self, key: Key) -> None:
@@ -287,13 +340,15 @@ class KeptResponses:
             if where == key or (thread.last is not None and _is_of(key, where[0], thread.last)):
                 thread.last = None
                 thread.measure()
-        if self._file is not None:
-            await asyncio.wrap_future(self._file.forget_of(*key))
+        file = self._far or self._file
+        if file is not None:
+            await asyncio.wrap_future(file.forget_of(*key))
 
     def close(self) -> None:
         """Write what is left to be written."""
-        if self._file is not None:
-            self._file.close()
+        file = self._far or self._file
+        if file is not None:
+            file.close()
 
     def require_room(self, thread: Thread) -> None:
         """Refuse to let a conversation grow that takes all the bytes there are for them.
@@ -321,6 +376,8 @@ class KeptResponses:
 
     def _write(self, namespace: str, kept: Kept, name: str | None) -> None:
         """Write an answer, and first those that lead to it."""
+        if self._far is not None and name is not None:
+            self._far.keep(namespace, self._records(self._far, kept))
         if self._file is None:
             return
         for one in kept._line():
@@ -336,7 +393,32 @@ class KeptResponses:
                 )  # fmt: skip
                 self._loaded[one.number] = one
 
+    def _records(self, far: SharedResponses, kept: Kept) -> list[Record]:
+        """Return an answer behind all that lead to it, each with a number."""
+        found: list[Record] = []
+        for one in kept._line():
+            one.number = far.new_number() if one.number is None else one.number
+            self._loaded[one.number] = one
+            before = None if one.before is None else one.before.number
+            name = one.response.get("id")
+            found.append(
+                Record(
+                    one.number,
+                    name,
+                    before,
+                    one.session,
+                    one.remembers,
+                    one.response,
+                    one.items,
+                    one.messages,
+                )
+            )
+        return found
+
     def _note(self, namespace: str, name: str, thread: Thread, before: Kept | None) -> None:
+        if self._far is not None:
+            line = [] if thread.last is None else self._records(self._far, thread.last)
+            self._far.note(Key(namespace, name), thread.ticket, line, thread.metadata, thread.created)
         if self._file is None:
             return
         last, number = thread.last, None

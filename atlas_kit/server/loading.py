@@ -43,10 +43,16 @@ class Loading:
         if not config.model:
             raise InvalidParamError("no model is named", key="model", hint="Name a GGUF file.")
         # in this thread: once llama.cpp is at work it does not need the interpreter, which the caller keeps busy
+        from atlas_kit.llama.llama_context import Wanted, prepare
         from atlas_kit.llama.llama_library import LoadedModel, library
         from atlas_kit.llama.model_file import ModelFile
 
-        self._load, self._file = LoadedModel, ModelFile(config.model)
+        self._load, self._file, self._prepare = LoadedModel, ModelFile(config.model), prepare
+        self._context: dict[str, Any] = {
+            "n_ctx": config.n_ctx_slot or None, "n_sequences": config.n_parallel, "n_threads": config.n_threads,
+            "n_batch": config.n_batch,
+        }  # fmt: skip
+        self._wanted = Wanted(**{name: one for name, one in self._context.items() if one is not None})
         library()
         share_one_heap()  # before there are threads
         self._thread = start_thread(self._work, name="atlas-loading", stop=lambda: None)
@@ -56,6 +62,7 @@ class Loading:
         more: dict[str, Any] = {} if config.n_gpu_layers is None else {"n_gpu_layers": config.n_gpu_layers}
         try:
             self._model = self._load(config.model, check_later=True, file=self._file, **more)
+            self._prepare(self._model, self._wanted)
         except BaseException as error:  # whoever waits is told
             self._error = error
 
@@ -70,15 +77,11 @@ class Loading:
         from atlas_kit.llama.loading import open_engine
 
         config = self._config
-        options: dict[str, Any] = {
-            "n_ctx": config.n_ctx_slot or None,
-            "n_sequences": config.n_parallel,
-            "n_threads": config.n_threads,
-            "n_batch": config.n_batch,
-            "sleeps": config.sleep_idle_seconds >= 0 or None,
-        }
+        options = {**self._context, "sleeps": config.sleep_idle_seconds >= 0 or None}
         self._thread.join()
         if self._error is not None:
+            if self._model is not None:
+                self._model.close()
             raise self._error
         given = {name: one for name, one in options.items() if one is not None}
         return open_engine(config.model, loaded=self._model, **given)

@@ -202,10 +202,18 @@ def conversations_of(service: Service, namespace: str) -> list[dict[str, Any]]:
     return [_conversation(service, one) for one in newest]
 
 
+def _length(one: Conversation) -> int:
+    """Return how many tokens a conversation's text has, with what is read and said of it just now."""
+    last = None if one.slot is None else one.slot.last
+    if last is None or last.conversation is not one or not one.lock.locked():
+        return len(one.history)
+    return last.read_so_far + max(0, int(last.outcome.completion_tokens) - 1)  # the newest is not read yet
+
+
 def _conversation(service: Service, one: Conversation) -> dict[str, Any]:
     shared = service.shared is not None and service.conversations.named.get(SHARED) is one
     inside: Any = one.inside
-    whole = len(one.history)
+    whole = _length(one)
     found: dict[str, Any] = {
         "session_id": None if shared else one.key.name,
         "shared": shared,

@@ -190,8 +190,8 @@ class Service:
         if self.config.persists:
             from atlas_kit.server.lifecycle import SharedMemory
 
-            far = await asyncio.to_thread(self._memory_at_address)
-            self.shared = SharedMemory(self.config, self.engine, self.settings, self.keys, far)
+            there = await asyncio.to_thread(self._memory_at_address)
+            self.shared = SharedMemory(self.config, self.engine, self.settings, self.keys, there)
         self.scheduler = Scheduler(self.engine)
         self.conversations = Conversations(
             self.engine, self.scheduler, most_waiting=self.config.max_queue, device=self.config.device,
@@ -202,11 +202,15 @@ class Service:
         self.conversations.context_shift = self.config.context_shift
         if self.store is not None:
             from atlas_kit.server.shared_claims import SharedClaims
+            from atlas_kit.server.shared_responses import SharedResponses
             from atlas_kit.server.shared_sessions import SharedSessions
 
             assert isinstance(self.files, SharedSessions)
-            self.conversations.claims = claims = SharedClaims(self.conversations, self.files)
-            self.store.wanted = claims.wanted
+            claims = SharedClaims(self.conversations, self.files)
+            far = SharedResponses(self.files, self.keys)
+            self.conversations.claims, self.store.wanted = claims, claims.wanted
+            self.responses = KeptResponses(most_waiting=self.config.max_queue, far=far, claims=claims)
+            claims.is_busy = self.responses.is_busy
         if self.shared is not None:
             self.conversations.named[SHARED] = await asyncio.to_thread(self.shared.load)
         await asyncio.gather(self._open_conversations(), asyncio.to_thread(self._warm_up))
@@ -288,7 +292,7 @@ class Service:
 
     def _kept_responses(self) -> KeptResponses:
         """Return where answers are that later requests go on from: in a file, where sessions outlive a restart."""
-        if not self.files.outlives:
+        if not self.files.outlives or self.store is not None:
             return self.responses
         from atlas_kit.server.response_file import ResponseFile
 
@@ -535,7 +539,7 @@ class Service:
     async def session(self, namespace: str, name: str) -> Conversation | None:
         """Return the session of a name, as soon as this server holds it."""
         key = Key(namespace, checked_session_id(name))
-        await self.conversations.claims.claim(key)
+        await self.conversations.claims.claim(key, begin=False)
         return self.conversations.find(key, self.settings)
 
     async def history_of(self, namespace: str, name: str) -> list[int]:

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from atlas_kit.errors import AtlasError, ConflictError, FileAccessError
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("atlas_kit.server")
 #: Seconds between two looks at whether a session is free.
 LOOK_SECONDS = 0.1
+#: Leases that are waited for a session which another server has: one that is gone has given it up by then.
+PATIENCE = 1.5
 #: Seconds that a session stays which was claimed and is not used yet.
 GRACE_SECONDS = 0.5
 #: Seconds in which a session's requests that come one behind the other keep it from being handed over.
@@ -49,15 +52,18 @@ class SharedClaims(Claims):
         self._loop = asyncio.get_running_loop()
         self._seconds = files.store.leases.seconds
         self._claimed: dict[str, float] = {}
+        self._keys: dict[str, Key] = {}
         self._leaving: set[str] = set()
+        #: Tells whether something is done to what else belongs to a session.
+        self.is_busy: Callable[[Key], bool] = lambda key: False
         files.lost = lambda session: self._call(self._drop, session)
 
     def wanted(self, session: str) -> None:
         """Take in, on any thread, that another server wants a session."""
         self._call(self._begin_to_leave, session)
 
-    async def claim(self, key: Key) -> None:
-        """Wait until this server holds a session.
+    async def claim(self, key: Key, *, begin: bool = True) -> None:
+        """Wait until this server holds a session; ``begin``: also if there is none of this name yet.
 
         Raises
         ------
@@ -67,10 +73,10 @@ class SharedClaims(Claims):
         """
         if key.name is None or self._files.holds(key):
             return
-        until = self._loop.time() + 1.5 * self._seconds + 1
+        until = self._loop.time() + PATIENCE * self._seconds + 1
         while True:
             try:
-                await finished(asyncio.to_thread(self._files.claim, key))
+                await finished(asyncio.to_thread(self._files.claim, key, begin))
             except HeldElsewhereError as error:
                 if self._loop.time() > until:
                     raise ApiError(
@@ -94,6 +100,7 @@ class SharedClaims(Claims):
                 ) from error
             else:
                 self._claimed[self._files.id_of(key)] = time.time()
+                self._keys[self._files.id_of(key)] = key
                 one = self._conversations.named.get(key)
                 if one is not None and one.ticket != self._files.ticket(key):  # it is of an earlier lease
                     self._drop_one(one)
@@ -126,6 +133,10 @@ class SharedClaims(Claims):
                 retry_after=1,
             ) from error
 
+    def ticket(self, key: Key) -> int:
+        """Return the fencing number under which a session is held; 0: it is not."""
+        return self._files.ticket(key)
+
     # --- what other servers do -------------------------------------------------------------------------------
 
     def _call(self, function: object, session: str) -> None:
@@ -133,6 +144,9 @@ class SharedClaims(Claims):
             self._loop.call_soon_threadsafe(function, session)  # type: ignore[arg-type]
 
     def _named(self, session: str) -> Conversation | None:
+        key = self._keys.get(session)
+        if key is not None:
+            return self._conversations.named.get(key)
         for key, one in self._conversations.named.items():
             if key.name is not None and self._files.id_of(key) == session:
                 return one
@@ -166,6 +180,9 @@ class SharedClaims(Claims):
                 await asyncio.sleep(claimed + GRACE_SECONDS - time.time())
             one = self._named(session)
             if one is None:
+                key = self._keys.get(session)
+                if key is not None and self.is_busy(key):
+                    return
                 self._files.let_go(session)
             elif not await self._is_free(one, session):
                 return  # it is wanted still, which the next round finds
@@ -178,11 +195,11 @@ class SharedClaims(Claims):
     async def _is_free(self, one: Conversation, session: str) -> bool:
         """Save a session and let it leave main memory; tell whether nobody has used it meanwhile."""
         until = self._loop.time() + BUSY_SECONDS
-        while one.asking and self._loop.time() < until:
+        while (one.asking or self.is_busy(one.key)) and self._loop.time() < until:
             await asyncio.sleep(LOOK_SECONDS / 2)
         await self._conversations.save(one)
         async with one.lock:
-            if one.closed or one.saved != one.version:
+            if one.closed or one.saved != one.version or self.is_busy(one.key):
                 return False
             self._files.let_go(session)
             self._leave_memory(one)

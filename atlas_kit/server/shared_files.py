@@ -36,22 +36,27 @@ _LEASE = "memory"
 
 
 class SharedMemories:
-    """The files of memories that clients save by name; everything may be done on any thread.
+    """Files that are everybody's, such as memories that clients save by name; all may be done on any thread.
 
     Parameters
     ----------
     store
         Where they are.
+    name
+        Of their folder.
+    stay
+        Whether they stay in the spool when the store has them.
     """
 
-    def __init__(self, store: SharedStore) -> None:
+    def __init__(self, store: SharedStore, name: str = MEMORIES, *, stay: bool = True) -> None:
         self.store, self._objects = store, store.objects
-        self.folder = store.folder(MEMORIES)
+        self._folder, self._stay = name, stay
+        self.folder = store.folder(name)
         self._turn = threading.RLock()
         store.add(self)
 
     def _name(self, path: str) -> str:
-        return f"{MEMORIES}/{os.path.relpath(path, self.folder).replace(os.sep, '/')}"
+        return f"{self._folder}/{os.path.relpath(path, self.folder).replace(os.sep, '/')}"
 
     def bring(self, path: str) -> None:
         """Bring the newest state of a file, unless what is here waits for the store; one that is not there goes here.
@@ -76,6 +81,23 @@ class SharedMemories:
                 if not os.path.lexists(path):
                     raise
 
+    def read(self, path: str) -> bytes | None:
+        """Return what is in a small file, which is not brought here; None: there is none.
+
+        Raises
+        ------
+        FileAccessError
+            The store is away.
+        """
+        with self._turn:
+            if os.path.lexists(path + _WAITS):
+                with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+                    return file.read()
+                return None
+        with self.store.asking():
+            found = self._objects.read(self._name(path))
+        return None if found is None else found.data
+
     def put(self, path: str) -> None:
         """Put a file that was written or removed, now or when the store is back."""
         with self._turn:
@@ -96,6 +118,26 @@ class SharedMemories:
             else:
                 self._objects.delete(self._name(path))
         os.unlink(path + _WAITS)
+        if not self._stay:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def names(self, folder: str) -> list[str]:
+        """Return the paths here of all files of a folder, there and waiting here.
+
+        Raises
+        ------
+        FileAccessError
+            The store is away.
+        """
+        with self.store.asking():
+            found = self._objects.listed(self._name(folder).removesuffix("/."))
+        there = {os.path.join(self.folder, *name.split("/")[1:]) for name in found}
+        return sorted(there.union(self.waiting_in(folder)))
+
+    def waiting_in(self, folder: str) -> list[str]:
+        """Return the files of a folder that the store lacks."""
+        return [path for path in self._marked() if path.startswith(folder + os.sep)]
 
     def addresses(self, folder: str) -> list[str]:
         """Return the addresses of the memories in a folder, of which the newest is not here.
@@ -201,6 +243,7 @@ class SharedFile:
         """Take the lease, and see what the store has: newer than what waits here, that is put aside."""
         leases = self._store.leases
         self._lease = leases.take(_LEASE)
+        assert self._lease is not None
         known = self._lease.record.about.get("version")
         found = self._objects.listed(self._name).get(self._name, ABSENT)
         if self._waits and os.path.lexists(self.path) and found in (known, ABSENT):
@@ -250,6 +293,7 @@ class SharedFile:
                 try:
                     if self._lease is None:  # the store was away when it began
                         self._lease = self._store.leases.take(_LEASE)
+                        assert self._lease is not None
                         self._version = self._lease.record.about.get("version", ABSENT)
                     else:
                         self._store.leases.confirm(self._lease)

@@ -8,6 +8,7 @@ and then the session's record, which says that it is the one. A state that no re
     replicas/ID            that a replica is alive
     sessions/SESSION       the record: who holds it, fencing number, which state
     states/SESSION/N-M     the M-th state that was saved under fencing number N: a .atlas file
+    talks/SESSION/N-M      the text of the conversation, as the Responses API has it
     aside/SESSION/...      what was saved in a spool while another replica had taken the session
 
 A file that the store does not have yet is never thrown away: where another replica has taken the session meanwhile it
@@ -41,7 +42,9 @@ if TYPE_CHECKING:
     from atlas_kit.storage.keys import Keys
 
 log = logging.getLogger("atlas_kit.server")
-_STATES, _ASIDE, _LEASE, _SUFFIX = "states", "aside", ".lease", ".atlas"
+_STATES, _TALKS, _ASIDE, _LEASE, _SUFFIX = "states", "talks", "aside", ".lease", ".atlas"
+#: What a record calls the object with the text of the conversation.
+_TALK = "talk"
 #: What records say of sessions, where that is nobody's secret.
 _TOLD = ("namespace", "name", "created", "used", "requests", "learned", "tokens")
 #: Records that are read at the same time.
@@ -58,8 +61,8 @@ class _Held:
         The lease.
     here
         Whether the folder has what the record leads to, or something newer.
-    waits
-        Whether it has something that the store lacks.
+    waits, says
+        Whether it has a state that the store lacks, and whether it has a text of the conversation that the store lacks.
     number
         Of the last state that was put under this lease.
     keeps
@@ -71,6 +74,7 @@ class _Held:
     lease: Lease
     here: bool = False
     waits: bool = False
+    says: bool = False
     number: int = 0
     keeps: bool = False
     leaves: bool = False
@@ -132,8 +136,8 @@ class SharedSessions(SessionFiles):
         held = self._sessions.get(self.id_of(key))
         return 0 if held is None else held.lease.fence
 
-    def claim(self, key: Key) -> None:
-        """Take a session, where it is not held already, and bring its file.
+    def claim(self, key: Key, begin: bool = True) -> None:
+        """Take a session, where it is not held already, and bring its file; ``begin``: also if there is none yet.
 
         While the store is away, what was held goes on.
 
@@ -161,7 +165,10 @@ class SharedSessions(SessionFiles):
                     return
             if held is None:
                 with self.store.asking():
-                    held = self._sessions[session] = _Held(self._leases.take(session))
+                    lease = self._leases.take(session, begin=begin)
+                if lease is None:
+                    return
+                held = self._sessions[session] = _Held(lease)
                 self._note(session)
             if not held.here:
                 with self.store.asking():
@@ -232,7 +239,7 @@ class SharedSessions(SessionFiles):
             if not held.leaves:
                 return
             try:
-                if held.waits:
+                if held.waits or held.says:
                     self._put(session, held)
                 with self.store.asking():
                     self._leases.release(held.lease)
@@ -248,6 +255,9 @@ class SharedSessions(SessionFiles):
             return
         self.store.lost += 1
         path = self._path(session)
+        if held.says:
+            with contextlib.suppress(OSError):
+                os.replace(self._talk_path(session), f"{path}.{time.strftime('%Y%m%d-%H%M%S')}-talk.aside")
         if held.waits and os.path.lexists(path):
             aside = f"{path}.{time.strftime('%Y%m%d-%H%M%S')}-{held.lease.fence}-{self._leases.me[:8]}.aside"
             os.replace(path, aside)
@@ -277,7 +287,7 @@ class SharedSessions(SessionFiles):
         with self._counting:
             if self._contexts is not None:
                 self._contexts.pop(path, None)
-        for one in (path, path.removesuffix(_SUFFIX) + _LEASE):
+        for one in (path, path.removesuffix(_SUFFIX) + _LEASE, self._talk_path(session)):
             with contextlib.suppress(OSError):
                 os.unlink(one)
 
@@ -325,41 +335,116 @@ class SharedSessions(SessionFiles):
         FileAccessError
             The store is away.
         """
-        path, before = self._path(session), held.lease.record.state
-        name: str | None = None
-        about: dict[str, Any] = {}
+        before, made = held.lease.record, list[str]()
+        changes: dict[str, Any] = {"about": dict(before.about)}
         with self.store.asking():
             try:
-                if os.path.lexists(path):
-                    if not self._secret:
-                        info = session_info(path)
-                        about = {one: info[one] for one in _TOLD if one in info}
-                    held.number += 1
-                    name = f"{_STATES}/{session}/{held.lease.fence}-{held.number}{_SUFFIX}"
-                    self._objects.put_file(name, path)
-                self._leases.write(held.lease, state=name, about=about)
+                if held.waits:
+                    changes |= self._put_state(session, held, made)
+                if held.says:
+                    self._put_talk(session, held, made, changes["about"])
+                self._leases.write(held.lease, **changes)
             except LeaseLostError:
-                if name is not None:
+                for name in made:
                     with contextlib.suppress(AtlasError):
                         self._objects.delete(name)
                 self._lose(session)
                 raise
-            held.waits = False
+            held.waits = held.says = False
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._talk_path(session))
             self.store.has_put()
+            now = held.lease.record
+            left = {before.state: now.state, before.about.get(_TALK): now.about.get(_TALK)}
             with contextlib.suppress(AtlasError):
-                if before is not None and before != name and not held.keeps:
-                    self._objects.delete(before)
+                for old, new in left.items():
+                    if old is not None and old != new and not (held.keeps and old == before.state):
+                        self._objects.delete(old)
         held.keeps = False
         self._note(session)
+
+    def _put_state(self, session: str, held: _Held, made: list[str]) -> dict[str, Any]:
+        path, talk = self._path(session), held.lease.record.about.get(_TALK)
+        about: dict[str, Any] = {} if talk is None else {_TALK: talk}
+        if not os.path.lexists(path):
+            return {"state": None, "about": about}
+        if not self._secret:
+            info = session_info(path)
+            about |= {one: info[one] for one in _TOLD if one in info}
+        held.number += 1
+        made.append(f"{_STATES}/{session}/{held.lease.fence}-{held.number}{_SUFFIX}")
+        self._objects.put_file(made[-1], path)
+        return {"state": made[-1], "about": about}
+
+    def _put_talk(self, session: str, held: _Held, made: list[str], about: dict[str, Any]) -> None:
+        about.pop(_TALK, None)
+        with open(self._talk_path(session), "rb") as file:
+            data = file.read()
+        if data:
+            held.number += 1
+            made.append(f"{_TALKS}/{session}/{held.lease.fence}-{held.number}")
+            self._objects.put(made[-1], data)
+            about[_TALK] = made[-1]
+
+    def _talk_path(self, session: str) -> str:
+        return self._path(session).removesuffix(_SUFFIX) + ".talk"
+
+    def write_talk(self, key: Key, ticket: int, data: bytes) -> None:
+        """Keep the text of a conversation with its session; none: forget it.
+
+        Raises
+        ------
+        LeaseLostError
+            The session is not held any more under the fencing number of ``ticket``: nothing was written.
+        AtlasError
+            It cannot be written here.
+        """
+        session = self.id_of(key)
+        with self._turn(session):
+            held = self._require(session, ticket)
+            write_atomically(self._talk_path(session), data)
+            held.says = True
+            self._note(session)
+            try:
+                self._put(session, held)
+            except LeaseLostError:
+                raise
+            except FileAccessError as error:
+                log.debug("the text of a conversation waits for the store: %s", error.message)
+
+    def read_talk(self, key: Key) -> bytes | None:
+        """Return the text of a conversation whose session is held.
+
+        Raises
+        ------
+        FileAccessError
+            The store is away.
+        """
+        session = self.id_of(key)
+        with self._turn(session):
+            held = self._sessions.get(session)
+            if held is None:
+                return None
+            if held.says:
+                with open(self._talk_path(session), "rb") as file:
+                    return file.read() or None
+            name = held.lease.record.about.get(_TALK)
+            if name is None:
+                return None
+            with self.store.asking():
+                found = self._objects.read(name)
+            return None if found is None else found.data
 
     def waits(self, key: Key) -> bool:
         """Tell whether the folder has something of a session that the store lacks."""
         held = self._sessions.get(self.id_of(key))
-        return held is not None and held.waits
+        return held is not None and (held.waits or held.says)
 
     def waiting(self) -> list[str]:
         """Return the files in the folder that the store lacks."""
-        found = [session + _SUFFIX for session, held in list(self._sessions.items()) if held.waits]
+        found = [
+            session + _SUFFIX for session, held in list(self._sessions.items()) if held.waits or held.says
+        ]
         with contextlib.suppress(OSError):
             found += [one for one in os.listdir(self.folder) if one.endswith(".aside") and _SUFFIX in one]
         return found
@@ -380,7 +465,7 @@ class SharedSessions(SessionFiles):
                 if name.endswith(".aside"):
                     if os.path.lexists(path):
                         self._put_aside(path)
-                elif held is not None and held.waits:
+                elif held is not None and (held.waits or held.says):
                     self._put(session, held)
 
     def delete(self, key: Key, ticket: int = 0) -> bool:
@@ -487,11 +572,11 @@ class SharedSessions(SessionFiles):
         lease = held.lease
         found = {
             "record": dataclasses.asdict(lease.record), "version": lease.version, "here": held.here,
-            "waits": held.waits, "number": held.number,
+            "waits": held.waits, "says": held.says, "number": held.number,
         }  # fmt: skip
         make_private(self.folder)
         path = os.path.join(self.folder, session + _LEASE)
-        write_atomically(path, json.dumps(found).encode(), durable=held.waits)
+        write_atomically(path, json.dumps(found).encode(), durable=held.waits or held.says)
 
     def _find_left(self) -> None:
         """Go on with what a server held that had this spool before."""
@@ -506,7 +591,9 @@ class SharedSessions(SessionFiles):
                         lease, waits = Lease(session, record, str(found["version"]), -1), bool(found["waits"])
                         whole = waits or record.state is None or os.path.lexists(self._path(session))
                         number = int(found["number"])
-                        self._sessions[session] = _Held(lease, bool(found["here"]) and whole, waits, number)
+                        self._sessions[session] = _Held(
+                            lease, bool(found["here"]) and whole, waits, bool(found["says"]), number
+                        )
                     except (OSError, ValueError, KeyError, TypeError, AtlasError):
                         log.warning("%s is damaged, and what it belongs to is put aside", entry.name)
         self._set_aside_strange()
@@ -525,6 +612,6 @@ class SharedSessions(SessionFiles):
     def close(self) -> None:
         """Remove what the store has, too, and let another server use the folder; the leases end with the store's."""
         for session, held in list(self._sessions.items()):
-            if not held.waits:
+            if not (held.waits or held.says):
                 self._forget(session)
         super().close()

@@ -10,7 +10,17 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.jupyter.conftest import Unpacked
-from tests.jupyter.labdriver import Lab, notebook_json, run_all, running_lab, wait_for_kernel
+from tests.jupyter.labdriver import Lab, kernel_json, notebook_json, run_all, running_lab, wait_for_kernel
+
+WIDGETS = (
+    """from atlas_kit.widgets import MemoryLab
+lab = MemoryLab("tiny-python.gguf", "def median(data):\\n    return sorted(data)\\n" * 60)
+lab""",
+    """from atlas_kit.widgets import MemoryCompare
+MemoryCompare("learned.atlas", "learned-more.atlas")""",
+    """from atlas_kit.widgets import ModelCompare
+ModelCompare("tiny.gguf", "micro.gguf")""",
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +31,9 @@ def notebook7(wheel: Unpacked, tmp_path_factory: pytest.TempPathFactory, sample_
     shutil.copy(sample_data / "atlas" / "learned.atlas", root)
     show = 'from atlas_kit.widgets import FileExplorer\nFileExplorer("learned.atlas")'
     (root / "show.ipynb").write_text(notebook_json(show), encoding="utf-8")
+    for name in ("gguf/micro.gguf", "models/tiny-python.gguf", "atlas/learned-more.atlas"):
+        shutil.copy(sample_data / name, root)
+    (root / "widgets.ipynb").write_text(notebook_json(*WIDGETS), encoding="utf-8")
     with running_lab(root, app="notebook", environment=wheel.environment) as server:
         yield server
 
@@ -45,3 +58,35 @@ def test_a_notebook_shows_the_explorer(page: Page, notebook7: Lab):
     wait_for_kernel(page)
     assert run_all(page) == []
     expect(page.locator(".jp-OutputArea-output .ax")).to_contain_text("learned.atlas")
+
+
+@pytest.mark.model
+def test_a_notebook_runs_a_lab_and_compares_memories_and_models(page: Page, notebook7: Lab):
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    page.goto(notebook7.at("notebooks/widgets.ipynb"))
+    page.wait_for_function("window.jupyterapp && window.jupyterapp.shell")
+    wait_for_kernel(page)
+    assert run_all(page) == []
+    lab, memories, models = (
+        page.locator(".jp-CodeCell").nth(n).locator(".jp-OutputArea-output").last for n in range(3)
+    )
+
+    lab.get_by_role("button", name="Start").click()
+    page.wait_for_function(
+        "Number(document.querySelector('.atlas-lab').dataset.shown) > 200", timeout=120_000
+    )
+    lab.get_by_role("button", name="Stop").click()
+    expect(lab.locator(".state")).to_have_text("idle")
+    expect(lab.locator(".atlas-lab .loss canvas")).to_be_visible()
+
+    expect(memories.locator("canvas").nth(2)).to_be_visible()
+    memories.get_by_role("tab", name="Entries").click()
+    expect(memories.get_by_text("model_context_0.parameters.W")).to_be_visible()
+
+    expect(models.get_by_role("status").first).to_contain_text("tensors differ")
+    models.get_by_role("tab", name="Metadata").click()
+    expect(models.get_by_role("cell", name="general.name", exact=True)).to_be_visible()
+
+    # closed, it leaves its picture
+    kernel_json(page, "1", "lab.close()")
+    expect(page.locator("iframe.atlas-kit-still")).to_have_count(1)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas_kit.episodes import Episodes, Kind
+from atlas_kit.episodes.words import words
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama import AtlasSession, AtlasSettings, FakeEngine, Sampling, Scheduler, choosing
 from atlas_kit.llama import asking as asking_module
@@ -18,7 +19,7 @@ from atlas_kit.llama import session as sessions
 from atlas_kit.llama.asking import asking, follows_up, states
 from atlas_kit.llama.asking_prompts import Form
 from atlas_kit.llama.branching import Branch
-from atlas_kit.llama.recalling import Piece, Recall, _grown, candidates, newest_first, recalling
+from atlas_kit.llama.recalling import Piece, Recall, _grown, candidates, earlier_than, newest_first, recalling
 from atlas_kit.llama.steps import Finish, Token
 
 SETTINGS = AtlasSettings(window_size=64, memory_dim=8, omega_window=16, chunk_size=8, candidates=16)
@@ -507,6 +508,53 @@ def test_a_later_turn_that_says_that_it_is_otherwise_corrects(later, gain, kind,
     assert sorted(found, key=id) == sorted(pieces, key=id)
     earlier = dataclasses.replace(pieces[1], start=1, time_ms=1)
     assert newest_first([old, earlier, *OTHERS], Recall())[0] is old
+
+
+@pytest.mark.parametrize(
+    ("asked", "old", "later", "gain", "corrects"),
+    [
+        ("What is my shoe size?", "My shoe size is 42.", "They measured: my shoe size is 43.", 1.2, True),
+        ("When does the train to Perth leave?", "The train to Perth leaves at 7.",
+         "The train to Perth leaves at 8.", 1.5, True),
+        ("When does the train to Perth leave?", "The train to Perth leaves at 7.",
+         "The train to Ayr leaves at 8.", 1.5, False),  # a look-alike: another train
+        ("Who is our vet?", "Our vet is Doctor Marsh.", "Doctor Marsh has retired: our vet is Oduya.", 0.2, True),
+        ("Who is our vet?", "Our vet is Doctor Marsh.", "Doctor Marsh likes tea.", 0.2, False),
+        ("Who is our vet?", "Our vet is Doctor Marsh.", "It rained in our street.", 1.9, True),  # as like
+        ("Wer ist der Arzt?", "Der Arzt ist Frau Mohn.", "Der Arzt ist Herr Klee.", 1.2, True),
+    ],
+)  # fmt: skip
+def test_what_says_the_same_of_the_same_later_wins_and_the_older_can_be_seen(
+    asked, old, later, gain, corrects
+):
+    said = frozenset(words(asked))
+    pieces = [piece_of(old, 2.0, 100), piece_of(later, gain, 900), *OTHERS]
+    found = newest_first(pieces, Recall(), said)
+    assert (found[0].text == later) is corrects
+    earlier = earlier_than(found[0], found, Recall(), said)
+    assert [piece.text for piece in earlier] in ([], [old])
+    if corrects and later != "It rained in our street.":
+        assert earlier
+    assert newest_first(pieces, Recall(), frozenset())[0].text in (old, later)
+
+
+def test_what_was_corrected_is_told_with_the_answer(engine, monkeypatch):
+    def likelihood(branch, tokens, asked):
+        yield from ()
+        return len(asked) * (2.0 if b"Mill" in bytes(tokens) else 1.2 if b"Lake" in bytes(tokens) else 0.0)
+
+    monkeypatch.setattr(Branch, "likelihood", likelihood)
+    with AtlasSession(engine, SETTINGS) as session:
+        for text in (
+            "The car is in Mill Street.",
+            "It rains.",
+            "The car is in Lake Street.",
+            "The cat sleeps.",
+        ):
+            session.remember(Kind.USER, text)
+        answer = session.ask("Where is the car?", recall=Recall(), keep=False, max_tokens=2)
+        assert [piece.text for piece in answer.pieces] == ["The car is in Lake Street."]
+        assert [piece["text"] for piece in answer.to_json()["earlier"]] == ["The car is in Mill Street."]
 
 
 @given(st.permutations(range(8)), st.lists(st.floats(-1, 4), min_size=8, max_size=8))

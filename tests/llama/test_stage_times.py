@@ -12,7 +12,7 @@ from memory_arrays import arrays, assert_same
 from atlas_kit.errors import ClosedError, ModelError
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling, SessionPool
 from atlas_kit.llama.engine import Outputs
-from atlas_kit.llama.stage_times import HALF_LIFE, TRIED, TRIED_IN, StageTimes
+from atlas_kit.llama.stage_times import COMPARED, HALF_LIFE, OTHER, OTHER_IN, TRIED, TRIED_IN, StageTimes
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
 GREEDY = Sampling(temperature=0)
@@ -70,6 +70,29 @@ def test_what_was_long_ago_counts_less():
         for size in (10, 20):
             times.decoded(size, 0.001 * size)
     assert times.fixed < 1e-3
+
+
+@pytest.mark.parametrize("two", [0.0005, 0.002])
+def test_what_was_faster_lately_is_gone_on_with_and_the_other_is_tried_now_and_then(two):
+    """Two stages should gain, and where others keep the processors busy they do not."""
+    times, took = measured(0.0, 0.001, 0.0011, (8, 4) * 4), {True: two, False: 0.001}
+
+    def steps(count, sessions=8):
+        done = []
+        for _ in range(count):
+            done.append(times.gains(sessions))
+            times.stepped(done[-1], sessions, took[done[-1]] * sessions)
+        return done
+
+    first = steps(2 * COMPARED)
+    assert first[0]
+    assert {True, False} == set(first)
+    best = two < 0.001
+    assert steps(4 * OTHER_IN).count(best) == 4 * (OTHER_IN - OTHER)
+    took[True], took[False] = took[False], took[True]  # the others have come, or gone
+    steps(2 * OTHER_IN)
+    assert steps(OTHER_IN).count(best) == OTHER
+    assert steps(1, sessions=3) == [True]  # another number of sessions is another question
 
 
 def in_two_stages(monkeypatch, engine, sessions):

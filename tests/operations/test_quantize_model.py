@@ -324,3 +324,12 @@ def test_divergence_by_hand() -> None:
 def test_too_few_tokens() -> None:
     with pytest.raises(InvalidParamError, match="too few"):
         compare_engines(FakeEngine(), FakeEngine(), [])
+
+
+def test_vocabularies_of_one_size_with_other_tokens_cannot_be_compared() -> None:
+    class Other(FakeEngine):
+        def piece(self, token: int, *, special: bool = False) -> bytes:
+            return super().piece(token, special=special)[::-1] + b"!"
+
+    with pytest.raises(InvalidParamError, match="different vocabularies"):
+        compare_engines(FakeEngine(n_ctx=WINDOW), Other(n_ctx=WINDOW), [1, 2, 3])

@@ -70,7 +70,9 @@ def test_asking_leaves_no_trace(session):
 def test_a_fact_is_asked_when_so_many_tokens_have_come(session, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        recalling, "_ask", lambda s, fact, row: seen.append((row.distance, fact, s.stats["tokens_read"]))
+        recalling,
+        "_ask",
+        lambda s, fact, row, given: seen.append((row.distance, fact, s.stats["tokens_read"])),
     )
     recall(session, facts=3, distances=[10, 100], template=TEMPLATE)
     assert len(seen) == 6
@@ -116,8 +118,11 @@ def test_the_kind_of_text_is_what_the_model_expects(session, style):
 def test_the_whole_memory_reads_again_what_was_read(monkeypatch):
     asked = []
 
-    def complete(session, question, count):
+    def complete(session, question, count, given=()):
         text = bytes(question).decode()
+        if given:
+            assert text in bytes(given).decode()
+            return (bytes(given).decode().split(text)[1], None)
         asked.append(text)
         return (session.episodes.text(0, session.episodes.end).split(text)[1], None)
 
@@ -126,6 +131,7 @@ def test_the_whole_memory_reads_again_what_was_read(monkeypatch):
     with AtlasSession(FakeEngine(n_embd=64), settings) as session:
         result = recall(session, facts=3, distances=[40, 900], template=TEMPLATE)
         assert [row.right_recalled for row in result.rows] == [3, 3]
+        assert [row.right_given for row in result.rows] == [3, 3]
         assert [row["accuracy_recalled"] for row in result.to_json()["results"]] == [1.0, 1.0]
         assert len(asked) == 6
 

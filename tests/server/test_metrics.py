@@ -476,3 +476,37 @@ def test_a_client_that_leaves_is_a_request_that_was_cancelled(serve: Server):
             break
         threading.Event().wait(0.1)
     assert found["requests_total{reason=cancelled,task=completion}"] == 1
+
+
+def test_while_a_text_is_answered_again_nothing_of_it_has_left_the_context(serve: Server):
+    """The longer text that was there before is none of it any more."""
+    engine = fake_engine()
+    decode, held, go_on, left = engine.decode, threading.Event(), threading.Event(), [10**6]
+
+    def slow(*args: Any, **options: Any) -> Any:
+        left[0] -= 1
+        if not left[0]:
+            held.set()
+            assert go_on.wait(60)
+        return decode(*args, **options)
+
+    engine.decode = slow  # type: ignore[method-assign]
+    server = serve(engine, atlas=True)
+    body = {"prompt": TEXT, "max_tokens": 60, "ignore_eos": True, "atlas": {"session_id": "anna"}}
+    server.post("/v1/completions", **body)
+    (before,) = server.get("/v1/atlas/metrics")["conversations"]
+    assert before["conversation_tokens"] > len(TEXT) + 50
+    left[0] = 5
+    asking = threading.Thread(target=lambda: server.post("/v1/completions", **body))
+    asking.start()
+    try:
+        assert held.wait(60)
+        (now,) = server.get("/v1/atlas/metrics")["conversations"]
+        assert now["busy"]
+        assert now["left_context_tokens"] == 0
+        assert len(TEXT) <= now["conversation_tokens"] < before["conversation_tokens"]
+    finally:
+        go_on.set()
+        asking.join(60)
+    (after,) = server.get("/v1/atlas/metrics")["conversations"]
+    assert after["conversation_tokens"] == before["conversation_tokens"]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from atlas_kit.errors import FileAccessError, LockedError
+from atlas_kit.server import shared_claims
 from atlas_kit.server.leases import Leases
 from atlas_kit.storage.objects import OtherObjects, objects_at
 from server.conftest import Inside, Insider
@@ -34,7 +35,7 @@ def replica(inside: Insider, address: str, tmp_path: Path) -> Any:
     @contextlib.asynccontextmanager
     async def start(name: str, **settings: Any) -> AsyncIterator[Inside]:
         given = {
-            "atlas_memory_dir": address, "atlas_memory_spool": str(tmp_path / name), "atlas_lease_seconds": 2.0,
+            "atlas_memory_dir": address, "atlas_memory_spool": str(tmp_path / name), "atlas_lease_seconds": 4.0,
             "atlas_replica_name": name,
         }  # fmt: skip
         async with inside(**{**given, **settings}) as server:
@@ -105,11 +106,13 @@ def test_one_that_is_deleted_is_gone_for_all(replica: Any) -> None:
             assert await names(two) == {"anna"}
             assert (await two.client.delete("/v1/atlas/sessions/anna")).status_code == 200
             assert await names(one) == await names(two) == set()
-            assert (await one.client.get("/v1/atlas/sessions/anna")).status_code == 404
+            for name in ("anna", "nobody"):  # who only asks for one begins none
+                assert (await one.client.get(f"/v1/atlas/sessions/{name}")).status_code == 404
+            store = two.service.store
+            assert store is not None
+            assert len(store.objects.listed("sessions")) == 1
             await say(one, "something else")
             assert "secret" not in await history(two)
-            store = one.service.store
-            assert store is not None
             assert len(store.objects.listed("states")) <= 1
 
     asyncio.run(test())
@@ -118,6 +121,8 @@ def test_one_that_is_deleted_is_gone_for_all(replica: Any) -> None:
 def test_a_session_that_is_at_work_elsewhere_is_waited_for_and_then_refused(
     replica: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(shared_claims, "PATIENCE", 0.1)
+
     async def test() -> None:
         async with replica("one") as one, replica("two") as two:
             await say(one, "a begin")
@@ -126,6 +131,7 @@ def test_a_session_that_is_at_work_elsewhere_is_waited_for_and_then_refused(
                 refused = await say(two, "a word", status=503)
             assert refused["error"]["code"] == "session_elsewhere"
             assert "one" in refused["error"]["message"]
+            shared_claims.PATIENCE = 10.0
             await say(two, "a begin and more")
 
     asyncio.run(test())
@@ -233,7 +239,6 @@ def test_where_the_store_has_moved_on_both_are_kept(replica: Any, switch: Switch
             switch.away = True
             await say(one, "before and meanwhile")
         switch.away = False
-        await asyncio.sleep(2.2)
         async with replica("two") as two:
             await say(two, "before and elsewhere", save_memory=True)
             async with replica("one") as one:
@@ -343,5 +348,95 @@ def test_the_shared_memory_may_be_at_an_address(
         assert objects_at(address).read(name).data == b"somebody else's"  # type: ignore[union-attr]
         beside = [one for one in objects_at(address).listed("") if one.endswith(".aside.atlas")]
         assert len(beside) == 1
+
+    asyncio.run(test())
+
+
+# --- answers and conversations ----------------------------------------------------------------------------
+
+
+async def respond(server: Inside, text: str, status: int = 200, **more: Any) -> Any:
+    answer = await server.client.post("/v1/responses", json={"input": text, "max_output_tokens": 3, **more})
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_an_answer_is_gone_on_from_at_another_server(
+    replica: Any, address: str, tmp_path: Path, sealed: bool
+) -> None:
+    settings: dict[str, Any] = {}
+    if sealed:
+        pytest.importorskip("cryptography", reason="needs the encryption extra")
+        (tmp_path / "key").write_bytes(bytes(range(32)))
+        settings["atlas_key_file"] = str(tmp_path / "key")
+
+    async def test() -> None:
+        async with replica("one", **settings) as one, replica("two", **settings) as two:
+            first = await respond(one, "heron", atlas={"session_id": "anna"})
+            second = await respond(two, "otter", previous_response_id=first["id"])
+            assert second["atlas"]["session_id"] == "anna"
+            third = await respond(one, "stoat", previous_response_id=second["id"])
+            said = await history(two)
+            assert [said.count(f"<user>{word}</>") for word in ("heron", "otter", "stoat")] == [1, 1, 1]
+            assert (await two.client.get(f"/v1/responses/{third['id']}")).json()["output"] == third["output"]
+            store = objects_at(address)
+            found = [store.read(name) for name in store.listed("answers")]
+            stored = b"".join(one.data for one in found if one is not None)
+            assert (b"heron" in stored) != sealed
+            assert (await two.client.delete(f"/v1/responses/{second['id']}")).status_code == 200
+            await respond(one, "shrew", 400, previous_response_id=second["id"])
+            fourth = await respond(one, "shrew", previous_response_id=third["id"])
+        async with replica("three", **settings) as three:
+            await respond(three, "badger", previous_response_id=fourth["id"])
+            assert "<user>otter</>" in await history(three)
+            forgotten = {"about": "heron", "remove_answers": True}
+            told = await three.client.post("/v1/atlas/sessions/anna/forget", json=forgotten)
+            assert told.json()["answers"] == 4
+            assert not objects_at(address).listed("answers")
+            await respond(three, "again", 400, previous_response_id=fourth["id"])
+
+    asyncio.run(test())
+
+
+def test_a_conversation_goes_on_at_another_server(replica: Any) -> None:
+    async def items(server: Inside) -> list[str]:
+        found = (await server.client.get("/v1/conversations/talk/items?order=asc")).json()["data"]
+        return [one["content"][0]["text"] for one in found if one["role"] == "user"]
+
+    async def test() -> None:
+        async with replica("one") as one, replica("two") as two:
+            made = (await one.client.post("/v1/conversations", json={"metadata": {"a": "b"}})).json()
+            assert (await two.client.get(f"/v1/conversations/{made['id']}")).json()["metadata"] == {"a": "b"}
+            for server, word in ((one, "heron"), (two, "otter"), (one, "stoat")):
+                await respond(server, word, conversation="talk")
+            assert await items(two) == ["heron", "otter", "stoat"]
+            assert (await history(two, "talk")).count("<user>otter</>") == 1
+            assert (await two.client.delete("/v1/conversations/talk")).status_code == 200
+            assert (await one.client.get("/v1/conversations/talk")).status_code == 404
+            assert (await one.client.delete(f"/v1/conversations/{made['id']}")).status_code == 200
+
+    asyncio.run(test())
+
+
+def test_answers_wait_for_the_store_as_all_else_does(replica: Any, switch: Switch) -> None:
+    async def test() -> None:
+        async with replica("one") as one:
+            first = await respond(one, "heron", conversation="talk")
+            switch.away = True
+            second = await respond(one, "otter", conversation="talk")
+            assert (await status(one))["waiting"] >= 2
+            refused = await respond(one, "stoat", 503, previous_response_id="resp_none")
+            assert refused["error"]["code"] == "store_away"
+        assert one.service.unput >= 2
+        switch.away = False
+        async with replica("one") as one:
+            while (await status(one))["waiting"]:
+                await asyncio.sleep(0.05)
+        async with replica("two") as two:
+            for name in (first["id"], second["id"]):
+                assert (await two.client.get(f"/v1/responses/{name}")).status_code == 200
+            await respond(two, "stoat", conversation="talk")
+            assert "<user>otter</>" in await history(two, "talk")
 
     asyncio.run(test())

@@ -61,15 +61,25 @@ def test_a_text_is_read_by_both(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_text_that_cannot_be_read_is_a_sentence(monkeypatch: pytest.MonkeyPatch):
     def check(*_: object, **__: object) -> ModelCheck:
-        raise InvalidParamError("the two <models> have different vocabularies")
+        raise InvalidParamError("the two <models> have different vocabularies", hint="So it is.")
 
     monkeypatch.setattr("atlas_kit.operations.model_check.check_models", check)
     compare = done(text="words")
     assert compare.read() is None
-    assert "&lt;models&gt; have different vocabularies" in compare._result.value
+    assert ">The two &lt;models&gt; have different vocabularies. So it is.<" in compare._result.value
     assert not compare._go.disabled
     assert compare.read("   ") is None
     assert "There is no text to read." in compare._result.value
+
+
+def test_other_vocabularies_are_told_before_both_models_are_loaded(monkeypatch: pytest.MonkeyPatch):
+    def check(*_: object, **__: object) -> ModelCheck:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr("atlas_kit.operations.model_check.check_models", check)
+    compare = done(A, SAMPLES / "models/tiny-python.gguf", "words")
+    assert compare.read() is None
+    assert ">The two models have different vocabularies. One predicts" in compare._result.value
 
 
 def test_what_is_no_model_is_an_error():

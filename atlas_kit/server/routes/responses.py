@@ -207,6 +207,7 @@ class _Answer:
                 thread.last = self._keep(talk)
             elif self._asked.store is not False:
                 self._keep(talk)
+            await self._service.responses.settled()
             timings = self._response["timings"]
             yield {"type": f"response.{status}", "response": self._response, "timings": timings}
 

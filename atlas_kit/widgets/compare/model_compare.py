@@ -201,12 +201,15 @@ class ModelCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self._show()
 
     def _read(self, stale: Callable[[], bool]) -> None:
-        from atlas_kit.operations.model_check import check_models
+        from atlas_kit.operations.model_check import check_models, different_vocabularies
 
         text = self._text.value
         if not text.strip():
             self._result.value = '<p role="alert">There is no text to read.</p>'
             return
+        counts = self.found.token_counts
+        if all(counts) and counts[0] != counts[1]:
+            raise different_vocabularies()  # before both are loaded
         with self._lock:
             self._go.disabled = True
             self._result.value = '<p role="status">Loading both models …</p>'
@@ -245,6 +248,8 @@ class ModelCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
         if not self._open:
             return
         said = error.sentence(error.advice) if isinstance(error, AtlasError) else str(error)
+        if isinstance(error, AtlasError) and said.startswith(error.message):  # and not with a path
+            said = f"{said[:1].upper()}{said[1:].rstrip('.')}."
         if name == "tokens":
             self._cut_text.value = f'<p role="alert">{html.escape(said)}</p>'
         elif name == "text":

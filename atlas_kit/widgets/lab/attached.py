@@ -189,7 +189,7 @@ class AttachedLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         rows, tokens, sources = (
             base64.b64decode(piece.get(name, "")) for name in ("rows", "tokens", "sources")
         )
-        self._trace.extend(unpacked(rows, tokens, sources, start=len(self.trace)))
+        self._trace.extend(unpacked(rows, tokens, sources, start=len(self._trace)))
 
     def _take_facts(self, report: dict[str, Any]) -> None:
         """Take in how things stand."""
