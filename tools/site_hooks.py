@@ -114,7 +114,9 @@ def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
         parts = [f"```python\n{cell.source}\n```"]
         for output in cell.get("outputs", []):
             data = output.get("data", {})
-            if 'class="ak"' in data.get("text/html", ""):  # a widget's page, to look around in as in JupyterLab
+            if 'class="ak"' in data.get(
+                "text/html", ""
+            ):  # a widget's page, to look around in as in JupyterLab
                 parts.append(f'<div class="saved">\n{_in_one_piece(data["text/html"])}\n</div>')
             elif "image/png" in data:
                 name = f"{path.stem}-{len(pictures) + 1}.png"

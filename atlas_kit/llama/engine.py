@@ -97,8 +97,8 @@ class Outputs(NamedTuple):
     """What a feed gave, one row per wanted token, for example (16, 4096) and (16, 256).
 
     The arrays are views that the next ``decode`` overwrites. ``index`` is the first row's place in the batch, which
-    samplers of the engine understand; ``COPIED``: they are copies. ``hidden`` is the state after the final norm, and
-    only there when asked for.
+    samplers of the engine understand; ``COPIED``: they are copies. ``hidden`` is the state after the final norm, with
+    that of a middle layer behind it where it is shown, and only there when asked for.
     """
 
     logits: Floats
@@ -136,6 +136,8 @@ class Engine(Protocol):
     taken: set[int]
     #: Whether it sleeps; it wakes by itself when it is to decode.
     asleep: bool
+    #: Whether ``hidden`` holds states of a middle layer behind the final ones.
+    middle: bool
 
     def metadata(self, key: str) -> str | None:
         """Return a value of the model's file as text; None where there is none, or a list of values."""
@@ -170,6 +172,9 @@ class Engine(Protocol):
 
         A ``DecodeError`` leaves a single feed's sequence empty, and those of several as they were, where it can.
         """
+
+    def show_middle(self) -> bool:
+        """Give states of a middle layer, too, from now on (see ``middle_layers``); False where it cannot."""
 
     def forget(self, sequence: int, start: int = 0, end: int = -1) -> bool:
         """Remove positions [start, end) of a sequence (-1: to its end); False where the model cannot."""

@@ -46,7 +46,7 @@ class FakeEngine:
         self.notes: list[str] = []
         self._shiftable = shiftable
         self._contexts: dict[int, list[int]] = {}
-        self.asleep = False
+        self.asleep = self.middle = False
         self.decodes = 0
         self.lock, self.taken = threading.RLock(), set[int]()
         self._given: list[Floats] = []
@@ -129,16 +129,24 @@ class FakeEngine:
         found, at = [], 0
         for feed in feeds:
             context = self._contexts.setdefault(feed.sequence, [])
-            states = []
+            states, inner = [], []
             for token in feed.tokens:
                 context.append(int(token))
                 states.append(self._state(context))
+                inner.append(self._state(context[-2:]))
             rows = np.stack(states)[len(states) - feed.outputs :]
             logits = (rows @ self._matrix.T).astype(np.float32)
+            if self.middle:
+                rows = np.concatenate((rows, np.stack(inner)[len(states) - feed.outputs :]), axis=1)
             self._given += [rows, logits]
             found.append(Outputs(logits, rows if hidden else None, at + len(states) - feed.outputs))
             at += len(states)
         return found
+
+    def show_middle(self) -> bool:
+        """Give states of the last two tokens as those of a middle layer."""
+        self.middle = True
+        return True
 
     def forget(self, sequence: int, start: int = 0, end: int = -1) -> bool:
         """Remove positions [start, end) of a sequence."""

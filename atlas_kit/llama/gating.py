@@ -9,8 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
+from atlas_kit.codecs.numbers import Array
+
 #: The window never gets all of the weight: a token that it has not seen must stay possible.
 MOST_WEIGHT = 1 - 1e-6
+#: Steps until a whitened memory has the whole weight that the gate gives it. Its first ones are made from few tokens,
+#: and what it says then costs more on some texts than the gate, which learns no faster, can take back.
+TRUSTED_AFTER = 32
 _LARGEST = 1e4  # as ``memory.gate.LARGEST_FEATURE``
 
 
@@ -26,8 +33,9 @@ def features_of_one(
 
 
 def weights_of_one(
-    w: Sequence[Sequence[float]], features: Sequence[float], ratio: float | None, has_window: bool
-) -> tuple[float, float, float]:
+    w: Sequence[Sequence[float]], features: Sequence[float], ratio: float | None, has_window: bool,
+    trust: float = 1.0,
+) -> tuple[float, float, float]:  # fmt: skip
     """Return how much model, memory and window count; together 1.
 
     Parameters
@@ -38,9 +46,13 @@ def weights_of_one(
         The window's share where it is fixed, the rest being the memory's; None: the gate decides.
     has_window
         Whether there are slots.
+    trust
+        The share of the memory's weight that it gets, the rest being the model's.
 
     >>> weights_of_one([[0.0] * 5] * 2, [1.0] * 5, None, False)
     (0.5, 0.5, 0.0)
+    >>> weights_of_one([[0.0] * 5] * 2, [1.0] * 5, None, False, 0.5)
+    (0.75, 0.25, 0.0)
     """
     if ratio is None:
         f, (m, n) = features, w
@@ -55,6 +67,8 @@ def weights_of_one(
         model, memory, window = parts[0] / total, parts[1] / total, parts[2] / total
     else:
         model, memory, window = 0.0, 1 - ratio, ratio
+    if trust < 1:
+        model, memory = model + memory * (1 - trust), memory * trust
     if not has_window:
         window = 0.0
     window = min(window, MOST_WEIGHT * (model + memory + window))
@@ -62,3 +76,18 @@ def weights_of_one(
         model = 1 - MOST_WEIGHT
     total = model + memory + window
     return model / total, memory / total, window / total
+
+
+def brought_to_one(weights: Array, trust: float) -> Array:
+    """Return weights (n, 3), none below 0, as ``weights_of_one`` brings them to 1; in their own memory."""
+    if trust < 1:
+        held = weights[:, 1] * (1 - trust)
+        weights[:, 0] += held
+        weights[:, 1] -= held
+    cached = weights[:, 2]
+    np.minimum(cached, MOST_WEIGHT * weights.sum(axis=1), out=cached)
+    nothing = weights[:, :2].sum(axis=1) <= 0
+    if nothing.any():
+        weights[nothing, 0] = 1 - MOST_WEIGHT
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights

@@ -27,9 +27,11 @@ from atlas_kit.llama.grammar_reach import Grammars
 from atlas_kit.llama.llama_batch import LlamaBatch, Rows
 from atlas_kit.llama.llama_context import Wanted, context_of
 from atlas_kit.llama.llama_library import LoadedModel
+from atlas_kit.llama.middle_layers import middle_of
 from atlas_kit.llama.model_file import ModelFile
 from atlas_kit.llama.output_matrix import OutputRows
 from atlas_kit.llama.sampling import Sampler, Sampling
+from atlas_kit.settings.model_facts import LEAST_LAYERS, MIDDLE_STATES
 
 
 @dataclass(frozen=True)
@@ -106,13 +108,16 @@ class LlamaEngine:
         self._context: Any = None
         self._matrix: Any = None
         self._gives_both: bool | None = None
+        self.middle = False
+        self._show_middle: Any = None
+        self._give_middle: Any = None
         self._ends: tuple[int, ...] | None = None
         self._is_end: dict[int, bool] = {}
         self._controls: dict[int, bool] = {}
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self._grammars = Grammars(self._all_pieces)
         self.decodes = 0
-        self._logits, self._states = Rows(), Rows()
+        self._logits, self._states, self._inner = Rows(), Rows(), Rows()
         self.lock, self.taken = threading.RLock(), set[int]()
         self._free_blas: Callable[[], None] | None = None
         path = os.fspath(path)
@@ -142,6 +147,8 @@ class LlamaEngine:
         self.n_threads = made.n_threads
         self.notes += made.notes
         self._batch = LlamaBatch(self._lib.api, made.n_batch)
+        if self.middle:  # it was asleep
+            self._show_middle(self._context, middle_of(self.info.n_layer), True)
 
     def _info(self, path: str) -> ModelInfo:
         api, model = self._lib.api, self._model
@@ -243,6 +250,39 @@ class LlamaEngine:
             return None
         return InfillTokens(*found[:3], *(token if token >= 0 else None for token in found[3:]))
 
+    # --- the state of a middle layer ----------------------------------------------------------------------
+
+    def show_middle(self) -> bool:
+        """Give states of a middle layer, too, from now on; False where this cannot be.
+
+        Where llama.cpp's graph of an architecture lacks them, it would end the process, so only those are asked that
+        were tried (``MIDDLE_STATES``); and only on the processor.
+        """
+        if self.middle:
+            return True
+        found, loaded = self._lib.middle_states, self._loaded
+        if found is None or loaded is None or loaded.on_gpu or self.info.architecture not in MIDDLE_STATES:
+            return False
+        if (
+            self.info.n_layer < LEAST_LAYERS
+            or self._lib.api.llama_model_n_embd(self._model) != self.info.n_embd
+        ):
+            return False
+        with self.lock:
+            self._show_middle, self._give_middle = found
+            self.middle = True
+            if self._context:
+                self._show_middle(self._context, middle_of(self.info.n_layer), True)
+        return True
+
+    def _with_middle(self, states: Any) -> Any:
+        """Return final states (n, n_embd) with those of the middle layer behind them, in memory of its own."""
+        n, width = states.shape
+        given = self._give_middle(self._context, middle_of(self.info.n_layer))
+        found = np.empty((n, 2 * width), np.float32)
+        found[:, :width], found[:, width:] = states, self._inner.rows(given, n, width)
+        return found
+
     # --- decoding ------------------------------------------------------------------------------------------
 
     def decode(self, feeds: Sequence[Feed], *, hidden: bool = False) -> list[Outputs]:
@@ -310,6 +350,8 @@ class LlamaEngine:
                 self._gives_both = bool(logits[0].any())
             if not self._gives_both:  # lfm2's graph gives either of them
                 np.copyto(logits, self._logits_of(states))  # where its samplers look for them, too
+            if self.middle:
+                states = self._with_middle(states)
         for feed in feeds:
             first = at + len(feed.tokens) - feed.outputs
             start = first if hidden else row
@@ -444,7 +486,7 @@ class LlamaEngine:
                 return
             if not self._loaded.keeps_words:
                 raise InvalidParamError("this model was not opened so that it can sleep", key="sleeps")
-            self._logits, self._states = Rows(), Rows()
+            self._logits, self._states, self._inner = Rows(), Rows(), Rows()
             self.asleep = True  # first: other threads read texts meanwhile
             self._free()
             self._loaded.sleep()

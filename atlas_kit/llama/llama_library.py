@@ -9,6 +9,7 @@ import collections
 import contextlib
 import ctypes
 import os
+import re
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -21,10 +22,25 @@ from atlas_kit.storage.urls import require_here
 
 T = TypeVar("T")
 _WARN, _ERROR, _CONT = 3, 4, 5
+#: The version of llama-cpp-python that was tried, and names of its functions.
+_TRIED = (0, 3, 36)
+_MIDDLE_STATES = (
+    "_Z30llama_set_embeddings_layer_inpP13llama_contextjb",
+    "_Z30llama_get_embeddings_layer_inpP13llama_contextj",
+)
 _AMX_NOTE = (
     "this CPU has AMX, with which llama.cpp builds of many compilers crash, so its special buffers are off; "
     "extra_buffers=True (or ATLAS_KIT_EXTRA_BUFFERS=1) switches them on"
 )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return a version as numbers that compare.
+
+    >>> _numbers("0.3.36"), _numbers("0.3.4+cu124"), _numbers("")
+    ((0, 3, 36), (0, 3, 4), ())
+    """
+    return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0]))
 
 
 class _Library:
@@ -55,6 +71,24 @@ class _Library:
         info = api.llama_print_system_info().decode("ascii", "replace")
         self.has_amx = "AMX_INT8 = 1" in info
         self.notes = waiting.notes(late, info)
+
+    @property
+    def middle_states(self) -> tuple[Any, Any] | None:
+        """Functions that switch states at a layer's input on, and give them; None: this build has none.
+
+        llama.cpp has them for its own draft models, and in no header: they go by the names that C++ makes.
+        Versions before the one that was tried may end the process where a graph lacks such states.
+        """
+        if _numbers(self.version) < _TRIED:
+            return None
+        try:
+            show, give = (self.api._lib[name] for name in _MIDDLE_STATES)
+        except AttributeError:
+            return None
+        show.argtypes, show.restype = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_bool], None
+        give.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
+        give.restype = ctypes.POINTER(ctypes.c_float)
+        return show, give
 
     def _logged(self, level: int, text: bytes, _: Any) -> None:
         self._level = self._level if level == _CONT else level
@@ -154,6 +188,7 @@ class LoadedModel:
             if self.library.has_amx and not safe and extra_buffers is None:
                 self.notes.append(_AMX_NOTE)
             self._asked = path, n_gpu_layers, safe
+            self.on_gpu = n_gpu_layers != 0
             self._load(*self._asked)
             undo.pop_all()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.last_output import last_output_of
-from atlas_kit.llama.session_states import episodes_of, new_episodes, token_memory
+from atlas_kit.llama.session_states import episodes_of, new_episodes, new_memory, token_memory
 from atlas_kit.llama.steps import Stats
 from atlas_kit.persistence.session_state import SessionState
 
@@ -72,9 +72,7 @@ class Parked:
 
 def new_parked(engine: Engine, settings: AtlasSettings, device: str | None = "numpy") -> Parked:
     """Return a session at rest with a memory of this kind that has read nothing."""
-    from atlas_kit.llama.token_memory import TokenMemory
-
-    memory = TokenMemory(engine.output_rows(), settings, device)
+    memory = new_memory(engine, settings, device)
     return Parked(memory, episodes=new_episodes(engine, settings))
 
 
@@ -134,7 +132,9 @@ def state_of(engine: Engine, parked: Parked) -> SessionState:
         raise InvalidParamError("this session has no memory to save", key="memory")
     was = parked.last_output
     whole = parked.data is not None and not parked.owed and was is not None and was.hidden is not None
-    output = {"logits": was.logits.reshape(1, -1), "hidden": was.hidden} if whole else {}
+    output = {}
+    if whole:
+        output = {"logits": was.logits.reshape(1, -1), "hidden": was.hidden[:, : parked.memory.width]}
     return _state(engine, parked.memory, parked.episodes, [*parked.context, *parked.owed], output, parked)
 
 
@@ -197,7 +197,7 @@ def parked_of(engine: Engine, state: SessionState, device: str = "numpy") -> Par
     data = state.context_for(engine.info.identity, engine.info.build)
     if not tokens or not fits or data is None:
         return Parked(memory, context=tokens[-engine.n_ctx :], episodes=episodes)
-    shapes = {"logits": (1, n_vocab), "hidden": (1, engine.info.n_embd)}
+    shapes = {"logits": (1, n_vocab), "hidden": (1, memory.width)}
     if {name: array.shape for name, array in state.output.items()} != shapes:
         return Parked(memory, context=tokens, episodes=episodes)
     last = last_output_of(state.output, tokens[-1])

@@ -56,6 +56,7 @@ def pooled_states(
                 part = tokens[at : at + room]
                 states = engine.decode([Feed(session.sequence, part, at, len(part))], hidden=True)[0].hidden
                 assert states is not None
+                states = states[:, : engine.info.n_embd]
                 if pooling == "mean":
                     total += states.sum(axis=0, dtype=np.float64)
                 elif pooling == "none":

@@ -48,7 +48,7 @@ def read_one(one: OneWhitened, hidden: Array, logits: Array, current: int) -> Re
     Parameters
     ----------
     hidden, logits
-        (1, n_embd), (n_vocab,): the model's output at it.
+        (1, width), (n_vocab,): the model's output at it.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def read_one(one: OneWhitened, hidden: Array, logits: Array, current: int) -> Re
     """
     memory, state = one.memory, one.present
     assert isinstance(memory, WhitenedMemory)
-    y, direction = memory.read_one(state, hidden[0])
+    y, direction = memory.read_one(state, one.keys_of(hidden)[0])
     lse, entropy = summary(logits)
     top, beside = likely_and_beside(logits, one.lift, one.count)
     own = logits.take(top, mode="clip")

@@ -159,9 +159,7 @@ class AtlasSession:
             assert self.memory is not None
             self.memory.retune(changes if chosen is None else chosen.to_json())
         elif chosen is not None:
-            from atlas_kit.llama.token_memory import TokenMemory
-
-            self.memory = TokenMemory(self.engine.output_rows(), chosen, self.backend)
+            self.memory = session_states.new_memory(self.engine, chosen, self.backend)
             self.episodes = session_states.new_episodes(self.engine, chosen)
 
     # --- reading -------------------------------------------------------------------------------------------
@@ -815,7 +813,10 @@ class AtlasSession:
         if was is None:
             return {}
         found = {"logits": np.array(was.logits, np.float32).reshape(1, -1)}
-        return found if was.hidden is None else {**found, "hidden": np.array(was.hidden, np.float32)}
+        if was.hidden is None:
+            return found
+        hidden = was.hidden if self.memory is None else was.hidden[:, : self.memory.width]
+        return {**found, "hidden": np.array(hidden, np.float32)}
 
     def adopt(
         self,

@@ -10,6 +10,7 @@ import numpy as np
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import AtlasError, InvalidParamError, ModelError
 from atlas_kit.llama.last_output import last_output_of
+from atlas_kit.llama.middle_layers import fitting, require
 from atlas_kit.persistence.session_state import SessionState
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
@@ -113,6 +114,19 @@ def require_state(state: SessionState) -> None:
         raise InvalidParamError("a token of the context is not a whole number", key="context")
 
 
+def new_memory(engine: Engine, settings: AtlasSettings, backend: str | None = "numpy") -> TokenMemory:
+    """Return a memory beside a model that has read nothing; it looks at middle layers only where the model gives them.
+
+    Raises
+    ------
+    InvalidParamError
+        When the settings do not fit the model.
+    """
+    from atlas_kit.llama.token_memory import TokenMemory
+
+    return TokenMemory(engine.output_rows(), fitting(engine, settings), backend)
+
+
 def token_memory(engine: Engine, state: SessionState, backend: str | None = "numpy") -> TokenMemory:
     """Return the memory of a state beside a model.
 
@@ -120,11 +134,14 @@ def token_memory(engine: Engine, state: SessionState, backend: str | None = "num
     ------
     InvalidParamError
         When it is not of the kind that its settings and the model ask for.
+    ModelError
+        It looks at states that the model does not give here.
     """
     from atlas_kit.llama.token_memory import TokenMemory
     from atlas_kit.memory.backend import namespace
 
     settings = AtlasSettings.from_saved(state.settings)
+    require(engine, settings)
     memory = TokenMemory(engine.output_rows(), settings, backend, state.memory)
     _require_fit(memory, state)
     arrays = state.memory
@@ -160,10 +177,10 @@ def adopt(
     context: bytes | None,
 ) -> None:  # fmt: skip
     """Do ``AtlasSession.adopt``."""
-    n_vocab, n_embd = session.engine.info.n_vocab, session.engine.info.n_embd
+    n_vocab = session.engine.info.n_vocab
     if any(not 0 <= token < n_vocab for token in tokens):
         raise InvalidParamError("a token of the context lies outside the vocabulary", key="context")
-    shapes = {"logits": (1, n_vocab), "hidden": (1, n_embd)}
+    shapes = {"logits": (1, n_vocab), "hidden": (1, memory.width)}
     if output and {name: array.shape for name, array in output.items()} != shapes:
         raise InvalidParamError("the last output does not fit this model", key="open")
     was = session.memory, session._context, session._position, session._last_output, session._owed

@@ -22,8 +22,9 @@ import numpy as np
 
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError, ModelError
-from atlas_kit.llama.gating import MOST_WEIGHT, weights_of_one
+from atlas_kit.llama.gating import TRUSTED_AFTER, brought_to_one, weights_of_one
 from atlas_kit.llama.looking import Looking
+from atlas_kit.llama.middle_layers import seen
 from atlas_kit.llama.output_matrix import OutputRows
 from atlas_kit.llama.reading import (
     NO_SLOTS,
@@ -37,6 +38,7 @@ from atlas_kit.llama.reading import (
 )
 from atlas_kit.llama.reading_one import read_few
 from atlas_kit.llama.side_by_side import read_side_by_side
+from atlas_kit.llama.waiting_rows import ASKED, PENDING, rows_fit
 from atlas_kit.llama.whitened_reading import (
     LEAST_LIFT,
     LIFT,
@@ -59,7 +61,7 @@ from atlas_kit.memory import (
 from atlas_kit.memory.backend import choose, quiet, to_host
 from atlas_kit.memory.ranking import Ranked, Ranking
 from atlas_kit.memory.whitened import Found
-from atlas_kit.settings.atlas_settings import ADAPTIVE, GATE_FEATURES, AtlasSettings
+from atlas_kit.settings.atlas_settings import ADAPTIVE, AtlasSettings
 
 #: Tokens that came lately and are candidates therefore.
 RECENT = 1024
@@ -73,12 +75,6 @@ MOST_KEPT = 32 << 20
 MOST_ERROR = 0.3
 #: How far the step size moves per step at most, and in all, as logarithms.
 ETA_RATE, ETA_BOUND = 0.02, math.log(16)
-#: Three derivatives of the ranking, and that of the step size.
-SLOPES = 4
-#: What waits for its step to fill, one array each.
-_PENDING = ("hidden", "lse", "token", "top", "features", "probabilities", "slope")
-#: And what only a whitened memory waits with (see ``asked_for``).
-_ASKED = ("gradient", "share")
 #: How far a token's bias moves for a probability that was wrong by 1.
 BIAS_STEP = 0.1
 #: Parts of a configuration that decide what the arrays are, or what they mean.
@@ -179,6 +175,15 @@ class TokenMemory:
             self._looking.drop()
 
     @property
+    def width(self) -> int:
+        """How many numbers of a token's states it looks at: the final one, and that of a middle layer behind it."""
+        return self.rows.n_embd * (1 + self.settings.looks_inside)
+
+    def keys_of(self, hidden: Array) -> Array:
+        """Return of states (n, width) those that it learns from, (n, n_embd)."""
+        return hidden[:, -self.rows.n_embd :]
+
+    @property
     def learns(self) -> bool:
         """Whether there is a learned memory beside the window."""
         return self.settings.learning_rate > 0
@@ -191,7 +196,7 @@ class TokenMemory:
     @property
     def _waits_with(self) -> tuple[str, ...]:
         """Names of what waits for its step to fill."""
-        return (*_PENDING, *_ASKED) if self.learns and self.settings.whitened else _PENDING
+        return (*PENDING, *ASKED) if self.learns and self.settings.whitened else PENDING
 
     @property
     def count(self) -> int:
@@ -223,7 +228,8 @@ class TokenMemory:
         Parameters
         ----------
         hidden, logits
-            (n, n_embd), (n, n_vocab): the model's output at these tokens.
+            (n, n_embd), (n, n_vocab): the model's output at these tokens; states of a middle layer may lie behind the
+            final ones.
         current
             (n,): the tokens.
 
@@ -233,6 +239,7 @@ class TokenMemory:
             When the logits do not follow from the states, so that a correction would make no sense.
         """
         self.commit()
+        hidden = seen(hidden, self.width)
         if len(hidden) == 1 and self.kind is not None:
             return self._read_one(hidden, logits, int(current[0]))
         y, directions = self._answers(hidden)
@@ -298,7 +305,7 @@ class TokenMemory:
 
     def _answers(self, hidden: Array) -> tuple[Array, Array]:
         """Return what the learned memory answers to states (n, n_embd), and as what the window is asked for them."""
-        given, memory, state = self._on_device(hidden), self.memory, self.present
+        given, memory, state = self._on_device(self.keys_of(hidden)), self.memory, self.present
         looks = self._looks
         if self.learns and looks:
             y, directions = memory.read_and_direct(state, given)
@@ -349,7 +356,8 @@ class TokenMemory:
         if self._can_wait:
             return
         self._checked = True
-        error = self.rows.logits(hidden[:1], self.rows(tokens), tokens) - own[:1]
+        final = hidden[:1, : self.rows.n_embd]
+        error = self.rows.logits(final, self.rows(tokens), tokens) - own[:1]
         if float(np.square(error).mean()) > MOST_ERROR**2 * float(own[:1].var()):
             raise ModelError(
                 "the model's logits do not follow from its last state and its output matrix as they do elsewhere",
@@ -364,7 +372,7 @@ class TokenMemory:
 
     @property
     def _asked_widths(self) -> tuple[int, int]:
-        """How many numbers a token asks for: of ``_ASKED``."""
+        """How many numbers a token asks for: of ``ASKED``."""
         return self.rows.n_embd, self.count
 
     def _candidates(self, top: Array, lately: Array) -> Array:
@@ -515,19 +523,19 @@ class TokenMemory:
             weights[..., 2] = float(ratio)
             weights[..., 1 if self.learns else 0] = 1 - float(ratio)
         weights[..., 2][~has_window] = 0
-        weights = weights.reshape(-1, 3)
-        cached = weights[:, 2]
-        np.minimum(cached, MOST_WEIGHT * weights.sum(axis=1), out=cached)
-        nothing = weights[:, :2].sum(axis=1) <= 0
-        if nothing.any():
-            weights[nothing, 0] = 1 - MOST_WEIGHT
-        weights /= weights.sum(axis=1, keepdims=True)
-        return weights
+        return brought_to_one(weights.reshape(-1, 3), self.trust)
+
+    @property
+    def trust(self) -> float:
+        """The share of its weight that a learned memory has by now: of a young whitened one, little."""
+        if self.whitened is None or self.settings.blend_ratio != ADAPTIVE:
+            return 1.0
+        return min(1.0, int(self.present.counters["steps"]) / TRUSTED_AFTER)
 
     def weights_of_one(self, features: Sequence[float], has_window: bool) -> tuple[float, float, float]:
         """Return ``weights_of`` one token with its five features, where there are memory and window."""
         ratio = None if self.settings.blend_ratio == ADAPTIVE else float(self.settings.blend_ratio)
-        return weights_of_one(self.present.gate["w"].tolist(), features, ratio, has_window)
+        return weights_of_one(self.present.gate["w"].tolist(), features, ratio, has_window, self.trust)
 
     @property
     def _experts(self) -> slice | list[int]:
@@ -555,9 +563,9 @@ class TokenMemory:
         self.watched = self.watched[:0]
         probabilities, slope = reading.outcome(token, self.memory.config.ranking)
         # copies of what others may write into
-        hidden, token, gave = np.array(reading.hidden), np.array(token), np.array(probabilities)
+        hidden, token, gave = np.array(self.keys_of(reading.hidden)), np.array(token), np.array(probabilities)
         values = (hidden, reading.lse, token, reading.top, reading.features, gave, slope)
-        for name, value in zip(_PENDING, values, strict=True):
+        for name, value in zip(PENDING, values, strict=True):
             self._pending[name].append(value)
         if reading.pull is not None:
             self._asking.append((Asking.of(reading), token))
@@ -645,7 +653,7 @@ class TokenMemory:
                 )
             else:
                 found = asked_for(read, np.concatenate(tokens), self.rows)
-            for name, value in zip(_ASKED, found, strict=True):
+            for name, value in zip(ASKED, found, strict=True):
                 self._pending[name].append(value.astype(np.float32, copy=False))
             self._asking = []
 
@@ -802,23 +810,15 @@ class TokenMemory:
 
     def _fits(self, recent: Array, log_eta: Array, parts: Mapping[str, Array], count: int) -> bool:
         """Tell whether arrays from a file are what ``waiting`` could have returned."""
-        width = (self.rows.n_embd,)
-        tails = (width, (), (), (self.count,), (GATE_FEATURES,), (3,), (SLOPES,), width, (self.count,))
-        shapes = {name: (count, *tail) for name, tail in zip((*_PENDING, *_ASKED), tails, strict=True)}
-
-        def are_tokens(ids: Array) -> bool:
-            return ids.dtype.kind in "iu" and (
-                not ids.size or 0 <= ids.min() <= ids.max() < self.rows.n_vocab
-            )
-
         return (
             log_eta.shape == ()
             and abs(float(log_eta)) <= ETA_BOUND
             and recent.ndim == 1
             and count < self.memory.config.chunk_size
-            and all(array.shape == shapes[name] for name, array in parts.items())
-            and all(are_tokens(ids) for ids in (recent, *(parts[n] for n in ("token", "top") if n in parts)))
-        )
+            and rows_fit(
+                parts, count, recent, width=self.rows.n_embd, candidates=self.count, n_vocab=self.rows.n_vocab
+            )
+        )  # fmt: skip
 
     def retune(self, changes: Mapping[str, Any]) -> None:
         """Change settings that leave the arrays as they are, such as ``blend_ratio`` and ``learning_rate``.
@@ -895,4 +895,4 @@ def read_each(
 ) -> list[Reading]:
     """Read one token each of memories of one kind."""
     read = read_side_by_side if memories[0].whitened is None else read_few
-    return read(memories, hidden, logits, current)
+    return read(memories, seen(hidden, memories[0].width), logits, current)

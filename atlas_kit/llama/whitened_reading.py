@@ -38,6 +38,9 @@ LEAST_LIFT = 0.02
 class OneWhitened(OneMemory, Protocol):
     """What reading asks of a memory, here."""
 
+    def keys_of(self, hidden: Array) -> Array:
+        """Return of what an engine gives (n, width) the states that it learns from (n, n_embd)."""
+
     @property
     def bias(self) -> Array | None:
         """The tokens' biases (n_vocab,); None: all are zero."""
@@ -93,7 +96,7 @@ def read_whitened(
 ) -> list[Reading]:
     """Return what each whitened memory expects after one token; as ``read_side_by_side``."""
     first = memories[0]
-    y, directions = first.memory.read_each([one.present for one in memories], hidden)
+    y, directions = first.memory.read_each([one.present for one in memories], first.keys_of(hidden))
     _, lse, entropy = summarize(logits, 0)
     count = len(memories)
     top = np.empty((count, first.count), np.int64)

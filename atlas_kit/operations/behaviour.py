@@ -19,6 +19,7 @@ import numpy as np
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.engine import Engine
+from atlas_kit.llama.middle_layers import require
 from atlas_kit.llama.reading import Reading, most_likely, summarize
 from atlas_kit.llama.session import AtlasSession
 from atlas_kit.llama.session_states import token_memory
@@ -219,6 +220,7 @@ def memory_beside(engine: Engine, given: Any, *, force: bool = False, **secret: 
             key="memory",
             hint="Give a .atlas file, a session, or a snapshot of one.",
         )
+    require(engine, settings)
     memory = TokenMemory(engine.output_rows(), settings, None)
     _require_fit(memory, state)
     memory.restore(

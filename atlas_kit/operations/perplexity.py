@@ -19,6 +19,7 @@ from atlas_kit.codecs.numbers import Array
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.engine import Engine
 from atlas_kit.llama.session import DEVICES, AtlasSession
+from atlas_kit.llama.session_states import new_memory
 from atlas_kit.llama.steps import scores
 from atlas_kit.llama.token_memory import TokenMemory
 from atlas_kit.settings.atlas_settings import AtlasSettings
@@ -233,7 +234,7 @@ def _rivals(
     found = []
     for kind in dict.fromkeys("knn" if kind == "knn-fixed" else kind for kind in kinds):
         settings = settings_of(kind, base, tokens, engine.info.n_embd)
-        memory = None if settings is None else TokenMemory(engine.output_rows(), settings, backend)
+        memory = None if settings is None else new_memory(engine, settings, backend)
         found.append(Rival(kind, memory))
     return found
 

@@ -223,8 +223,10 @@ class Leases:
         found = self.objects.read(f"{_RECORDS}/{session}")
         return None if found is None else (Record.from_bytes(found.data), found.version)
 
-    def take(self, session: str) -> Lease:
+    def take(self, session: str, *, begin: bool = True) -> Lease | None:
         """Take a session that nobody holds who is alive; of one that somebody does, leave word that it is wanted.
+
+        ``begin``: also where there is nothing of it yet; else that is None.
 
         Raises
         ------
@@ -236,6 +238,8 @@ class Leases:
         for _ in range(_TRIES):
             record, version = self.read(session) or (Record(), ABSENT)
             holder = record.holder
+            if not begin and holder is None and record.state is None and not record.about:
+                return None
             if holder not in (None, self.me):
                 assert holder is not None
                 if self.is_alive(holder):

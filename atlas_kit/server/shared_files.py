@@ -133,7 +133,11 @@ class SharedMemories:
         with self.store.asking():
             found = self._objects.listed(self._name(folder).removesuffix("/."))
         there = {os.path.join(self.folder, *name.split("/")[1:]) for name in found}
-        return sorted(there | {path for path in self._marked() if path.startswith(folder + os.sep)})
+        return sorted(there.union(self.waiting_in(folder)))
+
+    def waiting_in(self, folder: str) -> list[str]:
+        """Return the files of a folder that the store lacks."""
+        return [path for path in self._marked() if path.startswith(folder + os.sep)]
 
     def addresses(self, folder: str) -> list[str]:
         """Return the addresses of the memories in a folder, of which the newest is not here.
@@ -239,6 +243,7 @@ class SharedFile:
         """Take the lease, and see what the store has: newer than what waits here, that is put aside."""
         leases = self._store.leases
         self._lease = leases.take(_LEASE)
+        assert self._lease is not None
         known = self._lease.record.about.get("version")
         found = self._objects.listed(self._name).get(self._name, ABSENT)
         if self._waits and os.path.lexists(self.path) and found in (known, ABSENT):
@@ -288,6 +293,7 @@ class SharedFile:
                 try:
                     if self._lease is None:  # the store was away when it began
                         self._lease = self._store.leases.take(_LEASE)
+                        assert self._lease is not None
                         self._version = self._lease.record.about.get("version", ABSENT)
                     else:
                         self._store.leases.confirm(self._lease)

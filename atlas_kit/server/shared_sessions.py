@@ -136,8 +136,8 @@ class SharedSessions(SessionFiles):
         held = self._sessions.get(self.id_of(key))
         return 0 if held is None else held.lease.fence
 
-    def claim(self, key: Key) -> None:
-        """Take a session, where it is not held already, and bring its file.
+    def claim(self, key: Key, begin: bool = True) -> None:
+        """Take a session, where it is not held already, and bring its file; ``begin``: also if there is none yet.
 
         While the store is away, what was held goes on.
 
@@ -165,7 +165,10 @@ class SharedSessions(SessionFiles):
                     return
             if held is None:
                 with self.store.asking():
-                    held = self._sessions[session] = _Held(self._leases.take(session))
+                    lease = self._leases.take(session, begin=begin)
+                if lease is None:
+                    return
+                held = self._sessions[session] = _Held(lease)
                 self._note(session)
             if not held.here:
                 with self.store.asking():

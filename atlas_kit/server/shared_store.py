@@ -29,7 +29,7 @@ from atlas_kit.errors import AtlasError, ConflictError, FileAccessError, LockedE
 from atlas_kit.server.leases import ROUNDS, Leases, clock
 from atlas_kit.server.session_files import make_private
 from atlas_kit.storage.atomic import lock, write_atomically
-from atlas_kit.storage.objects import objects_at
+from atlas_kit.storage.objects import REFUSALS, objects_at
 
 log = logging.getLogger("atlas_kit.server")
 #: Seconds until a store that was away is tried again: the first time, and at most.
@@ -230,7 +230,19 @@ class SharedStore:
         self._puts.append(one)
 
     def begin(self) -> None:
-        """Go round from now on."""
+        """Go round from now on.
+
+        Raises
+        ------
+        FileAccessError
+            The store answers, and will have nothing of it: there is no such bucket, or permission is denied.
+        """
+        try:
+            self.objects.read(f"probes/{self.leases.me}")
+        except AtlasError as error:
+            if error.message in REFUSALS:
+                self._held.close()
+                raise
         self._go_round()
         for work, what in ((self._work, "atlas-leases"), (self._put, "atlas-store")):
             self._threads.append(start_thread(work, name=what, stop=self._stop.set))

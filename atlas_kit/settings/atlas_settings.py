@@ -24,6 +24,7 @@ ADAPTIVE = "adaptive"
 GATE_FEATURES, GATE_RATE = 5, 0.2
 WHITENED = "whitened"
 FEATURES = (WHITENED, "polynomial", "sparse", "fourier")
+STATES = ("final", "middle")
 #: What the gate starts from beside a whitened memory, for the learned part and the window: what it came to on several
 #: texts, with little weight for a window that is still short, so that the first thousand tokens lose nothing.
 GATE_START = ((-0.5, 0.0, 0.3, 0.0, 0.0), (-3.0, 0.3, 0.0, 1.0, 1.5))
@@ -110,6 +111,10 @@ class AtlasSettings:
     memory_rank: int = _row(192, "directions of the states that a whitened memory learns on", 1, 4096)
     even_steps: int = _row(
         256, "gradients from which a whitened memory evens its steps; 0: from the output matrix", 0, 4096
+    )
+    states: str = _row(
+        "final", "whose states a whitened memory looks at: the final ones, or those of a middle layer", None, None,
+        *STATES
     )
     omega_window: int = _row(64, "tokens that one gradient looks at: c of the Omega rule, not whitened", 1, 1024)
     chunk_size: int = _row(STEPS, "tokens per step of the learned memory", 1, 256)
@@ -208,6 +213,11 @@ class AtlasSettings:
     def whitened(self) -> bool:
         """Whether states are whitened: the learned memory is the cheap one then, and not one of the paper's."""
         return self.features == WHITENED
+
+    @property
+    def looks_inside(self) -> bool:
+        """Whether the memory looks at states of a middle layer, which not every engine gives."""
+        return self.whitened and self.states != "final"
 
     def memory_config(
         self, n_embd: int, scale: float = 1.0, softcap: float | None = None, n_vocab: int = 0

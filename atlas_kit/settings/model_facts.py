@@ -33,6 +33,11 @@ def _family(name: str, members: str, **text: str) -> Family:
     return Family(name, frozenset(members.split()), **text)
 
 
+#: Architectures of which llama.cpp gives states of a middle layer, each tried with a model; and how many layers there
+#: must be, so that there is one.
+MIDDLE_STATES = frozenset({"llama", "qwen3", "qwen3moe"})
+LEAST_LAYERS = 4
+
 _DECODER = "Use a model that generates text."
 FAMILIES = (
     _family(

@@ -6,6 +6,8 @@ says of itself (numbers in ``RULE``):
 - ``memory_dim``: 64, narrower for very narrow models: the width of the window's keys.
 - ``memory_rank``: 384 directions of states that are that wide and more, 192 of narrower ones: the learned memory grows
   with it, and costs more.
+- ``states``: those of a middle layer in deep models of architectures of which llama.cpp gives them; the final ones in
+  all others, also in shallow ones, where they are better.
 - ``window_size``: a power of two, or one and a half of it, whose keys take ``window_bytes``, or a small share of what
   the model reads per token anyway. It should hold several contexts: what is still in the context needs no second
   memory.
@@ -37,6 +39,7 @@ from atlas_kit.errors import TruncatedError
 from atlas_kit.settings.atlas_settings import AtlasSettings, settings_table
 from atlas_kit.settings.model_facts import (
     FAMILIES,
+    MIDDLE_STATES,
     UNKNOWN,
     ModelFacts,
     metadata_value,
@@ -62,6 +65,7 @@ class Rule:
     memory_dim: tuple[tuple[float, int], ...] = ((128, 32), (_ANY, 64))                            #: by width
     memory_rank: tuple[tuple[float, int], ...] = ((511, 192), (_ANY, 384))                         #: by width
     candidates: tuple[tuple[float, int], ...] = ((1024, 0), (16_384, 192), (100_000, 256), (_ANY, 128)) #: by tokens
+    deep: int = 16                     #: layers from which on a middle one's states are better keys than the final ones
     chunk_size: tuple[tuple[float, int], ...] = ((5e8, 16), (_ANY, 32))                            #: by parameters
     window_least: int = 1 << 10        #: pairs
     window_most: int = 1 << 14
@@ -192,6 +196,16 @@ def _settings(facts: ModelFacts) -> tuple[AtlasSettings, dict[str, str]]:
         memory_rank=_pick(RULE.memory_rank, facts.width),
         chunk_size=_pick(RULE.chunk_size, facts.parameters),
     )
+    if facts.architecture in MIDDLE_STATES and (facts.layers or 0) >= RULE.deep:
+        settings = settings.replace(states="middle")
+        reasons["states"] = (
+            f"in deep models, states of a middle layer tell places of a text apart better (here, of {facts.layers} "
+            "layers); where llama.cpp does not give them, a new memory takes the final ones"
+        )
+    elif facts.architecture in MIDDLE_STATES and facts.layers:
+        reasons["states"] = f"with {facts.layers} layers, the final states are the better keys"
+    else:
+        reasons["states"] = "the final ones: llama.cpp gives no others of this architecture"
     if facts.vocabulary is not None:
         settings = settings.replace(candidates=_pick(RULE.candidates, facts.vocabulary))
     reasons["learning_rate"] = "steps are scaled by the model's output matrix, and adapt while reading"

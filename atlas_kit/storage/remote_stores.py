@@ -70,7 +70,7 @@ _WORTH_NAMING = {401: "it wants to know who asks", 403: "permission is denied"}
 #: Schemes for which the extra has what is needed.
 _EXTRA = frozenset({"http", "https", "s3", "s3a", "gs", "gcs", "hf"})
 #: Libraries that log what they raise as well, addresses included.
-_TALKATIVE = ("fsspec", "gcsfs", "s3fs", "aiobotocore", "botocore", "huggingface_hub")
+_TALKATIVE = ("fsspec", "gcsfs", "s3fs", "aiobotocore", "botocore", "google", "huggingface_hub")
 _NOWHERE = logging.NullHandler()
 CREDENTIALS = "Credentials are looked for where the store's own tools look for them."
 

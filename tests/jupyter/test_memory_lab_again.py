@@ -161,7 +161,7 @@ def test_ten_runs_of_a_cell_have_one_engine_and_the_memory_of_three(lab_server: 
         press(page, "Start")
         shown(page, 200)
         # how much the newest one has read and kept of it is another in each run
-        sizes.append(kernel_json(page, "resident()", code="lab.reset(); lab.matrices.wait(30)"))
+        sizes.append(kernel_json(page, "resident()", code="lab.reset(); rests = lab.matrices.wait(30)"))
     press(page, "Start")
     expect(page.locator(".atlas-lab .state")).to_have_text("running", timeout=30_000)
     assert kernel_json(page, "in_use()", code="from atlas_kit.widgets.lab.shared_model import in_use") == 1

@@ -28,14 +28,19 @@ def test_features(seen):
 
 
 @pytest.mark.parametrize("ratio", ["adaptive", 0.0, 0.3, 1.0])
-@given(w=st.tuples(ROW, ROW), features=st.lists(NUMBERS, min_size=5, max_size=5), has_window=st.booleans())
-def test_weights(ratio, w, features, has_window):
+@given(
+    w=st.tuples(ROW, ROW), features=st.lists(NUMBERS, min_size=5, max_size=5), has_window=st.booleans(),
+    steps=st.integers(0, 40),
+)  # fmt: skip
+def test_weights(ratio, w, features, has_window, steps):
     with FakeEngine() as engine:
         memory = TokenMemory(engine.output_rows(), AtlasSettings(window_size=16, blend_ratio=ratio))
+    memory.present.counters["steps"] = np.asarray(steps)
+    assert memory.trust == (min(1, steps / 32) if ratio == "adaptive" else 1)
     given_w = np.array(w)
     expected = memory.weights_of(given_w[None], np.array(features)[None, None], np.array([[has_window]]))[0]
     fixed = None if ratio == "adaptive" else ratio
-    found = weights_of_one(w, features, fixed, has_window)
+    found = weights_of_one(w, features, fixed, has_window, memory.trust)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
     assert sum(found) == pytest.approx(1.0)
     assert found[2] < 1

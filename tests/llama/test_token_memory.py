@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from atlas_kit.errors import InvalidParamError, ModelError
 from atlas_kit.llama import FakeEngine
 from atlas_kit.llama.engine import Feed
+from atlas_kit.llama.gating import MOST_WEIGHT
 from atlas_kit.llama.output_matrix import OutputRows
 from atlas_kit.llama.reading import most_likely, summarize
 from atlas_kit.llama.reading_ahead import read_ahead
 from atlas_kit.llama.token_memory import (
     ETA_BOUND,
     ETA_RATE,
-    MOST_WEIGHT,
     RECENT,
     TokenMemory,
 )

@@ -11,6 +11,7 @@ import pytest
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama import reading as reading_module
 from atlas_kit.llama import token_memory as token_memory_module
+from atlas_kit.llama.gating import TRUSTED_AFTER
 from atlas_kit.llama.output_matrix import KNOWN_EVENING, KNOWN_RIDGE, MOVED_LOGIT
 from atlas_kit.llama.reading import Reading
 from atlas_kit.llama.reading_ahead import read_ahead
@@ -137,9 +138,34 @@ def followed(memory, model, tokens, parts=(10**9,), start=0, end=None):
     return np.concatenate(found), np.concatenate(weights)
 
 
+def test_a_young_memory_has_a_share_of_the_weight_that_the_gate_gives_it():
+    model, tokens = Model(), text(700)
+    memory = TokenMemory(model.rows, SMALL)
+    hidden, logits = model.outputs(tokens[:-1])
+    shares = []
+    for reading, came, _ in memory.follow(hidden[:-1], logits[:-1], tokens[:-2], tokens[1:-1]):
+        assert len(came)
+        gate, trust = memory.memory.config.gate, memory.trust
+        # ``follow`` learns before it goes on, so what is compared is a reading of the present state
+        looks_at = reading.features[None]
+        raw = gate.weights({"w": memory.present.gate["w"][None]}, looks_at)[0]
+        again = memory.weights_of(memory.present.gate["w"][None], looks_at, np.ones((1, len(came)), bool))
+        np.testing.assert_allclose(again[:, 1], raw[:, 1] * trust, rtol=1e-5, atol=1e-9)
+        np.testing.assert_allclose(again[:, 2], raw[:, 2], rtol=1e-4, atol=2e-6)
+        np.testing.assert_allclose(again.sum(axis=1), 1)
+        shares.append(trust)
+    steps = int(memory.present.counters["steps"])
+    assert shares[0] == 0
+    assert shares == sorted(shares)
+    assert shares[-1] == min(1, steps / TRUSTED_AFTER) > 0.5
+
+
 @pytest.mark.parametrize("made", [{}, {"scale": 0.5}, {"softcap": 20.0, "biased": True}])
 @pytest.mark.parametrize("parts", [(10**9,), (1,), (3, 1, 6)])
-def test_it_is_what_its_equations_say(made, parts):
+def test_it_is_what_its_equations_say(made, parts, monkeypatch):
+    monkeypatch.setattr(
+        token_memory_module, "TRUSTED_AFTER", 1e-9
+    )  # the step size follows the gate's own weights
     model, tokens = Model(**made), text(700)
     memory = TokenMemory(model.rows, SMALL)
     p, weights = followed(memory, model, tokens, parts)

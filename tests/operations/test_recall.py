@@ -70,7 +70,9 @@ def test_asking_leaves_no_trace(session):
 def test_a_fact_is_asked_when_so_many_tokens_have_come(session, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        recalling, "_ask", lambda s, fact, row, given: seen.append((row.distance, fact, s.stats["tokens_read"]))
+        recalling,
+        "_ask",
+        lambda s, fact, row, given: seen.append((row.distance, fact, s.stats["tokens_read"])),
     )
     recall(session, facts=3, distances=[10, 100], template=TEMPLATE)
     assert len(seen) == 6

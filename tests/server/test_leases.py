@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -157,6 +157,7 @@ def test_two_with_one_id_become_two(store: Objects, clocks: Clocks) -> None:
     first, copy = (Leases(store, "same", name, 10, clocks.of(0.0)) for name in ("first", "copy"))
     first.go_round()
     lease = first.take("anna")
+    assert lease is not None
     copy.go_round()
     first.go_round()
     assert first.me != copy.me
@@ -181,6 +182,15 @@ def test_two_who_take_at_once_do_not_both_get_it(two: Any, monkeypatch: pytest.M
         second.take("anna")
 
 
+def test_who_only_looks_begins_nothing(two: Any) -> None:
+    first, second = two
+    assert first.take("anna", begin=False) is None
+    assert first.read("anna") is None
+    first.take("anna")
+    with pytest.raises(HeldElsewhereError):
+        second.take("anna", begin=False)
+
+
 def test_no_two_records_are_the_same_bytes() -> None:
     record = Record(3, "one", "replica one", "state", {"a": 1})
     assert record.to_bytes() != record.to_bytes()
@@ -188,7 +198,16 @@ def test_no_two_records_are_the_same_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\xff", b"7", b"{}", b"[]", b'{"fence": "x"}', Record(about=cast(Any, [])).to_bytes()]
+    "data",
+    [
+        b"",
+        b"\xff",
+        b"7",
+        b"{}",
+        b"[]",
+        b'{"fence": "x"}',
+        b'{"fence": 0, "holder": null, "name": "", "state": null, "about": []}',
+    ],
 )
 def test_a_damaged_record_is_told(data: bytes) -> None:
     with pytest.raises(FileCorruptError):

@@ -173,6 +173,7 @@ def test_the_rule_by_size(tmp_path: Path) -> None:
     middle = recommend(header_of(tmp_path / "m.gguf", width=576, layers=30, ff=1536, vocabulary=49152))
     assert [one.settings.candidates for one in (small, middle, large)] == [192, 256, 128]
     assert middle.settings.memory_rank == 384
+    assert [one.settings.states for one in (small, middle, large)] == ["final", "middle", "middle"]
     assert middle.costs.state_bytes < 16_000_000
     assert of(tiny_llama()).settings.candidates == 0
     assert small.settings.memory_dim == large.settings.memory_dim == 64
@@ -200,8 +201,11 @@ def test_settings_go_into_the_command(tmp_path: Path) -> None:
     words = shlex.split(run_command(result))
     assert words[:4] == ["atlas-tool", "run", str(tmp_path / "a model.gguf"), "--atlas"]
     chosen = dict(zip(words[4::2], words[5::2], strict=True))
-    names = {row.option: row.name for row in settings_table()}
-    changed = {names[option]: json.loads(value) for option, value in chosen.items()}
+    rows = {row.option: row for row in settings_table()}
+    changed = {
+        rows[option].name: value if value in rows[option].choices else json.loads(value)
+        for option, value in chosen.items()
+    }
     assert AtlasSettings().replace(**changed) == result.settings
     assert shlex.split(automatic_command(result))[-1] == "--atlas-auto"
 

@@ -29,12 +29,26 @@ def server() -> Iterator[Any]:
         yield running
 
 
-@pytest.fixture(params=["s3", "memory"])
+@pytest.fixture(scope="module")
+def google() -> Iterator[None]:
+    pytest.importorskip("gcsfs", reason="needs the cloud extra")
+    from tests.storage.gcs_server import gcs_serving
+
+    with gcs_serving() as address, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", address)
+        patch.setenv("NO_GCE_CHECK", "true")
+        yield
+
+
+@pytest.fixture(params=["s3", "gs", "memory"])
 def store(request: pytest.FixtureRequest) -> Objects:
     name = request.node.name.replace("[", "-").replace("]", "")
     if request.param == "s3":
         request.getfixturevalue("server")
         return objects_at(f"s3://bucket/{name}/")
+    if request.param == "gs":
+        request.getfixturevalue("google")
+        return objects_at(f"gs://bucket/{name}")
     return objects_at(f"memory://{name}/below")
 
 

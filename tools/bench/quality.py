@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT)]
 
 from atlas_kit.llama import AtlasSession, Sampling  # noqa: E402
 from atlas_kit.llama.llama_engine import LlamaEngine  # noqa: E402
-from atlas_kit.llama.token_memory import TokenMemory  # noqa: E402
+from atlas_kit.llama.session_states import new_memory  # noqa: E402
 from atlas_kit.operations.perplexity import Comparison, Rival, compare  # noqa: E402
 from atlas_kit.settings.atlas_settings import AtlasSettings  # noqa: E402
 from atlas_kit.settings.recommend import recommend  # noqa: E402
@@ -221,7 +221,7 @@ def of_texts(
         for path in paths:
             tokens = engine.tokenize(Path(path).read_text(encoding="utf-8"))[:limit]
             rivals = {
-                name: Rival(name, None if one is None else TokenMemory(engine.output_rows(), one))
+                name: Rival(name, None if one is None else new_memory(engine, one))
                 for name, one in (("none", None), ("polynomial", earlier), ("atlas", chosen))
             }
 

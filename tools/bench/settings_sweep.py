@@ -30,6 +30,7 @@ import numpy as np  # noqa: E402
 
 from atlas_kit.errors import AtlasError  # noqa: E402
 from atlas_kit.llama import AtlasSession, open_engine  # noqa: E402
+from atlas_kit.llama.session_states import new_memory  # noqa: E402
 from atlas_kit.llama.token_memory import TokenMemory  # noqa: E402
 from atlas_kit.settings.atlas_settings import AtlasSettings  # noqa: E402
 from atlas_kit.settings.recommend import recommend  # noqa: E402
@@ -91,7 +92,7 @@ def run(model: str, document: str, limit: int, only: list[str] | None) -> dict[s
     text = (Path(sysconfig.get_paths()["stdlib"]) / f"{document}.py").read_text(encoding="utf-8")
     with open_engine(model, n_threads=1) as engine:  # type: ignore[attr-defined]
         listeners = {
-            name: Listener(TokenMemory(engine.output_rows(), settings))
+            name: Listener(new_memory(engine, settings))
             for name, settings in variants(recommend(model).settings, only)
         }
         tokens = engine.tokenize(text)[:limit]

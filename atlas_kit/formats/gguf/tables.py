@@ -483,6 +483,11 @@ ATLAS_KEYS: tuple[KeyRow, ...] = (
         "u32",
         "gradients from which a whitened memory evens its steps; 0: from the output matrix",
     ),
+    KeyRow(
+        "atlas.memory.states",
+        "str",
+        "whose states a whitened memory looks at: the final ones, or those of a middle layer",
+    ),
     KeyRow("atlas.memory.omega_window", "u32", "tokens that one gradient looks at: c of the Omega rule, not whitened"),
     KeyRow("atlas.memory.chunk_size", "u32", "tokens per step of the learned memory"),
     KeyRow("atlas.memory.sharpness", "f64", "theta of the softmax over cosines in the window; learned from there"),

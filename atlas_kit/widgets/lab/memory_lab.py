@@ -27,8 +27,8 @@ from atlas_kit.llama import memory_choice
 from atlas_kit.llama.asking import Answer, asking
 from atlas_kit.llama.recalling import Recall, recall_of
 from atlas_kit.llama.session import AtlasSession
+from atlas_kit.llama.session_states import new_memory
 from atlas_kit.llama.snapshots import Snapshots
-from atlas_kit.llama.token_memory import TokenMemory
 from atlas_kit.llama.trace import Trace, follow
 from atlas_kit.llama.trace_frames import GivenWords, Words
 from atlas_kit.memory import MemoryState
@@ -233,7 +233,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
     @property
     def settings(self) -> AtlasSettings:
         """The settings in force."""
-        if self._past is not None:
+        if self._past is not None and self._past.settings is not None:
             return self._past.settings
         assert self.session.memory is not None
         return self.session.memory.settings
@@ -330,7 +330,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         with self.lock:
             self._keep_run(keep)
             session = self.session
-            session.memory = TokenMemory(session.engine.output_rows(), self._wanted, session.backend)
+            session.memory = new_memory(session.engine, self._wanted, session.backend)
             session.reset()
             self._begin()
         self._tell()

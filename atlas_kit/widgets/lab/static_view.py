@@ -306,7 +306,9 @@ def _weights(axes: Axes, weights: Array) -> None:
     )
     axes.margins(x=0)
     # below: on what it names it could not be read
-    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=3, columnspacing=1, handlelength=1)
+    axes.legend(
+        fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=3, columnspacing=1, handlelength=1
+    )
 
 
 def _matrix(figure: Figure, axes: Axes, name: str, matrix: Array) -> None:

@@ -2,6 +2,7 @@
 // The kernel sends frames and waits for each to be drawn; a view that opens asks for everything again, until it comes.
 
 import { element, thousands, LossCurve, SpectrumCurve, WeightCurve } from "./curves.js";
+import { film } from "./film.js";
 import { Run } from "./run.js";
 import { EXPERTS, LEVELS, share, Story, TextPane } from "./text.js";
 
@@ -256,7 +257,7 @@ class View {
       this._readLoss();
     });
     spans.prepend(element("span", "", "mean over"));
-    const part = titled("loss", "Loss (nats; right: perplexity)", this.lossLegend.list, spans);
+    const part = titled("loss", "Loss (nats; right: perplexity)", this.lossLegend.list, spans, this._filming());
     part.append(this.loss.canvas, this.former);
     this.loss.onCursor = (at, byKey) => {
       this._readLoss();
@@ -268,6 +269,33 @@ class View {
       this.text.go(this.loss.cursor);
     });
     return part;
+  }
+
+  /** A button that saves the run as a short film. */
+  _filming() {
+    const group = element("div", "choice");
+    const button = element("button", "", "WebM");
+    button.type = "button";
+    button.title = "Save the run as a short film";
+    const said = element("span", "faint");
+    said.setAttribute("role", "status");
+    button.addEventListener("click", async () => {
+      button.disabled = true;
+      said.textContent = "Recording …";
+      try {
+        const link = element("a");
+        link.href = URL.createObjectURL(await film(this.run, this.facts?.context ?? 0, this.root));
+        link.download = "MemoryLab.webm";
+        link.click();
+        setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+        said.textContent = "";
+      } catch (error) {
+        said.textContent = error instanceof Error ? error.message : String(error);
+      }
+      button.disabled = false;
+    });
+    group.append(button, said);
+    return group;
   }
 
   /** @param {number} at */
