@@ -24,7 +24,7 @@ class GoogleServer:
         self.generation = 1000
         self.asked: list[tuple[str, str]] = []
         self.uploads: dict[str, tuple[str, bytearray, dict[str, str]]] = {}
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -54,6 +54,7 @@ class GoogleServer:
 
 @contextmanager
 def google_serving() -> Iterator[GoogleServer]:
+    """Yield a running server; whoever asks it sets ``STORAGE_EMULATOR_HOST`` to its ``endpoint``."""
     server = GoogleServer()
     try:
         yield server
@@ -167,11 +168,13 @@ def _handler(server: GoogleServer) -> type[BaseHTTPRequestHandler]:
                 self._answer(308, b"", Range=f"bytes=0-{len(data) - 1}")
 
         def _put(self, name: str, data: bytes, asked: dict[str, str]) -> None:
-            if not self._met(name, asked):
-                self._failed(412)
-                return
-            server.put(name, data)
-            self._answer(200, server.described(name))
+            with server.lock:  # of two that expect the same, one is refused
+                if not self._met(name, asked):
+                    self._failed(412)
+                    return
+                server.put(name, data)
+                told = server.described(name)
+            self._answer(200, told)
 
         def do_DELETE(self) -> None:
             path, asked = self._asked()

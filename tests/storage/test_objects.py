@@ -1,4 +1,4 @@
-"""Conditional writes: in S3 (moto's), in memory, and in a folder behind fsspec, which has none."""
+"""Conditional writes: in S3 (moto's), Google's store (a small one), memory, and a folder, which has none."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def server() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def google() -> Iterator[None]:
     pytest.importorskip("gcsfs", reason="needs the cloud extra")
-    from tests.storage.gcs_server import gcs_serving
+    from tests.storage.google_server import google_serving
 
-    with gcs_serving() as address, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORAGE_EMULATOR_HOST", address)
+    with google_serving() as running, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", running.endpoint)
         patch.setenv("NO_GCE_CHECK", "true")
         yield
 
