@@ -526,6 +526,22 @@ def test_links_within_the_site_lead_somewhere(site):
 
 
 @pytest.mark.slow
+def test_widgets_are_pages_to_look_around_in(site):
+    pages = built_pages(site)
+    for name, tabs in (("05_real_model", ("Curves", "Matrix")), ("06_comparing_memories", ("Behaviour",))):
+        page = pages[f"notebooks/{name}.html"]
+        assert 'class="ak"' in page or "class=ak" in page
+        for tab in tabs:
+            assert re.search(rf"<input type=\"?radio[^>]*>\s*{tab}|>{tab}</", page), tab
+
+
+def test_empty_lines_in_what_a_cell_gives_neither_end_it_nor_are_lost():
+    one = site_hooks._in_one_piece("<pre>a\n\n  \nb</pre>")
+    assert "\n\n" not in one
+    assert html.unescape(one) == "<pre>a\n\n  \nb</pre>"
+
+
+@pytest.mark.slow
 def test_equations_are_drawn(site):
     pages = built_pages(site)
     assert "<math" in pages["how-it-works.html"]

@@ -1,7 +1,8 @@
 """Pictures of every notebook, with its widgets, in both themes and two widths, on one page to be looked through.
 
-``python tools/gallery.py [NAMES]`` runs the notebooks whose names begin so (all) in JupyterLab and writes
-``build/pictures/index.html``. Needs Chromium, and minutes. What is seen is compared by eye, and with nothing else.
+``python tools/gallery.py [NAMES]`` runs the notebooks whose names begin so (all) in JupyterLab, and ``widgets``: those
+that no notebook has, and writes ``build/pictures/index.html``. Needs Chromium, and minutes. What is seen is compared by
+eye, and with nothing else.
 """
 
 from __future__ import annotations
@@ -20,12 +21,24 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from browser_fixtures import CHROMIUM_ARGUMENTS, find_chromium  # noqa: E402
 
-from tests.jupyter.labdriver import open_notebook, run_all, running_lab  # noqa: E402
+from tests.jupyter.labdriver import notebook_json, open_notebook, run_all, running_lab  # noqa: E402
 from tools import notebooks  # noqa: E402
 from tools.screenshots import lay_out, palette  # noqa: E402
 
 TARGET = ROOT / "build" / "pictures"
 THEMES, WIDTHS = ("Light", "Dark"), (1280, 1920)
+#: Widgets that no notebook shows.
+MORE = {
+    "widgets": (
+        "from atlas_kit.widgets import FileExplorer, MatrixView, ModelCompare\n"
+        'compare = ModelCompare("../sample_data/gguf/tiny.gguf", "../sample_data/models/tiny-python.gguf")\n'
+        "compare.wait()\ncompare",
+        'both = ModelCompare("../sample_data/models/tiny-python.gguf", "../sample_data/models/tiny-python.gguf")\n'
+        "both.wait()\nboth",
+        'explorer = FileExplorer("../sample_data/models/tiny-python.gguf")\nexplorer',
+        'MatrixView(explorer.matrix("token_embd.weight"))',
+    )
+}
 #: CSS pixels of the longest picture, and of a screen.
 TALLEST, SCREEN = 14_000, 900
 OUTER = "window.jupyterapp.shell.currentWidget.content.node.querySelector('.jp-WindowedPanel-outer')"
@@ -67,28 +80,31 @@ def main() -> int:
     )
     parser.add_argument("-o", "--output", type=Path, default=TARGET, help="where to put them")
     options = parser.parse_args()
-    chosen = [one for one in notebooks.sources() if one.name.startswith(tuple(options.names or [""]))]
+    stems = [*(one.stem for one in notebooks.sources()), *MORE]
+    chosen = [stem for stem in stems if stem.startswith(tuple(options.names or [""]))]
     options.output.mkdir(parents=True, exist_ok=True)
     failed = []
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         environment = lay_out(Path(folder))
         root = Path(folder) / "root"
         shutil.copytree(notebooks.FOLDER, root / "notebooks")
+        for name, cells in MORE.items():
+            (root / "notebooks" / f"{name}.ipynb").write_text(notebook_json(*cells), encoding="utf-8")
         browser = playwright.chromium.launch(
             executable_path=find_chromium(playwright), args=CHROMIUM_ARGUMENTS
         )
         for theme in THEMES:
             with running_lab(root, environment=environment, theme=f"JupyterLab {theme}") as lab:
-                for source in chosen:
+                for stem in chosen:
                     page = browser.new_page(
                         viewport={"width": WIDTHS[0], "height": SCREEN}, reduced_motion="reduce"
                     )
-                    open_notebook(page, lab, f"notebooks/{source.stem}.ipynb")
+                    open_notebook(page, lab, f"notebooks/{stem}.ipynb")
                     page.evaluate(
                         "window.jupyterapp.commands.execute('application:toggle-left-area').then(() => null)"
                     )
-                    failed += [f"{source.stem}: {error}" for error in run_all(page, timeout=600)]
-                    for file in pictures(page, source.stem, theme, options.output):
+                    failed += [f"{stem}: {error}" for error in run_all(page, timeout=600)]
+                    for file in pictures(page, stem, theme, options.output):
                         print(file, flush=True)
                     page.close()
         browser.close()

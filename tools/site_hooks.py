@@ -114,13 +114,16 @@ def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
         parts = [f"```python\n{cell.source}\n```"]
         for output in cell.get("outputs", []):
             data = output.get("data", {})
-            if "image/png" in data:
+            if 'class="ak"' in data.get(
+                "text/html", ""
+            ):  # a widget's page, to look around in as in JupyterLab
+                parts.append(f'<div class="saved">\n{_in_one_piece(data["text/html"])}\n</div>')
+            elif "image/png" in data:
                 name = f"{path.stem}-{len(pictures) + 1}.png"
                 pictures[name] = base64.b64decode(data["image/png"])
                 parts.append(f"![What the cell above draws](../pictures/{name})")
             elif "text/html" in data:
-                whole = re.sub(r"\n\s*\n", "\n", data["text/html"])  # an empty line would end the HTML
-                parts.append(f'<div class="output">\n{whole}\n</div>')
+                parts.append(f'<div class="output">\n{_in_one_piece(data["text/html"])}\n</div>')
             else:
                 said = output.get("text") or data.get("text/plain", "")
                 parts.append(f"```text\n{said.rstrip()}\n```")
@@ -131,6 +134,11 @@ def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
     note = f"*This is `notebooks/{path.name}`; `make lab` opens it in JupyterLab, where every cell runs.*"
     title, _, rest = "\n\n".join(pieces).partition("\n")
     return f"{title}\n\n{note}\n{rest}\n", pictures
+
+
+def _in_one_piece(page: str) -> str:
+    """Return HTML without empty lines, which would end it in Markdown; in code they are seen all the same."""
+    return re.sub(r"\n(?=[ \t]*\n)", "&#10;", page)
 
 
 def with_mathml(content: str) -> str:

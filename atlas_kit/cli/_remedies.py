@@ -85,12 +85,23 @@ WORDS: dict[str, str] = {
 
 
 def worded(remedy: Remedy, path: str | None) -> str:
-    """Return the sentence for a remedy; a file without a name is ``FILE``."""
+    """Return the sentence for a remedy; a file without a name is ``FILE``.
+
+    At an address there are no backups, and what changes a file in place must be done to a copy.
+    """
+    from atlas_kit.storage.urls import is_url
+
+    text = WORDS[remedy.name]
     known = {"FILE": _shell.path(path) if path and path != "-" else "FILE"}
+    if path is not None and is_url(path) and "{FILE}" in text:
+        if "atlas-tool recover" in text:
+            return ""
+        if any(f"atlas-tool {name} " in text for name in ("set", "rm", "rename", "encrypt", "rekey")):
+            known["FILE"] = "COPY"
     for name, value in remedy.arguments.items():
         quoted = _shell.path if name == "file" else _shell.word
         known[name] = value if name in ("formats", "backup") else quoted(value)
-    return WORDS[remedy.name].format(**known)
+    return text.format(**known)
 
 
 def advice(what: AtlasError | Finding, path: str | None) -> str:

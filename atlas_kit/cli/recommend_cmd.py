@@ -63,7 +63,9 @@ def automatic_command(result: Recommendation) -> str:
 
 
 def _run(result: Recommendation, *words: str) -> str:
-    model = result.model.path
+    from atlas_kit.storage.urls import is_url, last_part
+
+    model = last_part(result.model.path) if is_url(result.model.path) else result.model.path
     return " ".join(
         ["atlas-tool run", model if model == "-" else _shell.path(model), *map(_shell.word, words)]
     )

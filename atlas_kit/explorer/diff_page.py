@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,15 @@ def title_of(first: str, second: str) -> str:
 # --- models ---------------------------------------------------------------------------------------------------
 
 
+#: Why a tensor has no error, by what is said of it in the table: of one, and of several.
+_REASONS = {
+    "other shape": ("has another shape", "have another shape"),
+    "only in A": ("is only in A", "are only in A"),
+    "only in B": ("is only in B", "are only in B"),
+    "not compared": ("could not be read", "could not be read"),
+}
+
+
 def picture(found: ModelComparison) -> str:
     """Return the error of each tensor as a grid of layers and roles, and of what belongs to no layer as a row."""
     scale = Scale.of(found)
@@ -112,7 +122,21 @@ def picture(found: ModelComparison) -> str:
         f'vertical-align:-2px;box-sizing:border-box;{look}"></span> {html.escape(name)}</span>'
         for name, look in _keys(found, scale)
     )
-    return f"<p>Relative error, |B − A| / |A|: {legend}</p>{''.join(parts)}"
+    why = _why_not(found)
+    note = f"<p>{html.escape(why)}</p>" if why else ""
+    return f"<p>Relative error, |B − A| / |A|: {legend}</p>{note}{''.join(parts)}"
+
+
+def _why_not(found: ModelComparison) -> str:
+    """Say why there is no error of some tensors; empty where there is one of each."""
+    without = Counter(pair.verdict for pair in found.tensors if pair.error is None)
+    if not without:
+        return ""
+    reasons = [f"{count:,} {_REASONS[verdict][count > 1]}" for verdict, count in without.most_common()]
+    count = without.total()
+    some = f"{count:,} tensor{'s' if count > 1 else ''} cannot"
+    who = "No tensor can" if count == len(found.tensors) else some
+    return f"{who} be compared number by number: {', '.join(reasons)}."
 
 
 def _keys(found: ModelComparison, scale: Scale | None) -> list[tuple[str, str]]:

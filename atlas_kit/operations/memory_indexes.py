@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.codecs.json_text import named
-from atlas_kit.errors import AtlasError
+from atlas_kit.errors import AtlasError, InvalidParamError
 from atlas_kit.persistence.index_places import beside, cached
 from atlas_kit.storage.given import Progress, name_of
+from atlas_kit.storage.source import access_error
 from atlas_kit.storage.urls import is_url, local_path
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def find_index(memory: Memory) -> IndexPart | None:
     if not memory.known:
         return None
     for place in (beside(memory.name), cached(memory.name)):
-        if not is_url(place) and not os.path.exists(place):
+        if place is None or (not is_url(place) and not os.path.exists(place)):
             continue
         part = open_index(place)
         if part is not None:
@@ -118,11 +119,13 @@ def _index_one(memory: Memory, words: Words, identity: str, force: bool, result:
         return
     place = beside(memory.name)
     try:
+        if place is None:
+            raise InvalidParamError("nothing lies beside what has more behind its name")
         _save(made, place)
         _as_private_as(memory.name, place)
     except AtlasError:
         place = cached(memory.name)
-        os.makedirs(os.path.dirname(place), mode=0o700, exist_ok=True)
+        _make_private(os.path.dirname(place))
         _save(made, place)
         result.cached.append(place)
     result.made.append(name_of(place))
@@ -163,6 +166,13 @@ def other_model(file: MemoryFile, identity: str) -> str:
     return "it is another model's" if any(file.model_hash) else "it does not say whose it is"
 
 
+def _make_private(folder: str) -> None:
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise access_error(error, folder, "write") from error
+
+
 def _as_private_as(name: str, place: str) -> None:
     """Let nobody read an index who may not read its memory."""
     here, path = (local_path(one) if is_url(one) else one for one in (name, place))
@@ -172,14 +182,13 @@ def _as_private_as(name: str, place: str) -> None:
 
 
 def _save(made: MemoryFile, place: str) -> None:
-    from atlas_kit.storage.given import check_apart
-    from atlas_kit.storage.remote_writing import published
+    from atlas_kit.storage.remote_writing import published, require_writable
 
-    check_apart(place, [])
     path = local_path(place) if is_url(place) else place
     if path is not None:
         made.save(path, durable=False)
         return
+    require_writable(place, force=True)
     with published(place) as here:
         made.save(here, durable=False)
 

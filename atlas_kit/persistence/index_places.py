@@ -7,15 +7,17 @@ import hashlib
 import os
 
 from atlas_kit.persistence.index_tables import ENDING
-from atlas_kit.storage.urls import chain, is_url, local_path, shown
+from atlas_kit.storage.urls import chain, is_url, last_part, local_path, shown
 
 #: Names the folder for indexes of files beside which nothing can be written.
 CACHE_VARIABLE = "ATLAS_INDEX_DIR"
 
 
-def beside(name: str) -> str:
-    """Return the name of the index beside a file."""
+def beside(name: str) -> str | None:
+    """Return the name of the index beside a file; None where an address has more behind the file's name."""
     first, *rest = chain(name) if is_url(name) else [name]
+    if is_url(name) and local_path(name) is None and not first.endswith(last_part(first) or "/"):
+        return None
     return "::".join([first + ENDING, *rest])
 
 
@@ -33,7 +35,7 @@ def drop_indexes(path: str | os.PathLike[str]) -> list[str]:
     """Remove the indexes of a file of this machine, because something of it was forgotten; return their names."""
     name = os.fspath(path)
     gone = []
-    for place in (beside(name), cached(name)):
+    for place in filter(None, (beside(name), cached(name))):
         with contextlib.suppress(OSError):
             os.remove(place)
             gone.append(place)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Claims:
     """All sessions are this server's."""
 
-    async def claim(self, key: Key) -> None:
-        """Wait until this server holds a session."""
+    async def claim(self, key: Key, *, begin: bool = True) -> None:
+        """Wait until this server holds a session; ``begin``: also if there is none of this name yet."""
 
     async def confirm(self, conversation: Conversation) -> None:
         """See that a session was this server's while it was used."""

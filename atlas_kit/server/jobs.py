@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
+import operator
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +23,9 @@ T = TypeVar("T")
 #: millisecond, and the loop takes a sixth of that to send it: several together take as long as one.
 APART = 0.005
 
+_numbers = itertools.count()
+_number = operator.attrgetter("number")
+
 
 class Watched:
     """A job as the event loop sees it; made and used on the loop's thread.
@@ -31,6 +36,7 @@ class Watched:
     def __init__(self, job: Job, scheduler: Scheduler, changed: asyncio.Event | None = None) -> None:
         self.job, self._scheduler = job, scheduler
         self._loop = asyncio.get_running_loop()
+        self.number = next(_numbers)
         self._changed = asyncio.Event() if changed is None else changed
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._told = self._begun = False
@@ -132,8 +138,13 @@ class _Bell:
         self._looks = self.pressing = False
         if not self.fresh:
             return
+        fresh = []
         while self.fresh:
-            self.fresh.popleft().wake()
+            fresh.append(self.fresh.popleft())
+        for one in sorted(
+            fresh, key=_number
+        ):  # who was there first is told first, however they came to have something
+            one.wake()
         before, self._answered = self._answered, self.loop.time()
         if looked or self._answered - before < APART:
             self._looks = self._rung = True

@@ -248,6 +248,7 @@ class KeptResponses:
         BusyError
             Too many wait for theirs already.
         """
+        await self._claims.claim(Key(namespace, name))
         found = await self.thread(namespace, name)
         new = Thread(ticket=self._claims.ticket(Key(namespace, name)))
         thread = found or self._threads.setdefault((namespace, name), new)
@@ -279,7 +280,7 @@ class KeptResponses:
     async def thread(self, namespace: str, name: str) -> Thread | None:
         """Return the text of a conversation, to be looked at."""
         key, file = Key(namespace, name), self._far or self._file
-        await self._claims.claim(key)
+        await self._claims.claim(key, begin=False)
         found = self._threads.get((namespace, name))
         ticket = self._claims.ticket(key)
         if found is not None and found.ticket != ticket and not found.waiting:

@@ -287,7 +287,7 @@ class Memories:
         service = self._service
         if session_id is not None:
             key = Key(namespace, session_id)
-            await service.conversations.claims.claim(key)
+            await service.conversations.claims.claim(key, begin=False)
             found = service.conversations.find(key, service.settings)
             if found is None:
                 raise ApiError(
@@ -365,6 +365,10 @@ class Memories:
             Nothing is kept, nothing or too much is meant, or what is left could not be saved.
         """
         removes = remove_answers and not dry_run
+        if removes and self._service.store is not None and self._service.store.resting:
+            raise ApiError(
+                503, "The store of answers cannot be reached now.", code="store_away", retry_after=5
+            )
         answers = self._service.responses.forgetting(conversation.key)
         async with answers if removes else contextlib.nullcontext():
             result = await self._forget_episodes(conversation, choice, dry_run)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_kit.errors import AtlasError, FileAccessError, MissingExtraError
 from atlas_kit.server.app import ROUTES, begun_app, guarded, visit_routes
 from atlas_kit.server.asgi import Capitals
+from atlas_kit.server.heads import protocol
 from atlas_kit.server.light import First
 from atlas_kit.server.loading import Loading, share_one_heap
 from atlas_kit.server.service import Service
@@ -104,7 +105,7 @@ class _Life:
         settings = uvicorn.Config(
             Capitals(guarded(self._first, service)), log_config=None, access_log=False, lifespan="off", ws="none",
             timeout_graceful_shutdown=int(self._config.drain_seconds) + END_SECONDS,
-            server_header=False, timeout_keep_alive=75,
+            server_header=False, timeout_keep_alive=75, http=protocol(),
         )  # fmt: skip
         self._server = uvicorn.Server(settings)
         self._server.capture_signals = contextlib.nullcontext  # ours are below

@@ -539,7 +539,7 @@ class Service:
     async def session(self, namespace: str, name: str) -> Conversation | None:
         """Return the session of a name, as soon as this server holds it."""
         key = Key(namespace, checked_session_id(name))
-        await self.conversations.claims.claim(key)
+        await self.conversations.claims.claim(key, begin=False)
         return self.conversations.find(key, self.settings)
 
     async def history_of(self, namespace: str, name: str) -> list[int]:

@@ -21,7 +21,6 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from atlas_kit.errors import AtlasError, FileAccessError, LockedError
-from atlas_kit.persistence.index_places import drop_indexes
 from atlas_kit.persistence.session_file import (
     context_bytes,
     drop_context,
@@ -253,6 +252,9 @@ class SessionFiles:
         with self._counting:
             if self._contexts is not None:
                 self._contexts.pop(path, None)
+        # a server without memories starts without it
+        from atlas_kit.persistence.index_places import drop_indexes
+
         drop_indexes(path)
         try:
             os.unlink(path)

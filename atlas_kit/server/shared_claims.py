@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("atlas_kit.server")
 #: Seconds between two looks at whether a session is free.
 LOOK_SECONDS = 0.1
+#: Leases that are waited for a session which another server has: one that is gone has given it up by then.
+PATIENCE = 1.5
 #: Seconds that a session stays which was claimed and is not used yet.
 GRACE_SECONDS = 0.5
 #: Seconds in which a session's requests that come one behind the other keep it from being handed over.
@@ -60,8 +62,8 @@ class SharedClaims(Claims):
         """Take in, on any thread, that another server wants a session."""
         self._call(self._begin_to_leave, session)
 
-    async def claim(self, key: Key) -> None:
-        """Wait until this server holds a session.
+    async def claim(self, key: Key, *, begin: bool = True) -> None:
+        """Wait until this server holds a session; ``begin``: also if there is none of this name yet.
 
         Raises
         ------
@@ -71,10 +73,10 @@ class SharedClaims(Claims):
         """
         if key.name is None or self._files.holds(key):
             return
-        until = self._loop.time() + 1.5 * self._seconds + 1
+        until = self._loop.time() + PATIENCE * self._seconds + 1
         while True:
             try:
-                await finished(asyncio.to_thread(self._files.claim, key))
+                await finished(asyncio.to_thread(self._files.claim, key, begin))
             except HeldElsewhereError as error:
                 if self._loop.time() > until:
                     raise ApiError(

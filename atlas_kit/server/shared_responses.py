@@ -119,11 +119,17 @@ class SharedResponses:
         files.put(path)
 
     def count_of(self, namespace: str, session: str | None) -> Future[int]:
-        """Return how many answers a session's memory has read; None: the memory that all share."""
+        """Return how many answers a session's memory has read; None: the memory that all share.
+
+        While the store is away, those that wait for it are all that is known.
+        """
 
         def read() -> int:
-            with _away_said():
-                return len(self._read_by.names(self._marks(namespace, session)))
+            marks = self._marks(namespace, session)
+            try:
+                return len(self._read_by.names(marks))
+            except FileAccessError:
+                return len(self._read_by.waiting_in(marks))
 
         return self._pool.submit(read)
 

@@ -29,7 +29,7 @@ from atlas_kit.errors import AtlasError, ConflictError, FileAccessError, LockedE
 from atlas_kit.server.leases import ROUNDS, Leases, clock
 from atlas_kit.server.session_files import make_private
 from atlas_kit.storage.atomic import lock, write_atomically
-from atlas_kit.storage.objects import objects_at
+from atlas_kit.storage.objects import REFUSALS, objects_at
 
 log = logging.getLogger("atlas_kit.server")
 #: Seconds until a store that was away is tried again: the first time, and at most.
@@ -37,6 +37,9 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
 #: Spools of one address that servers on this machine may have at the same time.
 MOST_SPOOLS = 64
 _ID = "replica.json"
+#: What says where the stores of a scheme are, if not where its maker has them; the first that is set counts.
+_S3, _GOOGLE = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"), ("STORAGE_EMULATOR_HOST",)
+_ENDPOINTS = {"s3": _S3, "s3a": _S3, "gs": _GOOGLE, "gcs": _GOOGLE}
 
 
 class Waiting(Protocol):
@@ -60,7 +63,12 @@ def spool_of(url: str, folder: str | None) -> str:
     if folder is None:
         state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
         folder = os.path.join(state, "atlas-kit", "spool")
-    return os.path.join(folder, hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16])
+    # the same bucket at another endpoint is another store
+    places = [
+        os.environ[one] for one in _ENDPOINTS.get(url.partition(":")[0].lower(), ()) if os.environ.get(one)
+    ]
+    address = "\0".join([url.rstrip("/"), *places[:1]])
+    return os.path.join(folder, hashlib.sha256(address.encode("utf-8", "surrogatepass")).hexdigest()[:16])
 
 
 class SharedStore:
@@ -230,7 +238,19 @@ class SharedStore:
         self._puts.append(one)
 
     def begin(self) -> None:
-        """Go round from now on."""
+        """Go round from now on.
+
+        Raises
+        ------
+        FileAccessError
+            The store answers, and will have nothing of it: there is no such bucket, or permission is denied.
+        """
+        try:
+            self.objects.read(f"probes/{self.leases.me}")
+        except AtlasError as error:
+            if error.message in REFUSALS:
+                self._held.close()
+                raise
         self._go_round()
         for work, what in ((self._work, "atlas-leases"), (self._put, "atlas-store")):
             self._threads.append(start_thread(work, name=what, stop=self._stop.set))

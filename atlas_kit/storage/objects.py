@@ -27,6 +27,9 @@ from atlas_kit.storage.remote_stores import CREDENTIALS, file_system_of, state_o
 from atlas_kit.storage.urls import chain, shown
 
 log = logging.getLogger("atlas_kit.storage")
+#: What is said where trying again would help nobody.
+_NO_BUCKET, _DENIED = "there is no such bucket", "the store denies permission"
+REFUSALS = frozenset({_NO_BUCKET, _DENIED})
 #: The version of an object that there is not.
 ABSENT = ""
 #: Seconds until a store that does not take a connection, or does not go on, is given up; and how often it is tried.
@@ -151,7 +154,8 @@ class Objects(ABC):
         name, said = type(error).__name__, str(error).lower()
         number = getattr(error, "errno", None)
         if (
-            "precondition" in said
+            isinstance(error, FileExistsError)  # what gcsfs makes of a condition that does not hold
+            or "precondition" in said
             or "pre-condition" in said
             or "conditionalrequest" in said
             or "412" in said[:8]
@@ -159,8 +163,8 @@ class Objects(ABC):
             return _changed(self.path)
         if number in (errno.ENOSPC, errno.EDQUOT):
             return FileAccessError("cannot write: the disk is full", path=self.path)
-        if isinstance(error, PermissionError) or "Credentials" in name:
-            return FileAccessError("the store denies permission", path=self.path, hint=CREDENTIALS)
+        if isinstance(error, PermissionError) or "Credentials" in name or said.startswith("forbidden"):
+            return FileAccessError(_DENIED, path=self.path, hint=CREDENTIALS)
         if "timeout" in name.lower() or isinstance(error, TimeoutError):
             return FileAccessError("the store does not answer in time", path=self.path)
         if isinstance(error, ConnectionError) or "Connect" in name or "connect" in said:
@@ -254,7 +258,7 @@ class S3Objects(Objects):
 
     def _require_bucket(self, error: Exception) -> None:
         if "bucket" in str(error).lower():
-            raise FileAccessError("there is no such bucket", path=self.path) from None
+            raise FileAccessError(_NO_BUCKET, path=self.path) from None
 
     def _version(self, info: dict[str, Any]) -> str:
         return str(info.get("ETag", ""))
@@ -268,7 +272,11 @@ class GoogleObjects(Objects):
         with self._told():
             try:
                 version = self._generation(name)
-                return Found(bytes(self._fs.cat_file(f"{self.place(name)}#{version}")), version)
+                while True:  # what was read must be of the version that is told
+                    data = bytes(self._fs.cat_file(self.place(name)))
+                    before, version = version, self._generation(name)
+                    if version == before:
+                        return Found(data, version)
             except FileNotFoundError:
                 return None
 

@@ -70,7 +70,7 @@ _WORTH_NAMING = {401: "it wants to know who asks", 403: "permission is denied"}
 #: Schemes for which the extra has what is needed.
 _EXTRA = frozenset({"http", "https", "s3", "s3a", "gs", "gcs", "hf"})
 #: Libraries that log what they raise as well, addresses included.
-_TALKATIVE = ("fsspec", "gcsfs", "s3fs", "aiobotocore", "botocore", "huggingface_hub")
+_TALKATIVE = ("fsspec", "gcsfs", "s3fs", "aiobotocore", "botocore", "google", "huggingface_hub")
 _NOWHERE = logging.NullHandler()
 CREDENTIALS = "Credentials are looked for where the store's own tools look for them."
 
@@ -307,16 +307,18 @@ class HTTPStore(Store):
             raise self._too_large()
         file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 (it is read later)
         total = 0
-        async for chunk in answer.content.iter_chunked(1 << 20):
-            total += len(chunk)
-            if total > WHOLE_LIMIT:
-                file.close()
-                raise self._too_large()
-            with room_for(self.path):
-                file.write(chunk)
-        if length is not None and total < int(length) and "Content-Encoding" not in answer.headers:
+        try:
+            async for chunk in answer.content.iter_chunked(1 << 20):
+                total += len(chunk)
+                if total > WHOLE_LIMIT:
+                    raise self._too_large()
+                with room_for(self.path):
+                    file.write(chunk)
+            if length is not None and total < int(length) and "Content-Encoding" not in answer.headers:
+                raise _TryAgainError("the connection was cut")
+        except BaseException:
             file.close()
-            raise _TryAgainError("the connection was cut")
+            raise
         file.seek(start)
         piece = Piece(file.read(size), total, *found)
         self._whole, self._known = file, piece

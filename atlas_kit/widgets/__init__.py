@@ -1,7 +1,7 @@
 """Widgets for notebooks: matrices, files and memories that can be looked at, in JupyterLab, Notebook 7 and VS Code.
 
-In marimo, which shows nothing of ipywidgets, ``FileExplorer`` and ``MatrixView`` are live, and the others are pages that
-one can look around in.
+In marimo, which shows nothing of ipywidgets, ``FileExplorer`` and ``MatrixView`` are live, and the others are pages
+that one can look around in.
 
 The names below are loaded when they are used, so that importing this package needs nothing of the ``notebook`` extra.
 """

@@ -86,6 +86,13 @@ def test_a_file_of_any_name_can_be_copied_from_the_screen(name: str, shown: str)
     assert typed == (f"./{name}" if name.startswith("-") else name)
 
 
+def test_at_an_address_nothing_is_changed_in_place() -> None:
+    url = "s3://bucket/m.gguf"
+    assert worded(Remedy("recover"), url) == ""
+    assert worded(Remedy("rekey"), url) == "Change its passphrase or key with: atlas-tool rekey COPY"
+    assert url in worded(Remedy("mend"), url)
+
+
 def test_an_error_says_the_hint_and_then_the_remedy() -> None:
     error = FileCorruptError("it is damaged", path="a.atlas", hint="It was whole.", remedy=Remedy("repair"))
     assert str(error) == f"a.atlas: it is damaged. It was whole. {REMEDIES['repair']}"

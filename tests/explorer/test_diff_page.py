@@ -50,7 +50,12 @@ def test_what_cannot_be_compared_is_not_shown_as_the_same():
     assert heat(0.0) not in picture
     assert "the same" not in picture
     assert " %" not in picture  # nor a scale of errors that nobody measured
+    assert "No tensor can be compared number by number: 1 has another shape." in picture
     found.tensors.append(pair("blk.1.attn_q.weight", 0.02))
+    assert "1 tensor cannot be compared number by number: 1 has another shape." in diff_page.picture(found)
+    found.tensors += [TensorPair(f"blk.{n}.only", "F32", None, (2,), None, 8, None) for n in (2, 3)]
+    assert "3 tensors cannot be" in diff_page.picture(found)
+    assert "2 are only in A, 1 has another shape." in diff_page.picture(found)
     assert "2 %" in diff_page.picture(found)
     assert "not finite" not in diff_page.picture(found)
 

@@ -15,11 +15,14 @@ from atlas_kit.widgets import MemoryLab
 lab = MemoryLab("sample_data/models/tiny-python.gguf", Path("sample_data/documents/statistics.py"))
 lab
 """
-RESIDENT = """
-import gc, os
-def resident():
+MEMORY = """
+import gc, os, tracemalloc
+if not tracemalloc.is_tracing():
+    tracemalloc.start()
+def memory():
     gc.collect()
-    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    resident = int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return [resident / 1e6, tracemalloc.get_traced_memory()[0] / 1e6]
 """
 
 
@@ -153,15 +156,17 @@ def test_ten_runs_of_a_cell_have_one_engine_and_the_memory_of_three(lab_server: 
     """A model that leaked would add its file and its context each time, 100 MB; what was read and learned, which Out
     keeps, some 10 MB.
     """
-    path = notebook(RESIDENT, OPEN)
+    path = notebook(MEMORY, OPEN)
     open_notebook(page, lab_server, path)
-    sizes = []
+    sizes, held = [], []
     for _ in range(10):
         run_cell(page)
         press(page, "Start")
         shown(page, 200)
         # how much the newest one has read and kept of it is another in each run
-        sizes.append(kernel_json(page, "resident()", code="lab.reset(); lab.matrices.wait(30)"))
+        whole, python = kernel_json(page, "memory()", code="lab.reset(); rests = lab.matrices.wait(30)")
+        sizes.append(whole)
+        held.append(python)
     press(page, "Start")
     expect(page.locator(".atlas-lab .state")).to_have_text("running", timeout=30_000)
     assert kernel_json(page, "in_use()", code="from atlas_kit.widgets.lab.shared_model import in_use") == 1
@@ -171,7 +176,9 @@ def test_ten_runs_of_a_cell_have_one_engine_and_the_memory_of_three(lab_server: 
         )
         == 1
     )
-    assert min(sizes[7:]) < min(sizes[2:5]) + 5, list(map(round, sizes))
+    # what Python and NumPy hold is flat; pages of the process come and go with what the C library keeps free
+    assert held[9] < held[2] + 5, held
+    assert min(sizes[7:]) < max(sizes[2:5]) + 40, list(map(round, sizes))
     known = "import ipywidgets; known = ipywidgets.widgets.widget._instances"
     widgets = kernel_json(page, "len(known)", code=known)
     run_cell(page)

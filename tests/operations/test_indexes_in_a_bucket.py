@@ -16,7 +16,6 @@ from atlas_kit.fleet.files import found
 from atlas_kit.llama import FakeEngine
 from atlas_kit.operations.many_memories import Together, gather, search_memories
 from atlas_kit.operations.memory_indexes import Memory, make_indexes, memories_of
-from atlas_kit.persistence.index_places import beside
 from tests.operations.test_memory_indexes import DOCUMENTS, Words, write
 from tests.storage.s3_server import S3Server, s3_serving
 
@@ -72,7 +71,7 @@ def test_of_a_large_memory_little_is_read(s3: S3Server, engine: FakeEngine, tmp_
     (remote,) = memories_of(list(found(["s3://bucket/large.atla[s]"])))
     assert remote.name == url
     make_indexes([remote, memory], Words(engine), engine.info.identity)
-    size = Path(beside(memory.name)).stat().st_size
+    size = Path(f"{memory.name}.idx").stat().st_size
     gathered = gather([remote], engine.info.identity)
     index = gathered.parts[0].index
     s3.forget()

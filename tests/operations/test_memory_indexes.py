@@ -46,6 +46,10 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+def _beside(name: str) -> str:
+    return f"{name}.idx"
+
+
 class Words:
     def __init__(self, engine: FakeEngine) -> None:
         self.piece, self._count = engine.piece, engine.info.n_vocab
@@ -236,7 +240,7 @@ def test_of_an_encrypted_memory_no_index_is_made(
     secret = listed(tmp_path / "secret.atlas")
     result = make_indexes([secret], Words(engine), engine.info.identity)
     assert result.left_out == [f"{secret.name}: {ENCRYPTED}"]
-    assert (result.exit_code, os.path.exists(beside(secret.name))) == (1, False)
+    assert (result.exit_code, os.path.exists(_beside(secret.name))) == (1, False)
 
 
 def test_where_nothing_can_be_written_the_index_lies_in_the_users_folder(
@@ -260,12 +264,46 @@ def test_where_nothing_can_be_written_the_index_lies_in_the_users_folder(
     assert find_index(memories[0]) is None
 
 
+def test_where_no_index_can_be_written_at_all_that_is_said(
+    engine: FakeEngine, memories: list[Memory], own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from atlas_kit.operations import memory_indexes
+
+    own_cache.write_text("a file, and no folder")
+
+    def refused(made: MemoryFile, place: str) -> None:
+        raise AtlasError("the disk is full")
+
+    monkeypatch.setattr(memory_indexes, "_save", refused)
+    result = make_indexes(memories, Words(engine), engine.info.identity)
+    assert (result.made, len(result.left_out)) == ([], 4)
+
+
+def test_nothing_is_sent_to_a_web_server(engine: FakeEngine, memories: list[Memory], own_cache: Path) -> None:
+    pytest.importorskip("aiohttp", reason="needs the cloud extra")
+    from tests.storage.web_server import Page, serving
+
+    data = Path(memories[3].name).read_bytes()
+    with serving({"/m.atlas": Page(data)}, 0.0) as web:
+        for address in (web.url("/m.atlas"), web.url("/m.atlas?X-Amz-Signature=geheim")):
+            memory = Memory(address, len(data), '"one"')
+            result = make_indexes([memory], Words(engine), engine.info.identity)
+            assert result.left_out == []
+            part = find_index(memory)
+            assert part is not None
+            part.close()
+        assert {method for method, _, _ in web.asked} == {"GET"}
+        assert not any(".idx" in place and "?" in place for _, place, _ in web.asked)
+    assert beside("https://example.org/m.atlas") == "https://example.org/m.atlas.idx"
+    assert beside("https://example.org/m.atlas?sig=x") is None
+
+
 def test_who_may_not_read_the_memory_may_not_read_its_index(
     engine: FakeEngine, memories: list[Memory]
 ) -> None:
     os.chmod(memories[0].name, 0o600)
     indexed(engine, memories)
-    assert stat.S_IMODE(os.stat(beside(memories[0].name)).st_mode) == 0o600
+    assert stat.S_IMODE(os.stat(_beside(memories[0].name)).st_mode) == 0o600
 
 
 def test_what_is_forgotten_is_in_no_index(engine: FakeEngine, memories: list[Memory]) -> None:
@@ -276,24 +314,24 @@ def test_what_is_forgotten_is_in_no_index(engine: FakeEngine, memories: list[Mem
     indexed(engine, memories)
     forget(memories[2].name, Choice(source="nothing of this name"))
     forget(memories[2].name, Choice(source="cities"), dry_run=True)
-    assert os.path.exists(beside(memories[2].name))
+    assert os.path.exists(_beside(memories[2].name))
     forget(memories[2].name, Choice(source="cities"))
-    assert not os.path.exists(beside(memories[2].name))
+    assert not os.path.exists(_beside(memories[2].name))
     encrypt_file(memories[3].name, Keys(b"geheim"))
-    assert not os.path.exists(beside(memories[3].name))
-    assert os.path.exists(beside(memories[0].name))
+    assert not os.path.exists(_beside(memories[3].name))
+    assert os.path.exists(_beside(memories[0].name))
 
 
 def test_an_index_is_a_sound_file(engine: FakeEngine, memories: list[Memory]) -> None:
     indexed(engine, memories)
     for memory in memories:
-        assert validate_file(beside(memory.name)).ok
+        assert validate_file(_beside(memory.name)).ok
 
 
 def test_a_damaged_index_is_as_good_as_none(engine: FakeEngine, memories: list[Memory]) -> None:
     """Every byte of it may be hit: nothing but an AtlasError comes of that, or all is read from the memory."""
     indexed(engine, memories[3:])
-    place = Path(beside(memories[3].name))
+    place = Path(f"{memories[3].name}.idx")
     sound = place.read_bytes()
     random.seed(7)
     for number in range(150):

@@ -16,7 +16,7 @@ READ_ONLY = {
     "validate": "reports findings",
     "ls": "lists",
     "get": "gives out one value, wherever it is asked to put it",
-    "ask": "answers",
+    "ask": "answers, and makes indexes of memories that are not encrypted",
     "perplexity": "measures on memories that it makes and drops",
     "recall": "measures on memories that it makes and drops",
     "recommend": "looks at a model",

@@ -13,14 +13,19 @@ from atlas_kit.server import waking as waking_module
 from atlas_kit.server.waking import waking
 
 
-def open_files() -> int:
-    gc.collect()
-    return len(os.listdir("/dev/fd"))
-
-
 @pytest.fixture(params=["eventfd", "no eventfd", "no file is left"])
-def how(request, monkeypatch) -> str:
-    if request.param == "no eventfd":
+def opened(request, monkeypatch) -> list[int]:
+    """The files that were opened to wake loops up."""
+    found: list[int] = []
+    if request.param == "eventfd" and hasattr(os, "eventfd"):
+        make = os.eventfd
+
+        def noted(*given: int) -> int:
+            found.append(make(*given))
+            return found[-1]
+
+        monkeypatch.setattr(os, "eventfd", noted)
+    elif request.param == "no eventfd":
         monkeypatch.setattr(waking_module, "_write", lambda: None)
     elif request.param == "no file is left":
 
@@ -28,10 +33,10 @@ def how(request, monkeypatch) -> str:
             raise OSError("too many open files")
 
         monkeypatch.setattr(os, "eventfd", refused, raising=False)
-    return str(request.param)
+    return found
 
 
-def test_a_loop_answers_on_its_own_thread_and_nothing_stays_open(how) -> None:
+def test_a_loop_answers_on_its_own_thread_and_nothing_stays_open(opened) -> None:
     async def main() -> tuple[list[int], object]:
         answered: list[int] = []
         came = asyncio.Event()
@@ -49,10 +54,13 @@ def test_a_loop_answers_on_its_own_thread_and_nothing_stays_open(how) -> None:
             other.join()
         return answered, wake_up
 
-    asyncio.run(asyncio.sleep(0))
-    before = open_files()
     answered, wake_up = asyncio.run(main())
     assert answered == [threading.get_ident()] * 3
     wake_up()  # type: ignore[operator]  # the loop is closed, and nobody hears it
+    for number in opened:
+        assert os.fstat(number)
     del wake_up
-    assert open_files() == before
+    gc.collect()
+    for number in opened:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(number)

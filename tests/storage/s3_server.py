@@ -36,9 +36,10 @@ class S3Server:
         self._thread.start()
 
     def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
-        self.asked.append((environ["REQUEST_METHOD"], environ["PATH_INFO"]))
+        asked = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        self.asked.append(asked)
         time.sleep(self.latency)
-        if self.fails or self.refuses(*self.asked[-1]):
+        if self.fails or self.refuses(*asked):
             start(f"{self.fails.pop(0) if self.fails else 503} Slow Down", [("Content-Length", "0")])
             return []
         answer: Iterable[bytes] = self._app(environ, start)

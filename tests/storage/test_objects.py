@@ -1,4 +1,4 @@
-"""Conditional writes: in S3 (moto's), in memory, and in a folder behind fsspec, which has none."""
+"""Conditional writes: in S3 (moto's), Google's store (a small one), memory, and a folder, which has none."""
 
 from __future__ import annotations
 
@@ -29,12 +29,26 @@ def server() -> Iterator[Any]:
         yield running
 
 
-@pytest.fixture(params=["s3", "memory"])
+@pytest.fixture(scope="module")
+def google() -> Iterator[None]:
+    pytest.importorskip("gcsfs", reason="needs the cloud extra")
+    from tests.storage.google_server import google_serving
+
+    with google_serving() as running, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", running.endpoint)
+        patch.setenv("NO_GCE_CHECK", "true")
+        yield
+
+
+@pytest.fixture(params=["s3", "gs", "memory"])
 def store(request: pytest.FixtureRequest) -> Objects:
     name = request.node.name.replace("[", "-").replace("]", "")
     if request.param == "s3":
         request.getfixturevalue("server")
         return objects_at(f"s3://bucket/{name}/")
+    if request.param == "gs":
+        request.getfixturevalue("google")
+        return objects_at(f"gs://bucket/{name}")
     return objects_at(f"memory://{name}/below")
 
 

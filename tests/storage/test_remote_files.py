@@ -576,3 +576,35 @@ def test_a_model_is_written_anew_in_few_requests(web: WebServer, tmp_path: Path)
     web.pages["/m.gguf"] = Page((SAMPLES / "gguf" / "tiny.gguf").read_bytes())
     convert_file(web.url("/m.gguf"), str(tmp_path / "m.gguf"), ConvertOptions(byte_order=">"))
     assert len(web.asked) <= 3
+
+
+@pytest.mark.parametrize(
+    "to", ["file:///etc/passwd", "data:,GGUF", "ftp://127.0.0.1:1/x", "s3://bucket/x", "gopher://x"]
+)
+def test_a_web_server_leads_to_no_other_kind_of_place(web: WebServer, to: str) -> None:
+    web.pages["/m.gguf"] = Page(to=to)
+    with pytest.raises(FileAccessError, match="the address, or one that it leads to, is not a valid one"):
+        open_source(web.url("/m.gguf"))
+
+
+@pytest.mark.parametrize("more", [-100, 100])
+def test_a_server_that_is_wrong_about_how_much_there_is(web: WebServer, more: int) -> None:
+    data = (SAMPLES / "gguf" / "tiny.gguf").read_bytes()
+    web.pages["/m.gguf"] = Page(data, ranges=False, headers={"Content-Length": str(len(data) + more)})
+    if more > 0:
+        with pytest.raises(FileAccessError, match=r"the connection was cut|cannot be understood"):
+            sha256_of(web.url("/m.gguf"))
+    else:
+        assert not validate_file(web.url("/m.gguf")).ok
+
+
+def test_what_comes_packed_is_unpacked_whole(web: WebServer) -> None:
+    import gzip
+
+    data = (SAMPLES / "gguf" / "tiny.gguf").read_bytes()
+    web.pages["/m.gguf"] = Page(gzip.compress(data), ranges=False, headers={"Content-Encoding": "gzip"})
+    with open_source(web.url("/m.gguf")) as source:
+        assert source.read(0, source.size) == data
+    web.pages["/m.gguf"] = Page(gzip.compress(data), headers={"Content-Encoding": "gzip"})
+    with pytest.raises(FileAccessError, match="coded"):
+        sha256_of(web.url("/m.gguf"))

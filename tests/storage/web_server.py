@@ -126,7 +126,10 @@ def _handler(server: WebServer) -> type[BaseHTTPRequestHandler]:
             self.send_response(status)
             for name, value in head.items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
+            if "Content-Length" in head:  # it lies
+                self.close_connection = True
+            else:
+                self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if self.command == "HEAD":
                 return

@@ -18,6 +18,7 @@ from atlas_kit.widgets.lab.recollection import Recollection
 from tests.server import conftest as servers
 from tests.server.conftest import Live
 from tests.server.test_trace import FACT, QUESTION, chat, filled, scripted
+from tests.widgets.conftest import receive, wired
 
 serve = servers.serve
 TEXT = "to be or not to be, that is the question. "
@@ -218,6 +219,39 @@ def test_closing_ends_the_thread_while_nothing_comes(serve):
     lab.close()
     assert not lab._thread.is_alive()
     until(lambda: not server.service.conversations.traces._looked)
+
+
+def test_a_lab_that_nobody_sees_asks_nothing_and_goes_on_when_it_is_seen(serve, labs, monkeypatch):
+    monkeypatch.setattr("atlas_kit.widgets.lab.view.ANSWER_SECONDS", 0.05)
+    server = serve()
+    lab = labs(server.url, session="anna")
+    looked = server.service.conversations.traces._looked
+    until(lambda: looked)
+    wired(lab.view)
+    for kind in ("hello", "bye"):
+        receive(lab.view, {"method": "custom", "content": {"kind": kind, "view": "a"}})
+    until(lambda: not looked)
+    assert lab.state == "paused"
+    receive(lab.view, {"method": "custom", "content": {"kind": "hello", "view": "b"}})
+    until(lambda: looked)
+    read(server)
+    until(lambda: len(lab.trace) >= len(TEXT) - 1)
+    assert (lab.state, lab.view.status) == ("running", "")
+
+
+def test_what_a_closed_lab_has_seen_can_be_told(serve, labs):
+    server = serve()
+    lab = labs(server.url, session="anna")
+    until(lambda: server.service.conversations.traces._looked)
+    read(server)
+    until(lambda: len(lab.trace) >= len(TEXT) - 1)
+    count = len(lab.trace)
+    lab.close()
+    assert len(lab._trace) == 0  # it lies on the shelf
+    assert len(lab.history.tokens) == count
+    assert "".join(lab.words.texts(0, len(TEXT) - 1)) == TEXT[1:]
+    assert "loss" in lab.text()
+    assert set(lab._repr_mimebundle_()[0]) == {"text/plain", "text/html", "image/png"}
 
 
 def test_whatever_is_no_address_is_a_model_as_before():

@@ -76,6 +76,25 @@ def test_the_summary_says_what_the_file_is(stage: Stage):
     ]
 
 
+def test_a_name_on_the_map_is_whole_or_tells_something_or_is_not_there(stage: Stage):
+    stage.page.set_viewport_size({"width": 1600, "height": 900})
+    stage.page.evaluate(
+        """() => {
+            const draw = CanvasRenderingContext2D.prototype.fillText;
+            window.drawn = [];
+            CanvasRenderingContext2D.prototype.fillText = function (text, ...rest) {
+                window.drawn.push(text);
+                return draw.call(this, text, ...rest);
+            };
+        }"""
+    )
+    page = show(stage, SAMPLES / "models/tiny-python.gguf")
+    drawn = page.evaluate("window.drawn")
+    assert "token_embd.weight" in drawn
+    cut = {text for text in drawn if "…" in text}
+    assert all(len(text) > 6 and not text.endswith("…") for text in cut)
+
+
 def test_tabs_are_one_stop_and_arrow_keys_go_between_them(stage: Stage):
     page = show(stage, TINY)
     tabs = page.get_by_role("tablist", name="What to look at").get_by_role("tab")

@@ -334,3 +334,30 @@ def test_no_loss_is_clipped_without_a_word(stage: Stage, first, cut):
     assert any(text.startswith("▴ up to") for text in drawn["said"]) is cut
     assert (drawn["top"] < 0) is cut  # it leaves through the upper edge, and is no flat line along it
     lab.close()
+
+
+def test_a_run_is_saved_as_a_film(read, tmp_path):
+    with read.page.expect_download(timeout=60_000) as coming:
+        read.page.get_by_role("button", name="WebM").click()
+    assert coming.value.suggested_filename == "MemoryLab.webm"
+    coming.value.save_as(tmp_path / "run.webm")
+    film = (tmp_path / "run.webm").read_bytes()
+    assert film.startswith(bytes.fromhex("1a45dfa3"))  # EBML, as WebM is
+    assert b"webm" in film[:64]
+    assert len(film) > 10_000
+    assert read.page.locator("canvas[aria-hidden]").count() == 0
+
+
+def test_a_run_that_has_not_begun_is_no_film(stage: Stage):
+    lab = MemoryLab(FakeEngine(), "x")
+    stage.show(lab.view)
+    stage.page.get_by_role("button", name="WebM").click()
+    stage.page.get_by_text("Nothing has been read yet.", exact=True).wait_for()
+    stage.page.evaluate("delete window.MediaRecorder")
+    lab.text_to_read = "to be or not to be"
+    lab.run()
+    lab.view.show()
+    stage.deliver()
+    stage.page.get_by_role("button", name="WebM").click()
+    stage.page.get_by_text("This browser records no WebM: save the run as .gif instead.").wait_for()
+    lab.close()

@@ -170,6 +170,10 @@ def fill(memory: TokenMemory | None, rng: np.random.Generator) -> None:
     window["valid"][:] = 1
     for name in ("filled", "seen", "learned"):
         counters[name][...] = size // memory.settings.chunk_size * memory.settings.chunk_size
+    if (
+        memory.whitened is not None
+    ):  # else it would whiten the states of all these tokens, of which it keeps the last
+        counters["averaged"][...] = 1
 
 
 # --- speed -----------------------------------------------------------------------------------------------

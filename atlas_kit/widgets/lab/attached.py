@@ -10,6 +10,7 @@ import base64
 import contextlib
 import json
 import socket
+import sys
 import threading
 import urllib.parse
 import weakref
@@ -23,9 +24,11 @@ from atlas_kit.background import start_thread
 from atlas_kit.errors import AtlasError
 from atlas_kit.llama.trace import Trace
 from atlas_kit.llama.trace_frames import GivenWords, unpacked
+from atlas_kit.widgets import ending
 from atlas_kit.widgets.base import Shown
 from atlas_kit.widgets.lab import static_view as static
 from atlas_kit.widgets.lab.history import History
+from atlas_kit.widgets.lab.past import Past
 from atlas_kit.widgets.lab.recall_pane import RecallPane
 from atlas_kit.widgets.lab.recollection import Recollection
 from atlas_kit.widgets.lab.view import LabView
@@ -72,29 +75,46 @@ class AttachedLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self._what += f" at {self._remote.url}"
         self._session = session
         self._facts: dict[str, Any] = dict(_NOTHING)
-        self.trace, self.words = Trace(), GivenWords()
+        self._trace, self._words = Trace(), GivenWords()
+        self._past: Past | None = None  # what is still known when it is closed
         self._take_facts(self._remote.json("/v1/atlas/metrics?window=10"))
         if session is None:
             self._remote.require_shared()
-        self.view = LabView(self.facts)
-        self.view.take(self.trace, self.words)
+        lab = weakref.proxy(self)  # neither view nor thread must keep the lab alive
+        self.view = LabView(lambda: lab.facts(), lambda seen: lab._looked_at(seen))
+        self.view.take(self._trace, self._words)
         self.recalled = RecallPane(None)
         super().__init__([self.view, self.recalled])
         self.add_class("atlas-memory-lab")
         self.recalled.add_class("atlas-lab-recall")
         self.view.panes = ["text", "recall", "weights"]
         self.view.state = "running"
-        # the thread must not keep the lab alive
-        lab = weakref.proxy(self)
-        self._follower = _Follower(
-            self._remote, session, lambda piece: lab._take(piece), lambda facts: lab._take_facts(facts),
-            lambda error: lab._tell(error),
-        )  # fmt: skip
-        self._thread = start_thread(self._follower.follow, name="atlas-attached", stop=self._follower.stop)
+        self._follow()
         place = (self._remote.url, session)
         if (other := _LABS.get(place)) is not None:
             other._leave("Another MemoryLab looks at this session now; run this cell again to take it back.")
         _LABS[place] = self
+        ending.replace(self)
+
+    def _follow(self) -> None:
+        """Read what the server sends from now on; what is shown stays until the session reads on."""
+        lab = weakref.proxy(self)
+        self._follower = follower = _Follower(
+            self._remote, self._session, lambda piece: lab._take(piece), lambda facts: lab._take_facts(facts),
+            lambda error: lab._tell(error),
+        )  # fmt: skip
+        self._thread = start_thread(follower.follow, name="atlas-attached", stop=follower.stop)
+
+    def _looked_at(self, seen: bool) -> None:
+        """Ask the server nothing while no page shows this, and go on when one does again."""
+        if self.view.state == "done":
+            return
+        if seen:
+            self.view.status = ""
+            self._follow()
+        else:
+            self._follower.stop()
+            self.view.state, self.view.status = "paused", "Nobody looked on."
 
     # --- for Python ------------------------------------------------------------------------------------------
 
@@ -109,10 +129,21 @@ class AttachedLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         return str(self.view.error)
 
     @property
+    def trace(self) -> Trace:
+        """What was read since this lab looks on, and what was expected of it."""
+        return self._trace if self._past is None else self._past.trace
+
+    @property
+    def words(self) -> GivenWords:
+        """How it is spelled."""
+        return self._words if self._past is None else self._past.words
+
+    @property
     def history(self) -> History:
         """What came since this lab looks on, and its losses."""
-        count, loss = len(self.trace), self.trace.loss
-        return History(self.trace.tokens[:count].copy(), loss[:count, 0].copy(), loss[:count, 1].copy())
+        trace = self.trace
+        count, loss = len(trace), trace.loss
+        return History(trace.tokens[:count].copy(), loss[:count, 0].copy(), loss[:count, 1].copy())
 
     @property
     def answer(self) -> Answer | None:
@@ -129,9 +160,14 @@ class AttachedLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
             return
         self._leave("")
         self._thread.join(PATIENCE)
-        self.recalled.close()
-        self.view.close()
+        if self._past is None and not sys.is_finalizing():
+            self._past = past = Past.of(self._facts, None, self._trace, self._words)
+            self.view.look_at(lambda: (past.trace, past.words))
+            self._trace, self._words = Trace(), GivenWords()
+        ending.close(self.recalled, self.view)
+        ending.close_looks(self)
         super().close()
+        self.__dict__.pop("_repr_mimebundle_", None)  # what was read can be shown all the same
 
     def _leave(self, said: str) -> None:
         self._follower.stop()
@@ -145,15 +181,15 @@ class AttachedLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
             self.recalled.take(Recollection.of_server(piece))
             return
         if piece["from"] == 0:
-            self.trace, self.words = Trace(), GivenWords()
-            self.view.take(self.trace, self.words)
-        elif piece["from"] != len(self.trace):
+            self._trace, self._words = Trace(), GivenWords()
+            self.view.take(self._trace, self._words)
+        elif piece["from"] != len(self._trace):
             return  # of a stream that ended meanwhile: the next one begins at 0
-        self.words.take(piece["texts"], ((int(token), name) for token, name in piece["names"]))
+        self._words.take(piece["texts"], ((int(token), name) for token, name in piece["names"]))
         rows, tokens, sources = (
             base64.b64decode(piece.get(name, "")) for name in ("rows", "tokens", "sources")
         )
-        self.trace.extend(unpacked(rows, tokens, sources, start=len(self.trace)))
+        self._trace.extend(unpacked(rows, tokens, sources, start=len(self._trace)))
 
     def _take_facts(self, report: dict[str, Any]) -> None:
         """Take in how things stand."""
@@ -168,7 +204,7 @@ class AttachedLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
                 continue
             tokens = report["tokens"]
             self._facts = {
-                "at": len(self.trace),
+                "at": len(self._trace),
                 "total": 0,
                 "context": 0,
                 "seen": memory["tokens_seen"],
@@ -185,6 +221,10 @@ class AttachedLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         """Say that the server does not answer, or that it does again."""
         self.view.state = "paused" if error else "running"
         self.view.error = error
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        ending.shown(self)
+        return super()._repr_mimebundle_(**options)
 
     # --- without a page --------------------------------------------------------------------------------------
 
@@ -239,6 +279,8 @@ class _Follower:
 
     def _read(self) -> None:
         with self._remote.open(self._path) as self._answer:
+            if self._stopped.is_set():
+                return
             self._tell("")
             for piece in _events(self._answer):
                 if self._stopped.is_set():

@@ -233,7 +233,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
     @property
     def settings(self) -> AtlasSettings:
         """The settings in force."""
-        if self._past is not None:
+        if self._past is not None and self._past.settings is not None:
             return self._past.settings
         assert self.session.memory is not None
         return self.session.memory.settings

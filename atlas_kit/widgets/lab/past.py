@@ -29,11 +29,11 @@ class Past:
     Attributes
     ----------
     facts, settings
-        The numbers of that moment, and the settings that were in force.
+        The numbers of that moment, and the settings that were in force; None for who only looked on.
     """
 
     facts: dict[str, Any]
-    settings: AtlasSettings
+    settings: AtlasSettings | None
     _columns: dict[str, tuple[str, tuple[int, ...], Kept]]
     _words: Kept
     _text: Kept
@@ -41,8 +41,8 @@ class Past:
 
     @classmethod
     def of(
-        cls, facts: dict[str, Any], settings: AtlasSettings, trace: Trace, words: Words | GivenWords,
-        text: str, memory: bytes | None,
+        cls, facts: dict[str, Any], settings: AtlasSettings | None, trace: Trace, words: Words | GivenWords,
+        text: str = "", memory: bytes | None = None,
     ) -> Past:  # fmt: skip
         """Put it away; ``memory`` is its file, where it had one of its own."""
         count = len(trace)

@@ -305,7 +305,10 @@ def _weights(axes: Axes, weights: Array) -> None:
         np.arange(len(mean)), np.nan_to_num(mean).T, labels=EXPERTS, colors=COLOURS, alpha=0.75, lw=0
     )
     axes.margins(x=0)
-    axes.legend(fontsize=8, loc="lower left")
+    # below: on what it names it could not be read
+    axes.legend(
+        fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=3, columnspacing=1, handlelength=1
+    )
 
 
 def _matrix(figure: Figure, axes: Axes, name: str, matrix: Array) -> None:

@@ -18,6 +18,9 @@ import { bytes, count, el, hex, newest, onResize, paintable, settled } from "./d
  * @typedef {{offset: number, size: number}} Range
  */
 
+/** Of a name on the map that is cut; fewer tell nothing apart. */
+const FEWEST_LETTERS = 6;
+
 const HATCHED = new Set(["damaged", "garbage", "uncommitted", "trailing", "unused"]);
 const LEAST = 2.5; // CSS pixels that the smallest region gets
 const MOST_GROUPS = 12; // in the legend
@@ -283,6 +286,7 @@ export function byteMap({ ask, size, pick, groupings = [] }) {
     context.textBaseline = "middle";
     context.direction = "ltr";
     const name = shortened(context, item.name || item.kind, wide - 12);
+    if (!name) return context.restore();
     context.fillText(name, left + 5, top + tall / 2 - (item.name && tall > 34 ? 7 : 0));
     if (item.name && tall > 34) {
       context.globalAlpha = 0.8;
@@ -292,6 +296,7 @@ export function byteMap({ ask, size, pick, groupings = [] }) {
     context.restore();
   }
   /**
+   * Cut a name in its middle so that it fits; empty where too little of it would tell it apart. (It is under the pointer.)
    * @param {CanvasRenderingContext2D} context
    * @param {string} text
    * @param {number} room
@@ -301,11 +306,12 @@ export function byteMap({ ask, size, pick, groupings = [] }) {
     text = text.replace(/\.weight$/, ""); // which all of them have
     if (context.measureText(text).width <= room) return text;
     const each = context.measureText(text).width / text.length;
-    for (let letters = Math.max(1, Math.floor(room / each)); ; letters--) {
+    for (let letters = Math.floor(room / each); letters >= FEWEST_LETTERS; letters--) {
       const end = Math.ceil(letters * 0.6); // the end is what tells names apart
-      const short = letters < 4 ? `${text.slice(0, letters)}…` : `${text.slice(0, letters - end)}…${text.slice(-end)}`;
-      if (letters <= 1 || context.measureText(short).width <= room) return short;
+      const short = `${text.slice(0, letters - end)}…${text.slice(-end)}`;
+      if (context.measureText(short).width <= room) return short;
     }
+    return "";
   }
   /**
    * @param {CanvasRenderingContext2D} context

@@ -2,6 +2,7 @@
 // The kernel sends frames and waits for each to be drawn; a view that opens asks for everything again, until it comes.
 
 import { element, thousands, LossCurve, SpectrumCurve, WeightCurve } from "./curves.js";
+import { film } from "./film.js";
 import { Run } from "./run.js";
 import { EXPERTS, LEVELS, share, Story, TextPane } from "./text.js";
 
@@ -205,7 +206,7 @@ class View {
     this.said.setAttribute("role", "status");
     this.error.setAttribute("role", "alert");
     this.away.setAttribute("role", "status");
-    bar.append(this.state, this.said, this.error, this.away);
+    bar.append(this.state, this.said, this.error, this.away, this._filming());
     return bar;
   }
 
@@ -268,6 +269,33 @@ class View {
       this.text.go(this.loss.cursor);
     });
     return part;
+  }
+
+  /** A button that saves the run as a short film. */
+  _filming() {
+    const group = element("div", "choice");
+    const button = element("button", "", "WebM");
+    button.type = "button";
+    button.title = "Save the run as a short film";
+    const said = element("span", "faint");
+    said.setAttribute("role", "status");
+    button.addEventListener("click", async () => {
+      button.disabled = true;
+      said.textContent = "Recording …";
+      try {
+        const link = element("a");
+        link.href = URL.createObjectURL(await film(this.run, this.facts?.context ?? 0, this.root));
+        link.download = "MemoryLab.webm";
+        link.click();
+        setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+        said.textContent = "";
+      } catch (error) {
+        said.textContent = error instanceof Error ? error.message : String(error);
+      }
+      button.disabled = false;
+    });
+    group.append(said, button);
+    return group;
   }
 
   /** @param {number} at */
