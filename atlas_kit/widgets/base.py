@@ -44,6 +44,8 @@ class Shown:
             closed[comm.comm_id] = self
         with_view: Any = super()
         with_view.close()
+        if self._tells_when_closed:  # also to a cell that shows it anew, which ipywidgets would not do
+            self.__dict__.pop("_repr_mimebundle_", None)
 
     def text(self) -> str:
         """Return a few plain lines: for terminals, tests and screen readers."""

@@ -61,6 +61,14 @@ def close(*widgets: ipywidgets.Widget) -> None:
         widget.close()
 
 
+def close_parts(widget: ipywidgets.Widget) -> None:
+    """Close everything below a widget that closes itself, and its own looks."""
+    for part in getattr(widget, "children", ()):
+        close_parts(part)
+        part.close()
+    close_looks(widget)
+
+
 def close_looks(widget: ipywidgets.Widget) -> None:
     """Close layout and style of a widget that closes itself."""
     for name in ("layout", "style"):

@@ -37,7 +37,7 @@ _KIND_NAMES = {
     "linear": "matrix", "polynomial": "matrix behind polynomial features", "deep": "deep", "gated": "deep, gated"
 }  # fmt: skip
 _MEASURES = {"exact retrieval": "accuracy", "cosine": "cosine"}
-_POWERS = {1: "", 2: "²", 3: "³"}
+_RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclasses.dataclass
@@ -480,8 +480,17 @@ def _allowed(trial: Trial) -> str:
     free = f"{trial.free_numbers:,.0f}"
     return {
         "linear": f"d_k = {trial.d} (proposition 1)",
-        "polynomial": f"its {free} features are of the order of d_k{_POWERS[trial.degree]} (proposition 2)",
+        "polynomial": f"its {free} features are of the order of d_k{_power(trial.degree)} (proposition 2)",
     }.get(trial.kind, f"it has {free} parameters per number of a value (theorem 1)")
+
+
+def _power(degree: int) -> str:
+    """Return an exponent as it is written behind a letter.
+
+    >>> [_power(degree) for degree in (1, 2, 12)]
+    ['', '²', '¹²']
+    """
+    return "" if degree == 1 else str(degree).translate(_RAISED)
 
 
 def _limits(trial: Trial) -> list[tuple[float, str]]:
@@ -489,7 +498,7 @@ def _limits(trial: Trial) -> list[tuple[float, str]]:
     limits = [(float(trial.d), f"d_k = {trial.d}")]
     if trial.kind == "polynomial":
         limits.append(
-            (trial.free_numbers, f"{trial.free_numbers:,.0f} features, O(d_k{_POWERS[trial.degree]})")
+            (trial.free_numbers, f"{trial.free_numbers:,.0f} features, O(d_k{_power(trial.degree)})")
         )
     elif trial.kind != "linear":
         limits.append((trial.free_numbers, f"{trial.free_numbers:,.0f} parameters per output"))

@@ -59,6 +59,7 @@ class TestRunning:
         trial = Trial("polynomial", d=3, degree=4, window=100, pairs=6)
         assert widget.run(trial).trial == trial
         assert widget.trial == trial
+        assert "of the order of d_k⁴" in widget.text()
 
     def test_curves_are_kept_for_comparison_and_the_same_one_only_once(self, widget, monkeypatch):
         first, second, third = (SMALL, Trial(d=4, pairs=8), Trial(d=4, pairs=9))

@@ -3,6 +3,7 @@
     python tools/bench/widgets.py                  # everything (part of make bench), some three minutes
     python tools/bench/widgets.py --quick          # fewer rounds: to see that it works
     python tools/bench/widgets.py --only matrix
+    python tools/bench/widgets.py --only lab --smollm2 FILE    # frames of a real model, too
     python tools/bench/widgets.py --save           # into tools/bench/results/
 
 One page of one JupyterLab in Chromium, one kernel: `MatrixView`, a plotly ``FigureWidget`` heatmap and pyplot in an
@@ -19,6 +20,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -180,6 +182,12 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--json", action="store_true", help="print the results as JSON")
     found.add_argument("--only", action="append", choices=sorted(GROUPS), help="this group (more than once)")
     found.add_argument(
+        "--smollm2",
+        metavar="FILE",
+        default=os.environ.get("ATLAS_BENCH_SMOLLM2"),
+        help="frames of SmolLM2-135M in Q4_1, too (ATLAS_BENCH_SMOLLM2); without it, they are left out",
+    )
+    found.add_argument(
         "--save",
         nargs="?",
         const="",
@@ -195,7 +203,8 @@ def main() -> int:
     about = machine_of("numpy", options.quick) | {"load": os.getloadavg()[0]}
     if not options.json:
         print(f"{about['processor']}, {about['cores']} cores, load {about['load']:.1f}\n")
-    return keep(measured(GROUPS, options.quick, options), about, options, "widgets")
+    groups = GROUPS | {"lab": partial(_widgets_lab.lab, smollm2=options.smollm2)}
+    return keep(measured(groups, options.quick, options), about, options, "widgets")
 
 
 if __name__ == "__main__":

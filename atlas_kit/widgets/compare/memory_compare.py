@@ -25,6 +25,7 @@ from atlas_kit.operations.behaviour import Behaviour
 from atlas_kit.operations.compare import Side
 from atlas_kit.operations.diff import Comparison, diff_files
 from atlas_kit.storage.keys import Keys, passphrase_bytes
+from atlas_kit.widgets import ending
 from atlas_kit.widgets.base import Shown
 from atlas_kit.widgets.compare import static_view as static
 from atlas_kit.widgets.compare.behaviour_pane import BehaviourPane
@@ -162,6 +163,7 @@ class MemoryCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
         super().__init__(self._layout())
         self._open = True
         self._show()
+        ending.replace(self)
 
     @classmethod
     def over_time(cls, snapshots: Sequence[Any], **options: Any) -> MemoryCompare:
@@ -296,7 +298,10 @@ class MemoryCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
 
     def _layout(self) -> list[Any]:
         for pane, flex in (*((view, "1 1 230px") for view in self.views), (self.spectra, "1 1 400px")):
-            pane.layout = ipywidgets.Layout(flex=flex, min_width="0")
+            pane.layout.flex, pane.layout.min_width = (
+                flex,
+                "0",
+            )  # another layout would leave the first one behind
         tabs = ipywidgets.Tab(
             [self.window, self.settings, self.entries],
             layout=ipywidgets.Layout(flex="1 1 400px", min_width="0"),
@@ -538,6 +543,10 @@ class MemoryCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
 
     # --- static ---------------------------------------------------------------------------------------------
 
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        ending.shown(self)
+        return super()._repr_mimebundle_(**options)
+
     def text(self) -> str:
         """Return the comparison in plain lines."""
         return static.text(self)
@@ -566,6 +575,9 @@ class MemoryCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self._newest.stop()
         self._newest.wait(5)
         self.behaviour.close_model()
+        ending.close_parts(self)
+        # not every comparison shows these
+        ending.close(self.play, self.slider, self.against, self.behaviour.path)
         super().close()
 
 

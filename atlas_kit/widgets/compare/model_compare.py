@@ -18,7 +18,7 @@ import ipywidgets
 from atlas_kit.errors import AtlasError
 from atlas_kit.explorer import diff_page
 from atlas_kit.operations.compare_models import ModelComparison, ModelPair
-from atlas_kit.widgets import saved
+from atlas_kit.widgets import ending, saved
 from atlas_kit.widgets.base import Shown
 from atlas_kit.widgets.compare.panes import CompareTable
 from atlas_kit.widgets.newest import Newest
@@ -99,6 +99,7 @@ class ModelCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
         super().__init__([self._heading, self._status, self._tabs])
         self._show_heads()
         self._newest.submit("tensors", self._compare)
+        ending.replace(self)
 
     # --- for Python -------------------------------------------------------------------------------------------
 
@@ -268,9 +269,14 @@ class ModelCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self._pair.close()
         for words in self._vocabularies:
             words.close()
+        ending.close_parts(self)
         super().close()
 
     # --- static -----------------------------------------------------------------------------------------------
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        ending.shown(self)
+        return super()._repr_mimebundle_(**options)
 
     def text(self) -> str:
         """Return what differs in a few lines."""

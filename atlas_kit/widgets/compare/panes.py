@@ -7,6 +7,8 @@ from pathlib import Path
 import anywidget
 import traitlets
 
+from atlas_kit.widgets.static_modules import joined
+
 _STATIC = Path(__file__).parent.parent / "static" / "compare"
 # as text: with a path, anywidget watches the file and keeps every view alive for good
 _STYLE = (_STATIC / "compare.css").read_text("utf-8")
@@ -15,7 +17,7 @@ _STYLE = (_STATIC / "compare.css").read_text("utf-8")
 class CompareTable(anywidget.AnyWidget):
     """Rows that can be sorted, and one of them chosen; see ``static/compare/table.js`` for columns."""
 
-    _esm = (_STATIC / "table.js").read_text("utf-8")
+    _esm = joined("compare/table.js")
     _css = _STYLE
 
     caption = traitlets.Unicode().tag(sync=True)

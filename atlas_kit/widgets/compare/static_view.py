@@ -303,7 +303,8 @@ def _spectra_page(compare: ShownComparison, names: dict[str, str]) -> str:
         found = compare.spectrum(which)
         if found is None or not found.spectrum.size or not found.spectrum[0]:
             continue
-        values = np.where(found.spectrum > found.spectrum[0] * 1e-7, np.log10(found.spectrum), np.nan)
+        some = found.spectrum > found.spectrum[0] * 1e-7
+        values = np.log10(found.spectrum, where=some, out=np.full(found.spectrum.shape, np.nan))
         label = f"{names[which]}, effective rank {float(found.effective_rank):.1f}"
         lines.append(saved.Curve(label, np.arange(1, len(values) + 1), values))
     if not lines:

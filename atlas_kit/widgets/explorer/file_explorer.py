@@ -13,6 +13,7 @@ import traitlets
 
 from atlas_kit.errors import AtlasError
 from atlas_kit.explorer.explorer import Explorer
+from atlas_kit.widgets import ending
 from atlas_kit.widgets.base import Shown
 from atlas_kit.widgets.explorer import static_view, watching
 from atlas_kit.widgets.static_modules import joined, joined_style
@@ -59,8 +60,9 @@ export default {
     const onSelect = (selection) => { model.set("selection", selection); model.save_changes(); };
     const openBackup = async (name) => (await request({ op: "open_backup", name })).reply;
     const onTab = (tab) => model.send({ op: "seen", tab });
+    const untold = tellWhenGone(model, el);
     const end = mount(el, { request, onSelect, onTab, openBackup });
-    return () => { more = false; model.off("msg:custom", take); end(); };
+    return () => { more = false; untold(); model.off("msg:custom", take); end(); };
   },
 };
 """
@@ -87,7 +89,7 @@ class FileExplorer(Shown, anywidget.AnyWidget):
 
     _tells_when_closed = False  # the file is closed, too
 
-    _esm = joined("explorer/explorer.js") + _RENDER
+    _esm = joined("before.js") + joined("explorer/explorer.js") + _RENDER
     _css = joined_style("explorer/explorer.css")
 
     #: What was chosen last in the browser: name, start, size, table, row.
@@ -99,6 +101,7 @@ class FileExplorer(Shown, anywidget.AnyWidget):
         self._told: tuple[int, ...] | None = None
         super().__init__()
         self.on_msg(self._answer)
+        ending.replace(self)
 
     def glance(self) -> None:
         """Tell the page if the file has changed since it was opened, once for each change; called every two seconds."""
@@ -150,9 +153,14 @@ class FileExplorer(Shown, anywidget.AnyWidget):
         """Release the file and the view."""
         watching.let_go(self)
         self.explorer.close()
+        ending.close_looks(self)
         super().close()
 
     # --- without JavaScript -----------------------------------------------------------------------------------
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        ending.shown(self)
+        return super()._repr_mimebundle_(**options)
 
     def text(self) -> str:
         """Return the summary in a few lines."""

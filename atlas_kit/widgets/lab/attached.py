@@ -167,7 +167,6 @@ class AttachedLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         ending.close(self.recalled, self.view)
         ending.close_looks(self)
         super().close()
-        self.__dict__.pop("_repr_mimebundle_", None)  # what was read can be shown all the same
 
     def _leave(self, said: str) -> None:
         self._follower.stop()

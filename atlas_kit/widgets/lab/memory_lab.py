@@ -498,7 +498,6 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         ending.close(*self.controls.parts(), *self.matrices.parts(), self.recalled, self.view)
         ending.close_looks(self)
         super().close()
-        self.__dict__.pop("_repr_mimebundle_", None)  # what was read can be shown all the same
 
     def _put_away(self) -> None:
         """Have the model no longer, and what was read on the shelf: it can still be told."""

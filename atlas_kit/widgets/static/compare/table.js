@@ -1,5 +1,7 @@
 // A sortable table: columns and rows come as data, a row can be chosen. Knows nothing of memories.
 
+import { tellWhenGone } from "../before.js";
+
 /** @typedef {{key: string, label: string, kind: "text"|"number"|"count"|"mark", note?: string}} Column */
 /** @typedef {Record<string, any>} Row  a cell for each column's key, `id`, and `what` for the style */
 /** @typedef {import("../matrix/matrix.js").Model} Model */
@@ -157,7 +159,11 @@ function render({ model, el }) {
   const watched = ["change:rows", "change:columns", "change:selected", "change:caption"];
   watched.forEach((name) => model.on(name, draw));
   draw();
-  return () => watched.forEach((name) => model.off(name, draw));
+  const untold = tellWhenGone(model, el);
+  return () => {
+    untold();
+    watched.forEach((name) => model.off(name, draw));
+  };
 }
 
 export default { render };

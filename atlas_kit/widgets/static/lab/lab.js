@@ -1,6 +1,7 @@
 // MemoryLab's live view: a learning memory as numbers, curves, a coloured text, and the story of one token.
 // The kernel sends frames and waits for each to be drawn; a view that opens asks for everything again, until it comes.
 
+import { GONE, isGone } from "../before.js";
 import { element, thousands, LossCurve, SpectrumCurve, WeightCurve } from "./curves.js";
 import { film } from "./film.js";
 import { Run } from "./run.js";
@@ -485,8 +486,7 @@ class View {
    */
   connected(alive) {
     if (alive) return;
-    this.away.textContent =
-      "The kernel was restarted or is gone, so that it does not answer. This picture is from before: run the cell again.";
+    this.away.textContent = GONE;
     this.away.hidden = false;
     this.greetings = -Infinity; // nothing else is to be said
   }
@@ -534,7 +534,7 @@ function render({ model, el }) {
   document.addEventListener("atlas-show", shown);
   const connected = () => {
     view.greet(); // or not any more: then nobody answers
-    setTimeout(() => view.connected(!el.closest(".jupyter-widgets-disconnected")));
+    setTimeout(() => view.connected(!isGone(el)));
   };
   model.on("comm_live_update", connected);
   measured();

@@ -4,6 +4,7 @@
 // colour scale. From here go {kind: "shown", number}, {kind: "tile", box} and {kind: "value", row, column}; a value
 // comes back as a custom message, a tile as the next frame. Nothing is loaded from anywhere: a plain module.
 
+import { tellWhenGone } from "../before.js";
 import { nameSliders } from "./sliders.js";
 
 // Shades of the colour table and the marks after them: the same as in colour.py.
@@ -861,8 +862,10 @@ class View {
 /** @param {{model: Model, el: Element}} given */
 function render({ model, el }) {
   const view = new View(model, el);
+  const untold = tellWhenGone(model, el);
   const unname = nameSliders(); // those beside the matrices: every widget of several parts has one
   return () => {
+    untold();
     unname();
     view.end();
   };
