@@ -101,10 +101,10 @@ def remembered(history, keys, values):
 def draw(ax, history, title):
     """Draw what is remembered; return the picture for a colour bar."""
     found = remembered(history, keys, values)
-    ax.set_facecolor("#dddddd")  # not read yet
+    ax.set_facecolor("#8c8c8c")  # not read yet; grey on a light page and on a dark one
     picture = ax.imshow(found, vmin=0, vmax=1, cmap="viridis_r", interpolation="nearest")
     ax.set(
-        title=f"{title}\nin the end: {np.nanmean(found[:, -1]):.2f}",
+        title=f"{title}\nmean in the end: {np.nanmean(found[:, -1]):.2f}",
         xlabel="pairs read",
         ylabel="pair asked for",
     )
@@ -180,7 +180,7 @@ plt.show()
 
 # %%
 def newton_schulz_5(S):
-    """Return S with all of its singular values near 1."""
+    """Return S with its singular values near 1."""
     X = S / np.linalg.norm(S)
     for _ in range(5):
         A = X @ X.T
@@ -211,6 +211,9 @@ ax.set_ylim(0, 1.5)
 plt.show()
 
 # %% [markdown]
+# Nearly all orange bars stand between 0.6 and 1.2, also where there is hardly a blue one. Only the last two directions,
+# in which there is next to nothing, are not lifted all the way by five steps.
+#
 # ## Is it the same as the library?
 #
 # `atlas_kit.memory` does this for memories of many kinds, many streams at once, on a processor or a graphics card,

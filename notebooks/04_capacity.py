@@ -41,8 +41,8 @@ for stored in stream(Trial("linear", d=8).config, keys, values, at=[2, 4, 8, 16,
 #
 # Press **Start**, and random pairs are stored one by one. On the left is the share that is found again. The picture
 # on the right asks for every pair: row $i$ is the answer to key $i$, and shows how alike it is to each of the stored
-# values. A good memory has a strong diagonal and nothing else (red, dark on a light page and bright on a dark one); an
-# overfull one fades from the top, where the oldest pairs are.
+# values. A good memory has a strong diagonal and nothing else (dark red on a light page, nearly white on a dark one);
+# an overfull one fades from the top, where the oldest pairs are.
 #
 # Then take another preset and press Start again: the curves stay, for comparison.
 
@@ -70,7 +70,7 @@ playground
 #
 # There are about $d_k^p / p!$ of them. They are not linear in the key, so they give new equations a chance, and **the
 # matrix holds $O(d_k^p)$ pairs** (proposition 2). Let us check that with the best matrix there can be, by least
-# squares: how many pairs fit before the answers are off by a third?
+# squares: how many pairs fit before the answers are off by more than 0.3, relative to the values?
 
 
 # %%
@@ -114,8 +114,8 @@ ax.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# As promised: in proportion to $d$, to about $d^2$, and to more than that. (For degrees 2 and 3 the exponents
-# are a little below $p$, since for small $d$ the lower terms of the polynomial count, too.)
+# Nearly as promised: about in proportion to $d$, a little less than $d^2$, and more than that. (For degrees 2 and 3 the
+# exponents are below $p$, since for small $d$ the lower terms of the polynomial count, too.)
 #
 # ## What one reading makes of it
 #
