@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from atlas_kit.errors import FileAccessError
-from atlas_kit.server import shared_sessions
+from atlas_kit.server import shared_sessions, shared_store
 from atlas_kit.server.keys import Key
 from atlas_kit.server.moved import HeldElsewhereError
 from atlas_kit.server.shared_files import SharedFile, SharedMemories
@@ -327,3 +327,38 @@ def test_another_endpoint_is_another_store(tmp_path: Path, monkeypatch: pytest.M
             monkeypatch.setenv("AWS_ENDPOINT_URL", one)
         found.add(spool_of("s3://bucket/memories", str(tmp_path)))
     assert len(found) == 3
+
+
+# --- the end ----------------------------------------------------------------------------------------------
+
+
+def test_who_ends_asks_a_store_that_fails_once_and_leaves_the_rest_in_the_spool(
+    server: Any, there: Objects, away: Away, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = server("one")
+    memories, asked = SharedMemories(store), list[str]()
+    refuse = away._refuse
+    monkeypatch.setattr(away, "_refuse", lambda: (asked.append("once"), refuse()))
+    monkeypatch.setattr(shared_store, "FIRST_WAIT", 0.0)
+    away.away, store._wait = True, 0.0
+    store.hurry()
+    for number in range(9):
+        path = os.path.join(memories.folder, f"{number}.atlas")
+        Path(path).write_text("mine")
+        memories.put(path)
+    assert len(store.end()) == 9
+    assert asked == ["once"]
+
+
+def test_who_ends_while_the_store_is_away_tries_a_last_time(server: Any, there: Objects, away: Away) -> None:
+    store = server("one")
+    memories = SharedMemories(store)
+    path = os.path.join(memories.folder, "a.atlas")
+    Path(path).write_text("mine")
+    away.away = True
+    memories.put(path)
+    away.away = False
+    store.hurry()
+    assert store.resting
+    assert store.end() == []
+    assert text_at(there, "memories/a.atlas") == "mine"
