@@ -325,6 +325,22 @@ class Leases:
             # an earlier write has given it back, whose answer was lost
         self.unask(lease.id)
 
+    def give_up(self, session: str) -> None:
+        """Give a session back of which this replica has no lease: its record may say that it does.
+
+        So it is where the session was taken and the answer was lost.
+
+        Raises
+        ------
+        FileAccessError
+            The store is away.
+        """
+        found = self.read(session)
+        if found is not None and found[0].holder == self.me:
+            with contextlib.suppress(ConflictError):
+                self._put(session, dataclasses.replace(found[0], holder=None, name=""), found[1])
+        self.unask(session)
+
     def unask(self, session: str) -> None:
         """Take away the word that a session is wanted from this replica."""
         with contextlib.suppress(AtlasError):

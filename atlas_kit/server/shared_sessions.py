@@ -242,7 +242,8 @@ class SharedSessions(SessionFiles):
         with self._turn(session):
             held = self._sessions.get(session)
             if held is None:
-                self._leases.unask(session)
+                with self.store.asking():
+                    self._leases.give_up(session)
                 return
             if not held.leaves:
                 return

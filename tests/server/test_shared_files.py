@@ -315,6 +315,21 @@ def test_a_session_that_was_given_back_without_an_answer_is_taken_anew(
     assert not sessions.holds(ANNA)
 
 
+def test_a_session_that_was_taken_without_an_answer_is_given_back(server: Any, away: Away) -> None:
+    first, second = server("one"), server("two")
+    sessions, theirs = SharedSessions(first), SharedSessions(second)
+    away.unanswered = 1
+    with pytest.raises(FileAccessError):
+        sessions.claim(ANNA)
+    first.try_again()
+    with pytest.raises(HeldElsewhereError, match="one"):
+        theirs.claim(ANNA)
+    for one in first.leases.go_round():
+        sessions.release(one)
+    theirs.claim(ANNA)
+    assert theirs.holds(ANNA)
+
+
 # --- the spool --------------------------------------------------------------------------------------------
 
 
