@@ -330,6 +330,34 @@ def test_a_session_that_was_taken_without_an_answer_is_given_back(server: Any, a
     assert theirs.holds(ANNA)
 
 
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_deleted_session_is_removed_from_the_store_when_that_is_back(
+    server: Any, there: Objects, monkeypatch: pytest.MonkeyPatch, restarts: bool
+) -> None:
+    store = server("one")
+    sessions = SharedSessions(store)
+    sessions.claim(ANNA)
+    learn(sessions, "a secret")
+
+    def refuse(*_: Any) -> None:
+        raise FileAccessError("the store does not answer in time")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OtherObjects, "delete", refuse)
+        assert sessions.delete(ANNA, sessions.ticket(ANNA))
+        assert len(there.listed("states")) == 1
+    assert len(sessions.waiting()) == 1
+    if restarts:
+        sessions._held.close()
+        store.close()
+        store = server("one")
+        sessions = SharedSessions(store)
+    store.try_again()
+    sessions.put_waiting()
+    assert (there.listed("states"), sessions.waiting()) == ({}, [])
+
+
 # --- the spool --------------------------------------------------------------------------------------------
 
 
