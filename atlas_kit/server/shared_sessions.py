@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import AtlasError, FileAccessError, FileCorruptError
+from atlas_kit.persistence.index_tables import ENDING
 from atlas_kit.server.keys import Key
 from atlas_kit.server.leases import Lease, Record
 from atlas_kit.server.moved import LeaseLostError
@@ -230,7 +231,7 @@ class SharedSessions(SessionFiles):
         """
         for name in self._objects.listed(f"{_STATES}/{session}"):
             number = name.rpartition("/")[2].partition("-")[0]
-            if name != but and number.isdigit() and int(number) <= fence:
+            if name not in (but, f"{but}{ENDING}") and number.isdigit() and int(number) <= fence:
                 self._objects.delete(name)
 
     def let_go(self, session: str) -> None:
@@ -380,6 +381,8 @@ class SharedSessions(SessionFiles):
                 for old, new in left.items():
                     if old is not None and old != new and not (held.keeps and old == before.state):
                         self._objects.delete(old)
+                        if old == before.state:  # somebody may have made one, which has the same text
+                            self._objects.delete(old + ENDING)
             if held.clears:
                 self._remove_states(session, held.lease.fence, but=now.state)
         held.keeps = held.clears = False

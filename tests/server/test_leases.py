@@ -266,3 +266,12 @@ def test_giving_back_twice_is_no_loss(two: Any, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(first.objects, "put", twice)
     first.release(lease)
     assert second.take("anna").fence == 2
+
+
+def test_only_what_nobody_here_has_a_lease_of_is_given_up(two: Any) -> None:
+    first, second = two
+    lease = first.take("anna")
+    first.give_up("anna")
+    first.confirm(lease)
+    with pytest.raises(HeldElsewhereError):
+        second.take("anna")

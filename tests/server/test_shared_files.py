@@ -358,6 +358,27 @@ def test_a_deleted_session_is_removed_from_the_store_when_that_is_back(
     assert (there.listed("states"), sessions.waiting()) == ({}, [])
 
 
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("deletes", [False, True])
+def test_an_index_goes_with_the_state_that_it_is_of(server: Any, there: Objects, deletes: bool) -> None:
+    first, second = server("one"), server("two")
+    sessions = SharedSessions(first)
+    sessions.claim(ANNA)
+    learn(sessions, "a secret")
+    (state,) = there.listed("states")
+    there.put(state + ".idx", b"a secret")
+    gone(first, second)
+    sessions = SharedSessions(second)
+    sessions.claim(ANNA)  # which tidies up
+    assert set(there.listed("states")) == {state, state + ".idx"}
+    if deletes:
+        sessions.delete(ANNA, sessions.ticket(ANNA))
+    else:
+        learn(sessions, "without it")
+    left = there.listed("states")
+    assert [text_at(there, one) for one in left] == ([] if deletes else ["without it"])
+
+
 # --- the spool --------------------------------------------------------------------------------------------
 
 
@@ -381,7 +402,12 @@ def test_who_ends_asks_a_store_that_fails_once_and_leaves_the_rest_in_the_spool(
     store = server("one")
     memories, asked = SharedMemories(store), list[str]()
     refuse = away._refuse
-    monkeypatch.setattr(away, "_refuse", lambda: (asked.append("once"), refuse()))
+
+    def counted() -> None:
+        asked.append("once")
+        refuse()
+
+    monkeypatch.setattr(away, "_refuse", counted)
     monkeypatch.setattr(shared_store, "FIRST_WAIT", 0.0)
     away.away, store._wait = True, 0.0
     store.hurry()
